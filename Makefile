@@ -1,0 +1,58 @@
+# One word per chore, the same here and in CI.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(shell command -v python3.11 || command -v python3)
+export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint format types imports tests test-slow bench ui prefect screenshots clean
+
+help:  ## list the chores
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --editable '.[flows,flights,dev]'
+	@touch $@
+
+install: $(VENV)/.installed  ## make .venv from the pinned constraints
+
+demo: install  ## a year of real flights: drift, refresh, compression, proof, promotion
+	@$(BIN)/python -m flows demo
+
+test: lint types imports tests  ## everything that CI checks
+
+lint: install  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: install  ## ruff: mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: install  ## mypy, strict on src
+	@$(BIN)/mypy
+
+imports: install  ## who may import whom
+	@$(BIN)/lint-imports
+
+tests: install  ## pytest without the slow ones
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install  ## the slow tests: the demo killed and resumed, a real Prefect server with a worker
+	@$(BIN)/python -m pytest -m slow
+
+bench: install  ## make bench NAME=loop: measure one claim
+	@$(BIN)/python -m benchmarks.$(NAME)
+
+ui: install  ## the MLflow UI on what the demo left, on loopback
+	@echo "http://127.0.0.1:5000  (Ctrl-C stops it)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true PATH="$(CURDIR)/$(BIN):$$PATH" \
+	  $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$$STILLHOUSE_HOME/mlflow/mlflow.db}"
+
+clean:  ## remove what the demo made and the caches (not .venv)
+	@rm -rf .stillhouse .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

@@ -1,0 +1,1 @@
+"""Great Expectations: the data contract as a suite, its report, the quarantine."""

@@ -1,0 +1,31 @@
+"""A data report for people, as the Markdown of a Prefect artifact."""
+
+from __future__ import annotations
+
+from stillhouse.records import DataReport
+
+__all__ = ["markdown"]
+
+
+def markdown(report: DataReport) -> str:
+    """One line of result, then a table of what did not hold, fatal first."""
+    kept = report.rows - report.quarantined
+    head = "**The window is refused.**" if report.broken else "**The window keeps the contract.**"
+    lines = [
+        f"### Data checks: {report.window}",
+        "",
+        f"{head} {report.rows:,} rows, {report.quarantined:,} in quarantine, {kept:,} kept; "
+        f"checked in {report.seconds:.2f} s.",
+    ]
+    if report.failures:
+        lines += ["", "| | column | rows | what | expectation |", "|---|---|---:|---|---|"]
+        for failure in sorted(report.failures, key=lambda failure: not failure.fatal):
+            lines.append(
+                f"| {'refused' if failure.fatal else 'noted'} | {_cell(failure.column or '(window)')} "
+                f"| {failure.rows:,} | {_cell(failure.text)} | `{_cell(failure.expectation)}` |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

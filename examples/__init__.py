@@ -1,0 +1,1 @@
+"""The plain Python parts that the agent files name: sources of observations and outcomes, and teachers."""

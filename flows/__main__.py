@@ -1,0 +1,131 @@
+"""Run a flow by hand on the embedded default: ``python -m flows watch --agent flights``.
+
+Servers named by ``PREFECT_API_URL`` and ``MLFLOW_TRACKING_URI`` are used where set; otherwise everything is kept
+under ``STILLHOUSE_HOME`` and no server need be started.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stillhouse import config
+from stillhouse.errors import StillhouseError
+
+if TYPE_CHECKING:
+    from stillhouse.records import Verdict
+    from tasks.demonstrating import Year
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run one of stillhouse's flows, here and now.",
+)
+console = Console()
+
+Agent = Annotated[str, typer.Option(help="name of an agent file in agents/")]
+AsOf = Annotated[datetime | None, typer.Option(help="the moment to speak of (UTC); without it: now")]
+
+
+@app.command()
+def demo(
+    agent: Agent = "flights",
+    weeks: Annotated[int, typer.Option(min=1, max=52, help="weeks to play after the bootstrap")] = 44,
+) -> None:
+    """Play a year of real flights: drift, refreshes, promotions, and a table at the end."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the progress bar tells it better
+    from flows.demo import demo as flow
+
+    _show_year(flow(agent=agent, weeks=weeks))
+
+
+@app.command()
+def watch(
+    agent: Agent = "flights",
+    as_of: AsOf = None,
+    on_drift: Annotated[Literal["announce", "refresh"], typer.Option(help="refresh: in this same run")] = "refresh",
+) -> None:
+    """Check the data, measure drift, decide; refresh if drift asks for it."""
+    from flows.watch import watch as flow
+
+    _show(flow(agent=agent, as_of=as_of, on_drift=on_drift))
+
+
+@app.command()
+def refresh(
+    agent: Agent = "flights",
+    as_of: AsOf = None,
+    trigger: Annotated[
+        Literal["bootstrap", "drift", "manual"], typer.Option(help="recorded with the models")
+    ] = "manual",
+    cause: Annotated[str, typer.Option(help="who asks, and why; recorded with the models")] = "asked for by hand",
+    teacher: Annotated[Literal["fit", "keep"], typer.Option(help="fit a new teacher, or keep the champion's")] = "fit",
+) -> None:
+    """Distil, compress and prove a challenger; the gate decides."""
+    from flows.refresh import refresh as flow
+
+    _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher))
+
+
+@app.command()
+def promote(
+    agent: Agent = "flights",
+    version: Annotated[int | None, typer.Option(min=1, help="make this version the champion")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="make the previous champion the champion again")] = False,
+    reason: Annotated[str, typer.Option(help="recorded with the verdict")] = "asked for by hand",
+) -> None:
+    """Move the champion by hand."""
+    from flows.promote import promote as flow
+
+    _show(flow(agent=agent, action="rollback" if rollback else "promote", version=version, reason=reason))
+
+
+def _show(verdict: Verdict) -> None:
+    console.print(f"[bold]{verdict.outcome.replace('_', ' ')}[/bold]: {verdict.summary}")
+    table = Table("", "measure", "value", "threshold", "", box=None)
+    for reason in verdict.reasons:
+        value, threshold = (("" if x is None else f"{x:.4g}") for x in (reason.value, reason.threshold))
+        table.add_row("crossed" if reason.crossed else "held", reason.measure, value, threshold, reason.text)
+    console.print(table)
+
+
+def _show_year(year: Year) -> None:
+    table = Table("week", "rows", "PSI", "drift", "response", "gate", "ver.", "AUC never\nrefreshed", "AUC\nchampion",
+                  "AUC\nteacher", "bytes", "p50 (ms)", box=None, header_style="bold")  # fmt: skip
+    for w in year.weeks:
+        table.add_row(f"{w.ending:%d %b}", f"{w.rows}", "" if w.psi is None else f"{w.psi:.2f}",
+                      w.drift.replace("_", " "), w.response, w.gate, w.champion.rpartition("@")[2],
+                      f"{w.auc_static:.3f}", f"{w.auc_champion:.3f}", f"{w.auc_teacher:.3f}", f"{w.bytes:,}",
+                      f"{w.p50_ms:.3f}")  # fmt: skip
+    console.print(table, no_wrap=True, crop=False)
+    s = year.summary
+    console.print(
+        f"{s.weeks} weeks, {s.refreshes} refreshes: {s.promotions} promoted, {s.refused} refused by the gate\n"
+        f"mean weekly AUC: never refreshed {s.auc_static:.4f}, champion {s.auc_champion:.4f}, "
+        f"teacher {s.auc_teacher:.4f}\n"
+        f"champion: {s.champion_bytes:,} bytes, {s.champion_p50_ms:.3f} ms; {s.teacher_calls:,} teacher calls; "
+        f"{s.seconds:.0f} s\n"
+        f"figure of the year: {year.folder}/year.png; summary: {year.folder}/summary.json\n"
+        f"compare the versions in MLflow: [bold]make ui[/bold]"
+    )
+
+
+def main() -> None:
+    """Set the embedded defaults before Prefect is imported, and tell a user's mistake in one sentence."""
+    config.use_embedded_defaults()
+    try:
+        app()
+    except StillhouseError as error:
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Demo: one year of real flights passes, and the agent's small model is kept fresh."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse import config
+from tasks import demonstrating, living
+from tasks.common import AgentName
+
+__all__ = ["demo"]
+
+
+@flow(name="demo", flow_run_name="demo {agent}", validate_parameters=True)
+def demo(
+    agent: AgentName = "flights",
+    bootstrap_weeks: Annotated[int, Field(ge=2, le=26, description="weeks before there is a champion")] = 8,
+    weeks: Annotated[int, Field(ge=1, le=52, description="weeks played after that")] = 44,
+) -> demonstrating.Year:
+    """Bootstrap a champion on the first weeks; then let each week pass: decide, learn outcomes, watch, refresh.
+
+    A demo that was interrupted goes on where it stopped; one that is finished is summed up again.
+    """
+    start = config.load(agent).observations.since
+    week = timedelta(weeks=1)
+    first = start + bootstrap_weeks * week
+    ends = [first + (i + 1) * week for i in range(weeks)]
+    began = time.monotonic()
+    with _progress() as progress:
+        bar = progress.add_task("bootstrap", total=weeks + 1)
+        living.live(agent, start, first)
+        refresh(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
+        for end in ends:
+            progress.update(bar, advance=1, description=f"week ending {end:%d %b}")
+            living.live(agent, end - week, end)
+            verdict = demonstrating.watched(agent, end) or watch(agent=agent, as_of=end)
+            if verdict.response != "hold":
+                progress.update(bar, description=f"week ending {end:%d %b}: {verdict.response}")
+                refresh(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id)
+        progress.update(bar, advance=1, description="summing up")
+        return demonstrating.sum_up(agent, ends, time.monotonic() - began)
+
+
+def _progress() -> Progress:
+    return Progress(TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -1,0 +1,58 @@
+"""Refresh: learn what has changed, distil, compress, prove, and let the gate decide."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from stillhouse.records import Verdict
+from tasks import refreshing, reporting, watching
+from tasks.common import AgentName, refresh_lock
+
+__all__ = ["refresh"]
+
+
+@flow(name="refresh", flow_run_name="refresh {agent} ({trigger})", validate_parameters=True)
+def refresh(
+    agent: AgentName = "flights",
+    as_of: Annotated[datetime | None, Field(description="the moment to speak of (UTC); empty: now")] = None,
+    trigger: Annotated[
+        Literal["bootstrap", "drift", "manual"], Field(description="what started it; recorded with the models")
+    ] = "manual",
+    cause: Annotated[
+        str, Field(max_length=500, description="verdict id of the drift, or who asked for it and why")
+    ] = "asked for by hand",
+    teacher: Annotated[
+        Literal["fit", "keep"],
+        Field(description="fit: a new teacher on the training window; keep: the champion's teacher goes on"),
+    ] = "fit",
+) -> Verdict:
+    """Fit or keep the teacher, gather knowledge, distil, make variants, score, judge, settle.
+
+    Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next
+    run of the same request goes on: before its verdict from the start, after it with the verdict that was given.
+    """
+    with refresh_lock(agent):
+        now = watching.moment(agent, as_of)
+        data = watching.check_data(agent, refreshing.span(agent, now))
+        job = refreshing.open_refresh(agent, now, trigger, cause, teacher, data)
+        if job.finished and job.verdict is not None:
+            return job.verdict
+        with refreshing.closing_run_on_failure(job):
+            verdict = job.verdict or _make_and_judge(job)
+            refreshing.settle(job, verdict)
+        reporting.publish_refresh(job, verdict)
+    return verdict
+
+
+def _make_and_judge(job: refreshing.Refresh) -> Verdict:
+    teacher = refreshing.prepare_teacher(job)
+    refreshing.gather_knowledge(job, teacher)
+    student = refreshing.distil_student(job, teacher)
+    variants = refreshing.make_variants(job, teacher, student)
+    proof = refreshing.prove(job, teacher, student, variants)
+    refreshing.log_models(job, teacher, student, variants, proof)
+    return refreshing.judge(job, proof)

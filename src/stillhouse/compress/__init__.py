@@ -1,0 +1,1 @@
+"""A student into variants that fit the device."""

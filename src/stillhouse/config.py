@@ -1,0 +1,616 @@
+"""The agent file: one YAML per agent, every field with its unit and range, unknown keys refused.
+
+``load("flights")`` reads ``agents/flights.yaml`` (``STILLHOUSE_AGENTS`` names another folder);
+``load_file(path)`` reads a given file. Both raise :class:`~stillhouse.errors.ConfigError` with file, line,
+key and remedy. Where things are kept is decided here too: ``home()`` and the embedded defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from stillhouse.errors import ConfigError
+
+__all__ = [
+    "AgentConfig",
+    "CategoryColumn",
+    "DynamicInt8",
+    "Fp32",
+    "NumberColumn",
+    "Prune",
+    "StaticInt8",
+    "agents_folder",
+    "embedded_environment",
+    "home",
+    "load",
+    "load_file",
+    "use_embedded_defaults",
+    "variant_name",
+]
+
+# --------------------------------------------------------------------------- where things are kept
+
+
+def home() -> Path:
+    """The folder that everything is kept in: ``STILLHOUSE_HOME``, by default ``./.stillhouse``."""
+    return Path(os.environ.get("STILLHOUSE_HOME", ".stillhouse")).resolve()
+
+
+def agents_folder() -> Path:
+    """The folder of reviewed agent files: ``STILLHOUSE_AGENTS``, by default ``./agents``."""
+    return Path(os.environ.get("STILLHOUSE_AGENTS", "agents")).resolve()
+
+
+def embedded_environment() -> dict[str, str]:
+    """Environment of the embedded default: SQLite under :func:`home`, telemetry off, no pickle.
+
+    Only defaults: a caller sets what is not yet set (``os.environ.setdefault``).
+    """
+    store = home()
+    environment = {
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{store / 'mlflow' / 'mlflow.db'}",
+        "GX_ANALYTICS_ENABLED": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    if not (Path.home() / ".prefect" / "profiles.toml").exists():  # a user's own profile wins
+        environment["PREFECT_HOME"] = str(store / "prefect")
+    return environment
+
+
+def use_embedded_defaults() -> None:
+    """Set what is unset of :func:`embedded_environment` and make its folder; before Prefect or MLflow is imported."""
+    for name, value in embedded_environment().items():
+        os.environ.setdefault(name, value)
+    Path(os.environ.get("PREFECT_HOME", home())).mkdir(parents=True, exist_ok=True)  # Prefect needs it to be there
+
+
+# --------------------------------------------------------------------------- field types
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def _duration(value: Any) -> Any:
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value.strip())):
+        try:
+            return timedelta(**{_UNITS[match[2]]: float(match[1])})
+        except OverflowError:
+            raise ValueError(f"{value!r} is longer than any calendar") from None
+    if isinstance(value, timedelta):
+        return value
+    raise ValueError(f"{value!r} is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'")
+
+
+def _not_zero(value: timedelta) -> timedelta:
+    if not value:
+        raise ValueError("must be longer than nothing")
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Length = Annotated[Duration, AfterValidator(_not_zero)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, numbers finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --------------------------------------------------------------------------- observations and outcomes
+
+
+class NumberColumn(Section):
+    """A numeric feature."""
+
+    type: Literal["number"]
+    min: float | None = Field(default=None, description="smallest allowed value, in the column's unit")
+    max: float | None = Field(default=None, description="largest allowed value, in the column's unit")
+    max_missing: float = Field(default=0.0, ge=0, le=1, description="share of a window that may be missing")
+    drift: bool = Field(default=True, description="false: not watched (a calendar column moves by itself)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NumberColumn:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class CategoryColumn(Section):
+    """A feature with a finite set of values."""
+
+    type: Literal["category"]
+    values: tuple[str, ...] | None = Field(default=None, min_length=1, description="allowed values; absent: any")
+    max_unknown: float = Field(
+        default=0.0, ge=0, le=1, description="share of a window outside `values`; above it the window is refused"
+    )
+    max_missing: float = Field(default=0.0, ge=0, le=1, description="share of a window that may be missing")
+    drift: bool = Field(default=True, description="false: not watched")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> CategoryColumn:
+        if twice := _repeated(self.values or ()):
+            raise ValueError(f"values names {', '.join(map(repr, twice))} more than once")
+        return self
+
+
+Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="type")]
+
+
+class Observations(Section):
+    """What the agent perceives, and the contract that it must keep."""
+
+    source: Target = Field(description="'module:function' (start, end) → rows with observation_id, observed_at")
+    columns: dict[str, Column] = Field(min_length=1, description="features, in the order the student reads them")
+    since: AwareDatetime = Field(description="a moment from which the source has rows; where a history begins")
+    min_rows: int = Field(default=100, ge=1, description="a window with fewer rows is not judged")
+    max_bad_rows: float = Field(
+        default=0.05, ge=0, le=1, description="share of rows in quarantine above which the window is refused"
+    )
+
+    @model_validator(mode="after")
+    def _no_reserved_names(self) -> Observations:
+        reserved = {"observation_id", "observed_at", "content_key"} & self.columns.keys()
+        if reserved:
+            raise ValueError(f"column names {sorted(reserved)} are reserved for the knowledge base")
+        return self
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the numeric columns, in order."""
+        return tuple(name for name, column in self.columns.items() if column.type == "number")
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the categorical columns, in order."""
+        return tuple(name for name, column in self.columns.items() if column.type == "category")
+
+
+class Outcomes(Section):
+    """What turned out to be true, later."""
+
+    source: Target = Field(description="'module:function' (start, end) → observation_id, observed_at, known_at, action")
+    delay: Duration = Field(description="time until an outcome is known")
+
+
+# --------------------------------------------------------------------------- teachers, students
+
+
+class PythonTeacher(Section):
+    """Any class that meets :class:`stillhouse.parts.Teacher`."""
+
+    kind: Literal["python"]
+    name: Name
+    target: Target = Field(description="'module:Class'")
+    weight: float = Field(default=1.0, gt=0, description="share in the teachers' mean, relative to the others")
+    settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+
+
+class TabularStudent(Section):
+    """Category embeddings and piecewise-linear numbers into a small MLP; preprocessing inside."""
+
+    kind: Literal["tabular"]
+    widths: tuple[Annotated[int, Field(ge=2, le=4096)], ...] = Field(
+        default=(64, 32), min_length=1, description="hidden units per layer"
+    )
+    bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the piecewise-linear encoding")
+    embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Distillation(Section):
+    """How the student learns from knowledge and outcomes."""
+
+    temperature: float = Field(default=2.0, gt=0, le=20, description="softens teacher and student alike")
+    outcome_weight: float = Field(
+        default=0.3, ge=0, le=1, description="weight of the outcomes' cross-entropy; 1 − it goes to knowledge"
+    )
+    epochs: int = Field(default=8, ge=1, le=1000)
+    batch_size: int = Field(default=1024, ge=8)
+    learning_rate: float = Field(default=4e-3, gt=0, lt=1)
+    weight_decay: float = Field(default=1e-2, ge=0, lt=1)
+    averaging: float = Field(
+        default=0.995, ge=0, lt=1, description="decay of the moving average of the weights, per step"
+    )
+    unknown_rate: float = Field(default=0.02, ge=0, lt=1, description="share of category codes hidden while learning")
+    validation_every: int = Field(
+        default=10, ge=2, description="every n-th day of the training window is kept to choose among variants"
+    )
+    folds: int = Field(default=4, ge=2, le=20, description="time blocks of the teacher's cross-fitting")
+    seed: int = Field(default=0, ge=0)
+
+
+# --------------------------------------------------------------------------- compression
+
+
+class Fp32(Section):
+    """The student as it is, in ONNX."""
+
+    method: Literal["fp32"]
+
+
+class DynamicInt8(Section):
+    """Weights in int8 ahead of time, activations' ranges per call."""
+
+    method: Literal["int8_dynamic"]
+    per_channel: bool = True
+    reduce_range: bool = Field(default=True, description="7-bit weights: no saturation on processors without VNNI")
+
+
+class StaticInt8(Section):
+    """Weights and activations in int8, ranges calibrated on training rows."""
+
+    method: Literal["int8_static"]
+    per_channel: bool = True
+    reduce_range: bool = Field(default=True, description="7-bit weights: no saturation on processors without VNNI")
+    calibration_rows: int = Field(default=2000, ge=100)
+
+
+class Prune(Section):
+    """Remove whole hidden units, then recover by a short distillation."""
+
+    method: Literal["prune"]
+    ratio: float = Field(default=0.5, gt=0, lt=1, description="share of each layer's hidden units removed")
+    recover_epochs: int = Field(default=3, ge=0, le=1000)
+
+
+Compression = Annotated[Fp32 | DynamicInt8 | StaticInt8 | Prune, Field(discriminator="method")]
+
+
+# --------------------------------------------------------------------------- watching, proving
+
+
+class Windows(Section):
+    """Lengths of the windows that everything is measured on."""
+
+    train: Length = Field(description="what a student learns from")
+    test: Length = Field(description="directly after `train`, never learned from: what the gate judges on")
+    current: Length = Field(description="what a watch compares with the champion's training window")
+    min_train_rows: int = Field(default=1000, ge=50, description="fewer: a refresh is refused")
+
+
+class Thresholds(Section):
+    """A measure that exceeds its threshold calls for a refresh; absent: the measure is only reported."""
+
+    psi: float | None = Field(default=None, gt=0, description="of any watched column")
+    output_psi: float | None = Field(default=None, gt=0, description="PSI of the student's confidence")
+    disagreement: float | None = Field(
+        default=None, gt=0, le=1, description="rise of mean total variation between teacher and student"
+    )
+    auc_drop: float | None = Field(
+        default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved"
+    )
+    shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`")
+
+
+class Watch(Section):
+    """When and by what drift is noticed."""
+
+    thresholds: Thresholds
+    audit_rows: int = Field(default=500, ge=50, description="rows per watch that the teacher is asked about")
+    cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
+    clock: Literal["wall", "newest_observation"] = Field(
+        default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
+    )
+
+
+class Budgets(Section):
+    """What the device and the purse allow; absent means unlimited."""
+
+    max_bytes: int | None = Field(default=None, ge=1, description="of a variant's model and manifest (bytes)")
+    max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
+    max_quality_loss: float = Field(
+        default=0.005, ge=0, le=1, description="AUC a variant may lose against the best one"
+    )
+
+
+class Promotion(Section):
+    """What a challenger must prove."""
+
+    approval: Literal["automatic", "manual"] = "automatic"
+    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC the challenger may be worse by")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
+    slices: tuple[str, ...] = Field(default=(), description="categorical columns; each value is judged too")
+    slice_margin: float = Field(default=0.02, ge=0, le=1, description="AUC margin on a slice")
+    min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
+
+
+class AgentConfig(Section):
+    """A whole agent file."""
+
+    agent: Name
+    description: str = ""
+    actions: tuple[Name, ...] = Field(min_length=2, description="for two, the second is the positive one of the AUC")
+    observations: Observations
+    outcomes: Outcomes
+    teachers: tuple[PythonTeacher, ...] = Field(min_length=1)
+    student: TabularStudent
+    distillation: Distillation = Distillation()
+    compression: tuple[Compression, ...] = Field(
+        default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
+                 Prune(method="prune")),
+        min_length=1,
+    )  # fmt: skip
+    windows: Windows
+    watch: Watch
+    budgets: Budgets = Budgets()
+    promotion: Promotion = Promotion()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AgentConfig:
+        for key, values, what in (
+            ("actions", self.actions, "actions"),
+            ("teachers", [t.name for t in self.teachers], "names of teachers"),
+            ("compression", [variant_name(c) for c in self.compression], "variants"),
+        ):
+            if twice := _repeated(values):
+                raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
+        if strange := [s for s in self.promotion.slices if s not in self.observations.categories]:
+            raise ValueError(
+                f"promotion.slices: {', '.join(map(repr, strange))} is no category column of `observations`; "
+                f"those are: {', '.join(self.observations.categories) or 'none'}"
+            )
+        return self
+
+
+def _repeated(values: Iterable[str]) -> list[str]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def variant_name(compression: Compression) -> str:
+    """What the variant is called in MLflow and in tables."""
+    if isinstance(compression, Prune):
+        return f"pruned_{round(compression.ratio * 100)}"
+    return compression.method
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def load(agent: str) -> AgentConfig:
+    """The agent of that name from :func:`agents_folder`.
+
+    :raises ConfigError: if the name is not one, there is no such file, or the file is wrong.
+    """
+    folder = agents_folder()
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", agent) or agent not in known:
+        close = difflib.get_close_matches(agent, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known) or 'none'}"
+        raise ConfigError(f"no agent {agent!r} in {folder} ({hint}); STILLHOUSE_AGENTS names another folder")
+    config = load_file(folder / f"{agent}.yaml")
+    if config.agent != agent:
+        raise ConfigError(f"{folder / agent}.yaml: agent: is {config.agent!r}; it must be the file's name, {agent!r}")
+    return config
+
+
+def load_file(path: Path | str) -> AgentConfig:
+    """Read, check and freeze one agent file.
+
+    :raises ConfigError: naming the file, the line, the key and what to do.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: is not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}:1: must be a mapping with the keys {', '.join(AgentConfig.model_fields)}")
+    if twice := list(_written_twice(root)):
+        raise ConfigError("\n".join(f"{path}:{line}" for line in twice))
+    try:
+        return AgentConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}:{line}" for line in _explain(error, root, content))) from error
+
+
+def _explain(error: ValidationError, root: yaml.Node | None, content: Any) -> Iterator[str]:
+    """One line per mistake: line number, dotted key, what is wrong and what to write instead."""
+    for mistake in error.errors(include_url=False):
+        if mistake["type"] == "too_short" and len(mistake["input"]) >= mistake["ctx"]["min_length"]:
+            continue  # pydantic counts only the entries that are right; what is wrong with the others is said already
+        keys, tags = _without_tags(mistake["loc"], content)
+        keys, message = _message(keys, tags, mistake)
+        yield f"{_line(root, keys)}: {'.'.join(map(str, keys)) or 'the file'}: {message}"
+
+
+Keys = tuple[int | str, ...]
+
+
+def _message(keys: Keys, tags: dict[int, str], mistake: Mapping[str, Any]) -> tuple[Keys, str]:
+    """The key that a mistake is about, and the mistake in a reader's words instead of pydantic's."""
+    kind, given, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
+    if kind == "invalid_key" or (keys and keys[-1] == "[key]"):
+        above = keys[:-1] if kind == "invalid_key" else keys[:-2]
+        return above, f"the key {_shown(given)} must be text: put it in quotes"
+    match kind:
+        case "extra_forbidden":
+            return keys, f"unknown key; {_nearest(keys[-1], _fields_at(keys[:-1], tags), 'known keys')}"
+        case "missing":
+            about = _fields_at(keys[:-1], tags).get(str(keys[-1]), {}).get("description")
+            return keys, "is required and missing" + (f": {about}" if about else "")
+        case "union_tag_invalid" | "union_tag_not_found":
+            keys = (*keys, context["discriminator"].strip("'"))
+            known = _tags_at(keys[:-1], tags)
+            if kind == "union_tag_not_found":
+                return keys, f"is required and missing: one of {', '.join(known)}"
+            return keys, f"{context['tag']!r} is not known; {_nearest(context['tag'], known, 'known are')}"
+        case "literal_error":
+            known = re.findall(r"'([^']*)'", context["expected"])
+            return keys, f"{given!r} is not known; {_nearest(given, known, 'known are')}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            fields = ", ".join(_fields_at(keys, tags))
+            return keys, f"must be a mapping, not {_shown(given)}" + (f"; its keys are: {fields}" if fields else "")
+        case "value_error":
+            message = mistake["msg"].removeprefix("Value error, ")
+            named = re.match(r"([a-z_.]+): ", message) if not keys else None
+            return (tuple(named[1].split(".")), message[named.end() :]) if named else (keys, message)
+        case "string_pattern_mismatch":
+            return keys, f"{given!r} must be {_PATTERNS[context['pattern']]}"
+        case _ if kind.split("_")[0] in ("datetime", "timezone"):
+            return keys, f"{_shown(given)} must be a moment with a time zone, such as 2013-01-01T00:00:00Z"
+    for start, words in _WORDS.items():
+        if kind.startswith(start):
+            return keys, f"{words.format(**{k: _shown(v) for k, v in context.items()})}, not {_shown(given)}"
+    return keys, f"{mistake['msg'][0].lower()}{mistake['msg'][1:]}, got {_shown(given)}"
+
+
+_WORDS = {
+    "string_type": "must be text: put it in quotes",
+    "tuple_type": "must be a list, such as [a, b]",
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "bool_": "must be true or false",
+    "finite_number": "must be a finite number",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "too_short": "must have at least {min_length} entries",
+}
+_PATTERNS = {
+    r"^[a-z][a-z0-9_-]{0,62}$": "a name: a lower-case letter, then lower-case letters, digits, _ or -, at most 63",
+    r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": "of the form 'package.module:object'",
+}
+
+
+def _shown(value: object) -> str:
+    """A value as its writer would recognise it."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case date():
+            return str(value)
+        case float() if value.is_integer():
+            return f"{value:.0f}"
+        case _:
+            return repr(value)
+
+
+def _nearest(word: object, known: Iterable[str], otherwise: str) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise}: {', '.join(known)}"
+
+
+def _without_tags(loc: Keys, content: Any) -> tuple[Keys, dict[int, str]]:
+    """The keys as the file has them, and the tags that pydantic puts between them, by the place before which."""
+    keys: list[int | str] = []
+    tags: dict[int, str] = {}
+    for key in loc:
+        is_tag = isinstance(content, dict) and key in (content.get("type"), content.get("method"))
+        if is_tag and keys and len(keys) not in tags:
+            tags[len(keys)] = str(key)
+            continue
+        keys.append(key)
+        try:
+            content = content[key]
+        except (KeyError, IndexError, TypeError):
+            content = None
+    return tuple(keys), tags
+
+
+def _written_twice(node: yaml.Node | None, above: str = "") -> Iterator[str]:
+    """One line per key that a mapping has more than once; YAML would silently take the last."""
+    if isinstance(node, yaml.MappingNode):
+        first: dict[str, int] = {}
+        for name, value in node.value:
+            key, line = f"{above}{name.value}", name.start_mark.line + 1
+            if key in first:
+                yield f"{line}: {key}: is written twice (first in line {first[key]}); remove one"
+            first.setdefault(key, line)
+            yield from _written_twice(value, f"{key}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _written_twice(value, f"{above}{number}.")
+
+
+def _line(node: yaml.Node | None, keys: Keys) -> int:
+    """Line (1-based) of the deepest node on the way to ``keys`` that the file has."""
+    line = 1 if node is None else node.start_mark.line + 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                if name.value == str(key):
+                    node, line = value, name.start_mark.line + 1
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _fields_at(keys: Keys, tags: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+    """The fields that the section at ``keys`` knows, with their JSON schemas."""
+    return {name: field for part in _sections_at(keys, tags) for name, field in part.get("properties", {}).items()}
+
+
+def _tags_at(keys: Keys, tags: Mapping[int, str]) -> list[str]:
+    """The tags of the union at ``keys``."""
+    return [tag for part in _sections_at(keys, tags) for tag in _tags_of(part)]
+
+
+def _sections_at(keys: Keys, tags: Mapping[int, str]) -> list[dict[str, Any]]:
+    schema = AgentConfig.model_json_schema()
+    here = [schema]
+    for place, key in enumerate(keys, start=1):
+        here = [_resolved(child, schema) for parent in here for child in _children(parent, key)]
+        if place in tags:
+            here = [part for part in here if tags[place] in _tags_of(part)]
+    return here
+
+
+def _tags_of(section: dict[str, Any]) -> list[str]:
+    fields = section.get("properties", {})
+    return [fields[name]["const"] for name in ("type", "method") if "const" in fields.get(name, {})]
+
+
+def _resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    reference = part.get("$ref")
+    found: dict[str, Any] = schema["$defs"][reference.rsplit("/", 1)[1]] if reference else part
+    return found
+
+
+def _children(part: dict[str, Any], key: int | str) -> Iterator[dict[str, Any]]:
+    child = part.get("items") if isinstance(key, int) else part.get("properties", {}).get(key)
+    if child is None and isinstance(part.get("additionalProperties"), dict):
+        child = part["additionalProperties"]
+    if child is not None:
+        yield from child.get("oneOf", child.get("anyOf", [child]))

@@ -1,0 +1,1 @@
+"""The student, and how it learns from knowledge and outcomes."""

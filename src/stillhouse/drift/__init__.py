@@ -1,0 +1,1 @@
+"""How far the world moved, and what to do about it."""

@@ -1,0 +1,63 @@
+"""Every error that stillhouse raises on purpose, in one picture.
+
+    StillhouseError
+    ├── ConfigError         the agent file: a key, a value, a file that is not there
+    ├── PartError           a "module:object" that does not import or does not keep its promise
+    ├── DataError           rows that cannot be used
+    │   ├── SchemaError         missing columns, wrong types
+    │   └── WindowError         a window that is empty or too small
+    ├── LeakageError        a teacher asked about rows it was fitted on, a test row that was trained on
+    ├── ExportError         a student that does not become the variant it should be
+    └── RegistryError       MLflow does not answer, or has no such model, version or alias
+
+The message says what is wrong, where, and what to do. Everything else that is raised is a defect of
+ours and keeps its traceback. "No drift" and "the challenger lost" are verdicts, never errors.
+"""
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "LeakageError",
+    "PartError",
+    "RegistryError",
+    "SchemaError",
+    "StillhouseError",
+    "WindowError",
+]
+
+
+class StillhouseError(Exception):
+    """Base of all errors a user can do something about; shown without a traceback."""
+
+
+class ConfigError(StillhouseError):
+    """The agent file cannot be used; the message names file, line, key and remedy."""
+
+
+class PartError(StillhouseError):
+    """A user's object named in the agent file does not import or misses a promised method."""
+
+
+class DataError(StillhouseError):
+    """Rows that cannot be used."""
+
+
+class SchemaError(DataError):
+    """Columns are missing or have types that the agent's contract does not allow."""
+
+
+class WindowError(DataError):
+    """A window of the knowledge base is empty or has fewer rows than the work needs."""
+
+
+class LeakageError(StillhouseError):
+    """Rows would be labelled, or judged, by a model that was fitted on them."""
+
+
+class ExportError(StillhouseError):
+    """A student could not be turned into a variant that agrees with it."""
+
+
+class RegistryError(StillhouseError):
+    """MLflow does not answer, or does not hold the model, version or alias asked for."""

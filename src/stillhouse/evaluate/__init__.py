@@ -1,0 +1,1 @@
+"""Scorecards, and the gate that asks for proof."""

@@ -1,0 +1,109 @@
+"""Figures for people who would rather look than read. Each function returns a matplotlib ``Figure``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.figure import Figure
+
+from stillhouse.records import Proof, Scorecard, Verdict, drift_report
+
+__all__ = ["quality_over_time", "tradeoff", "year"]
+
+_COLOURS = {"teacher": "#7a5195", "student": "#ef5675", "variant": "#2f6f9f", "champion": "#ffa600"}
+
+
+def tradeoff(proof: Proof) -> Figure:
+    """Bytes on disk (log) against AUC on the test window, marker area by latency; the chosen variant is ringed."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
+    for card in cards:
+        axes.scatter(card.bytes, _score(card), s=_area(card), color=_COLOURS[card.role], alpha=0.85, zorder=3)
+        axes.annotate(_caption(card), (card.bytes, _score(card)), xytext=(8, 6), textcoords="offset points", fontsize=8)
+    chosen = next(card for card in proof.variants if card.model == proof.chosen)
+    axes.scatter(chosen.bytes, _score(chosen), s=_area(chosen) + 160, facecolors="none", edgecolors="black", zorder=4)
+    axes.set(xscale="log", xlabel="bytes on disk", ylabel="AUC on the test window")
+    axes.margins(x=0.25, y=0.2)
+    axes.grid(alpha=0.3)
+    axes.set_title(f"ringed: {proof.why}", fontsize=9)
+    return figure
+
+
+def _score(card: Scorecard) -> float:
+    return card.test.auc if card.test.auc is not None else card.test.accuracy
+
+
+def _area(card: Scorecard) -> float:
+    return 40.0 if card.latency is None else 40.0 + min(card.latency.p50_ms, 5.0) * 60.0
+
+
+def _caption(card: Scorecard) -> str:
+    latency = "" if card.latency is None else f", {card.latency.p50_ms:.3f} ms"
+    return f"{card.model}{latency}"
+
+
+def quality_over_time(verdicts: Sequence[Verdict]) -> Figure:
+    """The champion's AUC on known outcomes at every watch, and when a gate promoted or refused."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    watched = [(v.as_of, _watched_auc(v)) for v in verdicts if v.kind == "watch"]
+    points = [(when, auc) for when, auc in watched if auc is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=_COLOURS["champion"], label="champion")
+    _mark_gates(figure, [(v.as_of, v.outcome) for v in verdicts if v.kind == "gate"])
+    axes.set(ylabel="AUC on known outcomes")
+    _dated(figure)
+    return figure
+
+
+def year(
+    weeks: Sequence[datetime], auc: dict[str, Sequence[float | None]], drift: Sequence[float | None],
+    gates: Sequence[tuple[datetime, str]],
+) -> Figure:  # fmt: skip
+    """A demo's year: AUC per week of each model above, the largest PSI below, the gate's verdicts as lines."""
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    styles: dict[str, dict[str, Any]] = {
+        "never refreshed": {"color": "#888888", "ls": "--"},
+        "champion": {"color": _COLOURS["champion"], "lw": 2.4},
+        "teacher": {"color": _COLOURS["teacher"], "lw": 1},
+    }
+    for name, values in auc.items():
+        above.plot(weeks, values, label=name, marker="o", ms=3, **styles.get(name, {}))
+    above.set(ylabel="AUC of the week", title="One year at the decision point")
+    below.bar(weeks, [value or 0.0 for value in drift], width=5, color=_COLOURS["variant"])
+    below.set(ylabel="largest PSI", yscale="symlog")
+    _mark_gates(figure, gates)
+    _dated(figure)
+    return figure
+
+
+def _watched_auc(verdict: Verdict) -> float | None:
+    report = drift_report(verdict)
+    return report.quality.auc if report and report.quality else None
+
+
+def _mark_gates(figure: Figure, gates: Sequence[tuple[datetime, str]]) -> None:
+    colours = {"promoted": "#2e8b57", "refused": "#c0392b"}
+    labelled = set()
+    for when, outcome in gates:
+        for number, axes in enumerate(figure.axes):
+            label = outcome if number == 0 and outcome not in labelled else None
+            axes.axvline(
+                float(date2num(when)), color=colours.get(outcome, "#555555"), lw=1, alpha=0.7, ls=":", label=label
+            )
+        labelled.add(outcome)
+
+
+def _dated(figure: Figure) -> None:
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, loc="lower left", ncols=3)
+    locator = AutoDateLocator()
+    figure.axes[-1].xaxis.set_major_locator(locator)
+    figure.axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))

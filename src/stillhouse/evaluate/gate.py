@@ -1,0 +1,228 @@
+"""The gate: a challenger must prove that it is no worse than the champion, and fit the budgets.
+
+``judge`` is a pure function of a :class:`~stillhouse.records.Certificate`; the same certificate gives the
+identical verdict at any time, anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from stillhouse.config import AgentConfig, Budgets
+from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
+
+__all__ = ["certify", "choose", "compare", "judge", "replay"]
+
+
+def compare(
+    window: str,
+    outcomes: np.ndarray[Any, Any],
+    challenger: np.ndarray[Any, Any],
+    champion: np.ndarray[Any, Any],
+    margin: float,
+) -> Comparison | None:
+    """Challenger against champion on the same rows, with the standard error of the paired difference.
+
+    For two actions the measure is the AUC, its variance after DeLong, DeLong and Clarke-Pearson 1988 (computed
+    by ranks; Sun and Xu 2014, eq. 9–13); for more it is the accuracy with the variance of the paired differences.
+
+    :param outcomes: action indices ``[n]``.
+    :param challenger: probabilities ``[n, K]``; ``champion`` alike.
+    :returns: None where fewer than ten rows of either outcome make the variance meaningless.
+    """
+    if challenger.shape[1] > 2:
+        right = [(p.argmax(axis=1) == outcomes).astype(float) for p in (challenger, champion)]
+        if len(outcomes) < 20:
+            return None
+        difference = right[0] - right[1]
+        error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
+        values = [float(r.mean()) for r in right]
+    else:
+        positives = int((outcomes == 1).sum())
+        if min(positives, len(outcomes) - positives) < 10:
+            return None
+        values, error = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
+    return Comparison(
+        window=window,
+        rows=len(outcomes),
+        measure="auc" if challenger.shape[1] == 2 else "accuracy",
+        challenger=values[0],
+        champion=values[1],
+        difference=values[0] - values[1],
+        standard_error=error,
+        margin=margin,
+    )
+
+
+def delong(outcomes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> tuple[list[float], float]:
+    """AUCs of two score vectors ``[2, n]`` against 0/1 outcomes, and the standard error of their difference."""
+    positive, negative = scores[:, outcomes == 1], scores[:, outcomes == 0]
+    m, n = positive.shape[1], negative.shape[1]
+    among_positive = np.stack([rankdata(row) for row in positive])
+    among_negative = np.stack([rankdata(row) for row in negative])
+    among_all = np.stack([rankdata(row) for row in np.hstack([positive, negative])])
+    aucs = among_all[:, :m].sum(axis=1) / (m * n) - (m + 1) / (2 * n)
+    v01 = (among_all[:, :m] - among_positive) / n
+    v10 = 1 - (among_all[:, m:] - among_negative) / m
+    covariance = np.cov(v01) / m + np.cov(v10) / n
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    return [float(auc) for auc in aucs], math.sqrt(max(float(variance), 0.0))
+
+
+def choose(scorecards: Sequence[Scorecard], budgets: Budgets) -> tuple[Scorecard, str]:
+    """The variant to put forward, and why, in a sentence.
+
+    The smallest of those within the byte and latency budgets and within ``max_quality_loss`` of the best, judged
+    on the window ``validation``: the test window is the gate's alone. Where none fits the budgets, the smallest of
+    all is put forward, and the gate will refuse it by the budget that it breaks.
+    """
+    fitting = [card for card in scorecards if not _budget_breaches(card, budgets.max_bytes, budgets.max_p95_ms)]
+    if not fitting:
+        smallest = min(scorecards, key=lambda card: card.bytes)
+        return smallest, f"no variant fits the budgets; {smallest.model} is the smallest"
+    best = max(_score(card) for card in scorecards)
+    good = [card for card in fitting if _score(card) >= best - budgets.max_quality_loss]
+    if not good:
+        nearest = max(fitting, key=_score)
+        return nearest, (
+            f"{nearest.model}: the best that fits the budgets, though {best - _score(nearest):.4f} below the best"
+        )
+    chosen = min(good, key=lambda card: (card.bytes, card.model))
+    return chosen, (
+        f"{chosen.model}: the smallest ({chosen.bytes} bytes) within {budgets.max_quality_loss} of the best "
+        f"on the validation days"
+    )
+
+
+def _score(card: Scorecard) -> float:
+    quality = card.quality["validation"]
+    return quality.auc if quality.auc is not None else quality.accuracy
+
+
+def judge(certificate: Certificate) -> Verdict:
+    """Promote, refuse, or wait for a person's approval. Pure: the certificate is all that it looks at."""
+    reasons = [_budget_reason(certificate, *budget) for budget in _budgets(certificate)]
+    if certificate.champion is None:
+        reasons.append(_better_than_chance(certificate.challenger))
+    elif not any(comparison.window == "test" for comparison in certificate.comparisons):
+        reasons.append(_not_compared(certificate))
+    reasons += [_non_inferiority(comparison, certificate.confidence) for comparison in certificate.comparisons]
+    failed = [reason for reason in reasons if reason.crossed]
+    name = certificate.challenger.model
+    if failed:
+        outcome, summary = "refused", f"{name} refused: {failed[0].text}"
+    elif certificate.approval == "manual":
+        outcome, summary = "awaiting_approval", f"{name} passed; a person must promote it"
+    else:
+        rival = "no champion yet" if certificate.champion is None else "no worse than the champion"
+        outcome, summary = "promoted", f"{name} promoted: {rival}, within the budgets"
+    return Verdict.model_validate(
+        {
+            "verdict_id": short_id(certificate.agent, "gate", certificate.refresh_id),
+            "kind": "gate",
+            "agent": certificate.agent,
+            "as_of": certificate.as_of,
+            "outcome": outcome,
+            "response": "hold",
+            "summary": summary,
+            "reasons": reasons,
+            "evidence": {"certificate": certificate.model_dump(mode="json")},
+        }
+    )
+
+
+def replay(verdict: Verdict) -> Verdict:
+    """Judge a gate's verdict again from the certificate in its evidence."""
+    return judge(Certificate.model_validate(verdict.evidence["certificate"]))
+
+
+def certify(
+    config: AgentConfig, refresh_id: str, as_of: datetime, challenger: Scorecard, champion: Scorecard | None,
+    comparisons: Sequence[Comparison],
+) -> Certificate:  # fmt: skip
+    """All that :func:`judge` needs, with the agent's budgets and margins as they stand now."""
+    return Certificate(
+        agent=config.agent,
+        refresh_id=refresh_id,
+        as_of=as_of,
+        challenger=challenger,
+        champion=champion,
+        comparisons=tuple(comparisons),
+        confidence=config.promotion.confidence,
+        max_bytes=config.budgets.max_bytes,
+        max_p95_ms=config.budgets.max_p95_ms,
+        approval=config.promotion.approval,
+    )
+
+
+# --------------------------------------------------------------------------- single reasons
+
+
+def _budget_breaches(card: Scorecard, max_bytes: int | None, max_p95_ms: float | None) -> bool:
+    too_large = max_bytes is not None and card.bytes > max_bytes
+    too_slow = max_p95_ms is not None and card.latency is not None and card.latency.p95_ms > max_p95_ms
+    return too_large or too_slow
+
+
+def _budgets(certificate: Certificate) -> list[tuple[str, float | None, float, str]]:
+    card = certificate.challenger
+    found: list[tuple[str, float | None, float, str]] = []
+    if certificate.max_bytes is not None:
+        found.append(("bytes", card.bytes, certificate.max_bytes, "bytes"))
+    if certificate.max_p95_ms is not None:
+        measured = card.latency.p95_ms if card.latency else None
+        found.append(("p95_ms", measured, certificate.max_p95_ms, "ms (p95)"))
+    return found
+
+
+def _budget_reason(certificate: Certificate, measure: str, value: float | None, limit: float, unit: str) -> Reason:
+    if value is None:
+        text = f"{certificate.challenger.model} was not measured against the budget of {limit:.6g} {unit}"
+        return Reason(measure=measure, threshold=limit, crossed=True, text=text)
+    crossed = value > limit
+    relation = "above" if crossed else "within"
+    text = f"{certificate.challenger.model} has {value:.6g} {unit}, {relation} the budget of {limit:.6g}"
+    return Reason(measure=measure, value=value, threshold=limit, crossed=crossed, text=text)
+
+
+def _better_than_chance(card: Scorecard) -> Reason:
+    auc = card.test.auc
+    crossed = auc is None or auc <= 0.5
+    text = "no AUC: the test window has one outcome only" if auc is None else f"test AUC {auc:.4f} against chance .5"
+    return Reason(measure="auc", value=auc, threshold=0.5, crossed=crossed, text=text)
+
+
+def _not_compared(certificate: Certificate) -> Reason:
+    champion, test = certificate.champion, certificate.challenger.test
+    text = (
+        f"the test window ({test.rows} rows) has too few outcomes of each action to compare the challenger with "
+        f"{champion.model if champion else 'the champion'}"
+    )
+    return Reason(measure=f"{'accuracy' if test.auc is None else 'auc'}:test", crossed=True, text=text)
+
+
+def _non_inferiority(comparison: Comparison, confidence: float) -> Reason:
+    """One-sided: the lower confidence bound of the difference must not lie below −margin."""
+    low = comparison.difference - NormalDist().inv_cdf(confidence) * comparison.standard_error
+    crossed = low < -comparison.margin
+    verb = "may be" if crossed else "is not"
+    text = (
+        f"on {comparison.window} ({comparison.rows} rows) the challenger {verb} worse "
+        f"by more than {comparison.margin}: "
+        f"{comparison.measure} {comparison.challenger:.4f} against {comparison.champion:.4f}, "
+        f"lower {confidence:.0%} bound of the difference {low:+.4f}"
+    )
+    return Reason(
+        measure=f"{comparison.measure}:{comparison.window}",
+        value=low,
+        threshold=-comparison.margin,
+        crossed=crossed,
+        text=text,
+    )

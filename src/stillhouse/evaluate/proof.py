@@ -1,0 +1,135 @@
+"""From a refresh's models and the windows they are judged on to a certificate that the gate can judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stillhouse.config import AgentConfig
+from stillhouse.evaluate.gate import certify, choose, compare
+from stillhouse.evaluate.scorecard import agreement, disagreement, measure_latency, quality, slices
+from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
+
+__all__ = ["Candidate", "Predict", "prove"]
+
+Predict = Callable[[pd.DataFrame], np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be judged.
+
+    :param predict: raw rows to probabilities ``[n, K]``.
+    :param one_row: one decision, as the serving machine makes it; None: latency is not measured.
+    """
+
+    name: str
+    role: Literal["teacher", "student", "variant", "champion"]
+    predict: Predict
+    bytes: int
+    one_row: Callable[[], object] | None = None
+
+
+def prove(
+    config: AgentConfig,
+    refresh: Refresh,
+    windows: Mapping[str, pd.DataFrame],
+    *,
+    teacher: Candidate,
+    student: Candidate,
+    variants: Sequence[Candidate],
+    champion: Candidate | None,
+    cpu: str = "",
+) -> Proof:
+    """Score every model on every window, choose a variant on ``validation``, compare it with the champion.
+
+    :param windows: labelled rows (with ``outcome``) by name: ``validation`` (held out inside the training window,
+        used to choose), ``test`` (later than any training row, used to judge), and ``past`` if there is one (the
+        window that the champion was proved on: a challenger that has forgotten it is refused).
+    :param cpu: processor that the latencies are measured on.
+    """
+    candidates = [teacher, student, *variants, *([champion] if champion else [])]
+    # The teacher has seen the outcomes of every window but the test.
+    said = {
+        candidate.role + candidate.name: {
+            name: candidate.predict(rows)
+            for name, rows in windows.items()
+            if candidate is not teacher or name == "test"
+        }
+        for candidate in candidates
+    }
+    latencies = measure_latency({c.role + c.name: c.one_row for c in candidates if c.one_row is not None})
+    reference = said[teacher.role + teacher.name]["test"]
+
+    def card(candidate: Candidate) -> Scorecard:
+        key = candidate.role + candidate.name
+        return _scorecard(config, candidate, said[key], windows, latencies.get(key), reference, cpu)
+
+    cards = [card(variant) for variant in variants]
+    chosen, why = choose(cards, config.budgets)
+    chosen_says = said["variant" + chosen.model]
+    champion_card = card(champion) if champion else None
+    comparisons = [] if champion is None else _compare(config, windows, chosen_says, said["champion" + champion.name])
+    return Proof(
+        teacher=card(teacher),
+        student=card(student),
+        variants=tuple(cards),
+        champion=champion_card,
+        chosen=chosen.model,
+        why=why,
+        disagreement=disagreement(reference, chosen_says["test"]),
+        certificate=certify(config, refresh.refresh_id, refresh.as_of, chosen, champion_card, comparisons),
+    )
+
+
+def _scorecard(
+    config: AgentConfig,
+    candidate: Candidate,
+    said: Mapping[str, np.ndarray[Any, Any]],
+    windows: Mapping[str, pd.DataFrame],
+    latency: Latency | None,
+    teacher_says: np.ndarray[Any, Any],
+    cpu: str,
+) -> Scorecard:
+    test = windows["test"]
+    return Scorecard(
+        model=candidate.name,
+        role=candidate.role,
+        quality={name: quality(p, windows[name]["outcome"].to_numpy()) for name, p in said.items()},
+        slices=slices(test, said["test"], test["outcome"].to_numpy(), config.promotion.slices),
+        agreement=None if candidate.role == "teacher" else agreement(teacher_says, said["test"]),
+        bytes=candidate.bytes,
+        latency=latency,
+        cpu=cpu,
+    )
+
+
+def _compare(
+    config: AgentConfig,
+    windows: Mapping[str, pd.DataFrame],
+    challenger: Mapping[str, np.ndarray[Any, Any]],
+    champion: Mapping[str, np.ndarray[Any, Any]],
+) -> list[Comparison]:
+    """Challenger against champion on the test window, on the past one, and on the slices of the test window."""
+    promotion = config.promotion
+    margins = {"test": promotion.non_inferiority_margin, "past": promotion.slice_margin}
+    pairs = [
+        (name, windows[name]["outcome"].to_numpy(), challenger[name], champion[name], margins[name])
+        for name in ("test", "past")
+        if name in windows
+    ]
+    test = windows["test"]
+    for column in promotion.slices:
+        for value in sorted(test[column].dropna().unique()):
+            chosen = (test[column] == value).to_numpy()
+            if chosen.sum() >= promotion.min_slice_rows:
+                pairs.append(
+                    (f"{column}={value}", test["outcome"].to_numpy()[chosen], challenger["test"][chosen],
+                     champion["test"][chosen], promotion.slice_margin)
+                )  # fmt: skip
+    found = [compare(*pair) for pair in pairs]
+    return [comparison for comparison in found if comparison is not None]

@@ -1,0 +1,127 @@
+"""All figures of one model: quality and calibration on windows and slices, and measured latency."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
+
+from stillhouse.errors import WindowError
+from stillhouse.records import Disagreement, Latency, Quality
+
+__all__ = ["agreement", "disagreement", "measure_latency", "quality", "slices"]
+
+
+def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> Quality:
+    """How good ``[n, K]`` probabilities were against action indices ``[n]``.
+
+    AUC is of the second action for K = 2, and the mean one-vs-rest AUC for more; None where the outcomes hold
+    fewer than two actions.
+    """
+    if len(outcomes) == 0:
+        raise ValueError("quality of no rows is not defined")
+    p = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-7, 1.0)
+    p /= p.sum(axis=1, keepdims=True)
+    rows = np.arange(len(outcomes))
+    truth = np.zeros_like(p)
+    truth[rows, outcomes] = 1.0
+    return Quality(
+        rows=len(outcomes),
+        auc=_auc(p, outcomes),
+        log_loss=float(-np.log(p[rows, outcomes]).mean()),
+        brier=float(((p - truth) ** 2).sum(axis=1).mean()),
+        accuracy=float((p.argmax(axis=1) == outcomes).mean()),
+        calibration_error=expected_calibration_error(p, outcomes),
+    )
+
+
+def _auc(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> float | None:
+    present = np.unique(outcomes)
+    if len(present) < 2:
+        return None
+    if p.shape[1] == 2:
+        return float(roc_auc_score(outcomes, p[:, 1]))
+    return float(np.mean([roc_auc_score(outcomes == action, p[:, action]) for action in present]))
+
+
+def expected_calibration_error(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any], bins: int = 15) -> float:
+    """Mean |accuracy − confidence| of the chosen action over ``bins`` bins of equal mass.
+
+    Naeini, Cooper and Hauskrecht 2015 (ECE), with the equal-mass bins of Nguyen and O'Connor 2015. Rows of equal
+    confidence share a bin, so that the order of the rows does not matter.
+    """
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == outcomes
+    places = ((rankdata(confidence) - 0.5) * bins / len(p)).astype(np.int64)
+    return float(np.abs(np.bincount(places, weights=right - confidence)).sum() / len(p))
+
+
+def slices(
+    rows: pd.DataFrame,
+    probabilities: np.ndarray[Any, Any],
+    outcomes: np.ndarray[Any, Any],
+    columns: tuple[str, ...],
+) -> dict[str, Quality]:
+    """Quality by ``"column=value"`` for every value of the given columns."""
+    found = {}
+    for column in columns:
+        for value in sorted(rows[column].dropna().unique()):
+            chosen = (rows[column] == value).to_numpy()
+            found[f"{column}={value}"] = quality(probabilities[chosen], outcomes[chosen])
+    return found
+
+
+def agreement(teacher: np.ndarray[Any, Any], student: np.ndarray[Any, Any]) -> float:
+    """``1 −`` mean total variation ``½ Σ_k |p_k − q_k|`` of two ``[n, K]``; 1 means the same probabilities."""
+    return float(np.clip(1.0 - 0.5 * np.abs(teacher - student).sum(axis=1).mean(), 0.0, 1.0))
+
+
+def disagreement(p_teacher: np.ndarray[Any, Any], p_student: np.ndarray[Any, Any]) -> Disagreement:
+    """Teacher and student on the same n observations, probabilities ``[n, K]`` each.
+
+    :raises ValueError: if the shapes differ.
+    :raises WindowError: if there are no rows.
+    """
+    p_teacher, p_student = np.asarray(p_teacher, dtype=np.float64), np.asarray(p_student, dtype=np.float64)
+    if p_teacher.shape != p_student.shape or p_teacher.ndim != 2:
+        raise ValueError(f"both must be [n, K]; teacher is {p_teacher.shape}, student {p_student.shape}")
+    if not len(p_teacher):
+        raise WindowError("no rows on which teacher and student could disagree")
+    return Disagreement(
+        rows=len(p_teacher),
+        rate=float(np.mean(p_teacher.argmax(axis=1) != p_student.argmax(axis=1))),
+        # float32 rows sum to 1 only nearly
+        total_variation=min(1.0, float(np.mean(0.5 * np.abs(p_teacher - p_student).sum(axis=1)))),
+    )
+
+
+def measure_latency(
+    candidates: Mapping[str, Callable[[], object]], *, calls: int = 300, warm_up: int = 20
+) -> dict[str, Latency]:
+    """Time of one call of each candidate (ms), the candidates taking turns so that a busy moment hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        for _ in range(warm_up):
+            call()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(calls):
+            for name, call in candidates.items():
+                start = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - start)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _latency(np.asarray(taken) * 1e3) for name, taken in seconds.items()}
+
+
+def _latency(milliseconds: np.ndarray[Any, Any]) -> Latency:
+    p50, p95 = np.quantile(milliseconds, [0.5, 0.95])
+    return Latency(p50_ms=float(p50), p95_ms=float(p95), calls=len(milliseconds))

@@ -1,0 +1,366 @@
+"""One agent's tables in Delta Lake: append once, read windows by time, at the versions they were first read at.
+
+=============  ====================================================================================
+table          a row is
+=============  ====================================================================================
+observations   what the agent perceived: ``observation_id, observed_at, content_key`` and its features
+decisions      what it chose: action, probabilities, who decided, which version
+knowledge      what a teacher said about an observation's content: one probability per action
+outcomes       what turned out to be true, and when that became known
+quarantine     observations that broke the data contract, with the reasons
+verdicts       what the system decided, as JSON
+=============  ====================================================================================
+
+Every append names its batch; a batch that is already there is not written again, so any run can be repeated
+after a crash. ``content_key`` is a hash of an observation's features: teacher knowledge is kept under it and
+under the teacher's version, so nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from stillhouse.config import AgentConfig, home
+from stillhouse.errors import SchemaError, WindowError
+from stillhouse.records import Verdict, Window, short_id
+
+__all__ = ["KnowledgeBase", "Table", "content_keys", "tidy"]
+
+Table = Literal["observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts"]
+
+_TIME = pa.timestamp("us", tz="UTC")
+_PROBABILITIES = pa.list_(pa.float64())
+_FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
+    "observations": [("observation_id", pa.string()), ("observed_at", _TIME), ("content_key", pa.string())],
+    "decisions": [
+        ("decision_id", pa.string()), ("observation_id", pa.string()), ("observed_at", _TIME),
+        ("decided_at", _TIME), ("action", pa.string()), ("probabilities", _PROBABILITIES),
+        ("decider", pa.string()), ("version", pa.string()),
+    ],
+    "knowledge": [
+        ("content_key", pa.string()), ("observed_at", _TIME), ("teacher", pa.string()),
+        ("asked_at", _TIME), ("probabilities", _PROBABILITIES),
+    ],
+    "outcomes": [
+        ("observation_id", pa.string()), ("observed_at", _TIME), ("known_at", _TIME), ("action", pa.string()),
+    ],
+    "quarantine": [
+        ("observation_id", pa.string()), ("observed_at", _TIME), ("reasons", pa.list_(pa.string())),
+    ],
+    "verdicts": [
+        ("verdict_id", pa.string()), ("kind", pa.string()), ("observed_at", _TIME), ("recorded_at", _TIME),
+        ("outcome", pa.string()), ("json", pa.string()),
+    ],
+}  # fmt: skip
+
+_WINDOWED: tuple[Table, ...] = ("observations", "outcomes", "quarantine", "decisions")
+
+
+def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
+    """A key for each tidy row's features: 128 bits in hexadecimal, the same for the same content anywhere."""
+    numbers = rows[list(config.observations.numbers)].to_numpy(dtype="<f8", na_value=np.nan) + 0.0  # −0.0 is 0.0
+    numbers[np.isnan(numbers)] = np.nan  # of the many NaNs, one
+    parts = [np.ascontiguousarray(numbers).view(np.uint8).reshape(len(rows), 8 * numbers.shape[1])]
+    for name in config.observations.categories:
+        codes, values = pd.factorize(rows[name])  # missing: −1, the last of `digests`
+        digests = [hashlib.blake2b(value.encode(), digest_size=16).digest() for value in values] + [bytes(16)]
+        parts.append(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)[codes])
+    return [hashlib.blake2b(row, digest_size=16).hexdigest() for row in np.hstack(parts)]
+
+
+def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
+    """The contract's columns of raw observations, numbers as float64 and categories as text.
+
+    :raises SchemaError: if columns are missing, or a number column does not hold numbers.
+    """
+    observations = config.observations
+    required = ["observation_id", "observed_at", *observations.columns]
+    if missing := [name for name in required if name not in rows.columns]:
+        raise SchemaError(
+            f"observations of agent {config.agent!r} lack the columns {missing}; they have {list(rows.columns)}. "
+            f"Let {observations.source} deliver them, or change `observations.columns` in the agent file"
+        )
+    tidied = rows[required].copy()
+    if tidied.empty:  # no rows, and so often no types
+        tidied["observed_at"] = pd.to_datetime(tidied["observed_at"], utc=True)
+    if not isinstance(tidied["observed_at"].dtype, pd.DatetimeTZDtype):
+        raise SchemaError(
+            f"observed_at of agent {config.agent!r} must be timestamps with a time zone, "
+            f"not {rows['observed_at'].dtype}"
+        )
+    for name in observations.numbers:
+        if tidied[name].dtype.kind in "mMc":
+            raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric, not {tidied[name].dtype}")
+        try:
+            tidied[name] = pd.to_numeric(tidied[name]).astype("float64")
+        except (TypeError, ValueError) as error:
+            raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric: {error}") from error
+    for name in observations.categories:
+        tidied[name] = tidied[name].astype("string").astype("object")
+    return tidied.reset_index(drop=True)
+
+
+class KnowledgeBase:
+    """The tables of one agent.
+
+    :param config: the agent, whose contract gives the observations' columns.
+    :param root: folder of the tables; by default ``STILLHOUSE_HOME/knowledge/<agent>``.
+    """
+
+    def __init__(self, config: AgentConfig, root: Path | None = None) -> None:
+        self.config = config
+        self.root = root or home() / "knowledge" / config.agent
+
+    # ----------------------------------------------------------------- writing
+
+    def append(self, table: Table, rows: pd.DataFrame, *, batch: str) -> int:
+        """Append ``rows`` once: a batch of this name that is already there is left as it is.
+
+        :returns: number of rows written; 0 if the batch was there.
+        :raises SchemaError: if ``rows`` lack a column of the table.
+        """
+        delta = self._open_or_create(table)
+        if rows.empty or delta.transaction_version(batch) is not None:
+            return 0
+        try:
+            write_deltalake(
+                delta,
+                self._arrow(table, rows),
+                mode="append",
+                schema_mode="merge",
+                commit_properties=CommitProperties(app_transactions=[Transaction(batch, 1)]),
+            )
+        except CommitFailedError:
+            if self.has_batch(table, batch):  # another process was quicker with the same batch
+                return 0
+            raise
+        return len(rows)
+
+    def append_observations(self, rows: pd.DataFrame, *, batch: str) -> int:
+        """Append raw observations, tidied and keyed by content. See :func:`tidy` and :meth:`append`."""
+        tidied = tidy(rows, self.config)
+        return self.append("observations", tidied.assign(content_key=content_keys(tidied, self.config)), batch=batch)
+
+    def append_knowledge(self, rows: pd.DataFrame, probabilities: np.ndarray[Any, Any], *, teacher: str) -> int:
+        """Keep what ``teacher`` (a version) said about observations ``rows``; what it has said before stays."""
+        known = self.knowledge(rows, teacher)
+        new = np.isnan(known[:, 0])
+        if not new.any():
+            return 0
+        said = rows.loc[new, ["content_key", "observed_at"]].assign(
+            teacher=teacher,
+            asked_at=datetime.now(UTC),
+            probabilities=list(probabilities[new]),
+        )
+        said = said.drop_duplicates("content_key")
+        batch = f"{teacher}:{pd.util.hash_pandas_object(said['content_key'], index=False).sum():x}"
+        return self.append("knowledge", said, batch=batch)
+
+    def record(self, verdict: Verdict) -> None:
+        """Keep a verdict; one of the same id is never written twice."""
+        row = {
+            "verdict_id": verdict.verdict_id,
+            "kind": verdict.kind,
+            "observed_at": verdict.as_of,
+            "recorded_at": datetime.now(UTC),
+            "outcome": verdict.outcome,
+            "json": verdict.model_dump_json(),
+        }
+        self.append("verdicts", pd.DataFrame([row]), batch=verdict.verdict_id)
+
+    # ----------------------------------------------------------------- reading
+
+    def window(self, name: str, start: datetime, end: datetime) -> Window:
+        """The window ``[start, end)`` as of now: it names the table versions, and reads the same rows for ever."""
+        versions: dict[str, int] = {}
+        for table in _WINDOWED:
+            if delta := self._open(table):
+                versions[table] = delta.version()
+        return Window(name=name, start=start, end=end, versions=versions)
+
+    def read(self, table: Table, window: Window | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Rows of ``table`` in ``window`` (all without one), ordered by time, at the window's table version.
+
+        A table that was not there when the window was taken stays empty for it.
+        """
+        versions = window.versions if window else {}
+        absent = bool(versions) and table in _WINDOWED and table not in versions
+        delta = None if absent else self._open(table, versions.get(table))
+        if delta is None:
+            return self._empty(table, columns)
+        condition = None
+        if window is not None:
+            time = pc.field("observed_at")
+            condition = (time >= pa.scalar(window.start, _TIME)) & (time < pa.scalar(window.end, _TIME))
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "observed_at"]))
+        found = delta.to_pyarrow_dataset().to_table(columns=wanted, filter=condition)
+        rows: pd.DataFrame = found.to_pandas().sort_values("observed_at", kind="stable", ignore_index=True)
+        return rows if columns is None else rows[list(columns)]
+
+    def observations(self, window: Window) -> pd.DataFrame:
+        """Observations of the window that are not in quarantine, each once, ordered by time and id."""
+        rows = self.read("observations", window).drop_duplicates("observation_id")
+        bad = self.read("quarantine", window, ["observation_id"])["observation_id"]
+        return rows[~rows["observation_id"].isin(bad)].sort_values(["observed_at", "observation_id"], ignore_index=True)
+
+    def labelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
+        """Observations of the window whose outcome was known by then, with ``outcome`` as action index ``0…K−1``.
+
+        Of an outcome that was corrected, the last that was known by then.
+        """
+        outcomes = self.read("outcomes", window, ["observation_id", "known_at", "action"])
+        outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values("known_at", kind="stable")
+        outcomes = outcomes.drop_duplicates("observation_id", keep="last")
+        index = {action: i for i, action in enumerate(self.config.actions)}
+        outcomes = outcomes.assign(outcome=outcomes["action"].map(index))
+        if outcomes["outcome"].isna().any():
+            strange = sorted(set(outcomes.loc[outcomes["outcome"].isna(), "action"]))
+            raise SchemaError(f"outcomes of agent {self.config.agent!r} name unknown actions {strange}")
+        joined = self.observations(window).merge(
+            outcomes[["observation_id", "outcome"]], on="observation_id", how="inner", validate="one_to_one"
+        )
+        return joined.astype({"outcome": "int64"})
+
+    def knowledge(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked."""
+        answer = np.full((len(rows), len(self.config.actions)), np.nan)
+        delta = self._open("knowledge")
+        if delta is None or rows.empty:
+            return answer
+        found = delta.to_pyarrow_dataset().to_table(
+            columns=["content_key", "probabilities"], filter=pc.field("teacher") == teacher
+        )
+        position = pd.Index(found["content_key"].to_pandas().drop_duplicates())
+        at = position.get_indexer(pd.Index(rows["content_key"]))
+        if len(position):
+            first = found["content_key"].to_pandas().drop_duplicates().index
+            said = np.stack(found["probabilities"].to_pandas().to_numpy()[first])
+            answer[at >= 0] = said[at[at >= 0]]
+        return answer
+
+    def ask(
+        self, rows: pd.DataFrame, asking: Callable[[pd.DataFrame], np.ndarray[Any, Any]], *, teacher: str
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What ``teacher`` says about ``rows``, ``[n, K]``: remembered where asked before, else asked and kept.
+
+        Rows of the same content are asked about once.
+        """
+        said = self.knowledge(rows, teacher)
+        unknown = np.isnan(said[:, 0])
+        if unknown.any():
+            new = rows[unknown].drop_duplicates("content_key")
+            answers = np.asarray(asking(new), dtype=np.float64)
+            self.append_knowledge(new, answers, teacher=teacher)
+            said[unknown] = answers[pd.Index(new["content_key"]).get_indexer(rows.loc[unknown, "content_key"])]
+        return said
+
+    def sample(self, rows: pd.DataFrame, size: int) -> pd.DataFrame:
+        """``size`` of ``rows`` (all if fewer), uniformly, without replacement; the same rows, the same sample."""
+        if len(rows) <= size:
+            return rows
+        seed = int(short_id(self.config.agent, len(rows), *rows["observation_id"].iloc[[0, -1]]), 16) % 2**32
+        return rows.sample(size, random_state=seed).sort_index()
+
+    def moment(self, as_of: datetime | None) -> datetime:
+        """``as_of`` in UTC; without one, now by the clock that the agent file names.
+
+        The clock ``newest_observation`` suits a history that is replayed; outcomes are then taken as known one
+        microsecond after the newest observation.
+
+        :raises WindowError: if that clock is asked and there are no observations.
+        """
+        if as_of is not None:
+            return as_of.replace(tzinfo=UTC) if as_of.tzinfo is None else as_of.astimezone(UTC)
+        if self.config.watch.clock == "wall":
+            return datetime.now(UTC)
+        return self.newest_observation() + timedelta(microseconds=1)
+
+    def newest_observation(self) -> datetime:
+        """When the agent last perceived something.
+
+        :raises WindowError: if it never has.
+        """
+        times = self.read("observations", columns=["observed_at"])["observed_at"]
+        if times.empty:
+            raise WindowError(f"the knowledge base of agent {self.config.agent!r} in {self.root} has no observations")
+        newest: datetime = times.iloc[-1].to_pydatetime()
+        return newest
+
+    def counts(self) -> dict[str, int]:
+        """Number of rows of each table that there is."""
+        opened = {table: self._open(table) for table in _FIELDS}
+        return {table: delta.to_pyarrow_dataset().count_rows() for table, delta in opened.items() if delta}
+
+    def verdicts(self) -> list[Verdict]:
+        """All verdicts, in the order of the times they speak of, then as recorded."""
+        rows = self.read("verdicts").sort_values(["observed_at", "recorded_at"], kind="stable")
+        return [Verdict.model_validate_json(text) for text in rows.drop_duplicates("verdict_id")["json"]]
+
+    def verdict(self, verdict_id: str) -> Verdict | None:
+        """The verdict of that id, if it was recorded."""
+        delta = self._open("verdicts")
+        if delta is None:
+            return None
+        found = delta.to_pyarrow_dataset().to_table(columns=["json"], filter=pc.field("verdict_id") == verdict_id)
+        return Verdict.model_validate_json(found["json"][0].as_py()) if len(found) else None
+
+    def watch_verdict(self, as_of: datetime) -> Verdict | None:
+        """The last verdict of a watch of exactly that moment, if one was recorded."""
+        found = [v for v in self.verdicts() if v.kind == "watch" and v.as_of == as_of]
+        return found[-1] if found else None
+
+    def last_refresh(self, before: datetime) -> datetime | None:
+        """The latest moment before ``before`` at which a refresh was judged, whatever its verdict."""
+        judged = [v.as_of for v in self.verdicts() if v.kind == "gate" and v.as_of < before]
+        return max(judged, default=None)
+
+    def has_batch(self, table: Table, batch: str) -> bool:
+        """Whether a batch of that name was appended."""
+        delta = self._open(table)
+        return delta is not None and delta.transaction_version(batch) is not None
+
+    # ----------------------------------------------------------------- Delta
+
+    def _open(self, table: Table, version: int | None = None) -> DeltaTable | None:
+        path = str(self.root / table)
+        return DeltaTable(path, version=version) if DeltaTable.is_deltatable(path) else None
+
+    def _open_or_create(self, table: Table) -> DeltaTable:
+        path = self.root / table
+        path.mkdir(parents=True, exist_ok=True)
+        return self._open(table) or DeltaTable.create(str(path), schema=self._schema(table), mode="ignore")
+
+    def _schema(self, table: Table) -> pa.Schema:
+        fields = list(_FIELDS[table])
+        if table == "observations":
+            fields += [(name, pa.float64()) for name in self.config.observations.numbers]
+            fields += [(name, pa.string()) for name in self.config.observations.categories]
+        return pa.schema(fields)
+
+    def _arrow(self, table: Table, rows: pd.DataFrame) -> pa.Table:
+        schema = self._schema(table)
+        if missing := [name for name in schema.names if name not in rows.columns]:
+            raise SchemaError(f"rows for table {table!r} of agent {self.config.agent!r} lack the columns {missing}")
+        rows = rows[schema.names].copy()
+        for name in schema.names:
+            if isinstance(rows[name].dtype, pd.DatetimeTZDtype):
+                rows[name] = rows[name].dt.tz_convert("UTC").dt.as_unit("us")
+        try:
+            return pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise SchemaError(f"rows for table {table!r} of agent {self.config.agent!r}: {error}") from error
+
+    def _empty(self, table: Table, columns: Sequence[str] | None) -> pd.DataFrame:
+        frame: pd.DataFrame = self._schema(table).empty_table().to_pandas()
+        return frame if columns is None else frame[list(columns)]

@@ -1,0 +1,70 @@
+"""What a user's objects must offer, and how ``"module:object"`` in a reviewed agent file is resolved."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+
+from stillhouse.errors import PartError
+
+__all__ = ["Source", "Teacher", "resolve"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where rows come from: observations or outcomes with ``start ≤ observed_at < end``."""
+
+    def __call__(self, start: datetime, end: datetime, /) -> pd.DataFrame: ...
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Anything that decides better than the student, for a price.
+
+    ``fit`` takes n rows and n action indices in ``0…K−1``; ``predict_proba`` gives float64 ``[n, K]`` whose
+    rows sum to 1; ``save`` writes native formats (text, ONNX, safetensors; no pickle) that ``load`` reads back.
+    """
+
+    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray[Any, Any], /) -> None: ...
+
+    def predict_proba(self, rows: pd.DataFrame, /) -> np.ndarray[Any, Any]: ...
+
+    def save(self, folder: Path, /) -> None: ...
+
+    @classmethod
+    def load(cls, folder: Path, /) -> Teacher: ...
+
+
+def resolve(target: str, *, where: str = "the agent file") -> Any:
+    """Import the object that ``target`` (``"package.module:object"``) names.
+
+    The working directory is importable, as it is for ``python -m``; ``where`` says in the message which key
+    of which file named the target.
+
+    :raises PartError: if the module does not import, or has no such object.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise PartError(f"{where}: {target!r} is not of the form 'package.module:object'")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise PartError(
+            f"{where}: {target!r} does not import ({type(error).__name__}: {error}); "
+            "run from the folder that holds the module, and install what it needs"
+        ) from error
+    found = module
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module_name and n[0] != "_"]
+            raise PartError(f"{where}: {module_name!r} has no {attribute!r}; it has: {', '.join(own) or 'nothing'}")
+        found = getattr(found, name)
+    return found

@@ -1,0 +1,331 @@
+"""The frozen records that travel between rooms: numbers, reasons and addresses, never a model or a frame.
+
+All are pydantic models, so that each one becomes JSON and comes back equal:
+``Verdict.model_validate_json(verdict.model_dump_json()) == verdict``.
+Times are timezone-aware UTC; windows are half-open, ``[start, end)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+
+__all__ = [
+    "Baseline",
+    "Certificate",
+    "CheckFailure",
+    "ColumnDrift",
+    "Comparison",
+    "DataReport",
+    "Disagreement",
+    "DriftReport",
+    "Latency",
+    "ModelRef",
+    "Outcome",
+    "Proof",
+    "Quality",
+    "Reason",
+    "Record",
+    "Refresh",
+    "Response",
+    "Scorecard",
+    "StudentRef",
+    "TeacherRef",
+    "Verdict",
+    "Window",
+    "drift_report",
+    "short_id",
+]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, unknown fields refused, numbers finite (JSON has no NaN to come back from)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Window(Record):
+    """A stretch of an agent's life, ``[start, end)``, and the table versions it was read at."""
+
+    name: str
+    start: AwareDatetime
+    end: AwareDatetime
+    versions: dict[str, int] = Field(default_factory=dict, description="Delta table version by table")
+
+    @classmethod
+    def ending(cls, name: str, end: datetime, length: timedelta) -> Window:
+        """The window of ``length`` that ends at ``end``."""
+        return cls(name=name, start=end - length, end=end)
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.start:%Y-%m-%d %H:%M}, {self.end:%Y-%m-%d %H:%M})"
+
+
+class Reason(Record):
+    """One measure beside its threshold, and what it means in a sentence."""
+
+    measure: str
+    value: float | None = None
+    threshold: float | None = None
+    crossed: bool
+    text: str
+
+
+# --------------------------------------------------------------------------- data checks
+
+
+class CheckFailure(Record):
+    """One expectation of the data contract that did not hold."""
+
+    expectation: str
+    column: str | None
+    rows: int = Field(ge=0, description="rows that break it; 0 for an expectation on the window as a whole")
+    text: str
+    fatal: bool = Field(description="true: the window is refused; false: its rows are quarantined")
+
+
+class DataReport(Record):
+    """What the data contract said about one window."""
+
+    window: Window
+    rows: int = Field(ge=0)
+    quarantined: int = Field(ge=0)
+    failures: tuple[CheckFailure, ...] = ()
+    seconds: float = Field(ge=0.0)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the window as a whole must not be used."""
+        return any(failure.fatal for failure in self.failures)
+
+
+# --------------------------------------------------------------------------- drift
+
+
+class ColumnDrift(Record):
+    """How far one column moved between the reference and the current window."""
+
+    column: str
+    kind: Literal["number", "category"]
+    psi: float = Field(ge=0.0, description="population stability index, bins from the reference's quantiles")
+    ks: float | None = Field(default=None, ge=0.0, le=1.0, description="Kolmogorov–Smirnov distance")
+    missing_reference: Fraction
+    missing_current: Fraction
+    unseen: tuple[str, ...] = Field(default=(), description="categories that the reference does not have")
+
+
+class Disagreement(Record):
+    """Teacher and student on the same sample of observations."""
+
+    rows: int = Field(ge=0)
+    rate: Fraction = Field(description="share of rows on which the chosen actions differ")
+    total_variation: Fraction = Field(description="mean of ½ Σ|p_teacher − p_student|")
+
+
+class Quality(Record):
+    """How good probabilities were, against outcomes."""
+
+    rows: int = Field(ge=0)
+    auc: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="area under the ROC curve; macro one-vs-rest for K > 2"
+    )
+    log_loss: float = Field(ge=0.0, description="mean −log p(outcome) (nats)")
+    brier: float = Field(ge=0.0, le=2.0, description="mean Σ_k (p_k − y_k)²")
+    accuracy: Fraction
+    calibration_error: Fraction = Field(description="expected calibration error, 15 equal-mass bins")
+
+
+class DriftReport(Record):
+    """One drift measurement: the reference (what the champion was trained on) against the current window."""
+
+    agent: str
+    champion: str = Field(description="name@version of the model that was watched")
+    reference: Window
+    current: Window
+    reference_rows: int = Field(ge=0)
+    current_rows: int = Field(ge=0)
+    columns: tuple[ColumnDrift, ...]
+    output: ColumnDrift | None = Field(default=None, description="the student's confidence as a column")
+    disagreement: Disagreement | None = None
+    disagreement_reference: Disagreement | None = Field(
+        default=None, description="the same on the window that the champion was proved on"
+    )
+    quality: Quality | None = Field(default=None, description="the champion's decisions against known outcomes")
+    quality_reference: Quality | None = None
+    seconds: float = Field(ge=0.0)
+
+    def worst(self, count: int = 5) -> tuple[ColumnDrift, ...]:
+        """The ``count`` columns with the largest PSI, largest first."""
+        return tuple(sorted(self.columns, key=lambda column: -column.psi)[:count])
+
+
+# --------------------------------------------------------------------------- models
+
+
+class ModelRef(Record):
+    """A model where MLflow keeps it."""
+
+    name: str = Field(description="registered or logged model name")
+    version: str | None = Field(default=None, description="registry version; None while only logged")
+    uri: str
+    run_id: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+
+class TeacherRef(Record):
+    """A fitted teacher: where it lies and up to when it has seen outcomes."""
+
+    version: str = Field(description="content hash of the fitted parts")
+    folder: str
+    fitted: Window
+    bytes: int = Field(ge=0)
+    model: ModelRef | None = None
+
+
+class StudentRef(Record):
+    """A distilled student where a refresh keeps it: weights, its input columns, and how the training went."""
+
+    folder: str
+    bytes: int = Field(ge=0)
+    rows: int = Field(ge=0, description="training rows")
+    history: tuple[dict[str, float], ...] = Field(description="mean losses of each epoch")
+
+
+class Latency(Record):
+    """Time for one call with one row, one thread, measured on the machine that serves."""
+
+    p50_ms: float = Field(ge=0.0)
+    p95_ms: float = Field(ge=0.0)
+    calls: int = Field(ge=1)
+
+
+class Scorecard(Record):
+    """All figures of one model on named windows."""
+
+    model: str = Field(description="teacher, student, or a variant's name")
+    role: Literal["teacher", "student", "variant", "champion"]
+    quality: dict[str, Quality] = Field(description="by window name")
+    slices: dict[str, Quality] = Field(default_factory=dict, description="by 'column=value', on the test window")
+    agreement: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="1 − mean total variation to the teacher, test window"
+    )
+    bytes: int = Field(ge=0, description="on disk")
+    latency: Latency | None = None
+    cpu: str = Field(default="", description="processor on which the latency was measured")
+
+    @property
+    def test(self) -> Quality:
+        """Quality on the window ``test``."""
+        return self.quality["test"]
+
+
+# --------------------------------------------------------------------------- verdicts
+
+Response = Literal["hold", "recalibrate", "reuse", "update", "redistil", "renew"]
+Outcome = Literal[
+    # watch
+    "no_drift", "drift", "cooling_down", "not_enough_evidence", "data_broken",
+    # gate, promotion
+    "promoted", "refused", "awaiting_approval", "rolled_back",
+]  # fmt: skip
+
+
+class Comparison(Record):
+    """Challenger minus champion on the same rows: the evidence of a gate, complete enough to judge again."""
+
+    window: str = Field(description="window name, or 'column=value' of a slice of the test window")
+    rows: int = Field(ge=0)
+    measure: Literal["auc", "accuracy"] = Field(description="AUC for two actions, accuracy for more")
+    challenger: float
+    champion: float
+    difference: float = Field(description="challenger − champion")
+    standard_error: float = Field(ge=0.0, description="of the paired difference")
+    margin: float = Field(ge=0.0, description="how much worse the challenger may be")
+
+
+class Certificate(Record):
+    """All that a promotion was decided on. ``evaluate.gate.judge`` on it gives the identical verdict."""
+
+    agent: str
+    refresh_id: str
+    challenger: Scorecard
+    champion: Scorecard | None
+    comparisons: tuple[Comparison, ...]
+    confidence: float = Field(gt=0.5, lt=1.0, description="one-sided")
+    max_bytes: int | None
+    max_p95_ms: float | None
+    approval: Literal["automatic", "manual"]
+    as_of: AwareDatetime
+
+
+class Proof(Record):
+    """Everything measured about one refresh's models, and which variant is put forward."""
+
+    teacher: Scorecard
+    student: Scorecard
+    variants: tuple[Scorecard, ...]
+    champion: Scorecard | None
+    chosen: str = Field(description="name of the variant put forward")
+    why: str
+    disagreement: Disagreement = Field(description="teacher and chosen variant on the test window")
+    certificate: Certificate
+
+
+class Verdict(Record):
+    """A decision of the system, with the numbers and reasons that led to it."""
+
+    verdict_id: str
+    kind: Literal["watch", "gate", "promotion"]
+    agent: str
+    as_of: AwareDatetime
+    outcome: Outcome
+    response: Response = "hold"
+    summary: str
+    reasons: tuple[Reason, ...] = ()
+    evidence: dict[str, JsonValue] = Field(default_factory=dict, description="the records judged, as JSON")
+
+
+class Baseline(Record):
+    """What a champion was trained and proved on: what every later watch compares with."""
+
+    train: Window
+    test: Window
+    profile: dict[str, JsonValue] = Field(description="stillhouse.drift.profile.Profile of the training rows")
+    disagreement: Disagreement = Field(description="with its teacher, on the test window")
+    quality: Quality = Field(description="on the test window")
+    teacher: ModelRef
+
+
+class Refresh(Record):
+    """One refresh under way: what for, on which windows, where its files and its MLflow run are."""
+
+    refresh_id: str
+    agent: str
+    as_of: AwareDatetime
+    trigger: Literal["bootstrap", "drift", "manual"]
+    cause: str = Field(description="verdict id of the drift, or who asked and why")
+    train: Window
+    test: Window
+    teacher: Literal["fit", "keep"]
+    folder: str = Field(description="of the files of this refresh, until MLflow has them")
+    run_id: str = Field(description="MLflow parent run")
+    verdict: Verdict | None = Field(default=None, description="of an earlier, interrupted or finished run of it")
+    finished: bool = False
+
+
+def short_id(*parts: object) -> str:
+    """Twelve hexadecimal characters that depend on nothing but ``parts``: the same work, the same id."""
+    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:12]
+
+
+def drift_report(verdict: Verdict) -> DriftReport | None:
+    """The drift report that a watch's verdict was decided on; None where nothing could be measured."""
+    evidence = verdict.evidence.get("drift")
+    return DriftReport.model_validate(evidence) if evidence else None

@@ -1,0 +1,44 @@
+"""What the registry is given and gives back, besides the records that all rooms share."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import AwareDatetime, Field
+
+from stillhouse.records import ModelRef, Record, Verdict
+
+__all__ = ["Lineage", "OpenedRefresh", "Role", "VersionEntry"]
+
+Role = Literal["teacher", "student", "variant"]
+
+
+class Lineage(Record):
+    """Where a model comes from; what is absent leaves no tag."""
+
+    student: ModelRef | None = Field(default=None, description="of a variant")
+    teacher: ModelRef | None = Field(default=None, description="of a student and its variants")
+    knowledge: dict[str, int] = Field(default_factory=dict, description="Delta table version by table")
+    drift: str | None = Field(default=None, description="verdict id of the drift report that asked for it")
+
+
+class OpenedRefresh(NamedTuple):
+    """The MLflow run of a refresh, and the verdict if an earlier, unfinished attempt had already reached one."""
+
+    run_id: str
+    verdict: Verdict | None
+
+
+class VersionEntry(Record):
+    """One deployable version of an agent, as a table shows it."""
+
+    version: str
+    aliases: tuple[str, ...]
+    variant: str
+    auc: float | None = Field(default=None, description="on the window `test`")
+    bytes: int = Field(ge=0, description="on disk")
+    p50_ms: float | None = Field(default=None, description="one row, one thread (ms)")
+    refresh_id: str
+    registered_at: AwareDatetime
+    champion_before: str | None = Field(default=None, description="version it replaced when it was promoted")
+    rolled_back: bool = False

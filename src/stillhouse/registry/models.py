@@ -1,0 +1,196 @@
+"""Teachers, students and variants, each in a nested run with its files, figures and lineage."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.records import ModelRef, Quality, Scorecard, TeacherRef
+from stillhouse.registry import packaging
+from stillhouse.registry.entries import Lineage, Role
+from stillhouse.registry.runs import PARENT, Runs, texts
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import nn
+
+__all__ = ["Models"]
+
+_Build = Callable[[Path, Any], None]
+
+
+class Models(Runs):
+    """What a refresh makes, logged under its run.
+
+    A logged model carries the tags ``role``, ``agent``, ``refresh_id``, ``refresh_run`` (the parent run's id),
+    ``auc``, ``bytes``, ``p50_ms`` and its lineage: ``lineage.student``, ``lineage.teacher``, ``lineage.knowledge``,
+    ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its ancestors carries.
+    """
+
+    def log_teacher(
+        self,
+        run_id: str,
+        teacher: TeacherRef,
+        scorecard: Scorecard,
+        params: Mapping[str, object],
+        lineage: Lineage | None = None,
+    ) -> ModelRef:
+        """Log a newly fitted teacher; one that is kept has its ``model`` already, which is returned.
+
+        The versions of the tables that it was fitted on are part of its lineage.
+        """
+        if teacher.model is not None:
+            return teacher.model
+        lineage = (lineage or Lineage()).model_copy(update={"knowledge": teacher.fitted.versions})
+        marks = {"teacher_version": teacher.version, "fitted": teacher.fitted.model_dump_json()}
+
+        def build(target: Path, model: Any) -> None:
+            packaging.save_teacher(Path(teacher.folder), target, model)
+
+        return self._log_model(run_id, "teacher", "teacher", build, scorecard, params, lineage, marks)
+
+    def log_student(
+        self,
+        run_id: str,
+        module: nn.Module,
+        example: np.ndarray[Any, Any],
+        scorecard: Scorecard,
+        params: Mapping[str, object],
+        lineage: Lineage,
+    ) -> ModelRef:
+        """Log a torch module as an exported graph, without pickle.
+
+        :param module: float32 ``[n, D]`` to logits ``[n, K]``.
+        :param example: float32 ``[n, D]``.
+        """
+
+        def build(target: Path, model: Any) -> None:
+            packaging.save_student(module, example, target, model)
+
+        return self._log_model(run_id, "student", "student", build, scorecard, params, lineage, {})
+
+    def log_variant(
+        self,
+        run_id: str,
+        folder: Path,
+        scorecard: Scorecard,
+        params: Mapping[str, object],
+        lineage: Lineage,
+        input_example: pd.DataFrame,
+    ) -> ModelRef:
+        """Log a variant's folder (``model.onnx``, ``manifest.json``, ``variant.py``) under the variant's name.
+
+        :param input_example: raw rows with at least the manifest's columns.
+        :raises RegistryError: if the example lacks columns.
+        """
+        name = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["variant"]
+
+        def build(target: Path, model: Any) -> None:
+            packaging.save_variant(folder, input_example, target, model)
+
+        return self._log_model(run_id, name, "variant", build, scorecard, params, lineage, {"variant": name})
+
+    # ----------------------------------------------------------------- inside
+
+    def _log_model(
+        self,
+        run_id: str,
+        name: str,
+        role: Role,
+        build: _Build,
+        scorecard: Scorecard,
+        params: Mapping[str, object],
+        lineage: Lineage,
+        marks: Mapping[str, object],
+    ) -> ModelRef:
+        """A nested run with its LoggedModel; both are marked as failed if the model cannot be written."""
+        refresh_id = self.client.get_run(run_id).data.tags.get("refresh_id", "")
+        ancestors = self._ancestors(lineage)
+        tags = texts(
+            {"agent": self.agent, "role": role, "refresh_id": refresh_id, "refresh_run": run_id}
+            | dict(marks)
+            | _headline(scorecard)
+            | _lineage_tags(lineage, ancestors)
+        )
+        run = self.client.create_run(self.experiment_id, run_name=name, tags={PARENT: run_id, **tags}).info.run_id
+        model = self.client.create_logged_model(
+            self.experiment_id, name, source_run_id=run, tags=tags, params=texts(params), model_type=role
+        )
+        try:
+            self._upload(model, run, build, scorecard)
+        except BaseException:
+            self.client.finalize_logged_model(model.model_id, "FAILED")
+            self.client.set_terminated(run, status="FAILED")
+            raise
+        self._log_batch(run, metrics=_metrics(scorecard), params=params, model_id=model.model_id)
+        for ancestor in ancestors.values():
+            self.client.set_logged_model_tags(model_id(ancestor), {f"descendant.{model.model_id}": name})
+        self.client.set_terminated(run)
+        return ModelRef(name=name, uri=f"models:/{model.model_id}", run_id=run)
+
+    def _upload(self, model: Any, run_id: str, build: _Build, scorecard: Scorecard) -> None:
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        with TemporaryDirectory() as folder:
+            target = Path(folder, "model")
+            described = Model(
+                artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
+            )
+            build(target, described)
+            (target / "scorecard.json").write_text(scorecard.model_dump_json(indent=1), encoding="utf-8")
+            self.client.log_model_artifacts(model.model_id, str(target))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+    def _ancestors(self, lineage: Lineage) -> dict[str, str]:
+        """``models:/<model id>`` of the student and the teacher that the lineage names."""
+        named = {"student": lineage.student, "teacher": lineage.teacher}
+        return {role: self._logged_uri(ref) for role, ref in named.items() if ref is not None}
+
+    def _logged_uri(self, ref: ModelRef) -> str:
+        """``models:/<model id>`` of a logged or registered model."""
+        if ref.version is None:
+            return ref.uri
+        return str(self.client.get_model_version(ref.name, ref.version).source)
+
+
+def model_id(logged_uri: str) -> str:
+    """``m-…`` of ``models:/m-…``."""
+    return logged_uri.removeprefix("models:/")
+
+
+def _lineage_tags(lineage: Lineage, ancestors: Mapping[str, str]) -> dict[str, object]:
+    versions = ",".join(f"{table}@{version}" for table, version in sorted(lineage.knowledge.items()))
+    tags: dict[str, object] = {f"lineage.{role}": uri for role, uri in ancestors.items()}
+    return tags | {"lineage.knowledge": versions or None, "lineage.drift": lineage.drift}
+
+
+def _headline(scorecard: Scorecard) -> dict[str, object]:
+    """What a table of versions shows."""
+    return {
+        "auc": scorecard.quality["test"].auc if "test" in scorecard.quality else None,
+        "bytes": scorecard.bytes,
+        "p50_ms": scorecard.latency.p50_ms if scorecard.latency else None,
+    }
+
+
+def _metrics(scorecard: Scorecard) -> dict[str, float]:
+    """All figures under names that MLflow accepts: ``test/auc``, ``slice/origin:EWR/auc``, ``latency/p95_ms``."""
+    figures: dict[str, float | None] = {"bytes": scorecard.bytes, "agreement": scorecard.agreement}
+    for window, quality in scorecard.quality.items():
+        figures |= _quality(window, quality)
+    for name, quality in scorecard.slices.items():
+        figures |= _quality(f"slice/{name.replace('=', ':')}", quality)
+    if scorecard.latency:
+        figures |= {"latency/p50_ms": scorecard.latency.p50_ms, "latency/p95_ms": scorecard.latency.p95_ms}
+    return {re.sub(r"[^\w.\- :/]", "_", name): value for name, value in figures.items() if value is not None}
+
+
+def _quality(prefix: str, quality: Quality) -> dict[str, float | None]:
+    return {f"{prefix}/{name}": value for name, value in quality.model_dump().items()}

@@ -1,0 +1,112 @@
+"""Models as folders in MLflow's format, with everything stated: MLflow infers nothing by loading or guessing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import stillhouse
+from stillhouse.errors import RegistryError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import nn
+
+__all__ = ["PAYLOAD", "save_student", "save_teacher", "save_variant"]
+
+# Where in a model's files the thing itself lies; a teacher's and a variant's is the one folder below.
+PAYLOAD = {"teacher": "data", "student": "data", "variant": "artifacts"}
+
+
+def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model: Any) -> None:
+    """A variant's folder as models-from-code: ``model.py`` loads the folder's own ``variant.py``.
+
+    :param model: the ``mlflow.models.Model`` that ``MLmodel`` is written from.
+    """
+    import mlflow.pyfunc
+
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    names = [column["name"] for column in manifest["columns"]]
+    if missing := [name for name in names if name not in input_example.columns]:
+        raise RegistryError(f"the input example of variant {manifest['variant']!r} lacks the columns {missing}")
+    with TemporaryDirectory() as staging:
+        code = Path(shutil.copyfile(Path(__file__).with_name("pyfunc_variant.py"), Path(staging, "model.py")))
+        mlflow.pyfunc.save_model(
+            target,
+            mlflow_model=model,
+            python_model=code,
+            artifacts={"variant": str(folder)},
+            signature=_variant_signature(manifest),
+            input_example=input_example[names].head(5),
+            pip_requirements=_pinned("mlflow", "numpy", "pandas", "onnxruntime"),
+        )
+
+
+def save_student(module: nn.Module, example: np.ndarray[Any, Any], target: Path, model: Any) -> None:
+    """A torch module, exported as a graph (``.pt2``): it loads without its class and without pickle.
+
+    :param example: float32 ``[n, D]``, n ≥ 1.
+    """
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    module = copy.deepcopy(module).eval().cpu()
+    # The export takes a first dimension of one for a constant, so one row is doubled.
+    rows = np.ascontiguousarray(np.resize(example, (max(2, min(len(example), 5)), example.shape[1])), np.float32)
+    with torch.no_grad():
+        actions = module(torch.from_numpy(rows)).shape[1]
+    kind = np.dtype(np.float32)
+    mlflow.pytorch.save_model(
+        module,
+        target,
+        mlflow_model=model,
+        signature=ModelSignature(
+            Schema([TensorSpec(kind, (-1, rows.shape[1]))]), Schema([TensorSpec(kind, (-1, actions))])
+        ),
+        input_example=rows,
+        pip_requirements=_pinned("mlflow", "numpy", "torch"),
+        serialization_format="pt2",
+    )
+
+
+def save_teacher(folder: Path, target: Path, model: Any) -> None:
+    """What a teacher's own ``save`` wrote; which class reads it is said by the agent file, not by the artifact."""
+    import mlflow.pyfunc
+
+    mlflow.pyfunc.save_model(
+        target,
+        mlflow_model=model,
+        loader_module="stillhouse.teachers.pyfunc",
+        data_path=str(folder),
+        pip_requirements=[f"stillhouse=={stillhouse.__version__}", *_pinned("mlflow", "numpy", "pandas")],
+    )
+
+
+def _variant_signature(manifest: dict[str, Any]) -> Any:
+    """All columns are required, missing values allowed.
+
+    Numbers are declared ``any``: as ``double`` MLflow refuses int64, nullable integers and booleans. What is not
+    a number is refused by the variant itself, which names the column.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+
+    types: dict[str, Any] = {"number": AnyType(), "category": "string"}  # type: ignore[no-untyped-call]
+    return ModelSignature(
+        Schema([ColSpec(types[column["type"]], column["name"]) for column in manifest["columns"]]),
+        Schema([ColSpec("string", "action"), *(ColSpec("float", f"p_{action}") for action in manifest["actions"])]),
+    )
+
+
+def _pinned(*packages: str) -> list[str]:
+    """Running versions, without local parts such as ``+cpu`` that no index knows."""
+    return [f"{package}=={version(package).partition('+')[0]}" for package in packages]

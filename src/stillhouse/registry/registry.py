@@ -1,0 +1,324 @@
+"""Registered models of one agent: which version is champion, which was, which would be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
+
+from stillhouse.config import home
+from stillhouse.errors import RegistryError
+from stillhouse.records import Baseline, ModelRef, Scorecard
+from stillhouse.registry.connection import does_not_exist, process_default
+from stillhouse.registry.entries import Role, VersionEntry
+from stillhouse.registry.models import Models, model_id
+from stillhouse.registry.packaging import PAYLOAD
+from stillhouse.registry.runs import now, texts
+
+__all__ = ["Registry"]
+
+_ROLLING_BACK = "rolling_back_to"  # on the registered model while a rollback is under way
+
+
+class Registry(Models):
+    """One agent in MLflow: its experiment, its runs, and the registered models ``<agent>`` (the variants),
+    ``<agent>-teacher`` and ``<agent>-student``.
+
+    Aliases live on ``<agent>``: ``champion``, ``previous``, ``challenger``; the teacher's and the student's
+    ``champion`` and ``previous`` are those that the variant of that alias descends from. :meth:`promote` and
+    :meth:`rollback` may be killed at any moment: the same call again ends in the same state. One process at a
+    time may move an agent's aliases.
+
+    :param tracking_uri: by default ``MLFLOW_TRACKING_URI``, else SQLite under ``STILLHOUSE_HOME``.
+    :raises RegistryError: from any method, if MLflow does not answer or refuses.
+    """
+
+    def registered_name(self, role: Role) -> str:
+        """The registered model that holds this agent's models of ``role``."""
+        return self.agent if role == "variant" else f"{self.agent}-{role}"
+
+    # ----------------------------------------------------------------- versions
+
+    def register(self, ref: ModelRef, name: str, tags: Mapping[str, object] | None = None) -> ModelRef:
+        """Make a logged model a version of the registered model ``name``, with its own tags and ``tags``.
+
+        A logged model that is a version already is not registered again; ``tags`` are set all the same.
+        """
+        source = self._logged_uri(ref)
+        found = self._registered(name, source)
+        if found is not None:
+            for key, value in texts(tags or {}).items():
+                self.client.set_model_version_tag(name, found, key, value)
+            return self._ref(self.client.get_model_version(name, found))
+        self._ensure_registered_model(name)
+        inherited = self.client.get_logged_model(model_id(source)).tags
+        own = {key: value for key, value in inherited.items() if not key.startswith(("mlflow.", "descendant."))}
+        with process_default(self.uri):
+            made = self.client.create_model_version(
+                name, source, run_id=ref.run_id, tags=own | texts(tags or {}), model_id=model_id(source)
+            )
+        return self._ref(made)
+
+    def version(self, name: str, alias_or_version: str) -> ModelRef | None:
+        """The version of ``name`` under an alias (``"champion"``) or a number (``"3"``); None if there is none."""
+        number = alias_or_version if alias_or_version.isdigit() else self._aliases(name).get(alias_or_version)
+        if number is None:
+            return None
+        try:
+            return self._ref(self.client.get_model_version(name, number))
+        except RegistryError as error:
+            if does_not_exist(error):
+                return None
+            raise
+
+    def champion(self) -> ModelRef | None:
+        """The variant that the agent runs."""
+        return self.version(self.agent, "champion")
+
+    def previous(self) -> ModelRef | None:
+        """The champion before, which :meth:`rollback` returns to."""
+        return self.version(self.agent, "previous")
+
+    def challenger(self) -> ModelRef | None:
+        """The variant that waits for approval."""
+        return self.version(self.agent, "challenger")
+
+    def versions(self) -> list[VersionEntry]:
+        """All versions of the agent's variants, newest first."""
+        names: dict[str, list[str]] = {}
+        for alias, number in sorted(self._aliases(self.agent).items()):
+            names.setdefault(number, []).append(alias)
+        found = self.client.search_model_versions(f"name = '{self.agent}'")
+        entries = [_entry(version, names.get(str(version.version), [])) for version in found]
+        return sorted(entries, key=lambda entry: -int(entry.version))
+
+    def tags(self, ref: ModelRef) -> dict[str, str]:
+        """Tags of a version, or of a logged model that is no version yet."""
+        if ref.version is not None:
+            return dict(self.client.get_model_version(ref.name, ref.version).tags)
+        return dict(self.client.get_logged_model(model_id(ref.uri)).tags)
+
+    def scorecard(self, ref: ModelRef) -> Scorecard:
+        """The scorecard that was logged with the model."""
+        model = self.client.get_logged_model(model_id(self._logged_uri(ref)))
+        with TemporaryDirectory() as folder:
+            return Scorecard.model_validate_json(self._download(model, "scorecard.json", folder).read_bytes())
+
+    def baseline(self, ref: ModelRef) -> Baseline:
+        """What the refresh that made this variant was trained and proved on.
+
+        :raises RegistryError: if it was not logged.
+        """
+        found = self.read_record(self.tags(ref)["refresh_run"], "baseline.json", Baseline)
+        if found is None:
+            raise RegistryError(f"{ref} has no baseline.json in its refresh run: refresh {self.agent!r} again")
+        return found
+
+    def version_of(self, refresh_id: str, variant: str) -> str:
+        """The version that a refresh registered for one of its variants.
+
+        :raises RegistryError: if there is none.
+        """
+        for entry in self.versions():
+            if entry.refresh_id == refresh_id and entry.variant == variant:
+                return entry.version
+        raise RegistryError(f"{self.agent} has no version of variant {variant!r} from refresh {refresh_id}")
+
+    def fetch(self, ref: ModelRef) -> Path:
+        """The local folder of a variant or teacher, or of a student's ``model.pt2``, downloaded once.
+
+        It lies under ``STILLHOUSE_HOME/models/<model id>`` and appears there only when it is complete.
+        """
+        logged = model_id(self._logged_uri(ref))
+        cached = home() / "models" / logged
+        if not cached.exists():
+            model = self.client.get_logged_model(logged)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            partial = mkdtemp(prefix=f".{logged}-", dir=cached.parent)
+            try:
+                payload = _payload(self._download(model, PAYLOAD[model.tags["role"]], partial), model.tags["role"])
+                _put(payload, cached)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return cached
+
+    # ----------------------------------------------------------------- aliases
+
+    def propose(self, version: str) -> None:
+        """Let ``version`` wait for approval as challenger."""
+        self._require(version)
+        self.client.set_registered_model_alias(self.agent, "challenger", version)
+
+    def promote(self, version: str) -> None:
+        """Make ``version`` champion, and the old champion previous.
+
+        :raises RegistryError: if there is no such version.
+        """
+        self._require(version)
+        aliases = self._aliases(self.agent)
+        old = aliases.get("champion")
+        self._forget_rollback()
+        if old != version:
+            self._tag(version, champion_before=old or "", promoted_at=now())
+            self._point("previous", old)
+            self._point("champion", version)
+        if aliases.get("challenger") == version:
+            self._point("challenger", None)
+        self._follow()
+
+    def rollback(self) -> ModelRef:
+        """Make the previous champion the champion again; its own predecessor becomes previous.
+
+        :raises RegistryError: if there is no previous champion.
+        """
+        target = self._rollback_under_way() or self._begin_rollback()
+        self._point("champion", target)
+        self._point("previous", self._champion_before(target))
+        self._follow()
+        self._forget_rollback()
+        champion = self.version(self.agent, target)
+        assert champion is not None
+        return champion
+
+    # ----------------------------------------------------------------- inside: rolling back
+
+    def _begin_rollback(self) -> str:
+        """Write down what is to be rolled back to, before any alias moves."""
+        aliases = self._aliases(self.agent)
+        champion, previous = aliases.get("champion"), aliases.get("previous")
+        if champion is None:
+            raise RegistryError(f"{self.agent} has no champion; promote a version first")
+        if previous == champion:  # a promotion was killed after its first step
+            previous = self._champion_before(champion)
+        if previous is None:
+            raise RegistryError(
+                f"{self.agent} has no champion before version {champion}; promote another version instead "
+                f"(versions: {', '.join(entry.version for entry in self.versions())})"
+            )
+        self._tag(champion, rolled_back_at=now(), rolled_back_to=previous)
+        self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, previous)
+        return previous
+
+    def _rollback_under_way(self) -> str | None:
+        value = self._registered_model(self.agent).tags.get(_ROLLING_BACK)
+        return str(value) if value else None
+
+    def _forget_rollback(self) -> None:
+        if self._rollback_under_way():
+            self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
+
+    def _champion_before(self, version: str) -> str | None:
+        """The version that ``version`` replaced, if it is still there."""
+        found = self.version(self.agent, version)
+        before = self.tags(found).get("champion_before") if found else None
+        return before if before and self.version(self.agent, before) else None
+
+    # ----------------------------------------------------------------- inside: aliases
+
+    def _follow(self) -> None:
+        """Let the teacher's and the student's aliases name what the variants of the same alias descend from."""
+        for alias in ("champion", "previous"):
+            variant = self.version(self.agent, alias)
+            lineage = self.tags(variant) if variant else {}
+            for role in ("teacher", "student"):
+                name = f"{self.agent}-{role}"
+                self._point(alias, self._registered(name, lineage.get(f"lineage.{role}")), name)
+
+    def _point(self, alias: str, version: str | None, name: str | None = None) -> None:
+        """Set ``alias`` to ``version``, or remove it; what is so already stays untouched."""
+        name = name or self.agent
+        now_at = self._aliases(name).get(alias)
+        if now_at == version:
+            return
+        if version is None:
+            self.client.delete_registered_model_alias(name, alias)
+        else:
+            self.client.set_registered_model_alias(name, alias, version)
+
+    def _aliases(self, name: str) -> dict[str, str]:
+        """Version by alias. MLflow gives numbers on SQL and text over REST."""
+        model = self._registered_model(name)
+        return {alias: str(version) for alias, version in model.aliases.items()} if model else {}
+
+    def _registered_model(self, name: str) -> Any:
+        try:
+            return self.client.get_registered_model(name)
+        except RegistryError as error:
+            if does_not_exist(error):
+                return None
+            raise
+
+    def _ensure_registered_model(self, name: str) -> None:
+        if self._registered_model(name) is None:
+            try:
+                self.client.create_registered_model(name, tags={"agent": self.agent})
+            except RegistryError:
+                if self._registered_model(name) is None:  # else another process was faster
+                    raise
+
+    def _registered(self, name: str, source: str | None) -> str | None:
+        """The first version of ``name`` that is the logged model ``source``."""
+        if source is None:
+            return None
+        found = self.client.search_model_versions(f"name = '{name}' and source_path = '{source}'")
+        return min((str(version.version) for version in found), key=int, default=None)
+
+    def _require(self, version: str) -> None:
+        if self.version(self.agent, version) is None:
+            there = ", ".join(entry.version for entry in self.versions()) or "none"
+            raise RegistryError(f"{self.agent} has no version {version!r}; there are: {there}")
+
+    def _tag(self, version: str, **tags: str) -> None:
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.agent, version, key, value)
+
+    def _ref(self, version: Any) -> ModelRef:
+        number = str(version.version)
+        uri = f"models:/{version.name}/{number}"
+        return ModelRef(name=version.name, version=number, uri=uri, run_id=version.run_id)
+
+    # ----------------------------------------------------------------- inside: files
+
+    def _download(self, model: Any, path: str, folder: str) -> Path:
+        """A file or folder among a logged model's files, copied into ``folder``."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        address = f"{model.artifact_location.rstrip('/')}/{path}"
+        try:
+            return Path(download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=self.uri))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {path}: {error}") from error
+
+
+def _payload(downloaded: Path, role: str) -> Path:
+    """The one folder below, which bears the name it had when it was logged; a student's files lie at the top."""
+    return downloaded if role == "student" else next(child for child in downloaded.iterdir() if child.is_dir())
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Move ``folder`` into place at once; another process may have been faster."""
+    try:
+        folder.replace(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def _entry(version: Any, aliases: list[str]) -> VersionEntry:
+    tags = version.tags
+    return VersionEntry(
+        version=str(version.version),
+        aliases=tuple(aliases),
+        variant=tags.get("variant", ""),
+        auc=tags.get("auc"),
+        bytes=tags.get("bytes", 0),
+        p50_ms=tags.get("p50_ms"),
+        refresh_id=tags.get("refresh_id", ""),
+        registered_at=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+        champion_before=tags.get("champion_before") or None,
+        rolled_back="rolled_back_at" in tags,
+    )

@@ -1,0 +1,99 @@
+"""One tiny pass through every part that an agent file names, before anything real depends on it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stillhouse.compress.variants import make_variants
+from stillhouse.config import AgentConfig, Fp32
+from stillhouse.distill.train import Lesson, columns_of, distil, new_student
+from stillhouse.errors import PartError, WindowError
+from stillhouse.knowledge import content_keys, tidy
+from stillhouse.parts import resolve
+from stillhouse.records import Window
+from stillhouse.teachers import ensemble
+from stillhouse.variant import Variant, encode
+
+__all__ = ["rehearse"]
+
+
+def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
+    """Sources, teachers, student and variant in turn on a few ``rows``; yields what was found to be in order.
+
+    :raises StillhouseError: the first thing that is not, and what to do about it.
+    """
+    observed = _observations(config, rows)
+    yield f"{config.observations.source}: {len(observed)} observations with {len(config.observations.columns)} columns"
+    labelled = _labelled(config, observed)
+    said = ", ".join(f"{action} {(labelled['outcome'] == i).mean():.0%}" for i, action in enumerate(config.actions))
+    yield f"{config.outcomes.source}: {len(labelled)} outcomes ({said})"
+
+    half = labelled["observed_at"].iloc[len(labelled) // 2]
+    window = Window(name="check", start=labelled["observed_at"].iloc[0], end=half)
+    past, future = labelled[labelled["observed_at"] < half], labelled[labelled["observed_at"] >= half]
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = ensemble.fit(config, past, window, Path(folder) / "teacher")
+        knowledge = ensemble.load(Path(folder) / "teacher", config).ask(future)
+        names = ", ".join(teacher.target for teacher in config.teachers)
+        yield f"{names}: fits, answers, is saved and loaded again ({fitted.bytes:,} bytes)"
+
+        columns = columns_of(config, future)
+        outcomes, numbers = future["outcome"].to_numpy(), len(config.observations.numbers)
+        lesson = Lesson(encode(future, columns), knowledge, outcomes, numbers)
+        student = new_student(config, columns, lesson.x.numpy())
+        distil(student, lesson, config.distillation, epochs=1)
+        (variant,) = make_variants(
+            student, [Fp32(method="fp32")], agent=config.agent, actions=config.actions, columns=columns,
+            calibration=lesson.x.numpy(), recover=lambda module, epochs: module, folder=Path(folder), lineage={},
+        )  # fmt: skip
+        decided = Variant(variant.folder).predict(future)
+    made = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(decided)} rows"
+    yield f"student ({config.student.kind}): {made}"
+
+
+def _observations(config: AgentConfig, rows: int) -> pd.DataFrame:
+    where = f"agents/{config.agent}.yaml: observations.source"
+    found = _call(resolve(config.observations.source, where=where), config, where)
+    tidied = tidy(found, config).sort_values("observed_at", kind="stable", ignore_index=True).head(rows)
+    if len(tidied) < 100:
+        raise WindowError(
+            f"{where} gives {len(tidied)} rows in the two weeks from {config.observations.since:%Y-%m-%d}, and 100 are "
+            f"needed: let `observations.since` name a time from which there are rows"
+        )
+    if tidied["observation_id"].duplicated().any():
+        raise PartError(f"{where} gives the same observation_id more than once")
+    return tidied.assign(content_key=content_keys(tidied, config))
+
+
+def _labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
+    where = f"agents/{config.agent}.yaml: outcomes.source"
+    outcomes = _call(resolve(config.outcomes.source, where=where), config, where)
+    lacking = {"observation_id", "observed_at", "known_at", "action"} - set(outcomes.columns)
+    if lacking:
+        raise PartError(f"{where} lacks the columns {sorted(lacking)}")
+    if strange := sorted(set(outcomes["action"]) - set(config.actions)):
+        raise PartError(f"{where} gives actions {strange}, which `actions` {list(config.actions)} does not have")
+    index = {action: i for i, action in enumerate(config.actions)}
+    labelled = observed.merge(outcomes[["observation_id", "action"]], on="observation_id")
+    labelled["outcome"] = labelled["action"].map(index).astype(np.int64)
+    if len(labelled) < len(observed) // 2:
+        raise PartError(f"{where} knows {len(labelled)} of {len(observed)} observations: do the observation_ids agree?")
+    return labelled
+
+
+def _call(source: Any, config: AgentConfig, where: str) -> pd.DataFrame:
+    start = config.observations.since
+    try:
+        found = source(start, start + timedelta(weeks=2))
+    except Exception as error:
+        raise PartError(f"{where} fails on two weeks from {start:%Y-%m-%d}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, pd.DataFrame):
+        raise PartError(f"{where} gives a {type(found).__name__}, not a pandas DataFrame")
+    return found

@@ -1,0 +1,1 @@
+"""Whatever decides better than the student, for a price."""

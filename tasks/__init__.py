@@ -1,0 +1,1 @@
+"""Prefect tasks: one engine call each."""

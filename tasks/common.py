@@ -1,0 +1,75 @@
+"""What every task shares: how it is declared, how a user's mistake is told, who may refresh now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Annotated, Any
+
+from filelock import FileLock
+from prefect import Task, task
+from prefect.client.schemas.objects import State, TaskRun
+from pydantic import Field
+
+from stillhouse import config
+from stillhouse.errors import RegistryError, StillhouseError
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.registry import Registry
+
+__all__ = ["AgentName", "engine_task", "knowledge_base", "refresh_lock", "registry"]
+
+AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="an agent file's name, e.g. flights")]
+
+
+async def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """A user's mistake stays one however often it is tried; an MLflow that does not answer may answer soon."""
+    try:
+        await state.result()
+    except StillhouseError as error:
+        return isinstance(error, RegistryError)
+    except Exception:
+        return True
+    return False
+
+
+engine_task: Callable[..., Any] = partial(
+    task,
+    retries=1,
+    retry_delay_seconds=2,
+    retry_condition_fn=_worth_another_try,
+    timeout_seconds=1800,
+    persist_result=False,
+)
+"""``@engine_task(task_run_name=…)``: one engine call, one retry where a retry can help, half an hour at most."""
+
+
+def knowledge_base(agent: str) -> KnowledgeBase:
+    """The agent's knowledge base."""
+    return KnowledgeBase(config.load(agent))
+
+
+@cache
+def registry(agent: str) -> Registry:
+    """The agent's registry, connected once per process."""
+    return Registry(agent)
+
+
+def refresh_lock(agent: str) -> FileLock:
+    """One refresh at a time per agent on this store; the operating system frees it when its holder dies."""
+    folder = config.home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"refresh-{agent}.lock")
+
+
+class _PlainMistakes(logging.Filter):
+    """A user's mistake is told in its one sentence; everything else keeps its traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], StillhouseError):
+            record.exc_info = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_PlainMistakes())

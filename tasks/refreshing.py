@@ -1,0 +1,349 @@
+"""What ``flows/refresh.py`` does, one task per station."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from stillhouse import config
+from stillhouse.compress.processor import processor
+from stillhouse.compress.variants import VariantFile
+from stillhouse.compress.variants import make_variants as compress_variants
+from stillhouse.config import AgentConfig
+from stillhouse.distill import student as students
+from stillhouse.distill.train import Lesson, columns_of, distil, new_student, student_probabilities, validation_days
+from stillhouse.drift.figures import drift_figure
+from stillhouse.drift.profile import build
+from stillhouse.errors import DataError, RegistryError, WindowError
+from stillhouse.evaluate import figures, gate
+from stillhouse.evaluate import proof as proving
+from stillhouse.records import (
+    Baseline,
+    DataReport,
+    Proof,
+    Refresh,
+    StudentRef,
+    TeacherRef,
+    Verdict,
+    Window,
+    drift_report,
+    short_id,
+)
+from stillhouse.registry import Lineage
+from stillhouse.teachers import ensemble
+from stillhouse.variant import Variant, encode
+from tasks.common import engine_task, knowledge_base, registry
+
+__all__ = [
+    "closing_run_on_failure",
+    "distil_student",
+    "gather_knowledge",
+    "judge",
+    "log_models",
+    "make_variants",
+    "open_refresh",
+    "prepare_teacher",
+    "prove",
+    "settle",
+    "span",
+]
+
+
+@engine_task(task_run_name="training and test window")
+def span(agent: str, as_of: datetime) -> Window:
+    """The training and the test window together: all that a refresh of this moment may look at."""
+    settings = config.load(agent)
+    end = as_of - settings.outcomes.delay
+    return knowledge_base(agent).window("refresh", end - settings.windows.test - settings.windows.train, end)
+
+
+@engine_task(task_run_name="open refresh")
+def open_refresh(
+    agent: str, as_of: datetime, trigger: Literal["bootstrap", "drift", "manual"], cause: str,
+    teacher: Literal["fit", "keep"], data: DataReport,
+) -> Refresh:  # fmt: skip
+    """Open the MLflow run of this refresh, or find what an earlier run of the same request left.
+
+    :raises DataError: if the windows break the data contract.
+    :raises WindowError: if there are too few rows to learn from.
+    """
+    base, models = knowledge_base(agent), registry(agent)
+    settings = base.config
+    refresh_id = short_id(agent, as_of.isoformat(), trigger, cause, teacher, settings.model_dump_json())
+    test_start = data.window.end - settings.windows.test
+    train = base.window("train", data.window.start, test_start)
+    test = base.window("test", test_start, data.window.end)
+    common = {
+        "refresh_id": refresh_id, "agent": agent, "as_of": as_of, "trigger": trigger, "cause": cause, "train": train,
+        "test": test, "teacher": teacher, "folder": str(config.home() / "refreshes" / agent / refresh_id),
+    }  # fmt: skip
+    if finished := models.finished_refresh(refresh_id):
+        return Refresh(**common, run_id="", verdict=finished, finished=True)
+    if data.broken:
+        raise DataError(
+            f"{data.window} breaks the data contract: " + "; ".join(f.text for f in data.failures if f.fatal)
+        )
+    _require_rows(base.labelled(train, as_of), settings.windows.min_train_rows, train)
+    _require_rows(base.labelled(test, as_of), settings.observations.min_rows, test)
+    run_id, verdict = models.open_refresh(
+        refresh_id,
+        tags={"trigger": trigger, "cause": cause, "as_of": as_of.isoformat()},
+        params=_settings(settings),
+    )
+    _log_cause(agent, cause, run_id)
+    return Refresh(**common, run_id=run_id, verdict=verdict)
+
+
+@engine_task(task_run_name="teacher: {job.teacher}")
+def prepare_teacher(job: Refresh) -> TeacherRef:
+    """Fit the teachers on the training window, or fetch the champion's."""
+    base, models = knowledge_base(job.agent), registry(job.agent)
+    if job.teacher == "fit":
+        rows = base.labelled(job.train, job.as_of)
+        models.log_window(job.run_id, job.train, rows, "training")
+        return ensemble.fit(base.config, rows, job.train, Path(job.folder) / "teacher")
+    champion = models.champion()
+    if champion is None:
+        raise RegistryError(
+            f"agent {job.agent!r} has no champion whose teacher could be kept: refresh with teacher=fit"
+        )
+    kept = models.baseline(champion).teacher
+    return ensemble.reference(models.fetch(kept), kept)
+
+
+@engine_task(task_run_name="gather knowledge")
+def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
+    """Teacher knowledge for the training window, cross-fitted where the teacher has seen the outcomes. Rows added."""
+    base = knowledge_base(job.agent)
+    rows = base.labelled(job.train, job.as_of)
+    unknown = pd.isna(base.knowledge(rows, teacher.version)[:, 0])
+    seen = ((rows["observed_at"] >= teacher.fitted.start) & (rows["observed_at"] < teacher.fitted.end)).to_numpy()
+    if job.teacher == "fit" and unknown.any():
+        return base.append_knowledge(rows, ensemble.cross_fit(base.config, rows), teacher=teacher.version)
+    new = rows[unknown & ~seen]
+    base.ask(new, ensemble.load(Path(teacher.folder), base.config).ask, teacher=teacher.version)
+    return len(new)
+
+
+@engine_task(task_run_name="distil student")
+def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
+    """A new student from the knowledge and the outcomes of the training window."""
+    settings = config.load(job.agent)
+    rows, lesson, columns = _lesson(job, teacher)
+    student = new_student(settings, columns, lesson.x.numpy())
+    history = distil(student, lesson, settings.distillation)
+    folder = Path(job.folder) / "student"
+    students.save(student, folder)
+    (folder / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
+    return StudentRef(
+        folder=str(folder),
+        bytes=(folder / "student.safetensors").stat().st_size,
+        rows=len(rows),
+        history=tuple(history),
+    )
+
+
+@engine_task(task_run_name="compress")
+def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tuple[VariantFile, ...]:
+    """The student in every form that the agent file asks for, pruned ones recovered by a short distillation."""
+    settings = config.load(job.agent)
+    _, lesson, columns = _lesson(job, teacher)
+
+    def recover(module: students.Student, epochs: int) -> students.Student:
+        distil(module, lesson, settings.distillation, epochs=epochs)
+        return module
+
+    made: tuple[VariantFile, ...] = compress_variants(
+        students.load(Path(student.folder)),
+        settings.compression,
+        agent=job.agent,
+        actions=settings.actions,
+        columns=columns,
+        calibration=lesson.x.numpy(),
+        recover=recover,
+        folder=Path(job.folder) / "variants",
+        lineage={"refresh": job.refresh_id, "teacher": teacher.version},
+    )
+    return made
+
+
+@engine_task(task_run_name="prove")
+def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tuple[VariantFile, ...]) -> Proof:
+    """Scorecards for all models on the validation days, the test window and the champion's own test window."""
+    base, models = knowledge_base(job.agent), registry(job.agent)
+    settings = base.config
+    asked = ensemble.load(Path(teacher.folder), settings)
+    module = students.load(Path(student.folder))
+    columns = _columns(student)
+    champion = models.champion()
+
+    train = base.labelled(job.train, job.as_of)
+    windows = {
+        "validation": train[validation_days(train["observed_at"], settings.distillation.validation_every)],
+        "test": base.labelled(job.test, job.as_of),
+    }
+    if champion:
+        windows["past"] = base.labelled(models.baseline(champion).test, job.as_of)
+    one = windows["test"].iloc[[0]]
+
+    def deployed(name: str, role: Literal["variant", "champion"], folder: Path, size: int) -> proving.Candidate:
+        variant = Variant(folder)
+        row = encode(one, variant.columns)
+        return proving.Candidate(name, role, variant.predict_proba, size, lambda: variant.probabilities(row))
+
+    return proving.prove(
+        settings,
+        job,
+        windows,
+        teacher=proving.Candidate("teacher", "teacher", asked.ask, teacher.bytes, lambda: asked.ask(one)),
+        student=proving.Candidate(
+            "student", "student", lambda rows: student_probabilities(module, encode(rows, columns)), student.bytes
+        ),
+        variants=[deployed(v.name, "variant", Path(v.folder), v.bytes) for v in variants],
+        champion=deployed(str(champion), "champion", models.fetch(champion), models.scorecard(champion).bytes)
+        if champion
+        else None,
+        cpu=processor().name,
+    )
+
+
+@engine_task(task_run_name="log to MLflow")
+def log_models(
+    job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tuple[VariantFile, ...], proof: Proof
+) -> None:
+    """Teacher, student and every variant: a nested run, a logged model and a registered version each."""
+    base, models = knowledge_base(job.agent), registry(job.agent)
+    settings = base.config
+    train = base.labelled(job.train, job.as_of)
+    test = base.labelled(job.test, job.as_of)
+    models.log_window(job.run_id, job.test, test, "test")
+
+    drift = job.cause if job.trigger == "drift" else None
+    logged_teacher = models.register(
+        models.log_teacher(job.run_id, teacher, proof.teacher, {t.name: t.target for t in settings.teachers}),
+        f"{job.agent}-teacher",
+    )
+    lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
+    module, example = students.load(Path(student.folder)), encode(test.head(4), _columns(student))
+    logged_student = models.register(
+        models.log_student(job.run_id, module, example, proof.student, dict(settings.distillation), lineage),
+        f"{job.agent}-student",
+    )
+    for epoch, losses in enumerate(student.history, start=1):
+        models.log_metrics(logged_student.run_id, losses, step=epoch)
+    lineage = lineage.model_copy(update={"student": logged_student})
+    for variant, card in zip(variants, proof.variants, strict=True):
+        logged = models.log_variant(
+            job.run_id, Path(variant.folder), card, {"method": variant.method}, lineage, test.head(4)
+        )  # fmt: skip
+        models.register(logged, job.agent, {"chosen": card.model == proof.chosen})
+    baseline = Baseline(
+        train=job.train,
+        test=job.test,
+        profile=build(train, settings.observations.columns).model_dump(mode="json"),
+        disagreement=proof.disagreement,
+        quality=proof.certificate.challenger.test,
+        teacher=logged_teacher,
+    )
+    models.log_record(job.run_id, baseline, "baseline.json")
+    models.log_figure(job.run_id, figures.tradeoff(proof), "figures/size_latency_quality.png")
+    models.log_figure(job.run_id, figures.quality_over_time(base.verdicts()), "figures/quality_over_time.png")
+    models.log_record(job.run_id, proof, "proof.json")
+
+
+@engine_task(task_run_name="judge")
+def judge(job: Refresh, proof: Proof) -> Verdict:
+    """The gate's verdict, stored before any alias moves."""
+    verdict = gate.judge(proof.certificate)
+    registry(job.agent).log_verdict(job.run_id, proof.certificate, verdict)
+    return verdict
+
+
+@engine_task(task_run_name="settle: {verdict.outcome}")
+def settle(job: Refresh, verdict: Verdict) -> None:
+    """Do what the verdict says, record it, close the run. Can be repeated after a kill at any point."""
+    models = registry(job.agent)
+    version = models.version_of(job.refresh_id, challenger_name(verdict))
+    if verdict.outcome == "promoted":
+        models.promote(version)
+    elif verdict.outcome == "awaiting_approval":
+        models.propose(version)
+    knowledge_base(job.agent).record(verdict)
+    models.close_refresh(job.run_id)
+    shutil.rmtree(job.folder, ignore_errors=True)
+
+
+@contextmanager
+def closing_run_on_failure(job: Refresh) -> Iterator[None]:
+    """Mark the MLflow run failed when the refresh cannot be finished, so that none is left running."""
+    try:
+        yield
+    except Exception as error:
+        registry(job.agent).close_refresh(job.run_id, failed=f"{type(error).__name__}: {error}")
+        raise
+
+
+# --------------------------------------------------------------------------- wiring
+
+
+def challenger_name(verdict: Verdict) -> str:
+    """Name of the variant that a gate's verdict is about."""
+    certificate: Any = verdict.evidence["certificate"]
+    return str(certificate["challenger"]["model"])
+
+
+def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
+    """The training rows that the student may learn from (validation days kept back), encoded, with their knowledge."""
+    base = knowledge_base(job.agent)
+    rows = base.labelled(job.train, job.as_of)
+    kept_back = validation_days(rows["observed_at"], base.config.distillation.validation_every)
+    known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
+    rows = rows[known & ~kept_back]
+    _require_rows(rows, base.config.windows.min_train_rows // 2, job.train)
+    columns = columns_of(base.config, rows)
+    lesson = Lesson(
+        encode(rows, columns),
+        base.knowledge(rows, teacher.version),
+        rows["outcome"].to_numpy(),
+        numbers=len(base.config.observations.numbers),
+    )
+    return rows, lesson, columns
+
+
+def _columns(student: StudentRef) -> list[dict[str, Any]]:
+    columns: list[dict[str, Any]] = json.loads((Path(student.folder) / "columns.json").read_text(encoding="utf-8"))
+    return columns
+
+
+def _require_rows(rows: pd.DataFrame, least: int, window: Window) -> None:
+    if len(rows) < least:
+        raise WindowError(
+            f"{window} has {len(rows)} rows with known outcomes, and {least} are needed: wait for more, "
+            f"or lengthen `windows.{window.name}` in the agent file"
+        )
+
+
+def _settings(settings: AgentConfig) -> dict[str, str]:
+    """The settings that a refresh depends on, as MLflow parameters."""
+    sections = {"distillation": settings.distillation, "student": settings.student, "windows": settings.windows,
+                "budgets": settings.budgets, "promotion": settings.promotion}  # fmt: skip
+    return {
+        f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section if value is not None
+    }
+
+
+def _log_cause(agent: str, cause: str, run_id: str) -> None:
+    """The drift report that asked for this refresh, if one did, as record and figure of its MLflow run."""
+    verdict = knowledge_base(agent).verdict(cause)
+    if verdict is None or verdict.kind != "watch":
+        return
+    registry(agent).log_record(run_id, verdict, "drift/verdict.json")
+    if report := drift_report(verdict):
+        registry(agent).log_figure(run_id, drift_figure(report), "figures/drift.png")

@@ -1,0 +1,21 @@
+"""The report as Markdown."""
+
+from data_checks.report import markdown
+from stillhouse.records import CheckFailure, DataReport
+
+
+def test_a_sound_window(window):
+    text = markdown(DataReport(window=window, rows=1200, quarantined=0, seconds=0.31))
+    assert "keeps the contract" in text and "1,200 rows" in text and "|" not in text
+
+
+def test_failures_are_a_table_with_the_fatal_ones_first(window):
+    failures = tuple(
+        CheckFailure(expectation="expect_x", column=column, rows=3, text=text, fatal=fatal)
+        for column, text, fatal in (("temp", "temp: above 50", False), (None, "a|b\nc", True))
+    )
+    text = markdown(DataReport(window=window, rows=100, quarantined=3, failures=failures, seconds=0.31))
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert "The window is refused" in text and "97 kept" in text
+    assert table[2] == "| refused | (window) | 3 | a\\|b c | `expect_x` |"
+    assert table[3] == "| noted | temp | 3 | temp: above 50 | `expect_x` |"

@@ -1,0 +1,151 @@
+"""Every outcome of a watch, every threshold, and the replay of the evidence."""
+
+from datetime import timedelta, timezone
+
+import pytest
+from pydantic import ValidationError
+
+from stillhouse.drift.decide import decide, decide_from_evidence
+from stillhouse.errors import WindowError
+from stillhouse.records import Verdict, short_id
+
+DAY = timedelta(days=1)
+
+
+def watch(make, report, data=None, last_refresh=None, as_of=None, **thresholds):
+    config = make.config(**(thresholds or {"psi": 0.25}))
+    return decide(report, data or make.data(), config, as_of=as_of or make.now, last_refresh=last_refresh)
+
+
+def reason(verdict, measure):
+    return next(reason for reason in verdict.reasons if reason.measure == measure)
+
+
+def test_drift(make):
+    verdict = watch(make, make.report(), last_refresh=make.now - 14 * DAY)
+    assert (verdict.kind, verdict.outcome, verdict.response) == ("watch", "drift", "redistil")
+    found = reason(verdict, "psi")
+    assert (found.value, found.threshold, found.crossed) == (0.4, 0.25, True)
+    assert "temp 0.4" in verdict.summary
+
+
+def test_no_drift(make):
+    verdict = watch(make, make.report({"temp": 0.25}))
+    assert (verdict.outcome, verdict.response) == ("no_drift", "hold")
+    assert not reason(verdict, "psi").crossed
+
+
+def test_cooling_down_says_until_when(make):
+    verdict = watch(make, make.report(), last_refresh=make.now - 13 * DAY)
+    assert (verdict.outcome, verdict.response) == ("cooling_down", "hold")
+    assert "2013-06-02 00:00 UTC" in verdict.summary
+    assert watch(make, make.report({"temp": 0.1}), last_refresh=make.now).outcome == "no_drift"
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_data_broken_comes_first(make, measured):
+    verdict = watch(make, make.report() if measured else None, make.data(rows=0, fatal=True))
+    assert (verdict.outcome, verdict.response) == ("data_broken", "hold")
+    assert "3 rows of nonsense" in verdict.summary and verdict.reasons[0].crossed
+
+
+def test_not_enough_evidence(make):
+    for verdict in (
+        watch(make, make.report(current_rows=99)),
+        watch(make, None, make.data(rows=120, quarantined=21)),
+    ):
+        assert (verdict.outcome, verdict.response) == ("not_enough_evidence", "hold")
+        assert (reason(verdict, "rows").value, reason(verdict, "rows").threshold) == (99, 100)
+
+
+def test_enough_sound_rows_without_a_measurement_cannot_be_decided(make):
+    with pytest.raises(WindowError, match="measure first"):
+        watch(make, None)
+
+
+def test_psi_needs_as_many_columns_as_configured(make):
+    report = make.report({"a": 0.5, "b": 0.3, "c": 0.1})
+    assert watch(make, report, psi=0.25, shifted_columns=2).outcome == "drift"
+    verdict = watch(make, report, psi=0.25, shifted_columns=3)
+    assert verdict.outcome == "no_drift" and reason(verdict, "psi").value == 0.1
+    assert "3 needed" in reason(verdict, "psi").text
+    assert reason(watch(make, report, psi=0.25, shifted_columns=4), "psi").value is None
+
+
+def test_output_psi(make):
+    report = make.report(output=make.column("confidence", 0.3))
+    assert watch(make, report, output_psi=0.25).outcome == "drift"
+    assert watch(make, report, output_psi=0.35).outcome == "no_drift"
+
+
+def test_disagreement_is_judged_on_its_rise(make):
+    report = make.report(disagreement=make.disagreement(0.15), disagreement_reference=make.disagreement(0.10))
+    verdict = watch(make, report, disagreement=0.04)
+    assert verdict.outcome == "drift" and reason(verdict, "disagreement").value == pytest.approx(0.05)
+    assert watch(make, report, disagreement=0.06).outcome == "no_drift"
+    alone = make.report(disagreement=make.disagreement(0.15))
+    assert reason(watch(make, alone, disagreement=0.06), "disagreement").value == 0.15
+
+
+def test_auc_drop(make):
+    report = make.report(quality=make.quality(0.70), quality_reference=make.quality(0.75))
+    assert watch(make, report, auc_drop=0.04).outcome == "drift"
+    assert watch(make, report, auc_drop=0.06).outcome == "no_drift"
+    few = make.report(quality=make.quality(0.5, rows=99), quality_reference=make.quality(0.75))
+    verdict = watch(make, few, auc_drop=0.04)
+    assert verdict.outcome == "no_drift" and "99 outcomes" in reason(verdict, "auc_drop").text
+
+
+def test_a_threshold_without_a_measurement_has_a_reason_that_says_so(make):
+    verdict = watch(make, make.report(), output_psi=0.1, disagreement=0.1, auc_drop=0.1)
+    assert verdict.outcome == "no_drift"
+    assert [r.measure for r in verdict.reasons] == ["psi", "output_psi", "disagreement", "auc_drop"]
+    assert all(r.value is None and not r.crossed for r in verdict.reasons[1:])
+
+
+def test_a_measurement_without_a_threshold_is_only_reported(make):
+    report = make.report({"temp": 9.0}, output=make.column("confidence", 9.0))
+    verdict = watch(make, report, disagreement=0.1)
+    assert verdict.outcome == "no_drift"
+    assert reason(verdict, "psi").threshold is None and reason(verdict, "output_psi").value == 9.0
+
+
+def test_the_same_watch_has_the_same_id(make):
+    verdict = watch(make, make.report())
+    elsewhere = make.now.astimezone(timezone(timedelta(hours=-5)))
+    assert verdict.verdict_id == short_id("toy", "watch", make.now.isoformat(), "toy@3")
+    assert watch(make, make.report(), as_of=elsewhere) == verdict.model_copy(
+        update={"evidence": verdict.evidence | {"as_of": "2013-05-31T19:00:00-05:00"}}
+    )
+    assert watch(make, make.report(), as_of=make.now + DAY).verdict_id != verdict.verdict_id
+    assert watch(make, make.report(champion="toy@4")).verdict_id != verdict.verdict_id
+
+
+def test_replay_gives_the_identical_verdict(make):
+    full = make.report(
+        {"a": 1 / 3, "b": 0.1 + 0.2},
+        output=make.column("confidence", 0.3),
+        disagreement=make.disagreement(0.15),
+        disagreement_reference=make.disagreement(0.1),
+        quality=make.quality(None),
+        quality_reference=make.quality(0.75),
+    )
+    verdicts = [
+        watch(make, full, psi=0.25, output_psi=0.1, disagreement=0.01, auc_drop=0.1),
+        watch(make, full, last_refresh=make.now - DAY),
+        watch(make, make.report({"temp": 0.0})),
+        watch(make, None, make.data(fatal=True)),
+        watch(make, None, make.data(rows=5)),
+    ]
+    assert len({verdict.outcome for verdict in verdicts}) == 5
+    for verdict in verdicts:
+        stored = Verdict.model_validate_json(verdict.model_dump_json())
+        assert stored == verdict
+        assert decide_from_evidence(stored.evidence).model_dump_json() == verdict.model_dump_json()
+
+
+def test_evidence_must_be_a_watchs(make):
+    with pytest.raises(ValidationError):
+        decide_from_evidence({"drift": None})
+    with pytest.raises(ValidationError, match="timezone"):
+        watch(make, make.report(), as_of=make.now.replace(tzinfo=None))

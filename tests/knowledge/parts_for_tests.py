@@ -1,0 +1,79 @@
+"""What runs in processes of its own: spawned ones import it by name, so it is an ordinary module."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pandas as pd
+
+from stillhouse.config import AgentConfig
+from stillhouse.knowledge import KnowledgeBase, base
+
+START = datetime(2013, 1, 1, tzinfo=UTC)
+
+
+def make_config() -> AgentConfig:
+    return AgentConfig.model_validate(
+        {
+            "agent": "toy",
+            "actions": ["stay", "move"],
+            "observations": {
+                "source": "toy:rows",
+                "since": "2013-01-01T00:00:00Z",
+                "columns": {"origin": {"type": "category"}, "temp": {"type": "number"}, "wind": {"type": "number"}},
+            },
+            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
+            "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
+            "student": {"kind": "tabular"},
+            "windows": {"train": "8w", "test": "1w", "current": "7d"},
+            "watch": {"thresholds": {"psi": 0.25}},
+        }
+    )
+
+
+def make_rows(first: int, count: int) -> pd.DataFrame:
+    """Observations ``first … first + count − 1``, one an hour, each of its own content."""
+    numbers = range(first, first + count)
+    return pd.DataFrame(
+        {
+            "observation_id": [f"o{i:04d}" for i in numbers],
+            "observed_at": pd.to_datetime([START + timedelta(hours=i) for i in numbers]),
+            "temp": [float(i) for i in numbers],
+            "wind": [float(i % 7) for i in numbers],
+            "origin": ["EWR" if i % 2 else "JFK" for i in numbers],
+        }
+    )
+
+
+def append(root: Path, first: int, count: int, batch: str) -> None:
+    KnowledgeBase(make_config(), root).append_observations(make_rows(first, count), batch=batch)
+
+
+def append_many(root: Path, worker: int) -> None:
+    for number in range(5):
+        append(root, 100 * worker + 10 * number, 10, f"{worker}:{number}")
+
+
+def append_the_same(root: Path, barrier: Barrier) -> None:
+    for number in range(10):
+        barrier.wait(60)
+        append(root, 10 * number, 10, f"the same {number}")
+
+
+def append_and_die(root: Path, moment: str, first: int, count: int, batch: str) -> None:
+    """Be gone at once, without any tidying up, as after ``kill -9``: before, amid or after the commit."""
+    write = base.write_deltalake
+
+    def dying(table: object, rows: object, **settings: object) -> None:
+        if moment == "after":
+            write(table, rows, **settings)
+        if moment == "amid":  # the data file is there, the log knows nothing of it
+            path = Path(root, "observations", f"part-of-the-dead-{batch}.parquet")
+            path.write_bytes(b"PAR1 and not much more")
+        os._exit(9)
+
+    base.write_deltalake = dying
+    append(root, first, count, batch)

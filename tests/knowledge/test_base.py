@@ -1,0 +1,442 @@
+"""Nothing is lost, nothing is doubled, and a window reads the same rows for ever."""
+
+from __future__ import annotations
+
+import multiprocessing
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stillhouse.config import AgentConfig
+from stillhouse.errors import SchemaError, WindowError
+from stillhouse.knowledge import KnowledgeBase, content_keys, tidy
+from stillhouse.records import Verdict, Window
+from tests.knowledge.parts_for_tests import (
+    START,
+    append,
+    append_and_die,
+    append_many,
+    append_the_same,
+    make_config,
+    make_rows,
+)
+
+HOUR = timedelta(hours=1)
+CONFIG = make_config()
+
+
+@pytest.fixture
+def kb(tmp_path: Path) -> KnowledgeBase:
+    return KnowledgeBase(CONFIG, tmp_path / "kb")
+
+
+@pytest.fixture
+def lived(kb: KnowledgeBase) -> KnowledgeBase:
+    """A knowledge base of 48 hours with an observation each."""
+    kb.append_observations(make_rows(0, 48), batch="first")
+    return kb
+
+
+def outcomes(numbers: range, action: str, *, known_after: timedelta) -> pd.DataFrame:
+    rows = make_rows(numbers.start, len(numbers))[["observation_id", "observed_at"]]
+    return rows.assign(known_at=rows["observed_at"] + known_after, action=action)
+
+
+def quarantine(*numbers: int) -> pd.DataFrame:
+    rows = pd.concat([make_rows(number, 1) for number in numbers])[["observation_id", "observed_at"]]
+    return rows.assign(reasons=[["temp: nonsense"]] * len(rows))
+
+
+def everything(kb: KnowledgeBase) -> Window:
+    return kb.window("all", START, START + 1000 * HOUR)
+
+
+# --------------------------------------------------------------------------- appending
+
+
+def test_a_batch_is_written_once(kb: KnowledgeBase) -> None:
+    assert kb.append_observations(make_rows(0, 5), batch="a") == 5
+    assert kb.append_observations(make_rows(0, 5), batch="a") == 0
+    assert kb.append_observations(make_rows(5, 5), batch="b") == 5
+    assert kb.counts() == {"observations": 10}
+    assert kb.has_batch("observations", "a")
+    assert not kb.has_batch("observations", "c")
+    assert not kb.has_batch("outcomes", "a")
+
+
+def test_a_batch_of_no_rows_is_no_batch(kb: KnowledgeBase) -> None:
+    assert kb.append_observations(make_rows(0, 0), batch="a") == 0
+    assert kb.append_observations(pd.DataFrame(columns=make_rows(0, 1).columns), batch="a") == 0
+    assert kb.append_observations(make_rows(0, 3), batch="a") == 3
+
+
+def test_rows_come_back_as_they_went_in(kb: KnowledgeBase) -> None:
+    rows = make_rows(0, 3).assign(temp=[1, np.nan, -0.5], origin=["EWR", None, "São Paulo"])
+    rows["observed_at"] = rows["observed_at"].dt.tz_convert("America/New_York")
+    kb.append_observations(rows.assign(extra="ignored"), batch="a")
+    found = kb.observations(everything(kb))
+    assert list(found.columns) == ["observation_id", "observed_at", "content_key", "temp", "wind", "origin"]
+    assert found["observed_at"].tolist() == [START, START + HOUR, START + 2 * HOUR]
+    np.testing.assert_array_equal(found["temp"], [1, np.nan, -0.5])
+    assert found["origin"].isna().tolist() == [False, True, False]
+    assert found["origin"][2] == "São Paulo"
+
+
+BAD = {
+    "a missing column": (make_rows(50, 2).drop(columns="wind"), r"lack the columns \['wind'\].*toy:rows"),
+    "text for numbers": (
+        make_rows(50, 2).assign(temp=["warm", "cold"]),
+        "column 'temp' of agent 'toy' must be numeric",
+    ),
+    "moments for numbers": (make_rows(50, 2).assign(temp=START), "column 'temp' of agent 'toy' must be numeric"),
+    "naive times": (
+        make_rows(50, 2).assign(observed_at=pd.to_datetime(["2013-01-05", "2013-01-06"])),
+        "observed_at of agent 'toy' must be timestamps with a time zone",
+    ),
+    "no times": (make_rows(50, 2).assign(observed_at=["a", "b"]), "must be timestamps with a time zone"),
+}
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD.values(), ids=BAD)
+def test_bad_rows_change_nothing(lived: KnowledgeBase, rows: pd.DataFrame, message: str) -> None:
+    before = everything(lived)
+    with pytest.raises(SchemaError, match=message):
+        lived.append_observations(rows, batch="bad")
+    assert everything(lived) == before
+    assert lived.counts() == {"observations": 48}
+    assert not lived.has_batch("observations", "bad")
+    lived.append_observations(make_rows(50, 2), batch="bad")
+    assert lived.counts() == {"observations": 50}
+
+
+def test_other_tables_have_their_columns_too(kb: KnowledgeBase) -> None:
+    good = outcomes(range(3), "move", known_after=HOUR)
+    with pytest.raises(SchemaError, match=r"table 'outcomes' of agent 'toy' lack the columns \['known_at'\]"):
+        kb.append("outcomes", good.drop(columns="known_at"), batch="a")
+    with pytest.raises(SchemaError, match="table 'outcomes' of agent 'toy'"):
+        kb.append("outcomes", good.assign(known_at="soon"), batch="a")
+    assert kb.counts().get("outcomes", 0) == 0
+
+
+# --------------------------------------------------------------------------- windows
+
+
+def test_windows_are_half_open(lived: KnowledgeBase) -> None:
+    found = lived.observations(lived.window("w", START + 5 * HOUR, START + 8 * HOUR))
+    assert found["temp"].tolist() == [5, 6, 7]
+    one, other = (lived.window("w", START + a * HOUR, START + b * HOUR) for a, b in ((0, 20), (20, 48)))
+    assert len(lived.observations(one)) + len(lived.observations(other)) == 48
+
+
+def test_a_window_in_another_time_zone_reads_the_same_rows(lived: KnowledgeBase) -> None:
+    zone = timezone(timedelta(hours=-5))
+    window = lived.window("w", (START + 5 * HOUR).astimezone(zone), (START + 8 * HOUR).astimezone(zone))
+    assert lived.observations(window)["temp"].tolist() == [5, 6, 7]
+
+
+def test_a_window_reads_the_same_rows_whatever_comes_later(lived: KnowledgeBase) -> None:
+    window = everything(lived)
+    observed, labelled = lived.observations(window), lived.labelled(window, START + 1000 * HOUR)
+    lived.append_observations(make_rows(48, 10), batch="second")
+    lived.append("quarantine", quarantine(3, 4), batch="q")
+    lived.append("outcomes", outcomes(range(10), "move", known_after=HOUR), batch="o")
+    pd.testing.assert_frame_equal(lived.observations(window), observed)
+    pd.testing.assert_frame_equal(lived.labelled(window, START + 1000 * HOUR), labelled)
+    assert len(observed) == 48
+    assert len(labelled) == 0
+
+    second = everything(lived)
+    assert len(lived.observations(second)) == 56
+    lived.append("quarantine", quarantine(5), batch="q2")
+    lived.append("outcomes", outcomes(range(10, 20), "move", known_after=HOUR), batch="o2")
+    assert len(lived.observations(second)) == 56
+    assert len(lived.labelled(second, START + 1000 * HOUR)) == 8
+    back = Window.model_validate_json(second.model_dump_json())
+    pd.testing.assert_frame_equal(lived.observations(back), lived.observations(second))
+    assert len(lived.observations(everything(lived))) == 55
+
+
+def test_a_window_without_versions_reads_what_is_there_now(lived: KnowledgeBase) -> None:
+    window = Window(name="w", start=START, end=START + 1000 * HOUR)
+    lived.append("quarantine", quarantine(3), batch="q")
+    assert len(lived.observations(window)) == 47
+
+
+def test_rows_in_quarantine_are_left_out(lived: KnowledgeBase) -> None:
+    lived.append("quarantine", quarantine(3, 7), batch="q")
+    lived.append("outcomes", outcomes(range(48), "move", known_after=HOUR), batch="o")
+    window = everything(lived)
+    kept = [float(i) for i in range(48) if i not in (3, 7)]
+    assert lived.observations(window)["temp"].tolist() == kept
+    assert lived.labelled(window, START + 1000 * HOUR)["temp"].tolist() == kept
+
+
+def test_an_observation_that_came_twice_counts_once(lived: KnowledgeBase) -> None:
+    lived.append_observations(make_rows(40, 10), batch="overlap")
+    assert lived.counts()["observations"] == 58
+    assert lived.observations(everything(lived))["temp"].tolist() == [float(i) for i in range(50)]
+
+
+def test_nothing_was_lived_yet(kb: KnowledgeBase) -> None:
+    window = everything(kb)
+    assert len(kb.observations(window)) == len(kb.labelled(window, START)) == len(kb.verdicts()) == 0
+    assert kb.counts() == {}
+    assert kb.verdict("v") is None
+    assert not kb.root.exists()
+
+
+# --------------------------------------------------------------------------- outcomes
+
+
+def test_only_outcomes_known_by_then(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(20), "move", known_after=5 * HOUR), batch="a")
+    lived.append("outcomes", outcomes(range(20, 30), "stay", known_after=5 * HOUR), batch="b")
+    window = everything(lived)
+    at_ten = lived.labelled(window, START + 10 * HOUR)
+    assert at_ten["temp"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert at_ten["outcome"].tolist() == [1] * 6
+    later = lived.labelled(window, START + 1000 * HOUR)
+    assert later["outcome"].tolist() == [1] * 20 + [0] * 10
+    assert later["outcome"].dtype == np.int64
+    assert list(lived.labelled(window, START).columns) == list(later.columns)
+
+
+def test_a_corrected_outcome_counts_from_when_the_correction_was_known(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(3), "move", known_after=9 * HOUR), batch="correction, arrived first")
+    lived.append("outcomes", outcomes(range(3), "stay", known_after=2 * HOUR), batch="a")
+    window = everything(lived)
+    assert lived.labelled(window, START + 5 * HOUR)["outcome"].tolist() == [0, 0, 0]
+    assert lived.labelled(window, START + 10 * HOUR)["outcome"].tolist() == [1, 1, 0]
+
+
+def test_an_unknown_action_is_an_error(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(3), "jump", known_after=HOUR), batch="a")
+    with pytest.raises(SchemaError, match=r"outcomes of agent 'toy' name unknown actions \['jump'\]"):
+        lived.labelled(everything(lived), START + 1000 * HOUR)
+
+
+# --------------------------------------------------------------------------- knowledge
+
+
+class Asked:
+    """A teacher that remembers what it was asked: P(move) is temp / 1000."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[float]] = []
+
+    def __call__(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+        self.calls.append(rows["temp"].tolist())
+        move = rows["temp"].to_numpy() / 1000
+        return np.column_stack([1 - move, move])
+
+
+def test_the_teacher_is_asked_about_what_is_new(lived: KnowledgeBase) -> None:
+    teacher, rows = Asked(), lived.observations(everything(lived))
+    lived.ask(rows.iloc[:10], teacher, teacher="t1")
+    said = lived.ask(rows.iloc[5:15], teacher, teacher="t1")
+    assert teacher.calls == [[float(i) for i in range(10)], [10, 11, 12, 13, 14]]
+    np.testing.assert_array_equal(said[:, 1], np.arange(5, 15) / 1000)
+    assert lived.ask(rows.iloc[:15][::-1], teacher, teacher="t1")[0, 1] == 14 / 1000
+    assert len(teacher.calls) == 2
+    lived.ask(rows.iloc[:2], teacher, teacher="t2")
+    assert teacher.calls[2:] == [[0, 1]]
+    assert lived.counts()["knowledge"] == 17
+
+
+def test_the_same_content_is_asked_about_once(kb: KnowledgeBase) -> None:
+    twice = pd.concat([make_rows(0, 4), make_rows(10, 4).assign(**make_rows(0, 4)[["temp", "wind", "origin"]])])
+    kb.append_observations(twice, batch="a")
+    teacher, rows = Asked(), kb.observations(everything(kb))
+    assert rows["content_key"].nunique() == 4
+    said = kb.ask(rows, teacher, teacher="t")
+    assert teacher.calls == [[0, 1, 2, 3]]
+    np.testing.assert_array_equal(said[:, 1], np.tile(np.arange(4), 2) / 1000)
+    np.testing.assert_array_equal(kb.knowledge(rows, "t"), said)
+    assert kb.counts()["knowledge"] == 4
+
+
+def test_what_was_never_asked_is_nan(lived: KnowledgeBase) -> None:
+    rows = lived.observations(everything(lived)).iloc[:3]
+    assert np.isnan(lived.knowledge(rows, "t")).all()
+    assert lived.append_knowledge(rows.iloc[[1]], np.array([[0.25, 0.75]]), teacher="t") == 1
+    np.testing.assert_array_equal(lived.knowledge(rows, "t"), [[np.nan] * 2, [0.25, 0.75], [np.nan] * 2])
+    assert np.isnan(lived.knowledge(rows, "another")).all()
+    assert lived.knowledge(rows.iloc[:0], "t").shape == (0, 2)
+
+
+def test_what_was_said_before_stays(lived: KnowledgeBase) -> None:
+    rows = lived.observations(everything(lived)).iloc[:2]
+    lived.append_knowledge(rows.iloc[[0]], np.array([[0.25, 0.75]]), teacher="t")
+    assert lived.append_knowledge(rows, np.array([[0.9, 0.1], [0.5, 0.5]]), teacher="t") == 1
+    assert lived.append_knowledge(rows, np.array([[0.9, 0.1], [0.5, 0.5]]), teacher="t") == 0
+    np.testing.assert_array_equal(lived.knowledge(rows, "t"), [[0.25, 0.75], [0.5, 0.5]])
+
+
+def keys(**columns: Any) -> list[str]:
+    ordinary = {"temp": [1.0], "wind": [2.0], "origin": ["EWR"]}
+    rows = pd.DataFrame({**ordinary, **columns}).assign(observation_id="o", observed_at=START)
+    return content_keys(tidy(rows, CONFIG), CONFIG)
+
+
+def test_equal_content_has_equal_keys_and_other_content_others(kb: KnowledgeBase) -> None:
+    (plain,) = keys()
+    assert len(plain) == 32
+    assert int(plain[:16], 16) != int(plain[16:], 16)
+    assert keys(temp=[1], wind=["2"]) == keys(temp=pd.array([1], dtype="Int64")) == [plain]
+    assert keys(origin=pd.Categorical(["EWR"])) == [plain]
+    assert keys(temp=[0.0]) == keys(temp=[-0.0])
+    assert keys(temp=[np.nan]) == keys(temp=[None]) == keys(temp=pd.array([None], dtype="Float64"))
+    assert keys(origin=[None]) == keys(origin=[np.nan]) == keys(origin=[pd.NA])
+    others = [
+        keys(temp=[2.0], wind=[1.0]), keys(temp=[1 + 1e-12]), keys(temp=[np.nan]), keys(wind=[np.nan]),
+        keys(origin=[None]), keys(origin=[""]), keys(origin=["nan"]), keys(origin=["EWR "]), keys(),
+    ]  # fmt: skip
+    assert len({key for (key,) in others}) == len(others)
+    many = keys(temp=np.repeat(np.arange(100.0), 100), wind=np.tile(np.arange(100.0), 100), origin=["EWR"] * 10_000)
+    assert len(set(many)) == 10_000
+
+
+def test_a_key_does_not_depend_on_the_company_or_on_where_a_row_was(lived: KnowledgeBase) -> None:
+    rows = make_rows(0, 20).assign(origin=[None, "B", "A", "", "Ω"] * 4)
+    tidied = tidy(rows, CONFIG)
+    together = content_keys(tidied, CONFIG)
+    assert together == [key for i in range(20) for key in content_keys(tidied.iloc[[i]], CONFIG)]
+    lived.append_observations(rows.assign(observation_id=[f"n{i}" for i in range(20)]), batch="b")
+    found = lived.read("observations")
+    found = found[found["observation_id"].str.startswith("n")]
+    assert found["content_key"].tolist() == together == content_keys(found, CONFIG)
+    assert content_keys(tidied.iloc[:0], CONFIG) == []
+
+
+def test_an_agent_of_numbers_or_of_categories_alone() -> None:
+    for kind, values in (("number", [1.0, 2.0, 1.0]), ("category", ["a", "b", "a"])):
+        columns = {"x": {"type": kind}}
+        observations = {**CONFIG.observations.model_dump(), "columns": columns}
+        config = AgentConfig.model_validate({**CONFIG.model_dump(), "observations": observations})
+        first, second, third = content_keys(pd.DataFrame({"x": values}), config)
+        assert first == third != second
+
+
+# --------------------------------------------------------------------------- samples, clocks, verdicts
+
+
+def test_a_sample_is_drawn_without_replacement_and_again_the_same(lived: KnowledgeBase) -> None:
+    rows = lived.observations(everything(lived))
+    sample = lived.sample(rows, 20)
+    assert sample["observation_id"].is_unique
+    assert len(sample) == 20
+    assert sample["observed_at"].is_monotonic_increasing
+    pd.testing.assert_frame_equal(sample, lived.sample(rows.copy(), 20))
+    pd.testing.assert_frame_equal(sample, rows.loc[sample.index])
+    assert lived.sample(rows.iloc[:20], 20) is not None
+    pd.testing.assert_frame_equal(lived.sample(rows, 48), rows)
+    pd.testing.assert_frame_equal(lived.sample(rows, 500), rows)
+
+
+def test_samples_of_other_rows_are_uniform(lived: KnowledgeBase) -> None:
+    """Over 400 sets of rows each place is drawn 400 · ½ times, ± 4 standard deviations."""
+    rows = lived.observations(everything(lived)).iloc[:40]
+    drawn = np.zeros(40)
+    for number in range(400):
+        drawn[lived.sample(rows.assign(observation_id=f"{number}:" + rows["observation_id"]), 20).index] += 1
+    assert drawn.sum() == 400 * 20
+    assert np.abs(drawn - 200).max() < 4 * np.sqrt(400 * 0.25)
+
+
+def test_what_now_is(lived: KnowledgeBase, kb: KnowledgeBase, tmp_path: Path) -> None:
+    assert lived.moment(datetime(2013, 5, 1)) == datetime(2013, 5, 1, tzinfo=UTC)
+    local = datetime(2013, 5, 1, tzinfo=timezone(timedelta(hours=-5)))
+    assert lived.moment(local) == local
+    assert lived.moment(local).utcoffset() == timedelta(0)
+    assert abs(lived.moment(None) - datetime.now(UTC)) < timedelta(minutes=1)
+    watch = {**CONFIG.watch.model_dump(), "clock": "newest_observation"}
+    replayed = AgentConfig.model_validate({**CONFIG.model_dump(), "watch": watch})
+    assert KnowledgeBase(replayed, lived.root).moment(None) == START + 47 * HOUR + timedelta(microseconds=1)
+    with pytest.raises(WindowError, match=r"agent 'toy' .* has no observations"):
+        KnowledgeBase(replayed, tmp_path / "empty").moment(None)
+
+
+def make_verdict(verdict_id: str, hours: int, kind: str = "watch", outcome: str = "no_drift") -> Verdict:
+    return Verdict(
+        verdict_id=verdict_id, kind=kind, agent="toy", as_of=START + hours * HOUR, outcome=outcome, summary="s"
+    )  # fmt: skip
+
+
+def test_a_verdict_is_recorded_once(kb: KnowledgeBase) -> None:
+    first = make_verdict("a", 2)
+    kb.record(first)
+    kb.record(first)
+    kb.record(first.model_copy(update={"summary": "another"}))
+    kb.record(make_verdict("b", 1))
+    assert kb.counts() == {"verdicts": 2}
+    assert [verdict.verdict_id for verdict in kb.verdicts()] == ["b", "a"]
+    assert kb.verdict("a") == first
+    assert kb.verdict("c") is None
+
+
+def test_verdicts_by_moment(kb: KnowledgeBase) -> None:
+    for verdict in (
+        make_verdict("w1", 1), make_verdict("g1", 1, "gate", "refused"), make_verdict("w2", 5),
+        make_verdict("g2", 5, "gate", "promoted"), make_verdict("p", 6, "promotion", "rolled_back"),
+    ):  # fmt: skip
+        kb.record(verdict)
+    assert kb.watch_verdict(START + 5 * HOUR) == make_verdict("w2", 5)
+    assert kb.watch_verdict(START + 6 * HOUR) is None
+    assert kb.last_refresh(before=START + 6 * HOUR) == START + 5 * HOUR
+    assert kb.last_refresh(before=START + 5 * HOUR) == START + HOUR
+    assert kb.last_refresh(before=START + HOUR) is None
+
+
+# --------------------------------------------------------------------------- processes
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def run(target: Any, *arguments: Any) -> int | None:
+    process = SPAWN.Process(target=target, args=arguments)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+@pytest.mark.parametrize("moment", ["before", "amid", "after"])
+def test_a_process_that_dies_leaves_nothing_half_written(lived: KnowledgeBase, moment: str) -> None:
+    assert run(append_and_die, lived.root, moment, 48, 12, "second") == 9
+    assert lived.counts() == {"observations": 60 if moment == "after" else 48}
+    append(lived.root, 48, 12, "second")
+    assert lived.observations(everything(lived))["temp"].tolist() == [float(i) for i in range(60)]
+    assert lived.counts() == {"observations": 60}
+
+
+def test_a_process_that_dies_over_its_first_rows(kb: KnowledgeBase) -> None:
+    assert run(append_and_die, kb.root, "amid", 0, 5, "first") == 9
+    assert len(kb.observations(everything(kb))) == 0
+    append(kb.root, 0, 5, "first")
+    assert len(kb.observations(everything(kb))) == 5
+
+
+def test_appends_of_three_processes_are_all_there(kb: KnowledgeBase) -> None:
+    workers = [SPAWN.Process(target=append_many, args=(kb.root, number)) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    found = kb.observations(everything(kb))
+    assert found["temp"].tolist() == [float(100 * w + i) for w in range(3) for i in range(50)]
+    assert kb.counts() == {"observations": 150}
+
+
+def test_one_batch_from_three_processes_is_there_once(kb: KnowledgeBase) -> None:
+    barrier = SPAWN.Barrier(3)
+    workers = [SPAWN.Process(target=append_the_same, args=(kb.root, barrier)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert kb.counts() == {"observations": 100}

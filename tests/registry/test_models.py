@@ -1,0 +1,181 @@
+"""Logged models: lineage both ways, no pickle, and loading where neither stillhouse nor torch is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stillhouse.errors import RegistryError
+from stillhouse.records import ModelRef
+from stillhouse.registry import Lineage, Registry
+from stillhouse.variant import Variant
+
+from .conftest import AGENT_FILE, RULE_TEACHER, Life, quality, rows, scorecard, variant_folder
+
+
+@pytest.fixture
+def models(registry: Registry, life: Life) -> dict[str, ModelRef]:
+    made = life.refresh("r1", variants=("fp32", "int8_dynamic"))
+    registry.promote(made["fp32"].version)
+    return made
+
+
+def logged(registry: Registry, ref: ModelRef) -> str:
+    return str(registry.client.get_model_version(ref.name, ref.version).source)
+
+
+def test_lineage_leads_both_ways(registry: Registry, models: dict[str, ModelRef]) -> None:
+    teacher, student, variant = (logged(registry, models[name]) for name in ("teacher", "student", "fp32"))
+    tags = registry.tags(models["fp32"])
+    assert (tags["lineage.student"], tags["lineage.teacher"]) == (student, teacher)
+    assert (tags["lineage.knowledge"], tags["lineage.drift"]) == ("observations@4,outcomes@2", "drift-7")
+    assert (tags["role"], tags["variant"], tags["refresh_id"], tags["gate"]) == ("variant", "fp32", "r1", "passed")
+    assert registry.tags(models["student"])["lineage.teacher"] == teacher
+    assert registry.tags(models["teacher"])["lineage.knowledge"] == "observations@4,outcomes@2"
+
+    for ancestor in (teacher, student):
+        down = registry.tags(ModelRef(name="any", uri=ancestor))
+        assert down[f"descendant.{variant.removeprefix('models:/')}"] == "fp32"
+    parent = registry.client.get_run(tags["refresh_run"])
+    assert parent.data.tags["cause"] == "drift-7"
+    nested = registry.client.get_run(models["fp32"].run_id)
+    assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert [output.model_id for output in nested.outputs.model_outputs] == [variant.removeprefix("models:/")]
+
+
+def test_lineage_of_a_kept_teacher_is_its_logged_model(
+    registry: Registry, models: dict[str, ModelRef], life: Life, tmp_path: Path
+) -> None:
+    run_id, _ = registry.open_refresh("r2", tags={}, params={})
+    kept = life.teacher("r2").model_copy(update={"model": models["teacher"]})
+    assert registry.log_teacher(run_id, kept, scorecard("teacher", "teacher"), {}) == models["teacher"]
+    lineage = Lineage(teacher=models["teacher"])
+    folder = variant_folder(tmp_path / "v", "fp32")
+    ref = registry.log_variant(run_id, folder, scorecard("fp32", "variant"), {}, lineage, rows())
+    assert registry.tags(ref)["lineage.teacher"] == logged(registry, models["teacher"])
+    registry.promote(registry.register(ref, "flights", {}).version)
+    for alias in ("champion", "previous"):
+        assert registry.version("flights-teacher", alias).version == "1"
+    assert registry.version("flights-student", "champion") is None  # this one descends from no student
+
+
+def test_figures_are_metrics_of_run_and_model(registry: Registry, models: dict[str, ModelRef]) -> None:
+    run = registry.client.get_run(models["fp32"].run_id)
+    assert run.data.params == {"method": "fp32"}
+    assert run.data.metrics["test/auc"] == quality().auc
+    assert run.data.metrics["slice/origin:EWR/auc"] == 0.7
+    assert run.data.metrics["slice/origin:São Paulo _GRU_/auc"] == 0.6
+    assert (run.data.metrics["bytes"], run.data.metrics["latency/p95_ms"]) == (1234, 0.09)
+    model_id = logged(registry, models["fp32"]).removeprefix("models:/")
+    on_model = {metric.key: metric.value for metric in registry.client.get_logged_model(model_id).metrics}
+    assert on_model == run.data.metrics
+
+
+def test_no_pickle_is_stored(models: dict[str, ModelRef], home: Path) -> None:
+    files = [path for path in (home / "mlflow" / "artifacts").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if path.suffix in (".pkl", ".pickle", ".pth", ".pt", ".joblib")] == []
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+
+
+def test_student_loads_without_pickle(registry: Registry, home: Path) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2)).train()
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    one_row = np.zeros((1, 3), np.float32)
+    ref = registry.log_student(run_id, module, one_row, scorecard("student", "student"), {}, Lineage())
+    assert module.training
+    folder = registry.client.get_logged_model(ref.uri.removeprefix("models:/")).artifact_location
+    matrix = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    said = mlflow.pyfunc.load_model(folder).predict(matrix)
+    np.testing.assert_allclose(said, module.eval()(torch.from_numpy(matrix)).detach().numpy(), rtol=1e-5)
+
+
+def test_champion_loads_without_stillhouse_and_torch(
+    registry: Registry, models: dict[str, ModelRef], tmp_path: Path
+) -> None:
+    rows().to_json(tmp_path / "rows.json", orient="split")
+    program = """
+        import sys
+        sys.modules["torch"] = sys.modules["stillhouse"] = None
+        import mlflow, pandas as pd
+        rows = pd.read_json(sys.argv[1], orient="split")
+        assert rows["hour"].dtype == "int64" and rows["wind"].isna().any() and "tail" in rows
+        model = mlflow.pyfunc.load_model("models:/flights@champion")
+        model.predict(rows).to_json(sys.argv[2], orient="split", double_precision=15)
+        try:
+            model.predict(rows.drop(columns=["hour", "origin"]))
+        except Exception as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "rows.json"), str(tmp_path / "said.json")],
+        env=os.environ | {"MLFLOW_TRACKING_URI": registry.uri},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "missing inputs" in done.stdout and "'hour'" in done.stdout and "'origin'" in done.stdout
+    said = pd.read_json(tmp_path / "said.json", orient="split")
+    expected = Variant(registry.fetch(registry.champion())).predict(rows())
+    assert list(said.columns) == ["action", "p_on_time", "p_late"]
+    pd.testing.assert_frame_equal(said, expected, check_dtype=False, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "hour",
+    [
+        np.array([1, 5, 12, 23], np.int64),
+        np.array([1.0, np.nan, 12, 23]),
+        pd.array([1, None, 12, 23], dtype="Int64"),
+        [1, None, 12, 23.0],
+        [None] * 4,
+    ],
+)
+def test_honest_numbers_pass_the_signature(registry: Registry, models: dict[str, ModelRef], hour: object) -> None:
+    location = registry.client.get_logged_model(logged(registry, models["fp32"]).removeprefix("models:/"))
+    raw = rows().assign(hour=hour).set_index(pd.Index(["a", "b", "c", "d"]))
+    said = mlflow.pyfunc.load_model(location.artifact_location).predict(raw)
+    expected = Variant(registry.fetch(models["fp32"])).predict(raw)
+    pd.testing.assert_frame_equal(said, expected)
+
+
+def test_text_in_a_number_column_is_refused_by_name(registry: Registry, models: dict[str, ModelRef]) -> None:
+    location = registry.client.get_logged_model(logged(registry, models["fp32"]).removeprefix("models:/"))
+    model = mlflow.pyfunc.load_model(location.artifact_location)
+    with pytest.raises(Exception, match="column 'hour' must be numeric"):
+        model.predict(rows().assign(hour=["one", "two", "three", "four"]))
+
+
+def test_example_without_the_columns_is_refused(registry: Registry, tmp_path: Path) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    folder = variant_folder(tmp_path / "v", "fp32")
+    with pytest.raises(RegistryError, match=r"lacks the columns \['wind'\]"):
+        registry.log_variant(run_id, folder, scorecard("fp32", "variant"), {}, Lineage(), rows().drop(columns="wind"))
+
+
+def test_teacher_loads_through_the_agent_file(
+    registry: Registry, models: dict[str, ModelRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "flights.yaml").write_text(AGENT_FILE)
+    (tmp_path / "rule_teacher.py").write_text(RULE_TEACHER)
+    monkeypatch.setenv("STILLHOUSE_AGENTS", str(tmp_path / "agents"))
+    monkeypatch.syspath_prepend(tmp_path)
+    location = registry.client.get_logged_model(logged(registry, models["teacher"]).removeprefix("models:/"))
+    said = mlflow.pyfunc.load_model(location.artifact_location).predict(rows())
+    np.testing.assert_allclose(said[:, 1], [0.2, 0.2, 0.9, 0.2])
+
+    (tmp_path / "agents" / "flights.yaml").write_text(AGENT_FILE.replace("name: rule", "name: other"))
+    with pytest.raises(Exception, match="'rule'"):
+        mlflow.pyfunc.load_model(location.artifact_location)

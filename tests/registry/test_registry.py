@@ -1,0 +1,211 @@
+"""Versions and aliases: the life of a few refreshes, and what a kill in the middle of a move leaves behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from stillhouse.errors import RegistryError
+from stillhouse.registry import Lineage, Registry
+
+from .conftest import Life, rows, scorecard, variant_folder
+
+
+class Killed(BaseException):
+    """Stands for the process's death: nothing may catch it."""
+
+
+def aliases(registry: Registry, name: str = "flights") -> dict[str, str]:
+    found = registry.client.get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def test_two_promotions_and_a_rollback(three: Registry) -> None:
+    three.promote("1")
+    assert aliases(three) == {"champion": "1"}
+    three.propose("2")
+    assert three.challenger().version == "2"
+    three.promote("2")
+    assert aliases(three) == {"champion": "2", "previous": "1"}
+    assert three.tags(three.champion())["champion_before"] == "1"
+    for role in ("teacher", "student"):
+        assert aliases(three, f"flights-{role}") == {"champion": "2", "previous": "1"}
+
+    assert three.rollback().version == "1"
+    assert aliases(three) == {"champion": "1"}
+    for role in ("teacher", "student"):
+        assert aliases(three, f"flights-{role}") == {"champion": "1"}
+    assert three.tags(three.version("flights", "2"))["rolled_back_to"] == "1"
+    with pytest.raises(RegistryError, match=r"no champion before version 1.*versions: 3, 2, 1"):
+        three.rollback()
+    assert aliases(three) == {"champion": "1"}
+
+
+def test_rollback_goes_back_further_each_time(three: Registry) -> None:
+    for version in "123":
+        three.promote(version)
+    assert (three.rollback().version, three.previous().version) == ("2", "1")
+    assert (three.rollback().version, three.previous()) == ("1", None)
+    three.promote("3")
+    assert aliases(three) == {"champion": "3", "previous": "1"}
+
+
+def test_promote_twice_changes_nothing(three: Registry) -> None:
+    three.promote("1")
+    three.promote("2")
+    before = aliases(three), three.tags(three.champion())
+    three.promote("2")
+    assert (aliases(three), three.tags(three.champion())) == before
+
+
+def test_unknown_version_is_refused_with_those_there_are(three: Registry) -> None:
+    with pytest.raises(RegistryError, match=r"no version '7'; there are: 3, 2, 1"):
+        three.promote("7")
+    with pytest.raises(RegistryError, match="no version '7'"):
+        three.propose("7")
+    assert three.version("flights", "7") is None
+    assert three.version("no-such-model", "champion") is None
+    with pytest.raises(RegistryError, match="no champion; promote"):
+        three.rollback()
+
+
+_WRITES = (
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "set_model_version_tag",
+    "set_registered_model_tag",
+    "delete_registered_model_tag",
+)
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """Let MLflow take so many writes to the registry, and die before the next."""
+    left = iter(range(writes))
+
+    def limited(name: str):  # type: ignore[no-untyped-def]
+        original = getattr(MlflowClient, name)
+
+        def call(*args, **kwargs):  # type: ignore[no-untyped-def]
+            if next(left, None) is None:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in _WRITES:
+        monkeypatch.setattr(MlflowClient, name, limited(name))
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, writes: int, action) -> bool:  # type: ignore[no-untyped-def]
+    with monkeypatch.context() as patch:
+        kill_after(patch, writes)
+        try:
+            action()
+        except Killed:
+            return True
+        return False
+
+
+def test_promote_killed_at_any_write_and_run_again(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    three.promote("1")
+    three.promote("2")
+    three.propose("3")
+    for writes in range(50):
+        if not killed(monkeypatch, writes, lambda: three.promote("3")):
+            break
+        champion, previous = three.champion().version, three.previous().version
+        assert (champion, previous) in {("2", "1"), ("2", "2"), ("3", "2")}, f"after {writes} writes"
+        three.promote("3")
+        assert aliases(three) == {"champion": "3", "previous": "2"}
+        assert aliases(three, "flights-teacher") == {"champion": "3", "previous": "2"}
+        three.rollback()
+        assert aliases(three) == {"champion": "2", "previous": "1"}
+        three.propose("3")
+    assert writes > 5
+
+
+def test_rollback_killed_at_any_write_and_run_again(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in "123":
+        three.promote(version)
+    for writes in range(50):
+        if not killed(monkeypatch, writes, three.rollback):
+            break
+        assert three.rollback().version == "2", f"after {writes} writes"
+        assert aliases(three) == {"champion": "2", "previous": "1"}
+        assert aliases(three, "flights-student") == {"champion": "2", "previous": "1"}
+        three.promote("3")
+    assert writes > 5
+
+
+def test_rollback_after_a_promotion_that_was_killed_and_given_up(
+    three: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three.promote("1")
+    three.promote("2")
+    assert killed(monkeypatch, 3, lambda: three.promote("3"))  # two tags, and previous := 2
+    assert aliases(three) == {"champion": "2", "previous": "2"}
+    assert three.rollback().version == "1"
+    assert aliases(three) == {"champion": "1"}
+
+
+def test_register_is_idempotent(registry: Registry, life: Life, tmp_path: Path) -> None:
+    models = life.refresh("r1")
+    run = registry.open_refresh("r2", tags={}, params={}).run_id
+    folder = variant_folder(tmp_path / "v", "fp32")
+    logged = registry.log_variant(run, folder, scorecard("fp32", "variant"), {}, Lineage(), rows())
+    first = registry.register(logged, "flights", {"gate": "open"})
+    assert registry.register(logged, "flights", {"gate": "passed"}) == first
+    assert registry.register(first, "flights") == first
+    assert (first.version, first.uri, first.run_id) == ("2", "models:/flights/2", logged.run_id)
+    assert registry.tags(first)["gate"] == "passed"
+    assert [entry.version for entry in registry.versions()] == ["2", "1"]
+    assert models["fp32"].version == "1"
+
+
+def test_versions_are_a_table(three: Registry) -> None:
+    three.promote("1")
+    three.promote("2")
+    _, new, old = three.versions()
+    assert (new.version, new.aliases, new.variant, new.refresh_id) == ("2", ("champion",), "fp32", "r2")
+    assert (new.auc, new.bytes, new.p50_ms, new.champion_before) == (0.71, 1234, 0.04, "1")
+    assert (old.aliases, old.champion_before, old.rolled_back) == (("previous",), None, False)
+    three.rollback()
+    assert three.versions()[1].rolled_back
+
+
+def test_scorecard_comes_back_equal(three: Registry) -> None:
+    three.promote("1")
+    assert three.scorecard(three.champion()) == scorecard("fp32", "variant")
+    assert three.scorecard(three.version("flights-teacher", "1")) == scorecard("teacher", "teacher")
+
+
+def test_fetch_once_and_whole(three: Registry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = three.fetch(three.version("flights", "1"))
+    assert sorted(file.name for file in variant.iterdir()) == ["manifest.json", "model.onnx", "variant.py"]
+    assert (three.fetch(three.version("flights-teacher", "1")) / "rule" / "limit.txt").read_text() == "10.0"
+    assert (three.fetch(three.version("flights-student", "1")) / "model.pt2").exists()
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", None)  # would fail if it were called again
+    assert three.fetch(three.version("flights", "1")) == variant
+    assert sorted(path.name for path in (home / "models").iterdir() if path.name.startswith(".")) == []
+
+
+def test_fetch_killed_half_way_leaves_no_half_model(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*args, **kwargs):  # type: ignore[no-untyped-def]
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stillhouse.registry.registry._put", die)
+        with pytest.raises(Killed):
+            three.fetch(three.version("flights", "1"))
+    assert (three.fetch(three.version("flights", "1")) / "model.onnx").exists()
+
+
+def test_importing_is_cheap() -> None:
+    code = "import sys, stillhouse.registry; print([m for m in ('mlflow', 'torch', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,159 @@
+"""Refresh runs: opened, filled, closed, and taken up again after a crash."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stillhouse.errors import RegistryError
+from stillhouse.records import Certificate, Verdict
+from stillhouse.registry import Lineage, Registry
+
+from .conftest import certificate, scorecard, verdict, window
+
+
+def status(registry: Registry, run_id: str) -> str:
+    return str(registry.client.get_run(run_id).info.status)
+
+
+def test_a_refresh_from_opening_to_closing(registry: Registry) -> None:
+    run_id, earlier = registry.open_refresh("r1", tags={"cause": "v9", "none": None}, params={"temperature": 2.0})
+    assert earlier is None
+    assert registry.finished_refresh("r1") is None
+    registry.log_metrics(run_id, {"loss": 0.4, "seconds": 3}, step=2)
+    registry.log_verdict(run_id, certificate("r1"), verdict())
+    assert registry.finished_refresh("r1") is None
+    registry.close_refresh(run_id)
+
+    assert registry.finished_refresh("r1") == verdict()
+    assert registry.finished_refresh("r2") is None
+    assert registry.read_record(run_id, "certificate.json", Certificate) == certificate("r1")
+    run = registry.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"temperature": "2.0"}
+    assert run.data.metrics == {"loss": 0.4, "seconds": 3}
+    assert run.data.tags["cause"] == "v9" and run.data.tags["outcome"] == "promoted"
+    assert "none" not in run.data.tags
+
+
+def test_unfinished_without_verdict_is_killed(registry: Registry) -> None:
+    first, _ = registry.open_refresh("r1", tags={}, params={})
+    nested = registry.client.create_run(registry.experiment_id, tags={"mlflow.parentRunId": first}).info.run_id
+    other, _ = registry.open_refresh("r2", tags={}, params={})
+    second, earlier = registry.open_refresh("r1", tags={}, params={})
+    assert second != first and earlier is None
+    assert (status(registry, first), status(registry, nested)) == ("KILLED", "KILLED")
+    assert "unfinished" in registry.client.get_run(first).data.tags["killed"]
+    assert (status(registry, second), status(registry, other)) == ("RUNNING", "RUNNING")
+
+
+@pytest.mark.parametrize("failed", [None, "the promotion could not reach MLflow"])
+def test_unfinished_with_verdict_is_resumed(registry: Registry, failed: str | None) -> None:
+    first, _ = registry.open_refresh("r1", tags={}, params={})
+    registry.log_verdict(first, certificate("r1"), verdict())
+    if failed:
+        registry.close_refresh(first, failed=failed)
+    again, earlier = registry.open_refresh("r1", tags={}, params={})
+    assert (again, earlier) == (first, verdict())
+    assert status(registry, first) == "RUNNING"
+
+
+def test_a_verdict_cut_off_in_the_middle_is_none(registry: Registry) -> None:
+    first, _ = registry.open_refresh("r1", tags={}, params={})
+    registry.client.log_text(first, verdict().model_dump_json()[:80], "verdict.json")
+    second, earlier = registry.open_refresh("r1", tags={}, params={})
+    assert second != first and earlier is None
+
+
+def test_close_as_failed_says_why(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    registry.close_refresh(run_id, failed="the teacher did not converge")
+    run = registry.client.get_run(run_id)
+    assert (run.info.status, run.data.tags["failed"]) == ("FAILED", "the teacher did not converge")
+
+
+def test_records_and_figures_are_artifacts(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    registry.log_record(run_id, verdict(), "drift/report.json")
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    registry.log_figure(run_id, figure, "drift/wind.png")
+    plt.close(figure)
+    assert {file.path for file in registry.client.list_artifacts(run_id, "drift")} == {
+        "drift/report.json",
+        "drift/wind.png",
+    }
+    assert registry.read_record(run_id, "drift/report.json", Verdict) == verdict()
+    assert registry.read_record(run_id, "drift/none.json", Verdict) is None
+
+
+def test_a_window_is_a_dataset_and_cheap(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(100_000, 20)), columns=[f"c{i}" for i in range(20)])
+    rows["origin"] = "EWR"
+    rows["observed_at"] = pd.Timestamp("2013-01-01", tz="UTC")
+    rows["said"] = [[0.5, 0.5]] * len(rows)
+    registry.log_window(run_id, window("train"), rows, "train")
+    registry.log_window(run_id, window("test"), rows, "test")
+
+    train, test = sorted(registry.client.get_run(run_id).inputs.dataset_inputs, key=lambda i: i.dataset.name)[::-1]
+    assert (train.tags[0].value, test.tags[0].value) == ("train", "test")
+    source = json.loads(train.dataset.source)
+    assert source["versions"] == {"observations": 4, "outcomes": 2}
+    assert source["path"].endswith("home/knowledge/flights")
+    assert json.loads(train.dataset.profile)["num_rows"] == 100_000
+    assert train.dataset.digest != test.dataset.digest
+
+
+def test_a_student_that_cannot_be_written_is_marked_failed(registry: Registry) -> None:
+    class Sorter(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum().item() > 0 else -x  # cannot be traced
+
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    card = scorecard("student", "student")
+    with pytest.raises(Exception, match=r"."):
+        registry.log_student(run_id, Sorter(), np.ones((2, 2), np.float32), card, {}, Lineage())
+    [nested] = registry.client.search_runs([registry.experiment_id], "tags.role = 'student'")
+    assert nested.info.status == "FAILED"
+    [model] = registry.client.search_logged_models([registry.experiment_id])
+    assert str(model.status) == "FAILED"
+
+
+def test_mlflow_that_does_not_answer_is_said_quickly(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in (
+        "http://ann:secret@127.0.0.1:9/mlflow?key=secret",
+        "postgresql+psycopg://ann:secret@127.0.0.1:9/mlflow",
+    ):
+        with pytest.raises(RegistryError, match=r"does not answer at \S+127.0.0.1:9/mlflow .*MLFLOW_TRACKING_URI") as e:
+            Registry("flights", uri)
+        assert "secret" not in str(e.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
+        Registry("flights")
+
+
+def test_a_server_that_accepts_and_says_nothing(home: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(RegistryError, match="does not answer"):
+        Registry("flights", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_where_things_are_kept(registry: Registry, home: Path) -> None:
+    assert registry.uri == f"sqlite:///{home}/mlflow/mlflow.db"
+    location = registry.client.get_experiment(registry.experiment_id).artifact_location
+    assert location == (home / "mlflow" / "artifacts").as_uri()
+    assert Registry("flights").experiment_id == registry.experiment_id
+
+
+def test_a_deleted_experiment_says_how_to_restore_it(registry: Registry) -> None:
+    registry.client.delete_experiment(registry.experiment_id)
+    with pytest.raises(RegistryError, match="mlflow experiments restore --experiment-id 1"):
+        Registry("flights")

@@ -1,0 +1,300 @@
+"""Every mistake in an agent file is answered with file, line, key and remedy."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from stillhouse import config
+from stillhouse.config import (
+    CategoryColumn,
+    DynamicInt8,
+    Fp32,
+    NumberColumn,
+    Prune,
+    StaticInt8,
+    embedded_environment,
+    load,
+    load_file,
+    variant_name,
+)
+from stillhouse.errors import ConfigError
+
+GOOD = """\
+agent: toy
+actions: [stay, move]
+observations:
+  source: "toy:rows"
+  since: 2013-01-01T00:00:00Z
+  columns:
+    temp: {type: number, min: -30, max: 40}
+    number: {type: number}
+    origin: {type: category, values: [EWR, JFK], max_unknown: 0.1}
+outcomes: {source: "toy:outcomes", delay: 1d}
+teachers:
+  - {kind: python, name: forest, target: "toy:Forest", weight: 2}
+student: {kind: tabular, widths: [16]}
+compression:
+  - {method: fp32}
+  - {method: prune, ratio: 0.5}
+windows: {train: 8w, test: 1w, current: 36h}
+watch:
+  thresholds: {psi: 0.25}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "toy.yaml"
+
+
+def complaint(file: Path, text: str) -> str:
+    """What is said about ``text``, each line without the file's name."""
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_file(file)
+    lines = str(caught.value).split("\n")
+    assert all(line.startswith(f"{file}:") for line in lines)
+    return "\n".join(line.removeprefix(f"{file}:") for line in lines)
+
+
+def test_a_good_file_is_read_and_frozen(file: Path) -> None:
+    file.write_text(GOOD)
+    toy = load_file(str(file))
+    assert toy.observations.columns["temp"] == NumberColumn(type="number", min=-30, max=40)
+    assert toy.observations.columns["origin"] == CategoryColumn(type="category", values=("EWR", "JFK"), max_unknown=0.1)
+    assert toy.observations.numbers == ("temp", "number")
+    assert toy.observations.categories == ("origin",)
+    assert toy.observations.since == datetime(2013, 1, 1, tzinfo=UTC)
+    assert toy.windows.train == timedelta(weeks=8)
+    assert toy.windows.current == timedelta(hours=36)
+    assert toy.compression == (Fp32(method="fp32"), Prune(method="prune", ratio=0.5))
+    assert toy.distillation.temperature == 2.0
+    assert toy.promotion.approval == "automatic"
+    for part, field in ((toy, "agent"), (toy.windows, "train"), (toy.teachers[0], "weight")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, field, getattr(part, field))
+
+
+MISTAKES = [
+    # misspelt keys, at every depth
+    ("agent: toy", "agent: toy\ndescripton: x", "2: descripton: unknown key; did you mean 'description'?"),
+    ("current: 36h", "current: 36h, min_train_row: 60",
+     "17: windows.min_train_row: unknown key; did you mean 'min_train_rows'?"),
+    ("weight: 2", "wieght: 2", "12: teachers.0.wieght: unknown key; did you mean 'weight'?"),
+    ("min: -30", "minn: -30", "7: observations.columns.temp.minn: unknown key; did you mean 'min'?"),
+    ("{type: number}", "{type: number, max_mising: 1}",
+     "8: observations.columns.number.max_mising: unknown key; did you mean 'max_missing'?"),
+    ("ratio: 0.5", "ratoi: 0.5", "16: compression.1.ratoi: unknown key; did you mean 'ratio'?"),
+    ("psi: 0.25", "outputpsi: 1", "19: watch.thresholds.outputpsi: unknown key; did you mean 'output_psi'?"),
+    # a key of another kind of column is not suggested
+    ("max_unknown: 0.1", "min: 3", "9: observations.columns.origin.min: unknown key; "
+     "known keys: type, values, max_unknown, max_missing, drift"),
+    # tags of unions
+    ("type: category", "type: categroy",
+     "9: observations.columns.origin.type: 'categroy' is not known; did you mean 'category'?"),
+    ("{type: number}", "{}", "8: observations.columns.number.type: is required and missing: one of number, category"),
+    ("method: fp32", "method: int4",
+     "15: compression.0.method: 'int4' is not known; known are: fp32, int8_dynamic, int8_static, prune"),
+    ("kind: tabular", "kind: tabluar", "13: student.kind: 'tabluar' is not known; did you mean 'tabular'?"),
+    # missing keys
+    (", delay: 1d", "", "10: outcomes.delay: is required and missing: time until an outcome is known"),
+    ("windows: {train: 8w, test: 1w, current: 36h}\n", "", "1: windows: is required and missing"),
+    # durations
+    ("delay: 1d", "delay: 1 day", "10: outcomes.delay: '1 day' is not a duration: "
+     "write a number and s, m, h, d or w, such as '12h' or '7d'"),
+    ("delay: 1d", "delay: 5", "10: outcomes.delay: 5 is not a duration: "
+     "write a number and s, m, h, d or w, such as '12h' or '7d'"),
+    ("delay: 1d", "delay: -1d", "10: outcomes.delay: '-1d' is not a duration: "
+     "write a number and s, m, h, d or w, such as '12h' or '7d'"),
+    ("delay: 1d", "delay: 99999999999w", "10: outcomes.delay: '99999999999w' is longer than any calendar"),
+    ("train: 8w", "train: 0d", "17: windows.train: must be longer than nothing"),
+    # types
+    ("[stay, move]", "[no, go]", "2: actions.0: must be text: put it in quotes, not false"),
+    ("[stay, move]", "stay", "2: actions: must be a list, such as [a, b], not 'stay'"),
+    ("weight: 2", "weight: heavy", "12: teachers.0.weight: must be a number, not 'heavy'"),
+    ("weight: 2", "weight: .inf", "12: teachers.0.weight: must be a finite number, not inf"),
+    ("[16]", "[16.5]", "13: student.widths.0: must be a whole number, not 16.5"),
+    ("min: -30", "drift: maybe", "7: observations.columns.temp.drift: must be true or false, not 'maybe'"),
+    ("2013-01-01T00:00:00Z", "2013-01-01",
+     "5: observations.since: 2013-01-01 must be a moment with a time zone, such as 2013-01-01T00:00:00Z"),
+    ("2013-01-01T00:00:00Z", "yesterday",
+     "5: observations.since: 'yesterday' must be a moment with a time zone, such as 2013-01-01T00:00:00Z"),
+    ("{train: 8w, test: 1w, current: 36h}", "",
+     "17: windows: must be a mapping, not nothing; its keys are: train, test, current, min_train_rows"),
+    ("    number: {", "    7: {", "6: observations.columns: the key 7 must be text: put it in quotes"),
+    ("agent: toy\n", "agent: toy\non: x\n", "1: the file: the key true must be text: put it in quotes"),
+    # ranges and forms
+    ("weight: 2", "weight: 0", "12: teachers.0.weight: must be more than 0, not 0"),
+    ("max_unknown: 0.1", "max_unknown: 1.5",
+     "9: observations.columns.origin.max_unknown: must be at most 1, not 1.5"),
+    ("[16]", "[1]", "13: student.widths.0: must be at least 2, not 1"),
+    ("ratio: 0.5", "ratio: 1", "16: compression.1.ratio: must be less than 1, not 1"),
+    ("[stay, move]", "[stay]", "2: actions: must have at least 2 entries, not ['stay']"),
+    ("agent: toy", "agent: Toy X", "1: agent: 'Toy X' must be a name: a lower-case letter, then lower-case letters, "
+     "digits, _ or -, at most 63"),
+    ('"toy:rows"', "toy.rows", "4: observations.source: 'toy.rows' must be of the form 'package.module:object'"),
+    # what fits alone and not together
+    ("min: -30", "min: 50", "7: observations.columns.temp: min 50.0 is larger than max 40.0"),
+    ("[EWR, JFK]", "[EWR, EWR]", "9: observations.columns.origin: values names 'EWR' more than once"),
+    ("[EWR, JFK]", "[]", "9: observations.columns.origin.values: must have at least 1 entries, not []"),
+    ("    temp: {", "    observed_at: {",
+     "3: observations: column names ['observed_at'] are reserved for the knowledge base"),
+    ("[stay, move]", "[stay, stay]", "2: actions: actions must differ, and 'stay' comes more than once"),
+    ("  - {method: prune, ratio: 0.5}", "  - {method: fp32}",
+     "14: compression: variants must differ, and 'fp32' comes more than once"),
+    ("watch:", "promotion: {slices: [temp]}\nwatch:",
+     "18: promotion.slices: 'temp' is no category column of `observations`; those are: origin"),
+    ("psi: 0.25", "psi: 0.25, psi: 3", "19: watch.thresholds.psi: is written twice (first in line 19); remove one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), MISTAKES, ids=[said[:44] for _, _, said in MISTAKES])
+def test_a_mistake_is_named_with_line_key_and_remedy(file: Path, right: str, wrong: str, said: str) -> None:
+    assert GOOD.count(right) == 1
+    found = complaint(file, GOOD.replace(right, wrong))
+    assert found == said
+    assert not re.search(r"Input should|pydantic|union|discriminator|validation|Literal|datetime\.", found)
+
+
+def test_all_mistakes_are_named_at_once(file: Path) -> None:
+    said = complaint(file, GOOD.replace("toy:rows", "toy").replace("weight: 2", "weight: -2").replace("psi", "pzi"))
+    assert [line.split(": ")[:2] for line in said.split("\n")] == [
+        ["4", "observations.source"], ["12", "teachers.0.weight"], ["19", "watch.thresholds.pzi"],
+    ]  # fmt: skip
+
+
+def test_a_misspelt_required_key_is_both_missing_and_unknown(file: Path) -> None:
+    said = complaint(file, GOOD.replace("agent: toy", "agnet: toy")).split("\n")
+    assert said == ["1: agent: is required and missing", "1: agnet: unknown key; did you mean 'agent'?"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("agent: toy\nactions: [a, b\n", "3: is not YAML: expected ',' or ']', but got '<stream end>'"),
+        ("agent: toy\nactions: a: b\n", "2: is not YAML: mapping values are not allowed here"),
+        ("agent: toy\nx: !!python/object/apply:os.system [ls]\n", "2: is not YAML: could not determine a constructor"),
+        ("agent: toy\nsince: 2013-13-01\n", " is not YAML: month must be in 1..12"),
+        ("", "1: must be a mapping with the keys agent, description, actions,"),
+        ("- agent: toy\n", "1: must be a mapping with the keys agent, description, actions,"),
+    ],
+)
+def test_what_is_no_mapping_is_refused_with_its_line(file: Path, text: str, said: str) -> None:
+    assert complaint(file, text).startswith(said)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read .*No such file"):
+        load_file(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_file(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("agent: té".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml: cannot be read .*utf-8"):
+        load_file(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("5m", timedelta(minutes=5)),
+        ("1.5h", timedelta(minutes=90)),
+        ("7d", timedelta(days=7)),
+        ("2 w", timedelta(days=14)),
+        ("' 0.5d '", timedelta(hours=12)),
+    ],
+)
+def test_durations(file: Path, text: str, length: timedelta) -> None:
+    file.write_text(GOOD.replace("delay: 1d", f"delay: {text}"))
+    assert load_file(file).outcomes.delay == length
+
+
+# --------------------------------------------------------------------------- by name
+
+
+@pytest.fixture
+def agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    (folder / "toy.yaml").write_text(GOOD)
+    (tmp_path / "outside.yaml").write_text(GOOD.replace("agent: toy", "agent: outside"))
+    monkeypatch.setenv("STILLHOUSE_AGENTS", str(folder))
+    return folder
+
+
+def test_an_agent_is_loaded_by_name(agents: Path) -> None:
+    assert load("toy").agent == "toy"
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "", ".", "toy.yaml", "TOY", "toy\n", "a/../toy"])
+def test_a_name_leads_to_no_other_folder(agents: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="no agent"):
+        load(name)
+
+
+def test_a_near_name_is_suggested(agents: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no agent 'tyo' in .*did you mean 'toy'\?.*STILLHOUSE_AGENTS"):
+        load("tyo")
+    with pytest.raises(ConfigError, match="there are: toy"):
+        load("recommender")
+
+
+def test_a_folder_without_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_AGENTS", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="there are: none"):
+        load("toy")
+
+
+def test_the_name_must_be_the_files(agents: Path) -> None:
+    (agents / "other.yaml").write_text(GOOD)
+    with pytest.raises(ConfigError, match=r"other\.yaml: agent: is 'toy'; it must be the file's name, 'other'"):
+        load("other")
+
+
+# --------------------------------------------------------------------------- where things are kept
+
+
+def test_everything_lies_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "store"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = dict(os.environ)
+    found = embedded_environment()
+    assert found["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/store/mlflow/mlflow.db"
+    assert found["PREFECT_HOME"] == f"{tmp_path}/store/prefect"
+    assert found["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    assert dict(os.environ) == before
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_users_prefect_profile_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect" / "profiles.toml").write_text("")
+    assert "PREFECT_HOME" not in embedded_environment()
+
+
+def test_without_settings_things_lie_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STILLHOUSE_HOME", raising=False)
+    monkeypatch.delenv("STILLHOUSE_AGENTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert config.home() == tmp_path / ".stillhouse"
+    assert config.agents_folder() == tmp_path / "agents"
+
+
+@pytest.mark.parametrize(
+    ("compression", "name"),
+    [
+        (Fp32(method="fp32"), "fp32"),
+        (DynamicInt8(method="int8_dynamic"), "int8_dynamic"),
+        (StaticInt8(method="int8_static"), "int8_static"),
+        (Prune(method="prune", ratio=0.29), "pruned_29"),
+    ],
+)
+def test_variants_have_names(compression: config.Compression, name: str) -> None:
+    assert variant_name(compression) == name

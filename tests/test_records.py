@@ -1,0 +1,163 @@
+"""Records are frozen, refuse what they do not know, and come back from JSON equal."""
+
+from __future__ import annotations
+
+import typing
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from pydantic import ValidationError
+
+from stillhouse import records
+from stillhouse.records import (
+    Baseline,
+    Certificate,
+    CheckFailure,
+    ColumnDrift,
+    Comparison,
+    DataReport,
+    Disagreement,
+    DriftReport,
+    Latency,
+    ModelRef,
+    Proof,
+    Quality,
+    Reason,
+    Record,
+    Refresh,
+    Scorecard,
+    StudentRef,
+    TeacherRef,
+    Verdict,
+    Window,
+    drift_report,
+    short_id,
+)
+
+NOW = datetime(2013, 6, 1, 12, 30, 0, 123456, tzinfo=UTC)
+WINDOW = Window(name="train", start=NOW - timedelta(days=7), end=NOW, versions={"observations": 3})
+REASON = Reason(measure="psi:temp", value=0.1 + 0.2, threshold=0.25, crossed=True, text="temp moved")
+FAILURE = CheckFailure(expectation="expect_x", column=None, rows=3, text="3 rows", fatal=True)
+DATA = DataReport(window=WINDOW, rows=100, quarantined=3, failures=(FAILURE,), seconds=0.1)
+COLUMN = ColumnDrift(
+    column="origin", kind="category", psi=1 / 3, ks=None, missing_reference=0, missing_current=0.5, unseen=("LGA",)
+)
+DISAGREEMENT = Disagreement(rows=500, rate=0.1, total_variation=0.07)
+QUALITY = Quality(rows=900, auc=2 / 3, log_loss=0.5, brier=0.3, accuracy=0.8, calibration_error=0.02)
+DRIFT = DriftReport(
+    agent="toy", champion="toy@3", reference=WINDOW, current=WINDOW, reference_rows=5, current_rows=6,
+    columns=(COLUMN,), output=COLUMN, disagreement=DISAGREEMENT, quality=QUALITY, seconds=0.01,
+)  # fmt: skip
+MODEL = ModelRef(name="toy", version="3", uri="models:/toy/3", run_id="abc")
+TEACHER = TeacherRef(version="0123456789ab", folder="/t", fitted=WINDOW, bytes=7, model=MODEL)
+STUDENT = StudentRef(folder="/s", bytes=9, rows=100, history=({"knowledge_loss": 0.1, "outcome_loss": 0.7},))
+LATENCY = Latency(p50_ms=0.04, p95_ms=0.09, calls=300)
+CARD = Scorecard(
+    model="fp32", role="variant", quality={"test": QUALITY}, slices={"origin=São Paulo": QUALITY}, agreement=0.9,
+    bytes=1234, latency=LATENCY, cpu="Zen",
+)  # fmt: skip
+COMPARISON = Comparison(
+    window="test", rows=900, measure="auc", challenger=0.7, champion=0.71, difference=-0.01, standard_error=0.002,
+    margin=0.005,
+)  # fmt: skip
+CERTIFICATE = Certificate(
+    agent="toy", refresh_id="r", challenger=CARD, champion=CARD, comparisons=(COMPARISON,), confidence=0.95,
+    max_bytes=2000, max_p95_ms=0.5, approval="manual", as_of=NOW,
+)  # fmt: skip
+PROOF = Proof(
+    teacher=CARD, student=CARD, variants=(CARD,), champion=None, chosen="fp32", why="smallest",
+    disagreement=DISAGREEMENT, certificate=CERTIFICATE,
+)  # fmt: skip
+VERDICT = Verdict(
+    verdict_id="v", kind="watch", agent="toy", as_of=NOW, outcome="drift", response="redistil", summary="it moved",
+    reasons=(REASON,), evidence={"drift": DRIFT.model_dump(mode="json")},
+)  # fmt: skip
+BASELINE = Baseline(
+    train=WINDOW, test=WINDOW, profile={"rows": 3, "columns": [1.5, None]}, disagreement=DISAGREEMENT, quality=QUALITY,
+    teacher=MODEL,
+)  # fmt: skip
+REFRESH = Refresh(
+    refresh_id="r", agent="toy", as_of=NOW, trigger="drift", cause="v", train=WINDOW, test=WINDOW, teacher="fit",
+    folder="/f", run_id="abc", verdict=VERDICT,
+)  # fmt: skip
+ALL: list[Record] = [
+    WINDOW, REASON, FAILURE, DATA, COLUMN, DISAGREEMENT, QUALITY, DRIFT, MODEL, TEACHER, STUDENT, LATENCY, CARD,
+    COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH,
+]  # fmt: skip
+each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
+
+
+def test_every_record_is_tried_here() -> None:
+    public = {getattr(records, name) for name in records.__all__}
+    known = {r for r in public if isinstance(r, type) and not typing.get_origin(r) and issubclass(r, Record)} - {Record}
+    assert {type(record) for record in ALL} == known
+
+
+@each
+def test_json_and_back(record: Record) -> None:
+    assert type(record).model_validate_json(record.model_dump_json()) == record
+    assert type(record).model_validate(record.model_dump(mode="json")) == record
+
+
+@each
+def test_frozen_and_closed(record: Record) -> None:
+    field = next(iter(type(record).model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(record, field, getattr(record, field))
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        type(record).model_validate({**record.model_dump(), "surprise": 1})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_json_cannot_say_is_refused(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Comparison.model_validate({**COMPARISON.model_dump(), "difference": value})
+    with pytest.raises(ValidationError, match="finite"):
+        Quality.model_validate({**QUALITY.model_dump(), "log_loss": value})
+
+
+@pytest.mark.parametrize("field", ["start", "end"])
+def test_a_window_without_time_zone_is_refused(field: str) -> None:
+    times = {"start": NOW, "end": NOW} | {field: NOW.replace(tzinfo=None)}
+    with pytest.raises(ValidationError, match="timezone"):
+        Window(name="w", **times)
+
+
+def test_the_window_that_ends_somewhere() -> None:
+    window = Window.ending("current", NOW, timedelta(days=7))
+    assert (window.start, window.end, window.versions) == (NOW - timedelta(days=7), NOW, {})
+    assert str(window) == "current [2013-05-25 12:30, 2013-06-01 12:30)"
+
+
+def test_a_moment_keeps_its_place_in_another_time_zone() -> None:
+    local = NOW.astimezone(timezone(timedelta(hours=-5)))
+    assert Window(name="w", start=local, end=local) == Window(name="w", start=NOW, end=NOW)
+    assert Window.model_validate_json(Window(name="w", start=local, end=local).model_dump_json()).start == NOW
+
+
+def test_the_worst_columns_come_first() -> None:
+    columns = tuple(COLUMN.model_copy(update={"column": c, "psi": p}) for c, p in [("a", 0.1), ("b", 3), ("c", 0.2)])
+    report = DRIFT.model_copy(update={"columns": columns})
+    assert [column.column for column in report.worst(2)] == ["b", "c"]
+
+
+def test_the_drift_report_comes_out_of_a_verdict() -> None:
+    assert drift_report(VERDICT) == DRIFT
+    assert drift_report(VERDICT.model_copy(update={"evidence": {}})) is None
+
+
+def test_a_broken_report_is_one_with_a_fatal_failure() -> None:
+    assert DATA.broken
+    assert not DataReport(window=WINDOW, rows=1, quarantined=0, seconds=0).broken
+
+
+def test_a_model_is_called_by_name_and_version() -> None:
+    assert str(MODEL) == "toy@3"
+    assert str(ModelRef(name="toy", uri="models:/m-1")) == "toy"
+
+
+def test_short_ids_depend_on_their_parts_alone() -> None:
+    # printf 'toy\037gate\0373' | sha256sum
+    assert short_id("toy", "gate", 3) == "446274328136"
+    assert short_id("toy", "gate", "3") == short_id("toy", "gate", 3)
+    assert len({short_id(), short_id("a", "b"), short_id("ab"), short_id("b", "a"), short_id("a", "b", "")}) == 5
