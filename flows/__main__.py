@@ -47,6 +47,17 @@ def demo(
 
 
 @app.command()
+def live(
+    until: Annotated[datetime, typer.Argument(help="up to when (UTC), such as 2013-02-26")],
+    agent: Agent = "flights",
+) -> None:
+    """Take what the agent's sources have, from where the knowledge base ends, and decide it by the champion."""
+    from flows.live import live as flow
+
+    console.print(f"{flow(agent=agent, end=until)} observations added")
+
+
+@app.command()
 def watch(
     agent: Agent = "flights",
     as_of: AsOf = None,

@@ -17,15 +17,18 @@ __all__ = ["promote"]
 @flow(name="promote", flow_run_name="{action} {agent}", validate_parameters=True)
 def promote(
     agent: AgentName = "flights",
-    action: Annotated[
-        Literal["promote", "rollback"], Field(description="promote `version`, or go back to the previous champion")
-    ] = "promote",
-    version: Annotated[
-        int | None, Field(ge=1, description="version of the registered model named after the agent; for promote")
-    ] = None,
-    reason: Annotated[str, Field(max_length=500, description="why; recorded with the verdict")] = "asked for by hand",
+    action: Literal["promote", "rollback"] = "promote",
+    version: Annotated[int | None, Field(ge=1)] = None,
+    reason: Annotated[str, Field(max_length=500)] = "asked for by hand",
 ) -> Verdict:
-    """Move the alias ``champion`` and record who was champion before, and why it moved."""
+    """Move the alias ``champion`` and record who was champion before, and why it moved.
+
+    Args:
+        agent: name of an agent file in agents/
+        action: promote makes `version` the champion; rollback goes back to the previous champion
+        version: version of the registered model that is named after the agent; needed to promote
+        reason: why; recorded with the verdict
+    """
     with refresh_lock(agent):
         if action == "rollback":
             verdict = promoting.roll_back(agent, reason)

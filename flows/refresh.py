@@ -18,22 +18,22 @@ __all__ = ["refresh"]
 @flow(name="refresh", flow_run_name="refresh {agent} ({trigger})", validate_parameters=True)
 def refresh(
     agent: AgentName = "flights",
-    as_of: Annotated[datetime | None, Field(description="the moment to speak of (UTC); empty: now")] = None,
-    trigger: Annotated[
-        Literal["bootstrap", "drift", "manual"], Field(description="what started it; recorded with the models")
-    ] = "manual",
-    cause: Annotated[
-        str, Field(max_length=500, description="verdict id of the drift, or who asked for it and why")
-    ] = "asked for by hand",
-    teacher: Annotated[
-        Literal["fit", "keep"],
-        Field(description="fit: a new teacher on the training window; keep: the champion's teacher goes on"),
-    ] = "fit",
+    as_of: datetime | None = None,
+    trigger: Literal["bootstrap", "drift", "manual"] = "manual",
+    cause: Annotated[str, Field(max_length=500)] = "asked for by hand",
+    teacher: Literal["fit", "keep"] = "fit",
 ) -> Verdict:
     """Fit or keep the teacher, gather knowledge, distil, make variants, score, judge, settle.
 
     Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next
     run of the same request goes on: before its verdict from the start, after it with the verdict that was given.
+
+    Args:
+        agent: name of an agent file in agents/
+        as_of: the moment to speak of (UTC); empty: now, by the clock that the agent file names
+        trigger: what started it; recorded with the models
+        cause: verdict id of the drift, or who asked for it and why; recorded with the models
+        teacher: fit a new teacher on the training window, or keep the champion's
     """
     with refresh_lock(agent):
         now = watching.moment(agent, as_of)
@@ -43,8 +43,8 @@ def refresh(
             return job.verdict
         with refreshing.closing_run_on_failure(job):
             verdict = job.verdict or _make_and_judge(job)
+            reporting.publish_refresh(job, verdict)
             refreshing.settle(job, verdict)
-        reporting.publish_refresh(job, verdict)
     return verdict
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 from prefect import flow
-from pydantic import Field
 
 from flows.refresh import refresh
 from stillhouse.records import Verdict
@@ -19,19 +18,19 @@ __all__ = ["watch"]
 @flow(name="watch", flow_run_name="watch {agent}", validate_parameters=True)
 def watch(
     agent: AgentName = "flights",
-    as_of: Annotated[datetime | None, Field(description="the moment to speak of (UTC); empty: now")] = None,
-    on_drift: Annotated[
-        Literal["announce", "refresh"],
-        Field(
-            description="announce: emit stillhouse.drift, which starts the refresh deployment; "
-            "refresh: run the refresh inside this run, for use without deployments"
-        ),
-    ] = "announce",
+    as_of: datetime | None = None,
+    on_drift: Literal["announce", "refresh"] = "announce",
 ) -> Verdict:
     """Check the current window, measure drift against the champion's training window, and decide.
 
     A window that breaks the data contract is refused; too few rows are "not enough evidence"; a threshold of the
     agent file that is crossed calls for a refresh.
+
+    Args:
+        agent: name of an agent file in agents/
+        as_of: the moment to speak of (UTC); empty: now, by the clock that the agent file names
+        on_drift: announce emits the event stillhouse.drift, which starts the refresh deployment; refresh does the
+            refresh inside this run, for use without deployments
     """
     now = watching.moment(agent, as_of)
     window = watching.take_window(agent, now)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
-from functools import cache, partial
+from datetime import datetime
+from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 from filelock import FileLock
 from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
@@ -15,9 +19,10 @@ from pydantic import Field
 from stillhouse import config
 from stillhouse.errors import RegistryError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import Window
 from stillhouse.registry import Registry
 
-__all__ = ["AgentName", "engine_task", "knowledge_base", "refresh_lock", "registry"]
+__all__ = ["AgentName", "engine_task", "knowledge_base", "labelled", "refresh_lock", "registry"]
 
 AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="an agent file's name, e.g. flights")]
 
@@ -47,6 +52,19 @@ engine_task: Callable[..., Any] = partial(
 def knowledge_base(agent: str) -> KnowledgeBase:
     """The agent's knowledge base."""
     return KnowledgeBase(config.load(agent))
+
+
+def labelled(base: KnowledgeBase, window: Window, known_by: datetime) -> pd.DataFrame:
+    """:meth:`KnowledgeBase.labelled`, read once for all stations of a run: a pinned window never changes."""
+    if not window.versions:
+        return base.labelled(window, known_by)
+    return _labelled(str(base.root), base.config.agent, window.model_dump_json(exclude={"name"}), known_by)
+
+
+@lru_cache(maxsize=4)
+def _labelled(root: str, agent: str, window: str, known_by: datetime) -> pd.DataFrame:
+    pinned = Window.model_validate({"name": "pinned", **json.loads(window)})
+    return KnowledgeBase(config.load(agent), Path(root)).labelled(pinned, known_by)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 
@@ -11,7 +11,12 @@ from stillhouse.parts import resolve
 from stillhouse.variant import Variant
 from tasks.common import engine_task, knowledge_base, registry
 
-__all__ = ["live"]
+__all__ = ["beginning", "live"]
+
+
+def beginning(agent: str, start: datetime | None) -> datetime:
+    """``start``, or where what was lived so far ends, or where the agent's history begins."""
+    return start or knowledge_base(agent).lived_until() or config.load(agent).observations.since
 
 
 @engine_task(task_run_name="live until {end:%Y-%m-%d}")
@@ -23,7 +28,8 @@ def live(agent: str, start: datetime, end: datetime) -> int:
     settings = config.load(agent)
     base = knowledge_base(agent)
     where = f"agents/{agent}.yaml"
-    batch = f"live:{start.astimezone(UTC):%Y%m%dT%H%M%S}:{end.astimezone(UTC):%Y%m%dT%H%M%S}"
+    start, end = base.moment(start), base.moment(end)
+    batch = f"live:{start:%Y%m%dT%H%M%S}:{end:%Y%m%dT%H%M%S}"
     source = resolve(settings.observations.source, where=f"{where}: observations.source")
     rows = source(start, end)
     added = base.append_observations(rows, batch=batch)

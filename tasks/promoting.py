@@ -11,7 +11,7 @@ from tasks.common import engine_task, knowledge_base, registry
 __all__ = ["promote_version", "roll_back"]
 
 
-@engine_task(task_run_name="promote version {version}")
+@engine_task(task_run_name="promote version {version}", retries=0)
 def promote_version(agent: str, version: int | None, reason: str) -> Verdict:
     """Make ``version`` the champion.
 
@@ -27,7 +27,7 @@ def promote_version(agent: str, version: int | None, reason: str) -> Verdict:
     return _recorded(agent, "promoted", chosen, before, reason)
 
 
-@engine_task(task_run_name="roll back")
+@engine_task(task_run_name="roll back", retries=0)  # once more would go one version further back
 def roll_back(agent: str, reason: str) -> Verdict:
     """Make the previous champion the champion again.
 

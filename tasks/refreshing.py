@@ -39,7 +39,7 @@ from stillhouse.records import (
 from stillhouse.registry import Lineage
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
-from tasks.common import engine_task, knowledge_base, registry
+from tasks.common import engine_task, knowledge_base, labelled, registry
 
 __all__ = [
     "closing_run_on_failure",
@@ -78,8 +78,8 @@ def open_refresh(
     settings = base.config
     refresh_id = short_id(agent, as_of.isoformat(), trigger, cause, teacher, settings.model_dump_json())
     test_start = data.window.end - settings.windows.test
-    train = base.window("train", data.window.start, test_start)
-    test = base.window("test", test_start, data.window.end)
+    train = data.window.model_copy(update={"name": "train", "end": test_start})
+    test = data.window.model_copy(update={"name": "test", "start": test_start})
     common = {
         "refresh_id": refresh_id, "agent": agent, "as_of": as_of, "trigger": trigger, "cause": cause, "train": train,
         "test": test, "teacher": teacher, "folder": str(config.home() / "refreshes" / agent / refresh_id),
@@ -90,8 +90,8 @@ def open_refresh(
         raise DataError(
             f"{data.window} breaks the data contract: " + "; ".join(f.text for f in data.failures if f.fatal)
         )
-    _require_rows(base.labelled(train, as_of), settings.windows.min_train_rows, train)
-    _require_rows(base.labelled(test, as_of), settings.observations.min_rows, test)
+    _require_rows(labelled(base, train, as_of), settings.windows.min_train_rows, train)
+    _require_rows(labelled(base, test, as_of), settings.observations.min_rows, test)
     run_id, verdict = models.open_refresh(
         refresh_id,
         tags={"trigger": trigger, "cause": cause, "as_of": as_of.isoformat()},
@@ -106,7 +106,7 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
     """Fit the teachers on the training window, or fetch the champion's."""
     base, models = knowledge_base(job.agent), registry(job.agent)
     if job.teacher == "fit":
-        rows = base.labelled(job.train, job.as_of)
+        rows = labelled(base, job.train, job.as_of)
         models.log_window(job.run_id, job.train, rows, "training")
         return ensemble.fit(base.config, rows, job.train, Path(job.folder) / "teacher")
     champion = models.champion()
@@ -122,7 +122,7 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
 def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
     """Teacher knowledge for the training window, cross-fitted where the teacher has seen the outcomes. Rows added."""
     base = knowledge_base(job.agent)
-    rows = base.labelled(job.train, job.as_of)
+    rows = labelled(base, job.train, job.as_of)
     unknown = pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     seen = ((rows["observed_at"] >= teacher.fitted.start) & (rows["observed_at"] < teacher.fitted.end)).to_numpy()
     if job.teacher == "fit" and unknown.any():
@@ -184,13 +184,13 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
     columns = _columns(student)
     champion = models.champion()
 
-    train = base.labelled(job.train, job.as_of)
+    train = labelled(base, job.train, job.as_of)
     windows = {
         "validation": train[validation_days(train["observed_at"], settings.distillation.validation_every)],
-        "test": base.labelled(job.test, job.as_of),
+        "test": labelled(base, job.test, job.as_of),
     }
     if champion:
-        windows["past"] = base.labelled(models.baseline(champion).test, job.as_of)
+        windows["past"] = labelled(base, models.baseline(champion).test, job.as_of)
     one = windows["test"].iloc[[0]]
 
     def deployed(name: str, role: Literal["variant", "champion"], folder: Path, size: int) -> proving.Candidate:
@@ -221,8 +221,8 @@ def log_models(
     """Teacher, student and every variant: a nested run, a logged model and a registered version each."""
     base, models = knowledge_base(job.agent), registry(job.agent)
     settings = base.config
-    train = base.labelled(job.train, job.as_of)
-    test = base.labelled(job.test, job.as_of)
+    train = labelled(base, job.train, job.as_of)
+    test = labelled(base, job.test, job.as_of)
     models.log_window(job.run_id, job.test, test, "test")
 
     drift = job.cause if job.trigger == "drift" else None
@@ -277,7 +277,7 @@ def settle(job: Refresh, verdict: Verdict) -> None:
         models.propose(version)
     knowledge_base(job.agent).record(verdict)
     models.close_refresh(job.run_id)
-    shutil.rmtree(job.folder, ignore_errors=True)
+    shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # what killed refreshes left, too
 
 
 @contextmanager
@@ -285,7 +285,7 @@ def closing_run_on_failure(job: Refresh) -> Iterator[None]:
     """Mark the MLflow run failed when the refresh cannot be finished, so that none is left running."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # a cancellation too
         registry(job.agent).close_refresh(job.run_id, failed=f"{type(error).__name__}: {error}")
         raise
 
@@ -302,7 +302,7 @@ def challenger_name(verdict: Verdict) -> str:
 def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
     """The training rows that the student may learn from (validation days kept back), encoded, with their knowledge."""
     base = knowledge_base(job.agent)
-    rows = base.labelled(job.train, job.as_of)
+    rows = labelled(base, job.train, job.as_of)
     kept_back = validation_days(rows["observed_at"], base.config.distillation.validation_every)
     known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     rows = rows[known & ~kept_back]

@@ -12,6 +12,7 @@ from data_checks.report import markdown
 from stillhouse.drift.figures import drift_figure
 from stillhouse.evaluate import figures
 from stillhouse.records import DataReport, DriftReport, Proof, Reason, Refresh, Scorecard, Verdict
+from stillhouse.registry.connection import without_credentials
 from tasks.common import engine_task, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
@@ -20,10 +21,10 @@ __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 @engine_task(task_run_name="publish")
 def publish_watch(verdict: Verdict, data: DataReport, report: DriftReport | None) -> None:
     """The watch's verdict, the data checks and the drift per column."""
-    parts = [_heading(verdict), _reasons(verdict.reasons), "## Data checks", markdown(data)]
+    parts = [_heading(verdict), _reasons(verdict.reasons), markdown(data)]
     if report is not None:
         parts += ["## Drift", _picture(drift_figure(report), "PSI per column"), _drift(report)]
-    create_markdown_artifact("\n\n".join(parts), key=f"watch-{verdict.agent}", description=verdict.summary)
+    create_markdown_artifact("\n\n".join(parts), key=f"watch-{verdict.agent}", description=_line(verdict))
 
 
 @engine_task(task_run_name="publish")
@@ -39,15 +40,20 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
         "## Scorecards",
         _scorecards(cards),
         _picture(figures.tradeoff(proof), "bytes, latency and AUC"),
-        f"MLflow run `{job.run_id}`",
+        f"MLflow run {_link(job)}",
     ]
-    create_markdown_artifact("\n\n".join(parts), key=f"refresh-{job.agent}", description=verdict.summary)
+    create_markdown_artifact("\n\n".join(parts), key=f"refresh-{job.agent}", description=_line(verdict))
 
 
 @engine_task(task_run_name="publish")
 def publish_promotion(verdict: Verdict) -> None:
     """Who is champion now, instead of whom, and why."""
-    create_markdown_artifact(_heading(verdict), key=f"promotion-{verdict.agent}", description=verdict.summary)
+    create_markdown_artifact(_heading(verdict), key=f"promotion-{verdict.agent}", description=_line(verdict))
+
+
+def _line(verdict: Verdict) -> str:
+    """The verdict in a list of artifacts."""
+    return f"{verdict.outcome.replace('_', ' ')}, as of {verdict.as_of:%Y-%m-%d %H:%M} UTC"
 
 
 def _heading(verdict: Verdict) -> str:
@@ -57,9 +63,16 @@ def _heading(verdict: Verdict) -> str:
 
 
 def _reasons(reasons: tuple[Reason, ...]) -> str:
-    rows = [f"| {'**crossed**' if r.crossed else 'held'} | {r.measure} | {_number(r.value)} | {_number(r.threshold)} "
-            f"| {r.text} |" for r in reasons]  # fmt: skip
-    return _table("| | measure | value | threshold | |", rows)
+    """A list: the cells of Prefect's tables do not wrap, and a sentence is cut off."""
+    return "\n".join(f"- {'**crossed**' if r.crossed else 'held'} `{r.measure}`: {r.text}" for r in reasons)
+
+
+def _link(job: Refresh) -> str:
+    """The run's id; a link to its page where MLflow is a server."""
+    models = registry(job.agent)
+    if not models.uri.startswith("http"):
+        return f"`{job.run_id}`"
+    return f"[`{job.run_id}`]({without_credentials(models.uri)}/#/experiments/{models.experiment_id}/runs/{job.run_id})"
 
 
 def _drift(report: DriftReport) -> str:

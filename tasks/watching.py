@@ -47,7 +47,7 @@ def check_data(agent: str, window: Window) -> DataReport:
     report, bad = check(base.read("observations", window), window, base.config)
     base.append("quarantine", bad, batch=f"check:{window.start:%Y%m%dT%H%M%S}:{window.end:%Y%m%dT%H%M%S}:"
                 f"{window.versions.get('observations')}")  # fmt: skip
-    return report.model_copy(update={"window": base.window(window.name, window.start, window.end)})
+    return report.model_copy(update={"window": base.with_newest_quarantine(window)})
 
 
 @engine_task(task_run_name="measure drift")

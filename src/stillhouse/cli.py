@@ -57,8 +57,10 @@ def status(agent: AgentName) -> None:
     with console.status("asking MLflow"):
         versions = Registry(agent).versions()
     if not versions:
-        console.print(f"agent {agent!r} has no models yet; `python -m flows refresh --agent {agent} "
-                      f"--trigger bootstrap` makes the first")  # fmt: skip
+        console.print(
+            f"agent {agent!r} has no models yet: fill its knowledge base (python -m flows live), "
+            f"then python -m flows refresh --agent {agent} --trigger bootstrap"
+        )
     else:
         table = Table("version", "alias", "variant", "AUC (test)", "bytes", "p50 (ms)", "refresh", box=None)
         for v in versions:

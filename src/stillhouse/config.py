@@ -76,6 +76,10 @@ def embedded_environment() -> dict[str, str]:
         "MLFLOW_TRACKING_URI": f"sqlite:///{store / 'mlflow' / 'mlflow.db'}",
         "GX_ANALYTICS_ENABLED": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # OpenMP threads that wait by spinning take the core from the thread they wait for, once cores are shared:
+        # fits that take 4 s then take 80.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
     }
     if not (Path.home() / ".prefect" / "profiles.toml").exists():  # a user's own profile wins
         environment["PREFECT_HOME"] = str(store / "prefect")
@@ -152,6 +156,12 @@ class CategoryColumn(Section):
     )
     max_missing: float = Field(default=0.0, ge=0, le=1, description="share of a window that may be missing")
     drift: bool = Field(default=True, description="false: not watched")
+
+    @model_validator(mode="after")
+    def _unknown_to_what(self) -> CategoryColumn:
+        if self.max_unknown and self.values is None:
+            raise ValueError("max_unknown says how many rows may lie outside `values`, and there are no `values`")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> CategoryColumn:
@@ -323,7 +333,7 @@ class Watch(Section):
 class Budgets(Section):
     """What the device and the purse allow; absent means unlimited."""
 
-    max_bytes: int | None = Field(default=None, ge=1, description="of a variant's model and manifest (bytes)")
+    max_bytes: int | None = Field(default=None, ge=1, description="of a variant's folder (bytes)")
     max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
     max_quality_loss: float = Field(
         default=0.005, ge=0, le=1, description="AUC a variant may lose against the best one"
@@ -336,8 +346,11 @@ class Promotion(Section):
     approval: Literal["automatic", "manual"] = "automatic"
     non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC the challenger may be worse by")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
+    cluster: Duration = Field(
+        default=timedelta(hours=1), description="rows observed in the same such stretch are one piece of evidence"
+    )
     slices: tuple[str, ...] = Field(default=(), description="categorical columns; each value is judged too")
-    slice_margin: float = Field(default=0.02, ge=0, le=1, description="AUC margin on a slice")
+    slice_margin: float = Field(default=0.02, ge=0, le=1, description="AUC margin on a slice, and on the past window")
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
 
 
@@ -375,6 +388,12 @@ class AgentConfig(Section):
             raise ValueError(
                 f"promotion.slices: {', '.join(map(repr, strange))} is no category column of `observations`; "
                 f"those are: {', '.join(self.observations.categories) or 'none'}"
+            )
+        thresholds, watched = self.watch.thresholds, sum(c.drift for c in self.observations.columns.values())
+        if thresholds.psi is not None and thresholds.shifted_columns > watched:
+            raise ValueError(
+                f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {watched} columns are "
+                f"watched: `psi` could never be crossed"
             )
         return self
 

@@ -21,7 +21,12 @@ def make_config(**thresholds: Any) -> AgentConfig:
             "observations": {
                 "source": "toy:rows",
                 "since": "2013-01-01T00:00:00Z",
-                "columns": {"temp": {"type": "number"}, "carrier": {"type": "category"}},
+                "columns": {
+                    "temp": {"type": "number"},
+                    "wind": {"type": "number"},
+                    "gust": {"type": "number"},
+                    "carrier": {"type": "category"},
+                },
                 "min_rows": 100,
             },
             "outcomes": {"source": "toy:outcomes", "delay": "1d"},

@@ -2,33 +2,16 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from stillhouse.config import NumberColumn
-from stillhouse.drift.measure import confidence, disagreement, measure
+from stillhouse.drift.measure import confidence, measure
 from stillhouse.drift.profile import build
-from stillhouse.errors import WindowError
 from stillhouse.records import DriftReport
 
 
 def test_confidence_is_the_positive_probability_or_the_top_one():
     assert confidence(np.array([[0.8, 0.2], [0.1, 0.9]])).tolist() == [0.2, 0.9]
     assert confidence(np.array([[0.5, 0.2, 0.3]])).tolist() == [0.5]
-
-
-def test_disagreement_worked_by_hand():
-    teacher, student = np.array([[0.8, 0.2], [0.6, 0.4]]), np.array([[0.7, 0.3], [0.1, 0.9]])
-    found = disagreement(teacher, student)
-    assert (found.rows, found.rate) == (2, 0.5)
-    assert found.total_variation == pytest.approx((0.1 + 0.5) / 2)
-    assert disagreement(np.array([[1, 0]]), np.array([[0, 1.0000001]])).total_variation == 1
-
-
-def test_disagreement_refuses_what_cannot_be_compared():
-    with pytest.raises(ValueError, match=r"\[n, K\]"):
-        disagreement(np.ones((3, 2)), np.ones((2, 2)))
-    with pytest.raises(WindowError):
-        disagreement(np.ones((0, 2)), np.ones((0, 2)))
 
 
 def test_measure_gathers_columns_output_and_records(make):

@@ -332,7 +332,6 @@ def test_a_sample_is_drawn_without_replacement_and_again_the_same(lived: Knowled
     assert sample["observed_at"].is_monotonic_increasing
     pd.testing.assert_frame_equal(sample, lived.sample(rows.copy(), 20))
     pd.testing.assert_frame_equal(sample, rows.loc[sample.index])
-    assert lived.sample(rows.iloc[:20], 20) is not None
     pd.testing.assert_frame_equal(lived.sample(rows, 48), rows)
     pd.testing.assert_frame_equal(lived.sample(rows, 500), rows)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import product
 from typing import Any
 
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import EngFormatter, FixedLocator
+from matplotlib.transforms import Bbox
 
 from stillhouse.records import Proof, Scorecard, Verdict, drift_report
 
@@ -20,17 +24,42 @@ def tradeoff(proof: Proof) -> Figure:
     """Bytes on disk (log) against AUC on the test window, marker area by latency; the chosen variant is ringed."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
+    captions = []
     cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
     for card in cards:
         axes.scatter(card.bytes, _score(card), s=_area(card), color=_COLOURS[card.role], alpha=0.85, zorder=3)
-        axes.annotate(_caption(card), (card.bytes, _score(card)), xytext=(8, 6), textcoords="offset points", fontsize=8)
+        place = (card.bytes, _score(card))
+        leader = {"arrowstyle": "-", "color": "#999999", "lw": 0.6}
+        captions.append(
+            axes.annotate(_caption(card), place, (8, 6), textcoords="offset points", fontsize=8, arrowprops=leader)
+        )
     chosen = next(card for card in proof.variants if card.model == proof.chosen)
     axes.scatter(chosen.bytes, _score(chosen), s=_area(chosen) + 160, facecolors="none", edgecolors="black", zorder=4)
-    axes.set(xscale="log", xlabel="bytes on disk", ylabel="AUC on the test window")
-    axes.margins(x=0.25, y=0.2)
+    measure = "accuracy" if chosen.test.auc is None else "AUC"
+    axes.set(xscale="log", xlabel="size on disk", ylabel=f"{measure} on the test window")
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.margins(x=0.35, y=0.2)
     axes.grid(alpha=0.3)
     axes.set_title(f"ringed: {proof.why}", fontsize=9)
+    _keep_apart(figure, captions)
     return figure
+
+
+def _keep_apart(figure: Figure, captions: Sequence[Annotation]) -> None:
+    """Move each caption to the nearest place in the frame where it covers no other caption and no marker."""
+    figure.draw_without_rendering()
+    radius = figure.dpi / 72 * 7
+    frame = figure.axes[0].get_window_extent()
+    marks = figure.axes[0].transData.transform([caption.xy for caption in captions])
+    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in marks]
+    for caption in captions:
+        for height, side in product((6, -14, 18, -26, 30, -38, 42, -50), (8, -8)):
+            caption.xyann = (side, height)
+            caption.set_horizontalalignment("left" if side > 0 else "right")
+            box = Text.get_window_extent(caption)  # without the leader
+            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _score(card: Scorecard) -> float:
@@ -74,9 +103,13 @@ def year(
     }
     for name, values in auc.items():
         above.plot(weeks, values, label=name, marker="o", ms=3, **styles.get(name, {}))
-    above.set(ylabel="AUC of the week", title="One year at the decision point")
+    above.set(ylabel="AUC of the week")
+    figure.suptitle("One year at the decision point")
     below.bar(weeks, [value or 0.0 for value in drift], width=5, color=_COLOURS["variant"])
-    below.set(ylabel="largest PSI", yscale="symlog")
+    below.set_yscale("symlog", linthresh=1)
+    below.set(ylabel="largest PSI")
+    below.yaxis.set_major_locator(FixedLocator([0, 0.25, 1, 3, 10, 30, 100]))
+    below.yaxis.set_major_formatter("{x:g}")
     _mark_gates(figure, gates)
     _dated(figure)
     return figure
@@ -102,8 +135,8 @@ def _mark_gates(figure: Figure, gates: Sequence[tuple[datetime, str]]) -> None:
 def _dated(figure: Figure) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, loc="lower left", ncols=3)
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.legend(fontsize=8, loc="outside lower center", ncols=6, frameon=False)
     locator = AutoDateLocator()
     figure.axes[-1].xaxis.set_major_locator(locator)
     figure.axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))

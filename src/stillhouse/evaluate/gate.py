@@ -27,28 +27,36 @@ def compare(
     challenger: np.ndarray[Any, Any],
     champion: np.ndarray[Any, Any],
     margin: float,
+    clusters: np.ndarray[Any, Any] | None = None,
 ) -> Comparison | None:
     """Challenger against champion on the same rows, with the standard error of the paired difference.
 
-    For two actions the measure is the AUC, its variance after DeLong, DeLong and Clarke-Pearson 1988 (computed
-    by ranks; Sun and Xu 2014, eq. 9–13); for more it is the accuracy with the variance of the paired differences.
+    For two actions the measure is the AUC, its variance after DeLong, DeLong and Clarke-Pearson 1988; for more it is
+    the accuracy. Rows of one cluster are one piece of evidence: flights of the same hour share their weather, and
+    rows counted as if independent would make the standard error too small (Obuchowski 1997, "Nonparametric analysis
+    of clustered ROC curve data", §2).
 
     :param outcomes: action indices ``[n]``.
     :param challenger: probabilities ``[n, K]``; ``champion`` alike.
-    :returns: None where fewer than ten rows of either outcome make the variance meaningless.
+    :param clusters: which cluster each row belongs to, integers ``[n]``; None: each row is its own.
+    :returns: None where fewer than ten rows of either outcome (twenty rows, for K > 2), or fewer than ten clusters,
+        make the variance meaningless.
     """
+    clusters = np.arange(len(outcomes)) if clusters is None else clusters
+    if len(np.unique(clusters)) < 10:
+        return None
     if challenger.shape[1] > 2:
-        right = [(p.argmax(axis=1) == outcomes).astype(float) for p in (challenger, champion)]
         if len(outcomes) < 20:
             return None
+        right = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
+        values = [float(row.mean()) for row in right]
         difference = right[0] - right[1]
-        error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
-        values = [float(r.mean()) for r in right]
+        influence = (difference - difference.mean()) / len(outcomes)
     else:
         positives = int((outcomes == 1).sum())
         if min(positives, len(outcomes) - positives) < 10:
             return None
-        values, error = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
+        values, influence = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
     return Comparison(
         window=window,
         rows=len(outcomes),
@@ -56,24 +64,37 @@ def compare(
         challenger=values[0],
         champion=values[1],
         difference=values[0] - values[1],
-        standard_error=error,
+        standard_error=clustered_error(influence, clusters),
         margin=margin,
     )
 
 
-def delong(outcomes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> tuple[list[float], float]:
-    """AUCs of two score vectors ``[2, n]`` against 0/1 outcomes, and the standard error of their difference."""
-    positive, negative = scores[:, outcomes == 1], scores[:, outcomes == 0]
+def delong(outcomes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> tuple[list[float], np.ndarray[Any, Any]]:
+    """AUCs of two score vectors ``[2, n]`` against 0/1 outcomes, and each row's influence on their difference ``[n]``.
+
+    The influences are DeLong's structural components, centred and divided by the number of rows of their outcome;
+    they sum to 0. Computed by ranks (Sun and Xu 2014, eq. 9–13).
+    """
+    one = outcomes == 1
+    positive, negative = scores[:, one], scores[:, ~one]
     m, n = positive.shape[1], negative.shape[1]
     among_positive = np.stack([rankdata(row) for row in positive])
     among_negative = np.stack([rankdata(row) for row in negative])
     among_all = np.stack([rankdata(row) for row in np.hstack([positive, negative])])
-    aucs = among_all[:, :m].sum(axis=1) / (m * n) - (m + 1) / (2 * n)
-    v01 = (among_all[:, :m] - among_positive) / n
-    v10 = 1 - (among_all[:, m:] - among_negative) / m
-    covariance = np.cov(v01) / m + np.cov(v10) / n
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    return [float(auc) for auc in aucs], math.sqrt(max(float(variance), 0.0))
+    of_positive = (among_all[:, :m] - among_positive) / n
+    of_negative = 1 - (among_all[:, m:] - among_negative) / m
+    aucs = of_positive.mean(axis=1)
+    influence = np.empty(len(outcomes))
+    influence[one] = (of_positive[0] - of_positive[1] - (aucs[0] - aucs[1])) / m
+    influence[~one] = (of_negative[0] - of_negative[1] - (aucs[0] - aucs[1])) / n
+    return [float(auc) for auc in aucs], influence
+
+
+def clustered_error(influence: np.ndarray[Any, Any], clusters: np.ndarray[Any, Any]) -> float:
+    """Standard error of a statistic from its rows' influences ``[n]``, those of one cluster ``[n]`` taken together."""
+    _, index = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(index, weights=influence)
+    return math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1))
 
 
 def choose(scorecards: Sequence[Scorecard], budgets: Budgets) -> tuple[Scorecard, str]:

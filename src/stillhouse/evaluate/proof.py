@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -116,20 +117,25 @@ def _compare(
 ) -> list[Comparison]:
     """Challenger against champion on the test window, on the past one, and on the slices of the test window."""
     promotion = config.promotion
-    margins = {"test": promotion.non_inferiority_margin, "past": promotion.slice_margin}
-    pairs = [
-        (name, windows[name]["outcome"].to_numpy(), challenger[name], champion[name], margins[name])
-        for name in ("test", "past")
-        if name in windows
-    ]
+    found = []
+    for name, margin in (("test", promotion.non_inferiority_margin), ("past", promotion.slice_margin)):
+        if name in windows:
+            rows = windows[name]
+            outcomes, clusters = rows["outcome"].to_numpy(), _clusters(rows, promotion.cluster)
+            found.append(compare(name, outcomes, challenger[name], champion[name], margin, clusters))
     test = windows["test"]
+    outcomes, clusters = test["outcome"].to_numpy(), _clusters(test, promotion.cluster)
     for column in promotion.slices:
         for value in sorted(test[column].dropna().unique()):
             chosen = (test[column] == value).to_numpy()
             if chosen.sum() >= promotion.min_slice_rows:
-                pairs.append(
-                    (f"{column}={value}", test["outcome"].to_numpy()[chosen], challenger["test"][chosen],
-                     champion["test"][chosen], promotion.slice_margin)
-                )  # fmt: skip
-    found = [compare(*pair) for pair in pairs]
+                pair = challenger["test"][chosen], champion["test"][chosen]
+                margin = promotion.slice_margin
+                found.append(compare(f"{column}={value}", outcomes[chosen], *pair, margin, clusters[chosen]))
     return [comparison for comparison in found if comparison is not None]
+
+
+def _clusters(rows: pd.DataFrame, length: timedelta) -> np.ndarray[Any, Any]:
+    """Which stretch of ``length`` each row was observed in, integers ``[n]``."""
+    stretches: np.ndarray[Any, Any] = ((rows["observed_at"] - pd.Timestamp(0, tz="UTC")) // length).to_numpy()
+    return stretches

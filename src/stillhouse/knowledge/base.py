@@ -189,6 +189,12 @@ class KnowledgeBase:
                 versions[table] = delta.version()
         return Window(name=name, start=start, end=end, versions=versions)
 
+    def with_newest_quarantine(self, window: Window) -> Window:
+        """The same rows of every other table, without those that were quarantined since the window was taken."""
+        delta = self._open("quarantine")
+        newest = {"quarantine": delta.version()} if delta else {}
+        return window.model_copy(update={"versions": window.versions | newest})
+
     def read(self, table: Table, window: Window | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Rows of ``table`` in ``window`` (all without one), ordered by time, at the window's table version.
 
@@ -285,6 +291,10 @@ class KnowledgeBase:
         if self.config.watch.clock == "wall":
             return datetime.now(UTC)
         return self.newest_observation() + timedelta(microseconds=1)
+
+    def lived_until(self) -> datetime | None:
+        """One microsecond after the newest observation, if there is one."""
+        return self.newest_observation() + timedelta(microseconds=1) if self.counts().get("observations") else None
 
     def newest_observation(self) -> datetime:
         """When the agent last perceived something.

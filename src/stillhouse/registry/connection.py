@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from filelock import FileLock
+
 from stillhouse.config import embedded_environment, home
 from stillhouse.errors import RegistryError
 
@@ -126,11 +128,8 @@ def _sqlite_file(uri: str) -> Path:
 @contextlib.contextmanager
 def _one_at_a_time(database: Path) -> Iterator[None]:
     """Two processes that create the same tables at once would trip over one another."""
-    import fcntl
-
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(database.with_suffix(".lock")):
         yield
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ class VariantModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load ``variant.py``, ``model.onnx`` and ``manifest.json``; damaged files are refused."""
         folder = Path(context.artifacts["variant"])
+        expected = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]["variant.py"]
+        if hashlib.sha256((folder / "variant.py").read_bytes()).hexdigest() != expected:
+            raise ValueError(f"{folder / 'variant.py'} is damaged: its checksum differs from the manifest's")
         spec = importlib.util.spec_from_file_location("stillhouse_variant", folder / "variant.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -68,8 +68,10 @@ class Runs:
 
         An unfinished earlier run that already holds a verdict is taken up again and its verdict returned: what
         is left to do is to act on it. Other unfinished runs of the same refresh, and whatever nested runs they
-        left open, are marked KILLED. One process at a time may open a refresh.
+        left open, are marked KILLED, and so is any other refresh still marked as running: only one may run at a time,
+        so its process is gone.
         """
+        self._kill_others(refresh_id)
         unfinished = [run for run in self._refresh_runs(refresh_id) if run.info.status != "FINISHED"]
         verdicts = {run.info.run_id: self.read_record(run.info.run_id, "verdict.json", Verdict) for run in unfinished}
         resumed = next((run_id for run_id, verdict in verdicts.items() if verdict is not None), None)
@@ -161,6 +163,12 @@ class Runs:
         """Parent runs of this refresh, newest first."""
         wanted = f"tags.refresh_id = '{refresh_id}' and tags.role = 'refresh'"
         return list(self.client.search_runs([self.experiment_id], wanted, order_by=["attributes.start_time DESC"]))
+
+    def _kill_others(self, refresh_id: str) -> None:
+        wanted = f"tags.role = 'refresh' and tags.refresh_id != '{refresh_id}' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.experiment_id], wanted):
+            self._kill_nested(run.info.run_id)
+            self._kill(run.info.run_id, f"found running when refresh {refresh_id} began")
 
     def _kill_nested(self, run_id: str) -> None:
         wanted = f"tags.`{PARENT}` = '{run_id}' and attributes.status = 'RUNNING'"

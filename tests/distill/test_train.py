@@ -1,0 +1,230 @@
+"""Learning: a known function is learned, the same seed learns the same, and nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from stillhouse.config import AgentConfig
+from stillhouse.distill.student import Student
+from stillhouse.distill.train import (
+    Lesson,
+    columns_of,
+    distil,
+    new_student,
+    student_probabilities,
+    validation_days,
+)
+from stillhouse.variant import encode
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads on so small a model are forty times slower where other processes keep the cores busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_config(student: dict[str, Any] | None = None, **distillation: Any) -> AgentConfig:
+    return AgentConfig.model_validate(
+        {
+            "agent": "toy",
+            "actions": ["stay", "move"],
+            "observations": {
+                "source": "toy:rows",
+                "since": "2013-01-01T00:00:00Z",
+                "columns": {
+                    "origin": {"type": "category", "values": ["EWR", "JFK", "LGA"]},
+                    "temp": {"type": "number", "max_missing": 1},
+                    "carrier": {"type": "category"},
+                    "wind": {"type": "number"},
+                },
+            },
+            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
+            "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
+            "student": {"kind": "tabular", "widths": [16], **(student or {})},
+            "distillation": {"epochs": 6, "batch_size": 64, "learning_rate": 0.02, **distillation},
+            "windows": {"train": "8w", "test": "1w", "current": "7d"},
+            "watch": {"thresholds": {"psi": 0.25}},
+        }
+    )
+
+
+def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Rows, a teacher that knows the law, and outcomes drawn from it: a bend, a category, and missing values."""
+    rng = np.random.default_rng(seed)
+    rows = pd.DataFrame(
+        {
+            "temp": rng.normal(size=count),
+            "wind": rng.exponential(size=count),
+            "origin": rng.choice(["EWR", "JFK", "LGA"], count),
+            "carrier": rng.choice(["AA", "UA"], count),
+        }
+    )
+    rows.loc[rng.random(count) < 0.1, "temp"] = np.nan
+    bend = np.where(rows["temp"].isna(), 1.0, 2 * np.abs(rows["temp"].fillna(0)) - 1.5)
+    logit = 4 * bend + 6 * (rows["origin"] == "JFK") - 4 * (rows["origin"] == "LGA")
+    move = 1 / (1 + np.exp(-logit.to_numpy()))
+    return rows, np.column_stack([1 - move, move]), (rng.random(count) < move).astype(np.int64)
+
+
+def learned(config: AgentConfig, count: int = 2000, **settings: Any) -> tuple[Student, list[dict[str, float]]]:
+    rows, knowledge, outcomes = make_rows(count, seed=0)
+    columns = columns_of(config, rows)
+    lesson = Lesson(encode(rows, columns), knowledge, outcomes, numbers=2)
+    student = new_student(config, columns, lesson.x.numpy())
+    return student, distil(student, lesson, config.distillation, **settings)
+
+
+def said(config: AgentConfig, student: Student) -> tuple[np.ndarray[Any, Any], ...]:
+    rows, knowledge, outcomes = make_rows(3000, seed=1)
+    return student_probabilities(student, encode(rows, columns_of(config, rows))), knowledge, outcomes
+
+
+def weights(student: Student) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+
+@pytest.mark.parametrize("outcome_weight", [0.0, 0.3, 1.0])
+def test_a_known_law_is_learned(outcome_weight: float) -> None:
+    config = make_config(outcome_weight=outcome_weight)
+    student, history = learned(config)
+    probabilities, knowledge, outcomes = said(config, student)
+    best = roc_auc_score(outcomes, knowledge[:, 1])
+    assert roc_auc_score(outcomes, probabilities[:, 1]) > max(0.95, best - 0.01)
+    assert np.abs(probabilities - knowledge)[:, 1].mean() < 0.08
+    assert history[-1]["knowledge_loss"] < 0.3 * history[0]["knowledge_loss"]
+    assert not student.training
+
+
+def test_without_training_it_knows_nothing() -> None:
+    config = make_config()
+    student, history = learned(config, epochs=0)
+    probabilities, _, outcomes = said(config, student)
+    assert history == []
+    assert roc_auc_score(outcomes, probabilities[:, 1]) < 0.9
+
+
+def test_no_epochs_leave_a_student_as_it_is() -> None:
+    config = make_config()
+    student, _ = learned(config, count=200)
+    before, mode = weights(student).clone(), student.training
+    rows, knowledge, outcomes = make_rows(200, seed=2)
+    lesson = Lesson(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
+    assert distil(student, lesson, config.distillation, epochs=0) == []
+    assert torch.equal(weights(student), before)
+    assert student.training is mode
+
+
+def test_the_same_seed_the_same_student() -> None:
+    config = make_config({"dropout": 0.2}, epochs=2)
+    (one, history), (other, again) = learned(config, 500), learned(config, 500)
+    assert torch.equal(weights(one), weights(other))
+    assert history == again
+    another, _ = learned(make_config({"dropout": 0.2}, epochs=2, seed=1), 500)
+    assert not torch.equal(weights(one), weights(another))
+
+
+def test_what_was_drawn_before_does_not_matter_and_nothing_is_drawn_from_the_common_source() -> None:
+    config = make_config({"dropout": 0.2}, epochs=1)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, _ = learned(config, 300)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    other, _ = learned(config, 300)
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_progress_and_history_tell_of_every_epoch() -> None:
+    heard: list[tuple[int, dict[str, float]]] = []
+    _, history = learned(make_config(epochs=3), 300, progress=lambda epoch, losses: heard.append((epoch, dict(losses))))
+    assert heard == list(enumerate(history, start=1))
+    assert [sorted(losses) for losses in history] == [["knowledge_loss", "outcome_loss"]] * 3
+
+
+def test_one_batch_of_one_row() -> None:
+    student, history = learned(make_config(epochs=1), 1)
+    assert torch.isfinite(weights(student)).all()
+    assert len(history) == 1
+
+
+def test_the_callers_rows_are_left_alone() -> None:
+    config = make_config(epochs=1)
+    rows, knowledge, outcomes = make_rows(300, seed=0)
+    x = encode(rows, columns_of(config, rows))
+    copies = [array.copy() for array in (x, knowledge, outcomes)]
+    lesson = Lesson(x, knowledge, outcomes, numbers=2)
+    distil(new_student(config, columns_of(config, rows), x), lesson, config.distillation)
+    for array, copy in zip((x, knowledge, outcomes), copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+    np.testing.assert_array_equal(lesson.x.numpy(), x)
+
+
+@pytest.mark.parametrize(("rate", "low", "high"), [(0.3, 0.0, 0.08), (0.0, 0.12, 1.0)])
+def test_the_code_for_the_unknown_is_learned_where_codes_are_hidden(rate: float, low: float, high: float) -> None:
+    """Who does not know the origin is right to say the mean over origins (at temperature 1)."""
+    config = make_config(unknown_rate=rate, temperature=1.0, outcome_weight=0.0, epochs=20)
+    student, _ = learned(config)
+    rows, _, _ = make_rows(3000, seed=1)
+    hidden = student_probabilities(student, encode(rows.assign(origin="SFO"), columns_of(config, rows)))
+    bend = np.where(rows["temp"].isna(), 1.0, 2 * np.abs(rows["temp"].fillna(0)) - 1.5)
+    mean = np.mean([1 / (1 + np.exp(-4 * bend - shift)) for shift in (0, 6, -4)], axis=0)
+    assert low < np.abs(hidden[:, 1] - mean).mean() < high
+
+
+def test_probabilities_are_probabilities() -> None:
+    config = make_config()
+    student, _ = learned(config, epochs=1)
+    probabilities, _, _ = said(config, student)
+    assert probabilities.dtype == np.float64
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+
+
+# --------------------------------------------------------------------------- columns, validation days
+
+
+def test_columns_come_numbers_first_with_the_values_of_contract_or_rows() -> None:
+    rows = pd.DataFrame({"carrier": ["UA", None, "AA", "UA"], "origin": "EWR", "temp": 1.0, "wind": 1.0})
+    assert columns_of(make_config(), rows) == [
+        {"name": "temp", "type": "number"},
+        {"name": "wind", "type": "number"},
+        {"name": "origin", "type": "category", "values": ["EWR", "JFK", "LGA"]},
+        {"name": "carrier", "type": "category", "values": ["AA", "UA"]},
+    ]
+
+
+def test_a_new_student_reads_these_columns() -> None:
+    config = make_config({"bins": 5, "embedding": 1})
+    rows, _, _ = make_rows(100, seed=0)
+    columns = columns_of(config, rows)
+    x = encode(rows, columns)
+    student = new_student(config, columns, x)
+    assert (student.spec["cardinalities"], student.spec["bins"], student.spec["actions"]) == ([3, 2], 5, 2)
+    assert student.edges[1, 0].item() == pytest.approx(rows["wind"].min())
+    assert student.edges[1, -1].item() == pytest.approx(rows["wind"].max())
+    assert torch.equal(weights(student), weights(new_student(config, columns, x)))
+
+
+def test_validation_days_are_whole_days_and_always_the_same() -> None:
+    times = pd.Series(pd.date_range("2013-01-01", periods=24 * 40, freq="h", tz="UTC"))
+    chosen = validation_days(times, 10)
+    days = times[chosen].dt.date.unique()
+    assert len(days) == 4
+    assert chosen.sum() == 4 * 24
+    assert {(datetime(d.year, d.month, d.day, tzinfo=UTC).timestamp() / 86_400) % 10 for d in days} == {0}
+    some = times.sample(200, random_state=0)
+    np.testing.assert_array_equal(validation_days(some, 10), chosen[some.index])
+    for unit in ("s", "ms", "us", "ns"):
+        np.testing.assert_array_equal(validation_days(times.dt.as_unit(unit), 10), chosen)
+    local = times.dt.tz_convert("America/New_York")
+    np.testing.assert_array_equal(validation_days(local, 10), chosen)

@@ -1,0 +1,144 @@
+"""Figures hold what they should and can be drawn."""
+
+from __future__ import annotations
+
+import io
+from datetime import timedelta
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from stillhouse.evaluate.figures import quality_over_time, tradeoff, year
+from stillhouse.records import (
+    ColumnDrift,
+    Disagreement,
+    DriftReport,
+    Proof,
+    Quality,
+    Scorecard,
+    Verdict,
+    Window,
+)
+
+
+def draw(figure: Figure) -> None:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    assert stream.getvalue()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(stream.getvalue()) > 5000
+
+
+def texts_overlap(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of captions in the axes that cover one another."""
+    figure.draw_without_rendering()
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for axes in figure.axes for text in axes.texts]
+    return [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.overlaps(other)]
+
+
+@pytest.fixture
+def proof(make: Any) -> Proof:
+    def card(model: str, size: int, auc: float, ms: float | None, role: str = "variant") -> Scorecard:
+        return make.card(model, size, auc, auc, ms and 2 * ms, role=role)
+
+    variants = (
+        card("fp32", 61_824, 0.7133, 0.021), card("int8_dynamic", 27_411, 0.7129, 0.034),
+        card("int8_static", 29_902, 0.7121, 0.038), card("pruned_50", 24_100, 0.7119, 0.019),
+    )  # fmt: skip
+    return Proof(
+        teacher=card("teacher", 812_000, 0.7152, 1.9, "teacher"),
+        student=card("student", 58_210, 0.7133, None, "student"),
+        variants=variants,
+        champion=card("flights@3", 27_409, 0.7080, 0.033, "champion"),
+        chosen="int8_dynamic",
+        why="int8_dynamic: the smallest (27411 bytes) within 0.0005 of the best on the validation days",
+        disagreement=Disagreement(rows=9, rate=0, total_variation=0),
+        certificate=make.certificate(),
+    )
+
+
+def test_every_model_is_shown_where_it_belongs(proof: Proof) -> None:
+    figure = tradeoff(proof)
+    (axes,) = figure.axes
+    shown = {tuple(point) for points in axes.collections for point in points.get_offsets().tolist()}
+    cards = (proof.teacher, proof.student, *proof.variants, proof.champion)
+    assert shown == {(card.bytes, card.test.auc) for card in cards}
+    assert [text.get_text().split(",")[0] for text in axes.texts] == [card.model for card in cards]
+    assert axes.get_xscale() == "log"
+    assert proof.why in axes.get_title()
+    draw(figure)
+
+
+def test_captions_do_not_cover_one_another(proof: Proof) -> None:
+    figure = tradeoff(proof)
+    assert texts_overlap(figure) == []
+    frame = figure.axes[0].get_window_extent()
+    assert all(frame.x0 <= Text.get_window_extent(text).x0 for text in figure.axes[0].texts)
+    assert all(Text.get_window_extent(text).x1 <= frame.x1 for text in figure.axes[0].texts)
+
+
+def test_a_first_refresh_has_no_champion_and_perhaps_no_auc(proof: Proof, make: Any) -> None:
+    lone = make.card("fp32", test=None)
+    figure = tradeoff(
+        proof.model_copy(update={"champion": None, "teacher": lone, "student": lone, "variants": (lone,),
+                                 "chosen": "fp32"})
+    )  # fmt: skip
+    assert figure.axes[0].get_ylabel() == "accuracy on the test window"
+    draw(figure)
+
+
+def watch(make: Any, day: int, auc: float | None) -> Verdict:
+    window = Window.ending("current", make.now + timedelta(days=day), timedelta(days=7))
+    report = DriftReport(
+        agent="toy", champion="toy@1", reference=window, current=window, reference_rows=10, current_rows=10,
+        columns=(ColumnDrift(column="t", kind="number", psi=0.1, missing_reference=0, missing_current=0),),
+        quality=Quality(rows=9, auc=auc, log_loss=0.5, brier=0.3, accuracy=0.8, calibration_error=0.1),
+        seconds=0.1,
+    )  # fmt: skip
+    return Verdict(
+        verdict_id=f"w{day}", kind="watch", agent="toy", as_of=window.end, outcome="no_drift", summary="s",
+        evidence={"drift": report.model_dump(mode="json")},
+    )  # fmt: skip
+
+
+def gate(make: Any, day: int, outcome: str) -> Verdict:
+    return Verdict(
+        verdict_id=f"g{day}", kind="gate", agent="toy", as_of=make.now + timedelta(days=day), outcome=outcome,
+        summary="s",
+    )  # fmt: skip
+
+
+def test_quality_over_time_shows_watches_that_knew_outcomes_and_gates(make: Any) -> None:
+    empty = watch(make, 21, 0.5).model_copy(update={"evidence": {}})
+    verdicts = [watch(make, 0, 0.7), gate(make, 3, "promoted"), watch(make, 7, 0.65), watch(make, 14, None), empty,
+                gate(make, 20, "refused"), gate(make, 27, "refused")]  # fmt: skip
+    figure = quality_over_time(verdicts)
+    line, *gates = figure.axes[0].lines
+    assert line.get_ydata() == pytest.approx([0.7, 0.65])
+    assert len(gates) == 3
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["champion", "promoted", "refused"]
+    draw(figure)
+
+
+@pytest.mark.parametrize("days", [[], [0]])
+def test_quality_of_a_young_agent(make: Any, days: list[int]) -> None:
+    draw(quality_over_time([watch(make, day, 0.7) for day in days]))
+
+
+def test_a_year(make: Any, tmp_path: Path) -> None:
+    weeks = [make.now + timedelta(weeks=i) for i in range(44)]
+    auc: dict[str, Any] = {
+        "never refreshed": [0.70 - 0.001 * i for i in range(44)],
+        "champion": [0.72 if i % 9 else None for i in range(44)],
+        "teacher": [0.73] * 44,
+    }
+    gates = [(weeks[4], "promoted"), (weeks[20], "refused"), (weeks[30], "promoted"), (weeks[31], "awaiting_approval")]
+    figure = year(weeks, auc, [None, *[0.1 * i for i in range(43)]], gates)
+    above, below = figure.axes
+    assert above.get_legend_handles_labels()[1] == [*auc, "promoted", "refused", "awaiting_approval"]
+    assert len(above.lines) == 3 + 4
+    assert len(below.patches) == 44
+    draw(figure)

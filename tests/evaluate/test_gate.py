@@ -1,0 +1,294 @@
+"""A challenger is promoted on proof, refused with the measure named, and judged alike whenever it is judged."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from stillhouse.config import Budgets
+from stillhouse.evaluate.gate import certify, choose, clustered_error, compare, delong, judge, replay
+from stillhouse.records import Certificate, Verdict
+
+Array = np.ndarray[Any, Any]
+
+
+def binormal(rng: np.random.Generator, count: int, *shifts: float, noise: float = 1.0) -> tuple[Array, Array]:
+    """Half the outcomes 1, and a score for each of ``shifts``, correlated ½ where ``noise`` is 1."""
+    outcomes = np.arange(count) % 2
+    common = rng.normal(size=count)
+    scores = [(common + noise * rng.normal(size=count)) / math.hypot(1, noise) + s * outcomes for s in shifts]
+    return outcomes, np.stack(scores)
+
+
+def two(scores: Array) -> Array:
+    p = 1 / (1 + np.exp(-scores))
+    return np.column_stack([1 - p, p])
+
+
+# --------------------------------------------------------------------------- the statistic
+
+
+def test_delong_by_hand() -> None:
+    """Positives (3, 1) and (2, 3), negatives (2, 0) and (1, 0).
+
+    AUC ¾ and 1; placements of the positives (1, ½) and (1, 1), of the negatives (½, 1) and (1, 1): paired differences
+    0 and −½ around −¼, and −½ and 0 around −¼, each divided by two.
+    """
+    outcomes = np.array([1, 1, 0, 0])
+    aucs, influence = delong(outcomes, np.array([[3.0, 1, 2, 0], [2, 3, 1, 0]]))
+    assert aucs == [0.75, 1.0]
+    assert influence == pytest.approx([1 / 8, -1 / 8, -1 / 8, 1 / 8])
+    assert clustered_error(influence, np.arange(4)) == pytest.approx(math.sqrt(4 / 64 * 4 / 3))
+    assert clustered_error(influence, np.array([0, 0, 1, 1])) == 0
+
+
+def test_rows_that_come_twice_are_no_more_evidence() -> None:
+    outcomes, scores = binormal(np.random.default_rng(3), 400, 1.0, 0.8)
+    once = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400))
+    twice = np.repeat(np.arange(400), 2)
+    doubled = [outcomes[twice], two(scores[0])[twice], two(scores[1])[twice]]
+    assert compare("test", *doubled, 0.01, twice).standard_error == pytest.approx(once.standard_error, rel=1e-6)
+    assert compare("test", *doubled, 0.01).standard_error == pytest.approx(once.standard_error / math.sqrt(2), rel=0.01)
+    assert compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400) // 50) is None
+
+
+def test_delong_counts_ties_half() -> None:
+    outcomes = np.array([1, 1, 0, 0])
+    aucs, _ = delong(outcomes, np.array([[2.0, 1, 1, 0], [1, 1, 1, 1]]))
+    assert aucs == [0.875, 0.5]
+
+
+def test_aucs_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    outcomes = rng.integers(0, 2, 300)
+    scores = np.round(rng.normal(size=(2, 300)) + outcomes, 1)
+    aucs, _ = delong(outcomes, scores)
+    assert aucs == pytest.approx([roc_auc_score(outcomes, row) for row in scores], rel=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_delong_agrees_with_a_bootstrap(noise: float) -> None:
+    rng = np.random.default_rng(1)
+    outcomes, scores = binormal(rng, 600, 1.2, 0.9, noise=noise)
+    _, influence = delong(outcomes, scores)
+    error = clustered_error(influence, np.arange(600))
+    drawn = []
+    for _ in range(600):
+        rows = rng.integers(0, 600, 600)
+        aucs, _ = delong(outcomes[rows], scores[:, rows])
+        drawn.append(aucs[0] - aucs[1])
+    assert error == pytest.approx(np.std(drawn), rel=0.15)
+
+
+def test_one_model_against_itself(make: Any) -> None:
+    outcomes, scores = binormal(np.random.default_rng(0), 200, 1.0)
+    same = compare("test", outcomes, two(scores[0]), two(scores[0]), margin=0.0)
+    assert (same.difference, same.standard_error, same.rows, same.measure) == (0, 0, 200, "auc")
+    assert judge(make.certificate(same)).outcome == "promoted"
+
+
+def test_accuracy_is_compared_for_more_than_two_actions() -> None:
+    """Right on 15 and on 10 of 20 rows, 10 of them in common: differences five 1 and fifteen 0."""
+    outcomes = np.zeros(20, dtype=int)
+    right, wrong = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+    challenger = np.array([right] * 15 + [wrong] * 5)
+    champion = np.array([right] * 10 + [wrong] * 10)
+    found = compare("test", outcomes, challenger, champion, margin=0.01)
+    assert found.measure == "accuracy"
+    assert (found.challenger, found.champion, found.difference) == (0.75, 0.5, 0.25)
+    assert found.standard_error == pytest.approx(math.sqrt((20 * (5 / 20) * (15 / 20)) / 19 / 20))
+    assert compare("test", outcomes[1:], challenger[1:], champion[1:], margin=0.01) is None
+
+
+@pytest.mark.parametrize(("ones", "zeros", "judged"), [(10, 10, True), (9, 50, False), (50, 9, False)])
+def test_too_few_of_either_outcome_are_no_evidence(ones: int, zeros: int, judged: bool) -> None:
+    outcomes = np.array([1] * ones + [0] * zeros)
+    p = two(np.random.default_rng(0).normal(size=ones + zeros))
+    assert (compare("test", outcomes, p, p, margin=0.01) is not None) is judged
+
+
+def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: Any) -> None:
+    """AUC of a binormal score is Φ(shift / √2); 500 tests of 300 rows, ± 3.5 standard deviations around 5 %."""
+    normal = NormalDist()
+    challenger, champion = (math.sqrt(2) * normal.inv_cdf(auc) for auc in (0.75, 0.80))
+    rng = np.random.default_rng(2)
+    passed = 0
+    for _ in range(500):
+        outcomes, scores = binormal(rng, 300, challenger, champion)
+        found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.05)
+        passed += judge(make.certificate(found)).outcome == "promoted"
+    assert abs(passed - 25) < 3.5 * math.sqrt(500 * 0.05 * 0.95)
+
+
+# --------------------------------------------------------------------------- the verdict
+
+
+def test_no_worse_within_the_budgets(make: Any) -> None:
+    verdict = judge(make.certificate(make.comparison("test", -0.001, 0.001), make.comparison("past", 0.01, 0.001)))
+    assert (verdict.outcome, verdict.kind, verdict.agent, verdict.as_of) == ("promoted", "gate", "toy", make.now)
+    assert verdict.summary == "fp32 promoted: no worse than the champion, within the budgets"
+    assert [reason.measure for reason in verdict.reasons] == ["bytes", "p95_ms", "auc:test", "auc:past"]
+    assert not any(reason.crossed for reason in verdict.reasons)
+
+
+def test_the_bound_by_hand(make: Any) -> None:
+    """−.002 − 1.6449 · .001 = −.0036449, above −.005; at 99 % 2.3263 · .001 more, and still so; at .002 no more."""
+    verdict = judge(make.certificate(make.comparison("test", -0.002, 0.001)))
+    assert verdict.reasons[-1].value == pytest.approx(-0.0036449, abs=1e-7)
+    assert verdict.reasons[-1].threshold == -0.005
+    assert judge(make.certificate(make.comparison("test", -0.002, 0.001), confidence=0.99)).outcome == "promoted"
+    assert judge(make.certificate(make.comparison("test", -0.002, 0.002))).outcome == "refused"
+
+
+def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
+    outcomes, scores = binormal(np.random.default_rng(0), 2000, 0.4, 1.2)
+    verdict = judge(make.certificate(compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.01)))
+    assert verdict.outcome == "refused"
+    (failed,) = [reason for reason in verdict.reasons if reason.crossed]
+    assert failed.measure == "auc:test"
+    assert verdict.summary == f"fp32 refused: {failed.text}"
+    assert "on test (2000 rows) the challenger may be worse by more than 0.01: auc 0." in failed.text
+    assert "lower 95% bound of the difference -0." in failed.text
+
+
+def test_without_margin_equal_quality_of_a_few_rows_is_not_proven(make: Any) -> None:
+    outcomes, scores = binormal(np.random.default_rng(3), 60, 1.0, 1.0)
+    found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.0)
+    assert abs(found.difference) < found.standard_error
+    assert judge(make.certificate(found)).outcome == "refused"
+
+
+def test_a_slice_and_the_past_are_judged_too(make: Any) -> None:
+    for window in ("origin=JFK", "past"):
+        verdict = judge(make.certificate(make.comparison(), make.comparison(window, -0.1, 0.01, margin=0.02)))
+        assert verdict.outcome == "refused"
+        assert [reason.measure for reason in verdict.reasons if reason.crossed] == [f"auc:{window}"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "measure", "text"),
+    [
+        ({"max_bytes": 999}, "bytes", "fp32 has 1000 bytes, above the budget of 999"),
+        ({"max_p95_ms": 0.09}, "p95_ms", r"fp32 has 0\.1 ms \(p95\), above the budget of 0\.09"),
+    ],
+)
+def test_a_budget_that_is_broken(make: Any, fields: dict[str, Any], measure: str, text: str) -> None:
+    verdict = judge(make.certificate(**fields))
+    assert verdict.outcome == "refused"
+    (failed,) = [reason for reason in verdict.reasons if reason.crossed]
+    assert failed.measure == measure
+    assert text.replace("\\", "") == failed.text
+
+
+def test_a_budget_that_is_met_exactly_or_not_set(make: Any) -> None:
+    assert judge(make.certificate(max_bytes=1000, max_p95_ms=0.1)).outcome == "promoted"
+    verdict = judge(make.certificate(max_bytes=None, max_p95_ms=None))
+    assert (verdict.outcome, len(verdict.reasons)) == ("promoted", 1)
+
+
+def test_a_latency_that_was_not_measured_is_not_within_a_budget(make: Any) -> None:
+    verdict = judge(make.certificate(challenger=make.card(p95=None)))
+    assert verdict.outcome == "refused"
+    assert "fp32 was not measured against the budget of 0.5 ms (p95)" in verdict.summary
+    assert judge(make.certificate(challenger=make.card(p95=None), max_p95_ms=None)).outcome == "promoted"
+
+
+def test_the_first_champion_needs_no_comparison(make: Any) -> None:
+    verdict = judge(make.certificate(champion=None, comparisons=()))
+    assert verdict.outcome == "promoted"
+    assert verdict.summary == "fp32 promoted: no champion yet, within the budgets"
+
+
+@pytest.mark.parametrize("auc", [0.5, 0.49, None])
+def test_the_first_champion_must_beat_chance(make: Any, auc: float | None) -> None:
+    verdict = judge(make.certificate(champion=None, comparisons=(), challenger=make.card(test=auc)))
+    assert verdict.outcome == "refused"
+    assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["auc"]
+
+
+def test_a_challenger_that_could_not_be_compared_is_not_promoted_over_a_champion(make: Any) -> None:
+    for comparisons in ((), (make.comparison("past"),)):
+        verdict = judge(make.certificate().model_copy(update={"comparisons": comparisons}))
+        assert verdict.outcome == "refused"
+        assert "the test window (900 rows) has too few outcomes of each action" in verdict.summary
+
+
+def test_a_person_may_have_to_approve(make: Any) -> None:
+    verdict = judge(make.certificate(approval="manual"))
+    assert verdict.outcome == "awaiting_approval"
+    assert verdict.summary == "fp32 passed; a person must promote it"
+    assert judge(make.certificate(approval="manual", max_bytes=1)).outcome == "refused"
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"champion": None, "comparisons": ()}, {"max_bytes": 1, "max_p95_ms": None}, {"approval": "manual"}]
+)
+def test_judged_again_it_is_the_same(make: Any, fields: dict[str, Any]) -> None:
+    third = make.comparison("test", 1 / 3, 0.1 + 0.2)
+    certificate = make.certificate(third, **fields) if "comparisons" not in fields else make.certificate(**fields)
+    verdict = judge(certificate)
+    assert judge(certificate) == verdict
+    back = Verdict.model_validate_json(verdict.model_dump_json())
+    assert replay(back) == back == verdict
+    assert Certificate.model_validate(back.evidence["certificate"]) == certificate
+
+
+def test_the_verdict_of_another_refresh_is_another(make: Any) -> None:
+    ids = {judge(make.certificate(refresh_id=name)).verdict_id for name in ("r1", "r2")}
+    assert len(ids) == 2
+
+
+def test_a_certificate_holds_the_budgets_of_its_day(make: Any) -> None:
+    config = make.config({"max_bytes": 5000, "max_p95_ms": 0.3}, confidence=0.9, approval="manual")
+    found = certify(config, "r9", make.now, make.card(), None, [make.comparison()])
+    assert (found.max_bytes, found.max_p95_ms, found.confidence, found.approval) == (5000, 0.3, 0.9, "manual")
+    assert (found.agent, found.refresh_id, found.as_of, found.champion) == ("toy", "r9", make.now, None)
+    assert found.comparisons == (make.comparison(),)
+
+
+# --------------------------------------------------------------------------- choosing
+
+
+def chosen(make: Any, *cards: tuple[str, int, float, float], **budgets: Any) -> tuple[str, str]:
+    made = [make.card(name, size, validation, test=0.5, p95=p95) for name, size, validation, p95 in cards]
+    card, why = choose(made, Budgets(**budgets))
+    return card.model, why
+
+
+BIG, SMALL, TINY = ("fp32", 1000, 0.720, 0.1), ("int8", 400, 0.716, 0.2), ("pruned", 100, 0.690, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "name", "why"),
+    [
+        ({}, "int8", "int8: the smallest (400 bytes) within 0.005 of the best on the validation days"),
+        ({"max_quality_loss": 0.05}, "pruned", "pruned: the smallest (100 bytes) within 0.05 of the best"),
+        ({"max_quality_loss": 0}, "fp32", "fp32: the smallest (1000 bytes) within 0.0 of the best"),
+        ({"max_p95_ms": 0.1}, "fp32", "fp32: the smallest"),
+        ({"max_bytes": 300}, "pruned", "pruned: the best that fits the budgets, though 0.0300 below the best"),
+        ({"max_bytes": 50}, "pruned", "no variant fits the budgets; pruned is the smallest"),
+        ({"max_bytes": 500, "max_p95_ms": 0.1}, "pruned", "pruned: the best that fits the budgets"),
+    ],
+)
+def test_the_smallest_that_is_good_enough(make: Any, budgets: dict[str, Any], name: str, why: str) -> None:
+    found, text = chosen(make, BIG, SMALL, TINY, **budgets)
+    assert found == name
+    assert text.startswith(why)
+
+
+def test_the_order_of_variants_does_not_matter(make: Any) -> None:
+    twin = ("b_twin", 400, 0.716, 0.2)
+    assert chosen(make, twin, SMALL, BIG)[0] == chosen(make, BIG, SMALL, twin)[0] == "b_twin"
+
+
+def test_accuracy_where_there_is_no_auc(make: Any) -> None:
+    def card(name: str, size: int, accuracy: float) -> Any:
+        quality = {"validation": make.quality(None, accuracy), "test": make.quality(None)}
+        return make.card(name, size, quality=quality)
+
+    assert choose([card("a", 100, 0.5), card("b", 200, 0.9)], Budgets())[0].model == "b"

@@ -1,0 +1,171 @@
+"""From models and windows to a certificate: every figure is of the right model on the right rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stillhouse.evaluate.gate import compare, judge
+from stillhouse.evaluate.proof import Candidate, prove
+from stillhouse.evaluate.scorecard import agreement, disagreement, quality
+from stillhouse.records import Proof, Refresh, Window
+
+Array = np.ndarray[Any, Any]
+
+
+def make_rows(count: int, seed: int, window: str) -> pd.DataFrame:
+    """P(move) is ``temp``; one row in ten starts from JFK, and one in fifty from nowhere."""
+    rng = np.random.default_rng(seed)
+    temp = rng.random(count)
+    origin = np.where(np.arange(count) % 10 == 0, "JFK", "EWR").astype(object)
+    origin[1::50] = None
+    observed = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(np.arange(count), unit="h")
+    return pd.DataFrame(
+        {
+            "observed_at": observed,
+            "temp": temp,
+            "origin": origin,
+            "outcome": (rng.random(count) < temp).astype(int),
+            "window": window,
+        }
+    )
+
+
+WINDOWS = {
+    "validation": make_rows(400, 1, "validation"), "test": make_rows(1000, 2, "test"), "past": make_rows(600, 3, "past")
+}  # fmt: skip
+
+
+class Model:
+    """Knows the law but for noise, and remembers which windows it was asked about."""
+
+    def __init__(self, noise: float, fails_on: str = "") -> None:
+        self.noise = noise
+        self.fails_on = fails_on
+        self.asked: list[str] = []
+
+    def __call__(self, rows: pd.DataFrame) -> Array:
+        window = rows["window"].iloc[0]
+        self.asked.append(window)
+        temp = rows["temp"].to_numpy()
+        noise = np.random.default_rng(9).normal(scale=self.noise, size=len(rows))
+        move = np.clip(temp + noise, 0.01, 0.99)
+        move = np.where(rows["origin"] == self.fails_on, 1 - temp, move) if window != self.fails_on else 1 - temp
+        return np.column_stack([1 - move, move])
+
+
+@pytest.fixture
+def refresh(make: Any) -> Refresh:
+    window = Window(name="w", start=make.now - timedelta(days=7), end=make.now)
+    return Refresh(
+        refresh_id="r1", agent="toy", as_of=make.now, trigger="manual", cause="me", train=window, test=window,
+        teacher="fit", folder="/f", run_id="abc",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def proven(make: Any, refresh: Refresh) -> Callable[..., Proof]:
+    def proven(variants: dict[str, Model], champion: Model | None, past: bool = True, **settings: Any) -> Proof:
+        config = make.config({"max_quality_loss": 0.02}, **{"non_inferiority_margin": 0.02, **settings})
+        windows = {name: rows for name, rows in WINDOWS.items() if past or name != "past"}
+        return prove(
+            config,
+            refresh,
+            windows,
+            teacher=Candidate("teacher", "teacher", Model(0.0), 9000, lambda: None),
+            student=Candidate("student", "student", Model(0.01), 900),
+            variants=[
+                Candidate(name, "variant", model, 100 * (i + 1), lambda: None)
+                for i, (name, model) in enumerate(variants.items())
+            ],
+            champion=Candidate("toy@3", "champion", champion, 500, lambda: None) if champion else None,
+            cpu="Zen",
+        )
+
+    return proven
+
+
+def test_cards_hold_the_quality_of_each_model_on_each_window(proven: Callable[..., Proof]) -> None:
+    small, exact, old = Model(0.3), Model(0.02), Model(0.05)
+    proof = proven({"small": small, "exact": exact}, old, slices=["origin"])
+    for card, model in zip((*proof.variants, proof.champion), (small, exact, old), strict=True):
+        for name, rows in WINDOWS.items():
+            assert card.quality[name] == quality(model(rows), rows["outcome"].to_numpy())
+    test = WINDOWS["test"]
+    assert [card.model for card in proof.variants] == ["small", "exact"]
+    assert (proof.champion.model, proof.champion.role, proof.champion.bytes) == ("toy@3", "champion", 500)
+    assert proof.student.latency is None
+    assert proof.variants[0].latency.calls == 300
+    assert {card.cpu for card in (proof.teacher, proof.student, *proof.variants)} == {"Zen"}
+    assert proof.variants[1].agreement == agreement(Model(0.0)(test), exact(test))
+    jfk = test[test["origin"] == "JFK"]
+    assert proof.variants[1].slices["origin=JFK"].rows == len(jfk) == 100
+    assert list(proof.variants[1].slices) == ["origin=EWR", "origin=JFK"]
+
+
+def test_the_teacher_is_asked_about_the_test_window_alone(proven: Callable[..., Proof]) -> None:
+    """It has seen the outcomes of the others: its figures there would flatter it."""
+    proof = proven({"exact": Model(0.02)}, None)
+    assert list(proof.teacher.quality) == ["test"]
+    assert proof.teacher.agreement is None
+    assert list(proof.student.quality) == ["validation", "test", "past"]
+
+
+def test_the_smallest_good_variant_is_put_forward_and_compared(proven: Callable[..., Proof]) -> None:
+    noisy, good, exact, old = Model(0.5), Model(0.05), Model(0.01), Model(0.05)
+    proof = proven({"noisy": noisy, "good": good, "exact": exact}, old, slices=["origin"], slice_margin=0.3,
+                   min_slice_rows=50)  # fmt: skip
+    assert proof.chosen == "good"
+    assert proof.why.startswith("good: the smallest (200 bytes) within 0.02 of the best")
+    certificate = proof.certificate
+    assert certificate.challenger == proof.variants[1]
+    assert certificate.champion == proof.champion
+    assert (certificate.refresh_id, certificate.agent) == ("r1", "toy")
+    found = {comparison.window: comparison for comparison in certificate.comparisons}
+    assert list(found) == ["test", "past", "origin=EWR", "origin=JFK"]
+    for name, margin in (("test", 0.02), ("past", 0.3)):
+        rows = WINDOWS[name]
+        assert found[name] == compare(name, rows["outcome"].to_numpy(), good(rows), old(rows), margin)
+    assert found["origin=JFK"].rows == 100
+    assert found["origin=JFK"].margin == 0.3
+    test = WINDOWS["test"]
+    assert proof.disagreement == disagreement(Model(0.0)(test), good(test))
+
+
+def test_small_slices_are_reported_and_not_judged(proven: Callable[..., Proof]) -> None:
+    proof = proven({"exact": Model(0.02)}, Model(0.02), slices=["origin"], min_slice_rows=101)
+    assert [c.window for c in proof.certificate.comparisons] == ["test", "past", "origin=EWR"]
+    assert "origin=JFK" in proof.variants[0].slices
+
+
+def test_without_a_champion_nothing_is_compared(proven: Callable[..., Proof]) -> None:
+    proof = proven({"exact": Model(0.02)}, None, past=False)
+    assert proof.champion is None
+    assert proof.certificate.comparisons == ()
+    assert judge(proof.certificate).outcome == "promoted"
+
+
+def test_a_challenger_that_forgot_the_past_is_refused(proven: Callable[..., Proof]) -> None:
+    proof = proven({"exact": Model(0.02, fails_on="past")}, Model(0.02))
+    verdict = judge(proof.certificate)
+    assert verdict.outcome == "refused"
+    assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["auc:past"]
+
+
+def test_a_challenger_that_fails_one_slice_is_refused(proven: Callable[..., Proof]) -> None:
+    champion, challenger = Model(0.02), Model(0.02, fails_on="JFK")
+    settings: dict[str, Any] = {"past": False, "non_inferiority_margin": 0.2, "min_slice_rows": 50}
+    verdict = judge(proven({"exact": challenger}, champion, slices=["origin"], **settings).certificate)
+    assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["auc:origin=JFK"]
+    assert judge(proven({"exact": challenger}, champion, **settings).certificate).outcome == "promoted"
+
+
+def test_a_challenger_as_good_as_the_champion_is_promoted(proven: Callable[..., Proof]) -> None:
+    proof = proven({"exact": Model(0.02)}, Model(0.02))
+    assert judge(proof.certificate).outcome == "promoted"
+    assert Proof.model_validate_json(proof.model_dump_json()) == proof

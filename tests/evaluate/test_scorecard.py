@@ -1,0 +1,182 @@
+"""Figures of quality against closed forms and scikit-learn."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
+
+from stillhouse.errors import WindowError
+from stillhouse.evaluate.scorecard import (
+    agreement,
+    disagreement,
+    expected_calibration_error,
+    measure_latency,
+    quality,
+    slices,
+)
+
+Array = np.ndarray[Any, Any]
+
+
+def two(p: Any) -> Array:
+    """P(second action) as ``[n, 2]``."""
+    p = np.asarray(p, dtype=np.float64)
+    return np.column_stack([1 - p, p])
+
+
+def draw(count: int = 500, actions: int = 2) -> tuple[Array, Array]:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(actions, 0.7), count)
+    return p, np.array([rng.choice(actions, p=row) for row in p])
+
+
+def test_two_actions_agree_with_scikit_learn() -> None:
+    p, outcomes = draw()
+    found = quality(p.astype(np.float32), outcomes)
+    assert found.rows == 500
+    assert found.auc == pytest.approx(roc_auc_score(outcomes, p[:, 1]), abs=1e-6)
+    assert found.log_loss == pytest.approx(log_loss(outcomes, p), rel=1e-4)
+    assert found.brier == pytest.approx(2 * brier_score_loss(outcomes, p[:, 1]), rel=1e-5)
+    assert found.accuracy == accuracy_score(outcomes, p.argmax(axis=1))
+
+
+def test_four_actions_agree_with_scikit_learn() -> None:
+    p, outcomes = draw(actions=4)
+    found = quality(p, outcomes)
+    assert found.auc == pytest.approx(roc_auc_score(outcomes, p, multi_class="ovr", average="macro"), rel=1e-9)
+    assert found.log_loss == pytest.approx(log_loss(outcomes, p), rel=1e-4)
+    assert found.brier == pytest.approx(brier_score_loss(outcomes, p, labels=range(4), scale_by_half=False), rel=1e-6)
+    assert found.accuracy == accuracy_score(outcomes, p.argmax(axis=1))
+
+
+def test_by_hand() -> None:
+    """Rows (.8, .2) → 0, (.4, .6) → 1, (.3, .7) → 0."""
+    found = quality(two([0.2, 0.6, 0.7]), np.array([0, 1, 0]))
+    assert found.auc == 0.5
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.log_loss == pytest.approx(-(np.log(0.8) + np.log(0.6) + np.log(0.3)) / 3, rel=1e-6)
+    assert found.brier == pytest.approx(2 * (0.04 + 0.16 + 0.49) / 3, rel=1e-6)
+
+
+def test_one_outcome_has_no_auc() -> None:
+    assert quality(two([0.2, 0.6]), np.array([1, 1])).auc is None
+    assert quality(np.full((3, 3), 1 / 3), np.array([2, 2, 2])).auc is None
+    present = quality(np.eye(3)[[0, 1, 0, 1]] * 0.9 + 0.05 / 1.5, np.array([0, 1, 0, 1]))
+    assert present.auc == 1.0
+
+
+def test_a_certain_mistake_costs_much_and_not_infinitely_much() -> None:
+    found = quality(np.array([[1.0, 0.0]]), np.array([1]))
+    assert found.log_loss == pytest.approx(-np.log(1e-7), rel=1e-6)
+    assert found.brier == pytest.approx(2, rel=1e-6)
+
+
+def test_no_rows() -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        quality(np.empty((0, 2)), np.empty(0, dtype=int))
+
+
+# --------------------------------------------------------------------------- calibration
+
+
+def test_a_calibrated_model_has_no_calibration_error() -> None:
+    """Of ten rows said .8 eight are right, of ten said .6 six."""
+    p = two([0.8] * 10 + [0.6] * 10)
+    outcomes = np.array([1] * 8 + [0] * 2 + [1] * 6 + [0] * 4)
+    assert expected_calibration_error(p, outcomes, bins=2) == pytest.approx(0, abs=1e-12)
+    assert expected_calibration_error(p, outcomes) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_model_that_is_always_certain_is_off_by_its_mistakes() -> None:
+    outcomes = np.array([1, 0, 1, 0] * 25)
+    assert expected_calibration_error(two([1.0] * 100), outcomes) == pytest.approx(0.5)
+
+
+def test_two_bins_by_hand() -> None:
+    """Bins (.6, .7) and (.8, .9) with accuracies 0 and 1: ½ |0 − .65| + ½ |1 − .85| = .4"""
+    p, outcomes = two([0.6, 0.7, 0.8, 0.9]), np.array([0, 0, 1, 1])
+    assert expected_calibration_error(p, outcomes, bins=2) == pytest.approx(0.4)
+    assert expected_calibration_error(p, outcomes, bins=1) == pytest.approx(abs(0.5 - 0.75))
+    assert expected_calibration_error(p, outcomes, bins=100) == pytest.approx((0.6 + 0.7 + 0.2 + 0.1) / 4)
+
+
+def test_bins_hold_equally_many_rows() -> None:
+    """The plain algorithm: sort, cut into 15 equal parts, compare."""
+    p, outcomes = draw(1500)
+    order = np.argsort(p.max(axis=1))
+    right = p.argmax(axis=1) == outcomes
+    gaps = [abs(right[part].mean() - p.max(axis=1)[part].mean()) for part in np.split(order, 15)]
+    assert expected_calibration_error(p, outcomes) == pytest.approx(np.mean(gaps), rel=1e-9)
+
+
+def test_the_order_of_rows_does_not_matter_even_among_equals() -> None:
+    p, outcomes = two(np.repeat([0.7, 0.9], 50)), np.tile([0, 1, 1, 1, 1], 20)
+    rng = np.random.default_rng(0)
+    found = set()
+    for _ in range(5):
+        order = rng.permutation(100)
+        found.add(round(expected_calibration_error(p[order], outcomes[order]), 12))
+    assert found == {round((0.1 + 0.1) / 2, 12)}
+
+
+# --------------------------------------------------------------------------- slices, agreement
+
+
+def test_a_slice_is_the_quality_of_its_rows() -> None:
+    p, outcomes = draw(200)
+    rows = pd.DataFrame({"origin": np.where(np.arange(200) < 50, "JFK", "EWR"), "carrier": [None, "AA"] * 100})
+    found = slices(rows, p, outcomes, ("origin", "carrier"))
+    assert list(found) == ["origin=EWR", "origin=JFK", "carrier=AA"]
+    assert found["origin=JFK"] == quality(p[:50], outcomes[:50])
+    assert found["carrier=AA"] == quality(p[1::2], outcomes[1::2])
+    assert slices(rows, p, outcomes, ()) == {}
+
+
+def test_agreement_and_disagreement_by_hand() -> None:
+    """Total variation .2 and .4: mean .3; one of two rows chooses another action."""
+    teacher, student = two([0.3, 0.4]), two([0.1, 0.8])
+    assert agreement(teacher, student) == pytest.approx(0.7)
+    assert agreement(teacher, teacher) == 1.0
+    assert agreement(two([0, 1]), two([1, 0])) == 0.0
+    found = disagreement(teacher, student)
+    assert (found.rows, found.rate) == (2, 0.5)
+    assert found.total_variation == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="must be"):
+        disagreement(teacher, student[:1])
+    with pytest.raises(WindowError):
+        disagreement(teacher[:0], student[:0])
+
+
+# --------------------------------------------------------------------------- latency
+
+
+def test_latency_is_measured_in_turns() -> None:
+    order: list[str] = []
+
+    def slow() -> None:
+        order.append("slow")
+        time.sleep(0.003)
+
+    found = measure_latency({"slow": slow, "fast": lambda: order.append("fast")}, calls=20, warm_up=2)
+    assert order[:4] == ["slow", "slow", "fast", "fast"]
+    assert order[4:] == ["slow", "fast"] * 20
+    assert 3.0 <= found["slow"].p50_ms <= found["slow"].p95_ms
+    assert found["fast"].p50_ms < found["slow"].p50_ms
+    assert found["slow"].calls == 20
+    assert measure_latency({}) == {}
+
+
+def test_the_collector_of_garbage_is_as_it_was_even_after_an_error() -> None:
+    def failing() -> None:
+        raise KeyError
+
+    assert gc.isenabled()
+    with pytest.raises(KeyError):
+        measure_latency({"x": failing}, warm_up=0)
+    assert gc.isenabled()

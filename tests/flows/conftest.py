@@ -1,0 +1,43 @@
+"""A Prefect server for the session, and a toy agent with a store of its own for each test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture
+def agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the toy's agent file, and an empty STILLHOUSE_HOME beside it."""
+    from tasks.common import registry
+
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    shutil.copy(HERE / "toy.yaml", folder)
+    monkeypatch.setenv("STILLHOUSE_AGENTS", str(folder))
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    registry.cache_clear()
+    return folder
+
+
+@pytest.fixture
+def day(agents: Path):
+    """The moment ``n`` days after the toy's beginning."""
+    from tests.flows.toy import BEGIN
+
+    return lambda n: (BEGIN + timedelta(days=n)).to_pydatetime()

@@ -1,0 +1,273 @@
+"""The loop through its flows: bootstrap, watch, drift, refresh, promote, roll back; and what bad input does to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows.promote import promote
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse.config import home, load
+from stillhouse.errors import ConfigError, DataError, PartError, RegistryError, SchemaError, WindowError
+from stillhouse.evaluate.gate import replay
+from stillhouse.knowledge import KnowledgeBase
+from tasks import refreshing
+from tasks.common import registry
+from tasks.living import live
+from tests.flows import toy
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def lived(day, until: int) -> KnowledgeBase:
+    """Twenty days and the first champion, then day by day until ``until``."""
+    live.fn("toy", day(0), day(20))
+    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    for n in range(20, until):
+        live.fn("toy", day(n), day(n + 1))
+    return KnowledgeBase(load("toy"))
+
+
+def artifacts() -> dict[str, str]:
+    with get_client(sync_client=True) as client:
+        return {artifact.key: artifact.data for artifact in client.read_artifacts()}
+
+
+def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
+    base = lived(day, 24)
+    calm = watch(agent="toy", as_of=day(24))
+    assert (calm.outcome, calm.response) == ("no_drift", "hold")
+
+    for n in range(24, 32):
+        live.fn("toy", day(n), day(n + 1))
+    first = registry("toy").champion()
+    verdict = watch(agent="toy", as_of=day(32), on_drift="refresh")
+    assert (verdict.outcome, verdict.response) == ("drift", "redistil")
+    crossed = {reason.measure for reason in verdict.reasons if reason.crossed}
+    assert {"psi", "auc_drop"} <= crossed
+
+    gate = base.verdicts()[-1]
+    assert gate.kind == "gate" and gate.outcome == "promoted", gate.summary
+    assert replay(gate) == gate
+    champion = registry("toy").champion()
+    assert champion != first and registry("toy").previous() == first
+    assert registry("toy").baseline(champion).test.end == day(31)
+    assert registry("toy").tags(champion)["lineage.drift"] == verdict.verdict_id
+
+    shown = artifacts()
+    assert "redistil" in shown["watch-toy"] or "drift" in shown["watch-toy"]
+    assert "| a |" in shown["watch-toy"] and "int8" in shown["refresh-toy"]
+
+
+def test_every_decision_is_made_by_the_champion_of_its_time(day) -> None:
+    base = lived(day, 22)
+    decisions = base.read("decisions")
+    assert len(decisions) == 2 * toy.PER_DAY
+    assert set(decisions["version"]) == {str(registry("toy").champion())}
+    assert np.allclose([sum(p) for p in decisions["probabilities"]], 1.0, atol=1e-5)
+    again = live.fn("toy", day(21), day(22))
+    assert again == 0 and len(base.read("decisions")) == len(decisions)
+
+
+def test_the_same_refresh_is_done_once(day) -> None:
+    lived(day, 20)
+    versions = registry("toy").versions()
+    again = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    assert again.outcome == "promoted"
+    assert registry("toy").versions() == versions
+
+
+@pytest.mark.parametrize("station", ["gather_knowledge", "make_variants", "log_models", "judge", "settle"])
+def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, station: str) -> None:
+    """The station does its work and the process dies right after it; the next run ends as if nothing had happened."""
+    live.fn("toy", day(0), day(20))
+    task = getattr(refreshing, station)
+
+    def dies(*args, **kwargs):
+        task.fn(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refreshing, station, dies)
+        with pytest.raises(KeyboardInterrupt):
+            refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+
+    base = KnowledgeBase(load("toy"))
+    asked = base.counts()["knowledge"]
+    verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    assert verdict.outcome == "promoted"
+    assert base.counts()["knowledge"] == asked  # nothing was asked twice
+    assert [v.verdict_id for v in base.verdicts()] == [verdict.verdict_id]
+    models = registry("toy")
+    champion = models.champion()
+    assert models.tags(champion)["variant"] == verdict.evidence["certificate"]["challenger"]["model"]
+    runs = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
+    assert sorted(run.info.status for run in runs)[0] == "FINISHED"
+    assert not [run for run in runs if run.info.status == "RUNNING"]
+    assert not (home() / "refreshes" / "toy" / models.tags(champion)["refresh_id"]).exists()
+
+
+def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(day) -> None:
+    base = lived(day, 24)
+    before = base.counts()["knowledge"]
+    verdict = refresh(agent="toy", as_of=day(24), teacher="keep", cause="new rows, same teacher")
+    assert verdict.kind == "gate"
+    versions = set(base.read("knowledge")["teacher"])
+    assert len(versions) == 1
+    assert base.counts()["knowledge"] > before
+    assert len({registry("toy").tags(registry("toy").version("toy", v.version))["lineage.teacher"]
+                for v in registry("toy").versions()}) == 1  # fmt: skip
+
+
+def test_promote_and_roll_back_by_hand(day) -> None:
+    base = lived(day, 20)
+    champion = registry("toy").champion()
+    other = next(v.version for v in registry("toy").versions() if v.version != champion.version)
+    assert promote(agent="toy", version=int(other), reason="smaller").outcome == "promoted"
+    assert registry("toy").champion().version == other and registry("toy").previous() == champion
+    assert promote(agent="toy", action="rollback", reason="it was worse").outcome == "rolled_back"
+    assert registry("toy").champion() == champion
+    assert [v.outcome for v in base.verdicts() if v.kind == "promotion"] == ["promoted", "rolled_back"]
+    with pytest.raises(RegistryError, match="no version '99'"):
+        promote(agent="toy", version=99)
+    with pytest.raises(RegistryError, match="which version"):
+        promote(agent="toy")
+    assert registry("toy").champion() == champion
+
+
+def test_a_refused_challenger_leaves_the_champion(day, agents: Path) -> None:
+    lived(day, 24)
+    champion = registry("toy").champion()
+    text = (agents / "toy.yaml").read_text()
+    (agents / "toy.yaml").write_text(text.replace("max_bytes: 100_000", "max_bytes: 100"))
+    verdict = refresh(agent="toy", as_of=day(24), cause="a budget that nothing fits")
+    assert verdict.outcome == "refused" and "budget of 100" in verdict.summary
+    assert registry("toy").champion() == champion
+
+
+def test_manual_approval_waits_for_a_person(day, agents: Path) -> None:
+    text = (agents / "toy.yaml").read_text()
+    (agents / "toy.yaml").write_text(text.replace("promotion: {", "promotion: {approval: manual, "))
+    live.fn("toy", day(0), day(20))
+    verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap")
+    assert verdict.outcome == "awaiting_approval" and registry("toy").champion() is None
+    challenger = registry("toy").challenger()
+    promote(agent="toy", version=int(challenger.version))
+    assert registry("toy").champion() == challenger and registry("toy").challenger() is None
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+def altered(monkeypatch: pytest.MonkeyPatch, change) -> None:
+    """Let the toy's source deliver something else."""
+    sound = toy.observations
+    monkeypatch.setattr(toy, "observations", lambda start, end: change(sound(start, end)))
+
+
+def test_a_missing_column_is_refused_and_nothing_is_stored(day, monkeypatch) -> None:
+    base = lived(day, 22)
+    before = base.counts()
+    altered(monkeypatch, lambda rows: rows.drop(columns="b"))
+    with pytest.raises(SchemaError, match=r"lack the columns \['b'\].*agent file"):
+        live.fn("toy", day(22), day(23))
+    assert base.counts() == before
+
+
+def test_a_wrong_type_is_refused_and_nothing_is_stored(day, monkeypatch) -> None:
+    base = lived(day, 22)
+    before = base.counts()
+    altered(monkeypatch, lambda rows: rows.assign(a="high"))
+    with pytest.raises(SchemaError, match="column 'a'"):
+        live.fn("toy", day(22), day(23))
+    assert base.counts() == before
+
+
+def test_extra_columns_are_left_out(day, monkeypatch) -> None:
+    altered(monkeypatch, lambda rows: rows.assign(surprise=1))
+    base = lived(day, 22)
+    assert "surprise" not in base.read("observations").columns
+
+
+def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(day, monkeypatch) -> None:
+    def change(rows: pd.DataFrame) -> pd.DataFrame:
+        rows = rows.copy()
+        rows.loc[0, "a"] = np.nan
+        rows.loc[1, "b"] = 1e6
+        rows.loc[2, "place"] = "moon"
+        return rows
+
+    base = lived(day, 22)
+    altered(monkeypatch, change)
+    live.fn("toy", day(22), day(23))
+    monkeypatch.undo()
+    live.fn("toy", day(23), day(24))
+    verdict = watch(agent="toy", as_of=day(24))
+    assert verdict.outcome == "no_drift"
+    reasons = base.read("quarantine").set_index("observation_id")["reasons"].map(list).to_dict()
+    assert len(reasons) == 3
+    assert any("a" in r[0] for r in reasons.values()) and any("place" in r[0] for r in reasons.values())
+    window = base.window("w", day(22), day(23))
+    assert len(base.observations(window)) == toy.PER_DAY - 3
+
+
+def test_a_broken_window_stops_the_watch_and_the_refresh(day, monkeypatch) -> None:
+    base = lived(day, 22)
+    altered(monkeypatch, lambda rows: rows.assign(place="moon"))
+    for n in range(22, 26):
+        live.fn("toy", day(n), day(n + 1))
+    versions = registry("toy").versions()
+    verdict = watch(agent="toy", as_of=day(26), on_drift="refresh")
+    assert (verdict.outcome, verdict.response) == ("data_broken", "hold")
+    assert "place" in verdict.summary
+    with pytest.raises(DataError, match=r"breaks the data contract.*place"):
+        refresh(agent="toy", as_of=day(26))
+    assert registry("toy").versions() == versions
+    assert base.verdicts()[-1] == verdict
+
+
+def test_an_empty_and_a_tiny_window(day) -> None:
+    lived(day, 20)
+    empty = watch(agent="toy", as_of=day(40))
+    assert empty.outcome == "data_broken" and "no rows" in empty.summary
+    live.fn("toy", day(50), day(50) + pd.Timedelta(hours=12))
+    tiny = watch(agent="toy", as_of=day(50) + pd.Timedelta(hours=12))
+    assert tiny.outcome == "not_enough_evidence" and tiny.response == "hold"
+    with pytest.raises(WindowError, match="train"):
+        refresh(agent="toy", as_of=day(50))
+
+
+def test_no_observations_at_all(day) -> None:
+    with pytest.raises(WindowError, match="has no observations"):
+        watch(agent="toy")
+
+
+def test_an_unknown_agent_and_a_name_that_is_a_path(day) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'toy'"):
+        watch(agent="toyy")
+    with pytest.raises(Exception, match="agent"):
+        watch(agent="../toy")
+
+
+def test_a_part_that_does_not_import(day, agents: Path) -> None:
+    text = (agents / "toy.yaml").read_text()
+    (agents / "toy.yaml").write_text(text.replace("tests.flows.toy:Logistic", "tests.flows.toy:Logistics"))
+    live.fn("toy", day(0), day(20))
+    with pytest.raises(PartError, match="Logistics"):
+        refresh(agent="toy", as_of=day(20), trigger="bootstrap")
+    assert registry("toy").versions() == []
+
+
+def test_an_mlflow_that_does_not_answer(day, monkeypatch) -> None:
+    base = lived(day, 24)
+    before = base.counts()
+    registry.cache_clear()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
+        refresh(agent="toy", as_of=day(24))
+    assert base.counts() == before

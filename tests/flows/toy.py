@@ -1,0 +1,78 @@
+"""A small agent whose world turns over on a known day: three numbers, one category, two actions."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+
+BEGIN = pd.Timestamp("2024-01-01T00:00:00Z")
+TURN = BEGIN + pd.Timedelta(days=24)  # from here on `a` counts the other way round, and is larger
+PER_DAY = 120
+
+
+def _history() -> pd.DataFrame:
+    rng = np.random.default_rng(7)
+    n = 60 * PER_DAY
+    observed = BEGIN + pd.to_timedelta(np.arange(n) * (86_400 // PER_DAY), unit="s")
+    turned = np.asarray(observed >= TURN)
+    frame = pd.DataFrame(
+        {
+            "observation_id": [f"toy-{i:05d}" for i in range(n)],
+            "observed_at": observed,
+            "a": rng.normal(size=n) + np.where(turned, 1.5, 0.0),
+            "b": rng.normal(size=n),
+            "c": np.where(rng.random(n) < 0.05, np.nan, rng.uniform(0, 10, n)),
+            "place": rng.choice(["north", "south"], n),
+        }
+    )
+    a = frame["a"] - np.where(turned, 1.5, 0.0)
+    score = np.where(turned, -1.0, 1.0) * 2 * a + frame["b"] + np.where(frame["place"] == "north", 0.7, -0.7)
+    frame["action"] = np.where(rng.random(n) < 1 / (1 + np.exp(-score)), "go", "wait")
+    return frame
+
+
+HISTORY = _history()
+
+
+def observations(start: datetime, end: datetime) -> pd.DataFrame:
+    return _between(start, end).drop(columns="action")
+
+
+def outcomes(start: datetime, end: datetime) -> pd.DataFrame:
+    rows = _between(start, end)[["observation_id", "observed_at", "action"]]
+    return rows.assign(known_at=rows["observed_at"] + pd.Timedelta(days=1))
+
+
+def _between(start: datetime, end: datetime) -> pd.DataFrame:
+    return HISTORY[(HISTORY["observed_at"] >= start) & (HISTORY["observed_at"] < end)].reset_index(drop=True)
+
+
+class Logistic:
+    """A teacher that keeps its coefficients in JSON."""
+
+    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
+        self.model = LogisticRegression().fit(self._matrix(rows), outcomes)
+
+    def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
+        return self.model.predict_proba(self._matrix(rows))
+
+    def save(self, folder: Path) -> None:
+        kept = {"coef": self.model.coef_.tolist(), "intercept": self.model.intercept_.tolist()}
+        (folder / "logistic.json").write_text(json.dumps(kept))
+
+    @classmethod
+    def load(cls, folder: Path) -> Logistic:
+        kept = json.loads((folder / "logistic.json").read_text())
+        loaded = cls()
+        loaded.model = LogisticRegression()
+        loaded.model.coef_, loaded.model.intercept_ = np.array(kept["coef"]), np.array(kept["intercept"])
+        loaded.model.classes_ = np.array([0, 1])
+        return loaded
+
+    def _matrix(self, rows: pd.DataFrame) -> np.ndarray:
+        return np.column_stack([rows["a"], rows["b"], rows["c"].fillna(5.0), rows["place"] == "north"]).astype(float)

@@ -1,0 +1,114 @@
+"""The command `stillhouse`, and the flows' own command line, as a person meets them: in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOY = ROOT / "tests" / "flows" / "toy.yaml"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Path:
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    shutil.copy(TOY, folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, agents: Path) -> Run:
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))},
+        "STILLHOUSE_HOME": str(tmp_path / "home"), "STILLHOUSE_AGENTS": str(agents), "COLUMNS": "160",
+        "HOME": str(tmp_path),
+    }  # fmt: skip
+
+    def run(*arguments: str, module: str = "stillhouse.cli", **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from stillhouse.cli import main; main()"]
+        if module != "stillhouse.cli":
+            command = [sys.executable, "-m", module]
+        return subprocess.run([*command, *arguments], cwd=ROOT, env=environment | more, text=True, capture_output=True,
+                              timeout=300, check=False)  # fmt: skip
+
+    return run
+
+
+def test_help_teaches_and_imports_nothing_heavy(run: Run) -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    for word in ("check", "status", "history"):
+        assert word in shown.stdout
+    heavy = (
+        "import sys, stillhouse.cli; print([m for m in ('torch', 'mlflow', 'prefect', 'pandas') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", heavy], text=True).strip() == "[]"
+
+
+def test_check_passes_through_every_part(run: Run, agents: Path) -> None:
+    shown = run("check", str(agents / "toy.yaml"))
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("✓") == 5
+    assert "agent toy is ready" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("cooldown: 3d", "cooldwon: 3d", "watch.cooldwon: unknown key; did you mean 'cooldown'"),
+        ("folds: 3", "folds: 1", "distillation.folds: "),
+        ("toy:Logistic", "toy:Logit", "has no 'Logit'"),
+        ("tests.flows.toy:observations", "no_such_module:observations", "does not import"),
+        ("actions: [wait, go]", "actions: [wait, run]", "gives actions ['go']"),
+        ("since: 2024-01-01", "since: 2034-01-01", "observations.since"),
+        ("    b: {type: number", "    bb: {type: number", "lack the columns ['bb']"),
+    ],
+)
+def test_check_says_what_is_wrong_where_and_what_to_do(
+    run: Run, agents: Path, right: str, wrong: str, said: str
+) -> None:
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace(right, wrong))
+    shown = run("check", str(file))
+    assert shown.returncode == 1
+    assert said in shown.stderr
+    assert "Traceback" not in shown.stderr + shown.stdout
+
+
+def test_an_agent_without_a_past(run: Run) -> None:
+    for command in ("status", "history"):
+        shown = run(command, "toy")
+        assert shown.returncode == 0, shown.stderr
+        assert "toy" in shown.stdout
+    unknown = run("status", "tpy")
+    assert unknown.returncode == 1 and "did you mean 'toy'" in unknown.stderr and "Traceback" not in unknown.stderr
+
+
+def test_flows_by_hand_from_nothing_to_a_champion(run: Run, tmp_path: Path) -> None:
+    """The README's way to a first champion, with a server that Prefect starts itself."""
+    assert "added" in run("live", "2024-01-21", "--agent", "toy", module="flows").stdout
+    made = run("refresh", "--agent", "toy", "--trigger", "bootstrap", module="flows")
+    assert made.returncode == 0, made.stderr[-3000:]
+    assert "promoted" in made.stdout
+    watched = run("watch", "--agent", "toy", module="flows")
+    assert watched.returncode == 0 and "no drift" in watched.stdout
+    status = run("status", "toy")
+    assert "champion" in status.stdout and "last watch" in status.stdout
+    history = run("history", "toy", "--reasons")
+    assert "promoted" in history.stdout and "gate" in history.stdout and "held" in history.stdout
+
+    lost = run("watch", "--agent", "toy", module="flows", MLFLOW_TRACKING_URI="http://ann:secret@127.0.0.1:9")
+    assert lost.returncode == 1
+    assert "RegistryError" in lost.stderr and "127.0.0.1:9" in lost.stderr
+    assert "Traceback" not in lost.stderr + lost.stdout and "secret" not in lost.stderr + lost.stdout
+    wrong = run("promote", "--agent", "toy", "--version", "99", module="flows")
+    assert wrong.returncode == 1 and "no version '99'" in wrong.stderr and "Traceback" not in wrong.stderr
