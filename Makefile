@@ -54,5 +54,16 @@ ui: install  ## the MLflow UI on what the demo left, on loopback
 	  $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$$STILLHOUSE_HOME/mlflow/mlflow.db}"
 
+prefect: install  ## a Prefect server on loopback; then, elsewhere: see docs/prefect.md
+	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=true $(BIN)/prefect server start --host 127.0.0.1
+
+screenshots: .venv-screens/.installed  ## the pictures in docs/images, from PREFECT_URL and MLFLOW_URL; needs chromium
+	@.venv-screens/bin/python docs/tools/screenshots.py
+
+.venv-screens/.installed:
+	@$(PYTHON) -m venv .venv-screens
+	@PIP_CONSTRAINT= .venv-screens/bin/pip install --quiet playwright pillow
+	@touch $@
+
 clean:  ## remove what the demo made and the caches (not .venv)
 	@rm -rf .stillhouse .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

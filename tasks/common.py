@@ -22,7 +22,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Window
 from stillhouse.registry import Registry
 
-__all__ = ["AgentName", "engine_task", "knowledge_base", "labelled", "refresh_lock", "registry"]
+__all__ = ["AgentName", "engine_task", "knowledge_base", "labelled", "refresh_lock", "registry", "training_rows"]
 
 AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="an agent file's name, e.g. flights")]
 
@@ -56,15 +56,20 @@ def knowledge_base(agent: str) -> KnowledgeBase:
 
 def labelled(base: KnowledgeBase, window: Window, known_by: datetime) -> pd.DataFrame:
     """:meth:`KnowledgeBase.labelled`, read once for all stations of a run: a pinned window never changes."""
-    if not window.versions:
-        return base.labelled(window, known_by)
-    return _labelled(str(base.root), base.config.agent, window.model_dump_json(exclude={"name"}), known_by)
+    return _labelled(str(base.root), base.config.agent, window.model_dump_json(exclude={"name"}), known_by, None)
+
+
+def training_rows(base: KnowledgeBase, window: Window, known_by: datetime) -> pd.DataFrame:
+    """:func:`labelled` rows of a training window, thinned to ``windows.max_train_rows``."""
+    most = base.config.windows.max_train_rows
+    return _labelled(str(base.root), base.config.agent, window.model_dump_json(exclude={"name"}), known_by, most)
 
 
 @lru_cache(maxsize=4)
-def _labelled(root: str, agent: str, window: str, known_by: datetime) -> pd.DataFrame:
+def _labelled(root: str, agent: str, window: str, known_by: datetime, most: int | None) -> pd.DataFrame:
+    base = KnowledgeBase(config.load(agent), Path(root))
     pinned = Window.model_validate({"name": "pinned", **json.loads(window)})
-    return KnowledgeBase(config.load(agent), Path(root)).labelled(pinned, known_by)
+    return base.thin(base.labelled(pinned, known_by), most)
 
 
 @cache

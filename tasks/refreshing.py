@@ -39,7 +39,7 @@ from stillhouse.records import (
 from stillhouse.registry import Lineage
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
-from tasks.common import engine_task, knowledge_base, labelled, registry
+from tasks.common import engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
     "closing_run_on_failure",
@@ -90,7 +90,7 @@ def open_refresh(
         raise DataError(
             f"{data.window} breaks the data contract: " + "; ".join(f.text for f in data.failures if f.fatal)
         )
-    _require_rows(labelled(base, train, as_of), settings.windows.min_train_rows, train)
+    _require_rows(training_rows(base, train, as_of), settings.windows.min_train_rows, train)
     _require_rows(labelled(base, test, as_of), settings.observations.min_rows, test)
     run_id, verdict = models.open_refresh(
         refresh_id,
@@ -106,7 +106,7 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
     """Fit the teachers on the training window, or fetch the champion's."""
     base, models = knowledge_base(job.agent), registry(job.agent)
     if job.teacher == "fit":
-        rows = labelled(base, job.train, job.as_of)
+        rows = training_rows(base, job.train, job.as_of)
         models.log_window(job.run_id, job.train, rows, "training")
         return ensemble.fit(base.config, rows, job.train, Path(job.folder) / "teacher")
     champion = models.champion()
@@ -122,7 +122,7 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
 def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
     """Teacher knowledge for the training window, cross-fitted where the teacher has seen the outcomes. Rows added."""
     base = knowledge_base(job.agent)
-    rows = labelled(base, job.train, job.as_of)
+    rows = training_rows(base, job.train, job.as_of)
     unknown = pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     seen = ((rows["observed_at"] >= teacher.fitted.start) & (rows["observed_at"] < teacher.fitted.end)).to_numpy()
     if job.teacher == "fit" and unknown.any():
@@ -184,7 +184,7 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
     columns = _columns(student)
     champion = models.champion()
 
-    train = labelled(base, job.train, job.as_of)
+    train = training_rows(base, job.train, job.as_of)
     windows = {
         "validation": train[validation_days(train["observed_at"], settings.distillation.validation_every)],
         "test": labelled(base, job.test, job.as_of),
@@ -221,7 +221,7 @@ def log_models(
     """Teacher, student and every variant: a nested run, a logged model and a registered version each."""
     base, models = knowledge_base(job.agent), registry(job.agent)
     settings = base.config
-    train = labelled(base, job.train, job.as_of)
+    train = training_rows(base, job.train, job.as_of)
     test = labelled(base, job.test, job.as_of)
     models.log_window(job.run_id, job.test, test, "test")
 
@@ -302,7 +302,7 @@ def challenger_name(verdict: Verdict) -> str:
 def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
     """The training rows that the student may learn from (validation days kept back), encoded, with their knowledge."""
     base = knowledge_base(job.agent)
-    rows = labelled(base, job.train, job.as_of)
+    rows = training_rows(base, job.train, job.as_of)
     kept_back = validation_days(rows["observed_at"], base.config.distillation.validation_every)
     known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     rows = rows[known & ~kept_back]

@@ -302,6 +302,9 @@ class Windows(Section):
     train: Length = Field(description="what a student learns from")
     test: Length = Field(description="directly after `train`, never learned from: what the gate judges on")
     current: Length = Field(description="what a watch compares with the champion's training window")
+    max_train_rows: int | None = Field(
+        default=None, ge=100, description="more are thinned: the newest half whole, the rest sampled from before"
+    )
     min_train_rows: int = Field(default=1000, ge=50, description="fewer: a refresh is refused")
 
 

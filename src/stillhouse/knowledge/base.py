@@ -278,6 +278,16 @@ class KnowledgeBase:
         seed = int(short_id(self.config.agent, len(rows), *rows["observation_id"].iloc[[0, -1]]), 16) % 2**32
         return rows.sample(size, random_state=seed).sort_index()
 
+    def thin(self, rows: pd.DataFrame, most: int | None) -> pd.DataFrame:
+        """At most ``most`` of ``rows`` (ordered by time): the newest half of them whole, the rest sampled from before.
+
+        So that a refresh costs the same however long the agent has lived; the same rows give the same result.
+        """
+        if most is None or len(rows) <= most:
+            return rows
+        older, newest = rows.iloc[: -(most // 2)], rows.iloc[-(most // 2) :]
+        return pd.concat([self.sample(older, most - most // 2), newest], ignore_index=True)
+
     def moment(self, as_of: datetime | None) -> datetime:
         """``as_of`` in UTC; without one, now by the clock that the agent file names.
 

@@ -1,0 +1,1 @@
+"""One module per claim; results beside them in results/*.json."""

@@ -1,0 +1,82 @@
+"""Write the measured figures into docs/benchmarks.md and README.md: ``python -m benchmarks.pages``.
+
+No figure is typed by hand; a test compares both pages with what this module makes of ``results/*.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["benchmarks_page", "readme_section", "readme_with"]
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- figures: benchmarks/results/loop.json -->", "<!-- /figures -->"
+
+MEANING = {
+    "gain_over_never_refreshed": "mean weekly AUC of the champion above the never-refreshed student's",
+    "loss_to_teacher": "mean weekly AUC of its teacher above the champion's",
+    "auc_champion_over_refitted_spike": "mean weekly AUC of the champion (a plain spike, refitted every four weeks: .713)",
+    "auc_static_over_spike": "mean weekly AUC of the never-refreshed student (a plain spike: .684)",
+    "teacher_bytes_per_champion_byte": "teacher's bytes on disk per byte of the champion, smallest over the refreshes",
+    "refused_by_the_gate": "challengers refused by the gate in the year",
+    "minutes": "minutes that the demo takes, once installed",
+    "week_checked_and_measured_s": "seconds for data checks and one drift measurement of a week, warm process",
+}
+
+
+def benchmarks_page() -> str:
+    """docs/benchmarks.md."""
+    parts = ["# Benchmarks", "Made by `python -m benchmarks.pages` from `benchmarks/results/*.json`; do not edit."]
+    for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        machine = result["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        parts += [
+            f"## {file.stem}",
+            f"{result['claim'].capitalize()}.",
+            f"`{result['command']}` at commit {result['commit']}, on {machine['cores']} cores of {machine['cpu']}; {versions}.",
+            table(result),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_section() -> str:
+    """What README.md says between its markers."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "loop.json").read_text(encoding="utf-8"))
+    seeds = len(result["detail"]["seeds"])
+    return (
+        f"{BEGIN}\nMeasured by `{result['command']}`: the year played under {seeds} seeds; median, lowest and highest.\n\n"
+        f"{table(result)}\n{END}"
+    )
+
+
+def readme_with(section: str, readme: str) -> str:
+    """``readme`` with ``section`` between its markers."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + section + after
+
+
+def table(result: dict[str, Any]) -> str:
+    """One row per goal."""
+    rows = ["| what | goal | measured | lowest – highest | |", "|---|---|---|---|---|"]
+    for goal in result["goals"]:
+        sign = "≥" if goal["better"] == "higher" else "≤"
+        rows.append(
+            f"| {MEANING.get(goal['name'], goal['name'])} | {sign} {goal['goal']:g} | {goal['measured']:.4g} "
+            f"| {goal['low']:.4g} – {goal['high']:.4g} | {'met' if goal['met'] else '**missed**'} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Write both pages."""
+    (ROOT / "docs" / "benchmarks.md").write_text(benchmarks_page(), encoding="utf-8")
+    readme = ROOT / "README.md"
+    readme.write_text(readme_with(readme_section(), readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
