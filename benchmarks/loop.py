@@ -98,7 +98,7 @@ def watch_seconds(home: Path, repeats: int = 5) -> list[float]:
     taken = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        data = watching.check_data.fn("flights", watching.take_window.fn("flights", newest))
+        data = watching.check_data.fn("flights", watching.take_window("flights", newest))
         watching.measure_drift.fn("flights", data)
         taken.append(time.perf_counter() - start)
     return taken[1:]  # the first warms the process up

@@ -17,7 +17,7 @@ BEGIN, END = "<!-- figures: benchmarks/results/loop.json -->", "<!-- /figures --
 MEANING = {
     "gain_over_never_refreshed": "mean weekly AUC of the champion above the never-refreshed student's",
     "loss_to_teacher": "mean weekly AUC of its teacher above the champion's",
-    "auc_champion_over_refitted_spike": "mean weekly AUC of the champion (a plain spike, refitted every four weeks: .713)",
+    "auc_champion_over_refitted_spike": "mean weekly AUC of the champion (a plain spike, refitted monthly: .713)",
     "auc_static_over_spike": "mean weekly AUC of the never-refreshed student (a plain spike: .684)",
     "teacher_bytes_per_champion_byte": "teacher's bytes on disk per byte of the champion, smallest over the refreshes",
     "refused_by_the_gate": "challengers refused by the gate in the year",
@@ -36,7 +36,8 @@ def benchmarks_page() -> str:
         parts += [
             f"## {file.stem}",
             f"{result['claim'].capitalize()}.",
-            f"`{result['command']}` at commit {result['commit']}, on {machine['cores']} cores of {machine['cpu']}; {versions}.",
+            f"`{result['command']}` at commit {result['commit']}, on {machine['cores']} cores of {machine['cpu']}; "
+            f"{versions}.",
             table(result),
         ]
     return "\n\n".join(parts) + "\n"
@@ -47,7 +48,8 @@ def readme_section() -> str:
     result = json.loads((ROOT / "benchmarks" / "results" / "loop.json").read_text(encoding="utf-8"))
     seeds = len(result["detail"]["seeds"])
     return (
-        f"{BEGIN}\nMeasured by `{result['command']}`: the year played under {seeds} seeds; median, lowest and highest.\n\n"
+        f"{BEGIN}\nMeasured by `{result['command']}`: the year played under {seeds} seeds; "
+        f"median, lowest and highest.\n\n"
         f"{table(result)}\n{END}"
     )
 

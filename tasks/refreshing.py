@@ -56,7 +56,6 @@ __all__ = [
 ]
 
 
-@engine_task(task_run_name="training and test window")
 def span(agent: str, as_of: datetime) -> Window:
     """The training and the test window together: all that a refresh of this moment may look at."""
     settings = config.load(agent)
@@ -189,8 +188,14 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
         "validation": train[validation_days(train["observed_at"], settings.distillation.validation_every)],
         "test": labelled(base, job.test, job.as_of),
     }
-    if champion:
-        windows["past"] = labelled(base, models.baseline(champion).test, job.as_of)
+    if champion and len(past := labelled(base, models.baseline(champion).test, job.as_of)):
+        windows["past"] = past
+    if windows["validation"].empty:
+        raise WindowError(
+            f"{job.train} holds none of the days kept to choose among variants (every "
+            f"{settings.distillation.validation_every}th): lengthen `windows.train`, "
+            f"or lower `distillation.validation_every`"
+        )
     one = windows["test"].iloc[[0]]
 
     def deployed(name: str, role: Literal["variant", "champion"], folder: Path, size: int) -> proving.Candidate:

@@ -27,13 +27,11 @@ __all__ = [
 ]
 
 
-@engine_task(task_run_name="now")
 def moment(agent: str, as_of: datetime | None) -> datetime:
     """The time that a run speaks of: as given, else by the clock that the agent file names."""
     return knowledge_base(agent).moment(as_of)
 
 
-@engine_task(task_run_name="window")
 def take_window(agent: str, as_of: datetime) -> Window:
     """The current window, pinned to the table versions of now."""
     length = config.load(agent).windows.current

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -442,6 +443,11 @@ def load_file(path: Path | str) -> AgentConfig:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
+    return _parsed(path, text)
+
+
+@lru_cache(maxsize=32)  # every task of a run asks for its agent; a changed text is another key
+def _parsed(path: Path, text: str) -> AgentConfig:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)

@@ -439,3 +439,13 @@ def test_one_batch_from_three_processes_is_there_once(kb: KnowledgeBase) -> None
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert kb.counts() == {"observations": 100}
+
+
+def test_old_rows_are_thinned_and_new_ones_kept(kb: KnowledgeBase) -> None:
+    base = kb
+    rows = pd.DataFrame({"observation_id": [f"o{i}" for i in range(100)], "n": range(100)})
+    thinned = base.thin(rows, 40)
+    assert len(thinned) == 40 and thinned["n"].is_monotonic_increasing and thinned["n"].is_unique
+    assert thinned["n"].tolist()[20:] == list(range(80, 100))
+    assert base.thin(rows, 40).equals(thinned)
+    assert base.thin(rows, 100) is rows and base.thin(rows, None) is rows

@@ -1,0 +1,74 @@
+"""A refresh is killed with SIGKILL at each of its stations; the next run of the same request puts everything right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stillhouse.config import home, load
+from stillhouse.knowledge import KnowledgeBase
+from tasks.common import registry
+from tasks.living import live
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+ROOT = Path(__file__).parents[2]
+STATIONS = {
+    "the teacher is being fitted": "refreshes/toy/*/teacher*",
+    "the teacher is there": "refreshes/toy/*/teacher/teacher.json",
+    "knowledge is being kept": "knowledge/toy/knowledge/_delta_log/*1.json",
+    "the student is there": "refreshes/toy/*/student/student.json",
+    "variants are being made": "refreshes/toy/*/variants/*",
+    "models are being logged": "mlflow/artifacts/models/*",
+    "the verdict is there": "mlflow/artifacts/*/artifacts/verdict.json",
+}
+
+
+def start(as_of: str) -> subprocess.Popen[bytes]:
+    from prefect.settings import PREFECT_API_URL
+
+    command = [sys.executable, "-m", "flows", "refresh", "--agent", "toy", "--trigger", "bootstrap", "--as-of", as_of]
+    environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -> None:
+    live.fn("toy", day(0), day(20))
+    as_of = f"{day(20):%Y-%m-%dT%H:%M:%S}"
+    killed = []
+    for station, pattern in STATIONS.items():
+        before = set(home().glob(pattern))
+        process = start(as_of)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and set(home().glob(pattern)) <= before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed.append(station)
+        process.wait()
+        if not killed or killed[-1] != station:
+            break  # it came through before it could be killed: what follows holds all the same
+    assert len(killed) >= 4, killed
+
+    assert start(as_of).wait(timeout=300) == 0
+    base, models = KnowledgeBase(load("toy")), registry("toy")
+    knowledge = base.read("knowledge")
+    assert not knowledge.duplicated(["content_key", "teacher"]).any()
+    (verdict,) = base.verdicts()
+    assert verdict.outcome == "promoted"
+    champion = models.champion()
+    assert champion is not None and models.tags(champion)["refresh_id"] == verdict.evidence["certificate"]["refresh_id"]
+    assert models.previous() is None
+    statuses = [run.info.status for run in models.client.search_runs([models.experiment_id])]
+    assert "RUNNING" not in statuses
+    assert not list((home() / "refreshes").glob("*/*"))
+
+    versions = models.versions()
+    assert start(as_of).wait(timeout=300) == 0
+    assert models.versions() == versions and models.champion() == champion and len(base.verdicts()) == 1
