@@ -22,12 +22,17 @@ __all__ = ["demo"]
 @flow(name="demo", flow_run_name="demo {agent}", validate_parameters=True)
 def demo(
     agent: AgentName = "flights",
-    bootstrap_weeks: Annotated[int, Field(ge=2, le=26, description="weeks before there is a champion")] = 8,
-    weeks: Annotated[int, Field(ge=1, le=52, description="weeks played after that")] = 44,
+    bootstrap_weeks: Annotated[int, Field(ge=2, le=26)] = 8,
+    weeks: Annotated[int, Field(ge=1, le=52)] = 44,
 ) -> demonstrating.Year:
     """Bootstrap a champion on the first weeks; then let each week pass: decide, learn outcomes, watch, refresh.
 
     A demo that was interrupted goes on where it stopped; one that is finished is summed up again.
+
+    Args:
+        agent: name of an agent file in agents/ whose sources hold a history
+        bootstrap_weeks: weeks before there is a champion
+        weeks: weeks played after that
     """
     start = config.load(agent).observations.since
     week = timedelta(weeks=1)
@@ -37,12 +42,13 @@ def demo(
     with _progress() as progress:
         bar = progress.add_task("bootstrap", total=weeks + 1)
         living.live(agent, start, first)
-        refresh(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
+        if not demonstrating.refreshed(agent, first):
+            refresh(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
         for end in ends:
             progress.update(bar, advance=1, description=f"week ending {end:%d %b}")
             living.live(agent, end - week, end)
             verdict = demonstrating.watched(agent, end) or watch(agent=agent, as_of=end)
-            if verdict.response != "hold":
+            if verdict.response != "hold" and not demonstrating.refreshed(agent, end):
                 progress.update(bar, description=f"week ending {end:%d %b}: {verdict.response}")
                 refresh(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id)
         progress.update(bar, advance=1, description="summing up")

@@ -19,10 +19,21 @@ from pydantic import Field
 from stillhouse import config
 from stillhouse.errors import RegistryError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.records import Window
+from stillhouse.records import Baseline, ModelRef, Window
 from stillhouse.registry import Registry
+from stillhouse.teachers import ensemble
+from stillhouse.variant import Variant
 
-__all__ = ["AgentName", "engine_task", "knowledge_base", "labelled", "refresh_lock", "registry", "training_rows"]
+__all__ = [
+    "AgentName",
+    "champion_parts",
+    "engine_task",
+    "knowledge_base",
+    "labelled",
+    "refresh_lock",
+    "registry",
+    "training_rows",
+]
 
 AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="an agent file's name, e.g. flights")]
 
@@ -76,6 +87,14 @@ def _labelled(root: str, agent: str, window: str, known_by: datetime, most: int 
 def registry(agent: str) -> Registry:
     """The agent's registry, connected once per process."""
     return Registry(agent)
+
+
+@lru_cache(maxsize=8)
+def champion_parts(agent: str, champion: ModelRef) -> tuple[Variant, Baseline, ensemble.Ensemble]:
+    """A registered variant loaded, what it was proved on, and its teacher. A version never changes: loaded once."""
+    models = registry(agent)
+    baseline = models.baseline(champion)
+    return Variant(models.fetch(champion)), baseline, ensemble.load(models.fetch(baseline.teacher), config.load(agent))
 
 
 def refresh_lock(agent: str) -> FileLock:

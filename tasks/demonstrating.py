@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from functools import cache
 
 import numpy as np
-import pandas as pd
 
 from stillhouse import config
 from stillhouse.errors import WindowError
 from stillhouse.evaluate import figures
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.records import ModelRef, Record, Verdict, Window, drift_report
-from stillhouse.teachers import ensemble
-from stillhouse.variant import Variant
-from tasks.common import engine_task, knowledge_base, registry
+from tasks.common import champion_parts, engine_task, knowledge_base, registry
 
-__all__ = ["Summary", "Week", "Year", "sum_up", "watched"]
+__all__ = ["Summary", "Week", "Year", "refreshed", "sum_up", "watched"]
 
 
 class Week(Record):
@@ -64,7 +60,12 @@ class Year(Record):
 
 def watched(agent: str, end: datetime) -> Verdict | None:
     """What the watch of that week decided, if an interrupted demo got so far."""
-    return knowledge_base(agent).watch_verdict(end)
+    return knowledge_base(agent).verdict_at("watch", end)
+
+
+def refreshed(agent: str, end: datetime) -> bool:
+    """Whether a gate has judged a refresh of that moment."""
+    return knowledge_base(agent).verdict_at("gate", end) is not None
 
 
 @engine_task(task_run_name="sum up")
@@ -72,7 +73,8 @@ def sum_up(agent: str, ends: list[datetime], seconds: float) -> Year:
     """Score static student, champion and teacher on every week; write summary, table and figure."""
     base, models = knowledge_base(agent), registry(agent)
     gates = {v.as_of: v for v in base.verdicts() if v.kind == "gate"}
-    weeks = tuple(_week(agent, end, gates.get(end)) for end in ends)
+    first = _first_champion(agent)
+    weeks = tuple(_week(agent, end, first, gates.get(end)) for end in ends)
     judged = [gates[end].outcome for end in ends if end in gates]
     champion = models.champion()
     if champion is None:
@@ -109,17 +111,17 @@ def sum_up(agent: str, ends: list[datetime], seconds: float) -> Year:
     return Year(summary=summary, weeks=weeks, folder=str(folder))
 
 
-def _week(agent: str, end: datetime, gate: Verdict | None) -> Week:
+def _week(agent: str, end: datetime, first: ModelRef, gate: Verdict | None) -> Week:
     """The week from what is recorded, and from what the first champion and the teacher say about its rows."""
     base, models = knowledge_base(agent), registry(agent)
     window = Window.ending("week", end, timedelta(weeks=1))
     rows = base.labelled(window, known_by=datetime.now(UTC))
     decided = base.read("decisions", window).set_index("observation_id").loc[rows["observation_id"]]
     champion = models.version(agent, str(decided["version"].iloc[0]).rpartition("@")[2])
-    first = models.version(agent, _first_champion(agent))
-    verdict = base.watch_verdict(end)
-    if champion is None or first is None or verdict is None:
+    verdict = base.verdict_at("watch", end)
+    if champion is None or verdict is None:
         raise WindowError(f"the week ending {end:%Y-%m-%d} was not lived to its end: run the demo again")
+    teacher = champion_parts(agent, champion)[2]  # asked about every row: the demo's own yardstick, kept nowhere
     outcomes = rows["outcome"].to_numpy()
     card = models.scorecard(champion)
     report = drift_report(verdict)
@@ -136,33 +138,21 @@ def _week(agent: str, end: datetime, gate: Verdict | None) -> Week:
         response=verdict.response,
         gate=gate.outcome if gate else "",
         champion=str(champion),
-        auc_static=auc(_variant(first).predict_proba(rows)),
+        auc_static=auc(champion_parts(agent, first)[0].predict_proba(rows)),
         auc_champion=auc(np.stack(decided["probabilities"].to_numpy())),
-        auc_teacher=auc(_teacher_says(agent, champion, rows)),
+        auc_teacher=auc(teacher.ask(rows)),
         bytes=card.bytes,
         p50_ms=card.latency.p50_ms if card.latency else 0.0,
     )
 
 
-def _first_champion(agent: str) -> str:
-    """Version of the champion that the bootstrap made: the one that decided first."""
-    first = knowledge_base(agent).read("decisions", columns=["version"])["version"].iloc[0]
-    return str(first).rpartition("@")[2]
-
-
-@cache
-def _variant(ref: ModelRef) -> Variant:
-    return Variant(registry(ref.name).fetch(ref))
-
-
-def _teacher_says(agent: str, champion: ModelRef, rows: pd.DataFrame) -> np.ndarray:
-    """The champion's teacher on every row of a week: the demo's own yardstick, not kept as knowledge."""
-    return _teacher(agent, registry(agent).baseline(champion).teacher).ask(rows)
-
-
-@cache
-def _teacher(agent: str, ref: ModelRef) -> ensemble.Ensemble:
-    return ensemble.load(registry(agent).fetch(ref), config.load(agent))
+def _first_champion(agent: str) -> ModelRef:
+    """The champion that the bootstrap made: the one that decided first."""
+    decided = knowledge_base(agent).read("decisions", columns=["version"])["version"]
+    first = None if decided.empty else registry(agent).version(agent, str(decided.iloc[0]).rpartition("@")[2])
+    if first is None:
+        raise WindowError(f"no champion of agent {agent!r} has decided anything: the demo was not bootstrapped")
+    return first
 
 
 def _write(path, text: str) -> None:

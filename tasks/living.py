@@ -8,8 +8,7 @@ import numpy as np
 
 from stillhouse import config
 from stillhouse.parts import resolve
-from stillhouse.variant import Variant
-from tasks.common import engine_task, knowledge_base, registry
+from tasks.common import champion_parts, engine_task, knowledge_base, registry
 
 __all__ = ["beginning", "live"]
 
@@ -36,7 +35,7 @@ def live(agent: str, start: datetime, end: datetime) -> int:
 
     champion = registry(agent).champion()
     if champion is not None and len(rows) and not base.has_batch("decisions", batch):
-        decided = Variant(registry(agent).fetch(champion)).predict_proba(rows)
+        decided = champion_parts(agent, champion)[0].predict_proba(rows)
         decisions = rows[["observation_id", "observed_at"]].assign(
             decision_id=rows["observation_id"] + ":" + str(champion.version),
             decided_at=rows["observed_at"],

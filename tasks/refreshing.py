@@ -95,6 +95,7 @@ def open_refresh(
         refresh_id,
         tags={"trigger": trigger, "cause": cause, "as_of": as_of.isoformat()},
         params=_settings(settings),
+        name=f"refresh {as_of:%Y-%m-%d} ({trigger})",
     )
     _log_cause(agent, cause, run_id)
     return Refresh(**common, run_id=run_id, verdict=verdict)

@@ -13,9 +13,7 @@ from stillhouse.drift.measure import confidence, measure
 from stillhouse.drift.profile import Profile
 from stillhouse.evaluate.scorecard import disagreement, quality
 from stillhouse.records import DataReport, DriftReport, Verdict, Window
-from stillhouse.teachers import ensemble
-from stillhouse.variant import Variant
-from tasks.common import engine_task, knowledge_base, registry
+from tasks.common import champion_parts, engine_task, knowledge_base, registry
 
 __all__ = [
     "announce_drift",
@@ -51,15 +49,11 @@ def check_data(agent: str, window: Window) -> DataReport:
 @engine_task(task_run_name="measure drift")
 def measure_drift(agent: str, data: DataReport) -> DriftReport | None:
     """Current window against what the champion was trained on; None where there is nothing to measure with."""
-    base, models = knowledge_base(agent), registry(agent)
+    base, champion = knowledge_base(agent), registry(agent).champion()
     rows = base.observations(data.window)
-    champion = models.champion()
     if data.broken or champion is None or len(rows) < base.config.observations.min_rows:
         return None
-    baseline = models.baseline(champion)
-    student = Variant(models.fetch(champion))
-    teacher = ensemble.load(models.fetch(baseline.teacher), base.config)
-
+    student, baseline, teacher = champion_parts(agent, champion)
     audited = base.sample(rows, base.config.watch.audit_rows)
     said = base.ask(audited, teacher.ask, teacher=teacher.version)
     lived = base.labelled(data.window, known_by=data.window.end)

@@ -383,8 +383,8 @@ def test_verdicts_by_moment(kb: KnowledgeBase) -> None:
         make_verdict("g2", 5, "gate", "promoted"), make_verdict("p", 6, "promotion", "rolled_back"),
     ):  # fmt: skip
         kb.record(verdict)
-    assert kb.watch_verdict(START + 5 * HOUR) == make_verdict("w2", 5)
-    assert kb.watch_verdict(START + 6 * HOUR) is None
+    assert kb.verdict_at("watch", START + 5 * HOUR) == make_verdict("w2", 5)
+    assert kb.verdict_at("watch", START + 6 * HOUR) is None
     assert kb.last_refresh(before=START + 6 * HOUR) == START + 5 * HOUR
     assert kb.last_refresh(before=START + 5 * HOUR) == START + HOUR
     assert kb.last_refresh(before=START + HOUR) is None

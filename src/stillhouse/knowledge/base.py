@@ -329,21 +329,25 @@ class KnowledgeBase:
 
     def verdict(self, verdict_id: str) -> Verdict | None:
         """The verdict of that id, if it was recorded."""
-        delta = self._open("verdicts")
-        if delta is None:
-            return None
-        found = delta.to_pyarrow_dataset().to_table(columns=["json"], filter=pc.field("verdict_id") == verdict_id)
-        return Verdict.model_validate_json(found["json"][0].as_py()) if len(found) else None
+        return self._last_verdict(pc.field("verdict_id") == verdict_id)
 
-    def watch_verdict(self, as_of: datetime) -> Verdict | None:
-        """The last verdict of a watch of exactly that moment, if one was recorded."""
-        found = [v for v in self.verdicts() if v.kind == "watch" and v.as_of == as_of]
-        return found[-1] if found else None
+    def verdict_at(self, kind: Literal["watch", "gate"], as_of: datetime) -> Verdict | None:
+        """The last verdict of that kind that speaks of exactly that moment, if one was recorded."""
+        return self._last_verdict((pc.field("kind") == kind) & (pc.field("observed_at") == pa.scalar(as_of, _TIME)))
 
     def last_refresh(self, before: datetime) -> datetime | None:
         """The latest moment before ``before`` at which a refresh was judged, whatever its verdict."""
-        judged = [v.as_of for v in self.verdicts() if v.kind == "gate" and v.as_of < before]
-        return max(judged, default=None)
+        rows = self.read("verdicts", columns=["kind", "observed_at"])
+        judged = rows.loc[(rows["kind"] == "gate") & (rows["observed_at"] < before), "observed_at"]
+        return None if judged.empty else judged.max().to_pydatetime()
+
+    def _last_verdict(self, condition: pc.Expression) -> Verdict | None:
+        delta = self._open("verdicts")
+        if delta is None:
+            return None
+        found = delta.to_pyarrow_dataset().to_table(columns=["recorded_at", "json"], filter=condition)
+        newest = found.sort_by("recorded_at")["json"].to_pylist()
+        return Verdict.model_validate_json(newest[-1]) if newest else None
 
     def has_batch(self, table: Table, batch: str) -> bool:
         """Whether a batch of that name was appended."""

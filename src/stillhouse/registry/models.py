@@ -173,10 +173,11 @@ def _lineage_tags(lineage: Lineage, ancestors: Mapping[str, str]) -> dict[str, o
 
 def _headline(scorecard: Scorecard) -> dict[str, object]:
     """What a table of versions shows."""
+    auc = scorecard.quality["test"].auc if "test" in scorecard.quality else None
     return {
-        "auc": scorecard.quality["test"].auc if "test" in scorecard.quality else None,
+        "auc": None if auc is None else round(auc, 4),
         "bytes": scorecard.bytes,
-        "p50_ms": scorecard.latency.p50_ms if scorecard.latency else None,
+        "p50_ms": round(scorecard.latency.p50_ms, 4) if scorecard.latency else None,
     }
 
 

@@ -62,7 +62,7 @@ class Runs:
     # ----------------------------------------------------------------- a refresh
 
     def open_refresh(
-        self, refresh_id: str, *, tags: Mapping[str, object], params: Mapping[str, object]
+        self, refresh_id: str, *, tags: Mapping[str, object], params: Mapping[str, object], name: str | None = None
     ) -> OpenedRefresh:
         """A running parent run for ``refresh_id``.
 
@@ -84,7 +84,7 @@ class Runs:
             self.client.update_run(resumed, status="RUNNING")
             return OpenedRefresh(resumed, verdicts[resumed])
         marks = {"refresh_id": refresh_id, "role": "refresh", "agent": self.agent} | dict(tags)
-        run = self.client.create_run(self.experiment_id, run_name=f"refresh-{refresh_id}", tags=texts(marks))
+        run = self.client.create_run(self.experiment_id, run_name=name or f"refresh-{refresh_id}", tags=texts(marks))
         self._log_batch(run.info.run_id, params=params)
         return OpenedRefresh(run.info.run_id, None)
 
