@@ -39,18 +39,19 @@ def demo(
     first = start + bootstrap_weeks * week
     ends = [first + (i + 1) * week for i in range(weeks)]
     began = time.monotonic()
+    # `.fn`: inside this run. As runs of their own, watch and refresh would each wait a second for their heartbeat to end.
     with _progress() as progress:
         bar = progress.add_task("bootstrap", total=weeks + 1)
         living.live(agent, start, first)
         if not demonstrating.refreshed(agent, first):
-            refresh(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
+            refresh.fn(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
         for end in ends:
             progress.update(bar, advance=1, description=f"week ending {end:%d %b}")
             living.live(agent, end - week, end)
-            verdict = demonstrating.watched(agent, end) or watch(agent=agent, as_of=end)
+            verdict = demonstrating.watched(agent, end) or watch.fn(agent=agent, as_of=end)
             if verdict.response != "hold" and not demonstrating.refreshed(agent, end):
                 progress.update(bar, description=f"week ending {end:%d %b}: {verdict.response}")
-                refresh(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id)
+                refresh.fn(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id)
         progress.update(bar, advance=1, description="summing up")
         return demonstrating.sum_up(agent, ends, time.monotonic() - began)
 
