@@ -66,9 +66,12 @@ def play(seed: int, home: Path, weeks: int) -> dict[str, Any]:
         "target: examples.flights:Boosting", f"target: examples.flights:Boosting, settings: {{seed: {seed}}}"
     )
     (agents / "flights.yaml").write_text(seeded, encoding="utf-8")
-    environment = os.environ | {"STILLHOUSE_HOME": str(home), "STILLHOUSE_AGENTS": str(agents)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    environment = kept | {"STILLHOUSE_HOME": str(home), "STILLHOUSE_AGENTS": str(agents)}
     command = [sys.executable, "-m", "flows", "demo", "--weeks", str(weeks)]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    played = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    if played.returncode:
+        raise SystemExit(f"the demo failed under seed {seed}:\n{played.stderr[-3000:]}")
     summary: dict[str, Any] = json.loads((home / "demo" / "summary.json").read_text(encoding="utf-8"))
     return {"seed": seed, **summary, "smallest_ratio": smallest_ratio(home)}
 

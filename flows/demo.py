@@ -39,7 +39,7 @@ def demo(
     first = start + bootstrap_weeks * week
     ends = [first + (i + 1) * week for i in range(weeks)]
     began = time.monotonic()
-    # `.fn`: inside this run. As runs of their own, watch and refresh would each wait a second for their heartbeat to end.
+    # `.fn`: inside this run; as runs of their own they would each wait a second for their heartbeat to end.
     with _progress() as progress:
         bar = progress.add_task("bootstrap", total=weeks + 1)
         living.live(agent, start, first)

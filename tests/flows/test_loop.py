@@ -206,9 +206,9 @@ def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(day, monke
         return rows
 
     base = lived(day, 22)
-    altered(monkeypatch, change)
-    live.fn("toy", day(22), day(23))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        altered(patch, change)
+        live.fn("toy", day(22), day(23))
     live.fn("toy", day(23), day(24))
     verdict = watch(agent="toy", as_of=day(24))
     assert verdict.outcome == "no_drift"
@@ -240,8 +240,10 @@ def test_an_empty_and_a_tiny_window(day) -> None:
     live.fn("toy", day(50), day(50) + pd.Timedelta(hours=12))
     tiny = watch(agent="toy", as_of=day(50) + pd.Timedelta(hours=12))
     assert tiny.outcome == "not_enough_evidence" and tiny.response == "hold"
-    with pytest.raises(WindowError, match="train"):
+    with pytest.raises(DataError, match="the window has no rows"):
         refresh(agent="toy", as_of=day(50))
+    with pytest.raises(WindowError, match=r"train .* has \d+ rows .* 500 are needed: .*windows\.train"):
+        refresh(agent="toy", as_of=day(8))
 
 
 def test_no_observations_at_all(day) -> None:

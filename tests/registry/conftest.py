@@ -236,7 +236,9 @@ def variant_folder(folder: Path, name: str, seed: int = 0) -> Path:
         "variant": name,
         "actions": ACTIONS,
         "columns": COLUMNS,
-        "sha256": {"model.onnx": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()},
+        "sha256": {
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.onnx", "variant.py")
+        },
         "lineage": {},
         "cpu": "test",
     }

@@ -45,12 +45,21 @@ def test_a_refresh_from_opening_to_closing(registry: Registry) -> None:
 def test_unfinished_without_verdict_is_killed(registry: Registry) -> None:
     first, _ = registry.open_refresh("r1", tags={}, params={})
     nested = registry.client.create_run(registry.experiment_id, tags={"mlflow.parentRunId": first}).info.run_id
-    other, _ = registry.open_refresh("r2", tags={}, params={})
     second, earlier = registry.open_refresh("r1", tags={}, params={})
     assert second != first and earlier is None
     assert (status(registry, first), status(registry, nested)) == ("KILLED", "KILLED")
     assert "unfinished" in registry.client.get_run(first).data.tags["killed"]
-    assert (status(registry, second), status(registry, other)) == ("RUNNING", "RUNNING")
+    assert status(registry, second) == "RUNNING"
+
+
+def test_another_refresh_found_running_is_dead(registry: Registry) -> None:
+    """Only one may run at a time: whoever opens one knows that the process of any other is gone."""
+    first, _ = registry.open_refresh("r1", tags={}, params={})
+    nested = registry.client.create_run(registry.experiment_id, tags={"mlflow.parentRunId": first}).info.run_id
+    done, _ = registry.open_refresh("r2", tags={}, params={})
+    registry.close_refresh(done)
+    registry.open_refresh("r3", tags={}, params={})
+    assert [status(registry, run) for run in (first, nested, done)] == ["KILLED", "KILLED", "FINISHED"]
 
 
 @pytest.mark.parametrize("failed", [None, "the promotion could not reach MLflow"])

@@ -130,8 +130,10 @@ class KnowledgeBase:
         :returns: number of rows written; 0 if the batch was there.
         :raises SchemaError: if ``rows`` lack a column of the table.
         """
+        if rows.empty:
+            return 0
         delta = self._open_or_create(table)
-        if rows.empty or delta.transaction_version(batch) is not None:
+        if delta.transaction_version(batch) is not None:
             return 0
         try:
             write_deltalake(
