@@ -103,6 +103,7 @@ def test_flows_by_hand_from_nothing_to_a_champion(run: Run, tmp_path: Path) -> N
     assert watched.returncode == 0 and "no drift" in watched.stdout
     status = run("status", "toy")
     assert "champion" in status.stdout and "last watch" in status.stdout
+    assert "A small agent whose world turns over" in status.stdout
     history = run("history", "toy", "--reasons")
     assert "promoted" in history.stdout and "gate" in history.stdout and "held" in history.stdout
 

@@ -298,3 +298,10 @@ def test_without_settings_things_lie_in_the_working_directory(tmp_path: Path, mo
 )
 def test_variants_have_names(compression: config.Compression, name: str) -> None:
     assert variant_name(compression) == name
+
+
+def test_the_page_of_the_agent_file_names_every_key() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "agent-file.md").read_text(encoding="utf-8")
+    schema = config.AgentConfig.model_json_schema()
+    keys = {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
+    assert not {key for key in keys if f"`{key}`" not in page}

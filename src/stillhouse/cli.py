@@ -53,7 +53,10 @@ def status(agent: AgentName) -> None:
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.registry import Registry
 
-    base = KnowledgeBase(config.load(agent))
+    settings = config.load(agent)
+    base = KnowledgeBase(settings)
+    if settings.description:
+        console.print(f"[bold]{agent}[/bold]: {settings.description}")
     with console.status("asking MLflow"):
         versions = Registry(agent).versions()
     if not versions:
