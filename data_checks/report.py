@@ -24,6 +24,8 @@ def markdown(report: DataReport) -> str:
                 f"| {'refused' if failure.fatal else 'noted'} | {_cell(failure.column or '(window)')} "
                 f"| {failure.rows:,} | {_cell(failure.text)} | `{_cell(failure.expectation)}` |"
             )
+    if report.docs:
+        lines += ["", f"Every expectation: `{report.docs}`"]
     return "\n".join(lines) + "\n"
 
 

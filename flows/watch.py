@@ -21,10 +21,11 @@ def watch(
     as_of: datetime | None = None,
     on_drift: Literal["announce", "refresh"] = "announce",
 ) -> Verdict:
-    """Check the current window, measure drift against the champion's training window, and decide.
+    """Check the current window, audit the student, measure drift, and decide.
 
-    A window that breaks the data contract is refused; too few rows are "not enough evidence"; a threshold of the
-    agent file that is crossed calls for a refresh.
+    A window that breaks the data contract is refused; too few rows are "not enough evidence". What calls for a refresh
+    is evidence that accumulates until the budget of false alarms is met, or a plain threshold that is crossed; inputs
+    that moved while the student still agrees with its teacher are benign.
 
     Args:
         agent: name of an agent file in agents/
@@ -35,8 +36,9 @@ def watch(
     now = watching.moment(agent, as_of)
     window = watching.take_window(agent, now)
     data = watching.check_data(agent, window)
+    cost = watching.gather_evidence(agent, now, data)
     report = watching.measure_drift(agent, data)
-    verdict = watching.decide_response(agent, now, data, report)
+    verdict = watching.decide_response(agent, now, data, report, cost)
     reporting.publish_watch(verdict, data, report)
     if verdict.response != "hold":
         watching.announce_drift(verdict)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock
@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from pydantic import Field
 
 from stillhouse import config
+from stillhouse.drift.profile import Profile
 from stillhouse.errors import RegistryError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Baseline, ModelRef, Window
@@ -26,6 +27,7 @@ from stillhouse.variant import Variant
 
 __all__ = [
     "AgentName",
+    "Champion",
     "champion_parts",
     "engine_task",
     "knowledge_base",
@@ -33,6 +35,7 @@ __all__ = [
     "refresh_lock",
     "registry",
     "training_rows",
+    "watch_lock",
 ]
 
 AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="an agent file's name, e.g. flights")]
@@ -89,19 +92,44 @@ def registry(agent: str) -> Registry:
     return Registry(agent)
 
 
+class Champion(NamedTuple):
+    """A registered variant, loaded, with everything that it is compared with."""
+
+    model: ModelRef
+    student: Variant
+    baseline: Baseline
+    teacher: ensemble.Ensemble
+    profile: Profile
+
+
 @lru_cache(maxsize=8)
-def champion_parts(agent: str, champion: ModelRef) -> tuple[Variant, Baseline, ensemble.Ensemble]:
-    """A registered variant loaded, what it was proved on, and its teacher. A version never changes: loaded once."""
+def champion_parts(agent: str, champion: ModelRef) -> Champion:
+    """A registered variant, with what it was proved on and its teacher. A version never changes: loaded once."""
     models = registry(agent)
     baseline = models.baseline(champion)
-    return Variant(models.fetch(champion)), baseline, ensemble.load(models.fetch(baseline.teacher), config.load(agent))
+    return Champion(
+        champion,
+        Variant(models.fetch(champion)),
+        baseline,
+        ensemble.load(models.fetch(baseline.teacher), config.load(agent)),
+        Profile.from_bytes(models.profile(champion)),
+    )
 
 
 def refresh_lock(agent: str) -> FileLock:
     """One refresh at a time per agent on this store; the operating system frees it when its holder dies."""
+    return _lock(f"refresh-{agent}")
+
+
+def watch_lock(agent: str) -> FileLock:
+    """One process at a time counts evidence."""
+    return _lock(f"watch-{agent}")
+
+
+def _lock(name: str) -> FileLock:
     folder = config.home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"refresh-{agent}.lock")
+    return FileLock(folder / f"{name}.lock")
 
 
 class _PlainMistakes(logging.Filter):

@@ -121,7 +121,7 @@ def _week(agent: str, end: datetime, first: ModelRef, gate: Verdict | None) -> W
     verdict = base.verdict_at("watch", end)
     if champion is None or verdict is None:
         raise WindowError(f"the week ending {end:%Y-%m-%d} was not lived to its end: run the demo again")
-    teacher = champion_parts(agent, champion)[2]  # asked about every row: the demo's own yardstick, kept nowhere
+    teacher = champion_parts(agent, champion).teacher  # asked about every row: the demo's own yardstick, kept nowhere
     outcomes = rows["outcome"].to_numpy()
     card = models.scorecard(champion)
     report = drift_report(verdict)
@@ -138,7 +138,7 @@ def _week(agent: str, end: datetime, first: ModelRef, gate: Verdict | None) -> W
         response=verdict.response,
         gate=gate.outcome if gate else "",
         champion=str(champion),
-        auc_static=auc(champion_parts(agent, first)[0].predict_proba(rows)),
+        auc_static=auc(champion_parts(agent, first).student.predict_proba(rows)),
         auc_champion=auc(np.stack(decided["probabilities"].to_numpy())),
         auc_teacher=auc(teacher.ask(rows)),
         bytes=card.bytes,

@@ -35,7 +35,7 @@ def live(agent: str, start: datetime, end: datetime) -> int:
 
     champion = registry(agent).champion()
     if champion is not None and len(rows) and not base.has_batch("decisions", batch):
-        decided = champion_parts(agent, champion)[0].predict_proba(rows)
+        decided = champion_parts(agent, champion).student.predict_proba(rows)
         decisions = rows[["observation_id", "observed_at"]].assign(
             decision_id=rows["observation_id"] + ":" + str(champion.version),
             decided_at=rows["observed_at"],

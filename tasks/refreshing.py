@@ -19,16 +19,22 @@ from stillhouse.compress.variants import make_variants as compress_variants
 from stillhouse.config import AgentConfig
 from stillhouse.distill import student as students
 from stillhouse.distill.train import Lesson, columns_of, distil, new_student, student_probabilities, validation_days
+from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.figures import drift_figure
-from stillhouse.drift.profile import build
+from stillhouse.drift.measure import reference_of
+from stillhouse.drift.profile import Profile
+from stillhouse.drift.steps import brier, total_variation
 from stillhouse.errors import DataError, RegistryError, WindowError
 from stillhouse.evaluate import figures, gate
 from stillhouse.evaluate import proof as proving
 from stillhouse.records import (
     Baseline,
     DataReport,
+    LossBaseline,
+    Process,
     Proof,
     Refresh,
+    Screens,
     StudentRef,
     TeacherRef,
     Verdict,
@@ -227,7 +233,6 @@ def log_models(
     """Teacher, student and every variant: a nested run, a logged model and a registered version each."""
     base, models = knowledge_base(job.agent), registry(job.agent)
     settings = base.config
-    train = training_rows(base, job.train, job.as_of)
     test = labelled(base, job.test, job.as_of)
     models.log_window(job.run_id, job.test, test, "test")
 
@@ -250,14 +255,19 @@ def log_models(
             job.run_id, Path(variant.folder), card, {"method": variant.method}, lineage, test.head(4)
         )  # fmt: skip
         models.register(logged, job.agent, {"chosen": card.model == proof.chosen})
+    chosen = Variant(next(variant.folder for variant in variants if variant.name == proof.chosen))
+    profile, screens = _reference(job, chosen)
     baseline = Baseline(
+        as_of=job.as_of,
         train=job.train,
         test=job.test,
-        profile=build(train, settings.observations.columns).model_dump(mode="json"),
+        screens=screens,
+        losses=_losses(job, teacher, chosen),
         disagreement=proof.disagreement,
         quality=proof.certificate.challenger.test,
         teacher=logged_teacher,
     )
+    models.log_file(job.run_id, profile.to_bytes(), "profile.arrow")
     models.log_record(job.run_id, baseline, "baseline.json")
     models.log_figure(job.run_id, figures.tradeoff(proof), "figures/size_latency_quality.png")
     models.log_figure(job.run_id, figures.quality_over_time(base.verdicts()), "figures/quality_over_time.png")
@@ -303,6 +313,36 @@ def challenger_name(verdict: Verdict) -> str:
     """Name of the variant that a gate's verdict is about."""
     certificate: Any = verdict.evidence["certificate"]
     return str(certificate["challenger"]["model"])
+
+
+def _reference(job: Refresh, chosen: Variant) -> tuple[Profile, Screens]:
+    """What the whole training window looked like, in the features and in the chosen variant's answers."""
+    base = knowledge_base(job.agent)
+    rows = base.observations(job.train)
+    return reference_of(rows, chosen.predict_proba(rows), base.config)
+
+
+def _losses(job: Refresh, teacher: TeacherRef, chosen: Variant) -> dict[Process, LossBaseline]:
+    """How far the chosen variant and its teacher are from each other and from the outcomes, on rows new to both.
+
+    Those are the validation days, about which the teacher's folds were asked, and the test window.
+    """
+    base = knowledge_base(job.agent)
+    distillation = base.config.distillation
+    train, test = training_rows(base, job.train, job.as_of), labelled(base, job.test, job.as_of)
+    kept = train[validation_days(train["observed_at"], distillation.validation_every)]
+    base.ask(test, ensemble.load(Path(teacher.folder), base.config).ask, teacher=teacher.version)
+    rows = pd.concat([kept, test], ignore_index=True)
+    said = base.knowledge(rows, teacher.version)
+    rows, said = rows[~pd.isna(said[:, 0])], said[~pd.isna(said[:, 0])]
+    decided, outcomes = chosen.predict_proba(rows), rows["outcome"].to_numpy()
+    losses: dict[Process, Any] = {
+        "disagreement": total_variation(said, decided),
+        "student_outcomes": brier(decided, outcomes),
+        "teacher_outcomes": brier(said, outcomes),
+    }
+    times, cluster, block = rows["observed_at"], base.config.promotion.cluster, base.config.windows.current
+    return {process: loss_baseline(loss, times, cluster, block) for process, loss in losses.items()}
 
 
 def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:

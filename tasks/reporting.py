@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import base64
 import io
+from math import log
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from prefect.artifacts import create_markdown_artifact
 
 from data_checks.report import markdown
-from stillhouse.drift.figures import drift_figure
-from stillhouse.evaluate import figures
-from stillhouse.records import DataReport, DriftReport, Proof, Reason, Refresh, Scorecard, Verdict
+from stillhouse import config
+from stillhouse.drift.explain import rank_columns
+from stillhouse.drift.figures import drift_figure, evidence_figure, slices_figure
+from stillhouse.evaluate.figures import tradeoff
+from stillhouse.records import (
+    Cost,
+    DataReport,
+    DriftReport,
+    EvidenceStep,
+    Proof,
+    Reason,
+    Refresh,
+    Scorecard,
+    SliceDrift,
+    Verdict,
+    evidence_steps,
+)
 from stillhouse.registry.connection import without_credentials
-from tasks.common import engine_task, registry
+from tasks.common import engine_task, knowledge_base, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
 
 @engine_task(task_run_name="publish")
 def publish_watch(verdict: Verdict, data: DataReport, report: DriftReport | None) -> None:
-    """The watch's verdict, the data checks and the drift per column."""
-    parts = [_heading(verdict), _reasons(verdict.reasons), markdown(data)]
+    """The watch's verdict, data checks, evidence and drift: an artifact here, curves and figures in MLflow."""
+    agent, threshold = verdict.agent, config.load(verdict.agent).watch.thresholds.psi
+    steps = _evidence(verdict)
+    figures = _watch_figures(report, steps, threshold)
+    run = _log_watch(verdict, data, report, steps, figures) if report else None
+    parts = [_heading(verdict), _reasons(verdict.reasons), _cost(verdict.cost), markdown(data)]
+    parts += [f"## {title}\n\n{_picture(png, title)}" for title, png in figures.items()]
     if report is not None:
-        parts += ["## Drift", _picture(drift_figure(report), "PSI per column"), _drift(report)]
-    create_markdown_artifact("\n\n".join(parts), key=f"watch-{verdict.agent}", description=_line(verdict))
+        parts += ["## Columns", _drift(report), _slices(report.slices)]
+    parts += [f"MLflow run {_link(agent, run)}"] if run else []
+    create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"watch-{agent}", description=_line(verdict))
 
 
 @engine_task(task_run_name="publish")
@@ -39,8 +61,8 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
         _reasons(verdict.reasons),
         "## Scorecards",
         _scorecards(cards),
-        _picture(figures.tradeoff(proof), "bytes, latency and AUC"),
-        f"MLflow run {_link(job)}",
+        _picture(_png(tradeoff(proof)), "bytes, latency and AUC"),
+        f"MLflow run {_link(job.agent, job.run_id)}",
     ]
     create_markdown_artifact("\n\n".join(parts), key=f"refresh-{job.agent}", description=_line(verdict))
 
@@ -67,19 +89,103 @@ def _reasons(reasons: tuple[Reason, ...]) -> str:
     return "\n".join(f"- {'**crossed**' if r.crossed else 'held'} `{r.measure}`: {r.text}" for r in reasons)
 
 
-def _link(job: Refresh) -> str:
+def _link(agent: str, run_id: str) -> str:
     """The run's id; a link to its page where MLflow is a server."""
-    models = registry(job.agent)
+    models = registry(agent)
     if not models.uri.startswith("http"):
-        return f"`{job.run_id}`"
-    return f"[`{job.run_id}`]({without_credentials(models.uri)}/#/experiments/{models.experiment_id}/runs/{job.run_id})"
+        return f"`{run_id}`"
+    return f"[`{run_id}`]({without_credentials(models.uri)}/#/experiments/{models.experiment_id}/runs/{run_id})"
+
+
+# --------------------------------------------------------------------------- a watch
+
+
+def _evidence(verdict: Verdict) -> list[EvidenceStep]:
+    """Every step of the evidence that the verdict was decided on, oldest first."""
+    last = evidence_steps(verdict)
+    if not last:
+        return []
+    base = knowledge_base(verdict.agent)
+    ends = {step.process: step.end for step in last}
+    counted = (each.step for each in base.evidence(last[0].champion, min(step.since for step in last)))
+    return [step for step in counted if step.end <= ends.get(step.process, step.end)]
+
+
+def _watch_figures(report: DriftReport | None, steps: list[EvidenceStep], threshold: float | None) -> dict[str, bytes]:
+    """PNG by title: drawing one takes a fifth of a second, and it is shown in two places."""
+    found = {}
+    if report is not None:
+        found["Drift by column"] = drift_figure(report, threshold)
+    if steps:
+        found["Evidence"] = evidence_figure(steps)
+    if report is not None and report.slices:
+        found["Where teacher and student part"] = slices_figure(report)
+    return {title: _png(figure) for title, figure in found.items()}
+
+
+def _log_watch(
+    verdict: Verdict, data: DataReport, report: DriftReport, steps: list[EvidenceStep], figures: dict[str, bytes]
+) -> str:
+    """The run of this champion's watches: curves go on, figures and pages are those of the last watch."""
+    models = registry(verdict.agent)
+    since = steps[0].since if steps else report.reference.end
+    run_id = models.open_watch(report.champion, since)
+    number = int((verdict.as_of - since) / config.load(verdict.agent).watch.every)
+    fresh = [step for step in steps if step.end > report.current.start]
+    points = [(step.end, int((step.end - since) / (step.end - step.start)), _curves(step)) for step in fresh]
+    models.log_curve(run_id, [*points, (verdict.as_of, number, _levels(report))])
+    for title, png in figures.items():
+        models.log_file(run_id, png, f"figures/{title.lower().replace(' ', '_')}.png")
+    models.log_record(run_id, verdict, "verdict.json")
+    if data.docs:
+        models.log_file(run_id, Path(data.docs).read_bytes(), "data_docs/data_checks.html")
+    models.tag(run_id, outcome=verdict.outcome, data_docs=data.docs, **{"mlflow.note.content": verdict.summary})
+    return run_id
+
+
+def _curves(step: EvidenceStep) -> dict[str, float]:
+    found = {f"log10_evidence.{step.process}": step.log_evidence / log(10)}
+    return found if step.mean is None else found | {f"mean_loss.{step.process}": step.mean}
+
+
+def _levels(report: DriftReport) -> dict[str, float]:
+    found = {"psi.largest": report.worst(1)[0].psi} if report.columns else {}
+    if report.screened:
+        found["screen.statistic"] = report.screened.statistic
+    if report.disagreement:
+        found["disagreement"] = report.disagreement.total_variation
+    if report.quality and report.quality.auc is not None:
+        found["auc"] = report.quality.auc
+    return found
+
+
+def _cost(cost: Cost | None) -> str:
+    if cost is None:
+        return ""
+    return (
+        f"Cost: the teacher was asked about {cost.teacher_calls:,} rows, {cost.teacher_calls_since:,} since the "
+        f"evidence on this champion began; {cost.seconds:.1f} s."
+    )
+
+
+def _slices(slices: tuple[SliceDrift, ...]) -> str:
+    if not slices:
+        return ""
+    rows = [f"| {s.slice} | {s.share_reference:.1%} | {s.share_current:.1%} | {s.rows:,} | {_number(s.disagreement)} "
+            f"| {s.excess:+.4f} |" for s in slices]  # fmt: skip
+    return "## Slices\n\n" + _table(
+        "| slice | share before | share now | audited rows | disagreement | part in the rise |", rows
+    )
 
 
 def _drift(report: DriftReport) -> str:
-    columns = [*report.worst(len(report.columns)), *([report.output] if report.output else [])]
-    rows = [f"| {c.column} | {c.psi:.3f} | {_number(c.ks)} | {c.missing_reference:.1%} | {c.missing_current:.1%} "
-            f"| {', '.join(c.unseen)} |" for c in columns]  # fmt: skip
-    return _table("| column | PSI | KS | missing before | missing now | never seen before |", rows)
+    rows = [f"| {c.column} | {c.psi:.3f} | {_number(c.limit)} | {_number(c.ks)} | {_number(c.wasserstein)} "
+            f"| {c.effect:.3f} | {c.missing_reference:.1%} | {c.missing_current:.1%} | {', '.join(c.unseen[:10])} "
+            f"| {', '.join(c.vanished[:10])} |" for c in rank_columns((*report.columns, *report.outputs))]  # fmt: skip
+    return _table(
+        "| column | PSI | usual up to | KS | Wasserstein | effect size | missing before | missing now "
+        "| never seen before | seen no more |", rows
+    )  # fmt: skip
 
 
 def _scorecards(cards: list[Scorecard]) -> str:
@@ -104,7 +210,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _picture(figure: Figure, what: str) -> str:
+def _picture(png: bytes, what: str) -> str:
+    return f"![{what}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
-    return f"![{what}](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    return buffer.getvalue()

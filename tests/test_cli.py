@@ -9,7 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from deltalake import write_deltalake
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "tests" / "flows" / "toy.yaml"
@@ -46,7 +50,7 @@ def run(tmp_path: Path, agents: Path) -> Run:
 def test_help_teaches_and_imports_nothing_heavy(run: Run) -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    for word in ("check", "status", "history"):
+    for word in ("check", "status", "history", "contract"):
         assert word in shown.stdout
     heavy = (
         "import sys, stillhouse.cli; print([m for m in ('torch', 'mlflow', 'prefect', 'pandas') if m in sys.modules])"
@@ -84,6 +88,30 @@ def test_check_says_what_is_wrong_where_and_what_to_do(
     assert "Traceback" not in shown.stderr + shown.stdout
 
 
+def test_a_contract_is_drafted_from_the_source_and_overwrites_nothing(run: Run, agents: Path, tmp_path: Path) -> None:
+    file, draft = agents / "toy.yaml", tmp_path / "draft.yaml"
+    before = file.read_text()
+    shown = run("contract", "toy", "--last", "2w")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("# Drafted from ") and "\nobservations:\n" in shown.stdout
+    assert run("contract", "toy", "--start", "2024-01-03", "--last", "1w", "--output", str(draft)).returncode == 0
+    text = draft.read_text()
+    assert "of 2024-01-03 00:00 to 2024-01-09" in text
+    again = run("contract", "toy", "--output", str(draft))
+    assert again.returncode == 1 and "nothing is overwritten" in again.stderr and draft.read_text() == text
+    assert file.read_text() == before
+    whole = yaml.safe_load(before) | {"observations": yaml.safe_load(text)["observations"]}
+    file.write_text(yaml.safe_dump(whole))
+    checked = run("check", str(file))
+    assert checked.returncode == 0, checked.stderr
+
+    wrong = run("contract", "toy", "--last", "2 fortnights")
+    assert wrong.returncode == 2 and "'2 fortnights' is not a duration" in " ".join(wrong.stderr.split())
+    empty = run("contract", "toy", "--end", "1999-01-01")
+    assert empty.returncode == 1 and "has 0 rows" in empty.stderr and "Traceback" not in empty.stderr
+    assert "--source" in run("contract", "--help").stdout
+
+
 def test_an_agent_without_a_past(run: Run) -> None:
     for command in ("status", "history"):
         shown = run(command, "toy")
@@ -113,3 +141,54 @@ def test_flows_by_hand_from_nothing_to_a_champion(run: Run, tmp_path: Path) -> N
     assert "Traceback" not in lost.stderr + lost.stdout and "secret" not in lost.stderr + lost.stdout
     wrong = run("promote", "--agent", "toy", "--version", "99", module="flows")
     assert wrong.returncode == 1 and "no version '99'" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+# --------------------------------------------------------------------------- drift
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """``before.parquet`` and ``after.parquet``, of which ``temp`` moved and ``origin`` has a new value."""
+    rng = np.random.default_rng(0)
+    for name, shift, origins in (("before", 0, ["EWR", "JFK"]), ("after", 1, ["EWR", "JFK", "LGA"])):
+        rows = {"temp": rng.normal(size=4000) + shift, "wind": rng.normal(size=4000)}
+        pd.DataFrame(rows | {"origin": rng.choice(origins, 4000)}).to_parquet(tmp_path / f"{name}.parquet")
+    return tmp_path
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def test_drift_ranks_the_columns_of_two_tables(run: Run, tables: Path) -> None:
+    before, after, kept = (str(tables / name) for name in ("before.parquet", "after.parquet", "before.profile"))
+    shown = run("drift", before, after, "--keep", kept)
+    assert shown.returncode == 0, shown.stderr
+    lines = [line.split() for line in lines_of(shown.stdout)]
+    ranked = [line for line in lines if line[0] in ("temp", "wind", "origin")]
+    assert [line[0] for line in ranked] == ["origin", "temp", "wind"] and ranked[0][-1] == "LGA"
+    assert "4,000 rows before, 4,000 now" in shown.stdout
+    only = run("drift", kept, after, "--column", "wind").stdout
+    assert next(line.split() for line in lines_of(only) if "wind" in line) == ranked[2] and "temp" not in only
+
+
+def test_drift_reads_a_delta_table_as_it_stands(run: Run, tables: Path) -> None:
+    write_deltalake(tables / "delta", pd.read_parquet(tables / "before.parquet"))
+    write_deltalake(tables / "delta", pd.read_parquet(tables / "after.parquet"), mode="overwrite")
+    shown = run("drift", str(tables / "delta"), str(tables / "after.parquet"))
+    assert "4,000 rows before" in shown.stdout and "LGA" not in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "said"),
+    [
+        ("torn.parquet", "temp", "torn.parquet cannot be read"),
+        ("torn.profile", "temp", "torn.profile: these bytes are not a profile"),
+        ("before.parquet", "tmep", "no columns ['tmep'] in"),
+    ],
+)
+def test_drift_says_what_it_cannot_use(run: Run, tables: Path, name: str, column: str, said: str) -> None:
+    for torn in ("torn.parquet", "torn.profile"):
+        (tables / torn).write_bytes(b"PAR1 and not much more")
+    shown = run("drift", str(tables / name), str(tables / "after.parquet"), "--column", column)
+    assert shown.returncode == 1 and said in shown.stderr.replace("\n", " ") and "Traceback" not in shown.stderr

@@ -153,6 +153,108 @@ MISTAKES = [
     ("psi: 0.25", "psi: 0.25, psi: 3", "19: watch.thresholds.psi: is written twice (first in line 19); remove one"),
 ]  # fmt: skip
 
+WIDER = GOOD.replace(
+    "  columns:\n",
+    "  columns:\n    dewp: {type: number, max: 30, max_missing: 0.1}\n"
+    "    gate: {type: category, values: [A, B], max_missing: 0.1}\n",
+)
+
+BROKEN_PROMISES = [
+    # columns that are not there, or of the wrong type
+    ("rules: [{type: ordered, low: dewpp, high: temp}]",
+     "rules.0.low: no column is called 'dewpp'; did you mean 'dewp'?"),
+    ("rules: [{type: ordered, low: origin, high: temp}]",
+     "rules.0.low: 'origin' is a category column; it must be a number"),
+    ("rules: [{type: pairs, columns: [temp, gate], allowed: [[a, b]]}]",
+     "rules.0.columns: 'temp' is a number column; it must be a category"),
+    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: origin, min: 3}}]",
+     "rules.0.when.column: 'origin' is a category column; it must be a number"),
+    ("rules: [{type: present_when, column: nil, when: {column: temp, min: 3}}]",
+     "rules.0.column: no column is called 'nil'; there are: dewp, gate, temp, number, origin"),
+    ("unique: [[origin, tmp]]", "unique.0: no column is called 'tmp'; did you mean 'temp'?"),
+    # what says nothing, or the same twice
+    ("rules: [{type: ordered, low: temp, high: temp}]", "rules.0.high: must be another column than `low`, 'temp'"),
+    ("rules: [{type: pairs, columns: [gate, gate], allowed: [[A, A]]}]",
+     "rules.0.columns: must be two different ones, and 'gate' comes twice"),
+    ("rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, A], [JFK, A]]}]",
+     "rules.0.allowed: ['JFK', 'A'] comes more than once"),
+    ("rules: [{type: range_when, column: dewp, when: {column: temp, min: 3}}]",
+     "rules.0: can never be broken: give `min`, `max` or both"),
+    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: temp}}]",
+     "rules.0.when: says nothing: give `values` of a category, or `min` or `max`"),
+    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [A], max: 3}}]",
+     "rules.0.when: `values` are for a category, `min` and `max` for a number: give one or the other"),
+    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [A, A]}}]",
+     "rules.0.when.values: names 'A' more than once"),
+    ("rules: [{type: range_when, column: dewp, min: 5, max: 3, when: {column: temp, min: 3}}]",
+     "rules.0: min 5 is larger than max 3"),
+    ("unique: [[]]", "unique.0: must name at least one column"),
+    ("unique: [[gate, gate]]", "unique.0: names 'gate' more than once"),
+    ("unique: [[observation_id]]", "unique.0: observation_id is unique by itself; leave this list out"),
+    ("unique: [[observed_at, gate], [gate, origin, observed_at]]", "unique.1: follows from unique.0; leave it out"),
+    ("volume: {}", "volume: can never be broken: give `min_per_day` above 0, `max_per_day` or both"),
+    ("volume: {min_per_day: 9, max_per_day: 5}", "volume: min_per_day 9 is larger than max_per_day 5"),
+    ("freshness: 0h", "freshness: must be longer than nothing"),
+    # what can never be broken, or never hold, by what the columns say themselves
+    ("rules: [{type: ordered, low: temp, high: hot}]",
+     "rules.0: can never be broken: temp is at most 40, hot at least 45"),
+    ("rules: [{type: ordered, low: hot, high: temp}]", "rules.0: can never hold: hot is at least 45, temp at most 40"),
+    ("rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, C]]}]",
+     "rules.0.allowed: 'C' is not among the values of gate; those are: A, B"),
+    ("rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, A], [JFK, B], [EWR, A], [EWR, B]]}]",
+     "rules.0.allowed: can never be broken: it has every pair of origin and gate"),
+    ("rules: [{type: range_when, column: temp, max: 40, when: {column: gate, values: [A]}}]",
+     "rules.0: can never be broken: temp is between -30 and 40 on all rows"),
+    ("rules: [{type: range_when, column: temp, min: 41, when: {column: gate, values: [A]}}]",
+     "rules.0: can never hold: temp is between -30 and 40 on all rows"),
+    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: temp, min: 41}}]",
+     "rules.0.when: is never met: temp is between -30 and 40 on all rows"),
+    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [C]}}]",
+     "rules.0.when.values: 'C' is not among the values of gate; those are: A, B"),
+    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: dewp, min: 3}}]",
+     "rules.0.when.column: must be another column than `column`"),
+    ("rules: [{type: present_when, column: temp, when: {column: gate, values: [A]}}]",
+     "rules.0.column: can never be broken: temp may be missing on no row (max_missing 0)"),
+    ("rules: [{type: ordered, low: dewp, high: temp}, {type: ordered, low: dewp, high: temp}]",
+     "rules.1: is the same as rules.0"),
+    ("rules: [{type: orderd, low: dewp, high: temp}]", "rules.0.type: 'orderd' is not known; did you mean 'ordered'?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("promise", "said"), BROKEN_PROMISES, ids=[said[:60] for _, said in BROKEN_PROMISES])
+def test_a_promise_that_says_nothing_is_refused(file: Path, promise: str, said: str) -> None:
+    text = WIDER.replace("    dewp:", "    hot: {type: number, min: 45}\n    dewp:") if "hot" in promise else WIDER
+    assert complaint(file, text.replace("  columns:\n", f"  {promise}\n  columns:\n")) == f"6: observations.{said}"
+
+
+def test_all_broken_promises_are_named_at_once_each_with_its_line(file: Path) -> None:
+    rules = "rules:\n    - {type: ordered, low: x, high: temp}\n    - {type: ordered, low: dewp, high: y}\n"
+    text = WIDER.replace("  columns:\n", f"  {rules}  unique: [[z]]\n  columns:\n")
+    said = complaint(file, text).split("\n")
+    assert [line.split(": ")[:2] for line in said] == [
+        ["9", "observations.unique.0"], ["7", "observations.rules.0.low"], ["8", "observations.rules.1.high"],
+    ]  # fmt: skip
+
+
+def test_a_whole_contract_is_read(file: Path) -> None:
+    promises = """\
+  freshness: 90m
+  volume: {min_per_day: 10, max_per_day: 20.5}
+  unique: [[observed_at, gate], [dewp, origin]]
+  rules:
+    - {type: ordered, low: dewp, high: temp, max_broken: 0.1}
+    - {type: pairs, columns: [origin, gate], allowed: [[JFK, A], [EWR, B]]}
+    - {type: range_when, column: temp, min: 0, when: {column: origin, values: [JFK]}}
+    - {type: present_when, column: dewp, when: {column: temp, min: 0, max: 9}}
+"""
+    file.write_text(WIDER.replace("  columns:\n", f"{promises}  columns:\n"))
+    found = load_file(file).observations
+    assert found.freshness == timedelta(minutes=90) and found.volume is not None
+    assert (found.volume.min_per_day, found.volume.max_per_day) == (10, 20.5)
+    assert found.unique == (("observed_at", "gate"), ("dewp", "origin"))
+    assert [rule.type for rule in found.rules] == ["ordered", "pairs", "range_when", "present_when"]
+    assert [rule.max_broken for rule in found.rules] == [0.1, 0, 0, 0]
+
 
 @pytest.mark.parametrize(("right", "wrong", "said"), MISTAKES, ids=[said[:44] for _, _, said in MISTAKES])
 def test_a_mistake_is_named_with_line_key_and_remedy(file: Path, right: str, wrong: str, said: str) -> None:

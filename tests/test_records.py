@@ -15,10 +15,14 @@ from stillhouse.records import (
     CheckFailure,
     ColumnDrift,
     Comparison,
+    Cost,
+    Counted,
     DataReport,
     Disagreement,
     DriftReport,
+    EvidenceStep,
     Latency,
+    LossBaseline,
     ModelRef,
     Proof,
     Quality,
@@ -26,11 +30,15 @@ from stillhouse.records import (
     Record,
     Refresh,
     Scorecard,
+    Screened,
+    Screens,
+    SliceDrift,
     StudentRef,
     TeacherRef,
     Verdict,
     Window,
     drift_report,
+    evidence_steps,
     short_id,
 )
 
@@ -44,9 +52,21 @@ COLUMN = ColumnDrift(
 )
 DISAGREEMENT = Disagreement(rows=500, rate=0.1, total_variation=0.07)
 QUALITY = Quality(rows=900, auc=2 / 3, log_loss=0.5, brier=0.3, accuracy=0.8, calibration_error=0.02)
+SCREENED = Screened(blocks=20, beyond=("origin",), statistic=1.5, limit=1.2, p_value=1 / 21, moved=True)
+SLICE = SliceDrift(slice="origin=LGA", share_reference=0.0, share_current=0.3, rows=40, disagreement=0.2, excess=0.05)
+SCREENS = Screens(block=timedelta(days=7), blocks=2, columns={"origin": (0.1, 1 / 3)}, joint=(0.9, 1.2))
+LOSS = LossBaseline(mean=0.1, standard_error=0.01, rows=900, clusters=60, usual=0.12)
+STEP = EvidenceStep(
+    process="disagreement", champion="toy@3", since=NOW - timedelta(days=1), start=NOW - timedelta(hours=1), end=NOW,
+    looks=3, rows=150, step_rows=50, units=12, mean=None, null_mean=0.12, log_bets=(-708.0, 2 / 3), log_evidence=0.1,
+    log_threshold=7.7,
+)  # fmt: skip
+COUNTED = Counted(step=STEP, observation_ids=("a",), units=(0,), probabilities=(1 / 3,), weights=(3.0,), losses=(0.1,))
+COST = Cost(teacher_calls=50, teacher_calls_since=150, seconds=0.2)
 DRIFT = DriftReport(
     agent="toy", champion="toy@3", reference=WINDOW, current=WINDOW, reference_rows=5, current_rows=6,
-    columns=(COLUMN,), output=COLUMN, disagreement=DISAGREEMENT, quality=QUALITY, seconds=0.01,
+    columns=(COLUMN,), outputs=(COLUMN,), screened=SCREENED, slices=(SLICE,), disagreement=DISAGREEMENT,
+    quality=QUALITY, seconds=0.01,
 )  # fmt: skip
 MODEL = ModelRef(name="toy", version="3", uri="models:/toy/3", run_id="abc")
 TEACHER = TeacherRef(version="0123456789ab", folder="/t", fitted=WINDOW, bytes=7, model=MODEL)
@@ -70,11 +90,11 @@ PROOF = Proof(
 )  # fmt: skip
 VERDICT = Verdict(
     verdict_id="v", kind="watch", agent="toy", as_of=NOW, outcome="drift", response="redistil", summary="it moved",
-    reasons=(REASON,), evidence={"drift": DRIFT.model_dump(mode="json")},
+    reasons=(REASON,), cost=COST, evidence={"drift": DRIFT.model_dump(mode="json")},
 )  # fmt: skip
 BASELINE = Baseline(
-    train=WINDOW, test=WINDOW, profile={"rows": 3, "columns": [1.5, None]}, disagreement=DISAGREEMENT, quality=QUALITY,
-    teacher=MODEL,
+    as_of=NOW, train=WINDOW, test=WINDOW, screens=SCREENS, losses={"disagreement": LOSS}, disagreement=DISAGREEMENT,
+    quality=QUALITY, teacher=MODEL,
 )  # fmt: skip
 REFRESH = Refresh(
     refresh_id="r", agent="toy", as_of=NOW, trigger="drift", cause="v", train=WINDOW, test=WINDOW, teacher="fit",
@@ -82,7 +102,7 @@ REFRESH = Refresh(
 )  # fmt: skip
 ALL: list[Record] = [
     WINDOW, REASON, FAILURE, DATA, COLUMN, DISAGREEMENT, QUALITY, DRIFT, MODEL, TEACHER, STUDENT, LATENCY, CARD,
-    COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH,
+    COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH, SCREENED, SLICE, SCREENS, LOSS, STEP, COUNTED, COST,
 ]  # fmt: skip
 each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
 
@@ -161,3 +181,15 @@ def test_short_ids_depend_on_their_parts_alone() -> None:
     assert short_id("toy", "gate", 3) == "446274328136"
     assert short_id("toy", "gate", "3") == short_id("toy", "gate", 3)
     assert len({short_id(), short_id("a", "b"), short_id("ab"), short_id("b", "a"), short_id("a", "b", "")}) == 5
+
+
+def test_the_evidence_of_a_verdict_comes_back_as_steps() -> None:
+    evidence = VERDICT.evidence | {"steps": [STEP.model_dump(mode="json")]}
+    assert evidence_steps(VERDICT.model_copy(update={"evidence": evidence})) == (STEP,)
+    assert evidence_steps(VERDICT) == () and not STEP.alarm
+    assert STEP.model_copy(update={"log_evidence": 7.7}).alarm
+
+
+def test_a_column_is_unusual_only_beyond_a_limit() -> None:
+    assert not COLUMN.unusual
+    assert COLUMN.model_copy(update={"limit": 0.3}).unusual and not COLUMN.model_copy(update={"limit": 0.4}).unusual

@@ -8,15 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from stillhouse import config
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import ConfigError, SchemaError, StillhouseError
+
+if TYPE_CHECKING:
+    from stillhouse.drift.profile import Profile
 
 __all__ = ["app", "main"]
 
@@ -97,6 +101,123 @@ def history(
         for reason in verdict.reasons if reasons else ():
             table.add_row("", "", "crossed" if reason.crossed else "held", reason.text, "")
     console.print(table)
+
+
+@app.command()
+def drift(
+    reference: Annotated[
+        Path, typer.Argument(exists=True, help="Parquet file or folder, Delta table, or a kept profile")
+    ],
+    current: Annotated[Path, typer.Argument(exists=True, help="the same, for the rows of now")],
+    columns: Annotated[list[str] | None, typer.Option("--column", help="only this column; may be repeated")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="write the reference's profile here: next time it need not be read again")
+    ] = None,
+) -> None:
+    """How far each column of one table moved from another, farthest first. One pass over each, in bounded memory."""
+    from stillhouse.drift.distances import compare
+    from stillhouse.drift.explain import rank_columns
+
+    before = _profile(reference, columns, None)
+    now = _profile(current, columns, before)
+    if keep is not None:
+        keep.write_bytes(before.to_bytes())
+    table = Table("column", "PSI", "KS", "Wasserstein", "effect size", "missing before", "missing now", "new values",
+                  box=None)  # fmt: skip
+    for column in rank_columns(compare(before, now)):
+        unseen = ", ".join(column.unseen[:3]) + (
+            f" and {len(column.unseen) - 3} more" if len(column.unseen) > 3 else ""
+        )
+        table.add_row(column.column, f"{column.psi:.3f}", _number(column.ks), _number(column.wasserstein),
+                      f"{column.effect:.3f}", f"{column.missing_reference:.1%}", f"{column.missing_current:.1%}",
+                      unseen)  # fmt: skip
+    console.print(table)
+    console.print(f"{before.rows:,} rows before, {now.rows:,} now; PSI on the reference's deciles or values")
+
+
+@app.command()
+def contract(
+    agent: AgentName,
+    start: Annotated[datetime | None, typer.Option(help="begin of the window (UTC)")] = None,
+    end: Annotated[datetime | None, typer.Option(help="its end (UTC), not included")] = None,
+    last: Annotated[
+        str, typer.Option(metavar="DURATION", help="length of the window where one end or both are not given: 12h, 8w")
+    ] = "30d",
+    source: Annotated[
+        bool, typer.Option("--source", help="read from the agent's source, even where the knowledge base has rows")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="write to this file, which must not exist yet")] = None,
+) -> None:
+    """Draft an agent's data contract from what it has seen, for you to edit.
+
+    Prints the `observations:` section of the agent file, each line with what was
+    seen: ranges three times as wide as those seen, missing shares with room above
+    them, the values of closed categories, the longest silence, the rows a day,
+    combinations that are unique, columns that never exceed one another.
+    What the agent file says already is kept. The file itself is never written.
+
+    Rows come from the knowledge base: the newest ones. Where it is empty they
+    come from the agent's source, from `observations.since` on. Only the source
+    knows columns that the file does not name yet: ask it with --source.
+
+    For example:
+
+        stillhouse contract flights
+        stillhouse contract flights --last 8w --source
+        stillhouse contract flights --start 2013-03-01 --output draft.yaml
+    """
+    from stillhouse.contract import draft, rows_of
+
+    settings = config.load(agent)
+    if output is not None and output.exists():
+        raise ConfigError(f"{output} is there already, and nothing is overwritten: name another file")
+    text = draft(rows_of(settings, _utc(start), _utc(end), _duration(last), ask_source=source), settings)
+    if output is None:
+        print(text, end="")
+        return
+    with output.open("x", encoding="utf-8") as file:
+        file.write(text)
+    console.print(f"[green]✓[/green] {output}: edit it, and put it in the place of `observations` in the agent file")
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        return config.parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--last") from error
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None else None
+
+
+def _profile(path: Path, columns: list[str] | None, like: Profile | None) -> Profile:
+    """The profile of a table, or a kept one; with a progress bar, for a table may be long."""
+    from pyarrow import ArrowException
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from stillhouse.drift.profile import Profile, scan
+
+    if path.suffix == ".profile":
+        try:
+            kept = Profile.from_bytes(path.read_bytes())
+        except SchemaError as error:
+            raise SchemaError(f"{path}: {error}") from error
+        if absent := [name for name in columns or () if name not in kept.columns]:
+            raise SchemaError(f"{path} lacks the columns {absent}; it has {list(kept.columns)}")
+        return Profile(kept.rows, {name: kept.columns[name] for name in columns or kept.columns})
+    source: object = path
+    if (path / "_delta_log").is_dir():
+        from deltalake import DeltaTable
+
+        source = DeltaTable(path).to_pyarrow_dataset()
+    shown = TextColumn("{task.fields[file]}: {task.completed:,.0f} rows")
+    with Progress(SpinnerColumn(), shown, TimeElapsedColumn(), console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None, file=path.name)
+        try:
+            return scan(source, columns or None, like, on_rows=lambda rows: progress.advance(bar, rows))
+        except (ArrowException, OSError) as error:
+            raise SchemaError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _number(value: float | None) -> str:

@@ -8,6 +8,7 @@ key and remedy. Where things are kept is decided here too: ``home()`` and the em
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -44,6 +45,7 @@ __all__ = [
     "home",
     "load",
     "load_file",
+    "parse_duration",
     "use_embedded_defaults",
     "variant_name",
 ]
@@ -110,6 +112,14 @@ def _duration(value: Any) -> Any:
     raise ValueError(f"{value!r} is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'")
 
 
+def parse_duration(text: str) -> timedelta:
+    """``"7d"`` as a length of time: a number and s, m, h, d or w, more than nothing.
+
+    :raises ValueError: on anything else.
+    """
+    return _not_zero(_duration(text))
+
+
 def _not_zero(value: timedelta) -> timedelta:
     if not value:
         raise ValueError("must be longer than nothing")
@@ -120,6 +130,8 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 Length = Annotated[Duration, AfterValidator(_not_zero)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
+
+_Value = TypeVar("_Value")
 
 
 class Section(BaseModel):
@@ -174,6 +186,101 @@ class CategoryColumn(Section):
 Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="type")]
 
 
+class When(Section):
+    """A condition on one column, for a rule that holds on some rows only."""
+
+    column: str
+    values: tuple[str, ...] | None = Field(default=None, min_length=1, description="a category is one of these")
+    min: float | None = Field(default=None, description="a number is at least this")
+    max: float | None = Field(default=None, description="a number is at most this")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> When:
+        if self.values is not None and (self.min is not None or self.max is not None):
+            raise ValueError("`values` are for a category, `min` and `max` for a number: give one or the other")
+        if self.values is None:
+            _check_range(self.min, self.max, nothing="says nothing: give `values` of a category, or `min` or `max`")
+        if twice := _repeated(self.values or ()):
+            raise ValueError(f"values: names {', '.join(map(repr, twice))} more than once")
+        return self
+
+
+class Ordered(Section):
+    """One number never exceeds another."""
+
+    type: Literal["ordered"]
+    low: str
+    high: str
+    max_broken: float = Field(default=0.0, ge=0, le=1, description="share of a window; above it the window is refused")
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Ordered:
+        if self.low == self.high:
+            raise ValueError(f"high: must be another column than `low`, {self.low!r}")
+        return self
+
+
+class Pairs(Section):
+    """Two categories come only in these combinations."""
+
+    type: Literal["pairs"]
+    columns: tuple[str, str]
+    allowed: tuple[tuple[str, str], ...] = Field(min_length=1)
+    max_broken: float = Field(default=0.0, ge=0, le=1, description="share of a window; above it the window is refused")
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Pairs:
+        if self.columns[0] == self.columns[1]:
+            raise ValueError(f"columns: must be two different ones, and {self.columns[0]!r} comes twice")
+        if twice := _repeated(self.allowed):
+            raise ValueError(f"allowed: {', '.join(str(list(pair)) for pair in twice)} comes more than once")
+        return self
+
+
+class RangeWhen(Section):
+    """A narrower range of a number on rows that meet a condition."""
+
+    type: Literal["range_when"]
+    column: str
+    min: float | None = Field(default=None, description="smallest value allowed on those rows")
+    max: float | None = Field(default=None, description="largest value allowed on those rows")
+    when: When
+    max_broken: float = Field(default=0.0, ge=0, le=1, description="share of a window; above it the window is refused")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> RangeWhen:
+        _check_range(self.min, self.max, nothing="can never be broken: give `min`, `max` or both")
+        return self
+
+
+class PresentWhen(Section):
+    """A value may not be missing on rows that meet a condition."""
+
+    type: Literal["present_when"]
+    column: str
+    when: When
+    max_broken: float = Field(default=0.0, ge=0, le=1, description="share of a window; above it the window is refused")
+
+
+Rule = Annotated[Ordered | Pairs | RangeWhen | PresentWhen, Field(discriminator="type")]
+
+
+class Volume(Section):
+    """How many rows a day of a window may hold, on average."""
+
+    min_per_day: float | None = Field(default=None, ge=0, description="rows, on average over the window's length")
+    max_per_day: float | None = Field(default=None, gt=0, description="the same")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Volume:
+        if not self.min_per_day and self.max_per_day is None:
+            raise ValueError("can never be broken: give `min_per_day` above 0, `max_per_day` or both")
+        if self.max_per_day is not None and (self.min_per_day or 0) > self.max_per_day:
+            raise ValueError(f"min_per_day {_shown(self.min_per_day)} is larger than max_per_day "
+                             f"{_shown(self.max_per_day)}")  # fmt: skip
+        return self
+
+
 class Observations(Section):
     """What the agent perceives, and the contract that it must keep."""
 
@@ -184,12 +291,31 @@ class Observations(Section):
     max_bad_rows: float = Field(
         default=0.05, ge=0, le=1, description="share of rows in quarantine above which the window is refused"
     )
+    freshness: Length | None = Field(
+        default=None, description="the newest row is at most this old at a window's end; else the window is refused"
+    )
+    volume: Volume | None = Field(default=None, description="rows per day; outside it the window is refused")
+    unique: tuple[tuple[str, ...], ...] = Field(
+        default=(), description="lists of columns whose values together differ from row to row of a window"
+    )
+    rules: tuple[Rule, ...] = Field(default=(), description="what columns promise about one another")
 
     @model_validator(mode="after")
     def _no_reserved_names(self) -> Observations:
         reserved = {"observation_id", "observed_at", "content_key"} & self.columns.keys()
         if reserved:
             raise ValueError(f"column names {sorted(reserved)} are reserved for the knowledge base")
+        return self
+
+    @model_validator(mode="after")
+    def _promises_that_can_be_kept_and_broken(self) -> Observations:
+        mistakes = [*_mistakes_of_unique(self)]
+        for place, rule in enumerate(self.rules):
+            if rule in self.rules[:place]:
+                mistakes.append(f"rules.{place}: is the same as rules.{self.rules.index(rule)}")
+            mistakes += [f"rules.{place}{mistake}" for mistake in _mistakes_of_rule(rule, self.columns)]
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
         return self
 
     @property
@@ -201,6 +327,105 @@ class Observations(Section):
     def categories(self) -> tuple[str, ...]:
         """Names of the categorical columns, in order."""
         return tuple(name for name, column in self.columns.items() if column.type == "category")
+
+
+def _check_range(low: float | None, high: float | None, *, nothing: str) -> None:
+    if low is None and high is None:
+        raise ValueError(nothing)
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"min {_shown(low)} is larger than max {_shown(high)}")
+
+
+def _mistakes_of_unique(observations: Observations) -> Iterator[str]:
+    """``key: what is wrong`` of each list in ``unique``; keys as from ``observations`` on."""
+    known = [*observations.columns, "observed_at"]
+    for place, names in enumerate(observations.unique):
+        key = f"unique.{place}"
+        if not names:
+            yield f"{key}: must name at least one column"
+        elif "observation_id" in names:
+            yield f"{key}: observation_id is unique by itself; leave this list out"
+        elif strange := [name for name in names if name not in known]:
+            yield f"{key}: no column is called {strange[0]!r}; {_nearest(strange[0], known, 'there are')}"
+        elif twice := _repeated(names):
+            yield f"{key}: names {', '.join(map(repr, twice))} more than once"
+        else:
+            for other, fewer in enumerate(observations.unique):
+                if fewer and (set(fewer) < set(names) or (set(fewer) == set(names) and other < place)):
+                    yield f"{key}: follows from unique.{other}; leave it out"
+
+
+def _mistakes_of_rule(rule: Rule, columns: Mapping[str, Column]) -> Iterator[str]:
+    """``.key: what is wrong`` of one rule: columns that are not there, what can never be broken, what never holds."""
+    absent = [f".{key}: {wrong}" for key, name, kind in _columns_of(rule)
+              if (wrong := _wrong_column(name, kind, columns))]  # fmt: skip
+    if absent:
+        yield from absent
+        return
+    if isinstance(rule, Ordered):
+        (least, most), (floor, ceiling) = _bounds(columns[rule.low]), _bounds(columns[rule.high])
+        if most <= floor:
+            yield f": can never be broken: {rule.low} is at most {most:g}, {rule.high} at least {floor:g}"
+        if least > ceiling:
+            yield f": can never hold: {rule.low} is at least {least:g}, {rule.high} at most {ceiling:g}"
+    elif isinstance(rule, Pairs):
+        for side, name in enumerate(rule.columns):
+            yield from _strange_values(".allowed", [pair[side] for pair in rule.allowed], name, columns)
+        first, second = (getattr(columns[name], "values", None) for name in rule.columns)
+        if first and second and set(rule.allowed) >= {(a, b) for a in first for b in second}:
+            yield f".allowed: can never be broken: it has every pair of {rule.columns[0]} and {rule.columns[1]}"
+    else:
+        yield from _mistakes_where(rule, columns)
+
+
+def _mistakes_where(rule: RangeWhen | PresentWhen, columns: Mapping[str, Column]) -> Iterator[str]:
+    """The same for a rule with a condition."""
+    column, when = columns[rule.column], rule.when
+    if rule.column == when.column:
+        yield ".when.column: must be another column than `column`"
+    if isinstance(rule, RangeWhen):
+        (low, high), (least, most) = _bounds(rule), _bounds(column)
+        if low <= least and most <= high:
+            yield f": can never be broken: {rule.column} is between {least:g} and {most:g} on all rows"
+        if low > most or high < least:
+            yield f": can never hold: {rule.column} is between {least:g} and {most:g} on all rows"
+    elif not column.max_missing:
+        yield f".column: can never be broken: {rule.column} may be missing on no row (max_missing 0)"
+    yield from _strange_values(".when.values", when.values or (), when.column, columns)
+    (low, high), (least, most) = _bounds(when), _bounds(columns[when.column])
+    if low > most or high < least:
+        yield f".when: is never met: {when.column} is between {least:g} and {most:g} on all rows"
+
+
+def _columns_of(rule: Rule) -> list[tuple[str, str, str | None]]:
+    """Key, name and wanted type (None: any) of each column that a rule speaks of."""
+    if isinstance(rule, Ordered):
+        return [("low", rule.low, "number"), ("high", rule.high, "number")]
+    if isinstance(rule, Pairs):
+        return [("columns", name, "category") for name in rule.columns]
+    condition = ("when.column", rule.when.column, "category" if rule.when.values else "number")
+    return [("column", rule.column, "number" if isinstance(rule, RangeWhen) else None), condition]
+
+
+def _wrong_column(name: str, kind: str | None, columns: Mapping[str, Column]) -> str | None:
+    if name not in columns:
+        return f"no column is called {name!r}; {_nearest(name, columns, 'there are')}"
+    if kind and columns[name].type != kind:
+        return f"{name!r} is a {columns[name].type} column; it must be a {kind}"
+    return None
+
+
+def _strange_values(key: str, given: Iterable[str], name: str, columns: Mapping[str, Column]) -> Iterator[str]:
+    known = getattr(columns[name], "values", None)
+    for value in dict.fromkeys(given):
+        if known is not None and value not in known:
+            yield f"{key}: {value!r} is not among the values of {name}; {_nearest(value, known, 'those are')}"
+
+
+def _bounds(ranged: Column | RangeWhen | When) -> tuple[float, float]:
+    """Smallest and largest value that a column or condition admits."""
+    low, high = getattr(ranged, "min", None), getattr(ranged, "max", None)
+    return (-math.inf if low is None else low, math.inf if high is None else high)
 
 
 class Outcomes(Section):
@@ -313,6 +538,7 @@ class Thresholds(Section):
     """A measure that exceeds its threshold calls for a refresh; absent: the measure is only reported."""
 
     psi: float | None = Field(default=None, gt=0, description="of any watched column")
+    ks: float | None = Field(default=None, gt=0, lt=1, description="Kolmogorov–Smirnov distance of any watched number")
     output_psi: float | None = Field(default=None, gt=0, description="PSI of the student's confidence")
     disagreement: float | None = Field(
         default=None, gt=0, le=1, description="rise of mean total variation between teacher and student"
@@ -320,18 +546,56 @@ class Thresholds(Section):
     auc_drop: float | None = Field(
         default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved"
     )
-    shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`")
+    shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`, or `ks`")
+
+
+class FalseAlarms(Section):
+    """How often the evidence may be wrong: on average no more than ``at_most`` false refreshes ``per`` period."""
+
+    at_most: float = Field(default=1.0, gt=0, description="false refreshes")
+    per: Length = timedelta(days=90)
+
+
+class Audit(Section):
+    """The rows that the teacher is asked about, to see whether the student still agrees with it."""
+
+    rows: int = Field(default=50, ge=1, description="draws per step of evidence (`watch.every`)")
+    uniform_share: float = Field(
+        default=0.5, gt=0, le=1, description="share drawn uniformly; the rest where the student is unsure or data moved"
+    )
 
 
 class Watch(Section):
-    """When and by what drift is noticed."""
+    """When and by what drift is noticed: a budget of false alarms, plain thresholds, or both."""
 
-    thresholds: Thresholds
-    audit_rows: int = Field(default=500, ge=50, description="rows per watch that the teacher is asked about")
+    every: Length = Field(default=timedelta(hours=1), description="one step of evidence; schedule the watch alike")
+    false_alarms: FalseAlarms | None = Field(
+        default=FalseAlarms(), description="budget of the evidence processes; null: thresholds alone decide"
+    )
+    tolerance: float = Field(
+        default=0.02, ge=0, lt=1, description="rise of disagreement, or of the Brier score, that is no harm"
+    )
+    audit: Audit = Audit()
+    thresholds: Thresholds = Thresholds()
     cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
     clock: Literal["wall", "newest_observation"] = Field(
         default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
     )
+
+    @property
+    def average_run_length(self) -> float | None:
+        """Steps until a false alarm, on average, that the budget allows; None without a budget."""
+        if self.false_alarms is None:
+            return None
+        return max(1.0, self.false_alarms.per / self.every / self.false_alarms.at_most)
+
+    @model_validator(mode="after")
+    def _something_decides(self) -> Watch:
+        if self.false_alarms is None and all(
+            getattr(self.thresholds, name) is None for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop")
+        ):
+            raise ValueError("without a budget of false_alarms and without a threshold nothing would ever be noticed")
+        return self
 
 
 class Budgets(Section):
@@ -399,10 +663,16 @@ class AgentConfig(Section):
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {watched} columns are "
                 f"watched: `psi` could never be crossed"
             )
+        numbers = sum(column.drift for column in self.observations.columns.values() if column.type == "number")
+        if thresholds.ks is not None and thresholds.shifted_columns > numbers:
+            raise ValueError(
+                f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {numbers} numbers are "
+                f"watched: `ks` could never be crossed"
+            )
         return self
 
 
-def _repeated(values: Iterable[str]) -> list[str]:
+def _repeated(values: Iterable[_Value]) -> list[_Value]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
@@ -471,8 +741,18 @@ def _explain(error: ValidationError, root: yaml.Node | None, content: Any) -> It
         if mistake["type"] == "too_short" and len(mistake["input"]) >= mistake["ctx"]["min_length"]:
             continue  # pydantic counts only the entries that are right; what is wrong with the others is said already
         keys, tags = _without_tags(mistake["loc"], content)
-        keys, message = _message(keys, tags, mistake)
-        yield f"{_line(root, keys)}: {'.'.join(map(str, keys)) or 'the file'}: {message}"
+        above, messages = _message(keys, tags, mistake)
+        for message in messages.split("\n"):
+            keys, message = _named(above, message)
+            yield f"{_line(root, keys)}: {'.'.join(map(str, keys)) or 'the file'}: {message}"
+
+
+def _named(above: Keys, message: str) -> tuple[Keys, str]:
+    """A message that begins with the key it is about, such as ``rules.0.low: …``, is about that key below."""
+    found = re.match(r"([a-z_][a-z_.0-9]*): ", message)
+    if not found:
+        return above, message
+    return above + tuple(int(key) if key.isdigit() else key for key in found[1].split(".")), message[found.end() :]
 
 
 Keys = tuple[int | str, ...]
@@ -503,9 +783,7 @@ def _message(keys: Keys, tags: dict[int, str], mistake: Mapping[str, Any]) -> tu
             fields = ", ".join(_fields_at(keys, tags))
             return keys, f"must be a mapping, not {_shown(given)}" + (f"; its keys are: {fields}" if fields else "")
         case "value_error":
-            message = mistake["msg"].removeprefix("Value error, ")
-            named = re.match(r"([a-z_.]+): ", message) if not keys else None
-            return (tuple(named[1].split(".")), message[named.end() :]) if named else (keys, message)
+            return keys, mistake["msg"].removeprefix("Value error, ")
         case "string_pattern_mismatch":
             return keys, f"{given!r} must be {_PATTERNS[context['pattern']]}"
         case _ if kind.split("_")[0] in ("datetime", "timezone"):

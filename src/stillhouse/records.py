@@ -19,12 +19,17 @@ __all__ = [
     "CheckFailure",
     "ColumnDrift",
     "Comparison",
+    "Cost",
+    "Counted",
     "DataReport",
     "Disagreement",
     "DriftReport",
+    "EvidenceStep",
     "Latency",
+    "LossBaseline",
     "ModelRef",
     "Outcome",
+    "Process",
     "Proof",
     "Quality",
     "Reason",
@@ -32,11 +37,15 @@ __all__ = [
     "Refresh",
     "Response",
     "Scorecard",
+    "Screened",
+    "Screens",
+    "SliceDrift",
     "StudentRef",
     "TeacherRef",
     "Verdict",
     "Window",
     "drift_report",
+    "evidence_steps",
     "short_id",
 ]
 
@@ -97,6 +106,7 @@ class DataReport(Record):
     quarantined: int = Field(ge=0)
     failures: tuple[CheckFailure, ...] = ()
     seconds: float = Field(ge=0.0)
+    docs: str | None = Field(default=None, description="Data Docs page of this check")
 
     @property
     def broken(self) -> bool:
@@ -116,7 +126,118 @@ class ColumnDrift(Record):
     ks: float | None = Field(default=None, ge=0.0, le=1.0, description="Kolmogorov–Smirnov distance")
     missing_reference: Fraction
     missing_current: Fraction
+    wasserstein: float | None = Field(
+        default=None, ge=0.0, description="Wasserstein-1 distance of a number's values, in the column's unit"
+    )
+    effect: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="effect size: numbers: Wasserstein-1 in standard deviations of the reference; "
+        "categories: total variation, 0…1",
+    )
     unseen: tuple[str, ...] = Field(default=(), description="categories that the reference does not have")
+    vanished: tuple[str, ...] = Field(default=(), description="categories that only the reference has")
+    limit: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="largest PSI that is usual on the agent's own history, widened to hold for all columns at once",
+    )
+
+    @property
+    def unusual(self) -> bool:
+        """Whether the PSI lies beyond what the agent's own history showed; without a calibration, never."""
+        return self.limit is not None and self.psi > self.limit
+
+
+class Screens(Record):
+    """What distances are usual: each earlier stretch of the reference against the rest of it."""
+
+    block: timedelta = Field(description="length of a stretch")
+    blocks: int = Field(ge=0)
+    columns: dict[str, tuple[float, ...]] = Field(description="PSI of each stretch, ascending, by column")
+    joint: tuple[float, ...] = Field(description="joint statistic of each stretch, ascending")
+
+
+class Screened(Record):
+    """A current window held against :class:`Screens`."""
+
+    blocks: int = Field(ge=0, description="stretches of history that it was calibrated on")
+    beyond: tuple[str, ...] = Field(description="columns beyond their limit, farthest first")
+    statistic: float = Field(description="joint statistic of the window")
+    limit: float = Field(description="largest joint statistic that is usual")
+    p_value: float = Field(gt=0, le=1, description="conformal: share of stretches at least as unusual, itself included")
+    moved: bool = Field(description="whether the inputs or outputs as a whole lie beyond what is usual")
+
+
+class SliceDrift(Record):
+    """One slice of the observations: did it grow, and do teacher and student part there?"""
+
+    slice: str = Field(description="'column=value', or 'column in (low, high]'")
+    share_reference: Fraction
+    share_current: Fraction
+    rows: int = Field(ge=0, description="audited rows in it")
+    disagreement: float | None = Field(default=None, ge=0.0, description="weighted mean over its audited rows")
+    excess: float = Field(
+        description="its part in the rise of the mean disagreement, over a column's slices; 0 for too few audited rows"
+    )
+
+
+# --------------------------------------------------------------------------- evidence
+
+Process = Literal["disagreement", "student_outcomes", "teacher_outcomes"]
+
+
+class LossBaseline(Record):
+    """What a loss in 0…1 was while the champion was known to be good, and how it swings by itself."""
+
+    mean: float = Field(ge=0.0)
+    standard_error: float = Field(ge=0.0, description="of the mean, rows of one cluster counted as one")
+    rows: int = Field(ge=0)
+    clusters: int = Field(ge=0)
+    usual: float = Field(ge=0.0, description="mean of the worse stretches of history (their 0.9 quantile)")
+
+
+class EvidenceStep(Record):
+    """One step of an evidence process, and all that the next step needs: the state is the last step."""
+
+    process: Process
+    champion: str
+    since: AwareDatetime = Field(description="when this champion's evidence began")
+    start: AwareDatetime
+    end: AwareDatetime
+    looks: int = Field(ge=0, description="steps with evidence since then, this one included")
+    rows: int = Field(ge=0, description="distinct rows counted since then")
+    step_rows: int = Field(ge=0, description="distinct rows counted in this step")
+    units: int = Field(ge=0, description="bets of this step")
+    mean: float | None = Field(default=None, ge=0.0, description="mean of this step's units; None without any")
+    null_mean: float = Field(gt=0.0, description="mean loss that is still no harm")
+    log_bets: tuple[float, ...] = Field(description="natural logarithm of the Shiryaev–Roberts statistic of each bet")
+    log_evidence: float = Field(description="that of their mixture")
+    log_threshold: float = Field(description="natural logarithm of the average run length promised")
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the evidence has reached its threshold."""
+        return self.log_evidence >= self.log_threshold
+
+
+class Counted(Record):
+    """A step of evidence with the rows that it counted: parallel tuples, one entry per draw or outcome."""
+
+    step: EvidenceStep
+    observation_ids: tuple[str, ...] = ()
+    units: tuple[int, ...] = Field(default=(), description="which of the step's bets the row belongs to")
+    probabilities: tuple[float, ...] = Field(default=(), description="with which one draw of its stratum took the row")
+    weights: tuple[float, ...] = Field(default=(), description="of the row's loss in the mean of its unit")
+    losses: tuple[float, ...] = ()
+
+
+class Cost(Record):
+    """What watching has cost."""
+
+    teacher_calls: int = Field(ge=0, description="rows that the teacher was asked about for this verdict")
+    teacher_calls_since: int = Field(ge=0, description="the same since the champion's evidence began")
+    seconds: float = Field(ge=0.0, description="wall time of the measurement")
 
 
 class Disagreement(Record):
@@ -150,7 +271,11 @@ class DriftReport(Record):
     reference_rows: int = Field(ge=0)
     current_rows: int = Field(ge=0)
     columns: tuple[ColumnDrift, ...]
-    output: ColumnDrift | None = Field(default=None, description="the student's confidence as a column")
+    outputs: tuple[ColumnDrift, ...] = Field(
+        default=(), description="the student's output as columns: probabilities, margin, action"
+    )
+    screened: Screened | None = Field(default=None, description="columns and outputs against the agent's own history")
+    slices: tuple[SliceDrift, ...] = Field(default=(), description="those that explain the disagreement, first first")
     disagreement: Disagreement | None = None
     disagreement_reference: Disagreement | None = Field(
         default=None, description="the same on the window that the champion was proved on"
@@ -231,7 +356,8 @@ class Scorecard(Record):
 Response = Literal["hold", "recalibrate", "reuse", "update", "redistil", "renew"]
 Outcome = Literal[
     # watch
-    "no_drift", "drift", "cooling_down", "not_enough_evidence", "data_broken",
+    "no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
+    "data_broken",
     # gate, promotion
     "promoted", "refused", "awaiting_approval", "rolled_back",
 ]  # fmt: skip
@@ -289,15 +415,22 @@ class Verdict(Record):
     response: Response = "hold"
     summary: str
     reasons: tuple[Reason, ...] = ()
+    cost: Cost | None = Field(default=None, description="of a watch")
     evidence: dict[str, JsonValue] = Field(default_factory=dict, description="the records judged, as JSON")
 
 
 class Baseline(Record):
-    """What a champion was trained and proved on: what every later watch compares with."""
+    """What a champion was trained and proved on: what every later watch compares with.
+
+    Beside it in the run lies ``profile.arrow``, the profile of the training window and of the champion's output on it
+    (:mod:`stillhouse.drift.profile`).
+    """
 
     train: Window
     test: Window
-    profile: dict[str, JsonValue] = Field(description="stillhouse.drift.profile.Profile of the training rows")
+    as_of: AwareDatetime = Field(description="the moment that the refresh spoke for: where its evidence may begin")
+    screens: Screens
+    losses: dict[Process, LossBaseline] = Field(description="what each evidence process holds for good")
     disagreement: Disagreement = Field(description="with its teacher, on the test window")
     quality: Quality = Field(description="on the test window")
     teacher: ModelRef
@@ -329,3 +462,8 @@ def drift_report(verdict: Verdict) -> DriftReport | None:
     """The drift report that a watch's verdict was decided on; None where nothing could be measured."""
     evidence = verdict.evidence.get("drift")
     return DriftReport.model_validate(evidence) if evidence else None
+
+
+def evidence_steps(verdict: Verdict) -> tuple[EvidenceStep, ...]:
+    """The last step of each evidence process that a watch's verdict was decided on."""
+    return tuple(EvidenceStep.model_validate(step) for step in verdict.evidence.get("steps") or ())  # type: ignore[union-attr]

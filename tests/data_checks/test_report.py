@@ -19,3 +19,8 @@ def test_failures_are_a_table_with_the_fatal_ones_first(window):
     assert "The window is refused" in text and "97 kept" in text
     assert table[2] == "| refused | (window) | 3 | a\\|b c | `expect_x` |"
     assert table[3] == "| noted | temp | 3 | temp: above 50 | `expect_x` |"
+
+
+def test_the_page_of_the_check_is_named(window):
+    text = markdown(DataReport(window=window, rows=9, quarantined=0, seconds=0.1, docs="data_docs/toy/1.html"))
+    assert text.endswith("Every expectation: `data_docs/toy/1.html`\n")

@@ -1,12 +1,23 @@
 """A small agent, and the windows and reports that its verdicts are made of."""
 
 from datetime import UTC, datetime, timedelta
+from math import log
 from typing import Any
 
 import pytest
 
 from stillhouse.config import AgentConfig
-from stillhouse.records import CheckFailure, ColumnDrift, DataReport, Disagreement, DriftReport, Quality, Window
+from stillhouse.records import (
+    CheckFailure,
+    ColumnDrift,
+    DataReport,
+    Disagreement,
+    DriftReport,
+    EvidenceStep,
+    Quality,
+    Screened,
+    Window,
+)
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 REFERENCE = Window(name="train", start=NOW - timedelta(days=60), end=NOW - timedelta(days=7))
@@ -66,6 +77,40 @@ def make_column(name: str, psi: float) -> ColumnDrift:
     return ColumnDrift(column=name, kind="number", psi=psi, ks=0.1, missing_reference=0.0, missing_current=0.0)
 
 
+def make_screened(moved: bool, *beyond: str) -> Screened:
+    return Screened(
+        blocks=20,
+        beyond=beyond,
+        statistic=3.0 if moved else 0.5,
+        limit=1.2,
+        p_value=0.05 if moved else 0.7,
+        moved=moved,
+    )
+
+
+def make_step(process: str = "disagreement", evidence: float = 5.0, **fields: Any) -> EvidenceStep:
+    """A last step with that much evidence of the 2160 that are needed."""
+    return EvidenceStep.model_validate(
+        {
+            "process": process,
+            "champion": "toy@3",
+            "since": NOW - timedelta(days=20),
+            "start": NOW - timedelta(hours=1),
+            "end": NOW,
+            "looks": 480,
+            "rows": 24_000,
+            "step_rows": 50,
+            "units": 50,
+            "mean": 0.06,
+            "null_mean": 0.08,
+            "log_bets": (0.0, 1.0),
+            "log_evidence": log(evidence),
+            "log_threshold": log(2160),
+            **fields,
+        }
+    )
+
+
 def make_disagreement(total_variation: float) -> Disagreement:
     return Disagreement(rows=500, rate=0.1, total_variation=total_variation)
 
@@ -85,6 +130,8 @@ def make() -> Any:
         column = staticmethod(make_column)
         disagreement = staticmethod(make_disagreement)
         quality = staticmethod(make_quality)
+        screened = staticmethod(make_screened)
+        step = staticmethod(make_step)
         now, reference, current = NOW, REFERENCE, CURRENT
 
     return Make

@@ -7,14 +7,15 @@ from pydantic import ValidationError
 
 from stillhouse.drift.decide import decide, decide_from_evidence
 from stillhouse.errors import WindowError
-from stillhouse.records import Verdict, short_id
+from stillhouse.records import Cost, Verdict, short_id
 
 DAY = timedelta(days=1)
 
 
-def watch(make, report, data=None, last_refresh=None, as_of=None, **thresholds):
+def watch(make, report, data=None, last_refresh=None, as_of=None, steps=(), cost=None, **thresholds):
     config = make.config(**(thresholds or {"psi": 0.25}))
-    return decide(report, data or make.data(), config, as_of=as_of or make.now, last_refresh=last_refresh)
+    as_of = as_of or make.now
+    return decide(report, data or make.data(), config, as_of=as_of, last_refresh=last_refresh, steps=steps, cost=cost)
 
 
 def reason(verdict, measure):
@@ -73,9 +74,83 @@ def test_psi_needs_as_many_columns_as_configured(make):
 
 
 def test_output_psi(make):
-    report = make.report(output=make.column("confidence", 0.3))
+    report = make.report(outputs=(make.column("margin", 0.1), make.column("p(yes)", 0.3)))
     assert watch(make, report, output_psi=0.25).outcome == "drift"
     assert watch(make, report, output_psi=0.35).outcome == "no_drift"
+
+
+def test_ks_of_numbers_with_a_plain_threshold(make):
+    report = make.report({"temp": 0.0, "wind": 0.0})  # both with a distance of 0.1
+    assert watch(make, report, ks=0.05).outcome == "drift"
+    assert watch(make, report, ks=0.05, shifted_columns=2).outcome == "drift"
+    held = watch(make, report, ks=0.15)
+    assert held.outcome == "no_drift" and reason(held, "ks").value == 0.1
+    assert watch(make, make.report({"temp": 9.0}), ks=0.05, shifted_columns=2).outcome == "no_drift"
+
+
+@pytest.mark.parametrize(
+    ("process", "outcome", "response"),
+    [
+        ("disagreement", "harmful_drift", "redistil"),
+        ("student_outcomes", "harmful_drift", "redistil"),
+        ("teacher_outcomes", "teacher_failing", "renew"),
+    ],
+)
+def test_evidence_that_reaches_the_budget_decides(make, process, outcome, response):
+    calm = make.report({"temp": 0.0})
+    verdict = watch(make, calm, steps=[make.step(process, 2161)])
+    assert (verdict.outcome, verdict.response) == (outcome, response)
+    found = reason(verdict, f"evidence_{process}")
+    assert found.crossed and found.value == pytest.approx(2161) and found.threshold == pytest.approx(2160)
+    assert "2160" in verdict.summary
+    assert watch(make, calm, steps=[make.step(process, 2159)]).outcome == "no_drift"
+    cooling = watch(make, calm, steps=[make.step(process, 1e300)], last_refresh=make.now - DAY)
+    assert (cooling.outcome, cooling.response) == ("cooling_down", "hold")
+
+
+def test_a_failing_teacher_must_not_teach_a_new_student(make):
+    steps = [make.step("disagreement", 1e9), make.step("teacher_outcomes", 1e9)]
+    assert watch(make, make.report(), steps=steps).response == "renew"
+
+
+def test_evidence_beyond_every_number_is_still_a_number(make):
+    verdict = watch(make, make.report({"temp": 0.0}), steps=[make.step(log_evidence=5000.0)])
+    assert verdict.outcome == "harmful_drift"
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_inputs_that_moved_are_benign_while_the_student_agrees_with_its_teacher(make):
+    moved = make.screened(True, "temp")
+    agrees = make.report({"temp": 0.2}, screened=moved, disagreement=make.disagreement(0.07))
+    verdict = watch(make, agrees, steps=[make.step()])
+    assert (verdict.outcome, verdict.response) == ("benign_shift", "hold")
+    assert "temp" in verdict.summary and reason(verdict, "screen").crossed
+    parts = make.report({"temp": 0.2}, screened=moved, disagreement=make.disagreement(0.09))
+    verdict = watch(make, parts, steps=[make.step()])
+    assert (verdict.outcome, verdict.response) == ("not_enough_evidence", "hold")
+    assert "accumulates" in verdict.summary
+    unasked = make.report({"temp": 0.2}, screened=moved)
+    assert watch(make, unasked, steps=[make.step()]).outcome == "not_enough_evidence"
+    still = make.report({"temp": 0.2}, screened=make.screened(False), disagreement=make.disagreement(0.07))
+    assert watch(make, still, steps=[make.step()]).outcome == "no_drift"
+
+
+def test_without_a_budget_the_reference_says_what_agreement_is(make):
+    moved = make.screened(True, "temp")
+    report = make.report(
+        {"temp": 0.2},
+        screened=moved,
+        disagreement=make.disagreement(0.12),
+        disagreement_reference=make.disagreement(0.1),
+    )
+    assert watch(make, report, disagreement=0.05).outcome == "benign_shift"
+    assert watch(make, report, psi=0.25).outcome == "not_enough_evidence"
+
+
+def test_the_verdict_carries_its_cost(make):
+    cost = Cost(teacher_calls=50, teacher_calls_since=1200, seconds=0.2)
+    assert watch(make, make.report(), cost=cost).cost == cost
+    assert watch(make, make.report()).cost is None
 
 
 def test_disagreement_is_judged_on_its_rise(make):
@@ -104,7 +179,7 @@ def test_a_threshold_without_a_measurement_has_a_reason_that_says_so(make):
 
 
 def test_a_measurement_without_a_threshold_is_only_reported(make):
-    report = make.report({"temp": 9.0}, output=make.column("confidence", 9.0))
+    report = make.report({"temp": 9.0}, outputs=(make.column("margin", 9.0),))
     verdict = watch(make, report, disagreement=0.1)
     assert verdict.outcome == "no_drift"
     assert reason(verdict, "psi").threshold is None and reason(verdict, "output_psi").value == 9.0
@@ -124,7 +199,7 @@ def test_the_same_watch_has_the_same_id(make):
 def test_replay_gives_the_identical_verdict(make):
     full = make.report(
         {"a": 1 / 3, "b": 0.1 + 0.2},
-        output=make.column("confidence", 0.3),
+        outputs=(make.column("margin", 0.1), make.column("p(yes)", 0.3)),
         disagreement=make.disagreement(0.15),
         disagreement_reference=make.disagreement(0.1),
         quality=make.quality(None),
@@ -136,8 +211,12 @@ def test_replay_gives_the_identical_verdict(make):
         watch(make, make.report({"temp": 0.0})),
         watch(make, None, make.data(fatal=True)),
         watch(make, None, make.data(rows=5)),
+        watch(
+            make, full, steps=[make.step(evidence=1e7)], cost=Cost(teacher_calls=1, teacher_calls_since=2, seconds=0.1)
+        ),
+        watch(make, full, steps=[make.step("teacher_outcomes", 1e7)], disagreement=1.0),
     ]
-    assert len({verdict.outcome for verdict in verdicts}) == 5
+    assert len({verdict.outcome for verdict in verdicts}) == 7
     for verdict in verdicts:
         stored = Verdict.model_validate_json(verdict.model_dump_json())
         assert stored == verdict

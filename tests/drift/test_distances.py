@@ -1,16 +1,40 @@
-"""Distances against hand-worked examples and scipy."""
+"""Distances against hand-worked examples, and against scipy and numpy on the raw rows."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, wasserstein_distance
 
 from stillhouse.config import CategoryColumn, NumberColumn
-from stillhouse.drift.distances import compare, ks, number_drift, psi
-from stillhouse.drift.profile import build, number_profile
+from stillhouse.drift import profile as profiles
+from stillhouse.drift.distances import coarse_counts, column_drift, compare, ks, number_bins, psi
+from stillhouse.drift.profile import CategoryProfile, Profile, build, number_profile, scan
 from stillhouse.errors import SchemaError, WindowError
+from stillhouse.records import ColumnDrift
+
+
+def drift_of(reference: np.ndarray, current: np.ndarray) -> ColumnDrift:
+    return column_drift("x", number_profile(reference), number_profile(current))
+
+
+def exact_psi(reference: np.ndarray, current: np.ndarray) -> float:
+    """On bins between the quantiles that numpy finds, atoms apart, the missing as one more."""
+    sides = [values[~np.isnan(values)] for values in (reference, current)]
+    finite = sides[0][np.isfinite(sides[0])]
+    quantiles, repeats = np.unique(
+        np.quantile(finite, np.arange(1, 10) / 10, method="inverted_cdf"), return_counts=True
+    )
+    edges = np.union1d(quantiles, np.nextafter(quantiles[repeats > 1], -np.inf))
+    counts = [np.bincount(np.searchsorted(edges, side), minlength=len(edges) + 1) for side in sides]
+    missing = [len(reference) - len(sides[0]), len(current) - len(sides[1])]
+    return psi(np.append(counts[0], missing[0]), np.append(counts[1], missing[1]))
+
+
+# --------------------------------------------------------------------------- the formulas
 
 
 def test_psi_worked_by_hand():
@@ -42,39 +66,207 @@ def test_psi_of_a_tiny_sample_does_not_explode():
 def test_psi_without_shift_stays_small():
     rng = np.random.default_rng(1)
     reference = number_profile(rng.lognormal(size=20_000))
-    values = [number_drift("x", reference, rng.lognormal(size=1000)).psi for _ in range(50)]
+    values = [column_drift("x", reference, number_profile(rng.lognormal(size=1000))).psi for _ in range(50)]
     assert max(values) < 0.05
-
-
-@pytest.mark.parametrize(
-    "shift", [lambda x: x, lambda x: x + 0.1, lambda x: 2 * x, lambda x: x + 10, lambda x: x * 0 + 0.0333]
-)
-def test_ks_is_near_scipy_for_continuous_columns(shift):
-    rng = np.random.default_rng(2)
-    reference, current = rng.normal(size=30_000), shift(rng.normal(size=3000))
-    found = number_drift("x", number_profile(reference), current).ks
-    exact = ks_2samp(reference, current).statistic
-    assert exact - 1 / 256 - 1e-9 <= found <= exact + 1e-12
-
-
-def test_ks_is_scipys_for_few_distinct_values():
-    rng = np.random.default_rng(3)
-    reference, current = rng.poisson(6, 5000).astype(float), rng.poisson(7, 900).astype(float)
-    reference, current = reference.clip(0, 12), current.clip(0, 12)
-    found = number_drift("x", number_profile(reference), current).ks
-    assert found == pytest.approx(ks_2samp(reference, current).statistic, abs=1 / 256)
-
-
-@pytest.mark.parametrize("moved_to", [-0.001, 0.001])
-def test_a_constant_that_moves_is_seen_on_either_side(moved_to):
-    drift = number_drift("rain", number_profile(np.zeros(1000)), np.full(1000, moved_to))
-    assert drift.ks == 1.0 and drift.psi > 5
 
 
 def test_ks_of_counts():
     assert ks(np.array([1, 1, 0]), np.array([0, 1, 1])) == 0.5
     with pytest.raises(WindowError):
         ks(np.array([1]), np.array([0]))
+
+
+# --------------------------------------------------------------------------- numbers, against the raw rows
+
+Shift = Callable[[np.random.Generator, int], np.ndarray]
+PAIRS: dict[str, tuple[Shift, Shift]] = {
+    "normal": (lambda rng, n: rng.normal(size=n), lambda rng, n: rng.normal(0.2, 1.1, n)),
+    "lognormal": (lambda rng, n: rng.lognormal(0, 1.5, n), lambda rng, n: rng.lognormal(0.2, 1.5, n)),
+    "exponential": (lambda rng, n: rng.exponential(1, n), lambda rng, n: rng.exponential(1.2, n)),
+    "pareto": (lambda rng, n: 1 + rng.pareto(1.5, n), lambda rng, n: 1 + rng.pareto(1.8, n)),
+    "cauchy": (lambda rng, n: rng.standard_cauchy(n), lambda rng, n: rng.standard_cauchy(n) + 0.3),
+    "uniform": (lambda rng, n: rng.random(n), lambda rng, n: rng.random(n) ** 1.2),
+    "zero-inflated": (
+        lambda rng, n: np.where(rng.random(n) < 0.9, 0.0, rng.exponential(2, n)),
+        lambda rng, n: np.where(rng.random(n) < 0.8, 0.0, rng.exponential(2, n)),
+    ),
+    "rounded": (lambda rng, n: np.round(rng.normal(12, 8, n), 1), lambda rng, n: np.round(rng.normal(13, 8, n), 1)),
+    "integers": (lambda rng, n: rng.poisson(4, n) * 1.0, lambda rng, n: rng.poisson(4.4, n) * 1.0),
+    "many integers": (
+        lambda rng, n: rng.integers(0, 10**6, n) * 1.0,
+        lambda rng, n: rng.integers(0, 1_100_000, n) * 1.0,
+    ),
+    "moments": (lambda rng, n: 1.7e9 + rng.uniform(0, 2.6e6, n), lambda rng, n: 1.7e9 + rng.uniform(1e6, 3.6e6, n)),
+    "narrow and far from zero": (lambda rng, n: rng.normal(1013, 8, n), lambda rng, n: rng.normal(1015, 8, n)),
+    "huge": (lambda rng, n: 1e300 * rng.normal(size=n), lambda rng, n: 1e300 * rng.normal(0.3, 1, n)),
+    "tiny": (lambda rng, n: 1e-300 * rng.normal(size=n), lambda rng, n: 1e-300 * rng.normal(0.3, 1, n)),
+    "negative": (lambda rng, n: -rng.lognormal(0, 2, n), lambda rng, n: -rng.lognormal(0.3, 2, n)),
+    "one outlier": (lambda rng, n: np.r_[1e12, rng.normal(size=n - 1)], lambda rng, n: rng.normal(0.3, 1, n)),
+    "missing": (
+        lambda rng, n: np.where(rng.random(n) < 0.05, np.nan, rng.normal(size=n)),
+        lambda rng, n: np.where(rng.random(n) < 0.1, np.nan, rng.normal(0.1, 1, n)),
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", [(200, 90), (60_000, 30_000)], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_numbers_come_out_as_from_the_raw_rows(pair, rows):
+    """KS within .001, Wasserstein-1 and PSI within 1 %; exactly, as long as every value is kept."""
+    rng = np.random.default_rng(3)
+    reference, current = (draw(rng, n) for draw, n in zip(PAIRS[pair], rows, strict=True))
+    found = drift_of(reference, current)
+    present = [values[~np.isnan(values)] for values in (reference, current)]
+    exactly = rows[0] < 8_000
+    assert found.ks == pytest.approx(ks_2samp(*present).statistic, rel=0, abs=1e-12 if exactly else 1e-3)
+    assert found.wasserstein == pytest.approx(wasserstein_distance(*present), rel=1e-9 if exactly else 1e-2)
+    assert found.psi == pytest.approx(exact_psi(reference, current), rel=1e-9 if exactly else 1e-2)
+    scale = np.abs(present[0]).max()  # because squares of the huge overflow
+    assert found.effect == pytest.approx(found.wasserstein / (np.std(present[0] / scale) * scale), rel=1e-2)
+
+
+def test_ks_falls_short_by_no_more_than_the_largest_cell():
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        reference = np.exp(rng.normal(0, rng.uniform(0, 30), 30_000))
+        current = np.exp(rng.normal(0, rng.uniform(0, 30), 30_000))
+        one, two = number_profile(reference), number_profile(current)
+        coarser = max(one.shift, two.shift)
+        largest = max(side.at(coarser + 1).counts.max() / side.rows for side in (one, two))
+        found, exact = column_drift("x", one, two).ks, ks_2samp(reference, current).statistic
+        assert exact - largest - 1e-12 <= found <= exact + 1e-12
+
+
+@pytest.mark.parametrize("moved_to", [-0.001, 0.001])
+def test_a_constant_that_moves_is_seen_on_either_side(moved_to):
+    drift = drift_of(np.zeros(1000), np.full(1000, moved_to))
+    assert drift.ks == 1.0 and drift.psi > 5
+    assert drift.wasserstein == pytest.approx(0.001) and drift.effect == pytest.approx(2)
+    still = drift_of(np.full(10, 4.0), np.full(7, 4.0))
+    assert (still.psi, still.ks, still.wasserstein, still.effect) == (0, 0, 0, 0)
+
+
+def test_infinities_count_for_ks_and_psi_but_have_no_distance():
+    values = np.arange(1000.0)
+    drift = drift_of(np.append(values, np.inf), np.r_[values, np.full(200, np.inf), -np.inf])
+    assert drift.ks == pytest.approx(200 / 1201 - 1 / 1001, abs=2e-3) and drift.psi > 0.05
+    assert drift.wasserstein == 0 and drift.effect == 0
+    only = drift_of(values, np.array([np.inf]))
+    assert only.ks == 1.0 and only.wasserstein is None
+
+
+def test_extremes_do_not_overflow():
+    drift = drift_of(np.array([-1.7e308, -1.6e308]), np.array([1.6e308, 1.7e308]))
+    assert drift.wasserstein == np.finfo(float).max and drift.effect < np.inf
+
+
+def test_all_missing_has_psi_but_no_ks():
+    found = drift_of(np.arange(100.0), np.full(50, np.nan))
+    assert found.ks is None and found.wasserstein is None and found.psi > 1 and found.missing_current == 1
+    assert drift_of(np.array([1.0]), np.array([2.0])).ks == 1.0
+
+
+# --------------------------------------------------------------------------- bins
+
+
+def test_number_bins_are_the_deciles():
+    values = np.arange(1, 1001, dtype=float)
+    edges = number_bins(number_profile(values))
+    assert edges.tolist() == [100, 200, 300, 400, 500, 600, 700, 800, 900]
+    assert number_bins(number_profile(np.full(9, np.nan))).tolist() == []
+
+
+def test_an_atom_has_a_bin_of_its_own():
+    rain = number_profile(np.r_[np.zeros(950), np.linspace(1, 2, 50)])
+    edges = number_bins(rain)
+    assert len(edges) == 2 and edges[0] < 0 == edges[1]
+    labels, before, now = coarse_counts(rain, number_profile(np.array([-1e-9, 0.0, 1e-9, np.nan])))
+    assert labels == ["(-∞, 0)", "0", "(0, ∞)", "missing"]
+    assert before.tolist() == [0, 950, 50, 0] and now.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_bins_hold_the_rows_between_the_edges(pair):
+    rng = np.random.default_rng(5)
+    reference, current = PAIRS[pair][0](rng, 40_000), PAIRS[pair][1](rng, 20_000)
+    one, two = number_profile(reference), number_profile(current)
+    labels, before, now = coarse_counts(one, two)
+    edges = number_bins(one.at(max(one.shift, two.shift)))
+    assert (np.diff(edges) > 0).all() and len(labels) == len(set(labels)) == len(edges) + 2
+    for values, counts in ((reference, before), (current, now)):
+        found = np.searchsorted(edges, values[~np.isnan(values)])
+        assert np.array_equal(counts[:-1], np.bincount(found, minlength=len(edges) + 1))
+        assert counts[-1] == np.isnan(values).sum()
+
+
+def test_labels_say_what_is_in_the_bins():
+    def labels(values):
+        found = number_profile(np.asarray(values, dtype=float))
+        return coarse_counts(found, found)[0]
+
+    assert labels([1, 1, 2, 2, 3, 3, 4, 4]) == [
+        "(-∞, 1)", "1", "(1, 2)", "2", "(2, 3)", "3", "(3, 4)", "4", "(4, ∞)", "missing",
+    ]  # fmt: skip
+    assert labels(np.arange(1, 11)) == [
+        "(-∞, 1]", *[f"({i}, {i + 1}]" for i in range(1, 9)], "(9, ∞)", "missing"
+    ]  # fmt: skip
+    assert labels([]) == ["(-∞, ∞)", "missing"]
+    assert labels(1e9 + np.arange(20))[1] == "(1000000001, 1000000003]"
+    assert labels(np.linspace(0, 1, 11) / 3)[1] == "(0.03333, 0.06667]"
+
+
+# --------------------------------------------------------------------------- categories
+
+
+def test_categories_worked_by_hand():
+    """Shares .5, .3, .1, missing .1 before; .2, .3, 0, missing .3 and unseen .2 now."""
+    before = CategoryProfile({"a": 50, "b": 30, "c": 10}, missing=10)
+    now = CategoryProfile({"b": 15, "a": 10, "z": 10}, missing=15)
+    labels, p, q = coarse_counts(before, now)
+    assert labels == ["a", "b", "c", "others", "missing", "unseen"]
+    assert p.tolist() == [50, 30, 10, 0, 10, 0] and q.tolist() == [10, 15, 0, 0, 15, 10]
+    found = column_drift("x", before, now)
+    assert found.effect == pytest.approx((0.3 + 0 + 0.1 + 0.2 + 0.2) / 2)
+    assert (found.unseen, found.vanished, found.ks, found.wasserstein) == (("z",), ("c",), None, None)
+    assert found.psi == pytest.approx(psi(p, q)) and found.missing_current == 0.3
+
+
+def test_named_values_are_the_most_frequent():
+    before = CategoryProfile({f"old{i}": 100 - i for i in range(30)}, missing=0)
+    now = CategoryProfile({f"new{i}": 100 - i for i in range(30)}, missing=0)
+    found = column_drift("x", before, now)
+    assert found.unseen == tuple(f"new{i}" for i in range(20))
+    assert found.vanished == tuple(f"old{i}" for i in range(20))
+    assert found.effect == pytest.approx(1)
+
+
+def test_heavy_hitters_name_only_what_is_certain(monkeypatch):
+    monkeypatch.setattr(profiles, "MAX_VALUES", 4)
+    few = scan(pa.table({"x": list("aaaabbbz")})).columns["x"]
+    many = scan(pa.table({"x": list("aaaabbbbcccdddeeffgh")})).columns["x"]
+    assert many.error and not few.error
+    assert column_drift("x", many, few).unseen == ()  # z may have been among the others
+    assert set(column_drift("x", many, few).vanished) <= set("cdefgh")
+    assert column_drift("x", few, many).vanished == ()
+    for one, two in ((few, many), (many, few)):
+        labels, before, now = coarse_counts(one, two)
+        assert len(labels) == len(before) and (before.sum(), now.sum()) == (one.rows, two.rows)
+        assert 0 <= column_drift("x", one, two).effect <= 1
+
+
+def test_thousands_of_values_do_not_drift_by_the_windows_size():
+    rng = np.random.default_rng(5)
+    planes = pd.Series(rng.integers(0, 3000, 60_000).astype(str))
+    column = {"carrier": COLUMNS["carrier"]}
+    profile = build(planes.to_frame("carrier"), column)
+    same, other = rng.integers(0, 3000, 2000), rng.integers(0, 6000, 2000)
+    drifts = [
+        compare(profile, build(pd.DataFrame({"carrier": values.astype(str)}), column))[0] for values in (same, other)
+    ]
+    assert drifts[0].psi < 0.15 and drifts[1].psi > 1
+
+
+# --------------------------------------------------------------------------- whole profiles
 
 
 def reference_frame(n: int = 4000) -> pd.DataFrame:
@@ -91,34 +283,21 @@ def test_compare_reports_shift_missing_and_unseen():
     current.loc[current.index[:300], "temp"] = np.nan
     current.loc[current.index[:100], "carrier"] = "ZZ"
     current.loc[current.index[100:120], "carrier"] = None
-    temp, carrier = compare(build(reference, COLUMNS), current.assign(extra=1))
+    known = build(reference, COLUMNS)
+    temp, carrier = compare(known, scan(pa.Table.from_pandas(current.assign(extra=1))))
     assert (temp.column, temp.kind, temp.missing_reference, temp.missing_current) == ("temp", "number", 0.0, 0.3)
     assert temp.psi > 0.25 and temp.ks is not None and temp.ks < 0.06
     assert (carrier.kind, carrier.ks, carrier.unseen, carrier.missing_current) == ("category", None, ("ZZ",), 0.02)
     assert carrier.psi > 0.25
-    same = compare(build(reference, COLUMNS), reference)
-    assert [column.psi for column in same] == [0, 0] and same[0].ks == 0
+    for same in compare(known, build(reference, COLUMNS)):
+        assert (same.psi, same.effect) == (0, 0)
 
 
-def test_thousands_of_values_do_not_drift_by_the_windows_size():
-    rng = np.random.default_rng(5)
-    planes = pd.Series(rng.integers(0, 3000, 60_000).astype(str))
-    profile = build(planes.to_frame("carrier"), {"carrier": COLUMNS["carrier"]})
-    same, other = rng.integers(0, 3000, 2000), rng.integers(0, 6000, 2000)
-    drifts = [compare(profile, pd.DataFrame({"carrier": values.astype(str)}))[0] for values in (same, other)]
-    assert drifts[0].psi < 0.15 and drifts[1].psi > 1
-
-
-def test_all_missing_has_psi_but_no_ks():
-    found = number_drift("x", number_profile(np.arange(100.0)), np.full(50, np.nan))
-    assert found.ks is None and found.psi > 1 and found.missing_current == 1
-
-
-def test_unusable_frames():
+def test_what_cannot_be_compared():
     profile = build(reference_frame(), COLUMNS)
     with pytest.raises(WindowError):
-        compare(profile, reference_frame().iloc[:0])
+        compare(profile, Profile(0, profile.columns))
     with pytest.raises(SchemaError, match="carrier"):
-        compare(profile, reference_frame().drop(columns="carrier"))
-    with pytest.raises(SchemaError, match="temp"):
-        compare(profile, reference_frame().assign(temp="warm"))
+        compare(profile, Profile(10, {"temp": profile.columns["temp"]}))
+    with pytest.raises(SchemaError, match="number cannot be compared with a category"):
+        compare(profile, Profile(10, dict.fromkeys(profile.columns, profile.columns["carrier"])))

@@ -1,39 +1,87 @@
-"""A whole measurement, the output column and the disagreement."""
+"""A whole measurement: reference and current window as profiles, the student's output among the columns."""
+
+from __future__ import annotations
+
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from stillhouse.config import NumberColumn
-from stillhouse.drift.measure import confidence, measure
-from stillhouse.drift.profile import build
+from stillhouse.drift.measure import OUTPUT, measure, profile_of, reference_of
+from stillhouse.drift.profile import Profile
+from stillhouse.errors import WindowError
 from stillhouse.records import DriftReport
 
-
-def test_confidence_is_the_positive_probability_or_the_top_one():
-    assert confidence(np.array([[0.8, 0.2], [0.1, 0.9]])).tolist() == [0.2, 0.9]
-    assert confidence(np.array([[0.5, 0.2, 0.3]])).tolist() == [0.5]
+WEEKS = 8
 
 
-def test_measure_gathers_columns_output_and_records(make):
+@pytest.fixture(scope="module")
+def history() -> pd.DataFrame:
+    """Eight weeks of 500 rows each."""
     rng = np.random.default_rng(0)
-    columns = {"temp": NumberColumn(type="number")}
-    reference = pd.DataFrame({"temp": rng.normal(size=3000)})
-    current = pd.DataFrame({"temp": rng.normal(size=500) + 1})
-    before, now = rng.beta(2, 5, 3000).astype("float32"), rng.beta(5, 2, 500).astype("float32")
-    report = measure(
-        "toy", "toy@3", make.reference, make.current, build(reference, columns), current,
-        confidence_reference=before, confidence_current=now,
+    n = 500 * WEEKS
+    return pd.DataFrame(
+        {
+            "observed_at": pd.Timestamp("2013-03-01T00Z") + pd.to_timedelta(np.arange(n) * 10_080 / 500, unit="min"),
+            "temp": rng.normal(size=n),
+            "wind": rng.exponential(size=n),
+            "gust": np.where(rng.random(n) < 0.3, np.nan, rng.normal(size=n)),
+            "carrier": rng.choice(["AA", "UA"], n),
+        }
+    )  # fmt: skip
+
+
+def said(rows: pd.DataFrame) -> np.ndarray:
+    yes = 1 / (1 + np.exp(-rows["temp"].to_numpy()))
+    return np.column_stack([1 - yes, yes])
+
+
+def report(make, history: pd.DataFrame, rows: pd.DataFrame) -> DriftReport:
+    before, usual = reference_of(history, said(history), make.config(psi=0.25))
+    now = profile_of(rows, said(rows), make.config(psi=0.25), like=Profile.from_bytes(before.to_bytes()))
+    return measure(
+        "toy", "toy@3", make.reference, make.current, before, now, usual,
         disagreement=make.disagreement(0.2), quality=make.quality(0.7),
     )  # fmt: skip
-    assert (report.reference_rows, report.current_rows) == (3000, 500)
-    assert report.columns[0].psi > 0.5
-    assert report.output is not None and report.output.column == "confidence" and report.output.psi > 0.5
-    assert report.disagreement == make.disagreement(0.2) and report.disagreement_reference is None
-    assert DriftReport.model_validate_json(report.model_dump_json()) == report
 
 
-def test_without_both_sides_the_output_is_not_measured(make):
-    rows = pd.DataFrame({"temp": np.arange(50.0)})
-    profile = build(rows, {"temp": NumberColumn(type="number")})
-    report = measure("toy", "toy@3", make.reference, make.current, profile, rows, confidence_current=np.ones(50))
-    assert report.output is None
+def test_a_window_like_the_history_has_not_moved(make, history):
+    found = report(make, history, history.iloc[-500:])
+    assert (found.reference_rows, found.current_rows) == (4000, 500)
+    assert [column.column for column in found.columns] == ["temp", "wind", "gust", "carrier"]
+    assert [column.column for column in found.outputs] == [f"{OUTPUT}p(yes)", f"{OUTPUT}margin", f"{OUTPUT}action"]
+    assert found.screened is not None and found.screened.blocks == WEEKS and not found.screened.moved
+    assert found.disagreement == make.disagreement(0.2) and found.disagreement_reference is None
+    assert DriftReport.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_column_that_moved_moves_the_output_with_it(make, history):
+    moved = history.iloc[-500:].assign(temp=lambda frame: frame["temp"] + 1.5)
+    found = report(make, history, moved)
+    assert found.screened is not None and found.screened.moved
+    assert set(found.screened.beyond) == {"temp", f"{OUTPUT}p(yes)", f"{OUTPUT}margin", f"{OUTPUT}action"} & set(
+        found.screened.beyond
+    )
+    assert {"temp", f"{OUTPUT}p(yes)"} <= set(found.screened.beyond)
+    temp = found.columns[0]
+    assert (
+        temp.unusual and temp.wasserstein == pytest.approx(1.5, rel=0.1) and temp.effect == pytest.approx(1.5, rel=0.1)
+    )
+
+
+def test_the_whole_is_the_sum_of_its_stretches(make, history):
+    config = make.config(psi=0.25)
+    before, usual = reference_of(history, said(history), config)
+    at_once = profile_of(history, said(history), config, like=before)
+    assert before.rows == at_once.rows == 4000
+    assert [drift.psi for drift in report(make, history, history).columns] == pytest.approx([0] * 4, abs=1e-9)
+    assert usual.block == timedelta(days=7)
+
+
+def test_stretches_of_too_few_rows_calibrate_nothing(make, history):
+    short = history.iloc[::6]  # 83 rows a week, and 100 are asked for
+    _, usual = reference_of(short, said(short), make.config(psi=0.25))
+    assert usual.blocks == 0
+    with pytest.raises(WindowError, match="needs rows"):
+        reference_of(history.iloc[:0], said(history.iloc[:0]), make.config(psi=0.25))

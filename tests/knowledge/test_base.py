@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from stillhouse.config import AgentConfig
+from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy
-from stillhouse.records import Verdict, Window
+from stillhouse.records import Counted, Verdict, Window
 from tests.knowledge.parts_for_tests import (
     START,
     append,
@@ -449,3 +450,68 @@ def test_old_rows_are_thinned_and_new_ones_kept(kb: KnowledgeBase) -> None:
     assert thinned["n"].tolist()[20:] == list(range(80, 100))
     assert base.thin(rows, 40).equals(thinned)
     assert base.thin(rows, 100) is rows and base.thin(rows, None) is rows
+
+
+# --------------------------------------------------------------------------- evidence
+
+
+def step(process: str, number: int, champion: str = "toy@1", since: datetime = START) -> Counted:
+    """The step of hour ``number``, with one audited row."""
+    begun = evidence.start(process, champion, since=since, null_mean=0.1, average_run_length=100)
+    start = since + number * HOUR
+    done = evidence.advance(begun, np.array([0.2]), start=start, end=start + HOUR, rows=1)
+    return Counted(
+        step=done, observation_ids=(f"o{number}",), units=(0,), probabilities=(0.5,), weights=(2.0,), losses=(0.1,)
+    )
+
+
+def test_evidence_comes_back_as_it_went_in(kb: KnowledgeBase) -> None:
+    assert kb.latest_evidence() == [] and kb.evidence("toy@1", START) == []
+    counted = [step("disagreement", n) for n in range(3)] + [step("student_outcomes", n) for n in range(2)]
+    kb.append_evidence(counted)
+    assert kb.evidence("toy@1", START) == sorted(counted, key=lambda each: each.step.end)
+    assert kb.evidence("toy@1", START, after=START + 2 * HOUR) == [counted[2]]
+    assert {each.process: each for each in kb.latest_evidence()} == {
+        "disagreement": counted[2].step, "student_outcomes": counted[4].step
+    }  # fmt: skip
+
+
+def test_a_step_is_counted_once_however_often_it_is_appended(kb: KnowledgeBase) -> None:
+    first = [step("disagreement", n) for n in range(2)]
+    kb.append_evidence(first)
+    kb.append_evidence(first)
+    kb.append_evidence([*first, step("disagreement", 2)])  # a later watch that had not seen the first one's steps
+    kb.append_evidence([])
+    assert [each.step.end for each in kb.evidence("toy@1", START)] == [START + n * HOUR for n in (1, 2, 3)]
+
+
+def test_each_champion_has_its_own_evidence(kb: KnowledgeBase) -> None:
+    later = START + 10 * HOUR
+    kb.append_evidence([step("disagreement", 0)])
+    kb.append_evidence([step("disagreement", 0, "toy@2", later)])
+    assert len(kb.evidence("toy@1", START)) == len(kb.evidence("toy@2", later)) == 1
+    assert kb.evidence("toy@2", START) == []
+    assert [each.champion for each in kb.latest_evidence()] == ["toy@2"]
+
+
+def test_an_outcome_arrives_once(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(10), "stay", known_after=5 * HOUR), batch="o1")
+    lived.append("outcomes", outcomes(range(2), "move", known_after=8 * HOUR), batch="corrected")
+
+    def names(start: int, end: int, since: int = 0) -> list[str]:
+        found = lived.arrived(START + start * HOUR, START + end * HOUR, since=START + since * HOUR)
+        return found["observation_id"].tolist()
+
+    assert names(5, 7) == ["o0000", "o0001"]
+    assert names(7, 10) == ["o0002", "o0003", "o0004"]  # the corrections arrive here, and are none
+    assert names(0, 100) == [f"o{n:04d}" for n in range(10)]
+    assert names(0, 100, since=4) == [f"o{n:04d}" for n in range(4, 10)]
+    assert names(50, 60) == []
+    arrived = lived.arrived(START, START + 100 * HOUR, since=START)
+    assert (arrived["known_at"] == arrived["observed_at"] + 5 * HOUR).all()
+    assert arrived.loc[0, "outcome"] == 1  # what is known of it by then
+
+
+def test_before_any_outcome_nothing_arrives(lived: KnowledgeBase) -> None:
+    found = lived.arrived(START, START + HOUR, since=START)
+    assert found.empty and {"outcome", "known_at", "temp"} <= set(found.columns)

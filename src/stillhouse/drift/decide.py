@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from math import exp
 from typing import Any
 
 from pydantic import AwareDatetime, Field
 
 from stillhouse.config import AgentConfig, Thresholds
 from stillhouse.errors import WindowError
-from stillhouse.records import DataReport, DriftReport, Outcome, Reason, Record, Response, Verdict, short_id
+from stillhouse.records import (
+    Cost,
+    DataReport,
+    DriftReport,
+    EvidenceStep,
+    Outcome,
+    Process,
+    Reason,
+    Record,
+    Response,
+    Screened,
+    Verdict,
+    short_id,
+)
 
 __all__ = ["Evidence", "decide", "decide_from_evidence"]
 
@@ -26,6 +40,8 @@ class Evidence(Record):
     thresholds: Thresholds
     data: DataReport
     drift: DriftReport | None
+    steps: tuple[EvidenceStep, ...] = Field(default=(), description="the last step of each evidence process")
+    cost: Cost | None = None
 
 
 def decide(
@@ -35,22 +51,30 @@ def decide(
     *,
     as_of: datetime,
     last_refresh: datetime | None,
+    steps: Sequence[EvidenceStep] = (),
+    cost: Cost | None = None,
 ) -> Verdict:
-    """What to do about the current window.
+    """What to do about the current window. The first line that holds decides.
 
-    ===================== ======== ==========================================================================
-    outcome               response when
-    ===================== ======== ==========================================================================
-    ``data_broken``       hold     the data contract refuses the window
-    ``not_enough_evidence`` hold   fewer than ``observations.min_rows`` rows
-    ``drift``             redistil a measure exceeds its threshold
-    ``cooling_down``      hold     the same, but the last refresh is younger than ``watch.cooldown``
-    ``no_drift``          hold     otherwise
-    ===================== ======== ==========================================================================
+    ======================= ======== ========================================================================
+    outcome                 response when
+    ======================= ======== ========================================================================
+    ``data_broken``         hold     the data contract refuses the window
+    ``not_enough_evidence`` hold     fewer than ``observations.min_rows`` rows
+    ``cooling_down``        hold     one of the next three, but the last refresh is younger than ``watch.cooldown``
+    ``teacher_failing``     renew    the evidence that the teacher errs more than it did reaches its threshold
+    ``harmful_drift``       redistil the evidence that teacher and student part, or that the student errs more, does
+    ``drift``               redistil a plain threshold of the agent file is exceeded; whether it harms is not known
+    ``not_enough_evidence`` hold     inputs moved beyond what is usual, and teacher and student part more than is
+                                     usual, but the evidence has not reached its threshold: it accumulates
+    ``benign_shift``        hold     inputs moved beyond what is usual, and the student agrees with its teacher
+    ``no_drift``            hold     otherwise
+    ======================= ======== ========================================================================
 
     :param report: None if the data is broken or the window too small to be measured.
     :param as_of: the moment that the watch speaks for, with a time zone.
     :param last_refresh: the moment that the last refresh spoke for.
+    :param steps: the last step of each evidence process (:mod:`stillhouse.drift.evidence`).
     :raises WindowError: if there is no report although the window is sound and large enough.
     """
     evidence = Evidence(
@@ -62,6 +86,8 @@ def decide(
         thresholds=config.watch.thresholds,
         data=data,
         drift=report,
+        steps=tuple(steps),
+        cost=cost,
     )
     return decide_from_evidence(evidence.model_dump(mode="json"))
 
@@ -85,15 +111,18 @@ def decide_from_evidence(evidence: Mapping[str, Any]) -> Verdict:
         response=response,
         summary=summary,
         reasons=reasons,
+        cost=known.cost,
         evidence=known.model_dump(mode="json"),
     )
 
 
-def _judge(known: Evidence) -> tuple[Outcome, Response, str, tuple[Reason, ...]]:
+Judgement = tuple[Outcome, Response, str, tuple[Reason, ...]]
+
+
+def _judge(known: Evidence) -> Judgement:
     if known.data.broken:
         reasons = tuple(_broken(known.data))
         return "data_broken", "hold", f"the window is refused: {reasons[0].text}", reasons
-
     rows = known.drift.current_rows if known.drift else known.data.rows - known.data.quarantined
     if rows < known.min_rows:
         reason = Reason(
@@ -106,16 +135,60 @@ def _judge(known: Evidence) -> tuple[Outcome, Response, str, tuple[Reason, ...]]
         return "not_enough_evidence", "hold", reason.text, (reason,)
     if known.drift is None:
         raise WindowError(f"{known.data.window}: {rows} sound rows, but no drift was measured on them; measure first")
+    return _cooled(known, _alarm(known, known.drift) or _calm(known, known.drift))
 
-    reasons = tuple(_reasons(known.drift, known.thresholds, known.min_rows))
-    crossed = "; ".join(reason.text for reason in reasons if reason.crossed)
-    if not crossed:
-        return "no_drift", "hold", "no measure exceeds its threshold", reasons
-    if known.last_refresh is not None and known.as_of < known.last_refresh + known.cooldown:
-        until = known.last_refresh + known.cooldown
-        summary = f"no second refresh before {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC, though {crossed}"
-        return "cooling_down", "hold", summary, reasons
-    return "drift", "redistil", crossed, reasons
+
+def _alarm(known: Evidence, drift: DriftReport) -> Judgement | None:
+    """What calls for a response, if anything does: evidence first, then plain thresholds."""
+    reasons = tuple(_reasons(known, drift))
+    proved = {step.process: _evidence(step) for step in known.steps if step.alarm}
+    if "teacher_outcomes" in proved:
+        return "teacher_failing", "renew", proved["teacher_outcomes"].text, reasons
+    if proved:
+        return "harmful_drift", "redistil", "; ".join(reason.text for reason in proved.values()), reasons
+    plain = [reason.text for reason in _plain(drift, known.thresholds, known.min_rows) if reason.crossed]
+    return ("drift", "redistil", "; ".join(plain), reasons) if plain else None
+
+
+def _calm(known: Evidence, drift: DriftReport) -> Judgement:
+    """Nothing calls for a response: did anything move at all?"""
+    reasons = tuple(_reasons(known, drift))
+    if drift.screened is None or not drift.screened.moved:
+        return "no_drift", "hold", "nothing moved beyond what is usual", reasons
+    moved = _screen(drift.screened).text
+    parting = _parting(known, drift)
+    if parting is None:
+        return "not_enough_evidence", "hold", f"{moved}; teacher and student were not compared yet", reasons
+    text, agree = parting
+    if agree:
+        return "benign_shift", "hold", f"{moved}; {text}", reasons
+    return "not_enough_evidence", "hold", f"{moved}; {text}; the evidence accumulates", reasons
+
+
+def _cooled(known: Evidence, judged: Judgement) -> Judgement:
+    """No second refresh too soon after the last."""
+    outcome, response, summary, reasons = judged
+    if response == "hold" or known.last_refresh is None or known.as_of >= known.last_refresh + known.cooldown:
+        return outcome, response, summary, reasons
+    until = (known.last_refresh + known.cooldown).astimezone(UTC)
+    return "cooling_down", "hold", f"no second refresh before {until:%Y-%m-%d %H:%M} UTC, though {summary}", reasons
+
+
+def _parting(known: Evidence, drift: DriftReport) -> tuple[str, bool] | None:
+    """How far teacher and student part on the current window's audited rows, and whether that is still no harm."""
+    now = drift.disagreement
+    harmless = next((step.null_mean for step in known.steps if step.process == "disagreement"), None)
+    if now is None or not now.rows:
+        return None
+    if harmless is None:
+        before = drift.disagreement_reference
+        if before is None:
+            return None
+        harmless = before.total_variation + (known.thresholds.disagreement or 0.0)
+    text = (
+        f"teacher and student differ by {now.total_variation:.3f} on {now.rows} rows (up to {harmless:.3f} is no harm)"
+    )
+    return text, now.total_variation <= harmless
 
 
 def _broken(data: DataReport) -> Iterator[Reason]:
@@ -124,15 +197,59 @@ def _broken(data: DataReport) -> Iterator[Reason]:
             yield Reason(measure=failure.expectation, value=failure.rows, crossed=True, text=failure.text)
 
 
-def _reasons(report: DriftReport, thresholds: Thresholds, min_rows: int) -> Iterator[Reason]:
-    """One reason per measure that has a threshold or a value."""
-    found = (
+def _reasons(known: Evidence, drift: DriftReport) -> Iterator[Reason]:
+    """One reason per evidence process, one for the screens, one per plain measure with a threshold or a value."""
+    yield from (_evidence(step) for step in known.steps)
+    if drift.screened is not None:
+        yield _screen(drift.screened)
+    plain = _plain(drift, known.thresholds, known.min_rows)
+    yield from (reason for reason in plain if reason.value is not None or reason.threshold is not None)
+
+
+_PROCESSES: dict[Process, str] = {
+    "disagreement": "teacher and student part",
+    "student_outcomes": "the student errs more than it did",
+    "teacher_outcomes": "the teacher errs more than it did",
+}
+
+
+def _evidence(step: EvidenceStep) -> Reason:
+    value, threshold = _shown(step.log_evidence), _shown(step.log_threshold)
+    mean = "" if step.mean is None else f"; mean loss of the last step {step.mean:.3f}"
+    text = (
+        f"evidence that {_PROCESSES[step.process]}: {value:.3g} of {threshold:.4g} after {step.looks} steps, "
+        f"{step.rows:,} rows{mean} (up to {step.null_mean:.3f} is no harm)"
+    )
+    return Reason(measure=f"evidence_{step.process}", value=value, threshold=threshold, crossed=step.alarm, text=text)
+
+
+def _shown(logarithm: float) -> float:
+    """The number itself, as far as a float reaches."""
+    return exp(min(logarithm, 700.0))
+
+
+def _screen(result: Screened) -> Reason:
+    names = ", ".join(result.beyond[:5]) + (f" and {len(result.beyond) - 5} more" if len(result.beyond) > 5 else "")
+    if not result.blocks:
+        text = "no history yet to say what is usual"
+    elif result.moved:
+        text = f"the window moved beyond what {result.blocks} earlier stretches showed ({names})"
+    else:
+        text = f"no more movement than {result.blocks} earlier stretches showed" + (
+            f" (though {names})" if names else ""
+        )
+    return Reason(measure="screen", value=result.statistic, threshold=result.limit, crossed=result.moved, text=text)
+
+
+def _plain(report: DriftReport, thresholds: Thresholds, min_rows: int) -> tuple[Reason, ...]:
+    """The measures that a plain threshold may be set for."""
+    return (
         _psi(report, thresholds.psi, thresholds.shifted_columns),
+        _ks(report, thresholds.ks, thresholds.shifted_columns),
         _output_psi(report, thresholds.output_psi),
         _disagreement(report, thresholds.disagreement),
         _auc_drop(report, thresholds.auc_drop, min_rows),
     )
-    yield from (reason for reason in found if reason.value is not None or reason.threshold is not None)
 
 
 def _psi(report: DriftReport, threshold: float | None, needed: int) -> Reason:
@@ -152,10 +269,22 @@ def _psi(report: DriftReport, threshold: float | None, needed: int) -> Reason:
     return _reason("psi", value, threshold, text)
 
 
+def _ks(report: DriftReport, threshold: float | None, needed: int) -> Reason:
+    """As :func:`_psi`, for the Kolmogorov–Smirnov distance of the numbers."""
+    distances = sorted(((c.ks, c.column) for c in report.columns if c.ks is not None), reverse=True)
+    if threshold is None or not distances:
+        return _reason("ks", None, threshold, "no number to measure a Kolmogorov–Smirnov distance on")
+    shown = ", ".join(f"{column} {value:.3g}" for value, column in distances[:5])
+    beyond = sum(value > threshold for value, _ in distances)
+    text = f"{beyond} of {len(distances)} numbers with a Kolmogorov–Smirnov distance above {threshold:g} ({shown})"
+    text += f", {needed} needed" if needed > 1 else ""
+    return _reason("ks", distances[needed - 1][0] if len(distances) >= needed else None, threshold, text)
+
+
 def _output_psi(report: DriftReport, threshold: float | None) -> Reason:
-    if report.output is None:
+    if not report.outputs:
         return _reason("output_psi", None, threshold, "the student's output was not measured")
-    value = report.output.psi
+    value = max(output.psi for output in report.outputs)
     return _reason("output_psi", value, threshold, f"PSI of the student's output {value:.3g}{_beside(threshold)}")
 
 

@@ -1,28 +1,23 @@
-"""Effect sizes, not p-values: at a million rows every p-value is 0 (see the design, decision 3)."""
+"""Effect sizes between two profiles, not p-values: at a million rows every p-value is 0 (design, decision 3)."""
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from stillhouse.drift.profile import (
-    CategoryProfile,
-    ColumnProfile,
-    NumberProfile,
-    Profile,
-    bin_counts,
-    numbers,
-    value_counts,
-)
+from stillhouse.drift.profile import CategoryProfile, ColumnProfile, NumberProfile, Profile, numbers_at
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.records import ColumnDrift
 
-__all__ = ["column_drift", "compare", "ks", "number_drift", "psi"]
+__all__ = ["coarse_counts", "column_drift", "compare", "ks", "number_bins", "psi"]
 
 PSEUDO_ROWS = 0.5
+PSI_BINS = 10
 OWN_BIN = 100
+NAMED = 20
+LARGEST = float(np.finfo(np.float64).max)
 
 Array = np.ndarray[Any, Any]
 
@@ -53,79 +48,200 @@ def ks(p_counts: Array, q_counts: Array) -> float:
     """Kolmogorov–Smirnov distance, 0…1, of two histograms on the same ordered bins, ``[B]`` rows each.
 
     The largest difference of the cumulative shares at the bins' edges. That is a lower bound of the distance
-    of the samples, short of it by at most the largest share that one side has strictly inside a bin (for
-    :mod:`stillhouse.drift.profile` about 1/256).
+    of the samples, short of it by at most the largest share that one side has strictly inside a bin.
 
     :raises WindowError: if a side has no rows.
     """
     p_counts, q_counts = np.asarray(p_counts, dtype=np.float64), np.asarray(q_counts, dtype=np.float64)
     if not p_counts.sum() or not q_counts.sum():
         raise WindowError("the Kolmogorov–Smirnov distance needs rows on both sides")
-    return float(np.abs(np.cumsum(p_counts) / p_counts.sum() - np.cumsum(q_counts) / q_counts.sum()).max())
+    return min(1.0, float(np.abs(np.cumsum(p_counts) / p_counts.sum() - np.cumsum(q_counts) / q_counts.sum()).max()))
 
 
-def compare(profile: Profile, frame: pd.DataFrame) -> tuple[ColumnDrift, ...]:
-    """Drift of every profiled column in ``frame``, in the profile's order; other columns are ignored.
+def compare(reference: Profile, current: Profile) -> tuple[ColumnDrift, ...]:
+    """Drift of every column of ``reference``, in its order; other columns of ``current`` are ignored.
 
-    :raises WindowError: if ``frame`` has no rows.
-    :raises SchemaError: if it lacks a profiled column, or a number is not numeric.
+    :raises WindowError: if a side has no rows.
+    :raises SchemaError: if ``current`` lacks a column, or has it as another kind.
     """
-    if frame.empty:
-        raise WindowError("drift needs a current window with rows; this one has none")
-    absent = [name for name in profile.columns if name not in frame.columns]
+    if not reference.rows or not current.rows:
+        raise WindowError("drift needs rows in the reference and in the current window; one of them has none")
+    absent = [name for name in reference.columns if name not in current.columns]
     if absent:
-        raise SchemaError(f"the current window lacks the columns {absent}; it has {list(frame.columns)}")
-    return tuple(column_drift(name, column, frame[name]) for name, column in profile.columns.items())
+        raise SchemaError(f"the current window lacks the columns {absent}; it has {list(current.columns)}")
+    return tuple(column_drift(name, column, current.columns[name]) for name, column in reference.columns.items())
 
 
-def column_drift(name: str, reference: ColumnProfile, values: pd.Series) -> ColumnDrift:
-    """Drift of one column; ``values`` has at least one row.
+def column_drift(name: str, reference: ColumnProfile, current: ColumnProfile) -> ColumnDrift:
+    """Drift of one column; both sides have at least one row.
 
-    :raises SchemaError: if a number is not numeric.
+    ========================= =====================================================================================
+    ``psi``                   on the bins of :func:`coarse_counts`
+    ``ks``, ``wasserstein``   numbers: on the fine cells, without missing rows; None if a side has no value.
+                              Wasserstein-1 is ∫ |F − G| between the cells' middles, infinite values left out
+    ``effect``                numbers: Wasserstein-1 in standard deviations of the reference (of both windows together,
+                              if the reference is constant); categories: total variation, the missing as one value
+    ``unseen``, ``vanished``  the 20 most frequent values that only the current window, or only the reference has;
+                              none where the other side keeps heavy hitters only, and may have had them
+    ========================= =====================================================================================
+
+    :raises SchemaError: if one side is a number and the other a category.
     """
-    if isinstance(reference, NumberProfile):
-        return number_drift(name, reference, numbers(values))
-    return _category_drift(name, reference, values)
-
-
-def number_drift(name: str, reference: NumberProfile, values: Array) -> ColumnDrift:
-    """Drift of float64 ``[n]``, n ≥ 1, NaN for missing. PSI counts the missing as one more bin, KS leaves them out."""
-    edges = np.asarray(reference.edges)
-    present = values[~np.isnan(values)]
-    missing = len(values) - len(present)
-    before, now = np.asarray(reference.counts), bin_counts(present, edges)
-    coarse = np.concatenate([[0], np.searchsorted(edges, reference.psi_edges) + 1])
-    return ColumnDrift(
+    _, before, now = coarse_counts(reference, current)
+    found = ColumnDrift(
         column=name,
-        kind="number",
-        psi=psi(
-            np.append(np.add.reduceat(before, coarse), reference.missing),
-            np.append(np.add.reduceat(now, coarse), missing),
-        ),
-        ks=ks(before, now) if before.any() and now.any() else None,
+        kind="number" if isinstance(reference, NumberProfile) else "category",
+        psi=psi(before, now),
         missing_reference=reference.missing / reference.rows,
-        missing_current=missing / len(values),
+        missing_current=current.missing / current.rows,
+    )
+    if isinstance(reference, NumberProfile) and isinstance(current, NumberProfile):
+        return found.model_copy(update=_number_distances(reference, current))
+    assert isinstance(reference, CategoryProfile) and isinstance(current, CategoryProfile)
+    return found.model_copy(
+        update={
+            "effect": _total_variation(reference, current),
+            "unseen": tuple(_only_in(current, reference)[:NAMED]),
+            "vanished": tuple(_only_in(reference, current)[:NAMED]),
+        }
     )
 
 
-def _category_drift(name: str, reference: CategoryProfile, values: pd.Series) -> ColumnDrift:
-    """PSI over the reference's 100 most frequent values, one bin for its others, for missing and for unseen ones.
+def coarse_counts(reference: ColumnProfile, current: ColumnProfile) -> tuple[list[str], Array, Array]:
+    """The bins that PSI is measured on: labels, and the rows of either side in each, int64 ``[B]``.
 
-    Without a shift PSI is about (B − 1)(1/n + 1/m) for n and m rows in B bins: with a bin for each of thousands
-    of values it would measure the windows' sizes.
+    Numbers: the bins between :func:`number_bins`, such as ``(3.2, 5.1]``, or ``0`` for that value alone; then
+    ``missing``. (At the coarser of the two sides' cells: between ``number_bins(reference.at(current.shift))`` if the
+    current side's are coarser.) Categories: the reference's 100 most frequent values, then ``others``, ``missing`` and
+    ``unseen``. Without a shift PSI is about (B − 1)(1/n + 1/m) for n and m rows in B bins: with a bin for each of
+    thousands of values it would measure the windows' sizes.
+
+    :raises SchemaError: if one side is a number and the other a category.
     """
-    counts, missing = value_counts(values)
-    unseen = tuple(value for value in counts if value not in reference.counts)
-    before = list(reference.counts.values())
-    now = [counts.get(value, 0) for value in reference.counts]
-    return ColumnDrift(
-        column=name,
-        kind="category",
-        psi=psi(
-            np.array([*before[:OWN_BIN], sum(before[OWN_BIN:]), reference.missing, 0]),
-            np.array([*now[:OWN_BIN], sum(now[OWN_BIN:]), missing, sum(counts[value] for value in unseen)]),
-        ),
-        missing_reference=reference.missing / reference.rows,
-        missing_current=missing / len(values),
-        unseen=unseen,
-    )
+    if isinstance(reference, NumberProfile) and isinstance(current, NumberProfile):
+        return _number_counts(reference, current)
+    if isinstance(reference, CategoryProfile) and isinstance(current, CategoryProfile):
+        return _category_counts(reference, current)
+    raise SchemaError(f"a {reference.kind} cannot be compared with a {current.kind}")
+
+
+def number_bins(reference: NumberProfile) -> Array:
+    """The inner edges of the PSI bins, float64, strictly increasing: the reference's deciles, each the end of a cell.
+
+    Bins are closed on the right and open at both ends: ``(−∞, e₀], (e₀, e₁], …, (eₙ, ∞)``. A decile that repeats is an
+    atom, such as the zeros of rainfall: its cell gets a bin of its own, because with only one edge at it a shift to
+    just below it could not be seen.
+    """
+    return numbers_at(((_last_cells(reference) + 1) << reference.shift) - 1)
+
+
+def _last_cells(reference: NumberProfile) -> Array:
+    """The cell that each of the inner bins ends with, int64, strictly increasing."""
+    finite = np.isfinite(reference.values)
+    cells, upto = reference.cells[finite], np.cumsum(reference.counts[finite])
+    if not len(cells):
+        return cells
+    ranks = -(-upto[-1] * np.arange(1, PSI_BINS) // PSI_BINS)
+    deciles = cells[np.searchsorted(upto, ranks)].tolist()
+    atoms = {cell for cell in deciles if deciles.count(cell) > 1}
+    return np.array(sorted({*deciles, *(cell - 1 for cell in atoms)}))
+
+
+def _number_counts(reference: NumberProfile, current: NumberProfile) -> tuple[list[str], Array, Array]:
+    shift = max(reference.shift, current.shift)
+    reference, current = reference.at(shift), current.at(shift)
+    last = _last_cells(reference)
+    before, now = (np.append(_between(last, side), side.missing) for side in (reference, current))
+    return [*_labels(last, shift), "missing"], before, now
+
+
+def _between(last: Array, side: NumberProfile) -> Array:
+    """Rows per bin, int64 ``[len(last) + 1]``."""
+    upto = np.append(0, np.cumsum(side.counts))
+    return np.diff(upto[np.searchsorted(side.cells, last, side="right")], prepend=0, append=upto[-1])
+
+
+def _labels(last: Array, shift: int) -> list[str]:
+    """What the bins are called; one that consists of a single cell is called by its value."""
+    if not len(last):
+        return ["(-∞, ∞)"]
+    shown = _edges_shown(last.tolist(), shift)
+    before_atom = [*(np.diff(last) == 1).tolist(), False]
+    ends = [f"{shown[i + 1]})" if open_ else f"{shown[i]}]" for i, open_ in enumerate(before_atom)]
+    inner = [
+        shown[i + 1] if before_atom[i] else f"({low}, {end}"
+        for i, (low, end) in enumerate(zip(shown, ends[1:], strict=False))
+    ]
+    return [f"(-∞, {ends[0]}", *inner, f"({shown[-1]}, ∞)"]
+
+
+def _edges_shown(cells: list[int], shift: int) -> list[str]:
+    """A number for each cell, with four digits or as many as it takes to tell them apart."""
+    for digits in range(4, 17):
+        shown = [_roundest(cell, shift, digits) for cell in cells]
+        if len(set(shown)) == len(cells):
+            return shown
+    return [_roundest(cell, shift, 17) for cell in cells]
+
+
+def _roundest(cell: int, shift: int, digits: int) -> str:
+    """The number of a cell that has the fewest digits, or its middle with ``digits``."""
+    low, middle, high = numbers_at(np.array([cell << shift, (2 * cell + 1) << shift >> 1, ((cell + 1) << shift) - 1]))
+    if low == 0:
+        return "0"
+    rounded = [f"{middle:.{n}g}" for n in range(1, digits + 1)]
+    return next((text for text in rounded if low <= float(text) <= high), rounded[-1])
+
+
+def _number_distances(reference: NumberProfile, current: NumberProfile) -> dict[str, float | None]:
+    both = reference + current
+    p, q = _on(both, reference), _on(both, current)
+    if not p.any() or not q.any():
+        return {}
+    distance = _wasserstein(both.values, p, q)
+    spread = reference.std or both.std
+    effect = min(distance / spread, LARGEST) if distance and spread else 0.0
+    return {"ks": ks(p, q), "wasserstein": distance, "effect": effect}
+
+
+def _on(grid: NumberProfile, side: NumberProfile) -> Array:
+    """The rows of ``side`` in the cells of ``grid``, which has all of them."""
+    side = side.at(grid.shift)
+    counts = np.zeros(len(grid.cells), np.int64)
+    counts[np.searchsorted(grid.cells, side.cells)] = side.counts
+    return counts
+
+
+def _wasserstein(values: Array, p: Array, q: Array) -> float | None:
+    """∫ |F − G| over ascending ``values``, infinite ones left out; None if nothing is left of a side."""
+    finite = np.isfinite(values)
+    values, p, q = values[finite], p[finite], q[finite]
+    if not p.any() or not q.any():
+        return None
+    gap = np.abs(np.cumsum(p) / p.sum() - np.cumsum(q) / q.sum())[:-1]
+    scale = float(max(abs(values[0]), abs(values[-1]))) or 1.0
+    return min(float(np.dot(gap, np.diff(values / scale))) * scale, LARGEST)
+
+
+def _category_counts(reference: CategoryProfile, current: CategoryProfile) -> tuple[list[str], Array, Array]:
+    own = list(islice(reference.counts, OWN_BIN))
+    before = [reference.counts[value] for value in own]
+    now = [current.counts.get(value, 0) for value in own]
+    unseen = sum(current.counts[value] for value in _only_in(current, reference))
+    present = [side.rows - side.missing for side in (reference, current)]
+    before += [present[0] - sum(before), reference.missing, 0]
+    now += [present[1] - sum(now) - unseen, current.missing, unseen]
+    return [*own, "others", "missing", "unseen"], np.array(before), np.array(now)
+
+
+def _only_in(one: CategoryProfile, other: CategoryProfile) -> list[str]:
+    """Values that ``one`` has and ``other`` certainly lacks, the most frequent first."""
+    return [] if other.error else [value for value in one.counts if value not in other.counts]
+
+
+def _total_variation(reference: CategoryProfile, current: CategoryProfile) -> float:
+    """Half the sum of the differences of all shares, that of the missing among them."""
+    before = np.array([*reference.counts.values(), reference.others, reference.missing]) / reference.rows
+    now = np.array([*(current.counts.get(value, 0) for value in reference.counts), current.others, current.missing])
+    now = now / current.rows
+    return float(np.abs(before - now).sum() + max(0.0, 1 - now.sum())) / 2

@@ -1,20 +1,58 @@
-"""One drift measurement: columns, the student's output, and what teachers and outcomes say of it."""
+"""One drift measurement: columns and the student's output against the reference, and against what is usual."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stillhouse.drift.distances import compare, number_drift
-from stillhouse.drift.profile import Profile, number_profile
-from stillhouse.records import ColumnDrift, Disagreement, DriftReport, Quality, Window
+from stillhouse.config import AgentConfig
+from stillhouse.drift.calibrate import screened, screens
+from stillhouse.drift.distances import compare
+from stillhouse.drift.outputs import columns_of, outputs
+from stillhouse.drift.profile import Profile, build
+from stillhouse.errors import WindowError
+from stillhouse.records import Disagreement, DriftReport, Quality, Screens, SliceDrift, Window
 
-__all__ = ["confidence", "measure"]
+__all__ = ["OUTPUT", "measure", "profile_of", "reference_of"]
 
 Array = np.ndarray[Any, Any]
+
+OUTPUT = "student: "
+"""What the student's outputs are called by in a profile, so that no feature can bear the same name."""
+
+
+def profile_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig, like: Profile | None = None) -> Profile:
+    """The profile of the watched columns of ``rows`` and of the student's output ``[n, K]`` on them.
+
+    :raises WindowError: if there are no rows.
+    :raises SchemaError: if a watched column is absent, or a number is not numeric.
+    """
+    said = outputs(probabilities, config.actions).set_index(rows.index).add_prefix(OUTPUT)
+    named = {OUTPUT + name: column for name, column in columns_of(config.actions).items()}
+    return build(pd.concat([rows, said], axis=1), {**config.observations.columns, **named}, like)
+
+
+def reference_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig) -> tuple[Profile, Screens]:
+    """The profile of a training window, put together from that of its stretches, and what is usual among those.
+
+    :param rows: ordered by ``observed_at``; stretches of the length ``windows.current`` are counted from the end.
+    """
+    block = config.windows.current
+    parts: list[Profile] = []
+    for chosen in _stretches(rows, block):
+        parts.append(profile_of(rows[chosen], probabilities[chosen], config, like=parts[0] if parts else None))
+    if not parts:
+        raise WindowError("a reference needs rows; this training window has none")
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    enough = [part for part in parts if part.rows >= config.observations.min_rows]
+    return whole, screens(enough, block)
 
 
 def measure(
@@ -22,59 +60,49 @@ def measure(
     champion: str,
     reference: Window,
     current: Window,
-    reference_profile: Profile,
-    rows: pd.DataFrame,
+    before: Profile,
+    now: Profile,
+    usual: Screens,
     *,
-    confidence_reference: Array | None = None,
-    confidence_current: Array | None = None,
     disagreement: Disagreement | None = None,
     disagreement_reference: Disagreement | None = None,
     quality: Quality | None = None,
     quality_reference: Quality | None = None,
+    slices: tuple[SliceDrift, ...] = (),
 ) -> DriftReport:
-    """How far the current window's ``rows`` are from the reference.
+    """How far the current window is from the reference, from nothing but their profiles.
 
     :param champion: name@version of the model that is watched.
-    :param confidence_reference: float ``[n]`` in 0…1, :func:`confidence` of the champion on the reference;
-        without it, or without ``confidence_current``, the output is not measured.
-    :param disagreement: of teacher and champion on audited rows of the current window .
+    :param before: profile of the reference, from :func:`reference_of`; ``now`` that of the current window.
+    :param disagreement: of teacher and champion on audited rows of the current window.
     :param quality: of the champion on outcomes known in the current window.
-    :raises WindowError: if ``rows`` is empty.
-    :raises SchemaError: if ``rows`` lacks a profiled column, or a number is not numeric.
+    :raises SchemaError: if ``now`` lacks a column of ``before``.
     """
     start = time.perf_counter()
-    columns = compare(reference_profile, rows)
-    output = _output(confidence_reference, confidence_current)
+    drifts, result = screened(compare(before, now), usual)
     return DriftReport(
         agent=agent,
         champion=champion,
         reference=reference,
         current=current,
-        reference_rows=reference_profile.rows,
-        current_rows=len(rows),
-        columns=columns,
-        output=output,
+        reference_rows=before.rows,
+        current_rows=now.rows,
+        columns=tuple(drift for drift in drifts if not drift.column.startswith(OUTPUT)),
+        outputs=tuple(drift for drift in drifts if drift.column.startswith(OUTPUT)),
+        screened=result,
         disagreement=disagreement,
         disagreement_reference=disagreement_reference,
         quality=quality,
         quality_reference=quality_reference,
+        slices=slices,
         seconds=time.perf_counter() - start,
     )
 
 
-def confidence(probabilities: Array) -> Array:
-    """The student's output as one column, float64 ``[n]`` in 0…1, from probabilities ``[n, K]``.
-
-    For two actions the probability of the second, the positive one; for more that of the most probable.
-    """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    column: Array = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities.max(axis=1)
-    return column
-
-
-def _output(reference: Array | None, current: Array | None) -> ColumnDrift | None:
-    if reference is None or current is None or not len(reference) or not len(current):
-        return None
-    return number_drift(
-        "confidence", number_profile(np.asarray(reference, dtype=np.float64)), np.asarray(current, dtype=np.float64)
-    )
+def _stretches(rows: pd.DataFrame, block: timedelta) -> Iterator[Array]:
+    """Which rows belong to each stretch of time, bool ``[n]``, oldest stretch first."""
+    if rows.empty:
+        return
+    age = ((rows["observed_at"].iloc[-1] - rows["observed_at"]) // block).to_numpy()
+    for number in np.unique(age)[::-1]:
+        yield age == number

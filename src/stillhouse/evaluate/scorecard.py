@@ -81,9 +81,12 @@ def agreement(teacher: np.ndarray[Any, Any], student: np.ndarray[Any, Any]) -> f
     return float(np.clip(1.0 - 0.5 * np.abs(teacher - student).sum(axis=1).mean(), 0.0, 1.0))
 
 
-def disagreement(p_teacher: np.ndarray[Any, Any], p_student: np.ndarray[Any, Any]) -> Disagreement:
+def disagreement(
+    p_teacher: np.ndarray[Any, Any], p_student: np.ndarray[Any, Any], weights: np.ndarray[Any, Any] | None = None
+) -> Disagreement:
     """Teacher and student on the same n observations, probabilities ``[n, K]`` each.
 
+    :param weights: float ``[n]`` > 0, how many rows each one stands for; None: all alike.
     :raises ValueError: if the shapes differ.
     :raises WindowError: if there are no rows.
     """
@@ -94,9 +97,9 @@ def disagreement(p_teacher: np.ndarray[Any, Any], p_student: np.ndarray[Any, Any
         raise WindowError("no rows on which teacher and student could disagree")
     return Disagreement(
         rows=len(p_teacher),
-        rate=float(np.mean(p_teacher.argmax(axis=1) != p_student.argmax(axis=1))),
+        rate=float(np.average(p_teacher.argmax(axis=1) != p_student.argmax(axis=1), weights=weights)),
         # float32 rows sum to 1 only nearly
-        total_variation=min(1.0, float(np.mean(0.5 * np.abs(p_teacher - p_student).sum(axis=1)))),
+        total_variation=min(1.0, float(np.average(0.5 * np.abs(p_teacher - p_student).sum(axis=1), weights=weights))),
     )
 
 

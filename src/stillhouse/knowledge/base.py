@@ -9,6 +9,7 @@ knowledge      what a teacher said about an observation's content: one probabili
 outcomes       what turned out to be true, and when that became known
 quarantine     observations that broke the data contract, with the reasons
 verdicts       what the system decided, as JSON
+evidence       each step of the evidence on a champion: the rows it counted, with what probability, and its state
 =============  ====================================================================================
 
 Every append names its batch; a batch that is already there is not written again, so any run can be repeated
@@ -33,11 +34,11 @@ from deltalake.exceptions import CommitFailedError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import SchemaError, WindowError
-from stillhouse.records import Verdict, Window, short_id
+from stillhouse.records import Counted, EvidenceStep, Verdict, Window, short_id
 
 __all__ = ["KnowledgeBase", "Table", "content_keys", "tidy"]
 
-Table = Literal["observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts"]
+Table = Literal["observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts", "evidence"]
 
 _TIME = pa.timestamp("us", tz="UTC")
 _PROBABILITIES = pa.list_(pa.float64())
@@ -61,6 +62,12 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
     "verdicts": [
         ("verdict_id", pa.string()), ("kind", pa.string()), ("observed_at", _TIME), ("recorded_at", _TIME),
         ("outcome", pa.string()), ("json", pa.string()),
+    ],
+    "evidence": [
+        ("process", pa.string()), ("champion", pa.string()), ("since", _TIME), ("observed_at", _TIME),
+        ("observation_ids", pa.list_(pa.string())), ("units", pa.list_(pa.int64())),
+        ("probabilities", _PROBABILITIES), ("weights", _PROBABILITIES), ("losses", _PROBABILITIES),
+        ("json", pa.string()),
     ],
 }  # fmt: skip
 
@@ -181,6 +188,29 @@ class KnowledgeBase:
         }
         self.append("verdicts", pd.DataFrame([row]), batch=verdict.verdict_id)
 
+    def append_evidence(self, counted: Sequence[Counted]) -> None:
+        """Keep steps of evidence, all of them at once or none: a step that is there is not written again."""
+        latest = {step.process: step.end for step in self.latest_evidence()}
+        new = [each for each in counted if each.step.end > latest.get(each.step.process, each.step.since)]
+        if not new:
+            return
+        rows = pd.DataFrame(
+            {
+                "process": each.step.process,
+                "champion": each.step.champion,
+                "since": each.step.since,
+                "observed_at": each.step.end,
+                "observation_ids": list(each.observation_ids),
+                "units": list(each.units),
+                "probabilities": list(each.probabilities),
+                "weights": list(each.weights),
+                "losses": list(each.losses),
+                "json": each.step.model_dump_json(),
+            }
+            for each in new
+        )
+        self.append("evidence", rows, batch=f"evidence:{short_id(*rows['json'])}")
+
     # ----------------------------------------------------------------- reading
 
     def window(self, name: str, start: datetime, end: datetime) -> Window:
@@ -239,6 +269,33 @@ class KnowledgeBase:
             outcomes[["observation_id", "outcome"]], on="observation_id", how="inner", validate="one_to_one"
         )
         return joined.astype({"outcome": "int64"})
+
+    def arrived(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
+        """Observations of ``since`` and later whose outcome became known for the first time in ``[start, end)``.
+
+        As :meth:`labelled`, with ``known_at``. An outcome that is corrected later does not arrive again.
+        """
+        new = self._first_known(start, end, since)
+        times = new["observed_at"]
+        last = since if new.empty else times.max() + timedelta(microseconds=1)
+        window = Window(name="arrived", start=since if new.empty else times.min(), end=last)
+        known = new[["observation_id", "known_at"]]
+        return self.labelled(window, known_by=end).merge(known, on="observation_id", how="inner")
+
+    def _first_known(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
+        """``observation_id, observed_at, known_at`` of the outcomes that :meth:`arrived` is about."""
+        columns = ["observation_id", "observed_at", "known_at"]
+        delta = self._open("outcomes")
+        if delta is None:
+            return self._empty("outcomes", columns)
+        outcomes, known = delta.to_pyarrow_dataset(), pc.field("known_at")
+        lived = pc.field("observed_at") >= pa.scalar(since, _TIME)
+        now = lived & (known >= pa.scalar(start, _TIME)) & (known < pa.scalar(end, _TIME))
+        new: pd.DataFrame = outcomes.to_table(columns=columns, filter=now).to_pandas()
+        new = new.sort_values("known_at", kind="stable")
+        earlier = lived & (known < pa.scalar(start, _TIME)) & pc.field("observation_id").isin(new["observation_id"])
+        old = outcomes.to_table(columns=["observation_id"], filter=earlier)["observation_id"].to_pylist()
+        return new[~new["observation_id"].isin(old)].drop_duplicates("observation_id")
 
     def knowledge(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked."""
@@ -336,6 +393,35 @@ class KnowledgeBase:
     def verdict_at(self, kind: Literal["watch", "gate"], as_of: datetime) -> Verdict | None:
         """The last verdict of that kind that speaks of exactly that moment, if one was recorded."""
         return self._last_verdict((pc.field("kind") == kind) & (pc.field("observed_at") == pa.scalar(as_of, _TIME)))
+
+    def latest_evidence(self) -> list[EvidenceStep]:
+        """The last step of each process, of whichever champion was watched last."""
+        delta = self._open("evidence")
+        if delta is None:
+            return []
+        found = delta.to_pyarrow_dataset().to_table(columns=["process", "observed_at", "json"])
+        rows = found.to_pandas().sort_values("observed_at", kind="stable").drop_duplicates("process", keep="last")
+        return [EvidenceStep.model_validate_json(text) for text in rows["json"]]
+
+    def evidence(self, champion: str, since: datetime, after: datetime | None = None) -> list[Counted]:
+        """Steps of the evidence on ``champion`` that began at ``since``, oldest first.
+
+        :param after: only those that end later.
+        """
+        delta = self._open("evidence")
+        if delta is None:
+            return []
+        wanted = (pc.field("champion") == champion) & (pc.field("since") == pa.scalar(since, _TIME))
+        if after is not None:
+            wanted &= pc.field("observed_at") > pa.scalar(after, _TIME)
+        rows = delta.to_pyarrow_dataset().to_table(filter=wanted).sort_by("observed_at").to_pylist()
+        return [
+            Counted(
+                step=EvidenceStep.model_validate_json(row["json"]),
+                **{name: tuple(row[name]) for name in Counted.model_fields if name != "step"},
+            )
+            for row in rows
+        ]
 
     def last_refresh(self, before: datetime) -> datetime | None:
         """The latest moment before ``before`` at which a refresh was judged, whatever its verdict."""

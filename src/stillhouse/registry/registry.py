@@ -117,6 +117,13 @@ class Registry(Models):
             raise RegistryError(f"{ref} has no baseline.json in its refresh run: refresh {self.agent!r} again")
         return found
 
+    def profile(self, ref: ModelRef) -> bytes:
+        """The profile of what this variant was trained on, as :mod:`stillhouse.drift.profile` wrote it.
+
+        :raises RegistryError: if it was not logged.
+        """
+        return self.read_file(self.tags(ref)["refresh_run"], "profile.arrow")
+
     def version_of(self, refresh_id: str, variant: str) -> str:
         """The version that a refresh registered for one of its variants.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ __all__ = ["PARENT", "Runs", "now", "texts"]
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 PARENT = "mlflow.parentRunId"
+_METRICS_PER_CALL = 1000  # MLflow takes no more
 _DIGEST_ROWS = 1000  # with the table versions, a digest need only tell frames apart
 
 
@@ -110,6 +111,43 @@ class Runs:
             self._log_batch(run_id, tags={"failed": failed[:5000]})
         self.client.set_terminated(run_id, status="FINISHED" if failed is None else "FAILED")
 
+    # ----------------------------------------------------------------- watching
+
+    def open_watch(self, champion: str, since: datetime) -> str:
+        """The one run that shows how ``champion`` has done since ``since``; opened by the first watch of it."""
+        mark = short_id(champion, since.isoformat())
+        wanted = f"tags.role = 'watch' and tags.watch_id = '{mark}'"
+        found = self.client.search_runs([self.experiment_id], wanted, max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        marks = {
+            "role": "watch",
+            "watch_id": mark,
+            "agent": self.agent,
+            "champion": champion,
+            "since": since.isoformat(),
+        }
+        name = f"watch {champion} since {since:%Y-%m-%d}"
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=texts(marks))
+        self.client.set_terminated(run.info.run_id)  # a watch has no end of its own; metrics may still be added
+        return str(run.info.run_id)
+
+    def log_curve(self, run_id: str, points: Sequence[tuple[datetime, int, Mapping[str, float]]]) -> None:
+        """Log metrics at moments of the agent's life: time, step and the values, all in one call."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, int(when.timestamp() * 1000), step)
+            for when, step, values in points
+            for name, value in values.items()
+        ]
+        for first in range(0, len(metrics), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+
+    def tag(self, run_id: str, **tags: object) -> None:
+        """Set tags of a run."""
+        self._log_batch(run_id, tags=tags)
+
     # ----------------------------------------------------------------- what a run holds
 
     def log_record(self, run_id: str, record: Record, path: str) -> None:
@@ -127,6 +165,21 @@ class Runs:
                 return kind.model_validate_json(local.read_bytes())
             except ValidationError:
                 return None
+
+    def log_file(self, run_id: str, content: bytes, path: str) -> None:
+        """Write ``content`` to the artifact ``path`` of the run."""
+        with TemporaryDirectory() as folder:
+            local = Path(folder) / Path(path).name
+            local.write_bytes(content)
+            self.client.log_artifact(run_id, str(local), str(Path(path).parent).removeprefix(".") or None)
+
+    def read_file(self, run_id: str, path: str) -> bytes:
+        """The content of the artifact ``path`` of the run.
+
+        :raises RegistryError: if it is not there.
+        """
+        with TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
 
     def log_figure(self, run_id: str, figure: Figure, path: str) -> None:
         """Write ``figure`` to the artifact ``path``, whose suffix is the format."""

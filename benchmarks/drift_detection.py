@@ -1,0 +1,613 @@
+"""A harmful change is found sooner than by known detectors, at the same rate of false alarms and for the same labels.
+
+``python -m benchmarks.drift_detection`` takes about twenty minutes on two cores; ``--quick`` about a minute, and writes
+nothing.
+
+Each *world* has rows, a boosted teacher, and a small student distilled from it. A *look* is an hour with 200 new rows,
+of which 50 are audited: the teacher is asked about them, or their outcomes become known. At a known look some share
+of the rows changes:
+
+covariate
+    rows come only from the region where the student errs most (a leaf of a tree, found on other rows); in the
+    digits, whose students err nowhere, the writing moves by a pixel, which the teacher has seen before.
+label
+    the class on which the student errs most becomes three times as frequent; the teacher knows.
+concept
+    other labels for the same inputs; the teacher knows, as a large model that follows the world would.
+concept, teacher frozen
+    the same, and nobody has told the teacher: outcomes alone can tell.
+benign
+    two columns that nothing depends on move by 1.5 standard deviations.
+
+*Ours* is :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``, and
+rows taken as independent, as all peers take them. Peers get what they document, the student's 0/1 errors on 50
+labelled rows a look, and, as a stronger rival, the very losses that we accumulate, from uniform rows. Each is run with
+its defaults, and calibrated on runs of their own to alarms in at most 1 % of null runs of 10,000 looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.peers import peer
+from benchmarks.report import Goal, write
+from stillhouse.config import Watch
+from stillhouse.drift import audit, evidence
+from stillhouse.drift.calibrate import loss_baseline
+from stillhouse.drift.steps import brier, total_variation
+
+CLAIM = (
+    "harmful change is found sooner than by calibrated known detectors, under the same false-alarm budget and labels"
+)
+
+WATCH = Watch()
+RUN_LENGTH = WATCH.average_run_length or math.inf
+RIVER, FROUROS = ("river==0.26.1",), ("frouros==0.9.0",)
+EVIDENTLY = ("evidently==0.7.23", "pandas<3")
+SCRIPTS = Path(__file__).parent / "detection_peers"
+
+PER_LOOK = 200
+KINDS = ("covariate", "label", "concept", "concept, teacher frozen")
+SHARES = (0.3, 1.0)
+SCENARIOS = [(kind, share) for kind in KINDS for share in SHARES]
+HARM = 0.02
+HOUR_NS = 3600 * 10**9
+
+Array = np.ndarray[Any, Any]
+Process = Literal["disagreement", "brier"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rows: int = 20_000
+    runs: int = 200
+    null_runs: int = 40
+    null_looks: int = 10_000
+    calibration_runs: int = 100
+    peer_null_runs: int = 20
+    warm_looks: int = 200
+    horizon: int = 300
+    column_looks: int = 100
+
+
+QUICK = Size(rows=3000, runs=10, null_runs=5, null_looks=300, calibration_runs=5, peer_null_runs=5, warm_looks=50,
+             horizon=60, column_looks=5)  # fmt: skip
+
+
+def main() -> None:
+    """Make the worlds, measure ours and the peers, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two worlds, few and short runs, nothing written")
+    parser.add_argument("--seeds", type=int, default=Size.runs, help="runs of each scenario")
+    asked = parser.parse_args()
+    size = QUICK if asked.quick else Size(runs=asked.seeds)
+    with tempfile.TemporaryDirectory(prefix="stillhouse-detection-") as folder:
+        worlds = list(make_worlds(Path(folder), size, names=("sea", "digits") if asked.quick else None))
+        measuring = start_peers(Path(folder), worlds, size)
+        ours = [result for world in worlds for result in ours_measured(world, size)]
+        by_columns = label_free(Path(folder), worlds, size)
+        peers = [result for name, process in measuring.items() for result in finished(Path(folder), name, process)]
+    goals, detail = judged(worlds, ours, peers, by_columns, size)
+    if asked.quick:
+        print(json.dumps([{goal.name: round(goal.measured, 4)} for goal in goals], indent=1))
+    else:
+        write("drift_detection", CLAIM, goals, detail, ("numpy", "scikit-learn"))
+
+
+# --------------------------------------------------------------------------- worlds
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows of one situation, by stream, ``[n]`` each, and their inputs ``[n, C]``; a run draws from them."""
+
+    streams: Mapping[str, Array]
+    scores: Array
+    inputs: Array
+
+
+@dataclass(frozen=True)
+class World:
+    """A name, and the pool of each situation."""
+
+    name: str
+    pools: Mapping[str, Pool]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Inputs ``[n, C]``, labels ``[n]``, and the same after a change of concept.
+
+    ``moved``: the inputs as they look after a shift that leaves the labels; None: a part of the rows is taken.
+    """
+
+    inputs: Array
+    labels: Array
+    inputs_after: Array
+    labels_after: Array
+    moved: Array | None = None
+
+
+def make_worlds(folder: Path, size: Size, names: Sequence[str] | None = None) -> Iterator[World]:
+    """river's generators, and two real tables."""
+    out = folder / "streams.npz"
+    subprocess.run([peer("river", RIVER), SCRIPTS / "streams.py", str(size.rows), out], check=True)
+    made = np.load(out)
+    for name in names or ("sea", "rbf", "agrawal", "digits", "flights"):
+        if name == "digits":
+            table = digits()
+        elif name == "flights":
+            table = flights(size.rows)
+        else:
+            keys = ("inputs|before", "labels|before", "inputs|after", "labels|after")
+            table = Table(*(made[f"{name}|{key}"] for key in keys))
+        yield make_world(name, table)
+
+
+def digits() -> Table:
+    """scikit-learn's handwritten digits, ten actions; 3 and 8 swap their names, or the writing moves by a pixel."""
+    from sklearn.datasets import load_digits
+
+    inputs, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(41).permutation(len(labels))
+    inputs, labels = inputs[order], labels[order]
+    swapped = np.where(labels == 3, 8, np.where(labels == 8, 3, labels))
+    moved = np.roll(inputs.reshape(-1, 8, 8), 1, axis=2)
+    moved[:, :, 0] = 0.0
+    return Table(inputs, labels, inputs, swapped, moved.reshape(len(moved), -1))
+
+
+def flights(rows: int) -> Table:
+    """Departures of 30 weeks in 2013; the concept changes where late and on time swap for those from Newark."""
+    from examples import flights as source
+
+    span = source.week_start(0), source.week_start(30)
+    found = source.departures(*span).merge(source.lateness(*span)[["observation_id", "action"]], on="observation_id")
+    found = found.sample(n=rows, random_state=51)
+    codes = found[list(source.CATEGORIES)].apply(lambda column: column.astype("category").cat.codes)
+    inputs = np.column_stack([found[list(source.NUMBERS)].to_numpy(np.float64), codes.to_numpy(np.float64)])
+    inputs = np.where(np.isnan(inputs), np.nanmedian(inputs, axis=0), inputs)
+    labels = (found["action"] == "late").to_numpy(np.int64)
+    return Table(inputs, labels, inputs, np.where(found["origin"] == "EWR", 1 - labels, labels))
+
+
+def make_world(name: str, table: Table) -> World:
+    """Teacher and student fitted on 40 % of the rows, 10 % to find where the student errs; the rest is drawn from."""
+    rows = len(table.labels)
+    fit, known, now = np.split(np.arange(rows), [int(0.4 * rows), int(0.5 * rows)])
+    noise = np.random.default_rng(61).normal(size=(rows, 2))
+    x, x_after, blown = (
+        np.column_stack(pair)
+        for pair in ((table.inputs, noise), (table.inputs_after, noise), (table.inputs, noise + 1.5))
+    )
+    y, y_after = table.labels, table.labels_after
+
+    if table.moved is None:
+        teacher = boosted(x[fit], y[fit])
+    else:  # the teacher has seen more than the student
+        moved = np.column_stack([table.moved, noise])
+        teacher = boosted(np.concatenate([x[fit], moved[fit]]), np.tile(y[fit], 2))
+    student = distilled(x[fit], teacher)
+    errs = student(x[known]).argmax(axis=1) != y[known]
+    if table.moved is None:
+        hard = now[hard_region(x[known], errs)(x[now])]
+        covariate = pool(x[hard], y[hard], teacher, student)
+    else:
+        covariate = pool(moved[now], y[now], teacher, student)
+    worst = max(np.unique(y[known]), key=lambda label: errs[y[known] == label].mean())
+    tripled, refit = (np.concatenate([part, *2 * [part[y[part] == worst]]]) for part in (now, fit))
+    told = boosted(x_after[fit], y_after[fit])
+    return World(
+        name,
+        {
+            "before": pool(x[now], y[now], teacher, student),
+            "covariate": covariate,
+            "label": pool(x[tripled], y[tripled], boosted(x[refit], y[refit]), student),
+            "concept": pool(x_after[now], y_after[now], told, student),
+            "concept, teacher frozen": pool(x_after[now], y_after[now], teacher, student),
+            "benign": pool(blown[now], y[now], teacher, student),
+        },
+    )
+
+
+def boosted(inputs: Array, labels: Array) -> Any:
+    """Probabilities of a boosted teacher, as a function of inputs."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(max_iter=80, random_state=0).fit(inputs, labels).predict_proba
+
+
+def distilled(inputs: Array, teacher: Any, answers: int = 5) -> Any:
+    """Probabilities of a student of sixteen hidden units, as a function of inputs.
+
+    It learns from labels drawn from the teacher's probabilities, ``answers`` a row: on average the cross-entropy to
+    the teacher's soft labels.
+    """
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    generator = np.random.default_rng(62)
+    cumulated = np.cumsum(teacher(inputs), axis=1)
+    drawn = (generator.random((answers, len(inputs), 1)) * cumulated[:, -1:] > cumulated).sum(axis=2)
+    network = MLPClassifier(hidden_layer_sizes=(16,), early_stopping=True, max_iter=60, random_state=0)
+    student = make_pipeline(StandardScaler(), network).fit(np.tile(inputs, (answers, 1)), drawn.ravel())
+    return student.predict_proba
+
+
+def hard_region(inputs: Array, errs: Array) -> Any:
+    """Which rows lie where the student errs most: the worst leaf, a tenth of the rows at least, of a tree."""
+    from sklearn.tree import DecisionTreeRegressor
+
+    tree = DecisionTreeRegressor(min_samples_leaf=0.1, random_state=0).fit(inputs, errs)
+    worst = tree.predict(inputs).max()
+    return lambda rows: tree.predict(rows) == worst
+
+
+def pool(inputs: Array, labels: Array, teacher: Any, student: Any) -> Pool:
+    """What is known of each row: where teacher and student part, and where the student errs."""
+    p, q = teacher(inputs), student(inputs)
+    return Pool(
+        streams={
+            "disagreement": total_variation(p, q),
+            "switched": (p.argmax(axis=1) != q.argmax(axis=1)).astype(np.float64),
+            "error": (q.argmax(axis=1) != labels).astype(np.float64),
+            "brier": brier(q, labels),
+        },
+        scores=audit.scores(q),
+        inputs=inputs,
+    )
+
+
+# --------------------------------------------------------------------------- ours
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to watch with our parts: which loss, drawn how, and how many bets a look."""
+
+    name: str
+    process: Process
+    uniform_share: float = 1.0
+    one_unit: bool = False
+    part: float = 1.0
+    """Of the runs."""
+    tolerance: float = WATCH.tolerance
+
+
+PROCESSES: tuple[Process, Process] = ("disagreement", "brier")
+OURS = ("ours, disagreement", "ours, outcomes")
+
+
+def named(tolerance: float) -> tuple[str, str]:
+    """What our two processes are called under another tolerance than the default."""
+    return (f"{OURS[0]}, tolerance {tolerance:g}", f"{OURS[1]}, tolerance {tolerance:g}")
+
+
+METHODS: tuple[Method, ...] = (
+    Method(OURS[0], "disagreement", WATCH.audit.uniform_share),
+    Method(OURS[1], "brier"),
+    Method("ours, disagreement, uniform audit", "disagreement", part=0.25),
+    Method("ours, disagreement, a look is one unit", "disagreement", WATCH.audit.uniform_share, True, part=0.25),
+    *(
+        Method(name, process, share, part=0.5, tolerance=tolerance)
+        for tolerance in (0.005, 0.01, 0.02)
+        if tolerance != WATCH.tolerance
+        for name, process, share in zip(named(tolerance), PROCESSES, (WATCH.audit.uniform_share, 1.0), strict=True)
+    ),
+)
+
+
+def ours_measured(world: World, size: Size) -> Iterator[dict[str, Any]]:
+    """Null runs and delays of each of our methods."""
+    for number, method in enumerate(METHODS):
+        nulls = null_means(world, method, math.ceil(method.part * size.runs), seed=[number, 1])
+        warm, false = watched(world, method, ("before", 0.0), nulls, size.warm_looks, seed=[number, 2])
+        delays = {}
+        for situation, share in (*SCENARIOS, ("benign", 1.0)):
+            _, first = watched(world, method, (situation, share), nulls, size.horizon, seed=[number, 3], state=warm)
+            delays[f"{situation} {share:g}"] = np.where(false <= size.warm_looks, 0, first).tolist()
+        runs = math.ceil(method.part * size.null_runs)
+        nulls = null_means(world, method, runs, seed=[number, 4])
+        _, first = watched(world, method, ("before", 0.0), nulls, size.null_looks, seed=[number, 5])
+        yield {
+            "world": world.name, "method": method.name, "stream": method.process, "kind": "default",
+            "setting": RUN_LENGTH, "null_runs": runs,
+            "null_alarms": int((first <= size.null_looks).sum()), "delays": delays,
+            "null_mean": float(np.median(nulls)),
+        }  # fmt: skip
+
+
+def null_means(world: World, method: Method, runs: int, seed: Sequence[int]) -> Array:
+    """The null of each run, from a baseline on 5,000 rows held out over seven weeks."""
+    generator = np.random.default_rng([71, *seed])
+    values = world.pools["before"].streams[method.process]
+    observed_at = np.arange(5000) * (7 * 7 * 24 * HOUR_NS // 5000)
+    found = []
+    for _ in range(runs):
+        losses = values[generator.integers(0, len(values), len(observed_at))]
+        known = loss_baseline(losses, observed_at, timedelta(0), timedelta(days=7))
+        found.append(evidence.null_mean(known, method.tolerance))
+    return np.array(found)
+
+
+def watched(
+    world: World,
+    method: Method,
+    scenario: tuple[str, float],
+    nulls: Array,
+    looks: int,
+    seed: Sequence[int],
+    state: Array | None = None,
+    block: int = 25,
+) -> tuple[Array, Array]:
+    """Runs side by side, one per null: the evidence ``[runs, B]`` after the last look, and each run's first alarm.
+
+    What :func:`stillhouse.drift.evidence.advance` does for one process is done here for all of them at once.
+
+    :return: the first alarm counts looks from 1; ``looks + 1``: there was none. Ends early if all have alarmed.
+    """
+    generator = np.random.default_rng([73, *seed])
+    threshold = np.log(RUN_LENGTH)
+    log_bets = np.full((len(nulls), evidence.BETS), evidence.NOTHING) if state is None else state
+    first = np.full(len(nulls), looks + 1)
+    for start in range(0, looks, block):
+        units = drawn_units(world, method, scenario, (len(nulls), min(block, looks - start)), generator)
+        for number in range(units.shape[1]):
+            log_bets = evidence.accumulate(log_bets, units[:, number], nulls)
+            found = np.logaddexp.reduce(log_bets, axis=1) - np.log(evidence.BETS)
+            first = np.where((found >= threshold) & (first > looks), start + number + 1, first)
+        if (first <= looks).all():
+            break
+    return log_bets, first
+
+
+def drawn_units(
+    world: World, method: Method, scenario: tuple[str, float], shape: tuple[int, int], generator: np.random.Generator
+) -> Array:
+    """Units of evidence ``[runs, looks, U]``: each look's 200 rows drawn from the pools, 50 of them audited.
+
+    Rows come in random order already, so that consecutive ones make a random cell: one plan with a stratum per cell
+    draws for all runs and looks at once what a plan for each look would.
+    """
+    draws = WATCH.audit.rows
+    if method.uniform_share == 1.0:  # any 50 of the rows, equally weighted
+        units = drawn_rows(world, method.process, scenario, (*shape, draws), generator)[0]
+    else:
+        losses, scores = drawn_rows(world, method.process, scenario, (*shape, PER_LOOK), generator)
+        cells = np.arange(losses.size) // (PER_LOOK // draws)
+        plan = audit.plan(scores.ravel(), cells, cells[-1] + 1, method.uniform_share, int(generator.integers(2**62)))
+        units = audit.unit_means(plan, losses.ravel()[plan.rows]).reshape(*shape, draws)
+    return units.mean(axis=2, keepdims=True) if method.one_unit else units
+
+
+def drawn_rows(
+    world: World, stream: str, scenario: tuple[str, float], shape: tuple[int, ...], generator: np.random.Generator
+) -> tuple[Array, Array]:
+    """Losses and scores of random rows: the scenario's share of them from its pool, the rest from before."""
+    situation, share = scenario
+    before, after = world.pools["before"], world.pools[situation]
+    chosen = generator.integers(0, len(before.scores), shape)
+    losses, scores = before.streams[stream][chosen], before.scores[chosen]
+    if share:
+        moved = generator.random(shape) < share
+        chosen = generator.integers(0, len(after.scores), int(moved.sum()))
+        losses[moved], scores[moved] = after.streams[stream][chosen], after.scores[chosen]
+    return losses, scores
+
+
+# --------------------------------------------------------------------------- peers
+
+
+def start_peers(folder: Path, worlds: Sequence[World], size: Size) -> dict[str, subprocess.Popen[bytes]]:
+    """river's and frouros's detectors, each library in its own environment, side by side with ours."""
+    pools, job = folder / "pools.npz", folder / "job.json"
+    np.savez(pools, **{
+        f"{world.name}|{situation}|{stream}": values.astype(np.float32)
+        for world in worlds for situation, pool in world.pools.items() for stream, values in pool.streams.items()
+    })  # fmt: skip
+    job.write_text(json.dumps({
+        "worlds": [world.name for world in worlds], "scenarios": [*SCENARIOS, ("benign", 1.0)],
+        "per_look": WATCH.audit.rows, "warm_looks": size.warm_looks, "horizon": size.horizon, "runs": size.runs,
+        "null_looks": size.null_looks, "null_runs": size.peer_null_runs, "calibration_runs": size.calibration_runs,
+        "seeds": {"calibrate": 81, "null": 82, "measure": 83},
+    }))  # fmt: skip
+    running = {}
+    for name, requirements in (("river", RIVER), ("frouros", FROUROS)):
+        out = folder / f"{name}.json"
+        command = [str(part) for part in (peer(name, requirements), SCRIPTS / "detectors.py", name, pools, job, out)]
+        running[name] = subprocess.Popen(command)
+    return running
+
+
+def finished(folder: Path, name: str, process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
+    """What a peer has found, once it has.
+
+    :raises SystemExit: if it failed; its own words stand above then.
+    """
+    if process.wait():
+        raise SystemExit(f"the peer {name} failed")
+    found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def label_free(folder: Path, worlds: Sequence[World], size: Size) -> list[dict[str, Any]]:
+    """evidently's and frouros's tests of the inputs, which know of no loss; alarms a look."""
+    inputs, job = folder / "inputs.npz", folder / "columns.json"
+    generator = np.random.default_rng(91)
+    arrays = {}
+    for world in worlds:
+        before = world.pools["before"].inputs
+        arrays[f"{world.name}|reference"] = before[generator.integers(0, len(before), 2000)]
+        for situation, pool in world.pools.items():
+            arrays[f"{world.name}|{situation}"] = pool.inputs
+    np.savez(inputs, **arrays)
+    scenarios = [("before", 0.0), ("benign", 1.0), *((kind, 1.0) for kind in ("covariate", "label", "concept"))]
+    job.write_text(json.dumps({
+        "worlds": [world.name for world in worlds], "column_scenarios": scenarios, "rows_per_look": PER_LOOK,
+        "column_looks": size.column_looks, "check": 2,
+    }))  # fmt: skip
+    found = []
+    for name, python in (("evidently", peer("evidently_detection", EVIDENTLY)), ("frouros", peer("frouros", FROUROS))):
+        out = folder / f"{name}_columns.json"
+        subprocess.run([python, "-W", "ignore", SCRIPTS / "columns.py", name, inputs, job, out], check=True)
+        found += json.loads(out.read_text())
+    return found
+
+
+# --------------------------------------------------------------------------- judgement
+
+
+def judged(
+    worlds: Sequence[World],
+    ours: Sequence[Mapping[str, Any]],
+    peers: Sequence[Mapping[str, Any]],
+    by_columns: Sequence[Mapping[str, Any]],
+    size: Size,
+) -> tuple[list[Goal], dict[str, Any]]:
+    """The goals, and everything that they were made of."""
+    compared, goals = compared_with_peers(worlds, ours, peers, size, OURS)
+    counted = [found for found in compared if found["counted"]]
+    detail = {
+        "sizes": vars(size) | {"rows_per_look": PER_LOOK, "audited_per_look": WATCH.audit.rows},
+        "peers": [*RIVER, *FROUROS, *EVIDENTLY],
+        "notes": {
+            "delays": "looks from the change to the first alarm, 1 is the best; horizon + 1: never; "
+            "runs with an alarm before the change are left out of the quartiles and counted as `false`",
+            "counted": f"the student's error rises by {HARM} or more, and somebody finds it",
+            "false_alarms_10k_looks, alarms_on_benign_shift": "of either process, disagreement or outcomes, "
+            "on average over the worlds; lowest and highest of a world",
+        },
+        "scenarios": compared,
+        "slower_than_the_best_peer": [name_of(found) for found in counted if found["ratio"] > 1],
+        "slower_than_the_best_peer_told_our_losses": [
+            name_of(found) for found in counted if found["ratio_same_losses"] > 1
+        ],
+        "methods": [summarised(found, size) for found in (*ours, *peers)],
+        "other_tolerances": {
+            f"{tolerance:g}": {
+                goal.name: [goal.measured, goal.low, goal.high]
+                for goal in compared_with_peers(worlds, ours, peers, size, named(tolerance))[1]
+            }
+            for tolerance in sorted({method.tolerance for method in METHODS} - {WATCH.tolerance})
+        },
+        "inputs_only": list(by_columns),
+    }
+    return goals, detail
+
+
+def compared_with_peers(
+    worlds: Sequence[World],
+    ours: Sequence[Mapping[str, Any]],
+    peers: Sequence[Mapping[str, Any]],
+    size: Size,
+    names: tuple[str, str],
+) -> tuple[list[dict[str, Any]], list[Goal]]:
+    """Every scenario, and the goals, for our two processes of these ``names``."""
+    compared = [
+        scenario_compared(world, situation, share, ours, peers, size, names)
+        for world in worlds
+        for situation, share in SCENARIOS
+    ]
+    counted = [found for found in compared if found["counted"]]
+    both = [[found for found in ours if found["world"] == world.name and found["method"] in names] for world in worlds]
+    false = [sum(found["null_alarms"] / found["null_runs"] for found in pair) for pair in both]
+    benign = [sum(found_share(found["delays"]["benign 1"], size) for found in pair) for pair in both]
+    return compared, [
+        Goal("false_alarms_10k_looks", 0.01, "lower", statistics.mean(false), min(false), max(false)),
+        ratio_goal("delay_vs_best_calibrated_peer", 0.5, [found["ratio"] for found in counted]),
+        ratio_goal("delay_vs_best_peer_told_our_losses", 1.0, [found["ratio_same_losses"] for found in counted]),
+        Goal("alarms_on_benign_shift", 0.02, "lower", statistics.mean(benign), min(benign), max(benign)),
+    ]  # fmt: skip
+
+
+def scenario_compared(
+    world: World,
+    situation: str,
+    share: float,
+    ours: Sequence[Mapping[str, Any]],
+    peers: Sequence[Mapping[str, Any]],
+    size: Size,
+    names: tuple[str, str],
+) -> dict[str, Any]:
+    """Our median delay beside that of the fastest calibrated peer, told of errors and told of our losses."""
+    scenario, frozen = f"{situation} {share:g}", situation == "concept, teacher frozen"
+    process: Process = "brier" if frozen else "disagreement"
+    method = names[frozen]
+    before, after = world.pools["before"].streams, world.pools[situation].streams
+
+    def fastest(stream: str) -> tuple[float, str]:
+        return min(
+            (median_delay(found["delays"][scenario], size), found["method"])
+            for found in peers
+            if found["world"] == world.name and found["kind"] == "calibrated" and found["stream"] == stream
+        )
+
+    mine = next(found for found in ours if found["world"] == world.name and found["method"] == method)
+    delay = median_delay(mine["delays"][scenario], size)
+    rival, same = fastest("error"), fastest(process)
+    rise = {
+        stream: round(share * float(after[stream].mean() - before[stream].mean()), 4) for stream in ("error", process)
+    }
+    return {
+        "world": world.name, "scenario": scenario, "rise": rise, "method": method, "delay": delay,
+        "best_peer": rival, "best_peer_told_our_losses": same,
+        "ratio": delay / rival[0], "ratio_same_losses": delay / same[0],
+        "counted": rise["error"] >= HARM and min(delay, rival[0], same[0]) <= size.horizon,
+    }  # fmt: skip
+
+
+def ratio_goal(name: str, aim: float, ratios: Sequence[float]) -> Goal:
+    """Median and range over scenarios."""
+    return Goal(name, aim, "lower", statistics.median(ratios), min(ratios), max(ratios))
+
+
+def name_of(found: Mapping[str, Any]) -> str:
+    """A scenario in words, with both delays."""
+    return (
+        f"{found['world']}, {found['scenario']}: {found['delay']:g} looks; errors {found['best_peer'][0]:g} "
+        f"({found['best_peer'][1]}); our losses {found['best_peer_told_our_losses'][0]:g} "
+        f"({found['best_peer_told_our_losses'][1]})"
+    )
+
+
+def summarised(found: Mapping[str, Any], size: Size) -> dict[str, Any]:
+    """One method in one world, its delays as quartiles and rates."""
+    kept = {key: value for key, value in found.items() if key != "delays"}
+    return kept | {"delays": {name: quartiles(delays, size) for name, delays in found["delays"].items()}}
+
+
+def quartiles(delays: Sequence[int], size: Size) -> dict[str, float]:
+    """Quartiles of the delay, share of runs in which the change was found, and of those with an earlier alarm."""
+    valid = [delay for delay in delays if delay] or [size.horizon + 1]
+    low, middle, high = (float(q) for q in np.quantile(valid, [0.25, 0.5, 0.75]))
+    false = 1 - sum(delay > 0 for delay in delays) / len(delays)
+    return {"q25": low, "median": middle, "q75": high, "found": found_share(valid, size), "false": round(false, 4)}
+
+
+def median_delay(delays: Sequence[int], size: Size) -> float:
+    """Looks, ``horizon + 1`` if the change is mostly not found."""
+    return quartiles(delays, size)["median"]
+
+
+def found_share(delays: Sequence[int], size: Size) -> float:
+    """Share of runs with an alarm after the change and within the horizon."""
+    return sum(0 < delay <= size.horizon for delay in delays) / len(delays)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Other people's tools, each in its own environment, so that neither side's versions bend to the other's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["peer"]
+
+FOLDER = Path(__file__).parent.parent / ".venv-peers"
+
+
+def peer(name: str, requirements: Sequence[str]) -> Path:
+    """The Python of the environment ``.venv-peers/<name>``, made with ``requirements`` if it is not there.
+
+    :raises SystemExit: with pip's last words, if they cannot be installed.
+    """
+    folder = FOLDER / name
+    python, stamp = folder / "bin" / "python", folder / ".requirements"
+    wanted = "\n".join(requirements)
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return python
+    print(f"setting up {folder.relative_to(FOLDER.parent)} (once)", file=sys.stderr)
+    environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
+    for command in ([sys.executable, "-m", "venv", str(folder)],
+                    [str(python), "-m", "pip", "install", "--quiet", *requirements]):  # fmt: skip
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"the peer {name} cannot be installed:\n{done.stderr[-2000:]}")
+    stamp.write_text(wanted, encoding="utf-8")
+    return python

@@ -1,0 +1,171 @@
+"""What is usual: distances between stretches of the agent's own history, and losses while its model was good.
+
+Weeks differ. A fixed threshold on a distance mistakes this for drift, or is so wide that drift passes. Here each
+earlier stretch of the reference is held against the rest of it, as the current window is held against the reference
+later; a window has moved if it lies farther out than every one of those stretches did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stillhouse.drift.audit import strata
+from stillhouse.drift.distances import compare
+from stillhouse.drift.profile import Profile
+from stillhouse.errors import WindowError
+from stillhouse.records import ColumnDrift, LossBaseline, Screened, Screens
+
+__all__ = ["MIN_BLOCKS", "limits", "loss_baseline", "screened", "screens"]
+
+MIN_BLOCKS = 5
+"""Fewer stretches are no calibration: the chance of a false alarm is up to 1 / (stretches + 1) a window."""
+
+NEGLIGIBLE = 0.01
+"""A PSI below this is taken for this, a tenth of what is commonly read as stable: where a column hardly ever moves,
+ten times nothing is nothing."""
+
+MIN_STRETCH_ROWS = 10
+MIN_STRETCHES = 5
+WORSE = 0.9
+
+Array = np.ndarray[Any, Any]
+
+
+def screens(blocks: Sequence[Profile], block: timedelta) -> Screens:
+    """Each stretch of history against the rest of it.
+
+    The joint statistic of a stretch is its largest PSI in units of what is usual for the column, the largest PSI
+    of the *other* stretches: one number for all columns, so that no correction for their number is needed however
+    they are correlated.
+
+    :param blocks: profiles of the stretches, on one grid (``like=`` of the first), as long as a current window.
+    :param block: the length of a stretch.
+    :return: without columns and joint statistic if there are fewer than :data:`MIN_BLOCKS` stretches.
+    """
+    if len(blocks) < MIN_BLOCKS:
+        return Screens(block=block, blocks=len(blocks), columns={}, joint=())
+    psi = _left_out(blocks)
+    joint = [_statistic(row, np.delete(psi, number, axis=0).max(axis=0)) for number, row in enumerate(psi)]
+    return Screens(
+        block=block,
+        blocks=len(blocks),
+        columns={name: tuple(np.sort(psi[:, k]).tolist()) for k, name in enumerate(blocks[0].columns)},
+        joint=tuple(sorted(joint)),
+    )
+
+
+def screened(drifts: Sequence[ColumnDrift], screens: Screens) -> tuple[tuple[ColumnDrift, ...], Screened]:
+    """The drifts with their ``limit`` filled, and whether the window as a whole lies beyond what is usual.
+
+    A column's limit is the largest PSI of its stretches times the largest joint statistic. So the limits hold for
+    all columns at once: the window has moved if, and only if, a column lies beyond its limit, and of windows that
+    are like the history at most about one in ``blocks + 1`` does. The p-value is the conformal one,
+    ``(1 + stretches at least as far out) / (1 + stretches)`` (Vovk, Gammerman and Shafer 2005, "Algorithmic learning
+    in a random world", §2.2; as a test for outliers Bates, Candès, Lei, Romano and Sesia 2023, "Testing for outliers
+    with conformal p-values", §1). It is exact where stretches and window are exchangeable and scored alike; here the
+    window is held against one stretch more than the stretches were, which makes it, if anything, less unusual.
+
+    The promise is for windows of about as many rows as a stretch: a much smaller one differs by chance alone.
+
+    :param drifts: columns, outputs, or both; one without calibration keeps its limit and does not count.
+    """
+    if len(screens.joint) < MIN_BLOCKS:
+        nothing = Screened(blocks=screens.blocks, beyond=(), statistic=0.0, limit=0.0, p_value=1.0, moved=False)
+        return tuple(drifts), nothing
+    room, usual, limit = _room(screens), _usual(screens), limits(screens)
+    limited = tuple(
+        drift.model_copy(update={"limit": limit[drift.column]}) if drift.column in limit else drift for drift in drifts
+    )
+    ratios = {drift.column: drift.psi / usual[drift.column] for drift in drifts if drift.column in usual}
+    beyond = [drift.column for drift in limited if drift.column in usual and drift.unusual]
+    statistic = max(ratios.values(), default=0.0)
+    at_least = sum(value >= statistic for value in screens.joint)
+    return limited, Screened(
+        blocks=screens.blocks,
+        beyond=tuple(sorted(beyond, key=lambda name: -ratios[name])),
+        statistic=statistic,
+        limit=room,
+        p_value=(1 + at_least) / (1 + len(screens.joint)),
+        moved=bool(beyond),
+    )
+
+
+def limits(screens: Screens) -> dict[str, float]:
+    """The largest PSI that is usual, by column; empty without enough stretches. See :func:`screened`."""
+    return {name: _room(screens) * value for name, value in _usual(screens).items()}
+
+
+def loss_baseline(losses: Array, observed_at: pd.Series | Array, cluster: timedelta, block: timedelta) -> LossBaseline:
+    """What a loss was while the model was known to be good, and how far its mean swings by itself.
+
+    The standard error of the mean takes the rows of one ``cluster`` together (Liang and Zeger 1986, "Longitudinal
+    data analysis using generalized linear models", §3, with the factor G / (G − 1) for G clusters). From a single
+    cluster nothing can be estimated: then it is √(m(1 − m)), the largest that a variable in 0…1 with mean m has
+    (Bhatia and Davis 2000). ``usual`` is the 0.9 quantile of the means of the stretches of length ``block``, counted
+    back from the newest row, those of fewer than ten rows left out, and never below the mean; with fewer than five
+    stretches it is the mean.
+
+    :param losses: float ``[n]`` in 0…1.
+    :param observed_at: when each row was observed, ``[n]``: moments with a time zone, or nanoseconds since 1970.
+    :param cluster: rows observed in the same such stretch are one piece of evidence; zero: each row is.
+    :raises WindowError: if there are no losses.
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    if not len(losses):
+        raise WindowError("a baseline of losses needs rows; there are none")
+    moments = pd.DatetimeIndex(pd.to_datetime(observed_at, utc=True)).as_unit("ns").asi8
+    clusters = strata(moments, cluster)
+    count, error = _clustered_error(losses, np.arange(len(losses)) if clusters is None else clusters)
+    mean = float(losses.mean())
+    stretches = _stretch_means(losses, moments, block)
+    usual = float(np.quantile(stretches, WORSE)) if len(stretches) >= MIN_STRETCHES else mean
+    return LossBaseline(
+        mean=mean, standard_error=error, rows=len(losses), clusters=count, usual=max(mean, usual)
+    )  # fmt: skip
+
+
+def _room(screens: Screens) -> float:
+    """How far beyond what is usual the most unusual stretch lay, at least 1."""
+    return max(1.0, *screens.joint) if screens.joint else 1.0
+
+
+def _usual(screens: Screens) -> dict[str, float]:
+    """The largest PSI of the stretches, by column."""
+    return {name: max(values[-1], NEGLIGIBLE) for name, values in screens.columns.items()}
+
+
+def _left_out(blocks: Sequence[Profile]) -> Array:
+    """PSI of each stretch against all others together, float64 ``[n, C]``."""
+    whole = blocks[0]
+    for part in blocks[1:]:
+        whole = whole + part
+    return np.array([[drift.psi for drift in compare(whole - part, part)] for part in blocks])
+
+
+def _statistic(psi: Array, usual: Array) -> float:
+    """The largest PSI ``[C]`` in units of what is usual ``[C]``."""
+    return float(np.max(psi / np.maximum(usual, NEGLIGIBLE), initial=0.0))
+
+
+def _clustered_error(losses: Array, clusters: Array) -> tuple[int, float]:
+    """How many clusters there are, and the standard error of the mean with the rows of each taken as one."""
+    distinct, index = np.unique(clusters, return_inverse=True)
+    count, mean = len(distinct), losses.mean()
+    if count < 2:
+        return count, float(np.sqrt(max(0.0, mean * (1 - mean))))
+    sums = np.bincount(index, weights=losses - mean)
+    return count, float(np.sqrt(count / (count - 1) * np.sum(sums**2)) / len(losses))
+
+
+def _stretch_means(losses: Array, moments: Array, block: timedelta) -> Array:
+    """Mean loss of each stretch that has enough rows."""
+    length = block // timedelta(microseconds=1) * 1000
+    _, index = np.unique((moments.max() - moments) // length, return_inverse=True)
+    rows = np.bincount(index)
+    means: Array = (np.bincount(index, weights=losses) / rows)[rows >= MIN_STRETCH_ROWS]
+    return means

@@ -1,0 +1,180 @@
+"""From observations and outcomes to evidence, step by step: which rows are audited, and what each step counts.
+
+A step is ``watch.every`` of the agent's life, however often a watch runs: one that comes late catches up, one that is
+repeated finds nothing left to do. So the promised average run length holds whatever the schedule does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stillhouse.config import Watch
+from stillhouse.drift import audit, evidence
+from stillhouse.drift.audit import Draws
+from stillhouse.records import Counted, EvidenceStep, short_id
+
+__all__ = [
+    "Planned",
+    "Span",
+    "arrivals",
+    "audited_losses",
+    "brier",
+    "by_cluster",
+    "complete_steps",
+    "count_audit",
+    "count_outcomes",
+    "nanoseconds",
+    "pass_over",
+    "plan_audit",
+    "total_variation",
+]
+
+Array = np.ndarray[Any, Any]
+Span = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The audit of one step: its observations, in time's order, and the draws among them."""
+
+    span: Span
+    rows: pd.DataFrame
+    draws: Draws
+
+    @property
+    def drawn(self) -> pd.DataFrame:
+        """The drawn observations, one row per draw."""
+        return self.rows.iloc[self.draws.rows]
+
+
+def complete_steps(start: datetime, until: datetime, every: timedelta) -> list[Span]:
+    """The whole steps ``[start, start + every), …`` that have ended by ``until``."""
+    return [(start + i * every, start + (i + 1) * every) for i in range(max(0, (until - start) // every))]
+
+
+def plan_audit(
+    rows: pd.DataFrame, scores: Array, steps: Sequence[Span], watch: Watch, cluster: timedelta, key: str
+) -> list[Planned]:
+    """Draw the rows to be audited in each of ``steps``; the same rows and key give the same draws.
+
+    :param rows: observations ordered by ``observed_at``, covering the steps.
+    :param scores: float ``[len(rows)]`` ≥ 0, where to look (:func:`stillhouse.drift.audit.scores`).
+    :param cluster: rows observed in the same such stretch are one piece of evidence.
+    :param key: what the draws are seeded by beside the step's start.
+    """
+    times = nanoseconds(rows)
+    planned = []
+    for start, end in steps:
+        first, last = np.searchsorted(times, [pd.Timestamp(start).value, pd.Timestamp(end).value])
+        chosen = rows.iloc[first:last]
+        strata = audit.strata(times[first:last], cluster)
+        seed = int(short_id(key, start.isoformat()), 16)
+        draws = audit.plan(scores[first:last], strata, watch.audit.rows, watch.audit.uniform_share, seed)
+        planned.append(Planned((start, end), chosen, draws))
+    return planned
+
+
+def count_audit(state: EvidenceStep, planned: Sequence[Planned], losses: Sequence[Array]) -> list[Counted]:
+    """Let the evidence take in the audited steps; ``losses`` has one float ``[draws]`` in 0…1 for each."""
+    counted = []
+    for plan, loss in zip(planned, losses, strict=True):
+        ids = plan.drawn["observation_id"].tolist()
+        units = audit.unit_means(plan.draws, loss)
+        state = evidence.advance(state, units, start=plan.span[0], end=plan.span[1], rows=len(set(ids)))
+        counted.append(
+            Counted(
+                step=state,
+                observation_ids=tuple(ids),
+                units=tuple(plan.draws.unit.tolist()),
+                probabilities=tuple(plan.draws.probability.tolist()),
+                weights=tuple(plan.draws.weight.tolist()),
+                losses=tuple(np.asarray(loss, dtype=np.float64).tolist()),
+            )
+        )
+    return counted
+
+
+def arrivals(audited: Sequence[Counted], known: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes of audited rows, one row per draw: ``known`` joined with the draw's weight, probability and unit.
+
+    :param known: ``observation_id, known_at`` and whatever else is to be kept, each observation once.
+    """
+    draws = pd.DataFrame(
+        [
+            (name, probability, weight, f"{number}/{unit}")
+            for number, each in enumerate(audited)
+            for name, probability, weight, unit in zip(
+                each.observation_ids, each.probabilities, each.weights, each.units, strict=True
+            )
+        ],
+        columns=["observation_id", "probability", "weight", "unit"],
+    )
+    return draws.merge(known, on="observation_id", how="inner")
+
+
+def count_outcomes(state: EvidenceStep, arrived: pd.DataFrame, steps: Sequence[Span]) -> list[Counted]:
+    """Let the evidence take in outcomes in the steps in which they became known.
+
+    The rows are not kept with the step: which outcomes became known in it, the table of outcomes says.
+
+    :param arrived: ``observation_id, known_at, loss`` (0…1), ``weight`` and ``unit``: losses of one unit that arrive in
+        one step are one bet, their weighted mean.
+    """
+    counted = []
+    for start, end in steps:
+        now = arrived[(arrived["known_at"] >= start) & (arrived["known_at"] < end)]
+        units = (now["loss"] * now["weight"]).groupby(now["unit"], sort=False).mean().to_numpy()
+        state = evidence.advance(state, units, start=start, end=end, rows=now["observation_id"].nunique())
+        counted.append(Counted(step=state))
+    return counted
+
+
+def by_cluster(rows: pd.DataFrame, cluster: timedelta) -> pd.DataFrame:
+    """Rows with weight 1, and as their unit the stretch of ``cluster`` that they were observed in; zero: their own."""
+    strata = audit.strata(nanoseconds(rows), cluster)
+    return rows.assign(weight=1.0, unit=np.arange(len(rows)) if strata is None else strata)
+
+
+def pass_over(state: EvidenceStep, steps: Sequence[Span]) -> list[Counted]:
+    """Steps of a window that was refused: nothing in them counts, for or against."""
+    if not steps:
+        return []
+    return [Counted(step=evidence.advance(state, np.empty(0), start=steps[0][0], end=steps[-1][1], rows=0))]
+
+
+def audited_losses(
+    planned: Sequence[Planned], student: Callable[[pd.DataFrame], Array], teacher: Callable[[pd.DataFrame], Array]
+) -> list[Array]:
+    """Total variation between teacher and student on every draw; the teacher is asked once for all steps."""
+    drawn = [plan.drawn for plan in planned]
+    together = pd.concat(drawn, ignore_index=True) if drawn else pd.DataFrame()
+    if together.empty:
+        return [np.empty(0) for _ in planned]
+    distance = total_variation(teacher(together), student(together))
+    return np.split(distance, np.cumsum([len(each) for each in drawn])[:-1])
+
+
+def total_variation(p: Array, q: Array) -> Array:
+    """½ Σ|p − q| of each row of two ``[n, K]``: float ``[n]`` in 0…1."""
+    distance: Array = np.minimum(1.0, 0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum(axis=1))
+    return distance
+
+
+def brier(probabilities: Array, outcomes: Array) -> Array:
+    """½ Σ(p − y)² of each row, ``[n, K]`` against action indices ``[n]``: float ``[n]`` in 0…1 (Brier 1950, halved)."""
+    truth = np.zeros_like(probabilities, dtype=np.float64)
+    truth[np.arange(len(outcomes)), outcomes] = 1.0
+    score: Array = np.minimum(1.0, 0.5 * np.square(probabilities - truth).sum(axis=1))
+    return score
+
+
+def nanoseconds(rows: pd.DataFrame) -> Array:
+    """``observed_at`` as int64 nanoseconds since the epoch, ``[n]``."""
+    moments: Array = rows["observed_at"].dt.as_unit("ns").astype("int64").to_numpy()
+    return moments

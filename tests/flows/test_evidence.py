@@ -1,0 +1,142 @@
+"""Through the flows: evidence under a budget of false alarms, and screens that tell benign from harmful."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse.config import load
+from stillhouse.drift.decide import decide_from_evidence
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import evidence_steps
+from tasks.common import registry
+from tasks.living import live
+from tests.flows import toy
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def base(day, agents: Path) -> KnowledgeBase:
+    """The toy under a budget instead of thresholds, with its first champion after twenty days."""
+    lines = (agents / "toy.yaml").read_text().splitlines()
+    budget = "  every: 12h\n  audit: {rows: 20}"
+    lines = [budget if line.startswith("  thresholds:") else line for line in lines]
+    text = "\n".join(lines).replace("train: 14d, test: 4d, current: 4d", "train: 14d, test: 4d, current: 2d")
+    (agents / "toy.yaml").write_text(text)
+    live.fn("toy", day(0), day(20))
+    refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    return KnowledgeBase(load("toy"))
+
+
+def looked(day, first: int, last: int):
+    """Live and watch, day by day; the verdicts."""
+    verdicts = []
+    for number in range(first, last + 1):
+        live.fn("toy", day(number - 1), day(number))
+        verdicts.append(watch.fn(agent="toy", as_of=day(number)))
+    return verdicts
+
+
+def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: KnowledgeBase) -> None:
+    calm = looked(day, 21, 24)
+    assert {verdict.response for verdict in calm} == {"hold"}
+    last = evidence_steps(calm[-1])
+    assert {step.process for step in last} == {"disagreement", "student_outcomes", "teacher_outcomes"}
+    assert all(step.end == day(24) and step.since == day(20) and not step.alarm for step in last)
+    assert calm[-1].cost is not None and calm[-1].cost.teacher_calls_since == 8 * 20
+
+    turned = looked(day, 25, 27)[-1]
+    assert (turned.outcome, turned.response) == ("teacher_failing", "renew"), turned.summary
+    assert decide_from_evidence(turned.evidence) == turned
+    live.fn("toy", day(27), day(33))
+    gate = refresh.fn(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
+    assert gate.outcome == "promoted", gate.summary
+
+    begun = looked(day, 34, 34)[0]
+    steps = evidence_steps(begun)
+    assert {step.since for step in steps} == {day(33)} and {step.champion for step in steps} == {
+        str(registry("toy").champion())
+    }
+    assert not any(step.alarm for step in steps)
+
+
+def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None:
+    live.fn("toy", day(20), day(23))
+    first = watch.fn(agent="toy", as_of=day(22))
+    counted = base.evidence("toy@" + registry("toy").champion().version, day(20))
+    asked = base.counts()["knowledge"]
+    again = watch.fn(agent="toy", as_of=day(22))
+    assert base.evidence("toy@" + registry("toy").champion().version, day(20)) == counted
+    assert base.counts()["knowledge"] == asked
+    assert evidence_steps(again) == evidence_steps(first)
+    assert again.cost is not None and again.cost.teacher_calls == 0
+    assert [verdict.verdict_id for verdict in base.verdicts() if verdict.kind == "watch"] == [first.verdict_id]
+
+    early = watch.fn(agent="toy", as_of=day(22) + 11 * HOUR)  # no step has ended since
+    assert [step.end for step in evidence_steps(early)] == [day(22)] * 3
+    audited = [each for each in counted if each.step.process == "disagreement"]
+    rows = base.observations(base.window("w", day(20), day(22))).set_index("observation_id")
+    for each in audited:  # every drawn row lies in its step, with the probability that it was drawn with
+        times = rows.loc[list(each.observation_ids), "observed_at"]
+        assert times.between(each.step.start, each.step.end, inclusive="left").all()
+        assert len(each.probabilities) == len(each.losses) == each.step.step_rows == 20
+
+
+def test_inputs_that_move_where_nothing_depends_on_them_are_benign(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = toy.observations
+    monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(
+        c=lambda rows: np.where(rows["c"].isna(), np.nan, 9 + rows["c"] / 10)
+    ))  # fmt: skip
+    verdict = looked(day, 21, 23)[-1]
+    assert (verdict.outcome, verdict.response) == ("benign_shift", "hold"), verdict.summary
+    assert "c" in verdict.summary and "no harm" in verdict.summary
+
+
+def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = toy.observations
+    with monkeypatch.context() as patch:
+        patch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(place="moon"))
+        broken = looked(day, 21, 21)[0]
+    assert broken.outcome == "data_broken"
+    assert {(step.end, step.looks) for step in base.latest_evidence()} == {(day(21), 0)}
+    after = looked(day, 22, 24)[-1]
+    assert after.response == "hold"
+    disagreement = next(step for step in evidence_steps(after) if step.process == "disagreement")
+    assert disagreement.end == day(24) and disagreement.looks < 6
+
+
+def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase) -> None:
+    looked(day, 21, 22)
+    models = registry("toy")
+    (run,) = models.client.search_runs([models.experiment_id], "tags.role = 'watch'")
+    assert run.data.tags["outcome"] and run.info.status == "FINISHED"
+    history = models.client.get_metric_history(run.info.run_id, "mean_loss.disagreement")
+    assert [point.timestamp for point in history] == [
+        int((day(20) + n * 12 * HOUR).timestamp() * 1000) for n in (1, 2, 3, 4)
+    ]
+    files = {file.path for folder in ("", "figures", "data_docs")
+             for file in models.client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
+    assert {"figures/drift_by_column.png", "figures/evidence.png", "verdict.json"} <= files
+    assert any(path.startswith("data_docs/") and path.endswith(".html") for path in files)
+    with get_client(sync_client=True) as client:
+        artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
+    shown = {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
+    assert "teacher was asked about 40 rows" in shown and "Evidence" in shown and run.info.run_id in shown
+    assert "data_docs" in shown
+
+
+def test_what_is_audited_and_known_within_one_watch_counts_for_the_teacher(day, base: KnowledgeBase) -> None:
+    live.fn("toy", day(20), day(22))
+    steps = {step.process: step for step in evidence_steps(watch.fn(agent="toy", as_of=day(22)))}
+    # outcomes are known a day later: of four steps' audits those of the first two
+    assert steps["disagreement"].rows == 80 and steps["teacher_outcomes"].rows == 40
+    assert steps["student_outcomes"].rows == toy.PER_DAY

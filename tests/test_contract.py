@@ -1,0 +1,292 @@
+"""A draft says what was seen, is accepted as it is, and lets the following weeks through."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from data_checks.check import check
+from stillhouse.config import AgentConfig, CategoryColumn, NumberColumn, load_file
+from stillhouse.contract import draft, rows_of
+from stillhouse.errors import PartError, SchemaError, WindowError
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import Window
+
+START = pd.Timestamp("2024-03-01T00:00Z")
+ROOT = Path(__file__).parent.parent
+
+
+def agent(current: str = "7d", **observations: Any) -> dict[str, Any]:
+    return {
+        "agent": "toy",
+        "actions": ["no", "yes"],
+        "observations": {
+            "source": "tests.test_contract:source",
+            "since": "2024-03-01T00:00:00Z",
+            "columns": {"temp": {"type": "number"}},
+            **observations,
+        },
+        "outcomes": {"source": "toy:outcomes", "delay": "1d"},
+        "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
+        "student": {"kind": "tabular"},
+        "windows": {"train": "8w", "test": "1w", "current": current},
+        "watch": {},
+    }
+
+
+def drafted(rows: pd.DataFrame, **given: Any) -> tuple[str, AgentConfig]:
+    """The draft, and the agent that takes it as it is."""
+    whole = agent(**given)
+    text = draft(rows, AgentConfig.model_validate(whole))
+    whole["observations"] = yaml.safe_load(text)["observations"]
+    return text, AgentConfig.model_validate(whole)
+
+
+def life(days: int = 28, per_day: int = 50, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    n = days * per_day
+    temp = rng.uniform(-3, 17, n)
+    return pd.DataFrame(
+        {
+            "observation_id": [f"o{seed}-{i}" for i in range(n)],
+            "observed_at": START + pd.to_timedelta(np.arange(n) * 86_400 // per_day, unit="s"),
+            "temp": temp,
+            "dewp": temp - rng.exponential(2, n) * (rng.random(n) < 0.8),
+            "humid": np.where(rng.random(n) < 0.01, 100, rng.uniform(20, 99, n)),
+            "rain": np.where(rng.random(n) < 0.1, rng.exponential(1, n), 0),
+            "gust": np.where(rng.random(n) < 0.6, np.nan, rng.uniform(20, 45, n)),
+            "weekday": rng.integers(0, 7, n),
+            "carrier": rng.choice(["AA", "NO", "9E"], n),
+            "ticket": [f"t{i}" for i in range(n)],
+        }
+    )
+
+
+def source(start: datetime, end: datetime) -> pd.DataFrame:
+    rows = life()
+    return rows[(rows["observed_at"] >= start) & (rows["observed_at"] < end)]
+
+
+def broken_source(start: datetime, end: datetime) -> pd.DataFrame:
+    raise OSError("no route to the feed")
+
+
+# --------------------------------------------------------------------------- what is drafted
+
+
+def test_ranges_are_wide_round_and_stop_where_nature_does():
+    rows = life()
+    rows.loc[:1, "temp"] = [-3, 17]
+    columns = drafted(rows)[1].observations.columns
+    assert columns["temp"] == NumberColumn(type="number", min=-25, max=40)
+    assert (columns["humid"].min, columns["humid"].max) == (0, 100)  # a percentage
+    assert (columns["weekday"].min, columns["weekday"].max) == (0, 6)  # many rows lie on both ends
+    assert columns["rain"].min == 0 and columns["rain"].max > 6
+    assert columns["gust"].min == 0 and columns["gust"].max == 70
+
+
+def test_a_range_keeps_what_was_seen_whatever_its_size():
+    rng = np.random.default_rng(3)
+    rows = life(4)
+    for _ in range(200):
+        values = rng.normal(size=len(rows)) * 10.0 ** rng.integers(-8, 9) + rng.normal() * 10.0 ** rng.integers(-8, 9)
+        text, config = drafted(rows[["observation_id", "observed_at"]].assign(temp=values))
+        column = config.observations.columns["temp"]
+        assert column.min <= values.min() and values.max() <= column.max, text
+        span = np.ptp(values)
+        assert column.max - column.min <= 3.6 * span + 1e-12 * np.abs(values).max(), text
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, -2.5, 1e300, float("inf")])
+def test_a_constant_says_nothing_but_its_sign(value):
+    column = drafted(life(4).assign(temp=value))[1].observations.columns["temp"]
+    wanted = (None, None) if value == np.inf else (None, 0) if value < 0 else (0, None)
+    assert (column.min, column.max) == wanted
+
+
+def test_missing_shares_leave_room():
+    columns = drafted(life())[1].observations.columns
+    assert columns["temp"].max_missing == 0 and 0.9 < columns["gust"].max_missing <= 1
+    rows = life()
+    rows.loc[:9, "temp"] = np.nan  # a fifth of one day, and under 1 % of all
+    assert drafted(rows)[1].observations.columns["temp"].max_missing == pytest.approx(0.3)
+
+
+def test_categories_are_closed_where_few_and_known_early():
+    text, config = drafted(life())
+    assert config.observations.columns["carrier"] == CategoryColumn(
+        type="category", values=("9E", "AA", "NO"), max_unknown=0.02
+    )
+    assert "# ticket: left out; nearly every row has another value" in text
+    many = drafted(life().assign(carrier=[f"c{i % 60}" for i in range(1400)]))[1].observations.columns["carrier"]
+    new = drafted(life().assign(carrier=[f"c{i // 50}" for i in range(1400)]))[1].observations.columns["carrier"]
+    assert many.values is None and new.values is None
+
+
+def test_what_the_file_says_is_kept():
+    kept = {
+        "columns": {
+            "carrier": {"type": "category", "drift": False},
+            "temp": {"type": "number", "min": -1, "max_missing": 0.25, "drift": False},
+            "later": {"type": "number", "max": 3},
+        },
+        "freshness": "90s", "volume": {"min_per_day": 1}, "max_bad_rows": 0.125, "min_rows": 7,
+        "unique": [["observed_at", "carrier"]],
+        "rules": [{"type": "ordered", "low": "later", "high": "temp", "max_broken": 0.5}],
+    }  # fmt: skip
+    rows = life()
+    rows.loc[:1, "temp"] = [-3, 17]
+    text, config = drafted(rows, **kept)
+    found = config.observations
+    assert list(found.columns)[:3] == ["carrier", "temp", "later"]
+    assert found.columns["temp"] == NumberColumn(type="number", min=-1, max=40, max_missing=0.25, drift=False)
+    assert found.columns["later"] == NumberColumn(type="number", max=3) and "not in these rows" in text
+    assert not found.columns["carrier"].drift and found.columns["carrier"].values == ("9E", "AA", "NO")
+    assert (found.freshness, found.volume.min_per_day) == (timedelta(seconds=90), 1)
+    assert (found.max_bad_rows, found.min_rows) == (0.125, 7)
+    assert found.unique[0] == ("observed_at", "carrier") and found.rules[0].max_broken == 0.5
+    assert "of the rows are outside" in text
+
+
+def test_freshness_and_volume_come_from_days_and_silences():
+    text, config = drafted(life())
+    assert config.observations.freshness == timedelta(hours=1) and "longest time without a row: 28m 48s" in text
+    assert (config.observations.volume.min_per_day, config.observations.volume.max_per_day) == (25, 100)
+    silent = life().drop(index=range(200, 400))
+    text, config = drafted(silent)
+    assert config.observations.freshness is None and "left out" in text
+    assert config.observations.volume.min_per_day is None
+    hourly = drafted(life(), current="1h")[1].observations
+    assert hourly.freshness is None and hourly.volume.max_per_day >= 96  # an hour with two or three rows
+
+
+def test_rules_are_those_that_chance_would_break():
+    rules = drafted(life())[1].observations.rules
+    assert [(rule.low, rule.high) for rule in rules] == [("dewp", "temp")]
+    rng = np.random.default_rng(1)
+    for seed in range(5):
+        rows = life(seed=seed)
+        loose = rows[["observation_id", "observed_at"]].assign(temp=rng.normal(size=1400), other=rng.normal(size=1400))
+        assert drafted(loose)[1].observations.rules == ()
+
+
+def test_a_rule_that_follows_from_two_others_is_left_out():
+    rows = life()
+    rows = rows.assign(low=rows["dewp"] - np.random.default_rng(0).exponential(1, len(rows)))
+    assert {(rule.low, rule.high) for rule in drafted(rows)[1].observations.rules} == {
+        ("low", "dewp"),
+        ("dewp", "temp"),
+    }
+
+
+def test_pairs_and_unique_combinations():
+    rng = np.random.default_rng(2)
+    rows = life()
+    slots = pd.MultiIndex.from_product([rows["observed_at"].unique()[::40], list("ABCDE"), list("xyz")])
+    some = rng.permutation(len(slots))[:400]
+    rows = rows.iloc[:400].assign(
+        observed_at=slots.get_level_values(0)[some], seat=slots.get_level_values(1)[some],
+        row=slots.get_level_values(2)[some],
+    )  # fmt: skip
+    rows["zone"] = rows["seat"].map({"A": "front", "B": "front", "C": "back", "D": "back", "E": "back"})
+    config = drafted(rows.drop(columns=["dewp"]))[1]
+    assert ("observed_at", "seat", "row") in config.observations.unique
+    (pairs,) = config.observations.rules
+    assert set(pairs.columns) == {"seat", "zone"} and len(pairs.allowed) == 5
+
+
+def test_columns_that_are_no_features_are_left_out():
+    rows = life(8).assign(when=START, nothing=None, lists=[[1]] * 400, z=1j, flag=True)
+    rows[7] = 1.0
+    rows["a: #b"] = 1.5
+    text, config = drafted(rows)
+    assert {"when", "nothing", "lists", "z", "ticket"} & config.observations.columns.keys() == set()
+    assert text.count("left out;") == 6
+    assert {"flag", "a: #b"} <= config.observations.columns.keys()
+
+
+def test_rows_that_cannot_be_drafted_from():
+    config = AgentConfig.model_validate(agent())
+    with pytest.raises(WindowError, match=r"has 50 rows, and a draft needs 100"):
+        draft(life(1), config)
+    with pytest.raises(SchemaError, match="lack observed_at"):
+        draft(life().drop(columns="observed_at"), config)
+    with pytest.raises(SchemaError, match="time zone"):
+        draft(life().assign(observed_at=pd.Timestamp("2024-01-01")), config)
+
+
+def test_any_frame_gives_a_draft_that_is_accepted_and_keeps_its_own_rows():
+    """Whatever the columns: the draft loads, and the window that it was drafted from keeps it."""
+    rng = np.random.default_rng(11)
+    for seed in range(25):
+        rows = life(9, seed=seed)[["observation_id", "observed_at", "temp"]]
+        for i in range(rng.integers(1, 8)):
+            values = [
+                rng.normal(size=450) * 10.0 ** rng.integers(-3, 4), rng.integers(-2, 3, 450), rng.choice([0, 1], 450),
+                rng.choice(["a", "yes", "1", "", "é: {"], 450), np.zeros(450), rng.uniform(size=450).astype("float32"),
+                np.round(rng.exponential(size=450), 1), rng.choice(["x", "y"], 450),
+            ][rng.integers(8)]  # fmt: skip
+            rows[f"c{i}"] = pd.Series(values).mask(rng.random(450) < rng.choice([0, 0, 0.02, 0.5]))
+        text, config = drafted(rows)
+        window = Window(name="drafted", start=START.to_pydatetime(), end=(START + pd.Timedelta("9D")).to_pydatetime())
+        report, bad = check(rows, window, config)
+        assert report.failures == () and bad.empty, text
+
+
+# --------------------------------------------------------------------------- where rows come from
+
+
+def test_rows_come_from_the_source_until_the_knowledge_base_has_some(tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path))
+    config = AgentConfig.model_validate(agent())
+    days = timedelta(days=10)
+    assert len(rows_of(config, None, None, days)) == 500
+    end = datetime(2024, 3, 21, tzinfo=UTC)
+    assert rows_of(config, None, end, days)["observed_at"].min() == pd.Timestamp("2024-03-11T00:00Z")
+    KnowledgeBase(config).append_observations(life(15), batch="b")
+    newest = rows_of(config, None, None, days)
+    assert len(newest) == 500 and newest["observed_at"].max() == life(15)["observed_at"].max()
+    assert "carrier" not in newest and "carrier" in rows_of(config, None, None, days, ask_source=True)
+    start = datetime(2024, 3, 2, tzinfo=UTC)
+    assert len(rows_of(config, start, datetime(2024, 3, 4, tzinfo=UTC), days)) == 100
+
+
+def test_a_source_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path))
+    config = AgentConfig.model_validate(agent(source="tests.test_contract:broken_source"))
+    with pytest.raises(PartError, match=r"observations\.source fails from 2024-03-01 .*OSError: no route to the feed"):
+        rows_of(config, None, None, timedelta(days=1))
+
+
+# --------------------------------------------------------------------------- real flights
+
+
+def test_the_draft_of_january_lets_the_following_weeks_of_flights_through(tmp_path):
+    from examples.flights import departures
+
+    file = ROOT / "agents" / "flights.yaml"
+    flights = load_file(file)
+    bare = {"source": "examples.flights:departures", "since": "2013-01-01T05:00:00Z",
+            "columns": {"minute": {"type": "number"}}}  # fmt: skip
+    since = flights.observations.since
+    section = type(flights.observations).model_validate(bare)
+    text = draft(departures(since, since + timedelta(weeks=4)), flights.model_copy(update={"observations": section}))
+
+    whole = yaml.safe_load(file.read_text(encoding="utf-8"))
+    whole["observations"] = yaml.safe_load(text)["observations"]
+    whole["promotion"] = {}
+    (tmp_path / "flights.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+    config = load_file(tmp_path / "flights.yaml")
+    assert set(config.observations.columns) == set(flights.observations.columns)
+    assert {("dewp", "temp"), ("visib_3h", "visib")} <= {(rule.low, rule.high) for rule in config.observations.rules}
+    for week in (4, 12, 22, 27, 34, 47):
+        start = since + timedelta(weeks=week)
+        window = Window(name="current", start=start, end=start + timedelta(weeks=1))
+        report, bad = check(departures(start, window.end), window, config)
+        assert not report.broken and len(bad) < 0.02 * report.rows, [failure.text for failure in report.failures]
