@@ -26,6 +26,7 @@ from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant
 
 __all__ = [
+    "DATA_DOCS",
     "AgentName",
     "Champion",
     "champion_parts",
@@ -39,6 +40,10 @@ __all__ = [
 ]
 
 AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="an agent file's name, e.g. flights")]
+
+
+DATA_DOCS = "data_docs/data_checks.html"
+"""The artifact of a run that shows what its data was asked and how it answered."""
 
 
 async def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -45,7 +45,7 @@ from stillhouse.records import (
 from stillhouse.registry import Lineage
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
-from tasks.common import engine_task, knowledge_base, labelled, registry, training_rows
+from tasks.common import DATA_DOCS, engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
     "closing_run_on_failure",
@@ -104,6 +104,8 @@ def open_refresh(
         name=f"refresh {as_of:%Y-%m-%d} ({trigger})",
     )
     _log_cause(agent, cause, run_id)
+    if data.docs:
+        models.log_file(run_id, Path(data.docs).read_bytes(), DATA_DOCS)
     return Refresh(**common, run_id=run_id, verdict=verdict)
 
 

@@ -29,7 +29,7 @@ from stillhouse.records import (
     evidence_steps,
 )
 from stillhouse.registry.connection import without_credentials
-from tasks.common import engine_task, knowledge_base, registry
+from tasks.common import DATA_DOCS, engine_task, knowledge_base, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
@@ -45,7 +45,7 @@ def publish_watch(verdict: Verdict, data: DataReport, report: DriftReport | None
     parts += [f"## {title}\n\n{_picture(png, title)}" for title, png in figures.items()]
     if report is not None:
         parts += ["## Columns", _drift(report), _slices(report.slices)]
-    parts += [f"MLflow run {_link(agent, run)}"] if run else []
+    parts += [_links(agent, run)] if run else []
     create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"watch-{agent}", description=_line(verdict))
 
 
@@ -62,7 +62,7 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
         "## Scorecards",
         _scorecards(cards),
         _picture(_png(tradeoff(proof)), "bytes, latency and AUC"),
-        f"MLflow run {_link(job.agent, job.run_id)}",
+        _links(job.agent, job.run_id),
     ]
     create_markdown_artifact("\n\n".join(parts), key=f"refresh-{job.agent}", description=_line(verdict))
 
@@ -89,12 +89,13 @@ def _reasons(reasons: tuple[Reason, ...]) -> str:
     return "\n".join(f"- {'**crossed**' if r.crossed else 'held'} `{r.measure}`: {r.text}" for r in reasons)
 
 
-def _link(agent: str, run_id: str) -> str:
-    """The run's id; a link to its page where MLflow is a server."""
+def _links(agent: str, run_id: str) -> str:
+    """The MLflow run and its page of data checks: links where MLflow is a server, else where they are to be found."""
     models = registry(agent)
     if not models.uri.startswith("http"):
-        return f"`{run_id}`"
-    return f"[`{run_id}`]({without_credentials(models.uri)}/#/experiments/{models.experiment_id}/runs/{run_id})"
+        return f"MLflow run `{run_id}`, data checks in its artifact `{DATA_DOCS}`"
+    page = f"{without_credentials(models.uri)}/#/experiments/{models.experiment_id}/runs/{run_id}"
+    return f"[MLflow run `{run_id}`]({page}) · [data checks]({page}/artifacts/{DATA_DOCS})"
 
 
 # --------------------------------------------------------------------------- a watch
@@ -138,7 +139,7 @@ def _log_watch(
         models.log_file(run_id, png, f"figures/{title.lower().replace(' ', '_')}.png")
     models.log_record(run_id, verdict, "verdict.json")
     if data.docs:
-        models.log_file(run_id, Path(data.docs).read_bytes(), "data_docs/data_checks.html")
+        models.log_file(run_id, Path(data.docs).read_bytes(), DATA_DOCS)
     models.tag(run_id, outcome=verdict.outcome, data_docs=data.docs, **{"mlflow.note.content": verdict.summary})
     return run_id
 

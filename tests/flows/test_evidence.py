@@ -132,6 +132,8 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase) -> N
     shown = {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
     assert "teacher was asked about 40 rows" in shown and "Evidence" in shown and run.info.run_id in shown
     assert "data_docs" in shown
+    (first,) = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
+    assert [file.path for file in models.client.list_artifacts(first.info.run_id, "data_docs")]
 
 
 def test_what_is_audited_and_known_within_one_watch_counts_for_the_teacher(day, base: KnowledgeBase) -> None:
