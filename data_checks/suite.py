@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -79,17 +80,22 @@ def build_suite(
 
 def parameters(window: Window, observations: Observations) -> dict[str, Any]:
     """The suite parameters of one window: its bounds, the oldest newest row, and the numbers of rows allowed."""
-    days, volume = (window.end - window.start).total_seconds() / 86_400, observations.volume
-    low = None if volume is None or volume.min_per_day is None else math.ceil(volume.min_per_day * days - 1e-9)
-    high = None if volume is None or volume.max_per_day is None else math.floor(volume.max_per_day * days + 1e-9)
+    days, volume = lived_days(window, observations), observations.volume
+    low = volume.min_per_day if volume else None
+    high = volume.max_per_day if volume and days else None
     end = pd.Timestamp(window.end)
     return {
         "start": pd.Timestamp(window.start),
         "end": end,
         "fresh_from": end - (observations.freshness or pd.Timedelta(0)),
-        "min_rows": low or 0,
-        "max_rows": high if high is not None else sys.maxsize,
+        "min_rows": 0 if low is None else math.ceil(low * days - 1e-9),
+        "max_rows": sys.maxsize if high is None else math.floor(high * days + 1e-9),
     }
+
+
+def lived_days(window: Window, observations: Observations) -> float:
+    """Days of the window in which rows can be: what lies before ``observations.since`` does not count."""
+    return max(window.end - max(window.start, observations.since), timedelta(0)) / timedelta(days=1)
 
 
 def required_columns(config: AgentConfig) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from data_checks.suite import KNOWN_BY_ALL, required_columns
+from data_checks.suite import KNOWN_BY_ALL, lived_days, required_columns
 from data_checks.validate import error_in
 from stillhouse.config import AgentConfig
 from stillhouse.records import CheckFailure, Window
@@ -146,7 +146,7 @@ def _stale(newest: Any, window: Window, config: AgentConfig) -> str:
 
 
 def _volume(rows: int, window: Window, config: AgentConfig) -> str:
-    days, volume = (window.end - window.start).total_seconds() / 86_400, config.observations.volume
+    days, volume = lived_days(window, config.observations), config.observations.volume
     assert volume is not None  # the expectation comes from it
     ends = [
         f"at {word} {bound:g}"

@@ -216,6 +216,8 @@ def _picture(png: bytes, what: str) -> str:
 
 
 def _png(figure: Figure) -> bytes:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out; savefig would do it twice more
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()

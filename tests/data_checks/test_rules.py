@@ -149,6 +149,17 @@ def test_volume_is_by_the_length_of_the_window(rows, checked):
     assert checked(volume={"min_per_day": 14}, frame=rows.iloc[:97])[0].broken
 
 
+def test_what_lies_before_the_history_begins_is_no_day_without_rows(rows, window, configured):
+    def refused(since: pd.Timestamp, frame: pd.DataFrame = rows, **volume: float) -> list[str]:
+        config = configured(columns=COLUMNS, since=since, volume=volume)
+        return [failure.text for failure in check(frame, window, config)[0].failures]
+
+    three_days = window.end - pd.Timedelta("3D")
+    assert not refused(three_days, min_per_day=30)  # 100 rows in three days, not in seven
+    assert refused(three_days, rows.iloc[:89], min_per_day=30)[0].startswith("89 rows in 3 days are 29.67 a day")
+    assert not refused(window.end, min_per_day=30, max_per_day=31)
+
+
 def test_no_row_left_is_neither_fresh_nor_enough(rows, checked):
     rows["temp"] = 99.0
     report, reasons = checked(max_bad_rows=1, freshness="1d", volume={"min_per_day": 1})
