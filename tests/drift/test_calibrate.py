@@ -227,6 +227,12 @@ def test_rows_of_one_cluster_count_as_one():
     assert apart.standard_error < 0.5 * seven.standard_error
 
 
+def test_a_busy_hour_counts_no_more_than_a_quiet_one():
+    losses, hours = np.array([0.9] * 99 + [0.1]), np.array([0.0] * 99 + [1.5])
+    assert loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK).mean == pytest.approx(0.5)
+    assert loss_baseline(losses, moments(hours), timedelta(0), WEEK).mean == pytest.approx(0.892)
+
+
 def test_the_clustered_standard_error_is_right():
     generator, means, errors = np.random.default_rng(2), [], []
     for _ in range(400):

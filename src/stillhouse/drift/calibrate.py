@@ -103,12 +103,11 @@ def limits(screens: Screens) -> dict[str, float]:
 def loss_baseline(losses: Array, observed_at: pd.Series | Array, cluster: timedelta, block: timedelta) -> LossBaseline:
     """What a loss was while the model was known to be good, and how far its mean swings by itself.
 
-    The standard error of the mean takes the rows of one ``cluster`` together (Liang and Zeger 1986, "Longitudinal
-    data analysis using generalized linear models", §3, with the factor G / (G − 1) for G clusters). From a single
-    cluster nothing can be estimated: then it is √(m(1 − m)), the largest that a variable in 0…1 with mean m has
-    (Bhatia and Davis 2000). ``usual`` is the 0.9 quantile of the means of the stretches of length ``block``, counted
-    back from the newest row, those of fewer than ten rows left out, and never below the mean; with fewer than five
-    stretches it is the mean.
+    As in the evidence, the rows of one ``cluster`` are one observation, their mean; ``mean`` is the mean of those, and
+    its standard error theirs. From a single cluster no error can be estimated: then it is √(m(1 − m)), the largest that
+    a variable in 0…1 with mean m has (Bhatia and Davis 2000). ``usual`` is the 0.9 quantile of the means of the
+    stretches of length ``block``, counted back from the newest row, those of fewer than ten rows left out, and never
+    below the mean; with fewer than five stretches it is the mean.
 
     :param losses: float ``[n]`` in 0…1.
     :param observed_at: when each row was observed, ``[n]``: moments with a time zone, or nanoseconds since 1970.
@@ -119,14 +118,14 @@ def loss_baseline(losses: Array, observed_at: pd.Series | Array, cluster: timede
     if not len(losses):
         raise WindowError("a baseline of losses needs rows; there are none")
     moments = pd.DatetimeIndex(pd.to_datetime(observed_at, utc=True)).as_unit("ns").asi8
-    clusters = strata(moments, cluster)
-    count, error = _clustered_error(losses, np.arange(len(losses)) if clusters is None else clusters)
-    mean = float(losses.mean())
-    stretches = _stretch_means(losses, moments, block)
+    units, first, rows = _clustered(losses, moments, cluster)
+    mean = float(units.mean())
+    error = units.std(ddof=1) / np.sqrt(len(units)) if len(units) > 1 else np.sqrt(max(0.0, mean * (1 - mean)))
+    stretches = _stretch_means(units, first, rows, block)
     usual = float(np.quantile(stretches, WORSE)) if len(stretches) >= MIN_STRETCHES else mean
     return LossBaseline(
-        mean=mean, standard_error=error, rows=len(losses), clusters=count, usual=max(mean, usual)
-    )  # fmt: skip
+        mean=mean, standard_error=float(error), rows=len(losses), clusters=len(units), usual=max(mean, usual)
+    )
 
 
 def _room(screens: Screens) -> float:
@@ -152,20 +151,19 @@ def _statistic(psi: Array, usual: Array) -> float:
     return float(np.max(psi / np.maximum(usual, NEGLIGIBLE), initial=0.0))
 
 
-def _clustered_error(losses: Array, clusters: Array) -> tuple[int, float]:
-    """How many clusters there are, and the standard error of the mean with the rows of each taken as one."""
-    distinct, index = np.unique(clusters, return_inverse=True)
-    count, mean = len(distinct), losses.mean()
-    if count < 2:
-        return count, float(np.sqrt(max(0.0, mean * (1 - mean))))
-    sums = np.bincount(index, weights=losses - mean)
-    return count, float(np.sqrt(count / (count - 1) * np.sum(sums**2)) / len(losses))
-
-
-def _stretch_means(losses: Array, moments: Array, block: timedelta) -> Array:
-    """Mean loss of each stretch that has enough rows."""
-    length = block // timedelta(microseconds=1) * 1000
-    _, index = np.unique((moments.max() - moments) // length, return_inverse=True)
+def _clustered(losses: Array, moments: Array, cluster: timedelta) -> tuple[Array, Array, Array]:
+    """Mean loss, first moment and rows of each cluster, ``[G]``."""
+    numbers = strata(moments, cluster)
+    _, index = np.unique(np.arange(len(losses)) if numbers is None else numbers, return_inverse=True)
     rows = np.bincount(index)
-    means: Array = (np.bincount(index, weights=losses) / rows)[rows >= MIN_STRETCH_ROWS]
-    return means
+    first = np.full(len(rows), np.iinfo(np.int64).max)
+    np.minimum.at(first, index, moments)
+    return np.bincount(index, weights=losses) / rows, first, rows
+
+
+def _stretch_means(units: Array, first: Array, rows: Array, block: timedelta) -> Array:
+    """Mean of the clusters of each stretch that has enough rows."""
+    length = block // timedelta(microseconds=1) * 1000
+    _, index = np.unique((first.max() - first) // length, return_inverse=True)
+    means: Array = np.bincount(index, weights=units) / np.bincount(index)
+    return means[np.bincount(index, weights=rows) >= MIN_STRETCH_ROWS]
