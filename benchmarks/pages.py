@@ -29,10 +29,11 @@ MEANING = {
     "memory_vs_evidently": "our peak memory per byte of evidently's",
     "peak_mb_10m_rows": "peak memory of a scan of 10 M × 20 columns (MB)",
     "ks_error": "largest error of a Kolmogorov–Smirnov distance against the exact one",
-    "psi_error_percent": "largest error of a PSI against the exact one (%)",
+    "psi_error_percent": "largest error of a PSI (% of the exact value, or of 0.001 where that is larger)",
     "w1_error_percent": "largest error of a Wasserstein-1 distance against the exact one (%)",
     "false_alarms_10k_looks": "share of runs of 10,000 looks without drift that alarm, with our defaults",
     "delay_vs_best_calibrated_peer": "our delay in looks, relative to the best calibrated peer's (median of scenarios)",
+    "delay_vs_best_peer_told_our_losses": "the same where the peers are told our losses instead of errors",
     "alarms_on_benign_shift": "share of runs with a benign shift that alarm",
 }
 

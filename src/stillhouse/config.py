@@ -559,7 +559,7 @@ class FalseAlarms(Section):
 class Audit(Section):
     """The rows that the teacher is asked about, to see whether the student still agrees with it."""
 
-    rows: int = Field(default=10, ge=1, description="draws per step of evidence (`watch.every`)")
+    rows: int = Field(default=50, ge=1, description="draws per step of evidence (`watch.every`)")
     uniform_share: float = Field(
         default=0.5, gt=0, le=1, description="share drawn uniformly; the rest where the student is unsure or data moved"
     )
@@ -573,7 +573,7 @@ class Watch(Section):
         default=FalseAlarms(), description="budget of the evidence processes; null: thresholds alone decide"
     )
     tolerance: float = Field(
-        default=0.01, ge=0, lt=1, description="rise of disagreement, or of the Brier score, that is no harm"
+        default=0.02, ge=0, lt=1, description="rise of disagreement, or of the Brier score, that is no harm"
     )
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()

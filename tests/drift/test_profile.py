@@ -33,6 +33,8 @@ COLUMNS = {
     "hour": NumberColumn(type="number", drift=False),
 }
 
+CHANCES = (0.1, 0.3, 0.598, 0.001, 0.001)
+
 SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda rng, n: rng.normal(size=n),
     "lognormal": lambda rng, n: rng.lognormal(0, 2, n),
@@ -47,7 +49,10 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "two scales": lambda rng, n: np.where(rng.random(n) < 0.5, rng.normal(size=n) * 1e-200, 1e200 * rng.random(n)),
     "constant at first": lambda rng, n: np.r_[np.zeros(n // 2), rng.normal(size=n - n // 2)],
     "with infinities": lambda rng, n: rng.choice([np.inf, -np.inf, 1.0, 2.0, -0.0], n),
-    "denormal": lambda rng, n: rng.integers(-5, 5, n) * 5e-324,
+    "around zero, of either sign": lambda rng, n: np.round(rng.normal(0, 0.2, n), 1),
+    "zeros and outliers": lambda rng, n: rng.normal(size=n) * rng.choice([-0.0, 0.0, 1.0, 1e-99, 1e99], n, p=CHANCES),
+    "positive with outliers": lambda rng, n: rng.random(n) * rng.choice([-1.0, 0.0, 1.0, 1e-99, 1e99], n, p=CHANCES),
+    "denormal": lambda rng, n: rng.integers(-5, 5, n) * -5e-324,
 }
 
 

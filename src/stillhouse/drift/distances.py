@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import compress, islice
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,8 @@ def column_drift(name: str, reference: ColumnProfile, current: ColumnProfile) ->
 
     :raises SchemaError: if one side is a number and the other a category.
     """
-    _, before, now = coarse_counts(reference, current)
+    shared = _shared(reference, current)
+    _, before, now = _coarse_counts(reference, current, shared)
     found = ColumnDrift(
         column=name,
         kind="number" if isinstance(reference, NumberProfile) else "category",
@@ -100,9 +102,9 @@ def column_drift(name: str, reference: ColumnProfile, current: ColumnProfile) ->
     assert isinstance(reference, CategoryProfile) and isinstance(current, CategoryProfile)
     return found.model_copy(
         update={
-            "effect": _total_variation(reference, current),
-            "unseen": tuple(_only_in(current, reference)[:NAMED]),
-            "vanished": tuple(_only_in(reference, current)[:NAMED]),
+            "effect": _total_variation(reference, current, shared),
+            "unseen": _first(() if reference.error else (v for v in current.counts if v not in reference.counts)),
+            "vanished": _first(() if current.error else compress(reference.counts, shared == 0)),
         }
     )
 
@@ -118,10 +120,18 @@ def coarse_counts(reference: ColumnProfile, current: ColumnProfile) -> tuple[lis
 
     :raises SchemaError: if one side is a number and the other a category.
     """
+    labels, before, now = _coarse_counts(reference, current, _shared(reference, current))
+    return list(labels), before, now
+
+
+def _coarse_counts(
+    reference: ColumnProfile, current: ColumnProfile, shared: Array
+) -> tuple[Iterator[str], Array, Array]:
+    """As :func:`coarse_counts`; the labels are made when they are asked for."""
     if isinstance(reference, NumberProfile) and isinstance(current, NumberProfile):
         return _number_counts(reference, current)
     if isinstance(reference, CategoryProfile) and isinstance(current, CategoryProfile):
-        return _category_counts(reference, current)
+        return _category_counts(reference, current, shared)
     raise SchemaError(f"a {reference.kind} cannot be compared with a {current.kind}")
 
 
@@ -147,12 +157,12 @@ def _last_cells(reference: NumberProfile) -> Array:
     return np.array(sorted({*deciles, *(cell - 1 for cell in atoms)}))
 
 
-def _number_counts(reference: NumberProfile, current: NumberProfile) -> tuple[list[str], Array, Array]:
+def _number_counts(reference: NumberProfile, current: NumberProfile) -> tuple[Iterator[str], Array, Array]:
     shift = max(reference.shift, current.shift)
     reference, current = reference.at(shift), current.at(shift)
     last = _last_cells(reference)
     before, now = (np.append(_between(last, side), side.missing) for side in (reference, current))
-    return [*_labels(last, shift), "missing"], before, now
+    return _labels(last, shift), before, now
 
 
 def _between(last: Array, side: NumberProfile) -> Array:
@@ -161,10 +171,11 @@ def _between(last: Array, side: NumberProfile) -> Array:
     return np.diff(upto[np.searchsorted(side.cells, last, side="right")], prepend=0, append=upto[-1])
 
 
-def _labels(last: Array, shift: int) -> list[str]:
-    """What the bins are called; one that consists of a single cell is called by its value."""
+def _labels(last: Array, shift: int) -> Iterator[str]:
+    """What the bins are called, ``missing`` the last; one that consists of a single cell is called by its value."""
     if not len(last):
-        return ["(-∞, ∞)"]
+        yield from ("(-∞, ∞)", "missing")
+        return
     shown = _edges_shown(last.tolist(), shift)
     before_atom = [*(np.diff(last) == 1).tolist(), False]
     ends = [f"{shown[i + 1]})" if open_ else f"{shown[i]}]" for i, open_ in enumerate(before_atom)]
@@ -172,7 +183,7 @@ def _labels(last: Array, shift: int) -> list[str]:
         shown[i + 1] if before_atom[i] else f"({low}, {end}"
         for i, (low, end) in enumerate(zip(shown, ends[1:], strict=False))
     ]
-    return [f"(-∞, {ends[0]}", *inner, f"({shown[-1]}, ∞)"]
+    yield from (f"(-∞, {ends[0]}", *inner, f"({shown[-1]}, ∞)", "missing")
 
 
 def _edges_shown(cells: list[int], shift: int) -> list[str]:
@@ -223,25 +234,33 @@ def _wasserstein(values: Array, p: Array, q: Array) -> float | None:
     return min(float(np.dot(gap, np.diff(values / scale))) * scale, LARGEST)
 
 
-def _category_counts(reference: CategoryProfile, current: CategoryProfile) -> tuple[list[str], Array, Array]:
+def _shared(reference: ColumnProfile, current: ColumnProfile) -> Array:
+    """The current window's rows of each of the reference's values, int64 ``[V]``; empty unless both are categories."""
+    if not isinstance(reference, CategoryProfile) or not isinstance(current, CategoryProfile):
+        return np.empty(0, np.int64)
+    return np.array([current.counts.get(value, 0) for value in reference.counts], dtype=np.int64)
+
+
+def _category_counts(
+    reference: CategoryProfile, current: CategoryProfile, shared: Array
+) -> tuple[Iterator[str], Array, Array]:
     own = list(islice(reference.counts, OWN_BIN))
     before = [reference.counts[value] for value in own]
-    now = [current.counts.get(value, 0) for value in own]
-    unseen = sum(current.counts[value] for value in _only_in(current, reference))
+    now = shared[:OWN_BIN].tolist()
+    unseen = 0 if reference.error else sum(current.counts.values()) - int(shared.sum())
     present = [side.rows - side.missing for side in (reference, current)]
     before += [present[0] - sum(before), reference.missing, 0]
     now += [present[1] - sum(now) - unseen, current.missing, unseen]
-    return [*own, "others", "missing", "unseen"], np.array(before), np.array(now)
+    return iter((*own, "others", "missing", "unseen")), np.array(before), np.array(now)
 
 
-def _only_in(one: CategoryProfile, other: CategoryProfile) -> list[str]:
-    """Values that ``one`` has and ``other`` certainly lacks, the most frequent first."""
-    return [] if other.error else [value for value in one.counts if value not in other.counts]
+def _first(values: Iterable[str]) -> tuple[str, ...]:
+    """The most frequent of ``values``, which are in that order."""
+    return tuple(islice(values, NAMED))
 
 
-def _total_variation(reference: CategoryProfile, current: CategoryProfile) -> float:
+def _total_variation(reference: CategoryProfile, current: CategoryProfile, shared: Array) -> float:
     """Half the sum of the differences of all shares, that of the missing among them."""
     before = np.array([*reference.counts.values(), reference.others, reference.missing]) / reference.rows
-    now = np.array([*(current.counts.get(value, 0) for value in reference.counts), current.others, current.missing])
-    now = now / current.rows
+    now = np.append(shared, [current.others, current.missing]) / current.rows
     return float(np.abs(before - now).sum() + max(0.0, 1 - now.sum())) / 2
