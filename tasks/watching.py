@@ -167,26 +167,32 @@ def announce_drift(verdict: Verdict) -> None:
 
 
 def _states(base: KnowledgeBase, parts: Champion, as_of: datetime) -> list[EvidenceStep]:
-    """Where each process stands: at its last step, or at its beginning for a new champion or after a refresh."""
+    """Where each process stands: at its last step, or at its beginning.
+
+    It begins with a new champion, after a judged refresh, and when the budget or the tolerance was changed: evidence
+    gathered under one promise says nothing about another.
+    """
     refreshed, watch = base.last_refresh(before=as_of), base.config.watch
     latest = {step.process: step for step in base.latest_evidence()}
     states = []
     for process, baseline in parts.baseline.losses.items():
         last = latest.get(process)
-        if last and last.champion == str(parts.model) and (refreshed is None or last.since >= refreshed):
-            states.append(last)
-            continue
         beginnings = [parts.baseline.as_of, refreshed, last.end if last else None]
-        states.append(
-            evidence.start(
-                process,
-                str(parts.model),
-                since=max(each for each in beginnings if each is not None),
-                null_mean=evidence.null_mean(baseline, watch.tolerance),
-                average_run_length=watch.average_run_length or 1.0,
-            )
+        begun = evidence.start(
+            process,
+            str(parts.model),
+            since=max(each for each in beginnings if each is not None),
+            null_mean=evidence.null_mean(baseline, watch.tolerance),
+            average_run_length=watch.average_run_length or 1.0,
         )
+        states.append(last if last and _goes_on(last, begun, refreshed) else begun)
     return states
+
+
+def _goes_on(last: EvidenceStep, begun: EvidenceStep, refreshed: datetime | None) -> bool:
+    """Whether the evidence of ``last`` is about the same champion, with nothing decided since, under the same promise."""
+    same = (last.champion, last.null_mean, last.log_threshold) == (begun.champion, begun.null_mean, begun.log_threshold)
+    return same and (refreshed is None or last.since >= refreshed)
 
 
 def _advance(

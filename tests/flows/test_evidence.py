@@ -142,3 +142,13 @@ def test_what_is_audited_and_known_within_one_watch_counts_for_the_teacher(day, 
     # outcomes are known a day later: of four steps' audits those of the first two
     assert steps["disagreement"].rows == 80 and steps["teacher_outcomes"].rows == 40
     assert steps["student_outcomes"].rows == toy.PER_DAY
+
+
+def test_another_budget_or_tolerance_begins_the_evidence_anew(day, base: KnowledgeBase, agents: Path) -> None:
+    before = {step.process: step for step in evidence_steps(looked(day, 21, 21)[0])}
+    text = (agents / "toy.yaml").read_text()
+    (agents / "toy.yaml").write_text(text.replace("  every: 12h", "  every: 12h\n  tolerance: 0.1"))
+    after = {step.process: step for step in evidence_steps(looked(day, 22, 22)[0])}
+    for process, step in after.items():
+        assert step.since == day(21) and step.end == day(22)  # nothing counted twice, nothing left out
+        assert step.null_mean == pytest.approx(before[process].null_mean + 0.08)
