@@ -22,6 +22,7 @@ from stillhouse.errors import RegistryError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Baseline, ModelRef, Window
 from stillhouse.registry import Registry
+from stillhouse.registry.foreign import ForeignModels
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant
 
@@ -116,7 +117,7 @@ def champion_parts(agent: str, champion: ModelRef) -> Champion:
         champion,
         Variant(models.fetch(champion)),
         baseline,
-        ensemble.load(models.fetch(baseline.teacher), config.load(agent)),
+        ensemble.load(models.fetch(baseline.teacher), config.load(agent), ForeignModels()),
         Profile.from_bytes(models.profile(champion)),
     )
 

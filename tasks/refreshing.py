@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from stillhouse import config
@@ -18,15 +19,26 @@ from stillhouse.compress.variants import VariantFile
 from stillhouse.compress.variants import make_variants as compress_variants
 from stillhouse.config import AgentConfig
 from stillhouse.distill import student as students
-from stillhouse.distill.train import Lesson, columns_of, distil, new_student, student_probabilities, validation_days
+from stillhouse.distill.control import distil_with_control
+from stillhouse.distill.controller import Course
+from stillhouse.distill.train import (
+    Lesson,
+    columns_of,
+    distil,
+    held_out_units,
+    new_student,
+    student_probabilities,
+    validation_days,
+)
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.figures import drift_figure
 from stillhouse.drift.measure import reference_of
 from stillhouse.drift.profile import Profile
 from stillhouse.drift.steps import brier, total_variation
 from stillhouse.errors import DataError, RegistryError, WindowError
-from stillhouse.evaluate import figures, gate
+from stillhouse.evaluate import admission, figures, gate
 from stillhouse.evaluate import proof as proving
+from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import (
     Baseline,
     DataReport,
@@ -42,14 +54,16 @@ from stillhouse.records import (
     drift_report,
     short_id,
 )
-from stillhouse.registry import Lineage
-from stillhouse.teachers import ensemble
+from stillhouse.registry import Lineage, Registry
+from stillhouse.registry.foreign import ForeignModels
+from stillhouse.teachers import asking, ensemble
 from stillhouse.variant import Variant, encode
 from tasks.common import DATA_DOCS, engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
     "closing_run_on_failure",
     "distil_student",
+    "examine_teacher",
     "gather_knowledge",
     "judge",
     "log_models",
@@ -111,12 +125,12 @@ def open_refresh(
 
 @engine_task(task_run_name="teacher: {job.teacher}")
 def prepare_teacher(job: Refresh) -> TeacherRef:
-    """Fit the teachers on the training window, or fetch the champion's."""
+    """Fit the teachers that learn on the training window, or fetch the champion's."""
     base, models = knowledge_base(job.agent), registry(job.agent)
     if job.teacher == "fit":
         rows = training_rows(base, job.train, job.as_of)
         models.log_window(job.run_id, job.train, rows, "training")
-        return ensemble.fit(base.config, rows, job.train, Path(job.folder) / "teacher")
+        return ensemble.fit(base.config, rows, job.train, Path(job.folder) / "teacher", ForeignModels())
     champion = models.champion()
     if champion is None:
         raise RegistryError(
@@ -126,18 +140,62 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
     return ensemble.reference(models.fetch(kept), kept)
 
 
+@engine_task(task_run_name="examine teacher")
+def examine_teacher(job: Refresh, teacher: TeacherRef) -> Verdict:
+    """Whether the teacher may teach: asked about test rows, whose outcomes it has not seen.
+
+    :raises WindowError: if the budget or the teacher's server allow too few questions to tell.
+    """
+    base, account = knowledge_base(job.agent), _account(job)
+    rows, asked = labelled(base, job.test, job.as_of), _teachers(job, teacher)
+    if not all(member.version is None for member in asked.members):
+        rows = rows.sort_values("content_key").head(base.config.teaching.rows).sort_values("observed_at")
+    said = asking.ask(asked, rows, account)
+    _log_spending(job)
+    known = ~pd.isna(said[:, 0])
+    if account.stopped and known.sum() < base.config.teaching.min_answered * len(rows):
+        raise WindowError(
+            f"the teacher has answered {known.sum()} of {len(rows)} rows that it is to be examined on: "
+            f"{account.stopped}. What it said is kept; allow it more, or lower `teaching.rows`"
+        )
+    train = training_rows(base, job.train, job.as_of)["outcome"]
+    examination = admission.examine(
+        base.config, job.refresh_id, job.as_of, teacher.version, rows, said,
+        base_rate=np.bincount(train, minlength=len(base.config.actions)) / len(train),
+        unanswered=_reasons(base, asked, rows[~known]), champion=_champion_says(job.agent, rows),
+        trusted=_trusted(job, teacher, rows),
+    )  # fmt: skip
+    verdict = admission.judge(examination)
+    if verdict.outcome == "refused":
+        registry(job.agent).log_verdict(job.run_id, examination, verdict)
+    else:
+        registry(job.agent).log_record(job.run_id, examination, "examination.json")
+    return verdict
+
+
 @engine_task(task_run_name="gather knowledge")
 def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
-    """Teacher knowledge for the training window, cross-fitted where the teacher has seen the outcomes. Rows added."""
-    base = knowledge_base(job.agent)
-    rows = training_rows(base, job.train, job.as_of)
-    unknown = pd.isna(base.knowledge(rows, teacher.version)[:, 0])
-    seen = ((rows["observed_at"] >= teacher.fitted.start) & (rows["observed_at"] < teacher.fitted.end)).to_numpy()
-    if job.teacher == "fit" and unknown.any():
-        return base.append_knowledge(rows, ensemble.cross_fit(base.config, rows), teacher=teacher.version)
-    new = rows[unknown & ~seen]
-    base.ask(new, ensemble.load(Path(teacher.folder), base.config).ask, teacher=teacher.version)
-    return len(new)
+    """Teacher knowledge for the training window, cross-fitted where the teacher has seen the outcomes. Rows added.
+
+    :raises WindowError: if the budget or the teacher's server allow too few questions to learn from.
+    """
+    base, account = knowledge_base(job.agent), _account(job)
+    rows, asked = training_rows(base, job.train, job.as_of), _teachers(job, teacher)
+    before = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
+    if job.teacher == "fit":
+        asking.cross_fitted(asked, rows, account)
+    else:
+        asking.ask(asked, rows[~before & ~asked.seen(rows)], account)
+    _log_spending(job)
+    known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
+    least = base.config.windows.min_train_rows // 2
+    if account.stopped and known.sum() < least:
+        raise WindowError(
+            f"the teacher has spoken about {known.sum()} of the {len(rows)} training rows, and {least} are needed: "
+            f"{account.stopped}. What it said is kept and not asked again; allow it about {least - known.sum()} rows "
+            f"more, or lower `windows.min_train_rows`"
+        )
+    return int(known.sum() - before.sum())
 
 
 @engine_task(task_run_name="distil student")
@@ -145,16 +203,21 @@ def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
     """A new student from the knowledge and the outcomes of the training window."""
     settings = config.load(job.agent)
     rows, lesson, columns = _lesson(job, teacher)
+    held_out, compared = _kept_back(job, teacher, columns)
     student = new_student(settings, columns, lesson.x.numpy())
-    history = distil(student, lesson, settings.distillation)
+    course = distil_with_control(
+        student, lesson, settings.distillation, held_out=held_out, compared=compared,
+        checkpoint=Path(job.folder) / "training.safetensors",
+    )  # fmt: skip
     folder = Path(job.folder) / "student"
     students.save(student, folder)
     (folder / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
+    (folder / "course.json").write_text(course.model_dump_json(), encoding="utf-8")
     return StudentRef(
         folder=str(folder),
         bytes=(folder / "student.safetensors").stat().st_size,
         rows=len(rows),
-        history=tuple(history),
+        history=course.history,
     )
 
 
@@ -163,9 +226,10 @@ def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tup
     """The student in every form that the agent file asks for, pruned ones recovered by a short distillation."""
     settings = config.load(job.agent)
     _, lesson, columns = _lesson(job, teacher)
+    held_out, _ = _kept_back(job, teacher, columns)
 
     def recover(module: students.Student, epochs: int) -> students.Student:
-        distil(module, lesson, settings.distillation, epochs=epochs)
+        distil(module, lesson, settings.distillation, held_out=held_out, epochs=epochs)
         return module
 
     made: tuple[VariantFile, ...] = compress_variants(
@@ -187,7 +251,7 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
     """Scorecards for all models on the validation days, the test window and the champion's own test window."""
     base, models = knowledge_base(job.agent), registry(job.agent)
     settings = base.config
-    asked = ensemble.load(Path(teacher.folder), settings)
+    asked = _teachers(job, teacher)
     module = students.load(Path(student.folder))
     columns = _columns(student)
     champion = models.champion()
@@ -216,7 +280,13 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
         settings,
         job,
         windows,
-        teacher=proving.Candidate("teacher", "teacher", asked.ask, teacher.bytes, lambda: asked.ask(one)),
+        teacher=proving.Candidate(
+            "teacher",
+            "teacher",
+            lambda rows: base.knowledge(rows, teacher.version),
+            teacher.bytes,
+            (lambda: asked.ask(one)) if asked.local else None,
+        ),
         student=proving.Candidate(
             "student", "student", lambda rows: student_probabilities(module, encode(rows, columns)), student.bytes
         ),
@@ -240,7 +310,7 @@ def log_models(
 
     drift = job.cause if job.trigger == "drift" else None
     logged_teacher = models.register(
-        models.log_teacher(job.run_id, teacher, proof.teacher, {t.name: t.target for t in settings.teachers}),
+        models.log_teacher(job.run_id, teacher, proof.teacher, _sources(settings)),
         f"{job.agent}-teacher",
     )
     lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
@@ -251,6 +321,7 @@ def log_models(
     )
     for epoch, losses in enumerate(student.history, start=1):
         models.log_metrics(logged_student.run_id, losses, step=epoch)
+    _log_course(models, logged_student.run_id, student)
     lineage = lineage.model_copy(update={"student": logged_student})
     for variant, card in zip(variants, proof.variants, strict=True):
         logged = models.log_variant(
@@ -288,11 +359,10 @@ def judge(job: Refresh, proof: Proof) -> Verdict:
 def settle(job: Refresh, verdict: Verdict) -> None:
     """Do what the verdict says, record it, close the run. Can be repeated after a kill at any point."""
     models = registry(job.agent)
-    version = models.version_of(job.refresh_id, challenger_name(verdict))
     if verdict.outcome == "promoted":
-        models.promote(version)
+        models.promote(models.version_of(job.refresh_id, challenger_name(verdict)))
     elif verdict.outcome == "awaiting_approval":
-        models.propose(version)
+        models.propose(models.version_of(job.refresh_id, challenger_name(verdict)))
     knowledge_base(job.agent).record(verdict)
     models.close_refresh(job.run_id)
     shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # what killed refreshes left, too
@@ -311,6 +381,51 @@ def closing_run_on_failure(job: Refresh) -> Iterator[None]:
 # --------------------------------------------------------------------------- wiring
 
 
+def _teachers(job: Refresh, teacher: TeacherRef) -> ensemble.Ensemble:
+    return ensemble.load(Path(teacher.folder), config.load(job.agent), ForeignModels())
+
+
+def _account(job: Refresh) -> asking.Account:
+    """What this refresh may still spend on its teachers."""
+    return asking.for_refresh(knowledge_base(job.agent), job.refresh_id, job.as_of)
+
+
+def _champion_says(agent: str, rows: pd.DataFrame) -> np.ndarray | None:
+    champion = registry(agent).champion()
+    return Variant(registry(agent).fetch(champion)).predict_proba(rows) if champion and len(rows) else None
+
+
+def _trusted(job: Refresh, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str, np.ndarray] | None:
+    """The champion's teacher, which has been admitted before, and what it has said about ``rows``, unasked."""
+    base, models = knowledge_base(job.agent), registry(job.agent)
+    champion = models.champion()
+    version = models.tags(models.baseline(champion).teacher).get("teacher_version") if champion else None
+    return (version, base.knowledge(rows, version)) if version and version != teacher.version else None
+
+
+def _reasons(base: KnowledgeBase, asked: ensemble.Ensemble, rows: pd.DataFrame) -> list[str]:
+    """Why the teachers have no usable answer to ``rows``."""
+    found = [base.unanswered(member.version) for member in asked.members if member.version is not None]
+    return [reason for each in found for reason in each.loc[each["content_key"].isin(rows["content_key"]), "reason"]]
+
+
+def _sources(settings: AgentConfig) -> dict[str, str]:
+    """Where each teacher comes from: its target, its address in MLflow, or its model at an endpoint."""
+    named = {}
+    for leaf in config.leaves(settings.teachers):
+        source = leaf.teacher.model_dump(include={"target", "uri", "base_url", "model"})
+        named[leaf.name] = " ".join(source.values())
+    return named
+
+
+def _log_spending(job: Refresh) -> None:
+    """What the teachers have cost this refresh so far, as metrics of its run."""
+    spent = knowledge_base(job.agent).spending(job=job.refresh_id)
+    metrics = {f"teacher/{name}/{what}": value for name, cost in spent.items() for what, value in cost}
+    if metrics:
+        registry(job.agent).log_metrics(job.run_id, metrics)
+
+
 def challenger_name(verdict: Verdict) -> str:
     """Name of the variant that a gate's verdict is about."""
     certificate: Any = verdict.evidence["certificate"]
@@ -327,13 +442,12 @@ def _reference(job: Refresh, chosen: Variant) -> tuple[Profile, Screens]:
 def _losses(job: Refresh, teacher: TeacherRef, chosen: Variant) -> dict[Process, LossBaseline]:
     """How far the chosen variant and its teacher are from each other and from the outcomes, on rows new to both.
 
-    Those are the validation days, about which the teacher's folds were asked, and the test window.
+    Those are the validation days, about which the teacher's folds were asked, and what it was examined on.
     """
     base = knowledge_base(job.agent)
     distillation = base.config.distillation
     train, test = training_rows(base, job.train, job.as_of), labelled(base, job.test, job.as_of)
     kept = train[validation_days(train["observed_at"], distillation.validation_every)]
-    base.ask(test, ensemble.load(Path(teacher.folder), base.config).ask, teacher=teacher.version)
     rows = pd.concat([kept, test], ignore_index=True)
     said = base.knowledge(rows, teacher.version)
     rows, said = rows[~pd.isna(said[:, 0])], said[~pd.isna(said[:, 0])]
@@ -365,6 +479,36 @@ def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, li
     return rows, lesson, columns
 
 
+def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]]) -> tuple[Lesson | None, Lesson | None]:
+    """The validation days with their knowledge: the newer half for the controller, the older to compare students on."""
+    base = knowledge_base(job.agent)
+    rows = training_rows(base, job.train, job.as_of)
+    rows = rows[validation_days(rows["observed_at"], base.config.distillation.validation_every)]
+    rows = rows[~pd.isna(base.knowledge(rows, teacher.version)[:, 0])]
+    if len(rows) < 2:
+        return None, None
+    groups, newer = held_out_units(rows["observed_at"], base.config.promotion.cluster)
+    x, said, outcomes = encode(rows, columns), base.knowledge(rows, teacher.version), rows["outcome"].to_numpy()
+    numbers = len(base.config.observations.numbers)
+    held_out, compared = (
+        Lesson(x[chosen], said[chosen], outcomes[chosen], numbers, groups=groups[chosen]) if chosen.any() else None
+        for chosen in (newer, ~newer)
+    )
+    return held_out, compared
+
+
+def _log_course(models: Registry, run_id: str, student: StudentRef) -> None:
+    """What the controller changed and why, and what that has earned against the fixed settings."""
+    course = Course.model_validate_json((Path(student.folder) / "course.json").read_text(encoding="utf-8"))
+    models.log_record(run_id, course, "distillation.json")
+    if control := course.control:
+        half = 1.96 * control.standard_error
+        earned = {"control.gain": control.gain, "control.gain_low": control.gain - half,
+                  "control.gain_high": control.gain + half, "control.log_loss": control.log_loss_fixed,
+                  "control.log_loss_adaptive": control.log_loss, "control.rows": float(control.rows)}  # fmt: skip
+        models.log_metrics(run_id, earned)
+
+
 def _columns(student: StudentRef) -> list[dict[str, Any]]:
     columns: list[dict[str, Any]] = json.loads((Path(student.folder) / "columns.json").read_text(encoding="utf-8"))
     return columns
@@ -381,7 +525,8 @@ def _require_rows(rows: pd.DataFrame, least: int, window: Window) -> None:
 def _settings(settings: AgentConfig) -> dict[str, str]:
     """The settings that a refresh depends on, as MLflow parameters."""
     sections = {"distillation": settings.distillation, "student": settings.student, "windows": settings.windows,
-                "budgets": settings.budgets, "promotion": settings.promotion}  # fmt: skip
+                "budgets": settings.budgets, "promotion": settings.promotion,
+                "teaching": settings.teaching}  # fmt: skip
     return {
         f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section if value is not None
     }

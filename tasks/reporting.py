@@ -53,18 +53,16 @@ def publish_watch(verdict: Verdict, data: DataReport, report: DriftReport | None
 def publish_refresh(job: Refresh, verdict: Verdict) -> None:
     """The gate's verdict and the scorecards of all models of the refresh."""
     proof = registry(job.agent).read_record(job.run_id, "proof.json", Proof)
-    cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
     parts = [
         _heading(verdict),
         f"Started by **{job.trigger}** ({job.cause}); trained on {job.train}, judged on {job.test}.",
-        f"Put forward: {proof.why}.",
+        *([f"Put forward: {proof.why}."] if proof else []),
         _reasons(verdict.reasons),
-        "## Scorecards",
-        _scorecards(cards),
-        _picture(_png(tradeoff(proof)), "bytes, latency and AUC"),
+        *(_proof(proof) if proof else []),
+        _spending(job),
         _links(job.agent, job.run_id),
     ]
-    create_markdown_artifact("\n\n".join(parts), key=f"refresh-{job.agent}", description=_line(verdict))
+    create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"refresh-{job.agent}", description=_line(verdict))
 
 
 @engine_task(task_run_name="publish")
@@ -96,6 +94,17 @@ def _links(agent: str, run_id: str) -> str:
         return f"MLflow run `{run_id}`, data checks in its artifact `{DATA_DOCS}`"
     page = f"{without_credentials(models.uri)}/#/experiments/{models.experiment_id}/runs/{run_id}"
     return f"[MLflow run `{run_id}`]({page}) · [data checks]({page}/artifacts/{DATA_DOCS})"
+
+
+def _proof(proof: Proof) -> list[str]:
+    cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
+    return ["## Scorecards", _scorecards(cards), _picture(_png(tradeoff(proof)), "bytes, latency and AUC")]
+
+
+def _spending(job: Refresh) -> str:
+    """What asking the teachers has cost this refresh."""
+    spent = knowledge_base(job.agent).spending(job=job.refresh_id)
+    return "\n".join(f"- teacher `{name}`: {cost}" for name, cost in spent.items())
 
 
 # --------------------------------------------------------------------------- a watch

@@ -32,6 +32,7 @@ from stillhouse.records import (
     Verdict,
     Window,
 )
+from stillhouse.teachers import asking
 from tasks.common import Champion, champion_parts, engine_task, knowledge_base, registry, watch_lock
 
 __all__ = [
@@ -105,7 +106,8 @@ def measure_drift(agent: str, data: DataReport) -> DriftReport | None:
         return None
     seen, baseline = _seen(agent, parts.model, _key(data.window)), parts.baseline
     audited = _audited(base, parts, seen.rows)
-    said = base.ask(audited, parts.teacher.ask, teacher=parts.teacher.version)
+    said = asking.ask(parts.teacher, audited, asking.for_watch(base, data.window.end))
+    audited, said = audited[~np.isnan(said[:, 0])], said[~np.isnan(said[:, 0])]
     decided, weights = parts.student.predict_proba(audited), audited["weight"].to_numpy()
     lived = base.labelled(data.window, known_by=data.window.end)
     return measure(
@@ -190,7 +192,7 @@ def _states(base: KnowledgeBase, parts: Champion, as_of: datetime) -> list[Evide
 
 
 def _goes_on(last: EvidenceStep, begun: EvidenceStep, refreshed: datetime | None) -> bool:
-    """Whether the evidence of ``last`` is about the same champion, with nothing decided since, under the same promise."""
+    """Whether ``last`` is about the same champion, with nothing decided since, under the same promise."""
     same = (last.champion, last.null_mean, last.log_threshold) == (begun.champion, begun.null_mean, begun.log_threshold)
     return same and (refreshed is None or last.since >= refreshed)
 
@@ -210,16 +212,19 @@ def _advance(
     if not due:
         return passed
     if state.process == "disagreement":
-        return passed + _audit(base, parts, data, state, due)
+        return passed + _audit(base, parts, data, state, due, as_of)
     if state.process == "student_outcomes":
         return passed + _student_outcomes(base, parts, state, due)
     return passed + _teacher_outcomes(base, parts, state, due, fresh)
 
 
 def _audit(
-    base: KnowledgeBase, parts: Champion, data: DataReport, state: EvidenceStep, due: list[steps.Span]
+    base: KnowledgeBase, parts: Champion, data: DataReport, state: EvidenceStep, due: list[steps.Span], as_of: datetime
 ) -> list[Counted]:
-    """Ask the teacher about some rows of each step, most where the student is unsure or the data moved."""
+    """Ask the teacher about some rows of each step, most where the student is unsure or the data moved.
+
+    Rows that it has no usable answer to, or that the budget does not reach, do not count.
+    """
     seen = _seen(base.config.agent, parts.model, _key(data.window))
     watch, cluster = base.config.watch, base.config.promotion.cluster
     drifts, _ = screened(compare(parts.profile, seen.profile), parts.baseline.screens)
@@ -228,10 +233,11 @@ def _audit(
     scores = audit.scores(seen.probabilities, shift)
     key = f"{base.config.agent}:{state.champion}:{state.since.isoformat()}"
     planned = steps.plan_audit(seen.rows, scores, due, watch, cluster, key)
+    drawn = pd.concat([plan.drawn for plan in planned], ignore_index=True)
+    drawn = drawn[~np.isnan(asking.ask(parts.teacher, drawn, asking.for_watch(base, as_of))[:, 0])]
+    planned = [plan.only(drawn["content_key"]) for plan in planned]
     losses = steps.audited_losses(
-        planned,
-        parts.student.predict_proba,
-        lambda rows: base.ask(rows, parts.teacher.ask, teacher=parts.teacher.version),
+        planned, parts.student.predict_proba, lambda rows: base.knowledge(rows, parts.teacher.version)
     )
     return steps.count_audit(state, planned, losses)
 

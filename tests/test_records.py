@@ -21,6 +21,7 @@ from stillhouse.records import (
     Disagreement,
     DriftReport,
     EvidenceStep,
+    Examination,
     Latency,
     LossBaseline,
     ModelRef,
@@ -33,6 +34,7 @@ from stillhouse.records import (
     Screened,
     Screens,
     SliceDrift,
+    Spending,
     StudentRef,
     TeacherRef,
     Verdict,
@@ -100,9 +102,17 @@ REFRESH = Refresh(
     refresh_id="r", agent="toy", as_of=NOW, trigger="drift", cause="v", train=WINDOW, test=WINDOW, teacher="fit",
     folder="/f", run_id="abc", verdict=VERDICT,
 )  # fmt: skip
+SPENDING = Spending(calls=7, rows=5, input_tokens=900, output_tokens=40, seconds=1.5, money=0.1 + 0.2)
+EXAMINATION = Examination(
+    agent="toy", refresh_id="r", as_of=NOW, teacher="0123456789ab", rows=500, answered=490, unanswered=("garbage",),
+    constant=False, comparison=COMPARISON, against_champion=None, trusted="ba9876543210", agreement=0.9,
+    agreement_error=0.01, confidence=0.95,
+    min_answered=0.8, min_agreement=0.8,
+)  # fmt: skip
 ALL: list[Record] = [
     WINDOW, REASON, FAILURE, DATA, COLUMN, DISAGREEMENT, QUALITY, DRIFT, MODEL, TEACHER, STUDENT, LATENCY, CARD,
     COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH, SCREENED, SLICE, SCREENS, LOSS, STEP, COUNTED, COST,
+    SPENDING, EXAMINATION,
 ]  # fmt: skip
 each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
 

@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from string import Formatter
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -27,6 +29,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -34,15 +37,24 @@ from stillhouse.errors import ConfigError
 
 __all__ = [
     "AgentConfig",
+    "AnyTeacher",
     "CategoryColumn",
     "DynamicInt8",
+    "EndpointTeacher",
+    "EnsembleTeacher",
     "Fp32",
+    "Leaf",
+    "LeafTeacher",
+    "MlflowTeacher",
+    "ModuleTeacher",
     "NumberColumn",
     "Prune",
+    "PythonTeacher",
     "StaticInt8",
     "agents_folder",
     "embedded_environment",
     "home",
+    "leaves",
     "load",
     "load_file",
     "parse_duration",
@@ -438,14 +450,174 @@ class Outcomes(Section):
 # --------------------------------------------------------------------------- teachers, students
 
 
-class PythonTeacher(Section):
-    """Any class that meets :class:`stillhouse.parts.Teacher`."""
+class _Teacher(Section):
+    """What every teacher has."""
+
+    name: Name
+    weight: float = Field(default=1.0, gt=0, description="share in the teachers' mean, relative to the others")
+
+
+class PythonTeacher(_Teacher):
+    """Any class that meets :class:`stillhouse.parts.Teacher`; fitted on the outcomes of the training window."""
 
     kind: Literal["python"]
-    name: Name
     target: Target = Field(description="'module:Class'")
-    weight: float = Field(default=1.0, gt=0, description="share in the teachers' mean, relative to the others")
     settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+
+
+class ModuleTeacher(_Teacher):
+    """A torch module as it is; not fitted here."""
+
+    kind: Literal["module"]
+    target: Target = Field(description="'module:factory' → torch.nn.Module")
+    settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
+    weights: str | None = Field(default=None, description="safetensors file with the module's state, by path")
+    encode: Target | None = Field(default=None, description="'module:function' rows → float32 array or tensor [n, …]")
+    columns: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="instead of `encode`: number columns as they are, float32 [n, D]"
+    )
+    answers: Literal["logits", "probabilities"] = Field(description="what the module gives, [n, K]")
+    batch_size: int = Field(default=1024, ge=1, description="rows per forward pass")
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> ModuleTeacher:
+        if (self.encode is None) == (self.columns is None):
+            raise ValueError("give either `encode`, a function, or `columns`, numbers to be fed as they are")
+        return self
+
+
+class MlflowTeacher(_Teacher):
+    """A model that MLflow can load as a pyfunc; not fitted here."""
+
+    kind: Literal["mlflow"]
+    uri: str = Field(description="'models:/name@alias', 'models:/name/7', 'models:/m-…' or 'runs:/id/path'")
+    columns: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="columns that it is given; absent: all of the agent's"
+    )
+    answers: Literal["logits", "probabilities"] = Field(
+        default="probabilities",
+        description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _a_version(cls, uri: str) -> str:
+        if not re.fullmatch(r"models:/([^/@\s]+@[^/@\s]+|[^/@\s]+/\d+|m-\w+)|runs:/\S+/\S+", uri):
+            raise ValueError(
+                f"{uri!r} must be 'models:/name@alias', 'models:/name/7', 'models:/m-…' or 'runs:/id/path'"
+            )
+        return uri
+
+
+class EndpointTeacher(_Teacher):
+    """A language model behind the OpenAI protocol (chat completions)."""
+
+    kind: Literal["endpoint"]
+    base_url: str = Field(description="address of the API, such as 'http://127.0.0.1:8080/v1'")
+    model: str = Field(min_length=1, description="the model's name at that address")
+    system: str = Field(default="", description="system message")
+    prompt: str = Field(
+        description="user message; {column} stands for the row's value, {actions} for the list of actions"
+    )
+    structured: bool = Field(
+        default=True, description="hold the answer to a JSON schema; a server that refuses it is asked without"
+    )
+    probabilities: Literal["auto", "logprobs", "votes"] = Field(
+        default="auto",
+        description="from log-probabilities of the answer's tokens, or from votes; auto: as it is offered",
+    )
+    votes: int = Field(default=5, ge=1, le=100, description="answers drawn for one row, where there are no logprobs")
+    smoothing: float = Field(default=1.0, gt=0, description="votes added to each action (Laplace)")
+    temperature: float = Field(default=1.0, ge=0, le=2, description="of the votes; logprobs are asked for at 0")
+    max_output_tokens: int = Field(default=32, ge=1, description="of one answer")
+    concurrency: int = Field(default=4, ge=1, le=256, description="requests under way at once")
+    timeout: Length = Field(default=timedelta(seconds=30), description="of one request, from sending to the last byte")
+    retries: int = Field(default=4, ge=0, le=20, description="after 408, 409, 429, 5xx, time-outs and cut connections")
+    key_variable: str | None = Field(
+        default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="environment variable that holds the key"
+    )
+    price_per_million_input: float = Field(default=0.0, ge=0, description="money per million tokens sent")
+    price_per_million_output: float = Field(default=0.0, ge=0, description="money per million tokens answered")
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, address: str) -> str:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an http or https address")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "must hold no user, password or query: put the key into the variable that `key_variable` names"
+            )
+        return address
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Names between braces in the prompt.
+
+        :raises ValueError: if the braces do not match, or hold more than a name.
+        """
+        found = [field for _, field, _, _ in Formatter().parse(self.prompt) if field is not None]
+        if strange := [field for field in found if not re.fullmatch(r"[^.\[\]{}]+", field)]:
+            raise ValueError(f"{{{strange[0]}}} must be a column's name alone; write {{{{ and }}}} for braces")
+        return tuple(found)
+
+    @model_validator(mode="after")
+    def _votes_that_differ(self) -> EndpointTeacher:
+        if self.probabilities == "votes" and self.votes > 1 and not self.temperature:
+            raise ValueError("temperature: at 0 all votes are the same: raise it, or set `votes` to 1")
+        return self
+
+
+class EnsembleTeacher(_Teacher):
+    """Several teachers, weighted among themselves."""
+
+    kind: Literal["ensemble"]
+    members: tuple[AnyTeacher, ...] = Field(min_length=1)
+
+
+LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher
+AnyTeacher = Annotated[
+    PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher | EnsembleTeacher, Field(discriminator="kind")
+]
+EnsembleTeacher.model_rebuild()
+
+
+class Leaf(NamedTuple):
+    """A teacher that is no ensemble, where it stands and what it counts for."""
+
+    name: str  # "outer.inner" inside an ensemble
+    share: float  # of the whole mean, in 0…1
+    teacher: LeafTeacher
+
+
+def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:
+    """Nested ensembles as one flat list: a weighted mean of weighted means is a weighted mean."""
+    teachers = tuple(teachers)
+    total = sum(teacher.weight for teacher in teachers)
+    found: list[Leaf] = []
+    for teacher in teachers:
+        part, name = share * teacher.weight / total, f"{above}{teacher.name}"
+        if isinstance(teacher, EnsembleTeacher):
+            found += leaves(teacher.members, part, f"{name}.")
+        else:
+            found.append(Leaf(name, part, teacher))
+    return tuple(found)
+
+
+class Teaching(Section):
+    """What a teacher must show before it may teach."""
+
+    rows: int = Field(default=500, ge=20, description="test rows that teachers which are asked are tried on")
+    margin: float = Field(
+        default=0.01, ge=0, lt=0.5, description="AUC (accuracy, for more than two actions) above the base rate's"
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
+    min_answered: float = Field(default=0.8, ge=0, le=1, description="share of those rows with a usable answer")
+    min_agreement: float = Field(
+        default=0.8, ge=0, le=1,
+        description="with the champion's teacher (1 − total variation), where outcomes are too few to judge by",
+    )  # fmt: skip
 
 
 class TabularStudent(Section):
@@ -460,9 +632,62 @@ class TabularStudent(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class Hinton(Section):
+    """KL divergence of the softened probabilities."""
+
+    type: Literal["hinton"]
+    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
+
+
+class Decoupled(Section):
+    """Decoupled distillation: what the outcome's action gets, and how the rest is spread over the others."""
+
+    type: Literal["decoupled"]
+    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
+    others: float = Field(default=4.0, gt=0, description="weight of the other actions' spread against the outcome's")
+
+
+class Standardised(Section):
+    """KL divergence of logits brought to mean 0 and standard deviation 1 in each row."""
+
+    type: Literal["standardised"]
+    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
+
+
+class Relational(Section):
+    """Distances and angles between rows, the teacher's against the student's."""
+
+    type: Literal["relational"]
+    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
+    angles: float = Field(default=2.0, ge=0, description="weight of the angles against the distances")
+    rows: int = Field(default=64, ge=3, le=512, description="rows of a batch that are compared: time grows with rows³")
+
+
+class Hints(Section):
+    """The student's last hidden layer, projected, against the teacher's features."""
+
+    type: Literal["hints"]
+    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
+
+
+KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
+
+
 class Distillation(Section):
     """How the student learns from knowledge and outcomes."""
 
+    controller: Literal["adaptive", "fixed"] = Field(
+        default="adaptive", description="adaptive: temperature and outcome_weight are where it begins; fixed: they stay"
+    )
+    control: bool = Field(
+        default=True, description="train a student at the fixed settings too, to show what adapting has earned"
+    )
+    losses: tuple[KnowledgeLoss, ...] = Field(
+        default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="epochs without a better held-out loss until the training stops; null: never"
+    )
     temperature: float = Field(default=2.0, gt=0, le=20, description="softens teacher and student alike")
     outcome_weight: float = Field(
         default=0.3, ge=0, le=1, description="weight of the outcomes' cross-entropy; 1 − it goes to knowledge"
@@ -480,6 +705,13 @@ class Distillation(Section):
     )
     folds: int = Field(default=4, ge=2, le=20, description="time blocks of the teacher's cross-fitting")
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _each_loss_once(self) -> Distillation:
+        types = [loss.type for loss in self.losses]
+        if twice := sorted({repr(name) for name in types if types.count(name) > 1}):
+            raise ValueError(f"losses: {', '.join(twice)} comes more than once; give it one entry and a weight")
+        return self
 
 
 # --------------------------------------------------------------------------- compression
@@ -606,6 +838,14 @@ class Budgets(Section):
     max_quality_loss: float = Field(
         default=0.005, ge=0, le=1, description="AUC a variant may lose against the best one"
     )
+    max_teacher_calls: int | None = Field(
+        default=None, ge=1, description="of one refresh: requests to endpoints, rows put to other teachers"
+    )
+    max_teacher_cost: float | None = Field(default=None, gt=0, description="of one refresh, in the unit of the prices")
+    max_watch_calls: int | None = Field(
+        default=None, ge=1, description="the same for all watches of one day of the agent's life"
+    )
+    max_watch_cost: float | None = Field(default=None, gt=0, description="the same, in the unit of the prices")
 
 
 class Promotion(Section):
@@ -630,7 +870,8 @@ class AgentConfig(Section):
     actions: tuple[Name, ...] = Field(min_length=2, description="for two, the second is the positive one of the AUC")
     observations: Observations
     outcomes: Outcomes
-    teachers: tuple[PythonTeacher, ...] = Field(min_length=1)
+    teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
+    teaching: Teaching = Teaching()
     student: TabularStudent
     distillation: Distillation = Distillation()
     compression: tuple[Compression, ...] = Field(
@@ -647,16 +888,29 @@ class AgentConfig(Section):
     def _consistent(self) -> AgentConfig:
         for key, values, what in (
             ("actions", self.actions, "actions"),
-            ("teachers", [t.name for t in self.teachers], "names of teachers"),
+            *((key, [t.name for t in members], "names of teachers") for key, members in _siblings(self.teachers)),
             ("compression", [variant_name(c) for c in self.compression], "variants"),
         ):
             if twice := _repeated(values):
                 raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
+        for place, loss in enumerate(self.distillation.losses):
+            if isinstance(loss, Hints):
+                raise ValueError(
+                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features, and the teachers "
+                    f"of an agent file give probabilities: take 'relational', which needs none"
+                )
+            if isinstance(loss, Decoupled | Standardised) and len(self.actions) == 2:
+                raise ValueError(
+                    f"distillation.losses.{place}.type: {loss.type!r} has nothing to add where there are two actions: "
+                    f"take 'hinton'"
+                )
         if strange := [s for s in self.promotion.slices if s not in self.observations.categories]:
             raise ValueError(
                 f"promotion.slices: {', '.join(map(repr, strange))} is no category column of `observations`; "
                 f"those are: {', '.join(self.observations.categories) or 'none'}"
             )
+        if mistakes := [*_mistakes_of_teachers(self)]:
+            raise ValueError("\n".join(mistakes))
         thresholds, watched = self.watch.thresholds, sum(c.drift for c in self.observations.columns.values())
         if thresholds.psi is not None and thresholds.shifted_columns > watched:
             raise ValueError(
@@ -670,6 +924,43 @@ class AgentConfig(Section):
                 f"watched: `ks` could never be crossed"
             )
         return self
+
+
+def _siblings(teachers: tuple[AnyTeacher, ...], key: str = "teachers") -> Iterator[tuple[str, tuple[AnyTeacher, ...]]]:
+    """Every list of teachers, with its key."""
+    yield key, teachers
+    for place, teacher in enumerate(teachers):
+        if isinstance(teacher, EnsembleTeacher):
+            yield from _siblings(teacher.members, f"{key}.{place}.members")
+
+
+def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
+    """``key: what is wrong`` of columns that teachers name and the agent does not have."""
+    columns = config.observations.columns
+    for above, teachers in _siblings(config.teachers):
+        for place, teacher in enumerate(teachers):
+            key = f"{above}.{place}"
+            if isinstance(teacher, EndpointTeacher):
+                yield from _mistakes_of_prompt(teacher, columns, f"{key}.prompt")
+            elif isinstance(teacher, ModuleTeacher | MlflowTeacher):
+                kind = "number" if isinstance(teacher, ModuleTeacher) else None
+                for name in teacher.columns or ():
+                    if wrong := _wrong_column(name, kind, columns):
+                        yield f"{key}.columns: {wrong}"
+
+
+def _mistakes_of_prompt(teacher: EndpointTeacher, columns: Mapping[str, Column], key: str) -> Iterator[str]:
+    try:
+        named = teacher.placeholders
+    except ValueError as error:
+        yield f"{key}: {error}"
+        return
+    known = [*columns, "actions"]
+    for name in named:
+        if name not in known:
+            yield f"{key}: no column is called {name!r}; {_nearest(name, known, 'there are')}"
+    if not set(named) & set(columns):
+        yield f"{key}: names no column in braces: every row would be the same question"
 
 
 def _repeated(values: Iterable[_Value]) -> list[_Value]:
@@ -756,6 +1047,7 @@ def _named(above: Keys, message: str) -> tuple[Keys, str]:
 
 
 Keys = tuple[int | str, ...]
+_TAGS = ("type", "method", "kind")  # keys that say which member of a union a section is
 
 
 def _message(keys: Keys, tags: dict[int, str], mistake: Mapping[str, Any]) -> tuple[Keys, str]:
@@ -839,7 +1131,7 @@ def _without_tags(loc: Keys, content: Any) -> tuple[Keys, dict[int, str]]:
     keys: list[int | str] = []
     tags: dict[int, str] = {}
     for key in loc:
-        is_tag = isinstance(content, dict) and key in (content.get("type"), content.get("method"))
+        is_tag = isinstance(content, dict) and key in (content.get(tag) for tag in _TAGS)
         if is_tag and keys and len(keys) not in tags:
             tags[len(keys)] = str(key)
             continue
@@ -905,7 +1197,7 @@ def _sections_at(keys: Keys, tags: Mapping[int, str]) -> list[dict[str, Any]]:
 
 def _tags_of(section: dict[str, Any]) -> list[str]:
     fields = section.get("properties", {})
-    return [fields[name]["const"] for name in ("type", "method") if "const" in fields.get(name, {})]
+    return [fields[name]["const"] for name in _TAGS if "const" in fields.get(name, {})]
 
 
 def _resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +14,7 @@ import pandas as pd
 
 from stillhouse.errors import PartError
 
-__all__ = ["Source", "Teacher", "resolve"]
+__all__ = ["ModelStore", "Source", "Teacher", "resolve"]
 
 
 @runtime_checkable
@@ -39,6 +40,18 @@ class Teacher(Protocol):
 
     @classmethod
     def load(cls, folder: Path, /) -> Teacher: ...
+
+
+class ModelStore(Protocol):
+    """Where a teacher of kind ``mlflow`` is loaded from. Only the registry may know MLflow: it is handed in."""
+
+    def pin(self, uri: str) -> str:
+        """The same model under an address that will always mean it: an alias becomes a version number."""
+        ...
+
+    def load(self, uri: str) -> Callable[[pd.DataFrame], Any]:
+        """Rows to whatever the model gives."""
+        ...
 
 
 def resolve(target: str, *, where: str = "the agent file") -> Any:

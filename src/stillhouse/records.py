@@ -25,6 +25,7 @@ __all__ = [
     "Disagreement",
     "DriftReport",
     "EvidenceStep",
+    "Examination",
     "Latency",
     "LossBaseline",
     "ModelRef",
@@ -40,6 +41,7 @@ __all__ = [
     "Screened",
     "Screens",
     "SliceDrift",
+    "Spending",
     "StudentRef",
     "TeacherRef",
     "Verdict",
@@ -240,6 +242,26 @@ class Cost(Record):
     seconds: float = Field(ge=0.0, description="wall time of the measurement")
 
 
+class Spending(Record):
+    """What asking a teacher has cost. Two of them add up."""
+
+    calls: int = Field(default=0, ge=0, description="requests to an endpoint; rows put to a teacher in this process")
+    rows: int = Field(default=0, ge=0, description="rows that it was asked about")
+    input_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0.0, description="wall time")
+    money: float = Field(default=0.0, ge=0.0, description="in the unit of the prices in the agent file")
+
+    def __add__(self, other: Spending) -> Spending:
+        return Spending(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
+
+    def __str__(self) -> str:
+        text = f"{self.calls:,} calls about {self.rows:,} rows in {self.seconds:,.1f} s"
+        if self.input_tokens or self.output_tokens:
+            text += f", {self.input_tokens:,} tokens in and {self.output_tokens:,} out"
+        return f"{text}, cost {self.money:,.4f}" if self.money else text
+
+
 class Disagreement(Record):
     """Teacher and student on the same sample of observations."""
 
@@ -305,11 +327,11 @@ class ModelRef(Record):
 
 
 class TeacherRef(Record):
-    """A fitted teacher: where it lies and up to when it has seen outcomes."""
+    """The agent's teachers as one: where their files lie and which outcomes they have seen."""
 
-    version: str = Field(description="content hash of the fitted parts")
+    version: str = Field(description="content hash of all that decides what they say")
     folder: str
-    fitted: Window
+    fitted: Window | None = Field(description="whose outcomes they have seen; None: none of them can be fitted")
     bytes: int = Field(ge=0)
     model: ModelRef | None = None
 
@@ -359,7 +381,7 @@ Outcome = Literal[
     "no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
     "data_broken",
     # gate, promotion
-    "promoted", "refused", "awaiting_approval", "rolled_back",
+    "admitted", "promoted", "refused", "awaiting_approval", "rolled_back",
 ]  # fmt: skip
 
 
@@ -389,6 +411,27 @@ class Certificate(Record):
     max_p95_ms: float | None
     approval: Literal["automatic", "manual"]
     as_of: AwareDatetime
+
+
+class Examination(Record):
+    """All that decides whether a teacher may teach. ``evaluate.admission.judge`` on it gives the identical verdict."""
+
+    agent: str
+    refresh_id: str
+    as_of: AwareDatetime
+    teacher: str = Field(description="version of the teacher")
+    rows: int = Field(ge=0, description="rows with outcomes that it had not seen and was asked about")
+    answered: int = Field(ge=0, description="those with a usable answer")
+    unanswered: tuple[str, ...] = Field(default=(), description="the most frequent reasons why others have none")
+    constant: bool = Field(description="whether it said the same about all of them")
+    comparison: Comparison | None = Field(description="teacher against the base rate; None: too few outcomes of each")
+    against_champion: Comparison | None = Field(default=None, description="teacher against the champion, same rows")
+    trusted: str | None = Field(default=None, description="version of the teacher that it was compared with instead")
+    agreement: float | None = Field(default=None, ge=0.0, le=1.0, description="1 − mean total variation to that one")
+    agreement_error: float = Field(default=0.0, ge=0.0, description="standard error of the agreement, by cluster")
+    confidence: float = Field(gt=0.5, lt=1.0, description="one-sided")
+    min_answered: Fraction
+    min_agreement: Fraction
 
 
 class Proof(Record):

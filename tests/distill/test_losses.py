@@ -9,7 +9,19 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from stillhouse.distill.losses import knowledge_loss, outcome_loss, soften
+from stillhouse.config import Decoupled, Hinton, Hints, Relational, Standardised
+from stillhouse.distill.losses import (
+    Signals,
+    decoupled_loss,
+    hints_loss,
+    knowledge_loss,
+    log_knowledge,
+    outcome_loss,
+    relational_loss,
+    soften,
+    standardised_loss,
+    term,
+)
 
 
 def random_problem(rows: int = 64, actions: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,3 +114,90 @@ def test_outcomes_by_hand() -> None:
     """Logits (0, ln 3) say ¼ and ¾: mean of −ln ¾ and −ln ¼."""
     loss = outcome_loss(torch.tensor([[0.0, math.log(3)]] * 2), torch.tensor([1, 0]))
     assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2, rel=1e-6)
+
+
+# --------------------------------------------------------------------------- decoupled
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_decoupled_with_the_teachers_own_doubt_as_weight_is_hinton(temperature: float) -> None:
+    """Zhao et al. 2022, eq. 6: KD = TCKD + (1 − p_target) NCKD, row by row."""
+    logits, knowledge = random_problem(rows=1)
+    for outcome in range(5):
+        doubt = 1 - soften(knowledge, temperature)[0, outcome].item()
+        found = decoupled_loss(logits, knowledge, torch.tensor([outcome]), temperature, others=doubt)
+        assert found.item() == pytest.approx(knowledge_loss(logits, knowledge, temperature).item(), rel=1e-9)
+
+
+def test_of_two_actions_nothing_is_left_to_spread() -> None:
+    logits, knowledge = random_problem(actions=2)
+    outcomes = torch.arange(64) % 2
+    for others in (0.5, 50.0):
+        found = decoupled_loss(logits, knowledge, outcomes, 2.0, others).item()
+        assert found == pytest.approx(knowledge_loss(logits, knowledge, 2.0).item(), rel=1e-9)
+
+
+# --------------------------------------------------------------------------- standardised
+
+
+def test_standardised_does_not_see_shift_and_scale() -> None:
+    _, knowledge = random_problem()
+    logits = log_knowledge(knowledge)
+    assert standardised_loss(7 * logits + 3, knowledge, 2.0).item() == pytest.approx(0, abs=1e-12)
+    assert standardised_loss(-logits, knowledge, 2.0).item() > 0.1
+
+
+def test_standardised_by_hand() -> None:
+    """Three logits, each row standardised by its own mean and (population) deviation, then KL at T = 2, times 4."""
+    logits, knowledge = torch.tensor([[1.0, 2.0, 6.0]]).double(), torch.tensor([[0.2, 0.5, 0.3]]).double()
+    rows = [logits.numpy()[0], np.log(knowledge.numpy()[0])]
+    student, teacher = (np.exp((z - z.mean()) / z.std() / 2) for z in rows)
+    expected = 4 * entropy(teacher / teacher.sum(), student / student.sum())
+    assert standardised_loss(logits, knowledge, 2.0).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_row_that_says_nothing_stays_finite() -> None:
+    logits = torch.zeros(2, 3, requires_grad=True)
+    standardised_loss(logits, torch.full((2, 3), 1 / 3), 1.0).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+# --------------------------------------------------------------------------- hints, relational
+
+
+def test_hints_by_hand() -> None:
+    assert hints_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]])).item() == pytest.approx(1.0)
+
+
+def test_relations_survive_rotation_and_scale_and_nothing_else() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
+    assert relational_loss(5 * points @ rotation + 1, points).item() == pytest.approx(0, abs=1e-12)
+    assert relational_loss(torch.nn.functional.pad(points, (0, 4)), points).item() == pytest.approx(0, abs=1e-12)
+    assert relational_loss(points * torch.tensor([1.0, 1.0, 9.0]), points).item() > 0.01
+
+
+def test_distances_by_hand() -> None:
+    """Points 0, 1, 3: distances 1, 2, 3 of mean 2; the student's 0, 1, 2 have 1, 1, 2 of mean 4/3."""
+    student, teacher = torch.tensor([[0.0], [1.0], [2.0]]).double(), torch.tensor([[0.0], [1.0], [3.0]]).double()
+    differences = np.array([1 / 2 - 3 / 4, 2 / 2 - 3 / 4, 3 / 2 - 6 / 4])
+    expected = 2 * (0.5 * differences**2).sum() / 9
+    assert relational_loss(student, teacher, angles=0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_that_are_alike_stay_finite() -> None:
+    points = torch.zeros(4, 2, requires_grad=True)
+    relational_loss(points, torch.ones(4, 3)).backward()
+    assert torch.isfinite(points.grad).all()
+
+
+@pytest.mark.parametrize("kind", [Hinton, Decoupled, Standardised, Relational, Hints])
+def test_every_entry_of_the_agent_file_has_its_term(kind: type) -> None:
+    logits, knowledge = random_problem()
+    logits.requires_grad_()
+    features = torch.randn(64, 6, dtype=torch.float64)
+    signals = Signals(logits, knowledge, torch.arange(64) % 5, 2 * logits, logits @ torch.ones(5, 6).double(), features)
+    loss = term(kind(type=kind.__name__.lower()), signals, 2.0)
+    loss.backward()
+    assert loss.shape == () and logits.grad.abs().sum() > 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,19 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from stillhouse.config import AgentConfig
+from stillhouse.config import AgentConfig, Distillation
+from stillhouse.distill.losses import outcome_loss, soften
 from stillhouse.distill.student import Student
 from stillhouse.distill.train import (
     Lesson,
     columns_of,
     distil,
+    held_out_units,
     new_student,
     student_probabilities,
     validation_days,
 )
+from stillhouse.errors import ConfigError
 from stillhouse.variant import encode
 
 
@@ -77,12 +81,12 @@ def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any]
     return rows, np.column_stack([1 - move, move]), (rng.random(count) < move).astype(np.int64)
 
 
-def learned(config: AgentConfig, count: int = 2000, **settings: Any) -> tuple[Student, list[dict[str, float]]]:
+def learned(config: AgentConfig, count: int = 2000, **settings: Any) -> tuple[Student, tuple[dict[str, float], ...]]:
     rows, knowledge, outcomes = make_rows(count, seed=0)
     columns = columns_of(config, rows)
     lesson = Lesson(encode(rows, columns), knowledge, outcomes, numbers=2)
     student = new_student(config, columns, lesson.x.numpy())
-    return student, distil(student, lesson, config.distillation, **settings)
+    return student, distil(student, lesson, config.distillation, **settings).history
 
 
 def said(config: AgentConfig, student: Student) -> tuple[np.ndarray[Any, Any], ...]:
@@ -110,7 +114,7 @@ def test_without_training_it_knows_nothing() -> None:
     config = make_config()
     student, history = learned(config, epochs=0)
     probabilities, _, outcomes = said(config, student)
-    assert history == []
+    assert history == ()
     assert roc_auc_score(outcomes, probabilities[:, 1]) < 0.9
 
 
@@ -120,7 +124,7 @@ def test_no_epochs_leave_a_student_as_it_is() -> None:
     before, mode = weights(student).clone(), student.training
     rows, knowledge, outcomes = make_rows(200, seed=2)
     lesson = Lesson(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
-    assert distil(student, lesson, config.distillation, epochs=0) == []
+    assert distil(student, lesson, config.distillation, epochs=0).history == ()
     assert torch.equal(weights(student), before)
     assert student.training is mode
 
@@ -149,7 +153,9 @@ def test_progress_and_history_tell_of_every_epoch() -> None:
     heard: list[tuple[int, dict[str, float]]] = []
     _, history = learned(make_config(epochs=3), 300, progress=lambda epoch, losses: heard.append((epoch, dict(losses))))
     assert heard == list(enumerate(history, start=1))
-    assert [sorted(losses) for losses in history] == [["knowledge_loss", "outcome_loss"]] * 3
+    assert [sorted(losses) for losses in history] == [
+        ["knowledge_loss", "outcome_loss", "outcome_weight", "temperature"]
+    ] * 3
 
 
 def test_one_batch_of_one_row() -> None:
@@ -190,6 +196,150 @@ def test_probabilities_are_probabilities() -> None:
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
 
 
+# --------------------------------------------------------------------------- held-out rows, checkpoints, losses
+
+
+def lessons(config: AgentConfig, *seeds: int, count: int = 600) -> Iterator[Lesson]:
+    for seed in seeds:
+        rows, knowledge, outcomes = make_rows(count, seed)
+        yield Lesson(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
+
+
+def with_losses(config: AgentConfig, *types: str) -> AgentConfig:
+    """With losses that an agent file may not name: hints, and for two actions decoupled and standardised."""
+    settings = config.distillation.model_dump() | {"losses": [{"type": name} for name in types]}
+    return config.model_copy(update={"distillation": Distillation.model_validate(settings)})
+
+
+def fresh(config: AgentConfig, lesson: Lesson) -> Student:
+    rows, _, _ = make_rows(600, seed=0)
+    return new_student(config, columns_of(config, rows), lesson.x.numpy())
+
+
+def test_probes_that_change_nothing_leave_no_trace() -> None:
+    """Three groups are too few to say anything: the student is that of the fixed settings, to the bit."""
+    config = make_config({"dropout": 0.2}, epochs=3)
+    lesson, held_out = lessons(config, 0, 1)
+    held_out.groups = torch.arange(len(held_out)) % 3
+    one, other = fresh(config, lesson), fresh(config, lesson)
+    course = distil(one, lesson, config.distillation, held_out=held_out)
+    fixed = config.distillation.model_copy(update={"controller": "fixed"})
+    assert not course.adapted
+    assert distil(other, lesson, fixed, held_out=held_out).history == course.history
+    assert torch.equal(weights(one), weights(other))
+
+
+def test_a_teacher_that_is_wrong_loses_its_weight_and_one_that_knows_keeps_it() -> None:
+    config = make_config(epochs=8)
+    lesson, held_out = lessons(config, 0, 1, count=2000)
+    knows = distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out)
+    for part in (lesson, held_out):
+        part.knowledge = part.knowledge.flip(1)
+    wrong = distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out)
+    assert knows.history[-1]["outcome_weight"] <= 0.35
+    assert wrong.history[-1]["outcome_weight"] > 0.9
+    (change, *_) = [change for change in wrong.changes if change.setting == "outcome_weight"]
+    assert change.value > 0.3 and "teacher's bias" in change.reason and change.step > 0
+
+
+def test_an_overconfident_teacher_is_calibrated_before_it_teaches() -> None:
+    config = make_config(epochs=4, outcome_weight=0.0)
+    lesson, held_out = lessons(config, 0, 1, count=2000)
+    honest = lesson.knowledge.clone()
+    for part in (lesson, held_out):
+        part.knowledge = soften(part.knowledge, 0.4)
+    course = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
+    (power,) = [change.value for change in course.changes if change.setting == "calibration"]
+    assert power == pytest.approx(1 / 0.4, rel=0.25)
+    said = torch.softmax(student(lesson.x), dim=1)
+    assert (said - honest).abs().mean() < (said - lesson.knowledge).abs().mean()
+
+
+def test_training_stops_when_held_out_rows_no_longer_gain_and_gives_back_the_best() -> None:
+    """Outcomes are coin flips: the more is memorised, the worse on rows that were not seen."""
+    config = make_config({"widths": [64]}, epochs=60, patience=2, outcome_weight=1.0, controller="fixed")
+    lesson, held_out = lessons(config, 0, 1, count=200)
+    for part in (lesson, held_out):
+        part.outcomes = torch.randint(2, (200,), generator=torch.Generator().manual_seed(len(part.x)))
+    held_out.outcomes = 1 - held_out.outcomes
+    course = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
+    losses = [epoch["held_out_outcome_loss"] for epoch in course.history]
+    assert course.stopped and len(losses) < 60 and losses.index(min(losses)) == len(losses) - 3
+    with torch.no_grad():
+        assert outcome_loss(student(held_out.x), held_out.outcomes).item() == pytest.approx(min(losses), abs=1e-6)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("losses", [("hinton",), ("hinton", "hints")])
+def test_a_killed_training_ends_as_it_would_have(tmp_path: Path, losses: tuple[str, ...]) -> None:
+    config = with_losses(make_config({"dropout": 0.2}, epochs=5), *losses)
+    lesson, held_out = lessons(config, 0, 1)
+    for part in (lesson, held_out):
+        part.features = torch.randn(len(part), 7, generator=torch.Generator().manual_seed(0))
+    file = tmp_path / "deep" / "training.safetensors"
+
+    def killed(epoch: int, losses: object) -> None:
+        if epoch == 4:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out, checkpoint=file, progress=killed)
+    heard: list[int] = []
+    course = distil(
+        resumed := fresh(config, lesson), lesson, config.distillation, held_out=held_out, checkpoint=file,
+        progress=lambda epoch, losses: heard.append(epoch),
+    )  # fmt: skip
+    whole = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
+    assert heard == [4, 5]
+    assert course == whole
+    assert torch.equal(weights(resumed), weights(student))
+
+
+def test_a_checkpoint_of_another_training_or_a_broken_one_is_not_gone_on_from(tmp_path: Path) -> None:
+    config, file = make_config(epochs=2), tmp_path / "training.safetensors"
+    lesson, other = lessons(config, 0, 1)
+    distil(fresh(config, lesson), lesson, config.distillation, checkpoint=file)
+    heard: list[int] = []
+    for given in (other, lesson):
+        distil(fresh(config, given), given, config.distillation, checkpoint=file,
+               progress=lambda epoch, losses: heard.append(epoch))  # fmt: skip
+        file.write_bytes(b"half of one")
+    assert heard == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("loss", ["hinton", "decoupled", "standardised", "relational", "hints"])
+def test_every_loss_teaches(loss: str) -> None:
+    config = with_losses(make_config(epochs=8), loss)
+    lesson, new = lessons(config, 0, 1, count=2000)
+    lesson.features = torch.log(lesson.knowledge) if loss in ("hints", "relational") else None
+    distil(student := fresh(config, lesson), lesson, config.distillation)
+    said = torch.softmax(student(new.x), dim=1).detach()
+    assert roc_auc_score(new.outcomes, said[:, 1]) > 0.95
+
+
+def test_hints_from_a_teacher_without_features_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"losses.0.type: 'hints' needs a teacher that gives features"):
+        make_config(losses=[{"type": "hints"}])
+    config = with_losses(make_config(), "hints")
+    (lesson,) = lessons(config, 0)
+    with pytest.raises(ConfigError, match=r"hints.*features"):
+        distil(fresh(config, lesson), lesson, config.distillation)
+
+
+@pytest.mark.parametrize("loss", ["decoupled", "standardised"])
+def test_a_loss_that_says_nothing_about_two_actions_is_refused(loss: str) -> None:
+    with pytest.raises(ValueError, match=f"'{loss}' has nothing to add where there are two actions"):
+        make_config(losses=[{"type": "hinton"}, {"type": loss}])
+
+
+def test_a_loss_comes_once() -> None:
+    with pytest.raises(ValueError, match="'hinton' comes more than once"):
+        make_config(losses=[{"type": "hinton"}, {"type": "hinton"}])
+
+
 # --------------------------------------------------------------------------- columns, validation days
 
 
@@ -228,3 +378,13 @@ def test_validation_days_are_whole_days_and_always_the_same() -> None:
         np.testing.assert_array_equal(validation_days(times.dt.as_unit(unit), 10), chosen)
     local = times.dt.tz_convert("America/New_York")
     np.testing.assert_array_equal(validation_days(local, 10), chosen)
+
+
+def test_the_newer_half_of_the_days_kept_back_is_for_the_controller() -> None:
+    times = pd.Series(pd.date_range("2013-01-01", periods=24 * 10, freq="h", tz="UTC"))
+    groups, newer = held_out_units(times, timedelta(hours=2))
+    np.testing.assert_array_equal(groups, np.repeat(np.arange(10), 24))
+    np.testing.assert_array_equal(newer, groups >= 5)
+    groups, newer = held_out_units(times[:24], timedelta(hours=2))
+    np.testing.assert_array_equal(groups, np.repeat(np.arange(12), 2))
+    assert newer.sum() == 12 and not newer[:12].any()

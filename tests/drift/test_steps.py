@@ -125,3 +125,19 @@ def test_losses_lie_between_0_and_1():
     assert steps.brier(p, np.array([1, 2]))[0] == 1.0
     assert steps.total_variation(p, p[::-1]).tolist() == pytest.approx([0.8, 0.8])
     assert steps.total_variation(np.eye(2), 1 - np.eye(2)).tolist() == [1.0, 1.0]
+
+
+def test_draws_that_the_teacher_gave_no_answer_to_do_not_count() -> None:
+    """A unit's mean is that of its other draws; a unit without any is gone, and the others keep their order."""
+    seen = rows(1).assign(content_key=lambda frame: frame["observation_id"])
+    (plan,) = steps.plan_audit(seen, np.ones(len(seen)), [(BEGIN, BEGIN + 6 * HOUR)], WATCH, 2 * HOUR, "key")
+    units = plan.draws.unit
+    answered = plan.drawn["content_key"][(units != 1) & (np.arange(len(units)) != 0)]
+    left = plan.only(answered)
+    assert left.drawn["content_key"].tolist() == answered.tolist()
+    assert sorted(set(left.draws.unit.tolist())) == [0, 1]
+    assert (left.draws.unit == np.where(units[np.isin(plan.drawn["content_key"], answered)] == 2, 1, 0)).all()
+    (counted,) = steps.count_audit(state(), [left], [np.full(len(answered), 0.5)])
+    assert counted.step.units == 2 and counted.step.step_rows == len(answered)
+    (nothing,) = steps.count_audit(state(), [plan.only(answered.iloc[:0])], [np.empty(0)])
+    assert nothing.step.units == 0 and nothing.step.mean is None

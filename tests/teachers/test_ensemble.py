@@ -15,6 +15,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import LeakageError, PartError
 from stillhouse.records import ModelRef, Window
 from stillhouse.teachers import ensemble
+from stillhouse.teachers.answers import in_process
 from tests.teachers.parts_for_tests import Constant, Memory, Mute
 
 PARTS = "tests.teachers.parts_for_tests"
@@ -33,7 +34,7 @@ def make_config(*teachers: dict[str, Any], folds: int = 4) -> AgentConfig:
                 "columns": {"temp": {"type": "number"}},
             },
             "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python", **teacher} for teacher in teachers],
+            "teachers": [{"kind": "python"} | teacher for teacher in teachers],
             "student": {"kind": "tabular"},
             "distillation": {"folds": folds},
             "windows": {"train": "8w", "test": "1w", "current": "7d"},
@@ -76,15 +77,18 @@ def test_the_weighted_mean_by_hand(tmp_path: Path) -> None:
     np.testing.assert_allclose(said, np.tile([0.7, 0.3], (5, 1)), rtol=1e-12)
 
 
+def of_one(teacher: Any, name: str = "x") -> ensemble.Ensemble:
+    member = ensemble.Member(name, 1.0, in_process(name, ("stay", "move"), teacher.predict_proba))
+    return ensemble.Ensemble(make_config(MEMORY), [member], WINDOW, "v1")
+
+
 def test_one_teacher_is_itself() -> None:
-    said = ensemble.Ensemble(make_config(MEMORY), [("x", 7.0, Constant(0.25))], WINDOW, "v1").predict_proba(
-        make_rows(2)
-    )
+    said = of_one(Constant(0.25)).predict_proba(make_rows(2))
     np.testing.assert_array_equal(said, [[0.75, 0.25]] * 2)
 
 
 def test_rows_that_the_teachers_have_seen_are_refused() -> None:
-    asked = ensemble.Ensemble(make_config(MEMORY), [("x", 1.0, Constant())], WINDOW, "v1")
+    asked = of_one(Constant())
     with pytest.raises(LeakageError, match=r"1 of 2 rows lie in train \[2013-01-01 .*'toy'.*cross-fitted"):
         asked.ask(make_rows(2, START + timedelta(hours=23)))
     with pytest.raises(LeakageError, match="1 of 1 rows"):
@@ -96,21 +100,21 @@ def test_rows_that_the_teachers_have_seen_are_refused() -> None:
 
 @pytest.mark.parametrize("answer", ["one column", "one row", "a vector"])
 def test_an_answer_of_another_shape(answer: str) -> None:
-    asked = ensemble.Ensemble(make_config(MEMORY), [("careless", 1.0, made(careless(answer)))], WINDOW, "v1")
+    asked = of_one(made(careless(answer)), "careless")
     with pytest.raises(PartError, match=r"teacher 'careless' answered with shape .*, not \(3, 2\)"):
         asked.predict_proba(make_rows(3))
 
 
 @pytest.mark.parametrize("answer", ["logits", "negative", "not normalised", "nan"])
 def test_an_answer_that_is_no_probability(answer: str) -> None:
-    asked = ensemble.Ensemble(make_config(MEMORY), [("careless", 1.0, made(careless(answer)))], WINDOW, "v1")
+    asked = of_one(made(careless(answer)), "careless")
     with pytest.raises(PartError, match="teacher 'careless' answered with values that are not probabilities"):
         asked.predict_proba(make_rows(3))
 
 
 @pytest.mark.parametrize("answer", ["a list", "a frame", "float32"])
 def test_an_answer_of_another_type_will_do(answer: str) -> None:
-    asked = ensemble.Ensemble(make_config(MEMORY), [("careless", 1.0, made(careless(answer)))], WINDOW, "v1")
+    asked = of_one(made(careless(answer)), "careless")
     said = asked.predict_proba(make_rows(3))
     assert said.dtype == np.float64
     np.testing.assert_array_equal(said, [[0.25, 0.75]] * 3)
@@ -227,7 +231,7 @@ def fitted() -> list[set[str]]:
 
 def test_a_teacher_that_remembers_everything_cannot_show_it(fitted: list[set[str]]) -> None:
     rows, heard = make_rows(24), list[str]()
-    said = ensemble.cross_fit(make_config(MEMORY), rows, heard.append)
+    said = ensemble.cross_fit(make_config(MEMORY), rows, heard.append)["memory"]
     np.testing.assert_array_equal(said, np.full((24, 2), 0.5))
     assert heard == [f"teacher, block {i} of 4" for i in (1, 2, 3, 4)]
     memory = Memory()
@@ -243,12 +247,38 @@ def test_each_block_of_time_is_left_out_once(fitted: list[set[str]]) -> None:
     assert left_out == [set(in_time[:4]), set(in_time[4:7]), set(in_time[7:])]
 
 
+def test_only_what_is_wanted_is_said_and_blocks_without_any_are_not_fitted_for(fitted: list[set[str]]) -> None:
+    rows = make_rows(12)
+    wanted = np.isin(np.arange(12), [0, 2, 11])
+    said = ensemble.cross_fit(make_config(MEMORY, folds=3), rows, wanted=wanted)["memory"]
+    assert (~np.isnan(said[:, 0])).tolist() == wanted.tolist()
+    assert len(fitted) == 2
+
+
+# --------------------------------------------------------------------------- nested
+
+
+def nested(name: str, *members: dict[str, Any], weight: float = 1.0) -> dict[str, Any]:
+    members = tuple({"kind": "python"} | member for member in members)
+    return {"kind": "ensemble", "name": name, "weight": weight, "members": list(members)}
+
+
+def test_a_nested_mean_by_hand(tmp_path: Path) -> None:
+    """(3 · (1 · 0.2 + 3 · 0.6) / 4 + 1 · 0.9) / 4 = 0.6"""
+    inner = nested("inner", constant("a", 0.2, 1), constant("b", 0.6, 3), weight=3)
+    config = make_config(inner, constant("a", 0.9, 1))
+    ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
+    loaded = ensemble.load(tmp_path / "t", config)
+    assert [(m.name, m.share) for m in loaded.members] == [("inner.a", 3 / 16), ("inner.b", 9 / 16), ("a", 1 / 4)]
+    np.testing.assert_allclose(loaded.predict_proba(make_rows(2)), [[0.4, 0.6]] * 2)
+
+
 def test_answers_come_in_the_order_of_the_rows(fitted: list[set[str]]) -> None:
     """What is known by heart about row i when its neighbours are labelled tells whose row it is."""
     config = make_config({"name": "share", "target": f"{__name__}:Share"}, folds=2)
     rows = make_rows(8).assign(outcome=[0, 0, 0, 0, 1, 1, 1, 0])
     shuffled = rows.sample(8, random_state=3)
-    said = pd.DataFrame(ensemble.cross_fit(config, shuffled), index=shuffled.index).sort_index()
+    said = pd.DataFrame(ensemble.cross_fit(config, shuffled)["share"], index=shuffled.index).sort_index()
     assert said[1].tolist() == [0.75] * 4 + [0.0] * 4
 
 

@@ -52,6 +52,16 @@ class Planned:
         """The drawn observations, one row per draw."""
         return self.rows.iloc[self.draws.rows]
 
+    def only(self, content_keys: pd.Series[str]) -> Planned:
+        """The same without the draws of other contents: those that a teacher gave no answer to.
+
+        A unit's mean is then that of its other draws, which is unbiased where answers fail by chance.
+        """
+        kept = self.drawn["content_key"].isin(content_keys).to_numpy()
+        unit = np.unique(self.draws.unit[kept], return_inverse=True)[1]
+        draws = Draws(self.draws.rows[kept], unit, self.draws.probability[kept], self.draws.weight[kept])
+        return Planned(self.span, self.rows, draws)
+
 
 def complete_steps(start: datetime, until: datetime, every: timedelta) -> list[Span]:
     """The whole steps ``[start, start + every), …`` that have ended by ``until``."""

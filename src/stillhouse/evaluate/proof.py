@@ -65,6 +65,7 @@ def prove(
     }
     latencies = measure_latency({c.role + c.name: c.one_row for c in candidates if c.one_row is not None})
     reference = said[teacher.role + teacher.name]["test"]
+    spoken = ~np.isnan(reference[:, 0])  # a teacher that costs money is asked about some rows only
 
     def card(candidate: Candidate) -> Scorecard:
         key = candidate.role + candidate.name
@@ -82,7 +83,7 @@ def prove(
         champion=champion_card,
         chosen=chosen.model,
         why=why,
-        disagreement=disagreement(reference, chosen_says["test"]),
+        disagreement=disagreement(reference[spoken], chosen_says["test"][spoken]),
         certificate=certify(config, refresh.refresh_id, refresh.as_of, chosen, champion_card, comparisons),
     )
 
@@ -96,13 +97,16 @@ def _scorecard(
     teacher_says: np.ndarray[Any, Any],
     cpu: str,
 ) -> Scorecard:
+    spoken = ~np.isnan(teacher_says[:, 0])
+    if candidate.role == "teacher":
+        said, windows = {"test": teacher_says[spoken]}, {"test": windows["test"][spoken]}
     test = windows["test"]
     return Scorecard(
         model=candidate.name,
         role=candidate.role,
         quality={name: quality(p, windows[name]["outcome"].to_numpy()) for name, p in said.items()},
         slices=slices(test, said["test"], test["outcome"].to_numpy(), config.promotion.slices),
-        agreement=None if candidate.role == "teacher" else agreement(teacher_says, said["test"]),
+        agreement=None if candidate.role == "teacher" else agreement(teacher_says[spoken], said["test"][spoken]),
         bytes=candidate.bytes,
         latency=latency,
         cpu=cpu,

@@ -9,6 +9,8 @@ knowledge      what a teacher said about an observation's content: one probabili
 outcomes       what turned out to be true, and when that became known
 quarantine     observations that broke the data contract, with the reasons
 verdicts       what the system decided, as JSON
+unanswered     a content that a teacher had no usable answer to, with the reason
+spending       what some questions to a teacher have cost: calls, rows, tokens, seconds, money
 evidence       each step of the evidence on a champion: the rows it counted, with what probability, and its state
 =============  ====================================================================================
 
@@ -34,11 +36,15 @@ from deltalake.exceptions import CommitFailedError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import SchemaError, WindowError
-from stillhouse.records import Counted, EvidenceStep, Verdict, Window, short_id
+from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, Window, short_id
 
-__all__ = ["KnowledgeBase", "Table", "content_keys", "tidy"]
+__all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
-Table = Literal["observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts", "evidence"]
+Table = Literal[
+    "observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts", "evidence", "unanswered", "spending"
+]
+
+Purpose = Literal["refresh", "watch"]
 
 _TIME = pa.timestamp("us", tz="UTC")
 _PROBABILITIES = pa.list_(pa.float64())
@@ -68,6 +74,16 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
         ("observation_ids", pa.list_(pa.string())), ("units", pa.list_(pa.int64())),
         ("probabilities", _PROBABILITIES), ("weights", _PROBABILITIES), ("losses", _PROBABILITIES),
         ("json", pa.string()),
+    ],
+    "unanswered": [
+        ("content_key", pa.string()), ("observed_at", _TIME), ("teacher", pa.string()), ("asked_at", _TIME),
+        ("reason", pa.string()),
+    ],
+    "spending": [
+        ("job", pa.string()), ("purpose", pa.string()), ("teacher", pa.string()), ("version", pa.string()),
+        ("observed_at", _TIME), ("asked_at", _TIME), ("calls", pa.int64()), ("rows", pa.int64()),
+        ("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("seconds", pa.float64()),
+        ("money", pa.float64()),
     ],
 }  # fmt: skip
 
@@ -175,6 +191,26 @@ class KnowledgeBase:
         said = said.drop_duplicates("content_key")
         batch = f"{teacher}:{pd.util.hash_pandas_object(said['content_key'], index=False).sum():x}"
         return self.append("knowledge", said, batch=batch)
+
+    def append_unanswered(self, rows: pd.DataFrame, reasons: Sequence[str], *, teacher: str) -> int:
+        """Keep which of ``rows`` ``teacher`` (a version) had no usable answer to, and why: they are not asked again."""
+        new = rows[["content_key", "observed_at"]].assign(teacher=teacher, asked_at=datetime.now(UTC), reason=reasons)
+        new = new[~new["content_key"].isin(self.unanswered(teacher)["content_key"])].drop_duplicates("content_key")
+        return self.append("unanswered", new, batch=f"{teacher}:{short_id(*sorted(new['content_key']))}")
+
+    def spend(
+        self, spent: Spending, *, job: str, purpose: Purpose, teacher: str, version: str, as_of: datetime, batch: str
+    ) -> None:
+        """Keep what one round of questions to ``teacher`` (its name) has cost; the same batch is counted once.
+
+        :param job: what the questions were asked for, such as a refresh's id.
+        :param as_of: the moment of the agent's life that they belong to.
+        """
+        row = spent.model_dump() | {
+            "job": job, "purpose": purpose, "teacher": teacher, "version": version, "observed_at": as_of,
+            "asked_at": datetime.now(UTC),
+        }  # fmt: skip
+        self.append("spending", pd.DataFrame([row]), batch=batch)
 
     def record(self, verdict: Verdict) -> None:
         """Keep a verdict; one of the same id is never written twice."""
@@ -313,6 +349,34 @@ class KnowledgeBase:
             said = np.stack(found["probabilities"].to_pandas().to_numpy()[first])
             answer[at >= 0] = said[at[at >= 0]]
         return answer
+
+    def unanswered(self, teacher: str) -> pd.DataFrame:
+        """``content_key, reason`` of all that ``teacher`` (a version) had no usable answer to."""
+        delta = self._open("unanswered")
+        if delta is None:
+            return self._empty("unanswered", ["content_key", "reason"])
+        found: pd.DataFrame = delta.to_pyarrow_dataset().to_table(
+            columns=["content_key", "reason"], filter=pc.field("teacher") == teacher
+        ).to_pandas()  # fmt: skip
+        return found
+
+    def spending(
+        self, *, job: str | None = None, purpose: Purpose | None = None,
+        after: datetime | None = None, until: datetime | None = None,
+    ) -> dict[str, Spending]:  # fmt: skip
+        """What was spent on each teacher, by its name.
+
+        :param job: only for this job; ``purpose`` alike.
+        :param after: only what belongs to later moments of the agent's life, up to and including ``until``.
+        """
+        rows = self.read("spending")
+        chosen = np.ones(len(rows), dtype=bool)
+        for column, wanted in (("job", job), ("purpose", purpose)):
+            chosen &= (rows[column] == wanted).to_numpy() if wanted is not None else True
+        chosen &= (rows["observed_at"] > after).to_numpy() if after is not None else True
+        chosen &= (rows["observed_at"] <= until).to_numpy() if until is not None else True
+        sums = rows[chosen].groupby("teacher")[list(Spending.model_fields)].sum()
+        return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
 
     def ask(
         self, rows: pd.DataFrame, asking: Callable[[pd.DataFrame], np.ndarray[Any, Any]], *, teacher: str

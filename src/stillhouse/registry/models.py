@@ -40,14 +40,15 @@ class Models(Runs):
         params: Mapping[str, object],
         lineage: Lineage | None = None,
     ) -> ModelRef:
-        """Log a newly fitted teacher; one that is kept has its ``model`` already, which is returned.
+        """Log a new teacher; one that is kept has its ``model`` already, which is returned.
 
         The versions of the tables that it was fitted on are part of its lineage.
         """
         if teacher.model is not None:
             return teacher.model
-        lineage = (lineage or Lineage()).model_copy(update={"knowledge": teacher.fitted.versions})
-        marks = {"teacher_version": teacher.version, "fitted": teacher.fitted.model_dump_json()}
+        seen = teacher.fitted
+        lineage = (lineage or Lineage()).model_copy(update={"knowledge": seen.versions if seen else {}})
+        marks = {"teacher_version": teacher.version, "fitted": seen.model_dump_json() if seen else None}
 
         def build(target: Path, model: Any) -> None:
             packaging.save_teacher(Path(teacher.folder), target, model)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from stillhouse.config import home
 from stillhouse.errors import RegistryError
-from stillhouse.records import Certificate, Record, Verdict, Window, short_id
+from stillhouse.records import Certificate, Examination, Record, Verdict, Window, short_id
 from stillhouse.registry.connection import artifact_location, connect, without_credentials
 from stillhouse.registry.entries import OpenedRefresh
 
@@ -95,12 +95,13 @@ class Runs:
         verdicts = (self.read_record(run_id, "verdict.json", Verdict) for run_id in finished)
         return next(filter(None, verdicts), None)
 
-    def log_verdict(self, run_id: str, certificate: Certificate, verdict: Verdict) -> None:
+    def log_verdict(self, run_id: str, certificate: Certificate | Examination, verdict: Verdict) -> None:
         """Write ``certificate.json``, then ``verdict.json``: from then on the refresh is decided.
 
-        To be called before an alias moves, so that no model is promoted without its proof.
+        To be called before an alias moves, so that no model is promoted without its proof. Where a teacher is refused,
+        the certificate is its examination, in ``examination.json``.
         """
-        self.log_record(run_id, certificate, "certificate.json")
+        self.log_record(run_id, certificate, f"{type(certificate).__name__.lower()}.json")
         self.log_record(run_id, verdict, "verdict.json")
         marks = {"verdict": verdict.verdict_id, "outcome": verdict.outcome, "mlflow.note.content": verdict.summary}
         self._log_batch(run_id, tags=marks)

@@ -1,75 +1,127 @@
-"""The agent's teachers as one: fitted on the past, cross-fitted for the rows they were fitted on."""
+"""The agent's teachers as one: those that learn are fitted on the past and cross-fitted, the others are asked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import AgentConfig, PythonTeacher
+from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import Teacher, resolve
-from stillhouse.records import ModelRef, TeacherRef, Window
+from stillhouse.parts import ModelStore, Teacher, resolve
+from stillhouse.records import ModelRef, TeacherRef, Window, short_id
+from stillhouse.teachers import endpoint, mlflow_model, module
+from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
 
-__all__ = ["Ensemble", "cross_fit", "fit", "load", "new_member", "reference"]
+__all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
 
 Progress = Callable[[str], None]
 
+_CHUNK = 5000  # rows after which what a teacher in this process has said is kept
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the teachers.
+
+    :param share: its part of the mean, in 0…1.
+    :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
+    :param chunk: rows after which what it has said is kept.
+    """
+
+    name: str
+    share: float
+    answer: Answering
+    version: str | None = None
+    chunk: int = _CHUNK
+
 
 class Ensemble:
-    """Fitted teachers and their weighted mean.
+    """The agent's teachers and their weighted mean.
 
-    :param members: name, weight (> 0) and fitted teacher of each.
-    :param fitted: the window whose outcomes they have seen; they are not asked about its rows.
+    :param fitted: the window whose outcomes the fitted ones have seen, and about whose rows they are not asked; None
+        where none of them can be fitted.
     :param version: content hash, under which their knowledge is kept.
+    :param local: whether all of them run in this process.
     """
 
     def __init__(
-        self, config: AgentConfig, members: list[tuple[str, float, Teacher]], fitted: Window, version: str
+        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True
     ) -> None:
         self.config = config
-        self.members = members
+        self.members = tuple(members)
         self.fitted = fitted
         self.version = version
+        self.local = local
 
-    def predict_proba(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Raw rows to float64 ``[n, K]``: the weighted mean of the members' probabilities."""
-        return _mean(self.config, self.members, rows)
+    def predict_proba(self, rows: pd.DataFrame) -> Array:
+        """Raw rows to float64 ``[n, K]``: the weighted mean of the members' probabilities, whatever it costs.
 
-    def ask(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+        :raises PartError: if a member has no usable answer to a row.
+        """
+        mean = np.zeros((len(rows), len(self.config.actions)))
+        for member in self.members:
+            answers = member.answer(rows, Allowance())
+            if np.isnan(answers.probabilities).any():
+                why = answers.stopped or next(iter(answers.refused.values()), "it gave none")
+                raise PartError(f"teacher {member.name!r} has no usable answer: {why}")
+            mean += member.share * answers.probabilities
+        return mean
+
+    def ask(self, rows: pd.DataFrame) -> Array:
         """:meth:`predict_proba` for observations (with ``observed_at``) that the teachers were not fitted on.
 
         :raises LeakageError: if a row lies in the window whose outcomes the teachers have seen.
         """
-        seen = (rows["observed_at"] >= self.fitted.start) & (rows["observed_at"] < self.fitted.end)
-        if seen.any():
+        self.refuse_seen(rows)
+        return self.predict_proba(rows)
+
+    def seen(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Of which ``rows`` the teachers have seen the outcomes, bool ``[n]``."""
+        if self.fitted is None:
+            return np.zeros(len(rows), dtype=bool)
+        times = rows["observed_at"]
+        inside: np.ndarray[Any, np.dtype[np.bool_]] = (
+            (times >= self.fitted.start) & (times < self.fitted.end)
+        ).to_numpy(dtype=bool)
+        return inside
+
+    def refuse_seen(self, rows: pd.DataFrame) -> None:
+        """:raises LeakageError: if a row lies in the window whose outcomes the teachers have seen."""
+        if (seen := self.seen(rows)).any():
             raise LeakageError(
                 f"{int(seen.sum())} of {len(rows)} rows lie in {self.fitted}, whose outcomes the teachers of "
                 f"{self.config.agent!r} were fitted on; ask for cross-fitted knowledge of that window instead"
             )
-        return self.predict_proba(rows)
 
 
-def fit(config: AgentConfig, rows: pd.DataFrame, window: Window, folder: Path) -> TeacherRef:
-    """Fit all teachers on labelled ``rows`` (with ``outcome``) and write them to ``folder``."""
-    members = _fit_members(config, rows)
+def fit(
+    config: AgentConfig, rows: pd.DataFrame, window: Window, folder: Path, models: ModelStore | None = None
+) -> TeacherRef:
+    """Fit all teachers that learn on labelled ``rows`` (with ``outcome``), and write all to ``folder``.
+
+    :param models: where teachers of kind ``mlflow`` come from.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for name, _, teacher in members:
-        (partial / name).mkdir(parents=True)
-        teacher.save(partial / name)
-    version = _content_hash(partial, [(t.name, t.target, t.weight) for t in config.teachers])
+    partial.mkdir(parents=True)
+    fitted = _fit_members(config, rows)
+    for leaf, teacher in fitted:
+        (partial / leaf.name).mkdir()
+        teacher.save(partial / leaf.name)
+    parts = [_part(config, leaf, models) for leaf in leaves(config.teachers)]
     description = {
         "agent": config.agent,
-        "version": version,
-        "parts": [{"name": name, "weight": weight, "folder": name} for name, weight, _ in members],
-        "fitted": window.model_dump(mode="json"),
+        "version": _version(partial, leaves(config.teachers), parts),
+        "parts": parts,
+        "fitted": window.model_dump(mode="json") if fitted else None,
     }
     (partial / "teacher.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -78,61 +130,73 @@ def fit(config: AgentConfig, rows: pd.DataFrame, window: Window, folder: Path) -
 
 
 def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
-    """What is to be known about the fitted teacher in ``folder``, and where MLflow keeps it."""
+    """What is to be known about the teacher in ``folder``, and where MLflow keeps it."""
     description = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
     return TeacherRef(
         version=description["version"],
         folder=str(folder),
-        fitted=Window.model_validate(description["fitted"]),
+        fitted=_window(description),
         bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         model=model,
     )
 
 
 def cross_fit(
-    config: AgentConfig, rows: pd.DataFrame, progress: Progress = lambda text: None
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Knowledge about labelled ``rows`` from teachers that have not seen their outcomes: float64 ``[n, K]``.
+    config: AgentConfig,
+    rows: pd.DataFrame,
+    progress: Progress = lambda text: None,
+    wanted: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+) -> dict[str, Array]:
+    """What the teachers that learn say about labelled ``rows`` whose outcomes they have not seen, by their names.
 
     The rows, ordered by time, are cut into ``distillation.folds`` contiguous blocks; each block is labelled by
     teachers fitted on the others (cross-fitting; Chernozhukov et al. 2018, "Double/debiased machine learning",
     §3). Contiguous, because neighbours in time share their weather: a random cut would leak.
+
+    :param wanted: bool ``[n]``, the rows to be spoken about; None: all.
+    :returns: float64 ``[n, K]`` each, NaN where not wanted.
     """
     folds = config.distillation.folds
+    wanted = np.ones(len(rows), dtype=bool) if wanted is None else wanted
     order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
-    said = np.empty((len(rows), len(config.actions)))
+    said: dict[str, Array] = {}
     for number, block in enumerate(np.array_split(order, folds), start=1):
-        others = np.setdiff1d(order, block, assume_unique=True)
-        said[block] = _mean(config, _fit_members(config, rows.iloc[others]), rows.iloc[block])
+        others, asked = np.setdiff1d(order, block, assume_unique=True), block[wanted[block]]
+        if len(asked):
+            for leaf, teacher in _fit_members(config, rows.iloc[others]):
+                answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
+                answer[asked] = checked(leaf.name, teacher.predict_proba(rows.iloc[asked]), len(asked), config.actions)
         progress(f"teacher, block {number} of {folds}")
     return said
 
 
-def load(folder: Path, config: AgentConfig) -> Ensemble:
+def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) -> Ensemble:
     """Read what :func:`fit` wrote. Which class reads which part is said by the agent file alone.
 
-    :raises PartError: if the agent file has no teacher of a stored part's name.
+    :param models: where teachers of kind ``mlflow`` come from.
+    :raises PartError: if the agent file has no teacher of a stored part's name, or describes it otherwise now.
     """
     description = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
-    named = {teacher.name: teacher for teacher in config.teachers}
-    members: list[tuple[str, float, Teacher]] = []
+    named = {leaf.name: leaf for leaf in leaves(config.teachers)}
+    members, total = [], sum(part["weight"] for part in description["parts"])
     for part in description["parts"]:
         if part["name"] not in named:
             raise PartError(
                 f"the stored teacher has a part {part['name']!r} that agents/{config.agent}.yaml does not name; "
                 f"it names {sorted(named)}. Refresh with a newly fitted teacher, or restore the agent file"
             )
-        kind = resolve(named[part["name"]].target, where=f"agents/{config.agent}.yaml: teachers")
-        members.append((part["name"], part["weight"], kind.load(folder / part["folder"])))
-    return Ensemble(config, members, Window.model_validate(description["fitted"]), description["version"])
+        member = _member(config, named[part["name"]], part, folder, models)
+        members.append(replace(member, share=part["weight"] / total))
+    local = not any(isinstance(named[part["name"]].teacher, EndpointTeacher) for part in description["parts"])
+    return Ensemble(config, members, _window(description), description["version"], local)
 
 
-def new_member(config: AgentConfig, teacher: PythonTeacher) -> Teacher:
+def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> Teacher:
     """An unfitted teacher as the agent file describes it.
 
     :raises PartError: if it does not import, cannot be made, or lacks a method.
     """
-    where = f"agents/{config.agent}.yaml: teachers.{teacher.name}"
+    where = _where(config, name or teacher.name)
     kind = resolve(teacher.target, where=where)
     try:
         made = kind(**teacher.settings)
@@ -148,33 +212,70 @@ def new_member(config: AgentConfig, teacher: PythonTeacher) -> Teacher:
     return fresh
 
 
-def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[str, float, Teacher]]:
-    members = []
-    for teacher in config.teachers:
-        made = new_member(config, teacher)
-        made.fit(rows, rows["outcome"].to_numpy())
-        members.append((teacher.name, teacher.weight, made))
-    return members
+# --------------------------------------------------------------------------- members
 
 
-def _mean(
-    config: AgentConfig, members: list[tuple[str, float, Teacher]], rows: pd.DataFrame
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    total = sum(weight for _, weight, _ in members)
-    mean = np.zeros((len(rows), len(config.actions)))
-    for name, weight, teacher in members:
-        mean += weight / total * _checked(name, teacher.predict_proba(rows), len(rows), config)
-    return mean
+def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Teacher]]:
+    made = []
+    for leaf in leaves(config.teachers):
+        if isinstance(leaf.teacher, PythonTeacher):
+            teacher = new_member(config, leaf.teacher, leaf.name)
+            teacher.fit(rows, rows["outcome"].to_numpy())
+            made.append((leaf, teacher))
+    return made
 
 
-def _checked(name: str, said: np.ndarray[Any, Any], rows: int, config: AgentConfig) -> np.ndarray[Any, Any]:
-    """``said``, if it is a probability per row and action."""
-    said = np.asarray(said)
-    if said.shape != (rows, len(config.actions)):
-        raise PartError(f"teacher {name!r} answered with shape {said.shape}, not {(rows, len(config.actions))}")
-    if not (np.isfinite(said).all() and (said >= 0).all() and np.allclose(said.sum(axis=1), 1.0, atol=1e-3)):
-        raise PartError(f"teacher {name!r} answered with values that are not probabilities (rows must sum to 1)")
-    return said
+def _part(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> dict[str, Any]:
+    """What is stored about a member: no Python to import, no address to ask."""
+    part: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
+    if isinstance(leaf.teacher, PythonTeacher):
+        return part | {"folder": leaf.name}
+    if isinstance(leaf.teacher, MlflowTeacher):
+        part["pinned"] = _store(config, leaf, models).pin(leaf.teacher.uri)
+    return part | {"version": _own_version(config, leaf, part.get("pinned", ""))}
+
+
+def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path, models: ModelStore | None) -> Member:
+    name, teacher, actions, where = leaf.name, leaf.teacher, config.actions, _where(config, leaf.name)
+    if isinstance(teacher, PythonTeacher):
+        kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
+        return Member(name, leaf.share, in_process(name, actions, kind.load(folder / part["folder"]).predict_proba))
+    pinned = part.get("pinned", "")
+    if part["version"] != _own_version(config, leaf, pinned):
+        raise PartError(
+            f"{where}: is described otherwise than when this teacher was made, so what it says is other knowledge. "
+            "Refresh with teacher=fit, or restore the agent file"
+        )
+    if isinstance(teacher, EndpointTeacher):
+        asked = endpoint.Endpoint(config, name, teacher)
+        return Member(name, leaf.share, asked.answer, part["version"], chunk=asked.chunk)
+    if isinstance(teacher, MlflowTeacher):
+        columns, store = list(config.observations.columns), _store(config, leaf, models)
+        predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
+    else:
+        predict = module.predictor(teacher, where)
+    return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+
+
+def _own_version(config: AgentConfig, leaf: Leaf, pinned: str) -> str:
+    """Of a member that is not fitted: all of its description that decides what it says, and its weights."""
+    teacher = leaf.teacher
+    if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, pinned):
+        raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {pinned!r}, which is not {teacher.uri!r}")
+    unsaid = {"name", "weight", "uri"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
+    weights = module.fingerprint(teacher, _where(config, leaf.name)) if isinstance(teacher, ModuleTeacher) else ""
+    return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, pinned, weights)
+
+
+def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -> str:
+    """A single teacher that is not fitted has its own version, so that what it said is not kept twice."""
+    if len(parts) == 1 and "version" in parts[0]:
+        return str(parts[0]["version"])
+    said = [
+        (leaf.name, leaf.teacher.target if isinstance(leaf.teacher, PythonTeacher) else part["version"], leaf.share)
+        for leaf, part in zip(named, parts, strict=True)
+    ]
+    return _content_hash(folder, said)
 
 
 def _content_hash(folder: Path, parts: list[tuple[str, str, float]]) -> str:
@@ -184,3 +285,21 @@ def _content_hash(folder: Path, parts: list[tuple[str, str, float]]) -> str:
         if file.is_file():
             digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _store(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> ModelStore:
+    if models is None:
+        raise PartError(
+            f"{_where(config, leaf.name)}: comes from MLflow and can be asked by the flows only; "
+            "load the model by its own address"
+        )
+    return models
+
+
+def _where(config: AgentConfig, name: str) -> str:
+    return f"agents/{config.agent}.yaml: teachers.{name}"
+
+
+def _window(description: dict[str, Any]) -> Window | None:
+    fitted = description["fitted"]
+    return Window.model_validate(fitted) if fitted else None

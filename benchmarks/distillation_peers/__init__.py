@@ -1,0 +1,1 @@
+"""Distillation as it was published, independent of ours."""

@@ -1,0 +1,107 @@
+"""What a teacher answers, held against what an answer must be, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stillhouse.errors import PartError
+from stillhouse.records import Spending
+
+__all__ = ["Allowance", "Answering", "Answers", "Array", "checked", "in_process", "softmax"]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass
+class Allowance:
+    """What may still be spent; None: as much as it takes."""
+
+    calls: int | None = None
+    money: float | None = None
+
+    def take(self, money: float = 0.0) -> bool:
+        """Set one call and so much money aside, if that much is left."""
+        if (self.calls is not None and self.calls < 1) or (self.money is not None and self.money < money):
+            return False
+        self.calls = None if self.calls is None else self.calls - 1
+        self.give_back(-money)
+        return True
+
+    def give_back(self, money: float) -> None:
+        """What was set aside and not needed."""
+        self.money = None if self.money is None else self.money + money
+
+    def rows(self, wanted: int) -> int:
+        """How many of so many rows may be put to a teacher that costs one call each; they are taken."""
+        if self.calls is None:
+            return wanted
+        granted = min(wanted, self.calls)
+        self.calls -= granted
+        return granted
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was said about n rows.
+
+    :param probabilities: float64 ``[n, K]``, NaN where there is no usable answer.
+    :param refused: position among the rows → why its answer is of no use. Asking again would not help.
+    :param stopped: why asking ended before all rows were asked about, if it did.
+    """
+
+    probabilities: Array
+    spending: Spending
+    refused: Mapping[int, str] = field(default_factory=dict)
+    stopped: str | None = None
+
+
+Answering = Callable[[pd.DataFrame, Allowance], Answers]
+"""Rows and what may be spent on them → :class:`Answers`."""
+
+
+def checked(name: str, said: object, rows: int, actions: Sequence[str]) -> Array:
+    """``said`` as float64 ``[rows, K]``, if it is a probability per row and action.
+
+    :raises PartError: if the shape is another, or a row holds something else than probabilities that sum to 1.
+    """
+    answer = np.asarray(said)
+    if answer.shape != (rows, len(actions)):
+        raise PartError(f"teacher {name!r} answered with shape {answer.shape}, not {(rows, len(actions))}")
+    try:
+        answer = answer.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise PartError(f"teacher {name!r} answered with {answer.dtype} values, not with numbers") from error
+    if not (np.isfinite(answer).all() and (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-3)):
+        raise PartError(f"teacher {name!r} answered with values that are not probabilities (rows must sum to 1)")
+    return answer
+
+
+def softmax(logits: object) -> Array:
+    """Logits ``[n, K]`` as probabilities; NaN and infinity stay visible as NaN."""
+    values = np.asarray(logits, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        powers = np.exp(values - values.max(axis=-1, keepdims=True))
+        shares: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def in_process(name: str, actions: Sequence[str], predict: Callable[[pd.DataFrame], object]) -> Answering:
+    """A teacher that runs here: one call a row, no money; what it says is checked as a whole."""
+
+    def answer(rows: pd.DataFrame, allowance: Allowance) -> Answers:
+        granted = allowance.rows(len(rows))
+        asked = rows.iloc[:granted]
+        said = np.full((len(rows), len(actions)), np.nan)
+        began = perf_counter()
+        if granted:
+            said[:granted] = checked(name, predict(asked), granted, actions)
+        spending = Spending(calls=granted, rows=granted, seconds=perf_counter() - began)
+        return Answers(said, spending, stopped=None if granted == len(rows) else "the budget of calls is reached")
+
+    return answer

@@ -1,0 +1,92 @@
+"""A torch module as a teacher: made by a factory, weights from safetensors, asked in batches on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stillhouse.config import ModuleTeacher
+from stillhouse.errors import PartError
+from stillhouse.parts import resolve
+from stillhouse.teachers.answers import softmax
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["fingerprint", "make", "predictor"]
+
+
+def fingerprint(teacher: ModuleTeacher, where: str) -> str:
+    """Hash of the weights file, empty where there is none.
+
+    :raises PartError: if the file cannot be read.
+    """
+    if teacher.weights is None:
+        return ""
+    try:
+        return hashlib.sha256(Path(teacher.weights).read_bytes()).hexdigest()
+    except OSError as error:
+        raise PartError(f"{where}.weights: {teacher.weights} cannot be read ({error.strerror})") from error
+
+
+def make(teacher: ModuleTeacher, where: str) -> nn.Module:
+    """The module with its weights, ready to be asked.
+
+    :raises PartError: if the factory fails or gives no module, or the weights are not those of the module.
+    """
+    import safetensors
+    import safetensors.torch
+    from torch import nn
+
+    try:
+        made = resolve(teacher.target, where=where)(**teacher.settings)
+    except PartError:
+        raise
+    except Exception as error:
+        raise PartError(
+            f"{where}: {teacher.target} cannot be made with settings {teacher.settings}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise PartError(f"{where}: {teacher.target} gives a {type(made).__name__}, not a torch.nn.Module")
+    if teacher.weights is not None:
+        try:
+            made.load_state_dict(safetensors.torch.load_file(teacher.weights))
+        except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+            raise PartError(f"{where}.weights: {teacher.weights} does not fit {teacher.target}: {error}") from error
+    return made.eval()
+
+
+def predictor(teacher: ModuleTeacher, where: str) -> Callable[[pd.DataFrame], Any]:
+    """Rows to float64 ``[n, K]``, as the module gives them or softened from its logits; not yet checked."""
+    import torch
+
+    module = make(teacher, where)
+    encode = _encoding(teacher, where)
+
+    def predict(rows: pd.DataFrame) -> Any:
+        said = []
+        for start in range(0, len(rows), teacher.batch_size):
+            batch = rows.iloc[start : start + teacher.batch_size]
+            try:
+                with torch.inference_mode():
+                    said.append(module(torch.as_tensor(encode(batch))).detach().cpu().numpy())
+            except Exception as error:
+                raise PartError(f"{where}: fails on {len(batch)} rows: {type(error).__name__}: {error}") from error
+        together = np.concatenate(said)
+        return softmax(together) if teacher.answers == "logits" else together
+
+    return predict
+
+
+def _encoding(teacher: ModuleTeacher, where: str) -> Callable[[pd.DataFrame], Any]:
+    if teacher.encode is not None:
+        encode: Callable[[pd.DataFrame], Any] = resolve(teacher.encode, where=f"{where}.encode")
+        return encode
+    columns = list(teacher.columns or ())
+    return lambda rows: rows[columns].to_numpy(dtype=np.float32, copy=True)

@@ -1,0 +1,134 @@
+"""From a row to the words of a question, and from the words of an answer to probabilities."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from string import Formatter
+from typing import Any
+
+import numpy as np
+
+from stillhouse.teachers.answers import Array
+
+__all__ = ["answer_schema", "fill", "from_logprobs", "from_votes", "instruction", "read_action"]
+
+_OPENING = re.compile(r'\s*\{\s*"action"\s*:\s*"|[\s"\'`*]*')
+_CLOSING = re.compile(r"$|[^\w-]")
+
+
+def fill(prompt: str, row: Mapping[str, Any], actions: Sequence[str]) -> str:
+    """The prompt with the row's values in the place of ``{column}``, and the actions in that of ``{actions}``.
+
+    A format such as ``{temp:.1f}`` is heeded; a missing value is written as ``unknown``.
+    """
+    values = {**row, "actions": ", ".join(actions)}
+    parts = []
+    for text, field, style, _ in Formatter().parse(prompt):
+        parts.append(text if field is None else text + _shown(values[field], style or ""))
+    return "".join(parts)
+
+
+def _shown(value: Any, style: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "unknown"
+    if isinstance(value, float) and not style:
+        return f"{value:.10g}"
+    return format(value, style)
+
+
+def instruction(actions: Sequence[str], structured: bool) -> str:
+    """What the system message ends with: the form of the answer."""
+    listed = ", ".join(actions)
+    if structured:
+        return f'Answer with JSON of the form {{"action": "…"}}, where the action is one of: {listed}.'
+    return f"Answer with exactly one of these words and nothing else: {listed}."
+
+
+def answer_schema(actions: Sequence[str]) -> dict[str, Any]:
+    """``response_format`` of the OpenAI protocol: an object whose ``action`` is one of the actions."""
+    schema = {
+        "type": "object",
+        "properties": {"action": {"type": "string", "enum": list(actions)}},
+        "required": ["action"],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "decision", "strict": True, "schema": schema}}
+
+
+def read_action(text: object, actions: Sequence[str]) -> int | None:
+    """Index of the action that an answer names, as JSON or as a bare word; None if it names none."""
+    if not isinstance(text, str):
+        return None
+    said: Any = text
+    try:
+        found = json.loads(text)
+        said = found.get("action") if isinstance(found, dict) else found
+    except (ValueError, RecursionError):
+        pass
+    if not isinstance(said, str):
+        return None
+    word = said.strip(" \t\r\n\"'`*.!").casefold()
+    folded = [action.casefold() for action in actions]
+    return folded.index(word) if word in folded else None
+
+
+def from_votes(counts: Sequence[int], smoothing: float) -> Array:
+    """``(count + α) / (n + α K)`` for each of K actions: the posterior mean under a Dirichlet prior (Laplace)."""
+    votes = np.asarray(counts, dtype=np.float64) + smoothing
+    shares: Array = votes / votes.sum()
+    return shares
+
+
+def from_logprobs(tokens: Sequence[tuple[str, float, Sequence[tuple[str, float]]]], actions: Sequence[str]) -> Array:
+    """Probability of each action from the log-probabilities of an answer's tokens.
+
+    Along the answer that was given, each alternative token that leads to an action hands over its probability times
+    that of the tokens before it; what leads to several actions is shared among them, what leads to none is spread
+    over all, so that a model that hardly knows the actions is hardly sure.
+
+    :param tokens: each with its log-probability and the most probable alternatives at its place.
+    :returns: float64 ``[K]`` that sums to 1.
+    """
+    folded = [action.casefold() for action in actions]
+    shares, reach, said, position = np.zeros(len(actions)), 1.0, "", 0
+    begin = _begin("".join(token for token, _, _ in tokens))
+    for token, logprob, alternatives in tokens:
+        skipped = token[: max(0, begin - position)]  # what stands before the action within this token
+        position += len(token)
+        if position <= begin:
+            continue
+        for other, other_logprob in alternatives:
+            if other != token and other.startswith(skipped):
+                _hand_over(shares, folded, said + other[len(skipped) :].casefold(), reach * math.exp(other_logprob))
+        reach *= min(1.0, math.exp(logprob))
+        said += token[len(skipped) :].casefold()
+        if len(_leading_to(folded, said)) <= 1:
+            break
+    final = [i for i, action in enumerate(folded) if action == said] or _leading_to(folded, said)
+    shares[final] += reach / max(1, len(final))
+    total = shares.sum()
+    whole: Array = shares / total if total > 1 else shares + (1 - total) / len(actions)
+    return whole
+
+
+def _begin(text: str) -> int:
+    """Where in an answer the action begins."""
+    opening = _OPENING.match(text)
+    return opening.end() if opening else 0
+
+
+def _leading_to(actions: Sequence[str], said: str) -> list[int]:
+    """The actions that ``said`` is the beginning of, or that it holds whole."""
+    return [
+        i
+        for i, action in enumerate(actions)
+        if action.startswith(said) or (said.startswith(action) and _CLOSING.match(said[len(action) :]))
+    ]
+
+
+def _hand_over(shares: Array, actions: Sequence[str], said: str, probability: float) -> None:
+    led_to = _leading_to(actions, said)
+    shares[led_to] += probability / max(1, len(led_to))

@@ -1,0 +1,64 @@
+"""What adapting has earned, by hand and against a plain reckoning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stillhouse.config import Distillation
+from stillhouse.distill.control import compare, distil_with_control
+from stillhouse.distill.student import Student
+from stillhouse.distill.train import Lesson
+
+SETTINGS = Distillation(epochs=3, batch_size=64, learning_rate=0.02)
+
+
+def world(rows: int, seed: int, teacher: float = 1.0) -> Lesson:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 3)).astype(np.float32)
+    go = 1 / (1 + np.exp(-3 * x[:, 0]))
+    said = 1 / (1 + np.exp(-3 * teacher * x[:, 0]))
+    return Lesson(x, np.column_stack([1 - said, said]), (rng.random(rows) < go).astype(np.int64))
+
+
+def student() -> Student:
+    torch.manual_seed(0)
+    return Student(torch.linspace(-2, 2, 5).repeat(3, 1), (), 2, (8,))
+
+
+def test_gain_and_its_error_by_hand() -> None:
+    rows = world(400, 0)
+    rows.groups = torch.arange(400) // 40
+    one, other = student().eval(), nn.Linear(3, 2)
+    with torch.no_grad():
+        gains = nn.functional.cross_entropy(
+            other(rows.x), rows.outcomes, reduction="none"
+        ) - nn.functional.cross_entropy(one(rows.x), rows.outcomes, reduction="none")
+    means = gains.reshape(10, 40).mean(dim=1).numpy()
+    found = compare(one, other, rows)
+    assert found.gain == pytest.approx(gains.mean().item(), abs=1e-6)
+    assert found.gain == pytest.approx(found.log_loss_fixed - found.log_loss)
+    assert found.standard_error == pytest.approx(means.std(ddof=1) / np.sqrt(10), rel=1e-5)
+
+
+def test_a_wrong_teacher_makes_adapting_pay() -> None:
+    course = distil_with_control(
+        student(), world(2000, 0, -1.0), SETTINGS, held_out=world(600, 1, -1.0), compared=world(600, 2, -1.0)
+    )
+    assert course.control.gain > 3 * course.control.standard_error > 0
+
+
+def test_where_nothing_was_changed_nothing_is_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = world(600, 1)
+    held_out.groups = torch.arange(600) % 3
+    course = distil_with_control(student(), world(600, 0), SETTINGS, held_out=held_out, compared=world(600, 2))
+    assert (course.control.gain, course.control.standard_error) == (0, 0)
+    fixed = SETTINGS.model_copy(update={"controller": "fixed"})
+    for settings, compared in (
+        (fixed, world(9, 2)),
+        (SETTINGS, None),
+        (SETTINGS.model_copy(update={"control": False}), world(9, 2)),
+    ):
+        assert distil_with_control(student(), world(99, 0), settings, held_out=None, compared=compared).control is None

@@ -1,0 +1,97 @@
+"""Taking in new knowledge: it is learned, and replay keeps what was known."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from stillhouse.config import Distillation
+from stillhouse.distill.losses import knowledge_loss, outcome_loss
+from stillhouse.distill.online import distill_step, forgetting, remember, resemblance, update
+from stillhouse.distill.student import Student
+from stillhouse.distill.train import Lesson, distil
+
+SETTINGS = Distillation(epochs=6, batch_size=64, learning_rate=0.02, controller="fixed", unknown_rate=0)
+
+
+def world(rows: int, seed: int, centre: float = 0.0, sign: float = 1.0) -> Lesson:
+    """Left of 2 the law is x₀ > 0; what lies to the right turns it over where ``sign`` is −1."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 2)).astype(np.float32) + np.array([0, centre], dtype=np.float32)
+    go = 1 / (1 + np.exp(-4 * sign * x[:, 0]))
+    return Lesson(x, np.column_stack([1 - go, go]), (rng.random(rows) < go).astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def champion() -> Student:
+    torch.manual_seed(0)
+    made = Student(torch.linspace(-3, 8, 9).repeat(2, 1), (), 2, (24,))
+    distil(made, world(2000, 0), SETTINGS)
+    return made
+
+
+def test_one_step_is_the_mean_of_new_and_old_by_their_share(champion: Student) -> None:
+    new, old = world(32, 1, 5.0, -1.0), remember(champion, world(16, 2))
+
+    def moved(**given: object) -> torch.Tensor:
+        student = deepcopy(champion)
+        distill_step(student, torch.optim.SGD(student.parameters(), lr=1.0), new, SETTINGS, **given)
+        return torch.nn.utils.parameters_to_vector(student.parameters()).detach()
+
+    start = torch.nn.utils.parameters_to_vector(champion.parameters()).detach()
+    only_new = moved() - start
+    only_old = moved(replayed=old, old_share=1.0) - start
+    mixed = moved(replayed=old, old_share=0.3) - start
+    torch.testing.assert_close(mixed, 0.7 * only_new + 0.3 * only_old, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_remembered_is_what_the_student_said(champion: Student) -> None:
+    rows = world(50, 3)
+    kept = remember(champion, rows)
+    torch.testing.assert_close(kept.knowledge, torch.softmax(champion(rows.x), dim=1))
+    assert kept.outcomes is rows.outcomes and not torch.equal(kept.knowledge, rows.knowledge)
+
+
+def test_an_update_learns_the_new_and_replay_keeps_the_old(champion: Student) -> None:
+    new, past, test = world(600, 4, 5.0, -1.0), world(1000, 5), world(1000, 6, 5.0, -1.0)
+    told = {}
+    for name, replay in (("tuned", world(0, 0)), ("replayed", remember(champion, world(600, 7)))):
+        student = deepcopy(champion)
+        told[name] = update(student, new, replay, SETTINGS, steps=300, past={"before": past})
+        with torch.no_grad():
+            assert knowledge_loss(student(test.x), test.knowledge, 1.0) < 0.3 * knowledge_loss(
+                champion(test.x), test.knowledge, 1.0
+            )
+    assert told["tuned"].old_share == 0 and 0.2 <= told["replayed"].old_share < 0.5
+    assert told["replayed"].forgotten["before"] < 0.5 * told["tuned"].forgotten["before"]
+
+
+def test_the_same_seed_the_same_update(champion: Student) -> None:
+    found = []
+    for _ in range(2):
+        student = deepcopy(champion)
+        update(student, world(100, 4, 5.0), remember(champion, world(100, 7)), SETTINGS, steps=10)
+        found.append(torch.nn.utils.parameters_to_vector(student.parameters()))
+    assert torch.equal(*found)
+
+
+def test_old_rows_count_by_how_much_they_are_like_the_new() -> None:
+    same = resemblance(world(2000, 0), world(2000, 1))
+    assert same.mean().item() == pytest.approx(1, abs=1e-5) and same.std() < 0.1
+    old = world(2000, 0)
+    old.x[:1000, 1] += 5
+    weights = resemblance(old, world(2000, 1, 5.0))
+    assert weights[:1000].mean() > 3 * weights[1000:].mean()
+
+
+def test_forgetting_is_the_rise_of_the_loss(champion: Student) -> None:
+    rows = world(300, 8)
+    other = deepcopy(champion)
+    with torch.no_grad():
+        other.layers[-1].weight.mul_(-1)
+        expected = outcome_loss(other(rows.x), rows.outcomes) - outcome_loss(champion(rows.x), rows.outcomes)
+    assert forgetting(champion, other, {"past": rows}) == {"past": pytest.approx(expected.item(), rel=1e-5)}
+    assert forgetting(champion, champion, {"past": rows}) == {"past": 0.0}

@@ -1,0 +1,330 @@
+"""A language model behind the OpenAI protocol, from a server that behaves and from one that does not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from email.utils import formatdate
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stillhouse.config import AgentConfig
+from stillhouse.errors import PartError
+from stillhouse.teachers.answers import Allowance, Answers
+from stillhouse.teachers.endpoint import Endpoint, _retry_after
+from tests.teachers.servers import Reply, Server, error, says, serving, token
+
+pytest.importorskip("openai")
+
+
+def make_config(url: str, **settings: Any) -> AgentConfig:
+    teacher = {
+        "kind": "endpoint", "name": "llm", "base_url": url, "model": "m", "prompt": "temp {temp}; {actions}?",
+        "probabilities": "votes", "votes": 1, "timeout": "2s", "retries": 2, **settings,
+    }  # fmt: skip
+    return AgentConfig.model_validate(
+        {
+            "agent": "toy",
+            "actions": ["stay", "move"],
+            "observations": {
+                "source": "toy:rows",
+                "since": "2013-01-01T00:00:00Z",
+                "columns": {"temp": {"type": "number"}},
+            },
+            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
+            "teachers": [teacher],
+            "student": {"kind": "tabular"},
+            "windows": {"train": "8w", "test": "1w", "current": "7d"},
+            "watch": {},
+        }
+    )
+
+
+def endpoint(server: Server, **settings: Any) -> Endpoint:
+    config = make_config(server.url, **settings)
+    return Endpoint(config, "llm", config.teachers[0], pause=0.01)  # type: ignore[arg-type]
+
+
+def ask(server: Server, rows: int = 1, allowance: Allowance | None = None, **settings: Any) -> Answers:
+    asked = pd.DataFrame({"temp": np.arange(float(rows))})
+    return endpoint(server, **settings).answer(asked, allowance or Allowance())
+
+
+def temp(request: dict[str, Any]) -> float:
+    return float(request["messages"][-1]["content"].split()[1].rstrip(";"))
+
+
+def by_temp(request: dict[str, Any], number: int) -> Reply:
+    return says("move" if temp(request) >= 2 else "stay")
+
+
+# --------------------------------------------------------------------------- a server that behaves
+
+
+def test_each_row_gets_its_own_answer_whatever_the_order() -> None:
+    def slow_first(request: dict[str, Any], number: int) -> Reply:
+        reply = by_temp(request, number)
+        reply.delay = 0.2 if temp(request) == 0 else 0.0
+        return reply
+
+    with serving(slow_first) as server:
+        answers = ask(server, rows=4)
+    np.testing.assert_allclose(answers.probabilities, [[2 / 3, 1 / 3]] * 2 + [[1 / 3, 2 / 3]] * 2)
+    assert (answers.refused, answers.stopped) == ({}, None)
+
+
+def test_what_is_sent() -> None:
+    with serving(by_temp) as server:
+        ask(server, system="You run a house.", temperature=0.5, votes=1)
+    (request,) = server.requests
+    assert request["messages"][1] == {"role": "user", "content": "temp 0; stay, move?"}
+    assert request["messages"][0]["content"].startswith("You run a house.")
+    assert request["response_format"]["json_schema"]["schema"]["properties"]["action"]["enum"] == ["stay", "move"]
+    assert (request["model"], request["temperature"]) == ("m", 0.5)
+
+
+def test_it_is_asked_from_inside_a_running_loop() -> None:
+    async def inside() -> Answers:
+        return ask(server)
+
+    with serving(by_temp) as server:
+        assert np.isfinite(asyncio.run(inside()).probabilities).all()
+
+
+def test_no_more_than_so_many_at_once() -> None:
+    def slowly(request: dict[str, Any], number: int) -> Reply:
+        reply = by_temp(request, number)
+        reply.delay = 0.05
+        return reply
+
+    with serving(slowly) as server:
+        ask(server, rows=12, concurrency=3)
+    assert server.most_at_once == 3
+
+
+def test_what_it_cost_is_what_the_server_says() -> None:
+    with serving(by_temp) as server:
+        spent = ask(server, rows=3, price_per_million_input=2.0, price_per_million_output=10.0).spending
+    assert (spent.calls, spent.rows, spent.input_tokens, spent.output_tokens) == (3, 3, 300, 15)
+    assert spent.money == pytest.approx((300 * 2 + 15 * 10) / 1e6)
+
+
+def test_a_server_that_does_not_say_is_taken_to_have_charged_the_most() -> None:
+    with serving(lambda request, number: says("stay", usage=None)) as server:
+        spent = ask(server, price_per_million_output=10.0, max_output_tokens=8).spending
+    assert spent.money == pytest.approx(8 * 10 / 1e6)
+    assert spent.output_tokens == 0
+
+
+# --------------------------------------------------------------------------- probabilities
+
+
+def test_probabilities_from_logprobs() -> None:
+    tokens = [token('{"action": "', 1.0), token("move", 0.9, stay=0.1), token('"}', 1.0)]
+    with serving(lambda request, number: says('{"action": "move"}', tokens=tokens)) as server:
+        answers = ask(server, rows=2, probabilities="auto", votes=5)
+    np.testing.assert_allclose(answers.probabilities, [[0.1, 0.9]] * 2)
+    assert len(server.requests) == 2
+    assert server.requests[0]["logprobs"] is True and server.requests[0]["temperature"] == 0
+
+
+def test_votes_where_the_server_has_no_logprobs_and_it_is_not_asked_again() -> None:
+    def script(request: dict[str, Any], number: int) -> Reply:
+        return says(*["move", "move", "stay", "move"][: request.get("n", 1)])
+
+    with serving(script) as server:
+        answers = ask(server, rows=3, probabilities="auto", votes=4, concurrency=1)
+    np.testing.assert_allclose(answers.probabilities, [[2 / 6, 4 / 6]] * 3)
+    assert [request.get("logprobs", False) for request in server.requests] == [True, False, False, False]
+    assert answers.spending.calls == 4 and answers.spending.rows == 3
+
+
+def test_logprobs_that_were_asked_for_and_are_not_there_end_the_asking() -> None:
+    with serving(lambda request, number: says("move")) as server:
+        answers = ask(server, rows=3, probabilities="logprobs", concurrency=1)
+    assert "write `probabilities: votes`" in str(answers.stopped)
+    assert len(server.requests) == 1 and np.isnan(answers.probabilities).all()
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_server_that_gives_fewer_answers_than_asked_for_is_asked_again(most: int) -> None:
+    said = iter(["move", "stay", "move", "move", "stay"])
+    with serving(lambda request, number: says(*[next(said) for _ in range(min(most, request.get("n", 1)))])) as server:
+        answers = ask(server, votes=5)
+    np.testing.assert_allclose(answers.probabilities, [[3 / 7, 4 / 7]])
+    assert answers.spending.calls == -(-5 // most)
+
+
+# --------------------------------------------------------------------------- a server that offers less
+
+
+def test_a_server_without_schemas_logprobs_or_several_answers() -> None:
+    def script(request: dict[str, Any], number: int) -> Reply:
+        for unknown in ("response_format", "logprobs", "n"):
+            if unknown in request:
+                return error(400, f"unknown field {unknown}")
+        return says("move")
+
+    with serving(script) as server:
+        answers = ask(server, rows=2, probabilities="auto", votes=3, concurrency=1)
+    np.testing.assert_allclose(answers.probabilities, [[1 / 5, 4 / 5]] * 2)
+    assert answers.spending.calls == 3 + 3 + 3  # three refusals once, then three votes for each row
+
+
+def test_a_single_row_that_the_server_refuses_changes_nothing_for_the_others() -> None:
+    def script(request: dict[str, Any], number: int) -> Reply:
+        return error(400, "too long") if temp(request) == 1 else says(*["move"] * request.get("n", 1))
+
+    with serving(script) as server:
+        answers = ask(server, rows=4, votes=2, concurrency=1)
+    assert np.isnan(answers.probabilities[:, 0]).tolist() == [False, True, False, False]
+    assert "response_format" in server.requests[-1] and server.requests[-1]["n"] == 2
+    assert answers.stopped is None
+
+
+# --------------------------------------------------------------------------- a server that misbehaves
+
+BROKEN = {
+    "429": error(429, "slow down", Retry_After="0.2"),
+    "500": error(500),
+    "503": error(503),
+    "cut in the middle": Reply(says("move").body, cut=True),
+    "too slow": Reply(says("move").body, delay=1.0),
+    "a byte now and then": Reply(says("move").body, drip=0.1),
+    "malformed JSON": Reply('{"choices": [{"message": {"content": "mo'),
+    "no JSON": Reply("<html>please wait</html>", headers={"Content-Type": "text/html"}),
+    "no choices": Reply({"id": "x", "choices": []}),
+    "another form": Reply({"choices": "move"}),
+    "a list": Reply([1, 2]),
+    "nothing": Reply(""),
+}
+
+
+@pytest.mark.parametrize("reply", BROKEN.values(), ids=BROKEN)
+def test_once_broken_then_well(reply: Reply) -> None:
+    began = time.monotonic()
+    with serving(lambda request, number: reply if number == 0 else says("move")) as server:
+        answers = ask(server, timeout="0.5s")
+    np.testing.assert_allclose(answers.probabilities, [[1 / 3, 2 / 3]])
+    assert answers.spending.calls == 2
+    if reply.status == 429:
+        assert time.monotonic() - began >= 0.2  # never sooner than it asks
+
+
+@pytest.mark.parametrize("reply", BROKEN.values(), ids=BROKEN)
+def test_for_ever_broken_ends_and_says_why(reply: Reply) -> None:
+    reply = Reply(reply.body, reply.status, {}, reply.delay, reply.drip, reply.cut)  # without Retry-After
+    with serving(lambda request, number: reply) as server:
+        answers = ask(server, rows=20, timeout="0.3s", retries=1, concurrency=5)
+    assert np.isnan(answers.probabilities).all() and not answers.refused
+    assert "questions in a row failed, the last one: http://127.0.0.1:" in str(answers.stopped)
+    assert 10 <= answers.spending.calls <= 20  # and not 40
+
+
+def test_a_server_that_is_not_there() -> None:
+    with serving(by_temp) as server:
+        pass
+    answers = ask(server, rows=9, retries=0, concurrency=1)
+    assert answers.spending.calls == 5
+    assert "APIConnectionError" in str(answers.stopped)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_will_not_have_us_is_asked_once(status: int) -> None:
+    with serving(lambda request, number: error(status, "go away")) as server:
+        answers = ask(server, rows=5, concurrency=1)
+    assert len(server.requests) == 1
+    assert "go away" in str(answers.stopped)
+
+
+def test_failures_with_answers_between_them_do_not_end_the_asking() -> None:
+    with serving(lambda request, number: [error(500), says("hm"), error(500), says("move")][number % 4]) as server:
+        answers = ask(server, rows=24, concurrency=1, retries=0)
+    assert answers.stopped is None and len(server.requests) == 24
+
+
+def test_a_server_that_asks_for_an_hour_is_left_alone() -> None:
+    with serving(lambda request, number: error(429, Retry_After="3600")) as server:
+        answers = ask(server, rows=5, concurrency=1)
+    assert len(server.requests) == 1
+    assert "asks to come back in 3600 s" in str(answers.stopped)
+
+
+def test_what_was_answered_before_it_broke_is_kept() -> None:
+    with serving(lambda request, number: says("move") if number < 3 else error(500)) as server:
+        answers = ask(server, rows=12, concurrency=1, retries=0)
+    assert np.isfinite(answers.probabilities[:3]).all() and np.isnan(answers.probabilities[3:]).all()
+    assert answers.spending.calls == 8 and answers.spending.rows == 8
+
+
+@pytest.mark.parametrize(("given", "least", "most"), [
+    ("1.5", 1.5, 1.5), ("-3", 0, 0), ("soon", 0, 0), ("", 0, 0),
+    (formatdate(time.time() + 9000, usegmt=True), 7000, 9001),
+])  # fmt: skip
+def test_retry_after_as_seconds_or_as_a_date(given: str, least: float, most: float) -> None:
+    assert least <= _retry_after({"retry-after": given}) <= most
+
+
+# --------------------------------------------------------------------------- answers that are of no use
+
+
+@pytest.mark.parametrize(
+    "text", ["jump", "I think you should move.", '{"action": "jump"}', "{{{", "", "stay move", None]
+)
+def test_an_unknown_action_or_garbage_is_refused_by_row(text: str | None) -> None:
+    def script(request: dict[str, Any], number: int) -> Reply:
+        return says(text if temp(request) == 1 else "move")
+
+    with serving(script) as server:
+        answers = ask(server, rows=3)
+    assert list(answers.refused) == [1] and "no action" in answers.refused[1]
+    assert np.isnan(answers.probabilities[:, 0]).tolist() == [False, True, False]
+    assert len(server.requests) == 3  # asking again would not help
+
+
+def test_a_few_void_votes_do_no_harm_and_many_do() -> None:
+    few, many = ["move", "jump", "move"], ["jump", "jump", "move"]
+    with serving(lambda request, number: says(*(few if temp(request) == 0 else many))) as server:
+        answers = ask(server, rows=2, votes=3)
+    np.testing.assert_allclose(answers.probabilities[0], [1 / 4, 3 / 4])
+    assert "2 of 3 votes are void" in answers.refused[1]
+
+
+# --------------------------------------------------------------------------- budget and key
+
+
+def test_the_budget_of_calls_is_kept_retries_included() -> None:
+    with serving(lambda request, number: error(500) if number % 2 else says("move")) as server:
+        answers = ask(server, rows=30, allowance=Allowance(calls=7), concurrency=3, retries=5)
+    assert len(server.requests) == answers.spending.calls == 7
+    assert answers.stopped == "the budget is reached"
+
+
+def test_the_budget_of_money_is_never_exceeded() -> None:
+    prices = {"price_per_million_input": 100.0, "price_per_million_output": 1000.0, "max_output_tokens": 5}
+    with serving(lambda request, number: says("move", usage=(100, 5))) as server:
+        spent = ask(server, rows=60, allowance=Allowance(money=0.3), concurrency=8, **prices)
+    assert 0.2 < spent.spending.money <= 0.3
+    assert spent.stopped == "the budget is reached"
+
+
+def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_KEY", "very-secret-123")
+    with serving(
+        lambda request, number: error(401, "Incorrect API key very-secret-123, or sk-proj-abc***xyz")
+    ) as server:
+        answers = ask(server, key_variable="TOY_KEY")
+    assert server.headers[0]["authorization"] == "Bearer very-secret-123"
+    assert "secret" not in str(answers.stopped) and "sk-" not in str(answers.stopped)
+    with serving(lambda request, number: says("very-secret-123")) as server:
+        answers = ask(server, key_variable="TOY_KEY")
+    assert "secret" not in answers.refused[0]
+
+
+def test_a_key_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOY_KEY", raising=False)
+    with pytest.raises(PartError, match=r"teachers\.llm: the environment variable TOY_KEY.* is not set"):
+        endpoint(Server("http://127.0.0.1:9/v1"), key_variable="TOY_KEY")
