@@ -114,7 +114,7 @@ def reading_module() -> Any:
 
     class Module(torch.nn.Linear):
         def text_encoder(self) -> TextInitial:
-        return TextInitial(["bus"], np.ones((1, 3)))
+            return TextInitial(["bus"], np.ones((1, 3)))
 
     return Module(1, 2)
 
