@@ -17,7 +17,7 @@ from stillhouse.errors import LeakageError, PartError
 from stillhouse.parts import ModelStore, ReadyTeacher, Teacher, resolve
 from stillhouse.records import ModelRef, TeacherRef, Window, short_id
 from stillhouse.teachers import endpoint, mlflow_model, module, ready
-from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
+from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
 from stillhouse.teachers.ready import content_hash
 
 __all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
@@ -35,6 +35,7 @@ class Member:
     :param share: its part of the mean, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
+    :param features: whether its answers hold features.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Member:
     answer: Answering
     version: str | None = None
     chunk: int = _CHUNK
+    features: bool = False
 
 
 class Ensemble:
@@ -83,6 +85,13 @@ class Ensemble:
         """
         self.refuse_seen(rows)
         return self.predict_proba(rows)
+
+    def features(self, rows: pd.DataFrame) -> Features | None:
+        """What the member that gives features makes of ``rows``, float32 ``[n, D]``; None where none does."""
+        for member in self.members:
+            if member.features:
+                return member.answer(rows, Allowance()).features
+        return None
 
     def seen(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Of which ``rows`` the teachers have seen the outcomes, bool ``[n]``."""
@@ -137,6 +146,7 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
         version=description["version"],
         folder=str(folder),
         fitted=_window(description),
+        features=next((part["version"] for part in description["parts"] if part.get("features")), None),
         bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         model=model,
     )
@@ -233,7 +243,7 @@ def _made(teacher: PythonTeacher, where: str, *methods: str) -> Any:
 def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> ReadyTeacher:
     """A teacher that does not learn; what is saved must be readable, too."""
     where = _where(config, name)
-    made: ReadyTeacher = _made(teacher, where, "predict_proba")
+    made: ReadyTeacher = _made(teacher, where, "predict_proba", *(["features"] if teacher.features else []))
     if hasattr(made, "save") and not callable(getattr(made, "load", None)):
         raise PartError(f"{where}: {teacher.target} has `save` but no `load`: give it both, or neither")
     return made
@@ -242,6 +252,8 @@ def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> Ready
 def _part(config: AgentConfig, leaf: Leaf, folder: Path, models: ModelStore | None) -> dict[str, Any]:
     """What is stored about a member: no Python to import, no address to ask."""
     part: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
+    if leaf.features:
+        part["features"] = True
     if leaf.learns:
         return part | {"folder": leaf.name}
     if isinstance(leaf.teacher, PythonTeacher):
@@ -265,7 +277,9 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
         kept = folder / part["folder"] if "folder" in part else None
         made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
         _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
-        return Member(name, leaf.share, in_process(name, actions, made.predict_proba), part["version"])
+        inside = getattr(made, "features", None) if leaf.features else None
+        answer = in_process(name, actions, made.predict_proba, inside)
+        return Member(name, leaf.share, answer, part["version"], features=leaf.features)
     pinned = part.get("pinned", "")
     _refuse_changed(config, leaf, part, pinned)
     if isinstance(teacher, EndpointTeacher):
@@ -274,9 +288,9 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, MlflowTeacher):
         columns, store = list(config.observations.columns), _store(config, leaf, models)
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
-    else:
-        predict = module.predictor(teacher, where)
-    return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+        return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+    predict, inside = module.predictor(teacher, where)
+    return Member(name, leaf.share, in_process(name, actions, predict, inside), part["version"], features=leaf.features)
 
 
 def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: str) -> None:
