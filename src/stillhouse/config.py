@@ -450,6 +450,9 @@ class Outcomes(Section):
 # --------------------------------------------------------------------------- teachers, students
 
 
+_TIMEOUT = timedelta(minutes=15)  # of a teacher in this process; a task of the flows has half an hour
+
+
 class _Teacher(Section):
     """What every teacher has."""
 
@@ -469,6 +472,7 @@ class PythonTeacher(_Teacher):
     features: bool = Field(
         default=False, description="keep what its `features(rows)` gives, float32 [n, D]; only with `learns: false`"
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: a fit, or answers to at most 5000 rows")
 
     @model_validator(mode="after")
     def _features_that_last(self) -> PythonTeacher:
@@ -496,6 +500,7 @@ class ModuleTeacher(_Teacher):
     features: bool = Field(
         default=False, description="keep what the module's `features(encoded)` gives, float32 [n, D]"
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> ModuleTeacher:
@@ -516,6 +521,7 @@ class MlflowTeacher(_Teacher):
         default="probabilities",
         description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @field_validator("uri")
     @classmethod

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stillhouse.parts import ModelStore, ReadyTeacher, Teacher, resolve
 from stillhouse.records import ModelRef, TeacherRef, Window, short_id
 from stillhouse.teachers import endpoint, mlflow_model, module, ready
 from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
+from stillhouse.teachers.calling import call
 from stillhouse.teachers.ready import content_hash
 
 __all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
@@ -176,7 +178,9 @@ def cross_fit(
         if len(asked):
             for leaf, teacher in _fit_members(config, rows.iloc[others]):
                 answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
-                answer[asked] = checked(leaf.name, teacher.predict_proba(rows.iloc[asked]), len(asked), config.actions)
+                what = f"teacher {leaf.name!r} on {len(asked)} rows"
+                given = call(what, _timeout(leaf), teacher.predict_proba, rows.iloc[asked])
+                answer[asked] = checked(leaf.name, given, len(asked), config.actions)
         progress(f"teacher, block {number} of {folds}")
     return said
 
@@ -219,7 +223,8 @@ def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Te
     for leaf in leaves(config.teachers):
         if isinstance(leaf.teacher, PythonTeacher) and leaf.learns:
             teacher = new_member(config, leaf.teacher, leaf.name)
-            teacher.fit(rows, rows["outcome"].to_numpy())
+            what = f"fitting teacher {leaf.name!r} on {len(rows)} rows"
+            call(what, _timeout(leaf), teacher.fit, rows, rows["outcome"].to_numpy())
             made.append((leaf, teacher))
     return made
 
@@ -273,12 +278,13 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
         if leaf.learns:
-            return Member(name, leaf.share, in_process(name, actions, kind.load(folder / part["folder"]).predict_proba))
+            predict = kind.load(folder / part["folder"]).predict_proba
+            return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)))
         kept = folder / part["folder"] if "folder" in part else None
         made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
         _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
         inside = getattr(made, "features", None) if leaf.features else None
-        answer = in_process(name, actions, made.predict_proba, inside)
+        answer = in_process(name, actions, made.predict_proba, inside, _timeout(leaf))
         return Member(name, leaf.share, answer, part["version"], features=leaf.features)
     pinned = part.get("pinned", "")
     _refuse_changed(config, leaf, part, pinned)
@@ -288,9 +294,15 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, MlflowTeacher):
         columns, store = list(config.observations.columns), _store(config, leaf, models)
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
-        return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+        return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)), part["version"])
     predict, inside = module.predictor(teacher, where)
-    return Member(name, leaf.share, in_process(name, actions, predict, inside), part["version"], features=leaf.features)
+    answer = in_process(name, actions, predict, inside, _timeout(leaf))
+    return Member(name, leaf.share, answer, part["version"], features=leaf.features)
+
+
+def _timeout(leaf: Leaf) -> timedelta | None:
+    """Of one call to a teacher in this process."""
+    return None if isinstance(leaf.teacher, EndpointTeacher) else leaf.teacher.timeout
 
 
 def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: str) -> None:
@@ -310,7 +322,7 @@ def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
     teacher = leaf.teacher
     if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, own):
         raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {own!r}, which is not {teacher.uri!r}")
-    unsaid = {"name", "weight", "uri"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
+    unsaid = {"name", "weight", "uri", "timeout"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
     weights = module.fingerprint(teacher, _where(config, leaf.name)) if isinstance(teacher, ModuleTeacher) else ""
     return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, own, weights)
 
