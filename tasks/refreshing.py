@@ -475,6 +475,7 @@ def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, li
         base.knowledge(rows, teacher.version),
         rows["outcome"].to_numpy(),
         numbers=len(base.config.observations.numbers),
+        features=base.features(rows, teacher.features) if teacher.features else None,
     )
     return rows, lesson, columns
 
@@ -490,10 +491,12 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
     groups, newer = held_out_units(rows["observed_at"], base.config.promotion.cluster)
     x, said, outcomes = encode(rows, columns), base.knowledge(rows, teacher.version), rows["outcome"].to_numpy()
     numbers = len(base.config.observations.numbers)
+    features = base.features(rows, teacher.features) if teacher.features else None
     held_out, compared = (
-        Lesson(x[chosen], said[chosen], outcomes[chosen], numbers, groups=groups[chosen]) if chosen.any() else None
+        Lesson(x[chosen], said[chosen], outcomes[chosen], numbers, None if features is None else features[chosen],
+               groups[chosen]) if chosen.any() else None
         for chosen in (newer, ~newer)
-    )
+    )  # fmt: skip
     return held_out, compared
 
 

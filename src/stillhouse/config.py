@@ -450,6 +450,9 @@ class Outcomes(Section):
 # --------------------------------------------------------------------------- teachers, students
 
 
+_TIMEOUT = timedelta(minutes=15)  # of a teacher in this process; a task of the flows has half an hour
+
+
 class _Teacher(Section):
     """What every teacher has."""
 
@@ -463,6 +466,22 @@ class PythonTeacher(_Teacher):
     kind: Literal["python"]
     target: Target = Field(description="'module:Class'")
     settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+    learns: bool = Field(
+        default=True, description="false: rules or a ready model (:class:`stillhouse.parts.ReadyTeacher`), never fitted"
+    )
+    features: bool = Field(
+        default=False, description="keep what its `features(rows)` gives, float32 [n, D]; only with `learns: false`"
+    )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: a fit, or answers to at most 5000 rows")
+
+    @model_validator(mode="after")
+    def _features_that_last(self) -> PythonTeacher:
+        if self.features and self.learns:
+            raise ValueError(
+                "features: those of a teacher that learns would be others after each fit: write `learns: false`, or "
+                "give the part that does not change as a teacher of its own"
+            )
+        return self
 
 
 class ModuleTeacher(_Teacher):
@@ -478,6 +497,10 @@ class ModuleTeacher(_Teacher):
     )
     answers: Literal["logits", "probabilities"] = Field(description="what the module gives, [n, K]")
     batch_size: int = Field(default=1024, ge=1, description="rows per forward pass")
+    features: bool = Field(
+        default=False, description="keep what the module's `features(encoded)` gives, float32 [n, D]"
+    )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> ModuleTeacher:
@@ -498,6 +521,7 @@ class MlflowTeacher(_Teacher):
         default="probabilities",
         description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @field_validator("uri")
     @classmethod
@@ -589,6 +613,16 @@ class Leaf(NamedTuple):
     name: str  # "outer.inner" inside an ensemble
     share: float  # of the whole mean, in 0…1
     teacher: LeafTeacher
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
+        return isinstance(self.teacher, PythonTeacher) and self.teacher.learns
+
+    @property
+    def features(self) -> bool:
+        """Whether what it makes of a row inside is kept with what it says."""
+        return isinstance(self.teacher, PythonTeacher | ModuleTeacher) and self.teacher.features
 
 
 def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:
@@ -893,11 +927,17 @@ class AgentConfig(Section):
         ):
             if twice := _repeated(values):
                 raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
+        featured = [leaf.name for leaf in leaves(self.teachers) if leaf.features]
+        if len(featured) > 1:
+            raise ValueError(
+                f"teachers: {', '.join(map(repr, featured))} are to give features, and students match those of one: "
+                f"write `features: true` once"
+            )
         for place, loss in enumerate(self.distillation.losses):
-            if isinstance(loss, Hints):
+            if isinstance(loss, Hints) and not featured:
                 raise ValueError(
-                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features, and the teachers "
-                    f"of an agent file give probabilities: take 'relational', which needs none"
+                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features: write "
+                    f"`features: true` with one that can, or take 'relational', which needs none"
                 )
             if isinstance(loss, Decoupled | Standardised) and len(self.actions) == 2:
                 raise ValueError(

@@ -51,7 +51,7 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
 
         columns = columns_of(config, future)
         outcomes, numbers = future["outcome"].to_numpy(), len(config.observations.numbers)
-        lesson = Lesson(encode(future, columns), knowledge, outcomes, numbers)
+        lesson = Lesson(encode(future, columns), knowledge, outcomes, numbers, teachers.features(future))
         student = new_student(config, columns, lesson.x.numpy())
         distil(student, lesson, config.distillation, epochs=1)
         (variant,) = make_variants(

@@ -11,7 +11,7 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import PythonTeacher, leaves
+from stillhouse.config import leaves
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.base import Purpose
 from stillhouse.records import Spending
@@ -105,7 +105,7 @@ def cross_fitted(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Arr
     if new.empty:
         return said
     asked, left = _ask_others(base, teacher, new, account)
-    fitted = [leaf.name for leaf in leaves(base.config.teachers) if isinstance(leaf.teacher, PythonTeacher)]
+    fitted = [leaf.name for leaf in leaves(base.config.teachers) if leaf.learns]
     granted = left.iloc[: account.allowance.rows(len(left) * len(fitted)) // len(fitted)] if fitted else left
     if len(granted) < len(left):
         account.stop(fitted[0], "the budget is reached")
@@ -164,7 +164,8 @@ def _remembered_or_asked(base: KnowledgeBase, member: Member, rows: pd.DataFrame
         answers = member.answer(chunk, account.allowance)
         account.pay(answers.spending, member.name, version)
         usable = ~np.isnan(answers.probabilities[:, 0])
-        base.append_knowledge(chunk[usable], answers.probabilities[usable], teacher=version)
+        features = None if answers.features is None else answers.features[usable]
+        base.append_knowledge(chunk[usable], answers.probabilities[usable], teacher=version, features=features)
         if answers.refused:
             base.append_unanswered(chunk.iloc[list(answers.refused)], list(answers.refused.values()), teacher=version)
         if answers.stopped:
