@@ -786,6 +786,9 @@ class Thresholds(Section):
     auc_drop: float | None = Field(
         default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved"
     )
+    accuracy_drop: float | None = Field(
+        default=None, gt=0, le=1, description="fall of accuracy on known outcomes since the champion was proved"
+    )
     shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`, or `ks`")
 
 
@@ -832,7 +835,8 @@ class Watch(Section):
     @model_validator(mode="after")
     def _something_decides(self) -> Watch:
         if self.false_alarms is None and all(
-            getattr(self.thresholds, name) is None for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop")
+            getattr(self.thresholds, name) is None
+            for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop", "accuracy_drop")
         ):
             raise ValueError("without a budget of false_alarms and without a threshold nothing would ever be noticed")
         return self
@@ -844,7 +848,7 @@ class Budgets(Section):
     max_bytes: int | None = Field(default=None, ge=1, description="of a variant's folder (bytes)")
     max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
     max_quality_loss: float = Field(
-        default=0.005, ge=0, le=1, description="AUC a variant may lose against the best one"
+        default=0.005, ge=0, le=1, description="AUC (accuracy, for more than two actions) a variant may lose"
     )
     max_teacher_calls: int | None = Field(
         default=None, ge=1, description="of one refresh: requests to endpoints, rows put to other teachers"
@@ -860,13 +864,13 @@ class Promotion(Section):
     """What a challenger must prove."""
 
     approval: Literal["automatic", "manual"] = "automatic"
-    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC the challenger may be worse by")
+    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC, or accuracy, it may be worse by")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
     cluster: Duration = Field(
         default=timedelta(hours=1), description="rows observed in the same such stretch are one piece of evidence"
     )
     slices: tuple[str, ...] = Field(default=(), description="categorical columns; each value is judged too")
-    slice_margin: float = Field(default=0.02, ge=0, le=1, description="AUC margin on a slice, and on the past window")
+    slice_margin: float = Field(default=0.02, ge=0, le=1, description="the same on a slice, and on the past window")
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
 
 
