@@ -35,13 +35,12 @@ def main() -> None:
         seeds = range(1 if asked.quick else asked.seeds)
         played = [play(seed, Path(folder) / str(seed), weeks=6 if asked.quick else 44) for seed in seeds]
         watches = watch_seconds(Path(folder) / "0")
+    static, champion, teacher = ([p[f"quality_{who}"] for p in played] for who in ("static", "champion", "teacher"))
     goals = [
-        goal(
-            "gain_over_never_refreshed", 0.03, "higher", [p["quality_champion"] - p["quality_static"] for p in played]
-        ),
-        goal("loss_to_teacher", 0.01, "lower", [p["quality_teacher"] - p["quality_champion"] for p in played]),
-        goal("auc_champion_over_refitted_spike", 0.713, "higher", [p["quality_champion"] for p in played]),
-        goal("auc_static_over_spike", 0.684, "higher", [p["quality_static"] for p in played]),
+        goal("gain_over_never_refreshed", 0.03, "higher", [c - s for c, s in zip(champion, static, strict=True)]),
+        goal("loss_to_teacher", 0.01, "lower", [t - c for t, c in zip(teacher, champion, strict=True)]),
+        goal("auc_champion_over_refitted_spike", 0.713, "higher", champion),
+        goal("auc_static_over_spike", 0.684, "higher", static),
         goal("teacher_bytes_per_champion_byte", 10, "higher", [p["smallest_ratio"] for p in played]),
         goal("refused_by_the_gate", 1, "higher", [p["refused"] for p in played]),
         goal("minutes", 5, "lower", [p["wall_seconds"] / 60 for p in played]),

@@ -118,8 +118,8 @@ def _show_year(year: Year) -> None:
     for w in year.weeks:
         table.add_row(f"{w.ending:%d %b}", f"{w.rows}", "" if w.psi is None else f"{w.psi:.2f}",
                       w.drift.replace("_", " "), w.response, w.gate, w.champion.rpartition("@")[2],
-                      f"{w.quality_static:.3f}", f"{w.quality_champion:.3f}", f"{w.quality_teacher:.3f}", f"{w.bytes:,}",
-                      f"{w.p50_ms:.3f}")  # fmt: skip
+                      f"{w.quality_static:.3f}", f"{w.quality_champion:.3f}", f"{w.quality_teacher:.3f}",
+                      f"{w.bytes:,}", f"{w.p50_ms:.3f}")  # fmt: skip
     console.print(table, no_wrap=True, crop=False)
     console.print(
         f"{s.weeks} weeks, {s.refreshes} refreshes: {s.promotions} promoted, {s.refused} refused by the gate\n"

@@ -203,8 +203,8 @@ def _scorecards(cards: list[Scorecard]) -> str:
     for card in cards:
         q, latency = card.test, card.latency
         rows.append(
-            f"| {card.model} | {card.role} | {_number(q.auc)} | {q.accuracy:.4f} | {q.log_loss:.4f} | {q.calibration_error:.4f} "
-            f"| {_number(card.agreement)} | {card.bytes:,} | {_number(latency.p50_ms) if latency else ''} "
+            f"| {card.model} | {card.role} | {_number(q.auc)} | {q.accuracy:.4f} | {q.log_loss:.4f} "
+            f"| {q.calibration_error:.4f} | {_number(card.agreement)} | {card.bytes:,} | {_number(latency.p50_ms) if latency else ''} "
             f"| {_number(latency.p95_ms) if latency else ''} |"
         )
     return _table(

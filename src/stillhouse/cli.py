@@ -73,7 +73,8 @@ def status(agent: AgentName) -> None:
         quality = "AUC (test)" if two else "accuracy (test)"
         table = Table("version", "alias", "variant", quality, "bytes", "p50 (ms)", "refresh", box=None)
         for v in versions:
-            table.add_row(v.version, ", ".join(v.aliases), v.variant, _number(v.auc if two else v.accuracy), f"{v.bytes or 0:,}",
+            score = _number(v.auc if two else v.accuracy)
+            table.add_row(v.version, ", ".join(v.aliases), v.variant, score, f"{v.bytes or 0:,}",
                           _number(v.p50_ms), v.refresh_id)  # fmt: skip
         console.print(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())

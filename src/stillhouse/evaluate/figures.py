@@ -22,7 +22,10 @@ _NAMES = {"auc": "AUC", "accuracy": "accuracy"}
 
 
 def tradeoff(proof: Proof) -> Figure:
-    """Bytes on disk (log) against AUC (accuracy, for more than two actions) on the test window, marker area by latency; the chosen variant is ringed."""
+    """Bytes on disk (log) against AUC on the test window, marker area by latency; the chosen variant is ringed.
+
+    For more than two actions it is the accuracy.
+    """
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
     captions = []

@@ -29,7 +29,8 @@ class Models(Runs):
 
     A logged model carries the tags ``role``, ``agent``, ``refresh_id``, ``refresh_run`` (the parent run's id),
     ``auc``, ``accuracy``, ``bytes``, ``p50_ms`` and its lineage: ``lineage.student``, ``lineage.teacher``,
-    ``lineage.knowledge``, ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its ancestors carries.
+    ``lineage.knowledge``, ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its
+    ancestors carries.
     """
 
     def log_teacher(
