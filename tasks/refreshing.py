@@ -478,6 +478,7 @@ def _lesson(
         base.knowledge(rows, teacher.version),
         rows["outcome"].to_numpy(),
         numbers=parts.numbers,
+        features=base.features(rows, teacher.features) if teacher.features else None,
         tokens=parts.tokens,
     )
     return rows, lesson, columns
@@ -494,12 +495,12 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
     groups, newer = held_out_units(rows["observed_at"], base.config.promotion.cluster)
     x, said, outcomes = encode(rows, columns), base.knowledge(rows, teacher.version), rows["outcome"].to_numpy()
     parts = students.blocks(columns)
+    features = base.features(rows, teacher.features) if teacher.features else None
     held_out, compared = (
-        Lesson(x[chosen], said[chosen], outcomes[chosen], parts.numbers, groups=groups[chosen], tokens=parts.tokens)
-        if chosen.any()
-        else None
+        Lesson(x[chosen], said[chosen], outcomes[chosen], parts.numbers, None if features is None else features[chosen],
+               groups[chosen], tokens=parts.tokens) if chosen.any() else None
         for chosen in (newer, ~newer)
-    )
+    )  # fmt: skip
     return held_out, compared
 
 

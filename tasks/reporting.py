@@ -204,8 +204,8 @@ def _scorecards(cards: list[Scorecard]) -> str:
         q, latency = card.test, card.latency
         rows.append(
             f"| {card.model} | {card.role} | {_number(q.auc)} | {q.accuracy:.4f} | {q.log_loss:.4f} "
-            f"| {q.calibration_error:.4f} | {_number(card.agreement)} | {card.bytes:,} | {_number(latency.p50_ms) if latency else ''} "
-            f"| {_number(latency.p95_ms) if latency else ''} |"
+            f"| {q.calibration_error:.4f} | {_number(card.agreement)} | {card.bytes:,} "
+            f"| {_number(latency.p50_ms) if latency else ''} | {_number(latency.p95_ms) if latency else ''} |"
         )
     return _table(
         "| model | role | AUC | accuracy | log loss | calibration error | agreement | bytes | p50 (ms) | p95 (ms) |",

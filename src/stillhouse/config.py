@@ -491,6 +491,18 @@ class PythonTeacher(_Teacher):
     learns: bool = Field(
         default=True, description="false: rules or a ready model (:class:`stillhouse.parts.ReadyTeacher`), never fitted"
     )
+    features: bool = Field(
+        default=False, description="keep what its `features(rows)` gives, float32 [n, D]; only with `learns: false`"
+    )
+
+    @model_validator(mode="after")
+    def _features_that_last(self) -> PythonTeacher:
+        if self.features and self.learns:
+            raise ValueError(
+                "features: those of a teacher that learns would be others after each fit: write `learns: false`, or "
+                "give the part that does not change as a teacher of its own"
+            )
+        return self
 
 
 class ModuleTeacher(_Teacher):
@@ -506,6 +518,9 @@ class ModuleTeacher(_Teacher):
     )
     answers: Literal["logits", "probabilities"] = Field(description="what the module gives, [n, K]")
     batch_size: int = Field(default=1024, ge=1, description="rows per forward pass")
+    features: bool = Field(
+        default=False, description="keep what the module's `features(encoded)` gives, float32 [n, D]"
+    )
 
     @model_validator(mode="after")
     def _one_way_in(self) -> ModuleTeacher:
@@ -622,6 +637,11 @@ class Leaf(NamedTuple):
     def learns(self) -> bool:
         """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
         return isinstance(self.teacher, PythonTeacher) and self.teacher.learns
+
+    @property
+    def features(self) -> bool:
+        """Whether what it makes of a row inside is kept with what it says."""
+        return isinstance(self.teacher, PythonTeacher | ModuleTeacher) and self.teacher.features
 
 
 def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:
@@ -1005,11 +1025,17 @@ class AgentConfig(Section):
         ):
             if twice := _repeated(values):
                 raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
+        featured = [leaf.name for leaf in leaves(self.teachers) if leaf.features]
+        if len(featured) > 1:
+            raise ValueError(
+                f"teachers: {', '.join(map(repr, featured))} are to give features, and students match those of one: "
+                f"write `features: true` once"
+            )
         for place, loss in enumerate(self.distillation.losses):
-            if isinstance(loss, Hints):
+            if isinstance(loss, Hints) and not featured:
                 raise ValueError(
-                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features, and the teachers "
-                    f"of an agent file give probabilities: take 'relational', which needs none"
+                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features: write "
+                    f"`features: true` with one that can, or take 'relational', which needs none"
                 )
             if isinstance(loss, Decoupled | Standardised) and len(self.actions) == 2:
                 raise ValueError(

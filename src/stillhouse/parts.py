@@ -53,6 +53,8 @@ class ReadyTeacher(Protocol):
       then. Without them it is made anew from its settings whenever it is needed.
     - ``fingerprint() -> str``: a text that changes with what it says. Without it that is the content of what it saves,
       or else the source of the module that defines it.
+    - ``features(rows) -> float32 [n, D]``: what it makes of the rows inside, always of the same width D, for students
+      to match (``features: true`` in the agent file).
     """
 
     def predict_proba(self, rows: pd.DataFrame, /) -> np.ndarray[Any, Any]: ...

@@ -343,6 +343,7 @@ class TeacherRef(Record):
     version: str = Field(description="content hash of all that decides what they say")
     folder: str
     fitted: Window | None = Field(description="whose outcomes they have seen; None: none of them can be fitted")
+    features: str | None = Field(default=None, description="version of the one whose features are kept; None: none")
     bytes: int = Field(ge=0)
     model: ModelRef | None = None
 

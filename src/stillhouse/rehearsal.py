@@ -52,8 +52,8 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
 
         initial = teachers.text_encoder() if config.begins_like_teacher else None
         columns = columns_of(config, future, initial)
-        parts, outcomes = blocks(columns), future["outcome"].to_numpy()
-        lesson = Lesson(encode(future, columns), knowledge, outcomes, parts.numbers, tokens=parts.tokens)
+        parts, outcomes, features = blocks(columns), future["outcome"].to_numpy(), teachers.features(future)
+        lesson = Lesson(encode(future, columns), knowledge, outcomes, parts.numbers, features, tokens=parts.tokens)
         student = new_student(config, columns, lesson.x.numpy(), initial)
         distil(student, lesson, config.distillation, epochs=1)
         (variant,) = make_variants(

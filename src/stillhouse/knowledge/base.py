@@ -5,7 +5,7 @@ table          a row is
 =============  ====================================================================================
 observations   what the agent perceived: ``observation_id, observed_at, content_key`` and its features
 decisions      what it chose: action, probabilities, who decided, which version
-knowledge      what a teacher said about an observation's content: one probability per action
+knowledge      what a teacher said about an observation's content: one probability per action, features if any
 outcomes       what turned out to be true, and when that became known
 quarantine     observations that broke the data contract, with the reasons
 verdicts       what the system decided, as JSON
@@ -22,7 +22,7 @@ under the teacher's version, so nothing is asked twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,7 @@ Purpose = Literal["refresh", "watch"]
 
 _TIME = pa.timestamp("us", tz="UTC")
 _PROBABILITIES = pa.list_(pa.float64())
+_FEATURES = pa.list_(pa.float32())
 _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
     "observations": [("observation_id", pa.string()), ("observed_at", _TIME), ("content_key", pa.string())],
     "decisions": [
@@ -57,7 +58,7 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
     ],
     "knowledge": [
         ("content_key", pa.string()), ("observed_at", _TIME), ("teacher", pa.string()),
-        ("asked_at", _TIME), ("probabilities", _PROBABILITIES),
+        ("asked_at", _TIME), ("probabilities", _PROBABILITIES), ("features", _FEATURES),
     ],
     "outcomes": [
         ("observation_id", pa.string()), ("observed_at", _TIME), ("known_at", _TIME), ("action", pa.string()),
@@ -177,8 +178,17 @@ class KnowledgeBase:
         tidied = tidy(rows, self.config)
         return self.append("observations", tidied.assign(content_key=content_keys(tidied, self.config)), batch=batch)
 
-    def append_knowledge(self, rows: pd.DataFrame, probabilities: np.ndarray[Any, Any], *, teacher: str) -> int:
-        """Keep what ``teacher`` (a version) said about observations ``rows``; what it has said before stays."""
+    def append_knowledge(
+        self, rows: pd.DataFrame, probabilities: np.ndarray[Any, Any], *, teacher: str,
+        features: np.ndarray[Any, Any] | None = None,
+    ) -> int:  # fmt: skip
+        """Keep what ``teacher`` (a version) said about observations ``rows``; what it has said before stays.
+
+        :param features: what it makes of them inside, ``[n, D]``.
+        :raises SchemaError: if its features were of another width before.
+        """
+        if features is not None:
+            self._require_width(teacher, features.shape[1])
         known = self.knowledge(rows, teacher)
         new = np.isnan(known[:, 0])
         if not new.any():
@@ -187,6 +197,7 @@ class KnowledgeBase:
             teacher=teacher,
             asked_at=datetime.now(UTC),
             probabilities=list(probabilities[new]),
+            features=None if features is None else list(features[new].astype(np.float32)),
         )
         said = said.drop_duplicates("content_key")
         batch = f"{teacher}:{pd.util.hash_pandas_object(said['content_key'], index=False).sum():x}"
@@ -350,6 +361,40 @@ class KnowledgeBase:
             answer[at >= 0] = said[at[at >= 0]]
         return answer
 
+    def features(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+        """What ``teacher`` made of each of ``rows`` inside: float32 ``[n, D]``, NaN where it was never asked.
+
+        None where it has given no features at all.
+        """
+        found = self._features_of(teacher)
+        if found is None or not (kept := found.to_table(columns=["content_key", "features"])).num_rows:
+            return None
+        frame = kept.to_pandas().drop_duplicates("content_key")
+        said = np.stack(frame["features"].to_numpy())
+        answer = np.full((len(rows), said.shape[1]), np.nan, dtype=np.float32)
+        at = pd.Index(frame["content_key"]).get_indexer(pd.Index(rows["content_key"]))
+        answer[at >= 0] = said[at[at >= 0]]
+        return answer
+
+    def _features_of(self, teacher: str) -> Any:
+        """The rows of the table in which ``teacher`` has features; None where the table is older than features are."""
+        delta = self._open("knowledge")
+        if delta is None:
+            return None
+        kept = delta.to_pyarrow_dataset()
+        if "features" not in kept.schema.names:
+            return None
+        return kept.filter((pc.field("teacher") == teacher) & pc.field("features").is_valid())
+
+    def _require_width(self, teacher: str, width: int) -> None:
+        found = self._features_of(teacher)
+        first = [] if found is None else found.head(1, columns=["features"])["features"].to_pylist()
+        if first and len(first[0]) != width:
+            raise SchemaError(
+                f"teacher {teacher} gives features of width {width}, and gave {len(first[0])} before: they must be of "
+                f"one width, or it must be another teacher (another `fingerprint` or settings)"
+            )
+
     def unanswered(self, teacher: str) -> pd.DataFrame:
         """``content_key, reason`` of all that ``teacher`` (a version) had no usable answer to."""
         delta = self._open("unanswered")
@@ -377,22 +422,6 @@ class KnowledgeBase:
         chosen &= (rows["observed_at"] <= until).to_numpy() if until is not None else True
         sums = rows[chosen].groupby("teacher")[list(Spending.model_fields)].sum()
         return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
-
-    def ask(
-        self, rows: pd.DataFrame, asking: Callable[[pd.DataFrame], np.ndarray[Any, Any]], *, teacher: str
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What ``teacher`` says about ``rows``, ``[n, K]``: remembered where asked before, else asked and kept.
-
-        Rows of the same content are asked about once.
-        """
-        said = self.knowledge(rows, teacher)
-        unknown = np.isnan(said[:, 0])
-        if unknown.any():
-            new = rows[unknown].drop_duplicates("content_key")
-            answers = np.asarray(asking(new), dtype=np.float64)
-            self.append_knowledge(new, answers, teacher=teacher)
-            said[unknown] = answers[pd.Index(new["content_key"]).get_indexer(rows.loc[unknown, "content_key"])]
-        return said
 
     def sample(self, rows: pd.DataFrame, size: int) -> pd.DataFrame:
         """``size`` of ``rows`` (all if fewer), uniformly, without replacement; the same rows, the same sample."""

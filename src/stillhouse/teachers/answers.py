@@ -13,9 +13,20 @@ import pandas as pd
 from stillhouse.errors import PartError
 from stillhouse.records import Spending
 
-__all__ = ["Allowance", "Answering", "Answers", "Array", "checked", "in_process", "softmax"]
+__all__ = [
+    "Allowance",
+    "Answering",
+    "Answers",
+    "Array",
+    "Features",
+    "checked",
+    "checked_features",
+    "in_process",
+    "softmax",
+]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Features = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass
@@ -53,12 +64,14 @@ class Answers:
     :param probabilities: float64 ``[n, K]``, NaN where there is no usable answer.
     :param refused: position among the rows → why its answer is of no use. Asking again would not help.
     :param stopped: why asking ended before all rows were asked about, if it did.
+    :param features: float32 ``[n, D]`` where the teacher gives any, NaN where it was not asked.
     """
 
     probabilities: Array
     spending: Spending
     refused: Mapping[int, str] = field(default_factory=dict)
     stopped: str | None = None
+    features: Features | None = None
 
 
 Answering = Callable[[pd.DataFrame, Allowance], Answers]
@@ -82,6 +95,22 @@ def checked(name: str, said: object, rows: int, actions: Sequence[str]) -> Array
     return answer
 
 
+def checked_features(name: str, said: object, rows: int) -> Features:
+    """``said`` as float32 ``[rows, D]``, if it is finite.
+
+    :raises PartError: if the shape is another, or it holds something else than finite numbers.
+    """
+    try:
+        given = np.asarray(said).astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise PartError(f"teacher {name!r} gives features that are not numbers: {error}") from error
+    if given.ndim != 2 or len(given) != rows or not given.shape[1]:
+        raise PartError(f"teacher {name!r} gives features of shape {given.shape}, not ({rows}, D)")
+    if not np.isfinite(given).all():
+        raise PartError(f"teacher {name!r} gives features that are not finite")
+    return given
+
+
 def softmax(logits: object) -> Array:
     """Logits ``[n, K]`` as probabilities; NaN and infinity stay visible as NaN."""
     values = np.asarray(logits, dtype=np.float64)
@@ -91,17 +120,30 @@ def softmax(logits: object) -> Array:
     return shares
 
 
-def in_process(name: str, actions: Sequence[str], predict: Callable[[pd.DataFrame], object]) -> Answering:
-    """A teacher that runs here: one call a row, no money; what it says is checked as a whole."""
+def in_process(
+    name: str,
+    actions: Sequence[str],
+    predict: Callable[[pd.DataFrame], object],
+    features: Callable[[pd.DataFrame], object] | None = None,
+) -> Answering:
+    """A teacher that runs here: one call a row, no money; what it says is checked as a whole.
+
+    :param features: what it makes of the rows inside, ``[n, D]``, where students are to match that.
+    """
 
     def answer(rows: pd.DataFrame, allowance: Allowance) -> Answers:
         granted = allowance.rows(len(rows))
         asked = rows.iloc[:granted]
         said = np.full((len(rows), len(actions)), np.nan)
-        began = perf_counter()
+        inside, began = None, perf_counter()
         if granted:
             said[:granted] = checked(name, predict(asked), granted, actions)
+        if granted and features is not None:
+            given = checked_features(name, features(asked), granted)
+            inside = np.full((len(rows), given.shape[1]), np.nan, dtype=np.float32)
+            inside[:granted] = given
         spending = Spending(calls=granted, rows=granted, seconds=perf_counter() - began)
-        return Answers(said, spending, stopped=None if granted == len(rows) else "the budget of calls is reached")
+        stopped = None if granted == len(rows) else "the budget of calls is reached"
+        return Answers(said, spending, stopped=stopped, features=inside)
 
     return answer

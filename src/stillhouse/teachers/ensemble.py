@@ -18,7 +18,7 @@ from stillhouse.errors import LeakageError, PartError
 from stillhouse.parts import ModelStore, OffersText, ReadyTeacher, Teacher, TextInitial, resolve
 from stillhouse.records import ModelRef, TeacherRef, Window, short_id
 from stillhouse.teachers import endpoint, mlflow_model, module, ready
-from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
+from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
 from stillhouse.teachers.ready import content_hash
 
 __all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
@@ -37,6 +37,7 @@ class Member:
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
     :param part: gives the user's object behind it, where it runs in this process.
+    :param features: whether its answers hold features.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Member:
     version: str | None = None
     chunk: int = _CHUNK
     part: Callable[[], object] | None = None
+    features: bool = False
 
 
 class Ensemble:
@@ -96,6 +98,13 @@ class Ensemble:
             offers = member.part() if member.part is not None else None
             if isinstance(offers, OffersText):
                 return _text_encoder(offers, _where(self.config, member.name))
+        return None
+
+    def features(self, rows: pd.DataFrame) -> Features | None:
+        """What the member that gives features makes of ``rows``, float32 ``[n, D]``; None where none does."""
+        for member in self.members:
+            if member.features:
+                return member.answer(rows, Allowance()).features
         return None
 
     def seen(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -151,6 +160,7 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
         version=description["version"],
         folder=str(folder),
         fitted=_window(description),
+        features=next((part["version"] for part in description["parts"] if part.get("features")), None),
         bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         model=model,
     )
@@ -247,7 +257,7 @@ def _made(teacher: PythonTeacher, where: str, *methods: str) -> Any:
 def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> ReadyTeacher:
     """A teacher that does not learn; what is saved must be readable, too."""
     where = _where(config, name)
-    made: ReadyTeacher = _made(teacher, where, "predict_proba")
+    made: ReadyTeacher = _made(teacher, where, "predict_proba", *(["features"] if teacher.features else []))
     if hasattr(made, "save") and not callable(getattr(made, "load", None)):
         raise PartError(f"{where}: {teacher.target} has `save` but no `load`: give it both, or neither")
     return made
@@ -256,6 +266,8 @@ def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> Ready
 def _part(config: AgentConfig, leaf: Leaf, folder: Path, models: ModelStore | None) -> dict[str, Any]:
     """What is stored about a member: no Python to import, no address to ask."""
     part: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
+    if leaf.features:
+        part["features"] = True
     if leaf.learns:
         return part | {"folder": leaf.name}
     if isinstance(leaf.teacher, PythonTeacher):
@@ -280,8 +292,9 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
         kept = folder / part["folder"] if "folder" in part else None
         made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
         _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
-        answer = in_process(name, actions, made.predict_proba)
-        return Member(name, leaf.share, answer, part["version"], part=lambda: made)
+        inside = getattr(made, "features", None) if leaf.features else None
+        answer = in_process(name, actions, made.predict_proba, inside)
+        return Member(name, leaf.share, answer, part["version"], part=lambda: made, features=leaf.features)
     pinned = part.get("pinned", "")
     _refuse_changed(config, leaf, part, pinned)
     if isinstance(teacher, EndpointTeacher):
@@ -290,11 +303,12 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, MlflowTeacher):
         columns, store = list(config.observations.columns), _store(config, leaf, models)
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
-    else:
-        predict = module.predictor(teacher, where)
-        made = partial(module.make, teacher, where)
-        return Member(name, leaf.share, in_process(name, actions, predict), part["version"], part=made)
-    return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+        return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+    predict, inside = module.predictor(teacher, where)
+    return Member(
+        name, leaf.share, in_process(name, actions, predict, inside), part["version"],
+        part=partial(module.make, teacher, where), features=leaf.features,
+    )  # fmt: skip
 
 
 def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: str) -> None:
