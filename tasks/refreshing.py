@@ -23,6 +23,7 @@ from stillhouse.distill.control import distil_with_control
 from stillhouse.distill.controller import Course
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import Lesson, distil, held_out_units, student_probabilities, validation_days
+from stillhouse.drift import texts
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.figures import drift_figure
 from stillhouse.drift.measure import reference_of
@@ -430,7 +431,7 @@ def challenger_name(verdict: Verdict) -> str:
 def _reference(job: Refresh, chosen: Variant) -> tuple[Profile, Screens]:
     """What the whole training window looked like, in the features and in the chosen variant's answers."""
     base = knowledge_base(job.agent)
-    rows = base.observations(job.train)
+    rows = texts.measured(base.observations(job.train), base.config.observations.columns, chosen.columns)
     return reference_of(rows, chosen.predict_proba(rows), base.config)
 
 

@@ -36,6 +36,7 @@ from pydantic import (
 from stillhouse.errors import ConfigError
 
 __all__ = [
+    "TEXT_MEASURES",
     "AgentConfig",
     "AnyEncoder",
     "AnyStudent",
@@ -212,8 +213,8 @@ class TextColumn(Section):
     drift: bool = Field(default=True, description="false: neither its length nor its words are watched")
 
 
-TEXT_MEASURES = 3
-"""Numbers that a watched text column is watched through."""
+TEXT_MEASURES = ("characters", "words", "new words")
+"""What of a text is watched, each as a number of its own: ``said: words``."""
 
 Column = Annotated[NumberColumn | CategoryColumn | TextColumn, Field(discriminator="type")]
 
@@ -337,6 +338,9 @@ class Observations(Section):
         reserved = {"observation_id", "observed_at", "content_key"} & self.columns.keys()
         if reserved:
             raise ValueError(f"column names {sorted(reserved)} are reserved for the knowledge base")
+        measures = {f"{name}: {measure}" for name in self.texts for measure in TEXT_MEASURES}
+        if reserved := measures & self.columns.keys():
+            raise ValueError(f"column names {sorted(reserved)} are reserved for what is watched of a text")
         return self
 
     @model_validator(mode="after")
@@ -1050,7 +1054,7 @@ class AgentConfig(Section):
         if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
         watched_columns = [column for column in self.observations.columns.values() if column.drift]
-        texts = TEXT_MEASURES * sum(column.type == "text" for column in watched_columns)
+        texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
         numbers = texts + sum(column.type == "number" for column in watched_columns)
         watched = numbers + sum(column.type == "category" for column in watched_columns)
         thresholds = self.watch.thresholds
