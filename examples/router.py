@@ -227,7 +227,7 @@ class MiniLM:
 
     def features(self, rows: pd.DataFrame) -> NDArray[np.float32]:
         """The sentences' embeddings, float32 `[n, 384]`, each of length 1."""
-        return embedded(rows["text"].fillna("").tolist(), self._encode, _store())
+        return embedded(rows["text"].fillna("").tolist(), self._encode, self._store())
 
     def text_encoder(self) -> TextInitial:
         """Tokens, embeddings and layers of the encoder, for a student to begin with."""
@@ -241,7 +241,7 @@ class MiniLM:
 
     def fingerprint(self) -> str:
         """What decides all that this teacher says: settings, data, encoder; after :meth:`fit`, its head too."""
-        known: list[object] = [self.settings, FILES, list(STAGES), _encoder_version()]
+        known: list[object] = [self.settings, FILES, list(STAGES), self._version()]
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
         if self._head is not None and self._fitted:
             digest.update(self._head.weights.tobytes() + self._head.bias.tobytes())
@@ -254,7 +254,7 @@ class MiniLM:
         head, folder = self._ready(), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"weights": head.weights, "bias": head.bias}, folder / "head.safetensors")
-        described = {"settings": self.settings, "temperature": head.temperature, "encoder": _encoder_version(),
+        described = {"settings": self.settings, "temperature": head.temperature, "encoder": self._version(),
                      "fitted": self._fitted}  # fmt: skip
         (folder / "teacher.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
 
@@ -268,9 +268,9 @@ class MiniLM:
 
         folder = Path(folder)
         described = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
-        if described["encoder"] != _encoder_version():
+        if described["encoder"] != cls._version():
             raise PartError(
-                f"the teacher in {folder} was made with {described['encoder']} and {_encoder_version()} is installed: "
+                f"the teacher in {folder} was made with {described['encoder']} and {cls._version()} is installed: "
                 f"install that version, or refresh with teacher=fit"
             )
         teacher, stored = cls(**described["settings"]), load_file(folder / "head.safetensors")
@@ -281,11 +281,24 @@ class MiniLM:
     def _ready(self) -> Head:
         if self._head is None:
             texts, outcomes = teacher_split()
-            self._head = self._regression(embedded(texts, self._encode, _store()), outcomes)
+            self._head = self._regression(embedded(texts, self._encode, self._store()), outcomes)
         return self._head
 
     def _regression(self, embeddings: NDArray[np.float32], outcomes: NDArray[np.int64]) -> Head:
         return fit_head(embeddings, outcomes, len(actions()), self.settings["strength"], self.settings["folds"])
+
+    @staticmethod
+    def _version() -> str:
+        """Of the encoder: what its embeddings are kept under."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return f"{_MODEL}-{version(_MODEL)}"
+        except PackageNotFoundError as error:
+            raise _lacking(_MODEL) from error
+
+    def _store(self) -> Path:
+        return config.home() / "embeddings" / f"{self._version()}.sqlite"
 
     def _encode(self, texts: list[str]) -> NDArray[np.float32]:
         """Embeddings of sentences, float32 `[n, 384]`."""
@@ -356,15 +369,6 @@ def _encoder() -> Any:
     return SentenceTransformer(str(_encoder_folder()), device="cpu", local_files_only=True)
 
 
-def _encoder_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"{_MODEL}-{version(_MODEL)}"
-    except PackageNotFoundError as error:
-        raise _lacking(_MODEL) from error
-
-
 def _encoder_folder() -> Path:
     """Where the package keeps the encoder's files."""
     try:
@@ -389,10 +393,6 @@ def _threads(most: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _store() -> Path:
-    return config.home() / "embeddings" / f"{_encoder_version()}.sqlite"
 
 
 def embedded(texts: list[str], encode: Any, store: Path) -> NDArray[np.float32]:

