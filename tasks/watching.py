@@ -13,7 +13,7 @@ from prefect.events import emit_event
 
 from data_checks.check import check
 from stillhouse import config
-from stillhouse.drift import audit, evidence, steps
+from stillhouse.drift import audit, evidence, steps, texts
 from stillhouse.drift.calibrate import limits, screened
 from stillhouse.drift.decide import decide
 from stillhouse.drift.distances import compare
@@ -282,6 +282,7 @@ class _Seen:
 def _seen(agent: str, champion: ModelRef, window: str) -> _Seen:
     base, parts = knowledge_base(agent), champion_parts(agent, champion)
     rows = base.observations(Window.model_validate_json(window))
+    rows = texts.measured(rows, base.config.observations.columns, parts.student.columns)
     said = parts.student.predict_proba(rows)
     return _Seen(rows, said, profile_of(rows, said, base.config, like=parts.profile))
 

@@ -281,6 +281,17 @@ class Quality(Record):
     brier: float = Field(ge=0.0, le=2.0, description="mean Σ_k (p_k − y_k)²")
     accuracy: Fraction
     calibration_error: Fraction = Field(description="expected calibration error, 15 equal-mass bins")
+    actions: int = Field(default=2, ge=2, description="how many there were to choose from")
+
+    @property
+    def measure(self) -> Literal["auc", "accuracy"]:
+        """What models are compared by: the AUC for two actions, the accuracy for more, or where there is no AUC."""
+        return "auc" if self.actions == 2 and self.auc is not None else "accuracy"
+
+    @property
+    def score(self) -> float:
+        """The value of :attr:`measure`, 0…1."""
+        return self.accuracy if self.auc is None or self.measure == "accuracy" else self.auc
 
 
 class DriftReport(Record):

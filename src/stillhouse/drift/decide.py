@@ -248,7 +248,7 @@ def _plain(report: DriftReport, thresholds: Thresholds, min_rows: int) -> tuple[
         _ks(report, thresholds.ks, thresholds.shifted_columns),
         _output_psi(report, thresholds.output_psi),
         _disagreement(report, thresholds.disagreement),
-        _auc_drop(report, thresholds.auc_drop, min_rows),
+        *_falls(report, thresholds, min_rows),
     )
 
 
@@ -303,16 +303,31 @@ def _disagreement(report: DriftReport, threshold: float | None) -> Reason:
     return _reason("disagreement", rise, threshold, text + _beside(threshold))
 
 
-def _auc_drop(report: DriftReport, threshold: float | None, min_rows: int) -> Reason:
-    now, before = report.quality, report.quality_reference
-    if now is None or before is None or now.auc is None or before.auc is None:
-        return _reason("auc_drop", None, threshold, "no AUC on known outcomes to compare")
-    if now.rows < min_rows:
-        text = f"{now.rows} outcomes are known; an AUC on fewer than {min_rows} is not judged"
-        return _reason("auc_drop", None, threshold, text)
-    drop = before.auc - now.auc
-    text = f"AUC {now.auc:.3f} on {now.rows} outcomes, {-drop:+.3f} against {before.auc:.3f}"
-    return _reason("auc_drop", drop, threshold, text + _beside(threshold))
+def _falls(report: DriftReport, thresholds: Thresholds, min_rows: int) -> list[Reason]:
+    """Of the AUC and of the accuracy: what has a threshold, or is what this agent's models are compared by."""
+    usual = next((quality.measure for quality in (report.quality, report.quality_reference) if quality), "auc")
+    return [
+        _fall(report, measure, name, threshold, min_rows)
+        for measure, name, threshold in (
+            ("auc", "AUC", thresholds.auc_drop),
+            ("accuracy", "accuracy", thresholds.accuracy_drop),
+        )
+        if threshold is not None or measure == usual
+    ]
+
+
+def _fall(report: DriftReport, field: str, name: str, threshold: float | None, min_rows: int) -> Reason:
+    """How far a figure of quality lies below what it was when the champion was proved."""
+    measure = f"{field}_drop"
+    now, before = getattr(report.quality, field, None), getattr(report.quality_reference, field, None)
+    if report.quality is None or now is None or before is None:
+        return _reason(measure, None, threshold, f"no {name} on known outcomes to compare")
+    rows = report.quality.rows
+    if rows < min_rows:
+        text = f"{rows} outcomes are known; quality on fewer than {min_rows} is not judged"
+        return _reason(measure, None, threshold, text)
+    text = f"{name} {now:.3f} on {rows} outcomes, {now - before:+.3f} against {before:.3f}"
+    return _reason(measure, before - now, threshold, text + _beside(threshold))
 
 
 def _reason(measure: str, value: float | None, threshold: float | None, text: str) -> Reason:

@@ -38,6 +38,7 @@ def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any])
         brier=float(((p - truth) ** 2).sum(axis=1).mean()),
         accuracy=float((p.argmax(axis=1) == outcomes).mean()),
         calibration_error=expected_calibration_error(p, outcomes),
+        actions=p.shape[1],
     )
 
 
@@ -47,7 +48,10 @@ def _auc(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> float | Non
         return None
     if p.shape[1] == 2:
         return float(roc_auc_score(outcomes, p[:, 1]))
-    return float(np.mean([roc_auc_score(outcomes == action, p[:, action]) for action in present]))
+    ranks, positive = rankdata(p[:, present], axis=0), outcomes[:, None] == present  # [n, actions present] each
+    m = positive.sum(axis=0)
+    beaten = np.where(positive, ranks, 0.0).sum(axis=0) - m * (m + 1) / 2  # Mann and Whitney's U of each action
+    return float((beaten / (m * (len(p) - m))).mean())
 
 
 def expected_calibration_error(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any], bins: int = 15) -> float:

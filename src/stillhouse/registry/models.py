@@ -28,8 +28,9 @@ class Models(Runs):
     """What a refresh makes, logged under its run.
 
     A logged model carries the tags ``role``, ``agent``, ``refresh_id``, ``refresh_run`` (the parent run's id),
-    ``auc``, ``bytes``, ``p50_ms`` and its lineage: ``lineage.student``, ``lineage.teacher``, ``lineage.knowledge``,
-    ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its ancestors carries.
+    ``auc``, ``accuracy``, ``bytes``, ``p50_ms`` and its lineage: ``lineage.student``, ``lineage.teacher``,
+    ``lineage.knowledge``, ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its
+    ancestors carries.
     """
 
     def log_teacher(
@@ -174,9 +175,10 @@ def _lineage_tags(lineage: Lineage, ancestors: Mapping[str, str]) -> dict[str, o
 
 def _headline(scorecard: Scorecard) -> dict[str, object]:
     """What a table of versions shows."""
-    auc = scorecard.quality["test"].auc if "test" in scorecard.quality else None
+    test = scorecard.quality.get("test")
     return {
-        "auc": None if auc is None else round(auc, 4),
+        "auc": None if test is None or test.auc is None else round(test.auc, 4),
+        "accuracy": None if test is None else round(test.accuracy, 4),
         "bytes": scorecard.bytes,
         "p50_ms": round(scorecard.latency.p50_ms, 4) if scorecard.latency else None,
     }
@@ -195,4 +197,4 @@ def _metrics(scorecard: Scorecard) -> dict[str, float]:
 
 
 def _quality(prefix: str, quality: Quality) -> dict[str, float | None]:
-    return {f"{prefix}/{name}": value for name, value in quality.model_dump().items()}
+    return {f"{prefix}/{name}": value for name, value in quality.model_dump(exclude={"actions"}).items()}

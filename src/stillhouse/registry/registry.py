@@ -322,6 +322,7 @@ def _entry(version: Any, aliases: list[str]) -> VersionEntry:
         aliases=tuple(aliases),
         variant=tags.get("variant", ""),
         auc=tags.get("auc"),
+        accuracy=tags.get("accuracy"),
         bytes=tags.get("bytes", 0),
         p50_ms=tags.get("p50_ms"),
         refresh_id=tags.get("refresh_id", ""),

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import ModelStore, ReadyTeacher, Teacher, resolve
+from stillhouse.parts import ModelStore, OffersText, ReadyTeacher, Teacher, TextInitial, resolve
 from stillhouse.records import ModelRef, TeacherRef, Window, short_id
 from stillhouse.teachers import endpoint, mlflow_model, module, ready
 from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
@@ -37,6 +38,7 @@ class Member:
     :param share: its part of the mean, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
+    :param part: gives the user's object behind it, where it runs in this process.
     :param features: whether its answers hold features.
     """
 
@@ -45,6 +47,7 @@ class Member:
     answer: Answering
     version: str | None = None
     chunk: int = _CHUNK
+    part: Callable[[], object] | None = None
     features: bool = False
 
 
@@ -87,6 +90,17 @@ class Ensemble:
         """
         self.refuse_seen(rows)
         return self.predict_proba(rows)
+
+    def text_encoder(self) -> TextInitial | None:
+        """What a text student may begin with: the encoder of the weightiest member that offers one.
+
+        :raises PartError: if that fails, or is none.
+        """
+        for member in sorted(self.members, key=lambda member: -member.share):
+            offers = member.part() if member.part is not None else None
+            if isinstance(offers, OffersText):
+                return _text_encoder(offers, _where(self.config, member.name))
+        return None
 
     def features(self, rows: pd.DataFrame) -> Features | None:
         """What the member that gives features makes of ``rows``, float32 ``[n, D]``; None where none does."""
@@ -278,14 +292,15 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
         if leaf.learns:
-            predict = kind.load(folder / part["folder"]).predict_proba
-            return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)))
+            loaded = kind.load(folder / part["folder"])
+            answer = in_process(name, actions, loaded.predict_proba, timeout=_timeout(leaf))
+            return Member(name, leaf.share, answer, part=lambda: loaded)
         kept = folder / part["folder"] if "folder" in part else None
         made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
         _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
         inside = getattr(made, "features", None) if leaf.features else None
         answer = in_process(name, actions, made.predict_proba, inside, _timeout(leaf))
-        return Member(name, leaf.share, answer, part["version"], features=leaf.features)
+        return Member(name, leaf.share, answer, part["version"], part=lambda: made, features=leaf.features)
     pinned = part.get("pinned", "")
     _refuse_changed(config, leaf, part, pinned)
     if isinstance(teacher, EndpointTeacher):
@@ -297,7 +312,9 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
         return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)), part["version"])
     predict, inside = module.predictor(teacher, where)
     answer = in_process(name, actions, predict, inside, _timeout(leaf))
-    return Member(name, leaf.share, answer, part["version"], features=leaf.features)
+    return Member(
+        name, leaf.share, answer, part["version"], part=partial(module.make, teacher, where), features=leaf.features
+    )
 
 
 def _timeout(leaf: Leaf) -> timedelta | None:
@@ -312,6 +329,16 @@ def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: 
             f"{_where(config, leaf.name)}: is described otherwise than when this teacher was made, or is another now, "
             f"so what it says is other knowledge. {_RENEW}"
         )
+
+
+def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
+    try:
+        found = teacher.text_encoder()
+    except Exception as error:
+        raise PartError(f"{where}: text_encoder fails: {type(error).__name__}: {error}") from error
+    if not isinstance(found, TextInitial):
+        raise PartError(f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextInitial")
+    return found
 
 
 def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
