@@ -147,7 +147,7 @@ def shares(weights: Weights, rows: pd.DataFrame) -> Array:
 
 
 def share_in(weights: Weights, name: str = "") -> Array:
-    """Share of each teacher ``[M]`` everywhere (''), or in a slice ``'column=value'`` with the other columns unknown."""
+    """Share of each teacher ``[M]`` everywhere (''), or in a slice (``'column=value'``), other columns unknown."""
     grid, _ = _points(weights.start)
     everywhere: Array = np.asarray(weights.everywhere.posterior) @ grid
     if not name:
@@ -171,7 +171,8 @@ def by_agreement(said: Array, start: Sequence[float]) -> Array:
     known = np.asarray(start, dtype=np.float64)
     rows, members, actions = said.shape
     if members < 3 or not rows:
-        return known / known.sum()
+        kept: Array = known / known.sum()
+        return kept
     chosen = said.argmax(axis=2)
     votes = np.eye(actions)[chosen]  # [T, M, K]
     truth = np.tensordot(votes, known / known.sum(), axes=(1, 0))
