@@ -465,6 +465,9 @@ class PythonTeacher(_Teacher):
     kind: Literal["python"]
     target: Target = Field(description="'module:Class'")
     settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+    learns: bool = Field(
+        default=True, description="false: rules or a ready model (:class:`stillhouse.parts.ReadyTeacher`), never fitted"
+    )
 
 
 class ModuleTeacher(_Teacher):
@@ -611,6 +614,11 @@ class Leaf(NamedTuple):
     name: str  # "outer.inner" inside an ensemble
     share: float  # of the whole mean, in 0…1
     teacher: LeafTeacher
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
+        return isinstance(self.teacher, PythonTeacher) and self.teacher.learns
 
 
 def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:

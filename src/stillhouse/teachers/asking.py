@@ -11,7 +11,7 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import PythonTeacher, leaves
+from stillhouse.config import leaves
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.base import Purpose
 from stillhouse.records import Spending
@@ -105,7 +105,7 @@ def cross_fitted(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Arr
     if new.empty:
         return said
     asked, left = _ask_others(base, teacher, new, account)
-    fitted = [leaf.name for leaf in leaves(base.config.teachers) if isinstance(leaf.teacher, PythonTeacher)]
+    fitted = [leaf.name for leaf in leaves(base.config.teachers) if leaf.learns]
     granted = left.iloc[: account.allowance.rows(len(left) * len(fitted)) // len(fitted)] if fitted else left
     if len(granted) < len(left):
         account.stop(fitted[0], "the budget is reached")

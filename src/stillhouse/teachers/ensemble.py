@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,15 +14,17 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import ModelStore, Teacher, resolve
+from stillhouse.parts import ModelStore, ReadyTeacher, Teacher, resolve
 from stillhouse.records import ModelRef, TeacherRef, Window, short_id
-from stillhouse.teachers import endpoint, mlflow_model, module
+from stillhouse.teachers import endpoint, mlflow_model, module, ready
 from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
+from stillhouse.teachers.ready import content_hash
 
 __all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
 
 Progress = Callable[[str], None]
 
+_RENEW = "Refresh with teacher=fit, or restore the agent file"
 _CHUNK = 5000  # rows after which what a teacher in this process has said is kept
 
 
@@ -116,7 +117,7 @@ def fit(
     for leaf, teacher in fitted:
         (partial / leaf.name).mkdir()
         teacher.save(partial / leaf.name)
-    parts = [_part(config, leaf, models) for leaf in leaves(config.teachers)]
+    parts = [_part(config, leaf, partial, models) for leaf in leaves(config.teachers)]
     description = {
         "agent": config.agent,
         "version": _version(partial, leaves(config.teachers), parts),
@@ -196,20 +197,8 @@ def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> T
 
     :raises PartError: if it does not import, cannot be made, or lacks a method.
     """
-    where = _where(config, name or teacher.name)
-    kind = resolve(teacher.target, where=where)
-    try:
-        made = kind(**teacher.settings)
-    except Exception as error:
-        raise PartError(
-            f"{where}: {teacher.target} cannot be made with settings {teacher.settings}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    lacking = [name for name in ("fit", "predict_proba", "save", "load") if not callable(getattr(made, name, None))]
-    if lacking:
-        raise PartError(f"{where}: {teacher.target} lacks the methods {lacking} of stillhouse.parts.Teacher")
-    fresh: Teacher = made
-    return fresh
+    made: Teacher = _made(teacher, _where(config, name or teacher.name), "fit", "predict_proba", "save", "load")
+    return made
 
 
 # --------------------------------------------------------------------------- members
@@ -218,18 +207,48 @@ def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> T
 def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Teacher]]:
     made = []
     for leaf in leaves(config.teachers):
-        if isinstance(leaf.teacher, PythonTeacher):
+        if isinstance(leaf.teacher, PythonTeacher) and leaf.learns:
             teacher = new_member(config, leaf.teacher, leaf.name)
             teacher.fit(rows, rows["outcome"].to_numpy())
             made.append((leaf, teacher))
     return made
 
 
-def _part(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> dict[str, Any]:
+def _made(teacher: PythonTeacher, where: str, *methods: str) -> Any:
+    """An object of the class, with these methods."""
+    kind = resolve(teacher.target, where=where)
+    try:
+        made = kind(**teacher.settings)
+    except Exception as error:
+        raise PartError(
+            f"{where}: {teacher.target} cannot be made with settings {teacher.settings}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if lacking := [name for name in methods if not callable(getattr(made, name, None))]:
+        protocol = "Teacher" if teacher.learns else "ReadyTeacher"
+        raise PartError(f"{where}: {teacher.target} lacks the methods {lacking} of stillhouse.parts.{protocol}")
+    return made
+
+
+def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> ReadyTeacher:
+    """A teacher that does not learn; what is saved must be readable, too."""
+    where = _where(config, name)
+    made: ReadyTeacher = _made(teacher, where, "predict_proba")
+    if hasattr(made, "save") and not callable(getattr(made, "load", None)):
+        raise PartError(f"{where}: {teacher.target} has `save` but no `load`: give it both, or neither")
+    return made
+
+
+def _part(config: AgentConfig, leaf: Leaf, folder: Path, models: ModelStore | None) -> dict[str, Any]:
     """What is stored about a member: no Python to import, no address to ask."""
     part: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
-    if isinstance(leaf.teacher, PythonTeacher):
+    if leaf.learns:
         return part | {"folder": leaf.name}
+    if isinstance(leaf.teacher, PythonTeacher):
+        made, where = _made_ready(config, leaf.name, leaf.teacher), _where(config, leaf.name)
+        kept = folder / leaf.name if ready.keep(made, folder / leaf.name) else None
+        own = ready.fingerprint(made, kept, where)
+        return part | ({"folder": leaf.name} if kept else {}) | {"version": _own_version(config, leaf, own)}
     if isinstance(leaf.teacher, MlflowTeacher):
         part["pinned"] = _store(config, leaf, models).pin(leaf.teacher.uri)
     return part | {"version": _own_version(config, leaf, part.get("pinned", ""))}
@@ -237,15 +256,18 @@ def _part(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> dict[st
 
 def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path, models: ModelStore | None) -> Member:
     name, teacher, actions, where = leaf.name, leaf.teacher, config.actions, _where(config, leaf.name)
+    if leaf.learns != ("version" not in part):
+        raise PartError(f"{where}.learns: is {leaf.learns}, but was not when this teacher was made. {_RENEW}")
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
-        return Member(name, leaf.share, in_process(name, actions, kind.load(folder / part["folder"]).predict_proba))
+        if leaf.learns:
+            return Member(name, leaf.share, in_process(name, actions, kind.load(folder / part["folder"]).predict_proba))
+        kept = folder / part["folder"] if "folder" in part else None
+        made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
+        _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
+        return Member(name, leaf.share, in_process(name, actions, made.predict_proba), part["version"])
     pinned = part.get("pinned", "")
-    if part["version"] != _own_version(config, leaf, pinned):
-        raise PartError(
-            f"{where}: is described otherwise than when this teacher was made, so what it says is other knowledge. "
-            "Refresh with teacher=fit, or restore the agent file"
-        )
+    _refuse_changed(config, leaf, part, pinned)
     if isinstance(teacher, EndpointTeacher):
         asked = endpoint.Endpoint(config, name, teacher)
         return Member(name, leaf.share, asked.answer, part["version"], chunk=asked.chunk)
@@ -257,14 +279,26 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
 
 
-def _own_version(config: AgentConfig, leaf: Leaf, pinned: str) -> str:
-    """Of a member that is not fitted: all of its description that decides what it says, and its weights."""
+def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: str) -> None:
+    """:raises PartError: if the member would say something else now than what was kept as its knowledge."""
+    if part["version"] != _own_version(config, leaf, own):
+        raise PartError(
+            f"{_where(config, leaf.name)}: is described otherwise than when this teacher was made, or is another now, "
+            f"so what it says is other knowledge. {_RENEW}"
+        )
+
+
+def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
+    """Of a member that is not fitted: all of its description that decides what it says, and its weights.
+
+    :param own: of a ``python`` teacher its fingerprint, of a model in MLflow its pinned address.
+    """
     teacher = leaf.teacher
-    if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, pinned):
-        raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {pinned!r}, which is not {teacher.uri!r}")
+    if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, own):
+        raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {own!r}, which is not {teacher.uri!r}")
     unsaid = {"name", "weight", "uri"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
     weights = module.fingerprint(teacher, _where(config, leaf.name)) if isinstance(teacher, ModuleTeacher) else ""
-    return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, pinned, weights)
+    return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, own, weights)
 
 
 def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -> str:
@@ -272,19 +306,10 @@ def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -
     if len(parts) == 1 and "version" in parts[0]:
         return str(parts[0]["version"])
     said = [
-        (leaf.name, leaf.teacher.target if isinstance(leaf.teacher, PythonTeacher) else part["version"], leaf.share)
+        (leaf.name, getattr(leaf.teacher, "target", "") if leaf.learns else part["version"], leaf.share)
         for leaf, part in zip(named, parts, strict=True)
     ]
-    return _content_hash(folder, said)
-
-
-def _content_hash(folder: Path, parts: list[tuple[str, str, float]]) -> str:
-    """Of all that decides what the teachers say: their files, which class reads them, and their weights."""
-    digest = hashlib.sha256(json.dumps(parts).encode())
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
+    return content_hash(folder, json.dumps(said))
 
 
 def _store(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> ModelStore:
