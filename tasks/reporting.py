@@ -147,8 +147,11 @@ def _weights(weights: Weights) -> str:
 
 def _weights_rest_on(weights: Weights) -> str:
     count = weights.everywhere.outcomes
-    text = {"file": "As the agent file says.", "outcomes": f"By {count:,} outcomes, in the order they became known.",
-            "agreement": f"By how far the teachers agree, which is weaker than outcomes, and by {count:,} outcomes."}
+    text = {
+        "file": "As the agent file says.",
+        "outcomes": f"By {count:,} outcomes, in the order they became known.",
+        "agreement": f"By how far the teachers agree, which is weaker than outcomes, and by {count:,} outcomes.",
+    }
     if not count:
         return text[weights.by]
     return (

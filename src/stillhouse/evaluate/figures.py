@@ -96,12 +96,14 @@ def weights_over_time(changes: Sequence[WeightChange]) -> Figure:
     shown = [change for change in changes if not change.slice]
     for number, name in enumerate(dict.fromkeys(change.teacher for change in shown)):
         own, colour = [change for change in shown if change.teacher == name], f"C{number}"
-        times, shares = [change.as_of for change in own], [change.after for change in own]
+        times, shares = [date2num(change.as_of) for change in own], [change.after for change in own]
         axes.step(times, shares, where="post", color=colour, label=name)
         for change in own:
             face = "none" if change.job == "watch" else colour
-            axes.plot(change.as_of, change.after, "o", ms=4, color=colour, markerfacecolor=face)
+            when = float(date2num(change.as_of))
+            axes.plot(when, change.after, "o", ms=4, color=colour, markerfacecolor=face)
     axes.set(ylim=(-0.03, 1.03), ylabel="share in the teachers' mean")
+    axes.xaxis_date()
     _dated(figure)
     return figure
 

@@ -42,7 +42,15 @@ from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightC
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
 Table = Literal[
-    "observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts", "evidence", "unanswered", "spending",
+    "observations",
+    "decisions",
+    "knowledge",
+    "outcomes",
+    "quarantine",
+    "verdicts",
+    "evidence",
+    "unanswered",
+    "spending",
     "weights",
 ]
 

@@ -151,6 +151,7 @@ def remember_mean(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame) ->
 
 # --------------------------------------------------------------------------- inside
 
+
 def _ask_all(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, account: Account) -> None:
     """Ask every member about ``rows`` and keep what each says, and their mean."""
     left = _ask_others(base, teacher, rows, account)

@@ -129,8 +129,9 @@ def _units(base: KnowledgeBase, teacher: Ensemble) -> tuple[str, ...]:
 
 def _start(teacher: Ensemble, names: Sequence[str]) -> Array:
     shares = np.array([member.share for member in teacher.members])
-    start: Array = (teacher.within(names) > 0) @ shares
-    return start / start.sum()
+    together = (teacher.within(names) > 0) @ shares
+    start: Array = together / together.sum()
+    return start
 
 
 def _heard(
@@ -142,7 +143,8 @@ def _heard(
     stacked = np.stack([answers[member.name] for member in teacher.members], axis=1)
     all_known = ~np.isnan(stacked[:, :, 0]).any(axis=1)
     said: Array = np.einsum("um,nmk->nuk", teacher.within(names), stacked[all_known])
-    return rows[all_known].reset_index(drop=True), said
+    heard: pd.DataFrame = rows.iloc[np.flatnonzero(all_known)].reset_index(drop=True)
+    return heard, said
 
 
 def _learn(weights: Weights, heard: pd.DataFrame, said: Array, as_of: datetime) -> Followed:
