@@ -23,7 +23,7 @@ def refresh(
     cause: Annotated[str, Field(max_length=500)] = "asked for by hand",
     teacher: Literal["fit", "keep"] = "fit",
 ) -> Verdict:
-    """Fit or keep the teacher, weigh its members and examine it, gather knowledge, distil, make variants, score, judge, settle.
+    """Fit or keep the teacher, weigh and examine it, gather knowledge, distil, make variants, score, judge, settle.
 
     Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next
     run of the same request goes on: before its verdict from the start, after it with the verdict that was given.

@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from prefect.client.orchestration import get_client
+from typer.testing import CliRunner
 
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.cli import app
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Contradictions, Weights
@@ -126,6 +128,8 @@ def shown_after_the_first_refresh() -> None:
     assert found is not None and {each.slice for each in found.found} == {"", "place=north", "place=south"}
     whole = found.found[0]
     assert (whole.first, whole.second, whole.rows) == ("rules", "logistic", 14 * toy.PER_DAY)
+    told = CliRunner().invoke(app, ["teachers", "toy"])
+    assert told.exit_code == 0 and "by the agent file" in told.stdout and "logistic" in told.stdout
     assert 0 < whole.low < whole.share < whole.high < 0.3
     with get_client(sync_client=True) as client:
         page = json.loads(json.dumps([artifact.data for artifact in client.read_artifacts()]))

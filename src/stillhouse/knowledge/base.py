@@ -349,7 +349,7 @@ class KnowledgeBase:
         return self.labelled(window, known_by=end).merge(known, on="observation_id", how="inner")
 
     def with_known_at(self, rows: pd.DataFrame, known_by: datetime) -> pd.DataFrame:
-        """Labelled ``rows`` with ``known_at``, when the outcome that they bear became known; the others are left out."""
+        """Labelled ``rows`` with ``known_at``, when the outcome that they bear became known; others are left out."""
         if rows.empty:
             return rows.assign(known_at=pd.Series(dtype="datetime64[us, UTC]"))
         last = rows["observed_at"].max() + timedelta(microseconds=1)

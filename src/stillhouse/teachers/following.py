@@ -75,7 +75,7 @@ def weigh(base: KnowledgeBase, teacher: Ensemble, as_of: datetime, rows: pd.Data
 
 
 def followed(base: KnowledgeBase, teacher: Ensemble, since: datetime, observed: Window, as_of: datetime) -> Followed:
-    """Where the weights of ``teacher`` stand: what it was made with, and the outcomes known from ``since`` to ``as_of``.
+    """Where the weights of ``teacher`` stand: what it was made with, and what became known from ``since`` to ``as_of``.
 
     Once there are enough outcomes, weights by agreement are dropped: they begin anew at the agent file's.
 
