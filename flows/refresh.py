@@ -23,7 +23,7 @@ def refresh(
     cause: Annotated[str, Field(max_length=500)] = "asked for by hand",
     teacher: Literal["fit", "keep"] = "fit",
 ) -> Verdict:
-    """Fit or keep the teacher and examine it, gather knowledge, distil, make variants, score, judge, settle.
+    """Fit or keep the teacher, weigh and examine it, gather knowledge, distil, make variants, score, judge, settle.
 
     Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next
     run of the same request goes on: before its verdict from the start, after it with the verdict that was given.
@@ -49,11 +49,12 @@ def refresh(
 
 
 def _make_and_judge(job: refreshing.Refresh) -> Verdict:
-    teacher = refreshing.prepare_teacher(job)
+    teacher = refreshing.weigh_teachers(job, refreshing.prepare_teacher(job))
     admission = refreshing.examine_teacher(job, teacher)
     if admission.outcome == "refused":
         return admission
     refreshing.gather_knowledge(job, teacher)
+    refreshing.compare_teachers(job, teacher)
     student = refreshing.distil_student(job, teacher)
     variants = refreshing.make_variants(job, teacher, student)
     proof = refreshing.prove(job, teacher, student, variants)

@@ -51,12 +51,14 @@ from stillhouse.records import (
 )
 from stillhouse.registry import Lineage, Registry
 from stillhouse.registry.foreign import ForeignModels
-from stillhouse.teachers import asking, ensemble
+from stillhouse.teachers import asking, ensemble, following, weighing
+from stillhouse.teachers.contradictions import contradictions
 from stillhouse.variant import Variant, encode
 from tasks.common import DATA_DOCS, engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
     "closing_run_on_failure",
+    "compare_teachers",
     "distil_student",
     "examine_teacher",
     "gather_knowledge",
@@ -68,6 +70,7 @@ __all__ = [
     "prove",
     "settle",
     "span",
+    "weigh_teachers",
 ]
 
 
@@ -133,6 +136,37 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
         )
     kept = models.baseline(champion).teacher
     return ensemble.reference(models.fetch(kept), kept)
+
+
+@engine_task(task_run_name="weigh teachers")
+def weigh_teachers(job: Refresh, teacher: TeacherRef) -> TeacherRef:
+    """The same teachers under the weights that the outcomes of the training window speak for; each change recorded."""
+    base, models = knowledge_base(job.agent), registry(job.agent)
+    rows, asked = training_rows(base, job.train, job.as_of), _teachers(job, teacher)
+    following.ready_to_weigh(base, asked, rows, _account(job), fit=job.teacher == "fit")
+    _log_spending(job)
+    found = following.weigh(base, asked, job.as_of, rows)
+    if found is None:
+        return teacher
+    weighted = ensemble.reweigh(teacher, found.weights, Path(job.folder) / "teacher")
+    changes = weighing.changes(found.weights, _standing(job), version=weighted.version, job=job.refresh_id)
+    base.append_weights(changes)
+    asking.remember_mean(base, _teachers(job, weighted), rows)
+    models.log_record(job.run_id, found.weights, "weights.json")
+    models.log_curve(job.run_id, found.points("weight/"))
+    models.log_figure(job.run_id, figures.weights_over_time(base.weight_changes()), "figures/weights.png")
+    return teacher if weighted.version == teacher.version else weighted
+
+
+@engine_task(task_run_name="compare teachers")
+def compare_teachers(job: Refresh, teacher: TeacherRef) -> None:
+    """Where the teachers contradict each other on the training window, by slice, and who was right."""
+    base, asked = knowledge_base(job.agent), _teachers(job, teacher)
+    if len(asked.members) > 1:
+        rows = training_rows(base, job.train, job.as_of)
+        said = asking.members_said(base, asked, rows)
+        found = contradictions(base.config, job.train, rows, said, rows["outcome"].to_numpy())
+        registry(job.agent).log_record(job.run_id, found, "contradictions.json")
 
 
 @engine_task(task_run_name="examine teacher")
@@ -397,6 +431,17 @@ def _trusted(job: Refresh, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str
     champion = models.champion()
     version = models.tags(models.baseline(champion).teacher).get("teacher_version") if champion else None
     return (version, base.knowledge(rows, version)) if version and version != teacher.version else None
+
+
+def _standing(job: Refresh) -> dict[tuple[str, str], float]:
+    """The weights of the champion's teachers, as its watches last knew them."""
+    models = registry(job.agent)
+    champion = models.champion()
+    if champion is None:
+        return {}
+    folder = models.fetch(models.baseline(champion).teacher)
+    recorded = knowledge_base(job.agent).weight_changes(ensemble.reference(folder).version)
+    return following.standing(ensemble.kept_weights(folder), [each for each in recorded if each.job == "watch"])
 
 
 def _reasons(base: KnowledgeBase, asked: ensemble.Ensemble, rows: pd.DataFrame) -> list[str]:

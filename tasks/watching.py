@@ -30,15 +30,17 @@ from stillhouse.records import (
     EvidenceStep,
     ModelRef,
     Verdict,
+    Weights,
     Window,
 )
-from stillhouse.teachers import asking
+from stillhouse.teachers import asking, following, weighing
 from tasks.common import Champion, champion_parts, engine_task, knowledge_base, registry, watch_lock
 
 __all__ = [
     "announce_drift",
     "check_data",
     "decide_response",
+    "follow_weights",
     "gather_evidence",
     "measure_drift",
     "moment",
@@ -96,6 +98,20 @@ def gather_evidence(agent: str, as_of: datetime, data: DataReport) -> Cost | Non
     before = next(state.rows for state in states if state.process == "disagreement")
     calls = sum(each.step.step_rows for each in counted if each.step.process == "disagreement")
     return Cost(teacher_calls=calls, teacher_calls_since=before + calls, seconds=time.perf_counter() - began)
+
+
+@engine_task(task_run_name="follow weights")
+def follow_weights(agent: str, as_of: datetime) -> Weights | None:
+    """Where the weights of the champion's teachers stand by the outcomes known since; each change is recorded."""
+    base, parts = knowledge_base(agent), _champion(agent)
+    if parts is None or parts.teacher.weights is None or base.config.weights.follow == "fixed":
+        return None
+    baseline, version = parts.baseline, parts.teacher.version
+    found = following.followed(base, parts.teacher, baseline.as_of, baseline.test, as_of)
+    recorded = [each for each in base.weight_changes(version) if each.job == "watch" and each.as_of <= as_of]
+    before = following.standing(parts.teacher.weights, recorded)
+    base.append_weights(weighing.changes(found.weights, before, version=version, job="watch"))
+    return found.weights
 
 
 @engine_task(task_run_name="measure drift")

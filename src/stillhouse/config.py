@@ -60,6 +60,7 @@ __all__ = [
     "TextColumn",
     "TextStudent",
     "TransformerEncoder",
+    "Unit",
     "agents_folder",
     "embedded_environment",
     "home",
@@ -67,6 +68,7 @@ __all__ = [
     "load",
     "load_file",
     "parse_duration",
+    "units",
     "use_embedded_defaults",
     "variant_name",
 ]
@@ -622,11 +624,31 @@ class EndpointTeacher(_Teacher):
         return self
 
 
+class Follow(Section):
+    """Whether weights follow evidence."""
+
+    follow: Literal["outcomes", "fixed"] = Field(
+        default="outcomes", description="outcomes: `weight` is where they start; fixed: they stay, within members too"
+    )
+
+
+class Weighing(Follow):
+    """How the weights of several teachers follow evidence."""
+
+    rows: int = Field(
+        default=2000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
+    )
+    min_outcomes: int = Field(
+        default=100, ge=1, description="with fewer, three or more teachers start at weights by their agreement"
+    )
+
+
 class EnsembleTeacher(_Teacher):
     """Several teachers, weighted among themselves."""
 
     kind: Literal["ensemble"]
     members: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Follow = Follow()
 
 
 LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher
@@ -666,6 +688,37 @@ def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") 
         else:
             found.append(Leaf(name, part, teacher))
     return tuple(found)
+
+
+class Unit(NamedTuple):
+    """What one learned weight is for: a teacher, or an ensemble whose own weights are fixed."""
+
+    name: str
+    share: float  # of the whole mean at the start, in 0…1
+    leaves: tuple[Leaf, ...]  # with their shares of the whole mean at the start
+
+
+def units(config: AgentConfig) -> tuple[Unit, ...]:
+    """The teachers whose weights follow evidence; only one where nothing is to be followed."""
+    if config.weights.follow == "fixed":
+        return (Unit("teachers", 1.0, leaves(config.teachers)),)
+    fixed = [f"{name}." for name in _fixed_ensembles(config.teachers)]
+    found: dict[str, list[Leaf]] = {}
+    for leaf in leaves(config.teachers):
+        above = next((name for name in fixed if leaf.name.startswith(name)), None)
+        found.setdefault(above.rstrip(".") if above else leaf.name, []).append(leaf)
+    return tuple(Unit(name, sum(leaf.share for leaf in inside), tuple(inside)) for name, inside in found.items())
+
+
+def _fixed_ensembles(teachers: Iterable[AnyTeacher], above: str = "") -> Iterator[str]:
+    """Names of the outermost ensembles with fixed weights."""
+    for teacher in teachers:
+        if isinstance(teacher, EnsembleTeacher):
+            name = f"{above}{teacher.name}"
+            if teacher.weights.follow == "fixed":
+                yield name
+            else:
+                yield from _fixed_ensembles(teacher.members, f"{name}.")
 
 
 class Teaching(Section):
@@ -1008,6 +1061,7 @@ class AgentConfig(Section):
     observations: Observations
     outcomes: Outcomes
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Weighing = Weighing()
     teaching: Teaching = Teaching()
     student: AnyStudent
     distillation: Distillation = Distillation()

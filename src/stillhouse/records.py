@@ -19,6 +19,8 @@ __all__ = [
     "CheckFailure",
     "ColumnDrift",
     "Comparison",
+    "Contradiction",
+    "Contradictions",
     "Cost",
     "Counted",
     "DataReport",
@@ -41,10 +43,13 @@ __all__ = [
     "Screened",
     "Screens",
     "SliceDrift",
+    "SliceWeights",
     "Spending",
     "StudentRef",
     "TeacherRef",
     "Verdict",
+    "WeightChange",
+    "Weights",
     "Window",
     "drift_report",
     "evidence_steps",
@@ -320,6 +325,75 @@ class DriftReport(Record):
     def worst(self, count: int = 5) -> tuple[ColumnDrift, ...]:
         """The ``count`` columns with the largest PSI, largest first."""
         return tuple(sorted(self.columns, key=lambda column: -column.psi)[:count])
+
+
+# --------------------------------------------------------------------------- several teachers
+
+
+class SliceWeights(Record):
+    """What was learned about the teachers' weights in one slice, or everywhere."""
+
+    outcomes: int = Field(ge=0, description="outcomes counted in it")
+    own: Fraction = Field(description="how far its own weights count against those of everywhere; 1 for everywhere")
+    posterior: tuple[float, ...] = Field(description="over the constant mixtures of the teachers")
+
+
+class Weights(Record):
+    """The teachers' weights and all that the next outcome needs (:mod:`stillhouse.teachers.weighing`)."""
+
+    by: Literal["file", "agreement", "outcomes"] = Field(
+        description="what they rest on: the agent file alone; agreement, which is weaker; outcomes"
+    )
+    as_of: AwareDatetime
+    teachers: tuple[str, ...] = Field(description="each has one weight: a teacher, or an ensemble with fixed weights")
+    start: tuple[float, ...] = Field(description="their shares before the first outcome")
+    columns: tuple[str, ...] = Field(
+        default=(), description="slice columns, whose values may have weights of their own"
+    )
+    column_shares: tuple[float, ...] = Field(description="how far everywhere counts, then each slice column")
+    everywhere: SliceWeights
+    slices: dict[str, SliceWeights] = Field(default_factory=dict, description="by 'column=value'")
+    losses: dict[str, float] = Field(
+        description="sum of −ln p(outcome) (nats) of each teacher, of the 'start', and as weighted then ('')"
+    )
+
+
+class WeightChange(Record):
+    """One teacher's share moved."""
+
+    teacher: str
+    slice: str = Field(description="'column=value'; '': everywhere")
+    before: Fraction
+    after: Fraction
+    by: Literal["file", "agreement", "outcomes"]
+    as_of: AwareDatetime
+    version: str = Field(description="of all teachers together, before their weights")
+    job: str = Field(description="refresh id, or 'watch'")
+    reason: str
+
+
+class Contradiction(Record):
+    """Two teachers on the rows of one slice that both have spoken about."""
+
+    first: str
+    second: str
+    slice: str = Field(description="'column=value'; '': everywhere")
+    rows: int = Field(ge=0)
+    contradicting: int = Field(ge=0, description="rows with different actions, or a total variation above ½")
+    share: Fraction
+    low: Fraction = Field(description="95 % interval of the share, rows of one cluster counted as one")
+    high: Fraction
+    known: int = Field(ge=0, description="contradicting rows whose outcome is known")
+    first_right: int = Field(ge=0, description="of those, where only the first chose the outcome")
+    second_right: int = Field(ge=0)
+    better: str | None = Field(description="who was right more often, beyond chance (95 %); None: cannot be told")
+
+
+class Contradictions(Record):
+    """Where teachers contradict each other, most first."""
+
+    window: Window
+    found: tuple[Contradiction, ...] = ()
 
 
 # --------------------------------------------------------------------------- models

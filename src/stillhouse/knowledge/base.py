@@ -12,6 +12,7 @@ verdicts       what the system decided, as JSON
 unanswered     a content that a teacher had no usable answer to, with the reason
 spending       what some questions to a teacher have cost: calls, rows, tokens, seconds, money
 evidence       each step of the evidence on a champion: the rows it counted, with what probability, and its state
+weights        a change of a teacher's weight in the mean of several, with its reason
 =============  ====================================================================================
 
 Every append names its batch; a batch that is already there is not written again, so any run can be repeated
@@ -36,12 +37,21 @@ from deltalake.exceptions import CommitFailedError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import SchemaError, WindowError
-from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, Window, short_id
+from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
 Table = Literal[
-    "observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts", "evidence", "unanswered", "spending"
+    "observations",
+    "decisions",
+    "knowledge",
+    "outcomes",
+    "quarantine",
+    "verdicts",
+    "evidence",
+    "unanswered",
+    "spending",
+    "weights",
 ]
 
 Purpose = Literal["refresh", "watch"]
@@ -85,6 +95,11 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
         ("observed_at", _TIME), ("asked_at", _TIME), ("calls", pa.int64()), ("rows", pa.int64()),
         ("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("seconds", pa.float64()),
         ("money", pa.float64()),
+    ],
+    "weights": [
+        ("job", pa.string()), ("version", pa.string()), ("observed_at", _TIME), ("recorded_at", _TIME),
+        ("teacher", pa.string()), ("slice", pa.string()), ("before", pa.float64()), ("after", pa.float64()),
+        ("json", pa.string()),
     ],
 }  # fmt: skip
 
@@ -258,6 +273,21 @@ class KnowledgeBase:
         )
         self.append("evidence", rows, batch=f"evidence:{short_id(*rows['json'])}")
 
+    def append_weights(self, changes: Sequence[WeightChange]) -> None:
+        """Keep how teachers' weights changed; what was recorded for a job at a moment is not recorded again."""
+        if not changes:
+            return
+        rows = pd.DataFrame(
+            {
+                "job": change.job, "version": change.version, "observed_at": change.as_of,
+                "recorded_at": datetime.now(UTC), "teacher": change.teacher, "slice": change.slice,
+                "before": change.before, "after": change.after, "json": change.model_dump_json(),
+            }
+            for change in changes
+        )  # fmt: skip
+        last = changes[-1]
+        self.append("weights", rows, batch=f"weights:{last.version}:{last.job}:{last.as_of.isoformat()}")
+
     # ----------------------------------------------------------------- reading
 
     def window(self, name: str, start: datetime, end: datetime) -> Window:
@@ -328,6 +358,16 @@ class KnowledgeBase:
         window = Window(name="arrived", start=since if new.empty else times.min(), end=last)
         known = new[["observation_id", "known_at"]]
         return self.labelled(window, known_by=end).merge(known, on="observation_id", how="inner")
+
+    def with_known_at(self, rows: pd.DataFrame, known_by: datetime) -> pd.DataFrame:
+        """Labelled ``rows`` with ``known_at``, when the outcome that they bear became known; others are left out."""
+        if rows.empty:
+            return rows.assign(known_at=pd.Series(dtype="datetime64[us, UTC]"))
+        last = rows["observed_at"].max() + timedelta(microseconds=1)
+        window = Window(name="known", start=rows["observed_at"].min(), end=last)
+        known = self.read("outcomes", window, ["observation_id", "known_at"])
+        known = known[known["known_at"] <= known_by].sort_values("known_at", kind="stable")
+        return rows.merge(known.drop_duplicates("observation_id", keep="last"), on="observation_id", how="inner")
 
     def _first_known(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
         """``observation_id, observed_at, known_at`` of the outcomes that :meth:`arrived` is about."""
@@ -422,6 +462,12 @@ class KnowledgeBase:
         chosen &= (rows["observed_at"] <= until).to_numpy() if until is not None else True
         sums = rows[chosen].groupby("teacher")[list(Spending.model_fields)].sum()
         return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
+
+    def weight_changes(self, version: str | None = None) -> list[WeightChange]:
+        """How teachers' weights changed, oldest first; only those of a version of the teachers, where one is named."""
+        rows = self.read("weights").sort_values(["observed_at", "recorded_at"], kind="stable")
+        chosen = rows if version is None else rows[rows["version"] == version]
+        return [WeightChange.model_validate_json(text) for text in chosen["json"]]
 
     def sample(self, rows: pd.DataFrame, size: int) -> pd.DataFrame:
         """``size`` of ``rows`` (all if fewer), uniformly, without replacement; the same rows, the same sample."""

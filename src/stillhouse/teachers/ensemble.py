@@ -17,13 +17,13 @@ import pandas as pd
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
 from stillhouse.parts import ModelStore, OffersText, ReadyTeacher, Teacher, TextInitial, resolve
-from stillhouse.records import ModelRef, TeacherRef, Window, short_id
-from stillhouse.teachers import endpoint, mlflow_model, module, ready
+from stillhouse.records import ModelRef, TeacherRef, Weights, Window, short_id
+from stillhouse.teachers import endpoint, mlflow_model, module, ready, weighing
 from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
 from stillhouse.teachers.calling import call
 from stillhouse.teachers.ready import content_hash
 
-__all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
+__all__ = ["Ensemble", "Member", "cross_fit", "fit", "kept_weights", "load", "new_member", "reference", "reweigh"]
 
 Progress = Callable[[str], None]
 
@@ -35,7 +35,7 @@ _CHUNK = 5000  # rows after which what a teacher in this process has said is kep
 class Member:
     """One of the teachers.
 
-    :param share: its part of the mean, in 0…1.
+    :param share: its part of the mean where weights do not follow evidence, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
     :param part: gives the user's object behind it, where it runs in this process.
@@ -58,16 +58,41 @@ class Ensemble:
         where none of them can be fitted.
     :param version: content hash, under which their knowledge is kept.
     :param local: whether all of them run in this process.
+    :param weights: learned from evidence; None: each member counts for its ``share``.
+    :param before_weights: the version without the weights, under which the members' own knowledge is kept.
     """
 
     def __init__(
-        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True
-    ) -> None:
+        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True,
+        weights: Weights | None = None, before_weights: str | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.members = tuple(members)
         self.fitted = fitted
         self.version = version
         self.local = local
+        self.weights = weights
+        self.before_weights = before_weights or version
+
+    def own_version(self, member: Member) -> str:
+        """Under which the member's own answers are kept, however it is weighted."""
+        if len(self.members) == 1:
+            return self.version
+        return member.version or short_id(self.before_weights, member.name)
+
+    def shares(self, rows: pd.DataFrame) -> Array:
+        """What each member counts for in the mean about each of ``rows``, float64 ``[n, M]``, rows sum to 1."""
+        if self.weights is None:
+            return np.tile([member.share for member in self.members], (len(rows), 1))
+        return weighing.shares(self.weights, rows) @ self.within(self.weights.teachers)
+
+    def within(self, units: Sequence[str]) -> Array:
+        """Share of each member within the teacher or ensemble that has one weight, float64 ``[len(units), M]``."""
+        names = [member.name for member in self.members]
+        inside = np.array([[name == unit or name.startswith(f"{unit}.") for name in names] for unit in units])
+        parts = inside * np.array([member.share for member in self.members])
+        shares: Array = parts / parts.sum(axis=1, keepdims=True)
+        return shares
 
     def predict_proba(self, rows: pd.DataFrame) -> Array:
         """Raw rows to float64 ``[n, K]``: the weighted mean of the members' probabilities, whatever it costs.
@@ -75,12 +100,12 @@ class Ensemble:
         :raises PartError: if a member has no usable answer to a row.
         """
         mean = np.zeros((len(rows), len(self.config.actions)))
-        for member in self.members:
+        for member, share in zip(self.members, self.shares(rows).T, strict=True):
             answers = member.answer(rows, Allowance())
             if np.isnan(answers.probabilities).any():
                 why = answers.stopped or next(iter(answers.refused.values()), "it gave none")
                 raise PartError(f"teacher {member.name!r} has no usable answer: {why}")
-            mean += member.share * answers.probabilities
+            mean += share[:, None] * answers.probabilities
         return mean
 
     def ask(self, rows: pd.DataFrame) -> Array:
@@ -159,13 +184,36 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
     """What is to be known about the teacher in ``folder``, and where MLflow keeps it."""
     description = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
     return TeacherRef(
-        version=description["version"],
+        version=_weighted(description["version"], kept_weights(folder)),
         folder=str(folder),
         fitted=_window(description),
         features=next((part["version"] for part in description["parts"] if part.get("features")), None),
         bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         model=model,
     )
+
+
+def kept_weights(folder: Path) -> Weights | None:
+    """The learned weights of the teacher in ``folder``, if it has any."""
+    file = folder / "weights.json"
+    return Weights.model_validate_json(file.read_bytes()) if file.exists() else None
+
+
+def reweigh(teacher: TeacherRef, weights: Weights, folder: Path) -> TeacherRef:
+    """The same teachers under other weights, in ``folder``: another version, whose members are the same.
+
+    Killed at any moment it leaves the teacher with its weights of before, or with the new ones.
+    """
+    if Path(teacher.folder) != folder:
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(teacher.folder, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    partial = folder / "weights.json.partial"
+    partial.write_text(weights.model_dump_json(), encoding="utf-8")
+    partial.rename(folder / "weights.json")
+    return reference(folder)
 
 
 def cross_fit(
@@ -217,7 +265,10 @@ def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) ->
         member = _member(config, named[part["name"]], part, folder, models)
         members.append(replace(member, share=part["weight"] / total))
     local = not any(isinstance(named[part["name"]].teacher, EndpointTeacher) for part in description["parts"])
-    return Ensemble(config, members, _window(description), description["version"], local)
+    weights, version = kept_weights(folder), description["version"]
+    return Ensemble(
+        config, members, _window(description), _weighted(version, weights), local, weights, before_weights=version
+    )
 
 
 def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> Teacher:
@@ -363,6 +414,14 @@ def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -
         for leaf, part in zip(named, parts, strict=True)
     ]
     return content_hash(folder, json.dumps(said))
+
+
+def _weighted(version: str, weights: Weights | None) -> str:
+    """A mean under other weights is other knowledge."""
+    if weights is None:
+        return version
+    said = weights.model_dump_json(include={"teachers", "start", "columns", "column_shares", "everywhere", "slices"})
+    return short_id(version, said)
 
 
 def _store(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> ModelStore:
