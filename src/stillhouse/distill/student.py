@@ -26,7 +26,8 @@ class Student(nn.Module):
     :param cardinalities: number of known values of each of the C categories.
     :param actions: K.
     :param widths: hidden units per layer.
-    :param embedding: largest embedding width; a category with V values gets ``min(embedding, ceil(V / 2))``.
+    :param embedding: largest embedding width; a category with V values gets ``min(embedding, ceil(V / 2))``. Or the
+        width of each category: those of a student that has grown stay.
     """
 
     edges: Tensor
@@ -37,7 +38,7 @@ class Student(nn.Module):
         cardinalities: Sequence[int],
         actions: int,
         widths: Sequence[int],
-        embedding: int = 8,
+        embedding: int | Sequence[int] = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -47,11 +48,14 @@ class Student(nn.Module):
             "cardinalities": [int(c) for c in cardinalities],
             "actions": actions,
             "widths": [int(w) for w in widths],
-            "embedding": embedding,
+            "embedding": embedding if isinstance(embedding, int) else [int(size) for size in embedding],
             "dropout": dropout,
         }
         self.register_buffer("edges", edges.to(torch.float32))
-        sizes = [min(embedding, (count + 1) // 2) for count in cardinalities]
+        if isinstance(embedding, int):
+            sizes = [min(embedding, (count + 1) // 2) for count in cardinalities]
+        else:
+            sizes = list(embedding)
         tables = [nn.Embedding(count + 1, size) for count, size in zip(cardinalities, sizes, strict=True)]
         for table in tables:
             nn.init.normal_(table.weight, std=0.1)
