@@ -51,7 +51,9 @@ def demo(
             verdict = demonstrating.watched(agent, end) or watch.fn(agent=agent, as_of=end)
             if verdict.response != "hold" and not demonstrating.refreshed(agent, end):
                 progress.update(bar, description=f"week ending {end:%d %b}: {verdict.response}")
-                refresh.fn(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id)
+                refresh.fn(
+                    agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id, mode=watching.mode_of(verdict)
+                )
         progress.update(bar, advance=1, description="summing up")
         return demonstrating.sum_up(agent, ends, time.monotonic() - began)
 

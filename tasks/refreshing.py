@@ -213,20 +213,18 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
 def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
     """A new student from the knowledge and the outcomes of the training window."""
     settings = config.load(job.agent)
-    warm = job.mode == "redistil_warm"
-    rows, lesson, columns = _lesson(job, teacher, updating.predecessor(job).columns if warm else None)
+    old = updating.warm_from(job)
+    rows, lesson, columns = _lesson(job, teacher, old.columns if old else None)
     held_out, compared = _kept_back(job, teacher, columns)
     student = new_student(settings, columns, lesson.x.numpy())
-    if warm:
-        student = updating.warm_start(job, student, columns, lesson.x.numpy())
+    if old is not None:
+        student = updating.warm_start(old, student, columns, settings.actions, lesson.x.numpy())
     course = distil_with_control(
         student, lesson, settings.distillation, held_out=held_out, compared=compared,
         checkpoint=Path(job.folder) / "training.safetensors",
     )  # fmt: skip
     said = student_probabilities(student, lesson.x.numpy())
-    kept = remembered(
-        rows, said, settings.actions, settings.update.memory, older=updating.predecessor(job).memory if warm else None
-    )
+    kept = remembered(rows, said, settings.actions, settings.update.memory, older=old.memory if old else None)
     return updating.save_student(job, student, columns, kept, course, rows=len(rows))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "predecessor",
     "save_student",
     "update_student",
+    "warm_from",
     "warm_start",
 ]
 
@@ -158,12 +160,26 @@ def asked_about(job: Refresh, teacher: TeacherRef) -> Refresh:
     return job if anew else job.model_copy(update={"train": job.news})
 
 
-def warm_start(job: Refresh, student: students.Student, columns: Columns, x: np.ndarray) -> students.Student:
+def warm_from(job: Refresh) -> Predecessor | None:
+    """What a warm training begins with; None where none was asked for or, with the reason logged, where none can be."""
+    if job.mode != "redistil_warm":
+        return None
+    base = knowledge_base(job.agent)
+    try:
+        old = predecessor(job)
+        extended(old.columns, columns_of(base.config, training_rows(base, job.train, job.as_of)))
+    except StillhouseError as error:
+        registry(job.agent).tag(job.run_id, warm_start_not_made=str(error))
+        return None
+    return old
+
+
+def warm_start(
+    old: Predecessor, student: students.Student, columns: Columns, actions: Sequence[str], x: np.ndarray
+) -> students.Student:
     """``student``, untrained, with the champion's weights where their shapes allow it."""
-    base, old = knowledge_base(job.agent), predecessor(job)
-    shares = np.full(len(base.config.actions), 1 / len(base.config.actions))
-    ready = grown(old.student, old.columns, columns, old.actions, base.config.actions, x, shares)
-    return transplanted(student, ready)
+    alike = np.full(len(actions), 1 / len(actions))
+    return transplanted(student, grown(old.student, old.columns, columns, old.actions, actions, x, alike))
 
 
 def news_and_memory(job: Refresh, teacher: TeacherRef, columns: Columns) -> tuple[Lesson, Lesson]:
