@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse import config
-from tasks import demonstrating, living
+from tasks import demonstrating, living, watching
 from tasks.common import AgentName
 
 __all__ = ["demo"]

@@ -19,20 +19,13 @@ from stillhouse.compress.processor import processor
 from stillhouse.compress.variants import VariantFile
 from stillhouse.compress.variants import make_variants as compress_variants
 from stillhouse.config import AgentConfig
-from stillhouse.distill import student as students
+from stillhouse.distill import students
 from stillhouse.distill.control import distil_with_control
 from stillhouse.distill.controller import Course
 from stillhouse.distill.grow import Columns, extended
 from stillhouse.distill.memory import remembered
-from stillhouse.distill.train import (
-    Lesson,
-    columns_of,
-    distil,
-    held_out_units,
-    new_student,
-    student_probabilities,
-    validation_days,
-)
+from stillhouse.distill.students import columns_of, new_student
+from stillhouse.distill.train import Lesson, distil, held_out_units, student_probabilities, validation_days
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.figures import drift_figure
 from stillhouse.drift.measure import reference_of
@@ -42,6 +35,7 @@ from stillhouse.errors import DataError, PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures, gate
 from stillhouse.evaluate import proof as proving
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.parts import TextInitial
 from stillhouse.records import (
     Baseline,
     DataReport,
@@ -213,10 +207,10 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
 def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
     """A new student from the knowledge and the outcomes of the training window."""
     settings = config.load(job.agent)
-    old = updating.warm_from(job)
-    rows, lesson, columns = _lesson(job, teacher, old.columns if old else None)
+    old, initial = updating.warm_from(job), _initial(job, teacher)
+    rows, lesson, columns = _lesson(job, teacher, initial, old.columns if old else None)
     held_out, compared = _kept_back(job, teacher, columns)
-    student = new_student(settings, columns, lesson.x.numpy())
+    student = new_student(settings, columns, lesson.x.numpy(), initial)
     if old is not None:
         student = updating.warm_start(old, student, columns, settings.actions, lesson.x.numpy())
     course = distil_with_control(
@@ -237,7 +231,7 @@ def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tup
     if job.mode == "update":
         lesson, held_out = updating.news_and_memory(job, teacher, columns)
     else:
-        _, lesson, _ = _lesson(job, teacher, columns)
+        _, lesson, _ = _lesson(job, teacher, _initial(job, teacher), columns)
         held_out, _ = _kept_back(job, teacher, columns)
 
     def recover(module: students.Student, epochs: int) -> students.Student:
@@ -488,8 +482,13 @@ def _losses(job: Refresh, teacher: TeacherRef, chosen: Variant) -> dict[Process,
     return {process: loss_baseline(loss, times, cluster, block) for process, loss in losses.items()}
 
 
+def _initial(job: Refresh, teacher: TeacherRef) -> TextInitial | None:
+    """The teacher's text encoder, where the student begins with it."""
+    return _teachers(job, teacher).text_encoder() if config.load(job.agent).begins_like_teacher else None
+
+
 def _lesson(
-    job: Refresh, teacher: TeacherRef, known: Columns | None = None
+    job: Refresh, teacher: TeacherRef, initial: TextInitial | None, known: Columns | None = None
 ) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
     """The training rows that the student may learn from (validation days kept back), encoded, with their knowledge.
 
@@ -501,14 +500,16 @@ def _lesson(
     spoken = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     rows = rows[spoken & ~kept_back]
     _require_rows(rows, base.config.windows.min_train_rows // 2, job.train)
-    columns = columns_of(base.config, rows)
+    columns = columns_of(base.config, rows, initial)
     if known is not None:
         columns = extended(known, columns)
+    parts = students.blocks(columns)
     lesson = Lesson(
         encode(rows, columns),
         base.knowledge(rows, teacher.version),
         rows["outcome"].to_numpy(),
-        numbers=len(base.config.observations.numbers),
+        numbers=parts.numbers,
+        tokens=parts.tokens,
     )
     return rows, lesson, columns
 
@@ -523,9 +524,11 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
         return None, None
     groups, newer = held_out_units(rows["observed_at"], base.config.promotion.cluster)
     x, said, outcomes = encode(rows, columns), base.knowledge(rows, teacher.version), rows["outcome"].to_numpy()
-    numbers = len(base.config.observations.numbers)
+    parts = students.blocks(columns)
     held_out, compared = (
-        Lesson(x[chosen], said[chosen], outcomes[chosen], numbers, groups=groups[chosen]) if chosen.any() else None
+        Lesson(x[chosen], said[chosen], outcomes[chosen], parts.numbers, groups=groups[chosen], tokens=parts.tokens)
+        if chosen.any()
+        else None
         for chosen in (newer, ~newer)
     )
     return held_out, compared

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stillhouse.distill import memory, online
-from stillhouse.distill import student as students
+from stillhouse.config import AgentConfig
+from stillhouse.distill import memory, online, students
 from stillhouse.distill.controller import Course
 from stillhouse.distill.grow import Columns, extended, grown, require_alike, transplanted
 from stillhouse.distill.memory import Memory, remembered
 from stillhouse.distill.online import Probe, Updated
-from stillhouse.distill.train import Lesson, columns_of, new_student, student_probabilities, validation_days
+from stillhouse.distill.students import columns_of, new_student
+from stillhouse.distill.train import Lesson, student_probabilities, validation_days
 from stillhouse.drift.evidence import null_mean
 from stillhouse.errors import DataError, RegistryError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
@@ -99,9 +100,10 @@ def plan_update(job: Refresh) -> Refresh | None:
                 f"{len(rows)} rows with outcomes are new since {since:%Y-%m-%d %H:%M}, before the test window, and "
                 f"`update.min_rows` is {base.config.update.min_rows}"
             )
-        fresh = columns_of(base.config, rows)
+        settings = _unaided(base.config)
+        fresh = columns_of(settings, rows)
         extended(old.columns, fresh)
-        require_alike(old.student, new_student(base.config, fresh, encode(rows.head(1), fresh)))
+        require_alike(old.student, new_student(settings, fresh, encode(rows.head(1), fresh)))
     except StillhouseError as error:
         registry(job.agent).tag(job.run_id, update_not_made=str(error))
         return None
@@ -119,7 +121,7 @@ def update_student(job: Refresh, teacher: TeacherRef) -> StudentRef | None:
     base, old = knowledge_base(job.agent), predecessor(job)
     settings = base.config
     rows, kept_back = _news(base, job, teacher)
-    columns = extended(old.columns, columns_of(settings, rows))
+    columns = extended(old.columns, columns_of(_unaided(settings), rows))
     new = _lesson(base, rows, base.knowledge(rows, teacher.version), columns)
     shares = new.knowledge.mean(dim=0).numpy()
     student = grown(
@@ -167,7 +169,7 @@ def warm_from(job: Refresh) -> Predecessor | None:
     base = knowledge_base(job.agent)
     try:
         old = predecessor(job)
-        extended(old.columns, columns_of(base.config, training_rows(base, job.train, job.as_of)))
+        extended(old.columns, columns_of(_unaided(base.config), training_rows(base, job.train, job.as_of)))
     except StillhouseError as error:
         registry(job.agent).tag(job.run_id, warm_start_not_made=str(error))
         return None
@@ -257,8 +259,15 @@ def _remembered(job: Refresh, old: Predecessor) -> Window:
 
 
 def _lesson(base: KnowledgeBase, rows: pd.DataFrame, said: np.ndarray, columns: Columns) -> Lesson:
-    numbers = len(base.config.observations.numbers)
-    return Lesson(encode(rows, columns), said, rows["outcome"].to_numpy(), numbers)
+    parts = students.blocks(columns)
+    return Lesson(encode(rows, columns), said, rows["outcome"].to_numpy(), parts.numbers, tokens=parts.tokens)
+
+
+def _unaided(settings: AgentConfig) -> AgentConfig:
+    """The agent whose student begins with no teacher's encoder: it begins with its predecessor's weights."""
+    if not settings.begins_like_teacher:
+        return settings
+    return settings.model_copy(update={"student": settings.student.model_copy(update={"initialise": "none"})})
 
 
 def _write(job: Refresh, report: UpdateReport) -> None:

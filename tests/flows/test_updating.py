@@ -6,9 +6,12 @@ import pandas as pd
 import pytest
 
 from flows.refresh import refresh
+from flows.watch import watch
 from stillhouse.config import load
 from stillhouse.distill import memory
+from stillhouse.errors import PartError
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.variant import Variant
 from tasks.common import registry
 from tasks.living import live
 
@@ -59,15 +62,51 @@ def test_where_nothing_is_new_a_refresh_redistils_and_says_why(day) -> None:
     assert "120 rows with outcomes are new" in run_of(verdict).data.tags["update_not_made"]
 
 
-def test_a_world_that_the_update_cannot_follow_is_redistilled(day) -> None:
-    """What the old teacher says of the turned world is soon learned, but hardly from so few steps."""
-    agent = load("toy")
-    lived(day, 32)
-    assert agent.update.steps > 1
-
-
 def test_a_warm_training_begins_at_the_champions_weights(day) -> None:
     lived(day, 24)
     verdict = refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
     assert verdict.outcome == "promoted", verdict.summary
     assert "warm_start_not_made" not in run_of(verdict).data.tags
+
+
+@pytest.fixture
+def turning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A calm world in which, from its twentieth day on, a third action is right wherever ``b`` is large."""
+    calm = toy.HISTORY[toy.HISTORY["observed_at"] < toy.TURN]
+    rows = pd.concat([calm, calm.assign(observed_at=calm["observed_at"] + (toy.TURN - toy.BEGIN))], ignore_index=True)
+    rows["observation_id"] = [f"turning-{i:05d}" for i in range(len(rows))]
+    late = rows["observed_at"] >= toy.BEGIN + pd.Timedelta(days=20)
+    rows.loc[late & (rows["b"] > 0.8), "action"] = "turn"
+    monkeypatch.setattr(toy, "HISTORY", rows)
+
+
+def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turning: None) -> None:
+    live.fn("toy", day(0), day(20))
+    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace("actions: [wait, go]", "actions: [wait, turn, go]"))
+
+    live.fn("toy", day(20), day(26))
+    seen = watch(agent="toy", as_of=day(26))  # the champion does not know the action: it errs, and nothing breaks
+    assert seen.outcome != "data_broken" and seen.response != "hold", seen.summary
+    with pytest.raises(PartError, match=r"made for the actions wait, go.*teacher=fit"):
+        refresh(agent="toy", as_of=day(26), teacher="keep")
+
+    live.fn("toy", day(26), day(36))
+    champion = registry("toy").champion()
+    before = Variant(registry("toy").fetch(champion))
+    verdict = refresh(agent="toy", as_of=day(36), mode="update", cause="another action")
+    assert verdict.outcome == "promoted", verdict.summary
+    assert "update_not_made" not in run_of(verdict).data.tags
+    after = Variant(registry("toy").fetch(registry("toy").champion()))
+    assert (before.actions, after.actions) == (["wait", "go"], ["wait", "turn", "go"])
+
+    rows = toy.HISTORY[toy.HISTORY["observed_at"] >= day(36)]
+    right = rows["action"].to_numpy()
+    turns = right == "turn"
+    old, new = (each.predict(rows)["action"].to_numpy() == right for each in (before, after))
+    assert new[turns].mean() > 0.6 and new[~turns].mean() > old[~turns].mean() - 0.05
+    calm = toy.HISTORY[toy.HISTORY["observed_at"] < day(15)]  # where there was no such action yet, the odds are kept
+    odds = [np.log(p[:, -1] / p[:, 0]) for p in (before.predict_proba(calm), after.predict_proba(calm))]
+    assert np.corrcoef(*odds)[0, 1] > 0.9
+    assert watch(agent="toy", as_of=day(36)).kind == "watch"

@@ -10,22 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.distill.student import Student
+from stillhouse.distill.students import Student
+from stillhouse.distill.students.encoders import TextEncoder
 from stillhouse.errors import SchemaError
+from stillhouse.variant import UNKNOWN
 
 __all__ = ["Columns", "extended", "grown", "require_alike", "transplanted"]
 
 Columns = Sequence[dict[str, Any]]
 
-_GROWING = ("cardinalities", "embedding", "actions", "dropout")  # what may differ between an old student and a new one
-_VALUES = {"category": "values"}  # by type of column: what each has codes for, in their order
+_GROWING = (
+    "cardinalities",
+    "embedding",
+    "texts",
+    "actions",
+    "dropout",
+)  # what may differ between an old student and a new one
+_VALUES = {"category": "values", "text": "tokens"}  # by type of column: what each has codes for, in their order
 _LEAST = 1e-3  # share that a new action begins with at least
 
 
 def extended(known: Columns, fresh: Columns) -> list[dict[str, Any]]:
     """``known`` columns with what only ``fresh`` ones have appended, so that every code keeps its meaning.
 
-    Values that ``fresh`` does not have any more stay: their codes are learned.
+    Values that ``fresh`` does not have any more stay: their codes are learned. Of a text's tokens only those with a
+    character that no known token has are new: any other would cut words otherwise that the student can read already.
 
     :raises SchemaError: if columns came, went or changed their type or length: that is another student.
     """
@@ -39,8 +48,7 @@ def extended(known: Columns, fresh: Columns) -> list[dict[str, Any]]:
         if any(before[name] != now.get(name) for name in fixed):
             raise SchemaError(f"column {before['name']!r} is encoded otherwise than the student has learned it")
         if key is not None:
-            old_values = list(before[key])
-            before = before | {key: old_values + [value for value in now[key] if value not in set(old_values)]}
+            before = before | {key: [*before[key], *_unknown(before["type"], before[key], now[key])]}
         made.append(dict(before))
     return made
 
@@ -56,8 +64,8 @@ def grown(
 ) -> Student:
     """A copy of ``student`` that reads ``after`` and chooses among ``wanted``, actions matched by name.
 
-    Where nothing is new it says what ``student`` says. A new value of a category begins as what stands for the
-    unknown. A new action begins with the mean of the other actions' weights and a bias that gives it, on the rows
+    Where nothing is new it says what ``student`` says. A new value of a category, or token, begins as what stands for
+    the unknown. A new action begins with the mean of the other actions' weights and a bias that gives it, on the rows
     ``x``, about its share: the other actions keep their odds among themselves.
 
     :param before: columns that ``student`` reads; ``after`` from :func:`extended`.
@@ -67,6 +75,7 @@ def grown(
     """
     made = deepcopy(student).eval()
     _grow_categories(made, before, after)
+    _grow_texts(made, after)
     if list(actions) != list(wanted):
         _grow_actions(made, actions, wanted, torch.from_numpy(x), shares)
     return made
@@ -95,6 +104,13 @@ def transplanted(fresh: Student, old: Student) -> Student:
     return fresh
 
 
+def _unknown(kind: str, known: Sequence[str], values: Sequence[str]) -> list[str]:
+    if kind == "category":
+        return [value for value in values if value not in set(known)]
+    characters = set("".join(known))
+    return [token for token in values if not set(token) <= characters]
+
+
 def _grow_categories(student: Student, before: Columns, after: Columns) -> None:
     pairs = [pair for pair in zip(before, after, strict=True) if pair[1]["type"] == "category"]
     counts = [(len(old["values"]), len(new["values"])) for old, new in pairs]
@@ -106,6 +122,17 @@ def _grow_categories(student: Student, before: Columns, after: Columns) -> None:
         student.embeddings[place] = _embedding(torch.cat([table.weight.detach(), unknown.repeat(new - old, 1)]))
         widths.append(table.embedding_dim)
     student.spec |= {"cardinalities": [new for _, new in counts], "embedding": widths}
+
+
+def _grow_texts(student: Student, after: Columns) -> None:
+    texts = [column for column in after if column["type"] == "text"]
+    for encoder, column in zip(getattr(student, "encoders", ()), texts, strict=True):
+        assert isinstance(encoder, TextEncoder)
+        weight = encoder.embedding.weight.detach()
+        unknown = weight[UNKNOWN : UNKNOWN + 1]
+        encoder.embedding = _embedding(torch.cat([weight, unknown.repeat(len(column["tokens"]) - len(weight), 1)]))
+    if texts:
+        student.spec["texts"] = [[len(column["tokens"]), column["length"]] for column in texts]
 
 
 def _grow_actions(
