@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from stillhouse.errors import ConfigError
+from stillhouse.records import Mode
 
 __all__ = [
     "TEXT_MEASURES",
@@ -900,6 +901,15 @@ class Distillation(Section):
         return self
 
 
+class Update(Section):
+    """How a champion's student takes in what is new, instead of a new student."""
+
+    steps: int = Field(default=300, ge=1, le=100_000, description="of the optimiser")
+    memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
+    least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
+    min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
+
+
 # --------------------------------------------------------------------------- compression
 
 
@@ -986,6 +996,13 @@ class Audit(Section):
     )
 
 
+class Responses(Section):
+    """What a watch asks for, by what it has found."""
+
+    harmful_drift: Mode = Field(default="redistil", description="where evidence shows harm; after a refusal: redistil")
+    drift: Mode = Field(default="redistil", description="where a plain threshold is crossed; after a refusal: redistil")
+
+
 class Watch(Section):
     """When and by what drift is noticed: a budget of false alarms, plain thresholds, or both."""
 
@@ -998,6 +1015,7 @@ class Watch(Section):
     )
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()
+    responses: Responses = Responses()
     cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
     clock: Literal["wall", "newest_observation"] = Field(
         default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
@@ -1065,6 +1083,7 @@ class AgentConfig(Section):
     teaching: Teaching = Teaching()
     student: AnyStudent
     distillation: Distillation = Distillation()
+    update: Update = Update()
     compression: tuple[Compression, ...] = Field(
         default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
                  Prune(method="prune")),

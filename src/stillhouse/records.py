@@ -30,6 +30,7 @@ __all__ = [
     "Examination",
     "Latency",
     "LossBaseline",
+    "Mode",
     "ModelRef",
     "Outcome",
     "Process",
@@ -461,7 +462,7 @@ class Scorecard(Record):
 
 # --------------------------------------------------------------------------- verdicts
 
-Response = Literal["hold", "recalibrate", "reuse", "update", "redistil", "renew"]
+Response = Literal["hold", "recalibrate", "reuse", "update", "redistil_warm", "redistil", "renew"]
 Outcome = Literal[
     # watch
     "no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
@@ -565,6 +566,11 @@ class Baseline(Record):
     teacher: ModelRef
 
 
+Mode = Literal["update", "redistil_warm", "redistil"]
+"""How a refresh makes its student: the champion's takes in what is new; a training that begins at the champion's
+weights; a training from the beginning."""
+
+
 class Refresh(Record):
     """One refresh under way: what for, on which windows, where its files and its MLflow run are."""
 
@@ -576,10 +582,20 @@ class Refresh(Record):
     train: Window
     test: Window
     teacher: Literal["fit", "keep"]
+    mode: Mode = "redistil"
+    since: AwareDatetime | None = Field(
+        default=None, description="of an update: from when rows are new to the champion"
+    )
     folder: str = Field(description="of the files of this refresh, until MLflow has them")
     run_id: str = Field(description="MLflow parent run")
     verdict: Verdict | None = Field(default=None, description="of an earlier, interrupted or finished run of it")
     finished: bool = False
+
+    @property
+    def news(self) -> Window:
+        """The part of the training window that is new to the champion; all of it unless this is an update."""
+        start = self.train.start if self.since is None else max(self.train.start, min(self.since, self.train.end))
+        return self.train.model_copy(update={"name": "new", "start": start})
 
 
 def short_id(*parts: object) -> str:

@@ -155,10 +155,14 @@ class KnowledgeBase:
 
     :param config: the agent, whose contract gives the observations' columns.
     :param root: folder of the tables; by default ``STILLHOUSE_HOME/knowledge/<agent>``.
+    :param actions: of a model that was made for other actions than the agent file has now: knowledge is read and kept
+        for these; outcomes with an action that they lack get an index from ``len(actions)`` on.
     """
 
-    def __init__(self, config: AgentConfig, root: Path | None = None) -> None:
-        self.config = config
+    def __init__(self, config: AgentConfig, root: Path | None = None, *, actions: Sequence[str] | None = None) -> None:
+        known = tuple(config.actions if actions is None else actions)
+        self.outcomes = [*known, *(action for action in config.actions if action not in known)]
+        self.config = config if known == config.actions else config.model_copy(update={"actions": known})
         self.root = root or home() / "knowledge" / config.agent
 
     # ----------------------------------------------------------------- writing
@@ -337,7 +341,7 @@ class KnowledgeBase:
         outcomes = self.read("outcomes", window, ["observation_id", "known_at", "action"])
         outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values("known_at", kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
-        index = {action: i for i, action in enumerate(self.config.actions)}
+        index = {action: i for i, action in enumerate(self.outcomes)}
         outcomes = outcomes.assign(outcome=outcomes["action"].map(index))
         if outcomes["outcome"].isna().any():
             strange = sorted(set(outcomes.loc[outcomes["outcome"].isna(), "action"]))
@@ -385,7 +389,10 @@ class KnowledgeBase:
         return new[~new["observation_id"].isin(old)].drop_duplicates("observation_id")
 
     def knowledge(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked."""
+        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked.
+
+        What was said about another number of actions is no answer.
+        """
         answer = np.full((len(rows), len(self.config.actions)), np.nan)
         delta = self._open("knowledge")
         if delta is None or rows.empty:
@@ -393,6 +400,7 @@ class KnowledgeBase:
         found = delta.to_pyarrow_dataset().to_table(
             columns=["content_key", "probabilities"], filter=pc.field("teacher") == teacher
         )
+        found = found.filter(pc.equal(pc.list_value_length(found["probabilities"]), answer.shape[1]))
         position = pd.Index(found["content_key"].to_pandas().drop_duplicates())
         at = position.get_indexer(pd.Index(rows["content_key"]))
         if len(position):
@@ -567,6 +575,13 @@ class KnowledgeBase:
         rows = self.read("verdicts", columns=["kind", "observed_at"])
         judged = rows.loc[(rows["kind"] == "gate") & (rows["observed_at"] < before), "observed_at"]
         return None if judged.empty else judged.max().to_pydatetime()
+
+    def last_refused(self, before: datetime) -> bool:
+        """Whether the refresh that :meth:`last_refresh` speaks of was refused."""
+        rows = self.read("verdicts", columns=["kind", "observed_at", "recorded_at", "outcome"])
+        judged = rows[(rows["kind"] == "gate") & (rows["observed_at"] < before)]
+        last = judged.sort_values(["observed_at", "recorded_at"], kind="stable").tail(1)
+        return last["outcome"].eq("refused").any().item()
 
     def _last_verdict(self, condition: pc.Expression) -> Verdict | None:
         delta = self._open("verdicts")
