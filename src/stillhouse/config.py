@@ -673,6 +673,28 @@ class Hints(Section):
 KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
 
 
+class Augment(Section):
+    """Rows made up near the observed ones, about which the teachers are asked too."""
+
+    copies: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="made-up rows per observed one; null: 3 where asking costs nothing (teachers in this process, no "
+        "budget), else 0",
+    )
+    fill_to: int = Field(default=20_000, ge=0, description="rows, observed and made up, beyond which none are made up")
+    mix: float = Field(
+        default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row, or near there"
+    )
+    closeness: float = Field(
+        default=1.0, gt=0, description="a number is drawn around the nearest row's, at (their difference) / closeness"
+    )
+    reworded: float = Field(
+        default=0.2, gt=0, lt=1, description="share of a text's words that are left out or replaced; also of texts cut "
+    )
+
+
 class Distillation(Section):
     """How the student learns from knowledge and outcomes."""
 
@@ -685,6 +707,7 @@ class Distillation(Section):
     losses: tuple[KnowledgeLoss, ...] = Field(
         default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
     )
+    augment: Augment = Field(default=Augment(), description="rows made up for the teachers to speak about")
     patience: int | None = Field(
         default=None, ge=1, description="epochs without a better held-out loss until the training stops; null: never"
     )
