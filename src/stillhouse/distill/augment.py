@@ -125,7 +125,10 @@ def _of_block(config: AgentConfig, rows: pd.DataFrame, copies: float, block: int
         for place, name in enumerate(names):
             made[name] = _as_observed(mixed[:, place], numbers[:, place], config, name)
         for place, name in enumerate(named):
-            made[name] = pd.array(swapped[:, place], dtype=rows[name].dtype)
+            made[name] = pd.Series(swapped[:, place]).astype(rows[name].dtype)
+    for name in config.observations.texts:
+        texts = rows[name].fillna("").astype(str).tolist()
+        made[name] = reworded(texts, base, config.distillation.augment.reworded, generator)
     return made
 
 
@@ -165,7 +168,7 @@ def _reworded(
         other = words[int(generator.integers(len(words)))]
         return own[: int(generator.integers(len(own) + 1))] + other[int(generator.integers(len(other) + 1)) :]
     draws = generator.random(len(own))
-    drawn = generator.integers(len(common), size=len(own)) if common else []
+    drawn = generator.integers(max(1, len(common)), size=len(own))
     return [
         common[new] if draw < share else word
         for word, draw, new in zip(own, draws, drawn, strict=True)

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import ModelStore, Teacher, resolve
+from stillhouse.parts import ModelStore, OffersText, Teacher, TextInitial, resolve
 from stillhouse.records import ModelRef, TeacherRef, Window, short_id
 from stillhouse.teachers import endpoint, mlflow_model, module
 from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
@@ -34,6 +35,7 @@ class Member:
     :param share: its part of the mean, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
+    :param part: gives the user's object behind it, where it runs in this process.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Member:
     answer: Answering
     version: str | None = None
     chunk: int = _CHUNK
+    part: Callable[[], object] | None = None
 
 
 class Ensemble:
@@ -82,6 +85,17 @@ class Ensemble:
         """
         self.refuse_seen(rows)
         return self.predict_proba(rows)
+
+    def text_encoder(self) -> TextInitial | None:
+        """What a text student may begin with: the encoder of the weightiest member that offers one.
+
+        :raises PartError: if that fails, or is none.
+        """
+        for member in sorted(self.members, key=lambda member: -member.share):
+            offers = member.part() if member.part is not None else None
+            if isinstance(offers, OffersText):
+                return _text_encoder(offers, _where(self.config, member.name))
+        return None
 
     def seen(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Of which ``rows`` the teachers have seen the outcomes, bool ``[n]``."""
@@ -239,7 +253,8 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     name, teacher, actions, where = leaf.name, leaf.teacher, config.actions, _where(config, leaf.name)
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
-        return Member(name, leaf.share, in_process(name, actions, kind.load(folder / part["folder"]).predict_proba))
+        loaded = kind.load(folder / part["folder"])
+        return Member(name, leaf.share, in_process(name, actions, loaded.predict_proba), part=lambda: loaded)
     pinned = part.get("pinned", "")
     if part["version"] != _own_version(config, leaf, pinned):
         raise PartError(
@@ -254,7 +269,19 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
     else:
         predict = module.predictor(teacher, where)
+        made = partial(module.make, teacher, where)
+        return Member(name, leaf.share, in_process(name, actions, predict), part["version"], part=made)
     return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+
+
+def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
+    try:
+        found = teacher.text_encoder()
+    except Exception as error:
+        raise PartError(f"{where}: text_encoder fails: {type(error).__name__}: {error}") from error
+    if not isinstance(found, TextInitial):
+        raise PartError(f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextInitial")
+    return found
 
 
 def _own_version(config: AgentConfig, leaf: Leaf, pinned: str) -> str:
