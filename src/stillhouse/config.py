@@ -773,18 +773,15 @@ class Augment(Section):
         default=None,
         ge=0,
         le=100,
-        description="made-up rows per observed one; null: 3 where asking costs nothing (teachers in this process, no "
-        "budget), else 0",
+        description="made-up rows per observed one; null: 3 where asking is free (no endpoint, no budget), else 0",
     )
     fill_to: int = Field(default=20_000, ge=0, description="rows, observed and made up, beyond which none are made up")
-    mix: float = Field(
-        default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row, or near there"
-    )
+    mix: float = Field(default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row")
     closeness: float = Field(
         default=1.0, gt=0, description="a number is drawn around the nearest row's, at (their difference) / closeness"
     )
     reworded: float = Field(
-        default=0.2, gt=0, lt=1, description="share of a text's words that are left out or replaced; also of texts cut "
+        default=0.2, gt=0, le=1, description="share of the words changed, in half of the texts; the others are crossed"
     )
 
 
@@ -1001,6 +998,14 @@ class AgentConfig(Section):
     watch: Watch
     budgets: Budgets = Budgets()
     promotion: Promotion = Promotion()
+
+    @property
+    def copies(self) -> float:
+        """Made-up rows per observed one."""
+        given = self.distillation.augment.copies
+        budgeted = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
+        priced = any(isinstance(leaf.teacher, EndpointTeacher) for leaf in leaves(self.teachers))
+        return given if given is not None else 0.0 if budgeted or priced else 3.0
 
     @property
     def begins_like_teacher(self) -> bool:

@@ -5,8 +5,8 @@ that also learns what the teacher says about made-up rows comes closer to it tha
 for longer. No outcome is made up: these rows teach by knowledge alone.
 
 Tables: MUNGE (Buciluă, Caruana and Niculescu-Mizil 2006, "Model Compression", §3). Texts: words left out, words put in
-place of others, and n-grams (Tang, Lu, Liu, Mou, Vechtomova and Lin 2019, "Distilling Task-Specific Knowledge from
-BERT into Simple Neural Networks", §3.2), and the beginning of one text with the end of another.
+place of others (Tang, Lu, Liu, Mou, Vechtomova and Lin 2019, "Distilling Task-Specific Knowledge from BERT into Simple
+Neural Networks", §3.2; their n-grams harm short texts), and the beginning of one text with the end of another.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ __all__ = ["made_up_rows", "munge", "nearest", "reworded"]
 
 Array = np.ndarray[Any, Any]
 
+_CROSSED = 0.5  # share of the made-up texts
 _POOL = 8192  # rows of a block among which the nearest is sought: time grows with rows · pool
 
 
-def made_up_rows(config: AgentConfig, rows: pd.DataFrame, copies: float, blocks: Array | None = None) -> pd.DataFrame:
-    """``copies`` made-up rows for each of ``rows``, as far as ``distillation.augment.fill_to`` allows.
+def made_up_rows(config: AgentConfig, rows: pd.DataFrame, blocks: Array | None = None) -> pd.DataFrame:
+    """``config.copies`` made-up rows for each of ``rows``, as far as ``distillation.augment.fill_to`` allows.
 
     A row is made of rows of one block alone, so that a teacher that was not fitted on a block can speak about what was
     made of it. The same rows and seed, the same made-up rows. What comes out twice, or is one of ``rows``, is left out.
@@ -40,7 +41,7 @@ def made_up_rows(config: AgentConfig, rows: pd.DataFrame, copies: float, blocks:
     """
     blocks = np.zeros(len(rows), dtype=np.int64) if blocks is None else blocks
     room = max(0, config.distillation.augment.fill_to - len(rows))
-    share = min(copies, room / max(1, len(rows)))
+    share = min(config.copies, room / max(1, len(rows)))
     found = [
         _of_block(config, rows[blocks == block], share, int(block)).assign(block=int(block))
         for block in np.unique(blocks)
@@ -89,11 +90,11 @@ def nearest(points: Array, rows: Array, generator: np.random.Generator) -> Array
 
 
 def reworded(texts: Sequence[str], rows: Array, share: float, generator: np.random.Generator) -> list[str]:
-    """A new text for each of some: with a share of its words left out, or replaced by words of all texts; or cut to an
-    n-gram of up to five words; or crossed with another text.
+    """A new text for each of some: half of them with a share of the words left out or replaced by words of all texts,
+    half of them crossed with another text.
 
     :param rows: which of ``texts`` to begin from, ``[m]``.
-    :param share: of the words that are changed, in 0 … 1.
+    :param share: of the words that are changed, in 0 … 1: half left out, half replaced.
     """
     words = [text.split() for text in texts]
     common = [word for text in words for word in text]
@@ -159,18 +160,14 @@ def _as_observed(values: Array, observed: Array, config: AgentConfig, name: str)
 def _reworded(
     words: Sequence[list[str]], common: Sequence[str], row: int, share: float, generator: np.random.Generator
 ) -> list[str]:
-    own, draw = words[row], generator.random()
-    if draw < share:
-        length = int(generator.integers(1, 6))
-        start = int(generator.integers(0, max(1, len(own) - length + 1)))
-        return own[start : start + length]
-    if draw < 2 * share:
+    own = words[row]
+    if generator.random() < _CROSSED:
         other = words[int(generator.integers(len(words)))]
         return own[: int(generator.integers(len(own) + 1))] + other[int(generator.integers(len(other) + 1)) :]
     draws = generator.random(len(own))
     drawn = generator.integers(max(1, len(common)), size=len(own))
     return [
-        common[new] if draw < share else word
+        common[new] if draw < share / 2 else word
         for word, draw, new in zip(own, draws, drawn, strict=True)
         if not share / 2 <= draw < share
     ]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,17 @@ from stillhouse.records import ModelRef, TeacherRef, Window, short_id
 from stillhouse.teachers import endpoint, mlflow_model, module
 from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
 
-__all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
+__all__ = [
+    "Ensemble",
+    "Member",
+    "cross_fit",
+    "cross_fit_blocks",
+    "fit",
+    "load",
+    "new_member",
+    "reference",
+    "without_block",
+]
 
 Progress = Callable[[str], None]
 
@@ -172,16 +183,44 @@ def cross_fit(
     """
     folds = config.distillation.folds
     wanted = np.ones(len(rows), dtype=bool) if wanted is None else wanted
-    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = cross_fit_blocks(config, rows)
     said: dict[str, Array] = {}
-    for number, block in enumerate(np.array_split(order, folds), start=1):
-        others, asked = np.setdiff1d(order, block, assume_unique=True), block[wanted[block]]
+    for number in range(folds):
+        asked = np.flatnonzero((blocks == number) & wanted)
         if len(asked):
-            for leaf, teacher in _fit_members(config, rows.iloc[others]):
+            for leaf, teacher in _fit_members(config, rows[blocks != number]):
                 answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
                 answer[asked] = checked(leaf.name, teacher.predict_proba(rows.iloc[asked]), len(asked), config.actions)
-        progress(f"teacher, block {number} of {folds}")
+        progress(f"teacher, block {number + 1} of {folds}")
     return said
+
+
+def cross_fit_blocks(config: AgentConfig, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The time block of each row, ``[n]``, as :func:`cross_fit` cuts them."""
+    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = np.empty(len(rows), dtype=np.int64)
+    for number, block in enumerate(np.array_split(order, config.distillation.folds)):
+        blocks[block] = number
+    return blocks
+
+
+def without_block(teacher: Ensemble, rows: pd.DataFrame, outside: np.ndarray[Any, np.dtype[np.bool_]]) -> Ensemble:
+    """The same teachers, those that learn fitted on the labelled ``rows`` outside of a block alone.
+
+    What it says is kept under the version of ``teacher``, as cross-fitted knowledge is.
+
+    :param outside: which rows it may be fitted on, bool ``[n]``.
+    """
+    fitted = {leaf.name: made for leaf, made in _fit_members(teacher.config, rows[outside])}
+    members = [
+        replace(member, answer=in_process(member.name, teacher.config.actions, fitted[member.name].predict_proba))
+        if member.name in fitted
+        else member
+        for member in teacher.members
+    ]
+    other = copy(teacher)
+    other.members, other.fitted = tuple(members), None
+    return other
 
 
 def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) -> Ensemble:
