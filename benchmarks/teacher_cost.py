@@ -88,7 +88,7 @@ def loans(seed: int, rows: int) -> Stream:
     return _tabular(generator, x, rows, _loan)
 
 
-HISTORY = 3000
+HISTORY = 4000
 
 
 def _tabular(generator: np.random.Generator, x: Array, rows: int, rule: Callable[[Array, int], Array]) -> Stream:
@@ -102,7 +102,7 @@ def _tabular(generator: np.random.Generator, x: Array, rows: int, rule: Callable
         torch.manual_seed(seed)
         return Student(quantile_edges(x[:HISTORY], 12), [], actions=2, widths=[32, 16])
 
-    return Stream(x.astype(np.float32), teacher, truth, HISTORY, 200, shifts, student)
+    return Stream(x.astype(np.float32), teacher, truth, HISTORY, 500, shifts, student)
 
 
 def _sea(x: Array, number: int) -> Array:
@@ -185,8 +185,8 @@ def _embedded() -> tuple[Array, Array]:
 
 
 STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
-    "sea": (sea, 60_000),
-    "loans": (loans, 60_000),
+    "sea": (sea, 150_000),
+    "loans": (loans, 150_000),
     "sentences": (sentences, 12_000),
 }
 
@@ -197,15 +197,19 @@ STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
 class Learner:
     """A student that takes in answers by :func:`stillhouse.distill.online.update`, and knows when its past is void.
 
-    Paired learners (Bach and Maloof 2008): beside the student that has learned from everything, a second one learns
-    from the newest answers alone; where it is the better one on answers that neither has seen, the past is dropped.
+    Paired learners (Bach and Maloof 2008): beside the student that replays all it was told, a copy of it is tuned on the
+    newest answers alone; where that is the better one on answers that neither has seen, the past is dropped. What is
+    kept has grown by half: the student is distilled from it anew.
+
+    :param drops: whether the past may be dropped; without, the student always keeps the last ``MEMORY`` answers.
     """
 
-    def __init__(self, stream: Stream, student: nn.Module, settings: Distillation, seed: int) -> None:
-        self.stream, self.settings, self.seed = stream, settings, seed
+    def __init__(self, stream: Stream, student: nn.Module, settings: Distillation, seed: int, drops: bool) -> None:
+        self.stream, self.settings, self.seed, self.drops = stream, settings, seed, drops
         self.student, self.recent = student, student
         self.x, self.said = stream.x[: stream.history], stream.teacher[: stream.history]
         self.fresh = self.since_recent = 0
+        self.distilled = len(self.x)
         self.paired: list[int] = []
 
     def take(self, x: Array, said: Array) -> None:
@@ -213,32 +217,41 @@ class Learner:
         if not len(x):
             return
         best = said.argmax(axis=1)
-        stable, reactive = (student_probabilities(each, x).argmax(axis=1) == best for each in (self.student, self.recent))
-        self.paired = (self.paired + (reactive.astype(int) - stable.astype(int)).tolist())[-NEWEST // 2 :]
+        stable, tuned = (student_probabilities(each.eval(), x).argmax(axis=1) == best for each in (self.student, self.recent))
+        self.paired = (self.paired + (tuned.astype(int) - stable.astype(int)).tolist())[-NEWEST:]
         self.x, self.said = np.concatenate([self.x, x]), np.concatenate([self.said, said])
         self.fresh, self.since_recent = self.fresh + len(x), self.since_recent + len(x)
         if self.fresh >= ENOUGH:
             self._learn()
 
     def _learn(self) -> None:
-        new, old = self._lesson(-self.fresh, None), self._lesson(-MEMORY - self.fresh, -self.fresh)
-        online.update(self.student, new, old, self.settings, steps=UPDATES)
-        self.fresh = 0
-        if self.since_recent >= NEWEST // 4:
-            self.since_recent = 0
-            self.recent = self.stream.student(self.seed)
-            distil(self.recent, self._lesson(-NEWEST, None), self.settings, epochs=RECENT_EPOCHS)
         differ = np.array([each for each in self.paired if each])
-        if differ.sum() > 2 * np.sqrt(len(differ)) and differ.sum() > 3:
-            self.student = deepcopy(self.recent)
-            self.x, self.said, self.paired = self.x[-NEWEST:], self.said[-NEWEST:], []
+        if self.drops and differ.sum() > max(6.0, 3 * np.sqrt(len(differ))):
+            self.student, self.paired = deepcopy(self.recent), []
+            self.x, self.said = self.x[-NEWEST:], self.said[-NEWEST:]
+            self.distilled = NEWEST
+        if len(self.x) >= 1.5 * self.distilled and len(self.x) < MEMORY:
+            self.distilled = len(self.x)
+            self.student = self.stream.student(self.seed)
+            distil(self.student, _lesson(self.x, self.said), self.settings)
+        else:
+            cut = len(self.x) - self.fresh
+            old = _lesson(self.x[max(0, cut - MEMORY) : cut], self.said[max(0, cut - MEMORY) : cut])
+            new = _lesson(self.x[cut:], self.said[cut:])
+            online.update(self.student, new, old, self.settings, steps=UPDATES)
+        self.fresh = 0
+        if self.since_recent >= NEWEST // 6:
+            self.since_recent = 0
+            self.recent = deepcopy(self.student)
+            newest = _lesson(self.x[-NEWEST:], self.said[-NEWEST:])
+            online.update(self.recent, newest, newest.take(torch.arange(0)), self.settings, steps=UPDATES)
 
-    def _lesson(self, first: int, last: int | None) -> Lesson:
-        x, said = self.x[first:last], self.said[first:last]
-        return Lesson(x, said, said.argmax(axis=1))
+
+def _lesson(x: Array, said: Array) -> Lesson:
+    return Lesson(x, said, said.argmax(axis=1))
 
 
-ENOUGH, NEWEST, MEMORY, UPDATES, RECENT_EPOCHS = 20, 300, 3000, 40, 12
+ENOUGH, NEWEST, MEMORY, UPDATES = 20, 300, 4000, 40
 
 
 # --------------------------------------------------------------------------- policies
@@ -246,6 +259,8 @@ ENOUGH, NEWEST, MEMORY, UPDATES, RECENT_EPOCHS = 20, 300, 3000, 40, 12
 
 class Policy:
     """Says which rows of a step are asked about: positions in it."""
+
+    drops = True
 
     def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
         """:param said: what the student says ``[n, K]``, and what its younger pair does."""
@@ -272,6 +287,7 @@ class ByMargin(Policy):
 
     share: float | None = None
     above: float | None = None
+    drops: bool = True
 
     def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
         scores = asking.margin(said[0])
@@ -296,7 +312,6 @@ class OnEvidence(Policy):
     state: EvidenceStep = field(init=False)
     left: int = field(init=False, default=0)
     alarms: int = field(init=False, default=0)
-    since: int = field(init=False, default=0)
     draws: audit.Draws = field(init=False)
 
     def __post_init__(self) -> None:
@@ -309,7 +324,7 @@ class OnEvidence(Policy):
 
     def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
         scores = asking.margin(said[0])
-        suspicious = self.state.log_evidence > np.log(SUSPICION * max(1, self.state.looks))
+        suspicious = self.state.mean is not None and self.state.mean > self.state.null_mean
         count = self.alert if suspicious or self.left else self.calm
         self.draws = audit.plan(scores, None, count, 0.5, seed)
         if not self.left:
@@ -332,8 +347,8 @@ class OnEvidence(Policy):
             self.alarms += 1
 
 
-AVERAGE_RUN = 1000.0
-SUSPICION = 3.0
+AVERAGE_RUN = 500.0
+TOLERANCE = 0.01
 
 
 def _whole(amount: float, generator: np.random.Generator) -> int:
@@ -360,7 +375,7 @@ class Played:
 def play(stream: Stream, first: nn.Module, policy: Policy, settings: Distillation, seed: int) -> Played:
     """Decide first, then perhaps ask, then learn; step by step."""
     began = time.process_time()
-    learner = Learner(stream, deepcopy(first), settings, seed)
+    learner = Learner(stream, deepcopy(first), settings, seed, policy.drops)
     right = np.zeros(len(stream.x), dtype=bool)
     asked = np.zeros(len(stream.x), dtype=bool)
     for start in range(stream.history, len(stream.x), stream.step):
@@ -403,17 +418,17 @@ def first_student(stream: Stream, settings: Distillation, seed: int) -> tuple[nn
     apart = total_variation(stream.teacher[rows], student_probabilities(learned(stream.history - kept), stream.x[rows]))
     times = int(BEGIN.timestamp() * 1e9) + np.arange(kept) * 10**9
     baseline = calibrate.loss_baseline(apart, times, timedelta(0), timedelta(seconds=kept // 5))
-    return learned(stream.history), evidence.null_mean(baseline, 0.02)
+    return learned(stream.history), evidence.null_mean(baseline, TOLERANCE)
 
 
 def policies(null: float, step: int) -> dict[str, Policy]:
     """All that are compared, by name."""
     found: dict[str, Policy] = {"always": AtRandom(1.0), "never": AtRandom(0.0)}
     found |= {f"uniform {share:g}": AtRandom(share) for share in SHARES}
-    found |= {f"margin {share:g}": ByMargin(share=share) for share in SHARES}
-    found |= {f"margin above {above:g}": ByMargin(above=above) for above in ABOVE}
-    calm, alert = max(2, step // 100), max(6, step // 25)
-    found["ours"] = OnEvidence(null, calm=calm, alert=alert, burst=400, burst_step=100)
+    for drops, name in ((True, "margin"), (False, "margin, keeping")):
+        found |= {f"{name} {share:g}": ByMargin(share=share, drops=drops) for share in SHARES}
+        found |= {f"{name} above {above:g}": ByMargin(above=above, drops=drops) for above in ABOVE}
+    found["ours"] = OnEvidence(null, calm=max(2, step // 80), alert=step // 15, burst=2 * step, burst_step=step // 2)
     return found
 
 
@@ -423,5 +438,5 @@ ABOVE = (0.2, 0.4, 0.6, 0.8, 0.9)
 
 def settings_of(seed: int) -> Distillation:
     """How the student learns, whatever the policy."""
-    given = {"epochs": 15, "batch_size": 64, "learning_rate": 0.01, "averaging": 0.98, "seed": seed}
+    given = {"epochs": 20, "batch_size": 64, "learning_rate": 0.01, "averaging": 0.98, "seed": seed}
     return Distillation.model_validate(given | {"unknown_rate": 0.0, "controller": "fixed", "outcome_weight": 0.0})
