@@ -18,18 +18,12 @@ from stillhouse.compress.processor import processor
 from stillhouse.compress.variants import VariantFile
 from stillhouse.compress.variants import make_variants as compress_variants
 from stillhouse.config import AgentConfig
-from stillhouse.distill import student as students
+from stillhouse.distill import students
+from stillhouse.distill.augment import made_up_rows
 from stillhouse.distill.control import distil_with_control
 from stillhouse.distill.controller import Course
-from stillhouse.distill.train import (
-    Lesson,
-    columns_of,
-    distil,
-    held_out_units,
-    new_student,
-    student_probabilities,
-    validation_days,
-)
+from stillhouse.distill.students import columns_of, new_student
+from stillhouse.distill.train import Lesson, distil, held_out_units, student_probabilities, validation_days
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.figures import drift_figure
 from stillhouse.drift.measure import reference_of
@@ -39,6 +33,7 @@ from stillhouse.errors import DataError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures, gate
 from stillhouse.evaluate import proof as proving
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.parts import TextInitial
 from stillhouse.records import (
     Baseline,
     DataReport,
@@ -57,6 +52,7 @@ from stillhouse.records import (
 from stillhouse.registry import Lineage, Registry
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.teachers import asking, ensemble
+from stillhouse.teachers.made_up import ask_made_up
 from stillhouse.variant import Variant, encode
 from tasks.common import DATA_DOCS, engine_task, knowledge_base, labelled, registry, training_rows
 
@@ -186,6 +182,7 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
         asking.cross_fitted(asked, rows, account)
     else:
         asking.ask(asked, rows[~before & ~asked.seen(rows)], account)
+    ask_made_up(asked, _made_up(job), account, rows if job.teacher == "fit" else None)
     _log_spending(job)
     known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     least = base.config.windows.min_train_rows // 2
@@ -202,9 +199,10 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
 def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
     """A new student from the knowledge and the outcomes of the training window."""
     settings = config.load(job.agent)
-    rows, lesson, columns = _lesson(job, teacher)
+    initial = _initial(job, teacher)
+    rows, lesson, columns = _lesson(job, teacher, initial)
     held_out, compared = _kept_back(job, teacher, columns)
-    student = new_student(settings, columns, lesson.x.numpy())
+    student = new_student(settings, columns, lesson.x.numpy(), initial)
     course = distil_with_control(
         student, lesson, settings.distillation, held_out=held_out, compared=compared,
         checkpoint=Path(job.folder) / "training.safetensors",
@@ -225,7 +223,7 @@ def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
 def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tuple[VariantFile, ...]:
     """The student in every form that the agent file asks for, pruned ones recovered by a short distillation."""
     settings = config.load(job.agent)
-    _, lesson, columns = _lesson(job, teacher)
+    _, lesson, columns = _lesson(job, teacher, _initial(job, teacher))
     held_out, _ = _kept_back(job, teacher, columns)
 
     def recover(module: students.Student, epochs: int) -> students.Student:
@@ -461,7 +459,14 @@ def _losses(job: Refresh, teacher: TeacherRef, chosen: Variant) -> dict[Process,
     return {process: loss_baseline(loss, times, cluster, block) for process, loss in losses.items()}
 
 
-def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
+def _initial(job: Refresh, teacher: TeacherRef) -> TextInitial | None:
+    """The teacher's text encoder, where the student begins with it."""
+    return _teachers(job, teacher).text_encoder() if config.load(job.agent).begins_like_teacher else None
+
+
+def _lesson(
+    job: Refresh, teacher: TeacherRef, initial: TextInitial | None
+) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
     """The training rows that the student may learn from (validation days kept back), encoded, with their knowledge."""
     base = knowledge_base(job.agent)
     rows = training_rows(base, job.train, job.as_of)
@@ -469,14 +474,36 @@ def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, li
     known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     rows = rows[known & ~kept_back]
     _require_rows(rows, base.config.windows.min_train_rows // 2, job.train)
-    columns = columns_of(base.config, rows)
+    columns = columns_of(base.config, rows, initial)
+    parts = students.blocks(columns)
     lesson = Lesson(
         encode(rows, columns),
         base.knowledge(rows, teacher.version),
         rows["outcome"].to_numpy(),
-        numbers=len(base.config.observations.numbers),
+        numbers=parts.numbers,
+        tokens=parts.tokens,
     )
-    return rows, lesson, columns
+    return rows, _with_made_up(job, teacher, lesson, columns), columns
+
+
+def _made_up(job: Refresh) -> pd.DataFrame:
+    """Rows made up near those of the training window, apart from its validation days, within the teacher's blocks."""
+    base = knowledge_base(job.agent)
+    rows = training_rows(base, job.train, job.as_of)
+    learned = ~validation_days(rows["observed_at"], base.config.distillation.validation_every)
+    return made_up_rows(base.config, rows[learned], ensemble.cross_fit_blocks(base.config, rows)[learned])
+
+
+def _with_made_up(job: Refresh, teacher: TeacherRef, lesson: Lesson, columns: list[dict[str, Any]]) -> Lesson:
+    """``lesson`` and the made-up rows that the teacher has spoken about; no outcome is made up."""
+    made = _made_up(job)
+    said = knowledge_base(job.agent).knowledge(made, teacher.version)
+    made, said = made[~np.isnan(said[:, 0])], said[~np.isnan(said[:, 0])]
+    if made.empty or lesson.features is not None:  # which they would lack
+        return lesson
+    return lesson.plus(
+        Lesson(encode(made, columns), said, np.full(len(made), -1), lesson.numbers, tokens=lesson.tokens)
+    )
 
 
 def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]]) -> tuple[Lesson | None, Lesson | None]:
@@ -489,9 +516,11 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
         return None, None
     groups, newer = held_out_units(rows["observed_at"], base.config.promotion.cluster)
     x, said, outcomes = encode(rows, columns), base.knowledge(rows, teacher.version), rows["outcome"].to_numpy()
-    numbers = len(base.config.observations.numbers)
+    parts = students.blocks(columns)
     held_out, compared = (
-        Lesson(x[chosen], said[chosen], outcomes[chosen], numbers, groups=groups[chosen]) if chosen.any() else None
+        Lesson(x[chosen], said[chosen], outcomes[chosen], parts.numbers, groups=groups[chosen], tokens=parts.tokens)
+        if chosen.any()
+        else None
         for chosen in (newer, ~newer)
     )
     return held_out, compared

@@ -98,7 +98,8 @@ MISTAKES = [
     # tags of unions
     ("type: category", "type: categroy",
      "9: observations.columns.origin.type: 'categroy' is not known; did you mean 'category'?"),
-    ("{type: number}", "{}", "8: observations.columns.number.type: is required and missing: one of number, category"),
+    ("{type: number}", "{}",
+     "8: observations.columns.number.type: is required and missing: one of number, category, text"),
     ("method: fp32", "method: int4",
      "15: compression.0.method: 'int4' is not known; known are: fp32, int8_dynamic, int8_static, prune"),
     ("kind: tabular", "kind: tabluar", "13: student.kind: 'tabluar' is not known; did you mean 'tabular'?"),

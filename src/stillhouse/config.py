@@ -37,8 +37,12 @@ from stillhouse.errors import ConfigError
 
 __all__ = [
     "AgentConfig",
+    "AnyEncoder",
+    "AnyStudent",
     "AnyTeacher",
+    "BagEncoder",
     "CategoryColumn",
+    "ConvolutionEncoder",
     "DynamicInt8",
     "EndpointTeacher",
     "EnsembleTeacher",
@@ -51,6 +55,10 @@ __all__ = [
     "Prune",
     "PythonTeacher",
     "StaticInt8",
+    "TabularStudent",
+    "TextColumn",
+    "TextStudent",
+    "TransformerEncoder",
     "agents_folder",
     "embedded_environment",
     "home",
@@ -195,7 +203,19 @@ class CategoryColumn(Section):
         return self
 
 
-Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="type")]
+class TextColumn(Section):
+    """Words as somebody wrote them; a text without any visible character is missing."""
+
+    type: Literal["text"]
+    max_length: int | None = Field(default=None, ge=1, description="longest allowed text (characters); absent: any")
+    max_missing: float = Field(default=0.0, ge=0, le=1, description="share of a window that may be missing or empty")
+    drift: bool = Field(default=True, description="false: neither its length nor its words are watched")
+
+
+TEXT_MEASURES = 3
+"""Numbers that a watched text column is watched through."""
+
+Column = Annotated[NumberColumn | CategoryColumn | TextColumn, Field(discriminator="type")]
 
 
 class When(Section):
@@ -339,6 +359,11 @@ class Observations(Section):
     def categories(self) -> tuple[str, ...]:
         """Names of the categorical columns, in order."""
         return tuple(name for name, column in self.columns.items() if column.type == "category")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Names of the text columns, in order."""
+        return tuple(name for name, column in self.columns.items() if column.type == "text")
 
 
 def _check_range(low: float | None, high: float | None, *, nothing: str) -> None:
@@ -632,6 +657,74 @@ class TabularStudent(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class BagEncoder(Section):
+    """The mean of the tokens' embeddings, wherever they stand."""
+
+    type: Literal["bag"]
+    width: int = Field(default=128, ge=2, le=4096, description="values of an embedding")
+    bigrams: int = Field(
+        default=0, ge=0, le=1 << 20,
+        description="embeddings that pairs of neighbours share by hashing; 0: pairs are not looked at",
+    )  # fmt: skip
+
+
+class ConvolutionEncoder(Section):
+    """Filters over neighbouring tokens, each at the place where it answers most."""
+
+    type: Literal["convolution"]
+    width: int = Field(default=64, ge=2, le=4096, description="values of an embedding")
+    filters: int = Field(default=64, ge=1, le=4096, description="filters of each size")
+    sizes: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        default=(1, 2, 3), min_length=1, description="neighbouring tokens that a filter sees"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ConvolutionEncoder:
+        if twice := _repeated(self.sizes):
+            raise ValueError(f"sizes: names {', '.join(map(str, twice))} more than once")
+        return self
+
+
+class TransformerEncoder(Section):
+    """A few layers of self-attention, built like BERT's, and the mean of what they give."""
+
+    type: Literal["transformer"]
+    width: int = Field(default=64, ge=2, le=4096, description="values of an embedding, and between layers")
+    layers: int = Field(default=2, ge=1, le=24)
+    heads: int = Field(default=4, ge=1, le=64, description="of attention; divides `width`")
+    feedforward: int = Field(default=256, ge=2, le=16_384, description="hidden units between two layers")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> TransformerEncoder:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide the width, {self.width}")
+        return self
+
+
+AnyEncoder = Annotated[BagEncoder | ConvolutionEncoder | TransformerEncoder, Field(discriminator="type")]
+
+
+class TextStudent(Section):
+    """Texts by an encoder of their tokens, beside numbers and categories, into a small MLP; tokeniser inside."""
+
+    kind: Literal["text"]
+    encoder: AnyEncoder = Field(default=BagEncoder(type="bag"), description="what makes one vector of a text's tokens")
+    vocabulary: int = Field(default=4000, ge=16, le=1 << 20, description="tokens, at most")
+    length: int = Field(default=32, ge=1, le=512, description="tokens of a text that are read; the rest is cut off")
+    initialise: Literal["none", "teacher"] = Field(
+        default="none", description="teacher: tokens, embeddings and, where they fit, layers come from a teacher's"
+    )
+    widths: tuple[Annotated[int, Field(ge=2, le=4096)], ...] = Field(
+        default=(128,), description="hidden units per layer; []: logits are linear in the text's vector"
+    )
+    bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the numbers' piecewise-linear encoding")
+    embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width of a category")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+AnyStudent = Annotated[TabularStudent | TextStudent, Field(discriminator="kind")]
+
+
 class Hinton(Section):
     """KL divergence of the softened probabilities."""
 
@@ -673,6 +766,25 @@ class Hints(Section):
 KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
 
 
+class Augment(Section):
+    """Rows made up near the observed ones, about which the teachers are asked too."""
+
+    copies: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="made-up rows per observed one; null: 3 where asking is free (no endpoint, no budget), else 0",
+    )
+    fill_to: int = Field(default=20_000, ge=0, description="rows, observed and made up, beyond which none are made up")
+    mix: float = Field(default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row")
+    closeness: float = Field(
+        default=1.0, gt=0, description="a number is drawn around the nearest row's, at (their difference) / closeness"
+    )
+    reworded: float = Field(
+        default=0.2, gt=0, le=1, description="share of the words changed, in half of the texts; the others are crossed"
+    )
+
+
 class Distillation(Section):
     """How the student learns from knowledge and outcomes."""
 
@@ -685,6 +797,7 @@ class Distillation(Section):
     losses: tuple[KnowledgeLoss, ...] = Field(
         default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
     )
+    augment: Augment = Field(default=Augment(), description="rows made up for the teachers to speak about")
     patience: int | None = Field(
         default=None, ge=1, description="epochs without a better held-out loss until the training stops; null: never"
     )
@@ -699,7 +812,9 @@ class Distillation(Section):
     averaging: float = Field(
         default=0.995, ge=0, lt=1, description="decay of the moving average of the weights, per step"
     )
-    unknown_rate: float = Field(default=0.02, ge=0, lt=1, description="share of category codes hidden while learning")
+    unknown_rate: float = Field(
+        default=0.02, ge=0, lt=1, description="share of category codes and tokens hidden while learning"
+    )
     validation_every: int = Field(
         default=10, ge=2, description="every n-th day of the training window is kept to choose among variants"
     )
@@ -872,7 +987,7 @@ class AgentConfig(Section):
     outcomes: Outcomes
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
     teaching: Teaching = Teaching()
-    student: TabularStudent
+    student: AnyStudent
     distillation: Distillation = Distillation()
     compression: tuple[Compression, ...] = Field(
         default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
@@ -883,6 +998,19 @@ class AgentConfig(Section):
     watch: Watch
     budgets: Budgets = Budgets()
     promotion: Promotion = Promotion()
+
+    @property
+    def copies(self) -> float:
+        """Made-up rows per observed one."""
+        given = self.distillation.augment.copies
+        budgeted = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
+        priced = any(isinstance(leaf.teacher, EndpointTeacher) for leaf in leaves(self.teachers))
+        return given if given is not None else 0.0 if budgeted or priced else 3.0
+
+    @property
+    def begins_like_teacher(self) -> bool:
+        """Whether the student begins with a teacher's text encoder."""
+        return isinstance(self.student, TextStudent) and self.student.initialise == "teacher"
 
     @model_validator(mode="after")
     def _consistent(self) -> AgentConfig:
@@ -909,15 +1037,18 @@ class AgentConfig(Section):
                 f"promotion.slices: {', '.join(map(repr, strange))} is no category column of `observations`; "
                 f"those are: {', '.join(self.observations.categories) or 'none'}"
             )
-        if mistakes := [*_mistakes_of_teachers(self)]:
+        if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
-        thresholds, watched = self.watch.thresholds, sum(c.drift for c in self.observations.columns.values())
+        watched_columns = [column for column in self.observations.columns.values() if column.drift]
+        texts = TEXT_MEASURES * sum(column.type == "text" for column in watched_columns)
+        numbers = texts + sum(column.type == "number" for column in watched_columns)
+        watched = numbers + sum(column.type == "category" for column in watched_columns)
+        thresholds = self.watch.thresholds
         if thresholds.psi is not None and thresholds.shifted_columns > watched:
             raise ValueError(
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {watched} columns are "
                 f"watched: `psi` could never be crossed"
             )
-        numbers = sum(column.drift for column in self.observations.columns.values() if column.type == "number")
         if thresholds.ks is not None and thresholds.shifted_columns > numbers:
             raise ValueError(
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {numbers} numbers are "
@@ -947,6 +1078,30 @@ def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
                 for name in teacher.columns or ():
                     if wrong := _wrong_column(name, kind, columns):
                         yield f"{key}.columns: {wrong}"
+
+
+def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
+    """``key: what is wrong`` of a student that does not read what the agent sees, or cannot be made as it says."""
+    student, texts = config.student, config.observations.texts
+    if isinstance(student, TabularStudent):
+        if texts:
+            yield f"student.kind: 'tabular' reads no text, and {texts[0]!r} is a text column: take 'text'"
+        return
+    if not texts:
+        yield "student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"
+    if not student.widths:
+        for place, compression in enumerate(config.compression):
+            if isinstance(compression, Prune):
+                yield (
+                    f"compression.{place}.method: 'prune' removes hidden units, and the student has none "
+                    f"(widths []): leave it out"
+                )
+    could = any(isinstance(leaf.teacher, PythonTeacher | ModuleTeacher) for leaf in leaves(config.teachers))
+    if student.initialise == "teacher" and not could:
+        yield (
+            "student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
+            "`text_encoder`: write 'none'"
+        )
 
 
 def _mistakes_of_prompt(teacher: EndpointTeacher, columns: Mapping[str, Column], key: str) -> Iterator[str]:

@@ -13,7 +13,8 @@ import pandas as pd
 
 from stillhouse.compress.variants import make_variants
 from stillhouse.config import AgentConfig, Fp32
-from stillhouse.distill.train import Lesson, columns_of, distil, new_student
+from stillhouse.distill.students import blocks, columns_of, new_student
+from stillhouse.distill.train import Lesson, distil
 from stillhouse.errors import PartError, WindowError
 from stillhouse.knowledge import content_keys, tidy
 from stillhouse.parts import resolve
@@ -49,10 +50,11 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
         names = ", ".join(member.name for member in teachers.members)
         yield f"teachers {names}: {len(asked)} rows answered, saved and loaded again ({fitted.bytes:,} bytes)"
 
-        columns = columns_of(config, future)
-        outcomes, numbers = future["outcome"].to_numpy(), len(config.observations.numbers)
-        lesson = Lesson(encode(future, columns), knowledge, outcomes, numbers)
-        student = new_student(config, columns, lesson.x.numpy())
+        initial = teachers.text_encoder() if config.begins_like_teacher else None
+        columns = columns_of(config, future, initial)
+        parts, outcomes = blocks(columns), future["outcome"].to_numpy()
+        lesson = Lesson(encode(future, columns), knowledge, outcomes, parts.numbers, tokens=parts.tokens)
+        student = new_student(config, columns, lesson.x.numpy(), initial)
         distil(student, lesson, config.distillation, epochs=1)
         (variant,) = make_variants(
             student, [Fp32(method="fp32")], agent=config.agent, actions=config.actions, columns=columns,

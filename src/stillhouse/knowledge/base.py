@@ -95,7 +95,7 @@ def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
     numbers = rows[list(config.observations.numbers)].to_numpy(dtype="<f8", na_value=np.nan) + 0.0  # −0.0 is 0.0
     numbers[np.isnan(numbers)] = np.nan  # of the many NaNs, one
     parts = [np.ascontiguousarray(numbers).view(np.uint8).reshape(len(rows), 8 * numbers.shape[1])]
-    for name in config.observations.categories:
+    for name in (*config.observations.categories, *config.observations.texts):
         codes, values = pd.factorize(rows[name])  # missing: −1, the last of `digests`
         digests = [hashlib.blake2b(value.encode(), digest_size=16).digest() for value in values] + [bytes(16)]
         parts.append(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)[codes])
@@ -103,7 +103,7 @@ def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
 
 
 def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
-    """The contract's columns of raw observations, numbers as float64 and categories as text.
+    """The contract's columns of raw observations, numbers as float64, categories and texts as text.
 
     :raises SchemaError: if columns are missing, or a number column does not hold numbers.
     """
@@ -129,7 +129,7 @@ def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
             tidied[name] = pd.to_numeric(tidied[name]).astype("float64")
         except (TypeError, ValueError) as error:
             raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric: {error}") from error
-    for name in observations.categories:
+    for name in (*observations.categories, *observations.texts):
         tidied[name] = tidied[name].astype("string").astype("object")
     return tidied.reset_index(drop=True)
 
@@ -521,7 +521,8 @@ class KnowledgeBase:
         fields = list(_FIELDS[table])
         if table == "observations":
             fields += [(name, pa.float64()) for name in self.config.observations.numbers]
-            fields += [(name, pa.string()) for name in self.config.observations.categories]
+            strings = (*self.config.observations.categories, *self.config.observations.texts)
+            fields += [(name, pa.string()) for name in strings]
         return pa.schema(fields)
 
     def _arrow(self, table: Table, rows: pd.DataFrame) -> pa.Table:

@@ -100,7 +100,7 @@ def _variant_signature(manifest: dict[str, Any]) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    types: dict[str, Any] = {"number": AnyType(), "category": "string"}  # type: ignore[no-untyped-call]
+    types: dict[str, Any] = {"number": AnyType(), "category": "string", "text": "string"}  # type: ignore[no-untyped-call]
     return ModelSignature(
         Schema([ColSpec(types[column["type"]], column["name"]) for column in manifest["columns"]]),
         Schema([ColSpec("string", "action"), *(ColSpec("float", f"p_{action}") for action in manifest["actions"])]),

@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,22 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import ModelStore, Teacher, resolve
+from stillhouse.parts import ModelStore, OffersText, Teacher, TextInitial, resolve
 from stillhouse.records import ModelRef, TeacherRef, Window, short_id
 from stillhouse.teachers import endpoint, mlflow_model, module
 from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
 
-__all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
+__all__ = [
+    "Ensemble",
+    "Member",
+    "cross_fit",
+    "cross_fit_blocks",
+    "fit",
+    "load",
+    "new_member",
+    "reference",
+    "without_block",
+]
 
 Progress = Callable[[str], None]
 
@@ -34,6 +46,7 @@ class Member:
     :param share: its part of the mean, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
+    :param part: gives the user's object behind it, where it runs in this process.
     """
 
     name: str
@@ -41,6 +54,7 @@ class Member:
     answer: Answering
     version: str | None = None
     chunk: int = _CHUNK
+    part: Callable[[], object] | None = None
 
 
 class Ensemble:
@@ -82,6 +96,17 @@ class Ensemble:
         """
         self.refuse_seen(rows)
         return self.predict_proba(rows)
+
+    def text_encoder(self) -> TextInitial | None:
+        """What a text student may begin with: the encoder of the weightiest member that offers one.
+
+        :raises PartError: if that fails, or is none.
+        """
+        for member in sorted(self.members, key=lambda member: -member.share):
+            offers = member.part() if member.part is not None else None
+            if isinstance(offers, OffersText):
+                return _text_encoder(offers, _where(self.config, member.name))
+        return None
 
     def seen(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Of which ``rows`` the teachers have seen the outcomes, bool ``[n]``."""
@@ -158,16 +183,44 @@ def cross_fit(
     """
     folds = config.distillation.folds
     wanted = np.ones(len(rows), dtype=bool) if wanted is None else wanted
-    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = cross_fit_blocks(config, rows)
     said: dict[str, Array] = {}
-    for number, block in enumerate(np.array_split(order, folds), start=1):
-        others, asked = np.setdiff1d(order, block, assume_unique=True), block[wanted[block]]
+    for number in range(folds):
+        asked = np.flatnonzero((blocks == number) & wanted)
         if len(asked):
-            for leaf, teacher in _fit_members(config, rows.iloc[others]):
+            for leaf, teacher in _fit_members(config, rows[blocks != number]):
                 answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
                 answer[asked] = checked(leaf.name, teacher.predict_proba(rows.iloc[asked]), len(asked), config.actions)
-        progress(f"teacher, block {number} of {folds}")
+        progress(f"teacher, block {number + 1} of {folds}")
     return said
+
+
+def cross_fit_blocks(config: AgentConfig, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The time block of each row, ``[n]``, as :func:`cross_fit` cuts them."""
+    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = np.empty(len(rows), dtype=np.int64)
+    for number, block in enumerate(np.array_split(order, config.distillation.folds)):
+        blocks[block] = number
+    return blocks
+
+
+def without_block(teacher: Ensemble, rows: pd.DataFrame, outside: np.ndarray[Any, np.dtype[np.bool_]]) -> Ensemble:
+    """The same teachers, those that learn fitted on the labelled ``rows`` outside of a block alone.
+
+    What it says is kept under the version of ``teacher``, as cross-fitted knowledge is.
+
+    :param outside: which rows it may be fitted on, bool ``[n]``.
+    """
+    fitted = {leaf.name: made for leaf, made in _fit_members(teacher.config, rows[outside])}
+    members = [
+        replace(member, answer=in_process(member.name, teacher.config.actions, fitted[member.name].predict_proba))
+        if member.name in fitted
+        else member
+        for member in teacher.members
+    ]
+    other = copy(teacher)
+    other.members, other.fitted = tuple(members), None
+    return other
 
 
 def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) -> Ensemble:
@@ -239,7 +292,8 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     name, teacher, actions, where = leaf.name, leaf.teacher, config.actions, _where(config, leaf.name)
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
-        return Member(name, leaf.share, in_process(name, actions, kind.load(folder / part["folder"]).predict_proba))
+        loaded = kind.load(folder / part["folder"])
+        return Member(name, leaf.share, in_process(name, actions, loaded.predict_proba), part=lambda: loaded)
     pinned = part.get("pinned", "")
     if part["version"] != _own_version(config, leaf, pinned):
         raise PartError(
@@ -254,7 +308,19 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
     else:
         predict = module.predictor(teacher, where)
+        made = partial(module.make, teacher, where)
+        return Member(name, leaf.share, in_process(name, actions, predict), part["version"], part=made)
     return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+
+
+def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
+    try:
+        found = teacher.text_encoder()
+    except Exception as error:
+        raise PartError(f"{where}: text_encoder fails: {type(error).__name__}: {error}") from error
+    if not isinstance(found, TextInitial):
+        raise PartError(f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextInitial")
+    return found
 
 
 def _own_version(config: AgentConfig, leaf: Leaf, pinned: str) -> str:
