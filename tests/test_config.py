@@ -142,6 +142,11 @@ MISTAKES = [
     ("agent: toy", "agent: Toy X", "1: agent: 'Toy X' must be a name: a lower-case letter, then lower-case letters, "
      "digits, _ or -, at most 63"),
     ('"toy:rows"', "toy.rows", "4: observations.source: 'toy.rows' must be of the form 'package.module:object'"),
+    ("watch:", "weights: {folow: fixed}\nwatch:",
+     "18: weights.folow: unknown key; did you mean 'follow'?"),
+    ("watch:", "weights: {follow: outcome}\nwatch:",
+     "18: weights.follow: 'outcome' is not known; did you mean 'outcomes'?"),
+    ("watch:", "weights: {rows: 10}\nwatch:", "18: weights.rows: must be at least 50, not 10"),
     # what fits alone and not together
     ("min: -30", "min: 50", "7: observations.columns.temp: min 50.0 is larger than max 40.0"),
     ("[EWR, JFK]", "[EWR, EWR]", "9: observations.columns.origin: values names 'EWR' more than once"),

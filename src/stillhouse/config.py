@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from stillhouse.errors import ConfigError
+from stillhouse.records import Mode
 
 __all__ = [
     "TEXT_MEASURES",
@@ -60,6 +61,7 @@ __all__ = [
     "TextColumn",
     "TextStudent",
     "TransformerEncoder",
+    "Unit",
     "agents_folder",
     "embedded_environment",
     "home",
@@ -67,6 +69,7 @@ __all__ = [
     "load",
     "load_file",
     "parse_duration",
+    "units",
     "use_embedded_defaults",
     "variant_name",
 ]
@@ -479,6 +482,9 @@ class Outcomes(Section):
 # --------------------------------------------------------------------------- teachers, students
 
 
+_TIMEOUT = timedelta(minutes=15)  # of a teacher in this process; a task of the flows has half an hour
+
+
 class _Teacher(Section):
     """What every teacher has."""
 
@@ -492,6 +498,22 @@ class PythonTeacher(_Teacher):
     kind: Literal["python"]
     target: Target = Field(description="'module:Class'")
     settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+    learns: bool = Field(
+        default=True, description="false: rules or a ready model (:class:`stillhouse.parts.ReadyTeacher`), never fitted"
+    )
+    features: bool = Field(
+        default=False, description="keep what its `features(rows)` gives, float32 [n, D]; only with `learns: false`"
+    )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: a fit, or answers to at most 5000 rows")
+
+    @model_validator(mode="after")
+    def _features_that_last(self) -> PythonTeacher:
+        if self.features and self.learns:
+            raise ValueError(
+                "features: those of a teacher that learns would be others after each fit: write `learns: false`, or "
+                "give the part that does not change as a teacher of its own"
+            )
+        return self
 
 
 class ModuleTeacher(_Teacher):
@@ -507,6 +529,10 @@ class ModuleTeacher(_Teacher):
     )
     answers: Literal["logits", "probabilities"] = Field(description="what the module gives, [n, K]")
     batch_size: int = Field(default=1024, ge=1, description="rows per forward pass")
+    features: bool = Field(
+        default=False, description="keep what the module's `features(encoded)` gives, float32 [n, D]"
+    )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> ModuleTeacher:
@@ -527,6 +553,7 @@ class MlflowTeacher(_Teacher):
         default="probabilities",
         description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @field_validator("uri")
     @classmethod
@@ -598,11 +625,31 @@ class EndpointTeacher(_Teacher):
         return self
 
 
+class Follow(Section):
+    """Whether weights follow evidence."""
+
+    follow: Literal["outcomes", "fixed"] = Field(
+        default="outcomes", description="outcomes: `weight` is where they start; fixed: they stay, within members too"
+    )
+
+
+class Weighing(Follow):
+    """How the weights of several teachers follow evidence."""
+
+    rows: int = Field(
+        default=2000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
+    )
+    min_outcomes: int = Field(
+        default=100, ge=1, description="with fewer, three or more teachers start at weights by their agreement"
+    )
+
+
 class EnsembleTeacher(_Teacher):
     """Several teachers, weighted among themselves."""
 
     kind: Literal["ensemble"]
     members: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Follow = Follow()
 
 
 LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher
@@ -619,6 +666,16 @@ class Leaf(NamedTuple):
     share: float  # of the whole mean, in 0…1
     teacher: LeafTeacher
 
+    @property
+    def learns(self) -> bool:
+        """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
+        return isinstance(self.teacher, PythonTeacher) and self.teacher.learns
+
+    @property
+    def features(self) -> bool:
+        """Whether what it makes of a row inside is kept with what it says."""
+        return isinstance(self.teacher, PythonTeacher | ModuleTeacher) and self.teacher.features
+
 
 def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:
     """Nested ensembles as one flat list: a weighted mean of weighted means is a weighted mean."""
@@ -632,6 +689,37 @@ def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") 
         else:
             found.append(Leaf(name, part, teacher))
     return tuple(found)
+
+
+class Unit(NamedTuple):
+    """What one learned weight is for: a teacher, or an ensemble whose own weights are fixed."""
+
+    name: str
+    share: float  # of the whole mean at the start, in 0…1
+    leaves: tuple[Leaf, ...]  # with their shares of the whole mean at the start
+
+
+def units(config: AgentConfig) -> tuple[Unit, ...]:
+    """The teachers whose weights follow evidence; only one where nothing is to be followed."""
+    if config.weights.follow == "fixed":
+        return (Unit("teachers", 1.0, leaves(config.teachers)),)
+    fixed = [f"{name}." for name in _fixed_ensembles(config.teachers)]
+    found: dict[str, list[Leaf]] = {}
+    for leaf in leaves(config.teachers):
+        above = next((name for name in fixed if leaf.name.startswith(name)), None)
+        found.setdefault(above.rstrip(".") if above else leaf.name, []).append(leaf)
+    return tuple(Unit(name, sum(leaf.share for leaf in inside), tuple(inside)) for name, inside in found.items())
+
+
+def _fixed_ensembles(teachers: Iterable[AnyTeacher], above: str = "") -> Iterator[str]:
+    """Names of the outermost ensembles with fixed weights."""
+    for teacher in teachers:
+        if isinstance(teacher, EnsembleTeacher):
+            name = f"{above}{teacher.name}"
+            if teacher.weights.follow == "fixed":
+                yield name
+            else:
+                yield from _fixed_ensembles(teacher.members, f"{name}.")
 
 
 class Teaching(Section):
@@ -770,6 +858,25 @@ class Hints(Section):
 KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
 
 
+class Augment(Section):
+    """Rows made up near the observed ones, about which the teachers are asked too."""
+
+    copies: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="made-up rows per observed one; null: 3 where asking is free (no endpoint, no budget), else 0",
+    )
+    fill_to: int = Field(default=20_000, ge=0, description="rows, observed and made up, beyond which none are made up")
+    mix: float = Field(default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row")
+    closeness: float = Field(
+        default=1.0, gt=0, description="a number is drawn around the nearest row's, at (their difference) / closeness"
+    )
+    reworded: float = Field(
+        default=0.2, gt=0, le=1, description="share of the words changed, in half of the texts; the others are crossed"
+    )
+
+
 class Distillation(Section):
     """How the student learns from knowledge and outcomes."""
 
@@ -782,6 +889,7 @@ class Distillation(Section):
     losses: tuple[KnowledgeLoss, ...] = Field(
         default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
     )
+    augment: Augment = Field(default=Augment(), description="rows made up for the teachers to speak about")
     patience: int | None = Field(
         default=None, ge=1, description="epochs without a better held-out loss until the training stops; null: never"
     )
@@ -811,6 +919,15 @@ class Distillation(Section):
         if twice := sorted({repr(name) for name in types if types.count(name) > 1}):
             raise ValueError(f"losses: {', '.join(twice)} comes more than once; give it one entry and a weight")
         return self
+
+
+class Update(Section):
+    """How a champion's student takes in what is new, instead of a new student."""
+
+    steps: int = Field(default=300, ge=1, le=100_000, description="of the optimiser")
+    memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
+    least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
+    min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
 
 
 # --------------------------------------------------------------------------- compression
@@ -877,6 +994,9 @@ class Thresholds(Section):
     auc_drop: float | None = Field(
         default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved"
     )
+    accuracy_drop: float | None = Field(
+        default=None, gt=0, le=1, description="fall of accuracy on known outcomes since the champion was proved"
+    )
     shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`, or `ks`")
 
 
@@ -896,6 +1016,13 @@ class Audit(Section):
     )
 
 
+class Responses(Section):
+    """What a watch asks for, by what it has found."""
+
+    harmful_drift: Mode = Field(default="redistil", description="where evidence shows harm; after a refusal: redistil")
+    drift: Mode = Field(default="redistil", description="where a plain threshold is crossed; after a refusal: redistil")
+
+
 class Watch(Section):
     """When and by what drift is noticed: a budget of false alarms, plain thresholds, or both."""
 
@@ -908,6 +1035,7 @@ class Watch(Section):
     )
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()
+    responses: Responses = Responses()
     cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
     clock: Literal["wall", "newest_observation"] = Field(
         default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
@@ -923,7 +1051,8 @@ class Watch(Section):
     @model_validator(mode="after")
     def _something_decides(self) -> Watch:
         if self.false_alarms is None and all(
-            getattr(self.thresholds, name) is None for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop")
+            getattr(self.thresholds, name) is None
+            for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop", "accuracy_drop")
         ):
             raise ValueError("without a budget of false_alarms and without a threshold nothing would ever be noticed")
         return self
@@ -935,7 +1064,7 @@ class Budgets(Section):
     max_bytes: int | None = Field(default=None, ge=1, description="of a variant's folder (bytes)")
     max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
     max_quality_loss: float = Field(
-        default=0.005, ge=0, le=1, description="AUC a variant may lose against the best one"
+        default=0.005, ge=0, le=1, description="AUC (accuracy, for more than two actions) a variant may lose"
     )
     max_teacher_calls: int | None = Field(
         default=None, ge=1, description="of one refresh: requests to endpoints, rows put to other teachers"
@@ -951,13 +1080,13 @@ class Promotion(Section):
     """What a challenger must prove."""
 
     approval: Literal["automatic", "manual"] = "automatic"
-    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC the challenger may be worse by")
+    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC, or accuracy, it may be worse by")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
     cluster: Duration = Field(
         default=timedelta(hours=1), description="rows observed in the same such stretch are one piece of evidence"
     )
     slices: tuple[str, ...] = Field(default=(), description="categorical columns; each value is judged too")
-    slice_margin: float = Field(default=0.02, ge=0, le=1, description="AUC margin on a slice, and on the past window")
+    slice_margin: float = Field(default=0.02, ge=0, le=1, description="the same on a slice, and on the past window")
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
 
 
@@ -970,9 +1099,11 @@ class AgentConfig(Section):
     observations: Observations
     outcomes: Outcomes
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Weighing = Weighing()
     teaching: Teaching = Teaching()
     student: AnyStudent
     distillation: Distillation = Distillation()
+    update: Update = Update()
     compression: tuple[Compression, ...] = Field(
         default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
                  Prune(method="prune")),
@@ -982,6 +1113,14 @@ class AgentConfig(Section):
     watch: Watch
     budgets: Budgets = Budgets()
     promotion: Promotion = Promotion()
+
+    @property
+    def copies(self) -> float:
+        """Made-up rows per observed one."""
+        given = self.distillation.augment.copies
+        budgeted = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
+        priced = any(isinstance(leaf.teacher, EndpointTeacher) for leaf in leaves(self.teachers))
+        return given if given is not None else 0.0 if budgeted or priced else 3.0
 
     @property
     def begins_like_teacher(self) -> bool:
@@ -997,11 +1136,17 @@ class AgentConfig(Section):
         ):
             if twice := _repeated(values):
                 raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
+        featured = [leaf.name for leaf in leaves(self.teachers) if leaf.features]
+        if len(featured) > 1:
+            raise ValueError(
+                f"teachers: {', '.join(map(repr, featured))} are to give features, and students match those of one: "
+                f"write `features: true` once"
+            )
         for place, loss in enumerate(self.distillation.losses):
-            if isinstance(loss, Hints):
+            if isinstance(loss, Hints) and not featured:
                 raise ValueError(
-                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features, and the teachers "
-                    f"of an agent file give probabilities: take 'relational', which needs none"
+                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features: write "
+                    f"`features: true` with one that can, or take 'relational', which needs none"
                 )
             if isinstance(loss, Decoupled | Standardised) and len(self.actions) == 2:
                 raise ValueError(
