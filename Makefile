@@ -7,7 +7,7 @@ export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format types imports tests test-slow test-endpoint bench ui prefect screenshots clean
+.PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint bench ui prefect screenshots clean
 
 help:  ## list the chores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ install: $(VENV)/.installed  ## make .venv from the pinned constraints
 
 demo: install  ## a year of real flights: drift, refresh, compression, proof, promotion
 	@$(BIN)/python -m flows demo
+
+demo-router: install  ## the same flows for sentences: tools are added one by one (fetches CLINC150 once)
+	@$(BIN)/python -m flows demo --agent router
 
 test: lint types imports tests  ## everything that CI checks
 

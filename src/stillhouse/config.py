@@ -34,11 +34,17 @@ from pydantic import (
 )
 
 from stillhouse.errors import ConfigError
+from stillhouse.records import Mode
 
 __all__ = [
+    "TEXT_MEASURES",
     "AgentConfig",
+    "AnyEncoder",
+    "AnyStudent",
     "AnyTeacher",
+    "BagEncoder",
     "CategoryColumn",
+    "ConvolutionEncoder",
     "DynamicInt8",
     "EndpointTeacher",
     "EnsembleTeacher",
@@ -51,6 +57,11 @@ __all__ = [
     "Prune",
     "PythonTeacher",
     "StaticInt8",
+    "TabularStudent",
+    "TextColumn",
+    "TextStudent",
+    "TransformerEncoder",
+    "Unit",
     "agents_folder",
     "embedded_environment",
     "home",
@@ -58,6 +69,7 @@ __all__ = [
     "load",
     "load_file",
     "parse_duration",
+    "units",
     "use_embedded_defaults",
     "variant_name",
 ]
@@ -195,7 +207,19 @@ class CategoryColumn(Section):
         return self
 
 
-Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="type")]
+class TextColumn(Section):
+    """Words as somebody wrote them; a text without any visible character is missing."""
+
+    type: Literal["text"]
+    max_length: int | None = Field(default=None, ge=1, description="longest allowed text (characters); absent: any")
+    max_missing: float = Field(default=0.0, ge=0, le=1, description="share of a window that may be missing or empty")
+    drift: bool = Field(default=True, description="false: neither its length nor its words are watched")
+
+
+TEXT_MEASURES = ("characters", "words", "new words")
+"""What of a text is watched, each as a number of its own: ``said: words``."""
+
+Column = Annotated[NumberColumn | CategoryColumn | TextColumn, Field(discriminator="type")]
 
 
 class When(Section):
@@ -317,6 +341,9 @@ class Observations(Section):
         reserved = {"observation_id", "observed_at", "content_key"} & self.columns.keys()
         if reserved:
             raise ValueError(f"column names {sorted(reserved)} are reserved for the knowledge base")
+        measures = {f"{name}: {measure}" for name in self.texts for measure in TEXT_MEASURES}
+        if reserved := measures & self.columns.keys():
+            raise ValueError(f"column names {sorted(reserved)} are reserved for what is watched of a text")
         return self
 
     @model_validator(mode="after")
@@ -339,6 +366,11 @@ class Observations(Section):
     def categories(self) -> tuple[str, ...]:
         """Names of the categorical columns, in order."""
         return tuple(name for name, column in self.columns.items() if column.type == "category")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Names of the text columns, in order."""
+        return tuple(name for name, column in self.columns.items() if column.type == "text")
 
 
 def _check_range(low: float | None, high: float | None, *, nothing: str) -> None:
@@ -593,11 +625,31 @@ class EndpointTeacher(_Teacher):
         return self
 
 
+class Follow(Section):
+    """Whether weights follow evidence."""
+
+    follow: Literal["outcomes", "fixed"] = Field(
+        default="outcomes", description="outcomes: `weight` is where they start; fixed: they stay, within members too"
+    )
+
+
+class Weighing(Follow):
+    """How the weights of several teachers follow evidence."""
+
+    rows: int = Field(
+        default=2000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
+    )
+    min_outcomes: int = Field(
+        default=100, ge=1, description="with fewer, three or more teachers start at weights by their agreement"
+    )
+
+
 class EnsembleTeacher(_Teacher):
     """Several teachers, weighted among themselves."""
 
     kind: Literal["ensemble"]
     members: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Follow = Follow()
 
 
 LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher
@@ -639,6 +691,37 @@ def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") 
     return tuple(found)
 
 
+class Unit(NamedTuple):
+    """What one learned weight is for: a teacher, or an ensemble whose own weights are fixed."""
+
+    name: str
+    share: float  # of the whole mean at the start, in 0…1
+    leaves: tuple[Leaf, ...]  # with their shares of the whole mean at the start
+
+
+def units(config: AgentConfig) -> tuple[Unit, ...]:
+    """The teachers whose weights follow evidence; only one where nothing is to be followed."""
+    if config.weights.follow == "fixed":
+        return (Unit("teachers", 1.0, leaves(config.teachers)),)
+    fixed = [f"{name}." for name in _fixed_ensembles(config.teachers)]
+    found: dict[str, list[Leaf]] = {}
+    for leaf in leaves(config.teachers):
+        above = next((name for name in fixed if leaf.name.startswith(name)), None)
+        found.setdefault(above.rstrip(".") if above else leaf.name, []).append(leaf)
+    return tuple(Unit(name, sum(leaf.share for leaf in inside), tuple(inside)) for name, inside in found.items())
+
+
+def _fixed_ensembles(teachers: Iterable[AnyTeacher], above: str = "") -> Iterator[str]:
+    """Names of the outermost ensembles with fixed weights."""
+    for teacher in teachers:
+        if isinstance(teacher, EnsembleTeacher):
+            name = f"{above}{teacher.name}"
+            if teacher.weights.follow == "fixed":
+                yield name
+            else:
+                yield from _fixed_ensembles(teacher.members, f"{name}.")
+
+
 class Teaching(Section):
     """What a teacher must show before it may teach."""
 
@@ -664,6 +747,74 @@ class TabularStudent(Section):
     bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the piecewise-linear encoding")
     embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width")
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class BagEncoder(Section):
+    """The mean of the tokens' embeddings, wherever they stand."""
+
+    type: Literal["bag"]
+    width: int = Field(default=128, ge=2, le=4096, description="values of an embedding")
+    bigrams: int = Field(
+        default=0, ge=0, le=1 << 20,
+        description="embeddings that pairs of neighbours share by hashing; 0: pairs are not looked at",
+    )  # fmt: skip
+
+
+class ConvolutionEncoder(Section):
+    """Filters over neighbouring tokens, each at the place where it answers most."""
+
+    type: Literal["convolution"]
+    width: int = Field(default=64, ge=2, le=4096, description="values of an embedding")
+    filters: int = Field(default=64, ge=1, le=4096, description="filters of each size")
+    sizes: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        default=(1, 2, 3), min_length=1, description="neighbouring tokens that a filter sees"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ConvolutionEncoder:
+        if twice := _repeated(self.sizes):
+            raise ValueError(f"sizes: names {', '.join(map(str, twice))} more than once")
+        return self
+
+
+class TransformerEncoder(Section):
+    """A few layers of self-attention, built like BERT's, and the mean of what they give."""
+
+    type: Literal["transformer"]
+    width: int = Field(default=64, ge=2, le=4096, description="values of an embedding, and between layers")
+    layers: int = Field(default=2, ge=1, le=24)
+    heads: int = Field(default=4, ge=1, le=64, description="of attention; divides `width`")
+    feedforward: int = Field(default=256, ge=2, le=16_384, description="hidden units between two layers")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> TransformerEncoder:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide the width, {self.width}")
+        return self
+
+
+AnyEncoder = Annotated[BagEncoder | ConvolutionEncoder | TransformerEncoder, Field(discriminator="type")]
+
+
+class TextStudent(Section):
+    """Texts by an encoder of their tokens, beside numbers and categories, into a small MLP; tokeniser inside."""
+
+    kind: Literal["text"]
+    encoder: AnyEncoder = Field(default=BagEncoder(type="bag"), description="what makes one vector of a text's tokens")
+    vocabulary: int = Field(default=4000, ge=16, le=1 << 20, description="tokens, at most")
+    length: int = Field(default=32, ge=1, le=512, description="tokens of a text that are read; the rest is cut off")
+    initialise: Literal["none", "teacher"] = Field(
+        default="none", description="teacher: tokens, embeddings and, where they fit, layers come from a teacher's"
+    )
+    widths: tuple[Annotated[int, Field(ge=2, le=4096)], ...] = Field(
+        default=(128,), description="hidden units per layer; []: logits are linear in the text's vector"
+    )
+    bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the numbers' piecewise-linear encoding")
+    embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width of a category")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+AnyStudent = Annotated[TabularStudent | TextStudent, Field(discriminator="kind")]
 
 
 class Hinton(Section):
@@ -733,7 +884,9 @@ class Distillation(Section):
     averaging: float = Field(
         default=0.995, ge=0, lt=1, description="decay of the moving average of the weights, per step"
     )
-    unknown_rate: float = Field(default=0.02, ge=0, lt=1, description="share of category codes hidden while learning")
+    unknown_rate: float = Field(
+        default=0.02, ge=0, lt=1, description="share of category codes and tokens hidden while learning"
+    )
     validation_every: int = Field(
         default=10, ge=2, description="every n-th day of the training window is kept to choose among variants"
     )
@@ -746,6 +899,15 @@ class Distillation(Section):
         if twice := sorted({repr(name) for name in types if types.count(name) > 1}):
             raise ValueError(f"losses: {', '.join(twice)} comes more than once; give it one entry and a weight")
         return self
+
+
+class Update(Section):
+    """How a champion's student takes in what is new, instead of a new student."""
+
+    steps: int = Field(default=300, ge=1, le=100_000, description="of the optimiser")
+    memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
+    least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
+    min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
 
 
 # --------------------------------------------------------------------------- compression
@@ -812,6 +974,9 @@ class Thresholds(Section):
     auc_drop: float | None = Field(
         default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved"
     )
+    accuracy_drop: float | None = Field(
+        default=None, gt=0, le=1, description="fall of accuracy on known outcomes since the champion was proved"
+    )
     shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`, or `ks`")
 
 
@@ -831,6 +996,13 @@ class Audit(Section):
     )
 
 
+class Responses(Section):
+    """What a watch asks for, by what it has found."""
+
+    harmful_drift: Mode = Field(default="redistil", description="where evidence shows harm; after a refusal: redistil")
+    drift: Mode = Field(default="redistil", description="where a plain threshold is crossed; after a refusal: redistil")
+
+
 class Watch(Section):
     """When and by what drift is noticed: a budget of false alarms, plain thresholds, or both."""
 
@@ -843,6 +1015,7 @@ class Watch(Section):
     )
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()
+    responses: Responses = Responses()
     cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
     clock: Literal["wall", "newest_observation"] = Field(
         default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
@@ -858,7 +1031,8 @@ class Watch(Section):
     @model_validator(mode="after")
     def _something_decides(self) -> Watch:
         if self.false_alarms is None and all(
-            getattr(self.thresholds, name) is None for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop")
+            getattr(self.thresholds, name) is None
+            for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop", "accuracy_drop")
         ):
             raise ValueError("without a budget of false_alarms and without a threshold nothing would ever be noticed")
         return self
@@ -870,7 +1044,7 @@ class Budgets(Section):
     max_bytes: int | None = Field(default=None, ge=1, description="of a variant's folder (bytes)")
     max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
     max_quality_loss: float = Field(
-        default=0.005, ge=0, le=1, description="AUC a variant may lose against the best one"
+        default=0.005, ge=0, le=1, description="AUC (accuracy, for more than two actions) a variant may lose"
     )
     max_teacher_calls: int | None = Field(
         default=None, ge=1, description="of one refresh: requests to endpoints, rows put to other teachers"
@@ -886,13 +1060,13 @@ class Promotion(Section):
     """What a challenger must prove."""
 
     approval: Literal["automatic", "manual"] = "automatic"
-    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC the challenger may be worse by")
+    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC, or accuracy, it may be worse by")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
     cluster: Duration = Field(
         default=timedelta(hours=1), description="rows observed in the same such stretch are one piece of evidence"
     )
     slices: tuple[str, ...] = Field(default=(), description="categorical columns; each value is judged too")
-    slice_margin: float = Field(default=0.02, ge=0, le=1, description="AUC margin on a slice, and on the past window")
+    slice_margin: float = Field(default=0.02, ge=0, le=1, description="the same on a slice, and on the past window")
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
 
 
@@ -905,9 +1079,11 @@ class AgentConfig(Section):
     observations: Observations
     outcomes: Outcomes
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Weighing = Weighing()
     teaching: Teaching = Teaching()
-    student: TabularStudent
+    student: AnyStudent
     distillation: Distillation = Distillation()
+    update: Update = Update()
     compression: tuple[Compression, ...] = Field(
         default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
                  Prune(method="prune")),
@@ -917,6 +1093,11 @@ class AgentConfig(Section):
     watch: Watch
     budgets: Budgets = Budgets()
     promotion: Promotion = Promotion()
+
+    @property
+    def begins_like_teacher(self) -> bool:
+        """Whether the student begins with a teacher's text encoder."""
+        return isinstance(self.student, TextStudent) and self.student.initialise == "teacher"
 
     @model_validator(mode="after")
     def _consistent(self) -> AgentConfig:
@@ -949,15 +1130,18 @@ class AgentConfig(Section):
                 f"promotion.slices: {', '.join(map(repr, strange))} is no category column of `observations`; "
                 f"those are: {', '.join(self.observations.categories) or 'none'}"
             )
-        if mistakes := [*_mistakes_of_teachers(self)]:
+        if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
-        thresholds, watched = self.watch.thresholds, sum(c.drift for c in self.observations.columns.values())
+        watched_columns = [column for column in self.observations.columns.values() if column.drift]
+        texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
+        numbers = texts + sum(column.type == "number" for column in watched_columns)
+        watched = numbers + sum(column.type == "category" for column in watched_columns)
+        thresholds = self.watch.thresholds
         if thresholds.psi is not None and thresholds.shifted_columns > watched:
             raise ValueError(
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {watched} columns are "
                 f"watched: `psi` could never be crossed"
             )
-        numbers = sum(column.drift for column in self.observations.columns.values() if column.type == "number")
         if thresholds.ks is not None and thresholds.shifted_columns > numbers:
             raise ValueError(
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {numbers} numbers are "
@@ -987,6 +1171,30 @@ def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
                 for name in teacher.columns or ():
                     if wrong := _wrong_column(name, kind, columns):
                         yield f"{key}.columns: {wrong}"
+
+
+def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
+    """``key: what is wrong`` of a student that does not read what the agent sees, or cannot be made as it says."""
+    student, texts = config.student, config.observations.texts
+    if isinstance(student, TabularStudent):
+        if texts:
+            yield f"student.kind: 'tabular' reads no text, and {texts[0]!r} is a text column: take 'text'"
+        return
+    if not texts:
+        yield "student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"
+    if not student.widths:
+        for place, compression in enumerate(config.compression):
+            if isinstance(compression, Prune):
+                yield (
+                    f"compression.{place}.method: 'prune' removes hidden units, and the student has none "
+                    f"(widths []): leave it out"
+                )
+    could = any(isinstance(leaf.teacher, PythonTeacher | ModuleTeacher) for leaf in leaves(config.teachers))
+    if student.initialise == "teacher" and not could:
+        yield (
+            "student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
+            "`text_encoder`: write 'none'"
+        )
 
 
 def _mistakes_of_prompt(teacher: EndpointTeacher, columns: Mapping[str, Column], key: str) -> Iterator[str]:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from stillhouse.config import AgentConfig, CategoryColumn, Distillation, Hints
+from stillhouse.config import Distillation, Hints
 from stillhouse.distill import checkpoint as checkpoint_file
 from stillhouse.distill.balance import Balance, share
 from stillhouse.distill.controller import Change, Controller, Course, calibration
 from stillhouse.distill.losses import Signals, knowledge_loss, outcome_loss, soften, term
-from stillhouse.distill.student import Student, quantile_edges
+from stillhouse.distill.students import columns_of, new_student
+from stillhouse.variant import PADDING, UNKNOWN
 
 __all__ = [
     "Lesson",
@@ -46,10 +47,11 @@ _TINY = 1e-12
 class Lesson:
     """What a student learns from: encoded rows in order of time, what the teacher said, and what turned out to be true.
 
-    :param x: float32 ``[n, F + C]``, see :func:`stillhouse.variant.encode`.
+    :param x: float32 ``[n, F + C + ΣL]``, see :func:`stillhouse.variant.encode`.
     :param knowledge: probabilities ``[n, K]``.
     :param outcomes: action indices ``[n]``.
-    :param numbers: F, how many of the columns are numbers; None: all of them.
+    :param numbers: F, how many of the values are numbers; None: all but the tokens.
+    :param tokens: ΣL, how many of the values, the last ones, are token ids.
     :param features: of the teacher, ``[n, D]``, where it has any.
     :param groups: integers ``[n]``; rows of one group (a day, say) share what chance did to them. None: each its own.
     """
@@ -62,8 +64,10 @@ class Lesson:
         numbers: int | None = None,
         features: np.ndarray[Any, Any] | None = None,
         groups: np.ndarray[Any, Any] | None = None,
+        tokens: int = 0,
     ) -> None:
-        self.numbers = x.shape[1] if numbers is None else numbers
+        self.numbers = x.shape[1] - tokens if numbers is None else numbers
+        self.tokens = tokens
         self.x = torch.from_numpy(np.array(x, dtype=np.float32))
         self.knowledge = torch.from_numpy(np.array(knowledge, dtype=np.float32))
         self.outcomes = torch.from_numpy(np.array(outcomes, dtype=np.int64))
@@ -90,35 +94,6 @@ class Lesson:
         return moved
 
 
-def columns_of(config: AgentConfig, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The student's input as :func:`stillhouse.variant.encode` wants it: numbers, then categories with values.
-
-    A category's values are those of the contract, or, where it allows any, those that ``rows`` have.
-    """
-    columns: list[dict[str, Any]] = [{"name": name, "type": "number"} for name in config.observations.numbers]
-    for name in config.observations.categories:
-        column = config.observations.columns[name]
-        assert isinstance(column, CategoryColumn)  # `categories` selects by type
-        values = column.values if column.values is not None else sorted(rows[name].dropna().unique())
-        columns.append({"name": name, "type": "category", "values": list(values)})
-    return columns
-
-
-def new_student(config: AgentConfig, columns: list[dict[str, Any]], x: np.ndarray[Any, Any]) -> Student:
-    """An untrained student for encoded training rows ``x``, the same for the same seed."""
-    numbers = len(config.observations.numbers)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.distillation.seed)
-        return Student(
-            quantile_edges(x[:, :numbers], config.student.bins),
-            [len(column["values"]) for column in columns[numbers:]],
-            actions=len(config.actions),
-            widths=config.student.widths,
-            embedding=config.student.embedding,
-            dropout=config.student.dropout,
-        )
-
-
 def distil(
     student: nn.Module,
     lesson: Lesson,
@@ -137,7 +112,8 @@ def distil(
     controller, ``w`` and the temperature are set while it learns (:mod:`stillhouse.distill.controller`). The student
     ends as the exponential moving average of its weights (Polyak and Juditsky 1992; Tarvainen and Valpola 2017, §2),
     which steadies a small model; where the training stops early, as it was in its best epoch. A share
-    ``unknown_rate`` of the category codes is hidden at each step, so that code 0 learns to stand for the unknown. The
+    ``unknown_rate`` of the category codes and tokens is hidden at each step, so that code 0 and token 1 learn to stand
+    for the unknown. The
     same seed, the same student. It learns on a GPU where there is one, under bfloat16 autocast.
 
     :param held_out: rows that nobody learns from, with features where ``lesson`` has them; None: settings stay fixed
@@ -235,7 +211,7 @@ class _Training:
     def _step(self, batch: Tensor) -> Tensor:
         """One step of the optimiser; KL to the teacher at temperature 1 and cross-entropy with outcomes, ``[2]``."""
         settings, controller = self.settings, self.controller
-        rows = _hide_categories(self.lesson.x[batch], self.lesson.numbers, settings.unknown_rate, self.generator)
+        rows = _hide(self.lesson.x[batch], self.lesson, settings.unknown_rate, self.generator)
         if self.every and self.step % self.every == self.every - 1:
             self._probe()
         signals = self._signals(self.lesson, self.taught, batch, rows)
@@ -498,11 +474,16 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Te
     return average
 
 
-def _hide_categories(rows: Tensor, numbers: int, rate: float, generator: torch.Generator) -> Tensor:
-    """``rows`` (a copy already) with a share ``rate`` of the category codes set to 0, the unknown."""
-    if rate > 0 and numbers < rows.shape[1]:
-        codes = rows[:, numbers:]
-        codes[(torch.rand(codes.shape, generator=generator) < rate).to(rows.device)] = 0.0
+def _hide(rows: Tensor, lesson: Lesson, rate: float, generator: torch.Generator) -> Tensor:
+    """``rows`` (a copy already) with a share ``rate`` of category codes and tokens made unknown; padding stays."""
+    if rate > 0 and lesson.numbers < rows.shape[1]:
+        codes = rows[:, lesson.numbers :]
+        hidden = (torch.rand(codes.shape, generator=generator) < rate).to(rows.device)
+        unknown = torch.zeros(codes.shape[1], device=rows.device)
+        if lesson.tokens:
+            hidden[:, -lesson.tokens :] &= codes[:, -lesson.tokens :] != PADDING
+            unknown[-lesson.tokens :] = UNKNOWN
+        rows[:, lesson.numbers :] = torch.where(hidden, unknown, codes)
     return rows
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import ModelStore, ReadyTeacher, Teacher, resolve
-from stillhouse.records import ModelRef, TeacherRef, Window, short_id
-from stillhouse.teachers import endpoint, mlflow_model, module, ready
+from stillhouse.parts import ModelStore, OffersText, ReadyTeacher, Teacher, TextInitial, resolve
+from stillhouse.records import ModelRef, TeacherRef, Weights, Window, short_id
+from stillhouse.teachers import endpoint, mlflow_model, module, ready, weighing
 from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
 from stillhouse.teachers.calling import call
 from stillhouse.teachers.ready import content_hash
 
-__all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
+__all__ = ["Ensemble", "Member", "cross_fit", "fit", "kept_weights", "load", "new_member", "reference", "reweigh"]
 
 Progress = Callable[[str], None]
 
@@ -34,9 +35,10 @@ _CHUNK = 5000  # rows after which what a teacher in this process has said is kep
 class Member:
     """One of the teachers.
 
-    :param share: its part of the mean, in 0…1.
+    :param share: its part of the mean where weights do not follow evidence, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
+    :param part: gives the user's object behind it, where it runs in this process.
     :param features: whether its answers hold features.
     """
 
@@ -45,6 +47,7 @@ class Member:
     answer: Answering
     version: str | None = None
     chunk: int = _CHUNK
+    part: Callable[[], object] | None = None
     features: bool = False
 
 
@@ -55,16 +58,41 @@ class Ensemble:
         where none of them can be fitted.
     :param version: content hash, under which their knowledge is kept.
     :param local: whether all of them run in this process.
+    :param weights: learned from evidence; None: each member counts for its ``share``.
+    :param before_weights: the version without the weights, under which the members' own knowledge is kept.
     """
 
     def __init__(
-        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True
-    ) -> None:
+        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True,
+        weights: Weights | None = None, before_weights: str | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.members = tuple(members)
         self.fitted = fitted
         self.version = version
         self.local = local
+        self.weights = weights
+        self.before_weights = before_weights or version
+
+    def own_version(self, member: Member) -> str:
+        """Under which the member's own answers are kept, however it is weighted."""
+        if len(self.members) == 1:
+            return self.version
+        return member.version or short_id(self.before_weights, member.name)
+
+    def shares(self, rows: pd.DataFrame) -> Array:
+        """What each member counts for in the mean about each of ``rows``, float64 ``[n, M]``, rows sum to 1."""
+        if self.weights is None:
+            return np.tile([member.share for member in self.members], (len(rows), 1))
+        return weighing.shares(self.weights, rows) @ self.within(self.weights.teachers)
+
+    def within(self, units: Sequence[str]) -> Array:
+        """Share of each member within the teacher or ensemble that has one weight, float64 ``[len(units), M]``."""
+        names = [member.name for member in self.members]
+        inside = np.array([[name == unit or name.startswith(f"{unit}.") for name in names] for unit in units])
+        parts = inside * np.array([member.share for member in self.members])
+        shares: Array = parts / parts.sum(axis=1, keepdims=True)
+        return shares
 
     def predict_proba(self, rows: pd.DataFrame) -> Array:
         """Raw rows to float64 ``[n, K]``: the weighted mean of the members' probabilities, whatever it costs.
@@ -72,12 +100,12 @@ class Ensemble:
         :raises PartError: if a member has no usable answer to a row.
         """
         mean = np.zeros((len(rows), len(self.config.actions)))
-        for member in self.members:
+        for member, share in zip(self.members, self.shares(rows).T, strict=True):
             answers = member.answer(rows, Allowance())
             if np.isnan(answers.probabilities).any():
                 why = answers.stopped or next(iter(answers.refused.values()), "it gave none")
                 raise PartError(f"teacher {member.name!r} has no usable answer: {why}")
-            mean += member.share * answers.probabilities
+            mean += share[:, None] * answers.probabilities
         return mean
 
     def ask(self, rows: pd.DataFrame) -> Array:
@@ -87,6 +115,17 @@ class Ensemble:
         """
         self.refuse_seen(rows)
         return self.predict_proba(rows)
+
+    def text_encoder(self) -> TextInitial | None:
+        """What a text student may begin with: the encoder of the weightiest member that offers one.
+
+        :raises PartError: if that fails, or is none.
+        """
+        for member in sorted(self.members, key=lambda member: -member.share):
+            offers = member.part() if member.part is not None else None
+            if isinstance(offers, OffersText):
+                return _text_encoder(offers, _where(self.config, member.name))
+        return None
 
     def features(self, rows: pd.DataFrame) -> Features | None:
         """What the member that gives features makes of ``rows``, float32 ``[n, D]``; None where none does."""
@@ -145,13 +184,36 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
     """What is to be known about the teacher in ``folder``, and where MLflow keeps it."""
     description = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
     return TeacherRef(
-        version=description["version"],
+        version=_weighted(description["version"], kept_weights(folder)),
         folder=str(folder),
         fitted=_window(description),
         features=next((part["version"] for part in description["parts"] if part.get("features")), None),
         bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         model=model,
     )
+
+
+def kept_weights(folder: Path) -> Weights | None:
+    """The learned weights of the teacher in ``folder``, if it has any."""
+    file = folder / "weights.json"
+    return Weights.model_validate_json(file.read_bytes()) if file.exists() else None
+
+
+def reweigh(teacher: TeacherRef, weights: Weights, folder: Path) -> TeacherRef:
+    """The same teachers under other weights, in ``folder``: another version, whose members are the same.
+
+    Killed at any moment it leaves the teacher with its weights of before, or with the new ones.
+    """
+    if Path(teacher.folder) != folder:
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(teacher.folder, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    partial = folder / "weights.json.partial"
+    partial.write_text(weights.model_dump_json(), encoding="utf-8")
+    partial.rename(folder / "weights.json")
+    return reference(folder)
 
 
 def cross_fit(
@@ -203,7 +265,10 @@ def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) ->
         member = _member(config, named[part["name"]], part, folder, models)
         members.append(replace(member, share=part["weight"] / total))
     local = not any(isinstance(named[part["name"]].teacher, EndpointTeacher) for part in description["parts"])
-    return Ensemble(config, members, _window(description), description["version"], local)
+    weights, version = kept_weights(folder), description["version"]
+    return Ensemble(
+        config, members, _window(description), _weighted(version, weights), local, weights, before_weights=version
+    )
 
 
 def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> Teacher:
@@ -278,14 +343,15 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
         if leaf.learns:
-            predict = kind.load(folder / part["folder"]).predict_proba
-            return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)))
+            loaded = kind.load(folder / part["folder"])
+            answer = in_process(name, actions, loaded.predict_proba, timeout=_timeout(leaf))
+            return Member(name, leaf.share, answer, part=lambda: loaded)
         kept = folder / part["folder"] if "folder" in part else None
         made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
         _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
         inside = getattr(made, "features", None) if leaf.features else None
         answer = in_process(name, actions, made.predict_proba, inside, _timeout(leaf))
-        return Member(name, leaf.share, answer, part["version"], features=leaf.features)
+        return Member(name, leaf.share, answer, part["version"], part=lambda: made, features=leaf.features)
     pinned = part.get("pinned", "")
     _refuse_changed(config, leaf, part, pinned)
     if isinstance(teacher, EndpointTeacher):
@@ -297,7 +363,9 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
         return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)), part["version"])
     predict, inside = module.predictor(teacher, where)
     answer = in_process(name, actions, predict, inside, _timeout(leaf))
-    return Member(name, leaf.share, answer, part["version"], features=leaf.features)
+    return Member(
+        name, leaf.share, answer, part["version"], part=partial(module.make, teacher, where), features=leaf.features
+    )
 
 
 def _timeout(leaf: Leaf) -> timedelta | None:
@@ -312,6 +380,16 @@ def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: 
             f"{_where(config, leaf.name)}: is described otherwise than when this teacher was made, or is another now, "
             f"so what it says is other knowledge. {_RENEW}"
         )
+
+
+def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
+    try:
+        found = teacher.text_encoder()
+    except Exception as error:
+        raise PartError(f"{where}: text_encoder fails: {type(error).__name__}: {error}") from error
+    if not isinstance(found, TextInitial):
+        raise PartError(f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextInitial")
+    return found
 
 
 def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
@@ -336,6 +414,14 @@ def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -
         for leaf, part in zip(named, parts, strict=True)
     ]
     return content_hash(folder, json.dumps(said))
+
+
+def _weighted(version: str, weights: Weights | None) -> str:
+    """A mean under other weights is other knowledge."""
+    if weights is None:
+        return version
+    said = weights.model_dump_json(include={"teachers", "start", "columns", "column_shares", "everywhere", "slices"})
+    return short_id(version, said)
 
 
 def _store(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> ModelStore:
