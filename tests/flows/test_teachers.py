@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -24,6 +25,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Verdict
 from stillhouse.rehearsal import rehearse
 from tasks.common import registry
+from tasks.demonstrating import sum_up
 from tasks.living import live
 from tests.flows import toy
 from tests.teachers.servers import Reply, Server, error, says, serving, token
@@ -115,17 +117,24 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     assert kept.kind == "gate" and len(server.requests) == spent.calls + asked
 
 
-def test_a_watch_asks_under_a_budget_of_its_own(day, agents: Path, server: Server) -> None:
+def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_watch_calls: 70, ")
-    lived(day)
+    base = lived(day)
     bootstrap(day)
     taught = len(server.requests)
-    live.fn("toy", day(14), day(18))
-    verdict = watch.fn(agent="toy", as_of=day(18))
+    live.fn("toy", day(14), day(21))
+    verdict = watch.fn(agent="toy", as_of=day(21))
     assert verdict.kind == "watch" and verdict.outcome != "data_broken"
     assert len(server.requests) - taught == 70
-    watch.fn(agent="toy", as_of=day(18))
+    watch.fn(agent="toy", as_of=day(21))
     assert len(server.requests) - taught == 70
+
+    year = sum_up.fn("toy", [day(21)], 1.0)
+    assert len(server.requests) - taught == 70
+    assert (year.summary.quality_teacher, year.weeks[0].quality_teacher) == (None, None)
+    assert year.summary.quality_champion > 0.7
+    assert year.summary.teacher_calls == base.spending()["llm"].calls == len(server.requests)
+    assert json.loads((Path(year.folder) / "summary.json").read_text())["quality_teacher"] is None
 
 
 def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, server: Server) -> None:
