@@ -20,6 +20,7 @@ from stillhouse.compress.variants import VariantFile
 from stillhouse.compress.variants import make_variants as compress_variants
 from stillhouse.config import AgentConfig
 from stillhouse.distill import students
+from stillhouse.distill.augment import made_up_rows
 from stillhouse.distill.control import distil_with_control
 from stillhouse.distill.controller import Course
 from stillhouse.distill.grow import Columns, extended
@@ -57,6 +58,7 @@ from stillhouse.registry import Lineage, Registry
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.teachers import asking, ensemble, following, weighing
 from stillhouse.teachers.contradictions import contradictions
+from stillhouse.teachers.made_up import ask_made_up
 from stillhouse.variant import Variant, encode
 from tasks import updating
 from tasks.common import DATA_DOCS, engine_task, knowledge_base, labelled, registry, training_rows
@@ -226,6 +228,7 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
         asking.cross_fitted(asked, rows, account)
     else:
         asking.ask(asked, rows[~before & ~asked.seen(rows)], account)
+    ask_made_up(asked, _made_up(job), account, rows if job.teacher == "fit" else None)
     _log_spending(job)
     known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     least = base.config.windows.min_train_rows // 2
@@ -558,7 +561,27 @@ def _lesson(
         features=base.features(rows, teacher.features) if teacher.features else None,
         tokens=parts.tokens,
     )
-    return rows, lesson, columns
+    return rows, _with_made_up(job, teacher, lesson, columns), columns
+
+
+def _made_up(job: Refresh) -> pd.DataFrame:
+    """Rows made up near those of the training window, apart from its validation days, within the teacher's blocks."""
+    base = knowledge_base(job.agent)
+    rows = training_rows(base, job.train, job.as_of)
+    learned = ~validation_days(rows["observed_at"], base.config.distillation.validation_every)
+    return made_up_rows(base.config, rows[learned], ensemble.cross_fit_blocks(base.config, rows)[learned])
+
+
+def _with_made_up(job: Refresh, teacher: TeacherRef, lesson: Lesson, columns: list[dict[str, Any]]) -> Lesson:
+    """``lesson`` and the made-up rows that the teacher has spoken about; no outcome is made up."""
+    made = _made_up(job)
+    said = knowledge_base(job.agent).knowledge(made, teacher.version)
+    made, said = made[~np.isnan(said[:, 0])], said[~np.isnan(said[:, 0])]
+    if made.empty or lesson.features is not None:  # which they would lack
+        return lesson
+    return lesson.plus(
+        Lesson(encode(made, columns), said, np.full(len(made), -1), lesson.numbers, tokens=lesson.tokens)
+    )
 
 
 def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]]) -> tuple[Lesson | None, Lesson | None]:

@@ -858,6 +858,25 @@ class Hints(Section):
 KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
 
 
+class Augment(Section):
+    """Rows made up near the observed ones, about which the teachers are asked too."""
+
+    copies: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="made-up rows per observed one; null: 3 where asking is free (no endpoint, no budget), else 0",
+    )
+    fill_to: int = Field(default=20_000, ge=0, description="rows, observed and made up, beyond which none are made up")
+    mix: float = Field(default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row")
+    closeness: float = Field(
+        default=1.0, gt=0, description="a number is drawn around the nearest row's, at (their difference) / closeness"
+    )
+    reworded: float = Field(
+        default=0.2, gt=0, le=1, description="share of the words changed, in half of the texts; the others are crossed"
+    )
+
+
 class Distillation(Section):
     """How the student learns from knowledge and outcomes."""
 
@@ -870,6 +889,7 @@ class Distillation(Section):
     losses: tuple[KnowledgeLoss, ...] = Field(
         default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
     )
+    augment: Augment = Field(default=Augment(), description="rows made up for the teachers to speak about")
     patience: int | None = Field(
         default=None, ge=1, description="epochs without a better held-out loss until the training stops; null: never"
     )
@@ -1093,6 +1113,14 @@ class AgentConfig(Section):
     watch: Watch
     budgets: Budgets = Budgets()
     promotion: Promotion = Promotion()
+
+    @property
+    def copies(self) -> float:
+        """Made-up rows per observed one."""
+        given = self.distillation.augment.copies
+        budgeted = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
+        priced = any(isinstance(leaf.teacher, EndpointTeacher) for leaf in leaves(self.teachers))
+        return given if given is not None else 0.0 if budgeted or priced else 3.0
 
     @property
     def begins_like_teacher(self) -> bool:

@@ -30,7 +30,9 @@ class Updated(Record):
 
     steps: int = Field(ge=1)
     old_share: float = Field(ge=0, le=1, description="of the pull that went to what was known before")
-    knowledge_loss: float = Field(description="mean over the last quarter of the steps, on new rows")
+    knowledge_loss: float | None = Field(
+        description="mean over the last quarter of the steps, on new rows; null: the teacher has spoken about none"
+    )
     history: tuple[dict[str, float], ...] = Field(default=(), description="mean losses of each tenth of the steps")
     forgotten: dict[str, float] = Field(
         description="by past window: rise of the log loss on its outcomes (nats); below 0: the student got better at it"
@@ -60,6 +62,8 @@ class Probe(Record):
 def remember(student: nn.Module, rows: Lesson) -> Lesson:
     """``rows`` with what ``student`` says about them now as their knowledge: soft labels to be replayed later.
 
+    Rows that the teacher has not been asked about get the student's knowledge like all others.
+
     Dark experience (Buzzega, Boschini, Porrello, Abati and Calderara 2020, "Dark Experience for General Continual
     Learning", §3.1): a student keeps its own past answers, and not only the outcomes.
     """
@@ -84,16 +88,20 @@ def distill_step(
     """One step on a batch of new rows and a batch of replayed ones.
 
     The loss is ``(1 − s) · L(new) + s · L(old)``, where L is ``(1 − w) T² KL + w CE(outcomes)`` (on replayed rows
-    DER++ of Buzzega et al. 2020, eq. 6, with the KL in place of squared logits).
+    DER++ of Buzzega et al. 2020, eq. 6, with the KL in place of squared logits), each part a mean over the rows that
+    have it.
 
     :param replayed: rows from :func:`remember`; None: only new ones.
     :param weights: of the replayed rows, ``[n]``, mean 1; None: all alike.
     :param old_share: s, 0 … 1.
-    :return: ``knowledge_loss`` (KL at temperature 1, new rows), and ``replay_loss`` where rows are replayed.
+    :return: ``knowledge_loss`` (KL at temperature 1, new rows) where the teacher has spoken about any, and
+        ``replay_loss`` where rows are replayed.
     """
     student.train()
     logits = student(batch.x)
-    told = {"knowledge_loss": float(knowledge_loss(logits.detach(), batch.knowledge, 1.0))}
+    told, taught = {}, batch.taught
+    if taught.any():
+        told["knowledge_loss"] = float(knowledge_loss(logits.detach()[taught], batch.knowledge[taught], 1.0))
     loss = _pull(logits, batch, settings)
     if replayed is not None and len(replayed):
         old = _pull(student(replayed.x), replayed, settings, weights)
@@ -151,10 +159,11 @@ def update(
                 )
             )  # fmt: skip
     student.eval()
+    lately = np.array([each.get("knowledge_loss", np.nan) for each in told[-max(1, steps // 4) :]])
     return Updated(
         steps=steps,
         old_share=share,
-        knowledge_loss=float(np.mean([each["knowledge_loss"] for each in told[-max(1, steps // 4) :]])),
+        knowledge_loss=None if np.isnan(lately).all() else float(np.nanmean(lately)),
         history=tuple(_means(told, max(1, -(-steps // 10)))),
         forgotten=forgetting(before, student, past or {}),
     )
@@ -206,28 +215,39 @@ def resemblance(old: Tensor, new: Tensor) -> Tensor:
 
 
 def forgetting(before: nn.Module, after: nn.Module, past: Mapping[str, Lesson]) -> dict[str, float]:
-    """Rise of the log loss on the outcomes of each past window (nats), from one student to another."""
+    """Rise of the log loss on the outcomes of each past window (nats), from one student to another.
+
+    Of windows without a known outcome nothing is said.
+    """
     found = {}
     for name, rows in past.items():
-        with torch.no_grad():
-            was, now = (outcome_loss(module.eval()(rows.x), rows.outcomes) for module in (before, after))
-        found[name] = float(now - was)
+        lived = rows.lived
+        if lived.any():
+            with torch.no_grad():
+                was, now = (outcome_loss(m.eval()(rows.x[lived]), rows.outcomes[lived]) for m in (before, after))
+            found[name] = float(now - was)
     return found
 
 
 def _pull(logits: Tensor, rows: Lesson, settings: Distillation, weights: Tensor | None = None) -> Tensor:
-    """``(1 − w) T² KL + w CE``, mean over rows, weighted where ``weights`` ``[n]`` are given."""
-    temperature = settings.temperature
-    taught = soften(rows.knowledge, temperature)
-    said = torch.log_softmax(logits / temperature, dim=1)
-    knowledge = temperature**2 * functional.kl_div(said, taught, reduction="none").sum(dim=1)
-    outcomes = functional.cross_entropy(logits, rows.outcomes, reduction="none")
-    losses = (1 - settings.outcome_weight) * knowledge + settings.outcome_weight * outcomes
-    return losses.mean() if weights is None else (weights * losses).mean()
+    """``(1 − w) T² KL + w CE``, each a mean over the rows that have it, weighted by ``weights`` ``[n]`` if given."""
+    weights = torch.ones(len(rows), device=logits.device) if weights is None else weights
+    taught, lived, temperature = rows.taught, rows.lived, settings.temperature
+    loss = logits.sum() * 0
+    if taught.any():
+        said = torch.log_softmax(logits[taught] / temperature, dim=1)
+        softened = soften(rows.knowledge[taught], temperature)
+        apart = temperature**2 * functional.kl_div(said, softened, reduction="none").sum(dim=1)
+        loss = loss + (1 - settings.outcome_weight) * (weights[taught] * apart).mean()
+    if lived.any():
+        missed = functional.cross_entropy(logits[lived], rows.outcomes[lived], reduction="none")
+        loss = loss + settings.outcome_weight * (weights[lived] * missed).mean()
+    return loss
 
 
 def _means(told: list[dict[str, float]], size: int) -> Iterator[dict[str, float]]:
-    """Means of each ``size`` steps in turn."""
+    """Means of each ``size`` steps in turn; of the steps that had such rows."""
     for start in range(0, len(told), size):
         part = told[start : start + size]
-        yield {name: float(np.mean([each[name] for each in part])) for name in part[0]}
+        names = dict.fromkeys(name for each in part for name in each)
+        yield {name: float(np.mean([each[name] for each in part if name in each])) for name in names}

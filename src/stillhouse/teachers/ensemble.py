@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -23,7 +24,19 @@ from stillhouse.teachers.answers import Allowance, Answering, Array, Features, c
 from stillhouse.teachers.calling import call
 from stillhouse.teachers.ready import content_hash
 
-__all__ = ["Ensemble", "Member", "cross_fit", "fit", "kept_weights", "load", "new_member", "reference", "reweigh"]
+__all__ = [
+    "Ensemble",
+    "Member",
+    "cross_fit",
+    "cross_fit_blocks",
+    "fit",
+    "kept_weights",
+    "load",
+    "new_member",
+    "reference",
+    "reweigh",
+    "without_block",
+]
 
 Progress = Callable[[str], None]
 
@@ -233,18 +246,46 @@ def cross_fit(
     """
     folds = config.distillation.folds
     wanted = np.ones(len(rows), dtype=bool) if wanted is None else wanted
-    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = cross_fit_blocks(config, rows)
     said: dict[str, Array] = {}
-    for number, block in enumerate(np.array_split(order, folds), start=1):
-        others, asked = np.setdiff1d(order, block, assume_unique=True), block[wanted[block]]
+    for number in range(folds):
+        asked = np.flatnonzero((blocks == number) & wanted)
         if len(asked):
-            for leaf, teacher in _fit_members(config, rows.iloc[others]):
+            for leaf, teacher in _fit_members(config, rows[blocks != number]):
                 answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
                 what = f"teacher {leaf.name!r} on {len(asked)} rows"
                 given = call(what, _timeout(leaf), teacher.predict_proba, rows.iloc[asked])
                 answer[asked] = checked(leaf.name, given, len(asked), config.actions)
-        progress(f"teacher, block {number} of {folds}")
+        progress(f"teacher, block {number + 1} of {folds}")
     return said
+
+
+def cross_fit_blocks(config: AgentConfig, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The time block of each row, ``[n]``, as :func:`cross_fit` cuts them."""
+    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = np.empty(len(rows), dtype=np.int64)
+    for number, block in enumerate(np.array_split(order, config.distillation.folds)):
+        blocks[block] = number
+    return blocks
+
+
+def without_block(teacher: Ensemble, rows: pd.DataFrame, outside: np.ndarray[Any, np.dtype[np.bool_]]) -> Ensemble:
+    """The same teachers, those that learn fitted on the labelled ``rows`` outside of a block alone.
+
+    What it says is kept under the version of ``teacher``, as cross-fitted knowledge is.
+
+    :param outside: which rows it may be fitted on, bool ``[n]``.
+    """
+    fitted = {leaf.name: made for leaf, made in _fit_members(teacher.config, rows[outside])}
+    members = [
+        replace(member, answer=in_process(member.name, teacher.config.actions, fitted[member.name].predict_proba))
+        if member.name in fitted
+        else member
+        for member in teacher.members
+    ]
+    other = copy(teacher)
+    other.members, other.fitted = tuple(members), None
+    return other
 
 
 def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) -> Ensemble:
