@@ -455,12 +455,13 @@ class KnowledgeBase:
 
     def spending(
         self, *, job: str | None = None, purpose: Purpose | None = None,
-        after: datetime | None = None, until: datetime | None = None,
+        after: datetime | None = None, until: datetime | None = None, asked_since: datetime | None = None,
     ) -> dict[str, Spending]:  # fmt: skip
         """What was spent on each teacher, by its name.
 
         :param job: only for this job; ``purpose`` alike.
         :param after: only what belongs to later moments of the agent's life, up to and including ``until``.
+        :param asked_since: only what was asked from then on, by the clock on the wall.
         """
         rows = self.read("spending")
         chosen = np.ones(len(rows), dtype=bool)
@@ -468,6 +469,7 @@ class KnowledgeBase:
             chosen &= (rows[column] == wanted).to_numpy() if wanted is not None else True
         chosen &= (rows["observed_at"] > after).to_numpy() if after is not None else True
         chosen &= (rows["observed_at"] <= until).to_numpy() if until is not None else True
+        chosen &= (rows["asked_at"] >= asked_since).to_numpy() if asked_since is not None else True
         sums = rows[chosen].groupby("teacher")[list(Spending.model_fields)].sum()
         return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
 
