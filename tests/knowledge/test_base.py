@@ -528,3 +528,6 @@ def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
     assert back["said"].fillna("-").tolist() == [said[0], "", "-", said[0]]
     keys = back["content_key"].tolist()
     assert keys[0] == keys[3] and len(set(keys)) == 3
+    half = rows.assign(said=pd.Series(["half a \ud83d", "", "", ""], dtype=object))
+    with pytest.raises(SchemaError, match="column 'said' of agent 'toy' holds what is no Unicode text"):
+        base.append_observations(half, batch="b")

@@ -121,7 +121,7 @@ def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
 def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
     """The contract's columns of raw observations, numbers as float64, categories and texts as text.
 
-    :raises SchemaError: if columns are missing, or a number column does not hold numbers.
+    :raises SchemaError: if columns are missing, a number column does not hold numbers, or a text is no Unicode.
     """
     observations = config.observations
     required = ["observation_id", "observed_at", *observations.columns]
@@ -146,7 +146,13 @@ def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
         except (TypeError, ValueError) as error:
             raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric: {error}") from error
     for name in (*observations.categories, *observations.texts):
-        tidied[name] = tidied[name].astype("string").astype("object")
+        try:
+            tidied[name] = tidied[name].astype("string").astype("object")
+        except UnicodeEncodeError as error:
+            raise SchemaError(
+                f"column {name!r} of agent {config.agent!r} holds what is no Unicode text ({error.reason}): let "
+                f"{observations.source} replace such characters"
+            ) from error
     return tidied.reset_index(drop=True)
 
 
