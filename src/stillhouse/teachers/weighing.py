@@ -15,19 +15,19 @@ So a slice has weights of its own only where they have earned it. The rule is fi
 rate 1, then a share ``α_t = 1/(t + 1)`` of what was learned goes back to the prior (Adamskiy, Koolen, Chernov & Vovk
 2012, "A closer look at adaptive regret", §4: a rate that need not be tuned).
 
-Outcomes of one stretch of time (``promotion.cluster``) are one piece of evidence: what they teach is taken from the mean
-of their losses. Neighbours in time share their weather, and weights that took each of them for news would chase it. The
-mean of log losses is 1-exp-concave in the weights as each of them is (a geometric mean is concave), so the promise is
-the same, in stretches.
+Outcomes of one stretch of time (``promotion.cluster``) are one piece of evidence: what they teach is taken from the
+mean of their losses. Neighbours in time share their weather, and weights that took each of them for news would chase
+it. The mean of log losses is 1-exp-concave in the weights as each of them is (a geometric mean is concave), so the
+promise is the same, in stretches.
 
-**What is promised** (:func:`regret_bound`), whatever the outcomes: over T stretches the mean losses of the weighted mean
-sum up to at most ``ln 1/p₀ + ln T + Σ ln T/pᵢ`` nats more than those of any sequence of grid points with the priors
-``p₀, p₁, …``, one switch for each further term; ``ln 2 + ln T`` more where there are slice columns. For the start, ``p₀``
-is ½ or more.
+**What is promised** (:func:`regret_bound`), whatever the outcomes: over T stretches the mean losses of the weighted
+mean sum up to at most ``ln 1/p₀ + ln T + Σ ln T/pᵢ`` nats more than those of any sequence of grid points with the
+priors ``p₀, p₁, …``, one switch for each further term; ``ln 2 + ln T`` more where there are slice columns. For the
+start, ``p₀`` is ½ or more.
 
-Delayed outcomes are taken as they arrive: the promise is about each stretch against the weights of the moment before it
-arrived. Probabilities are kept from 0 by mixing in :data:`FLOOR` of the uniform distribution: one confident error costs
-at most ``ln(K / FLOOR)``.
+Delayed outcomes are taken as they arrive: the promise is about each stretch against the weights of the moment before
+it arrived. Probabilities are kept from 0 by mixing in :data:`FLOOR` of the uniform distribution: one confident error
+costs at most ``ln(K / FLOOR)``.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def learn(
         known.
     :param outcomes: action indices ``[T]``.
     :param rows: the slice columns' values, T rows.
-    :param stretches: of which stretch of time each row is ``[T]``; neighbours of the same one are one piece of evidence.
-        None: each row is one.
+    :param stretches: of which stretch of time each row is ``[T]``; neighbours of one are one piece of evidence. None:
+        each row is.
     """
     grid, prior = _points(weights.start)
     told = _of_outcome(said, np.asarray(outcomes, dtype=np.int64))
@@ -262,7 +262,8 @@ def _reason(weights: Weights, teacher: str, name: str) -> str:
     stretches = weights.everywhere.stretches
     mean = {key: loss / stretches for key, loss in weights.losses.items()}
     text = (
-        f"over {count:,} outcomes in {stretches:,} stretches of time it lost {mean[teacher]:.3f} nats each, the mean of all {mean['']:.3f} "
+        f"over {count:,} outcomes in {stretches:,} stretches of time it lost {mean[teacher]:.3f} nats, "
+        f"the mean of all {mean['']:.3f} "
         f"as weighted then, {mean['start']:.3f} as weighted at the start"
     )
     if name and name in weights.slices:
