@@ -3,16 +3,16 @@
 ``python -m benchmarks.teacher_weights`` takes some minutes; ``--quick`` under one, and writes nothing.
 
 Four teachers of the flights of 2013 are made and then left as they are: boosted trees and a logistic regression of the
-winter (weeks 0 to 8), boosted trees of the summer (weeks 20 to 27), and ones that have seen JFK alone. From week 28 to the
-end of the year each morning's weights are those that the outcomes known by then speak for, and are held against that
-day's departures. The loss is −ln of the probability that the weighted mean gave to the outcome (nats).
+winter (weeks 0 to 8), boosted trees of the summer (weeks 20 to 27), and ones that have seen JFK alone. From week 28 to
+the end of the year each morning's weights are those that the outcomes known by then speak for, and are held against
+that day's departures. The loss is −ln of the probability that the weighted mean gave to the outcome (nats).
 
 Rivals: the equal mean; the best teacher and the best constant mixture, both chosen in hindsight; and the same weights
 with each outcome taken as one piece of evidence, as such methods are usually run (:mod:`stillhouse.teachers.weighing`
 takes an hour of departures as one).
 
-*Staged*: from week 40 the summer's teacher says the opposite. Repeats are disjoint quarters of the departures, with other
-seeds of the trees.
+*Staged*: from week 40 the summer's teacher says the opposite. Repeats are disjoint quarters of the departures, with
+other seeds of the trees.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ CLAIM = (
     "weights that follow outcomes, known a day late, beat the equal mean and come near the best mixture in hindsight"
 )
 NAMES = ("trees_of_winter", "logistic_of_winter", "trees_of_summer", "trees_of_jfk")
-NUMBERS = ["minute", "weekday", "distance", "n_hour", "n_prev3", "temp", "dewp", "humid", "wind_speed", "precip", "visib",
-           "precip_6h", "visib_6h", "nyc_precip_3h"]  # fmt: skip
+NUMBERS = ["minute", "weekday", "distance", "n_hour", "n_prev3", "temp", "dewp", "humid", "wind_speed", "precip",
+           "visib", "precip_6h", "visib_6h", "nyc_precip_3h"]  # fmt: skip
 HOUR = timedelta(hours=1)  # promotion.cluster of the flights agent
 BAD_FROM = 40
 Array = np.ndarray[Any, Any]
