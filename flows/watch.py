@@ -44,5 +44,5 @@ def watch(
     if verdict.response != "hold":
         watching.announce_drift(verdict)
         if on_drift == "refresh":
-            refresh(agent=agent, as_of=now, trigger="drift", cause=verdict.verdict_id)
+            refresh(agent=agent, as_of=now, trigger="drift", cause=verdict.verdict_id, mode=watching.mode_of(verdict))
     return verdict

@@ -14,35 +14,35 @@ import numpy as np
 import pandas as pd
 
 from stillhouse import config
+from stillhouse.actions import aligned
 from stillhouse.compress.processor import processor
 from stillhouse.compress.variants import VariantFile
 from stillhouse.compress.variants import make_variants as compress_variants
 from stillhouse.config import AgentConfig
-from stillhouse.distill import student as students
+from stillhouse.distill import students
+from stillhouse.distill.augment import made_up_rows
 from stillhouse.distill.control import distil_with_control
 from stillhouse.distill.controller import Course
-from stillhouse.distill.train import (
-    Lesson,
-    columns_of,
-    distil,
-    held_out_units,
-    new_student,
-    student_probabilities,
-    validation_days,
-)
+from stillhouse.distill.grow import Columns, extended
+from stillhouse.distill.memory import remembered
+from stillhouse.distill.students import columns_of, new_student
+from stillhouse.distill.train import Lesson, distil, held_out_units, student_probabilities, validation_days
+from stillhouse.drift import texts
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.figures import drift_figure
 from stillhouse.drift.measure import reference_of
 from stillhouse.drift.profile import Profile
 from stillhouse.drift.steps import brier, total_variation
-from stillhouse.errors import DataError, RegistryError, WindowError
+from stillhouse.errors import DataError, PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures, gate
 from stillhouse.evaluate import proof as proving
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.parts import TextInitial
 from stillhouse.records import (
     Baseline,
     DataReport,
     LossBaseline,
+    Mode,
     Process,
     Proof,
     Refresh,
@@ -58,7 +58,9 @@ from stillhouse.registry import Lineage, Registry
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.teachers import asking, ensemble, following, weighing
 from stillhouse.teachers.contradictions import contradictions
+from stillhouse.teachers.made_up import ask_made_up
 from stillhouse.variant import Variant, encode
+from tasks import updating
 from tasks.common import DATA_DOCS, engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
@@ -89,7 +91,7 @@ def span(agent: str, as_of: datetime) -> Window:
 @engine_task(task_run_name="open refresh")
 def open_refresh(
     agent: str, as_of: datetime, trigger: Literal["bootstrap", "drift", "manual"], cause: str,
-    teacher: Literal["fit", "keep"], data: DataReport,
+    teacher: Literal["fit", "keep"], mode: Mode, data: DataReport,
 ) -> Refresh:  # fmt: skip
     """Open the MLflow run of this refresh, or find what an earlier run of the same request left.
 
@@ -98,13 +100,13 @@ def open_refresh(
     """
     base, models = knowledge_base(agent), registry(agent)
     settings = base.config
-    refresh_id = short_id(agent, as_of.isoformat(), trigger, cause, teacher, settings.model_dump_json())
+    refresh_id = short_id(agent, as_of.isoformat(), trigger, cause, teacher, mode, settings.model_dump_json())
     test_start = data.window.end - settings.windows.test
     train = data.window.model_copy(update={"name": "train", "end": test_start})
     test = data.window.model_copy(update={"name": "test", "start": test_start})
     common = {
         "refresh_id": refresh_id, "agent": agent, "as_of": as_of, "trigger": trigger, "cause": cause, "train": train,
-        "test": test, "teacher": teacher, "folder": str(config.home() / "refreshes" / agent / refresh_id),
+        "test": test, "teacher": teacher, "mode": mode, "folder": str(config.home() / "refreshes" / agent / refresh_id),
     }  # fmt: skip
     if finished := models.finished_refresh(refresh_id):
         return Refresh(**common, run_id="", verdict=finished, finished=True)
@@ -116,7 +118,7 @@ def open_refresh(
     _require_rows(labelled(base, test, as_of), settings.observations.min_rows, test)
     run_id, verdict = models.open_refresh(
         refresh_id,
-        tags={"trigger": trigger, "cause": cause, "as_of": as_of.isoformat()},
+        tags={"trigger": trigger, "cause": cause, "as_of": as_of.isoformat(), "mode": mode},
         params=_settings(settings),
         name=f"refresh {as_of:%Y-%m-%d} ({trigger})",
     )
@@ -138,6 +140,12 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
     if champion is None:
         raise RegistryError(
             f"agent {job.agent!r} has no champion whose teacher could be kept: refresh with teacher=fit"
+        )
+    knows = Variant(models.fetch(champion)).actions
+    if knows != list(base.config.actions):
+        raise PartError(
+            f"the teacher of {champion} was made for the actions {', '.join(knows)}, and agents/{job.agent}.yaml has "
+            f"{', '.join(base.config.actions)} now: refresh with teacher=fit"
         )
     kept = models.baseline(champion).teacher
     return ensemble.reference(models.fetch(kept), kept)
@@ -220,6 +228,7 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
         asking.cross_fitted(asked, rows, account)
     else:
         asking.ask(asked, rows[~before & ~asked.seen(rows)], account)
+    ask_made_up(asked, _made_up(job), account, rows if job.teacher == "fit" else None)
     _log_spending(job)
     known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     least = base.config.windows.min_train_rows // 2
@@ -236,31 +245,32 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
 def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
     """A new student from the knowledge and the outcomes of the training window."""
     settings = config.load(job.agent)
-    rows, lesson, columns = _lesson(job, teacher)
+    old, initial = updating.warm_from(job), _initial(job, teacher)
+    rows, lesson, columns = _lesson(job, teacher, initial, old.columns if old else None)
     held_out, compared = _kept_back(job, teacher, columns)
-    student = new_student(settings, columns, lesson.x.numpy())
+    student = new_student(settings, columns, lesson.x.numpy(), initial)
+    if old is not None:
+        student = updating.warm_start(old, student, columns, settings.actions, lesson.x.numpy())
     course = distil_with_control(
         student, lesson, settings.distillation, held_out=held_out, compared=compared,
         checkpoint=Path(job.folder) / "training.safetensors",
     )  # fmt: skip
-    folder = Path(job.folder) / "student"
-    students.save(student, folder)
-    (folder / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
-    (folder / "course.json").write_text(course.model_dump_json(), encoding="utf-8")
-    return StudentRef(
-        folder=str(folder),
-        bytes=(folder / "student.safetensors").stat().st_size,
-        rows=len(rows),
-        history=course.history,
-    )
+    said = student_probabilities(student, lesson.x.numpy())
+    kept = remembered(rows, said, settings.actions, settings.update.memory, older=old.memory if old else None)
+    return updating.save_student(job, student, columns, kept, course, rows=len(rows))
 
 
 @engine_task(task_run_name="compress")
 def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tuple[VariantFile, ...]:
     """The student in every form that the agent file asks for, pruned ones recovered by a short distillation."""
     settings = config.load(job.agent)
-    _, lesson, columns = _lesson(job, teacher)
-    held_out, _ = _kept_back(job, teacher, columns)
+    columns = _columns(student)
+    held_out: Lesson | None
+    if job.mode == "update":
+        lesson, held_out = updating.news_and_memory(job, teacher, columns)
+    else:
+        _, lesson, _ = _lesson(job, teacher, _initial(job, teacher), columns)
+        held_out, _ = _kept_back(job, teacher, columns)
 
     def recover(module: students.Student, epochs: int) -> students.Student:
         distil(module, lesson, settings.distillation, held_out=held_out, epochs=epochs)
@@ -308,7 +318,10 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
     def deployed(name: str, role: Literal["variant", "champion"], folder: Path, size: int) -> proving.Candidate:
         variant = Variant(folder)
         row = encode(one, variant.columns)
-        return proving.Candidate(name, role, variant.predict_proba, size, lambda: variant.probabilities(row))
+        return proving.Candidate(
+            name, role, lambda rows: aligned(variant.predict_proba(rows), variant.actions, settings.actions), size,
+            lambda: variant.probabilities(row),
+        )  # fmt: skip
 
     return proving.prove(
         settings,
@@ -350,12 +363,21 @@ def log_models(
     lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
     module, example = students.load(Path(student.folder)), encode(test.head(4), _columns(student))
     logged_student = models.register(
-        models.log_student(job.run_id, module, example, proof.student, dict(settings.distillation), lineage),
+        models.log_student(
+            job.run_id,
+            module,
+            example,
+            proof.student,
+            dict(settings.distillation) | {"mode": job.mode},
+            lineage,
+            Path(student.folder),
+        ),
         f"{job.agent}-student",
     )
     for epoch, losses in enumerate(student.history, start=1):
         models.log_metrics(logged_student.run_id, losses, step=epoch)
     _log_course(models, logged_student.run_id, student)
+    updating.log_update(job, models, logged_student.run_id, student)
     lineage = lineage.model_copy(update={"student": logged_student})
     for variant, card in zip(variants, proof.variants, strict=True):
         logged = models.log_variant(
@@ -426,7 +448,10 @@ def _account(job: Refresh) -> asking.Account:
 
 def _champion_says(agent: str, rows: pd.DataFrame) -> np.ndarray | None:
     champion = registry(agent).champion()
-    return Variant(registry(agent).fetch(champion)).predict_proba(rows) if champion and len(rows) else None
+    if champion is None or rows.empty:
+        return None
+    variant = Variant(registry(agent).fetch(champion))
+    return aligned(variant.predict_proba(rows), variant.actions, config.load(agent).actions)
 
 
 def _trusted(job: Refresh, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str, np.ndarray] | None:
@@ -480,7 +505,7 @@ def challenger_name(verdict: Verdict) -> str:
 def _reference(job: Refresh, chosen: Variant) -> tuple[Profile, Screens]:
     """What the whole training window looked like, in the features and in the chosen variant's answers."""
     base = knowledge_base(job.agent)
-    rows = base.observations(job.train)
+    rows = texts.measured(base.observations(job.train), base.config.observations.columns, chosen.columns)
     return reference_of(rows, chosen.predict_proba(rows), base.config)
 
 
@@ -506,22 +531,57 @@ def _losses(job: Refresh, teacher: TeacherRef, chosen: Variant) -> dict[Process,
     return {process: loss_baseline(loss, times, cluster, block) for process, loss in losses.items()}
 
 
-def _lesson(job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
-    """The training rows that the student may learn from (validation days kept back), encoded, with their knowledge."""
+def _initial(job: Refresh, teacher: TeacherRef) -> TextInitial | None:
+    """The teacher's text encoder, where the student begins with it."""
+    return _teachers(job, teacher).text_encoder() if config.load(job.agent).begins_like_teacher else None
+
+
+def _lesson(
+    job: Refresh, teacher: TeacherRef, initial: TextInitial | None, known: Columns | None = None
+) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
+    """The training rows that the student may learn from (validation days kept back), encoded, with their knowledge.
+
+    :param known: columns that keep their codes, extended by what is new; None: those of the rows alone.
+    """
     base = knowledge_base(job.agent)
     rows = training_rows(base, job.train, job.as_of)
     kept_back = validation_days(rows["observed_at"], base.config.distillation.validation_every)
-    known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
-    rows = rows[known & ~kept_back]
+    spoken = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
+    rows = rows[spoken & ~kept_back]
     _require_rows(rows, base.config.windows.min_train_rows // 2, job.train)
-    columns = columns_of(base.config, rows)
+    columns = columns_of(base.config, rows, initial)
+    if known is not None:
+        columns = extended(known, columns)
+    parts = students.blocks(columns)
     lesson = Lesson(
         encode(rows, columns),
         base.knowledge(rows, teacher.version),
         rows["outcome"].to_numpy(),
-        numbers=len(base.config.observations.numbers),
+        numbers=parts.numbers,
+        features=base.features(rows, teacher.features) if teacher.features else None,
+        tokens=parts.tokens,
     )
-    return rows, lesson, columns
+    return rows, _with_made_up(job, teacher, lesson, columns), columns
+
+
+def _made_up(job: Refresh) -> pd.DataFrame:
+    """Rows made up near those of the training window, apart from its validation days, within the teacher's blocks."""
+    base = knowledge_base(job.agent)
+    rows = training_rows(base, job.train, job.as_of)
+    learned = ~validation_days(rows["observed_at"], base.config.distillation.validation_every)
+    return made_up_rows(base.config, rows[learned], ensemble.cross_fit_blocks(base.config, rows)[learned])
+
+
+def _with_made_up(job: Refresh, teacher: TeacherRef, lesson: Lesson, columns: list[dict[str, Any]]) -> Lesson:
+    """``lesson`` and the made-up rows that the teacher has spoken about; no outcome is made up."""
+    made = _made_up(job)
+    said = knowledge_base(job.agent).knowledge(made, teacher.version)
+    made, said = made[~np.isnan(said[:, 0])], said[~np.isnan(said[:, 0])]
+    if made.empty or lesson.features is not None:  # which they would lack
+        return lesson
+    return lesson.plus(
+        Lesson(encode(made, columns), said, np.full(len(made), -1), lesson.numbers, tokens=lesson.tokens)
+    )
 
 
 def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]]) -> tuple[Lesson | None, Lesson | None]:
@@ -534,11 +594,13 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
         return None, None
     groups, newer = held_out_units(rows["observed_at"], base.config.promotion.cluster)
     x, said, outcomes = encode(rows, columns), base.knowledge(rows, teacher.version), rows["outcome"].to_numpy()
-    numbers = len(base.config.observations.numbers)
+    parts = students.blocks(columns)
+    features = base.features(rows, teacher.features) if teacher.features else None
     held_out, compared = (
-        Lesson(x[chosen], said[chosen], outcomes[chosen], numbers, groups=groups[chosen]) if chosen.any() else None
+        Lesson(x[chosen], said[chosen], outcomes[chosen], parts.numbers, None if features is None else features[chosen],
+               groups[chosen], tokens=parts.tokens) if chosen.any() else None
         for chosen in (newer, ~newer)
-    )
+    )  # fmt: skip
     return held_out, compared
 
 

@@ -107,7 +107,7 @@ def _links(agent: str, run_id: str) -> str:
 
 def _proof(proof: Proof) -> list[str]:
     cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
-    return ["## Scorecards", _scorecards(cards), _picture(_png(tradeoff(proof)), "bytes, latency and AUC")]
+    return ["## Scorecards", _scorecards(cards), _picture(_png(tradeoff(proof)), "bytes, latency and quality")]
 
 
 def _spending(job: Refresh) -> str:
@@ -241,8 +241,8 @@ def _levels(report: DriftReport) -> dict[str, float]:
         found["screen.statistic"] = report.screened.statistic
     if report.disagreement:
         found["disagreement"] = report.disagreement.total_variation
-    if report.quality and report.quality.auc is not None:
-        found["auc"] = report.quality.auc
+    if report.quality:
+        found[report.quality.measure] = report.quality.score
     return found
 
 
@@ -280,12 +280,13 @@ def _scorecards(cards: list[Scorecard]) -> str:
     for card in cards:
         q, latency = card.test, card.latency
         rows.append(
-            f"| {card.model} | {card.role} | {_number(q.auc)} | {q.log_loss:.4f} | {q.calibration_error:.4f} "
-            f"| {_number(card.agreement)} | {card.bytes:,} | {_number(latency.p50_ms) if latency else ''} "
-            f"| {_number(latency.p95_ms) if latency else ''} |"
+            f"| {card.model} | {card.role} | {_number(q.auc)} | {q.accuracy:.4f} | {q.log_loss:.4f} "
+            f"| {q.calibration_error:.4f} | {_number(card.agreement)} | {card.bytes:,} "
+            f"| {_number(latency.p50_ms) if latency else ''} | {_number(latency.p95_ms) if latency else ''} |"
         )
     return _table(
-        "| model | role | AUC | log loss | calibration error | agreement | bytes | p50 (ms) | p95 (ms) |", rows
+        "| model | role | AUC | accuracy | log loss | calibration error | agreement | bytes | p50 (ms) | p95 (ms) |",
+        rows,
     )
 
 

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from stillhouse import config
 from stillhouse.config import (
     CategoryColumn,
+    ConvolutionEncoder,
     DynamicInt8,
     Fp32,
     NumberColumn,
     Prune,
     StaticInt8,
+    TextStudent,
     embedded_environment,
     load,
     load_file,
@@ -98,7 +100,8 @@ MISTAKES = [
     # tags of unions
     ("type: category", "type: categroy",
      "9: observations.columns.origin.type: 'categroy' is not known; did you mean 'category'?"),
-    ("{type: number}", "{}", "8: observations.columns.number.type: is required and missing: one of number, category"),
+    ("{type: number}", "{}",
+     "8: observations.columns.number.type: is required and missing: one of number, category, text"),
     ("method: fp32", "method: int4",
      "15: compression.0.method: 'int4' is not known; known are: fp32, int8_dynamic, int8_static, prune"),
     ("kind: tabular", "kind: tabluar", "13: student.kind: 'tabluar' is not known; did you mean 'tabular'?"),
@@ -412,3 +415,49 @@ def test_the_page_of_the_agent_file_names_every_key() -> None:
     schema = config.AgentConfig.model_json_schema()
     keys = {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
     assert not {key for key in keys if f"`{key}`" not in page}
+
+
+# --------------------------------------------------------------------------- texts
+
+TEXTS = (
+    GOOD.replace("number: {type: number}", "said: {type: text, max_length: 500}")
+    .replace("{kind: tabular, widths: [16]}", "{kind: text, encoder: {type: convolution}, widths: [16]}")
+)  # fmt: skip
+
+
+def test_an_agent_that_reads_texts(file: Path) -> None:
+    file.write_text(TEXTS)
+    toy = load_file(file)
+    assert toy.observations.texts == ("said",) and toy.observations.numbers == ("temp",)
+    assert isinstance(toy.student, TextStudent) and toy.student.encoder == ConvolutionEncoder(type="convolution")
+    assert not toy.begins_like_teacher
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("kind: text, encoder: {type: convolution}", "kind: tabular",
+         "13: student.kind: 'tabular' reads no text, and 'said' is a text column: take 'text'"),
+        ("said: {type: text, max_length: 500}", "said: {type: number}",
+         "13: student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"),
+        ("max_length: 500", "max_lenght: 500",
+         "8: observations.columns.said.max_lenght: unknown key; did you mean 'max_length'?"),
+        ("type: convolution", "type: convolutoin",
+         "13: student.encoder.type: 'convolutoin' is not known; did you mean 'convolution'?"),
+        ("{type: convolution}", "{type: transformer, width: 10}",
+         "13: student.encoder.heads: 4 does not divide the width, 10"),
+        ("{type: convolution}", "{type: convolution, sizes: [2, 2]}",
+         "13: student.encoder.sizes: names 2 more than once"),
+        ("widths: [16]", "widths: []",
+         "16: compression.1.method: 'prune' removes hidden units, and the student has none (widths []): leave it out"),
+        ("kind: python, name: forest, target: \"toy:Forest\", weight: 2}\nstudent: {kind: text,",
+         "kind: mlflow, name: forest, uri: \"models:/forest/1\"}\nstudent: {kind: text, initialise: teacher,",
+         "13: student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
+         "`text_encoder`: write 'none'"),
+        ("origin:", "\"said: words\": {type: number}\n    origin:",
+         "3: observations: column names ['said: words'] are reserved for what is watched of a text"),
+    ],
+)  # fmt: skip
+def test_mistakes_about_texts(file: Path, right: str, wrong: str, said: str) -> None:
+    assert TEXTS.count(right) == 1
+    assert complaint(file, TEXTS.replace(right, wrong)) == said

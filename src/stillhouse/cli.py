@@ -6,11 +6,11 @@ Heavy libraries are imported where they are used: ``stillhouse --help`` must ans
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,8 @@ from stillhouse import config
 from stillhouse.errors import ConfigError, SchemaError, StillhouseError
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
     from stillhouse.drift.profile import Profile
 
 __all__ = ["app", "main"]
@@ -69,9 +71,12 @@ def status(agent: AgentName) -> None:
             f"then python -m flows refresh --agent {agent} --trigger bootstrap"
         )
     else:
-        table = Table("version", "alias", "variant", "AUC (test)", "bytes", "p50 (ms)", "refresh", box=None)
+        two = len(settings.actions) == 2
+        quality = "AUC (test)" if two else "accuracy (test)"
+        table = Table("version", "alias", "variant", quality, "bytes", "p50 (ms)", "refresh", box=None)
         for v in versions:
-            table.add_row(v.version, ", ".join(v.aliases), v.variant, _number(v.auc), f"{v.bytes or 0:,}",
+            score = _number(v.auc if two else v.accuracy)
+            table.add_row(v.version, ", ".join(v.aliases), v.variant, score, f"{v.bytes or 0:,}",
                           _number(v.p50_ms), v.refresh_id)  # fmt: skip
         console.print(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())
@@ -144,6 +149,9 @@ def drift(
     ],
     current: Annotated[Path, typer.Argument(exists=True, help="the same, for the rows of now")],
     columns: Annotated[list[str] | None, typer.Option("--column", help="only this column; may be repeated")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option("--text", help="a column of free text: watched by its characters and words")
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="write the reference's profile here: next time it need not be read again")
     ] = None,
@@ -152,8 +160,8 @@ def drift(
     from stillhouse.drift.distances import compare
     from stillhouse.drift.explain import rank_columns
 
-    before = _profile(reference, columns, None)
-    now = _profile(current, columns, before)
+    before = _profile(reference, columns, None, texts or ())
+    now = _profile(current, columns, before, texts or ())
     if keep is not None:
         keep.write_bytes(before.to_bytes())
     table = Table("column", "PSI", "KS", "Wasserstein", "effect size", "missing before", "missing now", "new values",
@@ -225,12 +233,13 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment is not None else None
 
 
-def _profile(path: Path, columns: list[str] | None, like: Profile | None) -> Profile:
+def _profile(path: Path, columns: list[str] | None, like: Profile | None, texts: Sequence[str]) -> Profile:
     """The profile of a table, or a kept one; with a progress bar, for a table may be long."""
     from pyarrow import ArrowException
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from stillhouse.drift.profile import Profile, scan
+    from stillhouse.drift.texts import measured_batches
 
     if path.suffix == ".profile":
         try:
@@ -249,9 +258,19 @@ def _profile(path: Path, columns: list[str] | None, like: Profile | None) -> Pro
     with Progress(SpinnerColumn(), shown, TimeElapsedColumn(), console=console, transient=True) as progress:
         bar = progress.add_task("", total=None, file=path.name)
         try:
+            if texts:
+                source = measured_batches(_batches(source), texts)
             return scan(source, columns or None, like, on_rows=lambda rows: progress.advance(bar, rows))
         except (ArrowException, OSError) as error:
             raise SchemaError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _batches(source: Any) -> Iterator[RecordBatch]:
+    """Arrow batches of a Parquet file or folder, or of a dataset."""
+    from pyarrow.dataset import dataset
+
+    batches: Iterator[RecordBatch] = (dataset(source) if isinstance(source, Path) else source).to_batches()
+    return batches
 
 
 def _differs(shares: dict[tuple[str, str], float], name: str) -> bool:

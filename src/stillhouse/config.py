@@ -34,11 +34,17 @@ from pydantic import (
 )
 
 from stillhouse.errors import ConfigError
+from stillhouse.records import Mode
 
 __all__ = [
+    "TEXT_MEASURES",
     "AgentConfig",
+    "AnyEncoder",
+    "AnyStudent",
     "AnyTeacher",
+    "BagEncoder",
     "CategoryColumn",
+    "ConvolutionEncoder",
     "DynamicInt8",
     "EndpointTeacher",
     "EnsembleTeacher",
@@ -51,6 +57,10 @@ __all__ = [
     "Prune",
     "PythonTeacher",
     "StaticInt8",
+    "TabularStudent",
+    "TextColumn",
+    "TextStudent",
+    "TransformerEncoder",
     "Unit",
     "agents_folder",
     "embedded_environment",
@@ -197,7 +207,19 @@ class CategoryColumn(Section):
         return self
 
 
-Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="type")]
+class TextColumn(Section):
+    """Words as somebody wrote them; a text without any visible character is missing."""
+
+    type: Literal["text"]
+    max_length: int | None = Field(default=None, ge=1, description="longest allowed text (characters); absent: any")
+    max_missing: float = Field(default=0.0, ge=0, le=1, description="share of a window that may be missing or empty")
+    drift: bool = Field(default=True, description="false: neither its length nor its words are watched")
+
+
+TEXT_MEASURES = ("characters", "words", "new words")
+"""What of a text is watched, each as a number of its own: ``said: words``."""
+
+Column = Annotated[NumberColumn | CategoryColumn | TextColumn, Field(discriminator="type")]
 
 
 class When(Section):
@@ -319,6 +341,9 @@ class Observations(Section):
         reserved = {"observation_id", "observed_at", "content_key"} & self.columns.keys()
         if reserved:
             raise ValueError(f"column names {sorted(reserved)} are reserved for the knowledge base")
+        measures = {f"{name}: {measure}" for name in self.texts for measure in TEXT_MEASURES}
+        if reserved := measures & self.columns.keys():
+            raise ValueError(f"column names {sorted(reserved)} are reserved for what is watched of a text")
         return self
 
     @model_validator(mode="after")
@@ -341,6 +366,11 @@ class Observations(Section):
     def categories(self) -> tuple[str, ...]:
         """Names of the categorical columns, in order."""
         return tuple(name for name, column in self.columns.items() if column.type == "category")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Names of the text columns, in order."""
+        return tuple(name for name, column in self.columns.items() if column.type == "text")
 
 
 def _check_range(low: float | None, high: float | None, *, nothing: str) -> None:
@@ -452,6 +482,9 @@ class Outcomes(Section):
 # --------------------------------------------------------------------------- teachers, students
 
 
+_TIMEOUT = timedelta(minutes=15)  # of a teacher in this process; a task of the flows has half an hour
+
+
 class _Teacher(Section):
     """What every teacher has."""
 
@@ -468,6 +501,19 @@ class PythonTeacher(_Teacher):
     learns: bool = Field(
         default=True, description="false: rules or a ready model (:class:`stillhouse.parts.ReadyTeacher`), never fitted"
     )
+    features: bool = Field(
+        default=False, description="keep what its `features(rows)` gives, float32 [n, D]; only with `learns: false`"
+    )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: a fit, or answers to at most 5000 rows")
+
+    @model_validator(mode="after")
+    def _features_that_last(self) -> PythonTeacher:
+        if self.features and self.learns:
+            raise ValueError(
+                "features: those of a teacher that learns would be others after each fit: write `learns: false`, or "
+                "give the part that does not change as a teacher of its own"
+            )
+        return self
 
 
 class ModuleTeacher(_Teacher):
@@ -483,6 +529,10 @@ class ModuleTeacher(_Teacher):
     )
     answers: Literal["logits", "probabilities"] = Field(description="what the module gives, [n, K]")
     batch_size: int = Field(default=1024, ge=1, description="rows per forward pass")
+    features: bool = Field(
+        default=False, description="keep what the module's `features(encoded)` gives, float32 [n, D]"
+    )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> ModuleTeacher:
@@ -503,6 +553,7 @@ class MlflowTeacher(_Teacher):
         default="probabilities",
         description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @field_validator("uri")
     @classmethod
@@ -620,6 +671,11 @@ class Leaf(NamedTuple):
         """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
         return isinstance(self.teacher, PythonTeacher) and self.teacher.learns
 
+    @property
+    def features(self) -> bool:
+        """Whether what it makes of a row inside is kept with what it says."""
+        return isinstance(self.teacher, PythonTeacher | ModuleTeacher) and self.teacher.features
+
 
 def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:
     """Nested ensembles as one flat list: a weighted mean of weighted means is a weighted mean."""
@@ -693,6 +749,74 @@ class TabularStudent(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class BagEncoder(Section):
+    """The mean of the tokens' embeddings, wherever they stand."""
+
+    type: Literal["bag"]
+    width: int = Field(default=128, ge=2, le=4096, description="values of an embedding")
+    bigrams: int = Field(
+        default=0, ge=0, le=1 << 20,
+        description="embeddings that pairs of neighbours share by hashing; 0: pairs are not looked at",
+    )  # fmt: skip
+
+
+class ConvolutionEncoder(Section):
+    """Filters over neighbouring tokens, each at the place where it answers most."""
+
+    type: Literal["convolution"]
+    width: int = Field(default=64, ge=2, le=4096, description="values of an embedding")
+    filters: int = Field(default=64, ge=1, le=4096, description="filters of each size")
+    sizes: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        default=(1, 2, 3), min_length=1, description="neighbouring tokens that a filter sees"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ConvolutionEncoder:
+        if twice := _repeated(self.sizes):
+            raise ValueError(f"sizes: names {', '.join(map(str, twice))} more than once")
+        return self
+
+
+class TransformerEncoder(Section):
+    """A few layers of self-attention, built like BERT's, and the mean of what they give."""
+
+    type: Literal["transformer"]
+    width: int = Field(default=64, ge=2, le=4096, description="values of an embedding, and between layers")
+    layers: int = Field(default=2, ge=1, le=24)
+    heads: int = Field(default=4, ge=1, le=64, description="of attention; divides `width`")
+    feedforward: int = Field(default=256, ge=2, le=16_384, description="hidden units between two layers")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> TransformerEncoder:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide the width, {self.width}")
+        return self
+
+
+AnyEncoder = Annotated[BagEncoder | ConvolutionEncoder | TransformerEncoder, Field(discriminator="type")]
+
+
+class TextStudent(Section):
+    """Texts by an encoder of their tokens, beside numbers and categories, into a small MLP; tokeniser inside."""
+
+    kind: Literal["text"]
+    encoder: AnyEncoder = Field(default=BagEncoder(type="bag"), description="what makes one vector of a text's tokens")
+    vocabulary: int = Field(default=4000, ge=16, le=1 << 20, description="tokens, at most")
+    length: int = Field(default=32, ge=1, le=512, description="tokens of a text that are read; the rest is cut off")
+    initialise: Literal["none", "teacher"] = Field(
+        default="none", description="teacher: tokens, embeddings and, where they fit, layers come from a teacher's"
+    )
+    widths: tuple[Annotated[int, Field(ge=2, le=4096)], ...] = Field(
+        default=(128,), description="hidden units per layer; []: logits are linear in the text's vector"
+    )
+    bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the numbers' piecewise-linear encoding")
+    embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width of a category")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+AnyStudent = Annotated[TabularStudent | TextStudent, Field(discriminator="kind")]
+
+
 class Hinton(Section):
     """KL divergence of the softened probabilities."""
 
@@ -734,6 +858,25 @@ class Hints(Section):
 KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
 
 
+class Augment(Section):
+    """Rows made up near the observed ones, about which the teachers are asked too."""
+
+    copies: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="made-up rows per observed one; null: 3 where asking is free (no endpoint, no budget), else 0",
+    )
+    fill_to: int = Field(default=20_000, ge=0, description="rows, observed and made up, beyond which none are made up")
+    mix: float = Field(default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row")
+    closeness: float = Field(
+        default=1.0, gt=0, description="a number is drawn around the nearest row's, at (their difference) / closeness"
+    )
+    reworded: float = Field(
+        default=0.2, gt=0, le=1, description="share of the words changed, in half of the texts; the others are crossed"
+    )
+
+
 class Distillation(Section):
     """How the student learns from knowledge and outcomes."""
 
@@ -746,6 +889,7 @@ class Distillation(Section):
     losses: tuple[KnowledgeLoss, ...] = Field(
         default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
     )
+    augment: Augment = Field(default=Augment(), description="rows made up for the teachers to speak about")
     patience: int | None = Field(
         default=None, ge=1, description="epochs without a better held-out loss until the training stops; null: never"
     )
@@ -760,7 +904,9 @@ class Distillation(Section):
     averaging: float = Field(
         default=0.995, ge=0, lt=1, description="decay of the moving average of the weights, per step"
     )
-    unknown_rate: float = Field(default=0.02, ge=0, lt=1, description="share of category codes hidden while learning")
+    unknown_rate: float = Field(
+        default=0.02, ge=0, lt=1, description="share of category codes and tokens hidden while learning"
+    )
     validation_every: int = Field(
         default=10, ge=2, description="every n-th day of the training window is kept to choose among variants"
     )
@@ -773,6 +919,15 @@ class Distillation(Section):
         if twice := sorted({repr(name) for name in types if types.count(name) > 1}):
             raise ValueError(f"losses: {', '.join(twice)} comes more than once; give it one entry and a weight")
         return self
+
+
+class Update(Section):
+    """How a champion's student takes in what is new, instead of a new student."""
+
+    steps: int = Field(default=300, ge=1, le=100_000, description="of the optimiser")
+    memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
+    least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
+    min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
 
 
 # --------------------------------------------------------------------------- compression
@@ -839,6 +994,9 @@ class Thresholds(Section):
     auc_drop: float | None = Field(
         default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved"
     )
+    accuracy_drop: float | None = Field(
+        default=None, gt=0, le=1, description="fall of accuracy on known outcomes since the champion was proved"
+    )
     shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`, or `ks`")
 
 
@@ -858,6 +1016,13 @@ class Audit(Section):
     )
 
 
+class Responses(Section):
+    """What a watch asks for, by what it has found."""
+
+    harmful_drift: Mode = Field(default="redistil", description="where evidence shows harm; after a refusal: redistil")
+    drift: Mode = Field(default="redistil", description="where a plain threshold is crossed; after a refusal: redistil")
+
+
 class Watch(Section):
     """When and by what drift is noticed: a budget of false alarms, plain thresholds, or both."""
 
@@ -870,6 +1035,7 @@ class Watch(Section):
     )
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()
+    responses: Responses = Responses()
     cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
     clock: Literal["wall", "newest_observation"] = Field(
         default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
@@ -885,7 +1051,8 @@ class Watch(Section):
     @model_validator(mode="after")
     def _something_decides(self) -> Watch:
         if self.false_alarms is None and all(
-            getattr(self.thresholds, name) is None for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop")
+            getattr(self.thresholds, name) is None
+            for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop", "accuracy_drop")
         ):
             raise ValueError("without a budget of false_alarms and without a threshold nothing would ever be noticed")
         return self
@@ -897,7 +1064,7 @@ class Budgets(Section):
     max_bytes: int | None = Field(default=None, ge=1, description="of a variant's folder (bytes)")
     max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
     max_quality_loss: float = Field(
-        default=0.005, ge=0, le=1, description="AUC a variant may lose against the best one"
+        default=0.005, ge=0, le=1, description="AUC (accuracy, for more than two actions) a variant may lose"
     )
     max_teacher_calls: int | None = Field(
         default=None, ge=1, description="of one refresh: requests to endpoints, rows put to other teachers"
@@ -913,13 +1080,13 @@ class Promotion(Section):
     """What a challenger must prove."""
 
     approval: Literal["automatic", "manual"] = "automatic"
-    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC the challenger may be worse by")
+    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC, or accuracy, it may be worse by")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
     cluster: Duration = Field(
         default=timedelta(hours=1), description="rows observed in the same such stretch are one piece of evidence"
     )
     slices: tuple[str, ...] = Field(default=(), description="categorical columns; each value is judged too")
-    slice_margin: float = Field(default=0.02, ge=0, le=1, description="AUC margin on a slice, and on the past window")
+    slice_margin: float = Field(default=0.02, ge=0, le=1, description="the same on a slice, and on the past window")
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
 
 
@@ -934,8 +1101,9 @@ class AgentConfig(Section):
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
     weights: Weighing = Weighing()
     teaching: Teaching = Teaching()
-    student: TabularStudent
+    student: AnyStudent
     distillation: Distillation = Distillation()
+    update: Update = Update()
     compression: tuple[Compression, ...] = Field(
         default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
                  Prune(method="prune")),
@@ -946,6 +1114,19 @@ class AgentConfig(Section):
     budgets: Budgets = Budgets()
     promotion: Promotion = Promotion()
 
+    @property
+    def copies(self) -> float:
+        """Made-up rows per observed one."""
+        given = self.distillation.augment.copies
+        budgeted = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
+        priced = any(isinstance(leaf.teacher, EndpointTeacher) for leaf in leaves(self.teachers))
+        return given if given is not None else 0.0 if budgeted or priced else 3.0
+
+    @property
+    def begins_like_teacher(self) -> bool:
+        """Whether the student begins with a teacher's text encoder."""
+        return isinstance(self.student, TextStudent) and self.student.initialise == "teacher"
+
     @model_validator(mode="after")
     def _consistent(self) -> AgentConfig:
         for key, values, what in (
@@ -955,11 +1136,17 @@ class AgentConfig(Section):
         ):
             if twice := _repeated(values):
                 raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
+        featured = [leaf.name for leaf in leaves(self.teachers) if leaf.features]
+        if len(featured) > 1:
+            raise ValueError(
+                f"teachers: {', '.join(map(repr, featured))} are to give features, and students match those of one: "
+                f"write `features: true` once"
+            )
         for place, loss in enumerate(self.distillation.losses):
-            if isinstance(loss, Hints):
+            if isinstance(loss, Hints) and not featured:
                 raise ValueError(
-                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features, and the teachers "
-                    f"of an agent file give probabilities: take 'relational', which needs none"
+                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features: write "
+                    f"`features: true` with one that can, or take 'relational', which needs none"
                 )
             if isinstance(loss, Decoupled | Standardised) and len(self.actions) == 2:
                 raise ValueError(
@@ -971,15 +1158,18 @@ class AgentConfig(Section):
                 f"promotion.slices: {', '.join(map(repr, strange))} is no category column of `observations`; "
                 f"those are: {', '.join(self.observations.categories) or 'none'}"
             )
-        if mistakes := [*_mistakes_of_teachers(self)]:
+        if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
-        thresholds, watched = self.watch.thresholds, sum(c.drift for c in self.observations.columns.values())
+        watched_columns = [column for column in self.observations.columns.values() if column.drift]
+        texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
+        numbers = texts + sum(column.type == "number" for column in watched_columns)
+        watched = numbers + sum(column.type == "category" for column in watched_columns)
+        thresholds = self.watch.thresholds
         if thresholds.psi is not None and thresholds.shifted_columns > watched:
             raise ValueError(
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {watched} columns are "
                 f"watched: `psi` could never be crossed"
             )
-        numbers = sum(column.drift for column in self.observations.columns.values() if column.type == "number")
         if thresholds.ks is not None and thresholds.shifted_columns > numbers:
             raise ValueError(
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {numbers} numbers are "
@@ -1009,6 +1199,30 @@ def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
                 for name in teacher.columns or ():
                     if wrong := _wrong_column(name, kind, columns):
                         yield f"{key}.columns: {wrong}"
+
+
+def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
+    """``key: what is wrong`` of a student that does not read what the agent sees, or cannot be made as it says."""
+    student, texts = config.student, config.observations.texts
+    if isinstance(student, TabularStudent):
+        if texts:
+            yield f"student.kind: 'tabular' reads no text, and {texts[0]!r} is a text column: take 'text'"
+        return
+    if not texts:
+        yield "student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"
+    if not student.widths:
+        for place, compression in enumerate(config.compression):
+            if isinstance(compression, Prune):
+                yield (
+                    f"compression.{place}.method: 'prune' removes hidden units, and the student has none "
+                    f"(widths []): leave it out"
+                )
+    could = any(isinstance(leaf.teacher, PythonTeacher | ModuleTeacher) for leaf in leaves(config.teachers))
+    if student.initialise == "teacher" and not could:
+        yield (
+            "student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
+            "`text_encoder`: write 'none'"
+        )
 
 
 def _mistakes_of_prompt(teacher: EndpointTeacher, columns: Mapping[str, Column], key: str) -> Iterator[str]:

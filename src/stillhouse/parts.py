@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ import pandas as pd
 
 from stillhouse.errors import PartError
 
-__all__ = ["ModelStore", "ReadyTeacher", "Source", "Teacher", "resolve"]
+__all__ = ["ModelStore", "OffersText", "ReadyTeacher", "Source", "Teacher", "TextInitial", "resolve"]
 
 
 @runtime_checkable
@@ -52,9 +53,47 @@ class ReadyTeacher(Protocol):
       then. Without them it is made anew from its settings whenever it is needed.
     - ``fingerprint() -> str``: a text that changes with what it says. Without it that is the content of what it saves,
       or else the source of the module that defines it.
+    - ``features(rows) -> float32 [n, D]``: what it makes of the rows inside, always of the same width D, for students
+      to match (``features: true`` in the agent file).
     """
 
     def predict_proba(self, rows: pd.DataFrame, /) -> np.ndarray[Any, Any]: ...
+
+
+@dataclass(frozen=True)
+class TextInitial:
+    """A teacher's text encoder, for a student to begin with.
+
+    :param tokens: WordPiece tokens in lower case, V of them, all different; ``##`` begins those within a word.
+    :param embeddings: their vectors, float32 ``[V, D]``.
+    :param layers: state of a BERT encoder as the transformers library names it (``encoder.layer.0.attention.self.
+        query.weight``, ``embeddings.position_embeddings.weight`` …), float32; None: the embeddings are all.
+    :param heads: of its attention.
+    :param start: the token that a text begins with.
+    :raises PartError: if the embeddings are not finite numbers ``[V, D]``, or a token comes twice.
+    """
+
+    tokens: Sequence[str]
+    embeddings: np.ndarray[Any, Any]
+    layers: Mapping[str, np.ndarray[Any, Any]] | None = None
+    heads: int | None = None
+    start: str = "[CLS]"
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.embeddings)
+        if len(shape) != 2 or shape[0] != len(self.tokens) or not shape[1]:
+            raise PartError(f"a text encoder of {len(self.tokens)} tokens has embeddings of shape {list(shape)}")
+        if len(set(self.tokens)) < len(self.tokens):
+            raise PartError("a text encoder names tokens more than once")
+        if not np.isfinite(self.embeddings).all():
+            raise PartError("a text encoder has embeddings that are not finite")
+
+
+@runtime_checkable
+class OffersText(Protocol):
+    """A teacher whose text encoder a student may begin with; optional."""
+
+    def text_encoder(self) -> TextInitial: ...
 
 
 class ModelStore(Protocol):

@@ -30,6 +30,7 @@ __all__ = [
     "Examination",
     "Latency",
     "LossBaseline",
+    "Mode",
     "ModelRef",
     "Outcome",
     "Process",
@@ -286,6 +287,17 @@ class Quality(Record):
     brier: float = Field(ge=0.0, le=2.0, description="mean Σ_k (p_k − y_k)²")
     accuracy: Fraction
     calibration_error: Fraction = Field(description="expected calibration error, 15 equal-mass bins")
+    actions: int = Field(default=2, ge=2, description="how many there were to choose from")
+
+    @property
+    def measure(self) -> Literal["auc", "accuracy"]:
+        """What models are compared by: the AUC for two actions, the accuracy for more, or where there is no AUC."""
+        return "auc" if self.actions == 2 and self.auc is not None else "accuracy"
+
+    @property
+    def score(self) -> float:
+        """The value of :attr:`measure`, 0…1."""
+        return self.accuracy if self.auc is None or self.measure == "accuracy" else self.auc
 
 
 class DriftReport(Record):
@@ -407,6 +419,7 @@ class TeacherRef(Record):
     version: str = Field(description="content hash of all that decides what they say")
     folder: str
     fitted: Window | None = Field(description="whose outcomes they have seen; None: none of them can be fitted")
+    features: str | None = Field(default=None, description="version of the one whose features are kept; None: none")
     bytes: int = Field(ge=0)
     model: ModelRef | None = None
 
@@ -450,7 +463,7 @@ class Scorecard(Record):
 
 # --------------------------------------------------------------------------- verdicts
 
-Response = Literal["hold", "recalibrate", "reuse", "update", "redistil", "renew"]
+Response = Literal["hold", "recalibrate", "reuse", "update", "redistil_warm", "redistil", "renew"]
 Outcome = Literal[
     # watch
     "no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
@@ -554,6 +567,11 @@ class Baseline(Record):
     teacher: ModelRef
 
 
+Mode = Literal["update", "redistil_warm", "redistil"]
+"""How a refresh makes its student: the champion's takes in what is new; a training that begins at the champion's
+weights; a training from the beginning."""
+
+
 class Refresh(Record):
     """One refresh under way: what for, on which windows, where its files and its MLflow run are."""
 
@@ -565,10 +583,20 @@ class Refresh(Record):
     train: Window
     test: Window
     teacher: Literal["fit", "keep"]
+    mode: Mode = "redistil"
+    since: AwareDatetime | None = Field(
+        default=None, description="of an update: from when rows are new to the champion"
+    )
     folder: str = Field(description="of the files of this refresh, until MLflow has them")
     run_id: str = Field(description="MLflow parent run")
     verdict: Verdict | None = Field(default=None, description="of an earlier, interrupted or finished run of it")
     finished: bool = False
+
+    @property
+    def news(self) -> Window:
+        """The part of the training window that is new to the champion; all of it unless this is an update."""
+        start = self.train.start if self.since is None else max(self.train.start, min(self.since, self.train.end))
+        return self.train.model_copy(update={"name": "new", "start": start})
 
 
 def short_id(*parts: object) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.compress.export import TOLERANCE, export_onnx, probabilities, run_onnx, slim
-from stillhouse.distill.student import Student, quantile_edges
+from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
 
 CARDINALITIES = (16, 3, 105)
@@ -27,20 +27,20 @@ def encoded(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def student() -> Student:
+def student() -> TabularStudent:
     torch.manual_seed(0)
-    return Student(quantile_edges(encoded(2000)[:, :20], 12), CARDINALITIES, 2, (64, 32), dropout=0.1)
+    return TabularStudent(quantile_edges(encoded(2000)[:, :20], 12), CARDINALITIES, 2, (64, 32), dropout=0.1)
 
 
 @pytest.fixture(scope="module")
-def model(student: Student, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def model(student: TabularStudent, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     export_onnx(student, encoded(200), path)
     return path.read_bytes()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000])
-def test_equals_torch_for_any_batch(model: bytes, student: Student, count: int) -> None:
+def test_equals_torch_for_any_batch(model: bytes, student: TabularStudent, count: int) -> None:
     rows = encoded(count, seed=count)
     found = run_onnx(model, rows)
     assert found.shape == (count, 2)
@@ -49,7 +49,7 @@ def test_equals_torch_for_any_batch(model: bytes, student: Student, count: int) 
     np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
 
 
-def test_equals_torch_at_the_edges_of_the_encoding(model: bytes, student: Student) -> None:
+def test_equals_torch_at_the_edges_of_the_encoding(model: bytes, student: TabularStudent) -> None:
     rows = np.zeros((5, 23), dtype=np.float32)  # codes 0: nothing known
     rows[0, :20] = np.nan
     rows[1, :20] = student.edges[:, 3].numpy()
@@ -72,13 +72,13 @@ def test_the_interface_is_one_float_matrix_in_and_one_out(model: bytes) -> None:
         assert width.dim_value == size
 
 
-def test_the_file_is_little_more_than_the_weights(model: bytes, student: Student) -> None:
+def test_the_file_is_little_more_than_the_weights(model: bytes, student: TabularStudent) -> None:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in student.state_dict().values())
     onnx.checker.check_model(onnx.load_model_from_string(model), full_check=True)
     assert len(model) < weights + 4_000
 
 
-def test_dropout_is_off_and_the_student_left_as_it_was(student: Student, tmp_path: Path) -> None:
+def test_dropout_is_off_and_the_student_left_as_it_was(student: TabularStudent, tmp_path: Path) -> None:
     student.train()
     export_onnx(student, encoded(50), tmp_path / "model.onnx")
     assert student.training
@@ -87,7 +87,7 @@ def test_dropout_is_off_and_the_student_left_as_it_was(student: Student, tmp_pat
     np.testing.assert_array_equal(probabilities(student, rows), probabilities(student, rows))
 
 
-def test_the_same_student_gives_the_same_bytes(student: Student, model: bytes, tmp_path: Path) -> None:
+def test_the_same_student_gives_the_same_bytes(student: TabularStudent, model: bytes, tmp_path: Path) -> None:
     export_onnx(student, encoded(200), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == model
 
@@ -99,7 +99,7 @@ def test_slimming_a_slim_model_changes_neither_size_nor_numbers(model: bytes) ->
 
 
 def test_it_is_silent(
-    student: Student, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+    student: TabularStudent, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     export_onnx(student, encoded(20), tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
@@ -155,7 +155,7 @@ def test_what_onnx_runtime_refuses_is_an_export_error(model: bytes) -> None:
 
 
 @pytest.mark.parametrize("rows", [np.zeros((0, 23), np.float32), np.zeros((5, 23)), np.zeros(23, np.float32)])
-def test_rows_that_no_student_reads_are_refused(student: Student, rows: np.ndarray, tmp_path: Path) -> None:
+def test_rows_that_no_student_reads_are_refused(student: TabularStudent, rows: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="float32 rows"):
         export_onnx(student, rows, tmp_path / "model.onnx")
 

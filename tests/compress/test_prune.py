@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from stillhouse.compress.prune import importance, prune_hidden_units
-from stillhouse.distill.student import Student, load, save
+from stillhouse.distill.students import TabularStudent, load, save
 from stillhouse.errors import ExportError
 
 
-def make_student(*widths: int) -> Student:
+def make_student(*widths: int) -> TabularStudent:
     torch.manual_seed(0)
     edges = torch.linspace(-1, 1, 13).repeat(20, 1)
-    return Student(edges, (16, 3, 105), 2, widths, dropout=0.1).eval()
+    return TabularStudent(edges, (16, 3, 105), 2, widths, dropout=0.1).eval()
 
 
 def rows(count: int = 50) -> torch.Tensor:

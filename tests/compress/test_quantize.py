@@ -13,7 +13,7 @@ import torch
 from stillhouse.compress.export import export_onnx, probabilities, run_onnx
 from stillhouse.compress.quantize import quantize_dynamic_int8, quantize_static_int8
 from stillhouse.config import DynamicInt8, StaticInt8
-from stillhouse.distill.student import Student, quantile_edges
+from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
 
 CARDINALITIES = (16, 3, 105)
@@ -28,10 +28,10 @@ def encoded(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def student() -> Student:
+def student() -> TabularStudent:
     """A student whose probabilities spread over (0, 1), as a trained one's do."""
     torch.manual_seed(0)
-    student = Student(quantile_edges(encoded(2000)[:, :20], 12), CARDINALITIES, 2, (64, 32)).eval()
+    student = TabularStudent(quantile_edges(encoded(2000)[:, :20], 12), CARDINALITIES, 2, (64, 32)).eval()
     final = student.layers[-1]
     assert isinstance(final, torch.nn.Linear)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def student() -> Student:
 
 
 @pytest.fixture(scope="module")
-def source(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(student: TabularStudent, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("quantize") / "source.onnx"
     export_onnx(student, encoded(200), path)
     return path
@@ -59,7 +59,9 @@ STATIC = StaticInt8(method="int8_static")
 
 
 @pytest.mark.parametrize("config", [DYNAMIC, STATIC], ids=["dynamic", "static"])
-def test_smaller_and_close(source: Path, student: Student, config: DynamicInt8 | StaticInt8, tmp_path: Path) -> None:
+def test_smaller_and_close(
+    source: Path, student: TabularStudent, config: DynamicInt8 | StaticInt8, tmp_path: Path
+) -> None:
     target = quantized(source, tmp_path / "int8.onnx", config)
     assert target.stat().st_size < 0.33 * source.stat().st_size
     for count in (1, 1000):
@@ -86,7 +88,7 @@ def test_every_large_weight_is_int8_and_the_encoding_is_not(
     assert "Gemm" not in {node.op_type for node in graph.node}
 
 
-def test_missing_numbers_and_unknown_categories_survive(source: Path, student: Student, tmp_path: Path) -> None:
+def test_missing_numbers_and_unknown_categories_survive(source: Path, student: TabularStudent, tmp_path: Path) -> None:
     rows = np.zeros((3, 23), dtype=np.float32)
     rows[0, :20] = np.nan
     rows[1, :20] = 1e30

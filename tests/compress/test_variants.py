@@ -21,7 +21,7 @@ from stillhouse.compress.export import probabilities
 from stillhouse.compress.processor import parse_cpuinfo, processor
 from stillhouse.compress.variants import VariantFile, make_variants
 from stillhouse.config import DynamicInt8, Fp32, Prune, StaticInt8
-from stillhouse.distill.student import Student, quantile_edges
+from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
 from stillhouse.variant import Variant, encode
 
@@ -50,10 +50,10 @@ def raw(count: int, seed: int = 0) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def student() -> Student:
+def student() -> TabularStudent:
     torch.manual_seed(0)
     edges = quantile_edges(encode(raw(2000), COLUMNS)[:, :20], 12)
-    return Student(edges, list(VALUES.values()), 2, (64, 32)).eval()
+    return TabularStudent(edges, list(VALUES.values()), 2, (64, 32)).eval()
 
 
 def unchanged(pruned: nn.Module, epochs: int) -> nn.Module:
@@ -74,7 +74,7 @@ def make(student: nn.Module, folder: Path, *compressions: Any, **changes: Any) -
 
 
 @pytest.fixture(scope="module")
-def made(student: Student, tmp_path_factory: pytest.TempPathFactory) -> dict[str, VariantFile]:
+def made(student: TabularStudent, tmp_path_factory: pytest.TempPathFactory) -> dict[str, VariantFile]:
     return {file.name: file for file in make(student, tmp_path_factory.mktemp("variants"))}
 
 
@@ -140,7 +140,7 @@ Variant(sys.argv[1]).predict(rows).to_json(sys.argv[3], orient="split", double_p
 
 @pytest.mark.parametrize("name", ["fp32", "int8_static"])
 def test_it_runs_alone_without_torch_and_stillhouse(
-    made: dict[str, VariantFile], student: Student, name: str, tmp_path: Path
+    made: dict[str, VariantFile], student: TabularStudent, name: str, tmp_path: Path
 ) -> None:
     rows = raw(30, seed=5)
     rows.to_json(tmp_path / "rows.json", orient="split", double_precision=15)
@@ -153,7 +153,7 @@ def test_it_runs_alone_without_torch_and_stillhouse(
     np.testing.assert_allclose(found[["p_on_time", "p_late"]], wanted, atol=1e-6 if name == "fp32" else 0.05)
 
 
-def test_a_damaged_model_is_refused(student: Student, tmp_path: Path) -> None:
+def test_a_damaged_model_is_refused(student: TabularStudent, tmp_path: Path) -> None:
     (file,) = make(student, tmp_path, Fp32(method="fp32"))
     model = Path(file.folder) / "model.onnx"
     damaged = bytearray(model.read_bytes())
@@ -166,7 +166,7 @@ def test_a_damaged_model_is_refused(student: Student, tmp_path: Path) -> None:
     Variant(file.folder)
 
 
-def test_the_same_again_gives_the_same_bytes_and_touches_nothing(student: Student, tmp_path: Path) -> None:
+def test_the_same_again_gives_the_same_bytes_and_touches_nothing(student: TabularStudent, tmp_path: Path) -> None:
     first = make(student, tmp_path / "one")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*")}
     assert make(student, tmp_path / "one") == first
@@ -175,7 +175,7 @@ def test_the_same_again_gives_the_same_bytes_and_touches_nothing(student: Studen
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_other_contents_replace_a_finished_variant(student: Student, tmp_path: Path) -> None:
+def test_other_contents_replace_a_finished_variant(student: TabularStudent, tmp_path: Path) -> None:
     make(student, tmp_path, Fp32(method="fp32"))
     make(student, tmp_path, Fp32(method="fp32"), lineage={"student": "models:/m-2"})
     assert Variant(tmp_path / "fp32").manifest["lineage"] == {"student": "models:/m-2"}
@@ -195,11 +195,11 @@ def die(*arguments):
 
 variants._write_manifest = die
 torch.manual_seed(0)
-t.make(t.Student(torch.linspace(-1, 1, 13).repeat(20, 1), list(t.VALUES.values()), 2, (8,)), Path(sys.argv[2]))
+t.make(t.TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(t.VALUES.values()), 2, (8,)), Path(sys.argv[2]))
 """
 
 
-def test_a_killed_process_leaves_no_half_variant(student: Student, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_half_variant(student: TabularStudent, tmp_path: Path) -> None:
     folder = tmp_path / "variants"
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder)], check=False, timeout=120
@@ -212,7 +212,7 @@ def test_a_killed_process_leaves_no_half_variant(student: Student, tmp_path: Pat
     Variant(folder / "fp32")
 
 
-def test_a_half_written_folder_is_replaced(student: Student, tmp_path: Path) -> None:
+def test_a_half_written_folder_is_replaced(student: TabularStudent, tmp_path: Path) -> None:
     half = tmp_path / "fp32"
     half.mkdir()
     (half / "model.onnx").write_bytes(b"half")
@@ -220,7 +220,7 @@ def test_a_half_written_folder_is_replaced(student: Student, tmp_path: Path) -> 
     Variant(half)
 
 
-def test_a_failure_midway_leaves_finished_variants_and_no_workplace(student: Student, tmp_path: Path) -> None:
+def test_a_failure_midway_leaves_finished_variants_and_no_workplace(student: TabularStudent, tmp_path: Path) -> None:
     def fail(pruned: nn.Module, epochs: int) -> nn.Module:
         raise OSError("the teacher does not answer")
 
@@ -229,7 +229,7 @@ def test_a_failure_midway_leaves_finished_variants_and_no_workplace(student: Stu
     assert [path.name for path in tmp_path.iterdir()] == ["fp32"]
 
 
-def test_a_pruned_student_is_recovered_by_the_caller(student: Student, tmp_path: Path) -> None:
+def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tmp_path: Path) -> None:
     calls = []
 
     def recover(pruned: nn.Module, epochs: int) -> nn.Module:
@@ -245,7 +245,7 @@ def test_a_pruned_student_is_recovered_by_the_caller(student: Student, tmp_path:
     assert student.spec["widths"] == [64, 32]
 
 
-def test_an_unknown_compression_is_a_type_error(student: Student, tmp_path: Path) -> None:
+def test_an_unknown_compression_is_a_type_error(student: TabularStudent, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="no compression method for dict"):
         module._compress({"method": "fp32"}, None, tmp_path)  # type: ignore[arg-type]
 
@@ -254,18 +254,20 @@ def test_an_unknown_compression_is_a_type_error(student: Student, tmp_path: Path
     ("changes", "message"),
     [
         ({"actions": ("a", "b", "c")}, "2 logits, but there are 3 actions"),
-        ({"columns": COLUMNS[:-1]}, "23 values, but there are 22 columns"),
+        ({"columns": COLUMNS[:-1]}, "23 values, but the columns make 22"),
         ({"calibration": np.zeros((0, 23), np.float32)}, "n ≥ 1"),
     ],
 )
-def test_what_does_not_fit_is_refused(student: Student, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(
+    student: TabularStudent, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ExportError, match=message):
         make(student, tmp_path, **changes)
     assert not list(tmp_path.iterdir())
 
 
 def test_probabilities_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                       student: Student) -> None:  # fmt: skip
+                                                       student: TabularStudent) -> None:  # fmt: skip
     monkeypatch.setattr(module, "run_onnx", lambda model, rows: np.full((len(rows), 2), np.nan, np.float32))
     with pytest.raises(ExportError, match="variant fp32 gives probabilities that are not finite on 1000 of 1000"):
         make(student, tmp_path)

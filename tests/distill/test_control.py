@@ -9,7 +9,7 @@ from torch import nn
 
 from stillhouse.config import Distillation
 from stillhouse.distill.control import compare, distil_with_control
-from stillhouse.distill.student import Student
+from stillhouse.distill.students import TabularStudent
 from stillhouse.distill.train import Lesson
 
 SETTINGS = Distillation(epochs=3, batch_size=64, learning_rate=0.02)
@@ -23,9 +23,9 @@ def world(rows: int, seed: int, teacher: float = 1.0) -> Lesson:
     return Lesson(x, np.column_stack([1 - said, said]), (rng.random(rows) < go).astype(np.int64))
 
 
-def student() -> Student:
+def student() -> TabularStudent:
     torch.manual_seed(0)
-    return Student(torch.linspace(-2, 2, 5).repeat(3, 1), (), 2, (8,))
+    return TabularStudent(torch.linspace(-2, 2, 5).repeat(3, 1), (), 2, (8,))
 
 
 def test_gain_and_its_error_by_hand() -> None:

@@ -11,7 +11,7 @@ import torch
 from stillhouse.config import Distillation
 from stillhouse.distill.losses import knowledge_loss, outcome_loss
 from stillhouse.distill.online import distill_step, forgetting, remember, resemblance, update
-from stillhouse.distill.student import Student
+from stillhouse.distill.students import TabularStudent
 from stillhouse.distill.train import Lesson, distil
 
 SETTINGS = Distillation(epochs=6, batch_size=64, learning_rate=0.02, controller="fixed", unknown_rate=0)
@@ -26,14 +26,14 @@ def world(rows: int, seed: int, centre: float = 0.0, sign: float = 1.0) -> Lesso
 
 
 @pytest.fixture(scope="module")
-def champion() -> Student:
+def champion() -> TabularStudent:
     torch.manual_seed(0)
-    made = Student(torch.linspace(-3, 8, 9).repeat(2, 1), (), 2, (24,))
+    made = TabularStudent(torch.linspace(-3, 8, 9).repeat(2, 1), (), 2, (24,))
     distil(made, world(2000, 0), SETTINGS)
     return made
 
 
-def test_one_step_is_the_mean_of_new_and_old_by_their_share(champion: Student) -> None:
+def test_one_step_is_the_mean_of_new_and_old_by_their_share(champion: TabularStudent) -> None:
     new, old = world(32, 1, 5.0, -1.0), remember(champion, world(16, 2))
 
     def moved(**given: object) -> torch.Tensor:
@@ -48,14 +48,14 @@ def test_one_step_is_the_mean_of_new_and_old_by_their_share(champion: Student) -
     torch.testing.assert_close(mixed, 0.7 * only_new + 0.3 * only_old, rtol=1e-3, atol=1e-5)
 
 
-def test_what_is_remembered_is_what_the_student_said(champion: Student) -> None:
+def test_what_is_remembered_is_what_the_student_said(champion: TabularStudent) -> None:
     rows = world(50, 3)
     kept = remember(champion, rows)
     torch.testing.assert_close(kept.knowledge, torch.softmax(champion(rows.x), dim=1))
     assert kept.outcomes is rows.outcomes and not torch.equal(kept.knowledge, rows.knowledge)
 
 
-def test_an_update_learns_the_new_and_replay_keeps_the_old(champion: Student) -> None:
+def test_an_update_learns_the_new_and_replay_keeps_the_old(champion: TabularStudent) -> None:
     new, past, test = world(600, 4, 5.0, -1.0), world(1000, 5), world(1000, 6, 5.0, -1.0)
     told = {}
     for name, replay in (("tuned", world(0, 0)), ("replayed", remember(champion, world(600, 7)))):
@@ -69,7 +69,7 @@ def test_an_update_learns_the_new_and_replay_keeps_the_old(champion: Student) ->
     assert told["replayed"].forgotten["before"] < 0.5 * told["tuned"].forgotten["before"]
 
 
-def test_the_same_seed_the_same_update(champion: Student) -> None:
+def test_the_same_seed_the_same_update(champion: TabularStudent) -> None:
     found = []
     for _ in range(2):
         student = deepcopy(champion)
@@ -79,15 +79,15 @@ def test_the_same_seed_the_same_update(champion: Student) -> None:
 
 
 def test_old_rows_count_by_how_much_they_are_like_the_new() -> None:
-    same = resemblance(world(2000, 0), world(2000, 1))
+    same = resemblance(world(2000, 0).x, world(2000, 1).x)
     assert same.mean().item() == pytest.approx(1, abs=1e-5) and same.std() < 0.1
     old = world(2000, 0)
     old.x[:1000, 1] += 5
-    weights = resemblance(old, world(2000, 1, 5.0))
+    weights = resemblance(old.x, world(2000, 1, 5.0).x)
     assert weights[:1000].mean() > 3 * weights[1000:].mean()
 
 
-def test_forgetting_is_the_rise_of_the_loss(champion: Student) -> None:
+def test_forgetting_is_the_rise_of_the_loss(champion: TabularStudent) -> None:
     rows = world(300, 8)
     other = deepcopy(champion)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from stillhouse.config import AgentConfig, Distillation
 from stillhouse.distill.losses import outcome_loss, soften
-from stillhouse.distill.student import Student
+from stillhouse.distill.students import TabularStudent
 from stillhouse.distill.train import (
     Lesson,
     columns_of,
@@ -81,7 +81,9 @@ def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any]
     return rows, np.column_stack([1 - move, move]), (rng.random(count) < move).astype(np.int64)
 
 
-def learned(config: AgentConfig, count: int = 2000, **settings: Any) -> tuple[Student, tuple[dict[str, float], ...]]:
+def learned(
+    config: AgentConfig, count: int = 2000, **settings: Any
+) -> tuple[TabularStudent, tuple[dict[str, float], ...]]:
     rows, knowledge, outcomes = make_rows(count, seed=0)
     columns = columns_of(config, rows)
     lesson = Lesson(encode(rows, columns), knowledge, outcomes, numbers=2)
@@ -89,12 +91,12 @@ def learned(config: AgentConfig, count: int = 2000, **settings: Any) -> tuple[St
     return student, distil(student, lesson, config.distillation, **settings).history
 
 
-def said(config: AgentConfig, student: Student) -> tuple[np.ndarray[Any, Any], ...]:
+def said(config: AgentConfig, student: TabularStudent) -> tuple[np.ndarray[Any, Any], ...]:
     rows, knowledge, outcomes = make_rows(3000, seed=1)
     return student_probabilities(student, encode(rows, columns_of(config, rows))), knowledge, outcomes
 
 
-def weights(student: Student) -> torch.Tensor:
+def weights(student: TabularStudent) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
 
 
@@ -211,7 +213,7 @@ def with_losses(config: AgentConfig, *types: str) -> AgentConfig:
     return config.model_copy(update={"distillation": Distillation.model_validate(settings)})
 
 
-def fresh(config: AgentConfig, lesson: Lesson) -> Student:
+def fresh(config: AgentConfig, lesson: Lesson) -> TabularStudent:
     rows, _, _ = make_rows(600, seed=0)
     return new_student(config, columns_of(config, rows), lesson.x.numpy())
 

@@ -289,6 +289,41 @@ class Share(Constant):
         self.says = float(outcomes.mean())
 
 
+# --------------------------------------------------------------------------- the encoder that a student begins with
+
+
+def loaded(folder: Path, *teachers: dict[str, Any]) -> ensemble.Ensemble:
+    config = make_config(*teachers)
+    ensemble.fit(config, make_rows(24), WINDOW, folder)
+    return ensemble.load(folder, config)
+
+
+def test_the_weightiest_teacher_that_offers_an_encoder_gives_it(tmp_path: Path) -> None:
+    teachers = [constant("a", 0.2, 9), constant("b", 0.5, 2, "Reader"), constant("c", 0.7, 3, "Reader")]
+    found = loaded(tmp_path / "t", *teachers).text_encoder()
+    assert found is not None and found.tokens == ["taxi"] and found.embeddings[0, 0] == 0.7
+    assert loaded(tmp_path / "u", *teachers[:1]).text_encoder() is None
+
+
+def test_a_module_may_offer_one(tmp_path: Path) -> None:
+    module = {"kind": "module", "name": "m", "target": f"{PARTS}:reading_module", "columns": ["temp"],
+              "answers": "logits"}  # fmt: skip
+    found = loaded(tmp_path / "t", module).text_encoder()
+    assert found is not None and found.tokens == ["bus"]
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        (1.0, "teachers.b: text_encoder fails: OSError: no such weights"),
+        (0.0, "teachers.b: text_encoder gives a dict, not a stillhouse.parts.TextInitial"),
+    ],
+)
+def test_an_encoder_that_is_none(tmp_path: Path, says: float, message: str) -> None:
+    with pytest.raises(PartError, match=message):
+        loaded(tmp_path / "t", constant("b", says, 1, "Reader")).text_encoder()
+
+
 # --------------------------------------------------------------------------- weights that were learned
 
 

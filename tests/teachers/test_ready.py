@@ -60,6 +60,20 @@ class Signed(Rules):
         return self.sign
 
 
+class Seeing(Rules):
+    """Shows what it makes of the rows inside, ``width`` numbers each, or something else."""
+
+    def __init__(self, width: int = 2, wrong: str = "") -> None:
+        super().__init__()
+        self.width = width
+        self.wrong = wrong
+
+    def features(self, rows: pd.DataFrame) -> Any:
+        inside = np.tile(rows[["temp"]].to_numpy(), (1, self.width))
+        return {"": inside, "flat": inside[:, 0], "short": inside[1:], "none": inside[:, :0],
+                "nan": inside * np.nan, "text": inside.astype(str).astype(object) + "!"}[self.wrong]  # fmt: skip
+
+
 class Unreadable(Rules):
     def save(self, folder: Path) -> None:
         pass
@@ -161,3 +175,53 @@ def test_beside_one_that_learns_only_that_one_is_cross_fitted(tmp_path: Path) ->
     assert sum(Rules.said) == 40
     kept = base.knowledge(rows, str(teacher.members[1].version))
     np.testing.assert_allclose(kept[:, 1], np.where(rows["temp"] >= 2, 0.8, 0.2))
+
+
+# --------------------------------------------------------------------------- features
+
+
+def test_its_features_are_kept_with_what_it_says(tmp_path: Path) -> None:
+    base = KnowledgeBase(make_config(MEMORY, rules("Seeing", width=3) | {"features": True}), tmp_path / "kb")
+    rows = observed(base, 40)
+    ref = ensemble.fit(base.config, rows, TRAIN, tmp_path / "t")
+    teacher = ensemble.load(tmp_path / "t", base.config)
+    assert ref.features == teacher.members[1].version != ref.version
+    asking.cross_fitted(teacher, rows, account(base, max_teacher_calls=30))
+    kept = base.features(rows, str(ref.features))
+    assert kept is not None
+    asked = ~np.isnan(base.knowledge(rows, str(ref.features))[:, 0])
+    assert asked.sum() == 30
+    np.testing.assert_array_equal(kept[asked], np.tile(rows.loc[asked, ["temp"]], (1, 3)))
+    assert np.isnan(kept[~asked]).all()
+    np.testing.assert_array_equal(teacher.features(rows.head(2)), np.tile(rows.head(2)[["temp"]], (1, 3)))
+
+
+def test_features_that_are_not_asked_for_are_not_kept(tmp_path: Path) -> None:
+    base = KnowledgeBase(make_config(rules("Seeing")), tmp_path / "kb")
+    rows = observed(base, 10)
+    ref = ensemble.fit(base.config, rows, TRAIN, tmp_path / "t")
+    teacher = ensemble.load(tmp_path / "t", base.config)
+    asking.ask(teacher, rows, account(base))
+    assert ref.features is None and teacher.features(rows) is None
+    assert base.features(rows, ref.version) is None
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    ("flat", r"of shape \(5,\), not \(5, D\)"), ("short", r"of shape \(4, 2\), not \(5, D\)"),
+    ("none", r"of shape \(5, 0\)"), ("nan", "not finite"), ("text", "not numbers"),
+])  # fmt: skip
+def test_features_that_are_none(tmp_path: Path, wrong: str, said: str) -> None:
+    config = make_config(rules("Seeing", wrong=wrong) | {"features": True})
+    ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
+    with pytest.raises(PartError, match=f"teacher 'rules' gives features .*{said}"):
+        ensemble.load(tmp_path / "t", config).ask(make_rows(5))
+
+
+def test_who_may_give_features(tmp_path: Path) -> None:
+    with pytest.raises(PartError, match=r"lacks the methods \['features'\]"):
+        ensemble.fit(make_config(rules() | {"features": True}), make_rows(24), WINDOW, tmp_path / "t")
+    with pytest.raises(ValueError, match="features: those of a teacher that learns would be others after each fit"):
+        make_config(MEMORY | {"features": True})
+    seeing = rules("Seeing") | {"features": True}
+    with pytest.raises(ValueError, match=r"teachers: 'rules', 'more' are to give features, and students match those"):
+        make_config(seeing, seeing | {"name": "more"})

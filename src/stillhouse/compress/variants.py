@@ -27,6 +27,7 @@ from stillhouse.compress.quantize import quantize_dynamic_int8, quantize_static_
 from stillhouse.config import Compression, DynamicInt8, Fp32, Prune, StaticInt8, variant_name
 from stillhouse.errors import ExportError
 from stillhouse.records import Record
+from stillhouse.variant import width
 
 __all__ = ["Agreement", "VariantFile", "make_variants"]
 
@@ -75,7 +76,7 @@ def make_variants(
 
     :param student: torch module, float32 ``[n, D]`` to logits ``[n, K]``.
     :param actions: the K actions' names.
-    :param columns: the D input columns, as :func:`stillhouse.variant.encode` reads them.
+    :param columns: the input columns of D values, as :func:`stillhouse.variant.encode` reads them.
     :param calibration: float32 ``[n, D]``, encoded training rows, in order of time.
     :param recover: ``(pruned student, epochs)`` to the same student after a short distillation; not called for
         0 epochs.
@@ -158,9 +159,9 @@ def _make(config: Compression, work: _Work, described: dict[str, Any], workplace
 def _reference(student: nn.Module, actions: Sequence[str], columns: Sequence[Any], calibration: Array) -> Array:
     """The torch student's probabilities on the calibration rows, after checking that everything fits."""
     check_rows(calibration)
-    if calibration.shape[1] != len(columns):
+    if calibration.shape[1] != width(columns):
         raise ExportError(
-            f"the calibration rows have {calibration.shape[1]} values, but there are {len(columns)} columns"
+            f"the calibration rows have {calibration.shape[1]} values, but the columns make {width(columns)}"
         )
     reference = probabilities(student, calibration)
     if reference.shape[1] != len(actions):

@@ -5,7 +5,7 @@ table          a row is
 =============  ====================================================================================
 observations   what the agent perceived: ``observation_id, observed_at, content_key`` and its features
 decisions      what it chose: action, probabilities, who decided, which version
-knowledge      what a teacher said about an observation's content: one probability per action
+knowledge      what a teacher said about an observation's content: one probability per action, features if any
 outcomes       what turned out to be true, and when that became known
 quarantine     observations that broke the data contract, with the reasons
 verdicts       what the system decided, as JSON
@@ -23,7 +23,7 @@ under the teacher's version, so nothing is asked twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,7 @@ Purpose = Literal["refresh", "watch"]
 
 _TIME = pa.timestamp("us", tz="UTC")
 _PROBABILITIES = pa.list_(pa.float64())
+_FEATURES = pa.list_(pa.float32())
 _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
     "observations": [("observation_id", pa.string()), ("observed_at", _TIME), ("content_key", pa.string())],
     "decisions": [
@@ -67,7 +68,7 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
     ],
     "knowledge": [
         ("content_key", pa.string()), ("observed_at", _TIME), ("teacher", pa.string()),
-        ("asked_at", _TIME), ("probabilities", _PROBABILITIES),
+        ("asked_at", _TIME), ("probabilities", _PROBABILITIES), ("features", _FEATURES),
     ],
     "outcomes": [
         ("observation_id", pa.string()), ("observed_at", _TIME), ("known_at", _TIME), ("action", pa.string()),
@@ -110,7 +111,7 @@ def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
     numbers = rows[list(config.observations.numbers)].to_numpy(dtype="<f8", na_value=np.nan) + 0.0  # −0.0 is 0.0
     numbers[np.isnan(numbers)] = np.nan  # of the many NaNs, one
     parts = [np.ascontiguousarray(numbers).view(np.uint8).reshape(len(rows), 8 * numbers.shape[1])]
-    for name in config.observations.categories:
+    for name in (*config.observations.categories, *config.observations.texts):
         codes, values = pd.factorize(rows[name])  # missing: −1, the last of `digests`
         digests = [hashlib.blake2b(value.encode(), digest_size=16).digest() for value in values] + [bytes(16)]
         parts.append(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)[codes])
@@ -118,7 +119,7 @@ def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
 
 
 def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
-    """The contract's columns of raw observations, numbers as float64 and categories as text.
+    """The contract's columns of raw observations, numbers as float64, categories and texts as text.
 
     :raises SchemaError: if columns are missing, or a number column does not hold numbers.
     """
@@ -144,7 +145,7 @@ def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
             tidied[name] = pd.to_numeric(tidied[name]).astype("float64")
         except (TypeError, ValueError) as error:
             raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric: {error}") from error
-    for name in observations.categories:
+    for name in (*observations.categories, *observations.texts):
         tidied[name] = tidied[name].astype("string").astype("object")
     return tidied.reset_index(drop=True)
 
@@ -154,10 +155,14 @@ class KnowledgeBase:
 
     :param config: the agent, whose contract gives the observations' columns.
     :param root: folder of the tables; by default ``STILLHOUSE_HOME/knowledge/<agent>``.
+    :param actions: of a model that was made for other actions than the agent file has now: knowledge is read and kept
+        for these; outcomes with an action that they lack get an index from ``len(actions)`` on.
     """
 
-    def __init__(self, config: AgentConfig, root: Path | None = None) -> None:
-        self.config = config
+    def __init__(self, config: AgentConfig, root: Path | None = None, *, actions: Sequence[str] | None = None) -> None:
+        known = tuple(config.actions if actions is None else actions)
+        self.outcomes = [*known, *(action for action in config.actions if action not in known)]
+        self.config = config if known == config.actions else config.model_copy(update={"actions": known})
         self.root = root or home() / "knowledge" / config.agent
 
     # ----------------------------------------------------------------- writing
@@ -192,8 +197,17 @@ class KnowledgeBase:
         tidied = tidy(rows, self.config)
         return self.append("observations", tidied.assign(content_key=content_keys(tidied, self.config)), batch=batch)
 
-    def append_knowledge(self, rows: pd.DataFrame, probabilities: np.ndarray[Any, Any], *, teacher: str) -> int:
-        """Keep what ``teacher`` (a version) said about observations ``rows``; what it has said before stays."""
+    def append_knowledge(
+        self, rows: pd.DataFrame, probabilities: np.ndarray[Any, Any], *, teacher: str,
+        features: np.ndarray[Any, Any] | None = None,
+    ) -> int:  # fmt: skip
+        """Keep what ``teacher`` (a version) said about observations ``rows``; what it has said before stays.
+
+        :param features: what it makes of them inside, ``[n, D]``.
+        :raises SchemaError: if its features were of another width before.
+        """
+        if features is not None:
+            self._require_width(teacher, features.shape[1])
         known = self.knowledge(rows, teacher)
         new = np.isnan(known[:, 0])
         if not new.any():
@@ -202,6 +216,7 @@ class KnowledgeBase:
             teacher=teacher,
             asked_at=datetime.now(UTC),
             probabilities=list(probabilities[new]),
+            features=None if features is None else list(features[new].astype(np.float32)),
         )
         said = said.drop_duplicates("content_key")
         batch = f"{teacher}:{pd.util.hash_pandas_object(said['content_key'], index=False).sum():x}"
@@ -326,7 +341,7 @@ class KnowledgeBase:
         outcomes = self.read("outcomes", window, ["observation_id", "known_at", "action"])
         outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values("known_at", kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
-        index = {action: i for i, action in enumerate(self.config.actions)}
+        index = {action: i for i, action in enumerate(self.outcomes)}
         outcomes = outcomes.assign(outcome=outcomes["action"].map(index))
         if outcomes["outcome"].isna().any():
             strange = sorted(set(outcomes.loc[outcomes["outcome"].isna(), "action"]))
@@ -374,7 +389,10 @@ class KnowledgeBase:
         return new[~new["observation_id"].isin(old)].drop_duplicates("observation_id")
 
     def knowledge(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked."""
+        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked.
+
+        What was said about another number of actions is no answer.
+        """
         answer = np.full((len(rows), len(self.config.actions)), np.nan)
         delta = self._open("knowledge")
         if delta is None or rows.empty:
@@ -382,6 +400,7 @@ class KnowledgeBase:
         found = delta.to_pyarrow_dataset().to_table(
             columns=["content_key", "probabilities"], filter=pc.field("teacher") == teacher
         )
+        found = found.filter(pc.equal(pc.list_value_length(found["probabilities"]), answer.shape[1]))
         position = pd.Index(found["content_key"].to_pandas().drop_duplicates())
         at = position.get_indexer(pd.Index(rows["content_key"]))
         if len(position):
@@ -389,6 +408,40 @@ class KnowledgeBase:
             said = np.stack(found["probabilities"].to_pandas().to_numpy()[first])
             answer[at >= 0] = said[at[at >= 0]]
         return answer
+
+    def features(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+        """What ``teacher`` made of each of ``rows`` inside: float32 ``[n, D]``, NaN where it was never asked.
+
+        None where it has given no features at all.
+        """
+        found = self._features_of(teacher)
+        if found is None or not (kept := found.to_table(columns=["content_key", "features"])).num_rows:
+            return None
+        frame = kept.to_pandas().drop_duplicates("content_key")
+        said = np.stack(frame["features"].to_numpy())
+        answer = np.full((len(rows), said.shape[1]), np.nan, dtype=np.float32)
+        at = pd.Index(frame["content_key"]).get_indexer(pd.Index(rows["content_key"]))
+        answer[at >= 0] = said[at[at >= 0]]
+        return answer
+
+    def _features_of(self, teacher: str) -> Any:
+        """The rows of the table in which ``teacher`` has features; None where the table is older than features are."""
+        delta = self._open("knowledge")
+        if delta is None:
+            return None
+        kept = delta.to_pyarrow_dataset()
+        if "features" not in kept.schema.names:
+            return None
+        return kept.filter((pc.field("teacher") == teacher) & pc.field("features").is_valid())
+
+    def _require_width(self, teacher: str, width: int) -> None:
+        found = self._features_of(teacher)
+        first = [] if found is None else found.head(1, columns=["features"])["features"].to_pylist()
+        if first and len(first[0]) != width:
+            raise SchemaError(
+                f"teacher {teacher} gives features of width {width}, and gave {len(first[0])} before: they must be of "
+                f"one width, or it must be another teacher (another `fingerprint` or settings)"
+            )
 
     def unanswered(self, teacher: str) -> pd.DataFrame:
         """``content_key, reason`` of all that ``teacher`` (a version) had no usable answer to."""
@@ -423,22 +476,6 @@ class KnowledgeBase:
         rows = self.read("weights").sort_values(["observed_at", "recorded_at"], kind="stable")
         chosen = rows if version is None else rows[rows["version"] == version]
         return [WeightChange.model_validate_json(text) for text in chosen["json"]]
-
-    def ask(
-        self, rows: pd.DataFrame, asking: Callable[[pd.DataFrame], np.ndarray[Any, Any]], *, teacher: str
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What ``teacher`` says about ``rows``, ``[n, K]``: remembered where asked before, else asked and kept.
-
-        Rows of the same content are asked about once.
-        """
-        said = self.knowledge(rows, teacher)
-        unknown = np.isnan(said[:, 0])
-        if unknown.any():
-            new = rows[unknown].drop_duplicates("content_key")
-            answers = np.asarray(asking(new), dtype=np.float64)
-            self.append_knowledge(new, answers, teacher=teacher)
-            said[unknown] = answers[pd.Index(new["content_key"]).get_indexer(rows.loc[unknown, "content_key"])]
-        return said
 
     def sample(self, rows: pd.DataFrame, size: int) -> pd.DataFrame:
         """``size`` of ``rows`` (all if fewer), uniformly, without replacement; the same rows, the same sample."""
@@ -539,6 +576,13 @@ class KnowledgeBase:
         judged = rows.loc[(rows["kind"] == "gate") & (rows["observed_at"] < before), "observed_at"]
         return None if judged.empty else judged.max().to_pydatetime()
 
+    def last_refused(self, before: datetime) -> bool:
+        """Whether the refresh that :meth:`last_refresh` speaks of was refused."""
+        rows = self.read("verdicts", columns=["kind", "observed_at", "recorded_at", "outcome"])
+        judged = rows[(rows["kind"] == "gate") & (rows["observed_at"] < before)]
+        last = judged.sort_values(["observed_at", "recorded_at"], kind="stable").tail(1)
+        return last["outcome"].eq("refused").any().item()
+
     def _last_verdict(self, condition: pc.Expression) -> Verdict | None:
         delta = self._open("verdicts")
         if delta is None:
@@ -567,7 +611,8 @@ class KnowledgeBase:
         fields = list(_FIELDS[table])
         if table == "observations":
             fields += [(name, pa.float64()) for name in self.config.observations.numbers]
-            fields += [(name, pa.string()) for name in self.config.observations.categories]
+            strings = (*self.config.observations.categories, *self.config.observations.texts)
+            fields += [(name, pa.string()) for name in strings]
         return pa.schema(fields)
 
     def _arrow(self, table: Table, rows: pd.DataFrame) -> pa.Table:

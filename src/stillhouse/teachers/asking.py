@@ -204,7 +204,8 @@ def _remembered_or_asked(
         answers = member.answer(chunk, account.allowance)
         account.pay(answers.spending, member.name, version)
         usable = ~np.isnan(answers.probabilities[:, 0])
-        base.append_knowledge(chunk[usable], answers.probabilities[usable], teacher=version)
+        features = None if answers.features is None else answers.features[usable]
+        base.append_knowledge(chunk[usable], answers.probabilities[usable], teacher=version, features=features)
         if answers.refused:
             base.append_unanswered(chunk.iloc[list(answers.refused)], list(answers.refused.values()), teacher=version)
         if answers.stopped:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,26 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import ModelStore, ReadyTeacher, Teacher, resolve
+from stillhouse.parts import ModelStore, OffersText, ReadyTeacher, Teacher, TextInitial, resolve
 from stillhouse.records import ModelRef, TeacherRef, Weights, Window, short_id
 from stillhouse.teachers import endpoint, mlflow_model, module, ready, weighing
-from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
+from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
+from stillhouse.teachers.calling import call
 from stillhouse.teachers.ready import content_hash
 
-__all__ = ["Ensemble", "Member", "cross_fit", "fit", "kept_weights", "load", "new_member", "reference", "reweigh"]
+__all__ = [
+    "Ensemble",
+    "Member",
+    "cross_fit",
+    "cross_fit_blocks",
+    "fit",
+    "kept_weights",
+    "load",
+    "new_member",
+    "reference",
+    "reweigh",
+    "without_block",
+]
 
 Progress = Callable[[str], None]
 
@@ -35,6 +51,8 @@ class Member:
     :param share: its part of the mean where weights do not follow evidence, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
+    :param part: gives the user's object behind it, where it runs in this process.
+    :param features: whether its answers hold features.
     """
 
     name: str
@@ -42,6 +60,8 @@ class Member:
     answer: Answering
     version: str | None = None
     chunk: int = _CHUNK
+    part: Callable[[], object] | None = None
+    features: bool = False
 
 
 class Ensemble:
@@ -109,6 +129,24 @@ class Ensemble:
         self.refuse_seen(rows)
         return self.predict_proba(rows)
 
+    def text_encoder(self) -> TextInitial | None:
+        """What a text student may begin with: the encoder of the weightiest member that offers one.
+
+        :raises PartError: if that fails, or is none.
+        """
+        for member in sorted(self.members, key=lambda member: -member.share):
+            offers = member.part() if member.part is not None else None
+            if isinstance(offers, OffersText):
+                return _text_encoder(offers, _where(self.config, member.name))
+        return None
+
+    def features(self, rows: pd.DataFrame) -> Features | None:
+        """What the member that gives features makes of ``rows``, float32 ``[n, D]``; None where none does."""
+        for member in self.members:
+            if member.features:
+                return member.answer(rows, Allowance()).features
+        return None
+
     def seen(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Of which ``rows`` the teachers have seen the outcomes, bool ``[n]``."""
         if self.fitted is None:
@@ -162,6 +200,7 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
         version=_weighted(description["version"], kept_weights(folder)),
         folder=str(folder),
         fitted=_window(description),
+        features=next((part["version"] for part in description["parts"] if part.get("features")), None),
         bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         model=model,
     )
@@ -207,16 +246,46 @@ def cross_fit(
     """
     folds = config.distillation.folds
     wanted = np.ones(len(rows), dtype=bool) if wanted is None else wanted
-    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = cross_fit_blocks(config, rows)
     said: dict[str, Array] = {}
-    for number, block in enumerate(np.array_split(order, folds), start=1):
-        others, asked = np.setdiff1d(order, block, assume_unique=True), block[wanted[block]]
+    for number in range(folds):
+        asked = np.flatnonzero((blocks == number) & wanted)
         if len(asked):
-            for leaf, teacher in _fit_members(config, rows.iloc[others]):
+            for leaf, teacher in _fit_members(config, rows[blocks != number]):
                 answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
-                answer[asked] = checked(leaf.name, teacher.predict_proba(rows.iloc[asked]), len(asked), config.actions)
-        progress(f"teacher, block {number} of {folds}")
+                what = f"teacher {leaf.name!r} on {len(asked)} rows"
+                given = call(what, _timeout(leaf), teacher.predict_proba, rows.iloc[asked])
+                answer[asked] = checked(leaf.name, given, len(asked), config.actions)
+        progress(f"teacher, block {number + 1} of {folds}")
     return said
+
+
+def cross_fit_blocks(config: AgentConfig, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The time block of each row, ``[n]``, as :func:`cross_fit` cuts them."""
+    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = np.empty(len(rows), dtype=np.int64)
+    for number, block in enumerate(np.array_split(order, config.distillation.folds)):
+        blocks[block] = number
+    return blocks
+
+
+def without_block(teacher: Ensemble, rows: pd.DataFrame, outside: np.ndarray[Any, np.dtype[np.bool_]]) -> Ensemble:
+    """The same teachers, those that learn fitted on the labelled ``rows`` outside of a block alone.
+
+    What it says is kept under the version of ``teacher``, as cross-fitted knowledge is.
+
+    :param outside: which rows it may be fitted on, bool ``[n]``.
+    """
+    fitted = {leaf.name: made for leaf, made in _fit_members(teacher.config, rows[outside])}
+    members = [
+        replace(member, answer=in_process(member.name, teacher.config.actions, fitted[member.name].predict_proba))
+        if member.name in fitted
+        else member
+        for member in teacher.members
+    ]
+    other = copy(teacher)
+    other.members, other.fitted = tuple(members), None
+    return other
 
 
 def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) -> Ensemble:
@@ -260,7 +329,8 @@ def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Te
     for leaf in leaves(config.teachers):
         if isinstance(leaf.teacher, PythonTeacher) and leaf.learns:
             teacher = new_member(config, leaf.teacher, leaf.name)
-            teacher.fit(rows, rows["outcome"].to_numpy())
+            what = f"fitting teacher {leaf.name!r} on {len(rows)} rows"
+            call(what, _timeout(leaf), teacher.fit, rows, rows["outcome"].to_numpy())
             made.append((leaf, teacher))
     return made
 
@@ -284,7 +354,7 @@ def _made(teacher: PythonTeacher, where: str, *methods: str) -> Any:
 def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> ReadyTeacher:
     """A teacher that does not learn; what is saved must be readable, too."""
     where = _where(config, name)
-    made: ReadyTeacher = _made(teacher, where, "predict_proba")
+    made: ReadyTeacher = _made(teacher, where, "predict_proba", *(["features"] if teacher.features else []))
     if hasattr(made, "save") and not callable(getattr(made, "load", None)):
         raise PartError(f"{where}: {teacher.target} has `save` but no `load`: give it both, or neither")
     return made
@@ -293,6 +363,8 @@ def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> Ready
 def _part(config: AgentConfig, leaf: Leaf, folder: Path, models: ModelStore | None) -> dict[str, Any]:
     """What is stored about a member: no Python to import, no address to ask."""
     part: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
+    if leaf.features:
+        part["features"] = True
     if leaf.learns:
         return part | {"folder": leaf.name}
     if isinstance(leaf.teacher, PythonTeacher):
@@ -312,11 +384,15 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
         if leaf.learns:
-            return Member(name, leaf.share, in_process(name, actions, kind.load(folder / part["folder"]).predict_proba))
+            loaded = kind.load(folder / part["folder"])
+            answer = in_process(name, actions, loaded.predict_proba, timeout=_timeout(leaf))
+            return Member(name, leaf.share, answer, part=lambda: loaded)
         kept = folder / part["folder"] if "folder" in part else None
         made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
         _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
-        return Member(name, leaf.share, in_process(name, actions, made.predict_proba), part["version"])
+        inside = getattr(made, "features", None) if leaf.features else None
+        answer = in_process(name, actions, made.predict_proba, inside, _timeout(leaf))
+        return Member(name, leaf.share, answer, part["version"], part=lambda: made, features=leaf.features)
     pinned = part.get("pinned", "")
     _refuse_changed(config, leaf, part, pinned)
     if isinstance(teacher, EndpointTeacher):
@@ -325,9 +401,17 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, MlflowTeacher):
         columns, store = list(config.observations.columns), _store(config, leaf, models)
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
-    else:
-        predict = module.predictor(teacher, where)
-    return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+        return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)), part["version"])
+    predict, inside = module.predictor(teacher, where)
+    answer = in_process(name, actions, predict, inside, _timeout(leaf))
+    return Member(
+        name, leaf.share, answer, part["version"], part=partial(module.make, teacher, where), features=leaf.features
+    )
+
+
+def _timeout(leaf: Leaf) -> timedelta | None:
+    """Of one call to a teacher in this process."""
+    return None if isinstance(leaf.teacher, EndpointTeacher) else leaf.teacher.timeout
 
 
 def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: str) -> None:
@@ -339,6 +423,16 @@ def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: 
         )
 
 
+def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
+    try:
+        found = teacher.text_encoder()
+    except Exception as error:
+        raise PartError(f"{where}: text_encoder fails: {type(error).__name__}: {error}") from error
+    if not isinstance(found, TextInitial):
+        raise PartError(f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextInitial")
+    return found
+
+
 def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
     """Of a member that is not fitted: all of its description that decides what it says, and its weights.
 
@@ -347,7 +441,7 @@ def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
     teacher = leaf.teacher
     if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, own):
         raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {own!r}, which is not {teacher.uri!r}")
-    unsaid = {"name", "weight", "uri"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
+    unsaid = {"name", "weight", "uri", "timeout"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
     weights = module.fingerprint(teacher, _where(config, leaf.name)) if isinstance(teacher, ModuleTeacher) else ""
     return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, own, weights)
 

@@ -1,22 +1,19 @@
-"""The tabular student: raw numbers and category codes in, one logit per action out, preprocessing inside."""
+"""What every student reads numbers and category codes with."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["Student", "load", "quantile_edges", "save"]
+__all__ = ["Columns", "head", "quantile_edges"]
 
 
-class Student(nn.Module):
-    """Category embeddings and piecewise-linear numbers into a small MLP.
+class Columns(nn.Module):
+    """Piecewise-linear numbers and category embeddings, side by side.
 
     Numbers are encoded piecewise-linearly between quantiles of the training rows (Gorishniy, Rubachev and
     Babenko 2022, "On Embeddings for Numerical Features in Tabular Deep Learning", §3.2), with a flag for
@@ -24,54 +21,39 @@ class Student(nn.Module):
 
     :param edges: float ``[F, B + 1]``, ascending bin edges per number; equal neighbours are empty bins.
     :param cardinalities: number of known values of each of the C categories.
-    :param actions: K.
-    :param widths: hidden units per layer.
-    :param embedding: largest embedding width; a category with V values gets ``min(embedding, ceil(V / 2))``.
+    :param embedding: largest embedding width; a category with V values gets ``min(embedding, ceil(V / 2))``. Or the
+        width of each category: those of a student that has grown stay.
     """
 
     edges: Tensor
 
-    def __init__(
-        self,
-        edges: Tensor,
-        cardinalities: Sequence[int],
-        actions: int,
-        widths: Sequence[int],
-        embedding: int = 8,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, edges: Tensor, cardinalities: Sequence[int], embedding: int | Sequence[int]) -> None:
         super().__init__()
-        self.spec: dict[str, Any] = {
-            "numbers": edges.shape[0],
-            "bins": edges.shape[1] - 1,
-            "cardinalities": [int(c) for c in cardinalities],
-            "actions": actions,
-            "widths": [int(w) for w in widths],
-            "embedding": embedding,
-            "dropout": dropout,
-        }
         self.register_buffer("edges", edges.to(torch.float32))
-        sizes = [min(embedding, (count + 1) // 2) for count in cardinalities]
+        if isinstance(embedding, int):
+            sizes = [min(embedding, (count + 1) // 2) for count in cardinalities]
+        else:
+            sizes = list(embedding)
         tables = [nn.Embedding(count + 1, size) for count, size in zip(cardinalities, sizes, strict=True)]
         for table in tables:
             nn.init.normal_(table.weight, std=0.1)
         self.embeddings = nn.ModuleList(tables)
-        layers: list[nn.Module] = []
-        size = edges.shape[0] * edges.shape[1] + sum(sizes)
-        for width in widths:
-            layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(dropout)]
-            size = width
-        layers.append(nn.Linear(size, actions))
-        self.layers = nn.Sequential(*layers)
+        self.spec: dict[str, Any] = {
+            "numbers": edges.shape[0],
+            "bins": edges.shape[1] - 1,
+            "cardinalities": [int(c) for c in cardinalities],
+            "embedding": embedding if isinstance(embedding, int) else [int(size) for size in embedding],
+        }
+        self.numbers = edges.shape[0]  # as a number: where a trace sees a shape it sees a tensor
+        self.columns_width = edges.shape[0] * edges.shape[1] + sum(sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[n, F + C]`` as :func:`stillhouse.variant.encode` makes it, to logits ``[n, K]``."""
-        count = self.edges.shape[0]
-        numbers, codes = x[:, :count], x[:, count:].to(torch.int64)
-        parts = [self._piecewise_linear(numbers)]
-        parts += [table(codes[:, i]) for i, table in enumerate(self.embeddings)]
-        logits: Tensor = self.layers(torch.cat(parts, dim=1))
-        return logits
+    def read_columns(self, x: Tensor) -> list[Tensor]:
+        """The first F + C values of each row ``[n, …]``, encoded: parts of together ``columns_width`` values."""
+        parts = [self._piecewise_linear(x[:, : self.numbers])] if self.numbers else []
+        if len(self.embeddings):
+            codes = x[:, self.numbers : self.numbers + len(self.embeddings)].to(torch.int64)
+            parts += [table(codes[:, i]) for i, table in enumerate(self.embeddings)]
+        return parts
 
     def _piecewise_linear(self, numbers: Tensor) -> Tensor:
         """``[n, F]`` to ``[n, F (B + 1)]``: how far into each bin the value reaches, and whether it is missing."""
@@ -80,6 +62,15 @@ class Student(nn.Module):
         low, high = self.edges[:, :-1], self.edges[:, 1:]
         reach = torch.clamp((value - low) / torch.clamp(high - low, min=1e-6), 0.0, 1.0)
         return torch.cat([reach, missing.to(reach.dtype).unsqueeze(2)], dim=2).flatten(1)
+
+
+def head(size: int, widths: Sequence[int], actions: int, dropout: float) -> nn.Sequential:
+    """An MLP from ``size`` values over hidden layers of ``widths`` to one logit per action."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(dropout)]
+        size = width
+    return nn.Sequential(*layers, nn.Linear(size, actions))
 
 
 def quantile_edges(numbers: np.ndarray[Any, Any], bins: int) -> Tensor:
@@ -104,20 +95,3 @@ def _distinct_quantiles(known: np.ndarray[Any, Any], levels: np.ndarray[Any, Any
         if found.size > levels.size:
             found = found[np.round(np.linspace(0, found.size - 1, levels.size)).astype(int)]
     return np.pad(found, (0, levels.size - found.size), mode="edge")
-
-
-def save(student: Student, folder: Path) -> None:
-    """Write ``student.safetensors`` and ``student.json`` (no pickle)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in student.state_dict().items()},
-              folder / "student.safetensors")  # fmt: skip
-    (folder / "student.json").write_text(json.dumps(student.spec, indent=1), encoding="utf-8")
-
-
-def load(folder: Path) -> Student:
-    """Read what :func:`save` wrote."""
-    spec = json.loads((folder / "student.json").read_text(encoding="utf-8"))
-    edges = torch.zeros(spec.pop("numbers"), spec.pop("bins") + 1)
-    student = Student(edges, **spec)
-    student.load_state_dict(load_file(folder / "student.safetensors"))
-    return student.eval()

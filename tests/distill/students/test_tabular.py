@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.distill.student import Student, load, quantile_edges, save
+from stillhouse.distill.students import TabularStudent, load, quantile_edges, save
 
 NAN = float("nan")
 EDGES = torch.tensor([[0.0, 1.0, 3.0, 7.0], [-1.0, 0.0, 0.0, 0.0]])
 
 
-def make_student(cardinalities: tuple[int, ...] = (5, 2), actions: int = 3, dropout: float = 0.0) -> Student:
+def make_student(cardinalities: tuple[int, ...] = (5, 2), actions: int = 3, dropout: float = 0.0) -> TabularStudent:
     torch.manual_seed(0)
-    return Student(EDGES, cardinalities, actions, (8, 4), embedding=4, dropout=dropout).eval()
+    return TabularStudent(EDGES, cardinalities, actions, (8, 4), embedding=4, dropout=dropout).eval()
 
 
 def test_shapes() -> None:
@@ -29,8 +29,8 @@ def test_shapes() -> None:
 
 
 def test_no_numbers_or_no_categories() -> None:
-    assert Student(torch.zeros(0, 4), (5,), 2, (8,))(torch.ones(3, 1)).shape == (3, 2)
-    assert Student(EDGES, (), 2, (8,))(torch.ones(3, 2)).shape == (3, 2)
+    assert TabularStudent(torch.zeros(0, 4), (5,), 2, (8,))(torch.ones(3, 1)).shape == (3, 2)
+    assert TabularStudent(EDGES, (), 2, (8,))(torch.ones(3, 2)).shape == (3, 2)
 
 
 def encoded(*rows: tuple[float, float]) -> list[list[float]]:

@@ -1,0 +1,66 @@
+"""The text student: token ids beside numbers and category codes in, one logit per action out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.config import BagEncoder, ConvolutionEncoder, TransformerEncoder
+from stillhouse.distill.students.columns import Columns, head
+from stillhouse.distill.students.encoders import new_encoder
+
+__all__ = ["TextStudent"]
+
+
+class TextStudent(Columns):
+    """An encoder for each text, beside what is read of numbers and categories, into a small MLP.
+
+    The token ids of a text are its last L values of a row: 0 is padding, 1 the unknown token. A text of padding
+    alone is an empty one.
+
+    :param edges: float ``[F, B + 1]``, see :class:`~stillhouse.distill.students.columns.Columns`.
+    :param cardinalities: number of known values of each of the C categories.
+    :param texts: ``(V, L)`` of each text: size of its vocabulary, and how many token ids a row has of it.
+    :param encoder: what turns token ids into a vector; every text has one of its own.
+    :param actions: K.
+    :param widths: hidden units per layer; none: logits are linear in what is read.
+    :param embedding: largest embedding width of a category, or that of each.
+    :param dropout: of hidden units, and of the texts' vectors.
+    """
+
+    def __init__(
+        self,
+        edges: Tensor,
+        cardinalities: Sequence[int],
+        texts: Sequence[tuple[int, int]],
+        encoder: BagEncoder | ConvolutionEncoder | TransformerEncoder,
+        actions: int,
+        widths: Sequence[int],
+        embedding: int | Sequence[int] = 8,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(edges, cardinalities, embedding)
+        self.spec |= {
+            "kind": "text", "texts": [[int(size), int(length)] for size, length in texts],
+            "encoder": encoder.model_dump(mode="json"), "actions": actions, "widths": [int(w) for w in widths],
+            "dropout": dropout,
+        }  # fmt: skip
+        self.first_token = edges.shape[0] + len(cardinalities)
+        self.lengths = [int(length) for _, length in texts]
+        self.encoders = nn.ModuleList(new_encoder(encoder, size, length, dropout) for size, length in texts)
+        width = sum(module.width for module in self.encoders)  # type: ignore[misc]  # int, says no nn.Module
+        self.dropout = nn.Dropout(dropout)
+        self.layers = head(self.columns_width + width, widths, actions, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[n, F + C + ΣL]`` as :func:`stillhouse.variant.encode` makes it, to logits ``[n, K]``."""
+        tokens = x[:, self.first_token :].to(torch.int64)
+        parts = self.read_columns(x)
+        parts += [
+            self.dropout(encoder(part))
+            for encoder, part in zip(self.encoders, tokens.split(self.lengths, dim=1), strict=True)
+        ]
+        logits: Tensor = self.layers(torch.cat(parts, dim=1))
+        return logits
