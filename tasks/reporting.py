@@ -128,7 +128,7 @@ def _teachers(job: Refresh) -> list[str]:
 
 
 def _weights(weights: Weights) -> str:
-    count, everywhere = weights.everywhere.outcomes, share_in(weights)
+    count, everywhere = weights.everywhere.stretches, share_in(weights)
     rows = [
         f"| {name} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
         for name, start, share in zip(weights.teachers, weights.start, everywhere, strict=True)

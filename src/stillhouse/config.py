@@ -637,7 +637,7 @@ class Weighing(Follow):
     """How the weights of several teachers follow evidence."""
 
     rows: int = Field(
-        default=2000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
+        default=1000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
     )
     min_outcomes: int = Field(
         default=100, ge=1, description="with fewer, three or more teachers start at weights by their agreement"

@@ -335,6 +335,7 @@ class SliceWeights(Record):
     """What was learned about the teachers' weights in one slice, or everywhere."""
 
     outcomes: int = Field(ge=0, description="outcomes counted in it")
+    stretches: int = Field(ge=0, description="in so many stretches of `promotion.cluster`, each one piece of evidence")
     own: Fraction = Field(description="how far its own weights count against those of everywhere; 1 for everywhere")
     posterior: tuple[float, ...] = Field(description="over the constant mixtures of the teachers")
 
@@ -355,7 +356,7 @@ class Weights(Record):
     everywhere: SliceWeights
     slices: dict[str, SliceWeights] = Field(default_factory=dict, description="by 'column=value'")
     losses: dict[str, float] = Field(
-        description="sum of −ln p(outcome) (nats) of each teacher, of the 'start', and as weighted then ('')"
+        description="sum over stretches of the mean −ln p(outcome) (nats): each teacher, 'start', as weighted then ('')"
     )
 
 

@@ -221,6 +221,17 @@ def test_an_unknown_action_is_an_error(lived: KnowledgeBase) -> None:
         lived.labelled(everything(lived), START + 1000 * HOUR)
 
 
+def test_when_the_outcome_that_a_row_bears_became_known(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(6), "stay", known_after=2 * HOUR), batch="a")
+    lived.append("outcomes", outcomes(range(3), "move", known_after=9 * HOUR), batch="correction")
+    rows = lived.labelled(everything(lived), known_by=START + 100 * HOUR)
+    found = lived.with_known_at(rows, known_by=START + 100 * HOUR)
+    assert ((found["known_at"] - found["observed_at"]) / HOUR).tolist() == [9, 9, 9, 2, 2, 2]
+    early = lived.with_known_at(rows, known_by=START + 5 * HOUR)
+    assert ((early["known_at"] - early["observed_at"]) / HOUR).tolist() == [2, 2, 2, 2]  # the others are left out
+    assert lived.with_known_at(rows.iloc[:0], known_by=START).empty
+
+
 # --------------------------------------------------------------------------- knowledge
 
 

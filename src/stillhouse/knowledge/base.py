@@ -480,8 +480,12 @@ class KnowledgeBase:
         return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
 
     def weight_changes(self, version: str | None = None) -> list[WeightChange]:
-        """How teachers' weights changed, oldest first; only those of a version of the teachers, where one is named."""
+        """How teachers' weights changed, oldest first; only those of a version of the teachers, where one is named.
+
+        Of a refresh that was interrupted and made again, with more knowledge by then, what it found last.
+        """
         rows = self.read("weights").sort_values(["observed_at", "recorded_at"], kind="stable")
+        rows = rows.drop_duplicates(["job", "observed_at", "teacher", "slice"], keep="last")
         chosen = rows if version is None else rows[rows["version"] == version]
         return [WeightChange.model_validate_json(text) for text in chosen["json"]]
 
