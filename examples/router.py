@@ -326,7 +326,7 @@ def fit_head(
     unseen = np.empty((len(outcomes), size))
     for number in range(folds):
         others = fold != number
-        head = _regression(embeddings[others], outcomes[others], size, strength)
+        head = regression(embeddings[others], outcomes[others], size, strength)
         unseen[~others] = head.logits(embeddings[~others])
 
     def loss(log_temperature: float) -> float:
@@ -336,11 +336,11 @@ def fit_head(
         return float((total - scaled[np.arange(len(outcomes)), outcomes]).mean())
 
     found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    whole = _regression(embeddings, outcomes, size, strength)
+    whole = regression(embeddings, outcomes, size, strength)
     return whole._replace(temperature=float(np.exp(found.x)))
 
 
-def _regression(embeddings: NDArray[np.float32], outcomes: NDArray[np.int64], size: int, strength: float) -> Head:
+def regression(embeddings: NDArray[np.float32], outcomes: NDArray[np.int64], size: int, strength: float) -> Head:
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=strength, max_iter=500).fit(embeddings, outcomes)

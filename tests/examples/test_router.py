@@ -139,7 +139,7 @@ def test_several_may_fill_the_store_at_once(tmp_path: Path) -> None:
 def test_the_head_is_scikit_learns_regression(classes: int) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 5)).astype(np.float32), rng.integers(classes, size=200)
-    head = router._regression(x, y, classes + 1, strength=1.0)
+    head = router.regression(x, y, classes + 1, strength=1.0)
     logits = head.logits(x)[:, :classes]
     found = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = LogisticRegression(C=1.0, max_iter=500).fit(x, y).predict_proba(x)
