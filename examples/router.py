@@ -226,8 +226,18 @@ class MiniLM:
         return odds / odds.sum(axis=1, keepdims=True)
 
     def features(self, rows: pd.DataFrame) -> NDArray[np.float32]:
-        """The sentences' embeddings, float32 `[n, 384]`, each of length 1."""
+        """The sentences' embeddings, float32 `[n, 384]`, each of length 1.
+
+        A single sentence is encoded anew: whoever asks about one alone wants to know what a decision takes.
+        """
+        if len(rows) == 1:
+            return self._encode(rows["text"].fillna("").tolist())
         return embedded(rows["text"].fillna("").tolist(), self._encode, self._store())
+
+    @property
+    def bytes_elsewhere(self) -> int:
+        """Size of the encoder, which stays in its package."""
+        return sum(file.stat().st_size for file in _encoder_folder().rglob("*") if file.is_file())
 
     def text_encoder(self) -> TextInitial:
         """Tokens, embeddings and layers of the encoder, for a student to begin with."""

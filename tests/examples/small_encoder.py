@@ -18,6 +18,10 @@ class Words(MiniLM):
     def _version() -> str:
         return "words-1"
 
+    @property
+    def bytes_elsewhere(self) -> int:
+        return 0
+
     def _encode(self, texts: list[str]) -> np.ndarray:
         found = np.zeros((len(texts), WIDTH), dtype=np.float32)
         for row, text in enumerate(texts):

