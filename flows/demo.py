@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse import config
-from tasks import demonstrating, living
+from tasks import demonstrating, living, watching
 from tasks.common import AgentName
 
 __all__ = ["demo"]
@@ -50,7 +50,9 @@ def demo(
             verdict = demonstrating.watched(agent, end) or watch.fn(agent=agent, as_of=end)
             if verdict.response != "hold" and not demonstrating.refreshed(agent, end):
                 progress.update(bar, description=f"week ending {end:%d %b}: {verdict.response}")
-                refresh.fn(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id)
+                refresh.fn(
+                    agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id, mode=watching.mode_of(verdict)
+                )
         progress.update(bar, advance=1, description="summing up")
         return demonstrating.sum_up(agent, ends, time.monotonic() - began)
 

@@ -192,3 +192,19 @@ def test_drift_says_what_it_cannot_use(run: Run, tables: Path, name: str, column
         (tables / torn).write_bytes(b"PAR1 and not much more")
     shown = run("drift", str(tables / name), str(tables / "after.parquet"), "--column", column)
     assert shown.returncode == 1 and said in shown.stderr.replace("\n", " ") and "Traceback" not in shown.stderr
+
+
+def test_drift_of_a_text_is_that_of_its_length(run: Run, tmp_path: Path) -> None:
+    for name, words in (("before", ["book", "a", "taxi"]), ("after", ["book", "a", "taxi", "to", "town", "now"])):
+        rng = np.random.default_rng(0)
+        said = [" ".join(rng.permutation(words)[: rng.integers(1, len(words) + 1)]) for _ in range(500)]
+        pd.DataFrame({"said": [*said, " ", None], "n": rng.normal(size=502)}).to_parquet(tmp_path / f"{name}.parquet")
+    before, after = (str(tmp_path / f"{name}.parquet") for name in ("before", "after"))
+    kept = str(tmp_path / "before.profile")
+    shown = run("drift", before, after, "--text", "said", "--keep", kept)
+    assert shown.returncode == 0, shown.stderr
+    assert "characters" in shown.stdout and "words" in shown.stdout and "502 rows before" in shown.stdout
+    again = run("drift", kept, after, "--text", "said").stdout
+    assert lines_of(again) == lines_of(shown.stdout)
+    lacking = run("drift", before, after, "--text", "sad")
+    assert lacking.returncode == 1 and "no column 'sad'; there are ['said', 'n']" in lacking.stderr

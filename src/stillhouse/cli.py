@@ -87,6 +87,40 @@ def status(agent: AgentName) -> None:
 
 
 @app.command()
+def teachers(
+    agent: AgentName,
+    last: Annotated[int, typer.Option(min=0, help="how many changes of weights")] = 10,
+) -> None:
+    """What each of an agent's teachers counts for, in which slices that differs, and why it changed."""
+    from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.registry import Registry
+    from stillhouse.teachers.ensemble import kept_weights, reference
+    from stillhouse.teachers.following import standing
+
+    settings, models = config.load(agent), Registry(agent)
+    with console.status("asking MLflow"):
+        champion = models.champion()
+        folder = models.fetch(models.baseline(champion).teacher) if champion else None
+    weights, version = (kept_weights(folder), reference(folder).version) if folder else (None, "")
+    changes = KnowledgeBase(settings).weight_changes()
+    now = standing(weights, [each for each in changes if each.version == version and each.job == "watch"])
+    own = sorted({name for name, _ in now if name and _differs(now, name)})
+    table = Table("teacher", "kind", "by the agent file", "now", *own, box=None)
+    for unit in config.units(settings):
+        kinds = ", ".join(dict.fromkeys(leaf.teacher.kind for leaf in unit.leaves))
+        shares = (_percent(now.get((name, unit.name))) for name in ("", *own))
+        table.add_row(unit.name, kinds, f"{unit.share:.1%}", *shares)
+    console.print(table)
+    if weights is None:
+        console.print("the champion's teachers count for what the agent file says")
+    table = Table("as of", "teacher", "slice", "before", "after", "why", box=None)
+    for change in changes[-last:] if last else []:
+        table.add_row(f"{change.as_of:%Y-%m-%d %H:%M}", change.teacher, change.slice, f"{change.before:.1%}",
+                      f"{change.after:.1%}", change.reason)  # fmt: skip
+    console.print(table)
+
+
+@app.command()
 def history(
     agent: AgentName,
     last: Annotated[int, typer.Option(min=1, help="how many verdicts")] = 50,
@@ -237,6 +271,16 @@ def _batches(source: Any) -> Iterator[RecordBatch]:
 
     batches: Iterator[RecordBatch] = (dataset(source) if isinstance(source, Path) else source).to_batches()
     return batches
+
+
+def _differs(shares: dict[tuple[str, str], float], name: str) -> bool:
+    """Whether a slice has weights that one would tell from those of everywhere."""
+    inside = ((share, shares.get(("", teacher), share)) for (each, teacher), share in shares.items() if each == name)
+    return any(abs(share - everywhere) >= 0.01 for share, everywhere in inside)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _number(value: float | None) -> str:

@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from stillhouse.errors import ConfigError
+from stillhouse.records import Mode
 
 __all__ = [
     "TEXT_MEASURES",
@@ -60,6 +61,7 @@ __all__ = [
     "TextColumn",
     "TextStudent",
     "TransformerEncoder",
+    "Unit",
     "agents_folder",
     "embedded_environment",
     "home",
@@ -67,6 +69,7 @@ __all__ = [
     "load",
     "load_file",
     "parse_duration",
+    "units",
     "use_embedded_defaults",
     "variant_name",
 ]
@@ -479,6 +482,9 @@ class Outcomes(Section):
 # --------------------------------------------------------------------------- teachers, students
 
 
+_TIMEOUT = timedelta(minutes=15)  # of a teacher in this process; a task of the flows has half an hour
+
+
 class _Teacher(Section):
     """What every teacher has."""
 
@@ -498,6 +504,7 @@ class PythonTeacher(_Teacher):
     features: bool = Field(
         default=False, description="keep what its `features(rows)` gives, float32 [n, D]; only with `learns: false`"
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: a fit, or answers to at most 5000 rows")
 
     @model_validator(mode="after")
     def _features_that_last(self) -> PythonTeacher:
@@ -525,6 +532,7 @@ class ModuleTeacher(_Teacher):
     features: bool = Field(
         default=False, description="keep what the module's `features(encoded)` gives, float32 [n, D]"
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> ModuleTeacher:
@@ -545,6 +553,7 @@ class MlflowTeacher(_Teacher):
         default="probabilities",
         description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @field_validator("uri")
     @classmethod
@@ -616,11 +625,31 @@ class EndpointTeacher(_Teacher):
         return self
 
 
+class Follow(Section):
+    """Whether weights follow evidence."""
+
+    follow: Literal["outcomes", "fixed"] = Field(
+        default="outcomes", description="outcomes: `weight` is where they start; fixed: they stay, within members too"
+    )
+
+
+class Weighing(Follow):
+    """How the weights of several teachers follow evidence."""
+
+    rows: int = Field(
+        default=2000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
+    )
+    min_outcomes: int = Field(
+        default=100, ge=1, description="with fewer, three or more teachers start at weights by their agreement"
+    )
+
+
 class EnsembleTeacher(_Teacher):
     """Several teachers, weighted among themselves."""
 
     kind: Literal["ensemble"]
     members: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Follow = Follow()
 
 
 LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher
@@ -660,6 +689,37 @@ def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") 
         else:
             found.append(Leaf(name, part, teacher))
     return tuple(found)
+
+
+class Unit(NamedTuple):
+    """What one learned weight is for: a teacher, or an ensemble whose own weights are fixed."""
+
+    name: str
+    share: float  # of the whole mean at the start, in 0…1
+    leaves: tuple[Leaf, ...]  # with their shares of the whole mean at the start
+
+
+def units(config: AgentConfig) -> tuple[Unit, ...]:
+    """The teachers whose weights follow evidence; only one where nothing is to be followed."""
+    if config.weights.follow == "fixed":
+        return (Unit("teachers", 1.0, leaves(config.teachers)),)
+    fixed = [f"{name}." for name in _fixed_ensembles(config.teachers)]
+    found: dict[str, list[Leaf]] = {}
+    for leaf in leaves(config.teachers):
+        above = next((name for name in fixed if leaf.name.startswith(name)), None)
+        found.setdefault(above.rstrip(".") if above else leaf.name, []).append(leaf)
+    return tuple(Unit(name, sum(leaf.share for leaf in inside), tuple(inside)) for name, inside in found.items())
+
+
+def _fixed_ensembles(teachers: Iterable[AnyTeacher], above: str = "") -> Iterator[str]:
+    """Names of the outermost ensembles with fixed weights."""
+    for teacher in teachers:
+        if isinstance(teacher, EnsembleTeacher):
+            name = f"{above}{teacher.name}"
+            if teacher.weights.follow == "fixed":
+                yield name
+            else:
+                yield from _fixed_ensembles(teacher.members, f"{name}.")
 
 
 class Teaching(Section):
@@ -798,6 +858,25 @@ class Hints(Section):
 KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
 
 
+class Augment(Section):
+    """Rows made up near the observed ones, about which the teachers are asked too."""
+
+    copies: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="made-up rows per observed one; null: 3 where asking is free (no endpoint, no budget), else 0",
+    )
+    fill_to: int = Field(default=20_000, ge=0, description="rows, observed and made up, beyond which none are made up")
+    mix: float = Field(default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row")
+    closeness: float = Field(
+        default=1.0, gt=0, description="a number is drawn around the nearest row's, at (their difference) / closeness"
+    )
+    reworded: float = Field(
+        default=0.2, gt=0, le=1, description="share of the words changed, in half of the texts; the others are crossed"
+    )
+
+
 class Distillation(Section):
     """How the student learns from knowledge and outcomes."""
 
@@ -810,6 +889,7 @@ class Distillation(Section):
     losses: tuple[KnowledgeLoss, ...] = Field(
         default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
     )
+    augment: Augment = Field(default=Augment(), description="rows made up for the teachers to speak about")
     patience: int | None = Field(
         default=None, ge=1, description="epochs without a better held-out loss until the training stops; null: never"
     )
@@ -839,6 +919,15 @@ class Distillation(Section):
         if twice := sorted({repr(name) for name in types if types.count(name) > 1}):
             raise ValueError(f"losses: {', '.join(twice)} comes more than once; give it one entry and a weight")
         return self
+
+
+class Update(Section):
+    """How a champion's student takes in what is new, instead of a new student."""
+
+    steps: int = Field(default=300, ge=1, le=100_000, description="of the optimiser")
+    memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
+    least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
+    min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
 
 
 # --------------------------------------------------------------------------- compression
@@ -927,6 +1016,13 @@ class Audit(Section):
     )
 
 
+class Responses(Section):
+    """What a watch asks for, by what it has found."""
+
+    harmful_drift: Mode = Field(default="redistil", description="where evidence shows harm; after a refusal: redistil")
+    drift: Mode = Field(default="redistil", description="where a plain threshold is crossed; after a refusal: redistil")
+
+
 class Watch(Section):
     """When and by what drift is noticed: a budget of false alarms, plain thresholds, or both."""
 
@@ -939,6 +1035,7 @@ class Watch(Section):
     )
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()
+    responses: Responses = Responses()
     cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
     clock: Literal["wall", "newest_observation"] = Field(
         default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
@@ -1002,9 +1099,11 @@ class AgentConfig(Section):
     observations: Observations
     outcomes: Outcomes
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Weighing = Weighing()
     teaching: Teaching = Teaching()
     student: AnyStudent
     distillation: Distillation = Distillation()
+    update: Update = Update()
     compression: tuple[Compression, ...] = Field(
         default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
                  Prune(method="prune")),
@@ -1014,6 +1113,14 @@ class AgentConfig(Section):
     watch: Watch
     budgets: Budgets = Budgets()
     promotion: Promotion = Promotion()
+
+    @property
+    def copies(self) -> float:
+        """Made-up rows per observed one."""
+        given = self.distillation.augment.copies
+        budgeted = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
+        priced = any(isinstance(leaf.teacher, EndpointTeacher) for leaf in leaves(self.teachers))
+        return given if given is not None else 0.0 if budgeted or priced else 3.0
 
     @property
     def begins_like_teacher(self) -> bool:

@@ -102,7 +102,7 @@ def draft(rows: Frame, config: AgentConfig) -> str:
     :raises WindowError: if there are fewer rows.
     """
     rows = _usable(rows)
-    lines, columns = _columns(rows, config.observations)
+    lines, columns = _columns(rows, config.observations, reads_text=config.student.kind == "text")
     return "\n".join(
         [
             *_head(rows, config.observations),
@@ -184,7 +184,7 @@ def _days(times: pd.Series[Any]) -> pd.Series[int]:
 # --------------------------------------------------------------------------- columns
 
 
-def _columns(rows: Frame, observations: Observations) -> tuple[list[str], dict[str, Column]]:
+def _columns(rows: Frame, observations: Observations, reads_text: bool) -> tuple[list[str], dict[str, Column]]:
     """The lines of ``columns:``, and the columns as they would be loaded."""
     lines, columns = ["  columns:"], {}
     days = _days(rows["observed_at"])
@@ -200,6 +200,9 @@ def _columns(rows: Frame, observations: Observations) -> tuple[list[str], dict[s
             lines.append(f"    # {_flow(str(name))}: left out; {why}")
             continue
         kind = _kind(rows[name])
+        if kind == "text" and not reads_text:
+            lines.append(f"    # {_flow(name)}: left out; a text, which only a student of kind 'text' reads")
+            continue
         fields, seen = _describe(rows[name], days, kind, {})
         columns[name] = _column(fields)
         lines.append(f"    {_flow(name)}: {_flow(fields)}    # new; {seen}")

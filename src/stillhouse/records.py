@@ -19,6 +19,8 @@ __all__ = [
     "CheckFailure",
     "ColumnDrift",
     "Comparison",
+    "Contradiction",
+    "Contradictions",
     "Cost",
     "Counted",
     "DataReport",
@@ -28,6 +30,7 @@ __all__ = [
     "Examination",
     "Latency",
     "LossBaseline",
+    "Mode",
     "ModelRef",
     "Outcome",
     "Process",
@@ -41,10 +44,13 @@ __all__ = [
     "Screened",
     "Screens",
     "SliceDrift",
+    "SliceWeights",
     "Spending",
     "StudentRef",
     "TeacherRef",
     "Verdict",
+    "WeightChange",
+    "Weights",
     "Window",
     "drift_report",
     "evidence_steps",
@@ -322,6 +328,75 @@ class DriftReport(Record):
         return tuple(sorted(self.columns, key=lambda column: -column.psi)[:count])
 
 
+# --------------------------------------------------------------------------- several teachers
+
+
+class SliceWeights(Record):
+    """What was learned about the teachers' weights in one slice, or everywhere."""
+
+    outcomes: int = Field(ge=0, description="outcomes counted in it")
+    own: Fraction = Field(description="how far its own weights count against those of everywhere; 1 for everywhere")
+    posterior: tuple[float, ...] = Field(description="over the constant mixtures of the teachers")
+
+
+class Weights(Record):
+    """The teachers' weights and all that the next outcome needs (:mod:`stillhouse.teachers.weighing`)."""
+
+    by: Literal["file", "agreement", "outcomes"] = Field(
+        description="what they rest on: the agent file alone; agreement, which is weaker; outcomes"
+    )
+    as_of: AwareDatetime
+    teachers: tuple[str, ...] = Field(description="each has one weight: a teacher, or an ensemble with fixed weights")
+    start: tuple[float, ...] = Field(description="their shares before the first outcome")
+    columns: tuple[str, ...] = Field(
+        default=(), description="slice columns, whose values may have weights of their own"
+    )
+    column_shares: tuple[float, ...] = Field(description="how far everywhere counts, then each slice column")
+    everywhere: SliceWeights
+    slices: dict[str, SliceWeights] = Field(default_factory=dict, description="by 'column=value'")
+    losses: dict[str, float] = Field(
+        description="sum of −ln p(outcome) (nats) of each teacher, of the 'start', and as weighted then ('')"
+    )
+
+
+class WeightChange(Record):
+    """One teacher's share moved."""
+
+    teacher: str
+    slice: str = Field(description="'column=value'; '': everywhere")
+    before: Fraction
+    after: Fraction
+    by: Literal["file", "agreement", "outcomes"]
+    as_of: AwareDatetime
+    version: str = Field(description="of all teachers together, before their weights")
+    job: str = Field(description="refresh id, or 'watch'")
+    reason: str
+
+
+class Contradiction(Record):
+    """Two teachers on the rows of one slice that both have spoken about."""
+
+    first: str
+    second: str
+    slice: str = Field(description="'column=value'; '': everywhere")
+    rows: int = Field(ge=0)
+    contradicting: int = Field(ge=0, description="rows with different actions, or a total variation above ½")
+    share: Fraction
+    low: Fraction = Field(description="95 % interval of the share, rows of one cluster counted as one")
+    high: Fraction
+    known: int = Field(ge=0, description="contradicting rows whose outcome is known")
+    first_right: int = Field(ge=0, description="of those, where only the first chose the outcome")
+    second_right: int = Field(ge=0)
+    better: str | None = Field(description="who was right more often, beyond chance (95 %); None: cannot be told")
+
+
+class Contradictions(Record):
+    """Where teachers contradict each other, most first."""
+
+    window: Window
+    found: tuple[Contradiction, ...] = ()
+
+
 # --------------------------------------------------------------------------- models
 
 
@@ -387,7 +462,7 @@ class Scorecard(Record):
 
 # --------------------------------------------------------------------------- verdicts
 
-Response = Literal["hold", "recalibrate", "reuse", "update", "redistil", "renew"]
+Response = Literal["hold", "recalibrate", "reuse", "update", "redistil_warm", "redistil", "renew"]
 Outcome = Literal[
     # watch
     "no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
@@ -491,6 +566,11 @@ class Baseline(Record):
     teacher: ModelRef
 
 
+Mode = Literal["update", "redistil_warm", "redistil"]
+"""How a refresh makes its student: the champion's takes in what is new; a training that begins at the champion's
+weights; a training from the beginning."""
+
+
 class Refresh(Record):
     """One refresh under way: what for, on which windows, where its files and its MLflow run are."""
 
@@ -502,10 +582,20 @@ class Refresh(Record):
     train: Window
     test: Window
     teacher: Literal["fit", "keep"]
+    mode: Mode = "redistil"
+    since: AwareDatetime | None = Field(
+        default=None, description="of an update: from when rows are new to the champion"
+    )
     folder: str = Field(description="of the files of this refresh, until MLflow has them")
     run_id: str = Field(description="MLflow parent run")
     verdict: Verdict | None = Field(default=None, description="of an earlier, interrupted or finished run of it")
     finished: bool = False
+
+    @property
+    def news(self) -> Window:
+        """The part of the training window that is new to the champion; all of it unless this is an update."""
+        start = self.train.start if self.since is None else max(self.train.start, min(self.since, self.train.end))
+        return self.train.model_copy(update={"name": "new", "start": start})
 
 
 def short_id(*parts: object) -> str:

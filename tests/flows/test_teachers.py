@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -262,33 +264,86 @@ def test_a_server_that_never_answers(day, agents: Path, server: Server) -> None:
     assert registry("toy").champion() == before
 
 
-class Careless(toy.Logistic):
-    """Answers in ways that no teacher may."""
+class Careless:
+    """Does in one way or another what no teacher may; needs no fitting, and can be one that is fitted."""
 
-    wrong = "shape"
+    hangs = threading.Event()
 
-    def predict_proba(self, rows: Any) -> np.ndarray:
-        said = super().predict_proba(rows)
+    def __init__(self, wrong: str) -> None:
+        self.wrong = wrong
+
+    def fit(self, rows: Any, outcomes: Any) -> None:
+        if self.wrong == "fit fails":
+            raise RuntimeError("no licence")
+        if self.wrong == "fit hangs":
+            self.hangs.wait()
+
+    def predict_proba(self, rows: Any) -> Any:
+        if self.wrong == "hangs":
+            self.hangs.wait()
+        if self.wrong == "fails":
+            raise RuntimeError("no licence")
+        said = toy.Known().predict_proba(rows)
         return {
             "shape": said[:, :1],
+            "too few rows": said[1:],
+            "ragged": [[0.5, 0.5], [1.0]],
             "not finite": np.where(np.arange(len(said))[:, None] == 0, np.nan, said),
             "not normalised": said * 0.9,
+            "negative": said * 3 - 1,
             "text": np.full(said.shape, "go"),
+            "constant": np.full(said.shape, 0.5),
+            "wrong way round": said[:, ::-1],
         }[self.wrong]
 
+    def save(self, folder: Path) -> None:
+        (folder / "wrong").write_text(self.wrong)
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ("shape", r"with shape \(480, 1\), not \(480, 2\)"),
-    ("not finite", "values that are not probabilities"),
-    ("not normalised", "values that are not probabilities"),
-    ("text", "not with numbers"),
-])  # fmt: skip
-def test_a_class_that_answers_badly(
-    day, agents: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, message: str
-) -> None:
+    @classmethod
+    def load(cls, folder: Path) -> Careless:
+        return cls((folder / "wrong").read_text())
+
+
+BAD = {
+    "shape": r"teacher 'bad' answered with shape \(150, 1\), not \(150, 2\)",
+    "too few rows": r"teacher 'bad' answered with shape \(149, 2\), not \(150, 2\)",
+    "ragged": r"teacher 'bad' answered with a list that is no array",
+    "not finite": r"teacher 'bad' answered with values that are not probabilities",
+    "not normalised": r"teacher 'bad' answered with values that are not probabilities",
+    "negative": r"teacher 'bad' answered with values that are not probabilities",
+    "text": r"teacher 'bad' answered with <U2 values, not with numbers",
+    "fails": r"teacher 'bad' on 150 rows fails: RuntimeError: no licence \(test_teachers.py, line \d+\)",
+    "hangs": r"teacher 'bad' on 150 rows is not done after 0.3 s: it hangs, or needs a longer `timeout`",
+    "fit fails": r"fitting teacher 'bad' on 960 rows fails: RuntimeError: no licence",
+    "fit hangs": r"fitting teacher 'bad' on 960 rows is not done after 0.3 s",
+    "constant": r"may not teach: it says the same about every row",
+    "wrong way round": r"may not teach: on 150 rows that it has not seen its auc",
+}
+"""What a teacher does wrong, and the reason that is given."""
+
+
+def test_a_class_that_does_what_no_teacher_may(day, agents: Path) -> None:
     before = champion(day, agents)
-    monkeypatch.setattr(Careless, "wrong", wrong)
-    settle_on(agents, PYTHON.replace("tests.flows.toy:Logistic", f"{__name__}:Careless"))
-    with pytest.raises(PartError, match=f"teacher 'logistic' answered .*{message}"):
-        refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
-    assert registry("toy").champion() == before
+    base, models = KnowledgeBase(load("toy")), registry("toy")
+    counts, verdicts = base.counts(), len(base.verdicts())
+    for wrong, reason in BAD.items():
+        learns = "true" if wrong.startswith("fit") else "false"
+        bad = f"target: {__name__}:Careless, settings: {{wrong: {wrong}}}, learns: {learns}, timeout: 0.3s"
+        settle_on(agents, f"{{kind: python, name: bad, {bad}}}")
+        try:
+            verdict = refresh.fn(agent="toy", as_of=day(14), cause=wrong)
+            said, ended = verdict.summary, "FINISHED"
+            assert (verdict.kind, verdict.outcome) == ("gate", "refused")
+            verdicts += 1
+        except PartError as error:
+            said, ended = str(error), "FAILED"
+        assert re.search(reason, said), f"{wrong}: {said}"
+        run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'", max_results=1)[0]
+        assert run.info.status == ended
+        assert ended == "FINISHED" or re.search(reason, run.data.tags["failed"])
+        assert models.champion() == before and models.previous() is None
+        assert len(base.verdicts()) == verdicts
+    Careless.hangs.set()
+    known = base.read("knowledge")
+    assert set(known["teacher"].value_counts()) == {counts["knowledge"], 150}  # of the two that were well-formed only
+    assert (np.stack(known["probabilities"]).sum(axis=1).round(6) == 1).all()

@@ -509,3 +509,22 @@ def test_an_outcome_arrives_once(lived: KnowledgeBase) -> None:
 def test_before_any_outcome_nothing_arrives(lived: KnowledgeBase) -> None:
     found = lived.arrived(START, START + HOUR, since=START)
     assert found.empty and {"outcome", "known_at", "temp"} <= set(found.columns)
+
+
+# --------------------------------------------------------------------------- texts
+
+
+def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
+    config = AgentConfig.model_validate(
+        CONFIG.model_dump(exclude_unset=True)
+        | {"student": {"kind": "text"}, "promotion": {}}
+        | {"observations": {"source": "t:rows", "since": START.isoformat(), "columns": {"said": {"type": "text"}}}}
+    )
+    said = ["a taxi to São Paulo", "", None, "a taxi to São Paulo"]
+    rows = make_rows(0, 4)[["observation_id", "observed_at"]].assign(said=said)
+    base = KnowledgeBase(config, tmp_path / "texts")
+    assert base.append_observations(rows, batch="a") == 4
+    back = base.observations(everything(base))
+    assert back["said"].fillna("-").tolist() == [said[0], "", "-", said[0]]
+    keys = back["content_key"].tolist()
+    assert keys[0] == keys[3] and len(set(keys)) == 3

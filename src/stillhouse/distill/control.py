@@ -30,10 +30,11 @@ def distil_with_control(
     Without a change of settings the two are one and the same student, so nothing is trained twice.
 
     :param held_out: rows for the controller.
-    :param compared: rows that neither has seen; None: no comparison.
+    :param compared: rows that neither has seen, of which those with outcomes count; None: no comparison.
     """
     fixed = deepcopy(student)
     course = distil(student, lesson, settings, held_out=held_out, checkpoint=checkpoint)
+    compared = compared and compared.take(compared.lived.nonzero().squeeze(1))
     if compared is None or not len(compared) or not settings.control or settings.controller == "fixed":
         return course
     if course.adapted:
@@ -46,7 +47,7 @@ def distil_with_control(
 
 
 def compare(student: nn.Module, fixed: nn.Module, rows: Lesson) -> Control:
-    """Log loss of two students on the same ``rows``, and their difference with its error."""
+    """Log loss of two students on the same ``rows``, all with outcomes, and their difference with its error."""
     losses, losses_fixed = _losses(student, rows), _losses(fixed, rows)
     gains = losses_fixed - losses
     groups = np.arange(len(rows)) if rows.groups is None else np.unique(rows.groups.numpy(), return_inverse=True)[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy, deepcopy
 
 import numpy as np
@@ -19,8 +19,9 @@ from stillhouse.distill.losses import knowledge_loss, outcome_loss, soften
 from stillhouse.distill.train import Lesson
 from stillhouse.records import Record
 
-__all__ = ["Updated", "distill_step", "forgetting", "remember", "resemblance", "update"]
+__all__ = ["Probe", "Updated", "distill_step", "forgetting", "hidden", "probe", "remember", "resemblance", "update"]
 
+_PROBED = 30  # rows kept back, fewer of which tell nothing
 _FLATTENED = 0.5  # power of the density ratio: between every old row alike (0) and full importance weights (1)
 
 
@@ -29,14 +30,39 @@ class Updated(Record):
 
     steps: int = Field(ge=1)
     old_share: float = Field(ge=0, le=1, description="of the pull that went to what was known before")
-    knowledge_loss: float = Field(description="mean over the last quarter of the steps, on new rows")
+    knowledge_loss: float | None = Field(
+        description="mean over the last quarter of the steps, on new rows; null: the teacher has spoken about none"
+    )
+    history: tuple[dict[str, float], ...] = Field(default=(), description="mean losses of each tenth of the steps")
     forgotten: dict[str, float] = Field(
         description="by past window: rise of the log loss on its outcomes (nats); below 0: the student got better at it"
     )
 
 
+class Probe(Record):
+    """Whether an update has repaid its cost, on new rows kept back from it."""
+
+    rows: int = Field(ge=0)
+    before: float = Field(ge=0, le=1, description="mean total variation between teacher and student before the update")
+    after: float = Field(ge=0, le=1, description="the same after it")
+    harmless: float = Field(ge=0, le=1, description="up to which a watch sees no harm")
+
+    @property
+    def repaid(self) -> bool:
+        """Whether a watch would see no harm any more; too few rows contradict nothing: the gate decides."""
+        return self.rows < _PROBED or self.after <= self.harmless
+
+    def __str__(self) -> str:
+        return (
+            f"on {self.rows} new rows kept back the student differs from its teacher by {self.after:.3f}, "
+            f"{self.before:.3f} before the update; up to {self.harmless:.3f} is no harm"
+        )
+
+
 def remember(student: nn.Module, rows: Lesson) -> Lesson:
     """``rows`` with what ``student`` says about them now as their knowledge: soft labels to be replayed later.
+
+    Rows that the teacher has not been asked about get the student's knowledge like all others.
 
     Dark experience (Buzzega, Boschini, Porrello, Abati and Calderara 2020, "Dark Experience for General Continual
     Learning", §3.1): a student keeps its own past answers, and not only the outcomes.
@@ -62,16 +88,20 @@ def distill_step(
     """One step on a batch of new rows and a batch of replayed ones.
 
     The loss is ``(1 − s) · L(new) + s · L(old)``, where L is ``(1 − w) T² KL + w CE(outcomes)`` (on replayed rows
-    DER++ of Buzzega et al. 2020, eq. 6, with the KL in place of squared logits).
+    DER++ of Buzzega et al. 2020, eq. 6, with the KL in place of squared logits), each part a mean over the rows that
+    have it.
 
     :param replayed: rows from :func:`remember`; None: only new ones.
     :param weights: of the replayed rows, ``[n]``, mean 1; None: all alike.
     :param old_share: s, 0 … 1.
-    :return: ``knowledge_loss`` (KL at temperature 1, new rows), and ``replay_loss`` where rows are replayed.
+    :return: ``knowledge_loss`` (KL at temperature 1, new rows) where the teacher has spoken about any, and
+        ``replay_loss`` where rows are replayed.
     """
     student.train()
     logits = student(batch.x)
-    told = {"knowledge_loss": float(knowledge_loss(logits.detach(), batch.knowledge, 1.0))}
+    told, taught = {}, batch.taught
+    if taught.any():
+        told["knowledge_loss"] = float(knowledge_loss(logits.detach()[taught], batch.knowledge[taught], 1.0))
     loss = _pull(logits, batch, settings)
     if replayed is not None and len(replayed):
         old = _pull(student(replayed.x), replayed, settings, weights)
@@ -109,7 +139,7 @@ def update(
     optimiser = torch.optim.AdamW(
         student.parameters(), lr=settings.learning_rate / 10, weight_decay=settings.weight_decay
     )
-    weights = resemblance(replay, new) if len(replay) else torch.zeros(0)
+    weights = resemblance(hidden(student, replay), hidden(student, new)) if len(replay) else torch.zeros(0)
     share = 0.0
     if len(replay):
         effective = float(weights.sum() ** 2 / weights.square().sum())
@@ -126,25 +156,57 @@ def update(
                 distill_step(
                     student, optimiser, new.take(chosen), settings,
                     replayed=replay.take(old), weights=weights[old], old_share=share,
-                )["knowledge_loss"]
+                )
             )  # fmt: skip
     student.eval()
+    lately = np.array([each.get("knowledge_loss", np.nan) for each in told[-max(1, steps // 4) :]])
     return Updated(
         steps=steps,
         old_share=share,
-        knowledge_loss=float(np.mean(told[-max(1, steps // 4) :])),
+        knowledge_loss=None if np.isnan(lately).all() else float(np.nanmean(lately)),
+        history=tuple(_means(told, max(1, -(-steps // 10)))),
         forgotten=forgetting(before, student, past or {}),
     )
 
 
-def resemblance(old: Lesson, new: Lesson) -> Tensor:
-    """How much each old row is like the new ones, float ``[n]``, mean 1.
+def probe(before: nn.Module, after: nn.Module, kept_back: Lesson, harmless: float) -> Probe:
+    """How far two students, ``before`` an update and ``after`` it, are from the teacher on rows that neither has seen.
+
+    :param harmless: mean total variation that is no harm, 0 … 1.
+    """
+    if not len(kept_back):
+        return Probe(rows=0, before=0.0, after=0.0, harmless=harmless)
+    apart = []
+    for module in (before, after):
+        with torch.no_grad():
+            said = torch.softmax(module.eval()(kept_back.x), dim=1)
+        apart.append(min(1.0, float(0.5 * (said - kept_back.knowledge).abs().sum(dim=1).mean())))
+    return Probe(rows=len(kept_back), before=apart[0], after=apart[1], harmless=harmless)
+
+
+def hidden(student: nn.Module, rows: Lesson) -> Tensor:
+    """How ``student`` sees rows: their numbers (missing: 0) beside its last hidden layer, float ``[n, D]``."""
+    last = [module for module in student.modules() if isinstance(module, nn.Linear)][-1]
+    seen: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda layer, given: seen.append(given[0].detach()))
+    training = student.training
+    try:
+        with torch.no_grad():
+            student.eval()(rows.x)
+    finally:
+        hook.remove()
+        student.train(training)
+    return torch.cat([rows.x[:, : rows.numbers].nan_to_num(0.0), seen[0]], dim=1)
+
+
+def resemblance(old: Tensor, new: Tensor) -> Tensor:
+    """How much each of ``old`` ``[m, D]`` is like the ``new`` ones ``[n, D]``, float ``[m]``, mean 1.
 
     The density ratio of new to old, as a logistic regression that tells them apart gives it (Bickel, Brückner and
     Scheffer 2009, "Discriminative Learning Under Covariate Shift", §4), to the power ½ (Shimodaira 2000, §4: the full
     ratio has too much variance). Where nothing has moved all weights are nearly 1.
     """
-    rows = torch.cat([old.x, new.x]).nan_to_num(0.0).numpy()
+    rows = torch.cat([old, new]).numpy()
     is_new = np.repeat([0, 1], [len(old), len(new)])
     telling = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=300))
     probability = telling.fit(rows, is_new).predict_proba(rows[: len(old)])[:, 1].clip(0.01, 0.99)
@@ -153,21 +215,39 @@ def resemblance(old: Lesson, new: Lesson) -> Tensor:
 
 
 def forgetting(before: nn.Module, after: nn.Module, past: Mapping[str, Lesson]) -> dict[str, float]:
-    """Rise of the log loss on the outcomes of each past window (nats), from one student to another."""
+    """Rise of the log loss on the outcomes of each past window (nats), from one student to another.
+
+    Of windows without a known outcome nothing is said.
+    """
     found = {}
     for name, rows in past.items():
-        with torch.no_grad():
-            was, now = (outcome_loss(module.eval()(rows.x), rows.outcomes) for module in (before, after))
-        found[name] = float(now - was)
+        lived = rows.lived
+        if lived.any():
+            with torch.no_grad():
+                was, now = (outcome_loss(m.eval()(rows.x[lived]), rows.outcomes[lived]) for m in (before, after))
+            found[name] = float(now - was)
     return found
 
 
 def _pull(logits: Tensor, rows: Lesson, settings: Distillation, weights: Tensor | None = None) -> Tensor:
-    """``(1 − w) T² KL + w CE``, mean over rows, weighted where ``weights`` ``[n]`` are given."""
-    temperature = settings.temperature
-    taught = soften(rows.knowledge, temperature)
-    said = torch.log_softmax(logits / temperature, dim=1)
-    knowledge = temperature**2 * functional.kl_div(said, taught, reduction="none").sum(dim=1)
-    outcomes = functional.cross_entropy(logits, rows.outcomes, reduction="none")
-    losses = (1 - settings.outcome_weight) * knowledge + settings.outcome_weight * outcomes
-    return losses.mean() if weights is None else (weights * losses).mean()
+    """``(1 − w) T² KL + w CE``, each a mean over the rows that have it, weighted by ``weights`` ``[n]`` if given."""
+    weights = torch.ones(len(rows), device=logits.device) if weights is None else weights
+    taught, lived, temperature = rows.taught, rows.lived, settings.temperature
+    loss = logits.sum() * 0
+    if taught.any():
+        said = torch.log_softmax(logits[taught] / temperature, dim=1)
+        softened = soften(rows.knowledge[taught], temperature)
+        apart = temperature**2 * functional.kl_div(said, softened, reduction="none").sum(dim=1)
+        loss = loss + (1 - settings.outcome_weight) * (weights[taught] * apart).mean()
+    if lived.any():
+        missed = functional.cross_entropy(logits[lived], rows.outcomes[lived], reduction="none")
+        loss = loss + settings.outcome_weight * (weights[lived] * missed).mean()
+    return loss
+
+
+def _means(told: list[dict[str, float]], size: int) -> Iterator[dict[str, float]]:
+    """Means of each ``size`` steps in turn; of the steps that had such rows."""
+    for start in range(0, len(told), size):
+        part = told[start : start + size]
+        names = dict.fromkeys(name for each in part for name in each)
+        yield {name: float(np.mean([each[name] for each in part if name in each])) for name in names}

@@ -24,6 +24,7 @@ from stillhouse.distill.balance import Balance, share
 from stillhouse.distill.controller import Change, Controller, Course, calibration
 from stillhouse.distill.losses import Signals, knowledge_loss, outcome_loss, soften, term
 from stillhouse.distill.students import columns_of, new_student
+from stillhouse.errors import DataError
 from stillhouse.variant import PADDING, UNKNOWN
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
+_PARTS = ("knowledge_loss", "outcome_loss")
 _PROBES = 16  # per training: what the controller costs
 _DAMPING = 1e-2  # of the optimiser's metric, as a share of its mean
 _STEP = 1e-3  # along a direction, as a share of the weights' norm
@@ -48,12 +50,13 @@ class Lesson:
     """What a student learns from: encoded rows in order of time, what the teacher said, and what turned out to be true.
 
     :param x: float32 ``[n, F + C + ΣL]``, see :func:`stillhouse.variant.encode`.
-    :param knowledge: probabilities ``[n, K]``.
-    :param outcomes: action indices ``[n]``.
+    :param knowledge: probabilities ``[n, K]``; a row of NaN: the teacher has not been asked.
+    :param outcomes: action indices ``[n]``; −1: not known (yet).
     :param numbers: F, how many of the values are numbers; None: all but the tokens.
     :param tokens: ΣL, how many of the values, the last ones, are token ids.
     :param features: of the teacher, ``[n, D]``, where it has any.
     :param groups: integers ``[n]``; rows of one group (a day, say) share what chance did to them. None: each its own.
+    :raises DataError: if a row has neither knowledge nor outcome, half a row of knowledge, or an unknown action.
     """
 
     def __init__(
@@ -73,9 +76,46 @@ class Lesson:
         self.outcomes = torch.from_numpy(np.array(outcomes, dtype=np.int64))
         self.features = None if features is None else torch.from_numpy(np.array(features, dtype=np.float32))
         self.groups = None if groups is None else torch.from_numpy(np.array(groups, dtype=np.int64))
+        self._check()
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def plus(self, other: Lesson) -> Lesson:
+        """These rows and then those of ``other``, neither with features nor in groups."""
+        together = copy(self)
+        for name in ("x", "knowledge", "outcomes"):
+            setattr(together, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        together.features = together.groups = None
+        return together
+
+    @property
+    def taught(self) -> Tensor:
+        """Which rows the teacher has spoken about, bool ``[n]``."""
+        return ~self.knowledge[:, 0].isnan()
+
+    @property
+    def lived(self) -> Tensor:
+        """Of which rows the outcome is known, bool ``[n]``."""
+        return self.outcomes >= 0
+
+    def _check(self) -> None:
+        rows, actions = self.knowledge.shape
+        if len(self.x) != rows or len(self.outcomes) != rows:
+            raise DataError(f"a lesson has {len(self.x)} rows, {rows} of knowledge and {len(self.outcomes)} outcomes")
+        missing = self.knowledge.isnan()
+        if halves := int((missing.any(dim=1) & ~missing.all(dim=1)).sum()):
+            raise DataError(
+                f"{halves} of {rows} rows of a lesson have knowledge of some actions alone: a row is NaN as a whole "
+                f"(not asked) or not at all"
+            )
+        if empty := int((~self.taught & ~self.lived).sum()):
+            raise DataError(
+                f"{empty} of {rows} rows of a lesson have neither knowledge nor outcome, so nothing can be learned "
+                f"from them: leave them out"
+            )
+        if rows and not -1 <= int(self.outcomes.min()) <= int(self.outcomes.max()) < actions:
+            raise DataError(f"outcomes of a lesson are to lie in 0 … {actions - 1}, or be −1 where they are not known")
 
     def take(self, rows: Tensor) -> Lesson:
         """Some rows, by their numbers."""
@@ -108,13 +148,14 @@ def distil(
 
     The loss is ``(1 − w) · knowledge + w · CE(outcomes)``, where knowledge is the weighted mean of ``settings.losses``,
     each brought to the gradient norm of ``KL(teacher ‖ student)`` (:mod:`stillhouse.distill.balance`), so that ``w``
-    means the same whatever the losses; AdamW under a one-cycle learning rate. With held-out rows and the adaptive
-    controller, ``w`` and the temperature are set while it learns (:mod:`stillhouse.distill.controller`). The student
-    ends as the exponential moving average of its weights (Polyak and Juditsky 1992; Tarvainen and Valpola 2017, §2),
-    which steadies a small model; where the training stops early, as it was in its best epoch. A share
-    ``unknown_rate`` of the category codes and tokens is hidden at each step, so that code 0 and token 1 learn to stand
-    for the unknown. The
-    same seed, the same student. It learns on a GPU where there is one, under bfloat16 autocast.
+    means the same whatever the losses. Each of the two parts is a mean over those rows of a batch that have it, and
+    ``w`` divides the pull between the two however few the rows of one are; AdamW under a one-cycle learning rate. With
+    held-out rows and the adaptive controller, ``w`` and the temperature are set while it learns
+    (:mod:`stillhouse.distill.controller`). The student ends as the exponential moving average of its weights (Polyak
+    and Juditsky 1992; Tarvainen and Valpola 2017, §2), which steadies a small model; where the training stops early, as
+    it was in its best epoch. A share ``unknown_rate`` of the category codes and tokens is hidden at each step, so that
+    code 0 and token 1 learn to stand for the unknown. The same seed, the same student. It learns on a GPU where there
+    is one, under bfloat16 autocast.
 
     :param held_out: rows that nobody learns from, with features where ``lesson`` has them; None: settings stay fixed
         and nothing stops early.
@@ -159,18 +200,20 @@ class _Training:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, max_lr=settings.learning_rate, total_steps=epochs * steps, pct_start=0.15
         )
+        self.both = (self.lesson.taught & self.lesson.lived).nonzero().squeeze(1)
+        self.judged = None if self.held_out is None else _with_both(self.held_out)
         self.controller = Controller(
-            settings.temperature, settings.outcome_weight, min(1.0, settings.batch_size / len(lesson))
+            settings.temperature, settings.outcome_weight, min(1.0, settings.batch_size / max(1, len(self.both)))
         )
         self.every = max(2, epochs * steps // _PROBES) if self._adaptive else 0
-        if self.held_out is not None:
-            self.groups, self.group_rows = _groups(self.held_out)
+        if self.judged is not None:
+            self.groups, self.group_rows = _groups(self.judged)
         self.balance = Balance(len(settings.losses))
         self.shares = share([loss.weight for loss in settings.losses])
         self.power = self._calibrate()
-        self.taught = soften(self.lesson.knowledge, self.power)
-        if self.held_out is not None:
-            self.kept_taught = soften(self.held_out.knowledge, self.power)
+        self.lesson = _softened(self.lesson, self.power)
+        self.held_out = self.held_out and _softened(self.held_out, self.power)
+        self.judged = self.judged and _softened(self.judged, self.power)
         self.step = self.epoch = self.best_epoch = 0
         self.best_loss = math.inf
         self.best: dict[str, Tensor] = {}
@@ -178,7 +221,8 @@ class _Training:
 
     @property
     def _adaptive(self) -> bool:
-        return self.settings.controller == "adaptive" and self.held_out is not None
+        comparable = self.judged is not None and len(self.judged) > 0 and len(self.both) > 0
+        return self.settings.controller == "adaptive" and comparable
 
     @property
     def stopped(self) -> bool:
@@ -193,50 +237,56 @@ class _Training:
     def run_epoch(self) -> dict[str, float]:
         """One pass over the rows; its mean losses, the settings at its end, and the losses on held-out rows."""
         self.student.train()
-        totals = torch.zeros(2)
+        totals, rows = torch.zeros(2), torch.zeros(2)
         order = torch.randperm(len(self.lesson), generator=self.generator).to(self.device)
         for batch in order.split(self.settings.batch_size):
-            totals += self._step(batch) * len(batch)
+            parts, counts = self._step(batch)
+            totals, rows = totals + parts * counts, rows + counts
         self.epoch += 1
-        means = (totals / len(self.lesson)).tolist()
-        losses = {
-            "knowledge_loss": means[0],
-            "outcome_loss": means[1],
-            "temperature": self.controller.temperature,
-            "outcome_weight": self.controller.outcome_weight,
-        }
+        means = (totals / rows).tolist()
+        losses = {name: mean for name, mean in zip(_PARTS, means, strict=True) if not math.isnan(mean)}
+        losses |= {"temperature": self.controller.temperature, "outcome_weight": self.controller.outcome_weight}
         self.history.append(losses | self._watch_held_out())
         return self.history[-1]
 
-    def _step(self, batch: Tensor) -> Tensor:
-        """One step of the optimiser; KL to the teacher at temperature 1 and cross-entropy with outcomes, ``[2]``."""
+    def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser.
+
+        :return: KL to the teacher at temperature 1 and cross-entropy with outcomes, ``[2]``, and the rows of each.
+        """
         settings, controller = self.settings, self.controller
         rows = _hide(self.lesson.x[batch], self.lesson, settings.unknown_rate, self.generator)
         if self.every and self.step % self.every == self.every - 1:
             self._probe()
-        signals = self._signals(self.lesson, self.taught, batch, rows)
-        reference = knowledge_loss(signals.logits, signals.knowledge, 1.0)
-        taught = self._pull(signals, reference, controller.temperature, self.balance)
-        lived = outcome_loss(signals.logits, signals.outcomes)
+        signals = self._signals(self.lesson, batch, rows)
+        told, known = signals.of(self.lesson.taught[batch]), signals.of(self.lesson.lived[batch])
+        reference = taught = lived = signals.logits.sum() * 0
+        if len(told):
+            reference = knowledge_loss(told.logits, told.knowledge, 1.0)
+            taught = self._pull(told, reference, controller.temperature, self.balance, self.last_layer.shared(signals))
+        if len(known):
+            lived = outcome_loss(known.logits, known.outcomes)
         self.optimiser.zero_grad(set_to_none=True)
         ((1 - controller.outcome_weight) * taught + controller.outcome_weight * lived).backward()
         self.optimiser.step()
         self.schedule.step()
         self.average.update_parameters(self.student)
         self.step += 1
-        return torch.stack([reference.detach(), lived.detach()]).cpu()
+        return torch.stack([reference.detach(), lived.detach()]).cpu(), torch.tensor([len(told), len(known)])
 
-    def _signals(self, lesson: Lesson, taught: Tensor, batch: Tensor, rows: Tensor) -> Signals:
+    def _signals(self, lesson: Lesson, batch: Tensor, rows: Tensor) -> Signals:
         """What the losses need of one batch of ``lesson``, whose ``rows`` the student sees."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.student(rows)
         features = None if lesson.features is None else lesson.features[batch]
-        return self.last_layer.signals(logits.float(), taught[batch], lesson.outcomes[batch], features)
+        return self.last_layer.signals(logits.float(), lesson.knowledge[batch], lesson.outcomes[batch], features)
 
-    def _pull(self, signals: Signals, reference: Tensor, temperature: float, balance: Balance) -> Tensor:
-        """Knowledge's part of the loss, in the unit of ``reference``."""
+    def _pull(
+        self, signals: Signals, reference: Tensor, temperature: float, balance: Balance, shared: Tensor
+    ) -> Tensor:
+        """Knowledge's part of the loss, in the unit of ``reference``; both depend on ``shared``."""
         terms = [term(loss, signals, temperature) for loss in self.settings.losses]
-        scales = self.shares * balance.scales(terms, reference, self.last_layer.shared(signals))
+        scales = self.shares * balance.scales(terms, reference, shared)
         return torch.stack(terms) @ scales.to(self.device)
 
     def _probe(self) -> None:
@@ -251,10 +301,10 @@ class _Training:
 
         The training rows come from the older half: what they teach must hold on held-out rows that are newer.
         """
-        older = torch.randint(max(1, len(self.lesson) // 2), (self.settings.batch_size,), generator=self.prober)
-        rows = older.to(self.device)
+        older = torch.randint(max(1, len(self.both) // 2), (self.settings.batch_size,), generator=self.prober)
+        rows = self.both[older.to(self.device)]
         logits = self.student(self.lesson.x[rows]).float()
-        apart = self._gradient(_apart(logits, self.taught[rows], self.lesson.outcomes[rows]).mean())
+        apart = self._gradient(_apart(logits, self.lesson.knowledge[rows], self.lesson.outcomes[rows]).mean())
         direction = self._metric() * apart
         slopes = self._slopes(direction, _apart)
         bias = self._by_group(slopes) / (apart @ direction).clamp(min=_TINY)
@@ -262,12 +312,12 @@ class _Training:
 
     def _nearer(self) -> list[float]:
         """By group, how much nearer to the held-out outcomes' pull knowledge's is at the neighbour temperature."""
-        assert self.held_out is not None
-        rows = torch.randint(len(self.held_out), (self.settings.batch_size,), generator=self.prober).to(self.device)
-        signals = self._signals(self.held_out, self.kept_taught, rows, self.held_out.x[rows])
-        reference = knowledge_loss(signals.logits, signals.knowledge, 1.0)
+        assert self.judged is not None
+        rows = torch.randint(len(self.judged), (self.settings.batch_size,), generator=self.prober).to(self.device)
+        signals = self._signals(self.judged, rows, self.judged.x[rows])
+        reference, shared = knowledge_loss(signals.logits, signals.knowledge, 1.0), self.last_layer.shared(signals)
         now, beside = (
-            self._gradient(self._pull(signals, reference, temperature, Balance(len(self.shares))))
+            self._gradient(self._pull(signals, reference, temperature, Balance(len(self.shares)), shared))
             for temperature in (self.controller.temperature, self.controller.neighbour())
         )
         metric = self._metric()
@@ -291,11 +341,11 @@ class _Training:
         return metric
 
     def _slopes(self, direction: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Derivative of ``loss`` on held-out rows along ``direction`` ``[P]``, by row ``[n]``."""
-        assert self.held_out is not None
+        """Derivative of ``loss`` on held-out rows with both along ``direction`` ``[P]``, by row ``[n]``."""
+        assert self.judged is not None
         length = direction.norm()
         if length == 0:
-            return torch.zeros(len(self.held_out), device=self.device)
+            return torch.zeros(len(self.judged), device=self.device)
         parameters = list(self.student.parameters())
         parts = direction.split([parameter.numel() for parameter in parameters])
         losses: list[Tensor] = []
@@ -305,8 +355,8 @@ class _Training:
             for sign in (1, -1):
                 for parameter, weights, part in zip(parameters, before, parts, strict=True):
                     parameter.copy_(weights + sign * step * part.view_as(weights))
-                logits = self.student(self.held_out.x).float()
-                losses.append(loss(logits, self.kept_taught, self.held_out.outcomes))
+                logits = self.student(self.judged.x).float()
+                losses.append(loss(logits, self.judged.knowledge, self.judged.outcomes))
             for parameter, weights in zip(parameters, before, strict=True):
                 parameter.copy_(weights)
         slopes: Tensor = (losses[0] - losses[1]) / (2 * step)
@@ -327,10 +377,10 @@ class _Training:
         return max(1.0, float(together / centred.square().sum().clamp(min=_TINY)))
 
     def _calibrate(self) -> float:
-        if not self._adaptive or self.held_out is None:
+        if not self._adaptive or self.judged is None:
             return 1.0
-        held_out = self.held_out.to(torch.device("cpu"))
-        power, reason = calibration(held_out.knowledge, held_out.outcomes, self.groups.cpu())
+        judged = self.judged.to(torch.device("cpu"))
+        power, reason = calibration(judged.knowledge, judged.outcomes, self.groups.cpu())
         self.controller.changes.append(Change(step=0, setting="calibration", value=power, reason=reason))
         return power
 
@@ -339,15 +389,21 @@ class _Training:
         if self.held_out is None:
             return {}
         module = self.average.module.eval()
+        taught, lived = self.held_out.taught, self.held_out.lived
+        weight = self.settings.outcome_weight
+        losses, loss = {}, 0.0
         with torch.no_grad():
             logits = torch.cat([module(rows).float() for rows in self.held_out.x.split(8192)])
-            taught = float(knowledge_loss(logits, self.kept_taught, 1.0))
-            lived = float(outcome_loss(logits, self.held_out.outcomes))
-        loss = (1 - self.settings.outcome_weight) * taught + self.settings.outcome_weight * lived
+            if taught.any():
+                found = float(knowledge_loss(logits[taught], self.held_out.knowledge[taught], 1.0))
+                losses["held_out_knowledge_loss"], loss = found, loss + (1 - weight) * found
+            if lived.any():
+                found = float(outcome_loss(logits[lived], self.held_out.outcomes[lived]))
+                losses["held_out_outcome_loss"], loss = found, loss + weight * found
         if loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, self.epoch
             self.best = {name: value.clone() for name, value in module.state_dict().items()}
-        return {"held_out_knowledge_loss": taught, "held_out_outcome_loss": lived}
+        return losses
 
     def finish(self) -> Course:
         self.last_layer.close()
@@ -454,6 +510,18 @@ def _apart(logits: Tensor, knowledge: Tensor, outcomes: Tensor) -> Tensor:
 
 def _outcomes_alone(logits: Tensor, knowledge: Tensor, outcomes: Tensor) -> Tensor:
     return functional.cross_entropy(logits, outcomes, reduction="none")
+
+
+def _with_both(lesson: Lesson) -> Lesson:
+    """Its rows with knowledge and outcome: all that can tell how far the two are from each other."""
+    return lesson.take((lesson.taught & lesson.lived).nonzero().squeeze(1))
+
+
+def _softened(lesson: Lesson, power: float) -> Lesson:
+    """The same rows with their knowledge to the power ``1 / power``."""
+    softened = copy(lesson)
+    softened.knowledge = soften(lesson.knowledge, power)
+    return softened
 
 
 def _groups(held_out: Lesson) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import EngFormatter, FixedLocator
 from matplotlib.transforms import Bbox
 
-from stillhouse.records import Proof, Quality, Scorecard, Verdict, drift_report
+from stillhouse.records import Proof, Quality, Scorecard, Verdict, WeightChange, drift_report
 
-__all__ = ["quality_over_time", "tradeoff", "year"]
+__all__ = ["quality_over_time", "tradeoff", "weights_over_time", "year"]
 
 _COLOURS = {"teacher": "#7a5195", "student": "#ef5675", "variant": "#2f6f9f", "champion": "#ffa600"}
 _NAMES = {"auc": "AUC", "accuracy": "accuracy"}
@@ -89,6 +89,25 @@ def quality_over_time(verdicts: Sequence[Verdict]) -> Figure:
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=_COLOURS["champion"], label="champion")
     _mark_gates(figure, [(v.as_of, v.outcome) for v in verdicts if v.kind == "gate"])
     axes.set(ylabel=f"{_NAMES['auc' if two else 'accuracy']} on known outcomes")
+    _dated(figure)
+    return figure
+
+
+def weights_over_time(changes: Sequence[WeightChange]) -> Figure:
+    """Each teacher's share in the mean of all, everywhere; a point for each recorded change, filled for a refresh."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    shown = [change for change in changes if not change.slice]
+    for number, name in enumerate(dict.fromkeys(change.teacher for change in shown)):
+        own, colour = [change for change in shown if change.teacher == name], f"C{number}"
+        times, shares = [date2num(change.as_of) for change in own], [change.after for change in own]
+        axes.step(times, shares, where="post", color=colour, label=name)
+        for change in own:
+            face = "none" if change.job == "watch" else colour
+            when = float(date2num(change.as_of))
+            axes.plot(when, change.after, "o", ms=4, color=colour, markerfacecolor=face)
+    axes.set(ylim=(-0.03, 1.03), ylabel="share in the teachers' mean")
+    axes.xaxis_date()
     _dated(figure)
     return figure
 

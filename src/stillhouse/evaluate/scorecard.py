@@ -22,11 +22,13 @@ def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any])
     """How good ``[n, K]`` probabilities were against action indices ``[n]``.
 
     AUC is of the second action for K = 2, and the mean one-vs-rest AUC for more; None where the outcomes hold
-    fewer than two actions.
+    fewer than two actions. An index of K or more is an action that the model does not know: it has given that one
+    nothing.
     """
     if len(outcomes) == 0:
         raise ValueError("quality of no rows is not defined")
-    p = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-7, 1.0)
+    strange = max(0, int(np.max(outcomes)) + 1 - np.shape(probabilities)[1])
+    p = np.clip(np.pad(np.asarray(probabilities, dtype=np.float64), ((0, 0), (0, strange))), 1e-7, 1.0)
     p /= p.sum(axis=1, keepdims=True)
     rows = np.arange(len(outcomes))
     truth = np.zeros_like(p)

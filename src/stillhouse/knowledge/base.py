@@ -12,6 +12,7 @@ verdicts       what the system decided, as JSON
 unanswered     a content that a teacher had no usable answer to, with the reason
 spending       what some questions to a teacher have cost: calls, rows, tokens, seconds, money
 evidence       each step of the evidence on a champion: the rows it counted, with what probability, and its state
+weights        a change of a teacher's weight in the mean of several, with its reason
 =============  ====================================================================================
 
 Every append names its batch; a batch that is already there is not written again, so any run can be repeated
@@ -36,12 +37,21 @@ from deltalake.exceptions import CommitFailedError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import SchemaError, WindowError
-from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, Window, short_id
+from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
 Table = Literal[
-    "observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts", "evidence", "unanswered", "spending"
+    "observations",
+    "decisions",
+    "knowledge",
+    "outcomes",
+    "quarantine",
+    "verdicts",
+    "evidence",
+    "unanswered",
+    "spending",
+    "weights",
 ]
 
 Purpose = Literal["refresh", "watch"]
@@ -85,6 +95,11 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
         ("observed_at", _TIME), ("asked_at", _TIME), ("calls", pa.int64()), ("rows", pa.int64()),
         ("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("seconds", pa.float64()),
         ("money", pa.float64()),
+    ],
+    "weights": [
+        ("job", pa.string()), ("version", pa.string()), ("observed_at", _TIME), ("recorded_at", _TIME),
+        ("teacher", pa.string()), ("slice", pa.string()), ("before", pa.float64()), ("after", pa.float64()),
+        ("json", pa.string()),
     ],
 }  # fmt: skip
 
@@ -140,10 +155,14 @@ class KnowledgeBase:
 
     :param config: the agent, whose contract gives the observations' columns.
     :param root: folder of the tables; by default ``STILLHOUSE_HOME/knowledge/<agent>``.
+    :param actions: of a model that was made for other actions than the agent file has now: knowledge is read and kept
+        for these; outcomes with an action that they lack get an index from ``len(actions)`` on.
     """
 
-    def __init__(self, config: AgentConfig, root: Path | None = None) -> None:
-        self.config = config
+    def __init__(self, config: AgentConfig, root: Path | None = None, *, actions: Sequence[str] | None = None) -> None:
+        known = tuple(config.actions if actions is None else actions)
+        self.outcomes = [*known, *(action for action in config.actions if action not in known)]
+        self.config = config if known == config.actions else config.model_copy(update={"actions": known})
         self.root = root or home() / "knowledge" / config.agent
 
     # ----------------------------------------------------------------- writing
@@ -258,6 +277,21 @@ class KnowledgeBase:
         )
         self.append("evidence", rows, batch=f"evidence:{short_id(*rows['json'])}")
 
+    def append_weights(self, changes: Sequence[WeightChange]) -> None:
+        """Keep how teachers' weights changed; what was recorded for a job at a moment is not recorded again."""
+        if not changes:
+            return
+        rows = pd.DataFrame(
+            {
+                "job": change.job, "version": change.version, "observed_at": change.as_of,
+                "recorded_at": datetime.now(UTC), "teacher": change.teacher, "slice": change.slice,
+                "before": change.before, "after": change.after, "json": change.model_dump_json(),
+            }
+            for change in changes
+        )  # fmt: skip
+        last = changes[-1]
+        self.append("weights", rows, batch=f"weights:{last.version}:{last.job}:{last.as_of.isoformat()}")
+
     # ----------------------------------------------------------------- reading
 
     def window(self, name: str, start: datetime, end: datetime) -> Window:
@@ -307,7 +341,7 @@ class KnowledgeBase:
         outcomes = self.read("outcomes", window, ["observation_id", "known_at", "action"])
         outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values("known_at", kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
-        index = {action: i for i, action in enumerate(self.config.actions)}
+        index = {action: i for i, action in enumerate(self.outcomes)}
         outcomes = outcomes.assign(outcome=outcomes["action"].map(index))
         if outcomes["outcome"].isna().any():
             strange = sorted(set(outcomes.loc[outcomes["outcome"].isna(), "action"]))
@@ -329,6 +363,16 @@ class KnowledgeBase:
         known = new[["observation_id", "known_at"]]
         return self.labelled(window, known_by=end).merge(known, on="observation_id", how="inner")
 
+    def with_known_at(self, rows: pd.DataFrame, known_by: datetime) -> pd.DataFrame:
+        """Labelled ``rows`` with ``known_at``, when the outcome that they bear became known; others are left out."""
+        if rows.empty:
+            return rows.assign(known_at=pd.Series(dtype="datetime64[us, UTC]"))
+        last = rows["observed_at"].max() + timedelta(microseconds=1)
+        window = Window(name="known", start=rows["observed_at"].min(), end=last)
+        known = self.read("outcomes", window, ["observation_id", "known_at"])
+        known = known[known["known_at"] <= known_by].sort_values("known_at", kind="stable")
+        return rows.merge(known.drop_duplicates("observation_id", keep="last"), on="observation_id", how="inner")
+
     def _first_known(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
         """``observation_id, observed_at, known_at`` of the outcomes that :meth:`arrived` is about."""
         columns = ["observation_id", "observed_at", "known_at"]
@@ -345,7 +389,10 @@ class KnowledgeBase:
         return new[~new["observation_id"].isin(old)].drop_duplicates("observation_id")
 
     def knowledge(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked."""
+        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked.
+
+        What was said about another number of actions is no answer.
+        """
         answer = np.full((len(rows), len(self.config.actions)), np.nan)
         delta = self._open("knowledge")
         if delta is None or rows.empty:
@@ -353,6 +400,7 @@ class KnowledgeBase:
         found = delta.to_pyarrow_dataset().to_table(
             columns=["content_key", "probabilities"], filter=pc.field("teacher") == teacher
         )
+        found = found.filter(pc.equal(pc.list_value_length(found["probabilities"]), answer.shape[1]))
         position = pd.Index(found["content_key"].to_pandas().drop_duplicates())
         at = position.get_indexer(pd.Index(rows["content_key"]))
         if len(position):
@@ -422,6 +470,12 @@ class KnowledgeBase:
         chosen &= (rows["observed_at"] <= until).to_numpy() if until is not None else True
         sums = rows[chosen].groupby("teacher")[list(Spending.model_fields)].sum()
         return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
+
+    def weight_changes(self, version: str | None = None) -> list[WeightChange]:
+        """How teachers' weights changed, oldest first; only those of a version of the teachers, where one is named."""
+        rows = self.read("weights").sort_values(["observed_at", "recorded_at"], kind="stable")
+        chosen = rows if version is None else rows[rows["version"] == version]
+        return [WeightChange.model_validate_json(text) for text in chosen["json"]]
 
     def sample(self, rows: pd.DataFrame, size: int) -> pd.DataFrame:
         """``size`` of ``rows`` (all if fewer), uniformly, without replacement; the same rows, the same sample."""
@@ -521,6 +575,13 @@ class KnowledgeBase:
         rows = self.read("verdicts", columns=["kind", "observed_at"])
         judged = rows.loc[(rows["kind"] == "gate") & (rows["observed_at"] < before), "observed_at"]
         return None if judged.empty else judged.max().to_pydatetime()
+
+    def last_refused(self, before: datetime) -> bool:
+        """Whether the refresh that :meth:`last_refresh` speaks of was refused."""
+        rows = self.read("verdicts", columns=["kind", "observed_at", "recorded_at", "outcome"])
+        judged = rows[(rows["kind"] == "gate") & (rows["observed_at"] < before)]
+        last = judged.sort_values(["observed_at", "recorded_at"], kind="stable").tail(1)
+        return last["outcome"].eq("refused").any().item()
 
     def _last_verdict(self, condition: pc.Expression) -> Verdict | None:
         delta = self._open("verdicts")

@@ -64,17 +64,20 @@ class Models(Runs):
         scorecard: Scorecard,
         params: Mapping[str, object],
         lineage: Lineage,
+        folder: Path | None = None,
     ) -> ModelRef:
         """Log a torch module as an exported graph, without pickle.
 
         :param module: float32 ``[n, D]`` to logits ``[n, K]``.
         :param example: float32 ``[n, D]``.
+        :param folder: its weights and whatever else an update goes on from (:meth:`Registry.student_files`).
         """
 
         def build(target: Path, model: Any) -> None:
-            packaging.save_student(module, example, target, model)
+            packaging.save_student(module, example, target, model, folder)
 
-        return self._log_model(run_id, "student", "student", build, scorecard, params, lineage, {})
+        marks = {} if folder is None else {packaging.NATIVE: True}
+        return self._log_model(run_id, "student", "student", build, scorecard, params, lineage, marks)
 
     def log_variant(
         self,

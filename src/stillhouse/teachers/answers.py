@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 
 from stillhouse.errors import PartError
 from stillhouse.records import Spending
+from stillhouse.teachers.calling import call
 
 __all__ = [
     "Allowance",
@@ -83,11 +85,14 @@ def checked(name: str, said: object, rows: int, actions: Sequence[str]) -> Array
 
     :raises PartError: if the shape is another, or a row holds something else than probabilities that sum to 1.
     """
-    answer = np.asarray(said)
+    try:
+        answer = np.asarray(said)
+    except Exception as error:
+        raise PartError(f"teacher {name!r} answered with a {type(said).__name__} that is no array: {error}") from error
     if answer.shape != (rows, len(actions)):
         raise PartError(f"teacher {name!r} answered with shape {answer.shape}, not {(rows, len(actions))}")
     try:
-        answer = answer.astype(np.float64)
+        answer = answer.astype(np.float64, casting="unsafe" if answer.dtype == object else "same_kind")
     except (TypeError, ValueError) as error:
         raise PartError(f"teacher {name!r} answered with {answer.dtype} values, not with numbers") from error
     if not (np.isfinite(answer).all() and (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-3)):
@@ -125,10 +130,13 @@ def in_process(
     actions: Sequence[str],
     predict: Callable[[pd.DataFrame], object],
     features: Callable[[pd.DataFrame], object] | None = None,
+    timeout: timedelta | None = None,
 ) -> Answering:
     """A teacher that runs here: one call a row, no money; what it says is checked as a whole.
 
     :param features: what it makes of the rows inside, ``[n, D]``, where students are to match that.
+    :param timeout: of one call; None: as long as it takes.
+    :raises PartError: when it is asked and fails, takes longer, or answers with something else than probabilities.
     """
 
     def answer(rows: pd.DataFrame, allowance: Allowance) -> Answers:
@@ -137,9 +145,10 @@ def in_process(
         said = np.full((len(rows), len(actions)), np.nan)
         inside, began = None, perf_counter()
         if granted:
-            said[:granted] = checked(name, predict(asked), granted, actions)
+            what = f"teacher {name!r} on {granted} rows"
+            said[:granted] = checked(name, call(what, timeout, predict, asked), granted, actions)
         if granted and features is not None:
-            given = checked_features(name, features(asked), granted)
+            given = checked_features(name, call(f"{what} (features)", timeout, features, asked), granted)
             inside = np.full((len(rows), given.shape[1]), np.nan, dtype=np.float32)
             inside[:granted] = given
         spending = Spending(calls=granted, rows=granted, seconds=perf_counter() - began)

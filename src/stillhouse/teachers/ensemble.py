@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,25 @@ import pandas as pd
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
 from stillhouse.parts import ModelStore, OffersText, ReadyTeacher, Teacher, TextInitial, resolve
-from stillhouse.records import ModelRef, TeacherRef, Window, short_id
-from stillhouse.teachers import endpoint, mlflow_model, module, ready
+from stillhouse.records import ModelRef, TeacherRef, Weights, Window, short_id
+from stillhouse.teachers import endpoint, mlflow_model, module, ready, weighing
 from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
+from stillhouse.teachers.calling import call
 from stillhouse.teachers.ready import content_hash
 
-__all__ = ["Ensemble", "Member", "cross_fit", "fit", "load", "new_member", "reference"]
+__all__ = [
+    "Ensemble",
+    "Member",
+    "cross_fit",
+    "cross_fit_blocks",
+    "fit",
+    "kept_weights",
+    "load",
+    "new_member",
+    "reference",
+    "reweigh",
+    "without_block",
+]
 
 Progress = Callable[[str], None]
 
@@ -33,7 +48,7 @@ _CHUNK = 5000  # rows after which what a teacher in this process has said is kep
 class Member:
     """One of the teachers.
 
-    :param share: its part of the mean, in 0…1.
+    :param share: its part of the mean where weights do not follow evidence, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
     :param part: gives the user's object behind it, where it runs in this process.
@@ -56,16 +71,41 @@ class Ensemble:
         where none of them can be fitted.
     :param version: content hash, under which their knowledge is kept.
     :param local: whether all of them run in this process.
+    :param weights: learned from evidence; None: each member counts for its ``share``.
+    :param before_weights: the version without the weights, under which the members' own knowledge is kept.
     """
 
     def __init__(
-        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True
-    ) -> None:
+        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True,
+        weights: Weights | None = None, before_weights: str | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.members = tuple(members)
         self.fitted = fitted
         self.version = version
         self.local = local
+        self.weights = weights
+        self.before_weights = before_weights or version
+
+    def own_version(self, member: Member) -> str:
+        """Under which the member's own answers are kept, however it is weighted."""
+        if len(self.members) == 1:
+            return self.version
+        return member.version or short_id(self.before_weights, member.name)
+
+    def shares(self, rows: pd.DataFrame) -> Array:
+        """What each member counts for in the mean about each of ``rows``, float64 ``[n, M]``, rows sum to 1."""
+        if self.weights is None:
+            return np.tile([member.share for member in self.members], (len(rows), 1))
+        return weighing.shares(self.weights, rows) @ self.within(self.weights.teachers)
+
+    def within(self, units: Sequence[str]) -> Array:
+        """Share of each member within the teacher or ensemble that has one weight, float64 ``[len(units), M]``."""
+        names = [member.name for member in self.members]
+        inside = np.array([[name == unit or name.startswith(f"{unit}.") for name in names] for unit in units])
+        parts = inside * np.array([member.share for member in self.members])
+        shares: Array = parts / parts.sum(axis=1, keepdims=True)
+        return shares
 
     def predict_proba(self, rows: pd.DataFrame) -> Array:
         """Raw rows to float64 ``[n, K]``: the weighted mean of the members' probabilities, whatever it costs.
@@ -73,12 +113,12 @@ class Ensemble:
         :raises PartError: if a member has no usable answer to a row.
         """
         mean = np.zeros((len(rows), len(self.config.actions)))
-        for member in self.members:
+        for member, share in zip(self.members, self.shares(rows).T, strict=True):
             answers = member.answer(rows, Allowance())
             if np.isnan(answers.probabilities).any():
                 why = answers.stopped or next(iter(answers.refused.values()), "it gave none")
                 raise PartError(f"teacher {member.name!r} has no usable answer: {why}")
-            mean += member.share * answers.probabilities
+            mean += share[:, None] * answers.probabilities
         return mean
 
     def ask(self, rows: pd.DataFrame) -> Array:
@@ -157,7 +197,7 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
     """What is to be known about the teacher in ``folder``, and where MLflow keeps it."""
     description = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
     return TeacherRef(
-        version=description["version"],
+        version=_weighted(description["version"], kept_weights(folder)),
         folder=str(folder),
         fitted=_window(description),
         features=next((part["version"] for part in description["parts"] if part.get("features")), None),
@@ -165,6 +205,29 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
         + sum(part.get("bytes_elsewhere", 0) for part in description["parts"]),
         model=model,
     )
+
+
+def kept_weights(folder: Path) -> Weights | None:
+    """The learned weights of the teacher in ``folder``, if it has any."""
+    file = folder / "weights.json"
+    return Weights.model_validate_json(file.read_bytes()) if file.exists() else None
+
+
+def reweigh(teacher: TeacherRef, weights: Weights, folder: Path) -> TeacherRef:
+    """The same teachers under other weights, in ``folder``: another version, whose members are the same.
+
+    Killed at any moment it leaves the teacher with its weights of before, or with the new ones.
+    """
+    if Path(teacher.folder) != folder:
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(teacher.folder, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    partial = folder / "weights.json.partial"
+    partial.write_text(weights.model_dump_json(), encoding="utf-8")
+    partial.rename(folder / "weights.json")
+    return reference(folder)
 
 
 def cross_fit(
@@ -184,16 +247,46 @@ def cross_fit(
     """
     folds = config.distillation.folds
     wanted = np.ones(len(rows), dtype=bool) if wanted is None else wanted
-    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = cross_fit_blocks(config, rows)
     said: dict[str, Array] = {}
-    for number, block in enumerate(np.array_split(order, folds), start=1):
-        others, asked = np.setdiff1d(order, block, assume_unique=True), block[wanted[block]]
+    for number in range(folds):
+        asked = np.flatnonzero((blocks == number) & wanted)
         if len(asked):
-            for leaf, teacher in _fit_members(config, rows.iloc[others]):
+            for leaf, teacher in _fit_members(config, rows[blocks != number]):
                 answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
-                answer[asked] = checked(leaf.name, teacher.predict_proba(rows.iloc[asked]), len(asked), config.actions)
-        progress(f"teacher, block {number} of {folds}")
+                what = f"teacher {leaf.name!r} on {len(asked)} rows"
+                given = call(what, _timeout(leaf), teacher.predict_proba, rows.iloc[asked])
+                answer[asked] = checked(leaf.name, given, len(asked), config.actions)
+        progress(f"teacher, block {number + 1} of {folds}")
     return said
+
+
+def cross_fit_blocks(config: AgentConfig, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The time block of each row, ``[n]``, as :func:`cross_fit` cuts them."""
+    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    blocks = np.empty(len(rows), dtype=np.int64)
+    for number, block in enumerate(np.array_split(order, config.distillation.folds)):
+        blocks[block] = number
+    return blocks
+
+
+def without_block(teacher: Ensemble, rows: pd.DataFrame, outside: np.ndarray[Any, np.dtype[np.bool_]]) -> Ensemble:
+    """The same teachers, those that learn fitted on the labelled ``rows`` outside of a block alone.
+
+    What it says is kept under the version of ``teacher``, as cross-fitted knowledge is.
+
+    :param outside: which rows it may be fitted on, bool ``[n]``.
+    """
+    fitted = {leaf.name: made for leaf, made in _fit_members(teacher.config, rows[outside])}
+    members = [
+        replace(member, answer=in_process(member.name, teacher.config.actions, fitted[member.name].predict_proba))
+        if member.name in fitted
+        else member
+        for member in teacher.members
+    ]
+    other = copy(teacher)
+    other.members, other.fitted = tuple(members), None
+    return other
 
 
 def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) -> Ensemble:
@@ -214,7 +307,10 @@ def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) ->
         member = _member(config, named[part["name"]], part, folder, models)
         members.append(replace(member, share=part["weight"] / total))
     local = not any(isinstance(named[part["name"]].teacher, EndpointTeacher) for part in description["parts"])
-    return Ensemble(config, members, _window(description), description["version"], local)
+    weights, version = kept_weights(folder), description["version"]
+    return Ensemble(
+        config, members, _window(description), _weighted(version, weights), local, weights, before_weights=version
+    )
 
 
 def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> Teacher:
@@ -234,7 +330,8 @@ def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Te
     for leaf in leaves(config.teachers):
         if isinstance(leaf.teacher, PythonTeacher) and leaf.learns:
             teacher = new_member(config, leaf.teacher, leaf.name)
-            teacher.fit(rows, rows["outcome"].to_numpy())
+            what = f"fitting teacher {leaf.name!r} on {len(rows)} rows"
+            call(what, _timeout(leaf), teacher.fit, rows, rows["outcome"].to_numpy())
             made.append((leaf, teacher))
     return made
 
@@ -291,12 +388,13 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
         if leaf.learns:
             loaded = kind.load(folder / part["folder"])
-            return Member(name, leaf.share, in_process(name, actions, loaded.predict_proba), part=lambda: loaded)
+            answer = in_process(name, actions, loaded.predict_proba, timeout=_timeout(leaf))
+            return Member(name, leaf.share, answer, part=lambda: loaded)
         kept = folder / part["folder"] if "folder" in part else None
         made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
         _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
         inside = getattr(made, "features", None) if leaf.features else None
-        answer = in_process(name, actions, made.predict_proba, inside)
+        answer = in_process(name, actions, made.predict_proba, inside, _timeout(leaf))
         return Member(name, leaf.share, answer, part["version"], part=lambda: made, features=leaf.features)
     pinned = part.get("pinned", "")
     _refuse_changed(config, leaf, part, pinned)
@@ -306,12 +404,17 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, MlflowTeacher):
         columns, store = list(config.observations.columns), _store(config, leaf, models)
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
-        return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+        return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)), part["version"])
     predict, inside = module.predictor(teacher, where)
+    answer = in_process(name, actions, predict, inside, _timeout(leaf))
     return Member(
-        name, leaf.share, in_process(name, actions, predict, inside), part["version"],
-        part=partial(module.make, teacher, where), features=leaf.features,
-    )  # fmt: skip
+        name, leaf.share, answer, part["version"], part=partial(module.make, teacher, where), features=leaf.features
+    )
+
+
+def _timeout(leaf: Leaf) -> timedelta | None:
+    """Of one call to a teacher in this process."""
+    return None if isinstance(leaf.teacher, EndpointTeacher) else leaf.teacher.timeout
 
 
 def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: str) -> None:
@@ -341,7 +444,7 @@ def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
     teacher = leaf.teacher
     if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, own):
         raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {own!r}, which is not {teacher.uri!r}")
-    unsaid = {"name", "weight", "uri"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
+    unsaid = {"name", "weight", "uri", "timeout"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
     weights = module.fingerprint(teacher, _where(config, leaf.name)) if isinstance(teacher, ModuleTeacher) else ""
     return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, own, weights)
 
@@ -355,6 +458,14 @@ def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -
         for leaf, part in zip(named, parts, strict=True)
     ]
     return content_hash(folder, json.dumps(said))
+
+
+def _weighted(version: str, weights: Weights | None) -> str:
+    """A mean under other weights is other knowledge."""
+    if weights is None:
+        return version
+    said = weights.model_dump_json(include={"teachers", "start", "columns", "column_shares", "everywhere", "slices"})
+    return short_id(version, said)
 
 
 def _store(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> ModelStore:

@@ -20,14 +20,16 @@ def decoupled_loss(
 
     TCKD is the KL divergence of (outcome's action, all others) as two classes, NCKD that of the others among
     themselves; with ``others`` equal to the teacher's probability of not being right it would be Hinton's loss.
-    For K = 2 there is one other action and NCKD is 0.
+    For K = 2 there is one other action and NCKD is 0. Where the outcome is not known the teacher's first choice
+    stands for it.
 
     :param logits: the student's, ``[n, K]``.
     :param knowledge: the teacher's probabilities, ``[n, K]``, not yet softened.
-    :param outcomes: action indices int64 ``[n]``.
+    :param outcomes: action indices int64 ``[n]``; −1: not known.
     """
     student, teacher = logits / temperature, log_knowledge(knowledge) / temperature
-    right = functional.one_hot(outcomes, logits.shape[1]).bool()
+    targeted = torch.where(outcomes >= 0, outcomes, knowledge.argmax(dim=1))
+    right = functional.one_hot(targeted, logits.shape[1]).bool()
     targets = functional.kl_div(_two(student, right), _two(teacher, right), reduction="batchmean", log_target=True)
     spread = functional.kl_div(_rest(student, right), _rest(teacher, right), reduction="batchmean", log_target=True)
     return temperature**2 * (target * targets + others * spread)

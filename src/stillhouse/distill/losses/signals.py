@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ _LEAST = 1e-6  # of a probability: its logarithm stays finite
 
 @dataclass(frozen=True)
 class Signals:
-    """One batch of n rows as student and teacher see it.
+    """n rows of a batch as student and teacher see them.
 
     :param logits: the student's, ``[n, K]``.
     :param knowledge: the teacher's probabilities, ``[n, K]``, not softened.
-    :param outcomes: action indices int64 ``[n]``.
+    :param outcomes: action indices int64 ``[n]``; −1: not known.
     :param hidden: the student's last hidden layer, ``[n, H]``; None where no loss asks for it.
     :param projected: ``hidden`` brought to the width of the teacher's features, ``[n, D]``.
     :param features: the teacher's, ``[n, D]``; None where it has none.
@@ -30,6 +30,16 @@ class Signals:
     hidden: Tensor | None = None
     projected: Tensor | None = None
     features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def of(self, rows: Tensor) -> Signals:
+        """Those of some rows, bool ``[n]``."""
+        if bool(rows.all()):
+            return self
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: whole[rows] for name, whole in found.items() if whole is not None})
 
 
 def log_knowledge(probabilities: Tensor) -> Tensor:

