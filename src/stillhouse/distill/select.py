@@ -6,8 +6,8 @@ A row's inclusion probability grows with its scores, of which there are two: the
 and Wrobel 2001, "Active Hidden Markov Models for Information Extraction", §3), and how far a committee is apart
 (Jensen–Shannon divergence: McCallum and Nigam 1998, "Employing EM and Pool-Based Active Learning for Text
 Classification", §3). A share of the questions heeds neither, so that no row is left out for certain, and what was
-asked can be weighted back to all rows (Horvitz and Thompson 1952). Diversity comes from the design: rows are put in an order
-in which neighbours are alike, and drawn systematically along it, so that no corner gets many more questions than
+asked can be weighted back to all rows (Horvitz and Thompson 1952). Diversity comes from the design: rows are put in an
+order in which neighbours are alike, and drawn systematically along it, so that no corner gets many more questions than
 its probabilities add up to, or many fewer.
 """
 
