@@ -326,7 +326,8 @@ def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> T
 
 
 def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Teacher]]:
-    made = []
+    """Those that learn, fitted on the rows whose outcome is known."""
+    rows, made = rows[rows["outcome"] >= 0], []
     for leaf in leaves(config.teachers):
         if isinstance(leaf.teacher, PythonTeacher) and leaf.learns:
             teacher = new_member(config, leaf.teacher, leaf.name)
