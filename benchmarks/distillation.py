@@ -243,7 +243,7 @@ def show(name: str, result: Mapping[str, Any]) -> None:
             f"  {method:36} {statistics.mean(scores):.4f}   ours − it: {shown(result['ours_minus'][method])}"
             f"   log loss: {log_loss}"
         )
-    print(f"  earned: {({part: shown(gain) for part, gain in result['earned'].items()})}")
+    print(f"  earned: { ({part: shown(gain) for part, gain in result['earned'].items()}) }")
 
 
 def shown(difference: Mapping[str, float]) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import subprocess
@@ -80,9 +79,7 @@ class World:
 
 
 def replace_outcomes(lesson: Lesson, outcomes: Array) -> Lesson:
-    return Lesson(
-        lesson.x.numpy(), lesson.knowledge.numpy(), outcomes, lesson.numbers, tokens=lesson.tokens
-    )
+    return Lesson(lesson.x.numpy(), lesson.knowledge.numpy(), outcomes, lesson.numbers, tokens=lesson.tokens)
 
 
 def world(
@@ -150,8 +147,8 @@ def table(
         fitted = make_teacher(seed).fit(rows.loc[: first - 1, names].to_numpy(), y_of(rows[:first]))
         config = agent({name: {"type": "number"} for name in names}, int(y.max()) + 1, student, **distillation)
         return world(
-            config, lambda part: fitted.predict_proba(part[names].to_numpy()), rows[first:second].reset_index(drop=True),
-            rows[second:].reset_index(drop=True), outcomes_known, steps, seed,
+            config, lambda part: fitted.predict_proba(part[names].to_numpy()),
+            rows[first:second].reset_index(drop=True), rows[second:].reset_index(drop=True), outcomes_known, steps, seed,
         )  # fmt: skip
 
     return make
@@ -193,13 +190,14 @@ def trees(seed: int) -> Any:
 
 
 def kernels(seed: int) -> Any:
-    from sklearn.gaussian_process import GaussianProcessClassifier  # noqa: F401
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    return make_pipeline(StandardScaler(with_std=False), CalibratedClassifierCV(SVC(C=10, gamma="scale"), ensemble=False))
+    return make_pipeline(
+        StandardScaler(with_std=False), CalibratedClassifierCV(SVC(C=10, gamma="scale"), ensemble=False)
+    )
 
 
 # --------------------------------------------------------------------------- flights
@@ -244,9 +242,7 @@ def clinc150(seed: int) -> World:
     fitted, learned = order[:5000], order[5000:]
     encoder = {"type": "bag", "width": 64, "bigrams": 0}
     student = {"kind": "text", "encoder": encoder, "widths": [], "length": 24, "dropout": 0.0}
-    config = agent(
-        {"text": {"type": "text"}}, 150, student, batch_size=128, learning_rate=0.02, unknown_rate=0.0
-    )
+    config = agent({"text": {"type": "text"}}, 150, student, batch_size=128, learning_rate=0.02, unknown_rate=0.0)
     head = _head(tuple(fitted))
     rows, judged = (
         pd.DataFrame({"text": texts, "outcome": known}).assign(observed_at=pd.Timestamp("2013-01-01", tz="UTC"))
@@ -259,7 +255,9 @@ def clinc150(seed: int) -> World:
 def _clinc150() -> tuple[list[str], Array, list[str], Array]:
     folder = Path(os.environ.get("STILLHOUSE_DATA", "../shared/data")) / "clinc150"
     if not (folder / "data_full.json").exists():
-        raise SystemExit(f"CLINC150 is not in {folder}: let STILLHOUSE_DATA name a folder that has clinc150/data_full.json")
+        raise SystemExit(
+            f"CLINC150 is not in {folder}: let STILLHOUSE_DATA name a folder that has clinc150/data_full.json"
+        )
     content = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
     (sentences, names), (test, truth) = (zip(*content[part], strict=True) for part in ("train", "test"))
     found, outcomes = np.unique(names, return_inverse=True)

@@ -17,7 +17,13 @@ __all__ = ["train"]
 
 
 def train(
-    student: nn.Module, lesson: Lesson, settings: Distillation, loss: Loss, temperature: float, weight: float, steps: int
+    student: nn.Module,
+    lesson: Lesson,
+    settings: Distillation,
+    loss: Loss,
+    temperature: float,
+    weight: float,
+    steps: int,
 ) -> None:
     """Train ``student`` in place, for ``steps`` steps, whatever a pass is."""
     generator = torch.Generator().manual_seed(settings.seed)
