@@ -918,7 +918,7 @@ class Distillation(Section):
     )
     temperature: float = Field(default=2.0, gt=0, le=20, description="softens teacher and student alike")
     outcome_weight: float = Field(
-        default=0.3, ge=0, le=1, description="weight of the outcomes' cross-entropy; 1 − it goes to knowledge"
+        default=0.3, ge=0, le=1, description="of a row's outcome; 1 − it goes to its knowledge"
     )
     epochs: int = Field(default=8, ge=1, le=1000)
     batch_size: int = Field(default=1024, ge=8)
