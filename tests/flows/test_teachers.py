@@ -168,7 +168,7 @@ def test_a_mixed_ensemble(day, agents: Path, server: Server) -> None:
     assert len(server.requests) == 8 * toy.PER_DAY + 150
     spent = base.spending()
     assert spent["both.llm"].calls == spent["both.logistic"].calls == len(server.requests)
-    assert base.read("knowledge")["teacher"].nunique() == 2  # the endpoint's own answers, and the mean
+    assert base.read("knowledge")["teacher"].nunique() == 3  # each one's own answers, and the mean
 
 
 def test_rules_teach_and_show_what_they_see_inside(day, agents: Path) -> None:

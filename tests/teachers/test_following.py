@@ -193,6 +193,9 @@ def test_a_watch_goes_on_where_the_refresh_left_off(tmp_path: Path) -> None:
     base.append_weights(changes)
     base.append_weights(changes)
     assert base.weight_changes("w") == list(changes) and base.weight_changes("other") == []
-    stands = following.standing(made.weights, base.weight_changes("w"))
+    other = [each.model_copy(update={"version": "w2", "after": 0.5}) for each in changes]
+    base.append_weights(other)  # the same job again, with more knowledge
+    assert base.weight_changes() == other
+    stands = following.standing(made.weights, changes)
     assert weighing.changes(now, stands, version="w", job="watch") == ()
     assert stands["", "a"] == pytest.approx(weighing.share_in(now)[0])
