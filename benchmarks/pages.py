@@ -34,6 +34,19 @@ MEANING = {
     "false_alarms_10k_looks": "share of runs of 10,000 looks without drift that alarm, with our defaults",
     "delay_vs_best_calibrated_peer": "our delay in looks, relative to the best calibrated peer's (median of scenarios)",
     "delay_vs_best_peer_told_our_losses": "the same where the peers are told our losses instead of errors",
+    **{
+        f"{name}_{stream}": f"{meaning} ({what})"
+        for stream, what in (
+            ("sea", "made: a threshold moves"),
+            ("loans", "made: the rule changes"),
+            ("sentences", "CLINC150, staged"),
+        )
+        for name, meaning in (
+            ("fewer_calls_percent", "teacher calls saved against asking about every row (%)"),
+            ("points_below_always", "prequential accuracy below asking about every row (points)"),
+            ("calls_per_call_of_margin", "our teacher calls per call of margin sampling at the same accuracy"),
+        )
+    },
     "alarms_on_benign_shift": "share of runs with a benign shift that alarm",
     "nats_below_the_equal_mean": "log loss of four teachers' mean below that at equal weights (nats a row)",
     "nats_above_the_best_mixture_in_hindsight": "the same above the best constant mixture, chosen in hindsight",

@@ -36,6 +36,7 @@ __all__ = [
     "Process",
     "Proof",
     "Quality",
+    "Questions",
     "Reason",
     "Record",
     "Refresh",
@@ -266,6 +267,29 @@ class Spending(Record):
         if self.input_tokens or self.output_tokens:
             text += f", {self.input_tokens:,} tokens in and {self.output_tokens:,} out"
         return f"{text}, cost {self.money:,.4f}" if self.money else text
+
+
+class Questions(Record):
+    """About which training rows the teachers were to be asked."""
+
+    rows: int = Field(ge=0, description="training rows, with and without an outcome")
+    without_outcome: int = Field(ge=0, description="of these, rows whose outcome is not known")
+    known: int = Field(ge=0, description="about which the teacher had spoken before")
+    asked: int = Field(ge=0, description="selected to be asked about")
+    answered: int = Field(ge=0, description="selected and now known")
+    limited: bool = Field(description="whether the budget allowed fewer than the agent file wants")
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were neither known nor selected."""
+        return self.rows - self.known - self.asked
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.rows:,} training rows: {self.known:,} known before, {self.asked:,} asked about "
+            f"({self.answered:,} answered), {self.skipped:,} skipped"
+        )
+        return text + (", as the budget ended" if self.limited else "")
 
 
 class Disagreement(Record):

@@ -124,6 +124,18 @@ def test_quality_over_time_shows_watches_that_knew_outcomes_and_gates(make: Any)
     draw(figure)
 
 
+def test_quality_of_many_actions_over_time_is_accuracy(make: Any) -> None:
+    def many(day: int) -> Verdict:
+        verdict = watch(make, day, 0.99)
+        drift = verdict.evidence["drift"] | {"quality": verdict.evidence["drift"]["quality"] | {"actions": 150}}
+        return verdict.model_copy(update={"evidence": {"drift": drift}})
+
+    figure = quality_over_time([many(0), many(7)])
+    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([0.8, 0.8])
+    assert figure.axes[0].get_ylabel() == "accuracy on known outcomes"
+    draw(figure)
+
+
 @pytest.mark.parametrize("days", [[], [0]])
 def test_quality_of_a_young_agent(make: Any, days: list[int]) -> None:
     draw(quality_over_time([watch(make, day, 0.7) for day in days]))

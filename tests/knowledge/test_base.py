@@ -539,3 +539,31 @@ def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
     assert back["said"].fillna("-").tolist() == [said[0], "", "-", said[0]]
     keys = back["content_key"].tolist()
     assert keys[0] == keys[3] and len(set(keys)) == 3
+    half = rows.assign(said=pd.Series(["half a \ud83d", "", "", ""], dtype=object))
+    with pytest.raises(SchemaError, match="column 'said' of agent 'toy' holds what is no Unicode text"):
+        base.append_observations(half, batch="b")
+
+
+# --------------------------------------------------------------------------- questions
+
+
+def test_what_a_job_selected_is_kept_once_with_its_probabilities(lived: KnowledgeBase) -> None:
+    rows = lived.observations(everything(lived))
+    assert lived.questions("r1", "t1") is None
+    known = np.array([True, False, False])
+    lived.append_questions(rows.iloc[:3], np.array([1.0, 0.5, 0.25]), known, job="r1", teacher="t1")
+    lived.append_questions(rows.iloc[5:9], np.ones(4), np.zeros(4, dtype=bool), job="r1", teacher="t1")
+    lived.append_questions(rows.iloc[9:10], np.ones(1), np.zeros(1, dtype=bool), job="r2", teacher="t1")
+    kept = lived.questions("r1", "t1")
+    assert kept is not None
+    assert kept["observation_id"].tolist() == ["o0000", "o0001", "o0002"]
+    assert kept["probability"].tolist() == [1.0, 0.5, 0.25] and kept["known"].tolist() == known.tolist()
+    assert lived.questions("r1", "t2") is None
+
+
+def test_rows_without_a_known_outcome(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(40), "move", known_after=HOUR), batch="outcomes")
+    lived.append("quarantine", quarantine(47), batch="bad")
+    rows = lived.unlabelled(everything(lived), known_by=START + 31 * HOUR)
+    assert rows["observation_id"].tolist() == [f"o{i:04d}" for i in range(31, 47)]
+    assert (rows["outcome"] == -1).all()

@@ -201,7 +201,8 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
         folder=str(folder),
         fitted=_window(description),
         features=next((part["version"] for part in description["parts"] if part.get("features")), None),
-        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        + sum(part.get("bytes_elsewhere", 0) for part in description["parts"]),
         model=model,
     )
 
@@ -325,7 +326,8 @@ def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> T
 
 
 def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Teacher]]:
-    made = []
+    """Those that learn, fitted on the rows whose outcome is known."""
+    rows, made = rows[rows["outcome"] >= 0], []
     for leaf in leaves(config.teachers):
         if isinstance(leaf.teacher, PythonTeacher) and leaf.learns:
             teacher = new_member(config, leaf.teacher, leaf.name)
@@ -371,6 +373,8 @@ def _part(config: AgentConfig, leaf: Leaf, folder: Path, models: ModelStore | No
         made, where = _made_ready(config, leaf.name, leaf.teacher), _where(config, leaf.name)
         kept = folder / leaf.name if ready.keep(made, folder / leaf.name) else None
         own = ready.fingerprint(made, kept, where)
+        if elsewhere := int(getattr(made, "bytes_elsewhere", 0)):
+            part["bytes_elsewhere"] = elsewhere
         return part | ({"folder": leaf.name} if kept else {}) | {"version": _own_version(config, leaf, own)}
     if isinstance(leaf.teacher, MlflowTeacher):
         part["pinned"] = _store(config, leaf, models).pin(leaf.teacher.uri)
