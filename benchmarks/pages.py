@@ -48,6 +48,11 @@ MEANING = {
         )
     },
     "alarms_on_benign_shift": "share of runs with a benign shift that alarm",
+    "nats_below_the_equal_mean": "log loss of four teachers' mean below that at equal weights (nats a row)",
+    "nats_above_the_best_mixture_in_hindsight": "the same above the best constant mixture, chosen in hindsight",
+    "nats_that_slices_cost": "the same with weights by airport above the same without",
+    "staged_nats_above_the_mean_without_the_bad_one": "after a teacher turned round (staged): above the others' mean",
+    "staged_days_to_a_tenth_of_the_weight": "days until it counts for a tenth of what it did; outcomes take one",
 }
 
 

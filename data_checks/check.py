@@ -41,8 +41,9 @@ def check(
     missing or unknown values or of rows that break a rule above what is allowed, too large a share of bad rows;
     of the rows that are left: the newest too old, too few or too many a day. Bad rows: no or a repeated
     ``observation_id`` (every copy), no ``observed_at`` or one outside ``[start, end)``, a number out of its range
-    or infinite, a missing value where none may be, a category that the contract does not list, values of a
-    ``unique`` list that come more than once (every copy), a broken rule. Drift is neither: it is noted.
+    or infinite, a text too long, a missing value (or empty text) where none may be, a category that the contract
+    does not list, values of a ``unique`` list that come more than once (every copy), a broken rule. Drift is
+    neither: it is noted.
 
     :param reference: a profile of the window that the champion was trained on; with it, drift is measured too.
     :param limits: largest usual PSI by column (see :func:`~data_checks.suite.build_suite`).
@@ -117,13 +118,19 @@ class _Checking:
 
 
 def _prepared(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
-    """The same rows by position 0…n−1, numbers of any numeric type as float64; nothing else is repaired."""
+    """The same rows by position 0…n−1, numbers of any numeric type as float64, empty texts as missing."""
     prepared = rows.reset_index(drop=True)
     for name in set(config.observations.numbers) & set(prepared.columns):
         values = prepared[name]
         if pd.api.types.is_numeric_dtype(values) or values.isna().all():
             prepared[name] = pd.to_numeric(values).to_numpy(dtype=np.float64, na_value=np.nan)
+    for name in set(config.observations.texts) & set(prepared.columns):
+        prepared[name] = prepared[name].mask(prepared[name].map(_is_blank).astype(bool))
     return prepared
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _quarantine(rows: pd.DataFrame, reasons: Reasons) -> pd.DataFrame:

@@ -29,7 +29,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from stillhouse.config import AgentConfig, NumberColumn, Observations, Ordered, Pairs, PresentWhen, RangeWhen, When
+from stillhouse.config import (
+    AgentConfig,
+    NumberColumn,
+    Observations,
+    Ordered,
+    Pairs,
+    PresentWhen,
+    RangeWhen,
+    TextColumn,
+    When,
+)
 from stillhouse.records import Window
 
 if TYPE_CHECKING:
@@ -119,6 +129,8 @@ def _structure(observations: Observations) -> Iterator[Expectation]:
         yield gxe.ExpectColumnValuesToBeOfType(
             column=name, type_="float64", severity="critical", meta={"wanted": "numbers"}
         )
+    for name in observations.texts:
+        yield gxe.ExpectColumnValuesToBeOfType(column=name, type_="str", severity="critical", meta={"wanted": "text"})
 
 
 # --------------------------------------------------------------------------- values
@@ -158,6 +170,11 @@ def _of_column(name: str, column: Column) -> Iterator[Expectation]:
             description=_finite(column),
             **_rule("range", name),
         )
+    elif isinstance(column, TextColumn):
+        if column.max_length is not None:
+            yield gxe.ExpectColumnValueLengthsToBeBetween(
+                column=name, max_value=column.max_length, **_rule("length", name)
+            )
     elif column.values is not None:
         yield gxe.ExpectColumnValuesToBeInSet(
             column=name, value_set=list(column.values), **_rule("unknown", name, refuse_above=column.max_unknown)

@@ -83,6 +83,8 @@ def _words(rule: str, kwargs: Mapping[str, Any], rows: pd.DataFrame) -> list[str
     """What is wrong with each of the rows that broke ``rule``."""
     if rule == "range":
         return [_out_of_range(value, kwargs) for value in rows[kwargs["column"]]]
+    if rule == "length":
+        return [f"longer than {kwargs['max_value']} characters"] * len(rows)
     if rule == "unknown":
         return [f"unknown value {value!r}" for value in rows[kwargs["column"]]]
     if rule == "ordered":

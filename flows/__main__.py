@@ -37,9 +37,11 @@ AsOf = Annotated[datetime | None, typer.Option(help="the moment to speak of (UTC
 @app.command()
 def demo(
     agent: Agent = "flights",
-    weeks: Annotated[int, typer.Option(min=1, max=52, help="weeks to play after the bootstrap")] = 44,
+    weeks: Annotated[
+        int | None, typer.Option(min=1, max=520, help="weeks to play after the bootstrap; without it: all there are")
+    ] = None,
 ) -> None:
-    """Play a year of real flights: drift, refreshes, promotions, and a table at the end."""
+    """Play an agent's history (flights: a year): drift, refreshes, promotions, and a table at the end."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the progress bar tells it better
     from flows.demo import demo as flow
 
@@ -78,11 +80,15 @@ def refresh(
     ] = "manual",
     cause: Annotated[str, typer.Option(help="who asks, and why; recorded with the models")] = "asked for by hand",
     teacher: Annotated[Literal["fit", "keep"], typer.Option(help="fit a new teacher, or keep the champion's")] = "fit",
+    mode: Annotated[
+        Literal["update", "redistil_warm", "redistil"],
+        typer.Option(help="the champion's student takes in what is new; a new training from its weights; or from none"),
+    ] = "redistil",
 ) -> None:
     """Distil, compress and prove a challenger; the gate decides."""
     from flows.refresh import refresh as flow
 
-    _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher))
+    _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode))
 
 
 @app.command()
@@ -108,24 +114,30 @@ def _show(verdict: Verdict) -> None:
 
 
 def _show_year(year: Year) -> None:
-    table = Table("week", "rows", "PSI", "drift", "response", "gate", "ver.", "AUC never\nrefreshed", "AUC\nchampion",
-                  "AUC\nteacher", "bytes", "p50 (ms)", box=None, header_style="bold")  # fmt: skip
+    s = year.summary
+    name = {"auc": "AUC", "accuracy": "accuracy"}[s.measure]
+    table = Table("week", "rows", "PSI", "drift", "response", "gate", "ver.", "never\nrefreshed", "cham-\npion",
+                  "tea-\ncher", "bytes", "p50 (ms)", title=f"{name}, week by week", box=None,
+                  header_style="bold")  # fmt: skip
     for w in year.weeks:
         table.add_row(f"{w.ending:%d %b}", f"{w.rows}", "" if w.psi is None else f"{w.psi:.2f}",
                       w.drift.replace("_", " "), w.response, w.gate, w.champion.rpartition("@")[2],
-                      f"{w.auc_static:.3f}", f"{w.auc_champion:.3f}", f"{w.auc_teacher:.3f}", f"{w.bytes:,}",
-                      f"{w.p50_ms:.3f}")  # fmt: skip
+                      f"{w.quality_static:.3f}", f"{w.quality_champion:.3f}", _shown(w.quality_teacher, 3),
+                      f"{w.bytes:,}", f"{w.p50_ms:.3f}")  # fmt: skip
     console.print(table, no_wrap=True, crop=False)
-    s = year.summary
     console.print(
         f"{s.weeks} weeks, {s.refreshes} refreshes: {s.promotions} promoted, {s.refused} refused by the gate\n"
-        f"mean weekly AUC: never refreshed {s.auc_static:.4f}, champion {s.auc_champion:.4f}, "
-        f"teacher {s.auc_teacher:.4f}\n"
+        f"mean weekly {name}: never refreshed {s.quality_static:.4f}, champion {s.quality_champion:.4f}, "
+        f"teacher {_shown(s.quality_teacher, 4) or 'not asked, for it costs money'}\n"
         f"champion: {s.champion_bytes:,} bytes, {s.champion_p50_ms:.3f} ms; {s.teacher_calls:,} teacher calls; "
         f"{s.seconds:.0f} s\n"
-        f"figure of the year: {year.folder}/year.png; summary: {year.folder}/summary.json\n"
+        f"figure: {year.folder}/weeks.png; summary: {year.folder}/summary.json\n"
         f"compare the versions in MLflow: [bold]make ui[/bold]"
     )
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:

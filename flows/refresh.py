@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
-from stillhouse.records import Verdict
-from tasks import refreshing, reporting, watching
+from stillhouse.records import Mode, StudentRef, TeacherRef, Verdict
+from tasks import refreshing, reporting, updating, watching
 from tasks.common import AgentName, refresh_lock
 
 __all__ = ["refresh"]
@@ -22,8 +22,9 @@ def refresh(
     trigger: Literal["bootstrap", "drift", "manual"] = "manual",
     cause: Annotated[str, Field(max_length=500)] = "asked for by hand",
     teacher: Literal["fit", "keep"] = "fit",
+    mode: Mode = "redistil",
 ) -> Verdict:
-    """Fit or keep the teacher and examine it, gather knowledge, distil, make variants, score, judge, settle.
+    """Fit or keep the teacher, weigh and examine it, gather knowledge, distil, make variants, score, judge, settle.
 
     Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next
     run of the same request goes on: before its verdict from the start, after it with the verdict that was given.
@@ -34,11 +35,14 @@ def refresh(
         trigger: what started it; recorded with the models
         cause: verdict id of the drift, or who asked for it and why; recorded with the models
         teacher: fit a new teacher on the training window, or keep the champion's
+        mode: update lets the champion's student take in what is new since it learned, from the teacher that it had, in
+            seconds; where that cannot be, or does not repay, the refresh redistils. redistil_warm trains on the whole
+            window from the champion's weights, redistil from the beginning
     """
     with refresh_lock(agent):
         now = watching.moment(agent, as_of)
         data = watching.check_data(agent, refreshing.span(agent, now))
-        job = refreshing.open_refresh(agent, now, trigger, cause, teacher, data)
+        job = refreshing.open_refresh(agent, now, trigger, cause, teacher, mode, data)
         if job.finished and job.verdict is not None:
             return job.verdict
         with refreshing.closing_run_on_failure(job):
@@ -49,12 +53,37 @@ def refresh(
 
 
 def _make_and_judge(job: refreshing.Refresh) -> Verdict:
-    teacher = refreshing.prepare_teacher(job)
+    if job.mode == "update":
+        verdict = _update_and_judge(job)
+        if verdict is not None:
+            return verdict
+        job = job.model_copy(update={"mode": "redistil"})
+    teacher = refreshing.weigh_teachers(job, refreshing.prepare_teacher(job))
     admission = refreshing.examine_teacher(job, teacher)
     if admission.outcome == "refused":
         return admission
     refreshing.gather_knowledge(job, teacher)
-    student = refreshing.distil_student(job, teacher)
+    refreshing.compare_teachers(job, teacher)
+    return _prove_and_judge(job, teacher, refreshing.distil_student(job, teacher))
+
+
+def _update_and_judge(job: refreshing.Refresh) -> Verdict | None:
+    """None where an update cannot be made, or does not repay its cost."""
+    planned = updating.plan_update(job)
+    if planned is None:
+        return None
+    teacher = refreshing.prepare_teacher(planned)
+    if planned.teacher == "fit":  # one that is kept keeps its weights too
+        teacher = refreshing.weigh_teachers(planned, teacher)
+    admission = refreshing.examine_teacher(planned, teacher)
+    if admission.outcome == "refused":
+        return admission
+    refreshing.gather_knowledge(updating.asked_about(planned, teacher), teacher)
+    student = updating.update_student(planned, teacher)
+    return None if student is None else _prove_and_judge(planned, teacher, student)
+
+
+def _prove_and_judge(job: refreshing.Refresh, teacher: TeacherRef, student: StudentRef) -> Verdict:
     variants = refreshing.make_variants(job, teacher, student)
     proof = refreshing.prove(job, teacher, student, variants)
     refreshing.log_models(job, teacher, student, variants, proof)

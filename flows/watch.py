@@ -37,11 +37,12 @@ def watch(
     window = watching.take_window(agent, now)
     data = watching.check_data(agent, window)
     cost = watching.gather_evidence(agent, now, data)
+    weights = watching.follow_weights(agent, now)
     report = watching.measure_drift(agent, data)
     verdict = watching.decide_response(agent, now, data, report, cost)
-    reporting.publish_watch(verdict, data, report)
+    reporting.publish_watch(verdict, data, report, weights)
     if verdict.response != "hold":
         watching.announce_drift(verdict)
         if on_drift == "refresh":
-            refresh(agent=agent, as_of=now, trigger="drift", cause=verdict.verdict_id)
+            refresh(agent=agent, as_of=now, trigger="drift", cause=verdict.verdict_id, mode=watching.mode_of(verdict))
     return verdict

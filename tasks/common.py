@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -74,27 +73,32 @@ engine_task: Callable[..., Any] = partial(
 """``@engine_task(task_run_name=…)``: one engine call, one retry where a retry can help, half an hour at most."""
 
 
-def knowledge_base(agent: str) -> KnowledgeBase:
-    """The agent's knowledge base."""
-    return KnowledgeBase(config.load(agent))
+def knowledge_base(agent: str, actions: Sequence[str] | None = None) -> KnowledgeBase:
+    """The agent's knowledge base; with ``actions``, as a model reads it that was made for these."""
+    return KnowledgeBase(config.load(agent), actions=actions)
 
 
 def labelled(base: KnowledgeBase, window: Window, known_by: datetime) -> pd.DataFrame:
     """:meth:`KnowledgeBase.labelled`, read once for all stations of a run: a pinned window never changes."""
-    return _labelled(str(base.root), base.config.agent, window.model_dump_json(exclude={"name"}), known_by, None)
+    return _labelled(base.root, base.config.agent, tuple(base.outcomes), _pinned(window), known_by, None)
 
 
 def training_rows(base: KnowledgeBase, window: Window, known_by: datetime) -> pd.DataFrame:
     """:func:`labelled` rows of a training window, thinned to ``windows.max_train_rows``."""
     most = base.config.windows.max_train_rows
-    return _labelled(str(base.root), base.config.agent, window.model_dump_json(exclude={"name"}), known_by, most)
+    return _labelled(base.root, base.config.agent, tuple(base.outcomes), _pinned(window), known_by, most)
 
 
-@lru_cache(maxsize=4)
-def _labelled(root: str, agent: str, window: str, known_by: datetime, most: int | None) -> pd.DataFrame:
-    base = KnowledgeBase(config.load(agent), Path(root))
-    pinned = Window.model_validate({"name": "pinned", **json.loads(window)})
-    return base.thin(base.labelled(pinned, known_by), most)
+@lru_cache(maxsize=6)
+def _labelled(
+    root: Path, agent: str, actions: tuple[str, ...], window: str, known_by: datetime, most: int | None
+) -> pd.DataFrame:
+    base = KnowledgeBase(config.load(agent), root, actions=actions)
+    return base.thin(base.labelled(Window.model_validate_json(window), known_by), most)
+
+
+def _pinned(window: Window) -> str:
+    return window.model_copy(update={"name": "pinned"}).model_dump_json()
 
 
 @cache
@@ -117,12 +121,13 @@ class Champion(NamedTuple):
 def champion_parts(agent: str, champion: ModelRef) -> Champion:
     """A registered variant, with what it was proved on and its teacher. A version never changes: loaded once."""
     models = registry(agent)
-    baseline = models.baseline(champion)
+    baseline, student = models.baseline(champion), Variant(models.fetch(champion))
+    as_it_was = knowledge_base(agent, student.actions).config
     return Champion(
         champion,
-        Variant(models.fetch(champion)),
+        student,
         baseline,
-        ensemble.load(models.fetch(baseline.teacher), config.load(agent), ForeignModels()),
+        ensemble.load(models.fetch(baseline.teacher), as_it_was, ForeignModels()),
         Profile.from_bytes(models.profile(champion)),
     )
 

@@ -35,11 +35,12 @@ def live(agent: str, start: datetime, end: datetime) -> int:
 
     champion = registry(agent).champion()
     if champion is not None and len(rows) and not base.has_batch("decisions", batch):
-        decided = champion_parts(agent, champion).student.predict_proba(rows)
+        student = champion_parts(agent, champion).student
+        decided = student.predict_proba(rows)
         decisions = rows[["observation_id", "observed_at"]].assign(
             decision_id=rows["observation_id"] + ":" + str(champion.version),
             decided_at=rows["observed_at"],
-            action=np.asarray(settings.actions, dtype=object)[decided.argmax(axis=1)],
+            action=np.asarray(student.actions, dtype=object)[decided.argmax(axis=1)],
             probabilities=list(decided.astype(np.float64)),
             decider="student",
             version=str(champion),

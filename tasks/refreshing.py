@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stillhouse import config
+from stillhouse.actions import aligned
 from stillhouse.compress.processor import processor
 from stillhouse.compress.variants import VariantFile
 from stillhouse.compress.variants import make_variants as compress_variants
@@ -22,14 +23,17 @@ from stillhouse.distill import students
 from stillhouse.distill.augment import made_up_rows
 from stillhouse.distill.control import distil_with_control
 from stillhouse.distill.controller import Course
+from stillhouse.distill.grow import Columns, extended
+from stillhouse.distill.memory import remembered
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import Lesson, distil, held_out_units, student_probabilities, validation_days
+from stillhouse.drift import texts
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.figures import drift_figure
 from stillhouse.drift.measure import reference_of
 from stillhouse.drift.profile import Profile
 from stillhouse.drift.steps import brier, total_variation
-from stillhouse.errors import DataError, RegistryError, WindowError
+from stillhouse.errors import DataError, PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures, gate
 from stillhouse.evaluate import proof as proving
 from stillhouse.knowledge import KnowledgeBase
@@ -38,6 +42,7 @@ from stillhouse.records import (
     Baseline,
     DataReport,
     LossBaseline,
+    Mode,
     Process,
     Proof,
     Questions,
@@ -52,14 +57,16 @@ from stillhouse.records import (
 )
 from stillhouse.registry import Lineage, Registry
 from stillhouse.registry.foreign import ForeignModels
-from stillhouse.teachers import asking, ensemble
+from stillhouse.teachers import asking, ensemble, following, weighing
+from stillhouse.teachers.contradictions import contradictions
 from stillhouse.teachers.made_up import ask_made_up
 from stillhouse.variant import Variant, encode
-from tasks import choosing
+from tasks import choosing, updating
 from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
     "closing_run_on_failure",
+    "compare_teachers",
     "distil_student",
     "examine_teacher",
     "gather_knowledge",
@@ -71,6 +78,7 @@ __all__ = [
     "prove",
     "settle",
     "span",
+    "weigh_teachers",
 ]
 
 
@@ -84,7 +92,7 @@ def span(agent: str, as_of: datetime) -> Window:
 @engine_task(task_run_name="open refresh")
 def open_refresh(
     agent: str, as_of: datetime, trigger: Literal["bootstrap", "drift", "manual"], cause: str,
-    teacher: Literal["fit", "keep"], data: DataReport,
+    teacher: Literal["fit", "keep"], mode: Mode, data: DataReport,
 ) -> Refresh:  # fmt: skip
     """Open the MLflow run of this refresh, or find what an earlier run of the same request left.
 
@@ -93,13 +101,13 @@ def open_refresh(
     """
     base, models = knowledge_base(agent), registry(agent)
     settings = base.config
-    refresh_id = short_id(agent, as_of.isoformat(), trigger, cause, teacher, settings.model_dump_json())
+    refresh_id = short_id(agent, as_of.isoformat(), trigger, cause, teacher, mode, settings.model_dump_json())
     test_start = data.window.end - settings.windows.test
     train = data.window.model_copy(update={"name": "train", "end": test_start})
     test = data.window.model_copy(update={"name": "test", "start": test_start})
     common = {
         "refresh_id": refresh_id, "agent": agent, "as_of": as_of, "trigger": trigger, "cause": cause, "train": train,
-        "test": test, "teacher": teacher, "folder": str(config.home() / "refreshes" / agent / refresh_id),
+        "test": test, "teacher": teacher, "mode": mode, "folder": str(config.home() / "refreshes" / agent / refresh_id),
     }  # fmt: skip
     if finished := models.finished_refresh(refresh_id):
         return Refresh(**common, run_id="", verdict=finished, finished=True)
@@ -111,7 +119,7 @@ def open_refresh(
     _require_rows(labelled(base, test, as_of), settings.observations.min_rows, test)
     run_id, verdict = models.open_refresh(
         refresh_id,
-        tags={"trigger": trigger, "cause": cause, "as_of": as_of.isoformat()},
+        tags={"trigger": trigger, "cause": cause, "as_of": as_of.isoformat(), "mode": mode},
         params=_settings(settings),
         name=f"refresh {as_of:%Y-%m-%d} ({trigger})",
     )
@@ -134,8 +142,45 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
         raise RegistryError(
             f"agent {job.agent!r} has no champion whose teacher could be kept: refresh with teacher=fit"
         )
+    knows = Variant(models.fetch(champion)).actions
+    if knows != list(base.config.actions):
+        raise PartError(
+            f"the teacher of {champion} was made for the actions {', '.join(knows)}, and agents/{job.agent}.yaml has "
+            f"{', '.join(base.config.actions)} now: refresh with teacher=fit"
+        )
     kept = models.baseline(champion).teacher
     return ensemble.reference(models.fetch(kept), kept)
+
+
+@engine_task(task_run_name="weigh teachers")
+def weigh_teachers(job: Refresh, teacher: TeacherRef) -> TeacherRef:
+    """The same teachers under the weights that the outcomes of the training window speak for; each change recorded."""
+    base, models = knowledge_base(job.agent), registry(job.agent)
+    rows, asked = training_rows(base, job.train, job.as_of), _teachers(job, teacher)
+    following.ready_to_weigh(base, asked, rows, _account(job), fit=job.teacher == "fit")
+    _log_spending(job)
+    found = following.weigh(base, asked, job.as_of, rows)
+    if found is None:
+        return teacher
+    weighted = ensemble.reweigh(teacher, found.weights, Path(job.folder) / "teacher")
+    changes = weighing.changes(found.weights, _standing(job), version=weighted.version, job=job.refresh_id)
+    base.append_weights(changes)
+    asking.remember_mean(base, _teachers(job, weighted), rows)
+    models.log_record(job.run_id, found.weights, "weights.json")
+    models.log_curve(job.run_id, found.points("weight/"))
+    models.log_figure(job.run_id, figures.weights_over_time(base.weight_changes()), "figures/weights.png")
+    return teacher if weighted.version == teacher.version else weighted
+
+
+@engine_task(task_run_name="compare teachers")
+def compare_teachers(job: Refresh, teacher: TeacherRef) -> None:
+    """Where the teachers contradict each other on the training window, by slice, and who was right."""
+    base, asked = knowledge_base(job.agent), _teachers(job, teacher)
+    if len(asked.members) > 1:
+        rows = training_rows(base, job.train, job.as_of)
+        said = asking.members_said(base, asked, rows)
+        found = contradictions(base.config, job.train, rows, said, rows["outcome"].to_numpy())
+        registry(job.agent).log_record(job.run_id, found, "contradictions.json")
 
 
 @engine_task(task_run_name="examine teacher")
@@ -208,32 +253,32 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
 def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
     """A new student from the knowledge and the outcomes of the training window."""
     settings = config.load(job.agent)
-    initial = _initial(job, teacher)
-    rows, lesson, columns = _lesson(job, teacher, initial)
+    old, initial = updating.warm_from(job), _initial(job, teacher)
+    rows, lesson, columns = _lesson(job, teacher, initial, old.columns if old else None)
     held_out, compared = _kept_back(job, teacher, columns)
     student = new_student(settings, columns, lesson.x.numpy(), initial)
+    if old is not None:
+        student = updating.warm_start(old, student, columns, settings.actions, lesson.x.numpy())
     course = distil_with_control(
         student, lesson, settings.distillation, held_out=held_out, compared=compared,
         checkpoint=Path(job.folder) / "training.safetensors",
     )  # fmt: skip
-    folder = Path(job.folder) / "student"
-    students.save(student, folder)
-    (folder / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
-    (folder / "course.json").write_text(course.model_dump_json(), encoding="utf-8")
-    return StudentRef(
-        folder=str(folder),
-        bytes=(folder / "student.safetensors").stat().st_size,
-        rows=len(rows),
-        history=course.history,
-    )
+    said = student_probabilities(student, lesson.x.numpy())
+    kept = remembered(rows, said, settings.actions, settings.update.memory, older=old.memory if old else None)
+    return updating.save_student(job, student, columns, kept, course, rows=len(rows))
 
 
 @engine_task(task_run_name="compress")
 def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tuple[VariantFile, ...]:
     """The student in every form that the agent file asks for, pruned ones recovered by a short distillation."""
     settings = config.load(job.agent)
-    _, lesson, columns = _lesson(job, teacher, _initial(job, teacher))
-    held_out, _ = _kept_back(job, teacher, columns)
+    columns = _columns(student)
+    held_out: Lesson | None
+    if job.mode == "update":
+        lesson, held_out = updating.news_and_memory(job, teacher, columns)
+    else:
+        _, lesson, _ = _lesson(job, teacher, _initial(job, teacher), columns)
+        held_out, _ = _kept_back(job, teacher, columns)
 
     def recover(module: students.Student, epochs: int) -> students.Student:
         distil(module, lesson, settings.distillation, held_out=held_out, epochs=epochs)
@@ -281,7 +326,10 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
     def deployed(name: str, role: Literal["variant", "champion"], folder: Path, size: int) -> proving.Candidate:
         variant = Variant(folder)
         row = encode(one, variant.columns)
-        return proving.Candidate(name, role, variant.predict_proba, size, lambda: variant.probabilities(row))
+        return proving.Candidate(
+            name, role, lambda rows: aligned(variant.predict_proba(rows), variant.actions, settings.actions), size,
+            lambda: variant.probabilities(row),
+        )  # fmt: skip
 
     return proving.prove(
         settings,
@@ -323,12 +371,21 @@ def log_models(
     lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
     module, example = students.load(Path(student.folder)), encode(test.head(4), _columns(student))
     logged_student = models.register(
-        models.log_student(job.run_id, module, example, proof.student, dict(settings.distillation), lineage),
+        models.log_student(
+            job.run_id,
+            module,
+            example,
+            proof.student,
+            dict(settings.distillation) | {"mode": job.mode},
+            lineage,
+            Path(student.folder),
+        ),
         f"{job.agent}-student",
     )
     for epoch, losses in enumerate(student.history, start=1):
         models.log_metrics(logged_student.run_id, losses, step=epoch)
     _log_course(models, logged_student.run_id, student)
+    updating.log_update(job, models, logged_student.run_id, student)
     lineage = lineage.model_copy(update={"student": logged_student})
     for variant, card in zip(variants, proof.variants, strict=True):
         logged = models.log_variant(
@@ -399,7 +456,10 @@ def _account(job: Refresh) -> asking.Account:
 
 def _champion_says(agent: str, rows: pd.DataFrame) -> np.ndarray | None:
     champion = registry(agent).champion()
-    return Variant(registry(agent).fetch(champion)).predict_proba(rows) if champion and len(rows) else None
+    if champion is None or rows.empty:
+        return None
+    variant = Variant(registry(agent).fetch(champion))
+    return aligned(variant.predict_proba(rows), variant.actions, config.load(agent).actions)
 
 
 def _trusted(job: Refresh, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str, np.ndarray] | None:
@@ -408,6 +468,17 @@ def _trusted(job: Refresh, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str
     champion = models.champion()
     version = models.tags(models.baseline(champion).teacher).get("teacher_version") if champion else None
     return (version, base.knowledge(rows, version)) if version and version != teacher.version else None
+
+
+def _standing(job: Refresh) -> dict[tuple[str, str], float]:
+    """The weights of the champion's teachers, as its watches last knew them."""
+    models = registry(job.agent)
+    champion = models.champion()
+    if champion is None:
+        return {}
+    folder = models.fetch(models.baseline(champion).teacher)
+    recorded = knowledge_base(job.agent).weight_changes(ensemble.reference(folder).version)
+    return following.standing(ensemble.kept_weights(folder), [each for each in recorded if each.job == "watch"])
 
 
 def _reasons(base: KnowledgeBase, asked: ensemble.Ensemble, rows: pd.DataFrame) -> list[str]:
@@ -456,7 +527,7 @@ def challenger_name(verdict: Verdict) -> str:
 def _reference(job: Refresh, chosen: Variant) -> tuple[Profile, Screens]:
     """What the whole training window looked like, in the features and in the chosen variant's answers."""
     base = knowledge_base(job.agent)
-    rows = base.observations(job.train)
+    rows = texts.measured(base.observations(job.train), base.config.observations.columns, chosen.columns)
     return reference_of(rows, chosen.predict_proba(rows), base.config)
 
 
@@ -488,25 +559,30 @@ def _initial(job: Refresh, teacher: TeacherRef) -> TextInitial | None:
 
 
 def _lesson(
-    job: Refresh, teacher: TeacherRef, initial: TextInitial | None
+    job: Refresh, teacher: TeacherRef, initial: TextInitial | None, known: Columns | None = None
 ) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
     """The rows that the student may learn from (validation days kept back), encoded, with knowledge, outcome, or both.
 
     A row that nobody was asked about has NaN for its knowledge, one whose outcome is not known −1 for that.
+
+    :param known: columns that keep their codes, extended by what is new; None: those of the rows alone.
     """
     base = knowledge_base(job.agent)
     rows = choosing.learning_rows(base, job.train, job.as_of)
     kept_back = validation_days(rows["observed_at"], base.config.distillation.validation_every)
-    known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
-    rows = rows[(known | (rows["outcome"] >= 0)) & ~kept_back]
+    spoken = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
+    rows = rows[(spoken | (rows["outcome"] >= 0)) & ~kept_back]
     _require_rows(rows, base.config.windows.min_train_rows // 2, job.train)
     columns = columns_of(base.config, rows, initial)
+    if known is not None:
+        columns = extended(known, columns)
     parts = students.blocks(columns)
     lesson = Lesson(
         encode(rows, columns),
         base.knowledge(rows, teacher.version),
         rows["outcome"].to_numpy(),
         numbers=parts.numbers,
+        features=base.features(rows, teacher.features) if teacher.features else None,
         tokens=parts.tokens,
     )
     return rows, _with_made_up(job, teacher, lesson, columns), columns
@@ -543,12 +619,12 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
     groups, newer = held_out_units(rows["observed_at"], base.config.promotion.cluster)
     x, said, outcomes = encode(rows, columns), base.knowledge(rows, teacher.version), rows["outcome"].to_numpy()
     parts = students.blocks(columns)
+    features = base.features(rows, teacher.features) if teacher.features else None
     held_out, compared = (
-        Lesson(x[chosen], said[chosen], outcomes[chosen], parts.numbers, groups=groups[chosen], tokens=parts.tokens)
-        if chosen.any()
-        else None
+        Lesson(x[chosen], said[chosen], outcomes[chosen], parts.numbers, None if features is None else features[chosen],
+               groups[chosen], tokens=parts.tokens) if chosen.any() else None
         for chosen in (newer, ~newer)
-    )
+    )  # fmt: skip
     return held_out, compared
 
 

@@ -14,8 +14,9 @@ from data_checks.report import markdown
 from stillhouse import config
 from stillhouse.drift.explain import rank_columns
 from stillhouse.drift.figures import drift_figure, evidence_figure, slices_figure
-from stillhouse.evaluate.figures import tradeoff
+from stillhouse.evaluate.figures import tradeoff, weights_over_time
 from stillhouse.records import (
+    Contradictions,
     Cost,
     DataReport,
     DriftReport,
@@ -27,25 +28,32 @@ from stillhouse.records import (
     Scorecard,
     SliceDrift,
     Verdict,
+    Weights,
     evidence_steps,
 )
 from stillhouse.registry.connection import without_credentials
+from stillhouse.teachers.weighing import NOTEWORTHY, share_in
 from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
+_MOST_CONTRADICTIONS = 30  # in a table; all of them are in MLflow
+
 
 @engine_task(task_run_name="publish")
-def publish_watch(verdict: Verdict, data: DataReport, report: DriftReport | None) -> None:
+def publish_watch(
+    verdict: Verdict, data: DataReport, report: DriftReport | None, weights: Weights | None = None
+) -> None:
     """The watch's verdict, data checks, evidence and drift: an artifact here, curves and figures in MLflow."""
     agent, threshold = verdict.agent, config.load(verdict.agent).watch.thresholds.psi
     steps = _evidence(verdict)
-    figures = _watch_figures(report, steps, threshold)
-    run = _log_watch(verdict, data, report, steps, figures) if report else None
+    figures = _watch_figures(report, steps, threshold) | (_weights_figure(agent) if weights else {})
+    run = _log_watch(verdict, data, report, steps, figures, weights) if report else None
     parts = [_heading(verdict), _reasons(verdict.reasons), _cost(verdict.cost), markdown(data)]
     parts += [f"## {title}\n\n{_picture(png, title)}" for title, png in figures.items()]
     if report is not None:
         parts += ["## Columns", _drift(report), _slices(report.slices)]
+    parts += [_weights(weights)] if weights else []
     parts += [_links(agent, run)] if run else []
     create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"watch-{agent}", description=_line(verdict))
 
@@ -61,6 +69,7 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
         _reasons(verdict.reasons),
         *(_proof(proof) if proof else []),
         _spending(job),
+        *_teachers(job),
         _questions(job),
         _links(job.agent, job.run_id),
     ]
@@ -100,7 +109,7 @@ def _links(agent: str, run_id: str) -> str:
 
 def _proof(proof: Proof) -> list[str]:
     cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
-    return ["## Scorecards", _scorecards(cards), _picture(_png(tradeoff(proof)), "bytes, latency and AUC")]
+    return ["## Scorecards", _scorecards(cards), _picture(_png(tradeoff(proof)), "bytes, latency and quality")]
 
 
 def _spending(job: Refresh) -> str:
@@ -113,6 +122,73 @@ def _questions(job: Refresh) -> str:
     """About how many rows the teachers were asked."""
     found = registry(job.agent).read_record(job.run_id, QUESTIONS, Questions)
     return f"Knowledge: {found}." if found else ""
+
+
+# --------------------------------------------------------------------------- several teachers
+
+
+def _teachers(job: Refresh) -> list[str]:
+    """What the teachers count for, and where they contradict each other; nothing for a single one."""
+    models = registry(job.agent)
+    weights = models.read_record(job.run_id, "weights.json", Weights)
+    found = models.read_record(job.run_id, "contradictions.json", Contradictions)
+    return ([_weights(weights)] if weights else []) + ([_contradictions(found)] if found and found.found else [])
+
+
+def _weights(weights: Weights) -> str:
+    count, everywhere = weights.everywhere.stretches, share_in(weights)
+    rows = [
+        f"| {name} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
+        for name, start, share in zip(weights.teachers, weights.start, everywhere, strict=True)
+    ]
+    parts = ["## Weights of the teachers", _weights_rest_on(weights)]
+    parts.append(_table("| teacher | at the start | share | log loss |", rows))
+    slices = [(name, share_in(weights, name)) for name in weights.slices]
+    own = [(name, shares) for name, shares in slices if abs(shares - everywhere).max() >= NOTEWORTHY]
+    if own:
+        header = "| slice | outcomes | " + " | ".join(weights.teachers) + " |"
+        rows = [f"| {name} | {weights.slices[name].outcomes:,} | " + " | ".join(f"{s:.1%}" for s in shares) + " |"
+                for name, shares in own]  # fmt: skip
+        parts.append(_table(header, rows))
+    return "\n\n".join(parts)
+
+
+def _weights_rest_on(weights: Weights) -> str:
+    count = weights.everywhere.outcomes
+    text = {
+        "file": "As the agent file says.",
+        "outcomes": f"By {count:,} outcomes, in the order they became known.",
+        "agreement": f"By how far the teachers agree, which is weaker than outcomes, and by {count:,} outcomes.",
+    }
+    if not count:
+        return text[weights.by]
+    return (
+        f"{text[weights.by]} Log loss of the mean: {weights.losses[''] / count:.4f} as weighted at each time, "
+        f"{weights.losses['start'] / count:.4f} as weighted at the start."
+    )
+
+
+def _contradictions(found: Contradictions) -> str:
+    rows = [
+        f"| {c.first} and {c.second} | {c.slice or 'everywhere'} | {c.contradicting:,} of {c.rows:,} | {c.share:.1%} "
+        f"| {c.low:.1%} … {c.high:.1%} | {c.known:,} | {c.first_right:,} | {c.second_right:,} | {c.better or ''} |"
+        for c in found.found[:_MOST_CONTRADICTIONS]
+    ]
+    return "## Where teachers contradict each other\n\n" + _table(
+        "| teachers | slice | rows | share | 95 % interval | outcome known | first right | second right "
+        "| better beyond chance |", rows
+    )  # fmt: skip
+
+
+def _weights_figure(agent: str) -> dict[str, bytes]:
+    changes = knowledge_base(agent).weight_changes()
+    return {"Weights of the teachers": _png(weights_over_time(changes))} if changes else {}
+
+
+def _weight_levels(weights: Weights | None) -> dict[str, float]:
+    if weights is None:
+        return {}
+    return {f"weight/{name}": float(share) for name, share in zip(weights.teachers, share_in(weights), strict=True)}
 
 
 # --------------------------------------------------------------------------- a watch
@@ -142,8 +218,9 @@ def _watch_figures(report: DriftReport | None, steps: list[EvidenceStep], thresh
 
 
 def _log_watch(
-    verdict: Verdict, data: DataReport, report: DriftReport, steps: list[EvidenceStep], figures: dict[str, bytes]
-) -> str:
+    verdict: Verdict, data: DataReport, report: DriftReport, steps: list[EvidenceStep], figures: dict[str, bytes],
+    weights: Weights | None,
+) -> str:  # fmt: skip
     """The run of this champion's watches: curves go on, figures and pages are those of the last watch."""
     models = registry(verdict.agent)
     since = steps[0].since if steps else report.reference.end
@@ -151,7 +228,7 @@ def _log_watch(
     number = int((verdict.as_of - since) / config.load(verdict.agent).watch.every)
     fresh = [step for step in steps if step.end > report.current.start]
     points = [(step.end, int((step.end - since) / (step.end - step.start)), _curves(step)) for step in fresh]
-    models.log_curve(run_id, [*points, (verdict.as_of, number, _levels(report))])
+    models.log_curve(run_id, [*points, (verdict.as_of, number, _levels(report) | _weight_levels(weights))])
     for title, png in figures.items():
         models.log_file(run_id, png, f"figures/{title.lower().replace(' ', '_')}.png")
     models.log_record(run_id, verdict, "verdict.json")
@@ -172,8 +249,8 @@ def _levels(report: DriftReport) -> dict[str, float]:
         found["screen.statistic"] = report.screened.statistic
     if report.disagreement:
         found["disagreement"] = report.disagreement.total_variation
-    if report.quality and report.quality.auc is not None:
-        found["auc"] = report.quality.auc
+    if report.quality:
+        found[report.quality.measure] = report.quality.score
     return found
 
 
@@ -211,12 +288,13 @@ def _scorecards(cards: list[Scorecard]) -> str:
     for card in cards:
         q, latency = card.test, card.latency
         rows.append(
-            f"| {card.model} | {card.role} | {_number(q.auc)} | {q.log_loss:.4f} | {q.calibration_error:.4f} "
-            f"| {_number(card.agreement)} | {card.bytes:,} | {_number(latency.p50_ms) if latency else ''} "
-            f"| {_number(latency.p95_ms) if latency else ''} |"
+            f"| {card.model} | {card.role} | {_number(q.auc)} | {q.accuracy:.4f} | {q.log_loss:.4f} "
+            f"| {q.calibration_error:.4f} | {_number(card.agreement)} | {card.bytes:,} "
+            f"| {_number(latency.p50_ms) if latency else ''} | {_number(latency.p95_ms) if latency else ''} |"
         )
     return _table(
-        "| model | role | AUC | log loss | calibration error | agreement | bytes | p50 (ms) | p95 (ms) |", rows
+        "| model | role | AUC | accuracy | log loss | calibration error | agreement | bytes | p50 (ms) | p95 (ms) |",
+        rows,
     )
 
 

@@ -13,7 +13,7 @@ from prefect.events import emit_event
 
 from data_checks.check import check
 from stillhouse import config
-from stillhouse.drift import audit, evidence, steps
+from stillhouse.drift import audit, evidence, steps, texts
 from stillhouse.drift.calibrate import limits, screened
 from stillhouse.drift.decide import decide
 from stillhouse.drift.distances import compare
@@ -28,19 +28,23 @@ from stillhouse.records import (
     DataReport,
     DriftReport,
     EvidenceStep,
+    Mode,
     ModelRef,
     Verdict,
+    Weights,
     Window,
 )
-from stillhouse.teachers import asking
+from stillhouse.teachers import asking, following, weighing
 from tasks.common import Champion, champion_parts, engine_task, knowledge_base, registry, watch_lock
 
 __all__ = [
     "announce_drift",
     "check_data",
     "decide_response",
+    "follow_weights",
     "gather_evidence",
     "measure_drift",
+    "mode_of",
     "moment",
     "take_window",
 ]
@@ -83,7 +87,8 @@ def gather_evidence(agent: str, as_of: datetime, data: DataReport) -> Cost | Non
 
     None where nothing is counted: no champion yet, no budget of false alarms, or too few rows.
     """
-    base, parts = knowledge_base(agent), _champion(agent)
+    parts = _champion(agent)
+    base = _as_seen_by(agent, parts)
     if parts is None or base.config.watch.false_alarms is None or _too_few(base, data):
         return None
     began = time.perf_counter()
@@ -98,10 +103,25 @@ def gather_evidence(agent: str, as_of: datetime, data: DataReport) -> Cost | Non
     return Cost(teacher_calls=calls, teacher_calls_since=before + calls, seconds=time.perf_counter() - began)
 
 
+@engine_task(task_run_name="follow weights")
+def follow_weights(agent: str, as_of: datetime) -> Weights | None:
+    """Where the weights of the champion's teachers stand by the outcomes known since; each change is recorded."""
+    base, parts = knowledge_base(agent), _champion(agent)
+    if parts is None or parts.teacher.weights is None or base.config.weights.follow == "fixed":
+        return None
+    baseline, version = parts.baseline, parts.teacher.version
+    found = following.followed(base, parts.teacher, baseline.as_of, baseline.test, as_of)
+    recorded = [each for each in base.weight_changes(version) if each.job == "watch" and each.as_of <= as_of]
+    before = following.standing(parts.teacher.weights, recorded)
+    base.append_weights(weighing.changes(found.weights, before, version=version, job="watch"))
+    return found.weights
+
+
 @engine_task(task_run_name="measure drift")
 def measure_drift(agent: str, data: DataReport) -> DriftReport | None:
     """Current window against what the champion was trained on; None where there is nothing to measure with."""
-    base, parts = knowledge_base(agent), _champion(agent)
+    parts = _champion(agent)
+    base = _as_seen_by(agent, parts)
     if data.broken or parts is None or _too_few(base, data):
         return None
     seen, baseline = _seen(agent, parts.model, _key(data.window)), parts.baseline
@@ -144,9 +164,21 @@ def decide_response(
     base, parts = knowledge_base(agent), _champion(agent)
     states = _states(base, parts, as_of) if parts and base.config.watch.false_alarms else []
     last = base.last_refresh(before=as_of)
-    verdict = decide(report, data, base.config, as_of=as_of, last_refresh=last, steps=states, cost=cost)
+    verdict = decide(
+        report, data, base.config, as_of=as_of, last_refresh=last, refused=base.last_refused(before=as_of),
+        steps=states, cost=cost,
+    )  # fmt: skip
     base.record(verdict)
     return verdict
+
+
+def mode_of(verdict: Verdict) -> Mode:
+    """How the refresh that a watch asks for makes its student."""
+    match verdict.response:
+        case "update" | "redistil_warm":
+            return verdict.response
+        case _:
+            return "redistil"
 
 
 @engine_task(task_run_name="announce drift")
@@ -160,6 +192,7 @@ def announce_drift(verdict: Verdict) -> None:
             "as_of": verdict.as_of.isoformat(),
             "verdict_id": verdict.verdict_id,
             "response": verdict.response,
+            "mode": mode_of(verdict),
             "summary": verdict.summary,
         },
     )
@@ -280,8 +313,10 @@ class _Seen:
 
 @lru_cache(maxsize=2)  # the audit and the measurement look at the same window
 def _seen(agent: str, champion: ModelRef, window: str) -> _Seen:
-    base, parts = knowledge_base(agent), champion_parts(agent, champion)
+    parts = champion_parts(agent, champion)
+    base = _as_seen_by(agent, parts)
     rows = base.observations(Window.model_validate_json(window))
+    rows = texts.measured(rows, base.config.observations.columns, parts.student.columns)
     said = parts.student.predict_proba(rows)
     return _Seen(rows, said, profile_of(rows, said, base.config, like=parts.profile))
 
@@ -305,6 +340,11 @@ def _audited(base: KnowledgeBase, parts: Champion, rows: pd.DataFrame) -> pd.Dat
 def _champion(agent: str) -> Champion | None:
     champion = registry(agent).champion()
     return champion_parts(agent, champion) if champion else None
+
+
+def _as_seen_by(agent: str, parts: Champion | None) -> KnowledgeBase:
+    """The knowledge base for the champion's actions, which may lack some that the agent file has by now."""
+    return knowledge_base(agent, parts.student.actions if parts else None)
 
 
 def _too_few(base: KnowledgeBase, data: DataReport) -> bool:

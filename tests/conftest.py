@@ -2,6 +2,9 @@
 
 import os
 import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("STILLHOUSE_HOME", tempfile.mkdtemp(prefix="stillhouse-tests-"))
 
@@ -10,3 +13,13 @@ from stillhouse import config
 for _name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED",
               "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "GX_ANALYTICS_ENABLED"):  # fmt: skip
     os.environ.setdefault(_name, config.embedded_environment()[_name])
+
+
+@pytest.fixture(scope="session")
+def clinc150() -> Path:
+    """The folder of CLINC150: where STILLHOUSE_DATA names one, else beside the clone. Tests download nothing."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.setdefault("STILLHOUSE_DATA", str(beside))) / "clinc150"
+    if not (folder / "data_full.json").exists():
+        pytest.skip(f"CLINC150 is not in {folder}; STILLHOUSE_DATA names the folder that has it as clinc150/")
+    return folder

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from stillhouse import config
 from stillhouse.config import (
     CategoryColumn,
+    ConvolutionEncoder,
     DynamicInt8,
     Fp32,
     NumberColumn,
     Prune,
     StaticInt8,
+    TextStudent,
     embedded_environment,
     load,
     load_file,
@@ -140,6 +142,11 @@ MISTAKES = [
     ("agent: toy", "agent: Toy X", "1: agent: 'Toy X' must be a name: a lower-case letter, then lower-case letters, "
      "digits, _ or -, at most 63"),
     ('"toy:rows"', "toy.rows", "4: observations.source: 'toy.rows' must be of the form 'package.module:object'"),
+    ("watch:", "weights: {folow: fixed}\nwatch:",
+     "18: weights.folow: unknown key; did you mean 'follow'?"),
+    ("watch:", "weights: {follow: outcome}\nwatch:",
+     "18: weights.follow: 'outcome' is not known; did you mean 'outcomes'?"),
+    ("watch:", "weights: {rows: 10}\nwatch:", "18: weights.rows: must be at least 50, not 10"),
     # what fits alone and not together
     ("min: -30", "min: 50", "7: observations.columns.temp: min 50.0 is larger than max 40.0"),
     ("[EWR, JFK]", "[EWR, EWR]", "9: observations.columns.origin: values names 'EWR' more than once"),
@@ -408,3 +415,49 @@ def test_the_page_of_the_agent_file_names_every_key() -> None:
     schema = config.AgentConfig.model_json_schema()
     keys = {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
     assert not {key for key in keys if f"`{key}`" not in page}
+
+
+# --------------------------------------------------------------------------- texts
+
+TEXTS = (
+    GOOD.replace("number: {type: number}", "said: {type: text, max_length: 500}")
+    .replace("{kind: tabular, widths: [16]}", "{kind: text, encoder: {type: convolution}, widths: [16]}")
+)  # fmt: skip
+
+
+def test_an_agent_that_reads_texts(file: Path) -> None:
+    file.write_text(TEXTS)
+    toy = load_file(file)
+    assert toy.observations.texts == ("said",) and toy.observations.numbers == ("temp",)
+    assert isinstance(toy.student, TextStudent) and toy.student.encoder == ConvolutionEncoder(type="convolution")
+    assert not toy.begins_like_teacher
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("kind: text, encoder: {type: convolution}", "kind: tabular",
+         "13: student.kind: 'tabular' reads no text, and 'said' is a text column: take 'text'"),
+        ("said: {type: text, max_length: 500}", "said: {type: number}",
+         "13: student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"),
+        ("max_length: 500", "max_lenght: 500",
+         "8: observations.columns.said.max_lenght: unknown key; did you mean 'max_length'?"),
+        ("type: convolution", "type: convolutoin",
+         "13: student.encoder.type: 'convolutoin' is not known; did you mean 'convolution'?"),
+        ("{type: convolution}", "{type: transformer, width: 10}",
+         "13: student.encoder.heads: 4 does not divide the width, 10"),
+        ("{type: convolution}", "{type: convolution, sizes: [2, 2]}",
+         "13: student.encoder.sizes: names 2 more than once"),
+        ("widths: [16]", "widths: []",
+         "16: compression.1.method: 'prune' removes hidden units, and the student has none (widths []): leave it out"),
+        ("kind: python, name: forest, target: \"toy:Forest\", weight: 2}\nstudent: {kind: text,",
+         "kind: mlflow, name: forest, uri: \"models:/forest/1\"}\nstudent: {kind: text, initialise: teacher,",
+         "13: student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
+         "`text_encoder`: write 'none'"),
+        ("origin:", "\"said: words\": {type: number}\n    origin:",
+         "3: observations: column names ['said: words'] are reserved for what is watched of a text"),
+    ],
+)  # fmt: skip
+def test_mistakes_about_texts(file: Path, right: str, wrong: str, said: str) -> None:
+    assert TEXTS.count(right) == 1
+    assert complaint(file, TEXTS.replace(right, wrong)) == said

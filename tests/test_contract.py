@@ -22,7 +22,7 @@ START = pd.Timestamp("2024-03-01T00:00Z")
 ROOT = Path(__file__).parent.parent
 
 
-def agent(current: str = "7d", **observations: Any) -> dict[str, Any]:
+def agent(current: str = "7d", student: dict[str, Any] | None = None, **observations: Any) -> dict[str, Any]:
     return {
         "agent": "toy",
         "actions": ["no", "yes"],
@@ -34,7 +34,7 @@ def agent(current: str = "7d", **observations: Any) -> dict[str, Any]:
         },
         "outcomes": {"source": "toy:outcomes", "delay": "1d"},
         "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
-        "student": {"kind": "tabular"},
+        "student": student or {"kind": "tabular"},
         "windows": {"train": "8w", "test": "1w", "current": current},
         "watch": {},
     }
@@ -127,6 +127,27 @@ def test_categories_are_closed_where_few_and_known_early():
     many = drafted(life().assign(carrier=[f"c{i % 60}" for i in range(1400)]))[1].observations.columns["carrier"]
     new = drafted(life().assign(carrier=[f"c{i // 50}" for i in range(1400)]))[1].observations.columns["carrier"]
     assert many.values is None and new.values is None
+
+
+def test_sentences_are_a_text_where_the_student_reads_texts():
+    words = np.array(["where", "is", "my", "bag", "please", "the", "flight", "late"])
+    rng = np.random.default_rng(0)
+    said = [" ".join(rng.choice(words, rng.integers(3, 9))) for _ in range(1400)]
+    rows = life().assign(said=[" ", *said[1:]])
+    text, config = drafted(rows, student={"kind": "text"}, columns={"note": {"type": "text"}})
+    column = config.observations.columns["said"]
+    assert column.type == "text" and column.max_missing == 0.05
+    longest = max(map(len, said))
+    assert 3 * longest <= column.max_length <= 3.3 * longest
+    assert f"3 to 8 words, at most {longest} characters" in text
+    assert config.observations.columns["carrier"].type == "category"
+    assert config.observations.columns["note"].type == "text" and "not in these rows" in text
+    kept = drafted(rows, student={"kind": "text"}, columns={"said": {"type": "text", "max_length": 9, "drift": False}})
+    column = kept[1].observations.columns["said"]
+    assert (column.max_length, column.drift) == (9, False)
+    text, config = drafted(rows)
+    assert "said" not in config.observations.columns
+    assert "# said: left out; a text, which only a student of kind 'text' reads" in text
 
 
 def test_what_the_file_says_is_kept():

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stillhouse.errors import PartError
-from stillhouse.parts import Source, Teacher, resolve
+from stillhouse.parts import Source, Teacher, TextInitial, resolve
 
 WHERE = "agents/toy.yaml: observations.source"
 
@@ -80,3 +81,17 @@ def test_the_protocol_of_a_teacher() -> None:
 
     assert not isinstance(Half(), Teacher)
     assert isinstance(Whole(), Teacher)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "embeddings", "message"),
+    [
+        (["a", "b"], np.zeros((3, 2)), r"of 2 tokens has embeddings of shape \[3, 2\]"),
+        (["a"], np.zeros(2), r"of 1 tokens has embeddings of shape \[2\]"),
+        (["a", "a"], np.zeros((2, 2)), "names tokens more than once"),
+        (["a"], np.full((1, 2), np.nan), "embeddings that are not finite"),
+    ],
+)
+def test_a_text_encoder_that_cannot_be(tokens: list[str], embeddings: np.ndarray, message: str) -> None:
+    with pytest.raises(PartError, match=message):
+        TextInitial(tokens, embeddings)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.distillation_peers.losses import Loss
@@ -14,23 +17,33 @@ __all__ = ["train"]
 
 
 def train(
-    student: nn.Module, lesson: Lesson, settings: Distillation, loss: Loss, temperature: float, weight: float
+    student: nn.Module,
+    lesson: Lesson,
+    settings: Distillation,
+    loss: Loss,
+    temperature: float,
+    weight: float,
+    steps: int,
 ) -> None:
-    """Train ``student`` in place."""
+    """Train ``student`` in place, for ``steps`` steps, whatever a pass is."""
     generator = torch.Generator().manual_seed(settings.seed)
     teacher = lesson.knowledge.clamp(min=1e-6).log()
-    steps = settings.epochs * -(-len(lesson) // settings.batch_size)
     optimiser = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=0.15)
     average = AveragedModel(student, avg_fn=lambda slow, fast, n: slow.lerp(
         fast, 1 - min(settings.averaging, (int(n) + 1) / (int(n) + 11))))  # fmt: skip
     student.train()
-    for _ in range(settings.epochs):
-        for batch in torch.randperm(len(lesson), generator=generator).split(settings.batch_size):
-            optimiser.zero_grad(set_to_none=True)
-            loss(student(lesson.x[batch]), teacher[batch], lesson.outcomes[batch], temperature, weight).backward()
-            optimiser.step()
-            schedule.step()
-            average.update_parameters(student)
+    for batch in itertools.islice(_batches(len(lesson), settings.batch_size, generator), steps):
+        optimiser.zero_grad(set_to_none=True)
+        loss(student(lesson.x[batch]), teacher[batch], lesson.outcomes[batch], temperature, weight).backward()
+        optimiser.step()
+        schedule.step()
+        average.update_parameters(student)
     student.load_state_dict(average.module.state_dict())
     student.eval()
+
+
+def _batches(rows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Pass after pass, each in an order of its own."""
+    while True:
+        yield from torch.randperm(rows, generator=generator).split(size)

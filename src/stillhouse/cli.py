@@ -6,11 +6,11 @@ Heavy libraries are imported where they are used: ``stillhouse --help`` must ans
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +20,10 @@ from stillhouse import config
 from stillhouse.errors import ConfigError, SchemaError, StillhouseError
 
 if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
     from stillhouse.drift.profile import Profile
+    from stillhouse.knowledge import KnowledgeBase
 
 __all__ = ["app", "main"]
 
@@ -53,7 +56,7 @@ def check(
 
 @app.command()
 def status(agent: AgentName) -> None:
-    """Where an agent stands: its models, its last verdict, its knowledge base."""
+    """Where an agent stands: its models, its knowledge base, what its teachers have cost, its last verdict."""
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.registry import Registry
 
@@ -69,16 +72,54 @@ def status(agent: AgentName) -> None:
             f"then python -m flows refresh --agent {agent} --trigger bootstrap"
         )
     else:
-        table = Table("version", "alias", "variant", "AUC (test)", "bytes", "p50 (ms)", "refresh", box=None)
+        two = len(settings.actions) == 2
+        quality = "AUC (test)" if two else "accuracy (test)"
+        table = Table("version", "alias", "variant", quality, "bytes", "p50 (ms)", "refresh", box=None)
         for v in versions:
-            table.add_row(v.version, ", ".join(v.aliases), v.variant, _number(v.auc), f"{v.bytes or 0:,}",
+            score = _number(v.auc if two else v.accuracy)
+            table.add_row(v.version, ", ".join(v.aliases), v.variant, score, f"{v.bytes or 0:,}",
                           _number(v.p50_ms), v.refresh_id)  # fmt: skip
         console.print(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())
     console.print(f"knowledge base {base.root}: {counts or 'empty'}")
+    _show_spending(base)
     watched = [verdict for verdict in base.verdicts() if verdict.kind == "watch"]
     if watched:
         console.print(f"last watch, {watched[-1].as_of:%Y-%m-%d %H:%M}: {watched[-1].summary}")
+
+
+@app.command()
+def teachers(
+    agent: AgentName,
+    last: Annotated[int, typer.Option(min=0, help="how many changes of weights")] = 10,
+) -> None:
+    """What each of an agent's teachers counts for, in which slices that differs, and why it changed."""
+    from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.registry import Registry
+    from stillhouse.teachers.ensemble import kept_weights, reference
+    from stillhouse.teachers.following import standing
+
+    settings, models = config.load(agent), Registry(agent)
+    with console.status("asking MLflow"):
+        champion = models.champion()
+        folder = models.fetch(models.baseline(champion).teacher) if champion else None
+    weights, version = (kept_weights(folder), reference(folder).version) if folder else (None, "")
+    changes = KnowledgeBase(settings).weight_changes()
+    now = standing(weights, [each for each in changes if each.version == version and each.job == "watch"])
+    own = sorted({name for name, _ in now if name and _differs(now, name)})
+    table = Table("teacher", "kind", "by the agent file", "now", *own, box=None)
+    for unit in config.units(settings):
+        kinds = ", ".join(dict.fromkeys(leaf.teacher.kind for leaf in unit.leaves))
+        shares = (_percent(now.get((name, unit.name))) for name in ("", *own))
+        table.add_row(unit.name, kinds, f"{unit.share:.1%}", *shares)
+    console.print(table)
+    if weights is None:
+        console.print("the champion's teachers count for what the agent file says")
+    table = Table("as of", "teacher", "slice", "before", "after", "why", box=None)
+    for change in changes[-last:] if last else []:
+        table.add_row(f"{change.as_of:%Y-%m-%d %H:%M}", change.teacher, change.slice, f"{change.before:.1%}",
+                      f"{change.after:.1%}", change.reason)  # fmt: skip
+    console.print(table)
 
 
 @app.command()
@@ -110,6 +151,9 @@ def drift(
     ],
     current: Annotated[Path, typer.Argument(exists=True, help="the same, for the rows of now")],
     columns: Annotated[list[str] | None, typer.Option("--column", help="only this column; may be repeated")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option("--text", help="a column of free text: watched by its characters and words")
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="write the reference's profile here: next time it need not be read again")
     ] = None,
@@ -118,8 +162,8 @@ def drift(
     from stillhouse.drift.distances import compare
     from stillhouse.drift.explain import rank_columns
 
-    before = _profile(reference, columns, None)
-    now = _profile(current, columns, before)
+    before = _profile(reference, columns, None, texts or ())
+    now = _profile(current, columns, before, texts or ())
     if keep is not None:
         keep.write_bytes(before.to_bytes())
     table = Table("column", "PSI", "KS", "Wasserstein", "effect size", "missing before", "missing now", "new values",
@@ -191,12 +235,13 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment is not None else None
 
 
-def _profile(path: Path, columns: list[str] | None, like: Profile | None) -> Profile:
+def _profile(path: Path, columns: list[str] | None, like: Profile | None, texts: Sequence[str]) -> Profile:
     """The profile of a table, or a kept one; with a progress bar, for a table may be long."""
     from pyarrow import ArrowException
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from stillhouse.drift.profile import Profile, scan
+    from stillhouse.drift.texts import measured_batches
 
     if path.suffix == ".profile":
         try:
@@ -215,9 +260,45 @@ def _profile(path: Path, columns: list[str] | None, like: Profile | None) -> Pro
     with Progress(SpinnerColumn(), shown, TimeElapsedColumn(), console=console, transient=True) as progress:
         bar = progress.add_task("", total=None, file=path.name)
         try:
+            if texts:
+                source = measured_batches(_batches(source), texts)
             return scan(source, columns or None, like, on_rows=lambda rows: progress.advance(bar, rows))
         except (ArrowException, OSError) as error:
             raise SchemaError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _batches(source: Any) -> Iterator[RecordBatch]:
+    """Arrow batches of a Parquet file or folder, or of a dataset."""
+    from pyarrow.dataset import dataset
+
+    batches: Iterator[RecordBatch] = (dataset(source) if isinstance(source, Path) else source).to_batches()
+    return batches
+
+
+def _differs(shares: dict[tuple[str, str], float], name: str) -> bool:
+    """Whether a slice has weights that one would tell from those of everywhere."""
+    inside = ((share, shares.get(("", teacher), share)) for (each, teacher), share in shares.items() if each == name)
+    return any(abs(share - everywhere) >= 0.01 for share, everywhere in inside)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _show_spending(base: KnowledgeBase) -> None:
+    """What each teacher has cost, today (UTC) and in all; nothing where nobody was asked."""
+    spent = base.spending()
+    if not spent:
+        return
+    today = base.spending(asked_since=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    table = Table("teacher", "", *("calls", "rows", "tokens in", "tokens out", "seconds", "money"), box=None)
+    for name, total in spent.items():
+        for when, cost in (("today", today.get(name)), ("in all", total)):
+            if cost is not None:
+                table.add_row(name if when == "today" or name not in today else "", when, f"{cost.calls:,}",
+                              f"{cost.rows:,}", f"{cost.input_tokens:,}", f"{cost.output_tokens:,}",
+                              f"{cost.seconds:,.1f}", f"{cost.money:,.4f}")  # fmt: skip
+    console.print(table)
 
 
 def _number(value: float | None) -> str:

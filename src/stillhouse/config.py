@@ -34,8 +34,10 @@ from pydantic import (
 )
 
 from stillhouse.errors import ConfigError
+from stillhouse.records import Mode
 
 __all__ = [
+    "TEXT_MEASURES",
     "AgentConfig",
     "AnyEncoder",
     "AnyStudent",
@@ -60,6 +62,7 @@ __all__ = [
     "TextColumn",
     "TextStudent",
     "TransformerEncoder",
+    "Unit",
     "agents_folder",
     "embedded_environment",
     "home",
@@ -67,6 +70,7 @@ __all__ = [
     "load",
     "load_file",
     "parse_duration",
+    "units",
     "use_embedded_defaults",
     "variant_name",
 ]
@@ -213,8 +217,8 @@ class TextColumn(Section):
     drift: bool = Field(default=True, description="false: neither its length nor its words are watched")
 
 
-TEXT_MEASURES = 3
-"""Numbers that a watched text column is watched through."""
+TEXT_MEASURES = ("characters", "words", "new words")
+"""What of a text is watched, each as a number of its own: ``said: words``."""
 
 Column = Annotated[NumberColumn | CategoryColumn | TextColumn, Field(discriminator="type")]
 
@@ -338,6 +342,9 @@ class Observations(Section):
         reserved = {"observation_id", "observed_at", "content_key"} & self.columns.keys()
         if reserved:
             raise ValueError(f"column names {sorted(reserved)} are reserved for the knowledge base")
+        measures = {f"{name}: {measure}" for name in self.texts for measure in TEXT_MEASURES}
+        if reserved := measures & self.columns.keys():
+            raise ValueError(f"column names {sorted(reserved)} are reserved for what is watched of a text")
         return self
 
     @model_validator(mode="after")
@@ -476,6 +483,9 @@ class Outcomes(Section):
 # --------------------------------------------------------------------------- teachers, students
 
 
+_TIMEOUT = timedelta(minutes=15)  # of a teacher in this process; a task of the flows has half an hour
+
+
 class _Teacher(Section):
     """What every teacher has."""
 
@@ -489,6 +499,22 @@ class PythonTeacher(_Teacher):
     kind: Literal["python"]
     target: Target = Field(description="'module:Class'")
     settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+    learns: bool = Field(
+        default=True, description="false: rules or a ready model (:class:`stillhouse.parts.ReadyTeacher`), never fitted"
+    )
+    features: bool = Field(
+        default=False, description="keep what its `features(rows)` gives, float32 [n, D]; only with `learns: false`"
+    )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: a fit, or answers to at most 5000 rows")
+
+    @model_validator(mode="after")
+    def _features_that_last(self) -> PythonTeacher:
+        if self.features and self.learns:
+            raise ValueError(
+                "features: those of a teacher that learns would be others after each fit: write `learns: false`, or "
+                "give the part that does not change as a teacher of its own"
+            )
+        return self
 
 
 class ModuleTeacher(_Teacher):
@@ -504,6 +530,10 @@ class ModuleTeacher(_Teacher):
     )
     answers: Literal["logits", "probabilities"] = Field(description="what the module gives, [n, K]")
     batch_size: int = Field(default=1024, ge=1, description="rows per forward pass")
+    features: bool = Field(
+        default=False, description="keep what the module's `features(encoded)` gives, float32 [n, D]"
+    )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @model_validator(mode="after")
     def _one_way_in(self) -> ModuleTeacher:
@@ -524,6 +554,7 @@ class MlflowTeacher(_Teacher):
         default="probabilities",
         description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
     )
+    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
 
     @field_validator("uri")
     @classmethod
@@ -595,11 +626,31 @@ class EndpointTeacher(_Teacher):
         return self
 
 
+class Follow(Section):
+    """Whether weights follow evidence."""
+
+    follow: Literal["outcomes", "fixed"] = Field(
+        default="outcomes", description="outcomes: `weight` is where they start; fixed: they stay, within members too"
+    )
+
+
+class Weighing(Follow):
+    """How the weights of several teachers follow evidence."""
+
+    rows: int = Field(
+        default=1000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
+    )
+    min_outcomes: int = Field(
+        default=100, ge=1, description="with fewer, three or more teachers start at weights by their agreement"
+    )
+
+
 class EnsembleTeacher(_Teacher):
     """Several teachers, weighted among themselves."""
 
     kind: Literal["ensemble"]
     members: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Follow = Follow()
 
 
 LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher
@@ -616,6 +667,16 @@ class Leaf(NamedTuple):
     share: float  # of the whole mean, in 0…1
     teacher: LeafTeacher
 
+    @property
+    def learns(self) -> bool:
+        """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
+        return isinstance(self.teacher, PythonTeacher) and self.teacher.learns
+
+    @property
+    def features(self) -> bool:
+        """Whether what it makes of a row inside is kept with what it says."""
+        return isinstance(self.teacher, PythonTeacher | ModuleTeacher) and self.teacher.features
+
 
 def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:
     """Nested ensembles as one flat list: a weighted mean of weighted means is a weighted mean."""
@@ -629,6 +690,37 @@ def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") 
         else:
             found.append(Leaf(name, part, teacher))
     return tuple(found)
+
+
+class Unit(NamedTuple):
+    """What one learned weight is for: a teacher, or an ensemble whose own weights are fixed."""
+
+    name: str
+    share: float  # of the whole mean at the start, in 0…1
+    leaves: tuple[Leaf, ...]  # with their shares of the whole mean at the start
+
+
+def units(config: AgentConfig) -> tuple[Unit, ...]:
+    """The teachers whose weights follow evidence; only one where nothing is to be followed."""
+    if config.weights.follow == "fixed":
+        return (Unit("teachers", 1.0, leaves(config.teachers)),)
+    fixed = [f"{name}." for name in _fixed_ensembles(config.teachers)]
+    found: dict[str, list[Leaf]] = {}
+    for leaf in leaves(config.teachers):
+        above = next((name for name in fixed if leaf.name.startswith(name)), None)
+        found.setdefault(above.rstrip(".") if above else leaf.name, []).append(leaf)
+    return tuple(Unit(name, sum(leaf.share for leaf in inside), tuple(inside)) for name, inside in found.items())
+
+
+def _fixed_ensembles(teachers: Iterable[AnyTeacher], above: str = "") -> Iterator[str]:
+    """Names of the outermost ensembles with fixed weights."""
+    for teacher in teachers:
+        if isinstance(teacher, EnsembleTeacher):
+            name = f"{above}{teacher.name}"
+            if teacher.weights.follow == "fixed":
+                yield name
+            else:
+                yield from _fixed_ensembles(teacher.members, f"{name}.")
 
 
 class Teaching(Section):
@@ -826,7 +918,7 @@ class Distillation(Section):
     )
     temperature: float = Field(default=2.0, gt=0, le=20, description="softens teacher and student alike")
     outcome_weight: float = Field(
-        default=0.3, ge=0, le=1, description="weight of the outcomes' cross-entropy; 1 − it goes to knowledge"
+        default=0.3, ge=0, le=1, description="of a row's outcome; 1 − it goes to its knowledge"
     )
     epochs: int = Field(default=8, ge=1, le=1000)
     batch_size: int = Field(default=1024, ge=8)
@@ -850,6 +942,15 @@ class Distillation(Section):
         if twice := sorted({repr(name) for name in types if types.count(name) > 1}):
             raise ValueError(f"losses: {', '.join(twice)} comes more than once; give it one entry and a weight")
         return self
+
+
+class Update(Section):
+    """How a champion's student takes in what is new, instead of a new student."""
+
+    steps: int = Field(default=300, ge=1, le=100_000, description="of the optimiser")
+    memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
+    least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
+    min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
 
 
 # --------------------------------------------------------------------------- compression
@@ -916,6 +1017,9 @@ class Thresholds(Section):
     auc_drop: float | None = Field(
         default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved"
     )
+    accuracy_drop: float | None = Field(
+        default=None, gt=0, le=1, description="fall of accuracy on known outcomes since the champion was proved"
+    )
     shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`, or `ks`")
 
 
@@ -935,6 +1039,13 @@ class Audit(Section):
     )
 
 
+class Responses(Section):
+    """What a watch asks for, by what it has found."""
+
+    harmful_drift: Mode = Field(default="redistil", description="where evidence shows harm; after a refusal: redistil")
+    drift: Mode = Field(default="redistil", description="where a plain threshold is crossed; after a refusal: redistil")
+
+
 class Watch(Section):
     """When and by what drift is noticed: a budget of false alarms, plain thresholds, or both."""
 
@@ -947,6 +1058,7 @@ class Watch(Section):
     )
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()
+    responses: Responses = Responses()
     cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
     clock: Literal["wall", "newest_observation"] = Field(
         default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
@@ -962,7 +1074,8 @@ class Watch(Section):
     @model_validator(mode="after")
     def _something_decides(self) -> Watch:
         if self.false_alarms is None and all(
-            getattr(self.thresholds, name) is None for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop")
+            getattr(self.thresholds, name) is None
+            for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop", "accuracy_drop")
         ):
             raise ValueError("without a budget of false_alarms and without a threshold nothing would ever be noticed")
         return self
@@ -974,7 +1087,7 @@ class Budgets(Section):
     max_bytes: int | None = Field(default=None, ge=1, description="of a variant's folder (bytes)")
     max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
     max_quality_loss: float = Field(
-        default=0.005, ge=0, le=1, description="AUC a variant may lose against the best one"
+        default=0.005, ge=0, le=1, description="AUC (accuracy, for more than two actions) a variant may lose"
     )
     max_teacher_calls: int | None = Field(
         default=None, ge=1, description="of one refresh: requests to endpoints, rows put to other teachers"
@@ -990,13 +1103,13 @@ class Promotion(Section):
     """What a challenger must prove."""
 
     approval: Literal["automatic", "manual"] = "automatic"
-    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC the challenger may be worse by")
+    non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC, or accuracy, it may be worse by")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
     cluster: Duration = Field(
         default=timedelta(hours=1), description="rows observed in the same such stretch are one piece of evidence"
     )
     slices: tuple[str, ...] = Field(default=(), description="categorical columns; each value is judged too")
-    slice_margin: float = Field(default=0.02, ge=0, le=1, description="AUC margin on a slice, and on the past window")
+    slice_margin: float = Field(default=0.02, ge=0, le=1, description="the same on a slice, and on the past window")
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
 
 
@@ -1009,10 +1122,12 @@ class AgentConfig(Section):
     observations: Observations
     outcomes: Outcomes
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
+    weights: Weighing = Weighing()
     teaching: Teaching = Teaching()
     asking: Asking = Asking()
     student: AnyStudent
     distillation: Distillation = Distillation()
+    update: Update = Update()
     compression: tuple[Compression, ...] = Field(
         default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
                  Prune(method="prune")),
@@ -1045,11 +1160,17 @@ class AgentConfig(Section):
         ):
             if twice := _repeated(values):
                 raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
+        featured = [leaf.name for leaf in leaves(self.teachers) if leaf.features]
+        if len(featured) > 1:
+            raise ValueError(
+                f"teachers: {', '.join(map(repr, featured))} are to give features, and students match those of one: "
+                f"write `features: true` once"
+            )
         for place, loss in enumerate(self.distillation.losses):
-            if isinstance(loss, Hints):
+            if isinstance(loss, Hints) and not featured:
                 raise ValueError(
-                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features, and the teachers "
-                    f"of an agent file give probabilities: take 'relational', which needs none"
+                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features: write "
+                    f"`features: true` with one that can, or take 'relational', which needs none"
                 )
             if isinstance(loss, Decoupled | Standardised) and len(self.actions) == 2:
                 raise ValueError(
@@ -1064,7 +1185,7 @@ class AgentConfig(Section):
         if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
         watched_columns = [column for column in self.observations.columns.values() if column.drift]
-        texts = TEXT_MEASURES * sum(column.type == "text" for column in watched_columns)
+        texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
         numbers = texts + sum(column.type == "number" for column in watched_columns)
         watched = numbers + sum(column.type == "category" for column in watched_columns)
         thresholds = self.watch.thresholds

@@ -32,6 +32,9 @@ FEWEST_ROWS = 100
 MOST_VALUES = 40
 """A category with more values is drafted as open."""
 
+SENTENCE = 3
+"""Words in half of its values or more make a column with many values a text."""
+
 SURPRISE = 3
 """Breaks that chance alone would have to be expected to bring before a regularity means anything: e⁻³ is 5 %."""
 
@@ -99,7 +102,7 @@ def draft(rows: Frame, config: AgentConfig) -> str:
     :raises WindowError: if there are fewer rows.
     """
     rows = _usable(rows)
-    lines, columns = _columns(rows, config.observations)
+    lines, columns = _columns(rows, config.observations, reads_text=config.student.kind == "text")
     return "\n".join(
         [
             *_head(rows, config.observations),
@@ -181,7 +184,7 @@ def _days(times: pd.Series[Any]) -> pd.Series[int]:
 # --------------------------------------------------------------------------- columns
 
 
-def _columns(rows: Frame, observations: Observations) -> tuple[list[str], dict[str, Column]]:
+def _columns(rows: Frame, observations: Observations, reads_text: bool) -> tuple[list[str], dict[str, Column]]:
     """The lines of ``columns:``, and the columns as they would be loaded."""
     lines, columns = ["  columns:"], {}
     days = _days(rows["observed_at"])
@@ -196,7 +199,10 @@ def _columns(rows: Frame, observations: Observations) -> tuple[list[str], dict[s
         if why := _no_feature(name, rows[name]):
             lines.append(f"    # {_flow(str(name))}: left out; {why}")
             continue
-        kind = "number" if pd.api.types.is_numeric_dtype(rows[name]) else "category"
+        kind = _kind(rows[name])
+        if kind == "text" and not reads_text:
+            lines.append(f"    # {_flow(name)}: left out; a text, which only a student of kind 'text' reads")
+            continue
         fields, seen = _describe(rows[name], days, kind, {})
         columns[name] = _column(fields)
         lines.append(f"    {_flow(name)}: {_flow(fields)}    # new; {seen}")
@@ -221,7 +227,22 @@ def _no_feature(name: Any, values: pd.Series[Any]) -> str | None:
         return "complex numbers" if pd.api.types.is_complex_dtype(values) else None
     if not present.map(lambda value: isinstance(value, str | bool | int | float)).all():
         return "its values are neither numbers nor text"
-    return "nearly every row has another value" if present.nunique() > len(present) / 2 else None
+    if present.nunique() > len(present) / 2 and _kind(values) != "text":
+        return "nearly every row has another value"
+    return None
+
+
+def _kind(values: pd.Series[Any]) -> str:
+    """What a column is that the agent file does not name."""
+    if pd.api.types.is_numeric_dtype(values):
+        return "number"
+    present = values.dropna().astype(str)
+    sentences = float(present.map(_words).ge(SENTENCE).mean())
+    return "text" if present.nunique() > MOST_VALUES and sentences >= 0.5 else "category"
+
+
+def _words(text: str) -> int:
+    return len(text.split())
 
 
 def _describe(values: pd.Series[Any], days: pd.Series[int], kind: str, kept: Fields) -> tuple[Fields, str]:
@@ -229,14 +250,16 @@ def _describe(values: pd.Series[Any], days: pd.Series[int], kind: str, kept: Fie
     values = pd.to_numeric(values, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan) if (
         kind == "number"
     ) else values.astype("string").astype("object")  # fmt: skip
-    fields, seen = (_number if kind == "number" else _category)(values, kept)
+    if kind == "text":
+        values = values.mask(values.map(lambda value: isinstance(value, str) and not value.strip()).astype(bool))
+    fields, seen = {"number": _number, "category": _category, "text": _text}[kind](values, kept)
     missing = values.isna()
     if missing.any():
         worst = float(missing.groupby(days).mean().max())
         allowed = min(1.0, math.ceil(20 * max(3 * missing.mean(), 1.5 * worst) - 1e-9) / 20)
         fields.setdefault("max_missing", allowed)
         seen += f"; missing {missing.mean():.1%}, on one day {worst:.1%}"
-    order = ["type", "min", "max", "values", "max_unknown", "max_missing", "drift"]
+    order = ["type", "min", "max", "max_length", "values", "max_unknown", "max_missing", "drift"]
     return {key: fields[key] for key in order if key in fields}, seen
 
 
@@ -291,6 +314,17 @@ def _category(values: pd.Series[Any], kept: Fields) -> tuple[Fields, str]:
         return fields, f"{seen}: any, since there are many" if new <= BROKEN else f"{seen}: any, since new ones come"
     fields |= {"values": known, "max_unknown": fields.get("max_unknown", 0.02)}
     return fields, seen
+
+
+def _text(values: pd.Series[Any], kept: Fields) -> tuple[Fields, str]:
+    """A text may be three times as long as the longest that was seen."""
+    fields = {"type": "text", **kept}
+    present = values.dropna()
+    if present.empty:
+        return fields, "no text"
+    longest, words = int(present.map(len).max()), present.map(_words)
+    fields.setdefault("max_length", _round(3 * longest, math.ceil))
+    return fields, f"{words.min()} to {words.max()} words, at most {longest} characters"
 
 
 def _new_later(values: pd.Series[Any]) -> float:

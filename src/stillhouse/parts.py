@@ -15,7 +15,7 @@ import pandas as pd
 
 from stillhouse.errors import PartError
 
-__all__ = ["ModelStore", "OffersText", "Source", "Teacher", "TextInitial", "resolve"]
+__all__ = ["ModelStore", "OffersText", "ReadyTeacher", "Source", "Teacher", "TextInitial", "resolve"]
 
 
 @runtime_checkable
@@ -27,7 +27,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Anything that decides better than the student, for a price.
+    """Anything that decides better than the student, for a price, and learns from outcomes.
 
     ``fit`` takes n rows and n action indices in ``0…K−1``; ``predict_proba`` gives float64 ``[n, K]`` whose
     rows sum to 1; ``save`` writes native formats (text, ONNX, safetensors; no pickle) that ``load`` reads back.
@@ -41,6 +41,24 @@ class Teacher(Protocol):
 
     @classmethod
     def load(cls, folder: Path, /) -> Teacher: ...
+
+
+@runtime_checkable
+class ReadyTeacher(Protocol):
+    """A teacher with ``learns: false`` in the agent file: rules, or a model that is ready as soon as it is made.
+
+    It is never fitted. ``predict_proba`` is as in :class:`Teacher`. What else it may offer:
+
+    - ``save(folder)`` with the classmethod ``load(folder)``: it is kept with the champion, and asked later as it was
+      then. Without them it is made anew from its settings whenever it is needed.
+    - ``fingerprint() -> str``: a text that changes with what it says. Without it that is the content of what it saves,
+      or else the source of the module that defines it.
+    - ``bytes_elsewhere: int``: size of what it needs and does not save, such as an encoder that lies in a package.
+    - ``features(rows) -> float32 [n, D]``: what it makes of the rows inside, always of the same width D, for students
+      to match (``features: true`` in the agent file).
+    """
+
+    def predict_proba(self, rows: pd.DataFrame, /) -> np.ndarray[Any, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ __all__ = [
     "CheckFailure",
     "ColumnDrift",
     "Comparison",
+    "Contradiction",
+    "Contradictions",
     "Cost",
     "Counted",
     "DataReport",
@@ -28,6 +30,7 @@ __all__ = [
     "Examination",
     "Latency",
     "LossBaseline",
+    "Mode",
     "ModelRef",
     "Outcome",
     "Process",
@@ -42,10 +45,13 @@ __all__ = [
     "Screened",
     "Screens",
     "SliceDrift",
+    "SliceWeights",
     "Spending",
     "StudentRef",
     "TeacherRef",
     "Verdict",
+    "WeightChange",
+    "Weights",
     "Window",
     "drift_report",
     "evidence_steps",
@@ -305,6 +311,17 @@ class Quality(Record):
     brier: float = Field(ge=0.0, le=2.0, description="mean Σ_k (p_k − y_k)²")
     accuracy: Fraction
     calibration_error: Fraction = Field(description="expected calibration error, 15 equal-mass bins")
+    actions: int = Field(default=2, ge=2, description="how many there were to choose from")
+
+    @property
+    def measure(self) -> Literal["auc", "accuracy"]:
+        """What models are compared by: the AUC for two actions, the accuracy for more, or where there is no AUC."""
+        return "auc" if self.actions == 2 and self.auc is not None else "accuracy"
+
+    @property
+    def score(self) -> float:
+        """The value of :attr:`measure`, 0…1."""
+        return self.accuracy if self.auc is None or self.measure == "accuracy" else self.auc
 
 
 class DriftReport(Record):
@@ -335,6 +352,76 @@ class DriftReport(Record):
         return tuple(sorted(self.columns, key=lambda column: -column.psi)[:count])
 
 
+# --------------------------------------------------------------------------- several teachers
+
+
+class SliceWeights(Record):
+    """What was learned about the teachers' weights in one slice, or everywhere."""
+
+    outcomes: int = Field(ge=0, description="outcomes counted in it")
+    stretches: int = Field(ge=0, description="in so many stretches of `promotion.cluster`, each one piece of evidence")
+    own: Fraction = Field(description="how far its own weights count against those of everywhere; 1 for everywhere")
+    posterior: tuple[float, ...] = Field(description="over the constant mixtures of the teachers")
+
+
+class Weights(Record):
+    """The teachers' weights and all that the next outcome needs (:mod:`stillhouse.teachers.weighing`)."""
+
+    by: Literal["file", "agreement", "outcomes"] = Field(
+        description="what they rest on: the agent file alone; agreement, which is weaker; outcomes"
+    )
+    as_of: AwareDatetime
+    teachers: tuple[str, ...] = Field(description="each has one weight: a teacher, or an ensemble with fixed weights")
+    start: tuple[float, ...] = Field(description="their shares before the first outcome")
+    columns: tuple[str, ...] = Field(
+        default=(), description="slice columns, whose values may have weights of their own"
+    )
+    column_shares: tuple[float, ...] = Field(description="how far everywhere counts, then each slice column")
+    everywhere: SliceWeights
+    slices: dict[str, SliceWeights] = Field(default_factory=dict, description="by 'column=value'")
+    losses: dict[str, float] = Field(
+        description="sum over stretches of the mean −ln p(outcome) (nats): each teacher, 'start', as weighted then ('')"
+    )
+
+
+class WeightChange(Record):
+    """One teacher's share moved."""
+
+    teacher: str
+    slice: str = Field(description="'column=value'; '': everywhere")
+    before: Fraction
+    after: Fraction
+    by: Literal["file", "agreement", "outcomes"]
+    as_of: AwareDatetime
+    version: str = Field(description="of all teachers together, before their weights")
+    job: str = Field(description="refresh id, or 'watch'")
+    reason: str
+
+
+class Contradiction(Record):
+    """Two teachers on the rows of one slice that both have spoken about."""
+
+    first: str
+    second: str
+    slice: str = Field(description="'column=value'; '': everywhere")
+    rows: int = Field(ge=0)
+    contradicting: int = Field(ge=0, description="rows with different actions, or a total variation above ½")
+    share: Fraction
+    low: Fraction = Field(description="95 % interval of the share, rows of one cluster counted as one")
+    high: Fraction
+    known: int = Field(ge=0, description="contradicting rows whose outcome is known")
+    first_right: int = Field(ge=0, description="of those, where only the first chose the outcome")
+    second_right: int = Field(ge=0)
+    better: str | None = Field(description="who was right more often, beyond chance (95 %); None: cannot be told")
+
+
+class Contradictions(Record):
+    """Where teachers contradict each other, most first."""
+
+    window: Window
+    found: tuple[Contradiction, ...] = ()
+
+
 # --------------------------------------------------------------------------- models
 
 
@@ -356,6 +443,7 @@ class TeacherRef(Record):
     version: str = Field(description="content hash of all that decides what they say")
     folder: str
     fitted: Window | None = Field(description="whose outcomes they have seen; None: none of them can be fitted")
+    features: str | None = Field(default=None, description="version of the one whose features are kept; None: none")
     bytes: int = Field(ge=0)
     model: ModelRef | None = None
 
@@ -399,7 +487,7 @@ class Scorecard(Record):
 
 # --------------------------------------------------------------------------- verdicts
 
-Response = Literal["hold", "recalibrate", "reuse", "update", "redistil", "renew"]
+Response = Literal["hold", "recalibrate", "reuse", "update", "redistil_warm", "redistil", "renew"]
 Outcome = Literal[
     # watch
     "no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
@@ -503,6 +591,11 @@ class Baseline(Record):
     teacher: ModelRef
 
 
+Mode = Literal["update", "redistil_warm", "redistil"]
+"""How a refresh makes its student: the champion's takes in what is new; a training that begins at the champion's
+weights; a training from the beginning."""
+
+
 class Refresh(Record):
     """One refresh under way: what for, on which windows, where its files and its MLflow run are."""
 
@@ -514,10 +607,20 @@ class Refresh(Record):
     train: Window
     test: Window
     teacher: Literal["fit", "keep"]
+    mode: Mode = "redistil"
+    since: AwareDatetime | None = Field(
+        default=None, description="of an update: from when rows are new to the champion"
+    )
     folder: str = Field(description="of the files of this refresh, until MLflow has them")
     run_id: str = Field(description="MLflow parent run")
     verdict: Verdict | None = Field(default=None, description="of an earlier, interrupted or finished run of it")
     finished: bool = False
+
+    @property
+    def news(self) -> Window:
+        """The part of the training window that is new to the champion; all of it unless this is an update."""
+        start = self.train.start if self.since is None else max(self.train.start, min(self.since, self.train.end))
+        return self.train.model_copy(update={"name": "new", "start": start})
 
 
 def short_id(*parts: object) -> str:

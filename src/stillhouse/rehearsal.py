@@ -15,7 +15,7 @@ from stillhouse.compress.variants import make_variants
 from stillhouse.config import AgentConfig, Fp32
 from stillhouse.distill.students import blocks, columns_of, new_student
 from stillhouse.distill.train import Lesson, distil
-from stillhouse.errors import PartError, WindowError
+from stillhouse.errors import PartError, StillhouseError, WindowError
 from stillhouse.knowledge import content_keys, tidy
 from stillhouse.parts import resolve
 from stillhouse.records import Window
@@ -25,6 +25,7 @@ from stillhouse.variant import Variant, encode
 
 __all__ = ["rehearse"]
 
+_SHOWN_ACTIONS = 8
 _PAID_ROWS = 3  # an endpoint costs money: its few answers stand in for all, for parts are tried here and not quality
 
 
@@ -36,8 +37,7 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
     observed = _observations(config, rows)
     yield f"{config.observations.source}: {len(observed)} observations with {len(config.observations.columns)} columns"
     labelled = _labelled(config, observed)
-    said = ", ".join(f"{action} {(labelled['outcome'] == i).mean():.0%}" for i, action in enumerate(config.actions))
-    yield f"{config.outcomes.source}: {len(labelled)} outcomes ({said})"
+    yield f"{config.outcomes.source}: {len(labelled)} outcomes ({_shares(config, labelled['outcome'])})"
 
     half = labelled["observed_at"].iloc[len(labelled) // 2]
     window = Window(name="check", start=labelled["observed_at"].iloc[0], end=half)
@@ -52,8 +52,8 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
 
         initial = teachers.text_encoder() if config.begins_like_teacher else None
         columns = columns_of(config, future, initial)
-        parts, outcomes = blocks(columns), future["outcome"].to_numpy()
-        lesson = Lesson(encode(future, columns), knowledge, outcomes, parts.numbers, tokens=parts.tokens)
+        parts, outcomes, features = blocks(columns), future["outcome"].to_numpy(), teachers.features(future)
+        lesson = Lesson(encode(future, columns), knowledge, outcomes, parts.numbers, features, tokens=parts.tokens)
         student = new_student(config, columns, lesson.x.numpy(), initial)
         distil(student, lesson, config.distillation, epochs=1)
         (variant,) = make_variants(
@@ -95,10 +95,22 @@ def _labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
     return labelled
 
 
+def _shares(config: AgentConfig, outcomes: pd.Series) -> str:
+    """How often each action came out; of many, the most frequent and how many never did."""
+    shares = {action: float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
+    if len(shares) <= _SHOWN_ACTIONS:
+        return ", ".join(f"{action} {share:.0%}" for action, share in shares.items())
+    most = sorted(shares, key=lambda action: -shares[action])[:3]
+    named = ", ".join(f"{action} {shares[action]:.1%}" for action in most)
+    return f"most often {named}; {sum(share > 0 for share in shares.values())} of {len(shares)} actions"
+
+
 def _call(source: Any, config: AgentConfig, where: str) -> pd.DataFrame:
     start = config.observations.since
     try:
         found = source(start, start + timedelta(weeks=2))
+    except StillhouseError:
+        raise
     except Exception as error:
         raise PartError(f"{where} fails on two weeks from {start:%Y-%m-%d}: {type(error).__name__}: {error}") from error
     if not isinstance(found, pd.DataFrame):

@@ -14,7 +14,7 @@ START = datetime(2013, 6, 1, tzinfo=UTC)
 WINDOW = Window(name="current", start=START, end=START + timedelta(days=7))
 
 
-def make_config(**observations: Any) -> AgentConfig:
+def make_config(student: str = "tabular", **observations: Any) -> AgentConfig:
     columns = {
         "temp": {"type": "number", "min": -40, "max": 50},
         "wind": {"type": "number", "max_missing": 0.2},
@@ -34,7 +34,7 @@ def make_config(**observations: Any) -> AgentConfig:
             },
             "outcomes": {"source": "toy:outcomes", "delay": "1d"},
             "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
-            "student": {"kind": "tabular"},
+            "student": {"kind": student},
             "windows": {"train": "8w", "test": "1w", "current": "7d"},
             "watch": {"thresholds": {"psi": 0.25}},
         }

@@ -245,3 +245,45 @@ def test_a_week_of_flights_takes_well_under_a_second_and_a_half(window, configur
         spent.append(time.process_time() - start)
     print(f"check of {n} rows × 32 columns: {min(spent):.2f} s of CPU")
     assert min(spent) < 1.5
+
+
+# --------------------------------------------------------------------------- texts
+
+
+@pytest.fixture
+def texts(rows):
+    return rows.assign(said=[f"a taxi at {i}" for i in range(100)])[["observation_id", "observed_at", "said"]]
+
+
+def reading(configured, **column):
+    return configured(student="text", columns={"said": {"type": "text", **column}})
+
+
+@pytest.mark.parametrize("dtype", ["str", "object", "string"])
+def test_texts_that_are_sound(texts, window, configured, dtype):
+    report, quarantine = check(texts.astype({"said": dtype}), window, reading(configured, max_length=12))
+    assert report.failures == () and quarantine.empty
+
+
+@pytest.mark.parametrize("nothing", ["", " \t\u00a0", None])
+def test_an_empty_text_is_missing(texts, window, configured, nothing):
+    texts.loc[[3, 4], "said"] = nothing
+    report, quarantine = check(texts, window, reading(configured))
+    assert reasons_of(quarantine) == {"o3": ["said: missing"], "o4": ["said: missing"]} and not report.broken
+    report, quarantine = check(texts, window, reading(configured, max_missing=0.02))
+    assert report.failures == () and quarantine.empty
+    report, _ = check(texts, window, reading(configured, max_missing=0.01))
+    assert fatal(report) == ["said: missing in 2 of 100 rows (2.00%); at most 0.01 of the window may"]
+
+
+def test_a_text_that_is_too_long_is_set_aside(texts, window, configured):
+    texts.loc[7, "said"] = "a" * 13
+    report, quarantine = check(texts, window, reading(configured, max_length=12))
+    assert reasons_of(quarantine) == {"o7": ["said: longer than 12 characters"]}
+    assert [failure.text for failure in report.failures] == ["said: longer than 12 characters in 1 of 100 rows (1.00%)"]
+
+
+@pytest.mark.parametrize("wrong", [list(range(100)), ["a", 3] * 50])
+def test_what_is_no_text(texts, window, configured, wrong):
+    report, _ = check(texts.assign(said=wrong), window, reading(configured))
+    assert len(fatal(report)) == 1 and fatal(report)[0].startswith("said: must hold text, holds")

@@ -79,11 +79,11 @@ def test_the_same_seed_the_same_update(champion: TabularStudent) -> None:
 
 
 def test_old_rows_count_by_how_much_they_are_like_the_new() -> None:
-    same = resemblance(world(2000, 0), world(2000, 1))
+    same = resemblance(world(2000, 0).x, world(2000, 1).x)
     assert same.mean().item() == pytest.approx(1, abs=1e-5) and same.std() < 0.1
     old = world(2000, 0)
     old.x[:1000, 1] += 5
-    weights = resemblance(old, world(2000, 1, 5.0))
+    weights = resemblance(old.x, world(2000, 1, 5.0).x)
     assert weights[:1000].mean() > 3 * weights[1000:].mean()
 
 

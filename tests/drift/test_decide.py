@@ -171,6 +171,25 @@ def test_auc_drop(make):
     assert verdict.outcome == "no_drift" and "99 outcomes" in reason(verdict, "auc_drop").text
 
 
+def test_accuracy_drop(make):
+    report = make.report(quality=make.quality(0.70), quality_reference=make.quality(0.70))
+    fallen = report.quality.model_copy(update={"accuracy": report.quality.accuracy - 0.1})
+    report = report.model_copy(update={"quality": fallen})
+    assert watch(make, report, accuracy_drop=0.09).outcome == "drift"
+    assert watch(make, report, accuracy_drop=0.11).outcome == "no_drift"
+
+
+def test_what_the_models_are_compared_by_is_shown_without_a_threshold(make):
+    report = make.report(quality=make.quality(0.70), quality_reference=make.quality(0.75))
+    shown = {each.measure for each in watch(make, report, psi=0.3).reasons}
+    assert "auc_drop" in shown and "accuracy_drop" not in shown
+    many = {
+        name: getattr(report, name).model_copy(update={"actions": 150}) for name in ("quality", "quality_reference")
+    }
+    shown = {each.measure for each in watch(make, report.model_copy(update=many), psi=0.3).reasons}
+    assert "accuracy_drop" in shown and "auc_drop" not in shown
+
+
 def test_a_threshold_without_a_measurement_has_a_reason_that_says_so(make):
     verdict = watch(make, make.report(), output_psi=0.1, disagreement=0.1, auc_drop=0.1)
     assert verdict.outcome == "no_drift"

@@ -15,6 +15,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy
+from stillhouse.knowledge.base import _FIELDS
 from stillhouse.records import Counted, Verdict, Window
 from tests.knowledge.parts_for_tests import (
     START,
@@ -220,44 +221,18 @@ def test_an_unknown_action_is_an_error(lived: KnowledgeBase) -> None:
         lived.labelled(everything(lived), START + 1000 * HOUR)
 
 
+def test_when_the_outcome_that_a_row_bears_became_known(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(6), "stay", known_after=2 * HOUR), batch="a")
+    lived.append("outcomes", outcomes(range(3), "move", known_after=9 * HOUR), batch="correction")
+    rows = lived.labelled(everything(lived), known_by=START + 100 * HOUR)
+    found = lived.with_known_at(rows, known_by=START + 100 * HOUR)
+    assert ((found["known_at"] - found["observed_at"]) / HOUR).tolist() == [9, 9, 9, 2, 2, 2]
+    early = lived.with_known_at(rows, known_by=START + 5 * HOUR)
+    assert ((early["known_at"] - early["observed_at"]) / HOUR).tolist() == [2, 2, 2, 2]  # the others are left out
+    assert lived.with_known_at(rows.iloc[:0], known_by=START).empty
+
+
 # --------------------------------------------------------------------------- knowledge
-
-
-class Asked:
-    """A teacher that remembers what it was asked: P(move) is temp / 1000."""
-
-    def __init__(self) -> None:
-        self.calls: list[list[float]] = []
-
-    def __call__(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
-        self.calls.append(rows["temp"].tolist())
-        move = rows["temp"].to_numpy() / 1000
-        return np.column_stack([1 - move, move])
-
-
-def test_the_teacher_is_asked_about_what_is_new(lived: KnowledgeBase) -> None:
-    teacher, rows = Asked(), lived.observations(everything(lived))
-    lived.ask(rows.iloc[:10], teacher, teacher="t1")
-    said = lived.ask(rows.iloc[5:15], teacher, teacher="t1")
-    assert teacher.calls == [[float(i) for i in range(10)], [10, 11, 12, 13, 14]]
-    np.testing.assert_array_equal(said[:, 1], np.arange(5, 15) / 1000)
-    assert lived.ask(rows.iloc[:15][::-1], teacher, teacher="t1")[0, 1] == 14 / 1000
-    assert len(teacher.calls) == 2
-    lived.ask(rows.iloc[:2], teacher, teacher="t2")
-    assert teacher.calls[2:] == [[0, 1]]
-    assert lived.counts()["knowledge"] == 17
-
-
-def test_the_same_content_is_asked_about_once(kb: KnowledgeBase) -> None:
-    twice = pd.concat([make_rows(0, 4), make_rows(10, 4).assign(**make_rows(0, 4)[["temp", "wind", "origin"]])])
-    kb.append_observations(twice, batch="a")
-    teacher, rows = Asked(), kb.observations(everything(kb))
-    assert rows["content_key"].nunique() == 4
-    said = kb.ask(rows, teacher, teacher="t")
-    assert teacher.calls == [[0, 1, 2, 3]]
-    np.testing.assert_array_equal(said[:, 1], np.tile(np.arange(4), 2) / 1000)
-    np.testing.assert_array_equal(kb.knowledge(rows, "t"), said)
-    assert kb.counts()["knowledge"] == 4
 
 
 def test_what_was_never_asked_is_nan(lived: KnowledgeBase) -> None:
@@ -281,6 +256,36 @@ def keys(**columns: Any) -> list[str]:
     ordinary = {"temp": [1.0], "wind": [2.0], "origin": ["EWR"]}
     rows = pd.DataFrame({**ordinary, **columns}).assign(observation_id="o", observed_at=START)
     return content_keys(tidy(rows, CONFIG), CONFIG)
+
+
+def test_features_are_kept_with_what_was_said(lived: KnowledgeBase) -> None:
+    rows, said = lived.observations(everything(lived)).head(6), np.tile([0.25, 0.75], (6, 1))
+    assert lived.features(rows, "t") is None
+    lived.append_knowledge(rows.iloc[:2], said[:2], teacher="t")
+    assert lived.features(rows, "t") is None
+    inside = np.arange(18.0).reshape(6, 3)
+    lived.append_knowledge(rows.iloc[:5], said[:5], teacher="t", features=inside[:5])
+    kept = lived.features(rows[::-1], "t")
+    assert kept is not None and kept.dtype == np.float32
+    np.testing.assert_array_equal(kept[::-1], [[np.nan] * 3] * 2 + inside[2:5].tolist() + [[np.nan] * 3])
+    np.testing.assert_array_equal(lived.knowledge(rows, "t")[:5], said[:5])
+    assert lived.features(rows, "another") is None
+    with pytest.raises(SchemaError, match="teacher t gives features of width 2, and gave 3 before"):
+        lived.append_knowledge(rows.iloc[5:], said[5:], teacher="t", features=inside[5:, :2])
+    assert np.isnan(lived.knowledge(rows, "t")[5]).all()
+
+
+def test_a_table_that_is_older_than_features(lived: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, said = lived.observations(everything(lived)).head(4), np.tile([0.25, 0.75], (4, 1))
+    with monkeypatch.context() as patch:
+        patch.setitem(_FIELDS, "knowledge", [field for field in _FIELDS["knowledge"] if field[0] != "features"])
+        lived.append_knowledge(rows.iloc[:2], said[:2], teacher="t")
+    assert lived.features(rows, "t") is None
+    np.testing.assert_array_equal(lived.knowledge(rows, "t")[:2], said[:2])
+    lived.append_knowledge(rows.iloc[2:], said[2:], teacher="t", features=np.ones((2, 3)))
+    kept = lived.features(rows, "t")
+    assert kept is not None and np.isnan(kept[:2]).all() and (kept[2:] == 1).all()
+    np.testing.assert_array_equal(lived.knowledge(rows, "t"), said)
 
 
 def test_equal_content_has_equal_keys_and_other_content_others(kb: KnowledgeBase) -> None:
@@ -515,6 +520,28 @@ def test_an_outcome_arrives_once(lived: KnowledgeBase) -> None:
 def test_before_any_outcome_nothing_arrives(lived: KnowledgeBase) -> None:
     found = lived.arrived(START, START + HOUR, since=START)
     assert found.empty and {"outcome", "known_at", "temp"} <= set(found.columns)
+
+
+# --------------------------------------------------------------------------- texts
+
+
+def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
+    config = AgentConfig.model_validate(
+        CONFIG.model_dump(exclude_unset=True)
+        | {"student": {"kind": "text"}, "promotion": {}}
+        | {"observations": {"source": "t:rows", "since": START.isoformat(), "columns": {"said": {"type": "text"}}}}
+    )
+    said = ["a taxi to São Paulo", "", None, "a taxi to São Paulo"]
+    rows = make_rows(0, 4)[["observation_id", "observed_at"]].assign(said=said)
+    base = KnowledgeBase(config, tmp_path / "texts")
+    assert base.append_observations(rows, batch="a") == 4
+    back = base.observations(everything(base))
+    assert back["said"].fillna("-").tolist() == [said[0], "", "-", said[0]]
+    keys = back["content_key"].tolist()
+    assert keys[0] == keys[3] and len(set(keys)) == 3
+    half = rows.assign(said=pd.Series(["half a \ud83d", "", "", ""], dtype=object))
+    with pytest.raises(SchemaError, match="column 'said' of agent 'toy' holds what is no Unicode text"):
+        base.append_observations(half, batch="b")
 
 
 # --------------------------------------------------------------------------- questions

@@ -171,7 +171,27 @@ def test_a_server_without_schemas_logprobs_or_several_answers() -> None:
     with serving(script) as server:
         answers = ask(server, rows=2, probabilities="auto", votes=3, concurrency=1)
     np.testing.assert_allclose(answers.probabilities, [[1 / 5, 4 / 5]] * 2)
-    assert answers.spending.calls == 3 + 3 + 3  # three refusals once, then three votes for each row
+    assert answers.spending.calls == 5 + 3 + 3  # refused while it tries without each and all, then three votes a row
+
+
+@pytest.mark.parametrize("refused", ["response_format", "logprobs", "n"])
+def test_what_the_server_does_offer_is_not_done_without(refused: str) -> None:
+    """Of schema, log-probabilities and several answers only the one is left out that the server refuses."""
+
+    def script(request: dict[str, Any], number: int) -> Reply:
+        if refused in request and (refused != "n" or request["n"] > 2):
+            return error(400, "bad request")
+        tokens = [token("move", 0.9, stay=0.1)] if request.get("logprobs") else None
+        return says(*["move"] * request.get("n", 1), tokens=tokens)
+
+    with serving(script) as server:
+        answers = ask(server, rows=3, probabilities="votes" if refused == "n" else "auto", votes=3, concurrency=1)
+    assert np.isfinite(answers.probabilities).all()
+    last = server.requests[-1]
+    assert refused not in last
+    assert "response_format" in last or refused == "response_format"
+    assert ("logprobs" in last) == (refused == "response_format")
+    assert last.get("n", 1) == (3 if refused == "logprobs" else 1)
 
 
 def test_a_single_row_that_the_server_refuses_changes_nothing_for_the_others() -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.config import AgentConfig
+from stillhouse.config import AgentConfig, units
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.records import ModelRef, Window
-from stillhouse.teachers import ensemble
+from stillhouse.records import ModelRef, Weights, Window
+from stillhouse.teachers import ensemble, weighing
 from stillhouse.teachers.answers import in_process
 from tests.teachers.parts_for_tests import Constant, Memory, Mute
 
@@ -287,3 +287,92 @@ class Share(Constant):
 
     def fit(self, rows: pd.DataFrame, outcomes: np.ndarray[Any, Any]) -> None:
         self.says = float(outcomes.mean())
+
+
+# --------------------------------------------------------------------------- the encoder that a student begins with
+
+
+def loaded(folder: Path, *teachers: dict[str, Any]) -> ensemble.Ensemble:
+    config = make_config(*teachers)
+    ensemble.fit(config, make_rows(24), WINDOW, folder)
+    return ensemble.load(folder, config)
+
+
+def test_the_weightiest_teacher_that_offers_an_encoder_gives_it(tmp_path: Path) -> None:
+    teachers = [constant("a", 0.2, 9), constant("b", 0.5, 2, "Reader"), constant("c", 0.7, 3, "Reader")]
+    found = loaded(tmp_path / "t", *teachers).text_encoder()
+    assert found is not None and found.tokens == ["taxi"] and found.embeddings[0, 0] == 0.7
+    assert loaded(tmp_path / "u", *teachers[:1]).text_encoder() is None
+
+
+def test_a_module_may_offer_one(tmp_path: Path) -> None:
+    module = {"kind": "module", "name": "m", "target": f"{PARTS}:reading_module", "columns": ["temp"],
+              "answers": "logits"}  # fmt: skip
+    found = loaded(tmp_path / "t", module).text_encoder()
+    assert found is not None and found.tokens == ["bus"]
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        (1.0, "teachers.b: text_encoder fails: OSError: no such weights"),
+        (0.0, "teachers.b: text_encoder gives a dict, not a stillhouse.parts.TextInitial"),
+    ],
+)
+def test_an_encoder_that_is_none(tmp_path: Path, says: float, message: str) -> None:
+    with pytest.raises(PartError, match=message):
+        loaded(tmp_path / "t", constant("b", says, 1, "Reader")).text_encoder()
+
+
+# --------------------------------------------------------------------------- weights that were learned
+
+
+def weights_of(config: AgentConfig, said: Any, outcomes: Any) -> Weights:
+    names = [unit.name for unit in units(config)]
+    begun = weighing.begin(names, [unit.share for unit in units(config)], [], START)
+    return weighing.learn(begun, np.asarray(said), outcomes, pd.DataFrame(index=range(len(outcomes))), START).weights
+
+
+def test_learned_weights_make_another_version_of_the_same_members(tmp_path: Path) -> None:
+    config = make_config(constant("a", 0.2), constant("b", 0.8))
+    plain = ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
+    before = ensemble.load(tmp_path / "t", config)
+    weights = weights_of(config, [[[0.8, 0.2], [0.2, 0.8]]] * 30, [1] * 30)
+    weighted = ensemble.reweigh(plain, weights, tmp_path / "other")
+    after = ensemble.load(tmp_path / "other", config)
+
+    assert weighted.version == after.version != plain.version
+    assert ensemble.reference(tmp_path / "t").version == plain.version
+    assert ensemble.kept_weights(tmp_path / "t") is None
+    assert ensemble.kept_weights(tmp_path / "other") == weights == after.weights
+    own = [after.own_version(member) for member in after.members]
+    assert own == [before.own_version(member) for member in before.members] and len({*own, after.version}) == 3
+    share = weighing.share_in(weights)
+    assert share[1] > 0.8
+    np.testing.assert_allclose(after.predict_proba(make_rows(3))[:, 1], 0.2 * share[0] + 0.8 * share[1])
+    np.testing.assert_allclose(before.predict_proba(make_rows(3))[:, 1], 0.5)
+
+    again = ensemble.reweigh(weighted, weights, tmp_path / "other")
+    assert again.version == weighted.version
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_ensemble_with_fixed_weights_has_one_weight(tmp_path: Path) -> None:
+    """`both` is one unit: 1 and 3 parts within it, whatever it counts for."""
+    both = nested("both", constant("b", 0.4, 1), constant("c", 0.8, 3), weight=2) | {"weights": {"follow": "fixed"}}
+    config = make_config(constant("a", 0.1, 1), both)
+    assert [(unit.name, unit.share) for unit in units(config)] == [("a", pytest.approx(1 / 3)), ("both", 2 / 3)]
+    assert len(units(make_config(constant("a", 0.1, 1), nested("both", constant("b", 0.4), constant("c", 0.8))))) == 3
+    plain = ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
+    said = [[[0.9, 0.1], [0.3, 0.7]]] * 30
+    weighted = ensemble.reweigh(plain, weights_of(config, said, [1] * 30), tmp_path / "t")
+    loaded = ensemble.load(tmp_path / "t", config)
+    assert (weighted.version, loaded.weights is not None) == (loaded.version, True)
+    shares = loaded.shares(make_rows(2))[0]
+    assert shares[2] / shares[1] == pytest.approx(3) and shares[0] < 0.1
+
+
+def test_fixed_weights_leave_one_thing_to_weigh() -> None:
+    config = make_config(constant("a", 0.2), constant("b", 0.8))
+    fixed = config.model_copy(update={"weights": config.weights.model_copy(update={"follow": "fixed"})})
+    assert len(units(config)) == 2 and len(units(fixed)) == 1

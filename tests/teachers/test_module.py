@@ -43,6 +43,12 @@ class Fixed(nn.Module):
         return torch.tensor(self.said).repeat(len(x), 1)
 
 
+class Seeing(Scaled):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        assert len(x) <= self.most, "too many at once"
+        return torch.cat([x, 2 * x, 3 * x], dim=1)
+
+
 def not_a_module() -> int:
     return 3
 
@@ -70,6 +76,19 @@ def test_logits_of_its_columns_in_batches(tmp_path: Path) -> None:
     assert said.dtype == np.float64
     assert ref.fitted is None and loaded.fitted is None
     assert loaded.ask(make_rows(2)).shape == (2, 2)  # nothing that it could have seen
+
+
+def test_features_in_batches(tmp_path: Path) -> None:
+    ref, loaded = fitted(tmp_path / "t", target="Seeing", settings={"most": 4}, batch_size=4, features=True)
+    inside = loaded.features(make_rows(10))
+    assert inside is not None and inside.dtype == np.float32
+    np.testing.assert_array_equal(inside, np.arange(10.0)[:, None] * [1, 2, 3])
+    assert ref.features == ref.version
+
+
+def test_a_module_without_features(tmp_path: Path) -> None:
+    with pytest.raises(PartError, match=r"teachers.net.features: the Scaled that .* gives has no method `features"):
+        fitted(tmp_path / "t", features=True)
 
 
 def test_weights_and_an_encoding_of_its_own(tmp_path: Path) -> None:

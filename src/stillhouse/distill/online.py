@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy, deepcopy
 
 import numpy as np
@@ -19,8 +19,9 @@ from stillhouse.distill.losses import knowledge_loss, outcome_loss, soften
 from stillhouse.distill.train import Lesson
 from stillhouse.records import Record
 
-__all__ = ["Updated", "distill_step", "forgetting", "remember", "resemblance", "update"]
+__all__ = ["Probe", "Updated", "distill_step", "forgetting", "hidden", "probe", "remember", "resemblance", "update"]
 
+_PROBED = 30  # rows kept back, fewer of which tell nothing
 _FLATTENED = 0.5  # power of the density ratio: between every old row alike (0) and full importance weights (1)
 
 
@@ -32,9 +33,30 @@ class Updated(Record):
     knowledge_loss: float | None = Field(
         description="mean over the last quarter of the steps, on new rows; null: the teacher has spoken about none"
     )
+    history: tuple[dict[str, float], ...] = Field(default=(), description="mean losses of each tenth of the steps")
     forgotten: dict[str, float] = Field(
         description="by past window: rise of the log loss on its outcomes (nats); below 0: the student got better at it"
     )
+
+
+class Probe(Record):
+    """Whether an update has repaid its cost, on new rows kept back from it."""
+
+    rows: int = Field(ge=0)
+    before: float = Field(ge=0, le=1, description="mean total variation between teacher and student before the update")
+    after: float = Field(ge=0, le=1, description="the same after it")
+    harmless: float = Field(ge=0, le=1, description="up to which a watch sees no harm")
+
+    @property
+    def repaid(self) -> bool:
+        """Whether a watch would see no harm any more; too few rows contradict nothing: the gate decides."""
+        return self.rows < _PROBED or self.after <= self.harmless
+
+    def __str__(self) -> str:
+        return (
+            f"on {self.rows} new rows kept back the student differs from its teacher by {self.after:.3f}, "
+            f"{self.before:.3f} before the update; up to {self.harmless:.3f} is no harm"
+        )
 
 
 def remember(student: nn.Module, rows: Lesson) -> Lesson:
@@ -117,7 +139,7 @@ def update(
     optimiser = torch.optim.AdamW(
         student.parameters(), lr=settings.learning_rate / 10, weight_decay=settings.weight_decay
     )
-    weights = resemblance(replay, new) if len(replay) else torch.zeros(0)
+    weights = resemblance(hidden(student, replay), hidden(student, new)) if len(replay) else torch.zeros(0)
     share = 0.0
     if len(replay):
         effective = float(weights.sum() ** 2 / weights.square().sum())
@@ -134,26 +156,57 @@ def update(
                 distill_step(
                     student, optimiser, new.take(chosen), settings,
                     replayed=replay.take(old), weights=weights[old], old_share=share,
-                ).get("knowledge_loss", np.nan)
+                )
             )  # fmt: skip
     student.eval()
-    lately = np.array(told[-max(1, steps // 4) :])
+    lately = np.array([each.get("knowledge_loss", np.nan) for each in told[-max(1, steps // 4) :]])
     return Updated(
         steps=steps,
         old_share=share,
         knowledge_loss=None if np.isnan(lately).all() else float(np.nanmean(lately)),
+        history=tuple(_means(told, max(1, -(-steps // 10)))),
         forgotten=forgetting(before, student, past or {}),
     )
 
 
-def resemblance(old: Lesson, new: Lesson) -> Tensor:
-    """How much each old row is like the new ones, float ``[n]``, mean 1.
+def probe(before: nn.Module, after: nn.Module, kept_back: Lesson, harmless: float) -> Probe:
+    """How far two students, ``before`` an update and ``after`` it, are from the teacher on rows that neither has seen.
+
+    :param harmless: mean total variation that is no harm, 0 … 1.
+    """
+    if not len(kept_back):
+        return Probe(rows=0, before=0.0, after=0.0, harmless=harmless)
+    apart = []
+    for module in (before, after):
+        with torch.no_grad():
+            said = torch.softmax(module.eval()(kept_back.x), dim=1)
+        apart.append(min(1.0, float(0.5 * (said - kept_back.knowledge).abs().sum(dim=1).mean())))
+    return Probe(rows=len(kept_back), before=apart[0], after=apart[1], harmless=harmless)
+
+
+def hidden(student: nn.Module, rows: Lesson) -> Tensor:
+    """How ``student`` sees rows: their numbers (missing: 0) beside its last hidden layer, float ``[n, D]``."""
+    last = [module for module in student.modules() if isinstance(module, nn.Linear)][-1]
+    seen: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda layer, given: seen.append(given[0].detach()))
+    training = student.training
+    try:
+        with torch.no_grad():
+            student.eval()(rows.x)
+    finally:
+        hook.remove()
+        student.train(training)
+    return torch.cat([rows.x[:, : rows.numbers].nan_to_num(0.0), seen[0]], dim=1)
+
+
+def resemblance(old: Tensor, new: Tensor) -> Tensor:
+    """How much each of ``old`` ``[m, D]`` is like the ``new`` ones ``[n, D]``, float ``[m]``, mean 1.
 
     The density ratio of new to old, as a logistic regression that tells them apart gives it (Bickel, Brückner and
     Scheffer 2009, "Discriminative Learning Under Covariate Shift", §4), to the power ½ (Shimodaira 2000, §4: the full
     ratio has too much variance). Where nothing has moved all weights are nearly 1.
     """
-    rows = torch.cat([old.x, new.x]).nan_to_num(0.0).numpy()
+    rows = torch.cat([old, new]).numpy()
     is_new = np.repeat([0, 1], [len(old), len(new)])
     telling = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=300))
     probability = telling.fit(rows, is_new).predict_proba(rows[: len(old)])[:, 1].clip(0.01, 0.99)
@@ -190,3 +243,11 @@ def _pull(logits: Tensor, rows: Lesson, settings: Distillation, weights: Tensor 
         missed = functional.cross_entropy(logits[lived], rows.outcomes[lived], reduction="none")
         loss = loss + settings.outcome_weight * (weights[lived] * missed).mean()
     return loss
+
+
+def _means(told: list[dict[str, float]], size: int) -> Iterator[dict[str, float]]:
+    """Means of each ``size`` steps in turn; of the steps that had such rows."""
+    for start in range(0, len(told), size):
+        part = told[start : start + size]
+        names = dict.fromkeys(name for each in part for name in each)
+        yield {name: float(np.mean([each[name] for each in part if name in each])) for name in names}

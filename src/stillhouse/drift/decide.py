@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import AwareDatetime, Field
 
-from stillhouse.config import AgentConfig, Thresholds
+from stillhouse.config import AgentConfig, Responses, Thresholds
 from stillhouse.errors import WindowError
 from stillhouse.records import (
     Cost,
     DataReport,
     DriftReport,
     EvidenceStep,
+    Mode,
     Outcome,
     Process,
     Reason,
@@ -38,6 +39,8 @@ class Evidence(Record):
     cooldown: timedelta
     min_rows: int = Field(ge=1)
     thresholds: Thresholds
+    responses: Responses = Responses()
+    refused: bool = Field(default=False, description="whether the last refresh was refused")
     data: DataReport
     drift: DriftReport | None
     steps: tuple[EvidenceStep, ...] = Field(default=(), description="the last step of each evidence process")
@@ -51,6 +54,7 @@ def decide(
     *,
     as_of: datetime,
     last_refresh: datetime | None,
+    refused: bool = False,
     steps: Sequence[EvidenceStep] = (),
     cost: Cost | None = None,
 ) -> Verdict:
@@ -63,17 +67,21 @@ def decide(
     ``not_enough_evidence`` hold     fewer than ``observations.min_rows`` rows
     ``cooling_down``        hold     one of the next three, but the last refresh is younger than ``watch.cooldown``
     ``teacher_failing``     renew    the evidence that the teacher errs more than it did reaches its threshold
-    ``harmful_drift``       redistil the evidence that teacher and student part, or that the student errs more, does
-    ``drift``               redistil a plain threshold of the agent file is exceeded; whether it harms is not known
+    ``harmful_drift``       (1)      the evidence that teacher and student part, or that the student errs more, does
+    ``drift``               (1)      a plain threshold of the agent file is exceeded; whether it harms is not known
     ``not_enough_evidence`` hold     inputs moved beyond what is usual, and teacher and student part more than is
                                      usual, but the evidence has not reached its threshold: it accumulates
     ``benign_shift``        hold     inputs moved beyond what is usual, and the student agrees with its teacher
     ``no_drift``            hold     otherwise
     ======================= ======== ========================================================================
 
+    (1) as ``watch.responses`` says: update, redistil_warm or redistil. After a refresh that was refused redistil: what
+    was cheaper has not helped.
+
     :param report: None if the data is broken or the window too small to be measured.
     :param as_of: the moment that the watch speaks for, with a time zone.
     :param last_refresh: the moment that the last refresh spoke for.
+    :param refused: whether that refresh was refused.
     :param steps: the last step of each evidence process (:mod:`stillhouse.drift.evidence`).
     :raises WindowError: if there is no report although the window is sound and large enough.
     """
@@ -84,6 +92,8 @@ def decide(
         cooldown=config.watch.cooldown,
         min_rows=config.observations.min_rows,
         thresholds=config.watch.thresholds,
+        responses=config.watch.responses,
+        refused=refused,
         data=data,
         drift=report,
         steps=tuple(steps),
@@ -145,9 +155,14 @@ def _alarm(known: Evidence, drift: DriftReport) -> Judgement | None:
     if "teacher_outcomes" in proved:
         return "teacher_failing", "renew", proved["teacher_outcomes"].text, reasons
     if proved:
-        return "harmful_drift", "redistil", "; ".join(reason.text for reason in proved.values()), reasons
+        harm = "; ".join(reason.text for reason in proved.values())
+        return "harmful_drift", _response(known, known.responses.harmful_drift), harm, reasons
     plain = [reason.text for reason in _plain(drift, known.thresholds, known.min_rows) if reason.crossed]
-    return ("drift", "redistil", "; ".join(plain), reasons) if plain else None
+    return ("drift", _response(known, known.responses.drift), "; ".join(plain), reasons) if plain else None
+
+
+def _response(known: Evidence, asked_for: Mode) -> Mode:
+    return "redistil" if known.refused else asked_for
 
 
 def _calm(known: Evidence, drift: DriftReport) -> Judgement:
@@ -248,7 +263,7 @@ def _plain(report: DriftReport, thresholds: Thresholds, min_rows: int) -> tuple[
         _ks(report, thresholds.ks, thresholds.shifted_columns),
         _output_psi(report, thresholds.output_psi),
         _disagreement(report, thresholds.disagreement),
-        _auc_drop(report, thresholds.auc_drop, min_rows),
+        *_falls(report, thresholds, min_rows),
     )
 
 
@@ -303,16 +318,31 @@ def _disagreement(report: DriftReport, threshold: float | None) -> Reason:
     return _reason("disagreement", rise, threshold, text + _beside(threshold))
 
 
-def _auc_drop(report: DriftReport, threshold: float | None, min_rows: int) -> Reason:
-    now, before = report.quality, report.quality_reference
-    if now is None or before is None or now.auc is None or before.auc is None:
-        return _reason("auc_drop", None, threshold, "no AUC on known outcomes to compare")
-    if now.rows < min_rows:
-        text = f"{now.rows} outcomes are known; an AUC on fewer than {min_rows} is not judged"
-        return _reason("auc_drop", None, threshold, text)
-    drop = before.auc - now.auc
-    text = f"AUC {now.auc:.3f} on {now.rows} outcomes, {-drop:+.3f} against {before.auc:.3f}"
-    return _reason("auc_drop", drop, threshold, text + _beside(threshold))
+def _falls(report: DriftReport, thresholds: Thresholds, min_rows: int) -> list[Reason]:
+    """Of the AUC and of the accuracy: what has a threshold, or is what this agent's models are compared by."""
+    usual = next((quality.measure for quality in (report.quality, report.quality_reference) if quality), "auc")
+    return [
+        _fall(report, measure, name, threshold, min_rows)
+        for measure, name, threshold in (
+            ("auc", "AUC", thresholds.auc_drop),
+            ("accuracy", "accuracy", thresholds.accuracy_drop),
+        )
+        if threshold is not None or measure == usual
+    ]
+
+
+def _fall(report: DriftReport, field: str, name: str, threshold: float | None, min_rows: int) -> Reason:
+    """How far a figure of quality lies below what it was when the champion was proved."""
+    measure = f"{field}_drop"
+    now, before = getattr(report.quality, field, None), getattr(report.quality_reference, field, None)
+    if report.quality is None or now is None or before is None:
+        return _reason(measure, None, threshold, f"no {name} on known outcomes to compare")
+    rows = report.quality.rows
+    if rows < min_rows:
+        text = f"{rows} outcomes are known; quality on fewer than {min_rows} is not judged"
+        return _reason(measure, None, threshold, text)
+    text = f"{name} {now:.3f} on {rows} outcomes, {now - before:+.3f} against {before:.3f}"
+    return _reason(measure, before - now, threshold, text + _beside(threshold))
 
 
 def _reason(measure: str, value: float | None, threshold: float | None, text: str) -> Reason:

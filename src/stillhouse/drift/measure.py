@@ -15,6 +15,7 @@ from stillhouse.drift.calibrate import screened, screens
 from stillhouse.drift.distances import compare
 from stillhouse.drift.outputs import columns_of, outputs
 from stillhouse.drift.profile import Profile, build
+from stillhouse.drift.texts import watched
 from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, DriftReport, Quality, Screens, SliceDrift, Window
 
@@ -29,12 +30,13 @@ OUTPUT = "student: "
 def profile_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig, like: Profile | None = None) -> Profile:
     """The profile of the watched columns of ``rows`` and of the student's output ``[n, K]`` on them.
 
+    :param rows: with what is watched of texts beside them (:func:`stillhouse.drift.texts.measured`).
     :raises WindowError: if there are no rows.
     :raises SchemaError: if a watched column is absent, or a number is not numeric.
     """
     said = outputs(probabilities, config.actions).set_index(rows.index).add_prefix(OUTPUT)
     named = {OUTPUT + name: column for name, column in columns_of(config.actions).items()}
-    return build(pd.concat([rows, said], axis=1), {**config.observations.columns, **named}, like)
+    return build(pd.concat([rows, said], axis=1), {**watched(config.observations.columns), **named}, like)
 
 
 def reference_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig) -> tuple[Profile, Screens]:

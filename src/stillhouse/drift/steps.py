@@ -177,7 +177,12 @@ def total_variation(p: Array, q: Array) -> Array:
 
 
 def brier(probabilities: Array, outcomes: Array) -> Array:
-    """½ Σ(p − y)² of each row, ``[n, K]`` against action indices ``[n]``: float ``[n]`` in 0…1 (Brier 1950, halved)."""
+    """½ Σ(p − y)² of each row, ``[n, K]`` against action indices ``[n]``: float ``[n]`` in 0…1 (Brier 1950, halved).
+
+    An index of K or more is an action that the model does not know: it has given that one nothing.
+    """
+    strange = max(0, int(outcomes.max(initial=0)) + 1 - probabilities.shape[1])
+    probabilities = np.pad(probabilities, ((0, 0), (0, strange)))
     truth = np.zeros_like(probabilities, dtype=np.float64)
     truth[np.arange(len(outcomes)), outcomes] = 1.0
     score: Array = np.minimum(1.0, 0.5 * np.square(probabilities - truth).sum(axis=1))

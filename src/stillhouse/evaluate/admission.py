@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.evaluate.gate import clustered_error, compare
+from stillhouse.evaluate.gate import clustered_error, compare, stretches
 from stillhouse.records import Comparison, Examination, Reason, Verdict, short_id
 
 __all__ = ["examine", "judge", "replay"]
@@ -45,14 +45,14 @@ def examine(
     :param trusted: version and probabilities ``[n, K]`` of a teacher that has been admitted before.
     """
     known = ~np.isnan(said[:, 0])
-    stretches = ((rows["observed_at"] - pd.Timestamp(0, tz="UTC")) // config.promotion.cluster).to_numpy()
+    clusters = stretches(rows, config.promotion.cluster)
     outcomes, answers = rows["outcome"].to_numpy()[known], said[known]
     ignorant = np.tile(base_rate, (len(answers), 1))
 
     def against(rival: Array) -> Comparison | None:
-        return compare("test", outcomes, answers, rival, config.teaching.margin, stretches[known])
+        return compare("test", outcomes, answers, rival, config.teaching.margin, clusters[known])
 
-    agreement, error = _agreement(answers, trusted[1][known], stretches[known]) if trusted else (None, 0.0)
+    agreement, error = _agreement(answers, trusted[1][known], clusters[known]) if trusted else (None, 0.0)
     return Examination(
         agent=config.agent,
         refresh_id=refresh_id,

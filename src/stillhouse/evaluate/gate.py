@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 
 from stillhouse.config import AgentConfig, Budgets
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
 
-__all__ = ["certify", "choose", "compare", "judge", "replay"]
+__all__ = ["certify", "choose", "compare", "judge", "replay", "stretches"]
 
 
 def compare(
@@ -97,6 +98,14 @@ def clustered_error(influence: np.ndarray[Any, Any], clusters: np.ndarray[Any, A
     return math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1))
 
 
+def stretches(rows: pd.DataFrame, length: timedelta) -> np.ndarray[Any, Any]:
+    """Which stretch of ``length`` each row was observed in, integers ``[n]``; zero: each row is its own."""
+    if not length:
+        return np.arange(len(rows))
+    found: np.ndarray[Any, Any] = ((rows["observed_at"] - pd.Timestamp(0, tz="UTC")) // length).to_numpy()
+    return found
+
+
 def choose(scorecards: Sequence[Scorecard], budgets: Budgets) -> tuple[Scorecard, str]:
     """The variant to put forward, and why, in a sentence.
 
@@ -123,8 +132,7 @@ def choose(scorecards: Sequence[Scorecard], budgets: Budgets) -> tuple[Scorecard
 
 
 def _score(card: Scorecard) -> float:
-    quality = card.quality["validation"]
-    return quality.auc if quality.auc is not None else quality.accuracy
+    return card.quality["validation"].score
 
 
 def judge(certificate: Certificate) -> Verdict:
@@ -226,7 +234,7 @@ def _not_compared(certificate: Certificate) -> Reason:
         f"the test window ({test.rows} rows) has too few outcomes of each action to compare the challenger with "
         f"{champion.model if champion else 'the champion'}"
     )
-    return Reason(measure=f"{'accuracy' if test.auc is None else 'auc'}:test", crossed=True, text=text)
+    return Reason(measure=f"{test.measure}:test", crossed=True, text=text)
 
 
 def _non_inferiority(comparison: Comparison, confidence: float) -> Reason:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.evaluate.gate import certify, choose, compare
+from stillhouse.evaluate.gate import certify, choose, compare, stretches
 from stillhouse.evaluate.scorecard import agreement, disagreement, measure_latency, quality, slices
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
 
@@ -125,10 +124,10 @@ def _compare(
     for name, margin in (("test", promotion.non_inferiority_margin), ("past", promotion.slice_margin)):
         if name in windows:
             rows = windows[name]
-            outcomes, clusters = rows["outcome"].to_numpy(), _clusters(rows, promotion.cluster)
+            outcomes, clusters = rows["outcome"].to_numpy(), stretches(rows, promotion.cluster)
             found.append(compare(name, outcomes, challenger[name], champion[name], margin, clusters))
     test = windows["test"]
-    outcomes, clusters = test["outcome"].to_numpy(), _clusters(test, promotion.cluster)
+    outcomes, clusters = test["outcome"].to_numpy(), stretches(test, promotion.cluster)
     for column in promotion.slices:
         for value in sorted(test[column].dropna().unique()):
             chosen = (test[column] == value).to_numpy()
@@ -137,9 +136,3 @@ def _compare(
                 margin = promotion.slice_margin
                 found.append(compare(f"{column}={value}", outcomes[chosen], *pair, margin, clusters[chosen]))
     return [comparison for comparison in found if comparison is not None]
-
-
-def _clusters(rows: pd.DataFrame, length: timedelta) -> np.ndarray[Any, Any]:
-    """Which stretch of ``length`` each row was observed in, integers ``[n]``."""
-    stretches: np.ndarray[Any, Any] = ((rows["observed_at"] - pd.Timestamp(0, tz="UTC")) // length).to_numpy()
-    return stretches

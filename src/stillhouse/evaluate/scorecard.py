@@ -22,11 +22,13 @@ def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any])
     """How good ``[n, K]`` probabilities were against action indices ``[n]``.
 
     AUC is of the second action for K = 2, and the mean one-vs-rest AUC for more; None where the outcomes hold
-    fewer than two actions.
+    fewer than two actions. An index of K or more is an action that the model does not know: it has given that one
+    nothing.
     """
     if len(outcomes) == 0:
         raise ValueError("quality of no rows is not defined")
-    p = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-7, 1.0)
+    strange = max(0, int(np.max(outcomes)) + 1 - np.shape(probabilities)[1])
+    p = np.clip(np.pad(np.asarray(probabilities, dtype=np.float64), ((0, 0), (0, strange))), 1e-7, 1.0)
     p /= p.sum(axis=1, keepdims=True)
     rows = np.arange(len(outcomes))
     truth = np.zeros_like(p)
@@ -38,6 +40,7 @@ def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any])
         brier=float(((p - truth) ** 2).sum(axis=1).mean()),
         accuracy=float((p.argmax(axis=1) == outcomes).mean()),
         calibration_error=expected_calibration_error(p, outcomes),
+        actions=p.shape[1],
     )
 
 
@@ -47,7 +50,10 @@ def _auc(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> float | Non
         return None
     if p.shape[1] == 2:
         return float(roc_auc_score(outcomes, p[:, 1]))
-    return float(np.mean([roc_auc_score(outcomes == action, p[:, action]) for action in present]))
+    ranks, positive = rankdata(p[:, present], axis=0), outcomes[:, None] == present  # [n, actions present] each
+    m = positive.sum(axis=0)
+    beaten = np.where(positive, ranks, 0.0).sum(axis=0) - m * (m + 1) / 2  # Mann and Whitney's U of each action
+    return float((beaten / (m * (len(p) - m))).mean())
 
 
 def expected_calibration_error(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any], bins: int = 15) -> float:

@@ -5,7 +5,7 @@ table          a row is
 =============  ====================================================================================
 observations   what the agent perceived: ``observation_id, observed_at, content_key`` and its features
 decisions      what it chose: action, probabilities, who decided, which version
-knowledge      what a teacher said about an observation's content: one probability per action
+knowledge      what a teacher said about an observation's content: one probability per action, features if any
 outcomes       what turned out to be true, and when that became known
 quarantine     observations that broke the data contract, with the reasons
 verdicts       what the system decided, as JSON
@@ -13,6 +13,7 @@ unanswered     a content that a teacher had no usable answer to, with the reason
 spending       what some questions to a teacher have cost: calls, rows, tokens, seconds, money
 questions      which rows a refresh selected to ask a teacher about, and with what probability
 evidence       each step of the evidence on a champion: the rows it counted, with what probability, and its state
+weights        a change of a teacher's weight in the mean of several, with its reason
 =============  ====================================================================================
 
 Every append names its batch; a batch that is already there is not written again, so any run can be repeated
@@ -23,7 +24,7 @@ under the teacher's version, so nothing is asked twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -37,19 +38,29 @@ from deltalake.exceptions import CommitFailedError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import SchemaError, WindowError
-from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, Window, short_id
+from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
 Table = Literal[
-    "observations", "decisions", "knowledge", "outcomes", "quarantine", "verdicts", "evidence", "unanswered",
-    "spending", "questions",
-]  # fmt: skip
+    "observations",
+    "decisions",
+    "knowledge",
+    "outcomes",
+    "quarantine",
+    "verdicts",
+    "evidence",
+    "unanswered",
+    "spending",
+    "questions",
+    "weights",
+]
 
 Purpose = Literal["refresh", "watch"]
 
 _TIME = pa.timestamp("us", tz="UTC")
 _PROBABILITIES = pa.list_(pa.float64())
+_FEATURES = pa.list_(pa.float32())
 _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
     "observations": [("observation_id", pa.string()), ("observed_at", _TIME), ("content_key", pa.string())],
     "decisions": [
@@ -59,7 +70,7 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
     ],
     "knowledge": [
         ("content_key", pa.string()), ("observed_at", _TIME), ("teacher", pa.string()),
-        ("asked_at", _TIME), ("probabilities", _PROBABILITIES),
+        ("asked_at", _TIME), ("probabilities", _PROBABILITIES), ("features", _FEATURES),
     ],
     "outcomes": [
         ("observation_id", pa.string()), ("observed_at", _TIME), ("known_at", _TIME), ("action", pa.string()),
@@ -87,6 +98,11 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
         ("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("seconds", pa.float64()),
         ("money", pa.float64()),
     ],
+    "weights": [
+        ("job", pa.string()), ("version", pa.string()), ("observed_at", _TIME), ("recorded_at", _TIME),
+        ("teacher", pa.string()), ("slice", pa.string()), ("before", pa.float64()), ("after", pa.float64()),
+        ("json", pa.string()),
+    ],
     "questions": [
         ("job", pa.string()), ("teacher", pa.string()), ("observation_id", pa.string()), ("content_key", pa.string()),
         ("observed_at", _TIME), ("probability", pa.float64()), ("known", pa.bool_()),
@@ -111,7 +127,7 @@ def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
 def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
     """The contract's columns of raw observations, numbers as float64, categories and texts as text.
 
-    :raises SchemaError: if columns are missing, or a number column does not hold numbers.
+    :raises SchemaError: if columns are missing, a number column does not hold numbers, or a text is no Unicode.
     """
     observations = config.observations
     required = ["observation_id", "observed_at", *observations.columns]
@@ -136,7 +152,13 @@ def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
         except (TypeError, ValueError) as error:
             raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric: {error}") from error
     for name in (*observations.categories, *observations.texts):
-        tidied[name] = tidied[name].astype("string").astype("object")
+        try:
+            tidied[name] = tidied[name].astype("string").astype("object")
+        except UnicodeEncodeError as error:
+            raise SchemaError(
+                f"column {name!r} of agent {config.agent!r} holds what is no Unicode text ({error.reason}): let "
+                f"{observations.source} replace such characters"
+            ) from error
     return tidied.reset_index(drop=True)
 
 
@@ -145,10 +167,14 @@ class KnowledgeBase:
 
     :param config: the agent, whose contract gives the observations' columns.
     :param root: folder of the tables; by default ``STILLHOUSE_HOME/knowledge/<agent>``.
+    :param actions: of a model that was made for other actions than the agent file has now: knowledge is read and kept
+        for these; outcomes with an action that they lack get an index from ``len(actions)`` on.
     """
 
-    def __init__(self, config: AgentConfig, root: Path | None = None) -> None:
-        self.config = config
+    def __init__(self, config: AgentConfig, root: Path | None = None, *, actions: Sequence[str] | None = None) -> None:
+        known = tuple(config.actions if actions is None else actions)
+        self.outcomes = [*known, *(action for action in config.actions if action not in known)]
+        self.config = config if known == config.actions else config.model_copy(update={"actions": known})
         self.root = root or home() / "knowledge" / config.agent
 
     # ----------------------------------------------------------------- writing
@@ -183,8 +209,17 @@ class KnowledgeBase:
         tidied = tidy(rows, self.config)
         return self.append("observations", tidied.assign(content_key=content_keys(tidied, self.config)), batch=batch)
 
-    def append_knowledge(self, rows: pd.DataFrame, probabilities: np.ndarray[Any, Any], *, teacher: str) -> int:
-        """Keep what ``teacher`` (a version) said about observations ``rows``; what it has said before stays."""
+    def append_knowledge(
+        self, rows: pd.DataFrame, probabilities: np.ndarray[Any, Any], *, teacher: str,
+        features: np.ndarray[Any, Any] | None = None,
+    ) -> int:  # fmt: skip
+        """Keep what ``teacher`` (a version) said about observations ``rows``; what it has said before stays.
+
+        :param features: what it makes of them inside, ``[n, D]``.
+        :raises SchemaError: if its features were of another width before.
+        """
+        if features is not None:
+            self._require_width(teacher, features.shape[1])
         known = self.knowledge(rows, teacher)
         new = np.isnan(known[:, 0])
         if not new.any():
@@ -193,6 +228,7 @@ class KnowledgeBase:
             teacher=teacher,
             asked_at=datetime.now(UTC),
             probabilities=list(probabilities[new]),
+            features=None if features is None else list(features[new].astype(np.float32)),
         )
         said = said.drop_duplicates("content_key")
         batch = f"{teacher}:{pd.util.hash_pandas_object(said['content_key'], index=False).sum():x}"
@@ -273,6 +309,21 @@ class KnowledgeBase:
         )
         self.append("evidence", rows, batch=f"evidence:{short_id(*rows['json'])}")
 
+    def append_weights(self, changes: Sequence[WeightChange]) -> None:
+        """Keep how teachers' weights changed; what was recorded for a job at a moment is not recorded again."""
+        if not changes:
+            return
+        rows = pd.DataFrame(
+            {
+                "job": change.job, "version": change.version, "observed_at": change.as_of,
+                "recorded_at": datetime.now(UTC), "teacher": change.teacher, "slice": change.slice,
+                "before": change.before, "after": change.after, "json": change.model_dump_json(),
+            }
+            for change in changes
+        )  # fmt: skip
+        last = changes[-1]
+        self.append("weights", rows, batch=f"weights:{last.version}:{last.job}:{last.as_of.isoformat()}")
+
     # ----------------------------------------------------------------- reading
 
     def window(self, name: str, start: datetime, end: datetime) -> Window:
@@ -322,7 +373,7 @@ class KnowledgeBase:
         outcomes = self.read("outcomes", window, ["observation_id", "known_at", "action"])
         outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values("known_at", kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
-        index = {action: i for i, action in enumerate(self.config.actions)}
+        index = {action: i for i, action in enumerate(self.outcomes)}
         outcomes = outcomes.assign(outcome=outcomes["action"].map(index))
         if outcomes["outcome"].isna().any():
             strange = sorted(set(outcomes.loc[outcomes["outcome"].isna(), "action"]))
@@ -351,6 +402,16 @@ class KnowledgeBase:
         known = new[["observation_id", "known_at"]]
         return self.labelled(window, known_by=end).merge(known, on="observation_id", how="inner")
 
+    def with_known_at(self, rows: pd.DataFrame, known_by: datetime) -> pd.DataFrame:
+        """Labelled ``rows`` with ``known_at``, when the outcome that they bear became known; others are left out."""
+        if rows.empty:
+            return rows.assign(known_at=pd.Series(dtype="datetime64[us, UTC]"))
+        last = rows["observed_at"].max() + timedelta(microseconds=1)
+        window = Window(name="known", start=rows["observed_at"].min(), end=last)
+        known = self.read("outcomes", window, ["observation_id", "known_at"])
+        known = known[known["known_at"] <= known_by].sort_values("known_at", kind="stable")
+        return rows.merge(known.drop_duplicates("observation_id", keep="last"), on="observation_id", how="inner")
+
     def _first_known(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
         """``observation_id, observed_at, known_at`` of the outcomes that :meth:`arrived` is about."""
         columns = ["observation_id", "observed_at", "known_at"]
@@ -367,7 +428,10 @@ class KnowledgeBase:
         return new[~new["observation_id"].isin(old)].drop_duplicates("observation_id")
 
     def knowledge(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked."""
+        """What ``teacher`` said about each of ``rows``: float64 ``[n, K]``, NaN where it was never asked.
+
+        What was said about another number of actions is no answer.
+        """
         answer = np.full((len(rows), len(self.config.actions)), np.nan)
         delta = self._open("knowledge")
         if delta is None or rows.empty:
@@ -375,6 +439,7 @@ class KnowledgeBase:
         found = delta.to_pyarrow_dataset().to_table(
             columns=["content_key", "probabilities"], filter=pc.field("teacher") == teacher
         )
+        found = found.filter(pc.equal(pc.list_value_length(found["probabilities"]), answer.shape[1]))
         position = pd.Index(found["content_key"].to_pandas().drop_duplicates())
         at = position.get_indexer(pd.Index(rows["content_key"]))
         if len(position):
@@ -382,6 +447,40 @@ class KnowledgeBase:
             said = np.stack(found["probabilities"].to_pandas().to_numpy()[first])
             answer[at >= 0] = said[at[at >= 0]]
         return answer
+
+    def features(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+        """What ``teacher`` made of each of ``rows`` inside: float32 ``[n, D]``, NaN where it was never asked.
+
+        None where it has given no features at all.
+        """
+        found = self._features_of(teacher)
+        if found is None or not (kept := found.to_table(columns=["content_key", "features"])).num_rows:
+            return None
+        frame = kept.to_pandas().drop_duplicates("content_key")
+        said = np.stack(frame["features"].to_numpy())
+        answer = np.full((len(rows), said.shape[1]), np.nan, dtype=np.float32)
+        at = pd.Index(frame["content_key"]).get_indexer(pd.Index(rows["content_key"]))
+        answer[at >= 0] = said[at[at >= 0]]
+        return answer
+
+    def _features_of(self, teacher: str) -> Any:
+        """The rows of the table in which ``teacher`` has features; None where the table is older than features are."""
+        delta = self._open("knowledge")
+        if delta is None:
+            return None
+        kept = delta.to_pyarrow_dataset()
+        if "features" not in kept.schema.names:
+            return None
+        return kept.filter((pc.field("teacher") == teacher) & pc.field("features").is_valid())
+
+    def _require_width(self, teacher: str, width: int) -> None:
+        found = self._features_of(teacher)
+        first = [] if found is None else found.head(1, columns=["features"])["features"].to_pylist()
+        if first and len(first[0]) != width:
+            raise SchemaError(
+                f"teacher {teacher} gives features of width {width}, and gave {len(first[0])} before: they must be of "
+                f"one width, or it must be another teacher (another `fingerprint` or settings)"
+            )
 
     def unanswered(self, teacher: str) -> pd.DataFrame:
         """``content_key, reason`` of all that ``teacher`` (a version) had no usable answer to."""
@@ -402,12 +501,13 @@ class KnowledgeBase:
 
     def spending(
         self, *, job: str | None = None, purpose: Purpose | None = None,
-        after: datetime | None = None, until: datetime | None = None,
+        after: datetime | None = None, until: datetime | None = None, asked_since: datetime | None = None,
     ) -> dict[str, Spending]:  # fmt: skip
         """What was spent on each teacher, by its name.
 
         :param job: only for this job; ``purpose`` alike.
         :param after: only what belongs to later moments of the agent's life, up to and including ``until``.
+        :param asked_since: only what was asked from then on, by the clock on the wall.
         """
         rows = self.read("spending")
         chosen = np.ones(len(rows), dtype=bool)
@@ -415,24 +515,19 @@ class KnowledgeBase:
             chosen &= (rows[column] == wanted).to_numpy() if wanted is not None else True
         chosen &= (rows["observed_at"] > after).to_numpy() if after is not None else True
         chosen &= (rows["observed_at"] <= until).to_numpy() if until is not None else True
+        chosen &= (rows["asked_at"] >= asked_since).to_numpy() if asked_since is not None else True
         sums = rows[chosen].groupby("teacher")[list(Spending.model_fields)].sum()
         return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
 
-    def ask(
-        self, rows: pd.DataFrame, asking: Callable[[pd.DataFrame], np.ndarray[Any, Any]], *, teacher: str
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """What ``teacher`` says about ``rows``, ``[n, K]``: remembered where asked before, else asked and kept.
+    def weight_changes(self, version: str | None = None) -> list[WeightChange]:
+        """How teachers' weights changed, oldest first; only those of a version of the teachers, where one is named.
 
-        Rows of the same content are asked about once.
+        Of a refresh that was interrupted and made again, with more knowledge by then, what it found last.
         """
-        said = self.knowledge(rows, teacher)
-        unknown = np.isnan(said[:, 0])
-        if unknown.any():
-            new = rows[unknown].drop_duplicates("content_key")
-            answers = np.asarray(asking(new), dtype=np.float64)
-            self.append_knowledge(new, answers, teacher=teacher)
-            said[unknown] = answers[pd.Index(new["content_key"]).get_indexer(rows.loc[unknown, "content_key"])]
-        return said
+        rows = self.read("weights").sort_values(["observed_at", "recorded_at"], kind="stable")
+        rows = rows.drop_duplicates(["job", "observed_at", "teacher", "slice"], keep="last")
+        chosen = rows if version is None else rows[rows["version"] == version]
+        return [WeightChange.model_validate_json(text) for text in chosen["json"]]
 
     def sample(self, rows: pd.DataFrame, size: int) -> pd.DataFrame:
         """``size`` of ``rows`` (all if fewer), uniformly, without replacement; the same rows, the same sample."""
@@ -532,6 +627,13 @@ class KnowledgeBase:
         rows = self.read("verdicts", columns=["kind", "observed_at"])
         judged = rows.loc[(rows["kind"] == "gate") & (rows["observed_at"] < before), "observed_at"]
         return None if judged.empty else judged.max().to_pydatetime()
+
+    def last_refused(self, before: datetime) -> bool:
+        """Whether the refresh that :meth:`last_refresh` speaks of was refused."""
+        rows = self.read("verdicts", columns=["kind", "observed_at", "recorded_at", "outcome"])
+        judged = rows[(rows["kind"] == "gate") & (rows["observed_at"] < before)]
+        last = judged.sort_values(["observed_at", "recorded_at"], kind="stable").tail(1)
+        return last["outcome"].eq("refused").any().item()
 
     def _last_verdict(self, condition: pc.Expression) -> Verdict | None:
         delta = self._open("verdicts")

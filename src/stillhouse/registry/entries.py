@@ -36,6 +36,7 @@ class VersionEntry(Record):
     aliases: tuple[str, ...]
     variant: str
     auc: float | None = Field(default=None, description="on the window `test`")
+    accuracy: float | None = Field(default=None, description="the same")
     bytes: int = Field(ge=0, description="on disk")
     p50_ms: float | None = Field(default=None, description="one row, one thread (ms)")
     refresh_id: str

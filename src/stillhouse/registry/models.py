@@ -28,8 +28,9 @@ class Models(Runs):
     """What a refresh makes, logged under its run.
 
     A logged model carries the tags ``role``, ``agent``, ``refresh_id``, ``refresh_run`` (the parent run's id),
-    ``auc``, ``bytes``, ``p50_ms`` and its lineage: ``lineage.student``, ``lineage.teacher``, ``lineage.knowledge``,
-    ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its ancestors carries.
+    ``auc``, ``accuracy``, ``bytes``, ``p50_ms`` and its lineage: ``lineage.student``, ``lineage.teacher``,
+    ``lineage.knowledge``, ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its
+    ancestors carries.
     """
 
     def log_teacher(
@@ -63,17 +64,20 @@ class Models(Runs):
         scorecard: Scorecard,
         params: Mapping[str, object],
         lineage: Lineage,
+        folder: Path | None = None,
     ) -> ModelRef:
         """Log a torch module as an exported graph, without pickle.
 
         :param module: float32 ``[n, D]`` to logits ``[n, K]``.
         :param example: float32 ``[n, D]``.
+        :param folder: its weights and whatever else an update goes on from (:meth:`Registry.student_files`).
         """
 
         def build(target: Path, model: Any) -> None:
-            packaging.save_student(module, example, target, model)
+            packaging.save_student(module, example, target, model, folder)
 
-        return self._log_model(run_id, "student", "student", build, scorecard, params, lineage, {})
+        marks = {} if folder is None else {packaging.NATIVE: True}
+        return self._log_model(run_id, "student", "student", build, scorecard, params, lineage, marks)
 
     def log_variant(
         self,
@@ -174,9 +178,10 @@ def _lineage_tags(lineage: Lineage, ancestors: Mapping[str, str]) -> dict[str, o
 
 def _headline(scorecard: Scorecard) -> dict[str, object]:
     """What a table of versions shows."""
-    auc = scorecard.quality["test"].auc if "test" in scorecard.quality else None
+    test = scorecard.quality.get("test")
     return {
-        "auc": None if auc is None else round(auc, 4),
+        "auc": None if test is None or test.auc is None else round(test.auc, 4),
+        "accuracy": None if test is None else round(test.accuracy, 4),
         "bytes": scorecard.bytes,
         "p50_ms": round(scorecard.latency.p50_ms, 4) if scorecard.latency else None,
     }
@@ -195,4 +200,4 @@ def _metrics(scorecard: Scorecard) -> dict[str, float]:
 
 
 def _quality(prefix: str, quality: Quality) -> dict[str, float | None]:
-    return {f"{prefix}/{name}": value for name, value in quality.model_dump().items()}
+    return {f"{prefix}/{name}": value for name, value in quality.model_dump(exclude={"actions"}).items()}

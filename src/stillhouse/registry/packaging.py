@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["PAYLOAD", "save_student", "save_teacher", "save_variant"]
+__all__ = ["NATIVE", "PAYLOAD", "save_student", "save_teacher", "save_variant"]
 
 # Where in a model's files the thing itself lies; a teacher's and a variant's is the one folder below.
 PAYLOAD = {"teacher": "data", "student": "data", "variant": "artifacts"}
+# Beside a student's graph: its weights, columns and memory, from which an update goes on.
+NATIVE = "native"
 
 
 def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model: Any) -> None:
@@ -48,10 +50,13 @@ def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model:
         )
 
 
-def save_student(module: nn.Module, example: np.ndarray[Any, Any], target: Path, model: Any) -> None:
+def save_student(
+    module: nn.Module, example: np.ndarray[Any, Any], target: Path, model: Any, folder: Path | None = None
+) -> None:
     """A torch module, exported as a graph (``.pt2``): it loads without its class and without pickle.
 
     :param example: float32 ``[n, D]``, n ≥ 1.
+    :param folder: what an update goes on from, kept as it is.
     """
     import mlflow.pytorch
     import numpy as np
@@ -76,6 +81,8 @@ def save_student(module: nn.Module, example: np.ndarray[Any, Any], target: Path,
         pip_requirements=_pinned("mlflow", "numpy", "torch"),
         serialization_format="pt2",
     )
+    if folder is not None:
+        shutil.copytree(folder, target / NATIVE)
 
 
 def save_teacher(folder: Path, target: Path, model: Any) -> None:

@@ -15,7 +15,7 @@ from stillhouse.records import Baseline, ModelRef, Scorecard
 from stillhouse.registry.connection import does_not_exist, process_default
 from stillhouse.registry.entries import Role, VersionEntry
 from stillhouse.registry.models import Models, model_id
-from stillhouse.registry.packaging import PAYLOAD
+from stillhouse.registry.packaging import NATIVE, PAYLOAD
 from stillhouse.registry.runs import now, texts
 
 __all__ = ["Registry"]
@@ -143,14 +143,35 @@ class Registry(Models):
         cached = home() / "models" / logged
         if not cached.exists():
             model = self.client.get_logged_model(logged)
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = mkdtemp(prefix=f".{logged}-", dir=cached.parent)
-            try:
-                payload = _payload(self._download(model, PAYLOAD[model.tags["role"]], partial), model.tags["role"])
-                _put(payload, cached)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            role = model.tags["role"]
+            self._bring(model, PAYLOAD[role], cached, inner=role != "student")
         return cached
+
+    def student_files(self, variant: ModelRef) -> Path | None:
+        """The folder of the student that a variant was made from, as it was logged: weights, columns, memory.
+
+        None if the variant descends from no student, or from one that was logged as a graph alone.
+        """
+        address = self.tags(variant).get("lineage.student")
+        if address is None:
+            return None
+        model = self.client.get_logged_model(model_id(address))
+        if NATIVE not in model.tags:
+            return None
+        cached = home() / "models" / f"{model.model_id}-{NATIVE}"
+        if not cached.exists():
+            self._bring(model, NATIVE, cached, inner=False)
+        return cached
+
+    def _bring(self, model: Any, path: str, target: Path, *, inner: bool) -> None:
+        """Download ``path`` among the model's files, or the one folder below it; ``target`` appears when complete."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = mkdtemp(prefix=f".{target.name}-", dir=target.parent)
+        try:
+            payload = self._download(model, path, partial)
+            _put(_inside(payload) if inner else payload, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     # ----------------------------------------------------------------- aliases
 
@@ -301,9 +322,9 @@ class Registry(Models):
             raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {path}: {error}") from error
 
 
-def _payload(downloaded: Path, role: str) -> Path:
-    """The one folder below, which bears the name it had when it was logged; a student's files lie at the top."""
-    return downloaded if role == "student" else next(child for child in downloaded.iterdir() if child.is_dir())
+def _inside(downloaded: Path) -> Path:
+    """The one folder below, which bears the name it had when it was logged."""
+    return next(child for child in downloaded.iterdir() if child.is_dir())
 
 
 def _put(folder: Path, target: Path) -> None:
@@ -322,6 +343,7 @@ def _entry(version: Any, aliases: list[str]) -> VersionEntry:
         aliases=tuple(aliases),
         variant=tags.get("variant", ""),
         auc=tags.get("auc"),
+        accuracy=tags.get("accuracy"),
         bytes=tags.get("bytes", 0),
         p50_ms=tags.get("p50_ms"),
         refresh_id=tags.get("refresh_id", ""),

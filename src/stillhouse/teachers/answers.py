@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
@@ -12,10 +13,22 @@ import pandas as pd
 
 from stillhouse.errors import PartError
 from stillhouse.records import Spending
+from stillhouse.teachers.calling import call
 
-__all__ = ["Allowance", "Answering", "Answers", "Array", "checked", "in_process", "softmax"]
+__all__ = [
+    "Allowance",
+    "Answering",
+    "Answers",
+    "Array",
+    "Features",
+    "checked",
+    "checked_features",
+    "in_process",
+    "softmax",
+]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Features = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass
@@ -53,12 +66,14 @@ class Answers:
     :param probabilities: float64 ``[n, K]``, NaN where there is no usable answer.
     :param refused: position among the rows → why its answer is of no use. Asking again would not help.
     :param stopped: why asking ended before all rows were asked about, if it did.
+    :param features: float32 ``[n, D]`` where the teacher gives any, NaN where it was not asked.
     """
 
     probabilities: Array
     spending: Spending
     refused: Mapping[int, str] = field(default_factory=dict)
     stopped: str | None = None
+    features: Features | None = None
 
 
 Answering = Callable[[pd.DataFrame, Allowance], Answers]
@@ -70,16 +85,35 @@ def checked(name: str, said: object, rows: int, actions: Sequence[str]) -> Array
 
     :raises PartError: if the shape is another, or a row holds something else than probabilities that sum to 1.
     """
-    answer = np.asarray(said)
+    try:
+        answer = np.asarray(said)
+    except Exception as error:
+        raise PartError(f"teacher {name!r} answered with a {type(said).__name__} that is no array: {error}") from error
     if answer.shape != (rows, len(actions)):
         raise PartError(f"teacher {name!r} answered with shape {answer.shape}, not {(rows, len(actions))}")
     try:
-        answer = answer.astype(np.float64)
+        answer = answer.astype(np.float64, casting="unsafe" if answer.dtype == object else "same_kind")
     except (TypeError, ValueError) as error:
         raise PartError(f"teacher {name!r} answered with {answer.dtype} values, not with numbers") from error
     if not (np.isfinite(answer).all() and (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-3)):
         raise PartError(f"teacher {name!r} answered with values that are not probabilities (rows must sum to 1)")
     return answer
+
+
+def checked_features(name: str, said: object, rows: int) -> Features:
+    """``said`` as float32 ``[rows, D]``, if it is finite.
+
+    :raises PartError: if the shape is another, or it holds something else than finite numbers.
+    """
+    try:
+        given = np.asarray(said).astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise PartError(f"teacher {name!r} gives features that are not numbers: {error}") from error
+    if given.ndim != 2 or len(given) != rows or not given.shape[1]:
+        raise PartError(f"teacher {name!r} gives features of shape {given.shape}, not ({rows}, D)")
+    if not np.isfinite(given).all():
+        raise PartError(f"teacher {name!r} gives features that are not finite")
+    return given
 
 
 def softmax(logits: object) -> Array:
@@ -91,17 +125,34 @@ def softmax(logits: object) -> Array:
     return shares
 
 
-def in_process(name: str, actions: Sequence[str], predict: Callable[[pd.DataFrame], object]) -> Answering:
-    """A teacher that runs here: one call a row, no money; what it says is checked as a whole."""
+def in_process(
+    name: str,
+    actions: Sequence[str],
+    predict: Callable[[pd.DataFrame], object],
+    features: Callable[[pd.DataFrame], object] | None = None,
+    timeout: timedelta | None = None,
+) -> Answering:
+    """A teacher that runs here: one call a row, no money; what it says is checked as a whole.
+
+    :param features: what it makes of the rows inside, ``[n, D]``, where students are to match that.
+    :param timeout: of one call; None: as long as it takes.
+    :raises PartError: when it is asked and fails, takes longer, or answers with something else than probabilities.
+    """
 
     def answer(rows: pd.DataFrame, allowance: Allowance) -> Answers:
         granted = allowance.rows(len(rows))
         asked = rows.iloc[:granted]
         said = np.full((len(rows), len(actions)), np.nan)
-        began = perf_counter()
+        inside, began = None, perf_counter()
         if granted:
-            said[:granted] = checked(name, predict(asked), granted, actions)
+            what = f"teacher {name!r} on {granted} rows"
+            said[:granted] = checked(name, call(what, timeout, predict, asked), granted, actions)
+        if granted and features is not None:
+            given = checked_features(name, call(f"{what} (features)", timeout, features, asked), granted)
+            inside = np.full((len(rows), given.shape[1]), np.nan, dtype=np.float32)
+            inside[:granted] = given
         spending = Spending(calls=granted, rows=granted, seconds=perf_counter() - began)
-        return Answers(said, spending, stopped=None if granted == len(rows) else "the budget of calls is reached")
+        stopped = None if granted == len(rows) else "the budget of calls is reached"
+        return Answers(said, spending, stopped=stopped, features=inside)
 
     return answer

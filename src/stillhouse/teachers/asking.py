@@ -12,7 +12,7 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import PythonTeacher, leaves
+from stillhouse.config import leaves
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.base import Purpose
 from stillhouse.records import Spending
@@ -20,7 +20,9 @@ from stillhouse.teachers import ensemble
 from stillhouse.teachers.answers import Allowance, Array
 from stillhouse.teachers.ensemble import Ensemble, Member
 
-__all__ = ["Account", "ask", "cross_fitted", "for_refresh", "for_watch"]
+__all__ = [
+    "Account", "ask", "ask_members", "cross_fitted", "for_refresh", "for_watch", "members_said", "remember_mean",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,12 @@ class Account:
         self.allowance = allowance
         self.limits = limits
         self.stopped: str | None = None
+
+    def halve(self) -> None:
+        """Leave half of what is left to others."""
+        allowed = self.allowance
+        allowed.calls = None if allowed.calls is None else allowed.calls // 2
+        allowed.money = None if allowed.money is None else allowed.money / 2
 
     def pay(self, spent: Spending, teacher: str, version: str) -> None:
         """Book what a round of questions has cost; each round is another, whatever was asked."""
@@ -96,7 +104,7 @@ def ask(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Array:
     if new.empty:
         return said
     teacher.refuse_seen(new)
-    _mean(base, teacher, new, {}, account)
+    _ask_all(base, teacher, new, account)
     return base.knowledge(rows, teacher.version)
 
 
@@ -116,58 +124,90 @@ def cross_fitted(
     new = _once(rows[unasked if wanted is None else unasked & wanted])
     if new.empty:
         return said
-    asked, left = _ask_others(base, teacher, new, account)
-    fitted = [leaf.name for leaf in leaves(base.config.teachers) if isinstance(leaf.teacher, PythonTeacher)]
-    granted = left.iloc[: account.allowance.rows(len(left) * len(fitted)) // len(fitted)] if fitted else left
-    if len(granted) < len(left):
-        account.stop(fitted[0], "the budget is reached")
-    if fitted and len(granted):
-        wanted = rows.index.isin(granted.index)
-        began = perf_counter()
-        found = ensemble.cross_fit(base.config, rows, wanted=wanted)
-        seconds = (perf_counter() - began) / len(fitted)
-        places = rows.index.get_indexer(granted.index)
-        for name, answer in found.items():
-            account.pay(Spending(calls=len(granted), rows=len(granted), seconds=seconds), name, teacher.version)
-            asked[name] = pd.DataFrame(answer[places], index=granted.index)
-    _keep_mean(base, teacher, granted, asked)
+    left = _ask_others(base, teacher, new, account)
+    _cross_fit_members(base, teacher, rows, left, account)
+    remember_mean(base, teacher, left)
     return base.knowledge(rows, teacher.version)
+
+
+def ask_members(teacher: Ensemble, rows: pd.DataFrame, most: int, account: Account, *, fit: bool) -> None:
+    """Let every member answer for itself: those that are asked, to the same ``most`` of ``rows``, drawn uniformly.
+
+    :param rows: labelled, with an index of their own.
+    :param fit: the others answer about all rows by cross-fitting; else about those that they have not seen.
+    """
+    sample = _once(rows).head(most)
+    _ask_others(account.base, teacher, sample, account)
+    if fit:
+        _cross_fit_members(account.base, teacher, rows, _once(rows), account)
+        return
+    for member in (each for each in teacher.members if each.version is None):
+        _remembered_or_asked(account.base, teacher, member, sample[~teacher.seen(sample)], account)
+
+
+def members_said(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame) -> dict[str, Array]:
+    """What each member has said about ``rows`` by itself, float64 ``[n, K]`` by its name, NaN where it has not."""
+    return {member.name: base.knowledge(rows, teacher.own_version(member)) for member in teacher.members}
+
+
+def remember_mean(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame) -> None:
+    """Keep the mean about those of ``rows`` to which every member has an answer. Nobody is asked."""
+    said = members_said(base, teacher, rows)
+    answered = ~np.any([np.isnan(answer[:, 0]) for answer in said.values()], axis=0)
+    if not answered.any():
+        return
+    shares, rows = teacher.shares(rows[answered]), rows[answered]
+    mean = sum(share[:, None] * answer[answered] for share, answer in zip(shares.T, said.values(), strict=True))
+    base.append_knowledge(rows, np.asarray(mean), teacher=teacher.version)
 
 
 # --------------------------------------------------------------------------- inside
 
-Said = dict[str, pd.DataFrame]
-"""Probabilities by the member's name, indexed as the rows; NaN where there is no answer."""
 
-
-def _mean(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, asked: Said, account: Account) -> None:
-    """Ask every member about ``rows`` and keep their mean."""
-    asked, left = _ask_others(base, teacher, rows, account)
+def _ask_all(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, account: Account) -> None:
+    """Ask every member about ``rows`` and keep what each says, and their mean."""
+    left = _ask_others(base, teacher, rows, account)
     for member in (each for each in teacher.members if each.version is None):
-        answers = member.answer(left, account.allowance)
-        account.pay(answers.spending, member.name, teacher.version)
-        if answers.stopped:
-            account.stop(member.name, answers.stopped)
-        asked[member.name] = pd.DataFrame(answers.probabilities, index=left.index)
-        left = left[~np.isnan(answers.probabilities[:, 0])]
-    _keep_mean(base, teacher, left, asked)
+        left = _remembered_or_asked(base, teacher, member, left, account)
+    remember_mean(base, teacher, left)
 
 
-def _ask_others(
-    base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, account: Account
-) -> tuple[Said, pd.DataFrame]:
-    """What the members that are not fitted say, and the rows to which all of them have an answer."""
-    asked: Said = {}
+def _ask_others(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, account: Account) -> pd.DataFrame:
+    """Ask the members that are not fitted; the rows to which all of them have an answer."""
     for member in (each for each in teacher.members if each.version is not None):
-        answer = _remembered_or_asked(base, member, rows, account)
-        asked[member.name] = pd.DataFrame(answer, index=rows.index)
-        rows = rows[~np.isnan(answer[:, 0])]
-    return asked, rows
+        rows = _remembered_or_asked(base, teacher, member, rows, account)
+    return rows
 
 
-def _remembered_or_asked(base: KnowledgeBase, member: Member, rows: pd.DataFrame, account: Account) -> Array:
-    """One member's answers, asked in chunks, each kept before the next is asked."""
-    version = str(member.version)
+def _cross_fit_members(
+    base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, wanted: pd.DataFrame, account: Account
+) -> None:
+    """Keep what each fitted member, fitted on other blocks of ``rows``, says about ``wanted`` ones, once each."""
+    fitted = {leaf.name for leaf in leaves(base.config.teachers) if leaf.learns}
+    members = [member for member in teacher.members if member.name in fitted]
+    if not members:
+        return
+    said = members_said(base, teacher, wanted)
+    new = wanted[np.any([np.isnan(said[member.name][:, 0]) for member in members], axis=0)]
+    granted = new.iloc[: account.allowance.rows(len(new) * len(members)) // len(members)]
+    if len(granted) < len(new):
+        account.stop(members[0].name, "the budget is reached")
+    if granted.empty:
+        return
+    began = perf_counter()
+    found = ensemble.cross_fit(base.config, rows, wanted=rows.index.isin(granted.index))
+    seconds = (perf_counter() - began) / len(members)
+    for member in members:
+        answer, version = found[member.name][rows.index.get_indexer(granted.index)], teacher.own_version(member)
+        account.pay(Spending(calls=len(granted), rows=len(granted), seconds=seconds), member.name, version)
+        base.append_knowledge(granted, answer, teacher=version)
+
+
+def _remembered_or_asked(
+    base: KnowledgeBase, teacher: Ensemble, member: Member, rows: pd.DataFrame, account: Account
+) -> pd.DataFrame:
+    """Ask one member in chunks, each kept before the next is asked; the rows to which it has an answer."""
+    version = teacher.own_version(member)
     known = ~np.isnan(base.knowledge(rows, version)[:, 0])
     useless = rows["content_key"].isin(base.unanswered(version)["content_key"]).to_numpy()
     for chunk in _chunks(rows[~known & ~useless], member.chunk):
@@ -176,21 +216,13 @@ def _remembered_or_asked(base: KnowledgeBase, member: Member, rows: pd.DataFrame
         answers = member.answer(chunk, account.allowance)
         account.pay(answers.spending, member.name, version)
         usable = ~np.isnan(answers.probabilities[:, 0])
-        base.append_knowledge(chunk[usable], answers.probabilities[usable], teacher=version)
+        features = None if answers.features is None else answers.features[usable]
+        base.append_knowledge(chunk[usable], answers.probabilities[usable], teacher=version, features=features)
         if answers.refused:
             base.append_unanswered(chunk.iloc[list(answers.refused)], list(answers.refused.values()), teacher=version)
         if answers.stopped:
             account.stop(member.name, answers.stopped)
-    return base.knowledge(rows, version)
-
-
-def _keep_mean(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, asked: Said) -> None:
-    if rows.empty:
-        return
-    mean = np.zeros((len(rows), len(base.config.actions)))
-    for member in teacher.members:
-        mean += member.share * asked[member.name].loc[rows.index].to_numpy()
-    base.append_knowledge(rows, mean, teacher=teacher.version)
+    return rows[~np.isnan(base.knowledge(rows, version)[:, 0])]
 
 
 def _once(rows: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -64,13 +65,18 @@ class _Tally:
     stopped: str | None = None
 
 
+_Extra = Literal["many", "structured", "logprobs"]
+"""What a request may hold beyond the question: several answers at once, a schema, log-probabilities."""
+
+_EXTRAS: tuple[_Extra, ...] = ("many", "structured", "logprobs")  # in the order in which they are done without
+
+
 @dataclass
 class _Offered:
-    """What the server has not yet refused."""
+    """Which extras the server has not refused, and with which it has answered."""
 
-    structured: bool
-    logprobs: bool
-    many: bool = True  # several answers to one request
+    extras: set[_Extra]
+    worked: set[frozenset[_Extra]] = field(default_factory=set)
 
 
 class Endpoint:
@@ -87,7 +93,8 @@ class Endpoint:
         self.pause = pause
         self.chunk = 8 * teacher.concurrency
         self._key = self._read_key()
-        self._offered = _Offered(teacher.structured, teacher.probabilities != "votes")
+        wanted = {"many": True, "structured": teacher.structured, "logprobs": teacher.probabilities != "votes"}
+        self._offered = _Offered({extra for extra in _EXTRAS if wanted[extra]})
 
     def answer(self, rows: pd.DataFrame, allowance: Allowance) -> Answers:
         """Ask about ``rows``, ``concurrency`` at a time, while the allowance lasts and the server answers."""
@@ -146,16 +153,13 @@ class Endpoint:
         return said
 
     async def _probabilities(self, client: AsyncOpenAI, question: str, tally: _Tally) -> Array:
-        before = (self._offered.structured, self._offered.logprobs, self._offered.many)
-        try:
-            if self._offered.logprobs:
-                found = await self._by_logprobs(client, question, tally)
-                if found is not None:
-                    return found
-            return await self._by_votes(client, question, tally)
-        except _NoAnswerError:  # then it was not what was asked for beside the question that failed
-            self._offered.structured, self._offered.logprobs, self._offered.many = before
-            raise
+        if "logprobs" in self._offered.extras:
+            found = await self._by_logprobs(client, question, tally)
+            if found is not None:
+                return found
+        said = await self._by_votes(client, question, tally)
+        self._offered.extras.discard("logprobs")  # only now: before, it may have been the question that was refused
+        return said
 
     async def _by_logprobs(self, client: AsyncOpenAI, question: str, tally: _Tally) -> Array | None:
         """None where the server gives none and votes will do."""
@@ -167,7 +171,7 @@ class Endpoint:
         if not tokens:
             if self.teacher.probabilities == "logprobs":
                 raise _EndError(f"{self.where}: the server gives no log-probabilities: write `probabilities: votes`")
-            self._offered.logprobs = False
+            self._offered.extras.discard("logprobs")
             return None
         self._action(choice)
         return from_logprobs(tokens, self.actions)
@@ -175,7 +179,7 @@ class Endpoint:
     async def _by_votes(self, client: AsyncOpenAI, question: str, tally: _Tally) -> Array:
         counts, cast, void = [0] * len(self.actions), 0, ""
         while cast < self.teacher.votes:
-            wanted = self.teacher.votes - cast if self._offered.many else 1
+            wanted = self.teacher.votes - cast if "many" in self._offered.extras else 1
             reply = await self._request(client, question, tally, answers=wanted)
             for choice in reply.choices[:wanted]:
                 cast += 1
@@ -200,11 +204,20 @@ class Endpoint:
     async def _request(
         self, client: AsyncOpenAI, question: str, tally: _Tally, answers: int, logprobs: bool = False
     ) -> Any:
-        """A reply with at least one choice; None if the server refuses log-probabilities."""
-        attempt = 0
+        """A reply with at least one choice; None if the server refuses log-probabilities.
+
+        A refused request is tried again without each extra alone, then without several, until one is answered: only
+        then is it known which of them the server does not offer. Where the same extras were answered before, it is
+        the question that was refused.
+        """
+        used: frozenset[_Extra] = frozenset(
+            extra for extra, asked in (("many", answers > 1), ("structured", True), ("logprobs", logprobs))
+            if asked and extra in self._offered.extras
+        )  # fmt: skip
+        fewer = self._with_fewer(used)
+        extras, attempt = used, 0
         while True:
-            structured, many = self._offered.structured, self._offered.many
-            asked = self._body(question, structured, answers if many else 1, logprobs)
+            asked = self._body(question, extras, answers)
             reserved = self._dearest(asked)
             if not tally.allowance.take(reserved):
                 raise _EndError("the budget is reached")
@@ -217,20 +230,25 @@ class Endpoint:
             except Exception as error:
                 tally.allowance.give_back(reserved)
                 status = getattr(error, "status_code", None)
-                if status in _REFUSED_REQUEST and structured:
-                    self._offered.structured = False
-                    continue
-                if status in _REFUSED_REQUEST and logprobs and self.teacher.probabilities == "auto":
-                    self._offered.logprobs = False
-                    return None
-                if status in _REFUSED_REQUEST and many and answers > 1:
-                    self._offered.many = False
+                if status in _REFUSED_REQUEST and extras not in self._offered.worked and fewer:
+                    extras = fewer.pop(0)
+                    if logprobs and "logprobs" not in extras:
+                        return None
                     continue
                 await self._wait(error, status, attempt)
                 attempt += 1
                 continue
             self._settle(reply, asked, reserved, tally)
+            self._offered.extras -= used - extras
+            self._offered.worked.add(extras)
             return reply
+
+    def _with_fewer(self, used: frozenset[_Extra]) -> list[frozenset[_Extra]]:
+        """What to ask with instead, in turn: without one of the extras, then without two, and so on."""
+        spare = [extra for extra in _EXTRAS if extra in used]
+        if self.teacher.probabilities == "logprobs":
+            spare = [extra for extra in spare if extra != "logprobs"]
+        return [used - set(left) for count in range(1, len(spare) + 1) for left in combinations(spare, count)]
 
     async def _wait(self, error: Exception, status: int | None, attempt: int) -> None:
         """Wait before another try, if one can help.
@@ -249,19 +267,19 @@ class Endpoint:
         backoff = random.uniform(0, min(_LONGEST_WAIT, self.pause * 2**attempt))
         await asyncio.sleep(asked + backoff)
 
-    def _body(self, question: str, structured: bool, answers: int, logprobs: bool) -> dict[str, Any]:
-        system = f"{self.teacher.system}\n\n{instruction(self.actions, structured)}".strip()
+    def _body(self, question: str, extras: frozenset[_Extra], answers: int) -> dict[str, Any]:
+        system = f"{self.teacher.system}\n\n{instruction(self.actions, 'structured' in extras)}".strip()
         body: dict[str, Any] = {
             "model": self.teacher.model,
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": question}],
             "max_completion_tokens": self.teacher.max_output_tokens,
-            "temperature": 0.0 if logprobs else self.teacher.temperature,
+            "temperature": 0.0 if "logprobs" in extras else self.teacher.temperature,
         }
-        if answers > 1:
+        if "many" in extras:
             body["n"] = answers
-        if logprobs:
+        if "logprobs" in extras:
             body |= {"logprobs": True, "top_logprobs": 20}
-        if structured:
+        if "structured" in extras:
             body["response_format"] = answer_schema(self.actions)
         return body
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import ModelStore, OffersText, Teacher, TextInitial, resolve
-from stillhouse.records import ModelRef, TeacherRef, Window, short_id
-from stillhouse.teachers import endpoint, mlflow_model, module
-from stillhouse.teachers.answers import Allowance, Answering, Array, checked, in_process
+from stillhouse.parts import ModelStore, OffersText, ReadyTeacher, Teacher, TextInitial, resolve
+from stillhouse.records import ModelRef, TeacherRef, Weights, Window, short_id
+from stillhouse.teachers import endpoint, mlflow_model, module, ready, weighing
+from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
+from stillhouse.teachers.calling import call
+from stillhouse.teachers.ready import content_hash
 
 __all__ = [
     "Ensemble",
@@ -28,14 +30,17 @@ __all__ = [
     "cross_fit",
     "cross_fit_blocks",
     "fit",
+    "kept_weights",
     "load",
     "new_member",
     "reference",
+    "reweigh",
     "without_block",
 ]
 
 Progress = Callable[[str], None]
 
+_RENEW = "Refresh with teacher=fit, or restore the agent file"
 _CHUNK = 5000  # rows after which what a teacher in this process has said is kept
 
 
@@ -43,10 +48,11 @@ _CHUNK = 5000  # rows after which what a teacher in this process has said is kep
 class Member:
     """One of the teachers.
 
-    :param share: its part of the mean, in 0…1.
+    :param share: its part of the mean where weights do not follow evidence, in 0…1.
     :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
     :param chunk: rows after which what it has said is kept.
     :param part: gives the user's object behind it, where it runs in this process.
+    :param features: whether its answers hold features.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Member:
     version: str | None = None
     chunk: int = _CHUNK
     part: Callable[[], object] | None = None
+    features: bool = False
 
 
 class Ensemble:
@@ -64,16 +71,41 @@ class Ensemble:
         where none of them can be fitted.
     :param version: content hash, under which their knowledge is kept.
     :param local: whether all of them run in this process.
+    :param weights: learned from evidence; None: each member counts for its ``share``.
+    :param before_weights: the version without the weights, under which the members' own knowledge is kept.
     """
 
     def __init__(
-        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True
-    ) -> None:
+        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True,
+        weights: Weights | None = None, before_weights: str | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.members = tuple(members)
         self.fitted = fitted
         self.version = version
         self.local = local
+        self.weights = weights
+        self.before_weights = before_weights or version
+
+    def own_version(self, member: Member) -> str:
+        """Under which the member's own answers are kept, however it is weighted."""
+        if len(self.members) == 1:
+            return self.version
+        return member.version or short_id(self.before_weights, member.name)
+
+    def shares(self, rows: pd.DataFrame) -> Array:
+        """What each member counts for in the mean about each of ``rows``, float64 ``[n, M]``, rows sum to 1."""
+        if self.weights is None:
+            return np.tile([member.share for member in self.members], (len(rows), 1))
+        return weighing.shares(self.weights, rows) @ self.within(self.weights.teachers)
+
+    def within(self, units: Sequence[str]) -> Array:
+        """Share of each member within the teacher or ensemble that has one weight, float64 ``[len(units), M]``."""
+        names = [member.name for member in self.members]
+        inside = np.array([[name == unit or name.startswith(f"{unit}.") for name in names] for unit in units])
+        parts = inside * np.array([member.share for member in self.members])
+        shares: Array = parts / parts.sum(axis=1, keepdims=True)
+        return shares
 
     def predict_proba(self, rows: pd.DataFrame) -> Array:
         """Raw rows to float64 ``[n, K]``: the weighted mean of the members' probabilities, whatever it costs.
@@ -81,12 +113,12 @@ class Ensemble:
         :raises PartError: if a member has no usable answer to a row.
         """
         mean = np.zeros((len(rows), len(self.config.actions)))
-        for member in self.members:
+        for member, share in zip(self.members, self.shares(rows).T, strict=True):
             answers = member.answer(rows, Allowance())
             if np.isnan(answers.probabilities).any():
                 why = answers.stopped or next(iter(answers.refused.values()), "it gave none")
                 raise PartError(f"teacher {member.name!r} has no usable answer: {why}")
-            mean += member.share * answers.probabilities
+            mean += share[:, None] * answers.probabilities
         return mean
 
     def ask(self, rows: pd.DataFrame) -> Array:
@@ -106,6 +138,13 @@ class Ensemble:
             offers = member.part() if member.part is not None else None
             if isinstance(offers, OffersText):
                 return _text_encoder(offers, _where(self.config, member.name))
+        return None
+
+    def features(self, rows: pd.DataFrame) -> Features | None:
+        """What the member that gives features makes of ``rows``, float32 ``[n, D]``; None where none does."""
+        for member in self.members:
+            if member.features:
+                return member.answer(rows, Allowance()).features
         return None
 
     def seen(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -141,7 +180,7 @@ def fit(
     for leaf, teacher in fitted:
         (partial / leaf.name).mkdir()
         teacher.save(partial / leaf.name)
-    parts = [_part(config, leaf, models) for leaf in leaves(config.teachers)]
+    parts = [_part(config, leaf, partial, models) for leaf in leaves(config.teachers)]
     description = {
         "agent": config.agent,
         "version": _version(partial, leaves(config.teachers), parts),
@@ -158,12 +197,37 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
     """What is to be known about the teacher in ``folder``, and where MLflow keeps it."""
     description = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
     return TeacherRef(
-        version=description["version"],
+        version=_weighted(description["version"], kept_weights(folder)),
         folder=str(folder),
         fitted=_window(description),
-        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        features=next((part["version"] for part in description["parts"] if part.get("features")), None),
+        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        + sum(part.get("bytes_elsewhere", 0) for part in description["parts"]),
         model=model,
     )
+
+
+def kept_weights(folder: Path) -> Weights | None:
+    """The learned weights of the teacher in ``folder``, if it has any."""
+    file = folder / "weights.json"
+    return Weights.model_validate_json(file.read_bytes()) if file.exists() else None
+
+
+def reweigh(teacher: TeacherRef, weights: Weights, folder: Path) -> TeacherRef:
+    """The same teachers under other weights, in ``folder``: another version, whose members are the same.
+
+    Killed at any moment it leaves the teacher with its weights of before, or with the new ones.
+    """
+    if Path(teacher.folder) != folder:
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(teacher.folder, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    partial = folder / "weights.json.partial"
+    partial.write_text(weights.model_dump_json(), encoding="utf-8")
+    partial.rename(folder / "weights.json")
+    return reference(folder)
 
 
 def cross_fit(
@@ -190,7 +254,9 @@ def cross_fit(
         if len(asked):
             for leaf, teacher in _fit_members(config, rows[blocks != number]):
                 answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
-                answer[asked] = checked(leaf.name, teacher.predict_proba(rows.iloc[asked]), len(asked), config.actions)
+                what = f"teacher {leaf.name!r} on {len(asked)} rows"
+                given = call(what, _timeout(leaf), teacher.predict_proba, rows.iloc[asked])
+                answer[asked] = checked(leaf.name, given, len(asked), config.actions)
         progress(f"teacher, block {number + 1} of {folds}")
     return said
 
@@ -241,7 +307,10 @@ def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) ->
         member = _member(config, named[part["name"]], part, folder, models)
         members.append(replace(member, share=part["weight"] / total))
     local = not any(isinstance(named[part["name"]].teacher, EndpointTeacher) for part in description["parts"])
-    return Ensemble(config, members, _window(description), description["version"], local)
+    weights, version = kept_weights(folder), description["version"]
+    return Ensemble(
+        config, members, _window(description), _weighted(version, weights), local, weights, before_weights=version
+    )
 
 
 def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> Teacher:
@@ -249,20 +318,8 @@ def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> T
 
     :raises PartError: if it does not import, cannot be made, or lacks a method.
     """
-    where = _where(config, name or teacher.name)
-    kind = resolve(teacher.target, where=where)
-    try:
-        made = kind(**teacher.settings)
-    except Exception as error:
-        raise PartError(
-            f"{where}: {teacher.target} cannot be made with settings {teacher.settings}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    lacking = [name for name in ("fit", "predict_proba", "save", "load") if not callable(getattr(made, name, None))]
-    if lacking:
-        raise PartError(f"{where}: {teacher.target} lacks the methods {lacking} of stillhouse.parts.Teacher")
-    fresh: Teacher = made
-    return fresh
+    made: Teacher = _made(teacher, _where(config, name or teacher.name), "fit", "predict_proba", "save", "load")
+    return made
 
 
 # --------------------------------------------------------------------------- members
@@ -272,18 +329,53 @@ def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Te
     """Those that learn, fitted on the rows whose outcome is known."""
     rows, made = rows[rows["outcome"] >= 0], []
     for leaf in leaves(config.teachers):
-        if isinstance(leaf.teacher, PythonTeacher):
+        if isinstance(leaf.teacher, PythonTeacher) and leaf.learns:
             teacher = new_member(config, leaf.teacher, leaf.name)
-            teacher.fit(rows, rows["outcome"].to_numpy())
+            what = f"fitting teacher {leaf.name!r} on {len(rows)} rows"
+            call(what, _timeout(leaf), teacher.fit, rows, rows["outcome"].to_numpy())
             made.append((leaf, teacher))
     return made
 
 
-def _part(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> dict[str, Any]:
+def _made(teacher: PythonTeacher, where: str, *methods: str) -> Any:
+    """An object of the class, with these methods."""
+    kind = resolve(teacher.target, where=where)
+    try:
+        made = kind(**teacher.settings)
+    except Exception as error:
+        raise PartError(
+            f"{where}: {teacher.target} cannot be made with settings {teacher.settings}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if lacking := [name for name in methods if not callable(getattr(made, name, None))]:
+        protocol = "Teacher" if teacher.learns else "ReadyTeacher"
+        raise PartError(f"{where}: {teacher.target} lacks the methods {lacking} of stillhouse.parts.{protocol}")
+    return made
+
+
+def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> ReadyTeacher:
+    """A teacher that does not learn; what is saved must be readable, too."""
+    where = _where(config, name)
+    made: ReadyTeacher = _made(teacher, where, "predict_proba", *(["features"] if teacher.features else []))
+    if hasattr(made, "save") and not callable(getattr(made, "load", None)):
+        raise PartError(f"{where}: {teacher.target} has `save` but no `load`: give it both, or neither")
+    return made
+
+
+def _part(config: AgentConfig, leaf: Leaf, folder: Path, models: ModelStore | None) -> dict[str, Any]:
     """What is stored about a member: no Python to import, no address to ask."""
     part: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
-    if isinstance(leaf.teacher, PythonTeacher):
+    if leaf.features:
+        part["features"] = True
+    if leaf.learns:
         return part | {"folder": leaf.name}
+    if isinstance(leaf.teacher, PythonTeacher):
+        made, where = _made_ready(config, leaf.name, leaf.teacher), _where(config, leaf.name)
+        kept = folder / leaf.name if ready.keep(made, folder / leaf.name) else None
+        own = ready.fingerprint(made, kept, where)
+        if elsewhere := int(getattr(made, "bytes_elsewhere", 0)):
+            part["bytes_elsewhere"] = elsewhere
+        return part | ({"folder": leaf.name} if kept else {}) | {"version": _own_version(config, leaf, own)}
     if isinstance(leaf.teacher, MlflowTeacher):
         part["pinned"] = _store(config, leaf, models).pin(leaf.teacher.uri)
     return part | {"version": _own_version(config, leaf, part.get("pinned", ""))}
@@ -291,27 +383,48 @@ def _part(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> dict[st
 
 def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path, models: ModelStore | None) -> Member:
     name, teacher, actions, where = leaf.name, leaf.teacher, config.actions, _where(config, leaf.name)
+    if leaf.learns != ("version" not in part):
+        raise PartError(f"{where}.learns: is {leaf.learns}, but was not when this teacher was made. {_RENEW}")
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
-        loaded = kind.load(folder / part["folder"])
-        return Member(name, leaf.share, in_process(name, actions, loaded.predict_proba), part=lambda: loaded)
+        if leaf.learns:
+            loaded = kind.load(folder / part["folder"])
+            answer = in_process(name, actions, loaded.predict_proba, timeout=_timeout(leaf))
+            return Member(name, leaf.share, answer, part=lambda: loaded)
+        kept = folder / part["folder"] if "folder" in part else None
+        made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
+        _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
+        inside = getattr(made, "features", None) if leaf.features else None
+        answer = in_process(name, actions, made.predict_proba, inside, _timeout(leaf))
+        return Member(name, leaf.share, answer, part["version"], part=lambda: made, features=leaf.features)
     pinned = part.get("pinned", "")
-    if part["version"] != _own_version(config, leaf, pinned):
-        raise PartError(
-            f"{where}: is described otherwise than when this teacher was made, so what it says is other knowledge. "
-            "Refresh with teacher=fit, or restore the agent file"
-        )
+    _refuse_changed(config, leaf, part, pinned)
     if isinstance(teacher, EndpointTeacher):
         asked = endpoint.Endpoint(config, name, teacher)
         return Member(name, leaf.share, asked.answer, part["version"], chunk=asked.chunk)
     if isinstance(teacher, MlflowTeacher):
         columns, store = list(config.observations.columns), _store(config, leaf, models)
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
-    else:
-        predict = module.predictor(teacher, where)
-        made = partial(module.make, teacher, where)
-        return Member(name, leaf.share, in_process(name, actions, predict), part["version"], part=made)
-    return Member(name, leaf.share, in_process(name, actions, predict), part["version"])
+        return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)), part["version"])
+    predict, inside = module.predictor(teacher, where)
+    answer = in_process(name, actions, predict, inside, _timeout(leaf))
+    return Member(
+        name, leaf.share, answer, part["version"], part=partial(module.make, teacher, where), features=leaf.features
+    )
+
+
+def _timeout(leaf: Leaf) -> timedelta | None:
+    """Of one call to a teacher in this process."""
+    return None if isinstance(leaf.teacher, EndpointTeacher) else leaf.teacher.timeout
+
+
+def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: str) -> None:
+    """:raises PartError: if the member would say something else now than what was kept as its knowledge."""
+    if part["version"] != _own_version(config, leaf, own):
+        raise PartError(
+            f"{_where(config, leaf.name)}: is described otherwise than when this teacher was made, or is another now, "
+            f"so what it says is other knowledge. {_RENEW}"
+        )
 
 
 def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
@@ -324,14 +437,17 @@ def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
     return found
 
 
-def _own_version(config: AgentConfig, leaf: Leaf, pinned: str) -> str:
-    """Of a member that is not fitted: all of its description that decides what it says, and its weights."""
+def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
+    """Of a member that is not fitted: all of its description that decides what it says, and its weights.
+
+    :param own: of a ``python`` teacher its fingerprint, of a model in MLflow its pinned address.
+    """
     teacher = leaf.teacher
-    if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, pinned):
-        raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {pinned!r}, which is not {teacher.uri!r}")
-    unsaid = {"name", "weight", "uri"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
+    if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, own):
+        raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {own!r}, which is not {teacher.uri!r}")
+    unsaid = {"name", "weight", "uri", "timeout"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
     weights = module.fingerprint(teacher, _where(config, leaf.name)) if isinstance(teacher, ModuleTeacher) else ""
-    return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, pinned, weights)
+    return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, own, weights)
 
 
 def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -> str:
@@ -339,19 +455,18 @@ def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -
     if len(parts) == 1 and "version" in parts[0]:
         return str(parts[0]["version"])
     said = [
-        (leaf.name, leaf.teacher.target if isinstance(leaf.teacher, PythonTeacher) else part["version"], leaf.share)
+        (leaf.name, getattr(leaf.teacher, "target", "") if leaf.learns else part["version"], leaf.share)
         for leaf, part in zip(named, parts, strict=True)
     ]
-    return _content_hash(folder, said)
+    return content_hash(folder, json.dumps(said))
 
 
-def _content_hash(folder: Path, parts: list[tuple[str, str, float]]) -> str:
-    """Of all that decides what the teachers say: their files, which class reads them, and their weights."""
-    digest = hashlib.sha256(json.dumps(parts).encode())
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
+def _weighted(version: str, weights: Weights | None) -> str:
+    """A mean under other weights is other knowledge."""
+    if weights is None:
+        return version
+    said = weights.model_dump_json(include={"teachers", "start", "columns", "column_shares", "everywhere", "slices"})
+    return short_id(version, said)
 
 
 def _store(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> ModelStore:

@@ -62,26 +62,46 @@ def make(teacher: ModuleTeacher, where: str) -> nn.Module:
     return made.eval()
 
 
-def predictor(teacher: ModuleTeacher, where: str) -> Callable[[pd.DataFrame], Any]:
-    """Rows to float64 ``[n, K]``, as the module gives them or softened from its logits; not yet checked."""
-    import torch
+Asked = Callable[[pd.DataFrame], Any]
 
-    module = make(teacher, where)
+
+def predictor(teacher: ModuleTeacher, where: str) -> tuple[Asked, Asked | None]:
+    """Rows to float64 ``[n, K]``, as the module gives them or softened from its logits; and, if asked for, to features.
+
+    Neither is checked yet.
+
+    :raises PartError: as :func:`make`, or if there is no method ``features`` and the agent file asks for it.
+    """
+    module: Any = make(teacher, where)
     encode = _encoding(teacher, where)
+    if teacher.features and not callable(getattr(module, "features", None)):
+        raise PartError(
+            f"{where}.features: the {type(module).__name__} that {teacher.target} gives has no method "
+            f"`features(encoded)`: add one that gives float32 [n, D], or leave `features` out"
+        )
 
     def predict(rows: pd.DataFrame) -> Any:
-        said = []
-        for start in range(0, len(rows), teacher.batch_size):
-            batch = rows.iloc[start : start + teacher.batch_size]
-            try:
-                with torch.inference_mode():
-                    said.append(module(torch.as_tensor(encode(batch))).detach().cpu().numpy())
-            except Exception as error:
-                raise PartError(f"{where}: fails on {len(batch)} rows: {type(error).__name__}: {error}") from error
-        together = np.concatenate(said)
-        return softmax(together) if teacher.answers == "logits" else together
+        said = _in_batches(module, encode, rows, teacher.batch_size, where)
+        return softmax(said) if teacher.answers == "logits" else said
 
-    return predict
+    def features(rows: pd.DataFrame) -> Any:
+        return _in_batches(module.features, encode, rows, teacher.batch_size, where)
+
+    return predict, features if teacher.features else None
+
+
+def _in_batches(forward: Callable[[Any], Any], encode: Asked, rows: pd.DataFrame, size: int, where: str) -> Any:
+    import torch
+
+    said = []
+    for start in range(0, len(rows), size):
+        batch = rows.iloc[start : start + size]
+        try:
+            with torch.inference_mode():
+                said.append(forward(torch.as_tensor(encode(batch))).detach().cpu().numpy())
+        except Exception as error:
+            raise PartError(f"{where}: fails on {len(batch)} rows: {type(error).__name__}: {error}") from error
+    return np.concatenate(said)
 
 
 def _encoding(teacher: ModuleTeacher, where: str) -> Callable[[pd.DataFrame], Any]:

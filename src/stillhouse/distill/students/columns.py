@@ -21,15 +21,19 @@ class Columns(nn.Module):
 
     :param edges: float ``[F, B + 1]``, ascending bin edges per number; equal neighbours are empty bins.
     :param cardinalities: number of known values of each of the C categories.
-    :param embedding: largest embedding width; a category with V values gets ``min(embedding, ceil(V / 2))``.
+    :param embedding: largest embedding width; a category with V values gets ``min(embedding, ceil(V / 2))``. Or the
+        width of each category: those of a student that has grown stay.
     """
 
     edges: Tensor
 
-    def __init__(self, edges: Tensor, cardinalities: Sequence[int], embedding: int) -> None:
+    def __init__(self, edges: Tensor, cardinalities: Sequence[int], embedding: int | Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("edges", edges.to(torch.float32))
-        sizes = [min(embedding, (count + 1) // 2) for count in cardinalities]
+        if isinstance(embedding, int):
+            sizes = [min(embedding, (count + 1) // 2) for count in cardinalities]
+        else:
+            sizes = list(embedding)
         tables = [nn.Embedding(count + 1, size) for count, size in zip(cardinalities, sizes, strict=True)]
         for table in tables:
             nn.init.normal_(table.weight, std=0.1)
@@ -38,7 +42,7 @@ class Columns(nn.Module):
             "numbers": edges.shape[0],
             "bins": edges.shape[1] - 1,
             "cardinalities": [int(c) for c in cardinalities],
-            "embedding": embedding,
+            "embedding": embedding if isinstance(embedding, int) else [int(size) for size in embedding],
         }
         self.numbers = edges.shape[0]  # as a number: where a trace sees a shape it sees a tensor
         self.columns_width = edges.shape[0] * edges.shape[1] + sum(sizes)

@@ -19,7 +19,7 @@ class TabularStudent(Columns):
     :param cardinalities: number of known values of each of the C categories.
     :param actions: K.
     :param widths: hidden units per layer.
-    :param embedding: largest embedding width of a category.
+    :param embedding: largest embedding width of a category, or that of each.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class TabularStudent(Columns):
         cardinalities: Sequence[int],
         actions: int,
         widths: Sequence[int],
-        embedding: int = 8,
+        embedding: int | Sequence[int] = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(edges, cardinalities, embedding)

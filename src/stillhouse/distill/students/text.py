@@ -26,7 +26,7 @@ class TextStudent(Columns):
     :param encoder: what turns token ids into a vector; every text has one of its own.
     :param actions: K.
     :param widths: hidden units per layer; none: logits are linear in what is read.
-    :param embedding: largest embedding width of a category.
+    :param embedding: largest embedding width of a category, or that of each.
     :param dropout: of hidden units, and of the texts' vectors.
     """
 
@@ -38,7 +38,7 @@ class TextStudent(Columns):
         encoder: BagEncoder | ConvolutionEncoder | TransformerEncoder,
         actions: int,
         widths: Sequence[int],
-        embedding: int = 8,
+        embedding: int | Sequence[int] = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(edges, cardinalities, embedding)

@@ -1,0 +1,33 @@
+"""Runs in a peer's environment: torchdistill's own losses on logits that are handed over.
+
+``python with_torchdistill.py IN.npz OUT.json``. The file holds ``logits`` and ``teacher`` ``[n, K]``, ``outcomes``
+``[n]``, all known, ``temperature`` and ``weight`` of the outcomes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchdistill.losses.mid_level import KDLoss, LogitStdKDLoss
+
+
+def main() -> None:
+    """Write the value of each loss that torchdistill has and we compare with."""
+    given = np.load(sys.argv[1])
+    logits, teacher, outcomes = (torch.from_numpy(given[name]) for name in ("logits", "teacher", "outcomes"))
+    temperature, weight = float(given["temperature"]), float(given["weight"])
+    paths = {
+        "student_module_path": ".", "student_module_io": "output",
+        "teacher_module_path": ".", "teacher_module_io": "output", "temperature": temperature, "alpha": weight,
+    }  # fmt: skip
+    found = {
+        name: float(kind(**paths)({".": {"output": logits}}, {".": {"output": teacher}}, outcomes))
+        for name, kind in (("kd", KDLoss), ("standardised", LogitStdKDLoss))
+    }
+    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

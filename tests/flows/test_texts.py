@@ -1,0 +1,45 @@
+"""An agent that reads sentences goes once through the loop: first champion, calm, new words, next champion."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse.config import load
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.variant import Variant
+from tasks.common import registry
+from tasks.living import live
+from tests.flows import clerk
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
+    shutil.copy(Path(__file__).with_name("clerk.yaml"), agents)
+    live.fn("clerk", day(0), day(24))
+    refresh(agent="clerk", as_of=day(20), trigger="bootstrap", cause="first")
+    models, base = registry("clerk"), KnowledgeBase(load("clerk"))
+    first = Variant(models.fetch(models.champion()))
+    assert models.baseline(models.champion()).quality.accuracy > 0.85
+    assert set(clerk.WORDS["before"][1]) <= set(first.columns[1]["tokens"])
+    calm = watch(agent="clerk", as_of=day(24))
+    assert (calm.outcome, calm.response) == ("no_drift", "hold")
+
+    live.fn("clerk", day(24), day(42))
+    verdict = watch(agent="clerk", as_of=day(29))
+    crossed = {reason.measure: reason.text for reason in verdict.reasons if reason.crossed}
+    assert verdict.outcome != "no_drift" and "said: new words" in crossed["psi"]
+
+    refresh(agent="clerk", as_of=day(42), trigger="drift", cause=verdict.verdict_id)
+    gate = base.verdicts()[-1]
+    assert gate.kind == "gate" and gate.outcome == "promoted", gate.summary
+    second = Variant(models.fetch(models.champion()))
+    assert set(clerk.WORDS["after"][1]) <= set(second.columns[1]["tokens"])
+    rows = pd.DataFrame({"said": ["Forget the taxi!", "howdy", None], "place": ["desk", "phone", "desk"]})
+    assert second.predict(rows)["action"].tolist()[:2] == ["cancel", "greet"]

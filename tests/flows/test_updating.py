@@ -1,0 +1,112 @@
+"""A champion's student takes in what is new, begins a new training, or learns another action."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse.config import load
+from stillhouse.distill import memory
+from stillhouse.errors import PartError
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.variant import Variant
+from tasks.common import registry
+from tasks.living import live
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def lived(day, until: int) -> KnowledgeBase:
+    """Twenty days and the first champion, then the days until ``until``."""
+    live.fn("toy", day(0), day(20))
+    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    live.fn("toy", day(20), day(until))
+    return KnowledgeBase(load("toy"))
+
+
+def run_of(verdict):
+    models = registry("toy")
+    wanted = f"tags.verdict = '{verdict.verdict_id}'"
+    return models.client.search_runs([models.experiment_id], wanted)[0]
+
+
+def test_an_update_learns_what_is_new_and_remembers_the_rest(day) -> None:
+    base = lived(day, 24)
+    models, first = registry("toy"), registry("toy").champion()
+    asked = set(base.read("knowledge")["content_key"])
+    verdict = refresh(agent="toy", as_of=day(24), mode="update", cause="four days more")
+    assert verdict.outcome == "promoted", verdict.summary
+    assert "update_not_made" not in run_of(verdict).data.tags
+
+    champion = models.champion()
+    assert champion != first and models.baseline(champion).teacher == models.baseline(first).teacher
+    new = base.read("knowledge")
+    new = new[~new["content_key"].isin(asked)]
+    assert new["observed_at"].min() >= pd.Timestamp(day(19))  # what the teacher had said already is not asked again
+    old, kept = (memory.read(models.student_files(each)) for each in (first, champion))
+    assert old.rows["observation_id"].isin(kept.rows["observation_id"]).all()  # few enough to keep them all
+    assert kept.seen > old.seen
+    student = models.version("toy-student", "champion")
+    figures = models.client.get_run(student.run_id).data.metrics
+    forgotten = {name: value for name, value in figures.items() if name.startswith("forgotten/")}
+    assert forgotten and max(forgotten.values()) < 0.05
+    assert refresh(agent="toy", as_of=day(24), mode="update", cause="four days more") == verdict
+
+
+def test_where_nothing_is_new_a_refresh_redistils_and_says_why(day) -> None:
+    lived(day, 21)
+    verdict = refresh(agent="toy", as_of=day(21), mode="update", cause="a day later")
+    assert verdict.kind == "gate"
+    assert "120 rows with outcomes are new" in run_of(verdict).data.tags["update_not_made"]
+
+
+def test_a_warm_training_begins_at_the_champions_weights(day) -> None:
+    lived(day, 24)
+    verdict = refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
+    assert verdict.outcome == "promoted", verdict.summary
+    assert "warm_start_not_made" not in run_of(verdict).data.tags
+
+
+@pytest.fixture
+def turning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A calm world in which, from its twentieth day on, a third action is right wherever ``b`` is large."""
+    calm = toy.HISTORY[toy.HISTORY["observed_at"] < toy.TURN]
+    rows = pd.concat([calm, calm.assign(observed_at=calm["observed_at"] + (toy.TURN - toy.BEGIN))], ignore_index=True)
+    rows["observation_id"] = [f"turning-{i:05d}" for i in range(len(rows))]
+    late = rows["observed_at"] >= toy.BEGIN + pd.Timedelta(days=20)
+    rows.loc[late & (rows["b"] > 0.8), "action"] = "turn"
+    monkeypatch.setattr(toy, "HISTORY", rows)
+
+
+def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turning: None) -> None:
+    live.fn("toy", day(0), day(20))
+    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace("actions: [wait, go]", "actions: [wait, turn, go]"))
+
+    live.fn("toy", day(20), day(26))
+    seen = watch(agent="toy", as_of=day(26))  # the champion does not know the action: it errs, and nothing breaks
+    assert seen.outcome != "data_broken" and seen.response != "hold", seen.summary
+    with pytest.raises(PartError, match=r"made for the actions wait, go.*teacher=fit"):
+        refresh(agent="toy", as_of=day(26), teacher="keep")
+
+    live.fn("toy", day(26), day(36))
+    champion = registry("toy").champion()
+    before = Variant(registry("toy").fetch(champion))
+    verdict = refresh(agent="toy", as_of=day(36), mode="update", cause="another action")
+    assert verdict.outcome == "promoted", verdict.summary
+    assert "update_not_made" not in run_of(verdict).data.tags
+    after = Variant(registry("toy").fetch(registry("toy").champion()))
+    assert (before.actions, after.actions) == (["wait", "go"], ["wait", "turn", "go"])
+
+    rows = toy.HISTORY[toy.HISTORY["observed_at"] >= day(36)]
+    right = rows["action"].to_numpy()
+    turns = right == "turn"
+    old, new = (each.predict(rows)["action"].to_numpy() == right for each in (before, after))
+    assert new[turns].mean() > 0.6 and new[~turns].mean() > old[~turns].mean() - 0.05
+    calm = toy.HISTORY[toy.HISTORY["observed_at"] < day(15)]  # where there was no such action yet, the odds are kept
+    odds = [np.log(p[:, -1] / p[:, 0]) for p in (before.predict_proba(calm), after.predict_proba(calm))]
+    assert np.corrcoef(*odds)[0, 1] > 0.9
+    assert watch(agent="toy", as_of=day(36)).kind == "watch"

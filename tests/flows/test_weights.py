@@ -1,0 +1,154 @@
+"""Two teachers through the flows, one of which goes bad: its weight falls, with the reason recorded, and the student
+follows the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from prefect.client.orchestration import get_client
+from typer.testing import CliRunner
+
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse.cli import app
+from stillhouse.config import load
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import Contradictions, Weights
+from stillhouse.teachers.ensemble import kept_weights
+from tasks.common import champion_parts, registry
+from tasks.living import live
+from tests.flows import toy
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+class OldRules:
+    """What holds in the toy's world before its turn, and will never know of it."""
+
+    def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
+        score = 2 * rows["a"] + rows["b"] + np.where(rows["place"] == "north", 0.7, -0.7)
+        go = 1 / (1 + np.exp(-score.to_numpy(dtype=float)))
+        return np.column_stack([1 - go, go])
+
+
+def settle_on(agents: Path) -> None:
+    text = (agents / "toy.yaml").read_text()
+    text = text.replace(
+        "  - {kind: python, name: logistic",
+        f"  - {{kind: python, name: rules, target: '{__name__}:OldRules', learns: false}}\n"
+        "  - {kind: python, name: logistic",
+    )
+    text = text.replace("  cooldown: 3d", "  cooldown: 3d\n  every: 12h\n  audit: {rows: 40}")
+    text = text.replace("slice_margin: 0.1", "slice_margin: 0.9")  # the world of before is gone, and may be forgotten
+    (agents / "toy.yaml").write_text(text)
+
+
+def runs_of(role: str) -> list[Any]:
+    models = registry("toy")
+    return list(models.client.search_runs([models.experiment_id], f"tags.role = '{role}'"))
+
+
+def share(base: KnowledgeBase, name: str, job: str | None = None) -> list[float]:
+    return [
+        each.after for each in base.weight_changes()
+        if (each.teacher, each.slice) == (name, "") and job in (None, each.job)
+    ]  # fmt: skip
+
+
+def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
+    day: Callable[[int], Any], agents: Path
+) -> None:
+    settle_on(agents)
+    base = KnowledgeBase(load("toy"))
+    live.fn("toy", day(0), day(20))
+    assert refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first").outcome == "promoted"
+    champion = registry("toy").champion()
+    parts = champion_parts("toy", champion)
+    assert parts.teacher.weights is not None and parts.teacher.weights.everywhere.outcomes == 1000
+    assert parts.teacher.weights.teachers == ("rules", "logistic")
+
+    shown_after_the_first_refresh()
+
+    live.fn("toy", day(20), day(28))
+    for number in (23, 28):
+        watch.fn(agent="toy", as_of=day(number))
+    changes = base.weight_changes()
+    followed = [each for each in changes if each.job == "watch" and each.teacher == "rules" and not each.slice]
+    assert followed and followed[-1].as_of == day(28)
+    assert followed[-1].after < followed[-1].before - 0.1
+    assert "it lost" in followed[-1].reason and followed[-1].by == "outcomes"
+    watch.fn(agent="toy", as_of=day(28))
+    assert base.weight_changes() == changes  # a repeated watch records nothing twice
+    (run,) = runs_of("watch")
+    curve = registry("toy").client.get_metric_history(run.info.run_id, "weight/rules")
+    assert [point.timestamp for point in curve][:2] == [int(day(n).timestamp() * 1000) for n in (23, 28)]
+    assert curve[-1].value < curve[0].value
+
+    live.fn("toy", day(28), day(44))
+    verdict = refresh.fn(agent="toy", as_of=day(44), trigger="drift", cause="the rules fail")
+    assert verdict.outcome == "promoted", verdict.summary
+    last = [each for each in base.weight_changes() if each.as_of == day(44) and not each.slice]
+    fallen = next(each for each in last if each.teacher == "rules")
+    assert fallen.before == pytest.approx(share(base, "rules", "watch")[-1]) and fallen.after < 0.1
+    renewed = champion_parts("toy", registry("toy").champion())
+    assert renewed.teacher.version != parts.teacher.version
+    versions = {each: registry("toy").tags(registry("toy").version("toy-teacher", each)) for each in ("champion", "1")}
+    assert versions["champion"]["teacher_version"] == renewed.teacher.version
+    assert versions["1"]["teacher_version"] == parts.teacher.version
+
+    window = base.window("w", day(40), day(43))
+    rows = base.labelled(window, known_by=day(44))
+    right = {
+        name: (predict(rows).argmax(axis=1) == rows["outcome"]).mean()
+        for name, predict in (("student", renewed.student.predict_proba), ("teachers", renewed.teacher.ask),
+                              ("rules", OldRules().predict_proba))
+    }  # fmt: skip
+    assert min(right["student"], right["teachers"]) > 0.75 and right["rules"] < 0.5
+
+
+def shown_after_the_first_refresh() -> None:
+    """Record, curve and figure in MLflow, and two tables in Prefect."""
+    models = registry("toy")
+    (run,) = runs_of("refresh")
+    weights = models.read_record(run.info.run_id, "weights.json", Weights)
+    assert weights is not None and weights == kept_weights(models.fetch(models.baseline(models.champion()).teacher))
+    files = {file.path for file in models.client.list_artifacts(run.info.run_id, "figures")}
+    assert "figures/weights.png" in files
+    curve = models.client.get_metric_history(run.info.run_id, "weight/rules")
+    assert len(curve) == 200 and curve[-1].step == 1000
+    assert [point.timestamp for point in curve] == sorted(point.timestamp for point in curve)
+
+    found = models.read_record(run.info.run_id, "contradictions.json", Contradictions)
+    assert found is not None and {each.slice for each in found.found} == {"", "place=north", "place=south"}
+    whole = found.found[0]
+    assert (whole.first, whole.second, whole.rows) == ("rules", "logistic", 14 * toy.PER_DAY)
+    told = CliRunner().invoke(app, ["teachers", "toy"])
+    assert told.exit_code == 0 and "by the agent file" in told.stdout and "logistic" in told.stdout
+    assert 0 < whole.low < whole.share < whole.high < 0.3
+    with get_client(sync_client=True) as client:
+        page = json.loads(json.dumps([artifact.data for artifact in client.read_artifacts()]))
+    assert any("## Weights of the teachers" in str(text) and "contradict each other" in str(text) for text in page)
+
+
+def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(day: Callable[[int], Any], agents: Path) -> None:
+    settle_on(agents)
+    base = KnowledgeBase(load("toy"))
+    live.fn("toy", day(0), day(20))
+    refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    before = registry("toy").baseline(registry("toy").champion()).teacher
+    spent = base.spending()
+    live.fn("toy", day(20), day(22))
+    verdict = refresh.fn(agent="toy", as_of=day(22), teacher="keep", cause="two days later")
+    assert verdict.kind == "gate" and verdict.outcome != "refused", verdict.summary
+    asked = {name: cost.rows - spent[name].rows for name, cost in base.spending().items()}
+    assert asked["logistic"] <= 2 * toy.PER_DAY and asked["rules"] <= 2 * toy.PER_DAY + 480
+    after = registry("toy").baseline(registry("toy").champion()).teacher
+    assert after.version != before.version
+    counts = base.read("knowledge").groupby("teacher")["content_key"]
+    assert (counts.nunique() == counts.size()).all()
