@@ -223,7 +223,7 @@ def log_update(job: Refresh, models: Registry, run_id: str, student: StudentRef)
 
 
 def _news(base: KnowledgeBase, job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """New rows with knowledge, an outcome (else −1), or both to learn from, and those of the validation days with both."""
+    """New rows to learn from, with knowledge, an outcome (else −1), or both; and those of validation days with both."""
     rows = choosing.learning_rows(base, job.news, job.as_of)
     spoken, lived = ~np.isnan(base.knowledge(rows, teacher.version)[:, 0]), rows["outcome"] >= 0
     kept_back = validation_days(rows["observed_at"], base.config.distillation.validation_every)
