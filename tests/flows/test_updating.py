@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,6 +17,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.variant import Variant
 from tasks.common import registry
 from tasks.living import live
+from tests.flows import toy
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
