@@ -38,13 +38,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +98,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one data set, two seeds, nothing written")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", help="one data set, nothing written")
+    parser.add_argument("--jobs", type=int, default=1, help="data sets at once, each in a process of its own")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
     only = "digits" if asked.quick else asked.only
-    worlds = {name: make for name, make in WORLDS.items() if only in (None, name)}
-    found = {name: measured(make, 2 if asked.quick else asked.seeds) for name, make in worlds.items()}
+    names = [name for name in WORLDS if only in (None, name)]
+    with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(measured, names, repeat(2 if asked.quick else asked.seeds))
+        found = dict(zip(names, results, strict=True))
     for name, result in found.items():
         show(name, result)
     goals = goals_of(found)
@@ -109,13 +114,14 @@ def main() -> None:
         write("forgetting", CLAIM, goals, found, ("torch", "scikit-learn", "lightgbm"))
 
 
-def measured(make: Callable[[int], World], seeds: int) -> dict[str, Any]:
+def measured(name: str, seeds: int) -> dict[str, Any]:
     """Figures of every way under every seed on one data set."""
+    torch.set_num_threads(1)
     figures: dict[str, dict[str, list[float]]] = {way: {} for way in WAYS}
     curves: dict[str, list[list[list[float]]]] = {way: [] for way in WAYS}
     names: tuple[str, ...] = ()
     for seed in range(seeds):
-        world = make(seed)
+        world = WORLDS[name](seed)
         names = world.names
         for way, (scores, seconds, rows) in lived(world, seed).items():
             curves[way].append(scores)

@@ -34,6 +34,12 @@ MEANING = {
     "false_alarms_10k_looks": "share of runs of 10,000 looks without drift that alarm, with our defaults",
     "delay_vs_best_calibrated_peer": "our delay in looks, relative to the best calibrated peer's (median of scenarios)",
     "delay_vs_best_peer_told_our_losses": "the same where the peers are told our losses instead of errors",
+    "forgetting_of_fine_tuning": "what an update forgets, as a share of what fine-tuning forgets (hardest data set)",
+    "points_below_joint": "quality of an update below joint training on all rows ever (hardest data set)",
+    "cpu_vs_redistil": "CPU time of a redistillation per second of an update (hardest data set)",
+    "gain_of_weights": "quality of an update above the same with equal weights (hardest data set)",
+    "gain_over_redistil": "quality of an update above redistillation on a sliding window (hardest data set)",
+    "seconds_of_an_update": "CPU seconds of an update (hardest data set)",
     "alarms_on_benign_shift": "share of runs with a benign shift that alarm",
 }
 
