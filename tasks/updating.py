@@ -133,7 +133,7 @@ def update_student(job: Refresh, teacher: TeacherRef) -> StudentRef | None:
     updated = online.update(
         student, new, replay, settings.distillation,
         steps=settings.update.steps, least_old_share=settings.update.least_old_share,
-        past=_past(base, job, old, columns),
+        stands_for=old.memory.seen, past=_past(base, job, old, columns),
     )  # fmt: skip
     tried = _lesson(base, kept_back, base.knowledge(kept_back, teacher.version), columns)
     harmless = null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
