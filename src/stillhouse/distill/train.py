@@ -83,11 +83,13 @@ class Lesson:
         return len(self.x)
 
     def plus(self, other: Lesson) -> Lesson:
-        """These rows and then those of ``other``, neither with features nor in groups."""
+        """These rows and then those of ``other``, with features where both have them, and in no groups."""
         together = copy(self)
         for name in ("x", "knowledge", "outcomes"):
             setattr(together, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        together.features = together.groups = None
+        both = self.features is not None and other.features is not None
+        together.features = torch.cat([self.features, other.features]) if both else None  # type: ignore[list-item]
+        together.groups = None
         return together
 
     @property
