@@ -226,8 +226,18 @@ class MiniLM:
         return odds / odds.sum(axis=1, keepdims=True)
 
     def features(self, rows: pd.DataFrame) -> NDArray[np.float32]:
-        """The sentences' embeddings, float32 `[n, 384]`, each of length 1."""
+        """The sentences' embeddings, float32 `[n, 384]`, each of length 1.
+
+        A single sentence is encoded anew: whoever asks about one alone wants to know what a decision takes.
+        """
+        if len(rows) == 1:
+            return self._encode(rows["text"].fillna("").tolist())
         return embedded(rows["text"].fillna("").tolist(), self._encode, self._store())
+
+    @property
+    def bytes_elsewhere(self) -> int:
+        """Size of the encoder, which stays in its package."""
+        return sum(file.stat().st_size for file in _encoder_folder().rglob("*") if file.is_file())
 
     def text_encoder(self) -> TextInitial:
         """Tokens, embeddings and layers of the encoder, for a student to begin with."""
@@ -326,7 +336,7 @@ def fit_head(
     unseen = np.empty((len(outcomes), size))
     for number in range(folds):
         others = fold != number
-        head = _regression(embeddings[others], outcomes[others], size, strength)
+        head = regression(embeddings[others], outcomes[others], size, strength)
         unseen[~others] = head.logits(embeddings[~others])
 
     def loss(log_temperature: float) -> float:
@@ -336,11 +346,11 @@ def fit_head(
         return float((total - scaled[np.arange(len(outcomes)), outcomes]).mean())
 
     found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    whole = _regression(embeddings, outcomes, size, strength)
+    whole = regression(embeddings, outcomes, size, strength)
     return whole._replace(temperature=float(np.exp(found.x)))
 
 
-def _regression(embeddings: NDArray[np.float32], outcomes: NDArray[np.int64], size: int, strength: float) -> Head:
+def regression(embeddings: NDArray[np.float32], outcomes: NDArray[np.int64], size: int, strength: float) -> Head:
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=strength, max_iter=500).fit(embeddings, outcomes)

@@ -53,6 +53,7 @@ class ReadyTeacher(Protocol):
       then. Without them it is made anew from its settings whenever it is needed.
     - ``fingerprint() -> str``: a text that changes with what it says. Without it that is the content of what it saves,
       or else the source of the module that defines it.
+    - ``bytes_elsewhere: int``: size of what it needs and does not save, such as an encoder that lies in a package.
     - ``features(rows) -> float32 [n, D]``: what it makes of the rows inside, always of the same width D, for students
       to match (``features: true`` in the agent file).
     """

@@ -5,6 +5,7 @@ from datetime import timedelta, timezone
 import pytest
 from pydantic import ValidationError
 
+from stillhouse.config import Responses
 from stillhouse.drift.decide import decide, decide_from_evidence
 from stillhouse.errors import WindowError
 from stillhouse.records import Cost, Verdict, short_id
@@ -171,6 +172,25 @@ def test_auc_drop(make):
     assert verdict.outcome == "no_drift" and "99 outcomes" in reason(verdict, "auc_drop").text
 
 
+def test_accuracy_drop(make):
+    report = make.report(quality=make.quality(0.70), quality_reference=make.quality(0.70))
+    fallen = report.quality.model_copy(update={"accuracy": report.quality.accuracy - 0.1})
+    report = report.model_copy(update={"quality": fallen})
+    assert watch(make, report, accuracy_drop=0.09).outcome == "drift"
+    assert watch(make, report, accuracy_drop=0.11).outcome == "no_drift"
+
+
+def test_what_the_models_are_compared_by_is_shown_without_a_threshold(make):
+    report = make.report(quality=make.quality(0.70), quality_reference=make.quality(0.75))
+    shown = {each.measure for each in watch(make, report, psi=0.3).reasons}
+    assert "auc_drop" in shown and "accuracy_drop" not in shown
+    many = {
+        name: getattr(report, name).model_copy(update={"actions": 150}) for name in ("quality", "quality_reference")
+    }
+    shown = {each.measure for each in watch(make, report.model_copy(update=many), psi=0.3).reasons}
+    assert "accuracy_drop" in shown and "auc_drop" not in shown
+
+
 def test_a_threshold_without_a_measurement_has_a_reason_that_says_so(make):
     verdict = watch(make, make.report(), output_psi=0.1, disagreement=0.1, auc_drop=0.1)
     assert verdict.outcome == "no_drift"
@@ -228,3 +248,18 @@ def test_evidence_must_be_a_watchs(make):
         decide_from_evidence({"drift": None})
     with pytest.raises(ValidationError, match="timezone"):
         watch(make, make.report(), as_of=make.now.replace(tzinfo=None))
+
+
+@pytest.mark.parametrize(("refused", "response"), [(False, "update"), (True, "redistil")])
+def test_the_agent_file_says_how_drift_is_answered_unless_that_was_refused(make, refused, response):
+    config = make.config(psi=0.25)
+    responses = {"harmful_drift": "update", "drift": "update"}
+    config = config.model_copy(update={"watch": config.watch.model_copy(update={"responses": Responses(**responses)})})
+    asked = {"as_of": make.now, "last_refresh": make.now - 30 * DAY, "refused": refused}
+    plain = decide(make.report(), make.data(), config, **asked)
+    assert (plain.outcome, plain.response) == ("drift", response)
+    harm = decide(make.report({"temp": 0.0}), make.data(), config, steps=[make.step("disagreement", 2161)], **asked)
+    assert (harm.outcome, harm.response) == ("harmful_drift", response)
+    assert decide_from_evidence(harm.evidence) == harm
+    failing = decide(make.report(), make.data(), config, steps=[make.step("teacher_outcomes", 2161)], **asked)
+    assert failing.response == "renew"

@@ -111,6 +111,15 @@ def test_rows_of_one_hour_are_one_piece_of_evidence() -> None:
     assert tenfold.comparison.standard_error == pytest.approx(once.comparison.standard_error, rel=1e-6)
 
 
+def test_rows_may_be_their_own_pieces_of_evidence() -> None:
+    rows, truth = make()
+    config = make_config(MEMORY)
+    alone = config.model_copy(update={"promotion": config.promotion.model_copy(update={"cluster": timedelta(0)})})
+    together = rows.assign(observed_at=rows["observed_at"].iloc[0])
+    assert examined(together, truth).comparison is None
+    assert examined(together, truth, alone).comparison == examined(rows, truth).comparison
+
+
 # --------------------------------------------------------------------------- where there are no outcomes to judge by
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.config import Budgets
-from stillhouse.evaluate.gate import certify, choose, clustered_error, compare, delong, judge, replay
+from stillhouse.evaluate.gate import certify, choose, clustered_error, compare, delong, judge, replay, stretches
 from stillhouse.records import Certificate, Verdict
 
 Array = np.ndarray[Any, Any]
@@ -292,3 +294,23 @@ def test_accuracy_where_there_is_no_auc(make: Any) -> None:
         return make.card(name, size, quality=quality)
 
     assert choose([card("a", 100, 0.5), card("b", 200, 0.9)], Budgets())[0].model == "b"
+
+
+def test_more_than_two_actions_are_compared_by_accuracy(make: Any) -> None:
+    """The mean one-vs-rest AUC of 150 actions is near 1 for all."""
+
+    def card(name: str, size: int, auc: float, accuracy: float) -> Any:
+        quality = make.quality(auc, accuracy).model_copy(update={"actions": 150})
+        return make.card(name, size, quality={"validation": quality, "test": quality})
+
+    assert choose([card("a", 100, 0.999, 0.5), card("b", 200, 0.998, 0.9)], Budgets())[0].model == "b"
+    assert card("a", 100, 0.999, 0.5).test.measure == "accuracy" and card("a", 100, 0.999, 0.5).test.score == 0.5
+    assert make.quality(0.7).measure == "auc" and make.quality(0.7).score == 0.7
+    assert make.quality(None, 0.6).measure == "accuracy" and make.quality(None, 0.6).score == 0.6
+
+
+def test_stretches_of_no_length_are_the_rows_themselves() -> None:
+    times = pd.to_datetime(["2024-01-01T00:10Z", "2024-01-01T00:50Z", "2024-01-01T01:00Z"])
+    rows = pd.DataFrame({"observed_at": times})
+    assert len(set(stretches(rows, timedelta(hours=1)))) == 2
+    assert stretches(rows, timedelta(0)).tolist() == [0, 1, 2]

@@ -139,7 +139,7 @@ def test_several_may_fill_the_store_at_once(tmp_path: Path) -> None:
 def test_the_head_is_scikit_learns_regression(classes: int) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 5)).astype(np.float32), rng.integers(classes, size=200)
-    head = router._regression(x, y, classes + 1, strength=1.0)
+    head = router.regression(x, y, classes + 1, strength=1.0)
     logits = head.logits(x)[:, :classes]
     found = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = LogisticRegression(C=1.0, max_iter=500).fit(x, y).predict_proba(x)
@@ -204,6 +204,13 @@ def test_a_head_of_its_own_is_known_by_what_it_is_fitted_on(
     teacher.save(tmp_path)  # fits the head
     assert before == teacher.fingerprint() == router.MiniLM.load(tmp_path).fingerprint()
     assert router.MiniLM.load(tmp_path).predict_proba(pd.DataFrame({"text": ["bbbb"]})).argmax() == 1
+
+
+def test_one_sentence_alone_is_encoded_anew(stub: Counting) -> None:
+    teacher, rows = router.MiniLM(), pd.DataFrame({"text": ["one", "two"]})
+    both = teacher.features(rows)
+    np.testing.assert_array_equal(teacher.features(rows.head(1)), both[:1])
+    assert stub.asked.count("one") == 2 and stub.asked.count("two") == 1
 
 
 def test_a_student_may_begin_with_the_encoder() -> None:

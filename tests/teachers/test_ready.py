@@ -74,6 +74,10 @@ class Seeing(Rules):
                 "nan": inside * np.nan, "text": inside.astype(str).astype(object) + "!"}[self.wrong]  # fmt: skip
 
 
+class Large(Rules):
+    bytes_elsewhere = 5_000_000
+
+
 class Unreadable(Rules):
     def save(self, folder: Path) -> None:
         pass
@@ -105,8 +109,16 @@ def test_what_can_be_saved_is_asked_as_it_was(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(PartError, match=r"teachers.rules: is described otherwise .* or is another now.*teacher=fit"):
         ensemble.load(tmp_path / "first", config)
     (tmp_path / "first" / "rules" / "rules.json").unlink()
-    with pytest.raises(PartError, match=r"teachers.rules: cannot be loaded from .*: FileNotFoundError"):
+    with pytest.raises(
+        PartError, match=r"teachers.rules: loading it from .* fails: FileNotFoundError: .*\(.*line \d+\)"
+    ):
         ensemble.load(tmp_path / "first", config)
+
+
+def test_what_it_needs_and_does_not_save_counts(tmp_path: Path) -> None:
+    small = ensemble.fit(make_config(rules()), make_rows(24), WINDOW, tmp_path / "small").bytes
+    large = ensemble.fit(make_config(rules("Large")), make_rows(24), WINDOW, tmp_path / "large").bytes
+    assert 5_000_000 <= large - small < 5_000_100
 
 
 def test_its_version_changes_with_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def _roundest(cell: int, shift: int, digits: int) -> str:
     low, middle, high = numbers_at(np.array([cell << shift, (2 * cell + 1) << shift >> 1, ((cell + 1) << shift) - 1]))
     if low == 0:
         return "0"
-    rounded = [f"{middle:.{n}g}" for n in range(1, digits + 1)]
+    rounded = [f"{float(f'{middle:.{n}g}'):.{max(n, 6)}g}" for n in range(1, digits + 1)]  # 10, not 1e+01
     return next((text for text in rounded if low <= float(text) <= high), rounded[-1])
 
 

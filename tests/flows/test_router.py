@@ -1,0 +1,78 @@
+"""The router through the flows that run flights: a domain arrives, is noticed, learnt, proved and promoted."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples import router
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse.config import load
+from stillhouse.errors import WindowError
+from stillhouse.knowledge import KnowledgeBase
+from tasks.common import registry
+from tasks.demonstrating import week_ends
+from tasks.living import live
+
+AGENT = Path(__file__).parents[2] / "agents" / "router.yaml"
+
+
+@pytest.fixture
+def small(agents: Path, clinc150: Path) -> Path:
+    """The agent file as it is, but for the teacher's encoder, which is a tiny one."""
+    text = AGENT.read_text(encoding="utf-8")
+    text = text.replace("examples.router:MiniLM", "tests.examples.small_encoder:Words")
+    text = text.replace("initialise: teacher", "initialise: none").replace("batch_size: 128", "batch_size: 256")
+    (agents / "router.yaml").write_text(text, encoding="utf-8")
+    return agents
+
+
+def week(number: float):
+    return (router.FIRST_DAY + timedelta(weeks=number)).to_pydatetime()
+
+
+def accuracy(base: KnowledgeBase, start: float, end: float) -> float:
+    """Of what was decided in those weeks."""
+    window = base.window("lived", week(start), week(end))
+    rows = base.labelled(window, known_by=week(end + 1))
+    decided = base.read("decisions", window).set_index("observation_id").loc[rows["observation_id"]]
+    said = np.stack(decided["probabilities"].to_numpy())
+    return float((said.argmax(axis=1) == rows["outcome"].to_numpy()).mean())
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_domain_that_arrives_is_noticed_and_learnt(small: Path) -> None:
+    live.fn("router", week(0), week(8))
+    first = refresh(agent="router", as_of=week(8), trigger="bootstrap", cause="first")
+    assert first.outcome == "promoted", first.summary
+    live.fn("router", week(8), week(9))
+    assert watch(agent="router", as_of=week(9)).response == "hold"
+
+    live.fn("router", week(9), week(10))  # travel has come
+    verdict = watch(agent="router", as_of=week(10), on_drift="refresh")
+    base = KnowledgeBase(load("router"))
+    assert verdict.outcome == "harmful_drift", verdict.summary
+    gate = base.verdicts()[-1]
+    assert (gate.kind, gate.outcome) == ("gate", "promoted"), gate.summary
+    assert "accuracy" in " ".join(reason.text for reason in gate.reasons)
+
+    live.fn("router", week(10), week(11))
+    live.fn("router", week(11), week(11.2))  # what the outcomes of the last day wait for
+    before, arrived, after = accuracy(base, 8, 9), accuracy(base, 9, 10), accuracy(base, 10, 11)
+    assert arrived < before - 0.1 and after > arrived + 0.05
+
+    metrics = registry("router").client.get_run(registry("router").champion().run_id).data.metrics
+    assert "test/accuracy" in metrics and len(metrics) < 100  # none for each of the 150 actions
+
+
+@pytest.mark.usefixtures("small")
+def test_a_demo_plays_the_weeks_that_the_source_has() -> None:
+    ends = week_ends("router", 8, None)
+    assert (ends[0], ends[-1], len(ends)) == (week(9), week(24), 16)
+    assert week_ends("router", 8, 3) == ends[:3]
+    with pytest.raises(WindowError, match="no week after"):
+        week_ends("router", 24, None)
