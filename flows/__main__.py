@@ -122,18 +122,22 @@ def _show_year(year: Year) -> None:
     for w in year.weeks:
         table.add_row(f"{w.ending:%d %b}", f"{w.rows}", "" if w.psi is None else f"{w.psi:.2f}",
                       w.drift.replace("_", " "), w.response, w.gate, w.champion.rpartition("@")[2],
-                      f"{w.quality_static:.3f}", f"{w.quality_champion:.3f}", f"{w.quality_teacher:.3f}",
+                      f"{w.quality_static:.3f}", f"{w.quality_champion:.3f}", _shown(w.quality_teacher, 3),
                       f"{w.bytes:,}", f"{w.p50_ms:.3f}")  # fmt: skip
     console.print(table, no_wrap=True, crop=False)
     console.print(
         f"{s.weeks} weeks, {s.refreshes} refreshes: {s.promotions} promoted, {s.refused} refused by the gate\n"
         f"mean weekly {name}: never refreshed {s.quality_static:.4f}, champion {s.quality_champion:.4f}, "
-        f"teacher {s.quality_teacher:.4f}\n"
+        f"teacher {_shown(s.quality_teacher, 4) or 'not asked, for it costs money'}\n"
         f"champion: {s.champion_bytes:,} bytes, {s.champion_p50_ms:.3f} ms; {s.teacher_calls:,} teacher calls; "
         f"{s.seconds:.0f} s\n"
         f"figure: {year.folder}/weeks.png; summary: {year.folder}/summary.json\n"
         f"compare the versions in MLflow: [bold]make ui[/bold]"
     )
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:

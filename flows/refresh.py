@@ -73,6 +73,8 @@ def _update_and_judge(job: refreshing.Refresh) -> Verdict | None:
     if planned is None:
         return None
     teacher = refreshing.prepare_teacher(planned)
+    if planned.teacher == "fit":  # one that is kept keeps its weights too
+        teacher = refreshing.weigh_teachers(planned, teacher)
     admission = refreshing.examine_teacher(planned, teacher)
     if admission.outcome == "refused":
         return admission

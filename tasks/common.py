@@ -27,6 +27,7 @@ from stillhouse.variant import Variant
 
 __all__ = [
     "DATA_DOCS",
+    "QUESTIONS",
     "AgentName",
     "Champion",
     "champion_parts",
@@ -44,6 +45,10 @@ AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description
 
 DATA_DOCS = "data_docs/data_checks.html"
 """The artifact of a run that shows what its data was asked and how it answered."""
+
+
+QUESTIONS = "questions.json"
+"""The artifact of a refresh that says of how many rows the teachers were asked."""
 
 
 async def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from stillhouse import config
 from stillhouse.errors import WindowError
@@ -33,7 +34,7 @@ class Week(Record):
     champion: str
     quality_static: float
     quality_champion: float
-    quality_teacher: float
+    quality_teacher: float | None = Field(description="None where asking it about every row would cost money")
     bytes: int
     p50_ms: float
 
@@ -48,7 +49,7 @@ class Summary(Record):
     refused: int
     quality_static: float
     quality_champion: float
-    quality_teacher: float
+    quality_teacher: float | None = Field(description="None where asking it about every row would cost money")
     champion_bytes: int
     champion_p50_ms: float
     teacher_calls: int
@@ -113,10 +114,10 @@ def sum_up(agent: str, ends: list[datetime], seconds: float) -> Year:
         refused=judged.count("refused"),
         quality_static=float(np.mean([week.quality_static for week in weeks])),
         quality_champion=float(np.mean([week.quality_champion for week in weeks])),
-        quality_teacher=float(np.mean([week.quality_teacher for week in weeks])),
+        quality_teacher=_mean([week.quality_teacher for week in weeks]),
         champion_bytes=card.bytes,
         champion_p50_ms=card.latency.p50_ms if card.latency else 0.0,
-        teacher_calls=len(base.read("knowledge", columns=["content_key"])),
+        teacher_calls=sum(spent.calls for spent in base.spending().values()),
         seconds=seconds,
     )
     folder = config.home() / "demo" / agent
@@ -150,6 +151,7 @@ def _week(agent: str, end: datetime, first: ModelRef, gate: Verdict | None) -> W
     if champion is None or verdict is None:
         raise WindowError(f"the week ending {end:%Y-%m-%d} was not lived to its end: run the demo again")
     teacher = champion_parts(agent, champion).teacher  # asked about every row: the demo's own yardstick, kept nowhere
+    yardstick = teacher.ask(rows) if teacher.local else None  # a model behind an endpoint would want to be paid
     outcomes = rows["outcome"].to_numpy()
     card = models.scorecard(champion)
     report = drift_report(verdict)
@@ -168,10 +170,15 @@ def _week(agent: str, end: datetime, first: ModelRef, gate: Verdict | None) -> W
         champion=str(champion),
         quality_static=score(champion_parts(agent, first).student.predict_proba(rows)),
         quality_champion=score(np.stack(decided["probabilities"].to_numpy())),
-        quality_teacher=score(teacher.ask(rows)),
+        quality_teacher=None if yardstick is None else score(yardstick),
         bytes=card.bytes,
         p50_ms=card.latency.p50_ms if card.latency else 0.0,
     )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _first_champion(agent: str) -> ModelRef:

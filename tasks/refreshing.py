@@ -45,6 +45,7 @@ from stillhouse.records import (
     Mode,
     Process,
     Proof,
+    Questions,
     Refresh,
     Screens,
     StudentRef,
@@ -60,8 +61,8 @@ from stillhouse.teachers import asking, ensemble, following, weighing
 from stillhouse.teachers.contradictions import contradictions
 from stillhouse.teachers.made_up import ask_made_up
 from stillhouse.variant import Variant, encode
-from tasks import updating
-from tasks.common import DATA_DOCS, engine_task, knowledge_base, labelled, registry, training_rows
+from tasks import choosing, updating
+from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
     "closing_run_on_failure",
@@ -222,15 +223,22 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
     :raises WindowError: if the budget or the teacher's server allow too few questions to learn from.
     """
     base, account = knowledge_base(job.agent), _account(job)
-    rows, asked = training_rows(base, job.train, job.as_of), _teachers(job, teacher)
+    rows, asked = choosing.learning_rows(base, job.train, job.as_of), _teachers(job, teacher)
     before = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
+    able = np.ones(len(rows), dtype=bool) if job.teacher == "fit" else before | ~asked.seen(rows)
+    chosen = np.zeros(len(rows), dtype=bool)
+    chosen[able], limited = choosing.questions(job, base, asked, rows[able], account)
     if job.teacher == "fit":
-        asking.cross_fitted(asked, rows, account)
+        asking.cross_fitted(asked, rows, account, chosen)
     else:
-        asking.ask(asked, rows[~before & ~asked.seen(rows)], account)
-    ask_made_up(asked, _made_up(job), account, rows if job.teacher == "fit" else None)
+        asking.ask(asked, rows[chosen], account)
+    if limited:
+        account.stop(asked.members[0].name, "the budget is reached")
+    labelled_rows = training_rows(base, job.train, job.as_of)
+    ask_made_up(asked, _made_up(job), account, labelled_rows if job.teacher == "fit" else None)
     _log_spending(job)
     known = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
+    _log_questions(job, rows, before, chosen & ~before, known, limited)
     least = base.config.windows.min_train_rows // 2
     if account.stopped and known.sum() < least:
         raise WindowError(
@@ -496,6 +504,20 @@ def _log_spending(job: Refresh) -> None:
         registry(job.agent).log_metrics(job.run_id, metrics)
 
 
+def _log_questions(
+    job: Refresh, rows: pd.DataFrame, before: np.ndarray, asked: np.ndarray, known: np.ndarray, limited: bool
+) -> None:
+    """Of how many rows the teachers knew, were asked about, and were spared."""
+    found = Questions(
+        rows=len(rows), without_outcome=int((rows["outcome"] < 0).sum()), known=int(before.sum()),
+        asked=int(asked.sum()), answered=int((asked & known).sum()), limited=limited,
+    )  # fmt: skip
+    models = registry(job.agent)
+    models.log_record(job.run_id, found, QUESTIONS)
+    counts = {f"asking/{name}": float(value) for name, value in found if name != "limited"}
+    models.log_metrics(job.run_id, counts | {"asking/skipped": float(found.skipped)})
+
+
 def challenger_name(verdict: Verdict) -> str:
     """Name of the variant that a gate's verdict is about."""
     certificate: Any = verdict.evidence["certificate"]
@@ -539,15 +561,17 @@ def _initial(job: Refresh, teacher: TeacherRef) -> TextInitial | None:
 def _lesson(
     job: Refresh, teacher: TeacherRef, initial: TextInitial | None, known: Columns | None = None
 ) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
-    """The training rows that the student may learn from (validation days kept back), encoded, with their knowledge.
+    """The rows that the student may learn from (validation days kept back), encoded, with knowledge, outcome, or both.
+
+    A row that nobody was asked about has NaN for its knowledge, one whose outcome is not known −1 for that.
 
     :param known: columns that keep their codes, extended by what is new; None: those of the rows alone.
     """
     base = knowledge_base(job.agent)
-    rows = training_rows(base, job.train, job.as_of)
+    rows = choosing.learning_rows(base, job.train, job.as_of)
     kept_back = validation_days(rows["observed_at"], base.config.distillation.validation_every)
     spoken = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
-    rows = rows[spoken & ~kept_back]
+    rows = rows[(spoken | (rows["outcome"] >= 0)) & ~kept_back]
     _require_rows(rows, base.config.windows.min_train_rows // 2, job.train)
     columns = columns_of(base.config, rows, initial)
     if known is not None:
@@ -574,13 +598,15 @@ def _made_up(job: Refresh) -> pd.DataFrame:
 
 def _with_made_up(job: Refresh, teacher: TeacherRef, lesson: Lesson, columns: list[dict[str, Any]]) -> Lesson:
     """``lesson`` and the made-up rows that the teacher has spoken about; no outcome is made up."""
-    made = _made_up(job)
-    said = knowledge_base(job.agent).knowledge(made, teacher.version)
+    base, made = knowledge_base(job.agent), _made_up(job)
+    said = base.knowledge(made, teacher.version)
     made, said = made[~np.isnan(said[:, 0])], said[~np.isnan(said[:, 0])]
-    if made.empty or lesson.features is not None:  # which they would lack
+    if made.empty:
         return lesson
+    features = base.features(made, teacher.features) if teacher.features else None
+    nobody_knows = np.full(len(made), -1)
     return lesson.plus(
-        Lesson(encode(made, columns), said, np.full(len(made), -1), lesson.numbers, tokens=lesson.tokens)
+        Lesson(encode(made, columns), said, nobody_knows, lesson.numbers, features, tokens=lesson.tokens)
     )
 
 
@@ -633,7 +659,7 @@ def _settings(settings: AgentConfig) -> dict[str, str]:
     """The settings that a refresh depends on, as MLflow parameters."""
     sections = {"distillation": settings.distillation, "student": settings.student, "windows": settings.windows,
                 "budgets": settings.budgets, "promotion": settings.promotion,
-                "teaching": settings.teaching}  # fmt: skip
+                "teaching": settings.teaching, "asking": settings.asking}  # fmt: skip
     return {
         f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section if value is not None
     }

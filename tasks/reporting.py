@@ -22,6 +22,7 @@ from stillhouse.records import (
     DriftReport,
     EvidenceStep,
     Proof,
+    Questions,
     Reason,
     Refresh,
     Scorecard,
@@ -32,7 +33,7 @@ from stillhouse.records import (
 )
 from stillhouse.registry.connection import without_credentials
 from stillhouse.teachers.weighing import NOTEWORTHY, share_in
-from tasks.common import DATA_DOCS, engine_task, knowledge_base, registry
+from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
@@ -69,6 +70,7 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
         *(_proof(proof) if proof else []),
         _spending(job),
         *_teachers(job),
+        _questions(job),
         _links(job.agent, job.run_id),
     ]
     create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"refresh-{job.agent}", description=_line(verdict))
@@ -116,6 +118,12 @@ def _spending(job: Refresh) -> str:
     return "\n".join(f"- teacher `{name}`: {cost}" for name, cost in spent.items())
 
 
+def _questions(job: Refresh) -> str:
+    """About how many rows the teachers were asked."""
+    found = registry(job.agent).read_record(job.run_id, QUESTIONS, Questions)
+    return f"Knowledge: {found}." if found else ""
+
+
 # --------------------------------------------------------------------------- several teachers
 
 
@@ -128,7 +136,7 @@ def _teachers(job: Refresh) -> list[str]:
 
 
 def _weights(weights: Weights) -> str:
-    count, everywhere = weights.everywhere.outcomes, share_in(weights)
+    count, everywhere = weights.everywhere.stretches, share_in(weights)
     rows = [
         f"| {name} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
         for name, start, share in zip(weights.teachers, weights.start, everywhere, strict=True)

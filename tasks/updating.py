@@ -26,6 +26,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Baseline, Record, Refresh, StudentRef, TeacherRef, Window
 from stillhouse.registry import Registry
 from stillhouse.variant import encode
+from tasks import choosing
 from tasks.common import engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
@@ -123,7 +124,7 @@ def update_student(job: Refresh, teacher: TeacherRef) -> StudentRef | None:
     rows, kept_back = _news(base, job, teacher)
     columns = extended(old.columns, columns_of(_unaided(settings), rows))
     new = _lesson(base, rows, base.knowledge(rows, teacher.version), columns)
-    shares = new.knowledge.mean(dim=0).numpy()
+    shares = new.knowledge[new.taught].mean(dim=0).numpy()
     student = grown(
         old.student, old.columns, columns, old.actions, settings.actions, new.x.numpy(), shares
     )  # fmt: skip
@@ -132,7 +133,7 @@ def update_student(job: Refresh, teacher: TeacherRef) -> StudentRef | None:
     updated = online.update(
         student, new, replay, settings.distillation,
         steps=settings.update.steps, least_old_share=settings.update.least_old_share,
-        past=_past(base, job, old, columns),
+        stands_for=old.memory.seen, past=_past(base, job, old, columns),
     )  # fmt: skip
     tried = _lesson(base, kept_back, base.knowledge(kept_back, teacher.version), columns)
     harmless = null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
@@ -222,11 +223,11 @@ def log_update(job: Refresh, models: Registry, run_id: str, student: StudentRef)
 
 
 def _news(base: KnowledgeBase, job: Refresh, teacher: TeacherRef) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """New rows that the teacher has spoken about: those to learn from, and those of the validation days."""
-    rows = training_rows(base, job.news, job.as_of)
-    rows = rows[~np.isnan(base.knowledge(rows, teacher.version)[:, 0])]
+    """New rows to learn from, with knowledge, an outcome (else −1), or both; and those of validation days with both."""
+    rows = choosing.learning_rows(base, job.news, job.as_of)
+    spoken, lived = ~np.isnan(base.knowledge(rows, teacher.version)[:, 0]), rows["outcome"] >= 0
     kept_back = validation_days(rows["observed_at"], base.config.distillation.validation_every)
-    return rows[~kept_back], rows[kept_back]
+    return rows[(spoken | lived) & ~kept_back], rows[spoken & lived & kept_back]
 
 
 def _replay(base: KnowledgeBase, job: Refresh, old: Predecessor, columns: Columns) -> tuple[pd.DataFrame, Lesson]:

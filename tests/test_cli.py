@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, tzinfo
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,15 @@ import pandas as pd
 import pytest
 import yaml
 from deltalake import write_deltalake
+from rich.console import Console
+
+from stillhouse import cli
+from stillhouse.config import load_file
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import Spending
 
 ROOT = Path(__file__).parent.parent
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
 TOY = ROOT / "tests" / "flows" / "toy.yaml"
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -131,6 +140,7 @@ def test_flows_by_hand_from_nothing_to_a_champion(run: Run, tmp_path: Path) -> N
     assert watched.returncode == 0 and "no drift" in watched.stdout
     status = run("status", "toy")
     assert "champion" in status.stdout and "last watch" in status.stdout
+    assert "logistic" in status.stdout and "in all" in status.stdout
     assert "A small agent whose world turns over" in status.stdout
     history = run("history", "toy", "--reasons")
     assert "promoted" in history.stdout and "gate" in history.stdout and "held" in history.stdout
@@ -208,3 +218,34 @@ def test_drift_of_a_text_is_that_of_its_length(run: Run, tmp_path: Path) -> None
     assert lines_of(again) == lines_of(shown.stdout)
     lacking = run("drift", before, after, "--text", "sad")
     assert lacking.returncode == 1 and "no column 'sad'; there are ['said', 'n']" in lacking.stderr
+
+
+def test_what_the_teachers_have_cost_today_and_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = KnowledgeBase(load_file(TOY), tmp_path / "kb")
+    shown = Console(file=StringIO(), width=120)
+    monkeypatch.setattr(cli, "console", shown)
+    cli._show_spending(base)
+    assert shown.file.getvalue() == ""
+
+    def spend(teacher: str, batch: str, money: float) -> None:
+        spent = Spending(calls=12, rows=10, input_tokens=3400, output_tokens=50, seconds=2.0, money=money)
+        base.spend(spent, job="r", purpose="refresh", teacher=teacher, version="v", as_of=NOW, batch=batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stillhouse.knowledge.base.datetime", Yesterday)
+        spend("llm", "old", 0.5)
+        spend("rules", "old rules", 0.0)
+    spend("llm", "new", 0.25)
+    cli._show_spending(base)
+    rows = [line.split() for line in shown.file.getvalue().splitlines()]
+    assert rows[1:] == [
+        ["llm", "today", "12", "10", "3,400", "50", "2.0", "0.2500"],
+        ["in", "all", "24", "20", "6,800", "100", "4.0", "0.7500"],
+        ["rules", "in", "all", "12", "10", "3,400", "50", "2.0", "0.0000"],
+    ]
+
+
+class Yesterday(datetime):
+    @classmethod
+    def now(cls, zone: tzinfo | None = None) -> datetime:
+        return datetime.now(zone) - timedelta(days=1)

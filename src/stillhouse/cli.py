@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
     from stillhouse.drift.profile import Profile
+    from stillhouse.knowledge import KnowledgeBase
 
 __all__ = ["app", "main"]
 
@@ -55,7 +56,7 @@ def check(
 
 @app.command()
 def status(agent: AgentName) -> None:
-    """Where an agent stands: its models, its last verdict, its knowledge base."""
+    """Where an agent stands: its models, its knowledge base, what its teachers have cost, its last verdict."""
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.registry import Registry
 
@@ -81,6 +82,7 @@ def status(agent: AgentName) -> None:
         console.print(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())
     console.print(f"knowledge base {base.root}: {counts or 'empty'}")
+    _show_spending(base)
     watched = [verdict for verdict in base.verdicts() if verdict.kind == "watch"]
     if watched:
         console.print(f"last watch, {watched[-1].as_of:%Y-%m-%d %H:%M}: {watched[-1].summary}")
@@ -281,6 +283,22 @@ def _differs(shares: dict[tuple[str, str], float], name: str) -> bool:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
+
+
+def _show_spending(base: KnowledgeBase) -> None:
+    """What each teacher has cost, today (UTC) and in all; nothing where nobody was asked."""
+    spent = base.spending()
+    if not spent:
+        return
+    today = base.spending(asked_since=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    table = Table("teacher", "", *("calls", "rows", "tokens in", "tokens out", "seconds", "money"), box=None)
+    for name, total in spent.items():
+        for when, cost in (("today", today.get(name)), ("in all", total)):
+            if cost is not None:
+                table.add_row(name if when == "today" or name not in today else "", when, f"{cost.calls:,}",
+                              f"{cost.rows:,}", f"{cost.input_tokens:,}", f"{cost.output_tokens:,}",
+                              f"{cost.seconds:,.1f}", f"{cost.money:,.4f}")  # fmt: skip
+    console.print(table)
 
 
 def _number(value: float | None) -> str:

@@ -42,6 +42,7 @@ __all__ = [
     "AnyEncoder",
     "AnyStudent",
     "AnyTeacher",
+    "Asking",
     "BagEncoder",
     "CategoryColumn",
     "ConvolutionEncoder",
@@ -637,7 +638,7 @@ class Weighing(Follow):
     """How the weights of several teachers follow evidence."""
 
     rows: int = Field(
-        default=2000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
+        default=1000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
     )
     min_outcomes: int = Field(
         default=100, ge=1, description="with fewer, three or more teachers start at weights by their agreement"
@@ -735,6 +736,28 @@ class Teaching(Section):
         default=0.8, ge=0, le=1,
         description="with the champion's teacher (1 − total variation), where outcomes are too few to judge by",
     )  # fmt: skip
+
+
+class Asking(Section):
+    """Which rows of a training window the teachers are asked about; the others teach by their outcomes alone."""
+
+    share: float = Field(default=1.0, gt=0, le=1, description="of the training rows, those that are known included")
+    by: tuple[Literal["margin", "committee", "diversity"], ...] = Field(
+        default=("margin", "committee", "diversity"),
+        description="where to ask: the champion is unsure; it and its predecessor disagree; spread over unlike rows",
+    )
+    uniform_share: float = Field(
+        default=0.25, gt=0, le=1, description="of the questions; it heeds neither margin nor committee"
+    )
+    without_outcomes: bool = Field(
+        default=True, description="ask about rows too whose outcome is not known; students learn from them by knowledge"
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Asking:
+        if len(set(self.by)) < len(self.by):
+            raise ValueError("by: names something more than once")
+        return self
 
 
 class TabularStudent(Section):
@@ -895,7 +918,7 @@ class Distillation(Section):
     )
     temperature: float = Field(default=2.0, gt=0, le=20, description="softens teacher and student alike")
     outcome_weight: float = Field(
-        default=0.3, ge=0, le=1, description="weight of the outcomes' cross-entropy; 1 − it goes to knowledge"
+        default=0.3, ge=0, le=1, description="of a row's outcome; 1 − it goes to its knowledge"
     )
     epochs: int = Field(default=8, ge=1, le=1000)
     batch_size: int = Field(default=1024, ge=8)
@@ -924,7 +947,7 @@ class Distillation(Section):
 class Update(Section):
     """How a champion's student takes in what is new, instead of a new student."""
 
-    steps: int = Field(default=300, ge=1, le=100_000, description="of the optimiser")
+    steps: int = Field(default=200, ge=1, le=100_000, description="of the optimiser")
     memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
     least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
     min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
@@ -1101,6 +1124,7 @@ class AgentConfig(Section):
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
     weights: Weighing = Weighing()
     teaching: Teaching = Teaching()
+    asking: Asking = Asking()
     student: AnyStudent
     distillation: Distillation = Distillation()
     update: Update = Update()

@@ -36,6 +36,7 @@ __all__ = [
     "Process",
     "Proof",
     "Quality",
+    "Questions",
     "Reason",
     "Record",
     "Refresh",
@@ -268,6 +269,29 @@ class Spending(Record):
         return f"{text}, cost {self.money:,.4f}" if self.money else text
 
 
+class Questions(Record):
+    """About which training rows the teachers were to be asked."""
+
+    rows: int = Field(ge=0, description="training rows, with and without an outcome")
+    without_outcome: int = Field(ge=0, description="of these, rows whose outcome is not known")
+    known: int = Field(ge=0, description="about which the teacher had spoken before")
+    asked: int = Field(ge=0, description="selected to be asked about")
+    answered: int = Field(ge=0, description="selected and now known")
+    limited: bool = Field(description="whether the budget allowed fewer than the agent file wants")
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were neither known nor selected."""
+        return self.rows - self.known - self.asked
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.rows:,} training rows: {self.known:,} known before, {self.asked:,} asked about "
+            f"({self.answered:,} answered), {self.skipped:,} skipped"
+        )
+        return text + (", as the budget ended" if self.limited else "")
+
+
 class Disagreement(Record):
     """Teacher and student on the same sample of observations."""
 
@@ -335,6 +359,7 @@ class SliceWeights(Record):
     """What was learned about the teachers' weights in one slice, or everywhere."""
 
     outcomes: int = Field(ge=0, description="outcomes counted in it")
+    stretches: int = Field(ge=0, description="in so many stretches of `promotion.cluster`, each one piece of evidence")
     own: Fraction = Field(description="how far its own weights count against those of everywhere; 1 for everywhere")
     posterior: tuple[float, ...] = Field(description="over the constant mixtures of the teachers")
 
@@ -355,7 +380,7 @@ class Weights(Record):
     everywhere: SliceWeights
     slices: dict[str, SliceWeights] = Field(default_factory=dict, description="by 'column=value'")
     losses: dict[str, float] = Field(
-        description="sum of −ln p(outcome) (nats) of each teacher, of the 'start', and as weighted then ('')"
+        description="sum over stretches of the mean −ln p(outcome) (nats): each teacher, 'start', as weighted then ('')"
     )
 
 

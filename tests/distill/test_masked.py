@@ -16,7 +16,7 @@ from stillhouse.config import Distillation
 from stillhouse.distill.control import distil_with_control
 from stillhouse.distill.losses import decoupled_loss
 from stillhouse.distill.online import distill_step, forgetting, remember, update
-from stillhouse.distill.train import Lesson, distil
+from stillhouse.distill.train import Lesson, distil, outcomes_part
 from stillhouse.errors import DataError
 
 ACTIONS = 4
@@ -56,7 +56,7 @@ def after_one_step(rows: Lesson, loss: str) -> torch.Tensor:
 @pytest.mark.parametrize("loss", ["hinton", "decoupled", "standardised", "relational", "hints"])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_is_the_sum_of_its_parts(loss: str, seed: int) -> None:
-    """Whatever rows are masked: (1 − w) times knowledge's on the rows that have it, and w times outcomes'."""
+    """Whatever rows are masked: knowledge's on the rows that have it, and outcomes' on those that have them."""
     rng = np.random.default_rng(seed)
     rows = lesson(60, seed, *rng.uniform(0.1, 0.45, 2), features=5)  # few: relational looks at all of them
     taught, lived = rows.take(rows.taught.nonzero()[:, 0]), rows.take(rows.lived.nonzero()[:, 0])
@@ -67,9 +67,24 @@ def test_the_gradient_is_the_sum_of_its_parts(loss: str, seed: int) -> None:
         knowledge = after_one_step(taught, loss)
         outcomes_there = taught.take(taught.lived.nonzero()[:, 0])
         outcomes_there.knowledge = torch.full_like(outcomes_there.knowledge, torch.nan)
-        knowledge = knowledge - after_one_step(outcomes_there, loss)
+        there = outcomes_part(taught, 0.3)
+        knowledge = (knowledge - there * after_one_step(outcomes_there, loss)) / (1 - there)
     lived.knowledge = torch.full_like(lived.knowledge, torch.nan)
-    torch.testing.assert_close(after_one_step(rows, loss), knowledge + after_one_step(lived, loss))
+    part = outcomes_part(rows, 0.3)
+    torch.testing.assert_close(
+        after_one_step(rows, loss), (1 - part) * knowledge + part * after_one_step(lived, loss), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_outcomes_pull_by_how_many_they_are() -> None:
+    """0.3 · 20 / (0.3 · 20 + 0.7 · 100) where 20 of 100 rows have one; w itself where all rows have both."""
+    rows = lesson(100, 0)
+    assert outcomes_part(rows, 0.3) == pytest.approx(0.3)
+    rows.outcomes[20:] = -1
+    assert outcomes_part(rows, 0.3) == pytest.approx(6 / 76)
+    assert (outcomes_part(rows, 0.0), outcomes_part(rows, 1.0)) == (0, 1)
+    rows.outcomes[:] = -1
+    assert outcomes_part(rows, 0.3) == 0 and outcomes_part(rows, 1.0) == 1.0
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from stillhouse.evaluate.figures import quality_over_time, tradeoff, year
+from stillhouse.evaluate.figures import quality_over_time, tradeoff, weights_over_time, year
 from stillhouse.records import (
     ColumnDrift,
     Disagreement,
@@ -21,6 +21,7 @@ from stillhouse.records import (
     Quality,
     Scorecard,
     Verdict,
+    WeightChange,
     Window,
 )
 
@@ -154,3 +155,20 @@ def test_a_year(make: Any, tmp_path: Path) -> None:
     assert len(above.lines) == 3 + 4
     assert len(below.patches) == 44
     draw(figure)
+
+
+def test_weights_over_time_show_every_change_of_each_teacher(make: Any) -> None:
+    def change(days: int, teacher: str, after: float, **more: Any) -> WeightChange:
+        given = {"slice": "", "before": 0.5, "by": "outcomes", "version": "v", "job": "watch", "reason": "lost more"}
+        when = make.certificate().as_of + timedelta(days=days)
+        return WeightChange.model_validate(given | {"teacher": teacher, "after": after, "as_of": when} | more)
+
+    changes = [change(0, "a", 0.7, job="r1"), change(0, "b", 0.3, job="r1"), change(2, "a", 0.4), change(2, "b", 0.6),
+               change(2, "b", 0.9, slice="place=north")]  # fmt: skip
+    figure = weights_over_time(changes)
+    draw(figure)
+    lines = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
+    assert {line.get_label(): list(line.get_ydata()) for line in lines} == {
+        "a": [0.5, 0.7, 0.4], "b": [0.5, 0.3, 0.6],
+    }  # fmt: skip
+    draw(weights_over_time([]))

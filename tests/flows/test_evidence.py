@@ -60,6 +60,9 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
     live.fn("toy", day(27), day(33))
     gate = refresh.fn(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
     assert gate.outcome == "promoted", gate.summary
+    first, renewed = (registry("toy").version("toy-teacher", each) for each in ("1", "champion"))
+    assert renewed is not None and renewed.version == "2"  # fitted anew, and logged as a new version
+    assert registry("toy").tags(renewed)["teacher_version"] != registry("toy").tags(first)["teacher_version"]
 
     begun = looked(day, 34, 34)[0]
     steps = evidence_steps(begun)

@@ -82,3 +82,36 @@ def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -
     versions = models.versions()
     assert start(as_of).wait(timeout=300) == 0
     assert models.versions() == versions and models.champion() == champion and len(base.verdicts()) == 1
+
+
+def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, agents: Path) -> None:
+    """Counted by the server itself, which sees every question."""
+    pytest.importorskip("openai")
+    from tests.flows.test_teachers import llm, settle_on, wise
+    from tests.teachers.servers import serving
+
+    def questions(requests: list[dict]) -> list[str]:
+        return [request["messages"][-1]["content"] for request in requests]
+
+    with serving(wise) as server:
+        settle_on(agents, llm(server))
+        live.fn("toy", day(0), day(14))
+        as_of = f"{day(14):%Y-%m-%dT%H:%M:%S}"
+        process, deadline = start(as_of), time.monotonic() + 240
+        while len(server.requests) < 500 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed_after = len(server.requests)
+        kept = KnowledgeBase(load("toy")).counts()["knowledge"]
+        assert start(as_of).wait(timeout=400) == 0
+        before, after = questions(server.requests[:killed_after]), questions(server.requests[killed_after:])
+
+    base = KnowledgeBase(load("toy"))
+    assert 0 <= killed_after - kept <= 2 * 64  # the chunk of eight times eight rows that was under way, and its like
+    assert len(set(before) & set(after)) == killed_after - kept
+    assert len(after) == len(set(after)) == 8 * 120 + 150 - kept
+    assert base.counts()["knowledge"] == 8 * 120 + 150
+    assert base.verdicts()[-1].outcome == "promoted"
+    assert base.spending()["llm"].calls <= len(server.requests)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,14 @@ import pytest
 
 from flows.refresh import refresh
 from flows.watch import watch
-from stillhouse.config import load
+from stillhouse.config import home, load
 from stillhouse.errors import PartError, WindowError
 from stillhouse.evaluate import admission
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Verdict
 from stillhouse.rehearsal import rehearse
 from tasks.common import registry
+from tasks.demonstrating import sum_up
 from tasks.living import live
 from tests.flows import toy
 from tests.teachers.servers import Reply, Server, error, says, serving, token
@@ -112,17 +117,24 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     assert kept.kind == "gate" and len(server.requests) == spent.calls + asked
 
 
-def test_a_watch_asks_under_a_budget_of_its_own(day, agents: Path, server: Server) -> None:
+def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_watch_calls: 70, ")
-    lived(day)
+    base = lived(day)
     bootstrap(day)
     taught = len(server.requests)
-    live.fn("toy", day(14), day(18))
-    verdict = watch.fn(agent="toy", as_of=day(18))
+    live.fn("toy", day(14), day(21))
+    verdict = watch.fn(agent="toy", as_of=day(21))
     assert verdict.kind == "watch" and verdict.outcome != "data_broken"
     assert len(server.requests) - taught == 70
-    watch.fn(agent="toy", as_of=day(18))
+    watch.fn(agent="toy", as_of=day(21))
     assert len(server.requests) - taught == 70
+
+    year = sum_up.fn("toy", [day(21)], 1.0)
+    assert len(server.requests) - taught == 70
+    assert (year.summary.quality_teacher, year.weeks[0].quality_teacher) == (None, None)
+    assert year.summary.quality_champion > 0.7
+    assert year.summary.teacher_calls == base.spending()["llm"].calls == len(server.requests)
+    assert json.loads((Path(year.folder) / "summary.json").read_text())["quality_teacher"] is None
 
 
 def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, server: Server) -> None:
@@ -156,20 +168,20 @@ def test_a_mixed_ensemble(day, agents: Path, server: Server) -> None:
     assert len(server.requests) == 8 * toy.PER_DAY + 150
     spent = base.spending()
     assert spent["both.llm"].calls == spent["both.logistic"].calls == len(server.requests)
-    assert base.read("knowledge")["teacher"].nunique() == 2  # the endpoint's own answers, and the mean
+    assert base.read("knowledge")["teacher"].nunique() == 3  # each one's own answers, and the mean
 
 
 def test_rules_teach_and_show_what_they_see_inside(day, agents: Path) -> None:
     """Never fitted; their features reach the losses that match them, in the student and in what is pruned of it."""
     settle_on(agents, "{kind: python, name: rules, target: tests.flows.toy:Known, learns: false, features: true}")
-    text = (agents / "toy.yaml").read_text()
+    text = (agents / "toy.yaml").read_text().replace("augment: {copies: 0}", "augment: {copies: 0.5}")
     losses = "losses: [{type: hinton}, {type: hints}, {type: relational, rows: 16}]"
     (agents / "toy.yaml").write_text(text.replace("distillation: {", f"distillation: {{{losses}, "))
     base = lived(day)
     verdict = bootstrap(day)
     assert verdict.outcome == "promoted", verdict.summary
-    assert base.spending()["rules"].rows == 8 * toy.PER_DAY + 150
     kept = base.read("knowledge")
+    assert base.spending()["rules"].rows == len(kept) > 8 * toy.PER_DAY + 150  # and the rows that were made up
     assert {len(inside) for inside in kept["features"]} == {3} and kept["teacher"].nunique() == 1
 
 
@@ -262,6 +274,75 @@ def test_a_server_that_never_answers(day, agents: Path, server: Server) -> None:
     with pytest.raises(WindowError, match=r"answered 0 of 150 rows .* did not answer within 0.2 s"):
         refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
     assert registry("toy").champion() == before
+
+
+SORTS = {"logs": "TIMESTAMP_DESC", "artifacts": "UPDATED_DESC", "flow_runs": "START_TIME_DESC",
+         "task_runs": "EXPECTED_START_TIME_DESC"}  # fmt: skip
+SECRET = "key-Zx81-not-to-be-seen"
+
+
+def moody(request: dict[str, Any], number: int) -> Reply:
+    """Every fortieth time something else that servers do; some of it repeats the key that it was sent."""
+    moods = [
+        error(429, f"too many requests with {SECRET}", Retry_After="1"),
+        error(429, Retry_After=formatdate(time.time() + 1, usegmt=True)),
+        error(500, f"cannot read {SECRET}"),
+        Reply(wise(request, number).body, cut=True),
+        Reply(wise(request, number).body, delay=3.0),
+        Reply('{"choices": [{"message": {"content": "g'),
+        says(f"jump {SECRET}", tokens=[token("jump", 0.9)]),
+    ]
+    return wise(request, number) if number % 40 else moods[number // 40 % len(moods)]
+
+
+def test_a_server_in_every_mood_and_a_key_that_is_never_shown(
+    day, agents: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("TOY_KEY", SECRET)
+    settle_on(agents, llm(server, ", key_variable: TOY_KEY").replace("5s", "2s").replace("retries: 0", "retries: 3"))
+    base = lived(day)
+    server.script = lambda request, number: error(401, f"unknown key {SECRET} in Bearer {SECRET}")  # type: ignore[attr-defined]
+    with pytest.raises(
+        WindowError, match=r"answered 0 of 150 rows .*AuthenticationError: .*unknown key \*\*\*"
+    ) as told:
+        bootstrap(day)
+    assert SECRET not in str(told.value)
+    assert {sent["authorization"] for sent in server.headers} == {f"Bearer {SECRET}"}
+    refused = len(server.requests)
+    assert refused <= 8  # those that were under way
+
+    server.script = moody  # type: ignore[attr-defined]
+    verdict = bootstrap(day)
+    assert verdict.outcome == "promoted", verdict.summary
+    counts, asked = base.counts(), server.requests[refused:]
+    assert counts["knowledge"] + counts["unanswered"] == 8 * toy.PER_DAY + 150
+    assert base.spending()["llm"].calls >= len(server.requests)  # a call may fail before it arrives
+    again = len(asked) - len({sent["messages"][-1]["content"] for sent in asked})
+    assert again <= len(asked) / 40 + 10  # what failed was asked again, and nothing else but what was slow just now
+    assert set(base.read("unanswered")["reason"]) == {"answered 'jump ***', which is no action"}
+
+    shown = [caplog.text, *(base.read(table).to_json() for table in counts), *on_disk(home()), *known_to_prefect()]
+    assert len(shown) > 50 and any("asking ended early" in text for text in shown)
+    assert [text[:300] for text in shown if SECRET in text] == []
+
+
+def on_disk(folder: Path) -> Iterator[str]:
+    """Every file: agent files, MLflow's database and artifacts, locks, Data Docs."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            yield file.read_bytes().decode("latin-1")
+
+
+def known_to_prefect() -> Iterator[str]:
+    """Runs with their states, logs and artifacts."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        for route in ("logs", "artifacts", "flow_runs", "task_runs"):
+            found = client.request("POST", f"/{route}/filter", json={"limit": 200, "sort": SORTS[route]})
+            found.raise_for_status()
+            yield found.text
 
 
 class Careless:

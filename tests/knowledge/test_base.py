@@ -221,6 +221,17 @@ def test_an_unknown_action_is_an_error(lived: KnowledgeBase) -> None:
         lived.labelled(everything(lived), START + 1000 * HOUR)
 
 
+def test_when_the_outcome_that_a_row_bears_became_known(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(6), "stay", known_after=2 * HOUR), batch="a")
+    lived.append("outcomes", outcomes(range(3), "move", known_after=9 * HOUR), batch="correction")
+    rows = lived.labelled(everything(lived), known_by=START + 100 * HOUR)
+    found = lived.with_known_at(rows, known_by=START + 100 * HOUR)
+    assert ((found["known_at"] - found["observed_at"]) / HOUR).tolist() == [9, 9, 9, 2, 2, 2]
+    early = lived.with_known_at(rows, known_by=START + 5 * HOUR)
+    assert ((early["known_at"] - early["observed_at"]) / HOUR).tolist() == [2, 2, 2, 2]  # the others are left out
+    assert lived.with_known_at(rows.iloc[:0], known_by=START).empty
+
+
 # --------------------------------------------------------------------------- knowledge
 
 
@@ -528,3 +539,65 @@ def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
     assert back["said"].fillna("-").tolist() == [said[0], "", "-", said[0]]
     keys = back["content_key"].tolist()
     assert keys[0] == keys[3] and len(set(keys)) == 3
+    half = rows.assign(said=pd.Series(["half a \ud83d", "", "", ""], dtype=object))
+    with pytest.raises(SchemaError, match="column 'said' of agent 'toy' holds what is no Unicode text"):
+        base.append_observations(half, batch="b")
+
+
+# --------------------------------------------------------------------------- questions
+
+
+def test_what_a_job_selected_is_kept_once_with_its_probabilities(lived: KnowledgeBase) -> None:
+    rows = lived.observations(everything(lived))
+    assert lived.questions("r1", "t1") is None
+    known = np.array([True, False, False])
+    lived.append_questions(rows.iloc[:3], np.array([1.0, 0.5, 0.25]), known, job="r1", teacher="t1")
+    lived.append_questions(rows.iloc[5:9], np.ones(4), np.zeros(4, dtype=bool), job="r1", teacher="t1")
+    lived.append_questions(rows.iloc[9:10], np.ones(1), np.zeros(1, dtype=bool), job="r2", teacher="t1")
+    kept = lived.questions("r1", "t1")
+    assert kept is not None
+    assert kept["observation_id"].tolist() == ["o0000", "o0001", "o0002"]
+    assert kept["probability"].tolist() == [1.0, 0.5, 0.25] and kept["known"].tolist() == known.tolist()
+    assert lived.questions("r1", "t2") is None
+
+
+def test_rows_without_a_known_outcome(lived: KnowledgeBase) -> None:
+    lived.append("outcomes", outcomes(range(40), "move", known_after=HOUR), batch="outcomes")
+    lived.append("quarantine", quarantine(47), batch="bad")
+    rows = lived.unlabelled(everything(lived), known_by=START + 31 * HOUR)
+    assert rows["observation_id"].tolist() == [f"o{i:04d}" for i in range(31, 47)]
+    assert (rows["outcome"] == -1).all()
+
+
+# --------------------------------------------------------------------------- other actions
+
+
+def test_a_model_of_fewer_actions_reads_outcomes_beyond_its_own(lived: KnowledgeBase) -> None:
+    grown = KnowledgeBase(CONFIG.model_copy(update={"actions": ("stay", "turn", "move")}), lived.root)
+    grown.append("outcomes", outcomes(range(2), "move", known_after=HOUR), batch="move")
+    grown.append("outcomes", outcomes(range(2, 4), "turn", known_after=HOUR), batch="turn")
+    window, later = everything(grown), START + 1000 * HOUR
+    assert grown.labelled(window, known_by=later)["outcome"].tolist() == [2, 2, 1, 1]
+    as_it_was = KnowledgeBase(grown.config, lived.root, actions=["stay", "move"])
+    assert as_it_was.config.actions == ("stay", "move")
+    assert as_it_was.labelled(window, known_by=later)["outcome"].tolist() == [1, 1, 2, 2]
+    with pytest.raises(SchemaError, match="unknown actions"):
+        lived.labelled(window, known_by=later)
+
+
+def test_knowledge_of_another_number_of_actions_is_no_answer(lived: KnowledgeBase) -> None:
+    rows = lived.observations(everything(lived)).head(2)
+    lived.append_knowledge(rows, np.array([[0.2, 0.8], [0.5, 0.5]]), teacher="t")
+    grown = KnowledgeBase(CONFIG.model_copy(update={"actions": ("stay", "turn", "move")}), lived.root)
+    assert np.isnan(grown.knowledge(rows, "t")).all() and grown.knowledge(rows, "t").shape == (2, 3)
+    grown.append_knowledge(rows.tail(1), np.array([[0.2, 0.3, 0.5]]), teacher="t")
+    assert grown.knowledge(rows, "t")[1].tolist() == [0.2, 0.3, 0.5]
+    assert lived.knowledge(rows, "t").tolist() == [[0.2, 0.8], [0.5, 0.5]]
+
+
+def test_whether_the_last_refresh_was_refused(kb: KnowledgeBase) -> None:
+    assert not kb.last_refused(before=START)
+    kb.record(make_verdict("a", 2, "gate", "refused"))
+    kb.record(make_verdict("b", 4, "gate", "promoted"))
+    kb.record(make_verdict("c", 6, "watch", "drift"))
+    assert kb.last_refused(before=START + 3 * HOUR) and not kb.last_refused(before=START + 9 * HOUR)

@@ -14,6 +14,7 @@ import pytest
 from stillhouse.config import AgentConfig
 from stillhouse.errors import LeakageError
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.parts import resolve
 from stillhouse.records import Spending, Window
 from stillhouse.teachers import asking, ensemble
 from stillhouse.teachers.answers import Allowance, Answers, in_process
@@ -271,3 +272,34 @@ def test_a_config_without_budgets_sets_no_limit() -> None:
     budgets = config.budgets
     assert (budgets.max_teacher_calls, budgets.max_teacher_cost) == (None, None)
     assert (budgets.max_watch_calls, budgets.max_watch_cost) == (None, None)
+
+
+# --------------------------------------------------------------------------- some of the rows
+
+
+def test_only_wanted_rows_are_asked_about_and_nothing_is_fitted_on_rows_without_outcome(
+    base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = observed(base, 40)
+    rows.loc[::4, "outcome"] = -1
+    fitted: list[set[float]] = []
+    fit = resolve(MEMORY["target"], where="here").fit
+    monkeypatch.setattr(
+        resolve(MEMORY["target"], where="here"), "fit",
+        lambda self, seen, outcomes: (fitted.append(set(outcomes)), fit(self, seen, outcomes))[1],
+    )  # fmt: skip
+    reference = ensemble.fit(base.config, rows[rows["outcome"] >= 0], TRAIN, base.root.parent / "teacher")
+    teacher = ensemble.load(base.root.parent / "teacher", base.config)
+    wanted = np.arange(40) % 3 == 0
+    said = asking.cross_fitted(teacher, rows, account(base), wanted)
+    assert (~np.isnan(said[:, 0]) == wanted).all()
+    assert base.counts()["knowledge"] == wanted.sum() and teacher.version == reference.version
+    assert all(-1 not in outcomes for outcomes in fitted) and len(fitted) == 1 + base.config.distillation.folds
+
+
+def test_what_the_calls_that_are_left_will_do_for(base: KnowledgeBase) -> None:
+    teacher = of(Oracle(), base)
+    assert account(base).affordable(teacher, 50) == 50
+    assert account(base, max_teacher_calls=7).affordable(teacher, 50) == 7
+    two = ensemble.Ensemble(base.config, teacher.members * 2, None, "o2")
+    assert account(base, max_teacher_calls=7).affordable(two, 50) == 3

@@ -149,6 +149,37 @@ def test_certainty_that_is_wrong_costs_no_more_than_the_floor() -> None:
     assert np.isfinite(weighing.share_in(course.weights)).all()
 
 
+def test_outcomes_of_one_stretch_are_one_piece_of_evidence() -> None:
+    said, outcomes, rows = specialised(40, np.random.default_rng(15))
+    once = weighing.learn(begun(2, "place"), said, outcomes, rows, NOW).weights
+    many = np.repeat(np.arange(40), 5)
+    times = weighing.learn(begun(2, "place"), said[many], outcomes[many], rows.iloc[many], NOW, stretches=many).weights
+    np.testing.assert_allclose(weighing.shares(times, rows), weighing.shares(once, rows))
+    assert times.losses == pytest.approx(once.losses)
+    assert (times.everywhere.outcomes, times.everywhere.stretches) == (200, 40)
+    each = weighing.learn(begun(2, "place"), said[many], outcomes[many], rows.iloc[many], NOW).weights
+    assert each.everywhere.stretches == 200
+
+
+@pytest.mark.parametrize("columns", [0, 2])
+@pytest.mark.parametrize("kind", ["random", "leader fails", "alternating"])
+def test_the_bound_holds_by_stretches(kind: str, columns: int) -> None:
+    rng = np.random.default_rng(16)
+    said, outcomes = adversarial(kind, 500, 3, rng)
+    stretches = np.sort(rng.integers(0, 60, 500))
+    names = [f"c{i}" for i in range(columns)]
+    rows = rows_of(500, **{name: rng.choice(["x", "y", None], 500) for name in names})
+    weights = begun(3, *names)
+    course = weighing.learn(weights, said, outcomes, rows, NOW, stretches)
+    means = pd.DataFrame(np.column_stack([course.losses, loss_of(said, outcomes)])).groupby(stretches).mean()
+    lost, *each = means.sum()
+    count = len(means)
+    for i in range(3):
+        prior = weighing.vertex_prior(weights.start, i)
+        assert lost <= each[i] + weighing.regret_bound(count, prior, columns=columns) + 1e-9
+    assert course.weights.losses[""] == pytest.approx(lost)
+
+
 # --------------------------------------------------------------------------- slices
 
 
@@ -254,7 +285,8 @@ def test_every_change_has_its_numbers_and_small_ones_add_up() -> None:
     found = weighing.changes(weights, {}, version="v", job="r1")
     north = next(each for each in found if (each.teacher, each.slice) == ("t0", "place=north"))
     assert north.before == 0.5 and north.after > 0.85
-    assert "over 600 outcomes it lost" in north.reason and "own weights count for" in north.reason
+    assert "over 600 outcomes in 600 stretches of time it lost" in north.reason
+    assert "own weights count for" in north.reason
     recorded = {(each.slice, each.teacher): each.after for each in found}
     assert weighing.changes(weights, recorded, version="v", job="r1") == ()
     nearly = recorded | {("place=north", "t0"): north.after - 0.009}

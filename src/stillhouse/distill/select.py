@@ -1,11 +1,13 @@
-"""Which rows a teacher is asked about when it cannot be asked about all: where an answer teaches most, and a bit anywhere.
+"""Which rows a teacher is asked about when it cannot be asked about all.
+
+Mostly those where an answer teaches most, and some anywhere.
 
 A row's inclusion probability grows with its scores, of which there are two: the student's margin (Scheffer, Decomain
 and Wrobel 2001, "Active Hidden Markov Models for Information Extraction", §3), and how far a committee is apart
 (Jensen–Shannon divergence: McCallum and Nigam 1998, "Employing EM and Pool-Based Active Learning for Text
-Classification", §3). A share of the questions heeds neither, so that no row is left out for certain, and what was asked can
-be weighted back to all rows (Horvitz and Thompson 1952). Diversity comes from the design: rows are put in an order
-in which neighbours are alike, and drawn systematically along it, so that no corner gets many more questions than
+Classification", §3). A share of the questions heeds neither, so that no row is left out for certain, and what was
+asked can be weighted back to all rows (Horvitz and Thompson 1952). Diversity comes from the design: rows are put in an
+order in which neighbours are alike, and drawn systematically along it, so that no corner gets many more questions than
 its probabilities add up to, or many fewer.
 """
 
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Selection", "combined", "committee", "inclusion", "margin", "select", "space", "spread"]
+__all__ = ["Selection", "combined", "committee", "inclusion", "margin", "plan", "scores", "select", "space", "spread"]
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +34,7 @@ class Selection:
     """Rows to ask about, and with what probability each row could have been one of them.
 
     :ivar rows: int64 ``[m]``, ascending positions of the selected rows.
-    :ivar probability: float64 ``[N]`` in (0, 1], of every row; they add up to m.
+    :ivar probability: float64 ``[N]`` in 0…1, of every row; they add up to m. It is 0 only where nothing is drawn.
     """
 
     rows: Array
@@ -72,6 +74,44 @@ def select(
     generator = np.random.default_rng(seed)
     order = np.arange(count) if alike is None else spread(alike, generator)
     return Selection(rows=np.sort(order[_systematic(probability[order], generator)]), probability=probability)
+
+
+def plan(
+    size: int,
+    *,
+    known: Array,
+    kept_back: Array,
+    scores: Array | None = None,
+    alike: Array | None = None,
+    uniform_share: float = 0.25,
+    seed: int = 0,
+) -> Selection:
+    """Draw the rows that a teacher is to have spoken about: ``size`` of them, those that it has spoken about included.
+
+    A row that is known costs nothing: it belongs to the selection for certain. Rows kept back to judge by are drawn
+    evenly, whatever their scores: a yardstick made of unsure rows would be another one.
+
+    :param known: bool ``[N]``, about which rows the teacher has spoken already (an audit's, say).
+    :param kept_back: bool ``[N]``, rows that no student learns from.
+    :param scores: as in :func:`select`; ``alike`` and ``uniform_share`` too.
+    :return: positions of all selected rows, known ones included, with probability 1.
+    """
+    probability = np.ones(len(known))
+    chosen = np.asarray(known, dtype=bool).copy()
+    judged = round(size * float(np.mean(kept_back))) if len(known) else 0
+    for group, wanted, heeds in ((kept_back, judged, False), (~kept_back, size - judged, True)):
+        new = np.flatnonzero(group & ~known)
+        drawn = select(
+            min(len(new), max(0, wanted - int(np.sum(group & known)))),
+            scores=scores[new] if heeds and scores is not None else None,
+            alike=None if alike is None else alike[new],
+            rows=len(new),
+            uniform_share=uniform_share,
+            seed=seed,
+        )
+        chosen[new[drawn.rows]] = True
+        probability[new] = drawn.probability
+    return Selection(rows=np.flatnonzero(chosen), probability=probability)
 
 
 def inclusion(scores: Array, size: int, uniform_share: float) -> Array:
@@ -129,6 +169,19 @@ def committee(said: Sequence[Array]) -> Array:
     return found
 
 
+def scores(by: Sequence[str], said: Sequence[Array]) -> Array | None:
+    """Where to ask, float ``[n]``: by ``margin`` of the first student, by ``committee`` of all; None: everywhere alike.
+
+    :param said: probabilities ``[n, K]`` of each student, the newest first. One that knew other actions has no say.
+    """
+    if not said:
+        return None
+    found = [margin(said[0])] if "margin" in by else []
+    if "committee" in by:
+        found.append(committee([each for each in said if each.shape == said[0].shape]))
+    return combined(found)
+
+
 def combined(scores: Sequence[Array]) -> Array | None:
     """The mean of scores ``[n]``, each brought to a mean of 1 first; one that is 0 everywhere says nothing."""
     means = [(each, float(np.mean(each))) for each in scores]
@@ -158,8 +211,8 @@ def space(numbers: Array | None = None, probabilities: Array | None = None) -> A
 def spread(alike: Array, generator: np.random.Generator) -> Array:
     """An order of the rows, int64 ``[N]``, in which neighbours are alike.
 
-    The rows are halved at the median of the principal axis on which they differ most, the halves again, and so on; which
-    half comes first is left to chance (as in Stevens and Olsen 2004, "Spatially Balanced Sampling of Natural
+    The rows are halved at the median of the principal axis on which they differ most, the halves again, and so on;
+    which half comes first is left to chance (as in Stevens and Olsen 2004, "Spatially Balanced Sampling of Natural
     Resources", §3).
 
     :param alike: float ``[N, D]``.

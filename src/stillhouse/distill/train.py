@@ -33,6 +33,7 @@ __all__ = [
     "distil",
     "held_out_units",
     "new_student",
+    "outcomes_part",
     "student_probabilities",
     "validation_days",
 ]
@@ -82,11 +83,13 @@ class Lesson:
         return len(self.x)
 
     def plus(self, other: Lesson) -> Lesson:
-        """These rows and then those of ``other``, neither with features nor in groups."""
+        """These rows and then those of ``other``, with features where both have them, and in no groups."""
         together = copy(self)
         for name in ("x", "knowledge", "outcomes"):
             setattr(together, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        together.features = together.groups = None
+        both = self.features is not None and other.features is not None
+        together.features = torch.cat([self.features, other.features]) if both else None  # type: ignore[list-item]
+        together.groups = None
         return together
 
     @property
@@ -148,8 +151,8 @@ def distil(
 
     The loss is ``(1 − w) · knowledge + w · CE(outcomes)``, where knowledge is the weighted mean of ``settings.losses``,
     each brought to the gradient norm of ``KL(teacher ‖ student)`` (:mod:`stillhouse.distill.balance`), so that ``w``
-    means the same whatever the losses. Each of the two parts is a mean over those rows of a batch that have it, and
-    ``w`` divides the pull between the two however few the rows of one are; AdamW under a one-cycle learning rate. With
+    means the same whatever the losses. Each of the two parts is a mean over those rows of a batch that have it; where
+    not all have both, ``w`` begins lower or higher (:func:`outcomes_part`). AdamW under a one-cycle learning rate. With
     held-out rows and the adaptive controller, ``w`` and the temperature are set while it learns
     (:mod:`stillhouse.distill.controller`). The student ends as the exponential moving average of its weights (Polyak
     and Juditsky 1992; Tarvainen and Valpola 2017, §2), which steadies a small model; where the training stops early, as
@@ -203,7 +206,9 @@ class _Training:
         self.both = (self.lesson.taught & self.lesson.lived).nonzero().squeeze(1)
         self.judged = None if self.held_out is None else _with_both(self.held_out)
         self.controller = Controller(
-            settings.temperature, settings.outcome_weight, min(1.0, settings.batch_size / max(1, len(self.both)))
+            settings.temperature,
+            outcomes_part(lesson, settings.outcome_weight),
+            min(1.0, settings.batch_size / max(1, len(self.both))),
         )
         self.every = max(2, epochs * steps // _PROBES) if self._adaptive else 0
         if self.judged is not None:
@@ -510,6 +515,16 @@ def _apart(logits: Tensor, knowledge: Tensor, outcomes: Tensor) -> Tensor:
 
 def _outcomes_alone(logits: Tensor, knowledge: Tensor, outcomes: Tensor) -> Tensor:
     return functional.cross_entropy(logits, outcomes, reduction="none")
+
+
+def outcomes_part(lesson: Lesson, weight: float) -> float:
+    """What part of the pull outcomes get, in 0 … 1, where a row's outcome weighs ``weight`` and its knowledge the rest.
+
+    ``weight`` itself where every row has both; the fewer rows have an outcome, the less. Few outcomes at full weight
+    would be learned by heart.
+    """
+    lived, taught = weight * int(lesson.lived.sum()), (1 - weight) * int(lesson.taught.sum())
+    return lived / (lived + taught) if lived + taught else weight
 
 
 def _with_both(lesson: Lesson) -> Lesson:

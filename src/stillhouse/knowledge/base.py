@@ -11,6 +11,7 @@ quarantine     observations that broke the data contract, with the reasons
 verdicts       what the system decided, as JSON
 unanswered     a content that a teacher had no usable answer to, with the reason
 spending       what some questions to a teacher have cost: calls, rows, tokens, seconds, money
+questions      which rows a refresh selected to ask a teacher about, and with what probability
 evidence       each step of the evidence on a champion: the rows it counted, with what probability, and its state
 weights        a change of a teacher's weight in the mean of several, with its reason
 =============  ====================================================================================
@@ -51,6 +52,7 @@ Table = Literal[
     "evidence",
     "unanswered",
     "spending",
+    "questions",
     "weights",
 ]
 
@@ -101,6 +103,10 @@ _FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
         ("teacher", pa.string()), ("slice", pa.string()), ("before", pa.float64()), ("after", pa.float64()),
         ("json", pa.string()),
     ],
+    "questions": [
+        ("job", pa.string()), ("teacher", pa.string()), ("observation_id", pa.string()), ("content_key", pa.string()),
+        ("observed_at", _TIME), ("probability", pa.float64()), ("known", pa.bool_()),
+    ],
 }  # fmt: skip
 
 _WINDOWED: tuple[Table, ...] = ("observations", "outcomes", "quarantine", "decisions")
@@ -121,7 +127,7 @@ def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
 def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
     """The contract's columns of raw observations, numbers as float64, categories and texts as text.
 
-    :raises SchemaError: if columns are missing, or a number column does not hold numbers.
+    :raises SchemaError: if columns are missing, a number column does not hold numbers, or a text is no Unicode.
     """
     observations = config.observations
     required = ["observation_id", "observed_at", *observations.columns]
@@ -146,7 +152,13 @@ def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
         except (TypeError, ValueError) as error:
             raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric: {error}") from error
     for name in (*observations.categories, *observations.texts):
-        tidied[name] = tidied[name].astype("string").astype("object")
+        try:
+            tidied[name] = tidied[name].astype("string").astype("object")
+        except UnicodeEncodeError as error:
+            raise SchemaError(
+                f"column {name!r} of agent {config.agent!r} holds what is no Unicode text ({error.reason}): let "
+                f"{observations.source} replace such characters"
+            ) from error
     return tidied.reset_index(drop=True)
 
 
@@ -227,6 +239,26 @@ class KnowledgeBase:
         new = rows[["content_key", "observed_at"]].assign(teacher=teacher, asked_at=datetime.now(UTC), reason=reasons)
         new = new[~new["content_key"].isin(self.unanswered(teacher)["content_key"])].drop_duplicates("content_key")
         return self.append("unanswered", new, batch=f"{teacher}:{short_id(*sorted(new['content_key']))}")
+
+    def append_questions(
+        self,
+        rows: pd.DataFrame,
+        probability: np.ndarray[Any, Any],
+        known: np.ndarray[Any, Any],
+        *,
+        job: str,
+        teacher: str,
+    ) -> None:
+        """Keep which ``rows`` a job selected to ask ``teacher`` (a version) about; only its first selection is kept.
+
+        :param probability: of each row's being selected, float ``[n]`` in (0, 1]; weighted by its inverse the rows
+            speak for all.
+        :param known: bool ``[n]``, about which the teacher had spoken before: they cost nothing, and are taken for
+            certain. If an audit had drawn them, ``evidence`` has the probability of that.
+        """
+        kept = rows[["observation_id", "content_key", "observed_at"]]
+        kept = kept.assign(job=job, teacher=teacher, probability=probability, known=known)
+        self.append("questions", kept, batch=f"questions:{job}:{teacher}")
 
     def spend(
         self, spent: Spending, *, job: str, purpose: Purpose, teacher: str, version: str, as_of: datetime, batch: str
@@ -351,6 +383,13 @@ class KnowledgeBase:
         )
         return joined.astype({"outcome": "int64"})
 
+    def unlabelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
+        """Observations of the window whose outcome was not known by then, with ``outcome`` −1."""
+        outcomes = self.read("outcomes", window, ["observation_id", "known_at"])
+        known = outcomes.loc[outcomes["known_at"] <= known_by, "observation_id"]
+        rows = self.observations(window)
+        return rows[~rows["observation_id"].isin(known)].assign(outcome=-1).reset_index(drop=True)
+
     def arrived(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
         """Observations of ``since`` and later whose outcome became known for the first time in ``[start, end)``.
 
@@ -453,14 +492,22 @@ class KnowledgeBase:
         ).to_pandas()  # fmt: skip
         return found
 
+    def questions(self, job: str, teacher: str) -> pd.DataFrame | None:
+        """What :meth:`append_questions` kept of this job; None if it has selected nothing."""
+        if not self.has_batch("questions", f"questions:{job}:{teacher}"):
+            return None
+        rows = self.read("questions")
+        return rows[(rows["job"] == job) & (rows["teacher"] == teacher)].reset_index(drop=True)
+
     def spending(
         self, *, job: str | None = None, purpose: Purpose | None = None,
-        after: datetime | None = None, until: datetime | None = None,
+        after: datetime | None = None, until: datetime | None = None, asked_since: datetime | None = None,
     ) -> dict[str, Spending]:  # fmt: skip
         """What was spent on each teacher, by its name.
 
         :param job: only for this job; ``purpose`` alike.
         :param after: only what belongs to later moments of the agent's life, up to and including ``until``.
+        :param asked_since: only what was asked from then on, by the clock on the wall.
         """
         rows = self.read("spending")
         chosen = np.ones(len(rows), dtype=bool)
@@ -468,12 +515,17 @@ class KnowledgeBase:
             chosen &= (rows[column] == wanted).to_numpy() if wanted is not None else True
         chosen &= (rows["observed_at"] > after).to_numpy() if after is not None else True
         chosen &= (rows["observed_at"] <= until).to_numpy() if until is not None else True
+        chosen &= (rows["asked_at"] >= asked_since).to_numpy() if asked_since is not None else True
         sums = rows[chosen].groupby("teacher")[list(Spending.model_fields)].sum()
         return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
 
     def weight_changes(self, version: str | None = None) -> list[WeightChange]:
-        """How teachers' weights changed, oldest first; only those of a version of the teachers, where one is named."""
+        """How teachers' weights changed, oldest first; only those of a version of the teachers, where one is named.
+
+        Of a refresh that was interrupted and made again, with more knowledge by then, what it found last.
+        """
         rows = self.read("weights").sort_values(["observed_at", "recorded_at"], kind="stable")
+        rows = rows.drop_duplicates(["job", "observed_at", "teacher", "slice"], keep="last")
         chosen = rows if version is None else rows[rows["version"] == version]
         return [WeightChange.model_validate_json(text) for text in chosen["json"]]
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from time import perf_counter
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -57,6 +58,11 @@ class Account:
                 batch=f"{self.job}:{uuid4().hex}",
             )  # fmt: skip
 
+    def affordable(self, teacher: Ensemble, rows: int) -> int:
+        """About how many of so many rows the calls that are left will do for, one a row and member."""
+        calls = self.allowance.calls
+        return rows if calls is None else min(rows, calls // len(teacher.members))
+
     def stop(self, teacher: str, why: str) -> None:
         """End the asking; the first reason stays."""
         budget = why.startswith("the budget")
@@ -102,14 +108,20 @@ def ask(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Array:
     return base.knowledge(rows, teacher.version)
 
 
-def cross_fitted(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Array:
-    """The same about the labelled rows that ``teacher`` was fitted on.
+def cross_fitted(
+    teacher: Ensemble, rows: pd.DataFrame, account: Account, wanted: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+) -> Array:
+    """The same about the rows that ``teacher`` was fitted on, and others of that time.
 
     What can be fitted answers by cross-fitting (:func:`ensemble.cross_fit`), everything else as in :func:`ask`.
+
+    :param rows: with ``outcome``, −1 where it is not known: nothing is fitted on those.
+    :param wanted: bool ``[n]``, the rows to be asked about; None: all.
     """
     base, rows = account.base, rows.reset_index(drop=True)
     said = base.knowledge(rows, teacher.version)
-    new = _once(rows[np.isnan(said[:, 0])])
+    unasked = np.isnan(said[:, 0])
+    new = _once(rows[unasked if wanted is None else unasked & wanted])
     if new.empty:
         return said
     left = _ask_others(base, teacher, new, account)
@@ -119,15 +131,18 @@ def cross_fitted(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Arr
 
 
 def ask_members(teacher: Ensemble, rows: pd.DataFrame, most: int, account: Account, *, fit: bool) -> None:
-    """Let every member answer for itself: those that are asked, to the same ``most`` of ``rows``, drawn uniformly.
+    """Let every member answer for itself about the same ``most`` of ``rows``, drawn uniformly.
 
     :param rows: labelled, with an index of their own.
-    :param fit: the others answer about all rows by cross-fitting; else about those that they have not seen.
+    :param fit: those that learn answer by cross-fitting, and about all rows at once where the lesson will ask about all
+        of them: fitting is what costs. Else they answer about those that they have not seen.
     """
-    sample = _once(rows).head(most)
+    each = _once(rows)
+    sample = each.head(most)
     _ask_others(account.base, teacher, sample, account)
     if fit:
-        _cross_fit_members(account.base, teacher, rows, _once(rows), account)
+        wanted = each if account.base.config.asking.share == 1.0 else sample
+        _cross_fit_members(account.base, teacher, rows, wanted, account)
         return
     for member in (each for each in teacher.members if each.version is None):
         _remembered_or_asked(account.base, teacher, member, sample[~teacher.seen(sample)], account)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -95,8 +95,8 @@ def followed(base: KnowledgeBase, teacher: Ensemble, since: datetime, observed: 
 def ready_to_weigh(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, account: Account, *, fit: bool) -> None:
     """Ask the members about enough of ``rows`` to weigh them: ``weights.rows`` each, for at most half of the budget.
 
-    What is said is kept and serves the lesson too. Those that learn are cross-fitted on all rows where they were just
-    fitted (``fit``), and else not asked about what they have seen.
+    What is said is kept and serves the lesson too. Those that learn are cross-fitted where they were just fitted
+    (``fit``), and else not asked about what they have seen.
     """
     if len(_units(base, teacher)) < 2:
         return
@@ -138,7 +138,7 @@ def _heard(
     base: KnowledgeBase, teacher: Ensemble, names: Sequence[str], rows: pd.DataFrame
 ) -> tuple[pd.DataFrame, Array]:
     """Those of ``rows`` to which all have an answer, in the order of ``known_at``, and the answers ``[n, U, K]``."""
-    rows = rows.sort_values(["known_at", "observed_at", "observation_id"], ignore_index=True)
+    rows = _in_order(rows, base.config.promotion.cluster)
     answers: Mapping[str, Array] = asking.members_said(base, teacher, rows)
     stacked = np.stack([answers[member.name] for member in teacher.members], axis=1)
     all_known = ~np.isnan(stacked[:, :, 0]).any(axis=1)
@@ -147,8 +147,24 @@ def _heard(
     return heard, said
 
 
+def _in_order(rows: pd.DataFrame, cluster: timedelta) -> pd.DataFrame:
+    """Rows as their outcomes became known, those of one ``stretch`` of time together where they became known together.
+
+    Without a ``promotion.cluster`` each row is a stretch.
+    """
+    if not cluster:
+        ordered = rows.sort_values(["known_at", "observed_at", "observation_id"], ignore_index=True)
+        return ordered.assign(stretch=np.arange(len(ordered)))
+    beginning = pd.Timestamp(0, tz="UTC")
+    placed = rows.assign(
+        arrival=(rows["known_at"] - beginning) // cluster, stretch=(rows["observed_at"] - beginning) // cluster
+    )
+    return placed.sort_values(["arrival", "stretch", "observed_at", "observation_id"], ignore_index=True)
+
+
 def _learn(weights: Weights, heard: pd.DataFrame, said: Array, as_of: datetime) -> Followed:
-    course = weighing.learn(weights, said, heard["outcome"].to_numpy(), heard, as_of)
-    times = tuple(heard["known_at"].iloc[course.places].dt.to_pydatetime())
+    stretches = heard["stretch"].to_numpy()
+    course = weighing.learn(weights, said, heard["outcome"].to_numpy(), heard, as_of, stretches)
+    times = tuple(heard["known_at"].cummax().iloc[course.places].dt.to_pydatetime())
     before = weights.everywhere.outcomes
     return Followed(course.weights, times, tuple((course.places + before + 1).tolist()), course.trail)

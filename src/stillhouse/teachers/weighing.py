@@ -12,16 +12,22 @@ inside the other, each by the same rule:
 
 So a slice has weights of its own only where they have earned it. The rule is fixed share (Herbster & Warmuth 1998,
 "Tracking the best expert", §5): Bayes' rule, which on the log loss is the exponentially weighted average at learning
-rate 1 (mixing is 1-exp-concave), then a share ``α_t = 1/(t + 1)`` of the t-th outcome goes back to the prior (Adamskiy,
-Koolen, Chernov & Vovk 2012, "A closer look at adaptive regret", §4: a rate that need not be tuned).
+rate 1, then a share ``α_t = 1/(t + 1)`` of what was learned goes back to the prior (Adamskiy, Koolen, Chernov & Vovk
+2012, "A closer look at adaptive regret", §4: a rate that need not be tuned).
 
-**What is promised** (:func:`regret_bound`), whatever the outcomes: over T of them the mean loses at most
-``ln 1/p₀ + ln T + Σ ln T/pᵢ`` nats more than any sequence of grid points with the priors ``p₀, p₁, …``, one switch for
-each further term; ``ln 2 + ln T`` more where there are slice columns. For the start, ``p₀`` is ½ or more.
+Outcomes of one stretch of time (``promotion.cluster``) are one piece of evidence: what they teach is taken from the
+mean of their losses. Neighbours in time share their weather, and weights that took each of them for news would chase
+it. The mean of log losses is 1-exp-concave in the weights as each of them is (a geometric mean is concave), so the
+promise is the same, in stretches.
 
-Delayed outcomes are taken as they arrive: the promise is about each one against the weights of the moment before it
-arrived. Probabilities are kept from 0 by mixing in :data:`FLOOR` of the uniform distribution: one confident error costs
-at most ``ln(K / FLOOR)``.
+**What is promised** (:func:`regret_bound`), whatever the outcomes: over T stretches the mean losses of the weighted
+mean sum up to at most ``ln 1/p₀ + ln T + Σ ln T/pᵢ`` nats more than those of any sequence of grid points with the
+priors ``p₀, p₁, …``, one switch for each further term; ``ln 2 + ln T`` more where there are slice columns. For the
+start, ``p₀`` is ½ or more.
+
+Delayed outcomes are taken as they arrive: the promise is about each stretch against the weights of the moment before
+it arrived. Probabilities are kept from 0 by mixing in :data:`FLOOR` of the uniform distribution: one confident error
+costs at most ``ln(K / FLOOR)``.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb, lgamma, log
 from typing import Any, Literal
 
@@ -92,34 +98,38 @@ def begin(
         start=start,
         columns=tuple(columns),
         column_shares=tuple(_between(len(columns)).tolist()),
-        everywhere=SliceWeights(outcomes=0, own=1.0, posterior=tuple(prior.tolist())),
+        everywhere=SliceWeights(outcomes=0, stretches=0, own=1.0, posterior=tuple(prior.tolist())),
         slices={},
         losses=dict.fromkeys(["", *teachers, "start"], 0.0),
     )
 
 
-def learn(weights: Weights, said: Array, outcomes: Any, rows: pd.DataFrame, as_of: datetime) -> Course:
+def learn(
+    weights: Weights, said: Array, outcomes: Any, rows: pd.DataFrame, as_of: datetime, stretches: Any = None
+) -> Course:
     """Take in outcomes one after the other.
 
     :param said: float64 ``[T, M, K]``, what each teacher said about each row, in the order in which the outcomes became
         known.
     :param outcomes: action indices ``[T]``.
     :param rows: the slice columns' values, T rows.
+    :param stretches: of which stretch of time each row is ``[T]``; neighbours of one are one piece of evidence. None:
+        each row is.
     """
     grid, prior = _points(weights.start)
     told = _of_outcome(said, np.asarray(outcomes, dtype=np.int64))
     names, index = _contexts(weights, rows)
     state = _State.of(weights, names, prior)
-    places = np.unique(np.linspace(0, len(told) - 1, min(_TRAIL, len(told))).astype(np.int64))
-    losses, trail, stops = np.empty(len(told)), [], set(places.tolist())
-    for t, q in enumerate(told @ grid.T):
-        losses[t] = state.take(index[t], q)
-        if t in stops:
+    runs = _runs(np.arange(len(told)) if stretches is None else np.asarray(stretches))
+    stops = set(np.unique(np.linspace(0, len(runs) - 1, min(_TRAIL, len(runs))).astype(int)).tolist())
+    logs, losses, places, trail = np.log(told @ grid.T), np.empty(len(told)), [], []
+    for number, (first, last) in enumerate(runs):
+        losses[first:last] = state.take(index[first:last], logs[first:last])
+        if number in stops:
+            places.append(last - 1)
             trail.append(state.posteriors[0] @ grid)
-    sums = {
-        "": losses.sum(), "start": -np.log(told @ np.asarray(weights.start)).sum(),
-        **dict(zip(weights.teachers, -np.log(told).sum(axis=0), strict=True)),
-    }  # fmt: skip
+    lost = np.column_stack([losses, -np.log(told @ np.asarray(weights.start)), -np.log(told)])
+    sums = sum((lost[first:last].mean(axis=0) for first, last in runs), np.zeros(lost.shape[1])).tolist()
     learned = weights.model_copy(
         update={
             "by": "outcomes" if len(told) and weights.by == "file" else weights.by,
@@ -127,10 +137,15 @@ def learn(weights: Weights, said: Array, outcomes: Any, rows: pd.DataFrame, as_o
             "column_shares": tuple(state.between.tolist()),
             "everywhere": state.slice(0),
             "slices": {name: state.slice(place) for place, name in enumerate(names) if place},
-            "losses": {name: weights.losses[name] + float(sums[name]) for name in weights.losses},
+            "losses": {
+                name: weights.losses[name] + more
+                for name, more in zip(["", "start", *weights.teachers], sums, strict=True)
+            },
         }
     )
-    return Course(learned, losses, places, np.array(trail).reshape(len(trail), len(weights.teachers)))
+    return Course(
+        learned, losses, np.array(places, dtype=np.int64), np.array(trail).reshape(len(trail), len(weights.teachers))
+    )
 
 
 def shares(weights: Weights, rows: pd.DataFrame) -> Array:
@@ -188,16 +203,16 @@ def by_agreement(said: Array, start: Sequence[float]) -> Array:
     return earned
 
 
-def regret_bound(outcomes: int, *priors: float, columns: int = 0) -> float:
-    """Most nats that the weighted mean may lose more than a sequence of constant mixtures over so many outcomes.
+def regret_bound(stretches: int, *priors: float, columns: int = 0) -> float:
+    """Most nats that the weighted mean may lose more than a sequence of constant mixtures over so many stretches.
 
     :param priors: of the first mixture, and of each one that is switched to (:func:`vertex_prior`, or ½ for the start).
     :param columns: number of slice columns.
     """
-    if not outcomes:
+    if not stretches:
         return 0.0
-    bound = log(1 / priors[0]) + log(outcomes) + sum(log(outcomes / prior) for prior in priors[1:])
-    return bound + (log(2) + log(outcomes) if columns else 0.0)
+    bound = log(1 / priors[0]) + log(stretches) + sum(log(stretches / prior) for prior in priors[1:])
+    return bound + (log(2) + log(stretches) if columns else 0.0)
 
 
 def vertex_prior(start: Sequence[float], teacher: int) -> float:
@@ -244,9 +259,11 @@ def _reason(weights: Weights, teacher: str, name: str) -> str:
         return "no outcome yet: by how far the teachers agree, which is weaker" if weights.by == "agreement" else (
             "no outcome yet: as the agent file says"
         )  # fmt: skip
-    mean = {key: loss / count for key, loss in weights.losses.items()}
+    stretches = weights.everywhere.stretches
+    mean = {key: loss / stretches for key, loss in weights.losses.items()}
     text = (
-        f"over {count:,} outcomes it lost {mean[teacher]:.3f} nats each, the mean of all {mean['']:.3f} "
+        f"over {count:,} outcomes in {stretches:,} stretches of time it lost {mean[teacher]:.3f} nats, "
+        f"the mean of all {mean['']:.3f} "
         f"as weighted then, {mean['start']:.3f} as weighted at the start"
     )
     if name and name in weights.slices:
@@ -262,7 +279,8 @@ class _State:
     prior: Array  # [N]
     posteriors: Array  # [V, N]
     own: Array  # [V], of a slice's own mixture against everywhere's
-    counts: np.ndarray[Any, np.dtype[np.int64]]  # [V]
+    outcomes: np.ndarray[Any, np.dtype[np.int64]]  # [V]
+    stretches: np.ndarray[Any, np.dtype[np.int64]]  # [V]
     between: Array  # [1 + C]
     between_prior: Array
 
@@ -274,31 +292,50 @@ class _State:
             np.array([each.posterior if each else prior for each in kept]),
             np.array([each.own if each else 0.5 for each in kept]),
             np.array([each.outcomes if each else 0 for each in kept], dtype=np.int64),
+            np.array([each.stretches if each else 0 for each in kept], dtype=np.int64),
             np.array(weights.column_shares),
             _between(len(weights.columns)),
         )
 
-    def take(self, at: np.ndarray[Any, np.dtype[np.int64]], q: Array) -> float:
-        """One outcome: its loss, then what it teaches.
+    def take(self, at: np.ndarray[Any, np.dtype[np.int64]], logs: Array) -> Array:
+        """One stretch of n outcomes: the loss of each ``[n]``, then what they teach together.
 
-        :param at: the contexts of its row ``[1 + C]``, everywhere first.
-        :param q: probability that each point of the grid gave it ``[N]``.
+        :param at: the contexts of its rows ``[n, 1 + C]``, everywhere first.
+        :param logs: logarithm of the probability that each point of the grid gave each outcome ``[n, N]``.
         """
-        fresh = at[self.counts[at] == 0]
-        self.posteriors[fresh] = self._goal() if self.counts[0] else self.prior
-        posterior, own = self.posteriors[at], self.own[at]
-        local = posterior @ q
-        mixed = local[0] + own * (local - local[0])
-        total = float(self.between @ mixed)
+        for fresh in np.unique(at[self.stretches[at] == 0]).tolist():
+            self.posteriors[fresh] = self._goal() if fresh else self.prior
+        given = np.exp(logs)
+        local = np.column_stack([(self.posteriors[column] * given).sum(axis=1) for column in at.T])
+        mixed = local[:, :1] + self.own[at] * (local - local[:, :1])
+        losses: Array = -np.log(mixed @ self.between)
 
-        self.counts[at] += 1
-        back = 1.0 / (self.counts[at] + 1.0)
-        posterior *= q / local[:, None]
-        self.posteriors[0] = _share(posterior[0], self.prior, back[0])
-        self.posteriors[at[1:]] = _share(posterior[1:], self._goal(), back[1:, None])
-        self.own[at[1:]] = _share(own[1:] * local[1:] / mixed[1:], 0.5, back[1:])
-        self.between = _share(self.between * mixed / total, self.between_prior, back[0])
-        return -log(total)
+        self._learn_points(0, logs)
+        for column in range(1, at.shape[1]):
+            for place in np.unique(at[:, column]).tolist():
+                inside = at[:, column] == place
+                self._learn_points(place, logs[inside])
+                self._learn_own(place, np.log(local[inside][:, [column, 0]]))
+        together = self.between * _geometric_mean(np.log(mixed))
+        self.between = _share(together / together.sum(), self.between_prior, self._back(0))
+        return losses
+
+    def _learn_points(self, place: int, logs: Array) -> None:
+        """Bayes' rule over the grid's points, then fixed share."""
+        self.outcomes[place] += len(logs)
+        self.stretches[place] += 1
+        learned = self.posteriors[place] * _geometric_mean(logs)
+        goal = self._goal() if place else self.prior
+        self.posteriors[place] = _share(learned / learned.sum(), goal, self._back(place))
+
+    def _learn_own(self, place: int, logs: Array) -> None:
+        """The same between a slice's own mixture and everywhere's, ``logs`` of both ``[n, 2]``."""
+        learned = np.array([self.own[place], 1 - self.own[place]]) * _geometric_mean(logs)
+        self.own[place] = _share(learned[0] / learned.sum(), 0.5, self._back(place))
+
+    def _back(self, place: int) -> float:
+        """What share of the learned returns after so many stretches."""
+        return 1.0 / (float(self.stretches[place]) + 1.0)
 
     def _goal(self) -> Array:
         """What a slice begins with and returns to: half the prior, half what was learned everywhere."""
@@ -308,12 +345,32 @@ class _State:
     def slice(self, place: int) -> SliceWeights:
         posterior = self.posteriors[place] / self.posteriors[place].sum()
         own = 1.0 if not place else float(np.clip(self.own[place], 0.0, 1.0))
-        return SliceWeights(outcomes=int(self.counts[place]), own=own, posterior=tuple(posterior.tolist()))
+        return SliceWeights(
+            outcomes=int(self.outcomes[place]),
+            stretches=int(self.stretches[place]),
+            own=own,
+            posterior=tuple(posterior.tolist()),
+        )
 
 
 def _share(posterior: Any, prior: Any, back: Any) -> Any:
     """Fixed share: ``back`` of what was learned returns to the prior."""
     return (1.0 - back) * posterior + back * prior
+
+
+def _geometric_mean(logs: Array) -> Array:
+    """Of the columns, up to a common factor."""
+    mean = logs.mean(axis=0)
+    found: Array = np.exp(mean - mean.max())
+    return found
+
+
+def _runs(stretches: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """First and last (excluded) place of each run of equal neighbours."""
+    if not len(stretches):
+        return []
+    edges = np.flatnonzero(stretches[1:] != stretches[:-1]) + 1
+    return list(pairwise([0, *edges.tolist(), len(stretches)]))
 
 
 def _within(weights: Weights, name: str, everywhere: Array) -> Array:

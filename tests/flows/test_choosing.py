@@ -1,0 +1,85 @@
+"""A refresh asks about a share of its rows; the others teach by their outcomes, and rows without one by knowledge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.refresh import refresh
+from stillhouse.config import load
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import Questions, Refresh
+from stillhouse.teachers.asking import for_refresh
+from stillhouse.teachers.ensemble import Ensemble
+from tasks.choosing import learning_rows, questions
+from tasks.common import QUESTIONS, registry, training_rows
+from tasks.living import live
+from tests.flows import toy
+
+HIDDEN = 30
+"""Rows whose outcome never becomes known."""
+
+
+@pytest.fixture
+def half(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy, whose teacher is asked about half of the rows, and some outcomes of which are never known."""
+    text = (agents / "toy.yaml").read_text()
+    (agents / "toy.yaml").write_text(text + "asking: {share: 0.5}\n")
+    whole = toy.outcomes
+
+    def gaps(start, end):
+        found = whole(start, end)
+        return found[~found["observation_id"].isin([f"toy-{i:05d}" for i in range(0, 10 * HIDDEN, 10)])]
+
+    monkeypatch.setattr(toy, "outcomes", gaps)
+
+
+def test_rows_without_an_outcome_belong_to_the_learning_rows(half: None, day) -> None:
+    live.fn("toy", day(0), day(14))
+    base = KnowledgeBase(load("toy"))
+    window = base.window("train", day(0), day(8))
+    labelled, rows = training_rows(base, window, day(14)), learning_rows(base, window, day(14))
+    assert len(rows) == 8 * toy.PER_DAY and len(rows) - len(labelled) == HIDDEN
+    assert (rows["outcome"] == -1).sum() == HIDDEN
+    assert rows["observed_at"].is_monotonic_increasing
+    asking = base.config.asking.model_copy(update={"without_outcomes": False})
+    base.config = base.config.model_copy(update={"asking": asking})
+    assert learning_rows(base, window, day(14)).equals(labelled)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_on(
+    half: None, day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.fn("toy", day(0), day(20))
+    first = refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    assert first.outcome == "promoted", first.summary
+
+    base, models = KnowledgeBase(load("toy")), registry("toy")
+    run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")[0]
+    told = models.read_record(run.info.run_id, QUESTIONS, Questions)
+    assert told is not None and told.known == 0 and not told.limited and told.without_outcome > 0
+    assert told.asked == told.answered == round(told.rows / 2) == told.rows - told.skipped
+    assert run.data.metrics["asking/asked"] == told.asked
+    kept = base.read("questions")
+    assert len(kept) == told.asked and not kept["known"].any()
+    assert np.allclose(kept["probability"], 0.5, atol=0.01)  # no champion: evenly, spread over what is alike
+
+    live.fn("toy", day(20), day(22))
+    second = refresh.fn(agent="toy", as_of=day(22), cause="later")
+    assert second.kind == "gate"
+    both = base.read("questions")
+    later = both[both["job"] != kept["job"].iloc[0]]
+    assert later["probability"].std() > 0.01  # by the champion's margin
+    job, version = later["job"].iloc[0], later["teacher"].iloc[0]
+    again = base.questions(job, version)
+    assert again is not None and set(again["observation_id"]) == set(later["observation_id"])
+
+    monkeypatch.setattr("stillhouse.distill.select.plan", None)  # what was selected is not selected again
+    rows = base.observations(base.window("train", day(3), day(17))).assign(outcome=0)
+    teacher = Ensemble(base.config, [], None, version)
+    resumed = Refresh.model_construct(refresh_id=job, agent="toy")
+    chosen, limited = questions(resumed, base, teacher, rows, for_refresh(base, job, day(22)))
+    assert set(rows["observation_id"][chosen]) == set(later["observation_id"]) and not limited
