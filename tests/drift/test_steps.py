@@ -45,7 +45,7 @@ def audited(observed: pd.DataFrame, start, spans) -> list:
 
 
 def test_an_action_that_the_model_does_not_know_is_an_error():
-    assert brier(np.array([[0.9, 0.1], [1.0, 0.0]]), np.array([2, 0])) == pytest.approx([0.91, 0.0])
+    assert steps.brier(np.array([[0.9, 0.1], [1.0, 0.0]]), np.array([2, 0])) == pytest.approx([0.91, 0.0])
 
 
 def test_only_whole_steps_that_have_ended_count():
