@@ -187,8 +187,8 @@ def _embedded() -> tuple[Array, Array]:
 
 
 STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
-    "sea": (sea, 150_000),
-    "loans": (loans, 150_000),
+    "sea": (sea, 120_000),
+    "loans": (loans, 120_000),
     "sentences": (sentences, 12_000),
 }
 
@@ -201,7 +201,7 @@ class Learner:
 
     Paired learners (Bach and Maloof 2008): beside the student that replays all it was told, a copy of it is tuned on
     the newest answers alone; where that is the better one on answers that neither has seen, the past is dropped.
-    Whenever what is kept has grown by half, the student is distilled from it anew.
+    Whenever what is kept has doubled, the student is distilled from it anew.
 
     :param drops: whether the past may be dropped; without, the student always keeps the last ``MEMORY`` answers.
     """
@@ -225,7 +225,7 @@ class Learner:
         self.paired = (self.paired + (tuned.astype(int) - stable.astype(int)).tolist())[-NEWEST:]
         self.x, self.said = np.concatenate([self.x, x]), np.concatenate([self.said, said])
         self.fresh, self.since_recent = self.fresh + len(x), self.since_recent + len(x)
-        if self.fresh >= ENOUGH:
+        if self.fresh >= self.stream.step // 5:
             self._learn()
 
     def _learn(self) -> None:
@@ -234,7 +234,7 @@ class Learner:
             self.student, self.paired = deepcopy(self.recent), []
             self.x, self.said = self.x[-NEWEST:], self.said[-NEWEST:]
             self.distilled = NEWEST
-        if len(self.x) >= 1.5 * self.distilled and len(self.x) < MEMORY:
+        if len(self.x) >= 2 * self.distilled and len(self.x) < MEMORY:
             self.distilled = len(self.x)
             self.student = self.stream.student(self.seed)
             distil(self.student, _lesson(self.x, self.said), self.settings)
@@ -255,7 +255,7 @@ def _lesson(x: Array, said: Array) -> Lesson:
     return Lesson(x, said, said.argmax(axis=1))
 
 
-ENOUGH, NEWEST, MEMORY, UPDATES = 40, 300, 5000, 25
+NEWEST, MEMORY, UPDATES = 300, 5000, 25
 
 
 # --------------------------------------------------------------------------- policies
@@ -426,17 +426,17 @@ def first_student(stream: Stream, settings: Distillation, seed: int) -> tuple[nn
 def policies(null: float, step: int) -> dict[str, Policy]:
     """All that are compared, by name."""
     found: dict[str, Policy] = {"always": AtRandom(1.0), "never": AtRandom(0.0)}
-    found |= {f"uniform {share:g}": AtRandom(share) for share in SHARES[:2]}
+    found |= {"uniform 0.05": AtRandom(0.05)}
     found |= {f"margin {share:g}": ByMargin(share=share) for share in SHARES}
     found |= {f"margin above {above:g}": ByMargin(above=above) for above in ABOVE}
     found["margin 0.05, keeping all"] = ByMargin(share=0.05, drops=False)
     found["ours"] = OnEvidence(
-        null, calm=max(2, step // 80), alert=step // 15, burst=200 if step < 200 else 3 * step, burst_step=step // 2
+        null, calm=step // 80, alert=step // 15, burst=3 * step // (2 if step < 200 else 1), burst_step=step // 2
     )
     return found
 
 
-SHARES = (0.05, 0.15, 0.3)
+SHARES = (0.05, 0.15)
 ABOVE = (0.4, 0.7)
 
 
