@@ -13,11 +13,14 @@ hard
     outcomes only.
 kd, dkd, standardised
     as published (:mod:`benchmarks.distillation_peers`), with the best of six settings each (temperature, weight of the
-    outcomes), chosen on held-out rows under a seed of its own. ``kd`` and ``standardised`` are checked against
-    torchdistill's implementations, which has no decoupled distillation.
+    outcomes): that of least log loss on held-out rows under a seed of its own. ``kd`` and ``standardised`` are checked
+    against torchdistill's implementations, which has no decoupled distillation.
 ours
-    :func:`stillhouse.distill.train.distil` with controller, balance and made-up rows; it begins with the best of six
-    settings too, chosen in the same way, without controller and made-up rows.
+    :func:`stillhouse.distill.control.distil_better` with controller and balance, trained with the made-up rows and
+    without them, of which it keeps the better by held-out loss; it begins with the best of six settings too, chosen in
+    the same way, without controller and made-up rows.
+ours, made-up rows untried
+    always with the made-up rows.
 ours, observed rows / ours, fixed / ours, two losses
     the same without made-up rows; without the controller; with relational knowledge beside Hinton's. The difference
     is what the part earns.
@@ -55,6 +58,7 @@ from benchmarks.distillation_peers import losses as published
 from benchmarks.distillation_peers.training import train
 from benchmarks.peers import peer
 from benchmarks.report import Goal, write
+from stillhouse.distill.control import distil_better
 from stillhouse.distill.train import Lesson, distil, student_probabilities
 from stillhouse.evaluate.scorecard import quality
 
@@ -74,12 +78,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two data sets, two seeds, nothing written")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2, help="data sets at a time, one thread each")
+    parser.add_argument("--processes", type=int, default=2, help="at a time, one thread each")
     asked = parser.parse_args()
     names = ["image_segments", "breast_cancer"] if asked.quick else list(WORLDS)
-    jobs = [(name, 2 if asked.quick else asked.seeds) for name in names]
+    seeds = range(2 if asked.quick else asked.seeds)
     with get_context("spawn").Pool(asked.processes) as pool:
-        found = dict(zip(names, pool.starmap(measured, jobs, chunksize=1), strict=True))
+        tuned = dict(zip(names, pool.map(tune, names, chunksize=1), strict=True))
+        jobs = [(name, seed, tuned[name]) for name in names for seed in seeds]
+        played = pool.starmap(play, jobs, chunksize=1)
+    found = {
+        name: summary(tuned[name], [result for (of, _, _), result in zip(jobs, played, strict=True) if of == name])
+        for name in names
+    }
     for name, result in found.items():
         show(name, result)
     goals = goals_of(found)
@@ -90,34 +100,40 @@ def main() -> None:
         write("distillation", CLAIM, goals, detail, ("torch", "scikit-learn", "lightgbm", "sentence-transformers"))
 
 
-def measured(name: str, seeds: int) -> dict[str, Any]:
-    """Scores of every method under every seed on one data set."""
+def play(name: str, seed: int, tuned: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Every method on one data set under one seed."""
     torch.set_num_threads(1)
-    tuned = tune(WORLDS[name](TUNING_SEED))
-    scores: dict[str, list[float]] = {}
-    log_losses: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
-    changes = []
-    for seed in range(seeds):
-        world = WORLDS[name](seed)
-        for method, learn in methods(world, seed, tuned):
-            student, start = world.student(seed), time.process_time()
-            course = learn(student)
-            seconds.setdefault(method, []).append(time.process_time() - start)
-            said = student_probabilities(student.eval(), world.test.x.numpy())
-            scores.setdefault(method, []).append(score(said, world.test))
-            log_losses.setdefault(method, []).append(quality(said, world.test.outcomes.numpy()).log_loss)
-            if method == "ours":
-                changes.append([change.model_dump() for change in course.changes])
-        scores.setdefault("teacher", []).append(score(world.test.knowledge.double().numpy(), world.test))
+    world = WORLDS[name](seed)
+    scores = {"teacher": score(world.test.knowledge.double().numpy(), world.test)}
+    found: dict[str, Any] = {"scores": scores, "log_losses": {}, "cpu_seconds": {}, "changes": []}
+    for method, learn in methods(world, seed, tuned):
+        student, start = world.student(seed), time.process_time()
+        course = learn(student)
+        found["cpu_seconds"][method] = time.process_time() - start
+        said = student_probabilities(student.eval(), world.test.x.numpy())
+        scores[method] = score(said, world.test)
+        found["log_losses"][method] = quality(said, world.test.outcomes.numpy()).log_loss
+        if method == "ours":
+            found["changes"] = [change.model_dump() for change in course.changes]
+    found["rows"] = {
+        "learned_from": len(world.lesson), "outcomes_known": int(world.lesson.lived.sum()),
+        "held_out": len(world.held_out), "judged_on": len(world.test), "steps": world.steps,
+        "parameters": sum(parameter.numel() for parameter in world.student(0).parameters()),
+    }  # fmt: skip
+    found["asked"] = {"observed_rows": len(world.lesson) + len(world.held_out), "made_up_rows": len(world.made_up)}
+    return found
+
+
+def summary(tuned: Mapping[str, Any], played: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One data set over its seeds."""
+    scores, log_losses, seconds = (
+        {method: [result[what][method] for result in played] for method in played[0][what]}
+        for what in ("scores", "log_losses", "cpu_seconds")
+    )
     ours, ours_log = scores["ours"], log_losses["ours"]
     return {
-        "rows": {
-            "learned_from": len(world.lesson), "outcomes_known": int(world.lesson.lived.sum()),
-            "held_out": len(world.held_out), "judged_on": len(world.test), "steps": world.steps,
-            "parameters": sum(parameter.numel() for parameter in world.student(0).parameters()),
-        },
-        "asked": {"observed_rows": len(world.lesson) + len(world.held_out), "made_up_rows": len(world.made_up)},
+        "rows": played[0]["rows"],
+        "asked": played[0]["asked"],
         "scores": scores,
         "log_losses": log_losses,
         "ours_minus": {method: interval(np.subtract(ours, other)) for method, other in scores.items()},
@@ -125,21 +141,21 @@ def measured(name: str, seeds: int) -> dict[str, Any]:
             method: interval(np.subtract(ours_log, other)) for method, other in log_losses.items()
         },
         "earned": {
-            part: interval(np.subtract(scores[having], scores[lacking]))
-            for part, (having, lacking) in PARTS.items()
+            part: interval(np.subtract(scores[having], scores[lacking])) for part, (having, lacking) in PARTS.items()
         },
         "gap_closed": [
-            (ours - hard) / (teacher - hard)
-            for ours, hard, teacher in zip(ours, scores["hard"], scores["teacher"], strict=True)
+            (mine - hard) / (teacher - hard)
+            for mine, hard, teacher in zip(ours, scores["hard"], scores["teacher"], strict=True)
         ],
         "cpu_seconds": {method: statistics.median(taken) for method, taken in seconds.items()},
         "tuned": tuned,
-        "changes": changes,
-    }  # fmt: skip
+        "changes": [result["changes"] for result in played],
+    }
 
 
 PARTS = {
     "made_up_rows": ("ours", "ours, observed rows"),
+    "trying_made_up_rows": ("ours", "ours, made-up rows untried"),
     "made_up_rows_for_kd": ("kd, made-up rows", "kd"),
     "controller": ("ours", "ours, fixed"),
     "second_loss": ("ours, two losses", "ours"),
@@ -162,7 +178,7 @@ def methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> It
 
     def ours(rows: Lesson, **changed: Any) -> Learn:
         settings = world.settings(seed, rows, temperature=temperature, outcome_weight=weight, **changed)
-        return lambda student: distil(student, rows, settings, held_out=world.held_out)
+        return lambda student: distil_better(student, rows, settings, held_out=world.held_out)[0]
 
     yield "hard", published_loss("kd", observed.take(observed.lived.nonzero()[:, 0]), 1.0, 1.0)
     for name in PEERS:
@@ -170,6 +186,10 @@ def methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> It
     yield "kd, made-up rows", published_loss("kd", both, *tuned["kd"])
     yield "ours", ours(both)
     yield "ours, observed rows", ours(observed)
+    yield "ours, made-up rows untried", lambda student: distil(
+        student, both, world.settings(seed, both, temperature=temperature, outcome_weight=weight),
+        held_out=world.held_out,
+    )  # fmt: skip
     yield "ours, fixed", ours(both, controller="fixed")
     yield "ours, two losses", ours(both, losses=[{"type": "hinton"}, {"type": "relational", "weight": 0.3}])
     for name, rows in halves(world, seed).items():
@@ -193,10 +213,12 @@ def halves(world: World, seed: int) -> dict[str, Lesson]:
     return found
 
 
-def tune(world: World) -> dict[str, list[float]]:
-    """Temperature and outcome weight of each: best by the measure on held-out rows, then by log loss."""
+def tune(name: str, whom: Sequence[str] = (*PEERS, "ours")) -> dict[str, list[float]]:
+    """Temperature and outcome weight of each: of least log loss on held-out rows."""
+    torch.set_num_threads(1)
+    world = WORLDS[name](TUNING_SEED)
     best, settings, outcomes = {}, world.settings(TUNING_SEED, world.lesson), world.held_out.outcomes.numpy()
-    for name in (*PEERS, "ours"):
+    for name in whom:
         found = {}
         for pair in product(TEMPERATURES, OUR_WEIGHTS if name == "ours" else WEIGHTS):
             student = world.student(TUNING_SEED)
@@ -206,8 +228,8 @@ def tune(world: World) -> dict[str, list[float]]:
             else:
                 train(student, world.lesson, settings, published.PUBLISHED[name], *pair, world.steps)
             said = student_probabilities(student.eval(), world.held_out.x.numpy())
-            found[pair] = (score(said, world.held_out), -quality(said, outcomes).log_loss)
-        best[name] = list(max(found, key=lambda pair: found[pair]))
+            found[pair] = quality(said, outcomes).log_loss
+        best[name] = list(min(found, key=lambda pair: found[pair]))
     return best
 
 

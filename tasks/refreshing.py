@@ -598,13 +598,15 @@ def _made_up(job: Refresh) -> pd.DataFrame:
 
 def _with_made_up(job: Refresh, teacher: TeacherRef, lesson: Lesson, columns: list[dict[str, Any]]) -> Lesson:
     """``lesson`` and the made-up rows that the teacher has spoken about; no outcome is made up."""
-    made = _made_up(job)
-    said = knowledge_base(job.agent).knowledge(made, teacher.version)
+    base, made = knowledge_base(job.agent), _made_up(job)
+    said = base.knowledge(made, teacher.version)
     made, said = made[~np.isnan(said[:, 0])], said[~np.isnan(said[:, 0])]
-    if made.empty or lesson.features is not None:  # which they would lack
+    if made.empty:
         return lesson
+    features = base.features(made, teacher.features) if teacher.features else None
+    nobody_knows = np.full(len(made), -1)
     return lesson.plus(
-        Lesson(encode(made, columns), said, np.full(len(made), -1), lesson.numbers, tokens=lesson.tokens)
+        Lesson(encode(made, columns), said, nobody_knows, lesson.numbers, features, tokens=lesson.tokens)
     )
 
 

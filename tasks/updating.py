@@ -19,7 +19,7 @@ from stillhouse.distill.grow import Columns, extended, grown, require_alike, tra
 from stillhouse.distill.memory import Memory, remembered
 from stillhouse.distill.online import Probe, Updated
 from stillhouse.distill.students import columns_of, new_student
-from stillhouse.distill.train import Lesson, student_probabilities, validation_days
+from stillhouse.distill.train import Lesson, held_out_units, student_probabilities, validation_days
 from stillhouse.drift.evidence import null_mean
 from stillhouse.errors import DataError, RegistryError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
@@ -121,9 +121,16 @@ def update_student(job: Refresh, teacher: TeacherRef) -> StudentRef | None:
     """
     base, old = knowledge_base(job.agent), predecessor(job)
     settings = base.config
+    models = registry(job.agent)
     rows, kept_back = _news(base, job, teacher)
+    said = base.knowledge(rows, teacher.version)
+    spoken = int((~np.isnan(said[:, 0])).sum())
+    if spoken < (least := settings.update.min_rows // 2):
+        few = f"the teacher has spoken about {spoken} new rows to learn from, and {least} are needed"
+        models.tag(job.run_id, update_not_made=few)
+        return None
     columns = extended(old.columns, columns_of(_unaided(settings), rows))
-    new = _lesson(base, rows, base.knowledge(rows, teacher.version), columns)
+    new = _lesson(rows, said, columns)
     shares = new.knowledge[new.taught].mean(dim=0).numpy()
     student = grown(
         old.student, old.columns, columns, old.actions, settings.actions, new.x.numpy(), shares
@@ -133,22 +140,22 @@ def update_student(job: Refresh, teacher: TeacherRef) -> StudentRef | None:
     updated = online.update(
         student, new, replay, settings.distillation,
         steps=settings.update.steps, least_old_share=settings.update.least_old_share,
-        past=_past(base, job, old, columns),
+        stands_for=old.memory.seen, past=_past(base, job, old, columns),
     )  # fmt: skip
-    tried = _lesson(base, kept_back, base.knowledge(kept_back, teacher.version), columns)
+    tried = _lesson(kept_back, base.knowledge(kept_back, teacher.version), columns)
     harmless = null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
     report = UpdateReport(
         since=job.news.start, new_rows=len(new), replayed_rows=len(replay), updated=updated,
         probe=online.probe(before, student, tried, harmless),
     )  # fmt: skip
-    models = registry(job.agent)
     models.log_record(job.run_id, report, "update.json")
     if not report.probe.repaid:
         models.tag(job.run_id, update_not_made=str(report.probe))
         return None
     course = Course(history=updated.history, changes=(), steps=updated.steps, stopped=False)
-    said = student_probabilities(student, new.x.numpy())
-    kept = remembered(rows, said, settings.actions, settings.update.memory, older=old.memory)
+    kept = remembered(
+        rows, student_probabilities(student, new.x.numpy()), settings.actions, settings.update.memory, older=old.memory
+    )
     made = save_student(job, student, columns, kept, course, rows=len(rows))
     _write(job, report)
     return made
@@ -185,15 +192,18 @@ def warm_start(
     return transplanted(student, grown(old.student, old.columns, columns, old.actions, actions, x, alike))
 
 
-def news_and_memory(job: Refresh, teacher: TeacherRef, columns: Columns) -> tuple[Lesson, Lesson]:
-    """What an update has learned from, new rows and remembered ones together, and the new rows kept back from it."""
+def news_and_memory(job: Refresh, teacher: TeacherRef, columns: Columns) -> tuple[Lesson, Lesson | None]:
+    """What an update has learned from, new rows and remembered ones together, and the new rows kept back, if any."""
     base, old = knowledge_base(job.agent), predecessor(job)
     rows, kept_back = _news(base, job, teacher)
     older, replay = _replay(base, job, old, columns)
     together = pd.concat([older, rows], ignore_index=True)
     said = np.concatenate([replay.knowledge.numpy(), base.knowledge(rows, teacher.version)])
-    held_out = _lesson(base, kept_back, base.knowledge(kept_back, teacher.version), columns)
-    return _lesson(base, together, said, columns), held_out
+    held_out = None
+    if len(kept_back) >= 2:
+        groups, _ = held_out_units(kept_back["observed_at"], base.config.promotion.cluster)
+        held_out = _lesson(kept_back, base.knowledge(kept_back, teacher.version), columns, groups)
+    return _lesson(together, said, columns), held_out
 
 
 def save_student(
@@ -235,7 +245,7 @@ def _replay(base: KnowledgeBase, job: Refresh, old: Predecessor, columns: Column
     rows = labelled(base, _remembered(job, old), job.as_of)
     rows = rows[rows["observation_id"].isin(old.memory.rows["observation_id"])]
     said = old.memory.among(rows["observation_id"], base.config.actions)
-    return rows, _lesson(base, rows, said, columns)
+    return rows, _lesson(rows, said, columns)
 
 
 def _past(base: KnowledgeBase, job: Refresh, old: Predecessor, columns: Columns) -> dict[str, Lesson]:
@@ -248,7 +258,7 @@ def _past(base: KnowledgeBase, job: Refresh, old: Predecessor, columns: Columns)
         if len(part):
             span = base.sample(rows.iloc[part], _SPAN_ROWS)
             nobody = np.zeros((len(span), len(base.config.actions)))
-            found[f"{span['observed_at'].iloc[0]:%Y-%m-%d}"] = _lesson(base, span, nobody, columns)
+            found[f"{span['observed_at'].iloc[0]:%Y-%m-%d}"] = _lesson(span, nobody, columns)
     return found
 
 
@@ -259,9 +269,9 @@ def _remembered(job: Refresh, old: Predecessor) -> Window:
     return job.train.model_copy(update={"name": "remembered", "start": times.min(), "end": end})
 
 
-def _lesson(base: KnowledgeBase, rows: pd.DataFrame, said: np.ndarray, columns: Columns) -> Lesson:
-    parts = students.blocks(columns)
-    return Lesson(encode(rows, columns), said, rows["outcome"].to_numpy(), parts.numbers, tokens=parts.tokens)
+def _lesson(rows: pd.DataFrame, said: np.ndarray, columns: Columns, groups: np.ndarray | None = None) -> Lesson:
+    parts, outcomes = students.blocks(columns), rows["outcome"].to_numpy()
+    return Lesson(encode(rows, columns), said, outcomes, parts.numbers, groups=groups, tokens=parts.tokens)
 
 
 def _unaided(settings: AgentConfig) -> AgentConfig:

@@ -15,6 +15,8 @@ from stillhouse.records import (
     CheckFailure,
     ColumnDrift,
     Comparison,
+    Contradiction,
+    Contradictions,
     Cost,
     Counted,
     DataReport,
@@ -34,10 +36,13 @@ from stillhouse.records import (
     Screened,
     Screens,
     SliceDrift,
+    SliceWeights,
     Spending,
     StudentRef,
     TeacherRef,
     Verdict,
+    WeightChange,
+    Weights,
     Window,
     drift_report,
     evidence_steps,
@@ -109,7 +114,22 @@ EXAMINATION = Examination(
     agreement_error=0.01, confidence=0.95,
     min_answered=0.8, min_agreement=0.8,
 )  # fmt: skip
+WEIGHTS_HERE = SliceWeights(outcomes=90, stretches=12, own=0.25, posterior=(0.1, 0.2, 0.7))
+WEIGHTS = Weights(
+    by="outcomes", as_of=NOW, teachers=("a", "b"), start=(1 / 3, 2 / 3), columns=("origin",),
+    column_shares=(0.5, 0.5), everywhere=WEIGHTS_HERE, slices={"origin=São Paulo": WEIGHTS_HERE},
+    losses={"": 1.25, "a": 1.5, "b": 2.0, "start": 1.75},
+)  # fmt: skip
+WEIGHT_CHANGE = WeightChange(
+    teacher="a", slice="", before=1 / 3, after=0.9, by="agreement", as_of=NOW, version="v", job="r", reason="lost less",
+)  # fmt: skip
+CONTRADICTION = Contradiction(
+    first="a", second="b", slice="", rows=90, contradicting=9, share=0.1, low=0.05, high=0.18, known=8, first_right=5,
+    second_right=2, better=None,
+)  # fmt: skip
+CONTRADICTIONS = Contradictions(window=WINDOW, found=(CONTRADICTION,))
 ALL: list[Record] = [
+    WEIGHTS_HERE, WEIGHTS, WEIGHT_CHANGE, CONTRADICTION, CONTRADICTIONS,
     WINDOW, REASON, FAILURE, DATA, COLUMN, DISAGREEMENT, QUALITY, DRIFT, MODEL, TEACHER, STUDENT, LATENCY, CARD,
     COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH, SCREENED, SLICE, SCREENS, LOSS, STEP, COUNTED, COST,
     SPENDING, EXAMINATION,

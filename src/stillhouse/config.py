@@ -947,7 +947,7 @@ class Distillation(Section):
 class Update(Section):
     """How a champion's student takes in what is new, instead of a new student."""
 
-    steps: int = Field(default=300, ge=1, le=100_000, description="of the optimiser")
+    steps: int = Field(default=200, ge=1, le=100_000, description="of the optimiser")
     memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
     least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
     min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")

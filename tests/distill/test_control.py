@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from stillhouse.config import Distillation
-from stillhouse.distill.control import compare, distil_with_control
+from stillhouse.distill.control import compare, distil_better, distil_with_control
 from stillhouse.distill.students import TabularStudent
-from stillhouse.distill.train import Lesson
+from stillhouse.distill.train import Lesson, distil
 
 SETTINGS = Distillation(epochs=3, batch_size=64, learning_rate=0.02)
 
@@ -62,3 +62,29 @@ def test_where_nothing_was_changed_nothing_is_trained_twice(monkeypatch: pytest.
         (SETTINGS.model_copy(update={"control": False}), world(9, 2)),
     ):
         assert distil_with_control(student(), world(99, 0), settings, held_out=None, compared=compared).control is None
+
+
+@pytest.mark.parametrize(("teacher", "helped"), [(1.0, True), (-1.0, False)])
+def test_made_up_rows_are_learned_from_where_held_out_rows_speak_for_them(teacher: float, helped: bool) -> None:
+    """Few observed rows, and many made-up ones about which the teacher is right, or says the opposite."""
+    observed, made = world(60, 0), world(1500, 3, teacher)
+    made.outcomes = torch.full_like(made.outcomes, -1)
+    lesson, held_out = observed.plus(made), world(600, 1)
+    fixed = SETTINGS.model_copy(update={"controller": "fixed", "epochs": 20})
+    course, learned = distil_better(chosen := student(), lesson, fixed, held_out=held_out)
+    (change,) = course.changes
+    assert (change.setting, change.value, len(learned)) == ("made_up_rows", float(helped), 1560 if helped else 60)
+    assert "600 held-out rows" in change.reason and "1500 made-up rows" in change.reason
+    assert not course.adapted and learned.made_up == (1500 if helped else 0)
+    assert abs(course.steps - 20 * -(-1560 // 64)) <= 1
+    rest = student()
+    epochs = 20 if helped else course.steps
+    distil(rest, lesson if helped else observed, fixed, held_out=held_out, epochs=epochs)
+    assert torch.equal(chosen(held_out.x), rest(held_out.x))
+
+
+def test_without_held_out_rows_made_up_ones_are_learned_from_untried() -> None:
+    made = world(90, 3)
+    made.outcomes = torch.full_like(made.outcomes, -1)
+    course, learned = distil_better(student(), world(60, 0).plus(made), SETTINGS, held_out=None)
+    assert course.changes == () and len(learned) == 150

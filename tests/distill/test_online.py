@@ -10,7 +10,7 @@ import torch
 
 from stillhouse.config import Distillation
 from stillhouse.distill.losses import knowledge_loss, outcome_loss
-from stillhouse.distill.online import distill_step, forgetting, remember, resemblance, update
+from stillhouse.distill.online import distill_step, forgetting, novelty, probe, remember, update
 from stillhouse.distill.students import TabularStudent
 from stillhouse.distill.train import Lesson, distil
 
@@ -78,13 +78,33 @@ def test_the_same_seed_the_same_update(champion: TabularStudent) -> None:
     assert torch.equal(*found)
 
 
-def test_old_rows_count_by_how_much_they_are_like_the_new() -> None:
-    same = resemblance(world(2000, 0).x, world(2000, 1).x)
-    assert same.mean().item() == pytest.approx(1, abs=1e-5) and same.std() < 0.1
+def test_old_rows_count_by_how_little_they_are_like_the_new() -> None:
+    same = novelty(world(2000, 0).x, world(2000, 1).x)
+    assert same.mean().item() == pytest.approx(1, abs=1e-5) and same.std() < 0.2
     old = world(2000, 0)
     old.x[:1000, 1] += 5
-    weights = resemblance(old.x, world(2000, 1, 5.0).x)
-    assert weights[:1000].mean() > 3 * weights[1000:].mean()
+    weights = novelty(old.x, world(2000, 1, 5.0).x)
+    assert weights[1000:].mean() > 3 * weights[:1000].mean()
+
+
+def test_what_the_memory_stands_for_decides_its_share(champion: TabularStudent) -> None:
+    new, replay = world(300, 4), remember(champion, world(100, 7))
+    shares = [
+        update(deepcopy(champion), new, replay, SETTINGS, steps=1, stands_for=count).old_share
+        for count in (None, 300, 2700)
+    ]
+    assert shares == pytest.approx([0.25, 0.5, 0.9], abs=0.03)
+
+
+def test_a_probe_says_whether_a_watch_would_still_see_harm(champion: TabularStudent) -> None:
+    rows, other = world(500, 9), deepcopy(champion)
+    with torch.no_grad():
+        other.layers[-1].weight.mul_(-1)
+    mended, spoiled = probe(other, champion, rows, 0.1), probe(champion, other, rows, 0.1)
+    assert mended.repaid and mended.before > 0.3 > mended.after
+    assert not spoiled.repaid and "0.100 is no harm" in str(spoiled)
+    assert probe(champion, other, world(10, 9), 0.1).repaid  # too few rows to tell
+    assert probe(champion, other, world(0, 9), 0.1).rows == 0
 
 
 def test_forgetting_is_the_rise_of_the_loss(champion: TabularStudent) -> None:
@@ -95,3 +115,23 @@ def test_forgetting_is_the_rise_of_the_loss(champion: TabularStudent) -> None:
         expected = outcome_loss(other(rows.x), rows.outcomes) - outcome_loss(champion(rows.x), rows.outcomes)
     assert forgetting(champion, other, {"past": rows}) == {"past": pytest.approx(expected.item(), rel=1e-5)}
     assert forgetting(champion, champion, {"past": rows}) == {"past": 0.0}
+
+
+def test_where_old_and_new_contradict_each_other_the_new_is_believed(champion: TabularStudent) -> None:
+    """The law around 5 turns over, the one around 0 stays, and the memory speaks of both as they were."""
+    old = world(2000, 0)
+    old.x[:1000, 1] += 5
+    student = deepcopy(champion)
+    distil(student, old, SETTINGS)
+    memory, new = remember(student, old.take(torch.arange(800, 1200))), world(1500, 1, 5.0, -1.0)
+    wrong = {}
+    for weighted in (True, False):
+        updated = deepcopy(student)
+        update(updated, new, memory, SETTINGS, stands_for=4000, weighted=weighted)
+        with torch.no_grad():
+            wrong[weighted] = [
+                float(knowledge_loss(updated(rows.x), rows.knowledge, 1.0))
+                for rows in (new, old.take(torch.arange(1000, 2000)))
+            ]
+    assert wrong[True][0] < 0.7 * wrong[False][0]
+    assert wrong[True][1] < 0.1

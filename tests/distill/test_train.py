@@ -322,6 +322,16 @@ def test_every_loss_teaches(loss: str) -> None:
     assert roc_auc_score(new.outcomes, said[:, 1]) > 0.95
 
 
+def test_lessons_together_have_features_where_both_do() -> None:
+    one, other = lessons(make_config(), 0, 1, count=20)
+    assert one.plus(other).features is None
+    one.features = torch.ones(20, 3)
+    assert one.plus(other).features is None
+    other.features = torch.zeros(20, 3)
+    together = one.plus(other)
+    assert len(together) == 40 and together.features.mean(dim=1).tolist() == [1.0] * 20 + [0.0] * 20
+
+
 def test_hints_from_a_teacher_without_features_are_refused() -> None:
     with pytest.raises(ValueError, match=r"losses.0.type: 'hints' needs a teacher that gives features"):
         make_config(losses=[{"type": "hints"}])

@@ -5,6 +5,7 @@ from datetime import timedelta, timezone
 import pytest
 from pydantic import ValidationError
 
+from stillhouse.config import Responses
 from stillhouse.drift.decide import decide, decide_from_evidence
 from stillhouse.errors import WindowError
 from stillhouse.records import Cost, Verdict, short_id
@@ -247,3 +248,18 @@ def test_evidence_must_be_a_watchs(make):
         decide_from_evidence({"drift": None})
     with pytest.raises(ValidationError, match="timezone"):
         watch(make, make.report(), as_of=make.now.replace(tzinfo=None))
+
+
+@pytest.mark.parametrize(("refused", "response"), [(False, "update"), (True, "redistil")])
+def test_the_agent_file_says_how_drift_is_answered_unless_that_was_refused(make, refused, response):
+    config = make.config(psi=0.25)
+    responses = {"harmful_drift": "update", "drift": "update"}
+    config = config.model_copy(update={"watch": config.watch.model_copy(update={"responses": Responses(**responses)})})
+    asked = {"as_of": make.now, "last_refresh": make.now - 30 * DAY, "refused": refused}
+    plain = decide(make.report(), make.data(), config, **asked)
+    assert (plain.outcome, plain.response) == ("drift", response)
+    harm = decide(make.report({"temp": 0.0}), make.data(), config, steps=[make.step("disagreement", 2161)], **asked)
+    assert (harm.outcome, harm.response) == ("harmful_drift", response)
+    assert decide_from_evidence(harm.evidence) == harm
+    failing = decide(make.report(), make.data(), config, steps=[make.step("teacher_outcomes", 2161)], **asked)
+    assert failing.response == "renew"

@@ -44,6 +44,10 @@ def audited(observed: pd.DataFrame, start, spans) -> list:
     return steps.count_audit(start, planned, steps.audited_losses(planned, student, teacher))
 
 
+def test_an_action_that_the_model_does_not_know_is_an_error():
+    assert steps.brier(np.array([[0.9, 0.1], [1.0, 0.0]]), np.array([2, 0])) == pytest.approx([0.91, 0.0])
+
+
 def test_only_whole_steps_that_have_ended_count():
     spans = steps.complete_steps(BEGIN, BEGIN + timedelta(hours=17), WATCH.every)
     assert spans == [(BEGIN, BEGIN + 6 * HOUR), (BEGIN + 6 * HOUR, BEGIN + 12 * HOUR)]

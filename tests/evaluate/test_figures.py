@@ -168,5 +168,7 @@ def test_weights_over_time_show_every_change_of_each_teacher(make: Any) -> None:
     figure = weights_over_time(changes)
     draw(figure)
     lines = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
-    assert {line.get_label(): list(line.get_ydata()) for line in lines} == {"a": [0.7, 0.4], "b": [0.3, 0.6]}
+    assert {line.get_label(): list(line.get_ydata()) for line in lines} == {
+        "a": [0.5, 0.7, 0.4], "b": [0.5, 0.3, 0.6],
+    }  # fmt: skip
     draw(weights_over_time([]))

@@ -36,6 +36,13 @@ def draw(count: int = 500, actions: int = 2) -> tuple[Array, Array]:
     return p, np.array([rng.choice(actions, p=row) for row in p])
 
 
+def test_an_action_that_the_model_does_not_know_is_an_error():
+    found = quality(np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]), np.array([0, 2, 1, 2]))
+    assert (
+        found.accuracy == 0.5 and found.log_loss > 8 and found.brier == pytest.approx((0.02 + 1.82 + 0.08 + 1.58) / 4)
+    )
+
+
 def test_two_actions_agree_with_scikit_learn() -> None:
     p, outcomes = draw()
     found = quality(p.astype(np.float32), outcomes)

@@ -71,11 +71,12 @@ class Logistic:
         loaded = cls()
         loaded.model = LogisticRegression()
         loaded.model.coef_, loaded.model.intercept_ = np.array(kept["coef"]), np.array(kept["intercept"])
-        loaded.model.classes_ = np.array([0, 1])
+        loaded.model.classes_ = np.arange(max(2, len(kept["coef"])))
         return loaded
 
     def _matrix(self, rows: pd.DataFrame) -> np.ndarray:
-        return np.column_stack([rows["a"], rows["b"], rows["c"].fillna(5.0), rows["place"] == "north"]).astype(float)
+        places = [rows["place"] == place for place in ("north", "west")]
+        return np.column_stack([rows["a"], rows["b"], rows["c"].fillna(5.0), *places]).astype(float)
 
 
 class Known:

@@ -567,3 +567,37 @@ def test_rows_without_a_known_outcome(lived: KnowledgeBase) -> None:
     rows = lived.unlabelled(everything(lived), known_by=START + 31 * HOUR)
     assert rows["observation_id"].tolist() == [f"o{i:04d}" for i in range(31, 47)]
     assert (rows["outcome"] == -1).all()
+
+
+# --------------------------------------------------------------------------- other actions
+
+
+def test_a_model_of_fewer_actions_reads_outcomes_beyond_its_own(lived: KnowledgeBase) -> None:
+    grown = KnowledgeBase(CONFIG.model_copy(update={"actions": ("stay", "turn", "move")}), lived.root)
+    grown.append("outcomes", outcomes(range(2), "move", known_after=HOUR), batch="move")
+    grown.append("outcomes", outcomes(range(2, 4), "turn", known_after=HOUR), batch="turn")
+    window, later = everything(grown), START + 1000 * HOUR
+    assert grown.labelled(window, known_by=later)["outcome"].tolist() == [2, 2, 1, 1]
+    as_it_was = KnowledgeBase(grown.config, lived.root, actions=["stay", "move"])
+    assert as_it_was.config.actions == ("stay", "move")
+    assert as_it_was.labelled(window, known_by=later)["outcome"].tolist() == [1, 1, 2, 2]
+    with pytest.raises(SchemaError, match="unknown actions"):
+        lived.labelled(window, known_by=later)
+
+
+def test_knowledge_of_another_number_of_actions_is_no_answer(lived: KnowledgeBase) -> None:
+    rows = lived.observations(everything(lived)).head(2)
+    lived.append_knowledge(rows, np.array([[0.2, 0.8], [0.5, 0.5]]), teacher="t")
+    grown = KnowledgeBase(CONFIG.model_copy(update={"actions": ("stay", "turn", "move")}), lived.root)
+    assert np.isnan(grown.knowledge(rows, "t")).all() and grown.knowledge(rows, "t").shape == (2, 3)
+    grown.append_knowledge(rows.tail(1), np.array([[0.2, 0.3, 0.5]]), teacher="t")
+    assert grown.knowledge(rows, "t")[1].tolist() == [0.2, 0.3, 0.5]
+    assert lived.knowledge(rows, "t").tolist() == [[0.2, 0.8], [0.5, 0.5]]
+
+
+def test_whether_the_last_refresh_was_refused(kb: KnowledgeBase) -> None:
+    assert not kb.last_refused(before=START)
+    kb.record(make_verdict("a", 2, "gate", "refused"))
+    kb.record(make_verdict("b", 4, "gate", "promoted"))
+    kb.record(make_verdict("c", 6, "watch", "drift"))
+    assert kb.last_refused(before=START + 3 * HOUR) and not kb.last_refused(before=START + 9 * HOUR)

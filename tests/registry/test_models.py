@@ -100,6 +100,26 @@ def test_student_loads_without_pickle(registry: Registry, home: Path) -> None:
     np.testing.assert_allclose(said, module.eval()(torch.from_numpy(matrix)).detach().numpy(), rtol=1e-5)
 
 
+def test_what_an_update_goes_on_from_comes_back(
+    registry: Registry, models: dict[str, ModelRef], tmp_path: Path
+) -> None:
+    """``models`` were logged as a graph alone."""
+    registry.promote("1")
+    assert registry.student_files(registry.champion()) is None
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "columns.json").write_text("[]")
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    card, example = scorecard("student", "student"), np.zeros((1, 3), np.float32)
+    student = registry.log_student(run_id, torch.nn.Linear(3, 2), example, card, {}, Lineage(), tmp_path / "student")
+    tags = {"lineage.student": student.uri}
+    variant = registry.champion()
+    for key, value in tags.items():
+        registry.client.set_model_version_tag(variant.name, variant.version, key, value)
+    folder = registry.student_files(variant)
+    assert folder is not None and [file.name for file in folder.iterdir()] == ["columns.json"]
+    assert (registry.fetch(student) / "model.pt2").exists() and registry.student_files(variant) == folder
+
+
 def test_champion_loads_without_stillhouse_and_torch(
     registry: Registry, models: dict[str, ModelRef], tmp_path: Path
 ) -> None:

@@ -199,3 +199,21 @@ def test_a_watch_goes_on_where_the_refresh_left_off(tmp_path: Path) -> None:
     stands = following.standing(made.weights, changes)
     assert weighing.changes(now, stands, version="w", job="watch") == ()
     assert stands["", "a"] == pytest.approx(weighing.share_in(now)[0])
+
+
+@pytest.mark.parametrize(("share", "rows"), [(1.0, 300), (0.5, 60)])
+def test_teachers_that_learn_are_weighed_on_all_that_the_lesson_will_ask_about(
+    tmp_path: Path, share: float, rows: int
+) -> None:
+    config = config_of("a", "b", rows=60)
+    config = config.model_copy(update={"asking": config.asking.model_copy(update={"share": share})})
+    base = base_of(tmp_path, config)
+    lived = labelled(base)
+    window = Window(name="train", start=START, end=START + 300 * HOUR)
+    ensemble.fit(config, lived, window, tmp_path / "t")
+    teacher = ensemble.load(tmp_path / "t", config)
+    following.ready_to_weigh(base, teacher, lived, asking.for_refresh(base, "r", START), fit=True)
+    said = asking.members_said(base, teacher, lived)
+    assert [int((~np.isnan(each[:, 0])).sum()) for each in said.values()] == [rows, rows]
+    found = following.weigh(base, teacher, NOW, lived)
+    assert found is not None and found.weights.everywhere.outcomes == rows

@@ -109,7 +109,9 @@ def test_what_can_be_saved_is_asked_as_it_was(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(PartError, match=r"teachers.rules: is described otherwise .* or is another now.*teacher=fit"):
         ensemble.load(tmp_path / "first", config)
     (tmp_path / "first" / "rules" / "rules.json").unlink()
-    with pytest.raises(PartError, match=r"teachers.rules: cannot be loaded from .*: FileNotFoundError"):
+    with pytest.raises(
+        PartError, match=r"teachers.rules: loading it from .* fails: FileNotFoundError: .*\(.*line \d+\)"
+    ):
         ensemble.load(tmp_path / "first", config)
 
 

@@ -40,7 +40,7 @@ from stillhouse.records import Record
 
 __all__ = ["Change", "Controller", "Course", "Setting", "calibration"]
 
-Setting = Literal["temperature", "outcome_weight", "calibration"]
+Setting = Literal["temperature", "outcome_weight", "calibration", "made_up_rows"]
 
 _DECAY = 0.9  # of the running means, per probe
 _FACTOR = 1.5  # from one temperature to the next
@@ -82,8 +82,11 @@ class Course(Record):
 
     @property
     def adapted(self) -> bool:
-        """Whether anything differs from the fixed settings."""
-        return any(change.setting != "calibration" or change.value != 1.0 for change in self.changes)
+        """Whether the controller has changed anything: calibration by 1 is none, and made-up rows are not its own."""
+        return any(
+            change.setting != "made_up_rows" and (change.setting != "calibration" or change.value != 1.0)
+            for change in self.changes
+        )
 
 
 class Controller:

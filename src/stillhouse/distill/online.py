@@ -19,9 +19,10 @@ from stillhouse.distill.losses import knowledge_loss, outcome_loss, soften
 from stillhouse.distill.train import Lesson
 from stillhouse.records import Record
 
-__all__ = ["Probe", "Updated", "distill_step", "forgetting", "hidden", "probe", "remember", "resemblance", "update"]
+__all__ = ["Probe", "Updated", "distill_step", "forgetting", "hidden", "novelty", "probe", "remember", "update"]
 
 _PROBED = 30  # rows kept back, fewer of which tell nothing
+_COMPARED = 1000  # rows, at most, that old and new ones are told apart by
 _FLATTENED = 0.5  # power of the density ratio: between every old row alike (0) and full importance weights (1)
 
 
@@ -121,43 +122,50 @@ def update(
     *,
     steps: int = 200,
     past: Mapping[str, Lesson] | None = None,
+    stands_for: int | None = None,
     least_old_share: float = 0.2,
+    weighted: bool = True,
 ) -> Updated:
-    """Take in ``new`` rows in place, replaying old ones; a warm start, at a tenth of the learning rate.
+    """Take in ``new`` rows in place, replaying old ones: a one-cycle learning rate up to half of a training's.
 
-    Old rows count by how much they resemble the new ones (:func:`resemblance`), and all of them together by their
-    effective number against the number of new rows, ``n_eff / (n_eff + n)`` with ``n_eff = (Σw)² / Σw²`` (Kish 1965):
-    the further the inputs have moved, the less the past counts.
+    Old rows count by how little they resemble the new ones (:func:`novelty`): where the new ones are, the new ones
+    speak; where none is, nothing but the memory does. All of them together count by the number of rows that they stand
+    for against the number of new ones, scaled by their effective share ``(Σw)² / (m Σw²)`` (Kish 1965).
 
     :param replay: old rows as :func:`remember` kept them; without any, the student is only fine-tuned.
     :param steps: of the optimiser, each with a batch of new and one of old rows.
     :param past: windows on which forgetting is measured.
+    :param stands_for: how many rows ``replay`` is a sample of; None: of itself.
     :param least_old_share: what the past counts at least, 0 … 1.
+    :param weighted: False: old rows count all alike.
     """
     before = deepcopy(student)
     generator = torch.Generator().manual_seed(settings.seed)
-    optimiser = torch.optim.AdamW(
-        student.parameters(), lr=settings.learning_rate / 10, weight_decay=settings.weight_decay
-    )
-    weights = resemblance(hidden(student, replay), hidden(student, new)) if len(replay) else torch.zeros(0)
-    share = 0.0
+    peak = settings.learning_rate / 2
+    optimiser = torch.optim.AdamW(student.parameters(), lr=peak, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak, total_steps=steps + 1, pct_start=0.15)
+    weights, share = torch.ones(len(replay)), 0.0
     if len(replay):
-        effective = float(weights.sum() ** 2 / weights.square().sum())
-        share = max(least_old_share, effective / (effective + len(new)))
+        if weighted:
+            weights = novelty(hidden(student, replay), hidden(student, new))
+        effective = float(weights.sum() ** 2 / weights.square().sum()) / len(replay)
+        old = effective * max(len(replay), stands_for or 0)
+        share = max(least_old_share, old / (old + len(new)))
     told = []
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # dropout
         for _ in range(steps):
-            chosen, old = (
+            chosen, again = (
                 torch.randint(max(1, len(part)), (min(settings.batch_size, len(part)),), generator=generator)
                 for part in (new, replay)
             )
             told.append(
                 distill_step(
                     student, optimiser, new.take(chosen), settings,
-                    replayed=replay.take(old), weights=weights[old], old_share=share,
+                    replayed=replay.take(again), weights=weights[again], old_share=share,
                 )
             )  # fmt: skip
+            schedule.step()
     student.eval()
     lately = np.array([each.get("knowledge_loss", np.nan) for each in told[-max(1, steps // 4) :]])
     return Updated(
@@ -185,7 +193,7 @@ def probe(before: nn.Module, after: nn.Module, kept_back: Lesson, harmless: floa
 
 
 def hidden(student: nn.Module, rows: Lesson) -> Tensor:
-    """How ``student`` sees rows: their numbers (missing: 0) beside its last hidden layer, float ``[n, D]``."""
+    """How ``student`` sees rows: its last hidden layer, float ``[n, D]``."""
     last = [module for module in student.modules() if isinstance(module, nn.Linear)][-1]
     seen: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda layer, given: seen.append(given[0].detach()))
@@ -196,21 +204,21 @@ def hidden(student: nn.Module, rows: Lesson) -> Tensor:
     finally:
         hook.remove()
         student.train(training)
-    return torch.cat([rows.x[:, : rows.numbers].nan_to_num(0.0), seen[0]], dim=1)
+    return seen[0]
 
 
-def resemblance(old: Tensor, new: Tensor) -> Tensor:
-    """How much each of ``old`` ``[m, D]`` is like the ``new`` ones ``[n, D]``, float ``[m]``, mean 1.
+def novelty(old: Tensor, new: Tensor) -> Tensor:
+    """How little each of ``old`` ``[m, D]`` is like the ``new`` ones ``[n, D]``, float ``[m]``, mean 1.
 
-    The density ratio of new to old, as a logistic regression that tells them apart gives it (Bickel, Brückner and
+    The density ratio of old to new, as a logistic regression that tells them apart gives it (Bickel, Brückner and
     Scheffer 2009, "Discriminative Learning Under Covariate Shift", §4), to the power ½ (Shimodaira 2000, §4: the full
     ratio has too much variance). Where nothing has moved all weights are nearly 1.
     """
-    rows = torch.cat([old, new]).numpy()
-    is_new = np.repeat([0, 1], [len(old), len(new)])
-    telling = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=300))
-    probability = telling.fit(rows, is_new).predict_proba(rows[: len(old)])[:, 1].clip(0.01, 0.99)
-    ratio = (probability / (1 - probability)) ** _FLATTENED
+    some_old, some_new = (rows[:: -(-len(rows) // _COMPARED)] for rows in (old, new))
+    rows, is_new = torch.cat([some_old, some_new]).numpy(), np.repeat([0, 1], [len(some_old), len(some_new)])
+    telling = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=100))
+    probability = telling.fit(rows, is_new).predict_proba(old.numpy())[:, 1].clip(0.01, 0.99)
+    ratio = ((1 - probability) / probability) ** _FLATTENED
     return torch.from_numpy((ratio / ratio.mean()).astype(np.float32))
 
 

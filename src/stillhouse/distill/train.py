@@ -31,6 +31,7 @@ __all__ = [
     "Lesson",
     "columns_of",
     "distil",
+    "held_out_loss",
     "held_out_units",
     "new_student",
     "outcomes_part",
@@ -72,6 +73,7 @@ class Lesson:
     ) -> None:
         self.numbers = x.shape[1] - tokens if numbers is None else numbers
         self.tokens = tokens
+        self.made_up = 0  # how many of the rows, the last ones, nobody has observed
         self.x = torch.from_numpy(np.array(x, dtype=np.float32))
         self.knowledge = torch.from_numpy(np.array(knowledge, dtype=np.float32))
         self.outcomes = torch.from_numpy(np.array(outcomes, dtype=np.int64))
@@ -82,12 +84,19 @@ class Lesson:
     def __len__(self) -> int:
         return len(self.x)
 
+    def observed(self) -> Lesson:
+        """All rows but those that were made up."""
+        return self.take(torch.arange(len(self) - self.made_up))
+
     def plus(self, other: Lesson) -> Lesson:
-        """These rows and then those of ``other``, neither with features nor in groups."""
+        """These rows and then those of ``other``, which were made up, with features where both have; in no groups."""
         together = copy(self)
+        together.made_up = self.made_up + len(other)
         for name in ("x", "knowledge", "outcomes"):
             setattr(together, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        together.features = together.groups = None
+        both = self.features is not None and other.features is not None
+        together.features = torch.cat([self.features, other.features]) if both else None  # type: ignore[list-item]
+        together.groups = None
         return together
 
     @property
@@ -119,8 +128,9 @@ class Lesson:
             raise DataError(f"outcomes of a lesson are to lie in 0 … {actions - 1}, or be −1 where they are not known")
 
     def take(self, rows: Tensor) -> Lesson:
-        """Some rows, by their numbers."""
+        """Some rows, by their numbers; which of them were made up is forgotten."""
         taken = copy(self)
+        taken.made_up = 0
         for name in ("x", "knowledge", "outcomes", "features", "groups"):
             whole = getattr(self, name)
             setattr(taken, name, None if whole is None else whole[rows])
@@ -392,17 +402,7 @@ class _Training:
         if self.held_out is None:
             return {}
         module = self.average.module.eval()
-        taught, lived = self.held_out.taught, self.held_out.lived
-        weight = self.settings.outcome_weight
-        losses, loss = {}, 0.0
-        with torch.no_grad():
-            logits = torch.cat([module(rows).float() for rows in self.held_out.x.split(8192)])
-            if taught.any():
-                found = float(knowledge_loss(logits[taught], self.held_out.knowledge[taught], 1.0))
-                losses["held_out_knowledge_loss"], loss = found, loss + (1 - weight) * found
-            if lived.any():
-                found = float(outcome_loss(logits[lived], self.held_out.outcomes[lived]))
-                losses["held_out_outcome_loss"], loss = found, loss + weight * found
+        loss, losses = held_out_loss(module, self.held_out, self.settings.outcome_weight)
         if loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, self.epoch
             self.best = {name: value.clone() for name, value in module.state_dict().items()}
@@ -513,6 +513,23 @@ def _apart(logits: Tensor, knowledge: Tensor, outcomes: Tensor) -> Tensor:
 
 def _outcomes_alone(logits: Tensor, knowledge: Tensor, outcomes: Tensor) -> Tensor:
     return functional.cross_entropy(logits, outcomes, reduction="none")
+
+
+def held_out_loss(student: nn.Module, rows: Lesson, weight: float) -> tuple[float, dict[str, float]]:
+    """``(1 − w) KL to the teacher + w cross-entropy with outcomes`` on rows that nobody learned from, and the two.
+
+    Each is a mean over the rows that have it; where none has, it is left out.
+    """
+    taught, lived, losses, loss = rows.taught, rows.lived, {}, 0.0
+    with torch.no_grad():
+        logits = torch.cat([student(part).float() for part in rows.x.split(8192)])
+        if taught.any():
+            found = float(knowledge_loss(logits[taught], rows.knowledge[taught], 1.0))
+            losses["held_out_knowledge_loss"], loss = found, loss + (1 - weight) * found
+        if lived.any():
+            found = float(outcome_loss(logits[lived], rows.outcomes[lived]))
+            losses["held_out_outcome_loss"], loss = found, loss + weight * found
+    return loss, losses
 
 
 def outcomes_part(lesson: Lesson, weight: float) -> float:

@@ -100,7 +100,8 @@ def weights_over_time(changes: Sequence[WeightChange]) -> Figure:
     shown = [change for change in changes if not change.slice]
     for number, name in enumerate(dict.fromkeys(change.teacher for change in shown)):
         own, colour = [change for change in shown if change.teacher == name], f"C{number}"
-        times, shares = [date2num(change.as_of) for change in own], [change.after for change in own]
+        times = [date2num(change.as_of) for change in (own[0], *own)]
+        shares = [own[0].before, *(change.after for change in own)]
         axes.step(times, shares, where="post", color=colour, label=name)
         for change in own:
             face = "none" if change.job == "watch" else colour

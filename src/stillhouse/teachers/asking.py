@@ -131,15 +131,18 @@ def cross_fitted(
 
 
 def ask_members(teacher: Ensemble, rows: pd.DataFrame, most: int, account: Account, *, fit: bool) -> None:
-    """Let every member answer for itself: those that are asked, to the same ``most`` of ``rows``, drawn uniformly.
+    """Let every member answer for itself about the same ``most`` of ``rows``, drawn uniformly.
 
     :param rows: labelled, with an index of their own.
-    :param fit: the others answer about all rows by cross-fitting; else about those that they have not seen.
+    :param fit: those that learn answer by cross-fitting, and about all rows at once where the lesson will ask about all
+        of them: fitting is what costs. Else they answer about those that they have not seen.
     """
-    sample = _once(rows).head(most)
+    each = _once(rows)
+    sample = each.head(most)
     _ask_others(account.base, teacher, sample, account)
     if fit:
-        _cross_fit_members(account.base, teacher, rows, _once(rows), account)
+        wanted = each if account.base.config.asking.share == 1.0 else sample
+        _cross_fit_members(account.base, teacher, rows, wanted, account)
         return
     for member in (each for each in teacher.members if each.version is None):
         _remembered_or_asked(account.base, teacher, member, sample[~teacher.seen(sample)], account)

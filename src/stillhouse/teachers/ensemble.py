@@ -179,7 +179,7 @@ def fit(
     fitted = _fit_members(config, rows)
     for leaf, teacher in fitted:
         (partial / leaf.name).mkdir()
-        teacher.save(partial / leaf.name)
+        call(f"saving teacher {leaf.name!r}", None, teacher.save, partial / leaf.name)
     parts = [_part(config, leaf, partial, models) for leaf in leaves(config.teachers)]
     description = {
         "agent": config.agent,
@@ -277,12 +277,13 @@ def without_block(teacher: Ensemble, rows: pd.DataFrame, outside: np.ndarray[Any
 
     :param outside: which rows it may be fitted on, bool ``[n]``.
     """
-    fitted = {leaf.name: made for leaf, made in _fit_members(teacher.config, rows[outside])}
+    actions = teacher.config.actions
+    fitted = {
+        leaf.name: in_process(leaf.name, actions, made.predict_proba, timeout=_timeout(leaf))
+        for leaf, made in _fit_members(teacher.config, rows[outside])
+    }
     members = [
-        replace(member, answer=in_process(member.name, teacher.config.actions, fitted[member.name].predict_proba))
-        if member.name in fitted
-        else member
-        for member in teacher.members
+        replace(member, answer=fitted[member.name]) if member.name in fitted else member for member in teacher.members
     ]
     other = copy(teacher)
     other.members, other.fitted = tuple(members), None
@@ -371,7 +372,7 @@ def _part(config: AgentConfig, leaf: Leaf, folder: Path, models: ModelStore | No
         return part | {"folder": leaf.name}
     if isinstance(leaf.teacher, PythonTeacher):
         made, where = _made_ready(config, leaf.name, leaf.teacher), _where(config, leaf.name)
-        kept = folder / leaf.name if ready.keep(made, folder / leaf.name) else None
+        kept = folder / leaf.name if ready.keep(made, folder / leaf.name, where) else None
         own = ready.fingerprint(made, kept, where)
         if elsewhere := int(getattr(made, "bytes_elsewhere", 0)):
             part["bytes_elsewhere"] = elsewhere
@@ -388,7 +389,7 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if isinstance(teacher, PythonTeacher):
         kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
         if leaf.learns:
-            loaded = kind.load(folder / part["folder"])
+            loaded = ready.read(kind, folder / part["folder"], where)
             answer = in_process(name, actions, loaded.predict_proba, timeout=_timeout(leaf))
             return Member(name, leaf.share, answer, part=lambda: loaded)
         kept = folder / part["folder"] if "folder" in part else None

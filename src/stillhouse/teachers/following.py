@@ -95,8 +95,8 @@ def followed(base: KnowledgeBase, teacher: Ensemble, since: datetime, observed: 
 def ready_to_weigh(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, account: Account, *, fit: bool) -> None:
     """Ask the members about enough of ``rows`` to weigh them: ``weights.rows`` each, for at most half of the budget.
 
-    What is said is kept and serves the lesson too. Those that learn are cross-fitted on all rows where they were just
-    fitted (``fit``), and else not asked about what they have seen.
+    What is said is kept and serves the lesson too. Those that learn are cross-fitted where they were just fitted
+    (``fit``), and else not asked about what they have seen.
     """
     if len(_units(base, teacher)) < 2:
         return

