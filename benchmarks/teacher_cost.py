@@ -431,7 +431,7 @@ def policies(null: float, step: int) -> dict[str, Policy]:
     found |= {f"margin above {above:g}": ByMargin(above=above) for above in ABOVE}
     found["margin 0.05, keeping all"] = ByMargin(share=0.05, drops=False)
     found["ours"] = OnEvidence(
-        null, calm=step // 80, alert=step // 15, burst=3 * step // (2 if step < 200 else 1), burst_step=step // 2
+        null, calm=step // 80, alert=step // 15, burst=3 * step // 2 if step < 200 else step, burst_step=step // 2
     )
     return found
 
