@@ -83,13 +83,12 @@ def main() -> None:
     names = ["image_segments", "breast_cancer"] if asked.quick else list(WORLDS)
     seeds = range(2 if asked.quick else asked.seeds)
     with get_context("spawn").Pool(asked.processes) as pool:
-        tuned = dict(zip(names, pool.map(tune, names, chunksize=1), strict=True))
-        jobs = [(name, seed, tuned[name]) for name in names for seed in seeds]
-        played = pool.starmap(play, jobs, chunksize=1)
-    found = {
-        name: summary(tuned[name], [result for (of, _, _), result in zip(jobs, played, strict=True) if of == name])
-        for name in names
-    }
+        tuning = {name: pool.apply_async(tune, (name,)) for name in names}
+        tuned, playing = {}, {}
+        for name in reversed(names):  # sentences take longest: the others need not wait for them
+            tuned[name] = tuning[name].get()
+            playing[name] = [pool.apply_async(play, (name, seed, tuned[name])) for seed in seeds]
+        found = {name: summary(tuned[name], [each.get() for each in playing[name]]) for name in names}
     for name, result in found.items():
         show(name, result)
     goals = goals_of(found)
