@@ -5,7 +5,7 @@ writes nothing. The sentences are CLINC150 (``STILLHOUSE_DATA`` names the folder
 
 Each stream has two abrupt shifts. A student that has learned from a history decides about every row first; then a
 policy says which rows the teacher is asked about, and the student learns from the answers. All policies share the
-learner, the first student and the rows. The settings of ours were chosen on streams of other seeds (100 and above).
+learner, the first student and the rows. The settings of ours were chosen on streams of other seeds.
 """
 
 from __future__ import annotations
@@ -185,6 +185,9 @@ def _embedded() -> tuple[Array, Array]:
         np.save(cache, np.asarray(embedded, dtype=np.float32))
     return np.load(cache), np.array([number[intent] for _, intent in pairs])
 
+
+FIRST_SEED = 10
+"""The settings were chosen on others."""
 
 STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
     "sea": (sea, 120_000),
@@ -431,7 +434,7 @@ def policies(null: float, step: int) -> dict[str, Policy]:
     found |= {f"margin above {above:g}": ByMargin(above=above) for above in ABOVE}
     found["margin 0.05, keeping all"] = ByMargin(share=0.05, drops=False)
     found["ours"] = OnEvidence(
-        null, calm=step // 80, alert=step // 15, burst=3 * step // 2 if step < 200 else step, burst_step=step // 2
+        null, calm=step // 80, alert=step // 25, burst=3 * step // 2 if step < 200 else step, burst_step=step // 2
     )
     return found
 
@@ -458,7 +461,9 @@ def main() -> None:
     asked = parser.parse_args()
     streams = {"sea": (sea, 9_000), "loans": (loans, 9_000)} if asked.quick else STREAMS
     jobs = [
-        (name, rows, seed) for seed in range(1 if asked.quick else asked.seeds) for name, (_, rows) in streams.items()
+        (name, rows, seed)
+        for seed in range(FIRST_SEED, FIRST_SEED + (1 if asked.quick else asked.seeds))
+        for name, (_, rows) in streams.items()
     ]
     played: dict[str, list[dict[str, Played]]] = {name: [] for name in streams}
     with ProcessPoolExecutor(asked.processes, mp_context=get_context("spawn")) as pool:
