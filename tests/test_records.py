@@ -29,6 +29,7 @@ from stillhouse.records import (
     ModelRef,
     Proof,
     Quality,
+    Questions,
     Reason,
     Record,
     Refresh,
@@ -107,6 +108,7 @@ REFRESH = Refresh(
     refresh_id="r", agent="toy", as_of=NOW, trigger="drift", cause="v", train=WINDOW, test=WINDOW, teacher="fit",
     folder="/f", run_id="abc", verdict=VERDICT,
 )  # fmt: skip
+QUESTIONS = Questions(rows=100, without_outcome=20, known=10, asked=30, answered=29, limited=True)
 SPENDING = Spending(calls=7, rows=5, input_tokens=900, output_tokens=40, seconds=1.5, money=0.1 + 0.2)
 EXAMINATION = Examination(
     agent="toy", refresh_id="r", as_of=NOW, teacher="0123456789ab", rows=500, answered=490, unanswered=("garbage",),
@@ -132,7 +134,7 @@ ALL: list[Record] = [
     WEIGHTS_HERE, WEIGHTS, WEIGHT_CHANGE, CONTRADICTION, CONTRADICTIONS,
     WINDOW, REASON, FAILURE, DATA, COLUMN, DISAGREEMENT, QUALITY, DRIFT, MODEL, TEACHER, STUDENT, LATENCY, CARD,
     COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH, SCREENED, SLICE, SCREENS, LOSS, STEP, COUNTED, COST,
-    SPENDING, EXAMINATION,
+    SPENDING, EXAMINATION, QUESTIONS,
 ]  # fmt: skip
 each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
 
