@@ -279,6 +279,8 @@ def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tup
     else:
         _, lesson, _ = _lesson(job, teacher, _initial(job, teacher), columns)
         held_out, _ = _kept_back(job, teacher, columns)
+    if not _course(student).made_up_rows_helped:
+        lesson = lesson.observed()
 
     def recover(module: students.Student, epochs: int) -> students.Student:
         distil(module, lesson, settings.distillation, held_out=held_out, epochs=epochs)
@@ -290,7 +292,7 @@ def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tup
         agent=job.agent,
         actions=settings.actions,
         columns=columns,
-        calibration=lesson.x.numpy(),
+        calibration=lesson.observed().x.numpy(),
         recover=recover,
         folder=Path(job.folder) / "variants",
         lineage={"refresh": job.refresh_id, "teacher": teacher.version},
@@ -630,9 +632,13 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
     return held_out, compared
 
 
+def _course(student: StudentRef) -> Course:
+    return Course.model_validate_json((Path(student.folder) / "course.json").read_text(encoding="utf-8"))
+
+
 def _log_course(models: Registry, run_id: str, student: StudentRef) -> None:
     """What the controller changed and why, and what that has earned against the fixed settings."""
-    course = Course.model_validate_json((Path(student.folder) / "course.json").read_text(encoding="utf-8"))
+    course = _course(student)
     models.log_record(run_id, course, "distillation.json")
     if control := course.control:
         half = 1.96 * control.standard_error

@@ -76,6 +76,7 @@ def test_made_up_rows_are_learned_from_where_held_out_rows_speak_for_them(teache
     assert (change.setting, change.value, len(learned)) == ("made_up_rows", float(helped), 1560 if helped else 60)
     assert "600 held-out rows" in change.reason and "1500 made-up rows" in change.reason
     assert not course.adapted and learned.made_up == (1500 if helped else 0)
+    assert course.made_up_rows_helped == helped
     assert abs(course.steps - 20 * -(-1560 // 64)) <= 1
     rest = student()
     epochs = 20 if helped else course.steps

@@ -88,6 +88,11 @@ class Course(Record):
             for change in self.changes
         )
 
+    @property
+    def made_up_rows_helped(self) -> bool:
+        """Whether held-out rows spoke for the student that has learned from made-up rows too."""
+        return any(change.setting == "made_up_rows" and change.value > 0 for change in self.changes)
+
 
 class Controller:
     """Temperature and outcome weight of a running training.
