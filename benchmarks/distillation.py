@@ -62,7 +62,10 @@ from stillhouse.distill.control import distil_better
 from stillhouse.distill.train import Lesson, distil, student_probabilities
 from stillhouse.evaluate.scorecard import quality
 
-CLAIM = "distillation that adapts closes most of the gap to its teacher from few outcomes, nowhere below tuned plain distillation"
+CLAIM = (
+    "distillation that adapts closes most of the gap to its teacher from few outcomes, nowhere below tuned plain "
+    "distillation"
+)
 TEMPERATURES, WEIGHTS = (1.0, 2.0, 4.0), (0.1, 0.3)
 OUR_WEIGHTS = (0.3, 0.6)  # of a row's outcome: few outcomes pull less by as much
 PEERS = ("kd", "dkd", "standardised")
