@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from stillhouse import config
 from stillhouse.actions import aligned
@@ -282,12 +283,12 @@ def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tup
     if not _course(student).made_up_rows_helped:
         lesson = lesson.observed()
 
-    def recover(module: students.Student, epochs: int) -> students.Student:
+    def recover(module: nn.Module, epochs: int) -> nn.Module:
         distil(module, lesson, settings.distillation, held_out=held_out, epochs=epochs)
         return module
 
     made: tuple[VariantFile, ...] = compress_variants(
-        students.load(Path(student.folder)),
+        students.load(Path(student.folder), settings),
         settings.compression,
         agent=job.agent,
         actions=settings.actions,
@@ -306,7 +307,7 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
     base, models = knowledge_base(job.agent), registry(job.agent)
     settings = base.config
     asked = _teachers(job, teacher)
-    module = students.load(Path(student.folder))
+    module = students.load(Path(student.folder), settings)
     columns = _columns(student)
     champion = models.champion()
 
@@ -371,7 +372,7 @@ def log_models(
         f"{job.agent}-teacher",
     )
     lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
-    module, example = students.load(Path(student.folder)), encode(test.head(4), _columns(student))
+    module, example = students.load(Path(student.folder), settings), encode(test.head(4), _columns(student))
     logged_student = models.register(
         models.log_student(
             job.run_id,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import AgentConfig
+from stillhouse.config import AgentConfig, ModuleStudent
 from stillhouse.distill import memory, online, students
 from stillhouse.distill.controller import Course
 from stillhouse.distill.grow import Columns, extended, grown, require_alike, transplanted
@@ -72,6 +72,8 @@ def predecessor(job: Refresh) -> Predecessor:
     :raises RegistryError: if there is no champion, or its student was logged without its weights.
     """
     models = registry(job.agent)
+    if isinstance(knowledge_base(job.agent).config.student, ModuleStudent):
+        raise RegistryError("a student of kind 'module' is always trained from the beginning")
     champion = models.champion()
     if champion is None:
         raise RegistryError(f"agent {job.agent!r} has no champion to go on from")

@@ -53,6 +53,7 @@ __all__ = [
     "Leaf",
     "LeafTeacher",
     "MlflowTeacher",
+    "ModuleStudent",
     "ModuleTeacher",
     "NumberColumn",
     "Prune",
@@ -837,7 +838,15 @@ class TextStudent(Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
-AnyStudent = Annotated[TabularStudent | TextStudent, Field(discriminator="kind")]
+class ModuleStudent(Section):
+    """A torch module of the user's own, trained from what its factory gives."""
+
+    kind: Literal["module"]
+    target: Target = Field(description="'module:factory' (columns, actions, **settings) → torch.nn.Module")
+    settings: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments of the factory")
+
+
+AnyStudent = Annotated[TabularStudent | TextStudent | ModuleStudent, Field(discriminator="kind")]
 
 
 class Hinton(Section):
@@ -1228,9 +1237,9 @@ def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
 def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
     """``key: what is wrong`` of a student that does not read what the agent sees, or cannot be made as it says."""
     student, texts = config.student, config.observations.texts
-    if isinstance(student, TabularStudent):
+    if not isinstance(student, TextStudent):
         if texts:
-            yield f"student.kind: 'tabular' reads no text, and {texts[0]!r} is a text column: take 'text'"
+            yield f"student.kind: {student.kind!r} reads no text, and {texts[0]!r} is a text column: take 'text'"
         return
     if not texts:
         yield "student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"

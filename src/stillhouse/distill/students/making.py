@@ -15,19 +15,24 @@ from safetensors.torch import load_file, save_file
 
 from stillhouse import config as settings
 from stillhouse.config import AgentConfig, AnyEncoder, CategoryColumn
+from stillhouse.distill.students import own
 from stillhouse.distill.students.columns import quantile_edges
 from stillhouse.distill.students.encoders import TextEncoder
 from stillhouse.distill.students.initial import begin_like
+from stillhouse.distill.students.own import OwnStudent
 from stillhouse.distill.students.tabular import TabularStudent
 from stillhouse.distill.students.text import TextStudent
 from stillhouse.distill.vocabulary import cut_vocabulary, grow_vocabulary
-from stillhouse.errors import ConfigError
+from stillhouse.errors import ConfigError, PartError
 from stillhouse.parts import TextInitial
 from stillhouse.variant import width
 
-__all__ = ["Blocks", "Student", "blocks", "columns_of", "load", "new_student", "save"]
+__all__ = ["AnyStudent", "Blocks", "Student", "blocks", "columns_of", "load", "new_student", "save"]
 
 Student = TabularStudent | TextStudent
+"""Ours, whose parts are known: they can grow and be updated."""
+
+AnyStudent = Student | OwnStudent
 
 
 class Blocks(NamedTuple):
@@ -71,13 +76,18 @@ def columns_of(config: AgentConfig, rows: pd.DataFrame, initial: TextInitial | N
 
 def new_student(
     config: AgentConfig, columns: list[dict[str, Any]], x: np.ndarray[Any, Any], initial: TextInitial | None = None
-) -> Student:
+) -> AnyStudent:
     """An untrained student for encoded training rows ``x``, the same for the same seed.
 
     :param initial: a teacher's text encoder to begin like; used where ``student.initialise`` is ``teacher``.
     :raises ConfigError: if the student is to begin like a teacher, and there is no ``initial``.
+    :raises PartError: if a student of the user's own cannot be made.
     """
     student, numbers = config.student, blocks(columns).numbers
+    if isinstance(student, settings.ModuleStudent):
+        with torch.random.fork_rng():
+            torch.manual_seed(config.distillation.seed)
+            return own.make(config, columns)
     edges = quantile_edges(x[:, :numbers], student.bins)
     cardinalities = [len(column["values"]) for column in columns if column["type"] == "category"]
     common: dict[str, Any] = {
@@ -98,7 +108,7 @@ def new_student(
         return made
 
 
-def save(student: Student, folder: Path) -> None:
+def save(student: AnyStudent, folder: Path) -> None:
     """Write ``student.safetensors`` and ``student.json`` (no pickle)."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in student.state_dict().items()},
@@ -106,17 +116,38 @@ def save(student: Student, folder: Path) -> None:
     (folder / "student.json").write_text(json.dumps(student.spec, indent=1), encoding="utf-8")
 
 
-def load(folder: Path) -> Student:
-    """Read what :func:`save` wrote."""
+def load(folder: Path, config: AgentConfig | None = None) -> AnyStudent:
+    """Read what :func:`save` wrote, with ``columns.json`` beside it for a student of the user's own.
+
+    :param config: of the agent, whose file alone says what Python makes such a student.
+    :raises PartError: if it is of the user's own, and the agent file describes another student now.
+    """
     spec = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+    student = _own(folder, spec, config) if spec["kind"] == "module" else _ours(spec)
+    student.load_state_dict(load_file(folder / "student.safetensors"))
+    return student.eval()
+
+
+def _ours(spec: dict[str, Any]) -> Student:
     kind, edges = spec.pop("kind"), torch.zeros(spec.pop("numbers"), spec.pop("bins") + 1)
     if kind == "text":
         encoder = TypeAdapter[AnyEncoder](AnyEncoder).validate_python(spec.pop("encoder"))
-        student: Student = TextStudent(edges, encoder=encoder, **spec)
-    else:
-        student = TabularStudent(edges, **spec)
-    student.load_state_dict(load_file(folder / "student.safetensors"))
-    return student.eval()
+        return TextStudent(edges, encoder=encoder, **spec)
+    return TabularStudent(edges, **spec)
+
+
+def _own(folder: Path, spec: dict[str, Any], config: AgentConfig | None) -> OwnStudent:
+    if config is None:
+        raise PartError(f"{folder} holds a student of the user's own, which only its agent file can make")
+    described = config.student
+    if not isinstance(described, settings.ModuleStudent) or (described.target, described.settings) != (
+        spec["target"], spec["settings"]
+    ):  # fmt: skip
+        raise PartError(
+            f"agents/{config.agent}.yaml: student: describes another one than was stored, {spec['target']} with "
+            f"{spec['settings']}: refresh with mode=redistil, or restore the agent file"
+        )
+    return own.make(config, json.loads((folder / "columns.json").read_text(encoding="utf-8")))
 
 
 def _require(initial: TextInitial | None, config: AgentConfig) -> TextInitial | None:

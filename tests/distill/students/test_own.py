@@ -1,0 +1,101 @@
+"""A student of the user's own: made by what the agent file names, told from another, refused in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from stillhouse.config import AgentConfig
+from stillhouse.distill.students import OwnStudent, load, new_student, save
+from stillhouse.errors import PartError, StillhouseError
+
+TOY = yaml.safe_load((Path(__file__).parents[2] / "flows" / "toy.yaml").read_text())
+COLUMNS = [{"name": "a", "type": "number"}, {"name": "place", "type": "category", "values": ["north", "south"]}]
+X = np.zeros((4, 2), dtype=np.float32)
+HERE = "tests.distill.students.test_own"
+
+
+def agent(target: str, **settings: Any) -> AgentConfig:
+    student = {"kind": "module", "target": f"{HERE}:{target}", "settings": settings}
+    return AgentConfig.model_validate(TOY | {"student": student})
+
+
+class Plain(nn.Module):
+    def __init__(
+        self, columns: list[dict[str, Any]], actions: tuple[str, ...], width: int = 3, scale: float = 1
+    ) -> None:
+        super().__init__()
+        self.inside, self.out = nn.Linear(len(columns), width), nn.Linear(width, len(actions))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.tanh(self.inside(torch.nan_to_num(x))))
+
+
+def too_wide(columns: Any, actions: Any) -> nn.Module:
+    return nn.Sequential(Plain(columns, (*actions, "more")))
+
+
+class Forgetful(Plain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.tanh(self.inside(x)))
+
+
+def no_module(columns: Any, actions: Any) -> str:
+    return "a student"
+
+
+class Fixed(nn.Module):
+    def __init__(self, columns: Any, actions: Any) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), 2)
+
+
+def test_it_is_made_alike_under_a_seed_and_comes_back_from_disk(tmp_path: Path) -> None:
+    config = agent("Plain", width=5)
+    made, twin = new_student(config, COLUMNS, X), new_student(config, COLUMNS, X)
+    assert isinstance(made, OwnStudent)
+    x = torch.randn(6, 2)
+    assert torch.equal(made(x), twin(x)) and made(x).shape == (6, 2)
+    with torch.no_grad():
+        made.module.out.weight.mul_(3)
+    save(made, tmp_path)
+    (tmp_path / "columns.json").write_text(json.dumps(COLUMNS))
+    assert torch.equal(load(tmp_path, config)(x), made(x))
+    for other in (agent("Plain", width=6), agent("too_wide"), AgentConfig.model_validate(TOY)):
+        with pytest.raises(PartError, match="describes another one than was stored"):
+            load(tmp_path, other)
+    with pytest.raises(PartError, match="only its agent file can make"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "message"),
+    [
+        ("Absent", {}, "has no 'Absent'"),
+        ("Plain", {"depth": 2}, "makes no student: TypeError: .*depth"),
+        ("no_module", {}, "it gives a str, not a torch.nn.Module"),
+        ("too_wide", {}, r"gives \[3, 3\] for 3 rows; logits \[3, 2\] are wanted"),
+        ("Forgetful", {}, "a missing number comes as NaN"),
+        ("Fixed", {}, "no parameters to learn"),
+    ],
+)
+def test_what_is_no_student(target: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(PartError, match=message) as told:
+        new_student(agent(target, **settings), COLUMNS, X)
+    assert "agents/toy.yaml: student.target" in str(told.value)
+
+
+def test_it_reads_no_text() -> None:
+    texts = TOY["observations"] | {"columns": {"said": {"type": "text"}}}
+    student = {"kind": "module", "target": f"{HERE}:Plain"}
+    with pytest.raises((ValueError, StillhouseError), match="'module' reads no text"):
+        AgentConfig.model_validate(TOY | {"student": student, "observations": texts, "promotion": {}})
