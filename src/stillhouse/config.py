@@ -1240,6 +1240,12 @@ def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
     if not isinstance(student, TextStudent):
         if texts:
             yield f"student.kind: {student.kind!r} reads no text, and {texts[0]!r} is a text column: take 'text'"
+        if isinstance(student, ModuleStudent) and any(isinstance(each, Prune) for each in config.compression):
+            others = [{"method": each.method} for each in config.compression if not isinstance(each, Prune)]
+            yield (
+                f"compression: 'prune' must know a student's parts, and knows none of a module of your own: write "
+                f"{str(others).replace(chr(39), '')}"
+            )
         return
     if not texts:
         yield "student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"

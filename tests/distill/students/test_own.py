@@ -24,7 +24,7 @@ HERE = "tests.distill.students.test_own"
 
 def agent(target: str, **settings: Any) -> AgentConfig:
     student = {"kind": "module", "target": f"{HERE}:{target}", "settings": settings}
-    return AgentConfig.model_validate(TOY | {"student": student})
+    return AgentConfig.model_validate(TOY | {"student": student, "compression": [{"method": "fp32"}]})
 
 
 class Plain(nn.Module):
@@ -92,6 +92,12 @@ def test_what_is_no_student(target: str, settings: dict[str, Any], message: str)
     with pytest.raises(PartError, match=message) as told:
         new_student(agent(target, **settings), COLUMNS, X)
     assert "agents/toy.yaml: student.target" in str(told.value)
+
+
+def test_its_parts_are_not_known_to_be_pruned() -> None:
+    student = {"kind": "module", "target": f"{HERE}:Plain"}
+    with pytest.raises(ValueError, match=r"compression: 'prune' must know .* write \[\{method: fp32\}, "):
+        AgentConfig.model_validate(TOY | {"student": student})
 
 
 def test_it_reads_no_text() -> None:
