@@ -849,42 +849,43 @@ class ModuleStudent(Section):
 AnyStudent = Annotated[TabularStudent | TextStudent | ModuleStudent, Field(discriminator="kind")]
 
 
-class Hinton(Section):
+class _Loss(Section):
+    """What every loss of knowledge has."""
+
+    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
+
+
+class Hinton(_Loss):
     """KL divergence of the softened probabilities."""
 
     type: Literal["hinton"]
-    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
 
 
-class Decoupled(Section):
+class Decoupled(_Loss):
     """Decoupled distillation: what the outcome's action gets, and how the rest is spread over the others."""
 
     type: Literal["decoupled"]
-    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
     others: float = Field(default=4.0, gt=0, description="weight of the other actions' spread against the outcome's")
 
 
-class Standardised(Section):
+class Standardised(_Loss):
     """KL divergence of logits brought to mean 0 and standard deviation 1 in each row."""
 
     type: Literal["standardised"]
-    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
 
 
-class Relational(Section):
+class Relational(_Loss):
     """Distances and angles between rows, the teacher's against the student's."""
 
     type: Literal["relational"]
-    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
     angles: float = Field(default=2.0, ge=0, description="weight of the angles against the distances")
     rows: int = Field(default=64, ge=3, le=512, description="rows of a batch that are compared: time grows with rows³")
 
 
-class Hints(Section):
+class Hints(_Loss):
     """The student's last hidden layer, projected, against the teacher's features."""
 
     type: Literal["hints"]
-    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
 
 
 KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]

@@ -46,7 +46,7 @@ def test_weighted_questions_speak_for_all_rows() -> None:
     estimates = []
     for seed in range(800):
         drawn = select.select(40, scores=values**2, alike=values[:, None], seed=seed)
-        estimates.append((values[drawn.rows] * drawn.weight).sum() / 400)
+        estimates.append((values[drawn.rows] / drawn.probability[drawn.rows]).sum() / 400)
     assert np.mean(estimates) == pytest.approx(values.mean(), abs=4 * np.std(estimates) / np.sqrt(800))
 
 

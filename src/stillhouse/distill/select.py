@@ -40,12 +40,6 @@ class Selection:
     rows: Array
     probability: Array
 
-    @property
-    def weight(self) -> Array:
-        """Of each selected row ``[m]``, ``1 / probability``: weighted sums are unbiased for those over all rows."""
-        found: Array = 1.0 / self.probability[self.rows]
-        return found
-
 
 def select(
     size: int,
