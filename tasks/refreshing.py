@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from stillhouse import config
 from stillhouse.actions import aligned
 from stillhouse.compress.processor import processor
-from stillhouse.compress.variants import VariantFile
+from stillhouse.compress.subject import Form, Subject
+from stillhouse.compress.variants import VariantFile, student_subject, variant_pack
 from stillhouse.compress.variants import make_variants as compress_variants
 from stillhouse.config import AgentConfig
 from stillhouse.distill import students
@@ -37,6 +37,7 @@ from stillhouse.drift.steps import brier, total_variation
 from stillhouse.errors import DataError, PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures, gate
 from stillhouse.evaluate import proof as proving
+from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import TextInitial
 from stillhouse.records import (
@@ -273,30 +274,11 @@ def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
 def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tuple[VariantFile, ...]:
     """The student in every form that the agent file asks for, pruned ones recovered by a short distillation."""
     settings = config.load(job.agent)
-    columns = _columns(student)
-    held_out: Lesson | None
-    if job.mode == "update":
-        lesson, held_out = updating.news_and_memory(job, teacher, columns)
-    else:
-        _, lesson, _ = _lesson(job, teacher, _initial(job, teacher), columns)
-        held_out, _ = _kept_back(job, teacher, columns)
-    if not _course(student).made_up_rows_helped:
-        lesson = lesson.observed()
-
-    def recover(module: nn.Module, epochs: int) -> nn.Module:
-        distil(module, lesson, settings.distillation, held_out=held_out, epochs=epochs)
-        return module
-
     made: tuple[VariantFile, ...] = compress_variants(
-        students.load(Path(student.folder), settings),
+        _subject(job, teacher, student),
         settings.compression,
-        agent=job.agent,
-        actions=settings.actions,
-        columns=columns,
-        calibration=lesson.observed().x.numpy(),
-        recover=recover,
-        folder=Path(job.folder) / "variants",
-        lineage={"refresh": job.refresh_id, "teacher": teacher.version},
+        variant_pack(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
+        Path(job.folder) / "variants",
     )
     return made
 
@@ -392,7 +374,7 @@ def log_models(
     lineage = lineage.model_copy(update={"student": logged_student})
     for variant, card in zip(variants, proof.variants, strict=True):
         logged = models.log_variant(
-            job.run_id, Path(variant.folder), card, {"method": variant.method}, lineage, test.head(4)
+            job.run_id, Path(variant.folder), card, {"recipe": variant.name}, lineage, test.head(4)
         )  # fmt: skip
         models.register(logged, job.agent, {"chosen": card.model == proof.chosen})
     chosen = Variant(next(variant.folder for variant in variants if variant.name == proof.chosen))
@@ -631,6 +613,44 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
         for chosen in (newer, ~newer)
     )  # fmt: skip
     return held_out, compared
+
+
+def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef) -> Subject:
+    """The student as the subject of compression: recovered on what it learned from, judged on the validation days."""
+    base = knowledge_base(job.agent)
+    settings = base.config
+    module, columns = students.load(Path(student.folder), settings), _columns(student)
+    learned = choosing.learning_rows(base, job.train, job.as_of)
+    kept_back = validation_days(learned["observed_at"], settings.distillation.validation_every)
+    judged = training_rows(base, job.train, job.as_of)
+    judged = judged[validation_days(judged["observed_at"], settings.distillation.validation_every)]
+    outcomes = judged["outcome"].to_numpy()
+
+    def recover(form: Form, epochs: int) -> Form:
+        assert form.columns is not None  # a student has them
+        lesson, held_out = _lessons(job, teacher, student, [dict(column) for column in form.columns])
+        distil(form.module, lesson, settings.distillation, held_out=held_out, epochs=epochs)
+        return form
+
+    return student_subject(
+        module, columns, settings.actions,
+        calibration=lambda columns: encode(learned[~kept_back], columns),
+        judged=lambda columns: encode(judged, columns),
+        quality=lambda said: quality(said, outcomes).score, recover=recover,
+    )  # fmt: skip
+
+
+def _lessons(
+    job: Refresh, teacher: TeacherRef, student: StudentRef, columns: list[dict[str, Any]]
+) -> tuple[Lesson, Lesson | None]:
+    """What the student has learned from, encoded with ``columns``, and the held-out part of it."""
+    held_out: Lesson | None
+    if job.mode == "update":
+        lesson, held_out = updating.news_and_memory(job, teacher, columns)
+    else:
+        _, lesson, _ = _lesson(job, teacher, _initial(job, teacher), columns)
+        held_out, _ = _kept_back(job, teacher, columns)
+    return lesson if _course(student).made_up_rows_helped else lesson.observed(), held_out
 
 
 def _course(student: StudentRef) -> Course:

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 __all__ = [
     "Baseline",
+    "Candidate",
     "Certificate",
     "CheckFailure",
     "ColumnDrift",
@@ -28,7 +29,9 @@ __all__ = [
     "DriftReport",
     "EvidenceStep",
     "Examination",
+    "Frontier",
     "Latency",
+    "LayerSensitivity",
     "LossBaseline",
     "Mode",
     "ModelRef",
@@ -41,6 +44,7 @@ __all__ = [
     "Record",
     "Refresh",
     "Response",
+    "Saturation",
     "Scorecard",
     "Screened",
     "Screens",
@@ -483,6 +487,56 @@ class Scorecard(Record):
     def test(self) -> Quality:
         """Quality on the window ``test``."""
         return self.quality["test"]
+
+
+# --------------------------------------------------------------------------- compression
+
+
+class Saturation(Record):
+    """An integer layer whose 16-bit sums would overflow on a processor without VNNI."""
+
+    layer: str
+    share: Fraction = Field(description="of the pairs of products on calibration rows")
+
+
+class Candidate(Record):
+    """One recipe, made and measured."""
+
+    candidate_id: str = Field(description="content hash of the model, the recipe and the rows")
+    name: str
+    recipe: tuple[dict[str, JsonValue], ...] = Field(description="its steps' settings, in order")
+    folder: str = Field(default="", description="of the artifact; empty where it was refused")
+    bytes: int = Field(default=0, ge=0, description="on disk")
+    quality: Fraction | None = Field(default=None, description="on the judged rows")
+    difference: Fraction | None = Field(default=None, description="mean |p − p of the float32 model| on these rows")
+    latency: Latency | None = None
+    cpu_ms: float | None = Field(default=None, ge=0.0, description="CPU time of one row, energy's proxy (ms)")
+    saturates: tuple[Saturation, ...] = Field(default=(), description="where it would without VNNI")
+    seconds: float = Field(default=0.0, ge=0.0, description="that making and measuring it took")
+    refused: str | None = Field(default=None, description="why it cannot serve, naming the layer")
+
+
+class LayerSensitivity(Record):
+    """What one step on one layer alone costs in quality and saves in bytes."""
+
+    step: str = Field(description="the step's method")
+    layer: str
+    quality_loss: float = Field(description="of the unrecovered form; below 0: it gained")
+    bytes_saved: int
+    milliseconds_saved: float = 0.0
+
+
+class Frontier(Record):
+    """All that a search made, and which of it nothing else beats in quality, bytes and latency at once."""
+
+    reference: Candidate = Field(description="the float32 model, uncompressed")
+    candidates: tuple[Candidate, ...] = Field(description="in the order they were made, the reference left out")
+    best: tuple[str, ...] = Field(description="names of those not dominated, smallest first")
+    hypervolume: float = Field(ge=0.0, le=1.0, description="share of the box below the reference that they dominate")
+    chosen: str | None = Field(description="name of the one that fits the budgets; None: none does")
+    why: str = Field(description="one sentence")
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+    stopped: str = Field(description="why the search ended: time, candidates, or nothing left to try")
 
 
 # --------------------------------------------------------------------------- verdicts

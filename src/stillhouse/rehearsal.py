@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.compress.variants import make_variants
-from stillhouse.config import AgentConfig, Fp32
+from stillhouse.compress.variants import make_variants, student_subject, variant_pack
+from stillhouse.config import AgentConfig, Compression, Fp32
 from stillhouse.distill.students import blocks, columns_of, new_student
 from stillhouse.distill.train import Lesson, distil
 from stillhouse.errors import PartError, StillhouseError, WindowError
+from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import content_keys, tidy
 from stillhouse.parts import resolve
 from stillhouse.records import Window
@@ -56,10 +57,12 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
         lesson = Lesson(encode(future, columns), knowledge, outcomes, parts.numbers, features, tokens=parts.tokens)
         student = new_student(config, columns, lesson.x.numpy(), initial)
         distil(student, lesson, config.distillation, epochs=1)
-        (variant,) = make_variants(
-            student, [Fp32(method="fp32")], agent=config.agent, actions=config.actions, columns=columns,
-            calibration=lesson.x.numpy(), recover=lambda module, epochs: module, folder=Path(folder), lineage={},
+        subject = student_subject(
+            student, columns, config.actions, calibration=lambda columns: encode(future, columns),
+            judged=lambda columns: encode(future, columns), quality=lambda said: quality(said, outcomes).score,
         )  # fmt: skip
+        plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
+        (variant,) = make_variants(subject, plain, variant_pack(config.agent, config.actions, {}), Path(folder))
         decided = Variant(variant.folder).predict(future)
     made = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(decided)} rows"
     yield f"student ({config.student.kind}): {made}"

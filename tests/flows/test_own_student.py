@@ -14,7 +14,7 @@ from tasks.living import live
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 STUDENT = "student: {kind: module, target: tests.flows.toy:Network, settings: {width: 12}}"
-COMPRESSION = "compression: [{method: fp32}, {method: int8_dynamic}]"
+COMPRESSION = "compression: {recipes: [{method: fp32}, {method: int8_dynamic}], search: null}"
 
 
 def test_a_module_of_the_users_own_is_distilled_compressed_proved_and_promoted(day, agents: Path) -> None:

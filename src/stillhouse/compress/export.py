@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,11 +14,10 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but not in __all__
 
+from stillhouse.compress.subject import Array, Feed
 from stillhouse.errors import ExportError
 
-__all__ = ["INPUT", "OUTPUT", "TOLERANCE", "check_rows", "export_onnx", "probabilities", "run_onnx", "slim"]
-
-Array = np.ndarray[Any, Any]
+__all__ = ["INPUT", "OUTPUT", "TOLERANCE", "check_rows", "export_onnx", "run_onnx", "run_torch", "slim"]
 
 INPUT = "x"
 OUTPUT = "probabilities"
@@ -29,30 +26,31 @@ _OPSET = 18
 _TRACED_ROWS = 3
 
 
-def export_onnx(student: nn.Module, example: Array, path: Path) -> None:
-    """Write ``softmax(student(x))`` as ONNX: float32 ``x [batch, D]`` to float32 ``probabilities [batch, K]``.
+def export_onnx(module: nn.Module, example: Feed, *, softmax: bool = True) -> onnx.ModelProto:
+    """The module as an ONNX graph with the example's inputs, the rows' number left open; nodes keep layers' names.
 
-    Nothing is written unless ONNX Runtime agrees with torch within :data:`TOLERANCE` on every example row, all
-    at once and one alone. The student itself is left as it is.
+    Refused unless ONNX Runtime agrees with torch within :data:`TOLERANCE` on every example row, all at once and
+    one alone. The module itself is left as it is.
 
-    :param example: float32 ``[n, D]`` with n ≥ 1; rows as they occur, missing values (NaN) included.
-    :raises ExportError: if the student cannot be expressed in ONNX, or the two disagree.
+    :param module: called with the example's arrays in their order, gives ``[n, K]``.
+    :param example: arrays ``[n, …]`` with n ≥ 1; rows as they occur, missing values (NaN) included.
+    :param softmax: whether the graph is to end in a softmax: a student's does, its output is probabilities.
+    :raises ExportError: if the module cannot be expressed in ONNX, or the two disagree.
     """
     check_rows(example)
-    model = slim(_trace(student, example)).SerializeToString()
-    _verify(model, student, example)
-    path.write_bytes(model)
+    wrapped = _frozen(module, softmax)
+    model = _trace(wrapped, type(module).__name__, example)
+    _verify(model, wrapped, type(module).__name__, example)
+    return model
 
 
-def probabilities(student: nn.Module, rows: Array) -> Array:
-    """``softmax(student(rows))`` in evaluation mode: float32 ``[n, D]`` to ``[n, K]``."""
-    with torch.no_grad():
-        result: Array = _Probabilities(student)(torch.from_numpy(rows)).numpy()
-    return result
+def run_torch(module: nn.Module, feed: Feed, *, softmax: bool = True) -> Array:
+    """What the module answers in evaluation mode, by default as probabilities: ``[n, K]``."""
+    return _run(_frozen(module, softmax), feed)
 
 
-def run_onnx(model: bytes, rows: Array) -> Array:
-    """The output of an ONNX model on float32 ``[n, D]``: float32 ``[n, K]``, computed on one CPU thread.
+def run_onnx(model: onnx.ModelProto | bytes, feed: Feed) -> Array:
+    """The first output of an ONNX model, ``[n, K]``, computed on one CPU thread.
 
     :raises ExportError: if ONNX Runtime cannot load the model, or run it on these rows.
     """
@@ -60,10 +58,11 @@ def run_onnx(model: bytes, rows: Array) -> Array:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is in the exception
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        result: Array = session.run([OUTPUT], {INPUT: rows})[0]
+        content = model if isinstance(model, bytes) else model.SerializeToString()
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        result: Array = session.run(None, dict(feed))[0]
     except Exception as error:  # ONNX Runtime's errors have no base of their own
-        raise ExportError(f"ONNX Runtime cannot run the model on {len(rows)} rows: {error}") from error
+        raise ExportError(f"ONNX Runtime cannot run the model on {_rows(feed)} rows: {error}") from error
     return result
 
 
@@ -104,67 +103,88 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
     )
 
 
-def check_rows(rows: Array) -> None:
-    """Refuse rows that no student reads.
+def check_rows(feed: Feed) -> None:
+    """Refuse a feed that no model reads.
 
-    :raises ExportError: unless they are float32 ``[n, D]`` with n ≥ 1.
+    :raises ExportError: unless all arrays have the same number n ≥ 1 of rows, and those of a student are float32
+        ``[n, D]``.
     """
-    if rows.ndim != 2 or rows.shape[0] == 0 or rows.dtype != np.float32:
+    counts = {name: array.shape[0] if array.ndim else 0 for name, array in feed.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ExportError(f"needs arrays with the same number of rows, at least one; got {counts}")
+    rows = feed.get(INPUT)
+    if rows is not None and (rows.ndim != 2 or rows.dtype != np.float32):
         raise ExportError(f"needs float32 rows [n, D] with n ≥ 1, got {rows.dtype} {list(rows.shape)}")
 
 
 class _Probabilities(nn.Module):
-    """Softmax on a copy of the student that is in evaluation mode on the CPU."""
+    """Softmax on a module."""
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.student = copy.deepcopy(student).cpu().eval()
+        self.student = module
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.student(x), dim=1)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.softmax(self.student(*inputs), dim=1)
 
 
-def _trace(student: nn.Module, example: Array) -> onnx.ModelProto:
+def _frozen(module: nn.Module, softmax: bool) -> nn.Module:
+    """A copy in evaluation mode on the CPU."""
+    copied = copy.deepcopy(module).cpu()
+    return (_Probabilities(copied) if softmax else copied).eval()
+
+
+def _run(module: nn.Module, feed: Feed) -> Array:
+    with torch.no_grad():
+        result: Array = module(*(torch.from_numpy(array) for array in feed.values())).numpy()
+    return result
+
+
+def _rows(feed: Feed) -> int:
+    return len(next(iter(feed.values())))
+
+
+def _trace(module: nn.Module, name: str, example: Feed) -> onnx.ModelProto:
     # The tracing exporter costs 0.05 s in a fresh process; dynamo=True costs 2.6 s and 150 MB there (every refresh
     # is one) for the same operators. What tracing can get wrong is refused: Python control flow and shapes
     # that depend on the data warn, and such a warning is an error here; a frozen batch size fails in _verify.
-    rows = torch.from_numpy(np.resize(example, (_TRACED_ROWS, example.shape[1])))
+    inputs = tuple(torch.from_numpy(np.resize(array, (_TRACED_ROWS, *array.shape[1:]))) for array in example.values())
     file = io.BytesIO()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.onnx.export(
-                _Probabilities(student).eval(),
-                (rows,),
+                module,
+                inputs,
                 file,  # type: ignore[arg-type]  # the stub forgets file objects
                 dynamo=False,
                 opset_version=_OPSET,
-                input_names=[INPUT],
+                input_names=list(example),
                 output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+                dynamic_axes={each: {0: "batch"} for each in (*example, OUTPUT)},
             )
     except RuntimeError as error:
-        raise ExportError(f"{type(student).__name__} cannot be exported to ONNX: {error}") from error
+        raise ExportError(f"{name} cannot be exported to ONNX: {error}") from error
     for warning in caught:
         if issubclass(warning.category, TracerWarning):
-            raise ExportError(f"{type(student).__name__} cannot be exported to ONNX: {warning.message}")
+            raise ExportError(f"{name} cannot be exported to ONNX: {warning.message}")
     return onnx.load_model_from_string(file.getvalue())
 
 
-def _verify(model: bytes, student: nn.Module, example: Array) -> None:
+def _verify(model: onnx.ModelProto, module: nn.Module, name: str, example: Feed) -> None:
     """Compare ONNX Runtime with torch on all rows at once and on the first alone."""
-    for rows in (example, example[:1]):
-        wanted, found = probabilities(student, rows), run_onnx(model, rows)
+    for feed in (example, {each: array[:1] for each, array in example.items()}):
+        wanted, found = _run(module, feed), run_onnx(model, feed)
         if found.shape != wanted.shape:
             raise ExportError(
-                f"the exported {type(student).__name__} answers {list(rows.shape)} rows with {list(found.shape)} "
+                f"the exported {name} answers {_rows(feed)} rows with {list(found.shape)} "
                 f"probabilities, torch with {list(wanted.shape)}"
             )
         difference = float(np.abs(found - wanted).max())
         if not difference <= TOLERANCE:  # a NaN difference is not ≤ either
             raise ExportError(
-                f"the exported {type(student).__name__} differs from torch by {difference:.3g} in probability "
-                f"on {len(rows)} rows (allowed: {TOLERANCE:g})"
+                f"the exported {name} differs from torch by {difference:.3g} in probability "
+                f"on {_rows(feed)} rows (allowed: {TOLERANCE:g})"
             )
 
 

@@ -22,17 +22,36 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from stillhouse.config.base import Duration, Length, Name, Section, Target, parse_duration
+from stillhouse.config.compression import (
+    Compression,
+    DynamicInt8,
+    Fp32,
+    HashedRows,
+    LowRank,
+    NumberFormat,
+    PruneColumns,
+    PruneHeads,
+    PruneLayers,
+    PruneUnits,
+    Recipe,
+    Search,
+    StaticInt8,
+    Step,
+    StructuralStep,
+    Vocabulary,
+    WeightOnly,
+    number_format,
+    recipe_name,
+    structure,
+)
 from stillhouse.errors import ConfigError
 from stillhouse.records import Mode
 
@@ -45,35 +64,50 @@ __all__ = [
     "Asking",
     "BagEncoder",
     "CategoryColumn",
+    "Compression",
     "ConvolutionEncoder",
     "DynamicInt8",
     "EndpointTeacher",
     "EnsembleTeacher",
     "Fp32",
+    "HashedRows",
     "Leaf",
     "LeafTeacher",
+    "LowRank",
     "MlflowTeacher",
     "ModuleStudent",
     "ModuleTeacher",
     "NumberColumn",
-    "Prune",
+    "NumberFormat",
+    "PruneColumns",
+    "PruneHeads",
+    "PruneLayers",
+    "PruneUnits",
     "PythonTeacher",
+    "Recipe",
+    "Search",
     "StaticInt8",
+    "Step",
+    "StructuralStep",
     "TabularStudent",
     "TextColumn",
     "TextStudent",
     "TransformerEncoder",
     "Unit",
+    "Vocabulary",
+    "WeightOnly",
     "agents_folder",
     "embedded_environment",
     "home",
     "leaves",
     "load",
     "load_file",
+    "number_format",
     "parse_duration",
+    "recipe_name",
+    "structure",
     "units",
     "use_embedded_defaults",
-    "variant_name",
 ]
 
 # --------------------------------------------------------------------------- where things are kept
@@ -122,48 +156,7 @@ def use_embedded_defaults() -> None:
     Path(os.environ.get("PREFECT_HOME", home())).mkdir(parents=True, exist_ok=True)  # Prefect needs it to be there
 
 
-# --------------------------------------------------------------------------- field types
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def _duration(value: Any) -> Any:
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value.strip())):
-        try:
-            return timedelta(**{_UNITS[match[2]]: float(match[1])})
-        except OverflowError:
-            raise ValueError(f"{value!r} is longer than any calendar") from None
-    if isinstance(value, timedelta):
-        return value
-    raise ValueError(f"{value!r} is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'")
-
-
-def parse_duration(text: str) -> timedelta:
-    """``"7d"`` as a length of time: a number and s, m, h, d or w, more than nothing.
-
-    :raises ValueError: on anything else.
-    """
-    return _not_zero(_duration(text))
-
-
-def _not_zero(value: timedelta) -> timedelta:
-    if not value:
-        raise ValueError("must be longer than nothing")
-    return value
-
-
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
-Length = Annotated[Duration, AfterValidator(_not_zero)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
-Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
-
 _Value = TypeVar("_Value")
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused, numbers finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --------------------------------------------------------------------------- observations and outcomes
@@ -963,43 +956,6 @@ class Update(Section):
     min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
 
 
-# --------------------------------------------------------------------------- compression
-
-
-class Fp32(Section):
-    """The student as it is, in ONNX."""
-
-    method: Literal["fp32"]
-
-
-class DynamicInt8(Section):
-    """Weights in int8 ahead of time, activations' ranges per call."""
-
-    method: Literal["int8_dynamic"]
-    per_channel: bool = True
-    reduce_range: bool = Field(default=True, description="7-bit weights: no saturation on processors without VNNI")
-
-
-class StaticInt8(Section):
-    """Weights and activations in int8, ranges calibrated on training rows."""
-
-    method: Literal["int8_static"]
-    per_channel: bool = True
-    reduce_range: bool = Field(default=True, description="7-bit weights: no saturation on processors without VNNI")
-    calibration_rows: int = Field(default=2000, ge=100)
-
-
-class Prune(Section):
-    """Remove whole hidden units, then recover by a short distillation."""
-
-    method: Literal["prune"]
-    ratio: float = Field(default=0.5, gt=0, lt=1, description="share of each layer's hidden units removed")
-    recover_epochs: int = Field(default=3, ge=0, le=1000)
-
-
-Compression = Annotated[Fp32 | DynamicInt8 | StaticInt8 | Prune, Field(discriminator="method")]
-
-
 # --------------------------------------------------------------------------- watching, proving
 
 
@@ -1138,11 +1094,7 @@ class AgentConfig(Section):
     student: AnyStudent
     distillation: Distillation = Distillation()
     update: Update = Update()
-    compression: tuple[Compression, ...] = Field(
-        default=(Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"),
-                 Prune(method="prune")),
-        min_length=1,
-    )  # fmt: skip
+    compression: Compression = Compression()
     windows: Windows
     watch: Watch
     budgets: Budgets = Budgets()
@@ -1166,7 +1118,6 @@ class AgentConfig(Section):
         for key, values, what in (
             ("actions", self.actions, "actions"),
             *((key, [t.name for t in members], "names of teachers") for key, members in _siblings(self.teachers)),
-            ("compression", [variant_name(c) for c in self.compression], "variants"),
         ):
             if twice := _repeated(values):
                 raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
@@ -1241,22 +1192,9 @@ def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
     if not isinstance(student, TextStudent):
         if texts:
             yield f"student.kind: {student.kind!r} reads no text, and {texts[0]!r} is a text column: take 'text'"
-        if isinstance(student, ModuleStudent) and any(isinstance(each, Prune) for each in config.compression):
-            others = [{"method": each.method} for each in config.compression if not isinstance(each, Prune)]
-            yield (
-                f"compression: 'prune' must know a student's parts, and knows none of a module of your own: write "
-                f"{str(others).replace(chr(39), '')}"
-            )
         return
     if not texts:
         yield "student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"
-    if not student.widths:
-        for place, compression in enumerate(config.compression):
-            if isinstance(compression, Prune):
-                yield (
-                    f"compression.{place}.method: 'prune' removes hidden units, and the student has none "
-                    f"(widths []): leave it out"
-                )
     could = any(isinstance(leaf.teacher, PythonTeacher | ModuleTeacher) for leaf in leaves(config.teachers))
     if student.initialise == "teacher" and not could:
         yield (
@@ -1281,13 +1219,6 @@ def _mistakes_of_prompt(teacher: EndpointTeacher, columns: Mapping[str, Column],
 
 def _repeated(values: Iterable[_Value]) -> list[_Value]:
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-def variant_name(compression: Compression) -> str:
-    """What the variant is called in MLflow and in tables."""
-    if isinstance(compression, Prune):
-        return f"pruned_{round(compression.ratio * 100)}"
-    return compression.method
 
 
 # --------------------------------------------------------------------------- loading

@@ -1,0 +1,98 @@
+"""A recipe on a subject: structural steps, each recovered, then the export and the number format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from pydantic import Field
+
+from stillhouse.compress.export import export_onnx, run_onnx
+from stillhouse.compress.steps import quantise, restructure
+from stillhouse.compress.subject import Columns, Feed, Form, Subject
+from stillhouse.config import Fp32, Recipe, StructuralStep, number_format, recipe_name, structure
+from stillhouse.errors import ExportError
+from stillhouse.records import Record
+
+__all__ = ["Agreement", "Built", "build", "finish", "restructured"]
+
+
+class Agreement(Record):
+    """How far a model's probabilities lie from those of the uncompressed one."""
+
+    rows: int = Field(ge=1, description="calibration rows compared")
+    mean: float = Field(ge=0.0, le=1.0, description="mean |p_variant − p_student| over rows and actions")
+    max: float = Field(ge=0.0, le=1.0, description="largest |p_variant − p_student|")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a recipe gave: a graph whose nodes keep their layers' names, and the columns that it reads."""
+
+    recipe: Recipe
+    model: onnx.ModelProto
+    columns: Columns | None
+    agreement: Agreement
+
+
+def build(subject: Subject, recipe: Recipe, tolerance: float) -> Built:
+    """Take every step of the recipe.
+
+    :param tolerance: of the number format: largest mean |p − p_float32|, in 0…1.
+    :raises ExportError: naming the step and the layer, if one does not apply or its result cannot serve.
+    """
+    form = subject.form
+    for step in structure(recipe):
+        form = restructured(subject, form, step)
+    return finish(subject, recipe, form, tolerance)
+
+
+def restructured(subject: Subject, form: Form | None, step: StructuralStep) -> Form:
+    """One structural step and the recovery that it asks for."""
+    if form is None:
+        raise ExportError(
+            f"{step.method} changes a torch module, and this is an ONNX graph: log the torch module itself, or leave "
+            f"the structural steps out"
+        )
+    smaller = restructure(step, form, subject.calibration(form.columns))
+    if step.recover_epochs and subject.recover is not None:
+        smaller = subject.recover(smaller, step.recover_epochs)
+    return smaller
+
+
+def finish(subject: Subject, recipe: Recipe, form: Form | None, tolerance: float) -> Built:
+    """Export the form that the recipe's structural steps made, and put it into the recipe's number format."""
+    columns = None if form is None else form.columns
+    feed = subject.calibration(columns)
+    exported = subject.model
+    if structure(recipe):
+        assert form is not None  # or no structural step could have been taken
+        exported = export_onnx(form.module, feed, softmax=subject.softmax)
+    model = quantise(number_format(recipe), exported, feed)
+    if not isinstance(number_format(recipe), Fp32):
+        _within(_difference(model, exported, feed), tolerance, recipe)
+    return Built(recipe, model, columns, _agreement(subject, model, feed, recipe))
+
+
+def _difference(model: onnx.ModelProto, exported: onnx.ModelProto, feed: Feed) -> float:
+    return float(np.abs(run_onnx(model, feed).astype(np.float64) - run_onnx(exported, feed)).mean())
+
+
+def _within(difference: float, tolerance: float, recipe: Recipe) -> None:
+    if not difference <= tolerance:
+        raise ExportError(
+            f"{recipe_name(recipe)} differs from its float32 form by {difference:.3g} in probability on average "
+            f"(`compression.tolerance` allows {tolerance:g})"
+        )
+
+
+def _agreement(subject: Subject, model: onnx.ModelProto, feed: Feed, recipe: Recipe) -> Agreement:
+    found, wanted = run_onnx(model, feed), run_onnx(subject.model, subject.calibration(subject.columns))
+    strange = int((~np.isfinite(found).all(axis=1)).sum())
+    if strange:
+        raise ExportError(
+            f"{recipe_name(recipe)} gives probabilities that are not finite on {strange} of {len(found)} rows"
+        )
+    difference = np.abs(found.astype(np.float64) - wanted)
+    return Agreement(rows=len(found), mean=float(difference.mean()), max=float(difference.max()))

@@ -1,0 +1,64 @@
+"""What is compressed, and what it is fed, judged and retrained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from torch import nn
+
+__all__ = ["Array", "Columns", "Feed", "Form", "Subject"]
+
+Array = np.ndarray[Any, Any]
+
+Feed = Mapping[str, Array]
+"""Arrays ``[n, …]`` by the name of the model's input."""
+
+Columns = Sequence[Mapping[str, Any]]
+"""Input columns as :func:`stillhouse.variant.encode` reads them."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model between two steps.
+
+    :param module: torch module in evaluation mode on the CPU; its inputs are a feed's arrays, in order.
+    :param columns: what its one input ``x`` is made of; None outside the loop, where a model reads arrays.
+    """
+
+    module: nn.Module
+    columns: Columns | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and all that making and measuring smaller forms of it needs.
+
+    :param model: the float32 ONNX graph that every form is compared with; its nodes' names tell layers apart.
+    :param form: the torch module it was exported from; None where there is only the graph, and no structural step
+        can be taken.
+    :param softmax: whether the exported graph ends in a softmax that the module has not.
+    :param calibration: rows as they occur, encoded with these columns: ranges and importance are taken from them.
+    :param judged: rows that quality is measured on, apart from those learned from, encoded with these columns.
+    :param quality: from the graph's first output on the judged rows, ``[n, K]``, to a score in 0…1, higher is better.
+    :param recover: a form and a number of epochs to the same form after a short distillation; None where there is
+        nothing to learn from.
+    :param source: hash of everything above that decides what a recipe gives: rows, outcomes, knowledge, settings.
+    """
+
+    model: onnx.ModelProto
+    calibration: Callable[[Columns | None], Feed]
+    judged: Callable[[Columns | None], Feed]
+    quality: Callable[[Array], float]
+    form: Form | None = None
+    softmax: bool = True
+    recover: Callable[[Form, int], Form] | None = None
+    source: str = ""
+
+    @property
+    def columns(self) -> Columns | None:
+        """Input columns before any step."""
+        return None if self.form is None else self.form.columns
