@@ -32,6 +32,7 @@ __all__ = [
     "Frontier",
     "Latency",
     "LayerSensitivity",
+    "Limits",
     "LossBaseline",
     "Mode",
     "ModelRef",
@@ -512,31 +513,44 @@ class Candidate(Record):
     latency: Latency | None = None
     cpu_ms: float | None = Field(default=None, ge=0.0, description="CPU time of one row, energy's proxy (ms)")
     saturates: tuple[Saturation, ...] = Field(default=(), description="where it would without VNNI")
-    seconds: float = Field(default=0.0, ge=0.0, description="that making and measuring it took")
+    seconds: float = Field(default=0.0, ge=0.0, description="that making it took")
     refused: str | None = Field(default=None, description="why it cannot serve, naming the layer")
 
 
 class LayerSensitivity(Record):
-    """What one step on one layer alone costs in quality and saves in bytes."""
+    """What one step on one layer alone changes in the answers, before any recovery, and saves."""
 
     step: str = Field(description="the step's method")
     layer: str
-    quality_loss: float = Field(description="of the unrecovered form; below 0: it gained")
-    bytes_saved: int
-    milliseconds_saved: float = 0.0
+    difference: float = Field(ge=0.0, description="mean |p − p of the float32 model| on calibration rows")
+    parameters_saved: int
+
+
+class Limits(Record):
+    """What a device allows a candidate; None: anything."""
+
+    max_bytes: int | None = Field(default=None, ge=1, description="of the artifact's folder (bytes)")
+    max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
+    max_quality_loss: float = Field(default=0.005, ge=0, le=1, description="below the float32 model's quality")
 
 
 class Frontier(Record):
     """All that a search made, and which of it nothing else beats in quality, bytes and latency at once."""
 
     reference: Candidate = Field(description="the float32 model, uncompressed")
-    candidates: tuple[Candidate, ...] = Field(description="in the order they were made, the reference left out")
+    candidates: tuple[Candidate, ...] = Field(description="in the order they were made, the reference first")
     best: tuple[str, ...] = Field(description="names of those not dominated, smallest first")
     hypervolume: float = Field(ge=0.0, le=1.0, description="share of the box below the reference that they dominate")
-    chosen: str | None = Field(description="name of the one that fits the budgets; None: none does")
-    why: str = Field(description="one sentence")
+    chosen: str = Field(description="name of the one put forward")
+    fits: bool = Field(description="whether it keeps within all limits")
+    why: str = Field(description="one sentence; where nothing fits, what would have to give")
+    limits: Limits
     sensitivity: tuple[LayerSensitivity, ...] = ()
-    stopped: str = Field(description="why the search ended: time, candidates, or nothing left to try")
+    stopped: str = Field(description="why the search ended")
+
+    def named(self, name: str) -> Candidate:
+        """The candidate of that name."""
+        return next(candidate for candidate in self.candidates if candidate.name == name)
 
 
 # --------------------------------------------------------------------------- verdicts

@@ -1,4 +1,4 @@
-"""A recipe on a subject: structural steps, each recovered, then the export and the number format."""
+"""The end of a recipe: a structural form becomes a graph, and the graph takes its number format."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import onnx
 from pydantic import Field
 
 from stillhouse.compress.export import export_onnx, run_onnx
-from stillhouse.compress.steps import quantise, restructure
+from stillhouse.compress.steps import quantise
 from stillhouse.compress.subject import Columns, Feed, Form, Subject
-from stillhouse.config import Fp32, Recipe, StructuralStep, number_format, recipe_name, structure
+from stillhouse.config import Fp32, Recipe, number_format, recipe_name
 from stillhouse.errors import ExportError
-from stillhouse.records import Record
+from stillhouse.records import Record, Saturation
 
-__all__ = ["Agreement", "Built", "build", "finish", "restructured"]
+__all__ = ["Agreement", "Built", "export_form", "finish"]
 
 
 class Agreement(Record):
@@ -34,41 +34,23 @@ class Built:
     model: onnx.ModelProto
     columns: Columns | None
     agreement: Agreement
+    saturates: tuple[Saturation, ...] = ()
 
 
-def build(subject: Subject, recipe: Recipe, tolerance: float) -> Built:
-    """Take every step of the recipe.
+def export_form(subject: Subject, form: Form) -> onnx.ModelProto:
+    """The float32 graph of a structural form."""
+    return export_onnx(form.module, subject.calibration(form.columns), softmax=subject.softmax)
+
+
+def finish(
+    subject: Subject, recipe: Recipe, exported: onnx.ModelProto, columns: Columns | None, tolerance: float
+) -> Built:
+    """Put the exported form that the recipe's structural steps made into the recipe's number format.
 
     :param tolerance: of the number format: largest mean |p − p_float32|, in 0…1.
-    :raises ExportError: naming the step and the layer, if one does not apply or its result cannot serve.
+    :raises ExportError: naming the step and the layer, if it does not apply or its result cannot serve.
     """
-    form = subject.form
-    for step in structure(recipe):
-        form = restructured(subject, form, step)
-    return finish(subject, recipe, form, tolerance)
-
-
-def restructured(subject: Subject, form: Form | None, step: StructuralStep) -> Form:
-    """One structural step and the recovery that it asks for."""
-    if form is None:
-        raise ExportError(
-            f"{step.method} changes a torch module, and this is an ONNX graph: log the torch module itself, or leave "
-            f"the structural steps out"
-        )
-    smaller = restructure(step, form, subject.calibration(form.columns))
-    if step.recover_epochs and subject.recover is not None:
-        smaller = subject.recover(smaller, step.recover_epochs)
-    return smaller
-
-
-def finish(subject: Subject, recipe: Recipe, form: Form | None, tolerance: float) -> Built:
-    """Export the form that the recipe's structural steps made, and put it into the recipe's number format."""
-    columns = None if form is None else form.columns
     feed = subject.calibration(columns)
-    exported = subject.model
-    if structure(recipe):
-        assert form is not None  # or no structural step could have been taken
-        exported = export_onnx(form.module, feed, softmax=subject.softmax)
     model = quantise(number_format(recipe), exported, feed)
     if not isinstance(number_format(recipe), Fp32):
         _within(_difference(model, exported, feed), tolerance, recipe)

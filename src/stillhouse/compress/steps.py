@@ -6,13 +6,29 @@ from functools import singledispatch
 
 import onnx
 
-from stillhouse.compress.export import INPUT
-from stillhouse.compress.prune import prune_hidden_units
+from stillhouse.compress.attention import attentions, prune_heads, prune_layers, stacks
+from stillhouse.compress.columns import prunable_columns, prune_columns
+from stillhouse.compress.factorize import factorizable, low_rank
+from stillhouse.compress.prune import prunable_units, prune_units
 from stillhouse.compress.quantize import quantize_dynamic_int8, quantize_static_int8
 from stillhouse.compress.subject import Feed, Form
-from stillhouse.config import DynamicInt8, Fp32, PruneUnits, StaticInt8
+from stillhouse.compress.tables import hash_rows, shrink_vocabulary, tables, texts
+from stillhouse.compress.weight_only import quantize_weights
+from stillhouse.config import (
+    DynamicInt8,
+    Fp32,
+    HashedRows,
+    LowRank,
+    PruneColumns,
+    PruneHeads,
+    PruneLayers,
+    PruneUnits,
+    StaticInt8,
+    Vocabulary,
+    WeightOnly,
+)
 
-__all__ = ["quantise", "restructure"]
+__all__ = ["layers", "quantise", "restructure"]
 
 
 @singledispatch
@@ -39,12 +55,83 @@ def quantise(step: object, model: onnx.ModelProto, feed: Feed) -> onnx.ModelProt
     raise TypeError(f"no number format for {type(step).__name__}")
 
 
+@singledispatch
+def layers(step: object, form: Form, feed: Feed) -> list[str]:
+    """Names of the layers that a structural step may make smaller; empty where it does not apply to this module."""
+    raise TypeError(f"no structural step for {type(step).__name__}")
+
+
 # --------------------------------------------------------------------------- structural steps
 
 
 @restructure.register
 def _(step: PruneUnits, form: Form, feed: Feed) -> Form:
-    return Form(prune_hidden_units(form.module, step.ratio), form.columns)
+    return prune_units(step, form, feed)
+
+
+@restructure.register
+def _(step: PruneHeads, form: Form, feed: Feed) -> Form:
+    return prune_heads(step, form, feed)
+
+
+@restructure.register
+def _(step: PruneLayers, form: Form, feed: Feed) -> Form:
+    return prune_layers(step, form, feed)
+
+
+@restructure.register
+def _(step: PruneColumns, form: Form, feed: Feed) -> Form:
+    return prune_columns(step, form, feed)
+
+
+@restructure.register
+def _(step: LowRank, form: Form, feed: Feed) -> Form:
+    return low_rank(step, form, feed)
+
+
+@restructure.register
+def _(step: Vocabulary, form: Form, feed: Feed) -> Form:
+    return shrink_vocabulary(step, form, feed)
+
+
+@restructure.register
+def _(step: HashedRows, form: Form, feed: Feed) -> Form:
+    return hash_rows(step, form, feed)
+
+
+@layers.register
+def _(step: PruneUnits, form: Form, feed: Feed) -> list[str]:
+    return prunable_units(form, feed)
+
+
+@layers.register
+def _(step: PruneHeads, form: Form, feed: Feed) -> list[str]:
+    return attentions(form)
+
+
+@layers.register
+def _(step: PruneLayers, form: Form, feed: Feed) -> list[str]:
+    return stacks(form, feed)
+
+
+@layers.register
+def _(step: PruneColumns, form: Form, feed: Feed) -> list[str]:
+    return prunable_columns(form)
+
+
+@layers.register
+def _(step: LowRank, form: Form, feed: Feed) -> list[str]:
+    return factorizable(form)
+
+
+@layers.register
+def _(step: Vocabulary, form: Form, feed: Feed) -> list[str]:
+    return texts(form)
+
+
+@layers.register
+def _(step: HashedRows, form: Form, feed: Feed) -> list[str]:
+    return tables(form)
 
 
 # --------------------------------------------------------------------------- number formats
@@ -62,4 +149,9 @@ def _(step: DynamicInt8, model: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
 
 @quantise.register
 def _(step: StaticInt8, model: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
-    return quantize_static_int8(model, step, feed[INPUT])
+    return quantize_static_int8(model, step, feed)
+
+
+@quantise.register
+def _(step: WeightOnly, model: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
+    return quantize_weights(model, step)

@@ -11,7 +11,8 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.evaluate.gate import certify, choose, compare, stretches
-from stillhouse.evaluate.scorecard import agreement, disagreement, measure_latency, quality, slices
+from stillhouse.evaluate.scorecard import agreement, disagreement, quality, slices
+from stillhouse.latency import measure_latency
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
 
 __all__ = ["Candidate", "Predict", "prove"]

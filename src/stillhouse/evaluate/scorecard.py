@@ -1,10 +1,7 @@
-"""All figures of one model: quality and calibration on windows and slices, and measured latency."""
+"""All figures of one model: quality and calibration on windows and slices."""
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +10,9 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.errors import WindowError
-from stillhouse.records import Disagreement, Latency, Quality
+from stillhouse.records import Disagreement, Quality
 
-__all__ = ["agreement", "disagreement", "measure_latency", "quality", "slices"]
+__all__ = ["agreement", "disagreement", "quality", "slices"]
 
 
 def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> Quality:
@@ -107,30 +104,3 @@ def disagreement(
         # float32 rows sum to 1 only nearly
         total_variation=min(1.0, float(np.average(0.5 * np.abs(p_teacher - p_student).sum(axis=1), weights=weights))),
     )
-
-
-def measure_latency(
-    candidates: Mapping[str, Callable[[], object]], *, calls: int = 300, warm_up: int = 20
-) -> dict[str, Latency]:
-    """Time of one call of each candidate (ms), the candidates taking turns so that a busy moment hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for call in candidates.values():
-        for _ in range(warm_up):
-            call()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(calls):
-            for name, call in candidates.items():
-                start = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - start)
-    finally:
-        if collecting:
-            gc.enable()
-    return {name: _latency(np.asarray(taken) * 1e3) for name, taken in seconds.items()}
-
-
-def _latency(milliseconds: np.ndarray[Any, Any]) -> Latency:
-    p50, p95 = np.quantile(milliseconds, [0.5, 0.95])
-    return Latency(p50_ms=float(p50), p95_ms=float(p95), calls=len(milliseconds))

@@ -1,0 +1,219 @@
+"""Candidates made, measured and kept: what is asked for a second time, even by another process, is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import stillhouse
+from stillhouse.compress.build import Built, export_form, finish
+from stillhouse.compress.export import run_onnx, slim
+from stillhouse.compress.processor import processor
+from stillhouse.compress.steps import restructure
+from stillhouse.compress.subject import Columns, Feed, Form, Subject
+from stillhouse.config import Fp32, Recipe, Step, StructuralStep, recipe_name, structure
+from stillhouse.errors import ExportError
+from stillhouse.latency import cpu_time, measure_latency
+from stillhouse.records import Candidate, Latency
+
+__all__ = ["Pack", "Workshop", "one_row"]
+
+Pack = Callable[[Path, onnx.ModelProto, Built], None]
+"""Writes an artifact into an empty folder: the slim graph, and what its kind of artifact has beside it."""
+
+_RECORD = "candidate.json"
+_FORMS_AT_HAND = 3
+_SECONDS_MEASURED = 2.0  # of each candidate's latency, at most
+
+
+class Workshop:
+    """Makes candidates of one subject in one folder, each once.
+
+    A candidate lies in ``candidates/<id>/``, its artifact in ``artifact/`` and its record beside it; the folder appears
+    under its name when it is complete. The weights of a structural form lie in ``forms/<id>.safetensors``: the form is
+    made again by taking its steps, whose recoveries are then read instead of repeated. The same id is the same model,
+    recipe, rows, software and processor.
+
+    :param tolerance: of a number format, see :func:`~stillhouse.compress.build.finish`.
+    """
+
+    def __init__(self, subject: Subject, pack: Pack, folder: Path, tolerance: float) -> None:
+        self.subject, self.pack, self.folder, self.tolerance = subject, pack, folder, tolerance
+        self._source = _digest(
+            subject.model.SerializeToString(deterministic=True), json.dumps(subject.columns), subject.source,
+            torch.__version__, onnxruntime.__version__, onnx.__version__, stillhouse.__version__,
+            processor().model_dump_json(), tolerance,
+        )  # fmt: skip
+        self._forms: OrderedDict[str, Form] = OrderedDict()
+        self._graphs: dict[str, onnx.ModelProto] = {}
+        self._feeds: dict[str, Feed] = {}
+        self._reference: tuple[Callable[[], object], float] | None = None  # one decision, and its usual median (ms)
+
+    def make(self, recipe: Recipe) -> Candidate:
+        """The candidate of this recipe, made and measured, or read where an earlier process has finished it.
+
+        Its latency is measured in turns with the reference's, and what the reference takes now against what it took at
+        first is divided out: a busy moment makes nobody slower. A recipe that does not apply, or whose result cannot
+        serve, gives a candidate that is refused, with the reason.
+        """
+        place = self.folder / "candidates" / self._id(recipe)
+        if (place / _RECORD).exists():
+            return Candidate.model_validate_json((place / _RECORD).read_bytes())
+        aside = self._empty(self.folder / "aside" / place.name)
+        start = time.perf_counter()
+        described = {
+            "candidate_id": place.name, "name": recipe_name(recipe),
+            "recipe": tuple(step.model_dump(mode="json") for step in recipe),
+        }  # fmt: skip
+        try:
+            figures = self._figures(recipe, aside / "artifact") | {"folder": str(place / "artifact")}
+        except ExportError as error:
+            shutil.rmtree(aside / "artifact")
+            figures = {"refused": str(error)}
+        candidate = Candidate(**described, **figures, seconds=time.perf_counter() - start)
+        (aside / _RECORD).write_text(candidate.model_dump_json(indent=1), encoding="utf-8")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside.rename(place)
+        return candidate
+
+    def remeasured(self, candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+        """All of them by name, with latencies that were measured in turns with one another."""
+        calls = {each.name: self._call(each) for each in candidates}
+        found = measure_latency(calls, seconds=_SECONDS_MEASURED * len(calls))
+        return {each.name: each.model_copy(update={"latency": found[each.name]}) for each in candidates}
+
+    def _figures(self, recipe: Recipe, artifact: Path) -> dict[str, Any]:
+        """Build the recipe's artifact; what was measured of it."""
+        artifact.mkdir()
+        form = self.form(structure(recipe))
+        columns = None if form is None else form.columns
+        built = finish(self.subject, recipe, self.graph(structure(recipe)), columns, self.tolerance)
+        small = slim(built.model)
+        self.pack(artifact, small, built)
+        feed = self._judged(built.columns)
+        quality = self.subject.quality(run_onnx(built.model, feed))
+        latency, cpu = self._latency(one_row(small, feed))
+        size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
+        return {"bytes": size, "quality": quality, "difference": built.agreement.mean, "latency": latency,
+                "cpu_ms": cpu, "saturates": built.saturates}  # fmt: skip
+
+    def _latency(self, call: Callable[[], object]) -> tuple[Latency, float]:
+        """Latency in the reference's time, and CPU time (ms)."""
+        if self._reference is None:
+            return measure_latency({"": call}, seconds=_SECONDS_MEASURED)[""], cpu_time(call)
+        reference, usual = self._reference
+        found = measure_latency({"": call, "reference": reference}, seconds=_SECONDS_MEASURED)
+        busy = found["reference"].p50_ms / usual
+        scaled = {name: getattr(found[""], name) / busy for name in ("p50_ms", "p95_ms")}
+        return found[""].model_copy(update=scaled), cpu_time(call)
+
+    def reference(self) -> Candidate:
+        """The float32 model as it is; made before anything else, for all others are compared with it."""
+        candidate = self.make((Fp32(method="fp32"),))
+        if candidate.latency is None:
+            raise ExportError(f"the model cannot serve as it is: {candidate.refused}")
+        self._reference = self._call(candidate), candidate.latency.p50_ms
+        return candidate
+
+    def _call(self, candidate: Candidate) -> Callable[[], object]:
+        """One decision by a finished candidate."""
+        model = onnx.load(Path(candidate.folder) / "model.onnx")
+        recipe = TypeAdapter(Recipe).validate_python(candidate.recipe)
+        form = self.form(structure(recipe))
+        return one_row(model, self._judged(None if form is None else form.columns))
+
+    def form(self, steps: Sequence[StructuralStep]) -> Form | None:
+        """The form that these steps make, each recovered; a recovery that was kept is read."""
+        form = self.subject.form
+        for count in range(1, len(steps) + 1):
+            name = self._id(steps[:count])
+            if name not in self._forms:
+                self._forms[name] = self._next_form(form, steps[count - 1], name)
+                while len(self._forms) > _FORMS_AT_HAND:
+                    self._forms.popitem(last=False)
+            self._forms.move_to_end(name)
+            form = self._forms[name]
+        return form
+
+    def graph(self, steps: Sequence[StructuralStep]) -> onnx.ModelProto:
+        """The float32 graph of the form that these steps make."""
+        form, name = self.form(steps), self._id(steps)
+        if not steps or form is None:
+            return self.subject.model
+        if name not in self._graphs:
+            self._graphs = {name: export_form(self.subject, form)}
+        return self._graphs[name]
+
+    def _next_form(self, form: Form | None, step: StructuralStep, name: str) -> Form:
+        if form is None:
+            raise ExportError(
+                f"{step.method} changes a torch module, and this is an ONNX graph: log the torch module itself, or "
+                f"leave the structural steps out"
+            )
+        smaller = restructure(step, form, self.subject.calibration(form.columns))
+        if not step.recover_epochs or self.subject.recover is None:
+            return smaller
+        kept = self.folder / "forms" / f"{name}.safetensors"
+        if kept.exists():
+            smaller.module.load_state_dict(load_file(kept))
+            return smaller
+        smaller = self.subject.recover(smaller, step.recover_epochs)
+        _save(smaller.module, kept)
+        return smaller
+
+    def _judged(self, columns: Columns | None) -> Feed:
+        key = _digest(json.dumps(columns))
+        if key not in self._feeds:
+            self._feeds[key] = self.subject.judged(columns)
+        return self._feeds[key]
+
+    def _id(self, steps: Sequence[Step]) -> str:
+        return _digest(self._source, json.dumps([step.model_dump(mode="json") for step in steps]))
+
+    @staticmethod
+    def _empty(folder: Path) -> Path:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        return folder
+
+
+def one_row(model: onnx.ModelProto, feed: Feed) -> Callable[[], object]:
+    """One decision, as a machine that serves single rows makes it: one thread, one row."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    one = {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
+    return lambda: session.run(None, one)
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    """The module's state; the file appears when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, partial)
+    partial.replace(path)
+
+
+def _digest(*parts: object) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part if isinstance(part, bytes) else str(part).encode())
+        found.update(b"\x1f")
+    return found.hexdigest()[:16]
