@@ -84,7 +84,7 @@ def _update_and_judge(job: refreshing.Refresh) -> Verdict | None:
 
 
 def _prove_and_judge(job: refreshing.Refresh, teacher: TeacherRef, student: StudentRef) -> Verdict:
-    variants = refreshing.make_variants(job, teacher, student)
-    proof = refreshing.prove(job, teacher, student, variants)
-    refreshing.log_models(job, teacher, student, variants, proof)
+    frontier = refreshing.compress(job, teacher, student)
+    proof = refreshing.prove(job, teacher, student, frontier)
+    refreshing.log_models(job, teacher, student, frontier, proof)
     return refreshing.judge(job, proof)

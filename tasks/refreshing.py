@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +14,16 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from stillhouse import config
 from stillhouse.actions import aligned
+from stillhouse.compress.figures import frontier_figure, frontier_table, measured
 from stillhouse.compress.processor import processor
+from stillhouse.compress.search import search
 from stillhouse.compress.subject import Form, Subject
-from stillhouse.compress.variants import VariantFile, student_subject, variant_pack
-from stillhouse.compress.variants import make_variants as compress_variants
-from stillhouse.config import AgentConfig
+from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.config import AgentConfig, Recipe
 from stillhouse.distill import students
 from stillhouse.distill.augment import made_up_rows
 from stillhouse.distill.control import distil_with_control
@@ -43,6 +47,8 @@ from stillhouse.parts import TextInitial
 from stillhouse.records import (
     Baseline,
     DataReport,
+    Frontier,
+    Limits,
     LossBaseline,
     Mode,
     Process,
@@ -64,17 +70,17 @@ from stillhouse.teachers.contradictions import contradictions
 from stillhouse.teachers.made_up import ask_made_up
 from stillhouse.variant import Variant, encode
 from tasks import choosing, updating
-from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, labelled, registry, training_rows
+from tasks.common import DATA_DOCS, FRONTIER, QUESTIONS, engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
     "closing_run_on_failure",
     "compare_teachers",
+    "compress",
     "distil_student",
     "examine_teacher",
     "gather_knowledge",
     "judge",
     "log_models",
-    "make_variants",
     "open_refresh",
     "prepare_teacher",
     "prove",
@@ -271,20 +277,23 @@ def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
 
 
 @engine_task(task_run_name="compress")
-def make_variants(job: Refresh, teacher: TeacherRef, student: StudentRef) -> tuple[VariantFile, ...]:
-    """The student in every form that the agent file asks for, pruned ones recovered by a short distillation."""
+def compress(job: Refresh, teacher: TeacherRef, student: StudentRef) -> Frontier:
+    """The student in many smaller forms, made and measured here, and the one that fits the budgets best."""
     settings = config.load(job.agent)
-    made: tuple[VariantFile, ...] = compress_variants(
-        _subject(job, teacher, student),
+    logger = logging.getLogger(__name__)
+    return search(
+        functools.partial(_subject, job, teacher, student),
         settings.compression,
+        Limits(**settings.budgets.model_dump(include=set(Limits.model_fields))),
         variant_pack(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
-        Path(job.folder) / "variants",
+        Path(job.folder) / "compression",
+        warm=_standing_recipes(job),
+        on_candidate=lambda candidate: logger.info("%s", candidate),
     )
-    return made
 
 
 @engine_task(task_run_name="prove")
-def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tuple[VariantFile, ...]) -> Proof:
+def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Proof:
     """Scorecards for all models on the validation days, the test window and the champion's own test window."""
     base, models = knowledge_base(job.agent), registry(job.agent)
     settings = base.config
@@ -330,7 +339,10 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
         student=proving.Candidate(
             "student", "student", lambda rows: student_probabilities(module, encode(rows, columns)), student.bytes
         ),
-        variants=[deployed(v.name, "variant", Path(v.folder), v.bytes) for v in variants],
+        variants=[deployed(each.name, "variant", Path(each.folder), each.bytes) for each in frontier.able],
+        chosen=frontier.chosen,
+        why=frontier.why,
+        fits=frontier.fits,
         champion=deployed(str(champion), "champion", models.fetch(champion), models.scorecard(champion).bytes)
         if champion
         else None,
@@ -339,10 +351,11 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tupl
 
 
 @engine_task(task_run_name="log to MLflow")
-def log_models(
-    job: Refresh, teacher: TeacherRef, student: StudentRef, variants: tuple[VariantFile, ...], proof: Proof
-) -> None:
-    """Teacher, student and every variant: a nested run, a logged model and a registered version each."""
+def log_models(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Frontier, proof: Proof) -> None:
+    """Teacher, student and every candidate: a nested run and a logged model each.
+
+    Versions are registered of the teacher, the student, and the candidates that nothing beats or that were asked for.
+    """
     base, models = knowledge_base(job.agent), registry(job.agent)
     settings = base.config
     test = labelled(base, job.test, job.as_of)
@@ -372,12 +385,8 @@ def log_models(
     _log_course(models, logged_student.run_id, student)
     updating.log_update(job, models, logged_student.run_id, student)
     lineage = lineage.model_copy(update={"student": logged_student})
-    for variant, card in zip(variants, proof.variants, strict=True):
-        logged = models.log_variant(
-            job.run_id, Path(variant.folder), card, {"recipe": variant.name}, lineage, test.head(4)
-        )  # fmt: skip
-        models.register(logged, job.agent, {"chosen": card.model == proof.chosen})
-    chosen = Variant(next(variant.folder for variant in variants if variant.name == proof.chosen))
+    _log_candidates(job, models, frontier, proof, lineage, test)
+    chosen = Variant(frontier.named(frontier.chosen).folder)
     profile, screens = _reference(job, chosen)
     baseline = Baseline(
         as_of=job.as_of,
@@ -637,6 +646,7 @@ def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef) -> Subject:
         calibration=lambda columns: encode(learned[~kept_back], columns),
         judged=lambda columns: encode(judged, columns),
         quality=lambda said: quality(said, outcomes).score, recover=recover,
+        source=f"{job.refresh_id} {teacher.version}",
     )  # fmt: skip
 
 
@@ -651,6 +661,41 @@ def _lessons(
         _, lesson, _ = _lesson(job, teacher, _initial(job, teacher), columns)
         held_out, _ = _kept_back(job, teacher, columns)
     return lesson if _course(student).made_up_rows_helped else lesson.observed(), held_out
+
+
+def _standing_recipes(job: Refresh) -> list[Recipe]:
+    """Recipes that nothing beat when the champion was made, or that it was made by: where a search goes on."""
+    models = registry(job.agent)
+    champion = models.champion()
+    found = models.read_record(models.tags(champion)["refresh_run"], FRONTIER, Frontier) if champion else None
+    if found is None:
+        return []
+    names = dict.fromkeys([*found.best, found.chosen])
+    return [TypeAdapter(Recipe).validate_python(found.named(name).recipe) for name in names]
+
+
+def _log_candidates(
+    job: Refresh, models: Registry, frontier: Frontier, proof: Proof, lineage: Lineage, test: pd.DataFrame
+) -> None:
+    """Every candidate in a nested run, those that can serve as a logged model; the frontier as table and figure."""
+    cards = {card.model: card for card in proof.variants}
+    asked_for = {config.recipe_name(recipe) for recipe in config.load(job.agent).compression.recipes}
+    for candidate in frontier.candidates:
+        recipe = json.dumps(candidate.recipe)
+        if candidate.refused is not None:
+            models.log_refused(job.run_id, candidate.name, candidate.refused, {"recipe": recipe})
+            continue
+        logged = models.log_variant(
+            job.run_id, Path(candidate.folder), cards[candidate.name], {"recipe": recipe}, lineage, test.head(4)
+        )
+        models.log_metrics(logged.run_id, measured(candidate))
+        if candidate.name in {*frontier.best, *asked_for, frontier.chosen}:
+            models.register(logged, job.agent, {"chosen": candidate.name == frontier.chosen})
+    models.log_record(job.run_id, frontier, FRONTIER)
+    models.log_table(job.run_id, frontier_table(frontier), "compression/frontier.json")
+    models.log_figure(job.run_id, frontier_figure(frontier), "figures/frontier.png")
+    models.log_metrics(job.run_id, {"compression/hypervolume": frontier.hypervolume,
+                                    "compression/candidates": float(len(frontier.candidates))})  # fmt: skip
 
 
 def _course(student: StudentRef) -> Course:

@@ -516,6 +516,11 @@ class Candidate(Record):
     seconds: float = Field(default=0.0, ge=0.0, description="that making it took")
     refused: str | None = Field(default=None, description="why it cannot serve, naming the layer")
 
+    def __str__(self) -> str:
+        if self.refused is not None or self.latency is None or self.quality is None:
+            return f"{self.name}: refused: {self.refused}"
+        return f"{self.name}: {self.bytes:,} bytes, p50 {self.latency.p50_ms:.3g} ms, quality {self.quality:.4f}"
+
 
 class LayerSensitivity(Record):
     """What one step on one layer alone changes in the answers, before any recovery, and saves."""
@@ -547,6 +552,11 @@ class Frontier(Record):
     limits: Limits
     sensitivity: tuple[LayerSensitivity, ...] = ()
     stopped: str = Field(description="why the search ended")
+
+    @property
+    def able(self) -> tuple[Candidate, ...]:
+        """Those that can serve."""
+        return tuple(candidate for candidate in self.candidates if candidate.refused is None)
 
     def named(self, name: str) -> Candidate:
         """The candidate of that name."""
@@ -591,6 +601,7 @@ class Certificate(Record):
     max_p95_ms: float | None
     approval: Literal["automatic", "manual"]
     as_of: AwareDatetime
+    nothing_fits: str = Field(default="", description="what would have to give, where no variant keeps to the budgets")
 
 
 class Examination(Record):

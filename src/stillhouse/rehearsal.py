@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.compress.variants import make_variants, student_subject, variant_pack
+from stillhouse.compress.search import search
+from stillhouse.compress.variants import student_subject, variant_pack
 from stillhouse.config import AgentConfig, Compression, Fp32
 from stillhouse.distill.students import blocks, columns_of, new_student
 from stillhouse.distill.train import Lesson, distil
@@ -19,7 +20,7 @@ from stillhouse.errors import PartError, StillhouseError, WindowError
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import content_keys, tidy
 from stillhouse.parts import resolve
-from stillhouse.records import Window
+from stillhouse.records import Limits, Window
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
@@ -62,7 +63,8 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
             judged=lambda columns: encode(future, columns), quality=lambda said: quality(said, outcomes).score,
         )  # fmt: skip
         plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
-        (variant,) = make_variants(subject, plain, variant_pack(config.agent, config.actions, {}), Path(folder))
+        pack = variant_pack(config.agent, config.actions, {})
+        variant = search(lambda: subject, plain, Limits(), pack, Path(folder)).reference
         decided = Variant(variant.folder).predict(future)
     made = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(decided)} rows"
     yield f"student ({config.student.kind}): {made}"

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import string
 import unicodedata
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["PADDING", "UNKNOWN", "Encoder", "InputError", "Variant", "WordPiece", "basic_words", "encode", "width"]
+__all__ = [
+    "PADDING",
+    "UNKNOWN",
+    "Encoder",
+    "InputError",
+    "Variant",
+    "WordPiece",
+    "basic_words",
+    "encode",
+    "parse_cpuinfo",
+    "processor",
+    "width",
+]
 
 PADDING, UNKNOWN = 0, 1  # token ids in every vocabulary
 _LONGEST_WORD = 100  # characters
@@ -207,6 +221,36 @@ _CHINESE = (
 """The blocks of Chinese characters as BERT's reference tokeniser counts them."""
 
 
+# The instruction sets that ONNX Runtime's float32 and int8 kernels are chosen by.
+_INSTRUCTIONS = (
+    "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8",
+    "asimd", "asimddp", "i8mm", "sve",
+)  # fmt: skip
+
+
+def processor() -> dict[str, Any]:
+    """This machine's processor: its model ``name``, and ``flags``, those of its instruction sets that matter here.
+
+    Where there is no ``/proc/cpuinfo``, only the name that Python knows.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    return parse_cpuinfo(text)
+
+
+def parse_cpuinfo(text: str) -> dict[str, Any]:
+    """The first processor in the text of ``/proc/cpuinfo`` (x86: ``flags``, ARM: ``Features``)."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    present = (fields.get("flags") or fields.get("Features") or "").split()
+    name = fields.get("model name") or platform.processor() or platform.machine() or "unknown"
+    return {"name": name, "flags": [flag for flag in _INSTRUCTIONS if flag in present]}
+
+
 class Variant:
     """One variant's folder, checked and loaded.
 
@@ -223,6 +267,7 @@ class Variant:
         model = (folder / "model.onnx").read_bytes()
         if hashlib.sha256(model).hexdigest() != self.manifest["sha256"]["model.onnx"]:
             raise ValueError(f"{folder / 'model.onnx'} is damaged: its checksum differs from the manifest's")
+        self._compare_processors()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -232,6 +277,19 @@ class Variant:
         self.actions: list[str] = list(self.manifest["actions"])
         self.columns: list[dict[str, Any]] = list(self.manifest["columns"])
         self._encode = Encoder(self.columns)
+
+    def _compare_processors(self) -> None:
+        """Warn where this is another processor than the one that the variant was measured on."""
+        measured, here = self.manifest.get("cpu"), processor()
+        if measured is None or measured == here:
+            return
+        lacking = sorted(set(measured["flags"]) - set(here["flags"]))
+        more = f", which lacks {', '.join(lacking)}" if lacking else ""
+        warnings.warn(
+            f"variant {self.manifest.get('variant', '')!r} was measured on {measured['name']} and serves on "
+            f"{here['name']}{more}: its latency, and where it computes in int8 its answers, may differ",
+            stacklevel=3,
+        )
 
     def probabilities(self, matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Encoded rows, float32 ``[n, F + C + ΣL]``, to float32 ``[n, K]`` whose rows sum to 1."""

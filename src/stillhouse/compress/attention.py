@@ -52,7 +52,9 @@ def prune_heads(step: PruneHeads, form: Form, feed: Feed) -> Form:
             f"prune_heads: {type(form.module).__name__} has no attention with query, key, value, out, heads and size"
         )
     if unknown := sorted(set(step.ratios) - set(known)):
-        raise ExportError(f"prune_heads.ratios: no attention is called {', '.join(unknown)}; those are: {', '.join(known)}")
+        raise ExportError(
+            f"prune_heads.ratios: no attention is called {', '.join(unknown)}; those are: {', '.join(known)}"
+        )
     module = copy.deepcopy(form.module).eval()
     moments = input_moments(module, feed, {f"{name}.out" for name in known})
     for name in known:

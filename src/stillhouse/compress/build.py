@@ -9,6 +9,7 @@ import onnx
 from pydantic import Field
 
 from stillhouse.compress.export import export_onnx, run_onnx
+from stillhouse.compress.saturation import saturation
 from stillhouse.compress.steps import quantise
 from stillhouse.compress.subject import Columns, Feed, Form, Subject
 from stillhouse.config import Fp32, Recipe, number_format, recipe_name
@@ -54,7 +55,8 @@ def finish(
     model = quantise(number_format(recipe), exported, feed)
     if not isinstance(number_format(recipe), Fp32):
         _within(_difference(model, exported, feed), tolerance, recipe)
-    return Built(recipe, model, columns, _agreement(subject, model, feed, recipe))
+    found = () if isinstance(number_format(recipe), Fp32) else saturation(model, feed)
+    return Built(recipe, model, columns, _agreement(subject, model, feed, recipe), found)
 
 
 def _difference(model: onnx.ModelProto, exported: onnx.ModelProto, feed: Feed) -> float:

@@ -43,9 +43,7 @@ def low_rank(step: LowRank, form: Form, feed: Feed) -> Form:
     """
     known = factorizable(form)
     if not known:
-        raise ExportError(
-            f"low_rank: {type(form.module).__name__} has no linear layer of {_SMALLEST} numbers or more"
-        )
+        raise ExportError(f"low_rank: {type(form.module).__name__} has no linear layer of {_SMALLEST} numbers or more")
     if unknown := sorted(set(step.ratios) - set(known)):
         raise ExportError(f"low_rank.ratios: no layer is called {', '.join(unknown)}; those are: {', '.join(known)}")
     module = copy.deepcopy(form.module).eval()

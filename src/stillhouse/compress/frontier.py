@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from stillhouse.records import Candidate, Limits
 
@@ -87,14 +87,15 @@ def _excess(candidate: Candidate, reference: Candidate, limits: Limits) -> dict[
 def _what_gives(able: Sequence[Candidate], reference: Candidate, limits: Limits) -> str:
     """For each limit alone: what it would have to be, all others kept; or, where that is not enough, the nearest."""
     ways = []
-    for name, needed in (
+    say: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
         ("max_bytes", lambda each: f"max_bytes of {each.bytes:,}, not {limits.max_bytes:,}"),
         ("max_p95_ms", lambda each: f"max_p95_ms of {_p95(each):.3g}, not {limits.max_p95_ms:g}"),
         (
             "max_quality_loss",
             lambda each: f"max_quality_loss of {_loss(each, reference):.4f}, not {limits.max_quality_loss:g}",
         ),
-    ):
+    )
+    for name, needed in say:
         alone = [each for each in able if set(_excess(each, reference, limits)) == {name}]
         if alone:
             cheapest = min(alone, key=lambda each: _excess(each, reference, limits)[name])

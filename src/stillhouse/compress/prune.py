@@ -86,7 +86,9 @@ def _require(groups: Mapping[str, _Group], step: PruneUnits, module: nn.Module) 
             f"prune_units: {type(module).__name__} has no layer whose units only other layers read: leave the step out"
         )
     if unknown := sorted(set(step.ratios) - set(groups)):
-        raise ExportError(f"prune_units.ratios: no layer is called {', '.join(unknown)}; those are: {', '.join(groups)}")
+        raise ExportError(
+            f"prune_units.ratios: no layer is called {', '.join(unknown)}; those are: {', '.join(groups)}"
+        )
     return list(groups)
 
 
@@ -164,9 +166,7 @@ def _importance(group: _Group, modules: Mapping[str, nn.Module], moments: Mappin
     return found
 
 
-def _fold(
-    group: _Group, modules: Mapping[str, nn.Module], moments: Mapping[str, Moments], gone: list[int]
-) -> None:
+def _fold(group: _Group, modules: Mapping[str, nn.Module], moments: Mapping[str, Moments], gone: list[int]) -> None:
     """Put what the units that go give on average into the biases of those that read them."""
     lost = set(gone)
     for name, (channels, units) in group.readers.items():
@@ -182,13 +182,13 @@ def _fold(
 
 def _by_input(reader: nn.Module) -> Tensor:
     """Weights by input channel: ``[inputs, everything else]``."""
-    weight: Tensor = reader.weight.detach()  # type: ignore[union-attr,operator,assignment]
+    weight: Tensor = reader.weight.detach()  # type: ignore[operator]
     return weight.transpose(0, 1).flatten(1)
 
 
 def _summed(reader: nn.Module) -> Tensor:
     """What a constant input of 1 adds to each output: ``[inputs, outputs]``; a convolution's taps together."""
-    weight: Tensor = reader.weight.detach()  # type: ignore[union-attr,operator,assignment]
+    weight: Tensor = reader.weight.detach()  # type: ignore[operator]
     return weight.flatten(2).sum(dim=2).T if weight.ndim > 2 else weight.T
 
 

@@ -228,9 +228,7 @@ class _Searching:
         """The two formats that added most so far, on average; of float32 there is one already."""
         return sorted(formats, key=lambda each: -float(np.mean(self.earned.get(each.method, [inf]))))[:2]
 
-    def _quantised(
-        self, steps: tuple[StructuralStep, ...], chosen: NumberFormat, settings: Search
-    ) -> list[Candidate]:
+    def _quantised(self, steps: tuple[StructuralStep, ...], chosen: NumberFormat, settings: Search) -> list[Candidate]:
         """The form in this format, and, where that alone loses too much, with its most sensitive layers in float32."""
         plain = self.make((*steps, chosen))
         base = self.make((*steps, Fp32(method="fp32")))
@@ -293,13 +291,11 @@ class _Searching:
             return plain
         ranked = sorted(known, key=lambda each: each.difference)
         spread = np.linspace(1.5, 0.5, len(ranked))
-        ratios = {
-            each.layer: round(min(0.95, ratio * float(by)), 3) for each, by in zip(ranked, spread, strict=True)
-        }
+        ratios = {each.layer: round(min(0.95, ratio * float(by)), 3) for each, by in zip(ranked, spread, strict=True)}
         return plain.model_copy(update={"ratios": ratios})
 
-    def _most_sensitive(self, steps: tuple[StructuralStep, ...], chosen: NumberFormat) -> tuple[str, ...]:
-        """A quarter of the layers that the format touches: those that change the answers most when they alone take it."""
+    def _most_sensitive(self, steps: tuple[StructuralStep, ...], chosen: DynamicInt8 | StaticInt8) -> tuple[str, ...]:
+        """A quarter of the layers that the format touches: those that alone change the answers most."""
         graph = self.workshop.graph(steps)
         form = self.workshop.form(steps)
         feed = self.subject.calibration(None if form is None else form.columns)

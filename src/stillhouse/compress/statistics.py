@@ -53,7 +53,9 @@ class _Sums:
         return Moments(mean.float(), variance.float(), (self.second / count).float())
 
 
-def input_moments(module: nn.Module, feed: Feed, names: Collection[str], *, together: bool = False) -> dict[str, Moments]:
+def input_moments(
+    module: nn.Module, feed: Feed, names: Collection[str], *, together: bool = False
+) -> dict[str, Moments]:
     """Moments of the inputs of the named layers (linear layers, convolutions) while the module reads the feed.
 
     :param together: whether ``second`` is wanted.
@@ -79,6 +81,4 @@ def batches(feed: Feed) -> list[tuple[Tensor, ...]]:
     """Some of the feed's rows, evenly spaced, a few at a time."""
     rows = len(next(iter(feed.values())))
     chosen = torch.linspace(0, rows - 1, min(rows, _ROWS)).long()
-    return [
-        tuple(torch.from_numpy(array[part.numpy()]) for array in feed.values()) for part in chosen.split(_BATCH)
-    ]
+    return [tuple(torch.from_numpy(array[part.numpy()]) for array in feed.values()) for part in chosen.split(_BATCH)]

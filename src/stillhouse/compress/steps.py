@@ -144,7 +144,7 @@ def _(step: Fp32, model: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
 
 @quantise.register
 def _(step: DynamicInt8, model: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
-    return quantize_dynamic_int8(model, step)
+    return quantize_dynamic_int8(model, step, feed)
 
 
 @quantise.register

@@ -79,7 +79,8 @@ def _kept_tokens(tokens: Any, ids: np.ndarray[Any, Any], ratio: float) -> list[i
 
 
 def _rows_of(table: nn.Embedding, kept: list[int]) -> nn.Embedding:
-    return nn.Embedding.from_pretrained(table.weight.detach()[kept].clone(), freeze=False)
+    smaller: nn.Embedding = nn.Embedding.from_pretrained(table.weight.detach()[kept].clone(), freeze=False)
+    return smaller
 
 
 # --------------------------------------------------------------------------- rows that share
@@ -108,12 +109,12 @@ class SharedRows(nn.Module):
     @property
     def embedding_dim(self) -> int:
         """Values of a row."""
-        return self.rows.embedding_dim
+        return int(self.rows.embedding_dim)
 
     @property
     def num_embeddings(self) -> int:
         """Rows that are kept."""
-        return self.rows.num_embeddings
+        return int(self.rows.num_embeddings)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids int64 ``[…]`` to ``[…, D]``."""

@@ -1,4 +1,4 @@
-"""All variants of one student: each a folder that runs without this project and without torch."""
+"""A student as the subject of compression, and its variants: folders that run without stillhouse and torch."""
 
 from __future__ import annotations
 
@@ -13,34 +13,22 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from pydantic import Field
 from torch import nn
 
 import stillhouse
 import stillhouse.variant
-from stillhouse.compress.build import Agreement, Built, build
-from stillhouse.compress.export import INPUT, export_onnx, run_torch, slim
+from stillhouse.compress.build import Built
+from stillhouse.compress.export import INPUT, export_onnx, run_torch
 from stillhouse.compress.processor import processor
 from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
-from stillhouse.config import Compression, Recipe, recipe_name
+from stillhouse.compress.workshop import Pack
+from stillhouse.config import recipe_name
 from stillhouse.errors import ExportError
-from stillhouse.records import Record
 from stillhouse.variant import width
 
-__all__ = ["Pack", "VariantFile", "make_variants", "student_subject", "variant_pack"]
+__all__ = ["student_subject", "variant_pack"]
 
 _FORMAT = 2
-_UNFINISHED = ".unfinished"  # what a killed process leaves; the next one clears it
-_FILES = ("model.onnx", "variant.py", "manifest.json")
-
-
-class VariantFile(Record):
-    """One finished variant on disk."""
-
-    name: str
-    folder: str = Field(description="holds model.onnx, manifest.json and variant.py")
-    bytes: int = Field(ge=1, description="of these three files, on disk")
-    agreement: Agreement
 
 
 def student_subject(
@@ -76,25 +64,6 @@ def student_subject(
     )  # fmt: skip
 
 
-Pack = Callable[[Path, onnx.ModelProto, Built], None]
-"""Writes an artifact into an empty folder: the slim graph, and what its kind of artifact has beside it."""
-
-
-def make_variants(subject: Subject, settings: Compression, pack: Pack, folder: Path) -> tuple[VariantFile, ...]:
-    """Make one variant of the subject per recipe, each in ``folder/<variant name>/``.
-
-    The same arguments give the same bytes. A variant appears under its name only when it is complete; one that
-    is already there stays if it is the same and is replaced if not. One process at a time works in ``folder``.
-
-    :raises ExportError: if a recipe does not apply, or a variant gives probabilities that are not finite.
-    """
-    workplace = _empty(folder / _UNFINISHED)
-    try:
-        return tuple(_make(subject, recipe, settings.tolerance, pack, workplace, folder) for recipe in settings.recipes)
-    finally:
-        shutil.rmtree(workplace)
-
-
 def variant_pack(agent: str, actions: Sequence[str], lineage: Mapping[str, str]) -> Pack:
     """Packs variants of an agent: ``model.onnx``, ``variant.py``, ``manifest.json``.
 
@@ -108,33 +77,19 @@ def variant_pack(agent: str, actions: Sequence[str], lineage: Mapping[str, str])
         described = {"agent": agent, "actions": list(actions), "columns": list(built.columns), "lineage": dict(lineage)}
         method = [step.model_dump(mode="json") for step in built.recipe]
         described |= {"variant": recipe_name(built.recipe), "method": method}
-        _write_manifest(folder, described, built.agreement)
+        _write_manifest(folder, described, built)
 
     return pack
 
 
-# --------------------------------------------------------------------------- one folder
-
-
-def _make(subject: Subject, recipe: Recipe, tolerance: float, pack: Pack, workplace: Path, folder: Path) -> VariantFile:
-    """Build one variant aside, then put it in its place."""
-    name = recipe_name(recipe)
-    target = _empty(workplace / name)
-    built = build(subject, recipe, tolerance)
-    pack(target, slim(built.model), built)
-    place = folder / name
-    _put(target, place)
-    size = sum(file.stat().st_size for file in place.iterdir())
-    return VariantFile(name=name, folder=str(place), bytes=size, agreement=built.agreement)
-
-
-def _write_manifest(built: Path, described: Mapping[str, Any], agreement: Agreement) -> None:
+def _write_manifest(folder: Path, described: Mapping[str, Any], built: Built) -> None:
     manifest = {
         "format": _FORMAT,
         **described,
         "input": INPUT,
-        "sha256": {name: _sha256(built / name) for name in ("model.onnx", "variant.py")},
-        "agreement": agreement.model_dump(),
+        "sha256": {name: _sha256(folder / name) for name in ("model.onnx", "variant.py")},
+        "agreement": built.agreement.model_dump(),
+        "saturates": [each.model_dump() for each in built.saturates],
         "cpu": processor().model_dump(mode="json"),
         "versions": {
             "onnxruntime": onnxruntime.__version__,
@@ -144,29 +99,8 @@ def _write_manifest(built: Path, described: Mapping[str, Any], agreement: Agreem
         },
     }
     text = json.dumps(manifest, ensure_ascii=False, allow_nan=False)
-    (built / "manifest.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _put(built: Path, place: Path) -> None:
-    """Move a complete variant to its place, by renaming: nobody ever sees half of one."""
-    if place.exists():
-        if _same(built, place):
-            return
-        place.rename(built.with_name(f"{built.name}.old"))
-    built.rename(place)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return all((other / name).is_file() and (one / name).read_bytes() == (other / name).read_bytes() for name in _FILES)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _empty(folder: Path) -> Path:
-    """The folder, new and empty."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return folder

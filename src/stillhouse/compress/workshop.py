@@ -76,10 +76,11 @@ class Workshop:
             return Candidate.model_validate_json((place / _RECORD).read_bytes())
         aside = self._empty(self.folder / "aside" / place.name)
         start = time.perf_counter()
-        described = {
+        described: dict[str, Any] = {
             "candidate_id": place.name, "name": recipe_name(recipe),
             "recipe": tuple(step.model_dump(mode="json") for step in recipe),
         }  # fmt: skip
+        figures: dict[str, Any]
         try:
             figures = self._figures(recipe, aside / "artifact") | {"folder": str(place / "artifact")}
         except ExportError as error:

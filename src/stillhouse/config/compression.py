@@ -75,11 +75,14 @@ class StaticInt8(_Int8):
 
 
 class WeightOnly(Section):
-    """Weights in 8 or 4 bits, in blocks with a scale each; arithmetic in float32."""
+    """Weights in 8 or 4 bits, in blocks with a scale each."""
 
     method: Literal["weights"]
     bits: Literal[8, 4] = 8
     block: Literal[16, 32, 64, 128] = Field(default=32, description="weights that share one scale")
+    compute: Literal["float32", "int8"] = Field(
+        default="float32", description="number format of the products; int8: activations are rounded row by row"
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay float32, by name")
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from stillhouse.config import AgentConfig, Budgets
+from stillhouse.config import AgentConfig
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
 
-__all__ = ["certify", "choose", "compare", "judge", "replay", "stretches"]
+__all__ = ["certify", "compare", "judge", "replay", "stretches"]
 
 
 def compare(
@@ -106,38 +106,11 @@ def stretches(rows: pd.DataFrame, length: timedelta) -> np.ndarray[Any, Any]:
     return found
 
 
-def choose(scorecards: Sequence[Scorecard], budgets: Budgets) -> tuple[Scorecard, str]:
-    """The variant to put forward, and why, in a sentence.
-
-    The smallest of those within the byte and latency budgets and within ``max_quality_loss`` of the best, judged
-    on the window ``validation``: the test window is the gate's alone. Where none fits the budgets, the smallest of
-    all is put forward, and the gate will refuse it by the budget that it breaks.
-    """
-    fitting = [card for card in scorecards if not _budget_breaches(card, budgets.max_bytes, budgets.max_p95_ms)]
-    if not fitting:
-        smallest = min(scorecards, key=lambda card: card.bytes)
-        return smallest, f"no variant fits the budgets; {smallest.model} is the smallest"
-    best = max(_score(card) for card in scorecards)
-    good = [card for card in fitting if _score(card) >= best - budgets.max_quality_loss]
-    if not good:
-        nearest = max(fitting, key=_score)
-        return nearest, (
-            f"{nearest.model}: the best that fits the budgets, though {best - _score(nearest):.4f} below the best"
-        )
-    chosen = min(good, key=lambda card: (card.bytes, card.model))
-    return chosen, (
-        f"{chosen.model}: the smallest ({chosen.bytes} bytes) within {budgets.max_quality_loss} of the best "
-        f"on the validation days"
-    )
-
-
-def _score(card: Scorecard) -> float:
-    return card.quality["validation"].score
-
-
 def judge(certificate: Certificate) -> Verdict:
     """Promote, refuse, or wait for a person's approval. Pure: the certificate is all that it looks at."""
     reasons = [_budget_reason(certificate, *budget) for budget in _budgets(certificate)]
+    if certificate.nothing_fits:
+        reasons.insert(0, Reason(measure="compression", crossed=True, text=certificate.nothing_fits))
     if certificate.champion is None:
         reasons.append(_better_than_chance(certificate.challenger))
     elif not any(comparison.window == "test" for comparison in certificate.comparisons):
@@ -174,7 +147,7 @@ def replay(verdict: Verdict) -> Verdict:
 
 def certify(
     config: AgentConfig, refresh_id: str, as_of: datetime, challenger: Scorecard, champion: Scorecard | None,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[Comparison], nothing_fits: str = "",
 ) -> Certificate:  # fmt: skip
     """All that :func:`judge` needs, with the agent's budgets and margins as they stand now."""
     return Certificate(
@@ -188,16 +161,11 @@ def certify(
         max_bytes=config.budgets.max_bytes,
         max_p95_ms=config.budgets.max_p95_ms,
         approval=config.promotion.approval,
+        nothing_fits=nothing_fits,
     )
 
 
 # --------------------------------------------------------------------------- single reasons
-
-
-def _budget_breaches(card: Scorecard, max_bytes: int | None, max_p95_ms: float | None) -> bool:
-    too_large = max_bytes is not None and card.bytes > max_bytes
-    too_slow = max_p95_ms is not None and card.latency is not None and card.latency.p95_ms > max_p95_ms
-    return too_large or too_slow
 
 
 def _budgets(certificate: Certificate) -> list[tuple[str, float | None, float, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.evaluate.gate import certify, choose, compare, stretches
+from stillhouse.evaluate.gate import certify, compare, stretches
 from stillhouse.evaluate.scorecard import agreement, disagreement, quality, slices
 from stillhouse.latency import measure_latency
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
@@ -43,11 +43,16 @@ def prove(
     teacher: Candidate,
     student: Candidate,
     variants: Sequence[Candidate],
+    chosen: str,
+    why: str,
+    fits: bool,
     champion: Candidate | None,
     cpu: str = "",
 ) -> Proof:
-    """Score every model on every window, choose a variant on ``validation``, compare it with the champion.
+    """Score every model on every window, compare the chosen variant with the champion.
 
+    :param chosen: name of the variant that compression puts forward, which has seen no test row; ``why`` in a sentence.
+    :param fits: whether it keeps to the budgets.
     :param windows: labelled rows (with ``outcome``) by name: ``validation`` (held out inside the training window,
         used to choose), ``test`` (later than any training row, used to judge), and ``past`` if there is one (the
         window that the champion was proved on: a challenger that has forgotten it is refused).
@@ -72,8 +77,8 @@ def prove(
         return _scorecard(config, candidate, said[key], windows, latencies.get(key), reference, cpu)
 
     cards = [card(variant) for variant in variants]
-    chosen, why = choose(cards, config.budgets)
-    chosen_says = said["variant" + chosen.model]
+    challenger = next(each for each in cards if each.model == chosen)
+    chosen_says = said["variant" + chosen]
     champion_card = card(champion) if champion else None
     comparisons = [] if champion is None else _compare(config, windows, chosen_says, said["champion" + champion.name])
     return Proof(
@@ -81,10 +86,12 @@ def prove(
         student=card(student),
         variants=tuple(cards),
         champion=champion_card,
-        chosen=chosen.model,
+        chosen=chosen,
         why=why,
         disagreement=disagreement(reference[spoken], chosen_says["test"][spoken]),
-        certificate=certify(config, refresh.refresh_id, refresh.as_of, chosen, champion_card, comparisons),
+        certificate=certify(
+            config, refresh.refresh_id, refresh.as_of, challenger, champion_card, comparisons, "" if fits else why
+        ),
     )
 
 

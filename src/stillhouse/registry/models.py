@@ -100,6 +100,13 @@ class Models(Runs):
 
         return self._log_model(run_id, name, "variant", build, scorecard, params, lineage, {"variant": name})
 
+    def log_refused(self, run_id: str, name: str, why: str, params: Mapping[str, object]) -> None:
+        """A nested run for a candidate that cannot serve: there is no model, but the reason is kept."""
+        marks = {PARENT: run_id, "agent": self.agent, "role": "refused", "variant": name, "mlflow.note.content": why}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=texts(marks)).info.run_id
+        self._log_batch(run, params=params, tags={"refused": why[:5000]})
+        self.client.set_terminated(run)
+
     # ----------------------------------------------------------------- inside
 
     def _log_model(

@@ -186,6 +186,10 @@ class Runs:
         """Write ``figure`` to the artifact ``path``, whose suffix is the format."""
         self.client.log_figure(run_id, figure, path)
 
+    def log_table(self, run_id: str, table: Mapping[str, Sequence[object]], path: str) -> None:
+        """Columns by name as a table that MLflow's pages show; ``path`` ends in ``.json``."""
+        self.client.log_table(run_id, {name: list(column) for name, column in table.items()}, path)
+
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log all ``metrics`` in one call."""
         self._log_batch(run_id, metrics=metrics, step=step or 0)
