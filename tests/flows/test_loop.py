@@ -83,7 +83,7 @@ def test_the_same_refresh_is_done_once(day) -> None:
     assert registry("toy").versions() == versions
 
 
-@pytest.mark.parametrize("station", ["gather_knowledge", "make_variants", "log_models", "judge", "settle"])
+@pytest.mark.parametrize("station", ["gather_knowledge", "compress", "log_models", "judge", "settle"])
 def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, station: str) -> None:
     """The station does its work and the process dies right after it; the next run ends as if nothing had happened."""
     live.fn("toy", day(0), day(20))

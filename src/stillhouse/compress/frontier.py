@@ -9,24 +9,24 @@ from stillhouse.records import Candidate, Limits
 
 __all__ = ["choose", "dominates", "figures", "frontier", "hypervolume"]
 
-_SMALLEST = 1 / 256  # of the reference's bytes or latency: where a gain counts as whole
+_LARGEST, _SMALLEST = 2.0, 1 / 256  # of the reference's bytes or latency: where a gain counts as none, and as whole
 _WORST_LOSS = 0.05  # of quality: where a candidate counts for nothing
 
 Point = tuple[float, float, float]
 
 
 def figures(candidate: Candidate, reference: Candidate) -> Point:
-    """Quality, smallness and speed in 0…1 each, higher is better; the reference has (1, 0, 0).
+    """Quality, smallness and speed in 0…1 each, higher is better; the reference has (1, 1/9, 1/9).
 
     Quality falls linearly to 0 at a loss of 0.05; smallness and speed are logarithms of the ratio to the reference's
-    bytes and median latency, 1 at a 256th.
+    bytes and median latency, 0 at twice as much and 1 at a 256th.
     """
     assert candidate.quality is not None and reference.quality is not None
     assert candidate.latency is not None and reference.latency is not None
     loss = (reference.quality - candidate.quality) / _WORST_LOSS
-    size = math.log(candidate.bytes / reference.bytes) / math.log(_SMALLEST)
-    speed = math.log(max(candidate.latency.p50_ms, 1e-6) / max(reference.latency.p50_ms, 1e-6)) / math.log(_SMALLEST)
-    return _unit(1 - loss), _unit(size), _unit(speed)
+    size = candidate.bytes / reference.bytes
+    time = max(candidate.latency.p50_ms, 1e-6) / max(reference.latency.p50_ms, 1e-6)
+    return _unit(1 - loss), _gain(size), _gain(time)
 
 
 def dominates(one: Candidate, other: Candidate) -> bool:
@@ -135,6 +135,10 @@ def _loss(candidate: Candidate, reference: Candidate) -> float:
 def _p95(candidate: Candidate) -> float:
     assert candidate.latency is not None
     return candidate.latency.p95_ms
+
+
+def _gain(ratio: float) -> float:
+    return _unit(math.log(ratio / _LARGEST) / math.log(_SMALLEST / _LARGEST))
 
 
 def _unit(value: float) -> float:

@@ -34,10 +34,10 @@ from stillhouse.errors import ExportError
 
 __all__ = [
     "evenly_spaced",
+    "in_blocks",
     "quantize_dynamic_int8",
     "quantize_static_int8",
     "quantize_tables",
-    "quietly",
     "require_layers",
     "touched",
 ]
@@ -51,6 +51,7 @@ _METHODS = {
 }
 _HISTOGRAM_ROWS = 256  # for percentile and entropy every activation of every row is held in memory
 _BATCH = 256
+_TABLE_BLOCK = 32
 
 
 def touched(model: onnx.ModelProto) -> list[str]:
@@ -86,10 +87,12 @@ def quantize_dynamic_int8(model: onnx.ModelProto, config: DynamicInt8, feed: Fee
     :raises ExportError: if 8-bit weights are asked for and saturate on this processor.
     """
 
+    prepared = _small_tables(model, config)
+
     def make(reduce_range: bool) -> onnx.ModelProto:
         return _quantised(
             quantize_dynamic,
-            model,
+            prepared,
             op_types_to_quantize=list(_DYNAMIC),
             per_channel=config.per_channel,
             reduce_range=reduce_range,
@@ -114,10 +117,12 @@ def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed)
     rows = config.calibration_rows if config.ranges == "minmax" else min(config.calibration_rows, _HISTOGRAM_ROWS)
     calibration = evenly_spaced(feed, rows)
 
+    prepared = _small_tables(model, config)
+
     def make(reduce_range: bool) -> onnx.ModelProto:
         return _quantised(
             quantize_static,
-            model,
+            prepared,
             _Rows(calibration),
             quant_format=QuantFormat.QOperator,
             op_types_to_quantize=list(_STATIC),
@@ -139,6 +144,11 @@ def evenly_spaced(feed: Feed, count: int) -> Feed:
         return feed
     places = np.linspace(0, rows - 1, count).astype(int)
     return {name: array[places] for name, array in feed.items()}
+
+
+def _small_tables(model: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> onnx.ModelProto:
+    """The graph with its embedding tables in 4 bits, where that is asked for; in 8 they are left to the quantiser."""
+    return in_blocks(model, ("Gather",), 4, _TABLE_BLOCK, None, config.keep) if config.table_bits == 4 else model
 
 
 def _unsaturated(
@@ -167,6 +177,32 @@ def quantize_tables(model: onnx.ModelProto, keep: tuple[str, ...]) -> onnx.Model
         quantize_dynamic, model, op_types_to_quantize=["Gather"], weight_type=QuantType.QInt8,
         nodes_to_exclude=list(keep),
     )  # fmt: skip
+
+
+def in_blocks(
+    model: onnx.ModelProto, operators: tuple[str, ...], bits: int, block: int, accuracy_level: int | None,
+    keep: tuple[str, ...],
+) -> onnx.ModelProto:  # fmt: skip
+    """The graph with the constant operand of these operators in blocks of ``block`` values of 8 or 4 bits.
+
+    :param operators: of ``MatMul`` and ``Gather``; the latter takes 4 bits alone.
+    """
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    settings = DefaultWeightOnlyQuantConfig(
+        block_size=block, is_symmetric=False, accuracy_level=accuracy_level, op_types_to_quantize=operators,
+        quant_axes=(("MatMul", 0), ("Gather", 1)), bits=bits,
+    )  # fmt: skip
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    with quietly():
+        try:
+            quantizer = MatMulNBitsQuantizer(copied, nodes_to_exclude=list(keep), algo_config=settings)
+            quantizer.process()
+        except Exception as error:  # of a stranger's graph; the quantiser's errors have no base of their own
+            raise ExportError(f"no blocks of {bits} bits: {type(error).__name__}: {error}") from error
+    made: onnx.ModelProto = quantizer.model.model
+    return made
 
 
 @contextmanager

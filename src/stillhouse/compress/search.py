@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, log, sqrt
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from pydantic import TypeAdapter
 
 from stillhouse.compress.export import run_torch
 from stillhouse.compress.frontier import choose, figures, frontier, hypervolume
+from stillhouse.compress.quantize import evenly_spaced
 from stillhouse.compress.sensitivity import layer_changes
 from stillhouse.compress.steps import layers, restructure
-from stillhouse.compress.subject import Form, Subject
+from stillhouse.compress.subject import Feed, Form, Subject
 from stillhouse.compress.workshop import Pack, Workshop
 from stillhouse.config import (
     Compression,
@@ -34,21 +35,24 @@ from stillhouse.config import (
     WeightOnly,
     number_format,
     recipe_name,
+    structure,
 )
 from stillhouse.errors import ExportError
 from stillhouse.records import Candidate, Frontier, LayerSensitivity, Limits
 
 __all__ = ["search"]
 
-_ORDER = ("vocabulary", "hashed_rows", "prune_columns", "prune_layers", "prune_heads", "prune_units", "low_rank")
 _FORMATS: tuple[NumberFormat, ...] = (
-    StaticInt8(method="int8_static"), DynamicInt8(method="int8_dynamic"), WeightOnly(method="weights", bits=8),
-    WeightOnly(method="weights", bits=4),
+    DynamicInt8(method="int8_dynamic"), DynamicInt8(method="int8_dynamic", table_bits=4),
+    StaticInt8(method="int8_static"), WeightOnly(method="weights", bits=8, compute="int8"),
+    WeightOnly(method="weights", bits=4, compute="int8"),
 )  # fmt: skip
-_FIRST_RATIO, _FINEST = 0.5, 0.08  # of a step's strength: where it begins, and below which it is not told apart
-_PROBE_ROWS, _PROBE_RATIO = 256, 0.5  # of the sensitivity
+_FIRST_RATIO, _LEAST_RATIO = 0.5, 0.1  # of a step: where it begins, and below which it is not tried
+_PROBE_ROWS = 64  # of the sensitivity
 _PROBE_SHARE = 0.2  # of the time that may go into it
 _BY_LAYER = ("prune_units", "prune_heads", "low_rank")
+_LEAST_GAIN = 0.03  # in bytes or latency, of a step that is worth taking
+_PROMISING = 2  # formats that a new form is tried in
 _EXPLORATION = 0.5  # of the bandit
 
 
@@ -65,12 +69,12 @@ def search(
     """Make and measure candidates until time, candidates or ideas run out; what nothing beats, and what to put forward.
 
     First the float32 reference, ``settings.recipes`` and ``warm`` (an earlier search's frontier), whatever the time.
-    Then what halving each layer alone does to the answers, and with that the search: from the smallest and fastest
-    plan that keeps within ``max_quality_loss``, one structural step is added or made stronger, what its layers lose
-    set by their sensitivity; the form is recovered once, quantised in the formats that have earned most, measured, and
-    becomes the plan if it is good enough. A step that was too strong is tried at half the way. Which step comes next
-    is a bandit's choice (UCB1, Auer, Cesa-Bianchi and Fischer 2002, §2, on hypervolume gained per second). Where a
-    format loses too much, its most sensitive layers stay float32 (mixed precision).
+    Then the search: from a form that is good enough (``max_quality_loss``) one structural step leads to a smaller one,
+    what its layers lose set by what each alone does to the answers; it is recovered by a short distillation,
+    quantised in the formats that have earned most, and measured. If it is good enough in one of them, the next step
+    starts there; if not, the step is tried at half its strength. Which kind of step comes next is a bandit's choice
+    (UCB1, Auer, Cesa-Bianchi and Fischer 2002, §2, on hypervolume gained per second). Where a format loses too much,
+    its most sensitive layers stay float32 (mixed precision).
 
     Every candidate and every recovery is kept in ``folder`` by content: a search that was killed goes on where it was.
 
@@ -91,21 +95,15 @@ class _Arm:
     """One kind of structural step, as the bandit sees it."""
 
     method: str
-    promise: float  # of its sensitivity: parameters saved per change, higher is better
-    good: float = 0.0  # strongest ratio that was good enough
-    bad: float = 1.0  # weakest that was not
+    promise: float  # parameters saved per change of the answers, higher is better
+    ratio: float = _FIRST_RATIO
     pulls: int = 0
     gained: float = 0.0
     seconds: float = 0.0
 
     @property
-    def next_ratio(self) -> float:
-        """Half the way from what is good to what is not; the first is fixed."""
-        return _FIRST_RATIO if self.good == 0.0 and self.bad == 1.0 else round((self.good + self.bad) / 2, 3)
-
-    @property
     def exhausted(self) -> bool:
-        return self.bad - self.good < _FINEST
+        return self.ratio < _LEAST_RATIO
 
     def score(self, pulls: int, best_rate: float) -> tuple[float, float]:
         """UCB1 of the gain per second, relative to the best; arms never pulled come first, by promise."""
@@ -130,6 +128,8 @@ class _Searching:
         self.recipes: dict[str, Recipe] = {}
         self.sensitivity: list[LayerSensitivity] = []
         self.earned: dict[str, list[float]] = {}  # by number format: hypervolume that it added, each time
+        self.chain: tuple[StructuralStep, ...] = ()  # steps to the smallest form that was good enough
+        self.probing = 0.0  # seconds that went into sensitivity
         self.workers: ProcessPoolExecutor | None = None
         parallel = settings.search.parallel if settings.search is not None else 1
         if parallel > 1:
@@ -154,7 +154,7 @@ class _Searching:
         if name not in self.candidates:
             before = self.hypervolume()
             self._note(self.workshop.make(recipe), recipe)
-            self.earned.setdefault(number_format(recipe).method, []).append(self.hypervolume() - before)
+            self.earned.setdefault(recipe_name((number_format(recipe),)), []).append(self.hypervolume() - before)
         return self.candidates[name]
 
     def _note(self, candidate: Candidate, recipe: Recipe) -> None:
@@ -179,7 +179,7 @@ class _Searching:
         for each in formats:
             if stop := self._over(settings):
                 return stop
-            self._quantised((), each, settings)
+            self._quantised((), each)
         arms = self._arms(settings)
         while True:
             if stop := self._over(settings):
@@ -190,45 +190,66 @@ class _Searching:
             self._pull(arm, arms, settings, formats)
 
     def _over(self, settings: Search) -> str:
-        if time.monotonic() - self.begin >= settings.time.total_seconds():
+        if self._spent() >= settings.time.total_seconds():
             return f"the time is over ({settings.time.total_seconds():g} s)"
         if len(self.candidates) >= settings.candidates:
             return f"{settings.candidates} candidates are made"
         return ""
 
+    def _spent(self) -> float:
+        """Seconds that the search has taken so far; those before a kill count, too."""
+        made = sum(candidate.seconds for candidate in self.candidates.values())
+        return max(time.monotonic() - self.begin, made)
+
     def _next(self, arms: Sequence[_Arm], settings: Search) -> _Arm | None:
         """The arm to pull; one that is likely to outlast the time is left alone."""
-        left = settings.time.total_seconds() - (time.monotonic() - self.begin)
+        left = settings.time.total_seconds() - self._spent()
         open_arms = [arm for arm in arms if not arm.exhausted and arm.seconds / max(1, arm.pulls) <= left]
         rates = [arm.gained / max(arm.seconds, 1e-9) for arm in open_arms if arm.pulls]
         best, pulls = max([*rates, 1e-9]), max(2, sum(arm.pulls for arm in arms))
         return max(open_arms, key=lambda arm: arm.score(pulls, best), default=None)
 
     def _pull(self, arm: _Arm, arms: Sequence[_Arm], settings: Search, formats: Sequence[NumberFormat]) -> None:
-        """Add the arm's step to the plan, or make it stronger; quantise and measure the form; learn from it."""
-        ratio, start, before = arm.next_ratio, time.monotonic(), self.hypervolume()
-        stronger = {each.method: each.good for each in arms} | {arm.method: ratio}
-        steps = tuple(self._step(method, stronger[method], settings) for method in _ORDER if stronger.get(method))
-        self._premake(arms, settings)
-        found = [self.make((*steps, Fp32(method="fp32")))]
-        if found[0].refused is None:
-            for each in self._promising(formats, settings):
-                if self._over(settings):
-                    break
-                found += self._quantised(steps, each, settings)
-        if any(self.good_enough(candidate) for candidate in found):
-            arm.good = ratio
+        """Take the arm's step from where the search stands; quantise and measure the form; learn from it."""
+        before = self.hypervolume()
+        self._premake(arm, arms, settings)
+        step = self._step(arm, settings)
+        found = []
+        if step is not None:
+            steps = (*self.chain, step)
+            found = [self.make((*steps, Fp32(method="fp32")))]
+            if found[0].refused is None:
+                for each in self._promising(formats):
+                    if self._over(settings):
+                        break
+                    found += self._quantised(steps, each)
+            if any(self.good_enough(candidate) for candidate in found) and self._smaller(found):
+                self.chain = steps
+            else:
+                arm.ratio /= 2
         else:
-            arm.bad = ratio
+            arm.ratio = 0.0  # there is nothing left that it could make smaller
         arm.pulls += 1
         arm.gained += self.hypervolume() - before
-        arm.seconds += time.monotonic() - start
+        arm.seconds += sum(candidate.seconds for candidate in found)
 
-    def _promising(self, formats: Sequence[NumberFormat], settings: Search) -> list[NumberFormat]:
-        """The two formats that added most so far, on average; of float32 there is one already."""
-        return sorted(formats, key=lambda each: -float(np.mean(self.earned.get(each.method, [inf]))))[:2]
+    def _smaller(self, found: Sequence[Candidate]) -> bool:
+        """Whether these are smaller or faster than what was made of the form before, by more than noise."""
+        before = [each for each in self.candidates.values() if each.refused is None and self._steps(each) == self.chain]
+        now = [each for each in found if each.refused is None]
+        size, earlier = (min(each.bytes for each in some) for some in (now, before))
+        fast, slow = (min(each.latency.p50_ms for each in some if each.latency) for some in (now, before))
+        return size < (1 - _LEAST_GAIN) * earlier or fast < (1 - _LEAST_GAIN) * slow
 
-    def _quantised(self, steps: tuple[StructuralStep, ...], chosen: NumberFormat, settings: Search) -> list[Candidate]:
+    def _steps(self, candidate: Candidate) -> tuple[StructuralStep, ...]:
+        return structure(self.recipes[candidate.name])
+
+    def _promising(self, formats: Sequence[NumberFormat]) -> list[NumberFormat]:
+        """The formats that added most so far, on average; those never tried come first."""
+        earned = {each: self.earned.get(recipe_name((each,)), []) for each in formats}
+        return sorted(formats, key=lambda each: -float(np.mean(earned[each] or [inf])))[:_PROMISING]
+
+    def _quantised(self, steps: tuple[StructuralStep, ...], chosen: NumberFormat) -> list[Candidate]:
         """The form in this format, and, where that alone loses too much, with its most sensitive layers in float32."""
         plain = self.make((*steps, chosen))
         base = self.make((*steps, Fp32(method="fp32")))
@@ -240,66 +261,79 @@ class _Searching:
     # ----------------------------------------------------------------- sensitivity
 
     def _arms(self, settings: Search) -> list[_Arm]:
-        """One arm per kind of structural step that applies; what each layer alone does to the answers is measured."""
-        if self.subject.form is None:
+        """One arm per kind of structural step that applies, with what it promises."""
+        form = self.subject.form
+        if form is None:
             return []
+        feed = self._probe_feed(form)
         found = []
-        until = time.monotonic() + _PROBE_SHARE * settings.time.total_seconds()
-        for method in (each for each in _ORDER if each in settings.steps):
-            probed = self._probe(method, self.subject.form, until)
-            if probed:
-                saved, change = (sum(values) for values in zip(*probed, strict=True))
-                found.append(_Arm(method, saved / (change + 1e-6)))
+        for method in (each for each in settings.steps if each in _STRUCTURAL):
+            step = _plain(method, _FIRST_RATIO)
+            if layers(step, form, feed) and (probed := self._probe(step, "", form, feed)) is not None:
+                found.append(_Arm(method, probed.parameters_saved / (probed.difference + 1e-6)))
         return found
 
-    def _probe(self, method: str, form: Form, until: float) -> list[tuple[int, float]]:
-        """Parameters saved and change of the answers, for each layer alone, or for the step as a whole."""
-        feed = {name: array[:_PROBE_ROWS] for name, array in self.subject.calibration(form.columns).items()}
-        wanted = run_torch(form.module, feed, softmax=self.subject.softmax)
-        total, found = _parameters(form), []
-        known = layers(_plain(method, _PROBE_RATIO), form, feed)
-        alone = method in _BY_LAYER and len(known) > 1
-        for layer in known if alone else known[:1]:
-            step = _plain(method, _PROBE_RATIO)
-            if alone:
-                step = step.model_copy(update={"ratios": {each: _PROBE_RATIO * (each == layer) for each in known}})
-            try:
-                smaller = restructure(step, form, feed)
-            except ExportError:
-                continue
-            change = 0.0  # where the columns change, so do the rows: what it does shows when it is recovered
-            if smaller.columns == form.columns:
-                said = run_torch(smaller.module, feed, softmax=self.subject.softmax)
-                change = float(np.abs(said - wanted).mean())
-            saved = max(0, total - _parameters(smaller))
-            found.append((saved, change))
-            self.sensitivity.append(
-                LayerSensitivity(step=method, layer=layer if alone else "", difference=change, parameters_saved=saved)
-            )
-            if time.monotonic() > until:
-                break
-        return found
+    def _step(self, arm: _Arm, settings: Search) -> StructuralStep | None:
+        """The arm's step from where the search stands: the more a layer changes the answers, the less of it goes.
 
-    def _step(self, method: str, ratio: float, settings: Search) -> StructuralStep:
-        """The step at this strength, on average over its layers: the more a layer changes the answers, the less goes.
-
-        A layer's ratio lies between half and one and a half of the mean, by its rank among the layers.
+        A layer's ratio lies between half and one and a half of the mean, by its rank among the layers. None where the
+        step does not apply any more.
         """
-        plain = _plain(method, ratio).model_copy(update={"recover_epochs": settings.recover_epochs})
-        known = [each for each in self.sensitivity if each.step == method and each.layer]
-        if len(known) < 2:
+        form = self.workshop.form(self.chain)
+        assert form is not None  # or there would be no arm
+        feed = self._probe_feed(form)
+        plain = _plain(arm.method, arm.ratio).model_copy(update={"recover_epochs": settings.recover_epochs})
+        known = layers(plain, form, feed)
+        if not known:
+            return None
+        changes = self._changes(plain, known, form, feed, settings) if arm.method in _BY_LAYER else {}
+        if len(changes) < 2:
             return plain
-        ranked = sorted(known, key=lambda each: each.difference)
+        ranked = sorted(changes, key=lambda layer: changes[layer])
         spread = np.linspace(1.5, 0.5, len(ranked))
-        ratios = {each.layer: round(min(0.95, ratio * float(by)), 3) for each, by in zip(ranked, spread, strict=True)}
+        ratios = {layer: round(min(0.95, arm.ratio * float(by)), 3) for layer, by in zip(ranked, spread, strict=True)}
         return plain.model_copy(update={"ratios": ratios})
+
+    def _changes(
+        self, step: StructuralStep, known: Sequence[str], form: Form, feed: Feed, settings: Search
+    ) -> dict[str, float]:
+        """What the step on each layer alone does to the answers; nothing where there is no time to find out."""
+        found = {}
+        for layer in known:
+            if self.probing > _PROBE_SHARE * settings.time.total_seconds():
+                return {}
+            ratios = {each: step.ratio * (each == layer) for each in known}
+            probed = self._probe(step.model_copy(update={"ratios": ratios}), layer, form, feed)
+            if probed is not None:
+                found[layer] = probed.difference
+        return found
+
+    def _probe(self, step: StructuralStep, layer: str, form: Form, feed: Feed) -> LayerSensitivity | None:
+        """Change of the answers before any recovery, and parameters saved; None where the step does not apply."""
+        start = time.monotonic()
+        try:
+            smaller = restructure(step, form, feed)
+        except ExportError:
+            return None
+        change = 0.0  # where the columns change, so do the rows: what it does shows when it is recovered
+        if smaller.columns == form.columns:
+            wanted = run_torch(form.module, feed, softmax=self.subject.softmax)
+            change = float(np.abs(run_torch(smaller.module, feed, softmax=self.subject.softmax) - wanted).mean())
+        saved = max(0, _parameters(form) - _parameters(smaller))
+        found = LayerSensitivity(step=step.method, layer=layer, difference=change, parameters_saved=saved)
+        self.sensitivity.append(found)
+        self.probing += time.monotonic() - start
+        return found
+
+    def _probe_feed(self, form: Form) -> Feed:
+        return evenly_spaced(self.subject.calibration(form.columns), _PROBE_ROWS)
 
     def _most_sensitive(self, steps: tuple[StructuralStep, ...], chosen: DynamicInt8 | StaticInt8) -> tuple[str, ...]:
         """A quarter of the layers that the format touches: those that alone change the answers most."""
         graph = self.workshop.graph(steps)
         form = self.workshop.form(steps)
         feed = self.subject.calibration(None if form is None else form.columns)
-        changes = layer_changes(graph, chosen, {name: array[:_PROBE_ROWS] for name, array in feed.items()})
+        changes = layer_changes(graph, chosen, evenly_spaced(feed, _PROBE_ROWS))
         for layer, change in changes.items():
             self.sensitivity.append(
                 LayerSensitivity(step=chosen.method, layer=layer, difference=change, parameters_saved=0)
@@ -307,15 +341,14 @@ class _Searching:
         ordered = sorted(changes, key=lambda layer: -changes[layer])
         return tuple(ordered[: max(1, len(ordered) // 4)]) if len(ordered) > 1 else ()
 
-    def _premake(self, arms: Sequence[_Arm], settings: Search) -> None:
-        """Let the workers make the forms that are likely to be wanted next."""
+    def _premake(self, arm: _Arm, arms: Sequence[_Arm], settings: Search) -> None:
+        """Let the workers make the form of this step, of half of it, and of what may come next, all at once."""
         if self.workers is None:
             return
-        wanted = []
-        for arm in sorted((each for each in arms if not each.exhausted), key=lambda each: -each.promise):
-            plan = {each.method: each.good for each in arms} | {arm.method: arm.next_ratio}
-            wanted.append(tuple(self._step(method, plan[method], settings) for method in _ORDER if plan.get(method)))
-        list(self.workers.map(_make_form, wanted[: settings.parallel]))
+        others = sorted((each for each in arms if each is not arm and not each.exhausted), key=lambda each: each.pulls)
+        halved = replace(arm, ratio=arm.ratio / 2)
+        likely = [step for each in (arm, *others, halved) if (step := self._step(each, settings)) is not None]
+        list(self.workers.map(_make_form, [(*self.chain, step) for step in likely[: settings.parallel]]))
 
     # ----------------------------------------------------------------- what it found
 
@@ -350,6 +383,11 @@ def _make_form(steps: tuple[StructuralStep, ...]) -> None:
         _worker.form(steps)
     except ExportError:
         return  # the parent finds out, and records it
+
+
+_STRUCTURAL = tuple(
+    method for kind in get_args(StructuralStep) for method in get_args(kind.model_fields["method"].annotation)
+)
 
 
 def _plain(method: str, ratio: float) -> StructuralStep:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from stillhouse.compress.quantize import quantize_tables, quietly, require_layers
+from stillhouse.compress.quantize import in_blocks, quantize_tables, require_layers
 from stillhouse.config import WeightOnly
 from stillhouse.errors import ExportError
 
@@ -17,32 +17,20 @@ def quantize_weights(model: onnx.ModelProto, config: WeightOnly) -> onnx.ModelPr
     """The graph with the weights of its linear layers and its embedding tables in blocks of 8 or 4 bits.
 
     Each block of ``config.block`` weights has a scale and a zero of its own (ONNX Runtime's ``MatMulNBits`` and
-    ``GatherBlockQuantized``). With ``config.compute: int8`` each row of activations is made int8 for the product.
+    ``GatherBlockQuantized``; tables of 8 bits have one scale each). With ``config.compute: int8`` each row of
+    activations is made int8 for the product.
 
     :param model: what :func:`~stillhouse.compress.export.export_onnx` made; convolutions stay as they are.
     :raises ExportError: if the graph has nothing that could take the format, or ``keep`` names a layer it has not.
     """
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
-
     require_layers(config.keep, model, config.method)
     plain = _products(model, config.keep)
     if config.bits == 8:  # ONNX Runtime has no blocks of 8 bits for tables
         plain = quantize_tables(plain, config.keep)
-    settings = DefaultWeightOnlyQuantConfig(
-        block_size=config.block,
-        is_symmetric=False,
-        accuracy_level=4 if config.compute == "int8" else None,
-        op_types_to_quantize=("MatMul", "Gather") if config.bits == 4 else ("MatMul",),
-        quant_axes=(("MatMul", 0), ("Gather", 1)),
-        bits=config.bits,
-    )
-    quantizer = MatMulNBitsQuantizer(plain, nodes_to_exclude=list(config.keep), algo_config=settings)
-    try:
-        with quietly():
-            quantizer.process()
-    except Exception as error:  # of a stranger's graph; the quantiser's errors have no base of their own
-        raise ExportError(f"weights{config.bits}: {type(error).__name__}: {error}") from error
-    made: onnx.ModelProto = quantizer.model.model
+    made = in_blocks(
+        plain, ("MatMul", "Gather") if config.bits == 4 else ("MatMul",), config.bits, config.block,
+        4 if config.compute == "int8" else None, config.keep,
+    )  # fmt: skip
     if not any(node.op_type in ("MatMulNBits", "GatherBlockQuantized") for node in made.graph.node):
         raise ExportError(f"weights{config.bits}: the graph has no linear layer or table that could take the format")
     return made

@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -36,7 +35,7 @@ __all__ = ["Pack", "Workshop", "one_row"]
 Pack = Callable[[Path, onnx.ModelProto, Built], None]
 """Writes an artifact into an empty folder: the slim graph, and what its kind of artifact has beside it."""
 
-_RECORD = "candidate.json"
+_RECORD, _COLUMNS = "candidate.json", "columns.json"
 _FORMS_AT_HAND = 3
 _SECONDS_MEASURED = 2.0  # of each candidate's latency, at most
 
@@ -106,6 +105,7 @@ class Workshop:
         built = finish(self.subject, recipe, self.graph(structure(recipe)), columns, self.tolerance)
         small = slim(built.model)
         self.pack(artifact, small, built)
+        (artifact.parent / _COLUMNS).write_text(json.dumps(built.columns), encoding="utf-8")
         feed = self._judged(built.columns)
         quality = self.subject.quality(run_onnx(built.model, feed))
         latency, cpu = self._latency(one_row(small, feed))
@@ -133,23 +133,21 @@ class Workshop:
 
     def _call(self, candidate: Candidate) -> Callable[[], object]:
         """One decision by a finished candidate."""
-        model = onnx.load(Path(candidate.folder) / "model.onnx")
-        recipe = TypeAdapter(Recipe).validate_python(candidate.recipe)
-        form = self.form(structure(recipe))
-        return one_row(model, self._judged(None if form is None else form.columns))
+        artifact = Path(candidate.folder)
+        columns = json.loads((artifact.parent / _COLUMNS).read_text(encoding="utf-8"))
+        return one_row(onnx.load(artifact / "model.onnx"), self._judged(columns))
 
     def form(self, steps: Sequence[StructuralStep]) -> Form | None:
         """The form that these steps make, each recovered; a recovery that was kept is read."""
-        form = self.subject.form
-        for count in range(1, len(steps) + 1):
-            name = self._id(steps[:count])
-            if name not in self._forms:
-                self._forms[name] = self._next_form(form, steps[count - 1], name)
-                while len(self._forms) > _FORMS_AT_HAND:
-                    self._forms.popitem(last=False)
-            self._forms.move_to_end(name)
-            form = self._forms[name]
-        return form
+        if not steps:
+            return self.subject.form
+        name = self._id(steps)
+        if name not in self._forms:
+            self._forms[name] = self._next_form(self.form(steps[:-1]), steps[-1], name)
+            while len(self._forms) > _FORMS_AT_HAND:
+                self._forms.popitem(last=False)
+        self._forms.move_to_end(name)
+        return self._forms[name]
 
     def graph(self, steps: Sequence[StructuralStep]) -> onnx.ModelProto:
         """The float32 graph of the form that these steps make."""

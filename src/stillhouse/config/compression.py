@@ -7,6 +7,8 @@ recipe ends with one number format, which is written into the ONNX file.
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -55,6 +57,7 @@ class _Int8(Section):
         default="auto",
         description="7-bit weights, which saturate nowhere; auto: where 8-bit ones would saturate without VNNI",
     )
+    table_bits: Literal[8, 4] = Field(default=8, description="of an embedding's values; 4: in blocks of 32, by row")
     keep: tuple[str, ...] = Field(default=(), description="layers that stay float32 (mixed precision), by name")
 
 
@@ -175,21 +178,37 @@ def number_format(recipe: tuple[Step, ...]) -> NumberFormat:
 
 
 def recipe_name(recipe: tuple[Step, ...]) -> str:
-    """What the variant is called in MLflow and in tables: ``prune_units_50.int8_static``.
+    """What the variant is called in MLflow and in tables: ``layers50.units50.int8_static``.
 
-    Settings other than the ratio are told apart by four characters of their content: ``int8_static-3f1a``.
+    Steps whose settings are not told by that are told apart by four characters of their content: ``int8_static-3f1a``.
     """
-    steps = [*structure(recipe), number_format(recipe)]
-    return ".".join(_step_name(step) for step in steps if len(steps) == 1 or not isinstance(step, Fp32))
+    steps, last = structure(recipe), number_format(recipe)
+    if not steps:
+        return _name([last])
+    return _name(steps) if isinstance(last, Fp32) else f"{_name(steps)}.{_name([last])}"
+
+
+_SHORT = {
+    "prune_units": "units", "prune_heads": "heads", "prune_layers": "layers", "prune_columns": "columns",
+    "low_rank": "rank", "hashed_rows": "hashed",
+}  # fmt: skip
+_TOLD = {"method", "ratio", "bits", "table_bits", "recover_epochs"}
+
+
+def _name(steps: Sequence[Step]) -> str:
+    name = ".".join(map(_step_name, steps))
+    others = [step.model_dump(mode="json", exclude_defaults=True, exclude=_TOLD) for step in steps]
+    return f"{name}-{hashlib.sha256(json.dumps(others).encode()).hexdigest()[:4]}" if any(others) else name
 
 
 def _step_name(step: Step) -> str:
-    ratio = getattr(step, "ratio", None)
-    name = step.method if ratio is None else f"{step.method}_{ratio * 100:g}"
     if isinstance(step, WeightOnly):
-        name = f"{step.method}{step.bits}"
-    others = step.model_dump_json(exclude_defaults=True, exclude={"method", "ratio", "bits", "recover_epochs"})
-    return name if others == "{}" else f"{name}-{hashlib.sha256(others.encode()).hexdigest()[:4]}"
+        return f"{step.method}{step.bits}"
+    if isinstance(step, _Int8):
+        return step.method if step.table_bits == 8 else f"{step.method}_tables{step.table_bits}"
+    if isinstance(step, Fp32):
+        return step.method
+    return f"{_SHORT.get(step.method, step.method)}{step.ratio * 100:g}"
 
 
 # --------------------------------------------------------------------------- the search

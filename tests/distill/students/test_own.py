@@ -24,7 +24,7 @@ HERE = "tests.distill.students.test_own"
 
 def agent(target: str, **settings: Any) -> AgentConfig:
     student = {"kind": "module", "target": f"{HERE}:{target}", "settings": settings}
-    return AgentConfig.model_validate(TOY | {"student": student, "compression": [{"method": "fp32"}]})
+    return AgentConfig.model_validate(TOY | {"student": student, "compression": {"recipes": [{"method": "fp32"}], "search": None}})
 
 
 class Plain(nn.Module):
