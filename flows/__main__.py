@@ -81,8 +81,11 @@ def refresh(
     cause: Annotated[str, typer.Option(help="who asks, and why; recorded with the models")] = "asked for by hand",
     teacher: Annotated[Literal["fit", "keep"], typer.Option(help="fit a new teacher, or keep the champion's")] = "fit",
     mode: Annotated[
-        Literal["update", "redistil_warm", "redistil"],
-        typer.Option(help="the champion's student takes in what is new; a new training from its weights; or from none"),
+        Literal["recalibrate", "update", "redistil_warm", "redistil"],
+        typer.Option(
+            help="the champion's ranges and confidence anew; its student takes in what is new; a new training from its "
+            "weights; or from none"
+        ),
     ] = "redistil",
 ) -> None:
     """Distil, compress and prove a challenger; the gate decides."""

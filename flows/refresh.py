@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
-from stillhouse.records import Mode, StudentRef, TeacherRef, Verdict
-from tasks import refreshing, reporting, updating, watching
+from stillhouse.records import Frontier, Mode, StudentRef, TeacherRef, Verdict
+from tasks import recalibrating, refreshing, reporting, updating, watching
 from tasks.common import AgentName, refresh_lock
 
 __all__ = ["refresh"]
@@ -35,9 +35,11 @@ def refresh(
         trigger: what started it; recorded with the models
         cause: verdict id of the drift, or who asked for it and why; recorded with the models
         teacher: fit a new teacher on the training window, or keep the champion's
-        mode: update lets the champion's student take in what is new since it learned, from the teacher that it had, in
-            seconds; where that cannot be, or does not repay, the refresh redistils. redistil_warm trains on the whole
-            window from the champion's weights, redistil from the beginning
+        mode: recalibrate keeps the champion's student and estimates its ranges and its confidence on current rows, in
+            seconds; where that cannot be, the refresh redistils. update lets the champion's student take in what is
+            new since it learned, from the teacher that it had, in seconds; where that cannot be, or does not repay, the
+            refresh redistils. redistil_warm trains on the whole window from the champion's weights, redistil from the
+            beginning
     """
     with refresh_lock(agent):
         now = watching.moment(agent, as_of)
@@ -53,6 +55,11 @@ def refresh(
 
 
 def _make_and_judge(job: refreshing.Refresh) -> Verdict:
+    if job.mode == "recalibrate":
+        planned = recalibrating.plan_recalibration(job)
+        if planned is not None:
+            return _recalibrate_and_judge(planned)
+        job = job.model_copy(update={"mode": "redistil"})
     if job.mode == "update":
         verdict = _update_and_judge(job)
         if verdict is not None:
@@ -64,7 +71,16 @@ def _make_and_judge(job: refreshing.Refresh) -> Verdict:
         return admission
     refreshing.gather_knowledge(job, teacher)
     refreshing.compare_teachers(job, teacher)
-    return _prove_and_judge(job, teacher, refreshing.distil_student(job, teacher))
+    return _compress_and_judge(job, teacher, refreshing.distil_student(job, teacher))
+
+
+def _recalibrate_and_judge(job: refreshing.Refresh) -> Verdict:
+    teacher = refreshing.prepare_teacher(job)
+    admission = refreshing.examine_teacher(job, teacher)
+    if admission.outcome == "refused":
+        return admission
+    frontier = recalibrating.recalibrate(job, teacher)
+    return _prove_and_judge(job, teacher, recalibrating.champion_student(job), frontier)
 
 
 def _update_and_judge(job: refreshing.Refresh) -> Verdict | None:
@@ -80,11 +96,14 @@ def _update_and_judge(job: refreshing.Refresh) -> Verdict | None:
         return admission
     refreshing.gather_knowledge(updating.asked_about(planned, teacher), teacher)
     student = updating.update_student(planned, teacher)
-    return None if student is None else _prove_and_judge(planned, teacher, student)
+    return None if student is None else _compress_and_judge(planned, teacher, student)
 
 
-def _prove_and_judge(job: refreshing.Refresh, teacher: TeacherRef, student: StudentRef) -> Verdict:
-    frontier = refreshing.compress(job, teacher, student)
+def _compress_and_judge(job: refreshing.Refresh, teacher: TeacherRef, student: StudentRef) -> Verdict:
+    return _prove_and_judge(job, teacher, student, refreshing.compress(job, teacher, student))
+
+
+def _prove_and_judge(job: refreshing.Refresh, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Verdict:
     proof = refreshing.prove(job, teacher, student, frontier)
     refreshing.log_models(job, teacher, student, frontier, proof)
     return refreshing.judge(job, proof)

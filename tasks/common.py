@@ -27,6 +27,7 @@ from stillhouse.variant import Variant
 
 __all__ = [
     "DATA_DOCS",
+    "FORM",
     "FRONTIER",
     "QUESTIONS",
     "AgentName",
@@ -49,6 +50,13 @@ DATA_DOCS = "data_docs/data_checks.html"
 
 
 FRONTIER = "compression.json"
+"""The artifact of a refresh that tells all that compression made, and what it put forward."""
+
+
+FORM = "compression/form.onnx"
+"""The artifact of a refresh that holds what the chosen variant was quantised from, in float32."""
+
+
 QUESTIONS = "questions.json"
 """The artifact of a refresh that says of how many rows the teachers were asked."""
 

@@ -20,6 +20,7 @@ from stillhouse import config
 from stillhouse.actions import aligned
 from stillhouse.compress.figures import frontier_figure, frontier_table, measured
 from stillhouse.compress.processor import processor
+from stillhouse.compress.search import FORM as FORM_FILE
 from stillhouse.compress.search import search
 from stillhouse.compress.subject import Form, Subject
 from stillhouse.compress.variants import student_subject, variant_pack
@@ -51,6 +52,7 @@ from stillhouse.records import (
     Limits,
     LossBaseline,
     Mode,
+    ModelRef,
     Process,
     Proof,
     Questions,
@@ -69,8 +71,18 @@ from stillhouse.teachers import asking, ensemble, following, weighing
 from stillhouse.teachers.contradictions import contradictions
 from stillhouse.teachers.made_up import ask_made_up
 from stillhouse.variant import Variant, encode
-from tasks import choosing, updating
-from tasks.common import DATA_DOCS, FRONTIER, QUESTIONS, engine_task, knowledge_base, labelled, registry, training_rows
+from tasks import choosing, recalibrating, updating
+from tasks.common import (
+    DATA_DOCS,
+    FORM,
+    FRONTIER,
+    QUESTIONS,
+    engine_task,
+    knowledge_base,
+    labelled,
+    registry,
+    training_rows,
+)
 
 __all__ = [
     "closing_run_on_failure",
@@ -367,30 +379,17 @@ def log_models(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier:
         f"{job.agent}-teacher",
     )
     lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
-    module, example = students.load(Path(student.folder), settings), encode(test.head(4), _columns(student))
-    logged_student = models.register(
-        models.log_student(
-            job.run_id,
-            module,
-            example,
-            proof.student,
-            dict(settings.distillation) | {"mode": job.mode},
-            lineage,
-            Path(student.folder),
-        ),
-        f"{job.agent}-student",
-    )
-    for epoch, losses in enumerate(student.history, start=1):
-        models.log_metrics(logged_student.run_id, losses, step=epoch)
-    _log_course(models, logged_student.run_id, student)
-    updating.log_update(job, models, logged_student.run_id, student)
+    if job.mode == "recalibrate":
+        logged_student = models.version(f"{job.agent}-student", "champion")
+    else:
+        logged_student = _log_student(job, models, student, proof, lineage, test)
     lineage = lineage.model_copy(update={"student": logged_student})
     _log_candidates(job, models, frontier, proof, lineage, test)
     chosen = Variant(frontier.named(frontier.chosen).folder)
     profile, screens = _reference(job, chosen)
     baseline = Baseline(
         as_of=job.as_of,
-        train=job.train,
+        train=_learned_from(job),
         test=job.test,
         screens=screens,
         losses=_losses(job, teacher, chosen),
@@ -666,12 +665,47 @@ def _lessons(
 def _standing_recipes(job: Refresh) -> list[Recipe]:
     """Recipes that nothing beat when the champion was made, or that it was made by: where a search goes on."""
     models = registry(job.agent)
-    champion = models.champion()
-    found = models.read_record(models.tags(champion)["refresh_run"], FRONTIER, Frontier) if champion else None
+    run_id = recalibrating.compression_run(models)
+    found = models.read_record(run_id, FRONTIER, Frontier) if run_id else None
     if found is None:
         return []
     names = dict.fromkeys([*found.best, found.chosen])
     return [TypeAdapter(Recipe).validate_python(found.named(name).recipe) for name in names]
+
+
+def _log_student(
+    job: Refresh, models: Registry, student: StudentRef, proof: Proof, lineage: Lineage, test: pd.DataFrame
+) -> ModelRef:
+    """The new student, with how its training went."""
+    settings = config.load(job.agent)
+    module, example = students.load(Path(student.folder), settings), encode(test.head(4), _columns(student))
+    logged = models.register(
+        models.log_student(
+            job.run_id,
+            module,
+            example,
+            proof.student,
+            dict(settings.distillation) | {"mode": job.mode},
+            lineage,
+            Path(student.folder),
+        ),
+        f"{job.agent}-student",
+    )
+    for epoch, losses in enumerate(student.history, start=1):
+        models.log_metrics(logged.run_id, losses, step=epoch)
+    _log_course(models, logged.run_id, student)
+    updating.log_update(job, models, logged.run_id, student)
+    return logged
+
+
+def _learned_from(job: Refresh) -> Window:
+    """The window that the student has learned from: a recalibrated one is still the champion's."""
+    if job.mode != "recalibrate":
+        return job.train
+    models = registry(job.agent)
+    champion = models.champion()
+    assert champion is not None  # it is recalibrated
+    return models.baseline(champion).train
 
 
 def _log_candidates(
@@ -692,6 +726,7 @@ def _log_candidates(
         if candidate.name in {*frontier.best, *asked_for, frontier.chosen}:
             models.register(logged, job.agent, {"chosen": candidate.name == frontier.chosen})
     models.log_record(job.run_id, frontier, FRONTIER)
+    models.log_file(job.run_id, (Path(job.folder) / "compression" / FORM_FILE).read_bytes(), FORM)
     models.log_table(job.run_id, frontier_table(frontier), "compression/frontier.json")
     models.log_figure(job.run_id, frontier_figure(frontier), "figures/frontier.png")
     models.log_metrics(job.run_id, {"compression/hypervolume": frontier.hypervolume,

@@ -175,7 +175,7 @@ def decide_response(
 def mode_of(verdict: Verdict) -> Mode:
     """How the refresh that a watch asks for makes its student."""
     match verdict.response:
-        case "update" | "redistil_warm":
+        case "recalibrate" | "update" | "redistil_warm":
             return verdict.response
         case _:
             return "redistil"

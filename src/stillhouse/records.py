@@ -670,9 +670,9 @@ class Baseline(Record):
     teacher: ModelRef
 
 
-Mode = Literal["update", "redistil_warm", "redistil"]
-"""How a refresh makes its student: the champion's takes in what is new; a training that begins at the champion's
-weights; a training from the beginning."""
+Mode = Literal["recalibrate", "update", "redistil_warm", "redistil"]
+"""How a refresh makes its student: the champion's is kept, and its ranges and its confidence are estimated anew; the
+champion's takes in what is new; a training that begins at the champion's weights; a training from the beginning."""
 
 
 class Refresh(Record):
@@ -688,7 +688,7 @@ class Refresh(Record):
     teacher: Literal["fit", "keep"]
     mode: Mode = "redistil"
     since: AwareDatetime | None = Field(
-        default=None, description="of an update: from when rows are new to the champion"
+        default=None, description="of an update or a recalibration: from when rows are new to the champion"
     )
     folder: str = Field(description="of the files of this refresh, until MLflow has them")
     run_id: str = Field(description="MLflow parent run")

@@ -147,7 +147,8 @@ def test_a_refused_challenger_leaves_the_champion(day, agents: Path) -> None:
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("max_bytes: 100_000", "max_bytes: 100"))
     verdict = refresh(agent="toy", as_of=day(24), cause="a budget that nothing fits")
-    assert verdict.outcome == "refused" and "budget of 100" in verdict.summary
+    assert verdict.outcome == "refused" and "it would take a max_bytes of" in verdict.summary
+    assert any("budget of 100" in reason.text for reason in verdict.reasons if reason.crossed)
     assert registry("toy").champion() == champion
 
 

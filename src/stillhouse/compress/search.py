@@ -40,7 +40,9 @@ from stillhouse.config import (
 from stillhouse.errors import ExportError
 from stillhouse.records import Candidate, Frontier, LayerSensitivity, Limits
 
-__all__ = ["search"]
+__all__ = ["FORM", "search"]
+
+FORM = "form.onnx"  # in a search's folder: what the chosen candidate was quantised from, in float32
 
 _FORMATS: tuple[NumberFormat, ...] = (
     DynamicInt8(method="int8_dynamic"), DynamicInt8(method="int8_dynamic", table_bits=4),
@@ -358,6 +360,7 @@ class _Searching:
         candidates = tuple(again.get(name, candidate) for name, candidate in self.candidates.items())
         best = frontier(again.values())
         chosen, fits, why = choose(candidates, candidates[0], self.limits)
+        self.workshop.save_form(self.recipes[chosen.name], self.workshop.folder / FORM)
         return Frontier(
             reference=candidates[0], candidates=candidates, best=tuple(each.name for each in best),
             hypervolume=hypervolume(figures(each, candidates[0]) for each in best), chosen=chosen.name, fits=fits,

@@ -46,6 +46,7 @@ class Subject:
     :param quality: from the graph's first output on the judged rows, ``[n, K]``, to a score in 0…1, higher is better.
     :param recover: a form and a number of epochs to the same form after a short distillation; None where there is
         nothing to learn from.
+    :param kept_columns: input columns of a graph without a torch module, where it has any.
     :param source: hash of everything above that decides what a recipe gives: rows, outcomes, knowledge, settings.
     """
 
@@ -57,8 +58,9 @@ class Subject:
     softmax: bool = True
     recover: Callable[[Form, int], Form] | None = None
     source: str = ""
+    kept_columns: Columns | None = None
 
     @property
     def columns(self) -> Columns | None:
         """Input columns before any step."""
-        return None if self.form is None else self.form.columns
+        return self.kept_columns if self.form is None else self.form.columns

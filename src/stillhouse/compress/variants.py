@@ -26,7 +26,7 @@ from stillhouse.config import recipe_name
 from stillhouse.errors import ExportError
 from stillhouse.variant import width
 
-__all__ = ["student_subject", "variant_pack"]
+__all__ = ["graph_subject", "student_subject", "variant_pack"]
 
 _FORMAT = 2
 
@@ -61,6 +61,20 @@ def student_subject(
     return Subject(
         model=export_onnx(student, {INPUT: rows}), calibration=feed(calibration), judged=feed(judged), quality=quality,
         form=Form(student, columns), recover=recover, source=source,
+    )  # fmt: skip
+
+
+def graph_subject(
+    model: onnx.ModelProto, columns: Columns, *, calibration: Array, judged: Array, quality: Callable[[Array], float],
+    source: str = "",
+) -> Subject:  # fmt: skip
+    """A form that is an ONNX graph already as the subject of compression: only its number format can change.
+
+    :param calibration: rows encoded with ``columns``, float32 ``[n, D]``; ``judged`` alike.
+    """
+    return Subject(
+        model=model, calibration=lambda given: {INPUT: calibration}, judged=lambda given: {INPUT: judged},
+        quality=quality, source=source, kept_columns=columns,
     )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ class Workshop:
         """Build the recipe's artifact; what was measured of it."""
         artifact.mkdir()
         form = self.form(structure(recipe))
-        columns = None if form is None else form.columns
+        columns = self.subject.columns if form is None else form.columns
         built = finish(self.subject, recipe, self.graph(structure(recipe)), columns, self.tolerance)
         small = slim(built.model)
         self.pack(artifact, small, built)
@@ -157,6 +157,12 @@ class Workshop:
         if name not in self._graphs:
             self._graphs = {name: export_form(self.subject, form)}
         return self._graphs[name]
+
+    def save_form(self, recipe: Recipe, path: Path) -> None:
+        """Write what the recipe's candidate was quantised from: its form's float32 graph."""
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(self.graph(structure(recipe)).SerializeToString())
+        partial.replace(path)
 
     def _next_form(self, form: Form | None, step: StructuralStep, name: str) -> Form:
         if form is None:

@@ -178,14 +178,14 @@ def number_format(recipe: tuple[Step, ...]) -> NumberFormat:
 
 
 def recipe_name(recipe: tuple[Step, ...]) -> str:
-    """What the variant is called in MLflow and in tables: ``layers50.units50.int8_static``.
+    """What the variant is called in MLflow and in tables: ``layers50+units50+int8_static``.
 
     Steps whose settings are not told by that are told apart by four characters of their content: ``int8_static-3f1a``.
     """
     steps, last = structure(recipe), number_format(recipe)
     if not steps:
         return _name([last])
-    return _name(steps) if isinstance(last, Fp32) else f"{_name(steps)}.{_name([last])}"
+    return _name(steps) if isinstance(last, Fp32) else f"{_name(steps)}+{_name([last])}"
 
 
 _SHORT = {
@@ -196,7 +196,7 @@ _TOLD = {"method", "ratio", "bits", "table_bits", "recover_epochs"}
 
 
 def _name(steps: Sequence[Step]) -> str:
-    name = ".".join(map(_step_name, steps))
+    name = "+".join(map(_step_name, steps))
     others = [step.model_dump(mode="json", exclude_defaults=True, exclude=_TOLD) for step in steps]
     return f"{name}-{hashlib.sha256(json.dumps(others).encode()).hexdigest()[:4]}" if any(others) else name
 
@@ -208,7 +208,8 @@ def _step_name(step: Step) -> str:
         return step.method if step.table_bits == 8 else f"{step.method}_tables{step.table_bits}"
     if isinstance(step, Fp32):
         return step.method
-    return f"{_SHORT.get(step.method, step.method)}{step.ratio * 100:g}"
+    percent = f"{step.ratio * 100:g}".replace(".", "_")  # MLflow allows no point in a model's name
+    return f"{_SHORT.get(step.method, step.method)}{percent}"
 
 
 # --------------------------------------------------------------------------- the search

@@ -145,6 +145,10 @@ class Runs:
         for first in range(0, len(metrics), _METRICS_PER_CALL):
             self.client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
 
+    def run_tags(self, run_id: str) -> dict[str, str]:
+        """Tags of a run."""
+        return dict(self.client.get_run(run_id).data.tags)
+
     def tag(self, run_id: str, **tags: object) -> None:
         """Set tags of a run."""
         self._log_batch(run_id, tags=tags)

@@ -1,0 +1,117 @@
+"""A refresh searches for the form that fits the device, tells all that it tried, and can recalibrate the champion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.refresh import refresh
+from stillhouse.config import load
+from stillhouse.evaluate.gate import replay
+from stillhouse.records import Frontier
+from stillhouse.variant import Variant
+from tasks.common import FORM, FRONTIER, registry
+from tasks.living import live
+from tasks.recalibrating import kept_form
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+SEARCH = "search: {time: 60s, candidates: 9, steps: [prune_units, low_rank, int8_dynamic], recover_epochs: 1}"
+
+
+def searching(agents: Path, **changes: str) -> None:
+    """Let the toy's agent file ask for a search."""
+    file = agents / "toy.yaml"
+    text = file.read_text().replace("    - {method: int8_dynamic}\n    - {method: int8_static}\n", "")
+    text = text.replace("    - {method: prune_units, ratio: 0.5}\n", "").replace("search: null", SEARCH)
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    file.write_text(text)
+
+
+def run_of(verdict):
+    models = registry("toy")
+    wanted = f"tags.verdict = '{verdict.verdict_id}'"
+    return models.client.search_runs([models.experiment_id], wanted)[0]
+
+
+def nested(run) -> list:
+    models = registry("toy")
+    wanted = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    return list(models.client.search_runs([models.experiment_id], wanted))
+
+
+def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day, agents: Path) -> None:
+    searching(agents)
+    live.fn("toy", day(0), day(20))
+    verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    assert verdict.outcome == "promoted", verdict.summary
+    models, run = registry("toy"), run_of(verdict)
+    found = models.read_record(run.info.run_id, FRONTIER, Frontier)
+    assert found is not None and found.stopped == "9 candidates are made" and len(found.candidates) == 9
+    assert found.fits and found.why.startswith(f"{found.chosen}: the smallest within 1 points and 100,000 bytes")
+    assert any("units" in each.name and "int8" in each.name for each in found.candidates)
+
+    runs = {each.info.run_name: each for each in nested(run)}
+    for candidate in found.candidates:
+        kept = runs[candidate.name]
+        assert json.loads(kept.data.params["recipe"]) == [dict(step) for step in candidate.recipe]
+        if candidate.refused is None:
+            assert kept.data.metrics["compression/quality"] == candidate.quality
+            assert kept.data.metrics["compression/cpu_ms"] > 0 and kept.data.metrics["bytes"] == candidate.bytes
+            assert kept.outputs.model_outputs  # a LoggedModel
+        else:
+            assert kept.data.tags["refused"] == candidate.refused
+    table = json.loads(models.read_file(run.info.run_id, "compression/frontier.json"))
+    assert len(table["data"]) == 9 and {"bytes", "p50_ms", "p95_ms", "quality", "cpu_ms"} <= set(table["columns"])
+    assert models.read_file(run.info.run_id, "figures/frontier.png")[:4] == b"\x89PNG"
+    versions = {entry.variant for entry in models.versions()}
+    assert versions == {*found.best, "fp32", found.chosen}
+
+    live.fn("toy", day(20), day(24))
+    again = refresh(agent="toy", as_of=day(24), cause="warm")
+    later = models.read_record(run_of(again).info.run_id, FRONTIER, Frontier)
+    assert later is not None
+    first = [each.name for each in later.candidates[: 1 + len(set(found.best) - {"fp32"})]]
+    assert set(found.best) <= set(first), "what nothing beat before was not made first"
+
+
+def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
+    live.fn("toy", day(0), day(20))
+    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    models, first = registry("toy"), registry("toy").champion()
+    live.fn("toy", day(20), day(24))
+    verdict = refresh(agent="toy", as_of=day(24), mode="recalibrate", cause="ranges of now")
+    assert verdict.outcome == "promoted", verdict.summary
+    assert replay(verdict) == verdict
+    champion, run = models.champion(), run_of(verdict)
+    assert champion != first
+    assert models.tags(champion)["lineage.student"] == models.tags(first)["lineage.student"]
+    assert models.baseline(champion).train == models.baseline(first).train
+    assert not [each for each in nested(run) if each.data.tags["role"] in ("student", "teacher")], "nothing is trained"
+    assert run.data.metrics["recalibration/rows"] > 0
+
+    test = models.scorecard(champion).test
+    old = models.scorecard(first).test
+    assert test.log_loss < old.log_loss + 0.05
+    source = run.data.tags["recalibrates"]
+    assert source == models.tags(first)["refresh_run"] and FORM in {
+        file.path for file in models.client.list_artifacts(source, "compression")
+    }
+    # once more: it goes back to the form that was trained, and not to what a recalibration made of it
+    assert kept_form(models).model == kept_form(models).model
+    live.fn("toy", day(24), day(27))
+    once_more = refresh(agent="toy", as_of=day(27), mode="recalibrate", cause="and again")
+    assert run_of(once_more).data.tags["recalibrates"] == source
+    rows = np.zeros((2, 4), np.float32)
+    assert Variant(models.fetch(models.champion())).probabilities(rows).shape == (2, len(load("toy").actions))
+
+
+def test_what_cannot_be_recalibrated_is_distilled(day, agents: Path) -> None:
+    live.fn("toy", day(0), day(20))
+    verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", mode="recalibrate", cause="there is no champion")
+    assert verdict.outcome == "promoted"
+    assert "no champion whose form was kept" in run_of(verdict).data.tags["recalibration_not_made"]
