@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from data_checks.report import markdown
 from stillhouse import config
+from stillhouse.compress.figures import frontier_figure
 from stillhouse.drift.explain import rank_columns
 from stillhouse.drift.figures import drift_figure, evidence_figure, slices_figure
 from stillhouse.evaluate.figures import tradeoff, weights_over_time
@@ -21,6 +22,7 @@ from stillhouse.records import (
     DataReport,
     DriftReport,
     EvidenceStep,
+    Frontier,
     Proof,
     Questions,
     Reason,
@@ -33,11 +35,12 @@ from stillhouse.records import (
 )
 from stillhouse.registry.connection import without_credentials
 from stillhouse.teachers.weighing import NOTEWORTHY, share_in
-from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, registry
+from tasks.common import DATA_DOCS, FRONTIER, QUESTIONS, engine_task, knowledge_base, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
 _MOST_CONTRADICTIONS = 30  # in a table; all of them are in MLflow
+_MOST_REFUSED = 10  # candidates that cannot serve, likewise
 
 
 @engine_task(task_run_name="publish")
@@ -61,13 +64,16 @@ def publish_watch(
 @engine_task(task_run_name="publish")
 def publish_refresh(job: Refresh, verdict: Verdict) -> None:
     """The gate's verdict and the scorecards of all models of the refresh."""
-    proof = registry(job.agent).read_record(job.run_id, "proof.json", Proof)
+    models = registry(job.agent)
+    proof = models.read_record(job.run_id, "proof.json", Proof)
+    found = models.read_record(job.run_id, FRONTIER, Frontier)
     parts = [
         _heading(verdict),
         f"Started by **{job.trigger}** ({job.cause}); trained on {job.train}, judged on {job.test}.",
         *([f"Put forward: {proof.why}."] if proof else []),
         _reasons(verdict.reasons),
-        *(_proof(proof) if proof else []),
+        *(_proof(proof, found) if proof else []),
+        *(_compression(found) if found else []),
         _spending(job),
         *_teachers(job),
         _questions(job),
@@ -107,9 +113,27 @@ def _links(agent: str, run_id: str) -> str:
     return f"[MLflow run `{run_id}`]({page}) · [data checks]({page}/artifacts/{DATA_DOCS})"
 
 
-def _proof(proof: Proof) -> list[str]:
-    cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
+def _proof(proof: Proof, found: Frontier | None) -> list[str]:
+    """Scorecards of teacher, student, champion, and the variants that nothing beats; MLflow has those of all."""
+    shown = None if found is None else {found.reference.name, *found.best, found.chosen}
+    variants = [card for card in proof.variants if shown is None or card.model in shown]
+    cards = [proof.teacher, proof.student, *variants, *([proof.champion] if proof.champion else [])]
     return ["## Scorecards", _scorecards(cards), _picture(_png(tradeoff(proof)), "bytes, latency and quality")]
+
+
+def _compression(found: Frontier) -> list[str]:
+    """What the search made, the best first, and why it ended."""
+    rows = [
+        f"| {c.name}{' **chosen**' if c.name == found.chosen else ''} | {c.quality:.4f} | {c.bytes:,} "
+        f"| {_number(c.latency.p50_ms)} | {_number(c.latency.p95_ms)} | {_number(c.cpu_ms)} |"
+        for c in (found.named(name) for name in found.best)
+        if c.latency is not None
+    ]
+    table = _table("| candidate | quality | bytes | p50 (ms) | p95 (ms) | CPU (ms) |", rows)
+    refused = [f"- refused: `{each.name}`: {each.refused}" for each in found.candidates if each.refused is not None]
+    ended = f"{len(found.candidates)} candidates were made, {len(found.best)} of which nothing beats: {found.stopped}."
+    figure = _picture(_png(frontier_figure(found)), "what compression found")
+    return ["## Compression", ended, table, "\n".join(refused[:_MOST_REFUSED]), figure]
 
 
 def _spending(job: Refresh) -> str:

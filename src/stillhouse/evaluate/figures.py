@@ -18,6 +18,7 @@ from stillhouse.records import Proof, Quality, Scorecard, Verdict, WeightChange,
 __all__ = ["quality_over_time", "tradeoff", "weights_over_time", "year"]
 
 _COLOURS = {"teacher": "#7a5195", "student": "#ef5675", "variant": "#2f6f9f", "champion": "#ffa600"}
+_MOST_CAPTIONS = 6  # of variants: of more, only the chosen one has its name beside it
 _NAMES = {"auc": "AUC", "accuracy": "accuracy"}
 
 
@@ -32,6 +33,8 @@ def tradeoff(proof: Proof) -> Figure:
     cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
     for card in cards:
         axes.scatter(card.bytes, card.test.score, s=_area(card), color=_COLOURS[card.role], alpha=0.85, zorder=3)
+        if card.role == "variant" and len(proof.variants) > _MOST_CAPTIONS and card.model != proof.chosen:
+            continue
         place = (card.bytes, card.test.score)
         leader = {"arrowstyle": "-", "color": "#999999", "lw": 0.6}
         captions.append(
