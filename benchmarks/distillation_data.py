@@ -115,7 +115,7 @@ def agent(
             "observations": {"source": "x:y", "since": "2013-01-01T00:00:00Z", "columns": columns},
             "outcomes": {"source": "x:y", "delay": "1d"},
             "teachers": [{"kind": "python", "name": "t", "target": "x:y"}], "student": student,
-            "distillation": distillation, "compression": [{"method": "fp32"}], "watch": {},
+            "distillation": distillation, "watch": {},
             "windows": {"train": "8w", "test": "1w", "current": "7d"},
         }
     )  # fmt: skip
