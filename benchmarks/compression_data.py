@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -99,7 +100,7 @@ def _world(
     :param teach: what the teacher says about ``learned``.
     :param learn: trains the student in place.
     """
-    folder = CACHE / "compression" / f"{name}-{_hash(student, columns, rows, outcomes, settings)}"
+    folder = CACHE / "compression" / f"{name}-{_hash(student, columns, rows, outcomes, settings, learn)}"
     if not (folder / "world.json").exists():
         begun, knowledge = time.perf_counter(), np.asarray(teach(), dtype=np.float32)
         lesson = _lesson(rows, outcomes, knowledge, columns)
@@ -120,10 +121,12 @@ def _keep(folder: Path, student: nn.Module, knowledge: Array, seconds: float) ->
 
 
 def _hash(
-    student: nn.Module, columns: Columns | None, rows: Rows, outcomes: Mapping[str, Array], settings: Distillation
-) -> str:
-    """Of the untrained student, the rows and the settings, 12 digits."""
-    digest = hashlib.sha256(json.dumps([str(student), columns, settings.model_dump(mode="json")]).encode())
+    student: nn.Module, columns: Columns | None, rows: Rows, outcomes: Mapping[str, Array], settings: Distillation,
+    learn: Callable[..., object],
+) -> str:  # fmt: skip
+    """Of the untrained student, the rows, the settings and the training's own lines, 12 digits."""
+    told = [str(student), columns, settings.model_dump(mode="json"), inspect.getsource(learn)]
+    digest = hashlib.sha256(json.dumps(told).encode())
     for tensor in student.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
     for split in SPLITS:

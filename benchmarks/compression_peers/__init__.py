@@ -29,7 +29,7 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
         "with_neural_compressor.py",
     ),
     "torch": (
-        ("torch==2.13.0", "torchao==0.17.0", "numpy==2.4.6", "pandas==3.0.6", "pydantic==2.14.4", "pyyaml==6.0.3",
+        ("torch==2.13.0", "torchao==0.18.0", "numpy==2.4.6", "pandas==3.0.6", "pydantic==2.14.4", "pyyaml==6.0.3",
          "safetensors==0.8.0", "scipy==1.17.1", "setuptools==84.2.1"),
         "with_torch.py",
     ),
