@@ -36,7 +36,7 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
 }  # fmt: skip
 """By peer: what its environment has, and the script that runs there."""
 
-TIMEOUT = 900  # seconds, of one peer on one student
+TIMEOUT = 1800  # seconds, of one peer on one student
 _CALIBRATION = 512  # rows
 
 
@@ -44,7 +44,8 @@ def write_world(world: World, folder: Path) -> Path:
     """Write what the peers are given of a world: ``folder``.
 
     ``model.onnx`` (float32, rows ``x`` to ``probabilities``), ``student.pt``, ``calibration.npy`` (rows of ``learned``,
-    evenly spaced), ``validation.npz`` and ``test.npz`` with ``x`` and ``y``.
+    evenly spaced), ``validation.npz`` and ``test.npz`` with ``x`` and ``y``, and ``transformer.json``: what tools for
+    transformers want to be told, empty where the student is none.
     """
     import torch
 
@@ -56,16 +57,26 @@ def write_world(world: World, folder: Path) -> Path:
     (folder / "model.onnx").write_bytes(export_onnx(world.student, {"x": rows[:64]}).SerializeToString())
     torch.save(world.student, folder / "student.pt")
     np.save(folder / "calibration.npy", rows)
+    (folder / "transformer.json").write_text(json.dumps(_transformer(world)), encoding="utf-8")
     for split in ("validation", "test"):
         np.savez(folder / f"{split}.npz", x=world.encoded(split), y=world.outcomes[split])
     return folder
+
+
+def _transformer(world: World) -> dict[str, int]:
+    from stillhouse.config import TextStudent, TransformerEncoder
+
+    student = None if world.config is None else world.config.student
+    if not isinstance(student, TextStudent) or not isinstance(student.encoder, TransformerEncoder):
+        return {}
+    return {"heads": student.encoder.heads, "width": student.encoder.width}
 
 
 def points(world_folder: Path, names: Sequence[str] = tuple(PEERS)) -> list[dict[str, Any]]:
     """What every peer makes of the student in ``world_folder``, which :func:`write_world` has filled.
 
     A point has ``point``, ``peer``, ``version`` and ``setting``, and one of: ``file``, an ONNX model that ONNX Runtime
-    has run here; ``probabilities``, an ``.npz`` with those for ``validation`` and ``test``, beside ``bytes`` and
+    has run here; ``probabilities``, an ``.npz`` with those for ``test``, beside ``bytes`` and
     ``p50_ms``, ``p95_ms``, ``fp32_p50_ms`` and ``fp32_p95_ms`` as the peer's own process has measured them; ``error``.
     """
     return [point for name in names for point in _points(world_folder.resolve(), name)]

@@ -7,6 +7,7 @@ OpenVINO's documentation.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -24,7 +25,8 @@ JUDGED = 400  # validation rows that accuracy control looks at
 def main() -> None:
     """Write a model per setting."""
     given, out = Path(sys.argv[1]), Path(sys.argv[2])
-    rows, transformer = np.load(given / "calibration.npy"), _transformer(given / "model.onnx")
+    rows = np.load(given / "calibration.npy")
+    transformer = json.loads((given / "transformer.json").read_text(encoding="utf-8"))
     kind = {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
     best = kind | {"preset": nncf.QuantizationPreset.MIXED, "fast_bias_correction": False}
     said = "model_type=TRANSFORMER, " if transformer else ""
@@ -54,14 +56,20 @@ def main() -> None:
         "nncf-best": (
             f"{said}preset=MIXED, fast_bias_correction=False (Post-Training Quantization)", partial(quantize, **best)
         ),
+        "nncf-mixed": (
+            f"{said}preset=MIXED, fast bias correction (Post-Training Quantization)",
+            partial(quantize, **kind, preset=nncf.QuantizationPreset.MIXED),
+        ),
         "nncf-accuracy-control": (
             f"quantize_with_accuracy_control, max_drop=0.01, {said}preset=MIXED (Quantizing with Accuracy Control)",
             partial(controlled, **kind, preset=nncf.QuantizationPreset.MIXED),
         ),
         "nncf-weights-int8": ("compress_weights, all defaults: INT8_ASYM (Weights Compression)", weights),
         "nncf-weights-int4": (
-            "compress_weights, INT4_SYM, group size 64, ratio 1, all layers (Weights Compression)",
-            partial(weights, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=64, ratio=1.0, all_layers=True),
+            "compress_weights, INT4_SYM, ratio 1, group size 64 where it fits (Weights Compression)",
+            partial(weights, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=64, ratio=1.0,
+                    advanced_parameters=nncf.AdvancedCompressionParameters(
+                        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)),
         ),
     }  # fmt: skip
     record(out, "NNCF", nncf.__version__, settings)
@@ -83,11 +91,6 @@ def _accuracy(model: Any, pairs: Iterable[Any]) -> tuple[float, list[float]]:
 
     right = [float(answer(x[None]).argmax() == y) for x, y in pairs]
     return float(np.mean(right)), right
-
-
-def _transformer(file: Path) -> bool:
-    """Whether it has attention: as many softmaxes as a transformer's layers, beside the one at the end."""
-    return sum(node.op_type == "Softmax" for node in onnx.load(file).graph.node) > 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Optimization Tool" of onnxruntime.ai.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -46,7 +47,7 @@ def main() -> None:
     """Write a model per setting."""
     given, out = Path(sys.argv[1]), Path(sys.argv[2])
     model, rows = given / "model.onnx", np.load(given / "calibration.npy")
-    heads, width = _attention(model)
+    shape = json.loads((given / "transformer.json").read_text(encoding="utf-8"))
     with TemporaryDirectory() as scratch:
         ready, fused = Path(scratch, "ready.onnx"), Path(scratch, "fused.onnx")
         _preprocess(model, ready)
@@ -60,7 +61,12 @@ def main() -> None:
         def transformer(file: Path, **settings: Any) -> None:
             from onnxruntime.transformers.optimizer import optimize_model
 
-            optimize_model(str(model), "bert", num_heads=heads, hidden_size=width).save_model_to_file(str(fused))
+            # the preprocessor has done what opt_level=1 would, for which the tool wants torch
+            found = optimize_model(
+                str(ready), "bert", num_heads=shape["heads"], hidden_size=shape["width"], opt_level=0
+            )
+            print(found.get_fused_operator_statistics())
+            found.save_model_to_file(str(fused))
             quantize_dynamic(fused, file, **settings)
 
         careful = {"per_channel": True, "reduce_range": True}
@@ -104,7 +110,7 @@ def main() -> None:
                 partial(_bits, ready, block_size=32, accuracy_level=4, op_types_to_quantize=("MatMul", "Gather")),
             ),
         }  # fmt: skip
-        if heads:
+        if shape:
             settings["ort-transformer-dynamic"] = (
                 "fused by the tool for transformers, then as ort-dynamic-best (page 'Transformers Model Optimization "
                 "Tool')",
@@ -129,22 +135,6 @@ def _bits(source: Path, file: Path, **settings: Any) -> None:
     quantizer = MatMulNBitsQuantizer(onnx.load(source), algo_config=config)
     quantizer.process()
     onnx.save(quantizer.model.model, file)
-
-
-def _attention(model: Path) -> tuple[int, int]:
-    """Heads and width of a transformer, by the shape that its first attention's values get; zeros: it is none."""
-    graph = onnx.load(model).graph
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    constants |= {
-        node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t)
-        for node in graph.node
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    }
-    for node in graph.node:
-        if node.op_type == "Reshape" and (shape := constants.get(node.input[1])) is not None and len(shape) == 4:
-            if node.input[0] != "x" and (shape[2:] > 0).all():
-                return int(shape[2]), int(shape[2] * shape[3])
-    return 0, 0
 
 
 if __name__ == "__main__":
