@@ -9,6 +9,7 @@ import onnx
 from stillhouse.compress.attention import attentions, prune_heads, prune_layers, stacks
 from stillhouse.compress.columns import prunable_columns, prune_columns
 from stillhouse.compress.factorize import factorizable, low_rank
+from stillhouse.compress.lengths import shorten_texts, shortenable
 from stillhouse.compress.prune import prunable_units, prune_units
 from stillhouse.compress.quantize import quantize_dynamic_int8, quantize_static_int8
 from stillhouse.compress.subject import Feed, Form
@@ -23,6 +24,7 @@ from stillhouse.config import (
     PruneHeads,
     PruneLayers,
     PruneUnits,
+    ShortTexts,
     StaticInt8,
     Vocabulary,
     WeightOnly,
@@ -95,6 +97,11 @@ def _(step: Vocabulary, form: Form, feed: Feed) -> Form:
 
 
 @restructure.register
+def _(step: ShortTexts, form: Form, feed: Feed) -> Form:
+    return shorten_texts(step, form, feed)
+
+
+@restructure.register
 def _(step: HashedRows, form: Form, feed: Feed) -> Form:
     return hash_rows(step, form, feed)
 
@@ -127,6 +134,11 @@ def _(step: LowRank, form: Form, feed: Feed) -> list[str]:
 @layers.register
 def _(step: Vocabulary, form: Form, feed: Feed) -> list[str]:
     return texts(form)
+
+
+@layers.register
+def _(step: ShortTexts, form: Form, feed: Feed) -> list[str]:
+    return shortenable(form)
 
 
 @layers.register

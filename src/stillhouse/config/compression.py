@@ -29,6 +29,7 @@ __all__ = [
     "PruneUnits",
     "Recipe",
     "Search",
+    "ShortTexts",
     "StaticInt8",
     "Step",
     "StructuralStep",
@@ -145,6 +146,13 @@ class Vocabulary(_Structural):
     ratio: Share = Field(default=0.5, description="share of the tokens that is removed")
 
 
+class ShortTexts(_Structural):
+    """Read fewer tokens of a text: what comes last is cut off."""
+
+    method: Literal["length"]
+    ratio: Share = Field(default=0.25, description="share of a text's tokens that is no longer read")
+
+
 class HashedRows(_Structural):
     """Let the rows of an embedding table share fewer rows, by hashing."""
 
@@ -152,7 +160,7 @@ class HashedRows(_Structural):
     ratio: Share = Field(default=0.5, description="share of a table's rows that is removed")
 
 
-StructuralStep = PruneUnits | PruneHeads | PruneLayers | PruneColumns | LowRank | Vocabulary | HashedRows
+StructuralStep = PruneUnits | PruneHeads | PruneLayers | PruneColumns | LowRank | Vocabulary | ShortTexts | HashedRows
 
 Step = Annotated[NumberFormat | StructuralStep, Field(discriminator="method")]
 
@@ -216,7 +224,7 @@ def _step_name(step: Step) -> str:
 
 _METHODS = Literal[
     "int8_dynamic", "int8_static", "weights", "prune_units", "prune_heads", "prune_layers", "prune_columns",
-    "low_rank", "vocabulary", "hashed_rows",
+    "low_rank", "vocabulary", "length", "hashed_rows",
 ]  # fmt: skip
 
 

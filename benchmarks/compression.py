@@ -1,0 +1,360 @@
+"""Compression searched on real bytes and measured milliseconds, beside other people's quantisers.
+
+``python -m benchmarks.compression`` takes about an hour and a half on two cores, the first time some minutes more for
+the students and the peers' environments; ``--quick`` under a minute: a small encoder, ONNX Runtime's quantiser alone,
+nothing written. A search that was killed goes on where it was.
+
+Three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the flights agent's own, and a
+convolutional network for small pictures. The peers (:mod:`benchmarks.compression_peers`) quantise each at their
+defaults and at the best setting that they document, with the same calibration rows. Ours is
+:func:`stillhouse.compress.search.search` with a budget of an eighth of the bytes; it chooses on validation rows, which
+the peers' accuracy-aware modes are given too. Everything is judged on test rows, which no choice has seen.
+
+Bytes are those of the model's file alone, on both sides. Latencies are of one row on one thread, all models of a
+student taking turns in one process, several times; torch's int8, which runs in torch alone, is measured in a process of
+its own beside ONNX Runtime's float32, and told as a multiple of it.
+
+A peer's point is dominated where one of ours on the frontier is at least as good in test quality, bytes and median
+latency at once. The hypervolume is the share of a cube that a set of points dominates
+(:func:`stillhouse.compress.frontier.figures`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.compression_data import WORLDS, World, quality, quick_encoder
+from benchmarks.compression_peers import PEERS, points, write_world
+from benchmarks.compression_peers.saturating import configurations, saturates
+from benchmarks.distillation_data import CACHE
+from benchmarks.report import Goal, write
+from stillhouse.compress.build import Built
+from stillhouse.compress.export import export_onnx, run_onnx
+from stillhouse.compress.frontier import figures, hypervolume
+from stillhouse.compress.quantize import evenly_spaced
+from stillhouse.compress.saturation import saturation
+from stillhouse.compress.search import search
+from stillhouse.compress.subject import Columns, Feed, Form, Subject
+from stillhouse.compress.workshop import one_row
+from stillhouse.config import Compression, Search
+from stillhouse.distill.train import distil
+from stillhouse.latency import measure_latency
+from stillhouse.records import Candidate, Frontier, Latency, Limits
+
+CLAIM = (
+    "a search over structure and number formats, recovered by distillation, gives smaller, faster and better models "
+    "than quantisers alone"
+)
+ROUNDS = 5  # of measured latencies: their spread is told
+CALIBRATION = 512  # rows, as the peers have
+LOSS = 0.01  # of test quality, that a goal allows
+SEARCHES = {
+    "encoder": Search(time="45m", candidates=60, recover_epochs=1),
+    "flights": Search(time="6m", candidates=60, recover_epochs=2),
+    "digits": Search(time="6m", candidates=60, recover_epochs=10),
+    "quick_encoder": Search(time="20s", candidates=12, recover_epochs=2),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of one student, judged on test rows.
+
+    :param p50_ms: of each round.
+    """
+
+    name: str
+    side: str  # "ours", "float32", or the peer's name
+    quality: float
+    bytes: int
+    p50_ms: tuple[float, ...]
+    p95_ms: tuple[float, ...]
+    setting: str = ""
+    error: str = ""
+
+    @property
+    def p50(self) -> float:
+        return statistics.median(self.p50_ms)
+
+
+def main() -> None:
+    """Search, let the peers quantise, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small encoder and one peer, nothing written")
+    parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="only these students")
+    asked = parser.parse_args()
+    if asked.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            found = {"quick_encoder": play(quick_encoder(), Path(folder), ["onnxruntime"])}
+    else:
+        found = {
+            name: play(WORLDS[name](), CACHE / "compression" / "search" / name, list(PEERS)) for name in asked.worlds
+        }
+    for name, result in found.items():
+        show(name, result)
+    goals = goals_of(found)
+    if asked.quick or set(asked.worlds) != set(WORLDS):
+        print(json.dumps({goal.name: goal.measured for goal in goals}))
+    else:
+        write("compression", CLAIM, goals, {"worlds": found}, ("torch", "onnxruntime", "onnx", "torch-pruning"))
+
+
+def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
+    """All points of one student."""
+    given = write_world(world, folder / "given")
+    others = points(given, peers)
+    begun = time.perf_counter()
+
+    def tell(candidate: Candidate) -> None:
+        print(f"{world.name} {time.perf_counter() - begun:6.0f} s  {candidate}", flush=True)
+
+    found = search(
+        partial(subject, world), Compression(search=SEARCHES[world.name]), limits(given), pack, folder / "ours",
+        on_candidate=tell,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begun
+    reference, ours, theirs = measured(world, found, others, given)
+    whole = [reference, *ours, *theirs]
+    return {
+        "search": {
+            "seconds": seconds, "candidates": len(found.candidates), "stopped": found.stopped, "chosen": found.chosen,
+            "why": found.why, "refused": {each.name: each.refused for each in found.candidates if each.refused},
+        },
+        "points": [as_row(point, reference) for point in whole],
+        "chosen": as_row(next(point for point in ours if point.name == found.chosen), reference),
+        "steps": contributions(world, found),
+        "dominated": {point.name: dominated(point, ours) for point in theirs if not point.error},
+        "hypervolume": {
+            side: volume([point for point in whole if point.side == side and not point.error], reference)
+            for side in dict.fromkeys(point.side for point in whole)
+        },
+        "saturation": caught(world, given),
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------- ours
+
+
+def subject(world: World) -> Subject:
+    """The student as the subject of compression."""
+
+    def feed(split: str) -> Callable[[Columns | None], Feed]:
+        return lambda columns: {"x": world.encoded(split, columns)}
+
+    def recover(form: Form, epochs: int) -> Form:
+        distil(form.module, world.lesson(form.columns), world.settings, epochs=epochs)
+        return form
+
+    return Subject(
+        model=export_onnx(world.student, {"x": world.encoded("learned")[:64]}),
+        calibration=lambda columns: evenly_spaced(feed("learned")(columns), CALIBRATION),
+        judged=feed("validation"), quality=lambda said: quality(world, said, "validation"),
+        form=Form(world.student, world.columns), recover=recover, source=world.settings.model_dump_json(),
+    )  # fmt: skip
+
+
+def limits(given: Path) -> Limits:
+    """An eighth of float32's bytes, and half a point: what is chosen on few rows flatters itself a little."""
+    return Limits(max_bytes=(given / "model.onnx").stat().st_size // 8, max_quality_loss=LOSS / 2)
+
+
+def pack(folder: Path, model: onnx.ModelProto, built: Built) -> None:
+    """The model's file alone, as the peers'."""
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
+# --------------------------------------------------------------------------- measuring
+
+
+def measured(
+    world: World, found: Frontier, others: Sequence[Mapping[str, Any]], given: Path
+) -> tuple[Point, list[Point], list[Point]]:
+    """Float32, ours and theirs on the same rows, in turns."""
+    mine = [found.named(name) for name in dict.fromkeys([*found.best, found.chosen])]
+    models = {("float32", "float32"): given / "model.onnx"}
+    models |= {("ours", each.name): Path(each.folder) / "model.onnx" for each in mine}
+    models |= {(str(each["peer"]), str(each["point"])): Path(each["file"]) for each in others if "file" in each}
+    columns = {each.name: columns_of(each) for each in mine}
+    feeds = {key: {"x": world.encoded("test", columns.get(key[1]))} for key in models}
+    calls = {key: one_row(onnx.load(path), feeds[key]) for key, path in models.items()}
+    rounds = [measure_latency({str(key): call for key, call in calls.items()}, calls=100) for _ in range(ROUNDS)]
+    settings = {str(each["point"]): str(each["setting"]) for each in others}
+    made = {
+        key: Point(
+            key[1], key[0], quality(world, run_onnx(path.read_bytes(), feeds[key]), "test"), path.stat().st_size,
+            *spread([each[str(key)] for each in rounds]), setting=settings.get(key[1], ""),
+        )
+        for key, path in models.items()
+    }  # fmt: skip
+    reference = made.pop(("float32", "float32"))
+    ours = [point for key, point in made.items() if key[0] == "ours"]
+    theirs = [point for key, point in made.items() if key[0] != "ours"]
+    theirs += [elsewhere(world, each, reference) for each in others if "file" not in each]
+    return reference, ours, theirs
+
+
+def columns_of(candidate: Candidate) -> Columns | None:
+    """The columns that a candidate reads, as its search has kept them."""
+    found: Columns | None = json.loads((Path(candidate.folder).parent / "columns.json").read_text(encoding="utf-8"))
+    return found
+
+
+def spread(rounds: Sequence[Latency]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(each.p50_ms for each in rounds), tuple(each.p95_ms for each in rounds)
+
+
+def elsewhere(world: World, point: Mapping[str, Any], reference: Point) -> Point:
+    """A point that a peer has measured in its own process, as a multiple of float32 there; or one that failed."""
+    about = {"name": str(point["point"]), "side": str(point["peer"]), "setting": str(point["setting"])}
+    if "error" in point:
+        return Point(**about, quality=0.0, bytes=0, p50_ms=(), p95_ms=(), error=str(point["error"])[-300:])
+    with np.load(point["probabilities"]) as stored:
+        said = stored[stored.files[0]]
+    slower = point["p50_ms"] / point["fp32_p50_ms"], point["p95_ms"] / point["fp32_p95_ms"]
+    return Point(
+        **about, quality=quality(world, said, "test"), bytes=int(point["bytes"]),
+        p50_ms=(slower[0] * reference.p50,), p95_ms=(slower[1] * statistics.median(reference.p95_ms),),
+    )  # fmt: skip
+
+
+def dominated(point: Point, ours: Sequence[Point]) -> bool:
+    """Whether one of ours is at least as good in all, and better in one."""
+    return any(
+        one.quality >= point.quality and one.bytes <= point.bytes and one.p50 <= point.p50
+        and (one.quality, -one.bytes, -one.p50) != (point.quality, -point.bytes, -point.p50)
+        for one in ours
+    )  # fmt: skip
+
+
+def volume(some: Sequence[Point], reference: Point) -> float:
+    """What these points dominate."""
+    like = as_candidate(reference)
+    return hypervolume(figures(as_candidate(point), like) for point in some)
+
+
+def as_candidate(point: Point) -> Candidate:
+    latency = Latency(p50_ms=point.p50, p95_ms=statistics.median(point.p95_ms), calls=1)
+    return Candidate(
+        candidate_id="", name=point.name, recipe=(), bytes=point.bytes, quality=point.quality, latency=latency
+    )
+
+
+def as_row(point: Point, reference: Point) -> dict[str, Any]:
+    """A point as it is written down, with its ratios to float32."""
+    row: dict[str, Any] = {"point": point.name, "side": point.side, "setting": point.setting}
+    if point.error:
+        return row | {"error": point.error}
+    ratios = [there / here for there, here in zip(reference.p50_ms, point.p50_ms, strict=False)]
+    if len(point.p50_ms) == 1:
+        ratios = [reference.p50 / point.p50]
+    return row | {
+        "quality": point.quality, "loss": reference.quality - point.quality, "bytes": point.bytes,
+        "p50_ms": point.p50, "p95_ms": statistics.median(point.p95_ms), "bytes_ratio": reference.bytes / point.bytes,
+        "p50_ratio": statistics.median(ratios), "p50_ratio_low": min(ratios), "p50_ratio_high": max(ratios),
+    }  # fmt: skip
+
+
+def contributions(world: World, found: Frontier) -> list[dict[str, Any]]:
+    """What each step of the chosen recipe has added, in the order it was taken, on validation and test rows."""
+    recipe = found.named(found.chosen).recipe
+    by_recipe = {each.recipe: each for each in found.candidates}
+    plain = found.reference.recipe[0]
+    prefixes = [recipe[:count] for count in range(len(recipe))]
+    whole = [found.named(found.chosen), *(by_recipe.get((*prefix, plain)) for prefix in reversed(prefixes))]
+    rows = []
+    for each in reversed([candidate for candidate in whole if candidate is not None and candidate.latency]):
+        feed = {"x": world.encoded("test", columns_of(each))}
+        test = quality(world, run_onnx((Path(each.folder) / "model.onnx").read_bytes(), feed), "test")
+        rows.append({"candidate": each.name, "validation": each.quality, "test": test, "bytes": each.bytes,
+                     "p50_ms": each.latency.p50_ms if each.latency else None, "cpu_ms": each.cpu_ms})  # fmt: skip
+    return rows
+
+
+def caught(world: World, given: Path) -> dict[str, Any]:
+    """Of ONNX Runtime's int8 configurations: which compute wrongly here, and which of those were named."""
+    model, rows = onnx.load(given / "model.onnx"), np.load(given / "calibration.npy")
+    some = rows[:64]
+    wrong, named = [], []
+    for name, made in configurations(model, some).items():
+        if saturates(made, some):
+            wrong.append(name)
+        if saturation(made, {"x": some}):
+            named.append(name)
+    return {"configurations": len(configurations(model, some)), "wrong": wrong, "named": named}
+
+
+# --------------------------------------------------------------------------- goals
+
+
+def goals_of(found: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
+    """What the search is to reach."""
+    dominated_by_us = [each for result in found.values() for each in result["dominated"].values()]
+    wrong = [(name, each) for name, result in found.items() for each in result["saturation"]["wrong"]]
+    named = [(name, each) for name, result in found.items() for each in result["saturation"]["named"]]
+    share = statistics.fmean(dominated_by_us)
+    seen = len(set(wrong) & set(named)) / len(wrong) if wrong else 1.0
+    goals = [same("peer_points_dominated", 1.0, share), same("saturating_configurations_caught", 1.0, seen)]
+    if "encoder" in found:
+        chosen = found["encoder"]["chosen"]
+        ratio = (chosen["p50_ratio"], chosen["p50_ratio_low"], chosen["p50_ratio_high"])
+        goals += [
+            same("encoder_bytes_ratio", 8.0, chosen["bytes_ratio"]),
+            Goal("encoder_p50_ratio", 5.0, "higher", *ratio),
+            Goal("encoder_test_loss", LOSS, "lower", *[chosen["loss"]] * 3),
+        ]
+    for name, result in found.items():
+        ours = result["hypervolume"]["ours"]
+        best = max(volume for side, volume in result["hypervolume"].items() if side != "ours")
+        goals.append(same(f"{name}_hypervolume_ratio", 1.0, ours / best))
+    return goals
+
+
+def same(name: str, goal: float, measured: float) -> Goal:
+    return Goal(name, goal, "higher", measured, measured, measured)
+
+
+def show(name: str, result: Mapping[str, Any]) -> None:
+    """Print one student's points."""
+    table = Table("point", "side", "quality", "loss", "bytes", "ratio", "p50 (ms)", "ratio", "", title=name)
+    for row in result["points"]:
+        if "error" in row:
+            table.add_row(row["point"], row["side"], *[""] * 6, f"[red]{row['error'][:60]}[/red]")
+            continue
+        mark = "chosen" if row["point"] == result["search"]["chosen"] else ""
+        if row["point"] in result["dominated"]:
+            mark = "dominated" if result["dominated"][row["point"]] else "[yellow]not dominated[/yellow]"
+        table.add_row(row["point"], row["side"], f"{row['quality']:.4f}", f"{row['loss']:+.4f}", f"{row['bytes']:,}",
+                      f"{row['bytes_ratio']:.1f}", f"{row['p50_ms']:.3f}", f"{row['p50_ratio']:.2f}", mark)  # fmt: skip
+    console = Console(width=170)
+    console.print(table)
+    console.print(f"{result['search']['why']} ({result['search']['seconds']:.0f} s, {result['search']['stopped']})")
+    steps = Table("after", "validation", "test", "bytes", "p50 (ms)", title="what each step contributes")
+    for row in result["steps"]:
+        steps.add_row(row["candidate"], f"{row['validation']:.4f}", f"{row['test']:.4f}", f"{row['bytes']:,}",
+                      f"{row['p50_ms']:.3f}")  # fmt: skip
+    console.print(steps)
+    volumes = ", ".join(f"{side} {value:.3f}" for side, value in result["hypervolume"].items())
+    console.print(f"hypervolume: {volumes}")
+    wrong, named = result["saturation"]["wrong"], result["saturation"]["named"]
+    console.print(f"{len(wrong)} of {result['saturation']['configurations']} int8 configurations compute wrongly here; "
+                  f"{len(set(wrong) & set(named))} of them were named")  # fmt: skip
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()

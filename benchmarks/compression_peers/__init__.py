@@ -1,0 +1,124 @@
+"""Other people's quantisers, each in its own environment, on a student that is handed over as an ONNX file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.peers import peer
+
+if TYPE_CHECKING:
+    from benchmarks.compression_data import World
+
+__all__ = ["PEERS", "points", "write_world"]
+
+PEERS: dict[str, tuple[tuple[str, ...], str]] = {
+    "onnxruntime": (
+        ("onnxruntime==1.32.0", "onnx==1.23.2", "numpy==2.4.6", "onnx-ir==1.1.0", "sympy==1.14.0"),
+        "with_onnxruntime.py",
+    ),
+    "nncf": (("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0", "numpy==2.4.6"), "with_nncf.py"),
+    "neural-compressor": (
+        ("neural-compressor==3.7.1", "onnx==1.16.2", "onnxruntime==1.18.1", "numpy==1.26.4", "six==1.17.0"),
+        "with_neural_compressor.py",
+    ),
+    "torch": (
+        ("torch==2.13.0", "torchao==0.18.0", "numpy==2.4.6", "pandas==3.0.6", "pydantic==2.14.4", "pyyaml==6.0.3",
+         "safetensors==0.8.0", "scipy==1.17.1", "setuptools==84.2.1"),
+        "with_torch.py",
+    ),
+}  # fmt: skip
+"""By peer: what its environment has, and the script that runs there."""
+
+TIMEOUT = 1800  # seconds, of one peer on one student
+_CALIBRATION = 512  # rows
+
+
+def write_world(world: World, folder: Path) -> Path:
+    """Write what the peers are given of a world: ``folder``.
+
+    ``model.onnx`` (float32, rows ``x`` to ``probabilities``), ``student.pt``, ``calibration.npy`` (rows of ``learned``,
+    evenly spaced), ``validation.npz`` and ``test.npz`` with ``x`` and ``y``, and ``transformer.json``: what tools for
+    transformers want to be told, empty where the student is none.
+    """
+    import torch
+
+    from stillhouse.compress.export import export_onnx
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = world.encoded("learned")
+    rows = rows[np.linspace(0, len(rows) - 1, min(_CALIBRATION, len(rows))).astype(int)]
+    (folder / "model.onnx").write_bytes(export_onnx(world.student, {"x": rows[:64]}).SerializeToString())
+    torch.save(world.student, folder / "student.pt")
+    np.save(folder / "calibration.npy", rows)
+    (folder / "transformer.json").write_text(json.dumps(_transformer(world)), encoding="utf-8")
+    for split in ("validation", "test"):
+        np.savez(folder / f"{split}.npz", x=world.encoded(split), y=world.outcomes[split])
+    return folder
+
+
+def _transformer(world: World) -> dict[str, int]:
+    from stillhouse.config import TextStudent, TransformerEncoder
+
+    student = None if world.config is None else world.config.student
+    if not isinstance(student, TextStudent) or not isinstance(student.encoder, TransformerEncoder):
+        return {}
+    return {"heads": student.encoder.heads, "width": student.encoder.width}
+
+
+def points(world_folder: Path, names: Sequence[str] = tuple(PEERS)) -> list[dict[str, Any]]:
+    """What every peer makes of the student in ``world_folder``, which :func:`write_world` has filled.
+
+    A point has ``point``, ``peer``, ``version`` and ``setting``, and one of: ``file``, an ONNX model that ONNX Runtime
+    has run here; ``probabilities``, an ``.npz`` with those for ``test``, beside ``bytes`` and
+    ``p50_ms``, ``p95_ms``, ``fp32_p50_ms`` and ``fp32_p95_ms`` as the peer's own process has measured them; ``error``.
+    """
+    return [point for name in names for point in _points(world_folder.resolve(), name)]
+
+
+def _points(folder: Path, name: str) -> list[dict[str, Any]]:
+    requirements, script = PEERS[name]
+    out, here = folder / name, Path(__file__).parent
+    told = out / "points.json"
+    told.unlink(missing_ok=True)
+    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent.parent / "src"), "PYTHONWARNINGS": "ignore"}
+    command = [str(peer(name, requirements)), str(here / script), str(folder), str(out)]
+    out.mkdir(exist_ok=True)
+    failed = ""
+    with (out / "log.txt").open("w", encoding="utf-8") as log:
+        try:
+            done = subprocess.run(command, env=os.environ | alone, stdout=log, stderr=log, timeout=TIMEOUT, check=False)
+            failed = f"ended with {done.returncode}" if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            failed = f"ran for more than {TIMEOUT} s"
+    found: list[dict[str, Any]] = json.loads(told.read_text(encoding="utf-8")) if told.exists() else []
+    if failed:
+        words = (out / "log.txt").read_text(encoding="utf-8", errors="replace")[-400:]
+        found.append({"point": f"{name}-rest", "peer": name, "version": requirements[0], "setting": "all that remained",
+                      "error": f"{failed}: {words}"})  # fmt: skip
+    return [_tried(point, out, folder) for point in found]
+
+
+def _tried(point: dict[str, Any], out: Path, folder: Path) -> dict[str, Any]:
+    """The point with absolute paths; with an error instead of a file that ONNX Runtime cannot run here."""
+    from stillhouse.compress.export import run_onnx
+    from stillhouse.errors import ExportError
+
+    for key in ("file", "probabilities"):
+        if key in point:
+            point[key] = str(out / point[key])
+    if "file" in point:
+        with np.load(folder / "validation.npz") as judged:
+            rows = judged["x"][:4]
+        try:
+            run_onnx(Path(point["file"]).read_bytes(), {"x": rows})
+        except ExportError as error:
+            del point["file"]
+            point["error"] = str(error)[:600]
+    return point

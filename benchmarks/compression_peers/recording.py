@@ -1,0 +1,42 @@
+"""Runs in every peer's environment: makes one file per setting and writes down which, with what went wrong."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["batches", "record"]
+
+Setting = tuple[str, Callable[[Path], dict[str, Any] | None]]
+
+
+def record(folder: Path, peer: str, version: str, settings: Mapping[str, Setting], suffix: str = ".onnx") -> None:
+    """Make every point of ``settings``; ``points.json`` is written anew after each, so that a timeout keeps the others.
+
+    :param settings: by point: a sentence with the documented source, and what writes the point's file; what that
+        gives, if anything, is written down beside it.
+    :param suffix: ``.onnx``; or ``.npz`` for a peer that is measured where it runs, and writes its answers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    points: list[dict[str, Any]] = []
+    for point, (sentence, make) in settings.items():
+        known: dict[str, Any] = {"point": point, "peer": peer, "version": version, "setting": sentence}
+        file = folder / f"{point}{suffix}"
+        try:
+            known |= make(file) or {}
+            known["file" if suffix == ".onnx" else "probabilities"] = file.name
+        except Exception as error:  # whatever a peer stumbles over is its result
+            traceback.print_exc()
+            known["error"] = f"{type(error).__name__}: {error}".strip()[:600]
+        points.append(known)
+        (folder / "points.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
+
+
+def batches(rows: np.ndarray[Any, Any], size: int) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """Feeds of at most ``size`` rows each."""
+    return [{"x": rows[start : start + size]} for start in range(0, len(rows), size)]

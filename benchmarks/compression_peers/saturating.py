@@ -1,0 +1,276 @@
+"""Which int8 models ONNX Runtime computes wrongly on this processor, found by exact integer arithmetic.
+
+Without VNNI, products of unsigned and signed bytes are added in pairs into 16 bits, where they saturate (Intel's
+``vpmaddubsw``). Whether that has happened is seen in no output by itself; so each integer layer is run alone on what
+it is given in the model, and compared with numpy's 64-bit integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+__all__ = ["Layer", "configurations", "layers", "saturates", "wrong"]
+
+Array = np.ndarray[Any, Any]
+INT8 = ["Conv", "Gemm", "MatMul"]
+
+
+def configurations(model: onnx.ModelProto, calibration: Array) -> dict[str, onnx.ModelProto]:
+    """ONNX Runtime's int8 models by name: dynamic and static, and all that is known to decide about saturation.
+
+    The name says ``dynamic``, or ``static``, its format and the activations' type; then the weights' type, and
+    ``per_channel`` and ``reduce_range`` where they are on. What cannot be made, or cannot be run, is left out.
+
+    :param calibration: float32 ``[n, D]``.
+    """
+    types = (QuantType.QInt8, QuantType.QUInt8)
+    found = {}
+    for weights, channels, reduced in product(types, (False, True), (False, True)):
+        shared = {"weight_type": weights, "per_channel": channels, "reduce_range": reduced}
+        switched = [name for name, on in (("per_channel", channels), ("reduce_range", reduced)) if on]
+        found["/".join(["dynamic", weights.name, *switched])] = _made(quantize_dynamic, model, **shared)
+        for form, activations in product((QuantFormat.QDQ, QuantFormat.QOperator), types):
+            name = "/".join(["static", form.name, activations.name, weights.name, *switched])
+            found[name] = _made(
+                quantize_static, model, _Rows(calibration), quant_format=form, activation_type=activations, **shared
+            )
+    return {name: made for name, made in found.items() if made is not None and _runs(made, calibration[:2])}
+
+
+class _Rows(CalibrationDataReader):
+    def __init__(self, rows: Array) -> None:
+        self._feeds: Iterator[dict[str, Array]] = iter([{"x": rows}])
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._feeds, None)
+
+
+def _made(quantizer: Callable[..., None], model: onnx.ModelProto, *reader: _Rows, **settings: Any) -> Any:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    copied.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    with TemporaryDirectory() as folder:
+        target = Path(folder, "model.onnx")
+        try:
+            quantizer(copied, target, *reader, op_types_to_quantize=INT8, **settings)
+        except Exception:  # the quantiser's errors have no base of their own
+            return None
+        return onnx.load(target)
+
+
+def _runs(model: onnx.ModelProto, x: Array) -> bool:
+    try:
+        _session(model).run(None, {"x": x})
+    except Exception:  # nor have ONNX Runtime's
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------- what is computed, and what would be right
+
+
+class Layer:
+    """An integer layer with what it is given in a model.
+
+    :param inputs: by place; None: the optional input is not there.
+    :param constant: which of them are the model's own.
+    """
+
+    def __init__(self, node: onnx.NodeProto, inputs: list[Array | None], constant: list[bool]) -> None:
+        self.node, self.inputs, self.constant = node, inputs, constant
+        self.attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+    def computed(self) -> Array:
+        """What ONNX Runtime makes of it on this processor, as a model of this one layer."""
+        node = onnx.NodeProto()
+        node.CopyFrom(self.node)
+        for place, value in enumerate(self.inputs):
+            node.input[place] = f"i{place}" if value is not None else ""
+        node.output[0] = "y"
+        given = [(f"i{place}", value, fixed) for place, (value, fixed) in enumerate(zip(self.inputs, self.constant,
+                 strict=True)) if value is not None]  # fmt: skip
+        graph = helper.make_graph(
+            [node], "layer",
+            [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+             for name, value, fixed in given if not fixed],
+            [helper.make_empty_tensor_value_info("y")],
+            [numpy_helper.from_array(value, name) for name, value, fixed in given if fixed],
+        )  # fmt: skip
+        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        found: Array = _session(model).run(None, {name: value for name, value, fixed in given if not fixed})[0]
+        return found
+
+    def exact(self) -> Array:
+        """What it is by definition; int64 sums, and float64 from there on."""
+        return _EXACT[self.node.op_type](self)
+
+    def value(self, place: int, missing: float = 0) -> Array:
+        """An input, or ``missing`` where there is none."""
+        value = self.inputs[place] if place < len(self.inputs) else None
+        return np.asarray(missing) if value is None else value
+
+    def centred(self, place: int, zero: int, axis: int = -1) -> Array:
+        """An input less its zero point, which lies along ``axis`` where there is more than one; int64."""
+        values, points = self.value(place).astype(np.int64), self.value(zero).astype(np.int64)
+        return values - _along(points, values.ndim, axis)
+
+
+def layers(model: onnx.ModelProto, x: Array) -> list[Layer]:
+    """The integer layers that ONNX Runtime runs of a model, with what they are given for the rows ``x``.
+
+    Of a model in QDQ format they are those that ONNX Runtime makes of it when it loads it.
+    """
+    model = _fused(model)
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    constants |= {
+        node.output[0]: numpy_helper.to_array(node.attribute[0].t)
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    nodes = [node for node in graph.node if node.op_type in _EXACT]
+    wanted = sorted({name for node in nodes for name in node.input if name and name not in constants})
+    known = {value.name for value in graph.output} | {value.name for value in graph.input}
+    graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in known)
+    session = _session(model, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    names = [each.name for each in session.get_outputs()]
+    given = {"x": x} | dict(zip(names, session.run(None, {"x": x}), strict=True)) | constants
+    return [
+        Layer(node, [given[name] if name else None for name in node.input], [name in constants for name in node.input])
+        for node in nodes
+    ]
+
+
+def saturates(model: onnx.ModelProto, x: Array) -> bool:
+    """Whether ONNX Runtime computes any of the model's integer layers wrongly on this processor, for these rows.
+
+    Whatever the reason: it also takes one zero point for all channels of a ``QLinearConv`` whose uint8 weights have
+    several, which is no saturation and as wrong.
+    """
+    return any(wrong(layer) for layer in layers(model, x))
+
+
+def wrong(layer: Layer) -> bool:
+    """Whether it differs from exact arithmetic by more than rounding may: a step of 8 bits, 1e-4 of a float's range."""
+    computed, exact = layer.computed(), layer.exact()
+    difference = float(np.abs(computed.astype(np.float64) - exact).max(initial=0))
+    if computed.dtype == np.int32:
+        return difference > 0
+    if computed.dtype in (np.int8, np.uint8):
+        return difference > 1
+    return difference > 1e-4 * float(np.abs(exact).max(initial=1e-6))
+
+
+def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model in QDQ format as ONNX Runtime fuses it; any other as it is."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    if any(node.op_type in _EXACT for node in copied.graph.node):
+        return copied
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "fused.onnx")
+        _session(model, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, file)
+        return onnx.load(file)
+
+
+def _session(model: onnx.ModelProto, level: Any = None, target: Path | None = None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    if level is not None:
+        options.graph_optimization_level = level
+    if target is not None:
+        options.optimized_model_filepath = str(target)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+# --------------------------------------------------------------------------- by operator
+
+
+def _along(values: Array, dimensions: int, axis: int) -> Array:
+    """Values along an axis, made ready to be added to an array of so many dimensions."""
+    if values.ndim != 1 or values.size == 1:
+        return values.reshape(-1)[0] if values.size == 1 else values
+    shape = [1] * dimensions
+    shape[axis] = values.size
+    return values.reshape(shape)
+
+
+def _requantised(layer: Layer, total: Array, scale: Array, out_scale: int, out_zero: int) -> Array:
+    """Integer sums as eight bits again; as floats where no scale of the output is given."""
+    if out_scale >= len(layer.inputs) or layer.inputs[out_scale] is None:
+        return total * scale
+    zero = layer.value(out_zero)
+    limits = np.iinfo(zero.dtype)
+    steps: Array = np.rint(total * scale / layer.value(out_scale).astype(np.float64)) + zero.astype(np.int64)
+    return np.clip(steps, limits.min, limits.max)
+
+
+def _matmul_integer(layer: Layer) -> Array:
+    return layer.centred(0, 2, axis=-2) @ layer.centred(1, 3)
+
+
+def _matmul_to_float(layer: Layer) -> Array:
+    scale = layer.value(2).astype(np.float64) * layer.value(3).astype(np.float64)
+    total: Array = (layer.centred(0, 4, axis=-2) @ layer.centred(1, 5)) * scale + layer.value(6).astype(np.float64)
+    return total
+
+
+def _qlinear_matmul(layer: Layer) -> Array:
+    total = layer.centred(0, 2, axis=-2) @ layer.centred(3, 5)
+    scale = layer.value(1).astype(np.float64) * layer.value(4).astype(np.float64)
+    return _requantised(layer, total, scale, 6, 7)
+
+
+def _qgemm(layer: Layer) -> Array:
+    turned = [bool(layer.attributes.get(name, 0)) for name in ("transA", "transB")]
+    a, b = layer.centred(0, 2), layer.centred(3, 5, axis=0 if turned[1] else -1)
+    total = (a.T if turned[0] else a) @ (b.T if turned[1] else b) + layer.value(6).astype(np.int64)
+    scale = layer.attributes.get("alpha", 1.0) * layer.value(1).astype(np.float64) * layer.value(4).astype(np.float64)
+    return _requantised(layer, total, scale, 7, 8)
+
+
+def _conv_integer(layer: Layer) -> Array:
+    return _convolved(layer, layer.centred(0, 2), layer.centred(1, 3, axis=0))
+
+
+def _qlinear_conv(layer: Layer) -> Array:
+    total = _convolved(layer, layer.centred(0, 2), layer.centred(3, 5, axis=0))
+    total = total + _along(layer.value(8).astype(np.int64), 4, 1)
+    scale = _along(layer.value(1).astype(np.float64) * layer.value(4).astype(np.float64).reshape(-1), 4, 1)
+    return _requantised(layer, total, scale, 6, 7)
+
+
+def _convolved(layer: Layer, x: Array, weights: Array) -> Array:
+    """``[n, C, H, W]`` with ``[O, C / groups, h, w]``, int64; padding is centred already: 0."""
+    top, left, bottom, right = layer.attributes.get("pads", [0, 0, 0, 0])
+    groups = layer.attributes.get("group", 1)
+    (down, across), (high, wide) = layer.attributes.get("strides", [1, 1]), layer.attributes.get("dilations", [1, 1])
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    size = (high * (weights.shape[2] - 1) + 1, wide * (weights.shape[3] - 1) + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(x, size, axis=(2, 3))[:, :, ::down, ::across, ::high, ::wide]
+    parts = [
+        np.tensordot(seen, filters, axes=([1, 4, 5], [1, 2, 3])).transpose(0, 3, 1, 2)
+        for seen, filters in zip(np.split(windows, groups, axis=1), np.split(weights, groups), strict=True)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+_EXACT: dict[str, Callable[[Layer], Array]] = {
+    "MatMulInteger": _matmul_integer,
+    "MatMulIntegerToFloat": _matmul_to_float,
+    "QLinearMatMul": _qlinear_matmul,
+    "QGemm": _qgemm,
+    "ConvInteger": _conv_integer,
+    "QLinearConv": _qlinear_conv,
+}

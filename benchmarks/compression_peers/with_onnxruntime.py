@@ -1,0 +1,141 @@
+"""Runs in a peer's environment: ONNX Runtime's own quantisers at their defaults and at what its pages advise.
+
+``python with_onnxruntime.py IN_FOLDER OUT_FOLDER``. The pages are "Quantize ONNX models" and "Transformers Model
+Optimization Tool" of onnxruntime.ai.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from recording import batches, record
+
+INT8 = ["Conv", "Gemm", "MatMul", "Gather"]  # where the arithmetic and the bytes are
+PAGE = "(page 'Quantize ONNX models')"
+
+
+class Rows(CalibrationDataReader):
+    """Calibration rows in batches of 32."""
+
+    def __init__(self, rows: np.ndarray[Any, Any]) -> None:
+        self._feeds: Iterator[dict[str, np.ndarray[Any, Any]]] = iter(batches(rows, 32))
+
+    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        return next(self._feeds, None)
+
+
+def main() -> None:
+    """Write a model per setting."""
+    given, out = Path(sys.argv[1]), Path(sys.argv[2])
+    model, rows = given / "model.onnx", np.load(given / "calibration.npy")
+    shape = json.loads((given / "transformer.json").read_text(encoding="utf-8"))
+    with TemporaryDirectory() as scratch:
+        ready, fused = Path(scratch, "ready.onnx"), Path(scratch, "fused.onnx")
+        _preprocess(model, ready)
+
+        def dynamic(source: Path, file: Path, **settings: Any) -> None:
+            quantize_dynamic(source, file, **settings)
+
+        def static(source: Path, file: Path, **settings: Any) -> None:
+            quantize_static(source, file, Rows(rows), **settings)
+
+        def transformer(file: Path, **settings: Any) -> None:
+            from onnxruntime.transformers.optimizer import optimize_model
+
+            # the preprocessor has done what opt_level=1 would, for which the tool wants torch
+            found = optimize_model(
+                str(ready), "bert", num_heads=shape["heads"], hidden_size=shape["width"], opt_level=0
+            )
+            print(found.get_fused_operator_statistics())
+            found.save_model_to_file(str(fused))
+            quantize_dynamic(fused, file, **settings)
+
+        careful = {"per_channel": True, "reduce_range": True}
+        u8s8 = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        chosen = {"op_types_to_quantize": INT8} | careful | u8s8
+        settings = {
+            "ort-dynamic-default": ("quantize_dynamic, all defaults", partial(dynamic, model)),
+            "ort-dynamic-best": (
+                f"preprocessed, QInt8 weights per channel with reduce_range, as advised without VNNI {PAGE}",
+                partial(dynamic, ready, weight_type=QuantType.QInt8, **careful),
+            ),
+            "ort-dynamic-u8u8": (
+                f"preprocessed, QUInt8 weights, the way out where U8S8 saturates {PAGE}",
+                partial(dynamic, ready, weight_type=QuantType.QUInt8),
+            ),
+            "ort-static-default": ("quantize_static, all defaults: QDQ, QInt8, MinMax", partial(static, model)),
+            "ort-static-best": (
+                f"preprocessed, QDQ, QUInt8 activations, QInt8 weights per channel with reduce_range, MinMax {PAGE}",
+                partial(static, ready, **chosen),
+            ),
+            "ort-static-entropy": (
+                f"as ort-static-best, calibrated by entropy {PAGE}",
+                partial(static, ready, calibrate_method=CalibrationMethod.Entropy, **chosen),
+            ),
+            "ort-static-percentile": (
+                f"as ort-static-best, calibrated by percentile {PAGE}",
+                partial(static, ready, calibrate_method=CalibrationMethod.Percentile, **chosen),
+            ),
+            "ort-static-qoperator": (
+                f"as ort-static-best, in QOperator format {PAGE}",
+                partial(static, ready, quant_format=QuantFormat.QOperator, **chosen),
+            ),
+            "ort-static-u8u8": (
+                f"preprocessed, QDQ, QUInt8 activations and weights {PAGE}",
+                partial(static, ready, op_types_to_quantize=INT8, activation_type=QuantType.QUInt8,
+                        weight_type=QuantType.QUInt8),
+            ),
+            "ort-4bit-default": (f"weights of matrix products in 4 bits, blocks of 128 {PAGE}", partial(_bits, ready)),
+            "ort-4bit-best": (
+                f"as ort-4bit-default, blocks of 32, embeddings too, accuracy level 4 {PAGE}",
+                partial(_bits, ready, block_size=32, accuracy_level=4, op_types_to_quantize=("MatMul", "Gather")),
+            ),
+        }  # fmt: skip
+        if shape:
+            settings["ort-transformer-dynamic"] = (
+                "fused by the tool for transformers, then as ort-dynamic-best (page 'Transformers Model Optimization "
+                "Tool')",
+                partial(transformer, weight_type=QuantType.QInt8, **careful),
+            )
+        record(out, "ONNX Runtime", onnxruntime.__version__, settings)
+
+
+def _preprocess(source: Path, target: Path) -> None:
+    """As the page advises; without symbolic shape inference, which only transformers need, where that fails."""
+    try:
+        quant_pre_process(source, target)
+    except Exception as error:  # it has no errors of its own
+        print(f"symbolic shape inference failed: {error}", file=sys.stderr)
+        quant_pre_process(source, target, skip_symbolic_shape=True)
+
+
+def _bits(source: Path, file: Path, **settings: Any) -> None:
+    config = DefaultWeightOnlyQuantConfig(
+        **({"block_size": 128, "op_types_to_quantize": ("MatMul",)} | settings), quant_format=QuantFormat.QOperator
+    )
+    quantizer = MatMulNBitsQuantizer(onnx.load(source), algo_config=config)
+    quantizer.process()
+    onnx.save(quantizer.model.model, file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Runs in a peer's environment: torch's own int8, measured in this process, since it runs nowhere else.
+
+``python with_torch.py IN_FOLDER OUT_FOLDER``. Dynamic int8 wants the module itself (``student.pt``, so stillhouse must
+be importable); the static kind works on what ``torch.export`` makes of it for one row and is compiled by the inductor,
+which needs a C++ compiler. The pages are "Quantization" of torch's documentation, and "PyTorch 2 Export Quantization
+with X86 Backend through Inductor" and "Quantized Inference" of torchao's.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recording import record
+from torch import Tensor, nn
+from torch.ao.quantization import (
+    float_qparams_weight_only_qconfig,
+    per_channel_dynamic_qconfig,
+    quantize_dynamic,
+)
+
+TIMED = 300  # single rows
+WARM = 30
+
+
+def main() -> None:
+    """Write probabilities and figures per setting."""
+    given, out = Path(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    student = torch.load(given / "student.pt", weights_only=False).eval()
+    rows = torch.from_numpy(np.load(given / "calibration.npy"))
+    test = torch.from_numpy(np.load(given / "test.npz")["x"])
+
+    def measured(build: Callable[[], tuple[Callable[[Tensor], Tensor], int]], file: Path) -> dict[str, Any]:
+        with torch.inference_mode(False), torch.no_grad():
+            model, size = build()
+            for row in test[:WARM].split(1):
+                model(row), student(row)
+            times: dict[str, list[float]] = {"": [], "fp32_": []}
+            for row in test[torch.arange(TIMED) % len(test)].split(1):
+                for name, one in (("", model), ("fp32_", student)):
+                    begun = time.perf_counter()
+                    one(row)
+                    times[name].append(1000 * (time.perf_counter() - begun))
+            batch = 64 if isinstance(model, nn.Module) else 1  # what is compiled is compiled for one row
+            answers = torch.cat([model(part) for part in test.split(batch)]).softmax(dim=1).numpy()
+        np.savez(file, test=answers)
+        found = {f"{name}p{level}_ms": float(np.percentile(taken, level))
+                 for name, taken in times.items() for level in (50, 95)}  # fmt: skip
+        return found | {"bytes": size}
+
+    def dynamic(**settings: Any) -> tuple[Callable[[Tensor], Tensor], int]:
+        model = quantize_dynamic(copy.deepcopy(student), **settings)
+        return model, _bytes(model)
+
+    def exported(**settings: Any) -> tuple[Callable[[Tensor], Tensor], int]:
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config(**settings))
+        prepared = prepare_pt2e(torch.export.export(student, (rows[:1],)).module(), quantizer)
+        for row in rows[:200].split(1):
+            prepared(row)
+        converted = convert_pt2e(prepared)
+        return _compiled(converted), _bytes(converted)
+
+    def ao(name: str) -> tuple[Callable[[Tensor], Tensor], int]:
+        from torchao import quantization
+
+        model = copy.deepcopy(student)
+        quantization.quantize_(model, getattr(quantization, name)())
+        size = _bytes(model)
+        return _compiled(model), size
+
+    channels = {nn.Linear: per_channel_dynamic_qconfig, nn.Embedding: float_qparams_weight_only_qconfig}
+    builds: dict[str, tuple[str, Callable[[], tuple[Callable[[Tensor], Tensor], int]]]] = {
+        "torch-fp32-compiled": (
+            "float32, torch.compile with freezing (for comparison)", lambda: (_compiled(student), _bytes(student))
+        ),
+        "torch-dynamic-default": ("quantize_dynamic, all defaults (Quantization)", dynamic),
+        "torch-dynamic-best": (
+            "quantize_dynamic, linear layers per channel, embeddings by their own config (Quantization)",
+            partial(dynamic, qconfig_spec=channels),
+        ),
+        "torch-pt2e-static-default": (
+            "prepare_pt2e and convert_pt2e with the default x86 config, compiled with freezing (X86 Backend)",
+            exported,
+        ),
+        "torch-pt2e-static-best": (
+            "as torch-pt2e-static-default, reduce_range for processors without VNNI (X86 Backend)",
+            partial(exported, reduce_range=True),
+        ),
+        "torch-pt2e-dynamic": (
+            "as torch-pt2e-static-best, ranges of activations found in every call (X86 Backend)",
+            partial(exported, is_dynamic=True, reduce_range=True),
+        ),
+        "torchao-int8-dynamic": (
+            "quantize_ with Int8DynamicActivationInt8WeightConfig, compiled (Quantized Inference)",
+            partial(ao, "Int8DynamicActivationInt8WeightConfig"),
+        ),
+        "torchao-int8-weights": (
+            "quantize_ with Int8WeightOnlyConfig, compiled (Quantized Inference)", partial(ao, "Int8WeightOnlyConfig")
+        ),
+    }  # fmt: skip
+    settings = {point: (sentence, partial(measured, build)) for point, (sentence, build) in builds.items()}
+    record(out, "torch", torch.__version__, settings, suffix=".npz")
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """By the inductor, weights frozen into it."""
+    from torch._inductor import config
+
+    config.freezing = True
+    config.cpp.threads = 1
+    torch._dynamo.reset()
+    compiled = torch.compile(model)
+    return lambda row: compiled(row)
+
+
+def _bytes(model: nn.Module) -> int:
+    """Of the weights as torch writes them."""
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return len(file.getvalue())
+
+
+if __name__ == "__main__":
+    main()
