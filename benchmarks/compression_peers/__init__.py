@@ -76,8 +76,9 @@ def points(world_folder: Path, names: Sequence[str] = tuple(PEERS)) -> list[dict
     """What every peer makes of the student in ``world_folder``, which :func:`write_world` has filled.
 
     A point has ``point``, ``peer``, ``version`` and ``setting``, and one of: ``file``, an ONNX model that ONNX Runtime
-    has run here; ``probabilities``, an ``.npz`` with those for ``test``, beside ``bytes`` and
-    ``p50_ms``, ``p95_ms``, ``fp32_p50_ms`` and ``fp32_p95_ms`` as the peer's own process has measured them; ``error``.
+    has run here; ``probabilities``, an ``.npz`` with those for ``test`` (or for the places ``rows``
+    of it alone), beside ``bytes`` and ``p50_ms``, ``p95_ms``, ``fp32_p50_ms`` and ``fp32_p95_ms`` as the peer's own
+    process has measured them; ``error``.
     """
     return [point for name in names for point in _points(world_folder.resolve(), name)]
 
