@@ -87,20 +87,18 @@ def quantize_dynamic_int8(model: onnx.ModelProto, config: DynamicInt8, feed: Fee
     :raises ExportError: if 8-bit weights are asked for and saturate on this processor.
     """
 
-    prepared = _small_tables(model, config)
-
     def make(reduce_range: bool) -> onnx.ModelProto:
         return _quantised(
             quantize_dynamic,
-            prepared,
-            op_types_to_quantize=list(_DYNAMIC),
+            model,
+            op_types_to_quantize=_operators(_DYNAMIC, config),
             per_channel=config.per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(config.keep),
         )
 
-    return _unsaturated(make, config, model, feed)
+    return _with_tables(_unsaturated(make, config, model, feed), config)
 
 
 def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed) -> onnx.ModelProto:
@@ -117,15 +115,13 @@ def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed)
     rows = config.calibration_rows if config.ranges == "minmax" else min(config.calibration_rows, _HISTOGRAM_ROWS)
     calibration = evenly_spaced(feed, rows)
 
-    prepared = _small_tables(model, config)
-
     def make(reduce_range: bool) -> onnx.ModelProto:
         return _quantised(
             quantize_static,
-            prepared,
+            model,
             _Rows(calibration),
             quant_format=QuantFormat.QOperator,
-            op_types_to_quantize=list(_STATIC),
+            op_types_to_quantize=_operators(_STATIC, config),
             per_channel=config.per_channel,
             reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
@@ -134,7 +130,7 @@ def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed)
             nodes_to_exclude=list(config.keep),
         )
 
-    return _unsaturated(make, config, model, feed)
+    return _with_tables(_unsaturated(make, config, model, feed), config)
 
 
 def evenly_spaced(feed: Feed, count: int) -> Feed:
@@ -146,8 +142,13 @@ def evenly_spaced(feed: Feed, count: int) -> Feed:
     return {name: array[places] for name, array in feed.items()}
 
 
-def _small_tables(model: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> onnx.ModelProto:
-    """The graph with its embedding tables in 4 bits, where that is asked for; in 8 they are left to the quantiser."""
+def _operators(all_of_them: tuple[str, ...], config: DynamicInt8 | StaticInt8) -> list[str]:
+    """Those that the quantiser is to take; embedding tables of 4 bits are none of its business."""
+    return [each for each in all_of_them if each != "Gather" or config.table_bits == 8]
+
+
+def _with_tables(model: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> onnx.ModelProto:
+    """The quantised graph with its embedding tables in 4 bits, where that is asked for."""
     return in_blocks(model, ("Gather",), 4, _TABLE_BLOCK, None, config.keep) if config.table_bits == 4 else model
 
 

@@ -20,7 +20,7 @@ from stillhouse.records import Saturation
 
 __all__ = ["saturation"]
 
-_ROWS = 256  # of the feed
+_ROWS = 128  # of the feed
 _PRODUCTS = 64  # rows of one layer's product that are looked at
 _LARGEST, _SMALLEST = 32_767, -32_768
 _PASSED_ON = ("Transpose", "Reshape", "Identity")  # an integer tensor goes through them as it is

@@ -335,7 +335,10 @@ class _Searching:
         graph = self.workshop.graph(steps)
         form = self.workshop.form(steps)
         feed = self.subject.calibration(None if form is None else form.columns)
-        changes = layer_changes(graph, chosen, evenly_spaced(feed, _PROBE_ROWS))
+        try:
+            changes = layer_changes(graph, chosen, evenly_spaced(feed, _PROBE_ROWS))
+        except ExportError:  # the format does not take this graph at all
+            return ()
         for layer, change in changes.items():
             self.sensitivity.append(
                 LayerSensitivity(step=chosen.method, layer=layer, difference=change, parameters_saved=0)

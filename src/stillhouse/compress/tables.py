@@ -103,7 +103,8 @@ class SharedRows(nn.Module):
         places = own + torch.remainder(torch.arange(len(table) - own), shared)
         rows = torch.zeros(own + shared, table.shape[1])
         rows[:own] = table[:own]
-        rows.index_reduce_(0, places, table[own:], "mean", include_self=False)
+        rows.index_add_(0, places, table[own:])
+        rows[own:] /= torch.bincount(places - own, minlength=shared).clamp(min=1).unsqueeze(1)
         self.rows = nn.Embedding.from_pretrained(rows, freeze=False)
 
     @property

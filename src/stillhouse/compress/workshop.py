@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from stillhouse.compress.build import Built, export_form, finish
 from stillhouse.compress.export import run_onnx, slim
 from stillhouse.compress.processor import processor
 from stillhouse.compress.steps import restructure
-from stillhouse.compress.subject import Columns, Feed, Form, Subject
+from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
 from stillhouse.config import Fp32, Recipe, Step, StructuralStep, recipe_name, structure
 from stillhouse.errors import ExportError
 from stillhouse.latency import cpu_time, measure_latency
@@ -102,7 +103,7 @@ class Workshop:
         artifact.mkdir()
         form = self.form(structure(recipe))
         columns = self.subject.columns if form is None else form.columns
-        built = finish(self.subject, recipe, self.graph(structure(recipe)), columns, self.tolerance)
+        built = finish(self.subject, recipe, self.graph(structure(recipe)), columns, self.tolerance, self._answers)
         small = slim(built.model)
         self.pack(artifact, small, built)
         (artifact.parent / _COLUMNS).write_text(json.dumps(built.columns), encoding="utf-8")
@@ -180,6 +181,11 @@ class Workshop:
         smaller = self.subject.recover(smaller, step.recover_epochs)
         _save(smaller.module, kept)
         return smaller
+
+    @cached_property
+    def _answers(self) -> Array:
+        """What the subject's own graph says about the calibration rows, ``[n, K]``."""
+        return run_onnx(self.subject.model, self.subject.calibration(self.subject.columns))
 
     def _judged(self, columns: Columns | None) -> Feed:
         key = _digest(json.dumps(columns))
