@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["batches", "record"]
+__all__ = ["batches", "record", "score"]
 
 Setting = tuple[str, Callable[[Path], dict[str, Any] | None]]
 
@@ -40,3 +40,12 @@ def record(folder: Path, peer: str, version: str, settings: Mapping[str, Setting
 def batches(rows: np.ndarray[Any, Any], size: int) -> list[dict[str, np.ndarray[Any, Any]]]:
     """Feeds of at most ``size`` rows each."""
     return [{"x": rows[start : start + size]} for start in range(0, len(rows), size)]
+
+
+def score(probabilities: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    """AUC for two actions, accuracy for more: what the students are judged by."""
+    if probabilities.shape[1] > 2:
+        return float((probabilities.argmax(axis=1) == y).mean())
+    late, other = probabilities[y == 1, 1], np.sort(probabilities[y == 0, 1])
+    below, upto = np.searchsorted(other, late, "left"), np.searchsorted(other, late, "right")
+    return float((below + upto).mean() / 2 / len(other))

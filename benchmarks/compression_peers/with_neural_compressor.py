@@ -1,4 +1,4 @@
-"""Runs in a peer's environment: Intel Neural Compressor on an ONNX model, at its defaults and tuned by accuracy.
+"""Runs in a peer's environment: Intel Neural Compressor on an ONNX model, at its defaults and tuned by quality.
 
 ``python with_neural_compressor.py IN_FOLDER OUT_FOLDER``. The pages are "Quantization", "Tuning Strategies" and
 "Smooth Quant" of its documentation for the API that quantises ONNX models, which versions after 3.7 no longer have.
@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from neural_compressor import PostTrainingQuantConfig, quantization
 from neural_compressor.config import AccuracyCriterion, TuningCriterion
-from recording import record
+from recording import record, score
 
 _FLOAT = {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}
 WEIGHTS_ALONE = {"^((?!(MatMul|Gather|Conv|Gemm)).)*$": _FLOAT}
@@ -54,11 +54,11 @@ def main() -> None:
     given, out = Path(sys.argv[1]), Path(sys.argv[2])
     rows, judged = np.load(given / "calibration.npy"), np.load(given / "validation.npz")
 
-    def accuracy(model: onnx.ModelProto) -> float:
+    def quality(model: onnx.ModelProto) -> float:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        return float((session.run(None, {"x": judged["x"]})[0].argmax(axis=1) == judged["y"]).mean())
+        return score(session.run(None, {"x": judged["x"]})[0], judged["y"])
 
     said = Said()
     logging.getLogger("neural_compressor").addHandler(said)
@@ -72,7 +72,7 @@ def main() -> None:
         config = PostTrainingQuantConfig(**settings, **(criterion if tuned else {}))
         found = quantization.fit(
             onnx.load(given / "model.onnx"), config, calib_dataloader=Rows(rows),
-            eval_func=accuracy if tuned else None,
+            eval_func=quality if tuned else None,
         )  # fmt: skip
         if found is None:
             raise ValueError(f"nothing came of it: {' '.join(said.lines)}")
@@ -81,13 +81,13 @@ def main() -> None:
     settings = {
         "inc-dynamic-default": ("approach=dynamic, all defaults (Quantization)", partial(fit, approach="dynamic")),
         "inc-dynamic-best": (
-            "approach=dynamic, tuned by validation accuracy, at most 0.01 lost, 10 trials (Tuning Strategies)",
+            "approach=dynamic, tuned by validation quality, at most 0.01 lost, 10 trials (Tuning Strategies)",
             partial(fit, tuned=True, approach="dynamic"),
         ),
         "inc-static-default": ("approach=static, all defaults (Quantization)", partial(fit, approach="static")),
         "inc-static-best": (
             "approach=static, weights' operators alone, as in the examples of its repository, tuned by validation "
-            "accuracy, at most 0.01 lost, 10 trials (Tuning Strategies)",
+            "quality, at most 0.01 lost, 10 trials (Tuning Strategies)",
             partial(fit, tuned=True, approach="static", op_type_dict=WEIGHTS_ALONE),
         ),
         "inc-static-smooth": (

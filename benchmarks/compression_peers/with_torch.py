@@ -94,6 +94,10 @@ def main() -> None:
             "quantize_dynamic, linear layers per channel, embeddings by their own config (Quantization)",
             partial(dynamic, qconfig_spec=channels),
         ),
+        "torch-dynamic-linear": (
+            "quantize_dynamic, linear layers alone, per channel (Quantization)",
+            partial(dynamic, qconfig_spec={nn.Linear: per_channel_dynamic_qconfig}),
+        ),
         "torch-pt2e-static-default": (
             "prepare_pt2e and convert_pt2e with the default x86 config, compiled with freezing (X86 Backend)",
             exported,
