@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from stillhouse.compress.export import run_torch
 from stillhouse.compress.frontier import choose, figures, frontier, hypervolume
-from stillhouse.compress.quantize import evenly_spaced
+from stillhouse.compress.quantize import evenly_spaced, touched
 from stillhouse.compress.sensitivity import layer_changes
 from stillhouse.compress.steps import layers, restructure
 from stillhouse.compress.subject import Feed, Form, Subject
@@ -148,6 +148,11 @@ class _Searching:
         if self.workers is not None:
             self.workers.shutdown(cancel_futures=True)
 
+    def _has_tables(self) -> bool:
+        """Whether the model looks rows up in tables."""
+        known = set(touched(self.subject.model))
+        return any(node.op_type == "Gather" and node.name in known for node in self.subject.model.graph.node)
+
     # ----------------------------------------------------------------- candidates
 
     def make(self, recipe: Recipe) -> Candidate:
@@ -178,6 +183,8 @@ class _Searching:
     def look(self, settings: Search) -> str:
         """Search until something runs out; what did."""
         formats = [each for each in _FORMATS if each.method in settings.steps]
+        if not self._has_tables():
+            formats = [each for each in formats if getattr(each, "table_bits", 8) == 8]
         for each in formats:
             if stop := self._over(settings):
                 return stop
