@@ -1,0 +1,84 @@
+"""One temperature makes a model as sure as it may be; nothing else about its answers changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+from torch import nn
+
+from stillhouse.compress.export import export_onnx, run_onnx
+from stillhouse.compress.quantize import quantize_static_int8
+from stillhouse.compress.recalibrate import temperature, with_temperature
+from stillhouse.config import StaticInt8
+from stillhouse.errors import ExportError
+
+ROWS, ACTIONS = 4000, 5
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(ROWS, 12)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(x: np.ndarray) -> onnx.ModelProto:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, ACTIONS))
+    with torch.no_grad():
+        layers[2].weight.mul_(4)
+    return export_onnx(layers.eval(), {"x": x[:50]})
+
+
+def drawn(probabilities: np.ndarray) -> np.ndarray:
+    """Outcomes of just these probabilities."""
+    uniform = np.random.default_rng(1).random(len(probabilities))[:, None]
+    return (probabilities.astype(np.float64).cumsum(axis=1) < uniform).sum(axis=1).clip(max=ACTIONS - 1)
+
+
+@pytest.mark.parametrize("truth", [0.5, 1.0, 2.5])
+def test_it_finds_the_temperature_that_outcomes_were_drawn_with(
+    model: onnx.ModelProto, x: np.ndarray, truth: float
+) -> None:
+    outcomes = drawn(run_onnx(with_temperature(model, truth), {"x": x}))
+    assert temperature(model, {"x": x}, outcomes) == pytest.approx(truth, rel=0.08)
+
+
+def test_no_temperature_where_none_helps(model: onnx.ModelProto, x: np.ndarray) -> None:
+    """Log loss with the temperature found is never above that without."""
+    for seed in range(5):
+        outcomes = np.random.default_rng(seed).integers(0, ACTIONS, 200)
+        found = temperature(model, {"x": x[:200]}, outcomes)
+        losses = [
+            -np.log(run_onnx(with_temperature(model, each), {"x": x[:200]})[np.arange(200), outcomes]).mean()
+            for each in (1.0, found)
+        ]
+        assert losses[1] <= losses[0] + 1e-6
+
+
+def test_dividing_logits_is_what_the_graph_does(model: onnx.ModelProto, x: np.ndarray) -> None:
+    plain = run_onnx(model, {"x": x[:100]}).astype(np.float64)
+    wanted = plain ** (1 / 3)
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    cooled = with_temperature(model, 3.0)
+    onnx.checker.check_model(cooled)
+    np.testing.assert_allclose(run_onnx(cooled, {"x": x[:100]}), wanted, atol=1e-6)
+    assert np.array_equal(wanted.argmax(axis=1), plain.argmax(axis=1))
+    np.testing.assert_allclose(run_onnx(model, {"x": x[:100]}), plain)  # the model itself is left as it is
+
+
+def test_a_tempered_graph_can_be_quantised(model: onnx.ModelProto, x: np.ndarray) -> None:
+    cooled = with_temperature(model, 2.0)
+    small = quantize_static_int8(cooled, StaticInt8(method="int8_static"), {"x": x[:500]})
+    assert np.abs(run_onnx(small, {"x": x[:500]}) - run_onnx(cooled, {"x": x[:500]})).mean() < 0.01
+
+
+def test_a_graph_without_a_softmax_is_refused() -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Relu", ["x"], ["p"])]
+    shapes = [value(name, onnx.TensorProto.FLOAT, [None, 2]) for name in ("x", "p")]
+    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:])
+    with pytest.raises(ExportError, match="does not end in a softmax"):
+        with_temperature(helper.make_model(graph), 2.0)
