@@ -86,7 +86,7 @@ def points(world_folder: Path, names: Sequence[str] = tuple(PEERS)) -> list[dict
 
 def _points(folder: Path, name: str) -> list[dict[str, Any]]:
     requirements, script = PEERS[name]
-    out, here = folder / name, Path(__file__).parent
+    out, here = folder / name, Path(__file__).parent.resolve()
     told, stamp = out / "points.json", out / "made_of.txt"
     made_of = _hash([folder / "model.onnx", folder / "calibration.npy", here / script], requirements)
     if stamp.exists() and stamp.read_text(encoding="utf-8") == made_of:
@@ -94,12 +94,14 @@ def _points(folder: Path, name: str) -> list[dict[str, Any]]:
     stamp.unlink(missing_ok=True)
     told.unlink(missing_ok=True)
     alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent.parent / "src"), "PYTHONWARNINGS": "ignore"}
-    command = [str(peer(name, requirements)), str(here / script), str(folder), str(out)]
+    command = [str(peer(name, requirements).absolute()), str(here / script), str(folder), str(out)]
     out.mkdir(exist_ok=True)
     failed = ""
     with (out / "log.txt").open("w", encoding="utf-8") as log:
         try:
-            done = subprocess.run(command, env=os.environ | alone, stdout=log, stderr=log, timeout=TIMEOUT, check=False)
+            done = subprocess.run(
+                command, env=os.environ | alone, stdout=log, stderr=log, cwd=out, timeout=TIMEOUT, check=False
+            )
             failed = f"ended with {done.returncode}" if done.returncode else ""
         except subprocess.TimeoutExpired:
             failed = f"ran for more than {TIMEOUT} s"
