@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -97,7 +98,7 @@ def quantize_dynamic_int8(model: onnx.ModelProto, config: DynamicInt8, feed: Fee
             per_channel=config.per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(config.keep),
+            nodes_to_exclude=_excluded(config.keep),
         )
 
     return _unsaturated(make, config, model, feed)
@@ -175,8 +176,13 @@ def quantize_tables(model: onnx.ModelProto, keep: tuple[str, ...]) -> onnx.Model
     """The graph with its embedding tables in int8, one scale each, and nothing else changed."""
     return _quantised(
         quantize_dynamic, model, op_types_to_quantize=["Gather"], weight_type=QuantType.QInt8,
-        nodes_to_exclude=list(keep),
+        nodes_to_exclude=_excluded(keep),
     )  # fmt: skip
+
+
+def _excluded(keep: tuple[str, ...]) -> list[str]:
+    """These layers by the names that the quantisers know: to them a ``Gemm`` is a ``MatMul`` and an ``Add``."""
+    return [*keep, *(f"{name}_MatMul" for name in keep)]
 
 
 def in_blocks(
@@ -197,7 +203,7 @@ def in_blocks(
     copied.CopyFrom(model)
     with quietly():
         try:
-            quantizer = MatMulNBitsQuantizer(copied, nodes_to_exclude=list(keep), algo_config=settings)
+            quantizer = MatMulNBitsQuantizer(copied, nodes_to_exclude=_excluded(keep), algo_config=settings)
             quantizer.process()
         except Exception as error:  # of a stranger's graph; the quantiser's errors have no base of their own
             raise ExportError(f"no blocks of {bits} bits: {type(error).__name__}: {error}") from error
@@ -207,11 +213,12 @@ def in_blocks(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without what ONNX Runtime's quantisers tell the root logger about each constant that they leave as it is."""
+    """Without what ONNX Runtime's quantisers tell the root logger, and print about histograms."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         logging.disable(before)
 
