@@ -88,17 +88,18 @@ def quantize_dynamic_int8(model: onnx.ModelProto, config: DynamicInt8, feed: Fee
     :raises ExportError: if 8-bit weights are asked for and saturate on this processor.
     """
 
-    prepared = _small_tables(model, config)
-
     def make(reduce_range: bool) -> onnx.ModelProto:
+        return _with_small_tables(lambda graph, excluded: quantised(graph, excluded, reduce_range), model, config)
+
+    def quantised(graph: onnx.ModelProto, excluded: list[str], reduce_range: bool) -> onnx.ModelProto:
         return _quantised(
             quantize_dynamic,
-            prepared,
+            graph,
             op_types_to_quantize=list(_DYNAMIC),
             per_channel=config.per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_excluded(config.keep),
+            nodes_to_exclude=excluded,
         )
 
     return _unsaturated(make, config, model, feed)
@@ -118,12 +119,13 @@ def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed)
     rows = config.calibration_rows if config.ranges == "minmax" else min(config.calibration_rows, _HISTOGRAM_ROWS)
     calibration = evenly_spaced(feed, rows)
 
-    prepared = _small_tables(model, config)
-
     def make(reduce_range: bool) -> onnx.ModelProto:
+        return _with_small_tables(lambda graph, excluded: quantised(graph, excluded, reduce_range), model, config)
+
+    def quantised(graph: onnx.ModelProto, excluded: list[str], reduce_range: bool) -> onnx.ModelProto:
         return _quantised(
             quantize_static,
-            prepared,
+            graph,
             _Rows(calibration),
             quant_format=QuantFormat.QOperator,
             op_types_to_quantize=list(_STATIC),
@@ -132,7 +134,7 @@ def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed)
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=_METHODS[config.ranges],
-            nodes_to_exclude=list(config.keep),
+            nodes_to_exclude=excluded,
         )
 
     return _unsaturated(make, config, model, feed)
@@ -147,9 +149,21 @@ def evenly_spaced(feed: Feed, count: int) -> Feed:
     return {name: array[places] for name, array in feed.items()}
 
 
-def _small_tables(model: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> onnx.ModelProto:
-    """The graph with its embedding tables in 4 bits, where that is asked for; in 8 they are left to the quantiser."""
-    return in_blocks(model, ("Gather",), 4, _TABLE_BLOCK, None, config.keep) if config.table_bits == 4 else model
+def _with_small_tables(
+    make: Callable[[onnx.ModelProto, list[str]], onnx.ModelProto], model: onnx.ModelProto,
+    config: DynamicInt8 | StaticInt8,
+) -> onnx.ModelProto:  # fmt: skip
+    """The quantised graph; its embedding tables in 4 bits where that is asked for, in 8 they are left to the quantiser.
+
+    The tables come last: what a quantiser must know of types does not reach across operators of ONNX Runtime's own.
+
+    :param make: quantises a graph, but for the nodes of these names.
+    """
+    excluded = _excluded(config.keep)
+    if config.table_bits == 8:
+        return make(model, excluded)
+    tables = [node.name for node in model.graph.node if node.op_type == "Gather"]
+    return in_blocks(make(model, [*excluded, *tables]), ("Gather",), 4, _TABLE_BLOCK, None, config.keep)
 
 
 def _unsaturated(
