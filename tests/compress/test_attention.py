@@ -132,7 +132,9 @@ def test_stacks_are_lists_of_layers_that_keep_the_shape() -> None:
     assert stacks(Form(text_student(ENCODERS["convolution"]), TEXT_COLUMNS), X) == []
 
 
-@pytest.mark.parametrize(("count", "ratio", "left"), [(4, 0.5, 2), (4, 0.1, 3), (4, 0.99, 1), (2, 0.5, 1), (3, 0.34, 2)])
+@pytest.mark.parametrize(
+    ("count", "ratio", "left"), [(4, 0.5, 2), (4, 0.1, 3), (4, 0.99, 1), (2, 0.5, 1), (3, 0.34, 2)]
+)
 def test_as_many_layers_as_the_share_says_and_one_at_least(count: int, ratio: float, left: int) -> None:
     form = transformer(layers=count, width=16, feedforward=16)
     made = prune_layers(layers(ratio), form, X)
@@ -176,7 +178,9 @@ def test_a_sequence_of_residual_blocks_is_a_stack_too() -> None:
     assert stacks(form, x) == ["0"]
     made = prune_layers(layers(0.3), form, x)
     assert [block.scale for block in made.module[0]] == [1.0, 2.0]
-    uneven = nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(6, 5)), nn.Sequential(nn.Linear(5, 6))), nn.Linear(6, 2))
+    uneven = nn.Sequential(
+        nn.Sequential(nn.Sequential(nn.Linear(6, 5)), nn.Sequential(nn.Linear(5, 6))), nn.Linear(6, 2)
+    )
     with pytest.raises(ExportError, match="prune_layers: Sequential has no list of layers that give what they take"):
         prune_layers(layers(0.5), Form(uneven.eval()), x)
 

@@ -47,7 +47,8 @@ def names(form: Form) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("used", "ratio"), [("ab", 5 / 7), ("adf", 4 / 7), (("e", "origin"), 5 / 7), (("a", "b", "c", "d", "e", "f"), 1 / 7)]
+    ("used", "ratio"),
+    [("ab", 5 / 7), ("adf", 4 / 7), (("e", "origin"), 5 / 7), (("a", "b", "c", "d", "e", "f"), 1 / 7)],
 )
 def test_columns_that_are_not_looked_at_go_and_change_nothing(used: Any, ratio: float) -> None:
     form = student(*used)
@@ -68,7 +69,9 @@ def test_any_share_leaves_a_student_of_the_columns_left(seed: int) -> None:
     module: Any = made.module
     assert module.numbers == len(module.edges) == len([name for name in left if name != "origin"])
     assert len(module.embeddings) == ("origin" in left)
-    assert module.layers[0].in_features == module.layers[0].weight.shape[1] == 5 * module.numbers + 3 * ("origin" in left)
+    assert (
+        module.layers[0].in_features == module.layers[0].weight.shape[1] == 5 * module.numbers + 3 * ("origin" in left)
+    )
     rows = {"x": encode(ROWS, made.columns or ())}
     assert rows["x"].shape[1] == width(made.columns or ())
     np.testing.assert_allclose(run_onnx(export_onnx(module, rows), rows), run_torch(module, rows), atol=1e-5)

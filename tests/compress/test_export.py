@@ -187,7 +187,9 @@ def test_what_onnx_runtime_refuses_is_an_export_error(model: onnx.ModelProto) ->
         ({"a": np.float32(3)}, "got {'a': 0}"),
     ],
 )
-def test_rows_that_no_student_reads_are_refused(student: TabularStudent, rows: dict[str, np.ndarray], message: str) -> None:
+def test_rows_that_no_student_reads_are_refused(
+    student: TabularStudent, rows: dict[str, np.ndarray], message: str
+) -> None:
     with pytest.raises(ExportError, match=message):
         export_onnx(student, rows)
 

@@ -35,7 +35,11 @@ def test_the_rank_that_a_share_leaves(outputs: int, inputs: int, ratio: float, r
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_the_largest_rank_that_fits(seed: int) -> None:
     random = np.random.default_rng(seed)
-    outputs, inputs, ratio = int(random.integers(2, 300)), int(random.integers(2, 300)), float(random.uniform(0.01, 0.99))
+    outputs, inputs, ratio = (
+        int(random.integers(2, 300)),
+        int(random.integers(2, 300)),
+        float(random.uniform(0.01, 0.99)),
+    )
     rank, room = rank_of(outputs, inputs, ratio), (1 - ratio) * outputs * inputs
     assert rank == 1 or rank * (outputs + inputs) <= room
     assert (rank + 1) * (outputs + inputs) > room - 1e-6

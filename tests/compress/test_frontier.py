@@ -57,13 +57,19 @@ def test_the_frontier_is_smallest_first_without_the_refused_and_of_equals_the_fi
 @pytest.mark.parametrize("seed", range(6))
 def test_nothing_on_the_frontier_is_beaten_and_all_else_is(seed: int) -> None:
     random = np.random.default_rng(seed)
-    made = [candidate(str(i), random.integers(1, 6) / 10, int(random.integers(1, 6)), float(random.integers(1, 6))) for i in range(25)]
+    made = [
+        candidate(str(i), random.integers(1, 6) / 10, int(random.integers(1, 6)), float(random.integers(1, 6)))
+        for i in range(25)
+    ]
     best = frontier(made)
     assert not any(dominates(one, other) for one, other in itertools.permutations(best, 2))
     for each in made:
         figures_of = {(other.quality, other.bytes, other.latency.p50_ms) for other in best if other.latency}
         assert each.latency is not None
-        assert any(dominates(other, each) for other in best) or (each.quality, each.bytes, each.latency.p50_ms) in figures_of
+        assert (
+            any(dominates(other, each) for other in best)
+            or (each.quality, each.bytes, each.latency.p50_ms) in figures_of
+        )
 
 
 # --------------------------------------------------------------------------- the box

@@ -26,7 +26,9 @@ def pruned(module: nn.Module, x: dict[str, np.ndarray], **settings: object) -> n
 
 
 def shapes(module: nn.Module) -> list[tuple[int, ...]]:
-    return [tuple(part.weight.shape) for part in module.modules() if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    return [
+        tuple(part.weight.shape) for part in module.modules() if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d)
+    ]
 
 
 def normal(count: int, *shape: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -124,7 +124,11 @@ def test_operators_on_integers(operator: str, weight: int, found: tuple[str, ...
 def test_a_turned_weight_is_read_by_its_outputs() -> None:
     """Of ``[[127, 0], [0, 127]]`` no pair of one output is full; of ``[[127, 127], [0, 0]]`` turned, one is."""
     x = u8([255, 255])
-    for w, turned, share in (([[127, 0], [0, 127]], 1, 0.0), ([[127, 127], [0, 0]], 1, 0.5), ([[127, 127], [0, 0]], 0, 0.0)):
+    for w, turned, share in (
+        ([[127, 0], [0, 127]], 1, 0.0),
+        ([[127, 127], [0, 0]], 1, 0.5),
+        ([[127, 127], [0, 0]], 0, 0.0),
+    ):
         node = helper.make_node("QGemm", ["x", "s", "xz", "w", "s", "wz", "", "s", "xz"], ["y"], name="layer",
                                 domain="com.microsoft", transB=turned)  # fmt: skip
         made = model([node], x, TensorProto.UINT8, w=s8(*w), **SCALES)

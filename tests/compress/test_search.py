@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.compress import workshop
+from stillhouse.compress import quantize, workshop
 from stillhouse.compress.export import run_onnx
-from stillhouse.compress.frontier import frontier, hypervolume
 from stillhouse.compress.frontier import figures as figures_of
+from stillhouse.compress.frontier import frontier, hypervolume
 from stillhouse.compress.search import _Arm, search
 from stillhouse.compress.subject import Subject
 from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Recipe, Search, StaticInt8, WeightOnly
@@ -22,7 +22,7 @@ from stillhouse.errors import ExportError
 from stillhouse.latency import measure_latency
 from stillhouse.records import Candidate, Frontier, Limits
 
-from .models_for_tests import COLUMNS, graph_subject, pack_model, tabular_subject, text_subject
+from .models_for_tests import COLUMNS, WITH_VNNI, graph_subject, pack_model, tabular_subject, text_subject
 
 STRUCTURAL = ("prune_units", "prune_heads", "prune_layers", "prune_columns", "low_rank", "vocabulary", "hashed_rows")
 LOOSE = Limits(max_quality_loss=0.1)
@@ -44,7 +44,11 @@ def settings(recipes: Sequence[Recipe] | None = None, **of_search: Any) -> Compr
 
 
 def run(
-    folder: Path, compression: Compression, limits: Limits = LOOSE, subject: Callable[[], Subject] = tabular_once, **more: Any
+    folder: Path,
+    compression: Compression,
+    limits: Limits = LOOSE,
+    subject: Callable[[], Subject] = tabular_once,
+    **more: Any,
 ) -> Frontier:
     return search(subject, compression, limits, pack_model, folder, **more)
 
@@ -74,7 +78,9 @@ def test_it_makes_the_reference_first_then_the_recipes_then_its_own(finished: tu
     assert 12 <= len(found.candidates) <= 13  # a format that loses too much is tried once more, with layers kept
     assert len(set(names(found))) == len(found.candidates)
     assert any(step["method"] in STRUCTURAL for each in found.candidates for step in each.recipe)
-    assert {step["recover_epochs"] for each in found.candidates for step in each.recipe if "recover_epochs" in step} == {1}
+    assert {
+        step["recover_epochs"] for each in found.candidates for step in each.recipe if "recover_epochs" in step
+    } == {1}
     assert found.limits == LOOSE and found.sensitivity
     for each in found.able:
         assert (Path(each.folder) / "model.onnx").exists() and Path(each.folder).is_relative_to(folder)
@@ -85,7 +91,9 @@ def test_what_it_found_is_what_its_candidates_say(finished: tuple[Path, Frontier
     best = frontier(found.able)
     assert {each.name for each in best} <= set(found.best) | {each.name for each in best}
     assert [each.name for each in frontier(map(found.named, found.best))] == list(found.best)
-    assert found.hypervolume == pytest.approx(hypervolume(figures_of(found.named(n), found.reference) for n in found.best))
+    assert found.hypervolume == pytest.approx(
+        hypervolume(figures_of(found.named(n), found.reference) for n in found.best)
+    )
     assert 0 < found.hypervolume < 1
     chosen = found.named(found.chosen)
     assert found.fits and chosen.quality is not None and found.reference.quality is not None
@@ -160,7 +168,10 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
 
 
 def test_without_a_search_just_the_recipes_and_those_of_earlier(tmp_path: Path) -> None:
-    recipes: tuple[Recipe, ...] = ((DynamicInt8(method="int8_dynamic"),), (PruneUnits(method="prune_units", recover_epochs=1),))
+    recipes: tuple[Recipe, ...] = (
+        (DynamicInt8(method="int8_dynamic"),),
+        (PruneUnits(method="prune_units", recover_epochs=1),),
+    )
     warm: tuple[Recipe, ...] = ((WeightOnly(method="weights", bits=4),), recipes[0])
     told: list[str] = []
     compression = Compression(recipes=recipes, search=None)
@@ -169,11 +180,15 @@ def test_without_a_search_just_the_recipes_and_those_of_earlier(tmp_path: Path) 
     assert found.stopped == "no search was asked for" and not found.sensitivity
 
 
-@pytest.mark.parametrize(("limit", "stopped"), [({"time": "0.1s"}, "the time is over (0.1 s)"), ({"candidates": 1}, "1 candidates are made")])
+@pytest.mark.parametrize(
+    ("limit", "stopped"), [({"time": "0.1s"}, "the time is over (0.1 s)"), ({"candidates": 1}, "1 candidates are made")]
+)
 def test_recipes_and_earlier_finds_are_made_whatever_the_search_may_cost(
     limit: dict[str, Any], stopped: str, tmp_path: Path
 ) -> None:
-    warm: tuple[Recipe, ...] = ((PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1), StaticInt8(method="int8_static")),)
+    warm: tuple[Recipe, ...] = (
+        (PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1), StaticInt8(method="int8_static")),
+    )
     found = run(tmp_path, settings(**limit), warm=warm)
     assert names(found) == ["fp32", "int8_dynamic", "int8_static", "units30.int8_static"]
     assert found.stopped == stopped
@@ -191,7 +206,10 @@ def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
     found = run(tmp_path, settings(candidates=40), subject=graph_subject)
     assert found.stopped == "nothing left to try"
     assert names(found)[:3] == ["fp32", "int8_dynamic", "int8_static"]
-    bits = {(each.recipe[0]["method"], each.recipe[0].get("bits"), each.recipe[0].get("table_bits")) for each in found.candidates}
+    bits = {
+        (each.recipe[0]["method"], each.recipe[0].get("bits"), each.recipe[0].get("table_bits"))
+        for each in found.candidates
+    }
     assert bits == {("fp32", None, None), ("int8_dynamic", None, 8), ("int8_dynamic", None, 4), ("int8_static", None, 8),
                     ("weights", 8, None), ("weights", 4, None)}  # fmt: skip
     assert not any(step["method"] in STRUCTURAL for each in found.candidates for step in each.recipe)
@@ -204,8 +222,11 @@ def test_where_nothing_fits_it_says_what_would_have_to_give(tmp_path: Path) -> N
     assert f"max_bytes of {smallest.bytes:,}, not 100 ({smallest.name})" in found.why and found.chosen == smallest.name
 
 
-def test_a_format_that_loses_too_much_is_tried_with_its_most_sensitive_layers_kept(tmp_path: Path) -> None:
+def test_a_format_that_loses_too_much_is_tried_with_its_most_sensitive_layers_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where quality falls with every change of an answer, and none is allowed."""
+    monkeypatch.setattr(quantize, "processor", lambda: WITH_VNNI)  # so that all weights have eight bits
     subject = tabular_once()
     wanted = run_onnx(subject.model, subject.judged(COLUMNS))
     strict = replace(subject, quality=lambda p: 1 - float(np.abs(p - wanted).mean()))
@@ -233,7 +254,9 @@ def test_a_model_that_cannot_serve_as_it_is_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [("prune_heads", "prune_layers"), ("vocabulary", "prune_units", "int8_dynamic")])
 def test_a_transformer_for_texts(steps: tuple[str, ...], tmp_path: Path) -> None:
-    found = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=steps, candidates=6), Limits(max_quality_loss=0.3), text_once)
+    found = run(
+        tmp_path, settings([(Fp32(method="fp32"),)], steps=steps, candidates=6), Limits(max_quality_loss=0.3), text_once
+    )
     methods = {step["method"] for each in found.candidates for step in each.recipe}
     assert {"fp32"} < methods <= {"fp32", *steps} and not {each.refused for each in found.candidates} - {None}
     assert found.named(found.chosen).bytes < found.reference.bytes and found.fits

@@ -52,7 +52,10 @@ def test_the_most_used_tokens_stay_with_their_vectors(ratio: float) -> None:
     letters = [token for token in TOKENS[2:] if len(token.removeprefix("##")) == 1]
     assert set(TOKENS[:2]) | set(letters) <= set(left)
     uses = np.bincount(X["x"][:, 2:].astype(int).ravel(), minlength=len(TOKENS))
-    kept, gone = ([uses[TOKENS.index(t)] for t in TOKENS[2:] if t not in letters and (t in left) is held] for held in (True, False))
+    kept, gone = (
+        [uses[TOKENS.index(t)] for t in TOKENS[2:] if t not in letters and (t in left) is held]
+        for held in (True, False)
+    )
     assert not kept or min(kept) >= max(gone)
     assert tokens_of(form) == TOKENS and made.columns[:2] == TEXT_COLUMNS[:2]  # type: ignore[index]
 

@@ -107,7 +107,9 @@ def test_products_may_be_of_integers(source: onnx.ModelProto) -> None:
     }  # fmt: skip
     assert levels["int8"] == {4} and 4 not in levels["float32"]
     rows = feed(300, seed=2)
-    assert np.abs(run_onnx(quantize_weights(source, weights(compute="int8")), rows) - run_onnx(source, rows)).mean() < 0.02
+    assert (
+        np.abs(run_onnx(quantize_weights(source, weights(compute="int8")), rows) - run_onnx(source, rows)).mean() < 0.02
+    )
 
 
 def gemm(transposed: bool, bias: bool, **settings: float) -> onnx.ModelProto:
@@ -120,10 +122,15 @@ def gemm(transposed: bool, bias: bool, **settings: float) -> onnx.ModelProto:
         numpy_helper.from_array(random.normal(size=48).astype(np.float32), "b"),
     ]
     nodes = [
-        helper.make_node("Gemm", ["x", "w", *(["b"] if bias else [])], ["h"], name="first", transB=int(transposed), **settings),
+        helper.make_node(
+            "Gemm", ["x", "w", *(["b"] if bias else [])], ["h"], name="first", transB=int(transposed), **settings
+        ),
         helper.make_node("MatMul", ["h", "v"], ["y"], name="second"),
     ]
-    shape = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 32), ("y", 3))}
+    shape = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
+        for name, size in (("x", 32), ("y", 3))
+    }
     graph = helper.make_graph(nodes, "two", [shape["x"]], [shape["y"]], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 

@@ -23,7 +23,7 @@ from stillhouse.errors import ExportError
 from stillhouse.latency import measure_latency
 from stillhouse.records import Candidate, Latency
 
-from .models_for_tests import WITH_VNNI, COLUMNS, graph_subject, pack_model, tabular_subject
+from .models_for_tests import COLUMNS, WITH_VNNI, graph_subject, pack_model, tabular_subject
 
 FP32, DYNAMIC = Fp32(method="fp32"), DynamicInt8(method="int8_dynamic")
 UNITS = PruneUnits(method="prune_units", ratio=0.5, recover_epochs=3)
@@ -234,7 +234,9 @@ def test_other_rows_models_tolerances_and_processors_are_other_candidates(
     assert len(set(ids)) == len(ids)
 
 
-def test_an_onnx_graph_alone_takes_formats_and_no_structural_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnx_graph_alone_takes_formats_and_no_structural_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_SECONDS_MEASURED", 0.01)
     workshop = Workshop(graph_subject(), pack_model, tmp_path, 0.05)
     made = workshop.make((DYNAMIC,))
