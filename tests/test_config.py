@@ -183,8 +183,8 @@ MISTAKES = [
     ("[{method: prune_units, ratio: 0.5}, {method: int8_static}]", "[{method: fp32}]",
      "15: compression.recipes: recipes must differ, and 'fp32' comes more than once"),
     ("[{method: prune_units, ratio: 0.5}, {method: int8_static}]", "[{method: int8_static}, {method: prune_units}]",
-     "15: compression.recipes: int8_static, prune_units: a recipe is any number of structural steps and then at most one "
-     "number format (fp32, int8_dynamic, int8_static, weights)"),
+     "15: compression.recipes: int8_static, prune_units: a recipe is any number of structural steps and then at most "
+     "one number format (fp32, int8_dynamic, int8_static, weights)"),
     ("watch:", "promotion: {slices: [temp]}\nwatch:",
      "18: promotion.slices: 'temp' is no category column of `observations`; those are: origin"),
     ("psi: 0.25", "psi: 0.25, psi: 3", "19: watch.thresholds.psi: is written twice (first in line 19); remove one"),

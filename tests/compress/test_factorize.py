@@ -142,5 +142,5 @@ def test_a_ratio_of_nothing_leaves_the_layer_and_the_same_again_is_the_same() ->
 def test_what_does_not_apply_is_an_error() -> None:
     with pytest.raises(ExportError, match="low_rank: Linear has no linear layer of 1024 numbers or more"):
         low_rank(step(), Form(nn.Linear(3, 3)), {"x": np.zeros((4, 3), np.float32)})
-    with pytest.raises(ExportError, match="no layer is called layers.6, x; those are: layers.0, layers.3"):
+    with pytest.raises(ExportError, match=r"no layer is called layers\.6, x; those are: layers.0, layers.3"):
         low_rank(step(ratios={"x": 0.5, "layers.6": 0.5}), Form(tabular()), feed(10))

@@ -17,7 +17,7 @@ def candidate(
 ) -> Candidate:
     latency = Latency(p50_ms=p50, p95_ms=2 * p50 if p95 is None else p95, calls=10)
     return Candidate(
-        **{"candidate_id": name, "name": name, "recipe": (), "quality": quality, "bytes": size, "latency": latency} | fields
+        candidate_id=name, name=name, recipe=(), quality=quality, bytes=size, latency=latency, **fields
     )  # fmt: skip
 
 
@@ -139,10 +139,11 @@ ALL = (BIG, refused("broken"), SMALL, TINY)
         ({"max_p95_ms": 3}, "big",
          "big: the smallest within 0.5 points and 3 ms: 1,000 bytes, p95 2 ms, no worse than the float32 model"),
         ({"max_bytes": 500, "max_p95_ms": 4}, "small",
-         "small: the smallest within 0.5 points, 4 ms and 500 bytes: 400 bytes, p95 4 ms, 0.3 points below the float32 "
-         "model"),
+         "small: the smallest within 0.5 points, 4 ms and 500 bytes: 400 bytes, p95 4 ms, 0.3 points below the "
+         "float32 model"),
         ({"max_bytes": 400}, "small",
-         "small: the smallest within 0.5 points and 400 bytes: 400 bytes, p95 4 ms, 0.3 points below the float32 model"),
+         "small: the smallest within 0.5 points and 400 bytes: 400 bytes, p95 4 ms, 0.3 points below the "
+         "float32 model"),
     ],
 )  # fmt: skip
 def test_the_smallest_within_the_limits(limits: dict[str, Any], name: str, why: str) -> None:
@@ -169,8 +170,8 @@ def test_of_equals_the_faster_and_then_the_name() -> None:
         ({"max_bytes": 500, "max_p95_ms": 1.5}, "tiny",
          "it would take a max_p95_ms of 4, not 1.5 (small), or a max_quality_loss of 0.0500, not 0.005 (tiny)"),
         ({"max_bytes": 50, "max_p95_ms": 0.5}, "tiny",
-         "the nearest, tiny, breaks max_bytes, max_p95_ms, max_quality_loss together: 100 bytes, p95 1 ms, 5 points below "
-         "the float32 model"),
+         "the nearest, tiny, breaks max_bytes, max_p95_ms, max_quality_loss together: 100 bytes, p95 1 ms, 5 points "
+         "below the float32 model"),
     ],
 )  # fmt: skip
 def test_where_nothing_fits_it_says_what_would_have_to_give(limits: dict[str, Any], name: str, why: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,7 @@ def test_random_chains_lose_exactly_what_is_asked(seed: int) -> None:
     torch.manual_seed(seed)
     widths = [int(width) for width in random.integers(2, 30, random.integers(3, 6))]
     parts: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         parts += [nn.Linear(inputs, outputs), nn.ReLU()]
     module = nn.Sequential(*parts[:-1])
     ratio = float(random.uniform(0.05, 0.95))
@@ -68,7 +70,7 @@ def test_random_chains_lose_exactly_what_is_asked(seed: int) -> None:
         return
     made = pruned(module, normal(40, widths[0], seed=seed), ratio=ratio)
     wanted = [widths[0], *hidden, widths[-1]]
-    assert shapes(made) == [(outputs, inputs) for inputs, outputs in zip(wanted[:-1], wanted[1:], strict=True)]
+    assert shapes(made) == [(outputs, inputs) for inputs, outputs in pairwise(wanted)]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_units_that_do_nothing_go_first_and_change_nothing(side: str) -> None:
 def test_units_that_are_constant_go_into_biases_and_change_nothing() -> None:
     """However loud they are: what varies is what counts."""
     student = tabular()
-    first, second, last = linears(student)
+    first, second, _ = linears(student)
     with torch.no_grad():
         first.weight[:32] = 0
         first.bias[:32] = torch.linspace(1, 50, 32)
@@ -117,7 +119,7 @@ def test_units_that_are_constant_go_into_biases_and_change_nothing() -> None:
 
 
 def test_the_importance_by_hand() -> None:
-    """Variances 4, 1, 9 and weights ‖w‖² of 1, 25, .01: importances 4, 25 and .09, so the third goes, and then the first."""
+    """Variances 4, 1, 9 and weights ‖w‖² of 1, 25, .01: importances 4, 25 and .09, so the third goes first."""
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     with torch.no_grad():
         module[0].weight.copy_(torch.eye(3))

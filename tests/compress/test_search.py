@@ -125,7 +125,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 3, 7, 10])
+@pytest.mark.parametrize("after", [2, 8])
 def test_a_search_that_was_killed_goes_on_where_it_was(
     finished: tuple[Path, Frontier], after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,8 +210,10 @@ def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
         (each.recipe[0]["method"], each.recipe[0].get("bits"), each.recipe[0].get("table_bits"))
         for each in found.candidates
     }
-    assert bits == {("fp32", None, None), ("int8_dynamic", None, 8), ("int8_dynamic", None, 4), ("int8_static", None, 8),
-                    ("weights", 8, None), ("weights", 4, None)}  # fmt: skip
+    assert bits == {
+        ("fp32", None, None), ("int8_dynamic", None, 8), ("int8_dynamic", None, 4), ("int8_static", None, 8),
+        ("weights", 8, None), ("weights", 4, None),
+    }  # fmt: skip
     assert not any(step["method"] in STRUCTURAL for each in found.candidates for step in each.recipe)
 
 

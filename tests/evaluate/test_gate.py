@@ -258,7 +258,7 @@ def test_a_certificate_holds_the_budgets_of_its_day(make: Any) -> None:
 
 
 def test_a_challenger_that_keeps_to_no_budget_is_refused_with_what_would_have_to_give(make: Any) -> None:
-    """Even where the certificate's own budgets are met: latency is measured again, and compression had looked earlier."""
+    """Even where the certificate's own budgets are met: latency is measured twice, and may differ."""
     why = "nothing fits: it would take a max_bytes of 1,000, not 900 (fp32)"
     verdict = judge(make.certificate(nothing_fits=why))
     assert verdict.outcome == "refused" and verdict.summary == f"fp32 refused: {why}"
