@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -176,6 +175,3 @@ def graph_subject() -> Subject:
 def pack_model(folder: Path, model: onnx.ModelProto, built: Built) -> None:
     """The artifact is the model alone."""
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-
-
-Make = Callable[..., Subject]
