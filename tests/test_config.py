@@ -13,17 +13,29 @@ from pydantic import ValidationError
 from stillhouse import config
 from stillhouse.config import (
     CategoryColumn,
+    Compression,
     ConvolutionEncoder,
     DynamicInt8,
     Fp32,
+    HashedRows,
+    LowRank,
     NumberColumn,
-    Prune,
+    PruneColumns,
+    PruneHeads,
+    PruneLayers,
+    PruneUnits,
+    Recipe,
+    Search,
     StaticInt8,
     TextStudent,
+    Vocabulary,
+    WeightOnly,
     embedded_environment,
     load,
     load_file,
-    variant_name,
+    number_format,
+    recipe_name,
+    structure,
 )
 from stillhouse.errors import ConfigError
 
@@ -42,8 +54,8 @@ teachers:
   - {kind: python, name: forest, target: "toy:Forest", weight: 2}
 student: {kind: tabular, widths: [16]}
 compression:
-  - {method: fp32}
-  - {method: prune, ratio: 0.5}
+  recipes: [{method: fp32}, [{method: prune_units, ratio: 0.5}, {method: int8_static}]]
+  search: {candidates: 9}
 windows: {train: 8w, test: 1w, current: 36h}
 watch:
   thresholds: {psi: 0.25}
@@ -75,7 +87,10 @@ def test_a_good_file_is_read_and_frozen(file: Path) -> None:
     assert toy.observations.since == datetime(2013, 1, 1, tzinfo=UTC)
     assert toy.windows.train == timedelta(weeks=8)
     assert toy.windows.current == timedelta(hours=36)
-    assert toy.compression == (Fp32(method="fp32"), Prune(method="prune", ratio=0.5))
+    assert toy.compression.recipes == (
+        (Fp32(method="fp32"),), (PruneUnits(method="prune_units", ratio=0.5), StaticInt8(method="int8_static"))
+    )  # fmt: skip
+    assert toy.compression.search == Search(candidates=9)
     assert toy.distillation.temperature == 2.0
     assert toy.promotion.approval == "automatic"
     for part, field in ((toy, "agent"), (toy.windows, "train"), (toy.teachers[0], "weight")):
@@ -92,7 +107,8 @@ MISTAKES = [
     ("min: -30", "minn: -30", "7: observations.columns.temp.minn: unknown key; did you mean 'min'?"),
     ("{type: number}", "{type: number, max_mising: 1}",
      "8: observations.columns.number.max_mising: unknown key; did you mean 'max_missing'?"),
-    ("ratio: 0.5", "ratoi: 0.5", "16: compression.1.ratoi: unknown key; did you mean 'ratio'?"),
+    ("ratio: 0.5", "ratoi: 0.5", "15: compression.recipes.1.0.ratoi: unknown key; did you mean 'ratio'?"),
+    ("candidates: 9", "candidate: 9", "16: compression.search.candidate: unknown key; did you mean 'candidates'?"),
     ("psi: 0.25", "outputpsi: 1", "19: watch.thresholds.outputpsi: unknown key; did you mean 'output_psi'?"),
     # a key of another kind of column is not suggested
     ("max_unknown: 0.1", "min: 3", "9: observations.columns.origin.min: unknown key; "
@@ -103,7 +119,10 @@ MISTAKES = [
     ("{type: number}", "{}",
      "8: observations.columns.number.type: is required and missing: one of number, category, text"),
     ("method: fp32", "method: int4",
-     "15: compression.0.method: 'int4' is not known; known are: fp32, int8_dynamic, int8_static, prune"),
+     "15: compression.recipes.0.0.method: 'int4' is not known; known are: fp32, int8_dynamic, int8_static, weights, "
+     "prune_units, prune_heads, prune_layers, prune_columns, low_rank, vocabulary, hashed_rows"),
+    ("candidates: 9", "steps: [prune]",
+     "16: compression.search.steps.0: 'prune' is not known; did you mean 'prune_units'?"),
     ("kind: tabular", "kind: tabluar", "13: student.kind: 'tabluar' is not known; did you mean 'tabular'?"),
     # missing keys
     (", delay: 1d", "", "10: outcomes.delay: is required and missing: time until an outcome is known"),
@@ -137,7 +156,14 @@ MISTAKES = [
     ("max_unknown: 0.1", "max_unknown: 1.5",
      "9: observations.columns.origin.max_unknown: must be at most 1, not 1.5"),
     ("[16]", "[1]", "13: student.widths.0: must be at least 2, not 1"),
-    ("ratio: 0.5", "ratio: 1", "16: compression.1.ratio: must be less than 1, not 1"),
+    ("ratio: 0.5", "ratio: 1", "15: compression.recipes.1.0.ratio: must be less than 1, not 1"),
+    ("ratio: 0.5", "ratios: {a: -1}", "15: compression.recipes.1.0.ratios.a: must be at least 0, not -1"),
+    ("candidates: 9", "candidates: 0", "16: compression.search.candidates: must be at least 1, not 0"),
+    ("candidates: 9", "parallel: 65", "16: compression.search.parallel: must be at most 64, not 65"),
+    ("candidates: 9", "time: 5", "16: compression.search.time: 5 is not a duration: "
+     "write a number and s, m, h, d or w, such as '12h' or '7d'"),
+    ("{method: int8_static}", "{method: weights, bits: 2}",
+     "15: compression.recipes.1.1.bits: 2 is not known; known are: 8, 4"),
     ("[stay, move]", "[stay]", "2: actions: must have at least 2 entries, not ['stay']"),
     ("agent: toy", "agent: Toy X", "1: agent: 'Toy X' must be a name: a lower-case letter, then lower-case letters, "
      "digits, _ or -, at most 63"),
@@ -154,8 +180,11 @@ MISTAKES = [
     ("    temp: {", "    observed_at: {",
      "3: observations: column names ['observed_at'] are reserved for the knowledge base"),
     ("[stay, move]", "[stay, stay]", "2: actions: actions must differ, and 'stay' comes more than once"),
-    ("  - {method: prune, ratio: 0.5}", "  - {method: fp32}",
-     "14: compression: variants must differ, and 'fp32' comes more than once"),
+    ("[{method: prune_units, ratio: 0.5}, {method: int8_static}]", "[{method: fp32}]",
+     "15: compression.recipes: recipes must differ, and 'fp32' comes more than once"),
+    ("[{method: prune_units, ratio: 0.5}, {method: int8_static}]", "[{method: int8_static}, {method: prune_units}]",
+     "15: compression.recipes: int8_static, prune_units: a recipe is any number of structural steps and then at most "
+     "one number format (fp32, int8_dynamic, int8_static, weights)"),
     ("watch:", "promotion: {slices: [temp]}\nwatch:",
      "18: promotion.slices: 'temp' is no category column of `observations`; those are: origin"),
     ("psi: 0.25", "psi: 0.25, psi: 3", "19: watch.thresholds.psi: is written twice (first in line 19); remove one"),
@@ -397,17 +426,104 @@ def test_without_settings_things_lie_in_the_working_directory(tmp_path: Path, mo
     assert config.agents_folder() == tmp_path / "agents"
 
 
+# --------------------------------------------------------------------------- compression
+
+FP32, DYNAMIC, STATIC = Fp32(method="fp32"), DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static")
+UNITS = PruneUnits(method="prune_units", ratio=0.29)
+
+
 @pytest.mark.parametrize(
-    ("compression", "name"),
+    ("recipe", "name"),
     [
-        (Fp32(method="fp32"), "fp32"),
-        (DynamicInt8(method="int8_dynamic"), "int8_dynamic"),
-        (StaticInt8(method="int8_static"), "int8_static"),
-        (Prune(method="prune", ratio=0.29), "pruned_29"),
+        ((FP32,), "fp32"),
+        ((DYNAMIC,), "int8_dynamic"),
+        ((STATIC,), "int8_static"),
+        ((StaticInt8(method="int8_static", table_bits=4),), "int8_static_tables4"),
+        ((WeightOnly(method="weights"),), "weights8"),
+        ((WeightOnly(method="weights", bits=4),), "weights4"),
+        ((UNITS,), "units29"),
+        ((UNITS, FP32), "units29"),
+        ((UNITS, DYNAMIC), "units29.int8_dynamic"),
+        ((PruneLayers(method="prune_layers"), UNITS, STATIC), "layers50.units29.int8_static"),
+        ((PruneHeads(method="prune_heads"),), "heads50"),
+        ((PruneColumns(method="prune_columns"),), "columns25"),
+        ((LowRank(method="low_rank", ratio=0.125),), "rank12.5"),
+        ((Vocabulary(method="vocabulary"), HashedRows(method="hashed_rows")), "vocabulary50.hashed50"),
+        ((PruneUnits(method="prune_units", recover_epochs=9),), "units50"),
     ],
 )
-def test_variants_have_names(compression: config.Compression, name: str) -> None:
-    assert variant_name(compression) == name
+def test_variants_have_names(recipe: Recipe, name: str) -> None:
+    assert recipe_name(recipe) == name
+
+
+def test_settings_that_a_name_does_not_tell_are_four_characters_of_it() -> None:
+    kept = [STATIC.model_copy(update={"keep": (name,)}) for name in ("a", "b")]
+    names = [recipe_name((each,)) for each in (*kept, StaticInt8(method="int8_static", per_channel=False))]
+    assert len(set(names)) == 3 and all(re.fullmatch(r"int8_static-[0-9a-f]{4}", name) for name in names)
+    by_layer = PruneUnits(method="prune_units", ratios={"up": 0.3})
+    assert re.fullmatch(r"units50-[0-9a-f]{4}\.int8_static-[0-9a-f]{4}", recipe_name((by_layer, kept[0])))
+    assert recipe_name((by_layer, STATIC)) == f"{recipe_name((by_layer,))}.int8_static"
+    assert recipe_name((by_layer,)) == recipe_name((PruneUnits(method="prune_units", ratios={"up": 0.3}),))
+
+
+def test_a_recipe_is_structure_and_then_a_number_format() -> None:
+    assert structure((UNITS, DYNAMIC)) == (UNITS,) and number_format((UNITS, DYNAMIC)) == DYNAMIC
+    assert structure((UNITS,)) == (UNITS,) and number_format((UNITS,)) == FP32
+    assert structure((FP32,)) == () and number_format((FP32,)) == FP32
+
+
+def test_by_default_three_formats_and_a_search(file: Path) -> None:
+    begin, end = GOOD.index("compression:"), GOOD.index("windows:")
+    file.write_text(GOOD[:begin] + GOOD[end:])
+    found = load_file(file).compression
+    assert found == Compression() and found.recipes == ((FP32,), (DYNAMIC,), (STATIC,))
+    assert found.search == Search() and set(Search().steps) == {
+        "int8_dynamic", "int8_static", "weights", "prune_units", "prune_heads", "prune_layers", "prune_columns",
+        "low_rank", "vocabulary", "hashed_rows",
+    }  # fmt: skip
+    assert found.search is not None and found.search.time == timedelta(minutes=5)
+
+
+def test_a_search_may_be_left_out_and_a_step_stand_without_brackets(file: Path) -> None:
+    file.write_text(GOOD.replace("{candidates: 9}", "null").replace("{method: fp32}, ", ""))
+    found = load_file(file).compression
+    assert found.search is None and [recipe_name(recipe) for recipe in found.recipes] == ["units50.int8_static"]
+
+
+@pytest.mark.parametrize(
+    "recipes", [[[FP32, UNITS]], [[DYNAMIC, STATIC]], [[UNITS, FP32, UNITS]], [[]], [], [[UNITS], [UNITS, FP32]]]
+)
+def test_recipes_out_of_order_empty_or_alike_are_refused(recipes: list[list[object]]) -> None:
+    with pytest.raises(ValidationError):
+        Compression.model_validate({"recipes": recipes})
+
+
+@pytest.mark.parametrize(
+    ("settings", "right"),
+    [
+        ({"tolerance": 0.0}, False), ({"tolerance": 1.0}, True), ({"tolerance": 1.1}, False),
+        ({"recipes": [{"method": "int8_static", "calibration_rows": 99}]}, False),
+        ({"recipes": [{"method": "int8_static", "calibration_rows": 100, "ranges": "entropy"}]}, True),
+        ({"recipes": [{"method": "int8_static", "ranges": "widest"}]}, False),
+        ({"recipes": [{"method": "int8_dynamic", "reduce_range": "auto"}]}, True),
+        ({"recipes": [{"method": "int8_dynamic", "reduce_range": "sometimes"}]}, False),
+        ({"recipes": [{"method": "int8_dynamic", "table_bits": 2}]}, False),
+        ({"recipes": [{"method": "weights", "block": 64, "compute": "int8"}]}, True),
+        ({"recipes": [{"method": "weights", "block": 48}]}, False),
+        ({"recipes": [{"method": "low_rank", "ratio": 0}]}, False),
+        ({"recipes": [{"method": "low_rank", "ratios": {"a": 0}}]}, True),
+        ({"recipes": [{"method": "prune_layers", "ratios": {"a": 0.5}}]}, False),
+        ({"search": {"steps": []}}, False), ({"search": {"steps": ["fp32"]}}, False),
+        ({"search": {"recover_epochs": 0}}, True), ({"search": {"recover_epochs": -1}}, False),
+        ({"search": None}, True),
+    ],
+)  # fmt: skip
+def test_ranges_of_the_compressions_settings(settings: dict[str, object], right: bool) -> None:
+    if right:
+        Compression.model_validate(settings)
+    else:
+        with pytest.raises(ValidationError):
+            Compression.model_validate(settings)
 
 
 def test_the_page_of_the_agent_file_names_every_key() -> None:
@@ -448,8 +564,6 @@ def test_an_agent_that_reads_texts(file: Path) -> None:
          "13: student.encoder.heads: 4 does not divide the width, 10"),
         ("{type: convolution}", "{type: convolution, sizes: [2, 2]}",
          "13: student.encoder.sizes: names 2 more than once"),
-        ("widths: [16]", "widths: []",
-         "16: compression.1.method: 'prune' removes hidden units, and the student has none (widths []): leave it out"),
         ("kind: python, name: forest, target: \"toy:Forest\", weight: 2}\nstudent: {kind: text,",
          "kind: mlflow, name: forest, uri: \"models:/forest/1\"}\nstudent: {kind: text, initialise: teacher,",
          "13: student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from stillhouse import records
 from stillhouse.records import (
     Baseline,
+    Candidate,
     Certificate,
     CheckFailure,
     ColumnDrift,
@@ -24,7 +25,10 @@ from stillhouse.records import (
     DriftReport,
     EvidenceStep,
     Examination,
+    Frontier,
     Latency,
+    LayerSensitivity,
+    Limits,
     LossBaseline,
     ModelRef,
     Proof,
@@ -33,6 +37,7 @@ from stillhouse.records import (
     Reason,
     Record,
     Refresh,
+    Saturation,
     Scorecard,
     Screened,
     Screens,
@@ -130,7 +135,20 @@ CONTRADICTION = Contradiction(
     second_right=2, better=None,
 )  # fmt: skip
 CONTRADICTIONS = Contradictions(window=WINDOW, found=(CONTRADICTION,))
+SATURATION = Saturation(layer="/student/layers.0/Gemm", share=1e-5)
+CANDIDATE = Candidate(
+    candidate_id="c", name="units50.int8_static", recipe=({"method": "prune_units", "ratios": {"up": 1 / 3}},),
+    folder="/c", bytes=9, quality=2 / 3, difference=0.01, latency=LATENCY, cpu_ms=0.1, saturates=(SATURATION,),
+)  # fmt: skip
+REFUSED = Candidate(candidate_id="d", name="heads50", recipe=(), refused="no attention")
+SENSITIVITY = LayerSensitivity(step="low_rank", layer="up", difference=0.1, parameters_saved=70)
+LIMITS = Limits(max_bytes=100)
+FRONTIER = Frontier(
+    reference=CANDIDATE, candidates=(CANDIDATE, REFUSED), best=(CANDIDATE.name,), hypervolume=1 / 3,
+    chosen=CANDIDATE.name, fits=False, why="nothing fits", limits=LIMITS, sensitivity=(SENSITIVITY,), stopped="over",
+)  # fmt: skip
 ALL: list[Record] = [
+    SATURATION, CANDIDATE, SENSITIVITY, LIMITS, FRONTIER,
     WEIGHTS_HERE, WEIGHTS, WEIGHT_CHANGE, CONTRADICTION, CONTRADICTIONS,
     WINDOW, REASON, FAILURE, DATA, COLUMN, DISAGREEMENT, QUALITY, DRIFT, MODEL, TEACHER, STUDENT, LATENCY, CARD,
     COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH, SCREENED, SLICE, SCREENS, LOSS, STEP, COUNTED, COST,
@@ -196,6 +214,12 @@ def test_the_worst_columns_come_first() -> None:
 def test_the_drift_report_comes_out_of_a_verdict() -> None:
     assert drift_report(VERDICT) == DRIFT
     assert drift_report(VERDICT.model_copy(update={"evidence": {}})) is None
+
+
+def test_a_search_knows_those_that_can_serve_and_each_by_name() -> None:
+    assert FRONTIER.able == (CANDIDATE,) and FRONTIER.named("heads50") == REFUSED
+    assert str(CANDIDATE) == "units50.int8_static: 9 bytes, p50 0.04 ms, quality 0.6667"
+    assert str(REFUSED) == "heads50: refused: no attention"
 
 
 def test_a_broken_report_is_one_with_a_fatal_failure() -> None:

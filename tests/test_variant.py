@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from onnx import TensorProto, helper
 
 from stillhouse import variant
-from stillhouse.variant import InputError, encode
+from stillhouse.variant import InputError, Variant, encode
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "temp", "type": "number"},
@@ -119,6 +122,64 @@ def test_what_float32_cannot_hold_is_refused(value: float) -> None:
 def test_a_moment_is_no_number(value: object) -> None:
     with pytest.raises(InputError, match="column 'wind' must be numeric, not"):
         encode(frame(wind=[value, value]), COLUMNS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A variant that was measured on the processor ``Old`` with AVX2 and VNNI."""
+    node = helper.make_node("Softmax", ["x"], ["p"])
+    x, p = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xp")
+    model = helper.make_model(
+        helper.make_graph([node], "tiny", [x], [p]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    manifest = {
+        "variant": "int8_static", "actions": ["stay", "move"], "columns": COLUMNS[:2],
+        "sha256": {"model.onnx": hashlib.sha256(model.SerializeToString()).hexdigest()},
+        "cpu": {"name": "Old", "flags": ["avx2", "avx512_vnni"]},
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def serves_on(monkeypatch: pytest.MonkeyPatch, name: str, *flags: str) -> None:
+    monkeypatch.setattr(variant, "processor", lambda: {"name": name, "flags": list(flags)})
+
+
+def test_a_variant_on_the_processor_that_it_was_measured_on_is_silent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    serves_on(monkeypatch, "Old", "avx2", "avx512_vnni")
+    found = Variant(folder).predict(frame())
+    assert found["action"].tolist() == ["move", "move"] and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "said"),
+    [
+        ("New", ("avx2", "avx512_vnni"), "serves on New: its latency"),
+        ("New", ("avx2",), "serves on New, which lacks avx512_vnni: its latency"),
+        ("New", ("asimd",), "serves on New, which lacks avx2, avx512_vnni: its latency"),
+        ("Old", ("avx2", "avx512_vnni", "amx_int8"), "serves on Old: its latency"),
+    ],
+)
+def test_a_variant_on_another_processor_warns_and_serves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, flags: tuple[str, ...], said: str
+) -> None:
+    serves_on(monkeypatch, name, *flags)
+    with pytest.warns(UserWarning, match=r"variant 'int8_static' was measured on Old and ") as told:
+        made = Variant(folder)
+    (warning,) = told.list
+    assert said in str(warning.message) and Path(warning.filename).name == Path(__file__).name
+    assert made.predict(frame())["action"].tolist() == ["move", "move"]
+
+
+def test_a_manifest_that_names_no_processor_is_no_trouble(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["cpu"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    Variant(folder)
+    assert not recwarn.list
 
 
 def test_nothing_of_stillhouse_is_needed() -> None:

@@ -2,67 +2,55 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
-from stillhouse.compress.export import TOLERANCE, export_onnx, probabilities, run_onnx, slim
-from stillhouse.distill.students import TabularStudent, quantile_edges
+from stillhouse.compress.export import TOLERANCE, export_onnx, run_onnx, run_torch, slim
+from stillhouse.compress.quantize import touched
+from stillhouse.distill.students import TabularStudent
 from stillhouse.errors import ExportError
 
-CARDINALITIES = (16, 3, 105)
-
-
-def encoded(count: int, seed: int = 0) -> np.ndarray:
-    """Rows as `stillhouse.variant.encode` makes them: 20 numbers (some missing) and 3 category codes."""
-    random = np.random.default_rng(seed)
-    numbers = random.normal(scale=np.logspace(-1, 3, 20), size=(count, 20))
-    numbers[random.random(numbers.shape) < 0.05] = np.nan
-    codes = [random.integers(0, values + 1, (count, 1)) for values in CARDINALITIES]
-    return np.hstack([numbers, *codes]).astype(np.float32)
+from .models_for_tests import CARDINALITIES, encoded, feed, tabular
 
 
 @pytest.fixture(scope="module")
 def student() -> TabularStudent:
-    torch.manual_seed(0)
-    return TabularStudent(quantile_edges(encoded(2000)[:, :20], 12), CARDINALITIES, 2, (64, 32), dropout=0.1)
+    return tabular(dropout=0.1)
 
 
 @pytest.fixture(scope="module")
-def model(student: TabularStudent, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("export") / "model.onnx"
-    export_onnx(student, encoded(200), path)
-    return path.read_bytes()
+def model(student: TabularStudent) -> onnx.ModelProto:
+    return export_onnx(student, feed(200))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000])
-def test_equals_torch_for_any_batch(model: bytes, student: TabularStudent, count: int) -> None:
-    rows = encoded(count, seed=count)
+def test_equals_torch_for_any_batch(model: onnx.ModelProto, student: TabularStudent, count: int) -> None:
+    rows = feed(count, seed=count)
     found = run_onnx(model, rows)
     assert found.shape == (count, 2)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, probabilities(student, rows), atol=1e-6)
+    np.testing.assert_allclose(found, run_torch(student, rows), atol=1e-6)
     np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
 
 
-def test_equals_torch_at_the_edges_of_the_encoding(model: bytes, student: TabularStudent) -> None:
+def test_equals_torch_at_the_edges_of_the_encoding(model: onnx.ModelProto, student: TabularStudent) -> None:
     rows = np.zeros((5, 23), dtype=np.float32)  # codes 0: nothing known
     rows[0, :20] = np.nan
     rows[1, :20] = student.edges[:, 3].numpy()
     rows[2, :20] = 1e30
     rows[3, :20] = -1e30
     rows[4, 20:] = CARDINALITIES
-    found = run_onnx(model, rows)
+    found = run_onnx(model, {"x": rows})
     assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, probabilities(student, rows), atol=1e-6)
+    np.testing.assert_allclose(found, run_torch(student, {"x": rows}), atol=1e-6)
 
 
-def test_the_interface_is_one_float_matrix_in_and_one_out(model: bytes) -> None:
-    graph = onnx.load_model_from_string(model).graph
+@pytest.mark.parametrize("slimmed", [False, True])
+def test_the_interface_is_one_float_matrix_in_and_one_out(model: onnx.ModelProto, slimmed: bool) -> None:
+    graph = (slim(model) if slimmed else model).graph
     (x,), (p,) = graph.input, graph.output
     assert (x.name, p.name) == ("x", "probabilities")
     for value, size in ((x, 23), (p, 2)):
@@ -72,38 +60,74 @@ def test_the_interface_is_one_float_matrix_in_and_one_out(model: bytes) -> None:
         assert width.dim_value == size
 
 
-def test_the_file_is_little_more_than_the_weights(model: bytes, student: TabularStudent) -> None:
+def test_nodes_keep_their_layers_names(model: onnx.ModelProto) -> None:
+    assert touched(model) == [
+        "/student/layers/layers.0/Gemm", "/student/layers/layers.3/Gemm", "/student/embeddings.2/Gather",
+        "/student/embeddings.0/Gather", "/student/layers/layers.6/Gemm", "/student/embeddings.1/Gather",
+    ]  # fmt: skip
+
+
+def test_the_file_is_little_more_than_the_weights(model: onnx.ModelProto, student: TabularStudent) -> None:
+    small = slim(model)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in student.state_dict().values())
-    onnx.checker.check_model(onnx.load_model_from_string(model), full_check=True)
-    assert len(model) < weights + 4_000
+    onnx.checker.check_model(small, full_check=True)
+    assert small.ByteSize() < weights + 4_000
 
 
-def test_dropout_is_off_and_the_student_left_as_it_was(student: TabularStudent, tmp_path: Path) -> None:
+def test_slim_has_no_names_and_the_same_answers(model: onnx.ModelProto) -> None:
+    small = slim(model)
+    assert small.ByteSize() < model.ByteSize()
+    assert not any(node.name or node.doc_string for node in small.graph.node)
+    np.testing.assert_array_equal(run_onnx(small, feed(20)), run_onnx(model, feed(20)))
+
+
+def test_slimming_a_slim_model_changes_neither_size_nor_numbers(model: onnx.ModelProto) -> None:
+    small = slim(model)
+    again = slim(small)
+    assert again.ByteSize() <= small.ByteSize()
+    np.testing.assert_array_equal(run_onnx(again, feed(20)), run_onnx(small, feed(20)))
+
+
+def test_dropout_is_off_and_the_student_left_as_it_was(student: TabularStudent) -> None:
     student.train()
-    export_onnx(student, encoded(50), tmp_path / "model.onnx")
-    assert student.training
+    export_onnx(student, feed(50))
     assert all(module.training for module in student.modules())
-    rows = encoded(10)
-    np.testing.assert_array_equal(probabilities(student, rows), probabilities(student, rows))
+    np.testing.assert_array_equal(run_torch(student, feed(10)), run_torch(student, feed(10)))
+    assert student.training
 
 
-def test_the_same_student_gives_the_same_bytes(student: TabularStudent, model: bytes, tmp_path: Path) -> None:
-    export_onnx(student, encoded(200), tmp_path / "again.onnx")
-    assert (tmp_path / "again.onnx").read_bytes() == model
-
-
-def test_slimming_a_slim_model_changes_neither_size_nor_numbers(model: bytes) -> None:
-    again = slim(onnx.load_model_from_string(model)).SerializeToString()
-    assert len(again) <= len(model)
-    np.testing.assert_array_equal(run_onnx(again, encoded(20)), run_onnx(model, encoded(20)))
+def test_the_same_student_gives_the_same_bytes(student: TabularStudent, model: onnx.ModelProto) -> None:
+    assert export_onnx(student, feed(200)).SerializeToString() == model.SerializeToString()
 
 
 def test_it_is_silent(
-    student: TabularStudent, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+    student: TabularStudent, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    export_onnx(student, encoded(20), tmp_path / "model.onnx")
+    export_onnx(student, feed(20))
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+
+
+class Two(nn.Module):
+    """Reads two inputs of different types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+
+    def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
+        return numbers + self.table(codes)
+
+
+def test_several_inputs_are_named_and_the_softmax_may_be_left_out() -> None:
+    random = np.random.default_rng(0)
+    rows = {"numbers": random.normal(size=(9, 3)).astype(np.float32), "codes": random.integers(0, 5, 9)}
+    module = Two()
+    whole, bare = export_onnx(module, rows), export_onnx(module, rows, softmax=False)
+    assert [value.name for value in whole.graph.input] == ["numbers", "codes"]
+    np.testing.assert_allclose(run_onnx(bare, rows), run_torch(module, rows, softmax=False), atol=1e-6)
+    np.testing.assert_allclose(run_onnx(whole, rows).sum(axis=1), 1, atol=1e-6)
+    assert abs(run_onnx(bare, rows) - run_onnx(whole, rows)).max() > 0.1
 
 
 class Branching(nn.Module):
@@ -141,23 +165,33 @@ class Unknown(nn.Module):
         (Unknown(), "Unknown cannot be exported"),
     ],
 )
-def test_what_does_not_agree_is_refused_and_not_written(strange: nn.Module, message: str, tmp_path: Path) -> None:
+def test_what_does_not_agree_is_refused(strange: nn.Module, message: str) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     with pytest.raises(ExportError, match=message):
-        export_onnx(strange, rows, tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
+        export_onnx(strange, {"x": rows})
 
 
-def test_what_onnx_runtime_refuses_is_an_export_error(model: bytes) -> None:
+def test_what_onnx_runtime_refuses_is_an_export_error(model: onnx.ModelProto) -> None:
     for strange, rows in ((model, encoded(5)[:, :7]), (b"not a model", encoded(5))):
         with pytest.raises(ExportError, match="ONNX Runtime cannot run the model on 5 rows"):
-            run_onnx(strange, rows)
+            run_onnx(strange, {"x": rows})
 
 
-@pytest.mark.parametrize("rows", [np.zeros((0, 23), np.float32), np.zeros((5, 23)), np.zeros(23, np.float32)])
-def test_rows_that_no_student_reads_are_refused(student: TabularStudent, rows: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="float32 rows"):
-        export_onnx(student, rows, tmp_path / "model.onnx")
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"x": np.zeros((0, 23), np.float32)}, "at least one; got {'x': 0}"),
+        ({"x": np.zeros((5, 23))}, "float32 rows"),
+        ({"x": np.zeros(23, np.float32)}, "float32 rows"),
+        ({"a": np.zeros((5, 2), np.float32), "b": np.zeros(4)}, "got {'a': 5, 'b': 4}"),
+        ({"a": np.float32(3)}, "got {'a': 0}"),
+    ],
+)
+def test_rows_that_no_student_reads_are_refused(
+    student: TabularStudent, rows: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_onnx(student, rows)
 
 
 def test_the_tolerance_is_far_above_rounding_and_far_below_a_decision() -> None:

@@ -1,61 +1,94 @@
-"""Whole units go, the least important first, and what remains is an ordinary student."""
+"""Whole units go, the least important first, with all that depends on them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stillhouse.compress.prune import importance, prune_hidden_units
-from stillhouse.distill.students import TabularStudent, load, save
+from stillhouse.compress.export import run_torch
+from stillhouse.compress.prune import MIN_UNITS, prunable_units, prune_units, removed
+from stillhouse.compress.subject import Form
+from stillhouse.config import PruneUnits
 from stillhouse.errors import ExportError
+from stillhouse.variant import encode
+
+from .models_for_tests import ENCODERS, TEXT_COLUMNS, feed, linears, said, tabular, text_student
 
 
-def make_student(*widths: int) -> TabularStudent:
-    torch.manual_seed(0)
-    edges = torch.linspace(-1, 1, 13).repeat(20, 1)
-    return TabularStudent(edges, (16, 3, 105), 2, widths, dropout=0.1).eval()
+def step(**settings: object) -> PruneUnits:
+    return PruneUnits.model_validate({"method": "prune_units", **settings})
 
 
-def rows(count: int = 50) -> torch.Tensor:
-    torch.manual_seed(1)
-    return torch.cat([torch.randn(count, 20), torch.randint(0, 4, (count, 3)).float()], dim=1)
+def pruned(module: nn.Module, x: dict[str, np.ndarray], **settings: object) -> nn.Module:
+    return prune_units(step(**settings), Form(module.eval()), x).module
 
 
-def linears(student: nn.Module) -> list[nn.Linear]:
-    return [module for module in student.modules() if isinstance(module, nn.Linear)]
+def shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    return [
+        tuple(part.weight.shape) for part in module.modules() if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d)
+    ]
+
+
+def normal(count: int, *shape: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)}
+
+
+def same(one: nn.Module, other: nn.Module, x: dict[str, np.ndarray]) -> None:
+    found, wanted = (run_torch(module, x, softmax=False) for module in (one, other))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("ratio", "widths"), [(0.5, [32, 16]), (0.25, [48, 24]), (0.9, [6, 3]), (0.99, [2, 2]), (0.001, [64, 32])]
 )
 def test_shapes(ratio: float, widths: list[int]) -> None:
-    student = make_student(64, 32)
-    pruned = prune_hidden_units(student, ratio)
-    assert pruned.spec["widths"] == widths
-    assert [linear.weight.shape for linear in linears(pruned)] == [
-        (widths[0], 278), (widths[1], widths[0]), (2, widths[1])
-    ]  # fmt: skip
-    assert [(linear.out_features, linear.in_features) for linear in linears(pruned)] == [
-        tuple(linear.weight.shape) for linear in linears(pruned)
-    ]
-    assert pruned(rows()).shape == (50, 2)
-    assert student.spec["widths"] == [64, 32]
-    assert [linear.out_features for linear in linears(student)] == [64, 32, 2]
+    student = tabular()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    made = pruned(student, feed(100), ratio=ratio)
+    assert shapes(made) == [(widths[0], 278), (widths[1], widths[0]), (2, widths[1])]
+    assert [(layer.out_features, layer.in_features) for layer in linears(made)] == shapes(made)
+    assert made(torch.from_numpy(feed(50)["x"])).shape == (50, 2)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
-def test_layers_of_two_units_stay() -> None:
-    student = make_student(2, 2)
-    pruned = prune_hidden_units(student, 0.9)
-    torch.testing.assert_close(pruned(rows()), student(rows()), rtol=0, atol=0)
+@pytest.mark.parametrize("seed", range(8))
+def test_random_chains_lose_exactly_what_is_asked(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    widths = [int(width) for width in random.integers(2, 30, random.integers(3, 6))]
+    parts: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        parts += [nn.Linear(inputs, outputs), nn.ReLU()]
+    module = nn.Sequential(*parts[:-1])
+    ratio = float(random.uniform(0.05, 0.95))
+    hidden = [width - removed(width, ratio) for width in widths[1:-1]]
+    if all(width <= MIN_UNITS for width in widths[1:-1]):
+        return
+    made = pruned(module, normal(40, widths[0], seed=seed), ratio=ratio)
+    wanted = [widths[0], *hidden, widths[-1]]
+    assert shapes(made) == [(outputs, inputs) for inputs, outputs in pairwise(wanted)]
+
+
+@pytest.mark.parametrize(
+    ("units", "ratio", "gone"), [(64, 0.5, 32), (10, 0.99, 8), (3, 0.5, 1), (2, 0.9, 0), (1, 0.5, 0), (64, 0, 0)]
+)
+def test_two_units_stay(units: int, ratio: float, gone: int) -> None:
+    assert removed(units, ratio) == gone
+
+
+def test_each_layer_may_have_a_ratio_of_its_own() -> None:
+    made = pruned(tabular(), feed(50), ratio=0.5, ratios={"layers.3": 0.0})
+    assert shapes(made) == [(32, 278), (32, 32), (2, 32)]
 
 
 @pytest.mark.parametrize("side", ["outgoing", "incoming"])
 def test_units_that_do_nothing_go_first_and_change_nothing(side: str) -> None:
-    student = make_student(64, 32)
-    first, second, _ = linears(student)
+    student = tabular()
+    first, second, last = linears(student)
     idle = torch.randperm(64)[:32]
     with torch.no_grad():
         if side == "outgoing":
@@ -63,71 +96,187 @@ def test_units_that_do_nothing_go_first_and_change_nothing(side: str) -> None:
         else:
             first.weight[idle] = 0
             first.bias[idle] = 0
-        linears(student)[2].weight[:, ::2] = 0
-    pruned = prune_hidden_units(student, 0.5)
-    torch.testing.assert_close(pruned(rows()), student(rows()), rtol=1e-5, atol=1e-6)
+        last.weight[:, ::2] = 0
+    made = pruned(student, feed(500), ratio=0.5)
+    same(made, student, feed(50, seed=1))
     kept = [unit for unit in range(64) if unit not in idle.tolist()]
-    torch.testing.assert_close(linears(pruned)[0].weight, first.weight[kept], rtol=0, atol=0)
+    torch.testing.assert_close(linears(made)[0].weight, first.weight[kept], rtol=0, atol=0)
 
 
-def test_importance_by_hand() -> None:
-    incoming, outgoing = nn.Linear(2, 2), nn.Linear(2, 2)
+def test_units_that_are_constant_go_into_biases_and_change_nothing() -> None:
+    """However loud they are: what varies is what counts."""
+    student = tabular()
+    first, second, _ = linears(student)
     with torch.no_grad():
-        incoming.weight.copy_(torch.tensor([[2.0, 1.0], [0.0, 0.0]]))
-        incoming.bias.copy_(torch.tensor([2.0, 5.0]))
-        outgoing.weight.copy_(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))
-    torch.testing.assert_close(importance(incoming, outgoing), torch.tensor([3.0 * 5.0, 5.0 * 1.0]))
+        first.weight[:32] = 0
+        first.bias[:32] = torch.linspace(1, 50, 32)
+        second.weight[:16] = 0
+        second.bias[:16] = 7
+    made = pruned(student, feed(300), ratio=0.5)
+    assert shapes(made) == [(32, 278), (16, 32), (2, 16)]
+    same(made, student, feed(100, seed=1))
+    torch.testing.assert_close(linears(made)[0].weight, first.weight[32:], rtol=0, atol=0)
+
+
+def test_the_importance_by_hand() -> None:
+    """Variances 4, 1, 9 and weights ‖w‖² of 1, 25, .01: importances 4, 25 and .09, so the third goes first."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.eye(3))
+        module[0].bias.zero_()
+        module[1].weight.copy_(torch.tensor([[1.0, 3.0, 0.1], [0.0, 4.0, 0.0]]))
+    unit = np.random.default_rng(0).normal(size=(500, 3))
+    unit = (unit - unit.mean(axis=0)) / unit.std(axis=0)
+    x = {"x": (unit * [2, 1, 3]).astype(np.float32)}
+    torch.testing.assert_close(linears(pruned(module, x, ratio=0.34))[1].weight, module[1].weight[:, :2])
+    four = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        four[0].weight.copy_(torch.eye(4)[:, :3])
+        four[0].bias.copy_(torch.tensor([0.0, 0, 0, 99]))
+        four[1].weight.copy_(torch.tensor([[1.0, 3.0, 0.1, 50], [0.0, 4.0, 0.0, 50]]))
+    made = pruned(four, x, ratio=0.5)
+    torch.testing.assert_close(linears(made)[1].weight, four[1].weight[:, :2])
+    torch.testing.assert_close(linears(made)[1].bias, four[1].bias + 99 * 50, rtol=1e-5, atol=1e-2)
 
 
 def test_rescaling_that_leaves_the_function_alone_leaves_the_choice_alone() -> None:
-    student, scaled = make_student(64), make_student(64)
+    student, scaled = tabular((64,)), tabular((64,))
     factor = torch.logspace(-2, 2, 64)
     hidden, final = linears(scaled)
     with torch.no_grad():
         hidden.weight.mul_(factor[:, None])
         hidden.bias.mul_(factor)
         final.weight.div_(factor)
-    torch.testing.assert_close(scaled(rows()), student(rows()), rtol=1e-4, atol=1e-5)
-    one, other = prune_hidden_units(student, 0.5), prune_hidden_units(scaled, 0.5)
-    torch.testing.assert_close(one(rows()), other(rows()), rtol=1e-4, atol=1e-5)
+    same(scaled, student, feed(50))
+    same(pruned(student, feed(300), ratio=0.5), pruned(scaled, feed(300), ratio=0.5), feed(50))
 
 
-def test_a_pruned_student_is_saved_loaded_and_trained_like_any_other(tmp_path: Path) -> None:
-    pruned = prune_hidden_units(make_student(64, 32), 0.5)
-    save(pruned, tmp_path)
-    torch.testing.assert_close(load(tmp_path)(rows()), pruned(rows()), rtol=0, atol=0)
-    pruned(rows()).sum().backward()
-    assert all(parameter.grad is not None for parameter in linears(pruned)[0].parameters())
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(6 * 16, 5), nn.ReLU(), nn.Linear(5, 3),
+    )  # fmt: skip
+    with torch.no_grad():
+        module(torch.randn(200, 2, 6, 6) * 2 + 1)  # the normalisation's means
+    return module.eval()
 
 
-def test_no_random_number_is_drawn() -> None:
-    student = make_student(64, 32)
+def test_channels_of_convolutions_go_with_their_normalisation_and_what_is_flattened() -> None:
+    made = pruned(convolutions(), normal(60, 2, 6, 6), ratio=0.5)
+    assert shapes(made) == [(4, 2, 3, 3), (3, 4, 3, 3), (3, 48), (3, 3)]  # of five units half are two
+    assert made[1].num_features == 4 and made[1].running_mean.shape == (4,)
+    assert run_torch(made, normal(9, 2, 6, 6)).shape == (9, 3)
+
+
+def test_a_constant_channel_goes_into_the_biases_that_read_it() -> None:
+    """Through a linear layer that reads every place of it, and through a convolution without padding."""
+    module = nn.Sequential(*[part for place, part in enumerate(convolutions()) if place not in (1, 2)]).eval()
+    module[0].padding = (0, 0)
+    module[4] = nn.Linear(6 * 4, 5)
+    module = nn.Sequential(*list(module)[:4], module[4], nn.ReLU(), nn.Linear(5, 3)).eval()
+    with torch.no_grad():
+        module[0].weight[4:] = 0
+        module[0].bias[4:] = 3
+        module[1].weight[:3] = 0
+        module[1].bias[:3] = 2
+    made = pruned(module, normal(60, 2, 6, 6), ratio=0.5, ratios={"4": 0.0})
+    assert shapes(made)[:2] == [(4, 2, 3, 3), (3, 4, 3, 3)]
+    same(made, module, normal(40, 2, 6, 6, seed=5))
+
+
+def test_the_stream_of_a_transformer_and_its_attention_are_left_alone() -> None:
+    student = text_student(ENCODERS["transformer"])
+    x = {"x": encode(said(200), TEXT_COLUMNS)}
+    form = Form(student, TEXT_COLUMNS)
+    ups = [f"encoders.0.layers.{number}.up" for number in range(2)]
+    assert prunable_units(form, x) == [*ups, "layers.0"]
+    made = prune_units(step(ratio=0.5), form, x)
+    assert made.columns == TEXT_COLUMNS
+    before, after = dict(student.named_parameters()), dict(made.module.named_parameters())
+    for layer in range(2):
+        inside = f"encoders.0.layers.{layer}"
+        assert after[f"{inside}.up.weight"].shape == (32, 32) and after[f"{inside}.down.weight"].shape == (32, 32)
+    assert after["layers.0.weight"].shape[0] == 16
+    touched = ("up", "down", "layers.0", "layers.3")
+    for name, value in before.items():
+        if not any(f".{part}." in f".{name}" for part in touched):
+            assert torch.equal(after[name], value), name
+
+
+def test_a_gelu_keeps_constant_units_constant_too() -> None:
+    student = text_student(ENCODERS["transformer"])
+    with torch.no_grad():
+        for layer in student.encoders[0].layers:
+            layer.up.weight[:32] = 0
+            layer.up.bias[:32] = 4
+    x = {"x": encode(said(200), TEXT_COLUMNS)}
+    made = pruned(student, x, ratio=0.5, ratios={"layers.0": 0.0})
+    same(made, student, {"x": encode(said(60, 3), TEXT_COLUMNS)})
+
+
+def test_a_pruned_student_learns_like_any_other() -> None:
+    made = pruned(tabular(), feed(50), ratio=0.5)
+    made(torch.from_numpy(feed(50)["x"])).sum().backward()
+    assert all(parameter.grad is not None for parameter in linears(made)[0].parameters())
+
+
+def test_no_random_number_is_drawn_and_the_same_again_is_the_same() -> None:
+    student = tabular()
     before = torch.get_rng_state()
-    prune_hidden_units(student, 0.5)
+    one, other = (pruned(student, feed(200), ratio=0.5) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def chain(*modules: nn.Module) -> nn.Module:
-    student = nn.Module()
-    student.layers = nn.Sequential(*modules)
-    return student
+def test_it_is_silent(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+    x = {"x": encode(said(50), TEXT_COLUMNS)}
+    pruned(text_student(ENCODERS["transformer"]), x, ratio=0.5)
+    assert capfd.readouterr() == ("", "") and not recwarn.list
+
+
+class Written(nn.Module):
+    """Has the width of its hidden layer written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.inside(x).reshape(-1, 2, 4).flatten(1))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.again, self.out = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inside(x)
+        return self.out(hidden + torch.relu(self.again(hidden)))
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ZeroDivisionError("no way through")
 
 
 @pytest.mark.parametrize(
-    ("student", "message"),
+    ("module", "message"),
     [
-        (nn.Linear(3, 2), "no nn.Sequential named `layers`"),
-        (chain(nn.Linear(3, 2)), "no hidden layer"),
-        (chain(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), "BatchNorm1d"),
-        (chain(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), "no dict `spec`"),
+        (nn.Linear(3, 2), "prune_units: Linear has no layer whose units only other layers read: leave the step out"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)), "Sequential has no layer whose units"),
+        (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "Sequential has no layer whose units"),
+        (Written(), "Written has no layer whose units"),
+        (Residual(), "Residual has no layer whose units"),
+        (Branching(), "what depends on what in Branching cannot be traced: no way through"),
     ],
 )
-def test_what_has_no_such_chain_is_refused(student: nn.Module, message: str) -> None:
+def test_what_cannot_be_pruned_is_refused(module: nn.Module, message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        prune_hidden_units(student, 0.5)
+        pruned(module, normal(9, 3), ratio=0.5)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, float("nan")])
-def test_impossible_ratios_are_refused(ratio: float) -> None:
-    with pytest.raises(ExportError, match="between 0 and 1"):
-        prune_hidden_units(make_student(8), ratio)
+def test_a_ratio_for_a_layer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"no layer is called layers.9; those are: layers.0, layers.3"):
+        pruned(tabular(), feed(9), ratios={"layers.9": 0.5})

@@ -1,149 +1,329 @@
-"""Int8 forms are a third of the bytes, close in probability, and keep the preprocessing exact."""
+"""Int8 forms are a third of the bytes, round as little as eight bits allow, and keep the preprocessing exact."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
 
-from stillhouse.compress.export import export_onnx, probabilities, run_onnx
-from stillhouse.compress.quantize import quantize_dynamic_int8, quantize_static_int8
+from stillhouse.compress import quantize
+from stillhouse.compress.export import export_onnx, run_onnx, slim
+from stillhouse.compress.quantize import evenly_spaced, touched
+from stillhouse.compress.saturation import saturation
+from stillhouse.compress.steps import quantise
 from stillhouse.config import DynamicInt8, StaticInt8
-from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
+from stillhouse.variant import encode
 
-CARDINALITIES = (16, 3, 105)
-
-
-def encoded(count: int, seed: int = 0) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    numbers = random.normal(scale=np.logspace(-1, 3, 20), size=(count, 20))
-    numbers[random.random(numbers.shape) < 0.05] = np.nan
-    codes = [random.integers(0, values + 1, (count, 1)) for values in CARDINALITIES]
-    return np.hstack([numbers, *codes]).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def student() -> TabularStudent:
-    """A student whose probabilities spread over (0, 1), as a trained one's do."""
-    torch.manual_seed(0)
-    student = TabularStudent(quantile_edges(encoded(2000)[:, :20], 12), CARDINALITIES, 2, (64, 32)).eval()
-    final = student.layers[-1]
-    assert isinstance(final, torch.nn.Linear)
-    with torch.no_grad():
-        final.weight.mul_(10)
-    return student
-
-
-@pytest.fixture(scope="module")
-def source(student: TabularStudent, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("quantize") / "source.onnx"
-    export_onnx(student, encoded(200), path)
-    return path
-
-
-def quantized(source: Path, target: Path, config: DynamicInt8 | StaticInt8) -> Path:
-    if isinstance(config, DynamicInt8):
-        quantize_dynamic_int8(source, target, config)
-    else:
-        quantize_static_int8(source, target, config, encoded(1000, seed=1))
-    return target
-
+from .models_for_tests import (
+    ENCODERS,
+    TEXT_COLUMNS,
+    WITH_VNNI,
+    WITHOUT_VNNI,
+    encoded,
+    feed,
+    said,
+    tabular,
+    text_student,
+)
 
 DYNAMIC = DynamicInt8(method="int8_dynamic")
 STATIC = StaticInt8(method="int8_static")
+BOTH = pytest.mark.parametrize("config", [DYNAMIC, STATIC], ids=["dynamic", "static"])
+FIRST = "/student/layers/layers.0/Gemm"
+CALIBRATION = feed(1000, seed=1)
 
 
-@pytest.mark.parametrize("config", [DYNAMIC, STATIC], ids=["dynamic", "static"])
-def test_smaller_and_close(
-    source: Path, student: TabularStudent, config: DynamicInt8 | StaticInt8, tmp_path: Path
-) -> None:
-    target = quantized(source, tmp_path / "int8.onnx", config)
-    assert target.stat().st_size < 0.33 * source.stat().st_size
+@pytest.fixture(autouse=True)
+def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test says otherwise the processor adds whole products, so that 8-bit weights are always left alone."""
+    monkeypatch.setattr(quantize, "processor", lambda: WITH_VNNI)
+
+
+@pytest.fixture(scope="module")
+def source() -> onnx.ModelProto:
+    return export_onnx(tabular(), feed(200))
+
+
+def tensors(model: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def weights(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray[Any, Any], ...]]:
+    """By layer: 8-bit weights ``[outputs, inputs]`` (tables as they are), scales and zeros that broadcast to them."""
+    held, found = tensors(model), {}
+    for name, whole in held.items():
+        base = name.removesuffix("_quantized")
+        if base != name and base.removesuffix("_Transposed").endswith("weight"):
+            whole = whole.T if base.endswith("_Transposed") else whole
+            scale, zero = (held[f"{base}_{kind}"].astype(np.float64) for kind in ("scale", "zero_point"))
+            shape = (-1, *[1] * (whole.ndim - 1)) if scale.ndim else ()
+            found[base.removesuffix("_Transposed")] = whole, scale.reshape(shape), zero.reshape(shape)
+    return found
+
+
+@BOTH
+def test_smaller_and_close(source: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> None:
+    made = quantise(config, source, CALIBRATION)
+    assert slim(made).ByteSize() < 0.33 * slim(source).ByteSize()
     for count in (1, 1000):
-        rows = encoded(count, seed=2)
-        wanted, found = probabilities(student, rows), run_onnx(target.read_bytes(), rows)
+        rows = feed(count, seed=2)
+        wanted, found = run_onnx(source, rows), run_onnx(made, rows)
         assert wanted.std() > 0.05 or count == 1
         np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
         assert np.abs(found - wanted).mean() < 0.02
 
 
-@pytest.mark.parametrize("config", [DYNAMIC, STATIC], ids=["dynamic", "static"])
-def test_every_large_weight_is_int8_and_the_encoding_is_not(
-    source: Path, config: DynamicInt8 | StaticInt8, tmp_path: Path
+@BOTH
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_each_weight_is_within_half_a_step(
+    source: onnx.ModelProto, config: DynamicInt8 | StaticInt8, per_channel: bool, reduce_range: bool
 ) -> None:
-    graph = onnx.load(quantized(source, tmp_path / "int8.onnx", config)).graph
-    bytes_each = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    integers = {tuple(t.dims) for t in graph.initializer if t.data_type in bytes_each}
-    floats = {tuple(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    assert {shape for shape in integers if len(shape) == 2 and 8 in shape} == {(17, 8), (106, 8)}
-    assert {64 * 278, 64 * 32, 64} <= {int(np.prod(shape)) for shape in integers}
-    assert {shape for shape in floats if len(shape) == 2} <= {(20, 12)}
-    assert (20, 12) in floats
-    assert {"Sub", "Div", "Clip", "Softmax"} <= {node.op_type for node in graph.node}
-    assert "Gemm" not in {node.op_type for node in graph.node}
+    """A scale spans the largest weight of its channel, or of all, in 127 steps; in 64 where the range is reduced."""
+    settings = {"per_channel": per_channel, "reduce_range": reduce_range}
+    found, floats = weights(quantise(config.model_copy(update=settings), source, CALIBRATION)), tensors(source)
+    layers = [f"student.layers.{number}.weight" for number in (0, 3, 6)]
+    assert set(found) == {*layers, *(f"student.embeddings.{number}.weight" for number in range(3))}
+    for name, (whole, scale, zero) in found.items():
+        error = np.abs((whole.astype(np.float64) - zero) * scale - floats[name])
+        assert (error <= 0.5001 * scale).all(), name
+        if name in layers:
+            assert whole.dtype == np.int8 and not zero.any()
+            assert scale.size == (len(whole) if per_channel else 1)
+            steps = 64 if reduce_range else 127
+            largest = np.abs(floats[name]).max(axis=1, keepdims=True) if per_channel else np.abs(floats[name]).max()
+            np.testing.assert_allclose(scale, largest / steps, rtol=0.01)
+            assert np.abs(whole.astype(int)).max() == steps
 
 
-def test_missing_numbers_and_unknown_categories_survive(source: Path, student: TabularStudent, tmp_path: Path) -> None:
+@BOTH
+def test_every_large_weight_is_int8_and_the_encoding_is_not(
+    source: onnx.ModelProto, config: DynamicInt8 | StaticInt8
+) -> None:
+    graph = quantise(config, source, CALIBRATION).graph
+    floats = {tuple(t.dims) for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+    tables = {tuple(t.dims) for t in graph.initializer if t.data_type in (TensorProto.INT8, TensorProto.UINT8)}
+    assert {(17, 8), (4, 2), (106, 8)} <= tables
+    assert {shape for shape in floats if len(shape) == 2} == {(20, 12)}
+    operators = {node.op_type for node in graph.node}
+    assert {"Sub", "Div", "Clip", "Softmax"} <= operators
+    assert not {"Gemm", "MatMul"} & operators
+    assert ("QGemm" in operators) is (config is STATIC) and ("MatMulInteger" in operators) is (config is DYNAMIC)
+
+
+@BOTH
+def test_a_layer_that_is_kept_stays_float(source: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> None:
+    kept = config.model_copy(update={"keep": (FIRST, "/student/embeddings.2/Gather")})
+    made = quantise(kept, source, CALIBRATION)
+    named = {node.name.removesuffix("_MatMul"): node.op_type for node in made.graph.node}
+    assert named[FIRST] in ("Gemm", "MatMul") and named["/student/embeddings.2/Gather"] == "Gather"
+    assert set(weights(made)) == {
+        f"student.{name}.weight" for name in ("embeddings.0", "embeddings.1", "layers.3", "layers.6")
+    }
+    shapes = sorted(tensor.shape for tensor in tensors(made).values() if tensor.dtype == np.float32)
+    assert (106, 8) in shapes and {(64, 278), (278, 64)} & set(shapes)
+    rows = feed(300, seed=2)
+    near, far = (np.abs(run_onnx(model, rows) - run_onnx(source, rows)).mean() for model in
+                 (made, quantise(config, source, CALIBRATION)))  # fmt: skip
+    assert near < far
+
+
+@BOTH
+def test_keeping_all_layers_changes_no_answer(source: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> None:
+    kept = config.model_copy(update={"keep": tuple(touched(source))})
+    if isinstance(config, StaticInt8):  # where nothing has int8 weights, activations still may
+        assert not weights(quantise(kept, source, CALIBRATION))
+    else:
+        made = quantise(kept, source, CALIBRATION)
+        np.testing.assert_allclose(run_onnx(made, feed(50)), run_onnx(source, feed(50)), atol=1e-6)
+
+
+@BOTH
+def test_an_unknown_layer_to_keep_is_named_with_those_there_are(
+    source: onnx.ModelProto, config: DynamicInt8 | StaticInt8
+) -> None:
+    with pytest.raises(ExportError) as told:
+        quantise(config.model_copy(update={"keep": (FIRST, "hidden")}), source, CALIBRATION)
+    assert str(told.value) == (
+        f"{config.method}.keep: no layer is called hidden; those are: {', '.join(touched(source))}"
+    )
+
+
+@BOTH
+def test_tables_in_four_bits_are_half_as_large(config: DynamicInt8 | StaticInt8) -> None:
+    """Each block of 32 values of a row has a scale and a zero: of 48 values a row, 24 bytes and nine for these."""
+    x = {"x": encode(said(200), TEXT_COLUMNS)}
+    source = export_onnx(text_student(ENCODERS["bag"]), x)
+    plain = quantise(config, source, x)
+    small = quantise(config.model_copy(update={"table_bits": 4}), source, x)
+    tables = [node for node in small.graph.node if node.op_type == "GatherBlockQuantized"]
+    assert len(tables) == 3
+    held, floats = {t.name: t for t in small.graph.initializer}, tensors(source)
+    for node in tables:
+        name = node.input[0].removesuffix("_Q4")
+        assert held[node.input[0]].data_type == TensorProto.UINT4
+        whole, scale, zero = (numpy_helper.to_array(held[node.input[i]]).astype(np.float64) for i in (0, 2, 3))
+        scale, zero = (each.repeat(32, axis=1)[:, : whole.shape[1]] for each in (scale, zero))
+        assert (np.abs((whole - zero) * scale - floats[name]) <= 0.5001 * scale).all()
+    rows = len(TEXT_COLUMNS[2]["tokens"]) + 300
+    assert slim(plain).ByteSize() - slim(small).ByteSize() == pytest.approx((48 - 24 - 9) * rows, rel=0.05)
+    assert np.abs(run_onnx(small, x) - run_onnx(source, x)).mean() < 0.03
+
+
+def test_missing_numbers_and_unknown_categories_survive(source: onnx.ModelProto) -> None:
     rows = np.zeros((3, 23), dtype=np.float32)
     rows[0, :20] = np.nan
     rows[1, :20] = 1e30
     for config in (DYNAMIC, STATIC):
-        found = run_onnx(quantized(source, tmp_path / "int8.onnx", config).read_bytes(), rows)
-        np.testing.assert_allclose(found, probabilities(student, rows), atol=0.1)
+        found = run_onnx(quantise(config, source, CALIBRATION), {"x": rows})
+        np.testing.assert_allclose(found, run_onnx(source, {"x": rows}), atol=0.1)
 
 
-def test_settings_reach_the_quantiser(source: Path, tmp_path: Path) -> None:
-    def largest(config: DynamicInt8 | StaticInt8) -> int:
-        graph = onnx.load(quantized(source, tmp_path / "int8.onnx", config)).graph
-        weights = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
-        return max(int(np.abs(weight.astype(int)).max()) for weight in weights if weight.size == 64 * 278)
-
-    def scales(config: DynamicInt8 | StaticInt8) -> set[tuple[int, ...]]:
-        graph = onnx.load(quantized(source, tmp_path / "int8.onnx", config)).graph
-        return {tuple(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-
-    for config in (DYNAMIC, STATIC):
-        assert largest(config) <= 64
-        assert largest(config.model_copy(update={"reduce_range": False})) > 100
-    # biases are float32 [64] in the dynamic form whatever the scales are, so only the static one shows them
-    assert (64,) in scales(STATIC)
-    assert (64,) not in scales(STATIC.model_copy(update={"per_channel": False}))
+def test_an_outlier_widens_minmax_and_not_the_percentile() -> None:
+    """One value of 150,000 is a thousand times as large: the others fall into few steps where it sets the range."""
+    torch.manual_seed(0)
+    module = nn.Linear(600, 2).eval()
+    x = np.random.default_rng(0).normal(size=(250, 600)).astype(np.float32)
+    strange = x.copy()
+    strange[7, 9] = 1000
+    model = export_onnx(module, {"x": x})
+    lost = {}
+    for ranges in ("minmax", "percentile", "entropy"):
+        made = quantise(STATIC.model_copy(update={"ranges": ranges}), model, {"x": strange})
+        lost[ranges] = float(np.abs(run_onnx(made, {"x": x}) - run_onnx(model, {"x": x})).mean())
+    assert lost["percentile"] < 0.2 * lost["minmax"]
+    assert lost["entropy"] <= 1.1 * lost["minmax"]
 
 
-def test_calibration_rows_cover_the_whole_window(source: Path, tmp_path: Path) -> None:
+def test_a_convolution_takes_the_static_form() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 9, 3)
+    ).eval()
+    x = {"image": np.random.default_rng(0).normal(size=(120, 2, 6, 6)).astype(np.float32)}
+    model = export_onnx(module, x)
+    static, dynamic = quantise(STATIC, model, x), quantise(DYNAMIC, model, x)
+    assert {"QLinearConv", "QGemm"} <= {node.op_type for node in static.graph.node}
+    assert "Conv" in {node.op_type for node in dynamic.graph.node}
+    (name,) = (name for name, whole in tensors(static).items() if whole.shape == (6, 2, 3, 3))
+    whole, scale = tensors(static)[name], tensors(static)[name.replace("_quantized", "_scale")]
+    assert whole.dtype == np.int8 and scale.shape == (6,)
+    error = np.abs(whole * scale.reshape(-1, 1, 1, 1) - module[0].weight.detach().numpy())
+    assert (error <= 0.5001 * scale.reshape(-1, 1, 1, 1)).all()
+    assert np.abs(run_onnx(static, x) - run_onnx(model, x)).mean() < 0.02
+
+
+def test_calibration_rows_cover_the_whole_window(source: onnx.ModelProto) -> None:
     early, late = encoded(500, seed=3), encoded(500, seed=3)
     early[:, :20] = np.nan  # as if nothing had been measured yet
     rows = np.vstack([early, late])
-    config = StaticInt8(method="int8_static", calibration_rows=100)
-    quantize_static_int8(source, tmp_path / "all.onnx", config, rows)
-    quantize_static_int8(source, tmp_path / "first.onnx", config, rows[:100])
-    assert (tmp_path / "all.onnx").read_bytes() != (tmp_path / "first.onnx").read_bytes()
-    quantize_static_int8(source, tmp_path / "same.onnx", config, rows[np.linspace(0, 999, 100).astype(int)])
-    assert (tmp_path / "all.onnx").read_bytes() == (tmp_path / "same.onnx").read_bytes()
+    config = STATIC.model_copy(update={"calibration_rows": 100})
+    whole, first, chosen = (
+        quantise(config, source, {"x": some}).SerializeToString()
+        for some in (rows, rows[:100], rows[np.linspace(0, 999, 100).astype(int)])
+    )
+    assert whole == chosen != first
 
 
-def test_no_calibration_rows_is_an_error(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="n ≥ 1"):
-        quantize_static_int8(source, tmp_path / "int8.onnx", STATIC, encoded(0))
+@pytest.mark.parametrize(("rows", "count"), [(1, 5), (5, 5), (1000, 7), (101, 100)])
+def test_evenly_spaced_rows_begin_and_end_with_the_window(rows: int, count: int) -> None:
+    found = evenly_spaced({"a": np.arange(rows), "b": np.arange(rows) * 2}, count)
+    assert len(found["a"]) == min(rows, count) and (found["b"] == 2 * found["a"]).all()
+    assert found["a"][0] == 0 and found["a"][-1] == rows - 1
+    steps = np.diff(found["a"])
+    assert rows == 1 or steps.max() - steps.min() <= 1
 
 
+def test_no_calibration_rows_is_an_error(source: onnx.ModelProto) -> None:
+    with pytest.raises(ExportError, match="at least one"):
+        quantise(STATIC, source, feed(0))
+
+
+def test_what_the_quantiser_cannot_take_is_an_export_error(
+    source: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise IndexError("no such tensor")
+
+    for config, name in ((DYNAMIC, "quantize_dynamic"), (STATIC, "quantize_static")):
+        monkeypatch.setattr(quantize, name, fail)
+        with pytest.raises(ExportError, match="quantiser cannot take the graph: IndexError: no such tensor"):
+            quantise(config, source, CALIBRATION)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [DYNAMIC, STATIC, DYNAMIC.model_copy(update={"table_bits": 4}), STATIC.model_copy(update={"ranges": "entropy"})],
+    ids=["dynamic", "static", "dynamic_tables4", "static_entropy"],
+)
 def test_deterministic_silent_and_without_leftovers(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    source: onnx.ModelProto, config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    scratch, out = tmp_path / "scratch", tmp_path / "out"
-    scratch.mkdir()
-    out.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    for config in (DYNAMIC, STATIC):
-        first = quantized(source, out / "a.onnx", config).read_bytes()
-        assert quantized(source, out / "b.onnx", config).read_bytes() == first
-    assert not list(scratch.iterdir())
-    assert sorted(path.name for path in out.iterdir()) == ["a.onnx", "b.onnx"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    before = source.SerializeToString()
+    first = quantise(config, source, CALIBRATION).SerializeToString()
+    assert quantise(config, source, CALIBRATION).SerializeToString() == first
+    assert source.SerializeToString() == before
+    assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+# --------------------------------------------------------------------------- weights that would saturate
+
+
+@pytest.fixture(scope="module")
+def loud() -> onnx.ModelProto:
+    """A layer that weighs all of its inputs as much as eight bits allow, and inputs as large as they come."""
+    module = nn.Sequential(nn.Linear(4, 2))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[1.0, 1, 1, 1], [-1, -1, -1, -1]]))
+    return export_onnx(module, LOUD)
+
+
+LOUD = {"x": np.abs(np.random.default_rng(0).normal(size=(100, 4))).astype(np.float32).clip(0.9, 1)}
+
+
+@BOTH
+def test_eight_bit_weights_that_saturate_are_refused_by_name_without_vnni(
+    loud: onnx.ModelProto, config: DynamicInt8 | StaticInt8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config.model_copy(update={"reduce_range": False})
+    kept = quantise(asked, loud, LOUD)
+    assert max(np.abs(whole.astype(int)).max() for whole, *_ in weights(kept).values()) == 127
+    assert saturation(kept, LOUD)
+    monkeypatch.setattr(quantize, "processor", lambda: WITHOUT_VNNI)
+    with pytest.raises(ExportError) as told:
+        quantise(asked, loud, LOUD)
+    text = str(told.value)
+    assert text.startswith(f"{config.method} with reduce_range: false saturates in /student/student.0/Gemm (")
+    assert text.endswith("on a processor without VNNI, which has no VNNI: say reduce_range: auto")
+
+
+@BOTH
+def test_auto_falls_back_to_seven_bits_where_eight_saturate(
+    loud: onnx.ModelProto, source: onnx.ModelProto, config: DynamicInt8 | StaticInt8, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def largest(model: onnx.ModelProto, rows: Any) -> int:
+        made = quantise(config, model, rows)
+        return max(int(np.abs(whole.astype(int)).max()) for whole, *_ in weights(made).values())
+
+    assert largest(loud, LOUD) == 127
+    monkeypatch.setattr(quantize, "processor", lambda: WITHOUT_VNNI)
+    assert largest(loud, LOUD) == 64
+    assert not saturation(quantise(config, loud, LOUD), LOUD)
+    quiet = {"x": LOUD["x"].copy()}
+    quiet["x"][:, ::2] = 0  # in every pair of inputs one is silent
+    assert largest(loud, quiet) == 127

@@ -16,87 +16,87 @@ import pandas as pd
 import pytest
 import torch
 
-from stillhouse.compress.variants import VariantFile, make_variants
-from stillhouse.config import BagEncoder, ConvolutionEncoder, DynamicInt8, Fp32, Prune, StaticInt8, TransformerEncoder
-from stillhouse.distill.students import TextStudent, quantile_edges
-from stillhouse.distill.vocabulary import grow_vocabulary
-from stillhouse.errors import ExportError
+from stillhouse.compress.export import run_torch
+from stillhouse.compress.subject import Form
+from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.compress.workshop import Workshop
+from stillhouse.config import (
+    DynamicInt8,
+    Fp32,
+    HashedRows,
+    LowRank,
+    PruneHeads,
+    PruneLayers,
+    PruneUnits,
+    Recipe,
+    StaticInt8,
+    Vocabulary,
+    WeightOnly,
+    recipe_name,
+)
+from stillhouse.records import Candidate
 from stillhouse.variant import Variant, encode
 
-ENCODERS = {
-    "bag": BagEncoder(type="bag", width=48, bigrams=300),
-    "convolution": ConvolutionEncoder(type="convolution", width=24, filters=24),
-    "transformer": TransformerEncoder(type="transformer", width=32, layers=2, heads=4, feedforward=64),
-}
-ALL = (
-    Fp32(method="fp32"),
-    DynamicInt8(method="int8_dynamic"),
-    StaticInt8(method="int8_static"),
-    Prune(method="prune", recover_epochs=0),
+from .models_for_tests import ACTIONS, ENCODERS, TEXT_COLUMNS, said, text_student
+
+UNITS = PruneUnits(method="prune_units", recover_epochs=0)
+STATIC = StaticInt8(method="int8_static")
+ALL: tuple[Recipe, ...] = (
+    (Fp32(method="fp32"),),
+    (DynamicInt8(method="int8_dynamic"),),
+    (STATIC,),
+    (DynamicInt8(method="int8_dynamic", table_bits=4),),
+    (StaticInt8(method="int8_static", table_bits=4),),
+    (WeightOnly(method="weights"),),
+    (WeightOnly(method="weights", bits=4, compute="int8"),),
+    (UNITS,),
 )
-ACTIONS = ("greet", "book", "cancel")
+FORMATS = [recipe_name(recipe) for recipe in ALL[1:7]]
 
 
-def raw(count: int, seed: int = 0) -> pd.DataFrame:
-    random = np.random.default_rng(seed)
-    words = np.array([f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"])
-    said = [" ".join(random.choice(words, random.integers(0, 9))) for _ in range(count)]
-    frame = pd.DataFrame(
-        {"said": said, "hour": random.uniform(0, 24, count), "place": random.choice(["x", "y"], count)}
-    )
-    return frame.mask(random.random(frame.shape) < 0.05)
-
-
-COLUMNS: list[dict[str, Any]] = [
-    {"name": "hour", "type": "number"},
-    {"name": "place", "type": "category", "values": ["x"]},
-    {"name": "said", "type": "text", "length": 10, "tokens": grow_vocabulary(raw(500)["said"].dropna(), 400)},
-]
-
-
-def student_of(encoder: Any, widths: tuple[int, ...] = (32,)) -> TextStudent:
-    torch.manual_seed(0)
-    edges = quantile_edges(encode(raw(500), COLUMNS)[:, :1], 4)
-    student = TextStudent(edges, (1,), [(len(COLUMNS[2]["tokens"]), 10)], encoder, 3, widths, embedding=2)
-    for table in student.encoders:
-        torch.nn.init.normal_(table.embedding.weight)  # far from even, as after training
-    return student.eval()
-
-
-def make(student: TextStudent, folder: Path, *compressions: Any) -> dict[str, VariantFile]:
-    made = make_variants(
-        student, compressions or ALL, agent="clerk", actions=ACTIONS, columns=COLUMNS,
-        calibration=encode(raw(500), COLUMNS), recover=lambda module, epochs: module, folder=folder, lineage={},
+def make(student: Any, folder: Path, *recipes: Recipe) -> dict[str, Candidate]:
+    rows = said(150)
+    subject = student_subject(
+        student, TEXT_COLUMNS, ACTIONS, calibration=lambda columns: encode(rows, columns),
+        judged=lambda columns: encode(rows[:50], columns), quality=lambda p: float(p[:, 0].mean()),
     )  # fmt: skip
-    return {file.name: file for file in made}
+    workshop = Workshop(subject, variant_pack("clerk", ACTIONS, {}), folder, 0.1)
+    return {recipe_name(recipe): workshop.make(recipe) for recipe in recipes or ALL}
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, VariantFile]:
-    return make(student_of(ENCODERS[request.param]), tmp_path_factory.mktemp(request.param))
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Candidate]:
+    return make(text_student(ENCODERS[request.param]), tmp_path_factory.mktemp(request.param))
 
 
-def test_every_compression_agrees_with_the_student(made: dict[str, VariantFile]) -> None:
-    assert made["fp32"].agreement.max < 1e-5
-    for name in ("int8_dynamic", "int8_static"):
-        assert 0 < made[name].agreement.mean < 0.02
-    assert made["pruned_50"].agreement.mean > 0
+def size(candidate: Candidate) -> int:
+    return (Path(candidate.folder) / "model.onnx").stat().st_size
 
 
-def test_int8_is_a_third_of_the_bytes_embeddings_included(made: dict[str, VariantFile]) -> None:
-    sizes = {name: (Path(file.folder) / "model.onnx").stat().st_size for name, file in made.items()}
-    for name in ("int8_dynamic", "int8_static"):
-        assert sizes[name] < 0.45 * sizes["fp32"]
+def test_every_recipe_agrees_with_the_student(made: dict[str, Candidate]) -> None:
+    assert {name: each.refused for name, each in made.items()} == dict.fromkeys(made)
+    assert made["fp32"].difference is not None and made["fp32"].difference < 1e-6
+    for name in FORMATS:
+        assert made[name].difference is not None and 0 < made[name].difference < 0.02
+    assert made["units50"].difference is not None and made["units50"].difference > 0
+
+
+def test_int8_is_a_third_of_the_bytes_embeddings_included(made: dict[str, Candidate]) -> None:
+    for name in ("int8_dynamic", "int8_static", "weights8"):
+        assert size(made[name]) < 0.45 * size(made["fp32"])
         graph = onnx.load(Path(made[name].folder) / "model.onnx").graph
         kinds = {tuple(tensor.dims): tensor.data_type for tensor in graph.initializer}
-        table = next(kind for dims, kind in kinds.items() if dims[:1] == (len(COLUMNS[2]["tokens"]),))
+        table = next(kind for dims, kind in kinds.items() if dims[:1] == (len(TEXT_COLUMNS[2]["tokens"]),))
         assert table in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    assert sizes["pruned_50"] < sizes["fp32"]
+    for name in ("int8_dynamic", "int8_static"):
+        assert size(made[f"{name}_tables4"]) < size(made[name])
+    assert size(made[FORMATS[-1]]) < 0.8 * size(made["weights8"])
+    assert size(made["units50"]) < size(made["fp32"])
 
 
-def test_one_row_and_no_row_and_nothing_said(made: dict[str, VariantFile]) -> None:
+def test_one_row_and_no_row_and_nothing_said(made: dict[str, Candidate]) -> None:
     variant = Variant(made["int8_dynamic"].folder)
-    rows = raw(20, seed=3)
+    rows = said(20, seed=3)
     together = variant.predict_proba(rows)
     alone = np.vstack([variant.predict_proba(rows.iloc[[i]]) for i in range(len(rows))])
     np.testing.assert_allclose(together, alone, atol=0.05)  # dynamic ranges are a batch's
@@ -104,44 +104,74 @@ def test_one_row_and_no_row_and_nothing_said(made: dict[str, VariantFile]) -> No
     assert np.isfinite(variant.predict_proba(rows.assign(said=None))).all()
 
 
-def test_the_manifest_holds_the_tokeniser(made: dict[str, VariantFile]) -> None:
+def test_the_manifest_holds_the_tokeniser(made: dict[str, Candidate]) -> None:
     manifest = json.loads((Path(made["fp32"].folder) / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["columns"] == COLUMNS
+    assert manifest["columns"] == TEXT_COLUMNS
+
+
+def test_a_smaller_vocabulary_is_in_the_manifest_and_read_on_the_device(tmp_path: Path) -> None:
+    recipe: Recipe = (Vocabulary(method="vocabulary", ratio=0.4, recover_epochs=0), STATIC)
+    found = make(text_student(ENCODERS["convolution"]), tmp_path, recipe, (STATIC,))
+    small = Variant(found["vocabulary40.int8_static"].folder)
+    tokens = TEXT_COLUMNS[2]["tokens"]
+    left = small.columns[2]["tokens"]
+    assert len(left) == round(0.6 * len(tokens)) and set(left) < set(tokens)
+    assert size(found["vocabulary40.int8_static"]) < size(found["int8_static"])
+    rows, plain = said(200, 3), Variant(found["int8_static"].folder)
+    whole = [all(tokens[int(i)] in left for i in row) for row in encode(rows, TEXT_COLUMNS)[:, 2:]]
+    assert 10 < sum(whole) < 200
+    np.testing.assert_allclose(small.predict_proba(rows[whole]), plain.predict_proba(rows[whole]), atol=0.03)
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
-    one, other = (make(student_of(ENCODERS["bag"]), tmp_path / name)["int8_dynamic"] for name in "ab")
-    assert (Path(one.folder) / "model.onnx").read_bytes() == (Path(other.folder) / "model.onnx").read_bytes()
+    recipes: list[Recipe] = [(DynamicInt8(method="int8_dynamic"),), (UNITS, STATIC)]
+    one, other = (make(text_student(ENCODERS["convolution"]), tmp_path / name, *recipes) for name in "ab")
+    for name in one:
+        assert (Path(one[name].folder) / "model.onnx").read_bytes() == (
+            Path(other[name].folder) / "model.onnx"
+        ).read_bytes()
 
 
-def test_what_has_no_hidden_units_cannot_be_pruned(tmp_path: Path) -> None:
-    student = student_of(ENCODERS["bag"], widths=())
-    assert set(make(student, tmp_path, Fp32(method="fp32"))) == {"fp32"}
-    with pytest.raises(ExportError, match="TextStudent cannot be pruned: `layers` has no hidden layer"):
-        make(student, tmp_path, Prune(method="prune"))
+def test_steps_one_after_another(tmp_path: Path) -> None:
+    """Each finds what the one before has left of the module."""
+    recipe: Recipe = (
+        PruneLayers(method="prune_layers", recover_epochs=0), PruneHeads(method="prune_heads", recover_epochs=0), UNITS,
+        Vocabulary(method="vocabulary", recover_epochs=0), HashedRows(method="hashed_rows", recover_epochs=0),
+        LowRank(method="low_rank", recover_epochs=0), WeightOnly(method="weights", bits=4),
+    )  # fmt: skip
+    found = make(text_student(ENCODERS["transformer"]), tmp_path, recipe, (Fp32(method="fp32"),))
+    (small, whole) = found.values()
+    assert small.name == "layers50.heads50.units50.vocabulary50.hashed50.rank50.weights4"
+    assert small.refused is None and size(small) < 0.15 * size(whole)
 
 
-def test_pruning_leaves_the_encoder_alone(tmp_path: Path) -> None:
-    from stillhouse.compress.prune import prune_hidden_units
-    from stillhouse.distill.students import load, save
-
-    student = student_of(ENCODERS["transformer"])
-    pruned = prune_hidden_units(student, 0.5)
-    assert pruned.spec["widths"] == [16]
-    for name, weights in student.encoders.state_dict().items():
-        assert torch.equal(pruned.encoders.state_dict()[name], weights)
-    save(pruned, tmp_path)
-    x = torch.from_numpy(encode(raw(5), COLUMNS))
-    assert torch.equal(load(tmp_path)(x), pruned(x))
+def test_what_has_no_hidden_units_is_refused_and_the_others_are_made(tmp_path: Path) -> None:
+    found = make(text_student(ENCODERS["bag"], widths=()), tmp_path, (Fp32(method="fp32"),), (UNITS,))
+    assert found["fp32"].refused is None
+    assert found["units50"].refused == (
+        "prune_units: TextStudent has no layer whose units only other layers read: leave the step out"
+    )
 
 
-def test_mlflow_takes_raw_sentences_without_torch(made: dict[str, VariantFile], tmp_path: Path) -> None:
+def test_a_pruned_encoder_still_answers_one_text_as_many(tmp_path: Path) -> None:
+    """The exported form is checked on all rows at once and on one alone; so is the module here."""
+    student = text_student(ENCODERS["transformer"])
+    found = make(student, tmp_path, (PruneHeads(method="prune_heads", recover_epochs=0),))["heads50"]
+    variant, rows = Variant(found.folder), said(20, 4)
+    together = variant.predict_proba(rows)
+    alone = np.vstack([variant.predict_proba(rows.iloc[[i]]) for i in range(20)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.abs(together - run_torch(Form(student).module, {"x": encode(rows, TEXT_COLUMNS)})).max() > 1e-4
+
+
+def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
     """In a process where neither torch nor any tokeniser can be imported, strings in and the same decisions out."""
     from mlflow.models import Model
 
     from stillhouse.registry.packaging import save_variant
 
-    folder, rows = Path(made["int8_dynamic"].folder), raw(30, seed=5)
+    (made,) = make(text_student(ENCODERS["bag"]), tmp_path / "made", (DynamicInt8(method="int8_dynamic"),)).values()
+    folder, rows = Path(made.folder), said(30, seed=5)
     save_variant(folder, rows, tmp_path / "model", Model())
     rows.to_json(tmp_path / "rows.json", orient="split")
     program = """
@@ -161,10 +191,10 @@ def test_mlflow_takes_raw_sentences_without_torch(made: dict[str, VariantFile], 
         env={**os.environ, "PYTHONPATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    said = pd.read_json(tmp_path / "said.json", orient="split")
+    found = pd.read_json(tmp_path / "said.json", orient="split")
     wanted = Variant(folder).predict(rows)
-    assert said["action"].tolist() == wanted["action"].tolist()
-    np.testing.assert_allclose(said.drop(columns="action"), wanted.drop(columns="action"), rtol=1e-6)
+    assert found["action"].tolist() == wanted["action"].tolist()
+    np.testing.assert_allclose(found.drop(columns="action"), wanted.drop(columns="action"), rtol=1e-6)
 
 
 def test_mlflow_keeps_the_student_itself(tmp_path: Path) -> None:
@@ -174,11 +204,11 @@ def test_mlflow_keeps_the_student_itself(tmp_path: Path) -> None:
 
     from stillhouse.registry.packaging import save_student
 
-    x = encode(raw(4), COLUMNS)
+    x = encode(said(4), TEXT_COLUMNS)
     for name, encoder in ENCODERS.items():
-        student = student_of(encoder)
+        student = text_student(encoder)
         save_student(student, x, tmp_path / name, Model())
-        said = mlflow.pyfunc.load_model(str(tmp_path / name)).predict(encode(raw(9, seed=2), COLUMNS))
+        found = mlflow.pyfunc.load_model(str(tmp_path / name)).predict(encode(said(9, seed=2), TEXT_COLUMNS))
         with torch.no_grad():
-            wanted = student(torch.from_numpy(encode(raw(9, seed=2), COLUMNS))).numpy()
-        np.testing.assert_allclose(said, wanted, rtol=1e-4, atol=1e-5)
+            wanted = student(torch.from_numpy(encode(said(9, seed=2), TEXT_COLUMNS))).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A variant is a folder that stands alone, is whole or absent, and says what it is."""
+"""A variant is a folder that stands alone, and says what it is."""
 
 from __future__ import annotations
 
@@ -10,32 +10,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import stillhouse.variant
-from stillhouse.compress import variants as module
-from stillhouse.compress.export import probabilities
-from stillhouse.compress.processor import parse_cpuinfo, processor
-from stillhouse.compress.variants import VariantFile, make_variants
-from stillhouse.config import DynamicInt8, Fp32, Prune, StaticInt8
+from stillhouse.compress.build import Built, export_form, finish
+from stillhouse.compress.export import run_torch
+from stillhouse.compress.processor import Processor, processor
+from stillhouse.compress.subject import Form, Subject
+from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.compress.workshop import Workshop
+from stillhouse.config import DynamicInt8, Fp32, LowRank, PruneColumns, PruneUnits, Recipe, StaticInt8, recipe_name
 from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
-from stillhouse.variant import Variant, encode
+from stillhouse.records import Candidate
+from stillhouse.variant import Variant, encode, parse_cpuinfo
 
 VALUES = {"carrier": 16, "origin": 3, "destination": 105}
 COLUMNS: list[dict[str, Any]] = [
     *({"name": f"number_{i}", "type": "number"} for i in range(20)),
     *({"name": n, "type": "category", "values": [f"{n[:2]}{i}" for i in range(v)]} for n, v in VALUES.items()),
 ]
-ALL = (
-    Fp32(method="fp32"),
-    DynamicInt8(method="int8_dynamic"),
-    StaticInt8(method="int8_static"),
-    Prune(method="prune", ratio=0.5, recover_epochs=3),
+ACTIONS = ("on_time", "late")
+LINEAGE = {"student": "models:/m-1", "teacher": "abc"}
+ALL: tuple[Recipe, ...] = (
+    (Fp32(method="fp32"),),
+    (DynamicInt8(method="int8_dynamic"),),
+    (StaticInt8(method="int8_static"),),
+    (PruneUnits(method="prune_units", ratio=0.5, recover_epochs=0),),
+    (PruneColumns(method="prune_columns", ratio=0.2, recover_epochs=0), StaticInt8(method="int8_static")),
 )
+NAMES = ["fp32", "int8_dynamic", "int8_static", "units50", "columns20.int8_static"]
 
 
 def raw(count: int, seed: int = 0) -> pd.DataFrame:
@@ -56,75 +64,86 @@ def student() -> TabularStudent:
     return TabularStudent(edges, list(VALUES.values()), 2, (64, 32)).eval()
 
 
-def unchanged(pruned: nn.Module, epochs: int) -> nn.Module:
-    return pruned
-
-
-def make(student: nn.Module, folder: Path, *compressions: Any, **changes: Any) -> tuple[VariantFile, ...]:
-    arguments: dict[str, Any] = {
-        "agent": "flights",
-        "actions": ("on_time", "late"),
-        "columns": COLUMNS,
-        "calibration": encode(raw(1000), COLUMNS),
-        "recover": unchanged,
-        "folder": folder,
-        "lineage": {"student": "models:/m-1", "teacher": "abc"},
-    } | changes
-    return make_variants(student, compressions or ALL, **arguments)
+def subject_of(student: nn.Module, **changes: Any) -> Subject:
+    settings: dict[str, Any] = {
+        "calibration": lambda columns: encode(raw(1000), columns),
+        "judged": lambda columns: encode(raw(100, 1), columns),
+        "quality": lambda p: float(p[:, 0].mean()),
+    }
+    columns, actions = changes.pop("columns", COLUMNS), changes.pop("actions", ACTIONS)
+    return student_subject(student, columns, actions, **settings | changes)
 
 
 @pytest.fixture(scope="module")
-def made(student: TabularStudent, tmp_path_factory: pytest.TempPathFactory) -> dict[str, VariantFile]:
-    return {file.name: file for file in make(student, tmp_path_factory.mktemp("variants"))}
+def subject(student: TabularStudent) -> Subject:
+    return subject_of(student)
+
+
+def make(subject: Subject, folder: Path, *recipes: Recipe, lineage: dict[str, str] = LINEAGE) -> dict[str, Candidate]:
+    workshop = Workshop(subject, variant_pack("flights", ACTIONS, lineage), folder, 0.05)
+    return {recipe_name(recipe): workshop.make(recipe) for recipe in recipes or ALL}
+
+
+@pytest.fixture(scope="module")
+def made(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Candidate]:
+    return make(subject, tmp_path_factory.mktemp("variants"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_one_folder_each_and_nothing_else(made: dict[str, VariantFile]) -> None:
-    assert list(made) == ["fp32", "int8_dynamic", "int8_static", "pruned_50"]
-    assert [file.method for file in made.values()] == ["fp32", "int8_dynamic", "int8_static", "prune"]
-    parent = Path(made["fp32"].folder).parent
-    assert sorted(path.name for path in parent.iterdir()) == sorted(made)
-    for file in made.values():
-        files = contents(Path(file.folder))
+def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str, Candidate]) -> None:
+    assert list(made) == NAMES and not {each.refused for each in made.values()} - {None}
+    for candidate in made.values():
+        files = contents(Path(candidate.folder))
         assert sorted(files) == ["manifest.json", "model.onnx", "variant.py"]
-        assert file.bytes == sum(map(len, files.values()))
+        assert candidate.bytes == sum(map(len, files.values()))
         assert files["variant.py"] == Path(stillhouse.variant.__file__).read_bytes()
-        assert VariantFile.model_validate_json(file.model_dump_json()) == file
+        model = onnx.load_model_from_string(files["model.onnx"])
+        assert not any(node.name or node.doc_string for node in model.graph.node)
 
 
-def test_sizes_and_agreement(made: dict[str, VariantFile]) -> None:
-    sizes = {name: (Path(file.folder) / "model.onnx").stat().st_size for name, file in made.items()}
+def test_sizes_and_agreement(made: dict[str, Candidate]) -> None:
+    sizes = {name: (Path(each.folder) / "model.onnx").stat().st_size for name, each in made.items()}
     assert max(sizes["int8_dynamic"], sizes["int8_static"]) < 0.33 * sizes["fp32"]
-    assert sizes["pruned_50"] < 0.55 * sizes["fp32"]
-    assert made["fp32"].agreement.max < 1e-6
-    assert made["fp32"].agreement.rows == 1000
-    assert 0 < made["int8_dynamic"].agreement.mean < 0.02
-    assert 0 < made["int8_static"].agreement.mean < 0.02
-    for file in made.values():
-        assert file.agreement.mean <= file.agreement.max
+    assert sizes["units50"] < 0.55 * sizes["fp32"] and sizes["columns20.int8_static"] < sizes["int8_static"]
+    found = {name: Variant(each.folder).manifest["agreement"] for name, each in made.items()}
+    assert found["fp32"]["max"] < 1e-6
+    for name, each in found.items():
+        assert each["rows"] == 1000 and each["mean"] <= each["max"]
+        assert each["mean"] == made[name].difference
+    assert 0 < found["int8_dynamic"]["mean"] < 0.02 and 0 < found["int8_static"]["mean"] < 0.02
 
 
-def test_the_manifest_says_what_it_is(made: dict[str, VariantFile]) -> None:
-    for file in made.values():
-        folder = Path(file.folder)
+def test_the_manifest_says_what_it_is(made: dict[str, Candidate]) -> None:
+    for name, candidate in made.items():
+        folder = Path(candidate.folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         assert list(manifest) == [
             "format", "agent", "actions", "columns", "lineage", "variant", "method",
-            "input", "sha256", "agreement", "cpu", "versions",
+            "input", "sha256", "agreement", "saturates", "cpu", "versions",
         ]  # fmt: skip
-        assert manifest["columns"] == COLUMNS
-        assert manifest["actions"] == ["on_time", "late"]
-        assert manifest["lineage"] == {"student": "models:/m-1", "teacher": "abc"}
-        assert (manifest["format"], manifest["variant"], manifest["input"]) == (1, file.name, "x")
-        assert manifest["agreement"] == file.agreement.model_dump()
-        assert manifest["cpu"]["name"] == processor().name
+        assert manifest["actions"] == ["on_time", "late"] and manifest["agent"] == "flights"
+        assert manifest["lineage"] == LINEAGE
+        assert (manifest["format"], manifest["variant"], manifest["input"]) == (2, name, "x")
+        assert manifest["method"] == list(candidate.recipe)
+        assert manifest["saturates"] == [each.model_dump() for each in candidate.saturates]
+        assert Processor.model_validate(manifest["cpu"]) == processor()
         assert set(manifest["versions"]) == {"onnxruntime", "onnx", "torch", "stillhouse"}
-        for name, digest in manifest["sha256"].items():
-            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-    assert manifest["method"] == {"method": "prune", "ratio": 0.5, "recover_epochs": 3}
+        for file, digest in manifest["sha256"].items():
+            assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
+    assert Variant(made["fp32"].folder).columns == COLUMNS
+    assert manifest["method"][0] == {"method": "prune_columns", "ratio": 0.2, "recover_epochs": 0}
+
+
+def test_columns_that_are_gone_are_asked_for_no_more(made: dict[str, Candidate]) -> None:
+    """Of 23 columns five; the others mean what they meant."""
+    variant = Variant(made["columns20.int8_static"].folder)
+    names = [column["name"] for column in variant.columns]
+    assert len(names) == 18 and [column for column in COLUMNS if column["name"] in names] == variant.columns
+    rows = raw(50, 3)
+    pd.testing.assert_frame_equal(variant.predict(rows[names]), variant.predict(rows))
 
 
 ALONE = """
@@ -140,7 +159,7 @@ Variant(sys.argv[1]).predict(rows).to_json(sys.argv[3], orient="split", double_p
 
 @pytest.mark.parametrize("name", ["fp32", "int8_static"])
 def test_it_runs_alone_without_torch_and_stillhouse(
-    made: dict[str, VariantFile], student: TabularStudent, name: str, tmp_path: Path
+    made: dict[str, Candidate], student: TabularStudent, name: str, tmp_path: Path
 ) -> None:
     rows = raw(30, seed=5)
     rows.to_json(tmp_path / "rows.json", orient="split", double_precision=15)
@@ -149,45 +168,30 @@ def test_it_runs_alone_without_torch_and_stillhouse(
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
     found = pd.read_json(tmp_path / "out.json", orient="split")
     pd.testing.assert_frame_equal(found, Variant(folder).predict(rows), check_dtype=False, atol=1e-6)
-    wanted = probabilities(student, encode(rows, COLUMNS))
+    wanted = run_torch(student, {"x": encode(rows, COLUMNS)})
     np.testing.assert_allclose(found[["p_on_time", "p_late"]], wanted, atol=1e-6 if name == "fp32" else 0.05)
 
 
-def test_a_damaged_model_is_refused(student: TabularStudent, tmp_path: Path) -> None:
-    (file,) = make(student, tmp_path, Fp32(method="fp32"))
-    model = Path(file.folder) / "model.onnx"
-    damaged = bytearray(model.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    model.write_bytes(damaged)
+def test_a_damaged_model_is_refused(made: dict[str, Candidate], tmp_path: Path) -> None:
+    for name, content in contents(Path(made["fp32"].folder)).items():
+        damaged = bytearray(content)
+        damaged[len(damaged) // 2] ^= name == "model.onnx"
+        (tmp_path / name).write_bytes(damaged)
     with pytest.raises(ValueError, match="damaged"):
-        Variant(file.folder)
-    (again,) = make(student, tmp_path, Fp32(method="fp32"))
-    assert again == file
-    Variant(file.folder)
+        Variant(tmp_path)
 
 
-def test_the_same_again_gives_the_same_bytes_and_touches_nothing(student: TabularStudent, tmp_path: Path) -> None:
-    first = make(student, tmp_path / "one")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*")}
-    assert make(student, tmp_path / "one") == first
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.*")}.items() <= before.items()
-    make(student, tmp_path / "two")
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-
-
-def test_other_contents_replace_a_finished_variant(student: TabularStudent, tmp_path: Path) -> None:
-    make(student, tmp_path, Fp32(method="fp32"))
-    make(student, tmp_path, Fp32(method="fp32"), lineage={"student": "models:/m-2"})
-    assert Variant(tmp_path / "fp32").manifest["lineage"] == {"student": "models:/m-2"}
-    assert [path.name for path in tmp_path.iterdir()] == ["fp32"]
+def test_the_same_again_gives_the_same_bytes(made: dict[str, Candidate], subject: Subject, tmp_path: Path) -> None:
+    for name, again in make(subject, tmp_path).items():
+        assert contents(Path(again.folder)) == contents(Path(made[name].folder))
 
 
 KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-import test_variants as t
-import torch
 from pathlib import Path
+import torch
+from tests.compress import test_variants as t
 from stillhouse.compress import variants
 
 def die(*arguments):
@@ -195,89 +199,98 @@ def die(*arguments):
 
 variants._write_manifest = die
 torch.manual_seed(0)
-t.make(t.TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(t.VALUES.values()), 2, (8,)), Path(sys.argv[2]))
+student = t.TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(t.VALUES.values()), 2, (8,))
+t.make(t.subject_of(student), Path(sys.argv[2]), t.ALL[0])
 """
 
 
-def test_a_killed_process_leaves_no_half_variant(student: TabularStudent, tmp_path: Path) -> None:
-    folder = tmp_path / "variants"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder)], check=False, timeout=120
-    )
+def test_a_killed_process_leaves_no_half_variant(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
+    killed = subprocess.run(program, check=False, timeout=120)
     assert killed.returncode == 9
-    assert [path.name for path in folder.iterdir()] == [".unfinished"]
-    assert any(path.name == "model.onnx" for path in folder.rglob("*"))
-    make(student, folder, Fp32(method="fp32"))
-    assert [path.name for path in folder.iterdir()] == ["fp32"]
-    Variant(folder / "fp32")
-
-
-def test_a_half_written_folder_is_replaced(student: TabularStudent, tmp_path: Path) -> None:
-    half = tmp_path / "fp32"
-    half.mkdir()
-    (half / "model.onnx").write_bytes(b"half")
-    make(student, tmp_path, Fp32(method="fp32"))
-    Variant(half)
-
-
-def test_a_failure_midway_leaves_finished_variants_and_no_workplace(student: TabularStudent, tmp_path: Path) -> None:
-    def fail(pruned: nn.Module, epochs: int) -> nn.Module:
-        raise OSError("the teacher does not answer")
-
-    with pytest.raises(OSError, match="teacher"):
-        make(student, tmp_path, Fp32(method="fp32"), Prune(method="prune"), recover=fail)
-    assert [path.name for path in tmp_path.iterdir()] == ["fp32"]
+    assert [path.name for path in tmp_path.iterdir()] == ["aside"]
+    assert any(path.name == "model.onnx" for path in tmp_path.rglob("*"))
+    torch.manual_seed(0)
+    student = TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(VALUES.values()), 2, (8,))
+    (again,) = make(subject_of(student), tmp_path, ALL[0]).values()
+    Variant(again.folder)
+    assert not list((tmp_path / "aside").iterdir())
 
 
 def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tmp_path: Path) -> None:
     calls = []
 
-    def recover(pruned: nn.Module, epochs: int) -> nn.Module:
-        calls.append((pruned.spec["widths"], epochs))
+    def recover(form: Form, epochs: int) -> Form:
+        module: Any = form.module
+        calls.append(([layer.out_features for layer in module.layers if isinstance(layer, nn.Linear)], epochs))
         with torch.no_grad():
-            pruned.layers[-1].bias.copy_(torch.tensor([0.0, 50.0]))
-        return pruned
+            module.layers[-1].bias.copy_(torch.tensor([0.0, 50.0]))
+        return form
 
-    for epochs, ratio in ((7, 0.25), (0, 0.5)):
-        make(student, tmp_path, Prune(method="prune", ratio=ratio, recover_epochs=epochs), recover=recover)
-    assert calls == [([48, 24], 7)]
-    assert (Variant(tmp_path / "pruned_25").predict(raw(20)).action == "late").all()
-    assert student.spec["widths"] == [64, 32]
-
-
-def test_an_unknown_compression_is_a_type_error(student: TabularStudent, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="no compression method for dict"):
-        module._compress({"method": "fp32"}, None, tmp_path)  # type: ignore[arg-type]
+    recipes = [(PruneUnits(method="prune_units", ratio=r, recover_epochs=e),) for e, r in ((7, 0.25), (0, 0.5))]
+    found = make(subject_of(student, recover=recover), tmp_path, *recipes)
+    assert calls == [([48, 24, 2], 7)]
+    assert (Variant(found["units25"].folder).predict(raw(20)).action == "late").all()
+    assert [layer.out_features for layer in student.layers if isinstance(layer, nn.Linear)] == [64, 32, 2]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"actions": ("a", "b", "c")}, "2 logits, but there are 3 actions"),
-        ({"columns": COLUMNS[:-1]}, "23 values, but the columns make 22"),
-        ({"calibration": np.zeros((0, 23), np.float32)}, "n ≥ 1"),
+        ({"columns": COLUMNS[:-1], "calibration": lambda columns: encode(raw(9), COLUMNS)},
+         "23 values, but the columns make 22"),
+        ({"calibration": lambda columns: np.zeros((0, 23), np.float32)}, "at least one"),
     ],
-)
-def test_what_does_not_fit_is_refused(
-    student: TabularStudent, changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(student: TabularStudent, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        make(student, tmp_path, **changes)
-    assert not list(tmp_path.iterdir())
+        subject_of(student, **changes)
 
 
-def test_probabilities_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                       student: TabularStudent) -> None:  # fmt: skip
-    monkeypatch.setattr(module, "run_onnx", lambda model, rows: np.full((len(rows), 2), np.nan, np.float32))
-    with pytest.raises(ExportError, match="variant fp32 gives probabilities that are not finite on 1000 of 1000"):
-        make(student, tmp_path)
-    assert not list(tmp_path.iterdir())
+def built(subject: Subject, recipe: Recipe, tolerance: float = 0.05) -> Built:
+    return finish(subject, recipe, subject.model, COLUMNS, tolerance)
+
+
+def test_a_recipe_without_a_number_format_stays_float32(subject: Subject) -> None:
+    low = LowRank(method="low_rank", ratio=0.5)
+    assert built(subject, (low,)).model == subject.model == built(subject, (low, Fp32(method="fp32"))).model
+    assert export_form(subject, Form(subject.form.module, COLUMNS)) == subject.model  # type: ignore[union-attr]
+
+
+def test_the_tolerance_is_the_number_formats_alone(subject: Subject) -> None:
+    """A structural step may change the answers as much as it likes: its quality is judged."""
+    found = built(subject, (DynamicInt8(method="int8_dynamic"),))
+    with pytest.raises(
+        ExportError, match=r"int8_dynamic differs from its float32 form by .* \(`compression.tolerance`"
+    ):
+        built(subject, (DynamicInt8(method="int8_dynamic"),), found.agreement.mean * 0.99)
+    other = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    strange = onnx.ModelProto()
+    strange.CopyFrom(subject.model)
+    (bias,) = (each for each in strange.graph.initializer if list(each.dims) == [64])
+    bias.raw_data = (10 * other).tobytes()
+    far = finish(subject, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9)
+    assert far.agreement.mean > 0.01
+    with pytest.raises(ExportError, match="differs"):
+        finish(subject, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9)
 
 
 def test_processor() -> None:
     x86 = "processor\t: 0\nmodel name\t: AMD EPYC 7763\nflags\t\t: fpu fma avx2 avx rdrand\n\nmodel name\t: other\n"
-    assert parse_cpuinfo(x86).model_dump() == {"name": "AMD EPYC 7763", "flags": ("avx", "avx2", "fma")}
-    assert parse_cpuinfo("Features\t: fp asimd i8mm\n").flags == ("asimd", "i8mm")
-    assert parse_cpuinfo("").name
-    assert parse_cpuinfo("").flags == ()
-    assert processor().name
+    assert parse_cpuinfo(x86) == {"name": "AMD EPYC 7763", "flags": ["avx", "avx2", "fma"]}
+    assert parse_cpuinfo("Features\t: fp asimd i8mm\n")["flags"] == ["asimd", "i8mm"]
+    assert parse_cpuinfo("")["name"] and parse_cpuinfo("")["flags"] == []
+    assert processor().name and processor() == Processor.model_validate(stillhouse.variant.processor())
+
+
+@pytest.mark.parametrize(
+    ("flags", "whole"),
+    [
+        (("avx", "avx2"), False), (("avx", "avx2", "avx512f"), False), (("avx",), False),
+        (("avx", "avx2", "avx512f", "avx512_vnni"), True), (("avx", "avx2", "avx_vnni"), True),
+        (("asimd", "asimddp"), True), ((), True),
+    ],
+)  # fmt: skip
+def test_whose_products_are_added_whole(flags: tuple[str, ...], whole: bool) -> None:
+    assert Processor(name="p", flags=flags).adds_whole_products is whole

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from stillhouse.config import Budgets
-from stillhouse.evaluate.gate import certify, choose, clustered_error, compare, delong, judge, replay, stretches
+from stillhouse.evaluate.gate import certify, clustered_error, compare, delong, judge, replay, stretches
 from stillhouse.records import Certificate, Verdict
 
 Array = np.ndarray[Any, Any]
@@ -228,8 +227,12 @@ def test_a_person_may_have_to_approve(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"champion": None, "comparisons": ()}, {"max_bytes": 1, "max_p95_ms": None}, {"approval": "manual"}]
-)
+    "fields",
+    [
+        {}, {"champion": None, "comparisons": ()}, {"max_bytes": 1, "max_p95_ms": None}, {"approval": "manual"},
+        {"nothing_fits": "nothing fits: it would take more"},
+    ],
+)  # fmt: skip
 def test_judged_again_it_is_the_same(make: Any, fields: dict[str, Any]) -> None:
     third = make.comparison("test", 1 / 3, 0.1 + 0.2)
     certificate = make.certificate(third, **fields) if "comparisons" not in fields else make.certificate(**fields)
@@ -250,61 +253,27 @@ def test_a_certificate_holds_the_budgets_of_its_day(make: Any) -> None:
     found = certify(config, "r9", make.now, make.card(), None, [make.comparison()])
     assert (found.max_bytes, found.max_p95_ms, found.confidence, found.approval) == (5000, 0.3, 0.9, "manual")
     assert (found.agent, found.refresh_id, found.as_of, found.champion) == ("toy", "r9", make.now, None)
-    assert found.comparisons == (make.comparison(),)
+    assert found.comparisons == (make.comparison(),) and found.nothing_fits == ""
+    assert certify(config, "r9", make.now, make.card(), None, [], "nothing fits").nothing_fits == "nothing fits"
 
 
-# --------------------------------------------------------------------------- choosing
+def test_a_challenger_that_keeps_to_no_budget_is_refused_with_what_would_have_to_give(make: Any) -> None:
+    """Even where the certificate's own budgets are met: latency is measured twice, and may differ."""
+    why = "nothing fits: it would take a max_bytes of 1,000, not 900 (fp32)"
+    verdict = judge(make.certificate(nothing_fits=why))
+    assert verdict.outcome == "refused" and verdict.summary == f"fp32 refused: {why}"
+    assert (verdict.reasons[0].measure, verdict.reasons[0].text) == ("compression", why)
+    assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["compression"]
+    broken = judge(make.certificate(nothing_fits=why, max_bytes=900))
+    assert broken.summary == f"fp32 refused: {why}"
+    assert [reason.measure for reason in broken.reasons if reason.crossed] == ["compression", "bytes"]
+    assert not any(reason.measure == "compression" for reason in judge(make.certificate()).reasons)
 
 
-def chosen(make: Any, *cards: tuple[str, int, float, float], **budgets: Any) -> tuple[str, str]:
-    made = [make.card(name, size, validation, test=0.5, p95=p95) for name, size, validation, p95 in cards]
-    card, why = choose(made, Budgets(**budgets))
-    return card.model, why
-
-
-BIG, SMALL, TINY = ("fp32", 1000, 0.720, 0.1), ("int8", 400, 0.716, 0.2), ("pruned", 100, 0.690, 0.05)
-
-
-@pytest.mark.parametrize(
-    ("budgets", "name", "why"),
-    [
-        ({}, "int8", "int8: the smallest (400 bytes) within 0.005 of the best on the validation days"),
-        ({"max_quality_loss": 0.05}, "pruned", "pruned: the smallest (100 bytes) within 0.05 of the best"),
-        ({"max_quality_loss": 0}, "fp32", "fp32: the smallest (1000 bytes) within 0.0 of the best"),
-        ({"max_p95_ms": 0.1}, "fp32", "fp32: the smallest"),
-        ({"max_bytes": 300}, "pruned", "pruned: the best that fits the budgets, though 0.0300 below the best"),
-        ({"max_bytes": 50}, "pruned", "no variant fits the budgets; pruned is the smallest"),
-        ({"max_bytes": 500, "max_p95_ms": 0.1}, "pruned", "pruned: the best that fits the budgets"),
-    ],
-)
-def test_the_smallest_that_is_good_enough(make: Any, budgets: dict[str, Any], name: str, why: str) -> None:
-    found, text = chosen(make, BIG, SMALL, TINY, **budgets)
-    assert found == name
-    assert text.startswith(why)
-
-
-def test_the_order_of_variants_does_not_matter(make: Any) -> None:
-    twin = ("b_twin", 400, 0.716, 0.2)
-    assert chosen(make, twin, SMALL, BIG)[0] == chosen(make, BIG, SMALL, twin)[0] == "b_twin"
-
-
-def test_accuracy_where_there_is_no_auc(make: Any) -> None:
-    def card(name: str, size: int, accuracy: float) -> Any:
-        quality = {"validation": make.quality(None, accuracy), "test": make.quality(None)}
-        return make.card(name, size, quality=quality)
-
-    assert choose([card("a", 100, 0.5), card("b", 200, 0.9)], Budgets())[0].model == "b"
-
-
-def test_more_than_two_actions_are_compared_by_accuracy(make: Any) -> None:
+def test_more_than_two_actions_are_judged_by_accuracy(make: Any) -> None:
     """The mean one-vs-rest AUC of 150 actions is near 1 for all."""
-
-    def card(name: str, size: int, auc: float, accuracy: float) -> Any:
-        quality = make.quality(auc, accuracy).model_copy(update={"actions": 150})
-        return make.card(name, size, quality={"validation": quality, "test": quality})
-
-    assert choose([card("a", 100, 0.999, 0.5), card("b", 200, 0.998, 0.9)], Budgets())[0].model == "b"
-    assert card("a", 100, 0.999, 0.5).test.measure == "accuracy" and card("a", 100, 0.999, 0.5).test.score == 0.5
+    many = make.quality(0.999, 0.5).model_copy(update={"actions": 150})
+    assert (many.measure, many.score) == ("accuracy", 0.5)
     assert make.quality(0.7).measure == "auc" and make.quality(0.7).score == 0.7
     assert make.quality(None, 0.6).measure == "accuracy" and make.quality(None, 0.6).score == 0.6
 

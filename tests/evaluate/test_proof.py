@@ -70,8 +70,11 @@ def refresh(make: Any) -> Refresh:
 
 @pytest.fixture
 def proven(make: Any, refresh: Refresh) -> Callable[..., Proof]:
-    def proven(variants: dict[str, Model], champion: Model | None, past: bool = True, **settings: Any) -> Proof:
-        config = make.config({"max_quality_loss": 0.02}, **{"non_inferiority_margin": 0.02, **settings})
+    def proven(
+        variants: dict[str, Model], champion: Model | None, past: bool = True, chosen: str = "", fits: bool = True,
+        **settings: Any,
+    ) -> Proof:  # fmt: skip
+        config = make.config({}, **{"non_inferiority_margin": 0.02, **settings})
         windows = {name: rows for name, rows in WINDOWS.items() if past or name != "past"}
         return prove(
             config,
@@ -83,6 +86,9 @@ def proven(make: Any, refresh: Refresh) -> Callable[..., Proof]:
                 Candidate(name, "variant", model, 100 * (i + 1), lambda: None)
                 for i, (name, model) in enumerate(variants.items())
             ],
+            chosen=chosen or next(iter(variants)),
+            why="it is the smallest" if fits else "nothing fits: it would take more",
+            fits=fits,
             champion=Candidate("toy@3", "champion", champion, 500, lambda: None) if champion else None,
             cpu="Zen",
         )
@@ -116,13 +122,13 @@ def test_the_teacher_is_asked_about_the_test_window_alone(proven: Callable[..., 
     assert list(proof.student.quality) == ["validation", "test", "past"]
 
 
-def test_the_smallest_good_variant_is_put_forward_and_compared(proven: Callable[..., Proof]) -> None:
+def test_the_variant_that_was_chosen_is_put_forward_and_compared(proven: Callable[..., Proof]) -> None:
     noisy, good, exact, old = Model(0.5), Model(0.05), Model(0.01), Model(0.05)
-    proof = proven({"noisy": noisy, "good": good, "exact": exact}, old, slices=["origin"], slice_margin=0.3,
-                   min_slice_rows=50)  # fmt: skip
-    assert proof.chosen == "good"
-    assert proof.why.startswith("good: the smallest (200 bytes) within 0.02 of the best")
+    proof = proven({"noisy": noisy, "good": good, "exact": exact}, old, chosen="good", slices=["origin"],
+                   slice_margin=0.3, min_slice_rows=50)  # fmt: skip
+    assert (proof.chosen, proof.why) == ("good", "it is the smallest")
     certificate = proof.certificate
+    assert certificate.nothing_fits == ""
     assert certificate.challenger == proof.variants[1]
     assert certificate.champion == proof.champion
     assert (certificate.refresh_id, certificate.agent) == ("r1", "toy")
@@ -169,3 +175,9 @@ def test_a_challenger_as_good_as_the_champion_is_promoted(proven: Callable[..., 
     proof = proven({"exact": Model(0.02)}, Model(0.02))
     assert judge(proof.certificate).outcome == "promoted"
     assert Proof.model_validate_json(proof.model_dump_json()) == proof
+
+
+def test_one_that_keeps_to_no_budget_is_refused_with_the_reason(proven: Callable[..., Proof]) -> None:
+    proof = proven({"exact": Model(0.02)}, Model(0.02), fits=False)
+    assert (proof.chosen, proof.certificate.nothing_fits) == ("exact", "nothing fits: it would take more")
+    assert judge(proof.certificate).summary == "exact refused: nothing fits: it would take more"

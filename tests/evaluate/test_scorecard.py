@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from stillhouse.evaluate.scorecard import (
     agreement,
     disagreement,
     expected_calibration_error,
-    measure_latency,
     quality,
     slices,
 )
@@ -158,32 +155,3 @@ def test_agreement_and_disagreement_by_hand() -> None:
         disagreement(teacher, student[:1])
     with pytest.raises(WindowError):
         disagreement(teacher[:0], student[:0])
-
-
-# --------------------------------------------------------------------------- latency
-
-
-def test_latency_is_measured_in_turns() -> None:
-    order: list[str] = []
-
-    def slow() -> None:
-        order.append("slow")
-        time.sleep(0.003)
-
-    found = measure_latency({"slow": slow, "fast": lambda: order.append("fast")}, calls=20, warm_up=2)
-    assert order[:4] == ["slow", "slow", "fast", "fast"]
-    assert order[4:] == ["slow", "fast"] * 20
-    assert 3.0 <= found["slow"].p50_ms <= found["slow"].p95_ms
-    assert found["fast"].p50_ms < found["slow"].p50_ms
-    assert found["slow"].calls == 20
-    assert measure_latency({}) == {}
-
-
-def test_the_collector_of_garbage_is_as_it_was_even_after_an_error() -> None:
-    def failing() -> None:
-        raise KeyError
-
-    assert gc.isenabled()
-    with pytest.raises(KeyError):
-        measure_latency({"x": failing}, warm_up=0)
-    assert gc.isenabled()

@@ -231,7 +231,7 @@ def variant_folder(folder: Path, name: str, seed: int = 0) -> Path:
     onnx.save(model, folder / "model.onnx")
     shutil.copyfile(stillhouse.variant.__file__, folder / "variant.py")
     manifest = {
-        "format": 1,
+        "format": 2,
         "agent": "flights",
         "variant": name,
         "actions": ACTIONS,
@@ -240,7 +240,7 @@ def variant_folder(folder: Path, name: str, seed: int = 0) -> Path:
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.onnx", "variant.py")
         },
         "lineage": {},
-        "cpu": "test",
+        "cpu": stillhouse.variant.processor(),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

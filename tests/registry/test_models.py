@@ -199,3 +199,16 @@ def test_teacher_loads_through_the_agent_file(
     (tmp_path / "agents" / "flights.yaml").write_text(AGENT_FILE.replace("name: rule", "name: other"))
     with pytest.raises(Exception, match="'rule'"):
         mlflow.pyfunc.load_model(location.artifact_location)
+
+
+def test_a_candidate_that_cannot_serve_is_a_run_with_the_reason_and_no_model(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    why = "prune_heads: TabularStudent has no attention " + "x" * 6000
+    registry.log_refused(run_id, "heads50", why, {"ratio": 0.5, "keep": None})
+    (run,) = registry.client.search_runs([registry.experiment_id], "tags.role = 'refused'")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "heads50")
+    tags = run.data.tags
+    assert (tags["mlflow.parentRunId"], tags["agent"], tags["variant"]) == (run_id, "flights", "heads50")
+    assert tags["refused"] == why[:5000] and tags["mlflow.note.content"] == why
+    assert run.data.params == {"ratio": "0.5"} and not run.data.metrics
+    assert not registry.client.search_logged_models([registry.experiment_id])

@@ -102,6 +102,14 @@ def test_records_and_figures_are_artifacts(registry: Registry) -> None:
     assert registry.read_record(run_id, "drift/none.json", Verdict) is None
 
 
+def test_a_table_is_an_artifact_that_comes_back(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    table = {"candidate": ("fp32", "int8"), "": ["", "chosen"], "quality": [0.8, None]}
+    registry.log_table(run_id, table, "compression/candidates.json")
+    kept = json.loads(Path(registry.client.download_artifacts(run_id, "compression/candidates.json")).read_text())
+    assert kept == {"columns": ["candidate", "", "quality"], "data": [["fp32", "", 0.8], ["int8", "chosen", None]]}
+
+
 def test_a_window_is_a_dataset_and_cheap(registry: Registry) -> None:
     run_id, _ = registry.open_refresh("r1", tags={}, params={})
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(100_000, 20)), columns=[f"c{i}" for i in range(20)])

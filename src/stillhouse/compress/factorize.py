@@ -30,7 +30,7 @@ def factorizable(form: Form) -> list[str]:
 
 def rank_of(outputs: int, inputs: int, ratio: float) -> int:
     """The largest rank, at least 1, whose two factors have at most ``1 − ratio`` of the matrix's numbers."""
-    return max(1, int((1.0 - ratio) * outputs * inputs / (outputs + inputs)))
+    return max(1, int((1.0 - ratio) * outputs * inputs / (outputs + inputs) + 1e-9))  # 1 − 0.9 is a little below 0.1
 
 
 def low_rank(step: LowRank, form: Form, feed: Feed) -> Form:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,17 +89,20 @@ def quantize_dynamic_int8(model: onnx.ModelProto, config: DynamicInt8, feed: Fee
     """
 
     def make(reduce_range: bool) -> onnx.ModelProto:
+        return _with_small_tables(lambda graph, excluded: quantised(graph, excluded, reduce_range), model, config)
+
+    def quantised(graph: onnx.ModelProto, excluded: list[str], reduce_range: bool) -> onnx.ModelProto:
         return _quantised(
             quantize_dynamic,
-            model,
-            op_types_to_quantize=_operators(_DYNAMIC, config),
+            graph,
+            op_types_to_quantize=list(_DYNAMIC),
             per_channel=config.per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(config.keep),
+            nodes_to_exclude=excluded,
         )
 
-    return _with_tables(_unsaturated(make, config, model, feed), config)
+    return _unsaturated(make, config, model, feed)
 
 
 def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed) -> onnx.ModelProto:
@@ -116,21 +120,24 @@ def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed)
     calibration = evenly_spaced(feed, rows)
 
     def make(reduce_range: bool) -> onnx.ModelProto:
+        return _with_small_tables(lambda graph, excluded: quantised(graph, excluded, reduce_range), model, config)
+
+    def quantised(graph: onnx.ModelProto, excluded: list[str], reduce_range: bool) -> onnx.ModelProto:
         return _quantised(
             quantize_static,
-            model,
+            graph,
             _Rows(calibration),
             quant_format=QuantFormat.QOperator,
-            op_types_to_quantize=_operators(_STATIC, config),
+            op_types_to_quantize=list(_STATIC),
             per_channel=config.per_channel,
             reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=_METHODS[config.ranges],
-            nodes_to_exclude=list(config.keep),
+            nodes_to_exclude=excluded,
         )
 
-    return _with_tables(_unsaturated(make, config, model, feed), config)
+    return _unsaturated(make, config, model, feed)
 
 
 def evenly_spaced(feed: Feed, count: int) -> Feed:
@@ -142,14 +149,21 @@ def evenly_spaced(feed: Feed, count: int) -> Feed:
     return {name: array[places] for name, array in feed.items()}
 
 
-def _operators(all_of_them: tuple[str, ...], config: DynamicInt8 | StaticInt8) -> list[str]:
-    """Those that the quantiser is to take; embedding tables of 4 bits are none of its business."""
-    return [each for each in all_of_them if each != "Gather" or config.table_bits == 8]
+def _with_small_tables(
+    make: Callable[[onnx.ModelProto, list[str]], onnx.ModelProto], model: onnx.ModelProto,
+    config: DynamicInt8 | StaticInt8,
+) -> onnx.ModelProto:  # fmt: skip
+    """The quantised graph; its embedding tables in 4 bits where that is asked for, in 8 they are left to the quantiser.
 
+    The tables come last: what a quantiser must know of types does not reach across operators of ONNX Runtime's own.
 
-def _with_tables(model: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> onnx.ModelProto:
-    """The quantised graph with its embedding tables in 4 bits, where that is asked for."""
-    return in_blocks(model, ("Gather",), 4, _TABLE_BLOCK, None, config.keep) if config.table_bits == 4 else model
+    :param make: quantises a graph, but for the nodes of these names.
+    """
+    excluded = _excluded(config.keep)
+    if config.table_bits == 8:
+        return make(model, excluded)
+    tables = [node.name for node in model.graph.node if node.op_type == "Gather"]
+    return in_blocks(make(model, [*excluded, *tables]), ("Gather",), 4, _TABLE_BLOCK, None, config.keep)
 
 
 def _unsaturated(
@@ -176,8 +190,13 @@ def quantize_tables(model: onnx.ModelProto, keep: tuple[str, ...]) -> onnx.Model
     """The graph with its embedding tables in int8, one scale each, and nothing else changed."""
     return _quantised(
         quantize_dynamic, model, op_types_to_quantize=["Gather"], weight_type=QuantType.QInt8,
-        nodes_to_exclude=list(keep),
+        nodes_to_exclude=_excluded(keep),
     )  # fmt: skip
+
+
+def _excluded(keep: tuple[str, ...]) -> list[str]:
+    """These layers by the names that the quantisers know: to them a ``Gemm`` is a ``MatMul`` and an ``Add``."""
+    return [*keep, *(f"{name}_MatMul" for name in keep)]
 
 
 def in_blocks(
@@ -198,7 +217,7 @@ def in_blocks(
     copied.CopyFrom(model)
     with quietly():
         try:
-            quantizer = MatMulNBitsQuantizer(copied, nodes_to_exclude=list(keep), algo_config=settings)
+            quantizer = MatMulNBitsQuantizer(copied, nodes_to_exclude=_excluded(keep), algo_config=settings)
             quantizer.process()
         except Exception as error:  # of a stranger's graph; the quantiser's errors have no base of their own
             raise ExportError(f"no blocks of {bits} bits: {type(error).__name__}: {error}") from error
@@ -208,11 +227,12 @@ def in_blocks(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without what ONNX Runtime's quantisers tell the root logger about each constant that they leave as it is."""
+    """Without what ONNX Runtime's quantisers tell the root logger, and print about histograms."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         logging.disable(before)
 

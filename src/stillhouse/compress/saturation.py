@@ -62,11 +62,12 @@ def _integer_layers(model: onnx.ModelProto) -> list[_Layer]:
         weight = operands and _constant(operands[1], tensors, makers)
         if operands is None or weight is None:
             continue
+        name = node.name.removesuffix("_quant").removesuffix("_MatMul")  # before ONNX Runtime's quantiser renamed it
         if "Conv" in node.op_type:
-            found.append(_Layer(node.name, operands[0], weight, node))
+            found.append(_Layer(name, operands[0], weight, node))
         else:
             turned = any(each.name == "transB" and each.i for each in node.attribute)
-            found.append(_Layer(node.name, operands[0], weight.T if turned else weight, None))
+            found.append(_Layer(name, operands[0], weight.T if turned else weight, None))
     return found
 
 
@@ -118,7 +119,7 @@ def _recorded(model: onnx.ModelProto, names: set[str], feed: Feed) -> dict[str, 
     }
     try:
         session = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        values = dict(zip(wanted, session.run(wanted, rows), strict=True))
+        values = dict(zip(wanted, session.run(wanted, rows) if wanted else [], strict=True))  # of no names it runs all
     except Exception as error:  # ONNX Runtime's errors have no base of their own
         raise ExportError(f"whether the model saturates cannot be seen: {error}") from error
     return values | {name: rows[name] for name in names & graph_inputs}

@@ -99,12 +99,12 @@ class SharedRows(nn.Module):
 
     def __init__(self, table: Tensor, own: int, shared: int) -> None:
         super().__init__()
-        self.own, self.shared = own, shared
+        self.own, self.shared, self.ids = own, shared, len(table)
         places = own + torch.remainder(torch.arange(len(table) - own), shared)
         rows = torch.zeros(own + shared, table.shape[1])
         rows[:own] = table[:own]
         rows.index_add_(0, places, table[own:])
-        rows[own:] /= torch.bincount(places - own, minlength=shared).clamp(min=1).unsqueeze(1)
+        rows[own:] /= torch.bincount(places, minlength=own + shared)[own:, None].clamp(min=1)
         self.rows = nn.Embedding.from_pretrained(rows, freeze=False)
 
     @property
@@ -114,8 +114,8 @@ class SharedRows(nn.Module):
 
     @property
     def num_embeddings(self) -> int:
-        """Rows that are kept."""
-        return int(self.rows.num_embeddings)
+        """Ids that it takes, as those of the table it stands for; an encoder of hashed pairs hashes into so many."""
+        return self.ids
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids int64 ``[…]`` to ``[…, D]``."""

@@ -1318,7 +1318,7 @@ def _message(keys: Keys, tags: dict[int, str], mistake: Mapping[str, Any]) -> tu
                 return keys, f"is required and missing: one of {', '.join(known)}"
             return keys, f"{context['tag']!r} is not known; {_nearest(context['tag'], known, 'known are')}"
         case "literal_error":
-            known = re.findall(r"'([^']*)'", context["expected"])
+            known = re.findall(r"'([^']*)'", context["expected"]) or re.split(r", | or ", context["expected"])
             return keys, f"{given!r} is not known; {_nearest(given, known, 'known are')}"
         case "model_type" | "model_attributes_type" | "dict_type":
             fields = ", ".join(_fields_at(keys, tags))

@@ -266,8 +266,8 @@ class Compression(Section):
             formats = [place for place, step in enumerate(recipe) if isinstance(step, NumberFormat)]
             if len(formats) > 1 or (formats and formats[0] != len(recipe) - 1):
                 raise ValueError(
-                    f"{recipe_name(recipe)}: a recipe is any number of structural steps and then at most one number "
-                    f"format (fp32, int8_dynamic, int8_static, weights)"
+                    f"{', '.join(step.method for step in recipe)}: a recipe is any number of structural steps and then "
+                    f"at most one number format (fp32, int8_dynamic, int8_static, weights)"
                 )
         names = [recipe_name(recipe) for recipe in recipes]
         if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -12,7 +12,9 @@ import torch
 import yaml
 from torch import nn
 
-from stillhouse.config import AgentConfig
+from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.compress.workshop import Workshop
+from stillhouse.config import AgentConfig, Fp32, PruneHeads, PruneUnits
 from stillhouse.distill.students import OwnStudent, load, new_student, save
 from stillhouse.errors import PartError, StillhouseError
 
@@ -24,7 +26,8 @@ HERE = "tests.distill.students.test_own"
 
 def agent(target: str, **settings: Any) -> AgentConfig:
     student = {"kind": "module", "target": f"{HERE}:{target}", "settings": settings}
-    return AgentConfig.model_validate(TOY | {"student": student, "compression": {"recipes": [{"method": "fp32"}], "search": None}})
+    compression = {"recipes": [{"method": "fp32"}], "search": None}
+    return AgentConfig.model_validate(TOY | {"student": student, "compression": compression})
 
 
 class Plain(nn.Module):
@@ -94,10 +97,20 @@ def test_what_is_no_student(target: str, settings: dict[str, Any], message: str)
     assert "agents/toy.yaml: student.target" in str(told.value)
 
 
-def test_its_parts_are_not_known_to_be_pruned() -> None:
-    student = {"kind": "module", "target": f"{HERE}:Plain"}
-    with pytest.raises(ValueError, match=r"compression: 'prune' must know .* write \[\{method: fp32\}, "):
-        AgentConfig.model_validate(TOY | {"student": student})
+def test_its_parts_are_found_by_following_it_and_what_does_not_apply_is_refused(tmp_path: Path) -> None:
+    """Hidden units of an ordinary module are known to be its own; it has no heads that could go."""
+    x = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32)
+    made = new_student(agent("Plain", width=60), COLUMNS, X)
+    subject = student_subject(
+        made, COLUMNS, ("wait", "go"), calibration=lambda columns: x, judged=lambda columns: x,
+        quality=lambda p: float(p[:, 0].mean()),
+    )  # fmt: skip
+    workshop = Workshop(subject, variant_pack("toy", ("wait", "go"), {}), tmp_path, 0.05)
+    units = workshop.make((PruneUnits(method="prune_units", recover_epochs=0),))
+    heads = workshop.make((PruneHeads(method="prune_heads", recover_epochs=0),))
+    assert units.refused is None and units.bytes < workshop.make((Fp32(method="fp32"),)).bytes
+    assert heads.refused == "prune_heads: OwnStudent has no attention with query, key, value, out, heads and size"
+    assert made.module.inside.out_features == 60
 
 
 def test_it_reads_no_text() -> None:

@@ -1,0 +1,94 @@
+"""What people are shown of a search, and what MLflow keeps of a candidate."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import pytest
+
+from stillhouse.compress.figures import frontier_figure, frontier_table, measured
+from stillhouse.compress.frontier import choose, frontier
+from stillhouse.records import Candidate, Frontier, Latency, Limits, Saturation
+
+from .test_frontier import candidate, refused
+
+
+def found(*candidates: Candidate, **limits: Any) -> Frontier:
+    best = frontier(candidates)
+    chosen, fits, why = choose(candidates, candidates[0], Limits(**limits))
+    return Frontier(
+        reference=candidates[0], candidates=candidates, best=tuple(each.name for each in best), hypervolume=0.5,
+        chosen=chosen.name, fits=fits, why=why, limits=Limits(**limits), stopped="nothing left to try",
+    )  # fmt: skip
+
+
+MADE = (
+    candidate("fp32", 0.8, 1000, 1.0), candidate("worse", 0.79, 1000, 1.0), refused("broken"),
+    candidate("int8", 0.797, 300, 0.5, seconds=2.0, cpu_ms=0.4), candidate("tiny", 0.7, 100, 0.1),
+)  # fmt: skip
+
+
+def test_the_table_has_the_best_first_smallest_first_and_then_the_others_as_made() -> None:
+    table = frontier_table(found(*MADE))
+    assert list(table) == [
+        "candidate", "", "quality", "loss", "bytes", "p50_ms", "p95_ms", "cpu_ms", "seconds", "refused"
+    ]  # fmt: skip
+    assert table["candidate"] == ["tiny", "int8", "fp32", "worse", "broken"]
+    assert table[""] == ["best", "chosen", "best", "", ""]
+    assert table["quality"] == [0.7, 0.797, 0.8, 0.79, None]
+    assert table["loss"] == [pytest.approx(0.1), pytest.approx(0.003), 0, pytest.approx(0.01), None]
+    assert table["bytes"] == [100, 300, 1000, 1000, None]
+    assert table["p50_ms"] == [0.1, 0.5, 1.0, 1.0, None] and table["p95_ms"] == [0.2, 1.0, 2.0, 2.0, None]
+    assert table["cpu_ms"] == [None, 0.4, None, None, None]
+    assert table["seconds"][1] == 2.0 and table["refused"] == ["", "", "", "", "it does not apply"]
+
+
+def test_one_that_is_put_forward_though_beaten_is_marked() -> None:
+    twin = candidate("twin", 0.8, 1000, 1.0)
+    frontier_of_two = found(twin, candidate("a", 0.8, 1000, 1.0, p95=1.0))
+    assert frontier_of_two.chosen == "a" and frontier_of_two.best == ("twin",)
+    assert frontier_table(frontier_of_two)[""] == ["best", "chosen"]
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"max_bytes": 400}, {"max_bytes": 10, "max_p95_ms": 0.01}, {"max_quality_loss": 0}]
+)
+@pytest.mark.parametrize("made", [MADE, MADE[:1], (MADE[0], refused("broken"))], ids=["many", "alone", "refused"])
+def test_the_figure_is_drawn_whatever_was_found(limits: dict[str, Any], made: tuple[Candidate, ...]) -> None:
+    search = found(*made, **limits)
+    figure = frontier_figure(search)
+    axes, written = figure.axes[0], BytesIO()
+    figure.savefig(written)
+    assert written.getvalue().startswith(b"\x89PNG")
+    assert axes.get_title().replace("\n", " ") == f"ringed: {search.why}"
+    able, chosen = search.able, search.named(search.chosen)
+    assert sorted(map(tuple, axes.collections[0].get_offsets())) == sorted((each.bytes, each.quality) for each in able)
+    assert [tuple(place) for place in axes.collections[1].get_offsets()] == [(chosen.bytes, chosen.quality)]
+    texts = {text.get_text() for text in axes.texts}
+    assert texts == {"max_quality_loss"} | ({"max_bytes"} if "max_bytes" in limits else set())
+
+
+def test_a_latency_of_nothing_is_no_trouble() -> None:
+    frontier_figure(found(candidate("fp32"), candidate("int8", p50=0.0))).savefig(BytesIO())
+
+
+def test_candidates_far_below_are_out_of_sight() -> None:
+    axes = frontier_figure(found(candidate("fp32", 0.8), candidate("bad", 0.1, 500))).axes[0]
+    low, high = axes.get_ylim()
+    assert 0.1 < low < 0.795 and high > 0.8
+
+
+def test_what_mlflow_keeps() -> None:
+    layer = Saturation(layer="l", share=0.1)
+    one = candidate("int8", 0.7, 10, 0.5, difference=0.01, seconds=2.0, cpu_ms=0.4, saturates=(layer, layer))
+    assert measured(one) == {
+        "compression/quality": 0.7, "compression/difference": 0.01, "compression/cpu_ms": 0.4,
+        "compression/seconds": 2.0, "compression/saturating_layers": 2.0, "compression/p50_ms": 0.5,
+        "compression/p95_ms": 1.0,
+    }  # fmt: skip
+    bare = one.model_copy(update={"latency": None, "cpu_ms": None})
+    assert "compression/p50_ms" not in measured(bare) and "compression/cpu_ms" not in measured(bare)
+    assert str(one) == "int8: 10 bytes, p50 0.5 ms, quality 0.7000"
+    assert str(refused("broken")) == "broken: refused: it does not apply"
+    assert Latency(p50_ms=0.5, p95_ms=1.0, calls=10) == one.latency

@@ -1,0 +1,310 @@
+"""The search makes what it must, spends no more than it may, and goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillhouse.compress import quantize, workshop
+from stillhouse.compress.export import run_onnx
+from stillhouse.compress.frontier import figures as figures_of
+from stillhouse.compress.frontier import frontier, hypervolume
+from stillhouse.compress.search import _Arm, search
+from stillhouse.compress.subject import Subject
+from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Recipe, Search, StaticInt8, WeightOnly
+from stillhouse.errors import ExportError
+from stillhouse.latency import measure_latency
+from stillhouse.records import Candidate, Frontier, Limits
+
+from .models_for_tests import COLUMNS, WITH_VNNI, graph_subject, pack_model, tabular_subject, text_subject
+
+STRUCTURAL = ("prune_units", "prune_heads", "prune_layers", "prune_columns", "low_rank", "vocabulary", "hashed_rows")
+LOOSE = Limits(max_quality_loss=0.1)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies from ten calls each."""
+    monkeypatch.setattr(workshop, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
+    monkeypatch.setattr(workshop, "cpu_time", lambda call: 0.01)
+
+
+tabular_once, text_once = cache(tabular_subject), cache(text_subject)
+
+
+def settings(recipes: Sequence[Recipe] | None = None, **of_search: Any) -> Compression:
+    given = Search(**{"time": "300s", "candidates": 12, "recover_epochs": 1} | of_search)
+    return Compression(**({} if recipes is None else {"recipes": recipes}) | {"search": given, "tolerance": 0.2})
+
+
+def run(
+    folder: Path,
+    compression: Compression,
+    limits: Limits = LOOSE,
+    subject: Callable[[], Subject] = tabular_once,
+    **more: Any,
+) -> Frontier:
+    return search(subject, compression, limits, pack_model, folder, **more)
+
+
+def names(found: Frontier) -> list[str]:
+    return [candidate.name for candidate in found.candidates]
+
+
+def unmeasured(found: Frontier) -> list[Candidate]:
+    """All of its candidates but for the latencies, which are measured once more at the end."""
+    return [candidate.model_copy(update={"latency": None}) for candidate in found.candidates]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Frontier]:
+    """One search of a tabular student, and its folder."""
+    folder = tmp_path_factory.mktemp("search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workshop, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
+        return folder, run(folder, settings())
+
+
+def test_it_makes_the_reference_first_then_the_recipes_then_its_own(finished: tuple[Path, Frontier]) -> None:
+    folder, found = finished
+    assert names(found)[:3] == ["fp32", "int8_dynamic", "int8_static"]
+    assert found.reference == found.candidates[0] and found.stopped == "12 candidates are made"
+    assert 12 <= len(found.candidates) <= 13  # a format that loses too much is tried once more, with layers kept
+    assert len(set(names(found))) == len(found.candidates)
+    assert any(step["method"] in STRUCTURAL for each in found.candidates for step in each.recipe)
+    assert {
+        step["recover_epochs"] for each in found.candidates for step in each.recipe if "recover_epochs" in step
+    } == {1}
+    assert found.limits == LOOSE and found.sensitivity
+    for each in found.able:
+        assert (Path(each.folder) / "model.onnx").exists() and Path(each.folder).is_relative_to(folder)
+
+
+def test_what_it_found_is_what_its_candidates_say(finished: tuple[Path, Frontier]) -> None:
+    _, found = finished
+    best = frontier(found.able)
+    assert {each.name for each in best} <= set(found.best) | {each.name for each in best}
+    assert [each.name for each in frontier(map(found.named, found.best))] == list(found.best)
+    assert found.hypervolume == pytest.approx(
+        hypervolume(figures_of(found.named(n), found.reference) for n in found.best)
+    )
+    assert 0 < found.hypervolume < 1
+    chosen = found.named(found.chosen)
+    assert found.fits and chosen.quality is not None and found.reference.quality is not None
+    assert found.reference.quality - chosen.quality <= LOOSE.max_quality_loss
+    fitting = [each for each in found.able if found.reference.quality - (each.quality or 0) <= LOOSE.max_quality_loss]
+    assert chosen.bytes == min(each.bytes for each in fitting)
+    assert found.why.startswith(f"{found.chosen}: the smallest within 10 points: {chosen.bytes:,} bytes")
+    assert chosen.bytes < 0.6 * found.reference.bytes
+    assert Frontier.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_same_folder_again_gives_the_same_and_makes_nothing(
+    finished: tuple[Path, Frontier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = finished
+
+    def fail(*arguments: Any) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(workshop, "finish", fail)
+    monkeypatch.setattr(workshop, "_save", fail)
+    again = run(folder, settings())
+    assert unmeasured(again) == unmeasured(found)
+    assert (again.chosen, again.fits, again.stopped) == (found.chosen, found.fits, found.stopped)
+    assert again.sensitivity == found.sensitivity
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [2, 8])
+def test_a_search_that_was_killed_goes_on_where_it_was(
+    finished: tuple[Path, Frontier], after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are those of the search that was not killed: they steer it, and no two measurements are equal."""
+    folder, whole = finished
+    records = (folder / "candidates").glob("*/candidate.json")
+    kept = {each.candidate_id: each for each in (Candidate.model_validate_json(file.read_bytes()) for file in records)}
+    made, make, finish = [], workshop.Workshop.make, workshop.finish
+
+    def counted(subject: Any, recipe: Any, *others: Any) -> Any:
+        made.append(recipe)
+        return finish(subject, recipe, *others)
+
+    def timed(self: Any, recipe: Any) -> Candidate:
+        found = make(self, recipe)
+        times = {name: getattr(kept[found.candidate_id], name) for name in ("latency", "cpu_ms", "seconds")}
+        return found.model_copy(update=times)
+
+    monkeypatch.setattr(workshop, "finish", counted)
+    monkeypatch.setattr(workshop.Workshop, "make", timed)
+    monkeypatch.setattr(workshop.Workshop, "remeasured", lambda self, given: {each.name: each for each in given})
+    seen: list[str] = []
+
+    def die(candidate: Candidate) -> None:
+        seen.append(candidate.name)
+        if len(seen) == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path, settings(), on_candidate=die)
+    assert seen == names(whole)[:after] and len(made) == after
+    told: list[str] = []
+    found = run(tmp_path, settings(), on_candidate=lambda candidate: told.append(candidate.name))
+    assert told == names(found) == names(whole)
+    assert len(made) == len(found.candidates), "each was made once"
+    without = {"latency": None, "folder": ""}
+    assert [each.model_copy(update=without) for each in found.candidates] == [
+        each.model_copy(update=without) for each in whole.candidates
+    ]
+
+
+def test_without_a_search_just_the_recipes_and_those_of_earlier(tmp_path: Path) -> None:
+    recipes: tuple[Recipe, ...] = (
+        (DynamicInt8(method="int8_dynamic"),),
+        (PruneUnits(method="prune_units", recover_epochs=1),),
+    )
+    warm: tuple[Recipe, ...] = ((WeightOnly(method="weights", bits=4),), recipes[0])
+    told: list[str] = []
+    compression = Compression(recipes=recipes, search=None)
+    found = run(tmp_path, compression, warm=warm, on_candidate=lambda each: told.append(each.name))
+    assert names(found) == told == ["fp32", "int8_dynamic", "units50", "weights4"]
+    assert found.stopped == "no search was asked for" and not found.sensitivity
+
+
+@pytest.mark.parametrize(
+    ("limit", "stopped"), [({"time": "0.1s"}, "the time is over (0.1 s)"), ({"candidates": 1}, "1 candidates are made")]
+)
+def test_recipes_and_earlier_finds_are_made_whatever_the_search_may_cost(
+    limit: dict[str, Any], stopped: str, tmp_path: Path
+) -> None:
+    warm: tuple[Recipe, ...] = (
+        (PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1), StaticInt8(method="int8_static")),
+    )
+    found = run(tmp_path, settings(**limit), warm=warm)
+    assert names(found) == ["fp32", "int8_dynamic", "int8_static", "units30.int8_static"]
+    assert found.stopped == stopped
+
+
+def test_only_the_steps_that_it_may_take(tmp_path: Path) -> None:
+    found = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=("low_rank", "weights"), candidates=8))
+    methods = {step["method"] for each in found.candidates for step in each.recipe}
+    assert methods == {"fp32", "low_rank", "weights"}
+    only = run(tmp_path / "formats", settings([(Fp32(method="fp32"),)], steps=("int8_static",)))
+    assert names(only) == ["fp32", "int8_static"] and only.stopped == "nothing left to try"
+
+
+def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
+    found = run(tmp_path, settings(candidates=40), subject=graph_subject)
+    assert found.stopped == "nothing left to try"
+    assert names(found)[:3] == ["fp32", "int8_dynamic", "int8_static"]
+    bits = {
+        (each.recipe[0]["method"], each.recipe[0].get("bits"), each.recipe[0].get("table_bits"))
+        for each in found.candidates
+    }
+    assert bits == {
+        ("fp32", None, None), ("int8_dynamic", None, 8), ("int8_dynamic", None, 4), ("int8_static", None, 8),
+        ("weights", 8, None), ("weights", 4, None),
+    }  # fmt: skip
+    assert not any(step["method"] in STRUCTURAL for each in found.candidates for step in each.recipe)
+
+
+def test_where_nothing_fits_it_says_what_would_have_to_give(tmp_path: Path) -> None:
+    found = run(tmp_path, settings(candidates=1), Limits(max_bytes=100, max_quality_loss=0.1))
+    assert not found.fits and found.why.startswith("nothing fits: it would take a max_bytes of ")
+    smallest = min(found.able, key=lambda each: each.bytes)
+    assert f"max_bytes of {smallest.bytes:,}, not 100 ({smallest.name})" in found.why and found.chosen == smallest.name
+
+
+def test_a_format_that_loses_too_much_is_tried_with_its_most_sensitive_layers_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where quality falls with every change of an answer, and none is allowed."""
+    monkeypatch.setattr(quantize, "processor", lambda: WITH_VNNI)  # so that all weights have eight bits
+    subject = tabular_once()
+    wanted = run_onnx(subject.model, subject.judged(COLUMNS))
+    strict = replace(subject, quality=lambda p: 1 - float(np.abs(p - wanted).mean()))
+    compression = settings([(Fp32(method="fp32"),)], steps=("int8_dynamic",))
+    found = run(tmp_path, compression, Limits(max_quality_loss=0), lambda: strict)
+    plain = found.named("int8_dynamic")
+    assert plain.quality is not None and plain.quality < 1
+    mixed = [each for each in found.candidates if any(step.get("keep") for step in each.recipe)]
+    assert [each.recipe[0]["table_bits"] for each in mixed] == [8, 4]
+    (kept,) = mixed[0].recipe[0]["keep"]  # a quarter of four layers
+    changes = {each.layer: each.difference for each in found.sensitivity[:4]}
+    assert {each.step for each in found.sensitivity} == {"int8_dynamic"} and len(changes) == 4
+    assert kept == max(changes, key=lambda layer: changes[layer])
+    assert mixed[0].bytes > plain.bytes and mixed[0].difference is not None and plain.difference is not None
+    assert mixed[0].difference < plain.difference
+
+
+def test_a_model_that_cannot_serve_as_it_is_is_an_error(tmp_path: Path) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise ExportError("no room")
+
+    with pytest.raises(ExportError, match="cannot serve as it is: no room"):
+        search(tabular_once, settings(), LOOSE, refuse, tmp_path)
+
+
+@pytest.mark.parametrize("steps", [("prune_heads", "prune_layers"), ("vocabulary", "prune_units", "int8_dynamic")])
+def test_a_transformer_for_texts(steps: tuple[str, ...], tmp_path: Path) -> None:
+    found = run(
+        tmp_path, settings([(Fp32(method="fp32"),)], steps=steps, candidates=6), Limits(max_quality_loss=0.3), text_once
+    )
+    methods = {step["method"] for each in found.candidates for step in each.recipe}
+    assert {"fp32"} < methods <= {"fp32", *steps} and not {each.refused for each in found.candidates} - {None}
+    assert found.named(found.chosen).bytes < found.reference.bytes and found.fits
+
+
+@pytest.mark.parametrize("method", ["prune_units", "low_rank"])
+def test_a_layer_that_changes_the_answers_more_loses_less(method: str, tmp_path: Path) -> None:
+    found = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=(method,), candidates=2))
+    (step,) = found.candidates[1].recipe[:1] if found.candidates[1].recipe[0]["method"] == method else ()
+    ratios = step["ratios"]
+    changes = {each.layer: each.difference for each in found.sensitivity if each.step == method and each.layer}
+    assert set(ratios) == set(changes) and len(changes) == 2
+    calm, touchy = sorted(changes, key=lambda layer: changes[layer])
+    assert (ratios[calm], ratios[touchy]) == (0.75, 0.25)
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_candidates_as_one_process(tmp_path: Path) -> None:
+    steps = ("prune_units", "low_rank", "int8_dynamic")
+    found = [
+        run(tmp_path / str(parallel), settings(parallel=parallel, steps=steps, candidates=6), subject=tabular_subject)
+        for parallel in (1, 2)
+    ]
+    one, two = ({each.name: each.candidate_id for each in each_found.candidates} for each_found in found)
+    shared = set(one) & set(two)
+    assert len(shared) >= 5
+    for name in shared:
+        first, second = found[0].named(name), found[1].named(name)
+        assert (one[name], first.bytes, first.quality) == (two[name], second.bytes, second.quality)
+    assert len(list((tmp_path / "2" / "forms").iterdir())) >= len(list((tmp_path / "1" / "forms").iterdir()))
+
+
+# --------------------------------------------------------------------------- the bandit
+
+
+def test_arms_never_pulled_come_first_by_promise_and_then_by_gain_per_second() -> None:
+    new, promising = _Arm("a", 1.0), _Arm("b", 2.0)
+    good = _Arm("c", 9.0, pulls=2, gained=0.4, seconds=2.0)
+    poor = _Arm("d", 9.0, pulls=2, gained=0.1, seconds=2.0)
+    best = 0.2
+    order = sorted([poor, new, good, promising], key=lambda arm: arm.score(4, best), reverse=True)
+    assert [arm.method for arm in order] == ["b", "a", "c", "d"]
+    assert good.score(4, best)[0] == pytest.approx(1 + 0.5 * (1.3862943611 / 2) ** 0.5)
+    rare = _Arm("e", 0.0, pulls=1, gained=0.0, seconds=1.0)
+    assert rare.score(3, best) < poor.score(3, best) and rare.score(10**9, best) > poor.score(10**9, best)
+
+
+def test_an_arm_is_exhausted_below_a_tenth() -> None:
+    assert not _Arm("a", 1.0, ratio=0.125).exhausted and _Arm("a", 1.0, ratio=0.0625).exhausted

@@ -1,0 +1,82 @@
+"""Moments of what layers see, against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillhouse.compress.statistics import batches, input_moments
+
+
+def rows(count: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(3, 2, size=(count, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 7, 300, 1024])
+def test_of_a_linear_layers_inputs(count: int) -> None:
+    x = rows(count, 5)
+    found = input_moments(nn.Sequential(nn.Linear(5, 2)), {"x": x}, {"0"}, together=True)["0"]
+    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found.variance, x.var(axis=0), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.second, x.T.astype(np.float64) @ x / count, rtol=1e-4)
+
+
+def test_the_second_moment_only_where_it_is_asked_for() -> None:
+    found = input_moments(nn.Sequential(nn.Linear(5, 2)), {"x": rows(9, 5)}, {"0"})["0"]
+    assert found.second.ndim == 0 and found.mean.shape == (5,)
+
+
+def test_of_hidden_layers_as_they_are_reached() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Linear(3, 1)).eval()
+    x = rows(200, 4)
+    found = input_moments(module, {"x": x}, {"2"})
+    assert list(found) == ["2"]
+    hidden = module[:2](torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(found["2"].mean, hidden.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found["2"].variance, hidden.var(axis=0), rtol=1e-3, atol=1e-6)
+
+
+def test_places_count_like_rows_and_channels_are_where_the_layer_has_them() -> None:
+    """A linear layer's channels come last, a convolution's second."""
+    texts, images = rows(30, 7, 4), rows(30, 4, 5, 6)
+    linear = input_moments(nn.Sequential(nn.Linear(4, 2)), {"x": texts}, {"0"}, together=True)["0"]
+    np.testing.assert_allclose(linear.mean, texts.reshape(-1, 4).mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(linear.second, np.einsum("nlc,nld->cd", texts, texts) / 210, rtol=1e-3)
+    convolution = input_moments(nn.Sequential(nn.Conv2d(4, 2, 3)), {"x": images}, {"0"})["0"]
+    np.testing.assert_allclose(convolution.mean, images.mean(axis=(0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(convolution.variance, images.var(axis=(0, 2, 3)), rtol=1e-3)
+
+
+def test_large_means_do_not_drown_the_variance() -> None:
+    x = (1e4 + np.random.default_rng(0).normal(size=(500, 3))).astype(np.float32)
+    found = input_moments(nn.Sequential(nn.Linear(3, 2)), {"x": x}, {"0"})["0"]
+    np.testing.assert_allclose(found.variance, x.astype(np.float64).var(axis=0), rtol=1e-3)
+
+
+def test_of_many_rows_some_evenly_spaced_are_enough() -> None:
+    x = np.arange(10_000, dtype=np.float32)[:, None]
+    found = batches({"x": x})
+    seen = torch.cat([part for (part,) in found]).ravel()
+    assert len(seen) == 1024 and seen[0] == 0 and seen[-1] == 9999
+    assert max(len(part) for (part,) in found) == 128
+
+
+def test_several_inputs_stay_together_and_no_hook_stays_behind() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(2, 1)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.out(a - b)
+
+    module, a = Two(), rows(50, 2)
+    found = input_moments(module, {"a": a, "b": a - 1}, {"out"})["out"]
+    np.testing.assert_allclose(found.mean, [1, 1], rtol=1e-5)
+    assert not module.out._forward_pre_hooks
+    with pytest.raises(TypeError):
+        input_moments(module, {"a": a}, {"out"})
+    assert not module.out._forward_pre_hooks
