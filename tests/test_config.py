@@ -120,7 +120,7 @@ MISTAKES = [
      "8: observations.columns.number.type: is required and missing: one of number, category, text"),
     ("method: fp32", "method: int4",
      "15: compression.recipes.0.0.method: 'int4' is not known; known are: fp32, int8_dynamic, int8_static, weights, "
-     "prune_units, prune_heads, prune_layers, prune_columns, low_rank, vocabulary, hashed_rows"),
+     "prune_units, prune_heads, prune_layers, prune_columns, low_rank, vocabulary, length, hashed_rows"),
     ("candidates: 9", "steps: [prune]",
      "16: compression.search.steps.0: 'prune' is not known; did you mean 'prune_units'?"),
     ("kind: tabular", "kind: tabluar", "13: student.kind: 'tabluar' is not known; did you mean 'tabular'?"),
@@ -443,12 +443,12 @@ UNITS = PruneUnits(method="prune_units", ratio=0.29)
         ((WeightOnly(method="weights", bits=4),), "weights4"),
         ((UNITS,), "units29"),
         ((UNITS, FP32), "units29"),
-        ((UNITS, DYNAMIC), "units29.int8_dynamic"),
-        ((PruneLayers(method="prune_layers"), UNITS, STATIC), "layers50.units29.int8_static"),
+        ((UNITS, DYNAMIC), "units29+int8_dynamic"),
+        ((PruneLayers(method="prune_layers"), UNITS, STATIC), "layers50+units29+int8_static"),
         ((PruneHeads(method="prune_heads"),), "heads50"),
         ((PruneColumns(method="prune_columns"),), "columns25"),
-        ((LowRank(method="low_rank", ratio=0.125),), "rank12.5"),
-        ((Vocabulary(method="vocabulary"), HashedRows(method="hashed_rows")), "vocabulary50.hashed50"),
+        ((LowRank(method="low_rank", ratio=0.125),), "rank12_5"),
+        ((Vocabulary(method="vocabulary"), HashedRows(method="hashed_rows")), "vocabulary50+hashed50"),
         ((PruneUnits(method="prune_units", recover_epochs=9),), "units50"),
     ],
 )
@@ -461,8 +461,8 @@ def test_settings_that_a_name_does_not_tell_are_four_characters_of_it() -> None:
     names = [recipe_name((each,)) for each in (*kept, StaticInt8(method="int8_static", per_channel=False))]
     assert len(set(names)) == 3 and all(re.fullmatch(r"int8_static-[0-9a-f]{4}", name) for name in names)
     by_layer = PruneUnits(method="prune_units", ratios={"up": 0.3})
-    assert re.fullmatch(r"units50-[0-9a-f]{4}\.int8_static-[0-9a-f]{4}", recipe_name((by_layer, kept[0])))
-    assert recipe_name((by_layer, STATIC)) == f"{recipe_name((by_layer,))}.int8_static"
+    assert re.fullmatch(r"units50-[0-9a-f]{4}\+int8_static-[0-9a-f]{4}", recipe_name((by_layer, kept[0])))
+    assert recipe_name((by_layer, STATIC)) == f"{recipe_name((by_layer,))}+int8_static"
     assert recipe_name((by_layer,)) == recipe_name((PruneUnits(method="prune_units", ratios={"up": 0.3}),))
 
 
@@ -479,7 +479,7 @@ def test_by_default_three_formats_and_a_search(file: Path) -> None:
     assert found == Compression() and found.recipes == ((FP32,), (DYNAMIC,), (STATIC,))
     assert found.search == Search() and set(Search().steps) == {
         "int8_dynamic", "int8_static", "weights", "prune_units", "prune_heads", "prune_layers", "prune_columns",
-        "low_rank", "vocabulary", "hashed_rows",
+        "low_rank", "vocabulary", "length", "hashed_rows",
     }  # fmt: skip
     assert found.search is not None and found.search.time == timedelta(minutes=5)
 
@@ -487,7 +487,7 @@ def test_by_default_three_formats_and_a_search(file: Path) -> None:
 def test_a_search_may_be_left_out_and_a_step_stand_without_brackets(file: Path) -> None:
     file.write_text(GOOD.replace("{candidates: 9}", "null").replace("{method: fp32}, ", ""))
     found = load_file(file).compression
-    assert found.search is None and [recipe_name(recipe) for recipe in found.recipes] == ["units50.int8_static"]
+    assert found.search is None and [recipe_name(recipe) for recipe in found.recipes] == ["units50+int8_static"]
 
 
 @pytest.mark.parametrize(

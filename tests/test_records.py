@@ -137,7 +137,7 @@ CONTRADICTION = Contradiction(
 CONTRADICTIONS = Contradictions(window=WINDOW, found=(CONTRADICTION,))
 SATURATION = Saturation(layer="/student/layers.0/Gemm", share=1e-5)
 CANDIDATE = Candidate(
-    candidate_id="c", name="units50.int8_static", recipe=({"method": "prune_units", "ratios": {"up": 1 / 3}},),
+    candidate_id="c", name="units50+int8_static", recipe=({"method": "prune_units", "ratios": {"up": 1 / 3}},),
     folder="/c", bytes=9, quality=2 / 3, difference=0.01, latency=LATENCY, cpu_ms=0.1, saturates=(SATURATION,),
 )  # fmt: skip
 REFUSED = Candidate(candidate_id="d", name="heads50", recipe=(), refused="no attention")
@@ -218,7 +218,7 @@ def test_the_drift_report_comes_out_of_a_verdict() -> None:
 
 def test_a_search_knows_those_that_can_serve_and_each_by_name() -> None:
     assert FRONTIER.able == (CANDIDATE,) and FRONTIER.named("heads50") == REFUSED
-    assert str(CANDIDATE) == "units50.int8_static: 9 bytes, p50 0.04 ms, quality 0.6667"
+    assert str(CANDIDATE) == "units50+int8_static: 9 bytes, p50 0.04 ms, quality 0.6667"
     assert str(REFUSED) == "heads50: refused: no attention"
 
 

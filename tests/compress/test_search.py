@@ -190,7 +190,7 @@ def test_recipes_and_earlier_finds_are_made_whatever_the_search_may_cost(
         (PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1), StaticInt8(method="int8_static")),
     )
     found = run(tmp_path, settings(**limit), warm=warm)
-    assert names(found) == ["fp32", "int8_dynamic", "int8_static", "units30.int8_static"]
+    assert names(found) == ["fp32", "int8_dynamic", "int8_static", "units30+int8_static"]
     assert found.stopped == stopped
 
 

@@ -112,11 +112,11 @@ def test_the_manifest_holds_the_tokeniser(made: dict[str, Candidate]) -> None:
 def test_a_smaller_vocabulary_is_in_the_manifest_and_read_on_the_device(tmp_path: Path) -> None:
     recipe: Recipe = (Vocabulary(method="vocabulary", ratio=0.4, recover_epochs=0), STATIC)
     found = make(text_student(ENCODERS["convolution"]), tmp_path, recipe, (STATIC,))
-    small = Variant(found["vocabulary40.int8_static"].folder)
+    small = Variant(found["vocabulary40+int8_static"].folder)
     tokens = TEXT_COLUMNS[2]["tokens"]
     left = small.columns[2]["tokens"]
     assert len(left) == round(0.6 * len(tokens)) and set(left) < set(tokens)
-    assert size(found["vocabulary40.int8_static"]) < size(found["int8_static"])
+    assert size(found["vocabulary40+int8_static"]) < size(found["int8_static"])
     rows, plain = said(200, 3), Variant(found["int8_static"].folder)
     whole = [all(tokens[int(i)] in left for i in row) for row in encode(rows, TEXT_COLUMNS)[:, 2:]]
     assert 10 < sum(whole) < 200
@@ -141,7 +141,7 @@ def test_steps_one_after_another(tmp_path: Path) -> None:
     )  # fmt: skip
     found = make(text_student(ENCODERS["transformer"]), tmp_path, recipe, (Fp32(method="fp32"),))
     (small, whole) = found.values()
-    assert small.name == "layers50.heads50.units50.vocabulary50.hashed50.rank50.weights4"
+    assert small.name == "layers50+heads50+units50+vocabulary50+hashed50+rank50+weights4"
     assert small.refused is None and size(small) < 0.15 * size(whole)
 
 

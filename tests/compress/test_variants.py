@@ -43,7 +43,7 @@ ALL: tuple[Recipe, ...] = (
     (PruneUnits(method="prune_units", ratio=0.5, recover_epochs=0),),
     (PruneColumns(method="prune_columns", ratio=0.2, recover_epochs=0), StaticInt8(method="int8_static")),
 )
-NAMES = ["fp32", "int8_dynamic", "int8_static", "units50", "columns20.int8_static"]
+NAMES = ["fp32", "int8_dynamic", "int8_static", "units50", "columns20+int8_static"]
 
 
 def raw(count: int, seed: int = 0) -> pd.DataFrame:
@@ -107,7 +107,7 @@ def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str,
 def test_sizes_and_agreement(made: dict[str, Candidate]) -> None:
     sizes = {name: (Path(each.folder) / "model.onnx").stat().st_size for name, each in made.items()}
     assert max(sizes["int8_dynamic"], sizes["int8_static"]) < 0.33 * sizes["fp32"]
-    assert sizes["units50"] < 0.55 * sizes["fp32"] and sizes["columns20.int8_static"] < sizes["int8_static"]
+    assert sizes["units50"] < 0.55 * sizes["fp32"] and sizes["columns20+int8_static"] < sizes["int8_static"]
     found = {name: Variant(each.folder).manifest["agreement"] for name, each in made.items()}
     assert found["fp32"]["max"] < 1e-6
     for name, each in found.items():
@@ -139,7 +139,7 @@ def test_the_manifest_says_what_it_is(made: dict[str, Candidate]) -> None:
 
 def test_columns_that_are_gone_are_asked_for_no_more(made: dict[str, Candidate]) -> None:
     """Of 23 columns five; the others mean what they meant."""
-    variant = Variant(made["columns20.int8_static"].folder)
+    variant = Variant(made["columns20+int8_static"].folder)
     names = [column["name"] for column in variant.columns]
     assert len(names) == 18 and [column for column in COLUMNS if column["name"] in names] == variant.columns
     rows = raw(50, 3)
@@ -249,7 +249,8 @@ def test_what_does_not_fit_is_refused(student: TabularStudent, changes: dict[str
 
 
 def built(subject: Subject, recipe: Recipe, tolerance: float = 0.05) -> Built:
-    return finish(subject, recipe, subject.model, COLUMNS, tolerance)
+    wanted = run_onnx(subject.model, subject.calibration(COLUMNS))
+    return finish(subject, recipe, subject.model, COLUMNS, tolerance, wanted)
 
 
 def test_a_recipe_without_a_number_format_stays_float32(subject: Subject) -> None:

@@ -81,7 +81,7 @@ def test_a_candidate_is_a_folder_with_its_artifact_and_its_figures(counting: Cou
     place = counting.folder / "candidates" / made.candidate_id
     assert sorted(contents(place)) == ["artifact/model.onnx", "candidate.json", "columns.json"]
     assert Candidate.model_validate_json((place / "candidate.json").read_text()) == made
-    assert (made.name, made.folder, made.refused) == ("units50.int8_dynamic", str(place / "artifact"), None)
+    assert (made.name, made.folder, made.refused) == ("units50+int8_dynamic", str(place / "artifact"), None)
     assert [step["method"] for step in made.recipe] == ["prune_units", "int8_dynamic"]
     assert made.bytes == (place / "artifact" / "model.onnx").stat().st_size
     assert json.loads((place / "columns.json").read_text()) == COLUMNS
