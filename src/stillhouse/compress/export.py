@@ -106,15 +106,11 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
 def check_rows(feed: Feed) -> None:
     """Refuse a feed that no model reads.
 
-    :raises ExportError: unless all arrays have the same number n ≥ 1 of rows, and those of a student are float32
-        ``[n, D]``.
+    :raises ExportError: unless all arrays have the same number n ≥ 1 of rows.
     """
     counts = {name: array.shape[0] if array.ndim else 0 for name, array in feed.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ExportError(f"needs arrays with the same number of rows, at least one; got {counts}")
-    rows = feed.get(INPUT)
-    if rows is not None and (rows.ndim != 2 or rows.dtype != np.float32):
-        raise ExportError(f"needs float32 rows [n, D] with n ≥ 1, got {rows.dtype} {list(rows.shape)}")
 
 
 class _Probabilities(nn.Module):

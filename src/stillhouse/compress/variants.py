@@ -49,9 +49,11 @@ def student_subject(
     :raises ExportError: if the student cannot be exported, or does not fit ``actions`` and ``columns``.
     """
     rows = calibration(columns)
-    if rows.ndim == 2 and rows.shape[1] != width(columns):
+    if rows.ndim != 2 or rows.dtype != np.float32 or not len(rows):
+        raise ExportError(f"needs float32 rows [n, D] with n ≥ 1, got {rows.dtype} {list(rows.shape)}")
+    if rows.shape[1] != width(columns):
         raise ExportError(f"the calibration rows have {rows.shape[1]} values, but the columns make {width(columns)}")
-    answers = run_torch(student, {INPUT: rows}) if len(rows) else np.empty((0, len(actions)))
+    answers = run_torch(student, {INPUT: rows})
     if answers.shape[1] != len(actions):
         raise ExportError(f"the student has {answers.shape[1]} logits, but there are {len(actions)} actions")
 
