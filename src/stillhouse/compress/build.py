@@ -11,7 +11,7 @@ from pydantic import Field
 from stillhouse.compress.export import export_onnx, run_onnx
 from stillhouse.compress.saturation import saturation
 from stillhouse.compress.steps import quantise
-from stillhouse.compress.subject import Columns, Feed, Form, Subject
+from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
 from stillhouse.config import Fp32, Recipe, number_format, recipe_name
 from stillhouse.errors import ExportError
 from stillhouse.records import Record, Saturation
@@ -40,7 +40,10 @@ class Built:
 
 def export_form(subject: Subject, form: Form) -> onnx.ModelProto:
     """The float32 graph of a structural form."""
-    return export_onnx(form.module, subject.calibration(form.columns), softmax=subject.softmax)
+    return export_onnx(
+        form.module, subject.calibration(form.columns), softmax=subject.softmax, logits=subject.logits,
+        output=subject.output,
+    )  # fmt: skip
 
 
 def finish(
@@ -54,13 +57,17 @@ def finish(
     feed = subject.calibration(columns)
     model = quantise(number_format(recipe), exported, feed)
     if not isinstance(number_format(recipe), Fp32):
-        _within(_difference(model, exported, feed), tolerance, recipe)
+        _within(_difference(subject, model, exported, feed), tolerance, recipe)
     found = () if isinstance(number_format(recipe), Fp32) else saturation(model, feed)
     return Built(recipe, model, columns, _agreement(subject, model, feed, recipe), found)
 
 
-def _difference(model: onnx.ModelProto, exported: onnx.ModelProto, feed: Feed) -> float:
-    return float(np.abs(run_onnx(model, feed).astype(np.float64) - run_onnx(exported, feed)).mean())
+def _difference(subject: Subject, model: onnx.ModelProto, exported: onnx.ModelProto, feed: Feed) -> float:
+    return float(np.abs(_said(subject, model, feed) - _said(subject, exported, feed)).mean())
+
+
+def _said(subject: Subject, model: onnx.ModelProto, feed: Feed) -> Array:
+    return subject.probabilities(run_onnx(model, feed).astype(np.float64))
 
 
 def _within(difference: float, tolerance: float, recipe: Recipe) -> None:
@@ -72,11 +79,11 @@ def _within(difference: float, tolerance: float, recipe: Recipe) -> None:
 
 
 def _agreement(subject: Subject, model: onnx.ModelProto, feed: Feed, recipe: Recipe) -> Agreement:
-    found, wanted = run_onnx(model, feed), run_onnx(subject.model, subject.calibration(subject.columns))
+    found, wanted = _said(subject, model, feed), _said(subject, subject.model, subject.calibration(subject.columns))
     strange = int((~np.isfinite(found).all(axis=1)).sum())
     if strange:
         raise ExportError(
             f"{recipe_name(recipe)} gives probabilities that are not finite on {strange} of {len(found)} rows"
         )
-    difference = np.abs(found.astype(np.float64) - wanted)
+    difference = np.abs(found - wanted)
     return Agreement(rows=len(found), mean=float(difference.mean()), max=float(difference.max()))

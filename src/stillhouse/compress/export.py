@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import helper
+from scipy import special
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but not in __all__
 
@@ -26,7 +27,9 @@ _OPSET = 18
 _TRACED_ROWS = 3
 
 
-def export_onnx(module: nn.Module, example: Feed, *, softmax: bool = True) -> onnx.ModelProto:
+def export_onnx(
+    module: nn.Module, example: Feed, *, softmax: bool = True, logits: bool = False, output: str = OUTPUT
+) -> onnx.ModelProto:
     """The module as an ONNX graph with the example's inputs, the rows' number left open; nodes keep layers' names.
 
     Refused unless ONNX Runtime agrees with torch within :data:`TOLERANCE` on every example row, all at once and
@@ -35,12 +38,14 @@ def export_onnx(module: nn.Module, example: Feed, *, softmax: bool = True) -> on
     :param module: called with the example's arrays in their order, gives ``[n, K]``.
     :param example: arrays ``[n, …]`` with n ≥ 1; rows as they occur, missing values (NaN) included.
     :param softmax: whether the graph is to end in a softmax: a student's does, its output is probabilities.
+    :param logits: whether what it gives is logits; they are compared as probabilities.
+    :param output: name of the graph's output.
     :raises ExportError: if the module cannot be expressed in ONNX, or the two disagree.
     """
     check_rows(example)
     wrapped = _frozen(module, softmax)
-    model = _trace(wrapped, type(module).__name__, example)
-    _verify(model, wrapped, type(module).__name__, example)
+    model = _trace(wrapped, type(module).__name__, example, output)
+    _verify(model, wrapped, type(module).__name__, example, logits)
     return model
 
 
@@ -140,10 +145,11 @@ def _rows(feed: Feed) -> int:
     return len(next(iter(feed.values())))
 
 
-def _trace(module: nn.Module, name: str, example: Feed) -> onnx.ModelProto:
+def _trace(module: nn.Module, name: str, example: Feed, output: str) -> onnx.ModelProto:
     # The tracing exporter costs 0.05 s in a fresh process; dynamo=True costs 2.6 s and 150 MB there (every refresh
     # is one) for the same operators. What tracing can get wrong is refused: Python control flow and shapes
     # that depend on the data warn, and such a warning is an error here; a frozen batch size fails in _verify.
+    torch._C._jit_set_onnx_log_enabled(False)  # type: ignore[attr-defined]  # prints whole graphs; the error has it all
     inputs = tuple(torch.from_numpy(np.resize(array, (_TRACED_ROWS, *array.shape[1:]))) for array in example.values())
     file = io.BytesIO()
     try:
@@ -156,8 +162,8 @@ def _trace(module: nn.Module, name: str, example: Feed) -> onnx.ModelProto:
                 dynamo=False,
                 opset_version=_OPSET,
                 input_names=list(example),
-                output_names=[OUTPUT],
-                dynamic_axes={each: {0: "batch"} for each in (*example, OUTPUT)},
+                output_names=[output],
+                dynamic_axes={each: {0: "batch"} for each in (*example, output)},
             )
     except RuntimeError as error:
         raise ExportError(f"{name} cannot be exported to ONNX: {error}") from error
@@ -167,7 +173,7 @@ def _trace(module: nn.Module, name: str, example: Feed) -> onnx.ModelProto:
     return onnx.load_model_from_string(file.getvalue())
 
 
-def _verify(model: onnx.ModelProto, module: nn.Module, name: str, example: Feed) -> None:
+def _verify(model: onnx.ModelProto, module: nn.Module, name: str, example: Feed, logits: bool) -> None:
     """Compare ONNX Runtime with torch on all rows at once and on the first alone."""
     for feed in (example, {each: array[:1] for each, array in example.items()}):
         wanted, found = _run(module, feed), run_onnx(model, feed)
@@ -176,6 +182,8 @@ def _verify(model: onnx.ModelProto, module: nn.Module, name: str, example: Feed)
                 f"the exported {name} answers {_rows(feed)} rows with {list(found.shape)} "
                 f"probabilities, torch with {list(wanted.shape)}"
             )
+        if logits:
+            wanted, found = (special.softmax(each, axis=1) for each in (wanted, found))
         difference = float(np.abs(found - wanted).max())
         if not difference <= TOLERANCE:  # a NaN difference is not ≤ either
             raise ExportError(

@@ -317,8 +317,9 @@ class _Searching:
             return None
         change = 0.0  # where the columns change, so do the rows: what it does shows when it is recovered
         if smaller.columns == form.columns:
-            wanted = run_torch(form.module, feed, softmax=self.subject.softmax)
-            change = float(np.abs(run_torch(smaller.module, feed, softmax=self.subject.softmax) - wanted).mean())
+            softmax = self.subject.softmax or self.subject.logits
+            wanted = run_torch(form.module, feed, softmax=softmax)
+            change = float(np.abs(run_torch(smaller.module, feed, softmax=softmax) - wanted).mean())
         saved = max(0, _parameters(form) - _parameters(smaller))
         found = LayerSensitivity(step=step.method, layer=layer, difference=change, parameters_saved=saved)
         self.sensitivity.append(found)
@@ -333,7 +334,7 @@ class _Searching:
         graph = self.workshop.graph(steps)
         form = self.workshop.form(steps)
         feed = self.subject.calibration(None if form is None else form.columns)
-        changes = layer_changes(graph, chosen, evenly_spaced(feed, _PROBE_ROWS))
+        changes = layer_changes(graph, chosen, evenly_spaced(feed, _PROBE_ROWS), self.subject.probabilities)
         for layer, change in changes.items():
             self.sensitivity.append(
                 LayerSensitivity(step=chosen.method, layer=layer, difference=change, parameters_saved=0)

@@ -107,7 +107,7 @@ class Workshop:
         self.pack(artifact, small, built)
         (artifact.parent / _COLUMNS).write_text(json.dumps(built.columns), encoding="utf-8")
         feed = self._judged(built.columns)
-        quality = self.subject.quality(run_onnx(built.model, feed))
+        quality = self.subject.quality(self.subject.probabilities(run_onnx(built.model, feed)))
         latency, cpu = self._latency(one_row(small, feed))
         size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
         return {"bytes": size, "quality": quality, "difference": built.agreement.mean, "latency": latency,
