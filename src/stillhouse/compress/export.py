@@ -84,7 +84,8 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     names = {name: name for name in ("", *(value.name for value in (*graph.input, *graph.output)))}
     taken = frozenset(names)
-    free = (name for number in itertools.count(len(taken)) if (name := f"{number:x}") not in taken)
+    numbers = (f"{number:x}" for number in itertools.count(len(taken)))
+    free = (number for number in numbers if number not in taken)
     constants = [node for node in graph.node if _holds_tensor(node)]
     tensors: dict[bytes, onnx.TensorProto] = {}
     for name, tensor in [(t.name, t) for t in graph.initializer] + [(c.output[0], c.attribute[0].t) for c in constants]:
