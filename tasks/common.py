@@ -27,7 +27,6 @@ from stillhouse.variant import Variant
 
 __all__ = [
     "DATA_DOCS",
-    "FRONTIER",
     "QUESTIONS",
     "AgentName",
     "Champion",
@@ -48,7 +47,6 @@ DATA_DOCS = "data_docs/data_checks.html"
 """The artifact of a run that shows what its data was asked and how it answered."""
 
 
-FRONTIER = "compression.json"
 QUESTIONS = "questions.json"
 """The artifact of a refresh that says of how many rows the teachers were asked."""
 

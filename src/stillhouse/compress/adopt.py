@@ -18,7 +18,7 @@ from stillhouse.compress.rows import Input
 from stillhouse.compress.subject import Array, Feed
 from stillhouse.errors import ExportError
 
-__all__ = ["adopt"]
+__all__ = ["adopt", "graph_inputs"]
 
 _OPSET = 18
 _SAME = 1e-5  # largest difference that preparing the graph may make, of answers of size 1
@@ -36,8 +36,7 @@ def adopt(path: Path, feed_of: Callable[[Sequence[Input]], Feed]) -> tuple[onnx.
         or if there is no such output.
     """
     model = _read(path)
-    inputs = [_input(value) for value in model.graph.input]
-    feed = feed_of(inputs)
+    feed = feed_of(graph_inputs(model))
     _choose_output(model, feed)
     wanted = _answers(model, feed)
     for prepare in (_newer, _preprocessed):
@@ -46,6 +45,14 @@ def adopt(path: Path, feed_of: Callable[[Sequence[Input]], Feed]) -> tuple[onnx.
             model = changed
     _name_nodes(model)
     return model, feed
+
+
+def graph_inputs(model: onnx.ModelProto) -> list[Input]:
+    """What a graph reads.
+
+    :raises ExportError: naming the input and dimension, if more than the number of rows is left open, or that is not.
+    """
+    return [_input(value) for value in model.graph.input]
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -162,7 +169,9 @@ def _answers(model: onnx.ModelProto, feed: Feed) -> Array:
     for count in (1, 3):
         few = run_onnx(model, {name: array[:count] for name, array in feed.items()})
         if few.shape != (count, whole.shape[1]) or len(whole) != len(next(iter(feed.values()))):
-            raise ExportError(f"the model answers {count} rows with {list(few.shape)} numbers: one row for each is needed")
+            raise ExportError(
+                f"the model answers {count} rows with {list(few.shape)} numbers: one row for each is needed"
+            )
     return whole
 
 

@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -322,7 +321,11 @@ def _linear(given: Mapping[str, Any]) -> _Call | None:
 def _product(given: Mapping[str, Any], left: str, right: str, bias: str | None = None) -> _Call | None:
     """``x Wᵀ``, or with a bias ``b + x Wᵀ``."""
     matrix = given[right]
-    if not isinstance(matrix, fx.Node) or not _turned(matrix) or (given.get("alpha", 1), given.get("beta", 1)) != (1, 1):
+    if (
+        not isinstance(matrix, fx.Node)
+        or not _turned(matrix)
+        or (given.get("alpha", 1), given.get("beta", 1)) != (1, 1)
+    ):
         return None
     added = given[bias] if bias else None
     shape = added.meta["val"].shape if isinstance(added, fx.Node) else (0,)
@@ -392,7 +395,12 @@ def _batch_norm(given: Mapping[str, Any]) -> _Call | None:
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(dimensions)
     affine = paths["weight"] is not None and paths["bias"] is not None
     plain = given["weight"] is None and given["bias"] is None
-    if given.get("training") or kind is None or not (affine or plain) or None in (paths["running_mean"], paths["running_var"]):
+    if (
+        given.get("training")
+        or kind is None
+        or not (affine or plain)
+        or None in (paths["running_mean"], paths["running_var"])
+    ):
         return None
 
     def make(held: Mapping[str, Tensor]) -> nn.Module:

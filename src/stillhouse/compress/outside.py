@@ -24,7 +24,7 @@ from stillhouse.compress.export import export_onnx, run_onnx, run_torch
 from stillhouse.compress.lift import lift, program_inputs, read_program, require_same
 from stillhouse.compress.manifest import write_manifest
 from stillhouse.compress.rows import feed_of
-from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
+from stillhouse.compress.subject import Array, Feed, Form, Subject
 from stillhouse.compress.workshop import Pack
 from stillhouse.config import recipe_name
 from stillhouse.errors import DataError, ExportError

@@ -66,7 +66,9 @@ def _column(column: pd.Series, wanted: Input) -> Array:  # type: ignore[type-arg
     try:
         return np.stack([np.asarray(cell) for cell in column])
     except ValueError as error:
-        raise SchemaError(f"the lists in column {wanted.name} differ in length, and the model reads {wanted}") from error
+        raise SchemaError(
+            f"the lists in column {wanted.name} differ in length, and the model reads {wanted}"
+        ) from error
 
 
 def _fitting(array: Array, wanted: Input) -> Array:

@@ -6,6 +6,7 @@ import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
 import numpy as np
 import onnx
 from torch import nn
