@@ -240,7 +240,7 @@ def compress(
                                       "without, a decision is right if it is the float32 model's")
     ] = None,
     max_bytes: Annotated[int | None, typer.Option(help="of the artifact's files")] = None,
-    max_p95_ms: Annotated[float | None, typer.Option(help="of one row's decision on one core of this machine (ms)")] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(help="of one row's decision, on one core here (ms)")] = None,
     max_quality_loss: Annotated[
         float | None, typer.Option(help="below the float32 model: of AUC (two labelled classes), else of the share of "
                                         "right decisions; by default 0.005")
@@ -328,9 +328,10 @@ def _show_frontier(frontier: Frontier) -> None:
     names = dict.fromkeys([*frontier.best, frontier.chosen, reference.name])
     for each in sorted(map(frontier.named, names), key=lambda candidate: candidate.bytes):
         assert each.latency is not None  # those that can serve were measured
-        mark = "← chosen" if each.name == frontier.chosen and frontier.fits else "float32" if each is reference else ""
-        table.add_row(each.name, f"{each.bytes:,}", f"{each.bytes / reference.bytes:.1%}", _number(each.quality),
-                      _number(each.latency.p50_ms), _number(each.latency.p95_ms), _number(each.cpu_ms), mark)  # fmt: skip
+        mark = "chosen" if each.name == frontier.chosen and frontier.fits else "float32" if each is reference else ""
+        times = map(_number, (each.latency.p50_ms, each.latency.p95_ms, each.cpu_ms))
+        ratio = f"{each.bytes / reference.bytes:.1%}"
+        table.add_row(each.name, f"{each.bytes:,}", ratio, _number(each.quality), *times, mark)
     console.print(table)
     refused = [each for each in frontier.candidates if each.refused is not None]
     console.print(

@@ -6,7 +6,7 @@ import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnx
@@ -33,6 +33,8 @@ __all__ = ["FRONTIER", "Rows", "compress_model", "keep", "limits_of", "log_compr
 
 FRONTIER = "compression.json"
 """Where a run keeps its frontier."""
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 _LABELS = "labels"
 _TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
@@ -75,7 +77,7 @@ def settings_of(time: str, candidates: int, steps: str | None, parallel: int, re
     return Compression(recipes=recipes, search=searched)
 
 
-def _valid(kind: type[BaseModel], options: Mapping[str, Any]) -> Any:
+def _valid(kind: type[AnyModel], options: Mapping[str, Any]) -> AnyModel:
     try:
         return kind.model_validate({name: value for name, value in options.items() if value is not None})
     except ValidationError as error:

@@ -28,8 +28,8 @@ def adopt(path: Path, feed_of: Callable[[Sequence[Input]], Feed]) -> tuple[onnx.
     """The graph with one output, ``[n, K]`` numbers, and the rows as it reads them.
 
     Its operators are brought to opset 18 and what is constant is computed, as far as the answers stay the same. Of
-    several outputs the first that is ``[n, K]`` is kept; a table of classes by name (``ZipMap``) gives way to the numbers
-    that it is made of.
+    several outputs the first that is ``[n, K]`` is kept; a table of classes by name (``ZipMap``) gives way to the
+    numbers that it is made of.
 
     :param feed_of: rows for these inputs.
     :raises ExportError: naming the input and dimension, if more than the number of rows is left open, or that is not;

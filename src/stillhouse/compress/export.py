@@ -98,7 +98,7 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
     def short(name: str) -> str:
         if name not in names:
             names[name] = next(free)
-        return names[name]
+        return str(names[name])
 
     nodes = [
         onnx.NodeProto(
@@ -160,7 +160,7 @@ def _trace(module: nn.Module, name: str, example: Feed, output: str) -> onnx.Mod
     # The tracing exporter costs 0.05 s in a fresh process; dynamo=True costs 2.6 s and 150 MB there (every refresh
     # is one) for the same operators. What tracing can get wrong is refused: Python control flow and shapes
     # that depend on the data warn, and such a warning is an error here; a frozen batch size fails in _verify.
-    torch._C._jit_set_onnx_log_enabled(False)  # type: ignore[attr-defined]  # prints whole graphs; the error has it all
+    torch._C._jit_set_onnx_log_enabled(False)  # it prints whole graphs; the error has it all
     inputs = tuple(torch.from_numpy(np.resize(array, (_TRACED_ROWS, *array.shape[1:]))) for array in example.values())
     file = io.BytesIO()
     try:

@@ -109,19 +109,20 @@ def _input(node: fx.Node, program: ExportedProgram) -> Input:
     value, name = node.meta.get("val"), str(node.target)
     if not isinstance(value, Tensor):
         raise ExportError(f"input {name} is no tensor: export the model with tensors alone as its inputs")
-    if not value.ndim or not isinstance(value.shape[0], torch.SymInt):
+    if not value.ndim or not _open(value.shape[0]):
         frozen = value.shape[0] if value.ndim else "no"
         raise ExportError(
             f"input {name} takes exactly {frozen} rows at once: the number of rows was frozen when the model was "
             f"exported. Log it again with an input example of two rows or more and −1 as the signature's first size"
         )
-    for place, size in enumerate(value.shape[1:], start=1):
-        if isinstance(size, torch.SymInt):
+    for place, width in enumerate(value.shape[1:], start=1):
+        if _open(width):
             raise ExportError(
                 f"dimension {place} of input {name} is left open, and a compressed model has fixed sizes: log the "
                 f"model with a fixed one, and pad its rows to it"
             )
-    bounds = program.range_constraints.get(value.shape[0].node.expr)
+    size: Any = value.shape[0]
+    bounds = program.range_constraints.get(size.node.expr)
     if bounds is not None and (bounds.lower > 2 or bounds.upper < sys.maxsize):
         raise ExportError(
             f"input {name} takes {bounds.lower} to {bounds.upper} rows at once: log the model with any number of rows"
@@ -132,6 +133,11 @@ def _input(node: fx.Node, program: ExportedProgram) -> Input:
     except TypeError as error:
         raise ExportError(f"input {name} is {value.dtype}, which no array holds: log the model in float32") from error
     return Input(name, kind, tuple(int(size) for size in value.shape[1:]))
+
+
+def _open(size: object) -> bool:
+    """Whether the program leaves a dimension open."""
+    return isinstance(size, torch.SymInt)
 
 
 def _one_output(graph: fx.Graph) -> None:
@@ -148,7 +154,7 @@ def _one_output(graph: fx.Graph) -> None:
 def _is_answer(value: object) -> bool:
     return (
         isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()
-        and not isinstance(value.shape[1], torch.SymInt) and value.shape[1] >= _FEWEST_CLASSES
+        and not _open(value.shape[1]) and value.shape[1] >= _FEWEST_CLASSES
     )  # fmt: skip
 
 
@@ -298,8 +304,8 @@ def _turned(node: fx.Node) -> bool:
     if not isinstance(value, Tensor) or value.ndim != 2:
         return False
     if node.target is _aten.permute.default:
-        return list(node.args[1]) in ([1, 0], [-1, -2])  # type: ignore[arg-type]
-    return node.target is _aten.transpose.int and {int(axis) % 2 for axis in node.args[1:]} == {0, 1}  # type: ignore[call-overload]
+        return _flat(node.args[1]) in ([1, 0], [-1, -2])
+    return node.target is _aten.transpose.int and {int(axis) % 2 for axis in _flat(node.args[1:])} == {0, 1}
 
 
 def _call(
@@ -342,7 +348,7 @@ def _linear_layer(weight: Tensor, bias: Tensor | None) -> nn.Module:
 def _convolution(given: Mapping[str, Any], dimensions: int | None = None) -> _Call | None:
     if given.get("transposed", False):
         return None
-    kinds: dict[int, type[nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+    kinds: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d}
     weight = given["weight"]
     if dimensions is None:
         dimensions = weight.meta["val"].ndim - 2
@@ -356,9 +362,14 @@ def _convolution(given: Mapping[str, Any], dimensions: int | None = None) -> _Ca
 
     def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
         layer: Any = kinds[dimensions](
-            weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), groups=groups, bias=bias is not None,
-            dtype=weight.dtype, **settings,
-        )  # type: ignore[arg-type]  # fmt: skip
+            weight.shape[1] * groups,
+            weight.shape[0],
+            tuple(weight.shape[2:]),
+            groups=groups,
+            bias=bias is not None,
+            dtype=weight.dtype,
+            **settings,
+        )
         return _with(layer, weight=weight, bias=bias)
 
     return _call("input", weight, given["bias"], ("convolution", groups, *settings.values()), make)
@@ -373,7 +384,9 @@ def _embedding(given: Mapping[str, Any]) -> _Call | None:
     padding = int(given["padding_idx"])
 
     def make(weight: Tensor, _: Tensor | None) -> nn.Module:
-        return nn.Embedding.from_pretrained(weight.clone(), freeze=False, padding_idx=None if padding < 0 else padding)
+        place = None if padding < 0 else padding
+        layer: nn.Module = nn.Embedding.from_pretrained(weight.clone(), freeze=False, padding_idx=place)
+        return layer
 
     return _call("indices", given["weight"], None, ("embedding", padding), make)
 

@@ -49,11 +49,12 @@ def outside_subject(
 ) -> Subject:  # fmt: skip
     """The model as the subject of compression; the same arguments give the same subject.
 
-    Three of four rows are learned from, every fourth is judged. Quality is ``score`` of the labels, by default the share
-    of rows that are decided right; without labels it is the share of rows that are decided as the float32 model decides
-    them. Recovery is self-distillation: what the model itself said about the learned rows.
+    Three of four rows are learned from, every fourth is judged. Quality is ``score`` of the labels, by default the
+    share of rows that are decided right; without labels it is the share of rows that are decided as the float32 model
+    decides them. Recovery is self-distillation: what the model itself said about the learned rows.
 
-    :param path: ``….pt2``, an exported torch program, whose layers can be made smaller; or ``….onnx``, whose numbers can.
+    :param path: ``….pt2``, an exported torch program, whose layers can be made smaller; or an ONNX graph, whose numbers
+        can.
     :param rows: at least :data:`FEWEST_ROWS`, see :func:`~stillhouse.compress.rows.feed_of`.
     :param labels: class of each row, 0…K − 1.
     :raises ExportError: if the model cannot be compressed, naming the input or the layer.
@@ -146,11 +147,13 @@ def _places(count: int) -> Array:
 
 
 def _learned(rows: Array) -> Array:
-    return rows[~_places(len(rows))]
+    found: Array = rows[~_places(len(rows))]
+    return found
 
 
 def _judged(rows: Array) -> Array:
-    return rows[_places(len(rows))]
+    found: Array = rows[_places(len(rows))]
+    return found
 
 
 def _split(feed: Feed) -> tuple[Feed, Feed]:
@@ -181,7 +184,8 @@ def _indices(labels: Array, count: int, classes: int) -> Array:
             f"labels are the numbers of classes, 0…{classes - 1} for this model, and there are others: "
             f"{', '.join(map(str, np.unique(labels)[:5]))} …"
         )
-    return labels.astype(np.int64)
+    found: Array = labels.astype(np.int64)
+    return found
 
 
 def _source(feed: Feed, labels: Array | None) -> str:

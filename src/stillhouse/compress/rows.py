@@ -60,7 +60,7 @@ def _by_column(table: pd.DataFrame, inputs: Sequence[Input]) -> dict[str, Array]
     raise SchemaError(f"the table lacks the columns {_listed(missing)}; it has: {', '.join(map(str, table.columns))}")
 
 
-def _column(column: pd.Series, wanted: Input) -> Array:  # type: ignore[type-arg]  # of anything
+def _column(column: pd.Series, wanted: Input) -> Array:
     if column.dtype.kind != "O":
         return np.asarray(column).reshape(len(column), *([1] * len(wanted.shape)))
     try:

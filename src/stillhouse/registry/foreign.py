@@ -90,7 +90,8 @@ class ForeignModels:
         """
         if not re.match(r"(models|runs):/+\w", uri):
             raise RegistryError(
-                f"{uri!r} is no model's address in MLflow: models:/name/3, models:/name@alias, models:/m-… or runs:/…/path"
+                f"{uri!r} is no model's address in MLflow; those are models:/name/3, models:/name@alias, models:/m-… "
+                f"and runs:/…/path"
             )
         pinned = self.pin(uri)
         name, key = self._name(pinned)
