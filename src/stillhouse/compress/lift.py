@@ -7,6 +7,7 @@ nobody else reads, it becomes the layer that it once was, under the weights' own
 from __future__ import annotations
 
 import operator
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from stillhouse.compress.rows import Input
 from stillhouse.compress.subject import Feed
 from stillhouse.errors import ExportError
 
-__all__ = ["lift", "program_inputs", "read_program", "require_same"]
+__all__ = ["lift", "name_layer", "program_inputs", "read_program", "require_same"]
 
 _SAME = 1e-5  # largest difference between the program's and the module's answers, of answers of size 1
 _FEWEST_CLASSES = 2
@@ -66,11 +67,33 @@ def lift(program: ExportedProgram) -> fx.GraphModule:
     for node in _placeholders(graph):
         _input(node, program)
     graph.set_codegen(fx.graph.CodeGen())
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise ExportError(f"{_place(node)} uses {node.target.name()}, which cannot be compressed: log it without")
     _one_output(graph)
     _let_sizes_follow(graph)
     _as_layers(module)
     graph.lint()
-    return fx.GraphModule(module, graph).eval()
+    return fx.GraphModule(module, graph, "Model").eval()
+
+
+def name_layer(module: fx.GraphModule, error: ExportError) -> ExportError:
+    """The same error, with the layers that an operator which ONNX does not know is used by."""
+    unknown = re.search(r"operator '\w+::(\w+)'", str(error))
+    if unknown is None:
+        return error
+    places = dict.fromkeys(
+        _place(node) for node in module.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.name.endswith(f"::{unknown[1]}")
+    )  # fmt: skip
+    return ExportError(f"{', '.join(places)} uses {unknown[1]}, which ONNX has no operator for: {error}")
+
+
+def _place(node: fx.Node) -> str:
+    """The layer that a node was part of."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [path for path, _ in stack.values() if path]
+    return f"layer {names[-1]}" if names else "the model itself"
 
 
 def require_same(program: ExportedProgram, module: nn.Module, feed: Feed) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from stillhouse.compress.adopt import adopt
 from stillhouse.compress.build import Built
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
-from stillhouse.compress.lift import lift, program_inputs, read_program, require_same
+from stillhouse.compress.lift import lift, name_layer, program_inputs, read_program, require_same
 from stillhouse.compress.manifest import write_manifest
 from stillhouse.compress.rows import feed_of
 from stillhouse.compress.subject import Array, Feed, Form, Subject
@@ -95,11 +95,15 @@ def _torch_subject(path: Path, rows: Any, labels: Array | None, score: Score | N
     logits = not _are_probabilities(answers)
     learned, judged = _split(feed)
     teacher = _probabilities(answers, logits)
-    model = export_onnx(module, learned, softmax=False, logits=logits, output="logits" if logits else "probabilities")
+    output = "logits" if logits else "probabilities"
+    try:
+        model = export_onnx(module, learned, softmax=False, logits=logits, output=output)
+    except ExportError as error:
+        raise name_layer(module, error) from error
     return Subject(
         model=model, calibration=lambda _: learned, judged=lambda _: judged,
         quality=_quality(teacher, labels, score), form=Form(module), softmax=False, logits=logits,
-        output=model.graph.output[0].name, source=_source(feed, labels),
+        output=output, source=_source(feed, labels),
         recover=lambda form, epochs: _recover(form, epochs, learned, _learned(teacher), logits),
     )  # fmt: skip
 
@@ -143,7 +147,7 @@ def _enough(feed: Feed) -> Feed:
 
 def _places(count: int) -> Array:
     """Of each row, whether it is judged."""
-    return np.arange(count) % _JUDGED_EVERY == _JUDGED_EVERY - 1
+    return np.asarray(np.arange(count) % _JUDGED_EVERY == _JUDGED_EVERY - 1)
 
 
 def _learned(rows: Array) -> Array:
