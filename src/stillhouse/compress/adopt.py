@@ -195,10 +195,11 @@ def _preprocessed(model: onnx.ModelProto) -> onnx.ModelProto | None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with TemporaryDirectory() as folder:
-        target = Path(folder, "model.onnx")
+        source, target = Path(folder, "source.onnx"), Path(folder, "model.onnx")
+        onnx.save(model, source)  # the preprocessor moves the weights of a model in memory elsewhere
         try:
             with quietly():
-                quant_pre_process(model, target, skip_symbolic_shape=True)
+                quant_pre_process(source, target, skip_symbolic_shape=True)
             return onnx.load(target)
         except Exception:  # of a stranger's graph; it stays as it is
             return None

@@ -103,7 +103,7 @@ def require_same(program: ExportedProgram, module: nn.Module, feed: Feed) -> Non
     """
     original: Any = program.module(check_guards=False)
     rows = len(next(iter(feed.values())))
-    for count in {rows, min(rows, 3), 1}:
+    for count in dict.fromkeys((rows, min(rows, 3), 1)):
         inputs = tuple(torch.from_numpy(array[:count]) for array in feed.values())
         try:
             with torch.no_grad():
