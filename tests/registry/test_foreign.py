@@ -67,6 +67,7 @@ def test_a_student_is_fetched_by_any_address(three: Registry) -> None:
     found = ForeignModels().fetch_classifier("models:/flights-student@champion")
     assert (found.uri, found.name, found.file.name) == ("models:/flights-student/2", "flights-student", "model.pt2")
     assert np.shape(found.example) == (2, 3)
+    assert found.key.startswith("m-")
     by_id = ForeignModels().fetch_classifier(f"models:/{found.key}")
     assert (by_id.file, by_id.name) == (found.file, found.key)
 

@@ -104,8 +104,8 @@ class ForeignModels:
         """Name and key of a model."""
         version = re.fullmatch(r"models:/([^/@]+)/(\d+)", pinned)
         if version is not None:
-            logged = self.client.get_model_version(version[1], version[2]).model_id
-            return version[1], str(logged) if logged else f"{_plain(version[1])}-{version[2]}"
+            logged = re.fullmatch(r"models:/+(m-\w+)", self.client.get_model_version(version[1], version[2]).source)
+            return version[1], logged[1] if logged else f"{_plain(version[1])}-{version[2]}"
         key = _plain(pinned.partition(":")[2])
         return key, key
 
