@@ -28,7 +28,6 @@ from stillhouse.variant import Variant
 __all__ = [
     "DATA_DOCS",
     "FORM",
-    "FRONTIER",
     "QUESTIONS",
     "AgentName",
     "Champion",
@@ -47,10 +46,6 @@ AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description
 
 DATA_DOCS = "data_docs/data_checks.html"
 """The artifact of a run that shows what its data was asked and how it answered."""
-
-
-FRONTIER = "compression.json"
-"""The artifact of a refresh that tells all that compression made, and what it put forward."""
 
 
 FORM = "compression/form.onnx"

@@ -13,6 +13,7 @@ from stillhouse.compress.recalibrate import temperature, with_temperature
 from stillhouse.compress.search import search
 from stillhouse.compress.subject import Columns
 from stillhouse.compress.variants import graph_subject, variant_pack
+from stillhouse.compressing import FRONTIER
 from stillhouse.config import Compression, Recipe, number_format
 from stillhouse.distill.train import validation_days
 from stillhouse.errors import RegistryError, StillhouseError
@@ -20,7 +21,7 @@ from stillhouse.evaluate.scorecard import quality
 from stillhouse.records import Frontier, Limits, Record, Refresh, StudentRef, TeacherRef
 from stillhouse.registry import Registry
 from stillhouse.variant import Variant, encode
-from tasks.common import FORM, FRONTIER, engine_task, knowledge_base, registry, training_rows
+from tasks.common import FORM, engine_task, knowledge_base, registry, training_rows
 
 __all__ = ["Kept", "champion_student", "compression_run", "kept_form", "plan_recalibration", "recalibrate"]
 

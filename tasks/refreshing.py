@@ -18,12 +18,13 @@ from pydantic import TypeAdapter
 
 from stillhouse import config
 from stillhouse.actions import aligned
-from stillhouse.compress.figures import frontier_figure, frontier_table, measured
+from stillhouse.compress.figures import measured
 from stillhouse.compress.processor import processor
 from stillhouse.compress.search import FORM as FORM_FILE
 from stillhouse.compress.search import search
 from stillhouse.compress.subject import Form, Subject
 from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.compressing import FRONTIER, log_frontier
 from stillhouse.config import AgentConfig, Recipe
 from stillhouse.distill import students
 from stillhouse.distill.augment import made_up_rows
@@ -72,17 +73,7 @@ from stillhouse.teachers.contradictions import contradictions
 from stillhouse.teachers.made_up import ask_made_up
 from stillhouse.variant import Variant, encode
 from tasks import choosing, recalibrating, updating
-from tasks.common import (
-    DATA_DOCS,
-    FORM,
-    FRONTIER,
-    QUESTIONS,
-    engine_task,
-    knowledge_base,
-    labelled,
-    registry,
-    training_rows,
-)
+from tasks.common import DATA_DOCS, FORM, QUESTIONS, engine_task, knowledge_base, labelled, registry, training_rows
 
 __all__ = [
     "closing_run_on_failure",
@@ -725,12 +716,8 @@ def _log_candidates(
         models.log_metrics(logged.run_id, measured(candidate))
         if candidate.name in {*frontier.best, *asked_for, frontier.chosen}:
             models.register(logged, job.agent, {"chosen": candidate.name == frontier.chosen})
-    models.log_record(job.run_id, frontier, FRONTIER)
     models.log_file(job.run_id, (Path(job.folder) / "compression" / FORM_FILE).read_bytes(), FORM)
-    models.log_table(job.run_id, frontier_table(frontier), "compression/frontier.json")
-    models.log_figure(job.run_id, frontier_figure(frontier), "figures/frontier.png")
-    models.log_metrics(job.run_id, {"compression/hypervolume": frontier.hypervolume,
-                                    "compression/candidates": float(len(frontier.candidates))})  # fmt: skip
+    log_frontier(models, job.run_id, frontier)
 
 
 def _course(student: StudentRef) -> Course:

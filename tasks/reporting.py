@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from data_checks.report import markdown
 from stillhouse import config
 from stillhouse.compress.figures import frontier_figure
+from stillhouse.compressing import FRONTIER
 from stillhouse.drift.explain import rank_columns
 from stillhouse.drift.figures import drift_figure, evidence_figure, slices_figure
 from stillhouse.evaluate.figures import tradeoff, weights_over_time
@@ -35,7 +36,7 @@ from stillhouse.records import (
 )
 from stillhouse.registry.connection import without_credentials
 from stillhouse.teachers.weighing import NOTEWORTHY, share_in
-from tasks.common import DATA_DOCS, FRONTIER, QUESTIONS, engine_task, knowledge_base, registry
+from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 

@@ -1,4 +1,4 @@
-"""The command ``stillhouse``: check an agent file, see where an agent stands, read what was decided.
+"""The command ``stillhouse``: check an agent file, see where an agent stands, read what was decided, compress a model.
 
 Heavy libraries are imported where they are used: ``stillhouse --help`` must answer at once.
 """
@@ -6,7 +6,7 @@ Heavy libraries are imported where they are used: ``stillhouse --help`` must ans
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from stillhouse.drift.profile import Profile
     from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.records import Candidate, Frontier, Limits
 
 __all__ = ["app", "main"]
 
@@ -222,6 +223,124 @@ def contract(
     with output.open("x", encoding="utf-8") as file:
         file.write(text)
     console.print(f"[green]✓[/green] {output}: edit it, and put it in the place of `observations` in the agent file")
+
+
+@app.command()
+def compress(
+    model_uri: Annotated[
+        str, typer.Argument(help="models:/name/3, models:/name@alias, models:/m-… or runs:/…/path: a torch module "
+                                 "logged as pt2, or an ONNX classifier")
+    ],
+    rows: Annotated[
+        Path | None, typer.Option(help="rows as they occur: .npy, .npz (arrays by input), .parquet or .csv; without, "
+                                       "the input example that was logged with the model")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="the classes 0…K−1 of the rows: a column, an array in the .npz, or a file; "
+                                      "without, a decision is right if it is the float32 model's")
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="of the artifact's files")] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(help="of one row's decision, on one core here (ms)")] = None,
+    max_quality_loss: Annotated[
+        float | None, typer.Option(help="below the float32 model: of AUC (two labelled classes), else of the share of "
+                                        "right decisions; by default 0.005")
+    ] = None,
+    time: Annotated[str, typer.Option(metavar="DURATION", help="that the search may take: 90s, 5m, 1h")] = "5m",
+    candidates: Annotated[int, typer.Option(help="made and measured at most")] = 40,
+    steps: Annotated[
+        str | None, typer.Option(help="what may be combined, separated by commas, such as prune_units,int8_dynamic; "
+                                      "by default all")
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="forms recovered at once, each in a process of its own")] = 1,
+    recover_epochs: Annotated[int, typer.Option(help="of the distillation after a structural step")] = 2,
+    output: Annotated[Path | None, typer.Option(help="copy the chosen artifact to this folder, not there yet")] = None,
+    experiment: Annotated[str | None, typer.Option(help="in MLflow; by default compress-<model>")] = None,
+    log: Annotated[bool, typer.Option("--log/--no-log", help="keep all candidates in MLflow")] = True,
+) -> None:  # fmt: skip
+    """Search the smallest form of a model from MLflow that keeps within your limits, and measure it here.
+
+    Torch modules are pruned, factorised and quantised, ONNX graphs quantised. Every
+    candidate is compared with the float32 model on rows that it has not learned
+    from, and is refused where it disagrees too far. Nothing is unpickled.
+    What fits is put into MLflow and --output; where nothing does, the answer is
+    what would have to give, and exit code 1. A search that was killed goes on
+    where it was, if it is asked for again.
+
+    For example:
+
+        stillhouse compress models:/intent/3 --rows rows.npz --max-bytes 200000
+        stillhouse compress models:/churn@champion --rows rows.parquet --labels left
+          --max-p95-ms 0.2 --max-quality-loss 0.01 --time 10m --output small
+    """
+    from stillhouse import compressing
+    from stillhouse.registry.foreign import ForeignModels
+
+    limits = compressing.limits_of(max_bytes, max_p95_ms, max_quality_loss)
+    settings = compressing.settings_of(time, candidates, steps, parallel, recover_epochs)
+    if output is not None and output.exists():
+        raise ConfigError(f"--output {output} is there already, and nothing is overwritten: name another folder")
+    with console.status("asking MLflow"):
+        model = ForeignModels().fetch_classifier(model_uri)
+    given = compressing.rows_of(rows, labels, model)
+    with _progress(config.parse_duration(time).total_seconds(), limits) as on_candidate:
+        frontier = compressing.compress_model(model, given, settings, limits, on_candidate)
+    _show_frontier(frontier)
+    if log:
+        with console.status("writing to MLflow"):
+            address = compressing.log_compression(model, given, settings, frontier, experiment)
+        console.print(
+            f"in MLflow: {address}, in the experiment {experiment or f'compress-{model.name}'}", soft_wrap=True
+        )
+    if not frontier.fits:
+        raise typer.Exit(1)
+    if output is not None:
+        compressing.keep(frontier, output)
+        console.print(f"[green]✓[/green] {output}: model.onnx, manifest.json", soft_wrap=True)
+
+
+@contextmanager
+def _progress(seconds: float, limits: Limits) -> Iterator[Callable[[Candidate], None]]:
+    """A bar of the search's seconds, told of every candidate; the best so far beside it."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from stillhouse.compress.frontier import choose
+
+    made: list[Candidate] = []
+    shown = TextColumn("{task.fields[made]} made, {task.fields[best]}")
+    with Progress(
+        SpinnerColumn(), BarColumn(20), TimeElapsedColumn(), shown, console=console, transient=True
+    ) as progress:
+        bar = progress.add_task("", total=seconds, made=0, best="the float32 model comes first")
+
+        def on_candidate(candidate: Candidate) -> None:
+            made.append(candidate)
+            best, fits, _ = choose(made, made[0], limits)
+            told = f"{'best' if fits else 'nearest'}: {best.name}, {best.bytes:,} bytes"
+            progress.update(bar, completed=sum(each.seconds for each in made), made=len(made), best=told)
+
+        yield on_candidate
+
+
+def _show_frontier(frontier: Frontier) -> None:
+    """What nothing beats, with the reference; what was refused; why the chosen one was."""
+    reference = frontier.reference
+    table = Table("candidate", "bytes", "ratio", "quality", "p50 (ms)", "p95 (ms)", "CPU (ms)", "", box=None)
+    names = dict.fromkeys([*frontier.best, frontier.chosen, reference.name])
+    for each in sorted(map(frontier.named, names), key=lambda candidate: candidate.bytes):
+        assert each.latency is not None  # those that can serve were measured
+        mark = "chosen" if each.name == frontier.chosen and frontier.fits else "float32" if each is reference else ""
+        times = map(_number, (each.latency.p50_ms, each.latency.p95_ms, each.cpu_ms))
+        ratio = f"{each.bytes / reference.bytes:.1%}"
+        table.add_row(each.name, f"{each.bytes:,}", ratio, _number(each.quality), *times, mark)
+    console.print(table)
+    refused = [each for each in frontier.candidates if each.refused is not None]
+    console.print(
+        f"{len(frontier.candidates)} candidates, {len(frontier.candidates) - len(names)} of them beaten or refused; "
+        f"{frontier.stopped}", highlight=False,
+    )  # fmt: skip
+    for each in refused:
+        console.print(f"refused: {each.name}: {each.refused}", style="dim", highlight=False, markup=False)
+    console.print(frontier.why, style="bold", highlight=False, markup=False)
 
 
 def _duration(text: str) -> timedelta:

@@ -18,7 +18,7 @@ from torch import nn
 
 import stillhouse.variant
 from stillhouse.compress.build import Built, export_form, finish
-from stillhouse.compress.export import run_torch
+from stillhouse.compress.export import run_onnx, run_torch
 from stillhouse.compress.processor import Processor, processor
 from stillhouse.compress.subject import Form, Subject
 from stillhouse.compress.variants import student_subject, variant_pack
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_refused(student: TabularStudent, changes: dict[str
 
 
 def built(subject: Subject, recipe: Recipe, tolerance: float = 0.05) -> Built:
-    wanted = run_onnx(subject.model, subject.calibration(COLUMNS))
+    wanted = subject.probabilities(run_onnx(subject.model, subject.calibration(COLUMNS)))
     return finish(subject, recipe, subject.model, COLUMNS, tolerance, wanted)
 
 

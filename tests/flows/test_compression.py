@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from flows.refresh import refresh
+from stillhouse.compressing import FRONTIER
 from stillhouse.config import load
 from stillhouse.evaluate.gate import replay
 from stillhouse.records import Frontier
 from stillhouse.variant import Variant
-from tasks.common import FORM, FRONTIER, registry
+from tasks.common import FORM, registry
 from tasks.living import live
 from tasks.recalibrating import kept_form
 

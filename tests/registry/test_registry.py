@@ -199,7 +199,7 @@ def test_fetch_killed_half_way_leaves_no_half_model(three: Registry, monkeypatch
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("stillhouse.registry.registry._put", die)
+        patch.setattr("stillhouse.registry.downloads._put", die)
         with pytest.raises(Killed):
             three.fetch(three.version("flights", "1"))
     assert (three.fetch(three.version("flights", "1")) / "model.onnx").exists()

@@ -40,7 +40,10 @@ class Built:
 
 def export_form(subject: Subject, form: Form) -> onnx.ModelProto:
     """The float32 graph of a structural form."""
-    return export_onnx(form.module, subject.calibration(form.columns), softmax=subject.softmax)
+    return export_onnx(
+        form.module, subject.calibration(form.columns), softmax=subject.softmax, logits=subject.logits,
+        output=subject.output,
+    )  # fmt: skip
 
 
 def finish(
@@ -53,20 +56,24 @@ def finish(
 ) -> Built:
     """Put the exported form that the recipe's structural steps made into the recipe's number format.
 
-    :param wanted: what the subject's own graph says about its calibration rows, ``[n, K]``.
+    :param wanted: what the subject's own graph says about its calibration rows, as probabilities ``[n, K]``.
     :param tolerance: of the number format: largest mean |p − p_float32|, in 0…1.
     :raises ExportError: naming the step and the layer, if it does not apply or its result cannot serve.
     """
     feed = subject.calibration(columns)
     model = quantise(number_format(recipe), exported, feed)
     if not isinstance(number_format(recipe), Fp32):
-        _within(_difference(model, exported, feed), tolerance, recipe)
+        _within(_difference(subject, model, exported, feed), tolerance, recipe)
     found = () if isinstance(number_format(recipe), Fp32) else saturation(model, feed)
-    return Built(recipe, model, columns, _agreement(model, feed, wanted, recipe), found)
+    return Built(recipe, model, columns, _agreement(subject, model, feed, wanted, recipe), found)
 
 
-def _difference(model: onnx.ModelProto, exported: onnx.ModelProto, feed: Feed) -> float:
-    return float(np.abs(run_onnx(model, feed).astype(np.float64) - run_onnx(exported, feed)).mean())
+def _difference(subject: Subject, model: onnx.ModelProto, exported: onnx.ModelProto, feed: Feed) -> float:
+    return float(np.abs(_said(subject, model, feed) - _said(subject, exported, feed)).mean())
+
+
+def _said(subject: Subject, model: onnx.ModelProto, feed: Feed) -> Array:
+    return subject.probabilities(run_onnx(model, feed).astype(np.float64))
 
 
 def _within(difference: float, tolerance: float, recipe: Recipe) -> None:
@@ -77,12 +84,12 @@ def _within(difference: float, tolerance: float, recipe: Recipe) -> None:
         )
 
 
-def _agreement(model: onnx.ModelProto, feed: Feed, wanted: Array, recipe: Recipe) -> Agreement:
-    found = run_onnx(model, feed)
+def _agreement(subject: Subject, model: onnx.ModelProto, feed: Feed, wanted: Array, recipe: Recipe) -> Agreement:
+    found = _said(subject, model, feed)
     strange = int((~np.isfinite(found).all(axis=1)).sum())
     if strange:
         raise ExportError(
             f"{recipe_name(recipe)} gives probabilities that are not finite on {strange} of {len(found)} rows"
         )
-    difference = np.abs(found.astype(np.float64) - wanted)
+    difference = np.abs(found - wanted)
     return Agreement(rows=len(found), mean=float(difference.mean()), max=float(difference.max()))

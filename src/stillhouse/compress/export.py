@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import warnings
+from unittest.mock import patch
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnx import helper
+from scipy import special
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but not in __all__
 
@@ -26,7 +29,9 @@ _OPSET = 18
 _TRACED_ROWS = 3
 
 
-def export_onnx(module: nn.Module, example: Feed, *, softmax: bool = True) -> onnx.ModelProto:
+def export_onnx(
+    module: nn.Module, example: Feed, *, softmax: bool = True, logits: bool = False, output: str = OUTPUT
+) -> onnx.ModelProto:
     """The module as an ONNX graph with the example's inputs, the rows' number left open; nodes keep layers' names.
 
     Refused unless ONNX Runtime agrees with torch within :data:`TOLERANCE` on every example row, all at once and
@@ -35,12 +40,14 @@ def export_onnx(module: nn.Module, example: Feed, *, softmax: bool = True) -> on
     :param module: called with the example's arrays in their order, gives ``[n, K]``.
     :param example: arrays ``[n, …]`` with n ≥ 1; rows as they occur, missing values (NaN) included.
     :param softmax: whether the graph is to end in a softmax: a student's does, its output is probabilities.
+    :param logits: whether what it gives is logits; they are compared as probabilities.
+    :param output: name of the graph's output.
     :raises ExportError: if the module cannot be expressed in ONNX, or the two disagree.
     """
     check_rows(example)
     wrapped = _frozen(module, softmax)
-    model = _trace(wrapped, type(module).__name__, example)
-    _verify(model, wrapped, type(module).__name__, example)
+    model = _trace(wrapped, type(module).__name__, example, output)
+    _verify(model, wrapped, type(module).__name__, example, logits)
     return model
 
 
@@ -70,19 +77,29 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same arithmetic in fewer bytes: no names, documentation or shapes that only tools read.
 
     Constants become initializers, equal initializers become one, and everything but the graph's inputs and
-    outputs gets the shortest free name. In a model of 30 kB that is a tenth.
+    outputs gets the shortest free name. In a model of 30 kB that is a tenth. A graph with graphs inside (loops,
+    branches) is left as it is: those read its names.
     """
     graph = model.graph
+    if graph.sparse_initializer or any(each.g.ByteSize() for node in graph.node for each in node.attribute):
+        return model
     names = {name: name for name in ("", *(value.name for value in (*graph.input, *graph.output)))}
+    taken = frozenset(names)
+    numbers = (f"{number:x}" for number in itertools.count(len(taken)))
+    free = (number for number in numbers if number not in taken)
     constants = [node for node in graph.node if _holds_tensor(node)]
     tensors: dict[bytes, onnx.TensorProto] = {}
     for name, tensor in [(t.name, t) for t in graph.initializer] + [(c.output[0], c.attribute[0].t) for c in constants]:
         nameless = _copy(tensor, name="", doc_string="")
-        kept = tensors.setdefault(nameless.SerializeToString(), _copy(nameless, name=f"{len(names):x}"))
-        names[name] = kept.name
+        content = nameless.SerializeToString()
+        if content not in tensors:
+            tensors[content] = _copy(nameless, name=next(free))
+        names[name] = tensors[content].name
 
     def short(name: str) -> str:
-        return str(names.setdefault(name, f"{len(names):x}"))
+        if name not in names:
+            names[name] = next(free)
+        return str(names[name])
 
     nodes = [
         onnx.NodeProto(
@@ -106,15 +123,11 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
 def check_rows(feed: Feed) -> None:
     """Refuse a feed that no model reads.
 
-    :raises ExportError: unless all arrays have the same number n ≥ 1 of rows, and those of a student are float32
-        ``[n, D]``.
+    :raises ExportError: unless all arrays have the same number n ≥ 1 of rows.
     """
     counts = {name: array.shape[0] if array.ndim else 0 for name, array in feed.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ExportError(f"needs arrays with the same number of rows, at least one; got {counts}")
-    rows = feed.get(INPUT)
-    if rows is not None and (rows.ndim != 2 or rows.dtype != np.float32):
-        raise ExportError(f"needs float32 rows [n, D] with n ≥ 1, got {rows.dtype} {list(rows.shape)}")
 
 
 class _Probabilities(nn.Module):
@@ -144,14 +157,15 @@ def _rows(feed: Feed) -> int:
     return len(next(iter(feed.values())))
 
 
-def _trace(module: nn.Module, name: str, example: Feed) -> onnx.ModelProto:
+def _trace(module: nn.Module, name: str, example: Feed, output: str) -> onnx.ModelProto:
     # The tracing exporter costs 0.05 s in a fresh process; dynamo=True costs 2.6 s and 150 MB there (every refresh
     # is one) for the same operators. What tracing can get wrong is refused: Python control flow and shapes
     # that depend on the data warn, and such a warning is an error here; a frozen batch size fails in _verify.
     inputs = tuple(torch.from_numpy(np.resize(array, (_TRACED_ROWS, *array.shape[1:]))) for array in example.values())
     file = io.BytesIO()
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        # Where it fails, the exporter prints the whole graph, and cannot be asked not to.
+        with warnings.catch_warnings(record=True) as caught, patch.object(torch._C, "_jit_onnx_log"):
             warnings.simplefilter("always")
             torch.onnx.export(
                 module,
@@ -160,8 +174,8 @@ def _trace(module: nn.Module, name: str, example: Feed) -> onnx.ModelProto:
                 dynamo=False,
                 opset_version=_OPSET,
                 input_names=list(example),
-                output_names=[OUTPUT],
-                dynamic_axes={each: {0: "batch"} for each in (*example, OUTPUT)},
+                output_names=[output],
+                dynamic_axes={each: {0: "batch"} for each in (*example, output)},
             )
     except RuntimeError as error:
         raise ExportError(f"{name} cannot be exported to ONNX: {error}") from error
@@ -171,7 +185,7 @@ def _trace(module: nn.Module, name: str, example: Feed) -> onnx.ModelProto:
     return onnx.load_model_from_string(file.getvalue())
 
 
-def _verify(model: onnx.ModelProto, module: nn.Module, name: str, example: Feed) -> None:
+def _verify(model: onnx.ModelProto, module: nn.Module, name: str, example: Feed, logits: bool) -> None:
     """Compare ONNX Runtime with torch on all rows at once and on the first alone."""
     for feed in (example, {each: array[:1] for each, array in example.items()}):
         wanted, found = _run(module, feed), run_onnx(model, feed)
@@ -180,6 +194,8 @@ def _verify(model: onnx.ModelProto, module: nn.Module, name: str, example: Feed)
                 f"the exported {name} answers {_rows(feed)} rows with {list(found.shape)} "
                 f"probabilities, torch with {list(wanted.shape)}"
             )
+        if logits:
+            wanted, found = (special.softmax(each, axis=1) for each in (wanted, found))
         difference = float(np.abs(found - wanted).max())
         if not difference <= TOLERANCE:  # a NaN difference is not ≤ either
             raise ExportError(

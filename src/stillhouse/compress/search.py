@@ -326,8 +326,9 @@ class _Searching:
             return None
         change = 0.0  # where the columns change, so do the rows: what it does shows when it is recovered
         if smaller.columns == form.columns:
-            wanted = run_torch(form.module, feed, softmax=self.subject.softmax)
-            change = float(np.abs(run_torch(smaller.module, feed, softmax=self.subject.softmax) - wanted).mean())
+            softmax = self.subject.softmax or self.subject.logits
+            wanted = run_torch(form.module, feed, softmax=softmax)
+            change = float(np.abs(run_torch(smaller.module, feed, softmax=softmax) - wanted).mean())
         saved = max(0, _parameters(form) - _parameters(smaller))
         found = LayerSensitivity(step=step.method, layer=layer, difference=change, parameters_saved=saved)
         self.sensitivity.append(found)
@@ -342,8 +343,9 @@ class _Searching:
         graph = self.workshop.graph(steps)
         form = self.workshop.form(steps)
         feed = self.subject.calibration(None if form is None else form.columns)
+        few = evenly_spaced(feed, _PROBE_ROWS)
         try:
-            changes = layer_changes(graph, chosen, evenly_spaced(feed, _PROBE_ROWS))
+            changes = layer_changes(graph, chosen, few, self.subject.probabilities)
         except ExportError:  # the format does not take this graph at all
             return ()
         for layer, change in changes.items():

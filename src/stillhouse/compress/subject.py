@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from scipy.special import softmax
 from torch import nn
 
 __all__ = ["Array", "Columns", "Feed", "Form", "Subject"]
@@ -43,10 +44,12 @@ class Subject:
     :param softmax: whether the exported graph ends in a softmax that the module has not.
     :param calibration: rows as they occur, encoded with these columns: ranges and importance are taken from them.
     :param judged: rows that quality is measured on, apart from those learned from, encoded with these columns.
-    :param quality: from the graph's first output on the judged rows, ``[n, K]``, to a score in 0…1, higher is better.
+    :param quality: from probabilities on the judged rows, ``[n, K]``, to a score in 0…1, higher is better.
     :param recover: a form and a number of epochs to the same form after a short distillation; None where there is
         nothing to learn from.
     :param kept_columns: input columns of a graph without a torch module, where it has any.
+    :param logits: whether what the graph gives is logits; they are compared and judged as probabilities.
+    :param output: name of the graph's first output.
     :param source: hash of everything above that decides what a recipe gives: rows, outcomes, knowledge, settings.
     """
 
@@ -56,6 +59,8 @@ class Subject:
     quality: Callable[[Array], float]
     form: Form | None = None
     softmax: bool = True
+    logits: bool = False
+    output: str = "probabilities"
     recover: Callable[[Form, int], Form] | None = None
     source: str = ""
     kept_columns: Columns | None = None
@@ -64,3 +69,7 @@ class Subject:
     def columns(self) -> Columns | None:
         """Input columns before any step."""
         return self.kept_columns if self.form is None else self.form.columns
+
+    def probabilities(self, given: Array) -> Array:
+        """What the graph gives, ``[n, K]``, as probabilities."""
+        return np.asarray(softmax(given, axis=1)) if self.logits else given

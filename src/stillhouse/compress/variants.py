@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-import torch
 from torch import nn
 
-import stillhouse
 import stillhouse.variant
 from stillhouse.compress.build import Built
 from stillhouse.compress.export import INPUT, export_onnx, run_torch
-from stillhouse.compress.processor import processor
+from stillhouse.compress.manifest import write_manifest
 from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
 from stillhouse.compress.workshop import Pack
 from stillhouse.config import recipe_name
@@ -28,7 +23,7 @@ from stillhouse.variant import width
 
 __all__ = ["graph_subject", "student_subject", "variant_pack"]
 
-_FORMAT = 2
+_FILES = ("model.onnx", "variant.py")
 
 
 def student_subject(
@@ -49,9 +44,11 @@ def student_subject(
     :raises ExportError: if the student cannot be exported, or does not fit ``actions`` and ``columns``.
     """
     rows = calibration(columns)
-    if rows.ndim == 2 and rows.shape[1] != width(columns):
+    if rows.ndim != 2 or rows.dtype != np.float32 or not len(rows):
+        raise ExportError(f"needs float32 rows [n, D] with n ≥ 1, got {rows.dtype} {list(rows.shape)}")
+    if rows.shape[1] != width(columns):
         raise ExportError(f"the calibration rows have {rows.shape[1]} values, but the columns make {width(columns)}")
-    answers = run_torch(student, {INPUT: rows}) if len(rows) else np.empty((0, len(actions)))
+    answers = run_torch(student, {INPUT: rows})
     if answers.shape[1] != len(actions):
         raise ExportError(f"the student has {answers.shape[1]} logits, but there are {len(actions)} actions")
 
@@ -84,37 +81,17 @@ def variant_pack(agent: str, actions: Sequence[str], lineage: Mapping[str, str])
     :param lineage: where the student comes from; goes into the manifest as it is.
     """
 
-    def pack(folder: Path, model: onnx.ModelProto, built: Built) -> None:
-        assert built.columns is not None  # a student has them
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
-        shutil.copyfile(stillhouse.variant.__file__, folder / "variant.py")
-        described = {"agent": agent, "actions": list(actions), "columns": list(built.columns), "lineage": dict(lineage)}
-        method = [step.model_dump(mode="json") for step in built.recipe]
-        described |= {"variant": recipe_name(built.recipe), "method": method}
-        _write_manifest(folder, described, built)
-
-    return pack
+    return functools.partial(_pack, agent=agent, actions=tuple(actions), lineage=dict(lineage))
 
 
-def _write_manifest(folder: Path, described: Mapping[str, Any], built: Built) -> None:
-    manifest = {
-        "format": _FORMAT,
-        **described,
-        "input": INPUT,
-        "sha256": {name: _sha256(folder / name) for name in ("model.onnx", "variant.py")},
-        "agreement": built.agreement.model_dump(),
-        "saturates": [each.model_dump() for each in built.saturates],
-        "cpu": processor().model_dump(mode="json"),
-        "versions": {
-            "onnxruntime": onnxruntime.__version__,
-            "onnx": onnx.__version__,
-            "torch": str(torch.__version__),
-            "stillhouse": stillhouse.__version__,
-        },
-    }
-    text = json.dumps(manifest, ensure_ascii=False, allow_nan=False)
-    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _pack(
+    folder: Path, model: onnx.ModelProto, built: Built, *, agent: str, actions: Sequence[str],
+    lineage: Mapping[str, str],
+) -> None:  # fmt: skip
+    assert built.columns is not None  # a student has them
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    shutil.copyfile(stillhouse.variant.__file__, folder / "variant.py")
+    described = {"agent": agent, "actions": list(actions), "columns": list(built.columns), "lineage": dict(lineage)}
+    method = [step.model_dump(mode="json") for step in built.recipe]
+    described |= {"variant": recipe_name(built.recipe), "method": method, "input": INPUT}
+    write_manifest(folder, described, built, _FILES)

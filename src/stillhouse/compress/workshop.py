@@ -108,7 +108,7 @@ class Workshop:
         self.pack(artifact, small, built)
         (artifact.parent / _COLUMNS).write_text(json.dumps(built.columns), encoding="utf-8")
         feed = self._judged(built.columns)
-        quality = self.subject.quality(run_onnx(built.model, feed))
+        quality = self.subject.quality(self.subject.probabilities(run_onnx(built.model, feed)))
         latency, cpu = self._latency(one_row(small, feed))
         size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
         return {"bytes": size, "quality": quality, "difference": built.agreement.mean, "latency": latency,
@@ -184,8 +184,9 @@ class Workshop:
 
     @cached_property
     def _answers(self) -> Array:
-        """What the subject's own graph says about the calibration rows, ``[n, K]``."""
-        return run_onnx(self.subject.model, self.subject.calibration(self.subject.columns))
+        """What the subject's own graph says about the calibration rows, as probabilities ``[n, K]``."""
+        given = run_onnx(self.subject.model, self.subject.calibration(self.subject.columns))
+        return self.subject.probabilities(given.astype(np.float64))
 
     def _judged(self, columns: Columns | None) -> Feed:
         key = _digest(json.dumps(columns))

@@ -120,7 +120,7 @@ class Models(Runs):
         lineage: Lineage,
         marks: Mapping[str, object],
     ) -> ModelRef:
-        """A nested run with its LoggedModel; both are marked as failed if the model cannot be written."""
+        """A nested run with its LoggedModel, its scorecard and its lineage."""
         refresh_id = self.client.get_run(run_id).data.tags.get("refresh_id", "")
         ancestors = self._ancestors(lineage)
         tags = texts(
@@ -129,23 +129,43 @@ class Models(Runs):
             | _headline(scorecard)
             | _lineage_tags(lineage, ancestors)
         )
+
+        def build_all(target: Path, model: Any) -> None:
+            build(target, model)
+            (target / "scorecard.json").write_text(scorecard.model_dump_json(indent=1), encoding="utf-8")
+
+        logged = self._log_nested(run_id, name, role, build_all, tags, params, _metrics(scorecard))
+        for ancestor in ancestors.values():
+            self.client.set_logged_model_tags(model_id(ancestor), {f"descendant.{model_id(logged.uri)}": name})
+        return logged
+
+    def _log_nested(
+        self,
+        run_id: str,
+        name: str,
+        role: str,
+        build: _Build,
+        tags: Mapping[str, str],
+        params: Mapping[str, object],
+        metrics: Mapping[str, float],
+    ) -> ModelRef:
+        """A nested run with its LoggedModel; both are marked as failed if the model cannot be written."""
         run = self.client.create_run(self.experiment_id, run_name=name, tags={PARENT: run_id, **tags}).info.run_id
         model = self.client.create_logged_model(
-            self.experiment_id, name, source_run_id=run, tags=tags, params=texts(params), model_type=role
-        )
+            self.experiment_id, re.sub(r"[/:.%\"']", "_", name), source_run_id=run, tags=dict(tags),
+            params=texts(params), model_type=role,
+        )  # fmt: skip
         try:
-            self._upload(model, run, build, scorecard)
+            self._upload(model, run, build)
         except BaseException:
             self.client.finalize_logged_model(model.model_id, "FAILED")
             self.client.set_terminated(run, status="FAILED")
             raise
-        self._log_batch(run, metrics=_metrics(scorecard), params=params, model_id=model.model_id)
-        for ancestor in ancestors.values():
-            self.client.set_logged_model_tags(model_id(ancestor), {f"descendant.{model.model_id}": name})
+        self._log_batch(run, metrics=metrics, params=params, model_id=model.model_id)
         self.client.set_terminated(run)
         return ModelRef(name=name, uri=f"models:/{model.model_id}", run_id=run)
 
-    def _upload(self, model: Any, run_id: str, build: _Build, scorecard: Scorecard) -> None:
+    def _upload(self, model: Any, run_id: str, build: _Build) -> None:
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
@@ -155,7 +175,6 @@ class Models(Runs):
                 artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
             )
             build(target, described)
-            (target / "scorecard.json").write_text(scorecard.model_dump_json(indent=1), encoding="utf-8")
             self.client.log_model_artifacts(model.model_id, str(target))
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])

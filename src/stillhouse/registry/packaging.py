@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["NATIVE", "PAYLOAD", "save_student", "save_teacher", "save_variant"]
+__all__ = ["NATIVE", "PAYLOAD", "save_onnx", "save_student", "save_teacher", "save_variant"]
 
 # Where in a model's files the thing itself lies; a teacher's and a variant's is the one folder below.
 PAYLOAD = {"teacher": "data", "student": "data", "variant": "artifacts"}
@@ -85,6 +86,29 @@ def save_student(
         shutil.copytree(folder, target / NATIVE)
 
 
+def save_onnx(folder: Path, example: Mapping[str, np.ndarray[Any, Any]], target: Path, model: Any) -> None:
+    """A folder with ``model.onnx`` and ``manifest.json``, in MLflow's ONNX flavour; nothing is loaded to try it.
+
+    :param example: arrays ``[n, …]`` by the graph's inputs; some of the rows are kept.
+    """
+    import mlflow.onnx
+    import onnx
+
+    graph = onnx.load(folder / "model.onnx")
+    mlflow.onnx.save_model(
+        graph,
+        target,
+        mlflow_model=model,
+        signature=_onnx_signature(graph),
+        input_example={name: array[:5] for name, array in example.items()},
+        pip_requirements=_pinned("mlflow", "numpy", "onnx", "onnxruntime"),
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+    )
+    for file in folder.iterdir():
+        shutil.copyfile(file, target / file.name)  # the very bytes that the manifest has checksums of
+
+
 def save_teacher(folder: Path, target: Path, model: Any) -> None:
     """What a teacher's own ``save`` wrote; which class reads it is said by the agent file, not by the artifact."""
     import mlflow.pyfunc
@@ -112,6 +136,24 @@ def _variant_signature(manifest: dict[str, Any]) -> Any:
         Schema([ColSpec(types[column["type"]], column["name"]) for column in manifest["columns"]]),
         Schema([ColSpec("string", "action"), *(ColSpec("float", f"p_{action}") for action in manifest["actions"])]),
     )
+
+
+def _onnx_signature(model: Any) -> Any:
+    """Inputs and output of a graph as tensors, the number of rows left open; None where one is no numbers."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+    from onnx import helper
+
+    def spec(value: Any) -> TensorSpec:
+        kind = value.type.tensor_type
+        sizes = (-1, *(size.dim_value for size in kind.shape.dim[1:]))
+        return TensorSpec(np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), sizes, value.name)
+
+    values = [*model.graph.input, *model.graph.output]
+    if any(value.type.tensor_type.elem_type == helper.np_dtype_to_tensor_dtype(np.dtype(object)) for value in values):
+        return None
+    return ModelSignature(Schema(list(map(spec, model.graph.input))), Schema(list(map(spec, model.graph.output))))
 
 
 def _pinned(*packages: str) -> list[str]:

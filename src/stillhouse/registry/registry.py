@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from stillhouse.config import home
 from stillhouse.errors import RegistryError
 from stillhouse.records import Baseline, ModelRef, Scorecard
 from stillhouse.registry.connection import does_not_exist, process_default
+from stillhouse.registry.downloads import bring
 from stillhouse.registry.entries import Role, VersionEntry
 from stillhouse.registry.models import Models, model_id
 from stillhouse.registry.packaging import NATIVE, PAYLOAD
@@ -165,13 +165,12 @@ class Registry(Models):
 
     def _bring(self, model: Any, path: str, target: Path, *, inner: bool) -> None:
         """Download ``path`` among the model's files, or the one folder below it; ``target`` appears when complete."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = mkdtemp(prefix=f".{target.name}-", dir=target.parent)
-        try:
-            payload = self._download(model, path, partial)
-            _put(_inside(payload) if inner else payload, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+        def download(folder: str) -> Path:
+            payload = self._download(model, path, folder)
+            return _inside(payload) if inner else payload
+
+        bring(download, target)
 
     # ----------------------------------------------------------------- aliases
 
@@ -325,15 +324,6 @@ class Registry(Models):
 def _inside(downloaded: Path) -> Path:
     """The one folder below, which bears the name it had when it was logged."""
     return next(child for child in downloaded.iterdir() if child.is_dir())
-
-
-def _put(folder: Path, target: Path) -> None:
-    """Move ``folder`` into place at once; another process may have been faster."""
-    try:
-        folder.replace(target)
-    except OSError:
-        if not target.exists():
-            raise
 
 
 def _entry(version: Any, aliases: list[str]) -> VersionEntry:

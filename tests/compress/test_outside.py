@@ -1,0 +1,281 @@
+"""Strangers' classifiers as subjects: torch programs and ONNX graphs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from stillhouse.compress.adopt import adopt
+from stillhouse.compress.export import run_onnx, slim
+from stillhouse.compress.lift import program_inputs, read_program
+from stillhouse.compress.outside import model_pack, outside_subject
+from stillhouse.compress.rows import Input, feed_of
+from stillhouse.compress.search import search
+from stillhouse.config import Compression, Fp32, PruneUnits, Search
+from stillhouse.errors import DataError, ExportError, SchemaError
+from stillhouse.records import Limits
+from tests.compress.test_lift import program
+
+ROWS = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+X = Input("x", np.dtype(np.float32), (6,))
+
+
+@pytest.fixture(scope="module")
+def torch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network that gives logits."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("torch") / "model.pt2"
+    network = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
+    program(network, torch.from_numpy(ROWS[:4]), file=file)
+    return file
+
+
+def graph(
+    file: Path, *, outputs: Sequence[Any] | None = None, shape: Sequence[Any] = ("n", 6), softmax: bool = True,
+    extra: Sequence[Any] = (), opset: int = 13,
+) -> Path:  # fmt: skip
+    """Two linear layers, by hand, as an ONNX file."""
+    draw = np.random.default_rng(1)
+    weights = [draw.normal(size=size).astype(np.float32) for size in ((6, 32), (32,), (32, 3))]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"]), helper.make_node("Add", ["a", "b1"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]), helper.make_node("MatMul", ["c", "w2"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["p"], axis=1), *extra,
+    ]  # fmt: skip
+    given = [helper.make_tensor_value_info("p" if softmax else "logits", TensorProto.FLOAT, ["n", 3])]
+    made = helper.make_graph(
+        nodes, "theirs", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        given if outputs is None else list(outputs),
+        [numpy_helper.from_array(weight, name) for weight, name in zip(weights, ("w1", "b1", "w2"), strict=True)],
+    )  # fmt: skip
+    versions = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(made, opset_imports=versions, ir_version=9), file)
+    return file
+
+
+# --------------------------------------------------------------------------- torch
+
+
+def test_a_torch_program_keeps_its_inputs_and_its_logits(torch_model: Path) -> None:
+    subject = outside_subject(torch_model, ROWS)
+    (reads,) = subject.model.graph.input
+    (gives,) = subject.model.graph.output
+    assert (reads.name, gives.name, subject.logits) == ("input", "logits", True)
+    assert len(subject.calibration(None)["input"]) == 150 and len(subject.judged(None)["input"]) == 50
+    original: Any = read_program(torch_model).module()
+    wanted = original(torch.from_numpy(ROWS)).detach().numpy()
+    assert np.allclose(run_onnx(subject.model, {"input": ROWS}), wanted, atol=1e-5)
+    said = subject.probabilities(wanted[3::4])
+    assert np.allclose(said.sum(axis=1), 1, atol=1e-5) and subject.quality(said) == 1.0
+
+
+def test_labels_are_scored_and_a_score_may_be_given(torch_model: Path) -> None:
+    labels = np.arange(200) % 3
+    judged = labels[3::4]
+    right = np.eye(3)[judged]
+    assert outside_subject(torch_model, ROWS, labels).quality(right) == 1.0
+
+    def halved(_: object, truth: np.ndarray[Any, Any]) -> float:
+        return float((truth == judged).mean()) / 2
+
+    half = outside_subject(torch_model, ROWS, labels.astype(float), halved)
+    assert half.quality(right) == 0.5
+
+
+def test_recovery_brings_a_pruned_form_back_and_is_repeatable(torch_model: Path) -> None:
+    subject = outside_subject(torch_model, ROWS)
+    assert subject.form is not None and subject.recover is not None
+    from stillhouse.compress.steps import restructure
+
+    step = PruneUnits(method="prune_units", ratio=0.5)
+    pruned = restructure(step, subject.form, subject.calibration(None))
+    wanted = subject.probabilities(run_onnx(subject.model, {"input": ROWS}))
+
+    def lost(module: nn.Module) -> float:
+        with torch.no_grad():
+            return float(np.abs(subject.probabilities(module(torch.from_numpy(ROWS)).numpy()) - wanted).mean())
+
+    once, twice = (subject.recover(pruned, 20).module for _ in range(2))
+    assert lost(once) < 0.5 * lost(pruned.module)
+    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
+
+
+def test_a_search_over_a_torch_program(torch_model: Path, tmp_path: Path) -> None:
+    settings = Compression(
+        recipes=((Fp32(method="fp32"),),),
+        search=Search(time="20s", candidates=6, steps=("prune_units", "int8_dynamic"), recover_epochs=3),  # type: ignore[arg-type]
+    )
+    make = functools.partial(outside_subject, torch_model, ROWS)
+    found = search(make, settings, Limits(max_quality_loss=0.1), model_pack("models:/theirs/1"), tmp_path)
+    assert any(each.name.startswith("units") for each in found.able)
+    chosen = Path(found.named(found.chosen).folder)
+    manifest = json.loads((chosen / "manifest.json").read_text())
+    assert manifest["source"] == "models:/theirs/1" and manifest["output"] == "logits"
+    assert found.named(found.chosen).bytes < found.reference.bytes
+    again = search(make, settings, Limits(max_quality_loss=0.1), model_pack("models:/theirs/1"), tmp_path)
+    assert [each.candidate_id for each in again.candidates] == [each.candidate_id for each in found.candidates]
+
+
+def test_what_a_worker_process_needs_can_be_sent(torch_model: Path) -> None:
+    pickle.dumps((functools.partial(outside_subject, torch_model, ROWS), model_pack("models:/theirs/1")))
+
+
+def test_too_few_rows_and_labels_that_do_not_fit(torch_model: Path) -> None:
+    with pytest.raises(DataError, match="20 rows are too few"):
+        outside_subject(torch_model, ROWS[:20])
+    with pytest.raises(DataError, match="one for each row"):
+        outside_subject(torch_model, ROWS, np.zeros(7))
+    with pytest.raises(DataError, match="0…2 for this model"):
+        outside_subject(torch_model, ROWS, np.full(200, 3))
+
+
+# --------------------------------------------------------------------------- rows
+
+
+def test_rows_come_as_arrays_or_tables() -> None:
+    words = Input("words", np.dtype(np.int64), (2,))
+    table = pd.DataFrame({"x": list(ROWS), "words": [[1, 2]] * 200, "other": 0})
+    found = feed_of(table, [X, words])
+    assert np.array_equal(found["x"], ROWS) and found["words"].shape == (200, 2)
+    assert np.array_equal(feed_of(pd.DataFrame(ROWS.astype(float)), [X])["x"], ROWS)
+    assert feed_of({"words": np.ones((3, 2))}, [words])["words"].dtype == np.int64
+    age = Input("age", np.dtype(np.float32), (1,))
+    assert feed_of(pd.DataFrame({"age": [1, 2]}), [age])["age"].shape == (2, 1)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "said"), [
+    (ROWS[:, :5], [X], r"rows of input x are \[200, 5\]"),
+    ({"y": ROWS}, [X], r"lack x float32 \[n, 6\]; they have: y"),
+    (ROWS, [X, X], "are one array: name each"),
+    ({"w": np.full((3, 2), 0.5)}, [Input("w", np.dtype(np.int64), (2,))], "w is float64 in the rows"),
+    ({"x": ROWS, "w": np.ones((3, 2))}, [X, Input("w", np.dtype(np.int64), (2,))], "differ in their number of rows"),
+    (pd.DataFrame({"a": ["?"]}), [X], "columns a hold no numbers"),
+])  # fmt: skip
+def test_rows_that_do_not_fit(rows: Any, inputs: list[Input], said: str) -> None:
+    with pytest.raises(SchemaError, match=said):
+        feed_of(rows, inputs)
+
+
+# --------------------------------------------------------------------------- ONNX
+
+
+def test_an_onnx_graph_is_brought_up_to_date_and_named(tmp_path: Path) -> None:
+    subject = outside_subject(graph(tmp_path / "m.onnx"), ROWS)
+    assert subject.form is None and not subject.logits and subject.output == "p"
+    assert {opset.version for opset in subject.model.opset_import if not opset.domain} == {18}
+    names = [node.name for node in subject.model.graph.node]
+    assert all(names) and len(set(names)) == len(names)
+    assert outside_subject(graph(tmp_path / "l.onnx", softmax=False), ROWS).logits
+
+
+def test_a_search_over_an_onnx_graph(tmp_path: Path) -> None:
+    make = functools.partial(outside_subject, graph(tmp_path / "m.onnx", softmax=False), ROWS)
+    settings = Compression(search=Search(time="20s", candidates=5))  # type: ignore[arg-type]
+    found = search(make, settings, Limits(max_quality_loss=0.2), model_pack("models:/m-1"), tmp_path / "work")
+    assert {"int8_dynamic", "int8_static"} <= {each.name for each in found.able}
+    assert all(each.difference is not None and each.difference < 0.05 for each in found.able)
+
+
+def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path) -> None:
+    extra = [
+        helper.make_node("ArgMax", ["p"], ["label"], axis=1, keepdims=0),
+        helper.make_node("ZipMap", ["p"], ["by_name"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+    ]
+    kind = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    )
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]), helper.make_value_info("by_name", kind),
+    ]  # fmt: skip
+    model, feed = adopt(graph(tmp_path / "m.onnx", extra=extra, outputs=outputs), lambda reads: feed_of(ROWS, reads))
+    assert [value.name for value in model.graph.output] == ["p"]
+    assert not {"ZipMap", "ArgMax"} & {node.op_type for node in model.graph.node}
+    plain, _ = adopt(graph(tmp_path / "plain.onnx"), lambda reads: feed_of(ROWS, reads))
+    assert np.allclose(run_onnx(model, feed), run_onnx(plain, feed))
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"shape": (1, 6)}, "input x takes exactly 1 rows at once"),
+    ({"shape": ("n", "length")}, r"dimension 1 \(length\) of input x is left open"),
+    ({"extra": [helper.make_node("ArgMax", ["p"], ["label"], axis=1, keepdims=0)],
+      "outputs": [helper.make_tensor_value_info("label", TensorProto.INT64, ["n"])]}, r"gives label \[200\], and a"),
+])  # fmt: skip
+def test_graphs_that_cannot_be_compressed(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        outside_subject(graph(tmp_path / "m.onnx", **options), ROWS)
+
+
+def test_a_broken_graph(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"no graph")
+    with pytest.raises(ExportError, match="the ONNX model is broken"):
+        outside_subject(tmp_path / "m.onnx", ROWS)
+
+
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    rows = ROWS.copy()
+    rows[5] = np.nan
+    with pytest.raises(DataError, match="no finite numbers on 1 of 200 rows"):
+        outside_subject(graph(tmp_path / "m.onnx"), rows)
+
+
+# --------------------------------------------------------------------------- slim graphs of strangers
+
+
+def test_short_names_spare_those_of_inputs(tmp_path: Path) -> None:
+    """Inputs called a, b, c … 9 look like the short names."""
+    nodes = [helper.make_node("Add", ["3", "4"], ["sum"]), helper.make_node("Mul", ["sum", "two"], ["5"]),
+             helper.make_node("Neg", ["5"], ["a"])]  # fmt: skip
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("3", "4", "a")]
+    two = numpy_helper.from_array(np.float32(2), "two")
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values[:2], values[2:], [two]), opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )  # fmt: skip
+    feed = {"3": np.ones((4, 2), np.float32), "4": np.ones((4, 2), np.float32)}
+    assert np.array_equal(run_onnx(slim(model), feed), run_onnx(model, feed))
+
+
+def test_a_graph_with_branches_is_left_as_it_is() -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node("Mul", ["x", "two"], [name])], name, [], [out])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        helper.make_node("Greater", ["total", "two"], ["is"]),
+        helper.make_node("If", ["is"], ["p"], then_branch=branch("t"), else_branch=branch("e")),
+    ]  # fmt: skip
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "p")]
+    two = numpy_helper.from_array(np.float32(2), "two")
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values[:1], values[1:], [two]), opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )  # fmt: skip
+    feed = {"x": np.ones((4, 2), np.float32)}
+    assert np.array_equal(run_onnx(slim(model), feed), 2 * feed["x"])
+
+
+def test_inputs_of_the_program_keep_their_types(tmp_path: Path) -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Embedding(9, 3)
+
+        def forward(self, word: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.rows(word)
+            return found
+
+    (reads,) = program_inputs(program(Table(), torch.ones(4, dtype=torch.int64), file=tmp_path / "m.pt2"))
+    assert str(reads) == "word int64 [n]"
