@@ -527,8 +527,9 @@ class LayerSensitivity(Record):
 
     step: str = Field(description="the step's method")
     layer: str
-    difference: float = Field(ge=0.0, description="mean |p − p of the float32 model| on calibration rows")
+    difference: float = Field(ge=0.0, description="mean |p − p of the form before| on calibration rows")
     parameters_saved: int
+    operations_saved: Fraction = Field(default=0.0, description="share of a row's multiplications and additions")
 
 
 class Limits(Record):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillhouse.compress.statistics import batches, input_moments
+from stillhouse.compress.statistics import batches, input_moments, operations
 
 
 def rows(count: int, *shape: int) -> np.ndarray:
@@ -80,3 +80,10 @@ def test_several_inputs_stay_together_and_no_hook_stays_behind() -> None:
     with pytest.raises(TypeError):
         input_moments(module, {"a": a}, {"out"})
     assert not module.out._forward_pre_hooks
+
+
+def test_operations_are_those_of_one_row() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3))
+    rows = {"x": np.zeros((9, 5), np.float32)}
+    assert operations(module, rows) == 2 * (5 * 7 + 7 * 3)
+    assert operations(torch.nn.ReLU(), rows) == 1  # of what multiplies nothing

@@ -19,6 +19,7 @@ from stillhouse.compress.export import run_torch
 from stillhouse.compress.frontier import choose, figures, frontier, hypervolume
 from stillhouse.compress.quantize import evenly_spaced, touched
 from stillhouse.compress.sensitivity import layer_changes
+from stillhouse.compress.statistics import operations
 from stillhouse.compress.steps import layers, restructure
 from stillhouse.compress.subject import Feed, Form, Subject
 from stillhouse.compress.workshop import Pack, Workshop
@@ -97,7 +98,7 @@ class _Arm:
     """One kind of structural step, as the bandit sees it."""
 
     method: str
-    promise: float  # parameters saved per change of the answers, higher is better
+    promise: float  # shares of parameters and operations saved per change of the answers, higher is better
     ratio: float = _FIRST_RATIO
     pulls: int = 0
     gained: float = 0.0
@@ -279,7 +280,8 @@ class _Searching:
         for method in (each for each in settings.steps if each in _STRUCTURAL):
             step = _plain(method, _FIRST_RATIO)
             if layers(step, form, feed) and (probed := self._probe(step, "", form, feed)) is not None:
-                found.append(_Arm(method, probed.parameters_saved / (probed.difference + 1e-6)))
+                saved = probed.parameters_saved / _parameters(form) + probed.operations_saved
+                found.append(_Arm(method, saved / (probed.difference + 1e-6)))
         return found
 
     def _step(self, arm: _Arm, settings: Search) -> StructuralStep | None:
@@ -324,13 +326,15 @@ class _Searching:
             smaller = restructure(step, form, feed)
         except ExportError:
             return None
-        change = 0.0  # where the columns change, so do the rows: what it does shows when it is recovered
-        if smaller.columns == form.columns:
-            softmax = self.subject.softmax or self.subject.logits
-            wanted = run_torch(form.module, feed, softmax=softmax)
-            change = float(np.abs(run_torch(smaller.module, feed, softmax=softmax) - wanted).mean())
-        saved = max(0, _parameters(form) - _parameters(smaller))
-        found = LayerSensitivity(step=step.method, layer=layer, difference=change, parameters_saved=saved)
+        softmax, now = self.subject.softmax or self.subject.logits, self._probe_feed(smaller)
+        change = run_torch(smaller.module, now, softmax=softmax) - run_torch(form.module, feed, softmax=softmax)
+        found = LayerSensitivity(
+            step=step.method,
+            layer=layer,
+            difference=float(np.abs(change).mean()),
+            parameters_saved=max(0, _parameters(form) - _parameters(smaller)),
+            operations_saved=min(1.0, max(0.0, 1 - operations(smaller.module, now) / operations(form.module, feed))),
+        )
         self.sensitivity.append(found)
         self.probing += time.monotonic() - start
         return found

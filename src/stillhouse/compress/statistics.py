@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stillhouse.compress.subject import Feed
 
-__all__ = ["Moments", "input_moments"]
+__all__ = ["Moments", "batches", "input_moments", "operations"]
 
 _ROWS = 1024  # are enough; evenly spaced over the feed
 _BATCH = 128
@@ -75,6 +75,16 @@ def input_moments(
         for hook in hooks:
             hook.remove()
     return {name: found.moments() for name, found in sums.items()}
+
+
+def operations(module: nn.Module, feed: Feed) -> int:
+    """Multiplications and additions that the module takes for one row of the feed, at least 1."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    one = tuple(torch.from_numpy(array[:1]) for array in feed.values())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*one)
+    return max(1, counter.get_total_flops())
 
 
 def batches(feed: Feed) -> list[tuple[Tensor, ...]]:
