@@ -84,7 +84,7 @@ def operations(module: nn.Module, feed: Feed) -> int:
     one = tuple(torch.from_numpy(array[:1]) for array in feed.values())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*one)
-    return max(1, counter.get_total_flops())
+    return max(1, int(counter.get_total_flops()))
 
 
 def batches(feed: Feed) -> list[tuple[Tensor, ...]]:
