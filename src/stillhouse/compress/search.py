@@ -55,6 +55,7 @@ _PROBE_ROWS = 64  # of the sensitivity
 _PROBE_SHARE = 0.2  # of the time that may go into it
 _BY_LAYER = ("prune_units", "prune_heads", "low_rank")
 _LEAST_GAIN = 0.03  # in bytes or latency, of a step that is worth taking
+_SECOND_CHANCE, _MORE_ROUNDS = 3.0, 3  # of the loss that is allowed: where a form is recovered for longer
 _PROMISING = 2  # formats that a new form is tried in
 _EXPLORATION = 0.5  # of the bandit
 
@@ -75,7 +76,8 @@ def search(
     Then the search: from a form that is good enough (``max_quality_loss``) one structural step leads to a smaller one,
     what its layers lose set by what each alone does to the answers; it is recovered by a short distillation,
     quantised in the formats that have earned most, and measured. If it is good enough in one of them, the next step
-    starts there; if not, the step is tried at half its strength. Which kind of step comes next is a bandit's choice
+    starts there; if it is nearly so it is recovered for longer, and if that does not help the step is tried at half its
+    strength. Which kind of step comes next is a bandit's choice
     (UCB1, Auer, Cesa-Bianchi and Fischer 2002, §2, on hypervolume gained per second). Where a format loses too much,
     its most sensitive layers stay float32 (mixed precision).
 
@@ -224,24 +226,40 @@ class _Searching:
         before = self.hypervolume()
         self._premake(arm, arms, settings)
         step = self._step(arm, settings)
-        found = []
-        if step is not None:
-            steps = (*self.chain, step)
-            found = [self.make((*steps, Fp32(method="fp32")))]
-            if found[0].refused is None:
-                for each in self._promising(formats):
-                    if self._over(settings):
-                        break
-                    found += self._quantised(steps, each)
-            if any(self.good_enough(candidate) for candidate in found) and self._smaller(found):
-                self.chain = steps
-            else:
-                arm.ratio /= 2
-        else:
+        found: list[Candidate] = []
+        if step is None:
             arm.ratio = 0.0  # there is nothing left that it could make smaller
+        elif not self._take(step, found, formats, settings) and not (
+            self._nearly(found)
+            and self._take(step.model_copy(update={"recover_rounds": _MORE_ROUNDS}), found, formats, settings)
+        ):
+            arm.ratio /= 2
         arm.pulls += 1
         arm.gained += self.hypervolume() - before
         arm.seconds += sum(candidate.seconds for candidate in found)
+
+    def _take(
+        self, step: StructuralStep, found: list[Candidate], formats: Sequence[NumberFormat], settings: Search
+    ) -> bool:
+        """Make what the step gives, which joins ``found``, and stand there if it is good enough and worth it."""
+        steps = (*self.chain, step)
+        made = [self.make((*steps, Fp32(method="fp32")))]
+        if made[0].refused is None:
+            for each in self._promising(formats):
+                if self._over(settings):
+                    break
+                made += self._quantised(steps, each)
+        found += made
+        if any(self.good_enough(candidate) for candidate in made) and self._smaller(made):
+            self.chain = steps
+            return True
+        return False
+
+    def _nearly(self, found: Sequence[Candidate]) -> bool:
+        """Whether one has lost more than is allowed, but not much more: a longer recovery may bring it back."""
+        allowed, reference = _SECOND_CHANCE * self.limits.max_quality_loss, self.reference.quality or 0.0
+        losses = [reference - each.quality for each in found if each.quality is not None]
+        return bool(losses) and self.limits.max_quality_loss < min(losses) <= allowed
 
     def _smaller(self, found: Sequence[Candidate]) -> bool:
         """Whether these are smaller or faster than what was made of the form before, by more than noise."""

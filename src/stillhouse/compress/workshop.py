@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -144,11 +145,20 @@ class Workshop:
             return self.subject.form
         name = self._id(steps)
         if name not in self._forms:
-            self._forms[name] = self._next_form(self.form(steps[:-1]), steps[-1], name)
+            self._forms[name] = self._make_form(steps, name)
             while len(self._forms) > _FORMS_AT_HAND:
                 self._forms.popitem(last=False)
         self._forms.move_to_end(name)
         return self._forms[name]
+
+    def _make_form(self, steps: Sequence[StructuralStep], name: str) -> Form:
+        """The last step taken and recovered once, or recovered once more than where it stands with a round less."""
+        *before, last = steps
+        if last.recover_rounds == 1:
+            return self._next_form(self.form(before), last, name)
+        shorter = self.form((*before, last.model_copy(update={"recover_rounds": last.recover_rounds - 1})))
+        assert shorter is not None  # a step has been taken
+        return self._recovered(Form(copy.deepcopy(shorter.module), shorter.columns), last, name)
 
     def graph(self, steps: Sequence[StructuralStep]) -> onnx.ModelProto:
         """The float32 graph of the form that these steps make."""
@@ -171,7 +181,10 @@ class Workshop:
                 f"{step.method} changes a torch module, and this is an ONNX graph: log the torch module itself, or "
                 f"leave the structural steps out"
             )
-        smaller = restructure(step, form, self.subject.calibration(form.columns))
+        return self._recovered(restructure(step, form, self.subject.calibration(form.columns)), step, name)
+
+    def _recovered(self, smaller: Form, step: StructuralStep, name: str) -> Form:
+        """The form after its distillation, which is read where it was kept."""
         if not step.recover_epochs or self.subject.recover is None:
             return smaller
         kept = self.folder / "forms" / f"{name}.safetensors"

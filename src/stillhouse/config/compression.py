@@ -98,6 +98,7 @@ NumberFormat = Fp32 | DynamicInt8 | StaticInt8 | WeightOnly
 
 class _Structural(Section):
     recover_epochs: int = Field(default=3, ge=0, le=1000, description="of the distillation that follows")
+    recover_rounds: int = Field(default=1, ge=1, le=100, description="how many times that distillation is done")
 
 
 class _ByLayer(_Structural):
