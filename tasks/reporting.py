@@ -41,6 +41,7 @@ from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, regi
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
 _MOST_CONTRADICTIONS = 30  # in a table; all of them are in MLflow
+_MOST_VARIANTS = 8  # with a scorecard in the artifact; MLflow has those of all
 _MOST_REFUSED = 10  # candidates that cannot serve, likewise
 
 
@@ -115,8 +116,9 @@ def _links(agent: str, run_id: str) -> str:
 
 
 def _proof(proof: Proof, found: Frontier | None) -> list[str]:
-    """Scorecards of teacher, student, champion, and the variants that nothing beats; MLflow has those of all."""
-    shown = None if found is None else {found.reference.name, *found.best, found.chosen}
+    """Scorecards of teacher, student, champion, and the variants: of many, those that nothing beats."""
+    many = found is not None and len(proof.variants) > _MOST_VARIANTS
+    shown = {found.reference.name, *found.best, found.chosen} if found is not None and many else None
     variants = [card for card in proof.variants if shown is None or card.model in shown]
     cards = [proof.teacher, proof.student, *variants, *([proof.champion] if proof.champion else [])]
     return ["## Scorecards", _scorecards(cards), _picture(_png(tradeoff(proof)), "bytes, latency and quality")]

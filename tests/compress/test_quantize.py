@@ -197,11 +197,10 @@ def test_an_outlier_widens_minmax_and_not_the_percentile() -> None:
     strange[7, 9] = 1000
     model = export_onnx(module, {"x": x})
     lost = {}
-    for ranges in ("minmax", "percentile", "entropy"):
+    for ranges in ("minmax", "percentile"):
         made = quantise(STATIC.model_copy(update={"ranges": ranges}), model, {"x": strange})
         lost[ranges] = float(np.abs(run_onnx(made, {"x": x}) - run_onnx(model, {"x": x})).mean())
     assert lost["percentile"] < 0.2 * lost["minmax"]
-    assert lost["entropy"] <= 1.1 * lost["minmax"]
 
 
 def test_a_convolution_takes_the_static_form() -> None:
@@ -262,8 +261,8 @@ def test_what_the_quantiser_cannot_take_is_an_export_error(
 
 @pytest.mark.parametrize(
     "config",
-    [DYNAMIC, STATIC, DYNAMIC.model_copy(update={"table_bits": 4}), STATIC.model_copy(update={"ranges": "entropy"})],
-    ids=["dynamic", "static", "dynamic_tables4", "static_entropy"],
+    [DYNAMIC, STATIC, DYNAMIC.model_copy(update={"table_bits": 4}), STATIC.model_copy(update={"ranges": "percentile"})],
+    ids=["dynamic", "static", "dynamic_tables4", "static_percentile"],
 )
 def test_deterministic_silent_and_without_leftovers(
     source: onnx.ModelProto, config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

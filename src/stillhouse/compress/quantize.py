@@ -48,9 +48,9 @@ _STATIC = ("Gemm", "MatMul", "Conv", "Relu", "MaxPool", "Gather", "Concat")
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
 }
-_HISTOGRAM_ROWS = 256  # for percentile and entropy every activation of every row is held in memory
+_HISTOGRAM_ROWS = 256  # for a percentile every activation of every row is held in memory
+_PERCENTILE = 99.9  # of the activations that a range covers
 _BATCH = 256
 _TABLE_BLOCK = 32
 
@@ -134,6 +134,7 @@ def quantize_static_int8(model: onnx.ModelProto, config: StaticInt8, feed: Feed)
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=_METHODS[config.ranges],
+            extra_options={"CalibPercentile": _PERCENTILE},
             nodes_to_exclude=excluded,
         )
 

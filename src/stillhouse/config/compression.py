@@ -73,7 +73,7 @@ class StaticInt8(_Int8):
 
     method: Literal["int8_static"]
     calibration_rows: int = Field(default=2000, ge=100)
-    ranges: Literal["minmax", "percentile", "entropy"] = Field(
+    ranges: Literal["minmax", "percentile"] = Field(
         default="minmax", description="how an activation's range is taken from what calibration rows show"
     )
 
