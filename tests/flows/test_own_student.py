@@ -14,13 +14,12 @@ from tasks.living import live
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 STUDENT = "student: {kind: module, target: tests.flows.toy:Network, settings: {width: 12}}"
-COMPRESSION = "compression: {recipes: [{method: fp32}, {method: int8_dynamic}], search: null}"
 
 
 def test_a_module_of_the_users_own_is_distilled_compressed_proved_and_promoted(day, agents: Path) -> None:
     text = (Path(__file__).parent / "toy.yaml").read_text()
     ours = next(line for line in text.splitlines() if line.startswith("student:"))
-    (agents / "toy.yaml").write_text(text.replace(ours, f"{STUDENT}\n{COMPRESSION}"))
+    (agents / "toy.yaml").write_text(text.replace(ours, STUDENT))
     live.fn("toy", day(0), day(20))
     first = refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.outcome == "promoted", first.summary
