@@ -65,7 +65,7 @@ ROUNDS = 5  # of measured latencies: their spread is told
 CALIBRATION = 256  # rows; the peers have twice as many
 LOSS = 0.01  # of test quality, that a goal allows
 SEARCHES = {
-    "encoder": Search(time="30m", candidates=60, recover_epochs=1),
+    "encoder": Search(time="75m", candidates=60, recover_epochs=1),
     "flights": Search(time="4m", candidates=60, recover_epochs=2),
     "digits": Search(time="4m", candidates=60, recover_epochs=10),
     "quick_encoder": Search(time="20s", candidates=12, recover_epochs=2),
