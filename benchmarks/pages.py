@@ -62,6 +62,19 @@ MEANING = {
     "wins_over_kd_dkd_std": "data sets, of five, where our mean score over seeds is above tuned KD, decoupled KD and "
     "standardised logits (lowest: where all three intervals are above 0; highest: where none is below)",
     "data_sets_below_plain_kd": "data sets where our score is below tuned KD's beyond noise (95 % interval)",
+    "peer_points_dominated": "share of the peers' models that one of ours beats in quality, bytes and latency at once",
+    "saturating_configurations_caught": "share of ONNX Runtime's int8 configurations computing wrongly here that are named",
+    "encoder_bytes_ratio": "float32 bytes per byte of the chosen form of MiniLM on CLINC150",
+    "encoder_p50_ratio": "float32 median latency relative to its own",
+    "encoder_test_loss": "test accuracy that it loses",
+    **{
+        f"{name}_hypervolume_ratio": f"our hypervolume relative to the best peer's ({what})"
+        for name, what in (
+            ("encoder", "MiniLM on CLINC150"),
+            ("flights", "the flights student"),
+            ("digits", "pictures of digits"),
+        )
+    },
     "gap_closed_text": "share of the gap between outcomes alone and the teacher that the student closes on CLINC150",
 }
 
