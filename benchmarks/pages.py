@@ -63,7 +63,7 @@ MEANING = {
     "standardised logits (lowest: where all three intervals are above 0; highest: where none is below)",
     "data_sets_below_plain_kd": "data sets where our score is below tuned KD's beyond noise (95 % interval)",
     "peer_points_dominated": "share of the peers' models that one of ours beats in quality, bytes and latency at once",
-    "saturating_configurations_caught": "share of ONNX Runtime's int8 configurations computing wrongly here that are named",
+    "saturating_configurations_caught": "share of the int8 models computing wrongly here that are named",
     "encoder_bytes_ratio": "float32 bytes per byte of the chosen form of MiniLM on CLINC150",
     "encoder_p50_ratio": "float32 median latency relative to its own",
     "encoder_test_loss": "test accuracy that it loses",
