@@ -61,7 +61,7 @@ def test_the_figure_is_drawn_whatever_was_found(limits: dict[str, Any], made: tu
     axes, written = figure.axes[0], BytesIO()
     figure.savefig(written)
     assert written.getvalue().startswith(b"\x89PNG")
-    assert axes.get_title().replace("\n", " ") == f"ringed: {search.why}"
+    assert figure.get_suptitle().replace("\n", " ") == f"large: what nothing beats; ringed: {search.why}"
     able, chosen = search.able, search.named(search.chosen)
     assert sorted(map(tuple, axes.collections[0].get_offsets())) == sorted((each.bytes, each.quality) for each in able)
     assert [tuple(place) for place in axes.collections[1].get_offsets()] == [(chosen.bytes, chosen.quality)]

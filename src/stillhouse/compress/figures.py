@@ -50,8 +50,8 @@ def frontier_table(frontier: Frontier) -> dict[str, list[object]]:
 
 
 def frontier_figure(frontier: Frontier) -> Figure:
-    """Bytes (log) against quality, coloured by median latency (log); a line through what nothing beats."""
-    able, best = frontier.able, [frontier.named(name) for name in frontier.best]
+    """Bytes (log) against quality, coloured by median latency (log); what nothing beats in all three is large."""
+    able = frontier.able
     quality = {each.name: each.quality or 0.0 for each in able}
     chosen, limits = frontier.named(frontier.chosen), frontier.limits
     figure = Figure(figsize=(8, 4.8), layout="constrained")
@@ -65,7 +65,6 @@ def frontier_figure(frontier: Frontier) -> Figure:
         norm="log",
         zorder=3,
     )
-    axes.plot([each.bytes for each in best], [quality[each.name] for each in best], color="#999999", lw=0.8, zorder=2)
     axes.scatter(chosen.bytes, quality[chosen.name], s=220, facecolors="none", edgecolors="black", zorder=4)
     if limits.max_bytes is not None:
         axes.axvline(limits.max_bytes, color="#b00020", ls="--", lw=0.9)
@@ -83,7 +82,7 @@ def frontier_figure(frontier: Frontier) -> Figure:
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.grid(alpha=0.3)
     figure.colorbar(shades, ax=axes, label="p50 of one row (ms)")
-    axes.set_title(f"ringed: {_wrapped(frontier.why)}", fontsize=9)
+    figure.suptitle(_wrapped(f"large: what nothing beats; ringed: {frontier.why}"), fontsize=9)
     return figure
 
 
