@@ -134,7 +134,9 @@ def test_the_manifest_says_what_it_is(made: dict[str, Candidate]) -> None:
         for file, digest in manifest["sha256"].items():
             assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
     assert Variant(made["fp32"].folder).columns == COLUMNS
-    assert manifest["method"][0] == {"method": "prune_columns", "ratio": 0.2, "recover_epochs": 0}
+    assert manifest["method"][0] == {
+        "method": "prune_columns", "ratio": 0.2, "recover_epochs": 0, "recover_rounds": 1,
+    }  # fmt: skip
 
 
 def test_columns_that_are_gone_are_asked_for_no_more(made: dict[str, Candidate]) -> None:
@@ -197,7 +199,7 @@ from stillhouse.compress import variants
 def die(*arguments):
     os._exit(9)
 
-variants._write_manifest = die
+variants.write_manifest = die
 torch.manual_seed(0)
 student = t.TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(t.VALUES.values()), 2, (8,))
 t.make(t.subject_of(student), Path(sys.argv[2]), t.ALL[0])
@@ -240,7 +242,7 @@ def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tm
         ({"actions": ("a", "b", "c")}, "2 logits, but there are 3 actions"),
         ({"columns": COLUMNS[:-1], "calibration": lambda columns: encode(raw(9), COLUMNS)},
          "23 values, but the columns make 22"),
-        ({"calibration": lambda columns: np.zeros((0, 23), np.float32)}, "at least one"),
+        ({"calibration": lambda columns: np.zeros((0, 23), np.float32)}, "n ≥ 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(student: TabularStudent, changes: dict[str, Any], message: str) -> None:
@@ -271,10 +273,11 @@ def test_the_tolerance_is_the_number_formats_alone(subject: Subject) -> None:
     strange.CopyFrom(subject.model)
     (bias,) = (each for each in strange.graph.initializer if list(each.dims) == [64])
     bias.raw_data = (10 * other).tobytes()
-    far = finish(subject, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9)
+    wanted = subject.probabilities(run_onnx(subject.model, subject.calibration(COLUMNS)))
+    far = finish(subject, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9, wanted)
     assert far.agreement.mean > 0.01
     with pytest.raises(ExportError, match="differs"):
-        finish(subject, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9)
+        finish(subject, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9, wanted)
 
 
 def test_processor() -> None:

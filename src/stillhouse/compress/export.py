@@ -177,7 +177,7 @@ def _trace(module: nn.Module, name: str, example: Feed, output: str) -> onnx.Mod
                 output_names=[output],
                 dynamic_axes={each: {0: "batch"} for each in (*example, output)},
             )
-    except RuntimeError as error:
+    except Exception as error:  # torch's own, or whatever the module's forward raises
         raise ExportError(f"{name} cannot be exported to ONNX: {error}") from error
     for warning in caught:
         if issubclass(warning.category, TracerWarning):
