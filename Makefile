@@ -15,7 +15,7 @@ help:  ## list the chores
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --editable '.[flows,flights,router,endpoint,dev]'
+	@$(BIN)/pip install --quiet --editable '.[flows,flights,router,endpoint,serve,dev]'
 	@touch $@
 
 install: $(VENV)/.installed  ## make .venv from the pinned constraints
@@ -43,7 +43,7 @@ imports: install  ## who may import whom
 	@$(BIN)/lint-imports
 
 tests: install  ## pytest without the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: install  ## the slow tests: the demo killed and resumed, a real Prefect server with a worker
 	@$(BIN)/python -m pytest -m slow

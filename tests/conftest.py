@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("STILLHOUSE_HOME", tempfile.mkdtemp(prefix="stillhouse-tests-"))
+if "PYTEST_XDIST_WORKER" in os.environ or "STILLHOUSE_HOME" not in os.environ:  # each worker has its own
+    os.environ["STILLHOUSE_HOME"] = tempfile.mkdtemp(prefix="stillhouse-tests-")
 
 from stillhouse import config
 

@@ -8,7 +8,11 @@
     │   └── WindowError         a window that is empty or too small
     ├── LeakageError        a teacher asked about rows it was fitted on, a test row that was trained on
     ├── ExportError         a student that does not become the variant it should be
-    └── RegistryError       MLflow does not answer, or has no such model, version or alias
+    ├── RegistryError       MLflow does not answer, or has no such model, version or alias
+    └── RuntimeStateError   the agent cannot decide or record now
+        ├── NoChampionError          there is no model to decide with
+        └── SpoolError          the write-ahead spool cannot be read or written
+            └── SpoolFullError           too much waits in it for the knowledge base
 
 The message says what is wrong, where, and what to do. Everything else that is raised is a defect of
 ours and keeps its traceback. "No drift" and "the challenger lost" are verdicts, never errors.
@@ -19,9 +23,13 @@ __all__ = [
     "DataError",
     "ExportError",
     "LeakageError",
+    "NoChampionError",
     "PartError",
     "RegistryError",
+    "RuntimeStateError",
     "SchemaError",
+    "SpoolError",
+    "SpoolFullError",
     "StillhouseError",
     "WindowError",
 ]
@@ -61,3 +69,19 @@ class ExportError(StillhouseError):
 
 class RegistryError(StillhouseError):
     """MLflow does not answer, or does not hold the model, version or alias asked for."""
+
+
+class RuntimeStateError(StillhouseError):
+    """The agent cannot decide or record now; later it may."""
+
+
+class NoChampionError(RuntimeStateError):
+    """No version of the agent's model was ever promoted, or none could be loaded so far."""
+
+
+class SpoolError(RuntimeStateError):
+    """The write-ahead spool cannot be read or written: a full disk, a damaged file."""
+
+
+class SpoolFullError(SpoolError):
+    """More rows wait for the knowledge base than the agent file allows."""

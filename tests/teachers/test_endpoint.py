@@ -283,7 +283,7 @@ def test_what_was_answered_before_it_broke_is_kept() -> None:
 @pytest.mark.parametrize(("given", "least", "most"), [
     ("1.5", 1.5, 1.5), ("-3", 0, 0), ("soon", 0, 0), ("", 0, 0),
     (formatdate(time.time() + 9000, usegmt=True), 7000, 9001),
-])  # fmt: skip
+], ids=["seconds", "negative", "words", "empty", "date"])  # fmt: skip
 def test_retry_after_as_seconds_or_as_a_date(given: str, least: float, most: float) -> None:
     assert least <= _retry_after({"retry-after": given}) <= most
 

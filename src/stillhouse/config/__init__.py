@@ -53,6 +53,7 @@ from stillhouse.config.compression import (
     recipe_name,
     structure,
 )
+from stillhouse.config.runtime import Cascade, Runtime, Upkeep
 from stillhouse.errors import ConfigError
 from stillhouse.records import Mode
 
@@ -64,6 +65,7 @@ __all__ = [
     "AnyTeacher",
     "Asking",
     "BagEncoder",
+    "Cascade",
     "CategoryColumn",
     "Compression",
     "ConvolutionEncoder",
@@ -86,6 +88,7 @@ __all__ = [
     "PruneUnits",
     "PythonTeacher",
     "Recipe",
+    "Runtime",
     "Search",
     "ShortTexts",
     "StaticInt8",
@@ -96,6 +99,7 @@ __all__ = [
     "TextStudent",
     "TransformerEncoder",
     "Unit",
+    "Upkeep",
     "Vocabulary",
     "WeightOnly",
     "agents_folder",
@@ -1101,6 +1105,8 @@ class AgentConfig(Section):
     watch: Watch
     budgets: Budgets = Budgets()
     promotion: Promotion = Promotion()
+    runtime: Runtime = Runtime()
+    upkeep: Upkeep = Upkeep()
 
     @property
     def copies(self) -> float:

@@ -1,0 +1,241 @@
+"""The write-ahead spool: what is in it survives any crash, and only what is in it was acknowledged.
+
+One SQLite file per writing process (in WAL mode, synced at each commit), in ``STILLHOUSE_HOME/spool/<agent>/``. Its
+name is the writer's identity for ever: the flush names it in each Delta commit together with the last number that it
+wrote, so an event reaches a table once (see :mod:`stillhouse.knowledge.flush`). A process that ends leaves its file to
+the next one that opens a spool; until then the flush empties it like any other.
+
+The spool must lie on a local disk: SQLite's log and file locks are not for network file systems.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from stillhouse.config import home
+from stillhouse.errors import SpoolError, SpoolFullError, StillhouseError
+from stillhouse.knowledge.events import Event, encode
+
+__all__ = ["Entry", "Spool", "SpoolFile", "spool_folder"]
+
+_BUSY_SECONDS = 30.0
+_ASK_AGAIN_SECONDS = 1.0
+
+_TABLE = """
+create table if not exists events(
+    seq integer primary key autoincrement,  -- never used twice, whatever is deleted
+    rows integer not null,
+    total integer not null,                 -- rows of this event and of all before it, since the process began
+    body blob not null
+)
+"""
+
+
+def spool_folder(agent: str) -> Path:
+    """Where the spools of an agent's processes lie on this machine."""
+    return home() / "spool" / agent
+
+
+class Entry(NamedTuple):
+    """An event as it lies in a spool."""
+
+    seq: int
+    rows: int
+    body: bytes
+
+
+class SpoolFile:
+    """One spool's file, for reading and for forgetting what has reached the knowledge base. Not for several threads.
+
+    :raises SpoolError: if it cannot be opened, here and in every method if it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.stem
+        with _told(path):
+            self.connection = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
+            )
+            self.connection.execute("pragma journal_mode = wal")
+            self.connection.execute("pragma synchronous = full")
+            self.connection.execute(_TABLE)
+
+    def read(self, after: int, most_rows: int) -> list[Entry]:
+        """Events behind number ``after``, in order: the first, and more while all have at most ``most_rows`` rows."""
+        found, rows = list[Entry](), 0
+        with _told(self.path):
+            lines = self.connection.execute("select seq, rows, body from events where seq > ? order by seq", (after,))
+            for line in lines:
+                entry = Entry(*line)
+                rows += entry.rows
+                if found and rows > most_rows:
+                    break
+                found.append(entry)
+            lines.close()
+        return found
+
+    def forget(self, up_to: int) -> None:
+        """Remove the events up to and including number ``up_to``."""
+        with _told(self.path):
+            self.connection.execute("delete from events where seq <= ?", (up_to,))
+
+    def depth(self) -> int:
+        """Rows of the events that are in it."""
+        with _told(self.path):
+            first = self.connection.execute("select total - rows from events order by seq limit 1").fetchone()
+            last = self.connection.execute("select total from events order by seq desc limit 1").fetchone()
+        return max(0, last[0] - first[0]) if first and last else 0
+
+    def last(self) -> int:
+        """The number of the last event that it ever had; 0 before the first."""
+        with _told(self.path):
+            found = self.connection.execute("select seq from sqlite_sequence where name = 'events'").fetchone()
+        return int(found[0]) if found else 0
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.connection.close()
+
+
+class _Waiting:
+    """Events that a thread wants to be written, and how that went."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.bodies = [(event.rows, encode(event)) for event in events]
+        self.done = False
+        self.error: BaseException | None = None
+
+
+class Spool:
+    """This process's spool of one agent: :meth:`put` returns when the events are on the disk.
+
+    Threads that put at once share one commit: the first writes for all that wait (group commit). An abandoned spool
+    is taken over, a new one is made where all are in use.
+
+    :param folder: where the agent's spools lie, :func:`spool_folder`.
+    :param max_rows: rows that may lie in it before more are refused.
+    :raises SpoolError: if the folder or file cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, max_rows: int = 1_000_000) -> None:
+        self.max_rows = max_rows
+        self._owner, path = _own(folder)
+        self._file = SpoolFile(path)
+        self.name = self._file.name
+        self._write, self._line = threading.Lock(), threading.Lock()
+        self._waiting = list[_Waiting]()
+        with _told(path):
+            last = self._file.connection.execute("select max(total) from events").fetchone()
+        self._total: int = last[0] or 0
+        self._depth, self._asked = self._file.depth(), time.monotonic()
+
+    def put(self, *events: Event) -> None:
+        """Write the events, all or none, and return when they will survive any crash.
+
+        :raises SpoolFullError: if more rows than ``max_rows`` wait for the flush; nothing was written.
+        :raises SpoolError: if the disk refuses; nothing was written.
+        """
+        mine = _Waiting(events)
+        with self._line:
+            self._waiting.append(mine)
+        with self._write:
+            if not mine.done:
+                with self._line:
+                    all_, self._waiting = self._waiting, []
+                self._commit(all_)
+        if mine.error is not None:
+            raise mine.error
+
+    def depth(self) -> int:
+        """Rows that wait for the flush; up to a second old."""
+        if time.monotonic() - self._asked > _ASK_AGAIN_SECONDS:
+            with self._write:
+                self._depth, self._asked = self._file.depth(), time.monotonic()
+        return self._depth
+
+    def close(self) -> None:
+        """Leave the spool to whoever comes next; what is in it stays."""
+        with self._write:
+            self._file.close()
+            self._owner.release()
+
+    def _commit(self, waiting: Sequence[_Waiting]) -> None:
+        """Write what all of them want in one transaction; with the lock held."""
+        try:
+            new = sum(rows for each in waiting for rows, _ in each.bodies)
+            self._require_room(new)
+            total, lines = self._total, list[tuple[int, int, bytes]]()
+            for rows, body in (one for each in waiting for one in each.bodies):
+                total += rows
+                lines.append((rows, total, body))
+            execute = self._file.connection.execute
+            with _told(self._file.path):
+                execute("begin immediate")
+                try:
+                    self._file.connection.executemany("insert into events(rows, total, body) values (?, ?, ?)", lines)
+                    execute("commit")
+                except BaseException:
+                    if self._file.connection.in_transaction:
+                        execute("rollback")
+                    raise
+            self._total = total
+            self._depth += new
+        except StillhouseError as error:
+            for each in waiting:
+                each.error = error
+        except BaseException as error:
+            for each in waiting:
+                each.error = error
+            raise
+        finally:
+            for each in waiting:
+                each.done = True
+
+    def _require_room(self, new: int) -> None:
+        if self._depth + new <= self.max_rows:
+            return
+        self._depth, self._asked = self._file.depth(), time.monotonic()
+        if self._depth + new > self.max_rows:
+            raise SpoolFullError(
+                f"{self._depth:,} rows wait in the spool {self._file.path}, which may hold {self.max_rows:,} "
+                "(`runtime.max_spool_rows`): they wait for a flush into the knowledge base; is `stillhouse serve` or a "
+                "flush running, and is the knowledge base there?"
+            )
+
+
+def _own(folder: Path) -> tuple[FileLock, Path]:
+    """A spool's path in the folder, and the lock that says whose it is: an abandoned one, else a new one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sorted(folder.glob("*.sqlite"))
+        for path in (*there, folder / f"{uuid.uuid4().hex}.sqlite"):
+            lock = FileLock(path.with_suffix(".owner"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            return lock, path
+    except OSError as error:
+        raise SpoolError(f"the spool's folder {folder} cannot be written: {error}") from error
+    raise AssertionError("a new name is nobody's")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise SpoolError(
+            f"the spool {path}: {error}; it needs a local disk that is writable and not full, and a file that nobody "
+            "else changes"
+        ) from error
