@@ -10,9 +10,9 @@
     ├── ExportError         a student that does not become the variant it should be
     ├── RegistryError       MLflow does not answer, or has no such model, version or alias
     └── RuntimeStateError   the agent cannot decide or record now
-        ├── NoChampionError          there is no model to decide with
+        ├── NoChampionError     there is no model to decide with
         └── SpoolError          the write-ahead spool cannot be read or written
-            └── SpoolFullError           too much waits in it for the knowledge base
+            └── SpoolFullError      too much waits in it for the knowledge base
 
 The message says what is wrong, where, and what to do. Everything else that is raised is a defect of
 ours and keeps its traceback. "No drift" and "the challenger lost" are verdicts, never errors.
