@@ -1,0 +1,188 @@
+"""Observations as an application gives them, checked against the agent's contract, and as a student reads them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from stillhouse.config import AgentConfig
+from stillhouse.errors import SchemaError
+from stillhouse.knowledge import tidy
+from stillhouse.runtime.ids import LONGEST_ID
+from stillhouse.variant import WordPiece, width
+
+__all__ = ["Batch", "Contract", "RowEncoder", "micros"]
+
+_AHEAD = 3_600_000_000  # µs that a clock may be ahead of ours
+
+ObservationId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
+ObservedAt = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970 (UTC)."""
+    return round(moment.timestamp() * 1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """n observations that keep the contract."""
+
+    observation_ids: list[str]
+    observed_at: list[int]
+    """Microseconds since 1970 (UTC)."""
+    columns: list[str]
+    """Numbers, then categories, then texts."""
+    values: list[Any]
+    """n sequences in that order: float, str, or None where missing."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def part(self, places: Sequence[int]) -> Batch:
+        """Only the observations at ``places``."""
+        return Batch(
+            [self.observation_ids[i] for i in places], [self.observed_at[i] for i in places],
+            self.columns, [self.values[i] for i in places],
+        )  # fmt: skip
+
+    def frame(self) -> pd.DataFrame:
+        """As a teacher reads them."""
+        frame = pd.DataFrame(list(self.values), columns=self.columns)
+        frame.insert(0, "observation_id", self.observation_ids)
+        frame.insert(1, "observed_at", pd.to_datetime(self.observed_at, unit="us", utc=True))
+        return frame
+
+
+class Contract:
+    """What an observation of this agent must look like: each column of the agent file, null where it is missing.
+
+    ``observation_id`` and ``observed_at`` may be left out: then it is given a new id, and was perceived now.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        observations = config.observations
+        self.config = config
+        self.columns = [*observations.numbers, *observations.categories, *observations.texts]
+        self._numbers = len(observations.numbers)
+        kinds: list[Any] = [float | None] * self._numbers + [str | None] * (len(self.columns) - self._numbers)
+        fields = [(f"c{i}", kind) for i, kind in enumerate(kinds)]
+        self.type: type[msgspec.Struct] = msgspec.defstruct(
+            "Observation",
+            [*fields, ("observation_id", ObservationId | None, None), ("observed_at", ObservedAt | None, None)],
+            rename={f"c{i}": name for i, name in enumerate(self.columns)},
+            forbid_unknown_fields=True,
+            kw_only=False,
+            gc=False,
+        )
+
+    def read(self, given: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame) -> Batch:
+        """Check what an application hands over in process.
+
+        :raises SchemaError: naming the row, the column and what is wrong with it.
+        """
+        if isinstance(given, pd.DataFrame):
+            return self._of_frame(given)
+        rows = [given] if isinstance(given, Mapping) else list(given)
+        try:
+            return self.batch(msgspec.convert(rows, list[self.type]))  # type: ignore[name-defined]
+        except msgspec.ValidationError as error:
+            raise SchemaError(f"observations of agent {self.config.agent!r}: {error}") from error
+
+    def batch(self, rows: Sequence[msgspec.Struct]) -> Batch:
+        """Decoded observations as a batch.
+
+        :raises SchemaError: if a number is infinite, or a time lies ahead.
+        """
+        now = time.time_ns() // 1000
+        wide = len(self.columns)
+        values = [msgspec.structs.astuple(row) for row in rows]
+        ids = [row[wide] or uuid.uuid4().hex for row in values]
+        times = [now if row[wide + 1] is None else micros(row[wide + 1]) for row in values]
+        return self._checked(Batch(ids, times, self.columns, [row[:wide] for row in values]), now)
+
+    def _of_frame(self, rows: pd.DataFrame) -> Batch:
+        now = pd.Timestamp.now("UTC").as_unit("us")
+        given = rows.assign(**{
+            name: [value() for _ in range(len(rows))]
+            for name, value in (("observation_id", lambda: uuid.uuid4().hex), ("observed_at", lambda: now))
+            if name not in rows.columns
+        })  # fmt: skip
+        tidied = tidy(given, self.config)
+        ids = tidied["observation_id"].astype("str").tolist()
+        if strange := next((each for each in ids if not 1 <= len(each) <= LONGEST_ID), None):
+            raise SchemaError(f"observation_id {strange[:50]!r}… of agent {self.config.agent!r} has {len(strange)} "
+                              f"characters: 1 to {LONGEST_ID} are allowed")  # fmt: skip
+        times = tidied["observed_at"].dt.tz_convert("UTC").dt.as_unit("us").astype("int64").tolist()
+        columns = [_listed(tidied[name]) for name in self.columns]
+        values = list(zip(*columns, strict=True))
+        return self._checked(Batch(ids, times, self.columns, values), int(now.value // 1000))
+
+    def _checked(self, batch: Batch, now: int) -> Batch:
+        ahead = [i for i, each in enumerate(batch.observed_at) if each > now + _AHEAD]
+        if ahead:
+            raise SchemaError(
+                f"observation {batch.observation_ids[ahead[0]]!r} of agent {self.config.agent!r} was perceived more than "
+                "an hour from now: its observed_at is wrong, or a clock is"
+            )
+        return batch
+
+
+def _listed(values: pd.Series[Any]) -> list[Any]:
+    """Its values as plain Python ones, None where missing."""
+    return values.astype("object").where(values.notna(), None).tolist()
+
+
+class RowEncoder:
+    """A contract's rows to the matrix that a student reads: as :class:`stillhouse.variant.Encoder`, without pandas.
+
+    :param columns: the student's, as its manifest has them.
+    :param given: the contract's, in the order of the rows' values.
+    :raises SchemaError: if the student reads a column that the contract lacks.
+    """
+
+    def __init__(self, columns: Sequence[Mapping[str, Any]], given: Sequence[str], agent: str) -> None:
+        place = {name: i for i, name in enumerate(given)}
+        if lacking := [column["name"] for column in columns if column["name"] not in place]:
+            raise SchemaError(
+                f"the champion of agent {agent!r} reads the columns {lacking}, which its agent file no longer has: "
+                "refresh, so that a student learns from the columns of now"
+            )
+        self._width = width(columns)
+        self._numbers = [place[c["name"]] for c in columns if c["type"] == "number"]
+        self._categories = [
+            (place[c["name"]], {value: i + 1 for i, value in enumerate(c["values"])})
+            for c in columns if c["type"] == "category"
+        ]  # fmt: skip
+        self._texts = [
+            (place[c["name"]], WordPiece(c["tokens"]), int(c["length"])) for c in columns if c["type"] == "text"
+        ]
+
+    def __call__(self, values: Sequence[Sequence[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """float32 ``[n, F + C + ΣL]``.
+
+        :raises SchemaError: if a number is infinite, as float32.
+        """
+        matrix = np.empty((len(values), self._width), dtype=np.float32)
+        end = len(self._numbers)
+        if end:
+            chosen = self._numbers
+            with np.errstate(over="ignore"):
+                matrix[:, :end] = np.array([[row[i] for i in chosen] for row in values], dtype=np.float64)
+            if np.isinf(matrix[:, :end]).any():
+                raise SchemaError("a number is infinite, or too large for float32; missing is null")
+        for place, codes in self._categories:
+            matrix[:, end] = [codes.get(row[place], 0) for row in values]
+            end += 1
+        for place, pieces, length in self._texts:
+            matrix[:, end : end + length] = pieces.matrix([row[place] or "" for row in values], length)
+            end += length
+        return matrix
