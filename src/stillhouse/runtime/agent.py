@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 
 from stillhouse import config
-from stillhouse.errors import NoChampionError, SchemaError
+from stillhouse.errors import NoChampionError, SchemaError, UnknownDecisionError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught
 from stillhouse.knowledge.spool import Spool, spool_folder
 from stillhouse.runtime.ids import DecisionIds
-from stillhouse.runtime.rows import Batch, Contract, RowEncoder, micros
+from stillhouse.runtime.rows import AHEAD, Batch, Contract, RowEncoder, micros
 from stillhouse.variant import Variant
 
 __all__ = ["Agent", "Decision", "Judged", "Loaded"]
@@ -122,8 +122,8 @@ class Agent:
         """Let the teacher answer in the student's place where it is unsure; blocks up to the cascade's timeout."""
         raise NotImplementedError
 
-    def record(self, judged: Sequence[Judged]) -> list[list[Decision]]:
-        """Write them to the spool, all in one commit, and return the decisions of each.
+    def record(self, judged: Sequence[Judged], others: Sequence[Event] = ()) -> list[list[Decision]]:
+        """Write them to the spool, with ``others`` all in one commit, and return the decisions of each.
 
         :raises SpoolFullError: nothing was written.
         """
@@ -132,7 +132,7 @@ class Agent:
             event, made = self._decided(each)
             events += [event, *each.taught]
             decisions.append(made)
-        self.spool.put(*events)
+        self.spool.put(*events, *others)
         return decisions
 
     def _decided(self, judged: Judged) -> tuple[Decided, list[Decision]]:
@@ -190,18 +190,20 @@ class Agent:
     def outcomes(self, pairs: Sequence[tuple[str, str]], known_at: datetime | None = None) -> None:
         """:meth:`outcome` for several, all or none."""
         if pairs:
-            self.spool.put(self.outcomes_event(pairs, known_at))
+            self.spool.put(self.outcomes_event(pairs, [known_at] * len(pairs)))
 
     async def outcome_async(self, decision_id: str, action: str, known_at: datetime | None = None) -> None:
         """:meth:`outcome` for asyncio."""
         await asyncio.to_thread(self.outcome, decision_id, action, known_at)
 
-    def outcomes_event(self, pairs: Sequence[tuple[str, str]], known_at: datetime | None = None) -> Outcomes:
+    def outcomes_event(self, pairs: Sequence[tuple[str, str]], known_at: Sequence[datetime | None]) -> Outcomes:
         """What is recorded of outcomes; see :meth:`outcome` for what is refused."""
         subjects = [self._ids.read(decision_id) for decision_id, _ in pairs]
+        now = time.time_ns() // 1000
+        known = [now if each is None else micros(each) for each in known_at]
         for place, (subject, (decision_id, action)) in enumerate(zip(subjects, pairs, strict=True)):
             if subject is None:
-                raise SchemaError(
+                raise UnknownDecisionError(
                     f"outcome {place}: agent {self.config.agent!r} made no decision {decision_id[:300]!r}"
                 )
             if action not in self.config.actions:
@@ -209,12 +211,13 @@ class Agent:
                     f"outcome {place}: agent {self.config.agent!r} has no action {action[:100]!r}; it has: "
                     f"{', '.join(self.config.actions)}"
                 )
-        known = time.time_ns() // 1000 if known_at is None else micros(known_at)
+            if known[place] > now + AHEAD:
+                raise SchemaError(f"outcome {place}: known_at lies more than an hour ahead: it, or a clock, is wrong")
         found = [subject for subject in subjects if subject is not None]
         return Outcomes(
             observation_ids=[subject.observation_id for subject in found],
             observed_at=[subject.observed_at for subject in found],
-            known_at=[known] * len(found), actions=[action for _, action in pairs],
+            known_at=known, actions=[action for _, action in pairs],
         )  # fmt: skip
 
     def close(self) -> None:

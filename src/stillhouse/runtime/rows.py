@@ -19,9 +19,10 @@ from stillhouse.knowledge import tidy
 from stillhouse.runtime.ids import LONGEST_ID
 from stillhouse.variant import WordPiece, width
 
-__all__ = ["Batch", "Contract", "RowEncoder", "micros"]
+__all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "micros"]
 
-_AHEAD = 3_600_000_000  # µs that a clock may be ahead of ours
+AHEAD = 3_600_000_000
+"""Microseconds that a clock may be ahead of ours."""
 
 ObservationId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
 ObservedAt = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -127,7 +128,7 @@ class Contract:
         return self._checked(Batch(ids, times, self.columns, values), int(now.value // 1000))
 
     def _checked(self, batch: Batch, now: int) -> Batch:
-        ahead = [i for i, each in enumerate(batch.observed_at) if each > now + _AHEAD]
+        ahead = [i for i, each in enumerate(batch.observed_at) if each > now + AHEAD]
         if ahead:
             raise SchemaError(
                 f"observation {batch.observation_ids[ahead[0]]!r} of agent {self.config.agent!r} was perceived more than "
