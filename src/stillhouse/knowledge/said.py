@@ -41,7 +41,9 @@ class Cursor(NamedTuple):
         """:raises SchemaError: if it is not what :meth:`text` gave."""
         try:
             padded = text.encode("ascii") + b"=" * (-len(text) % 4)
-            asked_at, content_key, teacher = base64.b64decode(padded, altchars=b"-_", validate=True).decode().split("\n")
+            asked_at, content_key, teacher = (
+                base64.b64decode(padded, altchars=b"-_", validate=True).decode().split("\n")
+            )
             datetime.fromtimestamp(int(asked_at) / 1e6, UTC)
             return cls(int(asked_at), content_key, teacher)
         except (binascii.Error, ValueError, OverflowError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What every endpoint shares: one shape of error, bodies within limits, who may ask, JSON that is checked as it is read."""
+"""What every endpoint shares: one shape of error, bodies within limits, who may ask, JSON checked as it is read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Answer(NamedTuple):
     headers: Sequence[tuple[str, str]] = (("content-type", JSON),)
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 — an answer, not a defect
     """A request that is not answered as it wants; the body says why: ``{"error": {"code": …, "message": …}}``.
 
     :param code: a word for programs; ``message`` is a sentence for people.
@@ -158,8 +158,9 @@ def media_type(scope: Scope, allowed: Sequence[str]) -> str:
         kind, *parameters = (part.strip().lower() for part in given.split(";"))
         fits = all(part in ("charset=utf-8", 'charset="utf-8"', "") for part in parameters)
         if kind not in allowed or not fits:
+            wanted = " or ".join(allowed)
             raise Refused(415, "unsupported_media_type",
-                          f"the body must be {' or '.join(allowed)} in UTF-8 (header Content-Type), not {given[:100]!r}",
+                          f"the body must be {wanted} in UTF-8 (header Content-Type), not {given[:100]!r}",
                           {"accept": ", ".join(allowed)})  # fmt: skip
     if header(scope, b"content-encoding") not in ("", "identity"):
         raise Refused(415, "unsupported_media_type", "the body must not be compressed (header Content-Encoding)",
@@ -200,7 +201,7 @@ async def _rest(begun: bytes, receive: Receive, limits: Limits) -> bytes:
 
 def _too_large(limits: Limits) -> Refused:
     # the rest of the body is not read, so the connection cannot be used again
-    return Refused(413, "body_too_large", f"a body may have {limits.max_body:,} bytes: send the rows in several requests",
+    return Refused(413, "body_too_large", f"a body may have {limits.max_body:,} bytes: send several requests",
                    {"connection": "close"})  # fmt: skip
 
 

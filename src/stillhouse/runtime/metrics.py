@@ -1,15 +1,16 @@
 """What Prometheus reads: counts of all workers, those that died included.
 
-Each worker counts in plain numbers, which costs a request next to nothing, and writes a snapshot into the server's folder
-once a second. Whichever worker is asked adds up its own numbers and everybody's snapshots. A process that dies leaves its
-last snapshot, so that no counter ever falls; what it counted since then, at most a second, is lost.
+Each worker counts in plain numbers, which costs a request next to nothing, and writes a snapshot into the server's
+folder once a second. Whichever worker is asked adds up its own numbers and everybody's snapshots. A process that dies
+leaves its last snapshot, so that no counter ever falls; what it counted since then, at most a second, is lost.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -18,8 +19,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from stillhouse.runtime.agent import Decision, Judged
+from stillhouse.runtime.status import Side, Status
 
-__all__ = ["CONTENT_TYPE_LATEST", "Counts", "Following", "Metrics", "tell"]
+__all__ = ["CONTENT_TYPE_LATEST", "Counts", "Metrics"]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _CONFIDENCE = tuple(i / 20 for i in range(1, 21))
@@ -75,20 +77,7 @@ class Counts(msgspec.Struct):
                 self.histograms[name][labels] = [a + b for a, b in zip(mine, values, strict=True)]
 
 
-class Following(msgspec.Struct, frozen=True):
-    """What the supervisor says about an agent."""
-
-    flushed_at: float | None = None
-    """Seconds since 1970, of the last flush without an error."""
-    flush_failures: int = 0
-    flushed_rows: int = 0
-    followed_at: float | None = None
-    """When the registry last answered."""
-    follow_failures: int = 0
-
-
 _snapshot = msgspec.msgpack.Decoder(Counts)
-_following = msgspec.msgpack.Decoder(dict[str, Following])
 
 
 class Metrics:
@@ -99,7 +88,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path | None, name: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._file = None if folder is None else folder / f"{name}.counts"
         self.counts = Counts()
 
@@ -127,32 +116,20 @@ class Metrics:
         if self._file is not None:
             _replace(self._file, msgspec.msgpack.encode(self.counts))
 
-    def text(self, gauges: Mapping[str, Mapping[str, float]], versions: Mapping[str, str]) -> bytes:
-        """All workers' counts in Prometheus's text format.
-
-        :param gauges: by name and agent, such as ``spool_rows``.
-        :param versions: the champion of each agent, as this worker knows it.
-        """
+    def text(self, statuses: Sequence[Status]) -> bytes:
+        """All workers' counts, and how each agent stands, in Prometheus's text format."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Families(self._all(), self._followed(), gauges, versions))
+        registry.register(_Families(self.all(), statuses))
         return generate_latest(registry)
 
-    def _all(self) -> Counts:
+    def all(self) -> Counts:
+        """What all workers counted."""
         total = Counts()
         total.include(self.counts)
-        for file in () if self._folder is None else self._folder.glob("*.counts"):
+        for file in () if self.folder is None else self.folder.glob("*.counts"):
             if file != self._file:
                 total.include(_snapshot.decode(file.read_bytes()))
         return total
-
-    def _followed(self) -> dict[str, Following]:
-        file = None if self._folder is None else self._folder / "supervisor"
-        return {} if file is None or not file.exists() else _following.decode(file.read_bytes())
-
-
-def tell(folder: Path, said: Mapping[str, Following]) -> None:
-    """Write what the supervisor says about its agents, for the workers to read."""
-    _replace(folder / "supervisor", msgspec.msgpack.encode(dict(said)))
 
 
 def _replace(file: Path, content: bytes) -> None:
@@ -162,13 +139,10 @@ def _replace(file: Path, content: bytes) -> None:
 
 
 class _Families(Collector):
-    """Counts as Prometheus's families of metrics."""
+    """Counts and statuses as Prometheus's families of metrics."""
 
-    def __init__(
-        self, counts: Counts, followed: Mapping[str, Following], gauges: Mapping[str, Mapping[str, float]],
-        versions: Mapping[str, str],
-    ) -> None:  # fmt: skip
-        self._counts, self._followed, self._gauges, self._versions = counts, followed, gauges, versions
+    def __init__(self, counts: Counts, statuses: Sequence[Status]) -> None:
+        self._counts, self._statuses = counts, statuses
 
     def collect(self) -> Iterator[Metric]:
         for name, (text, labels) in _COUNTERS.items():
@@ -181,43 +155,35 @@ class _Families(Collector):
             for values, kept in sorted(self._counts.histograms[name].items()):
                 histogram.add_metric(values, _cumulated(bounds, kept), sum_value=kept[-1])
             yield histogram
-        for name, by_agent in self._gauges.items():
-            gauge = GaugeMetricFamily(f"stillhouse_{name}", _GAUGES[name], labels=["agent"])
-            for agent, value in by_agent.items():
-                gauge.add_metric([agent], value)
-            yield gauge
-        yield from self._of_supervisor()
-        info = GaugeMetricFamily("stillhouse_champion_info", "1 for the champion that decides",
-                                 labels=["agent", "version"])  # fmt: skip
-        for agent, version in self._versions.items():
-            info.add_metric([agent, version], 1)
-        yield info
-
-    def _of_supervisor(self) -> Iterator[Metric]:
-        for name, field, text in (
-            ("last_flush_timestamp_seconds", "flushed_at", "When the spools were last emptied into the knowledge base"),
-            ("last_follow_timestamp_seconds", "followed_at", "When the registry last said who is champion"),
-        ):
+        for name, text, value_of in _GAUGES:
             gauge = GaugeMetricFamily(f"stillhouse_{name}", text, labels=["agent"])
-            for agent, said in self._followed.items():
-                if (value := getattr(said, field)) is not None:
-                    gauge.add_metric([agent], value)
+            for status in self._statuses:
+                if (found := value_of(status)) is not None:
+                    gauge.add_metric([status.agent], found)
             yield gauge
-        for name, field, text in (
-            ("flushed_rows", "flushed_rows", "Rows that reached the knowledge base"),
-            ("flush_failures", "flush_failures", "Flushes that failed; they are tried again"),
-            ("follow_failures", "follow_failures", "Times that the registry did not answer, or a champion did not load"),
-        ):
-            counter = CounterMetricFamily(f"stillhouse_{name}", text, labels=["agent"])
-            for agent, said in self._followed.items():
-                counter.add_metric([agent], getattr(said, field))
-            yield counter
+        champion = GaugeMetricFamily("stillhouse_champion_info", "1 for the champion that decides",
+                                     labels=["agent", "version"])  # fmt: skip
+        problem = GaugeMetricFamily("stillhouse_problem", "1 while this side gives trouble", labels=["agent", "side"])
+        for status in self._statuses:
+            if status.champion is not None:
+                champion.add_metric([status.agent, status.champion], 1)
+            for side in get_args(Side):
+                problem.add_metric([status.agent, side], float(side in status.troubled))
+        yield champion
+        yield problem
 
 
-_GAUGES = {
-    "spool_rows": "Rows recorded on this machine that wait for the knowledge base",
-    "ready": "1 where there is a champion to decide with",
-}
+def _last_flush(status: Status) -> float | None:
+    return None if status.last_flush is None else status.last_flush.timestamp()
+
+
+_GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
+    ("ready", "1 where there is a champion to decide with", lambda status: float(status.champion is not None)),
+    ("spool_rows", "Rows recorded on this machine that wait for the knowledge base",
+     lambda status: float(status.spool_rows)),
+    ("last_flush_timestamp_seconds", "When the spools were last emptied into the knowledge base",
+     _last_flush),
+)  # fmt: skip
 
 
 def _cumulated(bounds: Sequence[float], kept: Sequence[float]) -> list[tuple[str, float]]:

@@ -42,8 +42,8 @@ def describe(agents: Sequence[AgentConfig], limits: Limits) -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "stillhouse", "version": __version__,
-            "description": "Decisions of a small model that is kept fresh, and what it learns from. Every error has the "
-            "shape {\"error\": {\"code\", \"message\"}}.",
+            "description": "Decisions of a small model that is kept fresh, and what it learns from. Every error has "
+            "the shape {\"error\": {\"code\", \"message\"}}.",
         },
         "paths": paths,
         "components": {
@@ -172,9 +172,7 @@ def _observation(config: AgentConfig) -> Json:
     properties: Json = {}
     for name, kind in types.items():
         column = observations.columns[name]
-        told = {
-            key: value for key in ("min", "max", "values") if (value := getattr(column, key, None)) is not None
-        }
+        told = {key: value for key in ("min", "max", "values") if (value := getattr(column, key, None)) is not None}
         properties[name] = {"type": [kind, "null"]}
         if told:  # held to by the data contract, which keeps such rows out of training: they are decided all the same
             properties[name]["description"] = "usual: " + ", ".join(f"{key} {value}" for key, value in told.items())

@@ -80,7 +80,7 @@ class Scoring:
     def csv(self, body: bytes) -> pd.DataFrame:
         """:raises SchemaError: if it is no CSV in UTF-8."""
         observations = self._contract.config.observations
-        texts = {name: "string" for name in (*observations.categories, *observations.texts, "observation_id")}
+        texts = dict.fromkeys((*observations.categories, *observations.texts, "observation_id"), "string")
         try:
             return pd.read_csv(BytesIO(body), dtype=texts, encoding="utf-8", usecols=lambda name: name in self._wanted)
         except (ValueError, pd.errors.ParserError) as error:

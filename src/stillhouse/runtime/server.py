@@ -49,11 +49,13 @@ from stillhouse.runtime.http import (
     refusal,
     reply,
 )
+from stillhouse.runtime.keeping import kept_status
 from stillhouse.runtime.metrics import CONTENT_TYPE_LATEST, Metrics
 from stillhouse.runtime.openapi import describe
 from stillhouse.runtime.recorder import Recorder
 from stillhouse.runtime.rows import Batch
 from stillhouse.runtime.scoring import CSV, Scoring, predictions
+from stillhouse.runtime.status import Status
 
 __all__ = ["ARROW", "NDJSON", "Server"]
 
@@ -89,7 +91,7 @@ class Outcome(msgspec.Struct, forbid_unknown_fields=True):
 class _Outcomes(msgspec.Struct, forbid_unknown_fields=True):
     decision_id: str | UnsetType = UNSET
     action: str | UnsetType = UNSET
-    known_at: Annotated[datetime, msgspec.Meta(tz=True)] | None | UnsetType = UNSET
+    known_at: Annotated[datetime, msgspec.Meta(tz=True)] | UnsetType | None = UNSET
     outcomes: list[Outcome] | UnsetType = UNSET
 
 
@@ -110,6 +112,11 @@ class _Served:
         )
         self.decisions: msgspec.json.Decoder[Any] = msgspec.json.Decoder(asked)
         self.archive: Archive | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a champion to decide with."""
+        return self.agent.champion is not None
 
 
 Endpoint = Callable[[_Served, Scope, Receive], Awaitable[Answer]]
@@ -175,9 +182,9 @@ class Server:
             status = refused.status
             await reply(refused.answer(), send)
         except StillhouseError as error:
-            refused = self._refusal(error)
-            status = refused.status
-            await reply(refused.answer(), send)
+            answer = self._refusal(error).answer()
+            status = answer.status
+            await reply(answer, send)
         except Exception:
             log.exception("%s %s", scope["method"], scope["path"])
             if started:
@@ -382,15 +389,27 @@ class Server:
 
     async def _status(self, request: Request) -> Response:
         served = self._find(request.path_params["agent"])
-        status = await asyncio.to_thread(served.agent.status)
+        status = await asyncio.to_thread(self._status_of, served)
         return Response(status.model_dump_json(), media_type=JSON)
+
+    def _status_of(self, served: _Served) -> Status:
+        """This worker's status, with what concerns the machine as a whole: spools, decisions, the supervisor's side."""
+        own, kept = served.agent.status(), kept_status(self._metrics.folder, served.name)
+        decided: dict[str, int] = {}
+        for (agent, decider, _), count in self._metrics.all().counters["decisions"].items():
+            if agent == served.name:
+                decided[decider] = decided.get(decider, 0) + round(count)
+        update: dict[str, Any] = {"decisions": decided, "spool_rows": _spooled(served.name)}
+        if kept is not None:
+            update |= {"problems": kept.problems | own.problems, "last_flush": kept.last_flush}
+        return own.model_copy(update=update)
 
     async def _agents(self, _request: Request) -> Response:
         return Response(encoded({"agents": list(self._served)}).body, media_type=JSON)
 
     async def _ping(self, _request: Request) -> Response:
         """As MLflow's: whether a model is there."""
-        ready = all(served.agent.champion is not None for served in self._served.values())
+        ready = all(served.ready for served in self._served.values())
         return Response("\n", 200 if ready else 404, media_type=JSON)
 
     async def _version(self, _request: Request) -> Response:
@@ -401,7 +420,7 @@ class Server:
 
     async def _healthz(self, _request: Request) -> Response:
         """Whether the process is alive (it answers) and can decide."""
-        ready = {name: served.agent.champion is not None for name, served in self._served.items()}
+        ready = {name: served.ready for name, served in self._served.items()}
         body = encoded({"alive": True, "ready": all(ready.values()), "agents": ready}).body
         return Response(body, 200 if all(ready.values()) else 503, media_type=JSON,
                         headers={} if all(ready.values()) else {"retry-after": "1"})  # fmt: skip
@@ -410,13 +429,7 @@ class Server:
         return Response(await asyncio.to_thread(self._text), headers={"content-type": CONTENT_TYPE_LATEST})
 
     def _text(self) -> bytes:
-        champions = {name: served.agent.champion for name, served in self._served.items()}
-        gauges: Mapping[str, Mapping[str, float]] = {
-            "spool_rows": {name: _spooled(name) for name in self._served},
-            "ready": {name: float(champion is not None) for name, champion in champions.items()},
-        }
-        versions = {name: champion.version for name, champion in champions.items() if champion is not None}
-        return self._metrics.text(gauges, versions)
+        return self._metrics.text([self._status_of(served) for served in self._served.values()])
 
     async def _openapi(self, _request: Request) -> Response:
         description = describe([served.agent.config for served in self._served.values()], self._limits)
@@ -427,14 +440,14 @@ class Server:
         return await _refused(request, self._refusal(error))
 
 
-def _spooled(agent: str) -> float:
+def _spooled(agent: str) -> int:
     """Rows in the spools of all processes on this machine, those that died included."""
     total = 0
     for path in spool_folder(agent).glob("*.sqlite"):
         file = SpoolFile(path)
         total += file.depth()
         file.close()
-    return float(total)
+    return total
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
@@ -473,7 +486,7 @@ def _start(query: Mapping[str, str]) -> datetime | Cursor:
         return Cursor.of(query["after"])
     text = query.get("since", "1970-01-01T00:00:00Z")
     try:
-        since = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
+        since: datetime = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
         return since.astimezone(UTC)
     except (msgspec.ValidationError, OverflowError) as error:
         raise Refused(422, "invalid", f"since is a time with its zone, such as 2026-01-31T00:00:00Z (with + as %2B), "
