@@ -56,7 +56,7 @@ Table = Literal[
     "weights",
 ]
 
-Purpose = Literal["refresh", "watch"]
+Purpose = Literal["refresh", "watch", "runtime"]
 
 _TIME = pa.timestamp("us", tz="UTC")
 _PROBABILITIES = pa.list_(pa.float64())
@@ -448,6 +448,20 @@ class KnowledgeBase:
             answer[at >= 0] = said[at[at >= 0]]
         return answer
 
+    def newest_answers(self, teacher: str, most: int) -> list[tuple[str, np.ndarray[Any, np.dtype[np.float64]]]]:
+        """Content keys and probabilities ``[K]`` of the ``most`` answers that ``teacher`` gave last, oldest first."""
+        delta = self._open("knowledge")
+        if delta is None or most < 1:
+            return []
+        kept = delta.to_pyarrow_dataset().filter(pc.field("teacher") == teacher)
+        times = kept.to_table(columns=["asked_at"])["asked_at"].to_numpy()
+        if len(times) > most:
+            since = np.partition(times.astype("datetime64[us]").astype(np.int64), len(times) - most)[len(times) - most]
+            kept = kept.filter(pc.field("asked_at") >= pa.scalar(int(since), _TIME))
+        found = kept.to_table(columns=["content_key", "asked_at", "probabilities"]).sort_by("asked_at")
+        said = zip(found["content_key"].to_pylist(), found["probabilities"].to_pylist(), strict=True)
+        return [(key, np.asarray(each)) for key, each in said if len(each) == len(self.config.actions)][-most:]
+
     def features(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
         """What ``teacher`` made of each of ``rows`` inside: float32 ``[n, D]``, NaN where it was never asked.
 
@@ -647,6 +661,10 @@ class KnowledgeBase:
         """Whether a batch of that name was appended."""
         delta = self._open(table)
         return delta is not None and delta.transaction_version(batch) is not None
+
+    def identity(self) -> str:
+        """What tells this knowledge base from every other: the id of its table of decisions, made if absent."""
+        return str(self._open_or_create("decisions").metadata().id)
 
     # ----------------------------------------------------------------- Delta
 

@@ -58,10 +58,10 @@ class DecisionIds:
             return None
         try:
             content = base64.urlsafe_b64decode(token)
-        except binascii.Error:
-            return None
-        said = content[:-_CHECK]
-        if self._token(name, said) != token:
+            said = content[:-_CHECK]
+            if self._token(name, said) != token:
+                return None
+        except (binascii.Error, UnicodeEncodeError):
             return None
         return Subject(name, struct.unpack_from(">q", said)[0])
 

@@ -6,7 +6,8 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +22,7 @@ from stillhouse.variant import WordPiece, width
 
 __all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "micros"]
 
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 AHEAD = 3_600_000_000
 """Microseconds that a clock may be ahead of ours."""
 
@@ -30,7 +32,7 @@ ObservedAt = Annotated[datetime, msgspec.Meta(tz=True)]
 
 def micros(moment: datetime) -> int:
     """Microseconds since 1970 (UTC)."""
-    return round(moment.timestamp() * 1e6)
+    return (moment - _EPOCH) // _MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,6 @@ class Batch:
             [self.observation_ids[i] for i in places], [self.observed_at[i] for i in places],
             self.columns, [self.values[i] for i in places],
         )  # fmt: skip
-
-    def frame(self) -> pd.DataFrame:
-        """As a teacher reads them."""
-        frame = pd.DataFrame(list(self.values), columns=self.columns)
-        frame.insert(0, "observation_id", self.observation_ids)
-        frame.insert(1, "observed_at", pd.to_datetime(self.observed_at, unit="us", utc=True))
-        return frame
 
 
 class Contract:
@@ -94,14 +89,50 @@ class Contract:
             return self._of_frame(given)
         rows = [given] if isinstance(given, Mapping) else list(given)
         try:
-            return self.batch(msgspec.convert(rows, list[self.type]))  # type: ignore[name-defined]
-        except msgspec.ValidationError as error:
+            plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+            batch = self.batch(msgspec.convert(plain, list[self.type]))  # type: ignore[name-defined]
+        except (msgspec.ValidationError, AttributeError) as error:  # what is no mapping has no items
             raise SchemaError(f"observations of agent {self.config.agent!r}: {error}") from error
+        self._require_finite(batch)
+        self._require_unicode(batch)
+        return batch
+
+    def missing(self) -> Batch:
+        """One observation of which nothing is known."""
+        return Batch(["missing"], [time.time_ns() // 1000], self.columns, [(None,) * len(self.columns)])
+
+    def frame(self, batch: Batch) -> pd.DataFrame:
+        """The observations as a teacher reads them: numbers float64, categories and texts as text."""
+        columns = zip(*batch.values, strict=True) if batch.values else ((),) * len(self.columns)
+        typed = {
+            name: pd.Series(list(values), dtype="float64" if place < self._numbers else "str")
+            for place, (name, values) in enumerate(zip(self.columns, columns, strict=True))
+        }
+        times = pd.to_datetime(batch.observed_at, unit="us", utc=True).as_unit("us")
+        return pd.DataFrame({"observation_id": batch.observation_ids, "observed_at": times, **typed})
+
+    def require(self, columns: Sequence[Mapping[str, Any]], version: str) -> None:
+        """:raises SchemaError: if a champion reads ``columns`` that the agent file lacks, or has of another type."""
+        observations = self.config.observations
+        kinds = {
+            **dict.fromkeys(observations.numbers, "number"),
+            **dict.fromkeys(observations.categories, "category"),
+            **dict.fromkeys(observations.texts, "text"),
+        }
+        strange = [
+            f"{column['name']} ({column['type']}, in the agent file {kinds.get(column['name'], 'not at all')})"
+            for column in columns if kinds.get(column["name"]) != column["type"]
+        ]  # fmt: skip
+        if strange:
+            raise SchemaError(
+                f"{version} does not fit the agent file of {self.config.agent!r}: it reads {', '.join(strange)}; "
+                "restore the columns, or refresh, so that a student learns from those of now"
+            )
 
     def batch(self, rows: Sequence[msgspec.Struct]) -> Batch:
         """Decoded observations as a batch.
 
-        :raises SchemaError: if a number is infinite, or a time lies ahead.
+        :raises SchemaError: if a time lies ahead.
         """
         now = time.time_ns() // 1000
         wide = len(self.columns)
@@ -118,6 +149,8 @@ class Contract:
             if name not in rows.columns
         })  # fmt: skip
         tidied = tidy(given, self.config)
+        if tidied["observation_id"].isna().any() or tidied["observed_at"].isna().any():
+            raise SchemaError(f"observation_id or observed_at of agent {self.config.agent!r} is missing in a row")
         ids = tidied["observation_id"].astype("str").tolist()
         if strange := next((each for each in ids if not 1 <= len(each) <= LONGEST_ID), None):
             raise SchemaError(f"observation_id {strange[:50]!r}… of agent {self.config.agent!r} has {len(strange)} "
@@ -125,16 +158,50 @@ class Contract:
         times = tidied["observed_at"].dt.tz_convert("UTC").dt.as_unit("us").astype("int64").tolist()
         columns = [_listed(tidied[name]) for name in self.columns]
         values = list(zip(*columns, strict=True))
-        return self._checked(Batch(ids, times, self.columns, values), int(now.value // 1000))
+        batch = self._checked(Batch(ids, times, self.columns, values), micros(now.to_pydatetime()))
+        self._require_finite(batch)
+        self._require_unicode(batch)
+        return batch
+
+    def _require_finite(self, batch: Batch) -> None:
+        for place, row in enumerate(batch.values):
+            for name, value in zip(self.columns[: self._numbers], row, strict=False):
+                if value is not None and not isfinite(value):
+                    raise SchemaError(
+                        f"observations of agent {self.config.agent!r}: a number is infinite - at `$[{place}].{name}`; "
+                        "missing is null"
+                    )
+
+    def _require_unicode(self, batch: Batch) -> None:
+        """Half a surrogate pair is no character: it can be written nowhere."""
+        for place, (name, row) in enumerate(zip(batch.observation_ids, batch.values, strict=True)):
+            try:
+                "".join([name, *(value for value in row[self._numbers :] if value is not None)]).encode()
+            except UnicodeEncodeError as error:
+                raise SchemaError(
+                    f"observations of agent {self.config.agent!r}: no Unicode text ({error.reason}) - at `$[{place}]`: "
+                    "replace such characters"
+                ) from error
 
     def _checked(self, batch: Batch, now: int) -> Batch:
         ahead = [i for i, each in enumerate(batch.observed_at) if each > now + AHEAD]
         if ahead:
             raise SchemaError(
-                f"observation {batch.observation_ids[ahead[0]]!r} of agent {self.config.agent!r} was perceived more than "
-                "an hour from now: its observed_at is wrong, or a clock is"
+                f"observation {batch.observation_ids[ahead[0]]!r} of agent {self.config.agent!r} was perceived more "
+                "than an hour from now: its observed_at is wrong, or a clock is"
             )
         return batch
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's and pandas' scalars as Python's, what they hold for missing as None."""
+    if type(value) in (float, str, int):
+        return None if value != value else value
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if value is pd.NA or value is pd.NaT:
+        return None
+    return value.to_pydatetime() if isinstance(value, pd.Timestamp) else value
 
 
 def _listed(values: pd.Series[Any]) -> list[Any]:
@@ -147,16 +214,10 @@ class RowEncoder:
 
     :param columns: the student's, as its manifest has them.
     :param given: the contract's, in the order of the rows' values.
-    :raises SchemaError: if the student reads a column that the contract lacks.
     """
 
-    def __init__(self, columns: Sequence[Mapping[str, Any]], given: Sequence[str], agent: str) -> None:
+    def __init__(self, columns: Sequence[Mapping[str, Any]], given: Sequence[str]) -> None:
         place = {name: i for i, name in enumerate(given)}
-        if lacking := [column["name"] for column in columns if column["name"] not in place]:
-            raise SchemaError(
-                f"the champion of agent {agent!r} reads the columns {lacking}, which its agent file no longer has: "
-                "refresh, so that a student learns from the columns of now"
-            )
         self._width = width(columns)
         self._numbers = [place[c["name"]] for c in columns if c["type"] == "number"]
         self._categories = [
