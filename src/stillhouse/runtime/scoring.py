@@ -58,8 +58,9 @@ class Scoring:
             raise SchemaError(f"the body must have exactly one of {', '.join(_FORMATS)}; it has {len(given)}")
         ((name, value),) = given
         if isinstance(value, _Split):
-            if strange := next((i for i, row in enumerate(value.data) if len(row) != len(value.columns)), None):
-                raise SchemaError(f"row {strange} of {name} has not {len(value.columns)} values")
+            wide = len(value.columns)
+            if strange := [i for i, row in enumerate(value.data) if len(row) != wide]:
+                raise SchemaError(f"row {strange[0]} of {name} has not {wide} values, one for each of its columns")
             return [dict(zip(value.columns, row, strict=True)) for row in value.data]
         if isinstance(value, list):
             return value
