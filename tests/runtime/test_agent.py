@@ -316,7 +316,6 @@ def test_a_champion_that_does_not_fit_is_refused_and_the_old_one_stays(
         assert agent.decide(ROW).version == "flights@1"
     with Agent("flights", follow=False) as later:
         assert later.decide(ROW).version == "flights@1"
-        monkeypatch.undo()
 
 
 def test_a_champion_that_says_no_probabilities_is_refused(champion: World, monkeypatch: pytest.MonkeyPatch) -> None:
