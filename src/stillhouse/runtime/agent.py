@@ -37,7 +37,7 @@ from stillhouse.runtime.background import Repeating
 from stillhouse.runtime.cascade import Asking
 from stillhouse.runtime.champions import Champions, Loaded, Pointer
 from stillhouse.runtime.ids import DecisionIds, Subject
-from stillhouse.runtime.rows import AHEAD, Batch, Contract, micros
+from stillhouse.runtime.rows import AHEAD, Batch, Contract, is_unicode, micros
 from stillhouse.runtime.status import Status, Troubles
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Agent:
         self._troubles = Troubles(agent)
         self._decided_by: Counter[str] = Counter()
         self._last_flush: datetime | None = None
-        self._closed = False
+        self._closed, self._left = False, 0
         limits = self.config.runtime.cascade
         self._budget = None if limits is None else DayBudget(self._champions.folder / "cascade.sqlite", limits)
         self._asking = None if self._budget is None else Asking(
@@ -135,6 +135,11 @@ class Agent:
         if not flush:
             return [first]
         return [first, Repeating(f"{name} flushes", self._flush_quietly, runtime.flush.total_seconds())]
+
+    @property
+    def champion(self) -> Loaded | None:
+        """What decides now; None: there is nothing to decide with yet."""
+        return self._champion
 
     # ----------------------------------------------------------------- deciding
 
@@ -314,9 +319,12 @@ class Agent:
             name: values.dt.tz_convert("UTC").dt.as_unit("us").astype("int64").tolist()
             for name, values in times.items()
         }
-        self._put(
-            Outcomes(observation_ids=outcomes["observation_id"].astype("str").tolist(), actions=actions, **stamps)
-        )
+        ids = [str(each) for each in outcomes["observation_id"]]
+        if strange := next((each for each in ids if not is_unicode(each)), None):
+            raise SchemaError(
+                f"observation_id {strange!r} of an outcome of agent {self.config.agent!r} is no Unicode text"
+            )
+        self._put(Outcomes(observation_ids=ids, actions=actions, **stamps))
 
     def _require_action(self, place: int, action: object) -> None:
         if action not in self.config.actions:
@@ -372,7 +380,8 @@ class Agent:
         return Status(
             agent=self.config.agent, champion=champion.version if champion else None,
             promoted_at=pointer.promoted_at if pointer else None, deciding_since=self._since,
-            problems=self._troubles.all(), spool_rows=self.spool.depth(), decisions=decided,
+            problems=self._troubles.all(), decisions=decided,
+            spool_rows=self._left if self._closed else self.spool.depth(),
             cascade=self._asking.counted() if self._asking else {}, teacher_calls=calls, teacher_cost=cost,
             last_flush=self._last_flush,
         )  # fmt: skip
@@ -385,6 +394,7 @@ class Agent:
         ended = [each.stop(_LAST_FLUSH) for each in self._repeating]
         if self._flushes and all(ended):
             self._flush_quietly()
+        self._left = self.spool.depth()
         self.spool.close()
 
     def __enter__(self) -> Agent:

@@ -99,6 +99,14 @@ class Answered:
     """What is to be recorded of it."""
 
 
+@dataclass
+class _Trouble:
+    """Why not all that was asked was answered."""
+
+    failed: list[str] = field(default_factory=list)
+    limited: bool = False
+
+
 class _Question:
     """Between the thread that waits for an answer, only so long, and the one that asks."""
 
@@ -272,7 +280,7 @@ class Asking:
         teacher = ready.teacher
         known = self._known(teacher, rows)
         new = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.seen(rows))
-        said, taught, stopped = dict[str, Array](), list[Taught](), list[str]()
+        said, taught, trouble = dict[str, Array](), list[Taught](), _Trouble()
         for member in teacher.members:
             version = teacher.own_version(member)
             answers, spoken = self._said.about(version, rows["content_key"].tolist(), known.shape[1])
@@ -280,7 +288,7 @@ class Asking:
             if len(places):
                 part = batch.part(places.tolist())
                 with ready.locks.get(member.name) or nullcontext():
-                    taught += self._ask_member(member, version, rows.iloc[places], part, stopped)
+                    taught += self._ask_member(member, version, rows.iloc[places], part, trouble)
                 answers, _ = self._said.about(version, rows["content_key"].tolist(), known.shape[1])
             said[member.name] = answers
         shares = teacher.shares(rows)
@@ -289,23 +297,25 @@ class Asking:
         answered = ~np.isnan(found[:, 0])
         if len(teacher.members) > 1 and answered.any():
             taught.append(self._mean(teacher, rows, batch, found))
-        if stopped:
-            self._fails("; ".join(stopped))
+        if trouble.failed:
+            self._fails("; ".join(trouble.failed))
+        elif trouble.limited:
+            self._troubles.tell("teacher", "the day's budget of runtime.cascade is spent: the student answers")
         elif answered.any():
             self._answers()
         return Answered(found, teacher.version, taught)
 
     def _ask_member(
-        self, member: Member, version: str, rows: pd.DataFrame, batch: Batch, stopped: list[str]
+        self, member: Member, version: str, rows: pd.DataFrame, batch: Batch, trouble: _Trouble
     ) -> list[Taught]:
         """Ask one member about contents that are new to it; what it says is remembered, and why it did not, told."""
         from stillhouse.teachers.answers import Allowance
 
         limits = self.budget.limits
         granted = self.budget.reserve(member.dearest(rows), (1, member.most_calls))
-        if granted.rows < len(rows):
-            self._troubles.tell("teacher", "the day's budget of runtime.cascade is spent: the student answers")
+        trouble.limited |= granted.rows < len(rows)
         if not granted.rows:
+            self._not_before = time.monotonic() + _LONGEST_PAUSE
             return []
         calls = None if limits.calls_per_day is None else granted.calls
         money = None if limits.cost_per_day is None else granted.cost
@@ -314,7 +324,7 @@ class Asking:
             answers = member.answer(rows.iloc[: granted.rows], Allowance(calls, money))
             spent = answers.spending
         except StillhouseError as error:
-            stopped.append(str(error))
+            trouble.failed.append(str(error))
             return []
         finally:
             self.budget.settle(granted, spent)
@@ -323,7 +333,7 @@ class Asking:
         self._said.keep(version, [(keys[i], answers.probabilities[i]) for i in usable])
         self._said.keep(version, [(keys[i], None) for i in answers.refused])
         if answers.stopped or len(usable) + len(answers.refused) < granted.rows:
-            stopped.append(f"teacher {member.name!r}: {answers.stopped or 'did not answer'}")
+            trouble.failed.append(f"teacher {member.name!r}: {answers.stopped or 'did not answer'}")
         spending = {member.name: spent.model_dump()} if spent.calls else {}
         return [_taught(version, batch, usable.tolist(), answers.probabilities, spending)]
 

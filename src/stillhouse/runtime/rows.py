@@ -21,7 +21,7 @@ from stillhouse.knowledge import tidy
 from stillhouse.runtime.ids import LONGEST_ID
 from stillhouse.variant import WordPiece, width
 
-__all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "micros"]
+__all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "is_unicode", "micros"]
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 AHEAD = 3_600_000_000
@@ -153,7 +153,7 @@ class Contract:
         tidied = tidy(given, self.config)
         if tidied["observation_id"].isna().any() or tidied["observed_at"].isna().any():
             raise SchemaError(f"observation_id or observed_at of agent {self.config.agent!r} is missing in a row")
-        ids = tidied["observation_id"].astype("str").tolist()
+        ids = [str(each) for each in tidied["observation_id"]]
         if strange := next((each for each in ids if not 1 <= len(each) <= LONGEST_ID), None):
             raise SchemaError(f"observation_id {strange[:50]!r}… of agent {self.config.agent!r} has {len(strange)} "
                               f"characters: 1 to {LONGEST_ID} are allowed")  # fmt: skip
@@ -175,15 +175,12 @@ class Contract:
                     )
 
     def _require_unicode(self, batch: Batch) -> None:
-        """Half a surrogate pair is no character: it can be written nowhere."""
         for place, (name, row) in enumerate(zip(batch.observation_ids, batch.values, strict=True)):
-            try:
-                "".join([name, *(value for value in row[self._numbers :] if value is not None)]).encode()
-            except UnicodeEncodeError as error:
+            if not is_unicode("".join([name, *(value for value in row[self._numbers :] if value is not None)])):
                 raise SchemaError(
-                    f"observations of agent {self.config.agent!r}: no Unicode text ({error.reason}) - at `$[{place}]`: "
-                    "replace such characters"
-                ) from error
+                    f"observations of agent {self.config.agent!r}: half a surrogate pair is no Unicode text - at "
+                    f"`$[{place}]`: replace such characters"
+                )
 
     def _checked(self, batch: Batch, now: int) -> Batch:
         ahead = [i for i, each in enumerate(batch.observed_at) if each > now + AHEAD]
@@ -193,6 +190,15 @@ class Contract:
                 "than an hour from now: its observed_at is wrong, or a clock is"
             )
         return batch
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written at all: half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:
