@@ -198,8 +198,8 @@ def test_what_breaks_the_contract_is_refused_with_its_place(body: Any, place: st
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b'{"observation": {"wind": NaN}}', b'{"observation": {"wind": Infinity}}', b"\xff\xfe", b"[" * 9999,
-             b'{"observation":{"origin":"\\ud800","wind":1,"hour":1}}']
+    "body", [b"", b"{", b'{"observation": {"wind": NaN}}', b'{"observation": {"wind": Infinity}}', b"\xff\xfe",
+             b"[" * 9999, b'{"observation":{"origin":"\\ud800","wind":1,"hour":1}}']
 )  # fmt: skip
 def test_what_is_no_json_is_refused(body: bytes) -> None:
     async def test(client: Any) -> None:
@@ -250,7 +250,10 @@ def test_wrong_addresses_and_methods() -> None:
         wrong = await client.get(DECISIONS)
         assert error_of(wrong) == (405, "method_not_allowed") and wrong.headers["allow"] == "POST"
         assert error_of(await client.get("/nothing/here")) == (404, "not_found")
-        assert error_of(await client.post(f"{DECISIONS}?probabilities=2", json={"observation": ROW})) == (422, "invalid")
+        assert error_of(await client.post(f"{DECISIONS}?probabilities=2", json={"observation": ROW})) == (
+            422,
+            "invalid",
+        )
         twice = await client.post(f"{DECISIONS}?probabilities=true&probabilities=false", json={"observation": ROW})
         assert error_of(twice) == (400, "malformed_query")
 
@@ -368,7 +371,7 @@ def test_the_model_is_an_archive_that_a_device_need_not_pull_twice(tmp_path: Pat
         frame = pd.DataFrame([ROW])
         here = Variant(Champions(config.load("flights")).folder / "variant-1-test").predict(frame)
         assert Variant(tmp_path / "device").predict(frame).equals(here)
-        for tag in (response.headers["etag"], f'W/{response.headers["etag"]}', f'"x", {response.headers["etag"]}', "*"):
+        for tag in (response.headers["etag"], f"W/{response.headers['etag']}", f'"x", {response.headers["etag"]}', "*"):
             same = await client.get(address, headers={"if-none-match": tag})
             assert (same.status_code, same.content) == (304, b"") and same.headers["etag"]
         assert (await client.get(address, headers={"if-none-match": '"x"'})).status_code == 200
@@ -426,7 +429,14 @@ def test_knowledge_goes_out_page_by_page_each_answer_once() -> None:
 def test_knowledge_is_empty_where_nobody_was_asked_and_mistakes_are_told() -> None:
     async def test(client: Any) -> None:
         assert (await client.get(KNOWLEDGE)).text == ""
-        for query in ("since=yesterday", "since=2026-01-01T00:00:00", "limit=0", "limit=x", "limit=99999999", "after=!"):
+        for query in (
+            "since=yesterday",
+            "since=2026-01-01T00:00:00",
+            "limit=0",
+            "limit=x",
+            "limit=99999999",
+            "after=!",
+        ):
             assert error_of(await client.get(f"{KNOWLEDGE}?{query}")) == (422, "invalid")
 
     served(test)
@@ -488,7 +498,8 @@ def test_invocations_take_csv_as_pandas_writes_it() -> None:
         (b'{"instances": [], "inputs": []}', "application/json"), (b'{"instances": [1]}', "application/json"),
         (b'{"dataframe_records": [{"wind": [1], "hour": 1, "origin": "EWR"}]}', "application/json"),
         (b'{"dataframe_records": [{"wind": 1, "hour": 1, "origin": "E", "observed_at": "soon"}]}', "application/json"),
-        (b"", "text/csv"), (b"wind\n1\n", "text/csv"), (b"\xff\xfe\n1", "text/csv"), (b"wind,hour,origin\n", "text/csv"),
+        (b"", "text/csv"), (b"wind\n1\n", "text/csv"), (b"\xff\xfe\n1", "text/csv"),
+        (b"wind,hour,origin\n", "text/csv"),
         (b'{"dataframe_records": [{"wind": 1e999, "hour": 1, "origin": "E"}]}', "application/json"),
     ],
 )  # fmt: skip
@@ -525,7 +536,12 @@ def test_a_token_is_needed_where_there_are_tokens() -> None:
     async def test(client: Any) -> None:
         for path in ("/healthz", "/ping"):
             assert (await client.get(path)).status_code == 200
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic c2VjcmV0"}, {"authorization": "secret"}):
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "Basic c2VjcmV0"},
+            {"authorization": "secret"},
+        ):
             for path in ("/metrics", "/openapi.json", "/v1/agents/flights/model", "/version", "/v1/agents/nobody"):
                 response = await client.get(path, headers=headers)
                 assert error_of(response) == (401, "unauthorised")

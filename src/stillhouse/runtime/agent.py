@@ -136,11 +136,6 @@ class Agent:
             return [first]
         return [first, Repeating(f"{name} flushes", self._flush_quietly, runtime.flush.total_seconds())]
 
-    @property
-    def champion(self) -> Loaded | None:
-        """What decides now; None: there is nothing to decide with yet."""
-        return self._champion
-
     # ----------------------------------------------------------------- deciding
 
     @overload
