@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
+from operator import itemgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -137,7 +138,8 @@ class Contract:
         now = time.time_ns() // 1000
         wide = len(self.columns)
         values = [msgspec.structs.astuple(row) for row in rows]
-        ids = [row[wide] or uuid.uuid4().hex for row in values]
+        new = _new_ids(len(values))
+        ids = [row[wide] or new[i] for i, row in enumerate(values)]
         times = [now if row[wide + 1] is None else micros(row[wide + 1]) for row in values]
         return self._checked(Batch(ids, times, self.columns, [row[:wide] for row in values]), now)
 
@@ -145,7 +147,7 @@ class Contract:
         now = pd.Timestamp.now("UTC").as_unit("us")
         given = rows.assign(**{
             name: [value() for _ in range(len(rows))]
-            for name, value in (("observation_id", lambda: uuid.uuid4().hex), ("observed_at", lambda: now))
+            for name, value in (("observation_id", lambda: _new_ids(1)[0]), ("observed_at", lambda: now))
             if name not in rows.columns
         })  # fmt: skip
         tidied = tidy(given, self.config)
@@ -215,6 +217,12 @@ def _listed(values: pd.Series[Any]) -> list[Any]:
     return values.astype("object").where(values.notna(), None).tolist()
 
 
+def _new_ids(n: int) -> list[str]:
+    """128 random bits each, in hexadecimal."""
+    drawn = os.urandom(16 * n).hex()
+    return [drawn[32 * i : 32 * (i + 1)] for i in range(n)]
+
+
 class RowEncoder:
     """A contract's rows to the matrix that a student reads: as :class:`stillhouse.variant.Encoder`, without pandas.
 
@@ -225,7 +233,9 @@ class RowEncoder:
     def __init__(self, columns: Sequence[Mapping[str, Any]], given: Sequence[str]) -> None:
         place = {name: i for i, name in enumerate(given)}
         self._width = width(columns)
-        self._numbers = [place[c["name"]] for c in columns if c["type"] == "number"]
+        numbers = [place[c["name"]] for c in columns if c["type"] == "number"]
+        self._numbers = len(numbers)
+        self._of_numbers = itemgetter(*numbers, *numbers[:1]) if numbers else None  # two or more: always a tuple
         self._categories = [
             (place[c["name"]], {value: i + 1 for i, value in enumerate(c["values"])})
             for c in columns if c["type"] == "category"
@@ -240,11 +250,10 @@ class RowEncoder:
         :raises SchemaError: if a number is infinite, as float32.
         """
         matrix = np.empty((len(values), self._width), dtype=np.float32)
-        end = len(self._numbers)
-        if end:
-            chosen = self._numbers
+        end = self._numbers
+        if self._of_numbers is not None:
             with np.errstate(over="ignore"):
-                matrix[:, :end] = np.array([[row[i] for i in chosen] for row in values], dtype=np.float64)
+                matrix[:, :end] = np.array(list(map(self._of_numbers, values)), dtype=np.float64)[:, :end]
             if np.isinf(matrix[:, :end]).any():
                 raise SchemaError("a number is infinite, or too large for float32; missing is null")
         for place, codes in self._categories:
