@@ -62,7 +62,7 @@ class DecisionIds:
         try:
             content = base64.urlsafe_b64decode(token)
             said, check = content[:-_CHECK], content[-_CHECK:]
-            if len(content) * 4 != _TOKEN * 3 or self._check(name, said) != check:
+            if base64.urlsafe_b64encode(content).decode() != token or self._check(name, said) != check:
                 return None
         except (binascii.Error, UnicodeEncodeError):
             return None
