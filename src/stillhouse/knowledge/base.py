@@ -41,7 +41,7 @@ from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightC
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
-Purpose = Literal["refresh", "watch", "runtime"]
+Purpose = Literal["refresh", "watch", "decide"]
 
 
 class KnowledgeBase(Tables):

@@ -228,12 +228,6 @@ def _new_ids(n: int) -> list[str]:
     return [drawn[32 * i : 32 * (i + 1)] for i in range(n)]
 
 
-def _new_ids(n: int) -> list[str]:
-    """128 random bits each, in hexadecimal."""
-    drawn = os.urandom(16 * n).hex()
-    return [drawn[32 * i : 32 * (i + 1)] for i in range(n)]
-
-
 class RowEncoder:
     """A contract's rows to the matrix that a student reads: as :class:`stillhouse.variant.Encoder`, without pandas.
 
