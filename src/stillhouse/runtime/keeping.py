@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -15,6 +17,7 @@ __all__ = ["Keeper", "kept_status"]
 log = logging.getLogger(__name__)
 
 _TELL_SECONDS = 1.0
+_NICE = 10  # whoever waits for a decision comes first; under load a flush takes longer
 
 
 class Keeper:
@@ -35,6 +38,8 @@ class Keeper:
         self._thread.join()
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # where only processes have a priority
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # and of the threads that it starts
         try:
             with Agent(self._name) as agent:
                 while not self._stopping.wait(_TELL_SECONDS):
