@@ -72,8 +72,8 @@ def main() -> None:
     """Train, serve, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, help="a STILLHOUSE_HOME with agents/ and a champion of flights")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--quick", action="store_true", help="one short round, nothing written")
     asked = parser.parse_args()
     rounds, seconds = (1, 1.0) if asked.quick else (asked.rounds, asked.seconds)
@@ -213,7 +213,7 @@ def process(command: Sequence[str], log: Path) -> Iterator[int]:
             os.killpg(started.pid, signal.SIGCONT)
             started.terminate()
             try:
-                started.wait(120)
+                started.wait(400)
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(started.pid, signal.SIGKILL)
@@ -271,9 +271,11 @@ def measure(load: Load, sides: Sequence[Side], rounds: int, seconds: float) -> F
     """Each case, each side, round by round, so that what disturbs the machine disturbs all."""
     cases = [(connections, rows) for connections in CONNECTIONS for rows in (1, ROWS)]
     figures: Figures = {case: {side.name: [] for side in sides} for case in cases}
-    for side in sides:  # warm
-        load(side.port, side.path, side.bodies[1], 8, 1.0)
+    for side in sides:
         os.killpg(side.group, signal.SIGSTOP)
+    for side in sides:
+        with side.awake():  # warmed
+            load(side.port, side.path, side.bodies[1], 8, 1.0)
     for number in range(rounds):
         for connections, rows in cases:
             for side in sides:

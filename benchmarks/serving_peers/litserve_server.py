@@ -22,12 +22,19 @@ class VariantAPI(ls.LitAPI):
         split = request["dataframe_split"]
         return pd.DataFrame(split["data"], columns=split["columns"])
 
+    def predict(self, frame):
+        return self.variant.predict(frame)
+
+    def encode_response(self, answers):
+        return {"predictions": answers.to_dict(orient="records")}
+
+
+class Batching(VariantAPI):
+    """The same for several requests at once."""
+
     def batch(self, frames):
         self.lengths = [len(frame) for frame in frames]
         return pd.concat(frames, ignore_index=True)
-
-    def predict(self, frame):
-        return self.variant.predict(frame)
 
     def unbatch(self, answers):
         begin, parts = 0, []
@@ -36,13 +43,11 @@ class VariantAPI(ls.LitAPI):
             begin += length
         return parts
 
-    def encode_response(self, answers):
-        return {"predictions": answers.to_dict(orient="records")}
-
 
 FOLDER, PORT, BATCH, WORKERS = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 
 if __name__ == "__main__":
     options = {"max_batch_size": BATCH, "batch_timeout": 0.005} if BATCH > 1 else {}
-    server = ls.LitServer(VariantAPI(api_path="/invocations", **options), accelerator="cpu", workers_per_device=WORKERS)
+    kind = Batching if BATCH > 1 else VariantAPI
+    server = ls.LitServer(kind(api_path="/invocations", **options), accelerator="cpu", workers_per_device=WORKERS)
     server.run(host="127.0.0.1", port=PORT, generate_client_file=False, log_level="warning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -17,7 +18,8 @@ __all__ = ["Keeper", "kept_status"]
 log = logging.getLogger(__name__)
 
 _TELL_SECONDS = 1.0
-_NICE = 10  # whoever waits for a decision comes first; under load a flush takes longer
+_GARBAGE = 100_000  # a flush makes many small objects at once and keeps them to its end: looking at them is in vain
+_NICE = 5  # whoever waits for a decision comes first; under load a flush takes longer
 
 
 class Keeper:
@@ -39,9 +41,12 @@ class Keeper:
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # where only processes have a priority
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # and of the threads that it starts
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)  # and of threads it starts
         try:
             with Agent(self._name) as agent:
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(_GARBAGE)
                 while not self._stopping.wait(_TELL_SECONDS):
                     self._tell(agent)
             self._tell(agent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import signal
@@ -40,6 +41,8 @@ def work(settings: Settings, listener: socket.socket, name: str, folder: Path, r
     sys.setswitchinterval(_SWITCH_SECONDS)  # the thread that commits must not wait 5 ms for its turn
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us: the supervisor passes it on
     agents = [Agent(each, follow=False, flush=False) for each in settings.agents]
+    gc.collect()
+    gc.freeze()  # what the imports made stays: no collection need look at it while somebody waits
     app = Server(agents, limits=settings.limits, guard=settings.guard(), metrics=Metrics(folder, name))
     options = uvicorn.Config(
         app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None, access_log=False,
