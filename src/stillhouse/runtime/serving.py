@@ -138,6 +138,9 @@ class Supervisor:
 
     def run(self, on_ready: Callable[[str], None]) -> int:
         """Until a signal; then drained and flushed."""
+        # any thread may be given the signal, and then the main one, which waits, has to be woken
+        os.set_blocking(self._woken, False)
+        wakes = signal.set_wakeup_fd(self._woken)
         before = {sig: signal.signal(sig, self._stop) for sig in (signal.SIGTERM, signal.SIGINT)}
         try:
             for place in self._places:
@@ -154,11 +157,13 @@ class Supervisor:
                     place.process.kill()
             for sig, handler in before.items():
                 signal.signal(sig, handler)
+            signal.set_wakeup_fd(wakes)
+            os.close(self._wake)
+            os.close(self._woken)
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _stop(self, _signal: int, _frame: object) -> None:
         self._stopping = True
-        os.write(self._woken, b"x")
 
     def _start(self, place: _Place) -> None:
         from stillhouse.runtime.worker import work
@@ -180,7 +185,9 @@ class Supervisor:
             sentinels = {place.process.sentinel: place for place in self._places if place.process is not None}
             pipes = {place.ready: place for place in self._places if place.ready is not None}
             for found in wait([self._wake, *sentinels, *pipes]):
-                if isinstance(found, Connection):
+                if found == self._wake:
+                    os.read(self._wake, 1)
+                elif isinstance(found, Connection):
                     place = pipes[found]
                     place.ready = None
                     if _says_ready(found) and unready:
