@@ -19,6 +19,7 @@ from stillhouse import config
 from stillhouse.errors import StillhouseError
 
 if TYPE_CHECKING:
+    from stillhouse.knowledge.upkeep import Maintained
     from stillhouse.records import Verdict
     from tasks.demonstrating import Year
 
@@ -105,6 +106,38 @@ def promote(
     from flows.promote import promote as flow
 
     _show(flow(agent=agent, action="rollback" if rollback else "promote", version=version, reason=reason))
+
+
+@app.command()
+def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
+    """Flush the spools, join small files, remove old rows and files that no model needs."""
+    from flows.maintain import maintain as flow
+
+    _show_upkeep(flow(agent=agent, as_of=as_of))
+
+
+def _show_upkeep(done: Maintained) -> None:
+    columns = ("table", "flushed\nrows", "files\njoined", "old rows\nremoved", "files\non the disk", "bytes",
+               "old versions\nkept")  # fmt: skip
+    table = Table(*columns, title=f"{done.agent}, as of {done.as_of:%Y-%m-%d %H:%M} UTC", box=None)
+    freed, removed = {f.table: f for f in done.freed}, {r.table: r.rows for r in done.removed}
+    joined = {c.table: [x for x in done.compacted if x.table == c.table] for c in done.compacted}
+    for name in dict.fromkeys([*done.flushed.rows, *joined, *freed]):
+        f = freed.get(name)
+        table.add_row(
+            name,
+            f"{done.flushed.rows.get(name, 0):,}",
+            " + ".join(f"{c.files_before} → {c.files_after}" for c in joined.get(name, ())),
+            f"{removed.get(name, 0):,}",
+            f"{f.files_before:,} → {f.files_after:,}" if f else "",
+            f"{f.bytes_before:,} → {f.bytes_after:,}" if f else "",
+            f"{len(f.kept)}" if f else "",
+        )
+    console.print(table)
+    if done.nothing_removed:
+        console.print(f"[yellow]nothing was removed[/yellow]: {done.nothing_removed}")
+    for problem in done.flushed.problems:
+        console.print(f"[red]not flushed[/red]: {problem}")
 
 
 def _show(verdict: Verdict) -> None:
