@@ -63,8 +63,8 @@ def learned_windows(agent: str) -> Learned:
     if promoted and not windows:
         return Learned(
             {},
-            f"the registry has no version of {agent}, and the knowledge base has {promoted} verdicts that promoted one: is "
-            "MLFLOW_TRACKING_URI the right one?",
+            f"the registry has no version of {agent}, yet {promoted} verdicts promoted one: is MLFLOW_TRACKING_URI the "
+            "right one?",
         )
     return Learned(windows)
 
