@@ -42,7 +42,6 @@ class Runtime(Section):
 class Upkeep(Section):
     """What `flows/maintain.py` does to the tables."""
 
-    every: Length = Field(default=timedelta(days=1), description="schedule the flow alike")
     target_bytes: int = Field(default=128 * 2**20, ge=2**20, description="of a compacted file")
     min_files: int = Field(default=8, ge=2, description="small files of a month that are worth one large one")
     keep: Duration | None = Field(
