@@ -120,20 +120,19 @@ def _show_upkeep(done: Maintained) -> None:
     columns = ("table", "flushed\nrows", "files\njoined", "old rows\nremoved", "files\non the disk", "bytes",
                "old versions\nkept")  # fmt: skip
     table = Table(*columns, title=f"{done.agent}, as of {done.as_of:%Y-%m-%d %H:%M} UTC", box=None)
-    freed, removed = {f.table: f for f in done.freed}, {r.table: r.rows for r in done.removed}
-    joined = {c.table: [x for x in done.compacted if x.table == c.table] for c in done.compacted}
-    for name in dict.fromkeys([*done.flushed.rows, *joined, *freed]):
-        f = freed.get(name)
+    freed, removed = {each.table: each for each in done.freed}, {each.table: each.rows for each in done.removed}
+    for name in dict.fromkeys([*done.flushed.rows, *(each.table for each in done.compacted), *freed]):
+        joined, on_disk = [each for each in done.compacted if each.table == name], freed.get(name)
         table.add_row(
             name,
             f"{done.flushed.rows.get(name, 0):,}",
-            " + ".join(f"{c.files_before} → {c.files_after}" for c in joined.get(name, ())),
+            f"{sum(each.files_before for each in joined):,} → {sum(each.files_after for each in joined):,}",
             f"{removed.get(name, 0):,}",
-            f"{f.files_before:,} → {f.files_after:,}" if f else "",
-            f"{f.bytes_before:,} → {f.bytes_after:,}" if f else "",
-            f"{len(f.kept)}" if f else "",
+            f"{on_disk.files_before:,} → {on_disk.files_after:,}" if on_disk else "",
+            f"{on_disk.bytes_before:,} → {on_disk.bytes_after:,}" if on_disk else "",
+            f"{len(on_disk.kept)}" if on_disk else "",
         )
-    console.print(table)
+    console.print(table, no_wrap=True, crop=False)
     if done.nothing_removed:
         console.print(f"[yellow]nothing was removed[/yellow]: {done.nothing_removed}")
     for problem in done.flushed.problems:
