@@ -75,6 +75,10 @@ MEANING = {
             ("digits", "pictures of digits"),
         )
     },
+    "kills": "processes killed with SIGKILL at random moments, among writers, flushers and maintainers",
+    "acknowledged_events_lost": "acknowledged events that a table lacks at the end",
+    "events_doubled": "events of which a table has two rows",
+    "pinned_windows_changed": "windows pinned on the way whose rows are others at the end",
     "gap_closed_text": "share of the gap between outcomes alone and the teacher that the student closes on CLINC150",
 }
 

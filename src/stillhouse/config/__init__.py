@@ -1153,6 +1153,12 @@ class AgentConfig(Section):
             )
         if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
+        learned = self.windows.train + self.windows.test + self.outcomes.delay
+        if self.upkeep.keep is not None and self.upkeep.keep < learned:
+            raise ValueError(
+                f"upkeep.keep: rows of {self.upkeep.keep} are kept, and a refresh learns from and is judged on rows of "
+                f"{learned} (windows.train, windows.test and outcomes.delay): keep at least those"
+            )
         watched_columns = [column for column in self.observations.columns.values() if column.drift]
         texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
         numbers = texts + sum(column.type == "number" for column in watched_columns)
