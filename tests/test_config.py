@@ -148,7 +148,7 @@ MISTAKES = [
     ("2013-01-01T00:00:00Z", "yesterday",
      "5: observations.since: 'yesterday' must be a moment with a time zone, such as 2013-01-01T00:00:00Z"),
     ("{train: 8w, test: 1w, current: 36h}", "",
-     "17: windows: must be a mapping, not nothing; its keys are: train, test, current, max_train_rows, min_train_rows"),
+     "17: windows: must be a mapping, not nothing; its keys are: train, test, current, sample, max_train_rows, min_train_rows"),
     ("    number: {", "    7: {", "6: observations.columns: the key 7 must be text: put it in quotes"),
     ("agent: toy\n", "agent: toy\non: x\n", "1: the file: the key true must be text: put it in quotes"),
     # ranges and forms

@@ -54,6 +54,7 @@ from stillhouse.config.compression import (
     structure,
 )
 from stillhouse.config.runtime import Cascade, Runtime, Upkeep
+from stillhouse.config.windows import NewestRows, SincePromotion, Windows
 from stillhouse.errors import ConfigError
 from stillhouse.records import Mode
 
@@ -80,6 +81,7 @@ __all__ = [
     "MlflowTeacher",
     "ModuleStudent",
     "ModuleTeacher",
+    "NewestRows",
     "NumberColumn",
     "NumberFormat",
     "PruneColumns",
@@ -91,6 +93,7 @@ __all__ = [
     "Runtime",
     "Search",
     "ShortTexts",
+    "SincePromotion",
     "StaticInt8",
     "Step",
     "StructuralStep",
@@ -102,6 +105,7 @@ __all__ = [
     "Upkeep",
     "Vocabulary",
     "WeightOnly",
+    "Windows",
     "agents_folder",
     "embedded_environment",
     "home",
@@ -965,18 +969,6 @@ class Update(Section):
 # --------------------------------------------------------------------------- watching, proving
 
 
-class Windows(Section):
-    """Lengths of the windows that everything is measured on."""
-
-    train: Length = Field(description="what a student learns from")
-    test: Length = Field(description="directly after `train`, never learned from: what the gate judges on")
-    current: Length = Field(description="what a watch compares with the champion's training window")
-    max_train_rows: int | None = Field(
-        default=None, ge=100, description="more are thinned: the newest half whole, the rest sampled from before"
-    )
-    min_train_rows: int = Field(default=1000, ge=50, description="fewer: a refresh is refused")
-
-
 class Thresholds(Section):
     """A measure that exceeds its threshold calls for a refresh; absent: the measure is only reported."""
 
@@ -1153,6 +1145,8 @@ class AgentConfig(Section):
             )
         if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
+        if mistakes := [*_mistakes_of_windows(self)]:
+            raise ValueError("\n".join(mistakes))
         watched_columns = [column for column in self.observations.columns.values() if column.drift]
         texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
         numbers = texts + sum(column.type == "number" for column in watched_columns)
@@ -1192,6 +1186,17 @@ def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
                 for name in teacher.columns or ():
                     if wrong := _wrong_column(name, kind, columns):
                         yield f"{key}.columns: {wrong}"
+
+
+def _mistakes_of_windows(config: AgentConfig) -> Iterator[str]:
+    """``key: what is wrong`` of a current window that could never have enough rows to be judged."""
+    windows, least = config.windows, config.observations.min_rows
+    limits = {"windows.sample": windows.sample}
+    if isinstance(windows.current, NewestRows):
+        limits["windows.current.rows"] = windows.current.rows
+    for key, most in limits.items():
+        if most is not None and most < least:
+            yield f"{key}: is {most}, and a window of fewer rows than `observations.min_rows`, {least}, is not judged"
 
 
 def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:

@@ -24,7 +24,7 @@ under the teacher's version, so nothing is asked twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from deltalake.exceptions import CommitFailedError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import SchemaError, WindowError
+from stillhouse.knowledge import windows
 from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
@@ -345,32 +346,55 @@ class KnowledgeBase:
 
         A table that was not there when the window was taken stays empty for it.
         """
-        versions = window.versions if window else {}
-        absent = bool(versions) and table in _WINDOWED and table not in versions
-        delta = None if absent else self._open(table, versions.get(table))
+        delta = self._at(table, window)
         if delta is None:
             return self._empty(table, columns)
-        condition = None
-        if window is not None:
-            time = pc.field("observed_at")
-            condition = (time >= pa.scalar(window.start, _TIME)) & (time < pa.scalar(window.end, _TIME))
         wanted = None if columns is None else list(dict.fromkeys([*columns, "observed_at"]))
+        condition = None if window is None else windows.between(window)
         found = delta.to_pyarrow_dataset().to_table(columns=wanted, filter=condition)
         rows: pd.DataFrame = found.to_pandas().sort_values("observed_at", kind="stable", ignore_index=True)
         return rows if columns is None else rows[list(columns)]
 
+    def stream(
+        self, table: Table, window: Window | None = None, columns: Sequence[str] | None = None,
+        among: pa.Array | None = None,
+    ) -> Iterator[pa.RecordBatch]:  # fmt: skip
+        """What :meth:`read` reads, batch by batch in bounded memory, in no order.
+
+        :param among: only rows of these observations.
+        """
+        delta = self._at(table, window)
+        if delta is None:
+            return
+        condition = None if window is None else windows.between(window)
+        if among is not None:
+            chosen = pc.field("observation_id").isin(among)
+            condition = chosen if condition is None else condition & chosen
+        yield from windows.batches(delta.to_pyarrow_dataset(), None if columns is None else list(columns), condition)
+
     def observations(self, window: Window) -> pd.DataFrame:
-        """Observations of the window that are not in quarantine, each once, ordered by time and id."""
-        rows = self.read("observations", window).drop_duplicates("observation_id")
-        bad = self.read("quarantine", window, ["observation_id"])["observation_id"]
-        return rows[~rows["observation_id"].isin(bad)].sort_values(["observed_at", "observation_id"], ignore_index=True)
+        """Observations of the window that are not in quarantine, each once, ordered by time and id.
+
+        Of a window with a sample those that it draws, whatever the order of rows and files.
+        """
+        if window.sample is not None and window.seed is not None:
+            bad = pa.array(self.read("quarantine", window, ["observation_id"])["observation_id"], pa.string())
+            names = self._schema("observations").names
+            found = windows.smallest(self.stream("observations", window, names), window.sample, window.seed, bad)
+            rows = found.to_pandas() if found.num_columns else self._empty("observations", None)
+        else:
+            rows = self.read("observations", window).sort_values(["observed_at", "content_key"], kind="stable")
+            bad = self.read("quarantine", window, ["observation_id"])["observation_id"]
+            rows = rows[~rows["observation_id"].isin(bad)].drop_duplicates("observation_id")
+        return rows.sort_values(["observed_at", "observation_id"], ignore_index=True)
 
     def labelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
         """Observations of the window whose outcome was known by then, with ``outcome`` as action index ``0…K−1``.
 
         Of an outcome that was corrected, the last that was known by then.
         """
-        outcomes = self.read("outcomes", window, ["observation_id", "known_at", "action"])
+        rows = self.observations(window)
+        outcomes = self._outcomes_of(rows, window, ["observation_id", "known_at", "action"])
         outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values("known_at", kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
         index = {action: i for i, action in enumerate(self.outcomes)}
@@ -378,17 +402,28 @@ class KnowledgeBase:
         if outcomes["outcome"].isna().any():
             strange = sorted(set(outcomes.loc[outcomes["outcome"].isna(), "action"]))
             raise SchemaError(f"outcomes of agent {self.config.agent!r} name unknown actions {strange}")
-        joined = self.observations(window).merge(
+        joined = rows.merge(
             outcomes[["observation_id", "outcome"]], on="observation_id", how="inner", validate="one_to_one"
         )
         return joined.astype({"outcome": "int64"})
 
     def unlabelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
         """Observations of the window whose outcome was not known by then, with ``outcome`` −1."""
-        outcomes = self.read("outcomes", window, ["observation_id", "known_at"])
-        known = outcomes.loc[outcomes["known_at"] <= known_by, "observation_id"]
         rows = self.observations(window)
+        outcomes = self._outcomes_of(rows, window, ["observation_id", "known_at"])
+        known = outcomes.loc[outcomes["known_at"] <= known_by, "observation_id"]
         return rows[~rows["observation_id"].isin(known)].assign(outcome=-1).reset_index(drop=True)
+
+    def _outcomes_of(self, rows: pd.DataFrame, window: Window, columns: list[str]) -> pd.DataFrame:
+        """The window's outcomes, ordered by time; where it has a sample, only those of its ``rows``."""
+        if window.sample is None:
+            return self.read("outcomes", window, columns)
+        ids = pa.array(rows["observation_id"], pa.string())
+        frames = [batch.to_pandas() for batch in self.stream("outcomes", window, [*columns, "observed_at"], ids)]
+        if not frames:
+            return self._empty("outcomes", columns)
+        found: pd.DataFrame = pd.concat(frames).sort_values("observed_at", kind="stable", ignore_index=True)
+        return found[columns]
 
     def arrived(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
         """Observations of ``since`` and later whose outcome became known for the first time in ``[start, end)``.
@@ -649,6 +684,12 @@ class KnowledgeBase:
         return delta is not None and delta.transaction_version(batch) is not None
 
     # ----------------------------------------------------------------- Delta
+
+    def _at(self, table: Table, window: Window | None) -> DeltaTable | None:
+        """The table as the window was taken: None if it was not there yet."""
+        versions = window.versions if window else {}
+        absent = bool(versions) and table in _WINDOWED and table not in versions
+        return None if absent else self._open(table, versions.get(table))
 
     def _open(self, table: Table, version: int | None = None) -> DeltaTable | None:
         path = str(self.root / table)
