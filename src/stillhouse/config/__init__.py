@@ -53,6 +53,7 @@ from stillhouse.config.compression import (
     recipe_name,
     structure,
 )
+from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
 from stillhouse.config.runtime import Cascade, Runtime, Upkeep
 from stillhouse.config.windows import NewestRows, SincePromotion, Windows
 from stillhouse.errors import ConfigError
@@ -75,6 +76,10 @@ __all__ = [
     "EnsembleTeacher",
     "Fp32",
     "HashedRows",
+    "ImportedDecision",
+    "ImportedOutcome",
+    "ImportedTime",
+    "Importing",
     "Leaf",
     "LeafTeacher",
     "LowRank",
@@ -1099,6 +1104,9 @@ class AgentConfig(Section):
     promotion: Promotion = Promotion()
     runtime: Runtime = Runtime()
     upkeep: Upkeep = Upkeep()
+    importing: Importing | None = Field(
+        default=None, description="where the files of `stillhouse import` have what; null: called as in the tables"
+    )
 
     @property
     def copies(self) -> float:
@@ -1145,7 +1153,7 @@ class AgentConfig(Section):
             )
         if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
-        if mistakes := [*_mistakes_of_windows(self)]:
+        if mistakes := [*_mistakes_of_windows(self), *_mistakes_of_importing(self)]:
             raise ValueError("\n".join(mistakes))
         watched_columns = [column for column in self.observations.columns.values() if column.drift]
         texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
@@ -1197,6 +1205,24 @@ def _mistakes_of_windows(config: AgentConfig) -> Iterator[str]:
     for key, most in limits.items():
         if most is not None and most < least:
             yield f"{key}: is {most}, and a window of fewer rows than `observations.min_rows`, {least}, is not judged"
+
+
+def _mistakes_of_importing(config: AgentConfig) -> Iterator[str]:
+    """``key: what is wrong`` of names that the agent does not have."""
+    importing = config.importing
+    if importing is None:
+        return
+    for name in importing.columns:
+        if name not in config.observations.columns:
+            yield f"importing.columns: no column is called {name!r}; " + _nearest(
+                name, config.observations.columns, "there are"
+            )
+    for action in importing.actions.values():
+        if action not in config.actions:
+            yield f"importing.actions: no action is called {action!r}; {_nearest(action, config.actions, 'there are')}"
+    named = (importing.decision and importing.decision.probabilities) or None
+    if named is not None and set(named) != set(config.actions):
+        yield f"importing.decision.probabilities: must name each action once: {', '.join(config.actions)}"
 
 
 def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
