@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.knowledge import KnowledgeBase, base
+from stillhouse.knowledge import KnowledgeBase, tables
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 
@@ -52,6 +52,10 @@ def append(root: Path, first: int, count: int, batch: str) -> None:
     KnowledgeBase(make_config(), root).append_observations(make_rows(first, count), batch=batch)
 
 
+def identity_of(root: Path) -> str:
+    return KnowledgeBase(make_config(), root).identity()
+
+
 def append_many(root: Path, worker: int) -> None:
     for number in range(5):
         append(root, 100 * worker + 10 * number, 10, f"{worker}:{number}")
@@ -65,7 +69,7 @@ def append_the_same(root: Path, barrier: Barrier) -> None:
 
 def append_and_die(root: Path, moment: str, first: int, count: int, batch: str) -> None:
     """Be gone at once, without any tidying up, as after ``kill -9``: before, amid or after the commit."""
-    write = base.write_deltalake
+    write = tables.write_deltalake
 
     def dying(table: object, rows: object, **settings: object) -> None:
         if moment == "after":
@@ -75,5 +79,5 @@ def append_and_die(root: Path, moment: str, first: int, count: int, batch: str) 
             path.write_bytes(b"PAR1 and not much more")
         os._exit(9)
 
-    base.write_deltalake = dying
+    tables.write_deltalake = dying
     append(root, first, count, batch)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from deltalake import DeltaTable, Transaction
 
 from stillhouse.config import AgentConfig
 from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy
-from stillhouse.knowledge.base import _FIELDS
+from stillhouse.knowledge.tables import FIELDS, MONTH, observed_in
 from stillhouse.records import Counted, Verdict, Window
 from tests.knowledge.parts_for_tests import (
     START,
@@ -23,6 +26,7 @@ from tests.knowledge.parts_for_tests import (
     append_and_die,
     append_many,
     append_the_same,
+    identity_of,
     make_config,
     make_rows,
 )
@@ -278,7 +282,7 @@ def test_features_are_kept_with_what_was_said(lived: KnowledgeBase) -> None:
 def test_a_table_that_is_older_than_features(lived: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, said = lived.observations(everything(lived)).head(4), np.tile([0.25, 0.75], (4, 1))
     with monkeypatch.context() as patch:
-        patch.setitem(_FIELDS, "knowledge", [field for field in _FIELDS["knowledge"] if field[0] != "features"])
+        patch.setitem(FIELDS, "knowledge", [field for field in FIELDS["knowledge"] if field[0] != "features"])
         lived.append_knowledge(rows.iloc[:2], said[:2], teacher="t")
     assert lived.features(rows, "t") is None
     np.testing.assert_array_equal(lived.knowledge(rows, "t")[:2], said[:2])
@@ -601,3 +605,107 @@ def test_whether_the_last_refresh_was_refused(kb: KnowledgeBase) -> None:
     kb.record(make_verdict("b", 4, "gate", "promoted"))
     kb.record(make_verdict("c", 6, "watch", "drift"))
     assert kb.last_refused(before=START + 3 * HOUR) and not kb.last_refused(before=START + 9 * HOUR)
+
+
+# --------------------------------------------------------------------------- files
+
+
+def test_a_window_of_a_day_reads_the_files_of_its_month(kb: KnowledgeBase) -> None:
+    kb.append_observations(make_rows(0, 24 * 120), batch="four months")
+    delta = kb._open("observations")
+    assert delta is not None and delta.metadata().partition_columns == [MONTH]
+    assert len(delta.file_uris()) == 4
+    day = START + timedelta(days=40)
+    dataset, _ = observed_in(delta, day, day + timedelta(days=1))
+    assert [MONTH + "=2013-02" in file for file in dataset.files] == [True]
+    assert len(observed_in(delta, day - timedelta(days=30), day)[0].files) == 2
+    assert observed_in(delta, day + timedelta(days=400))[0].files == []
+    window = kb.window("day", day, day + timedelta(days=1))
+    assert kb.read("observations", window)["temp"].tolist() == [float(24 * 40 + hour) for hour in range(24)]
+    assert MONTH not in kb.read("observations", window)
+    assert kb.read("observations", window, [MONTH])[MONTH].unique().tolist() == ["2013-02"]
+
+
+def test_files_are_chosen_to_the_microsecond(kb: KnowledgeBase) -> None:
+    """Delta's statistics are cut to milliseconds: the last microseconds of a file must not be cut off with them."""
+    moments = [START + timedelta(microseconds=123_000 + n) for n in (0, 250, 999)]
+    for number, moment in enumerate(moments):
+        kb.append_observations(make_rows(number, 1).assign(observed_at=moment), batch=f"{number}")
+    for number, moment in enumerate(moments):
+        window = kb.window("one", moment, moment + timedelta(microseconds=1))
+        assert kb.read("observations", window)["observation_id"].tolist() == [f"o{number:04d}"]
+    assert kb.newest_observation() == moments[-1]
+
+
+def test_a_table_of_before_goes_on_without_months(kb: KnowledgeBase) -> None:
+    schema = kb._schema("observations")
+    kb.root.mkdir()
+    DeltaTable.create(str(kb.root / "observations"), schema=schema)
+    kb.append_observations(make_rows(0, 24 * 60), batch="two months")
+    kb.append_observations(make_rows(24 * 60, 24), batch="another day")
+    delta = kb._open("observations")
+    assert delta is not None and delta.metadata().partition_columns == [] and MONTH not in delta.schema().to_json()
+    assert kb.counts() == {"observations": 24 * 61}
+    assert kb.newest_observation() == START + (24 * 61 - 1) * HOUR
+    window = kb.window("w", START + 24 * HOUR, START + 26 * HOUR)
+    assert kb.observations(window)["temp"].tolist() == [24.0, 25.0]
+
+
+def test_counts_and_the_newest_observation_read_no_old_file(kb: KnowledgeBase) -> None:
+    for number in range(3):
+        kb.append_observations(make_rows(10 * number, 10), batch=f"{number}")
+    delta = kb._open("observations")
+    assert delta is not None
+    (oldest,) = observed_in(delta, end=START + 10 * HOUR)[0].files
+    (kb.root / "observations" / oldest).write_bytes(b"not to be read")
+    assert kb.counts() == {"observations": 30}
+    assert kb.newest_observation() == START + 29 * HOUR
+    assert kb.lived_until() == START + 29 * HOUR + timedelta(microseconds=1)
+
+
+def test_old_versions_outlive_the_logs_retention(kb: KnowledgeBase) -> None:
+    """Delta forgets logs of more than thirty days at a checkpoint, unless it is told not to."""
+    kb.append_observations(make_rows(0, 5), batch="first")
+    window = everything(kb)
+    for number in range(45):
+        log = kb.root / "observations" / "_delta_log"
+        for file in log.iterdir():
+            os.utime(file, (time.time() - 60 * 86_400,) * 2)
+        kb.append_observations(make_rows(100 + number, 1), batch=f"{number}")
+    assert len(list(log.glob("*.checkpoint.parquet"))) >= 2
+    assert len(kb.observations(window)) == 5
+
+
+def test_a_knowledge_base_is_told_from_every_other(kb: KnowledgeBase, tmp_path: Path) -> None:
+    identity = kb.identity()
+    assert identity == KnowledgeBase(CONFIG, kb.root).identity()
+    assert identity != KnowledgeBase(CONFIG, tmp_path / "another").identity()
+    assert kb.counts() == {"decisions": 0}
+
+
+def test_processes_that_begin_together_know_one_identity(kb: KnowledgeBase) -> None:
+    with SPAWN.Pool(4) as pool:
+        found = pool.map(identity_of, [kb.root] * 4)
+    assert set(found) == {kb.identity()}
+
+
+def test_what_was_asked_first_stays_in_whatever_order_the_files_lie(lived: KnowledgeBase) -> None:
+    rows = lived.observations(everything(lived)).iloc[:1]
+    for batch, hours, said in (("late", 2, [0.1, 0.9]), ("early", 1, [0.6, 0.4]), ("latest", 3, [0.3, 0.7])):
+        one = rows[["content_key", "observed_at"]].assign(
+            teacher="t", asked_at=START + hours * HOUR, probabilities=[said], features=None
+        )
+        lived.append("knowledge", one, batch=batch)
+    assert lived.knowledge(rows, "t").tolist() == [[0.6, 0.4]]
+
+
+def test_what_was_written_is_settled_file_by_file(lived: KnowledgeBase) -> None:
+    rows = lived._arrow("observations", lived.read("observations"))
+    version = lived.commit("observations", rows, Transaction("s", 7))
+    assert version is not None
+    lived.settle("observations", version)
+    assert lived.transaction("observations", "s") == 7
+    assert lived.commit("observations", rows, Transaction("s", 7)) is None
+    assert lived.counts() == {"observations": 96}
+    with pytest.raises(FileNotFoundError):
+        lived.settle("observations", version + 1)

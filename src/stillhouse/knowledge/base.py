@@ -23,7 +23,6 @@ under the teacher's version, so nothing is asked twice.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,137 +32,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake import DeltaTable
 
-from stillhouse.config import AgentConfig, home
+from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import windows
+from stillhouse.knowledge.content import content_keys, tidy
+from stillhouse.knowledge.tables import MONTH, TIME, WINDOWED, Table, Tables, newest, observed_in
 from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
-Table = Literal[
-    "observations",
-    "decisions",
-    "knowledge",
-    "outcomes",
-    "quarantine",
-    "verdicts",
-    "evidence",
-    "unanswered",
-    "spending",
-    "questions",
-    "weights",
-]
-
 Purpose = Literal["refresh", "watch"]
 
-_TIME = pa.timestamp("us", tz="UTC")
-_PROBABILITIES = pa.list_(pa.float64())
-_FEATURES = pa.list_(pa.float32())
-_FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
-    "observations": [("observation_id", pa.string()), ("observed_at", _TIME), ("content_key", pa.string())],
-    "decisions": [
-        ("decision_id", pa.string()), ("observation_id", pa.string()), ("observed_at", _TIME),
-        ("decided_at", _TIME), ("action", pa.string()), ("probabilities", _PROBABILITIES),
-        ("decider", pa.string()), ("version", pa.string()),
-    ],
-    "knowledge": [
-        ("content_key", pa.string()), ("observed_at", _TIME), ("teacher", pa.string()),
-        ("asked_at", _TIME), ("probabilities", _PROBABILITIES), ("features", _FEATURES),
-    ],
-    "outcomes": [
-        ("observation_id", pa.string()), ("observed_at", _TIME), ("known_at", _TIME), ("action", pa.string()),
-    ],
-    "quarantine": [
-        ("observation_id", pa.string()), ("observed_at", _TIME), ("reasons", pa.list_(pa.string())),
-    ],
-    "verdicts": [
-        ("verdict_id", pa.string()), ("kind", pa.string()), ("observed_at", _TIME), ("recorded_at", _TIME),
-        ("outcome", pa.string()), ("json", pa.string()),
-    ],
-    "evidence": [
-        ("process", pa.string()), ("champion", pa.string()), ("since", _TIME), ("observed_at", _TIME),
-        ("observation_ids", pa.list_(pa.string())), ("units", pa.list_(pa.int64())),
-        ("probabilities", _PROBABILITIES), ("weights", _PROBABILITIES), ("losses", _PROBABILITIES),
-        ("json", pa.string()),
-    ],
-    "unanswered": [
-        ("content_key", pa.string()), ("observed_at", _TIME), ("teacher", pa.string()), ("asked_at", _TIME),
-        ("reason", pa.string()),
-    ],
-    "spending": [
-        ("job", pa.string()), ("purpose", pa.string()), ("teacher", pa.string()), ("version", pa.string()),
-        ("observed_at", _TIME), ("asked_at", _TIME), ("calls", pa.int64()), ("rows", pa.int64()),
-        ("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("seconds", pa.float64()),
-        ("money", pa.float64()),
-    ],
-    "weights": [
-        ("job", pa.string()), ("version", pa.string()), ("observed_at", _TIME), ("recorded_at", _TIME),
-        ("teacher", pa.string()), ("slice", pa.string()), ("before", pa.float64()), ("after", pa.float64()),
-        ("json", pa.string()),
-    ],
-    "questions": [
-        ("job", pa.string()), ("teacher", pa.string()), ("observation_id", pa.string()), ("content_key", pa.string()),
-        ("observed_at", _TIME), ("probability", pa.float64()), ("known", pa.bool_()),
-    ],
-}  # fmt: skip
-
-_WINDOWED: tuple[Table, ...] = ("observations", "outcomes", "quarantine", "decisions")
+_BATCH_ROWS = 65_536  # that are streamed at once
 
 
-def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
-    """A key for each tidy row's features: 128 bits in hexadecimal, the same for the same content anywhere."""
-    numbers = rows[list(config.observations.numbers)].to_numpy(dtype="<f8", na_value=np.nan) + 0.0  # −0.0 is 0.0
-    numbers[np.isnan(numbers)] = np.nan  # of the many NaNs, one
-    parts = [np.ascontiguousarray(numbers).view(np.uint8).reshape(len(rows), 8 * numbers.shape[1])]
-    for name in (*config.observations.categories, *config.observations.texts):
-        codes, values = pd.factorize(rows[name])  # missing: −1, the last of `digests`
-        digests = [hashlib.blake2b(value.encode(), digest_size=16).digest() for value in values] + [bytes(16)]
-        parts.append(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)[codes])
-    return [hashlib.blake2b(row, digest_size=16).hexdigest() for row in np.hstack(parts)]
-
-
-def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
-    """The contract's columns of raw observations, numbers as float64, categories and texts as text.
-
-    :raises SchemaError: if columns are missing, a number column does not hold numbers, or a text is no Unicode.
-    """
-    observations = config.observations
-    required = ["observation_id", "observed_at", *observations.columns]
-    if missing := [name for name in required if name not in rows.columns]:
-        raise SchemaError(
-            f"observations of agent {config.agent!r} lack the columns {missing}; they have {list(rows.columns)}. "
-            f"Let {observations.source} deliver them, or change `observations.columns` in the agent file"
-        )
-    tidied = rows[required].copy()
-    if tidied.empty:  # no rows, and so often no types
-        tidied["observed_at"] = pd.to_datetime(tidied["observed_at"], utc=True)
-    if not isinstance(tidied["observed_at"].dtype, pd.DatetimeTZDtype):
-        raise SchemaError(
-            f"observed_at of agent {config.agent!r} must be timestamps with a time zone, "
-            f"not {rows['observed_at'].dtype}"
-        )
-    for name in observations.numbers:
-        if tidied[name].dtype.kind in "mMc":
-            raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric, not {tidied[name].dtype}")
-        try:
-            tidied[name] = pd.to_numeric(tidied[name]).astype("float64")
-        except (TypeError, ValueError) as error:
-            raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric: {error}") from error
-    for name in (*observations.categories, *observations.texts):
-        try:
-            tidied[name] = tidied[name].astype("string").astype("object")
-        except UnicodeEncodeError as error:
-            raise SchemaError(
-                f"column {name!r} of agent {config.agent!r} holds what is no Unicode text ({error.reason}): let "
-                f"{observations.source} replace such characters"
-            ) from error
-    return tidied.reset_index(drop=True)
-
-
-class KnowledgeBase:
+class KnowledgeBase(Tables):
     """The tables of one agent.
 
     :param config: the agent, whose contract gives the observations' columns.
@@ -175,35 +60,9 @@ class KnowledgeBase:
     def __init__(self, config: AgentConfig, root: Path | None = None, *, actions: Sequence[str] | None = None) -> None:
         known = tuple(config.actions if actions is None else actions)
         self.outcomes = [*known, *(action for action in config.actions if action not in known)]
-        self.config = config if known == config.actions else config.model_copy(update={"actions": known})
-        self.root = root or home() / "knowledge" / config.agent
+        super().__init__(config if known == config.actions else config.model_copy(update={"actions": known}), root)
 
     # ----------------------------------------------------------------- writing
-
-    def append(self, table: Table, rows: pd.DataFrame, *, batch: str) -> int:
-        """Append ``rows`` once: a batch of this name that is already there is left as it is.
-
-        :returns: number of rows written; 0 if the batch was there.
-        :raises SchemaError: if ``rows`` lack a column of the table.
-        """
-        if rows.empty:
-            return 0
-        delta = self._open_or_create(table)
-        if delta.transaction_version(batch) is not None:
-            return 0
-        try:
-            write_deltalake(
-                delta,
-                self._arrow(table, rows),
-                mode="append",
-                schema_mode="merge",
-                commit_properties=CommitProperties(app_transactions=[Transaction(batch, 1)]),
-            )
-        except CommitFailedError:
-            if self.has_batch(table, batch):  # another process was quicker with the same batch
-                return 0
-            raise
-        return len(rows)
 
     def append_observations(self, rows: pd.DataFrame, *, batch: str) -> int:
         """Append raw observations, tidied and keyed by content. See :func:`tidy` and :meth:`append`."""
@@ -330,7 +189,7 @@ class KnowledgeBase:
     def window(self, name: str, start: datetime, end: datetime) -> Window:
         """The window ``[start, end)`` as of now: it names the table versions, and reads the same rows for ever."""
         versions: dict[str, int] = {}
-        for table in _WINDOWED:
+        for table in WINDOWED:
             if delta := self._open(table):
                 versions[table] = delta.version()
         return Window(name=name, start=start, end=end, versions=versions)
@@ -349,9 +208,9 @@ class KnowledgeBase:
         delta = self._at(table, window)
         if delta is None:
             return self._empty(table, columns)
-        wanted = None if columns is None else list(dict.fromkeys([*columns, "observed_at"]))
-        condition = None if window is None else windows.between(window)
-        found = delta.to_pyarrow_dataset().to_table(columns=wanted, filter=condition)
+        dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
+        names = [name for name in dataset.schema.names if name != MONTH] if columns is None else columns
+        found = dataset.to_table(columns=list(dict.fromkeys([*names, "observed_at"])), filter=condition)
         rows: pd.DataFrame = found.to_pandas().sort_values("observed_at", kind="stable", ignore_index=True)
         return rows if columns is None else rows[list(columns)]
 
@@ -366,26 +225,27 @@ class KnowledgeBase:
         delta = self._at(table, window)
         if delta is None:
             return
-        condition = None if window is None else windows.between(window)
+        dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
+        names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
         if among is not None:
-            chosen = pc.field("observation_id").isin(among)
-            condition = chosen if condition is None else condition & chosen
-        yield from windows.batches(delta.to_pyarrow_dataset(), None if columns is None else list(columns), condition)
+            condition &= pc.field("observation_id").isin(among)
+        yield from dataset.to_batches(
+            columns=names, filter=condition, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
+        )
 
     def observations(self, window: Window) -> pd.DataFrame:
         """Observations of the window that are not in quarantine, each once, ordered by time and id.
 
         Of a window with a sample those that it draws, whatever the order of rows and files.
         """
-        if window.sample is not None and window.seed is not None:
-            bad = pa.array(self.read("quarantine", window, ["observation_id"])["observation_id"], pa.string())
-            names = self._schema("observations").names
-            found = windows.smallest(self.stream("observations", window, names), window.sample, window.seed, bad)
-            rows = found.to_pandas() if found.num_columns else self._empty("observations", None)
-        else:
-            rows = self.read("observations", window).sort_values(["observed_at", "content_key"], kind="stable")
-            bad = self.read("quarantine", window, ["observation_id"])["observation_id"]
-            rows = rows[~rows["observation_id"].isin(bad)].drop_duplicates("observation_id")
+        bad = self.read("quarantine", window, ["observation_id"])["observation_id"]
+        if window.sample is None or window.seed is None:
+            rows = self.read("observations", window).sort_values(["observed_at", "observation_id", "content_key"])
+            return rows[~rows["observation_id"].isin(bad)].drop_duplicates("observation_id", ignore_index=True)
+        found = windows.smallest(
+            self.stream("observations", window), window.sample, window.seed, pa.array(bad, pa.string())
+        )
+        rows = found.to_pandas() if found.num_columns else self._empty("observations", None)
         return rows.sort_values(["observed_at", "observation_id"], ignore_index=True)
 
     def labelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
@@ -395,7 +255,7 @@ class KnowledgeBase:
         """
         rows = self.observations(window)
         outcomes = self._outcomes_of(rows, window, ["observation_id", "known_at", "action"])
-        outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values("known_at", kind="stable")
+        outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values(["known_at", "action"], kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
         index = {action: i for i, action in enumerate(self.outcomes)}
         outcomes = outcomes.assign(outcome=outcomes["action"].map(index))
@@ -453,12 +313,11 @@ class KnowledgeBase:
         delta = self._open("outcomes")
         if delta is None:
             return self._empty("outcomes", columns)
-        outcomes, known = delta.to_pyarrow_dataset(), pc.field("known_at")
-        lived = pc.field("observed_at") >= pa.scalar(since, _TIME)
-        now = lived & (known >= pa.scalar(start, _TIME)) & (known < pa.scalar(end, _TIME))
+        (outcomes, lived), known = observed_in(delta, since), pc.field("known_at")
+        now = lived & (known >= pa.scalar(start, TIME)) & (known < pa.scalar(end, TIME))
         new: pd.DataFrame = outcomes.to_table(columns=columns, filter=now).to_pandas()
         new = new.sort_values("known_at", kind="stable")
-        earlier = lived & (known < pa.scalar(start, _TIME)) & pc.field("observation_id").isin(new["observation_id"])
+        earlier = lived & (known < pa.scalar(start, TIME)) & pc.field("observation_id").isin(new["observation_id"])
         old = outcomes.to_table(columns=["observation_id"], filter=earlier)["observation_id"].to_pylist()
         return new[~new["observation_id"].isin(old)].drop_duplicates("observation_id")
 
@@ -472,8 +331,8 @@ class KnowledgeBase:
         if delta is None or rows.empty:
             return answer
         found = delta.to_pyarrow_dataset().to_table(
-            columns=["content_key", "probabilities"], filter=pc.field("teacher") == teacher
-        )
+            columns=["content_key", "probabilities", "asked_at"], filter=pc.field("teacher") == teacher
+        ).sort_by("asked_at")  # fmt: skip
         found = found.filter(pc.equal(pc.list_value_length(found["probabilities"]), answer.shape[1]))
         position = pd.Index(found["content_key"].to_pandas().drop_duplicates())
         at = position.get_indexer(pd.Index(rows["content_key"]))
@@ -489,9 +348,9 @@ class KnowledgeBase:
         None where it has given no features at all.
         """
         found = self._features_of(teacher)
-        if found is None or not (kept := found.to_table(columns=["content_key", "features"])).num_rows:
+        if found is None or not (kept := found.to_table(columns=["content_key", "features", "asked_at"])).num_rows:
             return None
-        frame = kept.to_pandas().drop_duplicates("content_key")
+        frame = kept.sort_by("asked_at").to_pandas().drop_duplicates("content_key")
         said = np.stack(frame["features"].to_numpy())
         answer = np.full((len(rows), said.shape[1]), np.nan, dtype=np.float32)
         at = pd.Index(frame["content_key"]).get_indexer(pd.Index(rows["content_key"]))
@@ -597,23 +456,22 @@ class KnowledgeBase:
 
     def lived_until(self) -> datetime | None:
         """One microsecond after the newest observation, if there is one."""
-        return self.newest_observation() + timedelta(microseconds=1) if self.counts().get("observations") else None
+        last = self._newest_observation()
+        return None if last is None else last + timedelta(microseconds=1)
 
     def newest_observation(self) -> datetime:
         """When the agent last perceived something.
 
         :raises WindowError: if it never has.
         """
-        times = self.read("observations", columns=["observed_at"])["observed_at"]
-        if times.empty:
+        last = self._newest_observation()
+        if last is None:
             raise WindowError(f"the knowledge base of agent {self.config.agent!r} in {self.root} has no observations")
-        newest: datetime = times.iloc[-1].to_pydatetime()
-        return newest
+        return last
 
-    def counts(self) -> dict[str, int]:
-        """Number of rows of each table that there is."""
-        opened = {table: self._open(table) for table in _FIELDS}
-        return {table: delta.to_pyarrow_dataset().count_rows() for table, delta in opened.items() if delta}
+    def _newest_observation(self) -> datetime | None:
+        delta = self._open("observations")
+        return None if delta is None else newest(delta)
 
     def verdicts(self) -> list[Verdict]:
         """All verdicts, in the order of the times they speak of, then as recorded."""
@@ -626,7 +484,7 @@ class KnowledgeBase:
 
     def verdict_at(self, kind: Literal["watch", "gate"], as_of: datetime) -> Verdict | None:
         """The last verdict of that kind that speaks of exactly that moment, if one was recorded."""
-        return self._last_verdict((pc.field("kind") == kind) & (pc.field("observed_at") == pa.scalar(as_of, _TIME)))
+        return self._last_verdict((pc.field("kind") == kind) & (pc.field("observed_at") == pa.scalar(as_of, TIME)))
 
     def latest_evidence(self) -> list[EvidenceStep]:
         """The last step of each process, of whichever champion was watched last."""
@@ -645,9 +503,9 @@ class KnowledgeBase:
         delta = self._open("evidence")
         if delta is None:
             return []
-        wanted = (pc.field("champion") == champion) & (pc.field("since") == pa.scalar(since, _TIME))
+        wanted = (pc.field("champion") == champion) & (pc.field("since") == pa.scalar(since, TIME))
         if after is not None:
-            wanted &= pc.field("observed_at") > pa.scalar(after, _TIME)
+            wanted &= pc.field("observed_at") > pa.scalar(after, TIME)
         rows = delta.to_pyarrow_dataset().to_table(filter=wanted).sort_by("observed_at").to_pylist()
         return [
             Counted(
@@ -678,49 +536,8 @@ class KnowledgeBase:
         newest = found.sort_by("recorded_at")["json"].to_pylist()
         return Verdict.model_validate_json(newest[-1]) if newest else None
 
-    def has_batch(self, table: Table, batch: str) -> bool:
-        """Whether a batch of that name was appended."""
-        delta = self._open(table)
-        return delta is not None and delta.transaction_version(batch) is not None
-
-    # ----------------------------------------------------------------- Delta
-
     def _at(self, table: Table, window: Window | None) -> DeltaTable | None:
         """The table as the window was taken: None if it was not there yet."""
         versions = window.versions if window else {}
-        absent = bool(versions) and table in _WINDOWED and table not in versions
+        absent = bool(versions) and table in WINDOWED and table not in versions
         return None if absent else self._open(table, versions.get(table))
-
-    def _open(self, table: Table, version: int | None = None) -> DeltaTable | None:
-        path = str(self.root / table)
-        return DeltaTable(path, version=version) if DeltaTable.is_deltatable(path) else None
-
-    def _open_or_create(self, table: Table) -> DeltaTable:
-        path = self.root / table
-        path.mkdir(parents=True, exist_ok=True)
-        return self._open(table) or DeltaTable.create(str(path), schema=self._schema(table), mode="ignore")
-
-    def _schema(self, table: Table) -> pa.Schema:
-        fields = list(_FIELDS[table])
-        if table == "observations":
-            fields += [(name, pa.float64()) for name in self.config.observations.numbers]
-            strings = (*self.config.observations.categories, *self.config.observations.texts)
-            fields += [(name, pa.string()) for name in strings]
-        return pa.schema(fields)
-
-    def _arrow(self, table: Table, rows: pd.DataFrame) -> pa.Table:
-        schema = self._schema(table)
-        if missing := [name for name in schema.names if name not in rows.columns]:
-            raise SchemaError(f"rows for table {table!r} of agent {self.config.agent!r} lack the columns {missing}")
-        rows = rows[schema.names].copy()
-        for name in schema.names:
-            if isinstance(rows[name].dtype, pd.DatetimeTZDtype):
-                rows[name] = rows[name].dt.tz_convert("UTC").dt.as_unit("us")
-        try:
-            return pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise SchemaError(f"rows for table {table!r} of agent {self.config.agent!r}: {error}") from error
-
-    def _empty(self, table: Table, columns: Sequence[str] | None) -> pd.DataFrame:
-        frame: pd.DataFrame = self._schema(table).empty_table().to_pandas()
-        return frame if columns is None else frame[list(columns)]

@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from stillhouse.config import AgentConfig, ImportedTime, Importing, home
 from stillhouse.errors import RuntimeStateError, SchemaError
-from stillhouse.knowledge.base import KnowledgeBase, Table, content_keys, tidy
+from stillhouse.knowledge.base import KnowledgeBase, Table
+from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.files import Chunk, LogFile, plain
 from stillhouse.records import short_id
 

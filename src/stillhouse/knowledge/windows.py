@@ -5,7 +5,7 @@ Everything here streams over Arrow batches: memory is bounded by what is kept, n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,8 @@ from stillhouse.records import Window, short_id
 if TYPE_CHECKING:
     from stillhouse.knowledge.base import KnowledgeBase
 
-__all__ = ["batches", "between", "current", "keyed_hash", "newest", "promoted", "sampled", "smallest"]
+__all__ = ["current", "keyed_hash", "newest", "promoted", "sampled", "smallest"]
 
-_BATCH_ROWS = 65_536
-_TIME = pa.timestamp("us", tz="UTC")
 _EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -114,19 +112,6 @@ def _since_promotion(
 
 
 # --------------------------------------------------------------------------- streaming
-
-
-def batches(dataset: Any, columns: list[str] | None, condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
-    """Record batches of a dataset, few of them read ahead."""
-    yield from dataset.to_batches(
-        columns=columns, filter=condition, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
-    )
-
-
-def between(window: Window) -> pc.Expression:
-    """The condition that a row lies in the window."""
-    time = pc.field("observed_at")
-    return (time >= pa.scalar(window.start, _TIME)) & (time < pa.scalar(window.end, _TIME))
 
 
 def keyed_hash(ids: Any, seed: int) -> np.ndarray[Any, np.dtype[np.uint64]]:

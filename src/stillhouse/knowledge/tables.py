@@ -1,0 +1,316 @@
+"""An agent's tables in Delta Lake: their columns, how they are opened, and how rows are appended once.
+
+What is read by time is partitioned by ``observed_month`` (``2013-01``), so that a window reads the files of its months
+and compaction rewrites one month at a time. The column is derived from ``observed_at`` where rows are written, and no
+frame has it unless asked. Tables from before have no partitions and go on without.
+
+Old versions stay readable for ever: Delta removes logs after thirty days unless a table says otherwise, as ours do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+from pyarrow.dataset import Dataset
+
+from stillhouse.config import AgentConfig, home
+from stillhouse.errors import RuntimeStateError, SchemaError
+
+__all__ = [
+    "FIELDS",
+    "HOOKS",
+    "MONTH",
+    "PROPERTIES",
+    "TIME",
+    "WINDOWED",
+    "Table",
+    "Tables",
+    "file_statistics",
+    "newest",
+    "observed_in",
+]
+
+Table = Literal[
+    "observations",
+    "decisions",
+    "knowledge",
+    "outcomes",
+    "quarantine",
+    "verdicts",
+    "evidence",
+    "unanswered",
+    "spending",
+    "questions",
+    "weights",
+]
+
+TIME = pa.timestamp("us", tz="UTC")
+_PROBABILITIES = pa.list_(pa.float64())
+_FEATURES = pa.list_(pa.float32())
+FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
+    "observations": [("observation_id", pa.string()), ("observed_at", TIME), ("content_key", pa.string())],
+    "decisions": [
+        ("decision_id", pa.string()), ("observation_id", pa.string()), ("observed_at", TIME),
+        ("decided_at", TIME), ("action", pa.string()), ("probabilities", _PROBABILITIES),
+        ("decider", pa.string()), ("version", pa.string()),
+    ],
+    "knowledge": [
+        ("content_key", pa.string()), ("observed_at", TIME), ("teacher", pa.string()),
+        ("asked_at", TIME), ("probabilities", _PROBABILITIES), ("features", _FEATURES),
+    ],
+    "outcomes": [
+        ("observation_id", pa.string()), ("observed_at", TIME), ("known_at", TIME), ("action", pa.string()),
+    ],
+    "quarantine": [
+        ("observation_id", pa.string()), ("observed_at", TIME), ("reasons", pa.list_(pa.string())),
+    ],
+    "verdicts": [
+        ("verdict_id", pa.string()), ("kind", pa.string()), ("observed_at", TIME), ("recorded_at", TIME),
+        ("outcome", pa.string()), ("json", pa.string()),
+    ],
+    "evidence": [
+        ("process", pa.string()), ("champion", pa.string()), ("since", TIME), ("observed_at", TIME),
+        ("observation_ids", pa.list_(pa.string())), ("units", pa.list_(pa.int64())),
+        ("probabilities", _PROBABILITIES), ("weights", _PROBABILITIES), ("losses", _PROBABILITIES),
+        ("json", pa.string()),
+    ],
+    "unanswered": [
+        ("content_key", pa.string()), ("observed_at", TIME), ("teacher", pa.string()), ("asked_at", TIME),
+        ("reason", pa.string()),
+    ],
+    "spending": [
+        ("job", pa.string()), ("purpose", pa.string()), ("teacher", pa.string()), ("version", pa.string()),
+        ("observed_at", TIME), ("asked_at", TIME), ("calls", pa.int64()), ("rows", pa.int64()),
+        ("input_tokens", pa.int64()), ("output_tokens", pa.int64()), ("seconds", pa.float64()),
+        ("money", pa.float64()),
+    ],
+    "weights": [
+        ("job", pa.string()), ("version", pa.string()), ("observed_at", TIME), ("recorded_at", TIME),
+        ("teacher", pa.string()), ("slice", pa.string()), ("before", pa.float64()), ("after", pa.float64()),
+        ("json", pa.string()),
+    ],
+    "questions": [
+        ("job", pa.string()), ("teacher", pa.string()), ("observation_id", pa.string()), ("content_key", pa.string()),
+        ("observed_at", TIME), ("probability", pa.float64()), ("known", pa.bool_()),
+    ],
+}  # fmt: skip
+
+WINDOWED: tuple[Table, ...] = ("observations", "outcomes", "quarantine", "decisions")
+"""A window names the versions of these."""
+
+MONTH = "observed_month"
+_BY_MONTH: tuple[Table, ...] = (*WINDOWED, "knowledge")
+
+PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.checkpointInterval": "20"}
+"""Of every table: logs are kept, and opening one reads at most twenty commits behind a checkpoint."""
+
+HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+"""The same for a table that was made before these properties were."""
+
+_TRIES, _FIRST_PAUSE, _LONGEST_PAUSE = 12, 0.02, 1.0  # seconds
+
+
+class Tables:
+    """The tables of one agent, as tables.
+
+    :param config: the agent, whose contract gives the observations' columns.
+    :param root: folder of the tables; by default ``STILLHOUSE_HOME/knowledge/<agent>``.
+    """
+
+    def __init__(self, config: AgentConfig, root: Path | None = None) -> None:
+        self.config = config
+        self.root = root or home() / "knowledge" / config.agent
+
+    def identity(self) -> str:
+        """What tells this knowledge base from every other, for ever: the id of the table ``decisions``."""
+        return str(self._open_or_create("decisions").metadata().id)
+
+    def append(self, table: Table, rows: pd.DataFrame, *, batch: str) -> int:
+        """Append ``rows`` once: a batch of this name that is already there is left as it is.
+
+        :returns: number of rows written; 0 if the batch was there.
+        :raises SchemaError: if ``rows`` lack a column of the table.
+        """
+        if rows.empty or self.has_batch(table, batch):
+            return 0
+        return len(rows) if self.commit(table, self._arrow(table, rows), Transaction(batch, 1)) is not None else 0
+
+    def commit(self, table: Table, rows: pa.Table, transaction: Transaction) -> int | None:
+        """Append ``rows`` in one commit that carries ``transaction``, and return the table's version.
+
+        None, and nothing is written, where the table has a transaction of that application with this number or a
+        later one. What other writers commit meanwhile is let pass.
+
+        :raises RuntimeStateError: if others have been quicker again and again.
+        """
+        pause = _FIRST_PAUSE
+        for attempt in range(_TRIES):
+            delta = self._open_or_create(table)
+            there = delta.transaction_version(transaction.app_id)
+            if there is not None and there >= transaction.version:
+                return None
+            try:
+                write_deltalake(
+                    delta,
+                    _with_month(delta, rows),
+                    mode="append",
+                    schema_mode="merge",
+                    commit_properties=CommitProperties(app_transactions=[transaction]),
+                    post_commithook_properties=HOOKS,
+                )
+                return int(delta.version())
+            except CommitFailedError as error:
+                failure = error
+            if attempt + 1 < _TRIES:
+                time.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        raise RuntimeStateError(
+            f"table {table!r} in {self.root} could not be appended to in {_TRIES} tries, as others changed it each "
+            f"time ({failure}); nothing was written, try again"
+        ) from failure
+
+    def settle(self, table: Table, version: int) -> None:
+        """Return when the commit of that version will survive a loss of power.
+
+        Delta leaves its files to the operating system, which writes them when it sees fit.
+        """
+        folder = self.root / table
+        log = folder / "_delta_log"
+        commit = log / f"{version:020d}.json"
+        lines = [json.loads(line) for line in commit.read_text(encoding="utf-8").splitlines()]
+        files = [folder / unquote(line["add"]["path"]) for line in lines if "add" in line]
+        checkpoint = [log / f"{version:020d}.checkpoint.parquet", log / "_last_checkpoint"]
+        written = [*files, commit, *(path for path in checkpoint if path.exists())]
+        for path in (*written, *dict.fromkeys(path.parent for path in written), folder, self.root):
+            _sync(path)
+
+    def counts(self) -> dict[str, int]:
+        """Number of rows of each table that there is."""
+        opened = {table: self._open(table) for table in FIELDS}
+        return {table: _count(delta) for table, delta in opened.items() if delta}
+
+    def has_batch(self, table: Table, batch: str) -> bool:
+        """Whether a batch of that name was appended."""
+        return self.transaction(table, batch) is not None
+
+    def transaction(self, table: Table, application: str) -> int | None:
+        """The number of the application's last transaction on the table; None before its first."""
+        delta = self._open(table)
+        return None if delta is None else delta.transaction_version(application)
+
+    # ----------------------------------------------------------------- inside
+
+    def _open(self, table: Table, version: int | None = None) -> DeltaTable | None:
+        path = str(self.root / table)
+        return DeltaTable(path, version=version) if DeltaTable.is_deltatable(path) else None
+
+    def _open_or_create(self, table: Table) -> DeltaTable:
+        if delta := self._open(table):
+            return delta
+        path = self.root / table
+        path.mkdir(parents=True, exist_ok=True)
+        schema, months = self._schema(table), None
+        if table in _BY_MONTH:
+            schema, months = schema.append(pa.field(MONTH, pa.string())), [MONTH]
+        try:
+            return DeltaTable.create(
+                str(path), schema=schema, mode="ignore", partition_by=months, configuration=dict(PROPERTIES)
+            )
+        except CommitFailedError:  # another process was quicker
+            return DeltaTable(str(path))
+
+    def _schema(self, table: Table) -> pa.Schema:
+        fields = list(FIELDS[table])
+        if table == "observations":
+            fields += [(name, pa.float64()) for name in self.config.observations.numbers]
+            strings = (*self.config.observations.categories, *self.config.observations.texts)
+            fields += [(name, pa.string()) for name in strings]
+        return pa.schema(fields)
+
+    def _arrow(self, table: Table, rows: pd.DataFrame) -> pa.Table:
+        schema = self._schema(table)
+        if missing := [name for name in schema.names if name not in rows.columns]:
+            raise SchemaError(f"rows for table {table!r} of agent {self.config.agent!r} lack the columns {missing}")
+        rows = rows[schema.names].copy()
+        for name in schema.names:
+            if isinstance(rows[name].dtype, pd.DatetimeTZDtype):
+                rows[name] = rows[name].dt.tz_convert("UTC").dt.as_unit("us")
+        try:
+            return pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise SchemaError(f"rows for table {table!r} of agent {self.config.agent!r}: {error}") from error
+
+    def _empty(self, table: Table, columns: Sequence[str] | None) -> pd.DataFrame:
+        frame: pd.DataFrame = self._schema(table).empty_table().to_pandas()
+        return frame if columns is None else frame[list(columns)]
+
+
+def observed_in(
+    delta: DeltaTable, start: datetime | None = None, end: datetime | None = None
+) -> tuple[Dataset, pc.Expression]:
+    """The files that may hold rows observed in ``[start, end)``, and the condition that those rows meet.
+
+    What a file holds is told by its statistics in the log: the others are not even opened.
+    """
+    time, condition, files = pc.field("observed_at"), pc.scalar(True), list[str]()
+    if start is not None:
+        condition &= time >= pa.scalar(start, TIME)
+        files.append(f"observed_at >= '{_utc(start)}'")
+    if end is not None:
+        condition &= time < pa.scalar(end, TIME)
+        files.append(f"observed_at < '{_utc(end)}'")
+    return delta.to_pyarrow_dataset(file_pruning_predicate=" AND ".join(files) or None), condition
+
+
+def newest(delta: DeltaTable) -> datetime | None:
+    """The latest ``observed_at``, by the files' statistics; None without rows.
+
+    Those are cut to milliseconds, so the newest file's column is read.
+    """
+    maxima = pc.drop_null(file_statistics(delta, "max.observed_at"))
+    dataset, condition = observed_in(delta, pc.max(maxima).as_py() if len(maxima) else None)
+    found: datetime | None = pc.max(dataset.to_table(columns=["observed_at"], filter=condition)["observed_at"]).as_py()
+    return found
+
+
+def file_statistics(delta: DeltaTable, name: str) -> pa.ChunkedArray:
+    """One statistic of each of the table's files, null where it is not known."""
+    files = pa.table(delta.get_add_actions(flatten=True))
+    return files[name] if name in files.schema.names else pa.chunked_array([pa.nulls(files.num_rows)])
+
+
+def _count(delta: DeltaTable) -> int:
+    rows = file_statistics(delta, "num_records")
+    return int(delta.to_pyarrow_dataset().count_rows() if rows.null_count else pc.sum(rows).as_py() or 0)
+
+
+def _with_month(delta: DeltaTable, rows: pa.Table) -> pa.Table:
+    """``rows`` with their month where the table is partitioned by it."""
+    if MONTH not in delta.metadata().partition_columns:
+        return rows
+    return rows.append_column(MONTH, pc.strftime(rows["observed_at"], format="%Y-%m"))
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
