@@ -43,7 +43,7 @@ from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightC
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
-Purpose = Literal["refresh", "watch"]
+Purpose = Literal["refresh", "watch", "decide"]
 
 _BATCH_ROWS = 65_536  # that are streamed at once
 
