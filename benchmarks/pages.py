@@ -75,10 +75,9 @@ MEANING = {
             ("digits", "pictures of digits"),
         )
     },
-    "day_at_three_years_as_appended": "time to open the tables and read the last day, at three years of age relative to "
-    "three months (a file a day)",
-    "day_at_three_years_compacted": "the same with small files compacted (a file a month)",
-    "bytes_of_a_day_at_three_years": "bytes that this reads, likewise (compacted)",
+    "day_at_three_years": "time to open the tables and read the last day, at three years relative to three months "
+    "(compacted)",
+    "bytes_of_a_day_at_three_years": "bytes that this reads, likewise",
     "peak_mb_fill": "peak memory of appending 10 M observations and outcomes, day by day (MiB)",
     "peak_mb_day": "peak memory of reading single days (MiB)",
     "peak_mb_sample": "peak memory of a sample of 50,000 from all, with its outcomes (MiB)",
