@@ -82,7 +82,7 @@ MEANING = {
     "peak_mb_day": "peak memory of reading single days (MiB)",
     "peak_mb_sample": "peak memory of a sample of 50,000 from all, with its outcomes (MiB)",
     "peak_mb_newest": "peak memory of the newest 50,000 (MiB)",
-    "peak_per_table_in_memory": "the largest of these, without single days, relative to all observations as one Arrow table",
+    "peak_per_table_in_memory": "the largest of these, but for single days, relative to all rows in one Arrow table",
     "gap_closed_text": "share of the gap between outcomes alone and the teacher that the student closes on CLINC150",
 }
 
