@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.knowledge import KnowledgeBase, tables
+from stillhouse.knowledge.flush import flush
+from stillhouse.knowledge.spool import SpoolFile
+from stillhouse.knowledge.tables import Table
+
+SPAWN = multiprocessing.get_context("spawn")  # Delta panics in a forked process
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 
@@ -81,3 +88,25 @@ def append_and_die(root: Path, moment: str, first: int, count: int, batch: str) 
 
     tables.write_deltalake = dying
     append(root, first, count, batch)
+
+
+def flush_and_die(root: Path, folder: Path, step: str, moment: str) -> None:
+    """Flush, and be gone before or after rows reach the table ``step``, or before or after the events are forgotten."""
+    commit, forget = KnowledgeBase.commit, SpoolFile.forget
+
+    def dying_commit(base: KnowledgeBase, table: Table, *rest: Any) -> int | None:
+        if (table, moment) == (step, "before"):
+            os._exit(9)
+        version = commit(base, table, *rest)
+        if (table, moment) == (step, "after"):
+            os._exit(9)
+        return version
+
+    def dying_forget(spool: SpoolFile, up_to: int) -> None:
+        if (step, moment) == ("forget", "after"):
+            forget(spool, up_to)
+        if step == "forget":
+            os._exit(9)
+
+    KnowledgeBase.commit, SpoolFile.forget = dying_commit, dying_forget  # type: ignore[method-assign]
+    flush(KnowledgeBase(make_config(), root), folder)

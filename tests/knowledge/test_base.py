@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -21,6 +20,7 @@ from stillhouse.knowledge import KnowledgeBase, content_keys, tidy
 from stillhouse.knowledge.tables import FIELDS, MONTH, observed_in
 from stillhouse.records import Counted, Verdict, Window
 from tests.knowledge.parts_for_tests import (
+    SPAWN,
     START,
     append,
     append_and_die,
@@ -401,8 +401,6 @@ def test_verdicts_by_moment(kb: KnowledgeBase) -> None:
 
 
 # --------------------------------------------------------------------------- processes
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def run(target: Any, *arguments: Any) -> int | None:

@@ -10,6 +10,8 @@ The spool must lie on a local disk: SQLite's log and file locks are not for netw
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 import threading
 import time
@@ -27,11 +29,13 @@ from stillhouse.knowledge.events import Event, encode
 
 __all__ = ["Entry", "Spool", "SpoolFile", "spool_folder"]
 
+_log = logging.getLogger(__name__)
+
 _BUSY_SECONDS = 30.0
 _ASK_AGAIN_SECONDS = 1.0
 
 _TABLE = """
-create table if not exists events(
+create table events(
     seq integer primary key autoincrement,  -- never used twice, whatever is deleted
     rows integer not null,
     total integer not null,                 -- rows of this event and of all before it, since the process began
@@ -63,12 +67,19 @@ class SpoolFile:
         self.path = path
         self.name = path.stem
         with _told(path):
-            self.connection = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
-            )
-            self.connection.execute("pragma journal_mode = wal")
-            self.connection.execute("pragma synchronous = full")
-            self.connection.execute(_TABLE)
+            self.connection = _connect(path, "rw")
+            self.connection.execute("select 1 from events limit 1").close()  # a damaged file says so here
+
+    @classmethod
+    def create(cls, path: Path) -> SpoolFile:
+        """A new spool's file, which appears under its name when it is complete."""
+        unfinished = path.with_suffix(".new")
+        with _told(path):
+            connection = _connect(unfinished, "rwc")
+            connection.execute(_TABLE)
+            connection.close()
+        unfinished.rename(path)
+        return cls(path)
 
     def read(self, after: int, most_rows: int) -> list[Entry]:
         """Events behind number ``after``, in order: the first, and more while all have at most ``most_rows`` rows."""
@@ -112,6 +123,7 @@ class _Waiting:
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.bodies = [(event.rows, encode(event)) for event in events]
+        self.rows = sum(rows for rows, _ in self.bodies)
         self.done = False
         self.error: BaseException | None = None
 
@@ -120,7 +132,7 @@ class Spool:
     """This process's spool of one agent: :meth:`put` returns when the events are on the disk.
 
     Threads that put at once share one commit: the first writes for all that wait (group commit). An abandoned spool
-    is taken over, a new one is made where all are in use.
+    is taken over, a new one is made where all are in use; one that is damaged is left for a person to look at.
 
     :param folder: where the agent's spools lie, :func:`spool_folder`.
     :param max_rows: rows that may lie in it before more are refused.
@@ -129,12 +141,12 @@ class Spool:
 
     def __init__(self, folder: Path, *, max_rows: int = 1_000_000) -> None:
         self.max_rows = max_rows
-        self._owner, path = _own(folder)
-        self._file = SpoolFile(path)
+        self._owner, self._file = _own(folder)
+        self._process = os.getpid()
         self.name = self._file.name
         self._write, self._line = threading.Lock(), threading.Lock()
         self._waiting = list[_Waiting]()
-        with _told(path):
+        with _told(self._file.path):
             last = self._file.connection.execute("select max(total) from events").fetchone()
         self._total: int = last[0] or 0
         self._depth, self._asked = self._file.depth(), time.monotonic()
@@ -143,8 +155,10 @@ class Spool:
         """Write the events, all or none, and return when they will survive any crash.
 
         :raises SpoolFullError: if more rows than ``max_rows`` wait for the flush; nothing was written.
-        :raises SpoolError: if the disk refuses; nothing was written.
+        :raises SpoolError: if the disk refuses; nothing was written. Or in a process that was forked from the spool's.
         """
+        if os.getpid() != self._process:  # SQLite's connections and locks must not cross a fork
+            raise SpoolError(f"the spool {self._file.path} belongs to the process that opened it: open another here")
         mine = _Waiting(events)
         with self._line:
             self._waiting.append(mine)
@@ -170,64 +184,92 @@ class Spool:
             self._owner.release()
 
     def _commit(self, waiting: Sequence[_Waiting]) -> None:
-        """Write what all of them want in one transaction; with the lock held."""
+        """Write what those want for whom there is room, in one transaction; with the lock held."""
+        accepted = list[_Waiting]()
         try:
-            new = sum(rows for each in waiting for rows, _ in each.bodies)
-            self._require_room(new)
-            total, lines = self._total, list[tuple[int, int, bytes]]()
-            for rows, body in (one for each in waiting for one in each.bodies):
-                total += rows
-                lines.append((rows, total, body))
-            execute = self._file.connection.execute
-            with _told(self._file.path):
-                execute("begin immediate")
-                try:
-                    self._file.connection.executemany("insert into events(rows, total, body) values (?, ?, ?)", lines)
-                    execute("commit")
-                except BaseException:
-                    if self._file.connection.in_transaction:
-                        execute("rollback")
-                    raise
-            self._total = total
-            self._depth += new
+            for each in waiting:
+                if self._has_room(sum(one.rows for one in accepted) + each.rows):
+                    accepted.append(each)
+                else:
+                    each.error = self._full()
+            self._insert([one for each in accepted for one in each.bodies])
         except StillhouseError as error:
-            for each in waiting:
+            for each in accepted:
                 each.error = error
-        except BaseException as error:
-            for each in waiting:
-                each.error = error
+        except BaseException:
+            for each in accepted:
+                each.error = SpoolError(f"the spool {self._file.path}: writing was interrupted; it may be written")
             raise
         finally:
             for each in waiting:
                 each.done = True
 
-    def _require_room(self, new: int) -> None:
-        if self._depth + new <= self.max_rows:
-            return
-        self._depth, self._asked = self._file.depth(), time.monotonic()
+    def _insert(self, bodies: Sequence[tuple[int, bytes]]) -> None:
+        """All of them or, where the disk refuses, none."""
+        before, lines, connection = self._total, list[tuple[int, int, bytes]](), self._file.connection
+        for rows, body in bodies:
+            self._total += rows
+            lines.append((rows, self._total, body))
+        with _told(self._file.path):
+            connection.execute("begin immediate")
+            try:
+                connection.executemany("insert into events(rows, total, body) values (?, ?, ?)", lines)
+                connection.execute("commit")
+            except sqlite3.Error:
+                if connection.in_transaction:
+                    connection.execute("rollback")
+                self._total = before
+                raise
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("rollback")
+                raise
+        self._depth += self._total - before
+
+    def _has_room(self, new: int) -> bool:
         if self._depth + new > self.max_rows:
-            raise SpoolFullError(
-                f"{self._depth:,} rows wait in the spool {self._file.path}, which may hold {self.max_rows:,} "
-                "(`runtime.max_spool_rows`): they wait for a flush into the knowledge base; is `stillhouse serve` or a "
-                "flush running, and is the knowledge base there?"
-            )
+            self._depth, self._asked = self._file.depth(), time.monotonic()
+        return self._depth + new <= self.max_rows
+
+    def _full(self) -> SpoolFullError:
+        return SpoolFullError(
+            f"{self._depth:,} rows wait in the spool {self._file.path}, which may hold {self.max_rows:,} "
+            "(`runtime.max_spool_rows`): they wait for a flush into the knowledge base; is `stillhouse serve` or a "
+            "flush running, and is the knowledge base there?"
+        )
 
 
-def _own(folder: Path) -> tuple[FileLock, Path]:
-    """A spool's path in the folder, and the lock that says whose it is: an abandoned one, else a new one."""
+def _own(folder: Path) -> tuple[FileLock, SpoolFile]:
+    """A spool of the folder, and the lock that says whose it is: an abandoned one that can be read, else a new one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        there = sorted(folder.glob("*.sqlite"))
-        for path in (*there, folder / f"{uuid.uuid4().hex}.sqlite"):
+        new = folder / f"{uuid.uuid4().hex}.sqlite"
+        for path in (*sorted(folder.glob("*.sqlite")), new):
             lock = FileLock(path.with_suffix(".owner"))
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
-            return lock, path
+            try:
+                return lock, SpoolFile.create(path) if path == new else SpoolFile(path)
+            except SpoolError as error:
+                lock.release()
+                if path == new:
+                    raise
+                _log.error("%s; it is left as it is, and another spool is taken", error)
     except OSError as error:
         raise SpoolError(f"the spool's folder {folder} cannot be written: {error}") from error
     raise AssertionError("a new name is nobody's")
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(
+        address, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
+    )
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = full")
+    return connection
 
 
 @contextmanager

@@ -1,0 +1,428 @@
+"""Every event reaches its tables once: through kills between any two steps, other writers, damaged bytes."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import random
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+from stillhouse.config import AgentConfig
+from stillhouse.errors import RuntimeStateError
+from stillhouse.knowledge import KnowledgeBase, tables
+from stillhouse.knowledge import flush as flush_module
+from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught
+from stillhouse.knowledge.flush import flush
+from stillhouse.knowledge.spool import Spool, SpoolFile
+from stillhouse.records import Spending
+from tests.knowledge.parts_for_tests import SPAWN, START, flush_and_die, make_config, make_rows
+
+CONFIG = make_config()
+HOUR = timedelta(hours=1)
+COLUMNS = ["temp", "wind", "origin"]
+
+
+@pytest.fixture
+def kb(tmp_path: Path) -> KnowledgeBase:
+    return KnowledgeBase(CONFIG, tmp_path / "kb")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool")
+
+
+def micros(first: int, count: int) -> list[int]:
+    return [int((START + number * HOUR).timestamp() * 1e6) for number in range(first, first + count)]
+
+
+def observed(first: int, count: int = 1, columns: list[str] = COLUMNS) -> dict[str, Any]:
+    rows = make_rows(first, count)
+    return {
+        "observation_ids": rows["observation_id"].tolist(),
+        "observed_at": micros(first, count),
+        "columns": columns,
+        "values": rows[columns].to_numpy(dtype=object).tolist(),
+    }
+
+
+def decided(first: int, count: int = 1, columns: list[str] = COLUMNS) -> Decided:
+    seen = observed(first, count, columns)
+    return Decided(
+        **seen,
+        decision_ids=[f"{name}.d" for name in seen["observation_ids"]],
+        decided_at=[time + 5 for time in seen["observed_at"]],
+        actions=["move"] * count,
+        probabilities=[[0.25, 0.75]] * count,
+        deciders=["student"] * count,
+        versions=["toy@1"] * count,
+    )
+
+
+def outcomes(first: int, count: int = 1) -> Outcomes:
+    seen = observed(first, count)
+    return Outcomes(
+        observation_ids=seen["observation_ids"],
+        observed_at=seen["observed_at"],
+        known_at=[time + 3_600_000_000 for time in seen["observed_at"]],
+        actions=["stay"] * count,
+    )
+
+
+def taught(first: int, count: int = 1, said: float = 0.5, teacher: str = "t@1", **spending: Any) -> Taught:
+    seen = observed(first, count)
+    del seen["observation_ids"]
+    return Taught(
+        **seen, teacher=teacher, asked_at=micros(first, 1)[0], probabilities=[[said, 1 - said]] * count, **spending
+    )
+
+
+def ids(kb: KnowledgeBase, table: Any, column: str = "observation_id") -> list[str]:
+    return sorted(kb.read(table)[column])
+
+
+# --------------------------------------------------------------------------- rows
+
+
+def test_decisions_bring_their_observations(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    spool.put(decided(0, 3), Observed(**observed(3, 2)))
+    spool.put(outcomes(0, 2))
+    done = flush(kb, tmp_path / "spool")
+    assert (done.events, done.spools, done.dead, done.problems) == (3, 1, 0, ())
+    assert done.rows == {"observations": 5, "decisions": 3, "outcomes": 2}
+    expected = KnowledgeBase(CONFIG, tmp_path / "expected")
+    expected.append_observations(make_rows(0, 5), batch="b")
+    pd.testing.assert_frame_equal(kb.read("observations"), expected.read("observations"))
+    decisions = kb.read("decisions")
+    assert decisions["decision_id"].tolist() == ["o0000.d", "o0001.d", "o0002.d"]
+    assert (decisions["decided_at"] - decisions["observed_at"]).eq(timedelta(microseconds=5)).all()
+    assert decisions["probabilities"].map(list).tolist() == [[0.25, 0.75]] * 3
+    assert set(decisions["action"]) == {"move"} and set(decisions["version"]) == {"toy@1"}
+    labelled = kb.labelled(kb.window("w", START, START + 10 * HOUR), START + 10 * HOUR)
+    assert labelled["outcome"].tolist() == [0, 0]
+    assert flush(kb, tmp_path / "spool").events == 0
+    assert spool._file.depth() == 0
+
+
+def test_missing_values_and_columns_are_null_and_strange_ones_left_out(
+    kb: KnowledgeBase, spool: Spool, tmp_path: Path
+) -> None:
+    """An event of before the contract had ``wind``, and had ``rain``."""
+    old = Observed(
+        observation_ids=["old"],
+        observed_at=micros(0, 1),
+        columns=["origin", "rain", "temp"],
+        values=[["EWR", 3.0, None]],
+    )
+    spool.put(Observed(**observed(1)), old, decided(2))
+    assert flush(kb, tmp_path / "spool").rows["observations"] == 3
+    rows = kb.read("observations")
+    assert rows["observation_id"].tolist() == ["old", "o0001", "o0002"]
+    assert rows["origin"].tolist() == ["EWR", "EWR", "JFK"]
+    assert np.isnan(rows.loc[0, ["temp", "wind"]].astype(float)).all()
+    assert "rain" not in rows
+
+
+def test_an_event_is_never_cut_whatever_a_commit_may_take(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    for first in range(0, 40, 8):
+        spool.put(decided(first, 8))
+    assert flush(kb, tmp_path / "spool", most_rows=10).rows == {"observations": 40, "decisions": 40}
+    delta = kb._open("decisions")
+    assert delta is not None and delta.version() == 5
+    assert ids(kb, "decisions") == [f"o{number:04d}" for number in range(40)]
+
+
+# --------------------------------------------------------------------------- knowledge
+
+
+def test_what_a_teacher_said_first_stays(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    spool.put(taught(0, 2, 0.3), taught(0, 1, 0.9), taught(0, 1, 0.8, teacher="t@2"))
+    assert flush(kb, tmp_path / "spool").rows == {"knowledge": 3}
+    spool.put(taught(0, 3, 0.6))
+    assert flush(kb, tmp_path / "spool").rows == {"knowledge": 1}
+    kb.append_observations(make_rows(0, 3), batch="b")
+    rows = kb.read("observations")
+    assert kb.knowledge(rows, "t@1")[:, 0].tolist() == [0.3, 0.3, 0.6]
+    np.testing.assert_array_equal(kb.knowledge(rows, "t@2")[:, 0], [0.8, np.nan, np.nan])
+    assert kb.append_knowledge(rows, np.full((3, 2), 0.5), teacher="t@1") == 0  # nor is it asked again
+
+
+def test_what_was_said_of_fewer_actions_is_another_answer(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    spool.put(taught(0))
+    flush(kb, tmp_path / "spool")
+    spool.put(msgspec.structs.replace(taught(0), probabilities=[[0.2, 0.3, 0.5]]))
+    assert flush(kb, tmp_path / "spool").rows == {"knowledge": 1}
+
+
+def test_what_teachers_cost_is_added_up(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    spent = {"llm": {"calls": 2, "rows": 3, "money": 0.5}, "other": {"calls": 1}}
+    spool.put(taught(0, 3, spending=spent), taught(9, 0, spending={"llm": {"calls": 1}}))
+    flush(kb, tmp_path / "spool")
+    assert kb.spending(purpose="runtime") == {
+        "llm": Spending(calls=3, rows=3, money=0.5), "other": Spending(calls=1)
+    }  # fmt: skip
+    assert kb.spending(after=START + 5 * HOUR) == {"llm": Spending(calls=1)}
+    assert kb.counts()["knowledge"] == 3
+
+
+# --------------------------------------------------------------------------- kills
+
+STEPS = ["observations", "decisions", "knowledge", "outcomes", "forget"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_the_next_flush_writes_what_is_missing(
+    kb: KnowledgeBase, spool: Spool, tmp_path: Path, step: str, moment: str
+) -> None:
+    spool.put(decided(0, 3), taught(0, 2), outcomes(0, 3))
+    process = SPAWN.Process(target=flush_and_die, args=(kb.root, tmp_path / "spool", step, moment))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9
+    spool.put(decided(3, 2), taught(0, 3), outcomes(3, 2))  # life goes on, and the next chunk is another
+    flush(kb, tmp_path / "spool")
+    assert kb.counts() == {"observations": 5, "decisions": 5, "knowledge": 3, "outcomes": 5}
+    for table in ("observations", "decisions", "outcomes"):
+        assert ids(kb, table) == [f"o{number:04d}" for number in range(5)]
+    assert spool._file.depth() == 0
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_comes_between_every_event_is_there_once(
+    kb: KnowledgeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Writers that come and go, flushes that end at any step, compaction, batches of flows: in any order."""
+    rng, folder = random.Random(seed), tmp_path / "spool"
+    fuse: list[int] = []  # steps until the flush ends; empty: it does not
+
+    def burning(step: Callable[..., Any]) -> Callable[..., Any]:
+        def burn() -> None:
+            if fuse:
+                fuse[0] -= 1
+                if fuse[0] < 0:
+                    raise Killed
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            burn()
+            result = step(*args, **kwargs)
+            burn()
+            return result
+
+        return wrapped
+
+    for owner, name in (
+        (KnowledgeBase, "commit"),
+        (KnowledgeBase, "settle"),
+        (SpoolFile, "forget"),
+        (SpoolFile, "read"),
+    ):
+        monkeypatch.setattr(owner, name, burning(getattr(owner, name)))
+    live = [Spool(folder), Spool(folder)]
+    put = dict.fromkeys(("decided", "outcomes", "observed"), 0)
+    given: dict[str, list[str]] = {name: [] for name in put}
+    batches = 0
+    for _ in range(60):
+        match rng.choice(
+            ["decided", "outcomes", "observed", "flush", "killed", "killed", "change", "compact", "batch"]
+        ):
+            case "flush":
+                flush(kb, folder, most_rows=rng.choice([1, 5, 1000]))
+            case "killed":
+                fuse[:] = [rng.randint(0, 12)]
+                with contextlib.suppress(Killed):
+                    flush(kb, folder, most_rows=rng.choice([1, 5, 1000]))
+                fuse.clear()
+            case "change":
+                live.pop(rng.randrange(2)).close()
+                live.append(Spool(folder))
+            case "compact":
+                for table in kb.counts():
+                    kb._open(table).optimize.compact()  # type: ignore[union-attr, arg-type]
+            case "batch":
+                kb.append_observations(make_rows(9000 + batches, 1), batch=f"{batches}")
+                batches += 1
+            case kind:
+                count = rng.randint(1, 4)
+                first = {"decided": 0, "outcomes": 0, "observed": 5000}[kind] + put[kind]
+                event: Event = {
+                    "decided": lambda f=first, c=count: decided(f, c),
+                    "outcomes": lambda f=first, c=count: outcomes(f, c),
+                    "observed": lambda f=first, c=count: Observed(**observed(f, c)),
+                }[kind]()
+                rng.choice(live).put(event)
+                given[kind] += [f"o{number:04d}" for number in range(first, first + count)]
+                put[kind] += count
+    flush(kb, folder)
+    assert ids(kb, "decisions") == sorted(given["decided"]) if given["decided"] else True
+    assert ids(kb, "outcomes") == sorted(given["outcomes"])
+    batched = [f"o{9000 + number:04d}" for number in range(batches)]
+    assert ids(kb, "observations") == sorted(given["decided"] + given["observed"] + batched)
+
+
+def test_flushes_at_once_double_nothing(kb: KnowledgeBase, tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    spools = [Spool(folder) for _ in range(3)]
+    done = list[int]()
+
+    def write(number: int) -> None:
+        for turn in range(20):
+            spools[number].put(decided(100 * number + turn))
+
+    def move() -> None:
+        for _ in range(6):
+            done.append(flush(kb, folder, most_rows=7).events)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    threads += [threading.Thread(target=move) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.append(flush(kb, folder).events)
+    assert sum(done) == 60
+    assert ids(kb, "decisions") == sorted(f"o{100 * number + turn:04d}" for number in range(3) for turn in range(20))
+    assert kb.counts() == {"observations": 60, "decisions": 60}
+
+
+def test_a_spool_at_which_another_flush_is_comes_later(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    spool.put(decided(0))
+    with FileLock(tmp_path / "spool" / f"{spool.name}.flush"):
+        done = flush(kb, tmp_path / "spool")
+    assert (done.events, done.spools) == (0, 0)
+    assert flush(kb, tmp_path / "spool").events == 1
+
+
+def test_other_writers_are_let_pass(
+    kb: KnowledgeBase, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that changes the schema comes in between: Delta refuses ours, which is made anew."""
+    kb.append_observations(make_rows(100, 1), batch="before")
+    spool.put(decided(0, 2))
+    write, grown = tables.write_deltalake, list[int]()
+
+    def interrupted(delta: Any, rows: Any, **settings: Any) -> None:
+        if not grown:
+            grown.append(1)
+            columns = CONFIG.observations.model_dump() | {
+                "columns": {**CONFIG.observations.columns, "more": {"type": "number"}}
+            }
+            wider = AgentConfig.model_validate({**CONFIG.model_dump(), "observations": columns})
+            KnowledgeBase(wider, kb.root).append_observations(make_rows(200, 1).assign(more=1.0), batch="wider")
+        write(delta, rows, **settings)
+
+    monkeypatch.setattr(tables, "write_deltalake", interrupted)
+    done = flush(kb, tmp_path / "spool")
+    assert grown and done.rows == {"observations": 2, "decisions": 2}
+    assert ids(kb, "observations") == ["o0000", "o0001", "o0100", "o0200"]
+
+
+# --------------------------------------------------------------------------- what cannot be
+
+
+def test_bytes_that_are_no_event_go_to_the_dead_letters(
+    kb: KnowledgeBase, spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.put(decided(0))
+    spool._file.connection.execute("insert into events(rows, total, body) values (1, 2, x'C1C1')")
+    spool.put(decided(1))
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(KnowledgeBase, "commit", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            flush(kb, tmp_path / "spool")
+    dead = tmp_path / "spool" / f"{spool.name}.dead"
+    dead.write_bytes(dead.read_bytes() + b'\n{"seq": 7, "wh')  # as if a kill had cut a line off
+    assert "event 2 of spool" in caplog.text and str(dead) in caplog.text
+    done = flush(kb, tmp_path / "spool")
+    assert (done.events, done.dead) == (2, 1)
+    assert ids(kb, "decisions") == ["o0000", "o0001"]
+    lines = [json.loads(line) for line in dead.read_text().splitlines() if line.endswith("}")]
+    assert [line["seq"] for line in lines] == [2]
+    assert base64.b64decode(lines[0]["body"]) == b"\xc1\xc1"
+    assert flush(kb, tmp_path / "spool").dead == 0 and spool._file.depth() == 0
+
+
+BROKEN = {
+    "a text for a number": lambda: Observed(**observed(50) | {"values": [["warm", 1.0, "EWR"]]}),
+    "too few values": lambda: Observed(**observed(50) | {"values": [[1.0, "EWR"]]}),
+    "too few rows": lambda: Observed(**observed(50, 2) | {"values": [[1.0, 1.0, "EWR"]]}),
+    "too few times": lambda: Observed(**observed(50, 2) | {"observed_at": micros(50, 1)}),
+    "a column twice": lambda: Observed(**observed(50) | {"columns": ["temp", "temp", "origin"]}),
+    "a time beyond all calendars": lambda: Observed(**observed(50) | {"observed_at": [2**63]}),
+    "too few actions": lambda: msgspec.structs.replace(decided(50), actions=[]),
+    "a strange field of spending": lambda: taught(50, spending={"llm": {"apples": 3}}),
+    "too few probabilities": lambda: msgspec.structs.replace(taught(50, 2), probabilities=[[0.5, 0.5]]),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_an_event_that_cannot_become_rows_holds_up_no_other(
+    kb: KnowledgeBase, spool: Spool, tmp_path: Path, broken: Callable[[], Event]
+) -> None:
+    for number in range(4):
+        spool.put(decided(number))
+    spool.put(broken())
+    spool.put(outcomes(0, 4))
+    done = flush(kb, tmp_path / "spool")
+    assert (done.events, done.dead) == (5, 1)
+    assert ids(kb, "decisions") == ids(kb, "observations") == ids(kb, "outcomes") == [f"o{n:04d}" for n in range(4)]
+    assert kb.counts().get("knowledge", 0) == kb.counts().get("spending", 0) == 0
+    (line,) = filter(None, (tmp_path / "spool" / f"{spool.name}.dead").read_text().splitlines())
+    assert json.loads(line)["seq"] == 5
+
+
+def test_a_spool_that_cannot_be_read_holds_up_no_other(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    (tmp_path / "spool" / "0123.sqlite").write_bytes(b"not a database" * 100)
+    spool.put(decided(0))
+    done = flush(kb, tmp_path / "spool")
+    assert done.events == 1 and "0123.sqlite" in done.problems[0]
+
+
+def test_an_older_copy_of_a_spool_is_told_and_not_taken_for_written(
+    kb: KnowledgeBase, spool: Spool, tmp_path: Path
+) -> None:
+    path = tmp_path / "spool" / f"{spool.name}.sqlite"
+    spool.put(decided(0))
+    spool.close()
+    copy = path.read_bytes()
+    again = Spool(tmp_path / "spool")
+    again.put(decided(1), decided(2))
+    again.close()
+    flush(kb, tmp_path / "spool")
+    path.write_bytes(copy)
+    restored = Spool(tmp_path / "spool")
+    restored.put(decided(3))
+    done = flush(kb, tmp_path / "spool")
+    assert "an older copy was put in its place" in done.problems[0] and done.events == 0
+    assert restored.depth() == 2  # all is still there
+
+
+def test_a_knowledge_base_that_cannot_be_written_leaves_all_in_the_spool(spool: Spool, tmp_path: Path) -> None:
+    spool.put(decided(0))
+    (tmp_path / "kb").write_text("in the way")
+    with pytest.raises(RuntimeStateError, match=r"what waits in .* could not be written .* it stays there"):
+        flush(KnowledgeBase(CONFIG, tmp_path / "kb"), tmp_path / "spool")
+    (tmp_path / "kb").unlink()
+    assert spool._file.depth() == 1
+    assert flush(KnowledgeBase(CONFIG, tmp_path / "kb"), tmp_path / "spool").events == 1
+
+
+def test_nothing_was_ever_spooled(kb: KnowledgeBase, tmp_path: Path) -> None:
+    assert flush_module.flush(kb, tmp_path / "absent").model_copy(update={"seconds": 0.0}) == flush_module.Flushed()
+    assert not (tmp_path / "absent").exists() and not kb.root.exists()

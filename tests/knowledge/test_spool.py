@@ -1,0 +1,336 @@
+"""What was acknowledged is in the spool, whatever happens to its process or its disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.errors import SpoolError, SpoolFullError
+from stillhouse.knowledge.events import Outcomes, decode
+from stillhouse.knowledge.spool import Spool, SpoolFile
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+def event(*names: str) -> Outcomes:
+    n = len(names)
+    return Outcomes(observation_ids=list(names), observed_at=[0] * n, known_at=[1] * n, actions=["go"] * n)
+
+
+def names(path: Path) -> list[str]:
+    """Of all observations in a spool's file, in its order."""
+    file = SpoolFile(path)
+    found = [name for entry in file.read(0, 10**9) for name in decode(entry.body).observation_ids]
+    file.close()
+    return found
+
+
+def path_of(spool: Spool) -> Path:
+    return spool._file.path
+
+
+# --------------------------------------------------------------------------- putting and forgetting
+
+
+def test_events_come_back_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.put(event("a"), event("b", "c"))
+    spool.put(event("d"))
+    file = SpoolFile(path_of(spool))
+    entries = file.read(0, 100)
+    assert [(entry.seq, entry.rows) for entry in entries] == [(1, 1), (2, 2), (3, 1)]
+    assert names(path_of(spool)) == ["a", "b", "c", "d"]
+    assert [entry.seq for entry in file.read(1, 100)] == [2, 3]
+    assert [entry.seq for entry in file.read(0, 3)] == [1, 2]
+    assert [entry.seq for entry in file.read(1, 1)] == [2]  # an event is never cut
+    assert file.depth() == 4
+
+
+def test_numbers_are_never_given_twice(tmp_path: Path) -> None:
+    for _ in range(3):
+        spool = Spool(tmp_path)
+        spool.put(event("a"), event("b"))
+        file = SpoolFile(path_of(spool))
+        file.forget(file.last())
+        file.close()
+        spool.close()
+    spool = Spool(tmp_path)
+    spool.put(event("c"))
+    file = SpoolFile(path_of(spool))
+    assert [entry.seq for entry in file.read(0, 10)] == [7] and file.last() == 7
+    assert len(list(tmp_path.glob("*.sqlite"))) == 1
+
+
+def test_the_depth_counts_rows_that_wait(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for number in range(6):
+        spool.put(event(*"abc"[: 1 + number % 3]))
+    file = SpoolFile(path_of(spool))
+    assert spool.depth() == file.depth() == 12
+    file.forget(3)
+    assert file.depth() == 6
+    file.forget(6)
+    assert file.depth() == 0
+    spool.close()
+    assert Spool(tmp_path).depth() == 0
+
+
+def test_threads_that_put_at_once_share_a_commit(tmp_path: Path) -> None:
+    spool, statements = Spool(tmp_path), list[str]()
+    spool._file.connection.set_trace_callback(statements.append)
+    threads = [threading.Thread(target=spool.put, args=(event(f"{n}"),)) for n in range(8)]
+    with spool._write:  # as while another commit is under way
+        for thread in threads:
+            thread.start()
+        while len(spool._waiting) < 8:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert sum(statement == "commit" for statement in statements) == 1
+    assert sorted(names(path_of(spool))) == [f"{n}" for n in range(8)]
+
+
+def test_many_threads_lose_and_double_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+
+    def work(number: int) -> None:
+        for turn in range(25):
+            spool.put(event(f"{number}:{turn}"), event(f"{number}:{turn}+"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = names(path_of(spool))
+    assert len(found) == len(set(found)) == 8 * 25 * 2
+    for number in range(8):  # each thread's own in its own order
+        mine = [name for name in found if name.startswith(f"{number}:")]
+        assert mine == [f"{number}:{turn}{more}" for turn in range(25) for more in ("", "+")]
+
+
+# --------------------------------------------------------------------------- no room
+
+
+def test_what_has_no_room_is_refused_whole(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_rows=3)
+    spool.put(event("a", "b"))
+    with pytest.raises(SpoolFullError, match=r"2 rows wait .* which may hold 3 .*max_spool_rows"):
+        spool.put(event("c"), event("d"))
+    spool.put(event("e"))
+    assert names(path_of(spool)) == ["a", "b", "e"]
+    file = SpoolFile(path_of(spool))
+    file.forget(1)
+    spool.put(event("f", "g"))
+    assert names(path_of(spool)) == ["e", "f", "g"]
+
+
+def test_one_that_is_too_large_takes_no_others_down(tmp_path: Path) -> None:
+    spool, refused = Spool(tmp_path, max_rows=3), list[str]()
+
+    def put(*given: str) -> None:
+        try:
+            spool.put(event(*given))
+        except SpoolFullError:
+            refused.extend(given)
+
+    threads = [threading.Thread(target=put, args=given) for given in (("a",), ("b", "c", "d", "e"), ("f",))]
+    with spool._write:
+        for number, thread in enumerate(threads):
+            thread.start()
+            while len(spool._waiting) <= number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert names(path_of(spool)) == ["a", "f"] and refused == ["b", "c", "d", "e"]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from stillhouse.errors import SpoolError
+from stillhouse.knowledge.events import Outcomes
+from stillhouse.knowledge.spool import Spool
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+spool = Spool(Path(sys.argv[1]))
+def put(number):
+    spool.put(Outcomes(observation_ids=[f"{number}" + "x" * 3000], observed_at=[0], known_at=[1], actions=["go"]))
+    print(number, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+number, refused = 0, 0
+while refused < 5:
+    number += 1
+    try:
+        put(number)
+    except SpoolError as error:
+        refused += 1
+        print("refused", error, file=sys.stderr)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+for more in range(10):
+    put(number + 1 + more)
+"""
+
+
+def test_a_full_disk_refuses_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
+    """The kernel refuses to let a file grow, as it does on a full disk, and later allows it again."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], env=environment(), capture_output=True, text=True, check=True
+    )
+    acknowledged = [int(line) for line in done.stdout.split()]
+    (path,) = tmp_path.glob("*.sqlite")
+    found = [int(name.rstrip("x")) for name in names(path)]
+    assert "not full" in done.stderr and len(acknowledged) > 10
+    assert found == acknowledged
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(SRC)}
+
+
+# --------------------------------------------------------------------------- whose it is
+
+
+def test_a_spool_has_one_owner(tmp_path: Path) -> None:
+    first, second = Spool(tmp_path), Spool(tmp_path)
+    assert first.name != second.name
+    first.put(event("a"))
+    first.close()
+    third = Spool(tmp_path)
+    assert third.name == first.name and third.depth() == 1
+    third.put(event("b"))
+    assert names(path_of(third)) == ["a", "b"]
+
+
+def test_a_damaged_spool_is_left_alone_and_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = tmp_path / "0123.sqlite"
+    damaged.write_bytes(b"SQLite format 3\0 and then nothing that makes sense" * 40)
+    before = damaged.read_bytes()
+    with caplog.at_level(logging.ERROR):
+        spool = Spool(tmp_path)
+    assert spool.name != "0123" and damaged.read_bytes() == before
+    assert "0123.sqlite" in caplog.text and "another spool is taken" in caplog.text
+    spool.put(event("a"))
+    assert names(path_of(spool)) == ["a"]
+
+
+def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpoolError, match=r"the spool's folder .* cannot be written"):
+        Spool(tmp_path / "file" / "spool")
+    with pytest.raises(SpoolError, match="local disk"):
+        SpoolFile(tmp_path / "absent.sqlite")
+    assert not (tmp_path / "absent.sqlite").exists()
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+from stillhouse.errors import SpoolError
+from stillhouse.knowledge.events import Outcomes
+from stillhouse.knowledge.spool import Spool
+
+spool = Spool(Path(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    try:
+        spool.put(Outcomes(observation_ids=["child"], observed_at=[0], known_at=[1], actions=["go"]))
+    except SpoolError:
+        os._exit(7)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+spool.put(Outcomes(observation_ids=["parent"], observed_at=[0], known_at=[1], actions=["go"]))
+"""
+
+
+def test_a_forked_child_does_not_write_through_its_parents_spool(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", FORKED, str(tmp_path)], env=environment(), check=True)
+    (path,) = tmp_path.glob("*.sqlite")
+    assert names(path) == ["parent"]
+
+
+# --------------------------------------------------------------------------- crashes
+
+WRITER = """
+import os, sys, threading
+from pathlib import Path
+from stillhouse.knowledge.events import Outcomes
+from stillhouse.knowledge.spool import Spool
+
+spool = Spool(Path(sys.argv[1]))
+def work(thread):
+    for number in range(10**9):
+        name = f"{sys.argv[2]}:{thread}:{number}"
+        spool.put(Outcomes(observation_ids=[name], observed_at=[0], known_at=[1], actions=["go"]))
+        os.write(1, name.encode() + bytes([10]))  # a line at once, whatever other threads write
+for thread in range(3):
+    threading.Thread(target=work, args=(thread,)).start()
+"""
+
+
+def test_killed_in_the_middle_the_next_process_finds_all_that_was_acknowledged(tmp_path: Path) -> None:
+    acknowledged, rng = list[str](), random.Random(3)
+    for life in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path), f"{life}"],
+            env=environment(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        acknowledged += [process.stdout.readline().strip() for _ in range(30)]
+        time.sleep(rng.random() / 10)
+        process.send_signal(signal.SIGKILL)
+        acknowledged += process.stdout.read().split()
+        process.wait()
+    (path,) = tmp_path.glob("*.sqlite")  # each life took over the spool of the one before
+    found = names(path)
+    assert len(found) == len(set(found))
+    assert set(acknowledged) <= set(found)
+    assert len(found) <= len(acknowledged) + 4 * 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_log_that_was_cut_off_holds_whole_commits(tmp_path: Path, seed: int) -> None:
+    """What a disk that lies about syncing may leave: never a torn event, never one without those before it."""
+    spool, rng = Spool(tmp_path / "live"), random.Random(seed)
+    for number in range(40):
+        spool.put(event(*(f"{number}:{row}" for row in range(rng.randint(1, 40)))))
+    whole = names(path_of(spool))
+    for _ in range(15):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(tmp_path / "live", copy)
+        (log,) = copy.glob("*.sqlite-wal")
+        os.truncate(log, rng.randint(0, log.stat().st_size))
+        for index in copy.glob("*.sqlite-shm"):
+            index.unlink()
+        taken = Spool(copy)
+        found = names(path_of(taken))
+        assert found == whole[: len(found)]
+        behind = whole[len(found) :]  # a commit is there whole or not at all
+        assert not found or not behind or found[-1].split(":")[0] != behind[0].split(":")[0]
+        taken.put(event("after"))
+        assert names(path_of(taken)) == [*found, "after"]
+        taken.close()
+
+
+def test_readers_and_the_writer_do_not_wait_for_one_another_for_long(tmp_path: Path) -> None:
+    """Half a reading open, the writer writes; with the writer's commits, a reader sees whole ones."""
+    spool = Spool(tmp_path)
+    spool.put(*(event(f"{n}") for n in range(10)))
+    file = SpoolFile(path_of(spool))
+    reading: Any = file.connection.execute("select seq from events order by seq")
+    assert next(reading) == (1,)
+    spool.put(event("more"))
+    assert [seq for (seq,) in reading] == list(range(2, 11))
+    assert len(file.read(0, 100)) == 11
