@@ -315,7 +315,8 @@ class Agent:
             for name, values in times.items()
         }
         ids = [str(each) for each in outcomes["observation_id"]]
-        if strange := next((each for each in ids if not is_unicode(each)), None):
+        if not is_unicode("".join(ids)):
+            strange = next(each for each in ids if not is_unicode(each))
             raise SchemaError(
                 f"observation_id {strange!r} of an outcome of agent {self.config.agent!r} is no Unicode text"
             )
