@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import numpy as np
+import pandas as pd
 
 from stillhouse import config
+from stillhouse.errors import SchemaError
+from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import resolve
-from tasks.common import champion_parts, engine_task, knowledge_base, registry
+from stillhouse.records import Window
+from stillhouse.runtime import Agent
+from tasks.common import engine_task, knowledge_base, registry
 
 __all__ = ["beginning", "live"]
+
+_ROWS = 10_000  # of one call to the agent, and so of one event in its spool
 
 
 def beginning(agent: str, start: datetime | None) -> datetime:
@@ -22,32 +28,44 @@ def beginning(agent: str, start: datetime | None) -> datetime:
 def live(agent: str, start: datetime, end: datetime) -> int:
     """Observations of ``[start, end)`` arrive, the champion decides them, and outcomes known by ``end`` come in.
 
-    Idempotent: a stretch that was lived is not lived again. Returns the number of observations added.
+    All of it goes through the runtime, as an application's calls do. Idempotent: what was lived is not lived again,
+    wherever an earlier run was killed. Returns the number of observations added.
     """
     settings = config.load(agent)
     base = knowledge_base(agent)
     where = f"agents/{agent}.yaml"
     start, end = base.moment(start), base.moment(end)
-    batch = f"live:{start:%Y%m%dT%H%M%S}:{end:%Y%m%dT%H%M%S}"
-    source = resolve(settings.observations.source, where=f"{where}: observations.source")
-    rows = source(start, end)
-    added = base.append_observations(rows, batch=batch)
+    past = (start - settings.outcomes.delay, end - settings.outcomes.delay)
+    with Agent(agent, follow=False, flush=False) as lived:
+        lived.flush()  # what a killed run had recorded
+        champion = lived.follow(registry(agent))
+        observed = resolve(settings.observations.source, where=f"{where}: observations.source")(start, end)
+        new = _not_yet(base, "observations", observed, start, end)
+        for part in _parts(new):
+            _ = lived.observe(part) if champion is None else lived.decide(part)
+        outcomes = resolve(settings.outcomes.source, where=f"{where}: outcomes.source")(*past)
+        for part in _parts(_not_yet(base, "outcomes", outcomes, *past)):
+            lived.learn(part)
+        lived.flush()
+    return len(new)
 
-    champion = registry(agent).champion()
-    if champion is not None and len(rows) and not base.has_batch("decisions", batch):
-        student = champion_parts(agent, champion).student
-        decided = student.predict_proba(rows)
-        decisions = rows[["observation_id", "observed_at"]].assign(
-            decision_id=rows["observation_id"] + ":" + str(champion.version),
-            decided_at=rows["observed_at"],
-            action=np.asarray(student.actions, dtype=object)[decided.argmax(axis=1)],
-            probabilities=list(decided.astype(np.float64)),
-            decider="student",
-            version=str(champion),
-        )
-        base.append("decisions", decisions, batch=batch)
 
-    delay = settings.outcomes.delay
-    outcomes = resolve(settings.outcomes.source, where=f"{where}: outcomes.source")(start - delay, end - delay)
-    base.append("outcomes", outcomes, batch=batch)
-    return added
+def _not_yet(base: KnowledgeBase, table: str, rows: pd.DataFrame, start: datetime, end: datetime) -> pd.DataFrame:
+    """Those of ``rows`` that the table does not have: by their ids, outcomes also by when they became known."""
+    keys = ["observation_id", "known_at"] if table == "outcomes" else ["observation_id"]
+    if lacking := [name for name in keys if name not in rows.columns]:
+        raise SchemaError(f"{table} of agent {base.config.agent!r} lack the columns {lacking}")
+    there = base.read(table, Window(name="lived", start=start, end=end), keys)
+    return rows[~_keys(rows[keys]).isin(_keys(there))]
+
+
+def _keys(rows: pd.DataFrame) -> pd.Index:
+    """The rows as keys, times as microseconds whatever their unit was."""
+    times = [name for name in rows if name != "observation_id"]
+    stamps = {name: pd.to_datetime(rows[name], utc=True).dt.as_unit("us").astype("int64") for name in times}
+    rows = rows.assign(observation_id=rows["observation_id"].astype("str"), **stamps)
+    return pd.MultiIndex.from_frame(rows) if times else pd.Index(rows["observation_id"])
+
+
+def _parts(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    return [rows.iloc[i : i + _ROWS] for i in range(0, len(rows), _ROWS)]

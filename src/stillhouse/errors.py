@@ -5,6 +5,7 @@
     ├── PartError           a "module:object" that does not import or does not keep its promise
     ├── DataError           rows that cannot be used
     │   ├── SchemaError         missing columns, wrong types
+    │   │   └── UnknownDecisionError    an outcome of a decision that was never handed out
     │   └── WindowError         a window that is empty or too small
     ├── LeakageError        a teacher asked about rows it was fitted on, a test row that was trained on
     ├── ExportError         a student that does not become the variant it should be
@@ -31,6 +32,7 @@ __all__ = [
     "SpoolError",
     "SpoolFullError",
     "StillhouseError",
+    "UnknownDecisionError",
     "WindowError",
 ]
 
@@ -53,6 +55,10 @@ class DataError(StillhouseError):
 
 class SchemaError(DataError):
     """Columns are missing or have types that the agent's contract does not allow."""
+
+
+class UnknownDecisionError(SchemaError):
+    """An outcome names a decision that this agent never handed out."""
 
 
 class WindowError(DataError):

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ import pandas as pd
 
 from stillhouse.compress.search import search
 from stillhouse.compress.variants import student_subject, variant_pack
-from stillhouse.config import AgentConfig, Compression, Fp32
+from stillhouse.config import AgentConfig, Cascade, Compression, EndpointTeacher, Fp32, leaves
 from stillhouse.distill.students import blocks, columns_of, new_student
 from stillhouse.distill.train import Lesson, distil
-from stillhouse.errors import PartError, StillhouseError, WindowError
+from stillhouse.errors import ConfigError, PartError, StillhouseError, WindowError
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import content_keys, tidy
 from stillhouse.parts import resolve
@@ -36,6 +37,7 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
 
     :raises StillhouseError: the first thing that is not, and what to do about it.
     """
+    _refuse_open_purse(config)
     observed = _observations(config, rows)
     yield f"{config.observations.source}: {len(observed)} observations with {len(config.observations.columns)} columns"
     labelled = _labelled(config, observed)
@@ -48,7 +50,9 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
         fitted = ensemble.fit(config, past, window, Path(folder) / "teacher", ForeignModels())
         teachers = ensemble.load(Path(folder) / "teacher", config, ForeignModels())
         asked = future if teachers.local else future.head(_PAID_ROWS)
+        began = perf_counter()
         knowledge = np.resize(teachers.ask(asked), (len(future), len(config.actions)))
+        seconds = perf_counter() - began
         names = ", ".join(member.name for member in teachers.members)
         yield f"teachers {names}: {len(asked)} rows answered, saved and loaded again ({fitted.bytes:,} bytes)"
 
@@ -65,9 +69,51 @@ def rehearse(config: AgentConfig, rows: int) -> Iterator[str]:
         plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_pack(config.agent, config.actions, {})
         variant = search(lambda: subject, plain, Limits(), pack, Path(folder)).reference
-        decided = Variant(variant.folder).predict(future)
+        decided = Variant(variant.folder).predict_proba(future)
+        if teachers.local:
+            began = perf_counter()
+            teachers.ask(asked.head(1))
+            seconds = perf_counter() - began
     made = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(decided)} rows"
     yield f"student ({config.student.kind}): {made}"
+    if config.runtime.cascade is not None:
+        yield _cascade(
+            config, config.runtime.cascade, seconds, float((decided.max(axis=1) < config.runtime.cascade.below).mean())
+        )
+
+
+def _refuse_open_purse(config: AgentConfig) -> None:
+    """:raises ConfigError: if a teacher that costs money could answer any number of the agent's questions."""
+    cascade = config.runtime.cascade
+    if cascade is None or cascade.cost_per_day is not None or cascade.calls_per_day is not None:
+        return
+    priced = [
+        leaf.name for leaf in leaves(config.teachers)
+        if isinstance(leaf.teacher, EndpointTeacher)
+        and leaf.teacher.price_per_million_input + leaf.teacher.price_per_million_output
+    ]  # fmt: skip
+    if priced:
+        raise ConfigError(
+            f"agents/{config.agent}.yaml: runtime.cascade: teacher {priced[0]!r} costs money, and neither "
+            "`calls_per_day` nor `cost_per_day` limits how often an unsure student sends for it: set one of them"
+        )
+
+
+def _cascade(config: AgentConfig, cascade: Cascade, seconds: float, unsure: float) -> str:
+    """What the cascade would do with the rows that were tried.
+
+    :raises ConfigError: if the teacher takes longer for a row than it is given.
+    """
+    limit = cascade.timeout.total_seconds()
+    if seconds > limit:
+        raise ConfigError(
+            f"agents/{config.agent}.yaml: runtime.cascade.timeout: the teachers took {seconds:.2g} s to answer, and "
+            f"have {limit:g} s: the student's answers would stand. Give them longer, or leave the cascade out"
+        )
+    return (
+        f"cascade: the teacher answers in {1000 * seconds:.0f} ms; this student, trained on one tiny pass, would send "
+        f"for it in {unsure:.0%} of the rows"
+    )
 
 
 def _observations(config: AgentConfig, rows: int) -> pd.DataFrame:

@@ -43,7 +43,7 @@ from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightC
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
-Purpose = Literal["refresh", "watch", "decide"]
+Purpose = Literal["refresh", "watch", "runtime"]
 
 _BATCH_ROWS = 65_536  # that are streamed at once
 
@@ -341,6 +341,20 @@ class KnowledgeBase(Tables):
             said = np.stack(found["probabilities"].to_pandas().to_numpy()[first])
             answer[at >= 0] = said[at[at >= 0]]
         return answer
+
+    def newest_answers(self, teacher: str, most: int) -> list[tuple[str, np.ndarray[Any, np.dtype[np.float64]]]]:
+        """Content keys and probabilities ``[K]`` of the ``most`` answers that ``teacher`` gave last, oldest first."""
+        delta = self._open("knowledge")
+        if delta is None or most < 1:
+            return []
+        kept = delta.to_pyarrow_dataset().filter(pc.field("teacher") == teacher)
+        times = kept.to_table(columns=["asked_at"])["asked_at"].to_numpy().astype("datetime64[us]").astype(np.int64)
+        if len(times) > most:
+            since = np.partition(times, len(times) - most)[len(times) - most]
+            kept = kept.filter(pc.field("asked_at") >= pa.scalar(int(since), TIME))
+        found = kept.to_table(columns=["content_key", "asked_at", "probabilities"]).sort_by("asked_at")
+        said = zip(found["content_key"].to_pylist(), found["probabilities"].to_pylist(), strict=True)
+        return [(key, np.asarray(each)) for key, each in said if len(each) == len(self.config.actions)][-most:]
 
     def features(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float32]] | None:
         """What ``teacher`` made of each of ``rows`` inside: float32 ``[n, D]``, NaN where it was never asked.

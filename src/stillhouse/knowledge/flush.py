@@ -245,8 +245,8 @@ def _spending(_: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
         [Spending.model_validate(fields).model_dump() for _, fields, _ in said], columns=list(Spending.model_fields)
     )
     return spent.assign(
-        job="decide",
-        purpose="decide",
+        job="runtime",
+        purpose="runtime",
         teacher=[name for name, _, _ in said],
         version=[event.teacher for _, _, event in said],
         observed_at=_times([max(event.observed_at, default=event.asked_at)] for _, _, event in said),

@@ -151,13 +151,15 @@ class Registry(Models):
                 return entry.version
         raise RegistryError(f"{self.agent} has no version of variant {variant!r} from refresh {refresh_id}")
 
-    def fetch(self, ref: ModelRef) -> Path:
+    def fetch(self, ref: ModelRef, folder: Path | None = None) -> Path:
         """The local folder of a variant or teacher, or of a student's ``model.pt2``, downloaded once.
 
-        It lies under ``STILLHOUSE_HOME/models/<model id>`` and appears there only when it is complete.
+        It appears only when it is complete.
+
+        :param folder: where it is to lie; by default ``STILLHOUSE_HOME/models/<model id>``.
         """
         logged = model_id(self._logged_uri(ref))
-        cached = home() / "models" / logged
+        cached = folder or home() / "models" / logged
         if not cached.exists():
             model = self.client.get_logged_model(logged)
             role = model.tags["role"]

@@ -101,6 +101,18 @@ class Endpoint:
         with ThreadPoolExecutor(1) as pool:  # a loop of its own, whatever loop the caller may be running in
             return pool.submit(asyncio.run, self._answer(rows, allowance)).result()
 
+    @property
+    def most_calls(self) -> int:
+        """Requests that one row can take: each vote with all its retries, and those that find out what is offered."""
+        return int(self.teacher.votes * (1 + self.teacher.retries) + 2 ** len(_EXTRAS))
+
+    def dearest(self, rows: pd.DataFrame) -> list[float]:
+        """The most that asking about each of ``rows`` can cost, in the unit of the prices."""
+        extras = frozenset(_EXTRAS)
+        records: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
+        questions = (fill(self.teacher.prompt, row, self.actions) for row in records)
+        return [self.teacher.votes * self._dearest(self._body(question, extras, 1)) for question in questions]
+
     # ----------------------------------------------------------------- one round
 
     async def _answer(self, rows: pd.DataFrame, allowance: Allowance) -> Answers:

@@ -44,6 +44,10 @@ _RENEW = "Refresh with teacher=fit, or restore the agent file"
 _CHUNK = 5000  # rows after which what a teacher in this process has said is kept
 
 
+def _free(rows: pd.DataFrame) -> list[float]:
+    return [0.0] * len(rows)
+
+
 @dataclass(frozen=True)
 class Member:
     """One of the teachers.
@@ -53,6 +57,8 @@ class Member:
     :param chunk: rows after which what it has said is kept.
     :param part: gives the user's object behind it, where it runs in this process.
     :param features: whether its answers hold features.
+    :param dearest: rows to the most that asking about each can cost, ``[n]``.
+    :param most_calls: that one row can take.
     """
 
     name: str
@@ -62,6 +68,8 @@ class Member:
     chunk: int = _CHUNK
     part: Callable[[], object] | None = None
     features: bool = False
+    dearest: Callable[[pd.DataFrame], list[float]] = _free
+    most_calls: int = 1
 
 
 class Ensemble:
@@ -402,7 +410,10 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     _refuse_changed(config, leaf, part, pinned)
     if isinstance(teacher, EndpointTeacher):
         asked = endpoint.Endpoint(config, name, teacher)
-        return Member(name, leaf.share, asked.answer, part["version"], chunk=asked.chunk)
+        return Member(
+            name, leaf.share, asked.answer, part["version"], chunk=asked.chunk, dearest=asked.dearest,
+            most_calls=asked.most_calls,
+        )  # fmt: skip
     if isinstance(teacher, MlflowTeacher):
         columns, store = list(config.observations.columns), _store(config, leaf, models)
         predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)

@@ -1,0 +1,269 @@
+"""Observations as an application gives them, checked against the agent's contract, and as a student reads them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import isfinite
+from operator import itemgetter
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from stillhouse.config import AgentConfig
+from stillhouse.errors import SchemaError
+from stillhouse.knowledge import tidy
+from stillhouse.runtime.ids import LONGEST_ID
+from stillhouse.variant import WordPiece, width
+
+__all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "is_unicode", "micros"]
+
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+AHEAD = 3_600_000_000
+"""Microseconds that a clock may be ahead of ours."""
+
+ObservationId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
+ObservedAt = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970 (UTC)."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """n observations that keep the contract."""
+
+    observation_ids: list[str]
+    observed_at: list[int]
+    """Microseconds since 1970 (UTC)."""
+    columns: list[str]
+    """Numbers, then categories, then texts."""
+    values: list[Any]
+    """n sequences in that order: float, str, or None where missing."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def part(self, places: Sequence[int]) -> Batch:
+        """Only the observations at ``places``."""
+        return Batch(
+            [self.observation_ids[i] for i in places], [self.observed_at[i] for i in places],
+            self.columns, [self.values[i] for i in places],
+        )  # fmt: skip
+
+
+class Contract:
+    """What an observation of this agent must look like: each column of the agent file, null where it is missing.
+
+    ``observation_id`` and ``observed_at`` may be left out: then it is given a new id, and was perceived now.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        observations = config.observations
+        self.config = config
+        self.columns = [*observations.numbers, *observations.categories, *observations.texts]
+        self._numbers = len(observations.numbers)
+        kinds: list[Any] = [float | None] * self._numbers + [str | None] * (len(self.columns) - self._numbers)
+        fields = [(f"c{i}", kind) for i, kind in enumerate(kinds)]
+        self.type: type[msgspec.Struct] = msgspec.defstruct(
+            "Observation",
+            [*fields, ("observation_id", ObservationId | None, None), ("observed_at", ObservedAt | None, None)],
+            rename={f"c{i}": name for i, name in enumerate(self.columns)},
+            forbid_unknown_fields=True,
+            kw_only=False,
+            gc=False,
+        )
+
+    def read(self, given: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame) -> Batch:
+        """Check what an application hands over in process.
+
+        :raises SchemaError: naming the row, the column and what is wrong with it.
+        """
+        if isinstance(given, pd.DataFrame):
+            return self._of_frame(given)
+        rows = [given] if isinstance(given, Mapping) else list(given)
+        try:
+            plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+            batch = self.batch(msgspec.convert(plain, list[self.type]))  # type: ignore[name-defined]
+        except (msgspec.ValidationError, AttributeError) as error:  # what is no mapping has no items
+            raise SchemaError(f"observations of agent {self.config.agent!r}: {error}") from error
+        self._require_finite(batch)
+        self._require_unicode(batch)
+        return batch
+
+    def missing(self) -> Batch:
+        """One observation of which nothing is known."""
+        return Batch(["missing"], [time.time_ns() // 1000], self.columns, [(None,) * len(self.columns)])
+
+    def frame(self, batch: Batch) -> pd.DataFrame:
+        """The observations as a teacher reads them: numbers float64, categories and texts as text."""
+        columns = zip(*batch.values, strict=True) if batch.values else ((),) * len(self.columns)
+        typed = {
+            name: pd.Series(list(values), dtype="float64" if place < self._numbers else "str")
+            for place, (name, values) in enumerate(zip(self.columns, columns, strict=True))
+        }
+        times = pd.to_datetime(batch.observed_at, unit="us", utc=True).as_unit("us")
+        return pd.DataFrame({"observation_id": batch.observation_ids, "observed_at": times, **typed})
+
+    def require(self, columns: Sequence[Mapping[str, Any]], version: str) -> None:
+        """:raises SchemaError: if a champion reads ``columns`` that the agent file lacks, or has of another type."""
+        observations = self.config.observations
+        kinds = {
+            **dict.fromkeys(observations.numbers, "number"),
+            **dict.fromkeys(observations.categories, "category"),
+            **dict.fromkeys(observations.texts, "text"),
+        }
+        strange = [
+            f"{column['name']} ({column['type']}, in the agent file {kinds.get(column['name'], 'not at all')})"
+            for column in columns if kinds.get(column["name"]) != column["type"]
+        ]  # fmt: skip
+        if strange:
+            raise SchemaError(
+                f"{version} does not fit the agent file of {self.config.agent!r}: it reads {', '.join(strange)}; "
+                "restore the columns, or refresh, so that a student learns from those of now"
+            )
+
+    def batch(self, rows: Sequence[msgspec.Struct]) -> Batch:
+        """Decoded observations as a batch.
+
+        :raises SchemaError: if a time lies ahead.
+        """
+        now = time.time_ns() // 1000
+        wide = len(self.columns)
+        values = [msgspec.structs.astuple(row) for row in rows]
+        new = _new_ids(len(values))
+        ids = [row[wide] or new[i] for i, row in enumerate(values)]
+        times = [now if row[wide + 1] is None else micros(row[wide + 1]) for row in values]
+        return self._checked(Batch(ids, times, self.columns, [row[:wide] for row in values]), now)
+
+    def _of_frame(self, rows: pd.DataFrame) -> Batch:
+        now = pd.Timestamp.now("UTC").as_unit("us")
+        given = rows.assign(**{
+            name: [value() for _ in range(len(rows))]
+            for name, value in (("observation_id", lambda: _new_ids(1)[0]), ("observed_at", lambda: now))
+            if name not in rows.columns
+        })  # fmt: skip
+        tidied = tidy(given, self.config)
+        if tidied["observation_id"].isna().any() or tidied["observed_at"].isna().any():
+            raise SchemaError(f"observation_id or observed_at of agent {self.config.agent!r} is missing in a row")
+        ids = [str(each) for each in tidied["observation_id"]]
+        if strange := next((each for each in ids if not 1 <= len(each) <= LONGEST_ID), None):
+            raise SchemaError(f"observation_id {strange[:50]!r}… of agent {self.config.agent!r} has {len(strange)} "
+                              f"characters: 1 to {LONGEST_ID} are allowed")  # fmt: skip
+        times = tidied["observed_at"].dt.tz_convert("UTC").dt.as_unit("us").astype("int64").tolist()
+        numbers, others = tidied[self.columns[: self._numbers]], tidied[self.columns[self._numbers :]]
+        values = np.hstack([_listed(numbers), _listed(others)]).tolist()
+        batch = self._checked(Batch(ids, times, self.columns, values), micros(now.to_pydatetime()))
+        if np.isinf(numbers.to_numpy()).any():
+            self._require_finite(batch)
+        if not is_unicode("".join(ids)):  # of the rest that is known by now
+            self._require_unicode(batch)
+        return batch
+
+    def _require_finite(self, batch: Batch) -> None:
+        for place, row in enumerate(batch.values):
+            for name, value in zip(self.columns[: self._numbers], row, strict=False):
+                if value is not None and not isfinite(value):
+                    raise SchemaError(
+                        f"observations of agent {self.config.agent!r}: a number is infinite - at `$[{place}].{name}`; "
+                        "missing is null"
+                    )
+
+    def _require_unicode(self, batch: Batch) -> None:
+        for place, (name, row) in enumerate(zip(batch.observation_ids, batch.values, strict=True)):
+            if not is_unicode("".join([name, *(value for value in row[self._numbers :] if value is not None)])):
+                raise SchemaError(
+                    f"observations of agent {self.config.agent!r}: half a surrogate pair is no Unicode text - at "
+                    f"`$[{place}]`: replace such characters"
+                )
+
+    def _checked(self, batch: Batch, now: int) -> Batch:
+        ahead = [i for i, each in enumerate(batch.observed_at) if each > now + AHEAD]
+        if ahead:
+            raise SchemaError(
+                f"observation {batch.observation_ids[ahead[0]]!r} of agent {self.config.agent!r} was perceived more "
+                "than an hour from now: its observed_at is wrong, or a clock is"
+            )
+        return batch
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written at all: half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's and pandas' scalars as Python's, what they hold for missing as None."""
+    if type(value) in (float, str, int):
+        return None if value != value else value
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if value is pd.NA or value is pd.NaT:
+        return None
+    return value.to_pydatetime() if isinstance(value, pd.Timestamp) else value
+
+
+def _listed(values: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.object_]]:
+    """Its values as plain Python ones, None where missing."""
+    found = values.to_numpy(dtype=object, copy=True)
+    found[values.isna().to_numpy()] = None
+    return found
+
+
+def _new_ids(n: int) -> list[str]:
+    """128 random bits each, in hexadecimal."""
+    drawn = os.urandom(16 * n).hex()
+    return [drawn[32 * i : 32 * (i + 1)] for i in range(n)]
+
+
+class RowEncoder:
+    """A contract's rows to the matrix that a student reads: as :class:`stillhouse.variant.Encoder`, without pandas.
+
+    :param columns: the student's, as its manifest has them.
+    :param given: the contract's, in the order of the rows' values.
+    """
+
+    def __init__(self, columns: Sequence[Mapping[str, Any]], given: Sequence[str]) -> None:
+        place = {name: i for i, name in enumerate(given)}
+        self._width = width(columns)
+        numbers = [place[c["name"]] for c in columns if c["type"] == "number"]
+        self._numbers = len(numbers)
+        self._of_numbers = itemgetter(*numbers, *numbers[:1]) if numbers else None  # two or more: always a tuple
+        self._categories = [
+            (place[c["name"]], {value: i + 1 for i, value in enumerate(c["values"])})
+            for c in columns if c["type"] == "category"
+        ]  # fmt: skip
+        self._texts = [
+            (place[c["name"]], WordPiece(c["tokens"]), int(c["length"])) for c in columns if c["type"] == "text"
+        ]
+
+    def __call__(self, values: Sequence[Sequence[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """float32 ``[n, F + C + ΣL]``.
+
+        :raises SchemaError: if a number is infinite, as float32.
+        """
+        matrix = np.empty((len(values), self._width), dtype=np.float32)
+        end = self._numbers
+        if self._of_numbers is not None:
+            with np.errstate(over="ignore"):
+                matrix[:, :end] = np.array(list(map(self._of_numbers, values)), dtype=np.float64)[:, :end]
+            if np.isinf(matrix[:, :end]).any():
+                raise SchemaError("a number is infinite, or too large for float32; missing is null")
+        for place, codes in self._categories:
+            matrix[:, end] = [codes.get(row[place], 0) for row in values]
+            end += 1
+        for place, pieces, length in self._texts:
+            matrix[:, end : end + length] = pieces.matrix([row[place] or "" for row in values], length)
+            end += length
+        return matrix

@@ -1,0 +1,100 @@
+"""An agent with three registered versions, an MLflow and a home of its own for each test."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from stillhouse.records import Baseline, Disagreement, Screens
+from stillhouse.registry import Registry
+from tests.registry.conftest import START, Life, empty_store, quality, window
+from tests.runtime import parts_for_tests as parts
+
+__all__ = ["empty_store"]
+
+AGENT = {
+    "agent": "flights",
+    "actions": ["on_time", "late"],
+    "observations": {
+        "source": "somewhere:rows",
+        "since": "2013-01-01T00:00:00Z",
+        "columns": {"wind": {"type": "number"}, "hour": {"type": "number"}, "origin": {"type": "category"}},
+    },
+    "outcomes": {"source": "somewhere:outcomes", "delay": "1d"},
+    "teachers": [{"kind": "python", "name": "rule", "target": "tests.runtime.parts_for_tests:Rule"}],
+    "student": {"kind": "tabular"},
+    "windows": {"train": "7d", "test": "1d", "current": "1d"},
+    "watch": {"thresholds": {"psi": 0.25}},
+    "runtime": {"poll": "0.1s", "flush": "0.1s"},
+}
+
+
+@dataclass
+class World:
+    """Where an agent lives: its file, its home, its registry."""
+
+    home: Path
+    agents: Path
+    registry: Registry
+
+    def write(self, **sections: object) -> None:
+        """The agent file, some sections otherwise; it is JSON, which is YAML."""
+        (self.agents / "flights.yaml").write_text(json.dumps(AGENT | sections))
+
+    def cascade(self, **settings: object) -> None:
+        self.write(runtime={"poll": "0.1s", "flush": "0.1s", "cascade": {"below": 1.0, "timeout": "5s"} | settings})
+
+    @property
+    def folder(self) -> Path:
+        """What the runtime keeps."""
+        return self.home / "runtime" / "flights"
+
+
+@pytest.fixture(scope="session")
+def three_versions(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with versions 1 to 3 of everything and what they were proved on, nothing promoted."""
+    folder = tmp_path_factory.mktemp("versions")
+    file = Path(shutil.copyfile(empty_store, folder / "mlflow.db"))
+    registry = Registry("flights", f"sqlite:///{file}")
+    life = Life(registry, folder / "work")
+    for number in (1, 2, 3):
+        models = life.refresh(f"r{number}", seed=number)
+        baseline = Baseline(
+            train=window("train"), test=window("test"), as_of=START, losses={}, quality=quality(),
+            screens=Screens(block=timedelta(days=1), blocks=0, columns={}, joint=()),
+            disagreement=Disagreement(rows=9, rate=0.1, total_variation=0.1), teacher=models["teacher"],
+        )  # fmt: skip
+        registry.log_record(registry.tags(models["fp32"])["refresh_run"], baseline, "baseline.json")
+    return file
+
+
+@pytest.fixture
+def world(tmp_path: Path, three_versions: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """The agent, nothing promoted."""
+    home, agents = tmp_path / "home", tmp_path / "agents"
+    (home / "mlflow").mkdir(parents=True)
+    agents.mkdir()
+    shutil.copyfile(three_versions, home / "mlflow" / "mlflow.db")
+    monkeypatch.setenv("STILLHOUSE_HOME", str(home))
+    monkeypatch.setenv("STILLHOUSE_AGENTS", str(agents))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "set to be unset")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    parts.asked.clear()
+    parts.behaviour.update(delay=0.0, fails=False)
+    made = World(home, agents, Registry("flights"))
+    made.write()
+    yield made
+    parts.behaviour.update(delay=0.0, fails=False)
+
+
+@pytest.fixture
+def champion(world: World) -> World:
+    """The same with version 1 promoted."""
+    world.registry.promote("1")
+    return world
