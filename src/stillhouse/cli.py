@@ -1,14 +1,17 @@
-"""The command ``stillhouse``: check an agent file, see where an agent stands, read what was decided, compress a model.
+"""The command ``stillhouse``: check an agent file, see where it stands, read what was decided, compress, serve.
 
 Heavy libraries are imported where they are used: ``stillhouse --help`` must answer at once.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -338,6 +341,50 @@ def compress(
         console.print(f"[green]✓[/green] {output}: model.onnx, manifest.json", soft_wrap=True)
 
 
+@app.command()
+def serve(
+    agents: Annotated[list[str], typer.Argument(help="names of agent files in agents/, such as flights")],
+    host: Annotated[
+        str, typer.Option(help="address to listen on; others than loopback need STILLHOUSE_TOKENS")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="processes that decide")] = 1,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="of a request: 64KiB, 1MiB")] = "1MiB",
+    max_rows: Annotated[int, typer.Option(min=1, help="observations or outcomes of one request")] = 1024,
+) -> None:
+    """Serve agents over HTTP: decisions, outcomes, their models, and what their teachers have said.
+
+    Every decision is on this machine's disk before it is answered, and goes on into
+    the knowledge base. A new champion is taken up without a pause. SIGTERM ends it:
+    what is in hand is answered first. See docs/serving.md, or GET /openapi.json.
+
+    Whoever asks needs a bearer token where the environment variable
+    STILLHOUSE_TOKENS has some, separated by commas.
+
+    For example:
+
+        stillhouse serve flights
+        STILLHOUSE_TOKENS=secret stillhouse serve flights router --host 0.0.0.0 --workers 4
+    """
+    if lacking := [name for name in _SERVE if find_spec(name) is None]:
+        raise ConfigError(f"`stillhouse serve` needs {', '.join(lacking)}: pip install 'stillhouse[serve]'")
+    from stillhouse.runtime.http import Limits
+    from stillhouse.runtime.serving import Settings, tokens_of
+    from stillhouse.runtime.serving import serve as serve_until_told
+
+    limits = Limits(max_body=_bytes(max_body), max_rows=max_rows)
+    tokens = tokens_of(os.environ.get("STILLHOUSE_TOKENS", ""))
+    told = f"serving {', '.join(agents)} on"
+    code = serve_until_told(
+        Settings(tuple(agents), host, port, workers, limits, tokens),
+        lambda address: console.print(told, address, soft_wrap=True, highlight=False),
+    )
+    raise typer.Exit(code)
+
+
+_SERVE = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
+
+
 @contextmanager
 def _byte_bar(total: int) -> Iterator[Callable[[str, int], None]]:
     """A bar of bytes, told what is under way and of so many more."""
@@ -419,6 +466,15 @@ def _duration(text: str) -> timedelta:
         return config.parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--last") from error
+
+
+def _bytes(text: str) -> int:
+    """A size such as ``64KiB``."""
+    found = re.fullmatch(r"(\d{1,10})(B|KiB|MiB)?", text.strip())
+    size = int(found[1]) * {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20}[found[2]] if found else 0
+    if not 2**10 <= size <= 2**30:
+        raise typer.BadParameter(f"{text!r} is no size from 1KiB to 1024MiB", param_hint="--max-body")
+    return size
 
 
 def _utc(moment: datetime | None) -> datetime | None:

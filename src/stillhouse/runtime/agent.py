@@ -136,11 +136,6 @@ class Agent:
             return [first]
         return [first, Repeating(f"{name} flushes", self._flush_quietly, runtime.flush.total_seconds())]
 
-    @property
-    def champion(self) -> Loaded | None:
-        """What decides now; None: there is nothing to decide with yet."""
-        return self._champion
-
     # ----------------------------------------------------------------- deciding
 
     @overload
@@ -164,6 +159,11 @@ class Agent:
     async def decide_async(self, observation: Given) -> Decision | list[Decision]:
         """:meth:`decide` for asyncio: the loop runs on while the disk, or the teacher, is waited for."""
         return await asyncio.to_thread(self.decide, observation)
+
+    @property
+    def champion(self) -> Loaded | None:
+        """What decides now; None: there is nothing to decide with yet."""
+        return self._champion
 
     def judge(self, batch: Batch) -> Judged:
         """What the champion says; no input or output, some microseconds.

@@ -154,9 +154,11 @@ class Contract:
         if tidied["observation_id"].isna().any() or tidied["observed_at"].isna().any():
             raise SchemaError(f"observation_id or observed_at of agent {self.config.agent!r} is missing in a row")
         ids = [str(each) for each in tidied["observation_id"]]
-        if strange := next((each for each in ids if not 1 <= len(each) <= LONGEST_ID), None):
-            raise SchemaError(f"observation_id {strange[:50]!r}… of agent {self.config.agent!r} has {len(strange)} "
-                              f"characters: 1 to {LONGEST_ID} are allowed")  # fmt: skip
+        if strange := [each for each in ids if not 1 <= len(each) <= LONGEST_ID]:
+            raise SchemaError(
+                f"observation_id {strange[0][:50]!r} of agent {self.config.agent!r} has {len(strange[0])} characters: "
+                f"1 to {LONGEST_ID} are allowed"
+            )
         times = tidied["observed_at"].dt.tz_convert("UTC").dt.as_unit("us").astype("int64").tolist()
         numbers, others = tidied[self.columns[: self._numbers]], tidied[self.columns[self._numbers :]]
         values = np.hstack([_listed(numbers), _listed(others)]).tolist()

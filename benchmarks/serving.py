@@ -1,0 +1,468 @@
+"""The same champion behind ``mlflow models serve``, LitServe and ``stillhouse serve``, with keep-alive clients.
+
+``python -m benchmarks.serving`` trains a flights champion by the real path (some minutes), serves it three ways, and
+puts the same rows to all of them, one server after the other in each round, at 1, 8 and 64 connections, one row and 64
+rows a request; while one is measured, the others are stopped. Ours records every decision, and flushes them into the
+knowledge base meanwhile. The peers are measured at their defaults and at the best that they document (two workers;
+batches); each goal is against the better of the two. Then the champion is swapped ten times under load, and every
+acknowledged decision is looked up in the knowledge base.
+``--home FOLDER`` takes a home with a champion that is there already; ``--quick`` is one short round and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.load import Load
+from benchmarks.peers import peer
+from benchmarks.report import Goal, write
+from stillhouse import config
+
+CLAIM = "stillhouse serve records every decision and still answers many times faster than mlflow models serve"
+AGENT = "flights"
+CONNECTIONS = (1, 8, 64)
+ROWS = 64
+NATIVE = f"/v1/agents/{AGENT}/decisions"
+LITSERVE = ("litserve==0.2.19", "numpy==2.4.6", "onnxruntime==1.32.0", "pandas==3.1.1")
+
+Case = tuple[int, int]
+"""Connections, rows of a request."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A server that is running, and how it is asked."""
+
+    name: str
+    port: int
+    path: str
+    bodies: dict[int, list[str]]
+    """By rows of a request."""
+    group: int
+    """Of its processes."""
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Running; before and after, stopped."""
+        os.killpg(self.group, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.killpg(self.group, signal.SIGSTOP)
+
+
+def main() -> None:
+    """Train, serve, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, help="a STILLHOUSE_HOME with agents/ and a champion of flights")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--quick", action="store_true", help="one short round, nothing written")
+    asked = parser.parse_args()
+    rounds, seconds = (1, 1.0) if asked.quick else (asked.rounds, asked.seconds)
+    with tempfile.TemporaryDirectory(prefix="stillhouse-serving-") as folder, ExitStack() as stack:
+        home = asked.home.resolve() if asked.home else train(Path(folder))
+        os.environ |= environment_of(home)
+        rows = observations()
+        load = Load()
+        stack.callback(load.close)
+        with servers(home, rows) as sides:
+            same = compare_answers(sides, rows)
+            figures = measure(load, sides, rounds, seconds)
+        ceiling = ceiling_of(load, rows)
+        bare = bare_rows_per_second(home, rows)
+        swapped = swap_under_load(load, home, rows, swaps=2 if asked.quick else 10)
+    goals = goals_of(figures, swapped)
+    detail = {
+        "rounds": rounds, "seconds": seconds, "same_answers": same, "figures": summed(figures), "ceiling": ceiling,
+        "bare": bare, "share_of_bare": share_of(figures, bare), "swaps": swapped,
+    }  # fmt: skip
+    if asked.quick:
+        print(json.dumps({"goals": {goal.name: round(goal.measured, 3) for goal in goals}, **detail}, indent=1))
+    else:
+        libraries = ("mlflow", "onnxruntime", "uvicorn", "uvloop", "httptools", "starlette", "msgspec", "deltalake")
+        write("serving", CLAIM, goals, detail, libraries)
+
+
+# --------------------------------------------------------------------------- what is served
+
+
+def train(home: Path) -> Path:
+    """A home with a champion of the flights agent, refreshed as any is; its compression without the search."""
+    agents = home / "agents"
+    agents.mkdir()
+    text = (Path("agents") / f"{AGENT}.yaml").read_text(encoding="utf-8")
+    begin = text.index("  search:")
+    end = text.index("\n\n", begin)
+    (agents / f"{AGENT}.yaml").write_text(text[:begin] + "  search: null" + text[end:], encoding="utf-8")
+    for command in (["live", "2013-04-01"], ["refresh", "--trigger", "bootstrap"]):
+        print("python -m flows", *command, file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "flows", *command], env=os.environ | environment_of(home), check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+    return home
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """Where everything of this benchmark lies."""
+    return {
+        "STILLHOUSE_HOME": str(home), "STILLHOUSE_AGENTS": str(home / "agents"), "STILLHOUSE_TOKENS": "",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}", "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def observations() -> list[dict[str, Any]]:
+    """64 flights, as JSON has them."""
+    from stillhouse.parts import resolve
+
+    settings = config.load(AGENT)
+    start = datetime(2013, 7, 20, tzinfo=UTC)
+    frame = resolve(settings.observations.source)(start, start + timedelta(days=1))
+    found: list[dict[str, Any]] = json.loads(
+        frame[list(settings.observations.columns)].head(ROWS).to_json(orient="records", double_precision=15)
+    )
+    return found
+
+
+@contextmanager
+def servers(home: Path, rows: Sequence[dict[str, Any]]) -> Iterator[list[Side]]:
+    """All sides, running."""
+    variant = champion_folder()
+    split = {1: [split_of([row]) for row in rows], ROWS: [split_of(rows)]}
+    native = native_of(rows)
+    python = str(peer("litserve", LITSERVE))
+    litserve = str(Path(__file__).parent / "serving_peers" / "litserve_server.py")
+    mlflow = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{AGENT}@champion", "--env-manager",
+              "local", "--host", "127.0.0.1"]  # fmt: skip
+    with ExitStack() as stack:
+
+        def start(name: str, command: Callable[[int], list[str]], ready: str) -> tuple[int, int]:
+            port = free_port()
+            group = stack.enter_context(process(command(port), home / f"{name}.log"))
+            wait_for(port, ready, home / f"{name}.log")
+            return port, group
+
+        ours = start("stillhouse", lambda port: ours_on(port), "/healthz")
+        plain = start("mlflow", lambda port: [*mlflow, "--port", str(port)], "/ping")
+        two = start("mlflow_2_workers", lambda port: [*mlflow, "--port", str(port), "--workers", "2"], "/ping")
+        lit = start("litserve", lambda port: [python, litserve, str(variant), str(port), "1", "1"], "/health")
+        batched = start(
+            "litserve_batching", lambda port: [python, litserve, str(variant), str(port), "16", "2"], "/health"
+        )
+        yield [
+            Side("stillhouse", ours[0], NATIVE, native, ours[1]),
+            Side("stillhouse_invocations", ours[0], "/invocations", split, ours[1]),
+            Side("mlflow", plain[0], "/invocations", split, plain[1]),
+            Side("mlflow_2_workers", two[0], "/invocations", split, two[1]),
+            Side("litserve", lit[0], "/invocations", split, lit[1]),
+            Side("litserve_batching", batched[0], "/invocations", split, batched[1]),
+        ]
+
+
+def ours_on(port: int) -> list[str]:
+    """Our command, at its defaults."""
+    return [sys.executable, "-c", "from stillhouse.cli import main; main()", "serve", AGENT, "--port", str(port)]
+
+
+def champion_folder() -> Path:
+    """The champion's files, as any device has them."""
+    from stillhouse.registry import Registry
+
+    models = Registry(AGENT)
+    champion = models.champion()
+    if champion is None:
+        raise SystemExit(f"{config.home()} has no champion of {AGENT}")
+    return models.fetch(champion)
+
+
+def native_of(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
+    """Our own bodies."""
+    return {1: [json.dumps({"observation": row}) for row in rows], ROWS: [json.dumps({"observations": list(rows)})]}
+
+
+def split_of(rows: Sequence[dict[str, Any]]) -> str:
+    """MLflow's body of the least bytes."""
+    return json.dumps({"dataframe_split": {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}})
+
+
+@contextmanager
+def process(command: Sequence[str], log: Path) -> Iterator[int]:
+    """A server, ended with all that it started; the group of its processes."""
+    with log.open("w") as file:
+        started = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            yield started.pid
+        finally:
+            os.killpg(started.pid, signal.SIGCONT)
+            started.terminate()
+            try:
+                started.wait(400)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(started.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int, path: str, log: Path) -> None:
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise SystemExit(f"a server did not start:\n{log.read_text()[-3000:]}")
+
+
+# --------------------------------------------------------------------------- measuring
+
+
+def compare_answers(sides: Sequence[Side], rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether all say the same of the same rows; else the benchmark is about nothing."""
+    said = {}
+    for side in sides:
+        path = f"{side.path}?probabilities=true" if side.path == NATIVE else side.path
+        answer = post(side.port, path, side.bodies[ROWS][0])
+        if side.path == NATIVE:
+            said[side.name] = [(each["action"], round(each["confidence"], 6)) for each in answer["decisions"]]
+        else:
+            said[side.name] = [
+                (each["action"], round(each[f"p_{each['action']}"], 6)) for each in answer["predictions"]
+            ]
+    if any(each != said["stillhouse"] for each in said.values()):
+        raise SystemExit(f"the servers do not say the same: { {name: each[:2] for name, each in said.items()} }")
+    return True
+
+
+def post(port: int, path: str, body: str) -> Any:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", body.encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+Figures = dict[Case, dict[str, list[dict[str, Any]]]]
+
+
+def measure(load: Load, sides: Sequence[Side], rounds: int, seconds: float) -> Figures:
+    """Each case, each side, round by round, so that what disturbs the machine disturbs all."""
+    cases = [(connections, rows) for connections in CONNECTIONS for rows in (1, ROWS)]
+    figures: Figures = {case: {side.name: [] for side in sides} for case in cases}
+    for side in sides:
+        os.killpg(side.group, signal.SIGSTOP)
+    for side in sides:
+        with side.awake():  # warmed
+            load(side.port, side.path, side.bodies[1], 8, 1.0)
+    for number in range(rounds):
+        for connections, rows in cases:
+            for side in sides:
+                with side.awake():
+                    found = load(side.port, side.path, side.bodies[rows], connections, seconds)
+                if set(found["statuses"]) - {"200"}:
+                    raise SystemExit(f"{side.name} answered {found['statuses']} at {connections} connections")
+                figures[connections, rows][side.name].append(
+                    {name: found[name] for name in ("requests", "per_second", "p50_ms", "p99_ms")}
+                )
+            told = {name: round(each[-1]["per_second"], 1) for name, each in figures[connections, rows].items()}
+            print(f"round {number + 1}: {connections} connections, {rows} rows: {told}", file=sys.stderr)
+    return figures
+
+
+def ceiling_of(load: Load, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the generator can do against a server that does nothing, in requests a second."""
+    port = free_port()
+    code = f"""
+import asyncio, uvloop
+class Nothing(asyncio.Protocol):
+    def connection_made(self, transport): self.transport, self.left = transport, 0
+    def data_received(self, data):
+        if not self.left:
+            head = data.find(b"\\r\\n\\r\\n")
+            at = data.find(b"Content-Length: ")
+            self.left = head + 4 + int(data[at + 16 : data.find(b"\\r", at)])
+        self.left -= len(data)
+        if self.left <= 0:
+            self.left = 0
+            self.transport.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\n{{}}")
+async def main():
+    server = await asyncio.get_running_loop().create_server(Nothing, "127.0.0.1", {port})
+    await server.serve_forever()
+uvloop.run(main())
+"""
+    with tempfile.TemporaryDirectory() as folder, process([sys.executable, "-c", code], Path(folder) / "log"):
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        bodies = native_of(rows)
+        return {f"{n}_rows": load(port, "/", bodies[n], 8, 2.0)["per_second"] for n in (1, ROWS)}
+
+
+def bare_rows_per_second(home: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """ONNX Runtime alone in this process: a matrix that is made, to probabilities."""
+    import pandas as pd
+
+    from stillhouse.variant import Variant, encode
+
+    variant = Variant(champion_folder())
+    found = {}
+    for size in (1, ROWS):
+        matrix = encode(pd.DataFrame(list(rows[:size])), variant.columns)
+        best = 0.0
+        for _ in range(5):
+            began, calls = time.perf_counter(), 0
+            while time.perf_counter() - began < 0.4:
+                variant.probabilities(matrix)
+                calls += 1
+            best = max(best, size * calls / (time.perf_counter() - began))
+        found[str(size)] = best
+    return found
+
+
+def share_of(figures: Figures, bare: dict[str, float]) -> dict[str, float]:
+    """Our rows a second as a share of bare ONNX Runtime's at the same batch."""
+    return {
+        f"{connections}x{rows}": rows * middle(figures[connections, rows]["stillhouse"], "per_second") / bare[str(rows)]
+        for connections, rows in figures
+    }
+
+
+# --------------------------------------------------------------------------- swapping
+
+
+def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swaps: int) -> dict[str, Any]:
+    """Two versions in turn become champion while eight connections ask; then every decision is looked up."""
+    from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.registry import Registry
+
+    models = Registry(AGENT)
+    champion = models.champion()
+    versions = [entry.version for entry in models.versions()]
+    assert champion is not None and champion.version is not None
+    if len(versions) < 2:
+        raise SystemExit("there is only one version to swap with")
+    other = next(version for version in versions if version != str(champion.version))
+    port = free_port()
+    taken_up = 0
+    body = native_of(rows)[1]
+    with process(ours_on(port), home / "swaps.log"):
+        wait_for(port, "/healthz", home / "swaps.log")
+        load.begin(port, NATIVE, body, 8, swaps * 14.0, keep=True)
+        began = time.monotonic()
+        for number in range(swaps):
+            target = other if number % 2 == 0 else str(champion.version)
+            models.promote(target)
+            until = time.monotonic() + 13
+            while time.monotonic() < until:  # until it decides, or the next swap is due
+                version = post(port, NATIVE, body[0])["version"]
+                if version == f"{AGENT}@{target}":
+                    taken_up += 1
+                    break
+                time.sleep(0.2)
+            time.sleep(max(0.0, began + (number + 1) * 13 - time.monotonic()))
+        found = load.end()
+    decided = [json.loads(text) for text in found["bodies"] if text.startswith('{"decision_id"')]
+    there = KnowledgeBase(config.load(AGENT)).read("decisions", columns=["decision_id"])["decision_id"]
+    models.promote(str(champion.version))
+    acknowledged = {each["decision_id"] for each in decided}
+    return {
+        "swaps": swaps, "taken_up": taken_up, "requests": found["requests"], "statuses": found["statuses"],
+        "versions": sorted({each["version"] for each in decided}), "p99_ms": found["p99_ms"],
+        "failed": found["requests"] - len(decided) + found["statuses"].get("0", 0),
+        "unrecorded": len(acknowledged - set(there)),
+        "recorded_twice": len(there) - there.nunique(),
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------- goals
+
+
+def middle(measured: Sequence[dict[str, Any]], name: str) -> float:
+    return statistics.median(each[name] for each in measured)
+
+
+def summed(figures: Figures) -> dict[str, Any]:
+    """Median, lowest and highest of each side in each case."""
+    return {
+        f"{connections} connections, {rows} rows": {
+            side: {
+                name: [middle(each, name), min(m[name] for m in each), max(m[name] for m in each)]
+                for name in ("per_second", "p50_ms", "p99_ms")
+            }
+            for side, each in by_side.items()
+        }
+        for (connections, rows), by_side in figures.items()
+    }
+
+
+def goals_of(figures: Figures, swapped: dict[str, Any]) -> list[Goal]:
+    """At each number of connections against the better of MLflow's two; then the worst of them."""
+    goals = []
+    worst: dict[str, list[Goal]] = {}
+    for name, aim, better, rows, figure in (
+        ("requests_vs_mlflow", 8.0, "higher", 1, "per_second"),
+        ("rows_vs_mlflow", 6.0, "higher", ROWS, "per_second"),
+        ("p99_vs_mlflow", 0.25, "lower", 1, "p99_ms"),
+        ("p99_of_64_rows_vs_mlflow", 0.25, "lower", ROWS, "p99_ms"),
+    ):
+        for connections in CONNECTIONS:
+            goal = ratio(f"{name}_{connections}", aim, better, figures[connections, rows], "mlflow", figure)  # type: ignore[arg-type]
+            worst.setdefault(name, []).append(goal)
+    for name, each in worst.items():
+        pick = min if each[0].better == "higher" else max
+        least = pick(each, key=lambda goal: goal.measured)
+        goals.append(Goal(name, least.goal, least.better, least.measured, least.low, least.high))
+        goals += each
+    for connections in CONNECTIONS:
+        goals.append(
+            ratio(
+                f"requests_vs_litserve_{connections}", 1.0, "higher", figures[connections, 1], "litserve", "per_second"
+            )
+        )
+    goals.append(Goal("swaps_taken_up", swapped["swaps"], "higher", *[swapped["taken_up"]] * 3))
+    for name in ("failed", "unrecorded", "recorded_twice"):
+        goals.append(Goal(f"swaps_{name}", 0, "lower", swapped[name], swapped[name], swapped[name]))
+    return goals
+
+
+def ratio(
+    name: str, aim: float, better: Literal["higher", "lower"], by_side: dict[str, list[dict[str, Any]]], against: str,
+    figure: str,
+) -> Goal:  # fmt: skip
+    """Ours relative to the better of the peer's settings, round by round."""
+    settings = [side for side in by_side if side.startswith(against)]
+    best = max if figure == "per_second" else min
+    chosen = best(settings, key=lambda side: middle(by_side[side], figure))
+    pairs = zip(by_side["stillhouse"], by_side[chosen], strict=True)
+    ratios = [ours[figure] / theirs[figure] for ours, theirs in pairs]
+    return Goal(name, aim, better, statistics.median(ratios), min(ratios), max(ratios))
+
+
+if __name__ == "__main__":
+    config.use_embedded_defaults()
+    main()

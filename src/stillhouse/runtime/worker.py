@@ -1,0 +1,81 @@
+"""One worker of ``stillhouse serve``: a process that decides and records."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import multiprocessing
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from stillhouse.runtime.agent import Agent
+from stillhouse.runtime.metrics import Metrics
+from stillhouse.runtime.server import Server
+
+if TYPE_CHECKING:
+    from stillhouse.runtime.serving import Settings
+
+__all__ = ["work"]
+
+_SWITCH_SECONDS = 0.0005
+_DRAIN_SECONDS = 30
+
+
+def work(settings: Settings, listener: socket.socket, name: str, folder: Path, ready: Connection) -> None:
+    """Until SIGTERM, or until the supervisor is gone.
+
+    :param name: of this worker, never used before.
+    :param folder: of the counts.
+    :param ready: told once requests are answered.
+    """
+    logging.basicConfig(level=logging.WARNING, format=f"worker {name}: %(message)s")
+    sys.setswitchinterval(_SWITCH_SECONDS)  # the thread that commits must not wait 5 ms for its turn
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us: the supervisor passes it on
+    agents = [Agent(each, follow=False, flush=False) for each in settings.agents]
+    gc.collect()
+    gc.freeze()  # what the imports made stays: no collection need look at it while somebody waits
+    app = Server(agents, limits=settings.limits, guard=settings.guard(), metrics=Metrics(folder, name))
+    options = uvicorn.Config(
+        app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None, access_log=False,
+        server_header=False, timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )  # fmt: skip
+    _Web(options, ready).run(sockets=[listener])
+    for agent in agents:
+        agent.close()
+
+
+class _Web(uvicorn.Server):
+    """uvicorn that says when it is ready, and ends by our signals."""
+
+    def __init__(self, options: uvicorn.Config, ready: Connection) -> None:
+        super().__init__(options)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop, supervisor = asyncio.get_running_loop(), multiprocessing.parent_process()
+        loop.add_signal_handler(signal.SIGTERM, self._leave)
+        if supervisor is not None:
+            loop.add_reader(supervisor.sentinel, self._leave)
+        self._ready.send(True)
+        self._ready.close()
+
+    def _leave(self) -> None:
+        supervisor = multiprocessing.parent_process()
+        if supervisor is not None:
+            asyncio.get_running_loop().remove_reader(supervisor.sentinel)
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Not uvicorn's way, which ends the process by the signal that it was told to leave with."""
+        yield
