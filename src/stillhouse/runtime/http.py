@@ -252,6 +252,11 @@ class Guard:
         self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
         self._hosts = frozenset(hosts)
 
+    @property
+    def secured(self) -> bool:
+        """Whether a token is needed."""
+        return bool(self._digests)
+
     def check(self, scope: Scope) -> None:
         """:raises Refused: 401 without a token that is known, 400 for another host."""
         if self._hosts and _host(header(scope, b"host")) not in self._hosts:

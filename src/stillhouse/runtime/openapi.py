@@ -15,12 +15,14 @@ __all__ = ["describe"]
 
 Json = dict[str, Any]
 
+_INFINITE = 2.0**128 - 2.0**103  # from here on a number is infinite as float32
+_FLOAT32: Json = {"exclusiveMinimum": -_INFINITE, "exclusiveMaximum": _INFINITE}
 _TIME: Json = {"type": "string", "format": "date-time"}
 
 _REFUSALS = {
     "400": "what was sent is not well-formed, or is meant for another host",
     "401": "a bearer token is needed",
-    "404": "there is no such agent, decision or version here; the message names those that there are",
+    "404": "there is no such agent, decision, version or page here; the message says what there is",
     "408": "the body did not arrive in time",
     "413": "the body, or the number of rows, is above the limit",
     "415": "another Content-Type, or a compressed body",
@@ -30,8 +32,11 @@ _REFUSALS = {
 _TAKES_BODY = ("400", "401", "408", "413", "415", "422", "503")
 
 
-def describe(agents: Sequence[AgentConfig], limits: Limits) -> Json:
-    """OpenAPI 3.1."""
+def describe(agents: Sequence[AgentConfig], limits: Limits, *, secured: bool) -> Json:
+    """OpenAPI 3.1.
+
+    :param secured: whether a bearer token is needed.
+    """
     paths: Json = {}
     schemas = _shared()
     for config in agents:
@@ -51,7 +56,7 @@ def describe(agents: Sequence[AgentConfig], limits: Limits) -> Json:
             "responses": {status: _refusal(status, text) for status, text in _REFUSALS.items()},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{"bearer": []}, {}],
+        "security": [{"bearer": []}] if secured else [],
     }  # fmt: skip
 
 
@@ -108,7 +113,7 @@ def _of_agent(config: AgentConfig, limits: Limits) -> Json:
                     "application/x-ndjson": {"schema": {"type": "string"}},
                     "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
                 }},
-                ("400", "401", "404", "422", "503"),
+                ("401", "404", "422", "503"),
             ),
             "parameters": [
                 _query("since", _TIME, "only what was asked later"),
@@ -122,6 +127,7 @@ def _of_agent(config: AgentConfig, limits: Limits) -> Json:
 def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
     names = [config.agent for config in agents]
     text = {"description": "text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    bare = {"description": "as MLflow says it", "content": {"application/json": {}}}
     ready = _json({"type": "object"}, "alive, and every agent has a champion")
     rows = {"type": "array", "minItems": 1, "maxItems": limits.max_rows, "items": {"type": "object"}}
     split = _object({
@@ -151,12 +157,12 @@ def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
                 "application/json": {"schema": asked}, "text/csv": {"schema": {"type": "string"}},
             }},
         }},
-        "/ping": {"get": _operation("ping", "200 with a champion, else 404", text, ("404",))},
-        "/health": {"get": _operation("health", "As /ping", text, ("401", "404"))},
-        "/version": {"get": _operation("version", "MLflow's version", text, ("401",))},
+        "/ping": {"get": _operation("ping", "200 with a champion, else 404", bare, ("404",)) | {"security": []}},
+        "/health": {"get": _operation("health", "As /ping", bare, ("401", "404"))},
+        "/version": {"get": _operation("version", "MLflow's version", bare, ("401",))},
         "/healthz": {"get": _operation("healthz", "Alive if it answers", ready, (), {
             "503": _json({"type": "object"}, "alive, and an agent has no champion") | {"headers": _RETRY_AFTER},
-        })},
+        }) | {"security": []}},
         "/metrics": {"get": _operation("metrics", "For Prometheus", text, ("401",))},
         "/openapi.json": {"get": _operation("openapi", "This", _json({"type": "object"}), ("401",))},
     }  # fmt: skip
@@ -173,7 +179,7 @@ def _observation(config: AgentConfig) -> Json:
     for name, kind in types.items():
         column = observations.columns[name]
         told = {key: value for key in ("min", "max", "values") if (value := getattr(column, key, None)) is not None}
-        properties[name] = {"type": [kind, "null"]}
+        properties[name] = {"type": [kind, "null"]} | (_FLOAT32 if kind == "number" else {})
         if told:  # held to by the data contract, which keeps such rows out of training: they are decided all the same
             properties[name]["description"] = "usual: " + ", ".join(f"{key} {value}" for key, value in told.items())
     properties["observation_id"] = _or_null({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})

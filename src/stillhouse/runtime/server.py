@@ -26,7 +26,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from stillhouse.errors import DataError, NoChampionError, StillhouseError
+from stillhouse.errors import DataError, NoChampionError, SchemaError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.said import MOST_ROWS, Cursor, said_since
 from stillhouse.knowledge.spool import SpoolFile, spool_folder
@@ -261,10 +261,10 @@ class Server:
         """``POST /invocations``"""
         query = query_of(scope, ("agent", "decision_ids"))
         served = self._asked_for(query.get("agent") or header(scope, b"stillhouse-agent"))
-        with_ids = flag(query, "decision_ids")
         kind = media_type(scope, (JSON, CSV))
         body = await body_of(scope, receive, self._limits)
         try:
+            with_ids = flag(query, "decision_ids")
             if kind == CSV:
                 frame = served.scoring.csv(body)
                 self._require_rows(range(len(frame)))
@@ -432,7 +432,9 @@ class Server:
         return self._metrics.text([self._status_of(served) for served in self._served.values()])
 
     async def _openapi(self, _request: Request) -> Response:
-        description = describe([served.agent.config for served in self._served.values()], self._limits)
+        description = describe(
+            [served.agent.config for served in self._served.values()], self._limits, secured=self._guard.secured
+        )
         return Response(encoded(description).body, media_type=JSON)
 
     async def _engine_refused(self, request: Request, error: Exception) -> Response:
@@ -483,7 +485,10 @@ def _matches(given: str, sha256: str) -> bool:
 
 def _start(query: Mapping[str, str]) -> datetime | Cursor:
     if "after" in query:
-        return Cursor.of(query["after"])
+        try:
+            return Cursor.of(query["after"])
+        except SchemaError as error:
+            raise Refused(404, "unknown_page", str(error)) from error
     text = query.get("since", "1970-01-01T00:00:00Z")
     try:
         since: datetime = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
