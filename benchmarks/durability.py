@@ -1,6 +1,6 @@
 """Kill -9 at random moments: every acknowledged event is in the knowledge base exactly once.
 
-``python -m benchmarks.durability`` takes about five minutes; ``--quick`` under one: fewer kills, and nothing written.
+``python -m benchmarks.durability`` takes about ten minutes; ``--quick`` about one: fewer kills, and nothing written.
 
 Three writers put events of all kinds into their spools, two threads each, and write the name of an event to a file
 (``O_APPEND``) as soon as the spool has acknowledged it. Two flushers move what lies in all spools into the tables, in
