@@ -75,6 +75,18 @@ MEANING = {
             ("digits", "pictures of digits"),
         )
     },
+    "kills": "processes killed with SIGKILL at random moments, among writers, flushers and maintainers",
+    "acknowledged_events_lost": "acknowledged events that a table lacks at the end",
+    "events_doubled": "events of which a table has two rows",
+    "pinned_windows_changed": "windows pinned on the way whose rows are others at the end",
+    "day_at_three_years": "time to open the tables and read the last day, at three years relative to three months "
+    "(compacted)",
+    "bytes_of_a_day_at_three_years": "bytes that this reads, likewise",
+    "peak_mb_fill": "peak memory of appending 10 M observations and outcomes, day by day (MiB)",
+    "peak_mb_day": "peak memory of reading single days (MiB)",
+    "peak_mb_sample": "peak memory of a sample of 50,000 from all, with its outcomes (MiB)",
+    "peak_mb_newest": "peak memory of the newest 50,000 (MiB)",
+    "peak_per_table_in_memory": "the largest of these, but for single days, relative to all rows in one Arrow table",
     "gap_closed_text": "share of the gap between outcomes alone and the teacher that the student closes on CLINC150",
 }
 

@@ -19,6 +19,7 @@ from stillhouse import config
 from stillhouse.errors import StillhouseError
 
 if TYPE_CHECKING:
+    from stillhouse.knowledge.upkeep import Maintained
     from stillhouse.records import Verdict
     from tasks.demonstrating import Year
 
@@ -105,6 +106,37 @@ def promote(
     from flows.promote import promote as flow
 
     _show(flow(agent=agent, action="rollback" if rollback else "promote", version=version, reason=reason))
+
+
+@app.command()
+def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
+    """Flush the spools, join small files, remove old rows and files that no model needs."""
+    from flows.maintain import maintain as flow
+
+    _show_upkeep(flow(agent=agent, as_of=as_of))
+
+
+def _show_upkeep(done: Maintained) -> None:
+    columns = ("table", "flushed\nrows", "files\njoined", "old rows\nremoved", "files\non the disk", "bytes",
+               "old versions\nkept")  # fmt: skip
+    table = Table(*columns, title=f"{done.agent}, as of {done.as_of:%Y-%m-%d %H:%M} UTC", box=None)
+    freed, removed = {each.table: each for each in done.freed}, {each.table: each.rows for each in done.removed}
+    for name in dict.fromkeys([*done.flushed.rows, *(each.table for each in done.compacted), *freed]):
+        joined, on_disk = [each for each in done.compacted if each.table == name], freed.get(name)
+        table.add_row(
+            name,
+            f"{done.flushed.rows.get(name, 0):,}",
+            f"{sum(each.files_before for each in joined):,} → {sum(each.files_after for each in joined):,}",
+            f"{removed.get(name, 0):,}",
+            f"{on_disk.files_before:,} → {on_disk.files_after:,}" if on_disk else "",
+            f"{on_disk.bytes_before:,} → {on_disk.bytes_after:,}" if on_disk else "",
+            f"{len(on_disk.kept)}" if on_disk else "",
+        )
+    console.print(table, no_wrap=True, crop=False)
+    if done.nothing_removed:
+        console.print(f"[yellow]nothing was removed[/yellow]: {done.nothing_removed}")
+    for problem in done.flushed.problems:
+        console.print(f"[red]not flushed[/red]: {problem}")
 
 
 def _show(verdict: Verdict) -> None:

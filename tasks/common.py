@@ -38,6 +38,7 @@ __all__ = [
     "refresh_lock",
     "registry",
     "training_rows",
+    "upkeep_lock",
     "watch_lock",
 ]
 
@@ -145,6 +146,11 @@ def refresh_lock(agent: str) -> FileLock:
 def watch_lock(agent: str) -> FileLock:
     """One process at a time counts evidence."""
     return _lock(f"watch-{agent}")
+
+
+def upkeep_lock(agent: str) -> FileLock:
+    """One upkeep of the tables at a time."""
+    return _lock(f"upkeep-{agent}")
 
 
 def _lock(name: str) -> FileLock:

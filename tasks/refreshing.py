@@ -37,7 +37,7 @@ from stillhouse.distill.train import Lesson, distil, held_out_units, student_pro
 from stillhouse.drift import texts
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.figures import drift_figure
-from stillhouse.drift.measure import reference_of
+from stillhouse.drift.measure import reference_of, usual_length
 from stillhouse.drift.profile import Profile
 from stillhouse.drift.steps import brier, total_variation
 from stillhouse.errors import DataError, PartError, RegistryError, WindowError
@@ -533,7 +533,7 @@ def _losses(job: Refresh, teacher: TeacherRef, chosen: Variant) -> dict[Process,
         "student_outcomes": brier(decided, outcomes),
         "teacher_outcomes": brier(said, outcomes),
     }
-    times, cluster, block = rows["observed_at"], base.config.promotion.cluster, base.config.windows.current
+    times, cluster, block = rows["observed_at"], base.config.promotion.cluster, usual_length(train, base.config)
     return {process: loss_baseline(loss, times, cluster, block) for process, loss in losses.items()}
 
 

@@ -13,6 +13,7 @@ from prefect.events import emit_event
 
 from data_checks.check import check
 from stillhouse import config
+from stillhouse.config import SincePromotion
 from stillhouse.drift import audit, evidence, steps, texts
 from stillhouse.drift.calibrate import limits, screened
 from stillhouse.drift.decide import decide
@@ -21,7 +22,7 @@ from stillhouse.drift.explain import rank_slices, shift_scores
 from stillhouse.drift.measure import measure, profile_of
 from stillhouse.drift.profile import Profile
 from stillhouse.evaluate.scorecard import disagreement, quality
-from stillhouse.knowledge import KnowledgeBase
+from stillhouse.knowledge import KnowledgeBase, windows
 from stillhouse.records import (
     Cost,
     Counted,
@@ -56,9 +57,17 @@ def moment(agent: str, as_of: datetime | None) -> datetime:
 
 
 def take_window(agent: str, as_of: datetime) -> Window:
-    """The current window, pinned to the table versions of now."""
-    length = config.load(agent).windows.current
-    return knowledge_base(agent).window("current", as_of - length, as_of)
+    """The current window, as the agent file wants it, pinned to the table versions of now.
+
+    :raises WindowError: see :func:`stillhouse.knowledge.windows.current`.
+    """
+    base = knowledge_base(agent)
+    if not isinstance(base.config.windows.current, SincePromotion):
+        return windows.current(base, as_of, None, None)
+    models = registry(agent)
+    champion = models.champion()
+    proved = models.baseline(champion).as_of if champion else None
+    return windows.current(base, as_of, str(champion) if champion else None, proved)
 
 
 @engine_task(task_run_name="check data: {window.name}")

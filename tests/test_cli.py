@@ -74,6 +74,30 @@ def test_check_passes_through_every_part(run: Run, agents: Path) -> None:
     assert "agent toy is ready" in shown.stdout
 
 
+def test_check_tries_the_cascade(run: Run, agents: Path) -> None:
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text() + "\nruntime: {cascade: {below: 0.9}}\n")
+    shown = run("check", str(file))
+    assert shown.returncode == 0, shown.stderr
+    assert "cascade: the teacher answers in " in shown.stdout
+
+
+def test_check_refuses_a_cascade_with_an_open_purse_or_no_time(run: Run, agents: Path) -> None:
+    file = agents / "toy.yaml"
+    text = file.read_text()
+    file.write_text(f"{text}\nruntime: {{cascade: {{below: 0.9, timeout: 0.000001s}}}}\n")
+    late = run("check", str(file))
+    assert late.returncode == 1 and "runtime.cascade.timeout" in late.stderr and "Traceback" not in late.stderr
+    paid = (
+        "  - {kind: endpoint, name: llm, base_url: 'http://127.0.0.1:9/v1', model: m, prompt: '{a} {actions}', "
+        "price_per_million_output: 2.0}"
+    )
+    text = text.replace("target: tests.flows.toy:Logistic}", f"target: tests.flows.toy:Logistic}}\n{paid}")
+    file.write_text(f"{text}\nruntime: {{cascade: {{below: 0.9}}}}\n")
+    paid_for = run("check", str(file))
+    assert paid_for.returncode == 1 and "'llm' costs money" in paid_for.stderr and "cost_per_day" in paid_for.stderr
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "said"),
     [

@@ -19,6 +19,7 @@ from stillhouse.config import (
     Fp32,
     HashedRows,
     LowRank,
+    NewestRows,
     NumberColumn,
     PruneColumns,
     PruneHeads,
@@ -26,6 +27,7 @@ from stillhouse.config import (
     PruneUnits,
     Recipe,
     Search,
+    SincePromotion,
     StaticInt8,
     TextStudent,
     Vocabulary,
@@ -75,6 +77,56 @@ def complaint(file: Path, text: str) -> str:
     lines = str(caught.value).split("\n")
     assert all(line.startswith(f"{file}:") for line in lines)
     return "\n".join(line.removeprefix(f"{file}:") for line in lines)
+
+
+@pytest.mark.parametrize(("written", "current"), [
+    ("1.5d", timedelta(hours=36)), ("since_promotion", SincePromotion()),
+    ("{since: promotion, at_most: 2w}", SincePromotion(at_most=timedelta(days=14))),
+    ("{rows: 500}", NewestRows(rows=500)),
+])  # fmt: skip
+def test_the_current_window_is_a_length_a_count_or_since_the_promotion(
+    file: Path, written: str, current: object
+) -> None:
+    file.write_text(GOOD.replace("current: 36h", f"current: {written}, sample: 200"))
+    windows = load_file(file).windows
+    assert windows.current == current and windows.sample == 200
+    again = config.AgentConfig.model_validate(load_file(file).model_dump())
+    assert again.windows == windows
+
+
+def test_how_long_a_current_window_usually_is() -> None:
+    def usual(current: object) -> timedelta:
+        windows = config.Windows.model_validate({"train": "8w", "test": "1w", "current": current})
+        return windows.usual_length(1000, timedelta(days=10))
+
+    assert usual("36h") == timedelta(hours=36)
+    assert usual({"rows": 250}) == timedelta(days=2.5)
+    assert usual("since_promotion") == timedelta(weeks=1)
+    assert usual({"since": "promotion", "at_most": "3d"}) == timedelta(days=3)
+
+
+IMPORTING = """importing:
+  observed_at: {column: when, format: "%d.%m.%Y", timezone: Europe/Berlin}
+  columns: {temp: Temperature}
+  actions: {"1": move}
+  decision: {action: did, probabilities: {stay: p0, move: p1}}
+"""
+WRONG_IMPORTING = [
+    ('format: "%d.%m.%Y"', "format: day", "importing.observed_at.format: 'day' must be iso, s, ms, us, or a pattern"),
+    ("Europe/Berlin", "Berlin", "importing.observed_at.timezone: 'Berlin' is no time zone"),
+    ("{temp: T", "{tmp: T", "importing.columns: no column is called 'tmp'; did you mean 'temp'?"),
+    ("move}\n", "mov}\n", "importing.actions: no action is called 'mov'; did you mean 'move'?"),
+    (", move: p1", "", "importing.decision.probabilities: must name each action once: stay, move"),
+    ("  observed_at", "  observed", "importing.observed_at: is required and missing"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "said"), WRONG_IMPORTING)
+def test_a_mistake_in_importing_is_named(file: Path, right: str, wrong: str, said: str) -> None:
+    file.write_text(GOOD + IMPORTING)
+    importing = load_file(file).importing
+    assert importing is not None and importing.observed_at.timezone == "Europe/Berlin"
+    assert said in complaint(file, GOOD + IMPORTING.replace(right, wrong))
 
 
 def test_a_good_file_is_read_and_frozen(file: Path) -> None:
@@ -136,6 +188,18 @@ MISTAKES = [
      "write a number and s, m, h, d or w, such as '12h' or '7d'"),
     ("delay: 1d", "delay: 99999999999w", "10: outcomes.delay: '99999999999w' is longer than any calendar"),
     ("train: 8w", "train: 0d", "17: windows.train: must be longer than nothing"),
+    ("current: 36h", "current: 36",
+     "17: windows.current: must be a length such as 7d, {rows: 5000}, since_promotion, or "
+     "{since: promotion, at_most: 14d}"),
+    ("current: 36h", "current: soon", "17: windows.current: 'soon' is not a duration: write a number and s, m, h, d or "
+     "w, such as '12h' or '7d'"),
+    ("current: 36h", "current: {rows: 0}", "17: windows.current.rows: must be at least 1, not 0"),
+    ("current: 36h", "current: {row: 5}", "17: windows.current.row: unknown key; did you mean 'rows'?"),
+    ("current: 36h", "current: {since: promotion, at_most: 0d}",
+     "17: windows.current.at_most: must be longer than nothing"),
+    ("current: 36h", "current: {rows: 99}",
+     "17: windows.current.rows: is 99, and a window of fewer rows than `observations.min_rows`, 100, is not judged"),
+    ("current: 36h", "current: 36h, sample: 50", "17: windows.sample: must be at least 100, not 50"),
     # types
     ("[stay, move]", "[no, go]", "2: actions.0: must be text: put it in quotes, not false"),
     ("[stay, move]", "stay", "2: actions: must be a list, such as [a, b], not 'stay'"),
@@ -148,7 +212,8 @@ MISTAKES = [
     ("2013-01-01T00:00:00Z", "yesterday",
      "5: observations.since: 'yesterday' must be a moment with a time zone, such as 2013-01-01T00:00:00Z"),
     ("{train: 8w, test: 1w, current: 36h}", "",
-     "17: windows: must be a mapping, not nothing; its keys are: train, test, current, max_train_rows, min_train_rows"),
+     "17: windows: must be a mapping, not nothing; its keys are: train, test, current, sample, max_train_rows, "
+     "min_train_rows"),
     ("    number: {", "    7: {", "6: observations.columns: the key 7 must be text: put it in quotes"),
     ("agent: toy\n", "agent: toy\non: x\n", "1: the file: the key true must be text: put it in quotes"),
     # ranges and forms

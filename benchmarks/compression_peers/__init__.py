@@ -37,7 +37,7 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
 }  # fmt: skip
 """By peer: what its environment has, and the script that runs there."""
 
-TIMEOUT = 900  # seconds, of one peer on one student
+TIMEOUT = 600  # seconds, of one peer on one student
 _CALIBRATION = 512  # rows
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from stillhouse.drift.profile import Profile
     from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.knowledge.importing import Preview, Problem
     from stillhouse.records import Candidate, Frontier, Limits
 
 __all__ = ["app", "main"]
@@ -228,6 +229,45 @@ def contract(
     console.print(f"[green]✓[/green] {output}: edit it, and put it in the place of `observations` in the agent file")
 
 
+@app.command("import")
+def import_(
+    agent: AgentName,
+    files: Annotated[list[Path], typer.Argument(help="CSV, JSON lines (both also .gz) or Parquet")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only show the first rows as they would be read, and what is wrong")
+    ] = False,
+) -> None:
+    """Bring logs that exist already into an agent's knowledge base.
+
+    What the columns are called is said by `importing` in the agent file; without
+    it, as in the tables. Rows that cannot be used go to the quarantine with file and
+    line, the others go on; an observation that is there already is not added again.
+    An import that was killed goes on where it was, if it is asked for again.
+
+    For example:
+
+        stillhouse import flights --dry-run 2012.csv.gz
+        stillhouse import flights 2011.parquet 2012.csv.gz log.jsonl
+    """
+    from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.knowledge.importing import import_files, preview
+
+    settings = config.load(agent)
+    if dry_run:
+        for each in preview(settings, files):
+            _show_preview(each)
+        return
+    with _byte_bar(2 * sum(file.stat().st_size for file in files if file.is_file())) as on_bytes:
+        summary = import_files(KnowledgeBase(settings), files, on_bytes)
+    _show_problems(summary.problems, summary.quarantined)
+    for note in summary.notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+    counted = ("rows", "before", "added", "duplicates", "quarantined", "decisions", "outcomes")
+    table = Table("", *("dealt with before" if name == "before" else name for name in counted), box=None)
+    table.add_row("imported", *(f"{getattr(summary, name):,}" for name in counted))
+    console.print(table)
+
+
 @app.command()
 def compress(
     model_uri: Annotated[
@@ -343,6 +383,37 @@ def serve(
 
 
 _SERVE = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
+
+
+@contextmanager
+def _byte_bar(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar of bytes, told what is under way and of so many more."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(30), DownloadColumn(), TimeRemainingColumn(), console=console,
+        transient=True,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("", total=total)
+        yield lambda what, count: progress.update(bar, description=what, advance=count)
+
+
+def _show_preview(found: Preview) -> None:
+    """The first rows of a file as they would be imported, and what is wrong with others."""
+    shown = found.rows.head(10)
+    table = Table(*map(str, shown.columns), box=None, title=str(found.file), title_justify="left")
+    for row in shown.itertuples(index=False):
+        table.add_row(*("" if value is None or value != value else str(value) for value in row))
+    console.print(table)
+    console.print(f"{len(found.rows):,} of the first {found.looked_at:,} rows would be imported", highlight=False)
+    _show_problems(found.problems[:20], len(found.problems))
+
+
+def _show_problems(problems: Sequence[Problem], count: int) -> None:
+    for problem in problems:
+        console.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+    if count > len(problems):
+        console.print(f"and {count - len(problems):,} more; all are in the table `quarantine`", highlight=False)
 
 
 @contextmanager

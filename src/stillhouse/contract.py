@@ -154,15 +154,16 @@ def _freshness(times: pd.Series[Any], config: AgentConfig) -> Iterator[str]:
         yield f"  freshness: {_duration(kept)}    # {seen}"
         return
     name = next((name for name, minutes in _LENGTHS.items() if timedelta(minutes=minutes) >= 2 * silence), None)
-    if name is not None and timedelta(minutes=_LENGTHS[name]) < config.windows.current:
+    window = _window_length(times, config)
+    if name is not None and timedelta(minutes=_LENGTHS[name]) < window:
         yield f"  freshness: {name}    # {seen}"
     else:
-        yield f"  # freshness: left out; {seen}, and a window is {_length(config.windows.current)} long"
+        yield f"  # freshness: left out; {seen}, and a window is {_length(window)} long"
 
 
 def _volume(times: pd.Series[Any], config: AgentConfig) -> Iterator[str]:
     """From half of the quietest stretch to twice the busiest; a stretch is a day, or a window if that is shorter."""
-    stretch = min(pd.Timedelta(days=1), pd.Timedelta(config.windows.current))
+    stretch = min(pd.Timedelta(days=1), pd.Timedelta(_window_length(times, config)))
     number = (times - times.iloc[0]) // stretch
     whole = max(1, int(number.max()))  # the last is rarely complete
     rates = number.value_counts().reindex(range(whole), fill_value=0) * (pd.Timedelta(days=1) / stretch)
@@ -173,6 +174,10 @@ def _volume(times: pd.Series[Any], config: AgentConfig) -> Iterator[str]:
         return
     ends = {"min_per_day": _round(rates.min() / 2, math.floor), "max_per_day": _round(rates.max() * 2, math.ceil)}
     yield f"  volume: {_flow({key: bound for key, bound in ends.items() if bound})}    # seen: {seen}"
+
+
+def _window_length(times: pd.Series[Any], config: AgentConfig) -> timedelta:
+    return config.windows.usual_length(len(times), times.iloc[-1] - times.iloc[0])
 
 
 def _days(times: pd.Series[Any]) -> pd.Series[int]:

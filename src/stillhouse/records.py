@@ -11,7 +11,7 @@ import hashlib
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 __all__ = [
     "Baseline",
@@ -73,12 +73,25 @@ class Record(BaseModel):
 
 
 class Window(Record):
-    """A stretch of an agent's life, ``[start, end)``, and the table versions it was read at."""
+    """A stretch of an agent's life, ``[start, end)``, and the table versions it was read at.
+
+    One with a sample stands for so many of its observations, drawn uniformly: those that are not in quarantine and
+    whose keyed hash of ``(seed, observation_id)`` is smallest. Its outcomes are those of the same rows.
+    """
 
     name: str
     start: AwareDatetime
     end: AwareDatetime
     versions: dict[str, int] = Field(default_factory=dict, description="Delta table version by table")
+    sample: int | None = Field(default=None, ge=1, description="observations at most; None: all of them")
+    seed: int | None = Field(default=None, ge=0, lt=2**64, description="of the sample")
+    chosen: str | None = Field(default=None, description="how the bounds came about, where not by a length of time")
+
+    @model_validator(mode="after")
+    def _sampled_by_a_seed(self) -> Window:
+        if (self.sample is None) != (self.seed is None):
+            raise ValueError("a sample needs a seed, and a seed is that of a sample: give both or neither")
+        return self
 
     @classmethod
     def ending(cls, name: str, end: datetime, length: timedelta) -> Window:
@@ -86,7 +99,9 @@ class Window(Record):
         return cls(name=name, start=end - length, end=end)
 
     def __str__(self) -> str:
-        return f"{self.name} [{self.start:%Y-%m-%d %H:%M}, {self.end:%Y-%m-%d %H:%M})"
+        text = f"{self.name} [{self.start:%Y-%m-%d %H:%M}, {self.end:%Y-%m-%d %H:%M})"
+        text += f", {self.chosen}" if self.chosen else ""
+        return text if self.sample is None else f"{text}, a sample of at most {self.sample:,} rows (seed {self.seed})"
 
 
 class Reason(Record):

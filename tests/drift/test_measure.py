@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stillhouse.config import NewestRows
 from stillhouse.drift.measure import OUTPUT, measure, profile_of, reference_of
 from stillhouse.drift.profile import Profile
 from stillhouse.errors import WindowError
@@ -85,3 +86,20 @@ def test_stretches_of_too_few_rows_calibrate_nothing(make, history):
     assert usual.blocks == 0
     with pytest.raises(WindowError, match="needs rows"):
         reference_of(history.iloc[:0], said(history.iloc[:0]), make.config(psi=0.25))
+
+
+def test_what_is_usual_is_judged_on_as_many_rows_as_a_sampled_window_has(make, history):
+    """The profile is of all rows; the stretches, of a sample each, swing farther, as the sampled window does."""
+    config = make.config(psi=0.25)
+    sampled = config.model_copy(update={"windows": config.windows.model_copy(update={"sample": 120})})
+    (before, whole), (thinned, usual) = (reference_of(history, said(history), each) for each in (config, sampled))
+    assert thinned.to_bytes() == before.to_bytes() and usual.blocks == whole.blocks == WEEKS
+    assert np.median(usual.columns["temp"]) > 2 * np.median(whole.columns["temp"])
+    assert reference_of(history, said(history), sampled)[1] == usual
+
+
+def test_stretches_of_a_window_by_count_have_about_as_many_rows(make, history):
+    config = make.config(psi=0.25)
+    windows = config.windows.model_copy(update={"current": NewestRows(rows=400)})
+    _, usual = reference_of(history, said(history), config.model_copy(update={"windows": windows}))
+    assert usual.blocks == 10 and abs(usual.block - timedelta(days=5.6)) < timedelta(minutes=5)

@@ -128,7 +128,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_the_loop_on_a_server_with_a_worker(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     _easily_alarmed(server.folder / "agents")
     deployed = server.prefect("deploy", "--all")
-    assert all(f"{flow}/flights" in deployed for flow in ("watch", "refresh", "promote"))
+    assert all(f"{flow}/flights" in deployed for flow in ("watch", "refresh", "promote", "maintain"))
 
     # the first champion, asked for from the command line
     server.by_hand("live", "2013-02-19T05:00:00")

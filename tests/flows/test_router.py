@@ -44,6 +44,7 @@ def accuracy(base: KnowledgeBase, start: float, end: float) -> float:
     return float((said.argmax(axis=1) == rows["outcome"].to_numpy()).mean())
 
 
+@pytest.mark.slow  # tests/flows/test_texts.py goes the same way with fewer sentences
 @pytest.mark.usefixtures("prefect_server")
 def test_a_domain_that_arrives_is_noticed_and_learnt(small: Path) -> None:
     live.fn("router", week(0), week(8))

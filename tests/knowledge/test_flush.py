@@ -170,7 +170,7 @@ def test_what_teachers_cost_is_added_up(kb: KnowledgeBase, spool: Spool, tmp_pat
     spent = {"llm": {"calls": 2, "rows": 3, "money": 0.5}, "other": {"calls": 1}}
     spool.put(taught(0, 3, spending=spent), taught(9, 0, spending={"llm": {"calls": 1}}))
     flush(kb, tmp_path / "spool")
-    assert kb.spending(purpose="decide") == {
+    assert kb.spending(purpose="runtime") == {
         "llm": Spending(calls=3, rows=3, money=0.5), "other": Spending(calls=1)
     }  # fmt: skip
     assert kb.spending(after=START + 5 * HOUR) == {"llm": Spending(calls=1)}
@@ -299,6 +299,28 @@ def test_flushes_at_once_double_nothing(kb: KnowledgeBase, tmp_path: Path) -> No
     assert sum(done) == 60
     assert ids(kb, "decisions") == sorted(f"o{100 * number + turn:04d}" for number in range(3) for turn in range(20))
     assert kb.counts() == {"observations": 60, "decisions": 60}
+
+
+def test_a_busy_spool_does_not_keep_the_flush_from_others(
+    kb: KnowledgeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer is faster than the flush: at every commit another event is there."""
+    folder = tmp_path / "spool"
+    busy, other = sorted((Spool(folder) for _ in range(2)), key=lambda spool: spool.name)
+    busy.put(decided(0))
+    other.put(decided(500))
+    commit, more = KnowledgeBase.commit, iter(range(1, 100))
+
+    def writing(base: KnowledgeBase, table: Any, *rest: Any) -> int | None:
+        busy.put(decided(next(more)))
+        return commit(base, table, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KnowledgeBase, "commit", writing)
+        flush(kb, folder, most_rows=1)
+    assert "o0500" in ids(kb, "decisions") and busy._file.depth() > 0
+    flush(kb, folder)
+    assert busy._file.depth() == 0 and kb.counts() == {"observations": 6, "decisions": 6}
 
 
 def test_a_spool_at_which_another_flush_is_comes_later(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from stillhouse.errors import RegistryError
+from stillhouse.records import Baseline, Disagreement, Screens, Window
 from stillhouse.registry import Lineage, Registry
 
 from .conftest import Life, rows, scorecard, variant_folder
@@ -209,3 +211,32 @@ def test_importing_is_cheap() -> None:
     code = "import sys, stillhouse.registry; print([m for m in ('mlflow', 'torch', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_every_version_was_trained_and_proved_on(three: Registry) -> None:
+    with pytest.raises(RegistryError, match=r"flights@3 has no baseline.json"):
+        three.windows()
+    start = datetime(2013, 1, 1, tzinfo=UTC)
+    for entry in three.versions():
+        days = [start + timedelta(days=7 * int(entry.version) + more) for more in (0, 5, 7)]
+        train, test = (
+            Window(name=name, start=begin, end=end, versions={"observations": int(entry.version)})
+            for name, begin, end in (("train", *days[:2]), ("test", *days[1:]))
+        )
+        ref = three.version("flights", entry.version)
+        assert ref is not None
+        baseline = Baseline(
+            train=train, test=test, as_of=days[2], losses={}, quality=scorecard("fp32", "variant").test, teacher=ref,
+            screens=Screens(block=timedelta(days=1), blocks=0, columns={}, joint=()),
+            disagreement=Disagreement(rows=1, rate=0, total_variation=0),
+        )  # fmt: skip
+        three.log_record(three.tags(ref)["refresh_run"], baseline, "baseline.json")
+    found = three.windows()
+    assert list(found) == ["flights@3", "flights@2", "flights@1"]
+    train, test = found["flights@2"]
+    assert (train.start, train.end, test.end) == tuple(start + timedelta(days=14 + more) for more in (0, 5, 7))
+    assert train.versions == test.versions == {"observations": 2}
+
+
+def test_before_the_first_version_there_are_no_windows(registry: Registry) -> None:
+    assert registry.windows() == {}

@@ -104,6 +104,8 @@ def test_learning_by_observation(champion: World) -> None:
             agent.learn(known.drop(columns="known_at"))
         with pytest.raises(SchemaError, match="no action"):
             agent.learn(known.assign(action="early"))
+        with pytest.raises(SchemaError, match="no Unicode"):
+            agent.learn(known.assign(observation_id=pd.Series(["\ud800"], dtype="object")))
         with pytest.raises(SchemaError, match="time zone"):
             agent.learn(known.assign(known_at=pd.Timestamp("2024-05-02")))
     kept = table("outcomes")
@@ -194,6 +196,7 @@ def test_swapped_ten_times_under_load_nothing_fails_and_all_is_recorded(champion
             try:
                 decision = agent.decide(ROW)
                 made.append((decision.decision_id, decision.version))
+                time.sleep(0.002)  # the disk is slow enough
             except BaseException as error:
                 failed.append(error)
 

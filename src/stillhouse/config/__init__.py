@@ -53,7 +53,9 @@ from stillhouse.config.compression import (
     recipe_name,
     structure,
 )
+from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
 from stillhouse.config.runtime import Cascade, Runtime, Upkeep
+from stillhouse.config.windows import NewestRows, SincePromotion, Windows
 from stillhouse.errors import ConfigError
 from stillhouse.records import Mode
 
@@ -74,12 +76,17 @@ __all__ = [
     "EnsembleTeacher",
     "Fp32",
     "HashedRows",
+    "ImportedDecision",
+    "ImportedOutcome",
+    "ImportedTime",
+    "Importing",
     "Leaf",
     "LeafTeacher",
     "LowRank",
     "MlflowTeacher",
     "ModuleStudent",
     "ModuleTeacher",
+    "NewestRows",
     "NumberColumn",
     "NumberFormat",
     "PruneColumns",
@@ -91,6 +98,7 @@ __all__ = [
     "Runtime",
     "Search",
     "ShortTexts",
+    "SincePromotion",
     "StaticInt8",
     "Step",
     "StructuralStep",
@@ -102,6 +110,7 @@ __all__ = [
     "Upkeep",
     "Vocabulary",
     "WeightOnly",
+    "Windows",
     "agents_folder",
     "embedded_environment",
     "home",
@@ -965,18 +974,6 @@ class Update(Section):
 # --------------------------------------------------------------------------- watching, proving
 
 
-class Windows(Section):
-    """Lengths of the windows that everything is measured on."""
-
-    train: Length = Field(description="what a student learns from")
-    test: Length = Field(description="directly after `train`, never learned from: what the gate judges on")
-    current: Length = Field(description="what a watch compares with the champion's training window")
-    max_train_rows: int | None = Field(
-        default=None, ge=100, description="more are thinned: the newest half whole, the rest sampled from before"
-    )
-    min_train_rows: int = Field(default=1000, ge=50, description="fewer: a refresh is refused")
-
-
 class Thresholds(Section):
     """A measure that exceeds its threshold calls for a refresh; absent: the measure is only reported."""
 
@@ -1107,6 +1104,9 @@ class AgentConfig(Section):
     promotion: Promotion = Promotion()
     runtime: Runtime = Runtime()
     upkeep: Upkeep = Upkeep()
+    importing: Importing | None = Field(
+        default=None, description="where the files of `stillhouse import` have what; null: called as in the tables"
+    )
 
     @property
     def copies(self) -> float:
@@ -1153,6 +1153,14 @@ class AgentConfig(Section):
             )
         if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
             raise ValueError("\n".join(mistakes))
+        learned = self.windows.train + self.windows.test + self.outcomes.delay
+        if self.upkeep.keep is not None and self.upkeep.keep < learned:
+            raise ValueError(
+                f"upkeep.keep: rows of {self.upkeep.keep} are kept, and a refresh learns from and is judged on rows of "
+                f"{learned} (windows.train, windows.test and outcomes.delay): keep at least those"
+            )
+        if mistakes := [*_mistakes_of_windows(self), *_mistakes_of_importing(self)]:
+            raise ValueError("\n".join(mistakes))
         watched_columns = [column for column in self.observations.columns.values() if column.drift]
         texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
         numbers = texts + sum(column.type == "number" for column in watched_columns)
@@ -1192,6 +1200,35 @@ def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
                 for name in teacher.columns or ():
                     if wrong := _wrong_column(name, kind, columns):
                         yield f"{key}.columns: {wrong}"
+
+
+def _mistakes_of_windows(config: AgentConfig) -> Iterator[str]:
+    """``key: what is wrong`` of a current window that could never have enough rows to be judged."""
+    windows, least = config.windows, config.observations.min_rows
+    limits = {"windows.sample": windows.sample}
+    if isinstance(windows.current, NewestRows):
+        limits["windows.current.rows"] = windows.current.rows
+    for key, most in limits.items():
+        if most is not None and most < least:
+            yield f"{key}: is {most}, and a window of fewer rows than `observations.min_rows`, {least}, is not judged"
+
+
+def _mistakes_of_importing(config: AgentConfig) -> Iterator[str]:
+    """``key: what is wrong`` of names that the agent does not have."""
+    importing = config.importing
+    if importing is None:
+        return
+    for name in importing.columns:
+        if name not in config.observations.columns:
+            yield f"importing.columns: no column is called {name!r}; " + _nearest(
+                name, config.observations.columns, "there are"
+            )
+    for action in importing.actions.values():
+        if action not in config.actions:
+            yield f"importing.actions: no action is called {action!r}; {_nearest(action, config.actions, 'there are')}"
+    named = (importing.decision and importing.decision.probabilities) or None
+    if named is not None and set(named) != set(config.actions):
+        yield f"importing.decision.probabilities: must name each action once: {', '.join(config.actions)}"
 
 
 def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:

@@ -24,7 +24,7 @@ def _duration(value: Any) -> Any:
     raise ValueError(f"{value!r} is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'")
 
 
-def parse_duration(text: str) -> timedelta:
+def parse_duration(text: str | timedelta) -> timedelta:
     """``"7d"`` as a length of time: a number and s, m, h, d or w, more than nothing.
 
     :raises ValueError: on anything else.

@@ -42,13 +42,15 @@ class Runtime(Section):
 class Upkeep(Section):
     """What `flows/maintain.py` does to the tables."""
 
-    every: Length = Field(default=timedelta(days=1), description="schedule the flow alike")
     target_bytes: int = Field(default=128 * 2**20, ge=2**20, description="of a compacted file")
     min_files: int = Field(default=8, ge=2, description="small files of a month that are worth one large one")
     keep: Duration | None = Field(
         default=None,
-        description="rows observed longer ago go, unless a registered model learned from them; null: none",
+        description="rows observed longer ago go, unless a registered model learned from them or was proved on them; "
+        "null: none; at least `windows.train`, `windows.test` and `outcomes.delay` together",
     )
     grace: Duration = Field(
-        default=timedelta(days=7), description="files that no table version in use names are removed after this long"
+        default=timedelta(days=7),
+        description="files that no table version in use names are removed after this long, in whole hours; longer than "
+        "any refresh takes",
     )

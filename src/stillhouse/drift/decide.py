@@ -219,6 +219,10 @@ def _reasons(known: Evidence, drift: DriftReport) -> Iterator[Reason]:
         yield _screen(drift.screened)
     plain = _plain(drift, known.thresholds, known.min_rows)
     yield from (reason for reason in plain if reason.value is not None or reason.threshold is not None)
+    window = known.data.window
+    if window.chosen is not None or window.sample is not None:
+        text = f"what was measured: {window}" + (f"; {drift.current_rows:,} of its rows" if window.sample else "")
+        yield Reason(measure="window", value=drift.current_rows, crossed=False, text=text)
 
 
 _PROCESSES: dict[Process, str] = {

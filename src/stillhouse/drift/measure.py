@@ -19,7 +19,7 @@ from stillhouse.drift.texts import watched
 from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, DriftReport, Quality, Screens, SliceDrift, Window
 
-__all__ = ["OUTPUT", "measure", "profile_of", "reference_of"]
+__all__ = ["OUTPUT", "measure", "profile_of", "reference_of", "usual_length"]
 
 Array = np.ndarray[Any, Any]
 
@@ -42,19 +42,34 @@ def profile_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig, li
 def reference_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig) -> tuple[Profile, Screens]:
     """The profile of a training window, put together from that of its stretches, and what is usual among those.
 
-    :param rows: ordered by ``observed_at``; stretches of the length ``windows.current`` are counted from the end.
+    :param rows: ordered by ``observed_at``; stretches as long as a current window are counted from the end. Where of
+        those only a sample is measured, so it is of the stretches that say what is usual.
     """
-    block = config.windows.current
-    parts: list[Profile] = []
+    if rows.empty:
+        raise WindowError("a reference needs rows; this training window has none")
+    block = usual_length(rows, config)
+    parts, usual = list[Profile](), list[Profile]()
     for chosen in _stretches(rows, block):
         parts.append(profile_of(rows[chosen], probabilities[chosen], config, like=parts[0] if parts else None))
-    if not parts:
-        raise WindowError("a reference needs rows; this training window has none")
+        few = _sampled(np.flatnonzero(chosen), config.windows.sample)
+        sampled = len(few) < parts[-1].rows
+        usual.append(profile_of(rows.iloc[few], probabilities[few], config, like=parts[0]) if sampled else parts[-1])
     whole = parts[0]
     for part in parts[1:]:
         whole = whole + part
-    enough = [part for part in parts if part.rows >= config.observations.min_rows]
+    enough = [part for part in usual if part.rows >= config.observations.min_rows]
     return whole, screens(enough, block)
+
+
+def usual_length(rows: pd.DataFrame, config: AgentConfig) -> timedelta:
+    """How long a current window usually is, judged by the training rows, ordered by ``observed_at``.
+
+    :raises WindowError: if there are no rows.
+    """
+    if rows.empty:
+        raise WindowError("how long a current window is cannot be judged by a training window without rows")
+    times = rows["observed_at"]
+    return config.windows.usual_length(len(rows), times.iloc[-1] - times.iloc[0])
 
 
 def measure(
@@ -99,6 +114,13 @@ def measure(
         slices=slices,
         seconds=time.perf_counter() - start,
     )
+
+
+def _sampled(positions: Array, most: int | None) -> Array:
+    """At most ``most`` of the positions, in order; the same for the same positions."""
+    if most is None or len(positions) <= most:
+        return positions
+    return np.sort(np.random.default_rng(len(positions)).choice(positions, most, replace=False))
 
 
 def _stretches(rows: pd.DataFrame, block: timedelta) -> Iterator[Array]:

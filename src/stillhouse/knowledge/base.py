@@ -23,7 +23,7 @@ under the teacher's version, so nothing is asked twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -32,16 +32,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake import DeltaTable
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError, WindowError
+from stillhouse.knowledge import windows
 from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.tables import MONTH, TIME, WINDOWED, Table, Tables, newest, observed_in
 from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
 
-Purpose = Literal["refresh", "watch", "decide"]
+Purpose = Literal["refresh", "watch", "runtime"]
+
+_BATCH_ROWS = 65_536  # that are streamed at once
 
 
 class KnowledgeBase(Tables):
@@ -201,9 +205,7 @@ class KnowledgeBase(Tables):
 
         A table that was not there when the window was taken stays empty for it.
         """
-        versions = window.versions if window else {}
-        absent = bool(versions) and table in WINDOWED and table not in versions
-        delta = None if absent else self._open(table, versions.get(table))
+        delta = self._at(table, window)
         if delta is None:
             return self._empty(table, columns)
         dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
@@ -212,18 +214,47 @@ class KnowledgeBase(Tables):
         rows: pd.DataFrame = found.to_pandas().sort_values("observed_at", kind="stable", ignore_index=True)
         return rows if columns is None else rows[list(columns)]
 
+    def stream(
+        self, table: Table, window: Window | None = None, columns: Sequence[str] | None = None,
+        among: pa.Array | None = None,
+    ) -> Iterator[pa.RecordBatch]:  # fmt: skip
+        """What :meth:`read` reads, batch by batch in bounded memory, in no order.
+
+        :param among: only rows of these observations.
+        """
+        delta = self._at(table, window)
+        if delta is None:
+            return
+        dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
+        names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
+        if among is not None:
+            condition &= pc.field("observation_id").isin(among)
+        yield from dataset.to_batches(
+            columns=names, filter=condition, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
+        )
+
     def observations(self, window: Window) -> pd.DataFrame:
-        """Observations of the window that are not in quarantine, each once, ordered by time and id."""
-        rows = self.read("observations", window).sort_values(["observed_at", "observation_id", "content_key"])
+        """Observations of the window that are not in quarantine, each once, ordered by time and id.
+
+        Of a window with a sample those that it draws, whatever the order of rows and files.
+        """
         bad = self.read("quarantine", window, ["observation_id"])["observation_id"]
-        return rows[~rows["observation_id"].isin(bad)].drop_duplicates("observation_id", ignore_index=True)
+        if window.sample is None or window.seed is None:
+            rows = self.read("observations", window).sort_values(["observed_at", "observation_id", "content_key"])
+            return rows[~rows["observation_id"].isin(bad)].drop_duplicates("observation_id", ignore_index=True)
+        found = windows.smallest(
+            self.stream("observations", window), window.sample, window.seed, pa.array(bad, pa.string())
+        )
+        rows = found.to_pandas() if found.num_columns else self._empty("observations", None)
+        return rows.sort_values(["observed_at", "observation_id"], ignore_index=True)
 
     def labelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
         """Observations of the window whose outcome was known by then, with ``outcome`` as action index ``0…K−1``.
 
         Of an outcome that was corrected, the last that was known by then.
         """
-        outcomes = self.read("outcomes", window, ["observation_id", "known_at", "action"])
+        rows = self.observations(window)
+        outcomes = self._outcomes_of(rows, window, ["observation_id", "known_at", "action"])
         outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values(["known_at", "action"], kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
         index = {action: i for i, action in enumerate(self.outcomes)}
@@ -231,17 +262,28 @@ class KnowledgeBase(Tables):
         if outcomes["outcome"].isna().any():
             strange = sorted(set(outcomes.loc[outcomes["outcome"].isna(), "action"]))
             raise SchemaError(f"outcomes of agent {self.config.agent!r} name unknown actions {strange}")
-        joined = self.observations(window).merge(
+        joined = rows.merge(
             outcomes[["observation_id", "outcome"]], on="observation_id", how="inner", validate="one_to_one"
         )
         return joined.astype({"outcome": "int64"})
 
     def unlabelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
         """Observations of the window whose outcome was not known by then, with ``outcome`` −1."""
-        outcomes = self.read("outcomes", window, ["observation_id", "known_at"])
-        known = outcomes.loc[outcomes["known_at"] <= known_by, "observation_id"]
         rows = self.observations(window)
+        outcomes = self._outcomes_of(rows, window, ["observation_id", "known_at"])
+        known = outcomes.loc[outcomes["known_at"] <= known_by, "observation_id"]
         return rows[~rows["observation_id"].isin(known)].assign(outcome=-1).reset_index(drop=True)
+
+    def _outcomes_of(self, rows: pd.DataFrame, window: Window, columns: list[str]) -> pd.DataFrame:
+        """The window's outcomes, ordered by time; where it has a sample, only those of its ``rows``."""
+        if window.sample is None:
+            return self.read("outcomes", window, columns)
+        ids = pa.array(rows["observation_id"], pa.string())
+        frames = [batch.to_pandas() for batch in self.stream("outcomes", window, [*columns, "observed_at"], ids)]
+        if not frames:
+            return self._empty("outcomes", columns)
+        found: pd.DataFrame = pd.concat(frames).sort_values("observed_at", kind="stable", ignore_index=True)
+        return found[columns]
 
     def arrived(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
         """Observations of ``since`` and later whose outcome became known for the first time in ``[start, end)``.
@@ -507,3 +549,9 @@ class KnowledgeBase(Tables):
         found = delta.to_pyarrow_dataset().to_table(columns=["recorded_at", "json"], filter=condition)
         newest = found.sort_by("recorded_at")["json"].to_pylist()
         return Verdict.model_validate_json(newest[-1]) if newest else None
+
+    def _at(self, table: Table, window: Window | None) -> DeltaTable | None:
+        """The table as the window was taken: None if it was not there yet."""
+        versions = window.versions if window else {}
+        absent = bool(versions) and table in WINDOWED and table not in versions
+        return None if absent else self._open(table, versions.get(table))

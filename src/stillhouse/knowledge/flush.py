@@ -45,6 +45,9 @@ __all__ = ["Flushed", "flush"]
 
 _log = logging.getLogger(__name__)
 
+_ANSWER = ["teacher", "content_key", "actions"]
+"""What the first answer to stays: of another number of actions it is another one."""
+
 _UNUSABLE = (SchemaError, ValueError, TypeError, OverflowError, msgspec.MsgspecError)
 
 
@@ -101,11 +104,11 @@ def _added(one: Flushed, other: Flushed) -> Flushed:
 
 
 def _emptied(base: KnowledgeBase, path: Path, most_rows: int) -> Iterator[Flushed]:
-    """Chunk by chunk until there is no more."""
+    """Chunk by chunk what is there now: what is put meanwhile is for the next flush, or one could take for ever."""
     spool = SpoolFile(path)
     try:
-        after = 0
-        while entries := spool.read(after, most_rows):
+        after, last = 0, spool.last()
+        while after < last and (entries := spool.read(after, most_rows)):
             after = entries[-1].seq
             moved = _move(base, spool, entries)
             spool.forget(after)
@@ -217,23 +220,21 @@ def _knowledge(base: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
         probabilities=_all(event.probabilities for event in said),
         features=[None] * len(rows),
     )
-    rows = rows.assign(actions=rows["probabilities"].map(len))
-    rows = rows.drop_duplicates(["teacher", "content_key", "actions"])
-    for teacher, mine in rows.groupby("teacher"):
-        rows = rows.drop(mine.index[_known(base, str(teacher), mine)])
-    return rows
+    rows = rows.assign(actions=rows["probabilities"].map(len)).drop_duplicates(_ANSWER)
+    return rows[~_known(base, rows)]
 
 
-def _known(base: KnowledgeBase, teacher: str, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """About which of the rows the teacher has spoken before, of as many actions."""
-    delta = base._open("knowledge")
+def _known(base: KnowledgeBase, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """About which of the rows their teacher has spoken before, of as many actions."""
+    delta = None if rows.empty else base._open("knowledge")
     if delta is None:
         return np.zeros(len(rows), dtype=bool)
-    wanted = (pc.field("teacher") == teacher) & pc.field("content_key").isin(rows["content_key"].tolist())
-    found = delta.to_pyarrow_dataset().to_table(columns=["content_key", "probabilities"], filter=wanted)
-    said = [found["content_key"].to_pandas(), pc.list_value_length(found["probabilities"]).to_pandas()]
-    known: np.ndarray[Any, np.dtype[np.bool_]] = pd.MultiIndex.from_frame(rows[["content_key", "actions"]]).isin(
-        pd.MultiIndex.from_arrays(said)
+    asked = pc.field("content_key").isin(rows["content_key"].tolist())
+    asked &= pc.field("teacher").isin(rows["teacher"].unique().tolist())
+    found = delta.to_pyarrow_dataset().to_table(columns=["teacher", "content_key", "probabilities"], filter=asked)
+    found = found.append_column("actions", pc.list_value_length(found["probabilities"])).select(_ANSWER)
+    known: np.ndarray[Any, np.dtype[np.bool_]] = pd.MultiIndex.from_frame(rows[_ANSWER]).isin(
+        pd.MultiIndex.from_frame(found.to_pandas())
     )
     return known
 
@@ -245,8 +246,8 @@ def _spending(_: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
         [Spending.model_validate(fields).model_dump() for _, fields, _ in said], columns=list(Spending.model_fields)
     )
     return spent.assign(
-        job="decide",
-        purpose="decide",
+        job="runtime",
+        purpose="runtime",
         teacher=[name for name, _, _ in said],
         version=[event.teacher for _, _, event in said],
         observed_at=_times([max(event.observed_at, default=event.asked_at)] for _, _, event in said),

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from pyarrow.dataset import Dataset
 
 from stillhouse.config import AgentConfig, home
@@ -214,8 +214,13 @@ class Tables:
     # ----------------------------------------------------------------- inside
 
     def _open(self, table: Table, version: int | None = None) -> DeltaTable | None:
-        path = str(self.root / table)
-        return DeltaTable(path, version=version) if DeltaTable.is_deltatable(path) else None
+        path = self.root / table
+        if not (path / "_delta_log").is_dir():  # asking Delta costs a listing of the whole log
+            return None
+        try:
+            return DeltaTable(str(path), version=version)
+        except TableNotFoundError:  # it is being made
+            return None
 
     def _open_or_create(self, table: Table) -> DeltaTable:
         if delta := self._open(table):

@@ -10,7 +10,7 @@ from typing import Any
 
 from stillhouse.config import home
 from stillhouse.errors import RegistryError
-from stillhouse.records import Baseline, ModelRef, Scorecard
+from stillhouse.records import Baseline, ModelRef, Scorecard, Window
 from stillhouse.registry.connection import does_not_exist, process_default
 from stillhouse.registry.downloads import bring
 from stillhouse.registry.entries import Role, VersionEntry
@@ -115,6 +115,23 @@ class Registry(Models):
         found = self.read_record(self.tags(ref)["refresh_run"], "baseline.json", Baseline)
         if found is None:
             raise RegistryError(f"{ref} has no baseline.json in its refresh run: refresh {self.agent!r} again")
+        return found
+
+    def windows(self) -> dict[str, tuple[Window, ...]]:
+        """What each version of the agent's variants was trained and proved on, by its name, ``flights@7``.
+
+        :raises RegistryError: if one of them does not say.
+        """
+        baselines: dict[str, Baseline] = {}  # several variants may be of one refresh
+        found: dict[str, tuple[Window, ...]] = {}
+        for entry in self.versions():
+            ref = ModelRef(name=self.agent, version=entry.version, uri=f"models:/{self.agent}/{entry.version}")
+            run = self.tags(ref).get("refresh_run")
+            if run is None:
+                raise RegistryError(f"{ref} is of no refresh, so what it was trained on is not known")
+            if run not in baselines:
+                baselines[run] = self.baseline(ref)
+            found[str(ref)] = (baselines[run].train, baselines[run].test)
         return found
 
     def profile(self, ref: ModelRef) -> bytes:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -315,7 +316,8 @@ class Agent:
             for name, values in times.items()
         }
         ids = [str(each) for each in outcomes["observation_id"]]
-        if strange := next((each for each in ids if not is_unicode(each)), None):
+        if not is_unicode("".join(ids)):
+            strange = next(each for each in ids if not is_unicode(each))
             raise SchemaError(
                 f"observation_id {strange!r} of an outcome of agent {self.config.agent!r} is no Unicode text"
             )
@@ -404,8 +406,11 @@ class Agent:
         with self._swapping:
             try:
                 self._champions.follow(models)
-            finally:
-                self._take(self._champions.read())
+            except Exception:  # the champion may have come without its teacher
+                with suppress(StillhouseError):
+                    self._take(self._champions.read())
+                raise
+            self._take(self._champions.read())
 
     def _follow_quietly(self) -> None:
         try:
@@ -433,7 +438,7 @@ class Agent:
                 return
             try:
                 self._take(self._champions.read())
-            except StillhouseError as error:
+            except (StillhouseError, OSError) as error:
                 self._troubles.tell("champion", str(error))
             else:
                 self._seen = seen
@@ -455,7 +460,9 @@ class Agent:
     def _flush_quietly(self) -> None:
         try:
             self.flush()
-        except Exception as error:  # whatever a store raises: what was recorded waits in the spool
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever a store raises, and panics in a forked process: it waits in the spool
             log.debug("flushing", exc_info=True)
             self._troubles.tell("knowledge_base", f"{type(error).__name__}: {error}")
         else:

@@ -165,7 +165,8 @@ class Contract:
         batch = self._checked(Batch(ids, times, self.columns, values), micros(now.to_pydatetime()))
         if np.isinf(numbers.to_numpy()).any():
             self._require_finite(batch)
-        self._require_unicode(batch)
+        if not is_unicode("".join(ids)):  # of the rest that is known by now
+            self._require_unicode(batch)
         return batch
 
     def _require_finite(self, batch: Batch) -> None:

@@ -1,0 +1,73 @@
+"""Kill -9 at random moments: every acknowledged event is in the knowledge base exactly once.
+
+``python -m benchmarks.durability`` takes about ten minutes; ``--quick`` about one: fewer kills, and nothing written.
+
+Three writers put events of all kinds into their spools, two threads each, and write the name of an event to a file
+(``O_APPEND``) as soon as the spool has acknowledged it. Two flushers move what lies in all spools into the tables, in
+chunks of random size. A maintainer compacts all months with two small files or more and removes, without any grace,
+every file that no version in use needs. At random moments one of these processes, at random, is killed with SIGKILL
+and another takes its place. At the end all of them are killed, one flush follows, and the tables are compared with
+the names:
+
+lost
+    acknowledged events of which a table that should have a row has none.
+doubled
+    events, acknowledged or not, of which a table has more than one row.
+windows changed
+    windows that were pinned on the way, each named as a model's, whose rows are others at the end.
+
+A kill ends a process and not the machine: what the operating system had not written yet is not lost by it, so this
+proves nothing about a loss of power (the spool and the flush sync their files for that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks.durability_life import Found, Place, lived
+from benchmarks.report import Goal, write
+
+CLAIM = "what was acknowledged is in the knowledge base exactly once, whoever is killed"
+
+
+def main() -> None:
+    """Live, kill, count, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer kills, nothing written")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="durability-") as folder:
+        found = lived(Place(Path(folder)), 15 if asked.quick else asked.kills, asked.seed)
+    detail = {
+        "kills": dict(found.kills), "acknowledged": found.acknowledged,
+        "unacknowledged_and_there": found.unacknowledged,
+        "windows": found.windows, "rows": dict(found.rows), "commits": dict(found.commits),
+        "seconds": round(found.seconds, 1),
+    }  # fmt: skip
+    print(detail)
+    if asked.quick:
+        for goal in goals_of(found):
+            print(f"{goal.name}: {goal.measured:g}")
+    else:
+        write("durability", CLAIM, goals_of(found), detail, ["deltalake", "msgspec"])
+
+
+def goals_of(found: Found) -> list[Goal]:
+    """A hundred kills, and nothing lost or doubled."""
+
+    def exactly(name: str, goal: float, better: str, measured: int) -> Goal:
+        return Goal(name, goal, better, measured, measured, measured)  # type: ignore[arg-type]
+
+    return [
+        exactly("kills", 100, "higher", found.kills.total()),
+        exactly("acknowledged_events_lost", 0, "lower", len(found.lost)),
+        exactly("events_doubled", 0, "lower", len(found.doubled)),
+        exactly("pinned_windows_changed", 0, "lower", len(found.windows_changed)),
+    ]
+
+
+if __name__ == "__main__":
+    main()

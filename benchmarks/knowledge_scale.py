@@ -1,0 +1,300 @@
+"""A knowledge base of ten million observations is filled and read in bounded memory; a day costs the same at any age.
+
+``python -m benchmarks.knowledge_scale`` takes about a quarter of an hour on two cores; ``--quick`` less than a minute,
+and writes nothing.
+
+Three years of an agent's life, some nine thousand observations a day with five numbers and three categories, are
+appended day by day as a flush appends them, with an outcome each. At ages from one month to three years the tables are
+kept aside as they lie then, and once more with their small files compacted, as upkeep leaves them. Then one process
+opens each of them in turn, round after round, takes the window of the last day and reads it: wall time, CPU time, the
+bytes that the process has read (``rchar`` of Linux), and the rows of the files that the window opens.
+
+Memory is measured in a process of its own for each kind of work, its largest resident size from start to end, beside
+what the observations would need as one Arrow table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from deltalake import DeltaTable
+
+from benchmarks.report import Goal, write
+from benchmarks.scan_peers.usage import cpu, peak_mb
+from stillhouse.config import AgentConfig, Upkeep
+from stillhouse.knowledge import KnowledgeBase, windows
+from stillhouse.knowledge.tables import observed_in
+
+CLAIM = (
+    "ten million observations are appended, windowed and sampled in bounded memory, and a day costs the same at any age"
+)
+FIGURE = Path(__file__).parent.parent / "docs" / "images" / "knowledge_scale.png"
+
+START = datetime(2022, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+LAYOUTS = ("as appended", "compacted")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    per_day: int = 9_132
+    ages: tuple[int, ...] = (31, 90, 181, 365, 730, 1_096)  # days, each to the end of a month
+    rounds: int = 25
+    sample: int = 50_000
+    newest: int = 50_000
+
+
+QUICK = Size(per_day=400, ages=(31, 90, 120), rounds=5, sample=2_000, newest=2_000)
+
+
+def main() -> None:
+    """Fill, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="four months of 400 a day, five rounds, nothing written")
+    parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    size = QUICK if asked.quick else Size()
+    if asked.work:
+        done = WORK[asked.work](asked.folder, size)
+        print(json.dumps({"peak_mb": peak_mb(), "cpu_s": cpu(), **done}))
+        return
+    with tempfile.TemporaryDirectory(prefix="stillhouse-scale-") as folder:
+        goals, detail = measure(Path(folder), size, quick=asked.quick)
+    if asked.quick:
+        print(json.dumps({goal.name: round(goal.measured, 4) for goal in goals}, indent=1))
+    else:
+        draw(detail, FIGURE)
+        write("knowledge_scale", CLAIM, goals, detail, ("deltalake", "numpy", "pandas", "pyarrow"))
+
+
+def measure(folder: Path, size: Size, quick: bool = False) -> tuple[list[Goal], dict[str, Any]]:
+    """All goals, and what they rest on."""
+
+    def child(work: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "benchmarks.knowledge_scale", "--work", work, "--folder", str(folder)]
+        done = subprocess.run([*command, *["--quick"] * quick], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{work} failed:\n{done.stderr}")
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    detail: dict[str, Any] = {"size": asdict(size)} | {work: child(work) for work in WORK}
+    rounds = detail["day"]["rounds"]
+    base, last = str(size.ages[1]), str(size.ages[-1])
+    young, old = rounds["compacted"][base], rounds["compacted"][last]
+    goals = [
+        ratio("day_at_three_years", old, young, "wall_s"),
+        ratio("bytes_of_a_day_at_three_years", old, young, "bytes"),
+    ]
+    table_mb = detail["fill"]["table_mb"]
+    for work in ("fill", "day", "sample", "newest"):
+        peak = detail[work]["peak_mb"]
+        goals.append(Goal(f"peak_mb_{work}", 1_500, "lower", peak, peak, peak))
+    peaks = [detail[work]["peak_mb"] / table_mb for work in ("fill", "sample", "newest")]
+    goals.append(Goal("peak_per_table_in_memory", 1, "lower", max(peaks), min(peaks), max(peaks)))
+    return goals, detail
+
+
+def ratio(name: str, old: list[dict[str, float]], young: list[dict[str, float]], what: str) -> Goal:
+    """The old base's cost relative to the young one's, of their medians; lowest, highest: quartiles of the rounds."""
+    each = [a[what] / b[what] for a, b in zip(old, young, strict=True)]
+    low, _, high = statistics.quantiles(each, n=4)
+    middle = statistics.median(a[what] for a in old) / statistics.median(b[what] for b in young)
+    return Goal(name, 1.25, "lower", middle, min(low, middle), max(high, middle))
+
+
+# --------------------------------------------------------------------------- the work of each process
+
+
+def fill(folder: Path, size: Size) -> dict[str, Any]:
+    """Append day after day; keep the tables aside at each age, as they lie and compacted."""
+    base = KnowledgeBase(config(), folder / "base")
+    seconds = 0.0
+    for day in range(size.ages[-1]):
+        rows = lived(day, size)
+        began = time.perf_counter()
+        base.append_observations(rows, batch=f"day {day}")
+        outcomes = rows[["observation_id", "observed_at"]].assign(known_at=rows["observed_at"] + DAY, action="go")
+        base.append("outcomes", outcomes, batch=f"day {day}")
+        seconds += time.perf_counter() - began
+        if day + 1 in size.ages:
+            for layout in LAYOUTS:
+                keep(base.root, place(folder, layout, day + 1), compact=layout == "compacted")
+    disk = sum(file.stat().st_size for file in (base.root / "observations").rglob("*.parquet"))
+    return {
+        "rows": base.counts()["observations"],
+        "table_mb": sum(batch.nbytes for batch in base.stream("observations")) / 2**20,
+        "disk_mb": disk / 2**20,
+        "append_s": seconds,
+        "commits": size.ages[-1],
+    }
+
+
+def day(folder: Path, size: Size) -> dict[str, Any]:
+    """The window of the last day of each base, in turn."""
+    rng = random.Random(0)
+    turns = [(layout, age) for layout in LAYOUTS for age in size.ages]
+    rounds: dict[str, dict[str, list[dict[str, float]]]] = {
+        layout: {str(age): [] for age in size.ages} for layout in LAYOUTS
+    }
+    opened = {layout: {str(age): files_of(folder, layout, age) for age in size.ages} for layout in LAYOUTS}
+    for number in range(size.rounds + 1):
+        for layout, age in rng.sample(turns, len(turns)):
+            begun = time.perf_counter(), cpu(), read_bytes()
+            base = KnowledgeBase(config(), place(folder, layout, age))
+            end = START + age * DAY
+            rows = base.observations(base.window("current", end - DAY, end))
+            cost = {
+                "wall_s": time.perf_counter() - begun[0], "cpu_s": cpu() - begun[1], "bytes": read_bytes() - begun[2]
+            }  # fmt: skip
+            if len(rows) != size.per_day:
+                raise SystemExit(f"a day of {size.per_day} rows was read as {len(rows)}")
+            if number:  # the first round warms up
+                rounds[layout][str(age)].append(cost)
+    return {"rounds": rounds, "opened": opened}
+
+
+def sample(folder: Path, size: Size) -> dict[str, Any]:
+    """A sample of the whole life, with the outcomes of its rows."""
+    base = KnowledgeBase(config(), place(folder, "compacted", size.ages[-1]))
+    whole = base.window("whole", START, START + size.ages[-1] * DAY)
+    began = time.perf_counter()
+    window = windows.sampled(whole, size.sample, "scale")
+    rows = base.labelled(window, known_by=whole.end + 2 * DAY)
+    return {"rows": len(rows), "seconds": time.perf_counter() - began}
+
+
+def newest(folder: Path, size: Size) -> dict[str, Any]:
+    """A window by count at the end of the life."""
+    base = KnowledgeBase(config(), place(folder, "compacted", size.ages[-1]))
+    began = time.perf_counter()
+    window = windows.newest(base, "current", size.newest, START + size.ages[-1] * DAY)
+    rows = base.observations(window)
+    return {"rows": len(rows), "seconds": time.perf_counter() - began}
+
+
+WORK: dict[str, Callable[[Path, Size], dict[str, Any]]] = {"fill": fill, "day": day, "sample": sample, "newest": newest}
+
+
+# --------------------------------------------------------------------------- what it is made of
+
+
+def config() -> AgentConfig:
+    """An agent with five numbers and three categories."""
+    names = {f"x{i}": {"type": "number"} for i in range(5)} | {f"c{i}": {"type": "category"} for i in range(3)}
+    return AgentConfig.model_validate(
+        {
+            "agent": "scale", "actions": ["wait", "go"],
+            "observations": {"source": "none:rows", "since": START, "columns": names},
+            "outcomes": {"source": "none:outcomes", "delay": "1d"},
+            "teachers": [{"kind": "python", "name": "none", "target": "none:Teacher"}],
+            "student": {"kind": "tabular"}, "windows": {"train": "8w", "test": "1w", "current": "1d"}, "watch": {},
+        }
+    )  # fmt: skip
+
+
+def lived(number: int, size: Size) -> pd.DataFrame:
+    """One day's observations, at moments of that day."""
+    rng = np.random.default_rng(number)
+    n = size.per_day
+    moments = np.sort(rng.integers(0, 86_400_000_000, n)) + number * 86_400_000_000
+    ids = [f"{number:04d}-{i:06d}" for i in range(n)]
+    rows = pd.DataFrame(
+        {"observation_id": ids, "observed_at": pd.Timestamp(START) + pd.to_timedelta(moments, unit="us")}
+    )
+    for i in range(5):
+        rows[f"x{i}"] = rng.normal(size=n)
+    for i, words in enumerate((3, 20, 300)):
+        rows[f"c{i}"] = np.array([f"word {word}" for word in range(words)], dtype=object)[rng.integers(0, words, n)]
+    return rows
+
+
+def place(folder: Path, layout: str, age: int) -> Path:
+    """Where the tables of that age lie."""
+    return folder / layout / str(age)
+
+
+def keep(root: Path, to: Path, compact: bool) -> None:
+    """The tables as they are, at another place: Delta never changes a data file."""
+
+    def copied(source: str, target: str) -> None:
+        if source.endswith(".parquet") and "_delta_log" not in source:
+            os.link(source, target)
+        else:
+            shutil.copy2(source, target)
+
+    shutil.copytree(root, to, copy_function=copied)
+    if compact:
+        for table in to.iterdir():
+            delta = DeltaTable(str(table))
+            delta.optimize.compact(target_size=Upkeep().target_bytes)
+            delta.create_checkpoint()
+
+
+def files_of(folder: Path, layout: str, age: int) -> dict[str, int]:
+    """Of that base: all files of observations, and those that the last day's window opens, with their rows."""
+    delta = DeltaTable(str(place(folder, layout, age) / "observations"))
+    end = START + age * DAY
+    dataset, condition = observed_in(delta, end - DAY, end)
+    fragments = list(dataset.get_fragments(filter=condition))
+    return {
+        "files": len(delta.file_uris()),
+        "opened": len(fragments),
+        "rows_opened": sum(fragment.count_rows() for fragment in fragments),
+    }
+
+
+def read_bytes() -> int:
+    """Bytes that this process has read so far, from wherever."""
+    line = Path("/proc/self/io").read_text(encoding="ascii").splitlines()[0]
+    return int(line.removeprefix("rchar: "))
+
+
+def draw(detail: dict[str, Any], file: Path) -> None:
+    """Cost of a day's window by the age of the base."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    time_axis, byte_axis = figure.subplots(1, 2)
+    for layout, colour in zip(LAYOUTS, ("#b0532e", "#2e6f9e"), strict=True):
+        rounds = detail["day"]["rounds"][layout]
+        months = [int(age) / 30.44 for age in rounds]
+        for axis, what, unit in ((time_axis, "wall_s", 1e-3), (byte_axis, "bytes", 2**20)):
+            quartiles = np.array([np.quantile([each[what] / unit for each in found], (0.25, 0.5, 0.75))
+                                  for found in rounds.values()])  # fmt: skip
+            axis.plot(months, quartiles[:, 1], "o-", color=colour, label=layout, markersize=4)
+            axis.fill_between(months, quartiles[:, 0], quartiles[:, 2], color=colour, alpha=0.2, linewidth=0)
+    rows = detail["fill"]["rows"]
+    for axis, label in ((time_axis, "milliseconds"), (byte_axis, "MiB read")):
+        axis.set(xlabel=f"age (months; {rows / 1e6:.0f} million rows at the end)", ylabel=label)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    time_axis.set_title("opening the tables and reading one day", fontsize=10)
+    byte_axis.set_title("what that reads", fontsize=10)
+    time_axis.legend(frameon=False)
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Maintain: whatever it removes, a registered champion's windows read back as they were when it was made."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.maintain import maintain
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse.config import load
+from stillhouse.errors import RegistryError
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.knowledge.events import Outcomes
+from stillhouse.knowledge.spool import Spool, spool_folder
+from stillhouse.records import Verdict
+from tasks import maintaining
+from tasks.common import registry
+from tasks.living import live
+from tests.flows.test_loop import artifacts
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def base(day, agents: Path) -> KnowledgeBase:
+    """Twenty days in stretches of a few; whatever may go is to go at once."""
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text() + "upkeep: {keep: 19d, grace: 0s, min_files: 2}\n")
+    for first in range(0, 20, 4):
+        live.fn("toy", day(first), day(first + 4))
+    return KnowledgeBase(load("toy"))
+
+
+def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase, day) -> None:
+    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    for first in range(20, 50, 5):
+        live.fn("toy", day(first), day(first + 5))
+    champion = registry("toy").champion()
+    assert champion is not None
+    baseline = registry("toy").baseline(champion)
+    before = [base.labelled(window, day(50)) for window in (baseline.train, baseline.test)]
+    assert len(before[0]) > 1000
+    spool = Spool(spool_folder("toy"))
+    at = int(day(49).timestamp() * 1e6)
+    spool.put(Outcomes(observation_ids=["toy-05999"], observed_at=[at], known_at=[at], actions=["go"]))
+    rows = base.counts()["observations"]
+
+    done = maintain(agent="toy", as_of=day(50))
+    assert done.flushed.rows == {"outcomes": 1} and done.models >= 1 and not done.nothing_removed
+    assert {c.table for c in done.compacted} >= {"observations", "outcomes", "decisions"}
+    assert baseline.train.start <= day(2) and baseline.test.end >= day(18)
+    removed = {r.table: r.rows for r in done.removed}
+    assert removed["observations"] == rows - base.counts()["observations"] > 0
+    freed = {f.table: f for f in done.freed}
+    assert freed["observations"].files_after < freed["observations"].files_before
+    kept = freed["observations"].kept
+    assert str(champion) in kept[baseline.train.versions["observations"]]
+    report = artifacts()["maintain-toy"]
+    assert "## Old rows removed" in report and str(champion) in report
+
+    for window, rows_before in zip((baseline.train, baseline.test), before, strict=True):
+        pd.testing.assert_frame_equal(base.labelled(window, day(50)), rows_before)
+    again = maintain(agent="toy", as_of=day(50))
+    assert again.removed == () and again.flushed.rows == {}
+    for window, rows_before in zip((baseline.train, baseline.test), before, strict=True):
+        pd.testing.assert_frame_equal(base.labelled(window, day(50)), rows_before)
+    observed = base.read("observations")["observed_at"]
+    assert not ((observed >= baseline.test.end) & (observed < day(31))).any()
+    assert ((observed >= baseline.train.start) & (observed < baseline.test.end)).sum() >= len(before[0])
+    assert watch(agent="toy", as_of=day(50)).outcome != "data_broken"
+
+
+def test_where_the_registry_does_not_answer_nothing_is_removed(
+    base: KnowledgeBase, day, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def silent(_agent: str) -> None:
+        raise RegistryError("MLflow does not answer at http://127.0.0.1:9")
+
+    live.fn("toy", day(20), day(50))
+    base.record(
+        Verdict(verdict_id="v", kind="gate", agent="toy", as_of=day(20), outcome="promoted", summary="the first")
+    )
+    before, old = base.read("observations"), base.window("w", day(0), day(50))
+    with monkeypatch.context() as patch:
+        patch.setattr(maintaining, "registry", silent)
+        done = maintain(agent="toy", as_of=day(50))
+    assert "does not answer" in done.nothing_removed and done.removed == done.freed == () and done.compacted
+    assert "nothing was removed: MLflow does not answer" in artifacts()["maintain-toy"]
+    pd.testing.assert_frame_equal(base.read("observations"), before)
+    pd.testing.assert_frame_equal(base.read("observations", old), before)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/another.db")  # another, empty registry
+    registry.cache_clear()
+    done = maintain(agent="toy", as_of=day(50) + timedelta(hours=1))
+    assert "is MLFLOW_TRACKING_URI the right one?" in done.nothing_removed
+    pd.testing.assert_frame_equal(base.read("observations", old), before)
+
+
+def test_an_agent_that_has_lived_nothing_has_nothing_to_maintain(agents: Path) -> None:
+    done = maintain(agent="toy")
+    assert done.compacted == done.removed == done.freed == () and not done.nothing_removed

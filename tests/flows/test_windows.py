@@ -1,0 +1,101 @@
+"""Current windows by count, since the promotion and sampled, through the watch flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows.promote import promote
+from flows.refresh import refresh
+from flows.watch import watch
+from stillhouse.config import load
+from stillhouse.drift.decide import decide_from_evidence
+from stillhouse.errors import WindowError
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import Verdict, drift_report
+from tasks.common import registry
+from tasks.living import live
+from tasks.watching import take_window
+from tests.flows import toy
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def with_current(agents: Path, written: str) -> None:
+    text = (agents / "toy.yaml").read_text()
+    assert "current: 4d" in text
+    (agents / "toy.yaml").write_text(text.replace("current: 4d", f"current: {written}"))
+
+
+def lived(day, until: int) -> KnowledgeBase:
+    live.fn("toy", day(0), day(20))
+    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    live.fn("toy", day(20), day(until))
+    return KnowledgeBase(load("toy"))
+
+
+def said_about_the_window(verdict: Verdict) -> str:
+    assert decide_from_evidence(verdict.evidence) == verdict
+    (reason,) = [reason for reason in verdict.reasons if reason.measure == "window"]
+    with get_client(sync_client=True) as client:
+        artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
+    assert reason.text in {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
+    return reason.text
+
+
+def test_since_the_promotion_and_sampled(day, agents: Path) -> None:
+    with_current(agents, "since_promotion, sample: 200")
+    base = lived(day, 24)
+    verdict = watch(agent="toy", as_of=day(24))
+    text = said_about_the_window(verdict)
+    assert f"since {registry('toy').champion()} was promoted" in text
+    assert "a sample of at most 200 rows (seed " in text and text.endswith("200 of its rows")
+
+    report = drift_report(verdict)
+    assert report is not None and (report.current_rows, report.current.start) == (200, day(20))
+    rows = base.observations(report.current)
+    assert len(rows) == 200 and rows["observed_at"].between(day(20), day(24), inclusive="left").all()
+    everything = base.observations(report.current.model_copy(update={"sample": None, "seed": None}))
+    assert len(everything) == 4 * toy.PER_DAY
+    assert report.quality is not None and report.quality.rows == len(base.labelled(report.current, day(24)))
+
+    live.fn("toy", day(24), day(26))  # the promise of a pinned window
+    pd.testing.assert_frame_equal(base.observations(report.current), rows)
+    promoted = promote(agent="toy", version=int(registry("toy").versions()[0].version), reason="by hand")
+    with pytest.raises(WindowError, match=r"was promoted, .* and so is empty at"):  # the clock on the wall is ahead
+        take_window("toy", day(26))
+    assert take_window("toy", promoted.as_of + pd.Timedelta(hours=1)).start == promoted.as_of
+
+
+def test_the_newest_rows(day, agents: Path) -> None:
+    with_current(agents, "{rows: 300}")
+    base = lived(day, 24)
+    verdict = watch(agent="toy", as_of=day(24))
+    assert "the newest 300 rows" in said_about_the_window(verdict)
+    report = drift_report(verdict)
+    assert report is not None and report.current_rows == 300 and report.current.end == day(24)
+    screens = registry("toy").baseline(registry("toy").champion()).screens
+    assert abs(screens.block - 300 / toy.PER_DAY * pd.Timedelta(days=1)) < pd.Timedelta(hours=1)
+    assert base.observations(report.current)["observed_at"].iloc[0] == day(24) - pd.Timedelta(days=2.5)
+
+
+def test_without_a_promotion_or_rows_the_watch_says_so(day, agents: Path) -> None:
+    with_current(agents, "{since: promotion, at_most: 2d}")
+    live.fn("toy", day(0), day(20))
+    with pytest.raises(WindowError, match="there is no champion yet"):
+        watch(agent="toy", as_of=day(20))
+    text = (agents / "toy.yaml").read_text()
+    (agents / "toy.yaml").write_text(text.replace("{since: promotion, at_most: 2d}", "{rows: 300}"))
+    with pytest.raises(WindowError, match="agent 'toy' has no observations before 2023-12-31"):
+        watch(agent="toy", as_of=day(-1))
+
+
+def test_a_window_of_a_length_gives_the_verdicts_it_always_gave(day) -> None:
+    lived(day, 24)
+    verdict = watch(agent="toy", as_of=day(24))
+    assert "window" not in {reason.measure for reason in verdict.reasons}
+    report = drift_report(verdict)
+    assert report is not None and (report.current.start, report.current.sample) == (day(20), None)
