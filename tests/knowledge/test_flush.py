@@ -190,7 +190,7 @@ def test_killed_at_any_step_the_next_flush_writes_what_is_missing(
     spool.put(decided(0, 3), taught(0, 2), outcomes(0, 3))
     process = SPAWN.Process(target=flush_and_die, args=(kb.root, tmp_path / "spool", step, moment))
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 9
     spool.put(decided(3, 2), taught(0, 3), outcomes(3, 2))  # life goes on, and the next chunk is another
     flush(kb, tmp_path / "spool")
