@@ -406,7 +406,7 @@ def test_verdicts_by_moment(kb: KnowledgeBase) -> None:
 def run(target: Any, *arguments: Any) -> int | None:
     process = SPAWN.Process(target=target, args=arguments)
     process.start()
-    process.join(60)
+    process.join(300)
     return process.exitcode
 
 
@@ -431,7 +431,7 @@ def test_appends_of_three_processes_are_all_there(kb: KnowledgeBase) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     found = kb.observations(everything(kb))
     assert found["temp"].tolist() == [float(100 * w + i) for w in range(3) for i in range(50)]
@@ -444,7 +444,7 @@ def test_one_batch_from_three_processes_is_there_once(kb: KnowledgeBase) -> None
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert kb.counts() == {"observations": 100}
 
