@@ -87,6 +87,29 @@ MEANING = {
     "peak_mb_sample": "peak memory of a sample of 50,000 from all, with its outcomes (MiB)",
     "peak_mb_newest": "peak memory of the newest 50,000 (MiB)",
     "peak_per_table_in_memory": "the largest of these, but for single days, relative to all rows in one Arrow table",
+    **{
+        f"{name}{suffix}": f"{meaning} ({where})"
+        for name, meaning in (
+            (
+                "requests_vs_mlflow",
+                "our requests a second, each recorded, per request of `mlflow models serve`, one row",
+            ),
+            ("rows_vs_mlflow", "our rows a second per row of MLflow's, 64 rows a request"),
+            ("p99_vs_mlflow", "our p99 relative to MLflow's, one row a request"),
+            ("p99_of_64_rows_vs_mlflow", "our p99 relative to MLflow's, 64 rows a request"),
+            ("requests_vs_litserve", "our requests a second per request of LitServe, which records nothing, one row"),
+        )
+        for suffix, where in (
+            ("", "the worst of these"),
+            ("_1", "1 connection"),
+            ("_8", "8 connections"),
+            ("_64", "64 connections"),
+        )
+    },
+    "swaps_taken_up": "champions promoted under load that decided soon after",
+    "swaps_failed": "requests that failed during these swaps",
+    "swaps_unrecorded": "of these, decisions that were acknowledged and are not in the knowledge base",
+    "swaps_recorded_twice": "and that are there twice",
     "gap_closed_text": "share of the gap between outcomes alone and the teacher that the student closes on CLINC150",
 }
 
