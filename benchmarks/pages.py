@@ -92,7 +92,7 @@ MEANING = {
         for name, meaning in (
             (
                 "requests_vs_mlflow",
-                "our requests a second, each recorded, per request of `mlflow models serve`, one row",
+                "our requests a second, all recorded, per request of MLflow, one row",
             ),
             ("rows_vs_mlflow", "our rows a second per row of MLflow's, 64 rows a request"),
             ("p99_vs_mlflow", "our p99 relative to MLflow's, one row a request"),
