@@ -68,6 +68,7 @@ class Side:
         os.killpg(self.group, signal.SIGCONT)
         try:
             yield
+            wait_for_empty_spools()
         finally:
             os.killpg(self.group, signal.SIGSTOP)
 
@@ -275,6 +276,7 @@ def measure(load: Load, sides: Sequence[Side], rounds: int, seconds: float) -> F
     """Each case, each side, round by round, so that what disturbs the machine disturbs all."""
     cases = [(connections, rows) for connections in CONNECTIONS for rows in (1, ROWS)]
     figures: Figures = {case: {side.name: [] for side in sides} for case in cases}
+    wait_for_empty_spools()
     for side in sides:
         os.killpg(side.group, signal.SIGSTOP)
     for side in sides:
@@ -284,7 +286,6 @@ def measure(load: Load, sides: Sequence[Side], rounds: int, seconds: float) -> F
         for connections, rows in cases:
             for side in sides:
                 with side.awake():
-                    wait_for_empty_spools()
                     found = load(side.port, side.path, side.bodies[rows], connections, seconds)
                 if set(found["statuses"]) - {"200"}:
                     raise SystemExit(f"{side.name} answered {found['statuses']} at {connections} connections")
@@ -297,7 +298,7 @@ def measure(load: Load, sides: Sequence[Side], rounds: int, seconds: float) -> F
 
 
 def wait_for_empty_spools() -> None:
-    """Until what was recorded before is in the knowledge base: it is not to be paid for by the next measurement."""
+    """Until what was recorded before is in the knowledge base: the next measurement is not to pay for it."""
     until = time.monotonic() + 300
     while time.monotonic() < until:
         waiting = 0
