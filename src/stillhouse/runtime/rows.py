@@ -219,7 +219,7 @@ def _plain(value: Any) -> Any:
 def _listed(values: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.object_]]:
     """Its values as plain Python ones, None where missing."""
     found = values.to_numpy(dtype=object, copy=True)
-    found[values.isna().to_numpy()] = None
+    found[values.isna().to_numpy(dtype=bool)] = None  # of no columns it would be of objects
     return found
 
 
