@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -265,7 +265,13 @@ def distil_student(job: Refresh, teacher: TeacherRef) -> StudentRef:
     """A new student from the knowledge and the outcomes of the training window."""
     settings = config.load(job.agent)
     old, initial = updating.warm_from(job), _initial(job, teacher)
-    rows, lesson, columns = _lesson(job, teacher, initial, old.columns if old else None)
+
+    def columns_for(rows: pd.DataFrame) -> Columns:
+        """Those of the rows; where a student is gone on with, its own, which keep their codes, and what is new."""
+        fresh = columns_of(settings, rows, initial)
+        return extended(old.columns, fresh) if old else fresh
+
+    rows, lesson, columns = _lesson(job, teacher, columns_for)
     held_out, compared = _kept_back(job, teacher, columns)
     student = new_student(settings, columns, lesson.x.numpy(), initial)
     if old is not None:
@@ -543,13 +549,13 @@ def _initial(job: Refresh, teacher: TeacherRef) -> TextInitial | None:
 
 
 def _lesson(
-    job: Refresh, teacher: TeacherRef, initial: TextInitial | None, known: Columns | None = None
+    job: Refresh, teacher: TeacherRef, columns_for: Callable[[pd.DataFrame], Columns]
 ) -> tuple[pd.DataFrame, Lesson, list[dict[str, Any]]]:
     """The rows that the student may learn from (validation days kept back), encoded, with knowledge, outcome, or both.
 
     A row that nobody was asked about has NaN for its knowledge, one whose outcome is not known −1 for that.
 
-    :param known: columns that keep their codes, extended by what is new; None: those of the rows alone.
+    :param columns_for: the columns that these rows are encoded with.
     """
     base = knowledge_base(job.agent)
     rows = choosing.learning_rows(base, job.train, job.as_of)
@@ -557,9 +563,7 @@ def _lesson(
     spoken = ~pd.isna(base.knowledge(rows, teacher.version)[:, 0])
     rows = rows[(spoken | (rows["outcome"] >= 0)) & ~kept_back]
     _require_rows(rows, base.config.windows.min_train_rows // 2, job.train)
-    columns = columns_of(base.config, rows, initial)
-    if known is not None:
-        columns = extended(known, columns)
+    columns = [dict(column) for column in columns_for(rows)]
     parts = students.blocks(columns)
     lesson = Lesson(
         encode(rows, columns),
@@ -648,7 +652,7 @@ def _lessons(
     if job.mode == "update":
         lesson, held_out = updating.news_and_memory(job, teacher, columns)
     else:
-        _, lesson, _ = _lesson(job, teacher, _initial(job, teacher), columns)
+        _, lesson, _ = _lesson(job, teacher, lambda _: columns)  # a form may read fewer columns, or tokens
         held_out, _ = _kept_back(job, teacher, columns)
     return lesson if _course(student).made_up_rows_helped else lesson.observed(), held_out
 

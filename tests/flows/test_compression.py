@@ -27,7 +27,8 @@ def searching(agents: Path, **changes: str) -> None:
     """Let the toy's agent file ask for a search."""
     file = agents / "toy.yaml"
     text = file.read_text().replace("    - {method: int8_dynamic}\n    - {method: int8_static}\n", "")
-    text = text.replace("    - {method: prune_units, ratio: 0.5}\n", "").replace("search: null", SEARCH)
+    fewer = "    - {method: prune_columns, ratio: 0.3, recover_epochs: 1}\n"
+    text = text.replace("    - {method: prune_units, ratio: 0.5}\n", fewer).replace("search: null", SEARCH)
     for old, new in changes.items():
         text = text.replace(old, new)
     file.write_text(text)
@@ -54,6 +55,8 @@ def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day
     found = models.read_record(run.info.run_id, FRONTIER, Frontier)
     assert found is not None and found.stopped == "9 candidates are made" and len(found.candidates) == 9
     assert found.fits and found.why.startswith(f"{found.chosen}: the smallest within 1 points and 100,000 bytes")
+    (fewer,) = (each for each in found.candidates if each.name.startswith("columns"))
+    assert fewer.refused is None
     assert any("units" in each.name and "int8" in each.name for each in found.candidates)
 
     runs = {each.info.run_name: each for each in nested(run)}
