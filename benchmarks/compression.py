@@ -311,13 +311,13 @@ def caught(world: World, given: Path) -> dict[str, Any]:
     """Of ONNX Runtime's int8 configurations: which compute wrongly here, and which of those were named."""
     model, rows = onnx.load(given / "model.onnx"), np.load(given / "calibration.npy")
     some = rows[:64]
-    wrong, named = [], []
-    for name, made in configurations(model, some).items():
+    wrong, named, every = [], [], configurations(model, some)
+    for name, made in every.items():
         if saturates(made, some):
             wrong.append(name)
         if saturation(made, {"x": some}):
             named.append(name)
-    return {"configurations": len(configurations(model, some)), "wrong": wrong, "named": named}
+    return {"configurations": len(every), "wrong": wrong, "named": named}
 
 
 # --------------------------------------------------------------------------- goals

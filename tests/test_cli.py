@@ -154,6 +154,7 @@ def test_an_agent_without_a_past(run: Run) -> None:
     assert unknown.returncode == 1 and "did you mean 'toy'" in unknown.stderr and "Traceback" not in unknown.stderr
 
 
+@pytest.mark.slow  # each command brings a server of Prefect's up, and the demo goes the same way
 def test_flows_by_hand_from_nothing_to_a_champion(run: Run, tmp_path: Path) -> None:
     """The README's way to a first champion, with a server that Prefect starts itself."""
     assert "added" in run("live", "2024-01-21", "--agent", "toy", module="flows").stdout

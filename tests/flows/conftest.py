@@ -20,14 +20,26 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database without a run: to bring one up to its newest schema takes seconds, to copy it nothing."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    SqlAlchemyStore(f"sqlite:///{folder / 'mlflow.db'}", str(folder)).engine.dispose()
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
-def agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the toy's agent file, and an empty STILLHOUSE_HOME beside it."""
+def agents(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the toy's agent file, and a STILLHOUSE_HOME beside it in which nothing has happened."""
     from tasks.common import registry
 
     folder = tmp_path / "agents"
     folder.mkdir()
     shutil.copy(HERE / "toy.yaml", folder)
+    (tmp_path / "home" / "mlflow").mkdir(parents=True)
+    shutil.copy(empty_mlflow, tmp_path / "home" / "mlflow")
     monkeypatch.setenv("STILLHOUSE_AGENTS", str(folder))
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

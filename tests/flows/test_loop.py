@@ -39,7 +39,10 @@ def artifacts() -> dict[str, str]:
     return {artifact.key: artifact.data for artifact in found}
 
 
-def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
+def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day, agents: Path) -> None:
+    file = agents / "toy.yaml"
+    more = "    - {method: int8_static}\n    - {method: prune_units, ratio: 0.5}\n  search:"
+    file.write_text(file.read_text().replace("  search:", more))
     base = lived(day, 24)
     calm = watch(agent="toy", as_of=day(24))
     assert (calm.outcome, calm.response) == ("no_drift", "hold")
@@ -61,7 +64,7 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
 
     shown = artifacts()
     assert "teacher failing" in shown["watch-toy"]
-    assert "| a |" in shown["watch-toy"] and "int8" in shown["refresh-toy"]
+    assert "| a |" in shown["watch-toy"] and "int8" in shown["refresh-toy"] and "units50" in shown["refresh-toy"]
 
 
 def test_every_decision_is_made_by_the_champion_of_its_time(day) -> None:
@@ -83,7 +86,13 @@ def test_the_same_refresh_is_done_once(day) -> None:
     assert registry("toy").versions() == versions
 
 
-@pytest.mark.parametrize("station", ["gather_knowledge", "compress", "log_models", "judge", "settle"])
+SLOW = pytest.mark.slow  # of the same kind as the other two
+
+
+@pytest.mark.parametrize(
+    "station",
+    ["gather_knowledge", "log_models", *(pytest.param(each, marks=SLOW) for each in ("compress", "judge", "settle"))],
+)
 def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, station: str) -> None:
     """The station does its work and the process dies right after it; the next run ends as if nothing had happened."""
     live.fn("toy", day(0), day(20))
