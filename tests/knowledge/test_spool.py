@@ -86,6 +86,25 @@ def test_the_depth_counts_rows_that_wait(tmp_path: Path) -> None:
     assert Spool(tmp_path).depth() == 0
 
 
+def test_what_is_forgotten_is_forgotten_a_little_at_a_time_and_the_log_is_emptied(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for number in range(100):
+        spool.put(event(f"{number}"))
+    file = SpoolFile(path_of(spool))
+    statements = list[str]()
+    file.connection.set_trace_callback(statements.append)
+    file.forget(70)
+    file.connection.set_trace_callback(None)
+    removed = [int(each.rsplit(" ", 1)[1]) for each in statements if each.startswith("delete")]
+    assert removed == [16, 32, 48, 64, 70]
+    assert names(path_of(spool)) == [f"{number}" for number in range(70, 100)]
+    spool.put(event("100"))  # the log begins anew, and has little more than this
+    assert file.connection.execute("pragma wal_checkpoint(passive)").fetchone()[1] < 10
+    file.forget(71)
+    file.forget(71)
+    assert file.depth() == 30
+
+
 def test_threads_that_put_at_once_share_a_commit(tmp_path: Path) -> None:
     spool, statements = Spool(tmp_path), list[str]()
     spool._file.connection.set_trace_callback(statements.append)

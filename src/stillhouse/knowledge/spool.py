@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 _BUSY_SECONDS = 30.0
 _ASK_AGAIN_SECONDS = 1.0
 _FORGOTTEN_AT_ONCE = 16  # events
+_CHECKPOINTS = 3  # in a row: what is written during one is for the next, and the log begins anew when nothing is left
+_LOG_PAGES = 16_384  # of 4 KiB, with which a writer moves the log itself: where nobody flushes
 
 _TABLE = """
 create table events(
@@ -97,13 +99,20 @@ class SpoolFile:
         return found
 
     def forget(self, up_to: int) -> None:
-        """Remove the events up to and including number ``up_to``, some at a time: whoever writes waits for no more."""
+        """Remove the events up to and including number ``up_to``, some at a time: whoever writes waits for no more.
+
+        And move what SQLite's log has into the file, or a writer would have to, while somebody waits for it.
+        """
         with _told(self.path):
             self.connection.execute("pragma synchronous = normal")  # one that comes back is known to the tables
             first = self.connection.execute("select min(seq) from events").fetchone()[0]
             for last in range((up_to if first is None else first) + _FORGOTTEN_AT_ONCE - 1, up_to, _FORGOTTEN_AT_ONCE):
                 self.connection.execute("delete from events where seq <= ?", (last,))
             self.connection.execute("delete from events where seq <= ?", (up_to,))
+            for _ in range(_CHECKPOINTS):
+                _, logged, moved = self.connection.execute("pragma wal_checkpoint(passive)").fetchone()
+                if logged == moved:
+                    break
 
     def depth(self) -> int:
         """Rows of the events that are in it."""
@@ -274,6 +283,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
+    connection.execute(f"pragma wal_autocheckpoint = {_LOG_PAGES}")
     return connection
 
 

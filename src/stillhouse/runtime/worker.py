@@ -28,6 +28,9 @@ __all__ = ["work"]
 
 _SWITCH_SECONDS = 0.0005
 _DRAIN_SECONDS = 30
+_ACCEPTED_AT_ONCE = 16
+"""New connections that one turn of the loop accepts. libuv accepts one for each handle on the listening socket, and a
+turn takes a tenth of a second under load: the last of many that come at once would wait for as many turns."""
 
 
 def work(settings: Settings, listener: socket.socket, name: str, folder: Path, ready: Connection) -> None:
@@ -48,7 +51,9 @@ def work(settings: Settings, listener: socket.socket, name: str, folder: Path, r
         app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=_DRAIN_SECONDS,
     )  # fmt: skip
-    _Web(options, ready).run(sockets=[listener])
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener.dup()) for _ in range(_ACCEPTED_AT_ONCE)]
+        _Web(options, ready).run(sockets=listeners)
     for agent in agents:
         agent.close()
 
