@@ -15,14 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas as pd
 import pytest
 
 from stillhouse import config
 from stillhouse.errors import ConfigError
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import TeacherRef
 from stillhouse.runtime.http import Limits
 from stillhouse.runtime.serving import Settings, serve, tokens_of
+from stillhouse.teachers import ensemble
+from tests.registry.conftest import Life, window
+from tests.runtime.conftest import World, refreshed
+from tests.teachers.servers import says
+from tests.teachers.servers import serving as language_model
 
+NOTHING = pd.DataFrame({"outcome": []})
 ROW = {"wind": 3.0, "hour": 7, "origin": "EWR"}
 ROOT = Path(__file__).parents[2]
 START = "from stillhouse.cli import main; main()"
@@ -105,6 +113,52 @@ def test_it_serves_learns_swaps_and_ends_with_everything_in_the_knowledge_base_o
     assert sorted(in_delta("decisions", "decision_id")) == sorted(decided)
     assert len(in_delta("observations", "observation_id")) == len(decided)
     assert len(in_delta("outcomes", "observation_id")) == outcomes == 20
+
+
+class _Paid(Life):
+    """Makes versions whose teacher is what the agent file says: a model behind an endpoint."""
+
+    def teacher(self, version: str) -> TeacherRef:
+        return ensemble.fit(config.load("flights"), NOTHING, window("fitted"), self.folder / f"t-{version}")
+
+
+def test_a_priced_endpoint_answers_where_the_student_is_unsure_until_the_day_has_cost_enough(
+    world: World, tmp_path: Path
+) -> None:
+    with language_model(lambda _asked, _number: says("late", usage=(20, 1))) as model:
+        llm = {
+            "kind": "endpoint", "name": "llm", "base_url": model.url, "model": "m", "prompt": "{wind}? {actions}",
+            "probabilities": "votes", "votes": 1, "structured": False, "max_output_tokens": 10,
+            "price_per_million_input": 1000, "price_per_million_output": 1000,
+        }  # fmt: skip
+        cascade = {"below": 1.0, "timeout": "20s", "cost_per_day": 0.3}  # a question costs .021
+        world.write(teachers=[llm], runtime={"poll": "0.1s", "flush": "0.1s", "cascade": cascade})
+        refreshed(_Paid(world.registry, tmp_path / "paid"), 4)
+        world.registry.promote("4")
+        decided: list[dict[str, Any]] = []
+        with running("--workers", "2") as (process, address), httpx.Client(base_url=address, timeout=60) as client:
+
+            def decide(wind: float) -> dict[str, Any]:
+                answer = client.post("/v1/agents/flights/decisions", json={"observation": ROW | {"wind": wind}})
+                assert answer.status_code == 200, answer.text
+                decided.append(answer.json())
+                return decided[-1]
+
+            wait_until(lambda: client.get("/healthz").status_code == 200)
+            wait_until(lambda: decide(0.0)["decider"] == "teacher")  # each worker loads it when it has a champion
+            for wind in range(1, 30):
+                decide(float(wind))
+            paid = len(model.requests)
+            assert 1 <= paid <= 0.3 / 0.021 and decided[-1]["decider"] == "student"
+            counted = re.search(r'stillhouse_teacher_cost_total\{[^}]*"llm"\} (\S+)', client.get("/metrics").text)
+            assert counted is not None and float(counted[1]) == pytest.approx(0.021 * paid)
+            assert end(process) == 0
+    deciders = [each["decider"] for each in decided]
+    assert sorted(in_delta("decisions", "decider")) == sorted(deciders)
+    assert {each["action"] for each in decided if each["decider"] == "teacher"} == {"late"}
+    said = in_delta("knowledge", "content_key")
+    assert 1 <= len(set(said)) <= paid
+    assert sum(in_delta("spending", "money")) == pytest.approx(0.021 * paid)
 
 
 def test_a_killed_worker_loses_nothing_that_was_acknowledged_and_is_replaced(champion: Any) -> None:

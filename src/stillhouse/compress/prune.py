@@ -50,24 +50,22 @@ def prune_units(step: PruneUnits, form: Form, feed: Feed) -> Form:
     """
     module = copy.deepcopy(form.module)
     graph = _graph(module, feed)
-    groups = _groups(graph, module, feed)
-    known = _require(groups, step, module)
-    moments = input_moments(module, feed, {name for group in groups.values() for name in group.readers})
+    groups = _groups(graph, module)
+    counts = _counts(groups, step, module, feed)
+    moments = input_moments(module, feed, {reader for name in counts for reader in groups[name].readers})
     modules = dict(module.named_modules())
-    for name in known:
-        count = removed(_units(groups[name].root), share_of(step, name))
-        if count:
-            order = _importance(groups[name], modules, moments).argsort(stable=True)
-            gone = sorted(int(unit) for unit in order[:count])
-            _fold(groups[name], modules, moments, gone)
-            graph.get_pruning_group(groups[name].root, _pruner(groups[name].root), idxs=gone).prune()
+    for name, count in counts.items():
+        order = _importance(groups[name], modules, moments).argsort(stable=True)
+        gone = sorted(int(unit) for unit in order[:count])
+        _fold(groups[name], modules, moments, gone)
+        graph.get_pruning_group(groups[name].root, _pruner(groups[name].root), idxs=gone).prune()
     return Form(module.eval(), form.columns)
 
 
 def prunable_units(form: Form, feed: Feed) -> list[str]:
     """Names of the layers that :func:`prune_units` may make smaller."""
     module = copy.deepcopy(form.module)
-    return list(_groups(_graph(module, feed), module, feed))
+    return [name for name in _groups(_graph(module, feed), module) if _holds(module, name, feed)]
 
 
 def removed(units: int, ratio: float) -> int:
@@ -80,16 +78,20 @@ def share_of(step: Any, layer: str) -> float:
     return float(step.ratios.get(layer, step.ratio))
 
 
-def _require(groups: Mapping[str, _Group], step: PruneUnits, module: nn.Module) -> list[str]:
-    if not groups:
+def _counts(groups: Mapping[str, _Group], step: PruneUnits, module: nn.Module, feed: Feed) -> dict[str, int]:
+    """How many units go of each layer that loses any. Only these are tried: to try one takes as long as to prune it."""
+    wanted = {name: removed(_units(group.root), share_of(step, name)) for name, group in groups.items()}
+    tried = {name: _holds(module, name, feed) for name, count in wanted.items() if count}
+    if not any(tried.values()):
+        tried = {name: _holds(module, name, feed) for name in groups}
+    if not any(tried.values()):
         raise ExportError(
             f"prune_units: {type(module).__name__} has no layer whose units only other layers read: leave the step out"
         )
-    if unknown := sorted(set(step.ratios) - set(groups)):
-        raise ExportError(
-            f"prune_units.ratios: no layer is called {', '.join(unknown)}; those are: {', '.join(groups)}"
-        )
-    return list(groups)
+    if unknown := sorted(name for name in step.ratios if not tried.get(name, name in groups)):
+        known = [name for name in groups if tried.get(name, True) and _holds(module, name, feed)]
+        raise ExportError(f"prune_units.ratios: no layer is called {', '.join(unknown)}; those are: {', '.join(known)}")
+    return {name: count for name, count in wanted.items() if count and tried[name]}
 
 
 def _graph(module: nn.Module, feed: Feed) -> Any:
@@ -107,7 +109,8 @@ def _graph(module: nn.Module, feed: Feed) -> Any:
             ) from error
 
 
-def _groups(graph: Any, module: nn.Module, feed: Feed) -> dict[str, _Group]:
+def _groups(graph: Any, module: nn.Module) -> dict[str, _Group]:
+    """Layers whose units only other layers read, as far as the graph knows."""
     names = {part: name for name, part in module.named_modules()}
     inside_attention = {
         part for each in module.modules() if all(hasattr(each, name) for name in _ATTENTION) for part in (
@@ -118,7 +121,7 @@ def _groups(graph: Any, module: nn.Module, feed: Feed) -> dict[str, _Group]:
     for name, part in module.named_modules():
         if isinstance(part, _WITH_UNITS) and part not in inside_attention and _units(part) > MIN_UNITS:
             group = _group(graph, part, names)
-            if group is not None and _holds(module, name, feed):
+            if group is not None:
                 found[name] = group
     return found
 
