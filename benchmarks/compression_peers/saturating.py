@@ -216,18 +216,23 @@ def _requantised(layer: Layer, total: Array, scale: Array, out_scale: int, out_z
     return np.clip(steps, limits.min, limits.max)
 
 
+def _product(a: Array, b: Array) -> Array:
+    """The matrix product, int64. Sums of bytes' products are far below 2**53: float64 has them exactly, and fast."""
+    return np.rint(a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
+
+
 def _matmul_integer(layer: Layer) -> Array:
-    return layer.centred(0, 2, axis=-2) @ layer.centred(1, 3)
+    return _product(layer.centred(0, 2, axis=-2), layer.centred(1, 3))
 
 
 def _matmul_to_float(layer: Layer) -> Array:
     scale = layer.value(2).astype(np.float64) * layer.value(3).astype(np.float64)
-    total: Array = (layer.centred(0, 4, axis=-2) @ layer.centred(1, 5)) * scale + layer.value(6).astype(np.float64)
-    return total
+    total: Array = _product(layer.centred(0, 4, axis=-2), layer.centred(1, 5)) * scale
+    return total + layer.value(6).astype(np.float64)
 
 
 def _qlinear_matmul(layer: Layer) -> Array:
-    total = layer.centred(0, 2, axis=-2) @ layer.centred(3, 5)
+    total = _product(layer.centred(0, 2, axis=-2), layer.centred(3, 5))
     scale = layer.value(1).astype(np.float64) * layer.value(4).astype(np.float64)
     return _requantised(layer, total, scale, 6, 7)
 
@@ -235,7 +240,7 @@ def _qlinear_matmul(layer: Layer) -> Array:
 def _qgemm(layer: Layer) -> Array:
     turned = [bool(layer.attributes.get(name, 0)) for name in ("transA", "transB")]
     a, b = layer.centred(0, 2), layer.centred(3, 5, axis=0 if turned[1] else -1)
-    total = (a.T if turned[0] else a) @ (b.T if turned[1] else b) + layer.value(6).astype(np.int64)
+    total = _product(a.T if turned[0] else a, b.T if turned[1] else b) + layer.value(6).astype(np.int64)
     scale = layer.attributes.get("alpha", 1.0) * layer.value(1).astype(np.float64) * layer.value(4).astype(np.float64)
     return _requantised(layer, total, scale, 7, 8)
 

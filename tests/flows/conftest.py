@@ -48,6 +48,13 @@ def agents(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
+def more_recipes(agents: Path) -> None:
+    """Let the toy's agent file ask for more variants than two."""
+    file, more = agents / "toy.yaml", "    - {method: int8_static}\n    - {method: prune_units, ratio: 0.5}\n  search:"
+    file.write_text(file.read_text().replace("  search:", more))
+
+
+@pytest.fixture
 def day(agents: Path):
     """The moment ``n`` days after the toy's beginning."""
     from tests.flows.toy import BEGIN

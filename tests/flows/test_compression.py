@@ -72,7 +72,7 @@ def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day
     assert len(table["data"]) == 9 and {"bytes", "p50_ms", "p95_ms", "quality", "cpu_ms"} <= set(table["columns"])
     assert models.read_file(run.info.run_id, "figures/frontier.png")[:4] == b"\x89PNG"
     versions = {entry.variant for entry in models.versions()}
-    assert versions == {*found.best, "fp32", found.chosen}
+    assert versions == {*found.best, "fp32", fewer.name, found.chosen}
 
     live.fn("toy", day(20), day(24))
     again = refresh(agent="toy", as_of=day(24), cause="warm")

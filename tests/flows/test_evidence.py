@@ -25,7 +25,7 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def base(day, agents: Path) -> KnowledgeBase:
+def base(day, agents: Path, more_recipes: None) -> KnowledgeBase:
     """The toy under a budget instead of thresholds, with its first champion after twenty days."""
     lines = (agents / "toy.yaml").read_text().splitlines()
     budget = "  every: 12h\n  audit: {rows: 20}"

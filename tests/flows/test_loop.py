@@ -39,10 +39,8 @@ def artifacts() -> dict[str, str]:
     return {artifact.key: artifact.data for artifact in found}
 
 
-def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day, agents: Path) -> None:
-    file = agents / "toy.yaml"
-    more = "    - {method: int8_static}\n    - {method: prune_units, ratio: 0.5}\n  search:"
-    file.write_text(file.read_text().replace("  search:", more))
+@pytest.mark.usefixtures("more_recipes")
+def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     base = lived(day, 24)
     calm = watch(agent="toy", as_of=day(24))
     assert (calm.outcome, calm.response) == ("no_drift", "hold")

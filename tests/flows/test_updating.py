@@ -19,7 +19,7 @@ from tasks.common import registry
 from tasks.living import live
 from tests.flows import toy
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = pytest.mark.usefixtures("prefect_server", "more_recipes")
 
 
 def lived(day, until: int) -> KnowledgeBase:

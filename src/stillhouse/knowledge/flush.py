@@ -121,15 +121,16 @@ def _move(base: KnowledgeBase, spool: SpoolFile, entries: Sequence[Entry]) -> Fl
     """A chunk's rows to their tables, and what cannot become rows to the dead letters; settled when it returns."""
     there = {table: base.transaction(table, spool.name) or 0 for table in _ROWS}
     _require_its_own(base, spool, there)
-    last, rows = entries[-1].seq, dict[str, int]()
+    last, rows, versions = entries[-1].seq, dict[str, int](), dict[Table, int]()
     tables, dead = _usable(base, entries, there)
     if dead:
         _bury(spool.path, dead)
     for table, arrow in tables.items():
         version = base.commit(table, arrow, Transaction(spool.name, last))
         if version is not None:
-            base.settle(table, version)
-            rows[table] = arrow.num_rows
+            rows[table], versions[table] = arrow.num_rows, version
+    for table, version in versions.items():  # at once, since the disk makes writers of spools wait meanwhile
+        base.settle(table, version)
     if max(there.values()) >= entries[0].seq:  # a flush was killed, perhaps before what it wrote was settled
         os.sync()
     return Flushed(events=len(entries) - len(dead), rows=rows, dead=len(dead))
