@@ -81,17 +81,18 @@ def share_of(step: Any, layer: str) -> float:
 def _counts(groups: Mapping[str, _Group], step: PruneUnits, module: nn.Module, feed: Feed) -> dict[str, int]:
     """How many units go of each layer that loses any. Only these are tried: to try one takes as long as to prune it."""
     wanted = {name: removed(_units(group.root), share_of(step, name)) for name, group in groups.items()}
-    tried = {name: _holds(module, name, feed) for name, count in wanted.items() if count}
-    if not any(tried.values()):
-        tried = {name: _holds(module, name, feed) for name in groups}
-    if not any(tried.values()):
+    touched = {name: count for name, count in wanted.items() if count}
+    found = {name: count for name, count in touched.items() if _holds(module, name, feed)}
+    if found and set(step.ratios) <= set(groups) - (set(touched) - set(found)):
+        return found
+    known = [name for name in groups if _holds(module, name, feed)]
+    if not known:
         raise ExportError(
             f"prune_units: {type(module).__name__} has no layer whose units only other layers read: leave the step out"
         )
-    if unknown := sorted(name for name in step.ratios if not tried.get(name, name in groups)):
-        known = [name for name in groups if tried.get(name, True) and _holds(module, name, feed)]
+    if unknown := sorted(set(step.ratios) - set(known)):
         raise ExportError(f"prune_units.ratios: no layer is called {', '.join(unknown)}; those are: {', '.join(known)}")
-    return {name: count for name, count in wanted.items() if count and tried[name]}
+    return found
 
 
 def _graph(module: nn.Module, feed: Feed) -> Any:

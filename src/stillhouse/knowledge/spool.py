@@ -105,10 +105,9 @@ class SpoolFile:
         """
         with _told(self.path):
             self.connection.execute("pragma synchronous = normal")  # one that comes back is known to the tables
-            first = self.connection.execute("select min(seq) from events").fetchone()[0]
-            for last in range((up_to if first is None else first) + _FORGOTTEN_AT_ONCE - 1, up_to, _FORGOTTEN_AT_ONCE):
+            first = self.connection.execute("select coalesce(min(seq), ?) from events", (up_to,)).fetchone()[0]
+            for last in (*range(first + _FORGOTTEN_AT_ONCE - 1, up_to, _FORGOTTEN_AT_ONCE), up_to):
                 self.connection.execute("delete from events where seq <= ?", (last,))
-            self.connection.execute("delete from events where seq <= ?", (up_to,))
             for _ in range(_CHECKPOINTS):
                 _, logged, moved = self.connection.execute("pragma wal_checkpoint(passive)").fetchone()
                 if logged == moved:

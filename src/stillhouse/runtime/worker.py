@@ -30,7 +30,7 @@ _SWITCH_SECONDS = 0.0005
 _DRAIN_SECONDS = 30
 _ACCEPTED_AT_ONCE = 16
 """New connections that one turn of the loop accepts. libuv accepts one for each handle on the listening socket, and a
-turn takes a tenth of a second under load: the last of many that come at once would wait for as many turns."""
+turn judges all that has come: the last of many clients that come at once would wait for as many turns."""
 
 
 def work(settings: Settings, listener: socket.socket, name: str, folder: Path, ready: Connection) -> None:
