@@ -17,9 +17,20 @@ import pyarrow as pa
 from stillhouse.errors import SchemaError
 from stillhouse.values import ValueRefused, number_of, numbers_of, text_of, texts_of
 
-__all__ = ["ReadColumn", "from_arrow", "numbers_in", "require_distinct", "texts_in", "to_numbers", "to_texts"]
+__all__ = [
+    "ReadColumn",
+    "from_arrow",
+    "numbers_in",
+    "require_distinct",
+    "texts_in",
+    "to_numbers",
+    "to_texts",
+    "with_zone",
+]
 
 _PLAIN_NUMBERS = frozenset("0123456789+-.eE ")
+_LONGEST_MOMENT = 64  # characters; what is longer is no moment, and is not searched through
+_ZONE = r"\d[T ]\d{2}.*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"  # behind a time: the day of 2013-06-01 is no zone
 _NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
 
 
@@ -42,6 +53,13 @@ def require_distinct(names: Iterable[Hashable], what: str) -> None:
         raise SchemaError(f"{what} have more than one column {', '.join(map(repr, twice))}: rename or drop one of them")
 
 
+def with_zone(texts: pd.Series[Any]) -> pd.Series[bool]:
+    """Which ISO texts say their time zone, bool ``[n]``: a date without a time never does."""
+    short = texts.where(texts.str.len() <= _LONGEST_MOMENT, None)
+    said: pd.Series[bool] = short.str.contains(_ZONE, na=False)
+    return said
+
+
 def from_arrow(rows: pa.RecordBatch | pa.Table) -> pd.DataFrame:
     """Arrow's columns as pandas': whole numbers stay whole beside a gap, and no column becomes an index."""
     frame: pd.DataFrame = rows.to_pandas(integer_object_nulls=True, ignore_metadata=True)
@@ -56,8 +74,7 @@ def texts_in(values: pd.Series[Any]) -> ReadColumn:
     if (dtype.kind in "biufM" and isinstance(dtype, np.dtype)) or isinstance(dtype, pd.DatetimeTZDtype):
         codes, distinct = pd.factorize(values)
         return _by_code(codes, _texts(list(distinct) if dtype.kind == "M" else np.asarray(distinct)), values.index)
-    plain = values.astype(object).where(values.notna().to_numpy(), None)
-    return _series(_texts(plain.tolist()), values.index)
+    return _series(_texts(values.astype(object).tolist()), values.index)
 
 
 def numbers_in(values: pd.Series[Any], *, from_text: bool = True) -> ReadColumn:
@@ -70,18 +87,14 @@ def numbers_in(values: pd.Series[Any], *, from_text: bool = True) -> ReadColumn:
         return ReadColumn(values.astype("float64"), {})
     if isinstance(dtype, pd.CategoricalDtype):
         return _by_code(values.array.codes, numbers_in(pd.Series(dtype.categories), from_text=from_text), values.index)
-    missing = values.isna().to_numpy(dtype=bool)
-    plain: list[Any] = values.astype(object).where(~missing, None).tolist()
+    plain: list[Any] = values.astype(object).tolist()
     if pd.api.types.infer_dtype(plain, skipna=True) in _NUMBERS:
         try:
             return ReadColumn(pd.Series(np.array(plain, dtype=np.float64), index=values.index), {})
         except (OverflowError, TypeError, ValueError):  # one of them says below what is wrong with it
             pass
-    elif from_text and not missing.any() and _are_plain_numbers(plain):
-        try:
-            return ReadColumn(pd.Series(np.array(list(map(float, plain))), index=values.index), {})
-        except ValueError:
-            pass
+    elif from_text and (read := _plain_numbers(plain)) is not None:
+        return ReadColumn(pd.Series(read, index=values.index), {})
     return _series(_numbers(plain, from_text), values.index)
 
 
@@ -150,9 +163,15 @@ def _is_unicode(values: np.ndarray[Any, Any]) -> bool:
     return True
 
 
-def _are_plain_numbers(plain: list[Any]) -> bool:
-    """Whether they are texts of which Python's float reads what a number's text is, and nothing else."""
-    return pd.api.types.infer_dtype(plain) == "string" and set().union(*map(set, plain)) <= _PLAIN_NUMBERS
+def _plain_numbers(plain: list[Any]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Texts of which Python's float reads what a number's text is, and nothing else; None if there are others."""
+    texts = [value for value in plain if value is not None]
+    if pd.api.types.infer_dtype(texts) != "string" or not set().union(*map(set, texts)) <= _PLAIN_NUMBERS:
+        return None
+    try:
+        return np.array([np.nan if value is None else float(value) for value in plain])
+    except ValueError:
+        return None
 
 
 def _numbers(plain: list[Any], from_text: bool) -> _Read:

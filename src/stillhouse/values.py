@@ -38,7 +38,7 @@ import numpy as np
 __all__ = ["ValueRefused", "is_missing", "number_of", "numbers_of", "text_of", "texts_of"]
 
 _EXACT = 2.0**53  # from here on a float may stand for several integers
-_NUMBER = re.compile(r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *")
+_NUMBER = re.compile(r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *|[+-]?inf(?:inity)?", re.IGNORECASE)
 _SHOWN = 60  # characters of a value in a message
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -10,6 +12,9 @@ from pydantic import BeforeValidator, Field, field_validator
 from stillhouse.config.base import Name, Section
 
 __all__ = ["ImportedDecision", "ImportedOutcome", "ImportedTime", "Importing"]
+
+
+_SOME_MOMENT = datetime(2013, 6, 15, 13, 45, 30, 123456, UTC)
 
 
 class ImportedTime(Section):
@@ -26,8 +31,10 @@ class ImportedTime(Section):
     @field_validator("format")
     @classmethod
     def _known(cls, text: str) -> str:
-        if text not in ("iso", "s", "ms", "us") and "%" not in text:
-            raise ValueError(f"{text!r} must be iso, s, ms, us, or a pattern such as '%d.%m.%Y %H:%M'")
+        if text in ("iso", "s", "ms", "us"):
+            return text
+        if why := _unreadable(text):
+            raise ValueError(f"{text!r} {why}: write iso, s, ms, us, or a pattern such as '%d.%m.%Y %H:%M'")
         return text
 
     @field_validator("timezone")
@@ -37,6 +44,29 @@ class ImportedTime(Section):
             return name if name is None else ZoneInfo(name).key
         except (ValueError, OSError, LookupError):
             raise ValueError(f"{name!r} is no time zone: write one such as UTC or America/New_York") from None
+
+
+_YEARS = ("%Y", "%y", "%G", "%c", "%x")
+
+
+def _unreadable(pattern: str) -> str:
+    """Why moments of this pattern of strptime cannot be read; empty if they can."""
+    directives = re.findall(r"%.", pattern)
+    if not directives:
+        return "has no directive"
+    if "%Z" in directives:
+        return "has %Z, and names of time zones are ambiguous (write %z for offsets, else name the zone in `timezone`)"
+    if not any(year in directives for year in _YEARS):
+        return "has no year"
+    if "%I" in directives and "%p" not in directives:
+        return "has hours of 12 (%I) without %p"
+    import pandas as pd  # takes a second, and hardly any agent file asks for it
+
+    try:  # as it will be read
+        pd.to_datetime(pd.Series([_SOME_MOMENT.strftime(pattern)]), format=pattern)
+    except (ValueError, re.error, NotImplementedError, TypeError) as error:
+        return f"cannot be read ({error})"
+    return ""
 
 
 def _named(value: Any) -> Any:

@@ -518,6 +518,10 @@ def _stretches(metadata: Any) -> Iterator[list[int]]:
 
 
 def _present(columns: list[str] | None, names: list[str], where: str) -> list[str]:
+    if len(set(names)) < len(names):
+        from stillhouse.frames import require_distinct  # pandas takes a second, and is not wanted otherwise
+
+        require_distinct(names, where)
     absent = [name for name in columns or () if name not in names]
     if absent:
         raise SchemaError(f"no columns {absent} in {where}; there are {names}")
