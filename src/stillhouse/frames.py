@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from stillhouse.errors import SchemaError
-from stillhouse.values import ValueRefused, number_of, numbers_of, text_of, texts_of
+from stillhouse.values import ValueRefused, is_missing, number_of, numbers_of, text_of, texts_of
 
 __all__ = [
     "ReadColumn",
@@ -165,11 +165,11 @@ def _is_unicode(values: np.ndarray[Any, Any]) -> bool:
 
 def _plain_numbers(plain: list[Any]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """Texts of which Python's float reads what a number's text is, and nothing else; None if there are others."""
-    texts = [value for value in plain if value is not None]
+    texts = [value for value in plain if not is_missing(value)]
     if pd.api.types.infer_dtype(texts) != "string" or not set().union(*map(set, texts)) <= _PLAIN_NUMBERS:
         return None
     try:
-        return np.array([np.nan if value is None else float(value) for value in plain])
+        return np.array([np.nan if is_missing(value) else float(value) for value in plain])
     except ValueError:
         return None
 

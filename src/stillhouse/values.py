@@ -173,14 +173,16 @@ _KINDS = {list: "the list", tuple: "the tuple", dict: "the dictionary", bytes: "
 
 def _shown(value: Any) -> str:
     """A value in a message: what it is, and its beginning."""
+    kind = _KINDS.get(type(value), f"the {type(value).__name__}")
     try:
-        text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list | tuple | np.ndarray) else str(value)
+        value = value[:_SHOWN].tolist() if isinstance(value, np.ndarray) and value.ndim else value
+        text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list | tuple) else str(value)
     except ValueError:  # an integer of more digits than Python writes
         text = "of very many digits"
     text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
     if isinstance(value, str):
         return text
-    return f"{_KINDS.get(type(value), f'the {type(value).__name__}')} {text}"
+    return f"{kind} {text}"
 
 
 def _digits(value: int) -> str:

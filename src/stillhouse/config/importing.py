@@ -34,7 +34,7 @@ class ImportedTime(Section):
         if text in ("iso", "s", "ms", "us"):
             return text
         if why := _unreadable(text):
-            raise ValueError(f"{text!r} {why}: write iso, s, ms, us, or a pattern such as '%d.%m.%Y %H:%M'")
+            raise ValueError(f"{text!r} must be iso, s, ms, us, or a pattern such as '%d.%m.%Y %H:%M': {why}")
         return text
 
     @field_validator("timezone")
@@ -53,19 +53,19 @@ def _unreadable(pattern: str) -> str:
     """Why moments of this pattern of strptime cannot be read; empty if they can."""
     directives = re.findall(r"%.", pattern)
     if not directives:
-        return "has no directive"
+        return "it has no directive"
     if "%Z" in directives:
-        return "has %Z, and names of time zones are ambiguous (write %z for offsets, else name the zone in `timezone`)"
+        return "%Z cannot be read, since names of time zones are ambiguous: name the zone in `timezone`"
     if not any(year in directives for year in _YEARS):
-        return "has no year"
+        return "it has no year"
     if "%I" in directives and "%p" not in directives:
-        return "has hours of 12 (%I) without %p"
+        return "hours of %I need %p"
     import pandas as pd  # takes a second, and hardly any agent file asks for it
 
     try:  # as it will be read
         pd.to_datetime(pd.Series([_SOME_MOMENT.strftime(pattern)]), format=pattern)
     except (ValueError, re.error, NotImplementedError, TypeError) as error:
-        return f"cannot be read ({error})"
+        return f"it cannot be read ({error})"
     return ""
 
 

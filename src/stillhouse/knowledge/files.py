@@ -298,7 +298,8 @@ def read_csv(stream: IO[bytes], name: str, delimiter: str = ",") -> pd.DataFrame
     kept = list[list[str | None]]()
     for first, row in rows:
         if isinstance(row, str):
-            raise SchemaError(f"{name}, line {first}: {row}")
+            hint = heading_hint("", columns, delimiter) if len(columns) == 1 else ""
+            raise SchemaError(f"{name}, line {first}: {row}{'; ' * bool(hint)}{hint}")
         kept.append([value or None for value in row])
     named = [place for place, column in enumerate(columns) if column]
     frame = pd.DataFrame(kept, columns=range(len(columns)), dtype=object)[named]

@@ -163,7 +163,7 @@ class Tables:
         ]
         if changed:
             raise SchemaError(
-                f"the knowledge base of agent {self.config.agent!r} in {self.root} has the column {'; '.join(changed)}. "
+                f"the knowledge base of agent {self.config.agent!r} in {self.root} has {'; '.join(changed)}. "
                 "What is kept keeps its type: give the column its old type back, or another name in "
                 "`observations.columns` (`importing.columns` says what files call it)"
             )
