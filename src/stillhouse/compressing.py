@@ -155,7 +155,9 @@ def _table(file: Path) -> pd.DataFrame:
     """A CSV as :func:`read_csv` has it; columns in which every value writes a number are numbers."""
     with file.open("rb") as stream:
         texts = read_csv(stream, str(file))
-    if len(texts.columns) == 1 and (hint := heading_hint("", list(texts.columns))):
+    names = list(texts.columns)
+    hints = [heading_hint("", names) if len(names) == 1 else "", *(heading_hint(name.strip(), names) for name in names)]
+    if hint := next(filter(None, hints), ""):
         raise SchemaError(f"{file}: {hint}")
     return pd.DataFrame({name: _numbers(texts[name]) for name in texts.columns})
 

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from pydantic import BeforeValidator, Field, field_validator
 
 from stillhouse.config.base import Name, Section
+from stillhouse.values import text_of
 
 __all__ = ["ImportedDecision", "ImportedOutcome", "ImportedTime", "Importing"]
 
@@ -95,6 +96,11 @@ class ImportedOutcome(Section):
     )
 
 
+def _written(words: Any) -> Any:
+    """Words as files have them: 1 and true are written as everywhere."""
+    return {text_of(word): action for word, action in words.items()} if isinstance(words, dict) else words
+
+
 class Importing(Section):
     """How `stillhouse import` reads CSV, JSON lines and Parquet."""
 
@@ -104,7 +110,9 @@ class Importing(Section):
     )
     observed_at: Time = Field(description="a column, or a section with `column`, `format`, `timezone`")
     columns: dict[str, str] = Field(default_factory=dict, description="the file's name of a feature, where it differs")
-    actions: dict[str, Name] = Field(default_factory=dict, description="an action by the file's word for it")
+    actions: Annotated[dict[str, Name], BeforeValidator(_written)] = Field(
+        default_factory=dict, description="an action by the file's word for it"
+    )
     decision: ImportedDecision | None = None
     outcome: ImportedOutcome | None = None
     delimiter: str = Field(default=",", min_length=1, max_length=1, description="of CSV")

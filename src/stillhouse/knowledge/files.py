@@ -308,7 +308,7 @@ def read_csv(stream: IO[bytes], name: str, delimiter: str = ",") -> pd.DataFrame
 
 def heading_hint(wanted: str, columns: Sequence[str], delimiter: str = ",") -> str:
     """Why a CSV lacks a column, where its heading tells: other delimiters, or blanks around names; otherwise empty."""
-    if close := [name for name in columns if name.strip().strip('"') == wanted]:
+    if close := [name for name in columns if name != wanted and name.strip().strip('"') == wanted]:
         return f"its heading has blanks around {close[0]!r}: remove them"
     for other, what in _DELIMITERS.items():
         names = [part.strip().strip('"') for name in columns for part in name.split(other)]

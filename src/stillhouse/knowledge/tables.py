@@ -28,6 +28,7 @@ from pyarrow.dataset import Dataset
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError
+from stillhouse.frames import require_distinct
 
 __all__ = [
     "FIELDS",
@@ -279,6 +280,7 @@ class Tables:
 
     def _arrow(self, table: Table, rows: pd.DataFrame) -> pa.Table:
         schema = self._schema(table)
+        require_distinct(rows.columns, f"rows for table {table!r} of agent {self.config.agent!r}")
         if missing := [name for name in schema.names if name not in rows.columns]:
             raise SchemaError(f"rows for table {table!r} of agent {self.config.agent!r} lack the columns {missing}")
         rows = rows[schema.names].copy()

@@ -89,7 +89,7 @@ class Scoring:
         """
         rows = read_csv(BytesIO(body), "the body")
         if lacking := [name for name in self._contract.columns if name not in rows.columns]:
-            hint = heading_hint(lacking[0], list(rows.columns))
+            hint = next(filter(None, (heading_hint(name, list(rows.columns)) for name in lacking)), "")
             raise SchemaError(
                 f"the body lacks the columns {lacking}; it has {list(rows.columns)}{f': {hint}' if hint else ''}"
             )
