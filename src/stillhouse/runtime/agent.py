@@ -259,25 +259,26 @@ class Agent:
             )  # fmt: skip
         return batch.observation_ids
 
-    def outcome(self, decision_id: str, action: str, known_at: datetime | None = None) -> None:
+    def outcome(self, decision_id: str, action: str | float, known_at: datetime | None = None) -> None:
         """Record what turned out to be true about a decision: late or again, of several the last known counts.
 
+        :param action: its name; of a number or truth value what it is written as: 1 as "1", True as "true".
         :param known_at: when it became known, with a time zone; None: now.
         :raises UnknownDecisionError: if no such decision was handed out; nothing is recorded, here and below.
         :raises SchemaError: if the agent file has no such action, or the time lies ahead or has no zone.
         """
         self.outcomes([(decision_id, action)], known_at)
 
-    def outcomes(self, pairs: Sequence[tuple[str, str]], known_at: datetime | None = None) -> None:
+    def outcomes(self, pairs: Sequence[tuple[str, str | float]], known_at: datetime | None = None) -> None:
         """:meth:`outcome` for several, all or none."""
         if pairs:
             self._put(self.outcomes_event(pairs, [known_at] * len(pairs)))
 
-    async def outcome_async(self, decision_id: str, action: str, known_at: datetime | None = None) -> None:
+    async def outcome_async(self, decision_id: str, action: str | float, known_at: datetime | None = None) -> None:
         """:meth:`outcome` for asyncio."""
         await asyncio.to_thread(self.outcome, decision_id, action, known_at)
 
-    def outcomes_event(self, pairs: Sequence[tuple[str, str]], known_at: Sequence[datetime | None]) -> Outcomes:
+    def outcomes_event(self, pairs: Sequence[tuple[str, str | float]], known_at: Sequence[datetime | None]) -> Outcomes:
         """What is recorded of outcomes; see :meth:`outcome` for what is refused."""
         found, actions = list[Subject](), list[str]()
         for place, (decision_id, action) in enumerate(pairs):
