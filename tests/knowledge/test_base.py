@@ -17,7 +17,7 @@ from deltalake import DeltaTable, Transaction
 from stillhouse.config import AgentConfig
 from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
-from stillhouse.knowledge import KnowledgeBase, content_keys, tidy
+from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.tables import FIELDS, MONTH, observed_in
 from stillhouse.records import Counted, Verdict, Window
 from tests.knowledge.parts_for_tests import (
@@ -150,6 +150,19 @@ def test_what_has_a_type_keeps_its_meaning() -> None:
     assert tidied["observation_id"].tolist() == [str(2**60 + 1), str(2**60 + 3)]
     assert tidied["origin"].tolist() == ["true", "1.0"] and tidied["temp"].tolist() == [1.5, 1.0]
     np.testing.assert_array_equal(tidied["wind"], [1, np.nan])
+
+
+def test_outcomes_are_written_as_their_observations_are() -> None:
+    times = [START, START + HOUR]
+    given = pd.DataFrame({"observation_id": [2**60 + 1, 7], "observed_at": times, "known_at": times})
+    given["action"] = pd.Series([True, 1.0], dtype=object)
+    found = tidy_outcomes(given.assign(extra=1), CONFIG)
+    assert found["observation_id"].tolist() == [str(2**60 + 1), "7"] and found["action"].tolist() == ["true", "1"]
+    assert list(found.columns) == ["observation_id", "observed_at", "known_at", "action"]
+    with pytest.raises(SchemaError, match="outcomes of agent 'toy' have more than one column 'action'"):
+        tidy_outcomes(pd.concat([given, given[["action"]]], axis=1), CONFIG)
+    with pytest.raises(SchemaError, match=r"column 'action' of outcomes of agent 'toy' must be text, row 1: the list"):
+        tidy_outcomes(given.assign(action=pd.Series(["stay", ["move"]])), CONFIG)
 
 
 @pytest.mark.parametrize(("before", "after"), [("number", "category"), ("category", "number")])

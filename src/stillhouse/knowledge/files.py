@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -275,7 +276,7 @@ class _Lines:
 
 def _distinct(columns: list[str], name: str) -> list[str]:
     """:raises SchemaError: if two have one name; those without a name cannot be asked for, and may be several."""
-    if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(columns).items() if name and count > 1):
         raise SchemaError(f"{name} has more than one column {', '.join(map(repr, twice))}: rename them")
     return columns
 
@@ -311,8 +312,8 @@ def heading_hint(wanted: str, columns: Sequence[str], delimiter: str = ",") -> s
     if close := [name for name in columns if name != wanted and name.strip().strip('"') == wanted]:
         return f"its heading has blanks around {close[0]!r}: remove them"
     for other, what in _DELIMITERS.items():
-        names = [part.strip().strip('"') for name in columns for part in name.split(other)]
-        if other != delimiter and (wanted in names or (len(columns) == 1 and len(names) > 1)):
+        names = [part.strip().strip('"') for name in columns if other in name for part in name.split(other)]
+        if other != delimiter and (wanted in names or (names and len(columns) == 1)):
             return f"its heading is separated by {what}, and {_DELIMITERS.get(delimiter, repr(delimiter))} are expected"
     return ""
 
