@@ -200,9 +200,8 @@ def _by_code(codes: Any, distinct: _Read | ReadColumn, index: pd.Index[Any]) -> 
     codes = np.asarray(codes)
     read = np.asarray(distinct.values)
     missing = np.array([None if read.dtype == object else np.nan], dtype=read.dtype)
-    refused = {
-        place: distinct.refused[code] for code in distinct.refused for place in np.flatnonzero(codes == code).tolist()
-    }
+    places = np.flatnonzero(np.isin(codes, list(distinct.refused))).tolist()
+    refused = {place: distinct.refused[int(codes[place])] for place in places}
     return ReadColumn(pd.Series(np.append(read, missing)[codes], index=index, dtype=read.dtype), refused)
 
 

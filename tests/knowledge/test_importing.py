@@ -347,6 +347,14 @@ def test_every_type_of_parquet_is_read_right_or_refused(tmp_path: Path, values: 
         assert found.rows["origin"].tolist() == expected and not found.problems
 
 
+def test_words_for_what_is_missing_are_known_in_dictionaries_too(tmp_path: Path) -> None:
+    values = pa.array(["NA", "EWR", None]).dictionary_encode()
+    table = pa.Table.from_pandas(logged(0, 3)).set_column(4, "origin", values)
+    pq.write_table(table, tmp_path / "a.parquet")
+    (found,) = preview(make(tmp_path, missing=["NA"]).config, [tmp_path / "a.parquet"])
+    assert found.rows["origin"].tolist() == [None, "EWR", None] and not found.problems
+
+
 def test_numbers_of_every_type(tmp_path: Path) -> None:
     lines = [json.loads(logged(i, 1).to_json(orient="records", lines=True)) for i in range(7)]
     given = [True, 2**70, "1.5", 3, [1], "nan", "1_0"]

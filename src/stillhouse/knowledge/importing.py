@@ -515,6 +515,8 @@ class _Values:
 
     def _given(self, column: str) -> pd.Series[Any]:
         given = self.rows[column]
+        if given.dtype.kind in "biufmM":  # no texts, and so none that stand for no value
+            return given
         absent = given.isin(list(self.missing))
         return given.where(~absent, None) if absent.any() else given
 
