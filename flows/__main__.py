@@ -177,8 +177,8 @@ def _shown(value: float | None, digits: int) -> str:
 
 def main() -> None:
     """Set the embedded defaults before Prefect is imported, and tell a user's mistake in one sentence."""
-    config.use_embedded_defaults()
     try:
+        config.use_embedded_defaults()
         app()
     except StillhouseError as error:
         Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)

@@ -564,6 +564,6 @@ def _plain_mistakes() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the command."""
-    config.use_embedded_defaults()
     with _plain_mistakes():
+        config.use_embedded_defaults()
         app()

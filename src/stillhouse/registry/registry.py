@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse.config import home
 from stillhouse.errors import RegistryError
@@ -18,9 +18,21 @@ from stillhouse.registry.models import Models, model_id
 from stillhouse.registry.packaging import NATIVE, PAYLOAD
 from stillhouse.registry.runs import now, texts
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "Rollback"]
 
 _ROLLING_BACK = "rolling_back_to"  # on the registered model while a rollback is under way
+_ROLLED_BACK_FROM = "rolling_back_from"
+_ROLLBACK_BEGAN = "rolling_back_since"
+
+
+class Rollback(NamedTuple):
+    """A return to the champion before, from its first step to its last."""
+
+    champion: ModelRef
+    before: ModelRef | None
+    """Who was champion when it was asked for."""
+    began_at: str
+    """ISO 8601, UTC: the same however often it is taken up again."""
 
 
 class Registry(Models):
@@ -201,6 +213,8 @@ class Registry(Models):
     def promote(self, version: str) -> None:
         """Make ``version`` champion, and the old champion previous.
 
+        Asked again after a kill it ends in the same state; :meth:`promotion` tells since when.
+
         :raises RegistryError: if there is no such version.
         """
         self._require(version)
@@ -215,18 +229,28 @@ class Registry(Models):
             self._point("challenger", None)
         self._follow()
 
-    def rollback(self) -> ModelRef:
+    def promotion(self, version: str) -> tuple[ModelRef | None, str]:
+        """Whom ``version`` replaced when it was promoted last, and when that was (ISO 8601, UTC)."""
+        tags = self.tags(self._require(version))
+        before = self._champion_before(version)
+        return self.version(self.agent, before) if before else None, tags.get("promoted_at", "")
+
+    def rollback(self, settle: Callable[[Rollback], None] = lambda _: None) -> ModelRef:
         """Make the previous champion the champion again; its own predecessor becomes previous.
 
+        :param settle: called when the aliases stand, before it is forgotten that somebody asked for this. Killed before
+            or in it, the next call takes this same roll-back up again, with the same ``began_at``.
         :raises RegistryError: if there is no previous champion.
         """
         target = self._rollback_under_way() or self._begin_rollback()
         self._point("champion", target)
         self._point("previous", self._champion_before(target))
         self._follow()
+        champion = self._require(target)
+        tags = self._registered_model(self.agent).tags
+        left = tags.get(_ROLLED_BACK_FROM)
+        settle(Rollback(champion, self.version(self.agent, left) if left else None, tags.get(_ROLLBACK_BEGAN, "")))
         self._forget_rollback()
-        champion = self.version(self.agent, target)
-        assert champion is not None
         return champion
 
     # ----------------------------------------------------------------- inside: rolling back
@@ -244,8 +268,10 @@ class Registry(Models):
                 f"{self.agent} has no champion before version {champion}; promote another version instead "
                 f"(versions: {', '.join(entry.version for entry in self.versions())})"
             )
-        self._tag(champion, rolled_back_at=now(), rolled_back_to=previous)
-        self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, previous)
+        began = now()
+        self._tag(champion, rolled_back_at=began, rolled_back_to=previous)
+        for tag, value in ((_ROLLED_BACK_FROM, champion), (_ROLLBACK_BEGAN, began), (_ROLLING_BACK, previous)):
+            self.client.set_registered_model_tag(self.agent, tag, value)  # the last one says that it is under way
         return previous
 
     def _rollback_under_way(self) -> str | None:
@@ -253,8 +279,9 @@ class Registry(Models):
         return str(value) if value else None
 
     def _forget_rollback(self) -> None:
-        if self._rollback_under_way():
-            self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
+        if self._rollback_under_way():  # its mark goes first: what is left says nothing without it
+            for tag in (_ROLLING_BACK, _ROLLED_BACK_FROM, _ROLLBACK_BEGAN):
+                self.client.delete_registered_model_tag(self.agent, tag)
 
     def _champion_before(self, version: str) -> str | None:
         """The version that ``version`` replaced, if it is still there."""
@@ -312,10 +339,12 @@ class Registry(Models):
         found = self.client.search_model_versions(f"name = '{name}' and source_path = '{source}'")
         return min((str(version.version) for version in found), key=int, default=None)
 
-    def _require(self, version: str) -> None:
-        if self.version(self.agent, version) is None:
+    def _require(self, version: str) -> ModelRef:
+        found = self.version(self.agent, version)
+        if found is None:
             there = ", ".join(entry.version for entry in self.versions()) or "none"
             raise RegistryError(f"{self.agent} has no version {version!r}; there are: {there}")
+        return found
 
     def _tag(self, version: str, **tags: str) -> None:
         for key, value in tags.items():
