@@ -1,7 +1,7 @@
 """Run a flow by hand on the embedded default: ``python -m flows watch --agent flights``.
 
 Servers named by ``PREFECT_API_URL`` and ``MLFLOW_TRACKING_URI`` are used where set; otherwise everything is kept
-under ``STILLHOUSE_HOME`` and no server need be started.
+under ``STILLHOUSE_HOME``, and Prefect has a server of its own for as long as the run takes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from stillhouse import config
 from stillhouse.errors import StillhouseError
+from tasks.prefect_server import ensure_server
 
 if TYPE_CHECKING:
     from stillhouse.knowledge.upkeep import Maintained
@@ -44,6 +45,7 @@ def demo(
 ) -> None:
     """Play an agent's history (flights: a year): drift, refreshes, promotions, and a table at the end."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the progress bar tells it better
+    ensure_server()
     from flows.demo import demo as flow
 
     _show_year(flow(agent=agent, weeks=weeks))
@@ -55,6 +57,7 @@ def live(
     agent: Agent = "flights",
 ) -> None:
     """Take what the agent's sources have, from where the knowledge base ends, and decide it by the champion."""
+    ensure_server()
     from flows.live import live as flow
 
     console.print(f"{flow(agent=agent, end=until)} observations added")
@@ -67,6 +70,7 @@ def watch(
     on_drift: Annotated[Literal["announce", "refresh"], typer.Option(help="refresh: in this same run")] = "refresh",
 ) -> None:
     """Check the data, measure drift, decide; refresh if drift asks for it."""
+    ensure_server()
     from flows.watch import watch as flow
 
     _show(flow(agent=agent, as_of=as_of, on_drift=on_drift))
@@ -90,6 +94,7 @@ def refresh(
     ] = "redistil",
 ) -> None:
     """Distil, compress and prove a challenger; the gate decides."""
+    ensure_server()
     from flows.refresh import refresh as flow
 
     _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode))
@@ -103,6 +108,7 @@ def promote(
     reason: Annotated[str, typer.Option(help="recorded with the verdict")] = "asked for by hand",
 ) -> None:
     """Move the champion by hand."""
+    ensure_server()
     from flows.promote import promote as flow
 
     _show(flow(agent=agent, action="rollback" if rollback else "promote", version=version, reason=reason))
@@ -111,6 +117,7 @@ def promote(
 @app.command()
 def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
     """Flush the spools, join small files, remove old rows and files that no model needs."""
+    ensure_server()
     from flows.maintain import maintain as flow
 
     _show_upkeep(flow(agent=agent, as_of=as_of))

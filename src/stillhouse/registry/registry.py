@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +21,7 @@ from stillhouse.registry.runs import now, texts
 
 __all__ = ["Registry", "Rollback"]
 
-_ROLLING_BACK = "rolling_back_to"  # on the registered model while a rollback is under way
-_ROLLED_BACK_FROM = "rolling_back_from"
-_ROLLBACK_BEGAN = "rolling_back_since"
+_ROLLING_BACK = "rolling_back"  # JSON on the registered model while a rollback is under way: to, from, since
 
 
 class Rollback(NamedTuple):
@@ -242,20 +241,18 @@ class Registry(Models):
             or in it, the next call takes this same roll-back up again, with the same ``began_at``.
         :raises RegistryError: if there is no previous champion.
         """
-        target = self._rollback_under_way() or self._begin_rollback()
-        self._point("champion", target)
-        self._point("previous", self._champion_before(target))
+        asked = self._rollback_under_way() or self._begin_rollback()
+        self._point("champion", asked["to"])
+        self._point("previous", self._champion_before(asked["to"]))
         self._follow()
-        champion = self._require(target)
-        tags = self._registered_model(self.agent).tags
-        left = tags.get(_ROLLED_BACK_FROM)
-        settle(Rollback(champion, self.version(self.agent, left) if left else None, tags.get(_ROLLBACK_BEGAN, "")))
+        champion = self._require(asked["to"])
+        settle(Rollback(champion, self.version(self.agent, asked["from"]), asked["since"]))
         self._forget_rollback()
         return champion
 
     # ----------------------------------------------------------------- inside: rolling back
 
-    def _begin_rollback(self) -> str:
+    def _begin_rollback(self) -> dict[str, str]:
         """Write down what is to be rolled back to, before any alias moves."""
         aliases = self._aliases(self.agent)
         champion, previous = aliases.get("champion"), aliases.get("previous")
@@ -268,20 +265,18 @@ class Registry(Models):
                 f"{self.agent} has no champion before version {champion}; promote another version instead "
                 f"(versions: {', '.join(entry.version for entry in self.versions())})"
             )
-        began = now()
-        self._tag(champion, rolled_back_at=began, rolled_back_to=previous)
-        for tag, value in ((_ROLLED_BACK_FROM, champion), (_ROLLBACK_BEGAN, began), (_ROLLING_BACK, previous)):
-            self.client.set_registered_model_tag(self.agent, tag, value)  # the last one says that it is under way
-        return previous
+        asked = {"to": previous, "from": champion, "since": now()}
+        self._tag(champion, rolled_back_at=asked["since"], rolled_back_to=previous)
+        self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, json.dumps(asked))
+        return asked
 
-    def _rollback_under_way(self) -> str | None:
+    def _rollback_under_way(self) -> dict[str, str] | None:
         value = self._registered_model(self.agent).tags.get(_ROLLING_BACK)
-        return str(value) if value else None
+        return json.loads(value) if value else None
 
     def _forget_rollback(self) -> None:
-        if self._rollback_under_way():  # its mark goes first: what is left says nothing without it
-            for tag in (_ROLLING_BACK, _ROLLED_BACK_FROM, _ROLLBACK_BEGAN):
-                self.client.delete_registered_model_tag(self.agent, tag)
+        if self._rollback_under_way():
+            self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
 
     def _champion_before(self, version: str) -> str | None:
         """The version that ``version`` replaced, if it is still there."""
