@@ -6,10 +6,12 @@ under ``STILLHOUSE_HOME``, and Prefect has a server of its own for as long as th
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -45,8 +47,7 @@ def demo(
 ) -> None:
     """Play an agent's history (flights: a year): drift, refreshes, promotions, and a table at the end."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the progress bar tells it better
-    ensure_server()
-    from flows.demo import demo as flow
+    flow = _flow("demo", agent)
 
     _show_year(flow(agent=agent, weeks=weeks))
 
@@ -57,8 +58,7 @@ def live(
     agent: Agent = "flights",
 ) -> None:
     """Take what the agent's sources have, from where the knowledge base ends, and decide it by the champion."""
-    ensure_server()
-    from flows.live import live as flow
+    flow = _flow("live", agent)
 
     console.print(f"{flow(agent=agent, end=until)} observations added")
 
@@ -70,8 +70,7 @@ def watch(
     on_drift: Annotated[Literal["announce", "refresh"], typer.Option(help="refresh: in this same run")] = "refresh",
 ) -> None:
     """Check the data, measure drift, decide; refresh if drift asks for it."""
-    ensure_server()
-    from flows.watch import watch as flow
+    flow = _flow("watch", agent)
 
     _show(flow(agent=agent, as_of=as_of, on_drift=on_drift))
 
@@ -94,8 +93,7 @@ def refresh(
     ] = "redistil",
 ) -> None:
     """Distil, compress and prove a challenger; the gate decides."""
-    ensure_server()
-    from flows.refresh import refresh as flow
+    flow = _flow("refresh", agent)
 
     _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode))
 
@@ -108,8 +106,7 @@ def promote(
     reason: Annotated[str, typer.Option(help="recorded with the verdict")] = "asked for by hand",
 ) -> None:
     """Move the champion by hand."""
-    ensure_server()
-    from flows.promote import promote as flow
+    flow = _flow("promote", agent)
 
     _show(flow(agent=agent, action="rollback" if rollback else "promote", version=version, reason=reason))
 
@@ -117,10 +114,17 @@ def promote(
 @app.command()
 def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
     """Flush the spools, join small files, remove old rows and files that no model needs."""
-    ensure_server()
-    from flows.maintain import maintain as flow
+    flow = _flow("maintain", agent)
 
     _show_upkeep(flow(agent=agent, as_of=as_of))
+
+
+def _flow(name: str, agent: str) -> Callable[..., Any]:
+    """The flow ``flows.<name>.<name>``, once its agent is known to exist and Prefect has a server."""
+    config.load(agent)
+    ensure_server()
+    flow: Callable[..., Any] = getattr(importlib.import_module(f"flows.{name}"), name)
+    return flow
 
 
 def _show_upkeep(done: Maintained) -> None:
