@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stillhouse import config
@@ -148,6 +149,8 @@ def _show_upkeep(done: Maintained) -> None:
         console.print(f"[yellow]nothing was removed[/yellow]: {done.nothing_removed}")
     for problem in done.flushed.problems:
         console.print(f"[red]not flushed[/red]: {problem}")
+    for problem in done.problems:
+        console.print(f"[red]problem[/red] with {escape(problem)}")
 
 
 def _show(verdict: Verdict) -> None:
