@@ -55,6 +55,7 @@ from stillhouse.config.compression import (
 )
 from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
 from stillhouse.config.runtime import Cascade, Runtime, Upkeep
+from stillhouse.config.store import open_store
 from stillhouse.config.windows import NewestRows, SincePromotion, Windows
 from stillhouse.errors import ConfigError
 from stillhouse.records import Mode
@@ -129,8 +130,13 @@ __all__ = [
 
 
 def home() -> Path:
-    """The folder that everything is kept in: ``STILLHOUSE_HOME``, by default ``./.stillhouse``."""
-    return Path(os.environ.get("STILLHOUSE_HOME", ".stillhouse")).resolve()
+    """The folder that everything is kept in: ``STILLHOUSE_HOME``, by default ``./.stillhouse``.
+
+    :raises StoreError: if it holds what this version cannot read; see :mod:`stillhouse.config.store`.
+    """
+    folder = Path(os.environ.get("STILLHOUSE_HOME", ".stillhouse")).resolve()
+    open_store(folder)
+    return folder
 
 
 def agents_folder() -> Path:

@@ -28,6 +28,7 @@ from stillhouse.frames import ReadColumn, numbers_in, texts_in, with_zone
 from stillhouse.knowledge.base import KnowledgeBase, Table
 from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.files import CHUNK_BYTES, Chunk, LogFile, heading_hint
+from stillhouse.knowledge.moments import outside
 from stillhouse.records import short_id
 from stillhouse.values import is_missing
 
@@ -36,7 +37,6 @@ __all__ = ["Preview", "Problem", "Summary", "import_files", "preview"]
 _CHUNK_ROWS = 50_000
 _MOST_PROBLEMS = 20  # that a summary names
 _ELSEWHERE = "elsewhere"
-_YEARS = (pd.Timestamp("1700-01-01", tz="UTC"), pd.Timestamp("2200-01-01", tz="UTC"))
 _COMPACT = r"\d{8}"  # a whole number that is an ISO date: 20130601
 
 Reasons = dict[int, list[str]]
@@ -471,8 +471,8 @@ class _Values:
         """UTC to the microsecond, missing as NaT, ``[n]``."""
         given = self._given(of.column)
         found = self._parsed(given, of, why)
-        far = (found < _YEARS[0]) | (found >= _YEARS[1])
-        self._complain(far, of.column, given, "lies outside the years 1700 to 2199: is its unit right?", why)
+        far = outside(found)
+        self._complain(far, of.column, given, "is before 1700 or after now: are its unit and its zone right?", why)
         if required:
             self._complain(given.isna(), of.column, given, "is missing", why)
         return found.mask(far)

@@ -23,11 +23,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pyarrow.dataset import Dataset
 
 from stillhouse.config import AgentConfig, home
-from stillhouse.errors import RuntimeStateError, SchemaError
+from stillhouse.errors import RuntimeStateError, SchemaError, StoreError
 from stillhouse.frames import require_distinct
 
 __all__ = [
@@ -254,6 +254,15 @@ class Tables:
             return DeltaTable(str(path), version=version)
         except TableNotFoundError:  # it is being made
             return None
+        except DeltaError as error:
+            raise StoreError(_why_closed(path, table, error)) from error
+
+    def open(self, table: Table) -> DeltaTable | None:
+        """The table as of now; None where nothing was ever written.
+
+        :raises StoreError: if its log is damaged.
+        """
+        return self._open(table)
 
     def _open_or_create(self, table: Table) -> DeltaTable:
         if delta := self._open(table):
@@ -314,13 +323,15 @@ def observed_in(
     return delta.to_pyarrow_dataset(file_pruning_predicate=" AND ".join(files) or None), condition
 
 
-def newest(delta: DeltaTable) -> datetime | None:
-    """The latest ``observed_at``, by the files' statistics; None without rows.
+def newest(delta: DeltaTable, until: datetime | None = None) -> datetime | None:
+    """The latest ``observed_at``, of those before ``until``, by the files' statistics; None without such rows.
 
-    Those are cut to milliseconds, so the newest file's column is read.
+    Statistics are cut to milliseconds, so the newest file's column is read.
     """
     maxima = pc.drop_null(file_statistics(delta, "max.observed_at"))
-    dataset, condition = observed_in(delta, pc.max(maxima).as_py() if len(maxima) else None)
+    if until is not None:  # a file with later rows may hold earlier ones, too: all from the others' latest on are read
+        maxima = pc.filter(maxima, pc.less(maxima, pa.scalar(until, TIME)))
+    dataset, condition = observed_in(delta, pc.max(maxima).as_py() if len(maxima) else None, until)
     found: datetime | None = pc.max(dataset.to_table(columns=["observed_at"], filter=condition)["observed_at"]).as_py()
     return found
 
@@ -341,6 +352,20 @@ def _with_month(delta: DeltaTable, rows: pa.Table) -> pa.Table:
     if MONTH not in delta.metadata().partition_columns:
         return rows
     return rows.append_column(MONTH, pc.strftime(rows["observed_at"], format="%Y-%m"))
+
+
+def _why_closed(path: Path, table: Table, error: Exception) -> str:
+    from stillhouse.knowledge.integrity import damaged_entries
+
+    damaged = damaged_entries(path)
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not damaged:
+        return f"table {table!r} in {path.parent} cannot be opened ({first}): restore it from a backup"
+    return (
+        f"table {table!r} cannot be opened: {', '.join(str(file) for file in damaged[:3])} is cut off, as after a loss "
+        "of power. If it is the newest entry of the log, remove it: what it held was not acknowledged, or is still in "
+        "the spool. If others follow it, restore the table from a backup"
+    )
 
 
 def _utc(moment: datetime) -> str:

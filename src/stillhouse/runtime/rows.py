@@ -18,7 +18,7 @@ import pandas as pd
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
 from stillhouse.frames import require_distinct
-from stillhouse.knowledge import tidy
+from stillhouse.knowledge import moments, tidy
 from stillhouse.runtime.ids import LONGEST_ID
 from stillhouse.values import ValueRefused, number_of, text_of
 from stillhouse.variant import WordPiece, width
@@ -26,7 +26,7 @@ from stillhouse.variant import WordPiece, width
 __all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "is_unicode", "micros"]
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
-AHEAD = 3_600_000_000
+AHEAD = moments.AHEAD // _MICROSECOND
 """Microseconds that a clock may be ahead of ours."""
 
 ObservationId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
@@ -36,6 +36,9 @@ ObservedAt = Annotated[datetime, msgspec.Meta(tz=True)]
 def micros(moment: datetime) -> int:
     """Microseconds since 1970 (UTC)."""
     return (moment - _EPOCH) // _MICROSECOND
+
+
+_EARLIEST = micros(moments.EARLIEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +218,12 @@ class Contract:
 
     def _checked(self, batch: Batch, now: int) -> Batch:
         ahead = [i for i, each in enumerate(batch.observed_at) if each > now + AHEAD]
+        early = [i for i, each in enumerate(batch.observed_at) if each < _EARLIEST]
+        if early:
+            raise SchemaError(
+                f"observation {batch.observation_ids[early[0]]!r} of agent {self.config.agent!r} is dated before 1700: "
+                "its observed_at is wrong"
+            )
         if ahead:
             raise SchemaError(
                 f"observation {batch.observation_ids[ahead[0]]!r} of agent {self.config.agent!r} was perceived more "
