@@ -425,6 +425,8 @@ def build(frame: pd.DataFrame, columns: Mapping[str, Column], like: Profile | No
     """
     if frame.empty:
         raise WindowError("a profile needs a window with rows; this one has none")
+    if not frame.columns.is_unique:
+        _present(None, list(frame.columns), "the rows")
     watched = {name: column for name, column in columns.items() if column.drift}
     absent = [name for name in watched if name not in frame.columns]
     if absent:
@@ -518,6 +520,10 @@ def _stretches(metadata: Any) -> Iterator[list[int]]:
 
 
 def _present(columns: list[str] | None, names: list[str], where: str) -> list[str]:
+    if len(set(names)) < len(names):
+        from stillhouse.frames import require_distinct  # pandas takes a second, and is not wanted otherwise
+
+        require_distinct(names, where if where == "the rows" else f"the rows of {where}")
     absent = [name for name in columns or () if name not in names]
     if absent:
         raise SchemaError(f"no columns {absent} in {where}; there are {names}")

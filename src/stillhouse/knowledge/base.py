@@ -38,11 +38,11 @@ from deltalake import DeltaTable
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError, StoreError, WindowError
 from stillhouse.knowledge import moments, windows
-from stillhouse.knowledge.content import content_keys, tidy
+from stillhouse.knowledge.content import content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.tables import MONTH, TIME, WINDOWED, Table, Tables, newest, observed_in
 from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
-__all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
+__all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy", "tidy_outcomes"]
 
 Purpose = Literal["refresh", "watch", "runtime"]
 
@@ -218,6 +218,8 @@ class KnowledgeBase(Tables):
         delta = self._at(table, window)
         if delta is None:
             return self._empty(table, columns)
+        if table == "observations":
+            self.require_types(columns, delta)
         dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
         names = [name for name in dataset.schema.names if name != MONTH] if columns is None else columns
         with _told(table, self.root):
@@ -236,6 +238,8 @@ class KnowledgeBase(Tables):
         delta = self._at(table, window)
         if delta is None:
             return
+        if table == "observations":
+            self.require_types(columns, delta)
         dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
         names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
         if among is not None:

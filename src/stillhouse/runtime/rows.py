@@ -17,8 +17,10 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
+from stillhouse.frames import require_distinct
 from stillhouse.knowledge import moments, tidy
 from stillhouse.runtime.ids import LONGEST_ID
+from stillhouse.values import ValueRefused, number_of, text_of
 from stillhouse.variant import WordPiece, width
 
 __all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "is_unicode", "micros"]
@@ -73,6 +75,8 @@ class Contract:
         self.config = config
         self.columns = [*observations.numbers, *observations.categories, *observations.texts]
         self._numbers = len(observations.numbers)
+        self._reads: dict[str, type] = dict.fromkeys(self.columns, str) | dict.fromkeys(observations.numbers, float)
+        self._reads["observation_id"] = str
         kinds: list[Any] = [float | None] * self._numbers + [str | None] * (len(self.columns) - self._numbers)
         fields = [(f"c{i}", kind) for i, kind in enumerate(kinds)]
         self.type: type[msgspec.Struct] = msgspec.defstruct(
@@ -93,13 +97,35 @@ class Contract:
             return self._of_frame(given)
         rows = [given] if isinstance(given, Mapping) else list(given)
         try:
-            plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+            plain = [self.written(row, f"$[{place}]") for place, row in enumerate(rows)]
             batch = self.batch(msgspec.convert(plain, list[self.type]))  # type: ignore[name-defined]
         except (msgspec.ValidationError, AttributeError) as error:  # what is no mapping has no items
             raise SchemaError(f"observations of agent {self.config.agent!r}: {error}") from error
         self._require_finite(batch)
         self._require_unicode(batch)
         return batch
+
+    def written(self, row: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """A row with its values as numbers and texts, by the rule of :mod:`stillhouse.values`; others as they are.
+
+        :param place: where the row stands, for messages: ``$.observations[3]``.
+        :raises SchemaError: naming the column and the value that is none of it.
+        """
+        found = dict[str, Any]()
+        for name, value in row.items():
+            kind = self._reads.get(name)
+            try:
+                if kind is None or type(value) is kind:
+                    found[name] = _plain(value)
+                elif kind is str:
+                    found[name] = text_of(value)
+                else:
+                    found[name] = _plain(number_of(value))
+            except ValueRefused as error:
+                raise SchemaError(
+                    f"observations of agent {self.config.agent!r}: {error} - at `{place}.{name}`"
+                ) from error
+        return found
 
     def missing(self) -> Batch:
         """One observation of which nothing is known."""
@@ -148,6 +174,7 @@ class Contract:
 
     def _of_frame(self, rows: pd.DataFrame) -> Batch:
         now = pd.Timestamp.now("UTC").as_unit("us")
+        require_distinct(rows.columns, f"observations of agent {self.config.agent!r}")
         given = rows.assign(**{
             name: [value() for _ in range(len(rows))]
             for name, value in (("observation_id", lambda: _new_ids(1)[0]), ("observed_at", lambda: now))
