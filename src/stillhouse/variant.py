@@ -19,10 +19,26 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+
+def _beside(name: str) -> Any:
+    """The module ``name`` in this file's folder, from its source: byte code there is not read."""
+    path = Path(__file__).with_name(f"{name}.py")
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    return module
+
+
+if TYPE_CHECKING or __package__:
+    from . import values
+else:  # loaded by its path, on a device that does not know stillhouse
+    values = _beside("values")
 
 __all__ = [
     "PADDING",

@@ -105,7 +105,7 @@ class Champions:
         return found.st_ino, found.st_mtime_ns
 
     def path(self, pointer: Pointer) -> Path:
-        """The folder of the variant: ``model.onnx``, ``manifest.json``, ``variant.py``."""
+        """The folder of the variant: ``model.onnx``, ``manifest.json`` and the code that runs it."""
         return self.folder / pointer.folder
 
     def load(self, pointer: Pointer) -> Loaded:

@@ -96,7 +96,7 @@ def _of_agent(config: AgentConfig, limits: Limits) -> Json:
         }},
         f"{base}/model": {"get": {
             **_operation(
-                f"{name}_model", "The champion as .tar.gz: model.onnx, manifest.json, variant.py",
+                f"{name}_model", "The champion as .tar.gz: model.onnx, manifest.json, variant.py, values.py",
                 {"description": "the same model is the same bytes; ETag and Content-Digest are its SHA-256",
                  "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}},
                 ("401", "404", "503"), {"304": {"description": "you have it (If-None-Match)"}},
