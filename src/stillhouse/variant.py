@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import string
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -73,7 +71,7 @@ Array = np.ndarray[Any, Any]
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 
 _FEW_ROWS = 1000
-"""A frame of at most so many rows is read row by row; a longer one column by column, which costs more to begin with."""
+"""A frame of at most so many rows is read row by row; a longer one column by column: slower, and in less memory."""
 
 _PLAIN = frozenset([float, int, bool, type(None), np.float64, np.float32, np.int64, np.int32, np.bool_])
 """Types that NumPy reads as numbers by itself, None as NaN."""
@@ -136,7 +134,7 @@ class Encoder:
                 self._require(rows)
                 return self._by_columns(rows)
             rows = [rows]
-        elif hasattr(rows, "columns"):
+        elif not isinstance(rows, Sequence):
             return self._of_frame(rows)
         try:
             return self._by_rows(rows, self._by_name)
@@ -207,12 +205,14 @@ class Encoder:
             self._last_frame = (names, places)
         if len(rows) > _FEW_ROWS:
             return self._by_columns(rows)  # type: ignore[arg-type]  # columns by name, as in a mapping
-        if len(rows) == 1 and (row := rows.iloc[0]).dtype.kind not in "biuf":  # else its numbers may have become one type
+        if len(rows) == 1 and (row := rows.iloc[0]).dtype.kind not in "biuf":  # else its numbers are of one type now
             return self._by_rows([row.tolist()], places)
-        values = rows.to_numpy(dtype=object).tolist()
-        if any(type(value) is float and value % 1 for row in values for value in places.categories(row)):
-            return self._by_columns(rows)  # type: ignore[arg-type]  # where a float32 is not widened
-        return self._by_rows(values, places)
+        cells = rows.to_numpy(dtype=object).tolist()
+        if any(
+            type(value) is float and not _same_as_float32(value) for row in cells for value in places.categories(row)
+        ):
+            return self._by_columns(rows)  # type: ignore[arg-type]  # where a float32 is still one
+        return self._by_rows(cells, places)
 
     # ----------------------------------------------------------------- both
 
@@ -244,6 +244,11 @@ class _Places(NamedTuple):
     texts: Callable[[Any], tuple[Any, ...]]
 
 
+def _same_as_float32(value: float) -> bool:
+    """Whether a float reads the same if it was a float32 before pandas widened it: missing, or a small whole number."""
+    return value != value or (value.is_integer() and abs(value) < 2**24)
+
+
 def _getter(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
     if len(keys) > 1:
         return itemgetter(*keys)
@@ -251,17 +256,10 @@ def _getter(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _number(name: str, value: Any) -> float:
-    """One value of a number column; NaN where it is missing."""
-    value = _scalar(value)
-    if values.is_missing(value):
-        return math.nan
-    if not isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating | Decimal):
-        raise InputError(f"column {name!r} must be numeric, not {type(value).__name__}")
-    if isinstance(value, str) and not value.strip():
-        return math.nan
+    """One value of a number column, also as a text; NaN where it is missing."""
     try:
-        return float(value)
-    except (ValueError, OverflowError) as error:
+        return values.number_of(_scalar(value), from_text=True)
+    except values.ValueRefused as error:
         raise InputError(f"column {name!r} must be numeric: {error}") from error
 
 
