@@ -256,7 +256,7 @@ def _number(name: str, value: Any) -> float:
     """One value of a number column, also as a text; NaN where it is missing."""
     try:
         return values.number_of(_scalar(value), from_text=True)
-    except values.ValueRefused as error:
+    except (values.ValueRefused, TypeError) as error:
         raise InputError(f"column {name!r} must be numeric: {error}") from error
 
 
@@ -308,8 +308,9 @@ def _scalar(value: Any) -> Any:
 
 
 def _listed(column: Any) -> list[Any]:
-    """The values one by one, each of its own type: ``tolist`` would widen a float32."""
-    return list(column.to_numpy() if hasattr(column, "to_numpy") else column)
+    """The values one by one, each of its own type: a series' iterator would widen a float32."""
+    to_numpy = hasattr(column, "to_numpy") and column.dtype.kind != "M"  # which would cut what a timestamp is
+    return list(column.to_numpy() if to_numpy else column)
 
 
 class WordPiece:
@@ -520,7 +521,8 @@ class Variant:
         if self._as_pandas is None:
             self._as_pandas = pd.Index([f"p_{action}" for action in self.actions]), pd.array(self.actions, dtype="str")
         columns, actions = self._as_pandas
-        result = pd.DataFrame(proba, columns=columns, index=getattr(rows, "index", None), copy=False)
+        index = rows.index if isinstance(rows, pd.DataFrame) else None
+        result = pd.DataFrame(proba, columns=columns, index=index, copy=False)
         result.insert(0, "action", actions.take(proba.argmax(axis=1)))
         return result
 
