@@ -130,12 +130,14 @@ class Encoder:
         :raises InputError: naming the columns that are missing, not numeric, infinite, or of a type that has no text.
         """
         if isinstance(rows, Mapping):
-            first = rows.get(self.names[0])
+            first = next(map(rows.get, self.names), None)
             if isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 1:
                 self._require(rows)
                 return self._by_columns(rows)
             rows = [rows]
         elif not isinstance(rows, Sequence):
+            if not hasattr(rows, "columns"):
+                raise InputError(f"a {type(rows).__name__} has no rows by column: give a mapping, several, or a frame")
             return self._of_frame(rows)
         try:
             return self._by_rows(rows, self._by_name)
