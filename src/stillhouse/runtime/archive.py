@@ -39,7 +39,7 @@ class Archive:
 
 
 def pack(folder: Path, version: str) -> Archive:
-    """``model.onnx``, ``manifest.json`` and ``variant.py`` of a variant, in the order of their names.
+    """The files of a variant's folder, in the order of their names.
 
     Neither names of users nor times are in it, so that its bytes depend on those of the files alone.
     """

@@ -19,11 +19,11 @@ from filelock import FileLock
 from pydantic import AwareDatetime, Field, ValidationError
 
 from stillhouse.config import AgentConfig, home
-from stillhouse.errors import NoChampionError, StillhouseError
+from stillhouse.errors import NoChampionError, SchemaError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
-from stillhouse.runtime.rows import Batch, Contract, RowEncoder
-from stillhouse.variant import Variant
+from stillhouse.runtime.rows import Batch, Contract
+from stillhouse.variant import InputError, Variant
 
 if TYPE_CHECKING:
     from stillhouse.registry import Registry
@@ -70,13 +70,20 @@ class Loaded:
         self.pointer = pointer
         self.actions: list[str] = variant.actions
         contract.require(variant.columns, version)
-        self._encode = RowEncoder(variant.columns, contract.columns)
+        self._encode = variant.encoder.trusting(contract.columns)
 
     def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
-        """float32 ``[n, K]``; may be called from several threads at once."""
+        """float32 ``[n, K]``; may be called from several threads at once.
+
+        :raises SchemaError: if a number is infinite, or too large for float32.
+        """
         if not len(batch):
             return np.empty((0, len(self.actions)), dtype=np.float32)
-        return self.variant.probabilities(self._encode(batch.values))
+        try:
+            matrix = self._encode(batch.values)
+        except InputError as error:
+            raise SchemaError(str(error)) from error
+        return self.variant.probabilities(matrix)
 
 
 class Champions:
@@ -105,7 +112,7 @@ class Champions:
         return found.st_ino, found.st_mtime_ns
 
     def path(self, pointer: Pointer) -> Path:
-        """The folder of the variant: ``model.onnx``, ``manifest.json``, ``variant.py``."""
+        """The folder of the variant: ``model.onnx``, ``manifest.json`` and the code that runs it."""
         return self.folder / pointer.folder
 
     def load(self, pointer: Pointer) -> Loaded:
