@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from stillhouse.artifacts import checked_program
 from stillhouse.compress.rows import Input
 from stillhouse.compress.subject import Feed
-from stillhouse.errors import ExportError
+from stillhouse.errors import ExportError, PartError
 
 __all__ = ["lift", "name_layer", "program_inputs", "read_program", "require_same"]
 
@@ -34,12 +35,14 @@ _OTHERWISE = {_aten._softmax.default: _aten.softmax.int, _aten._log_softmax.defa
 
 
 def read_program(path: Path) -> ExportedProgram:
-    """A program from its file. Weights in a file of unknown origin may be pickled: it must have been looked at.
+    """A program from its file, checked first: nothing in it is unpickled, imported or evaluated.
 
-    :raises ExportError: if it cannot be read here.
+    :raises ExportError: if it holds more than a graph and tensors, naming what, or cannot be read here.
     """
     try:
-        return torch.export.load(path)
+        return torch.export.load(checked_program(path))
+    except PartError as error:
+        raise ExportError(f"the exported program cannot be read here: {error}") from error
     except Exception as error:  # of a stranger's file: the library's errors have no base of their own
         raise ExportError(f"the exported program cannot be read here: {type(error).__name__}: {error}") from error
 
