@@ -96,7 +96,9 @@ def _records(path: Path) -> dict[str, bytes]:
             files = [each for each in archive.infolist() if not each.is_dir()]
             for each in files:
                 if each.compress_type != zipfile.ZIP_STORED or each.flag_bits & 1:
-                    raise PartError(f"{path.name} holds {each.filename} compressed or encrypted, as torch writes nothing")
+                    raise PartError(
+                        f"{path.name} holds {each.filename} compressed or encrypted, as torch writes nothing"
+                    )
             if sum(each.file_size for each in files) > path.stat().st_size:
                 raise PartError(f"{path.name} holds records that overlap, as torch writes none")
             if len({each.filename for each in files}) < len(files):
@@ -117,7 +119,11 @@ def _named_tensors(path: Path, folder: str, config: bytes | None) -> Iterator[st
     for tensor, entry in entries.items():
         _require_names(path, tensor)
         record = entry.get("path_name") if isinstance(entry, dict) else None
-        if not isinstance(record, str) or not _TENSORS[folder].fullmatch(record) or entry.get("use_pickle") is not False:
+        if (
+            not isinstance(record, str)
+            or not _TENSORS[folder].fullmatch(record)
+            or entry.get("use_pickle") is not False
+        ):
             raise PartError(
                 f"{path.name}: {tensor} is read from {record}, which is not a pickle-free payload. {_AGAIN}"
             )
@@ -265,7 +271,11 @@ def _require_arithmetic(path: Path, expression: str) -> None:
         raise refused from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            fine = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and all(each.arg for each in node.keywords)
+            fine = (
+                isinstance(node.func, ast.Name)
+                and node.func.id in _FUNCTIONS
+                and all(each.arg for each in node.keywords)
+            )
         elif isinstance(node, ast.Name):
             fine = node.id in _FUNCTIONS | _CONSTANTS or re.fullmatch(r"[suz][a-z]{0,2}\d+", node.id) is not None
         elif isinstance(node, ast.Constant):

@@ -223,7 +223,9 @@ def _classifier(uri: str, folder: Path) -> Path:
             f"log the model with mlflow.pytorch.log_model(…, serialization_format='pt2') or mlflow.onnx.log_model"
         )
     if brings := reading.what_it_brings(folder, flavors):
-        pickled = "onnx" not in flavors and not (folder / str(flavors["pytorch"].get("model_data")) / "model.pt2").exists()
+        pickled = (
+            "onnx" not in flavors and not (folder / str(flavors["pytorch"].get("model_data")) / "model.pt2").exists()
+        )
         what = "is a pickled torch model" if pickled else "brings code or pickles"
         raise PartError(
             f"{uri} {what} ({brings}), which may run anything when it is read: log the model alone, with "

@@ -14,7 +14,17 @@ from stillhouse.artifacts import checked_program, require_own_tensors
 from stillhouse.errors import PartError
 from stillhouse.registry.signatures import as_dtype
 
-__all__ = ["CODE", "Predict", "agent_of", "inside", "onnx_file", "predictor", "program_file", "variant_folder", "what_it_brings"]
+__all__ = [
+    "CODE",
+    "Predict",
+    "agent_of",
+    "inside",
+    "onnx_file",
+    "predictor",
+    "program_file",
+    "variant_folder",
+    "what_it_brings",
+]
 
 Predict = Callable[[pd.DataFrame], Any]
 

@@ -78,7 +78,9 @@ def _column(column: pd.Series, spec: ColSpec) -> Any:
     if spec.type == DataType.boolean:
         return _truths(column) if not spec.required else as_dtype(column, np.dtype(bool))
     if not isinstance(spec.type, DataType) or spec.type == DataType.binary:
-        raise PartError(f"the model reads column {column.name} as {spec.type}, and an agent's columns are numbers and texts")
+        raise PartError(
+            f"the model reads column {column.name} as {spec.type}, and an agent's columns are numbers and texts"
+        )
     if spec.type == DataType.datetime:
         return _times(column)
     return as_dtype(column, np.dtype(spec.type.to_numpy()))
