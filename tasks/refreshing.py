@@ -474,7 +474,11 @@ def _standing(job: Refresh) -> dict[tuple[str, str], float]:
 
 def _reasons(base: KnowledgeBase, asked: ensemble.Ensemble, rows: pd.DataFrame) -> list[str]:
     """Why the teachers have no usable answer to ``rows``."""
-    found = [base.unanswered(member.version) for member in asked.members if member.version is not None]
+    found = [
+        base.unanswered(member.version).drop_duplicates("content_key", keep="last")
+        for member in asked.members
+        if member.version is not None
+    ]
     return [reason for each in found for reason in each.loc[each["content_key"].isin(rows["content_key"]), "reason"]]
 
 

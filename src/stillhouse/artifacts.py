@@ -1,7 +1,7 @@
 """Model files of unknown origin, checked before a library opens them: nothing in them runs or reads other files.
 
 ``torch.export.load`` unpickles weights, constants and example inputs where the archive (``.pt2``) asks for it, loads
-compiled libraries, evaluates the sizes of tensors as Python (``sympy.sympify``), resolves any name below ``torch`` as an
+compiled libraries, evaluates the sizes of tensors as Python (``sympy.sympify``), takes any name below ``torch`` for an
 operator, and writes names into source code. :func:`checked_program` reads the archive by itself, refuses what it does
 not know, and writes a new one of what is needed: the graph as JSON, and tensors as plain bytes. An ONNX graph may keep
 its tensors in other files, wherever it says: :func:`require_own_tensors` lets it name those beside it.
@@ -39,12 +39,13 @@ _ON_SIZES = re.compile(
     r"|math\.(trunc|ceil|floor)|torch\.sym_(not|int|float|ite|max|min|sqrt|sum)"
 )
 # sympy's and torch's functions of numbers, as `sympy.srepr` writes them.
-_FUNCTIONS = frozenset(
-    "Symbol Integer Float Rational Add Mul Pow Max Min Abs Mod floor ceiling Equality Unequality LessThan GreaterThan "
-    "StrictLessThan StrictGreaterThan And Or Not Piecewise ExprCondPair Tuple FloorDiv ModularIndexing Where PythonMod "
-    "CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv "
-    "IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity".split()
-)
+_FUNCTIONS = frozenset((
+    "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "floor", "ceiling",
+    "Equality", "Unequality", "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan", "And", "Or", "Not",
+    "Piecewise", "ExprCondPair", "Tuple", "FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt",
+    "FloorToInt", "CeilDiv", "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv",
+    "IsNonOverlappingAndDenseIndicator", "TruncToFloat", "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity",
+))  # fmt: skip
 _CONSTANTS = frozenset({"true", "false", "oo", "int_oo", "zoo", "nan", "I", "E", "pi"})
 _SYMBOL = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?")

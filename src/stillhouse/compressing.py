@@ -28,8 +28,8 @@ from stillhouse.registry.foreign import ForeignModel
 if TYPE_CHECKING:
     from stillhouse.registry.runs import Runs
 
-__all__ = ["FRONTIER", "Rows", "compress_model", "destinations", "keep", "limits_of", "log_compression", "log_frontier", "rows_of",
-           "settings_of"]  # fmt: skip
+__all__ = ["FRONTIER", "Rows", "compress_model", "destinations", "keep", "limits_of", "log_compression",
+           "log_frontier", "rows_of", "settings_of"]  # fmt: skip
 
 FRONTIER = "compression.json"
 """Where a run keeps its frontier."""

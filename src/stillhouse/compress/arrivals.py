@@ -1,8 +1,8 @@
 """What has just arrived among an agent's rows, and whether a smaller form still knows it.
 
-A word, a category or an action that is new is rare in the window that a student learns from, and may be absent from its
-validation days: quality on all of these says little about it. So ``max_quality_loss`` must hold on the newest of them as
-well, and on rows of actions that are new.
+A word, a category or an action that is new is rare in the window that a student learns from, and may be absent from
+its validation days: quality on all of these says little about it. So ``max_quality_loss`` must hold on the newest of
+them as well, and on rows of actions that are new.
 """
 
 from __future__ import annotations

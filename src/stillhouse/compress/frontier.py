@@ -60,8 +60,8 @@ def choose(candidates: Sequence[Candidate], reference: Candidate, limits: Limits
     """The candidate to put forward, whether it keeps within the limits, and why, in a sentence.
 
     The smallest within all limits; of equals the faster. Where none is: the one that needs the least more of what
-    is short, with what would have to give. A loss of quality is the largest of those on all judged rows and on each slice
-    that must hold, too. Quality is that of the rows candidates were compared on: the best of many
+    is short, with what would have to give. A loss of quality is the largest of those on all judged rows and on each
+    slice that must hold, too. Quality is that of the rows candidates were compared on: the best of many
     flatters itself a little there, so what is promised is measured again on rows that played no part.
     """
     able = [candidate for candidate in candidates if candidate.refused is None]

@@ -148,8 +148,8 @@ def _measure(said: Array, labels: Array | None) -> str:
         return "the share of right decisions on the judged rows (more than two classes)"
     if len(np.unique(judged)) < 2:
         return (
-            f"the share of right decisions: the labels of all {len(judged)} judged rows are {judged[:1].tolist()[0]}, and "
-            f"the AUC needs rows of both classes"
+            f"the share of right decisions: the labels of all {len(judged)} judged rows are {judged[:1].tolist()[0]}, "
+            f"and the AUC needs rows of both classes"
         )
     return "the AUC on the judged rows (two classes)"
 

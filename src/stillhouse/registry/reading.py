@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,15 @@ from stillhouse.artifacts import checked_program, require_own_tensors
 from stillhouse.errors import PartError
 from stillhouse.registry.signatures import as_dtype
 
-__all__ = [
-    "CODE",
-    "Predict",
-    "agent_of",
-    "inside",
-    "onnx_file",
-    "predictor",
-    "program_file",
-    "variant_folder",
-    "what_it_brings",
-]
+__all__ = ["CODE", "Predict", "agent_of", "inside", "onnx_file", "predictor", "program_file", "variant_folder",
+           "what_it_brings"]  # fmt: skip
 
 Predict = Callable[[pd.DataFrame], Any]
 
-CODE = frozenset(
-    ".py .pyc .pyo .pyd .so .dll .dylib .pkl .pickle .pth .pt .ckpt .joblib .dill .cloudpickle .skops .h5 .keras "
-    ".whl .jar".split()
-)
+CODE = frozenset((
+    ".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".whl", ".jar", ".pkl", ".pickle", ".pth", ".pt", ".ckpt",
+    ".joblib", ".dill", ".cloudpickle", ".skops", ".h5", ".keras",
+))  # fmt: skip
 """Suffixes of files that hold Python, compiled code or pickles."""
 
 _LOADERS = ("mlflow.onnx", "mlflow.pytorch")
@@ -168,7 +159,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _feed(given: Any, inputs: list[tuple[str, np.dtype[Any] | None, int]]) -> dict[str, Any]:
+def _feed(given: Any, inputs: Sequence[tuple[str, Any, int]]) -> dict[str, Any]:
     """Arrays by the model's inputs: one of all columns, or a column for each."""
     if strange := [name for name, dtype, _ in inputs if dtype is None]:
         raise PartError(f"the model's inputs {', '.join(strange)} are of a type that no column can be")
@@ -180,11 +171,8 @@ def _feed(given: Any, inputs: list[tuple[str, np.dtype[Any] | None, int]]) -> di
         return {name: np.asarray(given[name], dtype=dtype) for name, dtype, _ in inputs}
     if len(inputs) == 1 and inputs[0][0] not in given:
         name, dtype, rank = inputs[0]
-        array = np.column_stack([as_dtype(given[column], dtype) for column in given])  # type: ignore[arg-type]
+        array = np.column_stack([as_dtype(given[column], dtype) for column in given])
         return {name: array if rank != 1 else array[:, 0]}
     if lacking := [name for name, _, _ in inputs if name not in given]:
         raise PartError(f"the model reads {', '.join(lacking)}, which is not among the columns that it is given")
-    return {
-        name: as_dtype(given[name], dtype).reshape(len(given), *([1] * (rank - 1)))  # type: ignore[arg-type]
-        for name, dtype, rank in inputs
-    }
+    return {name: as_dtype(given[name], dtype).reshape(len(given), *([1] * (rank - 1))) for name, dtype, rank in inputs}

@@ -7,7 +7,7 @@ the signature, other values become what they say; what would change is refused w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -31,8 +31,8 @@ def as_signed(rows: pd.DataFrame, schema: Schema | None) -> Any:
     if schema is None or not schema.inputs:
         return rows
     if schema.is_tensor_spec():
-        return _tensors(rows, schema.inputs)
-    return _table(rows, schema.inputs)
+        return _tensors(rows, cast("Sequence[TensorSpec]", schema.inputs))
+    return _table(rows, cast("Sequence[ColSpec]", schema.inputs))
 
 
 def as_dtype(column: pd.Series, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
@@ -174,6 +174,6 @@ def _times(column: pd.Series) -> pd.Series:
 def _require_all(column: pd.Series, kind: str) -> None:
     if missing := int(column.isna().sum()):
         raise PartError(
-            f"the model reads column {column.name} as {kind}, and it is missing in {missing} of {len(column)} rows: log "
-            f"the model with a double there, or fill the gaps in the agent's source"
+            f"the model reads column {column.name} as {kind}, and it is missing in {missing} of {len(column)} rows: "
+            f"log the model with a double there, or fill the gaps in the agent's source"
         )

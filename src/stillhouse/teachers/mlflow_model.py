@@ -56,7 +56,7 @@ def predictor(
 
 
 def _in_order(said: Any, actions: Sequence[str]) -> Any:
-    """The columns that are named after the actions, or the output that has one value for each, where there are several."""
+    """The columns named after the actions, or, of several outputs, the one that has a value for each action."""
     if isinstance(said, pd.DataFrame):
         for names in (list(actions), [f"p_{action}" for action in actions]):
             if set(names) <= set(said.columns):
@@ -75,8 +75,8 @@ def _one_of(outputs: Sequence[Any], actions: Sequence[str]) -> Any:
     if len(fitting) != 1:
         shapes = ", ".join(str(list(np.shape(each))) for each in tables)
         raise PartError(
-            f"it gives {shapes}, and one output [n, {len(actions)}] is needed, with a value for each action: log it with "
-            f"that output alone"
+            f"it gives {shapes}, and one output [n, {len(actions)}] is needed, with a value for each action: log it "
+            f"with that output alone"
         )
     (found,) = fitting
     if isinstance(found, pd.DataFrame):
