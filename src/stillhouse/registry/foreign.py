@@ -184,9 +184,9 @@ def digest_of(folder: Path) -> str:
 def _untrusted(uri: str, digest: str, brings: str) -> str:
     return (
         f"{uri} brings code or pickles ({brings or 'its flavours are neither ONNX nor an exported torch program'}), "
-        f"which would run here with all your rights. Log it as an ONNX graph (mlflow.onnx.log_model) or an exported torch "
-        f"program (mlflow.pytorch.log_model(…, serialization_format='pt2')). Or, if you have looked at its files and "
-        f"trust whoever made them, write into the agent file: uri: {uri}, trusts_code: true, digest: {digest}"
+        f"which would run here with all your rights. Log it as an ONNX graph (mlflow.onnx.log_model) or an exported "
+        f"torch program (mlflow.pytorch.log_model(…, serialization_format='pt2')). Or, if you have looked at its files "
+        f"and trust whoever made them, write into the agent file: uri: {uri}, trusts_code: true, digest: {digest}"
     )
 
 

@@ -70,7 +70,12 @@ def _table(rows: pd.DataFrame, specs: Sequence[ColSpec]) -> pd.DataFrame:
     return pd.DataFrame({str(spec.name): _column(rows[str(spec.name)], spec) for spec in kept}, index=rows.index)
 
 
-def _column(column: pd.Series, spec: ColSpec) -> Any:
+def _column(column: pd.Series, spec: ColSpec) -> pd.Series:
+    values = _values(column, spec)
+    return values if isinstance(values, pd.Series) else pd.Series(values, column.index, dtype=values.dtype)
+
+
+def _values(column: pd.Series, spec: ColSpec) -> Any:
     from mlflow.types.schema import AnyType, DataType
 
     if isinstance(spec.type, AnyType):

@@ -39,8 +39,11 @@ def fill(prompt: str, row: Mapping[str, Any], actions: Sequence[str], fenced: bo
     values = {**row, "actions": ", ".join(actions)}
     parts = []
     for text, field, style, _ in Formatter().parse(prompt):
-        shown = "" if field is None else _shown(values[field], style or "")
-        is_data = fenced and field in row and isinstance(row[field], str)
+        if field is None:
+            parts.append(text)
+            continue
+        shown = _shown(values[field], style or "")
+        is_data = fenced and isinstance(row.get(field), str)
         parts.append(text + (_fence(shown) if is_data else shown))
     return "".join(parts)
 
