@@ -85,7 +85,7 @@ def agent() -> Callable[[bool], Subject]:
 
 
 def compressed(subject: Subject, folder: Path) -> Frontier:
-    cut: Recipe = (Vocabulary(method="vocabulary", ratio=0.6, recover_epochs=0), Fp32(method="fp32"))
+    cut: Recipe = (Vocabulary(method="vocabulary", ratio=0.5, recover_epochs=0), Fp32(method="fp32"))
     settings = Compression(recipes=((Fp32(method="fp32"),), cut), search=None)
     return search(lambda: subject, settings, Limits(max_quality_loss=0.01), pack_model, folder)
 
