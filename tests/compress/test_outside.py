@@ -304,11 +304,11 @@ def test_of_several_outputs_the_one_that_the_labels_fit(tmp_path: Path) -> None:
 
 def test_of_several_outputs_one_must_be_named_where_nothing_tells(tmp_path: Path) -> None:
     file = with_hidden(tmp_path / "m.onnx")
-    with pytest.raises(ExportError, match=r"gives c \[n, 32\]; logits \[n, 3\], and c or logits .*--output logits"):
+    with pytest.raises(ExportError, match=r"gives c \[200, 32\]; logits \[200, 3\], and c or logits .*--output logits"):
         outside_subject(file, ROWS)
     assert outside_subject(file, ROWS, output="logits").output == "logits"
     assert outside_subject(file, ROWS, output="c").output == "c"
-    with pytest.raises(ExportError, match=r"--output other: the model gives c \[n, 32\]; logits \[n, 3\]"):
+    with pytest.raises(ExportError, match=r"--output other: the model gives c \[200, 32\]; logits \[200, 3\]"):
         outside_subject(file, ROWS, output="other")
 
 
@@ -326,9 +326,10 @@ def test_of_several_outputs_of_a_program(tmp_path: Path) -> None:
     module = Two()
     program(module, torch.from_numpy(ROWS[:4]), file=tmp_path / "model.pt2")
     wanted = module(torch.from_numpy(ROWS))["decision"].detach().numpy()
+    labels = np.concatenate([[0, 1, 2], wanted[3:].argmax(axis=1)])
     with pytest.raises(ExportError, match=r"hidden or decision may be what decides"):
         outside_subject(tmp_path / "model.pt2", ROWS)
-    for subject in (outside_subject(tmp_path / "model.pt2", ROWS, wanted.argmax(axis=1)),
+    for subject in (outside_subject(tmp_path / "model.pt2", ROWS, labels),
                     outside_subject(tmp_path / "model.pt2", ROWS, output="decision")):  # fmt: skip
         assert np.allclose(run_onnx(subject.model, {"x": ROWS}), wanted, atol=1e-5)
     assert {"hidden", "decision"} <= set(outputs_of(tmp_path / "model.pt2"))
@@ -374,6 +375,6 @@ def test_the_measure_is_told_and_why_it_is_another(tmp_path: Path) -> None:
     def measure(labels: np.ndarray[Any, Any] | None) -> str:
         return outside_subject(tmp_path / "m.pt2", ROWS, labels).measure
 
-    assert measure(np.arange(200) % 2).startswith("the AUC on the judged rows")
+    assert measure(np.arange(200) // 2 % 2).startswith("the AUC on the judged rows")
     assert "the labels of all 50 judged rows are 1, and the AUC needs rows of both classes" in measure(np.ones(200))
     assert "there are no labels" in measure(None)

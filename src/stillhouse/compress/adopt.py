@@ -73,7 +73,7 @@ def _read(path: Path) -> onnx.ModelProto:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except PartError as error:
-        raise ExportError(str(error)) from error
+        raise ExportError(f"the ONNX model is broken: {error}") from error
     except Exception as error:  # of a stranger's file: the library's errors have no base of their own
         raise ExportError(f"the ONNX model is broken: {type(error).__name__}: {error}") from error
     if model.functions:

@@ -80,6 +80,4 @@ def _are_logits_of(left: Mapping[str, Array], probabilities: str) -> bool:
 
 
 def _shape(given: Any) -> str:
-    if not isinstance(given, np.ndarray) or not given.ndim:
-        return type(given).__name__
-    return f"[{', '.join(['n', *map(str, given.shape[1:])])}]"
+    return str(list(given.shape)) if isinstance(given, np.ndarray) else type(given).__name__
