@@ -375,6 +375,6 @@ def test_the_measure_is_told_and_why_it_is_another(tmp_path: Path) -> None:
     def measure(labels: np.ndarray[Any, Any] | None) -> str:
         return outside_subject(tmp_path / "m.pt2", ROWS, labels).measure
 
-    assert measure(np.arange(200) // 2 % 2).startswith("the AUC on the judged rows")
+    assert measure(np.arange(200) // 4 % 2).startswith("the AUC on the judged rows")
     assert "the labels of all 50 judged rows are 1, and the AUC needs rows of both classes" in measure(np.ones(200))
     assert "there are no labels" in measure(None)
