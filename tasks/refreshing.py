@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from stillhouse import config
 from stillhouse.actions import aligned
+from stillhouse.compress import arrivals
 from stillhouse.compress.figures import measured
 from stillhouse.compress.processor import processor
 from stillhouse.compress.search import FORM as FORM_FILE
@@ -473,7 +474,11 @@ def _standing(job: Refresh) -> dict[tuple[str, str], float]:
 
 def _reasons(base: KnowledgeBase, asked: ensemble.Ensemble, rows: pd.DataFrame) -> list[str]:
     """Why the teachers have no usable answer to ``rows``."""
-    found = [base.unanswered(member.version) for member in asked.members if member.version is not None]
+    found = [
+        base.unanswered(member.version).drop_duplicates("content_key", keep="last")
+        for member in asked.members
+        if member.version is not None
+    ]
     return [reason for each in found for reason in each.loc[each["content_key"].isin(rows["content_key"]), "reason"]]
 
 
@@ -619,7 +624,10 @@ def _kept_back(job: Refresh, teacher: TeacherRef, columns: list[dict[str, Any]])
 
 
 def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef) -> Subject:
-    """The student as the subject of compression: recovered on what it learned from, judged on the validation days."""
+    """The student as the subject of compression: recovered on what it learned from, judged on the validation days.
+
+    What has just arrived must hold by itself: the newest of these days, and rows of actions that are new.
+    """
     base = knowledge_base(job.agent)
     settings = base.config
     module, columns = students.load(Path(student.folder), settings), _columns(student)
@@ -627,7 +635,12 @@ def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef) -> Subject:
     kept_back = validation_days(learned["observed_at"], settings.distillation.validation_every)
     judged = training_rows(base, job.train, job.as_of)
     judged = judged[validation_days(judged["observed_at"], settings.distillation.validation_every)]
-    outcomes = judged["outcome"].to_numpy()
+    learned = learned[~kept_back]
+    arrived = _judged(job, teacher, learned, judged)
+    rows = pd.concat([judged, learned.iloc[arrived.extra]], ignore_index=True)
+
+    def score(said: np.ndarray, labels: np.ndarray) -> float:
+        return quality(said, labels).score
 
     def recover(form: Form, epochs: int) -> Form:
         assert form.columns is not None  # a student has them
@@ -637,11 +650,38 @@ def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef) -> Subject:
 
     return student_subject(
         module, columns, settings.actions,
-        calibration=lambda columns: encode(learned[~kept_back], columns),
-        judged=lambda columns: encode(judged, columns),
-        quality=lambda said: quality(said, outcomes).score, recover=recover,
+        calibration=lambda columns: encode(learned, columns), judged=lambda columns: encode(rows, columns),
+        quality=arrived.quality(score), slices=arrived.slices(score), recover=recover,
+        measure="AUC" if len(settings.actions) == 2 and judged["outcome"].nunique() > 1 else "share of right decisions",
         source=f"{job.refresh_id} {teacher.version}",
     )  # fmt: skip
+
+
+def _judged(job: Refresh, teacher: TeacherRef, learned: pd.DataFrame, judged: pd.DataFrame) -> arrivals.Judged:
+    """The validation days, and what is new since the champion's window; what no outcome tells, the teacher does."""
+    base, models = knowledge_base(job.agent), registry(job.agent)
+    actions, champion = base.config.actions, models.champion()
+    since, unknown = None, set[int]()
+    if champion is not None:
+        knows = Variant(models.fetch(champion)).actions
+        since = pd.Timestamp(models.baseline(champion).train.end)
+        unknown = {place for place, action in enumerate(actions) if action not in knows}
+    said, labels = base.knowledge(learned, teacher.version), learned["outcome"].to_numpy().copy()
+    told = (labels < 0) & ~np.isnan(said[:, 0])
+    labels[told] = said[told].argmax(axis=1)
+    times, outcomes = judged["observed_at"], judged["outcome"].to_numpy()
+    new = arrivals.new_actions(
+        _moments(pd.concat([times, learned["observed_at"]])), np.concatenate([outcomes, labels]),
+        None if since is None else _moments(pd.Series([since]))[0], unknown,
+    )  # fmt: skip
+    return arrivals.judged_rows(
+        _moments(times), outcomes, _moments(learned["observed_at"]), labels, new, actions
+    )  # fmt: skip
+
+
+def _moments(times: pd.Series) -> np.ndarray:
+    """Moments as datetime64 in UTC."""
+    return pd.to_datetime(times, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[us]")
 
 
 def _lessons(

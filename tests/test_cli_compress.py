@@ -24,7 +24,7 @@ from stillhouse import cli, compressing
 from stillhouse.errors import DataError
 from stillhouse.records import Frontier
 from stillhouse.registry.runs import Runs
-from tests.compress.test_outside import graph
+from tests.compress.test_outside import graph, with_hidden
 
 DRAW = np.random.default_rng(0)
 ROWS = DRAW.normal(size=(240, 6)).astype(np.float32)
@@ -68,6 +68,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mlflow.onnx.log_model(
             onnx.load(graph(home / "graph.onnx")), name="graph", input_example=ROWS[:5],
             pip_requirements=["onnxruntime"], registered_model_name="graph",
+        )  # fmt: skip
+        mlflow.onnx.log_model(
+            onnx.load(with_hidden(home / "two.onnx")), name="two", pip_requirements=["onnxruntime"],
+            registered_model_name="two",
         )  # fmt: skip
         theirs.client.set_registered_model_alias("net", "champion", "1")
         mlflow.set_tracking_uri(None)
@@ -142,6 +146,21 @@ def test_an_onnx_graph_with_a_table_of_rows(run: Run, tmp_path: Path) -> None:
     runs = Runs("mine")
     parent, *_ = runs.client.search_runs([runs.experiment_id], "tags.role = 'compression'")
     assert parent.data.tags["source"] == "models:/graph/1"
+
+
+def test_several_outputs_are_asked_about_and_named(run: Run, tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", x=ROWS)
+    few = ("--rows", tmp_path / "rows.npz", "--no-log", "--time", "5s", "--candidates", 2)
+    asked = run("models:/two/1", *few)
+    assert asked.code == 1 and "c or logits may be what decides" in asked.err and "--output logits" in asked.err
+    folder = tmp_path / "small"
+    named = run("models:/two/1", "--output", "logits", "--output", folder, *few)
+    assert named.code == 0, named
+    assert "the output logits is compressed, of c, logits" in named.out
+    assert "quality is the share of judged rows that are decided as the float32 model decides them" in named.out
+    assert json.loads((folder / "manifest.json").read_text())["output"] == "logits"
+    twice = run("models:/two/1", "--output", folder / "a", "--output", folder / "b", *few)
+    assert twice.code == 1 and "name one folder, and one of the model's outputs (c, logits)" in twice.err
 
 
 def test_nothing_fits(run: Run, tmp_path: Path) -> None:

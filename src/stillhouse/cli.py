@@ -300,7 +300,11 @@ def compress(
     ] = None,
     parallel: Annotated[int, typer.Option(help="forms recovered at once, each in a process of its own")] = 1,
     recover_epochs: Annotated[int, typer.Option(help="of the distillation after a structural step")] = 2,
-    output: Annotated[Path | None, typer.Option(help="copy the chosen artifact to this folder, not there yet")] = None,
+    output: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER|NAME", help="copy the chosen artifact to this folder, not there "
+                                       "yet; or, where the model has several outputs, the name of the one to compress. "
+                                       "May be given twice")
+    ] = None,
     experiment: Annotated[str | None, typer.Option(help="in MLflow; by default compress-<model>")] = None,
     log: Annotated[bool, typer.Option("--log/--no-log", help="keep all candidates in MLflow")] = True,
 ) -> None:  # fmt: skip
@@ -324,13 +328,14 @@ def compress(
 
     limits = compressing.limits_of(max_bytes, max_p95_ms, max_quality_loss)
     settings = compressing.settings_of(time, candidates, steps, parallel, recover_epochs)
-    if output is not None and output.exists():
-        raise ConfigError(f"--output {output} is there already, and nothing is overwritten: name another folder")
     with console.status("asking MLflow"):
         model = ForeignModels().fetch_classifier(model_uri)
+    folder, wanted = compressing.destinations(output or [], model)
+    if folder is not None and folder.exists():
+        raise ConfigError(f"--output {folder} is there already, and nothing is overwritten: name another folder")
     given = compressing.rows_of(rows, labels, model)
     with _progress(config.parse_duration(time).total_seconds(), limits) as on_candidate:
-        frontier = compressing.compress_model(model, given, settings, limits, on_candidate)
+        frontier = compressing.compress_model(model, given, settings, limits, on_candidate, wanted)
     _show_frontier(frontier)
     if log:
         with console.status("writing to MLflow"):
@@ -340,9 +345,9 @@ def compress(
         )
     if not frontier.fits:
         raise typer.Exit(1)
-    if output is not None:
-        compressing.keep(frontier, output)
-        console.print(f"[green]✓[/green] {output}: model.onnx, manifest.json", soft_wrap=True)
+    if folder is not None:
+        compressing.keep(frontier, folder)
+        console.print(f"[green]✓[/green] {folder}: model.onnx, manifest.json", soft_wrap=True)
 
 
 @app.command()
@@ -455,6 +460,10 @@ def _show_frontier(frontier: Frontier) -> None:
         ratio = f"{each.bytes / reference.bytes:.1%}"
         table.add_row(each.name, f"{each.bytes:,}", ratio, _number(each.quality), *times, mark)
     console.print(table)
+    if frontier.measure:
+        console.print(f"quality is {frontier.measure}", soft_wrap=True, highlight=False, markup=False)
+    for note in frontier.notes:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     refused = [each for each in frontier.candidates if each.refused is not None]
     console.print(
         f"{len(frontier.candidates)} candidates, {len(frontier.candidates) - len(names)} of them beaten or refused; "

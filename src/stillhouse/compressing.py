@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from stillhouse.compress.adopt import graph_inputs
 from stillhouse.compress.figures import frontier_figure, frontier_table, measured
-from stillhouse.compress.outside import FEWEST_ROWS, model_pack, outside_subject
+from stillhouse.compress.outside import FEWEST_ROWS, model_pack, outputs_of, outside_subject
 from stillhouse.compress.rows import feed_of
 from stillhouse.compress.search import search
 from stillhouse.config import Compression, DynamicInt8, Fp32, Search, StaticInt8, home
@@ -30,8 +30,8 @@ from stillhouse.registry.foreign import ForeignModel
 if TYPE_CHECKING:
     from stillhouse.registry.runs import Runs
 
-__all__ = ["FRONTIER", "Rows", "compress_model", "keep", "limits_of", "log_compression", "log_frontier", "rows_of",
-           "settings_of"]  # fmt: skip
+__all__ = ["FRONTIER", "Rows", "compress_model", "destinations", "keep", "limits_of", "log_compression",
+           "log_frontier", "rows_of", "settings_of"]  # fmt: skip
 
 FRONTIER = "compression.json"
 """Where a run keeps its frontier."""
@@ -187,15 +187,17 @@ def _only(found: Any, name: str) -> np.ndarray[Any, Any]:
 
 def compress_model(
     model: ForeignModel, rows: Rows, settings: Compression, limits: Limits,
-    on_candidate: Callable[[Candidate], None],
+    on_candidate: Callable[[Candidate], None], output: str | None = None,
 ) -> Frontier:  # fmt: skip
     """Search smaller forms of the model in ``STILLHOUSE_HOME/compress/<model>``: one that was killed goes on.
 
-    :raises ExportError: if the model cannot be compressed, naming the input or the layer.
+    :param output: the name of the output that decides, where the model has several.
+    :raises ExportError: if the model cannot be compressed, naming the input or the layer, or has several outputs and
+        none is named.
     :raises DataError: if the rows do not fit the model.
     """
     return search(
-        functools.partial(outside_subject, model.file, rows.rows, rows.labels, _score),
+        functools.partial(outside_subject, model.file, rows.rows, rows.labels, _score, output),
         settings, limits, model_pack(model.uri), home() / "compress" / model.key, on_candidate=on_candidate,
     )  # fmt: skip
 
@@ -203,6 +205,21 @@ def compress_model(
 def _score(probabilities: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
     """As models are compared in the loop: AUC for two classes, accuracy for more."""
     return quality(probabilities, labels).score
+
+
+def destinations(given: Sequence[str], model: ForeignModel) -> tuple[Path | None, str | None]:
+    """A folder and an output's name from what ``--output`` was given: what names an output of the model is one.
+
+    :raises ConfigError: if there are two of a kind.
+    """
+    names = outputs_of(model.file) if given else []
+    wanted = [each for each in given if each in names]
+    folders = [Path(each) for each in given if each not in names]
+    if len(wanted) > 1 or len(folders) > 1:
+        raise ConfigError(
+            f"--output {' --output '.join(given)}: name one folder, and one of the model's outputs ({', '.join(names)})"
+        )
+    return next(iter(folders), None), next(iter(wanted), None)
 
 
 def keep(frontier: Frontier, folder: Path) -> None:

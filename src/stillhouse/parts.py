@@ -104,8 +104,13 @@ class ModelStore(Protocol):
         """The same model under an address that will always mean it: an alias becomes a version number."""
         ...
 
-    def load(self, uri: str) -> Callable[[pd.DataFrame], Any]:
-        """Rows to whatever the model gives."""
+    def load(self, uri: str, digest: str | None = None, trusts_code: bool = False) -> Callable[[pd.DataFrame], Any]:
+        """Rows to whatever the model gives.
+
+        :param digest: of its files; others are refused.
+        :param trusts_code: whether code that it brings may run.
+        :raises PartError: if it brings code and is not trusted, or is not what ``digest`` says.
+        """
         ...
 
 

@@ -524,12 +524,24 @@ class Candidate(Record):
     folder: str = Field(default="", description="of the artifact; empty where it was refused")
     bytes: int = Field(default=0, ge=0, description="on disk")
     quality: Fraction | None = Field(default=None, description="on the judged rows")
+    slices: dict[str, Fraction] = Field(
+        default_factory=dict, description="quality on parts of the judged rows that must hold, too, by their name"
+    )
     difference: Fraction | None = Field(default=None, description="mean |p − p of the float32 model| on these rows")
     latency: Latency | None = None
     cpu_ms: float | None = Field(default=None, ge=0.0, description="CPU time of one row, energy's proxy (ms)")
     saturates: tuple[Saturation, ...] = Field(default=(), description="where it would without VNNI")
     seconds: float = Field(default=0.0, ge=0.0, description="that making it took")
     refused: str | None = Field(default=None, description="why it cannot serve, naming the layer")
+
+    def loss(self, reference: Candidate) -> tuple[float, str]:
+        """How much quality it has lost against ``reference``, at most, and on which slice: "" for all judged rows."""
+        assert self.quality is not None and reference.quality is not None
+        losses = {"": reference.quality - self.quality}
+        losses |= {
+            name: reference.slices[name] - score for name, score in self.slices.items() if name in reference.slices
+        }
+        return max((loss, name) for name, loss in losses.items())
 
     def __str__(self) -> str:
         if self.refused is not None or self.latency is None or self.quality is None:
@@ -552,7 +564,9 @@ class Limits(Record):
 
     max_bytes: int | None = Field(default=None, ge=1, description="of the artifact's folder (bytes)")
     max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
-    max_quality_loss: float = Field(default=0.005, ge=0, le=1, description="below the float32 model's quality")
+    max_quality_loss: float = Field(
+        default=0.005, ge=0, le=1, description="below the float32 model's quality, on all judged rows and on each slice"
+    )
 
 
 class Frontier(Record):
@@ -568,6 +582,8 @@ class Frontier(Record):
     limits: Limits
     sensitivity: tuple[LayerSensitivity, ...] = ()
     stopped: str = Field(description="why the search ended")
+    measure: str = Field(default="", description="what quality is, in words")
+    notes: tuple[str, ...] = Field(default=(), description="what else to know about how the model was compressed")
 
     @property
     def able(self) -> tuple[Candidate, ...]:

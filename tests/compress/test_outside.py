@@ -20,10 +20,11 @@ from torch import nn
 from stillhouse.compress.adopt import adopt
 from stillhouse.compress.export import run_onnx, slim
 from stillhouse.compress.lift import program_inputs, read_program
-from stillhouse.compress.outside import model_pack, outside_subject
+from stillhouse.compress.outside import model_pack, outputs_of, outside_subject
 from stillhouse.compress.rows import Input, feed_of
 from stillhouse.compress.search import search
-from stillhouse.config import Compression, Fp32, PruneUnits, Search
+from stillhouse.compress.steps import quantise
+from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Search, StaticInt8
 from stillhouse.errors import DataError, ExportError, SchemaError
 from stillhouse.records import Limits
 from tests.compress.test_lift import program
@@ -279,3 +280,101 @@ def test_inputs_of_the_program_keep_their_types(tmp_path: Path) -> None:
 
     (reads,) = program_inputs(program(Table(), torch.ones(4, dtype=torch.int64), file=tmp_path / "m.pt2"))
     assert str(reads) == "word int64 [n]"
+
+
+# --------------------------------------------------------------------------- several outputs, old graphs, wide numbers
+
+
+def with_hidden(file: Path, *, softmax: bool = False) -> Path:
+    """The hidden layer [n, 32] before the logits [n, 3], and, if wanted, the probabilities of these."""
+    value = helper.make_tensor_value_info
+    outputs = [value("c", TensorProto.FLOAT, ["n", 32]), value("logits", TensorProto.FLOAT, ["n", 3])]
+    return graph(file, outputs=[*outputs, *([value("p", TensorProto.FLOAT, ["n", 3])] if softmax else [])])
+
+
+def test_of_several_outputs_the_one_that_the_labels_fit(tmp_path: Path) -> None:
+    file = with_hidden(tmp_path / "m.onnx")
+    labels = run_onnx(onnx.load(graph(tmp_path / "plain.onnx")), {"x": ROWS}).argmax(axis=1)
+    subject = outside_subject(file, ROWS, labels)
+    assert subject.output == "logits"
+    assert subject.quality(subject.probabilities(run_onnx(subject.model, {"x": ROWS[3::4]}))) == 1.0
+    assert "the output logits is compressed, of c, logits" in subject.notes
+    assert outside_subject(with_hidden(tmp_path / "p.onnx", softmax=True), ROWS, labels).output == "p"
+
+
+def test_of_several_outputs_one_must_be_named_where_nothing_tells(tmp_path: Path) -> None:
+    file = with_hidden(tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=r"gives c \[200, 32\]; logits \[200, 3\], and c or logits .*--output logits"):
+        outside_subject(file, ROWS)
+    assert outside_subject(file, ROWS, output="logits").output == "logits"
+    assert outside_subject(file, ROWS, output="c").output == "c"
+    with pytest.raises(ExportError, match=r"--output other: the model gives c \[200, 32\]; logits \[200, 3\]"):
+        outside_subject(file, ROWS, output="other")
+
+
+def test_of_several_outputs_of_a_program(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            hidden = self.first(x).relu()
+            return {"hidden": hidden, "decision": self.second(hidden)}
+
+    torch.manual_seed(0)
+    module = Two()
+    program(module, torch.from_numpy(ROWS[:4]), file=tmp_path / "model.pt2")
+    wanted = module(torch.from_numpy(ROWS))["decision"].detach().numpy()
+    labels = np.concatenate([[0, 1, 2], wanted[3:].argmax(axis=1)])
+    with pytest.raises(ExportError, match=r"hidden or decision may be what decides"):
+        outside_subject(tmp_path / "model.pt2", ROWS)
+    for subject in (outside_subject(tmp_path / "model.pt2", ROWS, labels),
+                    outside_subject(tmp_path / "model.pt2", ROWS, output="decision")):  # fmt: skip
+        assert np.allclose(run_onnx(subject.model, {"x": ROWS}), wanted, atol=1e-5)
+    assert {"hidden", "decision"} <= set(outputs_of(tmp_path / "model.pt2"))
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11])
+def test_a_graph_of_ir_3_is_quantised(tmp_path: Path, opset: int) -> None:
+    """Its constants are inputs, too, as they had to be until 2019."""
+    model = onnx.load(graph(tmp_path / "new.onnx", opset=opset, softmax=False))
+    model.graph.node.pop()
+    model.ir_version = 3
+    for each in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(each.name, each.data_type, list(each.dims)))
+    onnx.save(model, tmp_path / "old.onnx")
+    subject = outside_subject(tmp_path / "old.onnx", ROWS)
+    assert subject.model.ir_version >= 8 and [each.name for each in subject.model.graph.input] == ["x"]
+    for method in (DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static")):
+        smaller = quantise(method, subject.model, subject.calibration(None))
+        assert "DequantizeLinear" in {n.op_type for n in smaller.graph.node} or any(
+            each.data_type in (TensorProto.INT8, TensorProto.UINT8) for each in smaller.graph.initializer
+        )
+
+
+def test_float64_stays_and_is_told(tmp_path: Path) -> None:
+    model = onnx.load(graph(tmp_path / "m.onnx", softmax=False))
+    model.graph.node.pop()
+    for each in model.graph.initializer:
+        each.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(each).astype(np.float64), each.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    onnx.save(model, tmp_path / "wide.onnx")
+    (note,) = outside_subject(tmp_path / "wide.onnx", ROWS).notes
+    assert "weights are float64" in note and "stay as they are" in note
+    assert not outside_subject(graph(tmp_path / "m.onnx"), ROWS).notes
+
+
+def test_the_measure_is_told_and_why_it_is_another(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    program(
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), torch.from_numpy(ROWS[:4]), file=tmp_path / "m.pt2"
+    )
+
+    def measure(labels: np.ndarray[Any, Any] | None) -> str:
+        return outside_subject(tmp_path / "m.pt2", ROWS, labels).measure
+
+    assert measure(np.arange(200) // 4 % 2).startswith("the AUC on the judged rows")
+    assert "the labels of all 50 judged rows are 1, and the AUC needs rows of both classes" in measure(np.ones(200))
+    assert "there are no labels" in measure(None)

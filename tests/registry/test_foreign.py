@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import mlflow.onnx
 import mlflow.pytorch
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
-from mlflow.models import Model
+import yaml
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import ColSpec, Schema
 
+from stillhouse.config import home
 from stillhouse.errors import PartError, RegistryError
 from stillhouse.registry import Registry
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.registry.runs import Runs
+from tests.compress.test_outside import graph
 
 
 def test_an_alias_becomes_a_version(three: Registry) -> None:
@@ -116,3 +124,137 @@ def test_what_is_no_model(three: Registry) -> None:
     ):  # fmt: skip
         with pytest.raises(RegistryError, match=said):
             ForeignModels().fetch_classifier(uri)
+
+
+# --------------------------------------------------------------------------- code of a model's author
+
+SPY = "from pathlib import Path\nPath({proof!r}).write_text('ran')\n"
+ROWS = pd.DataFrame({"wind": [1.0, 9.0], "hour": [3.0, 4.0], "share": [0.1, 0.9]})
+
+
+def altered(folder: Path, **flavors: Any) -> None:
+    """The model's description with these keys in its flavours."""
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    for flavor, keys in flavors.items():
+        described["flavors"].setdefault(flavor, {}).update(keys)
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))
+
+
+def bringing_code(whole: Path, proof: Path, target: Path) -> None:
+    """A clean program, and beside it what MLflow's own loader would import."""
+    shutil.copytree(whole, target)
+    (target / "code").mkdir()
+    (target / "code" / "innocent.py").write_text(SPY.format(proof=str(proof)))
+    altered(target, pytorch={"code": "code"})
+
+
+def bringing_a_pickle(whole: Path, proof: Path, target: Path) -> None:
+    shutil.copytree(whole, target)
+    (target / "data" / "model.pth").write_bytes(b"")
+    (target / "data" / "pickle_module_info.txt").write_text("innocent")
+
+
+def bringing_a_loader(whole: Path, proof: Path, target: Path) -> None:
+    shutil.copytree(whole, target)
+    altered(target, python_function={"loader_module": "innocent"})
+
+
+@pytest.mark.parametrize(("bring", "said"), [
+    (bringing_code, r"pytorch\.code: code, code/innocent\.py"), (bringing_a_pickle, r"data/model\.pth"),
+    (bringing_a_loader, r"loader_module: innocent"),
+])  # fmt: skip
+def test_models_that_bring_code_are_refused_and_run_nothing(
+    three: Registry, tmp_path: Path, bring: Callable[[Path, Path, Path], None], said: str
+) -> None:
+    whole = ForeignModels().fetch_classifier("models:/flights-student/1").file.parent.parent
+    uri = logged(tmp_path, "evil", lambda target: bring(whole, tmp_path / "proof", target))
+    with pytest.raises(PartError, match=rf"brings code or pickles \(.*{said}"):
+        ForeignModels().fetch_classifier(uri)
+    with pytest.raises(PartError, match=rf"{said}.*trusts_code: true, digest: sha256:"):
+        ForeignModels().load(uri)
+    assert not (tmp_path / "proof").exists()
+
+
+def from_code(proof: Path, target: Path) -> None:
+    """A model from code, with whole numbers in its signature, as `infer_signature` makes them."""
+    import mlflow.pyfunc
+
+    code = target.parent / "theirs.py"
+    code.write_text(SPY.format(proof=str(proof)) + MODEL)
+    schema = Schema([ColSpec("double", "share"), ColSpec("long", "hour"), ColSpec("string", "note", required=False)])
+    mlflow.pyfunc.save_model(
+        target, python_model=str(code), signature=ModelSignature(schema), pip_requirements=["mlflow"]
+    )
+
+
+MODEL = """
+import mlflow, numpy as np
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        assert model_input["hour"].dtype == np.int64
+        return np.column_stack([1 - model_input["share"], model_input["share"]])
+mlflow.models.set_model(Model())
+"""
+
+
+def test_code_runs_only_where_it_is_trusted_and_pinned(three: Registry, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    uri = logged(tmp_path, "coded", lambda target: from_code(proof, target))
+    proof.unlink()  # saving runs it
+    models = ForeignModels()
+    with pytest.raises(PartError, match=r"trusts_code: true, digest: sha256:") as told:
+        models.load(uri)
+    digest = re.search(r"sha256:[0-9a-f]{64}", str(told.value))[0]  # type: ignore[index]
+    for trust in ({"digest": digest}, {"trusts_code": True}):
+        with pytest.raises(PartError, match="brings code or pickles"):
+            models.load(uri, **trust)
+    with pytest.raises(PartError, match=rf"is not what was trusted: the digest of its files is {digest}"):
+        models.load(uri, digest="sha256:" + "0" * 64, trusts_code=True)
+    assert not proof.exists()
+    predict = models.load(uri, digest=digest, trusts_code=True)
+    assert proof.exists()
+    np.testing.assert_allclose(predict(ROWS), [[0.9, 0.1], [0.1, 0.9]])
+    with pytest.raises(PartError, match=r"column hour as a whole number \(int64\), and it is missing in 1 of 2 rows"):
+        predict(ROWS.assign(hour=[1.0, np.nan]))
+    assert models.load(uri, digest=digest, trusts_code=True)(ROWS).shape == (2, 2)  # nothing was written beside it
+
+    (cached,) = (home() / "models").glob(f"{uri.rpartition('/')[2]}-whole")
+    (cached / "theirs.py").write_text("# another\n" + MODEL)
+    with pytest.raises(PartError, match="is not what was trusted"):
+        models.load(uri, digest=digest, trusts_code=True)
+
+
+def test_a_graph_and_a_program_teach_without_trust(three: Registry, tmp_path: Path) -> None:
+    model = onnx.load(graph(tmp_path / "graph.onnx", shape=("n", 6)))
+    uri = logged(
+        tmp_path, "graph", lambda target: mlflow.onnx.save_model(model, target, pip_requirements=["onnxruntime"])
+    )
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 6)), columns=list("abcdef"))
+    said = ForeignModels().load(uri)(rows)
+    assert said["p"].shape == (5, 3) and np.allclose(said["p"].sum(axis=1), 1, atol=1e-5)
+    logits = ForeignModels().load("models:/flights-student/1")(ROWS)
+    assert logits.shape == (2, 2) and logits.dtype == np.float32
+
+
+def test_a_variant_is_read_by_code_of_this_package_alone(registry: Registry, tmp_path: Path) -> None:
+    from tests.registry.conftest import Life
+
+    Life(registry, tmp_path / "work").refresh("r1")
+    models = ForeignModels()
+    _, _, folder = models._fetch("models:/flights/1")
+    for file in folder.rglob("*.py"):
+        file.write_text(SPY.format(proof=str(tmp_path / "proof")))
+    said = models.load("models:/flights/1")(ROWS.assign(origin=["EWR", "JFK"]))
+    assert {"p_on_time", "p_late"} <= set(said.columns) and not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("data", ["../../secret.onnx", "/etc/hostname", "nowhere.onnx"])
+def test_a_description_that_names_files_of_others(three: Registry, tmp_path: Path, data: str) -> None:
+    def save(target: Path) -> None:
+        graph(tmp_path / "secret.onnx")
+        mlflow.onnx.save_model(onnx.load(tmp_path / "secret.onnx"), target, pip_requirements=["onnxruntime"])
+        altered(target, onnx={"data": data})
+
+    uri = logged(tmp_path, "away", save)
+    with pytest.raises(PartError, match="is not among its files"):
+        ForeignModels().fetch_classifier(uri)

@@ -205,6 +205,120 @@ def test_a_single_row_that_the_server_refuses_changes_nothing_for_the_others() -
     assert answers.stopped is None
 
 
+def refusing(*refused: str, status: int = 400, silent: bool = False) -> Any:
+    """A server that refuses these parameters, or the system role; ``silent``: without saying which."""
+
+    def script(request: dict[str, Any], number: int) -> Reply:
+        sent = {*request, *(["system"] if request["messages"][0]["role"] == "system" else [])}
+        for each in refused:
+            if each in sent:
+                return error(status, "bad request" if silent else f"Unsupported: '{each}' is not supported")
+        return says(*["move"] * request.get("n", 1))
+
+    return script
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("refused", ["temperature", "max_completion_tokens", "system"])
+def test_what_hardly_any_server_refuses_is_done_without(
+    refused: str, status: int, silent: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(refusing(refused, status=status, silent=silent)) as server:
+        answers = ask(server, rows=6, votes=2, concurrency=3, retries=0)
+    assert np.isfinite(answers.probabilities).all() and answers.stopped is None
+    last = server.requests[-1]
+    assert refused not in last and "response_format" in last and last["n"] == 2
+    assert last.get("max_tokens", last.get("max_completion_tokens")) == 32
+    if refused == "system":
+        assert [message["role"] for message in last["messages"]] == ["user"]
+        assert "one of: stay, move" in last["messages"][0]["content"] and "temp" in last["messages"][0]["content"]
+    (note,) = answers.notes
+    assert "the server does not offer" in note and ("the system role" if refused == "system" else refused) in note
+    assert note in caplog.text
+    assert answers.spending.calls <= 6 + 3 * (9 if silent else 1)  # found out once, by those that were under way
+
+
+def test_several_things_that_a_server_refuses() -> None:
+    with serving(refusing("temperature", "max_completion_tokens", "system", "response_format")) as server:
+        answers = ask(server, rows=4, votes=1, concurrency=1, retries=0)
+    assert np.isfinite(answers.probabilities).all()
+    assert not {"temperature", "max_completion_tokens", "response_format"} & set(server.requests[-1])
+
+
+def test_a_parameter_that_the_error_names_apart_from_its_words() -> None:
+    def script(request: dict[str, Any], number: int) -> Reply:
+        if "temperature" in request:
+            return Reply({"error": {"message": "unsupported value", "param": "temperature"}}, 400)
+        return says("move")
+
+    with serving(script) as server:
+        answers = ask(server, rows=2, concurrency=1, retries=0)
+    assert answers.spending.calls == 3 and np.isfinite(answers.probabilities).all()
+
+
+# --------------------------------------------------------------------------- reasons
+
+
+def ending(reason: str | None = None, **message: Any) -> Any:
+    """Answers whose choices end so."""
+
+    def script(request: dict[str, Any], number: int) -> Reply:
+        reply = says(*[None] * request.get("n", 1))
+        for choice in reply.body["choices"]:
+            choice["finish_reason"] = reason or "stop"
+            choice["message"].update(message)
+        return reply
+
+    return script
+
+
+@pytest.mark.parametrize(("script", "said"), [
+    (ending("length", reasoning_content="let me think"), "cut off at `max_output_tokens: 32`"),
+    (lambda request, number: Reply({"choices": None, "error": {"message": "Too Many Requests", "code": 429}}),
+     "answered with an error: Too Many Requests"),
+    (lambda request, number: Reply({"error": "out of memory"}), "answered with an error: out of memory"),
+    (ending("error"), "answered with an error"),
+])  # fmt: skip
+def test_a_fault_of_the_server_marks_no_row(script: Any, said: str) -> None:
+    with serving(script) as server:
+        answers = ask(server, rows=8, concurrency=1, retries=0)
+    assert said in str(answers.stopped) and not answers.refused and len(server.requests) == 5
+
+
+def test_an_error_of_the_key_within_a_reply_ends_the_asking() -> None:
+    with serving(lambda request, number: Reply({"error": {"message": "no credit", "code": 402}})) as server:
+        answers = ask(server, rows=8, concurrency=1)
+    assert "no credit" in str(answers.stopped) and len(server.requests) == 1
+
+
+def test_an_error_within_a_reply_is_asked_again() -> None:
+    broken = Reply({"choices": None, "error": {"message": "overloaded", "code": "503"}})
+    with serving(lambda request, number: broken if number == 0 else says("move")) as server:
+        answers = ask(server, rows=1)
+    assert np.isfinite(answers.probabilities).all() and answers.spending.calls == 2
+
+
+@pytest.mark.parametrize(("script", "said"), [
+    (ending(refusal="I cannot help with that"), "refused: 'I cannot help with that'"),
+    (ending("content_filter"), "content filter held the answer back"),
+])  # fmt: skip
+def test_what_an_answer_to_one_row_ended_with_is_kept(script: Any, said: str) -> None:
+    with serving(lambda request, number: script(request, number) if temp(request) == 1 else says("move")) as server:
+        answers = ask(server, rows=3)
+    assert list(answers.refused) == [1] and said in answers.refused[1] and answers.stopped is None
+
+
+def test_an_answer_that_was_cut_off_after_its_action_counts() -> None:
+    def script(request: dict[str, Any], number: int) -> Reply:
+        reply = says("move")
+        reply.body["choices"][0]["finish_reason"] = "length"
+        return reply
+
+    with serving(script) as server:
+        assert np.isfinite(ask(server, rows=1).probabilities).all()
+
+
 # --------------------------------------------------------------------------- a server that misbehaves
 
 BROKEN = {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from stillhouse.errors import PartError
 from stillhouse.teachers import ensemble
@@ -113,3 +114,52 @@ def test_an_answer_that_is_none(tmp_path: Path, form: Callable[[np.ndarray], Any
 def test_without_a_store_it_cannot_be_asked(tmp_path: Path) -> None:
     with pytest.raises(PartError, match=r"teachers\.big: comes from MLflow and can be asked by the flows only"):
         fitted(tmp_path / "t", None)
+
+
+# --------------------------------------------------------------------------- several outputs, and trust
+
+DIGEST = "sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize("form", [
+    lambda said: {"label": said.argmax(axis=1), "probabilities": said},
+    lambda said: {"output_label": said.argmax(axis=1), "output_probability": [dict(enumerate(row)) for row in said]},
+    lambda said: {"p": [dict(zip(("move", "stay"), row[::-1], strict=True)) for row in said]},
+    lambda said: [np.zeros((len(said), 64)), said],
+], ids=["arrays", "classes by number", "classes by name", "a list"])  # fmt: skip
+def test_of_several_outputs_the_one_with_a_value_for_each_action(
+    tmp_path: Path, form: Callable[[np.ndarray], Any]
+) -> None:
+    store = Store()
+    store.form = form
+    np.testing.assert_allclose(fitted(tmp_path / "t", store).predict_proba(make_rows(2)), [[0.7, 0.3]] * 2)
+
+
+def test_two_outputs_that_may_be_it_are_told(tmp_path: Path) -> None:
+    store = Store()
+    store.form = lambda said: {"a": said, "b": said[:, ::-1]}
+    with pytest.raises(PartError, match=r"teachers\.big: models:/big/3: it gives \[2, 2\], \[2, 2\], and one output"):
+        fitted(tmp_path / "t", store).predict_proba(make_rows(2))
+
+
+def test_trust_needs_a_version_and_a_digest() -> None:
+    with pytest.raises(ValidationError, match=r"models:/big@champion may be another model tomorrow"):
+        make_config(big(trusts_code=True, digest=DIGEST))
+    with pytest.raises(ValidationError, match=r"needs the `digest` of the files"):
+        make_config(big("models:/big/3", trusts_code=True))
+    with pytest.raises(ValidationError, match="digest"):
+        make_config(big("models:/big/3", digest="md5:abc"))
+
+
+def test_trust_goes_to_the_store_and_changes_nothing_that_is_known(tmp_path: Path) -> None:
+    class Trusting(Store):
+        trust: dict[str, Any] = {}  # noqa: RUF012
+
+        def load(self, uri: str, **trust: Any) -> Callable[[pd.DataFrame], Any]:
+            Trusting.trust = trust
+            return super().load(uri)
+
+    plain = fitted(tmp_path / "t", Store(), uri="models:/big/3")
+    config = make_config(big("models:/big/3", trusts_code=True, digest=DIGEST))
+    trusted = ensemble.load(tmp_path / "t", config, Trusting())
+    assert Trusting.trust == {"digest": DIGEST, "trusts_code": True} and trusted.version == plain.version

@@ -12,32 +12,39 @@ import onnx
 import onnxruntime
 from onnx import helper, version_converter
 
+from stillhouse.artifacts import require_own_tensors
 from stillhouse.compress.export import run_onnx
+from stillhouse.compress.outputs import choose_output
 from stillhouse.compress.quantize import quietly
 from stillhouse.compress.rows import Input
 from stillhouse.compress.subject import Array, Feed
-from stillhouse.errors import ExportError
+from stillhouse.errors import ExportError, PartError
 
-__all__ = ["adopt", "graph_inputs"]
+__all__ = ["adopt", "graph_inputs", "graph_outputs"]
 
 _OPSET = 18
+_IR = 8  # of opset 18; before 4 a constant had to be an input, too
 _SAME = 1e-5  # largest difference that preparing the graph may make, of answers of size 1
 
 
-def adopt(path: Path, feed_of: Callable[[Sequence[Input]], Feed]) -> tuple[onnx.ModelProto, Feed]:
+def adopt(
+    path: Path, feed_of: Callable[[Sequence[Input]], Feed], output: str | None = None, labels: Array | None = None
+) -> tuple[onnx.ModelProto, Feed]:
     """The graph with one output, ``[n, K]`` numbers, and the rows as it reads them.
 
-    Its operators are brought to opset 18 and what is constant is computed, as far as the answers stay the same. Of
-    several outputs the first that is ``[n, K]`` is kept; a table of classes by name (``ZipMap``) gives way to the
-    numbers that it is made of.
+    Its operators are brought to opset 18 and what is constant is computed, as far as the answers stay the same. Which
+    of several outputs is kept: see :func:`~stillhouse.compress.outputs.choose_output`. A table of classes by name
+    (``ZipMap``) gives way to the numbers that it is made of.
 
     :param feed_of: rows for these inputs.
+    :param output: the name of the output to keep, where there are several.
+    :param labels: class of each row, where that is known.
     :raises ExportError: naming the input and dimension, if more than the number of rows is left open, or that is not;
-        or if there is no such output.
+        or if there is no such output, or several that it may be.
     """
     model = _read(path)
     feed = feed_of(graph_inputs(model))
-    _choose_output(model, feed)
+    _leave_output(model, feed, output, labels)
     wanted = _answers(model, feed)
     for prepare in (_newer, _preprocessed):
         changed = prepare(model)
@@ -55,10 +62,18 @@ def graph_inputs(model: onnx.ModelProto) -> list[Input]:
     return [_input(value) for value in model.graph.input]
 
 
+def graph_outputs(path: Path) -> list[str]:
+    """Names of all outputs of a graph in a file."""
+    return [value.name for value in onnx.load(path, load_external_data=False).graph.output]
+
+
 def _read(path: Path) -> onnx.ModelProto:
     try:
+        require_own_tensors(path)
         model = onnx.load(path)
         onnx.checker.check_model(model)
+    except PartError as error:
+        raise ExportError(f"the ONNX model is broken: {error}") from error
     except Exception as error:  # of a stranger's file: the library's errors have no base of their own
         raise ExportError(f"the ONNX model is broken: {type(error).__name__}: {error}") from error
     if model.functions:
@@ -69,6 +84,7 @@ def _read(path: Path) -> onnx.ModelProto:
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, _IR)
     if not inputs:
         raise ExportError("the ONNX model has no input")
     return model
@@ -100,26 +116,26 @@ def _input(value: onnx.ValueInfoProto) -> Input:
 # --------------------------------------------------------------------------- the output
 
 
-def _choose_output(model: onnx.ModelProto, feed: Feed) -> None:
-    """Leave the graph the first of its outputs that is ``[n, K]`` numbers, and what that needs."""
+def _leave_output(model: onnx.ModelProto, feed: Feed, output: str | None, labels: Array | None) -> None:
+    """Leave the graph the one output that is compressed, and what that needs."""
     makers = {output: node for node in model.graph.node for output in node.output}
+    names = {}  # of each output's numbers: what it is called outside
     for value in list(model.graph.output):
         maker = makers.get(value.name)
+        names[value.name] = value.name
         if maker is not None and maker.op_type == "ZipMap":
+            names[maker.input[0]] = names.pop(value.name)
             model.graph.output.remove(value)
             model.graph.output.append(helper.make_tensor_value_info(maker.input[0], onnx.TensorProto.FLOAT, None))
-    shapes = []
-    found = _run(model, feed)
-    for value, given in zip(list(model.graph.output), found, strict=True):
-        shapes.append(f"{value.name} {list(given.shape) if isinstance(given, np.ndarray) else type(given).__name__}")
-        if isinstance(given, np.ndarray) and given.dtype.kind == "f" and given.ndim == 2 and given.shape[1] > 1:
-            kind = helper.np_dtype_to_tensor_dtype(given.dtype)
-            kept = helper.make_tensor_value_info(value.name, kind, [_batch(model), given.shape[1]])
-            del model.graph.output[:]
-            model.graph.output.append(kept)
-            _leave_needed(model)
-            return
-    raise ExportError(f"the model gives {'; '.join(shapes)}, and a classifier gives [n, K] numbers with K ≥ 2")
+    tensors = [value.name for value in model.graph.output]
+    answers = dict(zip((names[name] for name in tensors), _run(model, feed), strict=True))
+    chosen = choose_output(answers, output, labels)
+    (tensor,) = (name for name in tensors if names[name] == chosen)
+    kind = helper.np_dtype_to_tensor_dtype(answers[chosen].dtype)
+    kept = helper.make_tensor_value_info(tensor, kind, [_batch(model), answers[chosen].shape[1]])
+    del model.graph.output[:]
+    model.graph.output.append(kept)
+    _leave_needed(model)
 
 
 def _batch(model: onnx.ModelProto) -> str:

@@ -60,7 +60,8 @@ def choose(candidates: Sequence[Candidate], reference: Candidate, limits: Limits
     """The candidate to put forward, whether it keeps within the limits, and why, in a sentence.
 
     The smallest within all limits; of equals the faster. Where none is: the one that needs the least more of what
-    is short, with what would have to give. Quality is that of the rows candidates were compared on: the best of many
+    is short, with what would have to give. A loss of quality is the largest of those on all judged rows and on each
+    slice that must hold, too. Quality is that of the rows candidates were compared on: the best of many
     flatters itself a little there, so what is promised is measured again on rows that played no part.
     """
     able = [candidate for candidate in candidates if candidate.refused is None]
@@ -108,9 +109,10 @@ def _what_gives(able: Sequence[Candidate], reference: Candidate, limits: Limits)
 
 
 def _described(candidate: Candidate, reference: Candidate) -> str:
-    loss = _loss(candidate, reference) * 100
-    place = f"{loss:.2g} points below" if loss > 0 else "no worse than"
-    return f"{candidate.bytes:,} bytes, p95 {_p95(candidate):.3g} ms, {place} the float32 model"
+    loss, where = candidate.loss(reference)
+    place = f"{loss * 100:.2g} points below" if loss > 0 else "no worse than"
+    there = f" on {where}" if where and loss > 0 else ""
+    return f"{candidate.bytes:,} bytes, p95 {_p95(candidate):.3g} ms, {place} the float32 model{there}"
 
 
 def _within(limits: Limits) -> str:
@@ -128,8 +130,7 @@ def _measured(candidate: Candidate) -> Point:
 
 
 def _loss(candidate: Candidate, reference: Candidate) -> float:
-    assert candidate.quality is not None and reference.quality is not None
-    return reference.quality - candidate.quality
+    return candidate.loss(reference)[0]
 
 
 def _p95(candidate: Candidate) -> float:

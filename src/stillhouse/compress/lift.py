@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from stillhouse.artifacts import checked_program
 from stillhouse.compress.rows import Input
 from stillhouse.compress.subject import Feed
-from stillhouse.errors import ExportError
+from stillhouse.errors import ExportError, PartError
 
-__all__ = ["lift", "name_layer", "program_inputs", "read_program", "require_same"]
+__all__ = ["lift", "name_layer", "program_answers", "program_inputs", "read_program", "require_same"]
 
 _SAME = 1e-5  # largest difference between the program's and the module's answers, of answers of size 1
 _FEWEST_CLASSES = 2
@@ -34,12 +35,14 @@ _OTHERWISE = {_aten._softmax.default: _aten.softmax.int, _aten._log_softmax.defa
 
 
 def read_program(path: Path) -> ExportedProgram:
-    """A program from its file. Weights in a file of unknown origin may be pickled: it must have been looked at.
+    """A program from its file, checked first: nothing in it is unpickled, imported or evaluated.
 
-    :raises ExportError: if it cannot be read here.
+    :raises ExportError: if it holds more than a graph and tensors, naming what, or cannot be read here.
     """
     try:
-        return torch.export.load(path)
+        return torch.export.load(checked_program(path))
+    except PartError as error:
+        raise ExportError(f"the exported program cannot be read here: {error}") from error
     except Exception as error:  # of a stranger's file: the library's errors have no base of their own
         raise ExportError(f"the exported program cannot be read here: {type(error).__name__}: {error}") from error
 
@@ -52,11 +55,40 @@ def program_inputs(program: ExportedProgram) -> tuple[Input, ...]:
     return tuple(_input(node, program) for node in _placeholders(program.module(check_guards=False).graph))
 
 
-def lift(program: ExportedProgram) -> fx.GraphModule:
+def program_answers(program: ExportedProgram, feed: Feed) -> dict[str, Any]:
+    """What the program gives for all rows, by the name of each output: its key in a dictionary, or its operator's.
+
+    :raises ExportError: if it does not take these rows.
+    """
+    original: Any = program.module(check_guards=False)
+    rows = len(next(iter(feed.values())))
+    answers = _called(original, feed, rows)
+    flat = _tensors(answers)
+    keys = list(map(str, answers)) if isinstance(answers, Mapping) and len(answers) == len(flat) else []
+    keys = keys or list(map(str, program.graph_signature.user_outputs))
+    if len(set(keys)) != len(flat):
+        keys = [f"output_{place}" for place in range(len(flat))]
+    return {key: each.numpy() for key, each in zip(keys, flat, strict=True)}
+
+
+def _called(module: nn.Module, feed: Feed, count: int) -> Any:
+    """What a module says about the first rows."""
+    inputs = tuple(torch.from_numpy(array[:count]) for array in feed.values())
+    try:
+        with torch.no_grad():
+            return module(*inputs)
+    except Exception as error:  # of a stranger's program
+        raise ExportError(
+            f"the model fails on {count} rows of {', '.join(feed)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def lift(program: ExportedProgram, output: int | None = None) -> fx.GraphModule:
     """The program as a module in evaluation mode: layers ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``,
     ``nn.Embedding``, ``nn.LayerNorm`` and ``nn.BatchNorm…`` wherever it reads constant weights in their way.
 
-    It takes the program's inputs in their order and gives the first of its outputs that is ``[n, K]`` numbers. A layer
+    It takes the program's inputs in their order and gives the output at the place ``output`` among its tensors, or the
+    first that is ``[n, K]`` numbers. A layer
     bears the name of its weight: ``layers.0`` for ``layers.0.weight``. Calls that share all weights share the layer;
     weights that are read in several ways stay as they are.
 
@@ -70,7 +102,7 @@ def lift(program: ExportedProgram) -> fx.GraphModule:
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise ExportError(f"{_place(node)} uses {node.target.name()}, which cannot be compressed: log it without")
-    _one_output(graph)
+    _one_output(graph, output)
     _let_sizes_follow(graph)
     _as_layers(module)
     graph.lint()
@@ -96,7 +128,7 @@ def _place(node: fx.Node) -> str:
     return f"layer {names[-1]}" if names else "the model itself"
 
 
-def require_same(program: ExportedProgram, module: nn.Module, feed: Feed) -> None:
+def require_same(program: ExportedProgram, module: nn.Module, feed: Feed, output: int | None = None) -> None:
     """Refuse a lifted module that answers otherwise than the program, or a program that does not take these rows.
 
     :raises ExportError: with the difference.
@@ -104,15 +136,8 @@ def require_same(program: ExportedProgram, module: nn.Module, feed: Feed) -> Non
     original: Any = program.module(check_guards=False)
     rows = len(next(iter(feed.values())))
     for count in dict.fromkeys((rows, min(rows, 3), 1)):
-        inputs = tuple(torch.from_numpy(array[:count]) for array in feed.values())
-        try:
-            with torch.no_grad():
-                answers, found = original(*inputs), module(*inputs)
-        except Exception as error:  # of a stranger's program
-            raise ExportError(
-                f"the model fails on {count} rows of {', '.join(feed)}: {type(error).__name__}: {error}"
-            ) from error
-        wanted = next(each for each in _tensors(answers) if _is_answer(each))
+        given, found = _tensors(_called(original, feed, count)), _called(module, feed, count)
+        wanted = next(each for each in given if _is_answer(each)) if output is None else given[output]
         difference = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
         if not difference <= _SAME:
             raise ExportError(
@@ -163,10 +188,12 @@ def _open(size: object) -> bool:
     return isinstance(size, torch.SymInt)
 
 
-def _one_output(graph: fx.Graph) -> None:
-    """Leave one output: the first that is ``[n, K]`` numbers."""
+def _one_output(graph: fx.Graph, place: int | None) -> None:
+    """Leave one output: that at ``place`` among the tensors, or the first that is ``[n, K]`` numbers."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     given = [each for each in _flat(output.args) if isinstance(each, fx.Node)]
+    if place is not None:
+        given = [[each for each in given if isinstance(each.meta.get("val"), Tensor)][place]]
     able = [each for each in given if _is_answer(each.meta.get("val"))]
     if not able:
         shapes = ", ".join(str(_shape(each.meta.get("val"))) for each in given)

@@ -6,7 +6,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ from scipy.special import softmax
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.compress.adopt import adopt
+from stillhouse.compress.adopt import adopt, graph_outputs
 from stillhouse.compress.build import Built
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
-from stillhouse.compress.lift import lift, name_layer, program_inputs, read_program, require_same
+from stillhouse.compress.lift import lift, name_layer, program_answers, program_inputs, read_program, require_same
 from stillhouse.compress.manifest import write_manifest
+from stillhouse.compress.outputs import are_probabilities, choose_output
 from stillhouse.compress.rows import feed_of
 from stillhouse.compress.subject import Array, Feed, Form, Subject
 from stillhouse.compress.workshop import Pack
 from stillhouse.config import recipe_name
 from stillhouse.errors import DataError, ExportError
 
-__all__ = ["FEWEST_ROWS", "Score", "model_pack", "outside_subject"]
+__all__ = ["FEWEST_ROWS", "Score", "model_pack", "outputs_of", "outside_subject"]
 
 FEWEST_ROWS = 32
 """Fewer rows show neither the ranges of activations nor what compression costs."""
@@ -38,14 +39,13 @@ Score = Callable[[Array, Array], float]
 """From probabilities ``[n, K]`` and labels ``[n]`` to a score in 0…1, higher is better."""
 
 _JUDGED_EVERY = 4
-_ROUNDING = 1e-3  # of the sum of a row of probabilities
 _BATCH = 64
 _LEARNING_RATE = 1e-3
 
 
 def outside_subject(
     path: Path, rows: Array | Mapping[str, Array] | pd.DataFrame, labels: Array | None = None,
-    score: Score | None = None,
+    score: Score | None = None, output: str | None = None,
 ) -> Subject:  # fmt: skip
     """The model as the subject of compression; the same arguments give the same subject.
 
@@ -55,14 +55,24 @@ def outside_subject(
 
     :param path: ``….pt2``, an exported torch program, whose layers can be made smaller; or an ONNX graph, whose numbers
         can.
+    :param output: the name of the output that decides, where the model has several; see
+        :func:`~stillhouse.compress.outputs.choose_output`.
     :param rows: at least :data:`FEWEST_ROWS`, see :func:`~stillhouse.compress.rows.feed_of`.
     :param labels: class of each row, 0…K − 1.
     :raises ExportError: if the model cannot be compressed, naming the input or the layer.
     :raises DataError: if the rows or labels do not fit the model, or are too few.
     """
-    return _torch_subject(path, rows, labels, score) if path.suffix == ".pt2" else _onnx_subject(
-        path, rows, labels, score
-    )  # fmt: skip
+    kind = _torch_subject if path.suffix == ".pt2" else _onnx_subject
+    return kind(path, rows, labels, score, output)
+
+
+def outputs_of(path: Path) -> list[str]:
+    """Names of a model's outputs, as :func:`~stillhouse.compress.outputs.choose_output` is told them."""
+    if path.suffix != ".pt2":
+        return graph_outputs(path)
+    program = read_program(path)
+    keys = program.call_spec.out_spec.context if program.call_spec.out_spec.type is dict else []
+    return [*map(str, program.graph_signature.user_outputs), *map(str, keys)]
 
 
 def model_pack(source: str) -> Pack:
@@ -86,11 +96,13 @@ def _pack(folder: Path, model: onnx.ModelProto, built: Built, *, source: str) ->
 # --------------------------------------------------------------------------- the two kinds of model
 
 
-def _torch_subject(path: Path, rows: Any, labels: Array | None, score: Score | None) -> Subject:
+def _torch_subject(path: Path, rows: Any, labels: Array | None, score: Score | None, wanted: str | None) -> Subject:
     program = read_program(path)
     feed = _enough(feed_of(rows, program_inputs(program)))
-    module = lift(program)
-    require_same(program, module, feed)
+    given = program_answers(program, feed)
+    chosen = choose_output(given, wanted, labels)
+    module = lift(program, [*given].index(chosen))
+    require_same(program, module, feed, [*given].index(chosen))
     answers = run_torch(module, feed, softmax=False)
     logits = not _are_probabilities(answers)
     learned, judged = _split(feed)
@@ -103,13 +115,14 @@ def _torch_subject(path: Path, rows: Any, labels: Array | None, score: Score | N
     return Subject(
         model=model, calibration=lambda _: learned, judged=lambda _: judged,
         quality=_quality(teacher, labels, score), form=Form(module), softmax=False, logits=logits,
-        output=output, source=_source(feed, labels),
+        output=output, source=_source(feed, labels), measure=_measure(teacher, labels),
+        notes=_notes(chosen, list(given), [each.dtype for each in module.state_dict().values()]),
         recover=lambda form, epochs: _recover(form, epochs, learned, _learned(teacher), logits),
     )  # fmt: skip
 
 
-def _onnx_subject(path: Path, rows: Any, labels: Array | None, score: Score | None) -> Subject:
-    model, feed = adopt(path, lambda inputs: _enough(feed_of(rows, inputs)))
+def _onnx_subject(path: Path, rows: Any, labels: Array | None, score: Score | None, wanted: str | None) -> Subject:
+    model, feed = adopt(path, lambda inputs: _enough(feed_of(rows, inputs)), wanted, labels)
     answers = run_onnx(model, feed)
     logits = not _are_probabilities(answers)
     learned, judged = _split(feed)
@@ -117,7 +130,41 @@ def _onnx_subject(path: Path, rows: Any, labels: Array | None, score: Score | No
         model=model, calibration=lambda _: learned, judged=lambda _: judged,
         quality=_quality(_probabilities(answers, logits), labels, score), softmax=False, logits=logits,
         output=model.graph.output[0].name, source=_source(feed, labels),
+        measure=_measure(_probabilities(answers, logits), labels),
+        notes=_notes(model.graph.output[0].name, graph_outputs(path), _number_types(model)),
     )  # fmt: skip
+
+
+def _number_types(model: onnx.ModelProto) -> list[np.dtype[Any]]:
+    return [np.dtype(onnx.helper.tensor_dtype_to_np_dtype(each.data_type)) for each in model.graph.initializer]
+
+
+def _measure(said: Array, labels: Array | None) -> str:
+    """What quality is, in words; the same condition as where models are compared in the loop."""
+    if labels is None:
+        return "the share of judged rows that are decided as the float32 model decides them (there are no labels)"
+    judged = _judged(np.asarray(labels))
+    if said.shape[1] > 2:
+        return "the share of right decisions on the judged rows (more than two classes)"
+    if len(np.unique(judged)) < 2:
+        return (
+            f"the share of right decisions: the labels of all {len(judged)} judged rows are {judged[:1].tolist()[0]}, "
+            f"and the AUC needs rows of both classes"
+        )
+    return "the AUC on the judged rows (two classes)"
+
+
+def _notes(chosen: str, outputs: list[str], types: Sequence[Any]) -> tuple[str, ...]:
+    """Which of several outputs it is, and what stays as it is."""
+    notes = []
+    if len(outputs) > 1:
+        notes.append(f"the output {chosen} is compressed, of {', '.join(outputs)}")
+    if (wide := sum(str(each).endswith("float64") for each in types)) and wide >= len(types) / 2:
+        notes.append(
+            "the model's weights are float64, and every number format is made of float32: they stay as they are. "
+            "Log the model in float32 to make its numbers smaller"
+        )
+    return tuple(notes)
 
 
 def _are_probabilities(answers: Array) -> bool:
@@ -127,8 +174,7 @@ def _are_probabilities(answers: Array) -> bool:
     """
     if strange := int((~np.isfinite(answers).all(axis=1)).sum()):
         raise DataError(f"the model gives no finite numbers on {strange} of {len(answers)} rows: leave those out")
-    inside = answers.min() >= -_ROUNDING and answers.max() <= 1 + _ROUNDING
-    return bool(inside and np.abs(answers.sum(axis=1) - 1).max() <= _ROUNDING)
+    return are_probabilities(answers)
 
 
 def _probabilities(answers: Array, logits: bool) -> Array:

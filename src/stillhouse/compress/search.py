@@ -175,7 +175,7 @@ class _Searching:
         """Whether it can serve and has lost no more than is allowed."""
         if candidate.refused is not None or candidate.quality is None or self.reference.quality is None:
             return False
-        return self.reference.quality - candidate.quality <= self.limits.max_quality_loss
+        return candidate.loss(self.reference)[0] <= self.limits.max_quality_loss
 
     def hypervolume(self) -> float:
         """Of all candidates so far."""
@@ -257,8 +257,8 @@ class _Searching:
 
     def _nearly(self, found: Sequence[Candidate]) -> bool:
         """Whether one has lost more than is allowed, but not much more: a longer recovery may bring it back."""
-        allowed, reference = _SECOND_CHANCE * self.limits.max_quality_loss, self.reference.quality or 0.0
-        losses = [reference - each.quality for each in found if each.quality is not None]
+        allowed = _SECOND_CHANCE * self.limits.max_quality_loss
+        losses = [each.loss(self.reference)[0] for each in found if each.quality is not None]
         return bool(losses) and self.limits.max_quality_loss < min(losses) <= allowed
 
     def _smaller(self, found: Sequence[Candidate]) -> bool:
@@ -399,6 +399,7 @@ class _Searching:
             reference=candidates[0], candidates=candidates, best=tuple(each.name for each in best),
             hypervolume=hypervolume(figures(each, candidates[0]) for each in best), chosen=chosen.name, fits=fits,
             why=why, limits=self.limits, sensitivity=tuple(self.sensitivity), stopped=stopped,
+            measure=self.subject.measure, notes=self.subject.notes,
         )  # fmt: skip
 
 

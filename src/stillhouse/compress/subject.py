@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class Form:
     columns: Columns | None = None
 
 
+def _no_slices(probabilities: Array) -> Mapping[str, float]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model, and all that making and measuring smaller forms of it needs.
@@ -45,11 +49,15 @@ class Subject:
     :param calibration: rows as they occur, encoded with these columns: ranges and importance are taken from them.
     :param judged: rows that quality is measured on, apart from those learned from, encoded with these columns.
     :param quality: from probabilities on the judged rows, ``[n, K]``, to a score in 0…1, higher is better.
+    :param slices: from the same to a score for each part of the judged rows on which ``max_quality_loss`` must hold as
+        well, such as rows of an action that is new; the judged rows may hold more of those than quality is measured on.
     :param recover: a form and a number of epochs to the same form after a short distillation; None where there is
         nothing to learn from.
     :param kept_columns: input columns of a graph without a torch module, where it has any.
     :param logits: whether what the graph gives is logits; they are compared and judged as probabilities.
     :param output: name of the graph's first output.
+    :param measure: what quality is, in words.
+    :param notes: what else its owner should know about how it is compressed and judged.
     :param source: hash of everything above that decides what a recipe gives: rows, outcomes, knowledge, settings.
     """
 
@@ -64,6 +72,9 @@ class Subject:
     recover: Callable[[Form, int], Form] | None = None
     source: str = ""
     kept_columns: Columns | None = None
+    slices: Callable[[Array], Mapping[str, float]] = field(default=_no_slices)
+    measure: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def columns(self) -> Columns | None:

@@ -32,7 +32,9 @@ def student_subject(
     calibration: Callable[[Columns], Array],
     judged: Callable[[Columns], Array],
     quality: Callable[[Array], float],
+    slices: Callable[[Array], Mapping[str, float]] = lambda said: {},
     recover: Callable[[Form, int], Form] | None = None,
+    measure: str = "",
     source: str = "",
 ) -> Subject:
     """A student as the subject of compression; see :class:`Subject` for what the arguments are.
@@ -55,7 +57,7 @@ def student_subject(
 
     return Subject(
         model=export_onnx(student, {INPUT: rows}), calibration=feed(calibration), judged=feed(judged), quality=quality,
-        form=Form(student, columns), recover=recover, source=source,
+        slices=slices, measure=measure, form=Form(student, columns), recover=recover, source=source,
     )  # fmt: skip
 
 

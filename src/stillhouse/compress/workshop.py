@@ -109,11 +109,12 @@ class Workshop:
         self.pack(artifact, small, built)
         (artifact.parent / _COLUMNS).write_text(json.dumps(built.columns), encoding="utf-8")
         feed = self._judged(built.columns)
-        quality = self.subject.quality(self.subject.probabilities(run_onnx(built.model, feed)))
+        said = self.subject.probabilities(run_onnx(built.model, feed))
+        quality, slices = self.subject.quality(said), dict(self.subject.slices(said))
         latency, cpu = self._latency(one_row(small, feed))
         size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
-        return {"bytes": size, "quality": quality, "difference": built.agreement.mean, "latency": latency,
-                "cpu_ms": cpu, "saturates": built.saturates}  # fmt: skip
+        return {"bytes": size, "quality": quality, "slices": slices, "difference": built.agreement.mean,
+                "latency": latency, "cpu_ms": cpu, "saturates": built.saturates}  # fmt: skip
 
     def _latency(self, call: Callable[[], object]) -> tuple[Latency, float]:
         """Latency in the reference's time, and CPU time (ms)."""

@@ -558,7 +558,10 @@ class ModuleTeacher(_Teacher):
 
 
 class MlflowTeacher(_Teacher):
-    """A model that MLflow can load as a pyfunc; not fitted here."""
+    """A model from MLflow; not fitted here. An ONNX graph, a torch program or an agent's variant is read as data.
+
+    Any other model brings code or pickles of its author, which run when it is loaded.
+    """
 
     kind: Literal["mlflow"]
     uri: str = Field(description="'models:/name@alias', 'models:/name/7', 'models:/m-…' or 'runs:/id/path'")
@@ -570,6 +573,27 @@ class MlflowTeacher(_Teacher):
         description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
     )
     timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
+    trusts_code: bool = Field(
+        default=False, description="let code and pickles that it brings run here; only with a version and `digest`"
+    )
+    digest: str | None = Field(
+        default=None, pattern=r"^sha256:[0-9a-f]{64}$",
+        description="of the model's files; others are refused. Where it is needed, the message says what it is",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _trusts_what_is_pinned(self) -> MlflowTeacher:
+        if self.trusts_code and "@" in self.uri:
+            raise ValueError(
+                f"trusts_code: {self.uri} may be another model tomorrow: name a version, such as "
+                f"'{self.uri.partition('@')[0]}/7', and the `digest` of its files"
+            )
+        if self.trusts_code and self.digest is None:
+            raise ValueError(
+                "trusts_code: needs the `digest` of the files that were looked at: leave trusts_code out once, and the "
+                "message says what it is"
+            )
+        return self
 
     @field_validator("uri")
     @classmethod

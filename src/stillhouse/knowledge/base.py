@@ -46,6 +46,7 @@ __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy", "tidy_ou
 
 Purpose = Literal["refresh", "watch", "runtime"]
 
+_USELESS_ANSWERS = 2  # to one content: once may be a passing fault
 _BATCH_ROWS = 65_536  # that are streamed at once
 
 
@@ -105,10 +106,15 @@ class KnowledgeBase(Tables):
         return self.append("knowledge", said, batch=batch)
 
     def append_unanswered(self, rows: pd.DataFrame, reasons: Sequence[str], *, teacher: str) -> int:
-        """Keep which of ``rows`` ``teacher`` (a version) had no usable answer to, and why: they are not asked again."""
+        """Keep which of ``rows`` ``teacher`` (a version) had no usable answer to, and why.
+
+        The first time it may have been a passing fault; the second time it is the row's, see :meth:`given_up`.
+        """
+        before = self.unanswered(teacher)["content_key"].value_counts()
         new = rows[["content_key", "observed_at"]].assign(teacher=teacher, asked_at=datetime.now(UTC), reason=reasons)
-        new = new[~new["content_key"].isin(self.unanswered(teacher)["content_key"])].drop_duplicates("content_key")
-        return self.append("unanswered", new, batch=f"{teacher}:{short_id(*sorted(new['content_key']))}")
+        new = new[~new["content_key"].isin(before[before >= _USELESS_ANSWERS].index)].drop_duplicates("content_key")
+        times = [f"{key}:{before.get(key, 0)}" for key in sorted(new["content_key"])]
+        return self.append("unanswered", new, batch=f"{teacher}:{short_id(*times)}")
 
     def append_questions(
         self,
@@ -407,7 +413,7 @@ class KnowledgeBase(Tables):
             )
 
     def unanswered(self, teacher: str) -> pd.DataFrame:
-        """``content_key, reason`` of all that ``teacher`` (a version) had no usable answer to."""
+        """``content_key, reason`` of each time that ``teacher`` (a version) had no usable answer."""
         delta = self._open("unanswered")
         if delta is None:
             return self._empty("unanswered", ["content_key", "reason"])
@@ -415,6 +421,11 @@ class KnowledgeBase(Tables):
             columns=["content_key", "reason"], filter=pc.field("teacher") == teacher
         ).to_pandas()  # fmt: skip
         return found
+
+    def given_up(self, teacher: str) -> set[str]:
+        """Contents that ``teacher`` (a version) has had no usable answer to twice: it is not asked about them again."""
+        times = self.unanswered(teacher)["content_key"].value_counts()
+        return set(times[times >= _USELESS_ANSWERS].index)
 
     def questions(self, job: str, teacher: str) -> pd.DataFrame | None:
         """What :meth:`append_questions` kept of this job; None if it has selected nothing."""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillhouse.config import home
 from stillhouse.errors import PartError, RegistryError
+from stillhouse.registry import reading
 from stillhouse.registry.connection import Client, connect, process_default
 from stillhouse.registry.downloads import bring
+from stillhouse.registry.signatures import as_signed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ForeignModel", "ForeignModels"]
+__all__ = ["ForeignModel", "ForeignModels", "digest_of"]
 
 _PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+_NOT_ITS_OWN = frozenset({"registered_model_meta"})  # written by MLflow's download, otherwise for each address
+_LARGEST_DESCRIPTION = 4 << 20  # bytes of an MLmodel
 
 
 class ForeignModel(NamedTuple):
@@ -67,18 +73,48 @@ class ForeignModels:
         version = self.client.get_model_version_by_alias(alias[1], alias[2]).version
         return f"models:/{alias[1]}/{version}"
 
-    def load(self, uri: str) -> Callable[[pd.DataFrame], Any]:
-        """The pyfunc's ``predict``.
+    def load(self, uri: str, digest: str | None = None, trusts_code: bool = False) -> Callable[[pd.DataFrame], Any]:
+        """Rows to whatever the model gives; the rows are brought into the types of its signature.
 
-        :raises PartError: if the model cannot be loaded here, for want of a package or of the model.
+        A model that is data alone (an ONNX graph, a torch program, a variant of an agent) is read by code of ours. Any
+        other brings code or pickles, which MLflow runs when it loads them.
+
+        :param digest: of its files, see :func:`digest_of`; they are what was looked at, or are refused.
+        :param trusts_code: whether code of its author may run here. Only with ``digest``.
+        :raises PartError: if it brings code and is not trusted, its files are others than ``digest`` says, or it cannot
+            be loaded here.
         """
+        try:
+            _, _, folder = self._fetch(uri)
+        except (RegistryError, OSError) as error:
+            raise PartError(f"{uri} cannot be loaded from MLflow: {error}") from error
+        described = _described(uri, folder)
+        found = digest_of(folder)
+        if digest is not None and digest != found:
+            raise PartError(
+                f"{uri} is not what was trusted: the digest of its files is {found}, and the agent file says {digest}. "
+                f"Look at the model again before you write the new one down"
+            )
+        try:
+            predict = reading.predictor(folder, described.flavors)
+            if predict is None and not (trusts_code and digest):
+                raise PartError(_untrusted(uri, found, reading.what_it_brings(folder, described.flavors)))
+            if predict is None:
+                predict = self._run_code(folder)
+        except PartError:
+            raise
+        except Exception as error:  # whatever a stranger's model and its libraries may raise
+            raise PartError(f"{uri} cannot be loaded from MLflow: {type(error).__name__}: {error}") from error
+        schema, ready = described.get_input_schema(), predict
+        variant = reading.variant_folder(folder, described.flavors)
+        return ready if variant is not None else lambda rows: ready(as_signed(rows, schema))
+
+    def _run_code(self, folder: Path) -> Callable[[Any], Any]:
+        """MLflow's own way of loading a model, pickles and code of its author included."""
         import mlflow.pyfunc
 
-        with process_default(self.client.uri):
-            try:
-                predict: Callable[[pd.DataFrame], Any] = mlflow.pyfunc.load_model(uri).predict
-            except Exception as error:
-                raise PartError(f"{uri} cannot be loaded from MLflow: {type(error).__name__}: {error}") from error
+        with process_default(self.client.uri), _pickle_allowed():
+            predict: Callable[[Any], Any] = mlflow.pyfunc.load_model(str(folder)).predict
         return predict
 
     def fetch_classifier(self, uri: str) -> ForeignModel:
@@ -86,7 +122,8 @@ class ForeignModels:
 
         :param uri: ``models:/name/3``, ``models:/name@alias``, ``models:/m-…`` or ``runs:/…/path``.
         :raises RegistryError: if MLflow does not answer, or has no such model.
-        :raises PartError: if it is of another kind, or holds pickle, naming what there is and what to log instead.
+        :raises PartError: if it is of another kind, or brings code or pickles, naming what there is and what to log
+            instead. Nothing of it is run to find out.
         """
         if not re.match(r"(models|runs):/+\w", uri):
             raise RegistryError(
@@ -94,11 +131,16 @@ class ForeignModels:
                 f"and runs:/…/path"
             )
         pinned = self.pin(uri)
+        name, key, folder = self._fetch(pinned)
+        return ForeignModel(pinned, name, key, _classifier(pinned, folder), _example(pinned, folder))
+
+    def _fetch(self, pinned: str) -> tuple[str, str, Path]:
+        """Name, key and files of a model, downloaded once."""
         name, key = self._name(pinned)
         folder = home() / "models" / f"{key}-whole"
         if not folder.exists():
             bring(lambda into: self._download(pinned, into), folder)
-        return ForeignModel(pinned, name, key, _classifier(pinned, folder), _example(folder))
+        return name, key, folder
 
     def _name(self, pinned: str) -> tuple[str, str]:
         """Name and key of a model."""
@@ -127,68 +169,95 @@ def _plain(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")
 
 
-def _classifier(uri: str, folder: Path) -> Path:
-    """The file of a torch program or an ONNX graph.
+def digest_of(folder: Path) -> str:
+    """``sha256:…`` of all of a model's files, their names and contents."""
+    found = hashlib.sha256()
+    for cache in sorted(folder.rglob("__pycache__")):  # Python's own copies: it makes them anew
+        shutil.rmtree(cache, ignore_errors=True)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
+        if name not in _NOT_ITS_OWN:
+            found.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return f"sha256:{found.hexdigest()}"
 
-    :raises PartError: if it is neither.
-    """
-    from mlflow.models import Model
 
-    flavors: Mapping[str, Any] = Model.load(str(folder)).flavors
-    if "onnx" in flavors:
-        return folder / str(flavors["onnx"]["data"])
-    if "pytorch" in flavors:
-        return _program(uri, folder, folder / str(flavors["pytorch"]["model_data"]) / "model.pt2")
-    variant = flavors.get("python_function", {}).get("artifacts", {}).get("variant")
-    if variant is not None:
-        manifest = json.loads((folder / variant["path"] / "manifest.json").read_text(encoding="utf-8"))
-        raise PartError(
-            f"{uri} is a variant of the agent {manifest['agent']}, compressed already: compress its student, "
-            f"models:/{manifest['agent']}-student@champion"
-        )
-    raise PartError(
-        f"{uri} has the flavours {', '.join(flavors)}, and only torch programs and ONNX graphs can be compressed: log "
-        f"the model with mlflow.pytorch.log_model(…, serialization_format='pt2') or mlflow.onnx.log_model"
+def _untrusted(uri: str, digest: str, brings: str) -> str:
+    return (
+        f"{uri} brings code or pickles ({brings or 'its flavours are neither ONNX nor an exported torch program'}), "
+        f"which would run here with all your rights. Log it as an ONNX graph (mlflow.onnx.log_model) or an exported "
+        f"torch program (mlflow.pytorch.log_model(…, serialization_format='pt2')). Or, if you have looked at its files "
+        f"and trust whoever made them, write into the agent file: uri: {uri}, trusts_code: true, digest: {digest}"
     )
 
 
-def _program(uri: str, folder: Path, file: Path) -> Path:
-    """A torch program's file, after MLflow has looked for pickle in it."""
-    import mlflow.pytorch
+def _described(uri: str, folder: Path) -> Any:
+    """What the model says about itself; nothing of it is imported.
 
-    if not file.is_file():
+    :raises PartError: if that cannot be read.
+    """
+    from mlflow.models import Model
+
+    try:
+        if (folder / "MLmodel").stat().st_size > _LARGEST_DESCRIPTION:
+            raise ValueError("the file is too large to be one")
+        return Model.load(str(folder))
+    except Exception as error:  # of a stranger's file: YAML's and MLflow's errors have no base of their own
+        raise PartError(f"the MLmodel of {uri} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _classifier(uri: str, folder: Path) -> Path:
+    """The file of a torch program or an ONNX graph.
+
+    :raises PartError: if it is neither, or brings code or pickles.
+    """
+    flavors = _described(uri, folder).flavors
+    if (variant := reading.variant_folder(folder, flavors)) is not None:
+        agent = reading.agent_of(variant)
         raise PartError(
-            f"{uri} is a pickled torch model, and pickle may run anything when it is read: log it with "
-            f"mlflow.pytorch.log_model(…, serialization_format='pt2')"
+            f"{uri} is a variant of the agent {agent}, compressed already: compress its student, "
+            f"models:/{agent}-student@champion"
         )
-    with _without_pickle():
-        try:
-            mlflow.pytorch.load_model(str(folder))
-        except Exception as error:  # of a stranger's file: torch's errors have no base of their own
-            raise PartError(f"{uri} cannot be loaded from MLflow: {type(error).__name__}: {error}") from error
-    return file
+    if "onnx" not in flavors and "pytorch" not in flavors:
+        raise PartError(
+            f"{uri} has the flavours {', '.join(flavors)}, and only torch programs and ONNX graphs can be compressed: "
+            f"log the model with mlflow.pytorch.log_model(…, serialization_format='pt2') or mlflow.onnx.log_model"
+        )
+    if brings := reading.what_it_brings(folder, flavors):
+        pickled = (
+            "onnx" not in flavors and not (folder / str(flavors["pytorch"].get("model_data")) / "model.pt2").exists()
+        )
+        what = "is a pickled torch model" if pickled else "brings code or pickles"
+        raise PartError(
+            f"{uri} {what} ({brings}), which may run anything when it is read: log the model alone, with "
+            f"mlflow.pytorch.log_model(…, serialization_format='pt2') or mlflow.onnx.log_model"
+        )
+    try:
+        return reading.onnx_file(folder, flavors) if "onnx" in flavors else reading.program_file(folder, flavors)
+    except PartError as error:
+        raise PartError(f"{uri}: {error}") from error
 
 
 @contextmanager
-def _without_pickle() -> Iterator[None]:
-    """Whatever the user's environment allows."""
+def _pickle_allowed() -> Iterator[None]:
+    """For a model that is trusted; whatever the environment says otherwise."""
     before = os.environ.get(_PICKLE)
-    os.environ[_PICKLE] = "false"
+    os.environ[_PICKLE] = "true"
     try:
         yield
     finally:
         if before is None:
-            del os.environ[_PICKLE]
+            os.environ.pop(_PICKLE, None)
         else:
             os.environ[_PICKLE] = before
 
 
-def _example(folder: Path) -> Any:
+def _example(uri: str, folder: Path) -> Any:
     """The input example; None where there is none that can be read."""
     from mlflow.exceptions import MlflowException
-    from mlflow.models import Model
 
-    try:
-        return Model.load(str(folder)).load_input_example(str(folder))
-    except (MlflowException, OSError, ValueError, TypeError):
-        return None
+    described = _described(uri, folder)
+    info = described.saved_input_example_info or {}
+    with contextlib.suppress(MlflowException, OSError, ValueError, TypeError, KeyError, PartError):
+        reading.inside(folder, info.get("artifact_path"))
+        return described.load_input_example(str(folder))
+    return None

@@ -221,7 +221,7 @@ class Asking:
             base = KnowledgeBase(self.config, actions=config.actions)
             for version in versions:
                 self._said.keep(version, base.newest_answers(version, self._said._most // len(versions)))
-                self._said.keep(version, ((key, None) for key in base.unanswered(version)["content_key"]))
+                self._said.keep(version, ((key, None) for key in base.given_up(version)))
         except Exception as error:  # whatever a store raises that does not answer: asking again costs, but works
             log.warning("%s: what the teacher said before is not known: %s", self.config.agent, error)
 

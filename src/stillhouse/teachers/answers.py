@@ -64,8 +64,9 @@ class Answers:
     """What was said about n rows.
 
     :param probabilities: float64 ``[n, K]``, NaN where there is no usable answer.
-    :param refused: position among the rows → why its answer is of no use. Asking again would not help.
+    :param refused: position among the rows → why its own answer is of no use. What a server failed at is none of these.
     :param stopped: why asking ended before all rows were asked about, if it did.
+    :param notes: what was found out about the teacher on the way, such as what its server does not offer.
     :param features: float32 ``[n, D]`` where the teacher gives any, NaN where it was not asked.
     """
 
@@ -74,6 +75,7 @@ class Answers:
     refused: Mapping[int, str] = field(default_factory=dict)
     stopped: str | None = None
     features: Features | None = None
+    notes: tuple[str, ...] = ()
 
 
 Answering = Callable[[pd.DataFrame, Allowance], Answers]

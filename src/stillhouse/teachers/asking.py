@@ -212,7 +212,7 @@ def _remembered_or_asked(
     """Ask one member in chunks, each kept before the next is asked; the rows to which it has an answer."""
     version = teacher.own_version(member)
     known = ~np.isnan(base.knowledge(rows, version)[:, 0])
-    useless = rows["content_key"].isin(base.unanswered(version)["content_key"]).to_numpy()
+    useless = rows["content_key"].isin(base.given_up(version)).to_numpy()
     for chunk in _chunks(rows[~known & ~useless], member.chunk):
         if account.stopped:
             break

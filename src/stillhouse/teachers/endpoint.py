@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import re
@@ -24,7 +25,7 @@ from stillhouse.config import AgentConfig, EndpointTeacher
 from stillhouse.errors import PartError
 from stillhouse.records import Spending
 from stillhouse.teachers.answers import Allowance, Answers, Array
-from stillhouse.teachers.wording import answer_schema, fill, from_logprobs, from_votes, instruction, read_action
+from stillhouse.teachers.wording import FENCE, answer_schema, fill, from_logprobs, from_votes, instruction, read_action
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -45,7 +46,17 @@ class _NoAnswerError(Exception):
 
 
 class _UselessAnswerError(Exception):
-    """An answer that is of no use, and would not be the next time."""
+    """An answer to this row that is of no use."""
+
+
+class _ErrorReplyError(Exception):
+    """A reply with status 200 that holds an error instead of an answer."""
+
+    def __init__(self, error: Any) -> None:
+        told = error if isinstance(error, Mapping) else {"message": error}
+        code = str(told.get("code", told.get("status", "")))
+        super().__init__(str(told.get("message") or told))
+        self.status_code = int(code) if re.fullmatch(r"[45]\d\d", code) else None
 
 
 class _EndError(Exception):
@@ -63,12 +74,31 @@ class _Tally:
     asked: int = 0
     failures: int = 0
     stopped: str | None = None
+    notes: list[str] = field(default_factory=list)
+    finding_out: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-_Extra = Literal["many", "structured", "logprobs"]
-"""What a request may hold beyond the question: several answers at once, a schema, log-probabilities."""
+_Extra = Literal["many", "structured", "logprobs", "temperature", "completion_tokens", "system"]
+"""What a request may hold beyond the question: several answers at once, a schema, log-probabilities, a temperature,
+``max_completion_tokens`` (else ``max_tokens``), a system message (else it begins the question)."""
 
 _EXTRAS: tuple[_Extra, ...] = ("many", "structured", "logprobs")  # in the order in which they are done without
+_BASICS: tuple[_Extra, ...] = (
+    "temperature",
+    "completion_tokens",
+    "system",
+)  # after those: hardly any server lacks them
+_PARAMETERS: Mapping[_Extra, str] = {
+    "many": "n", "structured": "response_format", "logprobs": "logprobs", "temperature": "temperature",
+    "completion_tokens": "max_completion_tokens (max_tokens is sent instead)",
+    "system": "the system role (its message begins the question instead)",
+}  # fmt: skip
+# What a refusal says where it names one of the basics.
+_NAMED: Mapping[_Extra, re.Pattern[str]] = {
+    "temperature": re.compile(r"\btemperature\b", re.IGNORECASE),
+    "completion_tokens": re.compile(r"\bmax_completion_tokens\b", re.IGNORECASE),
+    "system": re.compile(r"\bsystem\b|\bdeveloper (message|instruction|role)|\broles? must alternate", re.IGNORECASE),
+}
 
 
 @dataclass
@@ -77,6 +107,10 @@ class _Offered:
 
     extras: set[_Extra]
     worked: set[frozenset[_Extra]] = field(default_factory=set)
+
+
+_ALL: frozenset[_Extra] = frozenset((*_EXTRAS, *_BASICS))
+log = logging.getLogger(__name__)
 
 
 class Endpoint:
@@ -93,8 +127,10 @@ class Endpoint:
         self.pause = pause
         self.chunk = 8 * teacher.concurrency
         self._key = self._read_key()
+        columns = config.observations.columns
+        self._quotes = any(columns[name].type != "number" for name in teacher.placeholders if name in columns)
         wanted = {"many": True, "structured": teacher.structured, "logprobs": teacher.probabilities != "votes"}
-        self._offered = _Offered({extra for extra in _EXTRAS if wanted[extra]})
+        self._offered = _Offered({*_BASICS, *(extra for extra in _EXTRAS if wanted[extra])})
 
     def answer(self, rows: pd.DataFrame, allowance: Allowance) -> Answers:
         """Ask about ``rows``, ``concurrency`` at a time, while the allowance lasts and the server answers."""
@@ -104,13 +140,13 @@ class Endpoint:
     @property
     def most_calls(self) -> int:
         """Requests that one row can take: each vote with all its retries, and those that find out what is offered."""
-        return int(self.teacher.votes * (1 + self.teacher.retries) + 2 ** len(_EXTRAS))
+        return int(self.teacher.votes * (1 + self.teacher.retries) + len(self._with_fewer(_ALL)) + len(_BASICS) + 1)
 
     def dearest(self, rows: pd.DataFrame) -> list[float]:
         """The most that asking about each of ``rows`` can cost, in the unit of the prices."""
-        extras = frozenset(_EXTRAS)
+        extras = _ALL
         records: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
-        questions = (fill(self.teacher.prompt, row, self.actions) for row in records)
+        questions = (fill(self.teacher.prompt, row, self.actions, fenced=True) for row in records)
         return [self.teacher.votes * self._dearest(self._body(question, extras, 1)) for question in questions]
 
     # ----------------------------------------------------------------- one round
@@ -131,7 +167,7 @@ class Endpoint:
 
         async with self._client() as client:
             records: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
-            questions = [fill(self.teacher.prompt, row, self.actions) for row in records]
+            questions = [fill(self.teacher.prompt, row, self.actions, fenced=True) for row in records]
             await asyncio.gather(*(one(place, question) for place, question in enumerate(questions)))
         spending = Spending(
             calls=tally.calls,
@@ -141,7 +177,7 @@ class Endpoint:
             seconds=time.perf_counter() - began,
             money=tally.money,
         )
-        return Answers(said, spending, refused, tally.stopped)
+        return Answers(said, spending, refused, tally.stopped, notes=tuple(tally.notes))
 
     async def _ask(self, client: AsyncOpenAI, question: str, tally: _Tally) -> Any:
         """Probabilities of one row, ``[K]``; NaN where the server failed."""
@@ -170,7 +206,8 @@ class Endpoint:
             if found is not None:
                 return found
         said = await self._by_votes(client, question, tally)
-        self._offered.extras.discard("logprobs")  # only now: before, it may have been the question that was refused
+        # Only now: before, it may have been the question that was refused.
+        self._learn(frozenset({"logprobs"}), "votes are drawn instead", tally)
         return said
 
     async def _by_logprobs(self, client: AsyncOpenAI, question: str, tally: _Tally) -> Array | None:
@@ -183,13 +220,13 @@ class Endpoint:
         if not tokens:
             if self.teacher.probabilities == "logprobs":
                 raise _EndError(f"{self.where}: the server gives no log-probabilities: write `probabilities: votes`")
-            self._offered.extras.discard("logprobs")
+            self._learn(frozenset({"logprobs"}), "votes are drawn instead", tally)
             return None
         self._action(choice)
         return from_logprobs(tokens, self.actions)
 
     async def _by_votes(self, client: AsyncOpenAI, question: str, tally: _Tally) -> Array:
-        counts, cast, void = [0] * len(self.actions), 0, ""
+        counts, cast, void, fault = [0] * len(self.actions), 0, "", ""
         while cast < self.teacher.votes:
             wanted = self.teacher.votes - cast if "many" in self._offered.extras else 1
             reply = await self._request(client, question, tally, answers=wanted)
@@ -199,17 +236,38 @@ class Endpoint:
                     counts[self._action(choice)] += 1
                 except _UselessAnswerError as useless:
                     void = str(useless)
+                except _NoAnswerError as error:
+                    fault = str(error)
         lost = cast - sum(counts)
+        if 2 * lost > cast and fault:
+            raise _NoAnswerError(fault)
         if 2 * lost > cast:
             raise _UselessAnswerError(void if cast == 1 else f"{lost} of {cast} votes are void: {void}")
         return from_votes(counts, self.teacher.smoothing)
 
     def _action(self, choice: Any) -> int:
-        text = getattr(getattr(choice, "message", None), "content", None)
+        """The action that an answer names.
+
+        :raises _UselessAnswerError: if it names none, is a refusal, or was held back.
+        :raises _NoAnswerError: if it was cut off, or the server failed: another answer to this row may be of use.
+        """
+        message, ended = getattr(choice, "message", None), getattr(choice, "finish_reason", None)
+        text = getattr(message, "content", None)
         found = read_action(text, self.actions)
-        if found is None:
-            raise _UselessAnswerError(f"answered {self._plain(str(text))[:80]!r}, which is no action")
-        return found
+        if found is not None:
+            return found
+        if refusal := getattr(message, "refusal", None):
+            raise _UselessAnswerError(f"refused: {self._plain(str(refusal))[:200]!r}")
+        if ended == "content_filter":
+            raise _UselessAnswerError("the server's content filter held the answer back")
+        if ended == "length":
+            raise _NoAnswerError(
+                f"the answer was cut off at `max_output_tokens: {self.teacher.max_output_tokens}`, before it named an "
+                f"action: raise it (a model that thinks first may need thousands)"
+            )
+        if ended == "error" or getattr(choice, "error", None):
+            raise _NoAnswerError(self._reason(_ErrorReplyError(getattr(choice, "error", None) or "an error, unnamed")))
+        raise _UselessAnswerError(f"answered {self._plain(str(text))[:80]!r}, which is no action")
 
     # ----------------------------------------------------------------- one request
 
@@ -218,49 +276,91 @@ class Endpoint:
     ) -> Any:
         """A reply with at least one choice; None if the server refuses log-probabilities.
 
-        A refused request is tried again without each extra alone, then without several, until one is answered: only
-        then is it known which of them the server does not offer. Where the same extras were answered before, it is
-        the question that was refused.
+        A refused request is tried again without what its refusal names; else without each extra alone, then without
+        several, then without the basics, until one is answered: only then is it known what the server does not offer.
+        One question finds out at a time. Where the same extras were answered before, the question itself was refused.
         """
-        used: frozenset[_Extra] = frozenset(
-            extra for extra, asked in (("many", answers > 1), ("structured", True), ("logprobs", logprobs))
-            if asked and extra in self._offered.extras
-        )  # fmt: skip
-        fewer = self._with_fewer(used)
-        extras, attempt = used, 0
-        while True:
-            asked = self._body(question, extras, answers)
-            reserved = self._dearest(asked)
-            if not tally.allowance.take(reserved):
-                raise _EndError("the budget is reached")
-            tally.calls += 1
-            try:
-                async with asyncio.timeout(self.teacher.timeout.total_seconds()):
-                    reply = await client.chat.completions.create(**asked)
-                if not isinstance(getattr(reply, "choices", None), list) or not reply.choices:
-                    raise ValueError("a reply without choices")
-            except Exception as error:
-                tally.allowance.give_back(reserved)
-                status = getattr(error, "status_code", None)
-                if status in _REFUSED_REQUEST and extras not in self._offered.worked and fewer:
-                    extras = fewer.pop(0)
-                    if logprobs and "logprobs" not in extras:
-                        return None
+        used, extras = self._extras(answers, logprobs), self._extras(answers, logprobs)
+        fewer: list[frozenset[_Extra]] | None = None  # what is still to be tried; None: nothing was refused so far
+        why, attempt = "", 0
+        try:
+            while True:
+                asked = self._body(question, extras, answers)
+                reserved = self._dearest(asked)
+                if not tally.allowance.take(reserved):
+                    raise _EndError("the budget is reached")
+                tally.calls += 1
+                try:
+                    async with asyncio.timeout(self.teacher.timeout.total_seconds()):
+                        reply = await client.chat.completions.create(**asked)
+                    _require_choices(reply)
+                except Exception as error:
+                    tally.allowance.give_back(reserved)
+                    status = getattr(error, "status_code", None)
+                    if status in _REFUSED_REQUEST and extras not in self._offered.worked:
+                        if fewer is None:
+                            await tally.finding_out.acquire()
+                            fewer = self._with_fewer(extras)
+                            if (now := self._extras(answers, logprobs)) != used:  # another question has found out
+                                tally.finding_out.release()
+                                used, extras, fewer = now, now, None
+                                if logprobs and "logprobs" not in extras:
+                                    return None
+                                continue
+                        why = why or self._reason(error)
+                        named = next((each for each in _BASICS if each in extras and self._names(error, each)), None)
+                        if named is not None:
+                            extras = extras - {named}
+                            fewer = self._with_fewer(extras)
+                            continue
+                        if fewer:
+                            extras = fewer.pop(0)
+                            if logprobs and "logprobs" not in extras:
+                                return None
+                            continue
+                    await self._wait(error, status, attempt)
+                    attempt += 1
                     continue
-                await self._wait(error, status, attempt)
-                attempt += 1
-                continue
-            self._settle(reply, asked, reserved, tally)
-            self._offered.extras -= used - extras
-            self._offered.worked.add(extras)
-            return reply
+                self._settle(reply, asked, reserved, tally)
+                self._learn(used - extras, why, tally)
+                self._offered.worked.add(extras)
+                return reply
+        finally:
+            if fewer is not None:
+                tally.finding_out.release()
+
+    def _extras(self, answers: int, logprobs: bool) -> frozenset[_Extra]:
+        """What a request holds, as far as the server has not refused it."""
+        asked: dict[_Extra, bool] = {"many": answers > 1, "structured": True, "logprobs": logprobs}
+        return frozenset(extra for extra in self._offered.extras if asked.get(extra, True))
 
     def _with_fewer(self, used: frozenset[_Extra]) -> list[frozenset[_Extra]]:
-        """What to ask with instead, in turn: without one of the extras, then without two, and so on."""
+        """What to ask with instead, in turn: without one of the extras, without two, and so on; then the basics."""
         spare = [extra for extra in _EXTRAS if extra in used]
         if self.teacher.probabilities == "logprobs":
             spare = [extra for extra in spare if extra != "logprobs"]
-        return [used - set(left) for count in range(1, len(spare) + 1) for left in combinations(spare, count)]
+        basics = [extra for extra in _BASICS if extra in used]
+        ways = [used - set(left) for count in range(1, len(spare) + 1) for left in combinations(spare, count)]
+        ways += [used - set(left) for count in range(1, len(basics) + 1) for left in combinations(basics, count)]
+        least = used - set(spare)
+        return list(dict.fromkeys([*ways, *(least - {each} for each in basics), least - set(basics)]))
+
+    def _names(self, error: Exception, extra: _Extra) -> bool:
+        """Whether a refusal names it, in its words or as the parameter that is wrong."""
+        body = getattr(error, "body", None)
+        parameter = body.get("param") if isinstance(body, Mapping) else None
+        told = f"{error} {parameter or ''}"
+        for role in ("system", "developer"):  # "messages[0].role"
+            told += f" {role}" if extra == "system" and str(parameter).endswith("role") else ""
+        return _NAMED[extra].search(told) is not None
+
+    def _learn(self, lost: frozenset[_Extra], why: str, tally: _Tally) -> None:
+        """What the server does not offer is not asked for again, and told once."""
+        if new := lost & self._offered.extras:
+            self._offered.extras -= new
+            without = ", ".join(_PARAMETERS[each] for each in (*_EXTRAS, *_BASICS) if each in new)
+            tally.notes.append(f"{self.where}: the server does not offer {without}: {why}")
+            log.warning("%s", tally.notes[-1])
 
     async def _wait(self, error: Exception, status: int | None, attempt: int) -> None:
         """Wait before another try, if one can help.
@@ -280,13 +380,16 @@ class Endpoint:
         await asyncio.sleep(asked + backoff)
 
     def _body(self, question: str, extras: frozenset[_Extra], answers: int) -> dict[str, Any]:
-        system = f"{self.teacher.system}\n\n{instruction(self.actions, 'structured' in extras)}".strip()
-        body: dict[str, Any] = {
-            "model": self.teacher.model,
-            "messages": [{"role": "system", "content": system}, {"role": "user", "content": question}],
-            "max_completion_tokens": self.teacher.max_output_tokens,
-            "temperature": 0.0 if "logprobs" in extras else self.teacher.temperature,
-        }
+        form = instruction(self.actions, "structured" in extras)
+        system = f"{self.teacher.system}\n\n{f'{FENCE} ' if self._quotes else ''}{form}".strip()
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        if "system" not in extras:
+            messages = [{"role": "user", "content": f"{system}\n\n{question}"}]
+        body: dict[str, Any] = {"model": self.teacher.model, "messages": messages}
+        tokens = "max_completion_tokens" if "completion_tokens" in extras else "max_tokens"
+        body[tokens] = self.teacher.max_output_tokens
+        if "temperature" in extras:
+            body["temperature"] = 0.0 if "logprobs" in extras else self.teacher.temperature
         if "many" in extras:
             body["n"] = answers
         if "logprobs" in extras:
@@ -298,7 +401,7 @@ class Endpoint:
     def _dearest(self, asked: Mapping[str, Any]) -> float:
         """The most that a request can cost: no token is shorter than a byte."""
         sent = sum(len(message["content"].encode()) + 16 for message in asked["messages"])
-        return self._price(sent, asked["max_completion_tokens"] * asked.get("n", 1))
+        return self._price(sent, self.teacher.max_output_tokens * asked.get("n", 1))
 
     def _price(self, sent: int, answered: int) -> float:
         teacher = self.teacher
@@ -335,6 +438,8 @@ class Endpoint:
         return key
 
     def _reason(self, error: Exception) -> str:
+        if isinstance(error, _ErrorReplyError):
+            return f"{self.teacher.base_url} answered with an error: {self._plain(str(error))[:300]}"
         if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
             return f"{self.teacher.base_url} did not answer within {self.teacher.timeout.total_seconds():g} s"
         return f"{self.teacher.base_url}: {type(error).__name__}: {self._plain(str(error))[:300]}"
@@ -342,6 +447,15 @@ class Endpoint:
     def _plain(self, text: str) -> str:
         """``text`` without the key, which some servers send back."""
         return re.sub(r"\bsk-[\w*.-]+", "***", text if self._key == "none" else text.replace(self._key, "***"))
+
+
+def _require_choices(reply: Any) -> None:
+    """:raises _ErrorReplyError: if the server tells of an error instead."""
+    if isinstance(getattr(reply, "choices", None), list) and reply.choices:
+        return
+    if error := getattr(reply, "error", None):
+        raise _ErrorReplyError(error)
+    raise ValueError("a reply without choices")
 
 
 def _tokens(choice: Any) -> list[tuple[str, float, Sequence[tuple[str, float]]]]:

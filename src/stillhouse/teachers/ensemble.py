@@ -457,7 +457,9 @@ def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
     teacher = leaf.teacher
     if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, own):
         raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {own!r}, which is not {teacher.uri!r}")
-    unsaid = {"name", "weight", "uri", "timeout"} | (endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set())
+    unsaid = {"name", "weight", "uri", "timeout", "trusts_code", "digest"} | (
+        endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set()
+    )
     weights = module.fingerprint(teacher, _where(config, leaf.name)) if isinstance(teacher, ModuleTeacher) else ""
     return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, own, weights)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stillhouse.config import MlflowTeacher
@@ -31,23 +32,53 @@ def predictor(
 
     :param columns: what it is given where the teacher names none.
     """
-    predict, given = models.load(pinned), list(teacher.columns or columns)
+    trust: dict[str, Any] = {"digest": teacher.digest, "trusts_code": teacher.trusts_code} if teacher.digest else {}
+    try:
+        predict = models.load(pinned, **trust)
+    except PartError as error:
+        raise PartError(f"{where}: {error}") from error
+    given = list(teacher.columns or columns)
 
     def ask(rows: pd.DataFrame) -> Any:
         try:
             said = predict(rows[given])
+        except PartError as error:
+            raise PartError(f"{where}: {pinned}: {error}") from error
         except Exception as error:
             raise PartError(f"{where}: {pinned} fails on {len(rows)} rows: {type(error).__name__}: {error}") from error
-        values = _in_order(said, actions)
+        try:
+            values = _in_order(said, actions)
+        except PartError as error:
+            raise PartError(f"{where}: {pinned}: {error}") from error
         return softmax(values) if teacher.answers == "logits" else values
 
     return ask
 
 
 def _in_order(said: Any, actions: Sequence[str]) -> Any:
-    """The columns that are named after the actions, where the model gives named ones."""
+    """The columns named after the actions, or, of several outputs, the one that has a value for each action."""
     if isinstance(said, pd.DataFrame):
         for names in (list(actions), [f"p_{action}" for action in actions]):
             if set(names) <= set(said.columns):
                 return said[names].to_numpy()
+    if isinstance(said, Mapping) or (isinstance(said, list | tuple) and said and isinstance(said[0], np.ndarray)):
+        outputs = list(said.values()) if isinstance(said, Mapping) else list(said)
+        return _one_of(outputs, actions)
     return said
+
+
+def _one_of(outputs: Sequence[Any], actions: Sequence[str]) -> Any:
+    """The one output that has a value for each action: an array ``[n, K]``, or a list of values by class."""
+    tables = [pd.DataFrame(each) if isinstance(each, list) and each and isinstance(each[0], Mapping) else each
+              for each in outputs]  # fmt: skip
+    fitting = [each for each in tables if np.ndim(each) == 2 and np.shape(each)[1] == len(actions)]
+    if len(fitting) != 1:
+        shapes = ", ".join(str(list(np.shape(each))) for each in tables)
+        raise PartError(
+            f"it gives {shapes}, and one output [n, {len(actions)}] is needed, with a value for each action: log it "
+            f"with that output alone"
+        )
+    (found,) = fitting
+    if isinstance(found, pd.DataFrame):
+        return found[list(actions)].to_numpy() if set(actions) <= set(found.columns) else found.to_numpy()
+    return found

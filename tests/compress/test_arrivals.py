@@ -1,0 +1,156 @@
+"""A smaller form still knows what has just arrived: words of a new action are not cut from a text student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from stillhouse.compress import workshop
+from stillhouse.compress.arrivals import judged_rows, new_actions
+from stillhouse.compress.search import search
+from stillhouse.compress.subject import Subject
+from stillhouse.compress.variants import student_subject
+from stillhouse.config import BagEncoder, Compression, Fp32, Recipe, Vocabulary
+from stillhouse.distill.students import TextStudent
+from stillhouse.distill.vocabulary import grow_vocabulary
+from stillhouse.latency import measure_latency
+from stillhouse.records import Candidate, Frontier, Latency, Limits
+from stillhouse.variant import encode
+
+from .models_for_tests import pack_model
+
+ACTIONS = ("greet", "book", "refund")
+WORDS = {"greet": ["hello", "morning", "howdy", "welcome"], "book": ["table", "seat", "ticket", "room"],
+         "refund": ["zyxwq", "qxzvy"]}  # fmt: skip
+START = np.datetime64("2024-01-01", "us")
+DAY = np.timedelta64(1, "D")
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
+    monkeypatch.setattr(workshop, "cpu_time", lambda call: 0.01)
+
+
+def sentences(count: int, seed: int, late: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Sentences over 40 days; of the last two days ``late`` ask for a refund, in words that nobody used before."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 2, count)
+    times = START + np.sort(draw.integers(0, 40 * 24, count)) * np.timedelta64(1, "h")
+    labels[len(labels) - late :] = 2
+    times[len(times) - late :] = START + 39 * DAY
+    texts = [" ".join(draw.choice(WORDS[ACTIONS[label]], 2)) for label in labels]
+    return pd.DataFrame({"said": texts}), labels, times
+
+
+@pytest.fixture(scope="module")
+def agent() -> Callable[[bool], Subject]:
+    """A small text student that knows all three actions; whether what is new must hold is the argument."""
+    rows, labels, times = sentences(600, 0, 16)
+    kept, truth, moments = sentences(200, 1, 1)  # the validation days: one row of the new action
+    columns = [{"name": "said", "type": "text", "length": 24, "tokens": grow_vocabulary(rows["said"], 120)}]
+    torch.manual_seed(0)
+    encoder = BagEncoder(type="bag", width=16, bigrams=0)
+    student = TextStudent(torch.zeros(0, 5), (), [(len(columns[0]["tokens"]), 24)], encoder, 3, (16,))
+    x, y = torch.from_numpy(encode(rows, columns)), torch.from_numpy(labels)
+    optimiser = torch.optim.Adam(student.parameters(), lr=0.02)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(student(x), y).backward()
+        optimiser.step()
+    student.eval()
+    new = new_actions(np.concatenate([moments, times]), np.concatenate([truth, labels]), None)
+    judged = judged_rows(moments, truth, times, labels, new, ACTIONS)
+    every = pd.concat([kept, rows.iloc[judged.extra]], ignore_index=True)
+
+    def score(said: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+        return float((said.argmax(axis=1) == wanted).mean())
+
+    def subject(holds: bool) -> Subject:
+        return student_subject(
+            student, columns, ACTIONS, calibration=lambda c: encode(rows, c), judged=lambda c: encode(every, c),
+            quality=judged.quality(score), slices=judged.slices(score) if holds else lambda said: {},
+            source=f"late {holds}",
+        )  # fmt: skip
+
+    return subject
+
+
+def compressed(subject: Subject, folder: Path) -> Frontier:
+    cut: Recipe = (Vocabulary(method="vocabulary", ratio=0.5, recover_epochs=0), Fp32(method="fp32"))
+    settings = Compression(recipes=((Fp32(method="fp32"),), cut), search=None)
+    return search(lambda: subject, settings, Limits(max_quality_loss=0.01), pack_model, folder)
+
+
+def test_compression_never_unlearns_an_action_that_has_just_arrived(
+    agent: Callable[[bool], Subject], tmp_path: Path
+) -> None:
+    """Judged on the validation days alone the form without the new words is put forward; with what is new it is not."""
+    blind, found = compressed(agent(False), tmp_path / "blind"), compressed(agent(True), tmp_path / "seeing")
+    small = next(each.name for each in found.candidates if each.name != "fp32")
+    assert blind.chosen == small and blind.fits
+    assert found.reference.slices["new actions"] == 1.0
+    assert found.named(small).slices["new actions"] < 0.5
+    assert found.chosen == "fp32" and found.fits
+    loss, where = found.named(small).loss(found.reference)
+    assert loss > 0.5 and where == "new actions"
+
+
+# --------------------------------------------------------------------------- which are new, and where they are judged
+
+TIMES = START + np.arange(100) * DAY
+
+
+def test_what_came_only_after_the_champions_window_is_new() -> None:
+    labels = np.repeat([0, 1], 50)
+    labels[97:] = 2
+    assert new_actions(TIMES, labels, START + 90 * DAY) == [2]
+    assert new_actions(TIMES, labels, START + 90 * DAY, unknown=[1]) == [1, 2]
+    assert new_actions(TIMES, labels, START + 99 * DAY) == []  # it was there a day before
+    assert new_actions(TIMES, np.where(labels == 2, -1, labels), START + 90 * DAY) == []
+
+
+def test_without_a_champion_what_came_only_in_the_newer_half_is_new_if_that_is_no_chance() -> None:
+    labels = np.zeros(100, dtype=int)
+    labels[88:] = 2
+    labels[95] = 1
+    assert new_actions(TIMES, labels, None) == [2]
+    assert new_actions(TIMES, labels, START) == [2]  # a champion older than all rows says nothing about any of them
+    assert new_actions(TIMES[:0], labels[:0], None) == []
+
+
+def test_rows_that_were_learned_from_join_where_the_validation_days_have_too_few() -> None:
+    labels, learned = np.repeat([0, 1], 50), np.repeat([0, 1, 2, 3], [100, 100, 30, 300])
+    labels[90:] = 3
+    learned_times = START + np.arange(530) * DAY
+    found = judged_rows(TIMES, labels, learned_times, learned, [2, 3], ("a", "b", "c", "d"))
+    assert set(learned[found.extra]) == {2, 3} and (learned[found.extra] == 3).sum() == 200
+    assert len(found.parts["new actions"]) == 10 + 30 + 200
+    assert set(found.parts) == {"new actions", "the new action c", "the new action d"}
+    right = np.eye(4)[found.labels]
+    assert found.quality(lambda said, truth: float(len(truth)))(right) == 100
+    assert set(found.slices(lambda said, truth: 1.0)(right).values()) == {1.0}
+
+
+def test_the_newest_validation_rows_are_a_slice_of_their_own() -> None:
+    times, labels = START + np.arange(800)[::-1] * DAY, np.arange(800) % 2
+    found = judged_rows(times, labels, times, labels, [], ("a", "b"))
+    assert sorted(found.parts["the newest rows"]) == list(range(200)) and not len(found.extra)
+
+
+def test_the_largest_loss_counts_and_says_where() -> None:
+    latency = Latency(p50_ms=1.0, p95_ms=1.0, calls=1)
+    common: dict[str, Any] = {"candidate_id": "x", "recipe": (), "latency": latency, "bytes": 10}
+    reference = Candidate(name="fp32", quality=0.9, slices={"new actions": 0.8}, **common)
+    assert Candidate(name="a", quality=0.89, slices={"new actions": 0.7}, **common).loss(reference) == (
+        pytest.approx(0.1), "new actions"
+    )  # fmt: skip
+    assert Candidate(name="b", quality=0.85, slices={"new actions": 0.8}, **common).loss(reference)[1] == ""
