@@ -18,9 +18,54 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-__all__ = ["bound_shift", "shift_of_none"]
+from stillhouse.records import ClusterScores
+
+__all__ = ["bound_shift", "cluster_scores", "clustered_error", "lower_shift", "shift_of_none", "upper_shift"]
 
 Array = np.ndarray[Any, Any]
+
+MOST_SCORES = 500
+"""Distinct scores that a record keeps; more are put into bins of equal width, which keeps their sum."""
+
+
+def cluster_scores(influence: Array, sizes: Array, worst: float) -> ClusterScores:
+    """Scores of clusters, as a certificate stores them.
+
+    :param influence: of each cluster on the estimate ``[C]``, summing to 0.
+    :param sizes: what each cluster counts for in the estimate ``[C]``, in any unit.
+    :param worst: by how much one more cluster could lower the estimate.
+    """
+    values, index = np.unique(influence.round(15), return_inverse=True)
+    if len(values) > MOST_SCORES:
+        width = float(np.ptp(influence)) / MOST_SCORES
+        index = np.unique(((influence - influence.min()) / width).astype(np.int64), return_inverse=True)[1]
+    counts = np.bincount(index)
+    means = np.bincount(index, weights=influence) / counts
+    return ClusterScores(
+        scores=tuple(zip(means.tolist(), counts.tolist(), strict=True)),
+        worst=max(worst, 1e-9),
+        clusters=len(influence),
+        effective=max(1.0, float(sizes.sum() ** 2 / (sizes**2).sum())),
+    )
+
+
+def clustered_error(influence: Array, clusters: Array) -> float:
+    """Standard error of a statistic from its rows' influences ``[n]``, those of one cluster ``[n]`` taken together."""
+    _, index = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(index, weights=influence)
+    return math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1)) if len(sums) > 1 else 0.0
+
+
+def lower_shift(evidence: ClusterScores, confidence: float) -> float:
+    """How far the lower bound lies below the estimate, ≤ 0."""
+    scores, counts = np.array(evidence.scores).T
+    return bound_shift(scores, counts, evidence.worst, confidence)
+
+
+def upper_shift(evidence: ClusterScores, confidence: float) -> float:
+    """How far the upper bound lies above the estimate, ≥ 0."""
+    scores, counts = np.array(evidence.scores).T
+    return -bound_shift(-scores, counts, evidence.worst, confidence)
 
 
 def bound_shift(scores: Array, counts: Array, worst: float, confidence: float) -> float:
