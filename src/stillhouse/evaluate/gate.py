@@ -310,37 +310,31 @@ def _not_compared(certificate: Certificate) -> Reason:
 
 
 def _non_inferiority(comparison: Comparison, confidence: float, *, tolerant: bool = False) -> Reason:
-    """One-sided: the lower bound of the difference must be −margin or more and, on the test window, the upper 0 or more.
+    """One-sided: the lower bound of the difference must not lie below −margin.
+
+    On the test window the upper one must not lie below 0 either.
 
     :param tolerant: whether a loss within the margin may be proven.
     """
-    low, high = lower_bound(comparison, confidence), upper_bound(comparison, confidence)
+    low, name = lower_bound(comparison, confidence), comparison.window
+    against = "the test window, against the champion that losses are added up from" if name == "anchor" else name
+    where = f"on {against} ({comparison.rows} rows)"
     measured = f"{comparison.measure} {comparison.challenger:.4f} against {comparison.champion:.4f}"
-    where = (
-        "on the test window, against an earlier champion,"
-        if comparison.window == "anchor"
-        else f"on {comparison.window}"
-    )
-    where += f" ({comparison.rows} rows)"
-    named = f"{comparison.measure}:{comparison.window}"
-    worse = comparison.rule > 1 and comparison.window == "test" and high < 0 and not tolerant
-    if worse and low >= -comparison.margin:
-        text = (
-            f"{where} the challenger is worse, though by no more than {comparison.margin}: {measured}, "
-            f"upper {confidence:.0%} bound of the difference {high:+.4f}"
-        )
-        return Reason(measure=named, value=high, threshold=0.0, crossed=True, text=text)
-    crossed = low < -comparison.margin
-    verb = "may be" if crossed else "is not"
+    value, limit, crossed, stated = low, -comparison.margin, low < -comparison.margin, _percent(confidence)
+    verb, side = "may be worse by" if crossed else "is not worse by", "lower"
+    if comparison.rule > 1 and name == "test" and not (crossed or tolerant):
+        high = upper_bound(comparison, confidence)
+        if high < 0:
+            value, limit, crossed, verb, side = high, 0.0, True, "is worse, though not by", "upper"
     text = (
-        f"{where} the challenger {verb} worse by more than {comparison.margin}: {measured}, "
-        f"lower {confidence:.0%} bound of the difference {low:+.4f}"
+        f"{where} the challenger {verb} more than {comparison.margin}: {measured}, "
+        f"{side} {stated} bound of the difference {value:+.4f}"
     )
     if comparison.lost is not None and comparison.gained is not None:
         text += f"; it alone is right on {comparison.gained} rows, the champion alone on {comparison.lost}"
     if crossed:
         text += _too_few(comparison, confidence)
-    return Reason(measure=named, value=low, threshold=-comparison.margin, crossed=crossed, text=text)
+    return Reason(measure=f"{comparison.measure}:{name}", value=value, threshold=limit, crossed=crossed, text=text)
 
 
 def _too_few(comparison: Comparison, confidence: float) -> str:
@@ -355,6 +349,10 @@ def _too_few(comparison: Comparison, confidence: float) -> str:
     if needed is None or pieces >= needed:
         return ""
     return (
-        f"; at least {needed} {unit} are needed to prove a margin of {comparison.margin} at {confidence:.0%}, and the "
-        f"window has {int(pieces)}"
+        f"; at least {needed} {unit} are needed to prove a margin of {comparison.margin} at "
+        f"{_percent(confidence)}; the window has {int(pieces + 1e-6)}"
     )
+
+
+def _percent(confidence: float) -> str:
+    return f"{100 * confidence:.4g}%"
