@@ -54,9 +54,9 @@ def compare(
     clustered ROC curve data", §2).
 
     One more cluster could lower the accuracy by its whole size, taken as the size of the cluster that a row is in on
-    average. Of the AUC, where every row moves a little, one could do so as far as the worst that was seen, as the
-    clusters that lost something lost on average with a wholly lost one among them, and as one row of the rarer
-    outcome that falls from the top to the bottom.
+    average. Of the AUC, where every row moves a little, one could do so as far as the worst that was seen, as those
+    that moved it did on average with a wholly lost one among them, and as one row of the rarer outcome that falls
+    from the top to the bottom.
 
     :param outcomes: action indices ``[n]``.
     :param challenger: probabilities ``[n, K]``; ``champion`` alike.
@@ -83,8 +83,8 @@ def compare(
         values, influence = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
         weights = np.where(one, 1 / one.sum(), 1 / (~one).sum())
         sizes = np.bincount(index, weights=weights)
-        losses = -np.bincount(index, weights=influence + (values[0] - values[1]) * weights)
-        worst, counted = _worst_of_auc(losses, sizes, 1 / rarer), {"rarer": rarer}
+        moved = np.bincount(index, weights=influence + (values[0] - values[1]) * weights)
+        worst, counted = _worst_of_auc(moved, sizes, 1 / rarer), {"rarer": rarer}
     difference = values[0] - values[1]
     return Comparison(
         window=window,
@@ -101,11 +101,10 @@ def compare(
     )
 
 
-def _worst_of_auc(losses: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], row: float) -> float:
-    """By how much one more cluster could lower the AUC, from what each lost ``[C]`` of what it counts for ``[C]``."""
-    losses = np.maximum(losses, 0.0)
-    lost = int((losses > 1e-12).sum())
-    return max(row, float(losses.max()), float(sizes.max() + losses.sum()) / (1 + lost))
+def _worst_of_auc(moved: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], row: float) -> float:
+    """By how much one more cluster could lower the AUC, from how far each moved it ``[C]`` and counts for ``[C]``."""
+    far = np.abs(moved)
+    return max(row, float(-moved.min()), float(sizes.max() + far.sum()) / (1 + int((far > 1e-12).sum())))
 
 
 def delong(outcomes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> tuple[list[float], np.ndarray[Any, Any]]:
