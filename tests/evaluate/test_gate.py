@@ -194,6 +194,14 @@ def test_of_few_clusters_the_auc_is_bounded_by_student(make: Any) -> None:
     assert lower_bound(lopsided, 0.95) < few.difference - 0.1
 
 
+def test_one_that_is_better_in_every_cluster_passes(make: Any) -> None:
+    """That none of 50 clusters lost anything is no reason to expect that the next one loses all."""
+    outcomes, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)
+    found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(2000) % 50)
+    assert found.difference > 0.05
+    assert judge(make.certificate(found, rule=2)).outcome == "promoted"
+
+
 def test_many_scores_are_kept_in_bins(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(6), 6000, 1.0, 0.98)
     found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.02)
