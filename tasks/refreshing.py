@@ -356,7 +356,7 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Fron
         champion=deployed(str(champion), "champion", models.fetch(champion), models.scorecard(champion).bytes)
         if champion
         else None,
-        anchor=_anchor(job, champion, deployed) if champion else None,
+        anchor=_anchor(job.agent, champion, deployed) if champion else None,
         cpu=processor().name,
     )
 
@@ -455,7 +455,7 @@ def _champion_says(agent: str, rows: pd.DataFrame) -> np.ndarray | None:
 
 
 def _anchor(
-    job: Refresh,
+    agent: str,
     champion: ModelRef,
     deployed: Callable[[str, Literal["variant", "champion"], Path, int], proving.Candidate],
 ) -> proving.Candidate | None:
@@ -463,14 +463,14 @@ def _anchor(
 
     It is so for one whose certificate is not known, and where the anchor has been deleted or reads other columns.
     """
-    models = registry(job.agent)
+    models = registry(agent)
     certificate = models.read_record(models.tags(champion)["refresh_run"], "certificate.json", Certificate)
     name = gate.anchor_after(certificate) if certificate is not None else None
-    found = models.version(job.agent, name.rpartition("@")[2]) if name is not None else None
+    found = models.version(agent, name.rpartition("@")[2]) if name is not None else None
     if found is None:
         return None
     folder = models.fetch(found)
-    lacking = {c["name"] for c in Variant(folder).columns} - set(config.load(job.agent).observations.columns)
+    lacking = {c["name"] for c in Variant(folder).columns} - set(config.load(agent).observations.columns)
     return None if lacking else deployed(str(found), "champion", folder, 0)
 
 
