@@ -49,6 +49,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import TextInitial
 from stillhouse.records import (
     Baseline,
+    Certificate,
     DataReport,
     Frontier,
     Limits,
@@ -356,6 +357,7 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Fron
         champion=deployed(str(champion), "champion", models.fetch(champion), models.scorecard(champion).bytes)
         if champion
         else None,
+        anchor=_anchor(job.agent, champion, deployed) if champion else None,
         cpu=processor().name,
     )
 
@@ -451,6 +453,26 @@ def _champion_says(agent: str, rows: pd.DataFrame) -> np.ndarray | None:
         return None
     variant = Variant(registry(agent).fetch(champion))
     return aligned(variant.predict_proba(rows), variant.actions, config.load(agent).actions)
+
+
+def _anchor(
+    agent: str,
+    champion: ModelRef,
+    deployed: Callable[[str, Literal["variant", "champion"], Path, int], proving.Candidate],
+) -> proving.Candidate | None:
+    """The earlier champion that the losses of promotions are added up from; None: the champion is its own.
+
+    It is so for one whose certificate is not known, and where the anchor has been deleted or reads other columns.
+    """
+    models = registry(agent)
+    certificate = models.read_record(models.tags(champion)["refresh_run"], "certificate.json", Certificate)
+    name = gate.anchor_after(certificate) if certificate is not None else None
+    found = models.version(agent, name.rpartition("@")[2]) if name is not None else None
+    if found is None:
+        return None
+    folder = models.fetch(found)
+    lacking = {c["name"] for c in Variant(folder).columns} - set(config.load(agent).observations.columns)
+    return None if lacking else deployed(str(found), "champion", folder, 0)
 
 
 def _trusted(job: Refresh, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str, np.ndarray] | None:

@@ -18,6 +18,7 @@ __all__ = [
     "Candidate",
     "Certificate",
     "CheckFailure",
+    "ClusterScores",
     "ColumnDrift",
     "Comparison",
     "Contradiction",
@@ -607,10 +608,24 @@ Outcome = Literal[
 ]  # fmt: skip
 
 
+class ClusterScores(Record):
+    """How far each cluster of rows moves an estimate, and how far one more could: what a bound is made of."""
+
+    scores: tuple[tuple[float, int], ...] = Field(
+        description="influence of a cluster on the estimate, in its unit, and how many clusters have it; they sum to 0"
+    )
+    worst: float = Field(gt=0, description="by how much one more cluster could change the estimate")
+    clusters: int = Field(ge=1)
+    effective: float = Field(ge=1, description="clusters of equal size that they are worth (Kish 1965)")
+
+
 class Comparison(Record):
     """Challenger minus champion on the same rows: the evidence of a gate, complete enough to judge again."""
 
-    window: str = Field(description="window name, or 'column=value' of a slice of the test window")
+    window: str = Field(
+        description="window name, 'column=value' of a slice of the test window, or 'anchor': the test window, and an "
+        "earlier champion"
+    )
     rows: int = Field(ge=0)
     measure: Literal["auc", "accuracy"] = Field(description="AUC for two actions, accuracy for more")
     challenger: float
@@ -618,6 +633,11 @@ class Comparison(Record):
     difference: float = Field(description="challenger − champion")
     standard_error: float = Field(ge=0.0, description="of the paired difference")
     margin: float = Field(ge=0.0, description="how much worse the challenger may be")
+    rule: int = Field(default=1, ge=1, description="version of the rule that bounds the difference; 1: normal")
+    lost: int | None = Field(default=None, ge=0, description="rows on which the champion alone is right (accuracy)")
+    gained: int | None = Field(default=None, ge=0, description="rows on which the challenger alone is right (accuracy)")
+    rarer: int | None = Field(default=None, ge=0, description="rows of the rarer outcome (AUC)")
+    evidence: ClusterScores | None = Field(default=None, description="of the difference; None under rule 1")
 
 
 class Certificate(Record):
@@ -634,6 +654,12 @@ class Certificate(Record):
     approval: Literal["automatic", "manual"]
     as_of: AwareDatetime
     nothing_fits: str = Field(default="", description="what would have to give, where no variant keeps to the budgets")
+    rule: int = Field(
+        default=1, ge=1, description="version of the rule that it is judged by; stored, and kept for good"
+    )
+    anchor: str | None = Field(
+        default=None, description="the champion that losses are added up from, 'flights@3'; None: there was none yet"
+    )
 
 
 class Examination(Record):
@@ -652,7 +678,11 @@ class Examination(Record):
     trusted: str | None = Field(default=None, description="version of the teacher that it was compared with instead")
     agreement: float | None = Field(default=None, ge=0.0, le=1.0, description="1 − mean total variation to that one")
     agreement_error: float = Field(default=0.0, ge=0.0, description="standard error of the agreement, by cluster")
+    agreement_evidence: ClusterScores | None = Field(default=None, description="of the agreement; None under rule 1")
     confidence: float = Field(gt=0.5, lt=1.0, description="one-sided")
+    rule: int = Field(
+        default=1, ge=1, description="version of the rule that it is judged by; stored, and kept for good"
+    )
     min_answered: Fraction
     min_agreement: Fraction
 

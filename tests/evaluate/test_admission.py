@@ -45,7 +45,7 @@ def test_a_teacher_that_knows_is_admitted() -> None:
 
 
 def test_the_bound_by_hand() -> None:
-    """AUC of the ranks minus ½, less 1.645 standard errors"""
+    """AUC of the ranks minus ½, less 1.645 standard errors, and about one row of the rarer outcome."""
     rows, truth = make()
     examination = examined(rows, truth)
     one, other = truth[rows["outcome"] == 1], truth[rows["outcome"] == 0]
@@ -53,6 +53,18 @@ def test_the_bound_by_hand() -> None:
     assert examination.comparison.challenger == pytest.approx(auc)
     assert examination.comparison.champion == 0.5
     low = auc - 0.5 - NormalDist().inv_cdf(0.95) * examination.comparison.standard_error
+    row = (auc + 0.5) / rows["outcome"].value_counts().min()
+    assert low - 3 * row < admission.judge(examination).reasons[-1].value < low
+
+
+def test_an_examination_from_before_keeps_its_verdict() -> None:
+    """Rule 1: a normal bound; what it was decided on is stored without a rule."""
+    rows, truth = make()
+    old = examined(rows, truth).model_dump(mode="json", exclude={"rule", "agreement_evidence"})
+    old["comparison"] = {k: v for k, v in old["comparison"].items() if k not in ("rule", "evidence", "rarer")}
+    examination = Examination.model_validate(old)
+    assert examination.rule == 1
+    low = examination.comparison.difference - NormalDist().inv_cdf(0.95) * examination.comparison.standard_error
     assert admission.judge(examination).reasons[-1].value == pytest.approx(low)
 
 

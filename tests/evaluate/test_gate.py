@@ -10,9 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
-from stillhouse.evaluate.gate import certify, clustered_error, compare, delong, judge, replay, stretches
+from stillhouse.errors import RegistryError
+from stillhouse.evaluate.bounds import clustered_error
+from stillhouse.evaluate.gate import (
+    anchor_after,
+    certify,
+    compare,
+    delong,
+    judge,
+    lower_bound,
+    replay,
+    stretches,
+)
 from stillhouse.records import Certificate, Verdict
 
 Array = np.ndarray[Any, Any]
@@ -87,23 +99,116 @@ def test_delong_agrees_with_a_bootstrap(noise: float) -> None:
 
 
 def test_one_model_against_itself(make: Any) -> None:
+    """No difference was seen, which 200 rows prove as far as the rule of three: 3 / 100 rows of either outcome."""
     outcomes, scores = binormal(np.random.default_rng(0), 200, 1.0)
-    same = compare("test", outcomes, two(scores[0]), two(scores[0]), margin=0.0)
+    same = compare("test", outcomes, two(scores[0]), two(scores[0]), margin=0.02)
     assert (same.difference, same.standard_error, same.rows, same.measure) == (0, 0, 200, "auc")
-    assert judge(make.certificate(same)).outcome == "promoted"
+    assert lower_bound(same, 0.95) == pytest.approx(-3 / 100, rel=0.02)
+    verdict = judge(make.certificate(same, rule=2))
+    assert verdict.outcome == "refused"
+    assert verdict.summary.endswith(
+        "; at least 151 rows of the rarer outcome are needed to prove a margin of 0.02 at 95%; the window has 100"
+    )
+    assert judge(make.certificate(same.model_copy(update={"margin": 0.04}), rule=2)).outcome == "promoted"
 
 
 def test_accuracy_is_compared_for_more_than_two_actions() -> None:
     """Right on 15 and on 10 of 20 rows, 10 of them in common: differences five 1 and fifteen 0."""
-    outcomes = np.zeros(20, dtype=int)
-    right, wrong = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
-    challenger = np.array([right] * 15 + [wrong] * 5)
-    champion = np.array([right] * 10 + [wrong] * 10)
-    found = compare("test", outcomes, challenger, champion, margin=0.01)
+    found = compared(20, gained=5, base=10)
     assert found.measure == "accuracy"
     assert (found.challenger, found.champion, found.difference) == (0.75, 0.5, 0.25)
+    assert (found.gained, found.lost) == (5, 0)
     assert found.standard_error == pytest.approx(math.sqrt((20 * (5 / 20) * (15 / 20)) / 19 / 20))
-    assert compare("test", outcomes[1:], challenger[1:], champion[1:], margin=0.01) is None
+    assert np.array(found.evidence.scores) == pytest.approx(np.array([(-0.0125, 15), (0.0375, 5)]))
+    assert (found.evidence.worst, found.evidence.clusters) == (pytest.approx(1.25 / 20), 20)
+    assert compare("test", np.empty(0, int), np.empty((0, 3)), np.empty((0, 3)), margin=0.01) is None
+
+
+def compared(rows: int, lost: int = 0, gained: int = 0, base: int = 0, margin: float = 0.02, **others: Any) -> Any:
+    """Three actions: ``base`` rows on which both are right, the first ones; the rest, but ``lost``, both wrong."""
+    right, wrong = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
+    challenger = np.array([right] * (base + gained) + [wrong] * (rows - base - gained))
+    champion = np.array([right] * base + [wrong] * (rows - base))
+    champion[base + gained : base + gained + lost] = right
+    return compare("test", np.zeros(rows, int), challenger, champion, margin, **others)
+
+
+@pytest.mark.parametrize(
+    ("rows", "lost", "promoted"), [(150, 0, False), (151, 0, True), (232, 1, False), (240, 1, True)]
+)
+def test_where_nothing_or_little_was_lost_the_bound_is_clopper_and_pearsons(
+    make: Any, rows: int, lost: int, promoted: bool
+) -> None:
+    """The least rows for which their upper bound of the lost share is .02: 149, and 236 with one lost."""
+    found = compared(rows, lost, base=rows - 10)
+    assert -lower_bound(found, 0.95) == pytest.approx(beta.ppf(0.95, lost + 1, rows - lost), rel=0.02)
+    verdict = judge(make.certificate(found, rule=2))
+    assert (verdict.outcome == "promoted") is promoted, verdict.summary
+
+
+def test_rows_of_one_cluster_count_once(make: Any) -> None:
+    """400 rows without a disagreement, in 100 stretches: a whole stretch could be lost."""
+    found = compared(400, base=300, clusters=np.arange(400) // 4)
+    assert (found.evidence.clusters, found.evidence.effective) == (100, pytest.approx(100))
+    assert lower_bound(found, 0.95) == pytest.approx(-3 / 100, rel=0.01)
+    assert judge(make.certificate(found, rule=2)).summary.endswith(
+        "; at least 151 clusters of rows are needed to prove a margin of 0.02 at 95%; the window has 100"
+    )
+    uneven = compared(400, base=300, clusters=np.minimum(np.arange(400), 300))
+    assert uneven.evidence.effective == pytest.approx(400**2 / (300 + 100**2))
+
+
+def test_a_challenger_proven_worse_is_refused_within_the_margin(make: Any) -> None:
+    found = compared(3000, lost=40, gained=10, base=2500)
+    verdict = judge(make.certificate(found, rule=2))
+    assert verdict.outcome == "refused"
+    reason = verdict.reasons[-1]
+    assert reason.crossed and reason.threshold == 0.0 and -0.01 < reason.value < 0
+    assert "the challenger is worse, though not by more than 0.02" in verdict.summary
+    assert "it alone is right on 10 rows, the champion alone on 40" in verdict.summary
+    heavy = make.card("toy@3", size=3000, role="champion")
+    assert judge(make.certificate(found, rule=2, champion=heavy)).outcome == "promoted"  # the champion must go
+    slice_of_it = found.model_copy(update={"window": "origin=JFK"})
+    even = compared(3000, lost=20, gained=20, base=2500)
+    assert judge(make.certificate(even, slice_of_it, rule=2)).outcome == "promoted"
+
+
+@pytest.mark.parametrize("said", [0.5, 1.0])
+def test_scores_that_all_tie_prove_nothing(make: Any, said: float) -> None:
+    outcomes = np.arange(200) % 2
+    flat = np.column_stack([np.full(200, 1 - said), np.full(200, said)])
+    for clusters in (None, np.arange(200) // 10):
+        found = compare("test", outcomes, flat, flat, 0.02, clusters)
+        assert judge(make.certificate(found, rule=2)).outcome == "refused"
+
+
+def test_of_few_clusters_the_auc_is_bounded_by_student(make: Any) -> None:
+    """The same scores in 12 and in 300 clusters: Student's t and the worst cluster, or nearly normal."""
+    outcomes, scores = binormal(np.random.default_rng(5), 1200, 1.0, 0.9)
+    pair = outcomes, two(scores[0]), two(scores[1])
+    few, many = (compare("test", *pair, 0.02, np.arange(1200) % count) for count in (12, 300))
+    assert few.difference - lower_bound(few, 0.95) > 1.8 * few.standard_error
+    assert 1.65 < (many.difference - lower_bound(many, 0.95)) / many.standard_error < 2.1
+    lopsided = compare("test", *pair, 0.02, np.where(np.arange(1200) < 900, 0, np.arange(1200)))
+    assert lopsided.evidence.clusters == 301 and lopsided.evidence.effective < 2
+    assert lower_bound(lopsided, 0.95) < few.difference - 0.05
+
+
+def test_one_that_is_better_in_every_cluster_passes(make: Any) -> None:
+    """That none of 50 clusters lost anything is no reason to expect that the next one loses all."""
+    outcomes, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)
+    found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(2000) % 50)
+    assert found.difference > 0.05
+    assert judge(make.certificate(found, rule=2)).outcome == "promoted"
+
+
+def test_many_scores_are_kept_in_bins(make: Any) -> None:
+    outcomes, scores = binormal(np.random.default_rng(6), 6000, 1.0, 0.98)
+    found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.02)
+    kept, counts = np.array(found.evidence.scores).T
+    assert len(kept) <= 500 and counts.sum() == 6000
+    assert kept @ counts == pytest.approx(0, abs=1e-12)
+    assert math.sqrt(kept**2 @ counts) == pytest.approx(found.standard_error, rel=1e-3)
 
 
 @pytest.mark.parametrize(("ones", "zeros", "judged"), [(10, 10, True), (9, 50, False), (50, 9, False)])
@@ -114,16 +219,38 @@ def test_too_few_of_either_outcome_are_no_evidence(ones: int, zeros: int, judged
 
 
 def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: Any) -> None:
-    """AUC of a binormal score is Φ(shift / √2); 500 tests of 300 rows, ± 3.5 standard deviations around 5 %."""
+    """AUC of a binormal score is Φ(shift / √2); 150 tests of 300 rows, at most 5 % and two standard errors."""
     normal = NormalDist()
     challenger, champion = (math.sqrt(2) * normal.inv_cdf(auc) for auc in (0.75, 0.80))
     rng = np.random.default_rng(2)
     passed = 0
-    for _ in range(500):
+    for _ in range(150):
         outcomes, scores = binormal(rng, 300, challenger, champion)
         found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.05)
         passed += judge(make.certificate(found)).outcome == "promoted"
-    assert abs(passed - 25) < 3.5 * math.sqrt(500 * 0.05 * 0.95)
+    assert 0 < passed <= 12
+
+
+def level(rows: int, margin: float, disagreement: float) -> float:
+    """How often a challenger that is worse by exactly ``margin`` passes: summed over all counts, nothing is drawn."""
+    passed, tolerable, total = 0.0, 0, margin + 2 * disagreement
+    for both in range(rows + 1):  # rows on which exactly one is right; of those, how many may be lost
+        share = binom.pmf(both, rows, total)
+        if share < 1e-9:
+            continue
+        passes = lambda lost, both=both: lower_bound(compared(rows, lost, both - lost, margin=margin), 0.95) >= -margin  # noqa: E731
+        tolerable = max(0, tolerable - 1)
+        while tolerable < both and passes(tolerable + 1):
+            tolerable += 1
+        if passes(tolerable):
+            passed += share * binom.cdf(tolerable, both, (margin + disagreement) / total)
+    return passed
+
+
+@pytest.mark.parametrize(("rows", "margin"), [(20, 0.2), (60, 0.05), (150, 0.05), (200, 0.02)])
+@pytest.mark.parametrize("disagreement", [0.0, 0.005, 0.05])
+def test_the_stated_error_holds_exactly(rows: int, margin: float, disagreement: float) -> None:
+    assert level(rows, margin, disagreement) <= 0.05
 
 
 # --------------------------------------------------------------------------- the verdict
@@ -241,6 +368,41 @@ def test_judged_again_it_is_the_same(make: Any, fields: dict[str, Any]) -> None:
     back = Verdict.model_validate_json(verdict.model_dump_json())
     assert replay(back) == back == verdict
     assert Certificate.model_validate(back.evidence["certificate"]) == certificate
+
+
+def test_a_certificate_names_its_rule_and_keeps_its_verdict_under_it(make: Any) -> None:
+    """What rule 1 promoted on 20 rows stays promoted when it is judged again; a new one of the same rows is not."""
+    new = make.certificate(compared(20, base=15), rule=2)
+    verdict = judge(new)
+    assert verdict.outcome == "refused"
+    assert verdict.evidence["certificate"]["rule"] == 2
+    assert verdict.evidence["certificate"]["comparisons"][0]["evidence"]["scores"] == [[0.0, 20]]
+    assert replay(Verdict.model_validate_json(verdict.model_dump_json())) == verdict
+    old = new.model_dump(mode="json", exclude={"rule", "anchor"})
+    for added in ("rule", "lost", "gained", "rarer", "evidence"):
+        del old["comparisons"][0][added]
+    assert judge(Certificate.model_validate(old)).outcome == "promoted"
+
+
+def test_a_rule_of_a_later_version_is_not_guessed(make: Any) -> None:
+    with pytest.raises(RegistryError, match="made by rule 3 of the gate, and this version of stillhouse knows rules 1"):
+        judge(make.certificate(rule=3))
+    with pytest.raises(RegistryError, match="rule 3"):
+        lower_bound(make.comparison().model_copy(update={"rule": 3}), 0.95)
+
+
+def test_the_anchor_stays_until_it_is_beaten(make: Any) -> None:
+    first = make.certificate(champion=None, comparisons=(), rule=2)
+    assert anchor_after(first) is None
+    equal = make.certificate(make.comparison("test", 0.001, 0.001), rule=2, anchor="toy@3")
+    assert anchor_after(equal) == "toy@3"
+    assert anchor_after(make.certificate(make.comparison("test", 0.003, 0.001), rule=2, anchor="toy@3")) is None
+    better, same = make.comparison("test", 0.01, 0.001), make.comparison("anchor", 0.001, 0.001)
+    assert anchor_after(make.certificate(better, same, rule=2, anchor="toy@1")) == "toy@1"
+    assert anchor_after(make.certificate(same, make.comparison("anchor", 0.01, 0.001), rule=2, anchor="toy@1")) is None
+    assert anchor_after(make.certificate(better)) is None  # rule 1 knew no anchor
+    lost = make.certificate(better, make.comparison("anchor", -0.02, 0.001, margin=0.01), rule=2, anchor="toy@1")
+    assert "against the champion that losses are added up from (900 rows)" in judge(lost).summary
 
 
 def test_the_verdict_of_another_refresh_is_another(make: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.evaluate.gate import compare, judge
+from stillhouse.evaluate.gate import anchor_after, compare, judge
 from stillhouse.evaluate.proof import Candidate, prove
 from stillhouse.evaluate.scorecard import agreement, disagreement, quality
 from stillhouse.records import Proof, Refresh, Window
@@ -164,7 +164,7 @@ def test_a_challenger_that_forgot_the_past_is_refused(proven: Callable[..., Proo
 
 
 def test_a_challenger_that_fails_one_slice_is_refused(proven: Callable[..., Proof]) -> None:
-    champion, challenger = Model(0.02), Model(0.02, fails_on="JFK")
+    champion, challenger = Model(0.4), Model(0.02, fails_on="JFK")
     settings: dict[str, Any] = {"past": False, "non_inferiority_margin": 0.2, "min_slice_rows": 50}
     verdict = judge(proven({"exact": challenger}, champion, slices=["origin"], **settings).certificate)
     assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["auc:origin=JFK"]
@@ -175,6 +175,39 @@ def test_a_challenger_as_good_as_the_champion_is_promoted(proven: Callable[..., 
     proof = proven({"exact": Model(0.02)}, Model(0.02))
     assert judge(proof.certificate).outcome == "promoted"
     assert Proof.model_validate_json(proof.model_dump_json()) == proof
+
+
+def test_losses_of_promotions_in_a_row_do_not_add_up(make: Any, refresh: Refresh) -> None:
+    """Each refresh loses 20 rows of 2,000 and gains 14, within the margin; twenty together would lose 6 %."""
+    config = make.config(actions=3, non_inferiority_margin=0.01, cluster="0s")
+    rows = make_rows(2000, 4, "test").assign(outcome=0)
+    rng, right = np.random.default_rng(0), {"toy@0": np.arange(2000) < 1600}
+    champion, anchor, verdicts = "toy@0", None, []
+
+    def candidate(name: str, role: Any = "champion") -> Candidate:
+        answers = np.where(right[name][:, None], [0.6, 0.2, 0.2], [0.2, 0.6, 0.2])
+        return Candidate(name, role, lambda rows: answers[: len(rows)], 500)
+
+    for number in range(1, 21):
+        name = f"toy@{number}"
+        changed = right[champion].copy()
+        changed[rng.choice(np.flatnonzero(right[champion]), 20, replace=False)] = False
+        changed[rng.choice(np.flatnonzero(~right[champion]), 14, replace=False)] = True
+        right[name] = changed
+        windows = {"validation": rows, "test": rows}
+        proof = prove(
+            config, refresh, windows, teacher=candidate("toy@0", "teacher"), student=candidate(name, "student"),
+            variants=[candidate(name, "variant")], chosen=name, why="", fits=True, champion=candidate(champion),
+            anchor=candidate(anchor) if anchor else None,
+        )  # fmt: skip
+        verdicts.append(judge(proof.certificate))
+        assert proof.certificate.anchor == (anchor or champion)
+        if verdicts[-1].outcome == "promoted":
+            champion, anchor = name, anchor_after(proof.certificate)
+    assert right[champion].mean() >= right["toy@0"].mean() - 0.02
+    assert [verdict.outcome for verdict in verdicts[:2]] == ["promoted", "promoted"]
+    assert {reason.measure for reason in verdicts[-1].reasons if reason.crossed} == {"accuracy:anchor"}
+    assert anchor == "toy@0"
 
 
 def test_one_that_keeps_to_no_budget_is_refused_with_the_reason(proven: Callable[..., Proof]) -> None:

@@ -16,6 +16,7 @@ from stillhouse.config import home, load
 from stillhouse.errors import ConfigError, DataError, PartError, RegistryError, SchemaError, WindowError
 from stillhouse.evaluate.gate import replay
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.records import Certificate
 from tasks import refreshing
 from tasks.common import registry
 from tasks.living import live
@@ -59,6 +60,14 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     assert champion != first and registry("toy").previous() == first
     assert registry("toy").baseline(champion).test.end == day(31)
     assert registry("toy").tags(champion)["lineage.drift"] == verdict.verdict_id
+
+    models, run = registry("toy"), registry("toy").tags(champion)["refresh_run"]
+    certificate = models.read_record(run, "certificate.json", Certificate)
+    assert (certificate.rule, certificate.anchor) == (2, str(first))
+    assert refreshing._anchor("toy", champion, lambda name, *_: name) is None  # proven better: its own anchor
+    equal = tuple(each.model_copy(update={"difference": 0.0}) for each in certificate.comparisons)
+    models.log_record(run, certificate.model_copy(update={"comparisons": equal}), "certificate.json")
+    assert refreshing._anchor("toy", champion, lambda name, *_: name) == str(first)
 
     shown = artifacts()
     assert "teacher failing" in shown["watch-toy"]

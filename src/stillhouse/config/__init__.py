@@ -1103,6 +1103,11 @@ class Promotion(Section):
 
     approval: Literal["automatic", "manual"] = "automatic"
     non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC, or accuracy, it may be worse by")
+    total_margin: float | None = Field(
+        default=None, ge=0, le=1,
+        description="what promotions in a row may lose together, below the last champion that was proven better than "
+        "its predecessors; null: twice `non_inferiority_margin`",
+    )  # fmt: skip
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
     cluster: Duration = Field(
         default=timedelta(hours=1), description="rows observed in the same such stretch are one piece of evidence"
@@ -1110,6 +1115,11 @@ class Promotion(Section):
     slices: tuple[str, ...] = Field(default=(), description="categorical columns; each value is judged too")
     slice_margin: float = Field(default=0.02, ge=0, le=1, description="the same on a slice, and on the past window")
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
+
+    @property
+    def all_margins(self) -> float:
+        """What promotions in a row may lose together."""
+        return 2 * self.non_inferiority_margin if self.total_margin is None else self.total_margin
 
 
 class AgentConfig(Section):

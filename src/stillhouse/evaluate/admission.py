@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.evaluate.gate import clustered_error, compare, stretches
-from stillhouse.records import Comparison, Examination, Reason, Verdict, short_id
+from stillhouse.evaluate.bounds import cluster_scores, clustered_error, lower_shift
+from stillhouse.evaluate.gate import RULE, compare, lower_bound, stretches
+from stillhouse.records import ClusterScores, Comparison, Examination, Reason, Verdict, short_id
 
 __all__ = ["examine", "judge", "replay"]
 
 Array = np.ndarray[Any, Any]
+_NOT_COMPARED: tuple[None, float, None] = None, 0.0, None
 
 
 def examine(
@@ -52,7 +54,7 @@ def examine(
     def against(rival: Array) -> Comparison | None:
         return compare("test", outcomes, answers, rival, config.teaching.margin, clusters[known])
 
-    agreement, error = _agreement(answers, trusted[1][known], clusters[known]) if trusted else (None, 0.0)
+    agreement, error, evidence = _agreement(answers, trusted[1][known], clusters[known]) if trusted else _NOT_COMPARED
     return Examination(
         agent=config.agent,
         refresh_id=refresh_id,
@@ -67,7 +69,9 @@ def examine(
         trusted=trusted[0] if trusted and agreement is not None else None,
         agreement=agreement,
         agreement_error=error,
+        agreement_evidence=evidence,
         confidence=config.teaching.confidence,
+        rule=RULE,
         min_answered=config.teaching.min_answered,
         min_agreement=config.teaching.min_agreement,
     )
@@ -102,14 +106,17 @@ def replay(verdict: Verdict) -> Verdict:
 # --------------------------------------------------------------------------- single reasons
 
 
-def _agreement(p: Array, q: Array, clusters: Array) -> tuple[float | None, float]:
-    """``1 −`` mean total variation on the rows that both speak about, and its standard error by cluster."""
+def _agreement(p: Array, q: Array, clusters: Array) -> tuple[float | None, float, ClusterScores | None]:
+    """``1 −`` mean total variation on the rows that both speak about, its standard error by cluster, its scores."""
     both = ~np.isnan(q[:, 0])
-    if len(np.unique(clusters[both])) < 10:
-        return None, 0.0
+    index = np.unique(clusters[both], return_inverse=True)[1]
+    if not len(index) or index.max() < 9:
+        return _NOT_COMPARED
     alike = 1.0 - 0.5 * np.abs(p[both] - q[both]).sum(axis=1)
     mean = float(np.clip(alike.mean(), 0.0, 1.0))
-    return mean, clustered_error((alike - alike.mean()) / len(alike), clusters[both])
+    influence, sizes = (alike - alike.mean()) / len(alike), np.bincount(index) / len(index)
+    evidence = cluster_scores(np.bincount(index, weights=influence), sizes, mean * float((sizes**2).sum()))
+    return mean, clustered_error(influence, index), evidence
 
 
 def _answers(examination: Examination) -> Reason:
@@ -144,7 +151,7 @@ def _knows_something(examination: Examination) -> Reason:
 
 
 def _gain(comparison: Comparison, whose: str, confidence: float) -> Reason:
-    low = comparison.difference - NormalDist().inv_cdf(confidence) * comparison.standard_error
+    low = lower_bound(comparison, confidence)
     crossed = low <= comparison.margin
     text = (
         f"on {comparison.rows} rows that it has not seen its {comparison.measure} is {comparison.challenger:.4f}, "
@@ -156,7 +163,11 @@ def _gain(comparison: Comparison, whose: str, confidence: float) -> Reason:
 
 def _agrees(examination: Examination) -> Reason:
     agreement, least = examination.agreement or 0.0, examination.min_agreement
-    low = agreement - NormalDist().inv_cdf(examination.confidence) * examination.agreement_error
+    evidence, confidence = examination.agreement_evidence, examination.confidence
+    if evidence is None:  # rule 1
+        low = agreement - NormalDist().inv_cdf(confidence) * examination.agreement_error
+    else:
+        low = agreement + lower_shift(evidence, confidence)
     text = (
         f"too few outcomes; it agrees with the champion's teacher {examination.trusted} to {agreement:.4f}, "
         f"lower {examination.confidence:.0%} bound {low:.4f}, {'below' if low < least else 'at least'} {least}"

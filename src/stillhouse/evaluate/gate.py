@@ -6,7 +6,6 @@ identical verdict at any time, anywhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from statistics import NormalDist
@@ -15,11 +14,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
+from scipy.stats import t as student
 
 from stillhouse.config import AgentConfig
+from stillhouse.errors import RegistryError
+from stillhouse.evaluate.bounds import cluster_scores, clustered_error, lower_shift, upper_shift
+from stillhouse.evaluate.power import rows_needed
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
 
-__all__ = ["certify", "compare", "judge", "replay", "stretches"]
+__all__ = [
+    "RULE",
+    "anchor_after",
+    "certify",
+    "clustered_error",
+    "compare",
+    "judge",
+    "lower_bound",
+    "replay",
+    "stretches",
+]
+
+RULE = 2
+"""The rule that new certificates are judged by. 1: a normal bound; 2: clusters resampled, with the worst one added."""
 
 
 def compare(
@@ -30,44 +46,65 @@ def compare(
     margin: float,
     clusters: np.ndarray[Any, Any] | None = None,
 ) -> Comparison | None:
-    """Challenger against champion on the same rows, with the standard error of the paired difference.
+    """Challenger against champion on the same rows, with all that a bound of the paired difference is made of.
 
-    For two actions the measure is the AUC, its variance after DeLong, DeLong and Clarke-Pearson 1988; for more it is
+    For two actions the measure is the AUC, its influences after DeLong, DeLong and Clarke-Pearson 1988; for more it is
     the accuracy. Rows of one cluster are one piece of evidence: flights of the same hour share their weather, and
-    rows counted as if independent would make the standard error too small (Obuchowski 1997, "Nonparametric analysis
-    of clustered ROC curve data", §2).
+    rows counted as if independent would make the error too small (Obuchowski 1997, "Nonparametric analysis of
+    clustered ROC curve data", §2).
+
+    One more cluster could lower the accuracy by its whole size, taken as the size of the cluster that a row is in on
+    average. Of the AUC, where every row moves a little, one could do so as far as the worst that was seen, as those
+    that moved it did on average with a wholly lost one among them, and as one row of the rarer outcome that falls
+    from the top to the bottom.
 
     :param outcomes: action indices ``[n]``.
     :param challenger: probabilities ``[n, K]``; ``champion`` alike.
     :param clusters: which cluster each row belongs to, integers ``[n]``; None: each row is its own.
-    :returns: None where fewer than ten rows of either outcome (twenty rows, for K > 2), or fewer than ten clusters,
-        make the variance meaningless.
+    :returns: None where there are no rows; for the AUC, where fewer than ten rows of either outcome or fewer than ten
+        clusters make the variance meaningless.
     """
-    clusters = np.arange(len(outcomes)) if clusters is None else clusters
-    if len(np.unique(clusters)) < 10:
+    count = len(outcomes)
+    if not count:
         return None
+    index = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     if challenger.shape[1] > 2:
-        if len(outcomes) < 20:
-            return None
         right = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
         values = [float(row.mean()) for row in right]
-        difference = right[0] - right[1]
-        influence = (difference - difference.mean()) / len(outcomes)
+        change = right[0] - right[1]
+        sizes = np.bincount(index) / count
+        worst, influence = float((sizes**2).sum()), (change - change.mean()) / count
+        counted = {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
     else:
-        positives = int((outcomes == 1).sum())
-        if min(positives, len(outcomes) - positives) < 10:
+        one = outcomes == 1
+        rarer = min(int(one.sum()), int((~one).sum()))
+        if rarer < 10 or index.max() < 9:
             return None
         values, influence = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
+        weights = np.where(one, 1 / one.sum(), 1 / (~one).sum())
+        sizes = np.bincount(index, weights=weights)
+        moved = np.bincount(index, weights=influence + (values[0] - values[1]) * weights)
+        worst, counted = _worst_of_auc(moved, sizes, 1 / rarer), {"rarer": rarer}
+    difference = values[0] - values[1]
     return Comparison(
         window=window,
-        rows=len(outcomes),
+        rows=count,
         measure="auc" if challenger.shape[1] == 2 else "accuracy",
         challenger=values[0],
         champion=values[1],
-        difference=values[0] - values[1],
-        standard_error=clustered_error(influence, clusters),
+        difference=difference,
+        standard_error=clustered_error(influence, index),
         margin=margin,
+        rule=RULE,
+        evidence=cluster_scores(np.bincount(index, weights=influence), sizes, worst * (1 + difference)),
+        **counted,
     )
+
+
+def _worst_of_auc(moved: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], row: float) -> float:
+    """By how much one more cluster could lower the AUC, from how far each moved it ``[C]`` and counts for ``[C]``."""
+    far = np.abs(moved)
+    return max(row, float(-moved.min()), float(sizes.max() + far.sum()) / (1 + int((far > 1e-12).sum())))
 
 
 def delong(outcomes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> tuple[list[float], np.ndarray[Any, Any]]:
@@ -91,13 +128,6 @@ def delong(outcomes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> tupl
     return [float(auc) for auc in aucs], influence
 
 
-def clustered_error(influence: np.ndarray[Any, Any], clusters: np.ndarray[Any, Any]) -> float:
-    """Standard error of a statistic from its rows' influences ``[n]``, those of one cluster ``[n]`` taken together."""
-    _, index = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(index, weights=influence)
-    return math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1))
-
-
 def stretches(rows: pd.DataFrame, length: timedelta) -> np.ndarray[Any, Any]:
     """Which stretch of ``length`` each row was observed in, integers ``[n]``; zero: each row is its own."""
     if not length:
@@ -107,7 +137,16 @@ def stretches(rows: pd.DataFrame, length: timedelta) -> np.ndarray[Any, Any]:
 
 
 def judge(certificate: Certificate) -> Verdict:
-    """Promote, refuse, or wait for a person's approval. Pure: the certificate is all that it looks at."""
+    """Promote, refuse, or wait for a person's approval. Pure: the certificate is all that it looks at.
+
+    Every comparison must prove that the challenger is no worse by more than its margin, so a challenger that is worse
+    by the margin or more on any of them is promoted with a probability of at most ``1 − confidence``; no correction
+    for their number is needed. On the test window it must not be proven worse within the margin either, unless the
+    champion itself breaks a budget.
+
+    :raises RegistryError: if the certificate was made by a rule that is not known here.
+    """
+    _require_rule(certificate.rule)
     reasons = [_budget_reason(certificate, *budget) for budget in _budgets(certificate)]
     if certificate.nothing_fits:
         reasons.insert(0, Reason(measure="compression", crossed=True, text=certificate.nothing_fits))
@@ -115,7 +154,11 @@ def judge(certificate: Certificate) -> Verdict:
         reasons.append(_better_than_chance(certificate.challenger))
     elif not any(comparison.window == "test" for comparison in certificate.comparisons):
         reasons.append(_not_compared(certificate))
-    reasons += [_non_inferiority(comparison, certificate.confidence) for comparison in certificate.comparisons]
+    tolerant = certificate.champion is not None and _breaks_a_budget(certificate, certificate.champion)
+    reasons += [
+        _non_inferiority(comparison, certificate.confidence, tolerant=tolerant)
+        for comparison in certificate.comparisons
+    ]
     failed = [reason for reason in reasons if reason.crossed]
     name = certificate.challenger.model
     if failed:
@@ -147,7 +190,7 @@ def replay(verdict: Verdict) -> Verdict:
 
 def certify(
     config: AgentConfig, refresh_id: str, as_of: datetime, challenger: Scorecard, champion: Scorecard | None,
-    comparisons: Sequence[Comparison], nothing_fits: str = "",
+    comparisons: Sequence[Comparison], nothing_fits: str = "", anchor: str | None = None,
 ) -> Certificate:  # fmt: skip
     """All that :func:`judge` needs, with the agent's budgets and margins as they stand now."""
     return Certificate(
@@ -162,7 +205,61 @@ def certify(
         max_p95_ms=config.budgets.max_p95_ms,
         approval=config.promotion.approval,
         nothing_fits=nothing_fits,
+        rule=RULE,
+        anchor=anchor,
     )
+
+
+def anchor_after(certificate: Certificate) -> str | None:
+    """The champion that losses are added up from once this certificate's challenger has become champion.
+
+    The anchor stays until a challenger is proven better than it: only then what was lost is made good.
+
+    :returns: its name, ``flights@3``; None: the new champion itself.
+    """
+    if certificate.champion is None or certificate.rule == 1:
+        return None
+    measured = {comparison.window: comparison for comparison in certificate.comparisons}
+    rival = measured.get("anchor", measured.get("test"))
+    if rival is not None and lower_bound(rival, certificate.confidence) > 0:
+        return None
+    return certificate.anchor or certificate.champion.model
+
+
+def lower_bound(comparison: Comparison, confidence: float) -> float:
+    """One-sided lower confidence bound of the difference, by the rule that the comparison was made by.
+
+    :raises RegistryError: if that rule is not known here.
+    """
+    return comparison.difference - _distance(comparison, confidence, lower=True)
+
+
+def upper_bound(comparison: Comparison, confidence: float) -> float:
+    """One-sided upper confidence bound of the difference; likewise."""
+    return comparison.difference + _distance(comparison, confidence, lower=False)
+
+
+def _distance(comparison: Comparison, confidence: float, *, lower: bool) -> float:
+    """From the difference to its bound, ≥ 0."""
+    _require_rule(comparison.rule)
+    evidence, normal = comparison.evidence, NormalDist().inv_cdf(confidence)
+    if comparison.rule == 1 or evidence is None:
+        return normal * comparison.standard_error
+    distance = -lower_shift(evidence, confidence) if lower else upper_shift(evidence, confidence)
+    if comparison.measure == "accuracy":
+        return distance
+    # Few clusters, or a few large ones among many: Student's t, with the clusters that they are worth.
+    clusters = evidence.clusters
+    widened = float(student.ppf(confidence, max(1.0, evidence.effective - 1))) / normal
+    return distance * widened * (clusters / (clusters - 1)) ** 0.5
+
+
+def _require_rule(rule: int) -> None:
+    if rule > RULE:
+        raise RegistryError(
+            f"this certificate was made by rule {rule} of the gate, and this version of stillhouse knows rules 1 to "
+            f"{RULE}: judge it with the version that made it, or a newer one"
+        )
 
 
 # --------------------------------------------------------------------------- single reasons
@@ -177,6 +274,12 @@ def _budgets(certificate: Certificate) -> list[tuple[str, float | None, float, s
         measured = card.latency.p95_ms if card.latency else None
         found.append(("p95_ms", measured, certificate.max_p95_ms, "ms (p95)"))
     return found
+
+
+def _breaks_a_budget(certificate: Certificate, card: Scorecard) -> bool:
+    """Whether ``card``'s model, if it was the challenger, would not fit."""
+    judged = certificate.model_copy(update={"challenger": card})
+    return any(_budget_reason(judged, *budget).crossed for budget in _budgets(judged))
 
 
 def _budget_reason(certificate: Certificate, measure: str, value: float | None, limit: float, unit: str) -> Reason:
@@ -200,26 +303,55 @@ def _not_compared(certificate: Certificate) -> Reason:
     champion, test = certificate.champion, certificate.challenger.test
     text = (
         f"the test window ({test.rows} rows) has too few outcomes of each action to compare the challenger with "
-        f"{champion.model if champion else 'the champion'}"
+        f"{champion.model if champion else 'the champion'}: at least ten of either, in at least ten clusters"
     )
     return Reason(measure=f"{test.measure}:test", crossed=True, text=text)
 
 
-def _non_inferiority(comparison: Comparison, confidence: float) -> Reason:
-    """One-sided: the lower confidence bound of the difference must not lie below −margin."""
-    low = comparison.difference - NormalDist().inv_cdf(confidence) * comparison.standard_error
-    crossed = low < -comparison.margin
-    verb = "may be" if crossed else "is not"
+def _non_inferiority(comparison: Comparison, confidence: float, *, tolerant: bool = False) -> Reason:
+    """One-sided: the lower bound of the difference must not lie below −margin.
+
+    On the test window the upper one must not lie below 0 either.
+
+    :param tolerant: whether a loss within the margin may be proven.
+    """
+    low, name = lower_bound(comparison, confidence), comparison.window
+    against = "the test window, against the champion that losses are added up from" if name == "anchor" else name
+    where = f"on {against} ({comparison.rows} rows)"
+    measured = f"{comparison.measure} {comparison.challenger:.4f} against {comparison.champion:.4f}"
+    value, limit, crossed, stated = low, -comparison.margin, low < -comparison.margin, _percent(confidence)
+    verb, side = "may be worse by" if crossed else "is not worse by", "lower"
+    if comparison.rule > 1 and name == "test" and not (crossed or tolerant):
+        high = upper_bound(comparison, confidence)
+        if high < 0:
+            value, limit, crossed, verb, side = high, 0.0, True, "is worse, though not by", "upper"
     text = (
-        f"on {comparison.window} ({comparison.rows} rows) the challenger {verb} worse "
-        f"by more than {comparison.margin}: "
-        f"{comparison.measure} {comparison.challenger:.4f} against {comparison.champion:.4f}, "
-        f"lower {confidence:.0%} bound of the difference {low:+.4f}"
+        f"{where} the challenger {verb} more than {comparison.margin}: {measured}, "
+        f"{side} {stated} bound of the difference {value:+.4f}"
     )
-    return Reason(
-        measure=f"{comparison.measure}:{comparison.window}",
-        value=low,
-        threshold=-comparison.margin,
-        crossed=crossed,
-        text=text,
+    if comparison.lost is not None and comparison.gained is not None:
+        text += f"; it alone is right on {comparison.gained} rows, the champion alone on {comparison.lost}"
+    if crossed:
+        text += _too_few(comparison, confidence)
+    return Reason(measure=f"{comparison.measure}:{name}", value=value, threshold=limit, crossed=crossed, text=text)
+
+
+def _too_few(comparison: Comparison, confidence: float) -> str:
+    """That no challenger as good as the champion could have passed on so few; empty where one could."""
+    evidence = comparison.evidence
+    if evidence is None or comparison.margin <= 0:
+        return ""
+    pieces, unit = evidence.effective, "rows" if evidence.clusters == comparison.rows else "clusters of rows"
+    if comparison.rarer is not None:
+        pieces, unit = comparison.rarer, "rows of the rarer outcome"
+    needed = rows_needed(comparison.margin, confidence)
+    if needed is None or pieces >= needed:
+        return ""
+    return (
+        f"; at least {needed} {unit} are needed to prove a margin of {comparison.margin} at "
+        f"{_percent(confidence)}; the window has {int(pieces + 1e-6)}"
     )
+
+
+def _percent(confidence: float) -> str:
+    return f"{100 * confidence:.4g}%"

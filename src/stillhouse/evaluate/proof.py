@@ -47,6 +47,7 @@ def prove(
     why: str,
     fits: bool,
     champion: Candidate | None,
+    anchor: Candidate | None = None,
     cpu: str = "",
 ) -> Proof:
     """Score every model on every window, compare the chosen variant with the champion.
@@ -56,6 +57,7 @@ def prove(
     :param windows: labelled rows (with ``outcome``) by name: ``validation`` (held out inside the training window,
         used to choose), ``test`` (later than any training row, used to judge), and ``past`` if there is one (the
         window that the champion was proved on: a challenger that has forgotten it is refused).
+    :param anchor: the earlier champion that losses are added up from; None: the champion itself.
     :param cpu: processor that the latencies are measured on.
     """
     candidates = [teacher, student, *variants, *([champion] if champion else [])]
@@ -81,6 +83,8 @@ def prove(
     chosen_says = said["variant" + chosen]
     champion_card = card(champion) if champion else None
     comparisons = [] if champion is None else _compare(config, windows, chosen_says, said["champion" + champion.name])
+    if champion is not None and anchor is not None:
+        comparisons += _compare_with_anchor(config, windows["test"], chosen_says["test"], anchor)
     return Proof(
         teacher=card(teacher),
         student=card(student),
@@ -90,7 +94,14 @@ def prove(
         why=why,
         disagreement=disagreement(reference[spoken], chosen_says["test"][spoken]),
         certificate=certify(
-            config, refresh.refresh_id, refresh.as_of, challenger, champion_card, comparisons, "" if fits else why
+            config,
+            refresh.refresh_id,
+            refresh.as_of,
+            challenger,
+            champion_card,
+            comparisons,
+            "" if fits else why,
+            anchor=None if champion is None else (anchor or champion).name,
         ),
     )
 
@@ -144,3 +155,13 @@ def _compare(
                 margin = promotion.slice_margin
                 found.append(compare(f"{column}={value}", outcomes[chosen], *pair, margin, clusters[chosen]))
     return [comparison for comparison in found if comparison is not None]
+
+
+def _compare_with_anchor(
+    config: AgentConfig, test: pd.DataFrame, challenger: np.ndarray[Any, Any], anchor: Candidate
+) -> list[Comparison]:
+    """On the test window: what promotions in a row have lost together must keep to their common margin."""
+    promotion = config.promotion
+    outcomes, clusters = test["outcome"].to_numpy(), stretches(test, promotion.cluster)
+    found = compare("anchor", outcomes, challenger, anchor.predict(test), promotion.all_margins, clusters)
+    return [] if found is None else [found]
