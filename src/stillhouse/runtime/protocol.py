@@ -26,7 +26,7 @@ HEAD_BYTES = 32 * 1024
 HEAD_SECONDS = 10.0
 """Within which a request's head must have arrived, from its first byte or the connection's beginning."""
 REST_SECONDS = 60.0
-"""Within which a whole request must have arrived, whether its body is waited for (see ``Limits.body_seconds``) or not."""
+"""Within which a whole request must have arrived, also where nobody waits for its body any more."""
 WRITE_SECONDS = 60.0
 """For which a client may leave an answer unread that does not fit into the socket's buffers."""
 
