@@ -27,7 +27,7 @@ REFUSED = {
     "deep braces": ("{a: " * 100_000, "nested deeper than 40 levels"),
     "deep dashes": ("- " * 1_000, "nested deeper than 40 levels"),
     "deep lines": ("\n".join(" " * depth + "a:" for depth in range(300)), "nested deeper than 40 levels"),
-    "deep by aliases": ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(60)), "deeper than 40"),
+    "deep by aliases": ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(60)), "deeper than"),
     "a number in base 60": ("agent: " + "1:" * 5_000 + "1", "1: is not YAML: a number of more than 300 characters"),
     "a long number": ("agent: " + "9" * 5_000, "a number of more than 300 characters"),
     "a time that is none": ("a: !!timestamp soon", "1: is not YAML: the value 'soon' does not fit its tag"),
@@ -53,7 +53,7 @@ def test_aliases_that_save_typing_are_fine() -> None:
 def test_a_file_that_is_huge_or_none_is_not_read(tmp_path: Path) -> None:
     huge = tmp_path / "huge.yaml"
     huge.write_bytes(b"#" * (512 * 1024 + 1))
-    with pytest.raises(ConfigError, match="huge.yaml: has more than the 524,288 bytes"):
+    with pytest.raises(ConfigError, match=r"huge\.yaml: has more than the 524,288 bytes"):
         load_file(huge)
     for path in ("/dev/zero", str(tmp_path)):
         with pytest.raises(ConfigError, match=r"cannot be read \(it is not a file\)"):

@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > _DEEPEST or self._nodes > _MOST_NODES:
             what = _TOO_DEEP if self._depth > _DEEPEST else _TOO_MANY
-            raise yaml.composer.ComposerError(None, None, what, self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(None, None, what, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node

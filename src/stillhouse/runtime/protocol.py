@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -90,9 +90,8 @@ class Protocol(HttpToolsProtocol):
             found = httptools.parse_url(self.url)
             host = (found.host or b"").decode("latin-1")
             host = f"[{host}]" if ":" in host else host
-            self.scope[TARGET] = host if found.port is None else f"{host}:{found.port}"  # type: ignore[typeddict-unknown-key]
-            if found.path is None:
-                self.url = self.url.rstrip(b"?") + b"/"
+            authority = host if found.port is None else f"{host}:{found.port}"
+            cast("dict[str, Any]", self.scope)[TARGET] = authority
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
