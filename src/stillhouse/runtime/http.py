@@ -181,32 +181,28 @@ async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     """
     if int(header(scope, b"content-length") or 0) > limits.max_body:
         raise _too_large(limits)
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            body = await _whole(receive, limits)
-    except TimeoutError as error:
-        raise Refused(408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s",
-                      {"connection": "close"}) from error  # fmt: skip
+    message = await receive()  # of a client that sends nothing more, the protocol waits for no longer (protocol.py)
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        try:
+            body = await asyncio.wait_for(_rest(body, receive, limits), limits.body_seconds)
+        except TimeoutError as error:
+            raise Refused(408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s",
+                          {"connection": "close"}) from error  # fmt: skip
     if len(body) > limits.max_body:
         raise _too_large(limits)
     return body
 
 
-async def _whole(receive: Receive, limits: Limits) -> bytes:
-    """The body, or its beginning where it is larger than the limit."""
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False) and message["type"] == "http.request":
-        return body
-    parts, size = [body], len(body)
-    while size <= limits.max_body:
+async def _rest(begun: bytes, receive: Receive, limits: Limits) -> bytes:
+    parts, size, more = [begun], len(begun), True
+    while more and size <= limits.max_body:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise Refused(400, "incomplete", "the connection was closed before the body's end")
-        if not message.get("more_body", False):
-            break
-        message = await receive()
         parts.append(message.get("body", b""))
         size += len(parts[-1])
+        more = message.get("more_body", False)
     return b"".join(parts)
 
 

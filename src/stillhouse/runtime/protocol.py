@@ -25,8 +25,9 @@ HEAD_BYTES = 32 * 1024
 """Of a request's target and headers together; more are refused with 431."""
 HEAD_SECONDS = 10.0
 """Within which a request's head must have arrived, from its first byte or the connection's beginning."""
-REST_SECONDS = 60.0
-"""Within which a whole request must have arrived, also where nobody waits for its body any more."""
+REST_SECONDS = 32.0
+"""Within which the rest of a request must have arrived, also where nobody waits for its body any more: a little longer
+than the application waits for one that has begun (``Limits.body_seconds``)."""
 WRITE_SECONDS = 60.0
 """For which a client may leave an answer unread that does not fit into the socket's buffers."""
 
@@ -131,8 +132,11 @@ class Protocol(HttpToolsProtocol):
         """Send a client away that has kept us waiting past its deadline."""
         if now < self.deadline or self.transport.is_closing():
             return
+        waits = self.cycle is not None and self.cycle.more_body and not self.cycle.response_started
         if self._in_head and self._refused is None:
             self._refuse(Refused(408, "too_slow", f"the request's head did not arrive within {HEAD_SECONDS:g} s"))
+        elif waits and self._refused is None:
+            self._refuse(Refused(408, "too_slow", f"the request's body did not arrive within {REST_SECONDS:g} s"))
         else:
             self.transport.abort()
 
