@@ -69,6 +69,7 @@ def status(agent: AgentName) -> None:
     base = KnowledgeBase(settings)
     if settings.description:
         console.print(f"[bold]{agent}[/bold]: {settings.description}")
+    _show_machine(agent)
     with console.status("asking MLflow"):
         versions = Registry(agent).versions()
     if not versions:
@@ -91,7 +92,6 @@ def status(agent: AgentName) -> None:
     watched = [verdict for verdict in base.verdicts() if verdict.kind == "watch"]
     if watched:
         console.print(f"last watch, {watched[-1].as_of:%Y-%m-%d %H:%M}: {watched[-1].summary}")
-    _show_machine(agent)
 
 
 @app.command()

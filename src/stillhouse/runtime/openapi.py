@@ -160,7 +160,7 @@ def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
         "/ping": {"get": _operation("ping", "200 with a champion, else 404", bare, ("404",)) | {"security": []}},
         "/health": {"get": _operation("health", "As /ping", bare, ("401", "404"))},
         "/version": {"get": _operation("version", "MLflow's version", bare, ("401",))},
-        "/healthz": {"get": _operation("healthz", "Whether decisions work; `degraded`, with reasons, if else", ready, (), {
+        "/healthz": {"get": _operation("healthz", "Whether decisions work, and what does not", ready, (), {
             "503": _json({"type": "object"}, "an agent cannot decide or record") | {"headers": _RETRY_AFTER},
         }) | {"security": []}},
         "/readyz": {"get": _operation("readyz", "Whether everything works: as /healthz, for alarms", ready, (), {
