@@ -43,7 +43,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self.deadline = math.inf
         """By the loop's clock: when the client must have done what it is waited for."""
-        self._head, self._pieces = 0, 0
+        self._pieces = 0
         self._in_head = False
         self._refused: Refused | None = None
 
@@ -66,27 +66,21 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head, self._pieces, self._in_head = 0, 0, True
+        self._pieces, self._in_head = 0, True
         self.deadline = self.loop.time() + HEAD_SECONDS
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:  # a trailer: nobody here reads any, and none may pass for a header
-            return
-        super().on_header(name, value)
-        self._count(len(name) + len(value) + 4)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self.deadline = self.loop.time() + REST_SECONDS
+        self.deadline += REST_SECONDS - HEAD_SECONDS
+        size = len(self.url)
         for name, value in self.headers:
+            size += len(name) + len(value)
             if name == b"transfer-encoding" and (
                 value.lower() != b"chunked" or self.parser.get_http_version() == "1.0"
             ):
                 raise Refused(400, "malformed_request", "Transfer-Encoding is chunked, and HTTP/1.1, or not there")
+        if size > HEAD_BYTES:
+            raise _too_large()
         if not self.url.startswith(b"/") and self.url != b"*":
             found = httptools.parse_url(self.url)
             host = (found.host or b"").decode("latin-1")
@@ -94,15 +88,11 @@ class Protocol(HttpToolsProtocol):
             authority = host if found.port is None else f"{host}:{found.port}"
             cast("dict[str, Any]", self.scope)[TARGET] = authority
         super().on_headers_complete()
+        self.headers = _Nowhere()  # for trailers: nobody here reads any, and none may pass for a header
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self.deadline = math.inf
-
-    def _count(self, more: int) -> None:
-        self._head += more
-        if self._head > HEAD_BYTES:
-            raise _too_large()
 
     # ----------------------------------------------------------------- refusing
 
@@ -149,6 +139,13 @@ class Protocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.deadline = math.inf
+
+
+class _Nowhere(list[tuple[bytes, bytes]]):
+    """Keeps nothing of what it is given."""
+
+    def append(self, _: tuple[bytes, bytes]) -> None:
+        pass
 
 
 def _too_large() -> Refused:
