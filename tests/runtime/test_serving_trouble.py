@@ -9,6 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,11 @@ import pytest
 
 from stillhouse.errors import ConfigError
 from stillhouse.knowledge.spool import spool_folder
+from stillhouse.runtime.background import Repeating
+from stillhouse.runtime.keeping import Keeper
+from stillhouse.runtime.reports import Report, ServerFolder, keeper_report, write_report
 from stillhouse.runtime.serving import Settings, serve, tokens_of
+from stillhouse.runtime.status import Problem, Troubles, merged
 from tests.runtime.conftest import World
 from tests.runtime.test_serving import ROOT, ROW, START, end, in_delta, running, wait_until, workers_of
 
@@ -173,9 +179,61 @@ def test_a_home_that_cannot_be_written_is_told_at_once(champion: World, monkeypa
         serve(Settings(("flights",), port=0), print)
 
 
-def test_folders_of_servers_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stillhouse.runtime.reports import ServerFolder
+def test_a_keeper_whose_agent_cannot_be_made_says_so_and_tries_again(world: World, tmp_path: Path) -> None:
+    spools, told = spool_folder("flights"), tmp_path / "told"
+    spools.parent.mkdir(parents=True)
+    spools.write_text("in the way")
+    keeper = Keeper("flights", told, Troubles("server"))
+    try:
+        wait_until(lambda: "neither followed nor flushed" in told_by_keeper(told).get("supervisor", ""))
+        spools.unlink()
+        shutil.rmtree(told)
+        wait_until(lambda: told.exists() and "supervisor" not in told_by_keeper(told), 120)
+    finally:
+        assert keeper.ended(60)
 
+
+def told_by_keeper(folder: Path) -> dict[str, str]:
+    problems = keeper_report(folder, "flights", time.time()).problems
+    return {side: problem.text for side, problem in problems.items() if problem.over_at is None}
+
+
+def test_a_supervisor_that_tells_nothing_is_a_problem(tmp_path: Path) -> None:
+    now = time.time()
+    assert keeper_report(tmp_path, "flights", now).problems == {}
+    assert "told nothing" in keeper_report(tmp_path, "flights", now - 60).problems["supervisor"].text
+    write_report(tmp_path, "keeper", "flights", Report(problems={}))
+    assert keeper_report(tmp_path, "flights", now - 60).problems == {}
+    file = tmp_path / "flights.keeper.report"
+    file.write_text("{")
+    assert keeper_report(tmp_path, "flights", now).problems == {}  # not yet: the next one comes in a second
+    assert "told nothing" in keeper_report(tmp_path, "flights", now - 60).problems["supervisor"].text
+    write_report(tmp_path, "keeper", "flights", Report(problems={}))
+    os.utime(file, (now - 60, now - 60))
+    assert "supervisor" in keeper_report(tmp_path, "flights", now - 60).problems
+
+
+def test_of_two_problems_with_one_side_that_which_is_not_over_is_told() -> None:
+    now = datetime.now(UTC)
+    over = Problem(since=now, at=now, text="over", over_at=now)
+    old = Problem(since=now, at=now - timedelta(hours=1), text="old")
+    assert merged({"spool": over}, {"spool": old, "registry": over}) == {"spool": old, "registry": over}
+    assert merged({"spool": old}, {"spool": over}) == {"spool": old} and merged() == {}
+
+
+def test_work_that_fails_is_done_again() -> None:
+    done = list[int]()
+
+    def work() -> None:
+        done.append(1)
+        raise ValueError("a defect")
+
+    repeating = Repeating("test works", work, 0.001)
+    wait_until(lambda: len(done) > 3)
+    assert repeating.once.is_set() and repeating.stop(10)
+
+
+def test_folders_of_servers_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path))
     (tmp_path / "serve" / "killed").mkdir(parents=True)
     first, second = ServerFolder(), ServerFolder()

@@ -98,8 +98,11 @@ def keeper_report(folder: Path, agent: str, began: float) -> Report:
     :param began: by ``time.time()``, since when it could have told something.
     """
     file = folder / f"{agent}.keeper.report"
-    told = _read(file)
-    age = time.time() - (began if told is None else file.stat().st_mtime if file.exists() else began)
+    told, newest = _read(file), began
+    if told is not None:
+        with suppress(OSError):
+            newest = file.stat().st_mtime
+    age = time.time() - newest
     if age <= SILENT_SECONDS:
         return Report(problems={}) if told is None else told
     now = datetime.now(UTC)

@@ -193,6 +193,7 @@ class Supervisor:
         wakes = signal.set_wakeup_fd(self._woken)
         before = {sig: signal.signal(sig, self._stop) for sig in (signal.SIGTERM, signal.SIGINT)}
         try:
+            self._start_those_due()
             keepers = [Keeper(agent, self._folder, self._troubles) for agent in self._settings.agents]
             self._watch(on_ready)
             self._drain()
@@ -227,7 +228,8 @@ class Supervisor:
                     if _says_ready(found) and unready:
                         unready.discard(place.number)
                         if not unready:
-                            on_ready(_address(self._listener))
+                            with contextlib.suppress(OSError):  # whoever read what is printed may have gone
+                                on_ready(_address(self._listener))
                 elif isinstance(found, int) and found in sentinels:
                     self._bury(sentinels[found])
 
