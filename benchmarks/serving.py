@@ -86,6 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stillhouse-serving-") as folder, ExitStack() as stack:
         home = asked.home.resolve() if asked.home else train(Path(folder))
         os.environ |= environment_of(home)
+        os.environ.pop("STILLHOUSE_TOKENS", None)  # both sides are asked without
         rows = observations()
         load = Load()
         stack.callback(load.close)
@@ -128,7 +129,7 @@ def train(home: Path) -> Path:
 def environment_of(home: Path) -> dict[str, str]:
     """Where everything of this benchmark lies."""
     return {
-        "STILLHOUSE_HOME": str(home), "STILLHOUSE_AGENTS": str(home / "agents"), "STILLHOUSE_TOKENS": "",
+        "STILLHOUSE_HOME": str(home), "STILLHOUSE_AGENTS": str(home / "agents"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}", "MLFLOW_DISABLE_TELEMETRY": "true",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip

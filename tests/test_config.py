@@ -390,7 +390,7 @@ def test_a_misspelt_required_key_is_both_missing_and_unknown(file: Path) -> None
         ("agent: toy\nactions: [a, b\n", "3: is not YAML: expected ',' or ']', but got '<stream end>'"),
         ("agent: toy\nactions: a: b\n", "2: is not YAML: mapping values are not allowed here"),
         ("agent: toy\nx: !!python/object/apply:os.system [ls]\n", "2: is not YAML: could not determine a constructor"),
-        ("agent: toy\nsince: 2013-13-01\n", " is not YAML: month must be in 1..12"),
+        ("agent: toy\nsince: 2013-13-01\n", "2: is not YAML: month must be in 1..12"),
         ("", "1: must be a mapping with the keys agent, description, actions,"),
         ("- agent: toy\n", "1: must be a mapping with the keys agent, description, actions,"),
     ],

@@ -71,6 +71,7 @@ def status(agent: AgentName) -> None:
     base = KnowledgeBase(settings)
     if settings.description:
         console.print(f"[bold]{agent}[/bold]: {settings.description}")
+    _show_machine(agent)
     with console.status("asking MLflow"):
         versions = Registry(agent).versions()
     if not versions:
@@ -382,11 +383,11 @@ def serve(
     from stillhouse.runtime.serving import serve as serve_until_told
 
     limits = Limits(max_body=_bytes(max_body), max_rows=max_rows)
-    tokens = tokens_of(os.environ.get("STILLHOUSE_TOKENS", ""))
+    settings = Settings(tuple(agents), host, port, workers, limits, tokens_of(os.environ.get("STILLHOUSE_TOKENS")))
     told = f"serving {', '.join(agents)} on"
     code = serve_until_told(
-        Settings(tuple(agents), host, port, workers, limits, tokens),
-        lambda address: console.print(told, address, soft_wrap=True, highlight=False),
+        settings,
+        lambda address: console.print(told, address, f"({settings.access})", soft_wrap=True, highlight=False),
     )
     raise typer.Exit(code)
 
@@ -558,6 +559,20 @@ def _show_spending(base: KnowledgeBase) -> None:
                               f"{cost.rows:,}", f"{cost.input_tokens:,}", f"{cost.output_tokens:,}",
                               f"{cost.seconds:,.1f}", f"{cost.money:,.4f}")  # fmt: skip
     console.print(table)
+
+
+def _show_machine(agent: str) -> None:
+    """What waits in the spools of this machine, and what troubles the agent here."""
+    from stillhouse.knowledge.spool import spool_folder, survey
+    from stillhouse.runtime.reports import problems_here
+
+    found = survey(spool_folder(agent))
+    console.print(f"spools on this machine: {found.rows:,} rows wait for the knowledge base", highlight=False)
+    problems = [f"spool: {problem}" for problem in found.problems]
+    problems += [f"{side}: {problem.text}" for side, problem in problems_here(agent).items()
+                 if problem.over_at is None and side != "spool"]  # fmt: skip
+    for problem in problems:
+        console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

@@ -14,7 +14,8 @@
     └── RuntimeStateError   the agent cannot decide or record now
         ├── NoChampionError     there is no model to decide with
         └── SpoolError          the write-ahead spool cannot be read or written
-            └── SpoolFullError      too much waits in it for the knowledge base
+            ├── SpoolFullError      too much waits in it for the knowledge base
+            └── SpoolDamagedError   its file is no spool, or has parts that cannot be read
 
 The message says what is wrong, where, and what to do. Everything else that is raised is a defect of
 ours and keeps its traceback. "No drift" and "the challenger lost" are verdicts, never errors.
@@ -30,6 +31,7 @@ __all__ = [
     "RegistryError",
     "RuntimeStateError",
     "SchemaError",
+    "SpoolDamagedError",
     "SpoolError",
     "SpoolFullError",
     "StillhouseError",
@@ -97,3 +99,7 @@ class SpoolError(RuntimeStateError):
 
 class SpoolFullError(SpoolError):
     """More rows wait for the knowledge base than the agent file allows."""
+
+
+class SpoolDamagedError(SpoolError):
+    """A spool's file is gone, is something else, or has parts that cannot be read."""

@@ -248,7 +248,7 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolError, match=r"the spool's folder .* cannot be written"):
         Spool(tmp_path / "file" / "spool")
-    with pytest.raises(SpoolError, match="local disk"):
+    with pytest.raises(SpoolError, match="cannot be found"):
         SpoolFile(tmp_path / "absent.sqlite")
     assert not (tmp_path / "absent.sqlite").exists()
 

@@ -14,7 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import islice
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -54,6 +55,7 @@ from stillhouse.config.compression import (
     structure,
 )
 from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
+from stillhouse.config.reading import read_yaml
 from stillhouse.config.runtime import Cascade, Runtime, Upkeep
 from stillhouse.config.store import open_store
 from stillhouse.config.windows import NewestRows, SincePromotion, Windows
@@ -1328,6 +1330,11 @@ def load(agent: str) -> AgentConfig:
     return config
 
 
+_MOST_BYTES = 512 * 1024
+_MOST_MISTAKES = 20
+"""That are told at once."""
+
+
 def load_file(path: Path | str) -> AgentConfig:
     """Read, check and freeze one agent file.
 
@@ -1335,7 +1342,13 @@ def load_file(path: Path | str) -> AgentConfig:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: cannot be read (it is not a file)")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{path}: has more than the {_MOST_BYTES:,} bytes that an agent file may have")
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parsed(path, text)
@@ -1344,20 +1357,20 @@ def load_file(path: Path | str) -> AgentConfig:
 @lru_cache(maxsize=32)  # every task of a run asks for its agent; a changed text is another key
 def _parsed(path: Path, text: str) -> AgentConfig:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: is not YAML: {getattr(error, 'problem', None) or error}") from error
+        root, content = read_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}:{error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}:1: must be a mapping with the keys {', '.join(AgentConfig.model_fields)}")
-    if twice := list(_written_twice(root)):
+    if twice := list(islice(_written_twice(root), _MOST_MISTAKES)):
         raise ConfigError("\n".join(f"{path}:{line}" for line in twice))
     try:
         return AgentConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}:{line}" for line in _explain(error, root, content))) from error
+        lines = [f"{path}:{line}" for line in islice(_explain(error, root, content), _MOST_MISTAKES + 1)]
+        if len(lines) > _MOST_MISTAKES:
+            lines[-1] = f"and more: these are the first {_MOST_MISTAKES} mistakes"
+        raise ConfigError("\n".join(lines)) from error
 
 
 def _explain(error: ValidationError, root: yaml.Node | None, content: Any) -> Iterator[str]:
@@ -1439,6 +1452,9 @@ _PATTERNS = {
 }
 
 
+_MOST_SHOWN = 200  # characters
+
+
 def _shown(value: object) -> str:
     """A value as its writer would recognise it."""
     match value:
@@ -1451,7 +1467,7 @@ def _shown(value: object) -> str:
         case float() if value.is_integer():
             return f"{value:.0f}"
         case _:
-            return repr(value)
+            return text if len(text := repr(value)) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _nearest(word: object, known: Iterable[str], otherwise: str) -> str:
@@ -1519,8 +1535,13 @@ def _tags_at(keys: Keys, tags: Mapping[int, str]) -> list[str]:
     return [tag for part in _sections_at(keys, tags) for tag in _tags_of(part)]
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    return AgentConfig.model_json_schema()
+
+
 def _sections_at(keys: Keys, tags: Mapping[int, str]) -> list[dict[str, Any]]:
-    schema = AgentConfig.model_json_schema()
+    schema = _schema()
     here = [schema]
     for place, key in enumerate(keys, start=1):
         here = [_resolved(child, schema) for parent in here for child in _children(parent, key)]

@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,11 @@ from deltalake.exceptions import DeltaError
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from stillhouse.errors import RuntimeStateError, SchemaError, SpoolError
+from stillhouse.errors import RuntimeStateError, SchemaError, SpoolDamagedError, SpoolError
 from stillhouse.knowledge.base import KnowledgeBase
 from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught, decode
-from stillhouse.knowledge.spool import Entry, SpoolFile, spool_folder
+from stillhouse.knowledge.spool import Entry, SpoolFile, set_aside, spool_folder
 from stillhouse.knowledge.tables import Table
 from stillhouse.records import Record, Spending
 
@@ -58,7 +58,7 @@ class Flushed(Record):
     rows: dict[str, int] = Field(default_factory=dict, description="by table; events that it had already count as none")
     spools: int = Field(default=0, ge=0, description="that were looked into; those that another flush was at are not")
     dead: int = Field(default=0, ge=0, description="events that could not become rows")
-    problems: tuple[str, ...] = Field(default=(), description="spools that could not be read")
+    problems: tuple[str, ...] = Field(default=(), description="of spools that could not be read, or not wholly")
     seconds: float = Field(default=0.0, ge=0.0)
 
 
@@ -72,24 +72,45 @@ def flush(base: KnowledgeBase, folder: Path | None = None, *, most_rows: int = 5
     :raises RuntimeStateError: if the tables cannot be written; what is not there yet stays in the spools.
     """
     began = time.perf_counter()
-    found = Flushed()
+    found, failed = Flushed(), list[RuntimeStateError]()
     for path in sorted((folder or spool_folder(base.config.agent)).glob("*.sqlite")):
+        problem = ""
         try:
             with FileLock(path.with_suffix(".flush"), timeout=0):
-                for moved in _emptied(base, path, most_rows):
-                    found = _added(found, moved)
+                try:
+                    for moved in _emptied(base, path, most_rows):
+                        found = _added(found, moved)
+                except SpoolDamagedError as error:
+                    problem = f"{error}; {_put_aside(path)}"
             found = found.model_copy(update={"spools": found.spools + 1})
         except Timeout:
             continue
         except SpoolError as error:
-            _log.error("%s", error)
-            found = found.model_copy(update={"problems": (*found.problems, str(error))})
+            problem = str(error)
         except (DeltaError, OSError) as error:
-            raise RuntimeStateError(
-                f"what waits in {path} could not be written to the knowledge base in {base.root}: {error}; it stays "
-                "there for the next flush"
-            ) from error
+            failed.append(
+                RuntimeStateError(
+                    f"what waits in {path} could not be written to the knowledge base in {base.root}: {error}; it "
+                    "stays there for the next flush"
+                )
+            )
+        if problem:
+            _log.error("%s", problem)
+            found = found.model_copy(update={"problems": (*found.problems, problem)})
+    if failed:
+        raise failed[0]
     return found.model_copy(update={"seconds": time.perf_counter() - began})
+
+
+def _put_aside(path: Path) -> str:
+    """What becomes of a damaged spool, once what can be read of it is in the tables."""
+    try:
+        aside = set_aside(path)
+    except OSError as error:
+        return f"it cannot be set aside: {error}"
+    if aside is None:
+        return "the process that it belongs to is to restore it"
+    return f"what can be read of it is in the tables, and it is set aside as {aside}: look at it, then remove it"
 
 
 def _added(one: Flushed, other: Flushed) -> Flushed:
@@ -106,21 +127,42 @@ def _added(one: Flushed, other: Flushed) -> Flushed:
 def _emptied(base: KnowledgeBase, path: Path, most_rows: int) -> Iterator[Flushed]:
     """Chunk by chunk what is there now: what is put meanwhile is for the next flush, or one could take for ever."""
     spool = SpoolFile(path)
+    after = 0
     try:
-        after, last = 0, spool.last()
+        last = spool.last()
         while after < last and (entries := spool.read(after, most_rows)):
-            after = entries[-1].seq
             moved = _move(base, spool, entries)
-            spool.forget(after)
+            after = entries[-1].seq
             yield moved
+            spool.forget(after)
+    except SpoolDamagedError:
+        for part in _chunks(spool.salvage(after), most_rows):
+            yield _move(base, spool, part, whole=False)
+        raise
     finally:
         spool.close()
 
 
-def _move(base: KnowledgeBase, spool: SpoolFile, entries: Sequence[Entry]) -> Flushed:
-    """A chunk's rows to their tables, and what cannot become rows to the dead letters; settled when it returns."""
+def _chunks(entries: Iterable[Entry], most_rows: int) -> Iterator[list[Entry]]:
+    chunk, rows = list[Entry](), 0
+    for entry in entries:
+        if chunk and rows + entry.rows > most_rows:
+            yield chunk
+            chunk, rows = [], 0
+        chunk.append(entry)
+        rows += entry.rows
+    if chunk:
+        yield chunk
+
+
+def _move(base: KnowledgeBase, spool: SpoolFile, entries: Sequence[Entry], *, whole: bool = True) -> Flushed:
+    """A chunk's rows to their tables, and what cannot become rows to the dead letters; settled when it returns.
+
+    :param whole: whether the spool is; of a damaged one nobody knows how many events it has had.
+    """
     there = {table: base.transaction(table, spool.name) or 0 for table in _ROWS}
-    _require_its_own(base, spool, there)
+    if whole:
+        _require_its_own(base, spool, there)
     last, rows, versions = entries[-1].seq, dict[str, int](), dict[Table, int]()
     tables, dead = _usable(base, entries, there)
     if dead:

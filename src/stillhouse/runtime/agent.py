@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -26,13 +26,14 @@ from stillhouse.errors import (
     RegistryError,
     RuntimeStateError,
     SchemaError,
+    SpoolError,
     StillhouseError,
     UnknownDecisionError,
 )
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught
 from stillhouse.knowledge.flush import flush
-from stillhouse.knowledge.spool import Spool, spool_folder
+from stillhouse.knowledge.spool import Spool, spool_folder, survey
 from stillhouse.runtime.allowances import DayBudget
 from stillhouse.runtime.background import Repeating
 from stillhouse.runtime.cascade import Asking
@@ -40,7 +41,7 @@ from stillhouse.runtime.champions import Champions, Loaded, Pointer
 from stillhouse.runtime.ids import DecisionIds, Subject
 from stillhouse.runtime.outside import Outside
 from stillhouse.runtime.rows import AHEAD, Batch, Contract, micros
-from stillhouse.runtime.status import Status, Troubles
+from stillhouse.runtime.status import Problem, Side, Status, Troubles, merged
 from stillhouse.values import ValueRefused, text_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ Given = Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame
 _FIRST_ANSWER = 60.0  # seconds that a new agent without a copy on disk waits for the registry
 _POINTER_SECONDS = 1.0  # between looks at the pointer's file
 _LAST_FLUSH = 60.0  # seconds that closing waits for a flush that is under way
+_SPOOL_SECONDS = 1.0  # between looks at the spools
+_LONG_SECONDS = 300.0  # after which a call to the registry or a flush that has not ended is told
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +131,7 @@ class Agent:
         self._asking = None if self._budget is None else Asking(
             self.config, self.contract, self._champions, self._budget, self.spool, self._troubles
         )  # fmt: skip
+        self._unrecorded, self._flush_problems = False, tuple[str, ...]()
         self._look()
         self._flushes = flush
         self._repeating = self._begin(follow, flush)
@@ -140,9 +144,10 @@ class Agent:
                 first.once.wait(_FIRST_ANSWER)
         else:
             first = Repeating(f"{name} looks", self._look, min(_POINTER_SECONDS, runtime.poll.total_seconds()))
-        if not flush:
-            return [first]
-        return [first, Repeating(f"{name} flushes", self._flush_quietly, runtime.flush.total_seconds())]
+        found = [first, Repeating(f"{name} spools", self._look_at_spools, _SPOOL_SECONDS)]
+        if flush:
+            found.append(Repeating(f"{name} flushes", self._flush_quietly, runtime.flush.total_seconds()))
+        return found
 
     # ----------------------------------------------------------------- deciding
 
@@ -380,24 +385,57 @@ class Agent:
         :raises Exception: whatever a store raises that does not answer; what was recorded stays in the spools.
         """
         with self._flushing:
-            flush(KnowledgeBase(self.config))
+            done = flush(KnowledgeBase(self.config))
+            self._flush_problems = done.problems
             self._last_flush = datetime.now(UTC)
+
+    @property
+    def can_record(self) -> bool:
+        """Whether the spool took what was put last, or has taken something since; without that nothing is decided."""
+        return not self._unrecorded
+
+    def problems(self) -> dict[Side, Problem]:
+        """The newest with each side, those that are over included."""
+        return merged(self._troubles.all(), self._stuck())
 
     def status(self) -> Status:
         """How it stands."""
         champion = self._champion
         pointer = champion.pointer if champion else None
-        calls, cost = self._budget.spent() if self._budget else (0, 0.0)
+        try:
+            calls, cost = self._budget.spent() if self._budget else (0, 0.0)
+        except RuntimeStateError as error:
+            self._troubles.tell("teacher", str(error))
+            calls, cost = 0, 0.0
         with self._counting:
             decided, outside = dict(self._decided_by), dict(self._outside)
         return Status(
             agent=self.config.agent, champion=champion.version if champion else None,
             promoted_at=pointer.promoted_at if pointer else None, deciding_since=self._since,
-            problems=self._troubles.all(), decisions=decided, outside_contract=outside,
-            spool_rows=self._left if self._closed else self.spool.depth(),
+            problems=self.problems(), decisions=decided, outside_contract=outside,
+            spool_rows=self._left if self._closed else self._waiting_rows(),
             cascade=self._asking.counted() if self._asking else {}, teacher_calls=calls, teacher_cost=cost,
             last_flush=self._last_flush,
         )  # fmt: skip
+
+    def _waiting_rows(self) -> int:
+        try:
+            return self.spool.depth()
+        except SpoolError as error:
+            self._troubles.tell("spool", str(error))
+            return 0
+
+    def _stuck(self) -> dict[Side, Problem]:
+        """What has waited for so long for an answer that it may never come."""
+        sides: dict[str, Side] = {"follows": "registry", "flushes": "knowledge_base"}
+        found: dict[Side, Problem] = {}
+        for each in self._repeating:
+            side, seconds = sides.get(each.name.rpartition(" ")[2]), each.under_way
+            if side is not None and seconds > _LONG_SECONDS:
+                now = datetime.now(UTC)
+                text = f"has not answered for {seconds:.0f} s; it is waited for"
+                found[side] = Problem(since=now - timedelta(seconds=seconds), at=now, text=text)
+        return found
 
     def close(self) -> None:
         """Flush if this agent does, and let go of the spool; what is in it is flushed by whoever flushes next."""
@@ -407,7 +445,7 @@ class Agent:
         ended = [each.stop(_LAST_FLUSH) for each in self._repeating]
         if self._flushes and all(ended):
             self._flush_quietly()
-        self._left = self.spool.depth()
+        self._left = self._waiting_rows()
         self.spool.close()
 
     def __enter__(self) -> Agent:
@@ -448,11 +486,11 @@ class Agent:
     def _look(self) -> None:
         """Take up what the pointer's file names, if it is another than before."""
         with self._swapping:
-            seen = self._champions.seen()
-            if seen == self._seen:
-                self._prepare_teacher()
-                return
             try:
+                seen = self._champions.seen()
+                if seen == self._seen:
+                    self._prepare_teacher()
+                    return
                 self._take(self._champions.read())
             except (StillhouseError, OSError) as error:
                 self._troubles.tell("champion", str(error))
@@ -484,6 +522,23 @@ class Agent:
         else:
             self._troubles.over("knowledge_base")
 
+    def _look_at_spools(self) -> None:
+        """This process's, whether it takes something again; where it flushes, all of the agent's on this machine."""
+        problems = list[str]()
+        try:
+            self.spool.check(write=self._unrecorded)
+            self._unrecorded = False
+        except SpoolError as error:
+            self._unrecorded = True
+            problems.append(str(error))
+        if self._flushes:
+            problems += self._flush_problems
+            problems += survey(spool_folder(self.config.agent)).problems
+        if problems:
+            self._troubles.tell("spool", "; ".join(dict.fromkeys(problems)))
+        elif not self._unrecorded:
+            self._troubles.over("spool")
+
     def _registry(self) -> Registry:
         """Connected when first asked for: MLflow takes seconds to import."""
         if self._models is None:
@@ -508,4 +563,9 @@ class Agent:
                 "not come along: make an Agent in each process, after the fork, or let the processes be spawned"
             )
         if events:
-            self.spool.put(*events)
+            try:
+                self.spool.put(*events)
+            except SpoolError as error:
+                self._unrecorded = True
+                self._troubles.tell("spool", str(error))
+                raise

@@ -26,6 +26,8 @@ from stillhouse.knowledge.files import json_fault
 
 __all__ = [
     "JSON",
+    "OPEN",
+    "TARGET",
     "Answer",
     "Guard",
     "Limits",
@@ -42,6 +44,10 @@ __all__ = [
 ]
 
 JSON = "application/json"
+OPEN = ("/healthz", "/readyz", "/ping")
+"""What is answered without a token."""
+TARGET = "stillhouse.target"
+"""In a request's scope: host and port of an absolute request target (see :mod:`stillhouse.runtime.protocol`)."""
 
 T = TypeVar("T")
 
@@ -176,13 +182,14 @@ async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     """
     if int(header(scope, b"content-length") or 0) > limits.max_body:
         raise _too_large(limits)
-    message = await receive()
+    message = await receive()  # of a client that sends nothing more, the protocol waits for no longer (protocol.py)
     body: bytes = message.get("body", b"")
     if message.get("more_body"):
         try:
             body = await asyncio.wait_for(_rest(body, receive, limits), limits.body_seconds)
         except TimeoutError as error:
-            raise Refused(408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s") from error
+            raise Refused(408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s",
+                          {"connection": "close"}) from error  # fmt: skip
     if len(body) > limits.max_body:
         raise _too_large(limits)
     return body
@@ -259,20 +266,45 @@ class Guard:
         return bool(self._digests)
 
     def check(self, scope: Scope) -> None:
-        """:raises Refused: 401 without a token that is known, 400 for another host."""
-        if self._hosts and _host(header(scope, b"host")) not in self._hosts:
+        """:raises Refused: 401 without a token that is known; 400 for another host, for none, or for several."""
+        host = tokens = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                if host is not None:
+                    raise Refused(400, "wrong_host", "the request has more than one header Host")
+                host = value
+            elif name == b"authorization":
+                if tokens is not None:
+                    raise Refused(400, "malformed_request", "the request has more than one header Authorization")
+                tokens = value
+        self._check_host("" if host is None else host.decode("latin-1"), scope)
+        if self._digests and scope["path"] not in OPEN:
+            self._check_token("" if tokens is None else tokens.decode("latin-1"))
+
+    def knows(self, scope: Scope) -> bool:
+        """Whether whoever asks may know everything: bears a token, or needs none."""
+        return not self._digests or self._is_known(header(scope, b"authorization"))
+
+    def _check_host(self, given: str, scope: Scope) -> None:
+        if not given and scope.get("http_version") != "1.0":
+            raise Refused(400, "wrong_host", "the request has no header Host")
+        target = scope.get(TARGET, given)
+        if target.lower() != given.lower():
+            raise Refused(400, "wrong_host", "the request's target names another host than its header Host")
+        if self._hosts and _host(given) not in self._hosts:
             raise Refused(400, "wrong_host", f"this server answers to {', '.join(sorted(self._hosts))} (header Host)")
-        if self._digests and scope["path"] not in ("/healthz", "/ping"):
-            self._check_token(header(scope, b"authorization"))
 
     def _check_token(self, given: str) -> None:
-        scheme, _, token = given.partition(" ")
-        digest = hashlib.sha256(token.strip().encode("latin-1")).digest()
-        known = [hmac.compare_digest(digest, each) for each in self._digests]  # all of them: as long for any token
-        if scheme.lower() != "bearer" or not any(known):
+        if not self._is_known(given):
             challenge = 'Bearer realm="stillhouse"' + (', error="invalid_token"' if given else "")
             raise Refused(401, "unauthorised", "a bearer token is needed (header Authorization: Bearer …)",
                           {"www-authenticate": challenge})  # fmt: skip
+
+    def _is_known(self, given: str) -> bool:
+        scheme, _, token = given.partition(" ")
+        digest = hashlib.sha256(token.strip().encode("latin-1")).digest()
+        known = [hmac.compare_digest(digest, each) for each in self._digests]  # all of them: as long for any token
+        return scheme.lower() == "bearer" and any(known)
 
 
 def _host(given: str) -> str:

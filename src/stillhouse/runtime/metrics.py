@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -20,6 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from stillhouse.runtime.agent import Decision, Judged
+from stillhouse.runtime.reports import write
 from stillhouse.runtime.status import Side, Status
 
 __all__ = ["CONTENT_TYPE_LATEST", "Counts", "Metrics"]
@@ -90,7 +92,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path | None, name: str) -> None:
-        self.folder = folder
+        self.folder, self.name = folder, name
         self._file = None if folder is None else folder / f"{name}.counts"
         self.counts = Counts()
 
@@ -116,9 +118,12 @@ class Metrics:
                 self.counts.add("teacher_cost", (agent, teacher), spent.get("money", 0))
 
     def save(self) -> None:
-        """Write this worker's snapshot, at once."""
+        """Write this worker's snapshot, at once.
+
+        :raises OSError: if the disk refuses; the one of before stays.
+        """
         if self._file is not None:
-            _replace(self._file, msgspec.msgpack.encode(self.counts))
+            write(self._file, msgspec.msgpack.encode(self.counts))
 
     def text(self, statuses: Sequence[Status]) -> bytes:
         """All workers' counts, and how each agent stands, in Prometheus's text format."""
@@ -132,14 +137,9 @@ class Metrics:
         total.include(self.counts)
         for file in () if self.folder is None else self.folder.glob("*.counts"):
             if file != self._file:
-                total.include(_snapshot.decode(file.read_bytes()))
+                with suppress(OSError, msgspec.MsgspecError, ValueError, KeyError):  # swept away, or damaged
+                    total.include(_snapshot.decode(file.read_bytes()))
         return total
-
-
-def _replace(file: Path, content: bytes) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(file)
 
 
 class _Families(Collector):
@@ -183,6 +183,8 @@ def _last_flush(status: Status) -> float | None:
 
 _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
     ("ready", "1 where there is a champion to decide with", lambda status: float(status.champion is not None)),
+    ("degraded", "1 while anything gives trouble, though decisions may work",
+     lambda status: float(bool(status.troubled))),
     ("spool_rows", "Rows recorded on this machine that wait for the knowledge base",
      lambda status: float(status.spool_rows)),
     ("last_flush_timestamp_seconds", "When the spools were last emptied into the knowledge base",

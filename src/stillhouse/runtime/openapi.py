@@ -166,8 +166,11 @@ def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
         "/ping": {"get": _operation("ping", "200 with a champion, else 404", bare, ("404",)) | {"security": []}},
         "/health": {"get": _operation("health", "As /ping", bare, ("401", "404"))},
         "/version": {"get": _operation("version", "MLflow's version", bare, ("401",))},
-        "/healthz": {"get": _operation("healthz", "Alive if it answers", ready, (), {
-            "503": _json({"type": "object"}, "alive, and an agent has no champion") | {"headers": _RETRY_AFTER},
+        "/healthz": {"get": _operation("healthz", "Whether decisions work, and what does not", ready, (), {
+            "503": _json({"type": "object"}, "an agent cannot decide or record") | {"headers": _RETRY_AFTER},
+        }) | {"security": []}},
+        "/readyz": {"get": _operation("readyz", "Whether everything works: as /healthz, for alarms", ready, (), {
+            "503": _json({"type": "object"}, "`reasons` says what does not") | {"headers": _RETRY_AFTER},
         }) | {"security": []}},
         "/metrics": {"get": _operation("metrics", "For Prometheus", text, ("401",))},
         "/openapi.json": {"get": _operation("openapi", "This", _json({"type": "object"}), ("401",))},

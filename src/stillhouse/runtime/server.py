@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 from stillhouse.errors import DataError, NoChampionError, SchemaError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.said import MOST_ROWS, Cursor, said_since
-from stillhouse.knowledge.spool import SpoolFile, spool_folder
+from stillhouse.knowledge.spool import spool_folder, survey
 from stillhouse.runtime.agent import Agent, Decision, Judged
 from stillhouse.runtime.archive import Archive, pack
 from stillhouse.runtime.champions import Champions
@@ -49,13 +49,13 @@ from stillhouse.runtime.http import (
     refusal,
     reply,
 )
-from stillhouse.runtime.keeping import kept_status
 from stillhouse.runtime.metrics import CONTENT_TYPE_LATEST, Metrics
 from stillhouse.runtime.openapi import describe
 from stillhouse.runtime.recorder import Recorder
+from stillhouse.runtime.reports import Report, keeper_report, worker_problems, write_report
 from stillhouse.runtime.rows import Batch
 from stillhouse.runtime.scoring import CSV, Scoring, predictions
-from stillhouse.runtime.status import Status
+from stillhouse.runtime.status import SIDES, Status, merged
 
 __all__ = ["ARROW", "NDJSON", "Server"]
 
@@ -119,8 +119,8 @@ class _Served:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a champion to decide with."""
-        return self.agent.champion is not None
+        """Whether there is a champion to decide with, and what it decides can be recorded."""
+        return self.agent.champion is not None and self.agent.can_record
 
     def decisions_of(self, body: bytes) -> Any:
         """What is to be decided; numbers and truth values are read as texts where those are wanted.
@@ -172,6 +172,7 @@ class Server:
         self._metrics = metrics or Metrics(None, "alone")
         self._pool = ThreadPoolExecutor(_ASKING_THREADS, thread_name_prefix="asking")
         self._waiting = 0
+        self._began, self._unsaved = time.time(), False
         self._outcomes = msgspec.json.Decoder(_Outcomes)
         self._hot: dict[tuple[str, str], tuple[str, Endpoint, _Served]] = {
             ("POST", f"/v1/agents/{served.name}/{name}"): (name, endpoint, served)
@@ -347,6 +348,7 @@ class Server:
                 Route("/health", self._ping, methods=get),
                 Route("/version", self._version, methods=get),
                 Route("/healthz", self._healthz, methods=get),
+                Route("/readyz", self._readyz, methods=get),
                 Route("/metrics", self._scraped, methods=get),
                 Route("/openapi.json", self._openapi, methods=get),
             ],
@@ -357,20 +359,35 @@ class Server:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         for served in self._served.values():
             served.recorder = Recorder(served.agent)
-        saving = asyncio.create_task(self._save_metrics())
+        saving = asyncio.create_task(self._save_again_and_again())
         try:
             yield
         finally:
             saving.cancel()
             for served in self._served.values():
                 served.recorder.close()
-            self._metrics.save()
+            self._save()
             self._pool.shutdown(wait=False)
 
-    async def _save_metrics(self) -> None:
+    async def _save_again_and_again(self) -> None:
         while True:
             await asyncio.sleep(_SNAPSHOT_SECONDS)
+            self._save()
+
+    def _save(self) -> None:
+        """What the other workers, and those that come after this one, are to know."""
+        folder = self._metrics.folder
+        try:
             self._metrics.save()
+            if folder is not None:
+                for served in self._served.values():
+                    write_report(folder, self._metrics.name, served.name, Report(problems=served.agent.problems()))
+        except Exception as error:  # whatever it is, it must not be the last time
+            if not self._unsaved:
+                log.error("what this worker counts cannot be saved in %s, and is tried again: %s", folder, error)
+            self._unsaved = True
+        else:
+            self._unsaved = False
 
     def _find(self, name: str) -> _Served:
         served = self._served.get(name)
@@ -430,7 +447,7 @@ class Server:
 
     def _status_of(self, served: _Served) -> Status:
         """This worker's status, with what concerns the machine as a whole: spools, decisions, the supervisor's side."""
-        own, kept = served.agent.status(), kept_status(self._metrics.folder, served.name)
+        own = served.agent.status()
         decided: dict[str, int] = {}
         counters = self._metrics.all().counters
         outside: dict[str, int] = {}
@@ -440,14 +457,20 @@ class Server:
         for (agent, decider, _), count in counters["decisions"].items():
             if agent == served.name:
                 decided[decider] = decided.get(decider, 0) + round(count)
-        update: dict[str, Any] = {
-            "decisions": decided,
-            "outside_contract": outside,
-            "spool_rows": _spooled(served.name),
-        }
-        if kept is not None:
-            update |= {"problems": kept.problems | own.problems, "last_flush": kept.last_flush}
-        return own.model_copy(update=update)
+        told = self._reported(served)
+        return own.model_copy(update={
+            "decisions": decided, "outside_contract": outside, "spool_rows": survey(spool_folder(served.name)).rows,
+            "problems": told.problems, "last_flush": told.last_flush or own.last_flush,
+        })  # fmt: skip
+
+    def _reported(self, served: _Served) -> Report:
+        """What troubles the agent on this machine: here, in the other workers, and in the supervisor."""
+        folder, own = self._metrics.folder, served.agent.problems()
+        if folder is None:
+            return Report(problems=own)
+        keeper = keeper_report(folder, served.name, self._began)
+        others = worker_problems(folder, served.name, but=self._metrics.name)
+        return Report(problems=merged(own, keeper.problems, others), last_flush=keeper.last_flush)
 
     async def _agents(self, _request: Request) -> Response:
         return Response(encoded({"agents": list(self._served)}).body, media_type=JSON)
@@ -463,12 +486,31 @@ class Server:
 
         return Response(version("mlflow"), media_type=JSON)
 
-    async def _healthz(self, _request: Request) -> Response:
-        """Whether the process is alive (it answers) and can decide."""
+    async def _healthz(self, request: Request) -> Response:
+        """Whether decisions work; what else does not is in the body."""
+        return await self._health(request, degraded_is=200)
+
+    async def _readyz(self, request: Request) -> Response:
+        """Whether everything works: for alarms."""
+        return await self._health(request, degraded_is=503)
+
+    async def _health(self, request: Request, degraded_is: int) -> Response:
         ready = {name: served.ready for name, served in self._served.items()}
-        body = encoded({"alive": True, "ready": all(ready.values()), "agents": ready}).body
-        return Response(body, 200 if all(ready.values()) else 503, media_type=JSON,
-                        headers={} if all(ready.values()) else {"retry-after": "1"})  # fmt: skip
+        told = await asyncio.to_thread(lambda: {name: self._reported(served) for name, served in self._served.items()})
+        all_ = self._guard.knows(request.scope)
+        reasons = {
+            name: {side: problem.text if all_ else SIDES[side] for side, problem in each.problems.items()
+                   if problem.over_at is None} for name, each in told.items()
+        }  # fmt: skip
+        degraded = any(reasons.values())
+        status = 503 if not all(ready.values()) else degraded_is if degraded else 200
+        body = {
+            "alive": True, "ready": all(ready.values()), "degraded": degraded, "agents": ready,
+            "reasons": {name: each for name, each in reasons.items() if each},
+        }  # fmt: skip
+        return Response(
+            encoded(body).body, status, media_type=JSON, headers={"retry-after": "1"} if status == 503 else {}
+        )
 
     async def _scraped(self, _request: Request) -> Response:
         return Response(await asyncio.to_thread(self._text), headers={"content-type": CONTENT_TYPE_LATEST})
@@ -485,16 +527,6 @@ class Server:
     async def _engine_refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, StillhouseError)
         return await _refused(request, self._refusal(error))
-
-
-def _spooled(agent: str) -> int:
-    """Rows in the spools of all processes on this machine, those that died included."""
-    total = 0
-    for path in spool_folder(agent).glob("*.sqlite"):
-        file = SpoolFile(path)
-        total += file.depth()
-        file.close()
-    return total
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
@@ -519,7 +551,7 @@ def _named(path: str) -> str:
     last = path.rpartition("/")[2]
     if path.startswith("/v1/agents/"):
         return last if last in ("model", "knowledge", "decisions", "outcomes") else "status"
-    known = ("invocations", "ping", "health", "version", "healthz", "metrics", "openapi.json")
+    known = ("invocations", "ping", "health", "version", "healthz", "readyz", "metrics", "openapi.json")
     return last if path == f"/{last}" and last in known else "other"
 
 

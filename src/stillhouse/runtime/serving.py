@@ -1,9 +1,9 @@
 """``stillhouse serve``: one supervisor, and workers that decide.
 
 The supervisor holds the listening socket and starts the workers, each in a process of its own; it starts a new one for
-one that died. Alone it follows the registry and moves what all of them recorded into the knowledge base: a worker
-neither knows MLflow nor waits for it. On SIGTERM the workers stop accepting, answer what they have in their hands, and
-leave; then the spools are emptied once more.
+one that died, after pauses that grow where they die soon. Alone it follows the registry and moves what all of them
+recorded into the knowledge base: a worker neither knows MLflow nor waits for it. On SIGTERM the workers stop accepting,
+answer what they have in their hands, and leave; then the spools are emptied once more.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import ipaddress
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -28,15 +26,18 @@ from stillhouse import config
 from stillhouse.errors import ConfigError
 from stillhouse.runtime.http import Guard, Limits
 from stillhouse.runtime.keeping import Keeper
+from stillhouse.runtime.reports import ServerFolder
+from stillhouse.runtime.status import Troubles
 
 __all__ = ["Settings", "Supervisor", "serve", "tokens_of"]
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
-_DRAIN_SECONDS = 30.0
+_DRAIN_SECONDS = 35.0  # for a worker to leave: a request's body may take 30 s
+_FLUSH_SECONDS = 60.0  # for the last flush
 _LIVED_LONG_SECONDS = 10.0
-_EARLY_DEATHS = 5
+_FIRST_PAUSE, _MOST_PAUSE = 0.25, 10.0  # seconds before a worker that died soon is started again
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,13 @@ class Settings:
             return ipaddress.ip_address(self.host).is_loopback
         return False
 
+    @property
+    def access(self) -> str:
+        """Who may ask, in words."""
+        if not self.tokens:
+            return "open: whoever can reach it may ask, without a token"
+        return f"a bearer token is needed: {len(self.tokens)} in STILLHOUSE_TOKENS"
+
     def guard(self) -> Guard:
         """Who may ask."""
         hosts = ("localhost", "127.0.0.1", "[::1]", self.host.lower(), f"[{self.host.lower()}]")
@@ -75,9 +83,27 @@ class Settings:
             raise ConfigError(f"an agent is named more than once: {' '.join(self.agents)}")
 
 
-def tokens_of(text: str) -> tuple[str, ...]:
-    """Of ``STILLHOUSE_TOKENS``: separated by commas."""
-    return tuple(token for part in text.split(",") if (token := part.strip()))
+def tokens_of(text: str | None) -> tuple[str, ...]:
+    """Of ``STILLHOUSE_TOKENS``: separated by commas; none where it is not set (None).
+
+    :raises ConfigError: if it is set and holds none, or one with a character that no header may have; the message does
+        not show a token.
+    """
+    if text is None:
+        return ()
+    tokens = tuple(token for part in text.split(",") if (token := part.strip()))
+    if not tokens:
+        raise ConfigError(
+            "STILLHOUSE_TOKENS is set and holds no token: put one or more in it, separated by commas, or unset it to "
+            "serve without (on loopback only)"
+        )
+    for number, token in enumerate(tokens, start=1):
+        if strange := next((character for character in token if not "!" <= character <= "~"), None):
+            raise ConfigError(
+                f"token {number} of {len(tokens)} in STILLHOUSE_TOKENS has the character U+{ord(strange):04X}: a token "
+                "is of visible ASCII characters, such as `openssl rand -hex 32` makes"
+            )
+    return tokens
 
 
 def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
@@ -90,8 +116,20 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     settings.require_safe()
     for agent in settings.agents:
         config.load(agent)
-    with _listening(settings) as listener:
-        return Supervisor(settings, listener).run(on_ready)
+    with _listening(settings) as listener, _folder() as folder:
+        return Supervisor(settings, listener, folder).run(on_ready)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    try:
+        made = ServerFolder()
+    except OSError as error:
+        raise ConfigError(f"STILLHOUSE_HOME, which is {config.home()}, cannot be written: {error}") from error
+    try:
+        yield made.path
+    finally:
+        made.remove()
 
 
 @contextlib.contextmanager
@@ -105,6 +143,12 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         raise ConfigError(f"cannot listen on {settings.host} port {settings.port}: {error}; choose another with --host "
                           "and --port") from error  # fmt: skip
     with listener:
+        bound = listener.getsockname()[0]
+        if not settings.tokens and not ipaddress.ip_address(bound).is_loopback:
+            raise ConfigError(
+                f"--host {settings.host} is {bound} here, which other machines can reach, and no token is set: put one "
+                "into the environment variable STILLHOUSE_TOKENS"
+            )
         listener.listen(_BACKLOG)
         yield listener
 
@@ -122,16 +166,22 @@ class _Place:
     began: float = 0.0
     generation: int = 0
     early_deaths: int = 0
+    due: float = 0.0
+    """By the monotonic clock: when a worker is to be started here, where there is none."""
 
 
 class Supervisor:
-    """Keeps the workers alive, follows the registry and flushes, until it is told to stop."""
+    """Keeps the workers alive, follows the registry and flushes, until it is told to stop.
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    :param folder: where its processes tell each other how they stand.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, folder: Path) -> None:
         self._settings = settings
         self._listener = listener
         self._places = [_Place(number) for number in range(settings.workers)]
-        self._folder = Path(tempfile.mkdtemp(prefix="stillhouse-serve-"))
+        self._folder = folder
+        self._troubles = Troubles("server")
         self._context = multiprocessing.get_context("spawn")
         self._wake, self._woken = os.pipe()
         self._stopping = False
@@ -143,14 +193,12 @@ class Supervisor:
         wakes = signal.set_wakeup_fd(self._woken)
         before = {sig: signal.signal(sig, self._stop) for sig in (signal.SIGTERM, signal.SIGINT)}
         try:
-            for place in self._places:
-                self._start(place)
-            keepers = [Keeper(agent, self._folder) for agent in self._settings.agents]
-            code = self._watch(on_ready)
+            self._start_those_due()
+            keepers = [Keeper(agent, self._folder, self._troubles) for agent in self._settings.agents]
+            self._watch(on_ready)
             self._drain()
-            for keeper in keepers:
-                keeper.stop()
-            return code
+            self._flush(keepers)
+            return 0
         finally:
             for place in self._places:
                 if place.process is not None and place.process.is_alive():
@@ -160,31 +208,18 @@ class Supervisor:
             signal.set_wakeup_fd(wakes)
             os.close(self._wake)
             os.close(self._woken)
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _stop(self, _signal: int, _frame: object) -> None:
         self._stopping = True
 
-    def _start(self, place: _Place) -> None:
-        from stillhouse.runtime.worker import work
-
-        place.ready, theirs = self._context.Pipe(duplex=False)
-        place.generation += 1
-        place.process = self._context.Process(
-            target=work, name=f"stillhouse-worker-{place.number}",
-            args=(self._settings, self._listener, f"{place.number}-{place.generation}", self._folder, theirs),
-        )  # fmt: skip
-        place.began = time.monotonic()
-        place.process.start()
-        theirs.close()
-
-    def _watch(self, on_ready: Callable[[str], None]) -> int:
-        """Restart who dies; 0 when told to stop, 1 when workers die as soon as they are started."""
+    def _watch(self, on_ready: Callable[[str], None]) -> None:
+        """Start workers, and others for those that die, until told to stop."""
         unready = {place.number for place in self._places}
         while not self._stopping:
+            self._start_those_due()
             sentinels = {place.process.sentinel: place for place in self._places if place.process is not None}
             pipes = {place.ready: place for place in self._places if place.ready is not None}
-            for found in wait([self._wake, *sentinels, *pipes]):
+            for found in wait([self._wake, *sentinels, *pipes], self._patience()):
                 if found == self._wake:
                     os.read(self._wake, 1)
                 elif isinstance(found, Connection):
@@ -193,36 +228,89 @@ class Supervisor:
                     if _says_ready(found) and unready:
                         unready.discard(place.number)
                         if not unready:
-                            on_ready(_address(self._listener))
-                elif isinstance(found, int) and found in sentinels and not self._replace(sentinels[found]):
-                    return 1
-        return 0
+                            with contextlib.suppress(OSError):  # whoever read what is printed may have gone
+                                on_ready(_address(self._listener))
+                elif isinstance(found, int) and found in sentinels:
+                    self._bury(sentinels[found])
 
-    def _replace(self, place: _Place) -> bool:
-        """Start another in the place of one that died; False if that is of no use."""
+    def _start_those_due(self) -> None:
+        now = time.monotonic()
+        for place in self._places:
+            if place.process is None and place.due <= now:
+                try:
+                    self._start(place)
+                except OSError as error:  # no memory, no process: later there may be
+                    self._lose(place, f"cannot be started: {error}")
+            elif place.early_deaths and place.process is not None and now - place.began > _LIVED_LONG_SECONDS:
+                place.early_deaths = 0
+        if all(place.process is not None and not place.early_deaths for place in self._places):
+            self._troubles.over("supervisor")
+
+    def _patience(self) -> float | None:
+        """Seconds until something is due without anybody's saying so; None: nothing is."""
+        moments = [place.due if place.process is None else place.began + _LIVED_LONG_SECONDS + 0.1
+                   for place in self._places if place.process is None or place.early_deaths]  # fmt: skip
+        return max(0.0, min(moments) - time.monotonic()) if moments else None
+
+    def _start(self, place: _Place) -> None:
+        from stillhouse.runtime.worker import work
+
+        ready, theirs = self._context.Pipe(duplex=False)
+        try:
+            place.generation += 1
+            process = self._context.Process(
+                target=work, name=f"stillhouse-worker-{place.number}",
+                args=(self._settings, self._listener, f"{place.number}-{place.generation}", self._folder, theirs),
+            )  # fmt: skip
+            process.start()
+        except BaseException:
+            ready.close()
+            raise
+        finally:
+            theirs.close()
+        place.process, place.ready, place.began = process, ready, time.monotonic()
+
+    def _bury(self, place: _Place) -> None:
+        """A worker died: another is to be started in its place."""
         assert place.process is not None
         place.process.join()
-        if self._stopping:
-            place.process = None
-            return True
-        lived = time.monotonic() - place.began
-        place.early_deaths = place.early_deaths + 1 if lived < _LIVED_LONG_SECONDS else 0
-        log.warning("worker %d ended by itself (exit code %s) and is started again", place.number,
-                    place.process.exitcode)  # fmt: skip
-        if place.early_deaths >= _EARLY_DEATHS:
-            log.error("worker %d ended %d times as soon as it was started", place.number, place.early_deaths)
-            return False
-        self._start(place)
-        return True
+        code, place.process = place.process.exitcode, None
+        if time.monotonic() - place.began >= _LIVED_LONG_SECONDS:
+            place.early_deaths = 0
+        if not self._stopping:
+            self._lose(place, f"ended by itself (exit code {code})")
+
+    def _lose(self, place: _Place, what: str) -> None:
+        place.early_deaths += 1
+        pause = min(_FIRST_PAUSE * 2 ** min(place.early_deaths - 1, 10), _MOST_PAUSE)
+        place.due = time.monotonic() + pause
+        times = f", {place.early_deaths} times in a row" if place.early_deaths > 1 else ""
+        self._troubles.tell("supervisor", f"worker {place.number} {what}{times}; it is started again in {pause:g} s")
 
     def _drain(self) -> None:
-        """Let the workers answer what they have in their hands, and leave."""
+        """Let the workers answer what they have in their hands, and leave; nobody new is let in."""
+        self._listener.close()
         working = [place.process for place in self._places if place.process is not None]
         for process in working:
             process.terminate()
-        until = time.monotonic() + 2 * _DRAIN_SECONDS
+        until = time.monotonic() + _DRAIN_SECONDS
         for process in working:
             process.join(max(0.0, until - time.monotonic()))
+            if process.is_alive():
+                log.error("%s has not answered what it has in hand within %g s, and is ended", process.name,
+                          _DRAIN_SECONDS)  # fmt: skip
+                process.kill()
+                process.join()
+
+    def _flush(self, keepers: Sequence[Keeper]) -> None:
+        """Empty the spools once more, for as long as is stated."""
+        for keeper in keepers:
+            keeper.begin_to_stop()
+        until = time.monotonic() + _FLUSH_SECONDS
+        for agent, keeper in zip(self._settings.agents, keepers, strict=True):
+            if not keeper.ended(until - time.monotonic()):
+                log.error("%s: the last flush has not ended within %g s: what waits stays in the spools, for the next "
+                          "flush on this machine", agent, _FLUSH_SECONDS)  # fmt: skip
 
 
 def _says_ready(pipe: Connection) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -11,11 +12,21 @@ from pydantic import AwareDatetime, Field
 
 from stillhouse.records import Record
 
-__all__ = ["Problem", "Side", "Status", "Troubles"]
+__all__ = ["SIDES", "Problem", "Side", "Status", "Troubles", "merged"]
 
 log = logging.getLogger(__name__)
 
-Side = Literal["registry", "champion", "knowledge_base", "teacher"]
+Side = Literal["registry", "champion", "knowledge_base", "teacher", "spool", "supervisor"]
+
+SIDES: dict[Side, str] = {
+    "registry": "MLflow does not answer",
+    "champion": "a champion cannot be used here",
+    "knowledge_base": "what was recorded cannot be moved into the knowledge base",
+    "teacher": "the cascade's teacher fails, is late, or its budget is spent",
+    "spool": "a spool is damaged, full, or cannot be written",
+    "supervisor": "the server's workers end by themselves, or it cannot follow, flush or tell",
+}
+"""What a problem with each side is, for those who may not know more."""
 
 
 class Problem(Record):
@@ -36,7 +47,8 @@ class Status(Record):
     deciding_since: AwareDatetime | None = Field(description="when this process took it up")
     problems: dict[Side, Problem] = Field(
         description="registry: MLflow does not answer; champion: one cannot be used here; knowledge_base: a flush "
-        "failed; teacher: it fails, is late, or its budget is spent"
+        "failed; teacher: it fails, is late, or its budget is spent; spool: one is damaged, full, or cannot be "
+        "written; supervisor: workers end by themselves, or nothing is followed, flushed or told"
     )
     spool_rows: int = Field(ge=0, description="recorded and not yet in the knowledge base, by this process")
     decisions: dict[str, int] = Field(description="since this process began, by decider")
@@ -56,6 +68,20 @@ class Status(Record):
     def troubled(self) -> dict[Side, Problem]:
         """The problems that are not over."""
         return {side: problem for side, problem in self.problems.items() if problem.over_at is None}
+
+
+def merged(*told: Mapping[Side, Problem]) -> dict[Side, Problem]:
+    """The problems of several processes: of two with one side that which is not over, else the newer."""
+    found: dict[Side, Problem] = {}
+    for problems in told:
+        for side, problem in problems.items():
+            if side not in found or _weight(problem) > _weight(found[side]):
+                found[side] = problem
+    return found
+
+
+def _weight(problem: Problem) -> tuple[bool, datetime]:
+    return problem.over_at is None, problem.at
 
 
 class Troubles:

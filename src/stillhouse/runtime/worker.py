@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from stillhouse.errors import StillhouseError
 from stillhouse.runtime.agent import Agent
 from stillhouse.runtime.metrics import Metrics
+from stillhouse.runtime.protocol import Protocol
 from stillhouse.runtime.server import Server
 
 if TYPE_CHECKING:
     from stillhouse.runtime.serving import Settings
 
 __all__ = ["work"]
+
+log = logging.getLogger(__name__)
 
 _SWITCH_SECONDS = 0.0005
 _DRAIN_SECONDS = 30
@@ -43,12 +47,17 @@ def work(settings: Settings, listener: socket.socket, name: str, folder: Path, r
     logging.basicConfig(level=logging.WARNING, format=f"worker {name}: %(message)s")
     sys.setswitchinterval(_SWITCH_SECONDS)  # the thread that commits must not wait 5 ms for its turn
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us: the supervisor passes it on
-    agents = [Agent(each, follow=False, flush=False) for each in settings.agents]
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # nobody's odd requests may fill the log
+    try:
+        agents = [Agent(each, follow=False, flush=False) for each in settings.agents]
+    except StillhouseError as error:
+        log.error("%s", error)
+        raise SystemExit(1) from None
     gc.collect()
     gc.freeze()  # what the imports made stays: no collection need look at it while somebody waits
     app = Server(agents, limits=settings.limits, guard=settings.guard(), metrics=Metrics(folder, name))
     options = uvicorn.Config(
-        app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_config=None, access_log=False,
+        app, loop="uvloop", http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=_DRAIN_SECONDS,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -73,6 +82,15 @@ class _Web(uvicorn.Server):
             loop.add_reader(supervisor.sentinel, self._leave)
         self._ready.send(True)
         self._ready.close()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % 10 == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol):
+                    connection.expire(now)
+        return await super().on_tick(counter)
 
     def _leave(self) -> None:
         supervisor = multiprocessing.parent_process()
