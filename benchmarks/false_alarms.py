@@ -81,11 +81,11 @@ class Size:
     """How much is simulated."""
 
     seeds: int = 1000
-    looks: int = 1000
+    looks: int = 400
     history: int = 300
-    delay_seeds: int = 200
+    delay_seeds: int = 100
     warm_looks: int = 100
-    horizon: int = 500
+    horizon: int = 300
 
 
 QUICK = Size(seeds=40, looks=300, delay_seeds=20, horizon=200)
@@ -307,7 +307,7 @@ def delay(world: World, size: Size, seed: Sequence[int]) -> Iterator[dict[str, A
         yield {
             "world": world.name,
             "rise": rise,
-            **{name: float(np.median(first[name][~false[name]])) for name in watches},
+            **{name: None if false[name].all() else float(np.median(first[name][~false[name]])) for name in watches},
             "false": {name: round(float(false[name].mean()), 3) for name in watches},
         }
 

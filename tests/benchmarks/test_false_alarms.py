@@ -41,7 +41,9 @@ def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
                 alarms += 1
                 for process in range(3):
                     last = states[process, seed]
-                    anew = begun[process, seed].model_copy(update={"since": last.end, "start": last.end, "end": last.end})
+                    anew = begun[process, seed].model_copy(
+                        update={"since": last.end, "start": last.end, "end": last.end}
+                    )
                     states[process, seed] = evidence.continued(last, anew, last.end)
         watch.restart(alarmed)
     assert alarms > 3

@@ -303,9 +303,13 @@ def hanging_together(losses):
 def test_steps_that_hang_together_are_measured_with_a_margin():
     generator = np.random.default_rng(8)
     found = [hanging_together(autoregressive(generator, 400, 6, 0.3, 0.1)) for _ in range(60)]
-    correlations, deviations = (np.array([getattr(b, name) for b in found]) for name in ("autocorrelation", "step_deviation"))
+    correlations, deviations = (
+        np.array([getattr(b, name) for b in found]) for name in ("autocorrelation", "step_deviation")
+    )
     known = 0.3 * 0.1**2 / (0.1**2 + 0.05**2 / 6)  # that of the means, which the noise of six units makes smaller
-    assert np.mean(correlations >= known) >= 0.85 and np.median(correlations) == pytest.approx(known + 1.645 / 20, abs=0.03)
+    assert np.mean(correlations >= known) >= 0.85 and np.median(correlations) == pytest.approx(
+        known + 1.645 / 20, abs=0.03
+    )
     assert np.mean(deviations >= 0.1) >= 0.8 and np.median(deviations) == pytest.approx(0.106, abs=0.005)
 
 
