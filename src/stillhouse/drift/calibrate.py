@@ -32,6 +32,7 @@ ten times nothing is nothing."""
 MIN_STRETCH_ROWS = 10
 MIN_STRETCHES = 5
 MIN_STEPS = 3
+INDISTINGUISHABLE = 1e-9
 WORSE = 0.9
 LARGEST_AUTOCORRELATION = 0.5
 UPPER_95 = 1.645
@@ -198,7 +199,7 @@ def _dependence(units: Array, first: Array, every: timedelta) -> tuple[float | N
     numbers, index, size = np.unique(first // length, return_inverse=True, return_counts=True)
     means = np.bincount(index, weights=units) / size
     steps = len(means)
-    if steps < MIN_STEPS or not means.var() > 0:
+    if steps < MIN_STEPS or np.ptp(means) < INDISTINGUISHABLE:
         return None, None
     return _autocorrelation(means, numbers), _deviation(units, means, index, size)
 

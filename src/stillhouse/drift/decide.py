@@ -433,7 +433,8 @@ def _disagreement(report: DriftReport, threshold: float | None) -> Reason:
 
 def _falls(report: DriftReport, thresholds: Thresholds, min_rows: int) -> list[Reason]:
     """Of the AUC and of the accuracy: what has a threshold, or is what this agent's models are compared by."""
-    usual = next((quality.measure for quality in (report.quality, report.quality_reference) if quality), "auc")
+    measures = {quality.measure for quality in (report.quality, report.quality_reference) if quality}
+    usual = "accuracy" if "accuracy" in measures else "auc"  # a window of one outcome has no AUC to compare with
     return [
         _fall(report, measure, name, threshold, min_rows)
         for measure, name, threshold in (

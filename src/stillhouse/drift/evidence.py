@@ -15,8 +15,8 @@ So ``R_t − t`` falls on average while nothing is wrong. The mean of several be
 
 **One budget for all processes of an agent.** With shares ``w_k`` that add up to 1, ``R = Σ w_k R^k`` is such a
 statistic again, however the processes depend on each other: ``R_t − t`` is a supermartingale. The alarm is raised
-when ``R ≥ A``, and every process begins anew. Then ``A·N_t + R_t − t``, with ``N_t`` the alarms so far, is a supermartingale too (an
-alarm takes away at least ``A`` from ``R``), so that
+when ``R ≥ A``, and every process begins anew. Then ``A·N_t + R_t − t``, with ``N_t`` the alarms so far, is a
+supermartingale too (an alarm takes away at least ``A`` from ``R``), so that
 
     E[N_t] ≤ t / A   for every t:
 
