@@ -267,7 +267,7 @@ class EvidenceStep(Record):
     step_deviation: float | None = Field(
         default=0.0,
         ge=0.0,
-        description="standard deviation that the units of a step may have in common; None: any, so that a step is one bet",
+        description="standard deviation of what the units of a step may share; None: any, so that a step is one bet",
     )
     excess: float = Field(
         default=0.0,
