@@ -26,12 +26,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.report import Goal, write
 from stillhouse.config import Watch
@@ -98,8 +100,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2026, help="that the seeds are derived from")
     asked = parser.parse_args()
     size = QUICK if asked.quick else Size()
-    rates = [rate(world, size, [asked.seed, number]) for number, world in enumerate(WORLDS)]
-    delays = [found for number, world in enumerate(WORLDS) for found in delay(world, size, [asked.seed, 100 + number])]
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        seeds = [[asked.seed, number] for number in range(2 * len(WORLDS))]
+        late = [pool.submit(delay, world, size, seed) for world, seed in zip(WORLDS, seeds[len(WORLDS) :], strict=True)]
+        rates = list(pool.map(rate, WORLDS, [size] * len(WORLDS), seeds[: len(WORLDS)]))
+        delays = [found for each in late for found in each.result()]
     goals = [
         Goal(
             f"false_alarms_per_promised_{'independent' if not world.coefficient else 'autoregressive'}_{world.units}",
@@ -171,7 +176,7 @@ def baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
     """What is known of each process of each seed, from a history of so many looks."""
     history = np.stack([losses.units() for _ in range(looks)], axis=2)  # [processes, seeds, looks, U]
     each = HOUR / losses.world.units
-    times = np.arange(looks * losses.world.units) * (each // timedelta(microseconds=1) * 1000)
+    times = pd.date_range(BEGIN, periods=looks * losses.world.units, freq=each)
     return [
         [loss_baseline(seed.ravel(), times, each, timedelta(days=7), HOUR) for seed in process] for process in history
     ]
@@ -283,14 +288,14 @@ def rate(world: World, size: Size, seed: Sequence[int]) -> dict[str, Array]:
     return per_promised | {f"{name}_first": values for name, values in first.items()}
 
 
-def delay(world: World, size: Size, seed: Sequence[int]) -> Iterator[dict[str, Any]]:
+def delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[str, Any]]:
     """Median delays of each rise, under the default budget and tolerance."""
-    run_length = WATCH.average_run_length or math.inf
-    for rise in RISES:
-        losses = Losses(world, size.delay_seeds, seed)
-        known = baselines(losses, size.history)
-        null = np.array([[evidence.null_mean(b, WATCH.tolerance) for b in process] for process in known])
-        promise = promise_of(known, null, world.units, run_length)
+    run_length, results = WATCH.average_run_length or math.inf, list[dict[str, Any]]()
+    known = baselines(Losses(world, size.delay_seeds, seed), size.history)
+    null = np.array([[evidence.null_mean(b, WATCH.tolerance) for b in process] for process in known])
+    promise = promise_of(known, null, world.units, run_length)
+    for number, rise in enumerate(RISES):
+        losses = Losses(world, size.delay_seeds, [*seed, number])
         watches: dict[str, Detectors | Separate] = {"now": Detectors.begun(promise), "before": Separate.begun(promise)}
         first = {name: np.full(size.delay_seeds, size.horizon + 1) for name in watches}
         false = {name: np.zeros(size.delay_seeds, dtype=bool) for name in watches}
@@ -304,12 +309,10 @@ def delay(world: World, size: Size, seed: Sequence[int]) -> Iterator[dict[str, A
                     first[name] = np.where(alarmed & (first[name] > size.horizon), look, first[name])
             if all((found <= size.horizon).all() for found in first.values()):
                 break
-        yield {
-            "world": world.name,
-            "rise": rise,
-            **{name: None if false[name].all() else float(np.median(first[name][~false[name]])) for name in watches},
-            "false": {name: round(float(false[name].mean()), 3) for name in watches},
-        }
+        median = {name: None if false[name].all() else float(np.median(first[name][~false[name]])) for name in watches}
+        shares = {name: round(float(false[name].mean()), 3) for name in watches}
+        results.append({"world": world.name, "rise": rise, **median, "false": shares})
+    return results
 
 
 def worst(rates: Sequence[dict[str, Array]]) -> list[tuple[World, dict[str, Array]]]:

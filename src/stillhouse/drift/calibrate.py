@@ -216,11 +216,11 @@ def _autocorrelation(means: Array, numbers: Array) -> float | None:
 
 def _deviation(units: Array, means: Array, index: Array, size: Array) -> float:
     """Standard deviation of the effect of a step."""
-    from scipy.stats import chi2
+    from scipy.special import chdtri
 
     steps, count = len(means), len(units)
     between = float(np.sum(size * (means - units.mean()) ** 2) / (steps - 1))
     within = float(np.sum((units - means[index]) ** 2) / (count - steps)) if count > steps else 0.0
     alike = (count - float(np.sum(size.astype(float) ** 2)) / count) / (steps - 1)
-    upper = between * (steps - 1) / float(chi2.ppf(0.05, steps - 1))
+    upper = between * (steps - 1) / float(chdtri(steps - 1, 0.95))  # the 5 % quantile
     return float(np.sqrt(max(upper - within, 0.0) / alike))
