@@ -44,10 +44,10 @@ def refresh(
             beginning
     """
     with refresh_lock(agent):
-        closed = watching.answered(agent, cause) if trigger == "drift" else None
+        now = watching.moment(agent, as_of)
+        closed = watching.answered(agent, cause, now) if trigger == "drift" else None
         if closed is not None:
             return closed
-        now = watching.moment(agent, as_of)
         data = watching.check_data(agent, refreshing.span(agent, now))
         job = refreshing.open_refresh(agent, now, trigger, cause, teacher, mode, data)
         if job.finished and job.verdict is not None:

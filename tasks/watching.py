@@ -185,11 +185,12 @@ def decide_response(
     return verdict
 
 
-def answered(agent: str, cause: str) -> Verdict | None:
+def answered(agent: str, cause: str, as_of: datetime) -> Verdict | None:
     """The gate's verdict by which the alarm of the watch ``cause`` was closed since; None: it is open.
 
     One alarm is answered once: a refresh that a watch asked for before it could know of another one's verdict would
-    learn from the same rows again. The next watch sees that verdict, and begins its evidence anew.
+    learn from the same rows again. The next watch sees that verdict, and begins its evidence anew. A refresh of that
+    very cause and moment that was begun already is not answered here: it goes on.
     """
     base = knowledge_base(agent)
     asked = base.verdict(cause)
@@ -198,7 +199,7 @@ def answered(agent: str, cause: str) -> Verdict | None:
     known, last = asked.evidence.get("last_refresh"), base.last_refresh()
     if last is None or (known is not None and last <= datetime.fromisoformat(str(known))):
         return None
-    return base.verdict_at("gate", last)
+    return None if registry(agent).has_refresh(cause, as_of) else base.verdict_at("gate", last)
 
 
 def mode_of(verdict: Verdict) -> Mode:

@@ -49,8 +49,11 @@ def test_an_alarm_is_answered_once_although_the_clock_stands_still(day, agents: 
     late = refresh.fn(agent="toy", as_of=day(29), trigger="drift", cause=first.verdict_id)
     assert late == gate and registry("toy").versions() == made
     assert [v.outcome for v in base.verdicts() if v.kind == "gate"] == ["promoted", "refused"]
-    assert answered("toy", "no such verdict") is None and answered("toy", gate.verdict_id) is None
+    assert answered("toy", "no such verdict", day(29)) is None and answered("toy", gate.verdict_id, day(29)) is None
+    assert answered("toy", first.verdict_id, first.as_of) is None  # its own: it goes on where it was killed
 
     live.fn("toy", day(28), day(29))
     anew = watch.fn(agent="toy", as_of=day(29))
-    assert anew.response != "hold" and answered("toy", anew.verdict_id) is None  # new rows: it may be asked again
+    assert (
+        anew.response != "hold" and answered("toy", anew.verdict_id, day(29)) is None
+    )  # new rows: it may be asked again
