@@ -19,10 +19,12 @@ concept, teacher frozen
 benign
     two columns that nothing depends on move by 1.5 standard deviations.
 
-*Ours* is :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``, and
-rows taken as independent, as all peers take them. Peers get what they document, the student's 0/1 errors on 50
-labelled rows a look, and, as a stronger rival, the very losses that we accumulate, from uniform rows. Each is run with
-its defaults, and calibrated on runs of their own to alarms in at most 1 % of null runs of 10,000 looks.
+*Ours* is :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``,
+rows and steps taken as independent, as all peers take them, and each process by itself with the whole budget: what
+sharing it costs, and steps that hang together, :mod:`benchmarks.false_alarms` measures. Peers get what they document,
+the student's 0/1 errors on 50 labelled rows a look, and, as a stronger rival, the very losses that we accumulate,
+from uniform rows. Each is run with its defaults, and calibrated on runs of their own to alarms in at most 1 % of null
+runs of 10,000 looks.
 """
 
 from __future__ import annotations

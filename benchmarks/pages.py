@@ -32,6 +32,12 @@ MEANING = {
     "psi_error_percent": "largest error of a PSI (% of the exact value, or of 0.001 where that is larger)",
     "w1_error_percent": "largest error of a Wasserstein-1 distance against the exact one (%)",
     "false_alarms_10k_looks": "share of runs of 10,000 looks without drift that alarm, with our defaults",
+    **{
+        f"false_alarms_per_promised_{world}_{units}": f"false alarms per promised one, all processes together ({what}, "
+        f"{units} unit{'s' * (units > 1)} a step; the worst such world; 95 % interval)"
+        for units in (1, 12)
+        for world, what in (("independent", "independent losses"), ("autoregressive", "step means AR(1) up to .5"))
+    },
     "delay_vs_best_calibrated_peer": "our delay in looks, relative to the best calibrated peer's (median of scenarios)",
     "delay_vs_best_peer_told_our_losses": "the same where the peers are told our losses instead of errors",
     **{

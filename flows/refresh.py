@@ -28,6 +28,8 @@ def refresh(
 
     Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next
     run of the same request goes on: before its verdict from the start, after it with the verdict that was given.
+    An alarm is answered once: where another refresh was judged since the watch, its verdict is returned. By hand
+    (trigger manual) a refresh can be asked for at any time.
 
     Args:
         agent: name of an agent file in agents/
@@ -43,6 +45,9 @@ def refresh(
     """
     with refresh_lock(agent):
         now = watching.moment(agent, as_of)
+        closed = watching.answered(agent, cause, now) if trigger == "drift" else None
+        if closed is not None:
+            return closed
         data = watching.check_data(agent, refreshing.span(agent, now))
         job = refreshing.open_refresh(agent, now, trigger, cause, teacher, mode, data)
         if job.finished and job.verdict is not None:

@@ -567,7 +567,8 @@ def _losses(job: Refresh, teacher: TeacherRef, chosen: Variant) -> dict[Process,
         "teacher_outcomes": brier(said, outcomes),
     }
     times, cluster, block = rows["observed_at"], base.config.promotion.cluster, usual_length(train, base.config)
-    return {process: loss_baseline(loss, times, cluster, block) for process, loss in losses.items()}
+    every = base.config.watch.every
+    return {process: loss_baseline(loss, times, cluster, block, every) for process, loss in losses.items()}
 
 
 def _initial(job: Refresh, teacher: TeacherRef) -> TextInitial | None:

@@ -311,16 +311,19 @@ def _drift(report: DriftReport) -> str:
 
 
 def _scorecards(cards: list[Scorecard]) -> str:
-    rows = []
+    """One row a model; the AUC only of agents that are judged by it."""
+    rows, auc = [], all(card.test.measure == "auc" for card in cards)
     for card in cards:
         q, latency = card.test, card.latency
+        area = f"| {_number(q.auc)} " if auc else ""
         rows.append(
-            f"| {card.model} | {card.role} | {_number(q.auc)} | {q.accuracy:.4f} | {q.log_loss:.4f} "
+            f"| {card.model} | {card.role} {area}| {q.accuracy:.4f} | {q.log_loss:.4f} "
             f"| {q.calibration_error:.4f} | {_number(card.agreement)} | {card.bytes:,} "
             f"| {_number(latency.p50_ms) if latency else ''} | {_number(latency.p95_ms) if latency else ''} |"
         )
     return _table(
-        "| model | role | AUC | accuracy | log loss | calibration error | agreement | bytes | p50 (ms) | p95 (ms) |",
+        f"| model | role {'| AUC ' if auc else ''}| accuracy | log loss | calibration error | agreement | bytes "
+        "| p50 (ms) | p95 (ms) |",
         rows,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 
 import numpy as np
@@ -40,6 +40,7 @@ from tasks.common import Champion, champion_parts, engine_task, knowledge_base, 
 
 __all__ = [
     "announce_drift",
+    "answered",
     "check_data",
     "decide_response",
     "follow_weights",
@@ -49,6 +50,9 @@ __all__ = [
     "moment",
     "take_window",
 ]
+
+_INSTANT = timedelta(microseconds=1)
+"""The clock of the tables: a refresh that spoke for this very moment is the last one, wherever the clock stands."""
 
 
 def moment(agent: str, as_of: datetime | None) -> datetime:
@@ -172,13 +176,30 @@ def decide_response(
     """What to do about it; the verdict is recorded."""
     base, parts = knowledge_base(agent), _champion(agent)
     states = _states(base, parts, as_of) if parts and base.config.watch.false_alarms else []
-    last = base.last_refresh(before=as_of)
+    last = base.last_refresh(before=as_of + _INSTANT)
     verdict = decide(
-        report, data, base.config, as_of=as_of, last_refresh=last, refused=base.last_refused(before=as_of),
-        steps=states, cost=cost,
+        report, data, base.config, as_of=as_of, last_refresh=last, refused=base.last_refused(before=as_of + _INSTANT),
+        steps=states, cost=cost, new_rows=None if last is None else base.observed(last, as_of),
     )  # fmt: skip
     base.record(verdict)
     return verdict
+
+
+def answered(agent: str, cause: str, as_of: datetime) -> Verdict | None:
+    """The gate's verdict by which the alarm of the watch ``cause`` was closed since; None: it is open.
+
+    One alarm is answered once: a refresh that a watch asked for before it could know of another one's verdict would
+    learn from the same rows again. The next watch sees that verdict, and begins its evidence anew. A refresh of that
+    very cause and moment that was begun already is not answered here: it goes on.
+    """
+    base = knowledge_base(agent)
+    asked = base.verdict(cause)
+    if asked is None or asked.kind != "watch":
+        return None
+    known, last = asked.evidence.get("last_refresh"), base.last_refresh()
+    if last is None or (known is not None and last <= datetime.fromisoformat(str(known))):
+        return None
+    return None if registry(agent).has_refresh(cause, as_of) else base.verdict_at("gate", last)
 
 
 def mode_of(verdict: Verdict) -> Mode:
@@ -213,10 +234,10 @@ def announce_drift(verdict: Verdict) -> None:
 def _states(base: KnowledgeBase, parts: Champion, as_of: datetime) -> list[EvidenceStep]:
     """Where each process stands: at its last step, or at its beginning.
 
-    It begins with a new champion, after a judged refresh, and when the budget or the tolerance was changed: evidence
-    gathered under one promise says nothing about another.
+    It begins with a new champion, after a judged refresh (which closes the alarm, promoted or refused), and when the
+    budget or the tolerance was changed. The processes share one budget evenly.
     """
-    refreshed, watch = base.last_refresh(before=as_of), base.config.watch
+    refreshed, watch = base.last_refresh(before=as_of + _INSTANT), base.config.watch
     latest = {step.process: step for step in base.latest_evidence()}
     states = []
     for process, baseline in parts.baseline.losses.items():
@@ -228,15 +249,12 @@ def _states(base: KnowledgeBase, parts: Champion, as_of: datetime) -> list[Evide
             since=max(each for each in beginnings if each is not None),
             null_mean=evidence.null_mean(baseline, watch.tolerance),
             average_run_length=watch.average_run_length or 1.0,
+            share=1 / len(parts.baseline.losses),
+            autocorrelation=baseline.autocorrelation,
+            step_deviation=baseline.step_deviation,
         )
-        states.append(last if last and _goes_on(last, begun, refreshed) else begun)
+        states.append(evidence.continued(last, begun, refreshed))
     return states
-
-
-def _goes_on(last: EvidenceStep, begun: EvidenceStep, refreshed: datetime | None) -> bool:
-    """Whether ``last`` is about the same champion, with nothing decided since, under the same promise."""
-    same = (last.champion, last.null_mean, last.log_threshold) == (begun.champion, begun.null_mean, begun.log_threshold)
-    return same and (refreshed is None or last.since >= refreshed)
 
 
 def _advance(
@@ -337,7 +355,7 @@ def _audited(base: KnowledgeBase, parts: Champion, rows: pd.DataFrame) -> pd.Dat
     state = next((step for step in base.latest_evidence() if step.process == "disagreement"), None)
     if state is None or state.champion != str(parts.model) or rows.empty:
         return rows.iloc[:0].assign(weight=1.0)
-    counted = base.evidence(state.champion, state.since, after=rows["observed_at"].iloc[0])
+    counted = base.evidence(state.champion, None, after=rows["observed_at"].iloc[0])  # before an alarm was closed, too
     weights = pd.Series(
         {name: weight for each in counted for name, weight in zip(each.observation_ids, each.weights, strict=True)},
         name="weight",

@@ -372,6 +372,16 @@ def test_a_mistake_is_named_with_line_key_and_remedy(file: Path, right: str, wro
     assert not re.search(r"Input should|pydantic|union|discriminator|validation|Literal|datetime\.", found)
 
 
+def test_a_fall_of_the_auc_is_no_threshold_for_many_actions(file: Path) -> None:
+    three = GOOD.replace("actions: [stay, move]", "actions: [stay, move, turn]")
+    said = complaint(file, three.replace("{psi: 0.25}", "{psi: 0.25, auc_drop: 0.05}"))
+    assert "watch.thresholds.auc_drop: an agent with 3 actions is judged by its accuracy" in said
+    assert said.startswith("19: ") and "write `accuracy_drop` instead" in said
+    for text in (three.replace("{psi: 0.25}", "{accuracy_drop: 0.05}"), GOOD.replace("psi: 0.25", "auc_drop: 0.05")):
+        file.write_text(text)
+        assert load_file(file).watch.thresholds.shifted_columns == 1
+
+
 def test_all_mistakes_are_named_at_once(file: Path) -> None:
     said = complaint(file, GOOD.replace("toy:rows", "toy").replace("weight: 2", "weight: -2").replace("psi", "pzi"))
     assert [line.split(": ")[:2] for line in said.split("\n")] == [

@@ -225,6 +225,18 @@ class LossBaseline(Record):
     rows: int = Field(ge=0)
     clusters: int = Field(ge=0)
     usual: float = Field(ge=0.0, description="mean of the worse stretches of history (their 0.9 quantile)")
+    autocorrelation: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=0.5,
+        description="of the means of neighbouring steps: upper 95 % bound; None: history cannot tell",
+    )
+    step_deviation: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="standard deviation of the means of steps, beyond that of their units: upper 95 % bound; None: "
+        "history cannot tell",
+    )
 
 
 class EvidenceStep(Record):
@@ -243,11 +255,30 @@ class EvidenceStep(Record):
     null_mean: float = Field(gt=0.0, description="mean loss that is still no harm")
     log_bets: tuple[float, ...] = Field(description="natural logarithm of the Shiryaev–Roberts statistic of each bet")
     log_evidence: float = Field(description="that of their mixture")
-    log_threshold: float = Field(description="natural logarithm of the average run length promised")
+    log_threshold: float = Field(
+        description="natural logarithm of what this process alone must reach: the average run length promised, divided "
+        "by its share"
+    )
+    share: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="of the agent's budget; None: a budget of its own, as steps once had"
+    )
+    autocorrelation: float = Field(
+        default=0.0, ge=0.0, le=0.5, description="of the means of neighbouring steps, that is no harm"
+    )
+    step_deviation: float | None = Field(
+        default=0.0,
+        ge=0.0,
+        description="standard deviation of what the units of a step may share; None: any, so that a step is one bet",
+    )
+    excess: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="by how much the next step's mean may exceed `null_mean`, after the steps so far",
+    )
 
     @property
     def alarm(self) -> bool:
-        """Whether the evidence has reached its threshold."""
+        """Whether this process alone has reached its threshold."""
         return self.log_evidence >= self.log_threshold
 
 

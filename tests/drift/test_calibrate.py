@@ -281,3 +281,53 @@ def test_nanoseconds_and_moments_are_the_same():
 def test_no_losses():
     with pytest.raises(WindowError, match="there are none"):
         loss_baseline(np.empty(0), moments([]), timedelta(0), WEEK)
+
+
+# --------------------------------------------------------------------------- how steps hang together
+
+
+def autoregressive(generator, steps, units, coefficient, deviation, noise=0.05):
+    """Losses ``[steps, units]`` around step means of that coefficient and standard deviation."""
+    level = np.zeros(steps)
+    for k in range(1, steps):
+        level[k] = coefficient * level[k - 1] + generator.normal(0, deviation * (1 - coefficient**2) ** 0.5)
+    return np.clip(0.4 + level[:, None] + generator.normal(0, noise, (steps, units)), 0, 1)
+
+
+def hanging_together(losses):
+    steps, units = losses.shape
+    hours = np.arange(steps * units) / units
+    return loss_baseline(losses.ravel(), moments(hours), timedelta(0), WEEK, timedelta(hours=1))
+
+
+def test_steps_that_hang_together_are_measured_with_a_margin():
+    generator = np.random.default_rng(8)
+    found = [hanging_together(autoregressive(generator, 400, 6, 0.3, 0.1)) for _ in range(60)]
+    correlations, deviations = (
+        np.array([getattr(b, name) for b in found]) for name in ("autocorrelation", "step_deviation")
+    )
+    known = 0.3 * 0.1**2 / (0.1**2 + 0.05**2 / 6)  # that of the means, which the noise of six units makes smaller
+    assert np.mean(correlations >= known) >= 0.85 and np.median(correlations) == pytest.approx(
+        known + 1.645 / 20, abs=0.03
+    )
+    assert np.mean(deviations >= 0.1) >= 0.8 and np.median(deviations) == pytest.approx(0.106, abs=0.005)
+
+
+def test_independent_steps_have_little_in_common():
+    generator = np.random.default_rng(9)
+    found = [hanging_together(autoregressive(generator, 400, 6, 0.0, 0.0)) for _ in range(60)]
+    assert np.median([b.autocorrelation for b in found]) == pytest.approx(1.645 / 20, abs=0.03)
+    assert np.median([b.step_deviation for b in found]) < 0.01
+
+
+def test_a_coefficient_above_a_half_is_taken_for_a_half():
+    found = hanging_together(autoregressive(np.random.default_rng(10), 400, 6, 0.95, 0.1))
+    assert found.autocorrelation == 0.5
+
+
+@pytest.mark.parametrize("losses", [np.full((2, 5), 0.3), np.full((50, 5), 0.3)], ids=["too few", "all alike"])
+def test_a_history_that_cannot_tell(losses):
+    found = hanging_together(losses)
+    assert (found.autocorrelation, found.step_deviation) == (None, None)
+    known = loss_baseline(losses.ravel(), moments(np.arange(losses.size)), timedelta(0), WEEK)
+    assert (known.autocorrelation, known.step_deviation) == (None, None)

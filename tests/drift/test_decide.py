@@ -1,22 +1,27 @@
 """Every outcome of a watch, every threshold, and the replay of the evidence."""
 
 from datetime import timedelta, timezone
+from math import log
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from stillhouse.config import Responses
 from stillhouse.drift.decide import decide, decide_from_evidence
+from stillhouse.drift.evidence import joint
 from stillhouse.errors import WindowError
 from stillhouse.records import Cost, Verdict, short_id
 
 DAY = timedelta(days=1)
 
 
-def watch(make, report, data=None, last_refresh=None, as_of=None, steps=(), cost=None, **thresholds):
+def watch(make, report, data=None, last_refresh=None, as_of=None, steps=(), cost=None, new_rows=None, **thresholds):
     config = make.config(**(thresholds or {"psi": 0.25}))
-    as_of = as_of or make.now
-    return decide(report, data or make.data(), config, as_of=as_of, last_refresh=last_refresh, steps=steps, cost=cost)
+    return decide(
+        report, data or make.data(), config, as_of=as_of or make.now, last_refresh=last_refresh, steps=steps, cost=cost,
+        new_rows=new_rows,
+    )  # fmt: skip
 
 
 def reason(verdict, measure):
@@ -263,3 +268,132 @@ def test_the_agent_file_says_how_drift_is_answered_unless_that_was_refused(make,
     assert decide_from_evidence(harm.evidence) == harm
     failing = decide(make.report(), make.data(), config, steps=[make.step("teacher_outcomes", 2161)], **asked)
     assert failing.response == "renew"
+
+
+def of_three(make, *evidence, budget=100):
+    """The last steps of three processes that share a budget evenly."""
+    names = ("disagreement", "student_outcomes", "teacher_outcomes")
+    alone = log(3 * budget)
+    return [
+        make.step(name, value, share=1 / 3, log_threshold=alone) for name, value in zip(names, evidence, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "outcome", "crossed"),
+    [
+        ((99, 99, 99), "no_drift", set()),
+        ((150, 99, 52), "harmful_drift", {"evidence"}),
+        ((52, 99, 150), "teacher_failing", {"evidence"}),
+        ((1, 301, 1), "harmful_drift", {"evidence", "evidence_student_outcomes"}),
+        ((1, 1e9, 302), "teacher_failing", {"evidence", "evidence_student_outcomes", "evidence_teacher_outcomes"}),
+    ],
+)
+def test_processes_share_one_budget(make, evidence, outcome, crossed):
+    """A budget of 100: the mean of the three is held against it, and one alone must reach 300."""
+    verdict = watch(make, make.report({"temp": 0.0}), steps=of_three(make, *evidence))
+    assert verdict.outcome == outcome
+    assert {r.measure for r in verdict.reasons if r.crossed} == crossed
+    together = reason(verdict, "evidence")
+    assert together.threshold == pytest.approx(100) and together.value == pytest.approx(sum(evidence) / 3)
+    assert all(r.crossed == (r.value >= r.threshold) for r in verdict.reasons if r.measure.startswith("evidence"))
+    assert decide_from_evidence(verdict.evidence) == verdict
+
+
+def test_without_new_rows_no_second_refresh_wherever_the_clock_stands(make):
+    steps = of_three(make, 1, 1e9, 1)
+    for at in (make.now, make.now - 300 * DAY):  # the very moment of the last refresh; and long past its cool-down
+        verdict = watch(make, make.report(), steps=steps, last_refresh=at, new_rows=False)
+        assert (verdict.outcome, verdict.response) == ("cooling_down", "hold")
+        assert "nothing was observed since the last refresh" in verdict.summary
+        assert decide_from_evidence(verdict.evidence) == verdict
+    assert watch(make, make.report(), last_refresh=make.now - 300 * DAY, new_rows=True).outcome == "drift"
+    assert watch(make, make.report({"temp": 0.0}), last_refresh=make.now, new_rows=False).outcome == "no_drift"
+
+
+def test_no_drift_does_not_stand_above_a_quality_that_fell(make):
+    report = make.report({"temp": 0.0}, quality=make.quality(0.43), quality_reference=make.quality(0.75))
+    verdict = watch(make, report)
+    assert (verdict.outcome, verdict.response) == ("not_enough_evidence", "hold")
+    assert "AUC 0.430 on 1000 outcomes, -0.320 against 0.750" in verdict.summary
+    chance = make.report({"temp": 0.0}, quality=make.quality(0.74), quality_reference=make.quality(0.75))
+    assert watch(make, chance).outcome == "no_drift"
+
+
+def test_a_shift_is_not_benign_while_the_students_loss_has_doubled(make):
+    before = make.quality(0.75).model_copy(update={"brier": 0.15})
+    report = make.report(
+        {"temp": 0.2}, screened=make.screened(True, "temp"), disagreement=make.disagreement(0.01),
+        quality=make.quality(0.75), quality_reference=before,
+    )  # fmt: skip
+    verdict = watch(make, report, steps=[make.step()])
+    assert verdict.outcome == "not_enough_evidence" and "Brier score is 0.300" in verdict.summary
+    high = watch(make, report.model_copy(update={"quality": before}), steps=[make.step("student_outcomes", mean=0.17)])
+    assert high.outcome == "not_enough_evidence" and "mean loss of the last step 0.170" in high.summary
+    assert watch(make, report.model_copy(update={"quality": before}), steps=[make.step()]).outcome == "benign_shift"
+
+
+def test_a_verdict_claims_no_more_than_was_looked_at(make):
+    assert "no history yet" in watch(make, make.report({"temp": 9.0}), disagreement=0.1).summary
+    calm = make.report({"temp": 0.0}, screened=make.screened(False))
+    assert watch(make, calm).summary == "nothing moved beyond what is usual"
+
+
+def test_verdicts_of_random_figures_do_not_contradict_them(make):
+    """Whatever is measured: a calm verdict stands above no figure that is worse than what is no harm."""
+    generator, seen = np.random.default_rng(12), set()
+
+    def quality():
+        score, brier = generator.uniform(0.4, 1.0, 2)
+        actions = int(generator.choice([2, 5]))
+        found = make.quality(
+            float(score) if generator.random() < 0.8 else None, rows=int(generator.integers(100, 3000))
+        )
+        return found.model_copy(
+            update={"accuracy": float(generator.uniform(0.4, 1)), "brier": float(brier) / 2, "actions": actions}
+        )
+
+    def maybe(value, chance=0.7):
+        return value if generator.random() < chance else None
+
+    for _ in range(1500):
+        moved = bool(generator.random() < 0.4)
+        before, now = quality(), quality()
+        if generator.random() < 0.5:  # much as it was
+            now = before.model_copy(update={"rows": now.rows})
+        now = now.model_copy(update={"actions": before.actions})
+        report = make.report(
+            {"temp": float(generator.exponential(0.1))},
+            screened=maybe(make.screened(moved, *(["temp"] if moved else []))),
+            disagreement=maybe(make.disagreement(float(generator.uniform(0, 0.12)))),
+            disagreement_reference=maybe(make.disagreement(0.05)),
+            quality=maybe(now), quality_reference=maybe(before),
+        )  # fmt: skip
+        steps = [
+            step.model_copy(update={"mean": maybe(float(generator.uniform(0, 0.2))), "null_mean": 0.08})
+            for step in of_three(make, *np.exp(generator.uniform(-5, 7, 3)))
+        ]
+        steps = steps if generator.random() < 0.7 else []
+        verdict = watch(make, report, steps=steps, psi=0.25)
+        seen.add(verdict.outcome)
+        for r in verdict.reasons:
+            if r.value is not None and r.threshold is not None:
+                strict = r.measure in ("psi", "auc_drop", "accuracy_drop", "disagreement", "screen")
+                assert r.crossed == (r.value > r.threshold if strict else r.value >= r.threshold), r
+        measure = {r.measure for r in verdict.reasons}
+        judged_by = {q.measure for q in (report.quality, report.quality_reference) if q}
+        assert "auc_drop" not in measure or judged_by == {"auc"}
+        assert "accuracy_drop" not in measure or "accuracy" in judged_by
+        if verdict.outcome not in ("no_drift", "benign_shift"):
+            continue
+        assert not any(r.crossed for r in verdict.reasons if r.measure != "screen" or verdict.outcome == "no_drift")
+        assert all(step.mean is None or step.mean <= 2 * step.null_mean for step in steps)
+        if report.quality and report.quality_reference:
+            fall = next(r.value for r in verdict.reasons if r.measure in ("auc_drop", "accuracy_drop"))
+            assert fall is None or fall <= 0.1
+            assert report.quality.brier <= 1.5 * report.quality_reference.brier
+        if report.disagreement and steps:
+            assert report.disagreement.total_variation <= 0.08
+        together = joint(steps)
+        assert together is None or together[0] < together[1]
+    assert seen >= {"no_drift", "benign_shift", "not_enough_evidence", "harmful_drift", "teacher_failing", "drift"}

@@ -171,6 +171,73 @@ def test_a_rise_is_found_after_a_long_calm():
     assert state.alarm
 
 
+def shared(process: str, evidence_: float, share: float = 1 / 3, run_length: float = 100) -> EvidenceStep:
+    state = evidence.start(process, "toy@1", since=SINCE, null_mean=0.1, average_run_length=run_length, share=share)
+    return state.model_copy(update={"log_evidence": math.log(evidence_)})
+
+
+def test_processes_share_one_budget():
+    """99 + 150 + 51 is 300, a mean of 100: the budget, which none of them has reached alone."""
+    steps = [shared("disagreement", 99), shared("student_outcomes", 150), shared("teacher_outcomes", 51)]
+    together, threshold = evidence.joint(steps)
+    assert (math.exp(together), math.exp(threshold)) == pytest.approx((100, 100))
+    assert not any(step.alarm for step in steps)
+    assert shared("disagreement", 301).alarm  # it would take the mean there with the others at nothing
+    assert evidence.joint([]) is None
+    assert evidence.joint([step.model_copy(update={"share": None}) for step in steps]) is None
+
+
+def test_what_the_next_step_may_exceed():
+    """Half of what was expected before, and the autocorrelation times what the step had beyond that."""
+    state = begin(null_mean=0.1).model_copy(update={"autocorrelation": 0.5})
+    first = look(state, np.array([0.3]))
+    assert first.excess == pytest.approx(0.5 * 0.2)
+    second = look(first, np.array([0.2]))  # no more than was expected
+    assert second.excess == pytest.approx(0.05)
+    assert look(second, np.array([])).excess == pytest.approx(0.025)
+    less = look(first.model_copy(update={"autocorrelation": 0.1}), np.array([0.5]))
+    assert less.excess == pytest.approx(0.05 + 0.1 * (0.4 - 0.1))
+    assert look(begin(), np.array([0.9])).excess == 0
+    stakes = evidence.bets(0.2)  # the null of the second step
+    expected = np.log1p(np.exp(first.log_bets)) + np.log1p(stakes * (0.2 - 0.2))
+    assert second.log_bets == pytest.approx(expected)
+
+
+def test_units_that_have_something_in_common():
+    """Twelve units in three groups, each bet's growth less what three losses of one deviation could make of it."""
+    units = np.random.default_rng(4).random(12)
+    deviation = math.sqrt(0.1 / 2.5)
+    state = begin().model_copy(update={"step_deviation": deviation})
+    assert evidence.groups(12, 0.1, deviation) == 3
+    stakes = evidence.bets(0.1)
+    growth = np.log1p(stakes[:, None] * (units.reshape(3, 4).mean(axis=1) - 0.1)).sum(axis=1)
+    assert look(state, units).log_bets == pytest.approx(growth - 0.5 * (3 * deviation * stakes) ** 2)
+    alone = look(begin().model_copy(update={"step_deviation": None}), units)
+    assert alone.log_bets == pytest.approx(np.log1p(stakes * (units.mean() - 0.1)))
+    assert (alone.units, evidence.groups(12, 0.1, 0.0)) == (12, 12)
+
+
+def test_a_closed_alarm_begins_anew_and_remembers_what_may_follow():
+    last = look(begin().model_copy(update={"autocorrelation": 0.5}), np.array([1.0]))
+    begun = begin().model_copy(update={"autocorrelation": 0.5})
+    assert evidence.continued(last, begun, None) == last == evidence.continued(last, begun, SINCE)
+    anew = evidence.continued(last, begun, SINCE + HOUR)
+    assert anew == begun.model_copy(update={"excess": last.excess}) and last.excess == pytest.approx(0.45)
+    assert evidence.continued(None, begun, None) == begun
+    for name, value in {"champion": "toy@2", "null_mean": 0.2, "share": 0.5, "step_deviation": None}.items():
+        other = begun.model_copy(update={name: value})
+        assert evidence.continued(last, other, None).looks == 0
+
+
+def test_steps_stored_before_processes_shared_a_budget_are_read():
+    stored = look(begin(), np.array([0.3, 0.1])).model_dump(mode="json")
+    for name in ("share", "autocorrelation", "step_deviation", "excess"):
+        stored.pop(name)
+    old = EvidenceStep.model_validate(stored)
+    assert old.share is None
+    assert look(old, np.array([0.4])).log_bets == look(look(begin(), np.array([0.3, 0.1])), np.array([0.4])).log_bets
+
+
 def baseline(mean: float, standard_error: float, usual: float) -> LossBaseline:
     return LossBaseline(mean=mean, standard_error=standard_error, rows=1000, clusters=50, usual=usual)
 

@@ -468,6 +468,7 @@ def test_verdicts_by_moment(kb: KnowledgeBase) -> None:
     assert kb.last_refresh(before=START + 6 * HOUR) == START + 5 * HOUR
     assert kb.last_refresh(before=START + 5 * HOUR) == START + HOUR
     assert kb.last_refresh(before=START + HOUR) is None
+    assert kb.last_refresh() == START + 5 * HOUR and not kb.last_refused()
 
 
 # --------------------------------------------------------------------------- processes
@@ -568,7 +569,18 @@ def test_each_champion_has_its_own_evidence(kb: KnowledgeBase) -> None:
     kb.append_evidence([step("disagreement", 0, "toy@2", later)])
     assert len(kb.evidence("toy@1", START)) == len(kb.evidence("toy@2", later)) == 1
     assert kb.evidence("toy@2", START) == []
+    kb.append_evidence([step("disagreement", 1, "toy@2", later + 5 * HOUR)])  # begun anew after an alarm
+    assert [each.step.since for each in kb.evidence("toy@2", None)] == [later, later + 5 * HOUR]
     assert [each.champion for each in kb.latest_evidence()] == ["toy@2"]
+
+
+def test_whether_anything_was_observed(kb: KnowledgeBase, lived: KnowledgeBase) -> None:
+    first = lived.read("observations")["observed_at"].min().to_pydatetime()
+    last = lived.newest_observation()
+    tick = timedelta(microseconds=1)
+    assert lived.observed(first, first + tick) and lived.observed(last, last + tick)
+    assert not lived.observed(last + tick, last + 90 * HOUR)
+    assert not lived.observed(last, last) and not lived.observed(last + HOUR, last)
 
 
 def test_an_outcome_arrives_once(lived: KnowledgeBase) -> None:

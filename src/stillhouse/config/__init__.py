@@ -1016,7 +1016,7 @@ class Thresholds(Section):
         default=None, gt=0, le=1, description="rise of mean total variation between teacher and student"
     )
     auc_drop: float | None = Field(
-        default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved"
+        default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved; two actions"
     )
     accuracy_drop: float | None = Field(
         default=None, gt=0, le=1, description="fall of accuracy on known outcomes since the champion was proved"
@@ -1025,7 +1025,10 @@ class Thresholds(Section):
 
 
 class FalseAlarms(Section):
-    """How often the evidence may be wrong: on average no more than ``at_most`` false refreshes ``per`` period."""
+    """How often the evidence may be wrong: on average no more than ``at_most`` false refreshes ``per`` period.
+
+    One budget for the agent: its evidence processes share it.
+    """
 
     at_most: float = Field(default=1.0, gt=0, description="false refreshes")
     per: Length = timedelta(days=90)
@@ -1210,6 +1213,11 @@ class AgentConfig(Section):
         numbers = texts + sum(column.type == "number" for column in watched_columns)
         watched = numbers + sum(column.type == "category" for column in watched_columns)
         thresholds = self.watch.thresholds
+        if thresholds.auc_drop is not None and len(self.actions) > 2:
+            raise ValueError(
+                f"watch.thresholds.auc_drop: an agent with {len(self.actions)} actions is judged by its accuracy, and "
+                f"the AUC is that of two actions: write `accuracy_drop` instead"
+            )
         if thresholds.psi is not None and thresholds.shifted_columns > watched:
             raise ValueError(
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {watched} columns are "

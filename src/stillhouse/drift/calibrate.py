@@ -31,7 +31,11 @@ ten times nothing is nothing."""
 
 MIN_STRETCH_ROWS = 10
 MIN_STRETCHES = 5
+MIN_STEPS = 3
+INDISTINGUISHABLE = 1e-9
 WORSE = 0.9
+LARGEST_AUTOCORRELATION = 0.5
+UPPER_95 = 1.645
 
 Array = np.ndarray[Any, Any]
 
@@ -100,7 +104,13 @@ def limits(screens: Screens) -> dict[str, float]:
     return {name: _room(screens) * value for name, value in _usual(screens).items()}
 
 
-def loss_baseline(losses: Array, observed_at: pd.Series | Array, cluster: timedelta, block: timedelta) -> LossBaseline:
+def loss_baseline(
+    losses: Array,
+    observed_at: pd.Series | Array,
+    cluster: timedelta,
+    block: timedelta,
+    every: timedelta | None = None,
+) -> LossBaseline:
     """What a loss was while the model was known to be good, and how far its mean swings by itself.
 
     As in the evidence, the rows of one ``cluster`` are one observation, their mean; ``mean`` is the mean of those, and
@@ -109,9 +119,16 @@ def loss_baseline(losses: Array, observed_at: pd.Series | Array, cluster: timede
     stretches of length ``block``, counted back from the newest row, those of fewer than ten rows left out, and never
     below the mean; with fewer than five stretches it is the mean.
 
+    How steps hang together is told by upper 95 % bounds, so that few steps promise little. ``autocorrelation`` is the
+    correlation of the means of neighbouring steps, ``r + 1.645/√pairs``, within 0 … 0.5. ``step_deviation`` is the
+    random effect of a step in a one-way analysis of variance, ``σ² ≤ ((k−1) MSB / χ²₀.₀₅(k−1) − MSW) / n₀`` (Searle,
+    Casella and McCulloch 1992, "Variance components", §3.6). Both are of the rows given: where a watch sees more of a
+    step than these, its means have less noise, and hang together more closely.
+
     :param losses: float ``[n]`` in 0…1.
     :param observed_at: when each row was observed, ``[n]``: moments with a time zone, or nanoseconds since 1970.
     :param cluster: rows observed in the same such stretch are one piece of evidence; zero: each row is.
+    :param every: length of a step of evidence (``watch.every``); None: nothing is said about steps.
     :raises WindowError: if there are no losses.
     """
     losses = np.asarray(losses, dtype=np.float64)
@@ -123,8 +140,15 @@ def loss_baseline(losses: Array, observed_at: pd.Series | Array, cluster: timede
     error = units.std(ddof=1) / np.sqrt(len(units)) if len(units) > 1 else np.sqrt(max(0.0, mean * (1 - mean)))
     stretches = _stretch_means(units, first, rows, block)
     usual = float(np.quantile(stretches, WORSE)) if len(stretches) >= MIN_STRETCHES else mean
+    autocorrelation, deviation = (None, None) if every is None else _dependence(units, first, every)
     return LossBaseline(
-        mean=mean, standard_error=float(error), rows=len(losses), clusters=len(units), usual=max(mean, usual)
+        mean=mean,
+        standard_error=float(error),
+        rows=len(losses),
+        clusters=len(units),
+        usual=max(mean, usual),
+        autocorrelation=autocorrelation,
+        step_deviation=deviation,
     )
 
 
@@ -167,3 +191,36 @@ def _stretch_means(units: Array, first: Array, rows: Array, block: timedelta) ->
     _, index = np.unique((first.max() - first) // length, return_inverse=True)
     means: Array = np.bincount(index, weights=units) / np.bincount(index)
     return means[np.bincount(index, weights=rows) >= MIN_STRETCH_ROWS]
+
+
+def _dependence(units: Array, first: Array, every: timedelta) -> tuple[float | None, float | None]:
+    """Upper bounds of the autocorrelation of steps' means, and of what the units of a step have in common."""
+    length = every // timedelta(microseconds=1) * 1000
+    numbers, index, size = np.unique(first // length, return_inverse=True, return_counts=True)
+    means = np.bincount(index, weights=units) / size
+    steps = len(means)
+    if steps < MIN_STEPS or np.ptp(means) < INDISTINGUISHABLE:
+        return None, None
+    return _autocorrelation(means, numbers), _deviation(units, means, index, size)
+
+
+def _autocorrelation(means: Array, numbers: Array) -> float | None:
+    """Of the means of steps ``[k]`` whose numbers follow on each other."""
+    centred = means - means.mean()
+    neighbours = np.flatnonzero(np.diff(numbers) == 1)
+    if len(neighbours) < MIN_STEPS:
+        return None
+    found = float(np.mean(centred[neighbours] * centred[neighbours + 1]) / np.mean(centred**2))
+    return float(np.clip(found + UPPER_95 / len(neighbours) ** 0.5, 0.0, LARGEST_AUTOCORRELATION))
+
+
+def _deviation(units: Array, means: Array, index: Array, size: Array) -> float:
+    """Standard deviation of the effect of a step."""
+    from scipy.special import chdtri
+
+    steps, count = len(means), len(units)
+    between = float(np.sum(size * (means - units.mean()) ** 2) / (steps - 1))
+    within = float(np.sum((units - means[index]) ** 2) / (count - steps)) if count > steps else 0.0
+    alike = (count - float(np.sum(size.astype(float) ** 2)) / count) / (steps - 1)
+    upper = between * (steps - 1) / float(chdtri(steps - 1, 0.95))  # the 5 % quantile
+    return float(np.sqrt(max(upper - within, 0.0) / alike))

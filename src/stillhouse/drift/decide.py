@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from math import exp
+from math import exp, hypot, sqrt
 from typing import Any
 
 from pydantic import AwareDatetime, Field
 
 from stillhouse.config import AgentConfig, Responses, Thresholds
+from stillhouse.drift.evidence import joint
 from stillhouse.errors import WindowError
 from stillhouse.records import (
     Cost,
@@ -45,6 +46,15 @@ class Evidence(Record):
     drift: DriftReport | None
     steps: tuple[EvidenceStep, ...] = Field(default=(), description="the last step of each evidence process")
     cost: Cost | None = None
+    new_rows: bool | None = Field(
+        default=None, description="whether anything was observed since the last refresh; None: nobody looked"
+    )
+    tolerance: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="fall of quality that is no harm; None: not held against the calm verdicts",
+    )
 
 
 def decide(
@@ -57,6 +67,7 @@ def decide(
     refused: bool = False,
     steps: Sequence[EvidenceStep] = (),
     cost: Cost | None = None,
+    new_rows: bool | None = None,
 ) -> Verdict:
     """What to do about the current window. The first line that holds decides.
 
@@ -65,15 +76,20 @@ def decide(
     ======================= ======== ========================================================================
     ``data_broken``         hold     the data contract refuses the window
     ``not_enough_evidence`` hold     fewer than ``observations.min_rows`` rows
-    ``cooling_down``        hold     one of the next three, but the last refresh is younger than ``watch.cooldown``
-    ``teacher_failing``     renew    the evidence that the teacher errs more than it did reaches its threshold
-    ``harmful_drift``       (1)      the evidence that teacher and student part, or that the student errs more, does
+    ``cooling_down``        hold     one of the next three, but the last refresh is younger than ``watch.cooldown``, or
+                                     nothing was observed since
+    ``teacher_failing``     renew    the evidence of all processes together reaches the budget, and (2) is
+                                     that the teacher errs more than it did
+    ``harmful_drift``       (1)      the evidence of all processes together reaches the budget
     ``drift``               (1)      a plain threshold of the agent file is exceeded; whether it harms is not known
-    ``not_enough_evidence`` hold     inputs moved beyond what is usual, and teacher and student part more than is
-                                     usual, but the evidence has not reached its threshold: it accumulates
+    ``not_enough_evidence`` hold     a loss or the quality is worse than what is no harm (:func:`_worse`), or inputs
+                                     moved beyond what is usual and nobody compared teacher and student: the evidence
+                                     has not reached its threshold, it accumulates
     ``benign_shift``        hold     inputs moved beyond what is usual, and the student agrees with its teacher
     ``no_drift``            hold     otherwise
     ======================= ======== ========================================================================
+
+    (2) a process that reaches the budget by itself, or, if none does, the one with most evidence.
 
     (1) as ``watch.responses`` says: update, redistil_warm or redistil. After a refresh that was refused redistil: what
     was cheaper has not helped.
@@ -83,6 +99,7 @@ def decide(
     :param last_refresh: the moment that the last refresh spoke for.
     :param refused: whether that refresh was refused.
     :param steps: the last step of each evidence process (:mod:`stillhouse.drift.evidence`).
+    :param new_rows: whether anything was observed since ``last_refresh``; None: not looked at.
     :raises WindowError: if there is no report although the window is sound and large enough.
     """
     evidence = Evidence(
@@ -98,6 +115,8 @@ def decide(
         drift=report,
         steps=tuple(steps),
         cost=cost,
+        new_rows=new_rows,
+        tolerance=config.watch.tolerance,
     )
     return decide_from_evidence(evidence.model_dump(mode="json"))
 
@@ -151,7 +170,7 @@ def _judge(known: Evidence) -> Judgement:
 def _alarm(known: Evidence, drift: DriftReport) -> Judgement | None:
     """What calls for a response, if anything does: evidence first, then plain thresholds."""
     reasons = tuple(_reasons(known, drift))
-    proved = {step.process: _evidence(step) for step in known.steps if step.alarm}
+    proved = {step.process: _evidence(step) for step in _proved(known.steps)}
     if "teacher_outcomes" in proved:
         return "teacher_failing", "renew", proved["teacher_outcomes"].text, reasons
     if proved:
@@ -161,17 +180,30 @@ def _alarm(known: Evidence, drift: DriftReport) -> Judgement | None:
     return ("drift", _response(known, known.responses.drift), "; ".join(plain), reasons) if plain else None
 
 
+def _proved(steps: Sequence[EvidenceStep]) -> list[EvidenceStep]:
+    """The processes that raise the alarm: those that reach the budget alone; together, the one with most evidence."""
+    alone, together = [step for step in steps if step.alarm], joint(steps)
+    if alone or together is None or together[0] < together[1]:
+        return alone
+    return [
+        max((step for step in steps if step.share is not None), key=lambda step: step.log_evidence - step.log_threshold)
+    ]
+
+
 def _response(known: Evidence, asked_for: Mode) -> Mode:
     return "redistil" if known.refused else asked_for
 
 
 def _calm(known: Evidence, drift: DriftReport) -> Judgement:
     """Nothing calls for a response: did anything move at all?"""
-    reasons = tuple(_reasons(known, drift))
+    reasons, parting, worse = tuple(_reasons(known, drift)), _parting(known, drift), _worse(known, drift)
     if drift.screened is None or not drift.screened.moved:
-        return "no_drift", "hold", "nothing moved beyond what is usual", reasons
+        if worse:
+            return "not_enough_evidence", "hold", f"{'; '.join(worse)}; the evidence accumulates", reasons
+        return "no_drift", "hold", _nothing_moved(known, drift), reasons
     moved = _screen(drift.screened).text
-    parting = _parting(known, drift)
+    if worse:
+        return "not_enough_evidence", "hold", f"{moved}; {'; '.join(worse)}; the evidence accumulates", reasons
     if parting is None:
         return "not_enough_evidence", "hold", f"{moved}; teacher and student were not compared yet", reasons
     text, agree = parting
@@ -180,10 +212,76 @@ def _calm(known: Evidence, drift: DriftReport) -> Judgement:
     return "not_enough_evidence", "hold", f"{moved}; {text}; the evidence accumulates", reasons
 
 
+def _nothing_moved(known: Evidence, drift: DriftReport) -> str:
+    """The sentence of ``no_drift``, which claims no more than was looked at."""
+    screened, plain = drift.screened, [r for r in _plain(drift, known.thresholds, known.min_rows) if r.threshold]
+    if screened is not None and screened.blocks and screened.limit > 0:
+        return "nothing moved beyond what is usual"
+    if plain:
+        return (
+            f"no threshold is crossed ({', '.join(r.measure for r in plain)}); there is no history yet of what is usual"
+        )
+    return "the evidence shows no harm; there is no history yet of what is usual"
+
+
+def _worse(known: Evidence, drift: DriftReport) -> list[str]:
+    """What is worse than what is no harm: a verdict that found nothing must not stand above such a figure.
+
+    A quality on at least ``min_rows`` outcomes has fallen where it lies below the reference by more than its plain
+    threshold; without one by more than the tolerance and two standard errors, or than 0.1, whichever is less. The
+    standard error of an accuracy is the binomial one; that of an AUC is taken as ``√(A (1 − A) / m)`` (the leading term
+    of Hanley and McNeil 1982, "The meaning and use of the area under a ROC curve"), as if the rarer action had had
+    m, a quarter of the rows. The Brier score is worse by the tolerance and two standard errors (at most
+    ``√(b (1 − b) / n)`` on the scale 0…1, Bhatia and Davis 2000), or by a half. The mean loss of a process's last step
+    is worse by two such errors, or at twice what is no harm.
+    """
+    if known.tolerance is None:
+        return []
+    parting = _parting(known, drift)
+    found = [parting[0]] if parting is not None and not parting[1] else []
+    found += [_evidence(step).text for step in known.steps if step.mean is not None and _high(step, step.mean)]
+    return found + list(_fallen(known, drift, known.tolerance))
+
+
+def _high(step: EvidenceStep, mean: float) -> bool:
+    null = step.null_mean
+    return mean > min(null + 2 * _error(null, step.step_rows), 2 * null)
+
+
+def _fallen(known: Evidence, drift: DriftReport, tolerance: float) -> Iterator[str]:
+    now, before = drift.quality, drift.quality_reference
+    if now is None or before is None or now.rows < known.min_rows:
+        return
+    for reason in _falls(drift, known.thresholds, known.min_rows):
+        if reason.value is None:
+            continue
+        auc, threshold = reason.measure == "auc_drop", reason.threshold
+        a, b = (now.auc or 0.0, before.auc or 0.0) if auc else (now.accuracy, before.accuracy)
+        part = 0.25 if auc else 1.0
+        error = hypot(_error(a, now.rows * part), _error(b, before.rows * part))
+        if reason.value > (min(tolerance + 2 * error, 0.1) if threshold is None else threshold):
+            yield reason.text
+    half, usual = now.brier / 2, before.brier / 2
+    error = hypot(_error(half, now.rows), _error(usual, before.rows))
+    if half > min(usual + tolerance + 2 * error, 1.5 * usual):
+        yield f"the student's Brier score is {now.brier:.3f} on {now.rows} outcomes, and was {before.brier:.3f}"
+
+
+def _error(mean: float, rows: float) -> float:
+    """The largest standard error that the mean of ``rows`` values within 0…1 may have."""
+    return sqrt(max(0.0, mean * (1 - mean)) / max(rows, 1.0))
+
+
 def _cooled(known: Evidence, judged: Judgement) -> Judgement:
-    """No second refresh too soon after the last."""
+    """No second refresh too soon after the last, nor on the same rows, wherever the clock stands."""
     outcome, response, summary, reasons = judged
-    if response == "hold" or known.last_refresh is None or known.as_of >= known.last_refresh + known.cooldown:
+    if response == "hold" or known.last_refresh is None:
+        return outcome, response, summary, reasons
+    if known.new_rows is False:
+        since = known.last_refresh.astimezone(UTC)
+        text = f"nothing was observed since the last refresh ({since:%Y-%m-%d %H:%M} UTC), though {summary}"
+        return "cooling_down", "hold", text, reasons
+    if known.as_of >= known.last_refresh + known.cooldown:
         return outcome, response, summary, reasons
     until = (known.last_refresh + known.cooldown).astimezone(UTC)
     return "cooling_down", "hold", f"no second refresh before {until:%Y-%m-%d %H:%M} UTC, though {summary}", reasons
@@ -214,6 +312,7 @@ def _broken(data: DataReport) -> Iterator[Reason]:
 
 def _reasons(known: Evidence, drift: DriftReport) -> Iterator[Reason]:
     """One reason per evidence process, one for the screens, one per plain measure with a threshold or a value."""
+    yield from _joint(known.steps)
     yield from (_evidence(step) for step in known.steps)
     if drift.screened is not None:
         yield _screen(drift.screened)
@@ -232,12 +331,22 @@ _PROCESSES: dict[Process, str] = {
 }
 
 
+def _joint(steps: Sequence[EvidenceStep]) -> Iterator[Reason]:
+    """The evidence of all processes together, which is what the budget is held against."""
+    together = joint(steps)
+    if together is not None and len(steps) > 1:
+        value, threshold = (_shown(each) for each in together)
+        text = f"evidence of all {len(steps)} processes together: {value:.3g} of {threshold:.4g}"
+        crossed = together[0] >= together[1]
+        yield Reason(measure="evidence", value=value, threshold=threshold, crossed=crossed, text=text)
+
+
 def _evidence(step: EvidenceStep) -> Reason:
     value, threshold = _shown(step.log_evidence), _shown(step.log_threshold)
     mean = "" if step.mean is None else f"; mean loss of the last step {step.mean:.3f}"
     text = (
         f"evidence that {_PROCESSES[step.process]}: {value:.3g} of {threshold:.4g} after {step.looks} steps, "
-        f"{step.rows:,} rows{mean} (up to {step.null_mean:.3f} is no harm)"
+        f"{step.rows:,} rows{mean} (what counts lies above {step.null_mean:.3f})"
     )
     return Reason(measure=f"evidence_{step.process}", value=value, threshold=threshold, crossed=step.alarm, text=text)
 
@@ -324,7 +433,8 @@ def _disagreement(report: DriftReport, threshold: float | None) -> Reason:
 
 def _falls(report: DriftReport, thresholds: Thresholds, min_rows: int) -> list[Reason]:
     """Of the AUC and of the accuracy: what has a threshold, or is what this agent's models are compared by."""
-    usual = next((quality.measure for quality in (report.quality, report.quality_reference) if quality), "auc")
+    measures = {quality.measure for quality in (report.quality, report.quality_reference) if quality}
+    usual = "accuracy" if "accuracy" in measures else "auc"  # a window of one outcome has no AUC to compare with
     return [
         _fall(report, measure, name, threshold, min_rows)
         for measure, name, threshold in (

@@ -75,9 +75,9 @@ def drift_figure(report: DriftReport, threshold: float | None = 0.25, columns: i
 def evidence_figure(steps: Sequence[EvidenceStep]) -> Figure:
     """Evidence over time above, on a logarithmic scale; below it, a panel per process, the mean loss of each step.
 
-    The dashed line above is the threshold: the average run length promised, the number of steps from one false
-    alarm to the next. Below, the dashed line is the mean loss that is still no harm. A line breaks where another
-    champion's evidence begins.
+    The dashed line above is what one process alone must reach: the average run length promised, divided by its share in
+    the agent's budget; together they may reach it sooner. Below, the dashed line is the mean loss that is still no
+    harm. A line breaks where the evidence begins anew.
 
     :param steps: of one agent, in any order.
     """

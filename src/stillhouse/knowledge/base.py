@@ -536,15 +536,18 @@ class KnowledgeBase(Tables):
         rows = found.to_pandas().sort_values("observed_at", kind="stable").drop_duplicates("process", keep="last")
         return [EvidenceStep.model_validate_json(text) for text in rows["json"]]
 
-    def evidence(self, champion: str, since: datetime, after: datetime | None = None) -> list[Counted]:
+    def evidence(self, champion: str, since: datetime | None, after: datetime | None = None) -> list[Counted]:
         """Steps of the evidence on ``champion`` that began at ``since``, oldest first.
 
+        :param since: None: whenever it began.
         :param after: only those that end later.
         """
         delta = self._open("evidence")
         if delta is None:
             return []
-        wanted = (pc.field("champion") == champion) & (pc.field("since") == pa.scalar(since, TIME))
+        wanted = pc.field("champion") == champion
+        if since is not None:
+            wanted &= pc.field("since") == pa.scalar(since, TIME)
         if after is not None:
             wanted &= pc.field("observed_at") > pa.scalar(after, TIME)
         rows = delta.to_pyarrow_dataset().to_table(filter=wanted).sort_by("observed_at").to_pylist()
@@ -556,18 +559,26 @@ class KnowledgeBase(Tables):
             for row in rows
         ]
 
-    def last_refresh(self, before: datetime) -> datetime | None:
-        """The latest moment before ``before`` at which a refresh was judged, whatever its verdict."""
+    def last_refresh(self, before: datetime | None = None) -> datetime | None:
+        """The latest moment (before ``before``) at which a refresh was judged, whatever its verdict."""
         rows = self.read("verdicts", columns=["kind", "observed_at"])
-        judged = rows.loc[(rows["kind"] == "gate") & (rows["observed_at"] < before), "observed_at"]
+        judged = rows.loc[(rows["kind"] == "gate") & _earlier(rows, before), "observed_at"]
         return None if judged.empty else judged.max().to_pydatetime()
 
-    def last_refused(self, before: datetime) -> bool:
+    def last_refused(self, before: datetime | None = None) -> bool:
         """Whether the refresh that :meth:`last_refresh` speaks of was refused."""
         rows = self.read("verdicts", columns=["kind", "observed_at", "recorded_at", "outcome"])
-        judged = rows[(rows["kind"] == "gate") & (rows["observed_at"] < before)]
+        judged = rows[(rows["kind"] == "gate") & _earlier(rows, before)]
         last = judged.sort_values(["observed_at", "recorded_at"], kind="stable").tail(1)
         return last["outcome"].eq("refused").any().item()
+
+    def observed(self, start: datetime, end: datetime) -> bool:
+        """Whether there is an observation of ``[start, end)``."""
+        delta = self._open("observations")
+        if delta is None or end <= start:
+            return False
+        rows, condition = observed_in(delta, start, end)
+        return len(rows.head(1, columns=["observed_at"], filter=condition)) > 0
 
     def _last_verdict(self, condition: pc.Expression) -> Verdict | None:
         delta = self._open("verdicts")
@@ -595,3 +606,8 @@ def _told(table: Table, root: Path) -> Iterator[None]:
             f"table {table!r} in {root} cannot be read ({first}): a file of it is damaged or gone; restore it from a "
             "backup"
         ) from error
+
+
+def _earlier(rows: pd.DataFrame, before: datetime | None) -> pd.Series[bool]:
+    times = rows["observed_at"]
+    return times.notna() if before is None else times < before

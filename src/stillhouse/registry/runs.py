@@ -95,6 +95,14 @@ class Runs:
         verdicts = (self.read_record(run_id, "verdict.json", Verdict) for run_id in finished)
         return next(filter(None, verdicts), None)
 
+    def has_refresh(self, cause: str, as_of: datetime) -> bool:
+        """Whether a refresh of that cause and moment was ever opened, however it ended.
+
+        :param cause: the id of a verdict.
+        """
+        wanted = f"tags.role = 'refresh' and tags.cause = '{cause}' and tags.as_of = '{as_of.isoformat()}'"
+        return bool(self.client.search_runs([self.experiment_id], wanted, max_results=1))
+
     def log_verdict(self, run_id: str, certificate: Certificate | Examination, verdict: Verdict) -> None:
         """Write ``certificate.json``, then ``verdict.json``: from then on the refresh is decided.
 

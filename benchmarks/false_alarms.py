@@ -1,0 +1,335 @@
+"""How often does an agent's watch alarm while nothing is wrong, beside what its budget promises?
+
+``python -m benchmarks.false_alarms`` takes a quarter of an hour on two busy cores; ``--quick`` a minute, and writes
+nothing.
+
+Each *seed* is an agent with the three evidence processes of :mod:`stillhouse.drift.evidence`, put together and
+restarted after each alarm as a watch does it. Before it is watched it has a history of 300 steps, from which
+``loss_baseline`` learns how steps hang together. Then it is watched at the boundary: every loss has exactly the mean
+that is still no harm, with no margin and no tolerance, and one false alarm in 100 steps is promised. Worlds:
+
+independent
+    losses with one mean.
+autoregressive
+    the means of steps go up and down together in all processes, ``μ_t = φ μ_{t−1} + (1 − φ) m₀ g_t`` with gamma
+    distributed ``g_t`` of mean 1: a mean of exactly ``m₀``, a standard deviation of ``0.3 m₀`` (or 0.6), skewed as
+    storms are.
+
+In each world a step has one unit of evidence (the default: steps and clusters of an hour) or twelve (steps of half a
+day). *Before* is how it was: each process with a budget of its own, and steps taken as independent.
+
+Delays are from a rise of all three losses to the alarm, under the default budget (2160 steps), tolerance and history.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.report import Goal, write
+from stillhouse.config import Watch
+from stillhouse.drift import evidence
+from stillhouse.drift.calibrate import loss_baseline
+from stillhouse.records import LossBaseline
+
+CLAIM = "false alarms stay within the one budget of the agent, for all its evidence processes together"
+
+MEANS = (0.08, 0.15, 0.12)
+"""Mean losses: teacher and student part, the student errs, the teacher errs."""
+
+PROMISED = 100
+HOUR = timedelta(hours=1)
+BEGIN = datetime(2013, 1, 1, tzinfo=UTC)
+WATCH = Watch()
+RISES = (0.03, 0.05, 0.1, 0.2)
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """How losses are made."""
+
+    name: str
+    coefficient: float = 0.0
+    deviation: float = 0.0
+    """Of the step means, in units of their mean; 0: they are all alike."""
+    units: int = 1
+
+
+WORLDS = tuple(
+    World(f"{name}, {units} unit{'s' * (units > 1)} a step", coefficient, deviation, units)
+    for units in (1, 12)
+    for name, coefficient, deviation in (
+        ("independent", 0.0, 0.0),
+        ("autoregressive .25", 0.25, 0.3),
+        ("autoregressive .5", 0.5, 0.3),
+        ("autoregressive .5, wide", 0.5, 0.6),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is simulated."""
+
+    seeds: int = 1000
+    looks: int = 400
+    history: int = 300
+    delay_seeds: int = 100
+    warm_looks: int = 100
+    horizon: int = 300
+
+
+QUICK = Size(seeds=40, looks=300, delay_seeds=20, horizon=200)
+
+
+def main() -> None:
+    """Simulate every world, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few seeds, short, nothing written")
+    parser.add_argument("--seed", type=int, default=2026, help="that the seeds are derived from")
+    asked = parser.parse_args()
+    size = QUICK if asked.quick else Size()
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        seeds = [[asked.seed, number] for number in range(2 * len(WORLDS))]
+        late = [pool.submit(delay, world, size, seed) for world, seed in zip(WORLDS, seeds[len(WORLDS) :], strict=True)]
+        rates = list(pool.map(rate, WORLDS, [size] * len(WORLDS), seeds[: len(WORLDS)]))
+        delays = [found for each in late for found in each.result()]
+    goals = [
+        Goal(
+            f"false_alarms_per_promised_{'independent' if not world.coefficient else 'autoregressive'}_{world.units}",
+            1.0, "lower", *interval(found["now"]),
+        )
+        for world, found in worst(rates)
+    ]  # fmt: skip
+    detail = {
+        "sizes": vars(size),
+        "promised": f"one false alarm in {PROMISED} steps, of all processes together",
+        "means": MEANS,
+        "notes": {
+            "alarms_per_promised": "alarms per promised one in all steps of all seeds, restarted after each: "
+            "mean, and its 95 % interval over the seeds",
+            "first_alarm": "mean number of steps to the first alarm of a seed, cut off at the last step",
+            "delays": "median steps from the rise to the alarm, horizon + 1: mostly not found; of seeds without an "
+            "alarm in the warm-up; the share of those with one is `false`",
+        },
+        "rates": [
+            {
+                "world": world.name,
+                **{
+                    when: {"alarms_per_promised": [round(x, 3) for x in interval(found[when])],
+                           "first_alarm": round(float(found[f"{when}_first"].mean()), 1)}
+                    for when in ("now", "before")
+                },
+            }
+            for world, found in zip(WORLDS, rates, strict=True)
+        ],
+        "delays": delays,
+    }  # fmt: skip
+    if asked.quick:
+        print(json.dumps({"goals": [[g.name, round(g.measured, 3)] for g in goals], "detail": detail}, indent=1))
+    else:
+        write("false_alarms", CLAIM, goals, detail, ("numpy", "scipy"))
+
+
+# --------------------------------------------------------------------------- losses
+
+
+class Losses:
+    """The losses of all seeds, look by look."""
+
+    def __init__(self, world: World, seeds: int, seed: Sequence[int]) -> None:
+        self.world, self.generator = world, np.random.default_rng([91, *seed])
+        self.level = np.ones(seeds)
+        for _ in range(20 if world.deviation else 0):
+            self.step()
+
+    def step(self) -> None:
+        """The next level of the step means, ``[seeds]``, of mean 1."""
+        phi, deviation = self.world.coefficient, self.world.deviation
+        if deviation:
+            variance = deviation**2 * (1 + phi) / (1 - phi)
+            new = self.generator.gamma(1 / variance, variance, len(self.level))
+            self.level = phi * self.level + (1 - phi) * new
+
+    def units(self, rise: float = 0.0) -> Array:
+        """The units of the next look, ``[processes, seeds, U]``."""
+        self.step()
+        means = np.clip(np.array(MEANS)[:, None, None] * self.level[:, None] + rise, 1e-6, 1 - 1e-6)
+        spread = 30.0 if self.world.units == 1 else 5.0  # a single unit is the mean of more rows
+        shape = (len(MEANS), len(self.level), self.world.units)
+        found: Array = self.generator.beta(spread * means, spread * (1 - means), shape)
+        return found
+
+
+def baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
+    """What is known of each process of each seed, from a history of so many looks."""
+    history = np.stack([losses.units() for _ in range(looks)], axis=2)  # [processes, seeds, looks, U]
+    each = HOUR / losses.world.units
+    times = pd.date_range(BEGIN, periods=looks * losses.world.units, freq=each)
+    return [
+        [loss_baseline(seed.ravel(), times, each, timedelta(days=7), HOUR) for seed in process] for process in history
+    ]
+
+
+# --------------------------------------------------------------------------- a watch
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the processes of all seeds hold for good: ``[processes, seeds]`` each, and the agent's budget."""
+
+    null: Array
+    autocorrelation: Array
+    deviation: Array
+    """NaN where it is not known."""
+    groups: Array
+    run_length: float
+
+
+@dataclass
+class Detectors:
+    """The processes of all seeds side by side: what ``evidence.advance`` and ``evidence.joint`` do for one."""
+
+    promise: Promise
+    log_bets: Array
+    excess: Array
+
+    @classmethod
+    def begun(cls, promise: Promise) -> Detectors:
+        """Before the first look."""
+        shape = promise.null.shape
+        return cls(promise, np.full((*shape, evidence.BETS), evidence.NOTHING), np.zeros(shape))
+
+    def look(self, units: Array) -> Array:
+        """Let the evidence take in units ``[processes, seeds, U]``; which seeds alarm, bool ``[seeds]``."""
+        promise, null = self.promise, self.promise.null + self.excess
+        bets = np.empty_like(self.log_bets)
+        for count in np.unique(promise.groups):
+            like = promise.groups == count
+            means, deviation = evidence.grouped(units[like], int(count)), np.nan_to_num(promise.deviation[like])
+            bets[like] = evidence.accumulate(self.log_bets[like], means, null[like], deviation)
+        self.log_bets = bets
+        rho = promise.autocorrelation
+        self.excess = evidence.next_excess(self.excess, units.mean(axis=2), promise.null, rho)
+        together = np.logaddexp.reduce(bets, axis=(0, 2)) - math.log(len(MEANS) * evidence.BETS)
+        alarms: Array = together >= math.log(promise.run_length)
+        return alarms
+
+    def restart(self, seeds: Array) -> None:
+        """Begin anew; what is to be expected of the next step stays."""
+        self.log_bets[:, seeds] = evidence.NOTHING
+
+
+@dataclass
+class Separate:
+    """How it was: each process with the whole budget, and steps taken as independent."""
+
+    promise: Promise
+    log_bets: Array
+
+    @classmethod
+    def begun(cls, promise: Promise) -> Separate:
+        """Before the first look."""
+        return cls(promise, np.full((*promise.null.shape, evidence.BETS), evidence.NOTHING))
+
+    def look(self, units: Array) -> Array:
+        """As :meth:`Detectors.look`."""
+        self.log_bets = evidence.accumulate(self.log_bets, units, self.promise.null)
+        each = np.logaddexp.reduce(self.log_bets, axis=2) - math.log(evidence.BETS)
+        alarms: Array = (each >= math.log(self.promise.run_length)).any(axis=0)
+        return alarms
+
+    def restart(self, seeds: Array) -> None:
+        """Begin anew."""
+        self.log_bets[:, seeds] = evidence.NOTHING
+
+
+def promise_of(known: list[list[LossBaseline]], null: Array, units: int, run_length: float) -> Promise:
+    """What the engine makes of baselines, for so many units a look."""
+    rho = [[0.5 if b.autocorrelation is None else b.autocorrelation for b in process] for process in known]
+    deviation = [[np.nan if b.step_deviation is None else b.step_deviation for b in process] for process in known]
+    groups = [
+        [evidence.groups(units, float(m), b.step_deviation) for m, b in zip(means, process, strict=True)]
+        for means, process in zip(null, known, strict=True)
+    ]
+    return Promise(null, np.array(rho), np.array(deviation, dtype=float), np.array(groups), run_length)
+
+
+# --------------------------------------------------------------------------- what is measured
+
+
+def rate(world: World, size: Size, seed: Sequence[int]) -> dict[str, Array]:
+    """Alarms per promised one, and the first alarm, ``[seeds]`` each, now and before."""
+    losses = Losses(world, size.seeds, seed)
+    null = np.repeat(np.array(MEANS)[:, None], size.seeds, axis=1)
+    promise = promise_of(baselines(losses, size.history), null, world.units, PROMISED)
+    watches: dict[str, Detectors | Separate] = {"now": Detectors.begun(promise), "before": Separate.begun(promise)}
+    alarms = {name: np.zeros(size.seeds) for name in watches}
+    first = {name: np.full(size.seeds, size.looks) for name in watches}
+    for look in range(1, size.looks + 1):
+        units = losses.units()
+        for name, watch in watches.items():
+            alarmed = watch.look(units)
+            first[name] = np.where(alarmed & (alarms[name] == 0), look, first[name])
+            alarms[name] += alarmed
+            watch.restart(alarmed)
+    per_promised = {name: count * PROMISED / size.looks for name, count in alarms.items()}
+    return per_promised | {f"{name}_first": values for name, values in first.items()}
+
+
+def delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[str, Any]]:
+    """Median delays of each rise, under the default budget and tolerance."""
+    run_length, results = WATCH.average_run_length or math.inf, list[dict[str, Any]]()
+    known = baselines(Losses(world, size.delay_seeds, seed), size.history)
+    null = np.array([[evidence.null_mean(b, WATCH.tolerance) for b in process] for process in known])
+    promise = promise_of(known, null, world.units, run_length)
+    for number, rise in enumerate(RISES):
+        losses = Losses(world, size.delay_seeds, [*seed, number])
+        watches: dict[str, Detectors | Separate] = {"now": Detectors.begun(promise), "before": Separate.begun(promise)}
+        first = {name: np.full(size.delay_seeds, size.horizon + 1) for name in watches}
+        false = {name: np.zeros(size.delay_seeds, dtype=bool) for name in watches}
+        for look in range(1 - size.warm_looks, size.horizon + 1):
+            units = losses.units(rise if look > 0 else 0.0)
+            for name, watch in watches.items():
+                alarmed = watch.look(units)
+                if look <= 0:
+                    false[name] |= alarmed
+                else:
+                    first[name] = np.where(alarmed & (first[name] > size.horizon), look, first[name])
+            if all((found <= size.horizon).all() for found in first.values()):
+                break
+        median = {name: None if false[name].all() else float(np.median(first[name][~false[name]])) for name in watches}
+        shares = {name: round(float(false[name].mean()), 3) for name in watches}
+        results.append({"world": world.name, "rise": rise, **median, "false": shares})
+    return results
+
+
+def worst(rates: Sequence[dict[str, Array]]) -> list[tuple[World, dict[str, Array]]]:
+    """Of the independent and of the autoregressive worlds, by units a step, the one with most alarms."""
+    kinds: dict[tuple[bool, int], tuple[World, dict[str, Array]]] = {}
+    for world, found in zip(WORLDS, rates, strict=True):
+        key = (bool(world.coefficient), world.units)
+        if key not in kinds or found["now"].mean() > kinds[key][1]["now"].mean():
+            kinds[key] = (world, found)
+    return list(kinds.values())
+
+
+def interval(values: Array) -> tuple[float, float, float]:
+    """Mean, and its 95 % interval."""
+    mean, error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+    return mean, mean - 1.96 * error, mean + 1.96 * error
+
+
+if __name__ == "__main__":
+    main()
