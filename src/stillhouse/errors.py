@@ -10,6 +10,7 @@
     ├── LeakageError        a teacher asked about rows it was fitted on, a test row that was trained on
     ├── ExportError         a student that does not become the variant it should be
     ├── RegistryError       MLflow does not answer, or has no such model, version or alias
+    ├── SignatureError      a model that no trusted key has signed, or that is not what was signed
     └── RuntimeStateError   the agent cannot decide or record now
         ├── NoChampionError     there is no model to decide with
         └── SpoolError          the write-ahead spool cannot be read or written
@@ -29,6 +30,7 @@ __all__ = [
     "RegistryError",
     "RuntimeStateError",
     "SchemaError",
+    "SignatureError",
     "SpoolError",
     "SpoolFullError",
     "StillhouseError",
@@ -75,6 +77,10 @@ class ExportError(StillhouseError):
 
 class RegistryError(StillhouseError):
     """MLflow does not answer, or does not hold the model, version or alias asked for."""
+
+
+class SignatureError(StillhouseError):
+    """No trusted key has signed a model, its files are others than were signed, or it was withdrawn."""
 
 
 class RuntimeStateError(StillhouseError):
