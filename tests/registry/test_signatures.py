@@ -215,7 +215,11 @@ def test_without_the_private_key_nothing_is_promoted(three: Registry, monkeypatc
     for move in (lambda: three.promote("3"), three.rollback):
         with pytest.raises(SignatureError, match="no signing key here"):
             move()
-    assert three.champion().version == "2" and not three.versions()[1].rolled_back and three.fetch(three.champion()).exists()
+    assert (
+        three.champion().version == "2"
+        and not three.versions()[1].rolled_back
+        and three.fetch(three.champion()).exists()
+    )
 
 
 def test_all_is_signed_again_with_a_new_key(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
