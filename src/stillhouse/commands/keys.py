@@ -85,7 +85,7 @@ def sign(agent: Annotated[str, typer.Argument(help="name of an agent file in age
 
     config.load(agent)
     count = Registry(agent).sign_again()
-    print(f"{count} signatures of {agent}'s models are by key {signing.signing_key_id()} now")
+    print(f"{count} signatures of models of {agent} are by key {signing.signing_key_id()} now")
 
 
 def verify_model(
