@@ -48,6 +48,7 @@ from stillhouse.verifying import (
 __all__ = [
     "Signer",
     "adopt_next_key",
+    "claimed_number",
     "distrust",
     "make_next_key",
     "model_statement",
@@ -63,6 +64,9 @@ __all__ = [
 ]
 
 _KEY, _KEY_FILE, _TRUSTED = "STILLHOUSE_SIGNING_KEY", "STILLHOUSE_SIGNING_KEY_FILE", "STILLHOUSE_TRUSTED_KEYS"
+
+_LARGEST_CLAIM = 10**15
+"""A number that nobody trusted has signed may not lead numbers out of what every reader can hold."""
 
 _Statement = TypeVar("_Statement", Model, Release)
 
@@ -87,6 +91,15 @@ def release_statement(agent: str, version: str, number: int) -> str:
     return _text({
         "type": RELEASE, "agent": agent, "version": version, "number": number, "released_at": released_at
     })  # fmt: skip
+
+
+def claimed_number(envelope: str) -> int:
+    """The number of a release, whoever has signed it, as far as it may be one; else 0."""
+    try:
+        number = json.loads(json.loads(envelope)["statement"])["number"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 0
+    return number if type(number) is int and 0 < number <= _LARGEST_CLAIM else 0
 
 
 def _text(statement: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from stillhouse.registry.entries import Role, VersionEntry
 from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id
 from stillhouse.registry.packaging import NATIVE
 from stillhouse.registry.runs import now, texts
-from stillhouse.signing import Signer, model_statement, release_statement, signed_release, signer
+from stillhouse.signing import Signer, claimed_number, model_statement, release_statement, signed_release, signer
 from stillhouse.verifying import Model, Release
 
 __all__ = ["Registry"]
@@ -267,10 +267,8 @@ class Registry(Models):
         if old != version:
             self._tag(version, champion_before=old or "", promoted_at=now())
             self._point("previous", old)
-            self._release(version)
-            self._point("champion", version)
-        elif not self._is_newest_release(version):  # its alias was moved by somebody else
-            self._release(version)
+        self._release(version)  # also of one whose alias somebody else has moved
+        self._point("champion", version)
         if aliases.get("challenger") == version:
             self._point("challenger", None)
         self._follow()
@@ -298,22 +296,23 @@ class Registry(Models):
         self._signed_version(self.client.get_model_version(self.agent, version))
 
     def _release(self, version: str) -> None:
-        """Sign that ``version`` is the champion from now on, and whatever was released before is not."""
-        number = 1 + max((release.number for release in self._releases()), default=0)
-        self._tag(version, **{RELEASE: signer().sign(release_statement(self.agent, version, number))})
+        """Sign that ``version`` is the champion from now on, and whatever was released before is not.
 
-    def _is_newest_release(self, version: str) -> bool:
-        newest = max(self._releases(), key=lambda release: release.number, default=None)
-        return newest is not None and newest.version == version
+        Nothing is signed where that is so already. The number is beyond that of every release here, also those under
+        keys that are trusted no longer: machines remember the greatest that they have seen.
+        """
+        envelopes = [each.tags[RELEASE] for each in self._all_versions(self.agent) if RELEASE in each.tags]
+        newest = max(self._trusted_releases(envelopes), key=lambda release: release.number, default=None)
+        if newest is None or newest.version != version:
+            number = 1 + max(map(claimed_number, envelopes), default=0)
+            self._tag(version, **{RELEASE: signer().sign(release_statement(self.agent, version, number))})
 
-    def _releases(self) -> Iterator[Release]:
-        """Of all versions of the agent's variants, those that a trusted key has signed."""
-        for version in self._all_versions(self.agent):
-            if RELEASE in version.tags:
-                with suppress(SignatureError):
-                    release = signed_release(version.tags[RELEASE], f"{self.agent}@{version.version}")
-                    if release.agent == self.agent:
-                        yield release
+    def _trusted_releases(self, envelopes: Sequence[str]) -> Iterator[Release]:
+        for envelope in envelopes:
+            with suppress(SignatureError):
+                release = signed_release(envelope, self.agent)
+                if release.agent == self.agent:
+                    yield release
 
     # ----------------------------------------------------------------- inside: rolling back
 

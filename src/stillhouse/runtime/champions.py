@@ -111,6 +111,10 @@ class Champions:
             return None
         return found.st_ino, found.st_mtime_ns
 
+    def path(self, pointer: Pointer) -> Path:
+        """The folder of the variant; whoever reads it checks it first."""
+        return self.folder / pointer.folder
+
     def load(self, pointer: Pointer) -> Loaded:
         """The copy on disk, checked and tried on a row of missing values, so that it is warm.
 
@@ -120,7 +124,7 @@ class Champions:
         """
         model, _ = self._trusted(pointer)
         self._require_whole(pointer.version, pointer.folder, model)
-        return self._tried(pointer.version, self.folder / pointer.folder, pointer)
+        return self._tried(pointer.version, self.path(pointer), pointer)
 
     def files(self, pointer: Pointer) -> dict[str, bytes]:
         """The variant's files by path, as they were signed, and :data:`SIGNATURE_FILE`, for whoever checks them again.

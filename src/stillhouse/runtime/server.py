@@ -26,7 +26,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from stillhouse.errors import DataError, NoChampionError, SchemaError, SignatureError, StillhouseError
+from stillhouse.errors import ConfigError, DataError, NoChampionError, SchemaError, SignatureError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.said import MOST_ROWS, Cursor, said_since
 from stillhouse.knowledge.spool import SpoolFile, spool_folder
@@ -374,7 +374,7 @@ class Server:
             served.champions.require_trusted(pointer)
             if served.archive is None or served.archive[0] != pointer:
                 served.archive = pointer, pack(served.champions.files(pointer), pointer.version)
-        except SignatureError as error:
+        except (SignatureError, ConfigError) as error:  # of a key that is not trusted, or cannot be read
             raise NoChampionError(str(error)) from error
         return served.archive[1]
 
