@@ -182,7 +182,7 @@ def read_model(envelope: str, keys: Keys) -> Model:
             role=_text(said["role"]), payload=_text(said["payload"]), files=_texts(said["files"]),
             lineage=_texts(said["lineage"]),
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"the signed statement about the model is incomplete: {error}") from error
 
 
@@ -194,7 +194,7 @@ def read_release(envelope: str, keys: Keys) -> Release:
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise TypeError(f"number {number!r}")
         return Release(_text(said["agent"]), _text(said["version"]), number, _text(said["released_at"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"the signed statement about the release is incomplete: {error}") from error
 
 
@@ -249,17 +249,17 @@ def check_files(folder: str | Path, files: Mapping[str, str]) -> None:
     :param files: SHA-256 by path.
     :raises FilesDiffer: naming what is missing, what is more, and what is other than it was.
     """
-    _compare(digests(folder), files, str(folder))
+    _compare(digests(folder), files)
 
 
 def read_files(folder: str | Path, files: Mapping[str, str]) -> dict[str, bytes]:
     """:func:`check_files`, and the very bytes that were checked, by path."""
     found = {name: path.read_bytes() for name, path in _walk(Path(folder))}
-    _compare({name: hashlib.sha256(content).hexdigest() for name, content in found.items()}, files, str(folder))
+    _compare({name: hashlib.sha256(content).hexdigest() for name, content in found.items()}, files)
     return found
 
 
-def _compare(found: Mapping[str, str], wanted: Mapping[str, str], where: str) -> None:
+def _compare(found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     differences = [
         ("are others than were signed", [name for name, digest in wanted.items() if found.get(name, digest) != digest]),
         ("are missing", [name for name in wanted if name not in found]),
@@ -267,7 +267,7 @@ def _compare(found: Mapping[str, str], wanted: Mapping[str, str], where: str) ->
     ]
     told = [f"{', '.join(map(repr, sorted(names)[:5]))} {how}" for how, names in differences if names]
     if told or not wanted:
-        raise FilesDiffer(f"{where}: {'; '.join(told) or 'no file of it was signed'}")
+        raise FilesDiffer("; ".join(told) or "no file of it was signed")
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -276,7 +276,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
         for name in sorted([*names, *(each for each in folders if Path(place, each).is_symlink())]):
             path = Path(place, name)
             if not stat.S_ISREG(path.lstat().st_mode):
-                raise FilesDiffer(f"{path} is no plain file, and only those are signed")
+                raise FilesDiffer(f"{name!r} is no plain file, and only those are signed")
             yield path.relative_to(folder).as_posix(), path
 
 
@@ -307,7 +307,7 @@ def check_folder(
     """
     found = {name: path for name, path in _walk(Path(folder)) if name != SIGNATURE_FILE}
     verified = _envelopes(Path(folder, SIGNATURE_FILE), keys, agent, at_least, version)
-    _compare({name: _digest(path) for name, path in found.items()}, verified.model.handed_out, str(folder))
+    _compare({name: _digest(path) for name, path in found.items()}, verified.model.handed_out)
     return verified
 
 
@@ -324,7 +324,7 @@ def check_archive(
     signature = files.get(SIGNATURE_FILE)
     verified = _envelopes(None if signature is None else io.BytesIO(signature), keys, agent, at_least, version)
     found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != SIGNATURE_FILE}
-    _compare(found, verified.model.handed_out, str(archive))
+    _compare(found, verified.model.handed_out)
     return verified, files
 
 
@@ -336,13 +336,13 @@ def _members(archive: Path, max_bytes: int) -> Iterator[tuple[str, bytes]]:
                 count += 1
                 left -= max(0, member.size)
                 if left < 0 or count > _MAX_FILES:
-                    raise VerificationError(f"{archive} unpacks to more than {max_bytes:,} bytes or to too many files")
+                    raise VerificationError(f"it unpacks to more than {max_bytes:,} bytes or to too many files")
                 content = members.extractfile(member) if member.isreg() else None
                 if content is None:
-                    raise FilesDiffer(f"{archive}: {member.name!r} is no plain file, and only those are signed")
+                    raise FilesDiffer(f"{member.name!r} is no plain file, and only those are signed")
                 yield member.name, content.read()
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise VerificationError(f"{archive} cannot be read as .tar.gz: {error}") from error
+        raise VerificationError(f"it cannot be read as .tar.gz: {error}") from error
 
 
 def _envelopes(

@@ -31,10 +31,7 @@ def bring_signed(download: Callable[[str], Path], target: Path, files: Mapping[s
         try:
             check_files(found, files)
         except FilesDiffer as error:
-            raise SignatureError(
-                f"{what} arrived damaged, or was altered where it is kept: its files are not those that were signed "
-                f"({error})"
-            ) from error
+            raise SignatureError(f"{what} arrived damaged, or was altered where it is kept: {error}") from error
 
     if _is_whole(target, files):
         return

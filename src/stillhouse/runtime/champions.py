@@ -16,7 +16,7 @@ import re
 import shutil
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -29,7 +29,7 @@ from stillhouse.records import ModelRef, Record, short_id
 from stillhouse.runtime.rows import Batch, Contract, RowEncoder
 from stillhouse.signing import signed_model, signed_release, verified
 from stillhouse.variant import Variant
-from stillhouse.verifying import SIGNATURE_FILE, FilesDiffer, Model, Release, check_files, read_files
+from stillhouse.verifying import SIGNATURE_FILE, FilesDiffer, Model, check_files, read_files
 
 if TYPE_CHECKING:
     from stillhouse.registry import Registry
@@ -63,6 +63,20 @@ class Pointer(Record):
     def folders(self) -> tuple[str, ...]:
         """Its own."""
         return (self.folder,) if self.teacher_folder is None else (self.folder, self.teacher_folder)
+
+
+class _Signed(NamedTuple):
+    """What was signed about a version, checked."""
+
+    signature: str
+    release: str
+    model: Model
+    number: int
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Of the pointer."""
+        return {"signature": self.signature, "release": self.release, "release_number": self.number}
 
 
 class Loaded:
@@ -122,7 +136,7 @@ class Champions:
         :raises NoChampionError: if it is damaged or does not run here.
         :raises SchemaError: if it reads other columns than the agent file has.
         """
-        model, _ = self._trusted(pointer)
+        model = self._trusted(pointer)
         self._require_whole(pointer.version, pointer.folder, model)
         return self._tried(pointer.version, self.path(pointer), pointer)
 
@@ -132,7 +146,7 @@ class Champions:
         :raises SignatureError: if what it was signed as is not trusted here.
         :raises NoChampionError: if it is damaged.
         """
-        model, _ = self._trusted(pointer)
+        model = self._trusted(pointer)
         try:
             found = read_files(self.folder / pointer.folder, model.handed_out)
         except (FilesDiffer, OSError) as error:
@@ -174,43 +188,36 @@ class Champions:
             pointer, champion = self.read(), models.champion()
             if champion is None:
                 return pointer
-            signature, release = self._released(models, champion, pointer)
+            signed = self._released(models, champion, pointer)
             if pointer is None or not self._is(pointer, champion):
-                pointer = self._point(self._new(models, champion, pointer, signature, release))
-            elif (pointer.signature, pointer.release) != (signature, release):  # signed again, or released again
-                number = self._check(pointer.version, signature, release).number
-                update = {"signature": signature, "release": release, "release_number": number}
-                pointer = self._point(pointer.model_copy(update=update))
+                pointer = self._point(self._new(models, champion, pointer, signed))
+            elif (pointer.signature, pointer.release) != (signed.signature, signed.release):  # signed, released again
+                pointer = self._point(pointer.model_copy(update=signed.fields))
             if self.config.runtime.cascade and not self._has_teacher(pointer):
                 pointer = self._point(self._with_teacher(models, champion, pointer))
             return pointer
 
     # ----------------------------------------------------------------- a new champion
 
-    def _released(self, models: Registry, champion: ModelRef, before: Pointer | None) -> tuple[str, str]:
+    def _released(self, models: Registry, champion: ModelRef, before: Pointer | None) -> _Signed:
         """The champion's signature and its newest release, checked against what was released when last it was seen."""
-        signature, release = models.envelopes(champion)
-        found = self._check(str(champion), signature, release)
+        found = self._check(str(champion), *models.envelopes(champion))
         seen = 0 if before is None else before.release_number
         if found.number < seen or (before is not None and found.number == seen and str(champion) != before.version):
             raise SignatureError(
                 f"{champion} was withdrawn: it is release {found.number} of {self.config.agent}, and release {seen} "
                 f"was seen here already. If MLflow was set up anew, remove {self.file}"
             )
-        assert signature is not None and release is not None  # both were checked
-        return signature, release
+        return found
 
-    def _new(
-        self, models: Registry, champion: ModelRef, before: Pointer | None, signature: str, release: str
-    ) -> Pointer:
+    def _new(self, models: Registry, champion: ModelRef, before: Pointer | None, signed: _Signed) -> Pointer:
         name = f"variant-{champion.version}-{short_id(champion.uri, champion.run_id)}"
         models.fetch(champion, self.folder / name)
-        self._require_whole(str(champion), name, signed_model(signature, str(champion)))
+        self._require_whole(str(champion), name, signed.model)
         self._tried(str(champion), self.folder / name, None)
         promoted = models.tags(champion).get("promoted_at")
         return Pointer(
-            version=str(champion), uri=champion.uri, run_id=champion.run_id, folder=name, signature=signature,
-            release=release, release_number=self._check(str(champion), signature, release).number,
+            version=str(champion), uri=champion.uri, run_id=champion.run_id, folder=name, **signed.fields,
             promoted_at=datetime.fromisoformat(promoted) if promoted else None,
             knowledge_base=self._knowledge_base(before), before=_before(name, before),
         )  # fmt: skip
@@ -259,17 +266,17 @@ class Champions:
 
     # ----------------------------------------------------------------- what was signed
 
-    def _check(self, version: str, signature: str | None, release: str | None) -> Release:
+    def _check(self, version: str, signature: str | None, release: str | None) -> _Signed:
         """See that the version is this agent's and was released, by keys that are trusted here."""
         model, released = signed_model(signature, version), signed_release(release, version)
         verified(model, released, self.config.agent, version)
         if version != f"{model.name}@{model.version}" or model.role != "variant":
             raise SignatureError(f"{version} cannot be used: it is signed as {model.role} {model.name}@{model.version}")
-        return released
+        assert signature is not None and release is not None  # both were read
+        return _Signed(signature, release, model, released.number)
 
-    def _trusted(self, pointer: Pointer) -> tuple[Model, Release]:
-        released = self._check(pointer.version, pointer.signature, pointer.release)
-        return signed_model(pointer.signature, pointer.version), released
+    def _trusted(self, pointer: Pointer) -> Model:
+        return self._check(pointer.version, pointer.signature, pointer.release).model
 
     def _trusted_teacher(self, pointer: Pointer) -> Model:
         """What was signed about the champion's teacher: the one that the champion was distilled from, no other."""
@@ -291,7 +298,7 @@ class Champions:
         if (pointer.uri, pointer.run_id) != (champion.uri, champion.run_id):
             return False
         try:
-            self._require_whole(pointer.version, pointer.folder, self._trusted(pointer)[0])
+            self._require_whole(pointer.version, pointer.folder, self._trusted(pointer))
         except (NoChampionError, SignatureError):
             return False
         return True
