@@ -1,12 +1,15 @@
-"""A deployed variant: raw rows in, one action per row out. Needs numpy, pandas and onnxruntime, nothing else.
+"""A deployed variant: rows in, one action per row out. Needs numpy and onnxruntime; pandas where frames are given.
 
-This file is copied as it is into every variant's folder, beside ``model.onnx`` and ``manifest.json``, so that
-the folder runs on a device that knows neither stillhouse nor torch::
+This file and ``values.py`` are copied as they are into every variant's folder, beside ``model.onnx`` and
+``manifest.json``, so that the folder runs on a device that knows neither stillhouse nor torch::
 
     variant = Variant("path/of/folder")
-    variant.predict(rows)          # DataFrame: action, p_<action> for each of the K actions
+    variant.decide({"temp": 3.5, "origin": "JFK"})    # Decided(action="late", probabilities={...})
+    variant.predict_proba([{...}, {...}])             # float32 [n, K]: also of a frame, or of arrays by column
+    variant.predict(frame)                            # DataFrame: action, p_<action> for each of the K actions
 
-It must therefore import nothing of stillhouse.
+It must therefore import nothing else of stillhouse. Whoever loads it by its path need do nothing about ``values.py``:
+it is found in the same folder.
 """
 
 from __future__ import annotations
@@ -17,16 +20,37 @@ import platform
 import string
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def _beside(name: str) -> Any:
+    """The module ``name`` in this file's folder, from its source: byte code there is not read."""
+    path = Path(__file__).with_name(f"{name}.py")
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    return module
+
+
+if TYPE_CHECKING or __package__:
+    from . import values
+else:  # loaded by its path, on a device that does not know stillhouse
+    values = _beside("values")
 
 __all__ = [
     "PADDING",
     "UNKNOWN",
+    "Decided",
     "Encoder",
     "InputError",
     "Variant",
@@ -43,11 +67,21 @@ _LONGEST_WORD = 100  # characters
 _KEPT_WORDS = 50_000
 
 
+Array = np.ndarray[Any, Any]
+Matrix = np.ndarray[Any, np.dtype[np.float32]]
+
+_FEW_ROWS = 1000
+"""A frame of at most so many rows is read row by row; a longer one column by column: slower, and in less memory."""
+
+_PLAIN = frozenset([float, int, bool, type(None), np.float64, np.float32, np.int64, np.int32, np.bool_])
+"""Types that NumPy reads as numbers by itself, None as NaN."""
+
+
 class InputError(ValueError):
     """The rows do not have the columns or types that the model needs."""
 
 
-def encode(rows: pd.DataFrame, columns: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def encode(rows: Rows, columns: Sequence[Mapping[str, Any]]) -> Matrix:
     """Raw rows as the float32 matrix ``[n, F + C + ΣL]`` that a student reads; see :class:`Encoder`."""
     return Encoder(columns)(rows)
 
@@ -60,10 +94,14 @@ def width(columns: Sequence[Mapping[str, Any]]) -> int:
 class Encoder:
     """Raw rows to the float32 matrix ``[n, F + C + ΣL]`` that a student reads.
 
-    First the F numbers in their own units (missing: NaN), then the C categories as codes ``1…V`` by their
-    position in ``values``, both read as text; 0 stands for missing and for values that the student never saw.
-    Then for each text L token ids, cut or padded with 0; 1 is the unknown token, and a missing text is an empty
+    First the F numbers in their own units (missing: NaN), then the C categories as codes ``1…V`` by their position in
+    ``values``, read as text by the rule of ``values.py``; 0 stands for missing and for values that the student never
+    saw. Then for each text L token ids, cut or padded with 0; 1 is the unknown token, and a missing text is an empty
     one. As float32 an id is exact up to 2^24. Extra columns are ignored.
+
+    >>> encoder = Encoder([{"name": "temp", "type": "number"}, {"name": "gate", "type": "category", "values": ["1"]}])
+    >>> encoder({"temp": 3.5, "gate": 1}).tolist()
+    [[3.5, 1.0]]
 
     :param columns: ``{"name", "type": "number" | "category" | "text", "values"?, "tokens"?, "length"?}``, numbers
         before categories before texts; ``tokens`` is the vocabulary of :class:`WordPiece`, ``length`` is L.
@@ -71,54 +109,199 @@ class Encoder:
 
     def __init__(self, columns: Sequence[Mapping[str, Any]]) -> None:
         self.columns = columns
-        self._readers = [_reader(column) for column in columns]
+        self.names: list[str] = [column["name"] for column in columns]
         self._width = width(columns)
+        self._numbers = [column["name"] for column in columns if column["type"] == "number"]
+        self._categories = [
+            (column["name"], {value: i + 1 for i, value in enumerate(column["values"])})
+            for column in columns if column["type"] == "category"
+        ]  # fmt: skip
+        self._texts = [
+            (column["name"], WordPiece(column["tokens"]), int(column["length"]))
+            for column in columns if column["type"] == "text"
+        ]  # fmt: skip
+        self._by_name = self._places(None)
+        self._last_frame: tuple[list[Any], _Places] = ([], self._by_name)
 
-    def __call__(self, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """:raises InputError: naming the columns that are missing, not numeric, or infinite."""
-        missing = [column["name"] for column in self.columns if column["name"] not in rows.columns]
-        if missing:
-            raise InputError(f"missing columns {missing}; the rows have {list(rows.columns)}")
+    def __call__(self, rows: Rows) -> Matrix:
+        """Encode ``rows``: a mapping by column, several of them, arrays or lists by column, or a pandas DataFrame.
+
+        :raises InputError: naming the columns that are missing, not numeric, infinite, or of a type that has no text.
+        """
+        if isinstance(rows, Mapping):
+            first = rows.get(self.names[0])
+            if isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 1:
+                self._require(rows)
+                return self._by_columns(rows)
+            rows = [rows]
+        elif not isinstance(rows, Sequence):
+            return self._of_frame(rows)
+        try:
+            return self._by_rows(rows, self._by_name)
+        except (KeyError, TypeError, IndexError):
+            for number, row in enumerate(rows):
+                self._require(row, f"row {number}: " if len(rows) > 1 else "")
+            raise
+
+    def trusting(self, given: Sequence[str]) -> Callable[[Sequence[Sequence[Any]]], Matrix]:
+        """An encoder of sequences in the order ``given`` whose numbers are known to be float or None."""
+        places = self._places(given)
+        return lambda rows: self._by_rows(rows, places, trusted=True)
+
+    # ----------------------------------------------------------------- row by row
+
+    def _places(self, given: Sequence[Any] | None) -> _Places:
+        """Where the columns are in a row that is a sequence in the order ``given``; None: in a mapping."""
+        keys = {name: name for name in self.names} if given is None else {name: i for i, name in enumerate(given)}
+        kinds = (self._numbers, [name for name, _ in self._categories], [name for name, _, _ in self._texts])
+        return _Places(*(_getter([keys[name] for name in names]) for names in kinds))
+
+    def _by_rows(self, rows: Sequence[Any], places: _Places, trusted: bool = False) -> Matrix:
         matrix = np.empty((len(rows), self._width), dtype=np.float32)
-        end = 0
-        for column, read in zip(self.columns, self._readers, strict=True):
-            begin, end = end, end + width([column])
-            matrix[:, begin:end] = read(rows[column["name"]])
-            if column["type"] == "number" and np.isinf(matrix[:, begin]).any():
-                raise InputError(f"column {column['name']!r} holds infinite values; missing is NaN")
+        if not len(matrix):
+            return matrix
+        end = len(self._numbers)
+        if end:
+            table = [*map(places.numbers, rows)]
+            if not trusted and not _PLAIN.issuperset(map(type, chain.from_iterable(table))):
+                table = [tuple(map(_number, self._numbers, row)) for row in table]
+            with np.errstate(over="ignore"):
+                try:
+                    matrix[:, :end] = np.array(table, dtype=np.float64)
+                except OverflowError as error:
+                    raise InputError(f"a number is too large for float32: {error}") from error
+        if self._categories:
+            columns = zip(*map(places.categories, rows), strict=True)
+            codes = [_codes(name, known, next(columns)) for name, known in self._categories]
+            matrix[:, end : end + len(codes)] = np.array(codes).T
+        return self._with_texts(matrix, zip(*map(places.texts, rows), strict=True) if self._texts else ())
+
+    # ----------------------------------------------------------------- column by column
+
+    def _by_columns(self, columns: Mapping[str, Any]) -> Matrix:
+        """``columns`` are arrays, lists, or pandas' series, all of one length."""
+        try:
+            lengths = {name: len(columns[name]) for name in self.names}
+        except TypeError as error:
+            raise InputError(f"some columns are lists and some are not: {error}") from error
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"the columns have different lengths: {lengths}")
+        matrix = np.empty((next(iter(lengths.values()), 0), self._width), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            for place, name in enumerate(self._numbers):
+                matrix[:, place] = _numbers(name, columns[name])
+        for place, (name, known) in enumerate(self._categories, len(self._numbers)):
+            matrix[:, place] = _codes(name, known, _listed(columns[name]))
+        return self._with_texts(matrix, (_listed(columns[name]) for name, _, _ in self._texts))
+
+    def _of_frame(self, rows: pd.DataFrame) -> Matrix:
+        names = rows.columns.tolist()
+        last, places = self._last_frame
+        if names != last:
+            self._require(dict.fromkeys(names))
+            if twice := [name for name in self.names if names.count(name) > 1]:
+                raise InputError(f"several columns are called {twice[0]!r}: rename or drop all but one")
+            places = self._places(names)
+            self._last_frame = (names, places)
+        if len(rows) > _FEW_ROWS:
+            return self._by_columns(rows)  # type: ignore[arg-type]  # columns by name, as in a mapping
+        if len(rows) == 1 and (row := rows.iloc[0]).dtype.kind not in "biuf":  # else its numbers are of one type now
+            return self._by_rows([row.tolist()], places)
+        cells = rows.to_numpy(dtype=object).tolist()
+        if any(
+            type(value) is float and not _same_as_float32(value) for row in cells for value in places.categories(row)
+        ):
+            return self._by_columns(rows)  # type: ignore[arg-type]  # where a float32 is still one
+        return self._by_rows(cells, places)
+
+    # ----------------------------------------------------------------- both
+
+    def _with_texts(self, matrix: Matrix, texts: Iterable[Iterable[Any]]) -> Matrix:
+        """``matrix`` with its numbers checked and the token ids of ``texts``, one iterable a column, filled in."""
+        numbers = matrix[:, : len(self._numbers)]
+        if np.count_nonzero(np.isinf(numbers)):
+            name = self._numbers[int(np.isinf(numbers).any(axis=0).argmax())]
+            raise InputError(f"column {name!r} holds infinite values, or too large for float32; missing is NaN or None")
+        end = len(self._numbers) + len(self._categories)
+        for (name, pieces, length), column in zip(self._texts, texts, strict=True):
+            plain = [value if type(value) is str else _text(name, value) or "" for value in column]
+            matrix[:, end : end + length] = pieces.matrix(plain, length)
+            end += length
         return matrix
 
-
-def _reader(column: Mapping[str, Any]) -> Callable[[pd.Series[Any]], np.ndarray[Any, Any]]:
-    """From a column's values to its part of the matrix, ``[n, 1]`` or ``[n, L]``."""
-    if column["type"] == "number":
-        return _numbers
-    if column["type"] == "category":
-        known = pd.Index(column["values"])
-        return lambda values: _codes(values, known)
-    pieces, length = WordPiece(column["tokens"]), int(column["length"])
-    return lambda values: pieces.matrix(_texts(values), length)
+    def _require(self, row: Any, where: str = "") -> None:
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where}must be a mapping by column, and is a {type(row).__name__}")
+        if missing := [name for name in self.names if name not in row]:
+            raise InputError(f"{where}missing columns {missing}; the rows have {list(row)}")
 
 
-def _numbers(values: pd.Series[Any]) -> np.ndarray[Any, Any]:
-    if values.dtype.kind in "mMc":
-        raise InputError(f"column {values.name!r} must be numeric, not {values.dtype}")
+class _Places(NamedTuple):
+    """How the values of each kind of column are got from a row."""
+
+    numbers: Callable[[Any], tuple[Any, ...]]
+    categories: Callable[[Any], tuple[Any, ...]]
+    texts: Callable[[Any], tuple[Any, ...]]
+
+
+def _same_as_float32(value: float) -> bool:
+    """Whether a float reads the same if it was a float32 before pandas widened it: missing, or a small whole number."""
+    return value != value or (value.is_integer() and abs(value) < 2**24)
+
+
+def _getter(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    if len(keys) > 1:
+        return itemgetter(*keys)
+    return (lambda row: (row[keys[0]],)) if keys else lambda row: ()
+
+
+def _number(name: str, value: Any) -> float:
+    """One value of a number column, also as a text; NaN where it is missing."""
     try:
-        found: np.ndarray[Any, Any] = pd.to_numeric(values).to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"column {values.name!r} must be numeric: {error}") from error
-    return found[:, None]
+        return values.number_of(_scalar(value), from_text=True)
+    except values.ValueRefused as error:
+        raise InputError(f"column {name!r} must be numeric: {error}") from error
 
 
-def _codes(values: pd.Series[Any], known: pd.Index[Any]) -> np.ndarray[Any, Any]:
-    if not pd.api.types.is_string_dtype(values):
-        values = values.astype("string")
-    codes: np.ndarray[Any, Any] = known.get_indexer(pd.Index(values.astype("object"))) + 1
-    return codes[:, None]
+def _numbers(name: str, column: Any) -> Array:
+    """The same of a whole column, float64 ``[n]``."""
+    dtype = getattr(column, "dtype", None)
+    kind = getattr(dtype, "kind", "O")
+    if kind in "mMc":
+        raise InputError(f"column {name!r} must be numeric, not {dtype}")
+    if kind in "fiub":
+        # Of pandas' own types: with their word for missing.
+        known = isinstance(dtype, np.dtype)
+        return np.asarray(column if known else column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+    found = _listed(column)
+    if not _PLAIN.issuperset(map(type, found)):
+        found = [_number(name, value) for value in found]
+    return np.array(found, dtype=np.float64)
 
 
-def _texts(values: pd.Series[Any]) -> list[str]:
-    return ["" if absent else str(value) for value, absent in zip(values, values.isna(), strict=True)]
+def _text(name: str, value: Any) -> str | None:
+    try:
+        return values.text_of(_scalar(value))
+    except values.ValueRefused as error:
+        raise InputError(f"column {name!r}: {error}") from error
+
+
+def _codes(name: str, known: Mapping[str, int], column: Iterable[Any]) -> list[int]:
+    """The places of a category's values, from 1 on; 0 for missing and unknown ones."""
+    return [
+        known.get(value, 0) if type(value) is str else 0 if value is None else known.get(_text(name, value) or "", 0)
+        for value in column
+    ]
+
+
+def _scalar(value: Any) -> Any:
+    """MLflow's parser makes arrays without a dimension of single values."""
+    return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
+
+
+def _listed(column: Any) -> list[Any]:
+    """The values one by one, each of its own type: ``tolist`` would widen a float32."""
+    return list(column.to_numpy() if hasattr(column, "to_numpy") else column)
 
 
 class WordPiece:
@@ -276,7 +459,8 @@ class Variant:
         self._input = self._session.get_inputs()[0].name
         self.actions: list[str] = list(self.manifest["actions"])
         self.columns: list[dict[str, Any]] = list(self.manifest["columns"])
-        self._encode = Encoder(self.columns)
+        self.encoder = Encoder(self.columns)
+        self._as_pandas: Any = None
 
     def _compare_processors(self) -> None:
         """Warn where this is another processor than the one that the variant was measured on."""
@@ -296,18 +480,51 @@ class Variant:
         result: np.ndarray[Any, Any] = self._session.run(None, {self._input: matrix})[0]
         return result
 
-    def predict_proba(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
-        """Raw rows to float32 ``[n, K]`` whose rows sum to 1.
+    def predict_proba(self, rows: Rows) -> Matrix:
+        """Raw rows to float32 ``[n, K]`` whose rows sum to 1; ``rows`` as in :meth:`Encoder.__call__`.
 
-        :raises InputError: see :func:`encode`.
+        :raises InputError: see there.
         """
-        if rows.empty:
-            return np.empty((0, len(self.actions)), dtype=np.float32)
-        return self.probabilities(self._encode(rows))
+        matrix = self.encoder(rows)
+        return self.probabilities(matrix) if len(matrix) else np.empty((0, len(self.actions)), dtype=np.float32)
 
-    def predict(self, rows: pd.DataFrame) -> pd.DataFrame:
+    @overload
+    def decide(self, rows: Mapping[str, Any]) -> Decided: ...
+    @overload
+    def decide(self, rows: Sequence[Mapping[str, Any]]) -> list[Decided]: ...
+    def decide(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Decided | list[Decided]:
+        """One row, a mapping by column, to its most probable action; several to a list of them.
+
+        :raises InputError: see :meth:`Encoder.__call__`.
+        """
+        found = self.predict_proba([rows] if isinstance(rows, Mapping) else rows)
+        made = [
+            Decided(self.actions[best], dict(zip(self.actions, each, strict=True)))
+            for best, each in zip(found.argmax(axis=1).tolist(), found.tolist(), strict=True)
+        ]
+        return made[0] if isinstance(rows, Mapping) else made
+
+    def predict(self, rows: Rows) -> pd.DataFrame:
         """Raw rows to their most probable ``action`` and one column ``p_<action>`` each, on the same index."""
+        import pandas as pd
+
         proba = self.predict_proba(rows)
-        result = pd.DataFrame(proba, columns=[f"p_{action}" for action in self.actions], index=rows.index)
-        result.insert(0, "action", np.asarray(self.actions, dtype=object)[proba.argmax(axis=1)])
+        if self._as_pandas is None:
+            self._as_pandas = pd.Index([f"p_{action}" for action in self.actions]), pd.array(self.actions, dtype="str")
+        columns, actions = self._as_pandas
+        result = pd.DataFrame(proba, columns=columns, index=getattr(rows, "index", None), copy=False)
+        result.insert(0, "action", actions.take(proba.argmax(axis=1)))
         return result
+
+
+class Decided(NamedTuple):
+    """What is decided about one row."""
+
+    action: str
+    probabilities: dict[str, float]
+    """Of every action."""
+
+
+if TYPE_CHECKING:
+    Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame
+    """A row by column, several of them, arrays or lists by column, or a frame."""

@@ -97,9 +97,10 @@ def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str,
     assert list(made) == NAMES and not {each.refused for each in made.values()} - {None}
     for candidate in made.values():
         files = contents(Path(candidate.folder))
-        assert sorted(files) == ["manifest.json", "model.onnx", "variant.py"]
+        assert sorted(files) == ["manifest.json", "model.onnx", "values.py", "variant.py"]
         assert candidate.bytes == sum(map(len, files.values()))
-        assert files["variant.py"] == Path(stillhouse.variant.__file__).read_bytes()
+        for name in ("values.py", "variant.py"):
+            assert files[name] == Path(stillhouse.variant.__file__).with_name(name).read_bytes()
         model = onnx.load_model_from_string(files["model.onnx"])
         assert not any(node.name or node.doc_string for node in model.graph.node)
 

@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import stillhouse.variant
+from stillhouse.compress.variants import copy_code
 from stillhouse.records import (
     Certificate,
     Latency,
@@ -242,16 +243,14 @@ def variant_folder(folder: Path, name: str, seed: int = 0) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, folder / "model.onnx")
-    shutil.copyfile(stillhouse.variant.__file__, folder / "variant.py")
+    files = ("model.onnx", *copy_code(folder))
     manifest = {
         "format": 2,
         "agent": "flights",
         "variant": name,
         "actions": ACTIONS,
         "columns": COLUMNS,
-        "sha256": {
-            name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.onnx", "variant.py")
-        },
+        "sha256": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files},
         "lineage": {},
         "cpu": stillhouse.variant.processor(),
     }

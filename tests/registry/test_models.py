@@ -145,7 +145,7 @@ def test_champion_loads_without_stillhouse_and_torch(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "missing inputs" in done.stdout and "'hour'" in done.stdout and "'origin'" in done.stdout
+    assert "missing columns" in done.stdout and "'hour'" in done.stdout and "'origin'" in done.stdout
     said = pd.read_json(tmp_path / "said.json", orient="split")
     expected = Variant(registry.fetch(registry.champion())).predict(rows())
     assert list(said.columns) == ["action", "p_on_time", "p_late"]

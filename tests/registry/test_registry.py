@@ -187,7 +187,7 @@ def test_scorecard_comes_back_equal(three: Registry) -> None:
 
 def test_fetch_once_and_whole(three: Registry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variant = three.fetch(three.version("flights", "1"))
-    assert sorted(file.name for file in variant.iterdir()) == ["manifest.json", "model.onnx", "variant.py"]
+    assert sorted(file.name for file in variant.iterdir()) == ["manifest.json", "model.onnx", "values.py", "variant.py"]
     assert (three.fetch(three.version("flights-teacher", "1")) / "rule" / "limit.txt").read_text() == "10.0"
     assert (three.fetch(three.version("flights-student", "1")) / "model.pt2").exists()
 

@@ -74,7 +74,7 @@ def test_each_file_of_each_version_is_signed_as_it_was_made(life: Life) -> None:
         assert digests(life.registry.fetch(ref)) == signed.handed_out
         assert signed.role == ("variant" if role == "fp32" else role)
     variant = life.registry.signed(models["fp32"])
-    assert set(variant.handed_out) == {"manifest.json", "model.onnx", "variant.py"}
+    assert set(variant.handed_out) == {"manifest.json", "model.onnx", "values.py", "variant.py"}
     assert variant.lineage == {
         role: life.registry.signed(models[role]).model_id for role in ("teacher", "student")
     }  # fmt: skip

@@ -12,8 +12,8 @@ import pytest
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
 from stillhouse.knowledge import content_keys, tidy
-from stillhouse.runtime.rows import Contract, RowEncoder, micros
-from stillhouse.variant import Encoder
+from stillhouse.runtime.rows import Contract, micros
+from stillhouse.variant import Encoder, InputError
 from tests.runtime.conftest import AGENT
 
 WORDS = ["[PAD]", "[UNK]", "book", "a", "taxi", "##s", "!", "caf", "##e", "漢"]
@@ -67,7 +67,7 @@ def observed(count: int) -> pd.DataFrame:
 def test_the_matrix_is_the_deployed_encoders(contract: Contract) -> None:
     rows = observed(400)
     expected = Encoder(COLUMNS)(rows)
-    read = RowEncoder(COLUMNS, contract.columns)
+    read = Encoder(COLUMNS).trusting(contract.columns)
     assert np.array_equal(read(contract.read(rows).values), expected, equal_nan=True)
     plain = rows.astype("object").where(rows.notna(), None).to_dict("records")
     assert np.array_equal(read(contract.read(plain).values), expected, equal_nan=True)
@@ -76,7 +76,9 @@ def test_the_matrix_is_the_deployed_encoders(contract: Contract) -> None:
 
 def test_it_is_so_for_a_student_of_some_columns_in_another_order(contract: Contract) -> None:
     rows, columns = observed(50), [COLUMNS[1], COLUMNS[2]]
-    assert np.array_equal(RowEncoder(columns, contract.columns)(contract.read(rows).values), Encoder(columns)(rows))
+    assert np.array_equal(
+        Encoder(columns).trusting(contract.columns)(contract.read(rows).values), Encoder(columns)(rows)
+    )
 
 
 @pytest.mark.parametrize("kept", [["said"], ["temp"], ["origin", "said"], ["temp", "wind"]])
@@ -89,7 +91,7 @@ def test_it_is_so_for_an_agent_that_lacks_a_kind_of_column(kept: list[str]) -> N
     })  # fmt: skip
     rows, columns = observed(50), [column for column in COLUMNS if column["name"] in kept]
     read = Contract(few).read(rows)
-    found = RowEncoder(columns, Contract(few).columns)(read.values)
+    found = Encoder(columns).trusting(Contract(few).columns)(read.values)
     assert np.array_equal(found, Encoder(columns)(rows), equal_nan=True)
     assert Contract(few).read(rows[kept].head(1).to_dict("records")).values == [tuple(read.values[0])]
 
@@ -106,7 +108,7 @@ def test_it_is_so_for_real_flights() -> None:
     columns = columns_of(settings, rows.head(500))  # later rows have destinations that these lack
     batch = Contract(settings).read(rows)
     assert len(batch) > 1000
-    found = RowEncoder(columns, Contract(settings).columns)(batch.values)
+    found = Encoder(columns).trusting(Contract(settings).columns)(batch.values)
     assert np.array_equal(found, Encoder(columns)(rows), equal_nan=True)
 
 
@@ -209,5 +211,5 @@ def test_a_champion_of_other_columns_does_not_fit(contract: Contract) -> None:
 
 
 def test_a_number_beyond_float32_is_refused(contract: Contract) -> None:
-    with pytest.raises(SchemaError, match="too large"):
-        RowEncoder(COLUMNS, contract.columns)(contract.read(GOOD | {"temp": 1e300}).values)
+    with pytest.raises(InputError, match=r"column 'temp' .* too large"):
+        Encoder(COLUMNS).trusting(contract.columns)(contract.read(GOOD | {"temp": 1e300}).values)

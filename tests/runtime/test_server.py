@@ -368,7 +368,7 @@ def test_the_model_is_an_archive_that_a_device_need_not_pull_twice(tmp_path: Pat
         assert response.headers["etag"] == f'"{digest.hex()}"'
         assert response.headers["content-digest"] == f"sha-256=:{base64.b64encode(digest).decode()}:"
         with tarfile.open(fileobj=io.BytesIO(response.content)) as archive:
-            assert archive.getnames() == ["manifest.json", "model.onnx", "signature.json", "variant.py"]
+            assert archive.getnames() == ["manifest.json", "model.onnx", "signature.json", "values.py", "variant.py"]
             archive.extractall(tmp_path / "device", filter="data")
         frame = pd.DataFrame([ROW])
         here = Variant(Champions(config.load("flights")).folder / "variant-1-test").predict(frame)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from math import log
 from typing import Any
 
 import numpy as np
 import pytest
 
-from stillhouse.teachers.wording import fill, from_logprobs, from_votes, read_action
+from stillhouse.teachers.wording import answer_schema, fill, from_logprobs, from_votes, instruction, read_action
 
 ACTIONS = ("on_time", "late")
 
@@ -96,3 +97,20 @@ def test_whatever_the_tokens_it_is_a_distribution() -> None:
         said = from_logprobs(tokens, ACTIONS)
         assert (said >= 0).all()
         assert said.sum() == pytest.approx(1.0)
+
+
+def test_an_action_is_any_text() -> None:
+    actions = ["UP", "up", "pay", "pay now", "a, b", 'say "no"\nthen go', "go!"]
+    for place, action in enumerate(actions):
+        assert read_action(action, actions) == read_action(json.dumps({"action": action}), actions) == place
+    assert read_action("Up", actions) is None and read_action(" GO! ", actions) == 6
+    assert instruction(["UP", "pay now?"], False).endswith(": UP, pay now?.")
+    assert instruction(["a, b", "c"], False).endswith(': "a, b", "c".')
+    assert answer_schema(actions)["json_schema"]["schema"]["properties"]["action"]["enum"] == actions
+
+
+@pytest.mark.parametrize("action", ["UP", "up", "pay", "pay now", 'say "no"\nthen go'])
+def test_the_log_probabilities_of_any_action_lead_to_it(action: str) -> None:
+    actions = ["UP", "up", "pay", "pay now", 'say "no"\nthen go']
+    tokens = [(c, 0.0, [(c, 0.0)]) for c in json.dumps({"action": action}, ensure_ascii=False)]
+    assert from_logprobs(tokens, actions).argmax() == actions.index(action)

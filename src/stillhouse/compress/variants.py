@@ -21,9 +21,7 @@ from stillhouse.config import recipe_name
 from stillhouse.errors import ExportError
 from stillhouse.variant import width
 
-__all__ = ["graph_subject", "student_subject", "variant_pack"]
-
-_FILES = ("model.onnx", "variant.py")
+__all__ = ["copy_code", "graph_subject", "student_subject", "variant_pack"]
 
 
 def student_subject(
@@ -76,12 +74,23 @@ def graph_subject(
 
 
 def variant_pack(agent: str, actions: Sequence[str], lineage: Mapping[str, str]) -> Pack:
-    """Packs variants of an agent: ``model.onnx``, ``variant.py``, ``manifest.json``.
+    """Packs variants of an agent: ``model.onnx``, ``variant.py``, ``values.py``, ``manifest.json``.
 
     :param lineage: where the student comes from; goes into the manifest as it is.
     """
 
     return functools.partial(_pack, agent=agent, actions=tuple(actions), lineage=dict(lineage))
+
+
+def copy_code(folder: Path) -> tuple[str, ...]:
+    """Copy the Python files that every variant runs with into ``folder``, and return their names.
+
+    This is the one place that lists them; the manifest has a checksum of each.
+    """
+    names = ("variant.py", "values.py")
+    for name in names:
+        shutil.copyfile(Path(stillhouse.variant.__file__).with_name(name), folder / name)
+    return names
 
 
 def _pack(
@@ -90,8 +99,8 @@ def _pack(
 ) -> None:  # fmt: skip
     assert built.columns is not None  # a student has them
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    shutil.copyfile(stillhouse.variant.__file__, folder / "variant.py")
+    code = copy_code(folder)
     described = {"agent": agent, "actions": list(actions), "columns": list(built.columns), "lineage": dict(lineage)}
     method = [step.model_dump(mode="json") for step in built.recipe]
     described |= {"variant": recipe_name(built.recipe), "method": method, "input": INPUT}
-    write_manifest(folder, described, built, _FILES)
+    write_manifest(folder, described, built, ("model.onnx", *code))

@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from stillhouse.config.base import Duration, Length, Name, Section, Target, parse_duration
+from stillhouse.config.base import Action, Duration, Length, Name, Section, Target, parse_duration
 from stillhouse.config.compression import (
     Compression,
     DynamicInt8,
@@ -1087,7 +1087,9 @@ class AgentConfig(Section):
 
     agent: Name
     description: str = ""
-    actions: tuple[Name, ...] = Field(min_length=2, description="for two, the second is the positive one of the AUC")
+    actions: tuple[Action, ...] = Field(
+        min_length=2, description="any text; for two, the second is the positive one of the AUC"
+    )
     observations: Observations
     outcomes: Outcomes
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Duration", "Length", "Name", "Section", "Target", "parse_duration"]
+__all__ = ["Action", "Duration", "Length", "Name", "Section", "Target", "parse_duration"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -38,9 +38,21 @@ def _not_zero(value: timedelta) -> timedelta:
     return value
 
 
+def _speakable(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must have at least one visible character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{value!r} holds half a surrogate pair, which is no Unicode text") from None
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 Length = Annotated[Duration, AfterValidator(_not_zero)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Action = Annotated[str, AfterValidator(_speakable)]
+"""Any text: actions name no files and no metrics, and stand as they are in tables, JSON and ``p_<action>``."""
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 
 

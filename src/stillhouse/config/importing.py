@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from stillhouse.config.base import Name, Section
+from stillhouse.config.base import Action, Section
 
 __all__ = ["ImportedDecision", "ImportedOutcome", "ImportedTime", "Importing"]
 
@@ -50,7 +50,7 @@ class ImportedDecision(Section):
     """What somebody else decided."""
 
     action: str = Field(description="column; without a value there was no decision")
-    probabilities: dict[Name, str] | None = Field(default=None, description="column by action, all of them")
+    probabilities: dict[Action, str] | None = Field(default=None, description="column by action, all of them")
     decided_at: Time | None = Field(default=None, description="a column, or a section; absent: observed_at")
     decider: str | None = Field(default=None, description="column that says who; absent: elsewhere")
     version: str | None = Field(default=None, description="column that says which version; absent: elsewhere")
@@ -74,7 +74,7 @@ class Importing(Section):
     )
     observed_at: Time = Field(description="a column, or a section with `column`, `format`, `timezone`")
     columns: dict[str, str] = Field(default_factory=dict, description="the file's name of a feature, where it differs")
-    actions: dict[str, Name] = Field(default_factory=dict, description="an action by the file's word for it")
+    actions: dict[str, Action] = Field(default_factory=dict, description="an action by the file's word for it")
     decision: ImportedDecision | None = None
     outcome: ImportedOutcome | None = None
     delimiter: str = Field(default=",", min_length=1, max_length=1, description="of CSV")

@@ -94,7 +94,7 @@ class Models(Runs):
         lineage: Lineage,
         input_example: pd.DataFrame,
     ) -> ModelRef:
-        """Log a variant's folder (``model.onnx``, ``manifest.json``, ``variant.py``) under the variant's name.
+        """Log a variant's folder (``model.onnx``, ``manifest.json``, ``variant.py``, ``values.py``) under its name.
 
         :param input_example: raw rows with at least the manifest's columns.
         :raises RegistryError: if the example lacks columns.

@@ -55,6 +55,7 @@ def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model:
             artifacts={"variant": str(folder)},
             signature=_variant_signature(manifest),
             input_example=input_example[names].head(5),
+            metadata={"columns": [{key: column[key] for key in ("name", "type")} for column in manifest["columns"]]},
             pip_requirements=_pinned("mlflow", "numpy", "pandas", "onnxruntime"),
         )
 
@@ -131,19 +132,16 @@ def save_teacher(folder: Path, target: Path, model: Any) -> None:
 
 
 def _variant_signature(manifest: dict[str, Any]) -> Any:
-    """All columns are required, missing values allowed.
+    """What a variant gives. What it takes is left to the variant, which reads values by their types and names columns.
 
-    Numbers are declared ``any``: as ``double`` MLflow refuses int64, nullable integers and booleans. What is not
-    a number is refused by the variant itself, which names the column.
+    MLflow 3.17 has no type for a number as people have them: of ``double`` its check refuses whole numbers, nullable
+    ones and booleans, and of ``AnyType()`` its scoring server refuses every CSV.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, Schema
+    from mlflow.types.schema import ColSpec, Schema
 
-    types: dict[str, Any] = {"number": AnyType(), "category": "string", "text": "string"}  # type: ignore[no-untyped-call]
-    return ModelSignature(
-        Schema([ColSpec(types[column["type"]], column["name"]) for column in manifest["columns"]]),
-        Schema([ColSpec("string", "action"), *(ColSpec("float", f"p_{action}") for action in manifest["actions"])]),
-    )
+    probabilities = (ColSpec("float", f"p_{action}") for action in manifest["actions"])
+    return ModelSignature(inputs=None, outputs=Schema([ColSpec("string", "action"), *probabilities]))
 
 
 def _onnx_signature(model: Any) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -17,15 +17,14 @@ class VariantModel(PythonModel):
     """Runs the folder's own ``variant.py``."""
 
     def load_context(self, context: Any) -> None:
-        """Load ``variant.py``, ``model.onnx`` and ``manifest.json``; damaged files are refused."""
+        """Load the folder's code and model; a damaged file is refused before any of it is imported."""
         folder = Path(context.artifacts["variant"])
-        expected = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]["variant.py"]
-        if hashlib.sha256((folder / "variant.py").read_bytes()).hexdigest() != expected:
-            raise ValueError(f"{folder / 'variant.py'} is damaged: its checksum differs from the manifest's")
-        spec = importlib.util.spec_from_file_location("stillhouse_variant", folder / "variant.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        for name, expected in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"].items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+                raise ValueError(f"{folder / name} is damaged: its checksum differs from the manifest's")
+        module = ModuleType("stillhouse_variant")
+        module.__file__ = str(folder / "variant.py")
+        exec(compile((folder / "variant.py").read_bytes(), module.__file__, "exec"), vars(module))  # no byte code
         self.variant = module.Variant(folder)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

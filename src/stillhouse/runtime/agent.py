@@ -38,6 +38,7 @@ from stillhouse.runtime.background import Repeating
 from stillhouse.runtime.cascade import Asking
 from stillhouse.runtime.champions import Champions, Loaded, Pointer
 from stillhouse.runtime.ids import DecisionIds, Subject
+from stillhouse.runtime.outside import Outside
 from stillhouse.runtime.rows import AHEAD, Batch, Contract, is_unicode, micros
 from stillhouse.runtime.status import Status, Troubles
 
@@ -68,6 +69,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """``student`` or ``teacher``."""
     version: str
     """Of the decider: ``flights@7``, or a teacher's version."""
+    warnings: tuple[str, ...] = ()
+    """What in the observation lies outside the data contract; it was decided all the same."""
 
 
 @dataclass(slots=True)
@@ -83,6 +86,8 @@ class Judged:
     deciders: list[str]
     versions: list[str]
     taught: list[Taught] = field(default_factory=list)
+    outside: dict[int, list[Outside]] = field(default_factory=dict)
+    """Values outside the data contract, by the row's place."""
 
 
 class Agent:
@@ -114,6 +119,7 @@ class Agent:
         self._models: Registry | None = None
         self._troubles = Troubles(agent)
         self._decided_by: Counter[str] = Counter()
+        self._outside: Counter[str] = Counter()
         self._last_flush: datetime | None = None
         self._closed, self._left = False, 0
         limits = self.config.runtime.cascade
@@ -178,7 +184,10 @@ class Agent:
             raise NoChampionError(f"agent {self.config.agent!r} has no champion to decide with{why}")
         found = champion.probabilities(batch)
         n = len(batch)
-        return Judged(batch, champion, found, self._unsure(found), ["student"] * n, [champion.version] * n)
+        return Judged(
+            batch, champion, found, self._unsure(found), ["student"] * n, [champion.version] * n,
+            outside=self.contract.outside(batch.values),
+        )  # fmt: skip
 
     def ask_teacher(self, judged: Judged) -> None:
         """Let the teacher answer in the student's place where it is unsure; blocks up to the cascade's timeout.
@@ -210,6 +219,7 @@ class Agent:
         with self._counting:
             for each in judged:
                 self._decided_by.update(each.deciders)
+                self._outside.update(found.column for row in each.outside.values() for found in row)
         return decisions
 
     def _decided(self, judged: Judged) -> tuple[Decided, list[Decision]]:
@@ -228,9 +238,11 @@ class Agent:
             Decision(
                 decision_id=decision_id, observation_id=observation_id, action=action, confidence=max(said),
                 probabilities=dict(zip(actions, said, strict=True)), decider=decider, version=version,
+                warnings=tuple(found.message for found in judged.outside.get(place, ())),
             )
-            for decision_id, observation_id, action, said, decider, version in zip(
-                ids, batch.observation_ids, chosen, probabilities, judged.deciders, judged.versions, strict=True
+            for place, decision_id, observation_id, action, said, decider, version in zip(
+                range(len(ids)), ids, batch.observation_ids, chosen, probabilities, judged.deciders, judged.versions,
+                strict=True,
             )
         ]  # fmt: skip
         return event, made
@@ -373,11 +385,11 @@ class Agent:
         pointer = champion.pointer if champion else None
         calls, cost = self._budget.spent() if self._budget else (0, 0.0)
         with self._counting:
-            decided = dict(self._decided_by)
+            decided, outside = dict(self._decided_by), dict(self._outside)
         return Status(
             agent=self.config.agent, champion=champion.version if champion else None,
             promoted_at=pointer.promoted_at if pointer else None, deciding_since=self._since,
-            problems=self._troubles.all(), decisions=decided,
+            problems=self._troubles.all(), decisions=decided, outside_contract=outside,
             spool_rows=self._left if self._closed else self.spool.depth(),
             cascade=self._asking.counted() if self._asking else {}, teacher_calls=calls, teacher_cost=cost,
             last_flush=self._last_flush,

@@ -23,12 +23,12 @@ from filelock import FileLock
 from pydantic import AwareDatetime, Field, ValidationError
 
 from stillhouse.config import AgentConfig, home
-from stillhouse.errors import NoChampionError, SignatureError, StillhouseError
+from stillhouse.errors import NoChampionError, SchemaError, SignatureError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
-from stillhouse.runtime.rows import Batch, Contract, RowEncoder
+from stillhouse.runtime.rows import Batch, Contract
 from stillhouse.signing import signed_model, signed_release, verified
-from stillhouse.variant import Variant
+from stillhouse.variant import InputError, Variant
 from stillhouse.verifying import SIGNATURE_FILE, FilesDiffer, Model, check_files, read_files
 
 if TYPE_CHECKING:
@@ -92,13 +92,20 @@ class Loaded:
         self.pointer = pointer
         self.actions: list[str] = variant.actions
         contract.require(variant.columns, version)
-        self._encode = RowEncoder(variant.columns, contract.columns)
+        self._encode = variant.encoder.trusting(contract.columns)
 
     def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
-        """float32 ``[n, K]``; may be called from several threads at once."""
+        """float32 ``[n, K]``; may be called from several threads at once.
+
+        :raises SchemaError: if a number is infinite, or too large for float32.
+        """
         if not len(batch):
             return np.empty((0, len(self.actions)), dtype=np.float32)
-        return self.variant.probabilities(self._encode(batch.values))
+        try:
+            matrix = self._encode(batch.values)
+        except InputError as error:
+            raise SchemaError(str(error)) from error
+        return self.variant.probabilities(matrix)
 
 
 class Champions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -29,6 +30,7 @@ _CONFIDENCE = tuple(i / 20 for i in range(1, 21))
 _COUNTERS = {
     "requests": ("HTTP requests answered", ("endpoint", "status")),
     "decisions": ("Decisions recorded", ("agent", "decider", "version")),
+    "outside_contract": ("Values outside the data contract, decided all the same", ("agent", "column", "rule")),
     "outcomes": ("Outcomes recorded", ("agent",)),
     "teacher_calls": ("Calls of the cascade to teachers", ("agent", "teacher")),
     "teacher_rows": ("Rows that the cascade asked teachers about", ("agent", "teacher")),
@@ -105,6 +107,8 @@ class Metrics:
         for (decider, version), confidences in by_decider.items():
             self.counts.add("decisions", (agent, decider, version), len(confidences))
             self.counts.observe("confidence", (agent, decider), confidences)
+        for found in chain.from_iterable(judged.outside.values()):
+            self.counts.add("outside_contract", (agent, found.column, found.rule))
         for taught in judged.taught:
             for teacher, spent in taught.spending.items():
                 self.counts.add("teacher_calls", (agent, teacher), spent.get("calls", 0))

@@ -96,7 +96,7 @@ def _of_agent(config: AgentConfig, limits: Limits) -> Json:
         }},
         f"{base}/model": {"get": {
             **_operation(
-                f"{name}_model", "The champion as .tar.gz: model.onnx, manifest.json, variant.py",
+                f"{name}_model", "The champion as .tar.gz: model.onnx, manifest.json, variant.py, values.py",
                 {"description": "the same model is the same bytes; ETag and Content-Digest are its SHA-256",
                  "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}},
                 ("401", "404", "503"), {"304": {"description": "you have it (If-None-Match)"}},
@@ -141,6 +141,8 @@ def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
     predicted = _object({
         "predictions": {"type": "array", "items": prediction},
         "decision_ids": {"type": "array", "items": {"type": "string"}},
+        "warnings": {"type": "array", "items": {"type": "array", "items": {"type": "string"}},
+                     "description": "by row, what of it lies outside the data contract; absent: nothing"},
     }, ["predictions"])  # fmt: skip
     asked = {"oneOf": [{"type": "object", "properties": {k: v}, "required": [k]} for k, v in forms.items()]}
     return {
@@ -197,6 +199,8 @@ def _shared() -> Json:
             "decider": {"enum": ["student", "teacher"]},
             "version": {"type": "string", "description": "of the decider"},
             "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+            "warnings": {"type": "array", "items": {"type": "string"},
+                         "description": "what in the observation lies outside the data contract; absent: nothing"},
         }, ["decision_id", "observation_id", "action", "confidence", "decider", "version"]),
         "Error": _object({
             "error": _object({"code": {"type": "string"}, "message": {"type": "string"}}, ["code", "message"]),

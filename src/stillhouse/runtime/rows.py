@@ -1,4 +1,4 @@
-"""Observations as an application gives them, checked against the agent's contract, and as a student reads them."""
+"""Observations as an application gives them, checked against the agent's contract."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import isfinite
-from operator import itemgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -19,9 +18,9 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
 from stillhouse.knowledge import tidy
 from stillhouse.runtime.ids import LONGEST_ID
-from stillhouse.variant import WordPiece, width
+from stillhouse.runtime.outside import OutsideContract
 
-__all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "is_unicode", "micros"]
+__all__ = ["AHEAD", "Batch", "Contract", "is_unicode", "micros"]
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 AHEAD = 3_600_000_000
@@ -70,6 +69,7 @@ class Contract:
         self.config = config
         self.columns = [*observations.numbers, *observations.categories, *observations.texts]
         self._numbers = len(observations.numbers)
+        self.outside = OutsideContract(observations, self.columns)
         kinds: list[Any] = [float | None] * self._numbers + [str | None] * (len(self.columns) - self._numbers)
         fields = [(f"c{i}", kind) for i, kind in enumerate(kinds)]
         self.type: type[msgspec.Struct] = msgspec.defstruct(
@@ -227,45 +227,3 @@ def _new_ids(n: int) -> list[str]:
     """128 random bits each, in hexadecimal."""
     drawn = os.urandom(16 * n).hex()
     return [drawn[32 * i : 32 * (i + 1)] for i in range(n)]
-
-
-class RowEncoder:
-    """A contract's rows to the matrix that a student reads: as :class:`stillhouse.variant.Encoder`, without pandas.
-
-    :param columns: the student's, as its manifest has them.
-    :param given: the contract's, in the order of the rows' values.
-    """
-
-    def __init__(self, columns: Sequence[Mapping[str, Any]], given: Sequence[str]) -> None:
-        place = {name: i for i, name in enumerate(given)}
-        self._width = width(columns)
-        numbers = [place[c["name"]] for c in columns if c["type"] == "number"]
-        self._numbers = len(numbers)
-        self._of_numbers = itemgetter(*numbers, *numbers[:1]) if numbers else None  # two or more: always a tuple
-        self._categories = [
-            (place[c["name"]], {value: i + 1 for i, value in enumerate(c["values"])})
-            for c in columns if c["type"] == "category"
-        ]  # fmt: skip
-        self._texts = [
-            (place[c["name"]], WordPiece(c["tokens"]), int(c["length"])) for c in columns if c["type"] == "text"
-        ]
-
-    def __call__(self, values: Sequence[Sequence[Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """float32 ``[n, F + C + ΣL]``.
-
-        :raises SchemaError: if a number is infinite, as float32.
-        """
-        matrix = np.empty((len(values), self._width), dtype=np.float32)
-        end = self._numbers
-        if self._of_numbers is not None:
-            with np.errstate(over="ignore"):
-                matrix[:, :end] = np.array(list(map(self._of_numbers, values)), dtype=np.float64)[:, :end]
-            if np.isinf(matrix[:, :end]).any():
-                raise SchemaError("a number is infinite, or too large for float32; missing is null")
-        for place, codes in self._categories:
-            matrix[:, end] = [codes.get(row[place], 0) for row in values]
-            end += 1
-        for place, pieces, length in self._texts:
-            matrix[:, end : end + length] = pieces.matrix([row[place] or "" for row in values], length)
-            end += length
-        return matrix

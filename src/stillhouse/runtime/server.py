@@ -78,6 +78,7 @@ class Told(msgspec.Struct, omit_defaults=True):
     decider: str
     version: str
     probabilities: dict[str, float] | UnsetType = UNSET
+    warnings: tuple[str, ...] = ()
 
 
 class Outcome(msgspec.Struct, forbid_unknown_fields=True):
@@ -216,7 +217,7 @@ class Server:
         made = await self._decided(served, served.agent.contract.batch(rows))
         answers = [
             Told(each.decision_id, each.observation_id, each.action, each.confidence, each.decider, each.version,
-                 each.probabilities if told else UNSET) for each in made
+                 each.probabilities if told else UNSET, each.warnings) for each in made
         ]  # fmt: skip
         return encoded(answers[0] if asked.observations is UNSET else {"decisions": answers})
 
@@ -281,7 +282,8 @@ class Server:
                 raise Refused(400, refused.code, str(refused)) from refused
             raise
         ids = {"decision_ids": [each.decision_id for each in made]} if with_ids else {}
-        return encoded({"predictions": predictions(made), **ids})
+        warnings = {"warnings": [each.warnings for each in made]} if any(each.warnings for each in made) else {}
+        return encoded({"predictions": predictions(made), **ids, **warnings})
 
     def _asked_for(self, name: str) -> _Served:
         if name:
@@ -401,10 +403,19 @@ class Server:
         """This worker's status, with what concerns the machine as a whole: spools, decisions, the supervisor's side."""
         own, kept = served.agent.status(), kept_status(self._metrics.folder, served.name)
         decided: dict[str, int] = {}
-        for (agent, decider, _), count in self._metrics.all().counters["decisions"].items():
+        counters = self._metrics.all().counters
+        outside: dict[str, int] = {}
+        for (agent, column, _), count in counters["outside_contract"].items():
+            if agent == served.name:
+                outside[column] = outside.get(column, 0) + round(count)
+        for (agent, decider, _), count in counters["decisions"].items():
             if agent == served.name:
                 decided[decider] = decided.get(decider, 0) + round(count)
-        update: dict[str, Any] = {"decisions": decided, "spool_rows": _spooled(served.name)}
+        update: dict[str, Any] = {
+            "decisions": decided,
+            "outside_contract": outside,
+            "spool_rows": _spooled(served.name),
+        }
         if kept is not None:
             update |= {"problems": kept.problems | own.problems, "last_flush": kept.last_flush}
         return own.model_copy(update=update)

@@ -40,6 +40,9 @@ class Status(Record):
     )
     spool_rows: int = Field(ge=0, description="recorded and not yet in the knowledge base, by this process")
     decisions: dict[str, int] = Field(description="since this process began, by decider")
+    outside_contract: dict[str, int] = Field(
+        default_factory=dict, description="values outside the data contract since this process began, by column"
+    )
     cascade: dict[str, int] = Field(
         description="rows that the student was unsure about since this process began, by what came of it: answered, "
         "remembered (the teacher had spoken before), unanswered (no usable answer, or no budget), late, failed, "

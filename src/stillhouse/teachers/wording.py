@@ -24,11 +24,17 @@ def fill(prompt: str, row: Mapping[str, Any], actions: Sequence[str]) -> str:
 
     A format such as ``{temp:.1f}`` is heeded; a missing value is written as ``unknown``.
     """
-    values = {**row, "actions": ", ".join(actions)}
+    values = {**row, "actions": _listed(actions)}
     parts = []
     for text, field, style, _ in Formatter().parse(prompt):
         parts.append(text if field is None else text + _shown(values[field], style or ""))
     return "".join(parts)
+
+
+def _listed(actions: Sequence[str]) -> str:
+    """The actions one after the other; as JSON strings where a name holds what would part or end it."""
+    plain = all(re.fullmatch(r"[\w?!./:+-]+(?: [\w?!./:+-]+)*", action) for action in actions)
+    return ", ".join(actions if plain else (json.dumps(action, ensure_ascii=False) for action in actions))
 
 
 def _shown(value: Any, style: str) -> str:
@@ -41,7 +47,7 @@ def _shown(value: Any, style: str) -> str:
 
 def instruction(actions: Sequence[str], structured: bool) -> str:
     """What the system message ends with: the form of the answer."""
-    listed = ", ".join(actions)
+    listed = _listed(actions)
     if structured:
         return f'Answer with JSON of the form {{"action": "…"}}, where the action is one of: {listed}.'
     return f"Answer with exactly one of these words and nothing else: {listed}."
@@ -70,9 +76,15 @@ def read_action(text: object, actions: Sequence[str]) -> int | None:
         pass
     if not isinstance(said, str):
         return None
-    word = said.strip(" \t\r\n\"'`*.!").casefold()
-    folded = [action.casefold() for action in actions]
-    return folded.index(word) if word in folded else None
+    for read in (str, _word, lambda text: _word(text).casefold()):  # of `UP` and `up`, the one that was written
+        matching = [i for i, action in enumerate(actions) if read(action) == read(said)]
+        if len(matching) == 1:
+            return matching[0]
+    return None
+
+
+def _word(text: str) -> str:
+    return text.strip(" \t\r\n\"'`*.!")
 
 
 def from_votes(counts: Sequence[int], smoothing: float) -> Array:
@@ -92,9 +104,12 @@ def from_logprobs(tokens: Sequence[tuple[str, float, Sequence[tuple[str, float]]
     :param tokens: each with its log-probability and the most probable alternatives at its place.
     :returns: float64 ``[K]`` that sums to 1.
     """
-    folded = [action.casefold() for action in actions]
     shares, reach, said, position = np.zeros(len(actions)), 1.0, "", 0
-    begin = _begin("".join(token for token, _, _ in tokens))
+    text = "".join(token for token, _, _ in tokens)
+    begin = _begin(text)
+    written = [json.dumps(action, ensure_ascii=False)[1:-1] for action in actions] if text[:begin].strip() else actions
+    fold = str.casefold if len({each.casefold() for each in written}) == len(written) else str
+    folded = list(map(fold, written))
     for token, logprob, alternatives in tokens:
         skipped = token[: max(0, begin - position)]  # what stands before the action within this token
         position += len(token)
@@ -102,9 +117,9 @@ def from_logprobs(tokens: Sequence[tuple[str, float, Sequence[tuple[str, float]]
             continue
         for other, other_logprob in alternatives:
             if other != token and other.startswith(skipped):
-                _hand_over(shares, folded, said + other[len(skipped) :].casefold(), reach * math.exp(other_logprob))
+                _hand_over(shares, folded, said + fold(other[len(skipped) :]), reach * math.exp(other_logprob))
         reach *= min(1.0, math.exp(logprob))
-        said += token[len(skipped) :].casefold()
+        said += fold(token[len(skipped) :])
         if len(_leading_to(folded, said)) <= 1:
             break
     final = [i for i, action in enumerate(folded) if action == said] or _leading_to(folded, said)
@@ -121,12 +136,14 @@ def _begin(text: str) -> int:
 
 
 def _leading_to(actions: Sequence[str], said: str) -> list[int]:
-    """The actions that ``said`` is the beginning of, or that it holds whole."""
-    return [
-        i
-        for i, action in enumerate(actions)
-        if action.startswith(said) or (said.startswith(action) and _CLOSING.match(said[len(action) :]))
-    ]
+    """The actions that ``said`` is the beginning of; else the longest of those that it holds whole."""
+    begun = [i for i, action in enumerate(actions) if action.startswith(said)]
+    if begun:
+        return begun
+    whole = [
+        i for i, action in enumerate(actions) if said.startswith(action) and _CLOSING.match(said[len(action) :])
+    ]  # fmt: skip
+    return sorted(whole, key=lambda i: len(actions[i]))[-1:]
 
 
 def _hand_over(shares: Array, actions: Sequence[str], said: str, probability: float) -> None:
