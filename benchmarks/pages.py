@@ -106,6 +106,17 @@ MEANING = {
             ("_64", "64 connections"),
         )
     },
+    **{
+        f"{champion}_{way}_{size}_ms": f"{meaning} ({what}, {rows}; ms a row)"
+        for champion, what in (("flights", "the flights student"), ("sentences", "a student of texts, 150 actions"))
+        for size, rows in ((1, "one row"), (64, "64 rows at once"), (900, "900 rows at once"))
+        for way, meaning in (
+            ("encode", "to encode a mapping"),
+            ("mapping", "to decide about a mapping, above bare ONNX Runtime"),
+            ("frame", "to decide about a frame, output frame included, above bare ONNX Runtime"),
+            ("pyfunc", "`pyfunc.predict` above that of an empty model with the same signature"),
+        )
+    },
     "swaps_taken_up": "champions promoted under load that decided soon after",
     "swaps_failed": "requests that failed during these swaps",
     "swaps_unrecorded": "of these, decisions that were acknowledged and are not in the knowledge base",

@@ -5,8 +5,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import subprocess
 import sys
-from datetime import UTC, datetime
+import textwrap
+import uuid
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from stillhouse import variant
-from stillhouse.variant import InputError, Variant, encode
+from stillhouse.compress.variants import copy_code
+from stillhouse.values import text_of
+from stillhouse.variant import Encoder, InputError, Variant, encode
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "temp", "type": "number"},
@@ -124,6 +130,105 @@ def test_a_moment_is_no_number(value: object) -> None:
         encode(frame(wind=[value, value]), COLUMNS)
 
 
+# --------------------------------------------------------------------------- every way in
+
+ROW = {"temp": 1.5, "wind": 3, "origin": "JFK", "gate": "1"}
+VALUES = [
+    "1.0", 1, 1.0, True, False, 0, np.int64(7), np.uint8(7), np.float32(0.1), np.float64(0.25), np.bool_(True),
+    2**70, Decimal("1.50"), Decimal("2"), date(2024, 5, 1), datetime(2024, 5, 1, 12, tzinfo=UTC), time(9, 30),
+    pd.Timestamp("2024-05-01T12:00:00Z"), np.datetime64("2024-05-01"), uuid.UUID(int=7), np.str_("text"), "", " ",
+    None, NAN, np.nan, pd.NA, pd.NaT,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES, ids=[f"{type(value).__name__}-{value}" for value in VALUES])
+def test_a_category_is_the_same_text_in_every_way_in(value: Any) -> None:
+    """As it is at training, where a whole column is read by the same rule."""
+    text = text_of(value)
+    encoder = Encoder([{"name": "it", "type": "category", "values": ["other", *([] if text is None else [text])]}])
+    code = 0 if text is None else 2
+    held = pd.Series([value], dtype=object)
+    assert encoder({"it": value}).tolist() == [[code]]
+    assert encoder([{"it": value}, {"it": "other"}]).tolist() == [[code], [1]]
+    assert encoder({"it": [value, "other"]}).tolist() == [[code], [1]]
+    assert encoder({"it": np.array([value], dtype=object)}).tolist() == [[code]]
+    for n in (1, 2, 1001):
+        many = pd.DataFrame({"it": pd.concat([held] * n, ignore_index=True), "beside": 1.5})
+        assert encoder(many).ravel().tolist() == [code] * n
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint64", "bool", "Int64", "boolean", "Float32",
+                                   "int64[pyarrow]", "category", "datetime64[ns]", "datetime64[ns, UTC]"])  # fmt: skip
+def test_a_typed_column_reads_as_its_values_do(dtype: str) -> None:
+    given = pd.Series([1, 0, 1], dtype="int64").astype(dtype)
+    texts = list(dict.fromkeys(text_of(value) for value in given))
+    encoder = Encoder([{"name": "it", "type": "category", "values": texts}])
+    expected = [[1.0], [2.0], [1.0]]
+    for frame in (pd.DataFrame({"it": given}), pd.DataFrame({"it": given, "beside": [0.5, 1.5, 2.5], "x": "y"})):
+        assert encoder(frame).tolist() == expected
+        assert [encoder(frame.iloc[i : i + 1]).tolist()[0] for i in range(3)] == expected
+        assert encoder(pd.concat([frame] * 400)).tolist() == expected * 400
+    assert encoder({"it": given}).tolist() == encoder({"it": given.tolist()}).tolist() == expected
+
+
+def test_a_float32_keeps_its_shortest_text_in_every_frame() -> None:
+    encoder = Encoder([{"name": "it", "type": "category", "values": ["0.1"]}])
+    given = pd.DataFrame({"it": np.float32([0.1] * 1001), "said": "x"})
+    for n in (1, 2, 1001):
+        assert encoder(given.head(n)).ravel().tolist() == [1.0] * n
+
+
+def test_rows_as_mappings_lists_columns_and_frames_give_one_matrix() -> None:
+    rows = [ROW, {**ROW, "temp": None, "origin": None, "extra": [1]}, {**ROW, "wind": "4", "gate": 2}]
+    expected = np.array([[1.5, 3, 2, 1], [NAN, 3, 0, 1], [1.5, 4, 2, 2]], np.float32)
+    np.testing.assert_array_equal(encode(rows, COLUMNS), expected)
+    np.testing.assert_array_equal(encode(tuple(rows), COLUMNS), expected)
+    np.testing.assert_array_equal(np.vstack([encode(row, COLUMNS) for row in rows]), expected)
+    np.testing.assert_array_equal(encode(pd.DataFrame(rows), COLUMNS), expected)
+    columns = {name: [row[name] for row in rows] for name in ROW}
+    np.testing.assert_array_equal(encode(columns, COLUMNS), expected)
+    np.testing.assert_array_equal(encode({name: np.array(each, object) for name, each in columns.items()}, COLUMNS),
+                                  expected)  # fmt: skip
+
+
+def test_an_id_of_any_width_stays_whole_beside_numbers() -> None:
+    columns = [{"name": "temp", "type": "number"}, {"name": "id", "type": "category", "values": [str(2**53 + 1)]}]
+    for n in (1, 2, 1001):
+        rows = pd.DataFrame({"temp": [0.5] * n, "id": [2**53 + 1] * n})
+        assert encode(rows, columns)[:, 1].tolist() == [1.0] * n
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"temp": 1.0, "wind": 2.0}, r"missing columns \['origin', 'gate'\]; the rows have \['temp', 'wind'\]"),
+        ([ROW, {"temp": 1.0}], r"row 1: missing columns \['wind', 'origin', 'gate'\]"),
+        ([ROW, "text"], "row 1: must be a mapping by column, and is a str"),
+        ([[1.0, 2.0, "JFK", "1"]], "must be a mapping by column, and is a list"),
+        ({**ROW, "wind": "calm"}, "column 'wind' must be numeric: 'calm'"),
+        ({**ROW, "wind": [3]}, "column 'wind' must be numeric"),
+        ({**ROW, "wind": np.timedelta64(1, "s")}, "column 'wind' must be numeric"),
+        ({**ROW, "wind": np.inf}, "column 'wind' holds infinite values"),
+        ({**ROW, "wind": 10**400}, "too large"),
+        ({**ROW, "gate": ["1"]}, "column 'gate': the list"),
+        ({**ROW, "gate": b"1"}, "column 'gate': the bytes"),
+        ({**ROW, "gate": 2.0**53}, "column 'gate': .*2\\^53"),
+        ({name: [value] * (1 + (name == "gate")) for name, value in ROW.items()}, "different lengths"),
+        ({**ROW, "temp": [1.0]}, "some columns are lists and some are not"),
+    ],
+)
+def test_what_cannot_be_read_is_named(rows: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        encode(rows, COLUMNS)
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    rows = pd.concat([frame(), frame()[["wind"]]], axis=1)
+    with pytest.raises(InputError, match="several columns are called 'wind'"):
+        encode(rows, COLUMNS)
+    assert encode(pd.concat([frame(), pd.DataFrame([[1, 2]] * 2, columns=["x", "x"])], axis=1), COLUMNS).shape == (2, 4)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A variant that was measured on the processor ``Old`` with AVX2 and VNNI."""
@@ -139,6 +244,7 @@ def folder(tmp_path: Path) -> Path:
         "cpu": {"name": "Old", "flags": ["avx2", "avx512_vnni"]},
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    copy_code(tmp_path)
     return tmp_path
 
 
@@ -191,3 +297,41 @@ def test_nothing_of_stillhouse_is_needed(name: str) -> None:
     assert rooms <= {"numpy", "pandas", "onnxruntime"}
     beside = [alias.name for node in nodes if isinstance(node, ast.ImportFrom) and node.level for alias in node.names]
     assert beside == (["values"] if name == "variant.py" else [])
+
+
+def test_numpy_and_onnxruntime_are_enough_to_decide(folder: Path) -> None:
+    program = """
+        import importlib.util, sys
+        sys.modules |= dict.fromkeys(["pandas", "pyarrow", "stillhouse", "torch", "mlflow"])
+        spec = importlib.util.spec_from_file_location("anything", sys.argv[1] + "/variant.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        variant = module.Variant(sys.argv[1])
+        decided = variant.decide({"temp": 0.0, "wind": 1})
+        assert decided.action == "move" and list(decided.probabilities) == ["stay", "move"]
+        several = variant.decide([{"temp": 0.0, "wind": 1}, {"temp": 5, "wind": True}])
+        assert [each.action for each in several] == ["move", "stay"] and several[0] == decided
+        assert variant.decide([]) == [] and variant.predict_proba([]).shape == (0, 2)
+        assert variant.predict_proba({"temp": [0.0, 5.0], "wind": [1, 1]}).shape == (2, 2)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), str(folder)],
+        cwd=folder, env={}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_frame_comes_out_of_rows_of_any_form(folder: Path) -> None:
+    made = Variant(folder)
+    rows = [{"temp": 0.0, "wind": 1.0}, {"temp": 5.0, "wind": 1.0}]
+    expected = made.predict(pd.DataFrame(rows))
+    assert expected.columns.tolist() == ["action", "p_stay", "p_move"] and expected["action"].tolist() == [
+        "move",
+        "stay",
+    ]
+    pd.testing.assert_frame_equal(made.predict(rows), expected)
+    pd.testing.assert_frame_equal(made.predict({"temp": [0.0, 5.0], "wind": [1, 1]}), expected)
+    pd.testing.assert_frame_equal(made.predict(rows[0]), expected.head(1))
+    indexed = made.predict(pd.DataFrame(rows, index=["a", "b"]))
+    assert indexed.index.tolist() == ["a", "b"]
+    assert made.predict(pd.DataFrame(rows).iloc[:0]).empty

@@ -69,6 +69,7 @@ _KEPT_WORDS = 50_000
 
 Array = np.ndarray[Any, Any]
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
+_TextOf = Callable[[str, Any], "str | None"]
 
 _FEW_ROWS = 1000
 """A frame of at most so many rows is read row by row; a longer one column by column: slower, and in less memory."""
@@ -156,7 +157,9 @@ class Encoder:
         kinds = (self._numbers, [name for name, _ in self._categories], [name for name, _, _ in self._texts])
         return _Places(*(_getter([keys[name] for name in names]) for names in kinds))
 
-    def _by_rows(self, rows: Sequence[Any], places: _Places, trusted: bool = False) -> Matrix:
+    def _by_rows(
+        self, rows: Sequence[Any], places: _Places, trusted: bool = False, text_of: _TextOf | None = None
+    ) -> Matrix:
         matrix = np.empty((len(rows), self._width), dtype=np.float32)
         if not len(matrix):
             return matrix
@@ -172,7 +175,7 @@ class Encoder:
                     raise InputError(f"a number is too large for float32: {error}") from error
         if self._categories:
             columns = zip(*map(places.categories, rows), strict=True)
-            codes = [_codes(name, known, next(columns)) for name, known in self._categories]
+            codes = [_codes(name, known, next(columns), text_of or _text) for name, known in self._categories]
             matrix[:, end : end + len(codes)] = np.array(codes).T
         return self._with_texts(matrix, zip(*map(places.texts, rows), strict=True) if self._texts else ())
 
@@ -191,7 +194,7 @@ class Encoder:
             for place, name in enumerate(self._numbers):
                 matrix[:, place] = _numbers(name, columns[name])
         for place, (name, known) in enumerate(self._categories, len(self._numbers)):
-            matrix[:, place] = _codes(name, known, _listed(columns[name]))
+            matrix[:, place] = _codes(name, known, _listed(columns[name]), _text)
         return self._with_texts(matrix, (_listed(columns[name]) for name, _, _ in self._texts))
 
     def _of_frame(self, rows: pd.DataFrame) -> Matrix:
@@ -208,11 +211,10 @@ class Encoder:
         if len(rows) == 1 and (row := rows.iloc[0]).dtype.kind not in "biuf":  # else its numbers are of one type now
             return self._by_rows([row.tolist()], places)
         cells = rows.to_numpy(dtype=object).tolist()
-        if any(
-            type(value) is float and not _same_as_float32(value) for row in cells for value in places.categories(row)
-        ):
-            return self._by_columns(rows)  # type: ignore[arg-type]  # where a float32 is still one
-        return self._by_rows(cells, places)
+        try:
+            return self._by_rows(cells, places, text_of=_text_unless_widened)
+        except _Widened:  # pandas made a float32 a float: by columns it is still one
+            return self._by_columns(rows)  # type: ignore[arg-type]
 
     # ----------------------------------------------------------------- both
 
@@ -244,11 +246,6 @@ class _Places(NamedTuple):
     texts: Callable[[Any], tuple[Any, ...]]
 
 
-def _same_as_float32(value: float) -> bool:
-    """Whether a float reads the same if it was a float32 before pandas widened it: missing, or a small whole number."""
-    return value != value or (value.is_integer() and abs(value) < 2**24)
-
-
 def _getter(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
     if len(keys) > 1:
         return itemgetter(*keys)
@@ -259,7 +256,7 @@ def _number(name: str, value: Any) -> float:
     """One value of a number column, also as a text; NaN where it is missing."""
     try:
         return values.number_of(_scalar(value), from_text=True)
-    except values.ValueRefused as error:
+    except (values.ValueRefused, TypeError) as error:
         raise InputError(f"column {name!r} must be numeric: {error}") from error
 
 
@@ -286,10 +283,21 @@ def _text(name: str, value: Any) -> str | None:
         raise InputError(f"column {name!r}: {error}") from error
 
 
-def _codes(name: str, known: Mapping[str, int], column: Iterable[Any]) -> list[int]:
+class _Widened(Exception):  # noqa: N818
+    """A float that may have been a float32, whose text is another."""
+
+
+def _text_unless_widened(name: str, value: Any) -> str | None:
+    """:raises _Widened: where a float that is no small whole number may have been a float32."""
+    if type(value) is float and value == value and not (value.is_integer() and abs(value) < 2**24):
+        raise _Widened
+    return _text(name, value)
+
+
+def _codes(name: str, known: Mapping[str | None, int], column: Iterable[Any], text_of: _TextOf) -> list[int]:
     """The places of a category's values, from 1 on; 0 for missing and unknown ones."""
     return [
-        known.get(value, 0) if type(value) is str else 0 if value is None else known.get(_text(name, value) or "", 0)
+        known.get(value, 0) if type(value) is str else 0 if value is None else known.get(text_of(name, value), 0)
         for value in column
     ]
 
@@ -300,8 +308,9 @@ def _scalar(value: Any) -> Any:
 
 
 def _listed(column: Any) -> list[Any]:
-    """The values one by one, each of its own type: ``tolist`` would widen a float32."""
-    return list(column.to_numpy() if hasattr(column, "to_numpy") else column)
+    """The values one by one, each of its own type: a series' iterator would widen a float32."""
+    to_numpy = hasattr(column, "to_numpy") and column.dtype.kind != "M"  # which would cut what a timestamp is
+    return list(column.to_numpy() if to_numpy else column)
 
 
 class WordPiece:
@@ -512,7 +521,8 @@ class Variant:
         if self._as_pandas is None:
             self._as_pandas = pd.Index([f"p_{action}" for action in self.actions]), pd.array(self.actions, dtype="str")
         columns, actions = self._as_pandas
-        result = pd.DataFrame(proba, columns=columns, index=getattr(rows, "index", None), copy=False)
+        index = rows.index if isinstance(rows, pd.DataFrame) else None
+        result = pd.DataFrame(proba, columns=columns, index=index, copy=False)
         result.insert(0, "action", actions.take(proba.argmax(axis=1)))
         return result
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.models import Model
+from mlflow.pyfunc.scoring_server import infer_and_parse_data, parse_csv_input
 
 from stillhouse.errors import RegistryError
 from stillhouse.records import ModelRef
 from stillhouse.registry import Lineage, Registry
+from stillhouse.registry.packaging import save_variant
 from stillhouse.variant import Variant
 
 from .conftest import AGENT_FILE, RULE_TEACHER, Life, quality, rows, scorecard, variant_folder
@@ -168,6 +174,49 @@ def test_honest_numbers_pass_the_signature(registry: Registry, models: dict[str,
     said = mlflow.pyfunc.load_model(location.artifact_location).predict(raw)
     expected = Variant(registry.fetch(models["fp32"])).predict(raw)
     pd.testing.assert_frame_equal(said, expected)
+
+
+CSV = "wind,hour,origin,tail\n3.0,5,EWR,N1\n,12,,\n7,,LGA,N2\n1,1,JFK,N3\n"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A variant as a folder in MLflow's format."""
+    scratch = tmp_path_factory.mktemp("saved")
+    save_variant(variant_folder(scratch / "variant", "fp32"), rows(), scratch / "model", Model())
+    return scratch / "model"
+
+
+def test_mlflows_own_server_takes_csv_and_json(saved: Path) -> None:
+    model = mlflow.pyfunc.load_model(str(saved))
+    schema = model.metadata.get_input_schema()
+    given = [
+        {"wind": 3.0, "hour": 5, "origin": "EWR"}, {"wind": None, "hour": 12, "origin": None},
+        {"wind": 7, "hour": None, "origin": "LGA"}, {"wind": True, "hour": 1, "origin": "JFK"},
+    ]  # fmt: skip
+    expected = Variant(saved / "artifacts" / "variant").predict(given)
+    bodies: list[dict[str, Any]] = [
+        {"dataframe_records": given},
+        {"dataframe_split": {"columns": list(given[0]), "data": [list(row.values()) for row in given]}},
+        {"instances": given},
+        {"inputs": {name: [row[name] for row in given] for name in given[0]}},
+    ]
+    parsed = [parse_csv_input(StringIO(CSV), schema), *(infer_and_parse_data(body, schema) for body in bodies)]
+    for each in parsed:
+        pd.testing.assert_frame_equal(model.predict(each), expected)
+    numbers = parse_csv_input(StringIO("wind,hour,origin\nTrue,5,EWR\nFalse,12,LGA\n"), schema)
+    assert numbers["hour"].dtype == "int64" and numbers["wind"].dtype == "bool"
+    assert model.predict(numbers).equals(model.predict(numbers.assign(wind=[1.0, 0.0], hour=[5.0, 12.0])))
+    assert model.metadata.metadata["columns"][0] == {"name": "wind", "type": "number"}
+
+
+@pytest.mark.parametrize("name", ["variant.py", "values.py", "model.onnx"])
+def test_an_altered_file_is_refused_before_any_of_it_runs(saved: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    (file,) = (tmp_path / "model").rglob(name)
+    file.write_bytes(file.read_bytes() + b"\nraise SystemExit('it ran')\n")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        mlflow.pyfunc.load_model(str(tmp_path / "model"))
 
 
 def test_text_in_a_number_column_is_refused_by_name(registry: Registry, models: dict[str, ModelRef]) -> None:

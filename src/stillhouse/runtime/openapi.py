@@ -142,7 +142,7 @@ def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
         "predictions": {"type": "array", "items": prediction},
         "decision_ids": {"type": "array", "items": {"type": "string"}},
         "warnings": {"type": "array", "items": {"type": "array", "items": {"type": "string"}},
-                     "description": "by row, what of it lies outside the data contract; absent: nothing"},
+                     "description": "by row, what of it lies outside the data contract"},
     }, ["predictions"])  # fmt: skip
     asked = {"oneOf": [{"type": "object", "properties": {k: v}, "required": [k]} for k, v in forms.items()]}
     return {
@@ -153,6 +153,8 @@ def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
             "parameters": [
                 _query("agent", {"enum": names}, "where several are served"),
                 _query("decision_ids", {"type": "boolean", "default": False}, "beside the predictions"),
+                _query("warnings", {"type": "boolean", "default": False},
+                       "beside the predictions; the header Stillhouse-Warnings counts the rows that have some"),
                 {"name": "Stillhouse-Agent", "in": "header", "schema": {"enum": names}},
             ],
             "requestBody": {"required": True, "content": {

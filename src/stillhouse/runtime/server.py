@@ -260,12 +260,12 @@ class Server:
 
     async def _invocations(self, scope: Scope, receive: Receive) -> Answer:
         """``POST /invocations``"""
-        query = query_of(scope, ("agent", "decision_ids"))
+        query = query_of(scope, ("agent", "decision_ids", "warnings"))
         served = self._asked_for(query.get("agent") or header(scope, b"stillhouse-agent"))
         kind = media_type(scope, (JSON, CSV))
         body = await body_of(scope, receive, self._limits)
         try:
-            with_ids = flag(query, "decision_ids")
+            with_ids, with_warnings = flag(query, "decision_ids"), flag(query, "warnings")
             if kind == CSV:
                 frame = served.scoring.csv(body)
                 self._require_rows(range(len(frame)))
@@ -282,8 +282,10 @@ class Server:
                 raise Refused(400, refused.code, str(refused)) from refused
             raise
         ids = {"decision_ids": [each.decision_id for each in made]} if with_ids else {}
-        warnings = {"warnings": [each.warnings for each in made]} if any(each.warnings for each in made) else {}
-        return encoded({"predictions": predictions(made), **ids, **warnings})
+        warnings = {"warnings": [each.warnings for each in made]} if with_warnings else {}
+        answer = encoded({"predictions": predictions(made), **ids, **warnings})
+        warned = sum(bool(each.warnings) for each in made)
+        return answer._replace(headers=[*answer.headers, ("stillhouse-warnings", str(warned))]) if warned else answer
 
     def _asked_for(self, name: str) -> _Served:
         if name:

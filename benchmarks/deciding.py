@@ -1,0 +1,229 @@
+"""What a champion's decision costs beside ONNX Runtime: of a mapping, of a pandas frame, and through ``mlflow.pyfunc``.
+
+``python -m benchmarks.deciding`` exports an untrained student of the flights agent's shape, and one that reads texts
+(a latency does not depend on what the weights are), and asks the variant in every way that it takes, one way after the
+other 2,000 times over, so that what disturbs the machine disturbs all. A goal is about the difference of two medians:
+the whole decision and the bare graph on rows that are encoded already, or ``pyfunc.predict`` of the champion and of a
+model with the same signature that does nothing. Lowest and highest are those of five stretches of the calls. Rows of 64
+and 900 are asked about together, fewer times, and counted by the row.
+``--quick`` makes 100 calls and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.report import Goal, begin
+from stillhouse import config
+from stillhouse.variant import Variant
+
+CLAIM = "a champion decides as fast as it is small: all that is not ONNX Runtime is a twentieth of a millisecond a row"
+STRETCHES = 5
+SIZES = (1, 64, 900)
+
+ENCODING, MAPPING, FRAME, PYFUNC = 0.05, 0.05, 0.35, 0.3
+"""Goals (ms): to encode a row; above the bare graph, of a mapping and of a one-row frame; above an empty model."""
+
+NOTHING = """
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+
+class Nothing(PythonModel):
+    def predict(self, context, model_input, params=None):
+        return None
+
+
+set_model(Nothing())
+"""
+
+Ways = dict[str, Callable[[], object]]
+Times = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A variant's folder with rows as JSON has them."""
+
+    name: str
+    folder: Path
+    rows: list[dict[str, Any]]
+
+
+def main() -> None:
+    """Make the champions, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=2000, help="of each way, for one row")
+    parser.add_argument("--quick", action="store_true", help="100 calls, nothing written")
+    asked = parser.parse_args()
+    run = begin("deciding", recorded=not asked.quick)
+    calls = 100 if asked.quick else asked.calls
+    goals, detail = list[Goal](), dict[str, Any]()
+    with tempfile.TemporaryDirectory(prefix="stillhouse-deciding-") as scratch:
+        for champion in (flights(Path(scratch)), sentences(Path(scratch))):
+            for size in SIZES:
+                times = interleaved(ways(champion, size), max(STRETCHES * 4, calls // (1, 4, 40)[SIZES.index(size)]))
+                goals += goals_of(champion.name, size, times)
+                detail[f"{champion.name}, {size} rows"] = {
+                    way: round(statistics.median(each), 5) for way, each in times.items()
+                }
+    if asked.quick:
+        print(json.dumps({"goals": {goal.name: round(goal.measured, 4) for goal in goals}, "ms": detail}, indent=1))
+    else:
+        run.write(CLAIM, goals, {"calls": calls, "median_ms": detail}, ("onnxruntime", "mlflow", "pandas", "numpy"))
+
+
+# --------------------------------------------------------------------------- who decides
+
+
+def flights(scratch: Path) -> Champion:
+    """The flights agent's student with two days of flights."""
+    from stillhouse.parts import resolve
+
+    settings = config.load("flights")
+    start = datetime(2013, 7, 20, tzinfo=UTC)
+    frame = resolve(settings.observations.source)(start, start + timedelta(days=2))[[*settings.observations.columns]]
+    return exported("flights", settings, frame, scratch)
+
+
+def sentences(scratch: Path) -> Champion:
+    """A student of short texts with 150 actions, as the router agent's, and made-up sentences of 4 to 12 words."""
+    words = ["book", "a", "table", "for", "two", "what", "is", "my", "balance", "transfer", "money", "to", "the",
+             "savings", "account", "please", "weather", "tomorrow", "in", "berlin", "set", "an", "alarm", "at", "seven",
+             "how", "do", "you", "say", "thanks", "play", "some", "music", "cancel", "reservation"]  # fmt: skip
+    chance = random.Random(0)
+    texts = [" ".join(chance.choices(words, k=chance.randint(4, 12))) for _ in range(1000)]
+    flights = config.load("flights").model_dump()
+    settings = config.AgentConfig.model_validate(
+        {key: flights[key] for key in ("teachers", "windows", "outcomes")}
+        | {
+            "agent": "sentences", "actions": [f"intent {i}" for i in range(150)], "student": {"kind": "text"},
+            "observations": flights["observations"]
+            | {"columns": {"said": {"type": "text"}}, "rules": [], "unique": [], "volume": None},
+            "watch": {"every": timedelta(days=7)},
+        }
+    )  # fmt: skip
+    return exported("sentences", settings, pd.DataFrame({"said": texts}), scratch)
+
+
+def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Champion:
+    """An untrained student as a variant in float32."""
+    from stillhouse.compress.search import search
+    from stillhouse.compress.variants import student_subject, variant_pack
+    from stillhouse.config import Compression, Fp32
+    from stillhouse.distill.students import columns_of, new_student
+    from stillhouse.records import Limits
+    from stillhouse.variant import encode
+
+    columns = columns_of(settings, frame)
+    student = new_student(settings, columns, encode(frame, columns))
+    subject = student_subject(
+        student, columns, settings.actions, calibration=lambda columns: encode(frame, columns),
+        judged=lambda columns: encode(frame, columns), quality=lambda probabilities: 0.0,
+    )  # fmt: skip
+    plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
+    found = search(lambda: subject, plain, Limits(), variant_pack(name, settings.actions, {}), scratch / name)
+    rows = json.loads(frame.head(SIZES[-1]).to_json(orient="records", double_precision=15))
+    return Champion(name, Path(found.reference.folder), rows)
+
+
+# --------------------------------------------------------------------------- how it is asked
+
+
+def ways(champion: Champion, size: int) -> Ways:
+    """What is timed, by name; each gives the same answer but for ``empty``."""
+    variant = Variant(champion.folder)
+    rows = champion.rows[:size]
+    given: Any = rows[0] if size == 1 else rows
+    frame = pd.DataFrame(rows)
+    matrix = variant.encoder(rows)
+    model, empty = loaded(champion, frame)
+    found: Ways = {
+        "bare": lambda: variant.probabilities(matrix),
+        "encode": lambda: variant.encoder(given),
+        "mapping": lambda: variant.decide(given),
+        "frame": lambda: variant.predict(frame),
+        "pyfunc": lambda: model.predict(frame),
+        "empty": lambda: empty.predict(frame),
+    }
+    expected = variant.probabilities(matrix)
+    for way in ("frame", "pyfunc"):
+        np.testing.assert_allclose(np.asarray(found[way]().iloc[:, 1:]), expected, rtol=1e-5)  # type: ignore[attr-defined]
+    return found
+
+
+def loaded(champion: Champion, frame: pd.DataFrame) -> tuple[Any, Any]:
+    """The champion as MLflow loads it, and a model of the same signature that does nothing."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    from stillhouse.registry.packaging import save_variant
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_variant(champion.folder, frame, Path(folder, "champion"), Model())
+        model = mlflow.pyfunc.load_model(str(Path(folder, "champion")))
+        code = Path(folder, "nothing.py")
+        code.write_text(NOTHING, encoding="utf-8")
+        mlflow.pyfunc.save_model(Path(folder, "empty"), python_model=code, signature=model.metadata.signature)
+        return model, mlflow.pyfunc.load_model(str(Path(folder, "empty")))
+
+
+def interleaved(ways: Ways, calls: int) -> Times:
+    """Milliseconds of each call."""
+    times: Times = {way: [] for way in ways}
+    for number in range(calls + calls // 10):
+        for way, call in ways.items():
+            began = time.perf_counter()
+            call()
+            took = 1000 * (time.perf_counter() - began)
+            if number >= calls // 10:  # the first are to warm up
+                times[way].append(took)
+    return times
+
+
+# --------------------------------------------------------------------------- goals
+
+
+def goals_of(name: str, size: int, times: Times) -> list[Goal]:
+    """Milliseconds a row."""
+    wanted = (
+        ("encode", ENCODING, None),
+        ("mapping", MAPPING, "bare"),
+        ("frame", FRAME, "bare"),
+        ("pyfunc", PYFUNC, "empty"),
+    )
+    goals = []
+    for way, goal, beside in wanted:
+        above = [median_of(times, way, beside, part) / size for part in [slice(None), *stretches(len(times[way]))]]
+        goals.append(Goal(f"{name}_{way}_{size}_ms", goal, "lower", above[0], min(above), max(above)))
+    return goals
+
+
+def stretches(calls: int) -> Sequence[slice]:
+    """The calls in parts of equal length, in order of time."""
+    long = calls // STRETCHES
+    return [slice(i * long, (i + 1) * long) for i in range(STRETCHES)]
+
+
+def median_of(times: Times, way: str, beside: str | None, part: slice) -> float:
+    """Of one way, above that of another."""
+    own = statistics.median(times[way][part])
+    return own if beside is None else own - statistics.median(times[beside][part])
+
+
+if __name__ == "__main__":
+    config.use_embedded_defaults()
+    main()
