@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stillhouse import config
+from stillhouse.commands.keys import keys, sign, verify_model
 from stillhouse.errors import ConfigError, SchemaError, StillhouseError
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ app = typer.Typer(
     help="stillhouse keeps the small model inside an agent fresh.\n\n"
     "Flows are run by Prefect, or by hand: python -m flows --help.",
 )
+app.add_typer(keys, name="keys")
+app.command()(sign)
+app.command()(verify_model)
 console = Console()
 
 AgentName = Annotated[str, typer.Argument(help="name of an agent file in agents/, such as flights")]

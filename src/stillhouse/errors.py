@@ -11,6 +11,7 @@
     ├── ExportError         a student that does not become the variant it should be
     ├── StoreError          what lies under STILLHOUSE_HOME: another version, a damaged table
     ├── RegistryError       MLflow does not answer, or has no such model, version or alias
+    ├── SignatureError      a model that no trusted key has signed, or that is not what was signed
     └── RuntimeStateError   the agent cannot decide or record now
         ├── NoChampionError     there is no model to decide with
         └── SpoolError          the write-ahead spool cannot be read or written
@@ -31,6 +32,7 @@ __all__ = [
     "RegistryError",
     "RuntimeStateError",
     "SchemaError",
+    "SignatureError",
     "SpoolDamagedError",
     "SpoolError",
     "SpoolFullError",
@@ -83,6 +85,10 @@ class StoreError(StillhouseError):
 
 class RegistryError(StillhouseError):
     """MLflow does not answer, or does not hold the model, version or alias asked for."""
+
+
+class SignatureError(StillhouseError):
+    """No trusted key has signed a model, its files are others than were signed, or it was withdrawn."""
 
 
 class RuntimeStateError(StillhouseError):

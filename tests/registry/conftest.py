@@ -28,6 +28,8 @@ from stillhouse.records import (
     Window,
 )
 from stillhouse.registry import Lineage, Registry
+from stillhouse.signing import model_statement, release_statement, signer
+from stillhouse.verifying import Model, digests
 
 COLUMNS = [
     {"name": "wind", "type": "number"},
@@ -210,6 +212,17 @@ def verdict(outcome: str = "promoted") -> Verdict:
     return Verdict(
         verdict_id="v1", kind="gate", agent="flights", as_of=START, outcome=outcome, summary="fp32 is no worse"
     )
+
+
+def signed_folder(folder: Path, agent: str, version: int) -> tuple[str, str]:
+    """Signature and release of a variant's folder, as a refresh and a promotion sign them."""
+    files = {f"artifacts/fp32/{path}": digest for path, digest in digests(folder).items()}
+    model = Model(
+        agent=agent, name=agent, version=str(version), model_id=f"m-{version}", role="variant",
+        payload="artifacts/fp32", files=files, lineage={},
+    )  # fmt: skip
+    signing = signer()
+    return signing.sign(model_statement(model)), signing.sign(release_statement(agent, str(version), version))
 
 
 def variant_folder(folder: Path, name: str, seed: int = 0) -> Path:

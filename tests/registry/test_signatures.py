@@ -1,97 +1,253 @@
-"""Rows of an agent as signatures of strangers' models want them."""
+"""What a refresh makes is signed, and nothing is used, registered or promoted that is not as it was signed."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-from mlflow.models.utils import _enforce_schema
-from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
+import torch
 
-from stillhouse.errors import PartError
-from stillhouse.registry.signatures import as_signed
-
-ROWS = pd.DataFrame(
-    {
-        "hour": [1.0, 2.0, 3.0],
-        "share": [0.1, np.nan, 0.3],
-        "open": ["true", "false", "true"],
-        "gap": [1.0, np.nan, 3.0],
-        "code": ["7", "8", "9"],
-        "place": ["EWR", None, "JFK"],
-        "since": ["2024-05-01T12:00:00+02:00", "2024-05-02", None],
-        "none": [None, None, None],
-    }
-)
+from stillhouse.errors import SignatureError
+from stillhouse.registry import Lineage, Registry
+from stillhouse.signing import Signer, model_statement, release_statement, signed_release, signer
+from stillhouse.verifying import digests
+from tests.registry.conftest import Life, rows, scorecard, variant_folder
+from tests.test_signing import PEM, PUBLIC, SECRET
 
 
-def signed(*specs: tuple[str, DataType], required: bool = True) -> pd.DataFrame:
-    """As MLflow takes it: its own check must be content."""
-    schema = Schema([ColSpec(kind, name, required) for name, kind in specs])
-    found = as_signed(ROWS, schema)
-    checked = _enforce_schema(found, schema)
-    assert list(checked) == list(found)
-    return found
-
-
-def test_whole_numbers_become_the_integers_of_the_signature() -> None:
-    found = signed(("hour", DataType.integer), ("code", DataType.long), ("share", DataType.double))
-    assert [str(found[name].dtype) for name in found] == ["int32", "int64", "float64"]
-    assert found["code"].tolist() == [7, 8, 9] and np.isnan(found["share"][1])
-
-
-def test_floats_truths_texts_and_times() -> None:
-    found = signed(("share", DataType.float), ("open", DataType.boolean), ("hour", DataType.string),
-                   ("place", DataType.string), ("since", DataType.datetime))  # fmt: skip
-    assert str(found["share"].dtype) == "float32" and found["open"].tolist() == [True, False, True]
-    assert found["hour"].tolist() == ["1", "2", "3"] and found["place"].tolist() == ["EWR", None, "JFK"]
-    assert found["since"][0] == pd.Timestamp("2024-05-01T10:00:00") and found["since"].isna().tolist() == [
-        False,
-        False,
-        True,
-    ]
-
-
-def test_optional_columns_may_be_absent_or_empty() -> None:
-    schema = Schema(
-        [ColSpec(DataType.long, "hour"), ColSpec(DataType.long, "none", False), ColSpec(DataType.long, "x", False)]
+def stored(registry: Registry, name: str, version: str = "1") -> Path:
+    """Where MLflow keeps the files of a version."""
+    source = registry.client.get_model_version(name, version).source
+    return Path(
+        registry.client.get_logged_model(source.removeprefix("models:/")).artifact_location.removeprefix("file://")
     )
-    found = as_signed(ROWS, schema)
-    assert list(found) == ["hour"]
-    _enforce_schema(found, schema)
-    assert signed(("open", DataType.boolean), required=False)["open"].tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("name", "kind", "said"), [
-    ("gap", DataType.long, "column gap as a whole number (int64), and it is missing in 1 of 3 rows"),
-    ("share", DataType.integer, "it is missing in 1 of 3 rows"),
-    ("place", DataType.double, "column place as a number"),
-    ("since", DataType.boolean, "column since as a truth value, and"),
-    ("hour", DataType.datetime, "column hour as a time, and it holds numbers"),
-    ("hour", DataType.binary, "columns are numbers and texts"),
-    ("weight", DataType.double, "wants the columns weight"),
-])  # fmt: skip
-def test_what_cannot_be_is_told_with_its_column(name: str, kind: DataType, said: str) -> None:
-    with pytest.raises(PartError) as told:
-        as_signed(ROWS.assign(since=["x", "y", "z"]), Schema([ColSpec(kind, name)]))
-    assert said in str(told.value)
+def envelope(registry: Registry, version: str, tag: str, name: str = "flights") -> str:
+    return str(registry.client.get_model_version(name, version).tags[tag])
 
 
-def test_a_fraction_is_no_integer_and_too_large_is_told() -> None:
-    with pytest.raises(PartError, match=r"0\.5 is none"):
-        as_signed(pd.DataFrame({"a": [0.5]}), Schema([ColSpec(DataType.long, "a")]))
-    with pytest.raises(PartError, match="which int32 does not hold"):
-        as_signed(pd.DataFrame({"a": [3e9]}), Schema([ColSpec(DataType.integer, "a")]))
+@pytest.fixture
+def isolated() -> Any:
+    """A file of a store that other tests share, as it was afterwards."""
+
+    @contextmanager
+    def restored(file: Path) -> Iterator[bytes]:
+        sound = file.read_bytes()
+        try:
+            yield sound
+        finally:
+            file.write_bytes(sound)
+
+    return restored
 
 
-def test_tensors() -> None:
-    rows = ROWS[["hour", "gap"]]
-    found = as_signed(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 2))]))
-    assert found.dtype == np.float32 and found.shape == (3, 2)
-    named: Any = as_signed(rows, Schema([TensorSpec(np.dtype(np.int64), (-1, 1), "hour")]))
-    assert named["hour"].tolist() == [[1], [2], [3]]
-    with pytest.raises(PartError, match="takes 5 values a row, and is given 2 columns"):
-        as_signed(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 5))]))
-    assert as_signed(rows, None) is rows
+def put(registry: Registry, version: str, tag: str, value: str) -> None:
+    registry.client.set_model_version_tag("flights", version, tag, value)
+
+
+def releases_of(registry: Registry, version: str) -> int:
+    return signed_release(envelope(registry, version, "release"), version).number
+
+
+def releases(registry: Registry) -> dict[str, int]:
+    """Number by version."""
+    tags = {entry.version: registry.tags(registry.version("flights", entry.version)) for entry in registry.versions()}
+    return {
+        version: signed_release(each["release"], version).number for version, each in tags.items() if "release" in each
+    }
+
+
+def test_each_file_of_each_version_is_signed_as_it_was_made(life: Life) -> None:
+    models = life.refresh("r1")
+    for role, ref in models.items():
+        signed = life.registry.signed(ref)
+        found = stored(life.registry, ref.name)
+        assert (signed.agent, signed.name, signed.version) == ("flights", ref.name, "1")
+        assert dict(signed.files) == digests(found)
+        assert digests(life.registry.fetch(ref)) == signed.handed_out
+        assert signed.role == ("variant" if role == "fp32" else role)
+    variant = life.registry.signed(models["fp32"])
+    assert set(variant.handed_out) == {"manifest.json", "model.onnx", "values.py", "variant.py"}
+    assert variant.lineage == {
+        role: life.registry.signed(models[role]).model_id for role in ("teacher", "student")
+    }  # fmt: skip
+    secret = life.registry.client.search_model_versions("name = 'flights'")[0].tags["signature"]
+    assert "PRIVATE" not in secret
+
+
+# one variant's code, one teacher's data, one student's graph
+@pytest.mark.parametrize(
+    "name, file", [("flights", "variant.py"), ("flights-teacher", "limit.txt"), ("flights-student", "model.pt2")]
+)
+def test_a_store_that_was_altered_gives_nothing_and_heals(three: Registry, name: str, file: str, isolated: Any) -> None:
+    ref = three.version(name, "1")
+    (kept,) = stored(three, name).rglob(file)
+    with isolated(kept) as sound:
+        kept.write_bytes(b"print()\n" + sound)
+        for _ in range(2):
+            with pytest.raises(SignatureError, match=f"{name}@1 arrived damaged.*{file}.* are others than were signed"):
+                three.fetch(ref)
+    assert next(three.fetch(ref).rglob(file)).read_bytes() == sound  # by the same process
+
+
+def test_a_download_that_was_damaged_later_is_fetched_again(three: Registry) -> None:
+    ref = three.version("flights", "1")
+    folder = three.fetch(ref)
+    sound = digests(folder)
+    for alter in (
+        lambda: (folder / "model.onnx").write_bytes(b"half"),
+        lambda: (folder / "variant.py").unlink(),
+        lambda: (folder / "sitecustomize.py").write_text("evil()"),
+    ):
+        alter()
+        assert digests(three.fetch(ref)) == sound
+    inode = folder.stat().st_ino
+    assert three.fetch(ref).stat().st_ino == inode  # what is whole is not fetched again
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_a_students_weights_are_checked_like_the_rest(life: Life, tmp_path: Path) -> None:
+    native = tmp_path / "native"
+    native.mkdir()
+    (native / "weights.bin").write_bytes(b"weights")
+    registry = life.registry
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    student = registry.register(
+        registry.log_student(
+            run_id, torch.nn.Linear(3, 2), np.zeros((2, 3), np.float32), scorecard("student", "student"), {},
+            Lineage(), native,
+        ),
+        "flights-student",
+    )  # fmt: skip
+    folder = variant_folder(tmp_path / "fp32", "fp32")
+    lineage = Lineage(student=student)
+    variant = registry.log_variant(run_id, folder, scorecard("fp32", "variant"), {}, lineage, rows())
+    found = registry.student_files(variant)
+    (found / "weights.bin").write_bytes(b"others")
+    assert (registry.student_files(variant) / "weights.bin").read_bytes() == b"weights"
+    (kept,) = stored(registry, "flights-student").rglob("weights.bin")
+    kept.write_bytes(b"others")
+    (found / "weights.bin").unlink()
+    with pytest.raises(SignatureError, match=r"the student of fp32.*weights\.bin"):
+        registry.student_files(variant)
+
+
+def test_one_version_does_not_pass_as_another_nor_one_agents_as_anothers(three: Registry) -> None:
+    put(three, "2", "signature", envelope(three, "1", "signature"))
+    with pytest.raises(SignatureError, match=r"flights@2 cannot be used: it is signed as flights@1"):
+        three.fetch(three.version("flights", "2"))
+    put(three, "2", "signature", envelope(three, "2", "signature", "flights-student"))
+    with pytest.raises(SignatureError, match="it is signed as flights-student@2"):
+        three.promote("2")
+    other = json.loads(envelope(three, "1", "signature"))["statement"].replace('"agent":"flights"', '"agent":"router"')
+    put(three, "1", "signature", signer().sign(other))
+    with pytest.raises(SignatureError, match="of agent 'router'"):
+        three.fetch(three.version("flights", "1"))
+    three.client.delete_model_version_tag("flights", "3", "signature")
+    with pytest.raises(SignatureError, match="it is not signed"):
+        three.promote("3")
+    assert three.champion() is None and not releases(three)
+
+
+def test_what_others_have_signed_is_neither_registered_nor_used(life: Life) -> None:
+    models = life.refresh("r1")
+    ref = life.registry.version("flights", "1")
+    signed = life.registry.signed(ref)
+    put(life.registry, "1", "signature", Signer(SECRET).sign(model_statement(signed)))
+    with pytest.raises(SignatureError, match=r"signed by key .* not trusted here"):
+        life.registry.fetch(ref)
+    folder = variant_folder(life.folder / "again", "fp32")
+    run = life.registry.client.get_model_version("flights", "1").tags["refresh_run"]
+    logged = life.registry.log_variant(
+        run, folder, scorecard("fp32", "variant"), {}, Lineage(student=models["student"]), rows()
+    )
+    life.registry.client.delete_logged_model_tag(logged.uri.removeprefix("models:/"), "signature")
+    with pytest.raises(SignatureError, match="not signed"):
+        life.registry.register(logged, "flights")
+    assert len(life.registry.versions()) == 1
+
+
+def test_a_registration_that_was_killed_before_it_was_signed_is_finished(three: Registry) -> None:
+    ref = three.version("flights", "1")
+    signature = envelope(three, "1", "signature")
+    three.client.delete_model_version_tag("flights", "1", "signature")
+    three.register(ref, "flights")
+    assert envelope(three, "1", "signature") == signature
+
+
+def test_each_promotion_and_roll_back_is_a_release_of_its_own(three: Registry) -> None:
+    for version in "123":
+        three.promote(version)
+    assert releases(three) == {"1": 1, "2": 2, "3": 3}
+    three.promote("3")  # it is champion already
+    three.rollback()
+    assert releases(three) == {"1": 1, "2": 4, "3": 3}
+    three.promote("3")
+    assert releases(three) == {"1": 1, "2": 4, "3": 5}
+    # one under a key that is trusted no longer releases nothing, and machines may have seen its number
+    put(three, "1", "release", Signer(SECRET).sign(release_statement("flights", "1", 20)))
+    three.promote("1")
+    assert releases(three) == {"1": 21, "2": 4, "3": 5}
+    for nonsense in ("nothing", "[]", Signer(SECRET).sign(release_statement("flights", "3", 10**99))):
+        put(three, "3", "release", nonsense)
+        three.promote("1")
+    three.client.set_registered_model_alias("flights", "champion", "2")
+    three.promote("2")  # whose alias somebody had moved
+    assert releases_of(three, "2") == 22
+
+
+def test_a_roll_back_to_what_does_not_verify_moves_nothing(three: Registry) -> None:
+    three.promote("1")
+    three.promote("2")
+    put(three, "1", "signature", "nothing")
+    with pytest.raises(SignatureError, match="flights@1"):
+        three.rollback()
+    assert three.champion().version == "2" and not three.versions()[1].rolled_back
+    three.promote("3")
+    assert three.rollback().version == "2"
+
+
+def test_without_the_private_key_nothing_is_promoted(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    three.promote("1")
+    three.promote("2")
+    monkeypatch.delenv("STILLHOUSE_SIGNING_KEY")
+    for move in (lambda: three.promote("3"), three.rollback):
+        with pytest.raises(SignatureError, match="no signing key here"):
+            move()
+    assert (
+        three.champion().version == "2"
+        and not three.versions()[1].rolled_back
+        and three.fetch(three.champion()).exists()
+    )
+
+
+def test_all_is_signed_again_with_a_new_key(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    three.promote("1")
+    old, before = os.environ["STILLHOUSE_TRUSTED_KEYS"], three.signed(three.version("flights", "1"))
+    monkeypatch.setenv("STILLHOUSE_SIGNING_KEY", PEM)
+    monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", old + PUBLIC)
+    put(three, "2", "signature", "nothing")
+    assert three.sign_again() == 2 * 9 - 1 + 1  # versions and logged models but for one, and one release
+    monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)
+    assert three.signed(three.version("flights", "1")) == before
+    assert releases(three) == {"1": 1}
+    with pytest.raises(SignatureError, match="flights@2"):
+        three.signed(three.version("flights", "2"))
+    three.promote("3")
+
+
+def test_mlflow_loads_what_was_checked_as_a_whole(three: Registry, tmp_path: Path) -> None:
+    ref = three.version("flights", "1")
+    folder = three.fetch_whole(ref, tmp_path / "model")
+    assert digests(folder) == dict(three.signed(ref).files)
+    import mlflow.pyfunc
+
+    model = mlflow.pyfunc.load_model(str(folder))
+    assert model.predict(rows()[["wind", "hour", "origin"]].head(1)).shape == (1, 3)

@@ -18,10 +18,10 @@ import pytest
 from stillhouse.config import load
 from stillhouse.errors import NoChampionError, RegistryError, RuntimeStateError, SchemaError, UnknownDecisionError
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.records import ModelRef
 from stillhouse.runtime import Agent
 from stillhouse.variant import Variant
-from tests.runtime.conftest import World
+from tests.registry import conftest as made_here
+from tests.runtime.conftest import World, refreshed
 
 ROOT = Path(__file__).parents[2]
 ROW = {"wind": 12.5, "hour": 3, "origin": "EWR"}
@@ -297,25 +297,19 @@ def test_a_copy_damaged_while_it_decides_is_fetched_again(champion: World) -> No
 
 
 def test_a_champion_that_does_not_fit_is_refused_and_the_old_one_stays(
-    champion: World, monkeypatch: pytest.MonkeyPatch
+    champion: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     champion.write(runtime={"poll": "1h", "flush": "1h"})
-    registry = champion.registry
-    fetch = registry.fetch
-
-    def of_another_column(ref: ModelRef, folder: Path) -> Path:
-        found = fetch(ref, folder)
-        text = (found / "manifest.json").read_text()
-        (found / "manifest.json").write_text(text.replace('"hour"', '"minute"'))
-        return found
-
+    columns = [dict(each, name="tail") if each["name"] == "hour" else each for each in made_here.COLUMNS]
+    monkeypatch.setattr(made_here, "COLUMNS", columns)
+    refreshed(made_here.Life(champion.registry, tmp_path / "work"), 4)
     with Agent("flights") as agent:
-        registry.promote("2")
-        monkeypatch.setattr(registry, "fetch", of_another_column)
-        with pytest.raises(
-            SchemaError, match=r"flights@2 does not fit.*minute \(number, in the agent file not at all\)"
-        ):
-            agent.follow(registry)
+        champion.registry.promote("4")
+        for _ in range(2):
+            with pytest.raises(
+                SchemaError, match=r"flights@4 does not fit.*tail \(number, in the agent file not at all\)"
+            ):
+                agent.follow(champion.registry)
         assert agent.decide(ROW).version == "flights@1"
     with Agent("flights", follow=False) as later:
         assert later.decide(ROW).version == "flights@1"

@@ -31,7 +31,8 @@ from stillhouse.runtime.http import Guard, Limits
 from stillhouse.runtime.metrics import Counts, Metrics
 from stillhouse.runtime.server import ARROW, Server
 from stillhouse.variant import Variant
-from tests.registry.conftest import AGENT_FILE, variant_folder
+from stillhouse.verifying import digests, read_files
+from tests.registry.conftest import AGENT_FILE, signed_folder, variant_folder
 
 ROW = {"wind": 3.0, "hour": 7, "origin": "EWR"}
 DECISIONS = "/v1/agents/flights/decisions"
@@ -59,10 +60,11 @@ def put_champion(agent: str, version: int) -> Path:
     settings = config.load(agent)
     champions = Champions(settings)
     folder = variant_folder(champions.folder / f"variant-{version}-test", "fp32", seed=version)
-    sha256 = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    signature, release = signed_folder(folder, agent, version)
     pointer = Pointer(
-        version=f"{agent}@{version}", uri=f"models:/m-{version}", run_id=None, folder=folder.name, sha256=sha256,
-        promoted_at=None, knowledge_base=KnowledgeBase(settings).identity(),
+        version=f"{agent}@{version}", uri=f"models:/m-{version}", run_id=None, folder=folder.name,
+        signature=signature, release=release, release_number=version, promoted_at=None,
+        knowledge_base=KnowledgeBase(settings).identity(),
     )  # fmt: skip
     champions.file.write_text(pointer.model_dump_json(), encoding="utf-8")
     return folder
@@ -393,7 +395,7 @@ def test_the_model_is_an_archive_that_a_device_need_not_pull_twice(tmp_path: Pat
         assert response.headers["etag"] == f'"{digest.hex()}"'
         assert response.headers["content-digest"] == f"sha-256=:{base64.b64encode(digest).decode()}:"
         with tarfile.open(fileobj=io.BytesIO(response.content)) as archive:
-            assert archive.getnames() == ["manifest.json", "model.onnx", "values.py", "variant.py"]
+            assert archive.getnames() == ["manifest.json", "model.onnx", "signature.json", "values.py", "variant.py"]
             archive.extractall(tmp_path / "device", filter="data")
         frame = pd.DataFrame([ROW])
         here = Variant(Champions(config.load("flights")).folder / "variant-1-test").predict(frame)
@@ -414,7 +416,8 @@ def test_the_archive_is_the_same_bytes_whenever_it_is_packed(tmp_path: Path) -> 
     one = variant_folder(tmp_path / "one", "fp32", seed=1)
     two = variant_folder(tmp_path / "two", "fp32", seed=1)
     (two / "model.onnx").touch()
-    assert pack(one, "flights@1").content == pack(two, "flights@1").content
+    packed = [pack(read_files(each, digests(each)), "flights@1").content for each in (one, two)]
+    assert packed[0] == packed[1]
 
 
 def teach(rows: int, teacher: str) -> list[str]:

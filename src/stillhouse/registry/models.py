@@ -9,17 +9,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stillhouse.errors import SignatureError
 from stillhouse.records import ModelRef, Quality, Scorecard, TeacherRef
 from stillhouse.registry import packaging
 from stillhouse.registry.entries import Lineage, Role
 from stillhouse.registry.runs import PARENT, Runs, texts
+from stillhouse.signing import model_statement, signed_model, signer
+from stillhouse.verifying import Model, digests
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from torch import nn
 
-__all__ = ["Models"]
+__all__ = ["RELEASE", "SIGNATURE", "Models"]
+
+SIGNATURE, RELEASE = "signature", "release"
+"""Tags with the envelopes of :mod:`stillhouse.verifying`: of a model or version, and of a version that was released."""
 
 _Build = Callable[[Path, Any], None]
 
@@ -30,7 +36,7 @@ class Models(Runs):
     A logged model carries the tags ``role``, ``agent``, ``refresh_id``, ``refresh_run`` (the parent run's id),
     ``auc``, ``accuracy``, ``bytes``, ``p50_ms`` and its lineage: ``lineage.student``, ``lineage.teacher``,
     ``lineage.knowledge``, ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its
-    ancestors carries.
+    ancestors carries. ``signature`` is what :mod:`stillhouse.signing` says about its files, as they were made here.
     """
 
     def log_teacher(
@@ -130,11 +136,20 @@ class Models(Runs):
             | _lineage_tags(lineage, ancestors)
         )
 
+        signing = signer()  # before anything is written
+        made: dict[str, Any] = {}
+
         def build_all(target: Path, model: Any) -> None:
             build(target, model)
             (target / "scorecard.json").write_text(scorecard.model_dump_json(indent=1), encoding="utf-8")
+            made.update(files=digests(target), payload=packaging.payload(target, role))
 
         logged = self._log_nested(run_id, name, role, build_all, tags, params, _metrics(scorecard))
+        statement = Model(
+            agent=self.agent, name=name, version=None, model_id=model_id(logged.uri), role=role,
+            lineage={each: model_id(uri) for each, uri in ancestors.items()}, **made,
+        )  # fmt: skip
+        self.client.set_logged_model_tags(model_id(logged.uri), {SIGNATURE: signing.sign(model_statement(statement))})
         for ancestor in ancestors.values():
             self.client.set_logged_model_tags(model_id(ancestor), {f"descendant.{model_id(logged.uri)}": name})
         return logged
@@ -178,6 +193,31 @@ class Models(Runs):
             self.client.log_model_artifacts(model.model_id, str(target))
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+    # ----------------------------------------------------------------- inside: signatures
+
+    def _signed_logged(self, logged_id: str) -> Model:
+        """What was signed about a logged model of this agent.
+
+        :raises SignatureError: if no trusted key has signed it, or it was signed as another one.
+        """
+        found = signed_model(self.client.get_logged_model(logged_id).tags.get(SIGNATURE), f"{self.agent}'s {logged_id}")
+        if (found.agent, found.version, found.model_id) != (self.agent, None, logged_id):
+            raise SignatureError(
+                f"{logged_id} cannot be used as a model of {self.agent!r}: it is signed as {found.name!r} of "
+                f"{found.agent!r} ({found.model_id})"
+            )
+        return found
+
+    def _signed_version(self, version: Any) -> Model:
+        """What was signed about a version of one of this agent's registered models; raises as above."""
+        what = f"{version.name}@{version.version}"
+        found = signed_model(version.tags.get(SIGNATURE), what)
+        if (found.agent, found.name, found.version) != (self.agent, version.name, str(version.version)):
+            raise SignatureError(
+                f"{what} cannot be used: it is signed as {found.name}@{found.version} of agent {found.agent!r}"
+            )
+        return found
 
     def _ancestors(self, lineage: Lineage) -> dict[str, str]:
         """``models:/<model id>`` of the student and the teacher that the lineage names."""

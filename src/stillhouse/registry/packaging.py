@@ -19,12 +19,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["NATIVE", "PAYLOAD", "save_onnx", "save_student", "save_teacher", "save_variant"]
+__all__ = ["NATIVE", "PAYLOAD", "payload", "save_onnx", "save_student", "save_teacher", "save_variant"]
 
 # Where in a model's files the thing itself lies; a teacher's and a variant's is the one folder below.
 PAYLOAD = {"teacher": "data", "student": "data", "variant": "artifacts"}
 # Beside a student's graph: its weights, columns and memory, from which an update goes on.
 NATIVE = "native"
+
+
+def payload(target: Path, role: str) -> str:
+    """Where in a model's files the thing itself lies, as a path below ``target``."""
+    if role == "student":
+        return PAYLOAD[role]
+    (inner,) = (child.name for child in (target / PAYLOAD[role]).iterdir() if child.is_dir())
+    return f"{PAYLOAD[role]}/{inner}"
 
 
 def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model: Any) -> None:

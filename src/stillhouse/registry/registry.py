@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from stillhouse.config import home
-from stillhouse.errors import RegistryError
+from stillhouse.errors import RegistryError, SignatureError
 from stillhouse.records import Baseline, ModelRef, Scorecard, Window
 from stillhouse.registry.connection import does_not_exist, process_default
-from stillhouse.registry.downloads import bring
+from stillhouse.registry.downloads import bring_signed
 from stillhouse.registry.entries import Role, VersionEntry
-from stillhouse.registry.models import Models, model_id
-from stillhouse.registry.packaging import NATIVE, PAYLOAD
+from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id
+from stillhouse.registry.packaging import NATIVE
 from stillhouse.registry.runs import now, texts
+from stillhouse.signing import Signer, claimed_number, model_statement, release_statement, signed_release, signer
+from stillhouse.verifying import Model, Release
 
 __all__ = ["Registry", "Rollback"]
 
+_ROLES: tuple[Role, ...] = ("teacher", "student", "variant")
 _ROLLING_BACK = "rolling_back"  # JSON on the registered model while a rollback is under way: to, from, since
 
 
@@ -43,8 +49,12 @@ class Registry(Models):
     :meth:`rollback` may be killed at any moment: the same call again ends in the same state. One process at a
     time may move an agent's aliases.
 
+    Every version bears a signature (tag ``signature``), and those that became champion that of their newest release
+    (tag ``release``); :meth:`fetch` and :meth:`student_files` give away only files that are as they were signed.
+
     :param tracking_uri: by default ``MLFLOW_TRACKING_URI``, else SQLite under ``STILLHOUSE_HOME``.
     :raises RegistryError: from any method, if MLflow does not answer or refuses.
+    :raises SignatureError: if what is used, registered or promoted is not signed, or not what was signed.
     """
 
     def registered_name(self, role: Role) -> str:
@@ -56,22 +66,34 @@ class Registry(Models):
     def register(self, ref: ModelRef, name: str, tags: Mapping[str, object] | None = None) -> ModelRef:
         """Make a logged model a version of the registered model ``name``, with its own tags and ``tags``.
 
-        A logged model that is a version already is not registered again; ``tags`` are set all the same.
+        A logged model that is a version already is not registered again; ``tags`` are set all the same. The version is
+        signed by what was signed when the model was logged: what lies in the store is not asked.
         """
         source = self._logged_uri(ref)
+        signing, statement = signer(), self._signed_logged(model_id(source))
         found = self._registered(name, source)
         if found is not None:
             for key, value in texts(tags or {}).items():
                 self.client.set_model_version_tag(name, found, key, value)
-            return self._ref(self.client.get_model_version(name, found))
+            version = self.client.get_model_version(name, found)
+            if SIGNATURE not in version.tags:  # a registration was killed
+                self._sign_version(signing, statement, version)
+            return self._ref(version)
         self._ensure_registered_model(name)
         inherited = self.client.get_logged_model(model_id(source)).tags
         own = {key: value for key, value in inherited.items() if not key.startswith(("mlflow.", "descendant."))}
+        own.pop(SIGNATURE, None)
         with process_default(self.uri):
             made = self.client.create_model_version(
                 name, source, run_id=ref.run_id, tags=own | texts(tags or {}), model_id=model_id(source)
             )
+        self._sign_version(signing, statement, made)
         return self._ref(made)
+
+    def _sign_version(self, signing: Signer, logged: Model, version: Any) -> None:
+        number = str(version.version)
+        envelope = signing.sign(model_statement(replace(logged, name=version.name, version=number)))
+        self.client.set_model_version_tag(version.name, number, SIGNATURE, envelope)
 
     def version(self, name: str, alias_or_version: str) -> ModelRef | None:
         """The version of ``name`` under an alias (``"champion"``) or a number (``"3"``); None if there is none."""
@@ -102,7 +124,7 @@ class Registry(Models):
         names: dict[str, list[str]] = {}
         for alias, number in sorted(self._aliases(self.agent).items()):
             names.setdefault(number, []).append(alias)
-        found = self.client.search_model_versions(f"name = '{self.agent}'")
+        found = self._all_versions(self.agent)
         entries = [_entry(version, names.get(str(version.version), [])) for version in found]
         return sorted(entries, key=lambda entry: -int(entry.version))
 
@@ -167,15 +189,53 @@ class Registry(Models):
 
         It appears only when it is complete.
 
+        It is checked each time against what was signed; what was damaged since is downloaded again.
+
         :param folder: where it is to lie; by default ``STILLHOUSE_HOME/models/<model id>``.
+        :raises SignatureError: if it is not signed, or arrived otherwise than it was signed.
         """
-        logged = model_id(self._logged_uri(ref))
-        cached = folder or home() / "models" / logged
-        if not cached.exists():
-            model = self.client.get_logged_model(logged)
-            role = model.tags["role"]
-            self._bring(model, PAYLOAD[role], cached, inner=role != "student")
+        signed = self.signed(ref)
+        cached = folder or home() / "models" / signed.model_id
+        self._bring(signed, signed.payload, cached, str(ref))
         return cached
+
+    def fetch_whole(self, ref: ModelRef, folder: Path) -> Path:
+        """All files of a model as MLflow keeps them, checked, in a folder that ``mlflow.pyfunc.load_model`` takes."""
+        signed = self.signed(ref)
+        self._bring(signed, "", folder, str(ref))
+        return folder
+
+    def signed(self, ref: ModelRef) -> Model:
+        """What was signed about a version, or about a logged model that is no version yet.
+
+        :raises SignatureError: if no trusted key has signed it, or it was signed as another one.
+        """
+        if ref.version is None:
+            return self._signed_logged(model_id(ref.uri))
+        return self._signed_version(self.client.get_model_version(ref.name, ref.version))
+
+    def envelopes(self, ref: ModelRef) -> tuple[str | None, str | None]:
+        """Signature and newest release of a version, as they are, for whoever checks them; None: it has none."""
+        tags = self.tags(ref)
+        return tags.get(SIGNATURE), tags.get(RELEASE)
+
+    def sign_again(self) -> int:
+        """Put all that a trusted key has signed about this agent under the key that signs now; how many statements.
+
+        What no trusted key has signed stays as it is, and unusable.
+        """
+        signing, count = signer(), 0
+        for version in [each for role in _ROLES for each in self._all_versions(self.registered_name(role))]:
+            for tag in (SIGNATURE, RELEASE):
+                if again := _signed_again(signing, version.tags.get(tag)):
+                    self.client.set_model_version_tag(version.name, str(version.version), tag, again)
+                    count += 1
+            logged = re.fullmatch(r"models:/(m-\w+)", str(version.source))
+            envelope = self.client.get_logged_model(logged[1]).tags.get(SIGNATURE) if logged else None
+            if logged and (again := _signed_again(signing, envelope)):
+                self.client.set_logged_model_tags(logged[1], {SIGNATURE: again})
+                count += 1
+        return count
 
     def student_files(self, variant: ModelRef) -> Path | None:
         """The folder of the student that a variant was made from, as it was logged: weights, columns, memory.
@@ -185,22 +245,18 @@ class Registry(Models):
         address = self.tags(variant).get("lineage.student")
         if address is None:
             return None
-        model = self.client.get_logged_model(model_id(address))
-        if NATIVE not in model.tags:
+        signed = self._signed_logged(model_id(address))
+        if not signed.below(NATIVE):
             return None
-        cached = home() / "models" / f"{model.model_id}-{NATIVE}"
-        if not cached.exists():
-            self._bring(model, NATIVE, cached, inner=False)
+        cached = home() / "models" / f"{signed.model_id}-{NATIVE}"
+        self._bring(signed, NATIVE, cached, f"the student of {variant}")
         return cached
 
-    def _bring(self, model: Any, path: str, target: Path, *, inner: bool) -> None:
-        """Download ``path`` among the model's files, or the one folder below it; ``target`` appears when complete."""
-
-        def download(folder: str) -> Path:
-            payload = self._download(model, path, folder)
-            return _inside(payload) if inner else payload
-
-        bring(download, target)
+    def _bring(self, signed: Model, path: str, target: Path, what: str) -> None:
+        """Let ``target`` be the folder ``path`` among the model's files, as they were signed."""
+        files = signed.below(path) if path else dict(signed.files)
+        model = self.client.get_logged_model(signed.model_id)
+        bring_signed(lambda folder: self._download(model, path, folder), target, files, what)
 
     # ----------------------------------------------------------------- aliases
 
@@ -217,13 +273,15 @@ class Registry(Models):
         :raises RegistryError: if there is no such version.
         """
         self._require(version)
+        self._require_signed(version)
         aliases = self._aliases(self.agent)
         old = aliases.get("champion")
         self._forget_rollback()
         if old != version:
             self._tag(version, champion_before=old or "", promoted_at=now())
             self._point("previous", old)
-            self._point("champion", version)
+        self._release(version)  # also of one whose alias somebody else has moved
+        self._point("champion", version)
         if aliases.get("challenger") == version:
             self._point("challenger", None)
         self._follow()
@@ -242,6 +300,7 @@ class Registry(Models):
         :raises RegistryError: if there is no previous champion.
         """
         asked = self._rollback_under_way() or self._begin_rollback()
+        self._release(asked["to"])
         self._point("champion", asked["to"])
         self._point("previous", self._champion_before(asked["to"]))
         self._follow()
@@ -249,6 +308,32 @@ class Registry(Models):
         settle(Rollback(champion, self.version(self.agent, asked["from"]), asked["since"]))
         self._forget_rollback()
         return champion
+
+    # ----------------------------------------------------------------- inside: releasing
+
+    def _require_signed(self, version: str) -> None:
+        """Nothing is moved before it is clear that it can be released."""
+        signer()
+        self._signed_version(self.client.get_model_version(self.agent, version))
+
+    def _release(self, version: str) -> None:
+        """Sign that ``version`` is the champion from now on, and whatever was released before is not.
+
+        Nothing is signed where that is so already. The number is beyond that of every release here, also those under
+        keys that are trusted no longer: machines remember the greatest that they have seen.
+        """
+        envelopes = [each.tags[RELEASE] for each in self._all_versions(self.agent) if RELEASE in each.tags]
+        newest = max(self._trusted_releases(envelopes), key=lambda release: release.number, default=None)
+        if newest is None or newest.version != version:
+            number = 1 + max(map(claimed_number, envelopes), default=0)
+            self._tag(version, **{RELEASE: signer().sign(release_statement(self.agent, version, number))})
+
+    def _trusted_releases(self, envelopes: Sequence[str]) -> Iterator[Release]:
+        for envelope in envelopes:
+            with suppress(SignatureError):
+                release = signed_release(envelope, self.agent)
+                if release.agent == self.agent:
+                    yield release
 
     # ----------------------------------------------------------------- inside: rolling back
 
@@ -265,6 +350,7 @@ class Registry(Models):
                 f"{self.agent} has no champion before version {champion}; promote another version instead "
                 f"(versions: {', '.join(entry.version for entry in self.versions())})"
             )
+        self._require_signed(previous)
         asked = {"to": previous, "from": champion, "since": now()}
         self._tag(champion, rolled_back_at=asked["since"], rolled_back_to=previous)
         self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, json.dumps(asked))
@@ -327,6 +413,9 @@ class Registry(Models):
                 if self._registered_model(name) is None:  # else another process was faster
                     raise
 
+    def _all_versions(self, name: str) -> list[Any]:
+        return list(self.client.search_model_versions(f"name = '{name}'"))
+
     def _registered(self, name: str, source: str | None) -> str | None:
         """The first version of ``name`` that is the logged model ``source``."""
         if source is None:
@@ -357,16 +446,21 @@ class Registry(Models):
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        address = f"{model.artifact_location.rstrip('/')}/{path}"
+        address = f"{model.artifact_location.rstrip('/')}/{path}".rstrip("/")
         try:
             return Path(download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=self.uri))
         except (MlflowException, OSError) as error:
             raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {path}: {error}") from error
 
 
-def _inside(downloaded: Path) -> Path:
-    """The one folder below, which bears the name it had when it was logged."""
-    return next(child for child in downloaded.iterdir() if child.is_dir())
+def _signed_again(signing: Signer, envelope: str | None) -> str | None:
+    """None where there is nothing that a trusted key has signed."""
+    if envelope is None:
+        return None
+    try:
+        return signing.sign_again(envelope)
+    except SignatureError:
+        return None
 
 
 def _entry(version: Any, aliases: list[str]) -> VersionEntry:

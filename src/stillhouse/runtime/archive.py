@@ -7,8 +7,8 @@ import gzip
 import hashlib
 import io
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 __all__ = ["Archive", "pack"]
 
@@ -38,16 +38,17 @@ class Archive:
         }
 
 
-def pack(folder: Path, version: str) -> Archive:
-    """The files of a variant's folder, in the order of their names.
+def pack(files: Mapping[str, bytes], version: str) -> Archive:
+    """The files of a variant, and what was signed about them, in the order of their names.
 
     Neither names of users nor times are in it, so that its bytes depend on those of the files alone.
+
+    :param files: content by path.
     """
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            entry = tarfile.TarInfo(path.name)
-            content = path.read_bytes()
+        for name, content in sorted(files.items()):
+            entry = tarfile.TarInfo(name)
             entry.size, entry.mode, entry.mtime = len(content), 0o644, 0
             archive.addfile(entry, io.BytesIO(content))
     packed = gzip.compress(plain.getvalue(), compresslevel=6, mtime=0)

@@ -1,29 +1,35 @@
 """The last good copy of a champion on this machine's disk, and how it follows the registry.
 
-``STILLHOUSE_HOME/runtime/<agent>/`` holds ``champion.json``, which names the folder to decide with and the checksums of
-its files, and that folder. The file is replaced at once, and only by a champion that was fetched, checked and tried: a
-process finds one there that works, whatever is down. The folder of the champion before stays for those who read it yet.
+``STILLHOUSE_HOME/runtime/<agent>/`` holds ``champion.json``, which names the folder to decide with and what was signed
+about its files, and that folder. The file is replaced at once, and only by a champion that was fetched, checked and
+tried: a process finds one there that works, whatever is down. The folder of the champion before stays for those who
+read it yet.
+
+What is used is signed (:mod:`stillhouse.signing`): each file of the folder, as a version of this agent, by a key that
+is trusted here; and the release, whose number tells a version that was withdrawn.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
 import shutil
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from pydantic import AwareDatetime, Field, ValidationError
 
 from stillhouse.config import AgentConfig, home
-from stillhouse.errors import NoChampionError, SchemaError, StillhouseError
+from stillhouse.errors import NoChampionError, SchemaError, SignatureError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
 from stillhouse.runtime.rows import Batch, Contract
+from stillhouse.signing import signed_model, signed_release, verified
 from stillhouse.variant import InputError, Variant
+from stillhouse.verifying import SIGNATURE_FILE, FilesDiffer, Model, check_files, read_files
 
 if TYPE_CHECKING:
     from stillhouse.registry import Registry
@@ -43,11 +49,13 @@ class Pointer(Record):
     uri: str = Field(description="its address in MLflow")
     run_id: str | None
     folder: str = Field(description="of its files, beside this one")
-    sha256: dict[str, str] = Field(description="by file")
+    signature: str = Field(description="what was signed about its files")
+    release: str = Field(description="what was signed when it became champion")
+    release_number: int = Field(ge=1, description="of that release: an older one was withdrawn")
     promoted_at: AwareDatetime | None
     teacher: ModelRef | None = Field(default=None, description="that it was distilled from; where there is a cascade")
     teacher_folder: str | None = Field(default=None, description="of its files, beside this one")
-    teacher_sha256: dict[str, str] = Field(default_factory=dict)
+    teacher_signature: str | None = Field(default=None, description="what was signed about those")
     knowledge_base: str = Field(description="its identity, for the decisions' ids")
     before: tuple[str, ...] = Field(default=(), description="folders of the champion before, which may be in use")
 
@@ -55,6 +63,20 @@ class Pointer(Record):
     def folders(self) -> tuple[str, ...]:
         """Its own."""
         return (self.folder,) if self.teacher_folder is None else (self.folder, self.teacher_folder)
+
+
+class _Signed(NamedTuple):
+    """What was signed about a version, checked."""
+
+    signature: str
+    release: str
+    model: Model
+    number: int
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Of the pointer."""
+        return {"signature": self.signature, "release": self.release, "release_number": self.number}
 
 
 class Loaded:
@@ -94,7 +116,6 @@ class Champions:
         self.folder = runtime_folder(config.agent)
         self.file = self.folder / "champion.json"
         self._contract = contract or Contract(config)
-        self._fetched: dict[str, dict[str, str]] = {}
 
     def read(self) -> Pointer | None:
         """What is decided with here; None if nothing is, or what says so cannot be read. MLflow is not asked."""
@@ -112,59 +133,98 @@ class Champions:
         return found.st_ino, found.st_mtime_ns
 
     def path(self, pointer: Pointer) -> Path:
-        """The folder of the variant: ``model.onnx``, ``manifest.json`` and the code that runs it."""
+        """The folder of the variant; whoever reads it checks it first."""
         return self.folder / pointer.folder
 
     def load(self, pointer: Pointer) -> Loaded:
         """The copy on disk, checked and tried on a row of missing values, so that it is warm.
 
+        :raises SignatureError: if what it was signed as is not trusted here.
         :raises NoChampionError: if it is damaged or does not run here.
         :raises SchemaError: if it reads other columns than the agent file has.
         """
-        self._require_whole(pointer.version, pointer.folder, pointer.sha256)
+        model = self._trusted(pointer)
+        self._require_whole(pointer.version, pointer.folder, model)
         return self._tried(pointer.version, self.path(pointer), pointer)
+
+    def files(self, pointer: Pointer) -> dict[str, bytes]:
+        """The variant's files by path, as they were signed, and :data:`SIGNATURE_FILE`, for whoever checks them again.
+
+        :raises SignatureError: if what it was signed as is not trusted here.
+        :raises NoChampionError: if it is damaged.
+        """
+        model = self._trusted(pointer)
+        try:
+            found = read_files(self.folder / pointer.folder, model.handed_out)
+        except (FilesDiffer, OSError) as error:
+            raise self._damaged(pointer.version, pointer.folder, error) from error
+        envelopes = json.dumps({"model": pointer.signature, "release": pointer.release})
+        return found | {SIGNATURE_FILE: envelopes.encode()}
+
+    def require_trusted(self, pointer: Pointer) -> None:
+        """:raises SignatureError: if what it was signed as is not trusted here (any more)."""
+        self._trusted(pointer)
 
     def teacher(self, pointer: Pointer) -> Path | None:
         """The folder of the champion's teacher, checked; None where none is kept.
 
+        :raises SignatureError: if what it was signed as is not trusted here.
         :raises NoChampionError: if it is damaged.
         """
         if pointer.teacher_folder is None:
             return None
-        self._require_whole(f"the teacher of {pointer.version}", pointer.teacher_folder, pointer.teacher_sha256)
+        model = self._trusted_teacher(pointer)
+        self._require_whole(f"the teacher of {pointer.version}", pointer.teacher_folder, model)
         return self.folder / pointer.teacher_folder
 
     def follow(self, models: Registry) -> Pointer | None:
         """Let the copy be of the version that is champion now: fetched, checked, tried, and only then pointed to.
 
-        A damaged copy is fetched again, and whatever fails, the copy of before stays. Where the agent has a cascade,
-        the champion's teacher comes too, after it: a teacher that cannot be had does not hold up its champion.
+        A damaged copy is fetched again, and whatever fails, the copy of before stays. A version is taken only if it is
+        signed, and released later than the one of before. Where the agent has a cascade, the champion's teacher comes
+        too, after it: a teacher that cannot be had does not hold up its champion.
 
         :returns: what is decided with from now on; None where no version was ever promoted.
         :raises RegistryError: if MLflow does not answer.
+        :raises SignatureError: if it, or a file of it, is not what was signed and released last.
         :raises SchemaError: if the new champion reads other columns than the agent file has.
-        :raises NoChampionError: if it does not run here, or arrived damaged.
+        :raises NoChampionError: if it does not run here.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "follow.lock"):
             pointer, champion = self.read(), models.champion()
             if champion is None:
                 return pointer
+            signed = self._released(models, champion, pointer)
             if pointer is None or not self._is(pointer, champion):
-                pointer = self._point(self._new(models, champion, pointer))
+                pointer = self._point(self._new(models, champion, pointer, signed))
+            elif (pointer.signature, pointer.release) != (signed.signature, signed.release):  # signed, released again
+                pointer = self._point(pointer.model_copy(update=signed.fields))
             if self.config.runtime.cascade and not self._has_teacher(pointer):
                 pointer = self._point(self._with_teacher(models, champion, pointer))
             return pointer
 
     # ----------------------------------------------------------------- a new champion
 
-    def _new(self, models: Registry, champion: ModelRef, before: Pointer | None) -> Pointer:
+    def _released(self, models: Registry, champion: ModelRef, before: Pointer | None) -> _Signed:
+        """The champion's signature and its newest release, checked against what was released when last it was seen."""
+        found = self._check(str(champion), *models.envelopes(champion))
+        seen = 0 if before is None else before.release_number
+        if found.number < seen or (before is not None and found.number == seen and str(champion) != before.version):
+            raise SignatureError(
+                f"{champion} was withdrawn: it is release {found.number} of {self.config.agent}, and release {seen} "
+                f"was seen here already. If MLflow was set up anew, remove {self.file}"
+            )
+        return found
+
+    def _new(self, models: Registry, champion: ModelRef, before: Pointer | None, signed: _Signed) -> Pointer:
         name = f"variant-{champion.version}-{short_id(champion.uri, champion.run_id)}"
-        sha256 = self._bring(models, champion, name)
+        models.fetch(champion, self.folder / name)
+        self._require_whole(str(champion), name, signed.model)
         self._tried(str(champion), self.folder / name, None)
         promoted = models.tags(champion).get("promoted_at")
         return Pointer(
-            version=str(champion), uri=champion.uri, run_id=champion.run_id, folder=name, sha256=sha256,
+            version=str(champion), uri=champion.uri, run_id=champion.run_id, folder=name, **signed.fields,
             promoted_at=datetime.fromisoformat(promoted) if promoted else None,
             knowledge_base=self._knowledge_base(before), before=_before(name, before),
         )  # fmt: skip
@@ -172,15 +232,12 @@ class Champions:
     def _with_teacher(self, models: Registry, champion: ModelRef, pointer: Pointer) -> Pointer:
         teacher = models.baseline(champion).teacher
         name = f"teacher-{short_id(teacher.uri, teacher.run_id)}"
-        sha256 = self._bring(models, teacher, name)
-        return pointer.model_copy(update={"teacher": teacher, "teacher_folder": name, "teacher_sha256": sha256})
-
-    def _bring(self, models: Registry, model: ModelRef, name: str) -> dict[str, str]:
-        """Fetch a folder and return the checksums of its files; what this process fetched before need be whole only."""
-        if not self._whole(name, self._fetched.get(name, {})):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-            self._fetched[name] = _checksums(models.fetch(model, self.folder / name))
-        return self._fetched[name]
+        models.fetch(teacher, self.folder / name)
+        found = pointer.model_copy(
+            update={"teacher": teacher, "teacher_folder": name, "teacher_signature": models.envelopes(teacher)[0]}
+        )
+        self._require_whole(f"the teacher of {pointer.version}", name, self._trusted_teacher(found))
+        return found
 
     def _point(self, pointer: Pointer) -> Pointer:
         """Write it, at once, and remove what nobody needs any more; with the lock held."""
@@ -214,28 +271,62 @@ class Champions:
                 raise
             return before.knowledge_base
 
+    # ----------------------------------------------------------------- what was signed
+
+    def _check(self, version: str, signature: str | None, release: str | None) -> _Signed:
+        """See that the version is this agent's and was released, by keys that are trusted here."""
+        model, released = signed_model(signature, version), signed_release(release, version)
+        verified(model, released, self.config.agent, version)
+        if version != f"{model.name}@{model.version}" or model.role != "variant":
+            raise SignatureError(f"{version} cannot be used: it is signed as {model.role} {model.name}@{model.version}")
+        assert signature is not None and release is not None  # both were read
+        return _Signed(signature, release, model, released.number)
+
+    def _trusted(self, pointer: Pointer) -> Model:
+        return self._check(pointer.version, pointer.signature, pointer.release).model
+
+    def _trusted_teacher(self, pointer: Pointer) -> Model:
+        """What was signed about the champion's teacher: the one that the champion was distilled from, no other."""
+        what = f"the teacher of {pointer.version}"
+        champion, model = (
+            signed_model(pointer.signature, pointer.version),
+            signed_model(pointer.teacher_signature, what),
+        )
+        if model.agent != self.config.agent or model.role != "teacher":
+            raise SignatureError(f"{what} cannot be used: it is signed as {model.role} {model.name} of {model.agent!r}")
+        if model.model_id != champion.lineage.get("teacher"):
+            raise SignatureError(f"{what} cannot be used: {pointer.version} was distilled from another")
+        return model
+
     # ----------------------------------------------------------------- what lies there
 
     def _is(self, pointer: Pointer, champion: ModelRef) -> bool:
         """Whether the copy is of that champion, and whole."""
-        same = (pointer.uri, pointer.run_id) == (champion.uri, champion.run_id)
-        return same and self._whole(pointer.folder, pointer.sha256)
+        if (pointer.uri, pointer.run_id) != (champion.uri, champion.run_id):
+            return False
+        try:
+            self._require_whole(pointer.version, pointer.folder, self._trusted(pointer))
+        except (NoChampionError, SignatureError):
+            return False
+        return True
 
     def _has_teacher(self, pointer: Pointer) -> bool:
-        return pointer.teacher_folder is not None and self._whole(pointer.teacher_folder, pointer.teacher_sha256)
-
-    def _whole(self, name: str, sha256: dict[str, str]) -> bool:
         try:
-            return bool(sha256) and _checksums(self.folder / name) == sha256
-        except OSError:
+            return self.teacher(pointer) is not None
+        except (NoChampionError, SignatureError):
             return False
 
-    def _require_whole(self, what: str, name: str, sha256: dict[str, str]) -> None:
-        if not self._whole(name, sha256):
-            raise NoChampionError(
-                f"the copy of {what} in {self.folder / name} is damaged: its files have other checksums than when it "
-                "was fetched; it is fetched again as soon as MLflow answers"
-            )
+    def _require_whole(self, what: str, name: str, model: Model) -> None:
+        try:
+            check_files(self.folder / name, model.handed_out)
+        except (FilesDiffer, OSError) as error:
+            raise self._damaged(what, name, error) from error
+
+    def _damaged(self, what: str, name: str, error: Exception) -> NoChampionError:
+        return NoChampionError(
+            f"the copy of {what} in {self.folder / name} is damaged: its files have other checksums than were signed "
+            f"({error}); it is fetched again as soon as MLflow answers"
+        )
 
     def _tidy(self, pointer: Pointer) -> None:
         """Remove folders that nobody needs, and what a killed process left half fetched; with the lock held."""
@@ -250,11 +341,3 @@ def _before(folder: str, pointer: Pointer | None) -> tuple[str, ...]:
     if pointer is None:
         return ()
     return pointer.before if pointer.folder == folder else pointer.folders
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file in the folder, by its path in it."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*")) if path.is_file()
-    }  # fmt: skip

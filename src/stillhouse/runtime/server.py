@@ -26,13 +26,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from stillhouse.errors import DataError, NoChampionError, SchemaError, StillhouseError
+from stillhouse.errors import ConfigError, DataError, NoChampionError, SchemaError, SignatureError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.said import MOST_ROWS, Cursor, said_since
 from stillhouse.knowledge.spool import spool_folder, survey
 from stillhouse.runtime.agent import Agent, Decision, Judged
 from stillhouse.runtime.archive import Archive, pack
-from stillhouse.runtime.champions import Champions
+from stillhouse.runtime.champions import Champions, Pointer
 from stillhouse.runtime.http import (
     JSON,
     Answer,
@@ -115,7 +115,7 @@ class _Served:
             forbid_unknown_fields=True,
         )
         self.decisions: msgspec.json.Decoder[Any] = msgspec.json.Decoder(asked)
-        self.archive: Archive | None = None
+        self.archive: tuple[Pointer, Archive] | None = None
 
     @property
     def ready(self) -> bool:
@@ -419,12 +419,17 @@ class Server:
         return Response(archive.content, media_type="application/gzip", headers=archive.headers)
 
     def _packed(self, served: _Served) -> Archive:
+        """Packed from bytes that were checked as they were read, once for each champion."""
         pointer = served.champions.read()
         if pointer is None:
             raise NoChampionError(f"agent {served.name!r} has no champion to give away")
-        if served.archive is None or served.archive.version != pointer.version:
-            served.archive = pack(served.champions.path(pointer), pointer.version)
-        return served.archive
+        try:
+            served.champions.require_trusted(pointer)
+            if served.archive is None or served.archive[0] != pointer:
+                served.archive = pointer, pack(served.champions.files(pointer), pointer.version)
+        except (SignatureError, ConfigError) as error:  # of a key that is not trusted, or cannot be read
+            raise NoChampionError(str(error)) from error
+        return served.archive[1]
 
     async def _knowledge(self, request: Request) -> Response:
         """What the teachers have said, page by page."""

@@ -1,0 +1,1 @@
+"""Commands of ``stillhouse`` that :mod:`stillhouse.cli` puts together."""

@@ -1,0 +1,97 @@
+"""Rows of an agent as signatures of strangers' models want them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models.utils import _enforce_schema
+from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
+
+from stillhouse.errors import PartError
+from stillhouse.registry.signatures import as_signed
+
+ROWS = pd.DataFrame(
+    {
+        "hour": [1.0, 2.0, 3.0],
+        "share": [0.1, np.nan, 0.3],
+        "open": ["true", "false", "true"],
+        "gap": [1.0, np.nan, 3.0],
+        "code": ["7", "8", "9"],
+        "place": ["EWR", None, "JFK"],
+        "since": ["2024-05-01T12:00:00+02:00", "2024-05-02", None],
+        "none": [None, None, None],
+    }
+)
+
+
+def signed(*specs: tuple[str, DataType], required: bool = True) -> pd.DataFrame:
+    """As MLflow takes it: its own check must be content."""
+    schema = Schema([ColSpec(kind, name, required) for name, kind in specs])
+    found = as_signed(ROWS, schema)
+    checked = _enforce_schema(found, schema)
+    assert list(checked) == list(found)
+    return found
+
+
+def test_whole_numbers_become_the_integers_of_the_signature() -> None:
+    found = signed(("hour", DataType.integer), ("code", DataType.long), ("share", DataType.double))
+    assert [str(found[name].dtype) for name in found] == ["int32", "int64", "float64"]
+    assert found["code"].tolist() == [7, 8, 9] and np.isnan(found["share"][1])
+
+
+def test_floats_truths_texts_and_times() -> None:
+    found = signed(("share", DataType.float), ("open", DataType.boolean), ("hour", DataType.string),
+                   ("place", DataType.string), ("since", DataType.datetime))  # fmt: skip
+    assert str(found["share"].dtype) == "float32" and found["open"].tolist() == [True, False, True]
+    assert found["hour"].tolist() == ["1", "2", "3"] and found["place"].tolist() == ["EWR", None, "JFK"]
+    assert found["since"][0] == pd.Timestamp("2024-05-01T10:00:00") and found["since"].isna().tolist() == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_optional_columns_may_be_absent_or_empty() -> None:
+    schema = Schema(
+        [ColSpec(DataType.long, "hour"), ColSpec(DataType.long, "none", False), ColSpec(DataType.long, "x", False)]
+    )
+    found = as_signed(ROWS, schema)
+    assert list(found) == ["hour"]
+    _enforce_schema(found, schema)
+    assert signed(("open", DataType.boolean), required=False)["open"].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("name", "kind", "said"), [
+    ("gap", DataType.long, "column gap as a whole number (int64), and it is missing in 1 of 3 rows"),
+    ("share", DataType.integer, "it is missing in 1 of 3 rows"),
+    ("place", DataType.double, "column place as a number"),
+    ("since", DataType.boolean, "column since as a truth value, and"),
+    ("hour", DataType.datetime, "column hour as a time, and it holds numbers"),
+    ("hour", DataType.binary, "columns are numbers and texts"),
+    ("weight", DataType.double, "wants the columns weight"),
+])  # fmt: skip
+def test_what_cannot_be_is_told_with_its_column(name: str, kind: DataType, said: str) -> None:
+    with pytest.raises(PartError) as told:
+        as_signed(ROWS.assign(since=["x", "y", "z"]), Schema([ColSpec(kind, name)]))
+    assert said in str(told.value)
+
+
+def test_a_fraction_is_no_integer_and_too_large_is_told() -> None:
+    with pytest.raises(PartError, match=r"0\.5 is none"):
+        as_signed(pd.DataFrame({"a": [0.5]}), Schema([ColSpec(DataType.long, "a")]))
+    with pytest.raises(PartError, match="which int32 does not hold"):
+        as_signed(pd.DataFrame({"a": [3e9]}), Schema([ColSpec(DataType.integer, "a")]))
+
+
+def test_tensors() -> None:
+    rows = ROWS[["hour", "gap"]]
+    found = as_signed(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 2))]))
+    assert found.dtype == np.float32 and found.shape == (3, 2)
+    named: Any = as_signed(rows, Schema([TensorSpec(np.dtype(np.int64), (-1, 1), "hour")]))
+    assert named["hour"].tolist() == [[1], [2], [3]]
+    with pytest.raises(PartError, match="takes 5 values a row, and is given 2 columns"):
+        as_signed(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 5))]))
+    assert as_signed(rows, None) is rows
