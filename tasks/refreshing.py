@@ -156,7 +156,7 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
     knows = Variant(models.fetch(champion)).actions
     if knows != list(base.config.actions):
         raise PartError(
-            f"the teacher of {champion} was made for the actions {', '.join(knows)}, and agents/{job.agent}.yaml has "
+            f"the teacher of {champion} was made for the actions {', '.join(knows)}, and {base.config.file} has "
             f"{', '.join(base.config.actions)} now: refresh with teacher=fit"
         )
     kept = models.baseline(champion).teacher

@@ -66,7 +66,7 @@ def rows_of(
         return base.read("observations", base.window("contract", start, end))
     since = config.observations.since
     start, end = _window(start, end, last, otherwise=(since, since + last))
-    where = f"agents/{config.agent}.yaml: observations.source"
+    where = f"{config.file}: observations.source"
     source = resolve(config.observations.source, where=where)
     try:
         rows = source(start, end)

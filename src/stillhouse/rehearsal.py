@@ -94,7 +94,7 @@ def _refuse_open_purse(config: AgentConfig) -> None:
     ]  # fmt: skip
     if priced:
         raise ConfigError(
-            f"agents/{config.agent}.yaml: runtime.cascade: teacher {priced[0]!r} costs money, and neither "
+            f"{config.file}: runtime.cascade: teacher {priced[0]!r} costs money, and neither "
             "`calls_per_day` nor `cost_per_day` limits how often an unsure student sends for it: set one of them"
         )
 
@@ -107,7 +107,7 @@ def _cascade(config: AgentConfig, cascade: Cascade, seconds: float, unsure: floa
     limit = cascade.timeout.total_seconds()
     if seconds > limit:
         raise ConfigError(
-            f"agents/{config.agent}.yaml: runtime.cascade.timeout: the teachers took {seconds:.2g} s to answer, and "
+            f"{config.file}: runtime.cascade.timeout: the teachers took {seconds:.2g} s to answer, and "
             f"have {limit:g} s: the student's answers would stand. Give them longer, or leave the cascade out"
         )
     return (
@@ -117,7 +117,7 @@ def _cascade(config: AgentConfig, cascade: Cascade, seconds: float, unsure: floa
 
 
 def _observations(config: AgentConfig, rows: int) -> pd.DataFrame:
-    where = f"agents/{config.agent}.yaml: observations.source"
+    where = f"{config.file}: observations.source"
     found = _call(resolve(config.observations.source, where=where), config, where)
     tidied = tidy(found, config).sort_values("observed_at", kind="stable", ignore_index=True).head(rows)
     if len(tidied) < 100:
@@ -131,7 +131,7 @@ def _observations(config: AgentConfig, rows: int) -> pd.DataFrame:
 
 
 def _labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
-    where = f"agents/{config.agent}.yaml: outcomes.source"
+    where = f"{config.file}: outcomes.source"
     outcomes = _call(resolve(config.outcomes.source, where=where), config, where)
     lacking = {"observation_id", "observed_at", "known_at", "action"} - set(outcomes.columns)
     if lacking:

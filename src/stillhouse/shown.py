@@ -1,0 +1,101 @@
+"""Text from data as a reader may be shown it: nothing in it acts as markup, format, path or control sequence.
+
+Data is whatever a user's rows, files, servers and names contain. Four places show it, each with a syntax of its own:
+
+=========================  ==========================================================================
+:func:`shown`              terminal and logs, on one line
+:func:`paragraphs`         the same, with its line breaks: a message of several lines
+:func:`markdown`           Markdown: cells of a table, list items, sentences (Prefect, MLflow)
+:func:`code`               Markdown: between backticks
+:func:`label`              a label of a matplotlib figure, where ``$…$`` would be a formula
+:func:`file_name`          a part of a file's name
+=========================  ==========================================================================
+
+JSON and YAML hold the text whole: their writers escape by themselves.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+__all__ = ["code", "file_name", "label", "markdown", "paragraphs", "shown"]
+
+_NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_JOINERS = "\u200c\u200d"  # Persian and emoji are written with them; they move nothing
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_MARKDOWN = re.compile(r"[\\`*\[\]~|$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]")
+_LIST = re.compile(r"^(\d+)([.)])")
+_LONGEST_NAME = 100  # bytes; a file system allows 255
+
+
+def shown(value: object) -> str:
+    r"""``value`` as text on one line: control and format characters, direction marks and lone surrogates escaped.
+
+    >>> shown("two\nlines, \x1b[31mred\x1b[0m, \u202ebackwards, [/INST] a\\b | ñ")
+    'two\\nlines, \\x1b[31mred\\x1b[0m, \\u202ebackwards, [/INST] a\\b | ñ'
+    """
+    text = str(value)
+    return text if text.isascii() and text.isprintable() else "".join(map(_character, text))
+
+
+def paragraphs(value: object) -> str:
+    r"""``value`` as :func:`shown`, but with its line feeds as they are.
+
+    >>> paragraphs("one\ntwo\x07")
+    'one\ntwo\\x07'
+    """
+    return "\n".join(map(shown, str(value).split("\n")))
+
+
+def markdown(value: object) -> str:
+    r"""``value`` on one line, in which Markdown and HTML see plain text; also in a table's cell.
+
+    >>> markdown("search|browse <img src=x> *bold* plain_name http://a.b")
+    'search\\|browse &lt;img src=x&gt; \\*bold\\* plain_name http&#58;//a.b'
+    """
+    text = shown(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = _LIST.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", text))
+    return text.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def code(value: object) -> str:
+    r"""``value`` on one line as a code span; also in a table's cell.
+
+    >>> code("a|b"), code("`"), code("")
+    ('`a\\|b`', '`` ` ``', '')
+    """
+    text = shown(value).replace("|", r"\|")
+    if not text:
+        return ""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def label(value: object) -> str:
+    r"""``value`` on one line for matplotlib, which otherwise sets what stands between two dollars as a formula.
+
+    >>> label("price in $, tax in $")
+    'price in \\$, tax in \\$'
+    """
+    return shown(value).replace("$", r"\$")
+
+
+def file_name(value: object) -> str:
+    r"""``value`` as a part of a file's name on any system; different values may have the same.
+
+    >>> file_name("../a b"), file_name("..")
+    ('_a_b', '_')
+    """
+    name = re.sub(r"\W+", "_", str(value).encode("ascii", "replace").decode())
+    return name[:_LONGEST_NAME] or "_"
+
+
+def _character(one: str) -> str:
+    if unicodedata.category(one) not in _HIDDEN or one in _JOINERS:
+        return one
+    if one in _NAMED:
+        return _NAMED[one]
+    number = ord(one)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
