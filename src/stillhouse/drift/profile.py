@@ -550,18 +550,18 @@ class ParquetRows:
                 for groups in _stretches(parquet.metadata):
                     for name in own:
                         for batch in parquet.iter_batches(BATCH_ROWS, groups, [name], use_threads=False):
-                            yield batch, batch.num_rows if name == own[-1] else 0
+                            # asked for "a", Parquet's reader brings "a.b" along
+                            yield batch.select([name]), batch.num_rows if name == own[-1] else 0
 
     def by_row(self) -> Iterator[pa.RecordBatch]:
         """Batches with all columns: null where a file lacks one."""
         import pyarrow.parquet as pq
 
         for file in self.files:
+            own = file.schema.names
+            others = {name: file.constants.get(name, pa.NA) for name in self.names if name not in own}
             with pq.ParquetFile(file.path) as parquet:
-                for batch in parquet.iter_batches(BATCH_ROWS, columns=file.schema.names, use_threads=False):
-                    others = {
-                        name: file.constants.get(name, pa.NA) for name in self.names if name not in file.schema.names
-                    }
+                for batch in parquet.iter_batches(BATCH_ROWS, use_threads=False):
                     more = [pa.repeat(value, batch.num_rows) for value in others.values()]
                     yield pa.RecordBatch.from_arrays([*batch.columns, *more], names=[*batch.schema.names, *others])
 
