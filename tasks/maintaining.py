@@ -15,6 +15,7 @@ from stillhouse.knowledge import upkeep
 from stillhouse.knowledge.flush import Flushed, flush
 from stillhouse.knowledge.upkeep import Compacted, Freed, Maintained, Removed
 from stillhouse.records import Window
+from stillhouse.shown import markdown as md
 from tasks.common import engine_task, knowledge_base, registry
 
 __all__ = [
@@ -129,7 +130,7 @@ def markdown(done: Maintained) -> str:
     ]  # fmt: skip
     parts = [
         f"# {done.agent}: {_line(done)}",
-        "\n".join(f"- **{text}**" for text in wrong),
+        "\n".join(f"- **{md(text)}**" for text in wrong),
         f"As of {done.as_of:%Y-%m-%d %H:%M} UTC. Flushed from {flushed.spools} spools: {moved}.",
         _table("Compacted", ("table", "month", "files", "bytes"), compacted),
         _table("Old rows removed", ("table", "rows"), [(each.table, f"{each.rows:,}") for each in done.removed]),
@@ -153,5 +154,5 @@ def _line(done: Maintained) -> str:
 def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     if not rows:
         return ""
-    lines = [head, ("---",) * len(head), *rows]
+    lines = [head, ("---",) * len(head), *(tuple(map(md, row)) for row in rows)]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

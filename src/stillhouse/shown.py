@@ -49,12 +49,14 @@ def paragraphs(value: object) -> str:
 
 
 def markdown(value: object) -> str:
-    r"""``value`` on one line, in which Markdown and HTML see plain text; also in a table's cell.
+    r"""``value`` on one line, plain text to Markdown and HTML, also in a table's cell. A line break becomes a space.
 
     >>> markdown("search|browse <img src=x> *bold* plain_name http://a.b")
     'search\\|browse &lt;img src=x&gt; \\*bold\\* plain_name http&#58;//a.b'
     """
-    text = shown(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = (
+        shown(re.sub(r"\s*[\r\n]+\s*", " ", str(value))).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
     text = _LIST.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\g<0>", text))
     return text.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
