@@ -43,7 +43,9 @@ def refresh(
     """
     with refresh_lock(agent):
         now = watching.moment(agent, as_of)
-        data = watching.check_data(agent, refreshing.span(agent, now))
+        window = refreshing.span(agent, now)
+        refreshing.require_rows(agent, now, trigger, cause, teacher, mode, window)
+        data = watching.check_data(agent, window)
         job = refreshing.open_refresh(agent, now, trigger, cause, teacher, mode, data)
         if job.finished and job.verdict is not None:
             return job.verdict

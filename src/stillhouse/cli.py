@@ -45,7 +45,9 @@ AgentName = Annotated[str, typer.Argument(help="name of an agent file in agents/
 @app.command()
 def check(
     agent: Annotated[str, typer.Argument(metavar="AGENT", help="name of an agent file in agents/, or its path")],
-    rows: Annotated[int, typer.Option(min=100, max=100_000, help="rows of the tiny pass")] = 1000,
+    rows: Annotated[
+        int | None, typer.Option(min=100, max=100_000, help="rows of the tiny pass; by default 1000, or 250 texts")
+    ] = None,
 ) -> None:
     """Check an agent file: its keys, the parts it names, and one tiny pass through each of them."""
     from stillhouse.rehearsal import rehearse

@@ -63,7 +63,8 @@ DAMAGE: dict[str, Any] = {
     "one above another": lambda rows: _set(rows, "wind", [3, 4], [12.0, 13.0]),
     "one above another, too often": lambda rows: rows.assign(wind=rows["temp"] + 1),
     "pairs": lambda rows: _set(rows, "dest", [0, 3, 5], ["BOS", "JFK", None]),
-    "range where": lambda rows: _set(_set(rows, "carrier", [3, 4], "DL"), "dest", [3, 4], "BOS"),
+    "range where": lambda rows: _set(
+        _set(_set(rows, "carrier", [3, 4], "DL"), "dest", [3, 4], "BOS"), "wind", [3, 4], [5.0, 6.0]),
     "present where": lambda rows: _set(_set(rows, "wind", [3, 4], [7.5, 7.75]), "dest", [3, 4], None),
     "twice": lambda rows: _set(rows, "wind", [3, 4], [1.5, 1.5]),
     "together twice": lambda rows: rows.assign(observed_at=rows["observed_at"].where(rows.index != 9).bfill()),
