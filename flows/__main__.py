@@ -152,7 +152,7 @@ def _show_year(year: Year) -> None:
     s = year.summary
     name = {"auc": "AUC", "accuracy": "accuracy"}[s.measure]
     table = Table("week", "rows", "PSI", "drift", "response", "gate", "ver.", "never\nrefreshed", "cham-\npion",
-                  "tea-\ncher", "bytes", "p50 (ms)", title=f"{name}, week by week", box=None,
+                  "tea-\ncher", "bytes", "p50 (ms)", title=f"{name}, week by week",
                   header_style="bold")  # fmt: skip
     for w in year.weeks:
         table.add_row(f"{w.ending:%d %b}", f"{w.rows}", "" if w.psi is None else f"{w.psi:.2f}",

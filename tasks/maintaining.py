@@ -16,7 +16,7 @@ from stillhouse.knowledge.flush import Flushed, flush
 from stillhouse.knowledge.upkeep import Compacted, Freed, Maintained, Removed
 from stillhouse.records import Window
 from stillhouse.shown import markdown as md
-from tasks.common import engine_task, knowledge_base, registry
+from tasks.common import artifact_key, engine_task, knowledge_base, registry
 
 __all__ = [
     "Learned",
@@ -98,7 +98,7 @@ def publish(done: Maintained) -> None:
     """The report as an artifact; what is wrong is logged as well."""
     for problem in (*done.flushed.problems, *filter(None, [done.nothing_removed])):
         get_run_logger().warning("%s", problem)
-    create_markdown_artifact(markdown(done), key=f"maintain-{done.agent}", description=_line(done))
+    create_markdown_artifact(markdown(done), key=artifact_key("maintain", done.agent), description=_line(done))
 
 
 def markdown(done: Maintained) -> str:

@@ -40,7 +40,7 @@ from stillhouse.registry.connection import without_credentials
 from stillhouse.shown import code
 from stillhouse.shown import markdown as md
 from stillhouse.teachers.weighing import NOTEWORTHY, share_in
-from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, registry
+from tasks.common import DATA_DOCS, QUESTIONS, artifact_key, engine_task, knowledge_base, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
@@ -64,7 +64,8 @@ def publish_watch(
         parts += ["## Columns", _drift(report), _slices(report.slices)]
     parts += [_weights(weights)] if weights else []
     parts += [_links(agent, run)] if run else []
-    create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"watch-{agent}", description=_line(verdict))
+    page = "\n\n".join(filter(None, parts))
+    create_markdown_artifact(page, key=artifact_key("watch", agent), description=_line(verdict))
 
 
 @engine_task(task_run_name="publish")
@@ -85,13 +86,16 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
         _questions(job),
         _links(job.agent, job.run_id),
     ]
-    create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"refresh-{job.agent}", description=_line(verdict))
+    page = "\n\n".join(filter(None, parts))
+    create_markdown_artifact(page, key=artifact_key("refresh", job.agent), description=_line(verdict))
 
 
 @engine_task(task_run_name="publish")
 def publish_promotion(verdict: Verdict) -> None:
     """Who is champion now, instead of whom, and why."""
-    create_markdown_artifact(_heading(verdict), key=f"promotion-{verdict.agent}", description=_line(verdict))
+    create_markdown_artifact(
+        _heading(verdict), key=artifact_key("promotion", verdict.agent), description=_line(verdict)
+    )
 
 
 def _line(verdict: Verdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -152,7 +153,7 @@ def _windows(config: AgentConfig, observed: pd.DataFrame, labelled: pd.DataFrame
     train, test = _days(windows.train), _days(windows.test)
     if config.watch.clock == "newest_observation" and window.end < window.start + _LOOKED_AT - timedelta(days=1):
         train = min(train, max(0.0, _days(window.end - window.start - config.outcomes.delay) - test))  # no more come
-    learned, judged = rate * train, rate * test
+    learned, judged = min(rate * train, windows.max_train_rows or math.inf), rate * test
     if learned < windows.min_train_rows:
         raise _too_few(config, "train", f"{train:.3g} days of it", learned, "windows.min_train_rows",
                        windows.min_train_rows, rate)  # fmt: skip

@@ -1,6 +1,6 @@
-"""Text from data as a reader may be shown it: nothing in it acts as markup, format, path or control sequence.
+"""Text from data as a reader may be shown it: nothing in it acts as markup, format or control sequence.
 
-Data is whatever a user's rows, files, servers and names contain. Four places show it, each with a syntax of its own:
+Data is whatever a user's rows, files, servers and names contain. Places that show it have a syntax of their own:
 
 =========================  ==========================================================================
 :func:`shown`              terminal and logs, on one line
@@ -8,7 +8,6 @@ Data is whatever a user's rows, files, servers and names contain. Four places sh
 :func:`markdown`           Markdown: cells of a table, list items, sentences (Prefect, MLflow)
 :func:`code`               Markdown: between backticks
 :func:`label`              a label of a matplotlib figure, where ``$…$`` would be a formula
-:func:`file_name`          a part of a file's name
 =========================  ==========================================================================
 
 JSON and YAML hold the text whole: their writers escape by themselves.
@@ -19,14 +18,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["code", "file_name", "label", "markdown", "paragraphs", "shown"]
+__all__ = ["code", "label", "markdown", "paragraphs", "shown"]
 
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _JOINERS = "\u200c\u200d"  # Persian and emoji are written with them; they move nothing
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _MARKDOWN = re.compile(r"[\\`*\[\]~|$]|(?<![^\W_])_|_(?![^\W_])|^[-+=#]")
 _LIST = re.compile(r"^(\d+)([.)])")
-_LONGEST_NAME = 100  # bytes; a file system allows 255
 
 
 def shown(value: object) -> str:
@@ -82,16 +80,6 @@ def label(value: object) -> str:
     'price in \\$, tax in \\$'
     """
     return shown(value).replace("$", r"\$")
-
-
-def file_name(value: object) -> str:
-    r"""``value`` as a part of a file's name on any system; different values may have the same.
-
-    >>> file_name("../a b"), file_name("..")
-    ('_a_b', '_')
-    """
-    name = re.sub(r"\W+", "_", str(value).encode("ascii", "replace").decode())
-    return name[:_LONGEST_NAME] or "_"
 
 
 def _character(one: str) -> str:

@@ -112,7 +112,7 @@ def test_a_window_of_bad_rows_names_columns_and_rules(sound: pd.DataFrame, windo
 def test_reasons_are_counted_without_the_values_that_broke_them() -> None:
     reasons = [
         ["temp: above 50", "carrier: unknown value 'ZZ: 3'"],
-        ["carrier: unknown value \"it's\"", "carrier/dest: not an allowed pair: AA, B: C"],
+        ['carrier: unknown value "it\'s"', "carrier/dest: not an allowed pair: AA, B: C"],
         ["log.csv:12: temp: 'a: b' is no number"],
         ["log.csv:13: has 3 values, and there are 7 columns"],
     ]

@@ -157,8 +157,9 @@ def _folder(variable: str, otherwise: str) -> Path:
     try:
         folder = Path(given).resolve()
         str(folder).encode("utf-8")
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{variable} names {given!r}, which is a file: name a folder")
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        if not there.is_dir():
+            raise ConfigError(f"{variable} names {given!r}, and {str(there)!r} is a file: name a folder")
     except (OSError, RuntimeError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "its name is no UTF-8"
         raise ConfigError(f"{variable} names {given!r}, which cannot be a folder ({reason}): name another") from error
@@ -1335,7 +1336,7 @@ def load_file(path: Path | str) -> AgentConfig:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parsed(path, text)
 

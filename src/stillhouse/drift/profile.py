@@ -607,7 +607,7 @@ def _keys_of_folders(folder: Path, files: Sequence[Path]) -> list[dict[str, pa.S
     found = []
     for file in files:
         keys = dataset.get_partition_keys(partitioning.parse(str(file.relative_to(folder))))
-        found.append({name: pa.scalar(value, schema.field(name).type) for name, value in keys.items()})
+        found.append({field.name: pa.scalar(keys[field.name], field.type) for field in schema if field.name in keys})
     return found
 
 
