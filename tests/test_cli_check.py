@@ -155,7 +155,7 @@ def test_a_dear_teacher_is_asked_about_few_rows(monkeypatch: pytest.MonkeyPatch)
 def log(agents: Path, tmp_path: Path) -> Path:
     file = agents / "toy.yaml"
     file.write_text(file.read_text() + IMPORTING)
-    rows = [f"x{i},2024-01-01T00:0{i}:00Z,1,1,1,north\n" for i in range(5)]
+    rows = [f"x{i},2024-01-01T00:0{i}:00Z,1,1,1,north" for i in range(5)]
     (tmp_path / "log.csv").write_text(
         "\n".join(["id,when,a,b,c,place", *rows, "y,2024-01-01T00:00Z,one,1,1,north"]) + "\n"
     )

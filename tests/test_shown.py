@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import io
+import logging
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from stillhouse import shown as module
 from stillhouse.registry.models import metric_name
-from stillhouse.shown import code, label, markdown, paragraphs, shown
+from stillhouse.shown import LineFormatter, code, label, markdown, paragraphs, shown
 from stillhouse.terminal import Console, Table
 
 NASTY = (
@@ -75,6 +76,11 @@ def test_metric_names_are_what_mlflow_takes_and_stay_apart() -> None:
     for name in names:
         _validate_metric_name(f"slice/{name}/auc")
     assert metric_name("origin=EWR") == "origin:EWR"
+
+
+def test_a_message_of_a_log_stays_on_its_line() -> None:
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "%s: %s", ("a", "two\nlines\x1b[31m"), None)
+    assert LineFormatter("worker 1: %(message)s").format(record) == "worker 1: a: two\\nlines\\x1b[31m"
 
 
 def test_styles_are_given_beside_the_text() -> None:

@@ -447,9 +447,10 @@ def _show_preview(found: Preview, base: KnowledgeBase, known: set[str]) -> int:
     :param known: ids that the files before it would have added; those of this one are added to them.
     """
     rows = found.rows.head(10)
-    table = Table(*map(shown, rows.columns), title=shown(found.file), title_justify="left")
+    table = Table(*map(shown, rows.columns))
     for row in rows.itertuples(index=False):
         table.add_row(*("" if value is None or value != value else str(value) for value in row))
+    console.print(f"{shown(found.file)}:", soft_wrap=True)
     console.print(table)
     ids = set(found.rows["observation_id"])
     new = ids - known - _recorded(base, ids)

@@ -8,6 +8,7 @@ Data is whatever a user's rows, files, servers and names contain. Places that sh
 :func:`markdown`           Markdown: cells of a table, list items, sentences (Prefect, MLflow)
 :func:`code`               Markdown: between backticks
 :func:`label`              a label of a matplotlib figure, where ``$…$`` would be a formula
+:class:`LineFormatter`     messages of a log
 =========================  ==========================================================================
 
 JSON and YAML hold the text whole: their writers escape by themselves.
@@ -15,10 +16,11 @@ JSON and YAML hold the text whole: their writers escape by themselves.
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 
-__all__ = ["code", "label", "markdown", "paragraphs", "shown"]
+__all__ = ["LineFormatter", "code", "label", "markdown", "paragraphs", "shown"]
 
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _JOINERS = "\u200c\u200d"  # Persian and emoji are written with them; they move nothing
@@ -80,6 +82,13 @@ def label(value: object) -> str:
     'price in \\$, tax in \\$'
     """
     return shown(value).replace("$", r"\$")
+
+
+class LineFormatter(logging.Formatter):
+    """A message of a log on one line, whatever the data in it contains; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return shown(super().formatMessage(record))
 
 
 def _character(one: str) -> str:

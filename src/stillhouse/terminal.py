@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from stillhouse.errors import StillhouseError
-from stillhouse.shown import paragraphs, shown
+from stillhouse.shown import LineFormatter, paragraphs, shown
 
 __all__ = ["Console", "Table", "plain_mistakes"]
 
@@ -51,6 +52,8 @@ def plain_mistakes() -> Iterator[None]:
 
     So is a file or folder that cannot be read or written. Standard output takes any text, whatever its encoding.
     """
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LineFormatter())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
