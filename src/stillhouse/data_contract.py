@@ -221,9 +221,10 @@ def _rule(rule: Rule, rows: pd.DataFrame) -> _Broken:
             return _Broken(kind, f"{first}/{second}", wrong.to_numpy(dtype=bool), words, refuse_above=allowed)
         case PresentWhen():
             bad = _met(rule.when, rows) & rows[rule.column].isna()
-            words = "missing" + where(rule.when)
             kind = "expect_column_values_to_not_be_null"
-            return _Broken(kind, rule.column, bad.to_numpy(dtype=bool), words, refuse_above=allowed)
+            return _Broken(
+                kind, rule.column, bad.to_numpy(dtype=bool), "missing" + where(rule.when), refuse_above=allowed
+            )
         case RangeWhen():
             met = _met(rule.when, rows).to_numpy(dtype=bool)
             found = rows[rule.column].where(met)
