@@ -278,7 +278,9 @@ def import_(
 @app.command()
 def quarantine(
     agent: AgentName,
-    last: Annotated[int, typer.Option(min=0, help="how many rows, the newest first; 0: only the counts")] = 20,
+    last: Annotated[
+        int, typer.Option("--last", "--limit", min=0, help="how many rows, the newest first; 0: only the counts")
+    ] = 20,
 ) -> None:
     """Rows that were set aside, newest first, and how many broke which rule of which column.
 
