@@ -59,9 +59,9 @@ test-endpoint: install .venv-peers/endpoint/.installed  ## the endpoint teacher 
 test-api: install .venv-peers/schemathesis/.installed  ## schemathesis against our own OpenAPI (about a minute)
 	@$(BIN)/python -m pytest -m slow tests/runtime/test_openapi.py
 
-.venv-peers/schemathesis/.installed:
+.venv-peers/schemathesis/.installed: environments/schemathesis.txt
 	@$(PYTHON) -m venv .venv-peers/schemathesis
-	@PIP_CONSTRAINT= .venv-peers/schemathesis/bin/pip install --quiet schemathesis==4.32.5
+	@PIP_CONSTRAINT= .venv-peers/schemathesis/bin/pip install --quiet --requirement environments/schemathesis.txt
 	@touch $@
 
 bench: install  ## make bench NAME=loop: measure one claim
@@ -79,9 +79,9 @@ prefect: install  ## a Prefect server on loopback; then, elsewhere: see docs/pre
 screenshots: .venv-screens/.installed  ## the pictures in docs/images, from PREFECT_URL and MLFLOW_URL; needs chromium
 	@.venv-screens/bin/python docs/tools/screenshots.py
 
-.venv-screens/.installed:
+.venv-screens/.installed: environments/screens.txt
 	@$(PYTHON) -m venv .venv-screens
-	@PIP_CONSTRAINT= .venv-screens/bin/pip install --quiet playwright pillow
+	@PIP_CONSTRAINT= .venv-screens/bin/pip install --quiet --requirement environments/screens.txt
 	@touch $@
 
 clean:  ## remove what the demo made and the caches (not .venv)

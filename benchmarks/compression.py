@@ -43,7 +43,7 @@ from benchmarks.compression_data import WORLDS, World, quality, quick_encoder
 from benchmarks.compression_peers import PEERS, points, write_world
 from benchmarks.compression_peers.saturating import configurations, saturates
 from benchmarks.distillation_data import CACHE, Array
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse.compress.build import Built
 from stillhouse.compress.export import export_onnx, run_onnx
 from stillhouse.compress.frontier import choose, figures, hypervolume
@@ -104,6 +104,8 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="only these students")
     parser.add_argument("--again", action="store_true", help="measure students anew that are done")
     asked = parser.parse_args()
+    recorded = not asked.quick and set(asked.worlds) == set(WORLDS)
+    run = begin("compression", recorded=recorded)
     if asked.quick:
         with tempfile.TemporaryDirectory() as folder:
             found = {"quick_encoder": play(quick_encoder(), Path(folder), ["onnxruntime"])}
@@ -112,10 +114,10 @@ def main() -> None:
     for name, result in found.items():
         show(name, result)
     goals = goals_of(found)
-    if asked.quick or set(asked.worlds) != set(WORLDS):
+    if not recorded:
         print(json.dumps({goal.name: goal.measured for goal in goals}))
     else:
-        write("compression", CLAIM, goals, {"worlds": found}, ("torch", "onnxruntime", "onnx", "torch-pruning"))
+        run.write(CLAIM, goals, {"worlds": found}, ("torch", "onnxruntime", "onnx", "torch-pruning"))
 
 
 def kept(name: str, again: bool) -> dict[str, Any]:

@@ -57,7 +57,7 @@ from benchmarks.distillation_data import WORLDS, Array, World
 from benchmarks.distillation_peers import losses as published
 from benchmarks.distillation_peers.training import train
 from benchmarks.peers import peer
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse.distill.control import distil_better
 from stillhouse.distill.train import Lesson, distil, student_probabilities
 from stillhouse.evaluate.scorecard import quality
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2, help="at a time, one thread each")
     asked = parser.parse_args()
+    run = begin("distillation", recorded=not asked.quick)
     names = ["image_segments", "breast_cancer"] if asked.quick else list(WORLDS)
     seeds = range(2 if asked.quick else asked.seeds)
     with get_context("spawn").Pool(asked.processes) as pool:
@@ -99,7 +100,7 @@ def main() -> None:
         print(json.dumps({goal.name: goal.measured for goal in goals}))
     else:
         detail = {"worlds": found, "torchdistill": agreement()}
-        write("distillation", CLAIM, goals, detail, ("torch", "scikit-learn", "lightgbm", "sentence-transformers"))
+        run.write(CLAIM, goals, detail, ("torch", "scikit-learn", "lightgbm", "sentence-transformers"))
 
 
 def play(name: str, seed: int, tuned: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.peers import peer
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse.config import Watch
 from stillhouse.drift import audit, evidence
 from stillhouse.drift.calibrate import loss_baseline
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two worlds, few and short runs, nothing written")
     parser.add_argument("--seeds", type=int, default=Size.runs, help="runs of each scenario")
     asked = parser.parse_args()
+    run = begin("drift_detection", recorded=not asked.quick)
     size = QUICK if asked.quick else Size(runs=asked.seeds)
     with tempfile.TemporaryDirectory(prefix="stillhouse-detection-") as folder:
         worlds = list(make_worlds(Path(folder), size, names=("sea", "digits") if asked.quick else None))
@@ -105,7 +106,7 @@ def main() -> None:
     if asked.quick:
         print(json.dumps([{goal.name: round(goal.measured, 4)} for goal in goals], indent=1))
     else:
-        write("drift_detection", CLAIM, goals, detail, ("numpy", "scikit-learn"))
+        run.write(CLAIM, goals, detail, ("numpy", "scikit-learn"))
 
 
 # --------------------------------------------------------------------------- worlds

@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from benchmarks.peers import peer
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse.drift.distances import psi
 from stillhouse.drift.profile import scan
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="30,000 rows, one round, nothing written")
     asked = parser.parse_args()
+    run = begin("drift_scan", recorded=not asked.quick)
     size = QUICK if asked.quick else Size()
     with tempfile.TemporaryDirectory(prefix="stillhouse-scan-") as folder:
         goals, detail = measure(Path(folder), size)
@@ -82,7 +83,7 @@ def main() -> None:
     if asked.quick:
         print(json.dumps({goal.name: round(goal.measured, 5) for goal in goals}, indent=1))
     else:
-        write("drift_scan", CLAIM, goals, detail, ("numpy", "pyarrow", "scipy"))
+        run.write(CLAIM, goals, detail, ("numpy", "pyarrow", "scipy"))
 
 
 def measure(folder: Path, size: Size, peers: bool = True) -> tuple[list[Goal], dict[str, Any]]:

@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.durability_life import Found, Place, lived
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 
 CLAIM = "what was acknowledged is in the knowledge base exactly once, whoever is killed"
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    run = begin("durability", recorded=not asked.quick)
     with tempfile.TemporaryDirectory(prefix="durability-") as folder:
         found = lived(Place(Path(folder)), 15 if asked.quick else asked.kills, asked.seed)
     detail = {
@@ -52,7 +53,7 @@ def main() -> None:
         for goal in goals_of(found):
             print(f"{goal.name}: {goal.measured:g}")
     else:
-        write("durability", CLAIM, goals_of(found), detail, ["deltalake", "msgspec"])
+        run.write(CLAIM, goals_of(found), detail, ["deltalake", "msgspec"])
 
 
 def goals_of(found: Found) -> list[Goal]:

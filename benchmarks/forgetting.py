@@ -57,7 +57,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import nn
 
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse.config import Distillation, Update, load
 from stillhouse.distill.memory import Memory, remembered
 from stillhouse.distill.online import update
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="data sets at once, each in a process of its own")
     asked = parser.parse_args()
     only = "digits" if asked.quick else asked.only
+    run = begin("forgetting", recorded=not only)
     names = [name for name in WORLDS if only in (None, name)]
     with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
         results = pool.map(measured, names, repeat(2 if asked.quick else asked.seeds))
@@ -111,7 +112,7 @@ def main() -> None:
     if only:
         print(json.dumps({goal.name: goal.measured for goal in goals}))
     else:
-        write("forgetting", CLAIM, goals, found, ("torch", "scikit-learn", "lightgbm"))
+        run.write(CLAIM, goals, found, ("torch", "scikit-learn", "lightgbm"))
 
 
 def measured(name: str, seeds: int) -> dict[str, Any]:

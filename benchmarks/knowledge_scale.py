@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 from deltalake import DeltaTable
 
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from benchmarks.scan_peers.usage import cpu, peak_mb
 from stillhouse.config import AgentConfig, Upkeep
 from stillhouse.knowledge import KnowledgeBase, windows
@@ -77,13 +77,14 @@ def main() -> None:
         done = WORK[asked.work](asked.folder, size)
         print(json.dumps({"peak_mb": peak_mb(), "cpu_s": cpu(), **done}))
         return
+    run = begin("knowledge_scale", recorded=not asked.quick)
     with tempfile.TemporaryDirectory(prefix="stillhouse-scale-") as folder:
         goals, detail = measure(Path(folder), size, quick=asked.quick)
     if asked.quick:
         print(json.dumps({goal.name: round(goal.measured, 4) for goal in goals}, indent=1))
     else:
         draw(detail, FIGURE)
-        write("knowledge_scale", CLAIM, goals, detail, ("deltalake", "numpy", "pandas", "pyarrow"))
+        run.write(CLAIM, goals, detail, ("deltalake", "numpy", "pandas", "pyarrow"))
 
 
 def measure(folder: Path, size: Size, quick: bool = False) -> tuple[list[Goal], dict[str, Any]]:

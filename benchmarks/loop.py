@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse import config
 
 CLAIM = "a champion that is refreshed on drift beats the same student never refreshed, and stays with its teacher"
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="how often the year is played, each under its own seed")
     parser.add_argument("--quick", action="store_true", help="six weeks, one seed, nothing written")
     asked = parser.parse_args()
+    run = begin("loop", recorded=not asked.quick)
     with tempfile.TemporaryDirectory(prefix="stillhouse-loop-") as folder:
         seeds = range(1 if asked.quick else asked.seeds)
         played = [play(seed, Path(folder) / str(seed), weeks=6 if asked.quick else 44) for seed in seeds]
@@ -50,7 +51,7 @@ def main() -> None:
         print(json.dumps([{g.name: round(g.measured, 4)} for g in goals], indent=1))
     else:
         libraries = ("torch", "lightgbm", "onnxruntime", "mlflow", "prefect", "great-expectations", "deltalake")
-        write("loop", CLAIM, goals, {"seeds": played, "watch_seconds": watches}, libraries)
+        run.write(CLAIM, goals, {"seeds": played, "watch_seconds": watches}, libraries)
 
 
 def goal(name: str, aim: float, better: Literal["higher", "lower"], values: Sequence[float]) -> Goal:

@@ -119,16 +119,26 @@ def benchmarks_page() -> str:
     parts = ["# Benchmarks", "Made by `python -m benchmarks.pages` from `benchmarks/results/*.json`; do not edit."]
     for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
-        machine = result["machine"]
-        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        parts += [
-            f"## {file.stem}",
-            f"{result['claim'].capitalize()}.",
-            f"`{result['command']}` at commit {result['commit']}, on {machine['cores']} cores of {machine['cpu']}; "
-            f"{versions}.",
-            table(result),
-        ]
+        parts += [f"## {file.stem}", f"{result['claim'].capitalize()}.", circumstances(result), table(result)]
     return "\n\n".join(parts) + "\n"
+
+
+def circumstances(result: dict[str, Any]) -> str:
+    """With what arguments, at which commit, on what machine under what load, and with which libraries."""
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    arguments = result.get("arguments")
+    command = " ".join([result["command"], *(arguments or ())])
+    flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
+    notes = [] if arguments is not None else ["its arguments and the load were not recorded"]
+    if load := machine.get("load"):
+        notes.append(f"load {load['start']:.1f} at the start and {load['end']:.1f} at the end")
+    if changed := result.get("changed_during_run"):
+        notes.append(f"changed during the run: {', '.join(changed)}")
+    return (
+        f"`{command}` at commit {result['commit']}, on {machine['cores']} cores of {machine['cpu']}{flags}; "
+        f"{'; '.join(notes)}; {versions}."
+    )
 
 
 def readme_section() -> str:

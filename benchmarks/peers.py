@@ -11,22 +11,27 @@ from pathlib import Path
 __all__ = ["peer"]
 
 FOLDER = Path(__file__).parent.parent / ".venv-peers"
+PINNED = Path(__file__).parent.parent / "environments"
+"""By environment a file with every version that it has, also of what the requirements require."""
 
 
 def peer(name: str, requirements: Sequence[str]) -> Path:
     """The Python of the environment ``.venv-peers/<name>``, made with ``requirements`` if it is not there.
 
+    Every version in it is the one that ``environments/<name>.txt`` names.
+
     :raises SystemExit: with pip's last words, if they cannot be installed.
     """
     folder = FOLDER / name
     python, stamp = folder / "bin" / "python", folder / ".requirements"
-    wanted = "\n".join(requirements)
+    pinned = PINNED / f"{name}.txt"
+    wanted = "\n".join([*requirements, pinned.read_text(encoding="utf-8")])
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
     print(f"setting up {folder.relative_to(FOLDER.parent)} (once)", file=sys.stderr)
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
-    for command in ([sys.executable, "-m", "venv", str(folder)],
-                    [str(python), "-m", "pip", "install", "--quiet", *requirements]):  # fmt: skip
+    install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pinned)]
+    for command in ([sys.executable, "-m", "venv", str(folder)], [*install, *requirements]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"the peer {name} cannot be installed:\n{done.stderr[-2000:]}")

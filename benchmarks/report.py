@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +18,11 @@ from rich.table import Table
 
 from stillhouse.compress.processor import processor
 
-__all__ = ["Goal", "write"]
+__all__ = ["Goal", "Run", "begin", "changed_files"]
 
 RESULTS = Path(__file__).parent / "results"
+GENERATED = ("benchmarks/results", "docs/benchmarks.md", "docs/images", "README.md")
+"""Of the repository: what results and pages are written into, and what therefore may differ from the commit."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,74 @@ class Goal:
         return self.measured >= self.goal if self.better == "higher" else self.measured <= self.goal
 
 
-def write(name: str, claim: str, goals: Sequence[Goal], detail: Mapping[str, Any], libraries: Sequence[str]) -> None:
-    """Print the goals as a table and write ``results/<name>.json``."""
-    cpu = processor()
-    content = {
-        "claim": claim,
-        "command": f"python -m benchmarks.{name}",
-        "commit": _commit(),
-        "machine": {"cpu": cpu.name, "cores": os.cpu_count(), "flags": list(cpu.flags)},
-        "versions": {library: version(library) for library in ("stillhouse", *libraries)},
-        "goals": [{**asdict(goal), "met": goal.met} for goal in goals],
-        "detail": detail,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class Run:
+    """One run of a benchmark, with what must be known from its start."""
+
+    name: str
+    arguments: tuple[str, ...]
+    """Of the command line, as they were given."""
+    commit: str
+    started_at: str
+    """ISO 8601, UTC."""
+    load: float
+    """Processes that ran or waited to run on the machine at the start, mean over a minute."""
+
+    def write(self, claim: str, goals: Sequence[Goal], detail: Mapping[str, Any], libraries: Sequence[str]) -> None:
+        """Print the goals as a table and write ``results/<name>.json``."""
+        cpu = processor()
+        content = {
+            "claim": claim,
+            "command": f"python -m benchmarks.{self.name}",
+            "arguments": list(self.arguments),
+            "commit": self.commit,
+            "changed_during_run": changed_files() if _commit() == self.commit else [f"now at {_commit()}"],
+            "started_at": self.started_at,
+            "machine": {
+                "cpu": cpu.name, "cores": os.cpu_count(), "flags": list(cpu.flags),
+                "load": {"start": self.load, "end": os.getloadavg()[0]},
+            },
+            "versions": {library: version(library) for library in ("stillhouse", *libraries)},
+            "goals": [{**asdict(goal), "met": goal.met} for goal in goals],
+            "detail": detail,
+        }  # fmt: skip
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        show(claim, goals)
+
+
+def begin(name: str, *, recorded: bool) -> Run:
+    """Note the commit, the arguments and the load before anything is measured.
+
+    :param recorded: whether the run will write a result. If so, the tree must be as it was committed, apart from
+        results and generated pages: a figure belongs to a commit that others can check out.
+    :raises SystemExit: if it is not.
+    """
+    commit = _commit()
+    if recorded and (changed := ["no git repository"] if commit == UNKNOWN else changed_files()):
+        raise SystemExit(
+            f"the result of benchmarks.{name} would belong to no commit: {', '.join(changed[:5])}"
+            f"{' and more' if len(changed) > 5 else ''}. Commit or stash the changes, or measure with --quick, "
+            "which writes nothing"
+        )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Run(name, _without_folders(sys.argv[1:]), commit, now, os.getloadavg()[0])
+
+
+def _without_folders(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The arguments, of paths only the last part: results are published, and folders are somebody's own."""
+    return tuple(Path(each).name if os.sep in each else each for each in arguments)
+
+
+def changed_files() -> list[str]:
+    """Files that differ from the commit or that git does not know, apart from results and generated pages."""
+    excluded = (f":(top,exclude){path}" for path in GENERATED)
+    listed = _git("status", "--porcelain", "--", ":/", *excluded)
+    return [line[3:] for line in listed.splitlines()]
+
+
+def show(claim: str, goals: Sequence[Goal]) -> None:
+    """Print the goals as a table."""
     table = Table("goal", "", "measured", "lowest", "highest", "", title=claim)
     for goal in goals:
         sign = "≥" if goal.better == "higher" else "≤"
@@ -60,9 +118,13 @@ def write(name: str, claim: str, goals: Sequence[Goal], detail: Mapping[str, Any
     Console(width=120).print(table)
 
 
+UNKNOWN = "unknown"
+
+
 def _commit() -> str:
-    """The commit that was measured, with a plus sign where the tree had changes."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or "unknown"
+    return _git("rev-parse", "--short", "HEAD").strip() or UNKNOWN
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    return done.stdout

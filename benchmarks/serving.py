@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from benchmarks.load import Load
 from benchmarks.peers import peer
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse import config
 from stillhouse.knowledge.spool import SpoolFile, spool_folder
 
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--quick", action="store_true", help="one short round, nothing written")
     asked = parser.parse_args()
+    run = begin("serving", recorded=not asked.quick)
     rounds, seconds = (1, 1.0) if asked.quick else (asked.rounds, asked.seconds)
     with tempfile.TemporaryDirectory(prefix="stillhouse-serving-") as folder, ExitStack() as stack:
         home = asked.home.resolve() if asked.home else train(Path(folder))
@@ -103,7 +104,7 @@ def main() -> None:
         print(json.dumps({"goals": {goal.name: round(goal.measured, 3) for goal in goals}, **detail}, indent=1))
     else:
         libraries = ("mlflow", "onnxruntime", "uvicorn", "uvloop", "httptools", "starlette", "msgspec", "deltalake")
-        write("serving", CLAIM, goals, detail, libraries)
+        run.write(CLAIM, goals, detail, libraries)
 
 
 # --------------------------------------------------------------------------- what is served

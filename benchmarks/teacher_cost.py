@@ -30,7 +30,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import nn
 
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse import config
 from stillhouse.config import Distillation
 from stillhouse.distill import online
@@ -459,6 +459,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1, help="at once, each on one core")
     asked = parser.parse_args()
+    run = begin("teacher_cost", recorded=not asked.quick)
     streams = {"sea": (sea, 9_000), "loans": (loans, 9_000)} if asked.quick else STREAMS
     jobs = [
         (name, rows, seed)
@@ -467,15 +468,14 @@ def main() -> None:
     ]
     played: dict[str, list[dict[str, Played]]] = {name: [] for name in streams}
     with ProcessPoolExecutor(asked.processes, mp_context=get_context("spawn")) as pool:
-        for (name, _, seed), run in zip(jobs, pool.map(job, *zip(*jobs, strict=True)), strict=True):
-            played[name].append(run)
-            print(name, seed, {policy: (round(p.accuracy, 4), p.calls) for policy, p in run.items()}, flush=True)
+        for (name, _, seed), results in zip(jobs, pool.map(job, *zip(*jobs, strict=True)), strict=True):
+            played[name].append(results)
+            print(name, seed, {policy: (round(p.accuracy, 4), p.calls) for policy, p in results.items()}, flush=True)
     goals = [goal for name, runs in played.items() for goal in goals_of(name, runs)]
     if asked.quick:
         print(json.dumps({goal.name: round(goal.measured, 3) for goal in goals}))
         return
-    write(
-        "teacher_cost",
+    run.write(
         CLAIM,
         goals,
         {name: detail_of(runs) for name, runs in played.items()},

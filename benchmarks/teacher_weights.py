@@ -32,7 +32,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from examples import flights
 from stillhouse.config import load
 from stillhouse.teachers import weighing
@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one repeat on a few weeks; writes nothing")
     quick = parser.parse_args().quick
+    run = begin("teacher_weights", recorded=not quick)
     repeats = [repeat(seed, 1 if quick else 4, 32 if quick else 52) for seed in range(1 if quick else 4)]
     goals = [
         goal("nats_below_the_equal_mean", 0.0, "higher", [r["real"]["equal"] - r["real"]["followed"] for r in repeats]),
@@ -67,7 +68,7 @@ def main() -> None:
         for each in goals:
             print(f"{each.name}: {each.measured:.4g} (goal {each.goal:g})")
         return
-    write("teacher_weights", CLAIM, goals, {"repeats": repeats}, ("numpy", "scikit-learn", "lightgbm"))
+    run.write(CLAIM, goals, {"repeats": repeats}, ("numpy", "scikit-learn", "lightgbm"))
 
 
 def repeat(seed: int, every: int, last: int) -> dict[str, Any]:

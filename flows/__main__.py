@@ -1,14 +1,16 @@
 """Run a flow by hand on the embedded default: ``python -m flows watch --agent flights``.
 
 Servers named by ``PREFECT_API_URL`` and ``MLFLOW_TRACKING_URI`` are used where set; otherwise everything is kept
-under ``STILLHOUSE_HOME`` and no server need be started.
+under ``STILLHOUSE_HOME``, and Prefect has a server of its own for as long as the run takes.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -16,6 +18,7 @@ from rich.text import Text
 from stillhouse import config
 from stillhouse.shown import paragraphs, shown
 from stillhouse.terminal import Console, Table, plain_mistakes
+from tasks.prefect_server import ensure_server
 
 if TYPE_CHECKING:
     from stillhouse.knowledge.upkeep import Maintained
@@ -43,7 +46,7 @@ def demo(
 ) -> None:
     """Play an agent's history (flights: a year): drift, refreshes, promotions, and a table at the end."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the progress bar tells it better
-    from flows.demo import demo as flow
+    flow = _flow("demo", agent)
 
     _show_year(flow(agent=agent, weeks=weeks))
 
@@ -54,7 +57,7 @@ def live(
     agent: Agent = "flights",
 ) -> None:
     """Take what the agent's sources have, from where the knowledge base ends, and decide it by the champion."""
-    from flows.live import live as flow
+    flow = _flow("live", agent)
 
     console.print(f"{flow(agent=agent, end=until)} observations added")
 
@@ -66,7 +69,7 @@ def watch(
     on_drift: Annotated[Literal["announce", "refresh"], typer.Option(help="refresh: in this same run")] = "refresh",
 ) -> None:
     """Check the data, measure drift, decide; refresh if drift asks for it."""
-    from flows.watch import watch as flow
+    flow = _flow("watch", agent)
 
     _show(flow(agent=agent, as_of=as_of, on_drift=on_drift))
 
@@ -89,7 +92,7 @@ def refresh(
     ] = "redistil",
 ) -> None:
     """Distil, compress and prove a challenger; the gate decides."""
-    from flows.refresh import refresh as flow
+    flow = _flow("refresh", agent)
 
     _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode))
 
@@ -102,7 +105,7 @@ def promote(
     reason: Annotated[str, typer.Option(help="recorded with the verdict")] = "asked for by hand",
 ) -> None:
     """Move the champion by hand."""
-    from flows.promote import promote as flow
+    flow = _flow("promote", agent)
 
     _show(flow(agent=agent, action="rollback" if rollback else "promote", version=version, reason=reason))
 
@@ -110,9 +113,17 @@ def promote(
 @app.command()
 def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
     """Flush the spools, join small files, remove old rows and files that no model needs."""
-    from flows.maintain import maintain as flow
+    flow = _flow("maintain", agent)
 
     _show_upkeep(flow(agent=agent, as_of=as_of))
+
+
+def _flow(name: str, agent: str) -> Callable[..., Any]:
+    """The flow ``flows.<name>.<name>``, once its agent is known to exist and Prefect has a server."""
+    config.load(agent)
+    ensure_server()
+    flow: Callable[..., Any] = getattr(importlib.import_module(f"flows.{name}"), name)
+    return flow
 
 
 def _show_upkeep(done: Maintained) -> None:
@@ -136,6 +147,8 @@ def _show_upkeep(done: Maintained) -> None:
         console.print(Text.assemble(("nothing was removed", "yellow"), f": {shown(done.nothing_removed)}"))
     for problem in done.flushed.problems:
         console.print(Text.assemble(("not flushed", "red"), f": {shown(problem)}"))
+    for problem in done.problems:
+        console.print(Text.assemble(("problem", "red"), f" with {shown(problem)}"))
 
 
 def _show(verdict: Verdict) -> None:

@@ -32,6 +32,7 @@ def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> Mai
             agent=agent,
             as_of=now,
             flushed=flushed,
+            problems=maintaining.look_for_damage(agent),
             compacted=maintaining.compact(agent),
             removed=maintaining.remove_old_rows(agent, now, learned),
             freed=maintaining.free(agent, learned),

@@ -146,23 +146,24 @@ def champion_parts(agent: str, champion: ModelRef) -> Champion:
 
 def refresh_lock(agent: str) -> FileLock:
     """One refresh at a time per agent on this store; the operating system frees it when its holder dies."""
-    return _lock(f"refresh-{agent}")
+    return _lock("refresh", agent)
 
 
 def watch_lock(agent: str) -> FileLock:
     """One process at a time counts evidence."""
-    return _lock(f"watch-{agent}")
+    return _lock("watch", agent)
 
 
 def upkeep_lock(agent: str) -> FileLock:
     """One upkeep of the tables at a time."""
-    return _lock(f"upkeep-{agent}")
+    return _lock("upkeep", agent)
 
 
-def _lock(name: str) -> FileLock:
+def _lock(kind: str, agent: str) -> FileLock:
+    config.load(agent)  # a name that no agent has leaves nothing behind
     folder = config.home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{name}.lock")
+    return FileLock(folder / f"{kind}-{agent}.lock")
 
 
 class _PlainMistakes(logging.Filter):

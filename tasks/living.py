@@ -8,6 +8,7 @@ import pandas as pd
 
 from stillhouse import config
 from stillhouse.errors import SchemaError
+from stillhouse.frames import require_distinct, to_texts
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import resolve
 from stillhouse.records import Window
@@ -53,6 +54,7 @@ def live(agent: str, start: datetime, end: datetime) -> int:
 def _not_yet(base: KnowledgeBase, table: str, rows: pd.DataFrame, start: datetime, end: datetime) -> pd.DataFrame:
     """Those of ``rows`` that the table does not have: by their ids, outcomes also by when they became known."""
     keys = ["observation_id", "known_at"] if table == "outcomes" else ["observation_id"]
+    require_distinct(rows.columns, f"{table} of agent {base.config.agent!r}")
     if lacking := [name for name in keys if name not in rows.columns]:
         raise SchemaError(f"{table} of agent {base.config.agent!r} lack the columns {lacking}")
     there = base.read(table, Window(name="lived", start=start, end=end), keys)
@@ -63,7 +65,7 @@ def _keys(rows: pd.DataFrame) -> pd.Index:
     """The rows as keys, times as microseconds whatever their unit was."""
     times = [name for name in rows if name != "observation_id"]
     stamps = {name: pd.to_datetime(rows[name], utc=True).dt.as_unit("us").astype("int64") for name in times}
-    rows = rows.assign(observation_id=rows["observation_id"].astype("str"), **stamps)
+    rows = rows.assign(observation_id=to_texts(rows["observation_id"], "column 'observation_id'"), **stamps)
     return pd.MultiIndex.from_frame(rows) if times else pd.Index(rows["observation_id"])
 
 

@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from stillhouse import config
 from stillhouse.errors import RegistryError
-from stillhouse.knowledge import upkeep
+from stillhouse.knowledge import integrity, upkeep
 from stillhouse.knowledge.flush import Flushed, flush
 from stillhouse.knowledge.upkeep import Compacted, Freed, Maintained, Removed
 from stillhouse.records import Window
@@ -24,6 +24,7 @@ __all__ = [
     "flush_spools",
     "free",
     "learned_windows",
+    "look_for_damage",
     "markdown",
     "moment",
     "publish",
@@ -70,6 +71,12 @@ def learned_windows(agent: str) -> Learned:
     return Learned(windows)
 
 
+@engine_task(task_run_name="look for damage")
+def look_for_damage(agent: str) -> tuple[str, ...]:
+    """What is wrong with the tables, a sentence each."""
+    return tuple(integrity.problems(knowledge_base(agent)))
+
+
 @engine_task(task_run_name="compact")
 def compact(agent: str) -> tuple[Compacted, ...]:
     """Small files to large ones."""
@@ -96,7 +103,7 @@ def free(agent: str, learned: Learned) -> tuple[Freed, ...]:
 @engine_task(task_run_name="publish")
 def publish(done: Maintained) -> None:
     """The report as an artifact; what is wrong is logged as well."""
-    for problem in (*done.flushed.problems, *filter(None, [done.nothing_removed])):
+    for problem in (*done.flushed.problems, *done.problems, *filter(None, [done.nothing_removed])):
         get_run_logger().warning("%s", problem)
     create_markdown_artifact(markdown(done), key=artifact_key("maintain", done.agent), description=_line(done))
 
@@ -107,6 +114,7 @@ def markdown(done: Maintained) -> str:
     moved = ", ".join(f"{rows:,} {table}" for table, rows in flushed.rows.items()) or "none"
     wrong = [
         *flushed.problems,
+        *done.problems,
         *(
             [f"{flushed.dead} events could not become rows: see the files `.dead` beside the spools"]
             * bool(flushed.dead)

@@ -20,37 +20,42 @@ def promote_version(agent: str, version: int | None, reason: str) -> Verdict:
     models = registry(agent)
     if version is None:
         raise RegistryError(f"which version of {agent!r}? `stillhouse status {agent}` lists them; give `version`")
-    before = models.champion()
     models.promote(str(version))
-    chosen = models.version(agent, str(version))
-    assert chosen is not None  # promote refuses a version that is not there
-    return _recorded(agent, "promoted", chosen, before, reason)
+    before, since = models.promotion(str(version))
+    return _recorded(agent, "promoted", models.version(agent, str(version)), before, reason, since)
 
 
-@engine_task(task_run_name="roll back", retries=0)  # once more would go one version further back
+@engine_task(task_run_name="roll back", retries=0)
 def roll_back(agent: str, reason: str) -> Verdict:
-    """Make the previous champion the champion again.
+    """Make the previous champion the champion again. Killed at any moment, the same call again does this once.
 
     :raises RegistryError: if there is no previous one.
     """
-    models = registry(agent)
-    before = models.champion()
-    return _recorded(agent, "rolled_back", models.rollback(), before, reason)
+    verdicts: list[Verdict] = []
+    registry(agent).rollback(
+        lambda done: verdicts.append(_recorded(agent, "rolled_back", done.champion, done.before, reason, done.began_at))
+    )
+    return verdicts[0]
 
 
-def _recorded(agent: str, outcome: str, champion: ModelRef, before: ModelRef | None, reason: str) -> Verdict:
-    now = datetime.now(UTC)
+def _recorded(
+    agent: str, outcome: str, champion: ModelRef, before: ModelRef | None, reason: str, since: str
+) -> Verdict:
+    """The verdict of a promotion that began at ``since`` (ISO 8601), recorded once however often it is repeated."""
+    base, identity = knowledge_base(agent), short_id(agent, "promotion", outcome, champion, before, since)
+    if recorded := base.verdict(identity):
+        return recorded
     verdict = Verdict.model_validate(
         {
-            "verdict_id": short_id(agent, "promotion", outcome, champion, before, now.isoformat()),
+            "verdict_id": identity,
             "kind": "promotion",
             "agent": agent,
-            "as_of": now,
+            "as_of": since or datetime.now(UTC),
             "outcome": outcome,
             "summary": f"{champion} is champion instead of {before or 'none'}: {reason}",
             "reasons": [Reason(measure="request", crossed=True, text=reason)],
             "evidence": {"champion": str(champion), "before": str(before) if before else None},
         }
     )
-    knowledge_base(agent).record(verdict)
+    base.record(verdict)
     return verdict

@@ -1,4 +1,4 @@
-"""The command `stillhouse`, and the flows' own command line, as a person meets them: in a process of their own."""
+"""The command `stillhouse`, and the flows' own command line, as a person meets them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from stillhouse import cli
 from stillhouse.config import load_file
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Spending
+from tests.command import Command, command
 
 ROOT = Path(__file__).parent.parent
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -39,24 +40,22 @@ def agents(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, agents: Path) -> Run:
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))},
-        "STILLHOUSE_HOME": str(tmp_path / "home"), "STILLHOUSE_AGENTS": str(agents), "COLUMNS": "160",
-        "HOME": str(tmp_path),
-    }  # fmt: skip
-
-    def run(*arguments: str, module: str = "stillhouse.cli", **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from stillhouse.cli import main; main()"]
-        if module != "stillhouse.cli":
-            command = [sys.executable, "-m", module]
-        return subprocess.run([*command, *arguments], cwd=ROOT, env=environment | more, text=True, capture_output=True,
-                              timeout=300, check=False)  # fmt: skip
-
-    return run
+def run(tmp_path: Path, agents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return command(tmp_path / "home", agents, monkeypatch, capsys)
 
 
-def test_help_teaches_and_imports_nothing_heavy(run: Run) -> None:
+@pytest.fixture
+def flows(run: Command) -> Run:
+    """``python -m flows …`` in a process of its own, in the same home."""
+
+    def flows(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "flows", *arguments], cwd=ROOT, env=os.environ | more, text=True,
+                              capture_output=True, timeout=600, check=False)  # fmt: skip
+
+    return flows
+
+
+def test_help_teaches_and_imports_nothing_heavy(run: Command) -> None:
     shown = run("--help")
     assert shown.returncode == 0
     for word in ("check", "status", "history", "contract"):
@@ -67,14 +66,14 @@ def test_help_teaches_and_imports_nothing_heavy(run: Run) -> None:
     assert subprocess.check_output([sys.executable, "-c", heavy], text=True).strip() == "[]"
 
 
-def test_check_passes_through_every_part(run: Run, agents: Path) -> None:
+def test_check_passes_through_every_part(run: Command, agents: Path) -> None:
     shown = run("check", str(agents / "toy.yaml"))
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("✓") == 8
     assert "agent toy is ready" in shown.stdout
 
 
-def test_check_tries_the_cascade(run: Run, agents: Path) -> None:
+def test_check_tries_the_cascade(run: Command, agents: Path) -> None:
     file = agents / "toy.yaml"
     file.write_text(file.read_text() + "\nruntime: {cascade: {below: 0.9}}\n")
     shown = run("check", str(file))
@@ -82,7 +81,7 @@ def test_check_tries_the_cascade(run: Run, agents: Path) -> None:
     assert "cascade: the teacher answers in " in shown.stdout
 
 
-def test_check_refuses_a_cascade_with_an_open_purse_or_no_time(run: Run, agents: Path) -> None:
+def test_check_refuses_a_cascade_with_an_open_purse_or_no_time(run: Command, agents: Path) -> None:
     file = agents / "toy.yaml"
     text = file.read_text()
     file.write_text(f"{text}\nruntime: {{cascade: {{below: 0.9, timeout: 0.000001s}}}}\n")
@@ -111,7 +110,7 @@ def test_check_refuses_a_cascade_with_an_open_purse_or_no_time(run: Run, agents:
     ],
 )
 def test_check_says_what_is_wrong_where_and_what_to_do(
-    run: Run, agents: Path, right: str, wrong: str, said: str
+    run: Command, agents: Path, right: str, wrong: str, said: str
 ) -> None:
     file = agents / "toy.yaml"
     file.write_text(file.read_text().replace(right, wrong))
@@ -121,7 +120,9 @@ def test_check_says_what_is_wrong_where_and_what_to_do(
     assert "Traceback" not in shown.stderr + shown.stdout
 
 
-def test_a_contract_is_drafted_from_the_source_and_overwrites_nothing(run: Run, agents: Path, tmp_path: Path) -> None:
+def test_a_contract_is_drafted_from_the_source_and_overwrites_nothing(
+    run: Command, agents: Path, tmp_path: Path
+) -> None:
     file, draft = agents / "toy.yaml", tmp_path / "draft.yaml"
     before = file.read_text()
     shown = run("contract", "toy", "--last", "2w")
@@ -145,9 +146,9 @@ def test_a_contract_is_drafted_from_the_source_and_overwrites_nothing(run: Run, 
     assert "--source" in run("contract", "--help").stdout
 
 
-def test_an_agent_without_a_past(run: Run) -> None:
-    for command in ("status", "history"):
-        shown = run(command, "toy")
+def test_an_agent_without_a_past(run: Command) -> None:
+    for name in ("status", "history"):
+        shown = run(name, "toy")
         assert shown.returncode == 0, shown.stderr
         assert "toy" in shown.stdout
     unknown = run("status", "tpy")
@@ -155,13 +156,13 @@ def test_an_agent_without_a_past(run: Run) -> None:
 
 
 @pytest.mark.slow  # each command brings a server of Prefect's up, and the demo goes the same way
-def test_flows_by_hand_from_nothing_to_a_champion(run: Run, tmp_path: Path) -> None:
+def test_flows_by_hand_from_nothing_to_a_champion(run: Command, flows: Run) -> None:
     """The README's way to a first champion, with a server that Prefect starts itself."""
-    assert "added" in run("live", "2024-01-21", "--agent", "toy", module="flows").stdout
-    made = run("refresh", "--agent", "toy", "--trigger", "bootstrap", module="flows")
+    assert "added" in flows("live", "2024-01-21", "--agent", "toy").stdout
+    made = flows("refresh", "--agent", "toy", "--trigger", "bootstrap")
     assert made.returncode == 0, made.stderr[-3000:]
     assert "promoted" in made.stdout
-    watched = run("watch", "--agent", "toy", module="flows")
+    watched = flows("watch", "--agent", "toy")
     assert watched.returncode == 0 and "no drift" in watched.stdout
     status = run("status", "toy")
     assert "champion" in status.stdout and "last watch" in status.stdout
@@ -170,11 +171,11 @@ def test_flows_by_hand_from_nothing_to_a_champion(run: Run, tmp_path: Path) -> N
     history = run("history", "toy", "--reasons")
     assert "promoted" in history.stdout and "gate" in history.stdout and "held" in history.stdout
 
-    lost = run("watch", "--agent", "toy", module="flows", MLFLOW_TRACKING_URI="http://ann:secret@127.0.0.1:9")
+    lost = flows("watch", "--agent", "toy", MLFLOW_TRACKING_URI="http://ann:secret@127.0.0.1:9")
     assert lost.returncode == 1
     assert "RegistryError" in lost.stderr and "127.0.0.1:9" in lost.stderr
     assert "Traceback" not in lost.stderr + lost.stdout and "secret" not in lost.stderr + lost.stdout
-    wrong = run("promote", "--agent", "toy", "--version", "99", module="flows")
+    wrong = flows("promote", "--agent", "toy", "--version", "99")
     assert wrong.returncode == 1 and "no version '99'" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
@@ -195,7 +196,7 @@ def lines_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def test_drift_ranks_the_columns_of_two_tables(run: Run, tables: Path) -> None:
+def test_drift_ranks_the_columns_of_two_tables(run: Command, tables: Path) -> None:
     before, after, kept = (str(tables / name) for name in ("before.parquet", "after.parquet", "before.profile"))
     shown = run("drift", before, after, "--keep", kept)
     assert shown.returncode == 0, shown.stderr
@@ -207,7 +208,7 @@ def test_drift_ranks_the_columns_of_two_tables(run: Run, tables: Path) -> None:
     assert next(line.split() for line in lines_of(only) if "wind" in line) == ranked[2] and "temp" not in only
 
 
-def test_drift_reads_a_delta_table_as_it_stands(run: Run, tables: Path) -> None:
+def test_drift_reads_a_delta_table_as_it_stands(run: Command, tables: Path) -> None:
     write_deltalake(tables / "delta", pd.read_parquet(tables / "before.parquet"))
     write_deltalake(tables / "delta", pd.read_parquet(tables / "after.parquet"), mode="overwrite")
     shown = run("drift", str(tables / "delta"), str(tables / "after.parquet"))
@@ -222,14 +223,14 @@ def test_drift_reads_a_delta_table_as_it_stands(run: Run, tables: Path) -> None:
         ("before.parquet", "tmep", "no columns ['tmep'] in"),
     ],
 )
-def test_drift_says_what_it_cannot_use(run: Run, tables: Path, name: str, column: str, said: str) -> None:
+def test_drift_says_what_it_cannot_use(run: Command, tables: Path, name: str, column: str, said: str) -> None:
     for torn in ("torn.parquet", "torn.profile"):
         (tables / torn).write_bytes(b"PAR1 and not much more")
     shown = run("drift", str(tables / name), str(tables / "after.parquet"), "--column", column)
     assert shown.returncode == 1 and said in shown.stderr.replace("\n", " ") and "Traceback" not in shown.stderr
 
 
-def test_drift_of_a_text_is_that_of_its_length(run: Run, tmp_path: Path) -> None:
+def test_drift_of_a_text_is_that_of_its_length(run: Command, tmp_path: Path) -> None:
     for name, words in (("before", ["book", "a", "taxi"]), ("after", ["book", "a", "taxi", "to", "town", "now"])):
         rng = np.random.default_rng(0)
         said = [" ".join(rng.permutation(words)[: rng.integers(1, len(words) + 1)]) for _ in range(500)]

@@ -20,7 +20,8 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from torch import nn
 
-from stillhouse import cli
+from stillhouse import cli, compressing
+from stillhouse.errors import DataError
 from stillhouse.records import Frontier
 from stillhouse.registry.runs import Runs
 from tests.compress.test_outside import graph
@@ -182,3 +183,29 @@ def test_pickled_rows_are_not_read(run: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.array([{"a": 1}], dtype=object))
     answer = run("models:/net/1", "--rows", tmp_path / "rows.npy", "--no-log")
     assert answer.code == 1 and "cannot be read as .npy" in answer.err
+
+
+def test_rows_of_csv_are_what_stands_there(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b,code,label,\n1,0.5,NA,0,\n2,,null,1,\n3,1e3,1.0,1,\n")
+    rows, labels = compressing.rows_of(path, "label", None)
+    assert rows["a"].tolist() == [1, 2, 3] and rows["a"].dtype == "int64" and labels.tolist() == [0, 1, 1]
+    np.testing.assert_array_equal(rows["b"], [0.5, np.nan, 1000])
+    assert rows["code"].tolist() == ["NA", "null", "1.0"] and list(rows.columns) == ["a", "b", "code"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2,\n", "line 2: has 3 values, and there are 2 columns"),
+        ("a;b\n1;2,5\n", "separated by semicolons, and commas are expected"),
+        ("a;b\n1;2\n", "separated by semicolons, and commas are expected"),
+        ("a, b\n1,2\n", "blanks around ' b'"),
+        ("a,a\n1,2\n", "more than one column 'a'"),
+    ],
+)
+def test_rows_of_csv_never_move(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=said):
+        compressing.rows_of(path, None, None)

@@ -113,6 +113,12 @@ IMPORTING = """importing:
 """
 WRONG_IMPORTING = [
     ('format: "%d.%m.%Y"', "format: day", "importing.observed_at.format: 'day' must be iso, s, ms, us, or a pattern"),
+    ('"%d.%m.%Y"', '"%d.%m.%Y %Z"', "importing.observed_at.format: '%d.%m.%Y %Z' must be iso, s, ms, us, or a pattern"),
+    ('"%d.%m.%Y"', '"%d.%m.%Y %Q"', "it cannot be read ('Q' is a bad directive"),
+    ('"%d.%m.%Y"', '"%s"', "it has no year"),
+    ('"%d.%m.%Y"', '"%d.%m.%Y %I:%M"', "hours of %I need %p"),
+    ('"%d.%m.%Y"', '"%Y %Y"', "it cannot be read ("),
+    ('"%d.%m.%Y"', '"%Y-%m-%d %"', "it cannot be read (stray %"),
     ("Europe/Berlin", "Berlin", "importing.observed_at.timezone: 'Berlin' is no time zone"),
     ("{temp: T", "{tmp: T", "importing.columns: no column is called 'tmp'; did you mean 'temp'?"),
     ("move}\n", "mov}\n", "importing.actions: no action is called 'mov'; did you mean 'move'?"),

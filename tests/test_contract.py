@@ -80,6 +80,14 @@ def broken_source(start: datetime, end: datetime) -> pd.DataFrame:
 # --------------------------------------------------------------------------- what is drafted
 
 
+def test_values_are_drafted_as_they_are_stored_and_twins_are_refused():
+    rows = life().head(400).assign(code=pd.Series([1.0, 2.0, None, True] * 100, dtype=object))
+    text, _ = drafted(rows, columns={"code": {"type": "category"}})
+    assert yaml.safe_load(text)["observations"]["columns"]["code"]["values"] == ["1", "2", "true"]
+    with pytest.raises(SchemaError, match="the rows have more than one column 'code'"):
+        draft(pd.concat([rows, rows[["code"]]], axis=1), AgentConfig.model_validate(agent()))
+
+
 def test_ranges_are_wide_round_and_stop_where_nature_does():
     rows = life()
     rows.loc[:1, "temp"] = [-3, 17]
@@ -137,7 +145,7 @@ def test_a_range_of_the_smallest_numbers_says_the_sign(tiny):
 
 def test_columns_of_one_name_are_refused_by_name():
     rows = life()
-    with pytest.raises(SchemaError, match="several columns named 'temp'"):
+    with pytest.raises(SchemaError, match="more than one column 'temp'"):
         drafted(pd.concat([rows, rows[["temp"]]], axis=1))
 
 

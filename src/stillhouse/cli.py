@@ -62,7 +62,9 @@ def check(
 @app.command()
 def status(agent: AgentName) -> None:
     """Where an agent stands: its models, its knowledge base, what its teachers have cost, its last verdict."""
-    from stillhouse.knowledge import KnowledgeBase
+    from rich.markup import escape
+
+    from stillhouse.knowledge import KnowledgeBase, integrity
     from stillhouse.registry import Registry
 
     settings = config.load(agent)
@@ -87,6 +89,8 @@ def status(agent: AgentName) -> None:
         console.print(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())
     console.print(f"knowledge base {base.root}: {counts or 'empty'}")
+    for problem in integrity.problems(base):
+        console.print(f"[red]problem[/red] with {escape(problem)}")
     _show_spending(base)
     watched = [verdict for verdict in base.verdicts() if verdict.kind == "watch"]
     if watched:

@@ -21,6 +21,8 @@ from stillhouse.compress.search import search
 from stillhouse.config import Compression, DynamicInt8, Fp32, Search, StaticInt8, home
 from stillhouse.errors import ConfigError, DataError, SchemaError
 from stillhouse.evaluate.scorecard import quality
+from stillhouse.frames import numbers_in
+from stillhouse.knowledge.files import heading_hint, read_csv
 from stillhouse.records import Candidate, Frontier, Limits
 from stillhouse.registry.compressions import Compressions
 from stillhouse.registry.foreign import ForeignModel
@@ -37,7 +39,6 @@ FRONTIER = "compression.json"
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 _LABELS = "labels"
-_TABLES: dict[str, Callable[[Path], pd.DataFrame]] = {".parquet": pd.read_parquet, ".csv": pd.read_csv}
 
 
 class Rows(NamedTuple):
@@ -134,16 +135,40 @@ def _read(file: Path) -> Any:
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
     try:
-        if file.suffix in _TABLES:
-            return _TABLES[file.suffix](file)
+        if file.suffix == ".csv":
+            return _table(file)
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file)
         if file.suffix == ".npy":
             return np.load(file, allow_pickle=False)
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
+    except DataError:
+        raise
     except Exception as error:  # three libraries, and each has errors of its own
         raise DataError(f"{file} cannot be read as {file.suffix}: {type(error).__name__}: {error}") from error
     raise DataError(f"{file}: rows are read from .npy, .npz, .parquet and .csv")
+
+
+def _table(file: Path) -> pd.DataFrame:
+    """A CSV as :func:`read_csv` has it; columns in which every value writes a number are numbers."""
+    with file.open("rb") as stream:
+        texts = read_csv(stream, str(file))
+    names = list(texts.columns)
+    hints = [heading_hint("", names) if len(names) == 1 else "", *(heading_hint(name.strip(), names) for name in names)]
+    if hint := next(filter(None, hints), ""):
+        raise SchemaError(f"{file}: {hint}")
+    return pd.DataFrame({name: _numbers(texts[name]) for name in texts.columns})
+
+
+def _numbers(texts: pd.Series[Any]) -> pd.Series[Any]:
+    """The column as numbers, whole ones as integers; as texts where one of its values is none."""
+    read = numbers_in(texts)
+    if read.refused or not len(texts):
+        return texts
+    whole = texts.str.fullmatch(r" *[+-]?[0-9]{1,15} *").eq(True)
+    return read.values.astype("int64") if whole.all() else read.values
 
 
 def _only(found: Any, name: str) -> np.ndarray[Any, Any]:

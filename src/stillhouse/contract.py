@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stillhouse.config import AgentConfig, CategoryColumn, Column, Observations
 from stillhouse.errors import PartError, SchemaError, WindowError
+from stillhouse.frames import require_distinct, to_texts
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import resolve
 from stillhouse.shown import shown
@@ -118,8 +119,7 @@ def draft(rows: Frame, config: AgentConfig) -> str:
 
 
 def _usable(rows: Frame) -> Frame:
-    if twins := sorted(set(map(str, rows.columns[rows.columns.duplicated()]))):
-        raise SchemaError(f"the rows have several columns named {', '.join(map(repr, twins))}: name each differently")
+    require_distinct(rows.columns, "the rows")
     if lacking := [name for name in RESERVED[:2] if name not in rows.columns]:
         raise SchemaError(f"the rows lack {' and '.join(lacking)}; they have {list(rows.columns)}")
     if len(rows) and not isinstance(rows["observed_at"].dtype, pd.DatetimeTZDtype):
@@ -258,7 +258,7 @@ def _describe(values: pd.Series[Any], days: pd.Series[int], kind: str, kept: Fie
     """The fields of one column, those of the agent file as they are, and what was seen."""
     values = pd.to_numeric(values, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan) if (
         kind == "number"
-    ) else values.astype("string").astype("object")  # fmt: skip
+    ) else to_texts(values, f"column {values.name!r}")  # fmt: skip
     if kind == "text":
         values = values.mask(values.map(lambda value: isinstance(value, str) and not value.strip()).astype(bool))
     fields, seen = {"number": _number, "category": _category, "text": _text}[kind](values, kept)
@@ -432,7 +432,7 @@ def _pairs(rows: Frame, columns: Mapping[str, Column]) -> Iterator[tuple[Fields,
     names = [name for name, column in columns.items() if isinstance(column, CategoryColumn) and column.values]
     days = _number_of_days(rows)
     for first, second in itertools.combinations(names, 2):
-        both = rows[[first, second]].dropna().astype("string").astype("object")
+        both = rows[[first, second]].dropna().apply(lambda values: to_texts(values, f"column {values.name!r}"))
         for name in (first, second):  # a value that the column does not allow is another rule's matter
             both = both[both[name].isin(getattr(columns[name], "values", None) or ())]
         if len(both) < FEWEST_ROWS:

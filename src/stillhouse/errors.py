@@ -9,6 +9,7 @@
     │   └── WindowError         a window that is empty or too small
     ├── LeakageError        a teacher asked about rows it was fitted on, a test row that was trained on
     ├── ExportError         a student that does not become the variant it should be
+    ├── StoreError          what lies under STILLHOUSE_HOME: another version, a damaged table
     ├── RegistryError       MLflow does not answer, or has no such model, version or alias
     └── RuntimeStateError   the agent cannot decide or record now
         ├── NoChampionError     there is no model to decide with
@@ -32,6 +33,7 @@ __all__ = [
     "SpoolError",
     "SpoolFullError",
     "StillhouseError",
+    "StoreError",
     "UnknownDecisionError",
     "WindowError",
 ]
@@ -71,6 +73,10 @@ class LeakageError(StillhouseError):
 
 class ExportError(StillhouseError):
     """A student could not be turned into a variant that agrees with it."""
+
+
+class StoreError(StillhouseError):
+    """What is stored under ``STILLHOUSE_HOME`` cannot be read: another version's, or damaged."""
 
 
 class RegistryError(StillhouseError):

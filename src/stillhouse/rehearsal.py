@@ -22,7 +22,7 @@ from stillhouse.distill.train import Lesson, distil
 from stillhouse.errors import ConfigError, DataError, PartError, StillhouseError, WindowError
 from stillhouse.evaluate.power import power_sentence, provable_margin
 from stillhouse.evaluate.scorecard import quality
-from stillhouse.knowledge import content_keys, tidy
+from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import Limits, Window
 from stillhouse.registry.foreign import ForeignModels
@@ -47,6 +47,7 @@ def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     :raises StillhouseError: the first thing that is not in order, and what to do about it.
     """
     _refuse_open_purse(config)
+    KnowledgeBase(config).require_types()
     observed = _observations(config)
     yield f"{config.observations.source}: {len(observed)} observations with {len(config.observations.columns)} columns"
     labelled = _labelled(config, observed)
@@ -268,6 +269,7 @@ def _labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
     lacking = {"observation_id", "observed_at", "known_at", "action"} - set(outcomes.columns)
     if lacking:
         raise PartError(f"{where} lacks the columns {sorted(lacking)}")
+    outcomes = tidy_outcomes(outcomes, config)
     if strange := sorted(set(outcomes["action"]) - set(config.actions)):
         raise PartError(f"{where} gives actions {strange}, which `actions` {list(config.actions)} does not have")
     index = {action: i for i, action in enumerate(config.actions)}

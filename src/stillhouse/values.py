@@ -1,4 +1,4 @@
-"""How a value is written as text: one rule for every way in, by the value's type, not by its column or its look.
+"""How a value is written as text, and as a number: one rule for every way in, by the value's type.
 
 =====================================  ===========================================================
 type                                   text
@@ -14,28 +14,43 @@ None, NaN, NaT, ``pandas.NA``          missing: None
 =====================================  ===========================================================
 
 Everything else (bytes, lists, dictionaries, durations, infinite numbers) is refused, and so is a whole float from 2^53
-on: it may have been another integer before it became a float.
+on (float32: 2^24): it may have been another integer before it became a float.
 
-This file is copied as it is into every variant's folder, so it imports the standard library and numpy alone.
+A number is a float: what is a number already, a decimal, a truth value (1 and 0), and a text that writes a number where
+the way in takes such texts.
+
+This file is copied as it is into every variant's folder, so it imports the standard library and numpy alone. The same
+for pandas' columns is in :mod:`stillhouse.frames`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ValueRefused", "is_missing", "text_of"]
+__all__ = ["ValueRefused", "is_missing", "number_of", "numbers_of", "text_of", "texts_of"]
 
 _EXACT = 2.0**53  # from here on a float may stand for several integers
+_NUMBER = re.compile(r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *|[+-]?inf(?:inity)?", re.IGNORECASE)
+_SHOWN = 60  # characters of a value in a message
 
 
-class ValueRefused(ValueError):
-    """A value that has no text; the message says what it is and what to write instead."""
+class ValueRefused(ValueError):  # noqa: N818 — what happened to the value, as `Refused` over HTTP
+    """A value that has no text, or is no number; the message says what it is and what to write instead.
+
+    :param index: where it stands in the sequence that was read.
+    """
+
+    def __init__(self, message: str, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 def is_missing(value: Any) -> bool:
@@ -49,7 +64,7 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, str | bytes | bool | int | list | tuple | dict):
         return False
     if isinstance(value, float | np.floating):
-        return value != value
+        return bool(value != value)
     if isinstance(value, np.datetime64 | np.timedelta64):
         return bool(np.isnat(value))
     if isinstance(value, Decimal):
@@ -68,13 +83,13 @@ def text_of(value: Any) -> str | None:
     :raises ValueRefused: if a value of its type has no text.
     """
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)  # of an enumeration with texts the text, not its name
     if is_missing(value):
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, int | np.integer):
-        return str(int(value))
+        return _digits(int(value))
     if isinstance(value, float | np.floating):
         return _float_text(value)
     if isinstance(value, Decimal):
@@ -87,7 +102,94 @@ def text_of(value: Any) -> str | None:
         return value.isoformat()
     if isinstance(value, uuid.UUID):
         return str(value)
-    raise ValueRefused(f"a {type(value).__name__} is no text: write it as one, or as a number, a date or a truth value")
+    raise ValueRefused(f"{_shown(value)} is no text: write it as one, or as a number, a date or a truth value")
+
+
+def number_of(value: Any, *, from_text: bool = False) -> float:
+    """``value`` as a float, NaN where it is missing.
+
+    >>> [number_of(value) for value in (True, 7, Decimal("1.50"), np.int64(3), None)]
+    [1.0, 7.0, 1.5, 3.0, nan]
+    >>> number_of(" 1e3 ", from_text=True)
+    1000.0
+
+    :param from_text: whether a text may write a number.
+    :raises ValueRefused: if it is no number.
+    """
+    if isinstance(value, str):
+        if from_text and _NUMBER.fullmatch(value):
+            return float(value)
+        raise ValueRefused(f"{_shown(value)} is no number{'' if from_text else ', but a text'}")
+    if is_missing(value):
+        return math.nan
+    if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating | Decimal):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueRefused(f"{_shown(value)} is too large for a number") from None
+    raise ValueRefused(f"{_shown(value)} is no number")
+
+
+def texts_of(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[str | None]:
+    """:func:`text_of` of each.
+
+    :raises ValueRefused: at the first that has no text; ``index`` says which.
+    """
+    plain = values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind in "biuUO" else values
+    return [
+        value if type(value) is str or value is None else _at(index, text_of, value)
+        for index, value in enumerate(plain)
+    ]  # fmt: skip
+
+
+def numbers_of(
+    values: Sequence[Any] | np.ndarray[Any, Any], *, from_text: bool = False
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """:func:`number_of` of each, float64 ``[n]``.
+
+    :raises ValueRefused: at the first that is no number; ``index`` says which.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        return values.astype(np.float64)
+    plain = values.tolist() if isinstance(values, np.ndarray) else values
+    return np.array(
+        [
+            value if type(value) is float else _at(index, number_of, value, from_text=from_text)
+            for index, value in enumerate(plain)
+        ],
+        dtype=np.float64,
+    )
+
+
+def _at(index: int, read: Any, value: Any, **options: Any) -> Any:
+    try:
+        return read(value, **options)
+    except ValueRefused as error:
+        raise ValueRefused(str(error), index) from None
+
+
+_KINDS = {list: "the list", tuple: "the tuple", dict: "the dictionary", bytes: "the bytes", np.ndarray: "the array"}
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: what it is, and its beginning."""
+    kind = _KINDS.get(type(value), f"the {type(value).__name__}")
+    try:
+        value = value[:_SHOWN].tolist() if isinstance(value, np.ndarray) and value.ndim else value
+        text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list | tuple) else str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "of very many digits"
+    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    if isinstance(value, str):
+        return text
+    return f"{kind} {text}"
+
+
+def _digits(value: int) -> str:
+    try:
+        return str(value)
+    except ValueError:  # of more than 4,300 digits
+        raise ValueRefused(f"{_shown(value)} is too long: write it as a text") from None
 
 
 def _float_text(value: Any) -> str:
@@ -95,9 +197,11 @@ def _float_text(value: Any) -> str:
         raise ValueRefused("an infinite number is no text: leave it out where it is missing")
     if value != int(value):
         return str(value)
-    if abs(value) >= _EXACT:
+    exact = 2.0 ** (np.finfo(value.dtype).nmant + 1) if isinstance(value, np.floating) else _EXACT
+    if abs(value) >= exact:
         raise ValueRefused(
-            f"{value!s} is a float from 2^53 on, and may have been another whole number: write it as an integer or a text"
+            f"{value!s} is a float from 2^{int(math.log2(exact))} on, and may have been another whole number: write it "
+            "as an integer or a text"
         )
     return str(int(value))
 
@@ -105,6 +209,8 @@ def _float_text(value: Any) -> str:
 def _decimal_text(value: Decimal) -> str:
     if not value.is_finite():
         raise ValueRefused("an infinite number is no text: leave it out where it is missing")
+    if abs(value.adjusted()) > 400:
+        raise ValueRefused(f"{_shown(value)} has too many digits: write it as a text")
     text = format(value, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from deltalake import DeltaTable, Transaction
 from stillhouse.config import AgentConfig
 from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
-from stillhouse.knowledge import KnowledgeBase, content_keys, tidy
+from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.tables import FIELDS, MONTH, observed_in
 from stillhouse.records import Counted, Verdict, Window
 from tests.knowledge.parts_for_tests import (
@@ -104,6 +105,16 @@ BAD = {
         "observed_at of agent 'toy' must be timestamps with a time zone",
     ),
     "no times": (make_rows(50, 2).assign(observed_at=["a", "b"]), "must be timestamps with a time zone"),
+    "a list": (
+        make_rows(50, 2).assign(origin=pd.Series([["EWR"], "JFK"])),
+        r"column 'origin' of agent 'toy' must be text, row 0: the list \['EWR'\] is no text",
+    ),
+    "a list for a number": (make_rows(50, 2).assign(temp=pd.Series([[1], 2])), r"row 0: the list \[1\] is no number"),
+    "a column twice": (
+        pd.concat([make_rows(50, 2), make_rows(50, 2)[["temp"]]], axis=1),
+        "observations of agent 'toy' have more than one column 'temp'",
+    ),
+    "an id that was an integer": (make_rows(50, 2).assign(observation_id=[2.0**60, None]), r"from 2\^53 on"),
 }
 
 
@@ -117,6 +128,65 @@ def test_bad_rows_change_nothing(lived: KnowledgeBase, rows: pd.DataFrame, messa
     assert not lived.has_batch("observations", "bad")
     lived.append_observations(make_rows(50, 2), batch="bad")
     assert lived.counts() == {"observations": 50}
+
+
+CODES: dict[str, Any] = {
+    "whole numbers": [1, 2], "beside a gap": [1, None], "nullable": pd.array([1, None], dtype="Int64"),
+    "categorical": pd.Categorical([1, None]), "floats": [1.0, 2.0], "decimals": [Decimal("1.0"), None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("codes", CODES.values(), ids=CODES)
+def test_a_whole_number_is_one_text_whatever_is_beside_it(codes: Any) -> None:
+    assert tidy(make_rows(0, 2).assign(origin=codes), CONFIG)["origin"].iloc[0] == "1"
+
+
+def test_what_has_a_type_keeps_its_meaning() -> None:
+    rows = make_rows(0, 2).assign(
+        observation_id=[2**60 + 1, 2**60 + 3], origin=pd.Series([True, "1.0"], dtype=object), temp=["1.5", True],
+        wind=pd.array([1, None], dtype="Int64"),
+    )  # fmt: skip
+    tidied = tidy(rows, CONFIG)
+    assert tidied["observation_id"].tolist() == [str(2**60 + 1), str(2**60 + 3)]
+    assert tidied["origin"].tolist() == ["true", "1.0"] and tidied["temp"].tolist() == [1.5, 1.0]
+    np.testing.assert_array_equal(tidied["wind"], [1, np.nan])
+
+
+def test_outcomes_are_written_as_their_observations_are() -> None:
+    times = [START, START + HOUR]
+    given = pd.DataFrame({"observation_id": [2**60 + 1, 7], "observed_at": times, "known_at": times})
+    given["action"] = pd.Series([True, 1.0], dtype=object)
+    found = tidy_outcomes(given.assign(extra=1), CONFIG)
+    assert found["observation_id"].tolist() == [str(2**60 + 1), "7"] and found["action"].tolist() == ["true", "1"]
+    assert list(found.columns) == ["observation_id", "observed_at", "known_at", "action"]
+    with pytest.raises(SchemaError, match="outcomes of agent 'toy' have more than one column 'action'"):
+        tidy_outcomes(pd.concat([given, given[["action"]]], axis=1), CONFIG)
+    with pytest.raises(SchemaError, match=r"column 'action' of outcomes of agent 'toy' must be text, row 1: the list"):
+        tidy_outcomes(given.assign(action=pd.Series(["stay", ["move"]])), CONFIG)
+
+
+@pytest.mark.parametrize(("before", "after"), [("number", "category"), ("category", "number")])
+def test_a_column_whose_type_changed_is_refused_by_name(tmp_path: Path, before: str, after: str) -> None:
+    def base(kind: str) -> KnowledgeBase:
+        raw = CONFIG.model_dump(exclude_unset=True)
+        raw["observations"]["columns"]["wind"] = {"type": kind}
+        return KnowledgeBase(AgentConfig.model_validate(raw), tmp_path / "kb")
+
+    base(before).append_observations(make_rows(0, 2).assign(wind=["7", "8"]), batch="a")
+    kept, changed = base(before), base(after)
+    window = kept.window("all", START, START + 9 * HOUR)
+    refused = f"has 'wind' as {'numbers' if before == 'number' else 'text'}, and the agent file calls it a {after}"
+    for use in (
+        lambda: changed.append_observations(make_rows(2, 1), batch="b"),
+        lambda: changed.observations(window),
+        lambda: list(changed.stream("observations", window)),
+        changed.require_types,
+    ):
+        with pytest.raises(SchemaError, match=f"{refused}.*or another name in `observations.columns`"):
+            use()
+    assert changed.read("observations", window, ["observation_id"])["observation_id"].tolist() == ["o0000", "o0001"]
+    kept.require_types()
+    assert len(kept.observations(window)) == 2
 
 
 def test_other_tables_have_their_columns_too(kb: KnowledgeBase) -> None:
@@ -542,7 +612,7 @@ def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
     keys = back["content_key"].tolist()
     assert keys[0] == keys[3] and len(set(keys)) == 3
     half = rows.assign(said=pd.Series(["half a \ud83d", "", "", ""], dtype=object))
-    with pytest.raises(SchemaError, match="column 'said' of agent 'toy' holds what is no Unicode text"):
+    with pytest.raises(SchemaError, match=r"column 'said' of agent 'toy' must be text, row 0: .* is no Unicode text"):
         base.append_observations(half, batch="b")
 
 

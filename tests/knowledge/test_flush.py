@@ -23,7 +23,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import RuntimeStateError
 from stillhouse.knowledge import KnowledgeBase, tables
 from stillhouse.knowledge import flush as flush_module
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught
+from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught, decode
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool, SpoolFile
 from stillhouse.records import Spending
@@ -407,6 +407,25 @@ def test_an_event_that_cannot_become_rows_holds_up_no_other(
     assert kb.counts().get("knowledge", 0) == kb.counts().get("spending", 0) == 0
     (line,) = filter(None, (tmp_path / "spool" / f"{spool.name}.dead").read_text().splitlines())
     assert json.loads(line)["seq"] == 5
+
+
+def test_a_column_of_another_type_than_in_the_table_blocks_nothing_and_nothing_is_lost(
+    kb: KnowledgeBase, spool: Spool, tmp_path: Path
+) -> None:
+    spool.put(decided(0))
+    flush(kb, tmp_path / "spool")
+    raw = CONFIG.model_dump(exclude_unset=True)
+    raw["observations"]["columns"]["wind"] = {"type": "category"}
+    changed = KnowledgeBase(AgentConfig.model_validate(raw), kb.root)
+    new = Observed(**observed(1) | {"values": [[1.0, "strong", "EWR"]], "columns": ["temp", "wind", "origin"]})
+    spool.put(new, *(decided(number) for number in range(2, 9)))
+    spool.put(outcomes(0, 1))
+    done = flush(changed, tmp_path / "spool")
+    assert (done.events, done.dead, done.rows) == (1, 8, {"outcomes": 1})
+    assert spool._file.depth() == 0 and ids(kb, "observations") == ["o0000"]
+    lines = [json.loads(line) for line in (tmp_path / "spool" / f"{spool.name}.dead").read_text().splitlines() if line]
+    assert [line["seq"] for line in lines] == list(range(2, 10)) and "'wind' as numbers" in lines[0]["why"]
+    assert decode(base64.b64decode(lines[0]["body"])) == new
 
 
 def test_a_spool_that_cannot_be_read_holds_up_no_other(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError
-from stillhouse.knowledge import KnowledgeBase, importing
+from stillhouse.knowledge import KnowledgeBase, files, importing
 from stillhouse.knowledge.files import LogFile
 from stillhouse.knowledge.importing import Summary, import_files, preview
 from tests.knowledge.parts_for_tests import START, make_config
@@ -259,6 +260,14 @@ MOMENTS: list[tuple[dict[str, str], Any, datetime | str]] = [
     ({"format": "%d.%m.%Y %H:%M %z"}, "01.06.2013 12:00 +0200", START.replace(month=6, hour=10)),
     ({"format": "%d.%m.%Y %H:%M", "timezone": "UTC"}, "2013-06-01", "is not of the form %d.%m.%Y %H:%M"),
     ({}, "", "when: is missing"),
+    ({"timezone": "America/New_York"}, "2013-06-01", START.replace(month=6, hour=4)),
+    ({"timezone": "America/New_York"}, "20130601", START.replace(month=6, hour=4)),
+    ({"timezone": "America/New_York"}, "2013-06-01T12", START.replace(month=6, hour=16)),
+    ({"timezone": "America/New_York", "format": "%d.%m.%Y"}, "01.06.2013", START.replace(month=6, hour=4)),
+    ({}, "2013-06-01", "'2013-06-01' says no time zone"),
+    ({}, "2013-06", "'2013-06' says no time zone"),
+    ({}, "2013-06-01T12-05", START.replace(month=6, hour=17)),
+    ({"timezone": "UTC"}, 1370088000, "is no ISO moment"),
 ]
 
 
@@ -292,6 +301,84 @@ def test_large_integers_of_parquet_stay_whole(tmp_path: Path) -> None:
     summary = import_files(base, [tmp_path / "a.parquet"])
     assert everything(base)["observation_id"].tolist() == [str(2**60 + 1), str(2**60 + 3)]
     assert [str(each) for each in summary.problems] == ["a.parquet:2: id: is missing"]
+
+
+def test_dates_of_parquet_are_midnight_in_the_files_zone(tmp_path: Path) -> None:
+    days = pa.array([date(2013, 6, 1), None, date(2013, 11, 3)])
+    table = pa.Table.from_pandas(logged(0, 3)).set_column(1, "when", days)
+    pq.write_table(table, tmp_path / "a.parquet")
+    zone = {"column": "when", "timezone": "America/New_York"}
+    for form in ({}, {"format": "%d.%m.%Y"}):
+        (found,) = preview(make(tmp_path, observed_at=zone | form, outcome=None).config, [tmp_path / "a.parquet"])
+        assert found.rows["observed_at"].tolist() == [
+            START.replace(month=6, hour=4), START.replace(month=11, day=3, hour=4)
+        ]  # fmt: skip
+        assert [str(each) for each in found.problems] == ["a.parquet:2: when: is missing"]
+    (nowhere,) = preview(make(tmp_path, outcome=None).config, [tmp_path / "a.parquet"])
+    assert nowhere.rows.empty and "2013-06-01" in nowhere.problems[0].reason
+
+
+VALUES: dict[str, tuple[Any, Any]] = {
+    "whole beside a gap": (pa.array([1, None]), ["1", None]),
+    "large": (pa.array([2**64 - 1, None], pa.uint64()), [str(2**64 - 1), None]),
+    "booleans": (pa.array([True, None]), ["true", None]),
+    "whole floats": (pa.array([1.0, None]), ["1", None]),
+    "decimals": (pa.array([Decimal("1.50"), None]), ["1.5", None]),
+    "dates": (pa.array([date(2024, 5, 1), None]), ["2024-05-01", None]),
+    "a dictionary": (pa.array(["1.0", None]).dictionary_encode(), ["1.0", None]),
+    "a dictionary of numbers": (pa.array([7, None]).dictionary_encode(), ["7", None]),
+    "long texts": (pa.array(["a", None], pa.large_string()), ["a", None]),
+    "lists": (pa.array([[1], None]), "origin: the array [1] is no text"),
+    "structs": (pa.array([{"a": 1}, None]), "origin: the dictionary {'a': 1} is no text"),
+    "bytes": (pa.array([b"a", None]), "origin: the bytes b'a' is no text"),
+    "durations": (pa.array([timedelta(1), None]), "origin: the Timedelta 1 days 00:00:00 is no text"),
+    "ambiguous": (pa.array([2.0**60, None]), "origin: 1.152921504606847e+18 is a float from 2^53 on"),
+}
+
+
+@pytest.mark.parametrize(("values", "expected"), VALUES.values(), ids=VALUES)
+def test_every_type_of_parquet_is_read_right_or_refused(tmp_path: Path, values: pa.Array, expected: Any) -> None:
+    table = pa.Table.from_pandas(logged(0, 2)).set_column(4, "origin", values)
+    pq.write_table(table, tmp_path / "a.parquet")
+    (found,) = preview(make(tmp_path).config, [tmp_path / "a.parquet"])
+    if isinstance(expected, str):
+        assert found.problems[0].reason.startswith(expected) and found.rows["observation_id"].tolist() == ["r1"]
+    else:
+        assert found.rows["origin"].tolist() == expected and not found.problems
+
+
+def test_words_for_what_is_missing_are_known_in_dictionaries_too(tmp_path: Path) -> None:
+    values = pa.array(["NA", "EWR", None]).dictionary_encode()
+    table = pa.Table.from_pandas(logged(0, 3)).set_column(4, "origin", values)
+    pq.write_table(table, tmp_path / "a.parquet")
+    (found,) = preview(make(tmp_path, missing=["NA"]).config, [tmp_path / "a.parquet"])
+    assert found.rows["origin"].tolist() == [None, "EWR", None] and not found.problems
+
+
+def test_numbers_of_every_type(tmp_path: Path) -> None:
+    lines = [json.loads(logged(i, 1).to_json(orient="records", lines=True)) for i in range(7)]
+    given = [True, 2**70, "1.5", 3, [1], "nan", "1_0"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(line | {"wind": wind}) for line, wind in zip(lines, given, strict=True)))
+    (found,) = preview(make(tmp_path).config, [path])
+    assert found.rows["wind"].tolist() == [1.0, 2.0**70, 1.5, 3.0]
+    assert [each.line for each in found.problems] == [5, 6, 7]
+    assert found.problems[0].reason == "wind: the list [1] is no number"
+
+
+def test_ids_and_actions_that_are_numbers_or_truth_values(tmp_path: Path) -> None:
+    words = {"1": "move", "true": "move", "0": "stay", "false": "stay"}
+    base = make(tmp_path, actions=words, outcome={"action": "truth"})
+    line = json.loads(logged(0, 1).to_json(orient="records", lines=True))
+    given = [(2**60 + 1, 1, True), (2**70, 1.0, False), (True, "0", 0)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(line | {"id": i, "did": d, "truth": t}) for i, d, t in given))
+    assert counted(import_files(base, [path])) == {"rows": 3, "added": 3, "decisions": 3, "outcomes": 3}
+    decisions = base.read("decisions").set_index("observation_id")["action"]
+    assert decisions.to_dict() == {str(2**60 + 1): "move", str(2**70): "move", "true": "stay"}
+    assert base.read("outcomes").set_index("observation_id")["action"].to_dict() == {
+        str(2**60 + 1): "move", str(2**70): "stay", "true": "stay",
+    }  # fmt: skip
 
 
 # --------------------------------------------------------------------------- bad rows
@@ -358,10 +445,56 @@ def test_bad_lines_of_json(tmp_path: Path) -> None:
     summary = import_files(base, [path])
     told = [str(problem) for problem in summary.problems]
     assert told[0].startswith("a.jsonl:3: cannot be read as JSON: ") and told[1] == "a.jsonl:4: is no JSON object"
-    assert told[2] == "a.jsonl:5: origin: \"['a']\" is no text"
-    assert told[3] == "a.jsonl:6: wind: \"{'a': 1}\" is no number" and len(told) == 4
+    assert told[2].startswith("a.jsonl:5: origin: the list ['a'] is no text")
+    assert told[3] == "a.jsonl:6: wind: the dictionary {'a': 1} is no number" and len(told) == 4
     rows = everything(base).set_index("observation_id")
     assert rows.loc["7", "wind"] == 1 and rows.loc["7", "origin"] == "3" and np.isnan(rows.loc["z", "wind"])
+
+
+def test_nan_in_json_is_named_as_what_it_is(tmp_path: Path) -> None:
+    good = json.loads(logged(0, 1).to_json(orient="records", lines=True))
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(good | {"wind": value}) for value in (float("nan"), float("-inf"), 1)))
+    (found,) = preview(make(tmp_path).config, [path])
+    assert [str(each) for each in found.problems] == [
+        "a.jsonl:1: holds NaN, which is no JSON: write null where a value is missing",
+        "a.jsonl:2: holds -Infinity, which is no JSON: write null where a value is missing",
+    ]
+    assert len(found.rows) == 1
+
+
+def test_a_key_of_json_that_comes_late_is_a_column(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in logged(0, 130).to_json(orient="records", lines=True).splitlines()]
+    for line in lines[:120]:
+        del line["wind"]
+    path, base = tmp_path / "a.jsonl", make(tmp_path)
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    assert import_files(base, [path]).added == 130
+    wind = everything(base)["wind"]
+    assert wind.iloc[:120].isna().all() and wind.iloc[120:].tolist() == [i % 7 for i in range(120, 130)]
+    path.write_text("\n".join(json.dumps(line) for line in lines[:120]))
+    with pytest.raises(SchemaError, match="has no column 'wind'"):
+        import_files(base, [path])
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.parquet"])
+def test_a_chunk_is_bounded_in_bytes(tmp_path: Path, name: str) -> None:
+    rows = logged(0, 30).assign(origin="A" * 50_000)
+    file = LogFile(write(tmp_path / name, rows))
+    sizes = [chunk.rows["origin"].str.len().sum() for chunk in file.chunks(["id", "origin"], 1000, 200_000)]
+    assert sum(sizes) == 30 * 50_000 and max(sizes) <= 250_000 and len(sizes) >= 6
+    lines = [line for chunk in file.chunks(["id"], 1000, 200_000) for line in chunk.lines]
+    assert lines == list(range(2, 32) if "csv" in name else range(1, 31))
+
+
+def test_a_row_that_never_ends_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LONGEST_LINE", 100_000)
+    path = tmp_path / "a.csv"
+    path.write_text("id,when\na,b\n" + 'x,"\n' + '","\n' * 60_000)
+    with pytest.raises(SchemaError, match=r"a\.csv:3: the row is longer than 16 MiB: is a quote left open"):
+        list(LogFile(path).chunks(["id"], 1000))
 
 
 def test_a_quote_that_never_ends_is_one_bad_row_and_memory_stays_bounded(tmp_path: Path) -> None:
@@ -396,6 +529,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "no.parquet").write_text("PAR0")
     (tmp_path / "no.csv.gz").write_text("id,when\n")
     (tmp_path / "twice.csv").write_text("id,id,when\n")
+    (tmp_path / "array.jsonl").write_text(json.dumps([{"id": 1}, {"id": 2}]))
+    (tmp_path / "lines.jsonl").write_text('[\n{"id": 1},\n{"id": 2}\n]\n')
+    (tmp_path / "spread.jsonl").write_text(json.dumps({"id": 1, "when": 2}, indent=2))
+    (tmp_path / "semicolons.csv").write_text("id;when\na;b\n")
+    (tmp_path / "blanks.csv").write_text("id, when, Temperature\n")
     for name, message in {
         "away.csv": "is not there: name files to import",
         "kb": "is a folder: name files to import" if (tmp_path / "kb").mkdir() is None else "",
@@ -405,6 +543,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         "no.parquet": "cannot be read as Parquet: ",
         "no.csv.gz": "cannot be read as CSV in UTF-8 in gzip: ",
         "twice.csv": "has more than one column 'id': rename them",
+        "array.jsonl": "is one JSON array, and JSON lines are wanted: write each of its objects on a line",
+        "lines.jsonl": "is one JSON array, and JSON lines are wanted: write each of its objects on a line",
+        "spread.jsonl": "It is JSON over several lines: write each object on a line of its own",
+        "semicolons.csv": "separated by semicolons, and commas are expected; `importing.delimiter` says",
+        "blanks.csv": "its heading has blanks around ' when': remove them, or name it so",
     }.items():
         with pytest.raises(SchemaError, match=message.replace(".", r"\.")):
             import_files(base, [write(tmp_path / "good.csv", logged(0, 3)), tmp_path / name])

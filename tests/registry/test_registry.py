@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from stillhouse.errors import RegistryError
 from stillhouse.records import Baseline, Disagreement, Screens, Window
 from stillhouse.registry import Lineage, Registry
+from stillhouse.registry.registry import Rollback
 
 from .conftest import Life, rows, scorecard, variant_folder
 
@@ -240,3 +241,27 @@ def test_what_every_version_was_trained_and_proved_on(three: Registry) -> None:
 
 def test_before_the_first_version_there_are_no_windows(registry: Registry) -> None:
     assert registry.windows() == {}
+
+
+def test_a_rollback_whose_record_was_killed_is_taken_up_again(three: Registry) -> None:
+    for version in "123":
+        three.promote(version)
+    seen: list[Rollback] = []
+
+    def killed_while_recording(done: Rollback) -> None:
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        three.rollback(killed_while_recording)
+    assert three.rollback(seen.append).version == "2"
+    assert seen[0] == seen[1] and seen[0].before is not None and seen[0].before.version == "3"
+    assert three.rollback(seen.append).version == "1" and seen[2].began_at > seen[0].began_at
+
+
+def test_a_promotion_tells_whom_it_replaced_however_often_it_is_asked_for(three: Registry) -> None:
+    three.promote("1")
+    three.promote("3")
+    first = three.promotion("3")
+    three.promote("3")
+    assert first == three.promotion("3") and first[0] is not None and first[0].version == "1"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -123,19 +124,21 @@ def test_a_teacher_reads_what_the_knowledge_base_holds(contract: Contract) -> No
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"temp": "warm"}, r"float \| null.*\$\[0\]\.temp"),
-        ({"temp": True}, r"\$\[0\]\.temp"),
+        ({"temp": "warm"}, r"'warm' is no number.*\$\[0\]\.temp"),
+        ({"temp": "3"}, r"'3' is no number, but a text.*\$\[0\]\.temp"),
+        ({"temp": [1.5]}, r"the list \[1.5\] is no number.*\$\[0\]\.temp"),
         ({"temp": float("inf")}, r"infinite.*\$\[0\]\.temp"),
         ({"wind": np.float32("-inf")}, r"infinite.*\$\[0\]\.wind"),
         ({"temp": 10**400}, r"\$\[0\]\.temp"),
-        ({"origin": 7}, r"\$\[0\]\.origin"),
-        ({"origin": ["EWR"]}, r"\$\[0\]\.origin"),
+        ({"origin": 2.0**60}, r"from 2\^53 on.*\$\[0\]\.origin"),
+        ({"origin": ["EWR"]}, r"the list \['EWR'\] is no text.*\$\[0\]\.origin"),
+        ({"origin": {"a": 1}}, r"the dictionary \{'a': 1\} is no text.*\$\[0\]\.origin"),
         ({"said": b"bytes"}, r"\$\[0\]\.said"),
         ({"said": "half \ud83d a pair"}, r"no Unicode.*\$\[0\]"),
         ({"observation_id": "\udc00"}, r"no Unicode"),
         ({"observation_id": ""}, r"observation_id"),
         ({"observation_id": "x" * 201}, r"observation_id"),
-        ({"observation_id": 5}, r"observation_id"),
+        ({"observation_id": [5]}, r"the list \[5\] is no text.*\$\[0\]\.observation_id"),
         ({"observed_at": "yesterday"}, r"observed_at"),
         ({"observed_at": datetime(2024, 1, 1)}, r"observed_at"),
         ({"observed_at": datetime.now(UTC) + timedelta(hours=2)}, r"more than an hour from now"),
@@ -165,7 +168,7 @@ def test_what_is_no_observation_is_refused(contract: Contract, strange: list) ->
         ({"temp": "warm"}, "column 'temp'"),
         ({"temp": np.inf}, r"infinite.*\$\[0\]\.temp"),
         ({"said": pd.Series(["a", "\ud83d", "b"], dtype="object")}, "no Unicode"),
-        ({"observation_id": pd.Series(["a", "\ud83d", "b"], dtype="object")}, r"no Unicode.*\$\[1\]"),
+        ({"observation_id": pd.Series(["a", "\ud83d", "b"], dtype="object")}, r"row 1: .* no Unicode"),
         ({"observation_id": "x" * 201}, "201 characters"),
         ({"observation_id": None}, "missing in a row"),
         ({"observed_at": pd.Timestamp("2024-01-01")}, "time zone"),
@@ -184,6 +187,41 @@ def test_numpys_and_pandas_scalars_are_pythons(contract: Contract) -> None:
     assert list(batch.values[0]) == [1.5, 2.0, None, "taxi"]
     assert batch.observed_at == [micros(datetime(2024, 1, 1, 0, 0, 0, 123, tzinfo=UTC))]
     assert contract.read(GOOD | {"temp": float("nan")}).values[0][0] is None
+
+
+TYPED: list[tuple[str, object, object]] = [
+    ("origin", 1, "1"), ("origin", 1.0, "1"), ("origin", "1.0", "1.0"), ("origin", "007", "007"),
+    ("origin", True, "true"), ("origin", np.float32(0.1), "0.1"), ("origin", 2**70, str(2**70)),
+    ("origin", date(2024, 5, 1), "2024-05-01"), ("said", Decimal("1.50"), "1.5"),
+    ("temp", True, 1.0), ("temp", Decimal("1.50"), 1.5), ("temp", 2**70, 2.0**70), ("temp", pd.NA, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "given", "written"), TYPED)
+def test_a_value_is_written_alike_in_a_mapping_and_in_a_frame(
+    contract: Contract, name: str, given: object, written: object
+) -> None:
+    place = contract.columns.index(name)
+    assert list(contract.read(GOOD | {name: given}).values[0])[place] == written
+    frame = pd.DataFrame({column: pd.Series([value, None], dtype=object) for column, value in GOOD.items()})
+    frame[name] = pd.Series([given, None], dtype=object)
+    assert [row[place] for row in contract.read(frame).values] == [written, None]
+
+
+def test_ids_that_are_numbers_stay_whole(contract: Contract) -> None:
+    ids = [2**60 + 1, 7, 1.0, True]
+    assert contract.read([GOOD | {"observation_id": each} for each in ids]).observation_ids == [
+        str(2**60 + 1), "7", "1", "true",
+    ]  # fmt: skip
+    frame = observed(2).assign(observation_id=pd.Series([2**60 + 1, 2**60 + 3]))
+    assert contract.read(frame).observation_ids == [str(2**60 + 1), str(2**60 + 3)]
+
+
+def test_two_columns_of_one_name_are_refused(contract: Contract) -> None:
+    rows = observed(3)
+    for twice in ("temp", "observation_id"):
+        with pytest.raises(SchemaError, match=f"have more than one column '{twice}'"):
+            contract.read(pd.concat([rows, rows[[twice]]], axis=1))
 
 
 def test_ids_and_times_are_given_where_there_are_none(contract: Contract) -> None:

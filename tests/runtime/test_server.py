@@ -172,10 +172,12 @@ def test_requests_at_once_share_a_commit_and_each_gets_its_own() -> None:
     ("body", "place"),
     [
         ({"observation": {**ROW, "wind": "3"}}, "$.observation.wind"),
-        ({"observation": {**ROW, "wind": True}}, "$.observation.wind"),
+        ({"observation": {**ROW, "wind": [1]}}, "the list [1] is no number - at `$.observation.wind`"),
         ({"observation": {"wind": 1.0, "hour": 1}}, "origin"),
         ({"observation": {**ROW, "winds": 1}}, "winds"),
-        ({"observations": [ROW, {**ROW, "origin": 4}]}, "$.observations[1].origin"),
+        ({"observations": [ROW, {**ROW, "origin": {"a": 4}}]}, " - at `$.observations[1].origin`"),
+        ({"observation": {**ROW, "origin": 2.0**60}}, "from 2^53 on"),
+        ({"observation": {**ROW, "origin": 4, "observed_at": "soon"}}, "$.observation.observed_at"),
         ({"observation": {**ROW, "observation_id": ""}}, "$.observation.observation_id"),
         ({"observation": {**ROW, "observation_id": "x" * 201}}, "$.observation.observation_id"),
         ({"observation": {**ROW, "observed_at": "2026-01-01T00:00:00"}}, "$.observation.observed_at"),
@@ -193,6 +195,31 @@ def test_what_breaks_the_contract_is_refused_with_its_place(body: Any, place: st
         assert error_of(response) == (422, "invalid")
         assert place in response.json()["error"]["message"]
         assert recorded() == []
+
+    served(test)
+
+
+def test_numbers_and_truth_values_are_written_as_everywhere() -> None:
+    async def test(client: Any) -> None:
+        given = [(4, 5), (4.0, 2**60 + 1), (True, True), ("4.0", "007")]
+        rows = [{**ROW, "wind": True, "origin": origin, "observation_id": name} for origin, name in given]
+        found = (await client.post(DECISIONS, json={"observations": rows})).json()["decisions"]
+        one = (await client.post(DECISIONS, json={"observation": rows[0]})).json()
+        assert [each["observation_id"] for each in found] == ["5", str(2**60 + 1), "true", "007"]
+        several, single = recorded()
+        assert [row[2] for row in several.values] == ["4", "4", "true", "4.0"] and several.values[0][0] == 1.0
+        assert single.values == several.values[:1] and one["observation_id"] == "5"
+        wrong = await client.post(OUTCOMES, json={"decision_id": one["decision_id"], "action": 1})
+        assert error_of(wrong) == (422, "invalid") and "no action '1'" in wrong.json()["error"]["message"]
+
+    served(test)
+
+
+def test_nan_is_named_as_what_it_is() -> None:
+    async def test(client: Any) -> None:
+        response = await client.post(DECISIONS, content=b'{"observation": {"wind": NaN}}', headers=JSON)
+        assert error_of(response) == (400, "malformed_json")
+        assert "holds NaN, which is no JSON: write null" in response.json()["error"]["message"]
 
     served(test)
 
@@ -618,7 +645,7 @@ def test_the_description_names_every_route_and_the_agents_columns() -> None:
         assert set(described["paths"]) == routes
         row = described["components"]["schemas"]["flights.Observation"]
         assert row["required"] == ["wind", "hour", "origin"]
-        assert row["properties"]["wind"]["type"] == ["number", "null"]
-        assert row["properties"]["origin"]["type"] == ["string", "null"]
+        assert row["properties"]["wind"]["type"] == ["number", "boolean", "null"]
+        assert row["properties"]["origin"]["type"] == ["string", "number", "boolean", "null"]
 
     served(test)

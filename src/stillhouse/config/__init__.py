@@ -56,6 +56,7 @@ from stillhouse.config.compression import (
 )
 from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
 from stillhouse.config.runtime import Cascade, Runtime, Upkeep
+from stillhouse.config.store import open_store
 from stillhouse.config.windows import NewestRows, SincePromotion, Windows
 from stillhouse.errors import ConfigError
 from stillhouse.records import Mode
@@ -134,6 +135,7 @@ def home() -> Path:
     """The folder that everything is kept in: ``STILLHOUSE_HOME``, by default ``./.stillhouse``.
 
     :raises ConfigError: if it cannot be a folder that SQLite, MLflow, Prefect and Delta Lake all find again.
+    :raises StoreError: if it holds what this version cannot read; see :mod:`stillhouse.config.store`.
     """
     folder = _folder("STILLHOUSE_HOME", ".stillhouse")
     if strange := unfit_in_path(folder):
@@ -141,6 +143,7 @@ def home() -> Path:
             f"STILLHOUSE_HOME is the folder {str(folder)!r}, and Delta Lake, SQLite and MLflow do not all find a path "
             f"again that has {', '.join(map(repr, strange))} in it: name another folder"
         )
+    open_store(folder)
     return folder
 
 

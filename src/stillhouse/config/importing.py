@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from stillhouse.config.base import Name, Section
+from stillhouse.values import text_of
 
 __all__ = ["ImportedDecision", "ImportedOutcome", "ImportedTime", "Importing"]
+
+
+_SOME_MOMENT = datetime(2013, 6, 15, 13, 45, 30, 123456, UTC)
 
 
 class ImportedTime(Section):
@@ -26,8 +32,10 @@ class ImportedTime(Section):
     @field_validator("format")
     @classmethod
     def _known(cls, text: str) -> str:
-        if text not in ("iso", "s", "ms", "us") and "%" not in text:
-            raise ValueError(f"{text!r} must be iso, s, ms, us, or a pattern such as '%d.%m.%Y %H:%M'")
+        if text in ("iso", "s", "ms", "us"):
+            return text
+        if why := _unreadable(text):
+            raise ValueError(f"{text!r} must be iso, s, ms, us, or a pattern such as '%d.%m.%Y %H:%M': {why}")
         return text
 
     @field_validator("timezone")
@@ -37,6 +45,29 @@ class ImportedTime(Section):
             return name if name is None else ZoneInfo(name).key
         except (ValueError, OSError, LookupError):
             raise ValueError(f"{name!r} is no time zone: write one such as UTC or America/New_York") from None
+
+
+_YEARS = ("%Y", "%y", "%G", "%c", "%x")
+
+
+def _unreadable(pattern: str) -> str:
+    """Why moments of this pattern of strptime cannot be read; empty if they can."""
+    directives = re.findall(r"%.", pattern)
+    if not directives:
+        return "it has no directive"
+    if "%Z" in directives:
+        return "%Z cannot be read, since names of time zones are ambiguous: name the zone in `timezone`"
+    if not any(year in directives for year in _YEARS):
+        return "it has no year"
+    if "%I" in directives and "%p" not in directives:
+        return "hours of %I need %p"
+    import pandas as pd  # takes a second, and hardly any agent file asks for it
+
+    try:  # as it will be read
+        pd.to_datetime(pd.Series([_SOME_MOMENT.strftime(pattern)]), format=pattern)
+    except (ValueError, re.error, NotImplementedError, TypeError) as error:
+        return f"it cannot be read ({error})"
+    return ""
 
 
 def _named(value: Any) -> Any:
@@ -65,6 +96,11 @@ class ImportedOutcome(Section):
     )
 
 
+def _written(words: Any) -> Any:
+    """Words as files have them: 1 and true are written as everywhere."""
+    return {text_of(word): action for word, action in words.items()} if isinstance(words, dict) else words
+
+
 class Importing(Section):
     """How `stillhouse import` reads CSV, JSON lines and Parquet."""
 
@@ -74,7 +110,9 @@ class Importing(Section):
     )
     observed_at: Time = Field(description="a column, or a section with `column`, `format`, `timezone`")
     columns: dict[str, str] = Field(default_factory=dict, description="the file's name of a feature, where it differs")
-    actions: dict[str, Name] = Field(default_factory=dict, description="an action by the file's word for it")
+    actions: Annotated[dict[str, Name], BeforeValidator(_written)] = Field(
+        default_factory=dict, description="an action by the file's word for it"
+    )
     decision: ImportedDecision | None = None
     outcome: ImportedOutcome | None = None
     delimiter: str = Field(default=",", min_length=1, max_length=1, description="of CSV")

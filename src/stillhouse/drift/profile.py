@@ -433,8 +433,9 @@ def build(frame: pd.DataFrame, columns: Mapping[str, Column], like: Profile | No
     """
     if frame.empty:
         raise WindowError("a profile needs a window with rows; this one has none")
+    if not frame.columns.is_unique:
+        _present(None, list(frame.columns), "the rows")
     watched = {name: column for name, column in columns.items() if column.drift}
-    _refuse_twins(list(frame.columns), "the window")
     absent = [name for name in watched if name not in frame.columns]
     if absent:
         raise SchemaError(f"the window lacks the columns {absent}; it has {list(frame.columns)}")
@@ -627,7 +628,9 @@ def _repeated(name: str, value: pa.Scalar, rows: int) -> pa.RecordBatch:
 def _refuse_twins(names: Sequence[str], where: str) -> None:
     """:raises SchemaError: if two columns have one name."""
     if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise SchemaError(f"{where} has several columns named {', '.join(map(repr, twins))}: name each differently")
+        what = where if where == "the rows" else f"the rows of {where}"
+        named = ", ".join(map(repr, twins))  # as stillhouse.frames says it, without pandas, which takes a second
+        raise SchemaError(f"{what} have more than one column {named}: rename or drop one of them")
 
 
 def _stretches(metadata: Any) -> Iterator[list[int]]:

@@ -24,6 +24,7 @@ under the teacher's version, so nothing is asked twice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -35,13 +36,13 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from stillhouse.config import AgentConfig
-from stillhouse.errors import SchemaError, WindowError
-from stillhouse.knowledge import windows
-from stillhouse.knowledge.content import content_keys, tidy
+from stillhouse.errors import SchemaError, StoreError, WindowError
+from stillhouse.knowledge import moments, windows
+from stillhouse.knowledge.content import content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.tables import MONTH, TIME, WINDOWED, Table, Tables, newest, observed_in
 from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
-__all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy"]
+__all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy", "tidy_outcomes"]
 
 Purpose = Literal["refresh", "watch", "runtime"]
 
@@ -65,8 +66,17 @@ class KnowledgeBase(Tables):
     # ----------------------------------------------------------------- writing
 
     def append_observations(self, rows: pd.DataFrame, *, batch: str) -> int:
-        """Append raw observations, tidied and keyed by content. See :func:`tidy` and :meth:`append`."""
+        """Append raw observations, tidied and keyed by content. See :func:`tidy` and :meth:`append`.
+
+        :raises SchemaError: if one is dated before 1700 or after now.
+        """
         tidied = tidy(rows, self.config)
+        if (strange := moments.outside(tidied["observed_at"])).any():
+            first = tidied[strange].iloc[0]
+            raise SchemaError(
+                f"{int(strange.sum())} observations of agent {self.config.agent!r} are dated before 1700 or after now, "
+                f"such as {first['observation_id']!r} at {first['observed_at'].isoformat()}: correct their observed_at"
+            )
         return self.append("observations", tidied.assign(content_key=content_keys(tidied, self.config)), batch=batch)
 
     def append_knowledge(
@@ -208,9 +218,12 @@ class KnowledgeBase(Tables):
         delta = self._at(table, window)
         if delta is None:
             return self._empty(table, columns)
+        if table == "observations":
+            self.require_types(columns, delta)
         dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
         names = [name for name in dataset.schema.names if name != MONTH] if columns is None else columns
-        found = dataset.to_table(columns=list(dict.fromkeys([*names, "observed_at"])), filter=condition)
+        with _told(table, self.root):
+            found = dataset.to_table(columns=list(dict.fromkeys([*names, "observed_at"])), filter=condition)
         rows: pd.DataFrame = found.to_pandas().sort_values("observed_at", kind="stable", ignore_index=True)
         return rows if columns is None else rows[list(columns)]
 
@@ -225,13 +238,16 @@ class KnowledgeBase(Tables):
         delta = self._at(table, window)
         if delta is None:
             return
+        if table == "observations":
+            self.require_types(columns, delta)
         dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
         names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
         if among is not None:
             condition &= pc.field("observation_id").isin(among)
-        yield from dataset.to_batches(
-            columns=names, filter=condition, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
-        )
+        with _told(table, self.root):
+            yield from dataset.to_batches(
+                columns=names, filter=condition, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
+            )
 
     def observations(self, window: Window) -> pd.DataFrame:
         """Observations of the window that are not in quarantine, each once, ordered by time and id.
@@ -474,7 +490,7 @@ class KnowledgeBase(Tables):
         return None if last is None else last + timedelta(microseconds=1)
 
     def newest_observation(self) -> datetime:
-        """When the agent last perceived something.
+        """When the agent last perceived something; what is dated after now does not count.
 
         :raises WindowError: if it never has.
         """
@@ -485,7 +501,7 @@ class KnowledgeBase(Tables):
 
     def _newest_observation(self) -> datetime | None:
         delta = self._open("observations")
-        return None if delta is None else newest(delta)
+        return None if delta is None else newest(delta, moments.latest())
 
     def verdicts(self) -> list[Verdict]:
         """All verdicts, in the order of the times they speak of, then as recorded."""
@@ -555,3 +571,16 @@ class KnowledgeBase(Tables):
         versions = window.versions if window else {}
         absent = bool(versions) and table in WINDOWED and table not in versions
         return None if absent else self._open(table, versions.get(table))
+
+
+@contextmanager
+def _told(table: Table, root: Path) -> Iterator[None]:
+    """A data file that is damaged or gone, in a sentence."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        first = " ".join(str(error).split())[:300]
+        raise StoreError(
+            f"table {table!r} in {root} cannot be read ({first}): a file of it is damaged or gone; restore it from a "
+            "backup"
+        ) from error

@@ -9,8 +9,9 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
+from stillhouse.frames import require_distinct, to_numbers, to_texts
 
-__all__ = ["content_keys", "tidy"]
+__all__ = ["content_keys", "tidy", "tidy_outcomes"]
 
 
 def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
@@ -26,38 +27,43 @@ def content_keys(rows: pd.DataFrame, config: AgentConfig) -> list[str]:
 
 
 def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
-    """The contract's columns of raw observations, numbers as float64, categories and texts as text.
+    """The contract's columns of raw observations, numbers as float64, ids, categories and texts as text.
 
-    :raises SchemaError: if columns are missing, a number column does not hold numbers, or a text is no Unicode.
+    :raises SchemaError: if columns are missing or there twice, a number column does not hold numbers, or a value has no
+        text.
     """
-    observations = config.observations
+    observations, agent = config.observations, config.agent
     required = ["observation_id", "observed_at", *observations.columns]
+    require_distinct(rows.columns, f"observations of agent {agent!r}")
     if missing := [name for name in required if name not in rows.columns]:
         raise SchemaError(
-            f"observations of agent {config.agent!r} lack the columns {missing}; they have {list(rows.columns)}. "
+            f"observations of agent {agent!r} lack the columns {missing}; they have {list(rows.columns)}. "
             f"Let {observations.source} deliver them, or change `observations.columns` in the agent file"
         )
-    tidied = rows[required].copy()
+    tidied = rows[required].reset_index(drop=True)
     if tidied.empty:  # no rows, and so often no types
         tidied["observed_at"] = pd.to_datetime(tidied["observed_at"], utc=True)
     if not isinstance(tidied["observed_at"].dtype, pd.DatetimeTZDtype):
         raise SchemaError(
-            f"observed_at of agent {config.agent!r} must be timestamps with a time zone, "
-            f"not {rows['observed_at'].dtype}"
+            f"observed_at of agent {agent!r} must be timestamps with a time zone, not {rows['observed_at'].dtype}"
         )
     for name in observations.numbers:
-        if tidied[name].dtype.kind in "mMc":
-            raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric, not {tidied[name].dtype}")
-        try:
-            tidied[name] = pd.to_numeric(tidied[name]).astype("float64")
-        except (TypeError, ValueError) as error:
-            raise SchemaError(f"column {name!r} of agent {config.agent!r} must be numeric: {error}") from error
-    for name in (*observations.categories, *observations.texts):
-        try:
-            tidied[name] = tidied[name].astype("string").astype("object")
-        except UnicodeEncodeError as error:
-            raise SchemaError(
-                f"column {name!r} of agent {config.agent!r} holds what is no Unicode text ({error.reason}): let "
-                f"{observations.source} replace such characters"
-            ) from error
-    return tidied.reset_index(drop=True)
+        tidied[name] = to_numbers(tidied[name], f"column {name!r} of agent {agent!r} must be numeric")
+    for name in ("observation_id", *observations.categories, *observations.texts):
+        tidied[name] = to_texts(tidied[name], f"column {name!r} of agent {agent!r} must be text")
+    return tidied
+
+
+def tidy_outcomes(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
+    """``observation_id, observed_at, known_at, action`` of raw outcomes, ids and actions as text.
+
+    :raises SchemaError: if columns are missing or there twice, or a value has no text.
+    """
+    what = f"outcomes of agent {config.agent!r}"
+    require_distinct(rows.columns, what)
+    wanted = ["observation_id", "observed_at", "known_at", "action"]
+    if lacking := [name for name in wanted if name not in rows.columns]:
+        raise SchemaError(f"{what} lack the columns {lacking}")
+    texts = ("observation_id", "action")
+    read = {name: to_texts(rows[name], f"column {name!r} of {what} must be text") for name in texts}
+    return rows[wanted].assign(**read)

@@ -5,9 +5,9 @@ number as Delta's application transaction. So a table says itself which events i
 or between the last table and the forgetting, the next flush writes only what is missing. Events are forgotten when
 their rows are on the disk.
 
-An event that cannot become rows, since its bytes are damaged or a column of the contract is another type now, blocks
-nothing: it goes to ``<spool>.dead`` beside the spool, one JSON object a line (``seq``, ``at``, ``why``, ``body`` in
-base64), and an error is logged.
+An event that cannot become rows, since its bytes are damaged or the agent file has a column of another type than the
+event or the table, blocks nothing: it goes to ``<spool>.dead`` beside the spool, one JSON object a line (``seq``,
+``at``, ``why``, ``body`` in base64), and an error is logged.
 """
 
 from __future__ import annotations
@@ -157,6 +157,12 @@ def _usable(
             events.append((entry.seq, decode(entry.body)))
         except _UNUSABLE as error:
             dead[entry] = str(error)
+    try:
+        base.require_types()
+    except SchemaError as error:  # no observation can be written before the agent file is put right: others can
+        seqs = {seq for seq, event in events if isinstance(event, Observed | Decided) and seq > there["observations"]}
+        dead |= {entry: str(error) for entry in entries if entry.seq in seqs}
+        events = [(seq, event) for seq, event in events if seq not in seqs]
     try:
         return _tables(base, events, there), dead
     except _UNUSABLE:  # one of them at least

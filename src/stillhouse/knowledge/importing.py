@@ -24,18 +24,20 @@ from filelock import FileLock, Timeout
 
 from stillhouse.config import AgentConfig, ImportedTime, Importing, home
 from stillhouse.errors import RuntimeStateError, SchemaError
+from stillhouse.frames import ReadColumn, numbers_in, texts_in, with_zone
 from stillhouse.knowledge.base import KnowledgeBase, Table
 from stillhouse.knowledge.content import content_keys, tidy
-from stillhouse.knowledge.files import Chunk, LogFile, plain
+from stillhouse.knowledge.files import CHUNK_BYTES, Chunk, LogFile, heading_hint
+from stillhouse.knowledge.moments import outside
 from stillhouse.records import short_id
+from stillhouse.values import is_missing
 
 __all__ = ["Preview", "Problem", "Summary", "import_files", "preview"]
 
 _CHUNK_ROWS = 50_000
 _MOST_PROBLEMS = 20  # that a summary names
 _ELSEWHERE = "elsewhere"
-_YEARS = (pd.Timestamp("1700-01-01", tz="UTC"), pd.Timestamp("2200-01-01", tz="UTC"))
-_ZONE = r"(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
+_COMPACT = r"\d{8}"  # a whole number that is an ISO date: 20130601
 
 Reasons = dict[int, list[str]]
 
@@ -85,6 +87,7 @@ def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Ite
 
     :raises SchemaError: if a file cannot be read, or lacks a column that the agent file names.
     """
+    KnowledgeBase(config).require_types()
     for source in _sources(config, files):
         chunk = next(source.file.chunks(source.columns, rows))
         read = source.read(chunk)
@@ -102,10 +105,12 @@ def import_files(
     """Import the files in turn, as ``importing`` of the agent file says.
 
     :param on_bytes: told what is under way, and of so many more bytes of the files; each byte is read twice.
-    :raises SchemaError: if a file cannot be read, lacks a column, or was changed meanwhile. What was read is kept.
+    :raises SchemaError: if a file cannot be read, lacks a column, or was changed meanwhile; what was read is kept. Also
+        if the knowledge base has a column as another type.
     :raises RuntimeStateError: if another import for this agent is under way.
     """
     summary = Summary()
+    base.require_types()
     with _alone(base.config.agent):
         sources = list(_sources(base.config, files))
         for source in sources:
@@ -124,7 +129,7 @@ def _import(
     at = 0
     for number, chunk in enumerate(source.file.chunks(source.columns, _CHUNK_ROWS)):
         source.file.require_unchanged()
-        rows, batch = len(chunk.lines) + len(chunk.bad), f"import:{source.key}:{number}"
+        rows, batch = len(chunk.lines) + len(chunk.bad), f"import:{source.key}:{_CHUNK_ROWS}x{CHUNK_BYTES}:{number}"
         summary.rows += rows
         if base.has_batch("observations", batch):  # the last table to be written
             summary.before += rows
@@ -288,19 +293,26 @@ class _Source:
         self.digest = ""
         self.features = {name: importing.columns.get(name, name) for name in config.observations.columns}
         self.columns = list(dict.fromkeys(name for _, name in self._named()))
-        for key, name in self._named():
-            if name not in file.columns:
-                close = difflib.get_close_matches(name, file.columns, n=1, cutoff=0.5)
-                hint = f"; did you mean {close[0]!r}?" if close else "."
-                raise SchemaError(
-                    f"{file.path} has no column {name!r}, which the agent file wants for {key}{hint} It has: "
-                    f"{', '.join(map(repr, file.columns))}. Say in `importing` what the file calls it"
-                )
+        if lacking := file.lacking(self.columns):
+            key, name = next((key, name) for key, name in self._named() if name in lacking)
+            raise SchemaError(
+                f"{file.path} has no column {name!r}, which the agent file wants for {key}{self._hint(name)} It has: "
+                f"{', '.join(map(repr, file.columns))}. Say in `importing` what the file calls it"
+            )
 
     @property
     def key(self) -> str:
         """What tells this content under this mapping from all others."""
         return f"{self.digest}:{short_id(self.importing.model_dump_json(), *self.features.items())}"
+
+    def _hint(self, name: str) -> str:
+        """What may be wrong with the file's columns, or with what the agent file calls them."""
+        if self.file.kind == "csv" and (hint := heading_hint(name, self.file.columns, self.importing.delimiter)):
+            setting = ", or name it so in `importing.columns`" if "blanks" in hint else ""
+            setting = "; `importing.delimiter` says which a file has" if "separated" in hint else setting
+            return f": {hint}{setting}."
+        close = difflib.get_close_matches(name, self.file.columns, n=1, cutoff=0.5)
+        return f"; did you mean {close[0]!r}?" if close else "."
 
     def _named(self) -> Iterator[tuple[str, str]]:
         """What the agent file wants, and the column that it names for it."""
@@ -425,24 +437,16 @@ class _Values:
     def numbers(self, column: str, why: Reasons) -> pd.Series[float]:
         """Float64 ``[n]``, missing as NaN."""
         given = self._given(column)
-        if pd.api.types.is_datetime64_any_dtype(given) or pd.api.types.is_timedelta64_dtype(given):
-            self._complain(given.notna(), column, given, "is no number", why)
-            return pd.Series(np.nan, index=given.index)
-        numbers = pd.to_numeric(given, errors="coerce").astype("float64")
-        self._complain(numbers.isna() & given.notna(), column, given, "is no number", why)
+        numbers = self._told(numbers_in(given), column, why)
         self._complain(numbers.abs() == np.inf, column, given, "is not finite", why)
         return numbers
 
     def texts(self, column: str, why: Reasons, *, required: bool = False) -> pd.Series[str]:
-        """Texts or None, ``[n]``: numbers and truth values as they are written."""
+        """Texts or None, ``[n]``: numbers, truth values and dates as they are written."""
         given = self._given(column)
-        if not pd.api.types.is_string_dtype(given):
-            given = given.astype(object).map(plain)
-        strange = given.map(lambda value: not isinstance(value, str)) & given.notna()
-        self._complain(strange, column, given, "is no text", why)
+        texts = self._told(texts_in(given), column, why)
         if required:
             self._complain(given.isna(), column, given, "is missing", why)
-        texts: pd.Series[str] = given.astype(object).where(given.notna() & ~strange, None)
         return texts
 
     def actions(self, column: str, words: dict[str, str], known: Sequence[str], why: Reasons) -> pd.Series[str]:
@@ -467,8 +471,8 @@ class _Values:
         """UTC to the microsecond, missing as NaT, ``[n]``."""
         given = self._given(of.column)
         found = self._parsed(given, of, why)
-        far = (found < _YEARS[0]) | (found >= _YEARS[1])
-        self._complain(far, of.column, given, "lies outside the years 1700 to 2199: is its unit right?", why)
+        far = outside(found)
+        self._complain(far, of.column, given, "is before 1700 or after now: are its unit and its zone right?", why)
         if required:
             self._complain(given.isna(), of.column, given, "is missing", why)
         return found.mask(far)
@@ -480,17 +484,18 @@ class _Values:
                 return moments
             return self._in_zone(given, given, of, why)
         if of.format in ("s", "ms", "us"):
-            numbers = pd.to_numeric(given, errors="coerce").astype("float64")
-            ticks = numbers * {"s": 1e6, "ms": 1e3, "us": 1.0}[of.format]
+            ticks = numbers_in(given).values * {"s": 1e6, "ms": 1e3, "us": 1.0}[of.format]
             told = given.isna() | (ticks.abs() < 9e18)
             self._complain(~told, of.column, given, f"is no number of {of.format} since 1970", why)
             found = pd.to_datetime(ticks.where(told).round().astype("Int64"), unit="us", utc=True)
             return found.dt.as_unit("us")
-        texts = given.astype(object).map(plain)
-        texts = texts.where(texts.map(lambda value: isinstance(value, str)), None).astype("object").str.strip()
-        iso = of.format == "iso"
+        texts = texts_in(given).values.str.strip()
+        iso = of.format == "iso" or pd.api.types.infer_dtype(given, skipna=True) in ("date", "datetime")
+        if iso:  # of numbers only whole dates: what others count is said by `format`
+            written = given.map(lambda value: isinstance(value, int | float)).to_numpy(dtype=bool, na_value=False)
+            texts = texts.where(~written | texts.str.fullmatch(_COMPACT, na=False), None)
         form = "ISO8601" if iso else of.format
-        zoned = texts.str.contains(_ZONE, na=False) if iso else pd.Series("%z" in of.format, index=texts.index)
+        zoned = with_zone(texts) if iso else pd.Series("%z" in of.format, index=texts.index)
         sure = pd.to_datetime(texts.where(zoned), format=form, utc=True, errors="coerce").dt.as_unit("us")
         naive = pd.to_datetime(texts.where(~zoned), format=form, errors="coerce")
         what = "is no ISO moment such as 2024-05-01T12:00:00Z" if iso else f"is not of the form {of.format}"
@@ -510,13 +515,18 @@ class _Values:
 
     def _given(self, column: str) -> pd.Series[Any]:
         given = self.rows[column]
-        if pd.api.types.is_object_dtype(given) or pd.api.types.is_string_dtype(given):
-            given = given.astype(object)
-            return given.where(given.notna() & ~given.isin(list(self.missing)), None)
-        return given
+        if given.dtype.kind in "biufmM":  # no texts, and so none that stand for no value
+            return given
+        absent = given.isin(list(self.missing))
+        return given.where(~absent, None) if absent.any() else given
+
+    def _told(self, read: ReadColumn, column: str, why: Reasons) -> pd.Series[Any]:
+        for place, reason in read.refused.items():
+            why[place].append(f"{column}: {reason}")
+        return read.values
 
     def _complain(self, wrong: pd.Series[bool], column: str, given: pd.Series[Any], what: str, why: Reasons) -> None:
         for place in np.flatnonzero(wrong.to_numpy(dtype=bool, na_value=False)):
             value = given.iloc[place]
-            shown = "" if not isinstance(value, list | dict) and pd.isna(value) else f"{str(value)[:60]!r} "
+            shown = "" if is_missing(value) else f"{str(value)[:60]!r} "
             why[int(place)].append(f"{column}: {shown}{what}")

@@ -23,11 +23,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pyarrow.dataset import Dataset
 
 from stillhouse.config import AgentConfig, home
-from stillhouse.errors import RuntimeStateError, SchemaError
+from stillhouse.errors import RuntimeStateError, SchemaError, StoreError
+from stillhouse.frames import require_distinct
 
 __all__ = [
     "FIELDS",
@@ -120,6 +121,8 @@ PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.checkpointInterva
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 """The same for a table that was made before these properties were."""
 
+_STORED = {"double": True, "string": False}  # whether it is a number in the agent file
+
 _TRIES, _FIRST_PAUSE, _LONGEST_PAUSE = 12, 0.02, 1.0  # seconds
 
 
@@ -138,12 +141,42 @@ class Tables:
         """What tells this knowledge base from every other, for ever: the id of the table ``decisions``."""
         return str(self._open_or_create("decisions").metadata().id)
 
+    def require_types(self, columns: Sequence[str] | None = None, delta: DeltaTable | None = None) -> None:
+        """Refuse an agent file that has columns of another type than the observations that are kept.
+
+        A table's column keeps its type for ever: numbers that become texts would be read as what they are not.
+
+        :param columns: only these matter; by default all.
+        :param delta: the table where it is open already.
+        :raises SchemaError: naming the columns and what to do.
+        """
+        delta = delta or self._open("observations")
+        if delta is None:
+            return
+        stored = {field.name: getattr(field.type, "type", "") for field in delta.schema().fields}
+        numbers = self.config.observations.numbers
+        changed = [
+            f"{name!r} as {'text' if name in numbers else 'numbers'}, and the agent file calls it a {column.type}"
+            for name, column in self.config.observations.columns.items()
+            if (columns is None or name in columns)
+            and stored.get(name, "") in _STORED
+            and _STORED[stored[name]] != (name in numbers)
+        ]
+        if changed:
+            raise SchemaError(
+                f"the knowledge base of agent {self.config.agent!r} in {self.root} has {'; '.join(changed)}. "
+                "What is kept keeps its type: give the column its old type back, or another name in "
+                "`observations.columns` (`importing.columns` says what files call it)"
+            )
+
     def append(self, table: Table, rows: pd.DataFrame, *, batch: str) -> int:
         """Append ``rows`` once: a batch of this name that is already there is left as it is.
 
         :returns: number of rows written; 0 if the batch was there.
-        :raises SchemaError: if ``rows`` lack a column of the table.
+        :raises SchemaError: if ``rows`` lack a column of the table, or it has one as another type.
         """
+        if table == "observations":
+            self.require_types()
         if rows.empty or self.has_batch(table, batch):
             return 0
         return len(rows) if self.commit(table, self._arrow(table, rows), Transaction(batch, 1)) is not None else 0
@@ -221,6 +254,15 @@ class Tables:
             return DeltaTable(str(path), version=version)
         except TableNotFoundError:  # it is being made
             return None
+        except DeltaError as error:
+            raise StoreError(_why_closed(path, table, error)) from error
+
+    def open(self, table: Table) -> DeltaTable | None:
+        """The table as of now; None where nothing was ever written.
+
+        :raises StoreError: if its log is damaged.
+        """
+        return self._open(table)
 
     def _open_or_create(self, table: Table) -> DeltaTable:
         if delta := self._open(table):
@@ -247,6 +289,7 @@ class Tables:
 
     def _arrow(self, table: Table, rows: pd.DataFrame) -> pa.Table:
         schema = self._schema(table)
+        require_distinct(rows.columns, f"rows for table {table!r} of agent {self.config.agent!r}")
         if missing := [name for name in schema.names if name not in rows.columns]:
             raise SchemaError(f"rows for table {table!r} of agent {self.config.agent!r} lack the columns {missing}")
         rows = rows[schema.names].copy()
@@ -280,13 +323,15 @@ def observed_in(
     return delta.to_pyarrow_dataset(file_pruning_predicate=" AND ".join(files) or None), condition
 
 
-def newest(delta: DeltaTable) -> datetime | None:
-    """The latest ``observed_at``, by the files' statistics; None without rows.
+def newest(delta: DeltaTable, until: datetime | None = None) -> datetime | None:
+    """The latest ``observed_at``, of those before ``until``, by the files' statistics; None without such rows.
 
-    Those are cut to milliseconds, so the newest file's column is read.
+    Statistics are cut to milliseconds, so the newest file's column is read.
     """
     maxima = pc.drop_null(file_statistics(delta, "max.observed_at"))
-    dataset, condition = observed_in(delta, pc.max(maxima).as_py() if len(maxima) else None)
+    if until is not None:  # a file with later rows may hold earlier ones, too: all from the others' latest on are read
+        maxima = pc.filter(maxima, pc.less(maxima, pa.scalar(until, TIME)))
+    dataset, condition = observed_in(delta, pc.max(maxima).as_py() if len(maxima) else None, until)
     found: datetime | None = pc.max(dataset.to_table(columns=["observed_at"], filter=condition)["observed_at"]).as_py()
     return found
 
@@ -307,6 +352,20 @@ def _with_month(delta: DeltaTable, rows: pa.Table) -> pa.Table:
     if MONTH not in delta.metadata().partition_columns:
         return rows
     return rows.append_column(MONTH, pc.strftime(rows["observed_at"], format="%Y-%m"))
+
+
+def _why_closed(path: Path, table: Table, error: Exception) -> str:
+    from stillhouse.knowledge.integrity import damaged_entries
+
+    damaged = damaged_entries(path)
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not damaged:
+        return f"table {table!r} in {path.parent} cannot be opened ({first}): restore it from a backup"
+    return (
+        f"table {table!r} cannot be opened: {', '.join(str(file) for file in damaged[:3])} is cut off, as after a loss "
+        "of power. If it is the newest entry of the log, remove it: what it held was not acknowledged, or is still in "
+        "the spool. If others follow it, restore the table from a backup"
+    )
 
 
 def _utc(moment: datetime) -> str:

@@ -86,6 +86,7 @@ class Maintained(Record):
     removed: tuple[Removed, ...] = ()
     freed: tuple[Freed, ...] = ()
     models: int = Field(default=0, ge=0, description="registered versions whose windows were kept")
+    problems: tuple[str, ...] = Field(default=(), description="what is wrong with the tables, a sentence each")
     nothing_removed: str = Field(default="", description="why neither rows nor files were removed; empty: they were")
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from stillhouse.config import embedded_environment, home
 from stillhouse.errors import RegistryError
+from stillhouse.registry.relocation import relocate
 
 __all__ = ["Client", "artifact_location", "connect", "does_not_exist", "process_default", "without_credentials"]
 
@@ -68,6 +69,9 @@ def connect(tracking_uri: str | None = None) -> Client:
         with _one_at_a_time(_sqlite_file(uri)):
             client = Client(uri)
             client.search_experiments(max_results=1)  # creates the tables
+            database = _sqlite_file(uri)
+            if database.parent == home() / "mlflow" and (database.parent / "artifacts").is_dir():
+                relocate(database, str(artifact_location(uri)))
             return client
     client = Client(uri)
     if uri.startswith(("http://", "https://")):

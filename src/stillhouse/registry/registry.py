@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse.config import home
 from stillhouse.errors import RegistryError
@@ -18,9 +19,19 @@ from stillhouse.registry.models import Models, model_id
 from stillhouse.registry.packaging import NATIVE, PAYLOAD
 from stillhouse.registry.runs import now, texts
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "Rollback"]
 
-_ROLLING_BACK = "rolling_back_to"  # on the registered model while a rollback is under way
+_ROLLING_BACK = "rolling_back"  # JSON on the registered model while a rollback is under way: to, from, since
+
+
+class Rollback(NamedTuple):
+    """A return to the champion before, from its first step to its last."""
+
+    champion: ModelRef
+    before: ModelRef | None
+    """Who was champion when it was asked for."""
+    began_at: str
+    """ISO 8601, UTC: the same however often it is taken up again."""
 
 
 class Registry(Models):
@@ -201,6 +212,8 @@ class Registry(Models):
     def promote(self, version: str) -> None:
         """Make ``version`` champion, and the old champion previous.
 
+        Asked again after a kill it ends in the same state; :meth:`promotion` tells since when.
+
         :raises RegistryError: if there is no such version.
         """
         self._require(version)
@@ -215,23 +228,31 @@ class Registry(Models):
             self._point("challenger", None)
         self._follow()
 
-    def rollback(self) -> ModelRef:
+    def promotion(self, version: str) -> tuple[ModelRef | None, str]:
+        """Whom ``version`` replaced when it was promoted last, and when that was (ISO 8601, UTC)."""
+        tags = self.tags(self._require(version))
+        before = self._champion_before(version)
+        return self.version(self.agent, before) if before else None, tags.get("promoted_at", "")
+
+    def rollback(self, settle: Callable[[Rollback], None] = lambda _: None) -> ModelRef:
         """Make the previous champion the champion again; its own predecessor becomes previous.
 
+        :param settle: called when the aliases stand, before it is forgotten that somebody asked for this. Killed before
+            or in it, the next call takes this same roll-back up again, with the same ``began_at``.
         :raises RegistryError: if there is no previous champion.
         """
-        target = self._rollback_under_way() or self._begin_rollback()
-        self._point("champion", target)
-        self._point("previous", self._champion_before(target))
+        asked = self._rollback_under_way() or self._begin_rollback()
+        self._point("champion", asked["to"])
+        self._point("previous", self._champion_before(asked["to"]))
         self._follow()
+        champion = self._require(asked["to"])
+        settle(Rollback(champion, self.version(self.agent, asked["from"]), asked["since"]))
         self._forget_rollback()
-        champion = self.version(self.agent, target)
-        assert champion is not None
         return champion
 
     # ----------------------------------------------------------------- inside: rolling back
 
-    def _begin_rollback(self) -> str:
+    def _begin_rollback(self) -> dict[str, str]:
         """Write down what is to be rolled back to, before any alias moves."""
         aliases = self._aliases(self.agent)
         champion, previous = aliases.get("champion"), aliases.get("previous")
@@ -244,13 +265,14 @@ class Registry(Models):
                 f"{self.agent} has no champion before version {champion}; promote another version instead "
                 f"(versions: {', '.join(entry.version for entry in self.versions())})"
             )
-        self._tag(champion, rolled_back_at=now(), rolled_back_to=previous)
-        self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, previous)
-        return previous
+        asked = {"to": previous, "from": champion, "since": now()}
+        self._tag(champion, rolled_back_at=asked["since"], rolled_back_to=previous)
+        self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, json.dumps(asked))
+        return asked
 
-    def _rollback_under_way(self) -> str | None:
+    def _rollback_under_way(self) -> dict[str, str] | None:
         value = self._registered_model(self.agent).tags.get(_ROLLING_BACK)
-        return str(value) if value else None
+        return json.loads(value) if value else None
 
     def _forget_rollback(self) -> None:
         if self._rollback_under_way():
@@ -312,10 +334,12 @@ class Registry(Models):
         found = self.client.search_model_versions(f"name = '{name}' and source_path = '{source}'")
         return min((str(version.version) for version in found), key=int, default=None)
 
-    def _require(self, version: str) -> None:
-        if self.version(self.agent, version) is None:
+    def _require(self, version: str) -> ModelRef:
+        found = self.version(self.agent, version)
+        if found is None:
             there = ", ".join(entry.version for entry in self.versions()) or "none"
             raise RegistryError(f"{self.agent} has no version {version!r}; there are: {there}")
+        return found
 
     def _tag(self, version: str, **tags: str) -> None:
         for key, value in tags.items():

@@ -270,7 +270,7 @@ class Runs:
 
 def now() -> str:
     """The time, for a tag."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def texts(values: Mapping[str, object]) -> dict[str, str]:

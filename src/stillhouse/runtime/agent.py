@@ -29,7 +29,7 @@ from stillhouse.errors import (
     StillhouseError,
     UnknownDecisionError,
 )
-from stillhouse.knowledge import KnowledgeBase
+from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool, spool_folder
@@ -38,8 +38,9 @@ from stillhouse.runtime.background import Repeating
 from stillhouse.runtime.cascade import Asking
 from stillhouse.runtime.champions import Champions, Loaded, Pointer
 from stillhouse.runtime.ids import DecisionIds, Subject
-from stillhouse.runtime.rows import AHEAD, Batch, Contract, is_unicode, micros
+from stillhouse.runtime.rows import AHEAD, Batch, Contract, micros
 from stillhouse.runtime.status import Status, Troubles
+from stillhouse.values import ValueRefused, text_of
 
 if TYPE_CHECKING:
     from stillhouse.registry import Registry
@@ -258,39 +259,40 @@ class Agent:
             )  # fmt: skip
         return batch.observation_ids
 
-    def outcome(self, decision_id: str, action: str, known_at: datetime | None = None) -> None:
+    def outcome(self, decision_id: str, action: str | float, known_at: datetime | None = None) -> None:
         """Record what turned out to be true about a decision: late or again, of several the last known counts.
 
+        :param action: its name; of a number or truth value what it is written as: 1 as "1", True as "true".
         :param known_at: when it became known, with a time zone; None: now.
         :raises UnknownDecisionError: if no such decision was handed out; nothing is recorded, here and below.
         :raises SchemaError: if the agent file has no such action, or the time lies ahead or has no zone.
         """
         self.outcomes([(decision_id, action)], known_at)
 
-    def outcomes(self, pairs: Sequence[tuple[str, str]], known_at: datetime | None = None) -> None:
+    def outcomes(self, pairs: Sequence[tuple[str, str | float]], known_at: datetime | None = None) -> None:
         """:meth:`outcome` for several, all or none."""
         if pairs:
             self._put(self.outcomes_event(pairs, [known_at] * len(pairs)))
 
-    async def outcome_async(self, decision_id: str, action: str, known_at: datetime | None = None) -> None:
+    async def outcome_async(self, decision_id: str, action: str | float, known_at: datetime | None = None) -> None:
         """:meth:`outcome` for asyncio."""
         await asyncio.to_thread(self.outcome, decision_id, action, known_at)
 
-    def outcomes_event(self, pairs: Sequence[tuple[str, str]], known_at: Sequence[datetime | None]) -> Outcomes:
+    def outcomes_event(self, pairs: Sequence[tuple[str, str | float]], known_at: Sequence[datetime | None]) -> Outcomes:
         """What is recorded of outcomes; see :meth:`outcome` for what is refused."""
-        found = list[Subject]()
+        found, actions = list[Subject](), list[str]()
         for place, (decision_id, action) in enumerate(pairs):
             subject = self._ids.read(decision_id)
             if subject is None:
                 raise UnknownDecisionError(
                     f"outcome {place}: agent {self.config.agent!r} made no decision {decision_id[:300]!r}"
                 )
-            self._require_action(place, action)
+            actions.append(self._action(place, action))
             found.append(subject)
         return Outcomes(
             observation_ids=[subject.observation_id for subject in found],
             observed_at=[subject.observed_at for subject in found],
-            known_at=self._known(known_at), actions=[action for _, action in pairs],
+            known_at=self._known(known_at), actions=actions,
         )  # fmt: skip
 
     def learn(self, outcomes: pd.DataFrame) -> None:
@@ -299,36 +301,38 @@ class Agent:
         :param outcomes: ``observation_id``, ``observed_at`` (as the observation's), ``known_at``, ``action``.
         :raises SchemaError: if a column is missing, a time has no zone, or the agent file lacks an action.
         """
-        wanted = ["observation_id", "observed_at", "known_at", "action"]
-        if lacking := [name for name in wanted if name not in outcomes.columns]:
-            raise SchemaError(f"outcomes of agent {self.config.agent!r} lack the columns {lacking}")
+        outcomes = tidy_outcomes(outcomes, self.config)
         if outcomes.empty:
             return
         times = {name: outcomes[name] for name in ("observed_at", "known_at")}
         for name, values in times.items():
             if not isinstance(values.dtype, pd.DatetimeTZDtype) or values.isna().any():
                 raise SchemaError(f"{name} of outcomes of agent {self.config.agent!r} must be times with a time zone")
-        actions = outcomes["action"].tolist()
-        for place, action in enumerate(actions):
-            self._require_action(place, action)
+        actions = [self._action(place, action) for place, action in enumerate(outcomes["action"])]
         stamps = {
             name: values.dt.tz_convert("UTC").dt.as_unit("us").astype("int64").tolist()
             for name, values in times.items()
         }
-        ids = [str(each) for each in outcomes["observation_id"]]
-        if not is_unicode("".join(ids)):
-            strange = next(each for each in ids if not is_unicode(each))
-            raise SchemaError(
-                f"observation_id {strange!r} of an outcome of agent {self.config.agent!r} is no Unicode text"
-            )
+        ids = outcomes["observation_id"].tolist()
+        if None in ids:
+            raise SchemaError(f"outcome {ids.index(None)} of agent {self.config.agent!r} has no observation_id")
         self._put(Outcomes(observation_ids=ids, actions=actions, **stamps))
 
-    def _require_action(self, place: int, action: object) -> None:
-        if action not in self.config.actions:
+    def _action(self, place: int, given: object) -> str:
+        """The action's name: that of a number or truth value is as it is written.
+
+        :raises SchemaError: if the agent file has none of that name.
+        """
+        try:
+            action = text_of(given)
+        except ValueRefused as error:
+            raise SchemaError(f"outcome {place} of agent {self.config.agent!r}: {error}") from error
+        if action is None or action not in self.config.actions:
             raise SchemaError(
                 f"outcome {place}: agent {self.config.agent!r} has no action {str(action)[:100]!r}; it has: "
                 f"{', '.join(self.config.actions)}"
             )
+        return action
 
     def _known(self, moments: Sequence[datetime | None]) -> list[int]:
         now = time.time_ns() // 1000

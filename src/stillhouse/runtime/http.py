@@ -22,6 +22,7 @@ from stillhouse.errors import (
     StillhouseError,
     UnknownDecisionError,
 )
+from stillhouse.knowledge.files import json_fault
 
 __all__ = [
     "JSON",
@@ -215,7 +216,7 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         raise Refused(422, "invalid", str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(400, "malformed_json", f"the body is no JSON: {error}") from error
+        raise Refused(400, "malformed_json", f"the body {json_fault(body, error)}") from error
 
 
 _encoder = msgspec.json.Encoder()

@@ -17,6 +17,8 @@ Json = dict[str, Any]
 
 _INFINITE = 2.0**128 - 2.0**103  # from here on a number is infinite as float32
 _FLOAT32: Json = {"exclusiveMinimum": -_INFINITE, "exclusiveMaximum": _INFINITE}
+_READ_AS = {"number": ("number", "boolean"), "string": ("string", "number", "boolean")}
+"""What is read as a number, and as a text: :mod:`stillhouse.values`."""
 _TIME: Json = {"type": "string", "format": "date-time"}
 
 _REFUSALS = {
@@ -179,10 +181,10 @@ def _observation(config: AgentConfig) -> Json:
     for name, kind in types.items():
         column = observations.columns[name]
         told = {key: value for key in ("min", "max", "values") if (value := getattr(column, key, None)) is not None}
-        properties[name] = {"type": [kind, "null"]} | (_FLOAT32 if kind == "number" else {})
+        properties[name] = {"type": [*_READ_AS[kind], "null"]} | (_FLOAT32 if kind == "number" else {})
         if told:  # held to by the data contract, which keeps such rows out of training: they are decided all the same
             properties[name]["description"] = "usual: " + ", ".join(f"{key} {value}" for key, value in told.items())
-    properties["observation_id"] = _or_null({"type": "string", "minLength": 1, "maxLength": LONGEST_ID})
+    properties["observation_id"] = _or_null({"type": list(_READ_AS["string"]), "minLength": 1, "maxLength": LONGEST_ID})
     properties["observed_at"] = _or_null(_TIME | {"description": "at most an hour ahead; without it, now"})
     return _object(properties, list(types))
 

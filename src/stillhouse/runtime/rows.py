@@ -17,14 +17,16 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
-from stillhouse.knowledge import tidy
+from stillhouse.frames import require_distinct
+from stillhouse.knowledge import moments, tidy
 from stillhouse.runtime.ids import LONGEST_ID
+from stillhouse.values import ValueRefused, number_of, text_of
 from stillhouse.variant import WordPiece, width
 
 __all__ = ["AHEAD", "Batch", "Contract", "RowEncoder", "is_unicode", "micros"]
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
-AHEAD = 3_600_000_000
+AHEAD = moments.AHEAD // _MICROSECOND
 """Microseconds that a clock may be ahead of ours."""
 
 ObservationId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
@@ -34,6 +36,9 @@ ObservedAt = Annotated[datetime, msgspec.Meta(tz=True)]
 def micros(moment: datetime) -> int:
     """Microseconds since 1970 (UTC)."""
     return (moment - _EPOCH) // _MICROSECOND
+
+
+_EARLIEST = micros(moments.EARLIEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class Contract:
         self.config = config
         self.columns = [*observations.numbers, *observations.categories, *observations.texts]
         self._numbers = len(observations.numbers)
+        self._reads: dict[str, type] = dict.fromkeys(self.columns, str) | dict.fromkeys(observations.numbers, float)
+        self._reads["observation_id"] = str
         kinds: list[Any] = [float | None] * self._numbers + [str | None] * (len(self.columns) - self._numbers)
         fields = [(f"c{i}", kind) for i, kind in enumerate(kinds)]
         self.type: type[msgspec.Struct] = msgspec.defstruct(
@@ -90,13 +97,35 @@ class Contract:
             return self._of_frame(given)
         rows = [given] if isinstance(given, Mapping) else list(given)
         try:
-            plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
+            plain = [self.written(row, f"$[{place}]") for place, row in enumerate(rows)]
             batch = self.batch(msgspec.convert(plain, list[self.type]))  # type: ignore[name-defined]
         except (msgspec.ValidationError, AttributeError) as error:  # what is no mapping has no items
             raise SchemaError(f"observations of agent {self.config.agent!r}: {error}") from error
         self._require_finite(batch)
         self._require_unicode(batch)
         return batch
+
+    def written(self, row: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """A row with its values as numbers and texts, by the rule of :mod:`stillhouse.values`; others as they are.
+
+        :param place: where the row stands, for messages: ``$.observations[3]``.
+        :raises SchemaError: naming the column and the value that is none of it.
+        """
+        found = dict[str, Any]()
+        for name, value in row.items():
+            kind = self._reads.get(name)
+            try:
+                if kind is None or type(value) is kind:
+                    found[name] = _plain(value)
+                elif kind is str:
+                    found[name] = text_of(value)
+                else:
+                    found[name] = _plain(number_of(value))
+            except ValueRefused as error:
+                raise SchemaError(
+                    f"observations of agent {self.config.agent!r}: {error} - at `{place}.{name}`"
+                ) from error
+        return found
 
     def missing(self) -> Batch:
         """One observation of which nothing is known."""
@@ -145,6 +174,7 @@ class Contract:
 
     def _of_frame(self, rows: pd.DataFrame) -> Batch:
         now = pd.Timestamp.now("UTC").as_unit("us")
+        require_distinct(rows.columns, f"observations of agent {self.config.agent!r}")
         given = rows.assign(**{
             name: [value() for _ in range(len(rows))]
             for name, value in (("observation_id", lambda: _new_ids(1)[0]), ("observed_at", lambda: now))
@@ -188,6 +218,12 @@ class Contract:
 
     def _checked(self, batch: Batch, now: int) -> Batch:
         ahead = [i for i, each in enumerate(batch.observed_at) if each > now + AHEAD]
+        early = [i for i, each in enumerate(batch.observed_at) if each < _EARLIEST]
+        if early:
+            raise SchemaError(
+                f"observation {batch.observation_ids[early[0]]!r} of agent {self.config.agent!r} is dated before 1700: "
+                "its observed_at is wrong"
+            )
         if ahead:
             raise SchemaError(
                 f"observation {batch.observation_ids[ahead[0]]!r} of agent {self.config.agent!r} was perceived more "

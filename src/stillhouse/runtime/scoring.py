@@ -1,9 +1,9 @@
 """MLflow's scoring protocol: what ``mlflow models serve`` takes for an agent's model, read as observations.
 
-JSON with one of ``dataframe_split``, ``dataframe_records``, ``instances`` and ``inputs``, or CSV. Rows whose values are
-plainly numbers and texts are checked against the contract as they are; others go through pandas as MLflow's do, so that
-``"3"`` is a number there and an absent value of a record is a missing one. Columns that the agent does not have are
-ignored; ``observation_id`` and ``observed_at`` are used where they are given.
+JSON with one of ``dataframe_split``, ``dataframe_records``, ``instances`` and ``inputs``, or CSV, which is read as
+``stillhouse import`` reads it. Rows whose values are plainly numbers and texts are checked against the contract as they
+are; of others ``"3"`` is a number too where one is wanted, and an absent value of a record is a missing one. Columns
+that the agent does not have are ignored; ``observation_id`` and ``observed_at`` are used where they are given.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from io import BytesIO
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
 from msgspec import UNSET, UnsetType
 
 from stillhouse.errors import SchemaError
+from stillhouse.frames import require_distinct, with_zone
+from stillhouse.knowledge.files import heading_hint, read_csv
 from stillhouse.runtime.agent import Decision
 from stillhouse.runtime.rows import Batch, Contract
 
@@ -58,6 +61,7 @@ class Scoring:
             raise SchemaError(f"the body must have exactly one of {', '.join(_FORMATS)}; it has {len(given)}")
         ((name, value),) = given
         if isinstance(value, _Split):
+            require_distinct(value.columns, f"the rows of {name}")
             wide = len(value.columns)
             if strange := [i for i, row in enumerate(value.data) if len(row) != wide]:
                 raise SchemaError(f"row {strange[0]} of {name} has not {wide} values, one for each of its columns")
@@ -76,29 +80,45 @@ class Scoring:
         try:
             return self._contract.batch(msgspec.convert(kept, list[self._contract.type]))  # type: ignore[name-defined]
         except msgspec.ValidationError:
-            return self.frame(pd.DataFrame(kept))
+            return self.frame(pd.DataFrame(kept, dtype=object))  # no type is guessed: 1 beside a gap stays whole
 
     def csv(self, body: bytes) -> pd.DataFrame:
-        """:raises SchemaError: if it is no CSV in UTF-8."""
-        observations = self._contract.config.observations
-        texts = dict.fromkeys((*observations.categories, *observations.texts, "observation_id"), "string")
-        try:
-            return pd.read_csv(BytesIO(body), dtype=texts, encoding="utf-8", usecols=lambda name: name in self._wanted)
-        except (ValueError, pd.errors.ParserError) as error:
-            raise SchemaError(f"the body is no CSV with a header: {error}") from error
+        """The columns that the agent has, as texts; an empty field is None.
+
+        :raises SchemaError: if it is no CSV in UTF-8 with the contract's columns in its heading.
+        """
+        rows = read_csv(BytesIO(body), "the body")
+        if lacking := [name for name in self._contract.columns if name not in rows.columns]:
+            hint = next(filter(None, (heading_hint(name, list(rows.columns)) for name in lacking)), "")
+            raise SchemaError(
+                f"the body lacks the columns {lacking}; it has {list(rows.columns)}{f': {hint}' if hint else ''}"
+            )
+        return rows[[name for name in rows.columns if name in self._wanted]]
 
     def frame(self, rows: pd.DataFrame) -> Batch:
-        """Rows of a frame as observations, as lenient as pandas.
+        """Rows of a frame as observations: texts may write numbers, and moments in ISO 8601 with their time zone.
 
         :raises SchemaError: if they do not keep the contract.
         """
+        require_distinct(rows.columns, "the rows")
         rows = rows[[name for name in rows.columns if name in self._wanted]]
-        try:
-            if "observed_at" in rows:
-                rows = rows.assign(observed_at=pd.to_datetime(rows["observed_at"], utc=True, format="ISO8601"))
-            return self._contract.read(rows)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise SchemaError(f"the rows cannot be read: {error}") from error
+        if "observed_at" in rows:
+            rows = rows.assign(observed_at=_moments(rows["observed_at"]))
+        return self._contract.read(rows)
+
+
+def _moments(given: pd.Series[Any]) -> pd.Series[Any]:
+    """UTC, missing as NaT.
+
+    :raises SchemaError: at the first that is no ISO moment, or does not say its time zone.
+    """
+    texts = given.where(given.map(lambda value: isinstance(value, str)), None).astype("str").str.strip()
+    zoned = with_zone(texts)
+    found = pd.to_datetime(texts.where(zoned), format="ISO8601", utc=True, errors="coerce")
+    for place in np.flatnonzero(found.isna() & given.notna()).tolist():
+        why = "is no ISO moment" if zoned.iloc[place] else "is no ISO moment with a time zone"
+        raise SchemaError(f"observed_at, row {place}: {given.iloc[place]!r} {why}, such as 2024-05-01T12:00:00Z")
+    return found
 
 
 def _turned(name: str, columns: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -68,6 +68,9 @@ _ASKING_THREADS = 32
 _NDJSON_ROWS = 500
 
 
+_anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
 class Told(msgspec.Struct, omit_defaults=True):
     """A decision as it goes over the wire: without probabilities where they were not asked for."""
 
@@ -84,13 +87,13 @@ class Outcome(msgspec.Struct, forbid_unknown_fields=True):
     """What turned out to be true about a decision."""
 
     decision_id: str
-    action: str
+    action: str | bool | int | float
     known_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 class _Outcomes(msgspec.Struct, forbid_unknown_fields=True):
     decision_id: str | UnsetType = UNSET
-    action: str | UnsetType = UNSET
+    action: str | bool | int | float | UnsetType = UNSET
     known_at: Annotated[datetime, msgspec.Meta(tz=True)] | UnsetType | None = UNSET
     outcomes: list[Outcome] | UnsetType = UNSET
 
@@ -117,6 +120,35 @@ class _Served:
     def ready(self) -> bool:
         """Whether there is a champion to decide with."""
         return self.agent.champion is not None
+
+    def decisions_of(self, body: bytes) -> Any:
+        """What is to be decided; numbers and truth values are read as texts where those are wanted.
+
+        :raises Refused: if it is no JSON, or does not keep the contract.
+        """
+        try:
+            return decoded(self.decisions, body)
+        except Refused as refused:
+            if refused.status != 422:
+                raise
+            return self._of_other_types(body, refused)
+
+    def _of_other_types(self, body: bytes, refused: Refused) -> Any:
+        written, given = self.agent.contract.written, decoded(_anything, body)
+        if not isinstance(given, dict):
+            raise refused
+        one, several = given.get("observation"), given.get("observations")
+        if isinstance(one, dict):
+            given["observation"] = written(one, "$.observation")
+        if isinstance(several, list):
+            given["observations"] = [
+                written(row, f"$.observations[{place}]") if isinstance(row, dict) else row
+                for place, row in enumerate(several)
+            ]
+        try:
+            return msgspec.convert(given, self.decisions.type)
+        except msgspec.ValidationError as error:
+            raise Refused(422, "invalid", str(error)) from error
 
 
 Endpoint = Callable[[_Served, Scope, Receive], Awaitable[Answer]]
@@ -208,7 +240,7 @@ class Server:
         """``POST /v1/agents/{agent}/decisions``"""
         told = flag(query_of(scope, ("probabilities",)), "probabilities")
         media_type(scope, (JSON,))
-        asked = decoded(served.decisions, await body_of(scope, receive, self._limits))
+        asked = served.decisions_of(await body_of(scope, receive, self._limits))
         if (asked.observation is UNSET) == (asked.observations is UNSET):
             raise Refused(422, "invalid", "the body must have either observation or observations")
         rows = [asked.observation] if asked.observations is UNSET else asked.observations

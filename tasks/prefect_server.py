@@ -1,0 +1,136 @@
+"""The Prefect server of a flow that is run by hand: one of its own on loopback, unless the settings name one.
+
+A server of its own lives in a process that ends with this one, however this one ends: it holds the reading end of a
+pipe whose writing end the operating system closes for a process that is killed. (The temporary server that Prefect
+starts by itself would stay.) A server that goes away in the middle ends the run in a sentence: Prefect's client would
+try again for minutes, and what was done so far is kept.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from stillhouse.errors import RuntimeStateError
+
+__all__ = ["ensure_server"]
+
+_START = 180.0  # seconds that a server may take to start, on a busy machine
+_PATIENCE = 30.0  # seconds that a server of others may be away: it may be restarting
+_PAUSE = 1.0  # seconds between two looks
+
+
+def ensure_server() -> None:
+    """See that flows of this process have a server, before Prefect is imported.
+
+    :raises RuntimeStateError: if none can be started.
+    """
+    server = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C ends the run first, which still tells the server
+    )  # fmt: skip
+    atexit.register(_stop, server)
+    url, own = _answer(server)
+    if own:
+        os.environ["PREFECT_API_URL"] = url
+        _watch(lambda: server.poll() is None, 0.0, url)
+    else:
+        _watch(lambda: _reachable(url), _PATIENCE, url)
+
+
+def _answer(server: subprocess.Popen[bytes]) -> tuple[str, bool]:
+    """The server's address, and whether it is the one that was started."""
+    assert server.stdout is not None
+    ready, _, _ = select.select([server.stdout], [], [], _START)
+    kind, _, url = server.stdout.readline().decode().strip().partition(" ") if ready else ("", "", "")
+    if kind not in ("own", "named"):
+        raise RuntimeStateError(
+            f"a Prefect server for this run did not start {f'within {_START:.0f} s' if not ready else 'at all'}; "
+            "let PREFECT_API_URL name one that runs (`make prefect` starts one), or try again"
+        )
+    return url, kind == "own"
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    assert server.stdin is not None
+    server.stdin.close()
+    try:
+        server.wait(10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def _watch(there: Callable[[], bool], patience: float, url: str) -> None:
+    """End this process soon after the server has gone away."""
+    ending = threading.Event()
+    atexit.register(ending.set)
+
+    def look() -> None:
+        seen = time.monotonic()
+        while not ending.wait(_PAUSE):
+            if there():
+                seen = time.monotonic()
+            elif time.monotonic() - seen > patience and not ending.is_set():
+                print(
+                    f"RuntimeStateError: the Prefect server at {url} has gone away in the middle of the run. What was "
+                    "done so far is kept: run the same command again",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                os._exit(1)
+
+    threading.Thread(target=look, name="prefect-server-watch", daemon=True).start()
+
+
+def _reachable(url: str) -> bool:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------- inside the server's process
+
+
+def main() -> None:
+    """Serve until standard input ends, unless Prefect's settings name a server: then only say which."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+    from prefect.settings import PREFECT_API_URL
+
+    if named := PREFECT_API_URL.value():
+        print("named", named, flush=True)
+        return
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on"))
+
+    def announce() -> None:
+        while not server.started:
+            time.sleep(0.05)
+        print("own", f"http://127.0.0.1:{listening.getsockname()[1]}/api", flush=True)
+
+    def end_with_the_parent() -> None:
+        sys.stdin.buffer.read()
+        server.should_exit = True
+        time.sleep(5)
+        os._exit(0)
+
+    for work in (announce, end_with_the_parent):
+        threading.Thread(target=work, daemon=True).start()
+    server.run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Every environment that a make target or a benchmark makes has every version pinned."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PEERS = [
+    "evidently", "evidently_detection", "frouros", "litserve", "neural-compressor", "nncf", "onnxruntime", "river",
+    "scipy", "torch", "torchdistill",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*PEERS, "schemathesis", "screens"])
+def test_an_environment_names_one_version_of_each_package(name: str) -> None:
+    lines = (ROOT / "environments" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line for line in lines if not line.startswith("#")]
+    assert packages and all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", line) for line in packages)
+
+
+def test_every_peer_has_its_file() -> None:
+    named = set()
+    for file in (ROOT / "benchmarks").rglob("*.py"):
+        named |= set(re.findall(r"\bpeer\(\"([\w-]+)\"", file.read_text(encoding="utf-8")))
+    assert named <= set(PEERS)
+
+
+def test_make_installs_nothing_that_is_not_pinned() -> None:
+    installs = re.findall(r"pip install ([^\n]*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(installs) == 4
+    for line in installs:
+        pinned = "--requirement environments/" in line or "--editable" in line  # under PIP_CONSTRAINT
+        assert pinned or ("--no-deps" in line and all("==" in each for each in line.split() if each[0] not in "-")), (
+            line
+        )

@@ -1,0 +1,42 @@
+"""A home that was moved or copied goes on working where it lies now."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stillhouse.registry import Registry
+from stillhouse.variant import Variant
+from tests.registry.conftest import Life
+
+
+@pytest.fixture
+def lived(home: Path) -> Path:
+    """A home with a champion."""
+    registry = Registry("flights")
+    Life(registry, home.parent / "work").refresh("r1", seed=1)
+    registry.promote("1")
+    return home
+
+
+def test_a_moved_home_reads_and_writes_where_it_lies_now(
+    lived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = lived.rename(tmp_path / "elsewhere, [named] #1 %20")
+    monkeypatch.setenv("STILLHOUSE_HOME", str(moved))
+    registry = Registry("flights")
+    champion = registry.champion()
+    assert champion is not None and Variant(registry.fetch(champion)).actions
+    Life(registry, tmp_path / "more work").refresh("r2", seed=2)
+    assert not lived.exists(), "something was written where it lay before"
+    assert Variant(registry.fetch(registry.version("flights", "2"))).actions
+
+
+def test_a_copy_leaves_the_original_alone(lived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = Path(shutil.copytree(lived, tmp_path / "copy"))
+    before = sorted(path for path in lived.rglob("*") if "artifacts" in path.parts)
+    monkeypatch.setenv("STILLHOUSE_HOME", str(copy))
+    Life(Registry("flights"), tmp_path / "more work").refresh("r2", seed=2)
+    assert sorted(path for path in lived.rglob("*") if "artifacts" in path.parts) == before

@@ -1,0 +1,127 @@
+"""Columns are read as their values are, whichever dtype pandas or Arrow gave them."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from stillhouse.errors import SchemaError
+from stillhouse.frames import from_arrow, numbers_in, require_distinct, texts_in, to_numbers, to_texts, with_zone
+from stillhouse.values import number_of, text_of
+
+COLUMNS: dict[str, pd.Series] = {
+    "whole": pd.Series([1, 2]),
+    "whole beside a gap": pd.Series([1, None]),
+    "nullable": pd.Series([2**60 + 1, None], dtype="Int64"),
+    "unsigned": pd.Series([2**64 - 1, 0], dtype="uint64"),
+    "large": pd.Series([10**30, None], dtype=object),
+    "booleans": pd.Series([True, False]),
+    "booleans beside a gap": pd.Series([True, None]),
+    "nullable booleans": pd.Series([True, None], dtype="boolean"),
+    "of several types": pd.Series([1, True, 1.0, "1.0", Decimal("1.50"), None], dtype=object),
+    "float32": pd.Series([0.1, 7, None], dtype="float32"),
+    "categories": pd.Series([1, 2, None]).astype("category"),
+    "text categories": pd.Series(["a", None, "1"]).astype("category"),
+    "texts": pd.Series(["1.0", "007", None]),
+    "strings": pd.Series(["NA", pd.NA], dtype="string"),
+    "moments": pd.Series(pd.to_datetime(["2024-05-01T02:00+02:00", None], utc=True)),
+    "dates": pd.Series([date(2024, 5, 1), None], dtype=object),
+    "arrow": pd.Series([1, None], dtype=pd.ArrowDtype(pa.int64())),
+    "decimals": pd.Series([Decimal("1.50"), None], dtype=pd.ArrowDtype(pa.decimal128(5, 2))),
+    "nothing": pd.Series([], dtype="float64"),
+}
+
+
+def one_by_one(values: Any, read: Any, otherwise: Any) -> tuple[list[Any], dict[int, str]]:
+    found, refused = [], {}
+    for place, value in enumerate(values):
+        try:
+            found.append(read(value))
+        except ValueError as error:
+            refused[place] = str(error)
+            found.append(otherwise)
+    return found, refused
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_is_read_as_its_values_one_by_one(name: str) -> None:
+    values = COLUMNS[name].set_axis(range(5, 5 + len(COLUMNS[name])))
+    scalars = values.to_numpy() if name == "float32" else values
+    texts, numbers = texts_in(values), numbers_in(values)
+    assert (texts.values.tolist(), texts.refused) == one_by_one(scalars, text_of, None)
+    expected, refused = one_by_one(scalars, lambda value: number_of(value, from_text=True), np.nan)
+    np.testing.assert_array_equal(numbers.values, np.array(expected, dtype="float64"))
+    assert set(numbers.refused) == set(refused)
+    assert texts.values.index.equals(values.index) and numbers.values.index.equals(values.index)
+    assert texts.values.dtype == object and numbers.values.dtype == "float64"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1", 1.0), (" 2.5 ", 2.5), ("1e999", np.inf), ("nan", None), ("1_0", None), ("", None),
+        ("0.1234567890123456789", 0.12345678901234568),
+    ],
+)  # fmt: skip
+def test_texts_are_numbers_as_python_reads_them(text: str, number: float | None) -> None:
+    read = numbers_in(pd.Series([text, None], dtype=object))
+    assert (0 in read.refused) == (number is None)
+    np.testing.assert_array_equal(read.values, [np.nan if number is None else number, np.nan])
+    assert 0 in numbers_in(pd.Series([text]), from_text=False).refused
+
+
+def test_a_refusal_names_the_column_the_row_and_the_value() -> None:
+    lists = pd.Series(["a", [1, 2], b"c"], dtype=object)
+    with pytest.raises(SchemaError, match=r"^column 'x', row 1: the list \[1, 2\] is no text: .*, and 1 more$"):
+        to_texts(lists, "column 'x'")
+    with pytest.raises(SchemaError, match=r"^column 'x', row 0: 'a' is no number, and 2 more$"):
+        to_numbers(lists, "column 'x'")
+    with pytest.raises(SchemaError, match="no Unicode text"):
+        to_texts(pd.Series(["\ud800"], dtype=object), "column 'x'")
+    with pytest.raises(SchemaError, match=r"from 2\^53 on"):
+        to_texts(pd.Series([2.0**60, np.nan]), "column 'x'")
+
+
+def test_arrows_columns_stay_what_they_are() -> None:
+    table = pa.table({
+        "id": pa.array([2**60 + 1, None]), "code": pa.array([3, None], pa.int8()).dictionary_encode(),
+        "flag": pa.array([True, None]), "price": pa.array([Decimal("1.50"), None]),
+        "day": pa.array([date(2024, 5, 1), None]), "nested": pa.array([{"a": 1}, None]),
+        "listed": pa.array([[1], None]), "words": pa.array(["a", None]).dictionary_encode(),
+    })  # fmt: skip
+    frame = from_arrow(table)
+    read = {name: texts_in(frame[name]) for name in frame}
+    found = {name: each.values.tolist() for name, each in read.items() if not each.refused}
+    assert found == {
+        "id": [str(2**60 + 1), None], "code": ["3", None], "flag": ["true", None], "price": ["1.5", None],
+        "day": ["2024-05-01", None], "words": ["a", None],
+    }  # fmt: skip
+    assert {name: each.refused[0][:14] for name, each in read.items() if each.refused} == {
+        "nested": "the dictionary", "listed": "the array [1] ",
+    }  # fmt: skip
+
+
+def test_an_index_that_pandas_wrote_stays_a_column() -> None:
+    frame = pd.DataFrame({"id": ["a"], "x": [1]}).set_index("id")
+    assert list(from_arrow(pa.Table.from_pandas(frame)).columns) == ["x", "id"]
+
+
+def test_two_columns_of_one_name_are_refused_by_name() -> None:
+    require_distinct(["a", "b", 0, None], "the rows")
+    with pytest.raises(SchemaError, match=r"^the rows have more than one column 'a', 0: rename"):
+        require_distinct(["a", 0, "a", "b", 0], "the rows")
+
+
+def test_which_moments_say_their_zone() -> None:
+    said = {
+        "2013-06-01": False, "20130601": False, "2013-06": False, "2013-06-01T12": False, "2013-06-01 12:00": False,
+        "2013-06-01T12:00Z": True, "2013-06-01 12:00:00.5+02:00": True, "2013-06-01T12-05": True,
+        "20130601T120000z": True, "1T00" * 40 + "Z": False,
+    }  # fmt: skip
+    assert with_zone(pd.Series([*said, None], dtype="str")).tolist() == [*said.values(), False]
