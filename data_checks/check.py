@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from data_checks.suite import Part, build_suite, parameters
 from data_checks.validate import validate
-from data_checks.words import Reasons, failure, structure_failures, too_many_bad, value_failures, window_failures
+from data_checks.words import structure_failures, value_failures, window_failures
 from stillhouse.config import AgentConfig
+from stillhouse.data_contract import Reasons, failure, prepared, too_many_bad
 from stillhouse.records import CheckFailure, DataReport, Window
 
 if TYPE_CHECKING:
@@ -92,17 +92,17 @@ class _Checking:
             text = f"columns {repeated} are there more than once"
             return [failure("unique_columns", None, 0, text, fatal=True)], {}
 
-        prepared = _prepared(self.rows, self.config)
-        failures = list(structure_failures(self._ask("structure", prepared), self.config))
+        rows = prepared(self.rows, self.config.observations)
+        failures = list(structure_failures(self._ask("structure", rows), self.config))
         if any(failure.fatal for failure in failures):
             return failures, {}
 
         reasons: Reasons = {}
-        for result in self._ask("values", prepared):
-            failures += value_failures(result, prepared, reasons)
-        failures += too_many_bad(len(reasons), len(prepared), self.config.observations.max_bad_rows)
+        for result in self._ask("values", rows):
+            failures += value_failures(result, rows, reasons)
+        failures += too_many_bad(reasons, len(rows), self.config.observations.max_bad_rows)
 
-        sound = prepared.drop(index=list(reasons))
+        sound = rows.drop(index=list(reasons))
         failures += window_failures(self._ask("window", sound), self.window, self.config)
         if len(sound):
             failures += window_failures(self._ask("drift", sound), self.window, self.config)
@@ -115,22 +115,6 @@ class _Checking:
         results = validate(frame, suite, parameters(self.window, self.config.observations)).results
         self.results += results
         return results
-
-
-def _prepared(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
-    """The same rows by position 0…n−1, numbers of any numeric type as float64, empty texts as missing."""
-    prepared = rows.reset_index(drop=True)
-    for name in set(config.observations.numbers) & set(prepared.columns):
-        values = prepared[name]
-        if pd.api.types.is_numeric_dtype(values) or values.isna().all():
-            prepared[name] = pd.to_numeric(values).to_numpy(dtype=np.float64, na_value=np.nan)
-    for name in set(config.observations.texts) & set(prepared.columns):
-        prepared[name] = prepared[name].mask(prepared[name].map(_is_blank).astype(bool))
-    return prepared
-
-
-def _is_blank(value: object) -> bool:
-    return isinstance(value, str) and not value.strip()
 
 
 def _quarantine(rows: pd.DataFrame, reasons: Reasons) -> pd.DataFrame:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from stillhouse.records import DataReport
+from stillhouse.shown import code
+from stillhouse.shown import markdown as text
 
 __all__ = ["markdown"]
 
@@ -21,13 +23,9 @@ def markdown(report: DataReport) -> str:
         lines += ["", "| | column | rows | what | expectation |", "|---|---|---:|---|---|"]
         for failure in sorted(report.failures, key=lambda failure: not failure.fatal):
             lines.append(
-                f"| {'refused' if failure.fatal else 'noted'} | {_cell(failure.column or '(window)')} "
-                f"| {failure.rows:,} | {_cell(failure.text)} | `{_cell(failure.expectation)}` |"
+                f"| {'refused' if failure.fatal else 'noted'} | {text(failure.column or '(window)')} "
+                f"| {failure.rows:,} | {text(failure.text)} | {code(failure.expectation)} |"
             )
     if report.docs:
-        lines += ["", f"Every expectation: `{report.docs}`"]
+        lines += ["", f"Every expectation: {code(report.docs)}"]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

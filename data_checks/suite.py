@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -40,6 +39,7 @@ from stillhouse.config import (
     TextColumn,
     When,
 )
+from stillhouse.data_contract import REQUIRED_OF_ALL, lived_days, where
 from stillhouse.records import Window
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ if TYPE_CHECKING:
     from stillhouse.config import Column, Rule
     from stillhouse.drift.profile import Profile
 
-__all__ = ["KNOWN_BY_ALL", "REQUIRED_OF_ALL", "Part", "build_suite", "parameters", "required_columns"]
-
-REQUIRED_OF_ALL = ("observation_id", "observed_at")
-KNOWN_BY_ALL = (*REQUIRED_OF_ALL, "content_key")  # the knowledge base adds the key
+__all__ = ["Part", "build_suite", "parameters", "required_columns"]
 
 LARGEST_FINITE = sys.float_info.max
 
@@ -101,11 +98,6 @@ def parameters(window: Window, observations: Observations) -> dict[str, Any]:
         "min_rows": 0 if low is None else math.ceil(low * days - 1e-9),
         "max_rows": sys.maxsize if high is None else math.floor(high * days + 1e-9),
     }
-
-
-def lived_days(window: Window, observations: Observations) -> float:
-    """Days of the window in which rows can be: what lies before ``observations.since`` does not count."""
-    return max(window.end - max(window.start, observations.since), timedelta(0)) / timedelta(days=1)
 
 
 def required_columns(config: AgentConfig) -> tuple[str, ...]:
@@ -226,15 +218,13 @@ def _of_rule(rule: Rule) -> Expectation:
             column_A=rule.columns[0], column_B=rule.columns[1], value_pairs_set=list(rule.allowed),
             ignore_row_if="either_value_is_missing", **_rule("pair", "/".join(rule.columns), **broken),
         )  # fmt: skip
-    where = {"row_condition": _condition(rule.when)}
+    on = {"row_condition": _condition(rule.when)}
     if isinstance(rule, PresentWhen):
-        meta = _rule("missing", rule.column, where=_where(rule.when), **broken)
-        return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, **where, **meta)
+        meta = _rule("missing", rule.column, where=where(rule.when), **broken)
+        return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, **on, **meta)
     assert isinstance(rule, RangeWhen)
-    meta = _rule("range", rule.column, where=_where(rule.when), **broken)
-    return gxe.ExpectColumnValuesToBeBetween(
-        column=rule.column, min_value=rule.min, max_value=rule.max, **where, **meta
-    )
+    meta = _rule("range", rule.column, where=where(rule.when), **broken)
+    return gxe.ExpectColumnValuesToBeBetween(column=rule.column, min_value=rule.min, max_value=rule.max, **on, **meta)
 
 
 def _condition(when: When) -> Condition:
@@ -245,13 +235,6 @@ def _condition(when: When) -> Condition:
     bounds = [Cell(when.column) >= when.min] if when.min is not None else []
     bounds += [Cell(when.column) <= when.max] if when.max is not None else []
     return bounds[0] if len(bounds) == 1 else bounds[0] & bounds[1]
-
-
-def _where(when: When) -> str:
-    if when.values is not None:
-        return f" where {when.column} is {' or '.join(when.values)}"
-    ends = [f"{word} {value:g}" for word, value in (("at least", when.min), ("at most", when.max)) if value is not None]
-    return f" where {when.column} is {' and '.join(ends)}"
 
 
 def _rule(

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from stillhouse import config
-from stillhouse.errors import StillhouseError
+from stillhouse.shown import paragraphs, shown
+from stillhouse.terminal import Console, Table, plain_mistakes
 from tasks.prefect_server import ensure_server
 
 if TYPE_CHECKING:
@@ -131,7 +129,7 @@ def _flow(name: str, agent: str) -> Callable[..., Any]:
 def _show_upkeep(done: Maintained) -> None:
     columns = ("table", "flushed\nrows", "files\njoined", "old rows\nremoved", "files\non the disk", "bytes",
                "old versions\nkept")  # fmt: skip
-    table = Table(*columns, title=f"{done.agent}, as of {done.as_of:%Y-%m-%d %H:%M} UTC", box=None)
+    table = Table(*columns, title=f"{done.agent}, as of {done.as_of:%Y-%m-%d %H:%M} UTC")
     freed, removed = {each.table: each for each in done.freed}, {each.table: each.rows for each in done.removed}
     for name in dict.fromkeys([*done.flushed.rows, *(each.table for each in done.compacted), *freed]):
         joined, on_disk = [each for each in done.compacted if each.table == name], freed.get(name)
@@ -146,16 +144,17 @@ def _show_upkeep(done: Maintained) -> None:
         )
     console.print(table, no_wrap=True, crop=False)
     if done.nothing_removed:
-        console.print(f"[yellow]nothing was removed[/yellow]: {done.nothing_removed}")
+        console.print(Text.assemble(("nothing was removed", "yellow"), f": {shown(done.nothing_removed)}"))
     for problem in done.flushed.problems:
-        console.print(f"[red]not flushed[/red]: {problem}")
+        console.print(Text.assemble(("not flushed", "red"), f": {shown(problem)}"))
     for problem in done.problems:
-        console.print(f"[red]problem[/red] with {escape(problem)}")
+        console.print(Text.assemble(("problem", "red"), f" with {shown(problem)}"))
 
 
 def _show(verdict: Verdict) -> None:
-    console.print(f"[bold]{verdict.outcome.replace('_', ' ')}[/bold]: {verdict.summary}")
-    table = Table("", "measure", "value", "threshold", "", box=None)
+    outcome = verdict.outcome.replace("_", " ")
+    console.print(Text.assemble((outcome, "bold"), f": {paragraphs(verdict.summary)}"))
+    table = Table("", "measure", "value", "threshold", "")
     for reason in verdict.reasons:
         value, threshold = (("" if x is None else f"{x:.4g}") for x in (reason.value, reason.threshold))
         table.add_row("crossed" if reason.crossed else "held", reason.measure, value, threshold, reason.text)
@@ -166,7 +165,7 @@ def _show_year(year: Year) -> None:
     s = year.summary
     name = {"auc": "AUC", "accuracy": "accuracy"}[s.measure]
     table = Table("week", "rows", "PSI", "drift", "response", "gate", "ver.", "never\nrefreshed", "cham-\npion",
-                  "tea-\ncher", "bytes", "p50 (ms)", title=f"{name}, week by week", box=None,
+                  "tea-\ncher", "bytes", "p50 (ms)", title=f"{name}, week by week",
                   header_style="bold")  # fmt: skip
     for w in year.weeks:
         table.add_row(f"{w.ending:%d %b}", f"{w.rows}", "" if w.psi is None else f"{w.psi:.2f}",
@@ -181,7 +180,7 @@ def _show_year(year: Year) -> None:
         f"champion: {s.champion_bytes:,} bytes, {s.champion_p50_ms:.3f} ms; {s.teacher_calls:,} teacher calls; "
         f"{s.seconds:.0f} s\n"
         f"figure: {year.folder}/weeks.png; summary: {year.folder}/summary.json\n"
-        f"compare the versions in MLflow: [bold]make ui[/bold]"
+        f"compare the versions in MLflow: make ui"
     )
 
 
@@ -191,12 +190,9 @@ def _shown(value: float | None, digits: int) -> str:
 
 def main() -> None:
     """Set the embedded defaults before Prefect is imported, and tell a user's mistake in one sentence."""
-    try:
+    with plain_mistakes():
         config.use_embedded_defaults()
         app()
-    except StillhouseError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def refresh(
         closed = watching.answered(agent, cause, now) if trigger == "drift" else None
         if closed is not None:
             return closed
-        data = watching.check_data(agent, refreshing.span(agent, now))
+        window = refreshing.span(agent, now)
+        refreshing.require_rows(agent, now, trigger, cause, teacher, mode, window)
+        data = watching.check_data(agent, window)
         job = refreshing.open_refresh(agent, now, trigger, cause, teacher, mode, data)
         if job.finished and job.verdict is not None:
             return job.verdict

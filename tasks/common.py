@@ -31,6 +31,7 @@ __all__ = [
     "QUESTIONS",
     "AgentName",
     "Champion",
+    "artifact_key",
     "champion_parts",
     "engine_task",
     "knowledge_base",
@@ -43,6 +44,11 @@ __all__ = [
 ]
 
 AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="an agent file's name, e.g. flights")]
+
+
+def artifact_key(what: str, agent: str) -> str:
+    """The key of an agent's artifacts in Prefect, which takes lower-case letters, digits and dashes alone."""
+    return f"{what}-{agent.replace('_', '--')}"
 
 
 DATA_DOCS = "data_docs/data_checks.html"

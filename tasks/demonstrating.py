@@ -69,10 +69,11 @@ def week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[datet
 
     :raises WindowError: if the source has less than a week after the bootstrap.
     """
-    observations = config.load(agent).observations
+    settings = config.load(agent)
+    observations = settings.observations
     first = observations.since + bootstrap_weeks * _WEEK
     if weeks is None:
-        source = resolve(observations.source, where=f"agents/{agent}.yaml: observations.source")
+        source = resolve(observations.source, where=f"{settings.file}: observations.source")
         rows = source(first, datetime.now(UTC))
         weeks = round((rows["observed_at"].max() - first) / _WEEK) if len(rows) else 0
     if not weeks:

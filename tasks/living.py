@@ -34,7 +34,7 @@ def live(agent: str, start: datetime, end: datetime) -> int:
     """
     settings = config.load(agent)
     base = knowledge_base(agent)
-    where = f"agents/{agent}.yaml"
+    where = settings.file
     start, end = base.moment(start), base.moment(end)
     past = (start - settings.outcomes.delay, end - settings.outcomes.delay)
     with Agent(agent, follow=False, flush=False) as lived:

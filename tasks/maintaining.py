@@ -15,7 +15,8 @@ from stillhouse.knowledge import integrity, upkeep
 from stillhouse.knowledge.flush import Flushed, flush
 from stillhouse.knowledge.upkeep import Compacted, Freed, Maintained, Removed
 from stillhouse.records import Window
-from tasks.common import engine_task, knowledge_base, registry
+from stillhouse.shown import markdown as md
+from tasks.common import artifact_key, engine_task, knowledge_base, registry
 
 __all__ = [
     "Learned",
@@ -104,7 +105,7 @@ def publish(done: Maintained) -> None:
     """The report as an artifact; what is wrong is logged as well."""
     for problem in (*done.flushed.problems, *done.problems, *filter(None, [done.nothing_removed])):
         get_run_logger().warning("%s", problem)
-    create_markdown_artifact(markdown(done), key=f"maintain-{done.agent}", description=_line(done))
+    create_markdown_artifact(markdown(done), key=artifact_key("maintain", done.agent), description=_line(done))
 
 
 def markdown(done: Maintained) -> str:
@@ -137,7 +138,7 @@ def markdown(done: Maintained) -> str:
     ]  # fmt: skip
     parts = [
         f"# {done.agent}: {_line(done)}",
-        "\n".join(f"- **{text}**" for text in wrong),
+        "\n".join(f"- **{md(text)}**" for text in wrong),
         f"As of {done.as_of:%Y-%m-%d %H:%M} UTC. Flushed from {flushed.spools} spools: {moved}.",
         _table("Compacted", ("table", "month", "files", "bytes"), compacted),
         _table("Old rows removed", ("table", "rows"), [(each.table, f"{each.rows:,}") for each in done.removed]),
@@ -161,5 +162,5 @@ def _line(done: Maintained) -> str:
 def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     if not rows:
         return ""
-    lines = [head, ("---",) * len(head), *rows]
+    lines = [head, ("---",) * len(head), *(tuple(map(md, row)) for row in rows)]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

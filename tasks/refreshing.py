@@ -89,6 +89,7 @@ __all__ = [
     "open_refresh",
     "prepare_teacher",
     "prove",
+    "require_rows",
     "settle",
     "span",
     "weigh_teachers",
@@ -100,6 +101,26 @@ def span(agent: str, as_of: datetime) -> Window:
     settings = config.load(agent)
     end = as_of - settings.outcomes.delay
     return knowledge_base(agent).window("refresh", end - settings.windows.test - settings.windows.train, end)
+
+
+def require_rows(
+    agent: str, as_of: datetime, trigger: Literal["bootstrap", "drift", "manual"], cause: str,
+    teacher: Literal["fit", "keep"], mode: Mode, window: Window,
+) -> None:  # fmt: skip
+    """Refuse a moment that comes too early, before any work; what the data check sets aside is not known yet.
+
+    A refresh that has its verdict already is not refused, whatever has been removed since.
+
+    :raises WindowError: if too few rows with known outcomes, or no validation days, lie in the windows.
+    """
+    base = knowledge_base(agent)
+    train, test = _train_and_test(base.config, window)
+    try:
+        _require_learnable(base, train, test, as_of)
+    except WindowError:
+        refresh_id = _refresh_id(base.config, as_of, trigger, cause, teacher, mode)
+        if registry(agent).finished_refresh(refresh_id) is None:
+            raise
 
 
 @engine_task(task_run_name="open refresh")
@@ -114,10 +135,8 @@ def open_refresh(
     """
     base, models = knowledge_base(agent), registry(agent)
     settings = base.config
-    refresh_id = short_id(agent, as_of.isoformat(), trigger, cause, teacher, mode, settings.model_dump_json())
-    test_start = data.window.end - settings.windows.test
-    train = data.window.model_copy(update={"name": "train", "end": test_start})
-    test = data.window.model_copy(update={"name": "test", "start": test_start})
+    refresh_id = _refresh_id(settings, as_of, trigger, cause, teacher, mode)
+    train, test = _train_and_test(settings, data.window)
     common = {
         "refresh_id": refresh_id, "agent": agent, "as_of": as_of, "trigger": trigger, "cause": cause, "train": train,
         "test": test, "teacher": teacher, "mode": mode, "folder": str(config.home() / "refreshes" / agent / refresh_id),
@@ -128,8 +147,7 @@ def open_refresh(
         raise DataError(
             f"{data.window} breaks the data contract: " + "; ".join(f.text for f in data.failures if f.fatal)
         )
-    _require_rows(training_rows(base, train, as_of), settings.windows.min_train_rows, train)
-    _require_rows(labelled(base, test, as_of), settings.observations.min_rows, test)
+    _require_learnable(base, train, test, as_of)
     run_id, verdict = models.open_refresh(
         refresh_id,
         tags={"trigger": trigger, "cause": cause, "as_of": as_of.isoformat(), "mode": mode},
@@ -158,7 +176,7 @@ def prepare_teacher(job: Refresh) -> TeacherRef:
     knows = Variant(models.fetch(champion)).actions
     if knows != list(base.config.actions):
         raise PartError(
-            f"the teacher of {champion} was made for the actions {', '.join(knows)}, and agents/{job.agent}.yaml has "
+            f"the teacher of {champion} was made for the actions {', '.join(knows)}, and {base.config.file} has "
             f"{', '.join(base.config.actions)} now: refresh with teacher=fit"
         )
     kept = models.baseline(champion).teacher
@@ -320,12 +338,6 @@ def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Fron
     }
     if champion and len(past := labelled(base, models.baseline(champion).test, job.as_of)):
         windows["past"] = past
-    if windows["validation"].empty:
-        raise WindowError(
-            f"{job.train} holds none of the days kept to choose among variants (every "
-            f"{settings.distillation.validation_every}th): lengthen `windows.train`, "
-            f"or lower `distillation.validation_every`"
-        )
     one = windows["test"].iloc[[0]]
 
     def deployed(name: str, role: Literal["variant", "champion"], folder: Path, size: int) -> proving.Candidate:
@@ -806,6 +818,33 @@ def _log_course(models: Registry, run_id: str, student: StudentRef) -> None:
 def _columns(student: StudentRef) -> list[dict[str, Any]]:
     columns: list[dict[str, Any]] = json.loads((Path(student.folder) / "columns.json").read_text(encoding="utf-8"))
     return columns
+
+
+def _refresh_id(settings: AgentConfig, as_of: datetime, *request: str) -> str:
+    """The same request, the same id."""
+    return short_id(settings.agent, as_of.isoformat(), *request, settings.model_dump_json())
+
+
+def _train_and_test(settings: AgentConfig, window: Window) -> tuple[Window, Window]:
+    """The two parts of what a refresh may look at."""
+    test_start = window.end - settings.windows.test
+    return (
+        window.model_copy(update={"name": "train", "end": test_start}),
+        window.model_copy(update={"name": "test", "start": test_start}),
+    )
+
+
+def _require_learnable(base: KnowledgeBase, train: Window, test: Window, as_of: datetime) -> None:
+    settings = base.config
+    rows = training_rows(base, train, as_of)
+    _require_rows(rows, settings.windows.min_train_rows, train)
+    _require_rows(labelled(base, test, as_of), settings.observations.min_rows, test)
+    if not validation_days(rows["observed_at"], settings.distillation.validation_every).any():
+        raise WindowError(
+            f"{train} holds none of the days kept to choose among variants (every "
+            f"{settings.distillation.validation_every}th): wait for more, lengthen `windows.train`, "
+            f"or lower `distillation.validation_every`"
+        )
 
 
 def _require_rows(rows: pd.DataFrame, least: int, window: Window) -> None:

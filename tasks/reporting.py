@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from collections.abc import Sequence
 from math import log
 from pathlib import Path
 
@@ -35,8 +37,10 @@ from stillhouse.records import (
     evidence_steps,
 )
 from stillhouse.registry.connection import without_credentials
+from stillhouse.shown import code
+from stillhouse.shown import markdown as md
 from stillhouse.teachers.weighing import NOTEWORTHY, share_in
-from tasks.common import DATA_DOCS, QUESTIONS, engine_task, knowledge_base, registry
+from tasks.common import DATA_DOCS, QUESTIONS, artifact_key, engine_task, knowledge_base, registry
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
@@ -60,7 +64,8 @@ def publish_watch(
         parts += ["## Columns", _drift(report), _slices(report.slices)]
     parts += [_weights(weights)] if weights else []
     parts += [_links(agent, run)] if run else []
-    create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"watch-{agent}", description=_line(verdict))
+    page = "\n\n".join(filter(None, parts))
+    create_markdown_artifact(page, key=artifact_key("watch", agent), description=_line(verdict))
 
 
 @engine_task(task_run_name="publish")
@@ -71,8 +76,8 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
     found = models.read_record(job.run_id, FRONTIER, Frontier)
     parts = [
         _heading(verdict),
-        f"Started by **{job.trigger}** ({job.cause}); trained on {job.train}, judged on {job.test}.",
-        *([f"Put forward: {proof.why}."] if proof else []),
+        f"Started by **{job.trigger}** ({md(job.cause)}); trained on {job.train}, judged on {job.test}.",
+        *([f"Put forward: {md(proof.why)}."] if proof else []),
         _reasons(verdict.reasons),
         *(_proof(proof, found) if proof else []),
         *(_compression(found) if found else []),
@@ -81,13 +86,16 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
         _questions(job),
         _links(job.agent, job.run_id),
     ]
-    create_markdown_artifact("\n\n".join(filter(None, parts)), key=f"refresh-{job.agent}", description=_line(verdict))
+    page = "\n\n".join(filter(None, parts))
+    create_markdown_artifact(page, key=artifact_key("refresh", job.agent), description=_line(verdict))
 
 
 @engine_task(task_run_name="publish")
 def publish_promotion(verdict: Verdict) -> None:
     """Who is champion now, instead of whom, and why."""
-    create_markdown_artifact(_heading(verdict), key=f"promotion-{verdict.agent}", description=_line(verdict))
+    create_markdown_artifact(
+        _heading(verdict), key=artifact_key("promotion", verdict.agent), description=_line(verdict)
+    )
 
 
 def _line(verdict: Verdict) -> str:
@@ -97,13 +105,13 @@ def _line(verdict: Verdict) -> str:
 
 def _heading(verdict: Verdict) -> str:
     outcome = verdict.outcome.replace("_", " ")
-    return f"# {verdict.agent}: {outcome}\n\n{verdict.summary}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, " \
-           f"verdict `{verdict.verdict_id}`"  # fmt: skip
+    return f"# {verdict.agent}: {outcome}\n\n{md(verdict.summary)}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, " \
+           f"verdict {code(verdict.verdict_id)}"  # fmt: skip
 
 
 def _reasons(reasons: tuple[Reason, ...]) -> str:
     """A list: the cells of Prefect's tables do not wrap, and a sentence is cut off."""
-    return "\n".join(f"- {'**crossed**' if r.crossed else 'held'} `{r.measure}`: {r.text}" for r in reasons)
+    return "\n".join(f"- {'**crossed**' if r.crossed else 'held'} {code(r.measure)}: {md(r.text)}" for r in reasons)
 
 
 def _links(agent: str, run_id: str) -> str:
@@ -127,28 +135,28 @@ def _proof(proof: Proof, found: Frontier | None) -> list[str]:
 def _compression(found: Frontier) -> list[str]:
     """What the search made, the best first, and why it ended."""
     rows = [
-        f"| {c.name}{' **chosen**' if c.name == found.chosen else ''} | {c.quality:.4f} | {c.bytes:,} "
+        f"| {md(c.name)}{' **chosen**' if c.name == found.chosen else ''} | {c.quality:.4f} | {c.bytes:,} "
         f"| {_number(c.latency.p50_ms)} | {_number(c.latency.p95_ms)} | {_number(c.cpu_ms)} |"
         for c in (found.named(name) for name in found.best)
         if c.latency is not None
     ]
     table = _table("| candidate | quality | bytes | p50 (ms) | p95 (ms) | CPU (ms) |", rows)
-    refused = [f"- refused: `{each.name}`: {each.refused}" for each in found.candidates if each.refused is not None]
-    ended = f"{len(found.candidates)} candidates were made, {len(found.best)} of which nothing beats: {found.stopped}."
+    refused = [f"- refused: {code(c.name)}: {md(c.refused)}" for c in found.candidates if c.refused is not None]
+    made = f"{len(found.candidates)} candidates were made, {len(found.best)} of which nothing beats"
     figure = _picture(_png(frontier_figure(found)), "what compression found")
-    return ["## Compression", ended, table, "\n".join(refused[:_MOST_REFUSED]), figure]
+    return ["## Compression", f"{made}: {md(found.stopped)}.", table, "\n".join(refused[:_MOST_REFUSED]), figure]
 
 
 def _spending(job: Refresh) -> str:
     """What asking the teachers has cost this refresh."""
     spent = knowledge_base(job.agent).spending(job=job.refresh_id)
-    return "\n".join(f"- teacher `{name}`: {cost}" for name, cost in spent.items())
+    return "\n".join(f"- teacher {code(name)}: {md(cost)}" for name, cost in spent.items())
 
 
 def _questions(job: Refresh) -> str:
     """About how many rows the teachers were asked."""
     found = registry(job.agent).read_record(job.run_id, QUESTIONS, Questions)
-    return f"Knowledge: {found}." if found else ""
+    return f"Knowledge: {md(found)}." if found else ""
 
 
 # --------------------------------------------------------------------------- several teachers
@@ -165,7 +173,7 @@ def _teachers(job: Refresh) -> list[str]:
 def _weights(weights: Weights) -> str:
     count, everywhere = weights.everywhere.stretches, share_in(weights)
     rows = [
-        f"| {name} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
+        f"| {md(name)} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
         for name, start, share in zip(weights.teachers, weights.start, everywhere, strict=True)
     ]
     parts = ["## Weights of the teachers", _weights_rest_on(weights)]
@@ -173,8 +181,8 @@ def _weights(weights: Weights) -> str:
     slices = [(name, share_in(weights, name)) for name in weights.slices]
     own = [(name, shares) for name, shares in slices if abs(shares - everywhere).max() >= NOTEWORTHY]
     if own:
-        header = "| slice | outcomes | " + " | ".join(weights.teachers) + " |"
-        rows = [f"| {name} | {weights.slices[name].outcomes:,} | " + " | ".join(f"{s:.1%}" for s in shares) + " |"
+        header = "| slice | outcomes | " + " | ".join(map(md, weights.teachers)) + " |"
+        rows = [f"| {md(name)} | {weights.slices[name].outcomes:,} | " + " | ".join(f"{s:.1%}" for s in shares) + " |"
                 for name, shares in own]  # fmt: skip
         parts.append(_table(header, rows))
     return "\n\n".join(parts)
@@ -197,8 +205,9 @@ def _weights_rest_on(weights: Weights) -> str:
 
 def _contradictions(found: Contradictions) -> str:
     rows = [
-        f"| {c.first} and {c.second} | {c.slice or 'everywhere'} | {c.contradicting:,} of {c.rows:,} | {c.share:.1%} "
-        f"| {c.low:.1%} … {c.high:.1%} | {c.known:,} | {c.first_right:,} | {c.second_right:,} | {c.better or ''} |"
+        f"| {md(c.first)} and {md(c.second)} | {md(c.slice or 'everywhere')} "
+        f"| {c.contradicting:,} of {c.rows:,} | {c.share:.1%} "
+        f"| {c.low:.1%} … {c.high:.1%} | {c.known:,} | {c.first_right:,} | {c.second_right:,} | {md(c.better or '')} |"
         for c in found.found[:_MOST_CONTRADICTIONS]
     ]
     return "## Where teachers contradict each other\n\n" + _table(
@@ -261,7 +270,7 @@ def _log_watch(
     models.log_record(run_id, verdict, "verdict.json")
     if data.docs:
         models.log_file(run_id, Path(data.docs).read_bytes(), DATA_DOCS)
-    models.tag(run_id, outcome=verdict.outcome, data_docs=data.docs, **{"mlflow.note.content": verdict.summary})
+    models.tag(run_id, outcome=verdict.outcome, data_docs=data.docs, **{"mlflow.note.content": md(verdict.summary)})
     return run_id
 
 
@@ -293,21 +302,25 @@ def _cost(cost: Cost | None) -> str:
 def _slices(slices: tuple[SliceDrift, ...]) -> str:
     if not slices:
         return ""
-    rows = [f"| {s.slice} | {s.share_reference:.1%} | {s.share_current:.1%} | {s.rows:,} | {_number(s.disagreement)} "
-            f"| {s.excess:+.4f} |" for s in slices]  # fmt: skip
+    rows = [f"| {md(s.slice)} | {s.share_reference:.1%} | {s.share_current:.1%} | {s.rows:,} "
+            f"| {_number(s.disagreement)} | {s.excess:+.4f} |" for s in slices]  # fmt: skip
     return "## Slices\n\n" + _table(
         "| slice | share before | share now | audited rows | disagreement | part in the rise |", rows
     )
 
 
 def _drift(report: DriftReport) -> str:
-    rows = [f"| {c.column} | {c.psi:.3f} | {_number(c.limit)} | {_number(c.ks)} | {_number(c.wasserstein)} "
-            f"| {c.effect:.3f} | {c.missing_reference:.1%} | {c.missing_current:.1%} | {', '.join(c.unseen[:10])} "
-            f"| {', '.join(c.vanished[:10])} |" for c in rank_columns((*report.columns, *report.outputs))]  # fmt: skip
+    rows = [f"| {md(c.column)} | {c.psi:.3f} | {_number(c.limit)} | {_number(c.ks)} | {_number(c.wasserstein)} "
+            f"| {c.effect:.3f} | {c.missing_reference:.1%} | {c.missing_current:.1%} | {_first(c.unseen)} "
+            f"| {_first(c.vanished)} |" for c in rank_columns((*report.columns, *report.outputs))]  # fmt: skip
     return _table(
         "| column | PSI | usual up to | KS | Wasserstein | effect size | missing before | missing now "
         "| never seen before | seen no more |", rows
     )  # fmt: skip
+
+
+def _first(values: Sequence[str], most: int = 10) -> str:
+    return md(", ".join(values[:most]))
 
 
 def _scorecards(cards: list[Scorecard]) -> str:
@@ -317,7 +330,7 @@ def _scorecards(cards: list[Scorecard]) -> str:
         q, latency = card.test, card.latency
         area = f"| {_number(q.auc)} " if auc else ""
         rows.append(
-            f"| {card.model} | {card.role} {area}| {q.accuracy:.4f} | {q.log_loss:.4f} "
+            f"| {md(card.model)} | {card.role} {area}| {q.accuracy:.4f} | {q.log_loss:.4f} "
             f"| {q.calibration_error:.4f} | {_number(card.agreement)} | {card.bytes:,} "
             f"| {_number(latency.p50_ms) if latency else ''} | {_number(latency.p95_ms) if latency else ''} |"
         )
@@ -329,7 +342,8 @@ def _scorecards(cards: list[Scorecard]) -> str:
 
 
 def _table(header: str, rows: list[str]) -> str:
-    return "\n".join([header, "|" + "---|" * (header.count("|") - 1), *rows])
+    """A table; its header has no pipes but its own."""
+    return "\n".join([header, "|" + "---|" * (len(re.findall(r"(?<!\\)\|", header)) - 1), *rows])
 
 
 def _number(value: float | None) -> str:

@@ -69,7 +69,7 @@ def test_help_teaches_and_imports_nothing_heavy(run: Command) -> None:
 def test_check_passes_through_every_part(run: Command, agents: Path) -> None:
     shown = run("check", str(agents / "toy.yaml"))
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("✓") == 5
+    assert shown.stdout.count("✓") == 8
     assert "agent toy is ready" in shown.stdout
 
 

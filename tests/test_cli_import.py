@@ -58,7 +58,10 @@ def test_a_log_is_shown_then_imported_and_then_known(environment: dict[str, str]
         file.write("1,2,3\n")
     shown = run(environment, "--dry-run", log)
     assert shown.returncode == 0, shown.stderr
-    assert "1,000 of the first 1,000 rows would be imported" in shown.stdout and "toy-00009" in shown.stdout
+    assert (
+        "of its first 1,000 rows, the import would add 1,000 observations" in shown.stdout
+        and "toy-00009" in shown.stdout
+    )
     assert base_of(tmp_path).counts() == {}
 
     done = run(environment, log)

@@ -118,6 +118,37 @@ def test_a_constant_says_nothing_but_its_sign(value):
     assert (column.min, column.max) == wanted
 
 
+NAMES = (
+    "wind\nspeed", "a\r", "tab\t", "x\x85y", "x\u2028y", "\u2029", "\u202egnp", "\ufeff", "\x00", "\x1b[31m", "a: b",
+    "# x", "yes", "1.0", "~", "<<", "=", "'", '"', "\\n", "{x}", "[/INST]", "a, b", "!t", "&a", "*a", "%d", " lead",
+    "é 日本 😀", "x" * 1500,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_values_come_back_from_the_draft_as_they_were(name):
+    rows = life()
+    rows = rows.assign(**{name: ["plain", name] * (len(rows) // 2)})
+    text, config = drafted(rows)
+    column = config.observations.columns[name]
+    assert isinstance(column, CategoryColumn) and set(column.values or ()) == {"plain", name}
+    assert not set("\r\x85\u2028\u2029\u202e\ufeff\x00\x1b") & set(text)
+    assert all(yaml.safe_load(text)["observations"]["columns"])
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-310, 2.3e-308, 1e-291])
+def test_a_range_of_the_smallest_numbers_says_the_sign(tiny):
+    _, config = drafted(life().assign(tiny=[0.0, tiny] * 700))
+    column = config.observations.columns["tiny"]
+    assert isinstance(column, NumberColumn) and column.min == 0 and (column.max is None or column.max >= tiny)
+
+
+def test_columns_of_one_name_are_refused_by_name():
+    rows = life()
+    with pytest.raises(SchemaError, match="more than one column 'temp'"):
+        drafted(pd.concat([rows, rows[["temp"]]], axis=1))
+
+
 def test_missing_shares_leave_room():
     columns = drafted(life())[1].observations.columns
     assert columns["temp"].max_missing == 0 and 0.9 < columns["gust"].max_missing <= 1

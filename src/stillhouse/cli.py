@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from stillhouse import config
 from stillhouse.commands.keys import keys, sign, verify_model
-from stillhouse.errors import ConfigError, SchemaError, StillhouseError
+from stillhouse.errors import ConfigError, SchemaError
+from stillhouse.shown import shown
+from stillhouse.terminal import Console, Table, plain_mistakes
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
-
     from stillhouse.drift.profile import Profile
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.knowledge.importing import Preview, Problem
@@ -50,31 +48,31 @@ AgentName = Annotated[str, typer.Argument(help="name of an agent file in agents/
 
 @app.command()
 def check(
-    agent_file: Annotated[Path, typer.Argument(help="the agent file, such as agents/flights.yaml")],
-    rows: Annotated[int, typer.Option(min=100, max=100_000, help="rows of the tiny pass")] = 1000,
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="name of an agent file in agents/, or its path")],
+    rows: Annotated[
+        int | None, typer.Option(min=100, max=100_000, help="rows of the tiny pass; by default 1000, or 250 texts")
+    ] = None,
 ) -> None:
     """Check an agent file: its keys, the parts it names, and one tiny pass through each of them."""
     from stillhouse.rehearsal import rehearse
 
-    settings = config.load_file(agent_file)
-    console.print(f"[green]✓[/green] {agent_file}: keys, units and ranges")
+    settings = _settings(agent)
+    console.done(f"{settings.file}: keys, units and ranges")
     for step in rehearse(settings, rows):
-        console.print(f"[green]✓[/green] {step}", highlight=False)
-    console.print(f"agent [bold]{settings.agent}[/bold] is ready")
+        console.done(step)
+    console.print(f"agent {settings.agent} is ready")
 
 
 @app.command()
 def status(agent: AgentName) -> None:
     """Where an agent stands: its models, its knowledge base, what its teachers have cost, its last verdict."""
-    from rich.markup import escape
-
     from stillhouse.knowledge import KnowledgeBase, integrity
     from stillhouse.registry import Registry
 
     settings = config.load(agent)
     base = KnowledgeBase(settings)
     if settings.description:
-        console.print(f"[bold]{agent}[/bold]: {settings.description}")
+        console.print(Text.assemble((agent, "bold"), f": {shown(settings.description)}"))
     _show_machine(agent)
     with console.status("asking MLflow"):
         versions = Registry(agent).versions()
@@ -86,7 +84,7 @@ def status(agent: AgentName) -> None:
     else:
         two = len(settings.actions) == 2
         quality = "AUC (test)" if two else "accuracy (test)"
-        table = Table("version", "alias", "variant", quality, "bytes", "p50 (ms)", "refresh", box=None)
+        table = Table("version", "alias", "variant", quality, "bytes", "p50 (ms)", "refresh")
         for v in versions:
             score = _number(v.auc if two else v.accuracy)
             table.add_row(v.version, ", ".join(v.aliases), v.variant, score, f"{v.bytes or 0:,}",
@@ -95,7 +93,7 @@ def status(agent: AgentName) -> None:
     counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())
     console.print(f"knowledge base {base.root}: {counts or 'empty'}")
     for problem in integrity.problems(base):
-        console.print(f"[red]problem[/red] with {escape(problem)}")
+        console.print(f"problem: {problem}", soft_wrap=True)
     _show_spending(base)
     watched = [verdict for verdict in base.verdicts() if verdict.kind == "watch"]
     if watched:
@@ -121,7 +119,7 @@ def teachers(
     changes = KnowledgeBase(settings).weight_changes()
     now = standing(weights, [each for each in changes if each.version == version and each.job == "watch"])
     own = sorted({name for name, _ in now if name and _differs(now, name)})
-    table = Table("teacher", "kind", "by the agent file", "now", *own, box=None)
+    table = Table("teacher", "kind", "by the agent file", "now", *own)
     for unit in config.units(settings):
         kinds = ", ".join(dict.fromkeys(leaf.teacher.kind for leaf in unit.leaves))
         shares = (_percent(now.get((name, unit.name))) for name in ("", *own))
@@ -129,7 +127,7 @@ def teachers(
     console.print(table)
     if weights is None:
         console.print("the champion's teachers count for what the agent file says")
-    table = Table("as of", "teacher", "slice", "before", "after", "why", box=None)
+    table = Table("as of", "teacher", "slice", "before", "after", "why")
     for change in changes[-last:] if last else []:
         table.add_row(f"{change.as_of:%Y-%m-%d %H:%M}", change.teacher, change.slice, f"{change.before:.1%}",
                       f"{change.after:.1%}", change.reason)  # fmt: skip
@@ -149,7 +147,7 @@ def history(
     if not verdicts:
         console.print(f"nothing has been decided about agent {agent!r} yet")
         return
-    table = Table("as of", "kind", "outcome", "summary", "verdict", box=None)
+    table = Table("as of", "kind", "outcome", "summary", "verdict")
     for verdict in verdicts:
         table.add_row(f"{verdict.as_of:%Y-%m-%d %H:%M}", verdict.kind, verdict.outcome.replace("_", " "),
                       verdict.summary, verdict.verdict_id)  # fmt: skip
@@ -180,8 +178,8 @@ def drift(
     now = _profile(current, columns, before, texts or ())
     if keep is not None:
         keep.write_bytes(before.to_bytes())
-    table = Table("column", "PSI", "KS", "Wasserstein", "effect size", "missing before", "missing now", "new values",
-                  box=None)  # fmt: skip
+    measures = ("PSI", "KS", "Wasserstein", "effect size", "missing before", "missing now", "new values")
+    table = Table("column", *measures)
     for column in rank_columns(compare(before, now)):
         unseen = ", ".join(column.unseen[:3]) + (
             f" and {len(column.unseen) - 3} more" if len(column.unseen) > 3 else ""
@@ -235,7 +233,7 @@ def contract(
         return
     with output.open("x", encoding="utf-8") as file:
         file.write(text)
-    console.print(f"[green]✓[/green] {output}: edit it, and put it in the place of `observations` in the agent file")
+    console.done(f"{shown(output)}: edit it, and put it in the place of `observations` in the agent file")
 
 
 @app.command("import")
@@ -243,15 +241,17 @@ def import_(
     agent: AgentName,
     files: Annotated[list[Path], typer.Argument(help="CSV, JSON lines (both also .gz) or Parquet")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="only show the first rows as they would be read, and what is wrong")
+        bool, typer.Option("--dry-run", help="only show what would happen: the first rows as they would be read, and "
+                                             "what is wrong")
     ] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Bring logs that exist already into an agent's knowledge base.
 
     What the columns are called is said by `importing` in the agent file; without
     it, as in the tables. Rows that cannot be used go to the quarantine with file and
     line, the others go on; an observation that is there already is not added again.
-    An import that was killed goes on where it was, if it is asked for again.
+    An import that was killed goes on where it was, if it is asked for again. Exit code 1
+    where no row of any file can be used.
 
     For example:
 
@@ -263,18 +263,61 @@ def import_(
 
     settings = config.load(agent)
     if dry_run:
-        for each in preview(settings, files):
-            _show_preview(each)
+        base, known = KnowledgeBase(settings), set[str]()
+        usable = [_show_preview(each, base, known) for each in preview(settings, files)]
+        console.print("nothing was written")
+        if not any(usable):
+            raise typer.Exit(1)
         return
     with _byte_bar(2 * sum(file.stat().st_size for file in files if file.is_file())) as on_bytes:
         summary = import_files(KnowledgeBase(settings), files, on_bytes)
-    _show_problems(summary.problems, summary.quarantined)
+    _show_problems(summary.problems, summary.quarantined, f"are in quarantine: stillhouse quarantine {agent}")
     for note in summary.notes:
-        console.print(note, style="dim", highlight=False, markup=False)
+        console.print(shown(note), style="dim")
     counted = ("rows", "before", "added", "duplicates", "quarantined", "decisions", "outcomes")
-    table = Table("", *("dealt with before" if name == "before" else name for name in counted), box=None)
+    table = Table("", *("dealt with before" if name == "before" else name for name in counted))
     table.add_row("imported", *(f"{getattr(summary, name):,}" for name in counted))
     console.print(table)
+    if summary.rows and not summary.before + summary.added + summary.duplicates:
+        raise typer.Exit(1)
+
+
+@app.command()
+def quarantine(
+    agent: AgentName,
+    last: Annotated[
+        int, typer.Option("--last", "--limit", min=0, help="how many rows, the newest first; 0: only the counts")
+    ] = 20,
+) -> None:
+    """Rows that were set aside, newest first, and how many broke which rule of which column.
+
+    A row comes here when it breaks the data contract or cannot be imported, and no
+    student learns from it. `observations` of the agent file says what is allowed.
+
+    For example:
+
+        stillhouse quarantine flights
+        stillhouse quarantine flights --last 100
+    """
+    from stillhouse.data_contract import counted
+    from stillhouse.knowledge import KnowledgeBase
+
+    base = KnowledgeBase(config.load(agent))
+    rows = base.read("quarantine").drop_duplicates("observation_id", keep="last")
+    if rows.empty:
+        console.print(f"no row of agent {agent!r} is in quarantine")
+        return
+    table = Table("observed at", "observation", "reasons")
+    for row in rows.iloc[::-1].head(last).itertuples(index=False):
+        table.add_row(f"{row.observed_at:%Y-%m-%d %H:%M}", str(row.observation_id), "; ".join(row.reasons))
+    if last:
+        console.print(table)
+    table = Table("rows", "column", "rule")
+    for (column, rule), count in counted(rows["reasons"]).items():
+        table.add_row(f"{count:,}", column, rule)
+    console.print(table)
+    console.print(f"{len(rows):,} rows in quarantine, of {rows['observed_at'].min():%Y-%m-%d %H:%M} to "
+                  f"{rows['observed_at'].max():%Y-%m-%d %H:%M} UTC")  # fmt: skip
 
 
 @app.command()
@@ -352,7 +395,7 @@ def compress(
         raise typer.Exit(1)
     if folder is not None:
         compressing.keep(frontier, folder)
-        console.print(f"[green]✓[/green] {folder}: model.onnx, manifest.json", soft_wrap=True)
+        console.done(f"{shown(folder)}: model.onnx, manifest.json")
 
 
 @app.command()
@@ -391,7 +434,7 @@ def serve(
     told = f"serving {', '.join(agents)} on"
     code = serve_until_told(
         settings,
-        lambda address: console.print(told, address, f"({settings.access})", soft_wrap=True, highlight=False),
+        lambda address: console.print(told, address, f"({settings.access})", soft_wrap=True),
     )
     raise typer.Exit(code)
 
@@ -405,29 +448,52 @@ def _byte_bar(total: int) -> Iterator[Callable[[str, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(
-        TextColumn("{task.description}"), BarColumn(30), DownloadColumn(), TimeRemainingColumn(), console=console,
-        transient=True,
+        TextColumn("{task.description}", markup=False), BarColumn(30), DownloadColumn(), TimeRemainingColumn(),
+        console=console, transient=True,
     ) as progress:  # fmt: skip
         bar = progress.add_task("", total=total)
-        yield lambda what, count: progress.update(bar, description=what, advance=count)
+        yield lambda what, count: progress.update(bar, description=shown(what), advance=count)
 
 
-def _show_preview(found: Preview) -> None:
-    """The first rows of a file as they would be imported, and what is wrong with others."""
-    shown = found.rows.head(10)
-    table = Table(*map(str, shown.columns), box=None, title=str(found.file), title_justify="left")
-    for row in shown.itertuples(index=False):
+def _show_preview(found: Preview, base: KnowledgeBase, known: set[str]) -> int:
+    """The first rows of a file as they would be imported, and what is wrong with others; how many can be used.
+
+    :param known: ids that the files before it would have added; those of this one are added to them.
+    """
+    rows = found.rows.head(10)
+    table = Table(*map(shown, rows.columns))
+    for row in rows.itertuples(index=False):
         table.add_row(*("" if value is None or value != value else str(value) for value in row))
+    console.print(f"{shown(found.file)}:", soft_wrap=True)
     console.print(table)
-    console.print(f"{len(found.rows):,} of the first {found.looked_at:,} rows would be imported", highlight=False)
-    _show_problems(found.problems[:20], len(found.problems))
+    ids = set(found.rows["observation_id"])
+    new = ids - known - _recorded(base, ids)
+    known |= ids
+    counts = [f"would add {len(new):,} observations"]
+    counts += [
+        f"{found.rows[name].notna().sum():,} {name}s" for name in ("decision", "outcome") if name in found.rows.columns
+    ]
+    problems, there = len(found.problems), len(found.rows) - len(new)
+    counts += [f"would leave out {there:,} that are there already"] if there else []
+    counts += [f"would put {problems:,} rows into quarantine"] if problems else []
+    console.print(f"of its first {found.looked_at:,} rows, the import {', '.join(counts)}", soft_wrap=True)
+    _show_problems(found.problems[:20], problems, "would go into quarantine")
+    return len(found.rows)
 
 
-def _show_problems(problems: Sequence[Problem], count: int) -> None:
+def _recorded(base: KnowledgeBase, ids: set[str]) -> set[str]:
+    """Which of the ids the knowledge base has."""
+    from pyarrow import array
+
+    found = base.stream("observations", columns=["observation_id"], among=array(sorted(ids), "string"))
+    return {value for batch in found for value in batch["observation_id"].to_pylist()}
+
+
+def _show_problems(problems: Sequence[Problem], count: int, whither: str) -> None:
     for problem in problems:
-        console.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+        console.print(shown(problem), soft_wrap=True)
     if count > len(problems):
-        console.print(f"and {count - len(problems):,} more; all are in the table `quarantine`", highlight=False)
+        console.print(f"and {count - len(problems):,} more; all {whither}", soft_wrap=True)
 
 
 @contextmanager
@@ -438,9 +504,9 @@ def _progress(seconds: float, limits: Limits) -> Iterator[Callable[[Candidate], 
     from stillhouse.compress.frontier import choose
 
     made: list[Candidate] = []
-    shown = TextColumn("{task.fields[made]} made, {task.fields[best]}")
+    counted = TextColumn("{task.fields[made]} made, {task.fields[best]}", markup=False)
     with Progress(
-        SpinnerColumn(), BarColumn(20), TimeElapsedColumn(), shown, console=console, transient=True
+        SpinnerColumn(), BarColumn(20), TimeElapsedColumn(), counted, console=console, transient=True
     ) as progress:
         bar = progress.add_task("", total=seconds, made=0, best="the float32 model comes first")
 
@@ -456,7 +522,7 @@ def _progress(seconds: float, limits: Limits) -> Iterator[Callable[[Candidate], 
 def _show_frontier(frontier: Frontier) -> None:
     """What nothing beats, with the reference; what was refused; why the chosen one was."""
     reference = frontier.reference
-    table = Table("candidate", "bytes", "ratio", "quality", "p50 (ms)", "p95 (ms)", "CPU (ms)", "", box=None)
+    table = Table("candidate", "bytes", "ratio", "quality", "p50 (ms)", "p95 (ms)", "CPU (ms)", "")
     names = dict.fromkeys([*frontier.best, frontier.chosen, reference.name])
     for each in sorted(map(frontier.named, names), key=lambda candidate: candidate.bytes):
         assert each.latency is not None  # those that can serve were measured
@@ -472,11 +538,19 @@ def _show_frontier(frontier: Frontier) -> None:
     refused = [each for each in frontier.candidates if each.refused is not None]
     console.print(
         f"{len(frontier.candidates)} candidates, {len(frontier.candidates) - len(names)} of them beaten or refused; "
-        f"{frontier.stopped}", highlight=False,
-    )  # fmt: skip
+        f"{frontier.stopped}"
+    )
     for each in refused:
-        console.print(f"refused: {each.name}: {each.refused}", style="dim", highlight=False, markup=False)
-    console.print(frontier.why, style="bold", highlight=False, markup=False)
+        console.print(f"refused: {shown(each.name)}: {shown(each.refused)}", style="dim")
+    console.print(shown(frontier.why), style="bold")
+
+
+def _settings(agent: str) -> config.AgentConfig:
+    """The agent of a name or of a path; where both are there, of the name."""
+    file = config.agents_folder() / f"{agent}.yaml"
+    if re.fullmatch(r"[\w-]+", agent) and (file.is_file() or not Path(agent).is_file()):
+        return config.load(agent)
+    return config.load_file(Path(agent))
 
 
 def _duration(text: str) -> timedelta:
@@ -504,7 +578,7 @@ def _profile(path: Path, columns: list[str] | None, like: Profile | None, texts:
     from pyarrow import ArrowException
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from stillhouse.drift.profile import Profile, scan
+    from stillhouse.drift.profile import ParquetRows, Profile, scan
     from stillhouse.drift.texts import measured_batches
 
     if path.suffix == ".profile":
@@ -515,28 +589,23 @@ def _profile(path: Path, columns: list[str] | None, like: Profile | None, texts:
         if absent := [name for name in columns or () if name not in kept.columns]:
             raise SchemaError(f"{path} lacks the columns {absent}; it has {list(kept.columns)}")
         return Profile(kept.rows, {name: kept.columns[name] for name in columns or kept.columns})
-    source: object = path
+    source: Any = path
     if (path / "_delta_log").is_dir():
         from deltalake import DeltaTable
 
+        if strange := config.unfit_in_path(path.resolve()):
+            raise SchemaError(f"Delta Lake opens no path that has {', '.join(map(repr, strange))} in it: move {path}")
         source = DeltaTable(path).to_pyarrow_dataset()
-    shown = TextColumn("{task.fields[file]}: {task.completed:,.0f} rows")
-    with Progress(SpinnerColumn(), shown, TimeElapsedColumn(), console=console, transient=True) as progress:
-        bar = progress.add_task("", total=None, file=path.name)
+    counted = TextColumn("{task.fields[file]}: {task.completed:,.0f} rows", markup=False)
+    with Progress(SpinnerColumn(), counted, TimeElapsedColumn(), console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None, file=shown(path.name))
         try:
             if texts:
-                source = measured_batches(_batches(source), texts)
+                batches = ParquetRows.at(path).by_row() if source is path else source.to_batches()
+                source = measured_batches(batches, texts)
             return scan(source, columns or None, like, on_rows=lambda rows: progress.advance(bar, rows))
         except (ArrowException, OSError) as error:
             raise SchemaError(f"{path} cannot be read as Parquet: {error}") from error
-
-
-def _batches(source: Any) -> Iterator[RecordBatch]:
-    """Arrow batches of a Parquet file or folder, or of a dataset."""
-    from pyarrow.dataset import dataset
-
-    batches: Iterator[RecordBatch] = (dataset(source) if isinstance(source, Path) else source).to_batches()
-    return batches
 
 
 def _differs(shares: dict[tuple[str, str], float], name: str) -> bool:
@@ -555,7 +624,7 @@ def _show_spending(base: KnowledgeBase) -> None:
     if not spent:
         return
     today = base.spending(asked_since=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
-    table = Table("teacher", "", *("calls", "rows", "tokens in", "tokens out", "seconds", "money"), box=None)
+    table = Table("teacher", "", *("calls", "rows", "tokens in", "tokens out", "seconds", "money"))
     for name, total in spent.items():
         for when, cost in (("today", today.get(name)), ("in all", total)):
             if cost is not None:
@@ -571,31 +640,20 @@ def _show_machine(agent: str) -> None:
     from stillhouse.runtime.reports import problems_here
 
     found = survey(spool_folder(agent))
-    console.print(f"spools on this machine: {found.rows:,} rows wait for the knowledge base", highlight=False)
+    console.print(f"spools on this machine: {found.rows:,} rows wait for the knowledge base")
     problems = [f"spool: {problem}" for problem in found.problems]
     problems += [f"{side}: {problem.text}" for side, problem in problems_here(agent).items()
                  if problem.over_at is None and side != "spool"]  # fmt: skip
     for problem in problems:
-        console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"problem: {problem}", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-@contextmanager
-def _plain_mistakes() -> Iterator[None]:
-    """A user's mistake is told in its own words on standard error, with exit code 1 and no traceback."""
-    try:
-        yield
-    except StillhouseError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: ", end="")
-        print(error, file=sys.stderr)
-        sys.exit(1)
-
-
 def main() -> None:
     """Entry point of the command."""
-    with _plain_mistakes():
+    with plain_mistakes():
         config.use_embedded_defaults()
         app()

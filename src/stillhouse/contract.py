@@ -24,6 +24,7 @@ from stillhouse.errors import PartError, SchemaError, WindowError
 from stillhouse.frames import require_distinct, to_texts
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import resolve
+from stillhouse.shown import shown
 
 __all__ = ["FEWEST_ROWS", "draft", "rows_of"]
 
@@ -67,7 +68,7 @@ def rows_of(
         return base.read("observations", base.window("contract", start, end))
     since = config.observations.since
     start, end = _window(start, end, last, otherwise=(since, since + last))
-    where = f"agents/{config.agent}.yaml: observations.source"
+    where = f"{config.file}: observations.source"
     source = resolve(config.observations.source, where=where)
     try:
         rows = source(start, end)
@@ -99,7 +100,8 @@ def draft(rows: Frame, config: AgentConfig) -> str:
     values, freshness, volume, unique combinations and rules, and columns that it does not name.
 
     :param rows: ``observation_id``, ``observed_at`` (with a time zone) and any columns; :data:`FEWEST_ROWS` or more.
-    :raises SchemaError: if one of the two is missing, or the times have no zone.
+    :raises SchemaError: if one of the two is missing, the times have no zone, two columns have one name, or a text is
+        no Unicode.
     :raises WindowError: if there are fewer rows.
     """
     rows = _usable(rows)
@@ -201,7 +203,7 @@ def _columns(rows: Frame, observations: Observations, reads_text: bool) -> tuple
         else:
             fields, seen = _given(kept), "not in these rows"
         columns[name] = _column(fields)
-        lines.append(f"    {_flow(name)}: {_flow(fields)}    # {seen}")
+        lines.append(f"{_entry(name, fields)}    # {seen}")
     for name in rows.columns.difference([*RESERVED, *observations.columns], sort=False):
         if why := _no_feature(name, rows[name]):
             lines.append(f"    # {_flow(str(name))}: left out; {why}")
@@ -212,7 +214,7 @@ def _columns(rows: Frame, observations: Observations, reads_text: bool) -> tuple
             continue
         fields, seen = _describe(rows[name], days, kind, {})
         columns[name] = _column(fields)
-        lines.append(f"    {_flow(name)}: {_flow(fields)}    # new; {seen}")
+        lines.append(f"{_entry(name, fields)}    # new; {seen}")
     return lines, columns
 
 
@@ -291,10 +293,10 @@ def _range(present: pd.Series[float], low: float, high: float) -> Fields:
 
     Nature sets zero for what never was negative (or never positive), one or a hundred for what reached it and is
     never negative (a share, a percentage), and an end that a twentieth of the rows lie on. Where all values are
-    equal nothing can be said but the sign.
+    equal (or as good as equal) nothing can be said but the sign.
     """
     fields: Fields = {}
-    if low == high:
+    if high - low < _NARROWEST:
         return {"min": 0} if low >= 0 else {"max": 0}
     if not math.isfinite(2 * (high - low)):
         return fields  # as wide as numbers go
@@ -305,6 +307,10 @@ def _range(present: pd.Series[float], low: float, high: float) -> Fields:
     fields["min"] = low if (present == low).mean() >= 0.05 else 0 if low >= 0 > below else below
     fields["max"] = high if share or (present == high).mean() >= 0.05 else 0 if high <= 0 < above else above
     return fields
+
+
+_NARROWEST = 1e-290
+"""A range that is narrower has no tenths left below it: numbers end there."""
 
 
 def _category(values: pd.Series[Any], kept: Fields) -> tuple[Fields, str]:
@@ -495,11 +501,45 @@ def _duration(length: timedelta) -> str:
     return next((f"{seconds / size:.0f}{unit}" for unit, size in _UNITS if not seconds % size), f"{seconds!r}s")
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a text in which something would not be seen, or would break the line, with escapes."""
+
+
+def _scalar(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _hides(text) else None)
+
+
+_Dumper.add_representer(str, _scalar)
+
+
+def _hides(text: str) -> bool:
+    return shown(text) != text
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for part in pair for text in _texts(part))
+    elif isinstance(value, list | tuple):
+        yield from (text for each in value for text in _texts(each))
+
+
 def _flow(value: str | float | Sequence[Any] | Fields) -> str:
-    """YAML on one line."""
-    text: str = yaml.safe_dump([_plain(value)], default_flow_style=True, width=math.inf, sort_keys=False,
-                               allow_unicode=True)  # fmt: skip
+    """YAML on one line, which loads back as ``value``."""
+    ascii_only = any(map(_hides, _texts(value)))  # else a direction mark would turn the draft round
+    text: str = yaml.dump([_plain(value)], Dumper=_Dumper, default_flow_style=True, width=math.inf, sort_keys=False,
+                          allow_unicode=not ascii_only)  # fmt: skip
     return text.strip()[1:-1]
+
+
+def _entry(name: str, fields: Fields) -> str:
+    """``name: fields`` at the place of a column; YAML takes no key of more than 1024 characters without a mark."""
+    key = _flow(name)
+    return f"    {key}: {_flow(fields)}" if len(key) < _LONGEST_KEY else f"    ? {key}\n    : {_flow(fields)}"
+
+
+_LONGEST_KEY = 1000
 
 
 def _plain(value: Any) -> Any:

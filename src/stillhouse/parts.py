@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,8 @@ import pandas as pd
 
 from stillhouse.errors import PartError
 
-__all__ = ["ModelStore", "OffersText", "ReadyTeacher", "Source", "Teacher", "TextInitial", "resolve"]
+__all__ = ["ModelStore", "OffersText", "ReadyTeacher", "Source", "Teacher", "TextInitial", "is_rehearsal", "rehearsing",
+           "resolve"]  # fmt: skip
 
 
 @runtime_checkable
@@ -112,6 +114,29 @@ class ModelStore(Protocol):
         :raises PartError: if it brings code and is not trusted, or is not what ``digest`` says.
         """
         ...
+
+
+_rehearsals = 0
+
+
+@contextmanager
+def rehearsing() -> Iterator[None]:
+    """While it lasts, ``stillhouse check`` tries the parts: see :func:`is_rehearsal`."""
+    global _rehearsals
+    _rehearsals += 1
+    try:
+        yield
+    finally:
+        _rehearsals -= 1
+
+
+def is_rehearsal() -> bool:
+    """Whether parts are only tried, and what they say is thrown away.
+
+    A part that prepares itself from much data, such as a teacher that embeds thousands of sentences when it is first
+    asked, may then do with a sample of it, so that ``stillhouse check`` takes seconds.
+    """
+    return _rehearsals > 0
 
 
 def resolve(target: str, *, where: str = "the agent file") -> Any:

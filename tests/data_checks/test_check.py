@@ -173,7 +173,7 @@ def test_too_many_bad_rows_refuse_the_window(rows, window, config):
     assert not check(rows, window, config)[0].broken
     rows.loc[10, "temp"] = 99
     report, quarantine = check(rows, window, config)
-    assert fatal(report) == ["11 of 100 rows (11.00%) are bad; at most 0.1 of the window may"]
+    assert fatal(report) == ["11 of 100 rows (11.00%) are bad; at most 0.1 of the window may: temp: above 50 (11)"]
     assert report.failures[0].expectation == "max_bad_rows" and len(quarantine) == 11
 
 

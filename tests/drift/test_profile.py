@@ -18,6 +18,7 @@ from stillhouse.drift import profile as profiles
 from stillhouse.drift.profile import (
     CategoryProfile,
     NumberProfile,
+    ParquetRows,
     Profile,
     build,
     keys,
@@ -282,6 +283,46 @@ def test_every_source_gives_the_same_profile(tmp_path):
     empty.mkdir()
     with pytest.raises(WindowError, match="no Parquet file"):
         scan(empty)
+
+
+def test_a_folder_is_read_as_arrow_reads_it(tmp_path):
+    def put(path, **columns):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / path)
+
+    put("month=2024-01/place=a%20b/one.parquet", x=[1.0, 2.0])
+    put("month=2024-02/place=__HIVE_DEFAULT_PARTITION__/two.pq", x=[3.0], late=["new"])
+    for hidden in ("_temporary/0/x.parquet", ".x.parquet", "month=2024-01/_x.parquet", ".git/x.parquet"):
+        put(hidden, x=[9.0] * 100)
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "month=2024-01" / "read.me").write_text("no rows")
+    found = scan(tmp_path)
+    assert found.rows == 3 and list(found.columns) == ["x", "late", "month", "place"]
+    assert found.columns["late"].missing == 2 and found.columns["late"].counts == {"new": 1}
+    assert found.columns["month"].counts == {"2024-01": 2, "2024-02": 1}
+    assert (found.columns["place"].counts, found.columns["place"].missing) == ({"a b": 2}, 1)
+    assert scan(tmp_path, columns=["late", "place"]).rows == 3
+    assert scan(tmp_path, columns=["month"]).columns["month"] == found.columns["month"]
+    whole = pa.concat_tables(
+        [pa.Table.from_batches([batch]) for batch in ParquetRows.at(tmp_path).by_row()], promote_options="permissive"
+    )
+    assert scan(whole, columns=list(found.columns)) == found
+    put("numbered/day=1/one.parquet", x=[1.0])
+    put("numbered/day=2/two.parquet", x=[1.0])
+    assert scan(tmp_path / "numbered").columns["day"].kind == "number"
+
+
+def test_columns_of_one_name_are_refused_by_name(tmp_path):
+    twins = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["x", "x"])
+    pq.write_table(twins, tmp_path / "twins.parquet")
+    pq.write_table(pa.table({"a": [1.0], "a.b": [2.0]}), tmp_path / "dotted.parquet")
+    for source in (twins, twins.to_batches(), tmp_path / "twins.parquet"):
+        with pytest.raises(SchemaError, match="more than one column 'x'"):
+            scan(source)
+    with pytest.raises(SchemaError, match="more than one column 'x'"):
+        build(pd.DataFrame([[1.0, 2.0]], columns=["x", "x"]), {"x": NumberColumn(type="number")})
+    dotted = scan(tmp_path / "dotted.parquet")
+    assert [column.rows for column in dotted.columns.values()] == [1, 1]
 
 
 def test_rows_are_told_as_they_are_counted(tmp_path):

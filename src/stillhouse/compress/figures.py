@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from stillhouse.records import Candidate, Frontier
+from stillhouse.shown import label
 
 __all__ = ["frontier_figure", "frontier_table", "measured"]
 
@@ -102,4 +103,4 @@ def _loss(candidate: Candidate, reference: Candidate) -> float | None:
 
 
 def _wrapped(text: str, width: int = 110) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+    return "\n".join(map(label, textwrap.wrap(text, width)))

@@ -25,6 +25,7 @@ import yaml
 from pydantic import (
     AwareDatetime,
     Field,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -124,6 +125,7 @@ __all__ = [
     "parse_duration",
     "recipe_name",
     "structure",
+    "unfit_in_path",
     "units",
     "use_embedded_defaults",
 ]
@@ -134,16 +136,44 @@ __all__ = [
 def home() -> Path:
     """The folder that everything is kept in: ``STILLHOUSE_HOME``, by default ``./.stillhouse``.
 
+    :raises ConfigError: if it cannot be a folder that SQLite, MLflow, Prefect and Delta Lake all find again.
     :raises StoreError: if it holds what this version cannot read; see :mod:`stillhouse.config.store`.
     """
-    folder = Path(os.environ.get("STILLHOUSE_HOME", ".stillhouse")).resolve()
+    folder = _folder("STILLHOUSE_HOME", ".stillhouse")
+    if strange := unfit_in_path(folder):
+        raise ConfigError(
+            f"STILLHOUSE_HOME is the folder {str(folder)!r}, and Delta Lake, SQLite and MLflow do not all find a path "
+            f"again that has {', '.join(map(repr, strange))} in it: name another folder"
+        )
     open_store(folder)
     return folder
 
 
 def agents_folder() -> Path:
-    """The folder of reviewed agent files: ``STILLHOUSE_AGENTS``, by default ``./agents``."""
-    return Path(os.environ.get("STILLHOUSE_AGENTS", "agents")).resolve()
+    """The folder of reviewed agent files: ``STILLHOUSE_AGENTS``, by default ``./agents``.
+
+    :raises ConfigError: if it cannot be a folder.
+    """
+    return _folder("STILLHOUSE_AGENTS", "agents")
+
+
+def _folder(variable: str, otherwise: str) -> Path:
+    given = os.environ.get(variable) or otherwise
+    try:
+        folder = Path(given).resolve()
+        str(folder).encode("utf-8")
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        if not there.is_dir():
+            raise ConfigError(f"{variable} names {given!r}, and {str(there)!r} is a file: name a folder")
+    except (OSError, RuntimeError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "its name is no UTF-8"
+        raise ConfigError(f"{variable} names {given!r}, which cannot be a folder ({reason}): name another") from error
+    return folder
+
+
+def unfit_in_path(path: Path) -> list[str]:
+    """Characters of ``path`` that end an address (``sqlite:///…?…``), are decoded in one, or Delta Lake refuses."""
+    return sorted({one for one in str(path) if one in "?%[]|^`\\" or not one.isprintable()})
 
 
 def embedded_environment() -> dict[str, str]:
@@ -1154,6 +1184,15 @@ class AgentConfig(Section):
     importing: Importing | None = Field(
         default=None, description="where the files of `stillhouse import` have what; null: called as in the tables"
     )
+    _file: str | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> str:
+        """The agent file as an error names it: the path it was read from, seen from the working directory."""
+        if self._file is None:
+            return f"agents/{self.agent}.yaml"
+        path, here = Path(self._file), Path.cwd()
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
     @property
     def copies(self) -> float:
@@ -1373,12 +1412,14 @@ def _parsed(path: Path, text: str) -> AgentConfig:
     if twice := list(islice(_written_twice(root), _MOST_MISTAKES)):
         raise ConfigError("\n".join(f"{path}:{line}" for line in twice))
     try:
-        return AgentConfig.model_validate(content)
+        config = AgentConfig.model_validate(content)
     except ValidationError as error:
         lines = [f"{path}:{line}" for line in islice(_explain(error, root, content), _MOST_MISTAKES + 1)]
         if len(lines) > _MOST_MISTAKES:
             lines[-1] = f"and more: these are the first {_MOST_MISTAKES} mistakes"
         raise ConfigError("\n".join(lines)) from error
+    config._file = str(path)
+    return config
 
 
 def _explain(error: ValidationError, root: yaml.Node | None, content: Any) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.drift.explain import rank_columns
 from stillhouse.records import ColumnDrift, DriftReport, EvidenceStep, Process, SliceDrift
+from stillhouse.shown import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -385,5 +386,5 @@ def _plain(axes: Axes, grid: str) -> None:
 
 
 def _short(name: str, most: int) -> str:
-    """A name that fits, its middle left out if it is too long."""
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - most // 2 + 1 :]}"
+    """A name that fits as a label, its middle left out if it is too long."""
+    return label(name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - most // 2 + 1 :]}")

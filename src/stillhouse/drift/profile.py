@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ __all__ = [
     "CategoryProfile",
     "ColumnProfile",
     "NumberProfile",
+    "ParquetRows",
     "Profile",
     "build",
     "keys",
@@ -392,15 +393,22 @@ def scan(
     they are moments); booleans are the categories ``true`` and ``false``; what else Arrow can write as text is a
     category.
 
+    Of a folder it reads what Arrow's dataset reader would: no hidden files, folders such as ``month=2024-01`` as
+    columns, and of all files' columns each; a column that a file lacks is missing there.
+
     :param source: a Parquet file or a folder of them, a dataset, table or reader of Arrow, or any iterable of
         record batches. (Of a Delta table its dataset: the folder also holds files that no longer count.)
     :param columns: which columns, in this order; by default those of ``like``, or else all.
     :param like: a profile that the result will be compared with: its columns, each of its kind and nowhere finer.
     :param on_rows: told the rows of each batch when it has been counted.
-    :raises SchemaError: if a column is absent, or cannot be profiled: a list, a struct, text where numbers are due.
+    :raises SchemaError: if a column is absent or there twice, or cannot be profiled: a list, a struct, text where
+        numbers are due.
     :raises WindowError: if a folder holds no Parquet file.
     """
     wanted = list(columns) if columns is not None else list(like.columns) if like else None
+    if isinstance(source, str | Path):
+        source = ParquetRows.at(Path(source))
+        wanted = _present(wanted, source.names, str(source.path))
     kinds = {name: column.kind for name, column in like.columns.items()} if like else {}
     scratch = _Scratch()
     tallies = {name: _Column(name, kinds.get(name), scratch) for name in wanted or ()}
@@ -474,8 +482,8 @@ def _category(values: pd.Series) -> CategoryProfile:
 
 def _batches(source: Any, columns: list[str] | None) -> Iterator[tuple[pa.RecordBatch, int]]:
     """Batches of some columns, and how many rows are complete with each."""
-    if isinstance(source, str | Path):
-        yield from _parquet_batches(Path(source), columns)
+    if isinstance(source, ParquetRows):
+        yield from source.by_column(columns or [])
         return
     if isinstance(source, pa.Table):
         source = source.to_batches(max_chunksize=BATCH_ROWS)
@@ -485,25 +493,144 @@ def _batches(source: Any, columns: list[str] | None) -> Iterator[tuple[pa.Record
         yield batch.select(_present(columns, batch.schema.names, "the rows")), batch.num_rows
 
 
-def _parquet_batches(path: Path, columns: list[str] | None) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Column by column within a stretch of rows, so that one table at a time is in the cache and one page in memory.
+class _File(NamedTuple):
+    """A Parquet file, its columns, and the others that its folders' names give to all of its rows."""
 
-    Texts come with the dictionary that they were written with.
-    """
+    path: Path
+    schema: pa.Schema
+    constants: dict[str, pa.Scalar]
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """A Parquet file, or a folder as Arrow's dataset reader sees it."""
+
+    path: Path
+    files: tuple[_File, ...]
+
+    @classmethod
+    def at(cls, path: Path) -> ParquetRows:
+        """The file or folder ``path``; the files' schemas are read.
+
+        :raises SchemaError: if a file is no Parquet, or has two columns of one name.
+        :raises WindowError: if the folder holds no Parquet file.
+        """
+        folder = path.is_dir()
+        found = [file for file in _visible(path) if _is_parquet(file)] if folder else [path]
+        if not found:
+            raise WindowError(f"the folder {path} holds no Parquet file")
+        schemas = [_schema(file) for file in found]
+        keys = _keys_of_folders(path, found) if folder else [{}] * len(found)
+        files = zip(found, schemas, keys, strict=True)
+        return cls(path, tuple(_File(file, schema, _without(schema.names, key)) for file, schema, key in files))
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of all files, in the order in which they first appear; then those of the folders' names."""
+        own = [name for file in self.files for name in file.schema.names]
+        return list(dict.fromkeys([*own, *(name for file in self.files for name in file.constants)]))
+
+    def by_column(self, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Column by column within a stretch of rows: one table at a time is in the cache, and one page in memory.
+
+        Texts come with the dictionary that they were written with.
+        """
+        import pyarrow.parquet as pq
+
+        for file in self.files:
+            own = [name for name in columns if name in file.schema.names]
+            others = {name: file.constants.get(name, pa.NA) for name in columns if name not in own}
+            texts = [field.name for field in file.schema if pa.types.is_string(field.type)]
+            with pq.ParquetFile(file.path, read_dictionary=texts, buffer_size=BUFFER, pre_buffer=False) as parquet:
+                rows = parquet.metadata.num_rows
+                for name, value in others.items():
+                    yield from ((_repeated(name, value, count), 0) for count in _pieces(rows))
+                if not own:
+                    yield pa.RecordBatch.from_arrays([], names=[]), rows
+                    continue
+                for groups in _stretches(parquet.metadata):
+                    for name in own:
+                        for batch in parquet.iter_batches(BATCH_ROWS, groups, [name], use_threads=False):
+                            # asked for "a", Parquet's reader brings "a.b" along
+                            yield batch.select([name]), batch.num_rows if name == own[-1] else 0
+
+    def by_row(self) -> Iterator[pa.RecordBatch]:
+        """Batches with all columns: null where a file lacks one."""
+        import pyarrow.parquet as pq
+
+        for file in self.files:
+            own = file.schema.names
+            others = {name: file.constants.get(name, pa.NA) for name in self.names if name not in own}
+            with pq.ParquetFile(file.path) as parquet:
+                for batch in parquet.iter_batches(BATCH_ROWS, use_threads=False):
+                    more = [pa.repeat(value, batch.num_rows) for value in others.values()]
+                    yield pa.RecordBatch.from_arrays([*batch.columns, *more], names=[*batch.schema.names, *others])
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The files that Arrow's dataset reader sees: none whose name, or whose folder's, begins with ``.`` or ``_``."""
+    from pyarrow.fs import FileSelector, FileType, LocalFileSystem
+
+    found = LocalFileSystem().get_file_info(FileSelector(str(folder), recursive=True))
+    paths = sorted(Path(info.path) for info in found if info.type == FileType.File)
+    return [path for path in paths if not any(part[0] in "._" for part in path.relative_to(folder).parts)]
+
+
+def _is_parquet(path: Path) -> bool:
+    if path.suffix == ".parquet":
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _schema(path: Path) -> pa.Schema:
     import pyarrow.parquet as pq
 
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not files:
-        raise WindowError(f"the folder {path} holds no Parquet file")
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{path} cannot be read as Parquet: {error}") from error
+    _refuse_twins(schema.names, str(path))
+    return schema
+
+
+def _keys_of_folders(folder: Path, files: Sequence[Path]) -> list[dict[str, pa.Scalar]]:
+    """What the names of each file's folders, such as ``month=2024-01``, say of its rows; of Arrow's own types."""
+    from pyarrow import dataset, fs
+
+    options = dataset.FileSystemFactoryOptions(
+        partition_base_dir=str(folder), partitioning=dataset.HivePartitioning.discover()
+    )
+    paths = [str(file) for file in files]
+    factory = dataset.FileSystemDatasetFactory(fs.LocalFileSystem(), paths, dataset.ParquetFileFormat(), options)
+    schema = factory.inspect_schemas()[-1]
+    partitioning = dataset.HivePartitioning(schema)
+    found = []
     for file in files:
-        schema = pq.read_schema(file)
-        names = _present(columns, schema.names, str(file))
-        texts = [field.name for field in schema if pa.types.is_string(field.type)]
-        with pq.ParquetFile(file, read_dictionary=texts, buffer_size=BUFFER, pre_buffer=False) as parquet:
-            for groups in _stretches(parquet.metadata):
-                for name in names:
-                    for batch in parquet.iter_batches(BATCH_ROWS, groups, [name], use_threads=False):
-                        yield batch, batch.num_rows if name == names[-1] else 0
+        keys = dataset.get_partition_keys(partitioning.parse(str(file.relative_to(folder))))
+        found.append({field.name: pa.scalar(keys[field.name], field.type) for field in schema if field.name in keys})
+    return found
+
+
+def _without(names: Sequence[str], keys: dict[str, pa.Scalar]) -> dict[str, pa.Scalar]:
+    """What a file says itself counts for more than its folders' names."""
+    return {name: value for name, value in keys.items() if name not in names}
+
+
+def _pieces(rows: int) -> Iterator[int]:
+    yield from (min(BATCH_ROWS, rows - start) for start in range(0, rows, BATCH_ROWS))
+
+
+def _repeated(name: str, value: pa.Scalar, rows: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.repeat(value, rows)], names=[name])
+
+
+def _refuse_twins(names: Sequence[str], where: str) -> None:
+    """:raises SchemaError: if two columns have one name."""
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        what = where if where == "the rows" else f"the rows of {where}"
+        named = ", ".join(map(repr, twins))  # as stillhouse.frames says it, without pandas, which takes a second
+        raise SchemaError(f"{what} have more than one column {named}: rename or drop one of them")
 
 
 def _stretches(metadata: Any) -> Iterator[list[int]]:
@@ -520,10 +647,7 @@ def _stretches(metadata: Any) -> Iterator[list[int]]:
 
 
 def _present(columns: list[str] | None, names: list[str], where: str) -> list[str]:
-    if len(set(names)) < len(names):
-        from stillhouse.frames import require_distinct  # pandas takes a second, and is not wanted otherwise
-
-        require_distinct(names, where if where == "the rows" else f"the rows of {where}")
+    _refuse_twins(names, where)
     absent = [name for name in columns or () if name not in names]
     if absent:
         raise SchemaError(f"no columns {absent} in {where}; there are {names}")

@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator
 from matplotlib.transforms import Bbox
 
 from stillhouse.records import Proof, Quality, Scorecard, Verdict, WeightChange, drift_report
+from stillhouse.shown import label
 
 __all__ = ["quality_over_time", "tradeoff", "weights_over_time", "year"]
 
@@ -48,7 +49,7 @@ def tradeoff(proof: Proof) -> Figure:
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.margins(x=0.35, y=0.2)
     axes.grid(alpha=0.3)
-    axes.set_title(f"ringed: {proof.why}", fontsize=9)
+    axes.set_title(f"ringed: {label(proof.why)}", fontsize=9)
     _keep_apart(figure, captions)
     return figure
 
@@ -76,7 +77,7 @@ def _area(card: Scorecard) -> float:
 
 def _caption(card: Scorecard) -> str:
     latency = "" if card.latency is None else f", {card.latency.p50_ms:.3f} ms"
-    return f"{card.model}{latency}"
+    return f"{label(card.model)}{latency}"
 
 
 def quality_over_time(verdicts: Sequence[Verdict]) -> Figure:

@@ -12,6 +12,7 @@ from stillhouse.records import Candidate, Frontier, ModelRef
 from stillhouse.registry import packaging
 from stillhouse.registry.models import Models
 from stillhouse.registry.runs import texts
+from stillhouse.shown import markdown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ class Compressions(Models):
         """
         marks = {
             "role": "compression", "source": source, "verdict": "fits" if frontier.fits else "nothing_fits",
-            "chosen": frontier.chosen, "why": frontier.why, "mlflow.note.content": frontier.why,
+            "chosen": frontier.chosen, "why": frontier.why, "mlflow.note.content": markdown(frontier.why),
         }  # fmt: skip
         run_id = self.client.create_run(
             self.experiment_id, run_name=f"compress {source}", tags=texts(marks)

@@ -10,10 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import SignatureError
-from stillhouse.records import ModelRef, Quality, Scorecard, TeacherRef
+from stillhouse.records import ModelRef, Quality, Scorecard, TeacherRef, short_id
 from stillhouse.registry import packaging
 from stillhouse.registry.entries import Lineage, Role
 from stillhouse.registry.runs import PARENT, Runs, texts
+from stillhouse.shown import markdown
 from stillhouse.signing import model_statement, signed_model, signer
 from stillhouse.verifying import Model, digests
 
@@ -108,7 +109,13 @@ class Models(Runs):
 
     def log_refused(self, run_id: str, name: str, why: str, params: Mapping[str, object]) -> None:
         """A nested run for a candidate that cannot serve: there is no model, but the reason is kept."""
-        marks = {PARENT: run_id, "agent": self.agent, "role": "refused", "variant": name, "mlflow.note.content": why}
+        marks = {
+            PARENT: run_id,
+            "agent": self.agent,
+            "role": "refused",
+            "variant": name,
+            "mlflow.note.content": markdown(why),
+        }
         run = self.client.create_run(self.experiment_id, run_name=name, tags=texts(marks)).info.run_id
         self._log_batch(run, params=params, tags={"refused": why[:5000]})
         self.client.set_terminated(run)
@@ -254,15 +261,25 @@ def _headline(scorecard: Scorecard) -> dict[str, object]:
 
 
 def _metrics(scorecard: Scorecard) -> dict[str, float]:
-    """All figures under names that MLflow accepts: ``test/auc``, ``slice/origin:EWR/auc``, ``latency/p95_ms``."""
+    """All figures under names that MLflow accepts: ``test/auc``, ``slice/origin:EWR/auc``, ``latency/p95_ms``.
+
+    A slice whose value has other characters than MLflow takes has ``_`` for them and ends in a digest of its name.
+    """
     figures: dict[str, float | None] = {"bytes": scorecard.bytes, "agreement": scorecard.agreement}
     for window, quality in scorecard.quality.items():
         figures |= _quality(window, quality)
     for name, quality in scorecard.slices.items():
-        figures |= _quality(f"slice/{name.replace('=', ':')}", quality)
+        figures |= _quality(f"slice/{metric_name(name)}", quality)
     if scorecard.latency:
         figures |= {"latency/p50_ms": scorecard.latency.p50_ms, "latency/p95_ms": scorecard.latency.p95_ms}
     return {re.sub(r"[^\w.\- :/]", "_", name): value for name, value in figures.items() if value is not None}
+
+
+def metric_name(name: str) -> str:
+    """``name`` as a part of a metric's name: other parts for other names, in at most 100 characters."""
+    wanted = name.replace("=", ":", 1)
+    safe = re.sub(r"[^\w.\- :]", "_", wanted)[:80]
+    return safe if safe == wanted else f"{safe}-{short_id(name)}"
 
 
 def _quality(prefix: str, quality: Quality) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from stillhouse.errors import RegistryError
 from stillhouse.records import Certificate, Examination, Record, Verdict, Window, short_id
 from stillhouse.registry.connection import artifact_location, connect, without_credentials
 from stillhouse.registry.entries import OpenedRefresh
+from stillhouse.shown import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +112,11 @@ class Runs:
         """
         self.log_record(run_id, certificate, f"{type(certificate).__name__.lower()}.json")
         self.log_record(run_id, verdict, "verdict.json")
-        marks = {"verdict": verdict.verdict_id, "outcome": verdict.outcome, "mlflow.note.content": verdict.summary}
+        marks = {
+            "verdict": verdict.verdict_id,
+            "outcome": verdict.outcome,
+            "mlflow.note.content": markdown(verdict.summary),
+        }
         self._log_batch(run_id, tags=marks)
 
     def close_refresh(self, run_id: str, *, failed: str | None = None) -> None:

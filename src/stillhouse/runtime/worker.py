@@ -22,6 +22,7 @@ from stillhouse.runtime.agent import Agent
 from stillhouse.runtime.metrics import Metrics
 from stillhouse.runtime.protocol import Protocol
 from stillhouse.runtime.server import Server
+from stillhouse.shown import LineFormatter
 
 if TYPE_CHECKING:
     from stillhouse.runtime.serving import Settings
@@ -44,7 +45,9 @@ def work(settings: Settings, listener: socket.socket, name: str, folder: Path, r
     :param folder: of the counts.
     :param ready: told once requests are answered.
     """
-    logging.basicConfig(level=logging.WARNING, format=f"worker {name}: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(LineFormatter(f"worker {name}: %(message)s"))
     sys.setswitchinterval(_SWITCH_SECONDS)  # the thread that commits must not wait 5 ms for its turn
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us: the supervisor passes it on
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # nobody's odd requests may fill the log

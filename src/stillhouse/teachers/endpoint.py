@@ -121,7 +121,7 @@ class Endpoint:
     """
 
     def __init__(self, config: AgentConfig, name: str, teacher: EndpointTeacher, pause: float = 0.5) -> None:
-        self.where = f"agents/{config.agent}.yaml: teachers.{name}"
+        self.where = f"{config.file}: teachers.{name}"
         self.actions = config.actions
         self.teacher = teacher
         self.pause = pause

@@ -310,7 +310,7 @@ def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) ->
     for part in description["parts"]:
         if part["name"] not in named:
             raise PartError(
-                f"the stored teacher has a part {part['name']!r} that agents/{config.agent}.yaml does not name; "
+                f"the stored teacher has a part {part['name']!r} that {config.file} does not name; "
                 f"it names {sorted(named)}. Refresh with a newly fitted teacher, or restore the agent file"
             )
         member = _member(config, named[part["name"]], part, folder, models)
@@ -395,7 +395,7 @@ def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path,
     if leaf.learns != ("version" not in part):
         raise PartError(f"{where}.learns: is {leaf.learns}, but was not when this teacher was made. {_RENEW}")
     if isinstance(teacher, PythonTeacher):
-        kind = resolve(teacher.target, where=f"agents/{config.agent}.yaml: teachers")
+        kind = resolve(teacher.target, where=f"{config.file}: teachers")
         if leaf.learns:
             loaded = ready.read(kind, folder / part["folder"], where)
             answer = in_process(name, actions, loaded.predict_proba, timeout=_timeout(leaf))
@@ -493,7 +493,7 @@ def _store(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> ModelS
 
 
 def _where(config: AgentConfig, name: str) -> str:
-    return f"agents/{config.agent}.yaml: teachers.{name}"
+    return f"{config.file}: teachers.{name}"
 
 
 def _window(description: dict[str, Any]) -> Window | None:

@@ -144,7 +144,7 @@ def _own(folder: Path, spec: dict[str, Any], config: AgentConfig | None) -> OwnS
         spec["target"], spec["settings"]
     ):  # fmt: skip
         raise PartError(
-            f"agents/{config.agent}.yaml: student: describes another one than was stored, {spec['target']} with "
+            f"{config.file}: student: describes another one than was stored, {spec['target']} with "
             f"{spec['settings']}: refresh with mode=redistil, or restore the agent file"
         )
     return own.make(config, json.loads((folder / "columns.json").read_text(encoding="utf-8")))
@@ -157,7 +157,7 @@ def _require(initial: TextInitial | None, config: AgentConfig) -> TextInitial | 
         return None
     if initial is None:
         raise ConfigError(
-            f"agents/{config.agent}.yaml: student.initialise: is 'teacher', and none of the teachers offers its text "
+            f"{config.file}: student.initialise: is 'teacher', and none of the teachers offers its text "
             f"encoder: give one a method `text_encoder` (see stillhouse.parts.TextInitial), or write 'none'"
         )
     return initial

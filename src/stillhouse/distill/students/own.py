@@ -43,7 +43,7 @@ def make(config: AgentConfig, columns: Sequence[Mapping[str, Any]]) -> OwnStuden
     """
     described = config.student
     assert isinstance(described, ModuleStudent)
-    where = f"agents/{config.agent}.yaml: student.target"
+    where = f"{config.file}: student.target"
     factory = resolve(described.target, where=where)
     rows = torch.zeros(3, len(columns))
     for place, column in enumerate(columns):

@@ -1,0 +1,125 @@
+"""The engine's own reading of a data contract finds what Great Expectations finds: rule by rule, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_checks.check import check
+from stillhouse.data_contract import counted, examine
+
+COLUMNS = {
+    "temp": {"type": "number", "min": -40, "max": 50, "max_missing": 0.2},
+    "wind": {"type": "number"},
+    "carrier": {"type": "category", "values": ["AA", "DL", "UA"], "max_unknown": 0.1},
+    "dest": {"type": "category", "max_missing": 0.5},
+    "note": {"type": "text", "max_length": 10},
+}
+PROMISES: dict[str, Any] = {
+    "columns": COLUMNS,
+    "rules": [
+        {"type": "ordered", "low": "wind", "high": "temp", "max_broken": 0.05},
+        {"type": "pairs", "columns": ["carrier", "dest"], "allowed": [["AA", "LAX"], ["DL", "BOS"]], "max_broken": 0.9},
+        {"type": "range_when", "column": "wind", "max": 3, "when": {"column": "carrier", "values": ["DL"]}},
+        {"type": "present_when", "column": "dest", "when": {"column": "wind", "min": 7, "max": 8}, "max_broken": 0.5},
+    ],
+    "unique": [["wind"], ["observed_at", "carrier", "dest"]],
+    "freshness": "3d",
+    "volume": {"min_per_day": 13, "max_per_day": 14.5},
+}
+
+
+def _set(rows: pd.DataFrame, column: str, some: Any, value: Any) -> pd.DataFrame:
+    rows = rows.astype({column: object}) if rows[column].dtype.kind not in "fM" else rows.copy()
+    rows.loc[some, column] = value
+    return rows
+
+
+DAMAGE: dict[str, Any] = {
+    "nothing": lambda rows: rows,
+    "no rows": lambda rows: rows.iloc[:0],
+    "a column is missing": lambda rows: rows.drop(columns=["temp", "observed_at"]),
+    "a column too many": lambda rows: rows.assign(gate=1, content_key="k"),
+    "twins": lambda rows: pd.concat([rows, rows[["temp"]]], axis=1),
+    "numbers as text": lambda rows: rows.assign(temp="warm"),
+    "times without a zone": lambda rows: rows.assign(observed_at=rows["observed_at"].dt.tz_localize(None)),
+    "a text that is a number": lambda rows: _set(rows, "note", [3], 4.5),
+    "whole numbers": lambda rows: rows.assign(temp=pd.Series([20] * 99 + [60]).astype("Int64")),
+    "out of range": lambda rows: _set(_set(rows, "temp", [1], 50.5), "temp", [2, 3], -41),
+    "infinite": lambda rows: _set(_set(rows, "wind", [1], np.inf), "temp", [2], -np.inf),
+    "missing, allowed": lambda rows: _set(rows, "temp", range(20), np.nan),
+    "missing, too many": lambda rows: _set(rows, "temp", range(21), np.nan),
+    "missing, none allowed": lambda rows: _set(_set(rows, "wind", [4], np.nan), "carrier", [4, 5], None),
+    "unknown": lambda rows: _set(rows, "carrier", range(3, 9), "ZZ | [x]"),
+    "unknown, too many": lambda rows: _set(rows, "carrier", range(3, 20), "ZZ"),
+    "empty and long texts": lambda rows: _set(_set(rows, "note", [1], "  "), "note", [2], "x" * 11),
+    "repeated ids": lambda rows: _set(rows, "observation_id", [1, 2, 9], "o7"),
+    "no id": lambda rows: _set(rows, "observation_id", [1, 2], None),
+    "outside the window": lambda rows: _set(rows, "observed_at", [5], pd.Timestamp("2013-05-31", tz="UTC")),
+    "no time": lambda rows: _set(rows, "observed_at", [5], pd.NaT),
+    "one above another": lambda rows: _set(rows, "wind", [3, 4], [12.0, 13.0]),
+    "one above another, too often": lambda rows: rows.assign(wind=rows["temp"] + 1),
+    "pairs": lambda rows: _set(rows, "dest", [0, 3, 5], ["BOS", "JFK", None]),
+    "range where": lambda rows: _set(
+        _set(_set(rows, "carrier", [3, 4], "DL"), "dest", [3, 4], "BOS"), "wind", [3, 4], [5.0, 6.0]),
+    "present where": lambda rows: _set(_set(rows, "wind", [3, 4], [7.5, 7.75]), "dest", [3, 4], None),
+    "twice": lambda rows: _set(rows, "wind", [3, 4], [1.5, 1.5]),
+    "together twice": lambda rows: rows.assign(observed_at=rows["observed_at"].where(rows.index != 9).bfill()),
+    "stale": lambda rows: rows.assign(observed_at=rows["observed_at"] - pd.Timedelta(hours=10)),
+    "too few": lambda rows: rows.iloc[:80],
+    "too many": lambda rows: pd.concat([rows, rows.assign(
+        observation_id="x" + rows["observation_id"], observed_at=rows["observed_at"] + pd.Timedelta(minutes=1),
+        wind=rows["wind"] + 0.001)], ignore_index=True),
+    "all of it": lambda rows: rows.assign(temp=99.0, carrier="ZZ", dest=None, note=""),
+}  # fmt: skip
+
+
+@pytest.fixture
+def sound(rows: pd.DataFrame) -> pd.DataFrame:
+    more = {"temp": 10.0, "wind": np.arange(100) / 100, "carrier": "AA", "dest": "LAX", "note": "fine"}
+    return rows[["observation_id", "observed_at"]].assign(**more)
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_it_finds_what_great_expectations_finds(what: str, sound: pd.DataFrame, window, configured) -> None:
+    config, frame = configured(student="text", **PROMISES), DAMAGE[what](sound)
+    report, bad = check(frame, window, config)
+    found = examine(frame, window, config.observations)
+    assert list(found.reasons.values()) == bad["reasons"].tolist()
+    assert frame["observation_id"].iloc[list(found.reasons)].tolist() == bad["observation_id"].tolist()
+    assert [_comparable(each) for each in found.failures] == [_comparable(each) for each in report.failures]
+    assert bool(found.refused) == report.broken
+    assert (not report.failures) == (what in ("nothing", "missing, allowed"))
+
+
+def _comparable(failure: Any) -> dict[str, Any]:
+    """What a column of another type holds is said in the words of the library that found it."""
+    return failure.model_dump() | {"text": failure.text.partition(", holds ")[0]}
+
+
+def test_a_window_of_bad_rows_names_columns_and_rules(sound: pd.DataFrame, window, configured) -> None:
+    config = configured(student="text", columns=COLUMNS)
+    found = examine(sound.assign(temp=99.0, note=["x" * 11] * 30 + ["y"] * 70), window, config.observations)
+    assert found.refused == (
+        "100 of 100 rows (100.00%) are bad; at most 0.1 of the window may: temp: above 50 (100), "
+        "note: longer than 10 characters (30)",
+    )
+
+
+def test_reasons_are_counted_without_the_values_that_broke_them() -> None:
+    reasons = [
+        ["temp: above 50", "carrier: unknown value 'ZZ: 3'"],
+        ['carrier: unknown value "it\'s"', "carrier/dest: not an allowed pair: AA, B: C"],
+        ["log.csv:12: temp: 'a: b' is no number"],
+        ["log.csv:13: has 3 values, and there are 7 columns"],
+    ]
+    assert counted(reasons) == {
+        ("carrier", "unknown value"): 2,
+        ("temp", "above 50"): 1,
+        ("carrier/dest", "not an allowed pair"): 1,
+        ("temp", "is no number"): 1,
+        ("", "has 3 values, and there are 7 columns"): 1,
+    }

@@ -1,0 +1,50 @@
+"""A refresh that is asked for too early ends in a sentence, before the data check and before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stillhouse.config import home, load
+from stillhouse.errors import WindowError
+from stillhouse.knowledge import KnowledgeBase
+from tasks import refreshing
+from tests.flows import toy
+
+
+def asked(day, until: int, outcomes_until: int) -> None:
+    """A refresh on that day of an agent that has outcomes up to another."""
+    base = KnowledgeBase(load("toy"))
+    base.append_observations(toy.observations(day(0), day(until)), batch="observations")
+    if outcomes_until:
+        known = toy.outcomes(day(0), day(outcomes_until))
+        base.append("outcomes", known, batch="outcomes")
+    window = refreshing.span("toy", day(until))
+    refreshing.require_rows("toy", day(until), "bootstrap", "first", "fit", "redistil", window)
+
+
+@pytest.mark.parametrize(
+    ("until", "outcomes_until", "told"),
+    [
+        (3, 3, r"train .* has 0 rows with known outcomes, and 500 are needed: wait for more"),
+        (8, 8, r"train .* has 360 rows with known outcomes, and 500 are needed"),
+        (20, 0, r"train .* has 0 rows with known outcomes"),
+        (20, 15, r"test .* has 0 rows with known outcomes, and 100 are needed"),
+    ],
+)
+def test_too_few_rows_or_outcomes(day, until: int, outcomes_until: int, told: str) -> None:
+    with pytest.raises(WindowError, match=told):
+        asked(day, until, outcomes_until)
+    assert not (home() / "refreshes").exists() and not (home() / "data_docs").exists()
+
+
+def test_no_validation_day_yet(day, agents: Path) -> None:
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace("folds: 3", "folds: 3, validation_every: 365"))
+    with pytest.raises(WindowError, match=r"train .* holds none of the days kept .*every 365th.*: wait for more"):
+        asked(day, 20, 20)
+
+
+def test_when_all_is_there(day) -> None:
+    asked(day, 20, 20)
