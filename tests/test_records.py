@@ -14,6 +14,7 @@ from stillhouse.records import (
     Candidate,
     Certificate,
     CheckFailure,
+    ClusterScores,
     ColumnDrift,
     Comparison,
     Contradiction,
@@ -89,9 +90,10 @@ CARD = Scorecard(
     model="fp32", role="variant", quality={"test": QUALITY}, slices={"origin=São Paulo": QUALITY}, agreement=0.9,
     bytes=1234, latency=LATENCY, cpu="Zen",
 )  # fmt: skip
+SCORES = ClusterScores(scores=((-0.001, 3), (0.003, 1)), worst=0.01, clusters=4, effective=3.5)
 COMPARISON = Comparison(
     window="test", rows=900, measure="auc", challenger=0.7, champion=0.71, difference=-0.01, standard_error=0.002,
-    margin=0.005,
+    margin=0.005, rule=2, rarer=200, evidence=SCORES,
 )  # fmt: skip
 CERTIFICATE = Certificate(
     agent="toy", refresh_id="r", challenger=CARD, champion=CARD, comparisons=(COMPARISON,), confidence=0.95,
@@ -151,7 +153,8 @@ ALL: list[Record] = [
     SATURATION, CANDIDATE, SENSITIVITY, LIMITS, FRONTIER,
     WEIGHTS_HERE, WEIGHTS, WEIGHT_CHANGE, CONTRADICTION, CONTRADICTIONS,
     WINDOW, REASON, FAILURE, DATA, COLUMN, DISAGREEMENT, QUALITY, DRIFT, MODEL, TEACHER, STUDENT, LATENCY, CARD,
-    COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH, SCREENED, SLICE, SCREENS, LOSS, STEP, COUNTED, COST,
+    SCORES, COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH, SCREENED, SLICE, SCREENS, LOSS, STEP, COUNTED,
+    COST,
     SPENDING, EXAMINATION, QUESTIONS,
 ]  # fmt: skip
 each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)

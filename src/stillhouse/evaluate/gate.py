@@ -6,6 +6,7 @@ identical verdict at any time, anywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from statistics import NormalDist
@@ -72,7 +73,7 @@ def compare(
         right = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
         values = [float(row.mean()) for row in right]
         change = right[0] - right[1]
-        sizes = np.bincount(index) / count
+        sizes = np.bincount(index, weights=np.full(count, 1.0 / count))
         worst, influence = float((sizes**2).sum()), (change - change.mean()) / count
         counted = {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
     else:
@@ -249,9 +250,8 @@ def _distance(comparison: Comparison, confidence: float, *, lower: bool) -> floa
     if comparison.measure == "accuracy":
         return distance
     # Few clusters, or a few large ones among many: Student's t, with the clusters that they are worth.
-    clusters = evidence.clusters
     widened = float(student.ppf(confidence, max(1.0, evidence.effective - 1))) / normal
-    return distance * widened * (clusters / (clusters - 1)) ** 0.5
+    return distance * widened * math.sqrt(evidence.clusters / (evidence.clusters - 1))
 
 
 def _require_rule(rule: int) -> None:
