@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import uuid
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -117,3 +118,9 @@ def test_the_examples_of_the_docstrings_are_right() -> None:
 def test_times_zones_of_the_same_moment_are_one_text() -> None:
     berlin = datetime(2024, 5, 1, 14, tzinfo=timezone(timedelta(hours=2)))
     assert text_of(berlin) == text_of(datetime(2024, 5, 1, 12, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("read", [text_of, number_of])
+def test_a_duration_of_numpy_is_neither_text_nor_number(read: Callable[[Any], object]) -> None:
+    with pytest.raises(ValueRefused, match="timedelta64"):
+        read(np.timedelta64(1, "s"))

@@ -37,6 +37,7 @@ import numpy as np
 
 __all__ = ["ValueRefused", "is_missing", "number_of", "numbers_of", "text_of", "texts_of"]
 
+_NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating, Decimal)
 _EXACT = 2.0**53  # from here on a float may stand for several integers
 _NUMBER = re.compile(r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *|[+-]?inf(?:inity)?", re.IGNORECASE)
 _SHOWN = 60  # characters of a value in a message
@@ -88,7 +89,7 @@ def text_of(value: Any) -> str | None:
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
-    if isinstance(value, int | np.integer):
+    if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
         return _digits(int(value))
     if isinstance(value, float | np.floating):
         return _float_text(value)
@@ -122,7 +123,7 @@ def number_of(value: Any, *, from_text: bool = False) -> float:
         raise ValueRefused(f"{_shown(value)} is no number{'' if from_text else ', but a text'}")
     if is_missing(value):
         return math.nan
-    if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating | Decimal):
+    if isinstance(value, _NUMBERS) and not isinstance(value, np.timedelta64):  # which NumPy counts as an integer
         try:
             return float(value)
         except OverflowError:
