@@ -15,11 +15,8 @@ from stillhouse.cli import app
 from stillhouse.errors import ConfigError, SignatureError
 from stillhouse.runtime.archive import pack
 from stillhouse.runtime.champions import Champions
-from tests.registry.conftest import empty_store
-from tests.runtime.conftest import World, champion, three_versions, world
+from tests.runtime.conftest import World
 from tests.test_signing import PUBLIC
-
-__all__ = ["champion", "empty_store", "three_versions", "world"]
 
 Command = Callable[..., Result]
 
