@@ -22,7 +22,7 @@ FENCE = (
 )
 """What the system message says about the values of a row."""
 
-_PLAIN_WORD = re.compile(r"[\w.+:/-]{1,40}", re.ASCII)
+_PLAIN_WORD = re.compile(r"[\w.+:/-]{1,40}|[0-9]+", re.ASCII)
 _UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})  # controls, direction marks, line separators
 _OPENING = re.compile(r'\s*\{\s*"action"\s*:\s*"|[\s"\'`*]*')
 _CLOSING = re.compile(r"$|[^\w-]")
