@@ -48,10 +48,14 @@ class Keeper:
     def begin_to_stop(self) -> None:
         """Follow no longer, and flush once more; :meth:`ended` waits for it."""
         self._stopping.set()
+        if self._agent is None:  # it is being made, which may wait for the registry: the flush need not
+            self._thread = threading.Thread(target=self._end, name=f"{self._name} last flush", daemon=True)
+            self._thread.start()
 
     def ended(self, patience: float) -> bool:
         """Whether the last flush has ended within so many seconds."""
-        self._stopping.set()
+        if not self._stopping.is_set():
+            self.begin_to_stop()
         self._thread.join(max(0.0, patience))
         self._telling.stop(_TELL_SECONDS)
         return not self._thread.is_alive()
