@@ -308,8 +308,9 @@ def quarantine(
         console.print(f"no row of agent {agent!r} is in quarantine")
         return
     table = Table("observed at", "observation", "reasons")
-    for row in rows.iloc[::-1].head(last).itertuples(index=False):
-        table.add_row(f"{row.observed_at:%Y-%m-%d %H:%M}", str(row.observation_id), "; ".join(row.reasons))
+    newest = rows.iloc[::-1].head(last)
+    for moment, name, reasons in zip(newest["observed_at"], newest["observation_id"], newest["reasons"], strict=True):
+        table.add_row(f"{moment:%Y-%m-%d %H:%M}", str(name), "; ".join(reasons))
     if last:
         console.print(table)
     table = Table("rows", "column", "rule")
