@@ -123,7 +123,9 @@ def number_of(value: Any, *, from_text: bool = False) -> float:
         raise ValueRefused(f"{_shown(value)} is no number{'' if from_text else ', but a text'}")
     if is_missing(value):
         return math.nan
-    if isinstance(value, _NUMBERS) and not isinstance(value, np.timedelta64):  # which NumPy counts as an integer
+    if isinstance(value, np.timedelta64):  # which NumPy counts as an integer
+        raise ValueRefused(f"{_shown(value)} is no number")
+    if isinstance(value, _NUMBERS):
         try:
             return float(value)
         except OverflowError:
