@@ -89,7 +89,9 @@ def text_of(value: Any) -> str | None:
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
-    if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
+    if isinstance(value, np.timedelta64):  # which NumPy counts as an integer
+        raise ValueRefused(_no_text(value))
+    if isinstance(value, int | np.integer):
         return _digits(int(value))
     if isinstance(value, float | np.floating):
         return _float_text(value)
@@ -103,7 +105,11 @@ def text_of(value: Any) -> str | None:
         return value.isoformat()
     if isinstance(value, uuid.UUID):
         return str(value)
-    raise ValueRefused(f"{_shown(value)} is no text: write it as one, or as a number, a date or a truth value")
+    raise ValueRefused(_no_text(value))
+
+
+def _no_text(value: Any) -> str:
+    return f"{_shown(value)} is no text: write it as one, or as a number, a date or a truth value"
 
 
 def number_of(value: Any, *, from_text: bool = False) -> float:
