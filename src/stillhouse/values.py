@@ -89,7 +89,7 @@ def text_of(value: Any) -> str | None:
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
-    if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
+    if isinstance(value, int | np.integer) and not _is_duration(value):
         return _digits(int(value))
     if isinstance(value, float | np.floating):
         return _float_text(value)
@@ -123,7 +123,7 @@ def number_of(value: Any, *, from_text: bool = False) -> float:
         raise ValueRefused(f"{_shown(value)} is no number{'' if from_text else ', but a text'}")
     if is_missing(value):
         return math.nan
-    if isinstance(value, _NUMBERS) and not isinstance(value, np.timedelta64):  # which NumPy counts as an integer
+    if isinstance(value, _NUMBERS) and not _is_duration(value):
         try:
             return float(value)
         except OverflowError:
@@ -160,6 +160,11 @@ def numbers_of(
         ],
         dtype=np.float64,
     )
+
+
+def _is_duration(value: object) -> bool:
+    """NumPy counts its durations among the integers."""
+    return isinstance(value, np.timedelta64)
 
 
 def _at(index: int, read: Any, value: Any, **options: Any) -> Any:
