@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.report import Goal, write
+from benchmarks.report import Goal, begin
 from stillhouse.config import Watch
 from stillhouse.drift import evidence
 from stillhouse.drift.calibrate import loss_baseline
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few seeds, short, nothing written")
     parser.add_argument("--seed", type=int, default=2026, help="that the seeds are derived from")
     asked = parser.parse_args()
+    run = begin("false_alarms", recorded=not asked.quick)
     size = QUICK if asked.quick else Size()
     with ProcessPoolExecutor(max_workers=2) as pool:
         seeds = [[asked.seed, number] for number in range(2 * len(WORLDS))]
@@ -139,7 +140,7 @@ def main() -> None:
     if asked.quick:
         print(json.dumps({"goals": [[g.name, round(g.measured, 3)] for g in goals], "detail": detail}, indent=1))
     else:
-        write("false_alarms", CLAIM, goals, detail, ("numpy", "scipy"))
+        run.write(CLAIM, goals, detail, ("numpy", "scipy"))
 
 
 # --------------------------------------------------------------------------- losses

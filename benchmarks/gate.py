@@ -1,6 +1,6 @@
 """How often the gate promotes a challenger that is worse than it may be: simulated, each window drawn anew.
 
-``python -m benchmarks.gate``; ``--quick`` draws 1,000 windows of each kind instead of 10,000. Every verdict is the
+``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every verdict is the
 gate's own, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
 
 - ``rows``: 20 to 6,000 independent rows, 5 and 77 actions; the two models disagree only where one is worse, or on 5 %
@@ -38,8 +38,11 @@ Draw = Callable[[np.random.Generator, float], bool]
 def main() -> None:
     """Simulate, print and write ``results/gate.json``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="1,000 windows of each kind instead of 10,000")
-    seeds = 1_000 if parser.parse_args().quick else 10_000
+    parser.add_argument("--quick", action="store_true", help="50 windows of each kind, nothing written")
+    parser.add_argument("--windows", type=int, default=1_000, help="of each kind")
+    asked = parser.parse_args()
+    run = report.begin("gate", recorded=not asked.quick)
+    seeds = 50 if asked.quick else asked.windows
     cells = []
     for index, (kind, draw) in enumerate(kinds()):
         for truth, difference in TRUTHS.items():
@@ -48,8 +51,9 @@ def main() -> None:
             low, high = interval(count, seeds)
             cells.append({"kind": kind, "challenger": truth, "promoted": count / seeds, "low": low, "high": high})
             print(f"{kind:58}{truth:22}{count / seeds:8.4f}", flush=True)
-    report.write(
-        "gate",
+    if asked.quick:
+        return
+    run.write(
         "a challenger that is worse by the margin is promoted no more often than the gate says",
         goals(cells, seeds),
         {"margin": MARGIN, "confidence": CONFIDENCE, "windows_of_each_kind": seeds, "kinds": cells},
