@@ -1,7 +1,7 @@
 """How often the gate promotes a challenger that is worse than it may be: simulated, each window drawn anew.
 
-``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every verdict is the
-gate's own, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
+``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every
+verdict is the gate's own, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
 
 - ``rows``: 20 to 6,000 independent rows, 5 and 77 actions; the two models disagree only where one is worse, or on 5 %
   of the rows beyond that.

@@ -38,6 +38,7 @@ from stillhouse.runtime.allowances import DayBudget
 from stillhouse.runtime.background import Repeating
 from stillhouse.runtime.cascade import Asking
 from stillhouse.runtime.champions import Champions, Loaded, Pointer
+from stillhouse.runtime.clock import WallClock
 from stillhouse.runtime.ids import DecisionIds, Subject
 from stillhouse.runtime.outside import Outside
 from stillhouse.runtime.rows import AHEAD, Batch, Contract, micros
@@ -57,6 +58,7 @@ _FIRST_ANSWER = 60.0  # seconds that a new agent without a copy on disk waits fo
 _POINTER_SECONDS = 1.0  # between looks at the pointer's file
 _LAST_FLUSH = 60.0  # seconds that closing waits for a flush that is under way
 _SPOOL_SECONDS = 1.0  # between looks at the spools
+_CLOCK_TOLD = timedelta(hours=1)  # that a clock was set
 _LONG_SECONDS = 300.0  # after which a call to the registry or a flush that has not ended is told
 
 
@@ -132,6 +134,7 @@ class Agent:
             self.config, self.contract, self._champions, self._budget, self.spool, self._troubles
         )  # fmt: skip
         self._unrecorded, self._flush_problems = False, tuple[str, ...]()
+        self._clock = WallClock()
         self._look()
         self._flushes = flush
         self._repeating = self._begin(follow, flush)
@@ -144,7 +147,8 @@ class Agent:
                 first.once.wait(_FIRST_ANSWER)
         else:
             first = Repeating(f"{name} looks", self._look, min(_POINTER_SECONDS, runtime.poll.total_seconds()))
-        found = [first, Repeating(f"{name} spools", self._look_at_spools, _SPOOL_SECONDS)]
+        found = [first, Repeating(f"{name} spools", self._look_at_spools, _SPOOL_SECONDS),
+                 Repeating(f"{name} clock", self._look_at_clock, _SPOOL_SECONDS)]  # fmt: skip
         if flush:
             found.append(Repeating(f"{name} flushes", self._flush_quietly, runtime.flush.total_seconds()))
         return found
@@ -521,6 +525,17 @@ class Agent:
             self._troubles.tell("knowledge_base", f"{type(error).__name__}: {error}")
         else:
             self._troubles.over("knowledge_base")
+
+    def _look_at_clock(self) -> None:
+        """Whether it was set: what is recorded without a moment of its own has the clock's."""
+        if moved := self._clock.jumped():
+            self._troubles.tell(
+                "clock",
+                f"it was set {'forwards' if moved > 0 else 'back'} by {timedelta(seconds=round(abs(moved)))}: moments "
+                "recorded before or after are wrong by that much",
+            )
+        elif (told := self._troubles.all().get("clock")) and abs(datetime.now(UTC) - told.at) > _CLOCK_TOLD:
+            self._troubles.over("clock")
 
     def _look_at_spools(self) -> None:
         """This process's, whether it takes something again; where it flushes, all of the agent's on this machine."""

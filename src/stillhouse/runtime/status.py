@@ -16,7 +16,7 @@ __all__ = ["SIDES", "Problem", "Side", "Status", "Troubles", "merged"]
 
 log = logging.getLogger(__name__)
 
-Side = Literal["registry", "champion", "knowledge_base", "teacher", "spool", "supervisor"]
+Side = Literal["registry", "champion", "knowledge_base", "teacher", "spool", "supervisor", "clock"]
 
 SIDES: dict[Side, str] = {
     "registry": "MLflow does not answer",
@@ -24,6 +24,7 @@ SIDES: dict[Side, str] = {
     "knowledge_base": "what was recorded cannot be moved into the knowledge base",
     "teacher": "the cascade's teacher fails, is late, or its budget is spent",
     "spool": "a spool is damaged, full, or cannot be written",
+    "clock": "the machine's clock was set while the process ran",
     "supervisor": "the server's workers end by themselves, or it cannot follow, flush or tell",
 }
 """What a problem with each side is, for those who may not know more."""
