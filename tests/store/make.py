@@ -46,7 +46,9 @@ def fill(top: Path) -> None:
     rows = base.read("observations")
     base.append_knowledge(rows.head(2), np.full((2, 2), 0.5), teacher="rule@1")
     base.record(
-        Verdict(verdict_id="v1", kind="promotion", agent="flights", as_of=START, outcome="promoted", summary="the first")
+        Verdict(
+            verdict_id="v1", kind="promotion", agent="flights", as_of=START, outcome="promoted", summary="the first"
+        )
     )
 
 
@@ -60,15 +62,23 @@ def main() -> None:
         os.environ |= {"STILLHOUSE_HOME": str(top / "home"), "STILLHOUSE_AGENTS": str(top / "agents")}
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         fill(top)
-        with (FOLDER / f"version{VERSION}.tar.gz").open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as zipped:
-            with tarfile.open(fileobj=zipped, mode="w") as archive:
-                for name in ("home", "agents"):
-                    archive.add(top / name, name, filter=_plain)
+        file = FOLDER / f"version{VERSION}.tar.gz"
+        with file.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as zipped, _archive(zipped) as archive:
+            for name in ("home", "agents"):
+                archive.add(top / name, name, filter=_plain)
+
+
+def _archive(zipped: gzip.GzipFile) -> tarfile.TarFile:
+    return tarfile.open(fileobj=zipped, mode="w")
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     """Without locks, keys and whose machine it was."""
-    if entry.name.endswith((".lock", ".owner", ".flush")) or "/keys" in entry.name or entry.name.startswith("home/models/"):
+    if (
+        entry.name.endswith((".lock", ".owner", ".flush"))
+        or "/keys" in entry.name
+        or entry.name.startswith("home/models/")
+    ):
         return None
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
