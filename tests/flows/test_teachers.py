@@ -233,7 +233,14 @@ def test_a_teacher_that_says_the_same_about_everything_may_not_teach(day, agents
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-@pytest.mark.parametrize("text", ["As a language model, I cannot tell.", "jump", '{"action": "jump"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "As a language model, I cannot tell.",
+        pytest.param("jump", marks=pytest.mark.slow),
+        pytest.param('{"action": "jump"}', marks=pytest.mark.slow),
+    ],
+)
 def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: str) -> None:
     settle_on(agents, llm(server, ", probabilities: votes, votes: 1"))
     server.script = lambda request, number: says(text)  # type: ignore[attr-defined]
