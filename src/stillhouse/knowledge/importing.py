@@ -490,13 +490,16 @@ class _Values:
         """UTC to the microsecond, missing as NaT, ``[n]``."""
         given = self._given(of.column)
         wrong = "is before 1700 or after now: are its unit and its zone right?"
-        far = _unlike_any(given)
-        self._complain(far, of.column, given, wrong, why)
-        found = self._parsed(given.mask(far) if far.any() else given, of, why)
+        absent, far = given.isna(), _unlike_any(given)
+        if far.any():  # and Python's zones end before them
+            in_utc = given.dt.tz_convert(None) if isinstance(given.dtype, pd.DatetimeTZDtype) else given
+            self._complain(far, of.column, in_utc, wrong, why)
+            given = given.mask(far)
+        found = self._parsed(given, of, why)
         far = outside(found)
         self._complain(far, of.column, given, wrong, why)
         if required:
-            self._complain(given.isna(), of.column, given, "is missing", why)
+            self._complain(absent, of.column, given, "is missing", why)
         return found.mask(far)
 
     def _parsed(self, given: pd.Series[Any], of: ImportedTime, why: Reasons) -> pd.Series[pd.Timestamp]:
