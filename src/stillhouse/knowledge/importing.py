@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from stillhouse.config import AgentConfig, ImportedTime, Importing, home
@@ -80,6 +81,23 @@ class Preview(NamedTuple):
     """``observation_id, observed_at``, the features; ``decision`` and ``outcome`` where the agent file maps them."""
     looked_at: int
     problems: list[Problem]
+    tables: dict[Table, pd.DataFrame]
+    """The same as rows of the tables."""
+
+    def new(self, base: KnowledgeBase, known: dict[Table, set[str]]) -> dict[Table, int]:
+        """How many rows the import would add to each table: those that are not there.
+
+        :param known: by table what tells the rows of the files before it from others; those of this one are added.
+        """
+        counts = dict[Table, int]()
+        for table, rows in self.tables.items():
+            keys, seen = set(_keys(rows, table) if len(rows) else ()), known.setdefault(table, set())
+            ids = pa.array(sorted(set(rows["observation_id"]) if keys else ()), pa.string())
+            found = base.stream(table, columns=_KEYS[table], among=ids) if keys else ()
+            there = {key for batch in found for key in _keys(batch.to_pandas(), table)}
+            counts[table] = len(keys - there - seen)
+            seen |= keys
+        return counts
 
 
 def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Iterator[Preview]:
@@ -96,7 +114,10 @@ def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Ite
             if len(more):
                 said = more.drop_duplicates("observation_id").set_index("observation_id")["action"]
                 shown = shown.assign(**{name: shown["observation_id"].map(said)})
-        yield Preview(source.file.path, shown, len(chunk.lines) + len(chunk.bad), read.problems)
+        tables: dict[Table, pd.DataFrame] = {
+            "observations": read.observations, "decisions": read.decisions, "outcomes": read.outcomes,
+        }  # fmt: skip
+        yield Preview(source.file.path, shown, len(chunk.lines) + len(chunk.bad), read.problems, tables)
 
 
 def import_files(
