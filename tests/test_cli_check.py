@@ -182,7 +182,9 @@ def test_a_dry_run_says_what_would_happen(run: Run, log: Path, agents: Path) -> 
 
 def test_a_dry_run_counts_outcomes_that_are_there_as_the_import_does(run: Run, log: Path, agents: Path) -> None:
     file = agents / "toy.yaml"
-    file.write_text(file.read_text().replace("{column: when}}", "when, outcome: {action: place}, actions: {north: go}}"))
+    file.write_text(
+        file.read_text().replace("{column: when}}", "when, outcome: {action: place}, actions: {north: go}}")
+    )
     assert "would add 5 observations, 5 outcomes" in run("import", "toy", "--dry-run", log).out
     assert run("import", "toy", log).code == 0
     assert "would add 0 observations, 0 outcomes, would leave out 5" in run("import", "toy", "--dry-run", log).out

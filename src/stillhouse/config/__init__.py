@@ -1396,7 +1396,7 @@ def load_file(path: Path | str) -> AgentConfig:
         if len(content) > _MOST_BYTES:
             raise ConfigError(f"{path}: has more than the {_MOST_BYTES:,} bytes that an agent file may have")
         text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path with a NUL
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parsed(path, text)
 
