@@ -42,8 +42,8 @@ _PASSING = {408, 409, 425, 429}  # and all of 500 and above
 _REFUSED_REQUEST = {400, 422}
 # Servers that refuse a parameter as a fault of their own, or within a reply, say so in words.
 _NOT_OFFERED = re.compile(
-    r"\b(not|n't) (yet )?(be )?(support|implement|allow|permit|offer)|unsupported|unknown (param|arg|field)|unrecogni[sz]ed"
-    r"|unexpected keyword|only one (completion|choice)",
+    r"\b(not|n't) (yet )?(be )?(support|implement|allow|permit|offer)|unsupported|unknown (param|arg|field)"
+    r"|unrecogni[sz]ed|unexpected keyword|only one (completion|choice)",
     re.IGNORECASE,
 )
 
