@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -93,7 +93,7 @@ class Preview(NamedTuple):
         for table, rows in self.tables.items():
             keys, seen = set(_keys(rows, table) if len(rows) else ()), known.setdefault(table, set())
             ids = pa.array(sorted(set(rows["observation_id"]) if keys else ()), pa.string())
-            found = base.stream(table, columns=_KEYS[table], among=ids) if keys else ()
+            found: Iterable[pa.RecordBatch] = base.stream(table, columns=_KEYS[table], among=ids) if keys else ()
             there = {key for batch in found for key in _keys(batch.to_pandas(), table)}
             counts[table] = len(keys - there - seen)
             seen |= keys
