@@ -177,6 +177,18 @@ def test_a_dry_run_says_what_would_happen(run: Run, log: Path, agents: Path) -> 
     assert nothing.code == 1 and "would add 0 observations, would put 1 rows into quarantine" in nothing.out
     assert run("import", "toy", unusable).code == 1
     assert run("import", "toy", "--dry-run", unusable, log).code == 0
+    unusable.write_text("id,when,a,b,c,place\n")
+    assert [run("import", "toy", *dry, unusable).code for dry in (["--dry-run"], [])] == [1, 1]
+
+
+def test_a_dry_run_counts_outcomes_that_are_there_as_the_import_does(run: Run, log: Path, agents: Path) -> None:
+    file = agents / "toy.yaml"
+    file.write_text(
+        file.read_text().replace("{column: when}}", "when, outcome: {action: place}, actions: {north: go}}")
+    )
+    assert "would add 5 observations, 5 outcomes" in run("import", "toy", "--dry-run", log).out
+    assert run("import", "toy", log).code == 0
+    assert "would add 0 observations, 0 outcomes, would leave out 5" in run("import", "toy", "--dry-run", log).out
 
 
 def test_quarantine_shows_rows_reasons_and_counts(run: Run, log: Path) -> None:

@@ -26,6 +26,7 @@ COLUMNS: dict[str, pd.Series] = {
     "nullable booleans": pd.Series([True, None], dtype="boolean"),
     "of several types": pd.Series([1, True, 1.0, "1.0", Decimal("1.50"), None], dtype=object),
     "float32": pd.Series([0.1, 7, None], dtype="float32"),
+    "nullable float32": pd.Series([0.1, 7, None], dtype="Float32"),
     "categories": pd.Series([1, 2, None]).astype("category"),
     "text categories": pd.Series(["a", None, "1"]).astype("category"),
     "texts": pd.Series(["1.0", "007", None]),
@@ -74,6 +75,11 @@ def test_texts_are_numbers_as_python_reads_them(text: str, number: float | None)
     assert (0 in read.refused) == (number is None)
     np.testing.assert_array_equal(read.values, [np.nan if number is None else number, np.nan])
     assert 0 in numbers_in(pd.Series([text]), from_text=False).refused
+
+
+@pytest.mark.parametrize("dtype", ["Float32", "float[pyarrow]"])
+def test_a_float32_keeps_its_shortest_text_in_every_dtype(dtype: str) -> None:
+    assert texts_in(pd.Series([0.1, None, 3], dtype=dtype)).values.tolist() == ["0.1", None, "3"]
 
 
 def test_a_refusal_names_the_column_the_row_and_the_value() -> None:

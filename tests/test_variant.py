@@ -213,6 +213,7 @@ def test_an_id_of_any_width_stays_whole_beside_numbers() -> None:
         ({**ROW, "wind": np.timedelta64(1, "s")}, "column 'wind' must be numeric"),
         ({**ROW, "wind": np.inf}, "column 'wind' holds infinite values"),
         ({**ROW, "wind": 10**400}, "too large"),
+        ({name: [10**400 if name == "wind" else value] for name, value in ROW.items()}, "column 'wind' .* too large"),
         ({**ROW, "gate": ["1"]}, "column 'gate': the list"),
         ({**ROW, "gate": b"1"}, "column 'gate': the bytes"),
         ({**ROW, "gate": 2.0**53}, "column 'gate': .*2\\^53"),

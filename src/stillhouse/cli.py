@@ -26,6 +26,7 @@ from stillhouse.terminal import Console, Table, plain_mistakes
 if TYPE_CHECKING:
     from stillhouse.drift.profile import Profile
     from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.knowledge.base import Table as KnowledgeTable
     from stillhouse.knowledge.importing import Preview, Problem
     from stillhouse.records import Candidate, Frontier, Limits
 
@@ -251,7 +252,7 @@ def import_(
     it, as in the tables. Rows that cannot be used go to the quarantine with file and
     line, the others go on; an observation that is there already is not added again.
     An import that was killed goes on where it was, if it is asked for again. Exit code 1
-    where no row of any file can be used.
+    where no row of any file can be used, or there is none.
 
     For example:
 
@@ -263,7 +264,7 @@ def import_(
 
     settings = config.load(agent)
     if dry_run:
-        base, known = KnowledgeBase(settings), set[str]()
+        base, known = KnowledgeBase(settings), dict["KnowledgeTable", set[str]]()
         usable = [_show_preview(each, base, known) for each in preview(settings, files)]
         console.print("nothing was written")
         if not any(usable):
@@ -278,7 +279,7 @@ def import_(
     table = Table("", *("dealt with before" if name == "before" else name for name in counted))
     table.add_row("imported", *(f"{getattr(summary, name):,}" for name in counted))
     console.print(table)
-    if summary.rows and not summary.before + summary.added + summary.duplicates:
+    if not summary.before + summary.added + summary.duplicates:
         raise typer.Exit(1)
 
 
@@ -456,10 +457,10 @@ def _byte_bar(total: int) -> Iterator[Callable[[str, int], None]]:
         yield lambda what, count: progress.update(bar, description=shown(what), advance=count)
 
 
-def _show_preview(found: Preview, base: KnowledgeBase, known: set[str]) -> int:
+def _show_preview(found: Preview, base: KnowledgeBase, known: dict[KnowledgeTable, set[str]]) -> int:
     """The first rows of a file as they would be imported, and what is wrong with others; how many can be used.
 
-    :param known: ids that the files before it would have added; those of this one are added to them.
+    :param known: what the files before it would have added; that of this one is added to it.
     """
     rows = found.rows.head(10)
     table = Table(*map(shown, rows.columns))
@@ -467,27 +468,15 @@ def _show_preview(found: Preview, base: KnowledgeBase, known: set[str]) -> int:
         table.add_row(*("" if value is None or value != value else str(value) for value in row))
     console.print(f"{shown(found.file)}:", soft_wrap=True)
     console.print(table)
-    ids = set(found.rows["observation_id"])
-    new = ids - known - _recorded(base, ids)
-    known |= ids
-    counts = [f"would add {len(new):,} observations"]
-    counts += [
-        f"{found.rows[name].notna().sum():,} {name}s" for name in ("decision", "outcome") if name in found.rows.columns
-    ]
-    problems, there = len(found.problems), len(found.rows) - len(new)
+    new = found.new(base, known)
+    counts = [f"would add {new['observations']:,} observations"]
+    counts += [f"{new[name]:,} {name}" for name in ("decisions", "outcomes") if len(found.tables[name])]
+    problems, there = len(found.problems), len(found.rows) - new["observations"]
     counts += [f"would leave out {there:,} that are there already"] if there else []
     counts += [f"would put {problems:,} rows into quarantine"] if problems else []
     console.print(f"of its first {found.looked_at:,} rows, the import {', '.join(counts)}", soft_wrap=True)
     _show_problems(found.problems[:20], problems, "would go into quarantine")
     return len(found.rows)
-
-
-def _recorded(base: KnowledgeBase, ids: set[str]) -> set[str]:
-    """Which of the ids the knowledge base has."""
-    from pyarrow import array
-
-    found = base.stream("observations", columns=["observation_id"], among=array(sorted(ids), "string"))
-    return {value for batch in found for value in batch["observation_id"].to_pylist()}
 
 
 def _show_problems(problems: Sequence[Problem], count: int, whither: str) -> None:

@@ -71,6 +71,10 @@ def texts_in(values: pd.Series[Any]) -> ReadColumn:
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         return _by_code(values.array.codes, texts_in(pd.Series(dtype.categories)), values.index)
+    if dtype.kind == "f" and not isinstance(dtype, np.dtype):  # nullable or Arrow's: one by one a float32 is widened
+        own = np.dtype(getattr(dtype, "numpy_dtype", np.float64))
+        values = pd.Series(values.to_numpy(dtype=own, na_value=np.nan), index=values.index)
+        dtype = values.dtype
     if (dtype.kind in "biufM" and isinstance(dtype, np.dtype)) or isinstance(dtype, pd.DatetimeTZDtype):
         codes, distinct = pd.factorize(values)
         return _by_code(codes, _texts(list(distinct) if dtype.kind == "M" else np.asarray(distinct)), values.index)

@@ -26,6 +26,7 @@ from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcome
 from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import Limits, Window
 from stillhouse.registry.foreign import ForeignModels
+from stillhouse.shown import shown
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
 
@@ -282,7 +283,7 @@ def _labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
 
 def _shares(config: AgentConfig, outcomes: pd.Series) -> str:
     """How often each action came out; of many, the most frequent and how many never did."""
-    shares = {action: float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
+    shares = {shown(action): float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
     if len(shares) <= _SHOWN_ACTIONS:
         return ", ".join(f"{action} {share:.0%}" for action, share in shares.items())
     most = sorted(shares, key=lambda action: -shares[action])[:3]

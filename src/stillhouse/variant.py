@@ -275,7 +275,10 @@ def _numbers(name: str, column: Any) -> Array:
     found = _listed(column)
     if not _PLAIN.issuperset(map(type, found)):
         found = [_number(name, value) for value in found]
-    return np.array(found, dtype=np.float64)
+    try:
+        return np.array(found, dtype=np.float64)
+    except OverflowError as error:
+        raise InputError(f"column {name!r} holds a number that is too large for float32: {error}") from error
 
 
 def _text(name: str, value: Any) -> str | None:

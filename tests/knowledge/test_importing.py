@@ -268,6 +268,8 @@ MOMENTS: list[tuple[dict[str, str], Any, datetime | str]] = [
     ({}, "2013-06", "'2013-06' says no time zone"),
     ({}, "2013-06-01T12-05", START.replace(month=6, hour=17)),
     ({"timezone": "UTC"}, 1370088000, "is no ISO moment"),
+    ({"timezone": "UTC"}, "now", "'now' is no ISO moment"),  # which pandas would read
+    ({"timezone": "UTC", "format": "%d.%m.%Y"}, "today", "'today' is not of the form"),
 ]
 
 
@@ -291,6 +293,24 @@ def test_moments_that_parquet_has_as_such(tmp_path: Path) -> None:
     import_files(base, [write(tmp_path / "a.parquet", naive), write(tmp_path / "b.parquet", zoned)])
     hours = base.read("observations").set_index("observation_id")["observed_at"].dt.hour
     assert set(hours[["r0", "r1", "r2"]]) == {16} and set(hours[["r3", "r4", "r5"]]) == {10}
+
+
+@pytest.mark.parametrize("zone", [None, "America/New_York"])
+def test_moments_beyond_what_microseconds_count_are_bad_rows(tmp_path: Path, zone: str | None) -> None:
+    when = pa.array([2**50, -(2**50), 0], pa.timestamp("s", zone))
+    pq.write_table(pa.Table.from_pandas(logged(0, 3)).set_column(1, "when", when), tmp_path / "a.parquet")
+    config = make(tmp_path, observed_at={"column": "when", "timezone": "UTC"}, outcome=None).config
+    (found,) = preview(config, [tmp_path / "a.parquet"])
+    assert found.rows["observed_at"].tolist() == [pd.Timestamp(0, tz="UTC")]
+    assert [each.line for each in found.problems] == [1, 2]
+    assert all("is before 1700 or after now" in each.reason for each in found.problems)
+
+
+def test_a_date_that_python_cannot_hold_is_refused_with_its_file(tmp_path: Path) -> None:
+    days = pa.array([2**30], pa.date32())
+    pq.write_table(pa.Table.from_pandas(logged(0, 1)).set_column(4, "origin", days), tmp_path / "a.parquet")
+    with pytest.raises(SchemaError, match=r"a\.parquet cannot be read as Parquet: year .* is out of range"):
+        list(preview(make(tmp_path).config, [tmp_path / "a.parquet"]))
 
 
 def test_large_integers_of_parquet_stay_whole(tmp_path: Path) -> None:
@@ -461,6 +481,38 @@ def test_nan_in_json_is_named_as_what_it_is(tmp_path: Path) -> None:
         "a.jsonl:2: holds -Infinity, which is no JSON: write null where a value is missing",
     ]
     assert len(found.rows) == 1
+
+
+def test_an_empty_text_of_json_is_one_unless_it_stands_for_no_value(tmp_path: Path) -> None:
+    good = json.loads(logged(0, 1).to_json(orient="records", lines=True))
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(good | {"origin": "", "wind": "", "truth": ""}))
+    for settings, origin in (({}, ""), ({"missing": [""]}, None)):
+        (found,) = preview(make(tmp_path, **settings).config, [path])
+        assert found.rows["origin"].tolist() == [origin] and found.rows["wind"].isna().all() and not found.problems
+
+
+def test_a_key_that_an_object_has_twice_is_named(tmp_path: Path) -> None:
+    lines = logged(0, 2).to_json(orient="records", lines=True).splitlines()
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{lines[0]}\n{lines[1][:-1]}, "wind": 5}}')
+    (found,) = preview(make(tmp_path).config, [path])
+    assert [str(each) for each in found.problems] == ["a.jsonl:2: has more than one key 'wind'"]
+    assert found.rows["observation_id"].tolist() == ["r0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"id": 1, "wind": NaN}\n' * 3, "a.jsonl:1: the line holds NaN, which is no JSON"),
+        ('{"id": 1}{"id": 2}\n', "a.jsonl:1: the line cannot be read as JSON"),
+        ('{"id": 1,\n"wind": 2}\n', "It is JSON over several lines"),
+    ],
+)
+def test_why_no_line_of_json_has_columns(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(SchemaError, match=said):
+        list(preview(make(tmp_path).config, [tmp_path / "a.jsonl"]))
 
 
 def test_a_key_of_json_that_comes_late_is_a_column(tmp_path: Path) -> None:

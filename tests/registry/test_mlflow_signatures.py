@@ -86,6 +86,18 @@ def test_a_fraction_is_no_integer_and_too_large_is_told() -> None:
         as_signed(pd.DataFrame({"a": [3e9]}), Schema([ColSpec(DataType.integer, "a")]))
 
 
+@pytest.mark.parametrize(("value", "kind", "said"), [
+    ("1_0", DataType.long, "'1_0' is no number"),
+    ("\u0663", DataType.double, "is no number"),
+    ("nan", DataType.double, "'nan' is no number"),
+    (1e39, DataType.float, r"1e\+39, which float32 does not hold"),
+    ("now", DataType.datetime, "as a time, and 'now' is none"),
+])  # fmt: skip
+def test_what_other_libraries_would_read_in_silence_is_refused(value: Any, kind: DataType, said: str) -> None:
+    with pytest.raises(PartError, match=said):
+        as_signed(pd.DataFrame({"a": [value]}), Schema([ColSpec(kind, "a")]))
+
+
 def test_tensors() -> None:
     rows = ROWS[["hour", "gap"]]
     found = as_signed(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 2))]))

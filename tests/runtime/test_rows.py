@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -158,8 +159,8 @@ def test_a_column_that_is_left_out_is_refused(contract: Contract, name: str) -> 
         contract.read({key: value for key, value in GOOD.items() if key != name})
 
 
-@pytest.mark.parametrize("strange", [[5], ["row"], [None], [[1.0, 2.0]]])
-def test_what_is_no_observation_is_refused(contract: Contract, strange: list) -> None:
+@pytest.mark.parametrize("strange", [[5], ["row"], [None], [[1.0, 2.0]], 5, None])
+def test_what_is_no_observation_is_refused(contract: Contract, strange: Any) -> None:
     with pytest.raises(SchemaError):
         contract.read(strange)
 

@@ -239,6 +239,34 @@ def test_what_hardly_any_server_refuses_is_done_without(
     assert answers.spending.calls <= 6 + 3 * (9 if silent else 1)  # found out once, by those that were under way
 
 
+@pytest.mark.parametrize(("reply", "reason"), [
+    (Reply({"detail": [{"loc": ["body", "temperature"], "msg": "Extra inputs are not permitted", "input": 0}]}, 422),
+     "body.temperature: Extra inputs are not permitted"),
+    (Reply("no temperature here", 400), "no temperature here"),
+    (error(501, "temperature"), "501 - temperature"),
+    (error(500, "temperature is not supported"), "temperature is not supported"),
+    (Reply({"error": "unknown parameter temperature"}), "unknown parameter temperature"),
+])  # fmt: skip
+def test_a_refusal_of_any_form_is_learned_with_its_reason(reply: Reply, reason: str) -> None:
+    with serving(lambda request, number: reply if "temperature" in request else says("move")) as server:
+        answers = ask(server, rows=3, concurrency=1, retries=0)
+    assert np.isfinite(answers.probabilities).all() and answers.spending.calls == 4
+    assert reason in answers.notes[0] and "does not offer temperature" in answers.notes[0]
+
+
+def test_several_answers_that_a_server_calls_its_own_fault() -> None:
+    fault = error(500, "Only one completion choice is allowed")
+    with serving(lambda request, number: fault if request.get("n", 1) > 1 else says("move")) as server:
+        answers = ask(server, rows=2, votes=2, concurrency=1, retries=0)
+    assert np.isfinite(answers.probabilities).all() and "does not offer n:" in answers.notes[0]
+
+
+def test_a_reply_without_choices_is_told_with_what_it_says() -> None:
+    with serving(lambda request, number: Reply({"detail": "model not loaded"})) as server:
+        answers = ask(server, rows=6, concurrency=1, retries=0)
+    assert "model not loaded" in str(answers.stopped) and not answers.refused
+
+
 def test_several_things_that_a_server_refuses() -> None:
     with serving(refusing("temperature", "max_completion_tokens", "system", "response_format")) as server:
         answers = ask(server, rows=4, votes=1, concurrency=1, retries=0)

@@ -60,6 +60,15 @@ def test_an_answer_that_names_none(text: Any) -> None:
     assert read_action(text, ACTIONS) is None
 
 
+@pytest.mark.parametrize(("text", "actions", "index"), [
+    ("1", ("0", "1"), 1), ('{"action": 1}', ("0", "1"), 1), ("true", ("true", "false"), 0), ("null", ("no", "null"), 1),
+    ('{"action": false}', ("true", "false"), 1), ("1.0", ("1", "1.0"), 1), ("[1]", ("[1]", "2"), 0),
+    ('```json\n{"action": "b"}\n```', ("a", "b"), 1),
+])  # fmt: skip
+def test_an_action_that_looks_like_json_is_read_as_its_name(text: str, actions: tuple[str, ...], index: int) -> None:
+    assert read_action(text, actions) == index
+
+
 def test_votes_by_hand() -> None:
     """(3 + 1) / (5 + 2) and (2 + 1) / (5 + 2)"""
     np.testing.assert_allclose(from_votes([3, 2], 1.0), [4 / 7, 3 / 7])

@@ -62,6 +62,7 @@ from stillhouse.config.store import open_store
 from stillhouse.config.windows import NewestRows, SincePromotion, Windows
 from stillhouse.errors import ConfigError
 from stillhouse.records import Mode
+from stillhouse.shown import shown
 
 __all__ = [
     "TEXT_MEASURES",
@@ -1325,7 +1326,7 @@ def _mistakes_of_importing(config: AgentConfig) -> Iterator[str]:
             yield f"importing.actions: no action is called {action!r}; {_nearest(action, config.actions, 'there are')}"
     named = (importing.decision and importing.decision.probabilities) or None
     if named is not None and set(named) != set(config.actions):
-        yield f"importing.decision.probabilities: must name each action once: {', '.join(config.actions)}"
+        yield f"importing.decision.probabilities: must name each action once: {', '.join(map(shown, config.actions))}"
 
 
 def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
@@ -1402,7 +1403,7 @@ def load_file(path: Path | str) -> AgentConfig:
         if len(content) > _MOST_BYTES:
             raise ConfigError(f"{path}: has more than the {_MOST_BYTES:,} bytes that an agent file may have")
         text = content.decode("utf-8")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path with a NUL
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parsed(path, text)
 

@@ -34,6 +34,7 @@ def tidy(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
     """
     observations, agent = config.observations, config.agent
     required = ["observation_id", "observed_at", *observations.columns]
+    _require_frame(rows, f"observations of agent {agent!r}")
     require_distinct(rows.columns, f"observations of agent {agent!r}")
     if missing := [name for name in required if name not in rows.columns]:
         raise SchemaError(
@@ -60,6 +61,7 @@ def tidy_outcomes(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
     :raises SchemaError: if columns are missing or there twice, or a value has no text.
     """
     what = f"outcomes of agent {config.agent!r}"
+    _require_frame(rows, what)
     require_distinct(rows.columns, what)
     wanted = ["observation_id", "observed_at", "known_at", "action"]
     if lacking := [name for name in wanted if name not in rows.columns]:
@@ -67,3 +69,8 @@ def tidy_outcomes(rows: pd.DataFrame, config: AgentConfig) -> pd.DataFrame:
     texts = ("observation_id", "action")
     read = {name: to_texts(rows[name], f"column {name!r} of {what} must be text") for name in texts}
     return rows[wanted].assign(**read)
+
+
+def _require_frame(rows: object, what: str) -> None:
+    if not isinstance(rows, pd.DataFrame):
+        raise SchemaError(f"{what} must be a pandas DataFrame, not of type {type(rows).__name__}")

@@ -145,8 +145,11 @@ class LogFile:
                 found = next(_csv_reader(lines, self._delimiter), [])
             else:
                 self._refuse_array()
-                beginning = (found for _, found in islice(_objects(lines), _LOOKED_AT))
-                found = list({key: None for each in beginning if isinstance(each, dict) for key in each})
+                beginning = list(islice(_objects(lines), _LOOKED_AT))
+                found = list({key: None for _, each in beginning if isinstance(each, dict) for key in each})
+                bad = next(((number, why) for number, why in beginning if isinstance(why, str)), None)
+        if not found and self.kind == "jsonl" and bad and not self._spread():
+            raise SchemaError(f"{self.path}:{bad[0]}: the line {bad[1]}; no other at its beginning has columns")
         if not found:
             what = "a first line with names" if self.kind == "csv" else "a JSON object"
             raise SchemaError(f"{self.path} has no columns: its beginning holds not even {what}{self._spread()}")
@@ -164,7 +167,8 @@ class LogFile:
 
     def _spread(self) -> str:
         """What a file of JSON is, if that can be told, that begins with an object and has no line with one."""
-        if self.kind == "jsonl" and self._beginning().startswith(b"{"):
+        first = self._beginning().partition(b"\n")[0].rstrip()
+        if self.kind == "jsonl" and first.startswith(b"{") and not first.endswith(b"}"):
             return ". It is JSON over several lines: write each object on a line of its own, as `jq -c .` does"
         return ""
 
@@ -238,7 +242,9 @@ class LogFile:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+        except SchemaError:
+            raise
+        except (pa.ArrowException, OSError, EOFError, zlib.error, csv.Error, ValueError, OverflowError) as error:
             what = {"csv": "CSV in UTF-8", "jsonl": "JSON lines", "parquet": "Parquet"}[self.kind]
             raise SchemaError(f"{self.path} cannot be read as {what}{' in gzip' * self.zipped}: {error}") from error
 
@@ -369,7 +375,24 @@ def _object(line: str) -> dict[str, Any] | str:
         found = msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError) as error:
         return json_fault(line, error)
-    return found if isinstance(found, dict) else _NO_OBJECT
+    if not isinstance(found, dict):
+        return _NO_OBJECT
+    if line.count('":') + line.count('" :') > len(found) and (twice := _twice(line)):
+        return f"has more than one key {', '.join(map(repr, twice))}"
+    return found
+
+
+def _twice(line: str) -> list[str]:
+    """Keys that an object has more than once; msgspec keeps the last."""
+    keys = list[str]()
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys[:] = [key for key, _ in pairs]  # the outermost comes last
+        return dict(pairs)
+
+    with suppress(ValueError, RecursionError):
+        json.loads(line, object_pairs_hook=note)
+    return sorted(key for key, count in Counter(keys).items() if count > 1)
 
 
 def json_fault(text: str | bytes, error: Exception) -> str:

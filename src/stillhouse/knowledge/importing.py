@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from stillhouse.config import AgentConfig, ImportedTime, Importing, home
@@ -80,6 +81,23 @@ class Preview(NamedTuple):
     """``observation_id, observed_at``, the features; ``decision`` and ``outcome`` where the agent file maps them."""
     looked_at: int
     problems: list[Problem]
+    tables: dict[Table, pd.DataFrame]
+    """The same as rows of the tables."""
+
+    def new(self, base: KnowledgeBase, known: dict[Table, set[str]]) -> dict[Table, int]:
+        """How many rows the import would add to each table: those that are not there.
+
+        :param known: by table what tells the rows of the files before it from others; those of this one are added.
+        """
+        counts = dict[Table, int]()
+        for table, rows in self.tables.items():
+            keys, seen = set(_keys(rows, table) if len(rows) else ()), known.setdefault(table, set())
+            ids = pa.array(sorted(set(rows["observation_id"]) if keys else ()), pa.string())
+            found: Iterable[pa.RecordBatch] = base.stream(table, columns=_KEYS[table], among=ids) if keys else ()
+            there = {key for batch in found for key in _keys(batch.to_pandas(), table)}
+            counts[table] = len(keys - there - seen)
+            seen |= keys
+        return counts
 
 
 def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Iterator[Preview]:
@@ -96,7 +114,10 @@ def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Ite
             if len(more):
                 said = more.drop_duplicates("observation_id").set_index("observation_id")["action"]
                 shown = shown.assign(**{name: shown["observation_id"].map(said)})
-        yield Preview(source.file.path, shown, len(chunk.lines) + len(chunk.bad), read.problems)
+        tables: dict[Table, pd.DataFrame] = {
+            "observations": read.observations, "decisions": read.decisions, "outcomes": read.outcomes,
+        }  # fmt: skip
+        yield Preview(source.file.path, shown, len(chunk.lines) + len(chunk.bad), read.problems, tables)
 
 
 def import_files(
@@ -305,6 +326,12 @@ class _Source:
         """What tells this content under this mapping from all others."""
         return f"{self.digest}:{short_id(self.importing.model_dump_json(), *self.features.items())}"
 
+    @property
+    def _missing_texts(self) -> tuple[str, ...]:
+        """Texts that stand for no value in categories and texts: an empty one does in CSV, or where it is named."""
+        missing = self.importing.missing
+        return missing if self.file.kind == "csv" or "missing" in self.importing.model_fields_set else ()
+
     def _hint(self, name: str) -> str:
         """What may be wrong with the file's columns, or with what the agent file calls them."""
         if self.file.kind == "csv" and (hint := heading_hint(name, self.file.columns, self.importing.delimiter)):
@@ -344,8 +371,10 @@ class _Source:
         times = raw.moments(self.importing.observed_at, why, required=True)
         rows = pd.DataFrame({"observation_id": "", "observed_at": times}, index=chunk.rows.index)
         for name in self.config.observations.columns:
-            of = raw.numbers if name in self.config.observations.numbers else raw.texts
-            rows[name] = of(self.features[name], why)
+            if name in self.config.observations.numbers:
+                rows[name] = raw.numbers(self.features[name], why)
+            else:
+                rows[name] = raw.texts(self.features[name], why, missing=self._missing_texts)
         if self.importing.observation_id is not None:
             rows["observation_id"] = raw.texts(self.importing.observation_id, why, required=True)
         decisions, outcomes = self._decisions(raw, rows, why), self._outcomes(raw, rows, why)
@@ -417,6 +446,15 @@ class _Source:
         )
 
 
+def _unlike_any(given: pd.Series[Any]) -> pd.Series[bool]:
+    """Which moments that a file has as such lie beyond what microseconds can count, bool ``[n]``."""
+    if not pd.api.types.is_datetime64_any_dtype(given):
+        return pd.Series(False, index=given.index)
+    zone = getattr(given.dtype, "tz", None)
+    first, last = (pd.Timestamp(f"{year}-01-01", tz=zone).as_unit("s") for year in ("0002", "9998"))
+    return (given < first) | (given > last)
+
+
 def _with_ids(rows: pd.DataFrame | None, ids: pd.Series[str]) -> pd.DataFrame:
     """Rows of a table, with the ids of those of their observations that can be used."""
     if rows is None:
@@ -441,9 +479,11 @@ class _Values:
         self._complain(numbers.abs() == np.inf, column, given, "is not finite", why)
         return numbers
 
-    def texts(self, column: str, why: Reasons, *, required: bool = False) -> pd.Series[str]:
+    def texts(
+        self, column: str, why: Reasons, *, required: bool = False, missing: tuple[str, ...] | None = None
+    ) -> pd.Series[str]:
         """Texts or None, ``[n]``: numbers, truth values and dates as they are written."""
-        given = self._given(column)
+        given = self._given(column, missing)
         texts = self._told(texts_in(given), column, why)
         if required:
             self._complain(given.isna(), column, given, "is missing", why)
@@ -470,11 +510,17 @@ class _Values:
     def moments(self, of: ImportedTime, why: Reasons, *, required: bool = False) -> pd.Series[pd.Timestamp]:
         """UTC to the microsecond, missing as NaT, ``[n]``."""
         given = self._given(of.column)
+        wrong = "is before 1700 or after now: are its unit and its zone right?"
+        absent, far = given.isna(), _unlike_any(given)
+        if far.any():  # and Python's zones end before them
+            in_utc = given.dt.tz_convert(None) if isinstance(given.dtype, pd.DatetimeTZDtype) else given
+            self._complain(far, of.column, in_utc, wrong, why)
+            given = given.mask(far)
         found = self._parsed(given, of, why)
         far = outside(found)
-        self._complain(far, of.column, given, "is before 1700 or after now: are its unit and its zone right?", why)
+        self._complain(far, of.column, given, wrong, why)
         if required:
-            self._complain(given.isna(), of.column, given, "is missing", why)
+            self._complain(absent, of.column, given, "is missing", why)
         return found.mask(far)
 
     def _parsed(self, given: pd.Series[Any], of: ImportedTime, why: Reasons) -> pd.Series[pd.Timestamp]:
@@ -490,6 +536,7 @@ class _Values:
             found = pd.to_datetime(ticks.where(told).round().astype("Int64"), unit="us", utc=True)
             return found.dt.as_unit("us")
         texts = texts_in(given).values.str.strip()
+        texts = texts.where(texts.str.contains(r"\d", na=False), None)  # to pandas "now" and "today" are moments
         iso = of.format == "iso" or pd.api.types.infer_dtype(given, skipna=True) in ("date", "datetime")
         if iso:  # of numbers only whole dates: what others count is said by `format`
             written = given.map(lambda value: isinstance(value, int | float)).to_numpy(dtype=bool, na_value=False)
@@ -513,11 +560,11 @@ class _Values:
         self._complain(lost, of.column, given, f"comes twice or never in {of.timezone}, when clocks are set", why)
         return moments.dt.tz_convert("UTC")
 
-    def _given(self, column: str) -> pd.Series[Any]:
+    def _given(self, column: str, missing: tuple[str, ...] | None = None) -> pd.Series[Any]:
         given = self.rows[column]
         if given.dtype.kind in "biufmM":  # no texts, and so none that stand for no value
             return given
-        absent = given.isin(list(self.missing))
+        absent = given.isin(list(self.missing if missing is None else missing))
         return given.where(~absent, None) if absent.any() else given
 
     def _told(self, read: ReadColumn, column: str, why: Reasons) -> pd.Series[Any]:

@@ -6,14 +6,16 @@ the signature, other values become what they say; what would change is refused w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
-from stillhouse.errors import PartError
-from stillhouse.values import ValueRefused, text_of
+from stillhouse.errors import PartError, SchemaError
+from stillhouse.frames import to_numbers
+from stillhouse.values import ValueRefused, number_of, text_of
 
 if TYPE_CHECKING:
     from mlflow.types.schema import ColSpec, Schema, TensorSpec
@@ -41,7 +43,7 @@ def as_dtype(column: pd.Series, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     :raises PartError: naming the column, if a value would change or is missing where the type has no such value.
     """
     if dtype.kind == "f":
-        return _floats(column).astype(dtype)
+        return _floats(column, dtype)
     if dtype.kind in "iu":
         return _integers(column, dtype)
     if dtype.kind == "b":
@@ -119,12 +121,17 @@ def _require_columns(rows: pd.DataFrame, wanted: Sequence[str]) -> None:
 # --------------------------------------------------------------------------- values
 
 
-def _floats(column: pd.Series) -> np.ndarray[Any, Any]:
-    """float64 with NaN where a value is missing."""
+def _floats(column: pd.Series, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """As floats with NaN where a value is missing."""
     try:
-        return column.astype(object).where(column.notna(), np.nan).astype(np.float64).to_numpy()
-    except (TypeError, ValueError) as error:
+        numbers = to_numbers(column, f"column {column.name}").to_numpy()
+    except SchemaError as error:
         raise PartError(f"the model reads column {column.name} as a number: {error}") from error
+    with np.errstate(over="ignore"):
+        found = numbers.astype(dtype)
+    if (far := np.isinf(found) & np.isfinite(numbers)).any():
+        raise PartError(f"column {column.name} has {numbers[far][0]:g}, which {dtype} does not hold")
+    return found
 
 
 def _integers(column: pd.Series, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
@@ -141,9 +148,9 @@ def _integers(column: pd.Series, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, str):
+    if isinstance(value, str) and re.fullmatch(r" *[+-]?[0-9]{1,4000} *", value):
         return int(value)
-    number = float(value)
+    number = number_of(value, from_text=True)
     if not number.is_integer():
         raise ValueError(f"{value!r} is none")
     return int(number)
@@ -169,6 +176,10 @@ def _times(column: pd.Series) -> pd.Series:
     """Moments in UTC, without a zone, as MLflow wants them."""
     if column.dtype.kind in "fiub":
         raise PartError(f"the model reads column {column.name} as a time, and it holds numbers")
+    if strange := next((value for value in column if isinstance(value, str) and not re.search("[0-9]", value)), None):
+        raise PartError(
+            f"the model reads column {column.name} as a time, and {strange!r} is none"
+        )  # to pandas "now" is
     try:
         times = pd.to_datetime(column, utc=True, format=None if column.dtype.kind == "M" else "ISO8601")
     except (TypeError, ValueError) as error:

@@ -43,6 +43,7 @@ from stillhouse.runtime.ids import DecisionIds, Subject
 from stillhouse.runtime.outside import Outside
 from stillhouse.runtime.rows import AHEAD, Batch, Contract, micros
 from stillhouse.runtime.status import Problem, Side, Status, Troubles, merged
+from stillhouse.shown import shown
 from stillhouse.values import ValueRefused, text_of
 
 if TYPE_CHECKING:
@@ -351,7 +352,7 @@ class Agent:
         if action is None or action not in self.config.actions:
             raise SchemaError(
                 f"outcome {place}: agent {self.config.agent!r} has no action {str(action)[:100]!r}; it has: "
-                f"{', '.join(self.config.actions)}"
+                f"{', '.join(map(shown, self.config.actions))}"
             )
         return action
 

@@ -95,11 +95,11 @@ class Contract:
         """
         if isinstance(given, pd.DataFrame):
             return self._of_frame(given)
-        rows = [given] if isinstance(given, Mapping) else list(given)
         try:
+            rows = [given] if isinstance(given, Mapping) else list(given)
             plain = [self.written(row, f"$[{place}]") for place, row in enumerate(rows)]
             batch = self.batch(msgspec.convert(plain, list[self.type]))  # type: ignore[name-defined]
-        except (msgspec.ValidationError, AttributeError) as error:  # what is no mapping has no items
+        except (msgspec.ValidationError, AttributeError, TypeError) as error:  # what is no mapping has no items
             raise SchemaError(f"observations of agent {self.config.agent!r}: {error}") from error
         self._require_finite(batch)
         self._require_unicode(batch)

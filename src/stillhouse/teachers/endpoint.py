@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import random
@@ -39,6 +40,12 @@ _GIVE_UP = 5  # questions in a row that fail with all their retries
 _LONGEST_WAIT = 60.0  # seconds that a server may ask to wait; for longer, come back later
 _PASSING = {408, 409, 425, 429}  # and all of 500 and above
 _REFUSED_REQUEST = {400, 422}
+# Servers that refuse a parameter as a fault of their own, or within a reply, say so in words.
+_NOT_OFFERED = re.compile(
+    r"\b(not|n't) (yet )?(be )?(support|implement|allow|permit|offer)|unsupported|unknown (param|arg|field)"
+    r"|unrecogni[sz]ed|unexpected keyword|only one (completion|choice)",
+    re.IGNORECASE,
+)
 
 
 class _NoAnswerError(Exception):
@@ -253,6 +260,8 @@ class Endpoint:
         """
         message, ended = getattr(choice, "message", None), getattr(choice, "finish_reason", None)
         text = getattr(message, "content", None)
+        if isinstance(text, list):  # in parts
+            text = "".join(str(part.get("text") or "") for part in text if isinstance(part, Mapping))
         found = read_action(text, self.actions)
         if found is not None:
             return found
@@ -297,7 +306,7 @@ class Endpoint:
                 except Exception as error:
                     tally.allowance.give_back(reserved)
                     status = getattr(error, "status_code", None)
-                    if status in _REFUSED_REQUEST and extras not in self._offered.worked:
+                    if _refuses(error) and extras not in self._offered.worked:
                         if fewer is None:
                             await tally.finding_out.acquire()
                             fewer = self._with_fewer(extras)
@@ -349,7 +358,7 @@ class Endpoint:
         """Whether a refusal names it, in its words or as the parameter that is wrong."""
         body = getattr(error, "body", None)
         parameter = body.get("param") if isinstance(body, Mapping) else None
-        told = f"{error} {parameter or ''}"
+        told = f"{_told(error)} {parameter or ''}"
         for role in ("system", "developer"):  # "messages[0].role"
             told += f" {role}" if extra == "system" and str(parameter).endswith("role") else ""
         return _NAMED[extra].search(told) is not None
@@ -442,11 +451,34 @@ class Endpoint:
             return f"{self.teacher.base_url} answered with an error: {self._plain(str(error))[:300]}"
         if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
             return f"{self.teacher.base_url} did not answer within {self.teacher.timeout.total_seconds():g} s"
-        return f"{self.teacher.base_url}: {type(error).__name__}: {self._plain(str(error))[:300]}"
+        return f"{self.teacher.base_url}: {type(error).__name__}: {self._plain(_told(error))[:300]}"
 
     def _plain(self, text: str) -> str:
         """``text`` without the key, which some servers send back."""
         return re.sub(r"\bsk-[\w*.-]+", "***", text if self._key == "none" else text.replace(self._key, "***"))
+
+
+def _refuses(error: Exception) -> bool:
+    """Whether an error may be a refusal of what a request holds."""
+    status = getattr(error, "status_code", None)
+    if status in (*_REFUSED_REQUEST, 501):
+        return True
+    in_words = status == 500 or (status is None and isinstance(error, _ErrorReplyError))
+    patterns = (_NOT_OFFERED, _NAMED["temperature"], _NAMED["completion_tokens"])
+    return in_words and any(pattern.search(_told(error)) for pattern in patterns)
+
+
+def _told(error: Exception) -> str:
+    """An error in words, with what its reply says where the client leaves that out."""
+    text, body = str(error), getattr(error, "body", None)
+    if isinstance(body, Mapping) and isinstance(body.get("detail"), list):  # as FastAPI refuses
+        items = [each for each in body["detail"] if isinstance(each, Mapping)]
+        said = "; ".join(f"{'.'.join(map(str, each.get('loc') or ()))}: {each.get('msg')}" for each in items)
+    elif isinstance(body, Mapping):
+        said = str(body.get("message") or body.get("detail") or json.dumps(body, default=str))
+    else:
+        said = str(body or "")
+    return text if said in text else f"{text} - {said}"
 
 
 def _require_choices(reply: Any) -> None:
@@ -455,7 +487,8 @@ def _require_choices(reply: Any) -> None:
         return
     if error := getattr(reply, "error", None):
         raise _ErrorReplyError(error)
-    raise ValueError("a reply without choices")
+    held = getattr(reply, "model_extra", None)
+    raise ValueError(f"a reply without choices{f': {held}'[:200] if held else ''}")
 
 
 def _tokens(choice: Any) -> list[tuple[str, float, Sequence[tuple[str, float]]]]:

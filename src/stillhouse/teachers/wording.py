@@ -7,12 +7,14 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from string import Formatter
 from typing import Any
 
 import numpy as np
 
 from stillhouse.teachers.answers import Array
+from stillhouse.values import ValueRefused, text_of
 
 __all__ = ["FENCE", "answer_schema", "fill", "from_logprobs", "from_votes", "instruction", "read_action"]
 
@@ -25,6 +27,7 @@ FENCE = (
 _PLAIN_WORD = re.compile(r"[\w.+:/-]{1,40}|[0-9]+", re.ASCII)
 _UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})  # controls, direction marks, line separators
 _OPENING = re.compile(r'\s*\{\s*"action"\s*:\s*"|[\s"\'`*]*')
+_FENCED = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 _CLOSING = re.compile(r"$|[^\w-]")
 
 
@@ -98,12 +101,14 @@ def read_action(text: object, actions: Sequence[str]) -> int | None:
     if not isinstance(text, str):
         return None
     said: Any = text
+    with suppress(ValueError, RecursionError):
+        found = json.loads(_FENCED.sub(r"\1", text))
+        said = found.get("action") if isinstance(found, dict) else found if isinstance(found, str) else text
     try:
-        found = json.loads(text)
-        said = found.get("action") if isinstance(found, dict) else found
-    except (ValueError, RecursionError):
-        pass
-    if not isinstance(said, str):
+        said = text_of(said)  # `1` and `true` are how a model may write the actions "1" and "true"
+    except ValueRefused:
+        return None
+    if said is None:
         return None
     for read in (str, _word, lambda text: _word(text).casefold()):  # of `UP` and `up`, the one that was written
         matching = [i for i, action in enumerate(actions) if read(action) == read(said)]
