@@ -13,7 +13,7 @@ from tasks.prefect_server import ensure_server
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802 - http.server calls it so
+    def do_GET(self) -> None:
         self.send_error(404)
 
     def log_message(self, *_: object) -> None:
