@@ -18,11 +18,15 @@ import threading
 import time
 from collections.abc import Callable
 from http.client import HTTPException
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from stillhouse.errors import RuntimeStateError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 __all__ = ["ensure_server"]
 
@@ -138,6 +142,16 @@ def _reachable(url: str) -> bool:
 
 def main() -> None:
     """Serve until standard input ends, unless Prefect's settings name a server: then only say which."""
+    serving: list[uvicorn.Server] = []
+
+    def end_with_the_parent() -> None:
+        sys.stdin.buffer.read()
+        for server in serving:  # none while Prefect is imported, which takes seconds
+            server.should_exit = True
+            time.sleep(5)
+        os._exit(0)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import PREFECT_API_URL
@@ -148,20 +162,14 @@ def main() -> None:
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on"))
+    serving.append(server)
 
     def announce() -> None:
         while not server.started:
             time.sleep(0.05)
         print("own", f"http://127.0.0.1:{listening.getsockname()[1]}/api", flush=True)
 
-    def end_with_the_parent() -> None:
-        sys.stdin.buffer.read()
-        server.should_exit = True
-        time.sleep(5)
-        os._exit(0)
-
-    for work in (announce, end_with_the_parent):
-        threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=announce, daemon=True).start()
     server.run(sockets=[listening])
 
 
