@@ -17,9 +17,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPException
+from typing import TYPE_CHECKING
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from stillhouse.errors import RuntimeStateError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 __all__ = ["ensure_server"]
 
@@ -31,8 +38,10 @@ _PAUSE = 1.0  # seconds between two looks
 def ensure_server() -> None:
     """See that flows of this process have a server, before Prefect is imported.
 
-    :raises RuntimeStateError: if none can be started.
+    :raises RuntimeStateError: if none can be started, or the one that the settings name does not answer.
     """
+    if named := os.environ.get("PREFECT_API_URL"):
+        _require_answer(named)
     server = subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -44,6 +53,7 @@ def ensure_server() -> None:
         os.environ["PREFECT_API_URL"] = url
         _watch(lambda: server.poll() is None, 0.0, url)
     else:
+        _require_answer(url)
         _watch(lambda: _reachable(url), _PATIENCE, url)
 
 
@@ -90,6 +100,33 @@ def _watch(there: Callable[[], bool], patience: float, url: str) -> None:
     threading.Thread(target=look, name="prefect-server-watch", daemon=True).start()
 
 
+def _require_answer(url: str) -> None:
+    """Before anything is begun: Prefect's client would say it late, and in a traceback."""
+    if wrong := _fault(url):
+        raise RuntimeStateError(
+            f"the Prefect server {url!r}, which PREFECT_API_URL or the profile names, {wrong}. Start it there, correct "
+            "the address, or unset it: then this run has a server of its own"
+        )
+
+
+def _fault(url: str) -> str | None:
+    """Why no run can go on there; None where a server answers."""
+    try:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            return "is no address: it begins with http:// or https://, and ends with /api"
+        if not _reachable(url):
+            return "does not answer"
+        if urlsplit(url).scheme == "http":  # https may need certificates that Prefect's settings name
+            urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
+    except HTTPError as error:
+        return f"is no Prefect API: it answers {error.code} at /health (an address ends with /api)"
+    except (OSError, HTTPException) as error:
+        return f"does not answer: {error}"
+    except (ValueError, OverflowError) as error:
+        return f"is no address: {error}"
+    return None
+
+
 def _reachable(url: str) -> bool:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -105,6 +142,16 @@ def _reachable(url: str) -> bool:
 
 def main() -> None:
     """Serve until standard input ends, unless Prefect's settings name a server: then only say which."""
+    serving: list[uvicorn.Server] = []
+
+    def end_with_the_parent() -> None:
+        sys.stdin.buffer.read()
+        for server in serving:  # none while Prefect is imported, which takes seconds
+            server.should_exit = True
+            time.sleep(5)
+        os._exit(0)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import PREFECT_API_URL
@@ -115,20 +162,14 @@ def main() -> None:
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on"))
+    serving.append(server)
 
     def announce() -> None:
         while not server.started:
             time.sleep(0.05)
         print("own", f"http://127.0.0.1:{listening.getsockname()[1]}/api", flush=True)
 
-    def end_with_the_parent() -> None:
-        sys.stdin.buffer.read()
-        server.should_exit = True
-        time.sleep(5)
-        os._exit(0)
-
-    for work in (announce, end_with_the_parent):
-        threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=announce, daemon=True).start()
     server.run(sockets=[listening])
 
 

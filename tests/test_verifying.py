@@ -280,3 +280,29 @@ def test_a_device_needs_this_file_and_cryptography_alone(folder: Path, tmp_path:
     (tmp_path / "last").write_text("4\n")
     refused = device("--into", "again")
     assert refused.returncode == 1 and "withdrawn" in refused.stderr and not (tmp_path / "again").exists()
+
+
+def test_what_is_no_text_no_gzip_or_a_bomb_is_told_in_a_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = {name: (folder / name).read_bytes() for name in digests(folder)}
+    file, pub = packed(tmp_path / "a.tar.gz", sound), tmp_path / "flights.pub"
+    pub.write_text(public(KEY))
+    (tmp_path / "der.pub").write_bytes(b"\x30\x2a\xe4\xff")
+    (tmp_path / "state").write_bytes(b"\xff\xfe")
+    for options, told in (
+        (["--key", str(tmp_path / "der.pub")], "no public key"),
+        (["--key", str(pub), "--state", str(tmp_path / "state")], "no number of a release"),
+    ):
+        assert stillhouse.verifying.main([str(file), "--agent", "flights", *options]) == 1
+        assert told in capsys.readouterr().err
+    whole = file.read_bytes()
+    for end in range(0, len(whole) - 60, 7):
+        file.write_bytes(whole[:end])
+        with pytest.raises(VerificationError):
+            check_archive(file, KEYS, agent="flights")
+    header = tarfile.TarInfo("long")
+    header.type, header.size = tarfile.XHDTYPE, 8 * 2**20  # a name of 8 MiB, in 8 kB
+    file.write_bytes(gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(header.size)))
+    with pytest.raises(VerificationError, match="unpacks to more than 1,000 bytes"):
+        check_archive(file, KEYS, agent="flights", max_bytes=1000)

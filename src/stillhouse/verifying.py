@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import gzip
 import hashlib
 import io
 import json
@@ -30,10 +31,11 @@ import os
 import stat
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -317,7 +319,7 @@ def check_archive(
 ) -> tuple[Verified, dict[str, bytes]]:  # fmt: skip
     """Check a model that was handed out as ``.tar.gz``, in memory: nothing of it touches the disk unchecked.
 
-    :param max_bytes: of its files together; more is refused before it is unpacked.
+    :param max_bytes: of the archive unpacked; more is refused before it is in memory.
     :returns: what was signed, and the files by path, the signature among them; see :func:`check_folder`.
     """
     files = dict(_members(Path(archive), max_bytes))
@@ -329,20 +331,33 @@ def check_archive(
 
 
 def _members(archive: Path, max_bytes: int) -> Iterator[tuple[str, bytes]]:
-    left, count = max_bytes, 0
+    names = set[str]()
     try:
-        with tarfile.open(archive, "r|gz") as members:
+        with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Limited(unpacked, max_bytes), mode="r|") as members:
             for member in members:
-                count += 1
-                left -= max(0, member.size)
-                if left < 0 or count > _MAX_FILES:
-                    raise VerificationError(f"it unpacks to more than {max_bytes:,} bytes or to too many files")
+                if member.name in names or len(names) >= _MAX_FILES:
+                    raise FilesDiffer(f"{member.name!r} is in it twice, or it holds too many files")
+                names.add(member.name)
                 content = members.extractfile(member) if member.isreg() else None
                 if content is None:
                     raise FilesDiffer(f"{member.name!r} is no plain file, and only those are signed")
                 yield member.name, content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise VerificationError(f"it cannot be read as .tar.gz: {error}") from error
+
+
+class _Limited(io.RawIOBase):
+    """As many bytes as are allowed, file names and headers of any length included: beyond, memory would be at stake."""
+
+    def __init__(self, source: IO[bytes], max_bytes: int) -> None:
+        self._source, self._max, self._left = source, max_bytes, max_bytes + tarfile.RECORDSIZE
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._source.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise VerificationError(f"it unpacks to more than {self._max:,} bytes")
+        return content
 
 
 def _envelopes(
@@ -395,13 +410,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, help="new folder that an archive is unpacked into, once it was checked")
     given = parser.parse_args(arguments)
     try:
-        keys = {name: key for file in given.key for name, key in read_keys(file.read_text()).items()}
+        keys = {name: key for file in given.key for name, key in read_keys(_pem(file)).items()}
         verified = verify(given.model, keys, agent=given.agent, state=given.state, into=given.into)
     except (VerificationError, OSError) as error:
         print(f"{given.model}: {error}", file=sys.stderr)
         return 1
     print(f"{given.agent}@{verified.model.version} (release {verified.release.number}) is as it was signed")
     return 0
+
+
+def _pem(file: Path) -> str:
+    """A file's text; what is no text has no PEM block, and is told so."""
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def verify(
@@ -432,7 +452,7 @@ def verify(
 def _remembered(state: Path | None) -> int:
     if state is None or not state.exists():
         return 0
-    text = state.read_text(encoding="utf-8").strip()
+    text = state.read_text(encoding="utf-8", errors="replace").strip()
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise VerificationError(f"{state} holds no number of a release: it is damaged")
     return int(text)

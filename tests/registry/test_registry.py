@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -265,3 +266,18 @@ def test_a_promotion_tells_whom_it_replaced_however_often_it_is_asked_for(three:
     first = three.promotion("3")
     three.promote("3")
     assert first == three.promotion("3") and first[0] is not None and first[0].version == "1"
+
+
+def test_a_store_that_is_gone_or_replaced_is_noticed_by_who_has_it_open(three: Registry, tmp_path: Path) -> None:
+    database, away, backup = (Path(three.client.file or ""), tmp_path / "away.db", tmp_path / "backup.db")
+    three.promote("1")
+    shutil.copyfile(database, backup)
+    three.promote("2")
+    database.rename(away)
+    with pytest.raises(RegistryError, match="is gone: put it back, or restore it from a backup"):
+        three.champion()
+    assert not database.exists()
+    away.rename(database)
+    assert aliases(three)["champion"] == "2"
+    backup.rename(database)
+    assert aliases(three)["champion"] == "1"

@@ -29,12 +29,15 @@ _QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_SUPPRESS_PRINTING_URL_TO_ST
 
 
 class Client:
-    """An ``MlflowClient`` whose errors are :class:`~stillhouse.errors.RegistryError` and name the server."""
+    """An ``MlflowClient`` whose errors are :class:`~stillhouse.errors.RegistryError` and name the server.
 
-    def __init__(self, uri: str) -> None:
+    :param file: of an SQLite store, which has to be there: SQLite would begin an empty one in its place.
+    """
+
+    def __init__(self, uri: str, file: Path | None = None) -> None:
         from mlflow import MlflowClient
 
-        self.uri = uri
+        self.uri, self.file = uri, file
         self.mlflow = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -44,6 +47,8 @@ class Client:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if self.file is not None and not self.file.exists():
+                raise RegistryError(f"the MLflow store {self.file} is gone: put it back, or restore it from a backup")
             try:
                 return method(*args, **kwargs)
             except MlflowException as error:
@@ -66,10 +71,12 @@ def connect(tracking_uri: str | None = None) -> Client:
             os.environ.setdefault(name, value)
     _check_port(uri)
     if uri.startswith("sqlite:///"):
-        with _one_at_a_time(_sqlite_file(uri)):
-            client = Client(uri)
-            client.search_experiments(max_results=1)  # creates the tables
-            database = _sqlite_file(uri)
+        # A connection that is kept would go on with a file that was moved away or replaced by a backup.
+        os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+        database = _sqlite_file(uri)
+        with _one_at_a_time(database):
+            Client(uri).search_experiments(max_results=1)  # creates the tables
+            client = Client(uri, database)
             if database.parent == home() / "mlflow" and (database.parent / "artifacts").is_dir():
                 relocate(database, str(artifact_location(uri)))
             return client
