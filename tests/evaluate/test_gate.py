@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
@@ -171,6 +172,19 @@ def test_a_challenger_proven_worse_is_refused_within_the_margin(make: Any) -> No
     slice_of_it = found.model_copy(update={"window": "origin=JFK"})
     even = compared(3000, lost=20, gained=20, base=2500)
     assert judge(make.certificate(even, slice_of_it, rule=2)).outcome == "promoted"
+
+
+@pytest.mark.parametrize("actions", [2, 5])
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_a_row_without_a_finite_answer_is_one_that_is_decided_wrongly(actions: int, strange: float) -> None:
+    """Not one on which `argmax`, which takes the first NaN, is right about the first action."""
+    outcomes = np.arange(600) % actions
+    right = np.eye(actions)[outcomes] * 0.5 + 0.5 / actions
+    silent = np.where((np.arange(600) % 10 == 0)[:, None], strange, right)
+    for challenger, champion, sign in ((silent, right, -1), (right, silent, 1)):
+        found = compare("test", outcomes, challenger, champion, 0.02)
+        assert found is not None and found.difference * sign > 0.05
+        assert (lower_bound(found, 0.95) < -0.02) == (sign < 0)
 
 
 @pytest.mark.parametrize("said", [0.5, 1.0])
@@ -389,6 +403,13 @@ def test_a_rule_of_a_later_version_is_not_guessed(make: Any) -> None:
         judge(make.certificate(rule=3))
     with pytest.raises(RegistryError, match="rule 3"):
         lower_bound(make.comparison().model_copy(update={"rule": 3}), 0.95)
+
+
+def test_promotions_in_a_row_may_lose_no_less_than_one(make: Any) -> None:
+    with pytest.raises(ValidationError, match=r"total_margin: is 0\.01, and a single promotion may lose .* 0\.02"):
+        make.config(non_inferiority_margin=0.02, total_margin=0.01)
+    assert make.config(non_inferiority_margin=0.02, total_margin=0.02).promotion.all_margins == 0.02
+    assert make.config(non_inferiority_margin=0.02).promotion.all_margins == 0.04
 
 
 def test_the_anchor_stays_until_it_is_beaten(make: Any) -> None:

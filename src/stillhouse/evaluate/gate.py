@@ -6,7 +6,6 @@ identical verdict at any time, anywhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from statistics import NormalDist
@@ -15,12 +14,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-from scipy.stats import t as student
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.bounds import cluster_scores, clustered_error, lower_shift, upper_shift
+from stillhouse.evaluate.bounds import (
+    FEWEST_FOR_AUC,
+    cluster_scores,
+    clustered_error,
+    few_clusters,
+    lower_shift,
+    upper_shift,
+)
 from stillhouse.evaluate.power import rows_needed
+from stillhouse.evaluate.scorecard import as_wrong
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
 
 __all__ = [
@@ -57,7 +63,7 @@ def compare(
     One more cluster could lower the accuracy by its whole size, taken as the size of the cluster that a row is in on
     average. Of the AUC, where every row moves a little, one could do so as far as the worst that was seen, as those
     that moved it did on average with a wholly lost one among them, and as one row of the rarer outcome that falls
-    from the top to the bottom.
+    from the top to the bottom. A row on which a model says NaN counts as one that it is wrong about.
 
     :param outcomes: action indices ``[n]``.
     :param challenger: probabilities ``[n, K]``; ``champion`` alike.
@@ -68,6 +74,7 @@ def compare(
     count = len(outcomes)
     if not count:
         return None
+    challenger, champion = as_wrong(challenger, outcomes), as_wrong(champion, outcomes)
     index = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     if challenger.shape[1] > 2:
         right = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
@@ -79,7 +86,7 @@ def compare(
     else:
         one = outcomes == 1
         rarer = min(int(one.sum()), int((~one).sum()))
-        if rarer < 10 or index.max() < 9:
+        if min(rarer, int(index.max()) + 1) < FEWEST_FOR_AUC:
             return None
         values, influence = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
         weights = np.where(one, 1 / one.sum(), 1 / (~one).sum())
@@ -243,15 +250,13 @@ def upper_bound(comparison: Comparison, confidence: float) -> float:
 def _distance(comparison: Comparison, confidence: float, *, lower: bool) -> float:
     """From the difference to its bound, ≥ 0."""
     _require_rule(comparison.rule)
-    evidence, normal = comparison.evidence, NormalDist().inv_cdf(confidence)
+    evidence = comparison.evidence
     if comparison.rule == 1 or evidence is None:
-        return normal * comparison.standard_error
+        return NormalDist().inv_cdf(confidence) * comparison.standard_error
     distance = -lower_shift(evidence, confidence) if lower else upper_shift(evidence, confidence)
     if comparison.measure == "accuracy":
         return distance
-    # Few clusters, or a few large ones among many: Student's t, with the clusters that they are worth.
-    widened = float(student.ppf(confidence, max(1.0, evidence.effective - 1))) / normal
-    return distance * widened * math.sqrt(evidence.clusters / (evidence.clusters - 1))
+    return distance * few_clusters(evidence.clusters, evidence.effective, confidence)
 
 
 def _require_rule(rule: int) -> None:
