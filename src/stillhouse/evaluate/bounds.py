@@ -3,9 +3,9 @@
 The Bayesian bootstrap (Rubin 1981, "The Bayesian bootstrap") gives every cluster an independent standard exponential
 weight. Alone it believes what it has seen: where no row spoke against the challenger, its bound is the estimate. With
 one more cluster at the worst possible value (Gaffke 2005, "Three test statistics for a nonparametric one-sided
-hypothesis on the mean of a nonnegative variable", §3) it is, for a single proportion, nearly the exact bound of
-Clopper and Pearson 1934 (a little wider on few rows), and the "rule of three" where nothing was seen: ``ln(1 / α) / n``.
-Nothing is drawn at random: the quantile is Lugannani and Rice's saddlepoint approximation (1980, "Saddle point
+hypothesis on the mean of a nonnegative variable", §3) it is the "rule of three" where nothing was seen,
+``ln(1 / α) / n``, and for a single proportion nearly the exact bound of Clopper and Pearson 1934 (a little wider on few
+rows). Nothing is drawn at random: the quantile is Lugannani and Rice's saddlepoint approximation (1980, "Saddle point
 approximation for the distribution of the sum of independent random variables"), so that equal scores give equal bounds
 at any time.
 """
