@@ -192,8 +192,8 @@ def _proved(steps: Sequence[EvidenceStep]) -> list[EvidenceStep]:
 
 def _proof(step: EvidenceStep, steps: Sequence[EvidenceStep]) -> str:
     """Why a step raises the alarm: its own evidence, or that of all together, of which it has most."""
-    own = _evidence(step).text
-    return own if step.alarm else f"{next(_joint(steps)).text}, most of it {own}"
+    own, together = _evidence(step).text, next(_joint(steps), None)
+    return own if step.alarm or together is None else f"{together.text}; most of it is {own}"
 
 
 def _response(known: Evidence, asked_for: Mode) -> Mode:
