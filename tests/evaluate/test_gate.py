@@ -208,6 +208,25 @@ def test_of_few_clusters_the_auc_is_bounded_by_student(make: Any) -> None:
     assert lower_bound(lopsided, 0.95) < few.difference - 0.05
 
 
+def test_half_the_rows_in_one_cluster_are_not_the_proof_that_they_seem(make: Any) -> None:
+    """One stretch as large as the other 60 together, each with an effect of its own: worse by the margin, on average.
+
+    The large stretch alone would carry the challenger over the margin wherever its effect is good.
+    """
+    clusters = np.concatenate([np.zeros(300, dtype=int), np.repeat(np.arange(1, 61), 5)])
+    promoted = 0
+    for seed in range(60):
+        rng = np.random.default_rng([41, seed])
+        outcomes, common = (rng.random(600) < 0.3).astype(int), rng.normal(size=600)
+        effect = rng.normal(size=61)[clusters]
+        scores = 0.97 * common + 0.22 * rng.normal(size=(2, 600))
+        shift = NormalDist().inv_cdf(0.72) * math.sqrt(3) + effect  # of positives that vary: an AUC of .72
+        challenger, champion = scores + outcomes * np.stack([shift, np.full(600, NormalDist().inv_cdf(0.77) * 2**0.5)])
+        found = compare("test", outcomes, two(challenger), two(champion), 0.05, clusters)
+        promoted += found is not None and lower_bound(found, 0.95) >= -0.05
+    assert promoted <= binom.ppf(0.99, 60, 0.05)
+
+
 def test_one_that_is_better_in_every_cluster_passes(make: Any) -> None:
     """That none of 50 clusters lost anything is no reason to expect that the next one loses all."""
     outcomes, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)

@@ -63,7 +63,12 @@ def compare(
     One more cluster could lower the accuracy by its whole size, taken as the size of the cluster that a row is in on
     average. Of the AUC, where every row moves a little, one could do so as far as the worst that was seen, as those
     that moved it did on average with a wholly lost one among them, and as one row of the rarer outcome that falls
-    from the top to the bottom. A row on which a model says NaN counts as one that it is wrong about.
+    from the top to the bottom.
+
+    A large cluster draws the estimate towards itself, by as much of its deviation as it counts for, and so seems to
+    move it less: the AUC's scores are scaled up for the largest, as a jackknife would (Bell and McCaffrey 2002, "Bias
+    reduction in standard errors for linear regression with multi-stage samples"). A row on which a model says NaN
+    counts as one that it is wrong about.
 
     :param outcomes: action indices ``[n]``.
     :param challenger: probabilities ``[n, K]``; ``champion`` alike.
@@ -82,7 +87,7 @@ def compare(
         change = right[0] - right[1]
         sizes = np.bincount(index, weights=np.full(count, 1.0 / count))
         worst, influence = float((sizes**2).sum()), (change - change.mean()) / count
-        counted = {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
+        leverage, counted = 0.0, {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
     else:
         one = outcomes == 1
         rarer = min(int(one.sum()), int((~one).sum()))
@@ -93,6 +98,7 @@ def compare(
         sizes = np.bincount(index, weights=weights)
         moved = np.bincount(index, weights=influence + (values[0] - values[1]) * weights)
         worst, counted = _worst_of_auc(moved, sizes, 1 / rarer), {"rarer": rarer}
+        leverage = float(sizes.max() / sizes.sum())
     difference = values[0] - values[1]
     return Comparison(
         window=window,
@@ -104,7 +110,9 @@ def compare(
         standard_error=clustered_error(influence, index),
         margin=margin,
         rule=RULE,
-        evidence=cluster_scores(np.bincount(index, weights=influence), sizes, worst * (1 + difference)),
+        evidence=cluster_scores(
+            np.bincount(index, weights=influence) / (1 - leverage), sizes, worst * (1 + difference)
+        ),
         **counted,
     )
 
