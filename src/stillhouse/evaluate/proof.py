@@ -66,7 +66,7 @@ def prove(
         candidate.role + candidate.name: {
             name: candidate.predict(rows)
             if candidate is teacher
-            else as_wrong(candidate.predict(rows), rows["outcome"])
+            else as_wrong(candidate.predict(rows), rows["outcome"].to_numpy())
             for name, rows in windows.items()
             if candidate is not teacher or name == "test"
         }
