@@ -197,9 +197,7 @@ def _power(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> str:
         rarer = round(
             rows * float(labelled["outcome"].value_counts(normalize=True).reindex([0, 1], fill_value=0).min())
         )
-    least = provable_margin(rows, clusters, promotion.confidence) if rarer is None else provable_margin(
-        rarer, rarer, promotion.confidence
-    )  # fmt: skip
+    least = provable_margin(rows, clusters, promotion.confidence, rarer=rarer)
     told = f"promotion: {power_sentence(rows, clusters, promotion.confidence, rarer=rarer)}"
     margin = promotion.non_inferiority_margin
     return told if margin >= least else f"{told}, and `promotion.non_inferiority_margin` is {margin:g}"

@@ -115,6 +115,11 @@ def test_what_came_only_after_the_champions_window_is_new() -> None:
     assert new_actions(TIMES, labels, START + 90 * DAY) == [2]
     assert new_actions(TIMES, labels, START + 90 * DAY, unknown=[1]) == [1, 2]
     assert new_actions(TIMES, labels, START + 99 * DAY) == []  # it was there a day before
+    stray = np.where(np.arange(100) >= 89, 2, labels)
+    stray[3] = 2  # one old row of twelve is labelled wrongly
+    assert new_actions(TIMES, stray, START + 89 * DAY) == [2]
+    stray[4] = 2
+    assert new_actions(TIMES, stray, START + 89 * DAY) == []
     assert new_actions(TIMES, np.where(labels == 2, -1, labels), START + 90 * DAY) == []
 
 

@@ -297,6 +297,8 @@ def test_processes_share_one_budget(make, evidence, outcome, crossed):
     together = reason(verdict, "evidence")
     assert together.threshold == pytest.approx(100) and together.value == pytest.approx(sum(evidence) / 3)
     assert all(r.crossed == (r.value >= r.threshold) for r in verdict.reasons if r.measure.startswith("evidence"))
+    if crossed:  # no alarm by a figure below its threshold
+        assert next(r for r in verdict.reasons if r.text in verdict.summary).crossed, verdict.summary
     assert decide_from_evidence(verdict.evidence) == verdict
 
 

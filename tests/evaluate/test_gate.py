@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
@@ -173,6 +174,19 @@ def test_a_challenger_proven_worse_is_refused_within_the_margin(make: Any) -> No
     assert judge(make.certificate(even, slice_of_it, rule=2)).outcome == "promoted"
 
 
+@pytest.mark.parametrize("actions", [2, 5])
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_a_row_without_a_finite_answer_is_one_that_is_decided_wrongly(actions: int, strange: float) -> None:
+    """Not one on which `argmax`, which takes the first NaN, is right about the first action."""
+    outcomes = np.arange(600) % actions
+    right = np.eye(actions)[outcomes] * 0.5 + 0.5 / actions
+    silent = np.where((np.arange(600) % 10 == 0)[:, None], strange, right)
+    for challenger, champion, sign in ((silent, right, -1), (right, silent, 1)):
+        found = compare("test", outcomes, challenger, champion, 0.02)
+        assert found is not None and found.difference * sign > 0.05
+        assert (lower_bound(found, 0.95) < -0.02) == (sign < 0)
+
+
 @pytest.mark.parametrize("said", [0.5, 1.0])
 def test_scores_that_all_tie_prove_nothing(make: Any, said: float) -> None:
     outcomes = np.arange(200) % 2
@@ -192,6 +206,23 @@ def test_of_few_clusters_the_auc_is_bounded_by_student(make: Any) -> None:
     lopsided = compare("test", *pair, 0.02, np.where(np.arange(1200) < 900, 0, np.arange(1200)))
     assert lopsided.evidence.clusters == 301 and lopsided.evidence.effective < 2
     assert lower_bound(lopsided, 0.95) < few.difference - 0.05
+
+
+def test_a_third_of_the_rows_in_one_cluster_is_not_the_proof_that_it_seems(make: Any) -> None:
+    """One stretch as large as half of the other 150 together, each with an effect of its own: worse by the margin, on
+    average. Where its own effect is good, the large stretch alone would carry the challenger over the margin.
+    """
+    clusters = np.concatenate([np.zeros(375, dtype=int), np.repeat(np.arange(1, 151), 5)])
+    rows, promoted, normal = len(clusters), 0, NormalDist()
+    for seed in range(60):
+        rng = np.random.default_rng([41, seed])
+        outcomes, common = (rng.random(rows) < 0.25).astype(int), rng.normal(size=rows)
+        scores = 0.97 * common + 0.22 * rng.normal(size=(2, rows))
+        worse = normal.inv_cdf(0.72) * math.sqrt(3) + rng.normal(size=151)[clusters]  # of positives that vary by 1
+        challenger, champion = scores + outcomes * np.stack([worse, np.full(rows, normal.inv_cdf(0.75) * math.sqrt(2))])
+        found = compare("test", outcomes, two(challenger), two(champion), 0.03, clusters)
+        promoted += found is not None and lower_bound(found, 0.95) >= -0.03
+    assert promoted <= binom.ppf(0.99, 60, 0.05)
 
 
 def test_one_that_is_better_in_every_cluster_passes(make: Any) -> None:
@@ -389,6 +420,13 @@ def test_a_rule_of_a_later_version_is_not_guessed(make: Any) -> None:
         judge(make.certificate(rule=3))
     with pytest.raises(RegistryError, match="rule 3"):
         lower_bound(make.comparison().model_copy(update={"rule": 3}), 0.95)
+
+
+def test_promotions_in_a_row_may_lose_no_less_than_one(make: Any) -> None:
+    with pytest.raises(ValidationError, match=r"total_margin: is 0\.01, and a single promotion may lose .* 0\.02"):
+        make.config(non_inferiority_margin=0.02, total_margin=0.01)
+    assert make.config(non_inferiority_margin=0.02, total_margin=0.02).promotion.all_margins == 0.02
+    assert make.config(non_inferiority_margin=0.02).promotion.all_margins == 0.04
 
 
 def test_the_anchor_stays_until_it_is_beaten(make: Any) -> None:

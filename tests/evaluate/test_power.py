@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import beta
 
 from stillhouse.evaluate.bounds import bound_shift, shift_of_none
+from stillhouse.evaluate.gate import compare, lower_bound
 from stillhouse.evaluate.power import power_sentence, provable_margin, rows_needed
 
 
@@ -63,3 +64,20 @@ def test_the_sentence() -> None:
         == power_sentence(0, 0).replace("0 rows", "2 rows")
         == "with 2 rows the gate can prove nothing"
     )
+
+
+@pytest.mark.parametrize(("rarer", "clusters"), [(9, 100), (50, 9)])
+def test_too_few_for_an_auc_prove_nothing(rarer: int, clusters: int) -> None:
+    assert provable_margin(400, clusters, rarer=rarer) == 1.0
+    assert power_sentence(400, clusters, rarer=rarer).endswith("the gate can prove nothing")
+
+
+@pytest.mark.parametrize(("rows", "clusters"), [(400, 400), (400, 40), (400, 12)])
+def test_no_auc_of_equal_models_proves_less_than_the_sentence_says(rows: int, clusters: int) -> None:
+    outcomes, said = np.arange(rows) % 4 // 3, np.full((rows, 2), 0.5)
+    found = compare("test", outcomes, said, said, 0.02, np.arange(rows) * clusters // rows)
+    assert found is not None
+    least = provable_margin(rows, clusters, rarer=rows // 4)
+    assert 0 < least <= -lower_bound(found, 0.95) * (1 + 1e-9)
+    if rows == clusters:
+        assert least == pytest.approx(-lower_bound(found, 0.95), rel=0.01)

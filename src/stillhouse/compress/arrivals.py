@@ -19,6 +19,7 @@ __all__ = ["Judged", "judged_rows", "new_actions"]
 _FEWEST = 20  # rows of a slice; where the validation days have fewer of an action, rows that were learned from join
 _MOST = 200  # rows of one action that join
 _LEAST_BEFORE = 0.2  # of the rows: with fewer before a moment, what came first after it says little
+_STRAY = 0.1  # of an action's rows: so many may be older, and wrongly labelled, than the action is
 _NEWEST_SHARE, _NEWEST_ROWS = 0.25, 100  # of the validation rows: those are the newest, and no fewer
 
 
@@ -62,7 +63,8 @@ def new_actions(times: Array, labels: Array, since: np.datetime64 | None, unknow
 
     :param times: of the rows that a student may learn from, datetime64 ``[n]``.
     :param labels: their actions, −1 where nobody knows.
-    :param since: when the champion's window ended, as ``times``: what comes only from then on is new. None where there
+    :param since: when the champion's window ended, as ``times``: what comes only from then on is new, but for a tenth
+        of its rows that may be labelled wrongly. None where there
         is no champion; then, and where hardly a row is older, what comes only in the newer half of the time, often
         enough that this is no chance.
     :param unknown: actions that the champion does not know at all.
@@ -74,7 +76,7 @@ def new_actions(times: Array, labels: Array, since: np.datetime64 | None, unknow
     border = times.min() + (times.max() - times.min()) / 2 if halfway else since
     for action in np.unique(labels[labels >= 0]):
         own = times[labels == action]
-        late = bool((own >= border).all()) and (not halfway or len(own) >= _FEWEST // 2)
+        late = len(own) >= _FEWEST // 2 and bool((own >= border).all()) if halfway else np.mean(own < border) <= _STRAY
         if late or int(action) in unknown:
             found.append(int(action))
     return found

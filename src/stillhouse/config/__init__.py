@@ -1158,6 +1158,15 @@ class Promotion(Section):
     slice_margin: float = Field(default=0.02, ge=0, le=1, description="the same on a slice, and on the past window")
     min_slice_rows: int = Field(default=300, ge=20, description="smaller slices are reported, not judged")
 
+    @model_validator(mode="after")
+    def _the_sum_is_no_less_than_its_parts(self) -> Promotion:
+        if self.total_margin is not None and self.total_margin < self.non_inferiority_margin:
+            raise ValueError(
+                f"total_margin: is {self.total_margin:g}, and a single promotion may lose `non_inferiority_margin`, "
+                f"{self.non_inferiority_margin:g}: lower that, or raise this"
+            )
+        return self
+
     @property
     def all_margins(self) -> float:
         """What promotions in a row may lose together."""

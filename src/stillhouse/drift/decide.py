@@ -170,11 +170,11 @@ def _judge(known: Evidence) -> Judgement:
 def _alarm(known: Evidence, drift: DriftReport) -> Judgement | None:
     """What calls for a response, if anything does: evidence first, then plain thresholds."""
     reasons = tuple(_reasons(known, drift))
-    proved = {step.process: _evidence(step) for step in _proved(known.steps)}
+    proved = {step.process: _proof(step, known.steps) for step in _proved(known.steps)}
     if "teacher_outcomes" in proved:
-        return "teacher_failing", "renew", proved["teacher_outcomes"].text, reasons
+        return "teacher_failing", "renew", proved["teacher_outcomes"], reasons
     if proved:
-        harm = "; ".join(reason.text for reason in proved.values())
+        harm = "; ".join(proved.values())
         return "harmful_drift", _response(known, known.responses.harmful_drift), harm, reasons
     plain = [reason.text for reason in _plain(drift, known.thresholds, known.min_rows) if reason.crossed]
     return ("drift", _response(known, known.responses.drift), "; ".join(plain), reasons) if plain else None
@@ -188,6 +188,12 @@ def _proved(steps: Sequence[EvidenceStep]) -> list[EvidenceStep]:
     return [
         max((step for step in steps if step.share is not None), key=lambda step: step.log_evidence - step.log_threshold)
     ]
+
+
+def _proof(step: EvidenceStep, steps: Sequence[EvidenceStep]) -> str:
+    """Why a step raises the alarm: its own evidence, or that of all together, of which it has most."""
+    own, together = _evidence(step).text, next(_joint(steps), None)
+    return own if step.alarm or together is None else f"{together.text}; most of it is {own}"
 
 
 def _response(known: Evidence, asked_for: Mode) -> Mode:

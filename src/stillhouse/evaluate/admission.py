@@ -155,7 +155,7 @@ def _gain(comparison: Comparison, whose: str, confidence: float) -> Reason:
     crossed = low <= comparison.margin
     text = (
         f"on {comparison.rows} rows that it has not seen its {comparison.measure} is {comparison.challenger:.4f}, "
-        f"{whose} {comparison.champion:.4f}: lower {confidence:.0%} bound of the gain {low:+.4f}, "
+        f"{whose} {comparison.champion:.4f}: lower {100 * confidence:.4g}% bound of the gain {low:+.4f}, "
         f"{'not ' if crossed else ''}above {comparison.margin}"
     )
     return Reason(measure=comparison.measure, value=low, threshold=comparison.margin, crossed=crossed, text=text)
@@ -170,6 +170,6 @@ def _agrees(examination: Examination) -> Reason:
         low = agreement + lower_shift(evidence, confidence)
     text = (
         f"too few outcomes; it agrees with the champion's teacher {examination.trusted} to {agreement:.4f}, "
-        f"lower {examination.confidence:.0%} bound {low:.4f}, {'below' if low < least else 'at least'} {least}"
+        f"lower {100 * confidence:.4g}% bound {low:.4f}, {'below' if low < least else 'at least'} {least}"
     )
     return Reason(measure="agreement", value=low, threshold=least, crossed=low < least, text=text)

@@ -3,10 +3,11 @@
 The Bayesian bootstrap (Rubin 1981, "The Bayesian bootstrap") gives every cluster an independent standard exponential
 weight. Alone it believes what it has seen: where no row spoke against the challenger, its bound is the estimate. With
 one more cluster at the worst possible value (Gaffke 2005, "Three test statistics for a nonparametric one-sided
-hypothesis on the mean of a nonnegative variable", §3) it becomes the exact bound of Clopper and Pearson 1934 for a
-single proportion, and the "rule of three" where nothing was seen: ``ln(1 / α) / n``. Nothing is drawn at random: the
-quantile is Lugannani and Rice's saddlepoint approximation (1980, "Saddle point approximation for the distribution of
-the sum of independent random variables"), so that equal scores give equal bounds at any time.
+hypothesis on the mean of a nonnegative variable", §3) it is the "rule of three" where nothing was seen,
+``ln(1 / α) / n``, and for a single proportion nearly the exact bound of Clopper and Pearson 1934 (a little wider on few
+rows). Nothing is drawn at random: the quantile is Lugannani and Rice's saddlepoint approximation (1980, "Saddle point
+approximation for the distribution of the sum of independent random variables"), so that equal scores give equal bounds
+at any time.
 """
 
 from __future__ import annotations
@@ -16,13 +17,26 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
+from scipy.stats import t as student
 
 from stillhouse.records import ClusterScores
 
-__all__ = ["bound_shift", "cluster_scores", "clustered_error", "lower_shift", "shift_of_none", "upper_shift"]
+__all__ = [
+    "FEWEST_FOR_AUC",
+    "bound_shift",
+    "cluster_scores",
+    "clustered_error",
+    "few_clusters",
+    "lower_shift",
+    "shift_of_none",
+    "upper_shift",
+]
 
 Array = np.ndarray[Any, Any]
+
+FEWEST_FOR_AUC = 10
+"""Rows of either outcome, and clusters: with fewer the variance of an AUC means nothing."""
 
 MOST_SCORES = 500
 """Distinct scores that a record keeps; more are put into bins of equal width, which keeps their sum."""
@@ -107,3 +121,12 @@ def bound_shift(scores: Array, counts: Array, worst: float, confidence: float) -
 def shift_of_none(confidence: float) -> float:
     """``−bound_shift`` where nothing disagrees, in units of the worst: about ``ln(1 / (1 − confidence))``."""
     return -bound_shift(np.zeros(1), np.ones(1), 1.0, confidence)
+
+
+def few_clusters(clusters: float, effective: float, confidence: float) -> float:
+    """By what the bound of an AUC is wider on few clusters, ≥ 1: Student's t instead of the normal quantile.
+
+    :param effective: clusters of equal size that they are worth, at most ``clusters``: fewer where some are large.
+    """
+    quantiles = float(student.ppf(confidence, max(1.0, effective - 1))) / float(ndtri(confidence))
+    return quantiles * math.sqrt(clusters / (clusters - 1))

@@ -6,7 +6,6 @@ identical verdict at any time, anywhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from statistics import NormalDist
@@ -15,12 +14,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-from scipy.stats import t as student
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.bounds import cluster_scores, clustered_error, lower_shift, upper_shift
+from stillhouse.evaluate.bounds import (
+    FEWEST_FOR_AUC,
+    cluster_scores,
+    clustered_error,
+    few_clusters,
+    lower_shift,
+    upper_shift,
+)
 from stillhouse.evaluate.power import rows_needed
+from stillhouse.evaluate.scorecard import as_wrong
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
 
 __all__ = [
@@ -59,6 +65,11 @@ def compare(
     that moved it did on average with a wholly lost one among them, and as one row of the rarer outcome that falls
     from the top to the bottom.
 
+    A large cluster draws the estimate towards itself, by as much of its deviation as it counts for, and so seems to
+    move it less: the AUC's scores are scaled up for the largest, as a jackknife would (Bell and McCaffrey 2002, "Bias
+    reduction in standard errors for linear regression with multi-stage samples"). A row on which a model says NaN
+    counts as one that it is wrong about.
+
     :param outcomes: action indices ``[n]``.
     :param challenger: probabilities ``[n, K]``; ``champion`` alike.
     :param clusters: which cluster each row belongs to, integers ``[n]``; None: each row is its own.
@@ -68,6 +79,7 @@ def compare(
     count = len(outcomes)
     if not count:
         return None
+    challenger, champion = as_wrong(challenger, outcomes), as_wrong(champion, outcomes)
     index = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     if challenger.shape[1] > 2:
         right = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
@@ -75,17 +87,18 @@ def compare(
         change = right[0] - right[1]
         sizes = np.bincount(index, weights=np.full(count, 1.0 / count))
         worst, influence = float((sizes**2).sum()), (change - change.mean()) / count
-        counted = {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
+        leverage, counted = 0.0, {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
     else:
         one = outcomes == 1
         rarer = min(int(one.sum()), int((~one).sum()))
-        if rarer < 10 or index.max() < 9:
+        if min(rarer, int(index.max()) + 1) < FEWEST_FOR_AUC:
             return None
         values, influence = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
         weights = np.where(one, 1 / one.sum(), 1 / (~one).sum())
         sizes = np.bincount(index, weights=weights)
         moved = np.bincount(index, weights=influence + (values[0] - values[1]) * weights)
         worst, counted = _worst_of_auc(moved, sizes, 1 / rarer), {"rarer": rarer}
+        leverage = float(sizes.max() / sizes.sum())
     difference = values[0] - values[1]
     return Comparison(
         window=window,
@@ -97,7 +110,9 @@ def compare(
         standard_error=clustered_error(influence, index),
         margin=margin,
         rule=RULE,
-        evidence=cluster_scores(np.bincount(index, weights=influence), sizes, worst * (1 + difference)),
+        evidence=cluster_scores(
+            np.bincount(index, weights=influence) / (1 - leverage), sizes, worst * (1 + difference)
+        ),
         **counted,
     )
 
@@ -243,15 +258,13 @@ def upper_bound(comparison: Comparison, confidence: float) -> float:
 def _distance(comparison: Comparison, confidence: float, *, lower: bool) -> float:
     """From the difference to its bound, ≥ 0."""
     _require_rule(comparison.rule)
-    evidence, normal = comparison.evidence, NormalDist().inv_cdf(confidence)
+    evidence = comparison.evidence
     if comparison.rule == 1 or evidence is None:
-        return normal * comparison.standard_error
+        return NormalDist().inv_cdf(confidence) * comparison.standard_error
     distance = -lower_shift(evidence, confidence) if lower else upper_shift(evidence, confidence)
     if comparison.measure == "accuracy":
         return distance
-    # Few clusters, or a few large ones among many: Student's t, with the clusters that they are worth.
-    widened = float(student.ppf(confidence, max(1.0, evidence.effective - 1))) / normal
-    return distance * widened * math.sqrt(evidence.clusters / (evidence.clusters - 1))
+    return distance * few_clusters(evidence.clusters, evidence.effective, confidence)
 
 
 def _require_rule(rule: int) -> None:
@@ -295,7 +308,10 @@ def _budget_reason(certificate: Certificate, measure: str, value: float | None, 
 def _better_than_chance(card: Scorecard) -> Reason:
     auc = card.test.auc
     crossed = auc is None or auc <= 0.5
-    text = "no AUC: the test window has one outcome only" if auc is None else f"test AUC {auc:.4f} against chance .5"
+    of = "" if card.test.actions == 2 else " (the mean of each action's against the rest)"
+    text = (
+        "no AUC: the test window has one outcome only" if auc is None else f"test AUC{of} {auc:.4f} against chance .5"
+    )
     return Reason(measure="auc", value=auc, threshold=0.5, crossed=crossed, text=text)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.evaluate.gate import certify, compare, stretches
-from stillhouse.evaluate.scorecard import agreement, disagreement, quality, slices
+from stillhouse.evaluate.scorecard import agreement, as_wrong, disagreement, quality, slices
 from stillhouse.latency import measure_latency
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
 
@@ -65,6 +65,8 @@ def prove(
     said = {
         candidate.role + candidate.name: {
             name: candidate.predict(rows)
+            if candidate is teacher
+            else as_wrong(candidate.predict(rows), rows["outcome"].to_numpy())
             for name, rows in windows.items()
             if candidate is not teacher or name == "test"
         }

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, Quality
 
-__all__ = ["agreement", "disagreement", "quality", "slices"]
+__all__ = ["agreement", "as_wrong", "disagreement", "quality", "slices"]
 
 
 def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> Quality:
@@ -62,6 +62,21 @@ def expected_calibration_error(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any
     confidence, right = p.max(axis=1), p.argmax(axis=1) == outcomes
     places = ((rankdata(confidence) - 0.5) * bins / len(p)).astype(np.int64)
     return float(np.abs(np.bincount(places, weights=right - confidence)).sum() / len(p))
+
+
+def as_wrong(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Probabilities ``[n, K]`` in which a row that is not finite gives all to an action other than its outcome ``[n]``.
+
+    A model that says NaN is as wrong there as it can be: neither the first action, which ``argmax`` would take, nor
+    nothing that is judged.
+    """
+    strange = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
+    if not len(strange):
+        return probabilities
+    found = np.array(probabilities, dtype=np.float64)
+    found[strange] = 0.0
+    found[strange, np.where(np.asarray(outcomes)[strange] == 0, 1, 0)] = 1.0
+    return found
 
 
 def slices(
