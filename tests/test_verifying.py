@@ -102,10 +102,10 @@ def bytecode(folder: Path) -> None:
 
 
 ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "code": (lambda folder: (folder / "variant.py").write_bytes(b"evil()"), "others than were signed: 'variant.py'"),
-    "weights": (lambda folder: (folder / "model.onnx").write_bytes(b"weightz"), "others than were signed: 'model.onnx'"),
-    "a file below": (lambda folder: (folder / "more" / "values.py").write_bytes(b"2"), "others than were signed: 'more/values.py'"),
-    "half a file": (lambda folder: (folder / "model.onnx").write_bytes(b"wei"), "others than were signed: 'model.onnx'"),
+    "code": (lambda folder: (folder / "variant.py").write_bytes(b"evil()"), "than were signed: 'variant.py'"),
+    "weights": (lambda folder: (folder / "model.onnx").write_bytes(b"weightz"), "than were signed: 'model.onnx'"),
+    "a file below": (lambda folder: (folder / "more" / "values.py").write_bytes(b"2"), "signed: 'more/values.py'"),
+    "half a file": (lambda folder: (folder / "model.onnx").write_bytes(b"wei"), "than were signed: 'model.onnx'"),
     "missing": (lambda folder: (folder / "manifest.json").unlink(), "missing: 'manifest.json'"),
     "one more": (lambda folder: (folder / "site.py").write_bytes(b"evil()"), "not signed: 'site.py'"),
     "hidden": (lambda folder: (folder / ".pth").write_bytes(b""), "not signed: '.pth'"),
@@ -240,7 +240,7 @@ def test_hostile_archives_are_refused_and_leave_nothing(folder: Path, tmp_path: 
         (sound | {"/tmp/evil.py": b"x"}, None, "not signed: "),
         (sound, "passwd", "no plain file"),
         ({name: content for name, content in sound.items() if name != SIGNATURE_FILE}, None, "not signed"),
-        (sound | {"variant.py": b"evil()"}, None, "others than were signed: 'variant.py'"),
+        (sound | {"variant.py": b"evil()"}, None, "than were signed: 'variant.py'"),
     ):
         with pytest.raises(VerificationError, match=told):
             verify(packed(file, entries, hidden), KEYS, agent="flights", into=into)

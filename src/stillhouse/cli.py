@@ -127,8 +127,10 @@ def teachers(
     console.print(table)
     if weights is None:
         console.print("the champion's teachers count for what the agent file says")
+    if not changes or not last:
+        return
     table = Table("as of", "teacher", "slice", "before", "after", "why")
-    for change in changes[-last:] if last else []:
+    for change in changes[-last:]:
         table.add_row(f"{change.as_of:%Y-%m-%d %H:%M}", change.teacher, change.slice, f"{change.before:.1%}",
                       f"{change.after:.1%}", change.reason)  # fmt: skip
     console.print(table)
@@ -318,8 +320,9 @@ def quarantine(
     for (column, rule), count in counted(rows["reasons"]).items():
         table.add_row(f"{count:,}", column, rule)
     console.print(table)
-    console.print(f"{len(rows):,} rows in quarantine, of {rows['observed_at'].min():%Y-%m-%d %H:%M} to "
-                  f"{rows['observed_at'].max():%Y-%m-%d %H:%M} UTC")  # fmt: skip
+    first, newest_at = rows["observed_at"].min(), rows["observed_at"].max()
+    console.print(f"{len(rows):,} row{'s' * (len(rows) != 1)} in quarantine, of {first:%Y-%m-%d %H:%M} to "
+                  f"{newest_at:%Y-%m-%d %H:%M} UTC")  # fmt: skip
 
 
 @app.command()
