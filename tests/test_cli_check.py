@@ -51,6 +51,7 @@ def agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(agents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """The command, in this process."""
+    monkeypatch.setattr(cli.console, "_width", 200)  # what rich read of COLUMNS when it was made
 
     def run(*arguments: str | Path) -> Shown:
         monkeypatch.setattr(sys, "argv", ["stillhouse", *map(str, arguments)])

@@ -180,8 +180,6 @@ def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
             sys.modules[name] = None
         import mlflow, pandas as pd
         model = mlflow.pyfunc.load_model(sys.argv[1])
-        types = {column.name: str(column.type) for column in model.metadata.signature.inputs.inputs}
-        assert types["said"] == "DataType.string", types
         rows = pd.read_json(sys.argv[2], orient="split")
         model.predict(rows).to_json(sys.argv[3], orient="split", double_precision=15)
     """

@@ -258,7 +258,7 @@ def test_an_empty_and_a_tiny_window(day) -> None:
     live.fn("toy", day(50), day(50) + pd.Timedelta(hours=12))
     tiny = watch(agent="toy", as_of=day(50) + pd.Timedelta(hours=12))
     assert tiny.outcome == "not_enough_evidence" and tiny.response == "hold"
-    with pytest.raises(DataError, match="the window has no rows"):
+    with pytest.raises(WindowError, match="has 0 rows with known outcomes, and 500 are needed: wait for more"):
         refresh(agent="toy", as_of=day(50))
     with pytest.raises(WindowError, match=r"train .* has \d+ rows .* 500 are needed: .*windows\.train"):
         refresh(agent="toy", as_of=day(8))

@@ -152,6 +152,7 @@ def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, s
     assert base.counts()["knowledge"] == 550
 
 
+@pytest.mark.slow
 def test_a_budget_of_money(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_teacher_cost: 1.0, ")
     base = lived(day)
@@ -159,6 +160,7 @@ def test_a_budget_of_money(day, agents: Path, server: Server) -> None:
     assert 0.9 < base.spending()["llm"].money <= 1.0
 
 
+@pytest.mark.slow
 def test_a_mixed_ensemble(day, agents: Path, server: Server) -> None:
     inner = f"{{kind: ensemble, name: both, members: [{PYTHON}, {llm(server)}]}}"
     settle_on(agents, inner)
@@ -171,6 +173,7 @@ def test_a_mixed_ensemble(day, agents: Path, server: Server) -> None:
     assert base.read("knowledge")["teacher"].nunique() == 3  # each one's own answers, and the mean
 
 
+@pytest.mark.slow
 def test_rules_teach_and_show_what_they_see_inside(day, agents: Path) -> None:
     """Never fitted; their features reach the losses that match them, in the student and in what is pruned of it."""
     settle_on(agents, "{kind: python, name: rules, target: tests.flows.toy:Known, learns: false, features: true}")
@@ -200,8 +203,10 @@ def test_a_model_from_mlflow_teaches(day, agents: Path) -> None:
 
 def test_the_check_of_an_agent_file_pays_for_three_rows(agents: Path, server: Server) -> None:
     settle_on(agents, llm(server))
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace("train: 8d", "train: 14d"))  # eight days may lack one to choose on
     said = list(rehearse(load("toy"), 400))
-    assert "teachers llm: 3 rows answered, saved and loaded again" in said[2]
+    assert any("teachers llm: 3 rows answered, saved and loaded again" in line for line in said), said
     assert len(server.requests) == 3
 
 
@@ -228,7 +233,14 @@ def test_a_teacher_that_says_the_same_about_everything_may_not_teach(day, agents
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-@pytest.mark.parametrize("text", ["As a language model, I cannot tell.", "jump", '{"action": "jump"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "As a language model, I cannot tell.",
+        pytest.param("jump", marks=pytest.mark.slow),
+        pytest.param('{"action": "jump"}', marks=pytest.mark.slow),
+    ],
+)
 def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: str) -> None:
     settle_on(agents, llm(server, ", probabilities: votes, votes: 1"))
     server.script = lambda request, number: says(text)  # type: ignore[attr-defined]
@@ -239,6 +251,7 @@ def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: st
     assert base.counts()["unanswered"] == 150 and registry("toy").versions() == []
 
 
+@pytest.mark.slow
 def test_a_few_answers_of_no_use_are_left_out(day, agents: Path, server: Server) -> None:
     def script(request: dict[str, Any], number: int) -> Reply:
         return says("hm", tokens=[token("hm", 0.9)]) if number % 20 == 0 else wise(request, number)
@@ -253,6 +266,7 @@ def test_a_few_answers_of_no_use_are_left_out(day, agents: Path, server: Server)
     assert set(base.read("unanswered")["reason"]) == {"answered 'hm', which is no action"}
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server))
     base = lived(day)
@@ -267,6 +281,7 @@ def test_a_server_that_dies_and_comes_back(day, agents: Path, server: Server) ->
     assert len(server.requests) - failed == 8 * toy.PER_DAY + 150 - kept
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers(day, agents: Path, server: Server) -> None:
     before = champion(day, agents)
     server.script = lambda request, number: Reply({}, delay=30)  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data, parse_csv_input
 from stillhouse.errors import RegistryError
 from stillhouse.records import ModelRef
 from stillhouse.registry import Lineage, Registry
+from stillhouse.registry.models import metric_name
 from stillhouse.registry.packaging import save_variant
 from stillhouse.variant import Variant
 
@@ -79,7 +80,7 @@ def test_figures_are_metrics_of_run_and_model(registry: Registry, models: dict[s
     assert run.data.params == {"method": "fp32"}
     assert run.data.metrics["test/auc"] == quality().auc
     assert run.data.metrics["slice/origin:EWR/auc"] == 0.7
-    assert run.data.metrics["slice/origin:São Paulo _GRU_/auc"] == 0.6
+    assert run.data.metrics[f"slice/{metric_name('origin=São Paulo (GRU)')}/auc"] == 0.6
     assert (run.data.metrics["bytes"], run.data.metrics["latency/p95_ms"]) == (1234, 0.09)
     model_id = logged(registry, models["fp32"]).removeprefix("models:/")
     on_model = {metric.key: metric.value for metric in registry.client.get_logged_model(model_id).metrics}

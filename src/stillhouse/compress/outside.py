@@ -29,6 +29,7 @@ from stillhouse.compress.subject import Array, Feed, Form, Subject
 from stillhouse.compress.workshop import Pack
 from stillhouse.config import recipe_name
 from stillhouse.errors import DataError, ExportError
+from stillhouse.values import text_of
 
 __all__ = ["FEWEST_ROWS", "Score", "model_pack", "outputs_of", "outside_subject"]
 
@@ -148,7 +149,7 @@ def _measure(said: Array, labels: Array | None) -> str:
         return "the share of right decisions on the judged rows (more than two classes)"
     if len(np.unique(judged)) < 2:
         return (
-            f"the share of right decisions: the labels of all {len(judged)} judged rows are {judged[:1].tolist()[0]}, "
+            f"the share of right decisions: the labels of all {len(judged)} judged rows are {text_of(judged[0])}, "
             f"and the AUC needs rows of both classes"
         )
     return "the AUC on the judged rows (two classes)"

@@ -139,13 +139,19 @@ def home() -> Path:
     :raises ConfigError: if it cannot be a folder that SQLite, MLflow, Prefect and Delta Lake all find again.
     :raises StoreError: if it holds what this version cannot read; see :mod:`stillhouse.config.store`.
     """
+    folder = _home()
+    open_store(folder)
+    return folder
+
+
+def _home() -> Path:
+    """Where :func:`home` is to be; nothing is made or looked at there."""
     folder = _folder("STILLHOUSE_HOME", ".stillhouse")
     if strange := unfit_in_path(folder):
         raise ConfigError(
             f"STILLHOUSE_HOME is the folder {str(folder)!r}, and Delta Lake, SQLite and MLflow do not all find a path "
             f"again that has {', '.join(map(repr, strange))} in it: name another folder"
         )
-    open_store(folder)
     return folder
 
 
@@ -181,7 +187,7 @@ def embedded_environment() -> dict[str, str]:
 
     Only defaults: a caller sets what is not yet set (``os.environ.setdefault``).
     """
-    store = home()
+    store = _home()
     environment = {
         "DO_NOT_TRACK": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -1396,7 +1402,7 @@ def load_file(path: Path | str) -> AgentConfig:
         if len(content) > _MOST_BYTES:
             raise ConfigError(f"{path}: has more than the {_MOST_BYTES:,} bytes that an agent file may have")
         text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parsed(path, text)
 
