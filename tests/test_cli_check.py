@@ -127,7 +127,8 @@ def test_check_tells_which_rows_would_be_set_aside_and_which_margin_cannot_be_pr
     shown = run("check", "toy")
     assert shown.code == 0, shown.err
     assert "rows would be set aside: b: below -1.9 (" in shown.out
-    assert "and `promotion.non_inferiority_margin` is 0.001" in shown.out
+    assert "and `promotion.non_inferiority_margin` is 0.001: a challenger that is no better would" in shown.out
+    assert "Lengthen `windows.test` to about " in shown.out and "w, or raise the margin" in shown.out
 
 
 def test_a_dear_teacher_is_asked_about_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ def log(agents: Path, tmp_path: Path) -> Path:
 def test_a_dry_run_says_what_would_happen(run: Run, log: Path, agents: Path) -> None:
     dry = run("import", "toy", "--dry-run", log)
     assert dry.code == 0, dry.err
-    assert "of its first 6 rows, the import would add 5 observations, would put 1 rows into quarantine" in dry.out
+    assert "of its first 6 rows, the import would add 5 observations, would put 1 row into quarantine" in dry.out
     assert "log.csv:7: a: 'one' is no number" in dry.out and "nothing was written" in dry.out
     assert run("import", "toy", log).code == 0
     again = run("import", "toy", "--dry-run", log)
@@ -174,7 +175,7 @@ def test_a_dry_run_says_what_would_happen(run: Run, log: Path, agents: Path) -> 
     unusable = log.with_name("bad.csv")
     unusable.write_text("id,when,a,b,c,place\nx,yesterday,1,1,1,north\n")
     nothing = run("import", "toy", "--dry-run", unusable)
-    assert nothing.code == 1 and "would add 0 observations, would put 1 rows into quarantine" in nothing.out
+    assert nothing.code == 1 and "would add 0 observations, would put 1 row into quarantine" in nothing.out
     assert run("import", "toy", unusable).code == 1
     assert run("import", "toy", "--dry-run", unusable, log).code == 0
     unusable.write_text("id,when,a,b,c,place\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from datetime import UTC, datetime, timedelta
@@ -370,6 +371,14 @@ def test_a_mistake_is_named_with_line_key_and_remedy(file: Path, right: str, wro
     found = complaint(file, GOOD.replace(right, wrong))
     assert found == said
     assert not re.search(r"Input should|pydantic|union|discriminator|validation|Literal|datetime\.", found)
+
+
+def test_every_pattern_of_a_key_is_told_in_words(file: Path) -> None:
+    patterns = set(re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', json.dumps(config.AgentConfig.model_json_schema())))
+    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(config._PATTERNS)
+    teacher = "{kind: mlflow, name: m, uri: 'models:/a/1', digest: 'sha256:12'}"
+    said = complaint(file, re.sub(r"\{kind: python.*\}", teacher, GOOD))
+    assert "teachers.0.digest: 'sha256:12' must be 'sha256:' and 64 hexadecimal digits" in said
 
 
 def test_a_fall_of_the_auc_is_no_threshold_for_many_actions(file: Path) -> None:

@@ -53,6 +53,15 @@ def test_a_table_and_a_line_show_the_text_itself(text: str) -> None:
     assert sum("x" in line and line.rstrip().endswith("x") for line in bare.splitlines()) >= 1
 
 
+def test_a_narrow_table_folds_and_cuts_nothing_off() -> None:
+    file = io.StringIO()
+    headers, cells = ("a long heading", "evidence", "reasons"), ("evidence_student_outcomes", "a_column", "x" * 30)
+    table = Table(*headers)
+    table.add_row(*cells)
+    Console(file=file, width=40).print(table)
+    assert sorted(re.sub(r"\s", "", file.getvalue())) == sorted("".join(headers + cells).replace(" ", ""))
+
+
 @pytest.mark.parametrize("text", NASTY)
 def test_a_cell_of_markdown_stays_one_cell(text: str) -> None:
     for show in (markdown, code):

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from stillhouse import signing
+from stillhouse import signing, verifying
 from stillhouse.errors import ConfigError, SignatureError
 from stillhouse.signing import release_statement, signed_release, signer, trusted_keys
 
@@ -95,6 +95,16 @@ def test_where_others_keys_are_trusted_no_key_is_made(home: Path, monkeypatch: p
     assert not (home / "keys" / "signing.key").exists()
     monkeypatch.setenv("STILLHOUSE_SIGNING_KEY", PEM)
     assert set(trusted_keys()) == {signer().key_id}
+
+
+def test_a_file_without_a_key_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "old.csv"
+    file.write_text("id,when")
+    with pytest.raises(ConfigError, match=r"old\.csv: there is no public key"):
+        signing.trust(file.read_text(), str(file))
+    for name in ("old.csv", "nowhere.pub"):
+        assert verifying.main(["champion.tar.gz", "--key", str(tmp_path / name), "--agent", "flights"]) == 1
+        assert f"the key {tmp_path / name} cannot be read" in capsys.readouterr().err
 
 
 def test_trusted_keys_may_be_named_from_outside(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

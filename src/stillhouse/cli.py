@@ -128,8 +128,10 @@ def teachers(
     console.print(table)
     if weights is None:
         console.print("the champion's teachers count for what the agent file says")
+    if not changes or not last:
+        return
     table = Table("as of", "teacher", "slice", "before", "after", "why")
-    for change in changes[-last:] if last else []:
+    for change in changes[-last:]:
         table.add_row(f"{change.as_of:%Y-%m-%d %H:%M}", change.teacher, change.slice, f"{change.before:.1%}",
                       f"{change.after:.1%}", change.reason)  # fmt: skip
     console.print(table)
@@ -248,11 +250,12 @@ def import_(
 ) -> None:  # fmt: skip
     """Bring logs that exist already into an agent's knowledge base.
 
-    What the columns are called is said by `importing` in the agent file; without
-    it, as in the tables. Rows that cannot be used go to the quarantine with file and
-    line, the others go on; an observation that is there already is not added again.
-    An import that was killed goes on where it was, if it is asked for again. Exit code 1
-    where no row of any file can be used, or there is none.
+    What the columns are called is said by `importing` in the agent file;
+    without it, as in the tables. Rows that cannot be used go to the quarantine
+    with file and line, the others go on; an observation that is there already
+    is not added again. An import that was killed goes on where it was, if it is
+    asked for again. Exit code 1 where no row of any file can be used, or there
+    is none.
 
     For example:
 
@@ -292,8 +295,9 @@ def quarantine(
 ) -> None:
     """Rows that were set aside, newest first, and how many broke which rule of which column.
 
-    A row comes here when it breaks the data contract or cannot be imported, and no
-    student learns from it. `observations` of the agent file says what is allowed.
+    A row comes here when it breaks the data contract or cannot be imported, and
+    no student learns from it. `observations` of the agent file says what is
+    allowed.
 
     For example:
 
@@ -318,8 +322,9 @@ def quarantine(
     for (column, rule), count in counted(rows["reasons"]).items():
         table.add_row(f"{count:,}", column, rule)
     console.print(table)
-    console.print(f"{len(rows):,} rows in quarantine, of {rows['observed_at'].min():%Y-%m-%d %H:%M} to "
-                  f"{rows['observed_at'].max():%Y-%m-%d %H:%M} UTC")  # fmt: skip
+    first, newest_at = rows["observed_at"].min(), rows["observed_at"].max()
+    console.print(f"{len(rows):,} row{'s' * (len(rows) != 1)} in quarantine, of {first:%Y-%m-%d %H:%M} to "
+                  f"{newest_at:%Y-%m-%d %H:%M} UTC")  # fmt: skip
 
 
 @app.command()
@@ -360,12 +365,12 @@ def compress(
 ) -> None:  # fmt: skip
     """Search the smallest form of a model from MLflow that keeps within your limits, and measure it here.
 
-    Torch modules are pruned, factorised and quantised, ONNX graphs quantised. Every
-    candidate is compared with the float32 model on rows that it has not learned
-    from, and is refused where it disagrees too far. Nothing is unpickled.
-    What fits is put into MLflow and --output; where nothing does, the answer is
-    what would have to give, and exit code 1. A search that was killed goes on
-    where it was, if it is asked for again.
+    Torch modules are pruned, factorised and quantised, ONNX graphs quantised.
+    Every candidate is compared with the float32 model on rows that it has not
+    learned from, and is refused where it disagrees too far. Nothing is
+    unpickled. What fits is put into MLflow and --output; where nothing does,
+    the answer is what would have to give, and exit code 1. A search that was
+    killed goes on where it was, if it is asked for again.
 
     For example:
 
@@ -413,9 +418,10 @@ def serve(
 ) -> None:
     """Serve agents over HTTP: decisions, outcomes, their models, and what their teachers have said.
 
-    Every decision is on this machine's disk before it is answered, and goes on into
-    the knowledge base. A new champion is taken up without a pause. SIGTERM ends it:
-    what is in hand is answered first. See docs/serving.md, or GET /openapi.json.
+    Every decision is on this machine's disk before it is answered, and goes on
+    into the knowledge base. A new champion is taken up without a pause. SIGTERM
+    ends it: what is in hand is answered first. See docs/serving.md, or GET
+    /openapi.json.
 
     Whoever asks needs a bearer token where the environment variable
     STILLHOUSE_TOKENS has some, separated by commas.
@@ -473,7 +479,7 @@ def _show_preview(found: Preview, base: KnowledgeBase, known: dict[KnowledgeTabl
     counts += [f"{new[name]:,} {name}" for name in ("decisions", "outcomes") if len(found.tables[name])]
     problems, there = len(found.problems), len(found.rows) - new["observations"]
     counts += [f"would leave out {there:,} that are there already"] if there else []
-    counts += [f"would put {problems:,} rows into quarantine"] if problems else []
+    counts += [f"would put {problems:,} row{'s' * (problems != 1)} into quarantine"] if problems else []
     console.print(f"of its first {found.looked_at:,} rows, the import {', '.join(counts)}", soft_wrap=True)
     _show_problems(found.problems[:20], problems, "would go into quarantine")
     return len(found.rows)

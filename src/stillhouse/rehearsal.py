@@ -20,7 +20,7 @@ from stillhouse.data_contract import counted, examine, listed
 from stillhouse.distill.students import blocks, columns_of, new_student
 from stillhouse.distill.train import Lesson, distil
 from stillhouse.errors import ConfigError, DataError, PartError, StillhouseError, WindowError
-from stillhouse.evaluate.power import power_sentence, provable_margin
+from stillhouse.evaluate.power import power_sentence, provable_margin, rows_needed
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
@@ -50,7 +50,8 @@ def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     _refuse_open_purse(config)
     KnowledgeBase(config).require_types()
     observed = _observations(config)
-    yield f"{config.observations.source}: {len(observed)} observations with {len(config.observations.columns)} columns"
+    count = len(config.observations.columns)
+    yield f"{config.observations.source}: {len(observed)} observations with {count} column{'s' * (count != 1)}"
     labelled = _labelled(config, observed)
     yield f"{config.outcomes.source}: {len(labelled)} outcomes ({_shares(config, labelled['outcome'])})"
     window = _lived(config, observed)
@@ -200,7 +201,14 @@ def _power(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> str:
     least = provable_margin(rows, clusters, promotion.confidence, rarer=rarer)
     told = f"promotion: {power_sentence(rows, clusters, promotion.confidence, rarer=rarer)}"
     margin = promotion.non_inferiority_margin
-    return told if margin >= least else f"{told}, and `promotion.non_inferiority_margin` is {margin:g}"
+    if margin >= least:
+        return told
+    told += f", and `promotion.non_inferiority_margin` is {margin:g}: a challenger that is no better would be refused"
+    needed = rows_needed(margin, promotion.confidence)
+    if needed is None:
+        return told
+    weeks = math.ceil(days / 7 * needed / max(1, min(rows, clusters) if rarer is None else rarer))
+    return f"{told}. Lengthen `windows.test` to about {weeks:,}w, or raise the margin"
 
 
 def _a_day(rows: pd.DataFrame, window: Window) -> float:

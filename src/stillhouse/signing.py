@@ -267,12 +267,13 @@ def trusted_place() -> str:
     return str(_trusted_folder()) if _TRUSTED not in os.environ else f"as {_TRUSTED} says"
 
 
-def trust(pem: str) -> list[str]:
+def trust(pem: str, where: str = "the file") -> list[str]:
     """Trust public keys in this home from now on; returns their ids.
 
+    :param where: they come from, for messages.
     :raises ConfigError: if they cannot be read.
     """
-    found = _public_keys(pem, "the file")
+    found = _public_keys(pem, where)
     folder = _trusted_folder()
     folder.mkdir(parents=True, exist_ok=True)
     for name, key in found.items():

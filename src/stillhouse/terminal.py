@@ -36,10 +36,12 @@ class Console(RichConsole):
 
 
 class Table(rich.table.Table):
-    """A table without a box whose cells keep to one line each, whatever line breaks the data has."""
+    """A table without a box. Line breaks in the data are shown as text; what is too long is folded, never cut off."""
 
     def __init__(self, *headers: str, **more: Any) -> None:
         super().__init__(*headers, box=None, **more)
+        for column in self.columns:
+            column.overflow = "fold"  # a name or an id that is cut off says nothing
 
     def add_row(self, *cells: Any, **more: Any) -> None:
         """Cells that are text are shown as text."""

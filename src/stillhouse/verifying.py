@@ -263,11 +263,11 @@ def read_files(folder: str | Path, files: Mapping[str, str]) -> dict[str, bytes]
 
 def _compare(found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     differences = [
-        ("are others than were signed", [name for name, digest in wanted.items() if found.get(name, digest) != digest]),
-        ("are missing", [name for name in wanted if name not in found]),
-        ("were not signed", [name for name in found if name not in wanted]),
+        ("others than were signed", [name for name, digest in wanted.items() if found.get(name, digest) != digest]),
+        ("missing", [name for name in wanted if name not in found]),
+        ("not signed", [name for name in found if name not in wanted]),
     ]
-    told = [f"{', '.join(map(repr, sorted(names)[:5]))} {how}" for how, names in differences if names]
+    told = [f"{how}: {', '.join(map(repr, sorted(names)[:5]))}" for how, names in differences if names]
     if told or not wanted:
         raise FilesDiffer("; ".join(told) or "no file of it was signed")
 
@@ -380,7 +380,7 @@ def check_release(
     :raises VerificationError: if not.
     """
     if model.agent != agent or release.agent != agent or model.name != agent:
-        raise VerificationError(f"it is signed as {model.name!r} of agent {model.agent!r}, not as agent {agent!r}'s")
+        raise VerificationError(f"it is signed as {model.name!r} of agent {model.agent!r}, not of agent {agent!r}")
     if model.version is None or model.version != release.version:
         raise VerificationError(f"version {model.version} is not what was released: that is version {release.version}")
     if version is not None and version != model.version:
@@ -410,18 +410,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, help="new folder that an archive is unpacked into, once it was checked")
     given = parser.parse_args(arguments)
     try:
-        keys = {name: key for file in given.key for name, key in read_keys(_pem(file)).items()}
+        keys = {name: key for file in given.key for name, key in _keys_in(file).items()}
         verified = verify(given.model, keys, agent=given.agent, state=given.state, into=given.into)
     except (VerificationError, OSError) as error:
         print(f"{given.model}: {error}", file=sys.stderr)
         return 1
     print(f"{given.agent}@{verified.model.version} (release {verified.release.number}) is as it was signed")
     return 0
-
-
-def _pem(file: Path) -> str:
-    """A file's text; what is no text has no PEM block, and is told so."""
-    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def verify(
@@ -447,6 +442,13 @@ def verify(
         partial.write_text(f"{verified.release.number}\n", encoding="utf-8")
         partial.replace(state)
     return verified
+
+
+def _keys_in(file: Path) -> Keys:
+    try:
+        return read_keys(file.read_text(encoding="utf-8"))
+    except (VerificationError, OSError, UnicodeError) as error:
+        raise VerificationError(f"not checked, since the key {file} cannot be read: {error}") from error
 
 
 def _remembered(state: Path | None) -> int:

@@ -475,6 +475,11 @@ def test_more_than_two_actions_are_judged_by_accuracy(make: Any) -> None:
     many = make.quality(0.999, 0.5).model_copy(update={"actions": 150})
     assert (many.measure, many.score) == ("accuracy", 0.5)
     assert make.quality(0.7).measure == "auc" and make.quality(0.7).score == 0.7
+    first = make.certificate(
+        champion=None, comparisons=(), challenger=make.card().model_copy(update={"quality": {"test": many}})
+    )
+    (told,) = [reason.text for reason in judge(first).reasons if reason.measure == "auc"]
+    assert told == "test AUC 0.9990 (mean over the actions, each against the others) against chance .5"
     assert make.quality(None, 0.6).measure == "accuracy" and make.quality(None, 0.6).score == 0.6
 
 

@@ -264,7 +264,7 @@ MOMENTS: list[tuple[dict[str, str], Any, datetime | str]] = [
     ({"timezone": "America/New_York"}, "20130601", START.replace(month=6, hour=4)),
     ({"timezone": "America/New_York"}, "2013-06-01T12", START.replace(month=6, hour=16)),
     ({"timezone": "America/New_York", "format": "%d.%m.%Y"}, "01.06.2013", START.replace(month=6, hour=4)),
-    ({}, "2013-06-01", "'2013-06-01' says no time zone"),
+    ({}, "2013-06-01", "says no time zone: write `{column: when, timezone: …}` in `importing`"),
     ({}, "2013-06", "'2013-06' says no time zone"),
     ({}, "2013-06-01T12-05", START.replace(month=6, hour=17)),
     ({"timezone": "UTC"}, 1370088000, "is no ISO moment"),

@@ -43,7 +43,7 @@ def trust(file: Annotated[Path, typer.Argument(help="one or more public keys, PE
     """Trust public keys in this home: models that they have signed may be used here."""
     from stillhouse import signing
 
-    for name in signing.trust(_text(file)):
+    for name in signing.trust(_text(file), str(file)):
         print(f"key {name} is trusted here")
 
 

@@ -1514,6 +1514,8 @@ _WORDS = {
 _PATTERNS = {
     r"^[a-z][a-z0-9_-]{0,62}$": "a name: a lower-case letter, then lower-case letters, digits, _ or -, at most 63",
     r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": "of the form 'package.module:object'",
+    r"^sha256:[0-9a-f]{64}$": "'sha256:' and 64 hexadecimal digits, as the message says that refuses the model",
+    r"^[A-Z][A-Z0-9_]*$": "the name of an environment variable: a capital letter, then capitals, digits or _",
 }
 
 

@@ -308,10 +308,8 @@ def _budget_reason(certificate: Certificate, measure: str, value: float | None, 
 def _better_than_chance(card: Scorecard) -> Reason:
     auc = card.test.auc
     crossed = auc is None or auc <= 0.5
-    of = "" if card.test.actions == 2 else " (the mean of each action's against the rest)"
-    text = (
-        "no AUC: the test window has one outcome only" if auc is None else f"test AUC{of} {auc:.4f} against chance .5"
-    )
+    of = "" if card.test.measure == "auc" else " (mean over the actions, each against the others)"
+    text = f"test AUC {auc:.4f}{of} against chance .5" if auc is not None else "no AUC: the test window has one outcome"
     return Reason(measure="auc", value=auc, threshold=0.5, crossed=crossed, text=text)
 
 

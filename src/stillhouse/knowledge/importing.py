@@ -553,7 +553,8 @@ class _Values:
         self, naive: pd.Series[pd.Timestamp], given: pd.Series[Any], of: ImportedTime, why: Reasons
     ) -> pd.Series[pd.Timestamp]:
         if of.timezone is None:
-            self._complain(naive.notna(), of.column, given, "says no time zone: name it in `importing`", why)
+            remedy = f"write `{{column: {of.column}, timezone: …}}` in `importing`"
+            self._complain(naive.notna(), of.column, given, f"says no time zone: {remedy}", why)
             return pd.Series(pd.NaT, index=naive.index, dtype="datetime64[us, UTC]")
         moments = naive.dt.as_unit("us").dt.tz_localize(of.timezone, ambiguous="NaT", nonexistent="NaT")
         lost = moments.isna() & naive.notna()
