@@ -59,7 +59,7 @@ def running(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
                 process.kill()
 
 
-def wait_until(true: Any, seconds: float = 60.0) -> None:
+def wait_until(true: Any, seconds: float = 240.0) -> None:
     """The condition comes true before a very long time is over."""
     until = time.monotonic() + seconds
     while not true():
