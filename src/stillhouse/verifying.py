@@ -35,7 +35,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -333,7 +333,7 @@ def check_archive(
 def _members(archive: Path, max_bytes: int) -> Iterator[tuple[str, bytes]]:
     names = set[str]()
     try:
-        with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Limited(unpacked, max_bytes), mode="r|") as members:
+        with gzip.open(archive) as unpacked, tarfile.open(fileobj=_limited(unpacked, max_bytes), mode="r|") as members:
             for member in members:
                 if member.name in names or len(names) >= _MAX_FILES:
                     raise FilesDiffer(f"{member.name!r} is in it twice, or it holds too many files")
@@ -346,10 +346,14 @@ def _members(archive: Path, max_bytes: int) -> Iterator[tuple[str, bytes]]:
         raise VerificationError(f"it cannot be read as .tar.gz: {error}") from error
 
 
+def _limited(stream: gzip.GzipFile, max_bytes: int) -> IO[bytes]:
+    return cast(IO[bytes], _Limited(stream, max_bytes))  # all that tarfile asks of a stream is to read
+
+
 class _Limited(io.RawIOBase):
     """As many bytes as are allowed, file names and headers of any length included: beyond, memory would be at stake."""
 
-    def __init__(self, source: IO[bytes], max_bytes: int) -> None:
+    def __init__(self, source: gzip.GzipFile, max_bytes: int) -> None:
         self._source, self._max, self._left = source, max_bytes, max_bytes + tarfile.RECORDSIZE
 
     def read(self, size: int = -1) -> bytes:
