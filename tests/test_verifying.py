@@ -291,7 +291,7 @@ def test_what_is_no_text_no_gzip_or_a_bomb_is_told_in_a_sentence(
     (tmp_path / "der.pub").write_bytes(b"\x30\x2a\xe4\xff")
     (tmp_path / "state").write_bytes(b"\xff\xfe")
     for options, told in (
-        (["--key", str(tmp_path / "der.pub")], "no public key"),
+        (["--key", str(tmp_path / "der.pub")], "der.pub cannot be read"),
         (["--key", str(pub), "--state", str(tmp_path / "state")], "no number of a release"),
     ):
         assert stillhouse.verifying.main([str(file), "--agent", "flights", *options]) == 1
