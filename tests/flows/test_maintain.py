@@ -17,6 +17,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.events import Outcomes
 from stillhouse.knowledge.spool import Spool, spool_folder
 from stillhouse.records import Verdict
+from stillhouse.shown import markdown
 from tasks import maintaining
 from tasks.common import registry
 from tasks.living import live
@@ -60,7 +61,7 @@ def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase,
     kept = freed["observations"].kept
     assert str(champion) in kept[baseline.train.versions["observations"]]
     report = artifacts()["maintain-toy"]
-    assert "## Old rows removed" in report and str(champion) in report
+    assert "## Old rows removed" in report and markdown(champion) in report
 
     for window, rows_before in zip((baseline.train, baseline.test), before, strict=True):
         pd.testing.assert_frame_equal(base.labelled(window, day(50)), rows_before)

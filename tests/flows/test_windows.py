@@ -16,6 +16,7 @@ from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Verdict, drift_report
+from stillhouse.shown import markdown
 from tasks.common import registry
 from tasks.living import live
 from tasks.watching import take_window
@@ -42,7 +43,7 @@ def said_about_the_window(verdict: Verdict) -> str:
     (reason,) = [reason for reason in verdict.reasons if reason.measure == "window"]
     with get_client(sync_client=True) as client:
         artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
-    assert reason.text in {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
+    assert markdown(reason.text) in {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
     return reason.text
 
 
