@@ -87,7 +87,7 @@ def run(store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
 
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["stillhouse", "compress", *map(str, arguments)])
-        monkeypatch.setattr(cli.console, "file", sys.stdout)
+        monkeypatch.setattr(cli.console, "_file", sys.stdout)
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
             cli.main()
