@@ -260,22 +260,42 @@ class KnowledgeBase(Tables):
 
         Of a window with a sample those that it draws, whatever the order of rows and files.
         """
-        bad = self.read("quarantine", window, ["observation_id"])["observation_id"]
         if window.sample is None or window.seed is None:
-            rows = self.read("observations", window).sort_values(["observed_at", "observation_id", "content_key"])
-            return rows[~rows["observation_id"].isin(bad)].drop_duplicates("observation_id", ignore_index=True)
+            return self.sound(self.read("observations", window), window)
         found = windows.smallest(
-            self.stream("observations", window), window.sample, window.seed, pa.array(bad, pa.string())
+            self.stream("observations", window), window.sample, window.seed, pa.array(self._bad(window), pa.string())
         )
         rows = found.to_pandas() if found.num_columns else self._empty("observations", None)
         return rows.sort_values(["observed_at", "observation_id"], ignore_index=True)
+
+    def sound(self, rows: pd.DataFrame, window: Window) -> pd.DataFrame:
+        """Those of ``rows``, all that :meth:`read` gives of the window, that :meth:`observations` would give."""
+        rows = rows.sort_values(["observed_at", "observation_id", "content_key"])
+        return rows[~rows["observation_id"].isin(self._bad(window))].drop_duplicates(
+            "observation_id", ignore_index=True
+        )
+
+    def _bad(self, window: Window) -> pd.Series[Any]:
+        return self.read("quarantine", window, ["observation_id"])["observation_id"]
 
     def labelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
         """Observations of the window whose outcome was known by then, with ``outcome`` as action index ``0…K−1``.
 
         Of an outcome that was corrected, the last that was known by then.
         """
-        rows = self.observations(window)
+        rows = self.with_labels(self.observations(window), window, known_by)
+        return rows[rows["outcome"] >= 0].reset_index(drop=True)
+
+    def unlabelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
+        """Observations of the window whose outcome was not known by then, with ``outcome`` −1."""
+        rows = self.with_labels(self.observations(window), window, known_by)
+        return rows[rows["outcome"] < 0].reset_index(drop=True)
+
+    def with_labels(self, rows: pd.DataFrame, window: Window, known_by: datetime) -> pd.DataFrame:
+        """``rows``, observations of the window, with ``outcome`` as action index ``0…K−1``; −1: not known by then.
+
+        :raises SchemaError: if an outcome names an action that the agent file does not have.
+        """
         outcomes = self._outcomes_of(rows, window, ["observation_id", "known_at", "action"])
         outcomes = outcomes[outcomes["known_at"] <= known_by].sort_values(["known_at", "action"], kind="stable")
         outcomes = outcomes.drop_duplicates("observation_id", keep="last")
@@ -285,16 +305,9 @@ class KnowledgeBase(Tables):
             strange = sorted(set(outcomes.loc[outcomes["outcome"].isna(), "action"]))
             raise SchemaError(f"outcomes of agent {self.config.agent!r} name unknown actions {strange}")
         joined = rows.merge(
-            outcomes[["observation_id", "outcome"]], on="observation_id", how="inner", validate="one_to_one"
+            outcomes[["observation_id", "outcome"]], on="observation_id", how="left", validate="one_to_one"
         )
-        return joined.astype({"outcome": "int64"})
-
-    def unlabelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
-        """Observations of the window whose outcome was not known by then, with ``outcome`` −1."""
-        rows = self.observations(window)
-        outcomes = self._outcomes_of(rows, window, ["observation_id", "known_at"])
-        known = outcomes.loc[outcomes["known_at"] <= known_by, "observation_id"]
-        return rows[~rows["observation_id"].isin(known)].assign(outcome=-1).reset_index(drop=True)
+        return joined.fillna({"outcome": -1}).astype({"outcome": "int64"})
 
     def _outcomes_of(self, rows: pd.DataFrame, window: Window, columns: list[str]) -> pd.DataFrame:
         """The window's outcomes, ordered by time; where it has a sample, only those of its ``rows``."""
