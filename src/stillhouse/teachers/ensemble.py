@@ -107,6 +107,12 @@ class Ensemble:
             return np.tile([member.share for member in self.members], (len(rows), 1))
         return weighing.shares(self.weights, rows) @ self.within(self.weights.teachers)
 
+    def with_weights(self, weights: Weights, version: str) -> Ensemble:
+        """The same members under other weights, as another version of the teacher."""
+        other = copy(self)
+        other.weights, other.version = weights, version
+        return other
+
     def within(self, units: Sequence[str]) -> Array:
         """Share of each member within the teacher or ensemble that has one weight, float64 ``[len(units), M]``."""
         names = [member.name for member in self.members]

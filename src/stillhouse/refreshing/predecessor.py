@@ -1,0 +1,86 @@
+"""The champion's student, with all that is needed to go on from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillhouse.config import AgentConfig, ModuleStudent
+from stillhouse.distill import memory, students
+from stillhouse.distill.grow import Columns, grown, transplanted
+from stillhouse.distill.memory import Memory
+from stillhouse.distill.students import OwnStudent
+from stillhouse.errors import RegistryError
+from stillhouse.records import Baseline
+from stillhouse.refreshing.data import Array
+from stillhouse.refreshing.session import Session
+
+__all__ = ["Predecessor", "growable", "predecessor", "without_encoder"]
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """The champion's student.
+
+    :param memory: a sample of the rows that it has learned from, with its probabilities of then.
+    """
+
+    student: students.Student
+    columns: Columns
+    actions: tuple[str, ...]
+    memory: Memory
+    baseline: Baseline
+
+    def grow(self, columns: Columns, actions: Sequence[str], x: Array, shares: Array) -> students.Student:
+        """The same student with more columns and output units.
+
+        :param x: rows encoded with ``columns``; ``shares``: of each action among what it is to learn, ``[K]``.
+        """
+        return grown(self.student, self.columns, columns, self.actions, actions, x, shares)
+
+    def warm(self, student: students.Student, columns: Columns, actions: Sequence[str], x: Array) -> students.Student:
+        """``student``, untrained, with these weights where their shapes allow it."""
+        even = np.full(len(actions), 1 / len(actions))
+        return transplanted(student, self.grow(columns, actions, x, even))
+
+
+def predecessor(session: Session) -> Predecessor:
+    """The champion's student.
+
+    :raises RegistryError: if there is no champion, or its student was logged without its weights.
+    """
+    _require_growable(isinstance(session.settings.student, ModuleStudent))
+    champion = session.champion
+    if champion is None:
+        raise RegistryError(f"agent {session.agent!r} has no champion to go on from")
+    folder = session.registry.student_files(champion.model)
+    kept = memory.read(folder) if folder else None
+    if folder is None or kept is None:
+        raise RegistryError(f"{champion.model} was logged without the weights and the memory of its student")
+    columns = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
+    return Predecessor(growable(students.load(folder)), columns, kept.actions, kept, champion.baseline)
+
+
+def growable(student: students.AnyStudent) -> students.Student:
+    """``student``, if its columns and actions can be extended.
+
+    :raises RegistryError: if it is of the user's own.
+    """
+    _require_growable(isinstance(student, OwnStudent))
+    assert not isinstance(student, OwnStudent)
+    return student
+
+
+def _require_growable(own: bool) -> None:
+    if own:
+        raise RegistryError("a student of kind 'module' is always trained from the beginning")
+
+
+def without_encoder(settings: AgentConfig) -> AgentConfig:
+    """The agent whose student begins with no teacher's encoder: it begins with its predecessor's weights."""
+    if not settings.begins_like_teacher:
+        return settings
+    return settings.model_copy(update={"student": settings.student.model_copy(update={"initialise": "none"})})

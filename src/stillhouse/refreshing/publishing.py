@@ -1,0 +1,166 @@
+"""What a refresh leaves in MLflow: its models, their figures, the proof, the verdict, and the alias."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stillhouse import config
+from stillhouse.compress.figures import measured
+from stillhouse.compress.search import FORM
+from stillhouse.compressing import log_frontier
+from stillhouse.config import AgentConfig
+from stillhouse.distill import students
+from stillhouse.evaluate import figures, gate
+from stillhouse.records import Baseline, Frontier, ModelRef, Proof, Refresh, StudentRef, TeacherRef, Verdict
+from stillhouse.refreshing.modes import mode_of
+from stillhouse.refreshing.modes.update import update_metrics
+from stillhouse.refreshing.proving import loss_baselines, reference_profile
+from stillhouse.refreshing.session import Session, close_session, session_of
+from stillhouse.refreshing.students import course_of, student_columns
+from stillhouse.registry import Lineage, names
+from stillhouse.variant import Variant, encode
+
+__all__ = ["challenger_name", "closing_on_failure", "judge_challenger", "log_models", "settle_refresh"]
+
+
+def log_models(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier, proof: Proof) -> None:
+    """Log teacher, student and every candidate, a nested run and a logged model each, and what watches will need.
+
+    Versions are registered of the teacher, the student, and the candidates that nothing beats or that were asked for.
+    """
+    job, models, base = session.job, session.registry, session.base
+    test = session.data.labelled(job.test)
+    models.log_window(job.run_id, job.test, test, "test")
+    logged_teacher = models.register(
+        models.log_teacher(job.run_id, teacher, proof.teacher, _sources(session.settings)), f"{job.agent}-teacher"
+    )
+    drift = job.cause if job.trigger == "drift" else None
+    lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
+    lineage = lineage.model_copy(update={"student": _logged_student(session, student, proof, lineage, test)})
+    _log_candidates(session, frontier, proof, lineage, test)
+    chosen = Variant(frontier.named(frontier.chosen).folder)
+    profile, screens = reference_profile(session, chosen)
+    baseline = Baseline(
+        as_of=job.as_of,
+        train=mode_of(job).learned_from(session),
+        test=job.test,
+        screens=screens,
+        losses=loss_baselines(session, teacher, chosen),
+        disagreement=proof.disagreement,
+        quality=proof.certificate.challenger.test,
+        teacher=logged_teacher,
+    )
+    models.log_file(job.run_id, profile.to_bytes(), names.PROFILE)
+    models.log_record(job.run_id, baseline, names.BASELINE)
+    models.log_figure(job.run_id, figures.tradeoff(proof), names.TRADEOFF_FIGURE)
+    models.log_figure(job.run_id, figures.quality_over_time(base.verdicts()), names.QUALITY_FIGURE)
+    models.log_record(job.run_id, proof, names.PROOF)
+
+
+def judge_challenger(session: Session, proof: Proof) -> Verdict:
+    """The gate's verdict, stored before any alias moves."""
+    verdict = gate.judge(proof.certificate)
+    session.registry.log_verdict(session.job.run_id, proof.certificate, verdict)
+    return verdict
+
+
+def settle_refresh(session: Session, verdict: Verdict) -> None:
+    """Do what the verdict says, record it, close the run. Can be repeated after a kill at any point."""
+    job, models = session.job, session.registry
+    if verdict.outcome == "promoted":
+        models.promote(models.version_of(job.refresh_id, challenger_name(verdict)))
+    elif verdict.outcome == "awaiting_approval":
+        models.propose(models.version_of(job.refresh_id, challenger_name(verdict)))
+    session.base.record(verdict)
+    models.close_refresh(job.run_id)
+    shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # what killed refreshes left, too
+    close_session(job.refresh_id)
+
+
+@contextmanager
+def closing_on_failure(job: Refresh) -> Iterator[None]:
+    """Mark the MLflow run failed when the refresh cannot be finished, so that none is left running."""
+    try:
+        yield
+    except BaseException as error:  # a cancellation too
+        session_of(job).registry.close_refresh(job.run_id, failed=f"{type(error).__name__}: {error}")
+        close_session(job.refresh_id)
+        raise
+
+
+def challenger_name(verdict: Verdict) -> str:
+    """Name of the variant that a gate's verdict is about."""
+    certificate: Any = verdict.evidence["certificate"]
+    return str(certificate["challenger"]["model"])
+
+
+# --------------------------------------------------------------------------- inside
+
+
+def _sources(settings: AgentConfig) -> dict[str, str]:
+    """Where each teacher comes from: its target, its address in MLflow, or its model at an endpoint."""
+    named = {}
+    for leaf in config.leaves(settings.teachers):
+        source = leaf.teacher.model_dump(include={"target", "uri", "base_url", "model"})
+        named[leaf.name] = " ".join(source.values())
+    return named
+
+
+def _logged_student(
+    session: Session, student: StudentRef, proof: Proof, lineage: Lineage, test: pd.DataFrame
+) -> ModelRef | None:
+    """The student with how its training went; a recalibrated one is the champion's."""
+    job, models, settings = session.job, session.registry, session.settings
+    if not mode_of(job).trains:
+        return models.version(f"{job.agent}-student", "champion")
+    module, example = students.load(Path(student.folder), settings), encode(test.head(4), student_columns(student))
+    params = dict(settings.distillation) | {"mode": job.mode}
+    logged = models.register(
+        models.log_student(job.run_id, module, example, proof.student, params, lineage, Path(student.folder)),
+        f"{job.agent}-student",
+    )
+    for epoch, losses in enumerate(student.history, start=1):
+        models.log_metrics(_run(logged), losses, step=epoch)
+    course = course_of(student)
+    models.log_record(_run(logged), course, names.TRAINING_HISTORY)
+    metrics = update_metrics(student)
+    if control := course.control:
+        half = 1.96 * control.standard_error
+        metrics |= {"control.gain": control.gain, "control.gain_low": control.gain - half,
+                    "control.gain_high": control.gain + half, "control.log_loss": control.log_loss_fixed,
+                    "control.log_loss_adaptive": control.log_loss, "control.rows": float(control.rows)}  # fmt: skip
+    if metrics:
+        models.log_metrics(_run(logged), metrics)
+    return logged
+
+
+def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage: Lineage, test: pd.DataFrame) -> None:
+    """Every candidate in a nested run, those that can serve as a logged model; the frontier as table and figure."""
+    job, models = session.job, session.registry
+    cards = {card.model: card for card in proof.variants}
+    asked_for = {config.recipe_name(recipe) for recipe in session.settings.compression.recipes}
+    for candidate in frontier.candidates:
+        recipe = json.dumps(candidate.recipe)
+        if candidate.refused is not None:
+            models.log_refused(job.run_id, candidate.name, candidate.refused, {"recipe": recipe})
+            continue
+        logged = models.log_variant(
+            job.run_id, Path(candidate.folder), cards[candidate.name], {"recipe": recipe}, lineage, test.head(4)
+        )
+        models.log_metrics(_run(logged), measured(candidate))
+        if candidate.name in {*frontier.best, *asked_for, frontier.chosen}:
+            models.register(logged, job.agent, {"chosen": candidate.name == frontier.chosen})
+    models.log_file(job.run_id, (Path(job.folder) / "compression" / FORM).read_bytes(), names.MODEL_STATE)
+    log_frontier(models, job.run_id, frontier)
+
+
+def _run(logged: ModelRef) -> str:
+    assert logged.run_id is not None  # what was just logged has one
+    return logged.run_id
