@@ -40,7 +40,7 @@ from stillhouse.errors import SchemaError, StoreError, WindowError
 from stillhouse.knowledge import moments, windows
 from stillhouse.knowledge.content import content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.tables import MONTH, TIME, WINDOWED, Table, Tables, newest, observed_in
-from stillhouse.records import Counted, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
+from stillhouse.records import Counted, DataReport, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy", "tidy_outcomes"]
 
@@ -215,6 +215,16 @@ class KnowledgeBase(Tables):
         delta = self._open("quarantine")
         newest = {"quarantine": delta.version()} if delta else {}
         return window.model_copy(update={"versions": window.versions | newest})
+
+    def set_aside(self, report: DataReport, bad: pd.DataFrame) -> DataReport:
+        """Put bad rows of a checked window into quarantine, once; the window of the returned report is without them.
+
+        :param bad: ``observation_id, observed_at, reasons``.
+        """
+        window = report.window
+        batch = f"check:{window.start:%Y%m%dT%H%M%S}:{window.end:%Y%m%dT%H%M%S}:{window.versions.get('observations')}"
+        self.append("quarantine", bad, batch=batch)
+        return report.model_copy(update={"window": self.with_newest_quarantine(window)})
 
     def read(self, table: Table, window: Window | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Rows of ``table`` in ``window`` (all without one), ordered by time, at the window's table version.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-import pandas as pd
-
 from stillhouse import config
 from stillhouse.config import AgentConfig
 from stillhouse.distill.train import validation_days
@@ -17,7 +15,7 @@ from stillhouse.refreshing.data import require_rows
 from stillhouse.refreshing.session import RefreshRequest, Session
 from stillhouse.registry import names
 
-__all__ = ["answered_alarm", "open_refresh", "require_learnable", "set_aside"]
+__all__ = ["answered_alarm", "open_refresh", "require_learnable"]
 
 
 def answered_alarm(session: Session, request: RefreshRequest) -> Verdict | None:
@@ -52,17 +50,6 @@ def require_learnable(session: Session, request: RefreshRequest) -> None:
     except WindowError:
         if session.registry.finished_refresh(request.refresh_id) is None:
             raise
-
-
-def set_aside(session: Session, report: DataReport, bad: pd.DataFrame) -> DataReport:
-    """Put bad rows into quarantine; the report's window is without them.
-
-    :param bad: ``observation_id, observed_at, reasons``.
-    """
-    window = report.window
-    batch = f"check:{window.start:%Y%m%dT%H%M%S}:{window.end:%Y%m%dT%H%M%S}:{window.versions.get('observations')}"
-    session.base.append("quarantine", bad, batch=batch)
-    return report.model_copy(update={"window": session.base.with_newest_quarantine(window)})
 
 
 def open_refresh(session: Session, request: RefreshRequest, data: DataReport) -> Refresh:
