@@ -14,7 +14,8 @@ What a broken expectation means stands in its ``meta``:
 - ``about``: the column or columns, as a reader knows them (``dewp``, ``origin/dest``);
 - ``rule``: which words are said (see :mod:`data_checks.words`);
 - ``quarantine``: whether its bad rows are set aside;
-- ``refuse_above``: the share of the window's rows from which on the window is refused; 1.0 means never.
+- ``refuse_above``: the share of the window's rows from which on the window is refused; 1.0 means never;
+- ``place``: where in the suite it stands.
 
 Whatever depends on the window is a suite parameter, so that one suite serves every window: :func:`parameters`.
 """
@@ -82,6 +83,8 @@ def build_suite(
     }
     wanted = parts if part == "all" else {part: parts[part]}
     expectations: list[Expectation] = [expectation for each in wanted.values() for expectation in each]
+    for place, expectation in enumerate(expectations):
+        expectation.meta = {**(expectation.meta or {}), "place": place}
     return ExpectationSuite(name=f"{config.agent}-{part}", expectations=expectations)
 
 
