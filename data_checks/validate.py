@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
 __all__ = ["batch_of", "error_in", "validate"]
+
+_ByPlace = dict[int, "ExpectationValidationResult"]
+"""Results by the place of their expectation in the suite."""
 
 _one_at_a_time = threading.Lock()
 
@@ -53,16 +56,21 @@ def validate(
     :param details: whether what holds has a result too, such as the observed value that Data Docs show. Without, only
         what fails is asked a second time, for ``COMPLETE`` results: that halves the time where little fails.
     """
+    from great_expectations import ExpectationSuite
+
+    def ask(suite: ExpectationSuite, result_format: Literal["COMPLETE", "BOOLEAN_ONLY"]) -> _ByPlace:
+        found = batch.validate(suite, result_format=result_format, expectation_parameters=dict(parameters))
+        return _by_place(found.results)
+
     with _one_at_a_time, _configured_once():
-        ask = functools.partial(batch.validate, expectation_parameters=dict(parameters))
-        by_place = _by_place(ask(suite, result_format="COMPLETE" if details else "BOOLEAN_ONLY").results)
+        by_place = ask(suite, "COMPLETE" if details else "BOOLEAN_ONLY")
         if not details and (failed := [place for place, result in by_place.items() if not result.success]):
-            again = type(suite)(name=suite.name, expectations=[suite.expectations[place] for place in failed])
-            by_place |= _by_place(ask(again, result_format="COMPLETE").results)
+            again = ExpectationSuite(name=suite.name, expectations=[suite.expectations[place] for place in failed])
+            by_place |= ask(again, "COMPLETE")
     return [by_place[place] for place in sorted(by_place)]
 
 
-def _by_place(results: Iterable[ExpectationValidationResult]) -> dict[int, ExpectationValidationResult]:
+def _by_place(results: Iterable[ExpectationValidationResult]) -> _ByPlace:
     """Great Expectations groups results by column, and puts those that raised an error first."""
     return {
         configuration.meta["place"]: result
