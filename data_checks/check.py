@@ -5,25 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
 from data_checks.suite import Part, build_suite, parameters
-from data_checks.validate import validate
+from data_checks.validate import batch_of, validate
 from data_checks.words import structure_failures, value_failures, window_failures
 from stillhouse.config import AgentConfig
-from stillhouse.data_contract import Reasons, failure, prepared, too_many_bad
+from stillhouse.data_contract import (
+    Reasons,
+    data_report,
+    no_rows,
+    prepared,
+    quarantine,
+    repeated_columns,
+    too_many_bad,
+)
 from stillhouse.records import CheckFailure, DataReport, Window
 
 if TYPE_CHECKING:
     from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+    from great_expectations.datasource.fluent.interfaces import Batch
 
     from stillhouse.drift.profile import Profile
 
-__all__ = ["check"]
+__all__ = ["Pages", "check"]
 
-QUARANTINE_COLUMNS = ("observation_id", "observed_at", "reasons")
+Pages = Literal["always", "on_failure", "never"]
 
 
 def check(
@@ -34,6 +43,7 @@ def check(
     reference: Profile | None = None,
     limits: Mapping[str, float] | None = None,
     docs: Path | None = None,
+    pages: Pages = "always",
 ) -> tuple[DataReport, pd.DataFrame]:
     """Check ``rows`` of ``window`` against ``config.observations``; a broken contract is a result, never an error.
 
@@ -48,25 +58,21 @@ def check(
     :param reference: a profile of the window that the champion was trained on; with it, drift is measured too.
     :param limits: largest usual PSI by column (see :func:`~data_checks.suite.build_suite`).
     :param docs: folder of Data Docs; a page on this check is added to it, and ``report.docs`` is its path.
+    :param pages: which checks get a page there: all, none, or those that refuse a window or set rows aside.
+        A page shows what every expectation observed, which takes more than twice the time of the check.
     :returns: the report, and the bad rows on their index labels: ``observation_id``, ``observed_at`` and
         ``reasons``, a list such as ``["temp: above 50"]``. The sound rows are
         ``rows[~rows["observation_id"].isin(bad["observation_id"])]``.
     """
     start = time.perf_counter()
-    checking = _Checking(rows, window, config, reference, limits)
+    checking = _Checking(rows, window, config, reference, limits, details=docs is not None and pages == "always")
     failures, reasons = checking.examine()
-    report = DataReport(
-        window=window,
-        rows=len(rows),
-        quarantined=len(reasons),
-        failures=tuple(sorted(failures, key=lambda failure: not failure.fatal)),
-        seconds=time.perf_counter() - start,
-    )
-    if docs is not None:
+    report = data_report(rows, window, failures, reasons, seconds=time.perf_counter() - start)
+    if docs is not None and (pages == "always" or (pages == "on_failure" and (report.broken or report.quarantined))):
         from data_checks.docs import write
 
-        report = report.model_copy(update={"docs": str(write(docs, config.agent, report, checking.results))})
-    return report, _quarantine(rows, reasons)
+        report = report.model_copy(update={"docs": str(write(docs, config.agent, report, checking.detailed()))})
+    return report, quarantine(rows, reasons)
 
 
 class _Checking:
@@ -79,47 +85,47 @@ class _Checking:
         config: AgentConfig,
         reference: Profile | None,
         limits: Mapping[str, float] | None,
+        details: bool,
     ) -> None:
         self.rows, self.window, self.config = rows, window, config
-        self.reference, self.limits = reference, limits
+        self.reference, self.limits, self.details = reference, limits, details
         self.results: list[ExpectationValidationResult] = []
 
     def examine(self) -> tuple[list[CheckFailure], Reasons]:
         """The parts of the suite in turn, each where the one before it lets it make sense."""
         if not len(self.rows):
-            return [failure("window_not_empty", None, 0, "the window has no rows", fatal=True)], {}
-        if repeated := self.rows.columns[self.rows.columns.duplicated()].unique().tolist():
-            text = f"columns {repeated} are there more than once"
-            return [failure("unique_columns", None, 0, text, fatal=True)], {}
+            return [no_rows()], {}
+        if repeated := repeated_columns(self.rows):
+            return [repeated], {}
 
         rows = prepared(self.rows, self.config.observations)
-        failures = list(structure_failures(self._ask("structure", rows), self.config))
+        batch = batch_of(rows)
+        failures = list(structure_failures(self._ask("structure", batch), self.config))
         if any(failure.fatal for failure in failures):
             return failures, {}
 
         reasons: Reasons = {}
-        for result in self._ask("values", rows):
+        for result in self._ask("values", batch, self.details):
             failures += value_failures(result, rows, reasons)
         failures += too_many_bad(reasons, len(rows), self.config.observations.max_bad_rows)
 
-        sound = rows.drop(index=list(reasons))
+        sound = batch_of(rows.drop(index=list(reasons))) if reasons else batch
         failures += window_failures(self._ask("window", sound), self.window, self.config)
-        if len(sound):
+        if len(reasons) < len(rows):
             failures += window_failures(self._ask("drift", sound), self.window, self.config)
         return failures, dict(sorted(reasons.items()))
 
-    def _ask(self, part: Part, frame: pd.DataFrame) -> list[ExpectationValidationResult]:
+    def detailed(self) -> list[ExpectationValidationResult]:
+        """The results with what was observed where an expectation holds; asked again if they were not asked for."""
+        if not self.details:
+            self.results, self.details = [], True
+            self.examine()
+        return self.results
+
+    def _ask(self, part: Part, batch: Batch, details: bool = True) -> list[ExpectationValidationResult]:
         suite = build_suite(self.config, part, reference=self.reference, limits=self.limits)
         if not suite.expectations:
             return []
-        results = validate(frame, suite, parameters(self.window, self.config.observations)).results
+        results = validate(batch, suite, parameters(self.window, self.config.observations), details=details)
         self.results += results
         return results
-
-
-def _quarantine(rows: pd.DataFrame, reasons: Reasons) -> pd.DataFrame:
-    if not reasons:
-        return pd.DataFrame(columns=list(QUARANTINE_COLUMNS))
-    bad = rows.iloc[list(reasons)][["observation_id", "observed_at"]].copy()
-    bad["reasons"] = pd.Series(list(reasons.values()), index=bad.index, dtype=object)
-    return bad

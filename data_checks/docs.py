@@ -17,7 +17,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stillhouse.records import DataReport
 
@@ -44,7 +44,7 @@ def page_html(
     from great_expectations.render.renderer.column_section_renderer import ValidationResultsColumnSectionRenderer
 
     results = [_for_readers(result) for result in results]
-    sections, renderer = _sections(results), ValidationResultsColumnSectionRenderer()
+    sections, renderer = _sections(results), cast(Any, ValidationResultsColumnSectionRenderer())
     return str(
         _view().env.get_template("check.html").render(
             agent=agent,
@@ -85,7 +85,7 @@ def _view() -> DefaultJinjaPageView:
     from great_expectations.render.view import DefaultJinjaPageView
     from jinja2 import pass_context
 
-    class View(DefaultJinjaPageView):  # type: ignore[misc]
+    class View(DefaultJinjaPageView):
         """Values are shown as text: the original puts a table's cells into the page as HTML, and scripts would run."""
 
         @pass_context
@@ -104,7 +104,7 @@ def _view() -> DefaultJinjaPageView:
 def _for_readers(result: ExpectationValidationResult) -> ExpectationValidationResult:
     """The same without bad rows' positions (the quarantine has their ids) and missing values one by one."""
     slim = copy.copy(result)
-    idle = ("unexpected_index",)
+    idle: tuple[str, ...] = ("unexpected_index",)
     if result.expectation_config and result.expectation_config.type == "expect_column_values_to_not_be_null":
         idle = ("unexpected_index", "partial_unexpected")
     slim.result = {key: value for key, value in result.result.items() if not key.startswith(idle)}

@@ -36,6 +36,7 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     column_pair_condition_partial,
 )
 from great_expectations.render import (
+    CollapseContent,
     LegacyDiagnosticRendererType,
     LegacyRendererType,
     RenderedStringTemplateContent,
@@ -50,6 +51,8 @@ from stillhouse.drift.profile import NumberProfile, Profile
 from stillhouse.errors import SchemaError
 
 __all__ = ["ExpectColumnDriftToBeBelow", "ExpectColumnPairValuesToBeAmong", "inline"]
+
+Parameter = SuiteParameterDict[str, Any]
 
 MEASURES = {"psi": "PSI", "ks": "KS", "effect": "effect", "wasserstein": "Wasserstein-1"}
 
@@ -88,7 +91,7 @@ def _measured(values: pd.Series[Any], reference: str) -> dict[str, Any]:
     return drift | {"bins": [[label, float(was), float(is_)] for label, was, is_ in shares]}
 
 
-class ColumnDriftMetric(ColumnAggregateMetricProvider):  # type: ignore[misc]
+class ColumnDriftMetric(ColumnAggregateMetricProvider):
     """A column against a reference profile; missing values are part of the distribution."""
 
     metric_name = "column.drift"
@@ -99,7 +102,7 @@ class ColumnDriftMetric(ColumnAggregateMetricProvider):  # type: ignore[misc]
         return _measured(column, reference)
 
 
-class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):  # type: ignore[misc]
+class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
     """Expect a column's distribution to stay near a reference profile's.
 
     Args:
@@ -121,13 +124,13 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):  # type: ignore[mi
     Supported data sources: pandas.
     """
 
-    reference: str | SuiteParameterDict = pydantic.Field(
+    reference: str | Parameter = pydantic.Field(
         description="path of a file with Profile.to_bytes(), or the text that inline() makes of a profile"
     )
-    psi: float | SuiteParameterDict | None = pydantic.Field(default=None, description="largest PSI")
-    ks: float | SuiteParameterDict | None = pydantic.Field(default=None, description="largest KS distance")
-    effect: float | SuiteParameterDict | None = pydantic.Field(default=None, description="largest effect size")
-    wasserstein: float | SuiteParameterDict | None = pydantic.Field(
+    psi: float | Parameter | None = pydantic.Field(default=None, description="largest PSI")
+    ks: float | Parameter | None = pydantic.Field(default=None, description="largest KS distance")
+    effect: float | Parameter | None = pydantic.Field(default=None, description="largest effect size")
+    wasserstein: float | Parameter | None = pydantic.Field(
         default=None, description="largest Wasserstein-1 distance, in the column's unit"
     )
 
@@ -152,7 +155,9 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):  # type: ignore[mi
             raise ValueError(f"give a limit: {', '.join(MEASURES)}")
         return values
 
-    def _validate(self, metrics: dict[str, Any], **_: Any) -> dict[str, Any]:
+    def _validate(
+        self, metrics: dict[str, Any], runtime_configuration: Any = None, execution_engine: Any = None
+    ) -> dict[str, Any]:
         details = metrics["column.drift"]
         limits = _limits(self._get_success_kwargs())
         if absent := [m for m in limits if details[m] is None]:
@@ -166,7 +171,7 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):  # type: ignore[mi
     # ----------------------------------------------------------------- Data Docs
 
     @classmethod
-    def _prescriptive_template(cls, renderer_configuration: RendererConfiguration) -> RendererConfiguration:
+    def _prescriptive_template(cls, renderer_configuration: RendererConfiguration[Any]) -> RendererConfiguration[Any]:
         for name in ("column", *MEASURES):
             kind = RendererValueType.STRING if name == "column" else RendererValueType.NUMBER
             renderer_configuration.add_param(name=name, param_type=kind)
@@ -195,7 +200,7 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):  # type: ignore[mi
 
     @classmethod
     @renderer(renderer_type=LegacyDiagnosticRendererType.OBSERVED_VALUE)
-    def _diagnostic_observed_value_renderer(
+    def _diagnostic_observed_value_renderer(  # type: ignore[override]  # other renderers return content, too
         cls, configuration: Any = None, result: Any = None, runtime_configuration: Any = None, **_: Any
     ) -> RenderedStringTemplateContent | str:
         details = ((result.result if result is not None else None) or {}).get("details")
@@ -205,7 +210,7 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):  # type: ignore[mi
     @renderer(renderer_type=LegacyDiagnosticRendererType.UNEXPECTED_TABLE)
     def _diagnostic_unexpected_table_renderer(
         cls, configuration: Any = None, result: Any = None, runtime_configuration: Any = None, **_: Any
-    ) -> list[RenderedTableContent] | None:
+    ) -> list[RenderedTableContent | CollapseContent] | None:
         """Where a column drifted: its bins, with the share of the rows then and now."""
         details = ((result.result if result is not None else None) or {}).get("details")
         if not details or result.success:
@@ -256,21 +261,21 @@ def observed_in_words(details: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------- pairs
 
 
-class PairsAmongMetric(ColumnPairMapMetricProvider):  # type: ignore[misc]
+class PairsAmongMetric(ColumnPairMapMetricProvider):
     """As ``column_pair_values.in_set``, which goes through the rows one by one."""
 
     condition_metric_name = "column_pair_values.among"
     condition_value_keys = ("value_pairs_set",)
     condition_domain_keys = ("batch_id", "table", "column_A", "column_B", "row_condition", "ignore_row_if")
 
-    @column_pair_condition_partial(engine=PandasExecutionEngine)
+    @column_pair_condition_partial(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
     def _pandas(cls, column_A: pd.Series[Any], column_B: pd.Series[Any], **kwargs: Any) -> pd.Series[bool]:  # noqa: N803, N805
         pairs = pd.MultiIndex.from_arrays([column_A.astype(object), column_B.astype(object)])
         allowed = pd.MultiIndex.from_tuples([tuple(pair) for pair in kwargs["value_pairs_set"]])
         return pd.Series(pairs.isin(allowed), index=column_A.index)
 
 
-class ExpectColumnPairValuesToBeAmong(ExpectColumnPairValuesToBeInSet):  # type: ignore[misc]
+class ExpectColumnPairValuesToBeAmong(ExpectColumnPairValuesToBeInSet):
     """``ExpectColumnPairValuesToBeInSet`` for pandas, for whole columns at once."""
 
     map_metric = "column_pair_values.among"

@@ -11,6 +11,9 @@ __all__ = ["markdown"]
 
 def markdown(report: DataReport) -> str:
     """One line of result, then a table of what did not hold, fatal first."""
+    if report.skipped_because is not None:
+        head = f"**The contract was not asked: {text(report.skipped_because)}** {report.rows:,} rows."
+        return f"### Data checks: {report.window}\n\n{head}\n"
     kept = report.rows - report.quarantined
     head = "**The window is refused.**" if report.broken else "**The window keeps the contract.**"
     lines = [

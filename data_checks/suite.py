@@ -14,7 +14,8 @@ What a broken expectation means stands in its ``meta``:
 - ``about``: the column or columns, as a reader knows them (``dewp``, ``origin/dest``);
 - ``rule``: which words are said (see :mod:`data_checks.words`);
 - ``quarantine``: whether its bad rows are set aside;
-- ``refuse_above``: the share of the window's rows from which on the window is refused; 1.0 means never.
+- ``refuse_above``: the share of the window's rows from which on the window is refused; 1.0 means never;
+- ``place``: where in the suite it stands.
 
 Whatever depends on the window is a suite parameter, so that one suite serves every window: :func:`parameters`.
 """
@@ -82,6 +83,8 @@ def build_suite(
     }
     wanted = parts if part == "all" else {part: parts[part]}
     expectations: list[Expectation] = [expectation for each in wanted.values() for expectation in each]
+    for place, expectation in enumerate(expectations):
+        expectation.meta = {**(expectation.meta or {}), "place": place}
     return ExpectationSuite(name=f"{config.agent}-{part}", expectations=expectations)
 
 
@@ -110,19 +113,25 @@ def required_columns(config: AgentConfig) -> tuple[str, ...]:
 
 def _structure(observations: Observations) -> Iterator[Expectation]:
     import great_expectations.expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
 
     yield gxe.ExpectTableColumnsToMatchSet(
-        column_set=[*REQUIRED_OF_ALL, *observations.columns], exact_match=False, severity="critical"
+        column_set=[*REQUIRED_OF_ALL, *observations.columns], exact_match=False, severity=FailureSeverity.CRITICAL
     )
     yield gxe.ExpectColumnValuesToBeOfType(
-        column="observed_at", type_="Timestamp", severity="critical", meta={"wanted": "times with a time zone"}
+        column="observed_at",
+        type_="Timestamp",
+        severity=FailureSeverity.CRITICAL,
+        meta={"wanted": "times with a time zone"},
     )
     for name in observations.numbers:
         yield gxe.ExpectColumnValuesToBeOfType(
-            column=name, type_="float64", severity="critical", meta={"wanted": "numbers"}
+            column=name, type_="float64", severity=FailureSeverity.CRITICAL, meta={"wanted": "numbers"}
         )
     for name in observations.texts:
-        yield gxe.ExpectColumnValuesToBeOfType(column=name, type_="str", severity="critical", meta={"wanted": "text"})
+        yield gxe.ExpectColumnValuesToBeOfType(
+            column=name, type_="str", severity=FailureSeverity.CRITICAL, meta={"wanted": "text"}
+        )
 
 
 # --------------------------------------------------------------------------- values
@@ -207,7 +216,7 @@ def _of_rule(rule: Rule) -> Expectation:
 
     from data_checks.expectations import ExpectColumnPairValuesToBeAmong
 
-    broken = {"refuse_above": rule.max_broken}
+    broken: dict[str, Any] = {"refuse_above": rule.max_broken}
     if isinstance(rule, Ordered):
         return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
             column_A=rule.high, column_B=rule.low, or_equal=True, ignore_row_if="either_value_is_missing",
@@ -218,7 +227,7 @@ def _of_rule(rule: Rule) -> Expectation:
             column_A=rule.columns[0], column_B=rule.columns[1], value_pairs_set=list(rule.allowed),
             ignore_row_if="either_value_is_missing", **_rule("pair", "/".join(rule.columns), **broken),
         )  # fmt: skip
-    on = {"row_condition": _condition(rule.when)}
+    on: dict[str, Any] = {"row_condition": _condition(rule.when)}
     if isinstance(rule, PresentWhen):
         meta = _rule("missing", rule.column, where=where(rule.when), **broken)
         return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, **on, **meta)
@@ -251,27 +260,34 @@ def _rule(
 
 def _window(observations: Observations) -> Iterator[Expectation]:
     import great_expectations.expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
 
     if observations.freshness is not None:
         yield gxe.ExpectColumnMaxToBeBetween(
-            column="observed_at", min_value={"$PARAMETER": "fresh_from"}, severity="critical",
+            column="observed_at", min_value={"$PARAMETER": "fresh_from"}, severity=FailureSeverity.CRITICAL,
             meta={"rule": "freshness"},
         )  # fmt: skip
     if observations.volume is not None:
         yield gxe.ExpectTableRowCountToBeBetween(
-            min_value={"$PARAMETER": "min_rows"}, max_value={"$PARAMETER": "max_rows"}, severity="critical",
-            meta={"rule": "volume"},
+            min_value={"$PARAMETER": "min_rows"}, max_value={"$PARAMETER": "max_rows"},
+            severity=FailureSeverity.CRITICAL, meta={"rule": "volume"},
         )  # fmt: skip
 
 
 def _drift(config: AgentConfig, reference: Profile | None, limits: Mapping[str, float]) -> Iterator[Expectation]:
     if reference is None:
         return
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
     from data_checks.expectations import ExpectColumnDriftToBeBelow, inline
 
     for name, column in config.observations.columns.items():
         limit = limits.get(name, config.watch.thresholds.psi)
         if column.drift and name in reference.columns and limit is not None:
             yield ExpectColumnDriftToBeBelow(
-                column=name, reference=inline(reference, name), psi=limit, severity="info", meta={"rule": "drift"}
+                column=name,
+                reference=inline(reference, name),
+                psi=limit,
+                severity=FailureSeverity.INFO,
+                meta={"rule": "drift"},
             )

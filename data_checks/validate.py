@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
     from great_expectations.core.batch_definition import BatchDefinition
-    from great_expectations.core.expectation_validation_result import (
-        ExpectationSuiteValidationResult,
-        ExpectationValidationResult,
-    )
+    from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+    from great_expectations.datasource.fluent.interfaces import Batch
+    from great_expectations.expectations.expectation import Expectation
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
-__all__ = ["error_in", "validate"]
+__all__ = ["batch_of", "error_in", "validate"]
+
+_ByPlace = dict[int, "ExpectationValidationResult"]
+"""Results by the place of their expectation in the suite."""
 
 _one_at_a_time = threading.Lock()
 
@@ -38,13 +42,65 @@ def _batches() -> BatchDefinition[Any]:
     return asset.add_batch_definition_whole_dataframe("whole")
 
 
-def validate(
-    frame: pd.DataFrame, suite: ExpectationSuite, parameters: Mapping[str, Any]
-) -> ExpectationSuiteValidationResult:
-    """One pass over the frame; ``COMPLETE``, because a second pass over what failed costs more than it saves."""
+def batch_of(frame: pd.DataFrame) -> Batch:
+    """A data frame as Great Expectations takes it; it hashes every value, so one batch serves all suites."""
     with _one_at_a_time:
-        batch = _batches().get_batch(batch_parameters={"dataframe": frame})
-        return batch.validate(suite, result_format="COMPLETE", expectation_parameters=dict(parameters))
+        return _batches().get_batch(batch_parameters={"dataframe": frame})
+
+
+def validate(
+    batch: Batch, suite: ExpectationSuite, parameters: Mapping[str, Any], *, details: bool = True
+) -> list[ExpectationValidationResult]:
+    """The result of each expectation of a suite of :func:`~data_checks.suite.build_suite`, in the suite's order.
+
+    :param details: whether what holds has a result too, such as the observed value that Data Docs show. Without, only
+        what fails is asked a second time, for ``COMPLETE`` results: that halves the time where little fails.
+    """
+    from great_expectations import ExpectationSuite
+
+    def ask(suite: ExpectationSuite, result_format: Literal["COMPLETE", "BOOLEAN_ONLY"]) -> _ByPlace:
+        found = batch.validate(suite, result_format=result_format, expectation_parameters=dict(parameters))
+        return _by_place(found.results)
+
+    with _one_at_a_time, _configured_once():
+        by_place = ask(suite, "COMPLETE" if details else "BOOLEAN_ONLY")
+        if not details and (failed := [place for place, result in by_place.items() if not result.success]):
+            again = ExpectationSuite(name=suite.name, expectations=[suite.expectations[place] for place in failed])
+            by_place |= ask(again, "COMPLETE")
+    return [by_place[place] for place in sorted(by_place)]
+
+
+def _by_place(results: Iterable[ExpectationValidationResult]) -> _ByPlace:
+    """Great Expectations groups results by column, and puts those that raised an error first."""
+    return {
+        configuration.meta["place"]: result
+        for result in results
+        if (configuration := result.expectation_config) is not None and configuration.meta is not None
+    }
+
+
+@contextlib.contextmanager
+def _configured_once() -> Iterator[None]:
+    """Within, an expectation's configuration is made once, and not on each of the hundred times it is asked for.
+
+    Making it copies and checks the whole model; in Great Expectations 1.24 that is two fifths of a validation. No
+    expectation changes while it is validated.
+    """
+    from great_expectations.expectations.expectation import Expectation
+
+    original = Expectation.configuration
+    made: dict[int, tuple[Expectation, ExpectationConfiguration]] = {}  # with the expectation: so its id stays its own
+
+    def configuration(expectation: Expectation) -> ExpectationConfiguration:
+        if id(expectation) not in made:
+            made[id(expectation)] = (expectation, original.__get__(expectation))
+        return made[id(expectation)][1]
+
+    Expectation.configuration = property(configuration)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        Expectation.configuration = original  # type: ignore[method-assign]
 
 
 def error_in(result: ExpectationValidationResult) -> str | None:

@@ -102,7 +102,7 @@ def window_failures(
             text = f"{column or rule}: could not be checked ({error})"
             yield failure(kind, column, 0, text, fatal=rule != "drift")
         elif not result.success:
-            found = result.result.get("observed_value")
+            found: Any = result.result.get("observed_value")
             if rule == "freshness":
                 yield failure(kind, column, 0, stale(found, window, config.observations), fatal=True)
             elif rule == "volume":

@@ -137,6 +137,14 @@ class DataReport(Record):
     failures: tuple[CheckFailure, ...] = ()
     seconds: float = Field(ge=0.0)
     docs: str | None = Field(default=None, description="Data Docs page of this check")
+    skipped_because: str | None = Field(
+        default=None, min_length=1, description="why the contract was not asked; null: it was"
+    )
+
+    @classmethod
+    def skipped(cls, window: Window, rows: int, reason: str) -> DataReport:
+        """The report of a window whose contract nobody asked; the verdict that rests on it records the reason."""
+        return cls(window=window, rows=rows, quarantined=0, seconds=0.0, skipped_because=reason.strip())
 
     @property
     def broken(self) -> bool:

@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_checks.check import check
+import data_checks.check
+from stillhouse import data_contract
+from stillhouse.config import AgentConfig
 from stillhouse.data_contract import counted, examine
+from stillhouse.records import DataReport, Window
 
 COLUMNS = {
     "temp": {"type": "number", "min": -40, "max": 50, "max_missing": 0.2},
@@ -85,14 +88,72 @@ def sound(rows: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_it_finds_what_great_expectations_finds(what: str, sound: pd.DataFrame, window, configured) -> None:
-    config, frame = configured(student="text", **PROMISES), DAMAGE[what](sound)
-    report, bad = check(frame, window, config)
-    found = examine(frame, window, config.observations)
-    assert list(found.reasons.values()) == bad["reasons"].tolist()
-    assert frame["observation_id"].iloc[list(found.reasons)].tolist() == bad["observation_id"].tolist()
-    assert [_comparable(each) for each in found.failures] == [_comparable(each) for each in report.failures]
-    assert bool(found.refused) == report.broken
+    report = _both_agree(DAMAGE[what](sound), window, configured(student="text", **PROMISES))
     assert (not report.failures) == (what in ("nothing", "missing, allowed"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_they_agree_on_random_rows_and_contracts(seed: int, window, configured) -> None:
+    rng = np.random.default_rng(seed)
+    config = configured(student="text", **_random_promises(rng))
+    report = _both_agree(_random_rows(rng, window), window, config)
+    assert report.quarantined, "rows that break nothing would compare nothing"
+
+
+def _both_agree(frame: pd.DataFrame, window: Window, config: AgentConfig) -> DataReport:
+    """What the suite finds, after the engine was seen to find the same: failures, bad rows, and their reasons."""
+    before = frame.copy()
+    suite, suite_bad = data_checks.check.check(frame, window, config)
+    engine, engine_bad = data_contract.check(frame, window, config)
+    pd.testing.assert_frame_equal(frame, before)
+    pd.testing.assert_frame_equal(engine_bad, suite_bad)
+    assert [_comparable(each) for each in engine.failures] == [_comparable(each) for each in suite.failures]
+    ignored = {"failures", "seconds"}
+    assert engine.model_dump(exclude=ignored) == suite.model_dump(exclude=ignored)
+    assert engine.broken == suite.broken and engine.quarantined == len(engine_bad)
+    assert examine(frame, window, config.observations).failures == engine.failures
+    return suite
+
+
+def _random_promises(rng: np.random.Generator) -> dict[str, Any]:
+    """The contract's rules with other limits, each rule with an even chance of being there."""
+    shares = rng.choice([0.0, 0.1, 0.3, 0.6, 1.0], 5).tolist()
+    columns = {
+        "temp": {**COLUMNS["temp"], "max_missing": shares[0]},
+        "wind": {"type": "number", "max_missing": shares[1]},
+        "carrier": {**COLUMNS["carrier"], "max_unknown": shares[2], "max_missing": shares[3]},
+        "dest": COLUMNS["dest"],
+        "note": {**COLUMNS["note"], "max_missing": shares[4]},
+    }
+    rules = [
+        {**rule, "max_broken": float(rng.choice([0.0, 0.2, 1.0]))} for rule in PROMISES["rules"] if rng.random() < 0.5
+    ]
+    unique = [names for names in [*PROMISES["unique"], ["note"]] if rng.random() < 0.5]
+    hours = int(rng.integers(1, 200))
+    volume = {"min_per_day": float(rng.uniform(0, 8)), "max_per_day": float(rng.uniform(8, 16))}
+    limit = float(rng.choice([0.2, 0.8, 1.0]))
+    return {"columns": columns, "rules": rules, "unique": unique, "freshness": f"{hours}h", "volume": volume,
+            "max_bad_rows": limit}  # fmt: skip
+
+
+def _random_rows(rng: np.random.Generator, window: Window) -> pd.DataFrame:
+    """Up to 90 rows in which every value may be sound, absent or wrong, on an index in no order."""
+    n = int(rng.integers(1, 90))
+    ids = np.array([f"o{number}" for number in range(int(n * 1.5) + 1)] + [None], dtype=object)
+    times = pd.Series(pd.Timestamp(window.start) + pd.to_timedelta(rng.integers(-6, 175, n), unit="h"))
+    frame = pd.DataFrame(
+        {
+            "observation_id": rng.choice(ids, n),
+            "observed_at": times.mask(rng.random(n) < 0.05),
+            "temp": rng.choice([-41.0, -40.0, 3.0, 7.5, 50.0, 50.5, np.inf, np.nan], n),
+            "wind": rng.choice([*np.arange(0, 9, 0.25), -np.inf, np.nan], n),
+            "carrier": rng.choice(np.array(["AA", "DL", "UA", "ZZ", "Q'Q", None], dtype=object), n),
+            "dest": rng.choice(np.array(["LAX", "BOS", None], dtype=object), n),
+            "note": rng.choice(np.array(["fine", "well", "", " ", "x" * 10, "x" * 11, None], dtype=object), n),
+        }
+    )
+    dtype = rng.choice(["object", "string", "category"])
+    return frame.astype({"carrier": dtype, "dest": dtype}).set_index(rng.permutation(n))
 
 
 def _comparable(failure: Any) -> dict[str, Any]:

@@ -57,6 +57,21 @@ def test_without_a_folder_there_is_no_page(rows, window, config):
     assert check(rows, window, config)[0].docs is None
 
 
+def test_pages_on_failure_are_of_windows_with_something_to_see(rows, window, config, folder):
+    moved = rows.assign(temp=rows["temp"] + 15)
+    reference = profile.build(rows, config.observations.columns)
+    assert check(moved, window, config, docs=folder, reference=reference, pages="on_failure")[0].docs is None
+    assert not folder.exists(), "drift is for the drift report"
+    rows.loc[3, "temp"] = 99
+    assert check(rows, window, config, docs=folder, pages="never")[0].docs is None and not folder.exists()
+    for bad in (rows, rows.drop(columns="temp")):
+        report, quarantine = check(bad, window, config, docs=folder, pages="on_failure")
+        always, same = check(bad, window, config, docs=folder / "always", pages="always")
+        assert quarantine.equals(same) and always.failures == report.failures
+        one, other = (_Page(Path(str(each.docs)).read_text(encoding="utf-8")).text for each in (report, always))
+        assert re.sub(r"Checked in [\d.]+ s", "", one) == re.sub(r"Checked in [\d.]+ s", "", other)
+
+
 def test_values_are_text_and_never_html(rows, window, config, folder, configured):
     attack = "<script>alert(1)</script>"
     pairs = {"type": "pairs", "columns": ["carrier", "dest"], "allowed": [["AA", "LAX"]], "max_broken": 1}

@@ -1,5 +1,8 @@
 """The report as Markdown."""
 
+import pytest
+from pydantic import ValidationError
+
 from data_checks.report import markdown
 from stillhouse.records import CheckFailure, DataReport
 
@@ -24,3 +27,21 @@ def test_failures_are_a_table_with_the_fatal_ones_first(window):
 def test_the_page_of_the_check_is_named(window):
     text = markdown(DataReport(window=window, rows=9, quarantined=0, seconds=0.1, docs="data_docs/toy/1.html"))
     assert text.endswith("Every expectation: `data_docs/toy/1.html`\n")
+
+
+def test_a_contract_that_nobody_asked_is_said_so(window):
+    report = DataReport.skipped(window, 9, " replayed without | Great Expectations ")
+    assert report.skipped_because == "replayed without | Great Expectations"
+    assert (report.rows, report.quarantined, report.failures, report.broken) == (9, 0, (), False)
+    assert DataReport.model_validate_json(report.model_dump_json()) == report
+    text = markdown(report)
+    assert "The contract was not asked: replayed without \\| Great Expectations" in text and "9 rows" in text
+    assert "keeps the contract" not in text
+    for nothing in ("", "  "):
+        with pytest.raises(ValidationError, match="at least 1 character"):
+            DataReport.skipped(window, 9, nothing)
+
+
+def test_a_report_from_before_contracts_could_be_skipped_was_asked(window):
+    stored = DataReport(window=window, rows=9, quarantined=0, seconds=0.1).model_dump(exclude={"skipped_because"})
+    assert DataReport.model_validate(stored).skipped_because is None
