@@ -21,9 +21,9 @@ from stillhouse.terminal import Console, Table, plain_mistakes
 from tasks.prefect_server import ensure_server
 
 if TYPE_CHECKING:
+    from stillhouse.demonstrating import Year
     from stillhouse.knowledge.upkeep import Maintained
     from stillhouse.records import Verdict
-    from tasks.demonstrating import Year
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,7 +45,7 @@ def demo(
     ] = None,
 ) -> None:
     """Play an agent's history (flights: a year): drift, refreshes, promotions, and a table at the end."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the progress bar tells it better
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the table tells it better
     flow = _flow("demo", agent)
 
     _show_year(flow(agent=agent, weeks=weeks))
@@ -164,15 +164,6 @@ def _show(verdict: Verdict) -> None:
 def _show_year(year: Year) -> None:
     s = year.summary
     name = {"auc": "AUC", "accuracy": "accuracy"}[s.measure]
-    table = Table("week", "rows", "PSI", "drift", "response", "gate", "ver.", "never\nrefreshed", "cham-\npion",
-                  "tea-\ncher", "bytes", "p50 (ms)", title=f"{name}, week by week",
-                  header_style="bold")  # fmt: skip
-    for w in year.weeks:
-        table.add_row(f"{w.ending:%d %b}", f"{w.rows}", "" if w.psi is None else f"{w.psi:.2f}",
-                      w.drift.replace("_", " "), w.response, w.gate, w.champion.rpartition("@")[2],
-                      f"{w.quality_static:.3f}", f"{w.quality_champion:.3f}", _shown(w.quality_teacher, 3),
-                      f"{w.bytes:,}", f"{w.p50_ms:.3f}")  # fmt: skip
-    console.print(table, no_wrap=True, crop=False)
     console.print(
         f"{s.weeks} weeks, {s.refreshes} refreshes: {s.promotions} promoted, {s.refused} refused by the gate\n"
         f"mean weekly {name}: never refreshed {s.quality_static:.4f}, champion {s.quality_champion:.4f}, "

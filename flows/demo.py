@@ -8,11 +8,12 @@ from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse import config
+from stillhouse.demonstrating import Year, first_champion, lived_week, refreshed, watched, week_ends
+from stillhouse.weeks import WeekBoard
 from tasks import demonstrating, living, watching
 from tasks.common import AgentName
 
@@ -24,7 +25,7 @@ def demo(
     agent: AgentName = "flights",
     bootstrap_weeks: Annotated[int, Field(ge=2, le=26)] = 8,
     weeks: Annotated[int | None, Field(ge=1, le=520)] = None,
-) -> demonstrating.Year:
+) -> Year:
     """Bootstrap a champion on the first weeks; then let each week pass: decide, learn outcomes, watch, refresh.
 
     A demo that was interrupted goes on where it stopped; one that is finished is summed up again.
@@ -35,27 +36,24 @@ def demo(
         weeks: weeks played after that; empty: as many as the source has
     """
     start, week = config.load(agent).observations.since, timedelta(weeks=1)
-    ends = demonstrating.week_ends(agent, bootstrap_weeks, weeks)
-    first = ends[0] - week
-    began = time.monotonic()
+    ends = week_ends(agent, bootstrap_weeks, weeks)
+    first, began, past = ends[0] - week, time.monotonic(), []
     # `.fn`: inside this run; as runs of their own they would each wait a second for their heartbeat to end.
-    with _progress() as progress:
-        bar = progress.add_task("bootstrap", total=len(ends) + 1)
+    with WeekBoard(agent, len(ends)) as board:
+        board.say("the first weeks pass, and the first champion is made")
         living.live(agent, start, first)
-        if not demonstrating.refreshed(agent, first):
+        if not refreshed(agent, first):
             refresh.fn(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
+        never_refreshed = first_champion(agent)
         for end in ends:
-            progress.update(bar, advance=1, description=f"week ending {end:%d %b}")
+            board.say(f"the week to {end:%d %b} passes")
             living.live(agent, end - week, end)
-            verdict = demonstrating.watched(agent, end) or watch.fn(agent=agent, as_of=end)
-            if verdict.response != "hold" and not demonstrating.refreshed(agent, end):
-                progress.update(bar, description=f"week ending {end:%d %b}: {verdict.response}")
+            verdict = watched(agent, end) or watch.fn(agent=agent, as_of=end)
+            if verdict.response != "hold" and not refreshed(agent, end):
+                board.say(f"week to {end:%d %b}: {verdict.response}")
                 refresh.fn(
                     agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id, mode=watching.mode_of(verdict)
                 )
-        progress.update(bar, advance=1, description="summing up")
-        return demonstrating.sum_up(agent, ends, time.monotonic() - began)
-
-
-def _progress() -> Progress:
-    return Progress(TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            past.append(lived_week(agent, end, never_refreshed))
+            board.add(past[-1])
+    return demonstrating.sum_up(agent, past, time.monotonic() - began)

@@ -7,8 +7,9 @@ from datetime import datetime
 from prefect import flow
 
 from stillhouse.knowledge.upkeep import Maintained
+from stillhouse.locks import upkeep_lock
 from tasks import maintaining
-from tasks.common import AgentName, upkeep_lock
+from tasks.common import AgentName
 
 __all__ = ["maintain"]
 

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
+from stillhouse.locks import refresh_lock
 from stillhouse.records import Verdict
 from tasks import promoting, reporting
-from tasks.common import AgentName, refresh_lock
+from tasks.common import AgentName
 
 __all__ = ["promote"]
 

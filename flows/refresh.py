@@ -8,9 +8,12 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
-from stillhouse.records import Frontier, Mode, StudentRef, TeacherRef, Verdict
-from tasks import recalibrating, refreshing, reporting, updating, watching
-from tasks.common import AgentName, refresh_lock
+from stillhouse.locks import refresh_lock
+from stillhouse.records import Mode, Refresh, Verdict
+from stillhouse.refreshing.modes import fall_back
+from stillhouse.refreshing.publishing import closing_on_failure
+from tasks import refreshing, reporting
+from tasks.common import AgentName
 
 __all__ = ["refresh"]
 
@@ -44,73 +47,33 @@ def refresh(
             beginning
     """
     with refresh_lock(agent):
-        now = watching.moment(agent, as_of)
-        closed = watching.answered(agent, cause, now) if trigger == "drift" else None
+        request = refreshing.request_refresh(agent, as_of, trigger, cause, teacher, mode)
+        closed = refreshing.answered_alarm(request)
         if closed is not None:
             return closed
-        window = refreshing.span(agent, now)
-        refreshing.require_rows(agent, now, trigger, cause, teacher, mode, window)
-        data = watching.check_data(agent, window)
-        job = refreshing.open_refresh(agent, now, trigger, cause, teacher, mode, data)
+        refreshing.require_learnable(request)
+        job = refreshing.open_refresh(request, refreshing.check_data(request))
         if job.finished and job.verdict is not None:
             return job.verdict
-        with refreshing.closing_run_on_failure(job):
+        with closing_on_failure(job):
             verdict = job.verdict or _make_and_judge(job)
             reporting.publish_refresh(job, verdict)
             refreshing.settle(job, verdict)
     return verdict
 
 
-def _make_and_judge(job: refreshing.Refresh) -> Verdict:
-    if job.mode == "recalibrate":
-        planned = recalibrating.plan_recalibration(job)
-        if planned is not None:
-            return _recalibrate_and_judge(planned)
-        job = job.model_copy(update={"mode": "redistil"})
-    if job.mode == "update":
-        verdict = _update_and_judge(job)
-        if verdict is not None:
-            return verdict
-        job = job.model_copy(update={"mode": "redistil"})
-    teacher = refreshing.weigh_teachers(job, refreshing.prepare_teacher(job))
-    admission = refreshing.examine_teacher(job, teacher)
-    if admission.outcome == "refused":
-        return admission
-    refreshing.gather_knowledge(job, teacher)
-    refreshing.compare_teachers(job, teacher)
-    return _compress_and_judge(job, teacher, refreshing.distil_student(job, teacher))
-
-
-def _recalibrate_and_judge(job: refreshing.Refresh) -> Verdict:
-    teacher = refreshing.prepare_teacher(job)
-    admission = refreshing.examine_teacher(job, teacher)
-    if admission.outcome == "refused":
-        return admission
-    frontier = recalibrating.recalibrate(job, teacher)
-    return _prove_and_judge(job, teacher, recalibrating.champion_student(job), frontier)
-
-
-def _update_and_judge(job: refreshing.Refresh) -> Verdict | None:
-    """None where an update cannot be made, or does not repay its cost."""
-    planned = updating.plan_update(job)
-    if planned is None:
-        return None
-    teacher = refreshing.prepare_teacher(planned)
-    if planned.teacher == "fit":  # one that is kept keeps its weights too
-        teacher = refreshing.weigh_teachers(planned, teacher)
+def _make_and_judge(job: Refresh) -> Verdict:
+    planned = refreshing.plan(job)
+    teacher = refreshing.weigh_teachers(planned, refreshing.prepare_teacher(planned))
     admission = refreshing.examine_teacher(planned, teacher)
     if admission.outcome == "refused":
         return admission
-    refreshing.gather_knowledge(updating.asked_about(planned, teacher), teacher)
-    student = updating.update_student(planned, teacher)
-    return None if student is None else _compress_and_judge(planned, teacher, student)
-
-
-def _compress_and_judge(job: refreshing.Refresh, teacher: TeacherRef, student: StudentRef) -> Verdict:
-    return _prove_and_judge(job, teacher, student, refreshing.compress(job, teacher, student))
-
-
-def _prove_and_judge(job: refreshing.Refresh, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Verdict:
-    proof = refreshing.prove(job, teacher, student, frontier)
-    refreshing.log_models(job, teacher, student, frontier, proof)
-    return refreshing.judge(job, proof)
+    refreshing.gather_knowledge(planned, teacher)
+    refreshing.compare_teachers(planned, teacher)
+    student = refreshing.make_student(planned, teacher)
+    if student is None:
+        return _make_and_judge(fall_back(job, planned.mode))
+    frontier = refreshing.compress(planned, teacher, student)
+    proof = refreshing.prove(planned, teacher, student, frontier)
+    refreshing.log_models(planned, teacher, student, frontier, proof)
+    return refreshing.judge(planned, proof)

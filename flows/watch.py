@@ -33,11 +33,10 @@ def watch(
         on_drift: announce emits the event stillhouse.drift, which starts the refresh deployment; refresh does the
             refresh inside this run, for use without deployments
     """
-    now = watching.moment(agent, as_of)
-    window = watching.take_window(agent, now)
+    now, window = watching.open_window(agent, as_of)
     data = watching.check_data(agent, window)
     cost = watching.gather_evidence(agent, now, data)
-    weights = watching.follow_weights(agent, now)
+    weights = watching.follow_weights(agent, now, data)
     report = watching.measure_drift(agent, data)
     verdict = watching.decide_response(agent, now, data, report, cost)
     reporting.publish_watch(verdict, data, report, weights)

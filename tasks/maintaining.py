@@ -1,166 +1,63 @@
-"""What ``flows/maintain.py`` does: the tables' upkeep, and the report of it."""
+"""The stations of ``flows/maintain.py`` as Prefect tasks, one engine call each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import NamedTuple
+from datetime import datetime
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from stillhouse import config
-from stillhouse.errors import RegistryError
-from stillhouse.knowledge import integrity, upkeep
-from stillhouse.knowledge.flush import Flushed, flush
+from stillhouse import maintaining
+from stillhouse.knowledge.flush import Flushed
 from stillhouse.knowledge.upkeep import Compacted, Freed, Maintained, Removed
-from stillhouse.records import Window
-from stillhouse.shown import markdown as md
-from tasks.common import artifact_key, engine_task, knowledge_base, registry
+from stillhouse.maintaining import Learned, moment
+from tasks.common import artifact_key, engine_task
 
 __all__ = [
-    "Learned",
-    "compact",
-    "flush_spools",
-    "free",
-    "learned_windows",
-    "look_for_damage",
-    "markdown",
-    "moment",
-    "publish",
-    "remove_old_rows",
-]
+    "compact", "flush_spools", "free", "learned_windows", "look_for_damage", "moment", "publish", "remove_old_rows",
+]  # fmt: skip
 
 
-class Learned(NamedTuple):
-    """What models were trained and proved on, or why that is not known."""
-
-    windows: Mapping[str, tuple[Window, ...]]
-    unknown: str = ""
-
-
-def moment(agent: str, as_of: datetime | None) -> datetime:
-    """The time that the upkeep speaks of: as given, else by the clock that the agent file names."""
-    base = knowledge_base(agent)
-    return base.moment(as_of) if as_of or base.lived_until() else datetime.now(UTC)
-
-
-@engine_task(task_run_name="flush")
+@engine_task("flush")
 def flush_spools(agent: str) -> Flushed:
-    """What the agent's processes on this machine recorded, into the tables."""
-    return flush(knowledge_base(agent))
+    """Move what the agent's processes on this machine recorded into the tables."""
+    return maintaining.flush_spools(agent)
 
 
-@engine_task(task_run_name="which windows are in use")
+@engine_task("which windows are in use")
 def learned_windows(agent: str) -> Learned:
-    """The windows of every registered version; where the registry cannot tell, why not.
-
-    A registry without any version is not believed where the knowledge base knows of promotions: it is another one.
-    """
-    try:
-        windows = registry(agent).windows()
-    except RegistryError as error:
-        return Learned({}, str(error))
-    promoted = sum(verdict.outcome == "promoted" for verdict in knowledge_base(agent).verdicts())
-    if promoted and not windows:
-        return Learned(
-            {},
-            f"the registry has no version of {agent}, yet {promoted} verdicts promoted one: is MLFLOW_TRACKING_URI the "
-            "right one?",
-        )
-    return Learned(windows)
+    """The windows of every registered version; where the registry cannot tell, why not."""
+    return maintaining.learned_windows(agent)
 
 
-@engine_task(task_run_name="look for damage")
+@engine_task("look for damage")
 def look_for_damage(agent: str) -> tuple[str, ...]:
     """What is wrong with the tables, a sentence each."""
-    return tuple(integrity.problems(knowledge_base(agent)))
+    return maintaining.look_for_damage(agent)
 
 
-@engine_task(task_run_name="compact")
+@engine_task("compact")
 def compact(agent: str) -> tuple[Compacted, ...]:
-    """Small files to large ones."""
-    return upkeep.compact(knowledge_base(agent), config.load(agent).upkeep)
+    """Join small files into large ones."""
+    return maintaining.compact(agent)
 
 
-@engine_task(task_run_name="remove old rows")
+@engine_task("remove old rows")
 def remove_old_rows(agent: str, as_of: datetime, learned: Learned) -> tuple[Removed, ...]:
-    """Rows older than `upkeep.keep` that no registered model learned from."""
-    keep = config.load(agent).upkeep.keep
-    if keep is None or learned.unknown:
-        return ()
-    return upkeep.remove_old_rows(knowledge_base(agent), as_of - keep, learned.windows)
+    """Delete rows past their retention that no registered model learned from."""
+    return maintaining.remove_old_rows(agent, as_of, learned)
 
 
-@engine_task(task_run_name="free the disk")
+@engine_task("free the disk")
 def free(agent: str, learned: Learned) -> tuple[Freed, ...]:
-    """Files of table versions that nobody needs."""
-    if learned.unknown:
-        return ()
-    return upkeep.free(knowledge_base(agent), config.load(agent).upkeep.grace, learned.windows)
+    """Delete files of table versions that nobody needs."""
+    return maintaining.free(agent, learned)
 
 
-@engine_task(task_run_name="publish")
+@engine_task("publish")
 def publish(done: Maintained) -> None:
     """The report as an artifact; what is wrong is logged as well."""
     for problem in (*done.flushed.problems, *done.problems, *filter(None, [done.nothing_removed])):
         get_run_logger().warning("%s", problem)
-    create_markdown_artifact(markdown(done), key=artifact_key("maintain", done.agent), description=_line(done))
-
-
-def markdown(done: Maintained) -> str:
-    """The report to read."""
-    flushed = done.flushed
-    moved = ", ".join(f"{rows:,} {table}" for table, rows in flushed.rows.items()) or "none"
-    wrong = [
-        *flushed.problems,
-        *done.problems,
-        *(
-            [f"{flushed.dead} events could not become rows: see the files `.dead` beside the spools"]
-            * bool(flushed.dead)
-        ),
-        *([f"nothing was removed: {done.nothing_removed}"] * bool(done.nothing_removed)),
-        *(
-            f"{freed.table}@{version}, which {', '.join(models)} learned from, cannot be read"
-            for freed in done.freed
-            for version, models in freed.unreadable.items()
-        ),
-    ]
-    compacted = [
-        (each.table, each.month or "", _change(each.files_before, each.files_after),
-         _change(each.bytes_before, each.bytes_after))
-        for each in done.compacted
-    ]  # fmt: skip
-    freed = [
-        (each.table, _change(each.files_before, each.files_after), _change(each.bytes_before, each.bytes_after),
-         "; ".join(f"{version} for {', '.join(models)}" for version, models in each.kept.items()))
-        for each in done.freed
-    ]  # fmt: skip
-    parts = [
-        f"# {done.agent}: {_line(done)}",
-        "\n".join(f"- **{md(text)}**" for text in wrong),
-        f"As of {done.as_of:%Y-%m-%d %H:%M} UTC. Flushed from {flushed.spools} spools: {moved}.",
-        _table("Compacted", ("table", "month", "files", "bytes"), compacted),
-        _table("Old rows removed", ("table", "rows"), [(each.table, f"{each.rows:,}") for each in done.removed]),
-        _table("On the disk", ("table", "files", "bytes", "old versions kept"), freed),
-    ]
-    return "\n\n".join(filter(None, parts))
-
-
-def _change(before: int, after: int) -> str:
-    return f"{before:,} → {after:,}"
-
-
-def _line(done: Maintained) -> str:
-    files = sum(c.files_before - c.files_after for c in done.compacted)
-    freed = sum(f.bytes_before - f.bytes_after for f in done.freed)
-    removed = "nothing removed" if done.nothing_removed else \
-        f"{sum(r.rows for r in done.removed):,} old rows removed, {freed:,} bytes freed"  # fmt: skip
-    return f"{sum(done.flushed.rows.values()):,} rows flushed, {files:,} files fewer, {removed}"
-
-
-def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ("---",) * len(head), *(tuple(map(md, row)) for row in rows)]
-    return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    key, page = artifact_key("maintain", done.agent), maintaining.markdown(done)
+    create_markdown_artifact(page, key=key, description=maintaining.line(done))

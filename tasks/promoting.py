@@ -1,61 +1,21 @@
-"""What ``flows/promote.py`` does."""
+"""The stations of ``flows/promote.py`` as Prefect tasks, one engine call each."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-from stillhouse.errors import RegistryError
-from stillhouse.records import ModelRef, Reason, Verdict, short_id
-from tasks.common import engine_task, knowledge_base, registry
+from stillhouse import promoting
+from stillhouse.records import Verdict
+from tasks.common import engine_task
 
 __all__ = ["promote_version", "roll_back"]
 
 
-@engine_task(task_run_name="promote version {version}", retries=0)
+@engine_task("promote version {version}", retries=0)
 def promote_version(agent: str, version: int | None, reason: str) -> Verdict:
-    """Make ``version`` the champion.
-
-    :raises RegistryError: if no version is given, or there is no such version.
-    """
-    models = registry(agent)
-    if version is None:
-        raise RegistryError(f"which version of {agent!r}? `stillhouse status {agent}` lists them; give `version`")
-    models.promote(str(version))
-    before, since = models.promotion(str(version))
-    return _recorded(agent, "promoted", models.version(agent, str(version)), before, reason, since)
+    """Make ``version`` the champion."""
+    return promoting.promote_version(agent, version, reason)
 
 
-@engine_task(task_run_name="roll back", retries=0)
+@engine_task("roll back", retries=0)
 def roll_back(agent: str, reason: str) -> Verdict:
-    """Make the previous champion the champion again. Killed at any moment, the same call again does this once.
-
-    :raises RegistryError: if there is no previous one.
-    """
-    verdicts: list[Verdict] = []
-    registry(agent).rollback(
-        lambda done: verdicts.append(_recorded(agent, "rolled_back", done.champion, done.before, reason, done.began_at))
-    )
-    return verdicts[0]
-
-
-def _recorded(
-    agent: str, outcome: str, champion: ModelRef, before: ModelRef | None, reason: str, since: str
-) -> Verdict:
-    """The verdict of a promotion that began at ``since`` (ISO 8601), recorded once however often it is repeated."""
-    base, identity = knowledge_base(agent), short_id(agent, "promotion", outcome, champion, before, since)
-    if recorded := base.verdict(identity):
-        return recorded
-    verdict = Verdict.model_validate(
-        {
-            "verdict_id": identity,
-            "kind": "promotion",
-            "agent": agent,
-            "as_of": since or datetime.now(UTC),
-            "outcome": outcome,
-            "summary": f"{champion} is champion instead of {before or 'none'}: {reason}",
-            "reasons": [Reason(measure="request", crossed=True, text=reason)],
-            "evidence": {"champion": str(champion), "before": str(before) if before else None},
-        }
-    )
-    base.record(verdict)
-    return verdict
+    """Make the previous champion the champion again."""
+    return promoting.roll_back(agent, reason)

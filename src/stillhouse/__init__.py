@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stillhouse.version import __version__
+
 if TYPE_CHECKING:
     from stillhouse.config import load as load_config
     from stillhouse.knowledge import KnowledgeBase
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent", "KnowledgeBase", "Variant", "__version__", "load_config", "refresh", "watch"]
 
-__version__ = "0.1.0"
 
 _FACE = {
     "Agent": ("stillhouse.runtime", "Agent"),

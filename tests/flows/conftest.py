@@ -33,7 +33,6 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def agents(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the toy's agent file, and a STILLHOUSE_HOME beside it in which nothing has happened."""
-    from tasks.common import registry
 
     folder = tmp_path / "agents"
     folder.mkdir()
@@ -43,7 +42,6 @@ def agents(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("STILLHOUSE_AGENTS", str(folder))
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    registry.cache_clear()
     return folder
 
 

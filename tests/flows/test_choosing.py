@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from flows.refresh import refresh
+from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.records import Questions, Refresh
+from stillhouse.records import Questions
+from stillhouse.refreshing.data import RefreshData
+from stillhouse.refreshing.session import Session
+from stillhouse.refreshing.teaching import rows_to_ask
+from stillhouse.registry.names import QUESTIONS
 from stillhouse.teachers.asking import for_refresh
 from stillhouse.teachers.ensemble import Ensemble
-from tasks.choosing import learning_rows, questions
-from tasks.common import QUESTIONS, registry, training_rows
 from tasks.living import live
 from tests.flows import toy
 
@@ -40,13 +43,14 @@ def test_rows_without_an_outcome_belong_to_the_learning_rows(half: None, day) ->
     live.fn("toy", day(0), day(14))
     base = KnowledgeBase(load("toy"))
     window = base.window("train", day(0), day(8))
-    labelled, rows = training_rows(base, window, day(14)), learning_rows(base, window, day(14))
+    learning = RefreshData(base, window, day(14)).learning(window)
+    labelled, rows = learning.labelled, learning.frame
     assert len(rows) == 8 * toy.PER_DAY and len(rows) - len(labelled) == HIDDEN
     assert (rows["outcome"] == -1).sum() == HIDDEN
     assert rows["observed_at"].is_monotonic_increasing
     asking = base.config.asking.model_copy(update={"without_outcomes": False})
     base.config = base.config.model_copy(update={"asking": asking})
-    assert learning_rows(base, window, day(14)).equals(labelled)
+    assert RefreshData(base, window, day(14)).learning(window).frame.equals(labelled)
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -57,7 +61,7 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     first = refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.outcome == "promoted", first.summary
 
-    base, models = KnowledgeBase(load("toy")), registry("toy")
+    base, models = KnowledgeBase(load("toy")), open_registry("toy")
     run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")[0]
     told = models.read_record(run.info.run_id, QUESTIONS, Questions)
     assert told is not None and told.known == 0 and not told.limited and told.without_outcome > 0
@@ -78,8 +82,9 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     assert again is not None and set(again["observation_id"]) == set(later["observation_id"])
 
     monkeypatch.setattr("stillhouse.distill.select.plan", None)  # what was selected is not selected again
-    rows = base.observations(base.window("train", day(3), day(17))).assign(outcome=0)
+    window = base.window("train", day(3), day(17))
+    rows = base.observations(window).assign(outcome=0)
     teacher = Ensemble(base.config, [], None, version)
-    resumed = Refresh.model_construct(refresh_id=job, agent="toy")
-    chosen, limited = questions(resumed, base, teacher, rows, for_refresh(base, job, day(22)))
+    resumed = Session("toy", job, day(22), window)
+    chosen, limited = rows_to_ask(resumed, teacher, rows, for_refresh(base, job, day(22)))
     assert set(rows["observation_id"][chosen]) == set(later["observation_id"]) and not limited

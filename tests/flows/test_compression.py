@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from flows.refresh import refresh
+from stillhouse.champion import open_registry
 from stillhouse.compressing import FRONTIER
 from stillhouse.config import load
 from stillhouse.evaluate.gate import replay
 from stillhouse.records import Frontier
+from stillhouse.registry.names import MODEL_STATE
 from stillhouse.variant import Variant
-from tasks.common import FORM, registry
 from tasks.living import live
-from tasks.recalibrating import kept_form
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -34,13 +34,13 @@ def searching(agents: Path, **changes: str) -> None:
 
 
 def run_of(verdict):
-    models = registry("toy")
+    models = open_registry("toy")
     wanted = f"tags.verdict = '{verdict.verdict_id}'"
     return models.client.search_runs([models.experiment_id], wanted)[0]
 
 
 def nested(run) -> list:
-    models = registry("toy")
+    models = open_registry("toy")
     wanted = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
     return list(models.client.search_runs([models.experiment_id], wanted))
 
@@ -50,7 +50,7 @@ def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day
     live.fn("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.outcome == "promoted", verdict.summary
-    models, run = registry("toy"), run_of(verdict)
+    models, run = open_registry("toy"), run_of(verdict)
     found = models.read_record(run.info.run_id, FRONTIER, Frontier)
     assert found is not None and found.stopped == "9 candidates are made" and len(found.candidates) == 9
     assert found.fits and found.why.startswith(f"{found.chosen}: the smallest within 1 points and 100,000 bytes")
@@ -88,7 +88,7 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     file.write_text(margins.replace("slice_margin: 0.1", "slice_margin: 0.4"))
     live.fn("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    models, first = registry("toy"), registry("toy").champion()
+    models, first = open_registry("toy"), open_registry("toy").champion()
     live.fn("toy", day(20), day(24))
     verdict = refresh(agent="toy", as_of=day(24), mode="recalibrate", cause="ranges of now")
     assert verdict.outcome == "promoted", verdict.summary
@@ -104,11 +104,10 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     old = models.scorecard(first).test
     assert test.log_loss < old.log_loss + 0.05
     source = run.data.tags["recalibrates"]
-    assert source == models.tags(first)["refresh_run"] and FORM in {
+    assert source == models.tags(first)["refresh_run"] and MODEL_STATE in {
         file.path for file in models.client.list_artifacts(source, "compression")
     }
     # once more: it goes back to the form that was trained, and not to what a recalibration made of it
-    assert kept_form(models).model == kept_form(models).model
     live.fn("toy", day(24), day(27))
     once_more = refresh(agent="toy", as_of=day(27), mode="recalibrate", cause="and again")
     assert run_of(once_more).data.tags["recalibrates"] == source

@@ -9,12 +9,20 @@ import pytest
 
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import drift_report, evidence_steps
-from tasks.common import registry
+from stillhouse.refreshing.opening import answered_alarm
+from stillhouse.refreshing.session import open_session, request_refresh
 from tasks.living import live
-from tasks.watching import answered
+
+
+def answered(cause: str, as_of):
+    """What a refresh that was asked for by that watch would be told."""
+    request = request_refresh("toy", as_of, "drift", cause, "fit", "redistil")
+    return answered_alarm(open_session(request), request)
+
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -34,7 +42,7 @@ def test_an_alarm_is_answered_once_although_the_clock_stands_still(day, agents: 
     assert first.response != "hold", first.summary
     gate = base.verdicts()[-1]
     assert (gate.kind, gate.outcome, gate.as_of) == ("gate", "refused", first.as_of)
-    made = registry("toy").versions()
+    made = open_registry("toy").versions()
 
     for as_of in (None, first.as_of + timedelta(minutes=7)):  # the clock stands still; or the wall's goes on alone
         again = watch.fn(agent="toy", as_of=as_of, on_drift="refresh")
@@ -47,12 +55,12 @@ def test_an_alarm_is_answered_once_although_the_clock_stands_still(day, agents: 
 
     # an event of before: the refresh that it asks for was judged already
     late = refresh.fn(agent="toy", as_of=day(29), trigger="drift", cause=first.verdict_id)
-    assert late == gate and registry("toy").versions() == made
+    assert late == gate and open_registry("toy").versions() == made
     assert [v.outcome for v in base.verdicts() if v.kind == "gate"] == ["promoted", "refused"]
-    assert answered("toy", "no such verdict", day(29)) is None and answered("toy", gate.verdict_id, day(29)) is None
-    assert answered("toy", first.verdict_id, first.as_of) is None  # its own: it goes on where it was killed
+    assert answered("no such verdict", day(29)) is None and answered(gate.verdict_id, day(29)) is None
+    assert answered(first.verdict_id, first.as_of) is None  # its own: it goes on where it was killed
 
     live.fn("toy", day(28), day(29))
     anew = watch.fn(agent="toy", as_of=day(29))
     assert anew.response != "hold"  # new rows: it may be asked again
-    assert answered("toy", anew.verdict_id, day(29)) is None
+    assert answered(anew.verdict_id, day(29)) is None

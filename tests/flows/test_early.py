@@ -20,8 +20,8 @@ def asked(day, until: int, outcomes_until: int) -> None:
     if outcomes_until:
         known = toy.outcomes(day(0), day(outcomes_until))
         base.append("outcomes", known, batch="outcomes")
-    window = refreshing.span("toy", day(until))
-    refreshing.require_rows("toy", day(until), "bootstrap", "first", "fit", "redistil", window)
+    request = refreshing.request_refresh("toy", day(until), "bootstrap", "first", "fit", "redistil")
+    refreshing.require_learnable(request)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from prefect.client.orchestration import get_client
 
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import evidence_steps
-from tasks.common import registry
 from tasks.living import live
 from tests.flows import toy
 
@@ -60,14 +60,14 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
     live.fn("toy", day(27), day(33))
     gate = refresh.fn(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
     assert gate.outcome == "promoted", gate.summary
-    first, renewed = (registry("toy").version("toy-teacher", each) for each in ("1", "champion"))
+    first, renewed = (open_registry("toy").version("toy-teacher", each) for each in ("1", "champion"))
     assert renewed is not None and renewed.version == "2"  # fitted anew, and logged as a new version
-    assert registry("toy").tags(renewed)["teacher_version"] != registry("toy").tags(first)["teacher_version"]
+    assert open_registry("toy").tags(renewed)["teacher_version"] != open_registry("toy").tags(first)["teacher_version"]
 
     begun = looked(day, 34, 34)[0]
     steps = evidence_steps(begun)
     assert {step.since for step in steps} == {day(33)} and {step.champion for step in steps} == {
-        str(registry("toy").champion())
+        str(open_registry("toy").champion())
     }
     assert not any(step.alarm for step in steps)
 
@@ -75,10 +75,10 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
 def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None:
     live.fn("toy", day(20), day(23))
     first = watch.fn(agent="toy", as_of=day(22))
-    counted = base.evidence("toy@" + registry("toy").champion().version, day(20))
+    counted = base.evidence("toy@" + open_registry("toy").champion().version, day(20))
     asked = base.counts()["knowledge"]
     again = watch.fn(agent="toy", as_of=day(22))
-    assert base.evidence("toy@" + registry("toy").champion().version, day(20)) == counted
+    assert base.evidence("toy@" + open_registry("toy").champion().version, day(20)) == counted
     assert base.counts()["knowledge"] == asked
     assert evidence_steps(again) == evidence_steps(first)
     assert again.cost is not None and again.cost.teacher_calls == 0
@@ -119,7 +119,7 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
 
 def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase) -> None:
     looked(day, 21, 22)
-    models = registry("toy")
+    models = open_registry("toy")
     (run,) = models.client.search_runs([models.experiment_id], "tags.role = 'watch'")
     assert run.data.tags["outcome"] and run.info.status == "FINISHED"
     history = models.client.get_metric_history(run.info.run_id, "mean_loss.disagreement")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.champion import open_registry
 from stillhouse.config import home, load
 from stillhouse.knowledge import KnowledgeBase
-from tasks.common import registry
 from tasks.living import live
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -67,7 +67,7 @@ def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -
     assert len(killed) >= 4, killed
 
     assert start(as_of).wait(timeout=300) == 0
-    base, models = KnowledgeBase(load("toy")), registry("toy")
+    base, models = KnowledgeBase(load("toy")), open_registry("toy")
     knowledge = base.read("knowledge")
     assert not knowledge.duplicated(["content_key", "teacher"]).any()
     (verdict,) = base.verdicts()

@@ -12,13 +12,15 @@ from prefect.client.orchestration import get_client
 from flows.promote import promote
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import open_registry
 from stillhouse.config import home, load
 from stillhouse.errors import ConfigError, DataError, PartError, RegistryError, SchemaError, WindowError
 from stillhouse.evaluate.gate import replay
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Certificate
+from stillhouse.refreshing.proving import anchor_of
+from stillhouse.refreshing.session import Session, open_session, request_refresh
 from tasks import refreshing
-from tasks.common import registry
 from tasks.living import live
 from tests.flows import toy
 
@@ -34,6 +36,11 @@ def lived(day, until: int) -> KnowledgeBase:
     return KnowledgeBase(load("toy"))
 
 
+def refresh_session(as_of) -> Session:
+    """What a refresh of that moment would work with."""
+    return open_session(request_refresh("toy", as_of, "manual", "a question", "fit", "redistil"))
+
+
 def artifacts() -> dict[str, str]:
     with get_client(sync_client=True) as client:
         found = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
@@ -47,7 +54,7 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     assert (calm.outcome, calm.response) == ("no_drift", "hold")
 
     live.fn("toy", day(24), day(32))
-    first = registry("toy").champion()
+    first = open_registry("toy").champion()
     verdict = watch(agent="toy", as_of=day(32), on_drift="refresh")
     assert (verdict.outcome, verdict.response) == ("teacher_failing", "renew")
     crossed = {reason.measure for reason in verdict.reasons if reason.crossed}
@@ -56,18 +63,18 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     gate = base.verdicts()[-1]
     assert gate.kind == "gate" and gate.outcome == "promoted", gate.summary
     assert replay(gate) == gate
-    champion = registry("toy").champion()
-    assert champion != first and registry("toy").previous() == first
-    assert registry("toy").baseline(champion).test.end == day(31)
-    assert registry("toy").tags(champion)["lineage.drift"] == verdict.verdict_id
+    champion = open_registry("toy").champion()
+    assert champion != first and open_registry("toy").previous() == first
+    assert open_registry("toy").baseline(champion).test.end == day(31)
+    assert open_registry("toy").tags(champion)["lineage.drift"] == verdict.verdict_id
 
-    models, run = registry("toy"), registry("toy").tags(champion)["refresh_run"]
+    models, run = open_registry("toy"), open_registry("toy").tags(champion)["refresh_run"]
     certificate = models.read_record(run, "certificate.json", Certificate)
     assert (certificate.rule, certificate.anchor) == (2, str(first))
-    assert refreshing._anchor("toy", champion, lambda name, *_: name) is None  # proven better: its own anchor
+    assert anchor_of(refresh_session(day(33))) is None  # proven better: its own anchor
     equal = tuple(each.model_copy(update={"difference": 0.0}) for each in certificate.comparisons)
     models.log_record(run, certificate.model_copy(update={"comparisons": equal}), "certificate.json")
-    assert refreshing._anchor("toy", champion, lambda name, *_: name) == str(first)
+    assert anchor_of(refresh_session(day(33))).model == first
 
     shown = artifacts()
     assert "teacher failing" in shown["watch-toy"]
@@ -79,7 +86,7 @@ def test_every_decision_is_made_by_the_champion_of_its_time(day) -> None:
     live.fn("toy", day(21), day(22))
     decisions = base.read("decisions")
     assert len(decisions) == 2 * toy.PER_DAY
-    assert set(decisions["version"]) == {str(registry("toy").champion())}
+    assert set(decisions["version"]) == {str(open_registry("toy").champion())}
     assert np.allclose([sum(p) for p in decisions["probabilities"]], 1.0, atol=1e-5)
     again = live.fn("toy", day(21), day(22))
     assert again == 0 and len(base.read("decisions")) == len(decisions)
@@ -87,10 +94,10 @@ def test_every_decision_is_made_by_the_champion_of_its_time(day) -> None:
 
 def test_the_same_refresh_is_done_once(day) -> None:
     lived(day, 20)
-    versions = registry("toy").versions()
+    versions = open_registry("toy").versions()
     again = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert again.outcome == "promoted"
-    assert registry("toy").versions() == versions
+    assert open_registry("toy").versions() == versions
 
 
 SLOW = pytest.mark.slow  # of the same kind as the other two
@@ -120,7 +127,7 @@ def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, stati
     asked = base.read("knowledge", columns=["content_key", "teacher"])
     assert asked["teacher"].nunique() == 1 and not asked.duplicated().any()  # nothing was asked twice
     assert [v.verdict_id for v in base.verdicts()] == [verdict.verdict_id]
-    models = registry("toy")
+    models = open_registry("toy")
     champion = models.champion()
     assert models.tags(champion)["variant"] == verdict.evidence["certificate"]["challenger"]["model"]
     runs = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
@@ -137,35 +144,35 @@ def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(day) -> None:
     versions = set(base.read("knowledge")["teacher"])
     assert len(versions) == 1
     assert base.counts()["knowledge"] > before
-    assert len({registry("toy").tags(registry("toy").version("toy", v.version))["lineage.teacher"]
-                for v in registry("toy").versions()}) == 1  # fmt: skip
+    assert len({open_registry("toy").tags(open_registry("toy").version("toy", v.version))["lineage.teacher"]
+                for v in open_registry("toy").versions()}) == 1  # fmt: skip
 
 
 def test_promote_and_roll_back_by_hand(day) -> None:
     base = lived(day, 20)
-    champion = registry("toy").champion()
-    other = next(v.version for v in registry("toy").versions() if v.version != champion.version)
+    champion = open_registry("toy").champion()
+    other = next(v.version for v in open_registry("toy").versions() if v.version != champion.version)
     assert promote(agent="toy", version=int(other), reason="smaller").outcome == "promoted"
-    assert registry("toy").champion().version == other and registry("toy").previous() == champion
+    assert open_registry("toy").champion().version == other and open_registry("toy").previous() == champion
     assert promote(agent="toy", action="rollback", reason="it was worse").outcome == "rolled_back"
-    assert registry("toy").champion() == champion
+    assert open_registry("toy").champion() == champion
     assert [v.outcome for v in base.verdicts() if v.kind == "promotion"] == ["promoted", "rolled_back"]
     with pytest.raises(RegistryError, match="no version '99'"):
         promote(agent="toy", version=99)
     with pytest.raises(RegistryError, match="which version"):
         promote(agent="toy")
-    assert registry("toy").champion() == champion
+    assert open_registry("toy").champion() == champion
 
 
 def test_a_refused_challenger_leaves_the_champion(day, agents: Path) -> None:
     lived(day, 24)
-    champion = registry("toy").champion()
+    champion = open_registry("toy").champion()
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("max_bytes: 100_000", "max_bytes: 100"))
     verdict = refresh(agent="toy", as_of=day(24), cause="a budget that nothing fits")
     assert verdict.outcome == "refused" and "it would take a max_bytes of" in verdict.summary
     assert any("budget of 100" in reason.text for reason in verdict.reasons if reason.crossed)
-    assert registry("toy").champion() == champion
+    assert open_registry("toy").champion() == champion
 
 
 def test_manual_approval_waits_for_a_person(day, agents: Path) -> None:
@@ -173,10 +180,10 @@ def test_manual_approval_waits_for_a_person(day, agents: Path) -> None:
     (agents / "toy.yaml").write_text(text.replace("promotion: {", "promotion: {approval: manual, "))
     live.fn("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap")
-    assert verdict.outcome == "awaiting_approval" and registry("toy").champion() is None
-    challenger = registry("toy").challenger()
+    assert verdict.outcome == "awaiting_approval" and open_registry("toy").champion() is None
+    challenger = open_registry("toy").challenger()
     promote(agent="toy", version=int(challenger.version))
-    assert registry("toy").champion() == challenger and registry("toy").challenger() is None
+    assert open_registry("toy").champion() == challenger and open_registry("toy").challenger() is None
 
 
 # --------------------------------------------------------------------------- bad input
@@ -241,13 +248,13 @@ def test_a_broken_window_stops_the_watch_and_the_refresh(day, monkeypatch) -> No
     base = lived(day, 22)
     altered(monkeypatch, lambda rows: rows.assign(place="moon"))
     live.fn("toy", day(22), day(26))
-    versions = registry("toy").versions()
+    versions = open_registry("toy").versions()
     verdict = watch(agent="toy", as_of=day(26), on_drift="refresh")
     assert (verdict.outcome, verdict.response) == ("data_broken", "hold")
     assert "place" in verdict.summary
     with pytest.raises(DataError, match=r"breaks the data contract.*place"):
         refresh(agent="toy", as_of=day(26))
-    assert registry("toy").versions() == versions
+    assert open_registry("toy").versions() == versions
     assert base.verdicts()[-1] == verdict
 
 
@@ -282,14 +289,13 @@ def test_a_part_that_does_not_import(day, agents: Path) -> None:
     live.fn("toy", day(0), day(20))
     with pytest.raises(PartError, match="Logistics"):
         refresh(agent="toy", as_of=day(20), trigger="bootstrap")
-    assert registry("toy").versions() == []
+    assert open_registry("toy").versions() == []
 
 
 def test_an_mlflow_that_does_not_answer(day, monkeypatch) -> None:
     live.fn("toy", day(0), day(20))
     base = KnowledgeBase(load("toy"))
     before = base.counts()
-    registry.cache_clear()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
         refresh(agent="toy", as_of=day(20))

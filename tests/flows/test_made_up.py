@@ -10,7 +10,7 @@ import pytest
 from flows.refresh import refresh
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
-from tasks import refreshing
+from stillhouse.refreshing.modes import redistil
 from tasks.living import live
 from tests.flows import toy
 
@@ -21,9 +21,9 @@ def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytes
     text = (Path(__file__).parent / "toy.yaml").read_text().replace("copies: 0", "copies: 1")
     (agents / "toy.yaml").write_text(text)
     learned: list[int] = []
-    distilled = refreshing.distil_with_control
+    distilled = redistil.distil_with_control
     monkeypatch.setattr(
-        refreshing, "distil_with_control",
+        redistil, "distil_with_control",
         lambda student, lesson, *given, **named: learned.append(int((~lesson.lived).sum()))
         or distilled(student, lesson, *given, **named),
     )  # fmt: skip

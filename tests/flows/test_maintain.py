@@ -11,6 +11,8 @@ import pytest
 from flows.maintain import maintain
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse import maintaining
+from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.errors import RegistryError
 from stillhouse.knowledge import KnowledgeBase
@@ -18,8 +20,6 @@ from stillhouse.knowledge.events import Outcomes
 from stillhouse.knowledge.spool import Spool, spool_folder
 from stillhouse.records import Verdict
 from stillhouse.shown import markdown
-from tasks import maintaining
-from tasks.common import registry
 from tasks.living import live
 from tests.flows.test_loop import artifacts
 
@@ -40,9 +40,9 @@ def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase,
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     for first in range(20, 50, 5):
         live.fn("toy", day(first), day(first + 5))
-    champion = registry("toy").champion()
+    champion = open_registry("toy").champion()
     assert champion is not None
-    baseline = registry("toy").baseline(champion)
+    baseline = open_registry("toy").baseline(champion)
     before = [base.labelled(window, day(50)) for window in (baseline.train, baseline.test)]
     assert len(before[0]) > 1000
     spool = Spool(spool_folder("toy"))
@@ -87,7 +87,7 @@ def test_where_the_registry_does_not_answer_nothing_is_removed(
     )
     before, old = base.read("observations"), base.window("w", day(0), day(50))
     with monkeypatch.context() as patch:
-        patch.setattr(maintaining, "registry", silent)
+        patch.setattr(maintaining, "open_registry", silent)
         done = maintain(agent="toy", as_of=day(50))
     assert "does not answer" in done.nothing_removed and done.removed == done.freed == () and done.compacted
     assert "nothing was removed: MLflow does not answer" in artifacts()["maintain-toy"]
@@ -95,7 +95,6 @@ def test_where_the_registry_does_not_answer_nothing_is_removed(
     pd.testing.assert_frame_equal(base.read("observations", old), before)
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/another.db")  # another, empty registry
-    registry.cache_clear()
     done = maintain(agent="toy", as_of=day(50) + timedelta(hours=1))
     assert "is MLFLOW_TRACKING_URI the right one?" in done.nothing_removed
     pd.testing.assert_frame_equal(base.read("observations", old), before)

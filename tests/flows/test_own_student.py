@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.refresh import refresh
+from stillhouse.champion import open_registry
 from stillhouse.variant import Variant
-from tasks.common import registry
 from tasks.living import live
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -23,7 +23,7 @@ def test_a_module_of_the_users_own_is_distilled_compressed_proved_and_promoted(d
     live.fn("toy", day(0), day(20))
     first = refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.outcome == "promoted", first.summary
-    models = registry("toy")
+    models = open_registry("toy")
     champion = models.champion()
     assert champion is not None and models.scorecard(champion).test.auc > 0.8
     live.fn("toy", day(20), day(24))

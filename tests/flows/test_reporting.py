@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 import pytest
 from prefect.types.names import raise_on_name_alphanumeric_dashes_only
 
+from stillhouse import pages
 from stillhouse.records import Reason, SliceDrift, Verdict
-from tasks import reporting
+from stillhouse.watching.publishing import slices_table
 from tasks.common import artifact_key
 
 VALUES = (
@@ -29,7 +30,7 @@ def test_a_slice_is_one_cell_of_one_row(value: str) -> None:
     drift = SliceDrift(
         slice=f"tool={value}", share_reference=0.1, share_current=0.2, rows=10, disagreement=0.1, excess=0
     )
-    lines = [line for line in reporting._slices((drift,)).splitlines() if line.startswith("|")]
+    lines = [line for line in slices_table((drift,)).splitlines() if line.startswith("|")]
     assert len(lines) == 3 and {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {8}
     assert "<img" not in lines[2] and "](" not in lines[2].replace("\\]", "") and "\x1b" not in lines[2]
 
@@ -41,8 +42,8 @@ def test_a_reason_is_one_item(value: str) -> None:
     )
     verdict = Verdict(verdict_id="v1", kind="gate", agent="toy", as_of=datetime(2024, 1, 1, tzinfo=UTC),
                       outcome="promoted", summary=f"# place={value}", reasons=(reason,))  # fmt: skip
-    assert "\n" not in reporting._reasons((reason,)) and "<img" not in reporting._reasons((reason,)).split("`: ")[-1]
-    heading = reporting._heading(verdict).splitlines()
+    assert "\n" not in pages.reasons((reason,)) and "<img" not in pages.reasons((reason,)).split("`: ")[-1]
+    heading = pages.heading(verdict).splitlines()
     assert len(heading) == 5 and heading[2].startswith("\\# place=")
 
 

@@ -11,11 +11,11 @@ import pytest
 from examples import router
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import open_registry
 from stillhouse.config import load
+from stillhouse.demonstrating import week_ends
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
-from tasks.common import registry
-from tasks.demonstrating import week_ends
 from tasks.living import live
 
 AGENT = Path(__file__).parents[2] / "agents" / "router.yaml"
@@ -66,7 +66,7 @@ def test_a_domain_that_arrives_is_noticed_and_learnt(small: Path) -> None:
     before, arrived, after = accuracy(base, 8, 9), accuracy(base, 9, 10), accuracy(base, 10, 11)
     assert arrived < before - 0.1 and after > arrived + 0.05
 
-    metrics = registry("router").client.get_run(registry("router").champion().run_id).data.metrics
+    metrics = open_registry("router").client.get_run(open_registry("router").champion().run_id).data.metrics
     assert "test/accuracy" in metrics and len(metrics) < 100  # none for each of the 150 actions
 
 

@@ -18,14 +18,14 @@ import pytest
 
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import open_registry
 from stillhouse.config import home, load
+from stillhouse.demonstrating import first_champion, lived_week, sum_up
 from stillhouse.errors import PartError, WindowError
 from stillhouse.evaluate import admission
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Verdict
 from stillhouse.rehearsal import rehearse
-from tasks.common import registry
-from tasks.demonstrating import sum_up
 from tasks.living import live
 from tests.flows import toy
 from tests.teachers.servers import Reply, Server, error, says, serving, token
@@ -85,7 +85,7 @@ def champion(day: Callable[[int], Any], agents: Path) -> Any:
     settle_on(agents, PYTHON)
     lived(day)
     assert bootstrap(day).outcome == "promoted"
-    return registry("toy").champion()
+    return open_registry("toy").champion()
 
 
 # --------------------------------------------------------------------------- asked, and paid
@@ -102,7 +102,7 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     spent = base.spending()["llm"]
     assert (spent.calls, spent.rows) == (len(server.requests), len(server.requests))
     assert spent.money == pytest.approx(spent.calls * (100 * 10 + 5 * 100) / 1e6)
-    models = registry("toy")
+    models = open_registry("toy")
     run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")[0]
     assert run.data.metrics["teacher/llm/calls"] == spent.calls
     assert run.data.metrics["teacher/llm/money"] == pytest.approx(spent.money)
@@ -129,7 +129,7 @@ def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, age
     watch.fn(agent="toy", as_of=day(21))
     assert len(server.requests) - taught == 70
 
-    year = sum_up.fn("toy", [day(21)], 1.0)
+    year = sum_up("toy", [lived_week("toy", day(21), first_champion("toy"))], 1.0)
     assert len(server.requests) - taught == 70
     assert (year.summary.quality_teacher, year.weeks[0].quality_teacher) == (None, None)
     assert year.summary.quality_champion > 0.7
@@ -144,7 +144,7 @@ def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, s
                        r"reached \(budgets.max_teacher_calls: 250\).*allow it about 50 rows more"):  # fmt: skip
         bootstrap(day)
     assert len(server.requests) == 250
-    assert registry("toy").champion() is None and base.verdicts() == []
+    assert open_registry("toy").champion() is None and base.verdicts() == []
 
     settle_on(agents, llm(server), "max_teacher_calls: 300, ")
     assert bootstrap(day).outcome == "promoted"
@@ -194,7 +194,7 @@ def test_a_model_from_mlflow_teaches(day, agents: Path) -> None:
     settle_on(agents, "{kind: mlflow, name: big, uri: 'models:/toy@champion'}")
     verdict = refresh.fn(agent="toy", as_of=day(14), cause="learn from the champion")
     assert verdict.outcome == "promoted", verdict.summary
-    models = registry("toy")
+    models = open_registry("toy")
     assert models.champion() != before
     assert KnowledgeBase(load("toy")).spending()["big"].rows == 8 * toy.PER_DAY + 150
     live.fn("toy", day(14), day(18))
@@ -221,14 +221,14 @@ def test_a_teacher_that_says_the_same_about_everything_may_not_teach(day, agents
     assert (verdict.kind, verdict.outcome) == ("gate", "refused")
     assert "may not teach: it says the same about every row" in verdict.summary
     assert admission.replay(verdict) == verdict
-    assert registry("toy").champion() == before
+    assert open_registry("toy").champion() == before
     base = KnowledgeBase(load("toy"))
     assert base.verdicts()[-1] == verdict
     assert len(server.requests) == 150  # and the training window was never asked about
 
     again = refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
     assert again == verdict and len(server.requests) == 150
-    models = registry("toy")
+    models = open_registry("toy")
     runs = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
     assert {run.info.status for run in runs} == {"FINISHED"}
 
@@ -248,7 +248,7 @@ def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: st
     verdict = bootstrap(day)
     assert verdict.outcome == "refused"
     assert "a usable answer to 0 of 150 rows (150 × answered" in verdict.summary
-    assert base.counts()["unanswered"] == 150 and registry("toy").versions() == []
+    assert base.counts()["unanswered"] == 150 and open_registry("toy").versions() == []
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_a_server_that_dies_and_comes_back(day, agents: Path, server: Server) ->
                        r"'llm': \d+ questions in a row failed, the last one: http.*What it said is kept"):  # fmt: skip
         bootstrap(day)
     kept = base.counts()["knowledge"]
-    assert 150 < kept <= 200 and registry("toy").champion() is None
+    assert 150 < kept <= 200 and open_registry("toy").champion() is None
     server.script, failed = wise, len(server.requests)  # type: ignore[attr-defined]
     assert bootstrap(day).outcome == "promoted"
     assert len(server.requests) - failed == 8 * toy.PER_DAY + 150 - kept
@@ -288,7 +288,7 @@ def test_a_server_that_never_answers(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server).replace("timeout: 5s", "timeout: 0.2s"))
     with pytest.raises(WindowError, match=r"answered 0 of 150 rows .* did not answer within 0.2 s"):
         refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
-    assert registry("toy").champion() == before
+    assert open_registry("toy").champion() == before
 
 
 SORTS = {"logs": "TIMESTAMP_DESC", "artifacts": "UPDATED_DESC", "flow_runs": "START_TIME_DESC",
@@ -420,7 +420,7 @@ BAD = {
 
 def test_a_class_that_does_what_no_teacher_may(day, agents: Path) -> None:
     before = champion(day, agents)
-    base, models = KnowledgeBase(load("toy")), registry("toy")
+    base, models = KnowledgeBase(load("toy")), open_registry("toy")
     counts, verdicts = base.counts(), len(base.verdicts())
     for wrong, reason in BAD.items():
         learns = "true" if wrong.startswith("fit") else "false"

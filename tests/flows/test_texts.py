@@ -10,10 +10,10 @@ import pytest
 
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.variant import Variant
-from tasks.common import registry
 from tasks.living import live
 from tests.flows import clerk
 
@@ -24,7 +24,7 @@ def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     shutil.copy(Path(__file__).with_name("clerk.yaml"), agents)
     live.fn("clerk", day(0), day(24))
     refresh(agent="clerk", as_of=day(20), trigger="bootstrap", cause="first")
-    models, base = registry("clerk"), KnowledgeBase(load("clerk"))
+    models, base = open_registry("clerk"), KnowledgeBase(load("clerk"))
     first = Variant(models.fetch(models.champion()))
     assert models.baseline(models.champion()).quality.accuracy > 0.85
     assert set(clerk.WORDS["before"][1]) <= set(first.columns[1]["tokens"])

@@ -10,12 +10,12 @@ import pytest
 
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.distill import memory
 from stillhouse.errors import PartError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.variant import Variant
-from tasks.common import registry
 from tasks.living import live
 from tests.flows import toy
 
@@ -31,14 +31,14 @@ def lived(day, until: int) -> KnowledgeBase:
 
 
 def run_of(verdict):
-    models = registry("toy")
+    models = open_registry("toy")
     wanted = f"tags.verdict = '{verdict.verdict_id}'"
     return models.client.search_runs([models.experiment_id], wanted)[0]
 
 
 def test_an_update_learns_what_is_new_and_remembers_the_rest(day) -> None:
     base = lived(day, 24)
-    models, first = registry("toy"), registry("toy").champion()
+    models, first = open_registry("toy"), open_registry("toy").champion()
     asked = set(base.read("knowledge")["content_key"])
     verdict = refresh(agent="toy", as_of=day(24), mode="update", cause="four days more")
     assert verdict.outcome == "promoted", verdict.summary
@@ -102,12 +102,12 @@ def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turn
         refresh(agent="toy", as_of=day(26), teacher="keep")
 
     live.fn("toy", day(26), day(36))
-    champion = registry("toy").champion()
-    before = Variant(registry("toy").fetch(champion))
+    champion = open_registry("toy").champion()
+    before = Variant(open_registry("toy").fetch(champion))
     verdict = refresh(agent="toy", as_of=day(36), mode="update", cause="another action")
     assert verdict.outcome == "promoted", verdict.summary
     assert "update_not_made" not in run_of(verdict).data.tags
-    after = Variant(registry("toy").fetch(registry("toy").champion()))
+    after = Variant(open_registry("toy").fetch(open_registry("toy").champion()))
     assert (before.actions, after.actions) == (["wait", "go"], ["wait", "turn", "go"])
 
     rows = toy.HISTORY[toy.HISTORY["observed_at"] >= day(36)]

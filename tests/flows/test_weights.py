@@ -17,11 +17,11 @@ from prefect.client.orchestration import get_client
 
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import champion_of, open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Contradictions, Weights
 from stillhouse.teachers.ensemble import kept_weights
-from tasks.common import champion_parts, registry
 from tasks.living import live
 from tests.flows import toy
 
@@ -50,7 +50,7 @@ def settle_on(agents: Path) -> None:
 
 
 def runs_of(role: str) -> list[Any]:
-    models = registry("toy")
+    models = open_registry("toy")
     return list(models.client.search_runs([models.experiment_id], f"tags.role = '{role}'"))
 
 
@@ -68,8 +68,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     base = KnowledgeBase(load("toy"))
     live.fn("toy", day(0), day(20))
     assert refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first").outcome == "promoted"
-    champion = registry("toy").champion()
-    parts = champion_parts("toy", champion)
+    parts = champion_of("toy")
     assert parts.teacher.weights is not None and parts.teacher.weights.everywhere.outcomes == 1000
     assert parts.teacher.weights.teachers == ("rules", "logistic")
 
@@ -86,7 +85,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     watch.fn(agent="toy", as_of=day(28))
     assert base.weight_changes() == changes  # a repeated watch records nothing twice
     (run,) = runs_of("watch")
-    curve = registry("toy").client.get_metric_history(run.info.run_id, "weight/rules")
+    curve = open_registry("toy").client.get_metric_history(run.info.run_id, "weight/rules")
     assert [point.timestamp for point in curve][:2] == [int(day(n).timestamp() * 1000) for n in (23, 28)]
     assert curve[-1].value < curve[0].value
 
@@ -96,9 +95,11 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     last = [each for each in base.weight_changes() if each.as_of == day(44) and not each.slice]
     fallen = next(each for each in last if each.teacher == "rules")
     assert fallen.before == pytest.approx(share(base, "rules", "watch")[-1]) and fallen.after < 0.1
-    renewed = champion_parts("toy", registry("toy").champion())
+    renewed = champion_of("toy")
     assert renewed.teacher.version != parts.teacher.version
-    versions = {each: registry("toy").tags(registry("toy").version("toy-teacher", each)) for each in ("champion", "1")}
+    versions = {
+        each: open_registry("toy").tags(open_registry("toy").version("toy-teacher", each)) for each in ("champion", "1")
+    }
     assert versions["champion"]["teacher_version"] == renewed.teacher.version
     assert versions["1"]["teacher_version"] == parts.teacher.version
 
@@ -114,7 +115,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
 
 def shown_after_the_first_refresh() -> None:
     """Record, curve and figure in MLflow, and two tables in Prefect."""
-    models = registry("toy")
+    models = open_registry("toy")
     (run,) = runs_of("refresh")
     weights = models.read_record(run.info.run_id, "weights.json", Weights)
     assert weights is not None and weights == kept_weights(models.fetch(models.baseline(models.champion()).teacher))
@@ -143,15 +144,15 @@ def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(day: Callable[[i
     base = KnowledgeBase(load("toy"))
     live.fn("toy", day(0), day(20))
     refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    before = registry("toy").baseline(registry("toy").champion()).teacher
+    before = open_registry("toy").baseline(open_registry("toy").champion()).teacher
     live.fn("toy", day(20), day(22))
     verdict = refresh.fn(agent="toy", as_of=day(22), teacher="keep", cause="two days later")
     assert verdict.kind == "gate" and verdict.outcome != "refused", verdict.summary
-    after = registry("toy").baseline(registry("toy").champion()).teacher
+    after = open_registry("toy").baseline(open_registry("toy").champion()).teacher
     assert after.version != before.version
     counts = base.read("knowledge").groupby("teacher")["content_key"]
     assert (counts.nunique() == counts.size()).all()
-    teacher = champion_parts("toy", registry("toy").champion()).teacher
+    teacher = champion_of("toy").teacher
     assert {name: spent.rows for name, spent in base.spending().items()} == {
         member.name: counts.size()[teacher.own_version(member)] for member in teacher.members
     }

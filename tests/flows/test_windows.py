@@ -11,15 +11,15 @@ from prefect.client.orchestration import get_client
 from flows.promote import promote
 from flows.refresh import refresh
 from flows.watch import watch
+from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Verdict, drift_report
 from stillhouse.shown import markdown
-from tasks.common import registry
+from stillhouse.watching.window import open_window
 from tasks.living import live
-from tasks.watching import take_window
 from tests.flows import toy
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -52,7 +52,7 @@ def test_since_the_promotion_and_sampled(day, agents: Path) -> None:
     base = lived(day, 24)
     verdict = watch(agent="toy", as_of=day(24))
     text = said_about_the_window(verdict)
-    assert f"since {registry('toy').champion()} was promoted" in text
+    assert f"since {open_registry('toy').champion()} was promoted" in text
     assert "a sample of at most 200 rows (seed " in text and text.endswith("200 of its rows")
 
     report = drift_report(verdict)
@@ -65,10 +65,10 @@ def test_since_the_promotion_and_sampled(day, agents: Path) -> None:
 
     live.fn("toy", day(24), day(26))  # the promise of a pinned window
     pd.testing.assert_frame_equal(base.observations(report.current), rows)
-    promoted = promote(agent="toy", version=int(registry("toy").versions()[0].version), reason="by hand")
+    promoted = promote(agent="toy", version=int(open_registry("toy").versions()[0].version), reason="by hand")
     with pytest.raises(WindowError, match=r"was promoted, .* and so is empty at"):  # the clock on the wall is ahead
-        take_window("toy", day(26))
-    assert take_window("toy", promoted.as_of + pd.Timedelta(hours=1)).start == promoted.as_of
+        open_window("toy", day(26))
+    assert open_window("toy", promoted.as_of + pd.Timedelta(hours=1))[1].start == promoted.as_of
 
 
 def test_the_newest_rows(day, agents: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_newest_rows(day, agents: Path) -> None:
     assert "the newest 300 rows" in said_about_the_window(verdict)
     report = drift_report(verdict)
     assert report is not None and report.current_rows == 300 and report.current.end == day(24)
-    screens = registry("toy").baseline(registry("toy").champion()).screens
+    screens = open_registry("toy").baseline(open_registry("toy").champion()).screens
     assert abs(screens.block - 300 / toy.PER_DAY * pd.Timedelta(days=1)) < pd.Timedelta(hours=1)
     assert base.observations(report.current)["observed_at"].iloc[0] == day(24) - pd.Timedelta(days=2.5)
 

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 from flows.refresh import refresh
+from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.teachers.answers import Allowance
-from tasks.common import registry
 from tasks.living import live
 from tests.flows.conftest import agents, day, prefect_server  # noqa: F401
 from tests.teachers.servers import Server
@@ -141,4 +141,4 @@ def test_it_is_examined_by_a_flow_before_it_may_teach(server: Server, agents: Pa
     assert "a usable answer to 40 of 40 rows" in verdict.reasons[0].text
     base = KnowledgeBase(load("toy"))
     assert base.spending()["llm"].calls == base.counts()["knowledge"] == 40
-    assert registry("toy").champion() is None
+    assert open_registry("toy").champion() is None

@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 import torch
 
-import stillhouse
 from stillhouse.compress.build import Built
 from stillhouse.compress.processor import processor
+from stillhouse.version import __version__
 
 __all__ = ["write_manifest"]
 
@@ -37,7 +37,7 @@ def write_manifest(folder: Path, described: Mapping[str, Any], built: Built, fil
             "onnxruntime": onnxruntime.__version__,
             "onnx": onnx.__version__,
             "torch": str(torch.__version__),
-            "stillhouse": stillhouse.__version__,
+            "stillhouse": __version__,
         },
     }
     text = json.dumps(manifest, ensure_ascii=False, allow_nan=False)

@@ -537,9 +537,10 @@ class KnowledgeBase(Tables):
         delta = self._open("observations")
         return None if delta is None else newest(delta, moments.latest())
 
-    def verdicts(self) -> list[Verdict]:
-        """All verdicts, in the order of the times they speak of, then as recorded."""
+    def verdicts(self, kind: str | None = None) -> list[Verdict]:
+        """All verdicts, or those of a kind, in the order of the times they speak of, then as recorded."""
         rows = self.read("verdicts").sort_values(["observed_at", "recorded_at"], kind="stable")
+        rows = rows if kind is None else rows[rows["kind"] == kind]
         return [Verdict.model_validate_json(text) for text in rows.drop_duplicates("verdict_id")["json"]]
 
     def verdict(self, verdict_id: str) -> Verdict | None:

@@ -84,7 +84,7 @@ def make_and_judge(session: Session, job: Refresh) -> Verdict:
         teaching.compare_teachers(session, teacher)
     student = mode.student(session, teacher)
     if student is None:
-        return make_and_judge(session, fall_back(job.model_copy(update={"mode": planned.mode})))
+        return make_and_judge(session, fall_back(job, planned.mode))
     frontier = mode.compress(session, teacher, student)
     proof = proving.prove_challenger(session, teacher, student, frontier)
     publishing.log_models(session, teacher, student, frontier, proof)

@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import stillhouse
 from stillhouse.errors import RegistryError
+from stillhouse.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ def save_teacher(folder: Path, target: Path, model: Any) -> None:
         mlflow_model=model,
         loader_module="stillhouse.teachers.pyfunc",
         data_path=str(folder),
-        pip_requirements=[f"stillhouse=={stillhouse.__version__}", *_pinned("mlflow", "numpy", "pandas")],
+        pip_requirements=[f"stillhouse=={__version__}", *_pinned("mlflow", "numpy", "pandas")],
     )
 
 

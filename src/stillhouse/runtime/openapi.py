@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stillhouse import __version__
 from stillhouse.config import AgentConfig
 from stillhouse.knowledge.said import MOST_ROWS
 from stillhouse.runtime.http import Limits
 from stillhouse.runtime.ids import LONGEST_ID
+from stillhouse.version import __version__
 
 __all__ = ["describe"]
 

@@ -37,15 +37,15 @@ def plan_refresh(session: Session) -> Refresh:
             if MODES[asked].falls_back_to is None:
                 raise
             session.registry.tag(session.job.run_id, **{_REASON_TAGS[asked]: str(error)})
-            session.job = fall_back(session.job)
+            session.job = fall_back(session.job, asked)
 
 
-def fall_back(job: Refresh) -> Refresh:
-    """The refresh by the mode that takes over.
+def fall_back(job: Refresh, tried: Mode) -> Refresh:
+    """The refresh as it was asked for, by the mode that takes over from the one that was tried.
 
     :raises ValueError: if none does.
     """
-    mode = mode_of(job).falls_back_to
+    mode = MODES[tried].falls_back_to
     if mode is None:
-        raise ValueError(f"nothing takes over where a refresh by {job.mode} cannot be made")
+        raise ValueError(f"nothing takes over where a refresh by {tried} cannot be made")
     return job.model_copy(update={"mode": mode})
