@@ -121,8 +121,9 @@ def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
 def _flow(name: str, agent: str) -> Callable[..., Any]:
     """The flow ``flows.<name>.<name>``, once its agent is known to exist and Prefect has a server."""
     config.load(agent)
-    ensure_server()
+    server_answers = ensure_server()
     flow: Callable[..., Any] = getattr(importlib.import_module(f"flows.{name}"), name)
+    server_answers()
     return flow
 
 

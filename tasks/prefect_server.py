@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.client import HTTPException
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -35,19 +36,36 @@ _PATIENCE = 30.0  # seconds that a server of others may be away: it may be resta
 _PAUSE = 1.0  # seconds between two looks
 
 
-def ensure_server() -> None:
-    """See that flows of this process have a server, before Prefect is imported.
+def ensure_server() -> Callable[[], None]:
+    """See that flows of this process have a server; to be called before Prefect is imported.
 
+    A server of its own starts beside what this process still has to import: its address is known at once.
+
+    :returns: to be called before the first flow runs: waits until the server answers.
     :raises RuntimeStateError: if none can be started, or the one that the settings name does not answer.
     """
     if named := os.environ.get("PREFECT_API_URL"):
         _require_answer(named)
-    server = subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C ends the run first, which still tells the server
-    )  # fmt: skip
+        _watch(lambda: _reachable(named), _PATIENCE, named)
+        return lambda: None
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        server = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(listening.fileno())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[listening.fileno()],
+            start_new_session=True,  # Ctrl-C ends the run first, which still tells the server
+        )  # fmt: skip
     atexit.register(_stop, server)
+    if _has_settings():  # they may name a server: that process reads them
+        _use(server)
+        return lambda: None
+    os.environ["PREFECT_API_URL"] = url
+    return lambda: _use(server)
+
+
+def _use(server: subprocess.Popen[bytes]) -> None:
+    """Wait for the server that was started, or for the name of the one that Prefect's settings have."""
     url, own = _answer(server)
     if own:
         os.environ["PREFECT_API_URL"] = url
@@ -55,6 +73,18 @@ def ensure_server() -> None:
     else:
         _require_answer(url)
         _watch(lambda: _reachable(url), _PATIENCE, url)
+
+
+def _has_settings() -> bool:
+    """Whether there is a file in which Prefect would look for the address of a server."""
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+    if profiles.exists() or Path("prefect.toml").exists():
+        return True
+    return any(
+        file.exists() and word in file.read_text(encoding="utf-8", errors="replace")
+        for file, word in ((Path(".env"), "PREFECT_"), (Path("pyproject.toml"), "[tool.prefect"))
+    )
 
 
 def _answer(server: subprocess.Popen[bytes]) -> tuple[str, bool]:
@@ -159,8 +189,7 @@ def main() -> None:
     if named := PREFECT_API_URL.value():
         print("named", named, flush=True)
         return
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
+    listening = socket.socket(fileno=int(sys.argv[1]))
     server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on"))
     serving.append(server)
 
