@@ -1,0 +1,44 @@
+"""Results in the suite's order, details where they are asked for, and Great Expectations left as it was."""
+
+from __future__ import annotations
+
+from great_expectations.expectations.expectation import Expectation
+from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+from data_checks.suite import build_suite, parameters
+from data_checks.validate import batch_of, validate
+
+LIBRARY = (Expectation.configuration, ExpectationConfiguration.to_domain_obj)
+
+
+def test_details_are_those_of_failures_alone_unless_asked_for(rows, window, config):
+    rows.loc[3, "temp"] = 99
+    rows.loc[4, "carrier"] = "ZZ"
+    batch, suite = batch_of(rows), build_suite(config, "values")
+    given = parameters(window, config.observations)
+    brief, full = (validate(batch, suite, given, details=details) for details in (False, True))
+    for results in (brief, full):
+        kinds = [result.expectation_config.type for result in results]
+        assert kinds == [expectation.expectation_type for expectation in suite.expectations]
+    assert [result.success for result in brief] == [result.success for result in full]
+    failed = [place for place, result in enumerate(full) if not result.success]
+    assert len(failed) == 2
+    for place, (one, other) in enumerate(zip(brief, full, strict=True)):
+        assert one.result == (other.result if place in failed else {})
+        assert other.result["element_count"] == 100
+
+
+def test_what_cannot_be_asked_keeps_its_place(rows, window, config):
+    suite, given = build_suite(config, "values"), parameters(window, config.observations)
+    batch = batch_of(rows.assign(carrier=[["AA"]] * 100))
+    for details in (False, True):
+        results = validate(batch, suite, given, details=details)
+        assert [result.expectation_config.meta["place"] for result in results] == list(range(len(suite.expectations)))
+        assert not all(result.success for result in results)
+
+
+def test_the_library_is_left_as_it_was(rows, window, config):
+    validate(batch_of(rows), build_suite(config, "structure"), parameters(window, config.observations))
+    assert (Expectation.configuration, ExpectationConfiguration.to_domain_obj) == LIBRARY
+    first, second = (build_suite(config).expectations[3] for _ in range(2))
+    assert first.configuration == second.configuration and first.configuration is not first.configuration
