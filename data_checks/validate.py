@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -60,7 +59,7 @@ def validate(
         found = batch.validate(suite, result_format=result_format, expectation_parameters=dict(parameters))
         return _by_place(found.results)
 
-    with _one_at_a_time, _configured_once():
+    with _one_at_a_time:
         by_place = ask(suite, "COMPLETE" if details else "BOOLEAN_ONLY")
         if not details and (failed := [place for place, result in by_place.items() if not result.success]):
             again = ExpectationSuite(name=suite.name, expectations=[suite.expectations[place] for place in failed])
@@ -75,38 +74,6 @@ def _by_place(results: Iterable[ExpectationValidationResult]) -> _ByPlace:
         for result in results
         if (configuration := result.expectation_config) is not None and configuration.meta is not None
     }
-
-
-@contextlib.contextmanager
-def _configured_once() -> Iterator[None]:
-    """Within, an expectation is turned into its configuration, and back, once and not on each of a hundred requests.
-
-    Either way copies and checks the whole model; in Great Expectations 1.24 that is half of a validation. Neither
-    changes while it is validated. Only under the lock.
-    """
-    from great_expectations.expectations.expectation import Expectation
-    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
-
-    configuration, expectation = Expectation.configuration, ExpectationConfiguration.to_domain_obj
-    Expectation.configuration = property(_once(configuration.__get__))  # type: ignore[assignment, method-assign]
-    ExpectationConfiguration.to_domain_obj = _once(expectation)  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        Expectation.configuration = configuration  # type: ignore[method-assign]
-        ExpectationConfiguration.to_domain_obj = expectation  # type: ignore[method-assign]
-
-
-def _once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``make``, which gives back what it made before of the same object."""
-    made: dict[int, tuple[Any, Any]] = {}  # the object beside it keeps its id from being given to another
-
-    def kept(one: Any) -> Any:
-        if id(one) not in made:
-            made[id(one)] = (one, make(one))
-        return made[id(one)][1]
-
-    return kept
 
 
 def error_in(result: ExpectationValidationResult) -> str | None:

@@ -61,8 +61,6 @@ def picture(png: bytes, what: str) -> str:
 
 def png(figure: Figure) -> bytes:
     """A figure as it is shown on a page."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it is laid out; savefig would do it twice more
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()

@@ -1,14 +1,9 @@
-"""Results in the suite's order, details where they are asked for, and Great Expectations left as it was."""
+"""Results in the suite's order, details where they are asked for."""
 
 from __future__ import annotations
 
-from great_expectations.expectations.expectation import Expectation
-from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
-
 from data_checks.suite import build_suite, parameters
 from data_checks.validate import batch_of, validate
-
-LIBRARY = (Expectation.configuration, ExpectationConfiguration.to_domain_obj)
 
 
 def test_details_are_those_of_failures_alone_unless_asked_for(rows, window, config):
@@ -35,10 +30,3 @@ def test_what_cannot_be_asked_keeps_its_place(rows, window, config):
         results = validate(batch, suite, given, details=details)
         assert [result.expectation_config.meta["place"] for result in results] == list(range(len(suite.expectations)))
         assert not all(result.success for result in results)
-
-
-def test_the_library_is_left_as_it_was(rows, window, config):
-    validate(batch_of(rows), build_suite(config, "structure"), parameters(window, config.observations))
-    assert (Expectation.configuration, ExpectationConfiguration.to_domain_obj) == LIBRARY
-    first, second = (build_suite(config).expectations[3] for _ in range(2))
-    assert first.configuration == second.configuration and first.configuration is not first.configuration
