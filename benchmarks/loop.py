@@ -1,7 +1,11 @@
-"""The loop keeps the student fresh: the demo's year of flights, under several seeds.
+"""The loop keeps the student fresh, in minutes: the demo's year of flights, under several seeds.
 
 ``python -m benchmarks.loop`` plays the demo once per seed (about five minutes each on two cores);
 ``--quick`` plays a few weeks once and writes nothing.
+
+What a week takes is read off the demo's own output, which prints a line as soon as a week is over; a refresh is what a
+week with one takes beyond the median week without. Memory is that of the demo's processes together, looked at four
+times a second.
 """
 
 from __future__ import annotations
@@ -9,58 +13,85 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.report import Goal, begin
 from stillhouse import config
 
-CLAIM = "a champion that is refreshed on drift beats the same student never refreshed, and stays with its teacher"
+CLAIM = "a champion that is refreshed on drift beats the same student never refreshed, a year in five minutes"
+
+MIB = 2**20
+
+
+@dataclass
+class Played:
+    """One year of the demo."""
+
+    seed: int
+    summary: dict[str, Any]
+    wall_seconds: float
+    start_seconds: float
+    """Until the first week's row was printed."""
+    calm_seconds: list[float] = field(default_factory=list)
+    """Of each week without a refresh."""
+    refresh_seconds: list[float] = field(default_factory=list)
+    """Of each refresh: its week's seconds less the median week without one."""
+    peak_bytes: int = 0
+    smallest_ratio: float = 0.0
+    """Bytes of teacher over bytes of variant put forward, the smallest over all refreshes."""
 
 
 def main() -> None:
     """Play, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=2, help="how often the year is played, each under its own seed")
+    parser.add_argument("--seeds", type=int, default=3, help="how often the year is played, each under its own seed")
     parser.add_argument("--quick", action="store_true", help="six weeks, one seed, nothing written")
     asked = parser.parse_args()
     run = begin("loop", recorded=not asked.quick)
     with tempfile.TemporaryDirectory(prefix="stillhouse-loop-") as folder:
         seeds = range(1 if asked.quick else asked.seeds)
         played = [play(seed, Path(folder) / str(seed), weeks=6 if asked.quick else 44) for seed in seeds]
-        watches = watch_seconds(Path(folder) / "0")
-    static, champion, teacher = ([p[f"quality_{who}"] for p in played] for who in ("static", "champion", "teacher"))
+    static, champion, teacher = (
+        [each.summary[f"quality_{who}"] for each in played] for who in ("static", "champion", "teacher")
+    )
     goals = [
         goal("gain_over_never_refreshed", 0.03, "higher", [c - s for c, s in zip(champion, static, strict=True)]),
         goal("loss_to_teacher", 0.01, "lower", [t - c for t, c in zip(teacher, champion, strict=True)]),
-        goal("auc_champion_over_refitted_spike", 0.713, "higher", champion),
+        Goal("auc_champion", 0.722, "higher", statistics.mean(champion), min(champion), max(champion)),
         goal("auc_static_over_spike", 0.684, "higher", static),
-        goal("teacher_bytes_per_champion_byte", 10, "higher", [p["smallest_ratio"] for p in played]),
-        goal("refused_by_the_gate", 1, "higher", [p["refused"] for p in played]),
-        goal("minutes", 5, "lower", [p["wall_seconds"] / 60 for p in played]),
-        goal("week_checked_and_measured_s", 3, "lower", watches),
+        goal("teacher_bytes_per_champion_byte", 10, "higher", [each.smallest_ratio for each in played]),
+        goal("refused_by_the_gate", 1, "higher", [each.summary["refused"] for each in played]),
+        goal("minutes", 5, "lower", [each.wall_seconds / 60 for each in played]),
+        goal("start_to_first_row_s", 60, "lower", [each.start_seconds for each in played]),
+        goal("week_without_refresh_s", 1.4, "lower", [t for each in played for t in each.calm_seconds]),
+        goal("refresh_s", 11, "lower", [t for each in played for t in each.refresh_seconds]),
+        goal("peak_memory_mib", 1.2 * 1024, "lower", [each.peak_bytes / MIB for each in played]),
     ]
     if asked.quick:
         print(json.dumps([{g.name: round(g.measured, 4)} for g in goals], indent=1))
     else:
         libraries = ("torch", "lightgbm", "onnxruntime", "mlflow", "prefect", "great-expectations", "deltalake")
-        run.write(CLAIM, goals, {"seeds": played, "watch_seconds": watches}, libraries)
+        run.write(CLAIM, goals, {"seeds": [vars(each) for each in played]}, libraries)
 
 
 def goal(name: str, aim: float, better: Literal["higher", "lower"], values: Sequence[float]) -> Goal:
     """Median and range of the repeats."""
+    values = values or [float("nan")]
     return Goal(name, aim, better, statistics.median(values), min(values), max(values))
 
 
-def play(seed: int, home: Path, weeks: int) -> dict[str, Any]:
-    """The demo in a process and a store of its own; its summary, with the smallest teacher-to-champion ratio."""
+def play(seed: int, home: Path, weeks: int) -> Played:
+    """The demo in a process and a store of its own."""
     agents = home / "agents"
     agents.mkdir(parents=True)
     text = (Path("agents") / "flights.yaml").read_text(encoding="utf-8")
@@ -72,19 +103,69 @@ def play(seed: int, home: Path, weeks: int) -> dict[str, Any]:
     environment = kept | {"STILLHOUSE_HOME": str(home), "STILLHOUSE_AGENTS": str(agents)}
     command = [sys.executable, "-m", "flows", "demo", "--weeks", str(weeks)]
     start = time.perf_counter()
-    played = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    if played.returncode:
-        raise SystemExit(f"the demo failed under seed {seed}:\n{played.stderr[-3000:]}")
-    summary: dict[str, Any] = json.loads((home / "demo" / "flights" / "summary.json").read_text(encoding="utf-8"))
-    wall = time.perf_counter() - start
-    return {"seed": seed, **summary, "wall_seconds": wall, "smallest_ratio": smallest_ratio(home)}
+    with (home / "errors").open("wb") as errors:
+        demo = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        peak = _Peak(demo.pid)
+        assert demo.stdout is not None
+        ends = [time.perf_counter() - start for line in demo.stdout if line.startswith("week to ")]
+        if demo.wait():
+            raise SystemExit(f"the demo failed under seed {seed}:\n{(home / 'errors').read_text()[-3000:]}")
+    folder = home / "demo" / "flights"
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    played = Played(seed, summary, time.perf_counter() - start, ends[0], peak_bytes=peak.stop())
+    lasted = [end - before for before, end in zip(ends, ends[1:], strict=False)]
+    gates = [week["gate"] for week in json.loads((folder / "weeks.json").read_text(encoding="utf-8"))][1:]
+    played.calm_seconds = [took for took, gate in zip(lasted, gates, strict=True) if not gate]
+    usual = statistics.median(played.calm_seconds)
+    played.refresh_seconds = [took - usual for took, gate in zip(lasted, gates, strict=True) if gate]
+    played.smallest_ratio = smallest_ratio(home)
+    return played
+
+
+class _Peak:
+    """The largest resident memory of a process and all that it has started, together."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.most, self.over = pid, 0, threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> int:
+        """Bytes."""
+        self.over.set()
+        self.thread.join()
+        return self.most
+
+    def _look(self) -> None:
+        while not self.over.wait(0.25):
+            self.most = max(self.most, sum(map(_resident, _family(self.pid))))
+
+
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += _family(int(child))
+    except OSError:  # it has just ended
+        pass
+    return found
+
+
+def _resident(pid: int) -> int:
+    try:
+        kilobytes = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(kilobytes[1]) * 1024 if kilobytes else 0
 
 
 def smallest_ratio(home: Path) -> float:
     """Bytes of teacher over bytes of variant put forward, the smallest over all refreshes."""
     from stillhouse.registry import Registry
 
-    _use(home)
+    os.environ["STILLHOUSE_HOME"] = str(home)
+    os.environ["STILLHOUSE_AGENTS"] = str(home / "agents")
     models = Registry("flights", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
     ratios = []
     for entry in models.versions():
@@ -92,28 +173,6 @@ def smallest_ratio(home: Path) -> float:
         if ref is not None and models.tags(ref).get("chosen") == "True":
             ratios.append(models.scorecard(models.baseline(ref).teacher).bytes / entry.bytes)
     return min(ratios)
-
-
-def watch_seconds(home: Path, repeats: int = 5) -> list[float]:
-    """Data checks and one drift measurement of the last week, in this (then warm) process."""
-    _use(home)
-    from stillhouse.knowledge import KnowledgeBase
-    from tasks import watching
-
-    base = KnowledgeBase(config.load("flights"))
-    newest = base.newest_observation() + timedelta(microseconds=1)
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        data = watching.check_data.fn("flights", watching.take_window("flights", newest))
-        watching.measure_drift.fn("flights", data)
-        taken.append(time.perf_counter() - start)
-    return taken[1:]  # the first warms the process up
-
-
-def _use(home: Path) -> None:
-    os.environ["STILLHOUSE_HOME"] = str(home)
-    os.environ["STILLHOUSE_AGENTS"] = str(home / "agents")
 
 
 if __name__ == "__main__":
