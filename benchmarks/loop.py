@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,7 @@ def play(seed: int, home: Path, weeks: int) -> Played:
     folder = home / "demo" / "flights"
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     played = Played(seed, summary, time.perf_counter() - start, ends[0], peak_bytes=peak.stop())
-    lasted = [end - before for before, end in zip(ends, ends[1:], strict=False)]
+    lasted = [end - before for before, end in pairwise(ends)]
     gates = [week["gate"] for week in json.loads((folder / "weeks.json").read_text(encoding="utf-8"))][1:]
     played.calm_seconds = [took for took, gate in zip(lasted, gates, strict=True) if not gate]
     usual = statistics.median(played.calm_seconds)
