@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from datetime import timedelta
 from functools import cached_property
@@ -46,6 +47,7 @@ _PROBES = 16  # per training: what the controller costs
 _DAMPING = 1e-2  # of the optimiser's metric, as a share of its mean
 _STEP = 1e-3  # along a direction, as a share of the weights' norm
 _TINY = 1e-12
+_ONE_THREAD = 200_000  # parameters up to which a step is too short to be shared among threads
 
 
 class Lesson:
@@ -178,7 +180,7 @@ def distil(
         return Course(history=(), changes=(), steps=0, stopped=False)
     home = next(student.parameters()).device
     device = torch.device("cuda") if torch.cuda.is_available() else home
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _threads_for(student):
         torch.manual_seed(settings.seed)  # dropout
         training = _Training(student.to(device), lesson, settings, held_out, epochs)
         if checkpoint is not None:
@@ -190,6 +192,22 @@ def distil(
         course = training.finish()
     student.to(home)
     return course
+
+
+@contextmanager
+def _threads_for(student: nn.Module) -> Iterator[None]:
+    """One thread of the CPU while a small student learns.
+
+    Its steps take some milliseconds, which threads cannot share to advantage; and where other processes want the CPU
+    too, threads that wait for one another at every operation take ten times as long.
+    """
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in student.parameters()) <= _ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Training:
@@ -207,11 +225,14 @@ class _Training:
         self.average = AveragedModel(student, avg_fn=_moving_average(settings.averaging))
         self.last_layer = _LastLayer(student, lesson, settings)
         trained = [*student.parameters(), *self.last_layer.parameters()]
-        self.optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, max_lr=settings.learning_rate, total_steps=epochs * steps, pct_start=0.15
         )
-        self.both = (self.lesson.taught & self.lesson.lived).nonzero().squeeze(1)
+        self.taught, self.lived = self.lesson.taught, self.lesson.lived
+        self.both = (self.taught & self.lived).nonzero().squeeze(1)
         self.judged = None if self.held_out is None else _with_both(self.held_out)
         self.controller = Controller(
             settings.temperature,
@@ -272,7 +293,7 @@ class _Training:
         if self.every and self.step % self.every == self.every - 1:
             self._probe()
         signals = self._signals(self.lesson, batch, rows)
-        told, known = signals.of(self.lesson.taught[batch]), signals.of(self.lesson.lived[batch])
+        told, known = signals.of(self.taught[batch]), signals.of(self.lived[batch])
         reference = taught = lived = signals.logits.sum() * 0
         if len(told):
             reference = knowledge_loss(told.logits, told.knowledge, 1.0)
