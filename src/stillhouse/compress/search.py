@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from torch import nn
 
 from stillhouse.compress.export import run_torch
 from stillhouse.compress.frontier import choose, figures, frontier, hypervolume
@@ -40,6 +41,7 @@ from stillhouse.config import (
 )
 from stillhouse.errors import ExportError
 from stillhouse.records import Candidate, Frontier, LayerSensitivity, Limits
+from stillhouse.threads import threads_for
 
 __all__ = ["FORM", "search"]
 
@@ -93,7 +95,7 @@ def search(
     :param on_candidate: told of every candidate as it is finished.
     :raises ExportError: if the model cannot serve as it is.
     """
-    with _Searching(make_subject, settings, limits, pack, folder, on_candidate) as state:
+    with _Searching(make_subject, settings, limits, pack, folder, on_candidate) as state, threads_for(state.module):
         for recipe in (*settings.recipes, *(warm if settings.search is None else warm[:1])):
             state.make(recipe)
         stopped = state.go_on(warm, settings.search) if settings.search is not None else "no search was asked for"
@@ -149,6 +151,11 @@ class _Searching:
             )
         self.reference = self.workshop.reference()
         self._note(self.reference, (Fp32(method="fp32"),))
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The torch module that is made smaller; None where there is a graph alone."""
+        return None if self.subject.form is None else self.subject.form.module
 
     def __enter__(self) -> _Searching:
         return self

@@ -45,7 +45,8 @@ def student_subject(
 
     :param student: encoded rows ``[n, D]`` to logits ``[n, K]``.
     :param calibration: columns to float32 ``[n, D]``, n ≥ 1, in order of time; ``judged`` alike. Of very many
-        calibration rows 8,192 are taken, evenly over time: they say where ranges lie and how far two graphs differ.
+        calibration rows 8,192 are taken, half of them the newest: they say where ranges lie and how far two graphs
+        differ.
     :raises ExportError: if the student cannot be exported, or does not fit ``actions`` and ``columns``.
     """
     rows = calibration(columns)
@@ -65,7 +66,7 @@ def student_subject(
             key = json.dumps(list(asked))
             if key not in encoded:
                 whole = {INPUT: rows(asked)}
-                encoded[key] = whole if most is None else evenly_spaced(whole, most)
+                encoded[key] = whole if most is None else _thinned(whole, most)
             return encoded[key]
 
         return fed
@@ -75,6 +76,13 @@ def student_subject(
         model=export_onnx(student, calibrated(columns)), calibration=calibrated, judged=feed(judged), quality=quality,
         slices=slices, measure=measure, form=Form(student, columns), recover=recover, source=source,
     )  # fmt: skip
+
+
+def _thinned(feed: Feed, most: int) -> Feed:
+    """At most ``most`` rows in order of time: the newest half of them whole, the rest evenly from before."""
+    older = {name: array[: -(most // 2)] for name, array in feed.items()}
+    spread = evenly_spaced(older, most - most // 2)
+    return {name: np.concatenate([spread[name], array[-(most // 2) :]]) for name, array in feed.items()}
 
 
 def graph_subject(

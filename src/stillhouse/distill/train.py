@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from copy import copy
 from datetime import timedelta
 from functools import cached_property
@@ -26,6 +25,7 @@ from stillhouse.distill.controller import Change, Controller, Course, calibratio
 from stillhouse.distill.losses import Signals, knowledge_loss, outcome_loss, soften, term
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.errors import DataError
+from stillhouse.threads import threads_for
 from stillhouse.variant import PADDING, UNKNOWN
 
 __all__ = [
@@ -47,7 +47,6 @@ _PROBES = 16  # per training: what the controller costs
 _DAMPING = 1e-2  # of the optimiser's metric, as a share of its mean
 _STEP = 1e-3  # along a direction, as a share of the weights' norm
 _TINY = 1e-12
-_ONE_THREAD = 200_000  # parameters up to which a step is too short to be shared among threads
 
 
 class Lesson:
@@ -180,7 +179,7 @@ def distil(
         return Course(history=(), changes=(), steps=0, stopped=False)
     home = next(student.parameters()).device
     device = torch.device("cuda") if torch.cuda.is_available() else home
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _threads_for(student):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), threads_for(student):
         torch.manual_seed(settings.seed)  # dropout
         training = _Training(student.to(device), lesson, settings, held_out, epochs)
         if checkpoint is not None:
@@ -192,22 +191,6 @@ def distil(
         course = training.finish()
     student.to(home)
     return course
-
-
-@contextmanager
-def _threads_for(student: nn.Module) -> Iterator[None]:
-    """One thread of the CPU while a small student learns.
-
-    Its steps take some milliseconds, which threads cannot share to advantage; and where other processes want the CPU
-    too, threads that wait for one another at every operation take ten times as long.
-    """
-    before = torch.get_num_threads()
-    if sum(parameter.numel() for parameter in student.parameters()) <= _ONE_THREAD:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Training:
