@@ -200,7 +200,7 @@ class _Searching:
 
     def go_on(self, warm: Sequence[Recipe], settings: Search) -> str:
         """Search from where an earlier search ended until something runs out; what did."""
-        for recipe in warm[1:]:
+        for recipe in sorted(warm[1:], key=lambda each: structure(each) != structure(warm[0])):  # its form is at hand
             self.idle = 0  # each was worth something to the champion
             if stop := self._over(settings):
                 return stop
