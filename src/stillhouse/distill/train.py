@@ -47,6 +47,7 @@ _PROBES = 16  # per training: what the controller costs
 _DAMPING = 1e-2  # of the optimiser's metric, as a share of its mean
 _STEP = 1e-3  # along a direction, as a share of the weights' norm
 _TINY = 1e-12
+_AT_ONCE = 8192  # rows of one pass without gradients
 
 
 class Lesson:
@@ -526,7 +527,7 @@ def held_out_loss(student: nn.Module, rows: Lesson, weight: float) -> tuple[floa
     """
     taught, lived, losses, loss = rows.taught, rows.lived, {}, 0.0
     with torch.no_grad():
-        logits = torch.cat([student(part).float() for part in rows.x.split(8192)])
+        logits = torch.cat([student(part).float() for part in rows.x.split(_AT_ONCE)])
         if taught.any():
             found = float(knowledge_loss(logits[taught], rows.knowledge[taught], 1.0))
             losses["held_out_knowledge_loss"], loss = found, loss + (1 - weight) * found
@@ -591,8 +592,9 @@ def _hide(rows: Tensor, lesson: Lesson, rate: float, generator: torch.Generator)
 
 def student_probabilities(student: nn.Module, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Encoded rows to float64 ``[n, K]``."""
-    with torch.no_grad():
-        probabilities: np.ndarray[Any, Any] = torch.softmax(student(torch.from_numpy(x)).double(), dim=1).numpy()
+    with torch.no_grad(), threads_for(student):
+        logits = torch.cat([student(part) for part in torch.from_numpy(x).split(_AT_ONCE)])
+        probabilities: np.ndarray[Any, Any] = torch.softmax(logits.double(), dim=1).numpy()
     return probabilities
 
 
