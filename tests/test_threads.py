@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from stillhouse.threads import threads_for
 
 
 @pytest.fixture
-def two() -> object:
+def two() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
