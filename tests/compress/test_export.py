@@ -171,6 +171,12 @@ def test_what_does_not_agree_is_refused(strange: nn.Module, message: str) -> Non
         export_onnx(strange, {"x": rows})
 
 
+def test_a_failing_export_leaves_standard_output_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError):
+        export_onnx(Unknown(), feed(20))
+    assert capfd.readouterr().out == ""
+
+
 def test_what_onnx_runtime_refuses_is_an_export_error(model: onnx.ModelProto) -> None:
     for strange, rows in ((model, encoded(5)[:, :7]), (b"not a model", encoded(5))):
         with pytest.raises(ExportError, match="ONNX Runtime cannot run the model on 5 rows"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stillhouse.compress import quantize, workshop
+from stillhouse.compress import search as module
 from stillhouse.compress.export import run_onnx
 from stillhouse.compress.frontier import figures as figures_of
 from stillhouse.compress.frontier import frontier, hypervolume
@@ -39,7 +40,7 @@ tabular_once, text_once = cache(tabular_subject), cache(text_subject)
 
 
 def settings(recipes: Sequence[Recipe] | None = None, **of_search: Any) -> Compression:
-    given = Search(**{"time": "300s", "candidates": 12, "recover_epochs": 1} | of_search)
+    given = Search(**{"time": "300s", "candidates": 12, "recover_epochs": 1, "patience": None} | of_search)
     return Compression(**({} if recipes is None else {"recipes": recipes}) | {"search": given, "tolerance": 0.2})
 
 
@@ -192,6 +193,25 @@ def test_recipes_and_earlier_finds_are_made_whatever_the_search_may_cost(
     found = run(tmp_path, settings(**limit), warm=warm)
     assert names(found) == ["fp32", "int8_dynamic", "int8_static", "units30+int8_static"]
     assert found.stopped == stopped
+
+
+def test_it_ends_when_so_many_candidates_in_a_row_add_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LEAST_PROGRESS", 1.0)  # nothing adds that much
+    steps = {"steps": ("prune_units", "prune_columns"), "candidates": 40}
+    found = run(tmp_path, settings([(Fp32(method="fp32"),)], patience=2, **steps))
+    assert found.stopped == "2 candidates in a row have added nothing" and len(found.candidates) == 3
+
+
+def test_it_goes_on_from_the_recipe_that_was_chosen_before(tmp_path: Path) -> None:
+    first = PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1)
+    warm: tuple[Recipe, ...] = ((first, StaticInt8(method="int8_static")), (WeightOnly(method="weights", bits=4),))
+    of_search = settings([(Fp32(method="fp32"),)], steps=("prune_columns",), candidates=4)
+    found = run(tmp_path, of_search, Limits(max_quality_loss=1.0), warm=warm)
+    assert names(found)[:3] == ["fp32", "units30+int8_static", "weights4"]
+    assert found.candidates[3].recipe[0] == found.candidates[1].recipe[0]
+    assert [step["method"] for step in found.candidates[3].recipe] == ["prune_units", "prune_columns", "fp32"]
+    no_more = run(tmp_path / "few", settings([(Fp32(method="fp32"),)], candidates=2), warm=warm)
+    assert names(no_more) == ["fp32", "units30+int8_static"] and no_more.stopped == "2 candidates are made"
 
 
 def test_only_the_steps_that_it_may_take(tmp_path: Path) -> None:

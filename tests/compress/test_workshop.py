@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+import stillhouse
 from stillhouse.compress import build
 from stillhouse.compress import workshop as module
 from stillhouse.compress.export import run_onnx
@@ -300,3 +301,15 @@ def test_a_model_that_cannot_serve_as_it_is(counting: Counting) -> None:
 
     with pytest.raises(ExportError, match="the model cannot serve as it is: no room"):
         Workshop(counting.subject, refuse, counting.folder, 0.05).reference()
+
+
+def test_what_was_kept_is_made_again_when_the_code_of_compression_is_another(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = counting.workshop().make((DYNAMIC,))
+    assert counting.workshop().make((DYNAMIC,)) == made
+    monkeypatch.setattr(stillhouse, "__version__", "0.0.0")
+    assert counting.workshop().make((DYNAMIC,)) == made and counting.finished == ["int8_dynamic"]
+    monkeypatch.setattr(module, "code_digest", lambda: "other")
+    assert counting.workshop().make((DYNAMIC,)).candidate_id != made.candidate_id
+    assert counting.finished == ["int8_dynamic"] * 2

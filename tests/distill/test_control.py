@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from stillhouse.config import Distillation
+from stillhouse.distill import control
 from stillhouse.distill.control import compare, distil_better, distil_with_control
+from stillhouse.distill.controller import Course
 from stillhouse.distill.students import TabularStudent
 from stillhouse.distill.train import Lesson, distil
 
@@ -89,3 +91,53 @@ def test_without_held_out_rows_made_up_ones_are_learned_from_untried() -> None:
     made.outcomes = torch.full_like(made.outcomes, -1)
     course, learned = distil_better(student(), world(60, 0).plus(made), SETTINGS, held_out=None)
     assert course.changes == () and len(learned) == 150
+
+
+def test_a_comparison_that_told_of_no_difference_stands_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    def counted(module: nn.Module, lesson: Lesson, settings: Distillation, **more: object) -> Course:
+        trained.append(settings.controller)
+        return distil(module, lesson, settings, **more)
+
+    monkeypatch.setattr(control, "distil", counted)
+
+    def refresh(previous: Course | None, rows: int = 2000, **changed: object) -> tuple[Course, list[str]]:
+        trained.clear()
+        settings = SETTINGS.model_copy(update={"compare_every": 3} | changed)
+        others = {"held_out": world(600, 1, -1.0), "compared": world(600, 2, -1.0)}
+        return distil_with_control(student(), world(rows, 0, -1.0), settings, previous=previous, **others), [*trained]
+
+    first, done = refresh(None)
+    assert done == ["adaptive", "fixed"] and first.control.moved and first.rows == 2000 and first.uncontrolled == 0
+    again, done = refresh(first)
+    assert done == ["adaptive", "fixed"] and again == first
+    level = first.model_copy(update={"control": first.control.model_copy(update={"gain": 1e-9})})
+    assert not level.control.moved
+    second, done = refresh(level)
+    assert done == ["adaptive"] and second.control is None and second.uncontrolled == 1
+    assert "600 rows, told of no difference" in second.uncontrolled_why and second.changes == first.changes
+    third, done = refresh(second)
+    assert done == ["adaptive"] and third.uncontrolled == 2 and third.uncontrolled_why == second.uncontrolled_why
+    fourth, done = refresh(third)
+    assert done == ["adaptive", "fixed"] and fourth.control == first.control and fourth.uncontrolled == 0
+    assert refresh(level, rows=1000)[1] == refresh(level, compare_every=1)[1] == ["adaptive", "fixed"]
+
+
+@pytest.mark.parametrize(("teacher", "helped"), [(1.0, True), (-1.0, False)])
+def test_what_made_up_rows_were_worth_is_taken_over_for_a_while(teacher: float, helped: bool) -> None:
+    made = world(1500, 3, teacher)
+    made.outcomes = torch.full_like(made.outcomes, -1)
+    lesson, held_out = world(60, 0).plus(made), world(600, 1)
+    fixed = SETTINGS.model_copy(update={"controller": "fixed", "epochs": 10, "compare_every": 3})
+    course = distil_with_control(student(), lesson, fixed, held_out=held_out, compared=None)
+    assert course.made_up_rows_helped == helped and course.untried == 0
+    for untried in (1, 2):
+        before, course = (
+            course,
+            distil_with_control(student(), lesson, fixed, held_out=held_out, compared=None, previous=course),
+        )
+        assert course.untried == untried and course.made_up_rows_helped == helped
+        assert course.changes[-1].reason.startswith("taken over from an earlier refresh: loss on 600 held-out rows")
+        assert course.rows == before.rows == 1560
+    assert distil_with_control(student(), lesson, fixed, held_out=held_out, compared=None, previous=course).untried == 0

@@ -68,6 +68,36 @@ def test_whoever_is_asked_has_not_seen_the_block(tmp_path: Path) -> None:
     assert Recorder.asked == []
 
 
+class Counting(Recorder):
+    """Counts its fits."""
+
+    fits: ClassVar[int] = 0
+
+    def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
+        super().fit(rows, outcomes)
+        Counting.fits += 1
+
+
+def test_observed_and_made_up_rows_share_the_fits_of_the_blocks(tmp_path: Path) -> None:
+    config = make_config({"name": "r", "target": f"{__name__}:Counting"})
+    base = KnowledgeBase(config, tmp_path / "kb")
+    rows = observed(base, 40)
+    rows["temp"] += 0.5
+    teacher = ensemble.load(Path(ensemble.fit(config, rows, TRAIN, tmp_path / "t").folder), config)
+    cross = ensemble.CrossFit(config, rows)
+    Counting.fits = 0
+    alone = ensemble.cross_fit(config, rows)["r"]
+    assert Counting.fits == config.distillation.folds
+    np.testing.assert_array_equal(ensemble.cross_fit(config, rows, cross=cross)["r"], alone)
+    Recorder.asked.clear()
+    made = made_of(base, rows)
+    ask_made_up(teacher, made, account(base), rows, cross)
+    assert Counting.fits == 2 * config.distillation.folds and np.isfinite(base.knowledge(made, teacher.version)).all()
+    for known, asked in Recorder.asked:
+        (block,) = {*made.loc[made["temp"].isin(asked), "block"]}
+        assert known == set(rows.loc[cross.blocks != block, "temp"])
+
+
 def test_blocks_are_those_of_the_cross_fitting(base: KnowledgeBase) -> None:
     rows = observed(base, 11).sample(frac=1, random_state=0)
     blocks = ensemble.cross_fit_blocks(base.config, rows)

@@ -46,7 +46,8 @@ def prune_columns(step: PruneColumns, form: Form, feed: Feed) -> Form:
     if not names:
         raise ExportError(f"prune_columns: {type(form.module).__name__} has no columns that could go one by one")
     count = min(len(names) - 1, max(1, round(len(names) * step.ratio)))
-    gone = sorted(range(len(names)), key=lambda place: (_matters(form, feed, place), place))[:count]
+    matters = _matters(form, feed, len(names))
+    gone = sorted(range(len(names)), key=lambda place: (matters[place], place))[:count]
     module: Any = copy.deepcopy(form.module).eval()
     first = module.layers[0]
     numbers, inside = module.edges.shape[0], _places(module)
@@ -78,12 +79,15 @@ def _places(module: Any) -> list[torch.Tensor]:
     return found
 
 
-def _matters(form: Form, feed: Feed, place: int) -> float:
-    """Mean change of the answers when the column's values change places."""
+def _matters(form: Form, feed: Feed, columns: int) -> list[float]:
+    """Mean change of the answers when a column's values change places, for each of the first ``columns``."""
     rows = feed[INPUT]
     if len(rows) > _ROWS:  # half of them the newest: a column may matter only for what has just arrived
         spread = np.linspace(0, len(rows) - 1, _ROWS // 2).astype(int)
         rows = rows[np.concatenate([spread, np.arange(len(rows) - _ROWS // 2, len(rows))])]
-    mixed = rows.copy()
-    mixed[:, place] = np.random.default_rng(place).permutation(rows[:, place])
-    return float(np.abs(run_torch(form.module, {INPUT: mixed}) - run_torch(form.module, {INPUT: rows})).mean())
+    answers, changes = run_torch(form.module, {INPUT: rows}), []
+    for place in range(columns):
+        mixed = rows.copy()
+        mixed[:, place] = np.random.default_rng(place).permutation(rows[:, place])
+        changes.append(float(np.abs(run_torch(form.module, {INPUT: mixed}) - answers).mean()))
+    return changes

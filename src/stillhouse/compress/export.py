@@ -6,7 +6,6 @@ import copy
 import io
 import itertools
 import warnings
-from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -164,8 +163,9 @@ def _trace(module: nn.Module, name: str, example: Feed, output: str) -> onnx.Mod
     inputs = tuple(torch.from_numpy(np.resize(array, (_TRACED_ROWS, *array.shape[1:]))) for array in example.values())
     file = io.BytesIO()
     try:
-        # Where it fails, the exporter prints the whole graph, and cannot be asked not to.
-        with warnings.catch_warnings(record=True) as caught, patch.object(torch._C, "_jit_onnx_log"):
+        # Where it fails, the exporter prints the whole graph and cannot be asked not to; not among a command's output.
+        torch._C._jit_set_onnx_log_output_stream("stderr")
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.onnx.export(
                 module,

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from torch import nn
 
 from stillhouse.compress.export import run_torch
 from stillhouse.compress.frontier import choose, figures, frontier, hypervolume
@@ -40,6 +41,7 @@ from stillhouse.config import (
 )
 from stillhouse.errors import ExportError
 from stillhouse.records import Candidate, Frontier, LayerSensitivity, Limits
+from stillhouse.threads import threads_for
 
 __all__ = ["FORM", "search"]
 
@@ -58,6 +60,7 @@ _LEAST_GAIN = 0.03  # in bytes or latency, of a step that is worth taking
 _SECOND_CHANCE, _MORE_ROUNDS = 3.0, 3  # of the loss that is allowed: where a form is recovered for longer
 _PROMISING = 2  # formats that a new form is tried in
 _EXPLORATION = 0.5  # of the bandit
+_LEAST_PROGRESS = 2e-3  # in hypervolume, of a candidate that adds something; latencies of equals differ by less
 
 
 def search(
@@ -70,10 +73,13 @@ def search(
     warm: Sequence[Recipe] = (),
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> Frontier:
-    """Make and measure candidates until time, candidates or ideas run out; what nothing beats, and what to put forward.
+    """Make and measure candidates until nothing new gains; what nothing beats, and what to put forward.
 
-    First the float32 reference, ``settings.recipes`` and ``warm`` (an earlier search's frontier), whatever the time.
-    Then the search: from a form that is good enough (``max_quality_loss``) one structural step leads to a smaller one,
+    First the float32 reference, ``settings.recipes`` and the first of ``warm``, whatever the time; then the others of
+    ``warm``, while time and candidates last. Then the search, from the form of the first of ``warm`` if that is good
+    enough, until time, candidates, ideas or its patience run out (``settings.search``).
+
+    From a form that is good enough (``max_quality_loss``) one structural step leads to a smaller one,
     what its layers lose set by what each alone does to the answers; it is recovered by a short distillation,
     quantised in the formats that have earned most, and measured. If it is good enough in one of them, the next step
     starts there; if it is nearly so it is recovered for longer, and if that does not help the step is tried at half its
@@ -83,15 +89,16 @@ def search(
 
     Every candidate and every recovery is kept in ``folder`` by content: a search that was killed goes on where it was.
 
+    :param warm: recipes of an earlier search, the one that was chosen first, then others that nothing beat.
     :param make_subject: makes the subject, always the same; called once here, and, with ``search.parallel`` above 1,
         once in every worker process, for which it must be picklable.
     :param on_candidate: told of every candidate as it is finished.
     :raises ExportError: if the model cannot serve as it is.
     """
-    with _Searching(make_subject, settings, limits, pack, folder, on_candidate) as state:
-        for recipe in (*settings.recipes, *warm):
+    with _Searching(make_subject, settings, limits, pack, folder, on_candidate) as state, threads_for(state.module):
+        for recipe in (*settings.recipes, *(warm if settings.search is None else warm[:1])):
             state.make(recipe)
-        stopped = state.look(settings.search) if settings.search is not None else "no search was asked for"
+        stopped = state.go_on(warm, settings.search) if settings.search is not None else "no search was asked for"
         return state.frontier(stopped)
 
 
@@ -135,6 +142,7 @@ class _Searching:
         self.earned: dict[str, list[float]] = {}  # by number format: hypervolume that it added, each time
         self.chain: tuple[StructuralStep, ...] = ()  # steps to the smallest form that was good enough
         self.probing = 0.0  # seconds that went into sensitivity
+        self.idle = 0  # candidates in a row that have added nothing
         self.workers: ProcessPoolExecutor | None = None
         parallel = settings.search.parallel if settings.search is not None else 1
         if parallel > 1:
@@ -143,6 +151,11 @@ class _Searching:
             )
         self.reference = self.workshop.reference()
         self._note(self.reference, (Fp32(method="fp32"),))
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The torch module that is made smaller; None where there is a graph alone."""
+        return None if self.subject.form is None else self.subject.form.module
 
     def __enter__(self) -> _Searching:
         return self
@@ -164,7 +177,9 @@ class _Searching:
         if name not in self.candidates:
             before = self.hypervolume()
             self._note(self.workshop.make(recipe), recipe)
-            self.earned.setdefault(recipe_name((number_format(recipe),)), []).append(self.hypervolume() - before)
+            gained = self.hypervolume() - before
+            self.earned.setdefault(recipe_name((number_format(recipe),)), []).append(gained)
+            self.idle = 0 if gained > _LEAST_PROGRESS else self.idle + 1
         return self.candidates[name]
 
     def _note(self, candidate: Candidate, recipe: Recipe) -> None:
@@ -183,6 +198,18 @@ class _Searching:
 
     # ----------------------------------------------------------------- searching
 
+    def go_on(self, warm: Sequence[Recipe], settings: Search) -> str:
+        """Search from where an earlier search ended until something runs out; what did."""
+        for recipe in sorted(warm[1:], key=lambda each: structure(each) != structure(warm[0])):  # its form is at hand
+            self.idle = 0  # each was worth something to the champion
+            if stop := self._over(settings):
+                return stop
+            self.make(recipe)
+        if warm and self.good_enough(self.make(warm[0])):
+            self.chain = structure(warm[0])
+        self.idle = 0
+        return self.look(settings)
+
     def look(self, settings: Search) -> str:
         """Search until something runs out; what did."""
         formats = [each for each in _FORMATS if each.method in settings.steps]
@@ -193,6 +220,7 @@ class _Searching:
                 return stop
             self._quantised((), each)
         arms = self._arms(settings)
+        self.idle = 0  # formats of the same form say nothing about smaller ones
         while True:
             if stop := self._over(settings):
                 return stop
@@ -206,6 +234,8 @@ class _Searching:
             return f"the time is over ({settings.time.total_seconds():g} s)"
         if len(self.candidates) >= settings.candidates:
             return f"{settings.candidates} candidates are made"
+        if settings.patience is not None and self.idle >= settings.patience:
+            return f"{self.idle} candidates in a row have added nothing"
         return ""
 
     def _spent(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import stillhouse.variant
 from stillhouse.compress.build import Built
 from stillhouse.compress.export import INPUT, export_onnx, run_torch
 from stillhouse.compress.manifest import write_manifest
+from stillhouse.compress.quantize import evenly_spaced
 from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
 from stillhouse.compress.workshop import Pack
 from stillhouse.config import recipe_name
@@ -22,6 +24,8 @@ from stillhouse.errors import ExportError
 from stillhouse.variant import width
 
 __all__ = ["copy_code", "graph_subject", "student_subject", "variant_pack"]
+
+_CALIBRATION_ROWS = 8192
 
 
 def student_subject(
@@ -40,7 +44,9 @@ def student_subject(
     """A student as the subject of compression; see :class:`Subject` for what the arguments are.
 
     :param student: encoded rows ``[n, D]`` to logits ``[n, K]``.
-    :param calibration: columns to float32 ``[n, D]``, n ≥ 1, in order of time; ``judged`` alike.
+    :param calibration: columns to float32 ``[n, D]``, n ≥ 1, in order of time; ``judged`` alike. Of very many
+        calibration rows 8,192 are taken, half of them the newest: they say where ranges lie and how far two graphs
+        differ.
     :raises ExportError: if the student cannot be exported, or does not fit ``actions`` and ``columns``.
     """
     rows = calibration(columns)
@@ -48,17 +54,35 @@ def student_subject(
         raise ExportError(f"needs float32 rows [n, D] with n ≥ 1, got {rows.dtype} {list(rows.shape)}")
     if rows.shape[1] != width(columns):
         raise ExportError(f"the calibration rows have {rows.shape[1]} values, but the columns make {width(columns)}")
-    answers = run_torch(student, {INPUT: rows})
+    answers = run_torch(student, {INPUT: rows[:1]})
     if answers.shape[1] != len(actions):
         raise ExportError(f"the student has {answers.shape[1]} logits, but there are {len(actions)} actions")
 
-    def feed(rows: Callable[[Columns], Array]) -> Callable[[Columns | None], Feed]:
-        return lambda given: {INPUT: rows(columns if given is None else given)}
+    def feed(rows: Callable[[Columns], Array], most: int | None = None) -> Callable[[Columns | None], Feed]:
+        encoded: dict[str, Feed] = {}  # by columns, of which a search has a handful
 
+        def fed(given: Columns | None) -> Feed:
+            asked = columns if given is None else given
+            key = json.dumps(list(asked))
+            if key not in encoded:
+                whole = {INPUT: rows(asked)}
+                encoded[key] = whole if most is None else _thinned(whole, most)
+            return encoded[key]
+
+        return fed
+
+    calibrated = feed(calibration, _CALIBRATION_ROWS)
     return Subject(
-        model=export_onnx(student, {INPUT: rows}), calibration=feed(calibration), judged=feed(judged), quality=quality,
+        model=export_onnx(student, calibrated(columns)), calibration=calibrated, judged=feed(judged), quality=quality,
         slices=slices, measure=measure, form=Form(student, columns), recover=recover, source=source,
     )  # fmt: skip
+
+
+def _thinned(feed: Feed, most: int) -> Feed:
+    """At most ``most`` rows in order of time: the newest half of them whole, the rest evenly from before."""
+    older = {name: array[: -(most // 2)] for name, array in feed.items()}
+    spread = evenly_spaced(older, most - most // 2)
+    return {name: np.concatenate([spread[name], array[-(most // 2) :]]) for name, array in feed.items()}
 
 
 def graph_subject(

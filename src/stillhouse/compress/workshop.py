@@ -10,7 +10,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import stillhouse
+import stillhouse.compress
 from stillhouse.compress.build import Built, export_form, finish
 from stillhouse.compress.export import run_onnx, slim
 from stillhouse.compress.processor import processor
@@ -32,13 +32,14 @@ from stillhouse.errors import ExportError
 from stillhouse.latency import cpu_time, measure_latency
 from stillhouse.records import Candidate, Latency
 
-__all__ = ["Pack", "Workshop", "one_row"]
+__all__ = ["Pack", "Workshop", "code_digest", "one_row"]
 
 Pack = Callable[[Path, onnx.ModelProto, Built], None]
 """Writes an artifact into an empty folder: the slim graph, and what its kind of artifact has beside it."""
 
 _RECORD, _COLUMNS = "candidate.json", "columns.json"
 _FORMS_AT_HAND = 3
+_OTHER_CODE = ("config/compression.py", "latency.py", "values.py", "variant.py")
 _SECONDS_MEASURED = 2.0  # of each candidate's latency, at most
 
 
@@ -48,7 +49,7 @@ class Workshop:
     A candidate lies in ``candidates/<id>/``, its artifact in ``artifact/`` and its record beside it; the folder appears
     under its name when it is complete. The weights of a structural form lie in ``forms/<id>.safetensors``: the form is
     made again by taking its steps, whose recoveries are then read instead of repeated. The same id is the same model,
-    recipe, rows, software and processor.
+    recipe, rows, code, libraries and processor.
 
     :param tolerance: of a number format, see :func:`~stillhouse.compress.build.finish`.
     """
@@ -57,11 +58,11 @@ class Workshop:
         self.subject, self.pack, self.folder, self.tolerance = subject, pack, folder, tolerance
         self._source = _digest(
             subject.model.SerializeToString(deterministic=True), json.dumps(subject.columns), subject.source,
-            torch.__version__, onnxruntime.__version__, onnx.__version__, stillhouse.__version__,
+            torch.__version__, onnxruntime.__version__, onnx.__version__, code_digest(),
             processor().model_dump_json(), tolerance,
         )  # fmt: skip
         self._forms: OrderedDict[str, Form] = OrderedDict()
-        self._graphs: dict[str, onnx.ModelProto] = {}
+        self._graphs: OrderedDict[str, onnx.ModelProto] = OrderedDict()
         self._feeds: dict[str, Feed] = {}
         self._reference: tuple[Callable[[], object], float] | None = None  # one decision, and its usual median (ms)
 
@@ -167,7 +168,9 @@ class Workshop:
         if not steps or form is None:
             return self.subject.model
         if name not in self._graphs:
-            self._graphs = {name: export_form(self.subject, form)}
+            self._graphs[name] = export_form(self.subject, form)
+            while len(self._graphs) > _FORMS_AT_HAND:
+                self._graphs.popitem(last=False)
         return self._graphs[name]
 
     def save_form(self, recipe: Recipe, path: Path) -> None:
@@ -217,6 +220,14 @@ class Workshop:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         return folder
+
+
+@cache
+def code_digest() -> str:
+    """Of the code that decides what a recipe gives: a change elsewhere in the package leaves kept candidates valid."""
+    package = Path(stillhouse.compress.__file__).parents[1]
+    files = [*package.glob("compress/**/*.py"), *package.glob("distill/**/*.py"), *map(package.joinpath, _OTHER_CODE)]
+    return _digest(*(part for file in sorted(files) for part in (file.relative_to(package), file.read_bytes())))
 
 
 def one_row(model: onnx.ModelProto, feed: Feed) -> Callable[[], object]:

@@ -996,6 +996,13 @@ class Distillation(Section):
     control: bool = Field(
         default=True, description="train a student at the fixed settings too, to show what adapting has earned"
     )
+    compare_every: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="refreshes from one comparison with a second training (fixed settings; observed rows alone) to the "
+        "next, where the last one told of no difference; 1: at each",
+    )
     losses: tuple[KnowledgeLoss, ...] = Field(
         default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
     )

@@ -234,6 +234,12 @@ class Search(Section):
 
     time: Length = Field(default=timedelta(minutes=5), description="of one refresh; the search stops there")
     candidates: int = Field(default=40, ge=1, le=10_000, description="made and measured at most, in one refresh")
+    patience: int | None = Field(
+        default=12,
+        ge=1,
+        description="candidates in a row that add nothing to what nothing beats, until the search ends; null: as many "
+        "as time and candidates allow",
+    )
     steps: tuple[_METHODS, ...] = Field(
         default=_METHODS.__args__,  # type: ignore[attr-defined]  # of a Literal
         min_length=1,

@@ -42,6 +42,8 @@ def made_up_rows(config: AgentConfig, rows: pd.DataFrame, blocks: Array | None =
     blocks = np.zeros(len(rows), dtype=np.int64) if blocks is None else blocks
     room = max(0, config.distillation.augment.fill_to - len(rows))
     share = min(config.copies, room / max(1, len(rows)))
+    if share == 0 or rows.empty:
+        return _features(config, rows).iloc[:0].assign(block=0, content_key="").reset_index(drop=True)
     found = [
         _of_block(config, rows[blocks == block], share, int(block)).assign(block=int(block))
         for block in np.unique(blocks)

@@ -70,6 +70,11 @@ class Control(Record):
     gain: float = Field(description="log_loss_fixed − log_loss")
     standard_error: float = Field(ge=0.0, description="of the gain, rows paired, groups of rows counted as one")
 
+    @property
+    def moved(self) -> bool:
+        """Whether adapting has helped or harmed by more than two standard errors."""
+        return abs(self.gain) > 2 * self.standard_error
+
 
 class Course(Record):
     """How a training went."""
@@ -79,6 +84,16 @@ class Course(Record):
     steps: int = Field(ge=0, description="of the optimiser")
     stopped: bool = Field(description="before all epochs, because the held-out loss no longer fell")
     control: Control | None = Field(default=None, description="the same training at the fixed settings beside it")
+    rows: int = Field(
+        default=0, ge=0, description="to learn from, made-up ones too, when it was last compared with another"
+    )
+    uncontrolled: int = Field(
+        default=0, ge=0, description="refreshes in a row, up to this one, without a training at the fixed settings"
+    )
+    uncontrolled_why: str = Field(default="", description="why it was left out though settings were changed")
+    untried: int = Field(
+        default=0, ge=0, description="refreshes in a row, up to this one, that took over what made-up rows were worth"
+    )
 
     @property
     def adapted(self) -> bool:

@@ -25,6 +25,7 @@ from stillhouse.distill.controller import Change, Controller, Course, calibratio
 from stillhouse.distill.losses import Signals, knowledge_loss, outcome_loss, soften, term
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.errors import DataError
+from stillhouse.threads import threads_for
 from stillhouse.variant import PADDING, UNKNOWN
 
 __all__ = [
@@ -46,6 +47,7 @@ _PROBES = 16  # per training: what the controller costs
 _DAMPING = 1e-2  # of the optimiser's metric, as a share of its mean
 _STEP = 1e-3  # along a direction, as a share of the weights' norm
 _TINY = 1e-12
+_AT_ONCE = 8192  # rows of one pass without gradients
 
 
 class Lesson:
@@ -178,7 +180,7 @@ def distil(
         return Course(history=(), changes=(), steps=0, stopped=False)
     home = next(student.parameters()).device
     device = torch.device("cuda") if torch.cuda.is_available() else home
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), threads_for(student):
         torch.manual_seed(settings.seed)  # dropout
         training = _Training(student.to(device), lesson, settings, held_out, epochs)
         if checkpoint is not None:
@@ -207,11 +209,14 @@ class _Training:
         self.average = AveragedModel(student, avg_fn=_moving_average(settings.averaging))
         self.last_layer = _LastLayer(student, lesson, settings)
         trained = [*student.parameters(), *self.last_layer.parameters()]
-        self.optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, max_lr=settings.learning_rate, total_steps=epochs * steps, pct_start=0.15
         )
-        self.both = (self.lesson.taught & self.lesson.lived).nonzero().squeeze(1)
+        self.taught, self.lived = self.lesson.taught, self.lesson.lived
+        self.both = (self.taught & self.lived).nonzero().squeeze(1)
         self.judged = None if self.held_out is None else _with_both(self.held_out)
         self.controller = Controller(
             settings.temperature,
@@ -272,7 +277,7 @@ class _Training:
         if self.every and self.step % self.every == self.every - 1:
             self._probe()
         signals = self._signals(self.lesson, batch, rows)
-        told, known = signals.of(self.lesson.taught[batch]), signals.of(self.lesson.lived[batch])
+        told, known = signals.of(self.taught[batch]), signals.of(self.lived[batch])
         reference = taught = lived = signals.logits.sum() * 0
         if len(told):
             reference = knowledge_loss(told.logits, told.knowledge, 1.0)
@@ -522,7 +527,7 @@ def held_out_loss(student: nn.Module, rows: Lesson, weight: float) -> tuple[floa
     """
     taught, lived, losses, loss = rows.taught, rows.lived, {}, 0.0
     with torch.no_grad():
-        logits = torch.cat([student(part).float() for part in rows.x.split(8192)])
+        logits = torch.cat([student(part).float() for part in rows.x.split(_AT_ONCE)])
         if taught.any():
             found = float(knowledge_loss(logits[taught], rows.knowledge[taught], 1.0))
             losses["held_out_knowledge_loss"], loss = found, loss + (1 - weight) * found
@@ -587,8 +592,9 @@ def _hide(rows: Tensor, lesson: Lesson, rate: float, generator: torch.Generator)
 
 def student_probabilities(student: nn.Module, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Encoded rows to float64 ``[n, K]``."""
-    with torch.no_grad():
-        probabilities: np.ndarray[Any, Any] = torch.softmax(student(torch.from_numpy(x)).double(), dim=1).numpy()
+    with torch.no_grad(), threads_for(student):
+        logits = torch.cat([student(part) for part in torch.from_numpy(x).split(_AT_ONCE)])
+        probabilities: np.ndarray[Any, Any] = torch.softmax(logits.double(), dim=1).numpy()
     return probabilities
 
 

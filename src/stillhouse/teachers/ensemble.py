@@ -25,6 +25,7 @@ from stillhouse.teachers.calling import call
 from stillhouse.teachers.ready import content_hash
 
 __all__ = [
+    "CrossFit",
     "Ensemble",
     "Member",
     "cross_fit",
@@ -244,29 +245,53 @@ def reweigh(teacher: TeacherRef, weights: Weights, folder: Path) -> TeacherRef:
     return reference(folder)
 
 
+class CrossFit:
+    """The teachers that learn, fitted once on all time blocks of labelled rows but one, for each block.
+
+    The rows, ordered by time, are cut into ``distillation.folds`` contiguous blocks; about each block speak teachers
+    fitted on the others (cross-fitting; Chernozhukov et al. 2018, "Double/debiased machine learning", §3). Contiguous,
+    because neighbours in time share their weather: a random cut would leak. A block's teachers are fitted when they
+    are first asked, and kept: a refresh that asks about observed and about made-up rows fits each block once.
+
+    :param rows: labelled (with ``outcome``, −1 where it is not known: nothing is fitted on those).
+    """
+
+    def __init__(self, config: AgentConfig, rows: pd.DataFrame) -> None:
+        self.config = config
+        self.blocks = cross_fit_blocks(config, rows)
+        self._rows = rows
+        self._fitted: dict[int, list[tuple[Leaf, Teacher]]] = {}
+
+    def without(self, block: int) -> list[tuple[Leaf, Teacher]]:
+        """The teachers that have not seen the outcomes of this block."""
+        if block not in self._fitted:
+            self._fitted[block] = _fit_members(self.config, self._rows[self.blocks != block])
+        return self._fitted[block]
+
+
 def cross_fit(
     config: AgentConfig,
     rows: pd.DataFrame,
     progress: Progress = lambda text: None,
     wanted: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+    cross: CrossFit | None = None,
 ) -> dict[str, Array]:
     """What the teachers that learn say about labelled ``rows`` whose outcomes they have not seen, by their names.
 
-    The rows, ordered by time, are cut into ``distillation.folds`` contiguous blocks; each block is labelled by
-    teachers fitted on the others (cross-fitting; Chernozhukov et al. 2018, "Double/debiased machine learning",
-    §3). Contiguous, because neighbours in time share their weather: a random cut would leak.
+    Each time block is labelled by teachers fitted on the others (:class:`CrossFit`).
 
     :param wanted: bool ``[n]``, the rows to be spoken about; None: all.
+    :param cross: of these very ``rows``, whose teachers are used and kept; None: fitted here and let go.
     :returns: float64 ``[n, K]`` each, NaN where not wanted.
     """
     folds = config.distillation.folds
     wanted = np.ones(len(rows), dtype=bool) if wanted is None else wanted
-    blocks = cross_fit_blocks(config, rows)
+    cross = CrossFit(config, rows) if cross is None else cross
     said: dict[str, Array] = {}
     for number in range(folds):
-        asked = np.flatnonzero((blocks == number) & wanted)
+        asked = np.flatnonzero((cross.blocks == number) & wanted)
         if len(asked):
-            for leaf, teacher in _fit_members(config, rows[blocks != number]):
+            for leaf, teacher in cross.without(number):
                 answer = said.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))
                 what = f"teacher {leaf.name!r} on {len(asked)} rows"
                 given = call(what, _timeout(leaf), teacher.predict_proba, rows.iloc[asked])
@@ -276,25 +301,23 @@ def cross_fit(
 
 
 def cross_fit_blocks(config: AgentConfig, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The time block of each row, ``[n]``, as :func:`cross_fit` cuts them."""
-    order = np.argsort(rows["observed_at"].to_numpy(), kind="stable")
+    """The time block of each row, ``[n]``, as :class:`CrossFit` cuts them."""
+    order = rows["observed_at"].array.argsort(kind="stable")
     blocks = np.empty(len(rows), dtype=np.int64)
     for number, block in enumerate(np.array_split(order, config.distillation.folds)):
         blocks[block] = number
     return blocks
 
 
-def without_block(teacher: Ensemble, rows: pd.DataFrame, outside: np.ndarray[Any, np.dtype[np.bool_]]) -> Ensemble:
-    """The same teachers, those that learn fitted on the labelled ``rows`` outside of a block alone.
+def without_block(teacher: Ensemble, cross: CrossFit, block: int) -> Ensemble:
+    """The same teachers, those that learn fitted outside of one block alone.
 
     What it says is kept under the version of ``teacher``, as cross-fitted knowledge is.
-
-    :param outside: which rows it may be fitted on, bool ``[n]``.
     """
     actions = teacher.config.actions
     fitted = {
         leaf.name: in_process(leaf.name, actions, made.predict_proba, timeout=_timeout(leaf))
-        for leaf, made in _fit_members(teacher.config, rows[outside])
+        for leaf, made in cross.without(block)
     }
     members = [
         replace(member, answer=fitted[member.name]) if member.name in fitted else member for member in teacher.members

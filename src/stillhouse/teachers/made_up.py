@@ -7,19 +7,26 @@ import pandas as pd
 
 from stillhouse.teachers import asking
 from stillhouse.teachers.asking import Account
-from stillhouse.teachers.ensemble import Ensemble, cross_fit_blocks, without_block
+from stillhouse.teachers.ensemble import CrossFit, Ensemble, without_block
 
 __all__ = ["ask_made_up"]
 
 
-def ask_made_up(teacher: Ensemble, made: pd.DataFrame, account: Account, rows: pd.DataFrame | None = None) -> None:
+def ask_made_up(
+    teacher: Ensemble,
+    made: pd.DataFrame,
+    account: Account,
+    rows: pd.DataFrame | None = None,
+    cross: CrossFit | None = None,
+) -> None:
     """Ask about rows that were made up within the blocks of the cross-fitting, and keep the answers.
 
-    What learns has, for each block, to be fitted once more on the others: whoever has seen the outcome of a row knows
-    too much about those that were made of it.
+    What learns answers by its fit outside of the block: whoever has seen the outcome of a row knows too much about
+    those that were made of it.
 
     :param made: as :func:`stillhouse.distill.augment.made_up_rows` gives them.
     :param rows: labelled, that ``teacher`` was fitted on; None: it is asked about what was made of other rows.
+    :param cross: of ``rows``, whose fits are used again; None: each block is fitted here.
     """
     made = made[np.isnan(account.base.knowledge(made, teacher.version)[:, 0])]
     if account.stopped or made.empty:
@@ -27,7 +34,7 @@ def ask_made_up(teacher: Ensemble, made: pd.DataFrame, account: Account, rows: p
     if rows is None or teacher.fitted is None:
         asking.ask(teacher, made[~teacher.seen(made)], account)
         return
-    blocks = cross_fit_blocks(teacher.config, rows)
+    cross = CrossFit(teacher.config, rows) if cross is None else cross
     for block in np.unique(made["block"]):
         if not account.stopped:
-            asking.ask(without_block(teacher, rows, blocks != block), made[made["block"] == block], account)
+            asking.ask(without_block(teacher, cross, int(block)), made[made["block"] == block], account)
