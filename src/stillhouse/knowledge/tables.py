@@ -13,10 +13,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import pandas as pd
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from pyarrow.dataset import Dataset
+from pyarrow.dataset import Dataset, FileSystemDataset, Scanner
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError, StoreError
@@ -37,11 +38,14 @@ __all__ = [
     "PROPERTIES",
     "TIME",
     "WINDOWED",
+    "Clause",
     "Table",
     "Tables",
     "file_statistics",
+    "files_with",
     "newest",
     "observed_in",
+    "wrap_errors",
 ]
 
 Table = Literal[
@@ -121,6 +125,12 @@ PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.checkpointInterva
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 """The same for a table that was made before these properties were."""
 
+Clause = tuple[str, Literal["=", "<", "<=", ">", ">=", "in"], Any]
+"""``(column, operator, value)`` that a row must meet; the value is a text, a moment, or several texts for ``in``."""
+
+_STATISTICS_STEP = timedelta(milliseconds=1)
+"""Delta cuts the moments in a file's statistics to milliseconds: its newest row may be later by less than this."""
+
 _STORED = {"double": True, "string": False}  # whether it is a number in the agent file
 
 _TRIES, _FIRST_PAUSE, _LONGEST_PAUSE = 12, 0.02, 1.0  # seconds
@@ -136,6 +146,7 @@ class Tables:
     def __init__(self, config: AgentConfig, root: Path | None = None) -> None:
         self.config = config
         self.root = root or home() / "knowledge" / config.agent
+        self._handles: dict[Table, tuple[DeltaTable, tuple[int, int]]] = {}
 
     def identity(self) -> str:
         """What tells this knowledge base from every other, for ever: the id of the table ``decisions``."""
@@ -247,15 +258,98 @@ class Tables:
     # ----------------------------------------------------------------- inside
 
     def _open(self, table: Table, version: int | None = None) -> DeltaTable | None:
+        """The table as of now, or at a version. Of now it is kept open, and only what its log has more is read."""
         path = self.root / table
         if not (path / "_delta_log").is_dir():  # asking Delta costs a listing of the whole log
             return None
+        if version is None and (kept := self._kept_open(table)):
+            return kept
         try:
-            return DeltaTable(str(path), version=version)
+            delta = DeltaTable(str(path), version=version)
         except TableNotFoundError:  # it is being made
             return None
         except DeltaError as error:
             raise StoreError(_why_closed(path, table, error)) from error
+        if version is None:
+            self._keep_open(table, delta)
+        return delta
+
+    def _kept_open(self, table: Table) -> DeltaTable | None:
+        """None where the table is not open yet, or where its log was replaced, as by the restoring of a backup."""
+        delta, commit = self._handles.pop(table, (None, None))
+        if delta is None or commit != self._commit(table, delta):
+            return None
+        try:
+            delta.update_incremental()
+        except DeltaError:  # opening it anew says what is wrong
+            return None
+        self._keep_open(table, delta)
+        return delta
+
+    def _keep_open(self, table: Table, delta: DeltaTable) -> None:
+        if commit := self._commit(table, delta):
+            self._handles[table] = (delta, commit)
+
+    def _commit(self, table: Table, delta: DeltaTable) -> tuple[int, int] | None:
+        """What tells the file of the version's commit from another of that name; None where it is gone."""
+        try:
+            found = (self.root / table / "_delta_log" / f"{delta.version():020d}.json").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_size
+
+    def _select(
+        self, table: Table, columns: Sequence[str] | None, *clauses: Clause, delta: DeltaTable | None = None
+    ) -> pa.Table:
+        """Rows that meet every clause, in no order; a file whose statistics rule them out is not opened.
+
+        :param columns: None: all but the month.
+        :param delta: the table where it is open already; by default as of now.
+        :raises StoreError: if a file is damaged or gone.
+        """
+        delta = delta or self._open(table)
+        if delta is None:
+            return self._schema(table).empty_table().select(columns or self._schema(table).names)
+        dataset, condition = files_with(delta, *clauses)
+        return self._rows(table, dataset, columns, condition)
+
+    def _rows(
+        self, table: Table, dataset: Dataset, columns: Sequence[str] | None, condition: pc.Expression
+    ) -> pa.Table:
+        names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
+        if not dataset.files:
+            return pa.schema([dataset.schema.field(name) for name in names]).empty_table()
+        with wrap_errors(table, self.root):
+            return self._scan(table, dataset, names, condition).to_table()
+
+    def _scan(
+        self, table: Table, dataset: Dataset, columns: Sequence[str], condition: pc.Expression, **options: Any
+    ) -> Scanner:
+        """Whatever reads rows of a table goes through here."""
+        return dataset.scanner(columns=list(columns), filter=condition, **options)
+
+    def _newest_first(self, table: Table, columns: Sequence[str], *clauses: Clause) -> Iterator[tuple[pa.Table, Any]]:
+        """The rows that meet every clause, file by file, the newest file first.
+
+        With each file's rows comes the moment that the rows of all files after it are earlier than, by the files'
+        statistics; None after the last file. Who has what was looked for leaves the rest unread.
+        """
+        delta = self._open(table)
+        if delta is None:
+            return
+        dataset, condition = files_with(delta, *clauses)
+        paths, maxima = (file_statistics(delta, name).to_pylist() for name in ("path", "max.observed_at"))
+        ends = {path: None if end is None else end + _STATISTICS_STEP for path, end in zip(paths, maxima, strict=True)}
+        never = datetime.max.replace(tzinfo=UTC)
+        files = sorted(
+            ((ends.get(fragment.path) or never, fragment) for fragment in dataset.get_fragments()),
+            key=lambda file: file[0],
+            reverse=True,
+        )
+        for place, (_, fragment) in enumerate(files):
+            one = FileSystemDataset([fragment], dataset.schema, dataset.format, dataset.filesystem)
+            behind = files[place + 1][0] if place + 1 < len(files) else None
+            yield self._rows(table, one, columns, condition), behind
 
     def open(self, table: Table) -> DeltaTable | None:
         """The table as of now; None where nothing was ever written.
@@ -313,14 +407,64 @@ def observed_in(
 
     What a file holds is told by its statistics in the log: the others are not even opened.
     """
-    time, condition, files = pc.field("observed_at"), pc.scalar(True), list[str]()
+    clauses = list[Clause]()
     if start is not None:
-        condition &= time >= pa.scalar(start, TIME)
-        files.append(f"observed_at >= '{_utc(start)}'")
+        clauses.append(("observed_at", ">=", start))
     if end is not None:
-        condition &= time < pa.scalar(end, TIME)
-        files.append(f"observed_at < '{_utc(end)}'")
+        clauses.append(("observed_at", "<", end))
+    return files_with(delta, *clauses)
+
+
+def files_with(delta: DeltaTable, *clauses: Clause) -> tuple[Dataset, pc.Expression]:
+    """The files that by their statistics may hold rows which meet every clause, and the condition of those rows."""
+    condition, files = pc.scalar(True), list[str]()
+    for column, operator, value in clauses:
+        condition &= _OPERATORS[operator](pc.field(column), _arrow_value(value))
+        if operator == "in":
+            files.append(f"{column} IN ({', '.join(map(_sql, sorted(value)))})" if value else "false")
+        elif operator == "=" and isinstance(value, datetime):  # of moments the statistics are too coarse for equality
+            files.append(f"{column} >= {_sql(value)} AND {column} <= {_sql(value)}")
+        else:
+            files.append(f"{column} {operator} {_sql(value)}")
     return delta.to_pyarrow_dataset(file_pruning_predicate=" AND ".join(files) or None), condition
+
+
+_OPERATORS: dict[str, Any] = {
+    "=": lambda field, value: field == value,
+    "<": lambda field, value: field < value,
+    "<=": lambda field, value: field <= value,
+    ">": lambda field, value: field > value,
+    ">=": lambda field, value: field >= value,
+    "in": lambda field, value: field.isin(value),
+}
+
+
+def _arrow_value(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return pa.scalar(value, TIME)
+    return value if isinstance(value, str) else pa.array(sorted(value), pa.string())
+
+
+def _sql(value: str | datetime) -> str:
+    """As it stands in the condition on a file's statistics."""
+    text = _utc(value) if isinstance(value, datetime) else value.replace("'", "''")
+    return f"'{text}'"
+
+
+@contextmanager
+def wrap_errors(table: Table, root: Path) -> Iterator[None]:
+    """A data file that is damaged or gone, in a sentence.
+
+    :raises StoreError: with it.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        first = " ".join(str(error).split())[:300]
+        raise StoreError(
+            f"table {table!r} in {root} cannot be read ({first}): a file of it is damaged or gone; restore it from a "
+            "backup"
+        ) from error
 
 
 def newest(delta: DeltaTable, until: datetime | None = None) -> datetime | None:

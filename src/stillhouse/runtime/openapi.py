@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse import __version__
 from stillhouse.config import AgentConfig
-from stillhouse.knowledge.said import MOST_ROWS
+from stillhouse.knowledge.answers_page import MOST_ROWS
 from stillhouse.runtime.http import Limits
 from stillhouse.runtime.ids import LONGEST_ID
 
