@@ -577,20 +577,13 @@ class KnowledgeBase(Tables):
         return self._last("verdicts", ["recorded_at", "outcome"], *clauses)
 
     def _last(self, table: Table, columns: Sequence[str], *clauses: Clause) -> dict[str, Any] | None:
-        """Of the rows that meet every clause the one of the latest ``observed_at``, then ``recorded_at`` if it has one.
-
-        Files are read from the newest on, and only as many as may hold a later row than was found.
-        """
+        """Of the rows that meet every clause the one of the latest ``observed_at``, then ``recorded_at``."""
         order = [name for name in ("observed_at", "recorded_at") if name == "observed_at" or name in columns]
-        last: dict[str, Any] | None = None
-        for rows, behind in self._newest_first(table, list(dict.fromkeys([*order, *columns])), *clauses):
+        for rows in self._newest_first(table, list(dict.fromkeys([*order, *columns])), *clauses):
             if rows.num_rows:
-                row = rows.sort_by([(name, "descending") for name in order]).slice(0, 1).to_pylist()[0]
-                if last is None or [row[name] for name in order] > [last[name] for name in order]:
-                    last = row
-            if last is not None and (behind is None or last["observed_at"] >= behind):
-                break
-        return last
+                last: dict[str, Any] = rows.sort_by([(name, "descending") for name in order]).slice(0, 1).to_pylist()[0]
+                return last
+        return None
 
     def observed(self, start: datetime, end: datetime) -> bool:
         """Whether there is an observation of ``[start, end)``."""

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from pyarrow.dataset import Dataset, FileSystemDataset, Scanner
+from pyarrow.dataset import Dataset, Scanner
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError, StoreError
@@ -127,9 +127,6 @@ HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=Fa
 
 Clause = tuple[str, Literal["=", "<", "<=", ">", ">=", "in"], Any]
 """``(column, operator, value)`` that a row must meet; the value is a text, a moment, or several texts for ``in``."""
-
-_STATISTICS_STEP = timedelta(milliseconds=1)
-"""Delta cuts the moments in a file's statistics to milliseconds: its newest row may be later by less than this."""
 
 _STORED = {"double": True, "string": False}  # whether it is a number in the agent file
 
@@ -328,28 +325,25 @@ class Tables:
         """Whatever reads rows of a table goes through here."""
         return dataset.scanner(columns=list(columns), filter=condition, **options)
 
-    def _newest_first(self, table: Table, columns: Sequence[str], *clauses: Clause) -> Iterator[tuple[pa.Table, Any]]:
-        """The rows that meet every clause, file by file, the newest file first.
+    def _newest_first(self, table: Table, columns: Sequence[str], *clauses: Clause) -> Iterator[pa.Table]:
+        """The rows that meet every clause, from stretch to stretch of time, each of which lies before the last one.
 
-        With each file's rows comes the moment that the rows of all files after it are earlier than, by the files'
-        statistics; None after the last file. Who has what was looked for leaves the rest unread.
+        The first begins where the newest file ends, and each goes back over twice as many files as the one before, so
+        that whoever stops at the first rows has read little, however long the table is.
         """
         delta = self._open(table)
         if delta is None:
             return
-        dataset, condition = files_with(delta, *clauses)
-        paths, maxima = (file_statistics(delta, name).to_pylist() for name in ("path", "max.observed_at"))
-        ends = {path: None if end is None else end + _STATISTICS_STEP for path, end in zip(paths, maxima, strict=True)}
-        never = datetime.max.replace(tzinfo=UTC)
-        files = sorted(
-            ((ends.get(fragment.path) or never, fragment) for fragment in dataset.get_fragments()),
-            key=lambda file: file[0],
-            reverse=True,
-        )
-        for place, (_, fragment) in enumerate(files):
-            one = FileSystemDataset([fragment], dataset.schema, dataset.format, dataset.filesystem)
-            behind = files[place + 1][0] if place + 1 < len(files) else None
-            yield self._rows(table, one, columns, condition), behind
+        ends, end = _ends(delta, clauses), None
+        for place in [*(2**n - 1 for n in range(len(ends).bit_length())), None]:
+            start = None if place is None else ends[place]
+            stretch = list[Clause]()
+            if start is not None:
+                stretch.append(("observed_at", ">=", start))
+            if end is not None:
+                stretch.append(("observed_at", "<", end))
+            yield self._select(table, columns, *clauses, *stretch, delta=delta)
+            end = start
 
     def open(self, table: Table) -> DeltaTable | None:
         """The table as of now; None where nothing was ever written.
@@ -427,6 +421,27 @@ def files_with(delta: DeltaTable, *clauses: Clause) -> tuple[Dataset, pc.Express
         else:
             files.append(f"{column} {operator} {_sql(value)}")
     return delta.to_pyarrow_dataset(file_pruning_predicate=" AND ".join(files) or None), condition
+
+
+def _ends(delta: DeltaTable, clauses: Sequence[Clause]) -> list[datetime]:
+    """By the statistics of the files that may have rows which meet the clauses: when their newest rows were observed.
+
+    Newest first; none where a file has no statistics. Only what texts must equal, and how late they may be, counts.
+    """
+    ends = file_statistics(delta, "max.observed_at")
+    if ends.null_count:
+        return []
+    mask = pc.is_valid(ends)
+    for column, operator, value in clauses:
+        least, most = (file_statistics(delta, f"{end}.{column}") for end in ("min", "max"))
+        if operator == "=" and isinstance(value, str):
+            may = pc.and_(pc.less_equal(least, value), pc.greater_equal(most, value))
+            mask = pc.and_(mask, pc.fill_null(may, True))
+        elif operator == "<" and column == "observed_at":
+            limit = pa.scalar(value, TIME)
+            mask = pc.and_(mask, pc.fill_null(pc.less(least, limit), True))
+            ends = pc.if_else(pc.less(ends, limit), ends, limit)
+    return sorted(pc.unique(pc.filter(ends, mask)).to_pylist(), reverse=True)
 
 
 _OPERATORS: dict[str, Any] = {
