@@ -30,6 +30,7 @@ from pyarrow.dataset import Dataset, Scanner
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError, StoreError
 from stillhouse.frames import require_distinct
+from stillhouse.knowledge.commits import damaged_entries
 
 __all__ = [
     "FIELDS",
@@ -514,8 +515,6 @@ def _with_month(delta: DeltaTable, rows: pa.Table) -> pa.Table:
 
 
 def _why_closed(path: Path, table: Table, error: Exception) -> str:
-    from stillhouse.knowledge.integrity import damaged_entries
-
     damaged = damaged_entries(path)
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not damaged:
