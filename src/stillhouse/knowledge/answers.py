@@ -10,8 +10,9 @@ added since, and from those only where their statistics admit the teacher.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
@@ -122,6 +123,7 @@ class AnswerCaches:
         self._tables = tables
         self._readings = OrderedDict[_Key, _Reading]()
         self._widths: dict[str, int] = {}  # of the features, by teacher
+        self._lock = threading.RLock()
 
     def probabilities(self, rows: pd.DataFrame, teacher: str, actions: int) -> Array:
         """Float64 ``[n, actions]``, NaN where the teacher has no answer of that many actions."""
@@ -152,13 +154,15 @@ class AnswerCaches:
         """Keep what this process has just appended in one commit, so that it need not be read."""
         if column == "features":
             self._widths[teacher] = values.shape[1]
-        reading = self._readings.get(_Key(teacher, column, values.shape[1]))
-        delta = self._tables._open("knowledge")
-        if reading is None or delta is None or not len(content_keys):
-            return
-        reading.cache.add(content_keys, np.full(len(content_keys), _microseconds(asked_at)), values)
-        if delta.version() == reading.version + 1:  # else others have appended, too
-            reading.version, reading.files = delta.version(), _files(delta)
+        with self._lock:
+            reading = self._readings.get(_Key(teacher, column, values.shape[1]))
+            delta = self._tables._open("knowledge")
+            if reading is None or delta is None:
+                return
+            reading.cache.add(content_keys, np.full(len(content_keys), _microseconds(asked_at)), values)
+            files = _files(delta)
+            if delta.version() == reading.version + 1:  # else others have appended, too
+                reading.version, reading.files = delta.version(), files
 
     # ----------------------------------------------------------------- inside
 
@@ -166,12 +170,13 @@ class AnswerCaches:
         delta = None if rows.empty else self._tables._open("knowledge")
         if delta is None:
             return np.full((len(rows), key.width), np.nan, dtype=_DTYPES[key.column])
-        reading = self._reading(key)
-        self._catch_up(key, reading, delta)
-        self._extend(key, reading, delta, _earliest(rows))
         content_keys = rows["content_key"].tolist()
-        self._search_older(key, reading, delta, content_keys)
-        return reading.cache.lookup(content_keys)
+        with self._lock:
+            reading = self._reading(key)
+            self._catch_up(key, reading, delta)
+            self._extend(key, reading, delta, _earliest(rows))
+            self._search_older(key, reading, delta, content_keys)
+            return reading.cache.lookup(content_keys)
 
     def _reading(self, key: _Key) -> _Reading:
         if key not in self._readings:
@@ -183,23 +188,23 @@ class AnswerCaches:
 
     def _catch_up(self, key: _Key, reading: _Reading, delta: DeltaTable) -> None:
         """Read what was appended since, where anything was."""
-        if delta.version() == reading.version:
+        version = delta.version()
+        if version == reading.version:
             return
-        files = _files(delta)
-        if reading.version > delta.version():  # the table was restored from a backup
+        files = _files(delta)  # after the version: a file may be taken for unread, never for read
+        if reading.version > version:  # the table was restored from a backup
             reading.cache, reading.whole, reading.since = AnswerCache(key.width, _DTYPES[key.column]), False, None
             reading.absent.clear()
-        elif reading.whole or reading.since is not None:
-            dataset, condition = files_with(delta, ("teacher", "=", key.teacher))
+        elif (reading.whole or reading.since is not None) and _may_hold(delta, files - reading.files, key.teacher):
+            reading.absent.clear()
+            clauses: list[Clause] = [("teacher", "=", key.teacher)]
+            if reading.since is not None:
+                clauses.append(("observed_at", ">=", reading.since))
+            dataset, condition = files_with(delta, *clauses)
             added = [each for each in dataset.get_fragments() if each.path not in reading.files]
-            if added:
-                reading.absent.clear()
-                new = FileSystemDataset(added, dataset.schema, dataset.format, dataset.filesystem)
-                if not reading.whole:
-                    _, later = files_with(delta, ("observed_at", ">=", reading.since))
-                    condition &= later
-                self._read(key, reading, new, condition)
-        reading.version, reading.files = delta.version(), files
+            new = FileSystemDataset(added, dataset.schema, dataset.format, dataset.filesystem)
+            self._read(key, reading, new, condition)
+        reading.version, reading.files = version, files
 
     def _extend(self, key: _Key, reading: _Reading, delta: DeltaTable, start: datetime | None) -> None:
         """Read the answers about observations of ``start`` (None: the beginning) and later, as far as they are not."""
@@ -243,6 +248,17 @@ class AnswerCaches:
 
 def _files(delta: DeltaTable) -> frozenset[str]:
     return frozenset(file_statistics(delta, "path").to_pylist())
+
+
+def _may_hold(delta: DeltaTable, files: Set[str], teacher: str) -> bool:
+    """Whether any of the files may have answers of the teacher, by their statistics."""
+    if not files:
+        return False
+    paths, least, most = (file_statistics(delta, name).to_pylist() for name in ("path", "min.teacher", "max.teacher"))
+    return any(
+        path in files and (low is None or high is None or low <= teacher <= high)
+        for path, low, high in zip(paths, least, most, strict=True)
+    )
 
 
 def _earliest(rows: pd.DataFrame) -> datetime | None:
