@@ -96,7 +96,7 @@ def status(agent: AgentName) -> None:
     for problem in integrity.problems(base):
         console.print(f"problem: {problem}", soft_wrap=True)
     _show_spending(base)
-    watched = [verdict for verdict in base.verdicts() if verdict.kind == "watch"]
+    watched = base.verdicts("watch")
     if watched:
         console.print(f"last watch, {watched[-1].as_of:%Y-%m-%d %H:%M}: {watched[-1].summary}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stillhouse import config
 from stillhouse.champion import open_registry
@@ -27,6 +27,9 @@ __all__ = [
     "moment",
     "remove_old_rows",
 ]
+
+
+_PROMOTING: tuple[Literal["gate", "promotion"], ...] = ("gate", "promotion")
 
 
 class Learned(NamedTuple):
@@ -56,7 +59,7 @@ def learned_windows(agent: str) -> Learned:
         windows = open_registry(agent).windows()
     except RegistryError as error:
         return Learned({}, str(error))
-    promoted = sum(verdict.outcome == "promoted" for verdict in _base(agent).verdicts())
+    promoted = sum(verdict.outcome == "promoted" for kind in _PROMOTING for verdict in _base(agent).verdicts(kind))
     if promoted and not windows:
         return Learned(
             {},

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import WindowError
-from stillhouse.knowledge import KnowledgeBase, windows
+from stillhouse.knowledge import KnowledgeBase, sampling, windows
 from stillhouse.records import Verdict, Window
 from tests.knowledge.parts_for_tests import START, make_config, make_rows
 
@@ -59,7 +59,7 @@ def sample(base: KnowledgeBase, size: int, seed: int = 7) -> Window:
 def test_a_sample_is_those_of_smallest_hash_that_are_not_in_quarantine(kb: KnowledgeBase) -> None:
     bad(kb, *range(0, 100, 2), batch="bad")
     ids = np.array([f"o{i:04d}" for i in range(200) if i >= 100 or i % 2], dtype=object)
-    keys = windows.keyed_hash(ids, 7)
+    keys = sampling.keyed_hash(ids, 7)
     found = kb.observations(sample(kb, 20))
     assert found["observation_id"].tolist() == sorted(ids[np.argsort(keys)[:20]])
     assert found.columns.tolist() == kb.observations(kb.window("w", START, START + 9 * HOUR)).columns.tolist()
@@ -111,7 +111,7 @@ def test_the_hash_is_siphash_so_that_samples_last() -> None:
     ids = ["", "o1", "o0001", "a rather long observation's id, São Paulo"]
     for seed in (0, 7, 2**64 - 1):
         expected = [mixed(siphash(f"{seed:016x}".encode(), each.encode())) for each in ids]
-        assert windows.keyed_hash(ids, seed).tolist() == expected
+        assert sampling.keyed_hash(ids, seed).tolist() == expected
 
 
 def test_a_sample_larger_than_the_window_is_the_window(kb: KnowledgeBase) -> None:
@@ -132,7 +132,7 @@ def test_neither_batches_nor_order_nor_copies_change_a_sample(size: int) -> None
 
     def drawn(frame: pd.DataFrame, batch: int) -> pd.DataFrame:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        found = windows.smallest(table.to_batches(max_chunksize=batch), size, 3, pa.array(["o0009"], pa.string()))
+        found = sampling.smallest(table.to_batches(max_chunksize=batch), size, 3, pa.array(["o0009"], pa.string()))
         return found.to_pandas().sort_values("observation_id", ignore_index=True)
 
     one = drawn(together, 10_000)
@@ -152,7 +152,7 @@ def test_a_sample_is_uniform(kb: KnowledgeBase) -> None:
     ids = np.array([f"o{i:04d}" for i in range(200)], dtype=object)
     counts = np.zeros(200)
     for seed in range(300):
-        counts[np.argsort(windows.keyed_hash(ids, seed))[:20]] += 1
+        counts[np.argsort(sampling.keyed_hash(ids, seed))[:20]] += 1
     assert ((counts - 30) ** 2 / (30 * 0.9)).sum() < 268
 
 

@@ -24,10 +24,9 @@ under the teacher's version, so nothing is asked twice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -36,15 +35,37 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from stillhouse.config import AgentConfig
-from stillhouse.errors import SchemaError, StoreError, WindowError
-from stillhouse.knowledge import moments, windows
+from stillhouse.errors import SchemaError, WindowError
+from stillhouse.knowledge import moments, sampling
+from stillhouse.knowledge.answers import AnswerCaches
 from stillhouse.knowledge.content import content_keys, tidy, tidy_outcomes
-from stillhouse.knowledge.tables import MONTH, TIME, WINDOWED, Table, Tables, newest, observed_in
-from stillhouse.records import Counted, DataReport, EvidenceStep, Spending, Verdict, WeightChange, Window, short_id
+from stillhouse.knowledge.tables import (
+    MONTH,
+    WINDOWED,
+    Clause,
+    Table,
+    Tables,
+    files_with,
+    newest,
+    observed_in,
+    wrap_errors,
+)
+from stillhouse.records import (
+    Counted,
+    DataReport,
+    EvidenceStep,
+    Process,
+    Spending,
+    Verdict,
+    WeightChange,
+    Window,
+    short_id,
+)
 
 __all__ = ["KnowledgeBase", "Purpose", "Table", "content_keys", "tidy", "tidy_outcomes"]
 
 Purpose = Literal["refresh", "watch", "runtime"]
+Kind = Literal["watch", "gate", "promotion"]
 
 _USELESS_ANSWERS = 2  # to one content: once may be a passing fault
 _BATCH_ROWS = 65_536  # that are streamed at once
@@ -63,6 +84,7 @@ class KnowledgeBase(Tables):
         known = tuple(config.actions if actions is None else actions)
         self.outcomes = [*known, *(action for action in config.actions if action not in known)]
         super().__init__(config if known == config.actions else config.model_copy(update={"actions": known}), root)
+        self._answers = AnswerCaches(self)
 
     # ----------------------------------------------------------------- writing
 
@@ -91,19 +113,25 @@ class KnowledgeBase(Tables):
         """
         if features is not None:
             self._require_width(teacher, features.shape[1])
-        known = self.knowledge(rows, teacher)
-        new = np.isnan(known[:, 0])
+        new = np.isnan(self.knowledge(rows, teacher)[:, 0]) & ~rows.duplicated("content_key").to_numpy()
         if not new.any():
             return 0
-        said = rows.loc[new, ["content_key", "observed_at"]].assign(
+        vectors = None if features is None else features[new].astype(np.float32)
+        asked_at = datetime.now(UTC)
+        answers = rows.loc[new, ["content_key", "observed_at"]].assign(
             teacher=teacher,
-            asked_at=datetime.now(UTC),
+            asked_at=asked_at,
             probabilities=list(probabilities[new]),
-            features=None if features is None else list(features[new].astype(np.float32)),
+            features=None if vectors is None else list(vectors),
         )
-        said = said.drop_duplicates("content_key")
-        batch = f"{teacher}:{pd.util.hash_pandas_object(said['content_key'], index=False).sum():x}"
-        return self.append("knowledge", said, batch=batch)
+        batch = f"{teacher}:{pd.util.hash_pandas_object(answers['content_key'], index=False).sum():x}"
+        written = self.append("knowledge", answers, batch=batch)
+        if written:
+            keys = answers["content_key"].tolist()
+            self._answers.add(teacher, "probabilities", keys, asked_at, probabilities[new])
+            if vectors is not None:
+                self._answers.add(teacher, "features", keys, asked_at, vectors)
+        return written
 
     def append_unanswered(self, rows: pd.DataFrame, reasons: Sequence[str], *, teacher: str) -> int:
         """Keep which of ``rows`` ``teacher`` (a version) had no usable answer to, and why.
@@ -238,8 +266,7 @@ class KnowledgeBase(Tables):
             self.require_types(columns, delta)
         dataset, condition = observed_in(delta, *((window.start, window.end) if window else ()))
         names = [name for name in dataset.schema.names if name != MONTH] if columns is None else columns
-        with _told(table, self.root):
-            found = dataset.to_table(columns=list(dict.fromkeys([*names, "observed_at"])), filter=condition)
+        found = self._rows(table, dataset, list(dict.fromkeys([*names, "observed_at"])), condition)
         rows: pd.DataFrame = found.to_pandas().sort_values("observed_at", kind="stable", ignore_index=True)
         return rows if columns is None else rows[list(columns)]
 
@@ -260,10 +287,12 @@ class KnowledgeBase(Tables):
         names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
         if among is not None:
             condition &= pc.field("observation_id").isin(among)
-        with _told(table, self.root):
-            yield from dataset.to_batches(
-                columns=names, filter=condition, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
-            )
+        if not dataset.files:
+            return
+        with wrap_errors(table, self.root):
+            yield from self._scan(
+                table, dataset, names, condition, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1
+            ).to_batches()
 
     def observations(self, window: Window) -> pd.DataFrame:
         """Observations of the window that are not in quarantine, each once, ordered by time and id.
@@ -272,7 +301,7 @@ class KnowledgeBase(Tables):
         """
         if window.sample is None or window.seed is None:
             return self.sound(self.read("observations", window), window)
-        found = windows.smallest(
+        found = sampling.smallest(
             self.stream("observations", window), window.sample, window.seed, pa.array(self._bad(window), pa.string())
         )
         rows = found.to_pandas() if found.num_columns else self._empty("observations", None)
@@ -355,15 +384,16 @@ class KnowledgeBase(Tables):
     def _first_known(self, start: datetime, end: datetime, since: datetime) -> pd.DataFrame:
         """``observation_id, observed_at, known_at`` of the outcomes that :meth:`arrived` is about."""
         columns = ["observation_id", "observed_at", "known_at"]
-        delta = self._open("outcomes")
-        if delta is None:
-            return self._empty("outcomes", columns)
-        (outcomes, lived), known = observed_in(delta, since), pc.field("known_at")
-        now = lived & (known >= pa.scalar(start, TIME)) & (known < pa.scalar(end, TIME))
-        new: pd.DataFrame = outcomes.to_table(columns=columns, filter=now).to_pandas()
+        lived: Clause = ("observed_at", ">=", since)
+        arrived: tuple[Clause, Clause] = ("known_at", ">=", start), ("known_at", "<", end)
+        new: pd.DataFrame = self._select("outcomes", columns, lived, *arrived).to_pandas()
         new = new.sort_values("known_at", kind="stable")
-        earlier = lived & (known < pa.scalar(start, TIME)) & pc.field("observation_id").isin(new["observation_id"])
-        old = outcomes.to_table(columns=["observation_id"], filter=earlier)["observation_id"].to_pylist()
+        delta = self._open("outcomes")
+        if delta is None or new.empty:
+            return new
+        dataset, earlier = files_with(delta, lived, ("known_at", "<", start))
+        earlier &= pc.field("observation_id").isin(pa.array(new["observation_id"], pa.string()))
+        old = self._rows("outcomes", dataset, ["observation_id"], earlier)["observation_id"].to_pylist()
         return new[~new["observation_id"].isin(old)].drop_duplicates("observation_id")
 
     def knowledge(self, rows: pd.DataFrame, teacher: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -371,33 +401,22 @@ class KnowledgeBase(Tables):
 
         What was said about another number of actions is no answer.
         """
-        answer = np.full((len(rows), len(self.config.actions)), np.nan)
-        delta = self._open("knowledge")
-        if delta is None or rows.empty:
-            return answer
-        found = delta.to_pyarrow_dataset().to_table(
-            columns=["content_key", "probabilities", "asked_at"], filter=pc.field("teacher") == teacher
-        ).sort_by("asked_at")  # fmt: skip
-        found = found.filter(pc.equal(pc.list_value_length(found["probabilities"]), answer.shape[1]))
-        position = pd.Index(found["content_key"].to_pandas().drop_duplicates())
-        at = position.get_indexer(pd.Index(rows["content_key"]))
-        if len(position):
-            first = found["content_key"].to_pandas().drop_duplicates().index
-            said = np.stack(found["probabilities"].to_pandas().to_numpy()[first])
-            answer[at >= 0] = said[at[at >= 0]]
-        return answer
+        return self._answers.probabilities(rows, teacher, len(self.config.actions))
 
     def newest_answers(self, teacher: str, most: int) -> list[tuple[str, np.ndarray[Any, np.dtype[np.float64]]]]:
         """Content keys and probabilities ``[K]`` of the ``most`` answers that ``teacher`` gave last, oldest first."""
         delta = self._open("knowledge")
         if delta is None or most < 1:
             return []
-        kept = delta.to_pyarrow_dataset().filter(pc.field("teacher") == teacher)
-        times = kept.to_table(columns=["asked_at"])["asked_at"].to_numpy().astype("datetime64[us]").astype(np.int64)
+        wanted: Clause = ("teacher", "=", teacher)
+        dataset, kept = files_with(delta, wanted)
+        times = self._rows("knowledge", dataset, ["asked_at"], kept)["asked_at"].cast(pa.int64()).to_numpy()
+        since = datetime.fromtimestamp(0, UTC)
         if len(times) > most:
-            since = np.partition(times, len(times) - most)[len(times) - most]
-            kept = kept.filter(pc.field("asked_at") >= pa.scalar(int(since), TIME))
-        found = kept.to_table(columns=["content_key", "asked_at", "probabilities"]).sort_by("asked_at")
+            nth = np.partition(times, len(times) - most)[len(times) - most]
+            since += timedelta(microseconds=int(nth))
+        columns = ["content_key", "asked_at", "probabilities"]
+        found = self._select("knowledge", columns, wanted, ("asked_at", ">=", since), delta=delta).sort_by("asked_at")
         said = zip(found["content_key"].to_pylist(), found["probabilities"].to_pylist(), strict=True)
         return [(key, np.asarray(each)) for key, each in said if len(each) == len(self.config.actions)][-most:]
 
@@ -406,43 +425,21 @@ class KnowledgeBase(Tables):
 
         None where it has given no features at all.
         """
-        found = self._features_of(teacher)
-        if found is None or not (kept := found.to_table(columns=["content_key", "features", "asked_at"])).num_rows:
-            return None
-        frame = kept.sort_by("asked_at").to_pandas().drop_duplicates("content_key")
-        said = np.stack(frame["features"].to_numpy())
-        answer = np.full((len(rows), said.shape[1]), np.nan, dtype=np.float32)
-        at = pd.Index(frame["content_key"]).get_indexer(pd.Index(rows["content_key"]))
-        answer[at >= 0] = said[at[at >= 0]]
-        return answer
-
-    def _features_of(self, teacher: str) -> Any:
-        """The rows of the table in which ``teacher`` has features; None where the table is older than features are."""
-        delta = self._open("knowledge")
-        if delta is None:
-            return None
-        kept = delta.to_pyarrow_dataset()
-        if "features" not in kept.schema.names:
-            return None
-        return kept.filter((pc.field("teacher") == teacher) & pc.field("features").is_valid())
+        return self._answers.features(rows, teacher)
 
     def _require_width(self, teacher: str, width: int) -> None:
-        found = self._features_of(teacher)
-        first = [] if found is None else found.head(1, columns=["features"])["features"].to_pylist()
-        if first and len(first[0]) != width:
+        before = self._answers.features_width(teacher)
+        if before not in (None, width):
             raise SchemaError(
-                f"teacher {teacher} gives features of width {width}, and gave {len(first[0])} before: they must be of "
+                f"teacher {teacher} gives features of width {width}, and gave {before} before: they must be of "
                 f"one width, or it must be another teacher (another `fingerprint` or settings)"
             )
 
     def unanswered(self, teacher: str) -> pd.DataFrame:
         """``content_key, reason`` of each time that ``teacher`` (a version) had no usable answer."""
-        delta = self._open("unanswered")
-        if delta is None:
-            return self._empty("unanswered", ["content_key", "reason"])
-        found: pd.DataFrame = delta.to_pyarrow_dataset().to_table(
-            columns=["content_key", "reason"], filter=pc.field("teacher") == teacher
-        ).to_pandas()  # fmt: skip
+        found: pd.DataFrame = self._select(
+            "unanswered", ["content_key", "reason"], ("teacher", "=", teacher)
+        ).to_pandas()
         return found
 
     def given_up(self, teacher: str) -> set[str]:
@@ -454,8 +451,9 @@ class KnowledgeBase(Tables):
         """What :meth:`append_questions` kept of this job; None if it has selected nothing."""
         if not self.has_batch("questions", f"questions:{job}:{teacher}"):
             return None
-        rows = self.read("questions")
-        return rows[(rows["job"] == job) & (rows["teacher"] == teacher)].reset_index(drop=True)
+        found = self._select("questions", None, ("job", "=", job), ("teacher", "=", teacher))
+        rows: pd.DataFrame = found.to_pandas()
+        return rows.sort_values("observed_at", kind="stable", ignore_index=True)
 
     def spending(
         self, *, job: str | None = None, purpose: Purpose | None = None,
@@ -467,14 +465,14 @@ class KnowledgeBase(Tables):
         :param after: only what belongs to later moments of the agent's life, up to and including ``until``.
         :param asked_since: only what was asked from then on, by the clock on the wall.
         """
-        rows = self.read("spending")
-        chosen = np.ones(len(rows), dtype=bool)
-        for column, wanted in (("job", job), ("purpose", purpose)):
-            chosen &= (rows[column] == wanted).to_numpy() if wanted is not None else True
-        chosen &= (rows["observed_at"] > after).to_numpy() if after is not None else True
-        chosen &= (rows["observed_at"] <= until).to_numpy() if until is not None else True
-        chosen &= (rows["asked_at"] >= asked_since).to_numpy() if asked_since is not None else True
-        sums = rows[chosen].groupby("teacher")[list(Spending.model_fields)].sum()
+        wanted: list[tuple[str, str, Any]] = [
+            ("job", "=", job), ("purpose", "=", purpose), ("observed_at", ">", after), ("observed_at", "<=", until),
+            ("asked_at", ">=", asked_since),
+        ]  # fmt: skip
+        clauses: Any = [clause for clause in wanted if clause[2] is not None]
+        figures = list(Spending.model_fields)
+        rows = self._select("spending", ["teacher", *figures], *clauses).to_pandas()
+        sums = rows.groupby("teacher")[figures].sum()
         return {str(name): Spending.model_validate(total.to_dict()) for name, total in sums.iterrows()}
 
     def weight_changes(self, version: str | None = None) -> list[WeightChange]:
@@ -482,7 +480,15 @@ class KnowledgeBase(Tables):
 
         Of a refresh that was interrupted and made again, with more knowledge by then, what it found last.
         """
-        rows = self.read("weights").sort_values(["observed_at", "recorded_at"], kind="stable")
+        clauses = list[Clause]()
+        if version is not None:  # at the same moments another version may have replaced it
+            times = self._select("weights", ["observed_at"], ("version", "=", version))["observed_at"]
+            if not len(times):
+                return []
+            clauses = [("observed_at", ">=", pc.min(times).as_py()), ("observed_at", "<=", pc.max(times).as_py())]
+        columns = ["job", "version", "observed_at", "recorded_at", "teacher", "slice", "json"]
+        rows = self._select("weights", columns, *clauses).to_pandas()
+        rows = rows.sort_values(["observed_at", "recorded_at"], kind="stable")
         rows = rows.drop_duplicates(["job", "observed_at", "teacher", "slice"], keep="last")
         chosen = rows if version is None else rows[rows["version"] == version]
         return [WeightChange.model_validate_json(text) for text in chosen["json"]]
@@ -537,28 +543,39 @@ class KnowledgeBase(Tables):
         delta = self._open("observations")
         return None if delta is None else newest(delta, moments.latest())
 
-    def verdicts(self, kind: str | None = None) -> list[Verdict]:
-        """All verdicts, or those of a kind, in the order of the times they speak of, then as recorded."""
-        rows = self.read("verdicts").sort_values(["observed_at", "recorded_at"], kind="stable")
-        rows = rows if kind is None else rows[rows["kind"] == kind]
-        return [Verdict.model_validate_json(text) for text in rows.drop_duplicates("verdict_id")["json"]]
+    def verdicts(
+        self, kind: Kind | None = None, as_of: datetime | None = None, since: datetime | None = None
+    ) -> list[Verdict]:
+        """Verdicts in the order of the times they speak of, then as recorded.
+
+        :param kind: only those; None: all.
+        :param as_of: only those that speak of exactly that moment.
+        :param since: only those that speak of that moment or a later one.
+        """
+        clauses = list[Clause]()
+        if kind is not None:
+            clauses.append(("kind", "=", kind))
+        if as_of is not None:
+            clauses.append(("observed_at", "=", as_of))
+        if since is not None:
+            clauses.append(("observed_at", ">=", since))
+        rows = self._select("verdicts", ["verdict_id", "observed_at", "recorded_at", "json"], *clauses).to_pandas()
+        rows = rows.sort_values(["observed_at", "recorded_at"], kind="stable").drop_duplicates("verdict_id")
+        return [Verdict.model_validate_json(text) for text in rows["json"]]
 
     def verdict(self, verdict_id: str) -> Verdict | None:
         """The verdict of that id, if it was recorded."""
-        return self._last_verdict(pc.field("verdict_id") == verdict_id)
+        return self._last_verdict(("verdict_id", "=", verdict_id))
 
     def verdict_at(self, kind: Literal["watch", "gate"], as_of: datetime) -> Verdict | None:
         """The last verdict of that kind that speaks of exactly that moment, if one was recorded."""
-        return self._last_verdict((pc.field("kind") == kind) & (pc.field("observed_at") == pa.scalar(as_of, TIME)))
+        return self._last_verdict(("kind", "=", kind), ("observed_at", "=", as_of))
 
     def latest_evidence(self) -> list[EvidenceStep]:
         """The last step of each process, of whichever champion was watched last."""
-        delta = self._open("evidence")
-        if delta is None:
-            return []
-        found = delta.to_pyarrow_dataset().to_table(columns=["process", "observed_at", "json"])
-        rows = found.to_pandas().sort_values("observed_at", kind="stable").drop_duplicates("process", keep="last")
-        return [EvidenceStep.model_validate_json(text) for text in rows["json"]]
+        last = [self._last("evidence", ["json"], ("process", "=", process)) for process in get_args(Process)]
+        steps = [EvidenceStep.model_validate_json(row["json"]) for row in last if row is not None]
+        return sorted(steps, key=lambda step: step.end)
 
     def evidence(self, champion: str, since: datetime | None, after: datetime | None = None) -> list[Counted]:
         """Steps of the evidence on ``champion`` that began at ``since``, oldest first.
@@ -566,15 +583,13 @@ class KnowledgeBase(Tables):
         :param since: None: whenever it began.
         :param after: only those that end later.
         """
-        delta = self._open("evidence")
-        if delta is None:
-            return []
-        wanted = pc.field("champion") == champion
+        clauses: list[Clause] = [("champion", "=", champion)]
         if since is not None:
-            wanted &= pc.field("since") == pa.scalar(since, TIME)
+            clauses.append(("since", "=", since))
         if after is not None:
-            wanted &= pc.field("observed_at") > pa.scalar(after, TIME)
-        rows = delta.to_pyarrow_dataset().to_table(filter=wanted).sort_by("observed_at").to_pylist()
+            clauses.append(("observed_at", ">", after))
+        columns = ["observed_at", "json", *(name for name in Counted.model_fields if name != "step")]
+        rows = self._select("evidence", columns, *clauses).sort_by("observed_at").to_pylist()
         return [
             Counted(
                 step=EvidenceStep.model_validate_json(row["json"]),
@@ -585,30 +600,41 @@ class KnowledgeBase(Tables):
 
     def last_refresh(self, before: datetime | None = None) -> datetime | None:
         """The latest moment (before ``before``) at which a refresh was judged, whatever its verdict."""
-        rows = self.read("verdicts", columns=["kind", "observed_at"])
-        judged = rows.loc[(rows["kind"] == "gate") & _earlier(rows, before), "observed_at"]
-        return None if judged.empty else judged.max().to_pydatetime()
+        last = self._last_judged(before)
+        return None if last is None else last["observed_at"]
 
     def last_refused(self, before: datetime | None = None) -> bool:
         """Whether the refresh that :meth:`last_refresh` speaks of was refused."""
-        rows = self.read("verdicts", columns=["kind", "observed_at", "recorded_at", "outcome"])
-        judged = rows[(rows["kind"] == "gate") & _earlier(rows, before)]
-        last = judged.sort_values(["observed_at", "recorded_at"], kind="stable").tail(1)
-        return last["outcome"].eq("refused").any().item()
+        last = self._last_judged(before)
+        return last is not None and last["outcome"] == "refused"
+
+    def _last_judged(self, before: datetime | None) -> dict[str, Any] | None:
+        clauses: list[Clause] = [("kind", "=", "gate")]
+        if before is not None:
+            clauses.append(("observed_at", "<", before))
+        return self._last("verdicts", ["recorded_at", "outcome"], *clauses)
+
+    def _last(self, table: Table, columns: Sequence[str], *clauses: Clause) -> dict[str, Any] | None:
+        """Of the rows that meet every clause the one of the latest ``observed_at``, then ``recorded_at``."""
+        order = [name for name in ("observed_at", "recorded_at") if name == "observed_at" or name in columns]
+        for rows in self._newest_first(table, list(dict.fromkeys([*order, *columns])), *clauses):
+            if rows.num_rows:
+                last: dict[str, Any] = rows.sort_by([(name, "descending") for name in order]).slice(0, 1).to_pylist()[0]
+                return last
+        return None
 
     def observed(self, start: datetime, end: datetime) -> bool:
         """Whether there is an observation of ``[start, end)``."""
         delta = self._open("observations")
         if delta is None or end <= start:
             return False
-        rows, condition = observed_in(delta, start, end)
-        return len(rows.head(1, columns=["observed_at"], filter=condition)) > 0
+        dataset, condition = observed_in(delta, start, end)
+        if not dataset.files:
+            return False
+        return len(self._scan("observations", dataset, ["observed_at"], condition).head(1)) > 0
 
-    def _last_verdict(self, condition: pc.Expression) -> Verdict | None:
-        delta = self._open("verdicts")
-        if delta is None:
-            return None
-        found = delta.to_pyarrow_dataset().to_table(columns=["recorded_at", "json"], filter=condition)
+    def _last_verdict(self, *clauses: Clause) -> Verdict | None:
+        found = self._select("verdicts", ["recorded_at", "json"], *clauses)
         newest = found.sort_by("recorded_at")["json"].to_pylist()
         return Verdict.model_validate_json(newest[-1]) if newest else None
 
@@ -617,21 +643,3 @@ class KnowledgeBase(Tables):
         versions = window.versions if window else {}
         absent = bool(versions) and table in WINDOWED and table not in versions
         return None if absent else self._open(table, versions.get(table))
-
-
-@contextmanager
-def _told(table: Table, root: Path) -> Iterator[None]:
-    """A data file that is damaged or gone, in a sentence."""
-    try:
-        yield
-    except (OSError, pa.ArrowInvalid) as error:
-        first = " ".join(str(error).split())[:300]
-        raise StoreError(
-            f"table {table!r} in {root} cannot be read ({first}): a file of it is damaged or gone; restore it from a "
-            "backup"
-        ) from error
-
-
-def _earlier(rows: pd.DataFrame, before: datetime | None) -> pd.Series[bool]:
-    times = rows["observed_at"]
-    return times.notna() if before is None else times < before

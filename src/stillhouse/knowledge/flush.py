@@ -38,7 +38,7 @@ from stillhouse.knowledge.base import KnowledgeBase
 from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught, decode
 from stillhouse.knowledge.spool import Entry, SpoolFile, set_aside, spool_folder
-from stillhouse.knowledge.tables import Table
+from stillhouse.knowledge.tables import Table, files_with
 from stillhouse.records import Record, Spending
 
 __all__ = ["Flushed", "flush"]
@@ -278,9 +278,9 @@ def _known(base: KnowledgeBase, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[
     delta = None if rows.empty else base._open("knowledge")
     if delta is None:
         return np.zeros(len(rows), dtype=bool)
-    asked = pc.field("content_key").isin(rows["content_key"].tolist())
-    asked &= pc.field("teacher").isin(rows["teacher"].unique().tolist())
-    found = delta.to_pyarrow_dataset().to_table(columns=["teacher", "content_key", "probabilities"], filter=asked)
+    dataset, asked = files_with(delta, ("teacher", "in", rows["teacher"].unique().tolist()))
+    asked &= pc.field("content_key").isin(rows["content_key"].tolist())
+    found = base._rows("knowledge", dataset, ["teacher", "content_key", "probabilities"], asked)
     found = found.append_column("actions", pc.list_value_length(found["probabilities"])).select(_ANSWER)
     known: np.ndarray[Any, np.dtype[np.bool_]] = pd.MultiIndex.from_frame(rows[_ANSWER]).isin(
         pd.MultiIndex.from_frame(found.to_pandas())

@@ -7,37 +7,27 @@ in it is gone, and nobody would say so.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stillhouse.knowledge import moments
+from stillhouse.knowledge.commits import commits
 from stillhouse.knowledge.tables import FIELDS, TIME, Table, Tables, file_statistics
 
-__all__ = ["damaged_entries", "problems"]
+__all__ = ["problems"]
 
 
 def problems(tables: Tables) -> list[str]:
     """A sentence for each table that lost a commit, and for each that has rows outside the possible times."""
-    found = [_lost_commits(tables.root / table, table) for table in FIELDS]
+    found = [_lostcommits(tables.root / table, table) for table in FIELDS]
     found += [_impossible_times(tables, table) for table in ("observations", "outcomes")]
     return [sentence for sentence in found if sentence]
 
 
-def damaged_entries(folder: Path) -> list[Path]:
-    """Commits in a table's log that are no JSON lines, by number; reads those that Delta would read to open it."""
-    log = folder / "_delta_log"
-    try:
-        checkpoint = int(json.loads((log / "_last_checkpoint").read_text(encoding="utf-8"))["version"])
-    except (OSError, ValueError, KeyError, TypeError):
-        checkpoint = -1
-    return [file for file in _commits(log) if int(file.stem) > checkpoint and not _whole(file)]
-
-
-def _lost_commits(folder: Path, table: Table) -> str:
-    empty = [file.name for file in _commits(folder / "_delta_log") if not file.stat().st_size]
+def _lostcommits(folder: Path, table: Table) -> str:
+    empty = [file.name for file in commits(folder / "_delta_log") if not file.stat().st_size]
     if not empty:
         return ""
     return (
@@ -67,15 +57,3 @@ def _impossible_times(tables: Tables, table: Table) -> str:
         f"table {table}: rows are dated {' and '.join(wrong)}, before 1700 or after now: a date is wrong, or a clock "
         'was ahead. They do not count as "now"; watches and refreshes reach them only if their windows do'
     )
-
-
-def _commits(log: Path) -> list[Path]:
-    return sorted(file for file in log.glob("*.json") if file.stem.isdigit()) if log.is_dir() else []
-
-
-def _whole(file: Path) -> bool:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return bool(lines) and all(isinstance(json.loads(line), dict) for line in lines)
-    except (OSError, ValueError):
-        return False

@@ -13,10 +13,11 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import pandas as pd
@@ -24,11 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from pyarrow.dataset import Dataset
+from pyarrow.dataset import Dataset, Scanner
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError, StoreError
 from stillhouse.frames import require_distinct
+from stillhouse.knowledge.commits import damaged_entries
 
 __all__ = [
     "FIELDS",
@@ -37,11 +39,14 @@ __all__ = [
     "PROPERTIES",
     "TIME",
     "WINDOWED",
+    "Clause",
     "Table",
     "Tables",
     "file_statistics",
+    "files_with",
     "newest",
     "observed_in",
+    "wrap_errors",
 ]
 
 Table = Literal[
@@ -121,6 +126,9 @@ PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.checkpointInterva
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 """The same for a table that was made before these properties were."""
 
+Clause = tuple[str, Literal["=", "<", "<=", ">", ">=", "in"], Any]
+"""``(column, operator, value)`` that a row must meet; the value is a text, a moment, or several texts for ``in``."""
+
 _STORED = {"double": True, "string": False}  # whether it is a number in the agent file
 
 _TRIES, _FIRST_PAUSE, _LONGEST_PAUSE = 12, 0.02, 1.0  # seconds
@@ -136,6 +144,7 @@ class Tables:
     def __init__(self, config: AgentConfig, root: Path | None = None) -> None:
         self.config = config
         self.root = root or home() / "knowledge" / config.agent
+        self._handles: dict[Table, tuple[DeltaTable, tuple[int, int]]] = {}
 
     def identity(self) -> str:
         """What tells this knowledge base from every other, for ever: the id of the table ``decisions``."""
@@ -247,15 +256,95 @@ class Tables:
     # ----------------------------------------------------------------- inside
 
     def _open(self, table: Table, version: int | None = None) -> DeltaTable | None:
+        """The table as of now, or at a version. Of now it is kept open, and only what its log has more is read."""
         path = self.root / table
         if not (path / "_delta_log").is_dir():  # asking Delta costs a listing of the whole log
             return None
+        if version is None and (kept := self._kept_open(table)):
+            return kept
         try:
-            return DeltaTable(str(path), version=version)
+            delta = DeltaTable(str(path), version=version)
         except TableNotFoundError:  # it is being made
             return None
         except DeltaError as error:
             raise StoreError(_why_closed(path, table, error)) from error
+        if version is None:
+            self._keep_open(table, delta)
+        return delta
+
+    def _kept_open(self, table: Table) -> DeltaTable | None:
+        """None where the table is not open yet, or where its log was replaced, as by the restoring of a backup."""
+        delta, commit = self._handles.pop(table, (None, None))
+        if delta is None or commit != self._commit(table, delta):
+            return None
+        try:
+            delta.update_incremental()
+        except DeltaError:  # opening it anew says what is wrong
+            return None
+        self._keep_open(table, delta)
+        return delta
+
+    def _keep_open(self, table: Table, delta: DeltaTable) -> None:
+        if commit := self._commit(table, delta):
+            self._handles[table] = (delta, commit)
+
+    def _commit(self, table: Table, delta: DeltaTable) -> tuple[int, int] | None:
+        """What tells the file of the version's commit from another of that name; None where it is gone."""
+        try:
+            found = (self.root / table / "_delta_log" / f"{delta.version():020d}.json").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_size
+
+    def _select(
+        self, table: Table, columns: Sequence[str] | None, *clauses: Clause, delta: DeltaTable | None = None
+    ) -> pa.Table:
+        """Rows that meet every clause, in no order; a file whose statistics rule them out is not opened.
+
+        :param columns: None: all but the month.
+        :param delta: the table where it is open already; by default as of now.
+        :raises StoreError: if a file is damaged or gone.
+        """
+        delta = delta or self._open(table)
+        if delta is None:
+            return self._schema(table).empty_table().select(columns or self._schema(table).names)
+        dataset, condition = files_with(delta, *clauses)
+        return self._rows(table, dataset, columns, condition)
+
+    def _rows(
+        self, table: Table, dataset: Dataset, columns: Sequence[str] | None, condition: pc.Expression
+    ) -> pa.Table:
+        names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
+        if not dataset.files:
+            return pa.schema([dataset.schema.field(name) for name in names]).empty_table()
+        with wrap_errors(table, self.root):
+            return self._scan(table, dataset, names, condition).to_table()
+
+    def _scan(
+        self, table: Table, dataset: Dataset, columns: Sequence[str], condition: pc.Expression, **options: Any
+    ) -> Scanner:
+        """Whatever reads rows of a table goes through here."""
+        return dataset.scanner(columns=list(columns), filter=condition, **options)
+
+    def _newest_first(self, table: Table, columns: Sequence[str], *clauses: Clause) -> Iterator[pa.Table]:
+        """The rows that meet every clause, from stretch to stretch of time, each of which lies before the last one.
+
+        The first begins where the newest file ends, and each goes back over twice as many files as the one before, so
+        that whoever stops at the first rows has read little, however long the table is.
+        """
+        delta = self._open(table)
+        if delta is None:
+            return
+        ends, end = _ends(delta, clauses), None
+        for place in [*(2**n - 1 for n in range(len(ends).bit_length())), None]:
+            start = None if place is None else ends[place]
+            stretch = list[Clause]()
+            if start is not None:
+                stretch.append(("observed_at", ">=", start))
+            if end is not None:
+                stretch.append(("observed_at", "<", end))
+            yield self._select(table, columns, *clauses, *stretch, delta=delta)
+            end = start
 
     def open(self, table: Table) -> DeltaTable | None:
         """The table as of now; None where nothing was ever written.
@@ -313,14 +402,85 @@ def observed_in(
 
     What a file holds is told by its statistics in the log: the others are not even opened.
     """
-    time, condition, files = pc.field("observed_at"), pc.scalar(True), list[str]()
+    clauses = list[Clause]()
     if start is not None:
-        condition &= time >= pa.scalar(start, TIME)
-        files.append(f"observed_at >= '{_utc(start)}'")
+        clauses.append(("observed_at", ">=", start))
     if end is not None:
-        condition &= time < pa.scalar(end, TIME)
-        files.append(f"observed_at < '{_utc(end)}'")
+        clauses.append(("observed_at", "<", end))
+    return files_with(delta, *clauses)
+
+
+def files_with(delta: DeltaTable, *clauses: Clause) -> tuple[Dataset, pc.Expression]:
+    """The files that by their statistics may hold rows which meet every clause, and the condition of those rows."""
+    condition, files = pc.scalar(True), list[str]()
+    for column, operator, value in clauses:
+        condition &= _OPERATORS[operator](pc.field(column), _arrow_value(value))
+        if operator == "in":
+            files.append(f"{column} IN ({', '.join(map(_sql, sorted(value)))})" if value else "false")
+        elif operator == "=" and isinstance(value, datetime):  # of moments the statistics are too coarse for equality
+            files.append(f"{column} >= {_sql(value)} AND {column} <= {_sql(value)}")
+        else:
+            files.append(f"{column} {operator} {_sql(value)}")
     return delta.to_pyarrow_dataset(file_pruning_predicate=" AND ".join(files) or None), condition
+
+
+def _ends(delta: DeltaTable, clauses: Sequence[Clause]) -> list[datetime]:
+    """By the statistics of the files that may have rows which meet the clauses: when their newest rows were observed.
+
+    Newest first; none where a file has no statistics. Only what texts must equal, and how late they may be, counts.
+    """
+    ends = file_statistics(delta, "max.observed_at")
+    if ends.null_count:
+        return []
+    mask = pc.is_valid(ends)
+    for column, operator, value in clauses:
+        least, most = (file_statistics(delta, f"{end}.{column}") for end in ("min", "max"))
+        if operator == "=" and isinstance(value, str):
+            may = pc.and_(pc.less_equal(least, value), pc.greater_equal(most, value))
+            mask = pc.and_(mask, pc.fill_null(may, True))
+        elif operator == "<" and column == "observed_at":
+            limit = pa.scalar(value, TIME)
+            mask = pc.and_(mask, pc.fill_null(pc.less(least, limit), True))
+            ends = pc.if_else(pc.less(ends, limit), ends, limit)
+    return sorted(pc.unique(pc.filter(ends, mask)).to_pylist(), reverse=True)
+
+
+_OPERATORS: dict[str, Any] = {
+    "=": lambda field, value: field == value,
+    "<": lambda field, value: field < value,
+    "<=": lambda field, value: field <= value,
+    ">": lambda field, value: field > value,
+    ">=": lambda field, value: field >= value,
+    "in": lambda field, value: field.isin(value),
+}
+
+
+def _arrow_value(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return pa.scalar(value, TIME)
+    return value if isinstance(value, str) else pa.array(sorted(value), pa.string())
+
+
+def _sql(value: str | datetime) -> str:
+    """As it stands in the condition on a file's statistics."""
+    text = _utc(value) if isinstance(value, datetime) else value.replace("'", "''")
+    return f"'{text}'"
+
+
+@contextmanager
+def wrap_errors(table: Table, root: Path) -> Iterator[None]:
+    """A data file that is damaged or gone, in a sentence.
+
+    :raises StoreError: with it.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        first = " ".join(str(error).split())[:300]
+        raise StoreError(
+            f"table {table!r} in {root} cannot be read ({first}): a file of it is damaged or gone; restore it from a "
+            "backup"
+        ) from error
 
 
 def newest(delta: DeltaTable, until: datetime | None = None) -> datetime | None:
@@ -355,8 +515,6 @@ def _with_month(delta: DeltaTable, rows: pa.Table) -> pa.Table:
 
 
 def _why_closed(path: Path, table: Table, error: Exception) -> str:
-    from stillhouse.knowledge.integrity import damaged_entries
-
     damaged = damaged_entries(path)
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not damaged:

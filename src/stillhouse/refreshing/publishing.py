@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from stillhouse.refreshing.session import Session, close_session, session_of
 from stillhouse.refreshing.students import course_of, student_columns
 from stillhouse.registry import Lineage, names
 from stillhouse.variant import Variant, encode
+
+_SHOWN = timedelta(days=400)
+"""How far the figure of quality over time looks back: a refresh costs the same however long the agent has lived."""
 
 __all__ = ["challenger_name", "closing_on_failure", "judge_challenger", "log_models", "settle_refresh"]
 
@@ -60,7 +64,9 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
     models.log_file(job.run_id, profile.to_bytes(), names.PROFILE)
     models.log_record(job.run_id, baseline, names.BASELINE)
     models.log_figure(job.run_id, figures.tradeoff(proof), names.TRADEOFF_FIGURE)
-    models.log_figure(job.run_id, figures.quality_over_time(base.verdicts()), names.QUALITY_FIGURE)
+    models.log_figure(
+        job.run_id, figures.quality_over_time(base.verdicts(since=job.as_of - _SHOWN)), names.QUALITY_FIGURE
+    )
     models.log_record(job.run_id, proof, names.PROOF)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.config import AgentConfig
-from stillhouse.knowledge.said import MOST_ROWS
+from stillhouse.knowledge.answers_page import MOST_ROWS
 from stillhouse.runtime.http import Limits
 from stillhouse.runtime.ids import LONGEST_ID
 from stillhouse.version import __version__

@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from stillhouse.errors import ConfigError, DataError, NoChampionError, SchemaError, SignatureError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.knowledge.said import MOST_ROWS, Cursor, said_since
+from stillhouse.knowledge.answers_page import MOST_ROWS, Cursor, answers_since
 from stillhouse.knowledge.spool import spool_folder, survey
 from stillhouse.runtime.agent import Agent, Decision, Judged
 from stillhouse.runtime.archive import Archive, pack
@@ -436,7 +436,7 @@ class Server:
         served = self._find(request.path_params["agent"])
         query = query_of(request.scope, ("since", "after", "limit"))
         start, limit = _start(query), _limit(query)
-        page = await asyncio.to_thread(said_since, KnowledgeBase(served.agent.config), start, limit)
+        page = await asyncio.to_thread(answers_since, KnowledgeBase(served.agent.config), start, limit)
         headers = {"vary": "accept"}
         if page.next is not None:
             address = f"{request.url.path}?after={page.next.text()}&limit={limit}"

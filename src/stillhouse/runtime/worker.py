@@ -13,7 +13,6 @@ import sys
 from collections.abc import Generator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -22,10 +21,8 @@ from stillhouse.runtime.agent import Agent
 from stillhouse.runtime.metrics import Metrics
 from stillhouse.runtime.protocol import Protocol
 from stillhouse.runtime.server import Server
+from stillhouse.runtime.settings import Settings
 from stillhouse.shown import LineFormatter
-
-if TYPE_CHECKING:
-    from stillhouse.runtime.serving import Settings
 
 __all__ = ["work"]
 

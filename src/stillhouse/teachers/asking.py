@@ -99,12 +99,10 @@ def ask(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Array:
     :raises LeakageError: if one that is not yet known lies in the window whose outcomes the teacher has seen.
     """
     base, rows = account.base, rows.reset_index(drop=True)
-    said = base.knowledge(rows, teacher.version)
-    new = _once(rows[np.isnan(said[:, 0])])
-    if new.empty:
-        return said
-    teacher.refuse_seen(new)
-    _ask_all(base, teacher, new, account)
+    new = _once(rows[~_has_probs(base, rows, teacher.version)])
+    if not new.empty:
+        teacher.refuse_seen(new)
+        _ask_all(base, teacher, new, account)
     return base.knowledge(rows, teacher.version)
 
 
@@ -119,14 +117,12 @@ def cross_fitted(
     :param wanted: bool ``[n]``, the rows to be asked about; None: all.
     """
     base, rows = account.base, rows.reset_index(drop=True)
-    said = base.knowledge(rows, teacher.version)
-    unasked = np.isnan(said[:, 0])
+    unasked = ~_has_probs(base, rows, teacher.version)
     new = _once(rows[unasked if wanted is None else unasked & wanted])
-    if new.empty:
-        return said
-    left = _ask_others(base, teacher, new, account)
-    _cross_fit_members(base, teacher, rows, left, account)
-    remember_mean(base, teacher, left)
+    if not new.empty:
+        left = _ask_others(base, teacher, new, account)
+        _cross_fit_members(base, teacher, rows, left, account)
+        remember_mean(base, teacher, left)
     return base.knowledge(rows, teacher.version)
 
 
@@ -190,8 +186,8 @@ def _cross_fit_members(
     members = [member for member in teacher.members if member.name in fitted]
     if not members:
         return
-    said = members_said(base, teacher, wanted)
-    new = wanted[np.any([np.isnan(said[member.name][:, 0]) for member in members], axis=0)]
+    answered = [_has_probs(base, wanted, teacher.own_version(member)) for member in members]
+    new = wanted[~np.all(answered, axis=0)]
     granted = new.iloc[: account.allowance.rows(len(new) * len(members)) // len(members)]
     if len(granted) < len(new):
         account.stop(members[0].name, "the budget is reached")
@@ -211,7 +207,9 @@ def _remembered_or_asked(
 ) -> pd.DataFrame:
     """Ask one member in chunks, each kept before the next is asked; the rows to which it has an answer."""
     version = teacher.own_version(member)
-    known = ~np.isnan(base.knowledge(rows, version)[:, 0])
+    known = _has_probs(base, rows, version)
+    if known.all():
+        return rows
     useless = rows["content_key"].isin(base.given_up(version)).to_numpy()
     for chunk in _chunks(rows[~known & ~useless], member.chunk):
         if account.stopped:
@@ -225,7 +223,13 @@ def _remembered_or_asked(
             base.append_unanswered(chunk.iloc[list(answers.refused)], list(answers.refused.values()), teacher=version)
         if answers.stopped:
             account.stop(member.name, answers.stopped)
-    return rows[~np.isnan(base.knowledge(rows, version)[:, 0])]
+    return rows[_has_probs(base, rows, version)]
+
+
+def _has_probs(base: KnowledgeBase, rows: pd.DataFrame, version: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """To which of ``rows`` a teacher version has an answer, bool ``[n]``."""
+    has_probs: np.ndarray[Any, np.dtype[np.bool_]] = ~np.isnan(base.knowledge(rows, version)[:, 0])
+    return has_probs
 
 
 def _once(rows: pd.DataFrame) -> pd.DataFrame:

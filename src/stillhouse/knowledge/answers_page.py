@@ -1,25 +1,26 @@
-"""What the teachers have said since a moment, page by page, for whoever learns from it elsewhere."""
+"""What the teachers have answered since a moment, page by page, for whoever learns from it elsewhere."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
 
 from stillhouse.errors import SchemaError
 from stillhouse.knowledge.base import KnowledgeBase
+from stillhouse.knowledge.tables import files_with, wrap_errors
 
-__all__ = ["MOST_ROWS", "Cursor", "Page", "said_since"]
+__all__ = ["MOST_ROWS", "Cursor", "Page", "answers_since"]
 
 MOST_ROWS = 10_000
 """Of a page."""
 
 _TIME = pa.timestamp("us", tz="UTC")
+_BEGINNING = datetime.fromtimestamp(0, UTC)
 _ORDER = ["asked_at", "content_key", "teacher"]
 _COLUMNS = ["content_key", "observed_at", "teacher", "asked_at", "probabilities"]
 
@@ -58,25 +59,26 @@ class Page(NamedTuple):
     next: Cursor | None
 
 
-def said_since(base: KnowledgeBase, since: datetime | Cursor, limit: int) -> Page:
+def answers_since(base: KnowledgeBase, since: datetime | Cursor, limit: int) -> Page:
     """The first ``limit`` answers of teachers that were given after ``since``.
 
     Memory is that of a page and of one batch of the table; files that are wholly older are not read. Answers to other
     actions than the agent file has now are left out.
     """
     start = since if isinstance(since, Cursor) else Cursor(round(since.timestamp() * 1e6), "\uffff")
-    path = str(base.root / "knowledge")
+    delta = base.open("knowledge")
     found = _schema().empty_table()
-    if DeltaTable.is_deltatable(path):
+    if delta is not None:
         moment = pa.scalar(start.asked_at, _TIME)
         asked, key, teacher = (pc.field(name) for name in _ORDER)
         behind = (asked > moment) | (
             (asked == moment) & ((key > start.content_key) | ((key == start.content_key) & (teacher > start.teacher)))
         )
-        wanted = (asked >= moment) & behind  # the first part lets Delta's statistics skip files
-        rows = DeltaTable(path).to_pyarrow_dataset().scanner(columns=_COLUMNS, filter=wanted, batch_size=16_384)
-        for batch in rows.to_batches():
-            found = _first(pa.concat_tables([found, _fitting(batch, len(base.config.actions))]), limit + 1)
+        wanted = (asked >= moment) & behind
+        dataset, _ = files_with(delta, ("asked_at", ">=", _BEGINNING + timedelta(microseconds=start.asked_at)))
+        with wrap_errors("knowledge", base.root):
+            for batch in base._scan("knowledge", dataset, _COLUMNS, wanted, batch_size=16_384).to_batches():
+                found = _first(pa.concat_tables([found, _fitting(batch, len(base.config.actions))]), limit + 1)
     more = found.num_rows > limit
     found = found.sort_by([(name, "ascending") for name in _ORDER]).slice(0, limit)
     last = found.slice(limit - 1).to_pylist()[0] if more else None

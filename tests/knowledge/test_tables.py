@@ -1,0 +1,151 @@
+"""A table is kept open, and of it only those files are read that may hold what is looked for."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.knowledge.tables import Clause, files_with
+from stillhouse.records import Spending, Verdict, WeightChange
+from tests.knowledge.parts_for_tests import START, make_config, make_rows
+
+HOUR = timedelta(hours=1)
+TICK = timedelta(microseconds=1)
+
+
+@pytest.fixture
+def kb(tmp_path: Path) -> KnowledgeBase:
+    return KnowledgeBase(make_config(), tmp_path / "kb")
+
+
+def another(kb: KnowledgeBase) -> KnowledgeBase:
+    """What another process has open."""
+    return KnowledgeBase(kb.config, kb.root)
+
+
+def record(kb: KnowledgeBase, verdict_id: str, kind: Any, as_of: datetime, outcome: Any = "no_drift") -> None:
+    kb.record(
+        Verdict(verdict_id=verdict_id, kind=kind, agent="toy", as_of=as_of, outcome=outcome, summary=verdict_id)
+    )  # fmt: skip
+
+
+def compact(kb: KnowledgeBase, table: Any) -> None:
+    delta = another(kb)._open(table)
+    assert delta is not None
+    delta.optimize.compact()
+
+
+# --------------------------------------------------------------------------- kept open
+
+
+def test_a_table_that_is_kept_open_shows_what_others_append(kb: KnowledgeBase) -> None:
+    for number in range(30):  # beyond a checkpoint
+        assert kb.counts() == ({"observations": 2 * number} if number else {})
+        another(kb).append_observations(make_rows(2 * number, 2), batch=f"{number}")
+        assert kb.has_batch("observations", f"{number}")
+        assert kb.append_observations(make_rows(2 * number, 2), batch=f"{number}") == 0
+    assert kb.open("observations") is kb.open("observations")
+
+
+def test_a_table_that_was_replaced_is_opened_anew(kb: KnowledgeBase, tmp_path: Path) -> None:
+    kb.append_observations(make_rows(0, 5), batch="a")
+    identity = kb.identity()
+    shutil.copytree(kb.root, tmp_path / "backup")
+    kb.append_observations(make_rows(5, 5), batch="b")
+    shutil.rmtree(kb.root)
+    assert kb.counts() == {}
+    shutil.copytree(tmp_path / "backup", kb.root)
+    assert kb.counts() == {"observations": 5, "decisions": 0} and kb.identity() == identity
+    assert not kb.has_batch("observations", "b")
+    shutil.rmtree(kb.root / "observations")
+    kb.append_observations(make_rows(7, 3), batch="b")
+    assert kb.counts() == {"observations": 3, "decisions": 0}
+
+
+def test_a_window_keeps_its_version_while_the_open_table_goes_on(kb: KnowledgeBase) -> None:
+    kb.append_observations(make_rows(0, 5), batch="a")
+    window = kb.window("w", START, START + 100 * HOUR)
+    kb.append_observations(make_rows(5, 5), batch="b")
+    assert len(kb.observations(window)) == 5
+    assert len(kb.observations(kb.window("w", START, START + 100 * HOUR))) == 10
+
+
+# --------------------------------------------------------------------------- which files
+
+
+def test_texts_of_any_kind_choose_their_files(kb: KnowledgeBase) -> None:
+    jobs = ["plain", "it's", 'per cent % and \\ and "', "ü" * 40, "a" * 100 + "b", "a" * 100 + "c", "-- x"]
+    for job in jobs:
+        spent = Spending(calls=1)
+        kb.spend(spent, job=job, purpose="refresh", teacher=job, version="v", as_of=START, batch=job)
+    delta = kb._open("spending")
+    assert delta is not None
+    for job in jobs:
+        assert kb.spending(job=job).keys() == {job}
+        wanted: Clause = ("job", "=", job)
+        assert 1 <= len(files_with(delta, wanted)[0].files) <= 2
+    few: Clause = ("job", "in", [jobs[0], jobs[1]])
+    assert kb._select("spending", ["job"], few)["job"].to_pylist() in (jobs[:2], jobs[1::-1])
+    none: Clause = ("job", "in", [])
+    assert kb._select("spending", ["job"], none).num_rows == 0 and not files_with(delta, none)[0].files
+    compact(kb, "spending")
+    assert all(kb.spending(job=job).keys() == {job} for job in jobs) and kb.spending(job="none") == {}
+
+
+def test_moments_choose_their_files_to_the_microsecond(kb: KnowledgeBase) -> None:
+    moments = [START + timedelta(microseconds=123_000 + n) for n in (0, 250, 999)]
+    for number, moment in enumerate(moments):
+        record(kb, f"{number}", "gate", moment, "refused" if number == 1 else "promoted")
+    for _ in range(2):
+        for number, moment in enumerate(moments):
+            assert [each.verdict_id for each in kb.verdicts("gate", moment)] == [f"{number}"]
+            found = kb.verdict_at("gate", moment)
+            assert found is not None and found.verdict_id == f"{number}" and kb.verdict_at("watch", moment) is None
+            assert kb.last_refresh(before=moment + TICK) == moment
+            assert kb.last_refused(before=moment + TICK) == (number == 1)
+        assert kb.last_refresh() == moments[-1] and kb.last_refresh(before=moments[0]) is None
+        compact(kb, "verdicts")
+
+
+def test_the_last_refresh_is_found_behind_any_number_of_watches(kb: KnowledgeBase) -> None:
+    record(kb, "g1", "gate", START + 2 * HOUR, "promoted")
+    record(kb, "g2", "gate", START + 4 * HOUR, "refused")
+    record(kb, "g2 again", "gate", START + 4 * HOUR, "promoted")  # recorded later, of the same moment
+    compact(kb, "verdicts")
+    for number in range(5, 15):
+        record(kb, f"w{number}", "watch", START + number * HOUR)
+    record(kb, "p", "promotion", START + 15 * HOUR, "promoted")
+    for _ in range(2):
+        assert kb.last_refresh() == START + 4 * HOUR and not kb.last_refused()
+        assert kb.last_refresh(before=START + 4 * HOUR) == START + 2 * HOUR
+        assert [each.verdict_id for each in kb.verdicts("gate")] == ["g1", "g2", "g2 again"]
+        assert [each.verdict_id for each in kb.verdicts("promotion")] == ["p"] and len(kb.verdicts()) == 14
+        compact(kb, "verdicts")
+
+
+def test_weights_of_a_version_that_was_replaced_at_its_moment_do_not_come_back(kb: KnowledgeBase) -> None:
+    def change(version: str, hours: int, after: float) -> WeightChange:
+        return WeightChange(
+            teacher="t", slice="", before=0.5, after=after, by="outcomes", as_of=START + hours * HOUR, version=version,
+            job="r1", reason="r",
+        )  # fmt: skip
+
+    first, replaced, last = change("v1", 1, 0.6), change("v1", 2, 0.7), change("v2", 2, 0.8)
+    for each in (first, replaced, last):
+        kb.append_weights([each])
+    assert kb.weight_changes("v1") == [first] and kb.weight_changes("v2") == [last]
+    assert kb.weight_changes() == [first, last] and kb.weight_changes("v3") == []
+
+
+def test_an_empty_table_reads_as_its_columns(kb: KnowledgeBase) -> None:
+    frame: pd.DataFrame = kb._select("verdicts", ["kind", "json"], ("kind", "=", "gate")).to_pandas()
+    assert frame.empty and list(frame.columns) == ["kind", "json"]
+    record(kb, "w", "watch", START)
+    assert kb._select("verdicts", ["kind"], ("kind", "=", "gate")).column_names == ["kind"]
+    assert kb.last_refresh() is None and not kb.last_refused() and kb.verdicts("gate") == []
