@@ -18,7 +18,7 @@ from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -85,8 +85,10 @@ __all__ = [
     "ImportedOutcome",
     "ImportedTime",
     "Importing",
+    "KnowledgeLoss",
     "Leaf",
     "LeafTeacher",
+    "LossSection",
     "LowRank",
     "MlflowTeacher",
     "ModuleStudent",
@@ -107,7 +109,9 @@ __all__ = [
     "StaticInt8",
     "Step",
     "StructuralStep",
+    "StudentSection",
     "TabularStudent",
+    "TeacherSection",
     "TextColumn",
     "TextStudent",
     "TransformerEncoder",
@@ -540,14 +544,55 @@ class Outcomes(Section):
 _TIMEOUT = timedelta(minutes=15)  # of a teacher in this process; a task of the flows has half an hour
 
 
-class _Teacher(Section):
-    """What every teacher has."""
+class TeacherSection(Section):
+    """What every teacher has; what a kind does otherwise than this stands in its own section.
+
+    A kind that may be a member of an ensemble is listed in :data:`LeafTeacher`, and ``teachers/<kind>.py`` registers
+    how it is described, opened and asked; see :mod:`stillhouse.teachers.kinds`.
+    """
 
     name: Name
     weight: float = Field(default=1.0, gt=0, description="share in the teachers' mean, relative to the others")
 
+    non_identity_fields: ClassVar[frozenset[str]] = frozenset({"name", "weight", "timeout"})
+    """Keys that do not decide what the teacher answers: with other values of these its knowledge stays valid."""
 
-class PythonTeacher(_Teacher):
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
+        return False
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is asked over a network, and each question may cost money."""
+        return False
+
+    @property
+    def costs_money(self) -> bool:
+        """Whether its answers have a price."""
+        return False
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether its hidden representation of a row is stored with its answer."""
+        return False
+
+    @property
+    def may_offer_text_encoder(self) -> bool:
+        """Whether a text student may begin with an encoder of this kind of teacher."""
+        return False
+
+    @property
+    def call_timeout(self) -> timedelta | None:
+        """Limit of one call to a teacher in this process; None for a kind that limits its own requests."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `call_timeout`")
+
+    def column_mistakes(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        """``key: what is wrong`` of the columns that this section names; keys are relative to the section."""
+        yield from ()
+
+
+class PythonTeacher(TeacherSection):
     """Any class that meets :class:`stillhouse.parts.Teacher`; fitted on the outcomes of the training window."""
 
     kind: Literal["python"]
@@ -570,8 +615,24 @@ class PythonTeacher(_Teacher):
             )
         return self
 
+    @property
+    def is_fitted(self) -> bool:
+        return self.learns
 
-class ModuleTeacher(_Teacher):
+    @property
+    def gives_features(self) -> bool:
+        return self.features
+
+    @property
+    def may_offer_text_encoder(self) -> bool:
+        return True
+
+    @property
+    def call_timeout(self) -> timedelta | None:
+        return self.timeout
+
+
+class ModuleTeacher(TeacherSection):
     """A torch module as it is; not fitted here."""
 
     kind: Literal["module"]
@@ -595,8 +656,23 @@ class ModuleTeacher(_Teacher):
             raise ValueError("give either `encode`, a function, or `columns`, numbers to be fed as they are")
         return self
 
+    @property
+    def gives_features(self) -> bool:
+        return self.features
 
-class MlflowTeacher(_Teacher):
+    @property
+    def may_offer_text_encoder(self) -> bool:
+        return True
+
+    @property
+    def call_timeout(self) -> timedelta | None:
+        return self.timeout
+
+    def column_mistakes(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        yield from _mistakes_of_columns(self.columns, "number", columns)
+
+
+class MlflowTeacher(TeacherSection):
     """A model from MLflow; not fitted here. An ONNX graph, a torch program or an agent's variant is read as data.
 
     Any other model brings code or pickles of its author, which run when it is loaded.
@@ -643,8 +719,17 @@ class MlflowTeacher(_Teacher):
             )
         return uri
 
+    non_identity_fields = TeacherSection.non_identity_fields | {"uri", "trusts_code", "digest"}  # the pinned uri counts
 
-class EndpointTeacher(_Teacher):
+    @property
+    def call_timeout(self) -> timedelta | None:
+        return self.timeout
+
+    def column_mistakes(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        yield from _mistakes_of_columns(self.columns, None, columns)
+
+
+class EndpointTeacher(TeacherSection):
     """A language model behind the OpenAI protocol (chat completions)."""
 
     kind: Literal["endpoint"]
@@ -703,6 +788,35 @@ class EndpointTeacher(_Teacher):
             raise ValueError("temperature: at 0 all votes are the same: raise it, or set `votes` to 1")
         return self
 
+    non_identity_fields = TeacherSection.non_identity_fields | {
+        "concurrency", "retries", "key_variable", "price_per_million_input", "price_per_million_output"
+    }  # fmt: skip
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    @property
+    def costs_money(self) -> bool:
+        return self.price_per_million_input + self.price_per_million_output > 0
+
+    @property
+    def call_timeout(self) -> timedelta | None:
+        return None  # `timeout` is of one request; a call sends many
+
+    def column_mistakes(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        try:
+            named = self.placeholders
+        except ValueError as error:
+            yield f"prompt: {error}"
+            return
+        known = [*columns, "actions"]
+        for name in named:
+            if name not in known:
+                yield f"prompt: no column is called {name!r}; {_nearest(name, known, 'there are')}"
+        if not set(named) & set(columns):
+            yield "prompt: names no column in braces: every row would be the same question"
+
 
 class Follow(Section):
     """Whether weights follow evidence."""
@@ -723,7 +837,7 @@ class Weighing(Follow):
     )
 
 
-class EnsembleTeacher(_Teacher):
+class EnsembleTeacher(TeacherSection):
     """Several teachers, weighted among themselves."""
 
     kind: Literal["ensemble"]
@@ -748,12 +862,12 @@ class Leaf(NamedTuple):
     @property
     def learns(self) -> bool:
         """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
-        return isinstance(self.teacher, PythonTeacher) and self.teacher.learns
+        return self.teacher.is_fitted
 
     @property
     def features(self) -> bool:
         """Whether what it makes of a row inside is kept with what it says."""
-        return isinstance(self.teacher, PythonTeacher | ModuleTeacher) and self.teacher.features
+        return self.teacher.gives_features
 
 
 def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:
@@ -838,7 +952,26 @@ class Asking(Section):
         return self
 
 
-class TabularStudent(Section):
+class StudentSection(Section):
+    """What a kind of student can do; ``distill/students/<kind>.py`` registers how it is made and read back."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it has an input for text columns."""
+        return False
+
+    @property
+    def initialised_by_teacher(self) -> bool:
+        """Whether it begins with a teacher's text encoder."""
+        return False
+
+    @property
+    def can_be_updated(self) -> bool:
+        """Whether a champion of this kind can be grown and fine-tuned; else every refresh trains from the beginning."""
+        return False
+
+
+class TabularStudent(StudentSection):
     """Category embeddings and piecewise-linear numbers into a small MLP; preprocessing inside."""
 
     kind: Literal["tabular"]
@@ -848,6 +981,10 @@ class TabularStudent(Section):
     bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the piecewise-linear encoding")
     embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width")
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def can_be_updated(self) -> bool:
+        return True
 
 
 class BagEncoder(Section):
@@ -897,7 +1034,7 @@ class TransformerEncoder(Section):
 AnyEncoder = Annotated[BagEncoder | ConvolutionEncoder | TransformerEncoder, Field(discriminator="type")]
 
 
-class TextStudent(Section):
+class TextStudent(StudentSection):
     """Texts by an encoder of their tokens, beside numbers and categories, into a small MLP; tokeniser inside."""
 
     kind: Literal["text"]
@@ -914,8 +1051,20 @@ class TextStudent(Section):
     embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width of a category")
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
+    @property
+    def reads_text(self) -> bool:
+        return True
 
-class ModuleStudent(Section):
+    @property
+    def initialised_by_teacher(self) -> bool:
+        return self.initialise == "teacher"
+
+    @property
+    def can_be_updated(self) -> bool:
+        return True
+
+
+class ModuleStudent(StudentSection):
     """A torch module of the user's own, trained from what its factory gives."""
 
     kind: Literal["module"]
@@ -926,32 +1075,41 @@ class ModuleStudent(Section):
 AnyStudent = Annotated[TabularStudent | TextStudent | ModuleStudent, Field(discriminator="kind")]
 
 
-class _Loss(Section):
-    """What every loss of knowledge has."""
+class LossSection(Section):
+    """What every loss of knowledge has; ``distill/losses/<type>.py`` registers its term."""
 
     weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
 
+    needs_features: ClassVar[bool] = False
+    """Whether it compares hidden layers, and so needs a teacher that gives features."""
+    min_actions: ClassVar[int] = 2
+    """With fewer actions it has nothing to add."""
 
-class Hinton(_Loss):
+
+class Hinton(LossSection):
     """KL divergence of the softened probabilities."""
 
     type: Literal["hinton"]
 
 
-class Decoupled(_Loss):
+class Decoupled(LossSection):
     """Decoupled distillation: what the outcome's action gets, and how the rest is spread over the others."""
+
+    min_actions = 3
 
     type: Literal["decoupled"]
     others: float = Field(default=4.0, gt=0, description="weight of the other actions' spread against the outcome's")
 
 
-class Standardised(_Loss):
+class Standardised(LossSection):
     """KL divergence of logits brought to mean 0 and standard deviation 1 in each row."""
+
+    min_actions = 3
 
     type: Literal["standardised"]
 
 
-class Relational(_Loss):
+class Relational(LossSection):
     """Distances and angles between rows, the teacher's against the student's."""
 
     type: Literal["relational"]
@@ -959,8 +1117,10 @@ class Relational(_Loss):
     rows: int = Field(default=64, ge=3, le=512, description="rows of a batch that are compared: time grows with rows³")
 
 
-class Hints(_Loss):
+class Hints(LossSection):
     """The student's last hidden layer, projected, against the teacher's features."""
+
+    needs_features = True
 
     type: Literal["hints"]
 
@@ -1215,13 +1375,13 @@ class AgentConfig(Section):
         """Made-up rows per observed one."""
         given = self.distillation.augment.copies
         budgeted = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
-        priced = any(isinstance(leaf.teacher, EndpointTeacher) for leaf in leaves(self.teachers))
-        return given if given is not None else 0.0 if budgeted or priced else 3.0
+        remote = any(leaf.teacher.is_remote for leaf in leaves(self.teachers))
+        return given if given is not None else 0.0 if budgeted or remote else 3.0
 
     @property
     def begins_like_teacher(self) -> bool:
         """Whether the student begins with a teacher's text encoder."""
-        return isinstance(self.student, TextStudent) and self.student.initialise == "teacher"
+        return self.student.initialised_by_teacher
 
     @model_validator(mode="after")
     def _consistent(self) -> AgentConfig:
@@ -1238,12 +1398,12 @@ class AgentConfig(Section):
                 f"write `features: true` once"
             )
         for place, loss in enumerate(self.distillation.losses):
-            if isinstance(loss, Hints) and not featured:
+            if loss.needs_features and not featured:
                 raise ValueError(
-                    f"distillation.losses.{place}.type: 'hints' needs a teacher that gives features: write "
+                    f"distillation.losses.{place}.type: {loss.type!r} needs a teacher that gives features: write "
                     f"`features: true` with one that can, or take 'relational', which needs none"
                 )
-            if isinstance(loss, Decoupled | Standardised) and len(self.actions) == 2:
+            if len(self.actions) < loss.min_actions:
                 raise ValueError(
                     f"distillation.losses.{place}.type: {loss.type!r} has nothing to add where there are two actions: "
                     f"take 'hinton'"
@@ -1299,14 +1459,13 @@ def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
     columns = config.observations.columns
     for above, teachers in _siblings(config.teachers):
         for place, teacher in enumerate(teachers):
-            key = f"{above}.{place}"
-            if isinstance(teacher, EndpointTeacher):
-                yield from _mistakes_of_prompt(teacher, columns, f"{key}.prompt")
-            elif isinstance(teacher, ModuleTeacher | MlflowTeacher):
-                kind = "number" if isinstance(teacher, ModuleTeacher) else None
-                for name in teacher.columns or ():
-                    if wrong := _wrong_column(name, kind, columns):
-                        yield f"{key}.columns: {wrong}"
+            yield from (f"{above}.{place}.{mistake}" for mistake in teacher.column_mistakes(columns))
+
+
+def _mistakes_of_columns(names: Iterable[str] | None, kind: str | None, columns: Mapping[str, Column]) -> Iterator[str]:
+    for name in names or ():
+        if wrong := _wrong_column(name, kind, columns):
+            yield f"columns: {wrong}"
 
 
 def _mistakes_of_windows(config: AgentConfig) -> Iterator[str]:
@@ -1341,32 +1500,18 @@ def _mistakes_of_importing(config: AgentConfig) -> Iterator[str]:
 def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
     """``key: what is wrong`` of a student that does not read what the agent sees, or cannot be made as it says."""
     student, texts = config.student, config.observations.texts
-    if not isinstance(student, TextStudent):
+    if not student.reads_text:
         if texts:
             yield f"student.kind: {student.kind!r} reads no text, and {texts[0]!r} is a text column: take 'text'"
         return
     if not texts:
-        yield "student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"
-    could = any(isinstance(leaf.teacher, PythonTeacher | ModuleTeacher) for leaf in leaves(config.teachers))
-    if student.initialise == "teacher" and not could:
+        yield f"student.kind: {student.kind!r} needs a text column, and `observations` has none: take 'tabular'"
+    could = any(leaf.teacher.may_offer_text_encoder for leaf in leaves(config.teachers))
+    if student.initialised_by_teacher and not could:
         yield (
             "student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
             "`text_encoder`: write 'none'"
         )
-
-
-def _mistakes_of_prompt(teacher: EndpointTeacher, columns: Mapping[str, Column], key: str) -> Iterator[str]:
-    try:
-        named = teacher.placeholders
-    except ValueError as error:
-        yield f"{key}: {error}"
-        return
-    known = [*columns, "actions"]
-    for name in named:
-        if name not in known:
-            yield f"{key}: no column is called {name!r}; {_nearest(name, known, 'there are')}"
-    if not set(named) & set(columns):
-        yield f"{key}: names no column in braces: every row would be the same question"
 
 
 def _repeated(values: Iterable[_Value]) -> list[_Value]:
