@@ -40,6 +40,7 @@ from stillhouse.config import (
     recipe_name,
     structure,
 )
+from stillhouse.config.base import tagged
 from stillhouse.errors import ConfigError
 
 GOOD = """\
@@ -665,3 +666,10 @@ def test_an_agent_that_reads_texts(file: Path) -> None:
 def test_mistakes_about_texts(file: Path, right: str, wrong: str, said: str) -> None:
     assert TEXTS.count(right) == 1
     assert complaint(file, TEXTS.replace(right, wrong)) == said
+
+
+def test_the_sections_of_a_union_by_their_tags() -> None:
+    assert list(tagged(config.LeafTeacher)) == ["python", "module", "mlflow", "endpoint"]
+    assert tagged(config.AnyStudent)["text"] is config.TextStudent
+    with pytest.raises(TypeError, match="Budgets has no key `kind`, `type` or `method`"):
+        tagged(config.TextStudent | config.Budgets)
