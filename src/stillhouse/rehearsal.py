@@ -27,6 +27,7 @@ from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import Limits, Window
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.shown import shown
+from stillhouse.stats import cluster_ids
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
 
@@ -190,8 +191,7 @@ def _power(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> str:
     rows = max(1, round(_a_day(labelled, window) * days))
     clusters = rows
     if promotion.cluster:
-        stretches = (labelled["observed_at"] - pd.Timestamp(window.start)) // pd.Timedelta(promotion.cluster)
-        share = stretches.nunique() / len(labelled)
+        share = len(np.unique(cluster_ids(labelled["observed_at"], promotion.cluster, window.start))) / len(labelled)
         clusters = max(1, round(share * rows))
     rarer = None
     if len(config.actions) == 2:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, Leaf, TeacherSection, leaves
 from stillhouse.errors import LeakageError, PartError
+from stillhouse.files import whole_folder, write_whole
 from stillhouse.parts import ModelStore, OffersText, Teacher, TextInitial
 from stillhouse.records import ModelRef, TeacherRef, Weights, Window, short_id
 from stillhouse.teachers import weighing
@@ -150,23 +151,19 @@ def fit(
 
     :param models: where teachers of kind ``mlflow`` come from.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fitted = _fit_members(config, rows)
-    for leaf, teacher in fitted:
-        (partial / leaf.name).mkdir()
-        call(f"saving teacher {leaf.name!r}", None, teacher.save, partial / leaf.name)
-    parts = [_part(MemberContext(config, leaf, partial, models)) for leaf in leaves(config.teachers)]
-    description = {
-        "agent": config.agent,
-        "version": _version(partial, leaves(config.teachers), parts),
-        "parts": parts,
-        "fitted": window.model_dump(mode="json") if fitted else None,
-    }
-    (partial / "teacher.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        fitted = _fit_members(config, rows)
+        for leaf, teacher in fitted:
+            (partial / leaf.name).mkdir()
+            call(f"saving teacher {leaf.name!r}", None, teacher.save, partial / leaf.name)
+        parts = [_part(MemberContext(config, leaf, partial, models)) for leaf in leaves(config.teachers)]
+        description = {
+            "agent": config.agent,
+            "version": _version(partial, leaves(config.teachers), parts),
+            "parts": parts,
+            "fitted": window.model_dump(mode="json") if fitted else None,
+        }
+        (partial / "teacher.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
     return reference(folder)
 
 
@@ -196,14 +193,9 @@ def reweigh(teacher: TeacherRef, weights: Weights, folder: Path) -> TeacherRef:
     Killed at any moment it leaves the teacher with its weights of before, or with the new ones.
     """
     if Path(teacher.folder) != folder:
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(teacher.folder, partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    partial = folder / "weights.json.partial"
-    partial.write_text(weights.model_dump_json(), encoding="utf-8")
-    partial.rename(folder / "weights.json")
+        with whole_folder(folder) as partial:
+            shutil.copytree(teacher.folder, partial, dirs_exist_ok=True)
+    write_whole(folder / "weights.json", weights.model_dump_json())
     return reference(folder)
 
 

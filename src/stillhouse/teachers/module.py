@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 
 from stillhouse.config import ModuleTeacher
 from stillhouse.errors import PartError
+from stillhouse.files import file_digest
 from stillhouse.parts import resolve
 from stillhouse.teachers.answers import in_process, softmax
 from stillhouse.teachers.kinds import Member, MemberContext, answer_version, describe, open_member, require_version
@@ -46,7 +46,7 @@ def fingerprint(teacher: ModuleTeacher, where: str) -> str:
     if teacher.weights is None:
         return ""
     try:
-        return hashlib.sha256(Path(teacher.weights).read_bytes()).hexdigest()
+        return file_digest(Path(teacher.weights))
     except OSError as error:
         raise PartError(f"{where}.weights: {teacher.weights} cannot be read ({error.strerror})") from error
 
