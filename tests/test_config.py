@@ -36,6 +36,7 @@ from stillhouse.config import (
     embedded_environment,
     load,
     load_file,
+    loading,
     number_format,
     recipe_name,
     structure,
@@ -376,7 +377,7 @@ def test_a_mistake_is_named_with_line_key_and_remedy(file: Path, right: str, wro
 
 def test_every_pattern_of_a_key_is_told_in_words(file: Path) -> None:
     patterns = set(re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', json.dumps(config.AgentConfig.model_json_schema())))
-    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(config._PATTERNS)
+    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(loading._PATTERNS)
     teacher = "{kind: mlflow, name: m, uri: 'models:/a/1', digest: 'sha256:12'}"
     said = complaint(file, re.sub(r"\{kind: python.*\}", teacher, GOOD))
     assert "teachers.0.digest: 'sha256:12' must be 'sha256:' and 64 hexadecimal digits" in said

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Action", "Duration", "Length", "Name", "Section", "Target", "parse_duration", "tagged"]
+__all__ = ["TAGS", "Action", "Duration", "Length", "Name", "Section", "Target", "parse_duration", "tagged"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -62,6 +62,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+TAGS = ("type", "method", "kind")
+"""Keys that say which member of a union a section is."""
+
+
 def tagged(union: object) -> dict[str, type[Section]]:
     """The sections of a tagged union by their tags, the values of ``kind``, ``type`` or ``method``, in their order.
 
@@ -73,7 +77,7 @@ def tagged(union: object) -> dict[str, type[Section]]:
 
 
 def _tag(section: type[Section]) -> str:
-    for key in ("kind", "type", "method"):
+    for key in TAGS:
         field = section.model_fields.get(key)
         if field is not None and get_origin(field.annotation) is Literal:
             return str(get_args(field.annotation)[0])
