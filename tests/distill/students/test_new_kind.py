@@ -88,9 +88,7 @@ def test_a_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="no student of kind 'made_up': MadeUpStudent is not registered"):
             call()
     (tmp_path / "student.json").write_text(json.dumps({"kind": "made_up"}))
-    with pytest.raises(
-        PartError, match=r"a student of kind 'made_up'; this version reads .*tabular, text"
-    ):
+    with pytest.raises(PartError, match=r"a student of kind 'made_up'; this version reads .*tabular, text"):
         load(tmp_path, config)
 
 
