@@ -12,13 +12,12 @@ import copy
 import functools
 import html
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stillhouse.files import write_whole
 from stillhouse.records import DataReport
 
 if TYPE_CHECKING:
@@ -151,8 +150,5 @@ def _entry_of(page: Path) -> dict[str, Any] | None:
 
 def _replace(path: Path, text: str) -> None:
     """A reader meets the old page or the new one, never half of one."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    write_whole(path, text)
+    path.chmod(0o644)

@@ -36,10 +36,12 @@ from stillhouse.config import (
     embedded_environment,
     load,
     load_file,
+    loading,
     number_format,
     recipe_name,
     structure,
 )
+from stillhouse.config.base import tagged
 from stillhouse.errors import ConfigError
 
 GOOD = """\
@@ -375,7 +377,7 @@ def test_a_mistake_is_named_with_line_key_and_remedy(file: Path, right: str, wro
 
 def test_every_pattern_of_a_key_is_told_in_words(file: Path) -> None:
     patterns = set(re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', json.dumps(config.AgentConfig.model_json_schema())))
-    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(config._PATTERNS)
+    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(loading._PATTERNS)
     teacher = "{kind: mlflow, name: m, uri: 'models:/a/1', digest: 'sha256:12'}"
     said = complaint(file, re.sub(r"\{kind: python.*\}", teacher, GOOD))
     assert "teachers.0.digest: 'sha256:12' must be 'sha256:' and 64 hexadecimal digits" in said
@@ -665,3 +667,10 @@ def test_an_agent_that_reads_texts(file: Path) -> None:
 def test_mistakes_about_texts(file: Path, right: str, wrong: str, said: str) -> None:
     assert TEXTS.count(right) == 1
     assert complaint(file, TEXTS.replace(right, wrong)) == said
+
+
+def test_the_sections_of_a_union_by_their_tags() -> None:
+    assert list(tagged(config.LeafTeacher)) == ["python", "module", "mlflow", "endpoint"]
+    assert tagged(config.AnyStudent)["text"] is config.TextStudent
+    with pytest.raises(TypeError, match="Budgets has no key `kind`, `type` or `method`"):
+        tagged(config.TextStudent | config.Budgets)

@@ -6,12 +6,14 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
+from stillhouse.config.base import Section
 from stillhouse.errors import PartError
-from stillhouse.parts import Source, Teacher, TextInitial, resolve
+from stillhouse.parts import Source, Teacher, TextInitial, import_kinds, resolve
 
 WHERE = "agents/toy.yaml: observations.source"
 
@@ -95,3 +97,14 @@ def test_the_protocol_of_a_teacher() -> None:
 def test_a_text_encoder_that_cannot_be(tokens: list[str], embeddings: np.ndarray, message: str) -> None:
     with pytest.raises(PartError, match=message):
         TextInitial(tokens, embeddings)
+
+
+def test_a_kind_without_a_file_is_missed_when_the_kinds_are_imported() -> None:
+    class Cold(Section):
+        kind: Literal["cold"]
+
+    class Module(Section):
+        kind: Literal["module"]
+
+    with pytest.raises(ModuleNotFoundError, match=r"stillhouse\.teachers\.cold"):
+        import_kinds("stillhouse.teachers", Module | Cold)

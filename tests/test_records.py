@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from stillhouse import records
 from stillhouse.records import (
+    REFRESH_MODES,
     Baseline,
     Candidate,
     Certificate,
@@ -31,6 +32,7 @@ from stillhouse.records import (
     LayerSensitivity,
     Limits,
     LossBaseline,
+    Mode,
     ModelRef,
     Proof,
     Quality,
@@ -38,6 +40,7 @@ from stillhouse.records import (
     Reason,
     Record,
     Refresh,
+    Response,
     Saturation,
     Scorecard,
     Screened,
@@ -161,7 +164,7 @@ each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__
 
 
 def test_every_record_is_tried_here() -> None:
-    public = {getattr(records, name) for name in records.__all__}
+    public = [getattr(records, name) for name in records.__all__]
     known = {r for r in public if isinstance(r, type) and not typing.get_origin(r) and issubclass(r, Record)} - {Record}
     assert {type(record) for record in ALL} == known
 
@@ -252,3 +255,17 @@ def test_the_evidence_of_a_verdict_comes_back_as_steps() -> None:
 def test_a_column_is_unusual_only_beyond_a_limit() -> None:
     assert not COLUMN.unusual
     assert COLUMN.model_copy(update={"limit": 0.3}).unusual and not COLUMN.model_copy(update={"limit": 0.4}).unusual
+
+
+def test_every_response_says_how_its_refresh_makes_the_student() -> None:
+    assert set(REFRESH_MODES) == set(typing.get_args(Response))
+    assert {mode for mode in REFRESH_MODES.values() if mode} == set(typing.get_args(Mode))
+    assert all(REFRESH_MODES[mode] == mode for mode in typing.get_args(Mode))  # `watch.responses` names modes
+    asked = {"hold": None, "reuse": "redistil", "renew": "redistil"}
+    for response in typing.get_args(Response):
+        verdict = Verdict(
+            verdict_id="v", kind="watch", agent="toy", as_of=datetime(2024, 1, 1, tzinfo=UTC), outcome="drift",
+            response=response, summary="s",
+        )  # fmt: skip
+        assert verdict.refresh_mode == asked.get(response, response)
+    assert "refresh_mode" not in verdict.model_dump()

@@ -105,7 +105,7 @@ def draft(rows: Frame, config: AgentConfig) -> str:
     :raises WindowError: if there are fewer rows.
     """
     rows = _usable(rows)
-    lines, columns = _columns(rows, config.observations, reads_text=config.student.kind == "text")
+    lines, columns = _columns(rows, config.observations, reads_text=config.student.reads_text)
     return "\n".join(
         [
             *_head(rows, config.observations),

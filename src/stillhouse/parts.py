@@ -14,10 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
+from stillhouse.config.base import tagged
 from stillhouse.errors import PartError
 
-__all__ = ["ModelStore", "OffersText", "ReadyTeacher", "Source", "Teacher", "TextInitial", "is_rehearsal", "rehearsing",
-           "resolve"]  # fmt: skip
+__all__ = ["ModelStore", "OffersText", "ReadyTeacher", "Source", "Teacher", "TextInitial", "import_kinds",
+           "is_rehearsal", "rehearsing", "resolve"]  # fmt: skip
 
 
 @runtime_checkable
@@ -114,6 +115,16 @@ class ModelStore(Protocol):
         :raises PartError: if it brings code and is not trusted, or is not what ``digest`` says.
         """
         ...
+
+
+def import_kinds(package: str, union: object) -> None:
+    """Import ``<package>.<tag>`` for each section of a tagged union: each of these files registers its own kind.
+
+    :param union: of sections of the agent file, such as :data:`stillhouse.config.LeafTeacher`.
+    :raises ModuleNotFoundError: if a kind has no file.
+    """
+    for tag in tagged(union):
+        importlib.import_module(f"{package}.{tag}")
 
 
 _rehearsals = 0

@@ -8,12 +8,14 @@ Times are timezone-aware UTC; windows are half-open, ``[start, end)``.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 __all__ = [
+    "REFRESH_MODES",
     "Baseline",
     "Candidate",
     "Certificate",
@@ -638,6 +640,17 @@ class Frontier(Record):
 # --------------------------------------------------------------------------- verdicts
 
 Response = Literal["hold", "recalibrate", "reuse", "update", "redistil_warm", "redistil", "renew"]
+
+Mode = Literal["recalibrate", "update", "redistil_warm", "redistil"]
+"""How a refresh makes its student: the champion's is kept, and its ranges and its confidence are estimated anew; the
+champion's takes in what is new; a training that begins at the champion's weights; a training from the beginning."""
+
+REFRESH_MODES: Mapping[Response, Mode | None] = {
+    "hold": None, "recalibrate": "recalibrate", "reuse": "redistil", "update": "update",
+    "redistil_warm": "redistil_warm", "redistil": "redistil", "renew": "redistil",
+}  # fmt: skip
+"""How the refresh that a response asks for makes its student; None: the response asks for no refresh."""
+
 Outcome = Literal[
     # watch
     "no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
@@ -753,6 +766,11 @@ class Verdict(Record):
     cost: Cost | None = Field(default=None, description="of a watch")
     evidence: dict[str, JsonValue] = Field(default_factory=dict, description="the records judged, as JSON")
 
+    @property
+    def refresh_mode(self) -> Mode | None:
+        """How the refresh that this verdict asks for makes its student; None: it asks for none."""
+        return REFRESH_MODES[self.response]
+
 
 class Baseline(Record):
     """What a champion was trained and proved on: what every later watch compares with.
@@ -769,11 +787,6 @@ class Baseline(Record):
     disagreement: Disagreement = Field(description="with its teacher, on the test window")
     quality: Quality = Field(description="on the test window")
     teacher: ModelRef
-
-
-Mode = Literal["recalibrate", "update", "redistil_warm", "redistil"]
-"""How a refresh makes its student: the champion's is kept, and its ranges and its confidence are estimated anew; the
-champion's takes in what is new; a training that begins at the champion's weights; a training from the beginning."""
 
 
 class Refresh(Record):

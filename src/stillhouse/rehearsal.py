@@ -15,7 +15,7 @@ import pandas as pd
 
 from stillhouse.compress.search import search
 from stillhouse.compress.variants import student_subject, variant_pack
-from stillhouse.config import AgentConfig, Cascade, Compression, EndpointTeacher, Fp32, leaves
+from stillhouse.config import AgentConfig, Cascade, Compression, Fp32, leaves
 from stillhouse.data_contract import counted, examine, listed
 from stillhouse.distill.students import blocks, columns_of, new_student
 from stillhouse.distill.train import Lesson, distil
@@ -27,6 +27,7 @@ from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import Limits, Window
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.shown import shown
+from stillhouse.stats import cluster_ids
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
 
@@ -190,8 +191,7 @@ def _power(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> str:
     rows = max(1, round(_a_day(labelled, window) * days))
     clusters = rows
     if promotion.cluster:
-        stretches = (labelled["observed_at"] - pd.Timestamp(window.start)) // pd.Timedelta(promotion.cluster)
-        share = stretches.nunique() / len(labelled)
+        share = len(np.unique(cluster_ids(labelled["observed_at"], promotion.cluster, window.start))) / len(labelled)
         clusters = max(1, round(share * rows))
     rarer = None
     if len(config.actions) == 2:
@@ -227,11 +227,7 @@ def _refuse_open_purse(config: AgentConfig) -> None:
     cascade = config.runtime.cascade
     if cascade is None or cascade.cost_per_day is not None or cascade.calls_per_day is not None:
         return
-    priced = [
-        leaf.name for leaf in leaves(config.teachers)
-        if isinstance(leaf.teacher, EndpointTeacher)
-        and leaf.teacher.price_per_million_input + leaf.teacher.price_per_million_output
-    ]  # fmt: skip
+    priced = [leaf.name for leaf in leaves(config.teachers) if leaf.teacher.costs_money]
     if priced:
         raise ConfigError(
             f"{config.file}: runtime.cascade: teacher {priced[0]!r} costs money, and neither "

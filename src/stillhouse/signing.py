@@ -30,6 +30,7 @@ from filelock import FileLock
 
 from stillhouse.config import home
 from stillhouse.errors import ConfigError, SignatureError
+from stillhouse.files import write_whole
 from stillhouse.verifying import (
     CONTEXT,
     MODEL,
@@ -231,14 +232,8 @@ def _first_key() -> Ed25519PrivateKey:
 
 def _write_key(file: Path, key: Ed25519PrivateKey) -> None:
     """At once, and for nobody else to read, at no moment."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as open_file:
-        open_file.write(pem)
-        open_file.flush()
-        os.fsync(open_file.fileno())
-    partial.replace(file)
+    write_whole(file, pem, durable=True, mode=0o600)
 
 
 def _trust_if_first(key: Ed25519PrivateKey) -> None:
@@ -277,9 +272,7 @@ def trust(pem: str, where: str = "the file") -> list[str]:
     folder = _trusted_folder()
     folder.mkdir(parents=True, exist_ok=True)
     for name, key in found.items():
-        partial = folder / f".{name}.{os.getpid()}"
-        partial.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-        partial.replace(folder / f"{name}.pub")
+        write_whole(folder / f"{name}.pub", key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return list(found)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy
 
-from stillhouse.config import Decoupled, Hinton, Hints, Relational, Standardised
+from stillhouse.config import Decoupled, Hinton, Hints, KnowledgeLoss, LossSection, Relational, Standardised
+from stillhouse.config.base import tagged
 from stillhouse.distill.losses import (
     Signals,
     decoupled_loss,
@@ -201,3 +203,32 @@ def test_every_entry_of_the_agent_file_has_its_term(kind: type) -> None:
     loss = term(kind(type=kind.__name__.lower()), signals, 2.0)
     loss.backward()
     assert loss.shape == () and logits.grad.abs().sum() > 0
+
+
+# --------------------------------------------------------------------------- kinds
+
+
+class MadeUpLoss(LossSection):
+    type: Literal["made_up"] = "made_up"
+
+
+class Squared(LossSection):
+    """Squared differences of probabilities: a new type of loss is a section and a term."""
+
+    type: Literal["squared"] = "squared"
+
+
+@term.register
+def _(loss: Squared, signals: Signals, temperature: float) -> torch.Tensor:
+    return (torch.softmax(signals.logits, dim=1) - signals.knowledge).square().sum(dim=1).mean()
+
+
+def test_a_new_type_of_loss_and_one_without_a_file() -> None:
+    signals = Signals(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    assert float(term(Squared(), signals, 2.0)) == 0.5
+    with pytest.raises(TypeError, match="no loss of type 'made_up': MadeUpLoss is not registered"):
+        term(MadeUpLoss(), signals, 2.0)
+
+
+def test_every_type_of_loss_of_the_agent_file_is_registered() -> None:
+    assert all(section in term.registry for section in tagged(KnowledgeLoss).values())

@@ -1,7 +1,5 @@
 """Audited rows: whatever the draw was steered by, what is seen on them speaks for all rows."""
 
-from datetime import timedelta
-
 import numpy as np
 import pytest
 
@@ -140,9 +138,3 @@ def test_where_to_look():
     shift = np.array([0.0, 0.0, 0.5, 3.0])
     assert audit.scores(probabilities, shift) == pytest.approx(np.array([1.0, 0.2, 0.6, 1.0]))
     assert audit.scores(np.array([[0.2, 0.5, 0.3]])) == pytest.approx(np.array([0.8]))
-
-
-def test_strata_are_stretches_of_time():
-    observed_at = np.array([0, HOUR_NS - 1, HOUR_NS, 5 * HOUR_NS + 1])
-    assert np.array_equal(audit.strata(observed_at, timedelta(hours=1)), [0, 0, 1, 5])
-    assert audit.strata(observed_at, timedelta(0)) is None

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from datetime import timedelta
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from pydantic import ValidationError
 from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.bounds import clustered_error
 from stillhouse.evaluate.gate import (
     anchor_after,
     certify,
@@ -24,9 +21,9 @@ from stillhouse.evaluate.gate import (
     judge,
     lower_bound,
     replay,
-    stretches,
 )
 from stillhouse.records import Certificate, Verdict
+from stillhouse.stats import clustered_error
 
 Array = np.ndarray[Any, Any]
 
@@ -57,8 +54,8 @@ def test_delong_by_hand() -> None:
     aucs, influence = delong(outcomes, np.array([[3.0, 1, 2, 0], [2, 3, 1, 0]]))
     assert aucs == [0.75, 1.0]
     assert influence == pytest.approx([1 / 8, -1 / 8, -1 / 8, 1 / 8])
-    assert clustered_error(influence, np.arange(4)) == pytest.approx(math.sqrt(4 / 64 * 4 / 3))
-    assert clustered_error(influence, np.array([0, 0, 1, 1])) == 0
+    assert clustered_error(influence, np.arange(4), small_sample=True) == pytest.approx(math.sqrt(4 / 64 * 4 / 3))
+    assert clustered_error(influence, np.array([0, 0, 1, 1]), small_sample=True) == 0
 
 
 def test_rows_that_come_twice_are_no_more_evidence() -> None:
@@ -90,7 +87,7 @@ def test_delong_agrees_with_a_bootstrap(noise: float) -> None:
     rng = np.random.default_rng(1)
     outcomes, scores = binormal(rng, 600, 1.2, 0.9, noise=noise)
     _, influence = delong(outcomes, scores)
-    error = clustered_error(influence, np.arange(600))
+    error = clustered_error(influence, np.arange(600), small_sample=True)
     drawn = []
     for _ in range(600):
         rows = rng.integers(0, 600, 600)
@@ -481,10 +478,3 @@ def test_more_than_two_actions_are_judged_by_accuracy(make: Any) -> None:
     (told,) = [reason.text for reason in judge(first).reasons if reason.measure == "auc"]
     assert told == "test AUC 0.9990 (mean over the actions, each against the others) against chance .5"
     assert make.quality(None, 0.6).measure == "accuracy" and make.quality(None, 0.6).score == 0.6
-
-
-def test_stretches_of_no_length_are_the_rows_themselves() -> None:
-    times = pd.to_datetime(["2024-01-01T00:10Z", "2024-01-01T00:50Z", "2024-01-01T01:00Z"])
-    rows = pd.DataFrame({"observed_at": times})
-    assert len(set(stretches(rows, timedelta(hours=1)))) == 2
-    assert stretches(rows, timedelta(0)).tolist() == [0, 1, 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from stillhouse.compress.build import Built
 from stillhouse.compress.processor import processor
+from stillhouse.files import file_digest
 from stillhouse.version import __version__
 
 __all__ = ["write_manifest"]
@@ -29,7 +29,7 @@ def write_manifest(folder: Path, described: Mapping[str, Any], built: Built, fil
     manifest = {
         "format": _FORMAT,
         **described,
-        "sha256": {name: _sha256(folder / name) for name in files},
+        "sha256": {name: file_digest(folder / name) for name in files},
         "agreement": built.agreement.model_dump(),
         "saturates": [each.model_dump() for each in built.saturates],
         "cpu": processor().model_dump(mode="json"),
@@ -42,7 +42,3 @@ def write_manifest(folder: Path, described: Mapping[str, Any], built: Built, fil
     }
     text = json.dumps(manifest, ensure_ascii=False, allow_nan=False)
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from scipy.optimize import minimize_scalar
 
 from stillhouse.compress.export import run_onnx
 from stillhouse.compress.subject import Array, Feed
 from stillhouse.errors import ExportError
+from stillhouse.stats import fit_temperature
 
 __all__ = ["temperature", "with_temperature"]
 
-_COLDEST, _HOTTEST = 0.05, 20.0
 _TINY = 1e-12
 
 
@@ -26,16 +25,7 @@ def temperature(model: onnx.ModelProto, feed: Feed, outcomes: Array) -> float:
     :param model: ends in probabilities ``[n, K]``.
     :param outcomes: action indices ``[n]``, n ≥ 1.
     """
-    logits = np.log(np.maximum(run_onnx(model, feed).astype(np.float64), _TINY))
-    places = np.arange(len(outcomes))
-
-    def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[places, outcomes]).mean())
-
-    found = minimize_scalar(loss, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded")
-    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+    return fit_temperature(np.log(np.maximum(run_onnx(model, feed).astype(np.float64), _TINY)), outcomes)
 
 
 def with_temperature(model: onnx.ModelProto, divisor: float) -> onnx.ModelProto:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import OrderedDict
@@ -29,6 +28,7 @@ from stillhouse.compress.steps import restructure
 from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
 from stillhouse.config import Fp32, Recipe, Step, StructuralStep, recipe_name, structure
 from stillhouse.errors import ExportError
+from stillhouse.files import whole_file, write_whole
 from stillhouse.latency import cpu_time, measure_latency
 from stillhouse.records import Candidate, Latency
 
@@ -175,9 +175,7 @@ class Workshop:
 
     def save_form(self, recipe: Recipe, path: Path) -> None:
         """Write what the recipe's candidate was quantised from: its form's float32 graph."""
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(self.graph(structure(recipe)).SerializeToString())
-        partial.replace(path)
+        write_whole(path, self.graph(structure(recipe)).SerializeToString())
 
     def _next_form(self, form: Form | None, step: StructuralStep, name: str) -> Form:
         if form is None:
@@ -243,9 +241,8 @@ def one_row(model: onnx.ModelProto, feed: Feed) -> Callable[[], object]:
 def _save(module: nn.Module, path: Path) -> None:
     """The module's state; the file appears when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, partial)
-    partial.replace(path)
+    with whole_file(path) as aside:
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, aside)
 
 
 def _digest(*parts: object) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Action", "Duration", "Length", "Name", "Section", "Target", "parse_duration"]
+__all__ = ["TAGS", "Action", "Duration", "Length", "Name", "Section", "Target", "parse_duration", "tagged"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -60,3 +60,25 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, numbers finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+TAGS = ("type", "method", "kind")
+"""Keys that say which member of a union a section is."""
+
+
+def tagged(union: object) -> dict[str, type[Section]]:
+    """The sections of a tagged union by their tags, the values of ``kind``, ``type`` or ``method``, in their order.
+
+    :raises TypeError: if a member has none of these keys with one fixed value.
+    """
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    return {_tag(section): section for section in get_args(union)}
+
+
+def _tag(section: type[Section]) -> str:
+    for key in TAGS:
+        field = section.model_fields.get(key)
+        if field is not None and get_origin(field.annotation) is Literal:
+            return str(get_args(field.annotation)[0])
+    raise TypeError(f"{section.__name__} has no key `kind`, `type` or `method` with one fixed value")

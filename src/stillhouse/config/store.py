@@ -8,14 +8,13 @@ upgrades it.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
 from stillhouse.errors import StoreError
+from stillhouse.files import write_whole
 
 __all__ = ["MIGRATIONS", "VERSION", "open_store"]
 
@@ -94,11 +93,6 @@ def _mark(home: Path, version: int) -> None:
     """Write the version, whole or not at all."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".store-", dir=home)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"version": version}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(home / _FILE)
+        write_whole(home / _FILE, json.dumps({"version": version}), durable=True, mode=0o600)
     except OSError as error:
         raise StoreError(f"STILLHOUSE_HOME is {home}, and nothing can be written there: {error}") from error

@@ -12,16 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stillhouse.files import whole_file
+
 __all__ = ["load_optimiser", "optimiser_state", "read", "write"]
 
 
 def write(path: Path, key: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write ``tensors`` and the JSON ``state`` to ``path``; ``key`` says which training they belong to."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(copies, partial, metadata={"key": key, "state": json.dumps(state)})
-    partial.replace(path)
+    with whole_file(path) as aside:
+        save_file(copies, aside, metadata={"key": key, "state": json.dumps(state)})
 
 
 def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stillhouse.config import Distillation
 from stillhouse.distill.controller import Change, Control, Course
 from stillhouse.distill.train import Lesson, distil, held_out_loss
+from stillhouse.stats import clustered_error
 
 __all__ = ["compare", "distil_better", "distil_with_control"]
 
@@ -139,15 +140,13 @@ def compare(student: nn.Module, fixed: nn.Module, rows: Lesson) -> Control:
     """Log loss of two students on the same ``rows``, all with outcomes, and their difference with its error."""
     losses, losses_fixed = _losses(student, rows), _losses(fixed, rows)
     gains = losses_fixed - losses
-    groups = np.arange(len(rows)) if rows.groups is None else np.unique(rows.groups.numpy(), return_inverse=True)[1]
-    sums = np.bincount(groups, weights=gains - gains.mean())
-    factor = len(sums) / max(1, len(sums) - 1)
+    groups = None if rows.groups is None else rows.groups.numpy()
     return Control(
         rows=len(rows),
         log_loss=float(losses.mean()),
         log_loss_fixed=float(losses_fixed.mean()),
         gain=float(gains.mean()),
-        standard_error=float(np.sqrt(factor * (sums**2).sum())) / len(rows),
+        standard_error=clustered_error((gains - gains.mean()) / len(rows), groups, small_sample=True),
     )
 
 

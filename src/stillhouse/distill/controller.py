@@ -25,7 +25,6 @@ outcomes, ``h``, by the same reckoning: ``‖h − k_T‖²`` is ``‖k_T‖² �
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ from torch import Tensor
 
 from stillhouse.distill.losses import log_knowledge
 from stillhouse.records import Record
+from stillhouse.stats import clustered_error, fit_temperature
 
 __all__ = ["Change", "Controller", "Course", "Setting", "calibration"]
 
@@ -206,7 +206,7 @@ class Controller:
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean over groups and half its 99 % interval."""
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    error = clustered_error((np.asarray(values) - np.mean(values)) / len(values), small_sample=True)
     return float(np.mean(values)), float(student_t.ppf(_SURE, len(values) - 1)) * error
 
 
@@ -226,7 +226,7 @@ def calibration(knowledge: Tensor, outcomes: Tensor, groups: Tensor) -> tuple[fl
     def losses(value: float) -> Tensor:
         return -torch.log_softmax(logits / value, dim=1)[rows, outcomes]
 
-    best = float(min(_POWERS, key=lambda value: float(losses(float(value)).mean())))
+    best = fit_temperature(logits.numpy(), outcomes.numpy(), among=_POWERS.tolist())
     confidence = float(knowledge.max(dim=1).values.mean())
     right = float((knowledge.argmax(dim=1) == outcomes).double().mean())
     said = f"on {len(outcomes)} held-out rows the teacher is {confidence:.1%} sure on average and right on {right:.1%}"

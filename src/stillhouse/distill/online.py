@@ -18,6 +18,7 @@ from stillhouse.config import Distillation
 from stillhouse.distill.losses import knowledge_loss, outcome_loss, soften
 from stillhouse.distill.train import Lesson
 from stillhouse.records import Record
+from stillhouse.stats import total_variation
 
 __all__ = ["Probe", "Updated", "distill_step", "forgetting", "hidden", "novelty", "probe", "remember", "update"]
 
@@ -188,7 +189,7 @@ def probe(before: nn.Module, after: nn.Module, kept_back: Lesson, harmless: floa
     for module in (before, after):
         with torch.no_grad():
             said = torch.softmax(module.eval()(kept_back.x), dim=1)
-        apart.append(min(1.0, float(0.5 * (said - kept_back.knowledge).abs().sum(dim=1).mean())))
+        apart.append(float(total_variation(said.cpu().numpy(), kept_back.knowledge.cpu().numpy()).mean()))
     return Probe(rows=len(kept_back), before=apart[0], after=apart[1], harmless=harmless)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from stillhouse.config import Distillation, Hints
+from stillhouse.config import Distillation
 from stillhouse.distill import checkpoint as checkpoint_file
 from stillhouse.distill.balance import Balance, share
 from stillhouse.distill.controller import Change, Controller, Course, calibration
@@ -479,7 +479,7 @@ class _LastLayer(nn.Module):
     def __init__(self, student: nn.Module, lesson: Lesson, settings: Distillation) -> None:
         super().__init__()
         self.hidden: Tensor | None = None
-        self.hints = any(isinstance(loss, Hints) for loss in settings.losses)
+        self.hints = any(loss.needs_features for loss in settings.losses)
         self.projection: nn.Linear | None = None
         self.hook: Any = None
         if lesson.features is None:

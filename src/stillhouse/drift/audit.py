@@ -10,12 +10,11 @@ no row is then asked about twice, and, where rows are independent, so are the dr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Draws", "plan", "scores", "strata", "unit_means"]
+__all__ = ["Draws", "plan", "scores", "unit_means"]
 
 Array = np.ndarray[Any, Any]
 
@@ -89,16 +88,6 @@ def scores(probabilities: Array, shift: Array | None = None) -> Array:
     trust = 1.0 if shift is None else 1.0 - np.clip(np.asarray(shift, dtype=np.float64), 0.0, 1.0)
     found: Array = np.clip(1.0 - margin * trust, 0.0, 1.0)
     return found
-
-
-def strata(observed_at: Array, cluster: timedelta) -> Array | None:
-    """One number per stretch of ``cluster``, int64 ``[N]``: its rows share their weather and are one piece of evidence.
-
-    :param observed_at: int64 ``[N]``, nanoseconds since 1970; stretches begin at multiples of ``cluster``.
-    :param cluster: zero: rows are independent, and each draw is a unit of its own (None).
-    """
-    length = cluster // timedelta(microseconds=1) * 1000
-    return np.asarray(observed_at, dtype=np.int64) // length if length else None
 
 
 def _joined(strata: Array, most: int) -> Array:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.drift.audit import strata
 from stillhouse.drift.distances import compare
 from stillhouse.drift.profile import Profile
 from stillhouse.errors import WindowError
 from stillhouse.records import ColumnDrift, LossBaseline, Screened, Screens
+from stillhouse.stats import cluster_ids, clustered_error, nanoseconds
 
 __all__ = ["MIN_BLOCKS", "limits", "loss_baseline", "screened", "screens"]
 
@@ -134,10 +134,12 @@ def loss_baseline(
     losses = np.asarray(losses, dtype=np.float64)
     if not len(losses):
         raise WindowError("a baseline of losses needs rows; there are none")
-    moments = pd.DatetimeIndex(pd.to_datetime(observed_at, utc=True)).as_unit("ns").asi8
+    moments = nanoseconds(observed_at)
     units, first, rows = _clustered(losses, moments, cluster)
     mean = float(units.mean())
-    error = units.std(ddof=1) / np.sqrt(len(units)) if len(units) > 1 else np.sqrt(max(0.0, mean * (1 - mean)))
+    error = np.sqrt(max(0.0, mean * (1 - mean)))
+    if len(units) > 1:
+        error = clustered_error((units - mean) / len(units), small_sample=True)
     stretches = _stretch_means(units, first, rows, block)
     usual = float(np.quantile(stretches, WORSE)) if len(stretches) >= MIN_STRETCHES else mean
     autocorrelation, deviation = (None, None) if every is None else _dependence(units, first, every)
@@ -177,8 +179,7 @@ def _statistic(psi: Array, usual: Array) -> float:
 
 def _clustered(losses: Array, moments: Array, cluster: timedelta) -> tuple[Array, Array, Array]:
     """Mean loss, first moment and rows of each cluster, ``[G]``."""
-    numbers = strata(moments, cluster)
-    _, index = np.unique(np.arange(len(losses)) if numbers is None else numbers, return_inverse=True)
+    _, index = np.unique(cluster_ids(moments, cluster), return_inverse=True)
     rows = np.bincount(index)
     first = np.full(len(rows), np.iinfo(np.int64).max)
     np.minimum.at(first, index, moments)
@@ -187,16 +188,14 @@ def _clustered(losses: Array, moments: Array, cluster: timedelta) -> tuple[Array
 
 def _stretch_means(units: Array, first: Array, rows: Array, block: timedelta) -> Array:
     """Mean of the clusters of each stretch that has enough rows."""
-    length = block // timedelta(microseconds=1) * 1000
-    _, index = np.unique((first.max() - first) // length, return_inverse=True)
+    _, index = np.unique(cluster_ids(first, block, int(first.max()), backwards=True), return_inverse=True)
     means: Array = np.bincount(index, weights=units) / np.bincount(index)
     return means[np.bincount(index, weights=rows) >= MIN_STRETCH_ROWS]
 
 
 def _dependence(units: Array, first: Array, every: timedelta) -> tuple[float | None, float | None]:
     """Upper bounds of the autocorrelation of steps' means, and of what the units of a step have in common."""
-    length = every // timedelta(microseconds=1) * 1000
-    numbers, index, size = np.unique(first // length, return_inverse=True, return_counts=True)
+    numbers, index, size = np.unique(cluster_ids(first, every), return_inverse=True, return_counts=True)
     means = np.bincount(index, weights=units) / size
     steps = len(means)
     if steps < MIN_STEPS or np.ptp(means) < INDISTINGUISHABLE:

@@ -13,6 +13,7 @@ from stillhouse.config import AgentConfig, Responses, Thresholds
 from stillhouse.drift.evidence import joint
 from stillhouse.errors import WindowError
 from stillhouse.records import (
+    REFRESH_MODES,
     Cost,
     DataReport,
     DriftReport,
@@ -91,8 +92,8 @@ def decide(
 
     (2) a process that reaches the budget by itself, or, if none does, the one with most evidence.
 
-    (1) as ``watch.responses`` says: update, redistil_warm or redistil. After a refresh that was refused redistil: what
-    was cheaper has not helped.
+    (1) as ``watch.responses`` says: recalibrate, update, redistil_warm or redistil. After a refresh that was refused
+    redistil: what was cheaper has not helped. Its mode: :data:`stillhouse.records.REFRESH_MODES`.
 
     :param report: None if the data is broken or the window too small to be measured.
     :param as_of: the moment that the watch speaks for, with a time zone.
@@ -267,7 +268,7 @@ def _fallen(known: Evidence, drift: DriftReport, tolerance: float) -> Iterator[s
         error = hypot(_error(a, now.rows * part), _error(b, before.rows * part))
         if reason.value > (min(tolerance + 2 * error, 0.1) if threshold is None else threshold):
             yield reason.text
-    half, usual = now.brier / 2, before.brier / 2
+    half, usual = now.brier / 2, before.brier / 2  # `Quality.brier` is on the scale 0…2
     error = hypot(_error(half, now.rows), _error(usual, before.rows))
     if half > min(usual + tolerance + 2 * error, 1.5 * usual):
         yield f"the student's Brier score is {now.brier:.3f} on {now.rows} outcomes, and was {before.brier:.3f}"
@@ -281,7 +282,7 @@ def _error(mean: float, rows: float) -> float:
 def _cooled(known: Evidence, judged: Judgement) -> Judgement:
     """No second refresh too soon after the last, nor on the same rows, wherever the clock stands."""
     outcome, response, summary, reasons = judged
-    if response == "hold" or known.last_refresh is None:
+    if REFRESH_MODES[response] is None or known.last_refresh is None:
         return outcome, response, summary, reasons
     if known.new_rows is False:
         since = known.last_refresh.astimezone(UTC)

@@ -11,6 +11,7 @@ import numpy as np
 from stillhouse.drift.profile import CategoryProfile, ColumnProfile, NumberProfile, Profile, numbers_at
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.records import ColumnDrift
+from stillhouse.stats import total_variation
 
 __all__ = ["coarse_counts", "column_drift", "compare", "ks", "number_bins", "psi"]
 
@@ -263,4 +264,5 @@ def _total_variation(reference: CategoryProfile, current: CategoryProfile, share
     """Half the sum of the differences of all shares, that of the missing among them."""
     before = np.array([*reference.counts.values(), reference.others, reference.missing]) / reference.rows
     now = np.append(shared, [current.others, current.missing]) / current.rows
-    return float(np.abs(before - now).sum() + max(0.0, 1 - now.sum())) / 2
+    unseen = max(0.0, 1 - now.sum())  # values that the reference does not have
+    return float(total_variation(np.append(before, 0.0)[None], np.append(now, unseen)[None])[0])

@@ -18,6 +18,7 @@ from stillhouse.drift.profile import Profile, build
 from stillhouse.drift.texts import watched
 from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, DriftReport, Quality, Screens, SliceDrift, Window
+from stillhouse.stats import cluster_ids
 
 __all__ = ["OUTPUT", "measure", "profile_of", "reference_of", "usual_length"]
 
@@ -127,6 +128,6 @@ def _stretches(rows: pd.DataFrame, block: timedelta) -> Iterator[Array]:
     """Which rows belong to each stretch of time, bool ``[n]``, oldest stretch first."""
     if rows.empty:
         return
-    age = ((rows["observed_at"].iloc[-1] - rows["observed_at"]) // block).to_numpy()
+    age = cluster_ids(rows["observed_at"], block, rows["observed_at"].iloc[-1], backwards=True)
     for number in np.unique(age)[::-1]:
         yield age == number

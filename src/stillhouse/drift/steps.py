@@ -18,6 +18,8 @@ from stillhouse.config import Watch
 from stillhouse.drift import audit, evidence
 from stillhouse.drift.audit import Draws
 from stillhouse.records import Counted, EvidenceStep, short_id
+from stillhouse.stats import cluster_ids, nanoseconds, total_variation
+from stillhouse.stats import half_brier as brier
 
 __all__ = [
     "Planned",
@@ -29,7 +31,6 @@ __all__ = [
     "complete_steps",
     "count_audit",
     "count_outcomes",
-    "nanoseconds",
     "pass_over",
     "plan_audit",
     "total_variation",
@@ -78,12 +79,12 @@ def plan_audit(
     :param cluster: rows observed in the same such stretch are one piece of evidence.
     :param key: what the draws are seeded by beside the step's start.
     """
-    times = nanoseconds(rows)
+    times = nanoseconds(rows["observed_at"])
     planned = []
     for start, end in steps:
         first, last = np.searchsorted(times, [pd.Timestamp(start).value, pd.Timestamp(end).value])
         chosen = rows.iloc[first:last]
-        strata = audit.strata(times[first:last], cluster)
+        strata = cluster_ids(times[first:last], cluster) if cluster else None
         seed = int(short_id(key, start.isoformat()), 16)
         draws = audit.plan(scores[first:last], strata, watch.audit.rows, watch.audit.uniform_share, seed)
         planned.append(Planned((start, end), chosen, draws))
@@ -147,8 +148,7 @@ def count_outcomes(state: EvidenceStep, arrived: pd.DataFrame, steps: Sequence[S
 
 def by_cluster(rows: pd.DataFrame, cluster: timedelta) -> pd.DataFrame:
     """Rows with weight 1, and as their unit the stretch of ``cluster`` that they were observed in; zero: their own."""
-    strata = audit.strata(nanoseconds(rows), cluster)
-    return rows.assign(weight=1.0, unit=np.arange(len(rows)) if strata is None else strata)
+    return rows.assign(weight=1.0, unit=cluster_ids(rows["observed_at"], cluster))
 
 
 def pass_over(state: EvidenceStep, steps: Sequence[Span]) -> list[Counted]:
@@ -168,28 +168,3 @@ def audited_losses(
         return [np.empty(0) for _ in planned]
     distance = total_variation(teacher(together), student(together))
     return np.split(distance, np.cumsum([len(each) for each in drawn])[:-1])
-
-
-def total_variation(p: Array, q: Array) -> Array:
-    """½ Σ|p − q| of each row of two ``[n, K]``: float ``[n]`` in 0…1."""
-    distance: Array = np.minimum(1.0, 0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum(axis=1))
-    return distance
-
-
-def brier(probabilities: Array, outcomes: Array) -> Array:
-    """½ Σ(p − y)² of each row, ``[n, K]`` against action indices ``[n]``: float ``[n]`` in 0…1 (Brier 1950, halved).
-
-    An index of K or more is an action that the model does not know: it has given that one nothing.
-    """
-    strange = max(0, int(outcomes.max(initial=0)) + 1 - probabilities.shape[1])
-    probabilities = np.pad(probabilities, ((0, 0), (0, strange)))
-    truth = np.zeros_like(probabilities, dtype=np.float64)
-    truth[np.arange(len(outcomes)), outcomes] = 1.0
-    score: Array = np.minimum(1.0, 0.5 * np.square(probabilities - truth).sum(axis=1))
-    return score
-
-
-def nanoseconds(rows: pd.DataFrame) -> Array:
-    """``observed_at`` as int64 nanoseconds since the epoch, ``[n]``."""
-    moments: Array = rows["observed_at"].dt.as_unit("ns").astype("int64").to_numpy()
-    return moments

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.evaluate.bounds import cluster_scores, clustered_error, lower_shift
-from stillhouse.evaluate.gate import RULE, compare, lower_bound, stretches
+from stillhouse.evaluate.bounds import cluster_scores, lower_shift
+from stillhouse.evaluate.gate import RULE, compare, lower_bound
 from stillhouse.records import ClusterScores, Comparison, Examination, Reason, Verdict, short_id
+from stillhouse.stats import cluster_ids, clustered_error, total_variation
 
 __all__ = ["examine", "judge", "replay"]
 
@@ -47,7 +48,7 @@ def examine(
     :param trusted: version and probabilities ``[n, K]`` of a teacher that has been admitted before.
     """
     known = ~np.isnan(said[:, 0])
-    clusters = stretches(rows, config.promotion.cluster)
+    clusters = cluster_ids(rows["observed_at"], config.promotion.cluster)
     outcomes, answers = rows["outcome"].to_numpy()[known], said[known]
     ignorant = np.tile(base_rate, (len(answers), 1))
 
@@ -112,11 +113,11 @@ def _agreement(p: Array, q: Array, clusters: Array) -> tuple[float | None, float
     index = np.unique(clusters[both], return_inverse=True)[1]
     if not len(index) or index.max() < 9:
         return _NOT_COMPARED
-    alike = 1.0 - 0.5 * np.abs(p[both] - q[both]).sum(axis=1)
+    alike = 1.0 - total_variation(p[both], q[both])
     mean = float(np.clip(alike.mean(), 0.0, 1.0))
     influence, sizes = (alike - alike.mean()) / len(alike), np.bincount(index) / len(index)
     evidence = cluster_scores(np.bincount(index, weights=influence), sizes, mean * float((sizes**2).sum()))
-    return mean, clustered_error(influence, index), evidence
+    return mean, clustered_error(influence, index, small_sample=True), evidence
 
 
 def _answers(examination: Examination) -> Reason:

@@ -26,7 +26,6 @@ __all__ = [
     "FEWEST_FOR_AUC",
     "bound_shift",
     "cluster_scores",
-    "clustered_error",
     "few_clusters",
     "lower_shift",
     "shift_of_none",
@@ -61,13 +60,6 @@ def cluster_scores(influence: Array, sizes: Array, worst: float) -> ClusterScore
         clusters=len(influence),
         effective=max(1.0, float(sizes.sum() ** 2 / (sizes**2).sum())),
     )
-
-
-def clustered_error(influence: Array, clusters: Array) -> float:
-    """Standard error of a statistic from its rows' influences ``[n]``, those of one cluster ``[n]`` taken together."""
-    _, index = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(index, weights=influence)
-    return math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1)) if len(sums) > 1 else 0.0
 
 
 def lower_shift(evidence: ClusterScores, confidence: float) -> float:

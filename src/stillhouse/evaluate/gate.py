@@ -7,12 +7,11 @@ identical verdict at any time, anywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.stats import rankdata
 
 from stillhouse.config import AgentConfig
@@ -20,7 +19,6 @@ from stillhouse.errors import RegistryError
 from stillhouse.evaluate.bounds import (
     FEWEST_FOR_AUC,
     cluster_scores,
-    clustered_error,
     few_clusters,
     lower_shift,
     upper_shift,
@@ -28,17 +26,16 @@ from stillhouse.evaluate.bounds import (
 from stillhouse.evaluate.power import rows_needed
 from stillhouse.evaluate.scorecard import as_wrong
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
+from stillhouse.stats import clustered_error
 
 __all__ = [
     "RULE",
     "anchor_after",
     "certify",
-    "clustered_error",
     "compare",
     "judge",
     "lower_bound",
     "replay",
-    "stretches",
 ]
 
 RULE = 2
@@ -107,7 +104,7 @@ def compare(
         challenger=values[0],
         champion=values[1],
         difference=difference,
-        standard_error=clustered_error(influence, index),
+        standard_error=clustered_error(influence, index, small_sample=True),
         margin=margin,
         rule=RULE,
         evidence=cluster_scores(
@@ -142,14 +139,6 @@ def delong(outcomes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> tupl
     influence[one] = (of_positive[0] - of_positive[1] - (aucs[0] - aucs[1])) / m
     influence[~one] = (of_negative[0] - of_negative[1] - (aucs[0] - aucs[1])) / n
     return [float(auc) for auc in aucs], influence
-
-
-def stretches(rows: pd.DataFrame, length: timedelta) -> np.ndarray[Any, Any]:
-    """Which stretch of ``length`` each row was observed in, integers ``[n]``; zero: each row is its own."""
-    if not length:
-        return np.arange(len(rows))
-    found: np.ndarray[Any, Any] = ((rows["observed_at"] - pd.Timestamp(0, tz="UTC")) // length).to_numpy()
-    return found
 
 
 def judge(certificate: Certificate) -> Verdict:

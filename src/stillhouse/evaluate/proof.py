@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.evaluate.gate import certify, compare, stretches
+from stillhouse.evaluate.gate import certify, compare
 from stillhouse.evaluate.scorecard import agreement, as_wrong, disagreement, quality, slices
 from stillhouse.latency import measure_latency
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
+from stillhouse.stats import cluster_ids
 
 __all__ = ["Candidate", "Predict", "prove"]
 
@@ -145,10 +146,10 @@ def _compare(
     for name, margin in (("test", promotion.non_inferiority_margin), ("past", promotion.slice_margin)):
         if name in windows:
             rows = windows[name]
-            outcomes, clusters = rows["outcome"].to_numpy(), stretches(rows, promotion.cluster)
+            outcomes, clusters = rows["outcome"].to_numpy(), cluster_ids(rows["observed_at"], promotion.cluster)
             found.append(compare(name, outcomes, challenger[name], champion[name], margin, clusters))
     test = windows["test"]
-    outcomes, clusters = test["outcome"].to_numpy(), stretches(test, promotion.cluster)
+    outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
     for column in promotion.slices:
         for value in sorted(test[column].dropna().unique()):
             chosen = (test[column] == value).to_numpy()
@@ -164,6 +165,6 @@ def _compare_with_anchor(
 ) -> list[Comparison]:
     """On the test window: what promotions in a row have lost together must keep to their common margin."""
     promotion = config.promotion
-    outcomes, clusters = test["outcome"].to_numpy(), stretches(test, promotion.cluster)
+    outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
     found = compare("anchor", outcomes, challenger, anchor.predict(test), promotion.all_margins, clusters)
     return [] if found is None else [found]

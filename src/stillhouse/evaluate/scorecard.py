@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, Quality
+from stillhouse.stats import brier, total_variation
 
 __all__ = ["agreement", "as_wrong", "disagreement", "quality", "slices"]
 
@@ -28,13 +29,11 @@ def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any])
     p = np.clip(np.pad(np.asarray(probabilities, dtype=np.float64), ((0, 0), (0, strange))), 1e-7, 1.0)
     p /= p.sum(axis=1, keepdims=True)
     rows = np.arange(len(outcomes))
-    truth = np.zeros_like(p)
-    truth[rows, outcomes] = 1.0
     return Quality(
         rows=len(outcomes),
         auc=_auc(p, outcomes),
         log_loss=float(-np.log(p[rows, outcomes]).mean()),
-        brier=float(((p - truth) ** 2).sum(axis=1).mean()),
+        brier=float(brier(p, outcomes).mean()),
         accuracy=float((p.argmax(axis=1) == outcomes).mean()),
         calibration_error=expected_calibration_error(p, outcomes),
         actions=p.shape[1],
@@ -96,7 +95,7 @@ def slices(
 
 def agreement(teacher: np.ndarray[Any, Any], student: np.ndarray[Any, Any]) -> float:
     """``1 −`` mean total variation ``½ Σ_k |p_k − q_k|`` of two ``[n, K]``; 1 means the same probabilities."""
-    return float(np.clip(1.0 - 0.5 * np.abs(teacher - student).sum(axis=1).mean(), 0.0, 1.0))
+    return float(1.0 - total_variation(teacher, student).mean())
 
 
 def disagreement(
@@ -116,6 +115,5 @@ def disagreement(
     return Disagreement(
         rows=len(p_teacher),
         rate=float(np.average(p_teacher.argmax(axis=1) != p_student.argmax(axis=1), weights=weights)),
-        # float32 rows sum to 1 only nearly
-        total_variation=min(1.0, float(np.average(0.5 * np.abs(p_teacher - p_student).sum(axis=1), weights=weights))),
+        total_variation=min(1.0, float(np.average(total_variation(p_teacher, p_student), weights=weights))),
     )

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stillhouse.config import AgentConfig, ModuleStudent
+from stillhouse.config import AgentConfig
 from stillhouse.distill import memory, students
 from stillhouse.distill.grow import Columns, grown, transplanted
 from stillhouse.distill.memory import Memory
-from stillhouse.distill.students import OwnStudent
 from stillhouse.errors import RegistryError
 from stillhouse.records import Baseline
 from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session
+
+_ALWAYS_TRAINED = "a student of kind {kind!r} is always trained from the beginning"
 
 __all__ = ["Predecessor", "growable", "predecessor", "without_encoder"]
 
@@ -52,7 +53,8 @@ def predecessor(session: Session) -> Predecessor:
 
     :raises RegistryError: if there is no champion, or its student was logged without its weights.
     """
-    _require_growable(isinstance(session.settings.student, ModuleStudent))
+    if not session.settings.student.can_be_updated:
+        raise RegistryError(_ALWAYS_TRAINED.format(kind=session.settings.student.kind))
     champion = session.champion
     if champion is None:
         raise RegistryError(f"agent {session.agent!r} has no champion to go on from")
@@ -69,14 +71,9 @@ def growable(student: students.AnyStudent) -> students.Student:
 
     :raises RegistryError: if it is of the user's own.
     """
-    _require_growable(isinstance(student, OwnStudent))
-    assert not isinstance(student, OwnStudent)
+    if not isinstance(student, students.TabularStudent | students.TextStudent):
+        raise RegistryError(_ALWAYS_TRAINED.format(kind="module"))
     return student
-
-
-def _require_growable(own: bool) -> None:
-    if own:
-        raise RegistryError("a student of kind 'module' is always trained from the beginning")
 
 
 def without_encoder(settings: AgentConfig) -> AgentConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillhouse.config import home
 from stillhouse.errors import PartError, RegistryError
+from stillhouse.files import tree_digest
 from stillhouse.registry import reading
 from stillhouse.registry.connection import Client, connect, process_default
 from stillhouse.registry.downloads import bring
@@ -171,14 +171,9 @@ def _plain(text: str) -> str:
 
 def digest_of(folder: Path) -> str:
     """``sha256:…`` of all of a model's files, their names and contents."""
-    found = hashlib.sha256()
     for cache in sorted(folder.rglob("__pycache__")):  # Python's own copies: it makes them anew
         shutil.rmtree(cache, ignore_errors=True)
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
-        if name not in _NOT_ITS_OWN:
-            found.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return f"sha256:{found.hexdigest()}"
+    return f"sha256:{tree_digest(folder, leave_out=_NOT_ITS_OWN)}"
 
 
 def _untrusted(uri: str, digest: str, brings: str) -> str:

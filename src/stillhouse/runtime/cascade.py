@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import AgentConfig, EndpointTeacher, leaves
+from stillhouse.config import AgentConfig, leaves
 from stillhouse.errors import PartError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase, content_keys
 from stillhouse.knowledge.events import Taught
@@ -195,7 +195,7 @@ class Asking:
             raise PartError(f"no copy of the teacher of {champion.version} is kept on this machine")
         as_it_was = self.config.model_copy(update={"actions": tuple(champion.actions)})
         teacher = ensemble.load(folder, as_it_was, ForeignModels())
-        remote = {leaf.name for leaf in leaves(self.config.teachers) if isinstance(leaf.teacher, EndpointTeacher)}
+        remote = {leaf.name for leaf in leaves(self.config.teachers) if leaf.teacher.is_remote}
         locks = {member.name: threading.Lock() for member in teacher.members if member.name not in remote}
         self._remember(teacher, as_it_was)
         return _Ready(teacher, pointer.teacher_folder, locks)

@@ -24,6 +24,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import NoChampionError, SchemaError, SignatureError, StillhouseError
+from stillhouse.files import write_whole
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
 from stillhouse.runtime.rows import Batch, Contract
@@ -241,9 +242,7 @@ class Champions:
 
     def _point(self, pointer: Pointer) -> Pointer:
         """Write it, at once, and remove what nobody needs any more; with the lock held."""
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(pointer.model_dump_json(indent=1), encoding="utf-8")
-        partial.replace(self.file)
+        write_whole(self.file, pointer.model_dump_json(indent=1))
         self._tidy(pointer)
         return pointer
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, Field, ValidationError
 
 from stillhouse.config import home
+from stillhouse.files import write_whole
 from stillhouse.records import Record
 from stillhouse.runtime.status import Problem, Side, merged
 
@@ -74,13 +75,11 @@ def write(file: Path, content: bytes) -> None:
 
     :raises OSError: if the disk refuses.
     """
-    partial = file.with_name(file.name + ".partial")
     try:
-        partial.write_bytes(content)
+        write_whole(file, content)
     except FileNotFoundError:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-    partial.replace(file)
+        write_whole(file, content)
 
 
 def write_report(folder: Path, name: str, agent: str, report: Report) -> None:

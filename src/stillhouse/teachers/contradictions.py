@@ -12,6 +12,7 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.records import Contradiction, Contradictions, Window
+from stillhouse.stats import cluster_ids, clustered_error, total_variation
 
 __all__ = ["APART", "contradictions"]
 
@@ -33,9 +34,7 @@ def contradictions(
     :param outcomes: action indices ``[n]``, −1 where unknown.
     :returns: the largest shares first; everywhere before its slices.
     """
-    clusters = ((rows["observed_at"] - pd.Timestamp(0, tz="UTC")) // config.promotion.cluster).to_numpy() if (
-        config.promotion.cluster
-    ) else np.arange(len(rows))  # fmt: skip
+    clusters = cluster_ids(rows["observed_at"], config.promotion.cluster)
     found: list[Contradiction] = []
     for pair in combinations(said, 2):
         both = ~(np.isnan(said[pair[0]][:, 0]) | np.isnan(said[pair[1]][:, 0]))
@@ -59,7 +58,7 @@ def _contradiction(
     pair: tuple[str, str], name: str, p: Array, q: Array, outcomes: Array, clusters: Array
 ) -> Contradiction:
     one, other = p.argmax(axis=1), q.argmax(axis=1)
-    apart = (one != other) | (0.5 * np.abs(p - q).sum(axis=1) > APART)
+    apart = (one != other) | (total_variation(p, q) > APART)
     low, high = _interval(apart, clusters)
     known = apart & (outcomes >= 0)
     first = int((known & (one == outcomes) & (other != outcomes)).sum())
@@ -74,7 +73,7 @@ def _contradiction(
 def _interval(apart: Array, clusters: Array) -> tuple[float, float]:
     """Wilson's interval at the effective number of rows: as many as would vary as much if they were independent."""
     n, share = len(apart), float(apart.mean())
-    variance = _error(apart - share, clusters) ** 2 / n**2
+    variance = clustered_error(apart - share, clusters, small_sample=False) ** 2 / n**2
     effective = min(float(n), share * (1 - share) / variance) if variance > 0 else float(len(np.unique(clusters)))
     scale = 1 + _Z**2 / effective
     middle = (share + _Z**2 / (2 * effective)) / scale
@@ -86,12 +85,6 @@ def _better(pair: tuple[str, str], lead: Array, clusters: Array) -> str | None:
     """Who was right more often where both differ, if by more than chance (sign test by cluster); ``lead`` in −1…1."""
     if np.count_nonzero(lead) < 10:
         return None
-    error = _error(lead, clusters)
+    error = clustered_error(lead, clusters, small_sample=False)
     total = float(lead.sum())
     return None if abs(total) <= _Z * error else pair[0 if total > 0 else 1]
-
-
-def _error(values: Array, clusters: Array) -> float:
-    """Standard error of a sum of ``values``, rows of one cluster counted as one."""
-    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=values)
-    return sqrt(float((sums**2).sum()))

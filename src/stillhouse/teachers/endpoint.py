@@ -26,15 +26,13 @@ from stillhouse.config import AgentConfig, EndpointTeacher
 from stillhouse.errors import PartError
 from stillhouse.records import Spending
 from stillhouse.teachers.answers import Allowance, Answers, Array
+from stillhouse.teachers.kinds import Member, MemberContext, answer_version, describe, open_member, require_version
 from stillhouse.teachers.wording import FENCE, answer_schema, fill, from_logprobs, from_votes, instruction, read_action
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["UNSAID", "Endpoint"]
-
-UNSAID = {"concurrency", "timeout", "retries", "key_variable", "price_per_million_input", "price_per_million_output"}
-"""Keys of the agent file that do not decide what the teacher says."""
+__all__ = ["Endpoint"]
 
 _GIVE_UP = 5  # questions in a row that fail with all their retries
 _LONGEST_WAIT = 60.0  # seconds that a server may ask to wait; for longer, come back later
@@ -118,6 +116,21 @@ class _Offered:
 
 _ALL: frozenset[_Extra] = frozenset((*_EXTRAS, *_BASICS))
 log = logging.getLogger(__name__)
+
+
+@describe.register
+def _(section: EndpointTeacher, context: MemberContext) -> dict[str, Any]:
+    return {"version": answer_version(context)}
+
+
+@open_member.register
+def _(section: EndpointTeacher, context: MemberContext, part: dict[str, Any]) -> Member:
+    require_version(context, part, answer_version(context))
+    asked = Endpoint(context.config, context.leaf.name, section)
+    return Member(
+        context.leaf.name, context.leaf.share, asked.answer, part["version"], chunk=asked.chunk, dearest=asked.dearest,
+        most_calls=asked.most_calls,
+    )  # fmt: skip
 
 
 class Endpoint:

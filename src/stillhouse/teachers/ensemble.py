@@ -6,22 +6,23 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import AgentConfig, EndpointTeacher, Leaf, MlflowTeacher, ModuleTeacher, PythonTeacher, leaves
+from stillhouse.config import AgentConfig, Leaf, TeacherSection, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.parts import ModelStore, OffersText, ReadyTeacher, Teacher, TextInitial, resolve
+from stillhouse.files import whole_folder, write_whole
+from stillhouse.parts import ModelStore, OffersText, Teacher, TextInitial
 from stillhouse.records import ModelRef, TeacherRef, Weights, Window, short_id
-from stillhouse.teachers import endpoint, mlflow_model, module, ready, weighing
-from stillhouse.teachers.answers import Allowance, Answering, Array, Features, checked, in_process
+from stillhouse.teachers import weighing
+from stillhouse.teachers.answers import Allowance, Array, Features, checked, in_process
 from stillhouse.teachers.calling import call
+from stillhouse.teachers.kinds import RENEW, Member, MemberContext, describe, new_teacher, open_member
 from stillhouse.teachers.ready import content_hash
 
 __all__ = [
@@ -40,37 +41,6 @@ __all__ = [
 ]
 
 Progress = Callable[[str], None]
-
-_RENEW = "Refresh with teacher=fit, or restore the agent file"
-_CHUNK = 5000  # rows after which what a teacher in this process has said is kept
-
-
-def _free(rows: pd.DataFrame) -> list[float]:
-    return [0.0] * len(rows)
-
-
-@dataclass(frozen=True)
-class Member:
-    """One of the teachers.
-
-    :param share: its part of the mean where weights do not follow evidence, in 0…1.
-    :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
-    :param chunk: rows after which what it has said is kept.
-    :param part: gives the user's object behind it, where it runs in this process.
-    :param features: whether its answers hold features.
-    :param dearest: rows to the most that asking about each can cost, ``[n]``.
-    :param most_calls: that one row can take.
-    """
-
-    name: str
-    share: float
-    answer: Answering
-    version: str | None = None
-    chunk: int = _CHUNK
-    part: Callable[[], object] | None = None
-    features: bool = False
-    dearest: Callable[[pd.DataFrame], list[float]] = _free
-    most_calls: int = 1
 
 
 class Ensemble:
@@ -188,23 +158,19 @@ def fit(
 
     :param models: where teachers of kind ``mlflow`` come from.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fitted = _fit_members(config, rows)
-    for leaf, teacher in fitted:
-        (partial / leaf.name).mkdir()
-        call(f"saving teacher {leaf.name!r}", None, teacher.save, partial / leaf.name)
-    parts = [_part(config, leaf, partial, models) for leaf in leaves(config.teachers)]
-    description = {
-        "agent": config.agent,
-        "version": _version(partial, leaves(config.teachers), parts),
-        "parts": parts,
-        "fitted": window.model_dump(mode="json") if fitted else None,
-    }
-    (partial / "teacher.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        fitted = _fit_members(config, rows)
+        for leaf, teacher in fitted:
+            (partial / leaf.name).mkdir()
+            call(f"saving teacher {leaf.name!r}", None, teacher.save, partial / leaf.name)
+        parts = [_part(MemberContext(config, leaf, partial, models)) for leaf in leaves(config.teachers)]
+        description = {
+            "agent": config.agent,
+            "version": _version(partial, leaves(config.teachers), parts),
+            "parts": parts,
+            "fitted": window.model_dump(mode="json") if fitted else None,
+        }
+        (partial / "teacher.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
     return reference(folder)
 
 
@@ -234,14 +200,9 @@ def reweigh(teacher: TeacherRef, weights: Weights, folder: Path) -> TeacherRef:
     Killed at any moment it leaves the teacher with its weights of before, or with the new ones.
     """
     if Path(teacher.folder) != folder:
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(teacher.folder, partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    partial = folder / "weights.json.partial"
-    partial.write_text(weights.model_dump_json(), encoding="utf-8")
-    partial.rename(folder / "weights.json")
+        with whole_folder(folder) as partial:
+            shutil.copytree(teacher.folder, partial, dirs_exist_ok=True)
+    write_whole(folder / "weights.json", weights.model_dump_json())
     return reference(folder)
 
 
@@ -342,22 +303,21 @@ def load(folder: Path, config: AgentConfig, models: ModelStore | None = None) ->
                 f"the stored teacher has a part {part['name']!r} that {config.file} does not name; "
                 f"it names {sorted(named)}. Refresh with a newly fitted teacher, or restore the agent file"
             )
-        member = _member(config, named[part["name"]], part, folder, models)
+        member = _member(MemberContext(config, named[part["name"]], folder, models), part)
         members.append(replace(member, share=part["weight"] / total))
-    local = not any(isinstance(named[part["name"]].teacher, EndpointTeacher) for part in description["parts"])
+    local = not any(named[part["name"]].teacher.is_remote for part in description["parts"])
     weights, version = kept_weights(folder), description["version"]
     return Ensemble(
         config, members, _window(description), _weighted(version, weights), local, weights, before_weights=version
     )
 
 
-def new_member(config: AgentConfig, teacher: PythonTeacher, name: str = "") -> Teacher:
+def new_member(config: AgentConfig, teacher: TeacherSection, name: str = "") -> Teacher:
     """An unfitted teacher as the agent file describes it.
 
     :raises PartError: if it does not import, cannot be made, or lacks a method.
     """
-    made: Teacher = _made(teacher, _where(config, name or teacher.name), "fit", "predict_proba", "save", "load")
-    return made
+    return new_teacher(teacher, _where(config, name or teacher.name))
 
 
 # --------------------------------------------------------------------------- members
@@ -367,7 +327,7 @@ def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Te
     """Those that learn, fitted on the rows whose outcome is known."""
     rows, made = rows[rows["outcome"] >= 0], []
     for leaf in leaves(config.teachers):
-        if isinstance(leaf.teacher, PythonTeacher) and leaf.learns:
+        if leaf.learns:
             teacher = new_member(config, leaf.teacher, leaf.name)
             what = f"fitting teacher {leaf.name!r} on {len(rows)} rows"
             call(what, _timeout(leaf), teacher.fit, rows, rows["outcome"].to_numpy())
@@ -375,97 +335,25 @@ def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Te
     return made
 
 
-def _made(teacher: PythonTeacher, where: str, *methods: str) -> Any:
-    """An object of the class, with these methods."""
-    kind = resolve(teacher.target, where=where)
-    try:
-        made = kind(**teacher.settings)
-    except Exception as error:
-        raise PartError(
-            f"{where}: {teacher.target} cannot be made with settings {teacher.settings}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if lacking := [name for name in methods if not callable(getattr(made, name, None))]:
-        protocol = "Teacher" if teacher.learns else "ReadyTeacher"
-        raise PartError(f"{where}: {teacher.target} lacks the methods {lacking} of stillhouse.parts.{protocol}")
-    return made
-
-
-def _made_ready(config: AgentConfig, name: str, teacher: PythonTeacher) -> ReadyTeacher:
-    """A teacher that does not learn; what is saved must be readable, too."""
-    where = _where(config, name)
-    made: ReadyTeacher = _made(teacher, where, "predict_proba", *(["features"] if teacher.features else []))
-    if hasattr(made, "save") and not callable(getattr(made, "load", None)):
-        raise PartError(f"{where}: {teacher.target} has `save` but no `load`: give it both, or neither")
-    return made
-
-
-def _part(config: AgentConfig, leaf: Leaf, folder: Path, models: ModelStore | None) -> dict[str, Any]:
+def _part(context: MemberContext) -> dict[str, Any]:
     """What is stored about a member: no Python to import, no address to ask."""
+    leaf = context.leaf
     part: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
     if leaf.features:
         part["features"] = True
-    if leaf.learns:
-        return part | {"folder": leaf.name}
-    if isinstance(leaf.teacher, PythonTeacher):
-        made, where = _made_ready(config, leaf.name, leaf.teacher), _where(config, leaf.name)
-        kept = folder / leaf.name if ready.keep(made, folder / leaf.name, where) else None
-        own = ready.fingerprint(made, kept, where)
-        if elsewhere := int(getattr(made, "bytes_elsewhere", 0)):
-            part["bytes_elsewhere"] = elsewhere
-        return part | ({"folder": leaf.name} if kept else {}) | {"version": _own_version(config, leaf, own)}
-    if isinstance(leaf.teacher, MlflowTeacher):
-        part["pinned"] = _store(config, leaf, models).pin(leaf.teacher.uri)
-    return part | {"version": _own_version(config, leaf, part.get("pinned", ""))}
+    return part | ({"folder": leaf.name} if leaf.learns else describe(leaf.teacher, context))
 
 
-def _member(config: AgentConfig, leaf: Leaf, part: dict[str, Any], folder: Path, models: ModelStore | None) -> Member:
-    name, teacher, actions, where = leaf.name, leaf.teacher, config.actions, _where(config, leaf.name)
+def _member(context: MemberContext, part: dict[str, Any]) -> Member:
+    leaf = context.leaf
     if leaf.learns != ("version" not in part):
-        raise PartError(f"{where}.learns: is {leaf.learns}, but was not when this teacher was made. {_RENEW}")
-    if isinstance(teacher, PythonTeacher):
-        kind = resolve(teacher.target, where=f"{config.file}: teachers")
-        if leaf.learns:
-            loaded = ready.read(kind, folder / part["folder"], where)
-            answer = in_process(name, actions, loaded.predict_proba, timeout=_timeout(leaf))
-            return Member(name, leaf.share, answer, part=lambda: loaded)
-        kept = folder / part["folder"] if "folder" in part else None
-        made = ready.read(kind, kept, where) if kept else _made_ready(config, name, teacher)
-        _refuse_changed(config, leaf, part, ready.fingerprint(made, kept, where))
-        inside = getattr(made, "features", None) if leaf.features else None
-        answer = in_process(name, actions, made.predict_proba, inside, _timeout(leaf))
-        return Member(name, leaf.share, answer, part["version"], part=lambda: made, features=leaf.features)
-    pinned = part.get("pinned", "")
-    _refuse_changed(config, leaf, part, pinned)
-    if isinstance(teacher, EndpointTeacher):
-        asked = endpoint.Endpoint(config, name, teacher)
-        return Member(
-            name, leaf.share, asked.answer, part["version"], chunk=asked.chunk, dearest=asked.dearest,
-            most_calls=asked.most_calls,
-        )  # fmt: skip
-    if isinstance(teacher, MlflowTeacher):
-        columns, store = list(config.observations.columns), _store(config, leaf, models)
-        predict = mlflow_model.predictor(teacher, pinned, store, actions, columns, where)
-        return Member(name, leaf.share, in_process(name, actions, predict, timeout=_timeout(leaf)), part["version"])
-    predict, inside = module.predictor(teacher, where)
-    answer = in_process(name, actions, predict, inside, _timeout(leaf))
-    return Member(
-        name, leaf.share, answer, part["version"], part=partial(module.make, teacher, where), features=leaf.features
-    )
+        raise PartError(f"{context.where}.learns: is {leaf.learns}, but was not when this teacher was made. {RENEW}")
+    return open_member(leaf.teacher, context, part)
 
 
 def _timeout(leaf: Leaf) -> timedelta | None:
     """Of one call to a teacher in this process."""
-    return None if isinstance(leaf.teacher, EndpointTeacher) else leaf.teacher.timeout
-
-
-def _refuse_changed(config: AgentConfig, leaf: Leaf, part: dict[str, Any], own: str) -> None:
-    """:raises PartError: if the member would say something else now than what was kept as its knowledge."""
-    if part["version"] != _own_version(config, leaf, own):
-        raise PartError(
-            f"{_where(config, leaf.name)}: is described otherwise than when this teacher was made, or is another now, "
-            f"so what it says is other knowledge. {_RENEW}"
-        )
+    return leaf.teacher.call_timeout
 
 
 def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
@@ -476,21 +364,6 @@ def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
     if not isinstance(found, TextInitial):
         raise PartError(f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextInitial")
     return found
-
-
-def _own_version(config: AgentConfig, leaf: Leaf, own: str) -> str:
-    """Of a member that is not fitted: all of its description that decides what it says, and its weights.
-
-    :param own: of a ``python`` teacher its fingerprint, of a model in MLflow its pinned address.
-    """
-    teacher = leaf.teacher
-    if isinstance(teacher, MlflowTeacher) and not mlflow_model.pinned_like(teacher.uri, own):
-        raise PartError(f"{_where(config, leaf.name)}: the stored teacher has {own!r}, which is not {teacher.uri!r}")
-    unsaid = {"name", "weight", "uri", "timeout", "trusts_code", "digest"} | (
-        endpoint.UNSAID if isinstance(teacher, EndpointTeacher) else set()
-    )
-    weights = module.fingerprint(teacher, _where(config, leaf.name)) if isinstance(teacher, ModuleTeacher) else ""
-    return short_id(teacher.model_dump_json(exclude=unsaid), config.actions, own, weights)
 
 
 def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -> str:
@@ -510,15 +383,6 @@ def _weighted(version: str, weights: Weights | None) -> str:
         return version
     said = weights.model_dump_json(include={"teachers", "start", "columns", "column_shares", "everywhere", "slices"})
     return short_id(version, said)
-
-
-def _store(config: AgentConfig, leaf: Leaf, models: ModelStore | None) -> ModelStore:
-    if models is None:
-        raise PartError(
-            f"{_where(config, leaf.name)}: comes from MLflow and can be asked by the flows only; "
-            "load the model by its own address"
-        )
-    return models
 
 
 def _where(config: AgentConfig, name: str) -> str:

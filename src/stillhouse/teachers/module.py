@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,30 @@ import pandas as pd
 
 from stillhouse.config import ModuleTeacher
 from stillhouse.errors import PartError
+from stillhouse.files import file_digest
 from stillhouse.parts import resolve
-from stillhouse.teachers.answers import softmax
+from stillhouse.teachers.answers import in_process, softmax
+from stillhouse.teachers.kinds import Member, MemberContext, answer_version, describe, open_member, require_version
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["fingerprint", "make", "predictor"]
+
+
+@describe.register
+def _(section: ModuleTeacher, context: MemberContext) -> dict[str, Any]:
+    return {"version": answer_version(context, weights=fingerprint(section, context.where))}
+
+
+@open_member.register
+def _(section: ModuleTeacher, context: MemberContext, part: dict[str, Any]) -> Member:
+    leaf, where = context.leaf, context.where
+    require_version(context, part, answer_version(context, weights=fingerprint(section, where)))
+    predict, features = predictor(section, where)
+    answer = in_process(leaf.name, context.config.actions, predict, features, section.call_timeout)
+    made = partial(make, section, where)
+    return Member(leaf.name, leaf.share, answer, part["version"], part=made, features=section.features)
 
 
 def fingerprint(teacher: ModuleTeacher, where: str) -> str:
@@ -29,7 +46,7 @@ def fingerprint(teacher: ModuleTeacher, where: str) -> str:
     if teacher.weights is None:
         return ""
     try:
-        return hashlib.sha256(Path(teacher.weights).read_bytes()).hexdigest()
+        return file_digest(Path(teacher.weights))
     except OSError as error:
         raise PartError(f"{where}.weights: {teacher.weights} cannot be read ({error.strerror})") from error
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.distill.losses.signals import log_knowledge
+from stillhouse.config import Decoupled
+from stillhouse.distill.losses.signals import Signals, log_knowledge
+from stillhouse.distill.losses.terms import term
 
 __all__ = ["decoupled_loss"]
 
@@ -44,3 +46,8 @@ def _two(logits: Tensor, right: Tensor) -> Tensor:
 def _rest(logits: Tensor, right: Tensor) -> Tensor:
     """Log-probabilities ``[n, K]`` of the others among themselves."""
     return torch.log_softmax(logits.masked_fill(right, _NEVER), dim=1)
+
+
+@term.register
+def _(loss: Decoupled, signals: Signals, temperature: float) -> Tensor:
+    return decoupled_loss(signals.logits, signals.knowledge, signals.outcomes, temperature, loss.others)

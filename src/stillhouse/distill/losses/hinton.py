@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.distill.losses.signals import soften
+from stillhouse.config import Hinton
+from stillhouse.distill.losses.signals import Signals, soften
+from stillhouse.distill.losses.terms import term
 
 __all__ = ["knowledge_loss"]
 
@@ -19,3 +21,8 @@ def knowledge_loss(logits: Tensor, knowledge: Tensor, temperature: float) -> Ten
     """
     student = torch.log_softmax(logits / temperature, dim=1)
     return temperature**2 * functional.kl_div(student, soften(knowledge, temperature), reduction="batchmean")
+
+
+@term.register
+def _(loss: Hinton, signals: Signals, temperature: float) -> Tensor:
+    return knowledge_loss(signals.logits, signals.knowledge, temperature)

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stillhouse.config import Relational
+from stillhouse.distill.losses.signals import Signals, log_knowledge
+from stillhouse.distill.losses.terms import term
+
 __all__ = ["relational_loss"]
 
 _TINY = 1e-6
@@ -38,3 +42,10 @@ def _angles(points: Tensor) -> Tensor:
     """``[n, n, n]``: at point j, the cosine between the directions to i and to k."""
     directions = functional.normalize(points.unsqueeze(0) - points.unsqueeze(1), dim=2, eps=_TINY)
     return torch.bmm(directions, directions.transpose(1, 2))
+
+
+@term.register
+def _(loss: Relational, signals: Signals, temperature: float) -> Tensor:
+    taught = log_knowledge(signals.knowledge) if signals.features is None else signals.features
+    learned = signals.logits if signals.features is None or signals.hidden is None else signals.hidden
+    return relational_loss(learned[: loss.rows], taught[: loss.rows], loss.angles)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.distill.losses.signals import log_knowledge
+from stillhouse.config import Standardised
+from stillhouse.distill.losses.signals import Signals, log_knowledge
+from stillhouse.distill.losses.terms import term
 
 __all__ = ["standardised_loss"]
 
@@ -31,3 +33,8 @@ def _standardised(logits: Tensor) -> Tensor:
     centred = logits - logits.mean(dim=1, keepdim=True)
     spread = centred.square().mean(dim=1, keepdim=True).clamp(min=_LEAST_SPREAD**2).sqrt()
     return centred / spread
+
+
+@term.register
+def _(loss: Standardised, signals: Signals, temperature: float) -> Tensor:
+    return standardised_loss(signals.logits, signals.knowledge, temperature)

@@ -2,17 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Columns", "head", "quantile_edges"]
+from stillhouse.config import AgentConfig
+from stillhouse.variant import width
+
+__all__ = ["Blocks", "Columns", "StudentModule", "blocks", "column_arguments", "head", "quantile_edges"]
 
 
-class Columns(nn.Module):
+class Blocks(NamedTuple):
+    """How many values of an encoded row are numbers, category codes and token ids; they come in this order."""
+
+    numbers: int
+    categories: int
+    tokens: int
+
+
+def blocks(columns: Sequence[Mapping[str, Any]]) -> Blocks:
+    """The blocks of rows that :func:`stillhouse.variant.encode` makes with these columns."""
+    kinds = ("number", "category", "text")
+    return Blocks(*(width([column for column in columns if column["type"] == kind]) for kind in kinds))
+
+
+class StudentModule(nn.Module):
+    """Encoded rows, float32 ``[n, D]``, to logits ``[n, K]``.
+
+    ``spec`` is the JSON that it is made from again; ``spec["kind"]`` names its kind.
+    """
+
+    spec: dict[str, Any]
+
+
+class _ReadsColumns(Protocol):
+    """A section of a student that reads numbers and categories by :class:`Columns`."""
+
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def bins(self) -> int: ...
+    @property
+    def embedding(self) -> int: ...
+    @property
+    def dropout(self) -> float: ...
+
+
+def column_arguments(
+    section: _ReadsColumns, config: AgentConfig, columns: Sequence[Mapping[str, Any]], x: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    """What the numbers and categories of ``columns`` decide of a student, with encoded training rows ``x``, [n, D]."""
+    return {
+        "edges": quantile_edges(x[:, : blocks(columns).numbers], section.bins),
+        "cardinalities": [len(column["values"]) for column in columns if column["type"] == "category"],
+        "actions": len(config.actions), "widths": section.widths, "embedding": section.embedding,
+        "dropout": section.dropout,
+    }  # fmt: skip
+
+
+class Columns(StudentModule):
     """Piecewise-linear numbers and category embeddings, side by side.
 
     Numbers are encoded piecewise-linearly between quantiles of the training rows (Gorishniy, Rubachev and
@@ -67,9 +118,9 @@ class Columns(nn.Module):
 def head(size: int, widths: Sequence[int], actions: int, dropout: float) -> nn.Sequential:
     """An MLP from ``size`` values over hidden layers of ``widths`` to one logit per action."""
     layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(dropout)]
-        size = width
+    for hidden in widths:
+        layers += [nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(dropout)]
+        size = hidden
     return nn.Sequential(*layers, nn.Linear(size, actions))
 
 

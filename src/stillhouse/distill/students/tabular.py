@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.distill.students.columns import Columns, head
+from stillhouse import config as settings
+from stillhouse.config import AgentConfig
+from stillhouse.distill.students.columns import Columns, StudentModule, column_arguments, head
+from stillhouse.distill.students.kinds import InputColumns, make, reads
+from stillhouse.parts import TextInitial
 
 __all__ = ["TabularStudent"]
 
@@ -41,3 +48,17 @@ class TabularStudent(Columns):
         """``[n, F + C]`` as :func:`stillhouse.variant.encode` makes it, to logits ``[n, K]``."""
         logits: Tensor = self.layers(torch.cat(self.read_columns(x), dim=1))
         return logits
+
+
+@make.register
+def _(
+    section: settings.TabularStudent, config: AgentConfig, columns: InputColumns, x: np.ndarray[Any, Any],
+    initial: TextInitial | None,
+) -> StudentModule:  # fmt: skip
+    return TabularStudent(**column_arguments(section, config, columns, x))
+
+
+@reads("tabular")
+def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
+    arguments = {key: value for key, value in spec.items() if key not in ("kind", "numbers", "bins")}
+    return TabularStudent(torch.zeros(spec["numbers"], spec["bins"] + 1), **arguments)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from stillhouse.config import BagEncoder, ConvolutionEncoder, TransformerEncoder
-from stillhouse.distill.students.columns import Columns, head
-from stillhouse.distill.students.encoders import new_encoder
+from stillhouse import config as settings
+from stillhouse.config import AgentConfig, AnyEncoder, BagEncoder, ConvolutionEncoder, TransformerEncoder
+from stillhouse.distill.students.columns import Columns, StudentModule, column_arguments, head
+from stillhouse.distill.students.encoders import TextEncoder, new_encoder
+from stillhouse.distill.students.initial import begin_like
+from stillhouse.distill.students.kinds import InputColumns, make, reads, text_columns
+from stillhouse.distill.vocabulary import cut_vocabulary, grow_vocabulary
+from stillhouse.errors import ConfigError
+from stillhouse.parts import TextInitial
 
 __all__ = ["TextStudent"]
 
@@ -64,3 +75,49 @@ class TextStudent(Columns):
         ]
         logits: Tensor = self.layers(torch.cat(parts, dim=1))
         return logits
+
+
+@make.register
+def _(
+    section: settings.TextStudent, config: AgentConfig, columns: InputColumns, x: np.ndarray[Any, Any],
+    initial: TextInitial | None,
+) -> StudentModule:  # fmt: skip
+    texts = [column for column in columns if column["type"] == "text"]
+    sizes = [(len(column["tokens"]), column["length"]) for column in texts]
+    made = TextStudent(texts=sizes, encoder=section.encoder, **column_arguments(section, config, columns, x))
+    if section.initialised_by_teacher:
+        found = _required(initial, config)
+        for column, encoder in zip(texts, made.encoders, strict=True):
+            assert isinstance(encoder, TextEncoder)
+            begin_like(encoder, column["tokens"], found)
+    return made
+
+
+@text_columns.register
+def _(
+    section: settings.TextStudent, config: AgentConfig, rows: pd.DataFrame, initial: TextInitial | None
+) -> InputColumns:
+    if section.initialised_by_teacher:
+        _required(initial, config)
+    columns = []
+    for name in config.observations.texts:
+        texts, size = rows[name].dropna().astype(str), section.vocabulary
+        tokens = grow_vocabulary(texts, size) if initial is None else cut_vocabulary(texts, size, initial.tokens)
+        columns.append({"name": name, "type": "text", "tokens": tokens, "length": section.length})
+    return columns
+
+
+@reads("text")
+def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
+    arguments = {key: value for key, value in spec.items() if key not in ("kind", "numbers", "bins", "encoder")}
+    encoder = TypeAdapter[AnyEncoder](AnyEncoder).validate_python(spec["encoder"])
+    return TextStudent(torch.zeros(spec["numbers"], spec["bins"] + 1), encoder=encoder, **arguments)
+
+
+def _required(initial: TextInitial | None, config: AgentConfig) -> TextInitial:
+    if initial is None:
+        raise ConfigError(
+            f"{config.file}: student.initialise: is 'teacher', and none of the teachers offers its text "
+            f"encoder: give one a method `text_encoder` (see stillhouse.parts.TextInitial), or write 'none'"
+        )
+    return initial

@@ -12,9 +12,40 @@ import pandas as pd
 from stillhouse.config import MlflowTeacher
 from stillhouse.errors import PartError
 from stillhouse.parts import ModelStore
-from stillhouse.teachers.answers import softmax
+from stillhouse.teachers.answers import in_process, softmax
+from stillhouse.teachers.kinds import Member, MemberContext, answer_version, describe, open_member, require_version
 
 __all__ = ["pinned_like", "predictor"]
+
+
+@describe.register
+def _(section: MlflowTeacher, context: MemberContext) -> dict[str, Any]:
+    pinned = _store(context).pin(section.uri)
+    return {"pinned": pinned, "version": _version(section, context, pinned)}
+
+
+@open_member.register
+def _(section: MlflowTeacher, context: MemberContext, part: dict[str, Any]) -> Member:
+    config, leaf, pinned = context.config, context.leaf, part.get("pinned", "")
+    require_version(context, part, _version(section, context, pinned))
+    columns = list(config.observations.columns)
+    predict = predictor(section, pinned, _store(context), config.actions, columns, context.where)
+    answer = in_process(leaf.name, config.actions, predict, timeout=section.call_timeout)
+    return Member(leaf.name, leaf.share, answer, part["version"])
+
+
+def _version(section: MlflowTeacher, context: MemberContext, pinned: str) -> str:
+    if not pinned_like(section.uri, pinned):
+        raise PartError(f"{context.where}: the stored teacher has {pinned!r}, which is not {section.uri!r}")
+    return answer_version(context, pinned)
+
+
+def _store(context: MemberContext) -> ModelStore:
+    if context.models is None:
+        raise PartError(
+            f"{context.where}: comes from MLflow and can be asked by the flows only; load the model by its own address"
+        )
+    return context.models
 
 
 def pinned_like(uri: str, pinned: str) -> bool:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stillhouse.config import AgentConfig, ModuleStudent
+from stillhouse.distill.students.columns import StudentModule
+from stillhouse.distill.students.kinds import InputColumns, make, reads
 from stillhouse.errors import PartError
-from stillhouse.parts import resolve
+from stillhouse.parts import TextInitial, resolve
 
-__all__ = ["OwnStudent", "make"]
+__all__ = ["OwnStudent"]
 
 
-class OwnStudent(nn.Module):
+class OwnStudent(StudentModule):
     """What the user's factory made, with a description by which it is told from another.
 
     :param module: float32 ``[n, F + C]`` as :func:`stillhouse.variant.encode` makes it (a missing number is NaN) to
@@ -33,7 +38,30 @@ class OwnStudent(nn.Module):
         return logits
 
 
-def make(config: AgentConfig, columns: Sequence[Mapping[str, Any]]) -> OwnStudent:
+@make.register
+def _(
+    section: ModuleStudent, config: AgentConfig, columns: InputColumns, x: np.ndarray[Any, Any],
+    initial: TextInitial | None,
+) -> StudentModule:  # fmt: skip
+    return _made(section, config, columns)
+
+
+@reads("module")
+def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
+    if config is None:
+        raise PartError(f"{folder} holds a student of the user's own, which only its agent file can make")
+    described = config.student
+    if not isinstance(described, ModuleStudent) or (described.target, described.settings) != (
+        spec["target"], spec["settings"]
+    ):  # fmt: skip
+        raise PartError(
+            f"{config.file}: student: describes another one than was stored, {spec['target']} with "
+            f"{spec['settings']}: refresh with mode=redistil, or restore the agent file"
+        )
+    return _made(described, config, json.loads((folder / "columns.json").read_text(encoding="utf-8")))
+
+
+def _made(section: ModuleStudent, config: AgentConfig, columns: Sequence[Mapping[str, Any]]) -> OwnStudent:
     """The module that ``student.target`` makes for these columns, untrained, and seen to answer.
 
     Which Python makes it is said by the agent file alone, never by what is stored.
@@ -41,22 +69,20 @@ def make(config: AgentConfig, columns: Sequence[Mapping[str, Any]]) -> OwnStuden
     :raises PartError: if it does not import, fails, or does not give finite logits ``[n, K]`` for rows ``[n, D]``,
         some of them with missing numbers.
     """
-    described = config.student
-    assert isinstance(described, ModuleStudent)
     where = f"{config.file}: student.target"
-    factory = resolve(described.target, where=where)
+    factory = resolve(section.target, where=where)
     rows = torch.zeros(3, len(columns))
     for place, column in enumerate(columns):
         if column["type"] == "number":
             rows[0, place] = torch.nan
     try:
-        module = factory(columns=list(columns), actions=config.actions, **described.settings)
+        module = factory(columns=list(columns), actions=config.actions, **section.settings)
         if not isinstance(module, nn.Module):
             raise TypeError(f"it gives a {type(module).__name__}, not a torch.nn.Module")
         with torch.no_grad():
             logits = module.eval()(rows)
     except Exception as error:
-        raise PartError(f"{where}: {described.target} makes no student: {type(error).__name__}: {error}") from error
+        raise PartError(f"{where}: {section.target} makes no student: {type(error).__name__}: {error}") from error
     if not isinstance(logits, Tensor) or logits.shape != (3, len(config.actions)):
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise PartError(
@@ -70,8 +96,8 @@ def make(config: AgentConfig, columns: Sequence[Mapping[str, Any]]) -> OwnStuden
         raise PartError(f"{where}: the module has no parameters to learn")
     spec = {
         "kind": "module",
-        "target": described.target,
-        "settings": described.settings,
+        "target": section.target,
+        "settings": section.settings,
         "actions": len(config.actions),
     }
     return OwnStudent(module.train(), spec)

@@ -21,7 +21,7 @@ from stillhouse.errors import PartError, StillhouseError
 TOY = yaml.safe_load((Path(__file__).parents[2] / "flows" / "toy.yaml").read_text())
 COLUMNS = [{"name": "a", "type": "number"}, {"name": "place", "type": "category", "values": ["north", "south"]}]
 X = np.zeros((4, 2), dtype=np.float32)
-HERE = "tests.distill.students.test_own"
+HERE = "tests.distill.students.test_module"
 
 
 def agent(target: str, **settings: Any) -> AgentConfig:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from stillhouse.errors import PartError
 from stillhouse.teachers import ensemble
-from stillhouse.teachers.mlflow_model import pinned_like
+from stillhouse.teachers.mlflow import pinned_like
 from tests.teachers.test_ensemble import WINDOW, make_config, make_rows
 
 
