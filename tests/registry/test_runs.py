@@ -102,6 +102,48 @@ def test_records_and_figures_are_artifacts(registry: Registry) -> None:
     assert registry.read_record(run_id, "drift/none.json", Verdict) is None
 
 
+def test_what_belongs_to_a_run_is_logged_at_once(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    registry.log(
+        run_id,
+        files={"drift/report.json": verdict(), "figures/wind.png": figure, "figures/wind.svg": figure, "form": b"12"},
+        metrics={"hypervolume": 0.5},
+        history=[{"loss": 0.9}, {"loss": 0.4}],
+        points=[(window("train").start, 7, {"psi": 0.1})],
+        params={"rows": 900},
+        tags={"outcome": "hold", "none": None},
+    )
+    plt.close(figure)
+    run = registry.client.get_run(run_id).data
+    assert (run.metrics, run.params) == ({"hypervolume": 0.5, "loss": 0.4, "psi": 0.1}, {"rows": "900"})
+    assert run.tags["outcome"] == "hold" and "none" not in run.tags
+    steps = [(metric.step, metric.value) for metric in registry.client.get_metric_history(run_id, "loss")]
+    assert steps == [(1, 0.9), (2, 0.4)]
+    [point] = registry.client.get_metric_history(run_id, "psi")
+    assert (point.step, point.timestamp) == (7, window("train").start.timestamp() * 1000)
+    assert registry.read_record(run_id, "drift/report.json", Verdict) == verdict()
+    assert registry.read_file(run_id, "form") == b"12"
+    assert registry.read_file(run_id, "figures/wind.png").startswith(b"\x89PNG")
+    assert b"<svg" in registry.read_file(run_id, "figures/wind.svg")
+    with pytest.raises(RegistryError, match=r"has no artifact figures/none.png"):
+        registry.read_file(run_id, "figures/none.png")
+    registry.log_files(run_id, {})
+    for outside in ("../of/it", "/etc/of/it", "a/../../b"):
+        with pytest.raises(RegistryError, match="leads out of the run's files"):
+            registry.log_file(run_id, b"x", outside)
+
+
+def test_more_than_mlflow_takes_in_one_call_is_logged_in_several(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={f"p{number}": number for number in range(150)})
+    history = [{f"m{number}": float(step) for number in range(70)} for step in range(20)]
+    registry.log(run_id, history=history, tags={f"t{number}": number for number in range(120)})
+    run = registry.client.get_run(run_id).data
+    assert (len(run.params), run.tags["t119"]) == (150, "119")
+    assert len(run.metrics) == 70 and len(registry.client.get_metric_history(run_id, "m69")) == 20
+
+
 def test_a_table_is_an_artifact_that_comes_back(registry: Registry) -> None:
     run_id, _ = registry.open_refresh("r1", tags={}, params={})
     table = {"candidate": ("fp32", "int8"), "": ["", "chosen"], "quality": [0.8, None]}

@@ -13,6 +13,7 @@ from stillhouse.errors import SignatureError
 from stillhouse.records import ModelRef, Quality, Scorecard, TeacherRef, short_id
 from stillhouse.registry import packaging
 from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role
+from stillhouse.registry.remembered import Remembered
 from stillhouse.registry.runs import PARENT, Content, Runs, texts
 from stillhouse.shown import markdown
 from stillhouse.signing import Signer, model_statement, signed_model, signer
@@ -29,6 +30,9 @@ SIGNATURE, RELEASE = "signature", "release"
 """Tags with the envelopes of :mod:`stillhouse.verifying`: of a model or version, and of a version that was released."""
 
 _Build = Callable[[Path, Any], None]
+
+_sources: Remembered[str] = Remembered()
+"""``models:/<model id>`` of versions, by :func:`version_key`."""
 
 
 class _Refresh(NamedTuple):
@@ -332,7 +336,19 @@ class Models(Runs):
         """``models:/<model id>`` of a logged or registered model."""
         if ref.version is None:
             return ref.uri
-        return str(self.client.get_model_version(ref.name, ref.version).source)
+
+        def read() -> str:
+            return str(self.client.get_model_version(ref.name, ref.version).source)
+
+        return read() if ref.run_id is None else _sources.get(version_key(self.uri, ref), read)
+
+
+def version_key(uri: str, ref: ModelRef) -> tuple[str | None, ...]:
+    """Names a version for ever: its number alone is given out again where it is deleted, the run that made it is not.
+
+    :param uri: of MLflow.
+    """
+    return uri, ref.name, ref.version, ref.run_id
 
 
 def model_id(logged_uri: str) -> str:

@@ -17,7 +17,7 @@ from stillhouse.records import Baseline, ModelRef, Scorecard, Window
 from stillhouse.registry.connection import does_not_exist, process_default
 from stillhouse.registry.downloads import bring_signed
 from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role, VersionEntry
-from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id
+from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id, version_key
 from stillhouse.registry.packaging import NATIVE
 from stillhouse.registry.remembered import Remembered
 from stillhouse.registry.runs import now, read_before, texts
@@ -35,7 +35,7 @@ _ROLLING_BACK = "rolling_back"  # JSON on the registered model while a rollback 
 
 
 _refresh_runs: Remembered[str | None] = Remembered()
-"""Of versions, by tracking URI, name, number and the run that made them: a number alone may be given out again."""
+"""Of versions, by :func:`version_key`."""
 
 
 class Rollback(NamedTuple):
@@ -234,7 +234,7 @@ class Registry(Models):
             ref, run_id = self._ref(version), version.tags.get("refresh_run")
             if run_id is None:
                 raise RegistryError(f"{ref} is of no refresh, so what it was trained on is not known")
-            _refresh_runs.put(self._key(ref), run_id)
+            _refresh_runs.put(version_key(self.uri, ref), run_id)
             baseline = self.baseline(ref)
             found[str(ref)] = (baseline.train, baseline.test)
         return found
@@ -257,13 +257,10 @@ class Registry(Models):
         def read() -> str | None:
             return self.tags(ref).get("refresh_run")
 
-        run_id = read() if ref.run_id is None else _refresh_runs.get(self._key(ref), read)
+        run_id = read() if ref.run_id is None else _refresh_runs.get(version_key(self.uri, ref), read)
         if run_id is None:
             raise RegistryError(f"{ref} is of no refresh: refresh {self.agent!r} again")
         return run_id
-
-    def _key(self, ref: ModelRef) -> tuple[str | None, ...]:
-        return self.uri, ref.name, ref.version, ref.run_id
 
     def version_of(self, refresh_id: str, variant: str) -> str:
         """The version that a refresh registered for one of its variants.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["Remembered"]
 
@@ -45,9 +45,3 @@ class Remembered(Generic[_Value]):
         """The value of ``key``, which is forgotten; None where there is none."""
         with self._lock:
             return self._values.pop(key, None)
-
-    def forget(self, matches: Callable[[Any], bool]) -> None:
-        """Forget the keys that match."""
-        with self._lock:
-            for key in [key for key in self._values if matches(key)]:
-                del self._values[key]
