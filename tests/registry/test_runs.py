@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +16,7 @@ import torch
 from stillhouse.errors import RegistryError
 from stillhouse.records import Certificate, Verdict
 from stillhouse.registry import Lineage, Registry
+from stillhouse.registry.connection import connect
 
 from .conftest import certificate, scorecard, verdict, window
 
@@ -203,6 +206,43 @@ def test_a_server_that_accepts_and_says_nothing(home: Path) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(RegistryError, match="does not answer"):
         Registry("flights", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("environment", "sent"),
+    [
+        ({}, None),
+        ({"MLFLOW_TRACKING_TOKEN": "abc"}, "Bearer abc"),
+        ({"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "secret"}, "Basic YW5uOnNlY3JldA=="),
+    ],
+)
+def test_a_server_is_asked_once_with_mlflows_credentials(
+    home: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], sent: str | None
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    status = 401  # whoever wants other credentials is there
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_address[1]}/mlflow/"
+        assert connect(uri).uri == uri
+        assert asked == [("/mlflow/health", sent)]
+        status = 503
+        with pytest.raises(RegistryError, match=r"does not answer at .*status 503"):
+            connect(uri)
+        server.shutdown()
 
 
 def test_where_things_are_kept(registry: Registry, home: Path) -> None:
