@@ -251,8 +251,10 @@ def log_compression(
 
 def log_frontier(models: Runs, run_id: str, frontier: Frontier) -> None:
     """The frontier as record, table, figure and metrics of a run."""
-    models.log_record(run_id, frontier, FRONTIER)
     models.log_table(run_id, frontier_table(frontier), "compression/frontier.json")
-    models.log_figure(run_id, frontier_figure(frontier), "figures/frontier.png")
-    models.log_metrics(run_id, {"compression/hypervolume": frontier.hypervolume,
-                                "compression/candidates": float(len(frontier.candidates))})  # fmt: skip
+    models.log(
+        run_id,
+        files={FRONTIER: frontier, "figures/frontier.png": frontier_figure(frontier)},
+        metrics={"compression/hypervolume": frontier.hypervolume,
+                 "compression/candidates": float(len(frontier.candidates))},
+    )  # fmt: skip

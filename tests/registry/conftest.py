@@ -18,11 +18,14 @@ from onnx import TensorProto, helper, numpy_helper
 import stillhouse.variant
 from stillhouse.compress.variants import copy_code
 from stillhouse.records import (
+    Baseline,
     Certificate,
+    Disagreement,
     Latency,
     ModelRef,
     Quality,
     Scorecard,
+    Screens,
     TeacherRef,
     Verdict,
     Window,
@@ -212,6 +215,15 @@ def verdict(outcome: str = "promoted") -> Verdict:
     return Verdict(
         verdict_id="v1", kind="gate", agent="flights", as_of=START, outcome=outcome, summary="fp32 is no worse"
     )
+
+
+def baseline(teacher: ModelRef, *, train: Window | None = None, test: Window | None = None) -> Baseline:
+    train, test = train or window("train"), test or window("test")
+    return Baseline(
+        train=train, test=test, as_of=test.end, losses={}, quality=quality(), teacher=teacher,
+        screens=Screens(block=timedelta(days=1), blocks=0, columns={}, joint=()),
+        disagreement=Disagreement(rows=1, rate=0, total_variation=0),
+    )  # fmt: skip
 
 
 def signed_folder(folder: Path, agent: str, version: int) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from mlflow.models import Model
 from mlflow.pyfunc.scoring_server import infer_and_parse_data, parse_csv_input
 
@@ -23,7 +25,7 @@ from stillhouse.errors import RegistryError
 from stillhouse.records import ModelRef
 from stillhouse.registry import Lineage, Registry
 from stillhouse.registry.models import metric_name
-from stillhouse.registry.packaging import save_variant
+from stillhouse.registry.packaging import VariantWriter, save_variant
 from stillhouse.variant import Variant
 
 from .conftest import AGENT_FILE, RULE_TEACHER, Life, quality, rows, scorecard, variant_folder
@@ -209,6 +211,38 @@ def test_mlflows_own_server_takes_csv_and_json(saved: Path) -> None:
     assert numbers["hour"].dtype == "int64" and numbers["wind"].dtype == "bool"
     assert model.predict(numbers).equals(model.predict(numbers.assign(wind=[1.0, 0.0], hour=[5.0, 12.0])))
     assert model.metadata.metadata["columns"][0] == {"name": "wind", "type": "number"}
+
+
+def test_a_second_variant_is_written_as_mlflow_would(tmp_path: Path) -> None:
+    def model() -> Model:
+        return Model(artifact_path="here", run_id="r", model_uuid="m-1", model_id="m-1")
+
+    writer, first, second = VariantWriter(rows()), *(variant_folder(tmp_path / name, name, 7) for name in "ab")
+    writer.save(first, tmp_path / "first", Model())
+    writer.save(second, tmp_path / "written", model())
+    save_variant(second, rows(), tmp_path / "saved", model())
+    files = {
+        folder: {file.relative_to(tmp_path / folder): file.read_bytes()
+                 for file in (tmp_path / folder).rglob("*") if file.is_file()}
+        for folder in ("written", "saved")
+    }  # fmt: skip
+    descriptions = [yaml.safe_load(each.pop(Path("MLmodel"))) for each in files.values()]
+    assert files["written"] == files["saved"]
+    for description in descriptions:
+        del description["utc_time_created"], description["flavors"]["python_function"]["model_code_path"]
+    assert descriptions[0] == descriptions[1]
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "written"))
+    pd.testing.assert_frame_equal(loaded.predict(rows()), Variant(second).predict(rows()))
+
+
+def test_a_variant_of_other_columns_is_written_on_its_own(tmp_path: Path) -> None:
+    writer, first, second = VariantWriter(rows()), *(variant_folder(tmp_path / name, name) for name in "ab")
+    manifest = json.loads((second / "manifest.json").read_text())
+    (second / "manifest.json").write_text(json.dumps(manifest | {"columns": manifest["columns"][:2]}))
+    for folder in (first, second):
+        writer.save(folder, tmp_path / f"saved-{folder.name}", Model())
+    kept = [Model.load(str(tmp_path / f"saved-{name}")).metadata["columns"] for name in "ab"]
+    assert [len(columns) for columns in kept] == [3, 2]
 
 
 @pytest.mark.parametrize("name", ["variant.py", "values.py", "model.onnx"])

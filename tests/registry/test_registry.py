@@ -12,11 +12,11 @@ import pytest
 from mlflow import MlflowClient
 
 from stillhouse.errors import RegistryError
-from stillhouse.records import Baseline, Disagreement, Screens, Window
+from stillhouse.records import Window
 from stillhouse.registry import Lineage, Registry
 from stillhouse.registry.registry import Rollback
 
-from .conftest import Life, rows, scorecard, variant_folder
+from .conftest import Life, baseline, rows, scorecard, variant_folder
 
 
 class Killed(BaseException):
@@ -227,17 +227,32 @@ def test_what_every_version_was_trained_and_proved_on(three: Registry) -> None:
         )
         ref = three.version("flights", entry.version)
         assert ref is not None
-        baseline = Baseline(
-            train=train, test=test, as_of=days[2], losses={}, quality=scorecard("fp32", "variant").test, teacher=ref,
-            screens=Screens(block=timedelta(days=1), blocks=0, columns={}, joint=()),
-            disagreement=Disagreement(rows=1, rate=0, total_variation=0),
-        )  # fmt: skip
-        three.log_record(three.tags(ref)["refresh_run"], baseline, "baseline.json")
+        proved = baseline(ref, train=train, test=test)
+        three.log_record(three.tags(ref)["refresh_run"], proved, "baseline.json")
     found = three.windows()
     assert list(found) == ["flights@3", "flights@2", "flights@1"]
     train, test = found["flights@2"]
     assert (train.start, train.end, test.end) == tuple(start + timedelta(days=14 + more) for more in (0, 5, 7))
     assert train.versions == test.versions == {"observations": 2}
+
+
+def test_what_was_read_is_kept_until_it_is_logged_again(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref, other, models = life.refresh("r1")["fp32"], life.refresh("r2")["fp32"], life.registry
+    run_id = models.tags(ref)["refresh_run"]
+    for _ in range(2):  # that nothing is there is not kept
+        with pytest.raises(RegistryError, match=r"no artifact profile\.arrow"):
+            models.profile(ref)
+        with pytest.raises(RegistryError, match=r"no baseline\.json"):
+            models.baseline(ref)
+    models.log_files(run_id, {"baseline.json": baseline(ref), "profile.arrow": b"one"})
+    assert (models.baseline(ref).teacher, models.profile(ref)) == (ref, b"one")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.artifacts.download_artifacts", None)  # would fail if it were called again
+        assert (models.baseline(ref).teacher, models.profile(ref)) == (ref, b"one")
+    again = Registry("flights")
+    again.log_record(run_id, baseline(other), "baseline.json")
+    again.log_file(run_id, b"two", "profile.arrow")
+    assert (models.baseline(ref).teacher, models.profile(ref)) == (other, b"two")
 
 
 def test_before_the_first_version_there_are_no_windows(registry: Registry) -> None:

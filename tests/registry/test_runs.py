@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +16,7 @@ import torch
 from stillhouse.errors import RegistryError
 from stillhouse.records import Certificate, Verdict
 from stillhouse.registry import Lineage, Registry
+from stillhouse.registry.connection import connect
 
 from .conftest import certificate, scorecard, verdict, window
 
@@ -102,6 +105,48 @@ def test_records_and_figures_are_artifacts(registry: Registry) -> None:
     assert registry.read_record(run_id, "drift/none.json", Verdict) is None
 
 
+def test_what_belongs_to_a_run_is_logged_at_once(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    registry.log(
+        run_id,
+        files={"drift/report.json": verdict(), "figures/wind.png": figure, "figures/wind.svg": figure, "form": b"12"},
+        metrics={"hypervolume": 0.5},
+        history=[{"loss": 0.9}, {"loss": 0.4}],
+        points=[(window("train").start, 7, {"psi": 0.1})],
+        params={"rows": 900},
+        tags={"outcome": "hold", "none": None},
+    )
+    plt.close(figure)
+    run = registry.client.get_run(run_id).data
+    assert (run.metrics, run.params) == ({"hypervolume": 0.5, "loss": 0.4, "psi": 0.1}, {"rows": "900"})
+    assert run.tags["outcome"] == "hold" and "none" not in run.tags
+    steps = [(metric.step, metric.value) for metric in registry.client.get_metric_history(run_id, "loss")]
+    assert steps == [(1, 0.9), (2, 0.4)]
+    [point] = registry.client.get_metric_history(run_id, "psi")
+    assert (point.step, point.timestamp) == (7, window("train").start.timestamp() * 1000)
+    assert registry.read_record(run_id, "drift/report.json", Verdict) == verdict()
+    assert registry.read_file(run_id, "form") == b"12"
+    assert registry.read_file(run_id, "figures/wind.png").startswith(b"\x89PNG")
+    assert b"<svg" in registry.read_file(run_id, "figures/wind.svg")
+    with pytest.raises(RegistryError, match=r"has no artifact figures/none.png"):
+        registry.read_file(run_id, "figures/none.png")
+    registry.log_files(run_id, {})
+    for outside in ("../of/it", "/etc/of/it", "a/../../b"):
+        with pytest.raises(RegistryError, match="leads out of the run's files"):
+            registry.log_file(run_id, b"x", outside)
+
+
+def test_more_than_mlflow_takes_in_one_call_is_logged_in_several(registry: Registry) -> None:
+    run_id, _ = registry.open_refresh("r1", tags={}, params={f"p{number}": number for number in range(150)})
+    history = [{f"m{number}": float(step) for number in range(70)} for step in range(20)]
+    registry.log(run_id, history=history, tags={f"t{number}": number for number in range(120)})
+    run = registry.client.get_run(run_id).data
+    assert (len(run.params), run.tags["t119"]) == (150, "119")
+    assert len(run.metrics) == 70 and len(registry.client.get_metric_history(run_id, "m69")) == 20
+
+
 def test_a_table_is_an_artifact_that_comes_back(registry: Registry) -> None:
     run_id, _ = registry.open_refresh("r1", tags={}, params={})
     table = {"candidate": ("fp32", "int8"), "": ["", "chosen"], "quality": [0.8, None]}
@@ -161,6 +206,43 @@ def test_a_server_that_accepts_and_says_nothing(home: Path) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(RegistryError, match="does not answer"):
         Registry("flights", f"http://127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("environment", "sent"),
+    [
+        ({}, None),
+        ({"MLFLOW_TRACKING_TOKEN": "abc"}, "Bearer abc"),
+        ({"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "secret"}, "Basic YW5uOnNlY3JldA=="),
+    ],
+)
+def test_a_server_is_asked_once_with_mlflows_credentials(
+    home: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], sent: str | None
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    status = 401  # whoever wants other credentials is there
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_address[1]}/mlflow/"
+        assert connect(uri).uri == uri
+        assert asked == [("/mlflow/health", sent)]
+        status = 503
+        with pytest.raises(RegistryError, match=r"does not answer at .*status 503"):
+            connect(uri)
+        server.shutdown()
 
 
 def test_where_things_are_kept(registry: Registry, home: Path) -> None:

@@ -3,7 +3,7 @@
 ``Registry("flights")`` connects. Importing this package costs next to nothing: MLflow is imported on connecting.
 """
 
-from stillhouse.registry.entries import Lineage, OpenedRefresh, Role, VersionEntry
+from stillhouse.registry.entries import Lineage, NewVariant, OpenedRefresh, RefusedVariant, Role, VersionEntry
 from stillhouse.registry.registry import Registry
 
-__all__ = ["Lineage", "OpenedRefresh", "Registry", "Role", "VersionEntry"]
+__all__ = ["Lineage", "NewVariant", "OpenedRefresh", "RefusedVariant", "Registry", "Role", "VersionEntry"]

@@ -82,7 +82,7 @@ def connect(tracking_uri: str | None = None) -> Client:
             return client
     client = Client(uri)
     if uri.startswith(("http://", "https://")):
-        _check_health(client)
+        _check_health(uri)
     return client
 
 
@@ -157,20 +157,44 @@ def _check_port(uri: str) -> None:
         raise _no_answer(uri, error) from error
 
 
-def _check_health(client: Client) -> None:
-    """One request with MLflow's own credentials, certificates and proxies, and without its retries."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.rest_utils import http_request
+def _check_health(uri: str) -> None:
+    """One request with the credentials, certificates and proxies that MLflow uses, and without its retries.
+
+    Whatever answers is there, also where it wants other credentials: MLflow says so itself when it is asked.
+    """
+    import requests
 
     try:
-        creds = client.mlflow._tracking_client.store.get_host_creds()
-        answer = http_request(  # type: ignore[no-untyped-call]
-            creds, "/health", "GET", max_retries=0, timeout=_PATIENCE, raise_on_status=False
-        )
-    except MlflowException as error:
-        raise _no_answer(client.uri, error) from error
+        answer = requests.get(
+            f"{uri.rstrip('/')}/health", headers=_bearer(), auth=_user(), cert=_client_certificate(),
+            verify=_trusted_certificates(), timeout=_PATIENCE, allow_redirects=False, stream=True,
+        )  # fmt: skip
+    except (requests.RequestException, OSError, ValueError) as error:
+        raise _no_answer(uri, error) from error
+    answer.close()
     if answer.status_code >= 500:
-        raise _no_answer(client.uri, f"status {answer.status_code}")
+        raise _no_answer(uri, f"status {answer.status_code}")
+
+
+def _bearer() -> dict[str, str]:
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {} if token is None or _user() is not None else {"Authorization": f"Bearer {token}"}
+
+
+def _user() -> tuple[str, str] | None:
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    return None if user is None else (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+
+
+def _client_certificate() -> str | None:
+    return os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+
+
+def _trusted_certificates() -> bool | str:
+    """False: any; True: those of the system, of ``REQUESTS_CA_BUNDLE``; else a file or folder of them."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return False
+    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
 
 
 def _no_answer(uri: str, why: object) -> RegistryError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import AwareDatetime, Field
 
-from stillhouse.records import ModelRef, Record, Verdict
+from stillhouse.records import ModelRef, Record, Scorecard, Verdict
 
-__all__ = ["Lineage", "OpenedRefresh", "Role", "VersionEntry"]
+__all__ = ["Lineage", "NewVariant", "OpenedRefresh", "RefusedVariant", "Role", "VersionEntry"]
 
 Role = Literal["teacher", "student", "variant"]
 
@@ -20,6 +22,27 @@ class Lineage(Record):
     teacher: ModelRef | None = Field(default=None, description="of a student and its variants")
     knowledge: dict[str, int] = Field(default_factory=dict, description="Delta table version by table")
     drift: str | None = Field(default=None, description="verdict id of the drift report that asked for it")
+
+
+class NewVariant(NamedTuple):
+    """A variant to be logged."""
+
+    folder: Path
+    """With ``model.onnx``, ``manifest.json``, ``variant.py`` and ``values.py``."""
+    scorecard: Scorecard
+    params: Mapping[str, object]
+    metrics: Mapping[str, float] = {}
+    """Besides the scorecard's; of its run alone."""
+    version_tags: Mapping[str, object] | None = None
+    """It becomes a version with these tags, besides its own; None: it becomes none."""
+
+
+class RefusedVariant(NamedTuple):
+    """A candidate that cannot serve: there is no model, but the reason is kept."""
+
+    name: str
+    why: str
+    params: Mapping[str, object]
 
 
 class OpenedRefresh(NamedTuple):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillhouse.errors import SignatureError
 from stillhouse.records import ModelRef, Quality, Scorecard, TeacherRef, short_id
 from stillhouse.registry import packaging
-from stillhouse.registry.entries import Lineage, Role
-from stillhouse.registry.runs import PARENT, Runs, texts
+from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role
+from stillhouse.registry.remembered import Remembered
+from stillhouse.registry.runs import PARENT, Content, Runs, texts
 from stillhouse.shown import markdown
-from stillhouse.signing import model_statement, signed_model, signer
+from stillhouse.signing import Signer, model_statement, signed_model, signer
 from stillhouse.verifying import Model, digests
 
 if TYPE_CHECKING:
@@ -29,6 +30,40 @@ SIGNATURE, RELEASE = "signature", "release"
 """Tags with the envelopes of :mod:`stillhouse.verifying`: of a model or version, and of a version that was released."""
 
 _Build = Callable[[Path, Any], None]
+
+_sources: Remembered[str] = Remembered()
+"""``models:/<model id>`` of versions, by :func:`version_key`."""
+
+
+class _Refresh(NamedTuple):
+    """What the models of one refresh have in common."""
+
+    run_id: str
+    refresh_id: str
+    lineage: Lineage
+    ancestors: Mapping[str, str]
+    """``models:/<model id>`` by role."""
+    signing: Signer
+
+
+class _More(NamedTuple):
+    """What belongs to a model's run besides its scorecard and params."""
+
+    metrics: Mapping[str, float] = {}
+    history: Sequence[Mapping[str, float]] = ()
+    files: Mapping[str, Content] = {}
+
+
+_NOTHING = _More()
+
+
+class _Made(NamedTuple):
+    """A model as it was logged just now."""
+
+    ref: ModelRef
+    statement: Model
+    """What was signed about it."""
+    tags: Mapping[str, str]
 
 
 class Models(Runs):
@@ -61,7 +96,7 @@ class Models(Runs):
         def build(target: Path, model: Any) -> None:
             packaging.save_teacher(Path(teacher.folder), target, model)
 
-        return self._log_model(run_id, "teacher", "teacher", build, scorecard, params, lineage, marks)
+        return self._log_linked(run_id, "teacher", "teacher", build, scorecard, params, lineage, marks)
 
     def log_student(
         self,
@@ -72,19 +107,25 @@ class Models(Runs):
         params: Mapping[str, object],
         lineage: Lineage,
         folder: Path | None = None,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        history: Sequence[Mapping[str, float]] = (),
+        files: Mapping[str, Content] | None = None,
     ) -> ModelRef:
         """Log a torch module as an exported graph, without pickle.
 
         :param module: float32 ``[n, D]`` to logits ``[n, K]``.
         :param example: float32 ``[n, D]``.
         :param folder: its weights and whatever else an update goes on from (:meth:`Registry.student_files`).
+        :param metrics: of its run, besides those of the scorecard; ``history`` and ``files`` as in :meth:`log`.
         """
 
         def build(target: Path, model: Any) -> None:
             packaging.save_student(module, example, target, model, folder)
 
         marks = {} if folder is None else {packaging.NATIVE: True}
-        return self._log_model(run_id, "student", "student", build, scorecard, params, lineage, marks)
+        more = _More(metrics or {}, history, files or {})
+        return self._log_linked(run_id, "student", "student", build, scorecard, params, lineage, marks, more)
 
     def log_variant(
         self,
@@ -100,12 +141,10 @@ class Models(Runs):
         :param input_example: raw rows with at least the manifest's columns.
         :raises RegistryError: if the example lacks columns.
         """
-        name = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["variant"]
-
-        def build(target: Path, model: Any) -> None:
-            packaging.save_variant(folder, input_example, target, model)
-
-        return self._log_model(run_id, name, "variant", build, scorecard, params, lineage, {"variant": name})
+        refresh = self._refresh(run_id, lineage)
+        made = self._log_variant(refresh, packaging.VariantWriter(input_example), NewVariant(folder, scorecard, params))
+        self._link(refresh, [made.ref])
+        return made.ref
 
     def log_refused(self, run_id: str, name: str, why: str, params: Mapping[str, object]) -> None:
         """A nested run for a candidate that cannot serve: there is no model, but the reason is kept."""
@@ -114,15 +153,47 @@ class Models(Runs):
             "agent": self.agent,
             "role": "refused",
             "variant": name,
+            "refused": why[:5000],
             "mlflow.note.content": markdown(why),
         }
         run = self.client.create_run(self.experiment_id, run_name=name, tags=texts(marks)).info.run_id
-        self._log_batch(run, params=params, tags={"refused": why[:5000]})
+        self._log_batch(run, params=params)
         self.client.set_terminated(run)
 
     # ----------------------------------------------------------------- inside
 
-    def _log_model(
+    def _refresh(self, run_id: str, lineage: Lineage) -> _Refresh:
+        """The signer comes first: without a key nothing is written."""
+        signing = signer()
+        return _Refresh(run_id, self._refresh_id(run_id), lineage, self._ancestors(lineage), signing)
+
+    def _log_variants(
+        self, refresh: _Refresh, variants: Sequence[NewVariant | RefusedVariant], input_example: pd.DataFrame
+    ) -> list[_Made | None]:
+        """Each in a nested run; None for those that are refused. Their ancestors learn of all of them in one call."""
+        writer = packaging.VariantWriter(input_example)
+        made: list[_Made | None] = []
+        for variant in variants:
+            if isinstance(variant, RefusedVariant):
+                self.log_refused(refresh.run_id, *variant)
+                made.append(None)
+            else:
+                made.append(self._log_variant(refresh, writer, variant))
+        self._link(refresh, [each.ref for each in made if each is not None])
+        return made
+
+    def _log_variant(self, refresh: _Refresh, writer: packaging.VariantWriter, variant: NewVariant) -> _Made:
+        name = json.loads((variant.folder / "manifest.json").read_text(encoding="utf-8"))["variant"]
+
+        def build(target: Path, model: Any) -> None:
+            writer.save(variant.folder, target, model)
+
+        return self._log_model(
+            refresh, name, "variant", build, variant.scorecard, variant.params, {"variant": name},
+            _More(variant.metrics),
+        )  # fmt: skip
+
+    def _log_linked(
         self,
         run_id: str,
         name: str,
@@ -132,34 +203,53 @@ class Models(Runs):
         params: Mapping[str, object],
         lineage: Lineage,
         marks: Mapping[str, object],
+        more: _More = _NOTHING,
     ) -> ModelRef:
-        """A nested run with its LoggedModel, its scorecard and its lineage."""
-        refresh_id = self.client.get_run(run_id).data.tags.get("refresh_id", "")
-        ancestors = self._ancestors(lineage)
+        """A single model, and the way to it from its ancestors."""
+        refresh = self._refresh(run_id, lineage)
+        made = self._log_model(refresh, name, role, build, scorecard, params, marks, more)
+        self._link(refresh, [made.ref])
+        return made.ref
+
+    def _link(self, refresh: _Refresh, made: Sequence[ModelRef]) -> None:
+        """Let the ancestors name their descendants."""
+        marks = {f"descendant.{model_id(each.uri)}": each.name for each in made}
+        for ancestor in refresh.ancestors.values() if marks else ():
+            self.client.set_logged_model_tags(model_id(ancestor), marks)
+
+    def _log_model(
+        self,
+        refresh: _Refresh,
+        name: str,
+        role: Role,
+        build: _Build,
+        scorecard: Scorecard,
+        params: Mapping[str, object],
+        marks: Mapping[str, object],
+        more: _More,
+    ) -> _Made:
+        """A nested run with its LoggedModel, its scorecard and its lineage, signed when all of it is there."""
         tags = texts(
-            {"agent": self.agent, "role": role, "refresh_id": refresh_id, "refresh_run": run_id}
+            {"agent": self.agent, "role": role, "refresh_id": refresh.refresh_id, "refresh_run": refresh.run_id}
             | dict(marks)
             | _headline(scorecard)
-            | _lineage_tags(lineage, ancestors)
+            | _lineage_tags(refresh.lineage, refresh.ancestors)
         )
-
-        signing = signer()  # before anything is written
-        made: dict[str, Any] = {}
+        files: dict[str, Any] = {}
 
         def build_all(target: Path, model: Any) -> None:
             build(target, model)
             (target / "scorecard.json").write_text(scorecard.model_dump_json(indent=1), encoding="utf-8")
-            made.update(files=digests(target), payload=packaging.payload(target, role))
+            files.update(files=digests(target), payload=packaging.payload(target, role))
 
-        logged = self._log_nested(run_id, name, role, build_all, tags, params, _metrics(scorecard))
+        logged = self._log_nested(refresh.run_id, name, role, build_all, tags, params, _metrics(scorecard), more)
+        logged_id = model_id(logged.uri)
         statement = Model(
-            agent=self.agent, name=name, version=None, model_id=model_id(logged.uri), role=role,
-            lineage={each: model_id(uri) for each, uri in ancestors.items()}, **made,
+            agent=self.agent, name=name, version=None, model_id=logged_id, role=role,
+            lineage={each: model_id(uri) for each, uri in refresh.ancestors.items()}, **files,
         )  # fmt: skip
-        self.client.set_logged_model_tags(model_id(logged.uri), {SIGNATURE: signing.sign(model_statement(statement))})
-        for ancestor in ancestors.values():
-            self.client.set_logged_model_tags(model_id(ancestor), {f"descendant.{model_id(logged.uri)}": name})
-        return logged
+        self.client.set_logged_model_tags(logged_id, {SIGNATURE: refresh.signing.sign(model_statement(statement))})
+        return _Made(logged, statement, tags)
 
     def _log_nested(
         self,
@@ -170,8 +260,12 @@ class Models(Runs):
         tags: Mapping[str, str],
         params: Mapping[str, object],
         metrics: Mapping[str, float],
+        more: _More = _NOTHING,
     ) -> ModelRef:
-        """A nested run with its LoggedModel; both are marked as failed if the model cannot be written."""
+        """A nested run with its LoggedModel; both are marked as failed if the model cannot be written.
+
+        :param metrics: of the run and of the model.
+        """
         run = self.client.create_run(self.experiment_id, run_name=name, tags={PARENT: run_id, **tags}).info.run_id
         model = self.client.create_logged_model(
             self.experiment_id, re.sub(r"[/:.%\"']", "_", name), source_run_id=run, tags=dict(tags),
@@ -183,7 +277,10 @@ class Models(Runs):
             self.client.finalize_logged_model(model.model_id, "FAILED")
             self.client.set_terminated(run, status="FAILED")
             raise
-        self._log_batch(run, metrics=metrics, params=params, model_id=model.model_id)
+        self.log_files(run, more.files)
+        self._log_batch(
+            run, metrics=metrics, params=params, model_id=model.model_id, own=more.metrics, history=more.history
+        )
         self.client.set_terminated(run)
         return ModelRef(name=name, uri=f"models:/{model.model_id}", run_id=run)
 
@@ -208,7 +305,11 @@ class Models(Runs):
 
         :raises SignatureError: if no trusted key has signed it, or it was signed as another one.
         """
-        found = signed_model(self.client.get_logged_model(logged_id).tags.get(SIGNATURE), f"{self.agent}'s {logged_id}")
+        return self._signed_tags(logged_id, self.client.get_logged_model(logged_id).tags)
+
+    def _signed_tags(self, logged_id: str, tags: Mapping[str, str]) -> Model:
+        """:meth:`_signed_logged` of a model whose tags are known."""
+        found = signed_model(tags.get(SIGNATURE), f"{self.agent}'s {logged_id}")
         if (found.agent, found.version, found.model_id) != (self.agent, None, logged_id):
             raise SignatureError(
                 f"{logged_id} cannot be used as a model of {self.agent!r}: it is signed as {found.name!r} of "
@@ -235,7 +336,19 @@ class Models(Runs):
         """``models:/<model id>`` of a logged or registered model."""
         if ref.version is None:
             return ref.uri
-        return str(self.client.get_model_version(ref.name, ref.version).source)
+
+        def read() -> str:
+            return str(self.client.get_model_version(ref.name, ref.version).source)
+
+        return read() if ref.run_id is None else _sources.get(version_key(self.uri, ref), read)
+
+
+def version_key(uri: str, ref: ModelRef) -> tuple[str | None, ...]:
+    """Names a version for ever: its number alone is given out again where it is deleted, the run that made it is not.
+
+    :param uri: of MLflow.
+    """
+    return uri, ref.name, ref.version, ref.run_id
 
 
 def model_id(logged_uri: str) -> str:

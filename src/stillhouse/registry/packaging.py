@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["NATIVE", "PAYLOAD", "payload", "save_onnx", "save_student", "save_teacher", "save_variant"]
+__all__ = ["NATIVE", "PAYLOAD", "VariantWriter", "payload", "save_onnx", "save_student", "save_teacher",
+           "save_variant"]  # fmt: skip
 
 # Where in a model's files the thing itself lies; a teacher's and a variant's is the one folder below.
 PAYLOAD = {"teacher": "data", "student": "data", "variant": "artifacts"}
@@ -58,6 +59,62 @@ def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model:
             metadata={"columns": [{key: column[key] for key in ("name", "type")} for column in manifest["columns"]]},
             pip_requirements=_pinned("mlflow", "numpy", "pandas", "onnxruntime"),
         )
+
+
+class VariantWriter:
+    """Saves the variants of one student as :func:`save_variant` does.
+
+    MLflow writes the first one. The others differ in their artifacts and in what ``MLmodel`` says about those, and
+    share the rest: signature, input example, code and environment.
+
+    :param input_example: raw rows with at least the manifests' columns.
+    """
+
+    def __init__(self, input_example: pd.DataFrame) -> None:
+        self._example = input_example
+        self._first: dict[str, _Saved] = {}
+
+    def save(self, folder: Path, target: Path, model: Any) -> None:
+        """Save the variant in ``folder``; parameters as of :func:`save_variant`."""
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        key = json.dumps([manifest["columns"], manifest["actions"]])
+        if key in self._first:
+            self._first[key].save(folder, target, model)
+        else:
+            save_variant(folder, self._example, target, model)
+            self._first[key] = _Saved(folder, target, model)
+
+
+class _Saved:
+    """What MLflow has written of one variant and writes the same of others."""
+
+    def __init__(self, folder: Path, target: Path, model: Any) -> None:
+        self._model = model
+        self._rest = model.model_size_bytes - _size(folder)
+        own = target / PAYLOAD["variant"]
+        self._shared = {
+            file.relative_to(target): file.read_bytes()
+            for file in target.rglob("*")
+            if file.is_file() and not file.is_relative_to(own) and file.name != "MLmodel"
+        }
+
+    def save(self, folder: Path, target: Path, model: Any) -> None:
+        path = f"{PAYLOAD['variant']}/{folder.name}"
+        shutil.copytree(folder, target / path)
+        for name, content in self._shared.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(content)
+        model.flavors = copy.deepcopy(self._model.flavors)
+        model.flavors["python_function"]["artifacts"] = {"variant": {"path": path, "uri": str(folder)}}
+        model.signature = self._model.signature
+        model.metadata = self._model.metadata
+        model.saved_input_example_info = self._model.saved_input_example_info
+        model.model_size_bytes = self._rest + _size(folder)
+        model.save(str(target / "MLmodel"))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def save_student(

@@ -9,25 +9,33 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillhouse.config import home
 from stillhouse.errors import RegistryError, SignatureError
 from stillhouse.records import Baseline, ModelRef, Scorecard, Window
 from stillhouse.registry.connection import does_not_exist, process_default
 from stillhouse.registry.downloads import bring_signed
-from stillhouse.registry.entries import Role, VersionEntry
-from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id
+from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role, VersionEntry
+from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id, version_key
 from stillhouse.registry.packaging import NATIVE
-from stillhouse.registry.runs import now, texts
+from stillhouse.registry.remembered import Remembered
+from stillhouse.registry.runs import now, read_before, texts
 from stillhouse.signing import Signer, claimed_number, model_statement, release_statement, signed_release, signer
 from stillhouse.verifying import Model, Release
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Registry", "Rollback"]
 
 _ROLES: tuple[Role, ...] = ("teacher", "student", "variant")
+_BASELINE, _PROFILE, _SCORECARD = "baseline.json", "profile.arrow", "scorecard.json"
 _ROLLING_BACK = "rolling_back"  # JSON on the registered model while a rollback is under way: to, from, since
+
+
+_refresh_runs: Remembered[str | None] = Remembered()
+"""Of versions, by :func:`version_key`."""
 
 
 class Rollback(NamedTuple):
@@ -69,8 +77,9 @@ class Registry(Models):
         A logged model that is a version already is not registered again; ``tags`` are set all the same. The version is
         signed by what was signed when the model was logged: what lies in the store is not asked.
         """
-        source = self._logged_uri(ref)
-        signing, statement = signer(), self._signed_logged(model_id(source))
+        source, signing = self._logged_uri(ref), signer()
+        logged = self.client.get_logged_model(model_id(source)).tags
+        statement = self._signed_tags(model_id(source), logged)
         found = self._registered(name, source)
         if found is not None:
             for key, value in texts(tags or {}).items():
@@ -79,15 +88,60 @@ class Registry(Models):
             if SIGNATURE not in version.tags:  # a registration was killed
                 self._sign_version(signing, statement, version)
             return self._ref(version)
-        self._ensure_registered_model(name)
-        inherited = self.client.get_logged_model(model_id(source)).tags
-        own = {key: value for key, value in inherited.items() if not key.startswith(("mlflow.", "descendant."))}
+        own = {key: value for key, value in logged.items() if not key.startswith(("mlflow.", "descendant."))}
         own.pop(SIGNATURE, None)
+        return self._create_version(name, statement, ref.run_id, own | texts(tags or {}), signing)
+
+    def log_variants(
+        self,
+        run_id: str,
+        variants: Sequence[NewVariant | RefusedVariant],
+        lineage: Lineage,
+        input_example: pd.DataFrame,
+    ) -> dict[str, ModelRef]:
+        """Log all candidates of a refresh, each in a nested run, and register those that are to be versions.
+
+        What they have in common is looked up, written and signed for once.
+
+        :param input_example: raw rows with at least the manifests' columns.
+        :returns: by name, in their order: the version, or the logged model of one that becomes none. Those that are
+            refused are not among them.
+        :raises RegistryError: if the example lacks columns.
+        """
+        refresh = self._refresh(run_id, lineage)
+        found: dict[str, ModelRef] = {}
+        for variant, made in zip(variants, self._log_variants(refresh, variants, input_example), strict=True):
+            if made is None or isinstance(variant, RefusedVariant):
+                continue
+            found[made.ref.name] = made.ref
+            if variant.version_tags is not None:  # of this process, just now: nobody else can have registered it
+                tags = dict(made.tags) | texts(variant.version_tags)
+                found[made.ref.name] = self._create_version(
+                    self.agent, made.statement, made.ref.run_id, tags, refresh.signing
+                )
+        return found
+
+    def _create_version(
+        self, name: str, logged: Model, run_id: str | None, tags: dict[str, str], signing: Signer
+    ) -> ModelRef:
+        """A new version, signed; the registered model is made where there is none yet.
+
+        :param logged: what was signed about the logged model.
+        """
+
+        def create() -> Any:
+            source = f"models:/{logged.model_id}"
+            return self.client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=logged.model_id)
+
         with process_default(self.uri):
-            made = self.client.create_model_version(
-                name, source, run_id=ref.run_id, tags=own | texts(tags or {}), model_id=model_id(source)
-            )
-        self._sign_version(signing, statement, made)
+            try:
+                made = create()
+            except RegistryError as error:
+                if not does_not_exist(error):
+                    raise
+                self._ensure_registered_model(name)
+                made = create()
+        self._sign_version(signing, logged, made)
         return self._ref(made)
 
     def _sign_version(self, signing: Signer, logged: Model, version: Any) -> None:
@@ -97,13 +151,19 @@ class Registry(Models):
 
     def version(self, name: str, alias_or_version: str) -> ModelRef | None:
         """The version of ``name`` under an alias (``"champion"``) or a number (``"3"``); None if there is none."""
-        number = alias_or_version if alias_or_version.isdigit() else self._aliases(name).get(alias_or_version)
-        if number is None:
-            return None
+        found = self._version(name, alias_or_version)
+        return None if found is None else self._ref(found)
+
+    def _version(self, name: str, alias_or_version: str) -> Any:
+        """MLflow's own entity, with its tags; None if there is none."""
         try:
-            return self._ref(self.client.get_model_version(name, number))
+            if alias_or_version.isdigit():
+                return self.client.get_model_version(name, alias_or_version)
+            return self.client.get_model_version_by_alias(name, alias_or_version)
         except RegistryError as error:
-            if does_not_exist(error):
+            if does_not_exist(error) or (
+                not alias_or_version.isdigit() and alias_or_version not in self._aliases(name)
+            ):
                 return None
             raise
 
@@ -136,35 +196,47 @@ class Registry(Models):
 
     def scorecard(self, ref: ModelRef) -> Scorecard:
         """The scorecard that was logged with the model."""
-        model = self.client.get_logged_model(model_id(self._logged_uri(ref)))
-        with TemporaryDirectory() as folder:
-            return Scorecard.model_validate_json(self._download(model, "scorecard.json", folder).read_bytes())
+        logged_id = model_id(self._logged_uri(ref))
+
+        def read() -> Scorecard:
+            model = self.client.get_logged_model(logged_id)
+            content = self._read(model.artifact_location, _SCORECARD)
+            if content is None:
+                raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {_SCORECARD}")
+            return Scorecard.model_validate_json(content)
+
+        card: Scorecard = read_before.get((self.uri, logged_id, _SCORECARD), read)
+        return card
 
     def baseline(self, ref: ModelRef) -> Baseline:
         """What the refresh that made this variant was trained and proved on.
 
         :raises RegistryError: if it was not logged.
         """
-        found = self.read_record(self.tags(ref)["refresh_run"], "baseline.json", Baseline)
-        if found is None:
-            raise RegistryError(f"{ref} has no baseline.json in its refresh run: refresh {self.agent!r} again")
-        return found
+        run_id = self._refresh_run(ref)
+
+        def read() -> Baseline:
+            found = self.read_record(run_id, _BASELINE, Baseline)
+            if found is None:
+                raise RegistryError(f"{ref} has no {_BASELINE} in its refresh run: refresh {self.agent!r} again")
+            return found
+
+        baseline: Baseline = read_before.get((self.uri, run_id, _BASELINE), read)
+        return baseline
 
     def windows(self) -> dict[str, tuple[Window, ...]]:
         """What each version of the agent's variants was trained and proved on, by its name, ``flights@7``.
 
         :raises RegistryError: if one of them does not say.
         """
-        baselines: dict[str, Baseline] = {}  # several variants may be of one refresh
         found: dict[str, tuple[Window, ...]] = {}
-        for entry in self.versions():
-            ref = ModelRef(name=self.agent, version=entry.version, uri=f"models:/{self.agent}/{entry.version}")
-            run = self.tags(ref).get("refresh_run")
-            if run is None:
+        for version in sorted(self._all_versions(self.agent), key=lambda version: -int(version.version)):
+            ref, run_id = self._ref(version), version.tags.get("refresh_run")
+            if run_id is None:
                 raise RegistryError(f"{ref} is of no refresh, so what it was trained on is not known")
-            if run not in baselines:
-                baselines[run] = self.baseline(ref)
-            found[str(ref)] = (baselines[run].train, baselines[run].test)
+            _refresh_runs.put(version_key(self.uri, ref), run_id)
+            baseline = self.baseline(ref)
+            found[str(ref)] = (baseline.train, baseline.test)
         return found
 
     def profile(self, ref: ModelRef) -> bytes:
@@ -172,17 +244,38 @@ class Registry(Models):
 
         :raises RegistryError: if it was not logged.
         """
-        return self.read_file(self.tags(ref)["refresh_run"], "profile.arrow")
+        run_id = self._refresh_run(ref)
+        content: bytes = read_before.get((self.uri, run_id, _PROFILE), lambda: self.read_file(run_id, _PROFILE))
+        return content
+
+    def _refresh_run(self, ref: ModelRef) -> str:
+        """The refresh run that made a model.
+
+        :raises RegistryError: if it is of none.
+        """
+
+        def read() -> str | None:
+            return self.tags(ref).get("refresh_run")
+
+        run_id = read() if ref.run_id is None else _refresh_runs.get(version_key(self.uri, ref), read)
+        if run_id is None:
+            raise RegistryError(f"{ref} is of no refresh: refresh {self.agent!r} again")
+        return run_id
 
     def version_of(self, refresh_id: str, variant: str) -> str:
         """The version that a refresh registered for one of its variants.
 
         :raises RegistryError: if there is none.
         """
-        for entry in self.versions():
-            if entry.refresh_id == refresh_id and entry.variant == variant:
-                return entry.version
-        raise RegistryError(f"{self.agent} has no version of variant {variant!r} from refresh {refresh_id}")
+        wanted = {"refresh_id": refresh_id, "variant": variant}
+        found = [
+            int(version.version)
+            for version in self._all_versions(self.agent, f"tag.refresh_id = '{refresh_id}'")
+            if wanted.items() <= version.tags.items()
+        ]
+        if not found:
+            raise RegistryError(f"{self.agent} has no version of variant {variant!r} from refresh {refresh_id}")
+        return str(max(found))
 
     def fetch(self, ref: ModelRef, folder: Path | None = None) -> Path:
         """The local folder of a variant or teacher, or of a student's ``model.pt2``, downloaded once.
@@ -255,8 +348,11 @@ class Registry(Models):
     def _bring(self, signed: Model, path: str, target: Path, what: str) -> None:
         """Let ``target`` be the folder ``path`` among the model's files, as they were signed."""
         files = signed.below(path) if path else dict(signed.files)
-        model = self.client.get_logged_model(signed.model_id)
-        bring_signed(lambda folder: self._download(model, path, folder), target, files, what)
+
+        def download(folder: str) -> Path:
+            return self._download(self.client.get_logged_model(signed.model_id), path, folder)
+
+        bring_signed(download, target, files, what)
 
     # ----------------------------------------------------------------- aliases
 
@@ -272,19 +368,20 @@ class Registry(Models):
 
         :raises RegistryError: if there is no such version.
         """
-        self._require(version)
-        self._require_signed(version)
-        aliases = self._aliases(self.agent)
+        self._require_signed(self._require_entity(version))
+        model = self._registered_model(self.agent)
+        aliases = _aliases_of(model)
         old = aliases.get("champion")
-        self._forget_rollback()
+        if _ROLLING_BACK in model.tags:
+            self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
         if old != version:
             self._tag(version, champion_before=old or "", promoted_at=now())
-            self._point("previous", old)
+            self._point(self.agent, aliases, "previous", old)
         self._release(version)  # also of one whose alias somebody else has moved
-        self._point("champion", version)
+        self._point(self.agent, aliases, "champion", version)
         if aliases.get("challenger") == version:
-            self._point("challenger", None)
-        self._follow()
+            self._point(self.agent, aliases, "challenger", None)
+        self._follow(aliases)
 
     def promotion(self, version: str) -> tuple[ModelRef | None, str]:
         """Whom ``version`` replaced when it was promoted last, and when that was (ISO 8601, UTC)."""
@@ -300,10 +397,11 @@ class Registry(Models):
         :raises RegistryError: if there is no previous champion.
         """
         asked = self._rollback_under_way() or self._begin_rollback()
+        aliases = self._aliases(self.agent)
         self._release(asked["to"])
-        self._point("champion", asked["to"])
-        self._point("previous", self._champion_before(asked["to"]))
-        self._follow()
+        self._point(self.agent, aliases, "champion", asked["to"])
+        self._point(self.agent, aliases, "previous", self._champion_before(asked["to"]))
+        self._follow(aliases)
         champion = self._require(asked["to"])
         settle(Rollback(champion, self.version(self.agent, asked["from"]), asked["since"]))
         self._forget_rollback()
@@ -311,10 +409,10 @@ class Registry(Models):
 
     # ----------------------------------------------------------------- inside: releasing
 
-    def _require_signed(self, version: str) -> None:
+    def _require_signed(self, version: Any) -> None:
         """Nothing is moved before it is clear that it can be released."""
         signer()
-        self._signed_version(self.client.get_model_version(self.agent, version))
+        self._signed_version(version)
 
     def _release(self, version: str) -> None:
         """Sign that ``version`` is the champion from now on, and whatever was released before is not.
@@ -322,7 +420,8 @@ class Registry(Models):
         Nothing is signed where that is so already. The number is beyond that of every release here, also those under
         keys that are trusted no longer: machines remember the greatest that they have seen.
         """
-        envelopes = [each.tags[RELEASE] for each in self._all_versions(self.agent) if RELEASE in each.tags]
+        released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
+        envelopes = [each.tags[RELEASE] for each in released if RELEASE in each.tags]
         newest = max(self._trusted_releases(envelopes), key=lambda release: release.number, default=None)
         if newest is None or newest.version != version:
             number = 1 + max(map(claimed_number, envelopes), default=0)
@@ -350,7 +449,7 @@ class Registry(Models):
                 f"{self.agent} has no champion before version {champion}; promote another version instead "
                 f"(versions: {', '.join(entry.version for entry in self.versions())})"
             )
-        self._require_signed(previous)
+        self._require_signed(self.client.get_model_version(self.agent, previous))
         asked = {"to": previous, "from": champion, "since": now()}
         self._tag(champion, rolled_back_at=asked["since"], rolled_back_to=previous)
         self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, json.dumps(asked))
@@ -366,36 +465,42 @@ class Registry(Models):
 
     def _champion_before(self, version: str) -> str | None:
         """The version that ``version`` replaced, if it is still there."""
-        found = self.version(self.agent, version)
-        before = self.tags(found).get("champion_before") if found else None
-        return before if before and self.version(self.agent, before) else None
+        found = self._version(self.agent, version)
+        before = found.tags.get("champion_before") if found else None
+        return before if before and self._version(self.agent, before) else None
 
     # ----------------------------------------------------------------- inside: aliases
 
-    def _follow(self) -> None:
-        """Let the teacher's and the student's aliases name what the variants of the same alias descend from."""
-        for alias in ("champion", "previous"):
-            variant = self.version(self.agent, alias)
-            lineage = self.tags(variant) if variant else {}
-            for role in ("teacher", "student"):
-                name = f"{self.agent}-{role}"
-                self._point(alias, self._registered(name, lineage.get(f"lineage.{role}")), name)
+    def _follow(self, aliases: Mapping[str, str]) -> None:
+        """Let the teacher's and the student's aliases name what the variants of the same alias descend from.
 
-    def _point(self, alias: str, version: str | None, name: str | None = None) -> None:
-        """Set ``alias`` to ``version``, or remove it; what is so already stays untouched."""
-        name = name or self.agent
-        now_at = self._aliases(name).get(alias)
-        if now_at == version:
+        :param aliases: of the variants, version by alias.
+        """
+        at = {role: self._aliases(self.registered_name(role)) for role in ("teacher", "student")}
+        for alias in ("champion", "previous"):
+            variant = self._version(self.agent, aliases[alias]) if alias in aliases else None
+            lineage = variant.tags if variant else {}
+            for role in ("teacher", "student"):
+                name = self.registered_name(role)
+                self._point(name, at[role], alias, self._registered(name, lineage.get(f"lineage.{role}")))
+
+    def _point(self, name: str, aliases: dict[str, str], alias: str, version: str | None) -> None:
+        """Set ``alias`` of ``name`` to ``version``, or remove it; what is so already stays untouched.
+
+        :param aliases: of ``name`` as they are, and afterwards as they are then.
+        """
+        if aliases.get(alias) == version:
             return
         if version is None:
             self.client.delete_registered_model_alias(name, alias)
+            del aliases[alias]
         else:
             self.client.set_registered_model_alias(name, alias, version)
+            aliases[alias] = version
 
     def _aliases(self, name: str) -> dict[str, str]:
-        """Version by alias. MLflow gives numbers on SQL and text over REST."""
-        model = self._registered_model(name)
-        return {alias: str(version) for alias, version in model.aliases.items()} if model else {}
+        """Version by alias."""
+        return _aliases_of(self._registered_model(name))
 
     def _registered_model(self, name: str) -> Any:
         try:
@@ -413,8 +518,10 @@ class Registry(Models):
                 if self._registered_model(name) is None:  # else another process was faster
                     raise
 
-    def _all_versions(self, name: str) -> list[Any]:
-        return list(self.client.search_model_versions(f"name = '{name}'"))
+    def _all_versions(self, name: str, where: str | None = None) -> list[Any]:
+        """MLflow's entities, of those that meet ``where``."""
+        wanted = f"name = '{name}'" if where is None else f"name = '{name}' and {where}"
+        return list(self.client.search_model_versions(wanted))
 
     def _registered(self, name: str, source: str | None) -> str | None:
         """The first version of ``name`` that is the logged model ``source``."""
@@ -424,7 +531,10 @@ class Registry(Models):
         return min((str(version.version) for version in found), key=int, default=None)
 
     def _require(self, version: str) -> ModelRef:
-        found = self.version(self.agent, version)
+        return self._ref(self._require_entity(version))
+
+    def _require_entity(self, version: str) -> Any:
+        found = self._version(self.agent, version)
         if found is None:
             there = ", ".join(entry.version for entry in self.versions()) or "none"
             raise RegistryError(f"{self.agent} has no version {version!r}; there are: {there}")
@@ -451,6 +561,11 @@ class Registry(Models):
             return Path(download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=self.uri))
         except (MlflowException, OSError) as error:
             raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {path}: {error}") from error
+
+
+def _aliases_of(model: Any) -> dict[str, str]:
+    """Version by alias. MLflow gives numbers on SQL and text over REST."""
+    return {alias: str(version) for alias, version in model.aliases.items()} if model else {}
 
 
 def _signed_again(signing: Signer, envelope: str | None) -> str | None:

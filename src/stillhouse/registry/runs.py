@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 from pydantic import ValidationError
 
 from stillhouse.config import home
 from stillhouse.errors import RegistryError
 from stillhouse.records import Certificate, Examination, Record, Verdict, Window, short_id
-from stillhouse.registry.connection import artifact_location, connect, without_credentials
+from stillhouse.registry.connection import artifact_location, connect, does_not_exist, without_credentials
 from stillhouse.registry.entries import OpenedRefresh
+from stillhouse.registry.remembered import Remembered
 from stillhouse.shown import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["PARENT", "Runs", "now", "texts"]
+__all__ = ["PARENT", "Content", "Points", "Runs", "now", "read_before", "texts"]
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
+Content: TypeAlias = Union[bytes, Record, "Figure"]
+"""What an artifact is made from: its bytes, a record (as JSON), or a figure (in the format of the path's suffix)."""
+
+Points: TypeAlias = Sequence[tuple[datetime, int, Mapping[str, float]]]
+"""Metrics at moments of the agent's life: time, step and the values."""
+
 PARENT = "mlflow.parentRunId"
-_METRICS_PER_CALL = 1000  # MLflow takes no more
+_ENTRIES_PER_CALL, _PARAMS_PER_CALL, _TAGS_PER_CALL = 1000, 100, 100  # MLflow takes no more; metrics count as entries
 _DIGEST_ROWS = 1000  # with the table versions, a digest need only tell frames apart
+
+_roots: Remembered[str] = Remembered()
+"""Where a run's artifacts lie, by tracking URI and run id."""
+_refresh_ids: Remembered[str] = Remembered()
+"""Of parent runs, by tracking URI and run id."""
+read_before: Remembered[Any] = Remembered(64)
+"""What was read of runs that are finished, by tracking URI, run or model id and path."""
 
 
 class Runs:
@@ -88,6 +103,7 @@ class Runs:
         marks = {"refresh_id": refresh_id, "role": "refresh", "agent": self.agent} | dict(tags)
         run = self.client.create_run(self.experiment_id, run_name=name or f"refresh-{refresh_id}", tags=texts(marks))
         self._log_batch(run.info.run_id, params=params)
+        _refresh_ids.put((self.uri, run.info.run_id), refresh_id)
         return OpenedRefresh(run.info.run_id, None)
 
     def finished_refresh(self, refresh_id: str) -> Verdict | None:
@@ -146,17 +162,9 @@ class Runs:
         self.client.set_terminated(run.info.run_id)  # a watch has no end of its own; metrics may still be added
         return str(run.info.run_id)
 
-    def log_curve(self, run_id: str, points: Sequence[tuple[datetime, int, Mapping[str, float]]]) -> None:
-        """Log metrics at moments of the agent's life: time, step and the values, all in one call."""
-        from mlflow.entities import Metric
-
-        metrics = [
-            Metric(name, value, int(when.timestamp() * 1000), step)
-            for when, step, values in points
-            for name, value in values.items()
-        ]
-        for first in range(0, len(metrics), _METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+    def log_curve(self, run_id: str, points: Points) -> None:
+        """Log metrics at moments of the agent's life, all in one call."""
+        self.log(run_id, points=points)
 
     def run_tags(self, run_id: str) -> dict[str, str]:
         """Tags of a run."""
@@ -168,40 +176,77 @@ class Runs:
 
     # ----------------------------------------------------------------- what a run holds
 
+    def log(
+        self,
+        run_id: str,
+        *,
+        files: Mapping[str, Content] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        history: Sequence[Mapping[str, float]] = (),
+        points: Points = (),
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+    ) -> None:
+        """Whatever belongs to a run: its files in one call, then all metrics, params and tags in one more.
+
+        :param files: by artifact path, see :meth:`log_files`.
+        :param metrics: of step 0.
+        :param history: metrics of steps 1, 2, …, such as the losses by epoch.
+        """
+        if files:
+            self.log_files(run_id, files)
+        self._log_batch(run_id, metrics=metrics, history=history, points=points, params=params, tags=tags)
+
+    def log_files(self, run_id: str, files: Mapping[str, Content]) -> None:
+        """Write artifacts of the run by their paths, all in one call.
+
+        A single one appears whole or not at all; of several, a kill may leave some, and one of them cut off.
+        """
+        if not files:
+            return
+        with TemporaryDirectory() as folder:
+            for path, content in files.items():
+                local = Path(folder, _checked(path))
+                local.parent.mkdir(parents=True, exist_ok=True)
+                local.write_bytes(_bytes(content, path))
+            if len(files) == 1:
+                self.client.log_artifact(run_id, str(local), str(Path(path).parent).removeprefix(".") or None)
+            else:
+                self.client.log_artifacts(run_id, folder)
+        for path in files:
+            read_before.pop((self.uri, run_id, path))
+
     def log_record(self, run_id: str, record: Record, path: str) -> None:
         """Write ``record`` as JSON to the artifact ``path`` of the run."""
-        self.client.log_text(run_id, record.model_dump_json(indent=1), path)
-
-    def read_record(self, run_id: str, path: str, kind: type[AnyRecord]) -> AnyRecord | None:
-        """The record in the artifact ``path`` of the run; None if it is not there or was not written to its end."""
-        folder_in_run = str(Path(path).parent).removeprefix(".")
-        if not any(file.path == path for file in self.client.list_artifacts(run_id, folder_in_run)):
-            return None
-        with TemporaryDirectory() as folder:
-            local = Path(self.client.download_artifacts(run_id, path, folder))
-            try:
-                return kind.model_validate_json(local.read_bytes())
-            except ValidationError:
-                return None
+        self.log_files(run_id, {path: record})
 
     def log_file(self, run_id: str, content: bytes, path: str) -> None:
         """Write ``content`` to the artifact ``path`` of the run."""
-        with TemporaryDirectory() as folder:
-            local = Path(folder) / Path(path).name
-            local.write_bytes(content)
-            self.client.log_artifact(run_id, str(local), str(Path(path).parent).removeprefix(".") or None)
+        self.log_files(run_id, {path: content})
+
+    def log_figure(self, run_id: str, figure: Figure, path: str) -> None:
+        """Write ``figure`` to the artifact ``path``, whose suffix is the format."""
+        self.log_files(run_id, {path: figure})
+
+    def read_record(self, run_id: str, path: str, kind: type[AnyRecord]) -> AnyRecord | None:
+        """The record in the artifact ``path`` of the run; None if it is not there or was not written to its end."""
+        content = self._read(self._root(run_id), path)
+        if content is None:
+            return None
+        try:
+            return kind.model_validate_json(content)
+        except ValidationError:
+            return None
 
     def read_file(self, run_id: str, path: str) -> bytes:
         """The content of the artifact ``path`` of the run.
 
         :raises RegistryError: if it is not there.
         """
-        with TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
-
-    def log_figure(self, run_id: str, figure: Figure, path: str) -> None:
-        """Write ``figure`` to the artifact ``path``, whose suffix is the format."""
-        self.client.log_figure(run_id, figure, path)
+        content = self._read(self._root(run_id), path)
+        if content is None:
+            raise RegistryError(f"run {run_id} of {self.agent!r} has no artifact {path}")
+        return content
 
     def log_table(self, run_id: str, table: Mapping[str, Sequence[object]], path: str) -> None:
         """Columns by name as a table that MLflow's pages show; ``path`` ends in ``.json``."""
@@ -259,21 +304,91 @@ class Runs:
         run_id: str,
         *,
         metrics: Mapping[str, float] | None = None,
+        history: Sequence[Mapping[str, float]] = (),
+        points: Points = (),
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, object] | None = None,
         step: int = 0,
         model_id: str | None = None,
+        own: Mapping[str, float] | None = None,
     ) -> None:
-        """Metrics, params and tags in one call."""
+        """Metrics, params and tags in one call, as far as MLflow takes them in one.
+
+        :param model_id: of the logged model that ``metrics`` are of, beside the run.
+        :param own: metrics of the run alone.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
-        self.client.log_batch(
-            run_id,
-            metrics=[Metric(name, value, now, step, model_id=model_id) for name, value in (metrics or {}).items()],
-            params=[Param(name, value) for name, value in texts(params or {}).items()],
-            tags=[RunTag(name, value) for name, value in texts(tags or {}).items()],
-        )
+        values = [Metric(name, value, now, step, model_id=model_id) for name, value in (metrics or {}).items()]
+        values += [Metric(name, value, now, step) for name, value in (own or {}).items()]
+        values += [
+            Metric(name, value, now, epoch)
+            for epoch, losses in enumerate(history, start=1)
+            for name, value in losses.items()
+        ]
+        values += [
+            Metric(name, value, int(when.timestamp() * 1000), at)
+            for when, at, found in points
+            for name, value in found.items()
+        ]
+        settings = [Param(name, value) for name, value in texts(params or {}).items()]
+        marks = [RunTag(name, value) for name, value in texts(tags or {}).items()]
+        while values or settings or marks:
+            some, others = settings[:_PARAMS_PER_CALL], marks[:_TAGS_PER_CALL]
+            most = _ENTRIES_PER_CALL - len(some) - len(others)
+            self.client.log_batch(run_id, metrics=values[:most], params=some, tags=others)
+            values, settings, marks = values[most:], settings[_PARAMS_PER_CALL:], marks[_TAGS_PER_CALL:]
+
+    def _refresh_id(self, run_id: str) -> str:
+        """Of the refresh whose parent run this is; empty for a run that is none."""
+        return _refresh_ids.get((self.uri, run_id), lambda: self.run_tags(run_id).get("refresh_id", ""))
+
+    # ----------------------------------------------------------------- inside: files
+
+    def _root(self, run_id: str) -> str:
+        """The address below which a run's artifacts lie."""
+        return _roots.get((self.uri, run_id), lambda: str(self.client.get_run(run_id).info.artifact_uri))
+
+    def _read(self, root: str, path: str) -> bytes | None:
+        """The content of a file below the address ``root``; None if it is not there.
+
+        A file that lies on this machine is read where it lies.
+        """
+        with TemporaryDirectory() as folder:
+            try:
+                return self._local(f"{root.rstrip('/')}/{path}", folder).read_bytes()
+            except RegistryError as error:
+                if self._is_absent(root, path, error):
+                    return None
+                raise
+
+    def _local(self, address: str, folder: str) -> Path:
+        """Where a file of MLflow's lies: itself, where it is on this machine, else a copy in ``folder``."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        into = None if _is_local(address) else folder
+        try:
+            return Path(download_artifacts(artifact_uri=address, dst_path=into, tracking_uri=self.uri))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"{without_credentials(address)} cannot be read: {error}") from error
+
+    def _is_absent(self, root: str, path: str, error: RegistryError) -> bool:
+        """Whether a file could not be read because there is none."""
+        if does_not_exist(error) or isinstance(error.__cause__, FileNotFoundError):
+            return True
+        if _is_local(root):
+            return False
+        from mlflow.artifacts import list_artifacts
+        from mlflow.exceptions import MlflowException
+
+        folder = f"{root.rstrip('/')}/{PurePosixPath(path).parent}".removesuffix("/.")
+        try:
+            there = list_artifacts(artifact_uri=folder, tracking_uri=self.uri)
+        except (MlflowException, OSError):
+            return False
+        return not any(PurePosixPath(file.path).name == PurePosixPath(path).name for file in there)
 
 
 def now() -> str:
@@ -283,6 +398,27 @@ def now() -> str:
 
 def texts(values: Mapping[str, object]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _bytes(content: Content, path: str) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, Record):
+        return content.model_dump_json(indent=1).encode()
+    buffer = io.BytesIO()
+    content.savefig(buffer, format=PurePosixPath(path).suffix.removeprefix("."))
+    return buffer.getvalue()
+
+
+def _checked(path: str) -> str:
+    """:raises RegistryError: if ``path`` leads out of the run's artifacts."""
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise RegistryError(f"{path!r} is no path of an artifact: it leads out of the run's files")
+    return path
+
+
+def _is_local(address: str) -> bool:
+    return address.startswith(("file:", "/"))
 
 
 def _mlflow_type(column: pd.Series[Any]) -> str:
