@@ -69,10 +69,10 @@ LOSS = 0.01  # of test quality, that a goal allows
 # within half a point; from all that it has measured, the smallest within six tenths is chosen.
 STEPS_LOSS, CHOICE_LOSS = 0.5 * LOSS, 0.6 * LOSS
 SEARCHES = {
-    "encoder": Search(time="60m", candidates=60, recover_epochs=1),
-    "flights": Search(time="4m", candidates=60, recover_epochs=2),
-    "digits": Search(time="4m", candidates=60, recover_epochs=10),
-    "quick_encoder": Search(time="20s", candidates=12, recover_epochs=2),
+    "encoder": Search(time="60m", candidates=60, patience=None, recover_epochs=1),
+    "flights": Search(time="4m", candidates=60, patience=None, recover_epochs=2),
+    "digits": Search(time="4m", candidates=60, patience=None, recover_epochs=10),
+    "quick_encoder": Search(time="20s", candidates=12, patience=None, recover_epochs=2),
 }
 
 

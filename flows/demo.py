@@ -14,7 +14,7 @@ from flows.watch import watch
 from stillhouse import config
 from stillhouse.demonstrating import Year, first_champion, lived_week, refreshed, watched, week_ends
 from stillhouse.weeks import WeekBoard
-from tasks import demonstrating, living, watching
+from tasks import demonstrating, living
 from tasks.common import AgentName
 
 __all__ = ["demo"]
@@ -49,11 +49,9 @@ def demo(
             board.say(f"the week to {end:%d %b} passes")
             living.live(agent, end - week, end)
             verdict = watched(agent, end) or watch.fn(agent=agent, as_of=end)
-            if verdict.response != "hold" and not refreshed(agent, end):
+            if verdict.refresh_mode is not None and not refreshed(agent, end):
                 board.say(f"week to {end:%d %b}: {verdict.response}")
-                refresh.fn(
-                    agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id, mode=watching.mode_of(verdict)
-                )
+                refresh.fn(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id, mode=verdict.refresh_mode)
             past.append(lived_week(agent, end, never_refreshed))
             board.add(past[-1])
     return demonstrating.sum_up(agent, past, time.monotonic() - began)

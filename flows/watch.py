@@ -40,8 +40,8 @@ def watch(
     report = watching.measure_drift(agent, data)
     verdict = watching.decide_response(agent, now, data, report, cost)
     reporting.publish_watch(verdict, data, report, weights)
-    if verdict.response != "hold":
+    if verdict.refresh_mode is not None:
         watching.announce_drift(verdict)
         if on_drift == "refresh":
-            refresh(agent=agent, as_of=now, trigger="drift", cause=verdict.verdict_id, mode=watching.mode_of(verdict))
+            refresh(agent=agent, as_of=now, trigger="drift", cause=verdict.verdict_id, mode=verdict.refresh_mode)
     return verdict

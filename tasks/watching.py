@@ -10,7 +10,6 @@ from data_checks.check import check
 from stillhouse import config
 from stillhouse.records import Cost, DataReport, DriftReport, Verdict, Weights, Window
 from stillhouse.watching import deciding, evidence
-from stillhouse.watching.deciding import mode_of
 from stillhouse.watching.window import open_window, window_of
 from tasks.common import engine_task
 
@@ -21,7 +20,6 @@ __all__ = [
     "follow_weights",
     "gather_evidence",
     "measure_drift",
-    "mode_of",
     "open_window",
 ]
 
@@ -77,7 +75,7 @@ def announce_drift(verdict: Verdict) -> None:
             "as_of": verdict.as_of.isoformat(),
             "verdict_id": verdict.verdict_id,
             "response": verdict.response,
-            "mode": mode_of(verdict),
+            "mode": verdict.refresh_mode,
             "summary": verdict.summary,
         },
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from stillhouse.champion import load_version, open_registry
 from stillhouse.errors import WindowError
 from stillhouse.evaluate import figures
 from stillhouse.evaluate.scorecard import quality
+from stillhouse.files import write_whole
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.parts import resolve
 from stillhouse.records import ModelRef, Record, Verdict, Window, drift_report
@@ -179,8 +179,8 @@ def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
     )
     folder = config.home() / "demo" / agent
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "summary.json", summary.model_dump_json(indent=1))
-    _write(folder / "weeks.json", json.dumps([week.model_dump(mode="json") for week in weeks], indent=1))
+    write_whole(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
+    write_whole(folder / "weeks.json", json.dumps([week.model_dump(mode="json") for week in weeks], indent=1) + "\n")
     figure = figures.year(
         [week.ending for week in weeks],
         {
@@ -222,10 +222,3 @@ def _decided_rows(base: KnowledgeBase, window: Window) -> tuple[pd.DataFrame, pd
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a reader never sees half a file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -10,6 +10,7 @@ import pytest
 
 from stillhouse.config import Watch
 from stillhouse.drift import evidence, steps
+from stillhouse.stats import half_brier, total_variation
 
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -45,7 +46,7 @@ def audited(observed: pd.DataFrame, start, spans) -> list:
 
 
 def test_an_action_that_the_model_does_not_know_is_an_error():
-    assert steps.brier(np.array([[0.9, 0.1], [1.0, 0.0]]), np.array([2, 0])) == pytest.approx([0.91, 0.0])
+    assert half_brier(np.array([[0.9, 0.1], [1.0, 0.0]]), np.array([2, 0])) == pytest.approx([0.91, 0.0])
 
 
 def test_only_whole_steps_that_have_ended_count():
@@ -125,10 +126,10 @@ def test_audited_outcomes_keep_their_weights():
 
 def test_losses_lie_between_0_and_1():
     p = np.array([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
-    assert steps.brier(p, np.array([0, 2])).tolist() == pytest.approx([0.0, 0.19])
-    assert steps.brier(p, np.array([1, 2]))[0] == 1.0
-    assert steps.total_variation(p, p[::-1]).tolist() == pytest.approx([0.8, 0.8])
-    assert steps.total_variation(np.eye(2), 1 - np.eye(2)).tolist() == [1.0, 1.0]
+    assert half_brier(p, np.array([0, 2])).tolist() == pytest.approx([0.0, 0.19])
+    assert half_brier(p, np.array([1, 2]))[0] == 1.0
+    assert total_variation(p, p[::-1]).tolist() == pytest.approx([0.8, 0.8])
+    assert total_variation(np.eye(2), 1 - np.eye(2)).tolist() == [1.0, 1.0]
 
 
 def test_draws_that_the_teacher_gave_no_answer_to_do_not_count() -> None:

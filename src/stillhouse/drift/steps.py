@@ -19,21 +19,18 @@ from stillhouse.drift import audit, evidence
 from stillhouse.drift.audit import Draws
 from stillhouse.records import Counted, EvidenceStep, short_id
 from stillhouse.stats import cluster_ids, nanoseconds, total_variation
-from stillhouse.stats import half_brier as brier
 
 __all__ = [
     "Planned",
     "Span",
     "arrivals",
     "audited_losses",
-    "brier",
     "by_cluster",
     "complete_steps",
     "count_audit",
     "count_outcomes",
     "pass_over",
     "plan_audit",
-    "total_variation",
 ]
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,7 @@ from stillhouse.distill.train import Lesson, held_out_units, validation_days
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import TeacherRef, Window
-from stillhouse.teachers import ensemble
+from stillhouse.teachers.ensemble import CrossFit
 from stillhouse.variant import encode
 
 __all__ = ["Array", "Columns", "LearningRows", "Mask", "RefreshData", "lesson_of", "require_rows"]
@@ -164,11 +164,15 @@ class LearningRows:
         return self._encodings[key]
 
     @cached_property
+    def cross_fit(self) -> CrossFit:
+        """The teachers that learn, fitted once on all time blocks of these rows but one, for each block."""
+        return CrossFit(self.settings, self.frame)
+
+    @cached_property
     def synthetic(self) -> pd.DataFrame:
         """Rows made up near the labelled ones outside validation days, within the teacher's cross-fitting blocks."""
-        blocks = ensemble.cross_fit_blocks(self.settings, self.labelled)
-        learned = ~self.validation[self.has_label]
-        return made_up_rows(self.settings, self.labelled[learned], blocks[learned])
+        learned = self.has_label & ~self.validation
+        return made_up_rows(self.settings, self.frame[learned], self.cross_fit.blocks[learned])
 
     # ----------------------------------------------------------------- training sets
 

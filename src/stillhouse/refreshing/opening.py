@@ -14,6 +14,7 @@ from stillhouse.records import DataReport, Refresh, Verdict, Window, drift_repor
 from stillhouse.refreshing.data import require_rows
 from stillhouse.refreshing.session import RefreshRequest, Session
 from stillhouse.registry import names
+from stillhouse.registry.runs import Content
 
 __all__ = ["answered_alarm", "open_refresh", "require_learnable"]
 
@@ -83,9 +84,10 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
         name=f"refresh {request.as_of:%Y-%m-%d} ({request.trigger})",
     )  # fmt: skip
     session.job = job.model_copy(update={"run_id": run_id, "verdict": verdict})
-    _log_cause(session)
+    files = _cause_files(session)
     if data.docs:
-        models.log_file(run_id, Path(data.docs).read_bytes(), names.DATA_DOCS)
+        files[names.DATA_DOCS] = Path(data.docs).read_bytes()
+    models.log_files(run_id, files)
     return session.job
 
 
@@ -121,11 +123,13 @@ def _settings(settings: AgentConfig) -> dict[str, str]:
     }
 
 
-def _log_cause(session: Session) -> None:
+def _cause_files(session: Session) -> dict[str, Content]:
     """The drift report that asked for this refresh, if one did, as record and figure of its MLflow run."""
     verdict = session.base.verdict(session.job.cause)
     if verdict is None or verdict.kind != "watch":
-        return
-    session.registry.log_record(session.job.run_id, verdict, names.DRIFT_VERDICT)
-    if report := drift_report(verdict):
-        session.registry.log_figure(session.job.run_id, drift_figure(report), names.DRIFT_FIGURE)
+        return {}
+    report = drift_report(verdict)
+    files: dict[str, Content] = {names.DRIFT_VERDICT: verdict}
+    if report:
+        files[names.DRIFT_FIGURE] = drift_figure(report)
+    return files

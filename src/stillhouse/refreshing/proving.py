@@ -17,7 +17,6 @@ from stillhouse.drift import texts
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.drift.measure import reference_of, usual_length
 from stillhouse.drift.profile import Profile
-from stillhouse.drift.steps import brier, total_variation
 from stillhouse.evaluate import gate
 from stillhouse.evaluate import proof as proofs
 from stillhouse.evaluate.proof import Candidate
@@ -35,6 +34,7 @@ from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.students import student_columns
 from stillhouse.registry import names
+from stillhouse.stats import half_brier, total_variation
 from stillhouse.variant import Variant, encode
 
 __all__ = ["anchor_of", "loss_baselines", "prove_challenger", "reference_profile", "windows_to_prove"]
@@ -114,8 +114,8 @@ def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> di
     probs, labels = chosen.predict_proba(rows), rows["outcome"].to_numpy()
     losses: dict[Process, Array] = {
         "disagreement": total_variation(teacher_probs, probs),
-        "student_outcomes": brier(probs, labels),
-        "teacher_outcomes": brier(teacher_probs, labels),
+        "student_outcomes": half_brier(probs, labels),
+        "teacher_outcomes": half_brier(teacher_probs, labels),
     }
     times, cluster = rows["observed_at"], settings.promotion.cluster
     block = usual_length(session.training.labelled, settings)

@@ -18,6 +18,7 @@ from stillhouse.compress.search import FORM
 from stillhouse.compressing import log_frontier
 from stillhouse.config import AgentConfig
 from stillhouse.distill import students
+from stillhouse.distill.controller import Course
 from stillhouse.evaluate import figures, gate
 from stillhouse.records import Baseline, Frontier, ModelRef, Proof, Refresh, StudentRef, TeacherRef, Verdict
 from stillhouse.refreshing.modes import mode_of
@@ -25,7 +26,7 @@ from stillhouse.refreshing.modes.update import update_metrics
 from stillhouse.refreshing.proving import loss_baselines, reference_profile
 from stillhouse.refreshing.session import Session, close_session, session_of
 from stillhouse.refreshing.students import course_of, student_columns
-from stillhouse.registry import Lineage, names
+from stillhouse.registry import Lineage, NewVariant, RefusedVariant, names
 from stillhouse.variant import Variant, encode
 
 _SHOWN = timedelta(days=400)
@@ -61,13 +62,17 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
         quality=proof.certificate.challenger.test,
         teacher=logged_teacher,
     )
-    models.log_file(job.run_id, profile.to_bytes(), names.PROFILE)
-    models.log_record(job.run_id, baseline, names.BASELINE)
-    models.log_figure(job.run_id, figures.tradeoff(proof), names.TRADEOFF_FIGURE)
-    models.log_figure(
-        job.run_id, figures.quality_over_time(base.verdicts(since=job.as_of - _SHOWN)), names.QUALITY_FIGURE
+    models.log_files(
+        job.run_id,
+        {
+            names.MODEL_STATE: (Path(job.folder) / "compression" / FORM).read_bytes(),
+            names.PROFILE: profile.to_bytes(),
+            names.BASELINE: baseline,
+            names.TRADEOFF_FIGURE: figures.tradeoff(proof),
+            names.QUALITY_FIGURE: figures.quality_over_time(base.verdicts(since=job.as_of - _SHOWN)),
+            names.PROOF: proof,
+        },
     )
-    models.log_record(job.run_id, proof, names.PROOF)
 
 
 def judge_challenger(session: Session, proof: Proof) -> Verdict:
@@ -127,24 +132,23 @@ def _logged_student(
     if not mode_of(job).trains:
         return models.version(f"{job.agent}-student", "champion")
     module, example = students.load(Path(student.folder), settings), encode(test.head(4), student_columns(student))
-    params = dict(settings.distillation) | {"mode": job.mode}
-    logged = models.register(
-        models.log_student(job.run_id, module, example, proof.student, params, lineage, Path(student.folder)),
-        f"{job.agent}-student",
-    )
-    for epoch, losses in enumerate(student.history, start=1):
-        models.log_metrics(_run(logged), losses, step=epoch)
-    course = course_of(student)
-    models.log_record(_run(logged), course, names.TRAINING_HISTORY)
-    metrics = update_metrics(student)
-    if control := course.control:
-        half = 1.96 * control.standard_error
-        metrics |= {"control.gain": control.gain, "control.gain_low": control.gain - half,
-                    "control.gain_high": control.gain + half, "control.log_loss": control.log_loss_fixed,
-                    "control.log_loss_adaptive": control.log_loss, "control.rows": float(control.rows)}  # fmt: skip
-    if metrics:
-        models.log_metrics(_run(logged), metrics)
-    return logged
+    params, course = dict(settings.distillation) | {"mode": job.mode}, course_of(student)
+    logged = models.log_student(
+        job.run_id, module, example, proof.student, params, lineage, Path(student.folder),
+        metrics=_control_metrics(course) | update_metrics(student), history=student.history,
+        files={names.TRAINING_HISTORY: course},
+    )  # fmt: skip
+    return models.register(logged, f"{job.agent}-student")
+
+
+def _control_metrics(course: Course) -> dict[str, float]:
+    """What the controller's changes have earned against the fixed settings, where that was compared."""
+    if (control := course.control) is None:
+        return {}
+    half = 1.96 * control.standard_error
+    return {"control.gain": control.gain, "control.gain_low": control.gain - half,
+            "control.gain_high": control.gain + half, "control.log_loss": control.log_loss_fixed,
+            "control.log_loss_adaptive": control.log_loss, "control.rows": float(control.rows)}  # fmt: skip
 
 
 def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage: Lineage, test: pd.DataFrame) -> None:
@@ -152,21 +156,15 @@ def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage:
     job, models = session.job, session.registry
     cards = {card.model: card for card in proof.variants}
     asked_for = {config.recipe_name(recipe) for recipe in session.settings.compression.recipes}
+    registered = {*frontier.best, *asked_for, frontier.chosen}
+    variants: list[NewVariant | RefusedVariant] = []
     for candidate in frontier.candidates:
-        recipe = json.dumps(candidate.recipe)
+        params = {"recipe": json.dumps(candidate.recipe)}
         if candidate.refused is not None:
-            models.log_refused(job.run_id, candidate.name, candidate.refused, {"recipe": recipe})
+            variants.append(RefusedVariant(candidate.name, candidate.refused, params))
             continue
-        logged = models.log_variant(
-            job.run_id, Path(candidate.folder), cards[candidate.name], {"recipe": recipe}, lineage, test.head(4)
-        )
-        models.log_metrics(_run(logged), measured(candidate))
-        if candidate.name in {*frontier.best, *asked_for, frontier.chosen}:
-            models.register(logged, job.agent, {"chosen": candidate.name == frontier.chosen})
-    models.log_file(job.run_id, (Path(job.folder) / "compression" / FORM).read_bytes(), names.MODEL_STATE)
+        tags = {"chosen": candidate.name == frontier.chosen} if candidate.name in registered else None
+        card = cards[candidate.name]
+        variants.append(NewVariant(Path(candidate.folder), card, params, measured(candidate), tags))
+    models.log_variants(job.run_id, variants, lineage, test.head(4))
     log_frontier(models, job.run_id, frontier)
-
-
-def _run(logged: ModelRef) -> str:
-    assert logged.run_id is not None  # what was just logged has one
-    return logged.run_id

@@ -16,6 +16,7 @@ from stillhouse.records import Examination, Questions, TeacherRef, Verdict, shor
 from stillhouse.refreshing.data import Array, LearningRows, Mask
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
+from stillhouse.registry.runs import Content
 from stillhouse.teachers import asking, ensemble, following, weighing
 from stillhouse.teachers.asking import Account
 from stillhouse.teachers.contradictions import contradictions
@@ -70,9 +71,10 @@ def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
         weighing.changes(learned.weights, _last_weights(session), version=weighted.version, job=job.refresh_id)
     )
     asking.remember_mean(base, session.reweighted(teacher, weighted, learned.weights), rows)
-    models.log_record(job.run_id, learned.weights, names.WEIGHTS)
-    models.log_curve(job.run_id, learned.points("weight/"))
-    models.log_figure(job.run_id, figures.weights_over_time(base.weight_changes()), names.WEIGHTS_FIGURE)
+    files: dict[str, Content] = {
+        names.WEIGHTS: learned.weights, names.WEIGHTS_FIGURE: figures.weights_over_time(base.weight_changes()),
+    }  # fmt: skip
+    models.log(job.run_id, files=files, points=learned.points("weight/"))
     return teacher if weighted.version == teacher.version else weighted
 
 
@@ -125,12 +127,13 @@ def gather_knowledge(session: Session, rows: LearningRows, teacher: TeacherRef) 
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[able], limited = rows_to_ask(session, members, rows.frame[able], account)
     if job.teacher == "fit":
-        asking.cross_fitted(members, rows.frame, account, chosen)
+        asking.cross_fitted(members, rows.frame, account, chosen, cross=rows.cross_fit)
     else:
         asking.ask(members, rows.frame[chosen], account)
     if limited:
         account.stop(members.members[0].name, "the budget is reached")
-    ask_made_up(members, rows.synthetic, account, rows.labelled if job.teacher == "fit" else None)
+    cross = rows.cross_fit if job.teacher == "fit" else None
+    ask_made_up(members, rows.synthetic, account, rows.labelled if cross else None, cross)
     log_spending(session)
     answered = rows.has_teacher_probs(teacher.version)
     _log_questions(session, rows, before, chosen & ~before, answered, limited)
@@ -256,6 +259,6 @@ def _log_questions(
         rows=len(rows), without_outcome=int((~rows.has_label).sum()), known=int(before.sum()),
         asked=int(asked.sum()), answered=int((asked & answered).sum()), limited=limited,
     )  # fmt: skip
-    session.registry.log_record(session.job.run_id, counts, names.QUESTIONS)
     metrics = {f"asking/{name}": float(value) for name, value in counts if name != "limited"}
-    session.registry.log_metrics(session.job.run_id, metrics | {"asking/skipped": float(counts.skipped)})
+    metrics["asking/skipped"] = float(counts.skipped)
+    session.registry.log(session.job.run_id, files={names.QUESTIONS: counts}, metrics=metrics)

@@ -18,7 +18,7 @@ from stillhouse.knowledge.base import Purpose
 from stillhouse.records import Spending
 from stillhouse.teachers import ensemble
 from stillhouse.teachers.answers import Allowance, Array
-from stillhouse.teachers.ensemble import Ensemble, Member
+from stillhouse.teachers.ensemble import CrossFit, Ensemble, Member
 
 __all__ = [
     "Account", "ask", "ask_members", "cross_fitted", "for_refresh", "for_watch", "members_said", "remember_mean",
@@ -107,21 +107,23 @@ def ask(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Array:
 
 
 def cross_fitted(
-    teacher: Ensemble, rows: pd.DataFrame, account: Account, wanted: np.ndarray[Any, np.dtype[np.bool_]] | None = None
-) -> Array:
+    teacher: Ensemble, rows: pd.DataFrame, account: Account, wanted: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+    cross: CrossFit | None = None,
+) -> Array:  # fmt: skip
     """The same about the rows that ``teacher`` was fitted on, and others of that time.
 
     What can be fitted answers by cross-fitting (:func:`ensemble.cross_fit`), everything else as in :func:`ask`.
 
     :param rows: with ``outcome``, −1 where it is not known: nothing is fitted on those.
     :param wanted: bool ``[n]``, the rows to be asked about; None: all.
+    :param cross: of these very ``rows``, whose fits are used and kept; None: fitted here and let go.
     """
     base, rows = account.base, rows.reset_index(drop=True)
     unasked = ~_has_probs(base, rows, teacher.version)
     new = _once(rows[unasked if wanted is None else unasked & wanted])
     if not new.empty:
         left = _ask_others(base, teacher, new, account)
-        _cross_fit_members(base, teacher, rows, left, account)
+        _cross_fit_members(base, teacher, rows, left, account, cross)
         remember_mean(base, teacher, left)
     return base.knowledge(rows, teacher.version)
 
@@ -179,8 +181,9 @@ def _ask_others(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, acco
 
 
 def _cross_fit_members(
-    base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, wanted: pd.DataFrame, account: Account
-) -> None:
+    base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, wanted: pd.DataFrame, account: Account,
+    cross: CrossFit | None = None,
+) -> None:  # fmt: skip
     """Keep what each fitted member, fitted on other blocks of ``rows``, says about ``wanted`` ones, once each."""
     fitted = {leaf.name for leaf in leaves(base.config.teachers) if leaf.learns}
     members = [member for member in teacher.members if member.name in fitted]
@@ -194,7 +197,7 @@ def _cross_fit_members(
     if granted.empty:
         return
     began = perf_counter()
-    found = ensemble.cross_fit(base.config, rows, wanted=rows.index.isin(granted.index))
+    found = ensemble.cross_fit(base.config, rows, wanted=rows.index.isin(granted.index), cross=cross)
     seconds = (perf_counter() - began) / len(members)
     for member in members:
         answer, version = found[member.name][rows.index.get_indexer(granted.index)], teacher.own_version(member)

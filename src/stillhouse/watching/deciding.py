@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.champion import Champion
-from stillhouse.drift import steps
 from stillhouse.drift.decide import decide
 from stillhouse.drift.explain import rank_slices
 from stillhouse.drift.measure import measure
 from stillhouse.evaluate.scorecard import disagreement, quality
-from stillhouse.records import Cost, DataReport, DriftReport, Mode, Quality, SliceDrift, Verdict
+from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
+from stillhouse.stats import total_variation
 from stillhouse.teachers import asking
 from stillhouse.watching.evidence import INSTANT, evidence_states
 from stillhouse.watching.window import Array, WatchedWindow
 
-__all__ = ["decide_response", "measure_drift", "mode_of"]
+__all__ = ["decide_response", "measure_drift"]
 
 
 def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | None:
@@ -65,15 +65,6 @@ def decide_response(
     return verdict
 
 
-def mode_of(verdict: Verdict) -> Mode:
-    """How the refresh that a watch asks for makes its student."""
-    match verdict.response:
-        case "recalibrate" | "update" | "redistil_warm":
-            return verdict.response
-        case _:
-            return "redistil"
-
-
 # --------------------------------------------------------------------------- inside
 
 
@@ -104,7 +95,7 @@ def _slices(
     """Where teacher and student part, by slice."""
     return rank_slices(
         audited,
-        steps.total_variation(teacher_probs, probs),
+        total_variation(teacher_probs, probs),
         audited["weight"].to_numpy(),
         champion.profile,
         watched.profile,

@@ -16,6 +16,7 @@ from stillhouse.drift.explain import shift_scores
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.locks import watch_lock
 from stillhouse.records import Cost, Counted, DataReport, EvidenceStep, Weights
+from stillhouse.stats import half_brier
 from stillhouse.teachers import asking, following, weighing
 from stillhouse.watching.window import WatchedWindow
 
@@ -141,7 +142,7 @@ class _Advance:
         """The champion's error on every outcome that became known in each step."""
         arrived = self.base.arrived(due[0][0], due[-1][1], since=state.since)
         probs = self.champion.variant.predict_proba(arrived)
-        arrived["loss"] = steps.brier(probs, arrived["outcome"].to_numpy())
+        arrived["loss"] = half_brier(probs, arrived["outcome"].to_numpy())
         return steps.count_outcomes(state, steps.by_cluster(arrived, self.cluster), due)
 
     def _teacher_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[Counted]:
@@ -153,5 +154,5 @@ class _Advance:
         probs = self.base.knowledge(arrived, self.champion.teacher.version)
         answered = ~np.isnan(probs[:, 0])
         arrived["loss"] = np.nan
-        arrived.loc[answered, "loss"] = steps.brier(probs[answered], arrived["outcome"].to_numpy()[answered])
+        arrived.loc[answered, "loss"] = half_brier(probs[answered], arrived["outcome"].to_numpy()[answered])
         return steps.count_outcomes(state, steps.arrivals(audited, arrived[answered]), due)

@@ -66,13 +66,17 @@ def log_watch(
     look = int((verdict.as_of - since) / every)
     fresh = _evidence(watched.base, verdict, after=report.current.start)
     points = [(step.end, int((step.end - since) / (step.end - step.start)), _curves(step)) for step in fresh]
-    models.log_curve(run_id, [*points, (verdict.as_of, look, _levels(report) | _weight_levels(weights))])
-    for title, image in figures.items():
-        models.log_file(run_id, image, f"figures/{title.lower().replace(' ', '_')}.png")
-    models.log_record(run_id, verdict, names.VERDICT)
-    if data.docs:
-        models.log_file(run_id, Path(data.docs).read_bytes(), names.DATA_DOCS)
-    models.tag(run_id, outcome=verdict.outcome, data_docs=data.docs, **{"mlflow.note.content": md(verdict.summary)})
+    pages = {names.DATA_DOCS: Path(data.docs).read_bytes()} if data.docs else {}
+    models.log(
+        run_id,
+        files={
+            names.VERDICT: verdict,
+            **{f"figures/{title.lower().replace(' ', '_')}.png": image for title, image in figures.items()},
+            **pages,
+        },
+        points=[*points, (verdict.as_of, look, _levels(report) | _weight_levels(weights))],
+        tags={"outcome": verdict.outcome, "data_docs": data.docs, "mlflow.note.content": md(verdict.summary)},
+    )
     return run_id
 
 

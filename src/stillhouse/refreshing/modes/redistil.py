@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stillhouse.distill.control import distil_with_control
+from stillhouse.distill.controller import Course
 from stillhouse.distill.grow import extended
 from stillhouse.distill.memory import remembered
 from stillhouse.distill.students import columns_of, new_student
@@ -17,8 +18,9 @@ from stillhouse.refreshing.modes.mode import RefreshMode
 from stillhouse.refreshing.predecessor import Predecessor, growable, predecessor, without_encoder
 from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.students import save_student
+from stillhouse.registry import names
 
-__all__ = ["Redistil", "RedistilWarm"]
+__all__ = ["Redistil", "RedistilWarm", "last_training"]
 
 
 class Redistil(RefreshMode):
@@ -41,7 +43,7 @@ class Redistil(RefreshMode):
             student = old.warm(growable(student), columns, settings.actions, lesson.x.numpy())
         course = distil_with_control(
             student, lesson, settings.distillation, held_out=control, compared=compare,
-            checkpoint=Path(session.job.folder) / "training.safetensors",
+            checkpoint=Path(session.job.folder) / "training.safetensors", previous=last_training(session),
         )  # fmt: skip
         probs = student_probabilities(student, rows.encoded(columns)[chosen])
         kept = remembered(frame, probs, settings.actions, settings.update.memory, older=old.memory if old else None)
@@ -64,6 +66,15 @@ class RedistilWarm(Redistil):
             session.registry.tag(session.job.run_id, warm_start_not_made=str(error))
             return None
         return old
+
+
+def last_training(session: Session) -> Course | None:
+    """How the training of the champion's student went; None where that was not logged, or there is no champion."""
+    if session.champion is None:
+        return None
+    student = session.registry.version(f"{session.agent}-student", "champion")
+    run_id = student.run_id if student else None
+    return session.registry.read_record(run_id, names.TRAINING_HISTORY, Course) if run_id else None
 
 
 def _initial(session: Session, teacher: TeacherRef) -> TextInitial | None:
