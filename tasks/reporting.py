@@ -24,7 +24,7 @@ def publish_watch(
     watched = window_of(verdict.agent, data.window)
     figures = watch_figures(watched, verdict, report, weights)
     run_id = log_watch(watched, verdict, data, report, figures, weights) if report else None
-    page = watch_page(watched, verdict, markdown(data), report, weights, figures, run_id)
+    page = watch_page(watched, verdict, data, markdown(data), report, weights, figures, run_id)
     create_markdown_artifact(page, key=artifact_key("watch", verdict.agent), description=line(verdict))
 
 

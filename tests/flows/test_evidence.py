@@ -117,9 +117,12 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
     assert disagreement.end == day(24) and disagreement.looks < 6
 
 
-def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase) -> None:
+def test_the_watch_is_shown_in_mlflow_and_prefect(
+    day, base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked(day, 21, 22)
     models = open_registry("toy")
+    sound = toy.observations
     (run,) = models.client.search_runs([models.experiment_id], "tags.role = 'watch'")
     assert run.data.tags["outcome"] and run.info.status == "FINISHED"
     history = models.client.get_metric_history(run.info.run_id, "mean_loss.disagreement")
@@ -128,13 +131,24 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase) -> N
     ]
     files = {file.path for folder in ("", "figures", "data_docs")
              for file in models.client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
+    assert files == {"verdict.json"}  # a calm window, of which no row was set aside: there is nothing to see
+    with get_client(sync_client=True) as client:
+        artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
+    shown = {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
+    assert "teacher was asked about 40 rows" in shown and run.info.run_id in shown
+    assert "data_docs" not in shown and "data:image" not in shown
+
+    moved = {"c": lambda rows: np.where(rows["c"].isna(), np.nan, np.where(rows.index < 3, 99, 9 + rows["c"] / 10))}
+    monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(**moved))
+    assert looked(day, 23, 24)[-1].outcome == "benign_shift"
+    files = {file.path for folder in ("", "figures", "data_docs")
+             for file in models.client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
     assert {"figures/drift_by_column.png", "figures/evidence.png", "verdict.json"} <= files
     assert any(path.startswith("data_docs/") and path.endswith(".html") for path in files)
     with get_client(sync_client=True) as client:
         artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
     shown = {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
-    assert "teacher was asked about 40 rows" in shown and "Evidence" in shown and run.info.run_id in shown
-    assert "data_docs" in shown
+    assert "Evidence" in shown and "data_docs" in shown and "data:image/png" in shown
     (first,) = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
     assert [file.path for file in models.client.list_artifacts(first.info.run_id, "data_docs")]
 

@@ -81,19 +81,19 @@ def log_watch(
 
 
 def watch_page(
-    watched: WatchedWindow, verdict: Verdict, checks: str, report: DriftReport | None, weights: Weights | None,
+    watched: WatchedWindow, verdict: Verdict, data: DataReport, checks: str, report: DriftReport | None, weights: Weights | None,
     figures: dict[str, bytes], run_id: str | None,
 ) -> str:  # fmt: skip
     """The verdict, the data checks, the drift and its pictures, as Markdown.
 
-    :param checks: what the data contract said, as Markdown.
+    :param checks: ``data``, what the data contract said, as Markdown.
     """
     parts = [heading(verdict), reasons(verdict.reasons), _cost(verdict.cost), checks]
     parts += [f"## {title}\n\n{picture(image, title)}" for title, image in figures.items()]
     if report is not None:
         parts += ["## Columns", _drift(report), slices_table(report.slices)]
     parts += [weights_section(weights)] if weights else []
-    parts += [links(watched.registry, run_id)] if run_id else []
+    parts += [links(watched.registry, run_id, docs=data.docs is not None)] if run_id else []
     return "\n\n".join(filter(None, parts))
 
 
