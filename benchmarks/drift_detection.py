@@ -48,7 +48,8 @@ from benchmarks.report import Goal, begin
 from stillhouse.config import Watch
 from stillhouse.drift import audit, evidence
 from stillhouse.drift.calibrate import loss_baseline
-from stillhouse.drift.steps import brier, total_variation
+from stillhouse.stats import half_brier as brier
+from stillhouse.stats import total_variation
 
 CLAIM = (
     "harm is found under a false-alarm budget that nobody had to calibrate, about as soon as by calibrated detectors"

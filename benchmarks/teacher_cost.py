@@ -38,8 +38,8 @@ from stillhouse.distill import select as asking
 from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.distill.train import Lesson, distil, student_probabilities
 from stillhouse.drift import audit, calibrate, evidence
-from stillhouse.drift.steps import total_variation
 from stillhouse.records import EvidenceStep
+from stillhouse.stats import total_variation
 
 CLAIM = "a teacher that is asked after evidence of a shift, and where the student is unsure, costs a fraction"
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)

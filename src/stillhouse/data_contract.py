@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -54,6 +54,7 @@ __all__ = [
     "quarantine",
     "repeated_columns",
     "row_failure",
+    "skip",
     "stale",
     "too_few_or_many",
     "too_many_bad",
@@ -93,6 +94,21 @@ def check(rows: pd.DataFrame, window: Window, config: AgentConfig) -> tuple[Data
     failures, reasons = examine(rows, window, config.observations)
     report = data_report(rows, window, failures, reasons, seconds=time.perf_counter() - start)
     return report, quarantine(rows, reasons)
+
+
+def skip(reason: str) -> Callable[[pd.DataFrame, Window, AgentConfig], tuple[DataReport, pd.DataFrame]]:
+    """Instead of :func:`check`: asks nothing and sets nothing aside; the verdict records the reason.
+
+    >>> import stillhouse
+    >>> from stillhouse import data_contract
+    >>> unchecked = data_contract.skip("a replay of a week that was checked when it passed")
+    >>> verdict = stillhouse.watch("flights", contract=unchecked)  # doctest: +SKIP
+    """
+
+    def skipped(rows: pd.DataFrame, window: Window, config: AgentConfig) -> tuple[DataReport, pd.DataFrame]:
+        return DataReport.skipped(window, len(rows), reason), quarantine(rows, {})
+
+    return skipped
 
 
 def data_report(

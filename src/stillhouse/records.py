@@ -709,6 +709,7 @@ class Certificate(Record):
     rule: int = Field(
         default=1, ge=1, description="version of the rule that it is judged by; stored, and kept for good"
     )
+    contract_skipped: str | None = Field(default=None, description="why the data contract was not asked; None: it was")
     anchor: str | None = Field(
         default=None, description="the champion that losses are added up from, 'flights@3'; None: there was none yet"
     )
@@ -806,6 +807,7 @@ class Refresh(Record):
     )
     folder: str = Field(description="of the files of this refresh, until MLflow has them")
     run_id: str = Field(description="MLflow parent run")
+    contract_skipped: str | None = Field(default=None, description="why the data contract was not asked; None: it was")
     verdict: Verdict | None = Field(default=None, description="of an earlier, interrupted or finished run of it")
     finished: bool = False
 

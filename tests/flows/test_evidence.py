@@ -117,9 +117,7 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
     assert disagreement.end == day(24) and disagreement.looks < 6
 
 
-def test_the_watch_is_shown_in_mlflow_and_prefect(
-    day, base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
     looked(day, 21, 22)
     models = open_registry("toy")
     sound = toy.observations

@@ -317,6 +317,13 @@ def _broken(data: DataReport) -> Iterator[Reason]:
             yield Reason(measure=failure.expectation, value=failure.rows, crossed=True, text=failure.text)
 
 
+def _skipped(data: DataReport) -> Iterator[Reason]:
+    """That the data contract was not asked, and why, where somebody has said so."""
+    if data.skipped_because:
+        text = f"the data contract was not asked: {data.skipped_because}"
+        yield Reason(measure="data_contract", crossed=False, text=text)
+
+
 def _reasons(known: Evidence, drift: DriftReport) -> Iterator[Reason]:
     """One reason per evidence process, one for the screens, one per plain measure with a threshold or a value."""
     yield from _joint(known.steps)
@@ -325,6 +332,7 @@ def _reasons(known: Evidence, drift: DriftReport) -> Iterator[Reason]:
         yield _screen(drift.screened)
     plain = _plain(drift, known.thresholds, known.min_rows)
     yield from (reason for reason in plain if reason.value is not None or reason.threshold is not None)
+    yield from _skipped(known.data)
     window = known.data.window
     if window.chosen is not None or window.sample is not None:
         text = f"what was measured: {window}" + (f"; {drift.current_rows:,} of its rows" if window.sample else "")

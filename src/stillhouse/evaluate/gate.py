@@ -164,6 +164,9 @@ def judge(certificate: Certificate) -> Verdict:
         _non_inferiority(comparison, certificate.confidence, tolerant=tolerant)
         for comparison in certificate.comparisons
     ]
+    if certificate.contract_skipped:
+        text = f"the data contract was not asked: {certificate.contract_skipped}"
+        reasons.append(Reason(measure="data_contract", crossed=False, text=text))
     failed = [reason for reason in reasons if reason.crossed]
     name = certificate.challenger.model
     if failed:

@@ -66,7 +66,7 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
     job = Refresh(
         refresh_id=request.refresh_id, agent=request.agent, as_of=request.as_of, trigger=request.trigger,
         cause=request.cause, train=train, test=test, teacher=request.teacher, mode=request.mode, folder=str(folder),
-        run_id="",
+        run_id="", contract_skipped=data.skipped_because,
     )  # fmt: skip
     if finished := models.finished_refresh(request.refresh_id):
         return job.model_copy(update={"verdict": finished, "finished": True})

@@ -46,7 +46,7 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
     windows = windows_to_prove(session)
     one = windows["test"].iloc[[0]]
     anchor = anchor_of(session)
-    return proofs.prove(
+    proof = proofs.prove(
         session.settings,
         session.job,
         windows,
@@ -62,6 +62,8 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
         anchor=_deployed(session, str(anchor.model), "champion", anchor.variant, 0, one) if anchor else None,
         cpu=processor().name,
     )
+    certificate = proof.certificate.model_copy(update={"contract_skipped": session.job.contract_skipped})
+    return proof.model_copy(update={"certificate": certificate})
 
 
 def windows_to_prove(session: Session) -> dict[str, pd.DataFrame]:

@@ -37,9 +37,10 @@ def gather_evidence(watched: WatchedWindow, as_of: datetime, data: DataReport) -
     began = time.perf_counter()
     with watch_lock(watched.agent):
         states = evidence_states(watched.champion_base, champion, as_of)
-        counted: list[Counted] = []
+        counting = _Counting(watched, champion, data, as_of)
         for state in states:  # the audit first: outcomes of rows that are audited now may be known already
-            counted += _Advance(watched, champion, data, as_of, tuple(counted)).count(state)
+            counting.count(state)
+        counted = counting.counted
         watched.champion_base.append_evidence(counted)
     before = next(state.rows for state in states if state.process == "disagreement")
     calls = sum(each.step.step_rows for each in counted if each.step.process == "disagreement")
@@ -85,37 +86,39 @@ def follow_weights(watched: WatchedWindow, as_of: datetime) -> Weights | None:
     return found.weights
 
 
-class _Advance:
-    """One process after another takes in the steps that have ended since it last did.
+class _Counting:
+    """One process after another takes in the steps that have ended since it last did."""
 
-    :param fresh: what other processes have counted in this watch.
-    """
-
-    def __init__(
-        self, watched: WatchedWindow, champion: Champion, data: DataReport, as_of: datetime, fresh: tuple[Counted, ...]
-    ) -> None:
+    def __init__(self, watched: WatchedWindow, champion: Champion, data: DataReport, as_of: datetime) -> None:
         self.watched = watched
         self.champion = champion
         self.data = data
         self.as_of = as_of
-        self.fresh = fresh
+        self.counted: list[Counted] = []
         self.base = watched.champion_base
         self.watch = watched.settings.watch
         self.cluster = watched.settings.promotion.cluster
+        self._arrived: dict[tuple[datetime, datetime, datetime], pd.DataFrame] = {}
 
-    def count(self, state: EvidenceStep) -> list[Counted]:
+    def count(self, state: EvidenceStep) -> None:
         """The steps of one process; what nobody checked, or the check refused, is passed over."""
         until = self.as_of if self.data.broken else self.data.window.start
         passed = steps.pass_over(state, steps.complete_steps(state.end, until, self.watch.every))
         state = passed[-1].step if passed else state
         due = steps.complete_steps(state.end, self.as_of, self.watch.every)
-        if not due:
-            return passed
-        if state.process == "disagreement":
-            return passed + self._audit(state, due)
-        if state.process == "student_outcomes":
-            return passed + self._student_outcomes(state, due)
-        return passed + self._teacher_outcomes(state, due)
+        take_in = {
+            "disagreement": self._audit,
+            "student_outcomes": self._student_outcomes,
+            "teacher_outcomes": self._teacher_outcomes,
+        }[state.process]
+        self.counted += passed + (take_in(state, due) if due else [])
+
+    def _arrivals(self, state: EvidenceStep, due: list[steps.Span]) -> pd.DataFrame:
+        """Rows whose outcome became known in the steps that are due, read once for all processes."""
+        span = (due[0][0], due[-1][1], state.since)
+        if span not in self._arrived:
+            self._arrived[span] = self.base.arrived(span[0], span[1], since=span[2])
+        return self._arrived[span].copy()
 
     def _audit(self, state: EvidenceStep, due: list[steps.Span]) -> list[Counted]:
         """Ask the teacher about some rows of each step, most where the student is unsure or the data moved.
@@ -140,17 +143,17 @@ class _Advance:
 
     def _student_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[Counted]:
         """The champion's error on every outcome that became known in each step."""
-        arrived = self.base.arrived(due[0][0], due[-1][1], since=state.since)
+        arrived = self._arrivals(state, due)
         probs = self.champion.variant.predict_proba(arrived)
         arrived["loss"] = half_brier(probs, arrived["outcome"].to_numpy())
         return steps.count_outcomes(state, steps.by_cluster(arrived, self.cluster), due)
 
     def _teacher_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[Counted]:
         """The teacher's error on audited rows, as their outcomes become known."""
-        arrived = self.base.arrived(due[0][0], due[-1][1], since=state.since)
+        arrived = self._arrivals(state, due)
         oldest = arrived["observed_at"].min() if len(arrived) else due[0][0]
         kept = self.base.evidence(state.champion, state.since, after=oldest)
-        audited = [each for each in (*kept, *self.fresh) if each.step.process == "disagreement"]
+        audited = [each for each in (*kept, *self.counted) if each.step.process == "disagreement"]
         probs = self.base.knowledge(arrived, self.champion.teacher.version)
         answered = ~np.isnan(probs[:, 0])
         arrived["loss"] = np.nan

@@ -81,8 +81,8 @@ def log_watch(
 
 
 def watch_page(
-    watched: WatchedWindow, verdict: Verdict, data: DataReport, checks: str, report: DriftReport | None, weights: Weights | None,
-    figures: dict[str, bytes], run_id: str | None,
+    watched: WatchedWindow, verdict: Verdict, data: DataReport, checks: str, report: DriftReport | None,
+    weights: Weights | None, figures: dict[str, bytes], run_id: str | None,
 ) -> str:  # fmt: skip
     """The verdict, the data checks, the drift and its pictures, as Markdown.
 

@@ -1,0 +1,94 @@
+"""What a refresh and a watch read and open, counted: rows, answers and teachers once each, however old the agent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import stillhouse
+from stillhouse import data_contract
+from stillhouse.drift.decide import decide_from_evidence
+from stillhouse.evaluate.gate import replay
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.knowledge.tables import Tables
+from stillhouse.living import live
+from stillhouse.records import Verdict
+from stillhouse.teachers import ensemble
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often each table is scanned meanwhile, and how often teachers are loaded."""
+    times = Counter[str]()
+    scan, load = Tables._scan, ensemble.load
+
+    def scanning(self: Tables, table: Any, *given: Any, **named: Any) -> Any:
+        times[table] += 1
+        return scan(self, table, *given, **named)
+
+    def loading(*given: Any, **named: Any) -> Any:
+        times["teacher"] += 1
+        return load(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tables, "_scan", scanning)
+        patch.setattr(ensemble, "load", loading)
+        yield times
+
+
+def bootstrap(day) -> None:
+    live("toy", day(0), day(20))
+    stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first")
+
+
+@pytest.mark.usefixtures("more_recipes")
+def test_a_refresh_opens_its_teacher_once_and_reads_rows_and_answers_at_most_twice(day) -> None:
+    bootstrap(day)
+    live("toy", day(20), day(24))
+    with counted() as times:
+        verdict = stillhouse.refresh("toy", day(24), cause="again")
+    assert verdict.kind == "gate", verdict.summary
+    assert times["teacher"] == 1
+    assert times["observations"] <= 2 and times["outcomes"] <= 2
+    assert times["knowledge"] <= 2  # of its own teacher, and of the champion's, which it is compared with
+
+
+def test_a_watch_reads_its_window_once(day) -> None:
+    bootstrap(day)
+    live("toy", day(20), day(24))
+    read, windows = KnowledgeBase.read, Counter[tuple[str, Any, Any]]()
+
+    def reading(self: KnowledgeBase, table: Any, window: Any = None, columns: Any = None) -> Any:
+        windows[(table, window and window.start, window and window.end)] += 1
+        return read(self, table, window, columns)
+
+    with counted() as times, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KnowledgeBase, "read", reading)
+        verdict = stillhouse.watch("toy", day(24))
+    assert (verdict.outcome, verdict.response) == ("no_drift", "hold")
+    assert windows[("observations", day(20), day(24))] == 1
+    assert {count for (table, *_), count in windows.items() if table != "quarantine"} == {1}
+    assert times["observations"] <= 3  # the window, rows whose outcomes arrived, and whether there is anything new
+    assert times["knowledge"] <= 2 and times["teacher"] <= 1
+
+
+def test_a_contract_that_is_skipped_is_recorded_by_both_verdicts(day) -> None:
+    bootstrap(day)
+    live("toy", day(20), day(24))
+    unchecked = data_contract.skip("a replay of days that were checked when they passed")
+
+    def said(verdict: Verdict) -> list[str]:
+        return [reason.text for reason in verdict.reasons if reason.measure == "data_contract"]
+
+    watched = stillhouse.watch("toy", day(24), contract=unchecked)
+    assert said(watched) == ["the data contract was not asked: a replay of days that were checked when they passed"]
+    assert decide_from_evidence(watched.evidence) == watched
+    gate = stillhouse.refresh("toy", day(24), cause="again", contract=unchecked)
+    assert said(gate) == said(watched) and replay(gate) == gate
+    assert said(stillhouse.watch("toy", day(24) + (day(1) - day(0)))) == []
+    with pytest.raises(ValueError, match="skipped_because"):
+        stillhouse.watch("toy", day(24), contract=data_contract.skip("  "))
