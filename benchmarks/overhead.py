@@ -55,14 +55,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, nothing written")
     asked = parser.parse_args()
     run = begin("overhead", recorded=not asked.quick)
-    from tasks.prefect_server import ensure_server
+    from tasks.prefect_server import ensure_server, without_heartbeats
 
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     answers = ensure_server()
     with tempfile.TemporaryDirectory(prefix="stillhouse-overhead-") as folder:
         prepared, now = prepare(Path(folder) / "prepared", weeks=10 if asked.quick else 26)
         answers()
-        measured = compare(Path(folder), prepared, now, 1 if asked.quick else asked.repeats)
+        with without_heartbeats():  # as flows by hand
+            measured = compare(Path(folder), prepared, now, 1 if asked.quick else asked.repeats)
     goals = [
         goal("refresh_added_share", 0.10, "lower", [added(pair) / alone(pair) for pair in measured["refresh"]]),
         goal("watch_added_s", 0.5, "lower", [added(pair) for pair in measured["watch"]]),
@@ -163,8 +164,8 @@ class Trace:
 
 def once(job: Callable[[], object], folder: Path, prepared: Path, trace: Trace) -> dict[str, Any]:
     """One job on a fresh copy of the store."""
-    home = folder / "copy"
-    shutil.copytree(prepared, home)
+    home = Path(tempfile.mkdtemp(dir=folder))  # another each time: what a process keeps of a store, it keeps by path
+    shutil.copytree(prepared, home, dirs_exist_ok=True)
     use(home)
     from stillhouse.champion import champion_of
 
@@ -254,8 +255,11 @@ def _in_mlflow(call: Any, trace: Trace, name: str) -> Any:
 def use(home: Path) -> None:
     """Let stillhouse keep everything in ``home``."""
     os.environ["STILLHOUSE_HOME"] = str(home)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # the embedded default names the store of before
 
 
 if __name__ == "__main__":
-    config.use_embedded_defaults()
-    main()
+    with tempfile.TemporaryDirectory(prefix="stillhouse-overhead-prefect-") as aside:
+        use(Path(aside))
+        config.use_embedded_defaults()
+        main()

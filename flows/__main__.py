@@ -18,7 +18,7 @@ from rich.text import Text
 from stillhouse import config
 from stillhouse.shown import paragraphs, shown
 from stillhouse.terminal import Console, Table, plain_mistakes
-from tasks.prefect_server import ensure_server
+from tasks.prefect_server import ensure_server, without_heartbeats
 
 if TYPE_CHECKING:
     from stillhouse.demonstrating import Year
@@ -124,7 +124,12 @@ def _flow(name: str, agent: str) -> Callable[..., Any]:
     server_answers = ensure_server()
     flow: Callable[..., Any] = getattr(importlib.import_module(f"flows.{name}"), name)
     server_answers()
-    return flow
+
+    def by_hand(**parameters: Any) -> Any:
+        with without_heartbeats():
+            return flow(**parameters)
+
+    return by_hand
 
 
 def _show_upkeep(done: Maintained) -> None:

@@ -38,7 +38,7 @@ def demo(
     start, week = config.load(agent).observations.since, timedelta(weeks=1)
     ends = week_ends(agent, bootstrap_weeks, weeks)
     first, began, past = ends[0] - week, time.monotonic(), []
-    # `.fn`: inside this run; as runs of their own they would each wait a second for their heartbeat to end.
+    # `.fn`: inside this run, whose page then shows the whole demo
     with WeekBoard(agent, len(ends)) as board:
         board.say("the first weeks pass, and the first champion is made")
         living.live(agent, start, first)

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from stillhouse.errors import RuntimeStateError
 if TYPE_CHECKING:
     import uvicorn
 
-__all__ = ["ensure_server"]
+__all__ = ["ensure_server", "without_heartbeats"]
 
 _START = 180.0  # seconds that a server may take to start, on a busy machine
 _PATIENCE = 30.0  # seconds that a server of others may be away: it may be restarting
@@ -62,6 +63,18 @@ def ensure_server() -> Callable[[], None]:
         return lambda: None
     os.environ["PREFECT_API_URL"] = url
     return lambda: _use(server)
+
+
+@contextmanager
+def without_heartbeats() -> Iterator[None]:
+    """Within, flow runs send no heartbeats: a run by hand has nobody who watches for them, and ends a second sooner.
+
+    Prefect's heartbeat thread sleeps in steps of a second, and a flow waits for it to end.
+    """
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def _use(server: subprocess.Popen[bytes]) -> None:
