@@ -14,7 +14,7 @@ from stillhouse.terminal import Console, Table
 
 __all__ = ["WeekBoard"]
 
-_MEASURES = {"auc": "AUC", "accuracy": "accuracy"}
+_GATE = {"awaiting_approval": "waiting", "admitted": "admitted"}  # as short as the others
 
 
 class WeekBoard:
@@ -59,7 +59,8 @@ class WeekBoard:
         self.shown += 1
         cells = (
             f"{week.ending:%d %b}", f"{week.rows:,}", "" if week.psi is None else f"{week.psi:.2f}",
-            week.drift.replace("_", " "), week.gate, week.champion.rpartition("@")[2], f"{week.quality_static:.3f}",
+            week.drift.replace("_", " "), _GATE.get(week.gate, week.gate), week.champion.rpartition("@")[2],
+            f"{week.quality_static:.3f}",
             f"{week.quality_champion:.3f}", "" if week.quality_teacher is None else f"{week.quality_teacher:.3f}",
             f"{week.bytes / 1000:.0f}",
         )  # fmt: skip
