@@ -70,7 +70,7 @@ def departures(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
 
     Columns: `observation_id` (unique), `observed_at` (the scheduled departure, UTC), `CATEGORIES` and `NUMBERS`.
     """
-    return _between(_year()[["observation_id", "observed_at", *CATEGORIES, *NUMBERS]], start, end)
+    return _between(start, end)[["observation_id", "observed_at", *CATEGORIES, *NUMBERS]]
 
 
 def lateness(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def lateness(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
 
     Columns: `observation_id`, `observed_at`, `known_at` (24 hours later) and `action` (one of `ACTIONS`).
     """
-    return _between(_year()[["observation_id", "observed_at", "known_at", "action"]], start, end)
+    return _between(start, end)[["observation_id", "observed_at", "known_at", "action"]]
 
 
 class Boosting:
@@ -194,8 +194,9 @@ class Boosting:
         return np.column_stack([numbers, *codes])
 
 
-def _between(table: pd.DataFrame, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
-    """The rows observed in [start, end); the table is sorted by `observed_at`."""
+def _between(start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
+    """The rows of the year observed in [start, end)."""
+    table = _year()
     first, last = table["observed_at"].searchsorted([start, end])
     return table.iloc[first:last].reset_index(drop=True)
 

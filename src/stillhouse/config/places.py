@@ -80,6 +80,7 @@ def embedded_environment() -> dict[str, str]:
         # fits that take 4 s then take 80.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "0",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",  # others keep what was freed, beside what the rest of the process keeps
     }
     if not (Path.home() / ".prefect" / "profiles.toml").exists():  # a user's own profile wins
         environment["PREFECT_HOME"] = str(store / "prefect")

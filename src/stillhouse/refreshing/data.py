@@ -64,6 +64,11 @@ class RefreshData:
         """Sound observations, each once, by time and id, with ``outcome`` as action index; −1: not known by then."""
         return self.base.with_labels(self.base.sound(self.raw, self.window), self.window, self.as_of)
 
+    def drop_raw(self) -> None:
+        """Let go of the rows as stored, once the contract has been asked about them."""
+        self.rows  # noqa: B018  # made of them
+        self._raw = None
+
     def observations(self, window: Window) -> pd.DataFrame:
         """The sound rows of a part of the window, with or without a label."""
         if not self.covers(window):

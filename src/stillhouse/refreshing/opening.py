@@ -75,6 +75,7 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
             f"{data.window} breaks the data contract: " + "; ".join(f.text for f in data.failures if f.fatal)
         )
     session.job = job
+    session.data.drop_raw()
     _require_learnable(session, train, test)
     run_id, verdict = models.open_refresh(
         request.refresh_id,
