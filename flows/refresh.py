@@ -12,6 +12,7 @@ from stillhouse.locks import refresh_lock
 from stillhouse.records import Mode, Refresh, Verdict
 from stillhouse.refreshing.modes import fall_back
 from stillhouse.refreshing.publishing import closing_on_failure
+from stillhouse.refreshing.session import opened_session
 from tasks import refreshing, reporting
 from tasks.common import AgentName
 
@@ -48,18 +49,19 @@ def refresh(
     """
     with refresh_lock(agent):
         request = refreshing.request_refresh(agent, as_of, trigger, cause, teacher, mode)
-        closed = refreshing.answered_alarm(request)
-        if closed is not None:
-            return closed
-        refreshing.require_learnable(request)
-        job = refreshing.open_refresh(request, refreshing.check_data(request))
-        if job.finished and job.verdict is not None:
-            return job.verdict
-        with closing_on_failure(job):
-            verdict = job.verdict or _make_and_judge(job)
-            reporting.publish_refresh(job, verdict)
-            refreshing.settle(job, verdict)
-    return verdict
+        with opened_session(request):
+            closed = refreshing.answered_alarm(request)
+            if closed is not None:
+                return closed
+            refreshing.require_learnable(request)
+            job = refreshing.open_refresh(request, refreshing.check_data(request))
+            if job.finished and job.verdict is not None:
+                return job.verdict
+            with closing_on_failure(job):
+                verdict = job.verdict or _make_and_judge(job)
+                reporting.publish_refresh(job, verdict)
+                refreshing.settle(job, verdict)
+            return verdict
 
 
 def _make_and_judge(job: Refresh) -> Verdict:

@@ -9,7 +9,7 @@ from data_checks.check import check
 from stillhouse import config
 from stillhouse.records import DataReport, Frontier, Mode, Proof, Refresh, StudentRef, TeacherRef, Verdict
 from stillhouse.refreshing import modes, opening, proving, publishing, teaching
-from stillhouse.refreshing.session import RefreshRequest, Trigger, open_session, session_of
+from stillhouse.refreshing.session import RefreshRequest, Trigger, session_of
 from stillhouse.refreshing.session import request_refresh as request_of
 from tasks.common import engine_task
 
@@ -37,10 +37,8 @@ __all__ = [
 def request_refresh(
     agent: str, as_of: datetime | None, trigger: Trigger, cause: str, teacher: Literal["fit", "keep"], mode: Mode
 ) -> RefreshRequest:
-    """The request as a record; what it works with is opened in this process."""
-    request = request_of(agent, as_of, trigger, cause, teacher, mode)
-    open_session(request)
-    return request
+    """The request as a record."""
+    return request_of(agent, as_of, trigger, cause, teacher, mode)
 
 
 def answered_alarm(request: RefreshRequest) -> Verdict | None:

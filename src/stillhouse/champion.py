@@ -67,20 +67,23 @@ class Champion:
         """The profile of its training window and of its own output on it."""
         return Profile.from_bytes(self._registry.profile(self.model))
 
-    @cached_property
     def teacher_folder(self) -> Path:
-        """Where the files of its teacher are."""
+        """Where the files of its teacher are: checked against what was signed at each call, fetched if they are gone.
+
+        :raises SignatureError: if they are not as they were signed.
+        """
         return self._registry.fetch(self.baseline.teacher)
 
     @cached_property
     def teacher(self) -> Ensemble:
         """The teachers that it was distilled from."""
-        return ensemble.load(self.teacher_folder, self.settings, ForeignModels())
+        return ensemble.load(self.teacher_folder(), self.settings, ForeignModels())
 
 
 def open_registry(agent: str) -> Registry:
-    """The agent's registry, connected once per process and store."""
-    return _connected(agent, os.environ.get("MLFLOW_TRACKING_URI"), config.home())
+    """The agent's registry, connected once per process and store; anew where the store's file was replaced."""
+    uri, home = os.environ.get("MLFLOW_TRACKING_URI"), config.home()
+    return _connected(agent, uri, home, _identity(uri or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"))
 
 
 def champion_of(agent: str, settings: AgentConfig | None = None) -> Champion | None:
@@ -96,8 +99,17 @@ def load_version(agent: str, model: ModelRef) -> Champion:
 
 
 @lru_cache(maxsize=16)
-def _connected(agent: str, _uri: str | None, _home: Path) -> Registry:
+def _connected(agent: str, _uri: str | None, _home: Path, _file: tuple[int, int] | None) -> Registry:
     return Registry(agent)
+
+
+def _identity(uri: str) -> tuple[int, int] | None:
+    """Which file an SQLite store is; None for a server, and before the first use."""
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not uri.startswith("sqlite:///") or not file.exists():
+        return None
+    found = file.stat()
+    return found.st_dev, found.st_ino
 
 
 _LOADED: dict[tuple[ModelRef, str, int], Champion] = {}

@@ -20,10 +20,12 @@ from stillhouse.files import write_whole
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.parts import resolve
 from stillhouse.records import ModelRef, Record, Verdict, Window, drift_report
+from stillhouse.registry import Registry
 
 __all__ = ["Summary", "Week", "Year", "first_champion", "lived_week", "refreshed", "sum_up", "watched", "week_ends"]
 
 _WEEK = timedelta(weeks=1)
+_PROMOTING: tuple[Literal["gate", "promotion"], ...] = ("gate", "promotion")
 
 
 class Week(Record):
@@ -36,9 +38,9 @@ class Week(Record):
     response: str
     gate: str
     champion: str
-    quality_static: float
-    quality_champion: float
-    quality_teacher: float | None = Field(description="None where asking it about every row would cost money")
+    quality_static: float | None = Field(description="None where the outcomes of the week cannot tell")
+    quality_champion: float | None = Field(description="the same")
+    quality_teacher: float | None = Field(description="the same, or asking about every row would cost money")
     bytes: int
     p50_ms: float
 
@@ -99,18 +101,30 @@ def refreshed(agent: str, end: datetime) -> bool:
 
 
 def first_champion(agent: str) -> ModelRef:
-    """The champion that the bootstrap made: the first that was promoted, whether it has decided anything yet or not.
+    """The first version that a gate or a person promoted.
 
-    :raises WindowError: if there is none.
+    :raises WindowError: if none was; one that waits for approval is named.
     """
-    promoted = [verdict for verdict in _base(agent).verdicts("gate") if verdict.outcome == "promoted"]
-    models = open_registry(agent)
-    name = str(promoted[0].evidence["certificate"]["challenger"]["model"]) if promoted else ""  # type: ignore[index,call-overload]
-    refresh_id = str(promoted[0].evidence["certificate"]["refresh_id"]) if promoted else ""  # type: ignore[index,call-overload]
-    first = models.version(agent, models.version_of(refresh_id, name)) if promoted else None
-    if first is None:
-        raise WindowError(f"no champion of agent {agent!r} was ever promoted: the demo was not bootstrapped")
-    return first
+    models, base = open_registry(agent), _base(agent)
+    promoted = [verdict for kind in _PROMOTING for verdict in base.verdicts(kind) if verdict.outcome == "promoted"]
+    for verdict in sorted(promoted, key=lambda each: each.as_of):
+        number = _promoted_version(models, verdict)
+        if number is not None and (found := models.version(agent, number)) is not None:
+            return found
+    if waiting := models.challenger():
+        raise WindowError(
+            f"{waiting} waits for a person's approval: promote it with `python -m flows promote --agent {agent} "
+            f"--version {waiting.version}`, and run the demo again"
+        )
+    raise WindowError(f"no version of agent {agent!r} was ever promoted: the demo was not bootstrapped")
+
+
+def _promoted_version(models: Registry, verdict: Verdict) -> str | None:
+    """The version that a verdict is about."""
+    certificate: Any = verdict.evidence.get("certificate")
+    if certificate is None:
+        return str(verdict.evidence["champion"]).rpartition("@")[2]
+    return models.version_of(str(certificate["refresh_id"]), str(certificate["challenger"]["model"]))
 
 
 def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
@@ -124,17 +138,21 @@ def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
     base, models = _base(agent), open_registry(agent)
     rows, decided = _decided_rows(base, Window.ending("week", end, _WEEK))
     verdict, gate = base.verdict_at("watch", end), base.verdict_at("gate", end)
-    champion = models.version(agent, str(decided["version"].iloc[0]).rpartition("@")[2]) if len(decided) else None
+    champion = (
+        models.version(agent, str(decided["version"].iloc[0]).rpartition("@")[2]) if len(decided) else models.champion()
+    )  # nobody asked for a decision in that week
     if champion is None or verdict is None:
         raise WindowError(f"the week ending {end:%Y-%m-%d} was not played to its end: run the demo again")
     teacher = load_version(agent, champion).teacher  # asked about every row: the demo's own yardstick, kept nowhere
-    teacher_probs = teacher.ask(rows) if teacher.local else None  # a model behind an endpoint would want to be paid
+    teacher_probs = (
+        teacher.ask(rows) if teacher.local and len(rows) else None
+    )  # a model behind an endpoint would want to be paid
     card, report = models.scorecard(champion), drift_report(verdict)
     labels = rows["outcome"].to_numpy()
 
-    def score(probs: np.ndarray[Any, Any]) -> float:
-        found = quality(probs, labels)
-        return float("nan") if found.measure != card.test.measure else found.score
+    def score(probs: np.ndarray[Any, Any]) -> float | None:
+        found = quality(probs, labels) if len(labels) else None
+        return found.score if found is not None and found.measure == card.test.measure else None
 
     return Week(
         ending=end,
@@ -144,8 +162,8 @@ def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
         response=verdict.response,
         gate=gate.outcome if gate else "",
         champion=str(champion),
-        quality_static=score(load_version(agent, first).variant.predict_proba(rows)),
-        quality_champion=score(np.array(decided["probabilities"].tolist())),
+        quality_static=score(load_version(agent, first).variant.predict_proba(rows)) if len(rows) else None,
+        quality_champion=score(np.array(decided["probabilities"].tolist())) if len(rows) else None,
         quality_teacher=None if teacher_probs is None else score(teacher_probs),
         bytes=card.bytes,
         p50_ms=card.latency.p50_ms if card.latency else 0.0,
@@ -169,8 +187,8 @@ def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
         refreshes=len(judged),
         promotions=sum(week.gate == "promoted" for week in judged),
         refused=sum(week.gate == "refused" for week in judged),
-        quality_static=float(np.mean([week.quality_static for week in weeks])),
-        quality_champion=float(np.mean([week.quality_champion for week in weeks])),
+        quality_static=_mean([week.quality_static for week in weeks]) or 0.0,
+        quality_champion=_mean([week.quality_champion for week in weeks]) or 0.0,
         quality_teacher=_mean([week.quality_teacher for week in weeks]),
         champion_bytes=card.bytes,
         champion_p50_ms=card.latency.p50_ms if card.latency else 0.0,

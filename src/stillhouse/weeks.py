@@ -14,6 +14,7 @@ from stillhouse.terminal import Console, Table
 
 __all__ = ["WeekBoard"]
 
+_MAY_BE_CUT = ("watch", "gate")  # where a row is too long: words, and never digits
 _GATE = {"awaiting_approval": "waiting", "admitted": "admitted"}  # as short as the others
 
 
@@ -33,7 +34,7 @@ class WeekBoard:
             title=f"{agent}, week by week", padding=(0, 1, 0, 0), pad_edge=False,
         )  # fmt: skip
         for column, right in zip(self.table.columns, (0, 1, 1, 0, 0, 1, 1, 1, 1, 1), strict=True):
-            column.justify, column.no_wrap = ("right" if right else "left"), True
+            column.justify, column.no_wrap = ("right" if right else "left"), str(column.header) not in _MAY_BE_CUT
         self.live = Live(console=self.console, refresh_per_second=4, vertical_overflow="visible")
 
     def __enter__(self) -> WeekBoard:
@@ -60,11 +61,11 @@ class WeekBoard:
         cells = (
             f"{week.ending:%d %b}", f"{week.rows:,}", "" if week.psi is None else f"{week.psi:.2f}",
             week.drift.replace("_", " "), _GATE.get(week.gate, week.gate), week.champion.rpartition("@")[2],
-            f"{week.quality_static:.3f}",
-            f"{week.quality_champion:.3f}", "" if week.quality_teacher is None else f"{week.quality_teacher:.3f}",
+            *("" if score is None else f"{score:.3f}"
+              for score in (week.quality_static, week.quality_champion, week.quality_teacher)),
             f"{week.bytes / 1000:.0f}",
         )  # fmt: skip
-        self.table.add_row(*cells)
+        self.table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells))
         if self.console.is_terminal:
             self.live.update(self.table, refresh=True)
         else:
@@ -76,5 +77,5 @@ def _line(cells: tuple[str, ...]) -> str:
     week, rows, psi, watch, gate, version, never, champion, teacher, size = cells
     return (
         f"week to {week}: {rows} rows, PSI {psi or '-'}, {watch}{', ' + gate if gate else ''}; version {version} "
-        f"({size} kB): {champion}, never refreshed {never}, teacher {teacher or '-'}"
+        f"({size} kB): {champion or '-'}, never refreshed {never or '-'}, teacher {teacher or '-'}"
     )

@@ -105,6 +105,8 @@ class _Reading:
     """Of the table; −1: nothing was read."""
     files: frozenset[str] = frozenset()
     """Those of that version."""
+    table: DeltaTable | None = None
+    """As it was open then: another one where its log was replaced."""
     whole: bool = False
     """Whether it holds every answer of the teacher."""
     since: datetime | None = None
@@ -189,10 +191,10 @@ class AnswerCaches:
     def _catch_up(self, key: _Key, reading: _Reading, delta: DeltaTable) -> None:
         """Read what was appended since, where anything was."""
         version = delta.version()
-        if version == reading.version:
+        if version == reading.version and delta is reading.table:
             return
         files = _files(delta)  # after the version: a file may be taken for unread, never for read
-        if reading.version > version:  # the table was restored from a backup
+        if not reading.files <= files:  # the table was restored from a backup, or its files were joined
             reading.cache, reading.whole, reading.since = AnswerCache(key.width, _DTYPES[key.column]), False, None
             reading.absent.clear()
         elif (reading.whole or reading.since is not None) and _may_hold(delta, files - reading.files, key.teacher):
@@ -204,7 +206,7 @@ class AnswerCaches:
             added = [each for each in dataset.get_fragments() if each.path not in reading.files]
             new = FileSystemDataset(added, dataset.schema, dataset.format, dataset.filesystem)
             self._read(key, reading, new, condition)
-        reading.version, reading.files = version, files
+        reading.version, reading.files, reading.table = version, files, delta
 
     def _extend(self, key: _Key, reading: _Reading, delta: DeltaTable, start: datetime | None) -> None:
         """Read the answers about observations of ``start`` (None: the beginning) and later, as far as they are not."""

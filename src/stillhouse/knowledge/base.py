@@ -518,6 +518,8 @@ class KnowledgeBase(Tables):
 
         :raises WindowError: if that clock is asked and there are no observations.
         """
+        if as_of is not None and not isinstance(as_of, datetime):
+            raise WindowError(f"as_of: {as_of!r} is a {type(as_of).__name__}, and must be a datetime")
         if as_of is not None:
             return as_of.replace(tzinfo=UTC) if as_of.tzinfo is None else as_of.astimezone(UTC)
         if self.config.watch.clock == "wall":

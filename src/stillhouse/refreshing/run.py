@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import datetime
 from typing import Literal
@@ -14,9 +15,11 @@ from stillhouse.locks import refresh_lock
 from stillhouse.records import DataReport, Mode, Refresh, Verdict, Window
 from stillhouse.refreshing import opening, proving, publishing, teaching
 from stillhouse.refreshing.modes import fall_back, mode_of, plan_refresh
-from stillhouse.refreshing.session import Session, Trigger, close_session, open_session, request_refresh
+from stillhouse.refreshing.session import Session, Trigger, opened_session, request_refresh
 
 __all__ = ["Contract", "refresh"]
+
+_ONE_AT_A_TIME = threading.Lock()  # in a process: the exporters of torch keep what they are at in globals
 
 Contract = Callable[[pd.DataFrame, Window, AgentConfig], tuple[DataReport, pd.DataFrame]]
 """Asks rows of a window whether they keep the data contract: the report, and the rows to set aside."""
@@ -35,7 +38,8 @@ def refresh(
     """Make a challenger of the agent's champion, and let the gate decide whether it is promoted.
 
     Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next call
-    of the same request goes on: before its verdict from the start, after it with the verdict that was given.
+    of the same request goes on: before its verdict from the start, after it with the verdict that was given. Threads of
+    one process take turns; several processes may refresh several agents at once.
 
     :param agent: name of an agent file.
     :param as_of: the moment to speak of; None: now, by the clock that the agent file names.
@@ -47,10 +51,9 @@ def refresh(
     :returns: the verdict of the gate, or of the admission of the teacher where that refuses it.
     :raises StillhouseError: if the refresh could not be decided; the message says what to do.
     """
-    with refresh_lock(agent):
+    with _ONE_AT_A_TIME, refresh_lock(agent):
         request = request_refresh(agent, as_of, trigger, cause, teacher, mode)
-        session = open_session(request)
-        try:
+        with opened_session(request) as session:
             closed = opening.answered_alarm(session, request)
             if closed is not None:
                 return closed
@@ -63,8 +66,6 @@ def refresh(
                 verdict = job.verdict or make_and_judge(session, job)
                 publishing.settle_refresh(session, verdict)
             return verdict
-        finally:
-            close_session(request.refresh_id)
 
 
 def make_and_judge(session: Session, job: Refresh) -> Verdict:

@@ -7,16 +7,19 @@ open there, in a new one all is opened anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import AwareDatetime, Field
 
 from stillhouse import config
 from stillhouse.champion import Champion, champion_of, load_version, open_registry
 from stillhouse.config import AgentConfig
+from stillhouse.errors import ConfigError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Mode, Record, Refresh, TeacherRef, Weights, Window, short_id
 from stillhouse.refreshing.data import LearningRows, RefreshData
@@ -27,12 +30,15 @@ from stillhouse.teachers.asking import Account
 from stillhouse.teachers.ensemble import Ensemble
 
 __all__ = [
-    "RefreshRequest", "Session", "Trigger", "close_session", "open_session", "request_refresh", "session_of", "span_of",
+    "RefreshRequest", "Session", "Trigger", "close_session", "open_session", "opened_session", "request_refresh",
+    "session_of", "span_of",
 ]  # fmt: skip
 
 Trigger = Literal["bootstrap", "drift", "manual"]
+Keep = Literal["fit", "keep"]
 
 _MOST_OPEN = 2
+_LONGEST_CAUSE = 500  # characters
 
 
 class RefreshRequest(Record):
@@ -43,19 +49,25 @@ class RefreshRequest(Record):
     as_of: AwareDatetime
     trigger: Trigger
     cause: str
-    teacher: Literal["fit", "keep"]
+    teacher: Keep
     mode: Mode
     window: Window = Field(description="training and test window together: all that the refresh may look at")
 
 
 def request_refresh(
-    agent: str, as_of: datetime | None, trigger: Trigger, cause: str, teacher: Literal["fit", "keep"], mode: Mode
+    agent: str, as_of: datetime | None, trigger: Trigger, cause: str, teacher: Keep, mode: Mode
 ) -> RefreshRequest:
     """The request as a record, its window pinned to the table versions of now.
 
     :param as_of: the moment to speak of; None: now, by the clock that the agent file names.
+    :raises ConfigError: if one of them is none that there is.
     """
     settings = config.load(agent)
+    for name, value, allowed in (("trigger", trigger, Trigger), ("teacher", teacher, Keep), ("mode", mode, Mode)):
+        if value not in get_args(allowed):
+            raise ConfigError(f"{name}: {value!r} is none of {', '.join(get_args(allowed))}")
+    if len(cause) > _LONGEST_CAUSE:
+        raise ConfigError(f"cause: has {len(cause)} characters, and may have {_LONGEST_CAUSE}")
     base = KnowledgeBase(settings)
     now = base.moment(as_of)
     end = now - settings.outcomes.delay
@@ -145,7 +157,7 @@ class Session:
         return self._teachers[after.version]
 
     def _load(self, folder: Path) -> Ensemble:
-        if self.job.teacher == "keep" and self.champion is not None and folder == self.champion.teacher_folder:
+        if self.job.teacher == "keep" and self.champion is not None and folder == self.champion.teacher_folder():
             return self.champion.teacher
         return ensemble.load(folder, self.settings, self.foreign)
 
@@ -158,6 +170,15 @@ def open_session(request: RefreshRequest) -> Session:
     session = Session(request.agent, request.refresh_id, request.as_of, request.window)
     _OPEN[_key(request.refresh_id)] = session
     return session
+
+
+@contextmanager
+def opened_session(request: RefreshRequest) -> Iterator[Session]:
+    """The session of a refresh that begins; whatever it ends with, nothing stays open in this process."""
+    try:
+        yield open_session(request)
+    finally:
+        close_session(request.refresh_id)
 
 
 def session_of(refresh: Refresh | RefreshRequest) -> Session:

@@ -54,7 +54,7 @@ def prepare_teacher(session: Session) -> TeacherRef:
             f"the teacher of {champion.model} was made for the actions {', '.join(champion.actions)}, and "
             f"{settings.file} has {', '.join(settings.actions)} now: refresh with teacher=fit"
         )
-    return ensemble.reference(champion.teacher_folder, champion.baseline.teacher)
+    return ensemble.reference(champion.teacher_folder(), champion.baseline.teacher)
 
 
 def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
@@ -234,7 +234,7 @@ def _last_weights(session: Session) -> dict[tuple[str, str], float]:
     """The weights of the champion's teachers, as its watches last knew them."""
     if session.champion is None:
         return {}
-    folder = session.champion.teacher_folder
+    folder = session.champion.teacher_folder()
     recorded = session.base.weight_changes(ensemble.reference(folder).version)
     return following.standing(ensemble.kept_weights(folder), [each for each in recorded if each.job == "watch"])
 

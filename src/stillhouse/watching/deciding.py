@@ -11,6 +11,7 @@ from stillhouse.champion import Champion
 from stillhouse.drift.decide import decide
 from stillhouse.drift.explain import rank_slices
 from stillhouse.drift.measure import measure
+from stillhouse.errors import WindowError
 from stillhouse.evaluate.scorecard import disagreement, quality
 from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
 from stillhouse.stats import total_variation
@@ -22,10 +23,18 @@ __all__ = ["decide_response", "measure_drift"]
 
 
 def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | None:
-    """Current window against what the champion was trained on; None where there is nothing to measure with."""
+    """Current window against what the champion was trained on; None of a window that is broken or has too few rows.
+
+    :raises WindowError: if there is no champion.
+    """
     champion = watched.champion
-    if data.broken or champion is None or watched.too_few(data):
+    if data.broken or watched.too_few(data):
         return None
+    if champion is None:
+        raise WindowError(
+            f"agent {watched.agent!r} has no champion that could be watched: make one with `python -m flows refresh "
+            f"--agent {watched.agent} --trigger bootstrap`"
+        )
     audited = _audited_rows(watched, champion)
     account = asking.for_watch(watched.champion_base, data.window.end)
     teacher_probs = asking.ask(champion.teacher, audited, account)

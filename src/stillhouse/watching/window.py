@@ -75,7 +75,8 @@ class WatchedWindow:
         """The same rows without those that were quarantined by the table version that ``window`` names."""
         if window == self.window:
             return self
-        seen = WatchedWindow(self.agent, window, self.champion, self._raw)
+        same = window.versions.get("observations") == self.window.versions.get("observations")
+        seen = WatchedWindow(self.agent, window, self.champion, self._raw if same else None)
         seen.__dict__["base"] = self.base
         return seen
 
