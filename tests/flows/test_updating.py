@@ -22,22 +22,14 @@ from tests.flows import toy
 pytestmark = pytest.mark.usefixtures("prefect_server", "more_recipes")
 
 
-def lived(day, until: int) -> KnowledgeBase:
-    """Twenty days and the first champion, then the days until ``until``."""
-    live.fn("toy", day(0), day(20))
-    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    live.fn("toy", day(20), day(until))
-    return KnowledgeBase(load("toy"))
-
-
 def run_of(verdict):
     models = open_registry("toy")
     wanted = f"tags.verdict = '{verdict.verdict_id}'"
     return models.client.search_runs([models.experiment_id], wanted)[0]
 
 
-def test_an_update_learns_what_is_new_and_remembers_the_rest(day) -> None:
-    base = lived(day, 24)
+def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None:
+    base = lived(24)
     models, first = open_registry("toy"), open_registry("toy").champion()
     asked = set(base.read("knowledge")["content_key"])
     verdict = refresh(agent="toy", as_of=day(24), mode="update", cause="four days more")
@@ -59,15 +51,15 @@ def test_an_update_learns_what_is_new_and_remembers_the_rest(day) -> None:
     assert refresh(agent="toy", as_of=day(24), mode="update", cause="four days more") == verdict
 
 
-def test_where_nothing_is_new_a_refresh_redistils_and_says_why(day) -> None:
-    lived(day, 21)
+def test_where_nothing_is_new_a_refresh_redistils_and_says_why(lived, day) -> None:
+    lived(21)
     verdict = refresh(agent="toy", as_of=day(21), mode="update", cause="a day later")
     assert verdict.kind == "gate"
     assert "120 rows with outcomes are new" in run_of(verdict).data.tags["update_not_made"]
 
 
-def test_a_warm_training_begins_at_the_champions_weights(day) -> None:
-    lived(day, 24)
+def test_a_warm_training_begins_at_the_champions_weights(lived, day) -> None:
+    lived(24)
     verdict = refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
     assert verdict.outcome == "promoted", verdict.summary
     assert "warm_start_not_made" not in run_of(verdict).data.tags
