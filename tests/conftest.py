@@ -112,7 +112,7 @@ class Homes:
     def _home(self, text: str, first: int, until: int) -> Path:
         key = (text, first, until)
         if key not in self._made:
-            home = self._folder / str(len(self._made))
+            home = self._folder / f"{len(self._made)}-day{until}"
             if until > first:
                 shutil.copytree(self._home(text, first, first), home)
             else:

@@ -47,6 +47,13 @@ def looked(day, first: int, last: int):
     return verdicts
 
 
+def moved(observations):
+    """The same source, whose ``c`` lies elsewhere; no outcome depends on it."""
+    return lambda start, end: observations(start, end).assign(
+        c=lambda rows: np.where(rows["c"].isna(), np.nan, 9 + rows["c"] / 10)
+    )
+
+
 def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: KnowledgeBase) -> None:
     calm = looked(day, 21, 24)
     assert {verdict.response for verdict in calm} == {"hold"}
@@ -96,10 +103,7 @@ def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None
 
 
 def test_inputs_that_move_where_nothing_depends_on_them_are_benign(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = toy.observations
-    monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(
-        c=lambda rows: np.where(rows["c"].isna(), np.nan, 9 + rows["c"] / 10)
-    ))  # fmt: skip
+    monkeypatch.setattr(toy, "observations", moved(toy.observations))
     verdict = looked(day, 21, 23)[-1]
     assert (verdict.outcome, verdict.response) == ("benign_shift", "hold"), verdict.summary
     assert "c" in verdict.summary and "no harm" in verdict.summary
@@ -119,12 +123,14 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
 
 
 @pytest.mark.usefixtures("prefect_server", "budget")
-def test_the_watch_is_shown_in_mlflow_and_prefect(day) -> None:
+def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.MonkeyPatch) -> None:
     live("toy", day(0), day(20))
     flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    monkeypatch.setattr(toy, "observations", moved(toy.observations))
     for number in (21, 22):
         live("toy", day(number - 1), day(number))
-        flows.watch.watch.fn(agent="toy", as_of=day(number))
+        verdict = flows.watch.watch.fn(agent="toy", as_of=day(number))
+    assert verdict.outcome == "benign_shift"  # a calm watch has no figures
     models = open_registry("toy")
     (run,) = models.client.search_runs([models.experiment_id], "tags.role = 'watch'")
     assert run.data.tags["outcome"] and run.info.status == "FINISHED"

@@ -9,13 +9,10 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows.promote import promote
-from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse.champion import open_registry
-from stillhouse.config import load
 from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.errors import WindowError
-from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Verdict, drift_report
 from stillhouse.shown import markdown
 from stillhouse.watching.window import open_window
