@@ -126,7 +126,10 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
 def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.MonkeyPatch) -> None:
     live("toy", day(0), day(20))
     flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    monkeypatch.setattr(toy, "observations", moved(toy.observations))
+    source = moved(toy.observations)
+    monkeypatch.setattr(toy, "observations", lambda start, end: source(start, end).assign(
+        place=lambda rows: rows["place"].where(rows.index != 0, "moon")  # is set aside, which makes a page
+    ))  # fmt: skip
     for number in (21, 22):
         live("toy", day(number - 1), day(number))
         verdict = flows.watch.watch.fn(agent="toy", as_of=day(number))

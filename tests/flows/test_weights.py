@@ -107,7 +107,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     rows = base.labelled(window, known_by=day(44))
     right = {
         name: (predict(rows).argmax(axis=1) == rows["outcome"]).mean()
-        for name, predict in (("student", renewed.student.predict_proba), ("teachers", renewed.teacher.ask),
+        for name, predict in (("student", renewed.variant.predict_proba), ("teachers", renewed.teacher.ask),
                               ("rules", OldRules().predict_proba))
     }  # fmt: skip
     assert min(right["student"], right["teachers"]) > 0.75 and right["rules"] < 0.5
