@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,6 +33,19 @@ os.environ["STILLHOUSE_TRUSTED_KEYS"] = (
 for _name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED",
               "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "GX_ANALYTICS_ENABLED"):  # fmt: skip
     os.environ.setdefault(_name, config.embedded_environment()[_name])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file goes to one worker, and all files with flows go to the same one: a Prefect server is not started twice."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "flows" if "prefect_server" in (config.rootpath / file).read_text(encoding="utf-8") else file
+
+    return OneServer(config, log)
 
 
 @pytest.fixture(scope="session")
