@@ -17,7 +17,7 @@ from stillhouse.living import live
 from stillhouse.variant import Variant
 from tests.flows import toy
 
-pytestmark = pytest.mark.usefixtures("more_recipes")
+pytestmark = pytest.mark.usefixtures("prefect_server", "more_recipes")
 
 
 def run_of(verdict):
@@ -26,7 +26,6 @@ def run_of(verdict):
     return models.client.search_runs([models.experiment_id], wanted)[0]
 
 
-@pytest.mark.usefixtures("prefect_server")
 def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None:
     base = lived(24)
     models, first = open_registry("toy"), open_registry("toy").champion()
@@ -52,14 +51,14 @@ def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None
 
 def test_where_nothing_is_new_a_refresh_redistils_and_says_why(lived, day) -> None:
     lived(21)
-    verdict = refresh(agent="toy", as_of=day(21), mode="update", cause="a day later")
+    verdict = flows.refresh.refresh(agent="toy", as_of=day(21), mode="update", cause="a day later")
     assert verdict.kind == "gate"
     assert "120 rows with outcomes are new" in run_of(verdict).data.tags["update_not_made"]
 
 
 def test_a_warm_training_begins_at_the_champions_weights(lived, day) -> None:
     lived(24)
-    verdict = refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
+    verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
     assert verdict.outcome == "promoted", verdict.summary
     assert "warm_start_not_made" not in run_of(verdict).data.tags
 
