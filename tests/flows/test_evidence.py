@@ -38,20 +38,13 @@ def base(budget: None, lived) -> KnowledgeBase:
     return lived()
 
 
-def looked(day, first: int, last: int):
+def looked(day, first: int, last: int, watch=watch):
     """Live and watch, day by day; the verdicts."""
     verdicts = []
     for number in range(first, last + 1):
         live("toy", day(number - 1), day(number))
         verdicts.append(watch(agent="toy", as_of=day(number)))
     return verdicts
-
-
-def moved(observations):
-    """The same source, whose ``c`` lies elsewhere; no outcome depends on it."""
-    return lambda start, end: observations(start, end).assign(
-        c=lambda rows: np.where(rows["c"].isna(), np.nan, 9 + rows["c"] / 10)
-    )
 
 
 def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: KnowledgeBase) -> None:
@@ -103,7 +96,10 @@ def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None
 
 
 def test_inputs_that_move_where_nothing_depends_on_them_are_benign(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toy, "observations", moved(toy.observations))
+    sound = toy.observations
+    monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(
+        c=lambda rows: np.where(rows["c"].isna(), np.nan, 9 + rows["c"] / 10)
+    ))  # fmt: skip
     verdict = looked(day, 21, 23)[-1]
     assert (verdict.outcome, verdict.response) == ("benign_shift", "hold"), verdict.summary
     assert "c" in verdict.summary and "no harm" in verdict.summary
@@ -126,15 +122,9 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
 def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.MonkeyPatch) -> None:
     live("toy", day(0), day(20))
     flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    source = moved(toy.observations)
-    monkeypatch.setattr(toy, "observations", lambda start, end: source(start, end).assign(
-        place=lambda rows: rows["place"].where(rows.index != 0, "moon")  # is set aside, which makes a page
-    ))  # fmt: skip
-    for number in (21, 22):
-        live("toy", day(number - 1), day(number))
-        verdict = flows.watch.watch.fn(agent="toy", as_of=day(number))
-    assert verdict.outcome == "benign_shift"  # a calm watch has no figures
+    looked(day, 21, 22, flows.watch.watch.fn)
     models = open_registry("toy")
+    sound = toy.observations
     (run,) = models.client.search_runs([models.experiment_id], "tags.role = 'watch'")
     assert run.data.tags["outcome"] and run.info.status == "FINISHED"
     history = models.client.get_metric_history(run.info.run_id, "mean_loss.disagreement")
@@ -143,13 +133,24 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
     ]
     files = {file.path for folder in ("", "figures", "data_docs")
              for file in models.client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
+    assert files == {"verdict.json"}  # a calm window, of which no row was set aside: there is nothing to see
+    with get_client(sync_client=True) as client:
+        artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
+    shown = {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
+    assert "teacher was asked about 40 rows" in shown and run.info.run_id in shown
+    assert "data_docs" not in shown and "data:image" not in shown
+
+    moved = {"c": lambda rows: np.where(rows["c"].isna(), np.nan, np.where(rows.index < 3, 99, 9 + rows["c"] / 10))}
+    monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(**moved))
+    assert looked(day, 23, 24, flows.watch.watch.fn)[-1].outcome == "benign_shift"
+    files = {file.path for folder in ("", "figures", "data_docs")
+             for file in models.client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
     assert {"figures/drift_by_column.png", "figures/evidence.png", "verdict.json"} <= files
     assert any(path.startswith("data_docs/") and path.endswith(".html") for path in files)
     with get_client(sync_client=True) as client:
         artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
     shown = {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
-    assert "teacher was asked about 40 rows" in shown and "Evidence" in shown and run.info.run_id in shown
-    assert "data_docs" in shown
+    assert "Evidence" in shown and "data_docs" in shown and "data:image/png" in shown
     (first,) = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
     assert [file.path for file in models.client.list_artifacts(first.info.run_id, "data_docs")]
 
