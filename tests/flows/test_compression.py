@@ -21,7 +21,7 @@ from stillhouse.variant import Variant
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-SEARCH = "search: {time: 60s, candidates: 9, steps: [prune_units, low_rank, int8_dynamic], recover_epochs: 1}"
+SEARCH = "search: {time: 600s, candidates: 9, steps: [prune_units, low_rank, int8_dynamic], recover_epochs: 1}"
 
 
 def searching(agents: Path, **changes: str) -> None:
