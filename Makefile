@@ -42,7 +42,7 @@ types: install  ## mypy, strict on src
 imports: install  ## who may import whom
 	@$(BIN)/lint-imports
 
-tests: install  ## pytest without the slow ones
+tests: install  ## pytest without the slow ones, in two processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: install  ## the slow tests: the demo killed and resumed, a real Prefect server with a worker

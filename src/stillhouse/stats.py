@@ -8,8 +8,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.optimize import minimize_scalar
 
 __all__ = [
     "TEMPERATURES",
@@ -90,6 +88,8 @@ def fit_temperature(logits: Array, outcomes: Array, among: Sequence[float] | Non
     if among is not None:
         return float(min(among, key=lambda value: float(tempered_log_loss(logits, outcomes, float(value)).mean())))
 
+    from scipy.optimize import minimize_scalar
+
     def loss(log_temperature: float) -> float:
         return float(tempered_log_loss(logits, outcomes, math.exp(log_temperature)).mean())
 
@@ -105,6 +105,8 @@ def nanoseconds(times: Any) -> Array:
     values = np.asarray(times) if isinstance(times, np.ndarray) else times
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         return values.astype(np.int64, copy=False)
+    import pandas as pd  # a scan of Parquet files needs the distances alone
+
     moments: Array = pd.DatetimeIndex(pd.to_datetime(values, utc=True)).as_unit("ns").asi8
     return moments
 
@@ -124,7 +126,7 @@ def cluster_ids(
     size = length // timedelta(microseconds=1) * 1000
     if not size:
         return np.arange(len(moments))
-    start = 0 if origin is None else origin if isinstance(origin, int) else pd.Timestamp(origin).as_unit("ns").value
+    start = 0 if origin is None else origin if isinstance(origin, int) else int(nanoseconds([origin])[0])
     numbers: Array = (start - moments if backwards else moments - start) // size
     return numbers
 

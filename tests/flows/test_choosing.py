@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.refresh import refresh
+from stillhouse import refresh
 from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.living import live
 from stillhouse.records import Questions
 from stillhouse.refreshing.data import RefreshData
 from stillhouse.refreshing.session import Session
@@ -18,7 +19,6 @@ from stillhouse.refreshing.teaching import rows_to_ask
 from stillhouse.registry.names import QUESTIONS
 from stillhouse.teachers.asking import for_refresh
 from stillhouse.teachers.ensemble import Ensemble
-from tasks.living import live
 from tests.flows import toy
 
 HIDDEN = 30
@@ -40,7 +40,7 @@ def half(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_without_an_outcome_belong_to_the_learning_rows(half: None, day) -> None:
-    live.fn("toy", day(0), day(14))
+    live("toy", day(0), day(14))
     base = KnowledgeBase(load("toy"))
     window = base.window("train", day(0), day(8))
     learning = RefreshData(base, window, day(14)).learning(window)
@@ -53,12 +53,11 @@ def test_rows_without_an_outcome_belong_to_the_learning_rows(half: None, day) ->
     assert RefreshData(base, window, day(14)).learning(window).frame.equals(labelled)
 
 
-@pytest.mark.usefixtures("prefect_server")
 def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_on(
     half: None, day, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live.fn("toy", day(0), day(20))
-    first = refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    live("toy", day(0), day(20))
+    first = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.outcome == "promoted", first.summary
 
     base, models = KnowledgeBase(load("toy")), open_registry("toy")
@@ -71,8 +70,8 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     assert len(kept) == told.asked and not kept["known"].any()
     assert np.allclose(kept["probability"], 0.5, atol=0.01)  # no champion: evenly, spread over what is alike
 
-    live.fn("toy", day(20), day(22))
-    second = refresh.fn(agent="toy", as_of=day(22), cause="later")
+    live("toy", day(20), day(22))
+    second = refresh(agent="toy", as_of=day(22), cause="later")
     assert second.kind == "gate"
     both = base.read("questions")
     later = both[both["job"] != kept["job"].iloc[0]]

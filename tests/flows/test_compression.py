@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.refresh import refresh
+import flows.refresh
+from stillhouse import refresh
 from stillhouse.champion import open_registry
 from stillhouse.compressing import FRONTIER
 from stillhouse.config import load
 from stillhouse.evaluate.gate import replay
+from stillhouse.living import live
 from stillhouse.records import Frontier
 from stillhouse.registry.names import MODEL_STATE
 from stillhouse.variant import Variant
-from tasks.living import live
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-SEARCH = "search: {time: 60s, candidates: 9, steps: [prune_units, low_rank, int8_dynamic], recover_epochs: 1}"
+SEARCH = "search: {time: 600s, candidates: 9, steps: [prune_units, low_rank, int8_dynamic], recover_epochs: 1}"
 
 
 def searching(agents: Path, **changes: str) -> None:
@@ -47,7 +48,7 @@ def nested(run) -> list:
 
 def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day, agents: Path) -> None:
     searching(agents)
-    live.fn("toy", day(0), day(20))
+    live("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.outcome == "promoted", verdict.summary
     models, run = open_registry("toy"), run_of(verdict)
@@ -74,8 +75,8 @@ def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day
     versions = {entry.variant for entry in models.versions()}
     assert versions == {*found.best, "fp32", fewer.name, found.chosen}
 
-    live.fn("toy", day(20), day(24))
-    again = refresh(agent="toy", as_of=day(24), cause="warm")
+    live("toy", day(20), day(24))
+    again = flows.refresh.refresh(agent="toy", as_of=day(24), cause="warm")
     later = models.read_record(run_of(again).info.run_id, FRONTIER, Frontier)
     assert later is not None
     wanted = {"fp32", fewer.name, found.chosen, *found.best}  # what the agent file asks for, then what nothing beat
@@ -86,11 +87,11 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     file = agents / "toy.yaml"  # 480 rows cannot prove a margin of .02 for every form of the same student
     margins = file.read_text().replace("non_inferiority_margin: 0.02", "non_inferiority_margin: 0.4")
     file.write_text(margins.replace("slice_margin: 0.1", "slice_margin: 0.4"))
-    live.fn("toy", day(0), day(20))
+    live("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     models, first = open_registry("toy"), open_registry("toy").champion()
-    live.fn("toy", day(20), day(24))
-    verdict = refresh(agent="toy", as_of=day(24), mode="recalibrate", cause="ranges of now")
+    live("toy", day(20), day(24))
+    verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="recalibrate", cause="ranges of now")
     assert verdict.outcome == "promoted", verdict.summary
     assert replay(verdict) == verdict
     champion, run = models.champion(), run_of(verdict)
@@ -108,7 +109,7 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
         file.path for file in models.client.list_artifacts(source, "compression")
     }
     # once more: it goes back to the form that was trained, and not to what a recalibration made of it
-    live.fn("toy", day(24), day(27))
+    live("toy", day(24), day(27))
     once_more = refresh(agent="toy", as_of=day(27), mode="recalibrate", cause="and again")
     assert run_of(once_more).data.tags["recalibrates"] == source
     rows = np.zeros((2, 4), np.float32)
@@ -116,7 +117,9 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
 
 
 def test_what_cannot_be_recalibrated_is_distilled(day, agents: Path) -> None:
-    live.fn("toy", day(0), day(20))
-    verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", mode="recalibrate", cause="there is no champion")
+    live("toy", day(0), day(20))
+    verdict = flows.refresh.refresh(
+        agent="toy", as_of=day(20), trigger="bootstrap", mode="recalibrate", cause="there is no champion"
+    )
     assert verdict.outcome == "promoted"
     assert "no champion whose form was kept" in run_of(verdict).data.tags["recalibration_not_made"]

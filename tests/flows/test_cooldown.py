@@ -10,8 +10,6 @@ import pytest
 from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse.champion import open_registry
-from stillhouse.config import load
-from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import drift_report, evidence_steps
 from stillhouse.refreshing.opening import answered_alarm
 from stillhouse.refreshing.session import open_session, request_refresh
@@ -27,16 +25,13 @@ def answered(cause: str, as_of):
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_an_alarm_is_answered_once_although_the_clock_stands_still(day, agents: Path) -> None:
+def test_an_alarm_is_answered_once_although_the_clock_stands_still(lived, day, agents: Path) -> None:
     """Two watches without new data start one refresh; its refused challenger closes the alarm."""
-    live.fn("toy", day(0), day(20))
-    refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    live.fn("toy", day(20), day(28))
+    base = lived(28)
     file = agents / "toy.yaml"
     file.write_text(
         file.read_text().replace("max_bytes: 100_000", "max_bytes: 100").replace("cooldown: 3d", "cooldown: 0d")
     )
-    base = KnowledgeBase(load("toy"))
 
     first = watch.fn(agent="toy", on_drift="refresh")  # "now" is just after the newest observation
     assert first.response != "hold", first.summary

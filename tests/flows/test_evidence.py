@@ -1,4 +1,4 @@
-"""Through the flows: evidence under a budget of false alarms, and screens that tell benign from harmful."""
+"""Evidence under a budget of false alarms, and screens that tell benign from harmful; once through the flows."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows.refresh import refresh
-from flows.watch import watch
+import flows.refresh
+import flows.watch
+from stillhouse import refresh, watch
 from stillhouse.champion import open_registry
-from stillhouse.config import load
 from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.living import live
 from stillhouse.records import evidence_steps
-from tasks.living import live
 from tests.flows import toy
-
-pytestmark = pytest.mark.usefixtures("prefect_server")
 
 HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def base(day, agents: Path, more_recipes: None) -> KnowledgeBase:
-    """The toy under a budget instead of thresholds, with its first champion after twenty days."""
+def budget(agents: Path, more_recipes: None) -> None:
+    """The toy under a budget instead of thresholds."""
     lines = (agents / "toy.yaml").read_text().splitlines()
     budget = "  every: 12h\n  audit: {rows: 20}"
     lines = [budget if line.startswith("  thresholds:") else line for line in lines]
     text = "\n".join(lines).replace("train: 14d, test: 4d, current: 4d", "train: 14d, test: 4d, current: 2d")
     (agents / "toy.yaml").write_text(text)
-    live.fn("toy", day(0), day(20))
-    refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    return KnowledgeBase(load("toy"))
 
 
-def looked(day, first: int, last: int):
+@pytest.fixture
+def base(budget: None, lived) -> KnowledgeBase:
+    """With its first champion after twenty days."""
+    return lived()
+
+
+def looked(day, first: int, last: int, watch=watch):
     """Live and watch, day by day; the verdicts."""
     verdicts = []
     for number in range(first, last + 1):
-        live.fn("toy", day(number - 1), day(number))
-        verdicts.append(watch.fn(agent="toy", as_of=day(number)))
+        live("toy", day(number - 1), day(number))
+        verdicts.append(watch(agent="toy", as_of=day(number)))
     return verdicts
 
 
@@ -57,8 +58,8 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
     turned = looked(day, 25, 27)[-1]
     assert (turned.outcome, turned.response) == ("teacher_failing", "renew"), turned.summary
     assert decide_from_evidence(turned.evidence) == turned
-    live.fn("toy", day(27), day(33))
-    gate = refresh.fn(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
+    live("toy", day(27), day(33))
+    gate = refresh(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
     assert gate.outcome == "promoted", gate.summary
     first, renewed = (open_registry("toy").version("toy-teacher", each) for each in ("1", "champion"))
     assert renewed is not None and renewed.version == "2"  # fitted anew, and logged as a new version
@@ -73,18 +74,18 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
 
 
 def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None:
-    live.fn("toy", day(20), day(23))
-    first = watch.fn(agent="toy", as_of=day(22))
+    live("toy", day(20), day(23))
+    first = watch(agent="toy", as_of=day(22))
     counted = base.evidence("toy@" + open_registry("toy").champion().version, day(20))
     asked = base.counts()["knowledge"]
-    again = watch.fn(agent="toy", as_of=day(22))
+    again = watch(agent="toy", as_of=day(22))
     assert base.evidence("toy@" + open_registry("toy").champion().version, day(20)) == counted
     assert base.counts()["knowledge"] == asked
     assert evidence_steps(again) == evidence_steps(first)
     assert again.cost is not None and again.cost.teacher_calls == 0
     assert [verdict.verdict_id for verdict in base.verdicts() if verdict.kind == "watch"] == [first.verdict_id]
 
-    early = watch.fn(agent="toy", as_of=day(22) + 11 * HOUR)  # no step has ended since
+    early = watch(agent="toy", as_of=day(22) + 11 * HOUR)  # no step has ended since
     assert [step.end for step in evidence_steps(early)] == [day(22)] * 3
     audited = [each for each in counted if each.step.process == "disagreement"]
     rows = base.observations(base.window("w", day(20), day(22))).set_index("observation_id")
@@ -117,8 +118,11 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
     assert disagreement.end == day(24) and disagreement.looks < 6
 
 
-def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked(day, 21, 22)
+@pytest.mark.usefixtures("prefect_server", "budget")
+def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.MonkeyPatch) -> None:
+    live("toy", day(0), day(20))
+    flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    looked(day, 21, 22, flows.watch.watch.fn)
     models = open_registry("toy")
     sound = toy.observations
     (run,) = models.client.search_runs([models.experiment_id], "tags.role = 'watch'")
@@ -138,7 +142,7 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase, monk
 
     moved = {"c": lambda rows: np.where(rows["c"].isna(), np.nan, np.where(rows.index < 3, 99, 9 + rows["c"] / 10))}
     monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(**moved))
-    assert looked(day, 23, 24)[-1].outcome == "benign_shift"
+    assert looked(day, 23, 24, flows.watch.watch.fn)[-1].outcome == "benign_shift"
     files = {file.path for folder in ("", "figures", "data_docs")
              for file in models.client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
     assert {"figures/drift_by_column.png", "figures/evidence.png", "verdict.json"} <= files
@@ -152,8 +156,8 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, base: KnowledgeBase, monk
 
 
 def test_what_is_audited_and_known_within_one_watch_counts_for_the_teacher(day, base: KnowledgeBase) -> None:
-    live.fn("toy", day(20), day(22))
-    steps = {step.process: step for step in evidence_steps(watch.fn(agent="toy", as_of=day(22)))}
+    live("toy", day(20), day(22))
+    steps = {step.process: step for step in evidence_steps(watch(agent="toy", as_of=day(22)))}
     # outcomes are known a day later: of four steps' audits those of the first two
     assert steps["disagreement"].rows == 80 and steps["teacher_outcomes"].rows == 40
     assert steps["student_outcomes"].rows == toy.PER_DAY

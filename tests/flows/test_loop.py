@@ -27,15 +27,6 @@ from tests.flows import toy
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def lived(day, until: int) -> KnowledgeBase:
-    """Twenty days and the first champion, then the days until ``until``."""
-    live.fn("toy", day(0), day(20))
-    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    if until > 20:
-        live.fn("toy", day(20), day(until))
-    return KnowledgeBase(load("toy"))
-
-
 def refresh_session(as_of) -> Session:
     """What a refresh of that moment would work with."""
     return open_session(request_refresh("toy", as_of, "manual", "a question", "fit", "redistil"))
@@ -49,7 +40,10 @@ def artifacts() -> dict[str, str]:
 
 @pytest.mark.usefixtures("more_recipes")
 def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
-    base = lived(day, 24)
+    live.fn("toy", day(0), day(20))
+    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    live.fn("toy", day(20), day(24))
+    base = KnowledgeBase(load("toy"))
     calm = watch(agent="toy", as_of=day(24))
     assert (calm.outcome, calm.response) == ("no_drift", "hold")
 
@@ -81,8 +75,8 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     assert "| a |" in shown["watch-toy"] and "int8" in shown["refresh-toy"] and "units50" in shown["refresh-toy"]
 
 
-def test_every_decision_is_made_by_the_champion_of_its_time(day) -> None:
-    base = lived(day, 21)
+def test_every_decision_is_made_by_the_champion_of_its_time(lived, day) -> None:
+    base = lived(21)
     live.fn("toy", day(21), day(22))
     decisions = base.read("decisions")
     assert len(decisions) == 2 * toy.PER_DAY
@@ -92,8 +86,8 @@ def test_every_decision_is_made_by_the_champion_of_its_time(day) -> None:
     assert again == 0 and len(base.read("decisions")) == len(decisions)
 
 
-def test_the_same_refresh_is_done_once(day) -> None:
-    lived(day, 20)
+def test_the_same_refresh_is_done_once(lived, day) -> None:
+    lived()
     versions = open_registry("toy").versions()
     again = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert again.outcome == "promoted"
@@ -136,8 +130,8 @@ def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, stati
     assert not (home() / "refreshes" / "toy" / models.tags(champion)["refresh_id"]).exists()
 
 
-def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(day) -> None:
-    base = lived(day, 24)
+def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(lived, day) -> None:
+    base = lived(24)
     before = base.counts()["knowledge"]
     verdict = refresh(agent="toy", as_of=day(24), teacher="keep", cause="new rows, same teacher")
     assert verdict.kind == "gate"
@@ -148,8 +142,8 @@ def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(day) -> None:
                 for v in open_registry("toy").versions()}) == 1  # fmt: skip
 
 
-def test_promote_and_roll_back_by_hand(day) -> None:
-    base = lived(day, 20)
+def test_promote_and_roll_back_by_hand(lived) -> None:
+    base = lived()
     champion = open_registry("toy").champion()
     other = next(v.version for v in open_registry("toy").versions() if v.version != champion.version)
     assert promote(agent="toy", version=int(other), reason="smaller").outcome == "promoted"
@@ -164,8 +158,8 @@ def test_promote_and_roll_back_by_hand(day) -> None:
     assert open_registry("toy").champion() == champion
 
 
-def test_a_refused_challenger_leaves_the_champion(day, agents: Path) -> None:
-    lived(day, 24)
+def test_a_refused_challenger_leaves_the_champion(lived, day, agents: Path) -> None:
+    lived(24)
     champion = open_registry("toy").champion()
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("max_bytes: 100_000", "max_bytes: 100"))
@@ -222,7 +216,7 @@ def test_extra_columns_are_left_out(day, monkeypatch) -> None:
     assert "surprise" not in base.read("observations").columns
 
 
-def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(day, monkeypatch) -> None:
+def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(lived, day, monkeypatch) -> None:
     def change(rows: pd.DataFrame) -> pd.DataFrame:
         rows = rows.copy()
         rows.loc[0, "a"] = np.nan
@@ -230,7 +224,7 @@ def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(day, monke
         rows.loc[2, "place"] = "moon"
         return rows
 
-    base = lived(day, 22)
+    base = lived(22)
     with monkeypatch.context() as patch:
         altered(patch, change)
         live.fn("toy", day(22), day(23))
@@ -244,8 +238,8 @@ def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(day, monke
     assert len(base.observations(window)) == toy.PER_DAY - 3
 
 
-def test_a_broken_window_stops_the_watch_and_the_refresh(day, monkeypatch) -> None:
-    base = lived(day, 22)
+def test_a_broken_window_stops_the_watch_and_the_refresh(lived, day, monkeypatch) -> None:
+    base = lived(22)
     altered(monkeypatch, lambda rows: rows.assign(place="moon"))
     live.fn("toy", day(22), day(26))
     versions = open_registry("toy").versions()

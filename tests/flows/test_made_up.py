@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.refresh import refresh
+from stillhouse import refresh
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.living import live
 from stillhouse.refreshing.modes import redistil
-from tasks.living import live
 from tests.flows import toy
-
-pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,8 +25,8 @@ def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytes
         lambda student, lesson, *given, **named: learned.append(int((~lesson.lived).sum()))
         or distilled(student, lesson, *given, **named),
     )  # fmt: skip
-    live.fn("toy", day(0), day(20))
-    verdict = refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    live("toy", day(0), day(20))
+    verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.outcome == "promoted", verdict.summary
     base = KnowledgeBase(load("toy"))
     observed = base.read("observations")["content_key"]

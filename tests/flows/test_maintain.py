@@ -9,18 +9,16 @@ import pandas as pd
 import pytest
 
 from flows.maintain import maintain
-from flows.refresh import refresh
-from flows.watch import watch
-from stillhouse import maintaining
+from stillhouse import maintaining, refresh, watch
 from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.errors import RegistryError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.events import Outcomes
 from stillhouse.knowledge.spool import Spool, spool_folder
+from stillhouse.living import live
 from stillhouse.records import Verdict
 from stillhouse.shown import markdown
-from tasks.living import live
 from tests.flows.test_loop import artifacts
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -32,14 +30,14 @@ def base(day, agents: Path) -> KnowledgeBase:
     file = agents / "toy.yaml"
     file.write_text(file.read_text() + "upkeep: {keep: 19d, grace: 0s, min_files: 2}\n")
     for first in range(0, 20, 4):
-        live.fn("toy", day(first), day(first + 4))
+        live("toy", day(first), day(first + 4))
     return KnowledgeBase(load("toy"))
 
 
 def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase, day) -> None:
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     for first in range(20, 50, 5):
-        live.fn("toy", day(first), day(first + 5))
+        live("toy", day(first), day(first + 5))
     champion = open_registry("toy").champion()
     assert champion is not None
     baseline = open_registry("toy").baseline(champion)
@@ -81,7 +79,7 @@ def test_where_the_registry_does_not_answer_nothing_is_removed(
     def silent(_agent: str) -> None:
         raise RegistryError("MLflow does not answer at http://127.0.0.1:9")
 
-    live.fn("toy", day(20), day(50))
+    live("toy", day(20), day(50))
     base.record(
         Verdict(verdict_id="v", kind="gate", agent="toy", as_of=day(20), outcome="promoted", summary="the first")
     )

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from flows.refresh import refresh
+from stillhouse import refresh
 from stillhouse.champion import open_registry
+from stillhouse.living import live
 from stillhouse.variant import Variant
-from tasks.living import live
-
-pytestmark = pytest.mark.usefixtures("prefect_server")
 
 STUDENT = "student: {kind: module, target: tests.flows.toy:Network, settings: {width: 12}}"
 
@@ -20,14 +16,14 @@ def test_a_module_of_the_users_own_is_distilled_compressed_proved_and_promoted(d
     text = (Path(__file__).parent / "toy.yaml").read_text()
     ours = next(line for line in text.splitlines() if line.startswith("student:"))
     (agents / "toy.yaml").write_text(text.replace(ours, STUDENT))
-    live.fn("toy", day(0), day(20))
-    first = refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    live("toy", day(0), day(20))
+    first = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.outcome == "promoted", first.summary
     models = open_registry("toy")
     champion = models.champion()
     assert champion is not None and models.scorecard(champion).test.auc > 0.8
-    live.fn("toy", day(20), day(24))
-    again = refresh.fn(agent="toy", as_of=day(24), cause="by hand", mode="update")
+    live("toy", day(20), day(24))
+    again = refresh(agent="toy", as_of=day(24), cause="by hand", mode="update")
     assert again.outcome in ("promoted", "refused")  # judged: the update became a new distillation
     runs = models.client.search_runs([models.experiment_id], filter_string="tags.update_not_made LIKE '%'")
     (told,) = {run.data.tags["update_not_made"] for run in runs}

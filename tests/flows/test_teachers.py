@@ -16,22 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.refresh import refresh
-from flows.watch import watch
+import flows.refresh
+from stillhouse import refresh, watch
 from stillhouse.champion import open_registry
 from stillhouse.config import home, load
 from stillhouse.demonstrating import first_champion, lived_week, sum_up
 from stillhouse.errors import PartError, WindowError
 from stillhouse.evaluate import admission
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.living import live
 from stillhouse.records import Verdict
 from stillhouse.rehearsal import rehearse
-from tasks.living import live
 from tests.flows import toy
 from tests.teachers.servers import Reply, Server, error, says, serving, token
 
 pytest.importorskip("openai")
-pytestmark = pytest.mark.usefixtures("prefect_server")
 
 PYTHON = "{kind: python, name: logistic, target: tests.flows.toy:Logistic}"
 RATES = "price_per_million_input: 10, price_per_million_output: 100"
@@ -71,20 +70,20 @@ def llm(server: Server, more: str = "") -> str:
     )
 
 
-def lived(day: Callable[[int], Any]) -> KnowledgeBase:
-    live.fn("toy", day(0), day(14))
+def two_weeks(day: Callable[[int], Any]) -> KnowledgeBase:
+    live("toy", day(0), day(14))
     return KnowledgeBase(load("toy"))
 
 
 def bootstrap(day: Callable[[int], Any]) -> Verdict:
-    return refresh.fn(agent="toy", as_of=day(14), trigger="bootstrap", cause="first")
+    return refresh(agent="toy", as_of=day(14), trigger="bootstrap", cause="first")
 
 
-def champion(day: Callable[[int], Any], agents: Path) -> Any:
+@pytest.fixture
+def champion(agents: Path, lived: Callable[..., KnowledgeBase]) -> Any:
     """A champion by the toy's own teacher."""
     settle_on(agents, PYTHON)
-    lived(day)
-    assert bootstrap(day).outcome == "promoted"
+    lived(14, first=14)
     return open_registry("toy").champion()
 
 
@@ -93,7 +92,7 @@ def champion(day: Callable[[int], Any], agents: Path) -> Any:
 
 def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server))
-    base = lived(day)
+    base = two_weeks(day)
     verdict = bootstrap(day)
     assert verdict.outcome == "promoted", verdict.summary
     assert len(server.requests) == 8 * toy.PER_DAY + 150
@@ -108,25 +107,25 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     assert run.data.metrics["teacher/llm/money"] == pytest.approx(spent.money)
     assert models.baseline(models.champion()).disagreement.rows == 150
 
-    live.fn("toy", day(14), day(15))
-    again = refresh.fn(agent="toy", as_of=day(15), cause="a day later")
+    live("toy", day(14), day(15))
+    again = refresh(agent="toy", as_of=day(15), cause="a day later")
     assert again.kind == "gate"
     asked = len(server.requests) - spent.calls
     assert asked <= toy.PER_DAY + 150  # one more day, and other rows to be examined on
-    kept = refresh.fn(agent="toy", as_of=day(15), teacher="keep", cause="the same teacher")
+    kept = refresh(agent="toy", as_of=day(15), teacher="keep", cause="the same teacher")
     assert kept.kind == "gate" and len(server.requests) == spent.calls + asked
 
 
 def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_watch_calls: 70, ")
-    base = lived(day)
+    base = two_weeks(day)
     bootstrap(day)
     taught = len(server.requests)
-    live.fn("toy", day(14), day(21))
-    verdict = watch.fn(agent="toy", as_of=day(21))
+    live("toy", day(14), day(21))
+    verdict = watch(agent="toy", as_of=day(21))
     assert verdict.kind == "watch" and verdict.outcome != "data_broken"
     assert len(server.requests) - taught == 70
-    watch.fn(agent="toy", as_of=day(21))
+    watch(agent="toy", as_of=day(21))
     assert len(server.requests) - taught == 70
 
     year = sum_up("toy", [lived_week("toy", day(21), first_champion("toy"))], 1.0)
@@ -139,9 +138,9 @@ def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, age
 
 def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_teacher_calls: 250, ")
-    base = lived(day)
-    with pytest.raises(WindowError, match=r"about 100 of the 960 training rows, and 150 are needed: the budget is "
-                       r"reached \(budgets.max_teacher_calls: 250\).*allow it about 50 rows more"):  # fmt: skip
+    base = two_weeks(day)
+    with pytest.raises(WindowError, match=r"has answered 100 of the 960 training rows, and 150 are needed: the budget "
+                       r"is reached \(budgets.max_teacher_calls: 250\).*allow it about 50 rows more"):  # fmt: skip
         bootstrap(day)
     assert len(server.requests) == 250
     assert open_registry("toy").champion() is None and base.verdicts() == []
@@ -155,7 +154,7 @@ def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, s
 @pytest.mark.slow
 def test_a_budget_of_money(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_teacher_cost: 1.0, ")
-    base = lived(day)
+    base = two_weeks(day)
     assert bootstrap(day).outcome == "promoted"
     assert 0.9 < base.spending()["llm"].money <= 1.0
 
@@ -164,7 +163,7 @@ def test_a_budget_of_money(day, agents: Path, server: Server) -> None:
 def test_a_mixed_ensemble(day, agents: Path, server: Server) -> None:
     inner = f"{{kind: ensemble, name: both, members: [{PYTHON}, {llm(server)}]}}"
     settle_on(agents, inner)
-    base = lived(day)
+    base = two_weeks(day)
     verdict = bootstrap(day)
     assert verdict.outcome == "promoted", verdict.summary
     assert len(server.requests) == 8 * toy.PER_DAY + 150
@@ -180,7 +179,7 @@ def test_rules_teach_and_show_what_they_see_inside(day, agents: Path) -> None:
     text = (agents / "toy.yaml").read_text().replace("augment: {copies: 0}", "augment: {copies: 0.5}")
     losses = "losses: [{type: hinton}, {type: hints}, {type: relational, rows: 16}]"
     (agents / "toy.yaml").write_text(text.replace("distillation: {", f"distillation: {{{losses}, "))
-    base = lived(day)
+    base = two_weeks(day)
     verdict = bootstrap(day)
     assert verdict.outcome == "promoted", verdict.summary
     kept = base.read("knowledge")
@@ -188,17 +187,16 @@ def test_rules_teach_and_show_what_they_see_inside(day, agents: Path) -> None:
     assert {len(inside) for inside in kept["features"]} == {3} and kept["teacher"].nunique() == 1
 
 
-def test_a_model_from_mlflow_teaches(day, agents: Path) -> None:
+def test_a_model_from_mlflow_teaches(champion, day, agents: Path) -> None:
     """The champion itself, by its alias; then the alias moves, and the teacher stays what it was."""
-    before = champion(day, agents)
     settle_on(agents, "{kind: mlflow, name: big, uri: 'models:/toy@champion'}")
-    verdict = refresh.fn(agent="toy", as_of=day(14), cause="learn from the champion")
+    verdict = refresh(agent="toy", as_of=day(14), cause="learn from the champion")
     assert verdict.outcome == "promoted", verdict.summary
     models = open_registry("toy")
-    assert models.champion() != before
+    assert models.champion() != champion
     assert KnowledgeBase(load("toy")).spending()["big"].rows == 8 * toy.PER_DAY + 150
-    live.fn("toy", day(14), day(18))
-    assert watch.fn(agent="toy", as_of=day(18)).kind == "watch"
+    live("toy", day(14), day(18))
+    assert watch(agent="toy", as_of=day(18)).kind == "watch"
 
 
 def test_the_check_of_an_agent_file_pays_for_three_rows(agents: Path, server: Server) -> None:
@@ -213,20 +211,22 @@ def test_the_check_of_an_agent_file_pays_for_three_rows(agents: Path, server: Se
 # --------------------------------------------------------------------------- bad teachers
 
 
-def test_a_teacher_that_says_the_same_about_everything_may_not_teach(day, agents: Path, server: Server) -> None:
-    before = champion(day, agents)
+@pytest.mark.usefixtures("prefect_server")
+def test_a_teacher_that_says_the_same_about_everything_may_not_teach(
+    champion, day, agents: Path, server: Server
+) -> None:
     server.script = lambda request, number: says("go", tokens=[token("go", 0.8, wait=0.2)])  # type: ignore[attr-defined]
     settle_on(agents, llm(server))
-    verdict = refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
+    verdict = flows.refresh.refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
     assert (verdict.kind, verdict.outcome) == ("gate", "refused")
     assert "may not teach: it says the same about every row" in verdict.summary
     assert admission.replay(verdict) == verdict
-    assert open_registry("toy").champion() == before
+    assert open_registry("toy").champion() == champion
     base = KnowledgeBase(load("toy"))
     assert base.verdicts()[-1] == verdict
     assert len(server.requests) == 150  # and the training window was never asked about
 
-    again = refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
+    again = flows.refresh.refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
     assert again == verdict and len(server.requests) == 150
     models = open_registry("toy")
     runs = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
@@ -244,7 +244,7 @@ def test_a_teacher_that_says_the_same_about_everything_may_not_teach(day, agents
 def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: str) -> None:
     settle_on(agents, llm(server, ", probabilities: votes, votes: 1"))
     server.script = lambda request, number: says(text)  # type: ignore[attr-defined]
-    base = lived(day)
+    base = two_weeks(day)
     verdict = bootstrap(day)
     assert verdict.outcome == "refused"
     assert "a usable answer to 0 of 150 rows (150 × answered" in verdict.summary
@@ -258,7 +258,7 @@ def test_a_few_answers_of_no_use_are_left_out(day, agents: Path, server: Server)
 
     settle_on(agents, llm(server))
     server.script = script  # type: ignore[attr-defined]
-    base = lived(day)
+    base = two_weeks(day)
     assert bootstrap(day).outcome == "promoted"
     counts = base.counts()
     assert counts["unanswered"] == pytest.approx(len(server.requests) / 20, abs=2)
@@ -269,10 +269,10 @@ def test_a_few_answers_of_no_use_are_left_out(day, agents: Path, server: Server)
 @pytest.mark.slow
 def test_a_server_that_dies_and_comes_back(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server))
-    base = lived(day)
+    base = two_weeks(day)
     server.script = lambda request, number: wise(request, number) if number < 200 else error(500)  # type: ignore[attr-defined]
-    with pytest.raises(WindowError, match=r"spoken about \d+ of the 960 training rows, and 150 are needed: teacher "
-                       r"'llm': \d+ questions in a row failed, the last one: http.*What it said is kept"):  # fmt: skip
+    with pytest.raises(WindowError, match=r"has answered \d+ of the 960 training rows, and 150 are needed: teacher "
+                       r"'llm': \d+ questions in a row failed, the last one: http.*Its answers are kept"):  # fmt: skip
         bootstrap(day)
     kept = base.counts()["knowledge"]
     assert 150 < kept <= 200 and open_registry("toy").champion() is None
@@ -282,13 +282,12 @@ def test_a_server_that_dies_and_comes_back(day, agents: Path, server: Server) ->
 
 
 @pytest.mark.slow
-def test_a_server_that_never_answers(day, agents: Path, server: Server) -> None:
-    before = champion(day, agents)
+def test_a_server_that_never_answers(champion, day, agents: Path, server: Server) -> None:
     server.script = lambda request, number: Reply({}, delay=30)  # type: ignore[attr-defined]
     settle_on(agents, llm(server).replace("timeout: 5s", "timeout: 0.2s"))
     with pytest.raises(WindowError, match=r"answered 0 of 150 rows .* did not answer within 0.2 s"):
-        refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
-    assert open_registry("toy").champion() == before
+        refresh(agent="toy", as_of=day(14), cause="a new teacher")
+    assert open_registry("toy").champion() == champion
 
 
 SORTS = {"logs": "TIMESTAMP_DESC", "artifacts": "UPDATED_DESC", "flow_runs": "START_TIME_DESC",
@@ -310,25 +309,26 @@ def moody(request: dict[str, Any], number: int) -> Reply:
     return wise(request, number) if number % 40 else moods[number // 40 % len(moods)]
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_server_in_every_mood_and_a_key_that_is_never_shown(
     day, agents: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("TOY_KEY", SECRET)
     settle_on(agents, llm(server, ", key_variable: TOY_KEY").replace("5s", "2s").replace("retries: 0", "retries: 3"))
-    base = lived(day)
+    base = two_weeks(day)
     server.script = lambda request, number: error(401, f"unknown key {SECRET} in Bearer {SECRET}")  # type: ignore[attr-defined]
     with pytest.raises(
         WindowError, match=r"answered 0 of 150 rows .*AuthenticationError: .*unknown key \*\*\*"
     ) as told:
-        bootstrap(day)
+        flows.refresh.refresh.fn(agent="toy", as_of=day(14), trigger="bootstrap", cause="first")
     assert SECRET not in str(told.value)
     assert {sent["authorization"] for sent in server.headers} == {f"Bearer {SECRET}"}
     refused = len(server.requests)
     assert refused <= 8  # those that were under way
 
     server.script = moody  # type: ignore[attr-defined]
-    verdict = bootstrap(day)
+    verdict = flows.refresh.refresh.fn(agent="toy", as_of=day(14), trigger="bootstrap", cause="first")
     assert verdict.outcome == "promoted", verdict.summary
     counts, asked = base.counts(), server.requests[refused:]
     assert counts["knowledge"] + counts["unanswered"] == 8 * toy.PER_DAY + 150
@@ -418,8 +418,7 @@ BAD = {
 """What a teacher does wrong, and the reason that is given."""
 
 
-def test_a_class_that_does_what_no_teacher_may(day, agents: Path) -> None:
-    before = champion(day, agents)
+def test_a_class_that_does_what_no_teacher_may(champion, day, agents: Path) -> None:
     base, models = KnowledgeBase(load("toy")), open_registry("toy")
     counts, verdicts = base.counts(), len(base.verdicts())
     for wrong, reason in BAD.items():
@@ -427,7 +426,7 @@ def test_a_class_that_does_what_no_teacher_may(day, agents: Path) -> None:
         bad = f"target: {__name__}:Careless, settings: {{wrong: {wrong}}}, learns: {learns}, timeout: 0.3s"
         settle_on(agents, f"{{kind: python, name: bad, {bad}}}")
         try:
-            verdict = refresh.fn(agent="toy", as_of=day(14), cause=wrong)
+            verdict = refresh(agent="toy", as_of=day(14), cause=wrong)
             said, ended = verdict.summary, "FINISHED"
             assert (verdict.kind, verdict.outcome) == ("gate", "refused")
             verdicts += 1
@@ -437,7 +436,7 @@ def test_a_class_that_does_what_no_teacher_may(day, agents: Path) -> None:
         run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'", max_results=1)[0]
         assert run.info.status == ended
         assert ended == "FINISHED" or re.search(reason, run.data.tags["failed"])
-        assert models.champion() == before and models.previous() is None
+        assert models.champion() == champion and models.previous() is None
         assert len(base.verdicts()) == verdicts
     Careless.hangs.set()
     known = base.read("knowledge")

@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import stillhouse
 from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.living import live
 from stillhouse.variant import Variant
-from tasks.living import live
 from tests.flows import clerk
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     shutil.copy(Path(__file__).with_name("clerk.yaml"), agents)
-    live.fn("clerk", day(0), day(24))
-    refresh(agent="clerk", as_of=day(20), trigger="bootstrap", cause="first")
+    live("clerk", day(0), day(24))
+    stillhouse.refresh(agent="clerk", as_of=day(20), trigger="bootstrap", cause="first")
     models, base = open_registry("clerk"), KnowledgeBase(load("clerk"))
     first = Variant(models.fetch(models.champion()))
     assert models.baseline(models.champion()).quality.accuracy > 0.85
@@ -31,7 +32,7 @@ def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     calm = watch(agent="clerk", as_of=day(24))
     assert (calm.outcome, calm.response) == ("no_drift", "hold")
 
-    live.fn("clerk", day(24), day(42))
+    live("clerk", day(24), day(42))
     verdict = watch(agent="clerk", as_of=day(29))
     crossed = {reason.measure: reason.text for reason in verdict.reasons if reason.crossed}
     assert verdict.outcome != "no_drift" and "said: new words" in crossed["psi"]

@@ -8,26 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.refresh import refresh
-from flows.watch import watch
+import flows.refresh
+from stillhouse import refresh, watch
 from stillhouse.champion import open_registry
-from stillhouse.config import load
 from stillhouse.distill import memory
 from stillhouse.errors import PartError
-from stillhouse.knowledge import KnowledgeBase
+from stillhouse.living import live
 from stillhouse.variant import Variant
-from tasks.living import live
 from tests.flows import toy
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "more_recipes")
-
-
-def lived(day, until: int) -> KnowledgeBase:
-    """Twenty days and the first champion, then the days until ``until``."""
-    live.fn("toy", day(0), day(20))
-    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    live.fn("toy", day(20), day(until))
-    return KnowledgeBase(load("toy"))
 
 
 def run_of(verdict):
@@ -36,11 +26,11 @@ def run_of(verdict):
     return models.client.search_runs([models.experiment_id], wanted)[0]
 
 
-def test_an_update_learns_what_is_new_and_remembers_the_rest(day) -> None:
-    base = lived(day, 24)
+def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None:
+    base = lived(24)
     models, first = open_registry("toy"), open_registry("toy").champion()
     asked = set(base.read("knowledge")["content_key"])
-    verdict = refresh(agent="toy", as_of=day(24), mode="update", cause="four days more")
+    verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="update", cause="four days more")
     assert verdict.outcome == "promoted", verdict.summary
     assert "update_not_made" not in run_of(verdict).data.tags
 
@@ -56,19 +46,19 @@ def test_an_update_learns_what_is_new_and_remembers_the_rest(day) -> None:
     figures = models.client.get_run(student.run_id).data.metrics
     forgotten = {name: value for name, value in figures.items() if name.startswith("forgotten/")}
     assert forgotten and max(forgotten.values()) < 0.05
-    assert refresh(agent="toy", as_of=day(24), mode="update", cause="four days more") == verdict
+    assert flows.refresh.refresh(agent="toy", as_of=day(24), mode="update", cause="four days more") == verdict
 
 
-def test_where_nothing_is_new_a_refresh_redistils_and_says_why(day) -> None:
-    lived(day, 21)
-    verdict = refresh(agent="toy", as_of=day(21), mode="update", cause="a day later")
+def test_where_nothing_is_new_a_refresh_redistils_and_says_why(lived, day) -> None:
+    lived(21)
+    verdict = flows.refresh.refresh(agent="toy", as_of=day(21), mode="update", cause="a day later")
     assert verdict.kind == "gate"
     assert "120 rows with outcomes are new" in run_of(verdict).data.tags["update_not_made"]
 
 
-def test_a_warm_training_begins_at_the_champions_weights(day) -> None:
-    lived(day, 24)
-    verdict = refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
+def test_a_warm_training_begins_at_the_champions_weights(lived, day) -> None:
+    lived(24)
+    verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
     assert verdict.outcome == "promoted", verdict.summary
     assert "warm_start_not_made" not in run_of(verdict).data.tags
 
@@ -87,7 +77,7 @@ def turning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turning: None) -> None:
-    live.fn("toy", day(0), day(20))
+    live("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     file = agents / "toy.yaml"
     grown = file.read_text().replace("actions: [wait, go]", "actions: [wait, turn, go]")
@@ -95,13 +85,13 @@ def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turn
     # a logistic teacher is farther from the truth of this world than it was before: more is no harm
     file.write_text(grown.replace("watch:\n", "watch:\n  tolerance: 0.15\n"))
 
-    live.fn("toy", day(20), day(26))
+    live("toy", day(20), day(26))
     seen = watch(agent="toy", as_of=day(26))  # the champion does not know the action: it errs, and nothing breaks
     assert seen.outcome != "data_broken" and seen.response != "hold", seen.summary
     with pytest.raises(PartError, match=r"made for the actions wait, go.*teacher=fit"):
         refresh(agent="toy", as_of=day(26), teacher="keep")
 
-    live.fn("toy", day(26), day(36))
+    live("toy", day(26), day(36))
     champion = open_registry("toy").champion()
     before = Variant(open_registry("toy").fetch(champion))
     verdict = refresh(agent="toy", as_of=day(36), mode="update", cause="another action")

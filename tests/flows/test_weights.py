@@ -15,17 +15,15 @@ import pandas as pd
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows.refresh import refresh
-from flows.watch import watch
+import flows.refresh
+from stillhouse import refresh, watch
 from stillhouse.champion import champion_of, open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
+from stillhouse.living import live
 from stillhouse.records import Contradictions, Weights
 from stillhouse.teachers.ensemble import kept_weights
-from tasks.living import live
 from tests.flows import toy
-
-pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 class OldRules:
@@ -61,36 +59,38 @@ def share(base: KnowledgeBase, name: str, job: str | None = None) -> list[float]
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     day: Callable[[int], Any], agents: Path
 ) -> None:
     settle_on(agents)
     base = KnowledgeBase(load("toy"))
-    live.fn("toy", day(0), day(20))
-    assert refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first").outcome == "promoted"
+    live("toy", day(0), day(20))
+    first = flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    assert first.outcome == "promoted"
     parts = champion_of("toy")
     assert parts.teacher.weights is not None and parts.teacher.weights.everywhere.outcomes == 1000
     assert parts.teacher.weights.teachers == ("rules", "logistic")
 
     shown_after_the_first_refresh()
 
-    live.fn("toy", day(20), day(28))
+    live("toy", day(20), day(28))
     for number in (23, 28):
-        watch.fn(agent="toy", as_of=day(number))
+        watch(agent="toy", as_of=day(number))
     changes = base.weight_changes()
     followed = [each for each in changes if each.job == "watch" and each.teacher == "rules" and not each.slice]
     assert followed and followed[-1].as_of == day(28)
     assert followed[-1].after < followed[-1].before - 0.1
     assert "it lost" in followed[-1].reason and followed[-1].by == "outcomes"
-    watch.fn(agent="toy", as_of=day(28))
+    watch(agent="toy", as_of=day(28))
     assert base.weight_changes() == changes  # a repeated watch records nothing twice
     (run,) = runs_of("watch")
     curve = open_registry("toy").client.get_metric_history(run.info.run_id, "weight/rules")
     assert [point.timestamp for point in curve][:2] == [int(day(n).timestamp() * 1000) for n in (23, 28)]
     assert curve[-1].value < curve[0].value
 
-    live.fn("toy", day(28), day(44))
-    verdict = refresh.fn(agent="toy", as_of=day(44), trigger="drift", cause="the rules fail")
+    live("toy", day(28), day(44))
+    verdict = refresh(agent="toy", as_of=day(44), trigger="drift", cause="the rules fail")
     assert verdict.outcome == "promoted", verdict.summary
     last = [each for each in base.weight_changes() if each.as_of == day(44) and not each.slice]
     fallen = next(each for each in last if each.teacher == "rules")
@@ -139,14 +139,14 @@ def shown_after_the_first_refresh() -> None:
     assert any("## Weights of the teachers" in str(text) and "contradict each other" in str(text) for text in page)
 
 
-def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(day: Callable[[int], Any], agents: Path) -> None:
+def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(
+    lived: Callable[..., KnowledgeBase], day: Callable[[int], Any], agents: Path
+) -> None:
     settle_on(agents)
-    base = KnowledgeBase(load("toy"))
-    live.fn("toy", day(0), day(20))
-    refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
+    base = lived()
     before = open_registry("toy").baseline(open_registry("toy").champion()).teacher
-    live.fn("toy", day(20), day(22))
-    verdict = refresh.fn(agent="toy", as_of=day(22), teacher="keep", cause="two days later")
+    live("toy", day(20), day(22))
+    verdict = refresh(agent="toy", as_of=day(22), teacher="keep", cause="two days later")
     assert verdict.kind == "gate" and verdict.outcome != "refused", verdict.summary
     after = open_registry("toy").baseline(open_registry("toy").champion()).teacher
     assert after.version != before.version

@@ -9,13 +9,10 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows.promote import promote
-from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse.champion import open_registry
-from stillhouse.config import load
 from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.errors import WindowError
-from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Verdict, drift_report
 from stillhouse.shown import markdown
 from stillhouse.watching.window import open_window
@@ -31,13 +28,6 @@ def with_current(agents: Path, written: str) -> None:
     (agents / "toy.yaml").write_text(text.replace("current: 4d", f"current: {written}"))
 
 
-def lived(day, until: int) -> KnowledgeBase:
-    live.fn("toy", day(0), day(20))
-    refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    live.fn("toy", day(20), day(until))
-    return KnowledgeBase(load("toy"))
-
-
 def said_about_the_window(verdict: Verdict) -> str:
     assert decide_from_evidence(verdict.evidence) == verdict
     (reason,) = [reason for reason in verdict.reasons if reason.measure == "window"]
@@ -47,9 +37,9 @@ def said_about_the_window(verdict: Verdict) -> str:
     return reason.text
 
 
-def test_since_the_promotion_and_sampled(day, agents: Path) -> None:
+def test_since_the_promotion_and_sampled(lived, day, agents: Path) -> None:
     with_current(agents, "since_promotion, sample: 200")
-    base = lived(day, 24)
+    base = lived(24)
     verdict = watch(agent="toy", as_of=day(24))
     text = said_about_the_window(verdict)
     assert f"since {open_registry('toy').champion()} was promoted" in text
@@ -71,9 +61,9 @@ def test_since_the_promotion_and_sampled(day, agents: Path) -> None:
     assert open_window("toy", promoted.as_of + pd.Timedelta(hours=1))[1].start == promoted.as_of
 
 
-def test_the_newest_rows(day, agents: Path) -> None:
+def test_the_newest_rows(lived, day, agents: Path) -> None:
     with_current(agents, "{rows: 300}")
-    base = lived(day, 24)
+    base = lived(24)
     verdict = watch(agent="toy", as_of=day(24))
     assert "the newest 300 rows" in said_about_the_window(verdict)
     report = drift_report(verdict)
@@ -94,8 +84,8 @@ def test_without_a_promotion_or_rows_the_watch_says_so(day, agents: Path) -> Non
         watch(agent="toy", as_of=day(-1))
 
 
-def test_a_window_of_a_length_gives_the_verdicts_it_always_gave(day) -> None:
-    lived(day, 24)
+def test_a_window_of_a_length_gives_the_verdicts_it_always_gave(lived, day) -> None:
+    lived(24)
     verdict = watch(agent="toy", as_of=day(24))
     assert "window" not in {reason.measure for reason in verdict.reasons}
     report = drift_report(verdict)

@@ -101,11 +101,10 @@ def test_swept_folders_damaged_spools_and_a_lost_registry_are_told_and_outlived(
 
         # the registry's database
         database = champion.home / "mlflow" / "mlflow.db"
-        with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
-            other.execute("begin exclusive")
-            wait_until(lambda: "registry" in client.reasons(), 120)
-            client.decide(3)
-            other.execute("rollback")
+        database.rename(champion.home / "away.db")
+        wait_until(lambda: "registry" in client.reasons())
+        client.decide(3)
+        (champion.home / "away.db").rename(database)
         for path in spool_folder("flights").glob("*.damaged*"):
             path.unlink()
         wait_until(client.well, 120)
@@ -113,6 +112,23 @@ def test_swept_folders_damaged_spools_and_a_lost_registry_are_told_and_outlived(
         assert end(process) == 0
     there = in_delta("decisions", "decision_id")
     assert sorted(there) == sorted(client.acknowledged)
+
+
+@pytest.mark.slow  # MLflow waits 20 s for a lock; the test above takes the registry away
+def test_a_locked_registry_is_told_and_outlived(champion: World) -> None:
+    with running() as (process, address):
+        client = Client(address)
+        wait_until(client.well)
+        database = champion.home / "mlflow" / "mlflow.db"
+        with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("begin exclusive")
+            wait_until(lambda: "registry" in client.reasons(), 120)
+            client.decide(3)
+            other.execute("rollback")
+        wait_until(client.well, 120)
+        client.decide(1)
+        assert end(process) == 0
+    assert sorted(in_delta("decisions", "decision_id")) == sorted(client.acknowledged)
 
 
 def test_status_tells_of_damaged_spools(champion: World) -> None:

@@ -19,7 +19,6 @@ from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.teachers.answers import Allowance
 from tasks.living import live
-from tests.flows.conftest import agents, day, prefect_server  # noqa: F401
 from tests.teachers.servers import Server
 from tests.teachers.test_endpoint import ask, endpoint
 
@@ -125,7 +124,7 @@ def test_a_server_that_is_killed_while_it_is_asked() -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_it_is_examined_by_a_flow_before_it_may_teach(server: Server, agents: Path, day: Any) -> None:  # noqa: F811
+def test_it_is_examined_by_a_flow_before_it_may_teach(server: Server, agents: Path, day: Any) -> None:
     """A hundred million weights know nothing of the toy's world, and the examination says so."""
     llm = (
         f"{{kind: endpoint, name: llm, base_url: {server.url!r}, model: smollm2, key_variable: REAL_KEY, "
