@@ -36,7 +36,7 @@ format: install  ## ruff: mend what can be mended
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-types: install  ## mypy, strict on src
+types: install  ## mypy, strict on src, flows, tasks and data_checks
 	@$(BIN)/mypy
 
 imports: install  ## who may import whom

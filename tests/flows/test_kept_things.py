@@ -1,0 +1,129 @@
+"""What a process keeps of a store is let go of when the store changes: in one process, by engine calls."""
+
+from __future__ import annotations
+
+import shutil
+
+import pandas as pd
+import pytest
+
+import stillhouse
+from stillhouse import promoting
+from stillhouse.champion import champion_of, open_registry
+from stillhouse.config import home
+from stillhouse.demonstrating import first_champion
+from stillhouse.errors import ConfigError, SignatureError, WindowError
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.living import live
+from stillhouse.refreshing import session
+from stillhouse.watching.window import open_window, window_of
+from tests.flows import toy
+
+
+@pytest.mark.parametrize("more", [{"teacher": "keep"}, {"mode": "update"}, {"mode": "recalibrate"}])
+def test_fetched_models_may_be_deleted_between_two_calls(lived, day, more: dict[str, str]) -> None:
+    lived(24)
+    assert stillhouse.watch("toy", day(24)).kind == "watch"
+    assert champion_of("toy").teacher_folder().exists()
+    shutil.rmtree(home() / "models")
+    assert stillhouse.refresh("toy", day(24), cause="later", **more).kind == "gate"  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_was_altered_on_disk_is_not_used(lived, day, monkeypatch: pytest.MonkeyPatch) -> None:
+    lived(24)
+    champion = champion_of("toy")
+    folder = champion.teacher_folder()
+    file = next(folder.rglob("logistic.json"))
+    sound = file.read_text()
+    file.write_text(sound.replace("0", "1"))
+    assert next(champion.teacher_folder().rglob("logistic.json")).read_text() == sound  # fetched again
+    monkeypatch.setattr("stillhouse.registry.registry.bring_signed", _refuse)
+    with pytest.raises(SignatureError):
+        champion.teacher_folder()
+
+
+def _refuse(*_: object) -> None:
+    raise SignatureError("not what was signed")
+
+
+def test_a_store_that_was_replaced_is_connected_anew(lived, day) -> None:
+    lived(20)
+    before = open_registry("toy")
+    assert open_registry("toy") is before
+    shutil.copytree(home() / "mlflow", home() / "backup")
+    shutil.rmtree(home() / "mlflow")
+    (home() / "backup").rename(home() / "mlflow")
+    after = open_registry("toy")
+    assert after is not before and after.champion() == before.champion()
+
+
+def test_a_window_is_never_shown_with_the_rows_of_other_table_versions(lived, day) -> None:
+    lived(21)
+    _, first = open_window("toy", day(23))
+    rows = len(window_of("toy", first).raw)
+    live("toy", day(21), day(22))
+    _, second = open_window("toy", day(23))
+    assert len(window_of("toy", second).raw) == rows + toy.PER_DAY
+    assert len(window_of("toy", first).raw) == rows
+
+
+def test_nothing_stays_open_whatever_a_refresh_ends_with(lived, day) -> None:
+    lived(20)
+    with pytest.raises(WindowError, match="500 are needed"):
+        stillhouse.refresh("toy", day(8))
+    assert stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first").outcome == "promoted"
+    assert not session._OPEN
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"mode": "redistill"}, "mode: 'redistill' is none of recalibrate, update"),
+        ({"teacher": "guess"}, "teacher: 'guess' is none of fit, keep"),
+        ({"trigger": "whim"}, "trigger: 'whim' is none of"),
+        ({"cause": "x" * 501}, "cause: has 501 characters, and may have 500"),
+    ],
+)
+def test_a_callers_mistake_is_one_sentence(lived, day, wrong: dict[str, str], told: str) -> None:
+    lived(20)
+    with pytest.raises(ConfigError, match=told):
+        stillhouse.refresh("toy", day(20), **wrong)  # type: ignore[arg-type]
+    for job in (stillhouse.refresh, stillhouse.watch):
+        with pytest.raises(WindowError, match="is a str, and must be a datetime"):
+            job("toy", "2024-01-21")  # type: ignore[operator]
+
+
+def test_a_watch_without_a_champion_says_how_to_make_one(agents, day) -> None:
+    live("toy", day(0), day(5))
+    with pytest.raises(WindowError, match=r"no champion that could be watched: make one with .*--trigger bootstrap"):
+        stillhouse.watch("toy", day(5))
+
+
+def test_a_demo_goes_on_with_what_a_person_approved(agents, day) -> None:
+    file = agents / "toy.yaml"
+    file.write_text(file.read_text().replace("promotion: {", "promotion: {approval: manual, "))
+    live("toy", day(0), day(20))
+    stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first")
+    with pytest.raises(WindowError, match=r"toy@\d+ waits for a person's approval: promote it with .* --version \d+"):
+        first_champion("toy")
+    version = int(open_registry("toy").challenger().version)
+    promoting.promote_version("toy", version, "looked at")
+    assert first_champion("toy").version == str(version)
+
+
+def test_answers_of_a_table_that_was_restored_are_read_anew(lived, day) -> None:
+    base = lived(20)
+    rows = base.observations(base.window("w", day(16), day(20)))
+    few = rows.head(20)
+    base.append_knowledge(few, pd.DataFrame([[0.5, 0.5]] * 20).to_numpy(), teacher="before")
+    table = home() / "knowledge" / "toy" / "knowledge"
+    shutil.copytree(table, home() / "copy")
+    more = rows.iloc[20:40]
+    base.append_knowledge(more, pd.DataFrame([[0.2, 0.8]] * 20).to_numpy(), teacher="before")
+    assert base.knowledge(more, "before")[:, 0].tolist() == [0.2] * 20
+    shutil.rmtree(table)
+    (home() / "copy").rename(table)
+    other, third = KnowledgeBase(base.config), rows.iloc[40:60]
+    other.append_knowledge(third, pd.DataFrame([[0.9, 0.1]] * 20).to_numpy(), teacher="before")
+    assert base.knowledge(third, "before")[:, 0].tolist() == [0.9] * 20
+    assert pd.isna(base.knowledge(more, "before")).all()
