@@ -17,14 +17,15 @@ from stillhouse.compress.search import search
 from stillhouse.compress.variants import student_subject, variant_pack
 from stillhouse.config import AgentConfig, Cascade, Compression, Fp32, leaves
 from stillhouse.data_contract import counted, examine, listed
-from stillhouse.distill.students import blocks, columns_of, new_student
-from stillhouse.distill.train import Lesson, distil
+from stillhouse.distill.students import columns_of, new_student
+from stillhouse.distill.train import distil
 from stillhouse.errors import ConfigError, DataError, PartError, StillhouseError, WindowError
 from stillhouse.evaluate.power import power_sentence, provable_margin, rows_needed
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import Limits, Window
+from stillhouse.refreshing.data import lesson_of
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.shown import shown
 from stillhouse.stats import cluster_ids
@@ -78,11 +79,11 @@ def _tiny_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
 
         initial = teachers.text_encoder() if config.begins_like_teacher else None
         columns = columns_of(config, future, initial)
-        parts, outcomes = blocks(columns), future["outcome"].to_numpy()
         features = teachers.features(future.head(len(said)))
         if features is not None:
             features = np.resize(features, (len(future), features.shape[1]))
-        lesson = Lesson(encode(future, columns), knowledge, outcomes, parts.numbers, features, tokens=parts.tokens)
+        labels = future["outcome"].to_numpy()
+        lesson = lesson_of(encode(future, columns), knowledge, labels, columns, features=features)
         student = new_student(config, columns, lesson.x.numpy(), initial)
         distil(student, lesson, config.distillation, epochs=1)
         subject = student_subject(
