@@ -88,7 +88,7 @@ def _tiny_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         distil(student, lesson, config.distillation, epochs=1)
         subject = student_subject(
             student, columns, config.actions, calibration=lambda columns: encode(future, columns),
-            judged=lambda columns: encode(future, columns), quality=lambda said: quality(said, outcomes).score,
+            judged=lambda columns: encode(future, columns), quality=lambda said: quality(said, labels).score,
         )  # fmt: skip
         plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_pack(config.agent, config.actions, {})
