@@ -21,7 +21,7 @@ from stillhouse.variant import Variant
 
 __all__ = ["Champion", "champion_of", "load_version", "open_registry"]
 
-_VERSIONS_KEPT = 8
+_VERSIONS_KEPT = 4  # the champion, the one before, the first of a demo, and one that is compared
 
 
 class Champion:

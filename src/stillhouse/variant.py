@@ -62,6 +62,7 @@ __all__ = [
     "width",
 ]
 
+_ROWS_AT_ONCE = 4096  # of one call to the runtime, which keeps as much memory as its largest call took
 PADDING, UNKNOWN = 0, 1  # token ids in every vocabulary
 _LONGEST_WORD = 100  # characters
 _KEPT_WORDS = 50_000
@@ -491,6 +492,9 @@ class Variant:
 
     def probabilities(self, matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Encoded rows, float32 ``[n, F + C + ΣL]``, to float32 ``[n, K]`` whose rows sum to 1."""
+        if len(matrix) > _ROWS_AT_ONCE:
+            starts = range(0, len(matrix), _ROWS_AT_ONCE)
+            return np.concatenate([self.probabilities(matrix[start : start + _ROWS_AT_ONCE]) for start in starts])
         result: np.ndarray[Any, Any] = self._session.run(None, {self._input: matrix})[0]
         return result
 
