@@ -44,6 +44,7 @@ class RefreshData:
         self.as_of = as_of
         self._raw = raw
         self._learning: dict[tuple[datetime, datetime], LearningRows] = {}
+        self._labelled: dict[tuple[datetime, datetime], pd.DataFrame] = {}
 
     @property
     def raw(self) -> pd.DataFrame:
@@ -82,8 +83,11 @@ class RefreshData:
 
     def labelled(self, window: Window) -> pd.DataFrame:
         """The rows of ``window`` whose label was known; of one that lies elsewhere they are read from Delta."""
-        rows = self.observations(window)
-        return rows[rows["outcome"] >= 0].reset_index(drop=True)
+        key = (window.start, window.end)
+        if key not in self._labelled:
+            rows = self.observations(window)
+            self._labelled[key] = rows[rows["outcome"] >= 0].reset_index(drop=True)
+        return self._labelled[key]
 
     def learning(self, window: Window) -> LearningRows:
         """What a student may learn from in ``window``: the same table however often it is asked for."""
@@ -118,6 +122,7 @@ class LearningRows:
         self.frame = frame
         self.window = window
         self._encodings: dict[str, Array] = {}
+        self._teacher_probs: dict[str, Array] = {}
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -148,8 +153,17 @@ class LearningRows:
         return self.frame[self.has_label & self.validation].reset_index(drop=True)
 
     def teacher_probs(self, teacher: str) -> Array:
-        """What a version of the teacher has answered, float64 ``[n, K]``; NaN where it was not asked."""
-        return self.base.knowledge(self.frame, teacher)
+        """What a version of the teacher has answered, float64 ``[n, K]``; NaN where it was not asked.
+
+        Looked up once; :meth:`forget_teacher_probs` after somebody has asked.
+        """
+        if teacher not in self._teacher_probs:
+            self._teacher_probs[teacher] = self.base.knowledge(self.frame, teacher)
+        return self._teacher_probs[teacher]
+
+    def forget_teacher_probs(self) -> None:
+        """Look them up again: there are more answers now."""
+        self._teacher_probs.clear()
 
     def has_teacher_probs(self, teacher: str) -> Mask:
         """Which rows that version has answered."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from stillhouse.compress.figures import frontier_figure
-from stillhouse.evaluate.figures import tradeoff
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.pages import heading, links, number, picture, png, reasons, table, weights_section
+from stillhouse.pages import heading, links, number, picture, reasons, table, weights_section
 from stillhouse.records import Contradictions, Frontier, Proof, Questions, Refresh, Scorecard, Verdict, Weights
 from stillhouse.registry import Registry, names
 from stillhouse.shown import code
@@ -27,8 +25,8 @@ def refresh_page(job: Refresh, verdict: Verdict, base: KnowledgeBase, models: Re
         f"Started by **{job.trigger}** ({md(job.cause)}); trained on {job.train}, judged on {job.test}.",
         *([f"Put forward: {md(proof.why)}."] if proof else []),
         reasons(verdict.reasons),
-        *(_proof(proof, frontier) if proof else []),
-        *(_compression(frontier) if frontier else []),
+        *(_proof(proof, frontier, models.read_file(job.run_id, names.TRADEOFF_FIGURE)) if proof else []),
+        *(_compression(frontier, models.read_file(job.run_id, names.FRONTIER_FIGURE)) if frontier else []),
         _spending(job, base),
         *_teachers(job, models),
         _questions(job, models),
@@ -37,16 +35,16 @@ def refresh_page(job: Refresh, verdict: Verdict, base: KnowledgeBase, models: Re
     return "\n\n".join(filter(None, parts))
 
 
-def _proof(proof: Proof, found: Frontier | None) -> list[str]:
+def _proof(proof: Proof, found: Frontier | None, image: bytes) -> list[str]:
     """Scorecards of teacher, student, champion, and the variants: of many, those that nothing beats."""
     many = found is not None and len(proof.variants) > _MOST_VARIANTS
     shown = {found.reference.name, *found.best, found.chosen} if found is not None and many else None
     variants = [card for card in proof.variants if shown is None or card.model in shown]
     cards = [proof.teacher, proof.student, *variants, *([proof.champion] if proof.champion else [])]
-    return ["## Scorecards", _scorecards(cards), picture(png(tradeoff(proof)), "bytes, latency and quality")]
+    return ["## Scorecards", _scorecards(cards), picture(image, "bytes, latency and quality")]
 
 
-def _compression(found: Frontier) -> list[str]:
+def _compression(found: Frontier, image: bytes) -> list[str]:
     """What the search made, the best first, and why it ended."""
     rows = [
         f"| {md(c.name)}{' **chosen**' if c.name == found.chosen else ''} | {c.quality:.4f} | {c.bytes:,} "
@@ -57,7 +55,7 @@ def _compression(found: Frontier) -> list[str]:
     listing = table("| candidate | quality | bytes | p50 (ms) | p95 (ms) | CPU (ms) |", rows)
     refused = [f"- refused: {code(c.name)}: {md(c.refused)}" for c in found.candidates if c.refused is not None]
     made = f"{len(found.candidates)} candidates were made, {len(found.best)} of which nothing beats"
-    figure = picture(png(frontier_figure(found)), "what compression found")
+    figure = picture(image, "what compression found")
     return ["## Compression", f"{made}: {md(found.stopped)}.", listing, "\n".join(refused[:_MOST_REFUSED]), figure]
 
 

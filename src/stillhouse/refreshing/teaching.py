@@ -122,6 +122,7 @@ def gather_knowledge(session: Session, rows: LearningRows, teacher: TeacherRef) 
     :raises WindowError: if the budget or the teacher's server allow too few questions to learn from.
     """
     job, account, members = session.job, session.account, session.teacher(teacher)
+    rows.forget_teacher_probs()
     before = rows.has_teacher_probs(teacher.version)
     able = np.ones(len(rows), dtype=bool) if job.teacher == "fit" else before | ~members.seen(rows.frame)
     chosen = np.zeros(len(rows), dtype=bool)
@@ -135,6 +136,7 @@ def gather_knowledge(session: Session, rows: LearningRows, teacher: TeacherRef) 
     cross = rows.cross_fit if job.teacher == "fit" else None
     ask_made_up(members, rows.synthetic, account, rows.labelled if cross else None, cross)
     log_spending(session)
+    rows.forget_teacher_probs()
     answered = rows.has_teacher_probs(teacher.version)
     _log_questions(session, rows, before, chosen & ~before, answered, limited)
     least = session.settings.windows.min_train_rows // 2

@@ -6,7 +6,8 @@ from typing import Final
 
 __all__ = [
     "BASELINE", "CERTIFICATE", "CONTRADICTIONS", "DATA_DOCS", "DRIFT_FIGURE", "DRIFT_VERDICT", "EXAMINATION",
-    "FRONTIER", "MODEL_STATE", "PROFILE", "PROOF", "QUALITY_FIGURE", "QUESTIONS", "RECALIBRATION", "TRADEOFF_FIGURE",
+    "FRONTIER", "FRONTIER_FIGURE", "MODEL_STATE", "PROFILE", "PROOF", "QUALITY_FIGURE", "QUESTIONS", "RECALIBRATION",
+    "TRADEOFF_FIGURE",
     "TRAINING_HISTORY", "UPDATE", "VERDICT", "WEIGHTS", "WEIGHTS_FIGURE",
 ]  # fmt: skip
 
@@ -22,6 +23,7 @@ CONTRADICTIONS: Final = "contradictions.json"  # where its teachers contradict e
 UPDATE: Final = "update.json"
 RECALIBRATION: Final = "recalibration.json"
 FRONTIER: Final = "compression.json"  # every candidate of the search
+FRONTIER_FIGURE: Final = "figures/frontier.png"
 MODEL_STATE: Final = "compression/form.onnx"  # what the chosen variant was quantised from, in float32
 PROFILE: Final = "profile.arrow"  # of the training window
 BASELINE: Final = "baseline.json"  # what watches compare with
