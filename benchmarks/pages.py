@@ -26,7 +26,7 @@ MEANING = {
     "week_without_refresh_s": "seconds of a week without a refresh: lived, checked, audited, measured, decided, shown",
     "refresh_s": "seconds of a refresh, through Prefect, MLflow and Great Expectations",
     "peak_memory_mib": "largest resident memory of the demo's processes together (MiB)",
-    "refresh_added_share": "what Prefect, MLflow and Great Expectations add to a refresh, as a share of the engine's time",
+    "refresh_added_share": "what Prefect, MLflow and Great Expectations add to a refresh, share of the engine's time",
     "watch_added_s": "seconds that they add to a watch, warm process",
     "mlflow_ms_per_artifact": "MLflow's time in a refresh per artifact that it writes (ms)",
     "watch_old_over_young": "a watch of an agent with ten times the history, in watches of the young one; no upkeep",
