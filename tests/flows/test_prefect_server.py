@@ -181,7 +181,7 @@ def _easily_alarmed(folder: Path) -> None:
     settings["watch"] |= {"thresholds": {"psi": 0.01}, "cooldown": "0d"}
     settings["distillation"] |= {"epochs": 2, "folds": 2}
     settings["compression"] = {"recipes": [{"method": "fp32"}, {"method": "int8_dynamic"}], "search": None}
-    settings["promotion"] = {"non_inferiority_margin": 0.5}
+    settings["promotion"] = {"non_inferiority_margin": 0.5, "slice_margin": 0.5}
     folder.mkdir()
     (folder / "flights.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
