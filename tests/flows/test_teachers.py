@@ -90,6 +90,7 @@ def champion(agents: Path, lived: Callable[..., KnowledgeBase]) -> Any:
 # --------------------------------------------------------------------------- asked, and paid
 
 
+@pytest.mark.slow  # above 20 s; below are quick tests of budgets, and of what is kept and not asked again
 def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server))
     base = two_weeks(day)
@@ -116,6 +117,7 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     assert kept.kind == "gate" and len(server.requests) == spent.calls + asked
 
 
+@pytest.mark.slow  # above 20 s; below are quick tests of budgets, and of what is kept and not asked again
 def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_watch_calls: 70, ")
     base = two_weeks(day)
@@ -310,6 +312,7 @@ def moody(request: dict[str, Any], number: int) -> Reply:
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.slow  # above 20 s; below are quick tests of budgets, and of what is kept and not asked again
 def test_a_server_in_every_mood_and_a_key_that_is_never_shown(
     day, agents: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
