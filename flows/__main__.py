@@ -175,7 +175,8 @@ def _show_year(year: Year) -> None:
     name = {"auc": "AUC", "accuracy": "accuracy"}[s.measure]
     console.print(
         f"{s.weeks} weeks, {s.refreshes} refreshes: {s.promotions} promoted, {s.refused} refused by the gate\n"
-        f"mean weekly {name}: never refreshed {s.quality_static:.4f}, champion {s.quality_champion:.4f}, "
+        f"mean weekly {name}: never refreshed {_shown(s.quality_static, 4) or 'not known'}, "
+        f"champion {_shown(s.quality_champion, 4) or 'not known'}, "
         f"teacher {_shown(s.quality_teacher, 4) or 'not asked, for it costs money'}\n"
         f"champion: {s.champion_bytes:,} bytes, {s.champion_p50_ms:.3f} ms; {s.teacher_calls:,} teacher calls; "
         f"{s.seconds:.0f} s\n"

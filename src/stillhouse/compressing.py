@@ -26,15 +26,13 @@ from stillhouse.knowledge.files import heading_hint, read_csv
 from stillhouse.records import Candidate, Frontier, Limits
 from stillhouse.registry.compressions import Compressions
 from stillhouse.registry.foreign import ForeignModel
+from stillhouse.registry.names import FRONTIER, FRONTIER_FIGURE
 
 if TYPE_CHECKING:
     from stillhouse.registry.runs import Runs
 
-__all__ = ["FRONTIER", "Rows", "compress_model", "destinations", "keep", "limits_of", "log_compression",
+__all__ = ["Rows", "compress_model", "destinations", "keep", "limits_of", "log_compression",
            "log_frontier", "rows_of", "settings_of"]  # fmt: skip
-
-FRONTIER = "compression.json"
-"""Where a run keeps its frontier."""
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -254,7 +252,7 @@ def log_frontier(models: Runs, run_id: str, frontier: Frontier) -> None:
     models.log_table(run_id, frontier_table(frontier), "compression/frontier.json")
     models.log(
         run_id,
-        files={FRONTIER: frontier, "figures/frontier.png": frontier_figure(frontier)},
+        files={FRONTIER: frontier, FRONTIER_FIGURE: frontier_figure(frontier)},
         metrics={"compression/hypervolume": frontier.hypervolume,
                  "compression/candidates": float(len(frontier.candidates))},
     )  # fmt: skip

@@ -53,8 +53,8 @@ class Summary(Record):
     refreshes: int
     promotions: int
     refused: int
-    quality_static: float
-    quality_champion: float
+    quality_static: float | None = Field(description="None where no week could tell")
+    quality_champion: float | None = Field(description="the same")
     quality_teacher: float | None = Field(description="None where asking it about every row would cost money")
     champion_bytes: int
     champion_p50_ms: float
@@ -187,8 +187,8 @@ def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
         refreshes=len(judged),
         promotions=sum(week.gate == "promoted" for week in judged),
         refused=sum(week.gate == "refused" for week in judged),
-        quality_static=_mean([week.quality_static for week in weeks]) or 0.0,
-        quality_champion=_mean([week.quality_champion for week in weeks]) or 0.0,
+        quality_static=_mean([week.quality_static for week in weeks]),
+        quality_champion=_mean([week.quality_champion for week in weeks]),
         quality_teacher=_mean([week.quality_teacher for week in weeks]),
         champion_bytes=card.bytes,
         champion_p50_ms=card.latency.p50_ms if card.latency else 0.0,

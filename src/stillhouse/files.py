@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["file_digest", "tree_digest", "whole_file", "whole_folder", "write_whole"]
+__all__ = ["file_digest", "sync", "tree_digest", "whole_file", "whole_folder", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes | str, *, durable: bool = False, mode: int = 0o666) -> None:
@@ -33,7 +33,7 @@ def write_whole(path: Path, content: bytes | str, *, durable: bool = False, mode
     finally:
         aside.unlink(missing_ok=True)
     if durable:
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -90,8 +90,9 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the entries of a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

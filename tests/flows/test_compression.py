@@ -11,12 +11,11 @@ import pytest
 import flows.refresh
 from stillhouse import refresh
 from stillhouse.champion import open_registry
-from stillhouse.compressing import FRONTIER
 from stillhouse.config import load
 from stillhouse.evaluate.gate import replay
 from stillhouse.living import live
 from stillhouse.records import Frontier
-from stillhouse.registry.names import MODEL_STATE
+from stillhouse.registry.names import FRONTIER, MODEL_STATE
 from stillhouse.variant import Variant
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -10,7 +10,6 @@ Old versions stay readable for ever: Delta removes logs after thirty days unless
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from pyarrow.dataset import Dataset, Scanner
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError, StoreError
+from stillhouse.files import sync
 from stillhouse.frames import require_distinct
 from stillhouse.knowledge.commits import damaged_entries
 
@@ -237,7 +237,7 @@ class Tables:
         checkpoint = [log / f"{version:020d}.checkpoint.parquet", log / "_last_checkpoint"]
         written = [*files, commit, *(path for path in checkpoint if path.exists())]
         for path in (*written, *dict.fromkeys(path.parent for path in written), folder, self.root):
-            _sync(path)
+            sync(path)
 
     def counts(self) -> dict[str, int]:
         """Number of rows of each table that there is."""
@@ -528,11 +528,3 @@ def _why_closed(path: Path, table: Table, error: Exception) -> str:
 
 def _utc(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ from stillhouse.registry.connection import does_not_exist, process_default
 from stillhouse.registry.downloads import bring_signed
 from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role, VersionEntry
 from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id, version_key
+from stillhouse.registry.names import BASELINE, PROFILE
 from stillhouse.registry.packaging import NATIVE
 from stillhouse.registry.remembered import Remembered
 from stillhouse.registry.runs import now, read_before, texts
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Registry", "Rollback"]
 
 _ROLES: tuple[Role, ...] = ("teacher", "student", "variant")
-_BASELINE, _PROFILE, _SCORECARD = "baseline.json", "profile.arrow", "scorecard.json"
+_SCORECARD = "scorecard.json"
 _ROLLING_BACK = "rolling_back"  # JSON on the registered model while a rollback is under way: to, from, since
 
 
@@ -216,12 +217,12 @@ class Registry(Models):
         run_id = self._refresh_run(ref)
 
         def read() -> Baseline:
-            found = self.read_record(run_id, _BASELINE, Baseline)
+            found = self.read_record(run_id, BASELINE, Baseline)
             if found is None:
-                raise RegistryError(f"{ref} has no {_BASELINE} in its refresh run: refresh {self.agent!r} again")
+                raise RegistryError(f"{ref} has no {BASELINE} in its refresh run: refresh {self.agent!r} again")
             return found
 
-        baseline: Baseline = read_before.get((self.uri, run_id, _BASELINE), read)
+        baseline: Baseline = read_before.get((self.uri, run_id, BASELINE), read)
         return baseline
 
     def windows(self) -> dict[str, tuple[Window, ...]]:
@@ -245,7 +246,7 @@ class Registry(Models):
         :raises RegistryError: if it was not logged.
         """
         run_id = self._refresh_run(ref)
-        content: bytes = read_before.get((self.uri, run_id, _PROFILE), lambda: self.read_file(run_id, _PROFILE))
+        content: bytes = read_before.get((self.uri, run_id, PROFILE), lambda: self.read_file(run_id, PROFILE))
         return content
 
     def _refresh_run(self, ref: ModelRef) -> str:

@@ -18,6 +18,7 @@ from stillhouse.errors import RegistryError
 from stillhouse.records import Certificate, Examination, Record, Verdict, Window, short_id
 from stillhouse.registry.connection import artifact_location, connect, does_not_exist, without_credentials
 from stillhouse.registry.entries import OpenedRefresh
+from stillhouse.registry.names import VERDICT
 from stillhouse.registry.remembered import Remembered
 from stillhouse.shown import markdown
 
@@ -90,7 +91,7 @@ class Runs:
         """
         self._kill_others(refresh_id)
         unfinished = [run for run in self._refresh_runs(refresh_id) if run.info.status != "FINISHED"]
-        verdicts = {run.info.run_id: self.read_record(run.info.run_id, "verdict.json", Verdict) for run in unfinished}
+        verdicts = {run.info.run_id: self.read_record(run.info.run_id, VERDICT, Verdict) for run in unfinished}
         resumed = next((run_id for run_id, verdict in verdicts.items() if verdict is not None), None)
         for run_id in verdicts:
             self._kill_nested(run_id)
@@ -109,7 +110,7 @@ class Runs:
     def finished_refresh(self, refresh_id: str) -> Verdict | None:
         """The verdict of this refresh if one of its runs has finished."""
         finished = [run.info.run_id for run in self._refresh_runs(refresh_id) if run.info.status == "FINISHED"]
-        verdicts = (self.read_record(run_id, "verdict.json", Verdict) for run_id in finished)
+        verdicts = (self.read_record(run_id, VERDICT, Verdict) for run_id in finished)
         return next(filter(None, verdicts), None)
 
     def has_refresh(self, cause: str, as_of: datetime) -> bool:
@@ -127,7 +128,7 @@ class Runs:
         the certificate is its examination, in ``examination.json``.
         """
         self.log_record(run_id, certificate, f"{type(certificate).__name__.lower()}.json")
-        self.log_record(run_id, verdict, "verdict.json")
+        self.log_record(run_id, verdict, VERDICT)
         marks = {
             "verdict": verdict.verdict_id,
             "outcome": verdict.outcome,
