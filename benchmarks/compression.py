@@ -140,9 +140,13 @@ def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
         print(f"{world.name} {time.perf_counter() - begun:6.0f} s  {candidate}", flush=True)
 
     found = search(
-        partial(subject, world), Compression(search=SEARCHES[world.name]), limits(given, STEPS_LOSS), pack,
-        folder / "ours", on_candidate=tell,
-    )  # fmt: skip
+        partial(subject, world),
+        Compression(search=SEARCHES[world.name]),
+        limits(given, STEPS_LOSS),
+        pack,
+        folder / "ours",
+        on_candidate=tell,
+    )
     chosen, fits, why = choose(found.candidates, found.reference, limits(given, CHOICE_LOSS))
     found = found.model_copy(update={"chosen": chosen.name, "fits": fits, "why": why})
     seconds = time.perf_counter() - begun
@@ -150,8 +154,12 @@ def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
     whole = [reference, *ours, *theirs]
     return {
         "search": {
-            "seconds": seconds, "candidates": len(found.candidates), "stopped": found.stopped, "chosen": found.chosen,
-            "why": found.why, "refused": {each.name: each.refused for each in found.candidates if each.refused},
+            "seconds": seconds,
+            "candidates": len(found.candidates),
+            "stopped": found.stopped,
+            "chosen": found.chosen,
+            "why": found.why,
+            "refused": {each.name: each.refused for each in found.candidates if each.refused},
         },
         "points": [as_row(point, reference) for point in whole],
         "chosen": as_row(next(point for point in ours if point.name == found.chosen), reference),
@@ -162,7 +170,7 @@ def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
             for side in dict.fromkeys(point.side for point in whole)
         },
         "saturation": caught(world, given),
-    }  # fmt: skip
+    }
 
 
 # --------------------------------------------------------------------------- ours
@@ -181,9 +189,12 @@ def subject(world: World) -> Subject:
     return Subject(
         model=export_onnx(world.student, {"x": world.encoded("learned")[:64]}),
         calibration=lambda columns: evenly_spaced(feed("learned")(columns), CALIBRATION),
-        judged=feed("validation"), quality=lambda said: quality(world, said, "validation"),
-        form=Form(world.student, world.columns), recover=recover, source=world.settings.model_dump_json(),
-    )  # fmt: skip
+        judged=feed("validation"),
+        quality=lambda said: quality(world, said, "validation"),
+        form=Form(world.student, world.columns),
+        recover=recover,
+        source=world.settings.model_dump_json(),
+    )
 
 
 def limits(given: Path, loss: float) -> Limits:
@@ -214,11 +225,15 @@ def measured(
     settings = {str(each["point"]): str(each["setting"]) for each in others}
     made = {
         key: Point(
-            key[1], key[0], quality(world, run_onnx(path.read_bytes(), feeds[key]), "test"), path.stat().st_size,
-            *spread([each[str(key)] for each in rounds]), setting=settings.get(key[1], ""),
+            key[1],
+            key[0],
+            quality(world, run_onnx(path.read_bytes(), feeds[key]), "test"),
+            path.stat().st_size,
+            *spread([each[str(key)] for each in rounds]),
+            setting=settings.get(key[1], ""),
         )
         for key, path in models.items()
-    }  # fmt: skip
+    }
     reference = made.pop(("float32", "float32"))
     ours = [point for key, point in made.items() if key[0] == "ours"]
     theirs = [point for key, point in made.items() if key[0] != "ours"]
@@ -251,18 +266,23 @@ def elsewhere(world: World, point: Mapping[str, Any], reference: Point, plain: A
     lost = scorecard.quality(plain[rows], truth).score - scorecard.quality(said, truth).score
     slower = point["p50_ms"] / point["fp32_p50_ms"], point["p95_ms"] / point["fp32_p95_ms"]
     return Point(
-        **about, quality=reference.quality - lost, bytes=int(point["bytes"]),
-        p50_ms=(slower[0] * reference.p50,), p95_ms=(slower[1] * statistics.median(reference.p95_ms),),
-    )  # fmt: skip
+        **about,
+        quality=reference.quality - lost,
+        bytes=int(point["bytes"]),
+        p50_ms=(slower[0] * reference.p50,),
+        p95_ms=(slower[1] * statistics.median(reference.p95_ms),),
+    )
 
 
 def dominated(point: Point, ours: Sequence[Point]) -> bool:
     """Whether one of ours is at least as good in all, and better in one."""
     return any(
-        one.quality >= point.quality and one.bytes <= point.bytes and one.p50 <= point.p50
+        one.quality >= point.quality
+        and one.bytes <= point.bytes
+        and one.p50 <= point.p50
         and (one.quality, -one.bytes, -one.p50) != (point.quality, -point.bytes, -point.p50)
         for one in ours
-    )  # fmt: skip
+    )
 
 
 def volume(some: Sequence[Point], reference: Point) -> float:
@@ -287,10 +307,16 @@ def as_row(point: Point, reference: Point) -> dict[str, Any]:
     if len(point.p50_ms) == 1:
         ratios = [reference.p50 / point.p50]
     return row | {
-        "quality": point.quality, "loss": reference.quality - point.quality, "bytes": point.bytes,
-        "p50_ms": point.p50, "p95_ms": statistics.median(point.p95_ms), "bytes_ratio": reference.bytes / point.bytes,
-        "p50_ratio": statistics.median(ratios), "p50_ratio_low": min(ratios), "p50_ratio_high": max(ratios),
-    }  # fmt: skip
+        "quality": point.quality,
+        "loss": reference.quality - point.quality,
+        "bytes": point.bytes,
+        "p50_ms": point.p50,
+        "p95_ms": statistics.median(point.p95_ms),
+        "bytes_ratio": reference.bytes / point.bytes,
+        "p50_ratio": statistics.median(ratios),
+        "p50_ratio_low": min(ratios),
+        "p50_ratio_high": max(ratios),
+    }
 
 
 def contributions(world: World, found: Frontier) -> list[dict[str, Any]]:
@@ -304,8 +330,16 @@ def contributions(world: World, found: Frontier) -> list[dict[str, Any]]:
     for each in reversed([candidate for candidate in whole if candidate is not None and candidate.latency]):
         feed = {"x": world.encoded("test", columns_of(each))}
         test = quality(world, run_onnx((Path(each.folder) / "model.onnx").read_bytes(), feed), "test")
-        rows.append({"candidate": each.name, "validation": each.quality, "test": test, "bytes": each.bytes,
-                     "p50_ms": each.latency.p50_ms if each.latency else None, "cpu_ms": each.cpu_ms})  # fmt: skip
+        rows.append(
+            {
+                "candidate": each.name,
+                "validation": each.quality,
+                "test": test,
+                "bytes": each.bytes,
+                "p50_ms": each.latency.p50_ms if each.latency else None,
+                "cpu_ms": each.cpu_ms,
+            }
+        )
     return rows
 
 
@@ -362,21 +396,37 @@ def show(name: str, result: Mapping[str, Any]) -> None:
         mark = "chosen" if row["point"] == result["search"]["chosen"] else ""
         if row["point"] in result["dominated"]:
             mark = "dominated" if result["dominated"][row["point"]] else "[yellow]not dominated[/yellow]"
-        table.add_row(row["point"], row["side"], f"{row['quality']:.4f}", f"{row['loss']:+.4f}", f"{row['bytes']:,}",
-                      f"{row['bytes_ratio']:.1f}", f"{row['p50_ms']:.3f}", f"{row['p50_ratio']:.2f}", mark)  # fmt: skip
+        table.add_row(
+            row["point"],
+            row["side"],
+            f"{row['quality']:.4f}",
+            f"{row['loss']:+.4f}",
+            f"{row['bytes']:,}",
+            f"{row['bytes_ratio']:.1f}",
+            f"{row['p50_ms']:.3f}",
+            f"{row['p50_ratio']:.2f}",
+            mark,
+        )
     console = Console(width=170)
     console.print(table)
     console.print(f"{result['search']['why']} ({result['search']['seconds']:.0f} s, {result['search']['stopped']})")
     steps = Table("after", "validation", "test", "bytes", "p50 (ms)", title="what each step contributes")
     for row in result["steps"]:
-        steps.add_row(row["candidate"], f"{row['validation']:.4f}", f"{row['test']:.4f}", f"{row['bytes']:,}",
-                      f"{row['p50_ms']:.3f}")  # fmt: skip
+        steps.add_row(
+            row["candidate"],
+            f"{row['validation']:.4f}",
+            f"{row['test']:.4f}",
+            f"{row['bytes']:,}",
+            f"{row['p50_ms']:.3f}",
+        )
     console.print(steps)
     volumes = ", ".join(f"{side} {value:.3f}" for side, value in result["hypervolume"].items())
     console.print(f"hypervolume: {volumes}")
     wrong, named = result["saturation"]["wrong"], result["saturation"]["named"]
-    console.print(f"{len(wrong)} of {result['saturation']['configurations']} int8 configurations compute wrongly here; "
-                  f"{len(set(wrong) & set(named))} of them were named")  # fmt: skip
+    console.print(
+        f"{len(wrong)} of {result['saturation']['configurations']} int8 configurations compute wrongly here; "
+        f"{len(set(wrong) & set(named))} of them were named"
+    )
 
 
 if __name__ == "__main__":

@@ -90,10 +90,16 @@ def _lesson(rows: Rows, outcomes: Mapping[str, Array], knowledge: Array, columns
 
 
 def _world(
-    name: str, config: AgentConfig | None, student: nn.Module, columns: list[dict[str, Any]] | None, rows: Rows,
-    outcomes: dict[str, Array], teach: Callable[[], Array], settings: Distillation,
+    name: str,
+    config: AgentConfig | None,
+    student: nn.Module,
+    columns: list[dict[str, Any]] | None,
+    rows: Rows,
+    outcomes: dict[str, Array],
+    teach: Callable[[], Array],
+    settings: Distillation,
     learn: Callable[[nn.Module, Lesson, Distillation], object] = distil,
-) -> World:  # fmt: skip
+) -> World:
     """The world with its student trained, or read back where it has been trained before.
 
     :param student: as it begins; what it is made of is part of what it is kept under.
@@ -121,9 +127,13 @@ def _keep(folder: Path, student: nn.Module, knowledge: Array, seconds: float) ->
 
 
 def _hash(
-    student: nn.Module, columns: Columns | None, rows: Rows, outcomes: Mapping[str, Array], settings: Distillation,
+    student: nn.Module,
+    columns: Columns | None,
+    rows: Rows,
+    outcomes: Mapping[str, Array],
+    settings: Distillation,
     learn: Callable[..., object],
-) -> str:  # fmt: skip
+) -> str:
     """Of the untrained student, the rows, the settings and the training's own lines, 12 digits."""
     told = [str(student), columns, settings.model_dump(mode="json"), inspect.getsource(learn)]
     digest = hashlib.sha256(json.dumps(told).encode())
@@ -156,9 +166,12 @@ def quick_encoder() -> World:
 
 
 def _intents(
-    name: str, count: int, student: Mapping[str, Any], learning: Mapping[str, Any],
+    name: str,
+    count: int,
+    student: Mapping[str, Any],
+    learning: Mapping[str, Any],
     learn: Callable[[nn.Module, Lesson, Distillation], object] = distil,
-) -> World:  # fmt: skip
+) -> World:
     """The first ``count`` intents; a tenth of the training sentences is held out as ``validation``.
 
     The teacher, MiniLM with a linear head, labels each half of what is learned by a head fitted on the other half and
@@ -183,10 +196,16 @@ def _intents(
     config = agent({"text": {"type": "text"}}, count, described, **learning)
     columns = columns_of(config, rows["learned"], initial)
     return _world(
-        name, config, new_student(config, columns, _encoded(rows["learned"], columns), initial), columns, rows, truth,
+        name,
+        config,
+        new_student(config, columns, _encoded(rows["learned"], columns), initial),
+        columns,
+        rows,
+        truth,
         lambda: _crossed(list(rows["learned"]["text"]), truth["learned"], list(texts["val"]), outcomes["val"]),
-        config.distillation, learn,
-    )  # fmt: skip
+        config.distillation,
+        learn,
+    )
 
 
 def _clinc150() -> dict[str, list[tuple[str, str]]]:
@@ -270,10 +289,15 @@ def flights() -> World:
     columns = columns_of(config, rows["learned"])
     student = new_student(config, columns, _encoded(rows["learned"], columns))
     return _world(
-        "flights", config, student, columns, rows, outcomes,
+        "flights",
+        config,
+        student,
+        columns,
+        rows,
+        outcomes,
         lambda: Boosting(seed=0, threads=1).fit(before, _late(before)).predict_proba(rows["learned"]),
         config.distillation,
-    )  # fmt: skip
+    )
 
 
 def _late(rows: pd.DataFrame) -> Array:
@@ -294,9 +318,15 @@ def digits() -> World:
     outcomes = {split: y[place].astype(np.int64) for split, place in zip(SPLITS, parts, strict=True)}
     settings = Distillation(epochs=40, batch_size=64, learning_rate=3e-3)
     return _world(
-        "digits", None, _network(), None, rows, outcomes,
-        lambda: kernels(0).fit(x[before] / 16, y[before]).predict_proba(rows["learned"]), settings,
-    )  # fmt: skip
+        "digits",
+        None,
+        _network(),
+        None,
+        rows,
+        outcomes,
+        lambda: kernels(0).fit(x[before] / 16, y[before]).predict_proba(rows["learned"]),
+        settings,
+    )
 
 
 def _network() -> nn.Module:

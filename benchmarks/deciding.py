@@ -103,21 +103,57 @@ def flights(scratch: Path) -> Champion:
 
 def sentences(scratch: Path) -> Champion:
     """A student of short texts with 150 actions, as the router agent's, and made-up sentences of 4 to 12 words."""
-    words = ["book", "a", "table", "for", "two", "what", "is", "my", "balance", "transfer", "money", "to", "the",
-             "savings", "account", "please", "weather", "tomorrow", "in", "berlin", "set", "an", "alarm", "at", "seven",
-             "how", "do", "you", "say", "thanks", "play", "some", "music", "cancel", "reservation"]  # fmt: skip
+    words = [
+        "book",
+        "a",
+        "table",
+        "for",
+        "two",
+        "what",
+        "is",
+        "my",
+        "balance",
+        "transfer",
+        "money",
+        "to",
+        "the",
+        "savings",
+        "account",
+        "please",
+        "weather",
+        "tomorrow",
+        "in",
+        "berlin",
+        "set",
+        "an",
+        "alarm",
+        "at",
+        "seven",
+        "how",
+        "do",
+        "you",
+        "say",
+        "thanks",
+        "play",
+        "some",
+        "music",
+        "cancel",
+        "reservation",
+    ]
     chance = random.Random(0)
     texts = [" ".join(chance.choices(words, k=chance.randint(4, 12))) for _ in range(1000)]
     flights = config.load("flights").model_dump()
     settings = config.AgentConfig.model_validate(
         {key: flights[key] for key in ("teachers", "windows", "outcomes")}
         | {
-            "agent": "sentences", "actions": [f"intent {i}" for i in range(150)], "student": {"kind": "text"},
+            "agent": "sentences",
+            "actions": [f"intent {i}" for i in range(150)],
+            "student": {"kind": "text"},
             "observations": flights["observations"]
             | {"columns": {"said": {"type": "text"}}, "rules": [], "unique": [], "volume": None},
             "watch": {"every": timedelta(days=7)},
         }
-    )  # fmt: skip
+    )
     return exported("sentences", settings, pd.DataFrame({"said": texts}), scratch)
 
 
@@ -133,9 +169,13 @@ def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Ch
     columns = columns_of(settings, frame)
     student = new_student(settings, columns, encode(frame, columns))
     subject = student_subject(
-        student, columns, settings.actions, calibration=lambda columns: encode(frame, columns),
-        judged=lambda columns: encode(frame, columns), quality=lambda probabilities: 0.0,
-    )  # fmt: skip
+        student,
+        columns,
+        settings.actions,
+        calibration=lambda columns: encode(frame, columns),
+        judged=lambda columns: encode(frame, columns),
+        quality=lambda probabilities: 0.0,
+    )
     plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
     found = search(lambda: subject, plain, Limits(), variant_pack(name, settings.actions, {}), scratch / name)
     rows = json.loads(frame.head(SIZES[-1]).to_json(orient="records", double_precision=15))

@@ -119,10 +119,13 @@ def play(name: str, seed: int, tuned: Mapping[str, Sequence[float]]) -> dict[str
         if method == "ours":
             found["changes"] = [change.model_dump() for change in course.changes]
     found["rows"] = {
-        "learned_from": len(world.lesson), "outcomes_known": int(world.lesson.lived.sum()),
-        "held_out": len(world.held_out), "judged_on": len(world.test), "steps": world.steps,
+        "learned_from": len(world.lesson),
+        "outcomes_known": int(world.lesson.lived.sum()),
+        "held_out": len(world.held_out),
+        "judged_on": len(world.test),
+        "steps": world.steps,
         "parameters": sum(parameter.numel() for parameter in world.student(0).parameters()),
-    }  # fmt: skip
+    }
     found["asked"] = {"observed_rows": len(world.lesson) + len(world.held_out), "made_up_rows": len(world.made_up)}
     return found
 
@@ -189,10 +192,15 @@ def methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> It
     yield "kd, made-up rows", published_loss("kd", both, *tuned["kd"])
     yield "ours", ours(both)
     yield "ours, observed rows", ours(observed)
-    yield "ours, made-up rows untried", lambda student: distil(
-        student, both, world.settings(seed, both, temperature=temperature, outcome_weight=weight),
-        held_out=world.held_out,
-    )  # fmt: skip
+    yield (
+        "ours, made-up rows untried",
+        lambda student: distil(
+            student,
+            both,
+            world.settings(seed, both, temperature=temperature, outcome_weight=weight),
+            held_out=world.held_out,
+        ),
+    )
     yield "ours, fixed", ours(both, controller="fixed")
     yield "ours, two losses", ours(both, losses=[{"type": "hinton"}, {"type": "relational", "weight": 0.3}])
     for name, rows in halves(world, seed).items():

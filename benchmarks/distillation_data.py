@@ -74,9 +74,16 @@ class World:
 
 
 def world(
-    config: AgentConfig, teacher: Teacher, learned: pd.DataFrame, test: pd.DataFrame, outcomes_known: float, steps: int,
-    seed: int, groups: Array | None = None, cut: int | None = None,
-) -> World:  # fmt: skip
+    config: AgentConfig,
+    teacher: Teacher,
+    learned: pd.DataFrame,
+    test: pd.DataFrame,
+    outcomes_known: float,
+    steps: int,
+    seed: int,
+    groups: Array | None = None,
+    cut: int | None = None,
+) -> World:
     """Cut ``learned``: of a share of its rows the outcomes are known, a third of those is held out.
 
     :param groups: of the rows of ``learned``: the outcomes of whole groups are known, and whole groups held out.
@@ -99,10 +106,14 @@ def world(
         return Lesson(x, teacher(part), known, sizes.numbers, groups=groups, tokens=sizes.tokens)
 
     return World(
-        config, lesson(rows, outcomes), lesson(made, np.full(len(made), -1)),
-        lesson(aside, y_of(aside), groups[held_out]), lesson(test, y_of(test)),
-        columns, steps,
-    )  # fmt: skip
+        config,
+        lesson(rows, outcomes),
+        lesson(made, np.full(len(made), -1)),
+        lesson(aside, y_of(aside), groups[held_out]),
+        lesson(test, y_of(test)),
+        columns,
+        steps,
+    )
 
 
 def agent(
@@ -111,23 +122,31 @@ def agent(
     """The agent file of a data set."""
     return AgentConfig.model_validate(
         {
-            "agent": "benchmark", "actions": [f"a{number}" for number in range(actions)],
+            "agent": "benchmark",
+            "actions": [f"a{number}" for number in range(actions)],
             "observations": {"source": "x:y", "since": "2013-01-01T00:00:00Z", "columns": columns},
             "outcomes": {"source": "x:y", "delay": "1d"},
-            "teachers": [{"kind": "python", "name": "t", "target": "x:y"}], "student": student,
-            "distillation": distillation, "compression": {"recipes": [{"method": "fp32"}], "search": None}, "watch": {},
+            "teachers": [{"kind": "python", "name": "t", "target": "x:y"}],
+            "student": student,
+            "distillation": distillation,
+            "compression": {"recipes": [{"method": "fp32"}], "search": None},
+            "watch": {},
             "windows": {"train": "8w", "test": "1w", "current": "7d"},
         }
-    )  # fmt: skip
+    )
 
 
 # --------------------------------------------------------------------------- tables
 
 
 def table(
-    read: Callable[[], tuple[Array, Array]], make_teacher: Callable[[int], Any], steps: int, outcomes_known: float,
-    student: Mapping[str, Any], **distillation: Any,
-) -> Callable[[int], World]:  # fmt: skip
+    read: Callable[[], tuple[Array, Array]],
+    make_teacher: Callable[[int], Any],
+    steps: int,
+    outcomes_known: float,
+    student: Mapping[str, Any],
+    **distillation: Any,
+) -> Callable[[int], World]:
     """Rows without dates, cut at random by the seed: 4/10 for the teacher, 3/10 to learn from, 3/10 to judge on."""
 
     def make(seed: int) -> World:
@@ -141,10 +160,14 @@ def table(
         fitted = make_teacher(seed).fit(rows.loc[: first - 1, names].to_numpy(), y_of(rows[:first]))
         config = agent({name: {"type": "number"} for name in names}, int(y.max()) + 1, student, **distillation)
         return world(
-            config, lambda part: fitted.predict_proba(part[names].to_numpy()),
-            rows[first:second].reset_index(drop=True), rows[second:].reset_index(drop=True),
-            outcomes_known, steps, seed,
-        )  # fmt: skip
+            config,
+            lambda part: fitted.predict_proba(part[names].to_numpy()),
+            rows[first:second].reset_index(drop=True),
+            rows[second:].reset_index(drop=True),
+            outcomes_known,
+            steps,
+            seed,
+        )
 
     return make
 

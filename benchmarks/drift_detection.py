@@ -87,8 +87,17 @@ class Size:
     column_looks: int = 100
 
 
-QUICK = Size(rows=3000, runs=10, null_runs=5, null_looks=300, calibration_runs=5, peer_null_runs=5, warm_looks=50,
-             horizon=60, column_looks=5)  # fmt: skip
+QUICK = Size(
+    rows=3000,
+    runs=10,
+    null_runs=5,
+    null_looks=300,
+    calibration_runs=5,
+    peer_null_runs=5,
+    warm_looks=50,
+    horizon=60,
+    column_looks=5,
+)
 
 
 def main() -> None:
@@ -329,11 +338,16 @@ def ours_measured(world: World, size: Size) -> Iterator[dict[str, Any]]:
         nulls = null_means(world, method, runs, seed=[number, 4])
         _, first = watched(world, method, ("before", 0.0), nulls, size.null_looks, seed=[number, 5])
         yield {
-            "world": world.name, "method": method.name, "stream": method.process, "kind": "default",
-            "setting": RUN_LENGTH, "null_runs": runs,
-            "null_alarms": int((first <= size.null_looks).sum()), "delays": delays,
+            "world": world.name,
+            "method": method.name,
+            "stream": method.process,
+            "kind": "default",
+            "setting": RUN_LENGTH,
+            "null_runs": runs,
+            "null_alarms": int((first <= size.null_looks).sum()),
+            "delays": delays,
             "null_mean": float(np.median(nulls)),
-        }  # fmt: skip
+        }
 
 
 def null_means(world: World, method: Method, runs: int, seed: Sequence[int]) -> Array:
@@ -420,16 +434,31 @@ def drawn_rows(
 def start_peers(folder: Path, worlds: Sequence[World], size: Size) -> dict[str, subprocess.Popen[bytes]]:
     """river's and frouros's detectors, each library in its own environment, side by side with ours."""
     pools, job = folder / "pools.npz", folder / "job.json"
-    np.savez(pools, **{
-        f"{world.name}|{situation}|{stream}": values.astype(np.float32)
-        for world in worlds for situation, pool in world.pools.items() for stream, values in pool.streams.items()
-    })  # fmt: skip
-    job.write_text(json.dumps({
-        "worlds": [world.name for world in worlds], "scenarios": [*SCENARIOS, ("benign", 1.0)],
-        "per_look": WATCH.audit.rows, "warm_looks": size.warm_looks, "horizon": size.horizon, "runs": size.runs,
-        "null_looks": size.null_looks, "null_runs": size.peer_null_runs, "calibration_runs": size.calibration_runs,
-        "seeds": {"calibrate": 81, "null": 82, "measure": 83},
-    }))  # fmt: skip
+    np.savez(
+        pools,
+        **{
+            f"{world.name}|{situation}|{stream}": values.astype(np.float32)
+            for world in worlds
+            for situation, pool in world.pools.items()
+            for stream, values in pool.streams.items()
+        },
+    )
+    job.write_text(
+        json.dumps(
+            {
+                "worlds": [world.name for world in worlds],
+                "scenarios": [*SCENARIOS, ("benign", 1.0)],
+                "per_look": WATCH.audit.rows,
+                "warm_looks": size.warm_looks,
+                "horizon": size.horizon,
+                "runs": size.runs,
+                "null_looks": size.null_looks,
+                "null_runs": size.peer_null_runs,
+                "calibration_runs": size.calibration_runs,
+                "seeds": {"calibrate": 81, "null": 82, "measure": 83},
+            }
+        )
+    )
     running = {}
     for name, requirements in (("river", RIVER), ("frouros", FROUROS)):
         out = folder / f"{name}.json"
@@ -461,10 +490,17 @@ def label_free(folder: Path, worlds: Sequence[World], size: Size) -> list[dict[s
             arrays[f"{world.name}|{situation}"] = pool.inputs
     np.savez(inputs, **arrays)
     scenarios = [("before", 0.0), ("benign", 1.0), *((kind, 1.0) for kind in ("covariate", "label", "concept"))]
-    job.write_text(json.dumps({
-        "worlds": [world.name for world in worlds], "column_scenarios": scenarios, "rows_per_look": PER_LOOK,
-        "column_looks": size.column_looks, "check": 2,
-    }))  # fmt: skip
+    job.write_text(
+        json.dumps(
+            {
+                "worlds": [world.name for world in worlds],
+                "column_scenarios": scenarios,
+                "rows_per_look": PER_LOOK,
+                "column_looks": size.column_looks,
+                "check": 2,
+            }
+        )
+    )
     found = []
     for name, python in (("evidently", peer("evidently_detection", EVIDENTLY)), ("frouros", peer("frouros", FROUROS))):
         out = folder / f"{name}_columns.json"
@@ -536,7 +572,7 @@ def compared_with_peers(
         ratio_goal("delay_vs_best_calibrated_peer", 0.5, [found["ratio"] for found in counted]),
         ratio_goal("delay_vs_best_peer_told_our_losses", 1.0, [found["ratio_same_losses"] for found in counted]),
         Goal("alarms_on_benign_shift", 0.02, "lower", statistics.mean(benign), min(benign), max(benign)),
-    ]  # fmt: skip
+    ]
 
 
 def scenario_compared(
@@ -568,11 +604,17 @@ def scenario_compared(
         stream: round(share * float(after[stream].mean() - before[stream].mean()), 4) for stream in ("error", process)
     }
     return {
-        "world": world.name, "scenario": scenario, "rise": rise, "method": method, "delay": delay,
-        "best_peer": rival, "best_peer_told_our_losses": same,
-        "ratio": delay / rival[0], "ratio_same_losses": delay / same[0],
+        "world": world.name,
+        "scenario": scenario,
+        "rise": rise,
+        "method": method,
+        "delay": delay,
+        "best_peer": rival,
+        "best_peer_told_our_losses": same,
+        "ratio": delay / rival[0],
+        "ratio_same_losses": delay / same[0],
         "counted": rise["error"] >= HARM and min(delay, rival[0], same[0]) <= size.horizon,
-    }  # fmt: skip
+    }
 
 
 def ratio_goal(name: str, aim: float, ratios: Sequence[float]) -> Goal:

@@ -43,11 +43,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="durability-") as folder:
         found = lived(Place(Path(folder)), 15 if asked.quick else asked.kills, asked.seed)
     detail = {
-        "kills": dict(found.kills), "acknowledged": found.acknowledged,
+        "kills": dict(found.kills),
+        "acknowledged": found.acknowledged,
         "unacknowledged_and_there": found.unacknowledged,
-        "windows": found.windows, "rows": dict(found.rows), "commits": dict(found.commits),
+        "windows": found.windows,
+        "rows": dict(found.rows),
+        "commits": dict(found.commits),
         "seconds": round(found.seconds, 1),
-    }  # fmt: skip
+    }
     print(detail)
     if asked.quick:
         for goal in goals_of(found):

@@ -189,16 +189,28 @@ def event(kind: str, names: list[str], rng: random.Random) -> Event:
         case "decided":
             n = len(names)
             return Decided(
-                observation_ids=names, observed_at=times, columns=columns, values=values,
-                decision_ids=[f"{name}.d" for name in names], decided_at=times, actions=["go"] * n,
-                probabilities=[[0.25, 0.75]] * n, deciders=["student"] * n, versions=["durable@1"] * n,
-            )  # fmt: skip
+                observation_ids=names,
+                observed_at=times,
+                columns=columns,
+                values=values,
+                decision_ids=[f"{name}.d" for name in names],
+                decided_at=times,
+                actions=["go"] * n,
+                probabilities=[[0.25, 0.75]] * n,
+                deciders=["student"] * n,
+                versions=["durable@1"] * n,
+            )
         case "taught":
             (name,) = names
             return Taught(
-                teacher=name, observed_at=times, asked_at=times[0], columns=columns, values=values,
-                probabilities=[[0.5, 0.5]], spending={"llm": {"calls": 1}},
-            )  # fmt: skip
+                teacher=name,
+                observed_at=times,
+                asked_at=times[0],
+                columns=columns,
+                values=values,
+                probabilities=[[0.5, 0.5]],
+                spending={"llm": {"calls": 1}},
+            )
         case _:
             return Outcomes(observation_ids=names, observed_at=times, known_at=times, actions=["go"] * len(names))
 

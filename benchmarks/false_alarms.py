@@ -109,10 +109,12 @@ def main() -> None:
     goals = [
         Goal(
             f"false_alarms_per_promised_{'independent' if not world.coefficient else 'autoregressive'}_{world.units}",
-            1.0, "lower", *interval(found["now"]),
+            1.0,
+            "lower",
+            *interval(found["now"]),
         )
         for world, found in worst(rates)
-    ]  # fmt: skip
+    ]
     detail = {
         "sizes": vars(size),
         "promised": f"one false alarm in {PROMISED} steps, of all processes together",
@@ -128,15 +130,17 @@ def main() -> None:
             {
                 "world": world.name,
                 **{
-                    when: {"alarms_per_promised": [round(x, 3) for x in interval(found[when])],
-                           "first_alarm": round(float(found[f"{when}_first"].mean()), 1)}
+                    when: {
+                        "alarms_per_promised": [round(x, 3) for x in interval(found[when])],
+                        "first_alarm": round(float(found[f"{when}_first"].mean()), 1),
+                    }
                     for when in ("now", "before")
                 },
             }
             for world, found in zip(WORLDS, rates, strict=True)
         ],
         "delays": delays,
-    }  # fmt: skip
+    }
     if asked.quick:
         print(json.dumps({"goals": [[g.name, round(g.measured, 3)] for g in goals], "detail": detail}, indent=1))
     else:

@@ -161,9 +161,16 @@ def refreshed(way: str, student: nn.Module, memory: Memory, world: World, phase:
         if way == "fine-tuning":
             replay = replay.take(torch.zeros(0, dtype=torch.int64))
         defaults = Update()
-        update(made, new, replay, settings, steps=defaults.steps, stands_for=memory.seen,
-               least_old_share=defaults.least_old_share,
-               weighted=way == "update")  # fmt: skip
+        update(
+            made,
+            new,
+            replay,
+            settings,
+            steps=defaults.steps,
+            stands_for=memory.seen,
+            least_old_share=defaults.least_old_share,
+            weighted=way == "update",
+        )
         return made, len(new)
     rows = joined(world.learned[: phase + 1] if way == "joint" else world.learned[phase - 1 : phase + 1])
     made = world.student(rows)
@@ -270,9 +277,11 @@ def show(name: str, result: Mapping[str, Any]) -> None:
     print(f"\n{name}: {' → '.join(result['phases'])}")
     for way, figures in result["figures"].items():
         means = {figure: statistics.mean(values) for figure, values in figures.items()}
-        print(f"  {way:14} quality {means['quality']:.4f}  newest {means['quality_on_the_newest']:.4f}  "
-              f"forgetting {means['forgetting']:.4f}  BWT {means['backward_transfer']:+.4f}  "
-              f"CPU {means['cpu_seconds']:.2f} s  rows {means['teacher_rows_fitted_anew']:,.0f}")  # fmt: skip
+        print(
+            f"  {way:14} quality {means['quality']:.4f}  newest {means['quality_on_the_newest']:.4f}  "
+            f"forgetting {means['forgetting']:.4f}  BWT {means['backward_transfer']:+.4f}  "
+            f"CPU {means['cpu_seconds']:.2f} s  rows {means['teacher_rows_fitted_anew']:,.0f}"
+        )
 
 
 # --------------------------------------------------------------------------- data sets
@@ -308,9 +317,13 @@ def digits(seed: int) -> World:
 
     settings = Distillation(epochs=40, batch_size=32, learning_rate=0.01, unknown_rate=0.0, seed=seed)
     return World(
-        tuple(f"{90 * k}°" for k in turns), tuple(lesson(rows, k) for rows, k in zip(rest, turns, strict=True)),
-        tuple(lesson(judged, k) for k in turns), perceptron(64, 10, seed), settings, memory=100,
-    )  # fmt: skip
+        tuple(f"{90 * k}°" for k in turns),
+        tuple(lesson(rows, k) for rows, k in zip(rest, turns, strict=True)),
+        tuple(lesson(judged, k) for k in turns),
+        perceptron(64, 10, seed),
+        settings,
+        memory=100,
+    )
 
 
 def turned(images: Array, quarters: int) -> Array:
@@ -388,8 +401,10 @@ def flights(seed: int) -> World:
         tuple(name for name, _, _ in SEASONS),
         tuple(lesson(mine & (day == 1)) for mine in within),
         tuple(lesson(mine & np.isin(day, (3, 4))) for mine in within),
-        lambda part: new_student(seeded, columns, part.x.numpy()), settings, memory=2000,
-    )  # fmt: skip
+        lambda part: new_student(seeded, columns, part.x.numpy()),
+        settings,
+        memory=2000,
+    )
 
 
 @cache

@@ -165,8 +165,10 @@ def day(folder: Path, size: Size) -> dict[str, Any]:
             end = START + age * DAY
             rows = base.observations(base.window("current", end - DAY, end))
             cost = {
-                "wall_s": time.perf_counter() - begun[0], "cpu_s": cpu() - begun[1], "bytes": read_bytes() - begun[2]
-            }  # fmt: skip
+                "wall_s": time.perf_counter() - begun[0],
+                "cpu_s": cpu() - begun[1],
+                "bytes": read_bytes() - begun[2],
+            }
             if len(rows) != size.per_day:
                 raise SystemExit(f"a day of {size.per_day} rows was read as {len(rows)}")
             if number:  # the first round warms up
@@ -204,13 +206,16 @@ def config() -> AgentConfig:
     names = {f"x{i}": {"type": "number"} for i in range(5)} | {f"c{i}": {"type": "category"} for i in range(3)}
     return AgentConfig.model_validate(
         {
-            "agent": "scale", "actions": ["wait", "go"],
+            "agent": "scale",
+            "actions": ["wait", "go"],
             "observations": {"source": "none:rows", "since": START, "columns": names},
             "outcomes": {"source": "none:outcomes", "delay": "1d"},
             "teachers": [{"kind": "python", "name": "none", "target": "none:Teacher"}],
-            "student": {"kind": "tabular"}, "windows": {"train": "8w", "test": "1w", "current": "1d"}, "watch": {},
+            "student": {"kind": "tabular"},
+            "windows": {"train": "8w", "test": "1w", "current": "1d"},
+            "watch": {},
         }
-    )  # fmt: skip
+    )
 
 
 def lived(number: int, size: Size) -> pd.DataFrame:
@@ -280,8 +285,9 @@ def draw(detail: dict[str, Any], file: Path) -> None:
         rounds = detail["day"]["rounds"][layout]
         months = [int(age) / 30.44 for age in rounds]
         for axis, what, unit in ((time_axis, "wall_s", 1e-3), (byte_axis, "bytes", 2**20)):
-            quartiles = np.array([np.quantile([each[what] / unit for each in found], (0.25, 0.5, 0.75))
-                                  for found in rounds.values()])  # fmt: skip
+            quartiles = np.array(
+                [np.quantile([each[what] / unit for each in found], (0.25, 0.5, 0.75)) for found in rounds.values()]
+            )
             axis.plot(months, quartiles[:, 1], "o-", color=colour, label=layout, markersize=4)
             axis.fill_between(months, quartiles[:, 0], quartiles[:, 2], color=colour, alpha=0.2, linewidth=0)
     rows = detail["fill"]["rows"]

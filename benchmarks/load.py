@@ -86,11 +86,13 @@ async def _run(order: dict[str, Any]) -> dict[str, Any]:
     taken = sorted(each for connection in connections for each in connection.seconds)
     statuses = sum((connection.statuses for connection in connections), Counter())
     return {
-        "requests": len(taken), "per_second": len(taken) / seconds,
-        "p50_ms": 1e3 * taken[len(taken) // 2], "p99_ms": 1e3 * taken[min(len(taken) - 1, len(taken) * 99 // 100)],
+        "requests": len(taken),
+        "per_second": len(taken) / seconds,
+        "p50_ms": 1e3 * taken[len(taken) // 2],
+        "p99_ms": 1e3 * taken[min(len(taken) - 1, len(taken) * 99 // 100)],
         "statuses": dict(statuses),
         "bodies": [body.decode() for connection in connections for body in connection.bodies],
-    }  # fmt: skip
+    }
 
 
 def _request(order: dict[str, Any], body: bytes) -> bytes:
@@ -119,8 +121,14 @@ class Load:
         self, port: int, path: str, bodies: list[str], connections: int, seconds: float, *, keep: bool = False
     ) -> None:
         """The same, without waiting for its :meth:`end`."""
-        order = {"port": port, "path": path, "bodies": bodies, "connections": connections, "seconds": seconds,
-                 "keep": keep}  # fmt: skip
+        order = {
+            "port": port,
+            "path": path,
+            "bodies": bodies,
+            "connections": connections,
+            "seconds": seconds,
+            "keep": keep,
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()

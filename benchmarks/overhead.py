@@ -35,8 +35,13 @@ PACKAGING = ("save_student", "save_teacher", "VariantWriter.save")
 
 STATIONS = {
     "stillhouse.refreshing.opening": ("require_learnable", "open_refresh"),
-    "stillhouse.refreshing.teaching": ("prepare_teacher", "weigh_teachers", "examine_teacher", "gather_knowledge",
-                                       "compare_teachers"),
+    "stillhouse.refreshing.teaching": (
+        "prepare_teacher",
+        "weigh_teachers",
+        "examine_teacher",
+        "gather_knowledge",
+        "compare_teachers",
+    ),
     "stillhouse.refreshing.modes.redistil": ("Redistil.student", "Redistil.compress"),
     "stillhouse.refreshing.proving": ("prove_challenger",),
     "stillhouse.refreshing.publishing": ("log_models", "judge_challenger", "settle_refresh"),
@@ -45,7 +50,7 @@ STATIONS = {
     "stillhouse.watching.publishing": ("log_watch", "watch_figures"),
     "stillhouse.data_contract": ("check",),
     "data_checks.check": ("check",),
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -67,14 +72,22 @@ def main() -> None:
     goals = [
         goal("refresh_added_share", 0.10, "lower", [added(pair) / alone(pair) for pair in measured["refresh"]]),
         goal("watch_added_s", 0.5, "lower", [added(pair) for pair in measured["watch"]]),
-        goal("mlflow_ms_per_artifact", 25, "lower",
-             [1000 * pair["flow"]["mlflow_s"] / pair["flow"]["files"] for pair in measured["refresh"]]),
-    ]  # fmt: skip
+        goal(
+            "mlflow_ms_per_artifact",
+            25,
+            "lower",
+            [1000 * pair["flow"]["mlflow_s"] / pair["flow"]["files"] for pair in measured["refresh"]],
+        ),
+    ]
     if asked.quick:
         print(json.dumps([{g.name: round(g.measured, 4)} for g in goals] + [measured], indent=1))
     else:
-        run.write(CLAIM, goals, {"pairs": measured, "stations": stations(measured)},
-                  ("prefect", "mlflow", "great-expectations", "deltalake", "torch", "onnxruntime"))  # fmt: skip
+        run.write(
+            CLAIM,
+            goals,
+            {"pairs": measured, "stations": stations(measured)},
+            ("prefect", "mlflow", "great-expectations", "deltalake", "torch", "onnxruntime"),
+        )
 
 
 def goal(name: str, aim: float, better: Literal["higher", "lower"], values: Sequence[float]) -> Goal:
@@ -98,10 +111,12 @@ def stations(measured: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, d
     for job, pairs in measured.items():
         names = sorted({name for pair in pairs for side in pair.values() for name in side["stations"]})
         found[job] = {
-            name: {side: statistics.median(pair[side]["stations"].get(name, 0.0) for pair in pairs)
-                   for side in ("engine", "flow")}
+            name: {
+                side: statistics.median(pair[side]["stations"].get(name, 0.0) for pair in pairs)
+                for side in ("engine", "flow")
+            }
             for name in names
-        }  # fmt: skip
+        }
     return found
 
 
@@ -177,8 +192,7 @@ def once(job: Callable[[], object], folder: Path, prepared: Path, trace: Trace) 
     seconds = time.perf_counter() - began
     files = sum(file.is_file() for file in (home / "mlflow" / "artifacts").rglob("*")) - before
     shutil.rmtree(home)
-    return {"seconds": seconds, "mlflow_s": trace.mlflow, "files": max(1, files),
-            "stations": dict(trace.stations)}  # fmt: skip
+    return {"seconds": seconds, "mlflow_s": trace.mlflow, "files": max(1, files), "stations": dict(trace.stations)}
 
 
 @contextmanager
@@ -228,8 +242,11 @@ def _places(function: Any, name: str) -> list[Any]:
     import sys
 
     wanted = ("stillhouse", "tasks", "flows", "data_checks")
-    return [module for key, module in list(sys.modules.items())
-            if key.split(".")[0] in wanted and getattr(module, name, None) is function]  # fmt: skip
+    return [
+        module
+        for key, module in list(sys.modules.items())
+        if key.split(".")[0] in wanted and getattr(module, name, None) is function
+    ]
 
 
 def _timed(function: Any, trace: Trace, name: str) -> Any:

@@ -66,13 +66,15 @@ class Run:
             "changed_during_run": changed_files() if _commit() == self.commit else [f"now at {_commit()}"],
             "started_at": self.started_at,
             "machine": {
-                "cpu": cpu.name, "cores": os.cpu_count(), "flags": list(cpu.flags),
+                "cpu": cpu.name,
+                "cores": os.cpu_count(),
+                "flags": list(cpu.flags),
                 "load": {"start": self.load, "end": os.getloadavg()[0]},
             },
             "versions": {library: version(library) for library in ("stillhouse", *libraries)},
             "goals": [{**asdict(goal), "met": goal.met} for goal in goals],
             "detail": detail,
-        }  # fmt: skip
+        }
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         show(claim, goals)
@@ -113,8 +115,14 @@ def show(claim: str, goals: Sequence[Goal]) -> None:
     table = Table("goal", "", "measured", "lowest", "highest", "", title=claim)
     for goal in goals:
         sign = "≥" if goal.better == "higher" else "≤"
-        table.add_row(goal.name, f"{sign} {goal.goal:g}", f"{goal.measured:.4g}", f"{goal.low:.4g}", f"{goal.high:.4g}",
-                      "[green]met[/green]" if goal.met else "[red]missed[/red]")  # fmt: skip
+        table.add_row(
+            goal.name,
+            f"{sign} {goal.goal:g}",
+            f"{goal.measured:.4g}",
+            f"{goal.low:.4g}",
+            f"{goal.high:.4g}",
+            "[green]met[/green]" if goal.met else "[red]missed[/red]",
+        )
     Console(width=120).print(table)
 
 

@@ -98,9 +98,15 @@ def main() -> None:
         swapped = swap_under_load(load, home, rows, swaps=2 if asked.quick else 10)
     goals = goals_of(figures, swapped)
     detail = {
-        "rounds": rounds, "seconds": seconds, "same_answers": same, "figures": summed(figures), "ceiling": ceiling,
-        "bare": bare, "share_of_bare": share_of(figures, bare), "swaps": swapped,
-    }  # fmt: skip
+        "rounds": rounds,
+        "seconds": seconds,
+        "same_answers": same,
+        "figures": summed(figures),
+        "ceiling": ceiling,
+        "bare": bare,
+        "share_of_bare": share_of(figures, bare),
+        "swaps": swapped,
+    }
     if asked.quick:
         print(json.dumps({"goals": {goal.name: round(goal.measured, 3) for goal in goals}, **detail}, indent=1))
     else:
@@ -121,18 +127,25 @@ def train(home: Path) -> Path:
     (agents / f"{AGENT}.yaml").write_text(text[:begin] + "  search: null" + text[end:] + RUNTIME, encoding="utf-8")
     for command in (["live", "2013-04-01"], ["refresh", "--trigger", "bootstrap"]):
         print("python -m flows", *command, file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "flows", *command], env=os.environ | environment_of(home), check=True,
-                       stdout=subprocess.DEVNULL)  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-m", "flows", *command],
+            env=os.environ | environment_of(home),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return home
 
 
 def environment_of(home: Path) -> dict[str, str]:
     """Where everything of this benchmark lies."""
     return {
-        "STILLHOUSE_HOME": str(home), "STILLHOUSE_AGENTS": str(home / "agents"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}", "MLFLOW_DISABLE_TELEMETRY": "true",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "STILLHOUSE_HOME": str(home),
+        "STILLHOUSE_AGENTS": str(home / "agents"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def observations() -> list[dict[str, Any]]:
@@ -156,8 +169,19 @@ def servers(home: Path, rows: Sequence[dict[str, Any]]) -> Iterator[list[Side]]:
     native = native_of(rows)
     python = str(peer("litserve", LITSERVE))
     litserve = str(Path(__file__).parent / "serving_peers" / "litserve_server.py")
-    mlflow = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{AGENT}@champion", "--env-manager",
-              "local", "--host", "127.0.0.1"]  # fmt: skip
+    mlflow = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        f"models:/{AGENT}@champion",
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+    ]
     with ExitStack() as stack:
 
         def start(name: str, command: Callable[[int], list[str]], ready: str) -> tuple[int, int]:
@@ -414,12 +438,16 @@ def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swap
     models.promote(str(champion.version))
     acknowledged = {each["decision_id"] for each in decided}
     return {
-        "swaps": swaps, "taken_up": taken_up, "requests": found["requests"], "statuses": found["statuses"],
-        "versions": sorted({each["version"] for each in decided}), "p99_ms": found["p99_ms"],
+        "swaps": swaps,
+        "taken_up": taken_up,
+        "requests": found["requests"],
+        "statuses": found["statuses"],
+        "versions": sorted({each["version"] for each in decided}),
+        "p99_ms": found["p99_ms"],
         "failed": found["requests"] - len(decided) + found["statuses"].get("0", 0),
         "unrecorded": len(acknowledged - set(there)),
         "recorded_twice": len(there) - there.nunique(),
-    }  # fmt: skip
+    }
 
 
 # --------------------------------------------------------------------------- goals
@@ -474,9 +502,13 @@ def goals_of(figures: Figures, swapped: dict[str, Any]) -> list[Goal]:
 
 
 def ratio(
-    name: str, aim: float, better: Literal["higher", "lower"], by_side: dict[str, list[dict[str, Any]]], against: str,
+    name: str,
+    aim: float,
+    better: Literal["higher", "lower"],
+    by_side: dict[str, list[dict[str, Any]]],
+    against: str,
     figure: str,
-) -> Goal:  # fmt: skip
+) -> Goal:
     """Ours relative to the better of the peer's settings, round by round."""
     settings = [side for side in by_side if side.startswith(against)]
     best = max if figure == "per_second" else min

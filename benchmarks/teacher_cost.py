@@ -82,11 +82,19 @@ def loans(seed: int, rows: int) -> Stream:
     salary = generator.uniform(20, 150, n)
     commission = np.where(salary >= 75, 0.0, generator.uniform(10, 75, n))
     zip_code = generator.integers(0, 9, n)
-    x = np.column_stack([
-        salary, commission, generator.uniform(20, 80, n), generator.integers(0, 5, n), generator.integers(1, 21, n),
-        zip_code, generator.uniform(0.5, 1.5, n) * 100 * (9 - zip_code), generator.integers(1, 31, n),
-        generator.uniform(0, 500, n),
-    ])  # fmt: skip
+    x = np.column_stack(
+        [
+            salary,
+            commission,
+            generator.uniform(20, 80, n),
+            generator.integers(0, 5, n),
+            generator.integers(1, 21, n),
+            zip_code,
+            generator.uniform(0.5, 1.5, n) * 100 * (9 - zip_code),
+            generator.integers(1, 31, n),
+            generator.uniform(0, 500, n),
+        ]
+    )
     return _tabular(generator, x, rows, _loan)
 
 
@@ -143,8 +151,11 @@ def sentences(seed: int, rows: int) -> Stream:
     names = generator.permutation(10)
     waiting = {int(name): list(pool[domain[pool] == name]) for name in names}
     each, history = rows // 3, 3000
-    stages = [({0: 1, 1: 1, 2: 1, 3: 1, 4: 1}, history + each), ({2: 1, 3: 1, 5: 3, 6: 3, 7: 3}, each),
-              ({0: 1, 1: 1, 5: 1, 8: 3, 9: 3}, each)]  # fmt: skip
+    stages = [
+        ({0: 1, 1: 1, 2: 1, 3: 1, 4: 1}, history + each),
+        ({2: 1, 3: 1, 5: 3, 6: 3, 7: 3}, each),
+        ({0: 1, 1: 1, 5: 1, 8: 3, 9: 3}, each),
+    ]
     chosen: list[int] = []
     for weights, count in stages:
         total = sum(weights.values())
@@ -498,12 +509,14 @@ def goals_of(name: str, runs: Sequence[Mapping[str, Played]]) -> list[Goal]:
         return Goal(f"{what}_{name}", aim, better, statistics.median(values), min(values), max(values))
 
     return [
-        goal("fewer_calls_percent", 95, "higher", 
-             [100 * (1 - run["ours"].calls / run["always"].calls) for run in runs]),
-        goal("points_below_always", 0.5, "lower",
-             [100 * (run["always"].accuracy - run["ours"].accuracy) for run in runs]),
+        goal(
+            "fewer_calls_percent", 95, "higher", [100 * (1 - run["ours"].calls / run["always"].calls) for run in runs]
+        ),
+        goal(
+            "points_below_always", 0.5, "lower", [100 * (run["always"].accuracy - run["ours"].accuracy) for run in runs]
+        ),
         goal("calls_per_call_of_margin", 0.5, "lower", [run["ours"].calls / margin_calls(run) for run in runs]),
-    ]  # fmt: skip
+    ]
 
 
 def margin_calls(run: Mapping[str, Played]) -> float:

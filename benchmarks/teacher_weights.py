@@ -41,8 +41,22 @@ CLAIM = (
     "weights that follow outcomes, known a day late, beat the equal mean and come near the best mixture in hindsight"
 )
 NAMES = ("trees_of_winter", "logistic_of_winter", "trees_of_summer", "trees_of_jfk")
-NUMBERS = ["minute", "weekday", "distance", "n_hour", "n_prev3", "temp", "dewp", "humid", "wind_speed", "precip",
-           "visib", "precip_6h", "visib_6h", "nyc_precip_3h"]  # fmt: skip
+NUMBERS = [
+    "minute",
+    "weekday",
+    "distance",
+    "n_hour",
+    "n_prev3",
+    "temp",
+    "dewp",
+    "humid",
+    "wind_speed",
+    "precip",
+    "visib",
+    "precip_6h",
+    "visib_6h",
+    "nyc_precip_3h",
+]
 HOUR = timedelta(hours=1)  # promotion.cluster of the flights agent
 BAD_FROM = 40
 Array = np.ndarray[Any, Any]
@@ -56,14 +70,26 @@ def main() -> None:
     repeats = [repeat(seed, 1 if quick else 4, 32 if quick else 52) for seed in range(1 if quick else 4)]
     goals = [
         goal("nats_below_the_equal_mean", 0.0, "higher", [r["real"]["equal"] - r["real"]["followed"] for r in repeats]),
-        goal("nats_above_the_best_mixture_in_hindsight", 0.002, "lower",
-             [r["real"]["followed"] - r["real"]["best_mixture"] for r in repeats]),
-        goal("nats_that_slices_cost", 0.0005, "lower",
-             [r["real"]["followed"] - r["real"]["without_slices"] for r in repeats]),
-        goal("staged_nats_above_the_mean_without_the_bad_one", 0.005, "lower",
-             [r["staged"]["followed"] - r["staged"]["without_the_bad_one"] for r in repeats]),
+        goal(
+            "nats_above_the_best_mixture_in_hindsight",
+            0.002,
+            "lower",
+            [r["real"]["followed"] - r["real"]["best_mixture"] for r in repeats],
+        ),
+        goal(
+            "nats_that_slices_cost",
+            0.0005,
+            "lower",
+            [r["real"]["followed"] - r["real"]["without_slices"] for r in repeats],
+        ),
+        goal(
+            "staged_nats_above_the_mean_without_the_bad_one",
+            0.005,
+            "lower",
+            [r["staged"]["followed"] - r["staged"]["without_the_bad_one"] for r in repeats],
+        ),
         goal("staged_days_to_a_tenth_of_the_weight", 7.0, "lower", [r["staged"]["days"] for r in repeats]),
-    ]  # fmt: skip
+    ]
     if quick:
         for each in goals:
             print(f"{each.name}: {each.measured:.4g} (goal {each.goal:g})")
@@ -74,8 +100,12 @@ def main() -> None:
 def repeat(seed: int, every: int, last: int) -> dict[str, Any]:
     """One quarter of the departures: the teachers made, then followed day by day."""
     winter, summer = weeks(0, 9), weeks(20, 28)
-    made = [trees(winter, seed), logistic().fit(winter, winter["outcome"]), trees(summer, seed),
-            trees(summer[summer["origin"] == "JFK"], seed)]  # fmt: skip
+    made = [
+        trees(winter, seed),
+        logistic().fit(winter, winter["outcome"]),
+        trees(summer, seed),
+        trees(summer[summer["origin"] == "JFK"], seed),
+    ]
     lived = weeks(28, last).sort_values(["known_at", "observed_at", "observation_id"], ignore_index=True)
     lived = lived.iloc[seed % every :: every].reset_index(drop=True)
     said = np.stack([teacher.predict_proba(lived) for teacher in made], axis=1)
@@ -131,9 +161,13 @@ def follow(
         if until > heard:
             new = slice(heard, until)
             weights = weighing.learn(
-                weights, said[new], lived["outcome"].to_numpy()[new], lived.iloc[new], day.to_pydatetime(),
+                weights,
+                said[new],
+                lived["outcome"].to_numpy()[new],
+                lived.iloc[new],
+                day.to_pydatetime(),
                 None if by_row else stretches.to_numpy()[new],
-            ).weights  # fmt: skip
+            ).weights
             heard = until
         today = (days == day).to_numpy()
         shares[today], mornings[day] = weighing.shares(weights, lived[today]), weighing.share_in(weights)

@@ -45,7 +45,9 @@ def page_html(
     results = [_for_readers(result) for result in results]
     sections, renderer = _sections(results), cast(Any, ValidationResultsColumnSectionRenderer())
     return str(
-        _view().env.get_template("check.html").render(
+        _view()
+        .env.get_template("check.html")
+        .render(
             agent=agent,
             report=report,
             window=_window(report),
@@ -56,7 +58,7 @@ def page_html(
             contents=[(name, *_colours(each)) for name, each in sections.items()],
             sections=[renderer.render(each).to_json_dict() for each in sections.values()],
         )
-    )  # fmt: skip
+    )
 
 
 def write(folder: Path, agent: str, report: DataReport, results: Sequence[ExpectationValidationResult]) -> Path:
@@ -136,8 +138,13 @@ def _window(report: DataReport) -> str:
 def _entry(report: DataReport) -> dict[str, Any]:
     """What the index shows of a page; it stands in the page's head, so that pages are all that is kept."""
     drifted = sum(failure.expectation == "expect_column_drift_to_be_below" for failure in report.failures)
-    return {"window": _window(report), "broken": report.broken, "rows": report.rows,
-            "quarantined": report.quarantined, "drifted": drifted}  # fmt: skip
+    return {
+        "window": _window(report),
+        "broken": report.broken,
+        "rows": report.rows,
+        "quarantined": report.quarantined,
+        "drifted": drifted,
+    }
 
 
 def _entry_of(page: Path) -> dict[str, Any] | None:

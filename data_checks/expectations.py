@@ -165,8 +165,10 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
                 f"a category has no {' and no '.join(absent)}: use psi or effect"
             )
         beyond = [measure for measure, limit in limits.items() if details[measure] > limit]
-        return {"success": not beyond, "result": {"observed_value": details["psi"], "details": details | {
-            "limits": limits, "beyond": beyond}}}  # fmt: skip
+        return {
+            "success": not beyond,
+            "result": {"observed_value": details["psi"], "details": details | {"limits": limits, "beyond": beyond}},
+        }
 
     # ----------------------------------------------------------------- Data Docs
 

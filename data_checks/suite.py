@@ -219,14 +219,20 @@ def _of_rule(rule: Rule) -> Expectation:
     broken: dict[str, Any] = {"refuse_above": rule.max_broken}
     if isinstance(rule, Ordered):
         return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            column_A=rule.high, column_B=rule.low, or_equal=True, ignore_row_if="either_value_is_missing",
+            column_A=rule.high,
+            column_B=rule.low,
+            or_equal=True,
+            ignore_row_if="either_value_is_missing",
             **_rule("ordered", rule.low, **broken),
-        )  # fmt: skip
+        )
     if isinstance(rule, Pairs):
         return ExpectColumnPairValuesToBeAmong(
-            column_A=rule.columns[0], column_B=rule.columns[1], value_pairs_set=list(rule.allowed),
-            ignore_row_if="either_value_is_missing", **_rule("pair", "/".join(rule.columns), **broken),
-        )  # fmt: skip
+            column_A=rule.columns[0],
+            column_B=rule.columns[1],
+            value_pairs_set=list(rule.allowed),
+            ignore_row_if="either_value_is_missing",
+            **_rule("pair", "/".join(rule.columns), **broken),
+        )
     on: dict[str, Any] = {"row_condition": _condition(rule.when)}
     if isinstance(rule, PresentWhen):
         meta = _rule("missing", rule.column, where=where(rule.when), **broken)
@@ -264,14 +270,18 @@ def _window(observations: Observations) -> Iterator[Expectation]:
 
     if observations.freshness is not None:
         yield gxe.ExpectColumnMaxToBeBetween(
-            column="observed_at", min_value={"$PARAMETER": "fresh_from"}, severity=FailureSeverity.CRITICAL,
+            column="observed_at",
+            min_value={"$PARAMETER": "fresh_from"},
+            severity=FailureSeverity.CRITICAL,
             meta={"rule": "freshness"},
-        )  # fmt: skip
+        )
     if observations.volume is not None:
         yield gxe.ExpectTableRowCountToBeBetween(
-            min_value={"$PARAMETER": "min_rows"}, max_value={"$PARAMETER": "max_rows"},
-            severity=FailureSeverity.CRITICAL, meta={"rule": "volume"},
-        )  # fmt: skip
+            min_value={"$PARAMETER": "min_rows"},
+            max_value={"$PARAMETER": "max_rows"},
+            severity=FailureSeverity.CRITICAL,
+            meta={"rule": "volume"},
+        )
 
 
 def _drift(config: AgentConfig, reference: Profile | None, limits: Mapping[str, float]) -> Iterator[Expectation]:

@@ -39,9 +39,24 @@ SCHEDULE = ("minute", "weekday", "distance", "n_hour", "n_carrier_hour", "n_prev
 """Columns that come from the published schedule; `n_*` count scheduled departures at the same airport."""
 
 WEATHER = (
-    "temp", "dewp", "humid", "wind_speed", "wind_gust", "wind_x", "wind_y", "precip", "pressure", "visib",
-    "precip_3h", "precip_6h", "visib_3h", "visib_6h", "pressure_change", "nyc_precip_3h", "nyc_visib_6h",
-)  # fmt: skip
+    "temp",
+    "dewp",
+    "humid",
+    "wind_speed",
+    "wind_gust",
+    "wind_x",
+    "wind_y",
+    "precip",
+    "pressure",
+    "visib",
+    "precip_3h",
+    "precip_6h",
+    "visib_3h",
+    "visib_6h",
+    "pressure_change",
+    "nyc_precip_3h",
+    "nyc_visib_6h",
+)
 """Columns that come from the weather up to the hour before; `nyc_*` are means over the three airports."""
 
 NUMBERS = SCHEDULE + WEATHER

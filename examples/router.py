@@ -264,8 +264,12 @@ class MiniLM:
         head, folder = self._ready(), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"weights": head.weights, "bias": head.bias}, folder / "head.safetensors")
-        described = {"settings": self.settings, "temperature": head.temperature, "encoder": self._version(),
-                     "fitted": self._fitted}  # fmt: skip
+        described = {
+            "settings": self.settings,
+            "temperature": head.temperature,
+            "encoder": self._version(),
+            "fitted": self._fitted,
+        }
         (folder / "teacher.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
 
     @classmethod

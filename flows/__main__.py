@@ -136,8 +136,15 @@ def _flow(name: str, agent: str) -> Callable[..., Any]:
 
 
 def _show_upkeep(done: Maintained) -> None:
-    columns = ("table", "flushed\nrows", "files\njoined", "old rows\nremoved", "files\non the disk", "bytes",
-               "old versions\nkept")  # fmt: skip
+    columns = (
+        "table",
+        "flushed\nrows",
+        "files\njoined",
+        "old rows\nremoved",
+        "files\non the disk",
+        "bytes",
+        "old versions\nkept",
+    )
     table = Table(*columns, title=f"{done.agent}, as of {done.as_of:%Y-%m-%d %H:%M} UTC")
     freed, removed = {each.table: each for each in done.freed}, {each.table: each.rows for each in done.removed}
     for name in dict.fromkeys([*done.flushed.rows, *(each.table for each in done.compacted), *freed]):

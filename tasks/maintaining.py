@@ -14,8 +14,15 @@ from stillhouse.maintaining import Learned, moment
 from tasks.common import artifact_key, engine_task
 
 __all__ = [
-    "compact", "flush_spools", "free", "learned_windows", "look_for_damage", "moment", "publish", "remove_old_rows",
-]  # fmt: skip
+    "compact",
+    "flush_spools",
+    "free",
+    "learned_windows",
+    "look_for_damage",
+    "moment",
+    "publish",
+    "remove_old_rows",
+]
 
 
 @engine_task("flush")

@@ -54,9 +54,11 @@ def ensure_server() -> Callable[[], None]:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         server = subprocess.Popen(
             [sys.executable, "-m", __name__, str(listening.fileno())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[listening.fileno()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[listening.fileno()],
             start_new_session=True,  # Ctrl-C ends the run first, which still tells the server
-        )  # fmt: skip
+        )
     atexit.register(_stop, server)
     if _has_settings():  # they may name a server: that process reads them
         _use(server)
@@ -136,8 +138,9 @@ def _watch(there: Callable[[], bool], patience: float, url: str) -> None:
                 print(
                     f"RuntimeStateError: the Prefect server at {url} has gone away in the middle of the run. What was "
                     "done so far is kept: run the same command again",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(1)
 
     threading.Thread(target=look, name="prefect-server-watch", daemon=True).start()

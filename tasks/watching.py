@@ -32,9 +32,14 @@ def check_data(agent: str, window: Window) -> DataReport:
     """
     watched, champion = window_of(agent, window), window_of(agent, window).champion
     report, bad = check(
-        watched.raw, window, watched.settings, reference=champion.profile if champion else None,
-        limits=watched.usual_psi, docs=config.home() / "data_docs" / agent, pages="on_failure",
-    )  # fmt: skip
+        watched.raw,
+        window,
+        watched.settings,
+        reference=champion.profile if champion else None,
+        limits=watched.usual_psi,
+        docs=config.home() / "data_docs" / agent,
+        pages="on_failure",
+    )
     return watched.base.set_aside(report, bad)
 
 

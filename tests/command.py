@@ -29,8 +29,10 @@ def command(home: Path, agents: Path, patch: pytest.MonkeyPatch, captured: pytes
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_TRACKING"))]:
         patch.delenv(name)
     for name, value in {
-        "STILLHOUSE_HOME": home, "STILLHOUSE_AGENTS": agents, "HOME": home.parent,
-    }.items():  # fmt: skip
+        "STILLHOUSE_HOME": home,
+        "STILLHOUSE_AGENTS": agents,
+        "HOME": home.parent,
+    }.items():
         patch.setenv(name, str(value))
     patch.setattr(cli.console, "_width", 160)  # what rich read of COLUMNS when it was made
     patch.chdir(Path(__file__).parent.parent)

@@ -30,8 +30,15 @@ os.environ["STILLHOUSE_TRUSTED_KEYS"] = (
     _KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 )
 
-for _name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED",
-              "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "GX_ANALYTICS_ENABLED"):  # fmt: skip
+for _name in (
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "DO_NOT_TRACK",
+    "PREFECT_SERVER_ANALYTICS_ENABLED",
+    "MLFLOW_DISABLE_TELEMETRY",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
+    "GX_ANALYTICS_ENABLED",
+):
     os.environ.setdefault(_name, config.embedded_environment()[_name])
 
 

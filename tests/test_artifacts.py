@@ -91,11 +91,20 @@ EVIL: dict[str, tuple[str, Callable[[Any], None], str]] = {
     "pickled weight": (WEIGHTS, lambda c: c["config"]["layer.weight"].update(use_pickle=True), "pickle-free"),
     "weight of another name": (WEIGHTS, lambda c: c["config"]["layer.weight"].update(path_name="../x"), "pickle-free"),
     "pickled object": (
-        CONSTANTS, lambda c: c["config"].update(o={"path_name": "opaque_obj_0", "use_pickle": True}), "pickle-free"),
+        CONSTANTS,
+        lambda c: c["config"].update(o={"path_name": "opaque_obj_0", "use_pickle": True}),
+        "pickle-free",
+    ),
     "size as code": (
-        MODEL, lambda m: first_size(m).update(expr_str="__import__('os').system('true')"), "no arithmetic of sizes"),
+        MODEL,
+        lambda m: first_size(m).update(expr_str="__import__('os').system('true')"),
+        "no arithmetic of sizes",
+    ),
     "size by attributes": (
-        MODEL, lambda m: first_size(m).update(expr_str="Symbol('s0').__class__.__mro__"), "no arithmetic of sizes"),
+        MODEL,
+        lambda m: first_size(m).update(expr_str="Symbol('s0').__class__.__mro__"),
+        "no arithmetic of sizes",
+    ),
     "size from text": (MODEL, lambda m: first_size(m).update(expr_str="Max('print(1)')"), "no arithmetic of sizes"),
     "any function of torch": (MODEL, lambda m: nodes(m)[0].update(target="torch.os.system"), "uses torch.os.system"),
     "call": (MODEL, lambda m: nodes(m)[0].update(target="_operator.call"), "uses _operator.call"),
@@ -103,11 +112,18 @@ EVIL: dict[str, tuple[str, Callable[[Any], None], str]] = {
     "a mapped file": (MODEL, lambda m: nodes(m)[0].update(target="torch.ops.aten.from_file.default"), "from_file"),
     "name as code": (MODEL, rename_input, "which is no name"),
     "a class in the inputs": (
-        MODEL, lambda m: m["graph_module"]["module_call_graph"][0]["signature"].update(
-            in_spec='[1, {"type": "collections.defaultdict", "context": "null", "children_spec": []}]'), "defaultdict"),
+        MODEL,
+        lambda m: m["graph_module"]["module_call_graph"][0]["signature"].update(
+            in_spec='[1, {"type": "collections.defaultdict", "context": "null", "children_spec": []}]'
+        ),
+        "defaultdict",
+    ),
     "an object": (
-        MODEL, lambda m: m["graph_module"]["graph"].update(custom_obj_values={"o": {}}), "objects of classes of its"),
-}  # fmt: skip
+        MODEL,
+        lambda m: m["graph_module"]["graph"].update(custom_obj_values={"o": {}}),
+        "objects of classes of its",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", EVIL)
@@ -117,8 +133,16 @@ def test_what_would_run_is_refused_by_name(what: str, program: dict[str, bytes],
         checked_program(written(tmp_path, edited(program, name, change)))
 
 
-@pytest.mark.parametrize("name", ["data/aotinductor/model/x.so", "data/constants/evil.pt", "data/weights/model.pt",
-                                  "data/constants/model.pt", "models/other.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/aotinductor/model/x.so",
+        "data/constants/evil.pt",
+        "data/weights/model.pt",
+        "data/constants/model.pt",
+        "models/other.json",
+    ],
+)
 def test_records_that_nobody_needs_are_refused(name: str, program: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(PartError, match=r"not a pickle-free payload"):
         checked_program(written(tmp_path, program | {name: b"cos\nsystem\n(S'true'\ntR."}))

@@ -49,8 +49,15 @@ def flows(run: Command) -> Run:
     """``python -m flows …`` in a process of its own, in the same home."""
 
     def flows(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "flows", *arguments], cwd=ROOT, env=os.environ | more, text=True,
-                              capture_output=True, timeout=600, check=False)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "flows", *arguments],
+            cwd=ROOT,
+            env=os.environ | more,
+            text=True,
+            capture_output=True,
+            timeout=600,
+            check=False,
+        )
 
     return flows
 

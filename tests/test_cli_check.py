@@ -198,13 +198,16 @@ def test_quarantine_shows_rows_reasons_and_counts(run: Run, log: Path) -> None:
     base = KnowledgeBase(config.load("toy"))
     times = pd.date_range("2024-01-02", periods=3, freq="h", tz="UTC")
     reasons = [["a: above 20"], ["a: above 20", "place: unknown value '[/INST]\\n'"], ["c: missing"]]
-    base.append("quarantine", pd.DataFrame({"observation_id": list("pqr"), "observed_at": times, "reasons": reasons}),
-                batch="b")  # fmt: skip
+    base.append(
+        "quarantine", pd.DataFrame({"observation_id": list("pqr"), "observed_at": times, "reasons": reasons}), batch="b"
+    )
     shown = run("quarantine", "toy", "--last", "2")
     assert shown.code == 0, shown.err
     lines = [" ".join(line.split()) for line in shown.out.splitlines()]
-    assert lines[1:3] == ["2024-01-02 02:00 r c: missing",
-                          "2024-01-02 01:00 q a: above 20; place: unknown value '[/INST]\\n'"]  # fmt: skip
+    assert lines[1:3] == [
+        "2024-01-02 02:00 r c: missing",
+        "2024-01-02 01:00 q a: above 20; place: unknown value '[/INST]\\n'",
+    ]
     assert "2 a above 20" in lines and "1 place unknown value" in lines and "1 a is no number" in lines
     assert lines[-1].startswith("4 rows in quarantine, of 2024-01-01 00:00 to 2024-01-02 02:00")
 
@@ -287,12 +290,25 @@ def test_mistakes_end_in_a_sentence(run: Run, agents: Path, tmp_path: Path) -> N
     (agents / "latin.yaml").write_bytes(b"agent: caf\xe9")
     (agents / "folder.yaml").mkdir()
     for arguments in (
-        ("status", "nobody"), ("history", "../toy"), ("teachers", "[/x]"), ("quarantine", "Toy"), ("check", ""),
-        ("check", "broken"), ("check", "latin"), ("check", "folder"), ("check", agents), ("history", "a" * 300),
-        ("import", "toy", tmp_path / "absent.csv"), ("import", "toy", tmp_path), ("check", "toy\x00"),
+        ("status", "nobody"),
+        ("history", "../toy"),
+        ("teachers", "[/x]"),
+        ("quarantine", "Toy"),
+        ("check", ""),
+        ("check", "broken"),
+        ("check", "latin"),
+        ("check", "folder"),
+        ("check", agents),
+        ("history", "a" * 300),
+        ("import", "toy", tmp_path / "absent.csv"),
+        ("import", "toy", tmp_path),
+        ("check", "toy\x00"),
         ("contract", "toy", "--output", tmp_path / "no" / "such" / "folder.yaml"),
-        ("history", "toy", "--last", "0"), ("check", "toy", "--rows", "1"), ("drift", "x"), ("nonsense",),
-    ):  # fmt: skip
+        ("history", "toy", "--last", "0"),
+        ("check", "toy", "--rows", "1"),
+        ("drift", "x"),
+        ("nonsense",),
+    ):
         shown = run(*arguments)
         assert shown.code in (1, 2) and shown.err and "Traceback" not in shown.err, (arguments, shown)
 
@@ -305,10 +321,15 @@ def test_a_closed_pipe_and_an_interrupt_are_no_tracebacks(agents: Path) -> None:
         "@cli.app.command()\ndef stop(): raise KeyboardInterrupt\ncli.main()"
     )
     piped = subprocess.run(
-        ["bash", "-c", f'"{sys.executable}" -c "$0" loop | head -1', loop], env=environment, cwd=ROOT, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
+        ["bash", "-c", f'"{sys.executable}" -c "$0" loop | head -1', loop],
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     assert "\\u2713 0" in piped.stdout and piped.stderr == ""
-    stopped = subprocess.run([sys.executable, "-c", loop, "stop"], env=environment, cwd=ROOT, text=True,
-                             capture_output=True, check=False)  # fmt: skip
+    stopped = subprocess.run(
+        [sys.executable, "-c", loop, "stop"], env=environment, cwd=ROOT, text=True, capture_output=True, check=False
+    )
     assert stopped.returncode in (1, 130) and "Traceback" not in stopped.stderr

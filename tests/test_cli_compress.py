@@ -61,18 +61,27 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             loss.backward()
             optimizer.step()
         mlflow.pytorch.log_model(
-            network.eval(), name="net", signature=ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 6))])),
-            input_example=ROWS[:64], serialization_format="pt2", pip_requirements=["torch"],
+            network.eval(),
+            name="net",
+            signature=ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 6))])),
+            input_example=ROWS[:64],
+            serialization_format="pt2",
+            pip_requirements=["torch"],
             registered_model_name="net",
-        )  # fmt: skip
+        )
         mlflow.onnx.log_model(
-            onnx.load(graph(home / "graph.onnx")), name="graph", input_example=ROWS[:5],
-            pip_requirements=["onnxruntime"], registered_model_name="graph",
-        )  # fmt: skip
+            onnx.load(graph(home / "graph.onnx")),
+            name="graph",
+            input_example=ROWS[:5],
+            pip_requirements=["onnxruntime"],
+            registered_model_name="graph",
+        )
         mlflow.onnx.log_model(
-            onnx.load(with_hidden(home / "two.onnx")), name="two", pip_requirements=["onnxruntime"],
+            onnx.load(with_hidden(home / "two.onnx")),
+            name="two",
+            pip_requirements=["onnxruntime"],
             registered_model_name="two",
-        )  # fmt: skip
+        )
         theirs.client.set_registered_model_alias("net", "champion", "1")
         mlflow.set_tracking_uri(None)
     return home
@@ -100,8 +109,18 @@ def run(store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
 def test_a_torch_module_with_labels(run: Run, store: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", input=ROWS, labels=LABELS)
     folder = tmp_path / "small"
-    said = run("models:/net@champion", "--rows", tmp_path / "rows.npz", "--max-bytes", 9000, "--max-quality-loss", 0.1,
-               "--output", folder, *SHORT)  # fmt: skip
+    said = run(
+        "models:/net@champion",
+        "--rows",
+        tmp_path / "rows.npz",
+        "--max-bytes",
+        9000,
+        "--max-quality-loss",
+        0.1,
+        "--output",
+        folder,
+        *SHORT,
+    )
     assert said.code == 0, said
     assert "the smallest within 10 points and 9,000 bytes" in said.out and "100.0%" in said.out
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -140,8 +159,19 @@ def test_the_logged_example_is_enough_and_a_second_search_goes_on(run: Run) -> N
 def test_an_onnx_graph_with_a_table_of_rows(run: Run, tmp_path: Path) -> None:
     table = pd.DataFrame(ROWS, columns=list("abcdef")).assign(label=LABELS)
     table.to_parquet(tmp_path / "rows.parquet")
-    said = run("models:/graph/1", "--rows", tmp_path / "rows.parquet", "--labels", "label", "--experiment", "mine",
-               "--time", "10s", "--candidates", 4)  # fmt: skip
+    said = run(
+        "models:/graph/1",
+        "--rows",
+        tmp_path / "rows.parquet",
+        "--labels",
+        "label",
+        "--experiment",
+        "mine",
+        "--time",
+        "10s",
+        "--candidates",
+        4,
+    )
     assert said.code == 0, said
     runs = Runs("mine")
     parent, *_ = runs.client.search_runs([runs.experiment_id], "tags.role = 'compression'")
@@ -170,28 +200,34 @@ def test_nothing_fits(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "small").exists()
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (("models:/net/9",), "version=9"),
-    (("net",), "is no model's address in MLflow"),
-    (("models:/graph/1",), "was logged with an input example of 5 rows"),
-    (("models:/net/1", "--rows", "nowhere.npz"), "nowhere.npz: there is no such file"),
-    (("models:/net/1", "--rows", __file__), "rows are read from .npy, .npz, .parquet and .csv"),
-    (("models:/net/1", "--labels", "kind"), "neither such a column of the rows nor such a file"),
-    (("models:/net/1", "--steps", "squeeze"), "--steps squeeze: input should be 'int8_dynamic'"),
-    (("models:/net/1", "--time", "5 parsecs"), "--time 5 parsecs: '5 parsecs' is not a duration"),
-    (("models:/net/1", "--max-bytes", "0"), "--max-bytes 0"),
-    (("models:/net/1", "--max-quality-loss", "2"), "--max-quality-loss 2"),
-    (("models:/net/1", "--output", "."), "is there already, and nothing is overwritten"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("models:/net/9",), "version=9"),
+        (("net",), "is no model's address in MLflow"),
+        (("models:/graph/1",), "was logged with an input example of 5 rows"),
+        (("models:/net/1", "--rows", "nowhere.npz"), "nowhere.npz: there is no such file"),
+        (("models:/net/1", "--rows", __file__), "rows are read from .npy, .npz, .parquet and .csv"),
+        (("models:/net/1", "--labels", "kind"), "neither such a column of the rows nor such a file"),
+        (("models:/net/1", "--steps", "squeeze"), "--steps squeeze: input should be 'int8_dynamic'"),
+        (("models:/net/1", "--time", "5 parsecs"), "--time 5 parsecs: '5 parsecs' is not a duration"),
+        (("models:/net/1", "--max-bytes", "0"), "--max-bytes 0"),
+        (("models:/net/1", "--max-quality-loss", "2"), "--max-quality-loss 2"),
+        (("models:/net/1", "--output", "."), "is there already, and nothing is overwritten"),
+    ],
+)
 def test_mistakes_are_told_in_a_line(run: Run, arguments: tuple[str, ...], said: str) -> None:
     answer = run(*arguments, "--no-log")
     assert answer.code == 1 and said in answer.err and "Traceback" not in answer.err
 
 
-@pytest.mark.parametrize(("rows", "said"), [
-    (ROWS[:, :4], "the rows of input input are [240, 4], and the model reads input float32 [n, 6]"),
-    (ROWS[:20], "20 rows are too few"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (ROWS[:, :4], "the rows of input input are [240, 4], and the model reads input float32 [n, 6]"),
+        (ROWS[:20], "20 rows are too few"),
+    ],
+)
 def test_rows_that_do_not_fit(run: Run, tmp_path: Path, rows: np.ndarray, said: str) -> None:
     np.save(tmp_path / "rows.npy", rows)
     answer = run("models:/net/1", "--rows", tmp_path / "rows.npy", "--no-log")

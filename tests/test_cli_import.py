@@ -24,16 +24,21 @@ COMMAND = [sys.executable, "-c", "from stillhouse.cli import main; main()", "imp
 def environment(tmp_path: Path) -> dict[str, str]:
     raw = yaml.safe_load((ROOT / "tests" / "flows" / "toy.yaml").read_text())
     raw["importing"] = {
-        "observation_id": "id", "observed_at": {"column": "seconds", "format": "s"}, "columns": {"place": "Place"},
-        "missing": ["", "NA"], "outcome": {"action": "action"},
-    }  # fmt: skip
+        "observation_id": "id",
+        "observed_at": {"column": "seconds", "format": "s"},
+        "columns": {"place": "Place"},
+        "missing": ["", "NA"],
+        "outcome": {"action": "action"},
+    }
     (tmp_path / "agents").mkdir()
     (tmp_path / "agents" / "toy.yaml").write_text(yaml.safe_dump(raw))
     return {
         **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))},
-        "STILLHOUSE_HOME": str(tmp_path / "home"), "STILLHOUSE_AGENTS": str(tmp_path / "agents"), "COLUMNS": "160",
+        "STILLHOUSE_HOME": str(tmp_path / "home"),
+        "STILLHOUSE_AGENTS": str(tmp_path / "agents"),
+        "COLUMNS": "160",
         "HOME": str(tmp_path),
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -45,8 +50,15 @@ def log(tmp_path: Path) -> Path:
 
 
 def run(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=ROOT, env=environment, text=True, capture_output=True,
-                          timeout=300, check=False)  # fmt: skip
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def base_of(tmp_path: Path) -> KnowledgeBase:

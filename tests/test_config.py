@@ -82,11 +82,15 @@ def complaint(file: Path, text: str) -> str:
     return "\n".join(line.removeprefix(f"{file}:") for line in lines)
 
 
-@pytest.mark.parametrize(("written", "current"), [
-    ("1.5d", timedelta(hours=36)), ("since_promotion", SincePromotion()),
-    ("{since: promotion, at_most: 2w}", SincePromotion(at_most=timedelta(days=14))),
-    ("{rows: 500}", NewestRows(rows=500)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "current"),
+    [
+        ("1.5d", timedelta(hours=36)),
+        ("since_promotion", SincePromotion()),
+        ("{since: promotion, at_most: 2w}", SincePromotion(at_most=timedelta(days=14))),
+        ("{rows: 500}", NewestRows(rows=500)),
+    ],
+)
 def test_the_current_window_is_a_length_a_count_or_since_the_promotion(
     file: Path, written: str, current: object
 ) -> None:
@@ -149,8 +153,9 @@ def test_a_good_file_is_read_and_frozen(file: Path) -> None:
     assert toy.windows.train == timedelta(weeks=8)
     assert toy.windows.current == timedelta(hours=36)
     assert toy.compression.recipes == (
-        (Fp32(method="fp32"),), (PruneUnits(method="prune_units", ratio=0.5), StaticInt8(method="int8_static"))
-    )  # fmt: skip
+        (Fp32(method="fp32"),),
+        (PruneUnits(method="prune_units", ratio=0.5), StaticInt8(method="int8_static")),
+    )
     assert toy.compression.search == Search(candidates=9)
     assert toy.distillation.temperature == 2.0
     assert toy.promotion.approval == "automatic"
@@ -162,52 +167,94 @@ def test_a_good_file_is_read_and_frozen(file: Path) -> None:
 MISTAKES = [
     # misspelt keys, at every depth
     ("agent: toy", "agent: toy\ndescripton: x", "2: descripton: unknown key; did you mean 'description'?"),
-    ("current: 36h", "current: 36h, min_train_row: 60",
-     "17: windows.min_train_row: unknown key; did you mean 'min_train_rows'?"),
+    (
+        "current: 36h",
+        "current: 36h, min_train_row: 60",
+        "17: windows.min_train_row: unknown key; did you mean 'min_train_rows'?",
+    ),
     ("weight: 2", "wieght: 2", "12: teachers.0.wieght: unknown key; did you mean 'weight'?"),
     ("min: -30", "minn: -30", "7: observations.columns.temp.minn: unknown key; did you mean 'min'?"),
-    ("{type: number}", "{type: number, max_mising: 1}",
-     "8: observations.columns.number.max_mising: unknown key; did you mean 'max_missing'?"),
+    (
+        "{type: number}",
+        "{type: number, max_mising: 1}",
+        "8: observations.columns.number.max_mising: unknown key; did you mean 'max_missing'?",
+    ),
     ("ratio: 0.5", "ratoi: 0.5", "15: compression.recipes.1.0.ratoi: unknown key; did you mean 'ratio'?"),
     ("candidates: 9", "candidate: 9", "16: compression.search.candidate: unknown key; did you mean 'candidates'?"),
     ("psi: 0.25", "outputpsi: 1", "19: watch.thresholds.outputpsi: unknown key; did you mean 'output_psi'?"),
     # a key of another kind of column is not suggested
-    ("max_unknown: 0.1", "min: 3", "9: observations.columns.origin.min: unknown key; "
-     "known keys: type, values, max_unknown, max_missing, drift"),
+    (
+        "max_unknown: 0.1",
+        "min: 3",
+        "9: observations.columns.origin.min: unknown key; known keys: type, values, max_unknown, max_missing, drift",
+    ),
     # tags of unions
-    ("type: category", "type: categroy",
-     "9: observations.columns.origin.type: 'categroy' is not known; did you mean 'category'?"),
-    ("{type: number}", "{}",
-     "8: observations.columns.number.type: is required and missing: one of number, category, text"),
-    ("method: fp32", "method: int4",
-     "15: compression.recipes.0.0.method: 'int4' is not known; known are: fp32, int8_dynamic, int8_static, weights, "
-     "prune_units, prune_heads, prune_layers, prune_columns, low_rank, vocabulary, length, hashed_rows"),
-    ("candidates: 9", "steps: [prune]",
-     "16: compression.search.steps.0: 'prune' is not known; did you mean 'prune_units'?"),
+    (
+        "type: category",
+        "type: categroy",
+        "9: observations.columns.origin.type: 'categroy' is not known; did you mean 'category'?",
+    ),
+    (
+        "{type: number}",
+        "{}",
+        "8: observations.columns.number.type: is required and missing: one of number, category, text",
+    ),
+    (
+        "method: fp32",
+        "method: int4",
+        "15: compression.recipes.0.0.method: 'int4' is not known; known are: fp32, int8_dynamic, int8_static, weights, "
+        "prune_units, prune_heads, prune_layers, prune_columns, low_rank, vocabulary, length, hashed_rows",
+    ),
+    (
+        "candidates: 9",
+        "steps: [prune]",
+        "16: compression.search.steps.0: 'prune' is not known; did you mean 'prune_units'?",
+    ),
     ("kind: tabular", "kind: tabluar", "13: student.kind: 'tabluar' is not known; did you mean 'tabular'?"),
     # missing keys
     (", delay: 1d", "", "10: outcomes.delay: is required and missing: time until an outcome is known"),
     ("windows: {train: 8w, test: 1w, current: 36h}\n", "", "1: windows: is required and missing"),
     # durations
-    ("delay: 1d", "delay: 1 day", "10: outcomes.delay: '1 day' is not a duration: "
-     "write a number and s, m, h, d or w, such as '12h' or '7d'"),
-    ("delay: 1d", "delay: 5", "10: outcomes.delay: 5 is not a duration: "
-     "write a number and s, m, h, d or w, such as '12h' or '7d'"),
-    ("delay: 1d", "delay: -1d", "10: outcomes.delay: '-1d' is not a duration: "
-     "write a number and s, m, h, d or w, such as '12h' or '7d'"),
+    (
+        "delay: 1d",
+        "delay: 1 day",
+        "10: outcomes.delay: '1 day' is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'",
+    ),
+    (
+        "delay: 1d",
+        "delay: 5",
+        "10: outcomes.delay: 5 is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'",
+    ),
+    (
+        "delay: 1d",
+        "delay: -1d",
+        "10: outcomes.delay: '-1d' is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'",
+    ),
     ("delay: 1d", "delay: 99999999999w", "10: outcomes.delay: '99999999999w' is longer than any calendar"),
     ("train: 8w", "train: 0d", "17: windows.train: must be longer than nothing"),
-    ("current: 36h", "current: 36",
-     "17: windows.current: must be a length such as 7d, {rows: 5000}, since_promotion, or "
-     "{since: promotion, at_most: 14d}"),
-    ("current: 36h", "current: soon", "17: windows.current: 'soon' is not a duration: write a number and s, m, h, d or "
-     "w, such as '12h' or '7d'"),
+    (
+        "current: 36h",
+        "current: 36",
+        "17: windows.current: must be a length such as 7d, {rows: 5000}, since_promotion, or "
+        "{since: promotion, at_most: 14d}",
+    ),
+    (
+        "current: 36h",
+        "current: soon",
+        "17: windows.current: 'soon' is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'",
+    ),
     ("current: 36h", "current: {rows: 0}", "17: windows.current.rows: must be at least 1, not 0"),
     ("current: 36h", "current: {row: 5}", "17: windows.current.row: unknown key; did you mean 'rows'?"),
-    ("current: 36h", "current: {since: promotion, at_most: 0d}",
-     "17: windows.current.at_most: must be longer than nothing"),
-    ("current: 36h", "current: {rows: 99}",
-     "17: windows.current.rows: is 99, and a window of fewer rows than `observations.min_rows`, 100, is not judged"),
+    (
+        "current: 36h",
+        "current: {since: promotion, at_most: 0d}",
+        "17: windows.current.at_most: must be longer than nothing",
+    ),
+    (
+        "current: 36h",
+        "current: {rows: 99}",
+        "17: windows.current.rows: is 99, and a window of fewer rows than `observations.min_rows`, 100, is not judged",
+    ),
     ("current: 36h", "current: 36h, sample: 50", "17: windows.sample: must be at least 100, not 50"),
     # types
     ("[stay, move]", "[no, go]", "2: actions.0: must be text: put it in quotes, not false"),
@@ -216,53 +263,84 @@ MISTAKES = [
     ("weight: 2", "weight: .inf", "12: teachers.0.weight: must be a finite number, not inf"),
     ("[16]", "[16.5]", "13: student.widths.0: must be a whole number, not 16.5"),
     ("min: -30", "drift: maybe", "7: observations.columns.temp.drift: must be true or false, not 'maybe'"),
-    ("2013-01-01T00:00:00Z", "2013-01-01",
-     "5: observations.since: 2013-01-01 must be a moment with a time zone, such as 2013-01-01T00:00:00Z"),
-    ("2013-01-01T00:00:00Z", "yesterday",
-     "5: observations.since: 'yesterday' must be a moment with a time zone, such as 2013-01-01T00:00:00Z"),
-    ("{train: 8w, test: 1w, current: 36h}", "",
-     "17: windows: must be a mapping, not nothing; its keys are: train, test, current, sample, max_train_rows, "
-     "min_train_rows"),
+    (
+        "2013-01-01T00:00:00Z",
+        "2013-01-01",
+        "5: observations.since: 2013-01-01 must be a moment with a time zone, such as 2013-01-01T00:00:00Z",
+    ),
+    (
+        "2013-01-01T00:00:00Z",
+        "yesterday",
+        "5: observations.since: 'yesterday' must be a moment with a time zone, such as 2013-01-01T00:00:00Z",
+    ),
+    (
+        "{train: 8w, test: 1w, current: 36h}",
+        "",
+        "17: windows: must be a mapping, not nothing; its keys are: train, test, current, sample, max_train_rows, "
+        "min_train_rows",
+    ),
     ("    number: {", "    7: {", "6: observations.columns: the key 7 must be text: put it in quotes"),
     ("agent: toy\n", "agent: toy\non: x\n", "1: the file: the key true must be text: put it in quotes"),
     # ranges and forms
     ("weight: 2", "weight: 0", "12: teachers.0.weight: must be more than 0, not 0"),
-    ("max_unknown: 0.1", "max_unknown: 1.5",
-     "9: observations.columns.origin.max_unknown: must be at most 1, not 1.5"),
+    ("max_unknown: 0.1", "max_unknown: 1.5", "9: observations.columns.origin.max_unknown: must be at most 1, not 1.5"),
     ("[16]", "[1]", "13: student.widths.0: must be at least 2, not 1"),
     ("ratio: 0.5", "ratio: 1", "15: compression.recipes.1.0.ratio: must be less than 1, not 1"),
     ("ratio: 0.5", "ratios: {a: -1}", "15: compression.recipes.1.0.ratios.a: must be at least 0, not -1"),
     ("candidates: 9", "candidates: 0", "16: compression.search.candidates: must be at least 1, not 0"),
     ("candidates: 9", "parallel: 65", "16: compression.search.parallel: must be at most 64, not 65"),
-    ("candidates: 9", "time: 5", "16: compression.search.time: 5 is not a duration: "
-     "write a number and s, m, h, d or w, such as '12h' or '7d'"),
-    ("{method: int8_static}", "{method: weights, bits: 2}",
-     "15: compression.recipes.1.1.bits: 2 is not known; known are: 8, 4"),
+    (
+        "candidates: 9",
+        "time: 5",
+        "16: compression.search.time: 5 is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'",
+    ),
+    (
+        "{method: int8_static}",
+        "{method: weights, bits: 2}",
+        "15: compression.recipes.1.1.bits: 2 is not known; known are: 8, 4",
+    ),
     ("[stay, move]", "[stay]", "2: actions: must have at least 2 entries, not ['stay']"),
-    ("agent: toy", "agent: Toy X", "1: agent: 'Toy X' must be a name: a lower-case letter, then lower-case letters, "
-     "digits, _ or -, at most 63"),
+    (
+        "agent: toy",
+        "agent: Toy X",
+        "1: agent: 'Toy X' must be a name: a lower-case letter, then lower-case letters, digits, _ or -, at most 63",
+    ),
     ('"toy:rows"', "toy.rows", "4: observations.source: 'toy.rows' must be of the form 'package.module:object'"),
-    ("watch:", "weights: {folow: fixed}\nwatch:",
-     "18: weights.folow: unknown key; did you mean 'follow'?"),
-    ("watch:", "weights: {follow: outcome}\nwatch:",
-     "18: weights.follow: 'outcome' is not known; did you mean 'outcomes'?"),
+    ("watch:", "weights: {folow: fixed}\nwatch:", "18: weights.folow: unknown key; did you mean 'follow'?"),
+    (
+        "watch:",
+        "weights: {follow: outcome}\nwatch:",
+        "18: weights.follow: 'outcome' is not known; did you mean 'outcomes'?",
+    ),
     ("watch:", "weights: {rows: 10}\nwatch:", "18: weights.rows: must be at least 50, not 10"),
     # what fits alone and not together
     ("min: -30", "min: 50", "7: observations.columns.temp: min 50.0 is larger than max 40.0"),
     ("[EWR, JFK]", "[EWR, EWR]", "9: observations.columns.origin: values names 'EWR' more than once"),
     ("[EWR, JFK]", "[]", "9: observations.columns.origin.values: must have at least 1 entries, not []"),
-    ("    temp: {", "    observed_at: {",
-     "3: observations: column names ['observed_at'] are reserved for the knowledge base"),
+    (
+        "    temp: {",
+        "    observed_at: {",
+        "3: observations: column names ['observed_at'] are reserved for the knowledge base",
+    ),
     ("[stay, move]", "[stay, stay]", "2: actions: actions must differ, and 'stay' comes more than once"),
-    ("[{method: prune_units, ratio: 0.5}, {method: int8_static}]", "[{method: fp32}]",
-     "15: compression.recipes: recipes must differ, and 'fp32' comes more than once"),
-    ("[{method: prune_units, ratio: 0.5}, {method: int8_static}]", "[{method: int8_static}, {method: prune_units}]",
-     "15: compression.recipes: int8_static, prune_units: a recipe is any number of structural steps and then at most "
-     "one number format (fp32, int8_dynamic, int8_static, weights)"),
-    ("watch:", "promotion: {slices: [temp]}\nwatch:",
-     "18: promotion.slices: 'temp' is no category column of `observations`; those are: origin"),
+    (
+        "[{method: prune_units, ratio: 0.5}, {method: int8_static}]",
+        "[{method: fp32}]",
+        "15: compression.recipes: recipes must differ, and 'fp32' comes more than once",
+    ),
+    (
+        "[{method: prune_units, ratio: 0.5}, {method: int8_static}]",
+        "[{method: int8_static}, {method: prune_units}]",
+        "15: compression.recipes: int8_static, prune_units: a recipe is any number of structural steps and then at "
+        "most one number format (fp32, int8_dynamic, int8_static, weights)",
+    ),
+    (
+        "watch:",
+        "promotion: {slices: [temp]}\nwatch:",
+        "18: promotion.slices: 'temp' is no category column of `observations`; those are: origin",
+    ),
     ("psi: 0.25", "psi: 0.25, psi: 3", "19: watch.thresholds.psi: is written twice (first in line 19); remove one"),
-]  # fmt: skip
+]
 
 WIDER = GOOD.replace(
     "  columns:\n",
@@ -272,33 +350,57 @@ WIDER = GOOD.replace(
 
 BROKEN_PROMISES = [
     # columns that are not there, or of the wrong type
-    ("rules: [{type: ordered, low: dewpp, high: temp}]",
-     "rules.0.low: no column is called 'dewpp'; did you mean 'dewp'?"),
-    ("rules: [{type: ordered, low: origin, high: temp}]",
-     "rules.0.low: 'origin' is a category column; it must be a number"),
-    ("rules: [{type: pairs, columns: [temp, gate], allowed: [[a, b]]}]",
-     "rules.0.columns: 'temp' is a number column; it must be a category"),
-    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: origin, min: 3}}]",
-     "rules.0.when.column: 'origin' is a category column; it must be a number"),
-    ("rules: [{type: present_when, column: nil, when: {column: temp, min: 3}}]",
-     "rules.0.column: no column is called 'nil'; there are: dewp, gate, temp, number, origin"),
+    (
+        "rules: [{type: ordered, low: dewpp, high: temp}]",
+        "rules.0.low: no column is called 'dewpp'; did you mean 'dewp'?",
+    ),
+    (
+        "rules: [{type: ordered, low: origin, high: temp}]",
+        "rules.0.low: 'origin' is a category column; it must be a number",
+    ),
+    (
+        "rules: [{type: pairs, columns: [temp, gate], allowed: [[a, b]]}]",
+        "rules.0.columns: 'temp' is a number column; it must be a category",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, max: 9, when: {column: origin, min: 3}}]",
+        "rules.0.when.column: 'origin' is a category column; it must be a number",
+    ),
+    (
+        "rules: [{type: present_when, column: nil, when: {column: temp, min: 3}}]",
+        "rules.0.column: no column is called 'nil'; there are: dewp, gate, temp, number, origin",
+    ),
     ("unique: [[origin, tmp]]", "unique.0: no column is called 'tmp'; did you mean 'temp'?"),
     # what says nothing, or the same twice
     ("rules: [{type: ordered, low: temp, high: temp}]", "rules.0.high: must be another column than `low`, 'temp'"),
-    ("rules: [{type: pairs, columns: [gate, gate], allowed: [[A, A]]}]",
-     "rules.0.columns: must be two different ones, and 'gate' comes twice"),
-    ("rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, A], [JFK, A]]}]",
-     "rules.0.allowed: ['JFK', 'A'] comes more than once"),
-    ("rules: [{type: range_when, column: dewp, when: {column: temp, min: 3}}]",
-     "rules.0: can never be broken: give `min`, `max` or both"),
-    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: temp}}]",
-     "rules.0.when: says nothing: give `values` of a category, or `min` or `max`"),
-    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [A], max: 3}}]",
-     "rules.0.when: `values` are for a category, `min` and `max` for a number: give one or the other"),
-    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [A, A]}}]",
-     "rules.0.when.values: names 'A' more than once"),
-    ("rules: [{type: range_when, column: dewp, min: 5, max: 3, when: {column: temp, min: 3}}]",
-     "rules.0: min 5 is larger than max 3"),
+    (
+        "rules: [{type: pairs, columns: [gate, gate], allowed: [[A, A]]}]",
+        "rules.0.columns: must be two different ones, and 'gate' comes twice",
+    ),
+    (
+        "rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, A], [JFK, A]]}]",
+        "rules.0.allowed: ['JFK', 'A'] comes more than once",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, when: {column: temp, min: 3}}]",
+        "rules.0: can never be broken: give `min`, `max` or both",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, max: 9, when: {column: temp}}]",
+        "rules.0.when: says nothing: give `values` of a category, or `min` or `max`",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [A], max: 3}}]",
+        "rules.0.when: `values` are for a category, `min` and `max` for a number: give one or the other",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [A, A]}}]",
+        "rules.0.when.values: names 'A' more than once",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, min: 5, max: 3, when: {column: temp, min: 3}}]",
+        "rules.0: min 5 is larger than max 3",
+    ),
     ("unique: [[]]", "unique.0: must name at least one column"),
     ("unique: [[gate, gate]]", "unique.0: names 'gate' more than once"),
     ("unique: [[observation_id]]", "unique.0: observation_id is unique by itself; leave this list out"),
@@ -307,29 +409,49 @@ BROKEN_PROMISES = [
     ("volume: {min_per_day: 9, max_per_day: 5}", "volume: min_per_day 9 is larger than max_per_day 5"),
     ("freshness: 0h", "freshness: must be longer than nothing"),
     # what can never be broken, or never hold, by what the columns say themselves
-    ("rules: [{type: ordered, low: temp, high: hot}]",
-     "rules.0: can never be broken: temp is at most 40, hot at least 45"),
+    (
+        "rules: [{type: ordered, low: temp, high: hot}]",
+        "rules.0: can never be broken: temp is at most 40, hot at least 45",
+    ),
     ("rules: [{type: ordered, low: hot, high: temp}]", "rules.0: can never hold: hot is at least 45, temp at most 40"),
-    ("rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, C]]}]",
-     "rules.0.allowed: 'C' is not among the values of gate; those are: A, B"),
-    ("rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, A], [JFK, B], [EWR, A], [EWR, B]]}]",
-     "rules.0.allowed: can never be broken: it has every pair of origin and gate"),
-    ("rules: [{type: range_when, column: temp, max: 40, when: {column: gate, values: [A]}}]",
-     "rules.0: can never be broken: temp is between -30 and 40 on all rows"),
-    ("rules: [{type: range_when, column: temp, min: 41, when: {column: gate, values: [A]}}]",
-     "rules.0: can never hold: temp is between -30 and 40 on all rows"),
-    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: temp, min: 41}}]",
-     "rules.0.when: is never met: temp is between -30 and 40 on all rows"),
-    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [C]}}]",
-     "rules.0.when.values: 'C' is not among the values of gate; those are: A, B"),
-    ("rules: [{type: range_when, column: dewp, max: 9, when: {column: dewp, min: 3}}]",
-     "rules.0.when.column: must be another column than `column`"),
-    ("rules: [{type: present_when, column: temp, when: {column: gate, values: [A]}}]",
-     "rules.0.column: can never be broken: temp may be missing on no row (max_missing 0)"),
-    ("rules: [{type: ordered, low: dewp, high: temp}, {type: ordered, low: dewp, high: temp}]",
-     "rules.1: is the same as rules.0"),
+    (
+        "rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, C]]}]",
+        "rules.0.allowed: 'C' is not among the values of gate; those are: A, B",
+    ),
+    (
+        "rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, A], [JFK, B], [EWR, A], [EWR, B]]}]",
+        "rules.0.allowed: can never be broken: it has every pair of origin and gate",
+    ),
+    (
+        "rules: [{type: range_when, column: temp, max: 40, when: {column: gate, values: [A]}}]",
+        "rules.0: can never be broken: temp is between -30 and 40 on all rows",
+    ),
+    (
+        "rules: [{type: range_when, column: temp, min: 41, when: {column: gate, values: [A]}}]",
+        "rules.0: can never hold: temp is between -30 and 40 on all rows",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, max: 9, when: {column: temp, min: 41}}]",
+        "rules.0.when: is never met: temp is between -30 and 40 on all rows",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [C]}}]",
+        "rules.0.when.values: 'C' is not among the values of gate; those are: A, B",
+    ),
+    (
+        "rules: [{type: range_when, column: dewp, max: 9, when: {column: dewp, min: 3}}]",
+        "rules.0.when.column: must be another column than `column`",
+    ),
+    (
+        "rules: [{type: present_when, column: temp, when: {column: gate, values: [A]}}]",
+        "rules.0.column: can never be broken: temp may be missing on no row (max_missing 0)",
+    ),
+    (
+        "rules: [{type: ordered, low: dewp, high: temp}, {type: ordered, low: dewp, high: temp}]",
+        "rules.1: is the same as rules.0",
+    ),
     ("rules: [{type: orderd, low: dewp, high: temp}]", "rules.0.type: 'orderd' is not known; did you mean 'ordered'?"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("promise", "said"), BROKEN_PROMISES, ids=[said[:60] for _, said in BROKEN_PROMISES])
@@ -343,8 +465,10 @@ def test_all_broken_promises_are_named_at_once_each_with_its_line(file: Path) ->
     text = WIDER.replace("  columns:\n", f"  {rules}  unique: [[z]]\n  columns:\n")
     said = complaint(file, text).split("\n")
     assert [line.split(": ")[:2] for line in said] == [
-        ["9", "observations.unique.0"], ["7", "observations.rules.0.low"], ["8", "observations.rules.1.high"],
-    ]  # fmt: skip
+        ["9", "observations.unique.0"],
+        ["7", "observations.rules.0.low"],
+        ["8", "observations.rules.1.high"],
+    ]
 
 
 def test_a_whole_contract_is_read(file: Path) -> None:
@@ -396,8 +520,10 @@ def test_a_fall_of_the_auc_is_no_threshold_for_many_actions(file: Path) -> None:
 def test_all_mistakes_are_named_at_once(file: Path) -> None:
     said = complaint(file, GOOD.replace("toy:rows", "toy").replace("weight: 2", "weight: -2").replace("psi", "pzi"))
     assert [line.split(": ")[:2] for line in said.split("\n")] == [
-        ["4", "observations.source"], ["12", "teachers.0.weight"], ["19", "watch.thresholds.pzi"],
-    ]  # fmt: skip
+        ["4", "observations.source"],
+        ["12", "teachers.0.weight"],
+        ["19", "watch.thresholds.pzi"],
+    ]
 
 
 def test_a_misspelt_required_key_is_both_missing_and_unknown(file: Path) -> None:
@@ -570,9 +696,18 @@ def test_by_default_three_formats_and_a_search(file: Path) -> None:
     found = load_file(file).compression
     assert found == Compression() and found.recipes == ((FP32,), (DYNAMIC,), (STATIC,))
     assert found.search == Search() and set(Search().steps) == {
-        "int8_dynamic", "int8_static", "weights", "prune_units", "prune_heads", "prune_layers", "prune_columns",
-        "low_rank", "vocabulary", "length", "hashed_rows",
-    }  # fmt: skip
+        "int8_dynamic",
+        "int8_static",
+        "weights",
+        "prune_units",
+        "prune_heads",
+        "prune_layers",
+        "prune_columns",
+        "low_rank",
+        "vocabulary",
+        "length",
+        "hashed_rows",
+    }
     assert found.search is not None and found.search.time == timedelta(minutes=5)
 
 
@@ -593,7 +728,9 @@ def test_recipes_out_of_order_empty_or_alike_are_refused(recipes: list[list[obje
 @pytest.mark.parametrize(
     ("settings", "right"),
     [
-        ({"tolerance": 0.0}, False), ({"tolerance": 1.0}, True), ({"tolerance": 1.1}, False),
+        ({"tolerance": 0.0}, False),
+        ({"tolerance": 1.0}, True),
+        ({"tolerance": 1.1}, False),
         ({"recipes": [{"method": "int8_static", "calibration_rows": 99}]}, False),
         ({"recipes": [{"method": "int8_static", "calibration_rows": 100, "ranges": "percentile"}]}, True),
         ({"recipes": [{"method": "int8_static", "ranges": "widest"}]}, False),
@@ -605,11 +742,13 @@ def test_recipes_out_of_order_empty_or_alike_are_refused(recipes: list[list[obje
         ({"recipes": [{"method": "low_rank", "ratio": 0}]}, False),
         ({"recipes": [{"method": "low_rank", "ratios": {"a": 0}}]}, True),
         ({"recipes": [{"method": "prune_layers", "ratios": {"a": 0.5}}]}, False),
-        ({"search": {"steps": []}}, False), ({"search": {"steps": ["fp32"]}}, False),
-        ({"search": {"recover_epochs": 0}}, True), ({"search": {"recover_epochs": -1}}, False),
+        ({"search": {"steps": []}}, False),
+        ({"search": {"steps": ["fp32"]}}, False),
+        ({"search": {"recover_epochs": 0}}, True),
+        ({"search": {"recover_epochs": -1}}, False),
         ({"search": None}, True),
     ],
-)  # fmt: skip
+)
 def test_ranges_of_the_compressions_settings(settings: dict[str, object], right: bool) -> None:
     if right:
         Compression.model_validate(settings)
@@ -627,10 +766,9 @@ def test_the_page_of_the_agent_file_names_every_key() -> None:
 
 # --------------------------------------------------------------------------- texts
 
-TEXTS = (
-    GOOD.replace("number: {type: number}", "said: {type: text, max_length: 500}")
-    .replace("{kind: tabular, widths: [16]}", "{kind: text, encoder: {type: convolution}, widths: [16]}")
-)  # fmt: skip
+TEXTS = GOOD.replace("number: {type: number}", "said: {type: text, max_length: 500}").replace(
+    "{kind: tabular, widths: [16]}", "{kind: text, encoder: {type: convolution}, widths: [16]}"
+)
 
 
 def test_an_agent_that_reads_texts(file: Path) -> None:
@@ -644,26 +782,49 @@ def test_an_agent_that_reads_texts(file: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "said"),
     [
-        ("kind: text, encoder: {type: convolution}", "kind: tabular",
-         "13: student.kind: 'tabular' reads no text, and 'said' is a text column: take 'text'"),
-        ("said: {type: text, max_length: 500}", "said: {type: number}",
-         "13: student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'"),
-        ("max_length: 500", "max_lenght: 500",
-         "8: observations.columns.said.max_lenght: unknown key; did you mean 'max_length'?"),
-        ("type: convolution", "type: convolutoin",
-         "13: student.encoder.type: 'convolutoin' is not known; did you mean 'convolution'?"),
-        ("{type: convolution}", "{type: transformer, width: 10}",
-         "13: student.encoder.heads: 4 does not divide the width, 10"),
-        ("{type: convolution}", "{type: convolution, sizes: [2, 2]}",
-         "13: student.encoder.sizes: names 2 more than once"),
-        ("kind: python, name: forest, target: \"toy:Forest\", weight: 2}\nstudent: {kind: text,",
-         "kind: mlflow, name: forest, uri: \"models:/forest/1\"}\nstudent: {kind: text, initialise: teacher,",
-         "13: student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
-         "`text_encoder`: write 'none'"),
-        ("origin:", "\"said: words\": {type: number}\n    origin:",
-         "3: observations: column names ['said: words'] are reserved for what is watched of a text"),
+        (
+            "kind: text, encoder: {type: convolution}",
+            "kind: tabular",
+            "13: student.kind: 'tabular' reads no text, and 'said' is a text column: take 'text'",
+        ),
+        (
+            "said: {type: text, max_length: 500}",
+            "said: {type: number}",
+            "13: student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'",
+        ),
+        (
+            "max_length: 500",
+            "max_lenght: 500",
+            "8: observations.columns.said.max_lenght: unknown key; did you mean 'max_length'?",
+        ),
+        (
+            "type: convolution",
+            "type: convolutoin",
+            "13: student.encoder.type: 'convolutoin' is not known; did you mean 'convolution'?",
+        ),
+        (
+            "{type: convolution}",
+            "{type: transformer, width: 10}",
+            "13: student.encoder.heads: 4 does not divide the width, 10",
+        ),
+        (
+            "{type: convolution}",
+            "{type: convolution, sizes: [2, 2]}",
+            "13: student.encoder.sizes: names 2 more than once",
+        ),
+        (
+            'kind: python, name: forest, target: "toy:Forest", weight: 2}\nstudent: {kind: text,',
+            'kind: mlflow, name: forest, uri: "models:/forest/1"}\nstudent: {kind: text, initialise: teacher,',
+            "13: student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
+            "`text_encoder`: write 'none'",
+        ),
+        (
+            "origin:",
+            '"said: words": {type: number}\n    origin:',
+            "3: observations: column names ['said: words'] are reserved for what is watched of a text",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_about_texts(file: Path, right: str, wrong: str, said: str) -> None:
     assert TEXTS.count(right) == 1
     assert complaint(file, TEXTS.replace(right, wrong)) == said

@@ -32,7 +32,7 @@ REFUSED = {
     "a long number": ("agent: " + "9" * 5_000, "a number of more than 300 characters"),
     "a time that is none": ("a: !!timestamp soon", "1: is not YAML: the value 'soon' does not fit its tag"),
     "a NUL": ('agent: "\x00"', "1: is not YAML: unacceptable character"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)

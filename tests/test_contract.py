@@ -119,10 +119,37 @@ def test_a_constant_says_nothing_but_its_sign(value):
 
 
 NAMES = (
-    "wind\nspeed", "a\r", "tab\t", "x\x85y", "x\u2028y", "\u2029", "\u202egnp", "\ufeff", "\x00", "\x1b[31m", "a: b",
-    "# x", "yes", "1.0", "~", "<<", "=", "'", '"', "\\n", "{x}", "[/INST]", "a, b", "!t", "&a", "*a", "%d", " lead",
-    "é 日本 😀", "x" * 1500,
-)  # fmt: skip
+    "wind\nspeed",
+    "a\r",
+    "tab\t",
+    "x\x85y",
+    "x\u2028y",
+    "\u2029",
+    "\u202egnp",
+    "\ufeff",
+    "\x00",
+    "\x1b[31m",
+    "a: b",
+    "# x",
+    "yes",
+    "1.0",
+    "~",
+    "<<",
+    "=",
+    "'",
+    '"',
+    "\\n",
+    "{x}",
+    "[/INST]",
+    "a, b",
+    "!t",
+    "&a",
+    "*a",
+    "%d",
+    " lead",
+    "é 日本 😀",
+    "x" * 1500,
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,10 +223,13 @@ def test_what_the_file_says_is_kept():
             "temp": {"type": "number", "min": -1, "max_missing": 0.25, "drift": False},
             "later": {"type": "number", "max": 3},
         },
-        "freshness": "90s", "volume": {"min_per_day": 1}, "max_bad_rows": 0.125, "min_rows": 7,
+        "freshness": "90s",
+        "volume": {"min_per_day": 1},
+        "max_bad_rows": 0.125,
+        "min_rows": 7,
         "unique": [["observed_at", "carrier"]],
         "rules": [{"type": "ordered", "low": "later", "high": "temp", "max_broken": 0.5}],
-    }  # fmt: skip
+    }
     rows = life()
     rows.loc[:1, "temp"] = [-3, 17]
     text, config = drafted(rows, **kept)
@@ -251,9 +281,10 @@ def test_pairs_and_unique_combinations():
     slots = pd.MultiIndex.from_product([rows["observed_at"].unique()[::40], list("ABCDE"), list("xyz")])
     some = rng.permutation(len(slots))[:400]
     rows = rows.iloc[:400].assign(
-        observed_at=slots.get_level_values(0)[some], seat=slots.get_level_values(1)[some],
+        observed_at=slots.get_level_values(0)[some],
+        seat=slots.get_level_values(1)[some],
         row=slots.get_level_values(2)[some],
-    )  # fmt: skip
+    )
     rows["zone"] = rows["seat"].map({"A": "front", "B": "front", "C": "back", "D": "back", "E": "back"})
     config = drafted(rows.drop(columns=["dewp"]))[1]
     assert ("observed_at", "seat", "row") in config.observations.unique
@@ -288,10 +319,15 @@ def test_any_frame_gives_a_draft_that_is_accepted_and_keeps_its_own_rows():
         rows = life(9, seed=seed)[["observation_id", "observed_at", "temp"]]
         for i in range(rng.integers(1, 8)):
             values = [
-                rng.normal(size=450) * 10.0 ** rng.integers(-3, 4), rng.integers(-2, 3, 450), rng.choice([0, 1], 450),
-                rng.choice(["a", "yes", "1", "", "é: {"], 450), np.zeros(450), rng.uniform(size=450).astype("float32"),
-                np.round(rng.exponential(size=450), 1), rng.choice(["x", "y"], 450),
-            ][rng.integers(8)]  # fmt: skip
+                rng.normal(size=450) * 10.0 ** rng.integers(-3, 4),
+                rng.integers(-2, 3, 450),
+                rng.choice([0, 1], 450),
+                rng.choice(["a", "yes", "1", "", "é: {"], 450),
+                np.zeros(450),
+                rng.uniform(size=450).astype("float32"),
+                np.round(rng.exponential(size=450), 1),
+                rng.choice(["x", "y"], 450),
+            ][rng.integers(8)]
             rows[f"c{i}"] = pd.Series(values).mask(rng.random(450) < rng.choice([0, 0, 0.02, 0.5]))
         text, config = drafted(rows)
         window = Window(name="drafted", start=START.to_pydatetime(), end=(START + pd.Timedelta("9D")).to_pydatetime())
@@ -332,8 +368,11 @@ def test_the_draft_of_january_lets_the_following_weeks_of_flights_through(tmp_pa
 
     file = ROOT / "agents" / "flights.yaml"
     flights = load_file(file)
-    bare = {"source": "examples.flights:departures", "since": "2013-01-01T05:00:00Z",
-            "columns": {"minute": {"type": "number"}}}  # fmt: skip
+    bare = {
+        "source": "examples.flights:departures",
+        "since": "2013-01-01T05:00:00Z",
+        "columns": {"minute": {"type": "number"}},
+    }
     since = flights.observations.since
     section = type(flights.observations).model_validate(bare)
     text = draft(departures(since, since + timedelta(weeks=4)), flights.model_copy(update={"observations": section}))

@@ -66,10 +66,15 @@ def test_a_column_is_read_as_its_values_one_by_one(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("1", 1.0), (" 2.5 ", 2.5), ("1e999", np.inf), ("nan", None), ("1_0", None), ("", None),
+        ("1", 1.0),
+        (" 2.5 ", 2.5),
+        ("1e999", np.inf),
+        ("nan", None),
+        ("1_0", None),
+        ("", None),
         ("0.1234567890123456789", 0.12345678901234568),
     ],
-)  # fmt: skip
+)
 def test_texts_are_numbers_as_python_reads_them(text: str, number: float | None) -> None:
     read = numbers_in(pd.Series([text, None], dtype=object))
     assert (0 in read.refused) == (number is None)
@@ -95,22 +100,33 @@ def test_a_refusal_names_the_column_the_row_and_the_value() -> None:
 
 
 def test_arrows_columns_stay_what_they_are() -> None:
-    table = pa.table({
-        "id": pa.array([2**60 + 1, None]), "code": pa.array([3, None], pa.int8()).dictionary_encode(),
-        "flag": pa.array([True, None]), "price": pa.array([Decimal("1.50"), None]),
-        "day": pa.array([date(2024, 5, 1), None]), "nested": pa.array([{"a": 1}, None]),
-        "listed": pa.array([[1], None]), "words": pa.array(["a", None]).dictionary_encode(),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "id": pa.array([2**60 + 1, None]),
+            "code": pa.array([3, None], pa.int8()).dictionary_encode(),
+            "flag": pa.array([True, None]),
+            "price": pa.array([Decimal("1.50"), None]),
+            "day": pa.array([date(2024, 5, 1), None]),
+            "nested": pa.array([{"a": 1}, None]),
+            "listed": pa.array([[1], None]),
+            "words": pa.array(["a", None]).dictionary_encode(),
+        }
+    )
     frame = from_arrow(table)
     read = {name: texts_in(frame[name]) for name in frame}
     found = {name: each.values.tolist() for name, each in read.items() if not each.refused}
     assert found == {
-        "id": [str(2**60 + 1), None], "code": ["3", None], "flag": ["true", None], "price": ["1.5", None],
-        "day": ["2024-05-01", None], "words": ["a", None],
-    }  # fmt: skip
+        "id": [str(2**60 + 1), None],
+        "code": ["3", None],
+        "flag": ["true", None],
+        "price": ["1.5", None],
+        "day": ["2024-05-01", None],
+        "words": ["a", None],
+    }
     assert {name: each.refused[0][:14] for name, each in read.items() if each.refused} == {
-        "nested": "the dictionary", "listed": "the array [1] ",
-    }  # fmt: skip
+        "nested": "the dictionary",
+        "listed": "the array [1] ",
+    }
 
 
 def test_an_index_that_pandas_wrote_stays_a_column() -> None:
@@ -126,8 +142,15 @@ def test_two_columns_of_one_name_are_refused_by_name() -> None:
 
 def test_which_moments_say_their_zone() -> None:
     said = {
-        "2013-06-01": False, "20130601": False, "2013-06": False, "2013-06-01T12": False, "2013-06-01 12:00": False,
-        "2013-06-01T12:00Z": True, "2013-06-01 12:00:00.5+02:00": True, "2013-06-01T12-05": True,
-        "20130601T120000z": True, "1T00" * 40 + "Z": False,
-    }  # fmt: skip
+        "2013-06-01": False,
+        "20130601": False,
+        "2013-06": False,
+        "2013-06-01T12": False,
+        "2013-06-01 12:00": False,
+        "2013-06-01T12:00Z": True,
+        "2013-06-01 12:00:00.5+02:00": True,
+        "2013-06-01T12-05": True,
+        "20130601T120000z": True,
+        "1T00" * 40 + "Z": False,
+    }
     assert with_zone(pd.Series([*said, None], dtype="str")).tolist() == [*said.values(), False]

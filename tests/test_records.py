@@ -74,92 +74,251 @@ SLICE = SliceDrift(slice="origin=LGA", share_reference=0.0, share_current=0.3, r
 SCREENS = Screens(block=timedelta(days=7), blocks=2, columns={"origin": (0.1, 1 / 3)}, joint=(0.9, 1.2))
 LOSS = LossBaseline(mean=0.1, standard_error=0.01, rows=900, clusters=60, usual=0.12)
 STEP = EvidenceStep(
-    process="disagreement", champion="toy@3", since=NOW - timedelta(days=1), start=NOW - timedelta(hours=1), end=NOW,
-    looks=3, rows=150, step_rows=50, units=12, mean=None, null_mean=0.12, log_bets=(-708.0, 2 / 3), log_evidence=0.1,
+    process="disagreement",
+    champion="toy@3",
+    since=NOW - timedelta(days=1),
+    start=NOW - timedelta(hours=1),
+    end=NOW,
+    looks=3,
+    rows=150,
+    step_rows=50,
+    units=12,
+    mean=None,
+    null_mean=0.12,
+    log_bets=(-708.0, 2 / 3),
+    log_evidence=0.1,
     log_threshold=7.7,
-)  # fmt: skip
+)
 COUNTED = Counted(step=STEP, observation_ids=("a",), units=(0,), probabilities=(1 / 3,), weights=(3.0,), losses=(0.1,))
 COST = Cost(teacher_calls=50, teacher_calls_since=150, seconds=0.2)
 DRIFT = DriftReport(
-    agent="toy", champion="toy@3", reference=WINDOW, current=WINDOW, reference_rows=5, current_rows=6,
-    columns=(COLUMN,), outputs=(COLUMN,), screened=SCREENED, slices=(SLICE,), disagreement=DISAGREEMENT,
-    quality=QUALITY, seconds=0.01,
-)  # fmt: skip
+    agent="toy",
+    champion="toy@3",
+    reference=WINDOW,
+    current=WINDOW,
+    reference_rows=5,
+    current_rows=6,
+    columns=(COLUMN,),
+    outputs=(COLUMN,),
+    screened=SCREENED,
+    slices=(SLICE,),
+    disagreement=DISAGREEMENT,
+    quality=QUALITY,
+    seconds=0.01,
+)
 MODEL = ModelRef(name="toy", version="3", uri="models:/toy/3", run_id="abc")
 TEACHER = TeacherRef(version="0123456789ab", folder="/t", fitted=WINDOW, bytes=7, model=MODEL)
 STUDENT = StudentRef(folder="/s", bytes=9, rows=100, history=({"knowledge_loss": 0.1, "outcome_loss": 0.7},))
 LATENCY = Latency(p50_ms=0.04, p95_ms=0.09, calls=300)
 CARD = Scorecard(
-    model="fp32", role="variant", quality={"test": QUALITY}, slices={"origin=São Paulo": QUALITY}, agreement=0.9,
-    bytes=1234, latency=LATENCY, cpu="Zen",
-)  # fmt: skip
+    model="fp32",
+    role="variant",
+    quality={"test": QUALITY},
+    slices={"origin=São Paulo": QUALITY},
+    agreement=0.9,
+    bytes=1234,
+    latency=LATENCY,
+    cpu="Zen",
+)
 SCORES = ClusterScores(scores=((-0.001, 3), (0.003, 1)), worst=0.01, clusters=4, effective=3.5)
 COMPARISON = Comparison(
-    window="test", rows=900, measure="auc", challenger=0.7, champion=0.71, difference=-0.01, standard_error=0.002,
-    margin=0.005, rule=2, rarer=200, evidence=SCORES,
-)  # fmt: skip
+    window="test",
+    rows=900,
+    measure="auc",
+    challenger=0.7,
+    champion=0.71,
+    difference=-0.01,
+    standard_error=0.002,
+    margin=0.005,
+    rule=2,
+    rarer=200,
+    evidence=SCORES,
+)
 CERTIFICATE = Certificate(
-    agent="toy", refresh_id="r", challenger=CARD, champion=CARD, comparisons=(COMPARISON,), confidence=0.95,
-    max_bytes=2000, max_p95_ms=0.5, approval="manual", as_of=NOW,
-)  # fmt: skip
+    agent="toy",
+    refresh_id="r",
+    challenger=CARD,
+    champion=CARD,
+    comparisons=(COMPARISON,),
+    confidence=0.95,
+    max_bytes=2000,
+    max_p95_ms=0.5,
+    approval="manual",
+    as_of=NOW,
+)
 PROOF = Proof(
-    teacher=CARD, student=CARD, variants=(CARD,), champion=None, chosen="fp32", why="smallest",
-    disagreement=DISAGREEMENT, certificate=CERTIFICATE,
-)  # fmt: skip
+    teacher=CARD,
+    student=CARD,
+    variants=(CARD,),
+    champion=None,
+    chosen="fp32",
+    why="smallest",
+    disagreement=DISAGREEMENT,
+    certificate=CERTIFICATE,
+)
 VERDICT = Verdict(
-    verdict_id="v", kind="watch", agent="toy", as_of=NOW, outcome="drift", response="redistil", summary="it moved",
-    reasons=(REASON,), cost=COST, evidence={"drift": DRIFT.model_dump(mode="json")},
-)  # fmt: skip
+    verdict_id="v",
+    kind="watch",
+    agent="toy",
+    as_of=NOW,
+    outcome="drift",
+    response="redistil",
+    summary="it moved",
+    reasons=(REASON,),
+    cost=COST,
+    evidence={"drift": DRIFT.model_dump(mode="json")},
+)
 BASELINE = Baseline(
-    as_of=NOW, train=WINDOW, test=WINDOW, screens=SCREENS, losses={"disagreement": LOSS}, disagreement=DISAGREEMENT,
-    quality=QUALITY, teacher=MODEL,
-)  # fmt: skip
+    as_of=NOW,
+    train=WINDOW,
+    test=WINDOW,
+    screens=SCREENS,
+    losses={"disagreement": LOSS},
+    disagreement=DISAGREEMENT,
+    quality=QUALITY,
+    teacher=MODEL,
+)
 REFRESH = Refresh(
-    refresh_id="r", agent="toy", as_of=NOW, trigger="drift", cause="v", train=WINDOW, test=WINDOW, teacher="fit",
-    folder="/f", run_id="abc", verdict=VERDICT,
-)  # fmt: skip
+    refresh_id="r",
+    agent="toy",
+    as_of=NOW,
+    trigger="drift",
+    cause="v",
+    train=WINDOW,
+    test=WINDOW,
+    teacher="fit",
+    folder="/f",
+    run_id="abc",
+    verdict=VERDICT,
+)
 QUESTIONS = Questions(rows=100, without_outcome=20, known=10, asked=30, answered=29, limited=True)
 SPENDING = Spending(calls=7, rows=5, input_tokens=900, output_tokens=40, seconds=1.5, money=0.1 + 0.2)
 EXAMINATION = Examination(
-    agent="toy", refresh_id="r", as_of=NOW, teacher="0123456789ab", rows=500, answered=490, unanswered=("garbage",),
-    constant=False, comparison=COMPARISON, against_champion=None, trusted="ba9876543210", agreement=0.9,
-    agreement_error=0.01, confidence=0.95,
-    min_answered=0.8, min_agreement=0.8,
-)  # fmt: skip
+    agent="toy",
+    refresh_id="r",
+    as_of=NOW,
+    teacher="0123456789ab",
+    rows=500,
+    answered=490,
+    unanswered=("garbage",),
+    constant=False,
+    comparison=COMPARISON,
+    against_champion=None,
+    trusted="ba9876543210",
+    agreement=0.9,
+    agreement_error=0.01,
+    confidence=0.95,
+    min_answered=0.8,
+    min_agreement=0.8,
+)
 WEIGHTS_HERE = SliceWeights(outcomes=90, stretches=12, own=0.25, posterior=(0.1, 0.2, 0.7))
 WEIGHTS = Weights(
-    by="outcomes", as_of=NOW, teachers=("a", "b"), start=(1 / 3, 2 / 3), columns=("origin",),
-    column_shares=(0.5, 0.5), everywhere=WEIGHTS_HERE, slices={"origin=São Paulo": WEIGHTS_HERE},
+    by="outcomes",
+    as_of=NOW,
+    teachers=("a", "b"),
+    start=(1 / 3, 2 / 3),
+    columns=("origin",),
+    column_shares=(0.5, 0.5),
+    everywhere=WEIGHTS_HERE,
+    slices={"origin=São Paulo": WEIGHTS_HERE},
     losses={"": 1.25, "a": 1.5, "b": 2.0, "start": 1.75},
-)  # fmt: skip
+)
 WEIGHT_CHANGE = WeightChange(
-    teacher="a", slice="", before=1 / 3, after=0.9, by="agreement", as_of=NOW, version="v", job="r", reason="lost less",
-)  # fmt: skip
+    teacher="a",
+    slice="",
+    before=1 / 3,
+    after=0.9,
+    by="agreement",
+    as_of=NOW,
+    version="v",
+    job="r",
+    reason="lost less",
+)
 CONTRADICTION = Contradiction(
-    first="a", second="b", slice="", rows=90, contradicting=9, share=0.1, low=0.05, high=0.18, known=8, first_right=5,
-    second_right=2, better=None,
-)  # fmt: skip
+    first="a",
+    second="b",
+    slice="",
+    rows=90,
+    contradicting=9,
+    share=0.1,
+    low=0.05,
+    high=0.18,
+    known=8,
+    first_right=5,
+    second_right=2,
+    better=None,
+)
 CONTRADICTIONS = Contradictions(window=WINDOW, found=(CONTRADICTION,))
 SATURATION = Saturation(layer="/student/layers.0/Gemm", share=1e-5)
 CANDIDATE = Candidate(
-    candidate_id="c", name="units50+int8_static", recipe=({"method": "prune_units", "ratios": {"up": 1 / 3}},),
-    folder="/c", bytes=9, quality=2 / 3, difference=0.01, latency=LATENCY, cpu_ms=0.1, saturates=(SATURATION,),
-)  # fmt: skip
+    candidate_id="c",
+    name="units50+int8_static",
+    recipe=({"method": "prune_units", "ratios": {"up": 1 / 3}},),
+    folder="/c",
+    bytes=9,
+    quality=2 / 3,
+    difference=0.01,
+    latency=LATENCY,
+    cpu_ms=0.1,
+    saturates=(SATURATION,),
+)
 REFUSED = Candidate(candidate_id="d", name="heads50", recipe=(), refused="no attention")
 SENSITIVITY = LayerSensitivity(step="low_rank", layer="up", difference=0.1, parameters_saved=70)
 LIMITS = Limits(max_bytes=100)
 FRONTIER = Frontier(
-    reference=CANDIDATE, candidates=(CANDIDATE, REFUSED), best=(CANDIDATE.name,), hypervolume=1 / 3,
-    chosen=CANDIDATE.name, fits=False, why="nothing fits", limits=LIMITS, sensitivity=(SENSITIVITY,), stopped="over",
-)  # fmt: skip
+    reference=CANDIDATE,
+    candidates=(CANDIDATE, REFUSED),
+    best=(CANDIDATE.name,),
+    hypervolume=1 / 3,
+    chosen=CANDIDATE.name,
+    fits=False,
+    why="nothing fits",
+    limits=LIMITS,
+    sensitivity=(SENSITIVITY,),
+    stopped="over",
+)
 ALL: list[Record] = [
-    SATURATION, CANDIDATE, SENSITIVITY, LIMITS, FRONTIER,
-    WEIGHTS_HERE, WEIGHTS, WEIGHT_CHANGE, CONTRADICTION, CONTRADICTIONS,
-    WINDOW, REASON, FAILURE, DATA, COLUMN, DISAGREEMENT, QUALITY, DRIFT, MODEL, TEACHER, STUDENT, LATENCY, CARD,
-    SCORES, COMPARISON, CERTIFICATE, PROOF, VERDICT, BASELINE, REFRESH, SCREENED, SLICE, SCREENS, LOSS, STEP, COUNTED,
+    SATURATION,
+    CANDIDATE,
+    SENSITIVITY,
+    LIMITS,
+    FRONTIER,
+    WEIGHTS_HERE,
+    WEIGHTS,
+    WEIGHT_CHANGE,
+    CONTRADICTION,
+    CONTRADICTIONS,
+    WINDOW,
+    REASON,
+    FAILURE,
+    DATA,
+    COLUMN,
+    DISAGREEMENT,
+    QUALITY,
+    DRIFT,
+    MODEL,
+    TEACHER,
+    STUDENT,
+    LATENCY,
+    CARD,
+    SCORES,
+    COMPARISON,
+    CERTIFICATE,
+    PROOF,
+    VERDICT,
+    BASELINE,
+    REFRESH,
+    SCREENED,
+    SLICE,
+    SCREENS,
+    LOSS,
+    STEP,
+    COUNTED,
     COST,
-    SPENDING, EXAMINATION, QUESTIONS,
-]  # fmt: skip
+    SPENDING,
+    EXAMINATION,
+    QUESTIONS,
+]
 each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
 
 
@@ -264,8 +423,13 @@ def test_every_response_says_how_its_refresh_makes_the_student() -> None:
     asked = {"hold": None, "reuse": "redistil", "renew": "redistil"}
     for response in typing.get_args(Response):
         verdict = Verdict(
-            verdict_id="v", kind="watch", agent="toy", as_of=datetime(2024, 1, 1, tzinfo=UTC), outcome="drift",
-            response=response, summary="s",
-        )  # fmt: skip
+            verdict_id="v",
+            kind="watch",
+            agent="toy",
+            as_of=datetime(2024, 1, 1, tzinfo=UTC),
+            outcome="drift",
+            response=response,
+            summary="s",
+        )
         assert verdict.refresh_mode == asked.get(response, response)
     assert "refresh_mode" not in verdict.model_dump()

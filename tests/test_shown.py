@@ -16,11 +16,40 @@ from stillhouse.shown import LineFormatter, code, label, markdown, paragraphs, s
 from stillhouse.terminal import Console, Table
 
 NASTY = (
-    "[/INST] north", "[red]b", "price[eur]", ":warning:", "a|b", "two\nlines", "car\rriage", "tab\t", "back\\slash",
-    "\\[red]", "\x00", "\x1b[31mred", "\x07", "\x85", "\u2028", "\u2029", "\u202egnp.exe", "\u200b", "\ufeff", "\ud800",
-    "{0}", "%s %(x)d", "${HOME}", "$x^2$", "<img src=x onerror=alert(1)>", "`code`", "**bold**", "# head", "../../etc",
-    "http://a.b", "", " ", "é 日本 😀 می‌خواهم",
-)  # fmt: skip
+    "[/INST] north",
+    "[red]b",
+    "price[eur]",
+    ":warning:",
+    "a|b",
+    "two\nlines",
+    "car\rriage",
+    "tab\t",
+    "back\\slash",
+    "\\[red]",
+    "\x00",
+    "\x1b[31mred",
+    "\x07",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\u202egnp.exe",
+    "\u200b",
+    "\ufeff",
+    "\ud800",
+    "{0}",
+    "%s %(x)d",
+    "${HOME}",
+    "$x^2$",
+    "<img src=x onerror=alert(1)>",
+    "`code`",
+    "**bold**",
+    "# head",
+    "../../etc",
+    "http://a.b",
+    "",
+    " ",
+    "é 日本 😀 می‌خواهم",
+)
 HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 

@@ -35,8 +35,9 @@ def test_a_command_refuses_it_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from stillhouse.cli import main; main()", "status", "flights"],
         env={"STILLHOUSE_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert (
         done.returncode == 1 and "was made before" in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
     )

@@ -22,20 +22,44 @@ class Colour(str, enum.Enum):  # noqa: UP042 — the older form, whose str() is 
 
 
 TEXTS: list[tuple[Any, str]] = [
-    ("1.0", "1.0"), ("007", "007"), ("", ""), (" a ", " a "), ("NaN", "NaN"), ("null", "null"), (Colour.RED, "red"),
-    (1, "1"), (1.0, "1"), (-0.0, "0"), (0.1, "0.1"), (1e-7, "1e-07"), (2**53 - 1.0, "9007199254740991"),
-    (2**64 + 1, "18446744073709551617"), (-(2**63), "-9223372036854775808"),
-    (True, "true"), (False, "false"), (np.bool_(True), "true"),
-    (np.int8(-5), "-5"), (np.uint64(2**64 - 1), "18446744073709551615"), (np.float32(0.1), "0.1"),
-    (np.float32(7), "7"), (np.float16(2048 - 1), "2047"), (np.str_("x"), "x"),
-    (Decimal("1.50"), "1.5"), (Decimal("1.00"), "1"), (Decimal("-0.0"), "0"), (Decimal("1E+3"), "1000"),
+    ("1.0", "1.0"),
+    ("007", "007"),
+    ("", ""),
+    (" a ", " a "),
+    ("NaN", "NaN"),
+    ("null", "null"),
+    (Colour.RED, "red"),
+    (1, "1"),
+    (1.0, "1"),
+    (-0.0, "0"),
+    (0.1, "0.1"),
+    (1e-7, "1e-07"),
+    (2**53 - 1.0, "9007199254740991"),
+    (2**64 + 1, "18446744073709551617"),
+    (-(2**63), "-9223372036854775808"),
+    (True, "true"),
+    (False, "false"),
+    (np.bool_(True), "true"),
+    (np.int8(-5), "-5"),
+    (np.uint64(2**64 - 1), "18446744073709551615"),
+    (np.float32(0.1), "0.1"),
+    (np.float32(7), "7"),
+    (np.float16(2048 - 1), "2047"),
+    (np.str_("x"), "x"),
+    (Decimal("1.50"), "1.5"),
+    (Decimal("1.00"), "1"),
+    (Decimal("-0.0"), "0"),
+    (Decimal("1E+3"), "1000"),
     (Decimal("12345678901234567890.10"), "12345678901234567890.1"),
-    (date(2024, 5, 1), "2024-05-01"), (time(3, 4), "03:04:00"), (datetime(2024, 5, 1, 12), "2024-05-01T12:00:00"),
+    (date(2024, 5, 1), "2024-05-01"),
+    (time(3, 4), "03:04:00"),
+    (datetime(2024, 5, 1, 12), "2024-05-01T12:00:00"),
     (datetime(2024, 5, 1, 12, tzinfo=timezone(timedelta(hours=2))), "2024-05-01T10:00:00+00:00"),
     (pd.Timestamp("2024-05-01T12:00Z"), "2024-05-01T12:00:00+00:00"),
-    (np.datetime64("2024-05-01"), "2024-05-01"), (np.datetime64("2024-05-01T12:00"), "2024-05-01T12:00:00"),
+    (np.datetime64("2024-05-01"), "2024-05-01"),
+    (np.datetime64("2024-05-01T12:00"), "2024-05-01T12:00:00"),
     (uuid.UUID(int=5), "00000000-0000-0000-0000-000000000005"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("value", "text"), TEXTS)
@@ -57,12 +81,20 @@ def test_what_is_not(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ([1], "the list [1] is no text"), ({"a": 1}, "the dictionary {'a': 1} is no text"), (b"a", "the bytes b'a'"),
-        ((1, 2), "the tuple (1, 2)"), (np.array([1, 2]), "the array"), (timedelta(1), "the timedelta 1 day"),
-        (math.inf, "infinite"), (2.0**53, "from 2^53 on"), (np.float32(2**24), "from 2^24 on"), (1j, "the complex 1j"),
-        pytest.param(10**5000, "the int of very many digits", id="digits"), (Decimal("1E+5000"), "too many digits"),
+        ([1], "the list [1] is no text"),
+        ({"a": 1}, "the dictionary {'a': 1} is no text"),
+        (b"a", "the bytes b'a'"),
+        ((1, 2), "the tuple (1, 2)"),
+        (np.array([1, 2]), "the array"),
+        (timedelta(1), "the timedelta 1 day"),
+        (math.inf, "infinite"),
+        (2.0**53, "from 2^53 on"),
+        (np.float32(2**24), "from 2^24 on"),
+        (1j, "the complex 1j"),
+        pytest.param(10**5000, "the int of very many digits", id="digits"),
+        (Decimal("1E+5000"), "too many digits"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_text_is_refused_in_a_sentence(value: Any, said: str) -> None:
     with pytest.raises(ValueRefused) as caught:
         text_of(value)
@@ -70,9 +102,14 @@ def test_what_has_no_text_is_refused_in_a_sentence(value: Any, said: str) -> Non
 
 
 NUMBERS: list[tuple[Any, float]] = [
-    (1, 1.0), (True, 1.0), (Decimal("1.50"), 1.5), (np.int64(3), 3.0), (np.float32(0.5), 0.5), (2**64, 2.0**64),
+    (1, 1.0),
+    (True, 1.0),
+    (Decimal("1.50"), 1.5),
+    (np.int64(3), 3.0),
+    (np.float32(0.5), 0.5),
+    (2**64, 2.0**64),
     (math.inf, math.inf),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("value", "number"), NUMBERS)

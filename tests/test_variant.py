@@ -134,11 +134,35 @@ def test_a_moment_is_no_number(value: object) -> None:
 
 ROW = {"temp": 1.5, "wind": 3, "origin": "JFK", "gate": "1"}
 VALUES = [
-    "1.0", 1, 1.0, True, False, 0, np.int64(7), np.uint8(7), np.float32(0.1), np.float64(0.25), np.bool_(True),
-    2**70, Decimal("1.50"), Decimal("2"), date(2024, 5, 1), datetime(2024, 5, 1, 12, tzinfo=UTC), time(9, 30),
-    pd.Timestamp("2024-05-01T12:00:00Z"), np.datetime64("2024-05-01"), uuid.UUID(int=7), np.str_("text"), "", " ",
-    None, NAN, np.nan, pd.NA, pd.NaT,
-]  # fmt: skip
+    "1.0",
+    1,
+    1.0,
+    True,
+    False,
+    0,
+    np.int64(7),
+    np.uint8(7),
+    np.float32(0.1),
+    np.float64(0.25),
+    np.bool_(True),
+    2**70,
+    Decimal("1.50"),
+    Decimal("2"),
+    date(2024, 5, 1),
+    datetime(2024, 5, 1, 12, tzinfo=UTC),
+    time(9, 30),
+    pd.Timestamp("2024-05-01T12:00:00Z"),
+    np.datetime64("2024-05-01"),
+    uuid.UUID(int=7),
+    np.str_("text"),
+    "",
+    " ",
+    None,
+    NAN,
+    np.nan,
+    pd.NA,
+    pd.NaT,
+]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=[f"{type(value).__name__}-{value}" for value in VALUES])
@@ -157,8 +181,23 @@ def test_a_category_is_the_same_text_in_every_way_in(value: Any) -> None:
         assert encoder(many).ravel().tolist() == [code] * n
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint64", "bool", "Int64", "boolean", "Float32",
-                                   "int64[pyarrow]", "category", "datetime64[ns]", "datetime64[ns, UTC]"])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float32",
+        "float64",
+        "int8",
+        "uint64",
+        "bool",
+        "Int64",
+        "boolean",
+        "Float32",
+        "int64[pyarrow]",
+        "category",
+        "datetime64[ns]",
+        "datetime64[ns, UTC]",
+    ],
+)
 def test_a_typed_column_reads_as_its_values_do(dtype: str) -> None:
     given = pd.Series([1, 0, 1], dtype="int64").astype(dtype)
     texts = list(dict.fromkeys(text_of(value) for value in given))
@@ -187,8 +226,9 @@ def test_rows_as_mappings_lists_columns_and_frames_give_one_matrix() -> None:
     np.testing.assert_array_equal(encode(pd.DataFrame(rows), COLUMNS), expected)
     columns = {name: [row[name] for row in rows] for name in ROW}
     np.testing.assert_array_equal(encode(columns, COLUMNS), expected)
-    np.testing.assert_array_equal(encode({name: np.array(each, object) for name, each in columns.items()}, COLUMNS),
-                                  expected)  # fmt: skip
+    np.testing.assert_array_equal(
+        encode({name: np.array(each, object) for name, each in columns.items()}, COLUMNS), expected
+    )
 
 
 def test_an_id_of_any_width_stays_whole_beside_numbers() -> None:
@@ -243,10 +283,12 @@ def folder(tmp_path: Path) -> Path:
     )
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     manifest = {
-        "variant": "int8_static", "actions": ["stay", "move"], "columns": COLUMNS[:2],
+        "variant": "int8_static",
+        "actions": ["stay", "move"],
+        "columns": COLUMNS[:2],
         "sha256": {"model.onnx": hashlib.sha256(model.SerializeToString()).hexdigest()},
         "cpu": {"name": "Old", "flags": ["avx2", "avx512_vnni"]},
-    }  # fmt: skip
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     copy_code(tmp_path)
     return tmp_path
@@ -320,8 +362,11 @@ def test_numpy_and_onnxruntime_are_enough_to_decide(folder: Path) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), str(folder)],
-        cwd=folder, env={}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        env={},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -112,7 +112,7 @@ ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytecode": (bytecode, "not signed: '__pycache__/variant.cpython-311.pyc'"),
     "a link": (link, "no plain file"),
     "a linked folder": (linked_folder, "no plain file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", ALTERED)
@@ -174,7 +174,7 @@ ENVELOPES: dict[str, tuple[Callable[[dict[str, str]], object], str]] = {
     "no base64": (lambda envelope: envelope.update(signature="?"), "cannot be read"),
     "no text": (lambda envelope: envelope.update(statement=7), "cannot be read"),  # type: ignore[arg-type,call-overload]
     "no signature": (lambda envelope: envelope.pop("signature"), "cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", ENVELOPES)

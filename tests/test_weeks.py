@@ -12,19 +12,38 @@ from stillhouse.records import Outcome
 from stillhouse.terminal import Console
 from stillhouse.weeks import WeekBoard
 
-WATCH = ("no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
-         "data_broken")  # fmt: skip
+WATCH = (
+    "no_drift",
+    "benign_shift",
+    "drift",
+    "harmful_drift",
+    "teacher_failing",
+    "cooling_down",
+    "not_enough_evidence",
+    "data_broken",
+)
 GATE = ("", "promoted", "refused", "awaiting_approval")
 
 
 def weeks() -> list[Week]:
     first = datetime(2013, 3, 5, tzinfo=UTC)
     return [
-        Week(ending=first + timedelta(weeks=number), rows=16_460, psi=14.4, drift=watch, response="hold", gate=gate,
-             champion="flights@123", quality_static=0.7223, quality_champion=0.7309,
-             quality_teacher=None if number else 0.741, bytes=950_917, p50_ms=0.015)
+        Week(
+            ending=first + timedelta(weeks=number),
+            rows=16_460,
+            psi=14.4,
+            drift=watch,
+            response="hold",
+            gate=gate,
+            champion="flights@123",
+            quality_static=0.7223,
+            quality_champion=0.7309,
+            quality_teacher=None if number else 0.741,
+            bytes=950_917,
+            p50_ms=0.015,
+        )
         for number, (watch, gate) in enumerate((watch, gate) for watch in WATCH for gate in GATE)
-    ]  # fmt: skip
+    ]
 
 
 def shown(*, terminal: bool) -> str:

@@ -30,11 +30,20 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
         "with_neural_compressor.py",
     ),
     "torch": (
-        ("torch==2.13.0", "torchao==0.18.0", "numpy==2.4.6", "pandas==3.0.6", "pydantic==2.14.4", "pyyaml==6.0.3",
-         "safetensors==0.8.0", "scipy==1.17.1", "setuptools==84.2.1"),
+        (
+            "torch==2.13.0",
+            "torchao==0.18.0",
+            "numpy==2.4.6",
+            "pandas==3.0.6",
+            "pydantic==2.14.4",
+            "pyyaml==6.0.3",
+            "safetensors==0.8.0",
+            "scipy==1.17.1",
+            "setuptools==84.2.1",
+        ),
         "with_torch.py",
     ),
-}  # fmt: skip
+}
 """By peer: what its environment has, and the script that runs there."""
 
 TIMEOUT = 600  # seconds, of one peer on one student
@@ -108,8 +117,15 @@ def _points(folder: Path, name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(told.read_text(encoding="utf-8")) if told.exists() else []
     if failed:
         words = (out / "log.txt").read_text(encoding="utf-8", errors="replace")[-400:]
-        found.append({"point": f"{name}-rest", "peer": name, "version": requirements[0], "setting": "all that remained",
-                      "error": f"{failed}: {words}"})  # fmt: skip
+        found.append(
+            {
+                "point": f"{name}-rest",
+                "peer": name,
+                "version": requirements[0],
+                "setting": "all that remained",
+                "error": f"{failed}: {words}",
+            }
+        )
     elif found:
         stamp.write_text(made_of, encoding="utf-8")
     return [_tried(point, out, folder) for point in found]

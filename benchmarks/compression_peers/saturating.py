@@ -97,15 +97,22 @@ class Layer:
         for place, value in enumerate(self.inputs):
             node.input[place] = f"i{place}" if value is not None else ""
         node.output[0] = "y"
-        given = [(f"i{place}", value, fixed) for place, (value, fixed) in enumerate(zip(self.inputs, self.constant,
-                 strict=True)) if value is not None]  # fmt: skip
+        given = [
+            (f"i{place}", value, fixed)
+            for place, (value, fixed) in enumerate(zip(self.inputs, self.constant, strict=True))
+            if value is not None
+        ]
         graph = helper.make_graph(
-            [node], "layer",
-            [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-             for name, value, fixed in given if not fixed],
+            [node],
+            "layer",
+            [
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+                for name, value, fixed in given
+                if not fixed
+            ],
             [helper.make_empty_tensor_value_info("y")],
             [numpy_helper.from_array(value, name) for name, value, fixed in given if fixed],
-        )  # fmt: skip
+        )
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         found: Array = _session(model).run(None, {name: value for name, value, fixed in given if not fixed})[0]

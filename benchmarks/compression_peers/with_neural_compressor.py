@@ -71,9 +71,11 @@ def main() -> None:
         }
         config = PostTrainingQuantConfig(**settings, **(criterion if tuned else {}))
         found = quantization.fit(
-            onnx.load(given / "model.onnx"), config, calib_dataloader=Rows(rows),
+            onnx.load(given / "model.onnx"),
+            config,
+            calib_dataloader=Rows(rows),
             eval_func=quality if tuned else None,
-        )  # fmt: skip
+        )
         if found is None:
             raise ValueError(f"nothing came of it: {' '.join(said.lines)}")
         found.save(str(file))

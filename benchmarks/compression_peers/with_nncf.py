@@ -55,7 +55,8 @@ def main() -> None:
     settings = {
         "nncf-default": ("nncf.quantize, all defaults, 300 rows (Post-Training Quantization)", quantize),
         "nncf-best": (
-            f"{said}preset=MIXED, fast_bias_correction=False (Post-Training Quantization)", partial(quantize, **best)
+            f"{said}preset=MIXED, fast_bias_correction=False (Post-Training Quantization)",
+            partial(quantize, **best),
         ),
         "nncf-mixed": (
             f"{said}preset=MIXED, fast bias correction (Post-Training Quantization)",
@@ -68,11 +69,17 @@ def main() -> None:
         "nncf-weights-int8": ("compress_weights, all defaults: INT8_ASYM (Weights Compression)", weights),
         "nncf-weights-int4": (
             "compress_weights, INT4_SYM, ratio 1, group size 64 where it fits (Weights Compression)",
-            partial(weights, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=64, ratio=1.0,
-                    advanced_parameters=nncf.AdvancedCompressionParameters(
-                        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)),
+            partial(
+                weights,
+                mode=nncf.CompressWeightsMode.INT4_SYM,
+                group_size=64,
+                ratio=1.0,
+                advanced_parameters=nncf.AdvancedCompressionParameters(
+                    group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+                ),
+            ),
         ),
-    }  # fmt: skip
+    }
     record(out, "NNCF", nncf.__version__, settings)
 
 

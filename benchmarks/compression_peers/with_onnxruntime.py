@@ -101,15 +101,20 @@ def main() -> None:
             ),
             "ort-static-u8u8": (
                 f"preprocessed, QDQ, QUInt8 activations and weights {PAGE}",
-                partial(static, ready, op_types_to_quantize=INT8, activation_type=QuantType.QUInt8,
-                        weight_type=QuantType.QUInt8),
+                partial(
+                    static,
+                    ready,
+                    op_types_to_quantize=INT8,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QUInt8,
+                ),
             ),
             "ort-4bit-default": (f"weights of matrix products in 4 bits, blocks of 128 {PAGE}", partial(_bits, ready)),
             "ort-4bit-best": (
                 f"as ort-4bit-default, blocks of 32, embeddings too, accuracy level 4 {PAGE}",
                 partial(_bits, ready, block_size=32, accuracy_level=4, op_types_to_quantize=("MatMul", "Gather")),
             ),
-        }  # fmt: skip
+        }
         if shape:
             settings["ort-transformer-dynamic"] = (
                 "fused by the tool for transformers, then as ort-dynamic-best (page 'Transformers Model Optimization "

@@ -56,8 +56,11 @@ def main() -> None:
             judged = np.linspace(0, len(test) - 1, count).astype(int)
             answers = torch.cat([model(part) for part in test[judged].split(batch)]).softmax(dim=1).numpy()
         np.savez(file, test=answers, rows=judged)
-        found = {f"{name}p{level}_ms": float(np.percentile(taken, level))
-                 for name, taken in times.items() for level in (50, 95)}  # fmt: skip
+        found = {
+            f"{name}p{level}_ms": float(np.percentile(taken, level))
+            for name, taken in times.items()
+            for level in (50, 95)
+        }
         return found | {"bytes": size}
 
     def dynamic(**settings: Any) -> tuple[Callable[[Tensor], Tensor], int]:
@@ -87,7 +90,8 @@ def main() -> None:
     channels = {nn.Linear: per_channel_dynamic_qconfig, nn.Embedding: float_qparams_weight_only_qconfig}
     builds: dict[str, tuple[str, Callable[[], tuple[Callable[[Tensor], Tensor], int]]]] = {
         "torch-fp32-compiled": (
-            "float32, torch.compile with freezing (for comparison)", lambda: (_compiled(student), _bytes(student))
+            "float32, torch.compile with freezing (for comparison)",
+            lambda: (_compiled(student), _bytes(student)),
         ),
         "torch-dynamic-default": ("quantize_dynamic, all defaults (Quantization)", dynamic),
         "torch-dynamic-best": (
@@ -115,9 +119,10 @@ def main() -> None:
             partial(ao, "Int8DynamicActivationInt8WeightConfig"),
         ),
         "torchao-int8-weights": (
-            "quantize_ with Int8WeightOnlyConfig, compiled (Quantized Inference)", partial(ao, "Int8WeightOnlyConfig")
+            "quantize_ with Int8WeightOnlyConfig, compiled (Quantized Inference)",
+            partial(ao, "Int8WeightOnlyConfig"),
         ),
-    }  # fmt: skip
+    }
     settings = {point: (sentence, partial(measured, build)) for point, (sentence, build) in builds.items()}
     record(out, "torch", torch.__version__, settings, suffix=".npz")
 

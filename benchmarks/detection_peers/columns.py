@@ -85,11 +85,17 @@ def main() -> None:
                 flags.append(flag(rows))
                 if itself and number < job["check"]:
                     agree.append(itself(rows) == flags[-1])
-            found.append({
-                "world": world, "method": f"{library}, columns", "scenario": f"{situation} {share:g}",
-                "alarms_per_look": float(np.mean(flags)), "looks": len(flags),
-                "checked": len(agree), "rule_agrees": int(np.sum(agree)),
-            })  # fmt: skip
+            found.append(
+                {
+                    "world": world,
+                    "method": f"{library}, columns",
+                    "scenario": f"{situation} {share:g}",
+                    "alarms_per_look": float(np.mean(flags)),
+                    "looks": len(flags),
+                    "checked": len(agree),
+                    "rule_agrees": int(np.sum(agree)),
+                }
+            )
         print(world, library, "columns", file=sys.stderr)
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 

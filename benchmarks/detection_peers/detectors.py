@@ -69,21 +69,29 @@ def river_methods(per_look: int) -> list[Method]:
         return told(drift.binary.DDM(drift_threshold=threshold, warm_start=40 * per_look))
 
     return [
-        Method("river ADWIN", lambda d: at_once(drift.ADWIN(delta=d, clock=per_look)), None,
-               [10 ** (-k / 2) for k in range(2, 14)]),
+        Method(
+            "river ADWIN",
+            lambda d: at_once(drift.ADWIN(delta=d, clock=per_look)),
+            None,
+            [10 ** (-k / 2) for k in range(2, 14)],
+        ),
         Method("river ADWIN, default", lambda d: told(drift.ADWIN(delta=d)), 0.002, (), runs=0.5),
         Method("river DDM", ddm, None, [2 * 1.15**k for k in range(16)], binary=True),
         Method("river DDM, default", lambda k: told(drift.binary.DDM(drift_threshold=k)), 3.0, ()),
         Method("river PageHinkley, default", lambda k: told(drift.PageHinkley(threshold=k)), 50.0, (), runs=0.5),
         *(
-            Method(f"river PageHinkley, delta {delta}",
-                   lambda k, delta=delta: told(drift.PageHinkley(delta=delta, threshold=k, mode="up")),
-                   None, GRID, means=True)
+            Method(
+                f"river PageHinkley, delta {delta}",
+                lambda k, delta=delta: told(drift.PageHinkley(delta=delta, threshold=k, mode="up")),
+                None,
+                GRID,
+                means=True,
+            )
             for delta in (0.005, 0.02)
         ),
         Method("river KSWIN", lambda a: told(drift.KSWIN(alpha=a, seed=0)), None, [1e-6], means=True, runs=0.05),
         Method("river KSWIN, default", lambda a: told(drift.KSWIN(alpha=a, seed=0)), 0.005, (), means=True, runs=0.05),
-    ]  # fmt: skip
+    ]
 
 
 def frouros_methods(per_look: int) -> list[Method]:
@@ -187,10 +195,12 @@ class Measuring:
         shape, after = (job["warm_looks"], job["per_look"]), (job["horizon"], job["per_look"])
         for run in range(math.ceil(job["runs"] * self.method.runs)):
             seed = [job["seeds"]["measure"], run]
-            looks = np.concatenate([
-                self.pools.looks(world, "before", self.stream, 0.0, shape, [*seed, 0]),
-                self.pools.looks(world, situation, self.stream, share, after, [*seed, 1]),
-            ])  # fmt: skip
+            looks = np.concatenate(
+                [
+                    self.pools.looks(world, "before", self.stream, 0.0, shape, [*seed, 0]),
+                    self.pools.looks(world, situation, self.stream, share, after, [*seed, 1]),
+                ]
+            )
             first = alarms(looks, self.method.make(setting), self.method.means)
             late = job["horizon"] + 1
             found.append(late if first is None else max(0, first + 1 - job["warm_looks"]))
@@ -214,15 +224,19 @@ def measured(pools: Pools, job: dict[str, Any], methods: Sequence[Method]) -> It
                     continue
                 runs = math.ceil(job["null_runs"] * method.runs)
                 yield {
-                    "world": world, "method": method.name, "stream": stream,
-                    "kind": "calibrated" if method.settings else "default", "setting": setting,
-                    "null_runs": runs, "null_alarms": one.null(setting, [world], "null", runs),
+                    "world": world,
+                    "method": method.name,
+                    "stream": stream,
+                    "kind": "calibrated" if method.settings else "default",
+                    "setting": setting,
+                    "null_runs": runs,
+                    "null_alarms": one.null(setting, [world], "null", runs),
                     "delays": {
                         f"{situation} {share:g}": one.delays(setting, world, situation, share)
                         for situation, share in job["scenarios"]
                         if stream != "brier" or situation in ("concept, teacher frozen", "benign")
                     },
-                }  # fmt: skip
+                }
             print(f"{method.name} on {stream}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
 

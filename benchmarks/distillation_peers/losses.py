@@ -26,9 +26,10 @@ def hard(logits: Tensor, outcomes: Tensor) -> Tensor:
 def kd(logits: Tensor, teacher: Tensor, outcomes: Tensor, temperature: float, weight: float) -> Tensor:
     """Hinton, Vinyals and Dean 2015: ``(1 − w) T² KL + w CE``."""
     taught = functional.kl_div(
-        functional.log_softmax(logits / temperature, dim=1), functional.softmax(teacher / temperature, dim=1),
+        functional.log_softmax(logits / temperature, dim=1),
+        functional.softmax(teacher / temperature, dim=1),
         reduction="batchmean",
-    )  # fmt: skip
+    )
     return (1 - weight) * temperature**2 * taught + weight * hard(logits, outcomes)
 
 

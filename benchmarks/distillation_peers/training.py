@@ -30,8 +30,9 @@ def train(
     teacher = lesson.knowledge.clamp(min=1e-6).log()
     optimiser = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=0.15)
-    average = AveragedModel(student, avg_fn=lambda slow, fast, n: slow.lerp(
-        fast, 1 - min(settings.averaging, (int(n) + 1) / (int(n) + 11))))  # fmt: skip
+    average = AveragedModel(
+        student, avg_fn=lambda slow, fast, n: slow.lerp(fast, 1 - min(settings.averaging, (int(n) + 1) / (int(n) + 11)))
+    )
     student.train()
     for batch in itertools.islice(_batches(len(lesson), settings.batch_size, generator), steps):
         optimiser.zero_grad(set_to_none=True)

@@ -19,9 +19,13 @@ def main() -> None:
     logits, teacher, outcomes = (torch.from_numpy(given[name]) for name in ("logits", "teacher", "outcomes"))
     temperature, weight = float(given["temperature"]), float(given["weight"])
     paths = {
-        "student_module_path": ".", "student_module_io": "output",
-        "teacher_module_path": ".", "teacher_module_io": "output", "temperature": temperature, "alpha": weight,
-    }  # fmt: skip
+        "student_module_path": ".",
+        "student_module_io": "output",
+        "teacher_module_path": ".",
+        "teacher_module_io": "output",
+        "temperature": temperature,
+        "alpha": weight,
+    }
     found = {
         name: float(kind(**paths)({".": {"output": logits}}, {".": {"output": teacher}}, outcomes))
         for name, kind in (("kd", KDLoss), ("standardised", LogitStdKDLoss))

@@ -32,8 +32,15 @@ def main() -> None:
         page = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light").new_page()
         page.add_init_script(WITHOUT_ASSISTANT)
         wanted = sys.argv[1:]
-        for shoot in (prefect_run, prefect_artifact, prefect_form, mlflow_run, mlflow_figures, mlflow_model,
-                      mlflow_compare):  # fmt: skip
+        for shoot in (
+            prefect_run,
+            prefect_artifact,
+            prefect_form,
+            mlflow_run,
+            mlflow_figures,
+            mlflow_model,
+            mlflow_compare,
+        ):
             if not wanted or shoot.__name__ in wanted:
                 shoot(page)
                 save(page, shoot.__name__.replace("_", "-"))
@@ -75,8 +82,11 @@ def mlflow_run(page: Page) -> None:
 def mlflow_figures(page: Page) -> None:
     """A figure of the champion's refresh."""
     run = champion_tags()["refresh_run"]
-    open_(page, f"{MLFLOW}/#/experiments/{experiment()}/runs/{run}/artifacts/figures/size_latency_quality.png",
-          "size_latency_quality.png")  # fmt: skip
+    open_(
+        page,
+        f"{MLFLOW}/#/experiments/{experiment()}/runs/{run}/artifacts/figures/size_latency_quality.png",
+        "size_latency_quality.png",
+    )
 
 
 def mlflow_model(page: Page) -> None:
@@ -90,16 +100,23 @@ def mlflow_compare(page: Page) -> None:
     """The champion beside the champion before it."""
     champion, previous = version("champion"), version("previous")
     pair = {previous["version"]: previous["run_id"], champion["version"]: champion["run_id"]}
-    open_(page, f"{MLFLOW}/#/compare-model-versions?name={quote(json.dumps(AGENT))}&runs={quote(json.dumps(pair))}",
-          "Comparing")  # fmt: skip
+    open_(
+        page,
+        f"{MLFLOW}/#/compare-model-versions?name={quote(json.dumps(AGENT))}&runs={quote(json.dumps(pair))}",
+        "Comparing",
+    )
 
 
 # --------------------------------------------------------------------------- asking the servers
 
 
 def drift_refresh() -> dict[str, Any]:
-    runs = post(f"{PREFECT}/api/flow_runs/filter", flows={"name": {"any_": ["refresh"]}}, sort="START_TIME_DESC",
-                flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}})  # fmt: skip
+    runs = post(
+        f"{PREFECT}/api/flow_runs/filter",
+        flows={"name": {"any_": ["refresh"]}},
+        sort="START_TIME_DESC",
+        flow_runs={"state": {"type": {"any_": ["COMPLETED"]}}},
+    )
     return next(run for run in runs if run["parameters"].get("trigger") == "drift")
 
 

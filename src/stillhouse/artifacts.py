@@ -23,8 +23,10 @@ from stillhouse.errors import PartError
 __all__ = ["checked_program", "require_own_tensors"]
 
 _MODEL = "models/model.json"
-_CONFIGS = {"data/weights": "data/weights/model_weights_config.json",
-            "data/constants": "data/constants/model_constants_config.json"}  # fmt: skip
+_CONFIGS = {
+    "data/weights": "data/weights/model_weights_config.json",
+    "data/constants": "data/constants/model_constants_config.json",
+}
 _TENSORS = {"data/weights": re.compile(r"weight_\d+"), "data/constants": re.compile(r"tensor_\d+")}
 # Written by torch beside the model; never read here. What a user puts into `extra_files` lies in extra/.
 _LEFT_OUT = re.compile(
@@ -39,14 +41,56 @@ _ON_SIZES = re.compile(
     r"|math\.(trunc|ceil|floor)|torch\.sym_(not|int|float|ite|max|min|sqrt|sum)"
 )
 # sympy's and torch's functions of numbers, as `sympy.srepr` writes them.
-_FUNCTIONS = frozenset((
-    "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Abs", "Mod", "floor", "ceiling",
-    "Equality", "Unequality", "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan", "And", "Or", "Not",
-    "Piecewise", "ExprCondPair", "Tuple", "FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt",
-    "FloorToInt", "CeilDiv", "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv",
-    "IsNonOverlappingAndDenseIndicator", "TruncToFloat", "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat",
-    "Identity",
-))  # fmt: skip
+_FUNCTIONS = frozenset(
+    (
+        "Symbol",
+        "Integer",
+        "Float",
+        "Rational",
+        "Add",
+        "Mul",
+        "Pow",
+        "Max",
+        "Min",
+        "Abs",
+        "Mod",
+        "floor",
+        "ceiling",
+        "Equality",
+        "Unequality",
+        "LessThan",
+        "GreaterThan",
+        "StrictLessThan",
+        "StrictGreaterThan",
+        "And",
+        "Or",
+        "Not",
+        "Piecewise",
+        "ExprCondPair",
+        "Tuple",
+        "FloorDiv",
+        "ModularIndexing",
+        "Where",
+        "PythonMod",
+        "CleanDiv",
+        "CeilToInt",
+        "FloorToInt",
+        "CeilDiv",
+        "LShift",
+        "RShift",
+        "PowByNatural",
+        "FloatPow",
+        "FloatTrueDiv",
+        "IntTrueDiv",
+        "IsNonOverlappingAndDenseIndicator",
+        "TruncToFloat",
+        "TruncToInt",
+        "RoundToInt",
+        "RoundDecimal",
+        "ToFloat",
+        "Identity",
+    )
+)
 _CONSTANTS = frozenset({"true", "false", "oo", "int_oo", "zoo", "nan", "I", "E", "pi"})
 _SYMBOL = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?")
@@ -286,9 +330,18 @@ def _require_arithmetic(path: Path, expression: str) -> None:
             )
         else:
             fine = isinstance(
-                node, ast.Expression | ast.Load | ast.keyword | ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop
-                | ast.Compare | ast.cmpop | ast.Tuple,
-            )  # fmt: skip
+                node,
+                ast.Expression
+                | ast.Load
+                | ast.keyword
+                | ast.BinOp
+                | ast.UnaryOp
+                | ast.operator
+                | ast.unaryop
+                | ast.Compare
+                | ast.cmpop
+                | ast.Tuple,
+            )
         if not fine:
             raise refused
 

@@ -53,9 +53,9 @@ class Champion:
     def settings(self) -> AgentConfig:
         """The agent file with the actions that the champion was made for."""
         known = self.actions
-        return self._settings if known == self._settings.actions else self._settings.model_copy(
-            update={"actions": known}
-        )  # fmt: skip
+        return (
+            self._settings if known == self._settings.actions else self._settings.model_copy(update={"actions": known})
+        )
 
     @cached_property
     def baseline(self) -> Baseline:

@@ -88,8 +88,9 @@ def status(agent: AgentName) -> None:
         table = Table("version", "alias", "variant", quality, "bytes", "p50 (ms)", "refresh")
         for v in versions:
             score = _number(v.auc if two else v.accuracy)
-            table.add_row(v.version, ", ".join(v.aliases), v.variant, score, f"{v.bytes or 0:,}",
-                          _number(v.p50_ms), v.refresh_id)  # fmt: skip
+            table.add_row(
+                v.version, ", ".join(v.aliases), v.variant, score, f"{v.bytes or 0:,}", _number(v.p50_ms), v.refresh_id
+            )
         console.print(table)
     counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())
     console.print(f"knowledge base {base.root}: {counts or 'empty'}")
@@ -132,8 +133,14 @@ def teachers(
         return
     table = Table("as of", "teacher", "slice", "before", "after", "why")
     for change in changes[-last:]:
-        table.add_row(f"{change.as_of:%Y-%m-%d %H:%M}", change.teacher, change.slice, f"{change.before:.1%}",
-                      f"{change.after:.1%}", change.reason)  # fmt: skip
+        table.add_row(
+            f"{change.as_of:%Y-%m-%d %H:%M}",
+            change.teacher,
+            change.slice,
+            f"{change.before:.1%}",
+            f"{change.after:.1%}",
+            change.reason,
+        )
     console.print(table)
 
 
@@ -152,8 +159,13 @@ def history(
         return
     table = Table("as of", "kind", "outcome", "summary", "verdict")
     for verdict in verdicts:
-        table.add_row(f"{verdict.as_of:%Y-%m-%d %H:%M}", verdict.kind, verdict.outcome.replace("_", " "),
-                      verdict.summary, verdict.verdict_id)  # fmt: skip
+        table.add_row(
+            f"{verdict.as_of:%Y-%m-%d %H:%M}",
+            verdict.kind,
+            verdict.outcome.replace("_", " "),
+            verdict.summary,
+            verdict.verdict_id,
+        )
         for reason in verdict.reasons if reasons else ():
             table.add_row("", "", "crossed" if reason.crossed else "held", reason.text, "")
     console.print(table)
@@ -187,9 +199,16 @@ def drift(
         unseen = ", ".join(column.unseen[:3]) + (
             f" and {len(column.unseen) - 3} more" if len(column.unseen) > 3 else ""
         )
-        table.add_row(column.column, f"{column.psi:.3f}", _number(column.ks), _number(column.wasserstein),
-                      f"{column.effect:.3f}", f"{column.missing_reference:.1%}", f"{column.missing_current:.1%}",
-                      unseen)  # fmt: skip
+        table.add_row(
+            column.column,
+            f"{column.psi:.3f}",
+            _number(column.ks),
+            _number(column.wasserstein),
+            f"{column.effect:.3f}",
+            f"{column.missing_reference:.1%}",
+            f"{column.missing_current:.1%}",
+            unseen,
+        )
     console.print(table)
     console.print(f"{before.rows:,} rows before, {now.rows:,} now; PSI on the reference's deciles or values")
 
@@ -244,10 +263,12 @@ def import_(
     agent: AgentName,
     files: Annotated[list[Path], typer.Argument(help="CSV, JSON lines (both also .gz) or Parquet")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="only show what would happen: the first rows as they would be read, and "
-                                             "what is wrong")
+        bool,
+        typer.Option(
+            "--dry-run", help="only show what would happen: the first rows as they would be read, and what is wrong"
+        ),
     ] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Bring logs that exist already into an agent's knowledge base.
 
     What the columns are called is said by `importing` in the agent file;
@@ -323,46 +344,66 @@ def quarantine(
         table.add_row(f"{count:,}", column, rule)
     console.print(table)
     first, newest_at = rows["observed_at"].min(), rows["observed_at"].max()
-    console.print(f"{len(rows):,} row{'s' * (len(rows) != 1)} in quarantine, of {first:%Y-%m-%d %H:%M} to "
-                  f"{newest_at:%Y-%m-%d %H:%M} UTC")  # fmt: skip
+    console.print(
+        f"{len(rows):,} row{'s' * (len(rows) != 1)} in quarantine, of {first:%Y-%m-%d %H:%M} to "
+        f"{newest_at:%Y-%m-%d %H:%M} UTC"
+    )
 
 
 @app.command()
 def compress(
     model_uri: Annotated[
-        str, typer.Argument(help="models:/name/3, models:/name@alias, models:/m-… or runs:/…/path: a torch module "
-                                 "logged as pt2, or an ONNX classifier")
+        str,
+        typer.Argument(
+            help="models:/name/3, models:/name@alias, models:/m-… or runs:/…/path: a torch module "
+            "logged as pt2, or an ONNX classifier"
+        ),
     ],
     rows: Annotated[
-        Path | None, typer.Option(help="rows as they occur: .npy, .npz (arrays by input), .parquet or .csv; without, "
-                                       "the input example that was logged with the model")
+        Path | None,
+        typer.Option(
+            help="rows as they occur: .npy, .npz (arrays by input), .parquet or .csv; without, "
+            "the input example that was logged with the model"
+        ),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="the classes 0…K−1 of the rows: a column, an array in the .npz, or a file; "
-                                      "without, a decision is right if it is the float32 model's")
+        str | None,
+        typer.Option(
+            help="the classes 0…K−1 of the rows: a column, an array in the .npz, or a file; "
+            "without, a decision is right if it is the float32 model's"
+        ),
     ] = None,
     max_bytes: Annotated[int | None, typer.Option(help="of the artifact's files")] = None,
     max_p95_ms: Annotated[float | None, typer.Option(help="of one row's decision, on one core here (ms)")] = None,
     max_quality_loss: Annotated[
-        float | None, typer.Option(help="below the float32 model: of AUC (two labelled classes), else of the share of "
-                                        "right decisions; by default 0.005")
+        float | None,
+        typer.Option(
+            help="below the float32 model: of AUC (two labelled classes), else of the share of "
+            "right decisions; by default 0.005"
+        ),
     ] = None,
     time: Annotated[str, typer.Option(metavar="DURATION", help="that the search may take: 90s, 5m, 1h")] = "5m",
     candidates: Annotated[int, typer.Option(help="made and measured at most")] = 40,
     steps: Annotated[
-        str | None, typer.Option(help="what may be combined, separated by commas, such as prune_units,int8_dynamic; "
-                                      "by default all")
+        str | None,
+        typer.Option(
+            help="what may be combined, separated by commas, such as prune_units,int8_dynamic; by default all"
+        ),
     ] = None,
     parallel: Annotated[int, typer.Option(help="forms recovered at once, each in a process of its own")] = 1,
     recover_epochs: Annotated[int, typer.Option(help="of the distillation after a structural step")] = 2,
     output: Annotated[
-        list[str] | None, typer.Option(metavar="FOLDER|NAME", help="copy the chosen artifact to this folder, not there "
-                                       "yet; or, where the model has several outputs, the name of the one to compress. "
-                                       "May be given twice")
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|NAME",
+            help="copy the chosen artifact to this folder, not there "
+            "yet; or, where the model has several outputs, the name of the one to compress. "
+            "May be given twice",
+        ),
     ] = None,
     experiment: Annotated[str | None, typer.Option(help="in MLflow; by default compress-<model>")] = None,
     log: Annotated[bool, typer.Option("--log/--no-log", help="keep all candidates in MLflow")] = True,
-) -> None:  # fmt: skip
+) -> None:
     """Search the smallest form of a model from MLflow that keeps within your limits, and measure it here.
 
     Torch modules are pruned, factorised and quantised, ONNX graphs quantised.
@@ -456,9 +497,13 @@ def _byte_bar(total: int) -> Iterator[Callable[[str, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(30), DownloadColumn(), TimeRemainingColumn(),
-        console=console, transient=True,
-    ) as progress:  # fmt: skip
+        TextColumn("{task.description}", markup=False),
+        BarColumn(30),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
         bar = progress.add_task("", total=total)
         yield lambda what, count: progress.update(bar, description=shown(what), advance=count)
 
@@ -624,9 +669,16 @@ def _show_spending(base: KnowledgeBase) -> None:
     for name, total in spent.items():
         for when, cost in (("today", today.get(name)), ("in all", total)):
             if cost is not None:
-                table.add_row(name if when == "today" or name not in today else "", when, f"{cost.calls:,}",
-                              f"{cost.rows:,}", f"{cost.input_tokens:,}", f"{cost.output_tokens:,}",
-                              f"{cost.seconds:,.1f}", f"{cost.money:,.4f}")  # fmt: skip
+                table.add_row(
+                    name if when == "today" or name not in today else "",
+                    when,
+                    f"{cost.calls:,}",
+                    f"{cost.rows:,}",
+                    f"{cost.input_tokens:,}",
+                    f"{cost.output_tokens:,}",
+                    f"{cost.seconds:,.1f}",
+                    f"{cost.money:,.4f}",
+                )
     console.print(table)
 
 
@@ -638,8 +690,11 @@ def _show_machine(agent: str) -> None:
     found = survey(spool_folder(agent))
     console.print(f"spools on this machine: {found.rows:,} rows wait for the knowledge base")
     problems = [f"spool: {problem}" for problem in found.problems]
-    problems += [f"{side}: {problem.text}" for side, problem in problems_here(agent).items()
-                 if problem.over_at is None and side != "spool"]  # fmt: skip
+    problems += [
+        f"{side}: {problem.text}"
+        for side, problem in problems_here(agent).items()
+        if problem.over_at is None and side != "spool"
+    ]
     for problem in problems:
         console.print(f"problem: {problem}", soft_wrap=True)
 

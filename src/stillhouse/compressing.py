@@ -31,8 +31,17 @@ from stillhouse.registry.names import FRONTIER, FRONTIER_FIGURE
 if TYPE_CHECKING:
     from stillhouse.registry.runs import Runs
 
-__all__ = ["Rows", "compress_model", "destinations", "keep", "limits_of", "log_compression",
-           "log_frontier", "rows_of", "settings_of"]  # fmt: skip
+__all__ = [
+    "Rows",
+    "compress_model",
+    "destinations",
+    "keep",
+    "limits_of",
+    "log_compression",
+    "log_frontier",
+    "rows_of",
+    "settings_of",
+]
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -103,9 +112,11 @@ def rows_of(file: Path | None, labels: str | None, model: ForeignModel) -> Rows:
         return Rows(rows, None)
     if isinstance(rows, dict | pd.DataFrame) and labels in rows:
         found = np.asarray(rows[labels])
-        others = rows.drop(columns=labels) if isinstance(rows, pd.DataFrame) else {
-            name: array for name, array in rows.items() if name != labels
-        }  # fmt: skip
+        others = (
+            rows.drop(columns=labels)
+            if isinstance(rows, pd.DataFrame)
+            else {name: array for name, array in rows.items() if name != labels}
+        )
         return Rows(others, found)
     if not Path(labels).exists():
         there = f"; the rows have: {', '.join(map(str, rows))}" if isinstance(rows, dict | pd.DataFrame) else ""
@@ -184,9 +195,13 @@ def _only(found: Any, name: str) -> np.ndarray[Any, Any]:
 
 
 def compress_model(
-    model: ForeignModel, rows: Rows, settings: Compression, limits: Limits,
-    on_candidate: Callable[[Candidate], None], output: str | None = None,
-) -> Frontier:  # fmt: skip
+    model: ForeignModel,
+    rows: Rows,
+    settings: Compression,
+    limits: Limits,
+    on_candidate: Callable[[Candidate], None],
+    output: str | None = None,
+) -> Frontier:
     """Search smaller forms of the model in ``STILLHOUSE_HOME/compress/<model>``: one that was killed goes on.
 
     :param output: the name of the output that decides, where the model has several.
@@ -196,8 +211,12 @@ def compress_model(
     """
     return search(
         functools.partial(outside_subject, model.file, rows.rows, rows.labels, _score, output),
-        settings, limits, model_pack(model.uri), home() / "compress" / model.key, on_candidate=on_candidate,
-    )  # fmt: skip
+        settings,
+        limits,
+        model_pack(model.uri),
+        home() / "compress" / model.key,
+        on_candidate=on_candidate,
+    )
 
 
 def _score(probabilities: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
@@ -253,6 +272,8 @@ def log_frontier(models: Runs, run_id: str, frontier: Frontier) -> None:
     models.log(
         run_id,
         files={FRONTIER: frontier, FRONTIER_FIGURE: frontier_figure(frontier)},
-        metrics={"compression/hypervolume": frontier.hypervolume,
-                 "compression/candidates": float(len(frontier.candidates))},
-    )  # fmt: skip
+        metrics={
+            "compression/hypervolume": frontier.hypervolume,
+            "compression/candidates": float(len(frontier.candidates)),
+        },
+    )

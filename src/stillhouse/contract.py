@@ -106,16 +106,19 @@ def draft(rows: Frame, config: AgentConfig) -> str:
     """
     rows = _usable(rows)
     lines, columns = _columns(rows, config.observations, reads_text=config.student.reads_text)
-    return "\n".join(
-        [
-            *_head(rows, config.observations),
-            *_freshness(rows["observed_at"], config),
-            *_volume(rows["observed_at"], config),
-            *_unique(rows, config.observations, columns),
-            *_rules(rows, config.observations, columns),
-            *lines,
-        ]
-    ) + "\n"  # fmt: skip
+    return (
+        "\n".join(
+            [
+                *_head(rows, config.observations),
+                *_freshness(rows["observed_at"], config),
+                *_volume(rows["observed_at"], config),
+                *_unique(rows, config.observations, columns),
+                *_rules(rows, config.observations, columns),
+                *lines,
+            ]
+        )
+        + "\n"
+    )
 
 
 def _usable(rows: Frame) -> Frame:
@@ -144,9 +147,20 @@ def _head(rows: Frame, observations: Observations) -> Iterator[str]:
 # --------------------------------------------------------------------------- the window as a whole
 
 _LENGTHS = {
-    "15m": 15, "30m": 30, "1h": 60, "2h": 120, "3h": 180, "6h": 360, "12h": 720, "1d": 1440, "2d": 2880, "4d": 5760,
-    "1w": 10_080, "2w": 20_160, "4w": 40_320,
-}  # fmt: skip
+    "15m": 15,
+    "30m": 30,
+    "1h": 60,
+    "2h": 120,
+    "3h": 180,
+    "6h": 360,
+    "12h": 720,
+    "1d": 1440,
+    "2d": 2880,
+    "4d": 5760,
+    "1w": 10_080,
+    "2w": 20_160,
+    "4w": 40_320,
+}
 
 
 def _freshness(times: pd.Series[Any], config: AgentConfig) -> Iterator[str]:
@@ -256,9 +270,11 @@ def _words(text: str) -> int:
 
 def _describe(values: pd.Series[Any], days: pd.Series[int], kind: str, kept: Fields) -> tuple[Fields, str]:
     """The fields of one column, those of the agent file as they are, and what was seen."""
-    values = pd.to_numeric(values, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan) if (
-        kind == "number"
-    ) else to_texts(values, f"column {values.name!r}")  # fmt: skip
+    values = (
+        pd.to_numeric(values, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan)
+        if (kind == "number")
+        else to_texts(values, f"column {values.name!r}")
+    )
     if kind == "text":
         values = values.mask(values.map(lambda value: isinstance(value, str) and not value.strip()).astype(bool))
     fields, seen = {"number": _number, "category": _category, "text": _text}[kind](values, kept)
@@ -528,8 +544,14 @@ def _texts(value: Any) -> Iterator[str]:
 def _flow(value: str | float | Sequence[Any] | Fields) -> str:
     """YAML on one line, which loads back as ``value``."""
     ascii_only = any(map(_hides, _texts(value)))  # else a direction mark would turn the draft round
-    text: str = yaml.dump([_plain(value)], Dumper=_Dumper, default_flow_style=True, width=math.inf, sort_keys=False,
-                          allow_unicode=not ascii_only)  # fmt: skip
+    text: str = yaml.dump(
+        [_plain(value)],
+        Dumper=_Dumper,
+        default_flow_style=True,
+        width=math.inf,
+        sort_keys=False,
+        allow_unicode=not ascii_only,
+    )
     return text.strip()[1:-1]
 
 

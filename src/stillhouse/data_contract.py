@@ -59,7 +59,7 @@ __all__ = [
     "too_few_or_many",
     "too_many_bad",
     "where",
-]  # fmt: skip
+]
 
 REQUIRED_OF_ALL = ("observation_id", "observed_at")
 QUARANTINE_COLUMNS = ("observation_id", "observed_at", "reasons")
@@ -322,9 +322,15 @@ def _set_aside(broken: _Broken, rows: pd.DataFrame, reasons: Reasons) -> Iterato
 
 
 def row_failure(
-    expectation: str, about: str, bad: np.ndarray[Any, Any], words: Sequence[str], rows: int, quarantine: bool,
-    refuse_above: float, reasons: Reasons,
-) -> Iterator[CheckFailure]:  # fmt: skip
+    expectation: str,
+    about: str,
+    bad: np.ndarray[Any, Any],
+    words: Sequence[str],
+    rows: int,
+    quarantine: bool,
+    refuse_above: float,
+    reasons: Reasons,
+) -> Iterator[CheckFailure]:
     """What one rule on rows found; the reasons of its bad rows are added to ``reasons``.
 
     :param bad: positions of the rows that break it, int ``[b]``; ``words`` says of each what is wrong.
@@ -352,8 +358,10 @@ def _of_the_window(sound: pd.DataFrame, window: Window, observations: Observatio
             yield failure("expect_column_max_to_be_between", "observed_at", 0, text, fatal=True)
     if observations.volume is not None:
         days, low, high = (
-            lived_days(window, observations), observations.volume.min_per_day, observations.volume.max_per_day
-        )  # fmt: skip
+            lived_days(window, observations),
+            observations.volume.min_per_day,
+            observations.volume.max_per_day,
+        )
         few = low is not None and len(sound) < low * days - 1e-9
         many = high is not None and days > 0 and len(sound) > high * days + 1e-9
         if few or many:

@@ -113,15 +113,23 @@ def markdown(done: Maintained) -> str:
         ),
     ]
     compacted = [
-        (each.table, each.month or "", _change(each.files_before, each.files_after),
-         _change(each.bytes_before, each.bytes_after))
+        (
+            each.table,
+            each.month or "",
+            _change(each.files_before, each.files_after),
+            _change(each.bytes_before, each.bytes_after),
+        )
         for each in done.compacted
-    ]  # fmt: skip
+    ]
     freed = [
-        (each.table, _change(each.files_before, each.files_after), _change(each.bytes_before, each.bytes_after),
-         "; ".join(f"{version} for {', '.join(models)}" for version, models in each.kept.items()))
+        (
+            each.table,
+            _change(each.files_before, each.files_after),
+            _change(each.bytes_before, each.bytes_after),
+            "; ".join(f"{version} for {', '.join(models)}" for version, models in each.kept.items()),
+        )
         for each in done.freed
-    ]  # fmt: skip
+    ]
     parts = [
         f"# {done.agent}: {line(done)}",
         "\n".join(f"- **{md(text)}**" for text in wrong),
@@ -145,8 +153,11 @@ def line(done: Maintained) -> str:
     """The report in a list of artifacts."""
     files = sum(c.files_before - c.files_after for c in done.compacted)
     freed = sum(f.bytes_before - f.bytes_after for f in done.freed)
-    removed = "nothing removed" if done.nothing_removed else \
-        f"{sum(r.rows for r in done.removed):,} old rows removed, {freed:,} bytes freed"  # fmt: skip
+    removed = (
+        "nothing removed"
+        if done.nothing_removed
+        else f"{sum(r.rows for r in done.removed):,} old rows removed, {freed:,} bytes freed"
+    )
     return f"{sum(done.flushed.rows.values()):,} rows flushed, {files:,} files fewer, {removed}"
 
 

@@ -27,8 +27,10 @@ def line(verdict: Verdict) -> str:
 def heading(verdict: Verdict) -> str:
     """The title of a page, with the verdict's summary, moment and id."""
     outcome = verdict.outcome.replace("_", " ")
-    return f"# {verdict.agent}: {outcome}\n\n{md(verdict.summary)}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, " \
-           f"verdict {code(verdict.verdict_id)}"  # fmt: skip
+    return (
+        f"# {verdict.agent}: {outcome}\n\n{md(verdict.summary)}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, "
+        f"verdict {code(verdict.verdict_id)}"
+    )
 
 
 def reasons(reasons: tuple[Reason, ...]) -> str:
@@ -87,8 +89,10 @@ def weights_section(weights: Weights) -> str:
     own = [(name, shares) for name, shares in slices if abs(shares - everywhere).max() >= NOTEWORTHY]
     if own:
         header = "| slice | outcomes | " + " | ".join(map(md, weights.teachers)) + " |"
-        rows = [f"| {md(name)} | {weights.slices[name].outcomes:,} | " + " | ".join(f"{s:.1%}" for s in shares) + " |"
-                for name, shares in own]  # fmt: skip
+        rows = [
+            f"| {md(name)} | {weights.slices[name].outcomes:,} | " + " | ".join(f"{s:.1%}" for s in shares) + " |"
+            for name, shares in own
+        ]
         parts.append(table(header, rows))
     return "\n\n".join(parts)
 

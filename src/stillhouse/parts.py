@@ -17,8 +17,18 @@ import pandas as pd
 from stillhouse.config.base import tagged
 from stillhouse.errors import PartError
 
-__all__ = ["ModelStore", "OffersText", "ReadyTeacher", "Source", "Teacher", "TextInitial", "import_kinds",
-           "is_rehearsal", "rehearsing", "resolve"]  # fmt: skip
+__all__ = [
+    "ModelStore",
+    "OffersText",
+    "ReadyTeacher",
+    "Source",
+    "Teacher",
+    "TextInitial",
+    "import_kinds",
+    "is_rehearsal",
+    "rehearsing",
+    "resolve",
+]
 
 
 @runtime_checkable

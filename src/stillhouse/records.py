@@ -646,18 +646,33 @@ Mode = Literal["recalibrate", "update", "redistil_warm", "redistil"]
 champion's takes in what is new; a training that begins at the champion's weights; a training from the beginning."""
 
 REFRESH_MODES: Mapping[Response, Mode | None] = {
-    "hold": None, "recalibrate": "recalibrate", "reuse": "redistil", "update": "update",
-    "redistil_warm": "redistil_warm", "redistil": "redistil", "renew": "redistil",
-}  # fmt: skip
+    "hold": None,
+    "recalibrate": "recalibrate",
+    "reuse": "redistil",
+    "update": "update",
+    "redistil_warm": "redistil_warm",
+    "redistil": "redistil",
+    "renew": "redistil",
+}
 """How the refresh that a response asks for makes its student; None: the response asks for no refresh."""
 
 Outcome = Literal[
     # watch
-    "no_drift", "benign_shift", "drift", "harmful_drift", "teacher_failing", "cooling_down", "not_enough_evidence",
+    "no_drift",
+    "benign_shift",
+    "drift",
+    "harmful_drift",
+    "teacher_failing",
+    "cooling_down",
+    "not_enough_evidence",
     "data_broken",
     # gate, promotion
-    "admitted", "promoted", "refused", "awaiting_approval", "rolled_back",
-]  # fmt: skip
+    "admitted",
+    "promoted",
+    "refused",
+    "awaiting_approval",
+    "rolled_back",
+]
 
 
 class ClusterScores(Record):

@@ -87,9 +87,13 @@ def _tiny_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         student = new_student(config, columns, lesson.x.numpy(), initial)
         distil(student, lesson, config.distillation, epochs=1)
         subject = student_subject(
-            student, columns, config.actions, calibration=lambda columns: encode(future, columns),
-            judged=lambda columns: encode(future, columns), quality=lambda said: quality(said, labels).score,
-        )  # fmt: skip
+            student,
+            columns,
+            config.actions,
+            calibration=lambda columns: encode(future, columns),
+            judged=lambda columns: encode(future, columns),
+            quality=lambda said: quality(said, labels).score,
+        )
         plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_pack(config.agent, config.actions, {})
         variant = search(lambda: subject, plain, Limits(), pack, Path(folder)).reference
@@ -160,13 +164,15 @@ def _windows(config: AgentConfig, observed: pd.DataFrame, labelled: pd.DataFrame
         train = min(train, max(0.0, _days(window.end - window.start - config.outcomes.delay) - test))  # no more come
     learned, judged = min(rate * train, windows.max_train_rows or math.inf), rate * test
     if learned < windows.min_train_rows:
-        raise _too_few(config, "train", f"{train:.3g} days of it", learned, "windows.min_train_rows",
-                       windows.min_train_rows, rate)  # fmt: skip
+        raise _too_few(
+            config, "train", f"{train:.3g} days of it", learned, "windows.min_train_rows", windows.min_train_rows, rate
+        )
     if judged < least:
         raise _too_few(config, "test", f"{test:.3g} days", judged, "observations.min_rows", least, rate)
     if isinstance(windows.current, timedelta) and (watched := seen * _days(windows.current)) < least:
-        raise _too_few(config, "current", f"{_days(windows.current):.3g} days", watched, "observations.min_rows", least,
-                       seen)  # fmt: skip
+        raise _too_few(
+            config, "current", f"{_days(windows.current):.3g} days", watched, "observations.min_rows", least, seen
+        )
     if train < config.distillation.validation_every:
         raise WindowError(
             f"{config.file}: windows.train: {train:.3g} days may hold none of the days kept to choose among variants "

@@ -77,10 +77,19 @@ _Statement = TypeVar("_Statement", Model, Release)
 
 def model_statement(model: Model) -> str:
     """What is signed about a model."""
-    return _text({
-        "type": MODEL, "agent": model.agent, "name": model.name, "version": model.version, "model_id": model.model_id,
-        "role": model.role, "payload": model.payload, "files": dict(model.files), "lineage": dict(model.lineage),
-    })  # fmt: skip
+    return _text(
+        {
+            "type": MODEL,
+            "agent": model.agent,
+            "name": model.name,
+            "version": model.version,
+            "model_id": model.model_id,
+            "role": model.role,
+            "payload": model.payload,
+            "files": dict(model.files),
+            "lineage": dict(model.lineage),
+        }
+    )
 
 
 def release_statement(agent: str, version: str, number: int) -> str:
@@ -89,9 +98,7 @@ def release_statement(agent: str, version: str, number: int) -> str:
     :param number: greater than those of all releases of the agent before.
     """
     released_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return _text({
-        "type": RELEASE, "agent": agent, "version": version, "number": number, "released_at": released_at
-    })  # fmt: skip
+    return _text({"type": RELEASE, "agent": agent, "version": version, "number": number, "released_at": released_at})
 
 
 def claimed_number(envelope: str) -> int:

@@ -148,7 +148,7 @@ def texts_of(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[str | None]:
     return [
         value if type(value) is str or value is None else _at(index, text_of, value)
         for index, value in enumerate(plain)
-    ]  # fmt: skip
+    ]
 
 
 def numbers_of(

@@ -116,12 +116,14 @@ class Encoder:
         self._numbers = [column["name"] for column in columns if column["type"] == "number"]
         self._categories = [
             (column["name"], {value: i + 1 for i, value in enumerate(column["values"])})
-            for column in columns if column["type"] == "category"
-        ]  # fmt: skip
+            for column in columns
+            if column["type"] == "category"
+        ]
         self._texts = [
             (column["name"], WordPiece(column["tokens"]), int(column["length"]))
-            for column in columns if column["type"] == "text"
-        ]  # fmt: skip
+            for column in columns
+            if column["type"] == "text"
+        ]
         self._by_name = self._places(None)
         self._last_frame: tuple[list[Any], _Places] = ([], self._by_name)
 
@@ -413,17 +415,33 @@ def _is_punctuation(character: str) -> bool:
 _CONTROL = frozenset(["Cc", "Cf", "Co", "Cs"])  # and not Cn: what has no meaning yet may be a letter tomorrow
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 _CHINESE = (
-    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
-    (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F),
-)  # fmt: skip
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B920, 0x2CEAF),
+    (0x2F800, 0x2FA1F),
+)
 """The blocks of Chinese characters as BERT's reference tokeniser counts them."""
 
 
 # The instruction sets that ONNX Runtime's float32 and int8 kernels are chosen by.
 _INSTRUCTIONS = (
-    "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8",
-    "asimd", "asimddp", "i8mm", "sve",
-)  # fmt: skip
+    "avx",
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
 
 
 def processor() -> dict[str, Any]:

@@ -179,11 +179,15 @@ def read_model(envelope: str, keys: Keys) -> Model:
     try:
         version = said["version"]
         return Model(
-            agent=_text(said["agent"]), name=_text(said["name"]),
-            version=None if version is None else _text(version), model_id=_text(said["model_id"]),
-            role=_text(said["role"]), payload=_text(said["payload"]), files=_texts(said["files"]),
+            agent=_text(said["agent"]),
+            name=_text(said["name"]),
+            version=None if version is None else _text(version),
+            model_id=_text(said["model_id"]),
+            role=_text(said["role"]),
+            payload=_text(said["payload"]),
+            files=_texts(said["files"]),
             lineage=_texts(said["lineage"]),
-        )  # fmt: skip
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"the signed statement about the model is incomplete: {error}") from error
 
@@ -314,9 +318,14 @@ def check_folder(
 
 
 def check_archive(
-    archive: str | Path, keys: Keys, *, agent: str, at_least: int = 0, version: str | None = None,
+    archive: str | Path,
+    keys: Keys,
+    *,
+    agent: str,
+    at_least: int = 0,
+    version: str | None = None,
     max_bytes: int = _MAX_BYTES,
-) -> tuple[Verified, dict[str, bytes]]:  # fmt: skip
+) -> tuple[Verified, dict[str, bytes]]:
     """Check a model that was handed out as ``.tar.gz``, in memory: nothing of it touches the disk unchecked.
 
     :param max_bytes: of the archive unpacked; more is refused before it is in memory.
@@ -424,9 +433,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def verify(
-    source: Path, keys: Keys, *, agent: str, state: Path | None = None, into: Path | None = None,
+    source: Path,
+    keys: Keys,
+    *,
+    agent: str,
+    state: Path | None = None,
+    into: Path | None = None,
     version: str | None = None,
-) -> Verified:  # fmt: skip
+) -> Verified:
     """Check a folder or an archive, unpack an archive into a new folder, and remember the number of the release.
 
     :raises VerificationError: if the model may not be used; then nothing was written.

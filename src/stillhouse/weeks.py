@@ -30,9 +30,20 @@ class WeekBoard:
         self.weeks = weeks
         self.shown = 0
         self.table = Table(
-            "week", "rows", "PSI", "watch", "gate", "ver.", "never", "champ.", "teacher", "kB",
-            title=f"{agent}, week by week", padding=(0, 1, 0, 0), pad_edge=False,
-        )  # fmt: skip
+            "week",
+            "rows",
+            "PSI",
+            "watch",
+            "gate",
+            "ver.",
+            "never",
+            "champ.",
+            "teacher",
+            "kB",
+            title=f"{agent}, week by week",
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         for column, right in zip(self.table.columns, (0, 1, 1, 0, 0, 1, 1, 1, 1, 1), strict=True):
             column.justify, column.no_wrap = ("right" if right else "left"), str(column.header) not in _MAY_BE_CUT
         self.live = Live(console=self.console, refresh_per_second=4, vertical_overflow="visible")
@@ -59,12 +70,18 @@ class WeekBoard:
         """Show a week that has passed."""
         self.shown += 1
         cells = (
-            f"{week.ending:%d %b}", f"{week.rows:,}", "" if week.psi is None else f"{week.psi:.2f}",
-            week.drift.replace("_", " "), _GATE.get(week.gate, week.gate), week.champion.rpartition("@")[2],
-            *("" if score is None else f"{score:.3f}"
-              for score in (week.quality_static, week.quality_champion, week.quality_teacher)),
+            f"{week.ending:%d %b}",
+            f"{week.rows:,}",
+            "" if week.psi is None else f"{week.psi:.2f}",
+            week.drift.replace("_", " "),
+            _GATE.get(week.gate, week.gate),
+            week.champion.rpartition("@")[2],
+            *(
+                "" if score is None else f"{score:.3f}"
+                for score in (week.quality_static, week.quality_champion, week.quality_teacher)
+            ),
             f"{week.bytes / 1000:.0f}",
-        )  # fmt: skip
+        )
         self.table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells))
         if self.console.is_terminal:
             self.live.update(self.table, refresh=True)

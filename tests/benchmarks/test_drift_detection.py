@@ -33,9 +33,12 @@ def test_runs_side_by_side_are_what_advance_does(method):
     units = benchmark.drawn_units(toy, method, ("concept", 0.5), (3, 20), generator)
     for number, null in enumerate(nulls):
         state = evidence.start(
-            "disagreement", "toy@1", since=datetime(2013, 1, 1, tzinfo=UTC), null_mean=float(null),
+            "disagreement",
+            "toy@1",
+            since=datetime(2013, 1, 1, tzinfo=UTC),
+            null_mean=float(null),
             average_run_length=benchmark.RUN_LENGTH,
-        )  # fmt: skip
+        )
         while not state.alarm and state.looks < 20:
             state = evidence.advance(state, units[number, state.looks], start=state.end, end=state.end + HOUR, rows=1)
         assert first[number] == (state.looks if state.alarm else 21)

@@ -16,8 +16,11 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path) -> 
     assert found.kills.total() == 9 and found.acknowledged > 20
     assert found.lost == found.doubled == found.windows_changed == []
     assert {goal.name: goal.met for goal in goals_of(found)} == {
-        "kills": False, "acknowledged_events_lost": True, "events_doubled": True, "pinned_windows_changed": True
-    }  # fmt: skip
+        "kills": False,
+        "acknowledged_events_lost": True,
+        "events_doubled": True,
+        "pinned_windows_changed": True,
+    }
 
 
 def test_what_is_lost_doubled_or_changed_is_found(tmp_path: Path) -> None:

@@ -9,9 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PEERS = [
-    "evidently", "evidently_detection", "frouros", "litserve", "neural-compressor", "nncf", "onnxruntime", "river",
-    "scipy", "torch", "torchdistill",
-]  # fmt: skip
+    "evidently",
+    "evidently_detection",
+    "frouros",
+    "litserve",
+    "neural-compressor",
+    "nncf",
+    "onnxruntime",
+    "river",
+    "scipy",
+    "torch",
+    "torchdistill",
+]
 
 
 @pytest.mark.parametrize("name", [*PEERS, "schemathesis", "screens"])

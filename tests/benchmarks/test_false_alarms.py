@@ -22,12 +22,18 @@ def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
     watch = benchmark.Detectors.begun(benchmark.promise_of(known, null, world.units, 4))
     states = {
         (process, seed): evidence.start(
-            name, "toy@1", since=benchmark.BEGIN, null_mean=null[process, seed], average_run_length=4, share=1 / 3,
-            autocorrelation=known[process][seed].autocorrelation, step_deviation=known[process][seed].step_deviation,
+            name,
+            "toy@1",
+            since=benchmark.BEGIN,
+            null_mean=null[process, seed],
+            average_run_length=4,
+            share=1 / 3,
+            autocorrelation=known[process][seed].autocorrelation,
+            step_deviation=known[process][seed].step_deviation,
         )
         for process, name in enumerate(("disagreement", "student_outcomes", "teacher_outcomes"))
         for seed in range(3)
-    }  # fmt: skip
+    }
     begun, alarms = dict(states), 0
     for _ in range(40):
         units = losses.units(0.05)

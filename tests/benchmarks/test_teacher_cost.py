@@ -15,9 +15,13 @@ def played(accuracy: float, calls: int) -> Played:
 
 def test_margin_sampling_is_read_on_the_upper_hull() -> None:
     run = {
-        "never": played(0.5, 0), "margin 0.1": played(0.7, 100), "margin above 0.5": played(0.71, 200),
-        "margin 0.3": played(0.8, 300), "always": played(0.9, 1000), "uniform 0.1": played(0.99, 1),
-    }  # fmt: skip
+        "never": played(0.5, 0),
+        "margin 0.1": played(0.7, 100),
+        "margin above 0.5": played(0.71, 200),
+        "margin 0.3": played(0.8, 300),
+        "always": played(0.9, 1000),
+        "uniform 0.1": played(0.99, 1),
+    }
     assert margin_calls(run | {"ours": played(0.6, 1)}) == pytest.approx(50)
     assert margin_calls(run | {"ours": played(0.75, 1)}) == pytest.approx(200)
     assert margin_calls(run | {"ours": played(0.85, 1)}) == pytest.approx(650)

@@ -125,9 +125,13 @@ def learnt(module: nn.Module, x: Array, wanted: Array, epochs: int) -> nn.Module
 
 
 def subject_of(
-    student: nn.Module, columns: list[dict[str, Any]], actions: tuple[str, ...], rows: pd.DataFrame,
-    judged: pd.DataFrame, **changes: Any,
-) -> Subject:  # fmt: skip
+    student: nn.Module,
+    columns: list[dict[str, Any]],
+    actions: tuple[str, ...],
+    rows: pd.DataFrame,
+    judged: pd.DataFrame,
+    **changes: Any,
+) -> Subject:
     """Quality is the share of judged rows on which a form chooses as the student does."""
     wanted = run_torch(student, {"x": encode(judged, columns)}).argmax(axis=1)
     logits = run_torch(student, {"x": encode(rows, columns)}, softmax=False)

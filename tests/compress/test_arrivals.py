@@ -28,8 +28,11 @@ from stillhouse.variant import encode
 from .models_for_tests import pack_model
 
 ACTIONS = ("greet", "book", "refund")
-WORDS = {"greet": ["hello", "morning", "howdy", "welcome"], "book": ["table", "seat", "ticket", "room"],
-         "refund": ["zyxwq", "qxzvy"]}  # fmt: skip
+WORDS = {
+    "greet": ["hello", "morning", "howdy", "welcome"],
+    "book": ["table", "seat", "ticket", "room"],
+    "refund": ["zyxwq", "qxzvy"],
+}
 START = np.datetime64("2024-01-01", "us")
 DAY = np.timedelta64(1, "D")
 
@@ -76,10 +79,15 @@ def agent() -> Callable[[bool], Subject]:
 
     def subject(holds: bool) -> Subject:
         return student_subject(
-            student, columns, ACTIONS, calibration=lambda c: encode(rows, c), judged=lambda c: encode(every, c),
-            quality=judged.quality(score), slices=judged.slices(score) if holds else lambda said: {},
+            student,
+            columns,
+            ACTIONS,
+            calibration=lambda c: encode(rows, c),
+            judged=lambda c: encode(every, c),
+            quality=judged.quality(score),
+            slices=judged.slices(score) if holds else lambda said: {},
             source=f"late {holds}",
-        )  # fmt: skip
+        )
 
     return subject
 
@@ -156,6 +164,7 @@ def test_the_largest_loss_counts_and_says_where() -> None:
     common: dict[str, Any] = {"candidate_id": "x", "recipe": (), "latency": latency, "bytes": 10}
     reference = Candidate(name="fp32", quality=0.9, slices={"new actions": 0.8}, **common)
     assert Candidate(name="a", quality=0.89, slices={"new actions": 0.7}, **common).loss(reference) == (
-        pytest.approx(0.1), "new actions"
-    )  # fmt: skip
+        pytest.approx(0.1),
+        "new actions",
+    )
     assert Candidate(name="b", quality=0.85, slices={"new actions": 0.8}, **common).loss(reference)[1] == ""

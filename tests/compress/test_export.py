@@ -62,9 +62,13 @@ def test_the_interface_is_one_float_matrix_in_and_one_out(model: onnx.ModelProto
 
 def test_nodes_keep_their_layers_names(model: onnx.ModelProto) -> None:
     assert touched(model) == [
-        "/student/layers/layers.0/Gemm", "/student/layers/layers.3/Gemm", "/student/embeddings.2/Gather",
-        "/student/embeddings.0/Gather", "/student/layers/layers.6/Gemm", "/student/embeddings.1/Gather",
-    ]  # fmt: skip
+        "/student/layers/layers.0/Gemm",
+        "/student/layers/layers.3/Gemm",
+        "/student/embeddings.2/Gather",
+        "/student/embeddings.0/Gather",
+        "/student/layers/layers.6/Gemm",
+        "/student/embeddings.1/Gather",
+    ]
 
 
 def test_the_file_is_little_more_than_the_weights(model: onnx.ModelProto, student: TabularStudent) -> None:

@@ -101,8 +101,12 @@ def test_the_form_has_two_layers_where_there_was_one() -> None:
     before = {name: value.clone() for name, value in form.module.state_dict().items()}
     made = low_rank(step(ratio=0.5, ratios={"layers.3": 0.25}), form, feed(300))
     assert [tuple(layer.weight.shape) for layer in linears(made.module)] == [
-        (26, 278), (64, 26), (16, 64), (32, 16), (2, 32)
-    ]  # fmt: skip
+        (26, 278),
+        (64, 26),
+        (16, 64),
+        (32, 16),
+        (2, 32),
+    ]
     assert isinstance(made.module.layers[0], nn.Sequential) and made.module.layers[0][0].bias is None
     x = torch.from_numpy(feed(50, seed=3)["x"])
     assert made.module(x).shape == (50, 2)

@@ -18,22 +18,41 @@ def found(*candidates: Candidate, **limits: Any) -> Frontier:
     best = frontier(candidates)
     chosen, fits, why = choose(candidates, candidates[0], Limits(**limits))
     return Frontier(
-        reference=candidates[0], candidates=candidates, best=tuple(each.name for each in best), hypervolume=0.5,
-        chosen=chosen.name, fits=fits, why=why, limits=Limits(**limits), stopped="nothing left to try",
-    )  # fmt: skip
+        reference=candidates[0],
+        candidates=candidates,
+        best=tuple(each.name for each in best),
+        hypervolume=0.5,
+        chosen=chosen.name,
+        fits=fits,
+        why=why,
+        limits=Limits(**limits),
+        stopped="nothing left to try",
+    )
 
 
 MADE = (
-    candidate("fp32", 0.8, 1000, 1.0), candidate("worse", 0.79, 1000, 1.0), refused("broken"),
-    candidate("int8", 0.797, 300, 0.5, seconds=2.0, cpu_ms=0.4), candidate("tiny", 0.7, 100, 0.1),
-)  # fmt: skip
+    candidate("fp32", 0.8, 1000, 1.0),
+    candidate("worse", 0.79, 1000, 1.0),
+    refused("broken"),
+    candidate("int8", 0.797, 300, 0.5, seconds=2.0, cpu_ms=0.4),
+    candidate("tiny", 0.7, 100, 0.1),
+)
 
 
 def test_the_table_has_the_best_first_smallest_first_and_then_the_others_as_made() -> None:
     table = frontier_table(found(*MADE))
     assert list(table) == [
-        "candidate", "", "quality", "loss", "bytes", "p50_ms", "p95_ms", "cpu_ms", "seconds", "refused"
-    ]  # fmt: skip
+        "candidate",
+        "",
+        "quality",
+        "loss",
+        "bytes",
+        "p50_ms",
+        "p95_ms",
+        "cpu_ms",
+        "seconds",
+        "refused",
+    ]
     assert table["candidate"] == ["tiny", "int8", "fp32", "worse", "broken"]
     assert table[""] == ["best", "chosen", "best", "", ""]
     assert table["quality"] == [0.7, 0.797, 0.8, 0.79, None]
@@ -83,10 +102,14 @@ def test_what_mlflow_keeps() -> None:
     layer = Saturation(layer="l", share=0.1)
     one = candidate("int8", 0.7, 10, 0.5, difference=0.01, seconds=2.0, cpu_ms=0.4, saturates=(layer, layer))
     assert measured(one) == {
-        "compression/quality": 0.7, "compression/difference": 0.01, "compression/cpu_ms": 0.4,
-        "compression/seconds": 2.0, "compression/saturating_layers": 2.0, "compression/p50_ms": 0.5,
+        "compression/quality": 0.7,
+        "compression/difference": 0.01,
+        "compression/cpu_ms": 0.4,
+        "compression/seconds": 2.0,
+        "compression/saturating_layers": 2.0,
+        "compression/p50_ms": 0.5,
         "compression/p95_ms": 1.0,
-    }  # fmt: skip
+    }
     bare = one.model_copy(update={"latency": None, "cpu_ms": None})
     assert "compression/p50_ms" not in measured(bare) and "compression/cpu_ms" not in measured(bare)
     assert str(one) == "int8: 10 bytes, p50 0.5 ms, quality 0.7000"

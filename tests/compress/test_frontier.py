@@ -16,9 +16,7 @@ def candidate(
     name: str, quality: float = 0.8, size: int = 1000, p50: float = 1.0, p95: float | None = None, **fields: Any
 ) -> Candidate:
     latency = Latency(p50_ms=p50, p95_ms=2 * p50 if p95 is None else p95, calls=10)
-    return Candidate(
-        candidate_id=name, name=name, recipe=(), quality=quality, bytes=size, latency=latency, **fields
-    )  # fmt: skip
+    return Candidate(candidate_id=name, name=name, recipe=(), quality=quality, bytes=size, latency=latency, **fields)
 
 
 def refused(name: str) -> Candidate:
@@ -34,13 +32,16 @@ REFERENCE = candidate("fp32")
 @pytest.mark.parametrize(
     ("changes", "better"),
     [
-        ({"quality": 0.81}, True), ({"size": 999}, True), ({"p50": 0.9}, True),
+        ({"quality": 0.81}, True),
+        ({"size": 999}, True),
+        ({"p50": 0.9}, True),
         ({}, False),  # equals do not beat each other
         ({"p95": 0.1}, False),  # the tail does not count
-        ({"quality": 0.9, "size": 1001}, False), ({"quality": 0.79, "size": 1, "p50": 0.1}, False),
+        ({"quality": 0.9, "size": 1001}, False),
+        ({"quality": 0.79, "size": 1, "p50": 0.1}, False),
         ({"quality": 0.9, "size": 500, "p50": 0.5}, True),
     ],
-)  # fmt: skip
+)
 def test_as_good_in_all_and_better_in_one(changes: dict[str, Any], better: bool) -> None:
     assert dominates(candidate("one", **changes), REFERENCE) is better
 
@@ -83,12 +84,16 @@ def test_nothing_on_the_frontier_is_beaten_and_all_else_is(seed: int) -> None:
         ({"quality": 0.75}, (0, 1 / 9, 1 / 9)),
         ({"quality": 0.2}, (0, 1 / 9, 1 / 9)),
         ({"quality": 0.99}, (1, 1 / 9, 1 / 9)),  # better than the reference is as good as it
-        ({"size": 2000}, (1, 0, 1 / 9)), ({"size": 9000}, (1, 0, 1 / 9)),
-        ({"size": 500}, (1, 2 / 9, 1 / 9)), ({"size": 125}, (1, 4 / 9, 1 / 9)),
-        ({"p50": 1 / 256}, (1, 1 / 9, 1)), ({"p50": 1e-9}, (1, 1 / 9, 1)), ({"p50": 0.25}, (1, 1 / 9, 3 / 9)),
+        ({"size": 2000}, (1, 0, 1 / 9)),
+        ({"size": 9000}, (1, 0, 1 / 9)),
+        ({"size": 500}, (1, 2 / 9, 1 / 9)),
+        ({"size": 125}, (1, 4 / 9, 1 / 9)),
+        ({"p50": 1 / 256}, (1, 1 / 9, 1)),
+        ({"p50": 1e-9}, (1, 1 / 9, 1)),
+        ({"p50": 0.25}, (1, 1 / 9, 3 / 9)),
         ({"p50": 0.0}, (1, 1 / 9, 1)),
     ],
-)  # fmt: skip
+)
 def test_figures_at_the_corners(changes: dict[str, Any], point: tuple[float, ...]) -> None:
     assert figures(candidate("one", **changes), REFERENCE) == pytest.approx(point, abs=1e-9)
 
@@ -96,14 +101,17 @@ def test_figures_at_the_corners(changes: dict[str, Any], point: tuple[float, ...
 @pytest.mark.parametrize(
     ("points", "volume"),
     [
-        ([], 0), ([(1, 1, 1)], 1), ([(0.5, 0.5, 0.5)], 0.125), ([(1, 0, 1)], 0),
+        ([], 0),
+        ([(1, 1, 1)], 1),
+        ([(0.5, 0.5, 0.5)], 0.125),
+        ([(1, 0, 1)], 0),
         ([(0.5, 0.5, 0.5), (0.5, 0.5, 0.5)], 0.125),
         ([(0.5, 0.5, 0.5), (0.4, 0.4, 0.4)], 0.125),
         ([(1, 0.5, 0.5), (0.5, 1, 0.5)], 0.375),  # ¼ + ¼ − ⅛
         ([(1, 1, 0.5), (0.5, 0.5, 1)], 0.625),  # ½ + ¼ − ⅛
         ([(1, 0.5, 0.5), (0.5, 1, 0.5), (0.5, 0.5, 1)], 0.5),  # 3/4 − 3/8 + 1/8
     ],
-)  # fmt: skip
+)
 def test_hypervolume_by_hand(points: list[tuple[float, float, float]], volume: float) -> None:
     for order in itertools.permutations(points):
         assert hypervolume(order) == pytest.approx(volume)
@@ -123,8 +131,10 @@ def test_hypervolume_agrees_with_throwing_darts(seed: int) -> None:
 # --------------------------------------------------------------------------- choosing
 
 BIG, SMALL, TINY = (
-    candidate("big", 0.8, 1000, 1.0), candidate("small", 0.797, 400, 2.0, 4.0), candidate("tiny", 0.75, 100, 0.5),
-)  # fmt: skip
+    candidate("big", 0.8, 1000, 1.0),
+    candidate("small", 0.797, 400, 2.0, 4.0),
+    candidate("tiny", 0.75, 100, 0.5),
+)
 ALL = (BIG, refused("broken"), SMALL, TINY)
 
 
@@ -132,20 +142,35 @@ ALL = (BIG, refused("broken"), SMALL, TINY)
     ("limits", "name", "why"),
     [
         ({}, "small", "small: the smallest within 0.5 points: 400 bytes, p95 4 ms, 0.3 points below the float32 model"),
-        ({"max_quality_loss": 0.06}, "tiny",
-         "tiny: the smallest within 6 points: 100 bytes, p95 1 ms, 5 points below the float32 model"),
-        ({"max_quality_loss": 0}, "big",
-         "big: the smallest within 0 points: 1,000 bytes, p95 2 ms, no worse than the float32 model"),
-        ({"max_p95_ms": 3}, "big",
-         "big: the smallest within 0.5 points and 3 ms: 1,000 bytes, p95 2 ms, no worse than the float32 model"),
-        ({"max_bytes": 500, "max_p95_ms": 4}, "small",
-         "small: the smallest within 0.5 points, 4 ms and 500 bytes: 400 bytes, p95 4 ms, 0.3 points below the "
-         "float32 model"),
-        ({"max_bytes": 400}, "small",
-         "small: the smallest within 0.5 points and 400 bytes: 400 bytes, p95 4 ms, 0.3 points below the "
-         "float32 model"),
+        (
+            {"max_quality_loss": 0.06},
+            "tiny",
+            "tiny: the smallest within 6 points: 100 bytes, p95 1 ms, 5 points below the float32 model",
+        ),
+        (
+            {"max_quality_loss": 0},
+            "big",
+            "big: the smallest within 0 points: 1,000 bytes, p95 2 ms, no worse than the float32 model",
+        ),
+        (
+            {"max_p95_ms": 3},
+            "big",
+            "big: the smallest within 0.5 points and 3 ms: 1,000 bytes, p95 2 ms, no worse than the float32 model",
+        ),
+        (
+            {"max_bytes": 500, "max_p95_ms": 4},
+            "small",
+            "small: the smallest within 0.5 points, 4 ms and 500 bytes: 400 bytes, p95 4 ms, 0.3 points below the "
+            "float32 model",
+        ),
+        (
+            {"max_bytes": 400},
+            "small",
+            "small: the smallest within 0.5 points and 400 bytes: 400 bytes, p95 4 ms, 0.3 points below the "
+            "float32 model",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_smallest_within_the_limits(limits: dict[str, Any], name: str, why: str) -> None:
     for order in itertools.permutations(ALL):
         chosen, fits, said = choose(order, BIG, Limits(**limits))
@@ -162,18 +187,30 @@ def test_of_equals_the_faster_and_then_the_name() -> None:
 @pytest.mark.parametrize(
     ("limits", "name", "why"),
     [
-        ({"max_bytes": 300}, "small",
-         "it would take a max_bytes of 400, not 300 (small), or a max_quality_loss of 0.0500, not 0.005 (tiny)"),
+        (
+            {"max_bytes": 300},
+            "small",
+            "it would take a max_bytes of 400, not 300 (small), or a max_quality_loss of 0.0500, not 0.005 (tiny)",
+        ),
         ({"max_bytes": 50, "max_quality_loss": 0.06}, "tiny", "it would take a max_bytes of 100, not 50 (tiny)"),
-        ({"max_p95_ms": 1.5}, "big",
-         "it would take a max_p95_ms of 2, not 1.5 (big), or a max_quality_loss of 0.0500, not 0.005 (tiny)"),
-        ({"max_bytes": 500, "max_p95_ms": 1.5}, "tiny",
-         "it would take a max_p95_ms of 4, not 1.5 (small), or a max_quality_loss of 0.0500, not 0.005 (tiny)"),
-        ({"max_bytes": 50, "max_p95_ms": 0.5}, "tiny",
-         "the nearest, tiny, breaks max_bytes, max_p95_ms, max_quality_loss together: 100 bytes, p95 1 ms, 5 points "
-         "below the float32 model"),
+        (
+            {"max_p95_ms": 1.5},
+            "big",
+            "it would take a max_p95_ms of 2, not 1.5 (big), or a max_quality_loss of 0.0500, not 0.005 (tiny)",
+        ),
+        (
+            {"max_bytes": 500, "max_p95_ms": 1.5},
+            "tiny",
+            "it would take a max_p95_ms of 4, not 1.5 (small), or a max_quality_loss of 0.0500, not 0.005 (tiny)",
+        ),
+        (
+            {"max_bytes": 50, "max_p95_ms": 0.5},
+            "tiny",
+            "the nearest, tiny, breaks max_bytes, max_p95_ms, max_quality_loss together: 100 bytes, p95 1 ms, 5 points "
+            "below the float32 model",
+        ),
     ],
-)  # fmt: skip
+)
 def test_where_nothing_fits_it_says_what_would_have_to_give(limits: dict[str, Any], name: str, why: str) -> None:
     """Nearest is the one with the smallest sum of log ratios, and of losses in units of five points."""
     for order in itertools.permutations(ALL):

@@ -84,9 +84,13 @@ def test_layers_come_back_under_their_names(tmp_path: Path, plain: bool) -> None
     exported = program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2", plain=plain)
     lifted = lift(exported)
     assert kinds(lifted) == {
-        "first": "Conv2d", "norm": "BatchNorm2d", "second": "Conv2d", "layers.0": "Linear", "layers.1": "LayerNorm",
+        "first": "Conv2d",
+        "norm": "BatchNorm2d",
+        "second": "Conv2d",
+        "layers.0": "Linear",
+        "layers.1": "LayerNorm",
         "layers.4": "Linear",
-    }  # fmt: skip
+    }
     require_same(exported, lifted, images())
     assert [str(each) for each in program_inputs(exported)] == ["image float32 [n, 1, 8, 8]"]
 

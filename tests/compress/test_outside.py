@@ -44,23 +44,33 @@ def torch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def graph(
-    file: Path, *, outputs: Sequence[Any] | None = None, shape: Sequence[Any] = ("n", 6), softmax: bool = True,
-    extra: Sequence[Any] = (), opset: int = 13,
-) -> Path:  # fmt: skip
+    file: Path,
+    *,
+    outputs: Sequence[Any] | None = None,
+    shape: Sequence[Any] = ("n", 6),
+    softmax: bool = True,
+    extra: Sequence[Any] = (),
+    opset: int = 13,
+) -> Path:
     """Two linear layers, by hand, as an ONNX file."""
     draw = np.random.default_rng(1)
     weights = [draw.normal(size=size).astype(np.float32) for size in ((6, 32), (32,), (32, 3))]
     nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["a"]), helper.make_node("Add", ["a", "b1"], ["b"]),
-        helper.make_node("Relu", ["b"], ["c"]), helper.make_node("MatMul", ["c", "w2"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["p"], axis=1), *extra,
-    ]  # fmt: skip
+        helper.make_node("MatMul", ["x", "w1"], ["a"]),
+        helper.make_node("Add", ["a", "b1"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("MatMul", ["c", "w2"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["p"], axis=1),
+        *extra,
+    ]
     given = [helper.make_tensor_value_info("p" if softmax else "logits", TensorProto.FLOAT, ["n", 3])]
     made = helper.make_graph(
-        nodes, "theirs", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        nodes,
+        "theirs",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
         given if outputs is None else list(outputs),
         [numpy_helper.from_array(weight, name) for weight, name in zip(weights, ("w1", "b1", "w2"), strict=True)],
-    )  # fmt: skip
+    )
     versions = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 3)]
     onnx.save(helper.make_model(made, opset_imports=versions, ir_version=9), file)
     return file
@@ -156,14 +166,21 @@ def test_rows_come_as_arrays_or_tables() -> None:
     assert feed_of(pd.DataFrame({"age": [1, 2]}), [age])["age"].shape == (2, 1)
 
 
-@pytest.mark.parametrize(("rows", "inputs", "said"), [
-    (ROWS[:, :5], [X], r"rows of input x are \[200, 5\]"),
-    ({"y": ROWS}, [X], r"lack x float32 \[n, 6\]; they have: y"),
-    (ROWS, [X, X], "are one array: name each"),
-    ({"w": np.full((3, 2), 0.5)}, [Input("w", np.dtype(np.int64), (2,))], "w is float64 in the rows"),
-    ({"x": ROWS, "w": np.ones((3, 2))}, [X, Input("w", np.dtype(np.int64), (2,))], "differ in their number of rows"),
-    (pd.DataFrame({"a": ["?"]}), [X], "columns a hold no numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "inputs", "said"),
+    [
+        (ROWS[:, :5], [X], r"rows of input x are \[200, 5\]"),
+        ({"y": ROWS}, [X], r"lack x float32 \[n, 6\]; they have: y"),
+        (ROWS, [X, X], "are one array: name each"),
+        ({"w": np.full((3, 2), 0.5)}, [Input("w", np.dtype(np.int64), (2,))], "w is float64 in the rows"),
+        (
+            {"x": ROWS, "w": np.ones((3, 2))},
+            [X, Input("w", np.dtype(np.int64), (2,))],
+            "differ in their number of rows",
+        ),
+        (pd.DataFrame({"a": ["?"]}), [X], "columns a hold no numbers"),
+    ],
+)
 def test_rows_that_do_not_fit(rows: Any, inputs: list[Input], said: str) -> None:
     with pytest.raises(SchemaError, match=said):
         feed_of(rows, inputs)
@@ -198,8 +215,9 @@ def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path
         helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     )
     outputs = [
-        helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]), helper.make_value_info("by_name", kind),
-    ]  # fmt: skip
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]),
+        helper.make_value_info("by_name", kind),
+    ]
     model, feed = adopt(graph(tmp_path / "m.onnx", extra=extra, outputs=outputs), lambda reads: feed_of(ROWS, reads))
     assert [value.name for value in model.graph.output] == ["p"]
     assert not {"ZipMap", "ArgMax"} & {node.op_type for node in model.graph.node}
@@ -207,12 +225,20 @@ def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path
     assert np.allclose(run_onnx(model, feed), run_onnx(plain, feed))
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"shape": (1, 6)}, "input x takes exactly 1 rows at once"),
-    ({"shape": ("n", "length")}, r"dimension 1 \(length\) of input x is left open"),
-    ({"extra": [helper.make_node("ArgMax", ["p"], ["label"], axis=1, keepdims=0)],
-      "outputs": [helper.make_tensor_value_info("label", TensorProto.INT64, ["n"])]}, r"gives label \[200\], and a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shape": (1, 6)}, "input x takes exactly 1 rows at once"),
+        ({"shape": ("n", "length")}, r"dimension 1 \(length\) of input x is left open"),
+        (
+            {
+                "extra": [helper.make_node("ArgMax", ["p"], ["label"], axis=1, keepdims=0)],
+                "outputs": [helper.make_tensor_value_info("label", TensorProto.INT64, ["n"])],
+            },
+            r"gives label \[200\], and a",
+        ),
+    ],
+)
 def test_graphs_that_cannot_be_compressed(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ExportError, match=said):
         outside_subject(graph(tmp_path / "m.onnx", **options), ROWS)
@@ -236,14 +262,18 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
 
 def test_short_names_spare_those_of_inputs(tmp_path: Path) -> None:
     """Inputs called a, b, c … 9 look like the short names."""
-    nodes = [helper.make_node("Add", ["3", "4"], ["sum"]), helper.make_node("Mul", ["sum", "two"], ["5"]),
-             helper.make_node("Neg", ["5"], ["a"])]  # fmt: skip
+    nodes = [
+        helper.make_node("Add", ["3", "4"], ["sum"]),
+        helper.make_node("Mul", ["sum", "two"], ["5"]),
+        helper.make_node("Neg", ["5"], ["a"]),
+    ]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("3", "4", "a")]
     two = numpy_helper.from_array(np.float32(2), "two")
     model = helper.make_model(
-        helper.make_graph(nodes, "g", values[:2], values[2:], [two]), opset_imports=[helper.make_opsetid("", 18)],
+        helper.make_graph(nodes, "g", values[:2], values[2:], [two]),
+        opset_imports=[helper.make_opsetid("", 18)],
         ir_version=9,
-    )  # fmt: skip
+    )
     feed = {"3": np.ones((4, 2), np.float32), "4": np.ones((4, 2), np.float32)}
     assert np.array_equal(run_onnx(slim(model), feed), run_onnx(model, feed))
 
@@ -257,13 +287,14 @@ def test_a_graph_with_branches_is_left_as_it_is() -> None:
         helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
         helper.make_node("Greater", ["total", "two"], ["is"]),
         helper.make_node("If", ["is"], ["p"], then_branch=branch("t"), else_branch=branch("e")),
-    ]  # fmt: skip
+    ]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "p")]
     two = numpy_helper.from_array(np.float32(2), "two")
     model = helper.make_model(
-        helper.make_graph(nodes, "g", values[:1], values[1:], [two]), opset_imports=[helper.make_opsetid("", 18)],
+        helper.make_graph(nodes, "g", values[:1], values[1:], [two]),
+        opset_imports=[helper.make_opsetid("", 18)],
         ir_version=9,
-    )  # fmt: skip
+    )
     feed = {"x": np.ones((4, 2), np.float32)}
     assert np.array_equal(run_onnx(slim(model), feed), 2 * feed["x"])
 
@@ -329,8 +360,10 @@ def test_of_several_outputs_of_a_program(tmp_path: Path) -> None:
     labels = np.concatenate([[0, 1, 2], wanted[3:].argmax(axis=1)])
     with pytest.raises(ExportError, match=r"hidden or decision may be what decides"):
         outside_subject(tmp_path / "model.pt2", ROWS)
-    for subject in (outside_subject(tmp_path / "model.pt2", ROWS, labels),
-                    outside_subject(tmp_path / "model.pt2", ROWS, output="decision")):  # fmt: skip
+    for subject in (
+        outside_subject(tmp_path / "model.pt2", ROWS, labels),
+        outside_subject(tmp_path / "model.pt2", ROWS, output="decision"),
+    ):
         assert np.allclose(run_onnx(subject.model, {"x": ROWS}), wanted, atol=1e-5)
     assert {"hidden", "decision"} <= set(outputs_of(tmp_path / "model.pt2"))
 

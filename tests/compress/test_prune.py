@@ -154,9 +154,16 @@ def test_rescaling_that_leaves_the_function_alone_leaves_the_choice_alone() -> N
 def convolutions() -> nn.Module:
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(6 * 16, 5), nn.ReLU(), nn.Linear(5, 3),
-    )  # fmt: skip
+        nn.Conv2d(2, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 16, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    )
     with torch.no_grad():
         module(torch.randn(200, 2, 6, 6) * 2 + 1)  # the normalisation's means
     return module.eval()

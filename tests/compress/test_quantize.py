@@ -132,8 +132,10 @@ def test_a_layer_that_is_kept_stays_float(source: onnx.ModelProto, config: Dynam
     shapes = sorted(tensor.shape for tensor in tensors(made).values() if tensor.dtype == np.float32)
     assert (106, 8) in shapes and {(64, 278), (278, 64)} & set(shapes)
     rows = feed(300, seed=2)
-    near, far = (np.abs(run_onnx(model, rows) - run_onnx(source, rows)).mean() for model in
-                 (made, quantise(config, source, CALIBRATION)))  # fmt: skip
+    near, far = (
+        np.abs(run_onnx(model, rows) - run_onnx(source, rows)).mean()
+        for model in (made, quantise(config, source, CALIBRATION))
+    )
     assert near < far
 
 
@@ -265,9 +267,13 @@ def test_what_the_quantiser_cannot_take_is_an_export_error(
     ids=["dynamic", "static", "dynamic_tables4", "static_percentile"],
 )
 def test_deterministic_silent_and_without_leftovers(
-    source: onnx.ModelProto, config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    source: onnx.ModelProto,
+    config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     before = source.SerializeToString()

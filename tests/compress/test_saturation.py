@@ -23,10 +23,12 @@ KINDS = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.I
 def model(nodes: list[onnx.NodeProto], x: Array, output: int, **tensors: Array) -> onnx.ModelProto:
     kinds = KINDS | {np.dtype(np.float32): TensorProto.FLOAT}
     graph = helper.make_graph(
-        nodes, "integers", [helper.make_tensor_value_info("x", kinds[x.dtype], ["n", *x.shape[1:]])],
+        nodes,
+        "integers",
+        [helper.make_tensor_value_info("x", kinds[x.dtype], ["n", *x.shape[1:]])],
         [helper.make_tensor_value_info("y", output, None)],
         [numpy_helper.from_array(value, name) for name, value in tensors.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
@@ -114,8 +116,14 @@ def test_operators_on_integers(operator: str, weight: int, found: tuple[str, ...
     if operator == "QLinearMatMul":
         node = helper.make_node("QLinearMatMul", [*names, "s", "xz"], ["y"], name="layer")
     else:
-        node = helper.make_node("QGemm", [*names, "", "s", "xz"], ["y"], name="layer", domain="com.microsoft",
-                                transB=int(operator.endswith("turned")))  # fmt: skip
+        node = helper.make_node(
+            "QGemm",
+            [*names, "", "s", "xz"],
+            ["y"],
+            name="layer",
+            domain="com.microsoft",
+            transB=int(operator.endswith("turned")),
+        )
     made = model([node], x, TensorProto.UINT8, w=w, **SCALES)
     made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     assert tuple(each.layer for each in saturation(made, {"x": x})) == found
@@ -129,8 +137,14 @@ def test_a_turned_weight_is_read_by_its_outputs() -> None:
         ([[127, 127], [0, 0]], 1, 0.5),
         ([[127, 127], [0, 0]], 0, 0.0),
     ):
-        node = helper.make_node("QGemm", ["x", "s", "xz", "w", "s", "wz", "", "s", "xz"], ["y"], name="layer",
-                                domain="com.microsoft", transB=turned)  # fmt: skip
+        node = helper.make_node(
+            "QGemm",
+            ["x", "s", "xz", "w", "s", "wz", "", "s", "xz"],
+            ["y"],
+            name="layer",
+            domain="com.microsoft",
+            transB=turned,
+        )
         made = model([node], x, TensorProto.UINT8, w=s8(*w), **SCALES)
         made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         assert sum(each.share for each in saturation(made, {"x": x})) == share
@@ -191,9 +205,15 @@ def test_what_the_quantiser_writes_is_read_in_both_formats(format: QuantFormat, 
             layer.weight.abs_().clamp_(min=float(layer.weight.max()) * 0.9)
     x = {"image": np.abs(np.random.default_rng(0).normal(size=(40, 2, 6, 6))).astype(np.float32).clip(0.8, 1)}
     quantize_static(
-        export_onnx(module, x), tmp_path / "m.onnx", _Rows(x), quant_format=format, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=reduced,
-    )  # fmt: skip
+        export_onnx(module, x),
+        tmp_path / "m.onnx",
+        _Rows(x),
+        quant_format=format,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        reduce_range=reduced,
+    )
     found = {each.layer: each.share for each in saturation(onnx.load(tmp_path / "m.onnx"), x)}
     assert set(found) == (set() if reduced else {"/student/student.0/Conv", "/student/student.3/Gemm"})
     assert all(share > 0.3 for share in found.values())

@@ -231,9 +231,13 @@ def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
         for each in found.candidates
     }
     assert bits == {
-        ("fp32", None, None), ("int8_dynamic", None, 8), ("int8_dynamic", None, 4), ("int8_static", None, 8),
-        ("weights", 8, None), ("weights", 4, None),
-    }  # fmt: skip
+        ("fp32", None, None),
+        ("int8_dynamic", None, 8),
+        ("int8_dynamic", None, 4),
+        ("int8_static", None, 8),
+        ("weights", 8, None),
+        ("weights", 4, None),
+    }
     assert not any(step["method"] in STRUCTURAL for each in found.candidates for step in each.recipe)
 
 

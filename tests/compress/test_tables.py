@@ -74,15 +74,19 @@ def test_words_of_kept_tokens_are_read_as_before() -> None:
 
 
 def test_a_word_whose_token_went_is_cut_into_what_stays() -> None:
-    columns = [{"name": "said", "type": "text", "length": 6,
-                "tokens": ["[PAD]", "[UNK]", "a", "##a", "b", "##b", "aba", "often"]}]  # fmt: skip
+    columns = [
+        {
+            "name": "said",
+            "type": "text",
+            "length": 6,
+            "tokens": ["[PAD]", "[UNK]", "a", "##a", "b", "##b", "aba", "often"],
+        }
+    ]
     student = text_student(BAG)
     student.encoders[0].embedding = nn.Embedding(8, 12)
     rows = pd.DataFrame({"said": ["often often", "often aba"]})
     made = shrink_vocabulary(vocabulary(0.13), Form(student, columns), {"x": encode(rows, columns)})
-    assert made.columns is not None and made.columns[0]["tokens"] == [
-        "[PAD]", "[UNK]", "a", "##a", "b", "##b", "often"
-    ]  # fmt: skip
+    assert made.columns is not None and made.columns[0]["tokens"] == ["[PAD]", "[UNK]", "a", "##a", "b", "##b", "often"]
     np.testing.assert_array_equal(
         encode(pd.DataFrame({"said": ["aba often c"]}), made.columns), [[2, 5, 3, 6, UNKNOWN, PADDING]]
     )

@@ -57,9 +57,13 @@ FORMATS = [recipe_name(recipe) for recipe in ALL[1:7]]
 def make(student: Any, folder: Path, *recipes: Recipe) -> dict[str, Candidate]:
     rows = said(150)
     subject = student_subject(
-        student, TEXT_COLUMNS, ACTIONS, calibration=lambda columns: encode(rows, columns),
-        judged=lambda columns: encode(rows[:50], columns), quality=lambda p: float(p[:, 0].mean()),
-    )  # fmt: skip
+        student,
+        TEXT_COLUMNS,
+        ACTIONS,
+        calibration=lambda columns: encode(rows, columns),
+        judged=lambda columns: encode(rows[:50], columns),
+        quality=lambda p: float(p[:, 0].mean()),
+    )
     workshop = Workshop(subject, variant_pack("clerk", ACTIONS, {}), folder, 0.1)
     return {recipe_name(recipe): workshop.make(recipe) for recipe in recipes or ALL}
 
@@ -135,10 +139,14 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
 def test_steps_one_after_another(tmp_path: Path) -> None:
     """Each finds what the one before has left of the module."""
     recipe: Recipe = (
-        PruneLayers(method="prune_layers", recover_epochs=0), PruneHeads(method="prune_heads", recover_epochs=0), UNITS,
-        Vocabulary(method="vocabulary", recover_epochs=0), HashedRows(method="hashed_rows", recover_epochs=0),
-        LowRank(method="low_rank", recover_epochs=0), WeightOnly(method="weights", bits=4),
-    )  # fmt: skip
+        PruneLayers(method="prune_layers", recover_epochs=0),
+        PruneHeads(method="prune_heads", recover_epochs=0),
+        UNITS,
+        Vocabulary(method="vocabulary", recover_epochs=0),
+        HashedRows(method="hashed_rows", recover_epochs=0),
+        LowRank(method="low_rank", recover_epochs=0),
+        WeightOnly(method="weights", bits=4),
+    )
     found = make(text_student(ENCODERS["transformer"]), tmp_path, recipe, (Fp32(method="fp32"),))
     (small, whole) = found.values()
     assert small.name == "layers50+heads50+units50+vocabulary50+hashed50+rank50+weights4"
@@ -185,9 +193,12 @@ def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), *(tmp_path / n for n in ("model", "rows.json", "said.json"))],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found = pd.read_json(tmp_path / "said.json", orient="split")
     wanted = Variant(folder).predict(rows)

@@ -122,9 +122,20 @@ def test_the_manifest_says_what_it_is(made: dict[str, Candidate]) -> None:
         folder = Path(candidate.folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         assert list(manifest) == [
-            "format", "agent", "actions", "columns", "lineage", "variant", "method",
-            "input", "sha256", "agreement", "saturates", "cpu", "versions",
-        ]  # fmt: skip
+            "format",
+            "agent",
+            "actions",
+            "columns",
+            "lineage",
+            "variant",
+            "method",
+            "input",
+            "sha256",
+            "agreement",
+            "saturates",
+            "cpu",
+            "versions",
+        ]
         assert manifest["actions"] == ["on_time", "late"] and manifest["agent"] == "flights"
         assert manifest["lineage"] == LINEAGE
         assert (manifest["format"], manifest["variant"], manifest["input"]) == (2, name, "x")
@@ -136,8 +147,11 @@ def test_the_manifest_says_what_it_is(made: dict[str, Candidate]) -> None:
             assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
     assert Variant(made["fp32"].folder).columns == COLUMNS
     assert manifest["method"][0] == {
-        "method": "prune_columns", "ratio": 0.2, "recover_epochs": 0, "recover_rounds": 1,
-    }  # fmt: skip
+        "method": "prune_columns",
+        "ratio": 0.2,
+        "recover_epochs": 0,
+        "recover_rounds": 1,
+    }
 
 
 def test_columns_that_are_gone_are_asked_for_no_more(made: dict[str, Candidate]) -> None:
@@ -241,11 +255,13 @@ def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tm
     ("changes", "message"),
     [
         ({"actions": ("a", "b", "c")}, "2 logits, but there are 3 actions"),
-        ({"columns": COLUMNS[:-1], "calibration": lambda columns: encode(raw(9), COLUMNS)},
-         "23 values, but the columns make 22"),
+        (
+            {"columns": COLUMNS[:-1], "calibration": lambda columns: encode(raw(9), COLUMNS)},
+            "23 values, but the columns make 22",
+        ),
         ({"calibration": lambda columns: np.zeros((0, 23), np.float32)}, "n ≥ 1"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused(student: TabularStudent, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         subject_of(student, **changes)
@@ -292,10 +308,14 @@ def test_processor() -> None:
 @pytest.mark.parametrize(
     ("flags", "whole"),
     [
-        (("avx", "avx2"), False), (("avx", "avx2", "avx512f"), False), (("avx",), False),
-        (("avx", "avx2", "avx512f", "avx512_vnni"), True), (("avx", "avx2", "avx_vnni"), True),
-        (("asimd", "asimddp"), True), ((), True),
+        (("avx", "avx2"), False),
+        (("avx", "avx2", "avx512f"), False),
+        (("avx",), False),
+        (("avx", "avx2", "avx512f", "avx512_vnni"), True),
+        (("avx", "avx2", "avx_vnni"), True),
+        (("asimd", "asimddp"), True),
+        ((), True),
     ],
-)  # fmt: skip
+)
 def test_whose_products_are_added_whole(flags: tuple[str, ...], whole: bool) -> None:
     assert Processor(name="p", flags=flags).adds_whole_products is whole

@@ -92,8 +92,10 @@ def test_smaller_and_close(source: onnx.ModelProto, bits: int) -> None:
 
 
 def test_tables_take_the_format_too(source: onnx.ModelProto) -> None:
-    kinds = {bits: {tuple(t.dims): t.data_type for t in quantize_weights(source, weights(bits=bits)).graph.initializer}
-             for bits in (8, 4)}  # fmt: skip
+    kinds = {
+        bits: {tuple(t.dims): t.data_type for t in quantize_weights(source, weights(bits=bits)).graph.initializer}
+        for bits in (8, 4)
+    }
     for shape in ((17, 8), (4, 2), (106, 8)):
         assert kinds[8][shape] in (TensorProto.INT8, TensorProto.UINT8)
         assert kinds[4][shape] == TensorProto.UINT4
@@ -101,10 +103,14 @@ def test_tables_take_the_format_too(source: onnx.ModelProto) -> None:
 
 def test_products_may_be_of_integers(source: onnx.ModelProto) -> None:
     levels = {
-        compute: {each.i for node in quantize_weights(source, weights(compute=compute)).graph.node
-                  for each in node.attribute if each.name == "accuracy_level"}
+        compute: {
+            each.i
+            for node in quantize_weights(source, weights(compute=compute)).graph.node
+            for each in node.attribute
+            if each.name == "accuracy_level"
+        }
         for compute in ("float32", "int8")
-    }  # fmt: skip
+    }
     assert levels["int8"] == {4} and 4 not in levels["float32"]
     rows = feed(300, seed=2)
     assert (

@@ -225,11 +225,15 @@ def test_other_rows_models_tolerances_and_processors_are_other_candidates(
     other.graph.initializer[0].raw_data = bytes(len(other.graph.initializer[0].raw_data))
     plain = counting.workshop()
     ids = [
-        name(plain), name(plain, DYNAMIC), name(plain, UNITS, DYNAMIC),
+        name(plain),
+        name(plain, DYNAMIC),
+        name(plain, UNITS, DYNAMIC),
         name(plain, DYNAMIC.model_copy(update={"per_channel": False})),
-        name(plain, UNITS.model_copy(update={"recover_epochs": 4}), DYNAMIC), name(counting.workshop(source="others")),
-        name(counting.workshop(model=other)), name(Workshop(counting.subject, pack_model, counting.folder, 0.06)),
-    ]  # fmt: skip
+        name(plain, UNITS.model_copy(update={"recover_epochs": 4}), DYNAMIC),
+        name(counting.workshop(source="others")),
+        name(counting.workshop(model=other)),
+        name(Workshop(counting.subject, pack_model, counting.folder, 0.06)),
+    ]
     assert name(counting.workshop()) == ids[0]
     monkeypatch.setattr(module, "processor", lambda: WITH_VNNI.model_copy(update={"name": "another"}))
     ids.append(name(counting.workshop()))

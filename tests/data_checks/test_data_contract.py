@@ -67,17 +67,26 @@ DAMAGE: dict[str, Any] = {
     "one above another, too often": lambda rows: rows.assign(wind=rows["temp"] + 1),
     "pairs": lambda rows: _set(rows, "dest", [0, 3, 5], ["BOS", "JFK", None]),
     "range where": lambda rows: _set(
-        _set(_set(rows, "carrier", [3, 4], "DL"), "dest", [3, 4], "BOS"), "wind", [3, 4], [5.0, 6.0]),
+        _set(_set(rows, "carrier", [3, 4], "DL"), "dest", [3, 4], "BOS"), "wind", [3, 4], [5.0, 6.0]
+    ),
     "present where": lambda rows: _set(_set(rows, "wind", [3, 4], [7.5, 7.75]), "dest", [3, 4], None),
     "twice": lambda rows: _set(rows, "wind", [3, 4], [1.5, 1.5]),
     "together twice": lambda rows: rows.assign(observed_at=rows["observed_at"].where(rows.index != 9).bfill()),
     "stale": lambda rows: rows.assign(observed_at=rows["observed_at"] - pd.Timedelta(hours=10)),
     "too few": lambda rows: rows.iloc[:80],
-    "too many": lambda rows: pd.concat([rows, rows.assign(
-        observation_id="x" + rows["observation_id"], observed_at=rows["observed_at"] + pd.Timedelta(minutes=1),
-        wind=rows["wind"] + 0.001)], ignore_index=True),
+    "too many": lambda rows: pd.concat(
+        [
+            rows,
+            rows.assign(
+                observation_id="x" + rows["observation_id"],
+                observed_at=rows["observed_at"] + pd.Timedelta(minutes=1),
+                wind=rows["wind"] + 0.001,
+            ),
+        ],
+        ignore_index=True,
+    ),
     "all of it": lambda rows: rows.assign(temp=99.0, carrier="ZZ", dest=None, note=""),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -132,8 +141,14 @@ def _random_promises(rng: np.random.Generator) -> dict[str, Any]:
     hours = int(rng.integers(1, 200))
     volume = {"min_per_day": float(rng.uniform(0, 8)), "max_per_day": float(rng.uniform(8, 16))}
     limit = float(rng.choice([0.2, 0.8, 1.0]))
-    return {"columns": columns, "rules": rules, "unique": unique, "freshness": f"{hours}h", "volume": volume,
-            "max_bad_rows": limit}  # fmt: skip
+    return {
+        "columns": columns,
+        "rules": rules,
+        "unique": unique,
+        "freshness": f"{hours}h",
+        "volume": volume,
+        "max_bad_rows": limit,
+    }
 
 
 def _random_rows(rng: np.random.Generator, window: Window) -> pd.DataFrame:

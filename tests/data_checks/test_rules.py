@@ -43,9 +43,11 @@ def checked(rows, window, configured) -> Any:
 
 def test_all_promises_kept(checked):
     report, reasons = checked(
-        rules=[ORDERED, PAIRS, RANGE, PRESENT], unique=[["observed_at", "carrier"]],
-        freshness="3d", volume={"min_per_day": 14, "max_per_day": 15},
-    )  # fmt: skip
+        rules=[ORDERED, PAIRS, RANGE, PRESENT],
+        unique=[["observed_at", "carrier"]],
+        freshness="3d",
+        volume={"min_per_day": 14, "max_per_day": 15},
+    )
     assert report.failures == () and reasons == {}
 
 
@@ -109,7 +111,7 @@ def test_rules_agree_with_pandas_on_random_rows(checked, rows):
             "carrier/dest: not an": dest.notna() & ~together.isin(allowed),
             "wind speed: above 3 ": (frame["carrier"] == "D'L") & (wind > 3),
             "dest: missing where": dest.isna() & wind.between(7, 8),
-        }  # fmt: skip
+        }
         found = checked(rules=[ORDERED, PAIRS, RANGE, PRESENT], frame=frame, max_bad_rows=1)[1]
         for word, rows_ in wrong.items():
             said = {name for name, reasons in found.items() if any(reason.startswith(word) for reason in reasons)}
@@ -174,8 +176,9 @@ def test_one_suite_serves_every_window(configured, window):
     config = configured(columns=COLUMNS, freshness="1h", volume={"min_per_day": 2})
     suite = build_suite(config, "window")
     assert [e.expectation_type for e in suite.expectations] == [
-        "expect_column_max_to_be_between", "expect_table_row_count_to_be_between",
-    ]  # fmt: skip
+        "expect_column_max_to_be_between",
+        "expect_table_row_count_to_be_between",
+    ]
     given = parameters(window, config.observations)
     assert given["end"] - given["fresh_from"] == pd.Timedelta("1h")
     assert given["min_rows"] == 14 and given["max_rows"] > 1e15

@@ -97,9 +97,15 @@ def test_the_same_seed_the_same_rows_whatever_the_other_block() -> None:
 
 @pytest.mark.parametrize(
     ("augment", "count", "expected"),
-    [({"copies": 0}, 100, 0), ({"copies": 1, "fill_to": 100}, 100, 0), ({"copies": 5, "fill_to": 140}, 100, 40),
-     ({"copies": 0.5}, 100, 50), ({"copies": 3}, 1, 0), ({"copies": 3}, 0, 0)],
-)  # fmt: skip
+    [
+        ({"copies": 0}, 100, 0),
+        ({"copies": 1, "fill_to": 100}, 100, 0),
+        ({"copies": 5, "fill_to": 140}, 100, 40),
+        ({"copies": 0.5}, 100, 50),
+        ({"copies": 3}, 1, 0),
+        ({"copies": 3}, 0, 0),
+    ],
+)
 def test_how_many(augment: dict[str, Any], count: int, expected: int) -> None:
     rows, _ = make_rows(count)
     assert abs(len(made_up_rows(make_config(**augment), rows)) - expected) <= expected * 0.2
@@ -107,12 +113,26 @@ def test_how_many(augment: dict[str, Any], count: int, expected: int) -> None:
 
 @pytest.mark.parametrize(
     ("given", "copies"),
-    [({}, 3.0), ({"copies": 1.5, "budgets": {"max_teacher_calls": 9}}, 1.5),
-     ({"budgets": {"max_teacher_calls": 9}}, 0.0),
-     ({"budgets": {"max_teacher_cost": 9}}, 0.0), ({"budgets": {"max_watch_calls": 9}}, 3.0),
-     ({"teacher": {"kind": "endpoint", "name": "llm", "base_url": "http://localhost:1/v1", "model": "m",
-                   "prompt": "{said}"}}, 0.0)],
-)  # fmt: skip
+    [
+        ({}, 3.0),
+        ({"copies": 1.5, "budgets": {"max_teacher_calls": 9}}, 1.5),
+        ({"budgets": {"max_teacher_calls": 9}}, 0.0),
+        ({"budgets": {"max_teacher_cost": 9}}, 0.0),
+        ({"budgets": {"max_watch_calls": 9}}, 3.0),
+        (
+            {
+                "teacher": {
+                    "kind": "endpoint",
+                    "name": "llm",
+                    "base_url": "http://localhost:1/v1",
+                    "model": "m",
+                    "prompt": "{said}",
+                }
+            },
+            0.0,
+        ),
+    ],
+)
 def test_none_by_default_where_asking_costs(given: dict[str, Any], copies: float) -> None:
     assert make_config(**given).copies == copies
 

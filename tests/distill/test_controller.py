@@ -32,8 +32,11 @@ def test_noise_moves_nothing() -> None:
     rng, moved = np.random.default_rng(0), 0
     for _ in range(50):
         fixed = rng.normal(0.02, 3.0, 12)  # what chance did to a group, it did for all probes
-        told = probed(Controller(2.0, 0.5, 1 / 50), lambda f=fixed: (f + rng.normal(0, 1, 12)).tolist(),
-                      lambda: rng.normal(0, 1, 12).tolist())  # fmt: skip
+        told = probed(
+            Controller(2.0, 0.5, 1 / 50),
+            lambda f=fixed: (f + rng.normal(0, 1, 12)).tolist(),
+            lambda: rng.normal(0, 1, 12).tolist(),
+        )
         moved += told.outcome_weight != 0.5
     assert moved <= 2
 

@@ -147,8 +147,12 @@ def test_the_controller_reads_rows_with_both_and_ignores_the_rest() -> None:
 
     rows, held_out = teacher_is_wrong(800, 0), teacher_is_wrong(300, 1)
     blind = lesson(300, 2, 0.5, 0.5)
-    both = Lesson(*(torch.cat([getattr(part, name) for part in (held_out, blind)]).numpy()
-                    for name in ("x", "knowledge", "outcomes")))  # fmt: skip
+    both = Lesson(
+        *(
+            torch.cat([getattr(part, name) for part in (held_out, blind)]).numpy()
+            for name in ("x", "knowledge", "outcomes")
+        )
+    )
     given = settings(epochs=10, batch_size=64, learning_rate=0.02, controller="adaptive")
     one, other = (distil(student(), rows, given, held_out=part) for part in (held_out, both))
     assert one.adapted and one.changes == other.changes

@@ -15,8 +15,9 @@ START = pd.Timestamp("2024-01-01T00:00:00Z")
 
 def learned(first: int, count: int, value: float) -> tuple[pd.DataFrame, np.ndarray]:
     numbers = np.arange(first, first + count)
-    rows = pd.DataFrame({"observation_id": [f"r{i}" for i in numbers],
-                         "observed_at": START + pd.to_timedelta(numbers, unit="h")})  # fmt: skip
+    rows = pd.DataFrame(
+        {"observation_id": [f"r{i}" for i in numbers], "observed_at": START + pd.to_timedelta(numbers, unit="h")}
+    )
     return rows, np.tile([value, 1 - value], (count, 1))
 
 

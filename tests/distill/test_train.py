@@ -291,9 +291,13 @@ def test_a_killed_training_ends_as_it_would_have(tmp_path: Path, losses: tuple[s
         distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out, checkpoint=file, progress=killed)
     heard: list[int] = []
     course = distil(
-        resumed := fresh(config, lesson), lesson, config.distillation, held_out=held_out, checkpoint=file,
+        resumed := fresh(config, lesson),
+        lesson,
+        config.distillation,
+        held_out=held_out,
+        checkpoint=file,
         progress=lambda epoch, losses: heard.append(epoch),
-    )  # fmt: skip
+    )
     whole = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
     assert heard == [4, 5]
     assert course == whole
@@ -306,8 +310,13 @@ def test_a_checkpoint_of_another_training_or_a_broken_one_is_not_gone_on_from(tm
     distil(fresh(config, lesson), lesson, config.distillation, checkpoint=file)
     heard: list[int] = []
     for given in (other, lesson):
-        distil(fresh(config, given), given, config.distillation, checkpoint=file,
-               progress=lambda epoch, losses: heard.append(epoch))  # fmt: skip
+        distil(
+            fresh(config, given),
+            given,
+            config.distillation,
+            checkpoint=file,
+            progress=lambda epoch, losses: heard.append(epoch),
+        )
         file.write_bytes(b"half of one")
     assert heard == [1, 2, 1, 2]
 

@@ -19,9 +19,15 @@ DAY = timedelta(days=1)
 def watch(make, report, data=None, last_refresh=None, as_of=None, steps=(), cost=None, new_rows=None, **thresholds):
     config = make.config(**(thresholds or {"psi": 0.25}))
     return decide(
-        report, data or make.data(), config, as_of=as_of or make.now, last_refresh=last_refresh, steps=steps, cost=cost,
+        report,
+        data or make.data(),
+        config,
+        as_of=as_of or make.now,
+        last_refresh=last_refresh,
+        steps=steps,
+        cost=cost,
         new_rows=new_rows,
-    )  # fmt: skip
+    )
 
 
 def reason(verdict, measure):
@@ -325,9 +331,12 @@ def test_no_drift_does_not_stand_above_a_quality_that_fell(make):
 def test_a_shift_is_not_benign_while_the_students_loss_has_doubled(make):
     before = make.quality(0.75).model_copy(update={"brier": 0.15})
     report = make.report(
-        {"temp": 0.2}, screened=make.screened(True, "temp"), disagreement=make.disagreement(0.01),
-        quality=make.quality(0.75), quality_reference=before,
-    )  # fmt: skip
+        {"temp": 0.2},
+        screened=make.screened(True, "temp"),
+        disagreement=make.disagreement(0.01),
+        quality=make.quality(0.75),
+        quality_reference=before,
+    )
     verdict = watch(make, report, steps=[make.step()])
     assert verdict.outcome == "not_enough_evidence" and "Brier score is 0.300" in verdict.summary
     high = watch(make, report.model_copy(update={"quality": before}), steps=[make.step("student_outcomes", mean=0.17)])
@@ -369,8 +378,9 @@ def test_verdicts_of_random_figures_do_not_contradict_them(make):
             screened=maybe(make.screened(moved, *(["temp"] if moved else []))),
             disagreement=maybe(make.disagreement(float(generator.uniform(0, 0.12)))),
             disagreement_reference=maybe(make.disagreement(0.05)),
-            quality=maybe(now), quality_reference=maybe(before),
-        )  # fmt: skip
+            quality=maybe(now),
+            quality_reference=maybe(before),
+        )
         steps = [
             step.model_copy(update={"mean": maybe(float(generator.uniform(0, 0.2))), "null_mean": 0.08})
             for step in of_three(make, *np.exp(generator.uniform(-5, 7, 3)))

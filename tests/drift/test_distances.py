@@ -205,11 +205,18 @@ def test_labels_say_what_is_in_the_bins():
         return coarse_counts(found, found)[0]
 
     assert labels([1, 1, 2, 2, 3, 3, 4, 4]) == [
-        "(-∞, 1)", "1", "(1, 2)", "2", "(2, 3)", "3", "(3, 4)", "4", "(4, ∞)", "missing",
-    ]  # fmt: skip
-    assert labels(np.arange(1, 11)) == [
-        "(-∞, 1]", *[f"({i}, {i + 1}]" for i in range(1, 9)], "(9, ∞)", "missing"
-    ]  # fmt: skip
+        "(-∞, 1)",
+        "1",
+        "(1, 2)",
+        "2",
+        "(2, 3)",
+        "3",
+        "(3, 4)",
+        "4",
+        "(4, ∞)",
+        "missing",
+    ]
+    assert labels(np.arange(1, 11)) == ["(-∞, 1]", *[f"({i}, {i + 1}]" for i in range(1, 9)], "(9, ∞)", "missing"]
     assert labels([]) == ["(-∞, ∞)", "missing"]
     assert labels(1e9 + np.arange(20))[1] == "(1000000001, 1000000003]"
     assert labels(np.linspace(0, 1, 11) / 3)[1] == "(0.03333, 0.06667]"

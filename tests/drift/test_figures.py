@@ -38,10 +38,21 @@ def a_report(columns=(), outputs=(), **fields):
 def a_step(number, log_evidence, process="disagreement", champion="toy@3", mean=0.05):
     start = NOW + timedelta(hours=number)
     return EvidenceStep(
-        process=process, champion=champion, since=NOW, start=start, end=start + timedelta(hours=1), looks=number + 1,
-        rows=10 * number, step_rows=10, units=10, mean=mean, null_mean=0.08, log_bets=(log_evidence,),
-        log_evidence=log_evidence, log_threshold=math.log(2160),
-    )  # fmt: skip
+        process=process,
+        champion=champion,
+        since=NOW,
+        start=start,
+        end=start + timedelta(hours=1),
+        looks=number + 1,
+        rows=10 * number,
+        step_rows=10,
+        units=10,
+        mean=mean,
+        null_mean=0.08,
+        log_bets=(log_evidence,),
+        log_evidence=log_evidence,
+        log_threshold=math.log(2160),
+    )
 
 
 def a_slice(name, excess, disagreement=0.2, rows=40):
@@ -173,8 +184,12 @@ def test_any_evidence(tmp_path, steps):
 
 
 def test_slices_in_their_order(tmp_path):
-    slices = (a_slice("kind=a", 0.03), a_slice("x in (0, 1]", 0.04), a_slice("kind=b", -0.01),
-              a_slice("kind=c", 0.0, disagreement=None, rows=2))  # fmt: skip
+    slices = (
+        a_slice("kind=a", 0.03),
+        a_slice("x in (0, 1]", 0.04),
+        a_slice("kind=b", -0.01),
+        a_slice("kind=c", 0.0, disagreement=None, rows=2),
+    )
     figure = drawn(slices_figure(a_report(slices=slices)), tmp_path)
     left, right = figure.axes
     assert names(left) == ["kind=a", "x in (0, 1]", "kind=b", "kind=c"]

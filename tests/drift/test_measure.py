@@ -30,7 +30,7 @@ def history() -> pd.DataFrame:
             "gust": np.where(rng.random(n) < 0.3, np.nan, rng.normal(size=n)),
             "carrier": rng.choice(["AA", "UA"], n),
         }
-    )  # fmt: skip
+    )
 
 
 def said(rows: pd.DataFrame) -> np.ndarray:
@@ -42,9 +42,16 @@ def report(make, history: pd.DataFrame, rows: pd.DataFrame) -> DriftReport:
     before, usual = reference_of(history, said(history), make.config(psi=0.25))
     now = profile_of(rows, said(rows), make.config(psi=0.25), like=Profile.from_bytes(before.to_bytes()))
     return measure(
-        "toy", "toy@3", make.reference, make.current, before, now, usual,
-        disagreement=make.disagreement(0.2), quality=make.quality(0.7),
-    )  # fmt: skip
+        "toy",
+        "toy@3",
+        make.reference,
+        make.current,
+        before,
+        now,
+        usual,
+        disagreement=make.disagreement(0.2),
+        quality=make.quality(0.7),
+    )
 
 
 def test_a_window_like_the_history_has_not_moved(make, history):

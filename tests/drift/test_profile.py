@@ -463,9 +463,11 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     twice = pa.table([pa.array([1]), pa.array(["x"]), pa.array([2])], names=["a", "b", "a"])
     pq.write_table(twice, tmp_path / "twice.parquet")
     for use in (
-        lambda: scan(tmp_path / "twice.parquet"), lambda: scan(twice), lambda: scan(tmp_path / "twice.parquet", ["b"]),
+        lambda: scan(tmp_path / "twice.parquet"),
+        lambda: scan(twice),
+        lambda: scan(tmp_path / "twice.parquet", ["b"]),
         lambda: build(pd.DataFrame([[1, 2]], columns=["a", "a"]), {}),
-    ):  # fmt: skip
+    ):
         with pytest.raises(SchemaError, match="have more than one column 'a'"):
             use()
 

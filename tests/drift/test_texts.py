@@ -68,7 +68,9 @@ def test_batches_of_arrow() -> None:
     batch = pa.RecordBatch.from_pydict({"said": ["  two  taxis ", "", None, "é"], "n": [1, 2, 3, 4]})
     (found,) = measured_batches([batch], ["said"])
     assert found.to_pydict() == {
-        "n": [1, 2, 3, 4], "said: characters": [10, None, None, 1], "said: words": [2, None, None, 1]
-    }  # fmt: skip
+        "n": [1, 2, 3, 4],
+        "said: characters": [10, None, None, 1],
+        "said: words": [2, None, None, 1],
+    }
     with pytest.raises(SchemaError, match="'list' is no text"):
         list(measured_batches([pa.RecordBatch.from_pydict({"list": [[1]]})], ["list"]))

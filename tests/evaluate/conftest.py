@@ -39,9 +39,13 @@ def make_quality(auc: float | None, accuracy: float = 0.8, rows: int = 900) -> Q
 
 
 def make_card(
-    model: str = "fp32", size: int = 1000, validation: float | None = 0.7, test: float | None = 0.7,
-    p95: float | None = 0.1, **fields: Any,
-) -> Scorecard:  # fmt: skip
+    model: str = "fp32",
+    size: int = 1000,
+    validation: float | None = 0.7,
+    test: float | None = 0.7,
+    p95: float | None = 0.1,
+    **fields: Any,
+) -> Scorecard:
     latency = None if p95 is None else Latency(p50_ms=p95 / 2, p95_ms=p95, calls=300)
     return Scorecard(
         **{
@@ -57,9 +61,15 @@ def make_card(
 
 def make_comparison(window: str = "test", difference: float = 0.0, error: float = 0.0, margin: float = 0.005) -> Any:
     return Comparison(
-        window=window, rows=900, measure="auc", challenger=0.7 + difference, champion=0.7, difference=difference,
-        standard_error=error, margin=margin,
-    )  # fmt: skip
+        window=window,
+        rows=900,
+        measure="auc",
+        challenger=0.7 + difference,
+        champion=0.7,
+        difference=difference,
+        standard_error=error,
+        margin=margin,
+    )
 
 
 def make_certificate(*comparisons: Comparison, **fields: Any) -> Certificate:

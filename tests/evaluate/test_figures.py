@@ -46,9 +46,11 @@ def proof(make: Any) -> Proof:
         return make.card(model, size, auc, auc, ms and 2 * ms, role=role)
 
     variants = (
-        card("fp32", 61_824, 0.7133, 0.021), card("int8_dynamic", 27_411, 0.7129, 0.034),
-        card("int8_static", 29_902, 0.7121, 0.038), card("pruned_50", 24_100, 0.7119, 0.019),
-    )  # fmt: skip
+        card("fp32", 61_824, 0.7133, 0.021),
+        card("int8_dynamic", 27_411, 0.7129, 0.034),
+        card("int8_static", 29_902, 0.7121, 0.038),
+        card("pruned_50", 24_100, 0.7119, 0.019),
+    )
     return Proof(
         teacher=card("teacher", 812_000, 0.7152, 1.9, "teacher"),
         student=card("student", 58_210, 0.7133, None, "student"),
@@ -84,9 +86,10 @@ def test_captions_do_not_cover_one_another(proof: Proof) -> None:
 def test_a_first_refresh_has_no_champion_and_perhaps_no_auc(proof: Proof, make: Any) -> None:
     lone = make.card("fp32", test=None)
     figure = tradeoff(
-        proof.model_copy(update={"champion": None, "teacher": lone, "student": lone, "variants": (lone,),
-                                 "chosen": "fp32"})
-    )  # fmt: skip
+        proof.model_copy(
+            update={"champion": None, "teacher": lone, "student": lone, "variants": (lone,), "chosen": "fp32"}
+        )
+    )
     assert figure.axes[0].get_ylabel() == "accuracy on the test window"
     draw(figure)
 
@@ -94,28 +97,49 @@ def test_a_first_refresh_has_no_champion_and_perhaps_no_auc(proof: Proof, make: 
 def watch(make: Any, day: int, auc: float | None) -> Verdict:
     window = Window.ending("current", make.now + timedelta(days=day), timedelta(days=7))
     report = DriftReport(
-        agent="toy", champion="toy@1", reference=window, current=window, reference_rows=10, current_rows=10,
+        agent="toy",
+        champion="toy@1",
+        reference=window,
+        current=window,
+        reference_rows=10,
+        current_rows=10,
         columns=(ColumnDrift(column="t", kind="number", psi=0.1, missing_reference=0, missing_current=0),),
         quality=Quality(rows=9, auc=auc, log_loss=0.5, brier=0.3, accuracy=0.8, calibration_error=0.1),
         seconds=0.1,
-    )  # fmt: skip
+    )
     return Verdict(
-        verdict_id=f"w{day}", kind="watch", agent="toy", as_of=window.end, outcome="no_drift", summary="s",
+        verdict_id=f"w{day}",
+        kind="watch",
+        agent="toy",
+        as_of=window.end,
+        outcome="no_drift",
+        summary="s",
         evidence={"drift": report.model_dump(mode="json")},
-    )  # fmt: skip
+    )
 
 
 def gate(make: Any, day: int, outcome: str) -> Verdict:
     return Verdict(
-        verdict_id=f"g{day}", kind="gate", agent="toy", as_of=make.now + timedelta(days=day), outcome=outcome,
+        verdict_id=f"g{day}",
+        kind="gate",
+        agent="toy",
+        as_of=make.now + timedelta(days=day),
+        outcome=outcome,
         summary="s",
-    )  # fmt: skip
+    )
 
 
 def test_quality_over_time_shows_watches_that_knew_outcomes_and_gates(make: Any) -> None:
     empty = watch(make, 21, 0.5).model_copy(update={"evidence": {}})
-    verdicts = [watch(make, 0, 0.7), gate(make, 3, "promoted"), watch(make, 7, 0.65), watch(make, 14, None), empty,
-                gate(make, 20, "refused"), gate(make, 27, "refused")]  # fmt: skip
+    verdicts = [
+        watch(make, 0, 0.7),
+        gate(make, 3, "promoted"),
+        watch(make, 7, 0.65),
+        watch(make, 14, None),
+        empty,
+        gate(make, 20, "refused"),
+        gate(make, 27, "refused"),
+    ]
     figure = quality_over_time(verdicts)
     line, *gates = figure.axes[0].lines
     assert line.get_ydata() == pytest.approx([0.7, 0.65])
@@ -163,12 +187,18 @@ def test_weights_over_time_show_every_change_of_each_teacher(make: Any) -> None:
         when = make.certificate().as_of + timedelta(days=days)
         return WeightChange.model_validate(given | {"teacher": teacher, "after": after, "as_of": when} | more)
 
-    changes = [change(0, "a", 0.7, job="r1"), change(0, "b", 0.3, job="r1"), change(2, "a", 0.4), change(2, "b", 0.6),
-               change(2, "b", 0.9, slice="place=north")]  # fmt: skip
+    changes = [
+        change(0, "a", 0.7, job="r1"),
+        change(0, "b", 0.3, job="r1"),
+        change(2, "a", 0.4),
+        change(2, "b", 0.6),
+        change(2, "b", 0.9, slice="place=north"),
+    ]
     figure = weights_over_time(changes)
     draw(figure)
     lines = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
     assert {line.get_label(): list(line.get_ydata()) for line in lines} == {
-        "a": [0.5, 0.7, 0.4], "b": [0.5, 0.3, 0.6],
-    }  # fmt: skip
+        "a": [0.5, 0.7, 0.4],
+        "b": [0.5, 0.3, 0.6],
+    }
     draw(weights_over_time([]))

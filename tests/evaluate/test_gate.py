@@ -384,10 +384,13 @@ def test_a_person_may_have_to_approve(make: Any) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {}, {"champion": None, "comparisons": ()}, {"max_bytes": 1, "max_p95_ms": None}, {"approval": "manual"},
+        {},
+        {"champion": None, "comparisons": ()},
+        {"max_bytes": 1, "max_p95_ms": None},
+        {"approval": "manual"},
         {"nothing_fits": "nothing fits: it would take more"},
     ],
-)  # fmt: skip
+)
 def test_judged_again_it_is_the_same(make: Any, fields: dict[str, Any]) -> None:
     third = make.comparison("test", 1 / 3, 0.1 + 0.2)
     certificate = make.certificate(third, **fields) if "comparisons" not in fields else make.certificate(**fields)

@@ -37,8 +37,10 @@ def make_rows(count: int, seed: int, window: str) -> pd.DataFrame:
 
 
 WINDOWS = {
-    "validation": make_rows(400, 1, "validation"), "test": make_rows(1000, 2, "test"), "past": make_rows(600, 3, "past")
-}  # fmt: skip
+    "validation": make_rows(400, 1, "validation"),
+    "test": make_rows(1000, 2, "test"),
+    "past": make_rows(600, 3, "past"),
+}
 
 
 class Model:
@@ -63,17 +65,29 @@ class Model:
 def refresh(make: Any) -> Refresh:
     window = Window(name="w", start=make.now - timedelta(days=7), end=make.now)
     return Refresh(
-        refresh_id="r1", agent="toy", as_of=make.now, trigger="manual", cause="me", train=window, test=window,
-        teacher="fit", folder="/f", run_id="abc",
-    )  # fmt: skip
+        refresh_id="r1",
+        agent="toy",
+        as_of=make.now,
+        trigger="manual",
+        cause="me",
+        train=window,
+        test=window,
+        teacher="fit",
+        folder="/f",
+        run_id="abc",
+    )
 
 
 @pytest.fixture
 def proven(make: Any, refresh: Refresh) -> Callable[..., Proof]:
     def proven(
-        variants: dict[str, Model], champion: Model | None, past: bool = True, chosen: str = "", fits: bool = True,
+        variants: dict[str, Model],
+        champion: Model | None,
+        past: bool = True,
+        chosen: str = "",
+        fits: bool = True,
         **settings: Any,
-    ) -> Proof:  # fmt: skip
+    ) -> Proof:
         config = make.config({}, **{"non_inferiority_margin": 0.02, **settings})
         windows = {name: rows for name, rows in WINDOWS.items() if past or name != "past"}
         return prove(
@@ -124,8 +138,14 @@ def test_the_teacher_is_asked_about_the_test_window_alone(proven: Callable[..., 
 
 def test_the_variant_that_was_chosen_is_put_forward_and_compared(proven: Callable[..., Proof]) -> None:
     noisy, good, exact, old = Model(0.5), Model(0.05), Model(0.01), Model(0.05)
-    proof = proven({"noisy": noisy, "good": good, "exact": exact}, old, chosen="good", slices=["origin"],
-                   slice_margin=0.3, min_slice_rows=50)  # fmt: skip
+    proof = proven(
+        {"noisy": noisy, "good": good, "exact": exact},
+        old,
+        chosen="good",
+        slices=["origin"],
+        slice_margin=0.3,
+        min_slice_rows=50,
+    )
     assert (proof.chosen, proof.why) == ("good", "it is the smallest")
     certificate = proof.certificate
     assert certificate.nothing_fits == ""
@@ -196,10 +216,18 @@ def test_losses_of_promotions_in_a_row_do_not_add_up(make: Any, refresh: Refresh
         right[name] = changed
         windows = {"validation": rows, "test": rows}
         proof = prove(
-            config, refresh, windows, teacher=candidate("toy@0", "teacher"), student=candidate(name, "student"),
-            variants=[candidate(name, "variant")], chosen=name, why="", fits=True, champion=candidate(champion),
+            config,
+            refresh,
+            windows,
+            teacher=candidate("toy@0", "teacher"),
+            student=candidate(name, "student"),
+            variants=[candidate(name, "variant")],
+            chosen=name,
+            why="",
+            fits=True,
+            champion=candidate(champion),
             anchor=candidate(anchor) if anchor else None,
-        )  # fmt: skip
+        )
         verdicts.append(judge(proof.certificate))
         assert proof.certificate.anchor == (anchor or champion)
         if verdicts[-1].outcome == "promoted":

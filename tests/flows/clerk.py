@@ -18,11 +18,19 @@ TURN = BEGIN + pd.Timedelta(days=24)  # from here on the same is said in other w
 PER_DAY = 120
 ACTIONS = ["greet", "book", "cancel", "complain"]
 WORDS = {
-    "before": [["hello", "hi", "morning"], ["book", "reserve", "order"], ["cancel", "drop", "stop"],
-               ["late", "dirty", "rude"]],
-    "after": [["howdy", "yo", "evening"], ["grab", "fetch", "call"], ["scrap", "undo", "forget"],
-              ["slow", "grubby", "gruff"]],
-}  # fmt: skip
+    "before": [
+        ["hello", "hi", "morning"],
+        ["book", "reserve", "order"],
+        ["cancel", "drop", "stop"],
+        ["late", "dirty", "rude"],
+    ],
+    "after": [
+        ["howdy", "yo", "evening"],
+        ["grab", "fetch", "call"],
+        ["scrap", "undo", "forget"],
+        ["slow", "grubby", "gruff"],
+    ],
+}
 FILLING = ["please", "the", "a", "my", "taxi", "driver", "now", "to", "town", "was", "and", "well"]
 
 

@@ -97,9 +97,13 @@ def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None
 
 def test_inputs_that_move_where_nothing_depends_on_them_are_benign(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = toy.observations
-    monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(
-        c=lambda rows: np.where(rows["c"].isna(), np.nan, 9 + rows["c"] / 10)
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        toy,
+        "observations",
+        lambda start, end: sound(start, end).assign(
+            c=lambda rows: np.where(rows["c"].isna(), np.nan, 9 + rows["c"] / 10)
+        ),
+    )
     verdict = looked(day, 21, 23)[-1]
     assert (verdict.outcome, verdict.response) == ("benign_shift", "hold"), verdict.summary
     assert "c" in verdict.summary and "no harm" in verdict.summary
@@ -131,8 +135,11 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
     assert [point.timestamp for point in history] == [
         int((day(20) + n * 12 * HOUR).timestamp() * 1000) for n in (1, 2, 3, 4)
     ]
-    files = {file.path for folder in ("", "figures", "data_docs")
-             for file in models.client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
+    files = {
+        file.path
+        for folder in ("", "figures", "data_docs")
+        for file in models.client.list_artifacts(run.info.run_id, folder or None)
+    }
     assert files == {"verdict.json"}  # a calm window, of which no row was set aside: there is nothing to see
     with get_client(sync_client=True) as client:
         artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
@@ -143,8 +150,11 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
     moved = {"c": lambda rows: np.where(rows["c"].isna(), np.nan, np.where(rows.index < 3, 99, 9 + rows["c"] / 10))}
     monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(**moved))
     assert looked(day, 23, 24, flows.watch.watch.fn)[-1].outcome == "benign_shift"
-    files = {file.path for folder in ("", "figures", "data_docs")
-             for file in models.client.list_artifacts(run.info.run_id, folder or None)}  # fmt: skip
+    files = {
+        file.path
+        for folder in ("", "figures", "data_docs")
+        for file in models.client.list_artifacts(run.info.run_id, folder or None)
+    }
     assert {"figures/drift_by_column.png", "figures/evidence.png", "verdict.json"} <= files
     assert any(path.startswith("data_docs/") and path.endswith(".html") for path in files)
     with get_client(sync_client=True) as client:

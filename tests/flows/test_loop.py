@@ -138,8 +138,15 @@ def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(lived, day) -> Non
     versions = set(base.read("knowledge")["teacher"])
     assert len(versions) == 1
     assert base.counts()["knowledge"] > before
-    assert len({open_registry("toy").tags(open_registry("toy").version("toy", v.version))["lineage.teacher"]
-                for v in open_registry("toy").versions()}) == 1  # fmt: skip
+    assert (
+        len(
+            {
+                open_registry("toy").tags(open_registry("toy").version("toy", v.version))["lineage.teacher"]
+                for v in open_registry("toy").versions()
+            }
+        )
+        == 1
+    )
 
 
 def test_promote_and_roll_back_by_hand(lived) -> None:

@@ -21,10 +21,12 @@ def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytes
     learned: list[int] = []
     distilled = redistil.distil_with_control
     monkeypatch.setattr(
-        redistil, "distil_with_control",
-        lambda student, lesson, *given, **named: learned.append(int((~lesson.lived).sum()))
-        or distilled(student, lesson, *given, **named),
-    )  # fmt: skip
+        redistil,
+        "distil_with_control",
+        lambda student, lesson, *given, **named: (
+            learned.append(int((~lesson.lived).sum())) or distilled(student, lesson, *given, **named)
+        ),
+    )
     live("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.outcome == "promoted", verdict.summary

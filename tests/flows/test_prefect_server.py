@@ -87,9 +87,14 @@ class Server:
         """``prefect <arguments>`` in a process group of its own, which is ended with all that it started."""
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [str(BIN / "prefect"), *arguments], env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                [str(BIN / "prefect"), *arguments],
+                env=self.environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             yield
         finally:
@@ -102,9 +107,15 @@ class Server:
 
     def _call(self, command: list[str], wait: float) -> str:
         done = subprocess.run(
-            command, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=wait, check=False,
-        )  # fmt: skip
+            command,
+            env=self.environment,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=wait,
+            check=False,
+        )
         assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
         return done.stdout
 

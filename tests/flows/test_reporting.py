@@ -40,8 +40,15 @@ def test_a_reason_is_one_item(value: str) -> None:
     reason = Reason(
         measure=f"{value}:test", value=0.8, threshold=0.1, crossed=False, text=f"on place={value} (245 rows)"
     )
-    verdict = Verdict(verdict_id="v1", kind="gate", agent="toy", as_of=datetime(2024, 1, 1, tzinfo=UTC),
-                      outcome="promoted", summary=f"# place={value}", reasons=(reason,))  # fmt: skip
+    verdict = Verdict(
+        verdict_id="v1",
+        kind="gate",
+        agent="toy",
+        as_of=datetime(2024, 1, 1, tzinfo=UTC),
+        outcome="promoted",
+        summary=f"# place={value}",
+        reasons=(reason,),
+    )
     assert "\n" not in pages.reasons((reason,)) and "<img" not in pages.reasons((reason,)).split("`: ")[-1]
     heading = pages.heading(verdict).splitlines()
     assert len(heading) == 5 and heading[2].startswith("\\# place=")

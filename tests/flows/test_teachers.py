@@ -141,8 +141,11 @@ def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, age
 def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_teacher_calls: 250, ")
     base = two_weeks(day)
-    with pytest.raises(WindowError, match=r"has answered 100 of the 960 training rows, and 150 are needed: the budget "
-                       r"is reached \(budgets.max_teacher_calls: 250\).*allow it about 50 rows more"):  # fmt: skip
+    with pytest.raises(
+        WindowError,
+        match=r"has answered 100 of the 960 training rows, and 150 are needed: the budget "
+        r"is reached \(budgets.max_teacher_calls: 250\).*allow it about 50 rows more",
+    ):
         bootstrap(day)
     assert len(server.requests) == 250
     assert open_registry("toy").champion() is None and base.verdicts() == []
@@ -273,8 +276,11 @@ def test_a_server_that_dies_and_comes_back(day, agents: Path, server: Server) ->
     settle_on(agents, llm(server))
     base = two_weeks(day)
     server.script = lambda request, number: wise(request, number) if number < 200 else error(500)  # type: ignore[attr-defined]
-    with pytest.raises(WindowError, match=r"has answered \d+ of the 960 training rows, and 150 are needed: teacher "
-                       r"'llm': \d+ questions in a row failed, the last one: http.*Its answers are kept"):  # fmt: skip
+    with pytest.raises(
+        WindowError,
+        match=r"has answered \d+ of the 960 training rows, and 150 are needed: teacher "
+        r"'llm': \d+ questions in a row failed, the last one: http.*Its answers are kept",
+    ):
         bootstrap(day)
     kept = base.counts()["knowledge"]
     assert 150 < kept <= 200 and open_registry("toy").champion() is None
@@ -292,8 +298,12 @@ def test_a_server_that_never_answers(champion, day, agents: Path, server: Server
     assert open_registry("toy").champion() == champion
 
 
-SORTS = {"logs": "TIMESTAMP_DESC", "artifacts": "UPDATED_DESC", "flow_runs": "START_TIME_DESC",
-         "task_runs": "EXPECTED_START_TIME_DESC"}  # fmt: skip
+SORTS = {
+    "logs": "TIMESTAMP_DESC",
+    "artifacts": "UPDATED_DESC",
+    "flow_runs": "START_TIME_DESC",
+    "task_runs": "EXPECTED_START_TIME_DESC",
+}
 SECRET = "key-Zx81-not-to-be-seen"
 
 

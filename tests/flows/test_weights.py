@@ -54,9 +54,10 @@ def runs_of(role: str) -> list[Any]:
 
 def share(base: KnowledgeBase, name: str, job: str | None = None) -> list[float]:
     return [
-        each.after for each in base.weight_changes()
+        each.after
+        for each in base.weight_changes()
         if (each.teacher, each.slice) == (name, "") and job in (None, each.job)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -107,9 +108,12 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     rows = base.labelled(window, known_by=day(44))
     right = {
         name: (predict(rows).argmax(axis=1) == rows["outcome"]).mean()
-        for name, predict in (("student", renewed.variant.predict_proba), ("teachers", renewed.teacher.ask),
-                              ("rules", OldRules().predict_proba))
-    }  # fmt: skip
+        for name, predict in (
+            ("student", renewed.variant.predict_proba),
+            ("teachers", renewed.teacher.ask),
+            ("rules", OldRules().predict_proba),
+        )
+    }
     assert min(right["student"], right["teachers"]) > 0.75 and right["rules"] < 0.5
 
 

@@ -219,9 +219,7 @@ def lived(kb: KnowledgeBase, days: int) -> None:
 
 
 def verdict(kind: Any, as_of: Any, outcome: Any) -> Verdict:
-    return Verdict(
-        verdict_id=f"{kind} {as_of}", kind=kind, agent="toy", as_of=as_of, outcome=outcome, summary="s"
-    )  # fmt: skip
+    return Verdict(verdict_id=f"{kind} {as_of}", kind=kind, agent="toy", as_of=as_of, outcome=outcome, summary="s")
 
 
 def change(job: str, version: str, as_of: Any) -> WeightChange:

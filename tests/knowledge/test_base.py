@@ -131,9 +131,13 @@ def test_bad_rows_change_nothing(lived: KnowledgeBase, rows: pd.DataFrame, messa
 
 
 CODES: dict[str, Any] = {
-    "whole numbers": [1, 2], "beside a gap": [1, None], "nullable": pd.array([1, None], dtype="Int64"),
-    "categorical": pd.Categorical([1, None]), "floats": [1.0, 2.0], "decimals": [Decimal("1.0"), None],
-}  # fmt: skip
+    "whole numbers": [1, 2],
+    "beside a gap": [1, None],
+    "nullable": pd.array([1, None], dtype="Int64"),
+    "categorical": pd.Categorical([1, None]),
+    "floats": [1.0, 2.0],
+    "decimals": [Decimal("1.0"), None],
+}
 
 
 @pytest.mark.parametrize("codes", CODES.values(), ids=CODES)
@@ -143,9 +147,11 @@ def test_a_whole_number_is_one_text_whatever_is_beside_it(codes: Any) -> None:
 
 def test_what_has_a_type_keeps_its_meaning() -> None:
     rows = make_rows(0, 2).assign(
-        observation_id=[2**60 + 1, 2**60 + 3], origin=pd.Series([True, "1.0"], dtype=object), temp=["1.5", True],
+        observation_id=[2**60 + 1, 2**60 + 3],
+        origin=pd.Series([True, "1.0"], dtype=object),
+        temp=["1.5", True],
         wind=pd.array([1, None], dtype="Int64"),
-    )  # fmt: skip
+    )
     tidied = tidy(rows, CONFIG)
     assert tidied["observation_id"].tolist() == [str(2**60 + 1), str(2**60 + 3)]
     assert tidied["origin"].tolist() == ["true", "1.0"] and tidied["temp"].tolist() == [1.5, 1.0]
@@ -372,9 +378,16 @@ def test_equal_content_has_equal_keys_and_other_content_others(kb: KnowledgeBase
     assert keys(temp=[np.nan]) == keys(temp=[None]) == keys(temp=pd.array([None], dtype="Float64"))
     assert keys(origin=[None]) == keys(origin=[np.nan]) == keys(origin=[pd.NA])
     others = [
-        keys(temp=[2.0], wind=[1.0]), keys(temp=[1 + 1e-12]), keys(temp=[np.nan]), keys(wind=[np.nan]),
-        keys(origin=[None]), keys(origin=[""]), keys(origin=["nan"]), keys(origin=["EWR "]), keys(),
-    ]  # fmt: skip
+        keys(temp=[2.0], wind=[1.0]),
+        keys(temp=[1 + 1e-12]),
+        keys(temp=[np.nan]),
+        keys(wind=[np.nan]),
+        keys(origin=[None]),
+        keys(origin=[""]),
+        keys(origin=["nan"]),
+        keys(origin=["EWR "]),
+        keys(),
+    ]
     assert len({key for (key,) in others}) == len(others)
     many = keys(temp=np.repeat(np.arange(100.0), 100), wind=np.tile(np.arange(100.0), 100), origin=["EWR"] * 10_000)
     assert len(set(many)) == 10_000
@@ -442,7 +455,7 @@ def test_what_now_is(lived: KnowledgeBase, kb: KnowledgeBase, tmp_path: Path) ->
 def make_verdict(verdict_id: str, hours: int, kind: str = "watch", outcome: str = "no_drift") -> Verdict:
     return Verdict(
         verdict_id=verdict_id, kind=kind, agent="toy", as_of=START + hours * HOUR, outcome=outcome, summary="s"
-    )  # fmt: skip
+    )
 
 
 def test_a_verdict_is_recorded_once(kb: KnowledgeBase) -> None:
@@ -459,9 +472,12 @@ def test_a_verdict_is_recorded_once(kb: KnowledgeBase) -> None:
 
 def test_verdicts_by_moment(kb: KnowledgeBase) -> None:
     for verdict in (
-        make_verdict("w1", 1), make_verdict("g1", 1, "gate", "refused"), make_verdict("w2", 5),
-        make_verdict("g2", 5, "gate", "promoted"), make_verdict("p", 6, "promotion", "rolled_back"),
-    ):  # fmt: skip
+        make_verdict("w1", 1),
+        make_verdict("g1", 1, "gate", "refused"),
+        make_verdict("w2", 5),
+        make_verdict("g2", 5, "gate", "promoted"),
+        make_verdict("p", 6, "promotion", "rolled_back"),
+    ):
         kb.record(verdict)
     assert kb.verdict_at("watch", START + 5 * HOUR) == make_verdict("w2", 5)
     assert kb.verdict_at("watch", START + 6 * HOUR) is None
@@ -550,8 +566,9 @@ def test_evidence_comes_back_as_it_went_in(kb: KnowledgeBase) -> None:
     assert kb.evidence("toy@1", START) == sorted(counted, key=lambda each: each.step.end)
     assert kb.evidence("toy@1", START, after=START + 2 * HOUR) == [counted[2]]
     assert {each.process: each for each in kb.latest_evidence()} == {
-        "disagreement": counted[2].step, "student_outcomes": counted[4].step
-    }  # fmt: skip
+        "disagreement": counted[2].step,
+        "student_outcomes": counted[4].step,
+    }
 
 
 def test_a_step_is_counted_once_however_often_it_is_appended(kb: KnowledgeBase) -> None:

@@ -170,9 +170,7 @@ def test_what_teachers_cost_is_added_up(kb: KnowledgeBase, spool: Spool, tmp_pat
     spent = {"llm": {"calls": 2, "rows": 3, "money": 0.5}, "other": {"calls": 1}}
     spool.put(taught(0, 3, spending=spent), taught(9, 0, spending={"llm": {"calls": 1}}))
     flush(kb, tmp_path / "spool")
-    assert kb.spending(purpose="runtime") == {
-        "llm": Spending(calls=3, rows=3, money=0.5), "other": Spending(calls=1)
-    }  # fmt: skip
+    assert kb.spending(purpose="runtime") == {"llm": Spending(calls=3, rows=3, money=0.5), "other": Spending(calls=1)}
     assert kb.spending(after=START + 5 * HOUR) == {"llm": Spending(calls=1)}
     assert kb.counts()["knowledge"] == 3
 

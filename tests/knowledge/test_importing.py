@@ -176,8 +176,12 @@ def test_an_import_that_is_killed_goes_on(
     assert len(base.read("observations")) < 12
     summary = import_files(base, [path])
     assert summary.rows == 15 and summary.before >= 4
-    for name, key, count in (("observations", "observation_id", 12), ("decisions", "decision_id", 12),
-                             ("outcomes", "observation_id", 8), ("quarantine", "observation_id", 3)):  # fmt: skip
+    for name, key, count in (
+        ("observations", "observation_id", 12),
+        ("decisions", "decision_id", 12),
+        ("outcomes", "observation_id", 8),
+        ("quarantine", "observation_id", 3),
+    ):
         found = base.read(name)
         assert len(found) == count and found[key].is_unique, name
     assert not list((home() / "imports" / "toy").iterdir())
@@ -331,8 +335,9 @@ def test_dates_of_parquet_are_midnight_in_the_files_zone(tmp_path: Path) -> None
     for form in ({}, {"format": "%d.%m.%Y"}):
         (found,) = preview(make(tmp_path, observed_at=zone | form, outcome=None).config, [tmp_path / "a.parquet"])
         assert found.rows["observed_at"].tolist() == [
-            START.replace(month=6, hour=4), START.replace(month=11, day=3, hour=4)
-        ]  # fmt: skip
+            START.replace(month=6, hour=4),
+            START.replace(month=11, day=3, hour=4),
+        ]
         assert [str(each) for each in found.problems] == ["a.parquet:2: when: is missing"]
     (nowhere,) = preview(make(tmp_path, outcome=None).config, [tmp_path / "a.parquet"])
     assert nowhere.rows.empty and "2013-06-01" in nowhere.problems[0].reason
@@ -397,8 +402,10 @@ def test_ids_and_actions_that_are_numbers_or_truth_values(tmp_path: Path) -> Non
     decisions = base.read("decisions").set_index("observation_id")["action"]
     assert decisions.to_dict() == {str(2**60 + 1): "move", str(2**70): "move", "true": "stay"}
     assert base.read("outcomes").set_index("observation_id")["action"].to_dict() == {
-        str(2**60 + 1): "move", str(2**70): "stay", "true": "stay",
-    }  # fmt: skip
+        str(2**60 + 1): "move",
+        str(2**70): "stay",
+        "true": "stay",
+    }
 
 
 # --------------------------------------------------------------------------- bad rows
@@ -433,8 +440,10 @@ WRONG = [
 
 def test_bad_lines_go_to_quarantine_with_their_numbers(tmp_path: Path) -> None:
     base, path = make(tmp_path), tmp_path / "a.csv"
-    path.write_bytes(CSV.encode() + b"j,2013-01-01T00:00Z,1,2,S\xe3o Paulo,0,1,0,m,1,2013-01-02T00:00Z\n"
-                     b"k,2013-01-01T00:00Z,1,2,JFK,0,1,0,m,1,2013-01-02T00:00Z\n")  # fmt: skip
+    path.write_bytes(
+        CSV.encode() + b"j,2013-01-01T00:00Z,1,2,S\xe3o Paulo,0,1,0,m,1,2013-01-02T00:00Z\n"
+        b"k,2013-01-01T00:00Z,1,2,JFK,0,1,0,m,1,2013-01-02T00:00Z\n"
+    )
     summary = import_files(base, [path])
     wrong = [*WRONG, "a.csv:14: is not UTF-8 (invalid continuation byte)"]
     assert [str(problem) for problem in summary.problems] == wrong
@@ -445,8 +454,11 @@ def test_bad_lines_go_to_quarantine_with_their_numbers(tmp_path: Path) -> None:
     kept = base.read("quarantine").set_index("observation_id")["reasons"]
     assert len(kept) == 8 and not set(kept.index) & set(rows.index)
     (three,) = [reasons.tolist() for reasons in kept if len(reasons) == 3]
-    assert three == ["a.csv:8: when: 'yesterday' is no ISO moment such as 2024-05-01T12:00:00Z",
-                     "a.csv:8: wind: 'inf' is not finite", "a.csv:8: id: is missing"]  # fmt: skip
+    assert three == [
+        "a.csv:8: when: 'yesterday' is no ISO moment such as 2024-05-01T12:00:00Z",
+        "a.csv:8: wind: 'inf' is not finite",
+        "a.csv:8: id: is missing",
+    ]
 
     path.write_text(CSV.replace("warm", "3").replace('"J"FK', "JFK"))  # put right, and imported again
     assert import_files(base, [path]).added == 2
@@ -456,10 +468,15 @@ def test_bad_lines_go_to_quarantine_with_their_numbers(tmp_path: Path) -> None:
 def test_bad_lines_of_json(tmp_path: Path) -> None:
     good = json.loads(logged(0, 1).to_json(orient="records", lines=True))
     lines = [
-        json.dumps(good), "", "{", "[1, 2]", json.dumps(good | {"id": "x", "origin": ["a"]}),
-        json.dumps(good | {"id": "y", "wind": {"a": 1}}), json.dumps(good | {"id": 7, "wind": True, "origin": 3}),
+        json.dumps(good),
+        "",
+        "{",
+        "[1, 2]",
+        json.dumps(good | {"id": "x", "origin": ["a"]}),
+        json.dumps(good | {"id": "y", "wind": {"a": 1}}),
+        json.dumps(good | {"id": 7, "wind": True, "origin": 3}),
         json.dumps({key: value for key, value in good.items() if key != "wind"} | {"id": "z"}),
-    ]  # fmt: skip
+    ]
     path, base = tmp_path / "a.jsonl", make(tmp_path)
     path.write_text("\n".join(lines))
     summary = import_files(base, [path])

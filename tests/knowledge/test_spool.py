@@ -303,8 +303,10 @@ def test_killed_in_the_middle_the_next_process_finds_all_that_was_acknowledged(t
     for life in range(4):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), f"{life}"],
-            env=environment(), stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert process.stdout is not None
         acknowledged += [process.stdout.readline().strip() for _ in range(30)]
         time.sleep(rng.random() / 10)

@@ -30,9 +30,7 @@ def another(kb: KnowledgeBase) -> KnowledgeBase:
 
 
 def record(kb: KnowledgeBase, verdict_id: str, kind: Any, as_of: datetime, outcome: Any = "no_drift") -> None:
-    kb.record(
-        Verdict(verdict_id=verdict_id, kind=kind, agent="toy", as_of=as_of, outcome=outcome, summary=verdict_id)
-    )  # fmt: skip
+    kb.record(Verdict(verdict_id=verdict_id, kind=kind, agent="toy", as_of=as_of, outcome=outcome, summary=verdict_id))
 
 
 def compact(kb: KnowledgeBase, table: Any) -> None:
@@ -132,9 +130,16 @@ def test_the_last_refresh_is_found_behind_any_number_of_watches(kb: KnowledgeBas
 def test_weights_of_a_version_that_was_replaced_at_its_moment_do_not_come_back(kb: KnowledgeBase) -> None:
     def change(version: str, hours: int, after: float) -> WeightChange:
         return WeightChange(
-            teacher="t", slice="", before=0.5, after=after, by="outcomes", as_of=START + hours * HOUR, version=version,
-            job="r1", reason="r",
-        )  # fmt: skip
+            teacher="t",
+            slice="",
+            before=0.5,
+            after=after,
+            by="outcomes",
+            as_of=START + hours * HOUR,
+            version=version,
+            job="r1",
+            reason="r",
+        )
 
     first, replaced, last = change("v1", 1, 0.6), change("v1", 2, 0.7), change("v2", 2, 0.8)
     for each in (first, replaced, last):

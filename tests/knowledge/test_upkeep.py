@@ -62,9 +62,11 @@ def test_only_months_with_many_small_files_are_compacted(kb: KnowledgeBase) -> N
     before = kb.read("observations")
     done = upkeep.compact(kb, Upkeep(min_files=6))
     assert [(c.table, c.month, c.files_before, c.files_after) for c in done] == [
-        ("observations", "2013-01", 7, 1), ("observations", "2013-02", 6, 1),
-        ("outcomes", "2013-01", 7, 1), ("outcomes", "2013-02", 6, 1),
-    ]  # fmt: skip
+        ("observations", "2013-01", 7, 1),
+        ("observations", "2013-02", 6, 1),
+        ("outcomes", "2013-01", 7, 1),
+        ("outcomes", "2013-02", 6, 1),
+    ]
     assert all(0 < c.bytes_after < c.bytes_before for c in done)
     assert live(kb, "observations") == {"2013-01": 1, "2013-02": 1, "2013-03": 3}
     pd.testing.assert_frame_equal(kb.read("observations"), before)

@@ -142,9 +142,11 @@ def test_neither_batches_nor_order_nor_copies_change_a_sample(size: int) -> None
         pd.testing.assert_frame_equal(drawn(shuffled, batch), one)
     expected = together.sort_values(["observed_at", "content_key"]).drop_duplicates("observation_id")
     pd.testing.assert_frame_equal(
-        one, expected[expected["observation_id"].isin(one["observation_id"])].sort_values("observation_id",
-                                                                                        ignore_index=True)
-    )  # fmt: skip
+        one,
+        expected[expected["observation_id"].isin(one["observation_id"])].sort_values(
+            "observation_id", ignore_index=True
+        ),
+    )
 
 
 def test_a_sample_is_uniform(kb: KnowledgeBase) -> None:
@@ -205,8 +207,10 @@ def test_a_sample_needs_a_seed() -> None:
             Window(name="w", start=START, end=START + HOUR, **wrong)
     window = windows.sampled(Window(name="w", start=START, end=START + HOUR), 5, "toy")
     assert "a sample of at most 5 rows (seed " in str(window)
-    others = [windows.sampled(window.model_copy(update=change), 5, agent).seed
-              for change, agent in (({}, "boy"), ({"end": START + 2 * HOUR}, "toy"))]  # fmt: skip
+    others = [
+        windows.sampled(window.model_copy(update=change), 5, agent).seed
+        for change, agent in (({}, "boy"), ({"end": START + 2 * HOUR}, "toy"))
+    ]
     assert len({window.seed, *others}) == 3
     assert windows.sampled(window, 9, "toy").seed == window.seed
 
@@ -248,10 +252,17 @@ def test_newest_of_nothing(kb: KnowledgeBase, tmp_path: Path) -> None:
 
 
 def verdict(kind: str, outcome: str, hours: int, **evidence: Any) -> Verdict:
-    return Verdict.model_validate({
-        "verdict_id": f"{kind}{outcome}{hours}", "kind": kind, "agent": "toy", "as_of": START + hours * HOUR,
-        "outcome": outcome, "summary": "", "evidence": evidence,
-    })  # fmt: skip
+    return Verdict.model_validate(
+        {
+            "verdict_id": f"{kind}{outcome}{hours}",
+            "kind": kind,
+            "agent": "toy",
+            "as_of": START + hours * HOUR,
+            "outcome": outcome,
+            "summary": "",
+            "evidence": evidence,
+        }
+    )
 
 
 def since_promotion(kb: KnowledgeBase, hours: int, **changes: Any) -> Window:

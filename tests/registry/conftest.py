@@ -171,12 +171,14 @@ def window(name: str) -> Window:
 
 
 def rows() -> pd.DataFrame:
-    return pd.DataFrame({
-        "wind": [3.0, np.nan, 12.5, 0.0],
-        "hour": [1, 5, 12, 23],
-        "origin": ["EWR", "JFK", "LGA", None],
-        "tail": ["N1", "N2", "N3", "N4"],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "wind": [3.0, np.nan, 12.5, 0.0],
+            "hour": [1, 5, 12, 23],
+            "origin": ["EWR", "JFK", "LGA", None],
+            "tail": ["N1", "N2", "N3", "N4"],
+        }
+    )
 
 
 def quality(auc: float = 0.71) -> Quality:
@@ -220,19 +222,30 @@ def verdict(outcome: str = "promoted") -> Verdict:
 def baseline(teacher: ModelRef, *, train: Window | None = None, test: Window | None = None) -> Baseline:
     train, test = train or window("train"), test or window("test")
     return Baseline(
-        train=train, test=test, as_of=test.end, losses={}, quality=quality(), teacher=teacher,
+        train=train,
+        test=test,
+        as_of=test.end,
+        losses={},
+        quality=quality(),
+        teacher=teacher,
         screens=Screens(block=timedelta(days=1), blocks=0, columns={}, joint=()),
         disagreement=Disagreement(rows=1, rate=0, total_variation=0),
-    )  # fmt: skip
+    )
 
 
 def signed_folder(folder: Path, agent: str, version: int) -> tuple[str, str]:
     """Signature and release of a variant's folder, as a refresh and a promotion sign them."""
     files = {f"artifacts/fp32/{path}": digest for path, digest in digests(folder).items()}
     model = Model(
-        agent=agent, name=agent, version=str(version), model_id=f"m-{version}", role="variant",
-        payload="artifacts/fp32", files=files, lineage={},
-    )  # fmt: skip
+        agent=agent,
+        name=agent,
+        version=str(version),
+        model_id=f"m-{version}",
+        role="variant",
+        payload="artifacts/fp32",
+        files=files,
+        lineage={},
+    )
     signing = signer()
     return signing.sign(model_statement(model)), signing.sign(release_statement(agent, str(version), version))
 

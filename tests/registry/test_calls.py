@@ -60,19 +60,29 @@ def log_refresh(life: Life, refresh_id: str, variants: int) -> dict[str, ModelRe
     history = [{"loss": 1 / epoch, "validation_loss": 2 / epoch} for epoch in range(1, 21)]
     student = registry.register(
         registry.log_student(
-            run_id, torch.nn.Linear(3, 2), example, card, {}, lineage,
-            metrics={"control.gain": 0.1}, history=history, files={"distillation.json": verdict()},
+            run_id,
+            torch.nn.Linear(3, 2),
+            example,
+            card,
+            {},
+            lineage,
+            metrics={"control.gain": 0.1},
+            history=history,
+            files={"distillation.json": verdict()},
         ),
         "flights-student",
-    )  # fmt: skip
+    )
     names = [f"v{number}" for number in range(variants)]
     candidates = [
         NewVariant(
-            variant_folder(life.folder / refresh_id / name, name), scorecard(name, "variant"), {"recipe": name},
-            {"compression/seconds": 1.0}, {"chosen": name == "v0"} if number < variants // 2 else None,
+            variant_folder(life.folder / refresh_id / name, name),
+            scorecard(name, "variant"),
+            {"recipe": name},
+            {"compression/seconds": 1.0},
+            {"chosen": name == "v0"} if number < variants // 2 else None,
         )
         for number, name in enumerate(names)
-    ]  # fmt: skip
+    ]
     refused = RefusedVariant("heads50", "it has no attention", {"recipe": "[]"})
     lineage = lineage.model_copy(update={"student": student})
     found = registry.log_variants(run_id, [*candidates, refused], lineage, rows())
@@ -111,8 +121,12 @@ def test_a_watch_takes_few_calls(registry: Registry, life: Life, monkeypatch: py
     with counted(monkeypatch) as calls:
         log_watch(registry, 1)
     assert calls == {
-        "get_model_version_by_alias": 1, "get_model_version": 2, "search_runs": 1, "log_artifacts": 1, "log_batch": 1,
-    }  # fmt: skip
+        "get_model_version_by_alias": 1,
+        "get_model_version": 2,
+        "search_runs": 1,
+        "log_artifacts": 1,
+        "log_batch": 1,
+    }
 
 
 def log_watch(registry: Registry, number: int) -> None:
@@ -145,12 +159,18 @@ def test_candidates_logged_at_once_are_as_one_by_one(registry: Registry, life: L
     found = registry.log_variants(
         run_id,
         [
-            NewVariant(folder, scorecard(name, "variant"), {"method": name}, {"compression/seconds": 2.0},
-                       {"gate": "passed"} if name != "tiny" else None)
+            NewVariant(
+                folder,
+                scorecard(name, "variant"),
+                {"method": name},
+                {"compression/seconds": 2.0},
+                {"gate": "passed"} if name != "tiny" else None,
+            )
             for name, folder in folders.items()
         ],
-        lineage, rows(),
-    )  # fmt: skip
+        lineage,
+        rows(),
+    )
     assert {name: ref.version for name, ref in found.items()} == {"fp32": "2", "int8": "3", "tiny": None}
     alone = registry.tags(made["fp32"])
     for name, ref in found.items():

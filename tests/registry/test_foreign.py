@@ -119,9 +119,11 @@ def test_pickle_inside_a_program_is_not_read(three: Registry, tmp_path: Path, mo
 
 def test_what_is_no_model(three: Registry) -> None:
     for uri, said in (
-        ("flights", "is no model's address"), ("models:/flights/99", "99"), ("runs:/abc/model", "abc"),
+        ("flights", "is no model's address"),
+        ("models:/flights/99", "99"),
+        ("runs:/abc/model", "abc"),
         ("models:/m-nobody", "m-nobody"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(RegistryError, match=said):
             ForeignModels().fetch_classifier(uri)
 
@@ -159,10 +161,14 @@ def bringing_a_loader(whole: Path, proof: Path, target: Path) -> None:
     altered(target, python_function={"loader_module": "innocent"})
 
 
-@pytest.mark.parametrize(("bring", "said"), [
-    (bringing_code, r"pytorch\.code: code, code/innocent\.py"), (bringing_a_pickle, r"data/model\.pth"),
-    (bringing_a_loader, r"loader_module: innocent"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bring", "said"),
+    [
+        (bringing_code, r"pytorch\.code: code, code/innocent\.py"),
+        (bringing_a_pickle, r"data/model\.pth"),
+        (bringing_a_loader, r"loader_module: innocent"),
+    ],
+)
 def test_models_that_bring_code_are_refused_and_run_nothing(
     three: Registry, tmp_path: Path, bring: Callable[[Path, Path, Path], None], said: str
 ) -> None:

@@ -43,8 +43,13 @@ def test_whole_numbers_become_the_integers_of_the_signature() -> None:
 
 
 def test_floats_truths_texts_and_times() -> None:
-    found = signed(("share", DataType.float), ("open", DataType.boolean), ("hour", DataType.string),
-                   ("place", DataType.string), ("since", DataType.datetime))  # fmt: skip
+    found = signed(
+        ("share", DataType.float),
+        ("open", DataType.boolean),
+        ("hour", DataType.string),
+        ("place", DataType.string),
+        ("since", DataType.datetime),
+    )
     assert str(found["share"].dtype) == "float32" and found["open"].tolist() == [True, False, True]
     assert found["hour"].tolist() == ["1", "2", "3"] and found["place"].tolist() == ["EWR", None, "JFK"]
     assert found["since"][0] == pd.Timestamp("2024-05-01T10:00:00") and found["since"].isna().tolist() == [
@@ -64,15 +69,18 @@ def test_optional_columns_may_be_absent_or_empty() -> None:
     assert signed(("open", DataType.boolean), required=False)["open"].tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("name", "kind", "said"), [
-    ("gap", DataType.long, "column gap as a whole number (int64), and it is missing in 1 of 3 rows"),
-    ("share", DataType.integer, "it is missing in 1 of 3 rows"),
-    ("place", DataType.double, "column place as a number"),
-    ("since", DataType.boolean, "column since as a truth value, and"),
-    ("hour", DataType.datetime, "column hour as a time, and it holds numbers"),
-    ("hour", DataType.binary, "columns are numbers and texts"),
-    ("weight", DataType.double, "wants the columns weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("gap", DataType.long, "column gap as a whole number (int64), and it is missing in 1 of 3 rows"),
+        ("share", DataType.integer, "it is missing in 1 of 3 rows"),
+        ("place", DataType.double, "column place as a number"),
+        ("since", DataType.boolean, "column since as a truth value, and"),
+        ("hour", DataType.datetime, "column hour as a time, and it holds numbers"),
+        ("hour", DataType.binary, "columns are numbers and texts"),
+        ("weight", DataType.double, "wants the columns weight"),
+    ],
+)
 def test_what_cannot_be_is_told_with_its_column(name: str, kind: DataType, said: str) -> None:
     with pytest.raises(PartError) as told:
         as_signed(ROWS.assign(since=["x", "y", "z"]), Schema([ColSpec(kind, name)]))
@@ -86,13 +94,16 @@ def test_a_fraction_is_no_integer_and_too_large_is_told() -> None:
         as_signed(pd.DataFrame({"a": [3e9]}), Schema([ColSpec(DataType.integer, "a")]))
 
 
-@pytest.mark.parametrize(("value", "kind", "said"), [
-    ("1_0", DataType.long, "'1_0' is no number"),
-    ("\u0663", DataType.double, "is no number"),
-    ("nan", DataType.double, "'nan' is no number"),
-    (1e39, DataType.float, r"1e\+39, which float32 does not hold"),
-    ("now", DataType.datetime, "as a time, and 'now' is none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "kind", "said"),
+    [
+        ("1_0", DataType.long, "'1_0' is no number"),
+        ("\u0663", DataType.double, "is no number"),
+        ("nan", DataType.double, "'nan' is no number"),
+        (1e39, DataType.float, r"1e\+39, which float32 does not hold"),
+        ("now", DataType.datetime, "as a time, and 'now' is none"),
+    ],
+)
 def test_what_other_libraries_would_read_in_silence_is_refused(value: Any, kind: DataType, said: str) -> None:
     with pytest.raises(PartError, match=said):
         as_signed(pd.DataFrame({"a": [value]}), Schema([ColSpec(kind, "a")]))

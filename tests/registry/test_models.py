@@ -194,9 +194,11 @@ def test_mlflows_own_server_takes_csv_and_json(saved: Path) -> None:
     model = mlflow.pyfunc.load_model(str(saved))
     schema = model.metadata.get_input_schema()
     given = [
-        {"wind": 3.0, "hour": 5, "origin": "EWR"}, {"wind": None, "hour": 12, "origin": None},
-        {"wind": 7, "hour": None, "origin": "LGA"}, {"wind": True, "hour": 1, "origin": "JFK"},
-    ]  # fmt: skip
+        {"wind": 3.0, "hour": 5, "origin": "EWR"},
+        {"wind": None, "hour": 12, "origin": None},
+        {"wind": 7, "hour": None, "origin": "LGA"},
+        {"wind": True, "hour": 1, "origin": "JFK"},
+    ]
     expected = Variant(saved / "artifacts" / "variant").predict(given)
     bodies: list[dict[str, Any]] = [
         {"dataframe_records": given},
@@ -222,10 +224,13 @@ def test_a_second_variant_is_written_as_mlflow_would(tmp_path: Path) -> None:
     writer.save(second, tmp_path / "written", model())
     save_variant(second, rows(), tmp_path / "saved", model())
     files = {
-        folder: {file.relative_to(tmp_path / folder): file.read_bytes()
-                 for file in (tmp_path / folder).rglob("*") if file.is_file()}
+        folder: {
+            file.relative_to(tmp_path / folder): file.read_bytes()
+            for file in (tmp_path / folder).rglob("*")
+            if file.is_file()
+        }
         for folder in ("written", "saved")
-    }  # fmt: skip
+    }
     descriptions = [yaml.safe_load(each.pop(Path("MLmodel"))) for each in files.values()]
     assert files["written"] == files["saved"]
     for description in descriptions:

@@ -75,9 +75,7 @@ def test_each_file_of_each_version_is_signed_as_it_was_made(life: Life) -> None:
         assert signed.role == ("variant" if role == "fp32" else role)
     variant = life.registry.signed(models["fp32"])
     assert set(variant.handed_out) == {"manifest.json", "model.onnx", "values.py", "variant.py"}
-    assert variant.lineage == {
-        role: life.registry.signed(models[role]).model_id for role in ("teacher", "student")
-    }  # fmt: skip
+    assert variant.lineage == {role: life.registry.signed(models[role]).model_id for role in ("teacher", "student")}
     secret = life.registry.client.search_model_versions("name = 'flights'")[0].tags["signature"]
     assert "PRIVATE" not in secret
 
@@ -121,11 +119,16 @@ def test_a_students_weights_are_checked_like_the_rest(life: Life, tmp_path: Path
     run_id, _ = registry.open_refresh("r1", tags={}, params={})
     student = registry.register(
         registry.log_student(
-            run_id, torch.nn.Linear(3, 2), np.zeros((2, 3), np.float32), scorecard("student", "student"), {},
-            Lineage(), native,
+            run_id,
+            torch.nn.Linear(3, 2),
+            np.zeros((2, 3), np.float32),
+            scorecard("student", "student"),
+            {},
+            Lineage(),
+            native,
         ),
         "flights-student",
-    )  # fmt: skip
+    )
     folder = variant_folder(tmp_path / "fp32", "fp32")
     lineage = Lineage(student=student)
     variant = registry.log_variant(run_id, folder, scorecard("fp32", "variant"), {}, lineage, rows())

@@ -72,10 +72,15 @@ def refreshed(life: Life, number: int) -> None:
     """One more version of everything, and what it was proved on."""
     models = life.refresh(f"r{number}", seed=number)
     baseline = Baseline(
-        train=window("train"), test=window("test"), as_of=START, losses={}, quality=quality(),
+        train=window("train"),
+        test=window("test"),
+        as_of=START,
+        losses={},
+        quality=quality(),
         screens=Screens(block=timedelta(days=1), blocks=0, columns={}, joint=()),
-        disagreement=Disagreement(rows=9, rate=0.1, total_variation=0.1), teacher=models["teacher"],
-    )  # fmt: skip
+        disagreement=Disagreement(rows=9, rate=0.1, total_variation=0.1),
+        teacher=models["teacher"],
+    )
     life.registry.log_record(life.registry.tags(models["fp32"])["refresh_run"], baseline, "baseline.json")
 
 

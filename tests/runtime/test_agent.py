@@ -123,8 +123,10 @@ def test_from_asyncio_and_from_many_threads(champion: World) -> None:
             return [each.decision_id for each in made]
 
         made = asyncio.run(live())
-        threads = [threading.Thread(target=lambda: [made.append(agent.decide(ROW).decision_id) for _ in range(25)])
-                   for _ in range(4)]  # fmt: skip
+        threads = [
+            threading.Thread(target=lambda: [made.append(agent.decide(ROW).decision_id) for _ in range(25)])
+            for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -214,10 +214,18 @@ def test_an_endpoint_knows_the_most_that_a_row_can_cost(monkeypatch: pytest.Monk
     from tests.knowledge.parts_for_tests import make_config
 
     teacher = EndpointTeacher(
-        kind="endpoint", name="llm", base_url="http://127.0.0.1:9/v1", model="m", prompt="{temp}? {actions}", votes=3,
-        retries=1, max_output_tokens=10, price_per_million_input=1e6, price_per_million_output=1e6,
+        kind="endpoint",
+        name="llm",
+        base_url="http://127.0.0.1:9/v1",
+        model="m",
+        prompt="{temp}? {actions}",
+        votes=3,
+        retries=1,
+        max_output_tokens=10,
+        price_per_million_input=1e6,
+        price_per_million_output=1e6,
         timeout=timedelta(seconds=1),
-    )  # fmt: skip
+    )
     endpoint = Endpoint(make_config(), "llm", teacher)
     short, long = endpoint.dearest(pd.DataFrame({"temp": ["1", "1" * 101]}))
     assert long - short == pytest.approx(3 * 100)  # a token is no shorter than a byte, in each of three votes

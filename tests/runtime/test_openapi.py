@@ -21,10 +21,27 @@ def test_the_server_keeps_what_its_description_promises(champion: Any, tmp_path:
     with running(STILLHOUSE_TOKENS="secret") as (process, address):
         wait_until(lambda: httpx.get(f"{address}/healthz").status_code == 200)
         done = subprocess.run(
-            [str(SCHEMATHESIS), "--config-file", str(Path(__file__).parent / "schemathesis.toml"), "run",
-             f"{address}/openapi.json", "--phases", "examples,coverage,fuzzing", "--max-examples", "15",
-             "--continue-on-failure", "--seed", "1", "--no-color", "--header", "Authorization: Bearer secret"],
-            capture_output=True, text=True, check=False, cwd=tmp_path,
-        )  # fmt: skip
+            [
+                str(SCHEMATHESIS),
+                "--config-file",
+                str(Path(__file__).parent / "schemathesis.toml"),
+                "run",
+                f"{address}/openapi.json",
+                "--phases",
+                "examples,coverage,fuzzing",
+                "--max-examples",
+                "15",
+                "--continue-on-failure",
+                "--seed",
+                "1",
+                "--no-color",
+                "--header",
+                "Authorization: Bearer secret",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
         assert end(process) == 0

@@ -29,11 +29,15 @@ GOOD = {"temp": 1.5, "wind": None, "origin": "EWR", "said": "Book a taxi!"}
 
 
 def config() -> AgentConfig:
-    columns = {"origin": {"type": "category"}, "temp": {"type": "number"}, "wind": {"type": "number"},
-               "said": {"type": "text"}}  # fmt: skip
-    return AgentConfig.model_validate(AGENT | {
-        "observations": AGENT["observations"] | {"columns": columns}, "student": {"kind": "text"}
-    })  # fmt: skip
+    columns = {
+        "origin": {"type": "category"},
+        "temp": {"type": "number"},
+        "wind": {"type": "number"},
+        "said": {"type": "text"},
+    }
+    return AgentConfig.model_validate(
+        AGENT | {"observations": AGENT["observations"] | {"columns": columns}, "student": {"kind": "text"}}
+    )
 
 
 @pytest.fixture
@@ -56,14 +60,16 @@ def observed(count: int) -> pd.DataFrame:
         "x" * 200,
         "e\u0301",
     ]
-    return pd.DataFrame({
-        "observation_id": [f"o{i}" for i in range(count)],
-        "observed_at": pd.Timestamp("2024-01-01T00:00:00.000001Z") + pd.to_timedelta(np.arange(count), unit="s"),
-        "temp": np.where(rng.random(count) < 0.2, np.nan, rng.normal(0, 1e6, count)),
-        "wind": rng.normal(size=count).astype("float32"),
-        "origin": rng.choice(["EWR", "JFK", "LGA", "", None], count),
-        "said": rng.choice(np.array(texts, dtype=object), count),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "observation_id": [f"o{i}" for i in range(count)],
+            "observed_at": pd.Timestamp("2024-01-01T00:00:00.000001Z") + pd.to_timedelta(np.arange(count), unit="s"),
+            "temp": np.where(rng.random(count) < 0.2, np.nan, rng.normal(0, 1e6, count)),
+            "wind": rng.normal(size=count).astype("float32"),
+            "origin": rng.choice(["EWR", "JFK", "LGA", "", None], count),
+            "said": rng.choice(np.array(texts, dtype=object), count),
+        }
+    )
 
 
 def test_the_matrix_is_the_deployed_encoders(contract: Contract) -> None:
@@ -87,10 +93,13 @@ def test_it_is_so_for_a_student_of_some_columns_in_another_order(contract: Contr
 def test_it_is_so_for_an_agent_that_lacks_a_kind_of_column(kept: list[str]) -> None:
     kinds = {"temp": "number", "wind": "number", "origin": "category", "said": "text"}
     student = {"kind": "text"} if "said" in kept else {"kind": "tabular"}
-    few = AgentConfig.model_validate(AGENT | {
-        "observations": AGENT["observations"] | {"columns": {name: {"type": kinds[name]} for name in kept}},
-        "student": student,
-    })  # fmt: skip
+    few = AgentConfig.model_validate(
+        AGENT
+        | {
+            "observations": AGENT["observations"] | {"columns": {name: {"type": kinds[name]} for name in kept}},
+            "student": student,
+        }
+    )
     rows, columns = observed(50), [column for column in COLUMNS if column["name"] in kept]
     read = Contract(few).read(rows)
     found = Encoder(columns).trusting(Contract(few).columns)(read.values)
@@ -184,8 +193,14 @@ def test_bad_frames_are_refused_by_name(contract: Contract, change: dict, said: 
 
 
 def test_numpys_and_pandas_scalars_are_pythons(contract: Contract) -> None:
-    given = {"temp": np.float32(1.5), "wind": np.int64(2), "origin": pd.NA, "said": np.str_("taxi"),
-             "observed_at": pd.Timestamp("2024-01-01T00:00:00.000123Z"), "observation_id": "a"}  # fmt: skip
+    given = {
+        "temp": np.float32(1.5),
+        "wind": np.int64(2),
+        "origin": pd.NA,
+        "said": np.str_("taxi"),
+        "observed_at": pd.Timestamp("2024-01-01T00:00:00.000123Z"),
+        "observation_id": "a",
+    }
     batch = contract.read(given)
     assert list(batch.values[0]) == [1.5, 2.0, None, "taxi"]
     assert batch.observed_at == [micros(datetime(2024, 1, 1, 0, 0, 0, 123, tzinfo=UTC))]
@@ -193,11 +208,20 @@ def test_numpys_and_pandas_scalars_are_pythons(contract: Contract) -> None:
 
 
 TYPED: list[tuple[str, object, object]] = [
-    ("origin", 1, "1"), ("origin", 1.0, "1"), ("origin", "1.0", "1.0"), ("origin", "007", "007"),
-    ("origin", True, "true"), ("origin", np.float32(0.1), "0.1"), ("origin", 2**70, str(2**70)),
-    ("origin", date(2024, 5, 1), "2024-05-01"), ("said", Decimal("1.50"), "1.5"),
-    ("temp", True, 1.0), ("temp", Decimal("1.50"), 1.5), ("temp", 2**70, 2.0**70), ("temp", pd.NA, None),
-]  # fmt: skip
+    ("origin", 1, "1"),
+    ("origin", 1.0, "1"),
+    ("origin", "1.0", "1.0"),
+    ("origin", "007", "007"),
+    ("origin", True, "true"),
+    ("origin", np.float32(0.1), "0.1"),
+    ("origin", 2**70, str(2**70)),
+    ("origin", date(2024, 5, 1), "2024-05-01"),
+    ("said", Decimal("1.50"), "1.5"),
+    ("temp", True, 1.0),
+    ("temp", Decimal("1.50"), 1.5),
+    ("temp", 2**70, 2.0**70),
+    ("temp", pd.NA, None),
+]
 
 
 @pytest.mark.parametrize(("name", "given", "written"), TYPED)
@@ -214,8 +238,11 @@ def test_a_value_is_written_alike_in_a_mapping_and_in_a_frame(
 def test_ids_that_are_numbers_stay_whole(contract: Contract) -> None:
     ids = [2**60 + 1, 7, 1.0, True]
     assert contract.read([GOOD | {"observation_id": each} for each in ids]).observation_ids == [
-        str(2**60 + 1), "7", "1", "true",
-    ]  # fmt: skip
+        str(2**60 + 1),
+        "7",
+        "1",
+        "true",
+    ]
     frame = observed(2).assign(observation_id=pd.Series([2**60 + 1, 2**60 + 3]))
     assert contract.read(frame).observation_ids == [str(2**60 + 1), str(2**60 + 3)]
 

@@ -73,8 +73,14 @@ def test_no_utf_8_is_told_by_line() -> None:
 
 
 VALUES: list[tuple[Any, str]] = [
-    (1, "1"), (1.0, "1"), (True, "true"), ("1.0", "1.0"), ("007", "007"), (2**60 + 1, str(2**60 + 1)), (0.5, "0.5"),
-]  # fmt: skip
+    (1, "1"),
+    (1.0, "1"),
+    (True, "true"),
+    ("1.0", "1.0"),
+    ("007", "007"),
+    (2**60 + 1, str(2**60 + 1)),
+    (0.5, "0.5"),
+]
 
 
 @pytest.mark.parametrize(("given", "written"), VALUES)

@@ -62,10 +62,16 @@ def put_champion(agent: str, version: int) -> Path:
     folder = variant_folder(champions.folder / f"variant-{version}-test", "fp32", seed=version)
     signature, release = signed_folder(folder, agent, version)
     pointer = Pointer(
-        version=f"{agent}@{version}", uri=f"models:/m-{version}", run_id=None, folder=folder.name,
-        signature=signature, release=release, release_number=version, promoted_at=None,
+        version=f"{agent}@{version}",
+        uri=f"models:/m-{version}",
+        run_id=None,
+        folder=folder.name,
+        signature=signature,
+        release=release,
+        release_number=version,
+        promoted_at=None,
         knowledge_base=KnowledgeBase(settings).identity(),
-    )  # fmt: skip
+    )
     champions.file.write_text(pointer.model_dump_json(), encoding="utf-8")
     return folder
 
@@ -227,9 +233,17 @@ def test_nan_is_named_as_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b'{"observation": {"wind": NaN}}', b'{"observation": {"wind": Infinity}}', b"\xff\xfe",
-             b"[" * 9999, b'{"observation":{"origin":"\\ud800","wind":1,"hour":1}}']
-)  # fmt: skip
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"observation": {"wind": NaN}}',
+        b'{"observation": {"wind": Infinity}}',
+        b"\xff\xfe",
+        b"[" * 9999,
+        b'{"observation":{"origin":"\\ud800","wind":1,"hour":1}}',
+    ],
+)
 def test_what_is_no_json_is_refused(body: bytes) -> None:
     async def test(client: Any) -> None:
         response = await client.post(DECISIONS, content=body, headers={"content-type": "application/json"})
@@ -261,9 +275,13 @@ JSON = {"content-type": "application/json"}
 
 @pytest.mark.parametrize(
     "headers",
-    [{"content-type": "text/plain"}, {"content-type": "application/json; charset=latin-1"}, {"content-type": ""},
-     {**JSON, "content-encoding": "gzip"}],
-)  # fmt: skip
+    [
+        {"content-type": "text/plain"},
+        {"content-type": "application/json; charset=latin-1"},
+        {"content-type": ""},
+        {**JSON, "content-encoding": "gzip"},
+    ],
+)
 def test_other_media_types_are_refused(headers: dict[str, str]) -> None:
     async def test(client: Any) -> None:
         response = await client.post(DECISIONS, content=json.dumps({"observation": ROW}), headers=headers)
@@ -477,14 +495,19 @@ ROWS = [ROW, {"wind": None, "hour": 23, "origin": "LGA"}]
     "body",
     [
         {"dataframe_split": {"columns": ["hour", "wind", "origin"], "data": [[7, 3.0, "EWR"], [23, None, "LGA"]]}},
-        {"dataframe_split": {"index": [5, 6], "columns": ["tail", "hour", "wind", "origin"],
-                             "data": [["N1", 7, 3.0, "EWR"], ["N2", 23, None, "LGA"]]}},
+        {
+            "dataframe_split": {
+                "index": [5, 6],
+                "columns": ["tail", "hour", "wind", "origin"],
+                "data": [["N1", 7, 3.0, "EWR"], ["N2", 23, None, "LGA"]],
+            }
+        },
         {"dataframe_records": ROWS},
         {"dataframe_records": [{**ROW, "wind": "3"}, {"hour": 23, "origin": "LGA"}]},
         {"instances": ROWS},
         {"inputs": {"wind": [3.0, None], "hour": [7, 23], "origin": ["EWR", "LGA"]}, "params": {}},
     ],
-)  # fmt: skip
+)
 def test_invocations_answer_as_the_model_behind_mlflow_does(body: Any) -> None:
     folder = Champions(config.load("flights")).folder / "variant-1-test"
     expected = json.loads(Variant(folder).predict(pd.DataFrame(ROWS)).to_json(orient="records", double_precision=15))
@@ -515,19 +538,24 @@ def test_invocations_take_csv_as_pandas_writes_it() -> None:
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        (b"{", "application/json"), (b"{}", "application/json"), (b'{"dataframe_records": []}', "application/json"),
+        (b"{", "application/json"),
+        (b"{}", "application/json"),
+        (b'{"dataframe_records": []}', "application/json"),
         (b'{"dataframe_records": [{"wind": "x", "hour": 1, "origin": "EWR"}]}', "application/json"),
         (b'{"dataframe_records": [{"hour": 1}]}', "application/json"),
         (b'{"dataframe_split": {"columns": ["wind"], "data": [[1, 2]]}}', "application/json"),
         (b'{"inputs": {"wind": [1], "hour": [1, 2], "origin": ["EWR"]}}', "application/json"),
-        (b'{"instances": [], "inputs": []}', "application/json"), (b'{"instances": [1]}', "application/json"),
+        (b'{"instances": [], "inputs": []}', "application/json"),
+        (b'{"instances": [1]}', "application/json"),
         (b'{"dataframe_records": [{"wind": [1], "hour": 1, "origin": "EWR"}]}', "application/json"),
         (b'{"dataframe_records": [{"wind": 1, "hour": 1, "origin": "E", "observed_at": "soon"}]}', "application/json"),
-        (b"", "text/csv"), (b"wind\n1\n", "text/csv"), (b"\xff\xfe\n1", "text/csv"),
+        (b"", "text/csv"),
+        (b"wind\n1\n", "text/csv"),
+        (b"\xff\xfe\n1", "text/csv"),
         (b"wind,hour,origin\n", "text/csv"),
         (b'{"dataframe_records": [{"wind": 1e999, "hour": 1, "origin": "E"}]}', "application/json"),
     ],
-)  # fmt: skip
+)
 def test_invocations_that_cannot_be_read_are_a_bad_request(body: bytes, kind: str) -> None:
     async def test(client: Any) -> None:
         response = await client.post("/invocations", content=body, headers={"content-type": kind})

@@ -41,8 +41,12 @@ def running(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
     """The server's process and its address."""
     with subprocess.Popen(
         [sys.executable, "-c", START, "serve", "flights", "--port", "0", *options],
-        env=os.environ | environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
+        env=os.environ | environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         try:
             assert process.stdout is not None
             said = ""
@@ -127,10 +131,18 @@ def test_a_priced_endpoint_answers_where_the_student_is_unsure_until_the_day_has
 ) -> None:
     with language_model(lambda _asked, _number: says("late", usage=(20, 1))) as model:
         llm = {
-            "kind": "endpoint", "name": "llm", "base_url": model.url, "model": "m", "prompt": "{wind}? {actions}",
-            "probabilities": "votes", "votes": 1, "structured": False, "max_output_tokens": 10,
-            "price_per_million_input": 1000, "price_per_million_output": 1000,
-        }  # fmt: skip
+            "kind": "endpoint",
+            "name": "llm",
+            "base_url": model.url,
+            "model": "m",
+            "prompt": "{wind}? {actions}",
+            "probabilities": "votes",
+            "votes": 1,
+            "structured": False,
+            "max_output_tokens": 10,
+            "price_per_million_input": 1000,
+            "price_per_million_output": 1000,
+        }
         cascade = {"below": 1.0, "timeout": "20s", "cost_per_day": 0.3}  # a question costs .021
         world.write(teachers=[llm], runtime={"poll": "0.1s", "flush": "0.1s", "cascade": cascade})
         refreshed(_Paid(world.registry, tmp_path / "paid"), 4)
@@ -222,11 +234,12 @@ def test_it_listens_elsewhere_only_with_a_token(champion: Any) -> None:
 
 def test_a_mistake_of_the_user_is_one_sentence(champion: Any) -> None:
     for options, said in (
-        (["serve", "trains"], "trains"), (["serve", "flights", "flights"], "more than once"),
+        (["serve", "trains"], "trains"),
+        (["serve", "flights", "flights"], "more than once"),
         (["serve", "flights", "--host", "0.0.0.0"], "STILLHOUSE_TOKENS"),
         (["serve", "flights", "--host", "192.0.2.1"], "STILLHOUSE_TOKENS"),
         (["serve", "flights", "--max-body", "3 apples"], "apples"),
-    ):  # fmt: skip
+    ):
         done = subprocess.run(
             [sys.executable, "-c", START, *options], cwd=ROOT, capture_output=True, text=True, check=False
         )

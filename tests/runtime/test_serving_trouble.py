@@ -176,9 +176,13 @@ def test_tokens_that_are_none_are_refused(champion: World) -> None:
         assert strange in str(refused.value) and "cret" not in str(refused.value)
     assert tokens_of(None) == () and tokens_of(" a, b,,\n") == ("a", "b")
     done = subprocess.run(
-        [sys.executable, "-c", START, "serve", "flights"], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", START, "serve", "flights"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"STILLHOUSE_TOKENS": " , "},
-    )  # fmt: skip
+    )
     assert done.returncode == 1 and "holds no token" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -15,8 +15,16 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 START = datetime(2013, 1, 1, tzinfo=UTC)
-ROWS = [{"observation_id": f"o{i}", "observed_at": START + timedelta(hours=i), "wind": float(i), "hour": i,
-         "origin": "EWR" if i % 2 else "JFK"} for i in range(6)]  # fmt: skip
+ROWS = [
+    {
+        "observation_id": f"o{i}",
+        "observed_at": START + timedelta(hours=i),
+        "wind": float(i),
+        "hour": i,
+        "origin": "EWR" if i % 2 else "JFK",
+    }
+    for i in range(6)
+]
 
 
 def fill(top: Path) -> None:

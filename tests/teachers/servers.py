@@ -101,11 +101,13 @@ def says(*texts: str | None, tokens: Any = None, usage: tuple[int, int] | None =
     """A chat completion with an answer for each of ``texts``."""
     choices = [
         {
-            "index": i, "finish_reason": "stop", "message": {"role": "assistant", "content": text},
+            "index": i,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": text},
             "logprobs": {"content": tokens} if tokens is not None else None,
         }
         for i, text in enumerate(texts)
-    ]  # fmt: skip
+    ]
     body: dict[str, Any] = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": choices}
     if usage:
         body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}

@@ -214,8 +214,9 @@ def mixed(base: KnowledgeBase, tmp_path: Path, oracle: Oracle) -> ensemble.Ensem
         Path(ensemble.fit(base.config, observed(base, 40), TRAIN, tmp_path / "t").folder), base.config
     )
     members = [
-        ensemble.Member("memory", 0.5, fitted.members[0].answer), ensemble.Member("oracle", 0.5, oracle.answer, "o1"),
-    ]  # fmt: skip
+        ensemble.Member("memory", 0.5, fitted.members[0].answer),
+        ensemble.Member("oracle", 0.5, oracle.answer, "o1"),
+    ]
     return ensemble.Ensemble(base.config, members, TRAIN, "mix")
 
 
@@ -267,9 +268,14 @@ def test_a_teacher_in_this_process_stops_at_the_budget(base: KnowledgeBase) -> N
 def test_the_same_batch_of_spending_is_counted_once(base: KnowledgeBase) -> None:
     for _ in range(2):
         base.spend(
-            Spending(calls=3, rows=2, seconds=0.5, money=0.1), job="j", purpose="watch", teacher="t", version="v",
-            as_of=START, batch="b",
-        )  # fmt: skip
+            Spending(calls=3, rows=2, seconds=0.5, money=0.1),
+            job="j",
+            purpose="watch",
+            teacher="t",
+            version="v",
+            as_of=START,
+            batch="b",
+        )
     assert base.spending() == {"t": Spending(calls=3, rows=2, seconds=0.5, money=0.1)}
     assert base.spending(after=START) == {}
     assert base.spending(after=START - timedelta(seconds=1), until=START).keys() == {"t"}
@@ -293,9 +299,10 @@ def test_only_wanted_rows_are_asked_about_and_nothing_is_fitted_on_rows_without_
     fitted: list[set[float]] = []
     fit = resolve(MEMORY["target"], where="here").fit
     monkeypatch.setattr(
-        resolve(MEMORY["target"], where="here"), "fit",
+        resolve(MEMORY["target"], where="here"),
+        "fit",
         lambda self, seen, outcomes: (fitted.append(set(outcomes)), fit(self, seen, outcomes))[1],
-    )  # fmt: skip
+    )
     reference = ensemble.fit(base.config, rows[rows["outcome"] >= 0], TRAIN, base.root.parent / "teacher")
     teacher = ensemble.load(base.root.parent / "teacher", base.config)
     wanted = np.arange(40) % 3 == 0

@@ -111,16 +111,19 @@ def test_the_time_out_is_no_part_of_what_it_knows(tmp_path: Path) -> None:
     assert len(versions) == 1
 
 
-@pytest.mark.parametrize(("said", "message"), [
-    ([[0.5, 0.5], [1.0]], "with a list that is no array"),
-    ({"go": 0.5}, r"with shape \(\), not \(2, 2\)"),
-    (None, r"with shape \(\), not \(2, 2\)"),
-    (np.full((2, 2), 0.5 + 0j), "with complex128 values, not with numbers"),
-    ([["a", "b"], ["c", "d"]], "with <U1 values, not with numbers"),
-    (np.array([[None, 1.0], [0.5, 0.5]], dtype=object), "with values that are not probabilities"),
-    ([[np.inf, 0.0], [0.5, 0.5]], "with values that are not probabilities"),
-    ([[0.6, 0.6], [0.5, 0.5]], "with values that are not probabilities"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([[0.5, 0.5], [1.0]], "with a list that is no array"),
+        ({"go": 0.5}, r"with shape \(\), not \(2, 2\)"),
+        (None, r"with shape \(\), not \(2, 2\)"),
+        (np.full((2, 2), 0.5 + 0j), "with complex128 values, not with numbers"),
+        ([["a", "b"], ["c", "d"]], "with <U1 values, not with numbers"),
+        (np.array([[None, 1.0], [0.5, 0.5]], dtype=object), "with values that are not probabilities"),
+        ([[np.inf, 0.0], [0.5, 0.5]], "with values that are not probabilities"),
+        ([[0.6, 0.6], [0.5, 0.5]], "with values that are not probabilities"),
+    ],
+)
 def test_what_is_no_answer(said: object, message: str) -> None:
     with pytest.raises(PartError, match=f"teacher 't' answered {message}"):
         checked("t", said, 2, ("wait", "go"))

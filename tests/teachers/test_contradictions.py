@@ -23,7 +23,9 @@ def config(min_slice_rows: int = 20, cluster: str = "0s") -> AgentConfig:
             "agent": "toy",
             "actions": ["stay", "move"],
             "observations": {
-                "source": "toy:rows", "since": "2024-01-01T00:00:00Z", "columns": {"place": {"type": "category"}},
+                "source": "toy:rows",
+                "since": "2024-01-01T00:00:00Z",
+                "columns": {"place": {"type": "category"}},
             },
             "outcomes": {"source": "toy:outcomes", "delay": "1d"},
             "teachers": [{"kind": "python", "name": "a", "target": "toy:A"}],
@@ -32,7 +34,7 @@ def config(min_slice_rows: int = 20, cluster: str = "0s") -> AgentConfig:
             "watch": {},
             "promotion": {"slices": ["place"], "min_slice_rows": min_slice_rows, "cluster": cluster},
         }
-    )  # fmt: skip
+    )
 
 
 def found(count: int, a: Any, b: Any, outcomes: Any, place: Any, **settings: Any) -> Contradictions:

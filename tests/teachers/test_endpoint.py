@@ -22,9 +22,17 @@ pytest.importorskip("openai")
 
 def make_config(url: str, **settings: Any) -> AgentConfig:
     teacher = {
-        "kind": "endpoint", "name": "llm", "base_url": url, "model": "m", "prompt": "temp {temp}; {actions}?",
-        "probabilities": "votes", "votes": 1, "timeout": "2s", "retries": 2, **settings,
-    }  # fmt: skip
+        "kind": "endpoint",
+        "name": "llm",
+        "base_url": url,
+        "model": "m",
+        "prompt": "temp {temp}; {actions}?",
+        "probabilities": "votes",
+        "votes": 1,
+        "timeout": "2s",
+        "retries": 2,
+        **settings,
+    }
     return AgentConfig.model_validate(
         {
             "agent": "toy",
@@ -239,14 +247,21 @@ def test_what_hardly_any_server_refuses_is_done_without(
     assert answers.spending.calls <= 6 + 3 * (9 if silent else 1)  # found out once, by those that were under way
 
 
-@pytest.mark.parametrize(("reply", "reason"), [
-    (Reply({"detail": [{"loc": ["body", "temperature"], "msg": "Extra inputs are not permitted", "input": 0}]}, 422),
-     "body.temperature: Extra inputs are not permitted"),
-    (Reply("no temperature here", 400), "no temperature here"),
-    (error(501, "temperature"), "501 - temperature"),
-    (error(500, "temperature is not supported"), "temperature is not supported"),
-    (Reply({"error": "unknown parameter temperature"}), "unknown parameter temperature"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (
+            Reply(
+                {"detail": [{"loc": ["body", "temperature"], "msg": "Extra inputs are not permitted", "input": 0}]}, 422
+            ),
+            "body.temperature: Extra inputs are not permitted",
+        ),
+        (Reply("no temperature here", 400), "no temperature here"),
+        (error(501, "temperature"), "501 - temperature"),
+        (error(500, "temperature is not supported"), "temperature is not supported"),
+        (Reply({"error": "unknown parameter temperature"}), "unknown parameter temperature"),
+    ],
+)
 def test_a_refusal_of_any_form_is_learned_with_its_reason(reply: Reply, reason: str) -> None:
     with serving(lambda request, number: reply if "temperature" in request else says("move")) as server:
         answers = ask(server, rows=3, concurrency=1, retries=0)
@@ -301,13 +316,18 @@ def ending(reason: str | None = None, **message: Any) -> Any:
     return script
 
 
-@pytest.mark.parametrize(("script", "said"), [
-    (ending("length", reasoning_content="let me think"), "cut off at `max_output_tokens: 32`"),
-    (lambda request, number: Reply({"choices": None, "error": {"message": "Too Many Requests", "code": 429}}),
-     "answered with an error: Too Many Requests"),
-    (lambda request, number: Reply({"error": "out of memory"}), "answered with an error: out of memory"),
-    (ending("error"), "answered with an error"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (ending("length", reasoning_content="let me think"), "cut off at `max_output_tokens: 32`"),
+        (
+            lambda request, number: Reply({"choices": None, "error": {"message": "Too Many Requests", "code": 429}}),
+            "answered with an error: Too Many Requests",
+        ),
+        (lambda request, number: Reply({"error": "out of memory"}), "answered with an error: out of memory"),
+        (ending("error"), "answered with an error"),
+    ],
+)
 def test_a_fault_of_the_server_marks_no_row(script: Any, said: str) -> None:
     with serving(script) as server:
         answers = ask(server, rows=8, concurrency=1, retries=0)
@@ -327,10 +347,13 @@ def test_an_error_within_a_reply_is_asked_again() -> None:
     assert np.isfinite(answers.probabilities).all() and answers.spending.calls == 2
 
 
-@pytest.mark.parametrize(("script", "said"), [
-    (ending(refusal="I cannot help with that"), "refused: 'I cannot help with that'"),
-    (ending("content_filter"), "content filter held the answer back"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (ending(refusal="I cannot help with that"), "refused: 'I cannot help with that'"),
+        (ending("content_filter"), "content filter held the answer back"),
+    ],
+)
 def test_what_an_answer_to_one_row_ended_with_is_kept(script: Any, said: str) -> None:
     with serving(lambda request, number: script(request, number) if temp(request) == 1 else says("move")) as server:
         answers = ask(server, rows=3)
@@ -422,10 +445,17 @@ def test_what_was_answered_before_it_broke_is_kept() -> None:
     assert answers.spending.calls == 8 and answers.spending.rows == 8
 
 
-@pytest.mark.parametrize(("given", "least", "most"), [
-    ("1.5", 1.5, 1.5), ("-3", 0, 0), ("soon", 0, 0), ("", 0, 0),
-    (formatdate(time.time() + 9000, usegmt=True), 7000, 9001),
-], ids=["seconds", "negative", "words", "empty", "date"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "least", "most"),
+    [
+        ("1.5", 1.5, 1.5),
+        ("-3", 0, 0),
+        ("soon", 0, 0),
+        ("", 0, 0),
+        (formatdate(time.time() + 9000, usegmt=True), 7000, 9001),
+    ],
+    ids=["seconds", "negative", "words", "empty", "date"],
+)
 def test_retry_after_as_seconds_or_as_a_date(given: str, least: float, most: float) -> None:
     assert least <= _retry_after({"retry-after": given}) <= most
 

@@ -306,8 +306,13 @@ def test_the_weightiest_teacher_that_offers_an_encoder_gives_it(tmp_path: Path) 
 
 
 def test_a_module_may_offer_one(tmp_path: Path) -> None:
-    module = {"kind": "module", "name": "m", "target": f"{PARTS}:reading_module", "columns": ["temp"],
-              "answers": "logits"}  # fmt: skip
+    module = {
+        "kind": "module",
+        "name": "m",
+        "target": f"{PARTS}:reading_module",
+        "columns": ["temp"],
+        "answers": "logits",
+    }
     found = loaded(tmp_path / "t", module).text_encoder()
     assert found is not None and found.tokens == ["bus"]
 

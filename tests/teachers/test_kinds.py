@@ -34,35 +34,67 @@ def test_every_kind_is_read(file: Path) -> None:  # noqa: F811
 
 MISTAKES = [
     ("kind: module", "kind: modul", "13: teachers.1.kind: 'modul' is not known; did you mean 'module'?"),
-    ("kind: mlflow, ", "", "14: teachers.2.kind: is required and missing: one of python, module, mlflow, endpoint, "
-     "ensemble"),
-    ("answers: logits", "answers: logits, batchsize: 9", "13: teachers.1.batchsize: unknown key; did you mean "
-     "'batch_size'?"),
-    ("kind: endpoint, ", "", "19: teachers.3.members.0.kind: is required and missing: one of python, module, mlflow, "
-     "endpoint, ensemble"),
+    (
+        "kind: mlflow, ",
+        "",
+        "14: teachers.2.kind: is required and missing: one of python, module, mlflow, endpoint, ensemble",
+    ),
+    (
+        "answers: logits",
+        "answers: logits, batchsize: 9",
+        "13: teachers.1.batchsize: unknown key; did you mean 'batch_size'?",
+    ),
+    (
+        "kind: endpoint, ",
+        "",
+        "19: teachers.3.members.0.kind: is required and missing: one of python, module, mlflow, endpoint, ensemble",
+    ),
     ("model: m, ", "model: m, vote: 3, ", "19: teachers.3.members.0.vote: unknown key; did you mean 'votes'?"),
     ("model: m, ", "", "19: teachers.3.members.0.model: is required and missing: the model's name at that address"),
     ("model: m,", "model: m, votes: 0,", "19: teachers.3.members.0.votes: must be at least 1, not 0"),
-    ("columns: [temp, number], ", "", "13: teachers.1: give either `encode`, a function, or `columns`, numbers to be "
-     "fed as they are"),
+    (
+        "columns: [temp, number], ",
+        "",
+        "13: teachers.1: give either `encode`, a function, or `columns`, numbers to be fed as they are",
+    ),
     ("[temp, number]", "[tmp]", "13: teachers.1.columns: no column is called 'tmp'; did you mean 'temp'?"),
     ("[temp, number]", "[origin]", "13: teachers.1.columns: 'origin' is a category column; it must be a number"),
-    ("models:/big@champion", "models:/big", "14: teachers.2.uri: 'models:/big' must be 'models:/name@alias', "
-     "'models:/name/7', 'models:/m-…' or 'runs:/id/path'"),
+    (
+        "models:/big@champion",
+        "models:/big",
+        "14: teachers.2.uri: 'models:/big' must be 'models:/name@alias', "
+        "'models:/name/7', 'models:/m-…' or 'runs:/id/path'",
+    ),
     ("{temp} at", "{tempp} at", "19: teachers.3.members.0.prompt: no column is called 'tempp'; did you mean 'temp'?"),
-    ("{temp} at", "{temp.real} at", "19: teachers.3.members.0.prompt: {temp.real} must be a column's name alone; "
-     "write {{ and }} for braces"),
+    (
+        "{temp} at",
+        "{temp.real} at",
+        "19: teachers.3.members.0.prompt: {temp.real} must be a column's name alone; write {{ and }} for braces",
+    ),
     ("{temp} at", "{temp at", "19: teachers.3.members.0.prompt: unexpected '{' in field name"),
-    ("{temp} at {origin}?", "{actions}?", "19: teachers.3.members.0.prompt: names no column in braces: every row "
-     "would be the same question"),
+    (
+        "{temp} at {origin}?",
+        "{actions}?",
+        "19: teachers.3.members.0.prompt: names no column in braces: every row would be the same question",
+    ),
     ("http://127.0.0.1:8080/v1", "ftp://x", "19: teachers.3.members.0.base_url: must be an http or https address"),
-    ("http://127.0.0.1:8080/v1", "https://me:secret@x/v1", "19: teachers.3.members.0.base_url: must hold no user, "
-     "password or query: put the key into the variable that `key_variable` names"),
-    ("model: m,", "model: m, probabilities: votes, temperature: 0,",
-     "19: teachers.3.members.0.temperature: at 0 all votes are the same: raise it, or set `votes` to 1"),
-    ("name: rules", "name: llm", "18: teachers.3.members: names of teachers must differ, and 'llm' comes more than "
-     "once"),
-]  # fmt: skip
+    (
+        "http://127.0.0.1:8080/v1",
+        "https://me:secret@x/v1",
+        "19: teachers.3.members.0.base_url: must hold no user, "
+        "password or query: put the key into the variable that `key_variable` names",
+    ),
+    (
+        "model: m,",
+        "model: m, probabilities: votes, temperature: 0,",
+        "19: teachers.3.members.0.temperature: at 0 all votes are the same: raise it, or set `votes` to 1",
+    ),
+    (
+        "name: rules",
+        "name: llm",
+        "18: teachers.3.members: names of teachers must differ, and 'llm' comes more than once",
+    ),
+]
 
 
 @pytest.mark.parametrize(("right", "wrong", "said"), MISTAKES, ids=[said[:50] for *_, said in MISTAKES])

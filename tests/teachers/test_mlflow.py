@@ -121,12 +121,19 @@ def test_without_a_store_it_cannot_be_asked(tmp_path: Path) -> None:
 DIGEST = "sha256:" + "a" * 64
 
 
-@pytest.mark.parametrize("form", [
-    lambda said: {"label": said.argmax(axis=1), "probabilities": said},
-    lambda said: {"output_label": said.argmax(axis=1), "output_probability": [dict(enumerate(row)) for row in said]},
-    lambda said: {"p": [dict(zip(("move", "stay"), row[::-1], strict=True)) for row in said]},
-    lambda said: [np.zeros((len(said), 64)), said],
-], ids=["arrays", "classes by number", "classes by name", "a list"])  # fmt: skip
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda said: {"label": said.argmax(axis=1), "probabilities": said},
+        lambda said: {
+            "output_label": said.argmax(axis=1),
+            "output_probability": [dict(enumerate(row)) for row in said],
+        },
+        lambda said: {"p": [dict(zip(("move", "stay"), row[::-1], strict=True)) for row in said]},
+        lambda said: [np.zeros((len(said), 64)), said],
+    ],
+    ids=["arrays", "classes by number", "classes by name", "a list"],
+)
 def test_of_several_outputs_the_one_with_a_value_for_each_action(
     tmp_path: Path, form: Callable[[np.ndarray], Any]
 ) -> None:

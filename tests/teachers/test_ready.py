@@ -70,8 +70,14 @@ class Seeing(Rules):
 
     def features(self, rows: pd.DataFrame) -> Any:
         inside = np.tile(rows[["temp"]].to_numpy(), (1, self.width))
-        return {"": inside, "flat": inside[:, 0], "short": inside[1:], "none": inside[:, :0],
-                "nan": inside * np.nan, "text": inside.astype(str).astype(object) + "!"}[self.wrong]  # fmt: skip
+        return {
+            "": inside,
+            "flat": inside[:, 0],
+            "short": inside[1:],
+            "none": inside[:, :0],
+            "nan": inside * np.nan,
+            "text": inside.astype(str).astype(object) + "!",
+        }[self.wrong]
 
 
 class Large(Rules):
@@ -218,10 +224,16 @@ def test_features_that_are_not_asked_for_are_not_kept(tmp_path: Path) -> None:
     assert base.features(rows, ref.version) is None
 
 
-@pytest.mark.parametrize(("wrong", "said"), [
-    ("flat", r"of shape \(5,\), not \(5, D\)"), ("short", r"of shape \(4, 2\), not \(5, D\)"),
-    ("none", r"of shape \(5, 0\)"), ("nan", "not finite"), ("text", "not numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("flat", r"of shape \(5,\), not \(5, D\)"),
+        ("short", r"of shape \(4, 2\), not \(5, D\)"),
+        ("none", r"of shape \(5, 0\)"),
+        ("nan", "not finite"),
+        ("text", "not numbers"),
+    ],
+)
 def test_features_that_are_none(tmp_path: Path, wrong: str, said: str) -> None:
     config = make_config(rules("Seeing", wrong=wrong) | {"features": True})
     ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")

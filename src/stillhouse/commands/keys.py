@@ -64,8 +64,10 @@ def new() -> None:
     from stillhouse import signing
 
     name = signing.make_next_key()
-    print(f"key {name} is trusted here and does not sign yet. Give {signing.trusted_place()}/{name}.pub to every "
-          "machine and device that verifies, then: stillhouse keys rotate")  # fmt: skip
+    print(
+        f"key {name} is trusted here and does not sign yet. Give {signing.trusted_place()}/{name}.pub to every "
+        "machine and device that verifies, then: stillhouse keys rotate"
+    )
 
 
 @keys.command()
@@ -74,8 +76,10 @@ def rotate() -> None:
     from stillhouse import signing
 
     before, after = signing.adopt_next_key()
-    print(f"key {after} signs here from now on. Then, for each agent: stillhouse sign AGENT; and once every machine "
-          f"has followed: stillhouse keys distrust {before}")  # fmt: skip
+    print(
+        f"key {after} signs here from now on. Then, for each agent: stillhouse sign AGENT; and once every machine "
+        f"has followed: stillhouse keys distrust {before}"
+    )
 
 
 def sign(agent: Annotated[str, typer.Argument(help="name of an agent file in agents/, such as flights")]) -> None:
@@ -109,8 +113,10 @@ def verify_model(
     found = re.fullmatch(r"models:/+([^/@]+)[/@](.+)", source)
     if found is not None:
         if key is not None or state is not None or version is not None:
-            raise ConfigError("--key, --state and --version are for a folder or an archive; models:/… names a version, "
-                              "and is checked with the keys of this home")  # fmt: skip
+            raise ConfigError(
+                "--key, --state and --version are for a folder or an archive; models:/… names a version, "
+                "and is checked with the keys of this home"
+            )
         _verify_registered(agent or found[1], found[1], found[2], into)
         return
     if agent is None:

@@ -47,10 +47,11 @@ class Judged:
 
         def scores(said: Array) -> dict[str, float]:
             return {
-                name: score(said[places], self.labels[places]) if name == _NEWEST
+                name: score(said[places], self.labels[places])
+                if name == _NEWEST
                 else float((said[places].argmax(axis=1) == self.labels[places]).mean())
                 for name, places in self.parts.items()
-            }  # fmt: skip
+            }
 
         return scores
 

@@ -97,9 +97,11 @@ def stacks(form: Form, feed: Feed) -> list[str]:
     lists = {
         name: part
         for name, part in form.module.named_modules()
-        if isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > 1
-        and len({type(each) for each in part}) == 1 and len(list(part[0].children())) > 0
-    }  # fmt: skip
+        if isinstance(part, nn.ModuleList | nn.Sequential)
+        and len(part) > 1
+        and len({type(each) for each in part}) == 1
+        and len(list(part[0].children())) > 0
+    }
     shapes: dict[nn.Module, bool] = {}
 
     def watch(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -41,9 +41,12 @@ class Built:
 def export_form(subject: Subject, form: Form) -> onnx.ModelProto:
     """The float32 graph of a structural form."""
     return export_onnx(
-        form.module, subject.calibration(form.columns), softmax=subject.softmax, logits=subject.logits,
+        form.module,
+        subject.calibration(form.columns),
+        softmax=subject.softmax,
+        logits=subject.logits,
         output=subject.output,
-    )  # fmt: skip
+    )
 
 
 def finish(

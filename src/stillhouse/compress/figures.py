@@ -69,13 +69,27 @@ def frontier_figure(frontier: Frontier) -> Figure:
     axes.scatter(chosen.bytes, quality[chosen.name], s=220, facecolors="none", edgecolors="black", zorder=4)
     if limits.max_bytes is not None:
         axes.axvline(limits.max_bytes, color="#b00020", ls="--", lw=0.9)
-        axes.annotate("max_bytes", (limits.max_bytes, 1), (3, -10), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", fontsize=8, color="#b00020")  # fmt: skip
+        axes.annotate(
+            "max_bytes",
+            (limits.max_bytes, 1),
+            (3, -10),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=8,
+            color="#b00020",
+        )
     assert frontier.reference.quality is not None
     floor = frontier.reference.quality - limits.max_quality_loss
     axes.axhline(floor, color="#b00020", ls="--", lw=0.9)
-    axes.annotate("max_quality_loss", (0, floor), (4, 3), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", fontsize=8, color="#b00020")  # fmt: skip
+    axes.annotate(
+        "max_quality_loss",
+        (0, floor),
+        (4, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=8,
+        color="#b00020",
+    )
     _show_what_matters(axes, able, floor)
     axes.set(xscale="log", xlabel="size on disk", ylabel="quality on the judged rows")
     axes.xaxis.set_major_formatter(EngFormatter("B"))

@@ -115,9 +115,10 @@ def name_layer(module: fx.GraphModule, error: ExportError) -> ExportError:
     if unknown is None:
         return error
     places = dict.fromkeys(
-        _place(node) for node in module.graph.nodes
+        _place(node)
+        for node in module.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.name.endswith(f"::{unknown[1]}")
-    )  # fmt: skip
+    )
     return ExportError(f"{', '.join(places)} uses {unknown[1]}, which ONNX has no operator for: {error}")
 
 
@@ -203,9 +204,12 @@ def _one_output(graph: fx.Graph, place: int | None) -> None:
 
 def _is_answer(value: object) -> bool:
     return (
-        isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()
-        and not _open(value.shape[1]) and value.shape[1] >= _FEWEST_CLASSES
-    )  # fmt: skip
+        isinstance(value, Tensor)
+        and value.ndim == 2
+        and value.is_floating_point()
+        and not _open(value.shape[1])
+        and value.shape[1] >= _FEWEST_CLASSES
+    )
 
 
 def _shape(value: object) -> object:
@@ -240,8 +244,10 @@ def _let_sizes_follow(graph: fx.Graph) -> None:
                 graph.erase_node(node)
         elif name == "sym_size":
             node.op, node.target = "call_method", "size"
-        elif any(isinstance(each, fx.Node) and isinstance(each.meta.get("val"), torch.SymInt) for each in
-                 chain(_flat(node.args), _flat(node.kwargs))):  # fmt: skip
+        elif any(
+            isinstance(each, fx.Node) and isinstance(each.meta.get("val"), torch.SymInt)
+            for each in chain(_flat(node.args), _flat(node.kwargs))
+        ):
             first = node.args[0] if node.args else None
             if isinstance(first, fx.Node) and isinstance(first.meta.get("val"), Tensor) and hasattr(Tensor, name):
                 node.op, node.target = "call_method", name
@@ -359,9 +365,12 @@ def _turned(node: fx.Node) -> bool:
 
 
 def _call(
-    given: str, weight: object, bias: object, settings: Sequence[object],
+    given: str,
+    weight: object,
+    bias: object,
+    settings: Sequence[object],
     make: Callable[[Tensor, Tensor | None], nn.Module],
-) -> _Call | None:  # fmt: skip
+) -> _Call | None:
     """A call of a layer with a weight and perhaps a bias; None where these are not constants."""
     name, second = _path(weight), _path(bias)
     if name is None or (bias is not None and second is None):

@@ -45,9 +45,12 @@ _LEARNING_RATE = 1e-3
 
 
 def outside_subject(
-    path: Path, rows: Array | Mapping[str, Array] | pd.DataFrame, labels: Array | None = None,
-    score: Score | None = None, output: str | None = None,
-) -> Subject:  # fmt: skip
+    path: Path,
+    rows: Array | Mapping[str, Array] | pd.DataFrame,
+    labels: Array | None = None,
+    score: Score | None = None,
+    output: str | None = None,
+) -> Subject:
     """The model as the subject of compression; the same arguments give the same subject.
 
     Three of four rows are learned from, every fourth is judged. Quality is ``score`` of the labels, by default the
@@ -87,10 +90,12 @@ def model_pack(source: str) -> Pack:
 def _pack(folder: Path, model: onnx.ModelProto, built: Built, *, source: str) -> None:
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     described = {
-        "source": source, "variant": recipe_name(built.recipe),
+        "source": source,
+        "variant": recipe_name(built.recipe),
         "method": [step.model_dump(mode="json") for step in built.recipe],
-        "inputs": [each.name for each in model.graph.input], "output": model.graph.output[0].name,
-    }  # fmt: skip
+        "inputs": [each.name for each in model.graph.input],
+        "output": model.graph.output[0].name,
+    }
     write_manifest(folder, described, built, ("model.onnx",))
 
 
@@ -114,12 +119,19 @@ def _torch_subject(path: Path, rows: Any, labels: Array | None, score: Score | N
     except ExportError as error:
         raise name_layer(module, error) from error
     return Subject(
-        model=model, calibration=lambda _: learned, judged=lambda _: judged,
-        quality=_quality(teacher, labels, score), form=Form(module), softmax=False, logits=logits,
-        output=output, source=_source(feed, labels), measure=_measure(teacher, labels),
+        model=model,
+        calibration=lambda _: learned,
+        judged=lambda _: judged,
+        quality=_quality(teacher, labels, score),
+        form=Form(module),
+        softmax=False,
+        logits=logits,
+        output=output,
+        source=_source(feed, labels),
+        measure=_measure(teacher, labels),
         notes=_notes(chosen, list(given), [each.dtype for each in module.state_dict().values()]),
         recover=lambda form, epochs: _recover(form, epochs, learned, _learned(teacher), logits),
-    )  # fmt: skip
+    )
 
 
 def _onnx_subject(path: Path, rows: Any, labels: Array | None, score: Score | None, wanted: str | None) -> Subject:
@@ -128,12 +140,17 @@ def _onnx_subject(path: Path, rows: Any, labels: Array | None, score: Score | No
     logits = not _are_probabilities(answers)
     learned, judged = _split(feed)
     return Subject(
-        model=model, calibration=lambda _: learned, judged=lambda _: judged,
-        quality=_quality(_probabilities(answers, logits), labels, score), softmax=False, logits=logits,
-        output=model.graph.output[0].name, source=_source(feed, labels),
+        model=model,
+        calibration=lambda _: learned,
+        judged=lambda _: judged,
+        quality=_quality(_probabilities(answers, logits), labels, score),
+        softmax=False,
+        logits=logits,
+        output=model.graph.output[0].name,
+        source=_source(feed, labels),
         measure=_measure(_probabilities(answers, logits), labels),
         notes=_notes(model.graph.output[0].name, graph_outputs(path), _number_types(model)),
-    )  # fmt: skip
+    )
 
 
 def _number_types(model: onnx.ModelProto) -> list[np.dtype[Any]]:

@@ -114,10 +114,11 @@ def _groups(graph: Any, module: nn.Module) -> dict[str, _Group]:
     """Layers whose units only other layers read, as far as the graph knows."""
     names = {part: name for name, part in module.named_modules()}
     inside_attention = {
-        part for each in module.modules() if all(hasattr(each, name) for name in _ATTENTION) for part in (
-            getattr(each, name) for name in _ATTENTION
-        )
-    }  # fmt: skip
+        part
+        for each in module.modules()
+        if all(hasattr(each, name) for name in _ATTENTION)
+        for part in (getattr(each, name) for name in _ATTENTION)
+    }
     found = {}
     for name, part in module.named_modules():
         if isinstance(part, _WITH_UNITS) and part not in inside_attention and _units(part) > MIN_UNITS:

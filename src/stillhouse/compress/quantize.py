@@ -151,9 +151,10 @@ def evenly_spaced(feed: Feed, count: int) -> Feed:
 
 
 def _with_small_tables(
-    make: Callable[[onnx.ModelProto, list[str]], onnx.ModelProto], model: onnx.ModelProto,
+    make: Callable[[onnx.ModelProto, list[str]], onnx.ModelProto],
+    model: onnx.ModelProto,
     config: DynamicInt8 | StaticInt8,
-) -> onnx.ModelProto:  # fmt: skip
+) -> onnx.ModelProto:
     """The quantised graph; its embedding tables in 4 bits where that is asked for, in 8 they are left to the quantiser.
 
     The tables come last: what a quantiser must know of types does not reach across operators of ONNX Runtime's own.
@@ -190,9 +191,12 @@ def _unsaturated(
 def quantize_tables(model: onnx.ModelProto, keep: tuple[str, ...]) -> onnx.ModelProto:
     """The graph with its embedding tables in int8, one scale each, and nothing else changed."""
     return _quantised(
-        quantize_dynamic, model, op_types_to_quantize=["Gather"], weight_type=QuantType.QInt8,
+        quantize_dynamic,
+        model,
+        op_types_to_quantize=["Gather"],
+        weight_type=QuantType.QInt8,
         nodes_to_exclude=_excluded(keep),
-    )  # fmt: skip
+    )
 
 
 def _excluded(keep: tuple[str, ...]) -> list[str]:
@@ -201,9 +205,13 @@ def _excluded(keep: tuple[str, ...]) -> list[str]:
 
 
 def in_blocks(
-    model: onnx.ModelProto, operators: tuple[str, ...], bits: int, block: int, accuracy_level: int | None,
+    model: onnx.ModelProto,
+    operators: tuple[str, ...],
+    bits: int,
+    block: int,
+    accuracy_level: int | None,
     keep: tuple[str, ...],
-) -> onnx.ModelProto:  # fmt: skip
+) -> onnx.ModelProto:
     """The graph with the constant operand of these operators in blocks of ``block`` values of 8 or 4 bits.
 
     :param operators: of ``MatMul`` and ``Gather``; the latter takes 4 bits alone.
@@ -211,9 +219,13 @@ def in_blocks(
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     settings = DefaultWeightOnlyQuantConfig(
-        block_size=block, is_symmetric=False, accuracy_level=accuracy_level, op_types_to_quantize=operators,
-        quant_axes=(("MatMul", 0), ("Gather", 1)), bits=bits,
-    )  # fmt: skip
+        block_size=block,
+        is_symmetric=False,
+        accuracy_level=accuracy_level,
+        op_types_to_quantize=operators,
+        quant_axes=(("MatMul", 0), ("Gather", 1)),
+        bits=bits,
+    )
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     with quietly():

@@ -48,10 +48,12 @@ __all__ = ["FORM", "search"]
 FORM = "form.onnx"  # in a search's folder: what the chosen candidate was quantised from, in float32
 
 _FORMATS: tuple[NumberFormat, ...] = (
-    DynamicInt8(method="int8_dynamic"), DynamicInt8(method="int8_dynamic", table_bits=4),
-    StaticInt8(method="int8_static"), WeightOnly(method="weights", bits=8, compute="int8"),
+    DynamicInt8(method="int8_dynamic"),
+    DynamicInt8(method="int8_dynamic", table_bits=4),
+    StaticInt8(method="int8_static"),
+    WeightOnly(method="weights", bits=8, compute="int8"),
     WeightOnly(method="weights", bits=4, compute="int8"),
-)  # fmt: skip
+)
 _FIRST_RATIO, _LEAST_RATIO = 0.5, 0.1  # of a step: where it begins, and below which it is not tried
 _PROBE_ROWS = 64  # of the sensitivity
 _PROBE_SHARE = 0.2  # of the time that may go into it
@@ -129,9 +131,14 @@ class _Searching:
     """One search under way."""
 
     def __init__(
-        self, make_subject: Callable[[], Subject], settings: Compression, limits: Limits, pack: Pack, folder: Path,
+        self,
+        make_subject: Callable[[], Subject],
+        settings: Compression,
+        limits: Limits,
+        pack: Pack,
+        folder: Path,
         on_candidate: Callable[[Candidate], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.begin = time.monotonic()
         self.limits, self.on_candidate = limits, on_candidate
         self.subject = make_subject()
@@ -426,11 +433,19 @@ class _Searching:
         chosen, fits, why = choose(candidates, candidates[0], self.limits)
         self.workshop.save_form(self.recipes[chosen.name], self.workshop.folder / FORM)
         return Frontier(
-            reference=candidates[0], candidates=candidates, best=tuple(each.name for each in best),
-            hypervolume=hypervolume(figures(each, candidates[0]) for each in best), chosen=chosen.name, fits=fits,
-            why=why, limits=self.limits, sensitivity=tuple(self.sensitivity), stopped=stopped,
-            measure=self.subject.measure, notes=self.subject.notes,
-        )  # fmt: skip
+            reference=candidates[0],
+            candidates=candidates,
+            best=tuple(each.name for each in best),
+            hypervolume=hypervolume(figures(each, candidates[0]) for each in best),
+            chosen=chosen.name,
+            fits=fits,
+            why=why,
+            limits=self.limits,
+            sensitivity=tuple(self.sensitivity),
+            stopped=stopped,
+            measure=self.subject.measure,
+            notes=self.subject.notes,
+        )
 
 
 # --------------------------------------------------------------------------- worker processes

@@ -71,9 +71,10 @@ def _kept_tokens(tokens: Any, ids: np.ndarray[Any, Any], ratio: float) -> list[i
     uses = np.bincount(ids.astype(np.int64).ravel(), minlength=len(tokens))
     special = (PADDING, UNKNOWN)
     first = [
-        place for place, token in enumerate(tokens)
+        place
+        for place, token in enumerate(tokens)
         if place > UNKNOWN and len(token.removeprefix("##")) == 1 and token.isascii()
-    ]  # fmt: skip
+    ]
     others = sorted(set(range(UNKNOWN + 1, len(tokens))) - set(first), key=lambda place: (-uses[place], place))
     return sorted([*special, *first, *others][:count])
 
@@ -129,9 +130,10 @@ def tables(form: Form) -> list[str]:
     return [
         name
         for name, part in form.module.named_modules()
-        if isinstance(part, nn.Embedding) and part.num_embeddings >= _FEWEST_ROWS
+        if isinstance(part, nn.Embedding)
+        and part.num_embeddings >= _FEWEST_ROWS
         and not name.endswith(".rows")  # shares already
-    ]  # fmt: skip
+    ]
 
 
 def hash_rows(step: HashedRows, form: Form, feed: Feed) -> Form:

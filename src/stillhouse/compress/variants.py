@@ -73,9 +73,16 @@ def student_subject(
 
     calibrated = feed(calibration, _CALIBRATION_ROWS)
     return Subject(
-        model=export_onnx(student, calibrated(columns)), calibration=calibrated, judged=feed(judged), quality=quality,
-        slices=slices, measure=measure, form=Form(student, columns), recover=recover, source=source,
-    )  # fmt: skip
+        model=export_onnx(student, calibrated(columns)),
+        calibration=calibrated,
+        judged=feed(judged),
+        quality=quality,
+        slices=slices,
+        measure=measure,
+        form=Form(student, columns),
+        recover=recover,
+        source=source,
+    )
 
 
 def _thinned(feed: Feed, most: int) -> Feed:
@@ -86,17 +93,26 @@ def _thinned(feed: Feed, most: int) -> Feed:
 
 
 def graph_subject(
-    model: onnx.ModelProto, columns: Columns, *, calibration: Array, judged: Array, quality: Callable[[Array], float],
+    model: onnx.ModelProto,
+    columns: Columns,
+    *,
+    calibration: Array,
+    judged: Array,
+    quality: Callable[[Array], float],
     source: str = "",
-) -> Subject:  # fmt: skip
+) -> Subject:
     """A form that is an ONNX graph already as the subject of compression: only its number format can change.
 
     :param calibration: rows encoded with ``columns``, float32 ``[n, D]``; ``judged`` alike.
     """
     return Subject(
-        model=model, calibration=lambda given: {INPUT: calibration}, judged=lambda given: {INPUT: judged},
-        quality=quality, source=source, kept_columns=columns,
-    )  # fmt: skip
+        model=model,
+        calibration=lambda given: {INPUT: calibration},
+        judged=lambda given: {INPUT: judged},
+        quality=quality,
+        source=source,
+        kept_columns=columns,
+    )
 
 
 def variant_pack(agent: str, actions: Sequence[str], lineage: Mapping[str, str]) -> Pack:
@@ -120,9 +136,14 @@ def copy_code(folder: Path) -> tuple[str, ...]:
 
 
 def _pack(
-    folder: Path, model: onnx.ModelProto, built: Built, *, agent: str, actions: Sequence[str],
+    folder: Path,
+    model: onnx.ModelProto,
+    built: Built,
+    *,
+    agent: str,
+    actions: Sequence[str],
     lineage: Mapping[str, str],
-) -> None:  # fmt: skip
+) -> None:
     assert built.columns is not None  # a student has them
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     code = copy_code(folder)

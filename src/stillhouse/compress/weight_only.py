@@ -28,9 +28,13 @@ def quantize_weights(model: onnx.ModelProto, config: WeightOnly) -> onnx.ModelPr
     if config.bits == 8:  # ONNX Runtime has no blocks of 8 bits for tables
         plain = quantize_tables(plain, config.keep)
     made = in_blocks(
-        plain, ("MatMul", "Gather") if config.bits == 4 else ("MatMul",), config.bits, config.block,
-        4 if config.compute == "int8" else None, config.keep,
-    )  # fmt: skip
+        plain,
+        ("MatMul", "Gather") if config.bits == 4 else ("MatMul",),
+        config.bits,
+        config.block,
+        4 if config.compute == "int8" else None,
+        config.keep,
+    )
     if not any(node.op_type in ("MatMulNBits", "GatherBlockQuantized") for node in made.graph.node):
         raise ExportError(f"weights{config.bits}: the graph has no linear layer or table that could take the format")
     return made

@@ -57,10 +57,16 @@ class Workshop:
     def __init__(self, subject: Subject, pack: Pack, folder: Path, tolerance: float) -> None:
         self.subject, self.pack, self.folder, self.tolerance = subject, pack, folder, tolerance
         self._source = _digest(
-            subject.model.SerializeToString(deterministic=True), json.dumps(subject.columns), subject.source,
-            torch.__version__, onnxruntime.__version__, onnx.__version__, code_digest(),
-            processor().model_dump_json(), tolerance,
-        )  # fmt: skip
+            subject.model.SerializeToString(deterministic=True),
+            json.dumps(subject.columns),
+            subject.source,
+            torch.__version__,
+            onnxruntime.__version__,
+            onnx.__version__,
+            code_digest(),
+            processor().model_dump_json(),
+            tolerance,
+        )
         self._forms: OrderedDict[str, Form] = OrderedDict()
         self._graphs: OrderedDict[str, onnx.ModelProto] = OrderedDict()
         self._feeds: dict[str, Feed] = {}
@@ -79,9 +85,10 @@ class Workshop:
         aside = self._empty(self.folder / "aside" / place.name)
         start = time.perf_counter()
         described: dict[str, Any] = {
-            "candidate_id": place.name, "name": recipe_name(recipe),
+            "candidate_id": place.name,
+            "name": recipe_name(recipe),
             "recipe": tuple(step.model_dump(mode="json") for step in recipe),
-        }  # fmt: skip
+        }
         figures: dict[str, Any]
         try:
             figures = self._figures(recipe, aside / "artifact") | {"folder": str(place / "artifact")}
@@ -114,8 +121,15 @@ class Workshop:
         quality, slices = self.subject.quality(said), dict(self.subject.slices(said))
         latency, cpu = self._latency(one_row(small, feed))
         size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
-        return {"bytes": size, "quality": quality, "slices": slices, "difference": built.agreement.mean,
-                "latency": latency, "cpu_ms": cpu, "saturates": built.saturates}  # fmt: skip
+        return {
+            "bytes": size,
+            "quality": quality,
+            "slices": slices,
+            "difference": built.agreement.mean,
+            "latency": latency,
+            "cpu_ms": cpu,
+            "saturates": built.saturates,
+        }
 
     def _latency(self, call: Callable[[], object]) -> tuple[Latency, float]:
         """Latency in the reference's time, and CPU time (ms)."""

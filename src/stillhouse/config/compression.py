@@ -198,9 +198,13 @@ def recipe_name(recipe: tuple[Step, ...]) -> str:
 
 
 _SHORT = {
-    "prune_units": "units", "prune_heads": "heads", "prune_layers": "layers", "prune_columns": "columns",
-    "low_rank": "rank", "hashed_rows": "hashed",
-}  # fmt: skip
+    "prune_units": "units",
+    "prune_heads": "heads",
+    "prune_layers": "layers",
+    "prune_columns": "columns",
+    "low_rank": "rank",
+    "hashed_rows": "hashed",
+}
 _TOLD = {"method", "ratio", "bits", "table_bits", "recover_epochs"}
 
 
@@ -224,9 +228,18 @@ def _step_name(step: Step) -> str:
 # --------------------------------------------------------------------------- the search
 
 _METHODS = Literal[
-    "int8_dynamic", "int8_static", "weights", "prune_units", "prune_heads", "prune_layers", "prune_columns",
-    "low_rank", "vocabulary", "length", "hashed_rows",
-]  # fmt: skip
+    "int8_dynamic",
+    "int8_static",
+    "weights",
+    "prune_units",
+    "prune_heads",
+    "prune_layers",
+    "prune_columns",
+    "low_rank",
+    "vocabulary",
+    "length",
+    "hashed_rows",
+]
 
 
 class Search(Section):

@@ -175,8 +175,9 @@ class Volume(Section):
         if not self.min_per_day and self.max_per_day is None:
             raise ValueError("can never be broken: give `min_per_day` above 0, `max_per_day` or both")
         if self.max_per_day is not None and (self.min_per_day or 0) > self.max_per_day:
-            raise ValueError(f"min_per_day {as_written(self.min_per_day)} is larger than max_per_day "
-                             f"{as_written(self.max_per_day)}")  # fmt: skip
+            raise ValueError(
+                f"min_per_day {as_written(self.min_per_day)} is larger than max_per_day {as_written(self.max_per_day)}"
+            )
         return self
 
 
@@ -264,8 +265,9 @@ def _mistakes_of_unique(observations: Observations) -> Iterator[str]:
 
 def _mistakes_of_rule(rule: Rule, columns: Mapping[str, Column]) -> Iterator[str]:
     """``.key: what is wrong`` of one rule: columns that are not there, what can never be broken, what never holds."""
-    absent = [f".{key}: {wrong}" for key, name, kind in _columns_of(rule)
-              if (wrong := wrong_column(name, kind, columns))]  # fmt: skip
+    absent = [
+        f".{key}: {wrong}" for key, name, kind in _columns_of(rule) if (wrong := wrong_column(name, kind, columns))
+    ]
     if absent:
         yield from absent
         return

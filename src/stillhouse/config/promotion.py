@@ -36,10 +36,12 @@ class Promotion(Section):
     approval: Literal["automatic", "manual"] = "automatic"
     non_inferiority_margin: float = Field(default=0.005, ge=0, le=1, description="AUC, or accuracy, it may be worse by")
     total_margin: float | None = Field(
-        default=None, ge=0, le=1,
+        default=None,
+        ge=0,
+        le=1,
         description="what promotions in a row may lose together, below the last champion that was proven better than "
         "its predecessors; null: twice `non_inferiority_margin`",
-    )  # fmt: skip
+    )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
     cluster: Duration = Field(
         default=timedelta(hours=1), description="rows observed in the same such stretch are one piece of evidence"

@@ -32,9 +32,10 @@ class Runtime(Section):
         default=timedelta(seconds=30), description="how often what was recorded goes on into the knowledge base"
     )
     max_spool_rows: int = Field(
-        default=1_000_000, ge=1000,
+        default=1_000_000,
+        ge=1000,
         description="recorded and not yet in the knowledge base, per process; more are refused until it is there",
-    )  # fmt: skip
+    )
     threads: int = Field(default=1, ge=1, le=64, description="of ONNX Runtime; one is best for single rows")
     cascade: Cascade | None = Field(default=None, description="null: the student always answers itself")
 

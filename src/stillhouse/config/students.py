@@ -63,9 +63,11 @@ class BagEncoder(Section):
     type: Literal["bag"]
     width: int = Field(default=128, ge=2, le=4096, description="values of an embedding")
     bigrams: int = Field(
-        default=0, ge=0, le=1 << 20,
+        default=0,
+        ge=0,
+        le=1 << 20,
         description="embeddings that pairs of neighbours share by hashing; 0: pairs are not looked at",
-    )  # fmt: skip
+    )
 
 
 class ConvolutionEncoder(Section):

@@ -190,9 +190,10 @@ class MlflowTeacher(TeacherSection):
         default=False, description="let code and pickles that it brings run here; only with a version and `digest`"
     )
     digest: str | None = Field(
-        default=None, pattern=r"^sha256:[0-9a-f]{64}$",
+        default=None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
         description="of the model's files; others are refused. Where it is needed, the message says what it is",
-    )  # fmt: skip
+    )
 
     @model_validator(mode="after")
     def _trusts_what_is_pinned(self) -> MlflowTeacher:
@@ -287,8 +288,12 @@ class EndpointTeacher(TeacherSection):
         return self
 
     non_identity_fields = TeacherSection.non_identity_fields | {
-        "concurrency", "retries", "key_variable", "price_per_million_input", "price_per_million_output"
-    }  # fmt: skip
+        "concurrency",
+        "retries",
+        "key_variable",
+        "price_per_million_input",
+        "price_per_million_output",
+    }
 
     @property
     def is_remote(self) -> bool:
@@ -421,9 +426,11 @@ class Teaching(Section):
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
     min_answered: float = Field(default=0.8, ge=0, le=1, description="share of those rows with a usable answer")
     min_agreement: float = Field(
-        default=0.8, ge=0, le=1,
+        default=0.8,
+        ge=0,
+        le=1,
         description="with the champion's teacher (1 − total variation), where outcomes are too few to judge by",
-    )  # fmt: skip
+    )
 
 
 class Asking(Section):

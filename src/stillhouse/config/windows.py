@@ -51,9 +51,10 @@ class Windows(Section):
         "ones; since_promotion, or {since: promotion, at_most: 14d}"
     )
     sample: int | None = Field(
-        default=None, ge=100,
+        default=None,
+        ge=100,
         description="rows of the current window that are measured at most, a uniform sample of it; null: all of them",
-    )  # fmt: skip
+    )
     max_train_rows: int | None = Field(
         default=None, ge=100, description="more are thinned: the newest half whole, the rest sampled from before"
     )

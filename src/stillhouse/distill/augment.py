@@ -55,9 +55,13 @@ def made_up_rows(config: AgentConfig, rows: pd.DataFrame, blocks: Array | None =
 
 
 def munge(
-    numbers: Array, categories: Array, other_numbers: Array, other_categories: Array, settings: Augment,
+    numbers: Array,
+    categories: Array,
+    other_numbers: Array,
+    other_categories: Array,
+    settings: Augment,
     generator: np.random.Generator,
-) -> tuple[Array, Array]:  # fmt: skip
+) -> tuple[Array, Array]:
     """Rows between two rows each, as MUNGE makes them.
 
     With probability ``mix`` a category is the other's, and a number is drawn from a normal distribution around the

@@ -81,9 +81,14 @@ def read(folder: Path) -> Memory | None:
 
 
 def remembered(
-    rows: pd.DataFrame, probabilities: Array, actions: Sequence[str], most: int, *, older: Memory | None = None,
+    rows: pd.DataFrame,
+    probabilities: Array,
+    actions: Sequence[str],
+    most: int,
+    *,
+    older: Memory | None = None,
     seed: int = 0,
-) -> Memory:  # fmt: skip
+) -> Memory:
     """At most ``most`` rows: a uniform sample of ``rows``, learned now, and of all that ``older`` stands for.
 
     Reservoir sampling by whole batches (Vitter 1985): each row ever learned is in it with the same probability, so that

@@ -162,10 +162,15 @@ def update(
             )
             told.append(
                 distill_step(
-                    student, optimiser, new.take(chosen), settings,
-                    replayed=replay.take(again), weights=weights[again], old_share=share,
+                    student,
+                    optimiser,
+                    new.take(chosen),
+                    settings,
+                    replayed=replay.take(again),
+                    weights=weights[again],
+                    old_share=share,
                 )
-            )  # fmt: skip
+            )
             schedule.step()
     student.eval()
     lately = np.array([each.get("knowledge_loss", np.nan) for each in told[-max(1, steps // 4) :]])

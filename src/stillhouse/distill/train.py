@@ -447,10 +447,15 @@ class _Training:
             "dropout": torch.get_rng_state(),
         }
         state = {
-            "groups": groups, "schedule": self.schedule.state_dict(), "step": self.step, "epoch": self.epoch,
-            "best_epoch": self.best_epoch, "best_loss": self.best_loss, "history": self.history,
+            "groups": groups,
+            "schedule": self.schedule.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_loss": self.best_loss,
+            "history": self.history,
             "controller": self.controller.state(),
-        }  # fmt: skip
+        }
         checkpoint_file.write(path, self.key, tensors, state)
 
     def resume(self, path: Path) -> None:

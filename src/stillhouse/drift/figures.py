@@ -49,10 +49,12 @@ def drift_figure(report: DriftReport, threshold: float | None = 0.25, columns: i
 
     groups = [
         (title, rank_columns(drifts)[:most][::-1])
-        for title, drifts, most in (("student's output", report.outputs, len(report.outputs)),
-                                    ("observations", report.columns, columns))
+        for title, drifts, most in (
+            ("student's output", report.outputs, len(report.outputs)),
+            ("observations", report.columns, columns),
+        )
         if drifts or title == "observations"
-    ]  # fmt: skip
+    ]
     heights = [max(len(drifts), 2) + 0.6 for _, drifts in groups]
     figure = Figure(figsize=(8, 1.5 + 0.27 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -64,9 +66,15 @@ def drift_figure(report: DriftReport, threshold: float | None = 0.25, columns: i
     _psi_axis(panels[-1], shown, threshold)
     if threshold is not None:
         panels[0].annotate(
-            f"threshold {threshold:g}", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
-            textcoords="offset points", fontsize=8, color=INK, ha="center",
-        )  # fmt: skip
+            f"threshold {threshold:g}",
+            (threshold, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+            ha="center",
+        )
     if any(drift.limit is not None for drift in shown):
         _limit_legend(figure)
     _title(figure, _of(report), _drift_notes(report, len(groups[-1][1])))
@@ -132,9 +140,15 @@ def _psi_bars(axes: Axes, drifts: Sequence[ColumnDrift], threshold: float | None
         if drift.limit is not None:
             axes.plot([drift.limit] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=1.6, solid_capstyle="butt")
         axes.annotate(
-            _psi_label(drift), (1, place), xytext=(4, 0), xycoords=("axes fraction", "data"), va="center",
-            textcoords="offset points", fontsize=8, color=SHIFTED if colour == SHIFTED else INK,
-        )  # fmt: skip
+            _psi_label(drift),
+            (1, place),
+            xytext=(4, 0),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            textcoords="offset points",
+            fontsize=8,
+            color=SHIFTED if colour == SHIFTED else INK,
+        )
     if threshold is not None:
         axes.axvline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(places, [_short(drift.column, LONGEST_NAME) for drift in drifts], fontsize=9)
@@ -176,9 +190,13 @@ def _limit_legend(figure: Figure) -> None:
 
     tick = Line2D([], [], color=INK, linewidth=1.6, marker="|", markersize=9, markeredgewidth=1.6, linestyle="none")
     figure.legend(
-        [tick, Patch(color=SHIFTED)], ["largest that is usual", "beyond it"], fontsize=8, frameon=False, ncols=2,
+        [tick, Patch(color=SHIFTED)],
+        ["largest that is usual", "beyond it"],
+        fontsize=8,
+        frameon=False,
+        ncols=2,
         loc="outside lower right",
-    )  # fmt: skip
+    )
 
 
 def _drift_notes(report: DriftReport, shown: int) -> list[str]:
@@ -213,9 +231,16 @@ def _evidence_line(axes: Axes, run: Sequence[EvidenceStep]) -> None:
     first = next((step for step in run if step.alarm), None)
     if first is not None:
         axes.plot(
-            _dates([first.end]), [first.log_evidence / LOG10], marker="o", markersize=8, markerfacecolor="none",
-            markeredgecolor=SHIFTED, markeredgewidth=1.8, linestyle="none", zorder=4,
-        )  # fmt: skip
+            _dates([first.end]),
+            [first.log_evidence / LOG10],
+            marker="o",
+            markersize=8,
+            markerfacecolor="none",
+            markeredgecolor=SHIFTED,
+            markeredgewidth=1.8,
+            linestyle="none",
+            zorder=4,
+        )
 
 
 def _mark_champions(panels: Sequence[Axes], steps: Sequence[EvidenceStep]) -> None:
@@ -241,33 +266,70 @@ def _evidence_axis(axes: Axes, steps: Sequence[EvidenceStep], processes: Sequenc
         room = 0.06 * (highest - lowest)
         axes.set_ylim(lowest - room, highest + room)
     if any(step.alarm for step in steps):
-        handles.append(Line2D([], [], marker="o", markersize=7, markerfacecolor="none", markeredgecolor=SHIFTED,
-                              markeredgewidth=1.8, linestyle="none"))  # fmt: skip
+        handles.append(
+            Line2D(
+                [],
+                [],
+                marker="o",
+                markersize=7,
+                markerfacecolor="none",
+                markeredgecolor=SHIFTED,
+                markeredgewidth=1.8,
+                linestyle="none",
+            )
+        )
         names.append("alarm")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
     _plain(axes, "y")
     if handles:
         axes.set_ylabel("evidence (Shiryaev–Roberts)", fontsize=9, color=INK)
-        axes.legend(handles, names, fontsize=8, frameon=False, ncols=5, loc="lower left", bbox_to_anchor=(0, 1),
-                    borderpad=0, columnspacing=1.4)  # fmt: skip
+        axes.legend(
+            handles,
+            names,
+            fontsize=8,
+            frameon=False,
+            ncols=5,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderpad=0,
+            columnspacing=1.4,
+        )
 
 
 def _loss_panel(axes: Axes, steps: Sequence[EvidenceStep]) -> None:
     colour = PROCESS_COLOURS[steps[0].process]
     known = [(step.end, step.mean) for step in steps if step.mean is not None]
     size = 3.5 if len(known) < 200 else 2.0
-    axes.plot(_dates([when for when, _ in known]), [mean for _, mean in known], color=colour, marker="o",
-              markersize=size, linestyle="none", alpha=0.7, markeredgewidth=0)  # fmt: skip
+    axes.plot(
+        _dates([when for when, _ in known]),
+        [mean for _, mean in known],
+        color=colour,
+        marker="o",
+        markersize=size,
+        linestyle="none",
+        alpha=0.7,
+        markeredgewidth=0,
+    )
     for run in _runs(steps):
         when = [run[0].start, *[step.end for step in run]]
-        axes.plot(_dates(when), [run[0].null_mean, *[step.null_mean for step in run]], color=INK, linewidth=1,
-                  linestyle=(0, (4, 3)))  # fmt: skip
+        axes.plot(
+            _dates(when),
+            [run[0].null_mean, *[step.null_mean for step in run]],
+            color=INK,
+            linewidth=1,
+            linestyle=(0, (4, 3)),
+        )
     highest = max([step.null_mean for step in steps] + [mean for _, mean in known])
     axes.set_ylim(0, 1.15 * highest)
     axes.set_ylabel("loss", fontsize=9, color=INK)
-    axes.set_title(f"{NAMES[steps[0].process]}: mean loss of each step; dashed: still no harm", fontsize=8, color=INK,
-                   loc="left", pad=3)  # fmt: skip
+    axes.set_title(
+        f"{NAMES[steps[0].process]}: mean loss of each step; dashed: still no harm",
+        fontsize=8,
+        color=INK,
+        loc="left",
+        pad=3,
+    )
     _plain(axes, "y")
 
 
@@ -309,9 +371,14 @@ def _excess_bars(axes: Axes, shown: Sequence[SliceDrift]) -> None:
     axes.barh(places, excess, height=0.62, color=[SHIFTED if value > 0 else STABLE for value in excess])
     for place, part in zip(places, shown, strict=True):
         axes.annotate(
-            _slice_label(part), (max(part.excess, 0.0), place), xytext=(4, 0), va="center",
-            textcoords="offset points", fontsize=8, color=INK,
-        )  # fmt: skip
+            _slice_label(part),
+            (max(part.excess, 0.0), place),
+            xytext=(4, 0),
+            va="center",
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+        )
     axes.axvline(0, color=INK, linewidth=0.8)
     low, high = min(0.0, *excess), max(0.0, *excess)
     reach = (high - low) or 0.01

@@ -118,10 +118,13 @@ def weights_over_time(changes: Sequence[WeightChange]) -> Figure:
 
 
 def year(
-    weeks: Sequence[datetime], quality: dict[str, Sequence[float | None]], drift: Sequence[float | None],
-    gates: Sequence[tuple[datetime, str]], measure: Literal["auc", "accuracy"] = "auc",
+    weeks: Sequence[datetime],
+    quality: dict[str, Sequence[float | None]],
+    drift: Sequence[float | None],
+    gates: Sequence[tuple[datetime, str]],
+    measure: Literal["auc", "accuracy"] = "auc",
     title: str = "One year at the decision point",
-) -> Figure:  # fmt: skip
+) -> Figure:
     """A demo's weeks: each model's quality above, the largest PSI below, the gate's verdicts as lines.
 
     :param measure: what the quality is: the AUC, or the accuracy.

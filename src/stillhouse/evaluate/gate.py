@@ -197,9 +197,15 @@ def replay(verdict: Verdict) -> Verdict:
 
 
 def certify(
-    config: AgentConfig, refresh_id: str, as_of: datetime, challenger: Scorecard, champion: Scorecard | None,
-    comparisons: Sequence[Comparison], nothing_fits: str = "", anchor: str | None = None,
-) -> Certificate:  # fmt: skip
+    config: AgentConfig,
+    refresh_id: str,
+    as_of: datetime,
+    challenger: Scorecard,
+    champion: Scorecard | None,
+    comparisons: Sequence[Comparison],
+    nothing_fits: str = "",
+    anchor: str | None = None,
+) -> Certificate:
     """All that :func:`judge` needs, with the agent's budgets and margins as they stand now."""
     return Certificate(
         agent=config.agent,

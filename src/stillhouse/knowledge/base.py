@@ -103,9 +103,13 @@ class KnowledgeBase(Tables):
         return self.append("observations", tidied.assign(content_key=content_keys(tidied, self.config)), batch=batch)
 
     def append_knowledge(
-        self, rows: pd.DataFrame, probabilities: np.ndarray[Any, Any], *, teacher: str,
+        self,
+        rows: pd.DataFrame,
+        probabilities: np.ndarray[Any, Any],
+        *,
+        teacher: str,
         features: np.ndarray[Any, Any] | None = None,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Keep what ``teacher`` (a version) said about observations ``rows``; what it has said before stays.
 
         :param features: what it makes of them inside, ``[n, D]``.
@@ -173,9 +177,13 @@ class KnowledgeBase(Tables):
         :param as_of: the moment of the agent's life that they belong to.
         """
         row = spent.model_dump() | {
-            "job": job, "purpose": purpose, "teacher": teacher, "version": version, "observed_at": as_of,
+            "job": job,
+            "purpose": purpose,
+            "teacher": teacher,
+            "version": version,
+            "observed_at": as_of,
             "asked_at": datetime.now(UTC),
-        }  # fmt: skip
+        }
         self.append("spending", pd.DataFrame([row]), batch=batch)
 
     def record(self, verdict: Verdict) -> None:
@@ -219,12 +227,18 @@ class KnowledgeBase(Tables):
             return
         rows = pd.DataFrame(
             {
-                "job": change.job, "version": change.version, "observed_at": change.as_of,
-                "recorded_at": datetime.now(UTC), "teacher": change.teacher, "slice": change.slice,
-                "before": change.before, "after": change.after, "json": change.model_dump_json(),
+                "job": change.job,
+                "version": change.version,
+                "observed_at": change.as_of,
+                "recorded_at": datetime.now(UTC),
+                "teacher": change.teacher,
+                "slice": change.slice,
+                "before": change.before,
+                "after": change.after,
+                "json": change.model_dump_json(),
             }
             for change in changes
-        )  # fmt: skip
+        )
         last = changes[-1]
         self.append("weights", rows, batch=f"weights:{last.version}:{last.job}:{last.as_of.isoformat()}")
 
@@ -271,9 +285,12 @@ class KnowledgeBase(Tables):
         return rows if columns is None else rows[list(columns)]
 
     def stream(
-        self, table: Table, window: Window | None = None, columns: Sequence[str] | None = None,
+        self,
+        table: Table,
+        window: Window | None = None,
+        columns: Sequence[str] | None = None,
         among: pa.Array | None = None,
-    ) -> Iterator[pa.RecordBatch]:  # fmt: skip
+    ) -> Iterator[pa.RecordBatch]:
         """What :meth:`read` reads, batch by batch in bounded memory, in no order.
 
         :param among: only rows of these observations.
@@ -456,9 +473,14 @@ class KnowledgeBase(Tables):
         return rows.sort_values("observed_at", kind="stable", ignore_index=True)
 
     def spending(
-        self, *, job: str | None = None, purpose: Purpose | None = None,
-        after: datetime | None = None, until: datetime | None = None, asked_since: datetime | None = None,
-    ) -> dict[str, Spending]:  # fmt: skip
+        self,
+        *,
+        job: str | None = None,
+        purpose: Purpose | None = None,
+        after: datetime | None = None,
+        until: datetime | None = None,
+        asked_since: datetime | None = None,
+    ) -> dict[str, Spending]:
         """What was spent on each teacher, by its name.
 
         :param job: only for this job; ``purpose`` alike.
@@ -466,9 +488,12 @@ class KnowledgeBase(Tables):
         :param asked_since: only what was asked from then on, by the clock on the wall.
         """
         wanted: list[tuple[str, str, Any]] = [
-            ("job", "=", job), ("purpose", "=", purpose), ("observed_at", ">", after), ("observed_at", "<=", until),
+            ("job", "=", job),
+            ("purpose", "=", purpose),
+            ("observed_at", ">", after),
+            ("observed_at", "<=", until),
             ("asked_at", ">=", asked_since),
-        ]  # fmt: skip
+        ]
         clauses: Any = [clause for clause in wanted if clause[2] is not None]
         figures = list(Spending.model_fields)
         rows = self._select("spending", ["teacher", *figures], *clauses).to_pandas()

@@ -33,8 +33,13 @@ __all__ = ["CHUNK_BYTES", "Chunk", "LogFile", "heading_hint", "json_fault", "rea
 Kind = Literal["csv", "jsonl", "parquet"]
 
 _KINDS: dict[str, Kind] = {
-    ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"
-}  # fmt: skip
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
 CHUNK_BYTES = 16 * 2**20
 """Of a chunk, unpacked, as far as whole rows allow: a chunk has this much and one row more at most."""
 

@@ -289,8 +289,9 @@ def _known(base: KnowledgeBase, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[
 
 
 def _spending(_: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
-    said = [(name, spent, event) for event in events if isinstance(event, Taught)
-            for name, spent in event.spending.items()]  # fmt: skip
+    said = [
+        (name, spent, event) for event in events if isinstance(event, Taught) for name, spent in event.spending.items()
+    ]
     spent = pd.DataFrame(
         [Spending.model_validate(fields).model_dump() for _, fields, _ in said], columns=list(Spending.model_fields)
     )

@@ -115,8 +115,10 @@ def preview(config: AgentConfig, files: Sequence[Path], rows: int = 1000) -> Ite
                 said = more.drop_duplicates("observation_id").set_index("observation_id")["action"]
                 shown = shown.assign(**{name: shown["observation_id"].map(said)})
         tables: dict[Table, pd.DataFrame] = {
-            "observations": read.observations, "decisions": read.decisions, "outcomes": read.outcomes,
-        }  # fmt: skip
+            "observations": read.observations,
+            "decisions": read.decisions,
+            "outcomes": read.outcomes,
+        }
         yield Preview(source.file.path, shown, len(chunk.lines) + len(chunk.bad), read.problems, tables)
 
 

@@ -381,8 +381,12 @@ class Spool:
             raise SpoolError(f"{why}; it cannot be restored: {error}") from error
         self._last, self._total, self._places = self._file.last(), _total(self._file), _places(path)
         self._depth, self._asked = self._file.depth(), time.monotonic()
-        _log.error("%s; restored with the %d events that can be read of it%s", why, len(entries),
-                   f"; what lay there is {aside}" if aside else "")  # fmt: skip
+        _log.error(
+            "%s; restored with the %d events that can be read of it%s",
+            why,
+            len(entries),
+            f"; what lay there is {aside}" if aside else "",
+        )
         return entries[-1].seq if entries else 0
 
     def _has_room(self, new: int) -> bool:
@@ -421,8 +425,10 @@ def survey(folder: Path) -> Survey:
         return Survey(0, (f"the spools in {folder} cannot be listed: {error}",))
     for path in paths:
         if path.suffix == ".damaged":
-            problems.append(f"{path} is a damaged spool that was set aside: what could be read of it went on; look at "
-                            "it, then move or remove it")  # fmt: skip
+            problems.append(
+                f"{path} is a damaged spool that was set aside: what could be read of it went on; look at "
+                "it, then move or remove it"
+            )
         if path.suffix != ".sqlite":
             continue
         try:

@@ -218,10 +218,14 @@ def _free(
             _tried(tables, table, partial(remove, dry_run=False))
     after = _on_disk(folder)
     return Freed(
-        table=table, files_before=len(before), files_after=len(after), bytes_before=sum(before.values()),
-        bytes_after=sum(after.values()), kept=kept,
+        table=table,
+        files_before=len(before),
+        files_after=len(after),
+        bytes_before=sum(before.values()),
+        bytes_after=sum(after.values()),
+        kept=kept,
         unreadable={version: models for version, models in used.items() if version not in kept},
-    )  # fmt: skip
+    )
 
 
 def _readable(folder: Path, version: int) -> bool:

@@ -111,15 +111,23 @@ def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef, recovery_se
         distil(form.module, lesson, settings.distillation, held_out=control, epochs=epochs)
         return form
 
-    measure = "AUC" if len(settings.actions) == 2 and len(np.unique(rows.labels[validation])) > 1 else \
-        "share of right decisions"  # fmt: skip
+    measure = (
+        "AUC"
+        if len(settings.actions) == 2 and len(np.unique(rows.labels[validation])) > 1
+        else "share of right decisions"
+    )
     return student_subject(
-        students.load(Path(student.folder), settings), student_columns(student), settings.actions,
+        students.load(Path(student.folder), settings),
+        student_columns(student),
+        settings.actions,
         calibration=lambda columns: rows.encoded(_plain(columns))[learned],
         judged=lambda columns: rows.encoded(_plain(columns))[judged],
-        quality=arrived.quality(score), slices=arrived.slices(score), recover=recover, measure=measure,
+        quality=arrived.quality(score),
+        slices=arrived.slices(score),
+        recover=recover,
+        measure=measure,
         source=f"{session.refresh_id} {teacher.version}",
-    )  # fmt: skip
+    )
 
 
 def _judged_rows(session: Session, teacher: TeacherRef, learned: Array, validation: Array) -> arrivals.Judged:
@@ -135,9 +143,11 @@ def _judged_rows(session: Session, teacher: TeacherRef, learned: Array, validati
     labels[by_teacher] = probs[by_teacher].argmax(axis=1)
     times = _moments(rows.frame["observed_at"])
     new = arrivals.new_actions(
-        np.concatenate([times[validation], times[learned]]), np.concatenate([rows.labels[validation], labels]),
-        None if since is None else _moments(pd.Series([since]))[0], unknown,
-    )  # fmt: skip
+        np.concatenate([times[validation], times[learned]]),
+        np.concatenate([rows.labels[validation], labels]),
+        None if since is None else _moments(pd.Series([since]))[0],
+        unknown,
+    )
     return arrivals.judged_rows(times[validation], rows.labels[validation], times[learned], labels, new, actions)
 
 

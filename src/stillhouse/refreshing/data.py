@@ -228,9 +228,13 @@ class LearningRows:
         """
         features = self.features(teacher)
         return lesson_of(
-            self.encoded(columns)[chosen], self.teacher_probs(teacher.version)[chosen], self.labels[chosen], columns,
-            features=None if features is None else features[chosen], groups=groups,
-        )  # fmt: skip
+            self.encoded(columns)[chosen],
+            self.teacher_probs(teacher.version)[chosen],
+            self.labels[chosen],
+            columns,
+            features=None if features is None else features[chosen],
+            groups=groups,
+        )
 
     def _with_synthetic(self, lesson: Lesson, teacher: TeacherRef, columns: Columns) -> Lesson:
         probs = self.base.knowledge(self.synthetic, teacher.version)
@@ -245,9 +249,14 @@ class LearningRows:
 
 
 def lesson_of(
-    x: Array, teacher_probs: Array, labels: Array, columns: Columns, *, features: Array | None = None,
+    x: Array,
+    teacher_probs: Array,
+    labels: Array,
+    columns: Columns,
+    *,
+    features: Array | None = None,
     groups: Array | None = None,
-) -> Lesson:  # fmt: skip
+) -> Lesson:
     """A training set of rows that are encoded already, ``[n, D]``, with ``columns``."""
     blocks = students.blocks(columns)
     return Lesson(x, teacher_probs, labels, blocks.numbers, features, groups, tokens=blocks.tokens)

@@ -64,10 +64,19 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
     train, test = _train_and_test(settings, data.window)
     folder = config.home() / "refreshes" / request.agent / request.refresh_id
     job = Refresh(
-        refresh_id=request.refresh_id, agent=request.agent, as_of=request.as_of, trigger=request.trigger,
-        cause=request.cause, train=train, test=test, teacher=request.teacher, mode=request.mode, folder=str(folder),
-        run_id="", contract_skipped=data.skipped_because,
-    )  # fmt: skip
+        refresh_id=request.refresh_id,
+        agent=request.agent,
+        as_of=request.as_of,
+        trigger=request.trigger,
+        cause=request.cause,
+        train=train,
+        test=test,
+        teacher=request.teacher,
+        mode=request.mode,
+        folder=str(folder),
+        run_id="",
+        contract_skipped=data.skipped_because,
+    )
     if finished := models.finished_refresh(request.refresh_id):
         return job.model_copy(update={"verdict": finished, "finished": True})
     if data.broken:
@@ -79,11 +88,15 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
     _require_learnable(session, train, test)
     run_id, verdict = models.open_refresh(
         request.refresh_id,
-        tags={"trigger": request.trigger, "cause": request.cause, "as_of": request.as_of.isoformat(),
-              "mode": request.mode},
+        tags={
+            "trigger": request.trigger,
+            "cause": request.cause,
+            "as_of": request.as_of.isoformat(),
+            "mode": request.mode,
+        },
         params=_settings(settings),
         name=f"refresh {request.as_of:%Y-%m-%d} ({request.trigger})",
-    )  # fmt: skip
+    )
     session.job = job.model_copy(update={"run_id": run_id, "verdict": verdict})
     files = _cause_files(session)
     if data.docs:
@@ -116,9 +129,15 @@ def _require_learnable(session: Session, train: Window, test: Window) -> None:
 
 def _settings(settings: AgentConfig) -> dict[str, str]:
     """The settings that a refresh depends on, as MLflow parameters."""
-    sections = {"distillation": settings.distillation, "student": settings.student, "windows": settings.windows,
-                "budgets": settings.budgets, "promotion": settings.promotion,
-                "teaching": settings.teaching, "asking": settings.asking}  # fmt: skip
+    sections = {
+        "distillation": settings.distillation,
+        "student": settings.student,
+        "windows": settings.windows,
+        "budgets": settings.budgets,
+        "promotion": settings.promotion,
+        "teaching": settings.teaching,
+        "asking": settings.asking,
+    }
     return {
         f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section if value is not None
     }

@@ -87,8 +87,9 @@ def _contradictions(found: Contradictions) -> str:
     ]
     return "## Where teachers contradict each other\n\n" + table(
         "| teachers | slice | rows | share | 95 % interval | outcome known | first right | second right "
-        "| better beyond chance |", rows
-    )  # fmt: skip
+        "| better beyond chance |",
+        rows,
+    )
 
 
 def _scorecards(cards: list[Scorecard]) -> str:

@@ -29,7 +29,7 @@ from stillhouse.records import (
     Screens,
     StudentRef,
     TeacherRef,
-)  # fmt: skip
+)
 from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.students import student_columns
@@ -132,9 +132,12 @@ def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> di
 def _teacher(session: Session, teacher: TeacherRef, one: pd.DataFrame) -> Candidate:
     members = session.teacher(teacher)
     return Candidate(
-        "teacher", "teacher", lambda rows: session.base.knowledge(rows, teacher.version), teacher.bytes,
+        "teacher",
+        "teacher",
+        lambda rows: session.base.knowledge(rows, teacher.version),
+        teacher.bytes,
         (lambda: members.ask(one)) if members.local else None,
-    )  # fmt: skip
+    )
 
 
 def _student(session: Session, student: StudentRef) -> Candidate:

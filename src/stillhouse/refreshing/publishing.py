@@ -134,10 +134,17 @@ def _logged_student(
     module, example = students.load(Path(student.folder), settings), encode(test.head(4), student_columns(student))
     params, course = dict(settings.distillation) | {"mode": job.mode}, course_of(student)
     logged = models.log_student(
-        job.run_id, module, example, proof.student, params, lineage, Path(student.folder),
-        metrics=_control_metrics(course) | update_metrics(student), history=student.history,
+        job.run_id,
+        module,
+        example,
+        proof.student,
+        params,
+        lineage,
+        Path(student.folder),
+        metrics=_control_metrics(course) | update_metrics(student),
+        history=student.history,
         files={names.TRAINING_HISTORY: course},
-    )  # fmt: skip
+    )
     return models.register(logged, f"{job.agent}-student")
 
 
@@ -146,9 +153,14 @@ def _control_metrics(course: Course) -> dict[str, float]:
     if (control := course.control) is None:
         return {}
     half = 1.96 * control.standard_error
-    return {"control.gain": control.gain, "control.gain_low": control.gain - half,
-            "control.gain_high": control.gain + half, "control.log_loss": control.log_loss_fixed,
-            "control.log_loss_adaptive": control.log_loss, "control.rows": float(control.rows)}  # fmt: skip
+    return {
+        "control.gain": control.gain,
+        "control.gain_low": control.gain - half,
+        "control.gain_high": control.gain + half,
+        "control.log_loss": control.log_loss_fixed,
+        "control.log_loss_adaptive": control.log_loss,
+        "control.rows": float(control.rows),
+    }
 
 
 def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage: Lineage, test: pd.DataFrame) -> None:

@@ -30,9 +30,16 @@ from stillhouse.teachers.asking import Account
 from stillhouse.teachers.ensemble import Ensemble
 
 __all__ = [
-    "RefreshRequest", "Session", "Trigger", "close_session", "open_session", "opened_session", "request_refresh",
-    "session_of", "span_of",
-]  # fmt: skip
+    "RefreshRequest",
+    "Session",
+    "Trigger",
+    "close_session",
+    "open_session",
+    "opened_session",
+    "request_refresh",
+    "session_of",
+    "span_of",
+]
 
 Trigger = Literal["bootstrap", "drift", "manual"]
 Keep = Literal["fit", "keep"]
@@ -73,9 +80,14 @@ def request_refresh(
     end = now - settings.outcomes.delay
     return RefreshRequest(
         refresh_id=short_id(agent, now.isoformat(), trigger, cause, teacher, mode, settings.model_dump_json()),
-        agent=agent, as_of=now, trigger=trigger, cause=cause, teacher=teacher, mode=mode,
+        agent=agent,
+        as_of=now,
+        trigger=trigger,
+        cause=cause,
+        teacher=teacher,
+        mode=mode,
         window=base.window("refresh", end - settings.windows.test - settings.windows.train, end),
-    )  # fmt: skip
+    )
 
 
 class Session:

@@ -72,8 +72,9 @@ def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
     )
     asking.remember_mean(base, session.reweighted(teacher, weighted, learned.weights), rows)
     files: dict[str, Content] = {
-        names.WEIGHTS: learned.weights, names.WEIGHTS_FIGURE: figures.weights_over_time(base.weight_changes()),
-    }  # fmt: skip
+        names.WEIGHTS: learned.weights,
+        names.WEIGHTS_FIGURE: figures.weights_over_time(base.weight_changes()),
+    }
     models.log(job.run_id, files=files, points=learned.points("weight/"))
     return teacher if weighted.version == teacher.version else weighted
 
@@ -165,9 +166,12 @@ def rows_to_ask(session: Session, teacher: Ensemble, rows: pd.DataFrame, account
         return np.ones(len(rows), dtype=bool), False
     plan = _plan(session, rows, answered, size, seed=int(short_id(session.refresh_id, teacher.version), 16))
     base.append_questions(
-        rows.iloc[plan.rows], plan.probability[plan.rows], answered[plan.rows],
-        job=session.refresh_id, teacher=teacher.version,
-    )  # fmt: skip
+        rows.iloc[plan.rows],
+        plan.probability[plan.rows],
+        answered[plan.rows],
+        job=session.refresh_id,
+        teacher=teacher.version,
+    )
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[plan.rows] = True
     return chosen, size < wanted
@@ -211,11 +215,17 @@ def _examination(
 ) -> Examination:
     labels = session.training.labelled["outcome"]
     return admission.examine(
-        session.settings, session.refresh_id, session.as_of, teacher.version, rows, probs,
+        session.settings,
+        session.refresh_id,
+        session.as_of,
+        teacher.version,
+        rows,
+        probs,
         base_rate=np.bincount(labels, minlength=len(session.settings.actions)) / len(labels),
-        unanswered=_reasons(session, session.teacher(teacher), unanswered), champion=_champion_probs(session, rows),
+        unanswered=_reasons(session, session.teacher(teacher), unanswered),
+        champion=_champion_probs(session, rows),
         trusted=_trusted(session, teacher, rows),
-    )  # fmt: skip
+    )
 
 
 def _champion_probs(session: Session, rows: pd.DataFrame) -> Array | None:
@@ -258,9 +268,13 @@ def _log_questions(
 ) -> None:
     """Of how many rows the teachers knew, were asked about, and were spared."""
     counts = Questions(
-        rows=len(rows), without_outcome=int((~rows.has_label).sum()), known=int(before.sum()),
-        asked=int(asked.sum()), answered=int((asked & answered).sum()), limited=limited,
-    )  # fmt: skip
+        rows=len(rows),
+        without_outcome=int((~rows.has_label).sum()),
+        known=int(before.sum()),
+        asked=int(asked.sum()),
+        answered=int((asked & answered).sum()),
+        limited=limited,
+    )
     metrics = {f"asking/{name}": float(value) for name, value in counts if name != "limited"}
     metrics["asking/skipped"] = float(counts.skipped)
     session.registry.log(session.job.run_id, files={names.QUESTIONS: counts}, metrics=metrics)

@@ -30,9 +30,13 @@ class Compressions(Models):
         :param source: address of the model.
         """
         marks = {
-            "role": "compression", "source": source, "verdict": "fits" if frontier.fits else "nothing_fits",
-            "chosen": frontier.chosen, "why": frontier.why, "mlflow.note.content": markdown(frontier.why),
-        }  # fmt: skip
+            "role": "compression",
+            "source": source,
+            "verdict": "fits" if frontier.fits else "nothing_fits",
+            "chosen": frontier.chosen,
+            "why": frontier.why,
+            "mlflow.note.content": markdown(frontier.why),
+        }
         run_id = self.client.create_run(
             self.experiment_id, run_name=f"compress {source}", tags=texts(marks)
         ).info.run_id
@@ -65,6 +69,12 @@ class Compressions(Models):
         def build(target: Path, model: Any) -> None:
             packaging.save_onnx(Path(candidate.folder), example, target, model)
 
-        marks = {"role": "compressed", "variant": candidate.name, "lineage.source": source, "chosen": chosen,
-                 "bytes": candidate.bytes, "candidate_id": candidate.candidate_id}  # fmt: skip
+        marks = {
+            "role": "compressed",
+            "variant": candidate.name,
+            "lineage.source": source,
+            "chosen": chosen,
+            "bytes": candidate.bytes,
+            "candidate_id": candidate.candidate_id,
+        }
         return self._log_nested(run_id, candidate.name, "compressed", build, texts(marks), recipe, metrics)

@@ -166,9 +166,15 @@ def _check_health(uri: str) -> None:
 
     try:
         answer = requests.get(
-            f"{uri.rstrip('/')}/health", headers=_bearer(), auth=_user(), cert=_client_certificate(),
-            verify=_trusted_certificates(), timeout=_PATIENCE, allow_redirects=False, stream=True,
-        )  # fmt: skip
+            f"{uri.rstrip('/')}/health",
+            headers=_bearer(),
+            auth=_user(),
+            cert=_client_certificate(),
+            verify=_trusted_certificates(),
+            timeout=_PATIENCE,
+            allow_redirects=False,
+            stream=True,
+        )
     except (requests.RequestException, OSError, ValueError) as error:
         raise _no_answer(uri, error) from error
     answer.close()

@@ -189,9 +189,15 @@ class Models(Runs):
             writer.save(variant.folder, target, model)
 
         return self._log_model(
-            refresh, name, "variant", build, variant.scorecard, variant.params, {"variant": name},
+            refresh,
+            name,
+            "variant",
+            build,
+            variant.scorecard,
+            variant.params,
+            {"variant": name},
             _More(variant.metrics),
-        )  # fmt: skip
+        )
 
     def _log_linked(
         self,
@@ -245,9 +251,14 @@ class Models(Runs):
         logged = self._log_nested(refresh.run_id, name, role, build_all, tags, params, _metrics(scorecard), more)
         logged_id = model_id(logged.uri)
         statement = Model(
-            agent=self.agent, name=name, version=None, model_id=logged_id, role=role,
-            lineage={each: model_id(uri) for each, uri in refresh.ancestors.items()}, **files,
-        )  # fmt: skip
+            agent=self.agent,
+            name=name,
+            version=None,
+            model_id=logged_id,
+            role=role,
+            lineage={each: model_id(uri) for each, uri in refresh.ancestors.items()},
+            **files,
+        )
         self.client.set_logged_model_tags(logged_id, {SIGNATURE: refresh.signing.sign(model_statement(statement))})
         return _Made(logged, statement, tags)
 
@@ -268,9 +279,13 @@ class Models(Runs):
         """
         run = self.client.create_run(self.experiment_id, run_name=name, tags={PARENT: run_id, **tags}).info.run_id
         model = self.client.create_logged_model(
-            self.experiment_id, re.sub(r"[/:.%\"']", "_", name), source_run_id=run, tags=dict(tags),
-            params=texts(params), model_type=role,
-        )  # fmt: skip
+            self.experiment_id,
+            re.sub(r"[/:.%\"']", "_", name),
+            source_run_id=run,
+            tags=dict(tags),
+            params=texts(params),
+            model_type=role,
+        )
         try:
             self._upload(model, run, build)
         except BaseException:

@@ -5,11 +5,28 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
-    "BASELINE", "CERTIFICATE", "CONTRADICTIONS", "DATA_DOCS", "DRIFT_FIGURE", "DRIFT_VERDICT", "EXAMINATION",
-    "FRONTIER", "FRONTIER_FIGURE", "MODEL_STATE", "PROFILE", "PROOF", "QUALITY_FIGURE", "QUESTIONS", "RECALIBRATION",
+    "BASELINE",
+    "CERTIFICATE",
+    "CONTRADICTIONS",
+    "DATA_DOCS",
+    "DRIFT_FIGURE",
+    "DRIFT_VERDICT",
+    "EXAMINATION",
+    "FRONTIER",
+    "FRONTIER_FIGURE",
+    "MODEL_STATE",
+    "PROFILE",
+    "PROOF",
+    "QUALITY_FIGURE",
+    "QUESTIONS",
+    "RECALIBRATION",
     "TRADEOFF_FIGURE",
-    "TRAINING_HISTORY", "UPDATE", "VERDICT", "WEIGHTS", "WEIGHTS_FIGURE",
-]  # fmt: skip
+    "TRAINING_HISTORY",
+    "UPDATE",
+    "VERDICT",
+    "WEIGHTS",
+    "WEIGHTS_FIGURE",
+]
 
 # of a refresh
 DATA_DOCS: Final = "data_docs/data_checks.html"  # what its data was checked for, and how that went

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["NATIVE", "PAYLOAD", "VariantWriter", "payload", "save_onnx", "save_student", "save_teacher",
-           "save_variant"]  # fmt: skip
+__all__ = ["NATIVE", "PAYLOAD", "VariantWriter", "payload", "save_onnx", "save_student", "save_teacher", "save_variant"]
 
 # Where in a model's files the thing itself lies; a teacher's and a variant's is the one folder below.
 PAYLOAD = {"teacher": "data", "student": "data", "variant": "artifacts"}

@@ -14,15 +14,44 @@ from stillhouse.artifacts import checked_program, require_own_tensors
 from stillhouse.errors import PartError
 from stillhouse.registry.signatures import as_dtype
 
-__all__ = ["CODE", "Predict", "agent_of", "inside", "onnx_file", "predictor", "program_file", "variant_folder",
-           "what_it_brings"]  # fmt: skip
+__all__ = [
+    "CODE",
+    "Predict",
+    "agent_of",
+    "inside",
+    "onnx_file",
+    "predictor",
+    "program_file",
+    "variant_folder",
+    "what_it_brings",
+]
 
 Predict = Callable[[pd.DataFrame], Any]
 
-CODE = frozenset((
-    ".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".whl", ".jar", ".pkl", ".pickle", ".pth", ".pt", ".ckpt",
-    ".joblib", ".dill", ".cloudpickle", ".skops", ".h5", ".keras",
-))  # fmt: skip
+CODE = frozenset(
+    (
+        ".py",
+        ".pyc",
+        ".pyo",
+        ".pyd",
+        ".so",
+        ".dll",
+        ".dylib",
+        ".whl",
+        ".jar",
+        ".pkl",
+        ".pickle",
+        ".pth",
+        ".pt",
+        ".ckpt",
+        ".joblib",
+        ".dill",
+        ".cloudpickle",
+        ".skops",
+        ".h5",
+        ".keras",
+    )
+)
 """Suffixes of files that hold Python, compiled code or pickles."""
 
 _LOADERS = ("mlflow.onnx", "mlflow.pytorch")
@@ -141,8 +170,10 @@ def _program(file: Path) -> Predict:
     values = values[-len(names) :] if names else []
 
     def predict(given: Any) -> Any:
-        inputs = [(str(name), np.dtype(str(value.dtype).removeprefix("torch.")), value.ndim)
-                  for name, value in zip(names, values, strict=True)]  # fmt: skip
+        inputs = [
+            (str(name), np.dtype(str(value.dtype).removeprefix("torch.")), value.ndim)
+            for name, value in zip(names, values, strict=True)
+        ]
         feed = _feed(given, inputs)
         with torch.no_grad():
             answers = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in feed.values()))
@@ -152,11 +183,17 @@ def _program(file: Path) -> Predict:
 
 
 _DTYPES = {
-    "tensor(float)": np.dtype(np.float32), "tensor(double)": np.dtype(np.float64),
-    "tensor(float16)": np.dtype(np.float16), "tensor(int64)": np.dtype(np.int64),
-    "tensor(int32)": np.dtype(np.int32), "tensor(int16)": np.dtype(np.int16), "tensor(int8)": np.dtype(np.int8),
-    "tensor(uint8)": np.dtype(np.uint8), "tensor(bool)": np.dtype(bool), "tensor(string)": np.dtype(object),
-}  # fmt: skip
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(bool)": np.dtype(bool),
+    "tensor(string)": np.dtype(object),
+}
 
 
 def _feed(given: Any, inputs: Sequence[tuple[str, Any, int]]) -> dict[str, Any]:

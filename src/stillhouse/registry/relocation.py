@@ -47,9 +47,7 @@ def _earlier_locations(connection: sqlite3.Connection, location: str) -> list[st
         return []
     suffix = "/mlflow/artifacts"
     rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-    return [
-        uri for (uri,) in rows if uri and uri != location and uri.startswith("file://") and uri.endswith(suffix)
-    ]  # fmt: skip
+    return [uri for (uri,) in rows if uri and uri != location and uri.startswith("file://") and uri.endswith(suffix)]
 
 
 def _text_columns(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:

@@ -131,9 +131,11 @@ class Agent:
         self._closed, self._left = False, 0
         limits = self.config.runtime.cascade
         self._budget = None if limits is None else DayBudget(self._champions.folder / "cascade.sqlite", limits)
-        self._asking = None if self._budget is None else Asking(
-            self.config, self.contract, self._champions, self._budget, self.spool, self._troubles
-        )  # fmt: skip
+        self._asking = (
+            None
+            if self._budget is None
+            else Asking(self.config, self.contract, self._champions, self._budget, self.spool, self._troubles)
+        )
         self._unrecorded, self._flush_problems = False, tuple[str, ...]()
         self._clock = WallClock()
         self._look()
@@ -148,8 +150,11 @@ class Agent:
                 first.once.wait(_FIRST_ANSWER)
         else:
             first = Repeating(f"{name} looks", self._look, min(_POINTER_SECONDS, runtime.poll.total_seconds()))
-        found = [first, Repeating(f"{name} spools", self._look_at_spools, _SPOOL_SECONDS),
-                 Repeating(f"{name} clock", self._look_at_clock, _SPOOL_SECONDS)]  # fmt: skip
+        found = [
+            first,
+            Repeating(f"{name} spools", self._look_at_spools, _SPOOL_SECONDS),
+            Repeating(f"{name} clock", self._look_at_clock, _SPOOL_SECONDS),
+        ]
         if flush:
             found.append(Repeating(f"{name} flushes", self._flush_quietly, runtime.flush.total_seconds()))
         return found
@@ -196,9 +201,14 @@ class Agent:
         found = champion.probabilities(batch)
         n = len(batch)
         return Judged(
-            batch, champion, found, self._unsure(found), ["student"] * n, [champion.version] * n,
+            batch,
+            champion,
+            found,
+            self._unsure(found),
+            ["student"] * n,
+            [champion.version] * n,
             outside=self.contract.outside(batch.values),
-        )  # fmt: skip
+        )
 
     def ask_teacher(self, judged: Judged) -> None:
         """Let the teacher answer in the student's place where it is unsure; blocks up to the cascade's timeout.
@@ -240,22 +250,39 @@ class Agent:
         chosen = [actions[i] for i in judged.probabilities.argmax(axis=1).tolist()]
         now = time.time_ns() // 1000
         event = Decided(
-            observation_ids=batch.observation_ids, observed_at=batch.observed_at, columns=batch.columns,
-            values=batch.values, decision_ids=ids,
+            observation_ids=batch.observation_ids,
+            observed_at=batch.observed_at,
+            columns=batch.columns,
+            values=batch.values,
+            decision_ids=ids,
             decided_at=batch.observed_at if self._replayed else [now] * len(batch),
-            actions=chosen, probabilities=probabilities, deciders=judged.deciders, versions=judged.versions,
-        )  # fmt: skip
+            actions=chosen,
+            probabilities=probabilities,
+            deciders=judged.deciders,
+            versions=judged.versions,
+        )
         made = [
             Decision(
-                decision_id=decision_id, observation_id=observation_id, action=action, confidence=max(said),
-                probabilities=dict(zip(actions, said, strict=True)), decider=decider, version=version,
+                decision_id=decision_id,
+                observation_id=observation_id,
+                action=action,
+                confidence=max(said),
+                probabilities=dict(zip(actions, said, strict=True)),
+                decider=decider,
+                version=version,
                 warnings=tuple(found.message for found in judged.outside.get(place, ())),
             )
             for place, decision_id, observation_id, action, said, decider, version in zip(
-                range(len(ids)), ids, batch.observation_ids, chosen, probabilities, judged.deciders, judged.versions,
+                range(len(ids)),
+                ids,
+                batch.observation_ids,
+                chosen,
+                probabilities,
+                judged.deciders,
+                judged.versions,
                 strict=True,
             )
-        ]  # fmt: skip
+        ]
         return event, made
 
     def _unsure(self, probabilities: np.ndarray[Any, Any]) -> list[int]:
@@ -275,10 +302,12 @@ class Agent:
         if len(batch):
             self._put(
                 Observed(
-                    observation_ids=batch.observation_ids, observed_at=batch.observed_at, columns=batch.columns,
+                    observation_ids=batch.observation_ids,
+                    observed_at=batch.observed_at,
+                    columns=batch.columns,
                     values=batch.values,
                 )
-            )  # fmt: skip
+            )
         return batch.observation_ids
 
     def outcome(self, decision_id: str, action: str | float, known_at: datetime | None = None) -> None:
@@ -314,8 +343,9 @@ class Agent:
         return Outcomes(
             observation_ids=[subject.observation_id for subject in found],
             observed_at=[subject.observed_at for subject in found],
-            known_at=self._known(known_at), actions=actions,
-        )  # fmt: skip
+            known_at=self._known(known_at),
+            actions=actions,
+        )
 
     def learn(self, outcomes: pd.DataFrame) -> None:
         """Record outcomes of observations whose ids the application keeps itself, all or none.
@@ -415,13 +445,19 @@ class Agent:
         with self._counting:
             decided, outside = dict(self._decided_by), dict(self._outside)
         return Status(
-            agent=self.config.agent, champion=champion.version if champion else None,
-            promoted_at=pointer.promoted_at if pointer else None, deciding_since=self._since,
-            problems=self.problems(), decisions=decided, outside_contract=outside,
+            agent=self.config.agent,
+            champion=champion.version if champion else None,
+            promoted_at=pointer.promoted_at if pointer else None,
+            deciding_since=self._since,
+            problems=self.problems(),
+            decisions=decided,
+            outside_contract=outside,
             spool_rows=self._left if self._closed else self._waiting_rows(),
-            cascade=self._asking.counted() if self._asking else {}, teacher_calls=calls, teacher_cost=cost,
+            cascade=self._asking.counted() if self._asking else {},
+            teacher_calls=calls,
+            teacher_cost=cost,
             last_flush=self._last_flush,
-        )  # fmt: skip
+        )
 
     def _waiting_rows(self) -> int:
         try:

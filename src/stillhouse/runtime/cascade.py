@@ -149,9 +149,14 @@ class Asking:
     """
 
     def __init__(
-        self, config: AgentConfig, contract: Contract, champions: Champions, budget: DayBudget, spool: Spool,
+        self,
+        config: AgentConfig,
+        contract: Contract,
+        champions: Champions,
+        budget: DayBudget,
+        spool: Spool,
         troubles: Troubles,
-    ) -> None:  # fmt: skip
+    ) -> None:
         assert config.runtime.cascade is not None
         self.config = config
         self.budget = budget
@@ -384,6 +389,11 @@ def _taught(
 ) -> Taught:
     part = batch.part(places)
     return Taught(
-        teacher=teacher, observed_at=part.observed_at, asked_at=time.time_ns() // 1000, columns=part.columns,
-        values=part.values, probabilities=[probabilities[i].tolist() for i in places], spending=spending,
-    )  # fmt: skip
+        teacher=teacher,
+        observed_at=part.observed_at,
+        asked_at=time.time_ns() // 1000,
+        columns=part.columns,
+        values=part.values,
+        probabilities=[probabilities[i].tolist() for i in places],
+        spending=spending,
+    )

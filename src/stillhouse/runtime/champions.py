@@ -225,10 +225,15 @@ class Champions:
         self._tried(str(champion), self.folder / name, None)
         promoted = models.tags(champion).get("promoted_at")
         return Pointer(
-            version=str(champion), uri=champion.uri, run_id=champion.run_id, folder=name, **signed.fields,
+            version=str(champion),
+            uri=champion.uri,
+            run_id=champion.run_id,
+            folder=name,
+            **signed.fields,
             promoted_at=datetime.fromisoformat(promoted) if promoted else None,
-            knowledge_base=self._knowledge_base(before), before=_before(name, before),
-        )  # fmt: skip
+            knowledge_base=self._knowledge_base(before),
+            before=_before(name, before),
+        )
 
     def _with_teacher(self, models: Registry, champion: ModelRef, pointer: Pointer) -> Pointer:
         teacher = models.baseline(champion).teacher

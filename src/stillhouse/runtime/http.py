@@ -166,12 +166,19 @@ def media_type(scope: Scope, allowed: Sequence[str]) -> str:
         fits = all(part in ("charset=utf-8", 'charset="utf-8"', "") for part in parameters)
         if kind not in allowed or not fits:
             wanted = " or ".join(allowed)
-            raise Refused(415, "unsupported_media_type",
-                          f"the body must be {wanted} in UTF-8 (header Content-Type), not {given[:100]!r}",
-                          {"accept": ", ".join(allowed)})  # fmt: skip
+            raise Refused(
+                415,
+                "unsupported_media_type",
+                f"the body must be {wanted} in UTF-8 (header Content-Type), not {given[:100]!r}",
+                {"accept": ", ".join(allowed)},
+            )
     if header(scope, b"content-encoding") not in ("", "identity"):
-        raise Refused(415, "unsupported_media_type", "the body must not be compressed (header Content-Encoding)",
-                      {"accept-encoding": "identity"})  # fmt: skip
+        raise Refused(
+            415,
+            "unsupported_media_type",
+            "the body must not be compressed (header Content-Encoding)",
+            {"accept-encoding": "identity"},
+        )
     return kind
 
 
@@ -188,8 +195,9 @@ async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
         try:
             body = await asyncio.wait_for(_rest(body, receive, limits), limits.body_seconds)
         except TimeoutError as error:
-            raise Refused(408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s",
-                          {"connection": "close"}) from error  # fmt: skip
+            raise Refused(
+                408, "too_slow", f"the body did not arrive within {limits.body_seconds:g} s", {"connection": "close"}
+            ) from error
     if len(body) > limits.max_body:
         raise _too_large(limits)
     return body
@@ -209,8 +217,12 @@ async def _rest(begun: bytes, receive: Receive, limits: Limits) -> bytes:
 
 def _too_large(limits: Limits) -> Refused:
     # the rest of the body is not read, so the connection cannot be used again
-    return Refused(413, "body_too_large", f"a body may have {limits.max_body:,} bytes: send several requests",
-                   {"connection": "close"})  # fmt: skip
+    return Refused(
+        413,
+        "body_too_large",
+        f"a body may have {limits.max_body:,} bytes: send several requests",
+        {"connection": "close"},
+    )
 
 
 def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
@@ -297,8 +309,12 @@ class Guard:
     def _check_token(self, given: str) -> None:
         if not self._is_known(given):
             challenge = 'Bearer realm="stillhouse"' + (', error="invalid_token"' if given else "")
-            raise Refused(401, "unauthorised", "a bearer token is needed (header Authorization: Bearer …)",
-                          {"www-authenticate": challenge})  # fmt: skip
+            raise Refused(
+                401,
+                "unauthorised",
+                "a bearer token is needed (header Authorization: Bearer …)",
+                {"www-authenticate": challenge},
+            )
 
     def _is_known(self, given: str) -> bool:
         scheme, _, token = given.partition(" ")

@@ -47,10 +47,13 @@ class DecisionIds:
     def give(self, observation_ids: Sequence[str], observed_at: Sequence[int]) -> list[str]:
         """A new id for a decision about each observation."""
         random = os.urandom(_RANDOM * len(observation_ids))
-        said = [time.to_bytes(8, "big", signed=True) + random[_RANDOM * i : _RANDOM * (i + 1)]
-                for i, time in enumerate(observed_at)]  # fmt: skip
-        checked = [part for name, each in zip(observation_ids, said, strict=True)
-                   for part in (each, self._check(name, each))]  # fmt: skip
+        said = [
+            time.to_bytes(8, "big", signed=True) + random[_RANDOM * i : _RANDOM * (i + 1)]
+            for i, time in enumerate(observed_at)
+        ]
+        checked = [
+            part for name, each in zip(observation_ids, said, strict=True) for part in (each, self._check(name, each))
+        ]
         tokens = base64.urlsafe_b64encode(b"".join(checked)).decode()  # of 18 bytes each, so none runs into the next
         return [f"{name}.{tokens[_TOKEN * i : _TOKEN * (i + 1)]}" for i, name in enumerate(observation_ids)]
 

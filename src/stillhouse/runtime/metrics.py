@@ -165,8 +165,9 @@ class _Families(Collector):
                 if (found := value_of(status)) is not None:
                     gauge.add_metric([status.agent], found)
             yield gauge
-        champion = GaugeMetricFamily("stillhouse_champion_info", "1 for the champion that decides",
-                                     labels=["agent", "version"])  # fmt: skip
+        champion = GaugeMetricFamily(
+            "stillhouse_champion_info", "1 for the champion that decides", labels=["agent", "version"]
+        )
         problem = GaugeMetricFamily("stillhouse_problem", "1 while this side gives trouble", labels=["agent", "side"])
         for status in self._statuses:
             if status.champion is not None:
@@ -183,13 +184,18 @@ def _last_flush(status: Status) -> float | None:
 
 _GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
     ("ready", "1 where there is a champion to decide with", lambda status: float(status.champion is not None)),
-    ("degraded", "1 while anything gives trouble, though decisions may work",
-     lambda status: float(bool(status.troubled))),
-    ("spool_rows", "Rows recorded on this machine that wait for the knowledge base",
-     lambda status: float(status.spool_rows)),
-    ("last_flush_timestamp_seconds", "When the spools were last emptied into the knowledge base",
-     _last_flush),
-)  # fmt: skip
+    (
+        "degraded",
+        "1 while anything gives trouble, though decisions may work",
+        lambda status: float(bool(status.troubled)),
+    ),
+    (
+        "spool_rows",
+        "Rows recorded on this machine that wait for the knowledge base",
+        lambda status: float(status.spool_rows),
+    ),
+    ("last_flush_timestamp_seconds", "When the spools were last emptied into the knowledge base", _last_flush),
+)
 
 
 def _cumulated(bounds: Sequence[float], kept: Sequence[float]) -> list[tuple[str, float]]:

@@ -48,9 +48,10 @@ def describe(agents: Sequence[AgentConfig], limits: Limits, *, secured: bool) ->
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "stillhouse", "version": __version__,
+            "title": "stillhouse",
+            "version": __version__,
             "description": "Decisions of a small model that is kept fresh, and what it learns from. Every error has "
-            "the shape {\"error\": {\"code\", \"message\"}}.",
+            'the shape {"error": {"code", "message"}}.',
         },
         "paths": paths,
         "components": {
@@ -59,7 +60,7 @@ def describe(agents: Sequence[AgentConfig], limits: Limits, *, secured: bool) ->
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"bearer": []}] if secured else [],
-    }  # fmt: skip
+    }
 
 
 def _of_agent(config: AgentConfig, limits: Limits) -> Json:
@@ -74,56 +75,88 @@ def _of_agent(config: AgentConfig, limits: Limits) -> Json:
     many = {"type": "array", "minItems": 1, "maxItems": limits.max_rows}
     return {
         base: {"get": _operation(f"{name}_status", f"How {name} stands", _json({"type": "object"}), ("401", "404"))},
-        f"{base}/decisions": {"post": {
-            **_operation(
-                f"{name}_decide", config.description or f"Let {name} decide",
-                _json({"anyOf": [decision, _object({"decisions": many | {"items": decision}}, ["decisions"])]},
-                      "recorded before it was answered"),
-                _TAKES_BODY,
-            ),
-            "parameters": [_query("probabilities", {"type": "boolean", "default": False}, "of every action")],
-            "requestBody": _body({"oneOf": [
-                _object({"observation": observation}, ["observation"]),
-                _object({"observations": many | {"items": observation}}, ["observations"]),
-            ]}),
-        }},
-        f"{base}/outcomes": {"post": {
-            **_operation(
-                f"{name}_learn", "What turned out to be true: late or again, of several the last known counts",
-                _json(_object({"recorded": {"type": "integer"}}, ["recorded"])), (*_TAKES_BODY, "404"),
-            ),
-            "requestBody": _body({"oneOf": [
-                outcome, _object({"outcomes": many | {"items": outcome}}, ["outcomes"]),
-            ]}),
-        }},
-        f"{base}/model": {"get": {
-            **_operation(
-                f"{name}_model", "The champion as .tar.gz: model.onnx, manifest.json, variant.py, values.py",
-                {"description": "the same model is the same bytes; ETag and Content-Digest are its SHA-256",
-                 "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}}},
-                ("401", "404", "503"), {"304": {"description": "you have it (If-None-Match)"}},
-            ),
-            "parameters": [
-                _query("version", {"type": "string"}, "answer 404 if it is another"),
-                {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}},
-            ],
-        }},
-        f"{base}/knowledge": {"get": {
-            **_operation(
-                f"{name}_knowledge", "What the teachers have said, oldest first; Link says where it goes on",
-                {"description": "a line per answer", "content": {
-                    "application/x-ndjson": {"schema": {"type": "string"}},
-                    "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
-                }},
-                ("401", "404", "422", "503"),
-            ),
-            "parameters": [
-                _query("since", _TIME, "only what was asked later"),
-                _query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": 1000}, "rows"),
-                _query("after", {"type": "string"}, "the header Stillhouse-Next of the page before; since is not read"),
-            ],
-        }},
-    }  # fmt: skip
+        f"{base}/decisions": {
+            "post": {
+                **_operation(
+                    f"{name}_decide",
+                    config.description or f"Let {name} decide",
+                    _json(
+                        {"anyOf": [decision, _object({"decisions": many | {"items": decision}}, ["decisions"])]},
+                        "recorded before it was answered",
+                    ),
+                    _TAKES_BODY,
+                ),
+                "parameters": [_query("probabilities", {"type": "boolean", "default": False}, "of every action")],
+                "requestBody": _body(
+                    {
+                        "oneOf": [
+                            _object({"observation": observation}, ["observation"]),
+                            _object({"observations": many | {"items": observation}}, ["observations"]),
+                        ]
+                    }
+                ),
+            }
+        },
+        f"{base}/outcomes": {
+            "post": {
+                **_operation(
+                    f"{name}_learn",
+                    "What turned out to be true: late or again, of several the last known counts",
+                    _json(_object({"recorded": {"type": "integer"}}, ["recorded"])),
+                    (*_TAKES_BODY, "404"),
+                ),
+                "requestBody": _body(
+                    {
+                        "oneOf": [
+                            outcome,
+                            _object({"outcomes": many | {"items": outcome}}, ["outcomes"]),
+                        ]
+                    }
+                ),
+            }
+        },
+        f"{base}/model": {
+            "get": {
+                **_operation(
+                    f"{name}_model",
+                    "The champion as .tar.gz: model.onnx, manifest.json, variant.py, values.py",
+                    {
+                        "description": "the same model is the same bytes; ETag and Content-Digest are its SHA-256",
+                        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}},
+                    },
+                    ("401", "404", "503"),
+                    {"304": {"description": "you have it (If-None-Match)"}},
+                ),
+                "parameters": [
+                    _query("version", {"type": "string"}, "answer 404 if it is another"),
+                    {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}},
+                ],
+            }
+        },
+        f"{base}/knowledge": {
+            "get": {
+                **_operation(
+                    f"{name}_knowledge",
+                    "What the teachers have said, oldest first; Link says where it goes on",
+                    {
+                        "description": "a line per answer",
+                        "content": {
+                            "application/x-ndjson": {"schema": {"type": "string"}},
+                            "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
+                        },
+                    },
+                    ("401", "404", "422", "503"),
+                ),
+                "parameters": [
+                    _query("since", _TIME, "only what was asked later"),
+                    _query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": 1000}, "rows"),
+                    _query(
+                        "after", {"type": "string"}, "the header Stillhouse-Next of the page before; since is not read"
+                    ),
+                ],
+            }
+        },
+    }
 
 
 def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
@@ -132,49 +165,89 @@ def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
     bare = {"description": "as MLflow says it", "content": {"application/json": {}}}
     ready = _json({"type": "object"}, "alive, and every agent has a champion")
     rows = {"type": "array", "minItems": 1, "maxItems": limits.max_rows, "items": {"type": "object"}}
-    split = _object({
-        "columns": {"type": "array", "items": {"type": "string"}},
-        "data": {"type": "array", "minItems": 1, "maxItems": limits.max_rows, "items": {"type": "array"}},
-        "index": {"type": ["array", "null"]},
-    }, ["columns", "data"])  # fmt: skip
+    split = _object(
+        {
+            "columns": {"type": "array", "items": {"type": "string"}},
+            "data": {"type": "array", "minItems": 1, "maxItems": limits.max_rows, "items": {"type": "array"}},
+            "index": {"type": ["array", "null"]},
+        },
+        ["columns", "data"],
+    )
     either = {"anyOf": [rows, {"type": "object"}]}
     forms = {"dataframe_split": split, "dataframe_records": rows, "instances": either, "inputs": either}
     prediction = _object({"action": {"type": "string"}}, ["action"]) | {"additionalProperties": {"type": "number"}}
-    predicted = _object({
-        "predictions": {"type": "array", "items": prediction},
-        "decision_ids": {"type": "array", "items": {"type": "string"}},
-        "warnings": {"type": "array", "items": {"type": "array", "items": {"type": "string"}},
-                     "description": "by row, what of it lies outside the data contract"},
-    }, ["predictions"])  # fmt: skip
+    predicted = _object(
+        {
+            "predictions": {"type": "array", "items": prediction},
+            "decision_ids": {"type": "array", "items": {"type": "string"}},
+            "warnings": {
+                "type": "array",
+                "items": {"type": "array", "items": {"type": "string"}},
+                "description": "by row, what of it lies outside the data contract",
+            },
+        },
+        ["predictions"],
+    )
     asked = {"oneOf": [{"type": "object", "properties": {k: v}, "required": [k]} for k, v in forms.items()]}
     return {
         "/v1/agents": {"get": _operation("agents", "Who is served", _json({"type": "object"}), ("401",))},
-        "/invocations": {"post": {
-            **_operation("invocations", "MLflow's scoring protocol, as `mlflow models serve`", _json(predicted),
-                         ("400", "401", "404", "408", "413", "415", "503")),
-            "parameters": [
-                _query("agent", {"enum": names}, "where several are served"),
-                _query("decision_ids", {"type": "boolean", "default": False}, "beside the predictions"),
-                _query("warnings", {"type": "boolean", "default": False},
-                       "beside the predictions; the header Stillhouse-Warnings counts the rows that have some"),
-                {"name": "Stillhouse-Agent", "in": "header", "schema": {"enum": names}},
-            ],
-            "requestBody": {"required": True, "content": {
-                "application/json": {"schema": asked}, "text/csv": {"schema": {"type": "string"}},
-            }},
-        }},
+        "/invocations": {
+            "post": {
+                **_operation(
+                    "invocations",
+                    "MLflow's scoring protocol, as `mlflow models serve`",
+                    _json(predicted),
+                    ("400", "401", "404", "408", "413", "415", "503"),
+                ),
+                "parameters": [
+                    _query("agent", {"enum": names}, "where several are served"),
+                    _query("decision_ids", {"type": "boolean", "default": False}, "beside the predictions"),
+                    _query(
+                        "warnings",
+                        {"type": "boolean", "default": False},
+                        "beside the predictions; the header Stillhouse-Warnings counts the rows that have some",
+                    ),
+                    {"name": "Stillhouse-Agent", "in": "header", "schema": {"enum": names}},
+                ],
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {"schema": asked},
+                        "text/csv": {"schema": {"type": "string"}},
+                    },
+                },
+            }
+        },
         "/ping": {"get": _operation("ping", "200 with a champion, else 404", bare, ("404",)) | {"security": []}},
         "/health": {"get": _operation("health", "As /ping", bare, ("401", "404"))},
         "/version": {"get": _operation("version", "MLflow's version", bare, ("401",))},
-        "/healthz": {"get": _operation("healthz", "Whether decisions work, and what does not", ready, (), {
-            "503": _json({"type": "object"}, "an agent cannot decide or record") | {"headers": _RETRY_AFTER},
-        }) | {"security": []}},
-        "/readyz": {"get": _operation("readyz", "Whether everything works: as /healthz, for alarms", ready, (), {
-            "503": _json({"type": "object"}, "`reasons` says what does not") | {"headers": _RETRY_AFTER},
-        }) | {"security": []}},
+        "/healthz": {
+            "get": _operation(
+                "healthz",
+                "Whether decisions work, and what does not",
+                ready,
+                (),
+                {
+                    "503": _json({"type": "object"}, "an agent cannot decide or record") | {"headers": _RETRY_AFTER},
+                },
+            )
+            | {"security": []}
+        },
+        "/readyz": {
+            "get": _operation(
+                "readyz",
+                "Whether everything works: as /healthz, for alarms",
+                ready,
+                (),
+                {
+                    "503": _json({"type": "object"}, "`reasons` says what does not") | {"headers": _RETRY_AFTER},
+                },
+            )
+            | {"security": []}
+        },
         "/metrics": {"get": _operation("metrics", "For Prometheus", text, ("401",))},
         "/openapi.json": {"get": _operation("openapi", "This", _json({"type": "object"}), ("401",))},
-    }  # fmt: skip
+    }
 
 
 def _observation(config: AgentConfig) -> Json:
@@ -198,21 +271,30 @@ def _observation(config: AgentConfig) -> Json:
 
 def _shared() -> Json:
     return {
-        "Decision": _object({
-            "decision_id": {"type": "string", "description": "for its outcome"},
-            "observation_id": {"type": "string"},
-            "action": {"type": "string"},
-            "confidence": {"type": "number", "minimum": 0, "maximum": 1},
-            "decider": {"enum": ["student", "teacher"]},
-            "version": {"type": "string", "description": "of the decider"},
-            "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
-            "warnings": {"type": "array", "items": {"type": "string"},
-                         "description": "what in the observation lies outside the data contract; absent: nothing"},
-        }, ["decision_id", "observation_id", "action", "confidence", "decider", "version"]),
-        "Error": _object({
-            "error": _object({"code": {"type": "string"}, "message": {"type": "string"}}, ["code", "message"]),
-        }, ["error"]),
-    }  # fmt: skip
+        "Decision": _object(
+            {
+                "decision_id": {"type": "string", "description": "for its outcome"},
+                "observation_id": {"type": "string"},
+                "action": {"type": "string"},
+                "confidence": {"type": "number", "minimum": 0, "maximum": 1},
+                "decider": {"enum": ["student", "teacher"]},
+                "version": {"type": "string", "description": "of the decider"},
+                "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+                "warnings": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "what in the observation lies outside the data contract; absent: nothing",
+                },
+            },
+            ["decision_id", "observation_id", "action", "confidence", "decider", "version"],
+        ),
+        "Error": _object(
+            {
+                "error": _object({"code": {"type": "string"}, "message": {"type": "string"}}, ["code", "message"]),
+            },
+            ["error"],
+        ),
+    }
 
 
 _RETRY_AFTER: Json = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
@@ -238,8 +320,11 @@ def _own(config: AgentConfig, what: str) -> str:
 
 def _object(properties: Json, required: Sequence[str]) -> Json:
     return {
-        "type": "object", "properties": properties, "required": list(required), "additionalProperties": False,
-    }  # fmt: skip
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
 def _or_null(schema: Json) -> Json:

@@ -58,9 +58,11 @@ class Batch:
     def part(self, places: Sequence[int]) -> Batch:
         """Only the observations at ``places``."""
         return Batch(
-            [self.observation_ids[i] for i in places], [self.observed_at[i] for i in places],
-            self.columns, [self.values[i] for i in places],
-        )  # fmt: skip
+            [self.observation_ids[i] for i in places],
+            [self.observed_at[i] for i in places],
+            self.columns,
+            [self.values[i] for i in places],
+        )
 
 
 class Contract:
@@ -151,8 +153,9 @@ class Contract:
         }
         strange = [
             f"{column['name']} ({column['type']}, in the agent file {kinds.get(column['name'], 'not at all')})"
-            for column in columns if kinds.get(column["name"]) != column["type"]
-        ]  # fmt: skip
+            for column in columns
+            if kinds.get(column["name"]) != column["type"]
+        ]
         if strange:
             raise SchemaError(
                 f"{version} does not fit the agent file of {self.config.agent!r}: it reads {', '.join(strange)}; "
@@ -175,11 +178,13 @@ class Contract:
     def _of_frame(self, rows: pd.DataFrame) -> Batch:
         now = pd.Timestamp.now("UTC").as_unit("us")
         require_distinct(rows.columns, f"observations of agent {self.config.agent!r}")
-        given = rows.assign(**{
-            name: [value() for _ in range(len(rows))]
-            for name, value in (("observation_id", lambda: _new_ids(1)[0]), ("observed_at", lambda: now))
-            if name not in rows.columns
-        })  # fmt: skip
+        given = rows.assign(
+            **{
+                name: [value() for _ in range(len(rows))]
+                for name, value in (("observation_id", lambda: _new_ids(1)[0]), ("observed_at", lambda: now))
+                if name not in rows.columns
+            }
+        )
         tidied = tidy(given, self.config)
         if tidied["observation_id"].isna().any() or tidied["observed_at"].isna().any():
             raise SchemaError(f"observation_id or observed_at of agent {self.config.agent!r} is missing in a row")

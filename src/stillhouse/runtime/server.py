@@ -163,9 +163,13 @@ class Server:
     """
 
     def __init__(
-        self, agents: Sequence[Agent], *, limits: Limits | None = None, guard: Guard | None = None,
+        self,
+        agents: Sequence[Agent],
+        *,
+        limits: Limits | None = None,
+        guard: Guard | None = None,
         metrics: Metrics | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._served = {agent.config.agent: _Served(agent) for agent in agents}
         self._limits = limits or Limits()
         self._guard = guard or Guard()
@@ -249,9 +253,18 @@ class Server:
         self._require_rows(rows)
         made = await self._decided(served, served.agent.contract.batch(rows))
         answers = [
-            Told(each.decision_id, each.observation_id, each.action, each.confidence, each.decider, each.version,
-                 each.probabilities if told else UNSET, each.warnings) for each in made
-        ]  # fmt: skip
+            Told(
+                each.decision_id,
+                each.observation_id,
+                each.action,
+                each.confidence,
+                each.decider,
+                each.version,
+                each.probabilities if told else UNSET,
+                each.warnings,
+            )
+            for each in made
+        ]
         return encoded(answers[0] if asked.observations is UNSET else {"decisions": answers})
 
     async def _decided(self, served: _Served, batch: Batch) -> list[Decision]:
@@ -286,8 +299,12 @@ class Server:
         if not rows:
             raise Refused(422, "invalid", "the list is empty")
         if len(rows) > self._limits.max_rows:
-            raise Refused(413, "too_many_rows", f"{len(rows):,} rows are more than the {self._limits.max_rows:,} that "
-                                                "one request may have: send several")  # fmt: skip
+            raise Refused(
+                413,
+                "too_many_rows",
+                f"{len(rows):,} rows are more than the {self._limits.max_rows:,} that "
+                "one request may have: send several",
+            )
 
     # ----------------------------------------------------------------- MLflow's protocol
 
@@ -324,8 +341,12 @@ class Server:
         if name:
             return self._find(name)
         if len(self._served) > 1:
-            raise Refused(400, "which_agent", "several agents are served here: say which in ?agent= or in the header "
-                                              f"Stillhouse-Agent; there are: {', '.join(self._served)}")  # fmt: skip
+            raise Refused(
+                400,
+                "which_agent",
+                "several agents are served here: say which in ?agent= or in the header "
+                f"Stillhouse-Agent; there are: {', '.join(self._served)}",
+            )
         return next(iter(self._served.values()))
 
     # ----------------------------------------------------------------- what is asked now and then
@@ -392,8 +413,9 @@ class Server:
     def _find(self, name: str) -> _Served:
         served = self._served.get(name)
         if served is None:
-            raise Refused(404, "unknown_agent", f"agent {name[:100]!r} is not served here; there are: "
-                                                f"{', '.join(self._served)}")  # fmt: skip
+            raise Refused(
+                404, "unknown_agent", f"agent {name[:100]!r} is not served here; there are: {', '.join(self._served)}"
+            )
         return served
 
     async def _unknown_agent(self, request: Request) -> Response:
@@ -411,8 +433,12 @@ class Server:
         archive = await asyncio.to_thread(self._packed, served)
         wanted = query_of(request.scope, ("version",)).get("version")
         if wanted is not None and wanted not in (archive.version, archive.version.rpartition("@")[2]):
-            raise Refused(404, "unknown_version", f"{wanted[:100]!r} is not the champion here, which is "
-                                                  f"{archive.version}; other versions are in the registry")  # fmt: skip
+            raise Refused(
+                404,
+                "unknown_version",
+                f"{wanted[:100]!r} is not the champion here, which is "
+                f"{archive.version}; other versions are in the registry",
+            )
         if _matches(request.headers.get("if-none-match", ""), archive.sha256):
             kept = ("etag", "cache-control", "stillhouse-version")
             return Response(status_code=304, headers={name: archive.headers[name] for name in kept})
@@ -463,10 +489,15 @@ class Server:
             if agent == served.name:
                 decided[decider] = decided.get(decider, 0) + round(count)
         told = self._reported(served)
-        return own.model_copy(update={
-            "decisions": decided, "outside_contract": outside, "spool_rows": survey(spool_folder(served.name)).rows,
-            "problems": told.problems, "last_flush": told.last_flush or own.last_flush,
-        })  # fmt: skip
+        return own.model_copy(
+            update={
+                "decisions": decided,
+                "outside_contract": outside,
+                "spool_rows": survey(spool_folder(served.name)).rows,
+                "problems": told.problems,
+                "last_flush": told.last_flush or own.last_flush,
+            }
+        )
 
     def _reported(self, served: _Served) -> Report:
         """What troubles the agent on this machine: here, in the other workers, and in the supervisor."""
@@ -504,15 +535,22 @@ class Server:
         told = await asyncio.to_thread(lambda: {name: self._reported(served) for name, served in self._served.items()})
         all_ = self._guard.knows(request.scope)
         reasons = {
-            name: {side: problem.text if all_ else SIDES[side] for side, problem in each.problems.items()
-                   if problem.over_at is None} for name, each in told.items()
-        }  # fmt: skip
+            name: {
+                side: problem.text if all_ else SIDES[side]
+                for side, problem in each.problems.items()
+                if problem.over_at is None
+            }
+            for name, each in told.items()
+        }
         degraded = any(reasons.values())
         status = 503 if not all(ready.values()) else degraded_is if degraded else 200
         body = {
-            "alive": True, "ready": all(ready.values()), "degraded": degraded, "agents": ready,
+            "alive": True,
+            "ready": all(ready.values()),
+            "degraded": degraded,
+            "agents": ready,
             "reasons": {name: each for name, each in reasons.items() if each},
-        }  # fmt: skip
+        }
         return Response(
             encoded(body).body, status, media_type=JSON, headers={"retry-after": "1"} if status == 503 else {}
         )
@@ -576,8 +614,11 @@ def _start(query: Mapping[str, str]) -> datetime | Cursor:
         since: datetime = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
         return since.astimezone(UTC)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise Refused(422, "invalid", f"since is a time with its zone, such as 2026-01-31T00:00:00Z (with + as %2B), "
-                                      f"not {text[:50]!r}") from error  # fmt: skip
+        raise Refused(
+            422,
+            "invalid",
+            f"since is a time with its zone, such as 2026-01-31T00:00:00Z (with + as %2B), not {text[:50]!r}",
+        ) from error
 
 
 def _limit(query: Mapping[str, str]) -> int:

@@ -74,8 +74,9 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {settings.host} port {settings.port}: {error}; choose another with --host "
-                          "and --port") from error  # fmt: skip
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port}: {error}; choose another with --host and --port"
+        ) from error
     with listener:
         bound = listener.getsockname()[0]
         if not settings.tokens and not ipaddress.ip_address(bound).is_loopback:
@@ -182,8 +183,11 @@ class Supervisor:
 
     def _patience(self) -> float | None:
         """Seconds until something is due without anybody's saying so; None: nothing is."""
-        moments = [place.due if place.process is None else place.began + _LIVED_LONG_SECONDS + 0.1
-                   for place in self._places if place.process is None or place.early_deaths]  # fmt: skip
+        moments = [
+            place.due if place.process is None else place.began + _LIVED_LONG_SECONDS + 0.1
+            for place in self._places
+            if place.process is None or place.early_deaths
+        ]
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _start(self, place: _Place) -> None:
@@ -193,9 +197,10 @@ class Supervisor:
         try:
             place.generation += 1
             process = self._context.Process(
-                target=work, name=f"stillhouse-worker-{place.number}",
+                target=work,
+                name=f"stillhouse-worker-{place.number}",
                 args=(self._settings, self._listener, f"{place.number}-{place.generation}", self._folder, theirs),
-            )  # fmt: skip
+            )
             process.start()
         except BaseException:
             ready.close()
@@ -231,8 +236,9 @@ class Supervisor:
         for process in working:
             process.join(max(0.0, until - time.monotonic()))
             if process.is_alive():
-                log.error("%s has not answered what it has in hand within %g s, and is ended", process.name,
-                          _DRAIN_SECONDS)  # fmt: skip
+                log.error(
+                    "%s has not answered what it has in hand within %g s, and is ended", process.name, _DRAIN_SECONDS
+                )
                 process.kill()
                 process.join()
 
@@ -243,8 +249,12 @@ class Supervisor:
         until = time.monotonic() + _FLUSH_SECONDS
         for agent, keeper in zip(self._settings.agents, keepers, strict=True):
             if not keeper.ended(until - time.monotonic()):
-                log.error("%s: the last flush has not ended within %g s: what waits stays in the spools, for the next "
-                          "flush on this machine", agent, _FLUSH_SECONDS)  # fmt: skip
+                log.error(
+                    "%s: the last flush has not ended within %g s: what waits stays in the spools, for the next "
+                    "flush on this machine",
+                    agent,
+                    _FLUSH_SECONDS,
+                )
 
 
 def _says_ready(pipe: Connection) -> bool:

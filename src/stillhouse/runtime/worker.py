@@ -57,9 +57,16 @@ def work(settings: Settings, listener: socket.socket, name: str, folder: Path, r
     gc.freeze()  # what the imports made stays: no collection need look at it while somebody waits
     app = Server(agents, limits=settings.limits, guard=settings.guard(), metrics=Metrics(folder, name))
     options = uvicorn.Config(
-        app, loop="uvloop", http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False,
-        server_header=False, timeout_graceful_shutdown=_DRAIN_SECONDS,
-    )  # fmt: skip
+        app,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(listener.dup()) for _ in range(_ACCEPTED_AT_ONCE)]
         _Web(options, ready).run(sockets=listeners)

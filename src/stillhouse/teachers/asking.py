@@ -21,8 +21,15 @@ from stillhouse.teachers.answers import Allowance, Array
 from stillhouse.teachers.ensemble import CrossFit, Ensemble, Member
 
 __all__ = [
-    "Account", "ask", "ask_members", "cross_fitted", "for_refresh", "for_watch", "members_said", "remember_mean",
-]  # fmt: skip
+    "Account",
+    "ask",
+    "ask_members",
+    "cross_fitted",
+    "for_refresh",
+    "for_watch",
+    "members_said",
+    "remember_mean",
+]
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +61,14 @@ class Account:
         """Book what a round of questions has cost; each round is another, whatever was asked."""
         if spent.calls:
             self.base.spend(
-                spent, job=self.job, purpose=self.purpose, teacher=teacher, version=version, as_of=self.as_of,
+                spent,
+                job=self.job,
+                purpose=self.purpose,
+                teacher=teacher,
+                version=version,
+                as_of=self.as_of,
                 batch=f"{self.job}:{uuid4().hex}",
-            )  # fmt: skip
+            )
 
     def affordable(self, teacher: Ensemble, rows: int) -> int:
         """About how many of so many rows the calls that are left will do for, one a row and member."""
@@ -107,9 +119,12 @@ def ask(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Array:
 
 
 def cross_fitted(
-    teacher: Ensemble, rows: pd.DataFrame, account: Account, wanted: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+    teacher: Ensemble,
+    rows: pd.DataFrame,
+    account: Account,
+    wanted: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
     cross: CrossFit | None = None,
-) -> Array:  # fmt: skip
+) -> Array:
     """The same about the rows that ``teacher`` was fitted on, and others of that time.
 
     What can be fitted answers by cross-fitting (:func:`ensemble.cross_fit`), everything else as in :func:`ask`.
@@ -181,9 +196,13 @@ def _ask_others(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, acco
 
 
 def _cross_fit_members(
-    base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, wanted: pd.DataFrame, account: Account,
+    base: KnowledgeBase,
+    teacher: Ensemble,
+    rows: pd.DataFrame,
+    wanted: pd.DataFrame,
+    account: Account,
     cross: CrossFit | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Keep what each fitted member, fitted on other blocks of ``rows``, says about ``wanted`` ones, once each."""
     fitted = {leaf.name for leaf in leaves(base.config.teachers) if leaf.learns}
     members = [member for member in teacher.members if member.name in fitted]

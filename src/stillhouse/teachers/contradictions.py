@@ -64,10 +64,19 @@ def _contradiction(
     first = int((known & (one == outcomes) & (other != outcomes)).sum())
     second = int((known & (other == outcomes) & (one != outcomes)).sum())
     return Contradiction(
-        first=pair[0], second=pair[1], slice=name, rows=len(p), contradicting=int(apart.sum()),
-        share=float(apart.mean()), low=low, high=high, known=int(known.sum()), first_right=first, second_right=second,
+        first=pair[0],
+        second=pair[1],
+        slice=name,
+        rows=len(p),
+        contradicting=int(apart.sum()),
+        share=float(apart.mean()),
+        low=low,
+        high=high,
+        known=int(known.sum()),
+        first_right=first,
+        second_right=second,
         better=_better(pair, np.where(known, (one == outcomes) * 1.0 - (other == outcomes), 0.0), clusters),
-    )  # fmt: skip
+    )
 
 
 def _interval(apart: Array, clusters: Array) -> tuple[float, float]:

@@ -94,10 +94,13 @@ _BASICS: tuple[_Extra, ...] = (
     "system",
 )  # after those: hardly any server lacks them
 _PARAMETERS: Mapping[_Extra, str] = {
-    "many": "n", "structured": "response_format", "logprobs": "logprobs", "temperature": "temperature",
+    "many": "n",
+    "structured": "response_format",
+    "logprobs": "logprobs",
+    "temperature": "temperature",
     "completion_tokens": "max_completion_tokens (max_tokens is sent instead)",
     "system": "the system role (its message begins the question instead)",
-}  # fmt: skip
+}
 # What a refusal says where it names one of the basics.
 _NAMED: Mapping[_Extra, re.Pattern[str]] = {
     "temperature": re.compile(r"\btemperature\b", re.IGNORECASE),
@@ -128,9 +131,14 @@ def _(section: EndpointTeacher, context: MemberContext, part: dict[str, Any]) ->
     require_version(context, part, answer_version(context))
     asked = Endpoint(context.config, context.leaf.name, section)
     return Member(
-        context.leaf.name, context.leaf.share, asked.answer, part["version"], chunk=asked.chunk, dearest=asked.dearest,
+        context.leaf.name,
+        context.leaf.share,
+        asked.answer,
+        part["version"],
+        chunk=asked.chunk,
+        dearest=asked.dearest,
         most_calls=asked.most_calls,
-    )  # fmt: skip
+    )
 
 
 class Endpoint:
@@ -509,10 +517,13 @@ def _tokens(choice: Any) -> list[tuple[str, float, Sequence[tuple[str, float]]]]
     content = getattr(getattr(choice, "logprobs", None), "content", None) or []
     with suppress(AttributeError, TypeError, ValueError):
         return [
-            (str(each.token), min(0.0, float(each.logprob)),
-             [(str(top.token), min(0.0, float(top.logprob))) for top in each.top_logprobs or []])
+            (
+                str(each.token),
+                min(0.0, float(each.logprob)),
+                [(str(top.token), min(0.0, float(top.logprob))) for top in each.top_logprobs or []],
+            )
             for each in content
-        ]  # fmt: skip
+        ]
     return []
 
 

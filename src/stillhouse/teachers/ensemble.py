@@ -55,9 +55,15 @@ class Ensemble:
     """
 
     def __init__(
-        self, config: AgentConfig, members: Sequence[Member], fitted: Window | None, version: str, local: bool = True,
-        weights: Weights | None = None, before_weights: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        config: AgentConfig,
+        members: Sequence[Member],
+        fitted: Window | None,
+        version: str,
+        local: bool = True,
+        weights: Weights | None = None,
+        before_weights: str | None = None,
+    ) -> None:
         self.config = config
         self.members = tuple(members)
         self.fitted = fitted

@@ -88,7 +88,7 @@ def followed(base: KnowledgeBase, teacher: Ensemble, since: datetime, observed: 
     if weights.by == "agreement" and len(heard) >= base.config.weights.min_outcomes:
         weights = weighing.begin(
             weights.teachers, _start(teacher, weights.teachers).tolist(), weights.columns, weights.as_of
-        )  # fmt: skip
+        )
     return _learn(weights, heard, said, as_of) if len(heard) else Followed(weights)
 
 

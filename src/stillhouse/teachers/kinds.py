@@ -20,8 +20,16 @@ from stillhouse.parts import ModelStore, Teacher, import_kinds
 from stillhouse.records import short_id
 from stillhouse.teachers.answers import Answering
 
-__all__ = ["RENEW", "Member", "MemberContext", "answer_version", "describe", "new_teacher", "open_member",
-           "require_version"]  # fmt: skip
+__all__ = [
+    "RENEW",
+    "Member",
+    "MemberContext",
+    "answer_version",
+    "describe",
+    "new_teacher",
+    "open_member",
+    "require_version",
+]
 
 RENEW = "Refresh with teacher=fit, or restore the agent file"
 _CHUNK = 5000  # rows after which what a teacher in this process has said is kept

@@ -100,8 +100,10 @@ def _in_order(said: Any, actions: Sequence[str]) -> Any:
 
 def _one_of(outputs: Sequence[Any], actions: Sequence[str]) -> Any:
     """The one output that has a value for each action: an array ``[n, K]``, or a list of values by class."""
-    tables = [pd.DataFrame(each) if isinstance(each, list) and each and isinstance(each[0], Mapping) else each
-              for each in outputs]  # fmt: skip
+    tables = [
+        pd.DataFrame(each) if isinstance(each, list) and each and isinstance(each[0], Mapping) else each
+        for each in outputs
+    ]
     fitting = [each for each in tables if np.ndim(each) == 2 and np.shape(each)[1] == len(actions)]
     if len(fitting) != 1:
         shapes = ", ".join(str(list(np.shape(each))) for each in tables)

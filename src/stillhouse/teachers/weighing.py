@@ -46,9 +46,18 @@ import pandas as pd
 from stillhouse.records import SliceWeights, WeightChange, Weights
 
 __all__ = [
-    "FLOOR", "NOTEWORTHY", "Course", "begin", "by_agreement", "changes", "learn", "regret_bound", "share_in", "shares",
+    "FLOOR",
+    "NOTEWORTHY",
+    "Course",
+    "begin",
+    "by_agreement",
+    "changes",
+    "learn",
+    "regret_bound",
+    "share_in",
+    "shares",
     "vertex_prior",
-]  # fmt: skip
+]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -80,9 +89,12 @@ class Course:
 
 
 def begin(
-    teachers: Sequence[str], start: Sequence[float], columns: Sequence[str], as_of: datetime,
+    teachers: Sequence[str],
+    start: Sequence[float],
+    columns: Sequence[str],
+    as_of: datetime,
     by: Literal["file", "agreement"] = "file",
-) -> Weights:  # fmt: skip
+) -> Weights:
     """Weights before the first outcome.
 
     :param start: shares ``[M]`` that sum to 1, by the agent file or by agreement.
@@ -248,17 +260,26 @@ def _changes(
                 continue  # a slice that is as everywhere
             if abs(after - stood) >= NOTEWORTHY:
                 yield WeightChange(
-                    teacher=teacher, slice=name, before=stood, after=after, by=weights.by, as_of=weights.as_of,
-                    version=version, job=job, reason=_reason(weights, teacher, name),
-                )  # fmt: skip
+                    teacher=teacher,
+                    slice=name,
+                    before=stood,
+                    after=after,
+                    by=weights.by,
+                    as_of=weights.as_of,
+                    version=version,
+                    job=job,
+                    reason=_reason(weights, teacher, name),
+                )
 
 
 def _reason(weights: Weights, teacher: str, name: str) -> str:
     count = weights.everywhere.outcomes
     if not count:
-        return "no outcome yet: by how far the teachers agree, which is weaker" if weights.by == "agreement" else (
-            "no outcome yet: as the agent file says"
-        )  # fmt: skip
+        return (
+            "no outcome yet: by how far the teachers agree, which is weaker"
+            if weights.by == "agreement"
+            else ("no outcome yet: as the agent file says")
+        )
     stretches = weights.everywhere.stretches
     mean = {key: loss / stretches for key, loss in weights.losses.items()}
     text = (
@@ -432,9 +453,12 @@ def _points(start: tuple[float, ...]) -> tuple[Array, Array]:
     members = len(start)
     fits = (steps for steps in range(_FINEST, 1, -1) if comb(steps + members - 1, members - 1) <= _MOST_POINTS)
     steps = next(fits, 1)
-    counts = np.array([
-        np.diff([-1, *bars, steps + members - 1]) - 1 for bars in combinations(range(steps + members - 1), members - 1)
-    ])  # fmt: skip
+    counts = np.array(
+        [
+            np.diff([-1, *bars, steps + members - 1]) - 1
+            for bars in combinations(range(steps + members - 1), members - 1)
+        ]
+    )
     prior = np.array([_dirichlet_multinomial(count, np.asarray(start) * members) for count in counts])
     grid = np.vstack([start, counts / steps])
     return grid, np.concatenate([[0.5], 0.5 * prior / prior.sum()])

@@ -174,9 +174,7 @@ def _leading_to(actions: Sequence[str], said: str) -> list[int]:
     begun = [i for i, action in enumerate(actions) if action.startswith(said)]
     if begun:
         return begun
-    whole = [
-        i for i, action in enumerate(actions) if said.startswith(action) and _CLOSING.match(said[len(action) :])
-    ]  # fmt: skip
+    whole = [i for i, action in enumerate(actions) if said.startswith(action) and _CLOSING.match(said[len(action) :])]
     return sorted(whole, key=lambda i: len(actions[i]))[-1:]
 
 

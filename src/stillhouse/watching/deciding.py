@@ -66,10 +66,16 @@ def decide_response(
     states = evidence_states(base, champion, as_of) if champion and watched.settings.watch.false_alarms else []
     last = base.last_refresh(before=as_of + INSTANT)
     verdict = decide(
-        report, data, watched.settings, as_of=as_of, last_refresh=last,
-        refused=base.last_refused(before=as_of + INSTANT), steps=states, cost=cost,
+        report,
+        data,
+        watched.settings,
+        as_of=as_of,
+        last_refresh=last,
+        refused=base.last_refused(before=as_of + INSTANT),
+        steps=states,
+        cost=cost,
         new_rows=None if last is None else base.observed(last, as_of),
-    )  # fmt: skip
+    )
     base.record(verdict)
     return verdict
 

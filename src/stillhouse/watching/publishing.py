@@ -20,7 +20,7 @@ from stillhouse.records import (
     Verdict,
     Weights,
     evidence_steps,
-)  # fmt: skip
+)
 from stillhouse.registry import names
 from stillhouse.shown import markdown as md
 from stillhouse.teachers.weighing import share_in
@@ -52,9 +52,13 @@ def watch_figures(
 
 
 def log_watch(
-    watched: WatchedWindow, verdict: Verdict, data: DataReport, report: DriftReport, figures: dict[str, bytes],
+    watched: WatchedWindow,
+    verdict: Verdict,
+    data: DataReport,
+    report: DriftReport,
+    figures: dict[str, bytes],
     weights: Weights | None,
-) -> str:  # fmt: skip
+) -> str:
     """Log to the run of this champion's watches: curves go on, figures and pages are those of the last that had any.
 
     :returns: the run's id.
@@ -81,9 +85,15 @@ def log_watch(
 
 
 def watch_page(
-    watched: WatchedWindow, verdict: Verdict, data: DataReport, checks: str, report: DriftReport | None,
-    weights: Weights | None, figures: dict[str, bytes], run_id: str | None,
-) -> str:  # fmt: skip
+    watched: WatchedWindow,
+    verdict: Verdict,
+    data: DataReport,
+    checks: str,
+    report: DriftReport | None,
+    weights: Weights | None,
+    figures: dict[str, bytes],
+    run_id: str | None,
+) -> str:
     """The verdict, the data checks, the drift and its pictures, as Markdown.
 
     :param checks: ``data``, what the data contract said, as Markdown.
@@ -145,20 +155,27 @@ def _cost(cost: Cost | None) -> str:
 
 
 def _drift(report: DriftReport) -> str:
-    rows = [f"| {md(c.column)} | {c.psi:.3f} | {number(c.limit)} | {number(c.ks)} | {number(c.wasserstein)} "
-            f"| {c.effect:.3f} | {c.missing_reference:.1%} | {c.missing_current:.1%} | {first(c.unseen)} "
-            f"| {first(c.vanished)} |" for c in rank_columns((*report.columns, *report.outputs))]  # fmt: skip
+    rows = [
+        f"| {md(c.column)} | {c.psi:.3f} | {number(c.limit)} | {number(c.ks)} | {number(c.wasserstein)} "
+        f"| {c.effect:.3f} | {c.missing_reference:.1%} | {c.missing_current:.1%} | {first(c.unseen)} "
+        f"| {first(c.vanished)} |"
+        for c in rank_columns((*report.columns, *report.outputs))
+    ]
     return table(
         "| column | PSI | usual up to | KS | Wasserstein | effect size | missing before | missing now "
-        "| never seen before | seen no more |", rows
-    )  # fmt: skip
+        "| never seen before | seen no more |",
+        rows,
+    )
 
 
 def slices_table(slices: tuple[SliceDrift, ...]) -> str:
     if not slices:
         return ""
-    rows = [f"| {md(s.slice)} | {s.share_reference:.1%} | {s.share_current:.1%} | {s.rows:,} "
-            f"| {number(s.disagreement)} | {s.excess:+.4f} |" for s in slices]  # fmt: skip
+    rows = [
+        f"| {md(s.slice)} | {s.share_reference:.1%} | {s.share_current:.1%} | {s.rows:,} "
+        f"| {number(s.disagreement)} | {s.excess:+.4f} |"
+        for s in slices
+    ]
     return "## Slices\n\n" + table(
         "| slice | share before | share now | audited rows | disagreement | part in the rise |", rows
     )

@@ -102,9 +102,13 @@ def test_its_parts_are_found_by_following_it_and_what_does_not_apply_is_refused(
     x = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32)
     made = new_student(agent("Plain", width=60), COLUMNS, X)
     subject = student_subject(
-        made, COLUMNS, ("wait", "go"), calibration=lambda columns: x, judged=lambda columns: x,
+        made,
+        COLUMNS,
+        ("wait", "go"),
+        calibration=lambda columns: x,
+        judged=lambda columns: x,
         quality=lambda p: float(p[:, 0].mean()),
-    )  # fmt: skip
+    )
     workshop = Workshop(subject, variant_pack("toy", ("wait", "go"), {}), tmp_path, 0.05)
     units = workshop.make((PruneUnits(method="prune_units", recover_epochs=0),))
     heads = workshop.make((PruneHeads(method="prune_heads", recover_epochs=0),))

@@ -45,9 +45,12 @@ class Linear(StudentModule):
 
 @make.register
 def _(
-    section: LinearStudent, config: AgentConfig, columns: list[dict[str, Any]], x: np.ndarray,
+    section: LinearStudent,
+    config: AgentConfig,
+    columns: list[dict[str, Any]],
+    x: np.ndarray,
     initial: TextInitial | None,
-) -> StudentModule:  # fmt: skip
+) -> StudentModule:
     return Linear(x.shape[1], len(config.actions), section.missing)
 
 

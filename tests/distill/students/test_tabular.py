@@ -95,8 +95,9 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path, dropout: float) -> No
     student = make_student(dropout=dropout)
     save(student, tmp_path / "deep" / "folder")
     assert sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir()) == [
-        "student.json", "student.safetensors",
-    ]  # fmt: skip
+        "student.json",
+        "student.safetensors",
+    ]
     loaded = load(tmp_path / "deep" / "folder")
     rows = torch.tensor([[0.3, NAN, 2, 0], [5.0, -0.5, 0, 2]])
     torch.testing.assert_close(loaded(rows), student(rows), rtol=0, atol=0)

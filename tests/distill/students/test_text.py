@@ -154,8 +154,9 @@ def test_it_learns_from_texts_and_the_same_seed_gives_the_same(encoder: Any) -> 
 
     def learned() -> np.ndarray:
         student = new_student(config, columns, x)
-        distil(student, Lesson(x, np.eye(3)[outcomes], outcomes, parts.numbers, tokens=parts.tokens),
-               config.distillation)  # fmt: skip
+        distil(
+            student, Lesson(x, np.eye(3)[outcomes], outcomes, parts.numbers, tokens=parts.tokens), config.distillation
+        )
         return student_probabilities(student, encode(unseen, columns))
 
     unseen, true = rows(200, seed=1)
@@ -203,11 +204,16 @@ def initial(width: int = WIDE, layers: int = 0, heads: int = 4, feedforward: int
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
     bert = transformers.BertModel(
-        transformers.BertConfig(vocab_size=len(TEACHER_TOKENS), hidden_size=width, num_hidden_layers=layers,
-                                num_attention_heads=heads, intermediate_size=feedforward,
-                                max_position_embeddings=20),
+        transformers.BertConfig(
+            vocab_size=len(TEACHER_TOKENS),
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=feedforward,
+            max_position_embeddings=20,
+        ),
         add_pooling_layer=False,
-    ).eval()  # fmt: skip
+    ).eval()
     state = {name: tensor.detach().numpy() for name, tensor in bert.state_dict().items()}
     made = TextInitial(TEACHER_TOKENS, state["embeddings.word_embeddings.weight"], state, heads)
     object.__setattr__(made, "bert", bert)

@@ -58,9 +58,11 @@ def column_arguments(
     return {
         "edges": quantile_edges(x[:, : blocks(columns).numbers], section.bins),
         "cardinalities": [len(column["values"]) for column in columns if column["type"] == "category"],
-        "actions": len(config.actions), "widths": section.widths, "embedding": section.embedding,
+        "actions": len(config.actions),
+        "widths": section.widths,
+        "embedding": section.embedding,
         "dropout": section.dropout,
-    }  # fmt: skip
+    }
 
 
 class Columns(StudentModule):

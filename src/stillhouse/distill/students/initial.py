@@ -17,10 +17,15 @@ __all__ = ["begin_like"]
 Array = np.ndarray[Any, Any]
 
 _PARTS = {
-    "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
-    "out": "attention.output.dense", "after_attention": "attention.output.LayerNorm", "up": "intermediate.dense",
-    "down": "output.dense", "after_feedforward": "output.LayerNorm",
-}  # fmt: skip
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "after_attention": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "after_feedforward": "output.LayerNorm",
+}
 """Parts of a layer, and what BERT's implementations call them."""
 
 

@@ -63,8 +63,9 @@ def new_student(
 def save(student: StudentModule, folder: Path) -> None:
     """Write ``student.safetensors`` and ``student.json`` (no pickle)."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in student.state_dict().items()},
-              folder / "student.safetensors")  # fmt: skip
+    save_file(
+        {name: tensor.contiguous() for name, tensor in student.state_dict().items()}, folder / "student.safetensors"
+    )
     (folder / "student.json").write_text(json.dumps(student.spec, indent=1), encoding="utf-8")
 
 

@@ -40,9 +40,12 @@ class OwnStudent(StudentModule):
 
 @make.register
 def _(
-    section: ModuleStudent, config: AgentConfig, columns: InputColumns, x: np.ndarray[Any, Any],
+    section: ModuleStudent,
+    config: AgentConfig,
+    columns: InputColumns,
+    x: np.ndarray[Any, Any],
     initial: TextInitial | None,
-) -> StudentModule:  # fmt: skip
+) -> StudentModule:
     return _made(section, config, columns)
 
 
@@ -52,8 +55,9 @@ def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> Student
         raise PartError(f"{folder} holds a student of the user's own, which only its agent file can make")
     described = config.student
     if not isinstance(described, ModuleStudent) or (described.target, described.settings) != (
-        spec["target"], spec["settings"]
-    ):  # fmt: skip
+        spec["target"],
+        spec["settings"],
+    ):
         raise PartError(
             f"{config.file}: student: describes another one than was stored, {spec['target']} with "
             f"{spec['settings']}: refresh with mode=redistil, or restore the agent file"

@@ -39,9 +39,7 @@ class TabularStudent(Columns):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(edges, cardinalities, embedding)
-        self.spec |= {
-            "kind": "tabular", "actions": actions, "widths": [int(w) for w in widths], "dropout": dropout
-        }  # fmt: skip
+        self.spec |= {"kind": "tabular", "actions": actions, "widths": [int(w) for w in widths], "dropout": dropout}
         self.layers = head(self.columns_width, widths, actions, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,9 +50,12 @@ class TabularStudent(Columns):
 
 @make.register
 def _(
-    section: settings.TabularStudent, config: AgentConfig, columns: InputColumns, x: np.ndarray[Any, Any],
+    section: settings.TabularStudent,
+    config: AgentConfig,
+    columns: InputColumns,
+    x: np.ndarray[Any, Any],
     initial: TextInitial | None,
-) -> StudentModule:  # fmt: skip
+) -> StudentModule:
     return TabularStudent(**column_arguments(section, config, columns, x))
 
 

@@ -54,10 +54,13 @@ class TextStudent(Columns):
     ) -> None:
         super().__init__(edges, cardinalities, embedding)
         self.spec |= {
-            "kind": "text", "texts": [[int(size), int(length)] for size, length in texts],
-            "encoder": encoder.model_dump(mode="json"), "actions": actions, "widths": [int(w) for w in widths],
+            "kind": "text",
+            "texts": [[int(size), int(length)] for size, length in texts],
+            "encoder": encoder.model_dump(mode="json"),
+            "actions": actions,
+            "widths": [int(w) for w in widths],
             "dropout": dropout,
-        }  # fmt: skip
+        }
         self.first_token = edges.shape[0] + len(cardinalities)
         self.lengths = [int(length) for _, length in texts]
         self.encoders = nn.ModuleList(new_encoder(encoder, size, length, dropout) for size, length in texts)
@@ -79,9 +82,12 @@ class TextStudent(Columns):
 
 @make.register
 def _(
-    section: settings.TextStudent, config: AgentConfig, columns: InputColumns, x: np.ndarray[Any, Any],
+    section: settings.TextStudent,
+    config: AgentConfig,
+    columns: InputColumns,
+    x: np.ndarray[Any, Any],
     initial: TextInitial | None,
-) -> StudentModule:  # fmt: skip
+) -> StudentModule:
     texts = [column for column in columns if column["type"] == "text"]
     sizes = [(len(column["tokens"]), column["length"]) for column in texts]
     made = TextStudent(texts=sizes, encoder=section.encoder, **column_arguments(section, config, columns, x))

@@ -94,9 +94,13 @@ class Recalibrate(RefreshMode):
         models.log_metrics(job.run_id, {"recalibration/temperature": found, "recalibration/rows": float(chosen.sum())})
         labels = data.labels[judged]
         subject = graph_subject(
-            with_temperature(kept.model, found), kept.columns, calibration=x[chosen], judged=x[judged],
-            quality=lambda probs: quality(probs, labels).score, source=f"{job.refresh_id} recalibrate",
-        )  # fmt: skip
+            with_temperature(kept.model, found),
+            kept.columns,
+            calibration=x[chosen],
+            judged=x[judged],
+            quality=lambda probs: quality(probs, labels).score,
+            source=f"{job.refresh_id} recalibrate",
+        )
         return search(
             lambda: subject,
             Compression(

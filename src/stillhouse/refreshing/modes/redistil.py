@@ -42,9 +42,14 @@ class Redistil(RefreshMode):
         if old is not None:
             student = old.warm(growable(student), columns, settings.actions, lesson.x.numpy())
         course = distil_with_control(
-            student, lesson, settings.distillation, held_out=control, compared=compare,
-            checkpoint=Path(session.job.folder) / "training.safetensors", previous=last_training(session),
-        )  # fmt: skip
+            student,
+            lesson,
+            settings.distillation,
+            held_out=control,
+            compared=compare,
+            checkpoint=Path(session.job.folder) / "training.safetensors",
+            previous=last_training(session),
+        )
         probs = student_probabilities(student, rows.encoded(columns)[chosen])
         kept = remembered(frame, probs, settings.actions, settings.update.memory, older=old.memory if old else None)
         return save_student(session.job, student, columns, kept, course, rows=len(frame))

@@ -101,16 +101,24 @@ class Update(RefreshMode):
         before = deepcopy(student)
         replay = _replay(session, old, columns)
         updated = online.update(
-            student, new, replay, settings.distillation,
-            steps=settings.update.steps, least_old_share=settings.update.least_old_share,
-            stands_for=old.memory.seen, past=_past(session, old, columns),
-        )  # fmt: skip
+            student,
+            new,
+            replay,
+            settings.distillation,
+            steps=settings.update.steps,
+            least_old_share=settings.update.least_old_share,
+            stands_for=old.memory.seen,
+            past=_past(session, old, columns),
+        )
         probe_rows = news.rows.lesson(news.validation, _without_features(teacher), columns)
         harmless = null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
         report = UpdateReport(
-            since=session.job.news.start, new_rows=len(new), replayed_rows=len(replay), updated=updated,
+            since=session.job.news.start,
+            new_rows=len(new),
+            replayed_rows=len(replay),
+            updated=updated,
             probe=online.probe(before, student, probe_rows, harmless),
-        )  # fmt: skip
+        )
         models.log_record(session.job.run_id, report, names.UPDATE)
         if not report.probe.repaid:
             models.tag(session.job.run_id, update_not_made=str(report.probe))
@@ -217,7 +225,9 @@ def _remembered(session: Session, old: Predecessor) -> pd.DataFrame:
     """Labelled rows from the oldest to the newest that is remembered, at the tables that this refresh reads."""
     times = old.memory.rows["observed_at"]
     window = Window(
-        name="remembered", start=times.min(), end=times.max() + timedelta(microseconds=1),
+        name="remembered",
+        start=times.min(),
+        end=times.max() + timedelta(microseconds=1),
         versions=session.job.train.versions,
-    )  # fmt: skip
+    )
     return session.data.labelled(window)
