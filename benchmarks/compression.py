@@ -56,7 +56,7 @@ from stillhouse.config import Compression, Search
 from stillhouse.distill.train import distil
 from stillhouse.evaluate import scorecard
 from stillhouse.latency import measure_latency
-from stillhouse.records import Candidate, Frontier, Latency, Limits
+from stillhouse.records import CompressionCandidate, Frontier, Latency, SizeLimits
 
 CLAIM = (
     "a search over structure and number formats, recovered by distillation, gives smaller, faster and better models "
@@ -136,7 +136,7 @@ def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
     given = write_world(world, folder / "given")
     begun = time.perf_counter()
 
-    def tell(candidate: Candidate) -> None:
+    def tell(candidate: CompressionCandidate) -> None:
         print(f"{world.name} {time.perf_counter() - begun:6.0f} s  {candidate}", flush=True)
 
     found = search(
@@ -197,9 +197,9 @@ def subject(world: World) -> Subject:
     )
 
 
-def limits(given: Path, loss: float) -> Limits:
+def limits(given: Path, loss: float) -> SizeLimits:
     """An eighth of float32's bytes, and a loss on validation rows."""
-    return Limits(max_bytes=(given / "model.onnx").stat().st_size // 8, max_quality_loss=loss)
+    return SizeLimits(max_bytes=(given / "model.onnx").stat().st_size // 8, max_quality_loss=loss)
 
 
 def pack(folder: Path, model: onnx.ModelProto, built: Built) -> None:
@@ -242,7 +242,7 @@ def measured(
     return reference, ours, theirs
 
 
-def columns_of(candidate: Candidate) -> Columns | None:
+def columns_of(candidate: CompressionCandidate) -> Columns | None:
     """The columns that a candidate reads, as its search has kept them."""
     found: Columns | None = json.loads((Path(candidate.folder).parent / "columns.json").read_text(encoding="utf-8"))
     return found
@@ -291,9 +291,9 @@ def volume(some: Sequence[Point], reference: Point) -> float:
     return hypervolume(figures(as_candidate(point), like) for point in some)
 
 
-def as_candidate(point: Point) -> Candidate:
+def as_candidate(point: Point) -> CompressionCandidate:
     latency = Latency(p50_ms=point.p50, p95_ms=statistics.median(point.p95_ms), calls=1)
-    return Candidate(
+    return CompressionCandidate(
         candidate_id="", name=point.name, recipe=(), bytes=point.bytes, quality=point.quality, latency=latency
     )
 

@@ -163,7 +163,7 @@ def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Ch
     from stillhouse.compress.variants import student_subject, variant_pack
     from stillhouse.config import Compression, Fp32
     from stillhouse.distill.students import columns_of, new_student
-    from stillhouse.records import Limits
+    from stillhouse.records import SizeLimits
     from stillhouse.variant import encode
 
     columns = columns_of(settings, frame)
@@ -177,7 +177,7 @@ def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Ch
         quality=lambda probabilities: 0.0,
     )
     plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
-    found = search(lambda: subject, plain, Limits(), variant_pack(name, settings.actions, {}), scratch / name)
+    found = search(lambda: subject, plain, SizeLimits(), variant_pack(name, settings.actions, {}), scratch / name)
     rows = json.loads(frame.head(SIZES[-1]).to_json(orient="records", double_precision=15))
     return Champion(name, Path(found.reference.folder), rows)
 

@@ -141,7 +141,7 @@ def passes(clusters: tuple[tuple[int, int], ...], size: int, actions: int) -> bo
     found = compare(
         "test", outcomes, probabilities(change >= 0), probabilities(change <= 0), MARGIN, np.arange(rows) // size
     )
-    return found is not None and not _non_inferiority(found, CONFIDENCE).crossed
+    return found is not None and not _non_inferiority(found, CONFIDENCE).failed
 
 
 # --------------------------------------------------------------------------- two actions
@@ -176,7 +176,7 @@ def passes_scores(positive: Array, challenger: Array, champion: Array, clusters:
     """The gate's verdict on two scores, larger for the second action."""
     pair = [np.column_stack([-score, score]) for score in (challenger, champion)]
     found = compare("test", positive.astype(int), *pair, MARGIN, clusters)
-    return found is not None and not _non_inferiority(found, CONFIDENCE).crossed
+    return found is not None and not _non_inferiority(found, CONFIDENCE).failed
 
 
 if __name__ == "__main__":

@@ -168,12 +168,12 @@ def _show_upkeep(done: Maintained) -> None:
 
 
 def _show(verdict: Verdict) -> None:
-    outcome = verdict.outcome.replace("_", " ")
+    outcome = verdict.result.replace("_", " ")
     console.print(Text.assemble((outcome, "bold"), f": {paragraphs(verdict.summary)}"))
     table = Table("", "measure", "value", "threshold", "")
     for reason in verdict.reasons:
         value, threshold = (("" if x is None else f"{x:.4g}") for x in (reason.value, reason.threshold))
-        table.add_row("crossed" if reason.crossed else "held", reason.measure, value, threshold, reason.text)
+        table.add_row("crossed" if reason.failed else "held", reason.measure, value, threshold, reason.text)
     console.print(table)
 
 

@@ -9,7 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from stillhouse.locks import refresh_lock
-from stillhouse.records import Mode, Refresh, Verdict
+from stillhouse.records import Refresh, RefreshModeName, Verdict
 from stillhouse.refreshing.modes import fall_back
 from stillhouse.refreshing.publishing import closing_on_failure
 from stillhouse.refreshing.session import opened_session
@@ -26,7 +26,7 @@ def refresh(
     trigger: Literal["bootstrap", "drift", "manual"] = "manual",
     cause: Annotated[str, Field(max_length=500)] = "asked for by hand",
     teacher: Literal["fit", "keep"] = "fit",
-    mode: Mode = "redistil",
+    mode: RefreshModeName = "redistil",
 ) -> Verdict:
     """Fit or keep the teacher, weigh and examine it, gather knowledge, distil, make variants, score, judge, settle.
 
@@ -68,7 +68,7 @@ def _make_and_judge(job: Refresh) -> Verdict:
     planned = refreshing.plan(job)
     teacher = refreshing.weigh_teachers(planned, refreshing.prepare_teacher(planned))
     admission = refreshing.examine_teacher(planned, teacher)
-    if admission.outcome == "refused":
+    if admission.result == "refused":
         return admission
     refreshing.gather_knowledge(planned, teacher)
     refreshing.compare_teachers(planned, teacher)

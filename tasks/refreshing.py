@@ -7,7 +7,7 @@ from typing import Literal
 
 from data_checks.check import check
 from stillhouse import config
-from stillhouse.records import DataReport, Frontier, Mode, Proof, Refresh, StudentRef, TeacherRef, Verdict
+from stillhouse.records import DataReport, Frontier, Proof, Refresh, RefreshModeName, StudentRef, TeacherRef, Verdict
 from stillhouse.refreshing import modes, opening, proving, publishing, teaching
 from stillhouse.refreshing.session import RefreshRequest, Trigger, session_of
 from stillhouse.refreshing.session import request_refresh as request_of
@@ -35,7 +35,12 @@ __all__ = [
 
 
 def request_refresh(
-    agent: str, as_of: datetime | None, trigger: Trigger, cause: str, teacher: Literal["fit", "keep"], mode: Mode
+    agent: str,
+    as_of: datetime | None,
+    trigger: Trigger,
+    cause: str,
+    teacher: Literal["fit", "keep"],
+    mode: RefreshModeName,
 ) -> RefreshRequest:
     """The request as a record."""
     return request_of(agent, as_of, trigger, cause, teacher, mode)
@@ -133,7 +138,7 @@ def judge(job: Refresh, proof: Proof) -> Verdict:
     return publishing.judge_challenger(session_of(job), proof)
 
 
-@engine_task("settle: {verdict.outcome}")
+@engine_task("settle: {verdict.result}")
 def settle(job: Refresh, verdict: Verdict) -> None:
     """Do what the verdict says, record it, close the run."""
     publishing.settle_refresh(session_of(job), verdict)

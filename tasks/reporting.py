@@ -6,7 +6,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from data_checks.report import markdown
 from stillhouse.pages import heading, line
-from stillhouse.records import DataReport, DriftReport, Refresh, Verdict, Weights
+from stillhouse.records import DataReport, DriftReport, Refresh, TeacherWeights, Verdict
 from stillhouse.refreshing.page import refresh_page
 from stillhouse.refreshing.session import session_of
 from stillhouse.watching.publishing import log_watch, watch_figures, watch_page
@@ -18,7 +18,7 @@ __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 
 @engine_task("publish")
 def publish_watch(
-    verdict: Verdict, data: DataReport, report: DriftReport | None, weights: Weights | None = None
+    verdict: Verdict, data: DataReport, report: DriftReport | None, weights: TeacherWeights | None = None
 ) -> None:
     """The watch's verdict, data checks, evidence and drift: an artifact here, curves and figures in MLflow."""
     watched = window_of(verdict.agent, data.window)

@@ -8,7 +8,7 @@ from prefect.events import emit_event
 
 from data_checks.check import check
 from stillhouse import config
-from stillhouse.records import Cost, DataReport, DriftReport, Verdict, Weights, Window
+from stillhouse.records import Cost, DataReport, DriftReport, TeacherWeights, Verdict, Window
 from stillhouse.watching import deciding, evidence
 from stillhouse.watching.window import open_window, window_of
 from tasks.common import engine_task
@@ -50,7 +50,7 @@ def gather_evidence(agent: str, as_of: datetime, data: DataReport) -> Cost | Non
 
 
 @engine_task("follow weights")
-def follow_weights(agent: str, as_of: datetime, data: DataReport) -> Weights | None:
+def follow_weights(agent: str, as_of: datetime, data: DataReport) -> TeacherWeights | None:
     """Where the weights of the champion's teachers stand by the outcomes known since."""
     return evidence.follow_weights(window_of(agent, data.window), as_of)
 

@@ -163,7 +163,7 @@ def _live_and_promote(first: int, until: int) -> None:
         return
     live("toy", begin, promoted)
     verdict = stillhouse.refresh("toy", as_of=promoted, trigger="bootstrap", cause="first")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
 
 
 @pytest.fixture(scope="session")

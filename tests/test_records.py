@@ -12,27 +12,26 @@ from stillhouse import records
 from stillhouse.records import (
     REFRESH_MODES,
     Baseline,
-    Candidate,
     Certificate,
     CheckFailure,
     ClusterScores,
     ColumnDrift,
     Comparison,
+    CompressionCandidate,
     Contradiction,
     Contradictions,
     Cost,
-    Counted,
     DataReport,
     Disagreement,
+    DriftCalibration,
     DriftReport,
+    EvidenceRows,
     EvidenceStep,
     Examination,
     Frontier,
     Latency,
     LayerSensitivity,
-    Limits,
     LossBaseline,
-    Mode,
     ModelRef,
     Proof,
     Quality,
@@ -40,19 +39,20 @@ from stillhouse.records import (
     Reason,
     Record,
     Refresh,
+    RefreshModeName,
     Response,
     Saturation,
     Scorecard,
-    Screened,
-    Screens,
+    ScreenResult,
+    SizeLimits,
     SliceDrift,
     SliceWeights,
     Spending,
     StudentRef,
     TeacherRef,
+    TeacherWeights,
     Verdict,
     WeightChange,
-    Weights,
     Window,
     drift_report,
     evidence_steps,
@@ -61,7 +61,7 @@ from stillhouse.records import (
 
 NOW = datetime(2013, 6, 1, 12, 30, 0, 123456, tzinfo=UTC)
 WINDOW = Window(name="train", start=NOW - timedelta(days=7), end=NOW, versions={"observations": 3})
-REASON = Reason(measure="psi:temp", value=0.1 + 0.2, threshold=0.25, crossed=True, text="temp moved")
+REASON = Reason(measure="psi:temp", value=0.1 + 0.2, threshold=0.25, failed=True, text="temp moved")
 FAILURE = CheckFailure(expectation="expect_x", column=None, rows=3, text="3 rows", fatal=True)
 DATA = DataReport(window=WINDOW, rows=100, quarantined=3, failures=(FAILURE,), seconds=0.1)
 COLUMN = ColumnDrift(
@@ -69,9 +69,9 @@ COLUMN = ColumnDrift(
 )
 DISAGREEMENT = Disagreement(rows=500, rate=0.1, total_variation=0.07)
 QUALITY = Quality(rows=900, auc=2 / 3, log_loss=0.5, brier=0.3, accuracy=0.8, calibration_error=0.02)
-SCREENED = Screened(blocks=20, beyond=("origin",), statistic=1.5, limit=1.2, p_value=1 / 21, moved=True)
+SCREENED = ScreenResult(blocks=20, beyond=("origin",), statistic=1.5, limit=1.2, p_value=1 / 21, moved=True)
 SLICE = SliceDrift(slice="origin=LGA", share_reference=0.0, share_current=0.3, rows=40, disagreement=0.2, excess=0.05)
-SCREENS = Screens(block=timedelta(days=7), blocks=2, columns={"origin": (0.1, 1 / 3)}, joint=(0.9, 1.2))
+SCREENS = DriftCalibration(block=timedelta(days=7), blocks=2, columns={"origin": (0.1, 1 / 3)}, joint=(0.9, 1.2))
 LOSS = LossBaseline(mean=0.1, standard_error=0.01, rows=900, clusters=60, usual=0.12)
 STEP = EvidenceStep(
     process="disagreement",
@@ -89,7 +89,9 @@ STEP = EvidenceStep(
     log_evidence=0.1,
     log_threshold=7.7,
 )
-COUNTED = Counted(step=STEP, observation_ids=("a",), units=(0,), probabilities=(1 / 3,), weights=(3.0,), losses=(0.1,))
+COUNTED = EvidenceRows(
+    step=STEP, observation_ids=("a",), units=(0,), probabilities=(1 / 3,), weights=(3.0,), losses=(0.1,)
+)
 COST = Cost(teacher_calls=50, teacher_calls_since=150, seconds=0.2)
 DRIFT = DriftReport(
     agent="toy",
@@ -161,7 +163,7 @@ VERDICT = Verdict(
     kind="watch",
     agent="toy",
     as_of=NOW,
-    outcome="drift",
+    result="drift",
     response="redistil",
     summary="it moved",
     reasons=(REASON,),
@@ -212,7 +214,7 @@ EXAMINATION = Examination(
     min_agreement=0.8,
 )
 WEIGHTS_HERE = SliceWeights(outcomes=90, stretches=12, own=0.25, posterior=(0.1, 0.2, 0.7))
-WEIGHTS = Weights(
+WEIGHTS = TeacherWeights(
     by="outcomes",
     as_of=NOW,
     teachers=("a", "b"),
@@ -250,7 +252,7 @@ CONTRADICTION = Contradiction(
 )
 CONTRADICTIONS = Contradictions(window=WINDOW, found=(CONTRADICTION,))
 SATURATION = Saturation(layer="/student/layers.0/Gemm", share=1e-5)
-CANDIDATE = Candidate(
+CANDIDATE = CompressionCandidate(
     candidate_id="c",
     name="units50+int8_static",
     recipe=({"method": "prune_units", "ratios": {"up": 1 / 3}},),
@@ -262,9 +264,9 @@ CANDIDATE = Candidate(
     cpu_ms=0.1,
     saturates=(SATURATION,),
 )
-REFUSED = Candidate(candidate_id="d", name="heads50", recipe=(), refused="no attention")
+REFUSED = CompressionCandidate(candidate_id="d", name="heads50", recipe=(), refused="no attention")
 SENSITIVITY = LayerSensitivity(step="low_rank", layer="up", difference=0.1, parameters_saved=70)
-LIMITS = Limits(max_bytes=100)
+LIMITS = SizeLimits(max_bytes=100)
 FRONTIER = Frontier(
     reference=CANDIDATE,
     candidates=(CANDIDATE, REFUSED),
@@ -418,8 +420,10 @@ def test_a_column_is_unusual_only_beyond_a_limit() -> None:
 
 def test_every_response_says_how_its_refresh_makes_the_student() -> None:
     assert set(REFRESH_MODES) == set(typing.get_args(Response))
-    assert {mode for mode in REFRESH_MODES.values() if mode} == set(typing.get_args(Mode))
-    assert all(REFRESH_MODES[mode] == mode for mode in typing.get_args(Mode))  # `watch.responses` names modes
+    assert {mode for mode in REFRESH_MODES.values() if mode} == set(typing.get_args(RefreshModeName))
+    assert all(
+        REFRESH_MODES[mode] == mode for mode in typing.get_args(RefreshModeName)
+    )  # `watch.responses` names modes
     asked = {"hold": None, "reuse": "redistil", "renew": "redistil"}
     for response in typing.get_args(Response):
         verdict = Verdict(
@@ -427,7 +431,7 @@ def test_every_response_says_how_its_refresh_makes_the_student() -> None:
             kind="watch",
             agent="toy",
             as_of=datetime(2024, 1, 1, tzinfo=UTC),
-            outcome="drift",
+            result="drift",
             response=response,
             summary="s",
         )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import get_args
 
 from stillhouse.demonstrating import Week
-from stillhouse.records import Outcome
+from stillhouse.records import VerdictResult
 from stillhouse.terminal import Console
 from stillhouse.weeks import WeekBoard
 
@@ -57,7 +57,7 @@ def shown(*, terminal: bool) -> str:
 
 
 def test_every_week_is_one_whole_line_of_a_terminal_of_80_columns() -> None:
-    assert set(WATCH) <= set(get_args(Outcome))
+    assert set(WATCH) <= set(get_args(VerdictResult))
     table = shown(terminal=True).replace("\r", "\n").split("flights, week by week")[-1].splitlines()
     rows = [line for line in table if re.match(r"\d\d [A-Z][a-z]{2} ", line)]
     assert len(rows) == len(weeks()) and max(len(row.rstrip()) for row in rows) <= 80

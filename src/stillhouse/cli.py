@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.knowledge.base import Table as KnowledgeTable
     from stillhouse.knowledge.importing import Preview, Problem
-    from stillhouse.records import Candidate, Frontier, Limits
+    from stillhouse.records import CompressionCandidate, Frontier, SizeLimits
 
 __all__ = ["app", "main"]
 
@@ -162,12 +162,12 @@ def history(
         table.add_row(
             f"{verdict.as_of:%Y-%m-%d %H:%M}",
             verdict.kind,
-            verdict.outcome.replace("_", " "),
+            verdict.result.replace("_", " "),
             verdict.summary,
             verdict.verdict_id,
         )
         for reason in verdict.reasons if reasons else ():
-            table.add_row("", "", "crossed" if reason.crossed else "held", reason.text, "")
+            table.add_row("", "", "crossed" if reason.failed else "held", reason.text, "")
     console.print(table)
 
 
@@ -474,11 +474,11 @@ def serve(
     """
     if lacking := [name for name in _SERVE if find_spec(name) is None]:
         raise ConfigError(f"`stillhouse serve` needs {', '.join(lacking)}: pip install 'stillhouse[serve]'")
-    from stillhouse.runtime.http import Limits
+    from stillhouse.runtime.http import RequestLimits
     from stillhouse.runtime.serving import Settings, tokens_of
     from stillhouse.runtime.serving import serve as serve_until_told
 
-    limits = Limits(max_body=_bytes(max_body), max_rows=max_rows)
+    limits = RequestLimits(max_body=_bytes(max_body), max_rows=max_rows)
     settings = Settings(tuple(agents), host, port, workers, limits, tokens_of(os.environ.get("STILLHOUSE_TOKENS")))
     told = f"serving {', '.join(agents)} on"
     code = serve_until_told(
@@ -538,20 +538,20 @@ def _show_problems(problems: Sequence[Problem], count: int, whither: str) -> Non
 
 
 @contextmanager
-def _progress(seconds: float, limits: Limits) -> Iterator[Callable[[Candidate], None]]:
+def _progress(seconds: float, limits: SizeLimits) -> Iterator[Callable[[CompressionCandidate], None]]:
     """A bar of the search's seconds, told of every candidate; the best so far beside it."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from stillhouse.compress.frontier import choose
 
-    made: list[Candidate] = []
+    made: list[CompressionCandidate] = []
     counted = TextColumn("{task.fields[made]} made, {task.fields[best]}", markup=False)
     with Progress(
         SpinnerColumn(), BarColumn(20), TimeElapsedColumn(), counted, console=console, transient=True
     ) as progress:
         bar = progress.add_task("", total=seconds, made=0, best="the float32 model comes first")
 
-        def on_candidate(candidate: Candidate) -> None:
+        def on_candidate(candidate: CompressionCandidate) -> None:
             made.append(candidate)
             best, fits, _ = choose(made, made[0], limits)
             told = f"{'best' if fits else 'nearest'}: {best.name}, {best.bytes:,} bytes"

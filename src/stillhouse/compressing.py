@@ -23,7 +23,7 @@ from stillhouse.errors import ConfigError, DataError, SchemaError
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.frames import numbers_in
 from stillhouse.knowledge.files import heading_hint, read_csv
-from stillhouse.records import Candidate, Frontier, Limits
+from stillhouse.records import CompressionCandidate, Frontier, SizeLimits
 from stillhouse.registry.compressions import Compressions
 from stillhouse.registry.foreign import ForeignModel
 from stillhouse.registry.names import FRONTIER, FRONTIER_FIGURE
@@ -62,13 +62,13 @@ class Rows(NamedTuple):
 # --------------------------------------------------------------------------- settings
 
 
-def limits_of(max_bytes: int | None, max_p95_ms: float | None, max_quality_loss: float | None) -> Limits:
+def limits_of(max_bytes: int | None, max_p95_ms: float | None, max_quality_loss: float | None) -> SizeLimits:
     """Limits from a command's options.
 
     :raises ConfigError: naming the option that cannot be.
     """
     given = {"max_bytes": max_bytes, "max_p95_ms": max_p95_ms, "max_quality_loss": max_quality_loss}
-    return _valid(Limits, given)
+    return _valid(SizeLimits, given)
 
 
 def settings_of(time: str, candidates: int, steps: str | None, parallel: int, recover_epochs: int) -> Compression:
@@ -198,8 +198,8 @@ def compress_model(
     model: ForeignModel,
     rows: Rows,
     settings: Compression,
-    limits: Limits,
-    on_candidate: Callable[[Candidate], None],
+    limits: SizeLimits,
+    on_candidate: Callable[[CompressionCandidate], None],
     output: str | None = None,
 ) -> Frontier:
     """Search smaller forms of the model in ``STILLHOUSE_HOME/compress/<model>``: one that was killed goes on.

@@ -106,7 +106,7 @@ def first_champion(agent: str) -> ModelRef:
     :raises WindowError: if none was; one that waits for approval is named.
     """
     models, base = open_registry(agent), _base(agent)
-    promoted = [verdict for kind in _PROMOTING for verdict in base.verdicts(kind) if verdict.outcome == "promoted"]
+    promoted = [verdict for kind in _PROMOTING for verdict in base.verdicts(kind) if verdict.result == "promoted"]
     for verdict in sorted(promoted, key=lambda each: each.as_of):
         number = _promoted_version(models, verdict)
         if number is not None and (found := models.version(agent, number)) is not None:
@@ -158,9 +158,9 @@ def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
         ending=end,
         rows=len(rows),
         psi=report.worst(1)[0].psi if report else None,
-        drift=verdict.outcome,
+        drift=verdict.result,
         response=verdict.response,
-        gate=gate.outcome if gate else "",
+        gate=gate.result if gate else "",
         champion=str(champion),
         quality_static=score(load_version(agent, first).variant.predict_proba(rows)) if len(rows) else None,
         quality_champion=score(np.array(decided["probabilities"].tolist())) if len(rows) else None,

@@ -59,7 +59,7 @@ def learned_windows(agent: str) -> Learned:
         windows = open_registry(agent).windows()
     except RegistryError as error:
         return Learned({}, str(error))
-    promoted = sum(verdict.outcome == "promoted" for kind in _PROMOTING for verdict in _base(agent).verdicts(kind))
+    promoted = sum(verdict.result == "promoted" for kind in _PROMOTING for verdict in _base(agent).verdicts(kind))
     if promoted and not windows:
         return Learned(
             {},

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from stillhouse.records import Reason, Verdict, Weights
+from stillhouse.records import Reason, TeacherWeights, Verdict
 from stillhouse.registry import Registry, names
 from stillhouse.registry.connection import without_credentials
 from stillhouse.shown import code
@@ -21,12 +21,12 @@ __all__ = ["first", "heading", "line", "links", "number", "picture", "png", "rea
 
 def line(verdict: Verdict) -> str:
     """The verdict in a list of artifacts."""
-    return f"{verdict.outcome.replace('_', ' ')}, as of {verdict.as_of:%Y-%m-%d %H:%M} UTC"
+    return f"{verdict.result.replace('_', ' ')}, as of {verdict.as_of:%Y-%m-%d %H:%M} UTC"
 
 
 def heading(verdict: Verdict) -> str:
     """The title of a page, with the verdict's summary, moment and id."""
-    outcome = verdict.outcome.replace("_", " ")
+    outcome = verdict.result.replace("_", " ")
     return (
         f"# {verdict.agent}: {outcome}\n\n{md(verdict.summary)}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, "
         f"verdict {code(verdict.verdict_id)}"
@@ -35,7 +35,7 @@ def heading(verdict: Verdict) -> str:
 
 def reasons(reasons: tuple[Reason, ...]) -> str:
     """A list: the cells of Prefect's tables do not wrap, and a sentence is cut off."""
-    return "\n".join(f"- {'**crossed**' if r.crossed else 'held'} {code(r.measure)}: {md(r.text)}" for r in reasons)
+    return "\n".join(f"- {'**crossed**' if r.failed else 'held'} {code(r.measure)}: {md(r.text)}" for r in reasons)
 
 
 def links(models: Registry, run_id: str, *, docs: bool = True) -> str:
@@ -77,7 +77,7 @@ def first(values: Sequence[str], most: int = 10) -> str:
     return md(", ".join(values[:most]))
 
 
-def weights_section(weights: Weights) -> str:
+def weights_section(weights: TeacherWeights) -> str:
     count, everywhere = weights.everywhere.stretches, share_in(weights)
     rows = [
         f"| {md(name)} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
@@ -97,7 +97,7 @@ def weights_section(weights: Weights) -> str:
     return "\n\n".join(parts)
 
 
-def _weights_rest_on(weights: Weights) -> str:
+def _weights_rest_on(weights: TeacherWeights) -> str:
     count = weights.everywhere.outcomes
     text = {
         "file": "As the agent file says.",

@@ -53,9 +53,9 @@ def _recorded(
             "kind": "promotion",
             "agent": agent,
             "as_of": since or datetime.now(UTC),
-            "outcome": outcome,
+            "result": outcome,
             "summary": f"{champion} is champion instead of {before or 'none'}: {reason}",
-            "reasons": [Reason(measure="request", crossed=True, text=reason)],
+            "reasons": [Reason(measure="request", failed=True, text=reason)],
             "evidence": {"champion": str(champion), "before": str(before) if before else None},
         }
     )

@@ -24,7 +24,7 @@ from stillhouse.evaluate.power import power_sentence, provable_margin, rows_need
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
-from stillhouse.records import Limits, Window
+from stillhouse.records import SizeLimits, Window
 from stillhouse.refreshing.data import lesson_of
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.shown import shown
@@ -96,7 +96,7 @@ def _tiny_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         )
         plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_pack(config.agent, config.actions, {})
-        variant = search(lambda: subject, plain, Limits(), pack, Path(folder)).reference
+        variant = search(lambda: subject, plain, SizeLimits(), pack, Path(folder)).reference
         decided = Variant(variant.folder).predict_proba(future)
     made = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(decided)} rows"
     yield f"student ({config.student.kind}): {made}"

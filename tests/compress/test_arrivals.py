@@ -22,7 +22,7 @@ from stillhouse.config import BagEncoder, Compression, Fp32, Recipe, Vocabulary
 from stillhouse.distill.students import TextStudent
 from stillhouse.distill.vocabulary import grow_vocabulary
 from stillhouse.latency import measure_latency
-from stillhouse.records import Candidate, Frontier, Latency, Limits
+from stillhouse.records import CompressionCandidate, Frontier, Latency, SizeLimits
 from stillhouse.variant import encode
 
 from .models_for_tests import pack_model
@@ -95,7 +95,7 @@ def agent() -> Callable[[bool], Subject]:
 def compressed(subject: Subject, folder: Path) -> Frontier:
     cut: Recipe = (Vocabulary(method="vocabulary", ratio=0.5, recover_epochs=0), Fp32(method="fp32"))
     settings = Compression(recipes=((Fp32(method="fp32"),), cut), search=None)
-    return search(lambda: subject, settings, Limits(max_quality_loss=0.01), pack_model, folder)
+    return search(lambda: subject, settings, SizeLimits(max_quality_loss=0.01), pack_model, folder)
 
 
 def test_compression_never_unlearns_an_action_that_has_just_arrived(
@@ -162,9 +162,9 @@ def test_the_newest_validation_rows_are_a_slice_of_their_own() -> None:
 def test_the_largest_loss_counts_and_says_where() -> None:
     latency = Latency(p50_ms=1.0, p95_ms=1.0, calls=1)
     common: dict[str, Any] = {"candidate_id": "x", "recipe": (), "latency": latency, "bytes": 10}
-    reference = Candidate(name="fp32", quality=0.9, slices={"new actions": 0.8}, **common)
-    assert Candidate(name="a", quality=0.89, slices={"new actions": 0.7}, **common).loss(reference) == (
+    reference = CompressionCandidate(name="fp32", quality=0.9, slices={"new actions": 0.8}, **common)
+    assert CompressionCandidate(name="a", quality=0.89, slices={"new actions": 0.7}, **common).loss(reference) == (
         pytest.approx(0.1),
         "new actions",
     )
-    assert Candidate(name="b", quality=0.85, slices={"new actions": 0.8}, **common).loss(reference)[1] == ""
+    assert CompressionCandidate(name="b", quality=0.85, slices={"new actions": 0.8}, **common).loss(reference)[1] == ""

@@ -9,14 +9,14 @@ import pytest
 
 from stillhouse.compress.figures import frontier_figure, frontier_table, measured
 from stillhouse.compress.frontier import choose, frontier
-from stillhouse.records import Candidate, Frontier, Latency, Limits, Saturation
+from stillhouse.records import CompressionCandidate, Frontier, Latency, Saturation, SizeLimits
 
 from .test_frontier import candidate, refused
 
 
-def found(*candidates: Candidate, **limits: Any) -> Frontier:
+def found(*candidates: CompressionCandidate, **limits: Any) -> Frontier:
     best = frontier(candidates)
-    chosen, fits, why = choose(candidates, candidates[0], Limits(**limits))
+    chosen, fits, why = choose(candidates, candidates[0], SizeLimits(**limits))
     return Frontier(
         reference=candidates[0],
         candidates=candidates,
@@ -25,7 +25,7 @@ def found(*candidates: Candidate, **limits: Any) -> Frontier:
         chosen=chosen.name,
         fits=fits,
         why=why,
-        limits=Limits(**limits),
+        limits=SizeLimits(**limits),
         stopped="nothing left to try",
     )
 
@@ -74,7 +74,7 @@ def test_one_that_is_put_forward_though_beaten_is_marked() -> None:
     "limits", [{}, {"max_bytes": 400}, {"max_bytes": 10, "max_p95_ms": 0.01}, {"max_quality_loss": 0}]
 )
 @pytest.mark.parametrize("made", [MADE, MADE[:1], (MADE[0], refused("broken"))], ids=["many", "alone", "refused"])
-def test_the_figure_is_drawn_whatever_was_found(limits: dict[str, Any], made: tuple[Candidate, ...]) -> None:
+def test_the_figure_is_drawn_whatever_was_found(limits: dict[str, Any], made: tuple[CompressionCandidate, ...]) -> None:
     search = found(*made, **limits)
     figure = frontier_figure(search)
     axes, written = figure.axes[0], BytesIO()

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 
 from stillhouse.compress.frontier import choose, dominates, figures, frontier, hypervolume
-from stillhouse.records import Candidate, Latency, Limits
+from stillhouse.records import CompressionCandidate, Latency, SizeLimits
 
 
 def candidate(
     name: str, quality: float = 0.8, size: int = 1000, p50: float = 1.0, p95: float | None = None, **fields: Any
-) -> Candidate:
+) -> CompressionCandidate:
     latency = Latency(p50_ms=p50, p95_ms=2 * p50 if p95 is None else p95, calls=10)
-    return Candidate(candidate_id=name, name=name, recipe=(), quality=quality, bytes=size, latency=latency, **fields)
+    return CompressionCandidate(
+        candidate_id=name, name=name, recipe=(), quality=quality, bytes=size, latency=latency, **fields
+    )
 
 
-def refused(name: str) -> Candidate:
-    return Candidate(candidate_id=name, name=name, recipe=(), refused="it does not apply")
+def refused(name: str) -> CompressionCandidate:
+    return CompressionCandidate(candidate_id=name, name=name, recipe=(), refused="it does not apply")
 
 
 REFERENCE = candidate("fp32")
@@ -173,15 +175,15 @@ ALL = (BIG, refused("broken"), SMALL, TINY)
 )
 def test_the_smallest_within_the_limits(limits: dict[str, Any], name: str, why: str) -> None:
     for order in itertools.permutations(ALL):
-        chosen, fits, said = choose(order, BIG, Limits(**limits))
+        chosen, fits, said = choose(order, BIG, SizeLimits(**limits))
         assert (chosen.name, fits, said) == (name, True, why)
 
 
 def test_of_equals_the_faster_and_then_the_name() -> None:
     slow, fast = candidate("a", 0.8, 400, 2.0), candidate("b", 0.8, 400, 1.0)
-    assert choose([slow, fast], REFERENCE, Limits())[0].name == "b"
+    assert choose([slow, fast], REFERENCE, SizeLimits())[0].name == "b"
     twin = candidate("0", 0.8, 400, 1.0)
-    assert choose([fast, twin], REFERENCE, Limits())[0] == choose([twin, fast], REFERENCE, Limits())[0] == twin
+    assert choose([fast, twin], REFERENCE, SizeLimits())[0] == choose([twin, fast], REFERENCE, SizeLimits())[0] == twin
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_of_equals_the_faster_and_then_the_name() -> None:
 def test_where_nothing_fits_it_says_what_would_have_to_give(limits: dict[str, Any], name: str, why: str) -> None:
     """Nearest is the one with the smallest sum of log ratios, and of losses in units of five points."""
     for order in itertools.permutations(ALL):
-        chosen, fits, said = choose(order, BIG, Limits(**limits))
+        chosen, fits, said = choose(order, BIG, SizeLimits(**limits))
         assert (fits, said) == (False, f"nothing fits: {why}")
         assert chosen.name == name
 
@@ -222,9 +224,9 @@ def test_where_nothing_fits_it_says_what_would_have_to_give(limits: dict[str, An
 def test_the_limit_that_is_named_is_one_that_would_do() -> None:
     """Raised to what the sentence says, exactly that candidate is chosen."""
     for limits, raised, name in (
-        (Limits(max_bytes=300), {"max_bytes": 400}, "small"),
-        (Limits(max_bytes=300), {"max_quality_loss": 0.0500001}, "tiny"),
-        (Limits(max_p95_ms=1.5), {"max_p95_ms": 2.0}, "big"),
+        (SizeLimits(max_bytes=300), {"max_bytes": 400}, "small"),
+        (SizeLimits(max_bytes=300), {"max_quality_loss": 0.0500001}, "tiny"),
+        (SizeLimits(max_p95_ms=1.5), {"max_p95_ms": 2.0}, "big"),
     ):
         chosen, fits, _ = choose(ALL, BIG, limits.model_copy(update=raised))
         assert fits and chosen.name == name

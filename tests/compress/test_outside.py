@@ -26,7 +26,7 @@ from stillhouse.compress.search import search
 from stillhouse.compress.steps import quantise
 from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Search, StaticInt8
 from stillhouse.errors import DataError, ExportError, SchemaError
-from stillhouse.records import Limits
+from stillhouse.records import SizeLimits
 from tests.compress.test_lift import program
 
 ROWS = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
@@ -129,13 +129,13 @@ def test_a_search_over_a_torch_program(torch_model: Path, tmp_path: Path) -> Non
         search=Search(time="20s", candidates=6, steps=("prune_units", "int8_dynamic"), recover_epochs=3),  # type: ignore[arg-type]
     )
     make = functools.partial(outside_subject, torch_model, ROWS)
-    found = search(make, settings, Limits(max_quality_loss=0.1), model_pack("models:/theirs/1"), tmp_path)
+    found = search(make, settings, SizeLimits(max_quality_loss=0.1), model_pack("models:/theirs/1"), tmp_path)
     assert any(each.name.startswith("units") for each in found.able)
     chosen = Path(found.named(found.chosen).folder)
     manifest = json.loads((chosen / "manifest.json").read_text())
     assert manifest["source"] == "models:/theirs/1" and manifest["output"] == "logits"
     assert found.named(found.chosen).bytes < found.reference.bytes
-    again = search(make, settings, Limits(max_quality_loss=0.1), model_pack("models:/theirs/1"), tmp_path)
+    again = search(make, settings, SizeLimits(max_quality_loss=0.1), model_pack("models:/theirs/1"), tmp_path)
     assert [each.candidate_id for each in again.candidates] == [each.candidate_id for each in found.candidates]
 
 
@@ -201,7 +201,7 @@ def test_an_onnx_graph_is_brought_up_to_date_and_named(tmp_path: Path) -> None:
 def test_a_search_over_an_onnx_graph(tmp_path: Path) -> None:
     make = functools.partial(outside_subject, graph(tmp_path / "m.onnx", softmax=False), ROWS)
     settings = Compression(search=Search(time="20s", candidates=5))  # type: ignore[arg-type]
-    found = search(make, settings, Limits(max_quality_loss=0.2), model_pack("models:/m-1"), tmp_path / "work")
+    found = search(make, settings, SizeLimits(max_quality_loss=0.2), model_pack("models:/m-1"), tmp_path / "work")
     assert {"int8_dynamic", "int8_static"} <= {each.name for each in found.able}
     assert all(each.difference is not None and each.difference < 0.05 for each in found.able)
 

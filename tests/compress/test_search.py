@@ -21,12 +21,12 @@ from stillhouse.compress.subject import Subject
 from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Recipe, Search, StaticInt8, WeightOnly
 from stillhouse.errors import ExportError
 from stillhouse.latency import measure_latency
-from stillhouse.records import Candidate, Frontier, Limits
+from stillhouse.records import CompressionCandidate, Frontier, SizeLimits
 
 from .models_for_tests import COLUMNS, WITH_VNNI, graph_subject, pack_model, tabular_subject, text_subject
 
 STRUCTURAL = ("prune_units", "prune_heads", "prune_layers", "prune_columns", "low_rank", "vocabulary", "hashed_rows")
-LOOSE = Limits(max_quality_loss=0.1)
+LOOSE = SizeLimits(max_quality_loss=0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def settings(recipes: Sequence[Recipe] | None = None, **of_search: Any) -> Compr
 def run(
     folder: Path,
     compression: Compression,
-    limits: Limits = LOOSE,
+    limits: SizeLimits = LOOSE,
     subject: Callable[[], Subject] = tabular_once,
     **more: Any,
 ) -> Frontier:
@@ -58,7 +58,7 @@ def names(found: Frontier) -> list[str]:
     return [candidate.name for candidate in found.candidates]
 
 
-def unmeasured(found: Frontier) -> list[Candidate]:
+def unmeasured(found: Frontier) -> list[CompressionCandidate]:
     """All of its candidates but for the latencies, which are measured once more at the end."""
     return [candidate.model_copy(update={"latency": None}) for candidate in found.candidates]
 
@@ -133,14 +133,17 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
     """Times are those of the search that was not killed: they steer it, and no two measurements are equal."""
     folder, whole = finished
     records = (folder / "candidates").glob("*/candidate.json")
-    kept = {each.candidate_id: each for each in (Candidate.model_validate_json(file.read_bytes()) for file in records)}
+    kept = {
+        each.candidate_id: each
+        for each in (CompressionCandidate.model_validate_json(file.read_bytes()) for file in records)
+    }
     made, make, finish = [], workshop.Workshop.make, workshop.finish
 
     def counted(subject: Any, recipe: Any, *others: Any) -> Any:
         made.append(recipe)
         return finish(subject, recipe, *others)
 
-    def timed(self: Any, recipe: Any) -> Candidate:
+    def timed(self: Any, recipe: Any) -> CompressionCandidate:
         found = make(self, recipe)
         times = {name: getattr(kept[found.candidate_id], name) for name in ("latency", "cpu_ms", "seconds")}
         return found.model_copy(update=times)
@@ -150,7 +153,7 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
     monkeypatch.setattr(workshop.Workshop, "remeasured", lambda self, given: {each.name: each for each in given})
     seen: list[str] = []
 
-    def die(candidate: Candidate) -> None:
+    def die(candidate: CompressionCandidate) -> None:
         seen.append(candidate.name)
         if len(seen) == after:
             raise Killed
@@ -206,7 +209,7 @@ def test_it_goes_on_from_the_recipe_that_was_chosen_before(tmp_path: Path) -> No
     first = PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1)
     warm: tuple[Recipe, ...] = ((first, StaticInt8(method="int8_static")), (WeightOnly(method="weights", bits=4),))
     of_search = settings([(Fp32(method="fp32"),)], steps=("prune_columns",), candidates=4)
-    found = run(tmp_path, of_search, Limits(max_quality_loss=1.0), warm=warm)
+    found = run(tmp_path, of_search, SizeLimits(max_quality_loss=1.0), warm=warm)
     assert names(found)[:3] == ["fp32", "units30+int8_static", "weights4"]
     assert found.candidates[3].recipe[0] == found.candidates[1].recipe[0]
     assert [step["method"] for step in found.candidates[3].recipe] == ["prune_units", "prune_columns", "fp32"]
@@ -242,7 +245,7 @@ def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
 
 
 def test_where_nothing_fits_it_says_what_would_have_to_give(tmp_path: Path) -> None:
-    found = run(tmp_path, settings(candidates=1), Limits(max_bytes=100, max_quality_loss=0.1))
+    found = run(tmp_path, settings(candidates=1), SizeLimits(max_bytes=100, max_quality_loss=0.1))
     assert not found.fits and found.why.startswith("nothing fits: it would take a max_bytes of ")
     smallest = min(found.able, key=lambda each: each.bytes)
     assert f"max_bytes of {smallest.bytes:,}, not 100 ({smallest.name})" in found.why and found.chosen == smallest.name
@@ -257,7 +260,7 @@ def test_a_format_that_loses_too_much_is_tried_with_its_most_sensitive_layers_ke
     wanted = run_onnx(subject.model, subject.judged(COLUMNS))
     strict = replace(subject, quality=lambda p: 1 - float(np.abs(p - wanted).mean()))
     compression = settings([(Fp32(method="fp32"),)], steps=("int8_dynamic",))
-    found = run(tmp_path, compression, Limits(max_quality_loss=0), lambda: strict)
+    found = run(tmp_path, compression, SizeLimits(max_quality_loss=0), lambda: strict)
     plain = found.named("int8_dynamic")
     assert plain.quality is not None and plain.quality < 1
     mixed = [each for each in found.candidates if any(step.get("keep") for step in each.recipe)]
@@ -281,7 +284,10 @@ def test_a_model_that_cannot_serve_as_it_is_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [("prune_heads", "prune_layers"), ("vocabulary", "prune_units", "int8_dynamic")])
 def test_a_transformer_for_texts(steps: tuple[str, ...], tmp_path: Path) -> None:
     found = run(
-        tmp_path, settings([(Fp32(method="fp32"),)], steps=steps, candidates=6), Limits(max_quality_loss=0.3), text_once
+        tmp_path,
+        settings([(Fp32(method="fp32"),)], steps=steps, candidates=6),
+        SizeLimits(max_quality_loss=0.3),
+        text_once,
     )
     methods = {step["method"] for each in found.candidates for step in each.recipe}
     assert {"fp32"} < methods <= {"fp32", *steps} and not {each.refused for each in found.candidates} - {None}

@@ -34,7 +34,7 @@ from stillhouse.config import (
     WeightOnly,
     recipe_name,
 )
-from stillhouse.records import Candidate
+from stillhouse.records import CompressionCandidate
 from stillhouse.variant import Variant, encode
 
 from .models_for_tests import ACTIONS, ENCODERS, TEXT_COLUMNS, said, text_student
@@ -54,7 +54,7 @@ ALL: tuple[Recipe, ...] = (
 FORMATS = [recipe_name(recipe) for recipe in ALL[1:7]]
 
 
-def make(student: Any, folder: Path, *recipes: Recipe) -> dict[str, Candidate]:
+def make(student: Any, folder: Path, *recipes: Recipe) -> dict[str, CompressionCandidate]:
     rows = said(150)
     subject = student_subject(
         student,
@@ -69,15 +69,15 @@ def make(student: Any, folder: Path, *recipes: Recipe) -> dict[str, Candidate]:
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Candidate]:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
     return make(text_student(ENCODERS[request.param]), tmp_path_factory.mktemp(request.param))
 
 
-def size(candidate: Candidate) -> int:
+def size(candidate: CompressionCandidate) -> int:
     return (Path(candidate.folder) / "model.onnx").stat().st_size
 
 
-def test_every_recipe_agrees_with_the_student(made: dict[str, Candidate]) -> None:
+def test_every_recipe_agrees_with_the_student(made: dict[str, CompressionCandidate]) -> None:
     assert {name: each.refused for name, each in made.items()} == dict.fromkeys(made)
     assert made["fp32"].difference is not None and made["fp32"].difference < 1e-6
     for name in FORMATS:
@@ -85,7 +85,7 @@ def test_every_recipe_agrees_with_the_student(made: dict[str, Candidate]) -> Non
     assert made["units50"].difference is not None and made["units50"].difference > 0
 
 
-def test_int8_is_a_third_of_the_bytes_embeddings_included(made: dict[str, Candidate]) -> None:
+def test_int8_is_a_third_of_the_bytes_embeddings_included(made: dict[str, CompressionCandidate]) -> None:
     for name in ("int8_dynamic", "int8_static", "weights8"):
         assert size(made[name]) < 0.45 * size(made["fp32"])
         graph = onnx.load(Path(made[name].folder) / "model.onnx").graph
@@ -98,7 +98,7 @@ def test_int8_is_a_third_of_the_bytes_embeddings_included(made: dict[str, Candid
     assert size(made["units50"]) < size(made["fp32"])
 
 
-def test_one_row_and_no_row_and_nothing_said(made: dict[str, Candidate]) -> None:
+def test_one_row_and_no_row_and_nothing_said(made: dict[str, CompressionCandidate]) -> None:
     variant = Variant(made["int8_dynamic"].folder)
     rows = said(20, seed=3)
     together = variant.predict_proba(rows)
@@ -108,7 +108,7 @@ def test_one_row_and_no_row_and_nothing_said(made: dict[str, Candidate]) -> None
     assert np.isfinite(variant.predict_proba(rows.assign(said=None))).all()
 
 
-def test_the_manifest_holds_the_tokeniser(made: dict[str, Candidate]) -> None:
+def test_the_manifest_holds_the_tokeniser(made: dict[str, CompressionCandidate]) -> None:
     manifest = json.loads((Path(made["fp32"].folder) / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["columns"] == TEXT_COLUMNS
 

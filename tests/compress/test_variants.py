@@ -26,7 +26,7 @@ from stillhouse.compress.workshop import Workshop
 from stillhouse.config import DynamicInt8, Fp32, LowRank, PruneColumns, PruneUnits, Recipe, StaticInt8, recipe_name
 from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
-from stillhouse.records import Candidate
+from stillhouse.records import CompressionCandidate
 from stillhouse.variant import Variant, encode, parse_cpuinfo
 
 VALUES = {"carrier": 16, "origin": 3, "destination": 105}
@@ -79,13 +79,15 @@ def subject(student: TabularStudent) -> Subject:
     return subject_of(student)
 
 
-def make(subject: Subject, folder: Path, *recipes: Recipe, lineage: dict[str, str] = LINEAGE) -> dict[str, Candidate]:
+def make(
+    subject: Subject, folder: Path, *recipes: Recipe, lineage: dict[str, str] = LINEAGE
+) -> dict[str, CompressionCandidate]:
     workshop = Workshop(subject, variant_pack("flights", ACTIONS, lineage), folder, 0.05)
     return {recipe_name(recipe): workshop.make(recipe) for recipe in recipes or ALL}
 
 
 @pytest.fixture(scope="module")
-def made(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Candidate]:
+def made(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
     return make(subject, tmp_path_factory.mktemp("variants"))
 
 
@@ -93,7 +95,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str, Candidate]) -> None:
+def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str, CompressionCandidate]) -> None:
     assert list(made) == NAMES and not {each.refused for each in made.values()} - {None}
     for candidate in made.values():
         files = contents(Path(candidate.folder))
@@ -105,7 +107,7 @@ def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str,
         assert not any(node.name or node.doc_string for node in model.graph.node)
 
 
-def test_sizes_and_agreement(made: dict[str, Candidate]) -> None:
+def test_sizes_and_agreement(made: dict[str, CompressionCandidate]) -> None:
     sizes = {name: (Path(each.folder) / "model.onnx").stat().st_size for name, each in made.items()}
     assert max(sizes["int8_dynamic"], sizes["int8_static"]) < 0.33 * sizes["fp32"]
     assert sizes["units50"] < 0.55 * sizes["fp32"] and sizes["columns20+int8_static"] < sizes["int8_static"]
@@ -117,7 +119,7 @@ def test_sizes_and_agreement(made: dict[str, Candidate]) -> None:
     assert 0 < found["int8_dynamic"]["mean"] < 0.02 and 0 < found["int8_static"]["mean"] < 0.02
 
 
-def test_the_manifest_says_what_it_is(made: dict[str, Candidate]) -> None:
+def test_the_manifest_says_what_it_is(made: dict[str, CompressionCandidate]) -> None:
     for name, candidate in made.items():
         folder = Path(candidate.folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -154,7 +156,7 @@ def test_the_manifest_says_what_it_is(made: dict[str, Candidate]) -> None:
     }
 
 
-def test_columns_that_are_gone_are_asked_for_no_more(made: dict[str, Candidate]) -> None:
+def test_columns_that_are_gone_are_asked_for_no_more(made: dict[str, CompressionCandidate]) -> None:
     """Of 23 columns five; the others mean what they meant."""
     variant = Variant(made["columns20+int8_static"].folder)
     names = [column["name"] for column in variant.columns]
@@ -176,7 +178,7 @@ Variant(sys.argv[1]).predict(rows).to_json(sys.argv[3], orient="split", double_p
 
 @pytest.mark.parametrize("name", ["fp32", "int8_static"])
 def test_it_runs_alone_without_torch_and_stillhouse(
-    made: dict[str, Candidate], student: TabularStudent, name: str, tmp_path: Path
+    made: dict[str, CompressionCandidate], student: TabularStudent, name: str, tmp_path: Path
 ) -> None:
     rows = raw(30, seed=5)
     rows.to_json(tmp_path / "rows.json", orient="split", double_precision=15)
@@ -189,7 +191,7 @@ def test_it_runs_alone_without_torch_and_stillhouse(
     np.testing.assert_allclose(found[["p_on_time", "p_late"]], wanted, atol=1e-6 if name == "fp32" else 0.05)
 
 
-def test_a_damaged_model_is_refused(made: dict[str, Candidate], tmp_path: Path) -> None:
+def test_a_damaged_model_is_refused(made: dict[str, CompressionCandidate], tmp_path: Path) -> None:
     for name, content in contents(Path(made["fp32"].folder)).items():
         damaged = bytearray(content)
         damaged[len(damaged) // 2] ^= name == "model.onnx"
@@ -198,7 +200,9 @@ def test_a_damaged_model_is_refused(made: dict[str, Candidate], tmp_path: Path) 
         Variant(tmp_path)
 
 
-def test_the_same_again_gives_the_same_bytes(made: dict[str, Candidate], subject: Subject, tmp_path: Path) -> None:
+def test_the_same_again_gives_the_same_bytes(
+    made: dict[str, CompressionCandidate], subject: Subject, tmp_path: Path
+) -> None:
     for name, again in make(subject, tmp_path).items():
         assert contents(Path(again.folder)) == contents(Path(made[name].folder))
 

@@ -22,7 +22,7 @@ from stillhouse.compress.workshop import Workshop, one_row
 from stillhouse.config import DynamicInt8, Fp32, LowRank, PruneHeads, PruneUnits, Step
 from stillhouse.errors import ExportError
 from stillhouse.latency import measure_latency
-from stillhouse.records import Candidate, Latency
+from stillhouse.records import CompressionCandidate, Latency
 
 from .models_for_tests import COLUMNS, WITH_VNNI, graph_subject, pack_model, tabular_subject
 
@@ -81,7 +81,7 @@ def test_a_candidate_is_a_folder_with_its_artifact_and_its_figures(counting: Cou
     made = counting.workshop().make((UNITS, DYNAMIC))
     place = counting.folder / "candidates" / made.candidate_id
     assert sorted(contents(place)) == ["artifact/model.onnx", "candidate.json", "columns.json"]
-    assert Candidate.model_validate_json((place / "candidate.json").read_text()) == made
+    assert CompressionCandidate.model_validate_json((place / "candidate.json").read_text()) == made
     assert (made.name, made.folder, made.refused) == ("units50+int8_dynamic", str(place / "artifact"), None)
     assert [step["method"] for step in made.recipe] == ["prune_units", "int8_dynamic"]
     assert made.bytes == (place / "artifact" / "model.onnx").stat().st_size

@@ -15,7 +15,7 @@ from stillhouse.records import (
     DriftReport,
     EvidenceStep,
     Quality,
-    Screened,
+    ScreenResult,
     Window,
 )
 
@@ -77,8 +77,8 @@ def make_column(name: str, psi: float) -> ColumnDrift:
     return ColumnDrift(column=name, kind="number", psi=psi, ks=0.1, missing_reference=0.0, missing_current=0.0)
 
 
-def make_screened(moved: bool, *beyond: str) -> Screened:
-    return Screened(
+def make_screened(moved: bool, *beyond: str) -> ScreenResult:
+    return ScreenResult(
         blocks=20,
         beyond=beyond,
         statistic=3.0 if moved else 0.5,

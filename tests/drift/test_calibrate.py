@@ -14,7 +14,7 @@ from stillhouse.drift.calibrate import MIN_BLOCKS, limits, loss_baseline, screen
 from stillhouse.drift.distances import compare
 from stillhouse.drift.profile import build
 from stillhouse.errors import WindowError
-from stillhouse.records import ColumnDrift, Screens
+from stillhouse.records import ColumnDrift, DriftCalibration
 
 NUMBER, CATEGORY = NumberColumn(type="number"), CategoryColumn(type="category")
 WEEK = timedelta(days=7)
@@ -86,7 +86,7 @@ def test_each_stretch_is_held_against_all_others(seed):
 
 
 def test_limits_hold_for_all_columns_at_once():
-    usual = Screens(
+    usual = DriftCalibration(
         block=WEEK,
         blocks=6,
         columns={"a": (0.1, 0.1, 0.2, 0.2, 0.3, 0.4), "b": (0.0,) * 6},

@@ -36,30 +36,30 @@ def reason(verdict, measure):
 
 def test_drift(make):
     verdict = watch(make, make.report(), last_refresh=make.now - 14 * DAY)
-    assert (verdict.kind, verdict.outcome, verdict.response) == ("watch", "drift", "redistil")
+    assert (verdict.kind, verdict.result, verdict.response) == ("watch", "drift", "redistil")
     found = reason(verdict, "psi")
-    assert (found.value, found.threshold, found.crossed) == (0.4, 0.25, True)
+    assert (found.value, found.threshold, found.failed) == (0.4, 0.25, True)
     assert "temp 0.4" in verdict.summary
 
 
 def test_no_drift(make):
     verdict = watch(make, make.report({"temp": 0.25}))
-    assert (verdict.outcome, verdict.response) == ("no_drift", "hold")
-    assert not reason(verdict, "psi").crossed
+    assert (verdict.result, verdict.response) == ("no_drift", "hold")
+    assert not reason(verdict, "psi").failed
 
 
 def test_cooling_down_says_until_when(make):
     verdict = watch(make, make.report(), last_refresh=make.now - 13 * DAY)
-    assert (verdict.outcome, verdict.response) == ("cooling_down", "hold")
+    assert (verdict.result, verdict.response) == ("cooling_down", "hold")
     assert "2013-06-02 00:00 UTC" in verdict.summary
-    assert watch(make, make.report({"temp": 0.1}), last_refresh=make.now).outcome == "no_drift"
+    assert watch(make, make.report({"temp": 0.1}), last_refresh=make.now).result == "no_drift"
 
 
 @pytest.mark.parametrize("measured", [True, False])
 def test_data_broken_comes_first(make, measured):
     verdict = watch(make, make.report() if measured else None, make.data(rows=0, fatal=True))
-    assert (verdict.outcome, verdict.response) == ("data_broken", "hold")
-    assert "3 rows of nonsense" in verdict.summary and verdict.reasons[0].crossed
+    assert (verdict.result, verdict.response) == ("data_broken", "hold")
+    assert "3 rows of nonsense" in verdict.summary and verdict.reasons[0].failed
 
 
 def test_not_enough_evidence(make):
@@ -67,7 +67,7 @@ def test_not_enough_evidence(make):
         watch(make, make.report(current_rows=99)),
         watch(make, None, make.data(rows=120, quarantined=21)),
     ):
-        assert (verdict.outcome, verdict.response) == ("not_enough_evidence", "hold")
+        assert (verdict.result, verdict.response) == ("not_enough_evidence", "hold")
         assert (reason(verdict, "rows").value, reason(verdict, "rows").threshold) == (99, 100)
 
 
@@ -78,26 +78,26 @@ def test_enough_sound_rows_without_a_measurement_cannot_be_decided(make):
 
 def test_psi_needs_as_many_columns_as_configured(make):
     report = make.report({"a": 0.5, "b": 0.3, "c": 0.1})
-    assert watch(make, report, psi=0.25, shifted_columns=2).outcome == "drift"
+    assert watch(make, report, psi=0.25, shifted_columns=2).result == "drift"
     verdict = watch(make, report, psi=0.25, shifted_columns=3)
-    assert verdict.outcome == "no_drift" and reason(verdict, "psi").value == 0.1
+    assert verdict.result == "no_drift" and reason(verdict, "psi").value == 0.1
     assert "3 needed" in reason(verdict, "psi").text
     assert reason(watch(make, report, psi=0.25, shifted_columns=4), "psi").value is None
 
 
 def test_output_psi(make):
     report = make.report(outputs=(make.column("margin", 0.1), make.column("p(yes)", 0.3)))
-    assert watch(make, report, output_psi=0.25).outcome == "drift"
-    assert watch(make, report, output_psi=0.35).outcome == "no_drift"
+    assert watch(make, report, output_psi=0.25).result == "drift"
+    assert watch(make, report, output_psi=0.35).result == "no_drift"
 
 
 def test_ks_of_numbers_with_a_plain_threshold(make):
     report = make.report({"temp": 0.0, "wind": 0.0})  # both with a distance of 0.1
-    assert watch(make, report, ks=0.05).outcome == "drift"
-    assert watch(make, report, ks=0.05, shifted_columns=2).outcome == "drift"
+    assert watch(make, report, ks=0.05).result == "drift"
+    assert watch(make, report, ks=0.05, shifted_columns=2).result == "drift"
     held = watch(make, report, ks=0.15)
-    assert held.outcome == "no_drift" and reason(held, "ks").value == 0.1
-    assert watch(make, make.report({"temp": 9.0}), ks=0.05, shifted_columns=2).outcome == "no_drift"
+    assert held.result == "no_drift" and reason(held, "ks").value == 0.1
+    assert watch(make, make.report({"temp": 9.0}), ks=0.05, shifted_columns=2).result == "no_drift"
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_ks_of_numbers_with_a_plain_threshold(make):
 def test_evidence_that_reaches_the_budget_decides(make, process, outcome, response):
     calm = make.report({"temp": 0.0})
     verdict = watch(make, calm, steps=[make.step(process, 2161)])
-    assert (verdict.outcome, verdict.response) == (outcome, response)
+    assert (verdict.result, verdict.response) == (outcome, response)
     found = reason(verdict, f"evidence_{process}")
-    assert found.crossed and found.value == pytest.approx(2161) and found.threshold == pytest.approx(2160)
+    assert found.failed and found.value == pytest.approx(2161) and found.threshold == pytest.approx(2160)
     assert "2160" in verdict.summary
-    assert watch(make, calm, steps=[make.step(process, 2159)]).outcome == "no_drift"
+    assert watch(make, calm, steps=[make.step(process, 2159)]).result == "no_drift"
     cooling = watch(make, calm, steps=[make.step(process, 1e300)], last_refresh=make.now - DAY)
-    assert (cooling.outcome, cooling.response) == ("cooling_down", "hold")
+    assert (cooling.result, cooling.response) == ("cooling_down", "hold")
 
 
 def test_a_failing_teacher_must_not_teach_a_new_student(make):
@@ -127,7 +127,7 @@ def test_a_failing_teacher_must_not_teach_a_new_student(make):
 
 def test_evidence_beyond_every_number_is_still_a_number(make):
     verdict = watch(make, make.report({"temp": 0.0}), steps=[make.step(log_evidence=5000.0)])
-    assert verdict.outcome == "harmful_drift"
+    assert verdict.result == "harmful_drift"
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
@@ -135,16 +135,16 @@ def test_inputs_that_moved_are_benign_while_the_student_agrees_with_its_teacher(
     moved = make.screened(True, "temp")
     agrees = make.report({"temp": 0.2}, screened=moved, disagreement=make.disagreement(0.07))
     verdict = watch(make, agrees, steps=[make.step()])
-    assert (verdict.outcome, verdict.response) == ("benign_shift", "hold")
-    assert "temp" in verdict.summary and reason(verdict, "screen").crossed
+    assert (verdict.result, verdict.response) == ("benign_shift", "hold")
+    assert "temp" in verdict.summary and reason(verdict, "screen").failed
     parts = make.report({"temp": 0.2}, screened=moved, disagreement=make.disagreement(0.09))
     verdict = watch(make, parts, steps=[make.step()])
-    assert (verdict.outcome, verdict.response) == ("not_enough_evidence", "hold")
+    assert (verdict.result, verdict.response) == ("not_enough_evidence", "hold")
     assert "accumulates" in verdict.summary
     unasked = make.report({"temp": 0.2}, screened=moved)
-    assert watch(make, unasked, steps=[make.step()]).outcome == "not_enough_evidence"
+    assert watch(make, unasked, steps=[make.step()]).result == "not_enough_evidence"
     still = make.report({"temp": 0.2}, screened=make.screened(False), disagreement=make.disagreement(0.07))
-    assert watch(make, still, steps=[make.step()]).outcome == "no_drift"
+    assert watch(make, still, steps=[make.step()]).result == "no_drift"
 
 
 def test_without_a_budget_the_reference_says_what_agreement_is(make):
@@ -155,8 +155,8 @@ def test_without_a_budget_the_reference_says_what_agreement_is(make):
         disagreement=make.disagreement(0.12),
         disagreement_reference=make.disagreement(0.1),
     )
-    assert watch(make, report, disagreement=0.05).outcome == "benign_shift"
-    assert watch(make, report, psi=0.25).outcome == "not_enough_evidence"
+    assert watch(make, report, disagreement=0.05).result == "benign_shift"
+    assert watch(make, report, psi=0.25).result == "not_enough_evidence"
 
 
 def test_the_verdict_carries_its_cost(make):
@@ -168,27 +168,27 @@ def test_the_verdict_carries_its_cost(make):
 def test_disagreement_is_judged_on_its_rise(make):
     report = make.report(disagreement=make.disagreement(0.15), disagreement_reference=make.disagreement(0.10))
     verdict = watch(make, report, disagreement=0.04)
-    assert verdict.outcome == "drift" and reason(verdict, "disagreement").value == pytest.approx(0.05)
-    assert watch(make, report, disagreement=0.06).outcome == "no_drift"
+    assert verdict.result == "drift" and reason(verdict, "disagreement").value == pytest.approx(0.05)
+    assert watch(make, report, disagreement=0.06).result == "no_drift"
     alone = make.report(disagreement=make.disagreement(0.15))
     assert reason(watch(make, alone, disagreement=0.06), "disagreement").value == 0.15
 
 
 def test_auc_drop(make):
     report = make.report(quality=make.quality(0.70), quality_reference=make.quality(0.75))
-    assert watch(make, report, auc_drop=0.04).outcome == "drift"
-    assert watch(make, report, auc_drop=0.06).outcome == "no_drift"
+    assert watch(make, report, auc_drop=0.04).result == "drift"
+    assert watch(make, report, auc_drop=0.06).result == "no_drift"
     few = make.report(quality=make.quality(0.5, rows=99), quality_reference=make.quality(0.75))
     verdict = watch(make, few, auc_drop=0.04)
-    assert verdict.outcome == "no_drift" and "99 outcomes" in reason(verdict, "auc_drop").text
+    assert verdict.result == "no_drift" and "99 outcomes" in reason(verdict, "auc_drop").text
 
 
 def test_accuracy_drop(make):
     report = make.report(quality=make.quality(0.70), quality_reference=make.quality(0.70))
     fallen = report.quality.model_copy(update={"accuracy": report.quality.accuracy - 0.1})
     report = report.model_copy(update={"quality": fallen})
-    assert watch(make, report, accuracy_drop=0.09).outcome == "drift"
-    assert watch(make, report, accuracy_drop=0.11).outcome == "no_drift"
+    assert watch(make, report, accuracy_drop=0.09).result == "drift"
+    assert watch(make, report, accuracy_drop=0.11).result == "no_drift"
 
 
 def test_what_the_models_are_compared_by_is_shown_without_a_threshold(make):
@@ -204,15 +204,15 @@ def test_what_the_models_are_compared_by_is_shown_without_a_threshold(make):
 
 def test_a_threshold_without_a_measurement_has_a_reason_that_says_so(make):
     verdict = watch(make, make.report(), output_psi=0.1, disagreement=0.1, auc_drop=0.1)
-    assert verdict.outcome == "no_drift"
+    assert verdict.result == "no_drift"
     assert [r.measure for r in verdict.reasons] == ["psi", "output_psi", "disagreement", "auc_drop"]
-    assert all(r.value is None and not r.crossed for r in verdict.reasons[1:])
+    assert all(r.value is None and not r.failed for r in verdict.reasons[1:])
 
 
 def test_a_measurement_without_a_threshold_is_only_reported(make):
     report = make.report({"temp": 9.0}, outputs=(make.column("margin", 9.0),))
     verdict = watch(make, report, disagreement=0.1)
-    assert verdict.outcome == "no_drift"
+    assert verdict.result == "no_drift"
     assert reason(verdict, "psi").threshold is None and reason(verdict, "output_psi").value == 9.0
 
 
@@ -247,7 +247,7 @@ def test_replay_gives_the_identical_verdict(make):
         ),
         watch(make, full, steps=[make.step("teacher_outcomes", 1e7)], disagreement=1.0),
     ]
-    assert len({verdict.outcome for verdict in verdicts}) == 7
+    assert len({verdict.result for verdict in verdicts}) == 7
     for verdict in verdicts:
         stored = Verdict.model_validate_json(verdict.model_dump_json())
         assert stored == verdict
@@ -268,9 +268,9 @@ def test_the_agent_file_says_how_drift_is_answered_unless_that_was_refused(make,
     config = config.model_copy(update={"watch": config.watch.model_copy(update={"responses": Responses(**responses)})})
     asked = {"as_of": make.now, "last_refresh": make.now - 30 * DAY, "refused": refused}
     plain = decide(make.report(), make.data(), config, **asked)
-    assert (plain.outcome, plain.response) == ("drift", response)
+    assert (plain.result, plain.response) == ("drift", response)
     harm = decide(make.report({"temp": 0.0}), make.data(), config, steps=[make.step("disagreement", 2161)], **asked)
-    assert (harm.outcome, harm.response) == ("harmful_drift", response)
+    assert (harm.result, harm.response) == ("harmful_drift", response)
     assert decide_from_evidence(harm.evidence) == harm
     failing = decide(make.report(), make.data(), config, steps=[make.step("teacher_outcomes", 2161)], **asked)
     assert failing.response == "renew"
@@ -298,13 +298,13 @@ def of_three(make, *evidence, budget=100):
 def test_processes_share_one_budget(make, evidence, outcome, crossed):
     """A budget of 100: the mean of the three is held against it, and one alone must reach 300."""
     verdict = watch(make, make.report({"temp": 0.0}), steps=of_three(make, *evidence))
-    assert verdict.outcome == outcome
-    assert {r.measure for r in verdict.reasons if r.crossed} == crossed
+    assert verdict.result == outcome
+    assert {r.measure for r in verdict.reasons if r.failed} == crossed
     together = reason(verdict, "evidence")
     assert together.threshold == pytest.approx(100) and together.value == pytest.approx(sum(evidence) / 3)
-    assert all(r.crossed == (r.value >= r.threshold) for r in verdict.reasons if r.measure.startswith("evidence"))
+    assert all(r.failed == (r.value >= r.threshold) for r in verdict.reasons if r.measure.startswith("evidence"))
     if crossed:  # no alarm by a figure below its threshold
-        assert next(r for r in verdict.reasons if r.text in verdict.summary).crossed, verdict.summary
+        assert next(r for r in verdict.reasons if r.text in verdict.summary).failed, verdict.summary
     assert decide_from_evidence(verdict.evidence) == verdict
 
 
@@ -312,20 +312,20 @@ def test_without_new_rows_no_second_refresh_wherever_the_clock_stands(make):
     steps = of_three(make, 1, 1e9, 1)
     for at in (make.now, make.now - 300 * DAY):  # the very moment of the last refresh; and long past its cool-down
         verdict = watch(make, make.report(), steps=steps, last_refresh=at, new_rows=False)
-        assert (verdict.outcome, verdict.response) == ("cooling_down", "hold")
+        assert (verdict.result, verdict.response) == ("cooling_down", "hold")
         assert "nothing was observed since the last refresh" in verdict.summary
         assert decide_from_evidence(verdict.evidence) == verdict
-    assert watch(make, make.report(), last_refresh=make.now - 300 * DAY, new_rows=True).outcome == "drift"
-    assert watch(make, make.report({"temp": 0.0}), last_refresh=make.now, new_rows=False).outcome == "no_drift"
+    assert watch(make, make.report(), last_refresh=make.now - 300 * DAY, new_rows=True).result == "drift"
+    assert watch(make, make.report({"temp": 0.0}), last_refresh=make.now, new_rows=False).result == "no_drift"
 
 
 def test_no_drift_does_not_stand_above_a_quality_that_fell(make):
     report = make.report({"temp": 0.0}, quality=make.quality(0.43), quality_reference=make.quality(0.75))
     verdict = watch(make, report)
-    assert (verdict.outcome, verdict.response) == ("not_enough_evidence", "hold")
+    assert (verdict.result, verdict.response) == ("not_enough_evidence", "hold")
     assert "AUC 0.430 on 1000 outcomes, -0.320 against 0.750" in verdict.summary
     chance = make.report({"temp": 0.0}, quality=make.quality(0.74), quality_reference=make.quality(0.75))
-    assert watch(make, chance).outcome == "no_drift"
+    assert watch(make, chance).result == "no_drift"
 
 
 def test_a_shift_is_not_benign_while_the_students_loss_has_doubled(make):
@@ -338,10 +338,10 @@ def test_a_shift_is_not_benign_while_the_students_loss_has_doubled(make):
         quality_reference=before,
     )
     verdict = watch(make, report, steps=[make.step()])
-    assert verdict.outcome == "not_enough_evidence" and "Brier score is 0.300" in verdict.summary
+    assert verdict.result == "not_enough_evidence" and "Brier score is 0.300" in verdict.summary
     high = watch(make, report.model_copy(update={"quality": before}), steps=[make.step("student_outcomes", mean=0.17)])
-    assert high.outcome == "not_enough_evidence" and "mean loss of the last step 0.170" in high.summary
-    assert watch(make, report.model_copy(update={"quality": before}), steps=[make.step()]).outcome == "benign_shift"
+    assert high.result == "not_enough_evidence" and "mean loss of the last step 0.170" in high.summary
+    assert watch(make, report.model_copy(update={"quality": before}), steps=[make.step()]).result == "benign_shift"
 
 
 def test_a_verdict_claims_no_more_than_was_looked_at(make):
@@ -387,18 +387,18 @@ def test_verdicts_of_random_figures_do_not_contradict_them(make):
         ]
         steps = steps if generator.random() < 0.7 else []
         verdict = watch(make, report, steps=steps, psi=0.25)
-        seen.add(verdict.outcome)
+        seen.add(verdict.result)
         for r in verdict.reasons:
             if r.value is not None and r.threshold is not None:
                 strict = r.measure in ("psi", "auc_drop", "accuracy_drop", "disagreement", "screen")
-                assert r.crossed == (r.value > r.threshold if strict else r.value >= r.threshold), r
+                assert r.failed == (r.value > r.threshold if strict else r.value >= r.threshold), r
         measure = {r.measure for r in verdict.reasons}
         judged_by = {q.measure for q in (report.quality, report.quality_reference) if q}
         assert "auc_drop" not in measure or judged_by == {"auc"}
         assert "accuracy_drop" not in measure or "accuracy" in judged_by
-        if verdict.outcome not in ("no_drift", "benign_shift"):
+        if verdict.result not in ("no_drift", "benign_shift"):
             continue
-        assert not any(r.crossed for r in verdict.reasons if r.measure != "screen" or verdict.outcome == "no_drift")
+        assert not any(r.failed for r in verdict.reasons if r.measure != "screen" or verdict.result == "no_drift")
         assert all(step.mean is None or step.mean <= 2 * step.null_mean for step in steps)
         if report.quality and report.quality_reference:
             fall = next(r.value for r in verdict.reasons if r.measure in ("auc_drop", "accuracy_drop"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.drift.figures import SHIFTED, STABLE, drift_figure, evidence_figure, slices_figure
-from stillhouse.records import ColumnDrift, Disagreement, DriftReport, EvidenceStep, Screened, SliceDrift, Window
+from stillhouse.records import ColumnDrift, Disagreement, DriftReport, EvidenceStep, ScreenResult, SliceDrift, Window
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 
@@ -103,7 +103,7 @@ def test_without_limits_the_threshold_judges(tmp_path):
 
 
 def test_limits_judge_their_columns_and_order_them(tmp_path):
-    screened = Screened(blocks=26, beyond=("calm",), statistic=4.0, limit=2.0, p_value=0.037, moved=True)
+    screened = ScreenResult(blocks=26, beyond=("calm",), statistic=4.0, limit=2.0, p_value=0.037, moved=True)
     report = a_report(
         [a_drift("wild", 0.9, 1.5), a_drift("calm", 0.2, 0.05)], [a_drift("p(yes)", 0.1, 0.2)], screened=screened
     )

@@ -32,13 +32,13 @@ def examined(rows: pd.DataFrame, second: np.ndarray, config: AgentConfig | None 
 
 
 def crossed(verdict: Verdict) -> list[str]:
-    return [reason.measure for reason in verdict.reasons if reason.crossed]
+    return [reason.measure for reason in verdict.reasons if reason.failed]
 
 
 def test_a_teacher_that_knows_is_admitted() -> None:
     rows, truth = make()
     verdict = admission.judge(examined(rows, truth))
-    assert (verdict.outcome, verdict.kind, crossed(verdict)) == ("admitted", "gate", [])
+    assert (verdict.result, verdict.kind, crossed(verdict)) == ("admitted", "gate", [])
     assert "600 rows that it has not seen" in verdict.summary
     assert admission.replay(verdict) == verdict
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
@@ -74,7 +74,7 @@ def test_guessing_passes_at_most_as_often_as_the_confidence_says() -> None:
     for seed in range(200):
         rows, _ = make(200, seed)
         guesses = np.random.default_rng(1000 + seed).random(200)
-        passed += admission.judge(examined(rows, guesses)).outcome == "admitted"
+        passed += admission.judge(examined(rows, guesses)).result == "admitted"
     assert passed <= 18
 
 
@@ -82,7 +82,7 @@ def test_guessing_passes_at_most_as_often_as_the_confidence_says() -> None:
 def test_a_teacher_that_says_the_same_about_everything_is_refused(share: float) -> None:
     rows, _ = make()
     verdict = admission.judge(examined(rows, np.full(len(rows), share)))
-    assert verdict.outcome == "refused"
+    assert verdict.result == "refused"
     assert crossed(verdict) == ["constant", "auc"]
     assert "it says the same about every row" in verdict.summary
 
@@ -97,7 +97,7 @@ def test_a_champion_that_does_harm_may_be_replaced_by_a_teacher_that_does_none()
     guesses = np.random.default_rng(3).random(600)
     harmful, helpful = np.stack([truth, 1 - truth], axis=1), np.stack([1 - truth, truth], axis=1)
     verdict = admission.judge(examined(rows, guesses, champion=harmful))
-    assert verdict.outcome == "admitted" and "the champion's" in verdict.summary
+    assert verdict.result == "admitted" and "the champion's" in verdict.summary
     assert crossed(admission.judge(examined(rows, guesses, champion=helpful))) == ["auc"]
     assert crossed(admission.judge(examined(rows, np.full(600, 0.3), champion=harmful))) == ["constant"]
 
@@ -113,7 +113,7 @@ def test_a_teacher_that_mostly_talks_garbage_is_refused_with_what_it_said() -> N
 def test_a_teacher_that_says_nothing_at_all() -> None:
     rows, _ = make()
     assert "answered" in crossed(admission.judge(examined(rows, np.full(600, np.nan))))
-    assert admission.judge(examined(rows.iloc[:0], np.empty(0))).outcome == "refused"
+    assert admission.judge(examined(rows.iloc[:0], np.empty(0))).result == "refused"
 
 
 def test_rows_of_one_hour_are_one_piece_of_evidence() -> None:
@@ -144,7 +144,7 @@ def test_where_outcomes_are_too_few_the_champions_teacher_vouches() -> None:
     rows, truth = without_outcomes()
     both = np.stack([1 - truth, truth], axis=1)
     verdict = admission.judge(examined(rows, np.clip(truth + 0.05, 0, 1), trusted=("v0", both)))
-    assert verdict.outcome == "admitted"
+    assert verdict.result == "admitted"
     assert verdict.reasons[-1].measure == "agreement" and "teacher v0" in verdict.summary
     assert admission.replay(verdict) == verdict
     verdict = admission.judge(examined(rows, 1 - truth, trusted=("v0", both)))
@@ -154,7 +154,7 @@ def test_where_outcomes_are_too_few_the_champions_teacher_vouches() -> None:
 def test_outcomes_come_before_the_word_of_another_teacher() -> None:
     rows, truth = make()
     both = np.stack([truth, 1 - truth], axis=1)
-    assert admission.judge(examined(rows, truth, trusted=("v0", both))).outcome == "admitted"
+    assert admission.judge(examined(rows, truth, trusted=("v0", both))).result == "admitted"
 
 
 def test_with_neither_it_may_not_teach() -> None:

@@ -112,7 +112,7 @@ def watch(make: Any, day: int, auc: float | None) -> Verdict:
         kind="watch",
         agent="toy",
         as_of=window.end,
-        outcome="no_drift",
+        result="no_drift",
         summary="s",
         evidence={"drift": report.model_dump(mode="json")},
     )
@@ -124,7 +124,7 @@ def gate(make: Any, day: int, outcome: str) -> Verdict:
         kind="gate",
         agent="toy",
         as_of=make.now + timedelta(days=day),
-        outcome=outcome,
+        result=outcome,
         summary="s",
     )
 

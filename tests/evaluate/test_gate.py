@@ -103,11 +103,11 @@ def test_one_model_against_itself(make: Any) -> None:
     assert (same.difference, same.standard_error, same.rows, same.measure) == (0, 0, 200, "auc")
     assert lower_bound(same, 0.95) == pytest.approx(-3 / 100, rel=0.02)
     verdict = judge(make.certificate(same, rule=2))
-    assert verdict.outcome == "refused"
+    assert verdict.result == "refused"
     assert verdict.summary.endswith(
         "; at least 151 rows of the rarer outcome are needed to prove a margin of 0.02 at 95%; the window has 100"
     )
-    assert judge(make.certificate(same.model_copy(update={"margin": 0.04}), rule=2)).outcome == "promoted"
+    assert judge(make.certificate(same.model_copy(update={"margin": 0.04}), rule=2)).result == "promoted"
 
 
 def test_accuracy_is_compared_for_more_than_two_actions() -> None:
@@ -141,7 +141,7 @@ def test_where_nothing_or_little_was_lost_the_bound_is_clopper_and_pearsons(
     found = compared(rows, lost, base=rows - 10)
     assert -lower_bound(found, 0.95) == pytest.approx(beta.ppf(0.95, lost + 1, rows - lost), rel=0.02)
     verdict = judge(make.certificate(found, rule=2))
-    assert (verdict.outcome == "promoted") is promoted, verdict.summary
+    assert (verdict.result == "promoted") is promoted, verdict.summary
 
 
 def test_rows_of_one_cluster_count_once(make: Any) -> None:
@@ -159,16 +159,16 @@ def test_rows_of_one_cluster_count_once(make: Any) -> None:
 def test_a_challenger_proven_worse_is_refused_within_the_margin(make: Any) -> None:
     found = compared(3000, lost=40, gained=10, base=2500)
     verdict = judge(make.certificate(found, rule=2))
-    assert verdict.outcome == "refused"
+    assert verdict.result == "refused"
     reason = verdict.reasons[-1]
-    assert reason.crossed and reason.threshold == 0.0 and -0.01 < reason.value < 0
+    assert reason.failed and reason.threshold == 0.0 and -0.01 < reason.value < 0
     assert "the challenger is worse, though not by more than 0.02" in verdict.summary
     assert "it alone is right on 10 rows, the champion alone on 40" in verdict.summary
     heavy = make.card("toy@3", size=3000, role="champion")
-    assert judge(make.certificate(found, rule=2, champion=heavy)).outcome == "promoted"  # the champion must go
+    assert judge(make.certificate(found, rule=2, champion=heavy)).result == "promoted"  # the champion must go
     slice_of_it = found.model_copy(update={"window": "origin=JFK"})
     even = compared(3000, lost=20, gained=20, base=2500)
-    assert judge(make.certificate(even, slice_of_it, rule=2)).outcome == "promoted"
+    assert judge(make.certificate(even, slice_of_it, rule=2)).result == "promoted"
 
 
 @pytest.mark.parametrize("actions", [2, 5])
@@ -190,7 +190,7 @@ def test_scores_that_all_tie_prove_nothing(make: Any, said: float) -> None:
     flat = np.column_stack([np.full(200, 1 - said), np.full(200, said)])
     for clusters in (None, np.arange(200) // 10):
         found = compare("test", outcomes, flat, flat, 0.02, clusters)
-        assert judge(make.certificate(found, rule=2)).outcome == "refused"
+        assert judge(make.certificate(found, rule=2)).result == "refused"
 
 
 def test_of_few_clusters_the_auc_is_bounded_by_student(make: Any) -> None:
@@ -227,7 +227,7 @@ def test_one_that_is_better_in_every_cluster_passes(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)
     found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(2000) % 50)
     assert found.difference > 0.05
-    assert judge(make.certificate(found, rule=2)).outcome == "promoted"
+    assert judge(make.certificate(found, rule=2)).result == "promoted"
 
 
 def test_many_scores_are_kept_in_bins(make: Any) -> None:
@@ -255,7 +255,7 @@ def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: 
     for _ in range(150):
         outcomes, scores = binormal(rng, 300, challenger, champion)
         found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.05)
-        passed += judge(make.certificate(found)).outcome == "promoted"
+        passed += judge(make.certificate(found)).result == "promoted"
     assert 0 < passed <= 12
 
 
@@ -286,10 +286,10 @@ def test_the_stated_error_holds_exactly(rows: int, margin: float, disagreement: 
 
 def test_no_worse_within_the_budgets(make: Any) -> None:
     verdict = judge(make.certificate(make.comparison("test", -0.001, 0.001), make.comparison("past", 0.01, 0.001)))
-    assert (verdict.outcome, verdict.kind, verdict.agent, verdict.as_of) == ("promoted", "gate", "toy", make.now)
+    assert (verdict.result, verdict.kind, verdict.agent, verdict.as_of) == ("promoted", "gate", "toy", make.now)
     assert verdict.summary == "fp32 promoted: no worse than the champion, within the budgets"
     assert [reason.measure for reason in verdict.reasons] == ["bytes", "p95_ms", "auc:test", "auc:past"]
-    assert not any(reason.crossed for reason in verdict.reasons)
+    assert not any(reason.failed for reason in verdict.reasons)
 
 
 def test_the_bound_by_hand(make: Any) -> None:
@@ -297,15 +297,15 @@ def test_the_bound_by_hand(make: Any) -> None:
     verdict = judge(make.certificate(make.comparison("test", -0.002, 0.001)))
     assert verdict.reasons[-1].value == pytest.approx(-0.0036449, abs=1e-7)
     assert verdict.reasons[-1].threshold == -0.005
-    assert judge(make.certificate(make.comparison("test", -0.002, 0.001), confidence=0.99)).outcome == "promoted"
-    assert judge(make.certificate(make.comparison("test", -0.002, 0.002))).outcome == "refused"
+    assert judge(make.certificate(make.comparison("test", -0.002, 0.001), confidence=0.99)).result == "promoted"
+    assert judge(make.certificate(make.comparison("test", -0.002, 0.002))).result == "refused"
 
 
 def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(0), 2000, 0.4, 1.2)
     verdict = judge(make.certificate(compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.01)))
-    assert verdict.outcome == "refused"
-    (failed,) = [reason for reason in verdict.reasons if reason.crossed]
+    assert verdict.result == "refused"
+    (failed,) = [reason for reason in verdict.reasons if reason.failed]
     assert failed.measure == "auc:test"
     assert verdict.summary == f"fp32 refused: {failed.text}"
     assert "on test (2000 rows) the challenger may be worse by more than 0.01: auc 0." in failed.text
@@ -316,14 +316,14 @@ def test_without_margin_equal_quality_of_a_few_rows_is_not_proven(make: Any) -> 
     outcomes, scores = binormal(np.random.default_rng(3), 60, 1.0, 1.0)
     found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.0)
     assert abs(found.difference) < found.standard_error
-    assert judge(make.certificate(found)).outcome == "refused"
+    assert judge(make.certificate(found)).result == "refused"
 
 
 def test_a_slice_and_the_past_are_judged_too(make: Any) -> None:
     for window in ("origin=JFK", "past"):
         verdict = judge(make.certificate(make.comparison(), make.comparison(window, -0.1, 0.01, margin=0.02)))
-        assert verdict.outcome == "refused"
-        assert [reason.measure for reason in verdict.reasons if reason.crossed] == [f"auc:{window}"]
+        assert verdict.result == "refused"
+        assert [reason.measure for reason in verdict.reasons if reason.failed] == [f"auc:{window}"]
 
 
 @pytest.mark.parametrize(
@@ -335,50 +335,50 @@ def test_a_slice_and_the_past_are_judged_too(make: Any) -> None:
 )
 def test_a_budget_that_is_broken(make: Any, fields: dict[str, Any], measure: str, text: str) -> None:
     verdict = judge(make.certificate(**fields))
-    assert verdict.outcome == "refused"
-    (failed,) = [reason for reason in verdict.reasons if reason.crossed]
+    assert verdict.result == "refused"
+    (failed,) = [reason for reason in verdict.reasons if reason.failed]
     assert failed.measure == measure
     assert text.replace("\\", "") == failed.text
 
 
 def test_a_budget_that_is_met_exactly_or_not_set(make: Any) -> None:
-    assert judge(make.certificate(max_bytes=1000, max_p95_ms=0.1)).outcome == "promoted"
+    assert judge(make.certificate(max_bytes=1000, max_p95_ms=0.1)).result == "promoted"
     verdict = judge(make.certificate(max_bytes=None, max_p95_ms=None))
-    assert (verdict.outcome, len(verdict.reasons)) == ("promoted", 1)
+    assert (verdict.result, len(verdict.reasons)) == ("promoted", 1)
 
 
 def test_a_latency_that_was_not_measured_is_not_within_a_budget(make: Any) -> None:
     verdict = judge(make.certificate(challenger=make.card(p95=None)))
-    assert verdict.outcome == "refused"
+    assert verdict.result == "refused"
     assert "fp32 was not measured against the budget of 0.5 ms (p95)" in verdict.summary
-    assert judge(make.certificate(challenger=make.card(p95=None), max_p95_ms=None)).outcome == "promoted"
+    assert judge(make.certificate(challenger=make.card(p95=None), max_p95_ms=None)).result == "promoted"
 
 
 def test_the_first_champion_needs_no_comparison(make: Any) -> None:
     verdict = judge(make.certificate(champion=None, comparisons=()))
-    assert verdict.outcome == "promoted"
+    assert verdict.result == "promoted"
     assert verdict.summary == "fp32 promoted: no champion yet, within the budgets"
 
 
 @pytest.mark.parametrize("auc", [0.5, 0.49, None])
 def test_the_first_champion_must_beat_chance(make: Any, auc: float | None) -> None:
     verdict = judge(make.certificate(champion=None, comparisons=(), challenger=make.card(test=auc)))
-    assert verdict.outcome == "refused"
-    assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["auc"]
+    assert verdict.result == "refused"
+    assert [reason.measure for reason in verdict.reasons if reason.failed] == ["auc"]
 
 
 def test_a_challenger_that_could_not_be_compared_is_not_promoted_over_a_champion(make: Any) -> None:
     for comparisons in ((), (make.comparison("past"),)):
         verdict = judge(make.certificate().model_copy(update={"comparisons": comparisons}))
-        assert verdict.outcome == "refused"
+        assert verdict.result == "refused"
         assert "the test window (900 rows) has too few outcomes of each action" in verdict.summary
 
 
 def test_a_person_may_have_to_approve(make: Any) -> None:
     verdict = judge(make.certificate(approval="manual"))
-    assert verdict.outcome == "awaiting_approval"
+    assert verdict.result == "awaiting_approval"
     assert verdict.summary == "fp32 passed; a person must promote it"
-    assert judge(make.certificate(approval="manual", max_bytes=1)).outcome == "refused"
+    assert judge(make.certificate(approval="manual", max_bytes=1)).result == "refused"
 
 
 @pytest.mark.parametrize(
@@ -405,14 +405,14 @@ def test_a_certificate_names_its_rule_and_keeps_its_verdict_under_it(make: Any) 
     """What rule 1 promoted on 20 rows stays promoted when it is judged again; a new one of the same rows is not."""
     new = make.certificate(compared(20, base=15), rule=2)
     verdict = judge(new)
-    assert verdict.outcome == "refused"
+    assert verdict.result == "refused"
     assert verdict.evidence["certificate"]["rule"] == 2
     assert verdict.evidence["certificate"]["comparisons"][0]["evidence"]["scores"] == [[0.0, 20]]
     assert replay(Verdict.model_validate_json(verdict.model_dump_json())) == verdict
     old = new.model_dump(mode="json", exclude={"rule", "anchor"})
     for added in ("rule", "lost", "gained", "rarer", "evidence"):
         del old["comparisons"][0][added]
-    assert judge(Certificate.model_validate(old)).outcome == "promoted"
+    assert judge(Certificate.model_validate(old)).result == "promoted"
 
 
 def test_a_rule_of_a_later_version_is_not_guessed(make: Any) -> None:
@@ -461,12 +461,12 @@ def test_a_challenger_that_keeps_to_no_budget_is_refused_with_what_would_have_to
     """Even where the certificate's own budgets are met: latency is measured twice, and may differ."""
     why = "nothing fits: it would take a max_bytes of 1,000, not 900 (fp32)"
     verdict = judge(make.certificate(nothing_fits=why))
-    assert verdict.outcome == "refused" and verdict.summary == f"fp32 refused: {why}"
+    assert verdict.result == "refused" and verdict.summary == f"fp32 refused: {why}"
     assert (verdict.reasons[0].measure, verdict.reasons[0].text) == ("compression", why)
-    assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["compression"]
+    assert [reason.measure for reason in verdict.reasons if reason.failed] == ["compression"]
     broken = judge(make.certificate(nothing_fits=why, max_bytes=900))
     assert broken.summary == f"fp32 refused: {why}"
-    assert [reason.measure for reason in broken.reasons if reason.crossed] == ["compression", "bytes"]
+    assert [reason.measure for reason in broken.reasons if reason.failed] == ["compression", "bytes"]
     assert not any(reason.measure == "compression" for reason in judge(make.certificate()).reasons)
 
 

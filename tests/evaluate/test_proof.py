@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from stillhouse.evaluate.gate import anchor_after, compare, judge
-from stillhouse.evaluate.proof import Candidate, prove
+from stillhouse.evaluate.proof import Contender, prove
 from stillhouse.evaluate.scorecard import agreement, disagreement, quality
 from stillhouse.records import Proof, Refresh, Window
 
@@ -94,16 +94,16 @@ def proven(make: Any, refresh: Refresh) -> Callable[..., Proof]:
             config,
             refresh,
             windows,
-            teacher=Candidate("teacher", "teacher", Model(0.0), 9000, lambda: None),
-            student=Candidate("student", "student", Model(0.01), 900),
+            teacher=Contender("teacher", "teacher", Model(0.0), 9000, lambda: None),
+            student=Contender("student", "student", Model(0.01), 900),
             variants=[
-                Candidate(name, "variant", model, 100 * (i + 1), lambda: None)
+                Contender(name, "variant", model, 100 * (i + 1), lambda: None)
                 for i, (name, model) in enumerate(variants.items())
             ],
             chosen=chosen or next(iter(variants)),
             why="it is the smallest" if fits else "nothing fits: it would take more",
             fits=fits,
-            champion=Candidate("toy@3", "champion", champion, 500, lambda: None) if champion else None,
+            champion=Contender("toy@3", "champion", champion, 500, lambda: None) if champion else None,
             cpu="Zen",
         )
 
@@ -173,27 +173,27 @@ def test_without_a_champion_nothing_is_compared(proven: Callable[..., Proof]) ->
     proof = proven({"exact": Model(0.02)}, None, past=False)
     assert proof.champion is None
     assert proof.certificate.comparisons == ()
-    assert judge(proof.certificate).outcome == "promoted"
+    assert judge(proof.certificate).result == "promoted"
 
 
 def test_a_challenger_that_forgot_the_past_is_refused(proven: Callable[..., Proof]) -> None:
     proof = proven({"exact": Model(0.02, fails_on="past")}, Model(0.02))
     verdict = judge(proof.certificate)
-    assert verdict.outcome == "refused"
-    assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["auc:past"]
+    assert verdict.result == "refused"
+    assert [reason.measure for reason in verdict.reasons if reason.failed] == ["auc:past"]
 
 
 def test_a_challenger_that_fails_one_slice_is_refused(proven: Callable[..., Proof]) -> None:
     champion, challenger = Model(0.4), Model(0.02, fails_on="JFK")
     settings: dict[str, Any] = {"past": False, "non_inferiority_margin": 0.2, "min_slice_rows": 50}
     verdict = judge(proven({"exact": challenger}, champion, slices=["origin"], **settings).certificate)
-    assert [reason.measure for reason in verdict.reasons if reason.crossed] == ["auc:origin=JFK"]
-    assert judge(proven({"exact": challenger}, champion, **settings).certificate).outcome == "promoted"
+    assert [reason.measure for reason in verdict.reasons if reason.failed] == ["auc:origin=JFK"]
+    assert judge(proven({"exact": challenger}, champion, **settings).certificate).result == "promoted"
 
 
 def test_a_challenger_as_good_as_the_champion_is_promoted(proven: Callable[..., Proof]) -> None:
     proof = proven({"exact": Model(0.02)}, Model(0.02))
-    assert judge(proof.certificate).outcome == "promoted"
+    assert judge(proof.certificate).result == "promoted"
     assert Proof.model_validate_json(proof.model_dump_json()) == proof
 
 
@@ -204,9 +204,9 @@ def test_losses_of_promotions_in_a_row_do_not_add_up(make: Any, refresh: Refresh
     rng, right = np.random.default_rng(0), {"toy@0": np.arange(2000) < 1600}
     champion, anchor, verdicts = "toy@0", None, []
 
-    def candidate(name: str, role: Any = "champion") -> Candidate:
+    def candidate(name: str, role: Any = "champion") -> Contender:
         answers = np.where(right[name][:, None], [0.6, 0.2, 0.2], [0.2, 0.6, 0.2])
-        return Candidate(name, role, lambda rows: answers[: len(rows)], 500)
+        return Contender(name, role, lambda rows: answers[: len(rows)], 500)
 
     for number in range(1, 21):
         name = f"toy@{number}"
@@ -230,11 +230,11 @@ def test_losses_of_promotions_in_a_row_do_not_add_up(make: Any, refresh: Refresh
         )
         verdicts.append(judge(proof.certificate))
         assert proof.certificate.anchor == (anchor or champion)
-        if verdicts[-1].outcome == "promoted":
+        if verdicts[-1].result == "promoted":
             champion, anchor = name, anchor_after(proof.certificate)
     assert right[champion].mean() >= right["toy@0"].mean() - 0.02
-    assert [verdict.outcome for verdict in verdicts[:2]] == ["promoted", "promoted"]
-    assert {reason.measure for reason in verdicts[-1].reasons if reason.crossed} == {"accuracy:anchor"}
+    assert [verdict.result for verdict in verdicts[:2]] == ["promoted", "promoted"]
+    assert {reason.measure for reason in verdicts[-1].reasons if reason.failed} == {"accuracy:anchor"}
     assert anchor == "toy@0"
 
 

@@ -58,7 +58,7 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
 ) -> None:
     live("toy", day(0), day(20))
     first = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    assert first.outcome == "promoted", first.summary
+    assert first.result == "promoted", first.summary
 
     base, models = KnowledgeBase(load("toy")), open_registry("toy")
     run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")[0]

@@ -49,7 +49,7 @@ def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day
     searching(agents)
     live("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     models, run = open_registry("toy"), run_of(verdict)
     found = models.read_record(run.info.run_id, FRONTIER, Frontier)
     assert found is not None and found.stopped == "9 candidates are made" and len(found.candidates) == 9
@@ -91,7 +91,7 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     models, first = open_registry("toy"), open_registry("toy").champion()
     live("toy", day(20), day(24))
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="recalibrate", cause="ranges of now")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     assert replay(verdict) == verdict
     champion, run = models.champion(), run_of(verdict)
     assert champion != first
@@ -120,5 +120,5 @@ def test_what_cannot_be_recalibrated_is_distilled(day, agents: Path) -> None:
     verdict = flows.refresh.refresh(
         agent="toy", as_of=day(20), trigger="bootstrap", mode="recalibrate", cause="there is no champion"
     )
-    assert verdict.outcome == "promoted"
+    assert verdict.result == "promoted"
     assert "no champion whose form was kept" in run_of(verdict).data.tags["recalibration_not_made"]

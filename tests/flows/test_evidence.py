@@ -56,11 +56,11 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
     assert calm[-1].cost is not None and calm[-1].cost.teacher_calls_since == 8 * 20
 
     turned = looked(day, 25, 27)[-1]
-    assert (turned.outcome, turned.response) == ("teacher_failing", "renew"), turned.summary
+    assert (turned.result, turned.response) == ("teacher_failing", "renew"), turned.summary
     assert decide_from_evidence(turned.evidence) == turned
     live("toy", day(27), day(33))
     gate = refresh(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
-    assert gate.outcome == "promoted", gate.summary
+    assert gate.result == "promoted", gate.summary
     first, renewed = (open_registry("toy").version("toy-teacher", each) for each in ("1", "champion"))
     assert renewed is not None and renewed.version == "2"  # fitted anew, and logged as a new version
     assert open_registry("toy").tags(renewed)["teacher_version"] != open_registry("toy").tags(first)["teacher_version"]
@@ -105,7 +105,7 @@ def test_inputs_that_move_where_nothing_depends_on_them_are_benign(day, base, mo
         ),
     )
     verdict = looked(day, 21, 23)[-1]
-    assert (verdict.outcome, verdict.response) == ("benign_shift", "hold"), verdict.summary
+    assert (verdict.result, verdict.response) == ("benign_shift", "hold"), verdict.summary
     assert "c" in verdict.summary and "no harm" in verdict.summary
 
 
@@ -114,7 +114,7 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
     with monkeypatch.context() as patch:
         patch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(place="moon"))
         broken = looked(day, 21, 21)[0]
-    assert broken.outcome == "data_broken"
+    assert broken.result == "data_broken"
     assert {(step.end, step.looks) for step in base.latest_evidence()} == {(day(21), 0)}
     after = looked(day, 22, 24)[-1]
     assert after.response == "hold"
@@ -149,7 +149,7 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
 
     moved = {"c": lambda rows: np.where(rows["c"].isna(), np.nan, np.where(rows.index < 3, 99, 9 + rows["c"] / 10))}
     monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(**moved))
-    assert looked(day, 23, 24, flows.watch.watch.fn)[-1].outcome == "benign_shift"
+    assert looked(day, 23, 24, flows.watch.watch.fn)[-1].result == "benign_shift"
     files = {
         file.path
         for folder in ("", "figures", "data_docs")

@@ -71,7 +71,7 @@ def test_nothing_stays_open_whatever_a_refresh_ends_with(lived, day) -> None:
     lived(20)
     with pytest.raises(WindowError, match="500 are needed"):
         stillhouse.refresh("toy", day(8))
-    assert stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first").outcome == "promoted"
+    assert stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first").result == "promoted"
     assert not session._OPEN
 
 

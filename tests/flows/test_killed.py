@@ -71,7 +71,7 @@ def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -
     knowledge = base.read("knowledge")
     assert not knowledge.duplicated(["content_key", "teacher"]).any()
     (verdict,) = base.verdicts()
-    assert verdict.outcome == "promoted"
+    assert verdict.result == "promoted"
     champion = models.champion()
     assert champion is not None and models.tags(champion)["refresh_id"] == verdict.evidence["certificate"]["refresh_id"]
     assert models.previous() is None
@@ -113,5 +113,5 @@ def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, ag
     assert len(set(before) & set(after)) == killed_after - kept
     assert len(after) == len(set(after)) == 8 * 120 + 150 - kept
     assert base.counts()["knowledge"] == 8 * 120 + 150
-    assert base.verdicts()[-1].outcome == "promoted"
+    assert base.verdicts()[-1].result == "promoted"
     assert base.spending()["llm"].calls <= len(server.requests)

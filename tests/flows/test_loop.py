@@ -45,17 +45,17 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     live.fn("toy", day(20), day(24))
     base = KnowledgeBase(load("toy"))
     calm = watch(agent="toy", as_of=day(24))
-    assert (calm.outcome, calm.response) == ("no_drift", "hold")
+    assert (calm.result, calm.response) == ("no_drift", "hold")
 
     live.fn("toy", day(24), day(32))
     first = open_registry("toy").champion()
     verdict = watch(agent="toy", as_of=day(32), on_drift="refresh")
-    assert (verdict.outcome, verdict.response) == ("teacher_failing", "renew")
-    crossed = {reason.measure for reason in verdict.reasons if reason.crossed}
+    assert (verdict.result, verdict.response) == ("teacher_failing", "renew")
+    crossed = {reason.measure for reason in verdict.reasons if reason.failed}
     assert {"psi", "auc_drop", "evidence_student_outcomes"} <= crossed
 
     gate = base.verdicts()[-1]
-    assert gate.kind == "gate" and gate.outcome == "promoted", gate.summary
+    assert gate.kind == "gate" and gate.result == "promoted", gate.summary
     assert replay(gate) == gate
     champion = open_registry("toy").champion()
     assert champion != first and open_registry("toy").previous() == first
@@ -90,7 +90,7 @@ def test_the_same_refresh_is_done_once(lived, day) -> None:
     lived()
     versions = open_registry("toy").versions()
     again = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    assert again.outcome == "promoted"
+    assert again.result == "promoted"
     assert open_registry("toy").versions() == versions
 
 
@@ -117,7 +117,7 @@ def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, stati
 
     base = KnowledgeBase(load("toy"))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    assert verdict.outcome == "promoted"
+    assert verdict.result == "promoted"
     asked = base.read("knowledge", columns=["content_key", "teacher"])
     assert asked["teacher"].nunique() == 1 and not asked.duplicated().any()  # nothing was asked twice
     assert [v.verdict_id for v in base.verdicts()] == [verdict.verdict_id]
@@ -153,11 +153,11 @@ def test_promote_and_roll_back_by_hand(lived) -> None:
     base = lived()
     champion = open_registry("toy").champion()
     other = next(v.version for v in open_registry("toy").versions() if v.version != champion.version)
-    assert promote(agent="toy", version=int(other), reason="smaller").outcome == "promoted"
+    assert promote(agent="toy", version=int(other), reason="smaller").result == "promoted"
     assert open_registry("toy").champion().version == other and open_registry("toy").previous() == champion
-    assert promote(agent="toy", action="rollback", reason="it was worse").outcome == "rolled_back"
+    assert promote(agent="toy", action="rollback", reason="it was worse").result == "rolled_back"
     assert open_registry("toy").champion() == champion
-    assert [v.outcome for v in base.verdicts() if v.kind == "promotion"] == ["promoted", "rolled_back"]
+    assert [v.result for v in base.verdicts() if v.kind == "promotion"] == ["promoted", "rolled_back"]
     with pytest.raises(RegistryError, match="no version '99'"):
         promote(agent="toy", version=99)
     with pytest.raises(RegistryError, match="which version"):
@@ -171,8 +171,8 @@ def test_a_refused_challenger_leaves_the_champion(lived, day, agents: Path) -> N
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("max_bytes: 100_000", "max_bytes: 100"))
     verdict = refresh(agent="toy", as_of=day(24), cause="a budget that nothing fits")
-    assert verdict.outcome == "refused" and "it would take a max_bytes of" in verdict.summary
-    assert any("budget of 100" in reason.text for reason in verdict.reasons if reason.crossed)
+    assert verdict.result == "refused" and "it would take a max_bytes of" in verdict.summary
+    assert any("budget of 100" in reason.text for reason in verdict.reasons if reason.failed)
     assert open_registry("toy").champion() == champion
 
 
@@ -181,7 +181,7 @@ def test_manual_approval_waits_for_a_person(day, agents: Path) -> None:
     (agents / "toy.yaml").write_text(text.replace("promotion: {", "promotion: {approval: manual, "))
     live.fn("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap")
-    assert verdict.outcome == "awaiting_approval" and open_registry("toy").champion() is None
+    assert verdict.result == "awaiting_approval" and open_registry("toy").champion() is None
     challenger = open_registry("toy").challenger()
     promote(agent="toy", version=int(challenger.version))
     assert open_registry("toy").champion() == challenger and open_registry("toy").challenger() is None
@@ -237,7 +237,7 @@ def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(lived, day
         live.fn("toy", day(22), day(23))
     live.fn("toy", day(23), day(24))
     verdict = watch(agent="toy", as_of=day(24))
-    assert verdict.outcome == "no_drift"
+    assert verdict.result == "no_drift"
     reasons = base.read("quarantine").set_index("observation_id")["reasons"].map(list).to_dict()
     assert len(reasons) == 3
     assert any("a" in r[0] for r in reasons.values()) and any("place" in r[0] for r in reasons.values())
@@ -251,7 +251,7 @@ def test_a_broken_window_stops_the_watch_and_the_refresh(lived, day, monkeypatch
     live.fn("toy", day(22), day(26))
     versions = open_registry("toy").versions()
     verdict = watch(agent="toy", as_of=day(26), on_drift="refresh")
-    assert (verdict.outcome, verdict.response) == ("data_broken", "hold")
+    assert (verdict.result, verdict.response) == ("data_broken", "hold")
     assert "place" in verdict.summary
     with pytest.raises(DataError, match=r"breaks the data contract.*place"):
         refresh(agent="toy", as_of=day(26))
@@ -262,10 +262,10 @@ def test_a_broken_window_stops_the_watch_and_the_refresh(lived, day, monkeypatch
 def test_an_empty_and_a_tiny_window(day) -> None:
     live.fn("toy", day(0), day(20))
     empty = watch(agent="toy", as_of=day(40))
-    assert empty.outcome == "data_broken" and "no rows" in empty.summary
+    assert empty.result == "data_broken" and "no rows" in empty.summary
     live.fn("toy", day(50), day(50) + pd.Timedelta(hours=12))
     tiny = watch(agent="toy", as_of=day(50) + pd.Timedelta(hours=12))
-    assert tiny.outcome == "not_enough_evidence" and tiny.response == "hold"
+    assert tiny.result == "not_enough_evidence" and tiny.response == "hold"
     with pytest.raises(WindowError, match="has 0 rows with known outcomes, and 500 are needed: wait for more"):
         refresh(agent="toy", as_of=day(50))
     with pytest.raises(WindowError, match=r"train .* has \d+ rows .* 500 are needed: .*windows\.train"):

@@ -29,7 +29,7 @@ def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytes
     )
     live("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     base = KnowledgeBase(load("toy"))
     observed = base.read("observations")["content_key"]
     made = base.read("knowledge").pipe(lambda said: said[~said["content_key"].isin(observed)])

@@ -70,7 +70,7 @@ def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase,
     observed = base.read("observations")["observed_at"]
     assert not ((observed >= baseline.test.end) & (observed < day(31))).any()
     assert ((observed >= baseline.train.start) & (observed < baseline.test.end)).sum() >= len(before[0])
-    assert watch(agent="toy", as_of=day(50)).outcome != "data_broken"
+    assert watch(agent="toy", as_of=day(50)).result != "data_broken"
 
 
 def test_where_the_registry_does_not_answer_nothing_is_removed(
@@ -81,7 +81,7 @@ def test_where_the_registry_does_not_answer_nothing_is_removed(
 
     live("toy", day(20), day(50))
     base.record(
-        Verdict(verdict_id="v", kind="gate", agent="toy", as_of=day(20), outcome="promoted", summary="the first")
+        Verdict(verdict_id="v", kind="gate", agent="toy", as_of=day(20), result="promoted", summary="the first")
     )
     before, old = base.read("observations"), base.window("w", day(0), day(50))
     with monkeypatch.context() as patch:

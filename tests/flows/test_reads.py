@@ -69,7 +69,7 @@ def test_a_watch_reads_its_window_once(day) -> None:
     with counted() as times, pytest.MonkeyPatch.context() as patch:
         patch.setattr(KnowledgeBase, "read", reading)
         verdict = stillhouse.watch("toy", day(24))
-    assert (verdict.outcome, verdict.response) == ("no_drift", "hold")
+    assert (verdict.result, verdict.response) == ("no_drift", "hold")
     assert windows[("observations", day(20), day(24))] == 1
     assert {count for (table, *_), count in windows.items() if table != "quarantine"} == {1}
     assert times["observations"] <= 3  # the window, rows whose outcomes arrived, and whether there is anything new

@@ -38,14 +38,14 @@ def test_a_slice_is_one_cell_of_one_row(value: str) -> None:
 @pytest.mark.parametrize("value", VALUES)
 def test_a_reason_is_one_item(value: str) -> None:
     reason = Reason(
-        measure=f"{value}:test", value=0.8, threshold=0.1, crossed=False, text=f"on place={value} (245 rows)"
+        measure=f"{value}:test", value=0.8, threshold=0.1, failed=False, text=f"on place={value} (245 rows)"
     )
     verdict = Verdict(
         verdict_id="v1",
         kind="gate",
         agent="toy",
         as_of=datetime(2024, 1, 1, tzinfo=UTC),
-        outcome="promoted",
+        result="promoted",
         summary=f"# place={value}",
         reasons=(reason,),
     )

@@ -49,20 +49,20 @@ def accuracy(base: KnowledgeBase, start: float, end: float) -> float:
 def test_a_domain_that_arrives_is_noticed_and_learnt(small: Path) -> None:
     live.fn("router", week(0), week(8))
     first = refresh(agent="router", as_of=week(8), trigger="bootstrap", cause="first")
-    assert first.outcome == "promoted", first.summary
+    assert first.result == "promoted", first.summary
     live.fn("router", week(8), week(9))
     assert watch(agent="router", as_of=week(9)).response == "hold"
 
     live.fn("router", week(9), week(10))  # travel has come
     early = watch(agent="router", as_of=week(10))
-    assert (early.outcome, early.response) == ("not_enough_evidence", "hold"), early.summary  # within its budget
+    assert (early.result, early.response) == ("not_enough_evidence", "hold"), early.summary  # within its budget
     file = small / "router.yaml"
     file.write_text(file.read_text().replace("  false_alarms:", "  thresholds: {accuracy_drop: 0.15}\n  false_alarms:"))
     verdict = watch(agent="router", as_of=week(10), on_drift="refresh")
     base = KnowledgeBase(load("router"))
-    assert verdict.outcome == "drift", verdict.summary
+    assert verdict.result == "drift", verdict.summary
     gate = base.verdicts()[-1]
-    assert (gate.kind, gate.outcome) == ("gate", "promoted"), gate.summary
+    assert (gate.kind, gate.result) == ("gate", "promoted"), gate.summary
     assert "accuracy" in " ".join(reason.text for reason in gate.reasons)
 
     live.fn("router", week(10), week(11))

@@ -95,7 +95,7 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     settle_on(agents, llm(server))
     base = two_weeks(day)
     verdict = bootstrap(day)
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     assert len(server.requests) == 8 * toy.PER_DAY + 150
     assert base.counts()["knowledge"] == len(server.requests)
 
@@ -125,7 +125,7 @@ def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, age
     taught = len(server.requests)
     live("toy", day(14), day(21))
     verdict = watch(agent="toy", as_of=day(21))
-    assert verdict.kind == "watch" and verdict.outcome != "data_broken"
+    assert verdict.kind == "watch" and verdict.result != "data_broken"
     assert len(server.requests) - taught == 70
     watch(agent="toy", as_of=day(21))
     assert len(server.requests) - taught == 70
@@ -151,7 +151,7 @@ def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, s
     assert open_registry("toy").champion() is None and base.verdicts() == []
 
     settle_on(agents, llm(server), "max_teacher_calls: 300, ")
-    assert bootstrap(day).outcome == "promoted"
+    assert bootstrap(day).result == "promoted"
     assert len(server.requests) == 550  # another agent file, another refresh, nothing asked twice
     assert base.counts()["knowledge"] == 550
 
@@ -160,7 +160,7 @@ def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, s
 def test_a_budget_of_money(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_teacher_cost: 1.0, ")
     base = two_weeks(day)
-    assert bootstrap(day).outcome == "promoted"
+    assert bootstrap(day).result == "promoted"
     assert 0.9 < base.spending()["llm"].money <= 1.0
 
 
@@ -170,7 +170,7 @@ def test_a_mixed_ensemble(day, agents: Path, server: Server) -> None:
     settle_on(agents, inner)
     base = two_weeks(day)
     verdict = bootstrap(day)
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     assert len(server.requests) == 8 * toy.PER_DAY + 150
     spent = base.spending()
     assert spent["both.llm"].calls == spent["both.logistic"].calls == len(server.requests)
@@ -186,7 +186,7 @@ def test_rules_teach_and_show_what_they_see_inside(day, agents: Path) -> None:
     (agents / "toy.yaml").write_text(text.replace("distillation: {", f"distillation: {{{losses}, "))
     base = two_weeks(day)
     verdict = bootstrap(day)
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     kept = base.read("knowledge")
     assert base.spending()["rules"].rows == len(kept) > 8 * toy.PER_DAY + 150  # and the rows that were made up
     assert {len(inside) for inside in kept["features"]} == {3} and kept["teacher"].nunique() == 1
@@ -196,7 +196,7 @@ def test_a_model_from_mlflow_teaches(champion, day, agents: Path) -> None:
     """The champion itself, by its alias; then the alias moves, and the teacher stays what it was."""
     settle_on(agents, "{kind: mlflow, name: big, uri: 'models:/toy@champion'}")
     verdict = refresh(agent="toy", as_of=day(14), cause="learn from the champion")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     models = open_registry("toy")
     assert models.champion() != champion
     assert KnowledgeBase(load("toy")).spending()["big"].rows == 8 * toy.PER_DAY + 150
@@ -223,7 +223,7 @@ def test_a_teacher_that_says_the_same_about_everything_may_not_teach(
     server.script = lambda request, number: says("go", tokens=[token("go", 0.8, wait=0.2)])  # type: ignore[attr-defined]
     settle_on(agents, llm(server))
     verdict = flows.refresh.refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
-    assert (verdict.kind, verdict.outcome) == ("gate", "refused")
+    assert (verdict.kind, verdict.result) == ("gate", "refused")
     assert "may not teach: it says the same about every row" in verdict.summary
     assert admission.replay(verdict) == verdict
     assert open_registry("toy").champion() == champion
@@ -251,7 +251,7 @@ def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: st
     server.script = lambda request, number: says(text)  # type: ignore[attr-defined]
     base = two_weeks(day)
     verdict = bootstrap(day)
-    assert verdict.outcome == "refused"
+    assert verdict.result == "refused"
     assert "a usable answer to 0 of 150 rows (150 × answered" in verdict.summary
     assert base.counts()["unanswered"] == 150 and open_registry("toy").versions() == []
 
@@ -264,7 +264,7 @@ def test_a_few_answers_of_no_use_are_left_out(day, agents: Path, server: Server)
     settle_on(agents, llm(server))
     server.script = script  # type: ignore[attr-defined]
     base = two_weeks(day)
-    assert bootstrap(day).outcome == "promoted"
+    assert bootstrap(day).result == "promoted"
     counts = base.counts()
     assert counts["unanswered"] == pytest.approx(len(server.requests) / 20, abs=2)
     assert counts["knowledge"] + counts["unanswered"] == len(server.requests)
@@ -285,7 +285,7 @@ def test_a_server_that_dies_and_comes_back(day, agents: Path, server: Server) ->
     kept = base.counts()["knowledge"]
     assert 150 < kept <= 200 and open_registry("toy").champion() is None
     server.script, failed = wise, len(server.requests)  # type: ignore[attr-defined]
-    assert bootstrap(day).outcome == "promoted"
+    assert bootstrap(day).result == "promoted"
     assert len(server.requests) - failed == 8 * toy.PER_DAY + 150 - kept
 
 
@@ -342,7 +342,7 @@ def test_a_server_in_every_mood_and_a_key_that_is_never_shown(
 
     server.script = moody  # type: ignore[attr-defined]
     verdict = flows.refresh.refresh.fn(agent="toy", as_of=day(14), trigger="bootstrap", cause="first")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     counts, asked = base.counts(), server.requests[refused:]
     assert counts["knowledge"] + counts["unanswered"] == 8 * toy.PER_DAY + 150
     assert base.spending()["llm"].calls >= len(server.requests)  # a call may fail before it arrives
@@ -441,7 +441,7 @@ def test_a_class_that_does_what_no_teacher_may(champion, day, agents: Path) -> N
         try:
             verdict = refresh(agent="toy", as_of=day(14), cause=wrong)
             said, ended = verdict.summary, "FINISHED"
-            assert (verdict.kind, verdict.outcome) == ("gate", "refused")
+            assert (verdict.kind, verdict.result) == ("gate", "refused")
             verdicts += 1
         except PartError as error:
             said, ended = str(error), "FAILED"

@@ -30,16 +30,16 @@ def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     assert models.baseline(models.champion()).quality.accuracy > 0.85
     assert set(clerk.WORDS["before"][1]) <= set(first.columns[1]["tokens"])
     calm = watch(agent="clerk", as_of=day(24))
-    assert (calm.outcome, calm.response) == ("no_drift", "hold")
+    assert (calm.result, calm.response) == ("no_drift", "hold")
 
     live("clerk", day(24), day(42))
     verdict = watch(agent="clerk", as_of=day(29))
-    crossed = {reason.measure: reason.text for reason in verdict.reasons if reason.crossed}
-    assert verdict.outcome != "no_drift" and "said: new words" in crossed["psi"]
+    crossed = {reason.measure: reason.text for reason in verdict.reasons if reason.failed}
+    assert verdict.result != "no_drift" and "said: new words" in crossed["psi"]
 
     refresh(agent="clerk", as_of=day(42), trigger="drift", cause=verdict.verdict_id)
     gate = base.verdicts()[-1]
-    assert gate.kind == "gate" and gate.outcome == "promoted", gate.summary
+    assert gate.kind == "gate" and gate.result == "promoted", gate.summary
     second = Variant(models.fetch(models.champion()))
     assert set(clerk.WORDS["after"][1]) <= set(second.columns[1]["tokens"])
     rows = pd.DataFrame({"said": ["Forget the taxi!", "howdy", None], "place": ["desk", "phone", "desk"]})

@@ -31,7 +31,7 @@ def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None
     models, first = open_registry("toy"), open_registry("toy").champion()
     asked = set(base.read("knowledge")["content_key"])
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="update", cause="four days more")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     assert "update_not_made" not in run_of(verdict).data.tags
 
     champion = models.champion()
@@ -59,7 +59,7 @@ def test_where_nothing_is_new_a_refresh_redistils_and_says_why(lived, day) -> No
 def test_a_warm_training_begins_at_the_champions_weights(lived, day) -> None:
     lived(24)
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     assert "warm_start_not_made" not in run_of(verdict).data.tags
 
 
@@ -87,7 +87,7 @@ def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turn
 
     live("toy", day(20), day(26))
     seen = watch(agent="toy", as_of=day(26))  # the champion does not know the action: it errs, and nothing breaks
-    assert seen.outcome != "data_broken" and seen.response != "hold", seen.summary
+    assert seen.result != "data_broken" and seen.response != "hold", seen.summary
     with pytest.raises(PartError, match=r"made for the actions wait, go.*teacher=fit"):
         refresh(agent="toy", as_of=day(26), teacher="keep")
 
@@ -95,7 +95,7 @@ def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turn
     champion = open_registry("toy").champion()
     before = Variant(open_registry("toy").fetch(champion))
     verdict = refresh(agent="toy", as_of=day(36), mode="update", cause="another action")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     assert "update_not_made" not in run_of(verdict).data.tags
     after = Variant(open_registry("toy").fetch(open_registry("toy").champion()))
     assert (before.actions, after.actions) == (["wait", "go"], ["wait", "turn", "go"])

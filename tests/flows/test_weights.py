@@ -21,7 +21,7 @@ from stillhouse.champion import champion_of, open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.living import live
-from stillhouse.records import Contradictions, Weights
+from stillhouse.records import Contradictions, TeacherWeights
 from stillhouse.teachers.ensemble import kept_weights
 from tests.flows import toy
 
@@ -68,7 +68,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     base = KnowledgeBase(load("toy"))
     live("toy", day(0), day(20))
     first = flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    assert first.outcome == "promoted"
+    assert first.result == "promoted"
     parts = champion_of("toy")
     assert parts.teacher.weights is not None and parts.teacher.weights.everywhere.outcomes == 1000
     assert parts.teacher.weights.teachers == ("rules", "logistic")
@@ -92,7 +92,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
 
     live("toy", day(28), day(44))
     verdict = refresh(agent="toy", as_of=day(44), trigger="drift", cause="the rules fail")
-    assert verdict.outcome == "promoted", verdict.summary
+    assert verdict.result == "promoted", verdict.summary
     last = [each for each in base.weight_changes() if each.as_of == day(44) and not each.slice]
     fallen = next(each for each in last if each.teacher == "rules")
     assert fallen.before == pytest.approx(share(base, "rules", "watch")[-1]) and fallen.after < 0.1
@@ -121,7 +121,7 @@ def shown_after_the_first_refresh() -> None:
     """Record, curve and figure in MLflow, and two tables in Prefect."""
     models = open_registry("toy")
     (run,) = runs_of("refresh")
-    weights = models.read_record(run.info.run_id, "weights.json", Weights)
+    weights = models.read_record(run.info.run_id, "weights.json", TeacherWeights)
     assert weights is not None and weights == kept_weights(models.fetch(models.baseline(models.champion()).teacher))
     files = {file.path for file in models.client.list_artifacts(run.info.run_id, "figures")}
     assert "figures/weights.png" in files
@@ -151,7 +151,7 @@ def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(
     before = open_registry("toy").baseline(open_registry("toy").champion()).teacher
     live("toy", day(20), day(22))
     verdict = refresh(agent="toy", as_of=day(22), teacher="keep", cause="two days later")
-    assert verdict.kind == "gate" and verdict.outcome != "refused", verdict.summary
+    assert verdict.kind == "gate" and verdict.result != "refused", verdict.summary
     after = open_registry("toy").baseline(open_registry("toy").champion()).teacher
     assert after.version != before.version
     counts = base.read("knowledge").groupby("teacher")["content_key"]

@@ -16,7 +16,7 @@ import pytest
 from stillhouse.drift import evidence
 from stillhouse.knowledge import KnowledgeBase, tables
 from stillhouse.knowledge.answers import AnswerCache
-from stillhouse.records import Counted, Spending, Verdict, WeightChange, Window
+from stillhouse.records import EvidenceRows, Spending, Verdict, WeightChange, Window
 from tests.knowledge.parts_for_tests import START, make_config, make_rows
 
 DAY = timedelta(days=1)
@@ -205,7 +205,7 @@ def lived(kb: KnowledgeBase, days: int) -> None:
         step = evidence.advance(begun, np.array([0.2]), start=end - DAY, end=end, rows=1)
         kb.append_evidence(
             [
-                Counted(
+                EvidenceRows(
                     step=step, observation_ids=("o",), units=(0,), probabilities=(0.5,), weights=(2.0,), losses=(0.1,)
                 )
             ]
@@ -219,7 +219,7 @@ def lived(kb: KnowledgeBase, days: int) -> None:
 
 
 def verdict(kind: Any, as_of: Any, outcome: Any) -> Verdict:
-    return Verdict(verdict_id=f"{kind} {as_of}", kind=kind, agent="toy", as_of=as_of, outcome=outcome, summary="s")
+    return Verdict(verdict_id=f"{kind} {as_of}", kind=kind, agent="toy", as_of=as_of, result=outcome, summary="s")
 
 
 def change(job: str, version: str, as_of: Any) -> WeightChange:

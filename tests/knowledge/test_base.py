@@ -19,7 +19,7 @@ from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.tables import FIELDS, MONTH, observed_in
-from stillhouse.records import Counted, Verdict, Window
+from stillhouse.records import EvidenceRows, Verdict, Window
 from tests.knowledge.parts_for_tests import (
     SPAWN,
     START,
@@ -454,7 +454,7 @@ def test_what_now_is(lived: KnowledgeBase, kb: KnowledgeBase, tmp_path: Path) ->
 
 def make_verdict(verdict_id: str, hours: int, kind: str = "watch", outcome: str = "no_drift") -> Verdict:
     return Verdict(
-        verdict_id=verdict_id, kind=kind, agent="toy", as_of=START + hours * HOUR, outcome=outcome, summary="s"
+        verdict_id=verdict_id, kind=kind, agent="toy", as_of=START + hours * HOUR, result=outcome, summary="s"
     )
 
 
@@ -549,12 +549,12 @@ def test_old_rows_are_thinned_and_new_ones_kept(kb: KnowledgeBase) -> None:
 # --------------------------------------------------------------------------- evidence
 
 
-def step(process: str, number: int, champion: str = "toy@1", since: datetime = START) -> Counted:
+def step(process: str, number: int, champion: str = "toy@1", since: datetime = START) -> EvidenceRows:
     """The step of hour ``number``, with one audited row."""
     begun = evidence.start(process, champion, since=since, null_mean=0.1, average_run_length=100)
     start = since + number * HOUR
     done = evidence.advance(begun, np.array([0.2]), start=start, end=start + HOUR, rows=1)
-    return Counted(
+    return EvidenceRows(
         step=done, observation_ids=(f"o{number}",), units=(0,), probabilities=(0.5,), weights=(2.0,), losses=(0.1,)
     )
 

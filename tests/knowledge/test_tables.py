@@ -30,7 +30,7 @@ def another(kb: KnowledgeBase) -> KnowledgeBase:
 
 
 def record(kb: KnowledgeBase, verdict_id: str, kind: Any, as_of: datetime, outcome: Any = "no_drift") -> None:
-    kb.record(Verdict(verdict_id=verdict_id, kind=kind, agent="toy", as_of=as_of, outcome=outcome, summary=verdict_id))
+    kb.record(Verdict(verdict_id=verdict_id, kind=kind, agent="toy", as_of=as_of, result=outcome, summary=verdict_id))
 
 
 def compact(kb: KnowledgeBase, table: Any) -> None:

@@ -258,7 +258,7 @@ def verdict(kind: str, outcome: str, hours: int, **evidence: Any) -> Verdict:
             "kind": kind,
             "agent": "toy",
             "as_of": START + hours * HOUR,
-            "outcome": outcome,
+            "result": outcome,
             "summary": "",
             "evidence": evidence,
         }

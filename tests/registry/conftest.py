@@ -21,11 +21,11 @@ from stillhouse.records import (
     Baseline,
     Certificate,
     Disagreement,
+    DriftCalibration,
     Latency,
     ModelRef,
     Quality,
     Scorecard,
-    Screens,
     TeacherRef,
     Verdict,
     Window,
@@ -215,7 +215,7 @@ def certificate(refresh_id: str) -> Certificate:
 
 def verdict(outcome: str = "promoted") -> Verdict:
     return Verdict(
-        verdict_id="v1", kind="gate", agent="flights", as_of=START, outcome=outcome, summary="fp32 is no worse"
+        verdict_id="v1", kind="gate", agent="flights", as_of=START, result=outcome, summary="fp32 is no worse"
     )
 
 
@@ -228,7 +228,7 @@ def baseline(teacher: ModelRef, *, train: Window | None = None, test: Window | N
         losses={},
         quality=quality(),
         teacher=teacher,
-        screens=Screens(block=timedelta(days=1), blocks=0, columns={}, joint=()),
+        screens=DriftCalibration(block=timedelta(days=1), blocks=0, columns={}, joint=()),
         disagreement=Disagreement(rows=1, rate=0, total_variation=0),
     )
 

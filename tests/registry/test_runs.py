@@ -41,7 +41,7 @@ def test_a_refresh_from_opening_to_closing(registry: Registry) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params == {"temperature": "2.0"}
     assert run.data.metrics == {"loss": 0.4, "seconds": 3}
-    assert run.data.tags["cause"] == "v9" and run.data.tags["outcome"] == "promoted"
+    assert run.data.tags["cause"] == "v9" and run.data.tags["result"] == "promoted"
     assert "none" not in run.data.tags
 
 
@@ -116,12 +116,12 @@ def test_what_belongs_to_a_run_is_logged_at_once(registry: Registry) -> None:
         history=[{"loss": 0.9}, {"loss": 0.4}],
         points=[(window("train").start, 7, {"psi": 0.1})],
         params={"rows": 900},
-        tags={"outcome": "hold", "none": None},
+        tags={"result": "hold", "none": None},
     )
     plt.close(figure)
     run = registry.client.get_run(run_id).data
     assert (run.metrics, run.params) == ({"hypervolume": 0.5, "loss": 0.4, "psi": 0.1}, {"rows": "900"})
-    assert run.tags["outcome"] == "hold" and "none" not in run.tags
+    assert run.tags["result"] == "hold" and "none" not in run.tags
     steps = [(metric.step, metric.value) for metric in registry.client.get_metric_history(run_id, "loss")]
     assert steps == [(1, 0.9), (2, 0.4)]
     [point] = registry.client.get_metric_history(run_id, "psi")

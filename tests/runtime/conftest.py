@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.records import Baseline, Disagreement, Screens
+from stillhouse.records import Baseline, Disagreement, DriftCalibration
 from stillhouse.registry import Registry
 from tests.registry.conftest import START, Life, empty_store, quality, window
 from tests.runtime import parts_for_tests as parts
@@ -77,7 +77,7 @@ def refreshed(life: Life, number: int) -> None:
         as_of=START,
         losses={},
         quality=quality(),
-        screens=Screens(block=timedelta(days=1), blocks=0, columns={}, joint=()),
+        screens=DriftCalibration(block=timedelta(days=1), blocks=0, columns={}, joint=()),
         disagreement=Disagreement(rows=9, rate=0.1, total_variation=0.1),
         teacher=models["teacher"],
     )

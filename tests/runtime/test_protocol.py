@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from stillhouse.runtime import protocol
-from stillhouse.runtime.http import Guard, Limits, Refused, body_of, encoded, reply
+from stillhouse.runtime.http import Guard, Refused, RequestLimits, body_of, encoded, reply
 from stillhouse.runtime.protocol import Protocol
 
 HOST = b"Host: localhost\r\n"
@@ -36,7 +36,7 @@ class _Web(uvicorn.Server):
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """An application that gives back a body's length and the headers that it was told, behind the guard of loopback."""
-    guard, limits = Guard(["secret"], ["localhost", "127.0.0.1"]), Limits(max_body=100_000, body_seconds=0.4)
+    guard, limits = Guard(["secret"], ["localhost", "127.0.0.1"]), RequestLimits(max_body=100_000, body_seconds=0.4)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         try:

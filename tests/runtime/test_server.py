@@ -27,7 +27,7 @@ from stillhouse.knowledge.spool import SpoolFile, spool_folder
 from stillhouse.runtime.agent import Agent
 from stillhouse.runtime.archive import pack
 from stillhouse.runtime.champions import Champions, Pointer
-from stillhouse.runtime.http import Guard, Limits
+from stillhouse.runtime.http import Guard, RequestLimits
 from stillhouse.runtime.metrics import Counts, Metrics
 from stillhouse.runtime.server import ARROW, Server
 from stillhouse.variant import Variant
@@ -267,7 +267,7 @@ def test_limits_of_a_request() -> None:
         assert error_of(many) == (413, "too_many_rows")
         assert recorded() == []
 
-    served(test, limits=Limits(max_body=2000, max_rows=3))
+    served(test, limits=RequestLimits(max_body=2000, max_rows=3))
 
 
 JSON = {"content-type": "application/json"}
@@ -342,7 +342,7 @@ def test_too_many_requests_at_once_are_sent_away() -> None:
         assert away and all(error_of(answer) == (503, "busy") and answer.headers["retry-after"] for answer in away)
         assert sum(event.rows for event in recorded()) == len(answers) - len(away)
 
-    served(test, limits=Limits(max_waiting=4))
+    served(test, limits=RequestLimits(max_waiting=4))
 
 
 def test_a_new_champion_is_taken_up_while_serving() -> None:

@@ -22,7 +22,7 @@ from stillhouse import config
 from stillhouse.errors import ConfigError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import TeacherRef
-from stillhouse.runtime.http import Limits
+from stillhouse.runtime.http import SizeLimits
 from stillhouse.runtime.serving import Settings, serve, tokens_of
 from stillhouse.teachers import ensemble
 from tests.registry.conftest import Life, window
@@ -251,5 +251,5 @@ def test_a_port_that_is_taken_is_told(champion: Any) -> None:
     with running() as (process, address):
         port = int(address.rpartition(":")[2])
         with pytest.raises(ConfigError, match="cannot listen"):
-            serve(Settings(("flights",), port=port, limits=Limits()), print)
+            serve(Settings(("flights",), port=port, limits=SizeLimits()), print)
         assert end(process) == 0

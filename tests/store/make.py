@@ -54,9 +54,7 @@ def fill(top: Path) -> None:
     rows = base.read("observations")
     base.append_knowledge(rows.head(2), np.full((2, 2), 0.5), teacher="rule@1")
     base.record(
-        Verdict(
-            verdict_id="v1", kind="promotion", agent="flights", as_of=START, outcome="promoted", summary="the first"
-        )
+        Verdict(verdict_id="v1", kind="promotion", agent="flights", as_of=START, result="promoted", summary="the first")
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from stillhouse.config import AgentConfig, units
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.records import ModelRef, Weights, Window
+from stillhouse.records import ModelRef, TeacherWeights, Window
 from stillhouse.teachers import ensemble, weighing
 from stillhouse.teachers.answers import in_process
 from tests.teachers.parts_for_tests import Constant, Memory, Mute
@@ -332,7 +332,7 @@ def test_an_encoder_that_is_none(tmp_path: Path, says: float, message: str) -> N
 # --------------------------------------------------------------------------- weights that were learned
 
 
-def weights_of(config: AgentConfig, said: Any, outcomes: Any) -> Weights:
+def weights_of(config: AgentConfig, said: Any, outcomes: Any) -> TeacherWeights:
     names = [unit.name for unit in units(config)]
     begun = weighing.begin(names, [unit.share for unit in units(config)], [], START)
     return weighing.learn(begun, np.asarray(said), outcomes, pd.DataFrame(index=range(len(outcomes))), START).weights

@@ -136,7 +136,7 @@ def test_it_is_examined_by_a_flow_before_it_may_teach(server: Server, agents: Pa
     (agents / "toy.yaml").write_text(text.replace(f"- {plain}\n", f"- {llm}\nteaching: {{rows: 40}}\n"))
     live.fn("toy", day(0), day(20))
     verdict = refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    assert verdict.outcome == "refused", verdict.summary
+    assert verdict.result == "refused", verdict.summary
     assert "a usable answer to 40 of 40 rows" in verdict.reasons[0].text
     base = KnowledgeBase(load("toy"))
     assert base.spending()["llm"].calls == base.counts()["knowledge"] == 40

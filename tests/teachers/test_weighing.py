@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.records import Weights
+from stillhouse.records import TeacherWeights
 from stillhouse.teachers import weighing
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -30,7 +30,7 @@ def sure(right: Any, outcomes: Any, p: float = 0.9) -> np.ndarray:
     return said
 
 
-def begun(members: int, *columns: str, start: list[float] | None = None, by: Any = "file") -> Weights:
+def begun(members: int, *columns: str, start: list[float] | None = None, by: Any = "file") -> TeacherWeights:
     return weighing.begin([f"t{i}" for i in range(members)], start or [1 / members] * members, columns, NOW, by)
 
 
@@ -239,7 +239,7 @@ def test_going_on_from_where_it_stood_is_the_same_as_one_go() -> None:
     whole = weighing.learn(begun(2, "place", "colour"), said, outcomes, rows, NOW).weights
     weights = begun(2, "place", "colour")
     for first, last in pairwise([0, 1, 70, 70, 200]):
-        kept = Weights.model_validate_json(weights.model_dump_json())
+        kept = TeacherWeights.model_validate_json(weights.model_dump_json())
         weights = weighing.learn(kept, said[first:last], outcomes[first:last], rows.iloc[first:last], NOW).weights
     assert weights.everywhere.outcomes == 200 and set(weights.slices) == set(whole.slices)
     np.testing.assert_allclose(weighing.shares(weights, rows), weighing.shares(whole, rows), atol=1e-9)

@@ -7,13 +7,13 @@ import textwrap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from stillhouse.records import Candidate, Frontier
+from stillhouse.records import CompressionCandidate, Frontier
 from stillhouse.shown import label
 
 __all__ = ["frontier_figure", "frontier_table", "measured"]
 
 
-def measured(candidate: Candidate) -> dict[str, float]:
+def measured(candidate: CompressionCandidate) -> dict[str, float]:
     """Figures of a candidate that can serve, by metric name: quality on the judged rows, CPU time, what it took."""
     found = {
         "compression/quality": candidate.quality,
@@ -101,7 +101,7 @@ def frontier_figure(frontier: Frontier) -> Figure:
     return figure
 
 
-def _show_what_matters(axes: object, able: tuple[Candidate, ...], floor: float) -> None:
+def _show_what_matters(axes: object, able: tuple[CompressionCandidate, ...], floor: float) -> None:
     """Leave candidates far below what is allowed out of sight, or they would press the others into one line."""
     scores = [each.quality for each in able if each.quality is not None]
     top = max(scores)
@@ -110,7 +110,7 @@ def _show_what_matters(axes: object, able: tuple[Candidate, ...], floor: float) 
     axes.set_ylim(min(lowest, floor) - 0.6 * span, top + 0.6 * span)  # type: ignore[attr-defined]
 
 
-def _loss(candidate: Candidate, reference: Candidate) -> float | None:
+def _loss(candidate: CompressionCandidate, reference: CompressionCandidate) -> float | None:
     if candidate.quality is None or reference.quality is None:
         return None
     return reference.quality - candidate.quality

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from stillhouse.records import Candidate, Limits
+from stillhouse.records import CompressionCandidate, SizeLimits
 
 __all__ = ["choose", "dominates", "figures", "frontier", "hypervolume"]
 
@@ -15,7 +15,7 @@ _WORST_LOSS = 0.05  # of quality: where a candidate counts for nothing
 Point = tuple[float, float, float]
 
 
-def figures(candidate: Candidate, reference: Candidate) -> Point:
+def figures(candidate: CompressionCandidate, reference: CompressionCandidate) -> Point:
     """Quality, smallness and speed in 0…1 each, higher is better; the reference has (1, 1/9, 1/9).
 
     Quality falls linearly to 0 at a loss of 0.05; smallness and speed are logarithms of the ratio to the reference's
@@ -29,13 +29,13 @@ def figures(candidate: Candidate, reference: Candidate) -> Point:
     return _unit(1 - loss), _gain(size), _gain(time)
 
 
-def dominates(one: Candidate, other: Candidate) -> bool:
+def dominates(one: CompressionCandidate, other: CompressionCandidate) -> bool:
     """Whether ``one`` is as good as ``other`` in quality, bytes and median latency, and better in one of them."""
     mine, theirs = _measured(one), _measured(other)
     return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
-def frontier(candidates: Iterable[Candidate]) -> list[Candidate]:
+def frontier(candidates: Iterable[CompressionCandidate]) -> list[CompressionCandidate]:
     """Those that can serve and that no other dominates, smallest first; of equals the first."""
     able = [candidate for candidate in candidates if candidate.refused is None]
     best = [one for one in able if not any(dominates(other, one) for other in able)]
@@ -56,7 +56,9 @@ def hypervolume(points: Iterable[Point]) -> float:
     return volume
 
 
-def choose(candidates: Sequence[Candidate], reference: Candidate, limits: Limits) -> tuple[Candidate, bool, str]:
+def choose(
+    candidates: Sequence[CompressionCandidate], reference: CompressionCandidate, limits: SizeLimits
+) -> tuple[CompressionCandidate, bool, str]:
     """The candidate to put forward, whether it keeps within the limits, and why, in a sentence.
 
     The smallest within all limits; of equals the faster. Where none is: the one that needs the least more of what
@@ -73,7 +75,7 @@ def choose(candidates: Sequence[Candidate], reference: Candidate, limits: Limits
     return nearest, False, f"nothing fits: {_what_gives(able, reference, limits)}"
 
 
-def _excess(candidate: Candidate, reference: Candidate, limits: Limits) -> dict[str, float]:
+def _excess(candidate: CompressionCandidate, reference: CompressionCandidate, limits: SizeLimits) -> dict[str, float]:
     """By limit that is broken, how far; logarithm of the ratio for bytes and latency, points for quality."""
     found: dict[str, float] = {}
     if limits.max_bytes is not None and candidate.bytes > limits.max_bytes:
@@ -85,10 +87,10 @@ def _excess(candidate: Candidate, reference: Candidate, limits: Limits) -> dict[
     return found
 
 
-def _what_gives(able: Sequence[Candidate], reference: Candidate, limits: Limits) -> str:
+def _what_gives(able: Sequence[CompressionCandidate], reference: CompressionCandidate, limits: SizeLimits) -> str:
     """For each limit alone: what it would have to be, all others kept; or, where that is not enough, the nearest."""
     ways = []
-    say: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
+    say: tuple[tuple[str, Callable[[CompressionCandidate], str]], ...] = (
         ("max_bytes", lambda each: f"max_bytes of {each.bytes:,}, not {limits.max_bytes:,}"),
         ("max_p95_ms", lambda each: f"max_p95_ms of {_p95(each):.3g}, not {limits.max_p95_ms:g}"),
         (
@@ -108,14 +110,14 @@ def _what_gives(able: Sequence[Candidate], reference: Candidate, limits: Limits)
     return f"the nearest, {nearest.name}, breaks {broken} together: {_described(nearest, reference)}"
 
 
-def _described(candidate: Candidate, reference: Candidate) -> str:
+def _described(candidate: CompressionCandidate, reference: CompressionCandidate) -> str:
     loss, where = candidate.loss(reference)
     place = f"{loss * 100:.2g} points below" if loss > 0 else "no worse than"
     there = f" on {where}" if where and loss > 0 else ""
     return f"{candidate.bytes:,} bytes, p95 {_p95(candidate):.3g} ms, {place} the float32 model{there}"
 
 
-def _within(limits: Limits) -> str:
+def _within(limits: SizeLimits) -> str:
     parts = [f"{limits.max_quality_loss * 100:g} points"]
     if limits.max_p95_ms is not None:
         parts.append(f"{limits.max_p95_ms:g} ms")
@@ -124,16 +126,16 @@ def _within(limits: Limits) -> str:
     return "within " + (" and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}")
 
 
-def _measured(candidate: Candidate) -> Point:
+def _measured(candidate: CompressionCandidate) -> Point:
     assert candidate.quality is not None and candidate.latency is not None
     return -candidate.quality, float(candidate.bytes), candidate.latency.p50_ms
 
 
-def _loss(candidate: Candidate, reference: Candidate) -> float:
+def _loss(candidate: CompressionCandidate, reference: CompressionCandidate) -> float:
     return candidate.loss(reference)[0]
 
 
-def _p95(candidate: Candidate) -> float:
+def _p95(candidate: CompressionCandidate) -> float:
     assert candidate.latency is not None
     return candidate.latency.p95_ms
 

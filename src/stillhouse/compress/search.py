@@ -40,7 +40,7 @@ from stillhouse.config import (
     structure,
 )
 from stillhouse.errors import ExportError
-from stillhouse.records import Candidate, Frontier, LayerSensitivity, Limits
+from stillhouse.records import CompressionCandidate, Frontier, LayerSensitivity, SizeLimits
 from stillhouse.threads import threads_for
 
 __all__ = ["FORM", "search"]
@@ -68,12 +68,12 @@ _LEAST_PROGRESS = 2e-3  # in hypervolume, of a candidate that adds something; la
 def search(
     make_subject: Callable[[], Subject],
     settings: Compression,
-    limits: Limits,
+    limits: SizeLimits,
     pack: Pack,
     folder: Path,
     *,
     warm: Sequence[Recipe] = (),
-    on_candidate: Callable[[Candidate], None] = lambda candidate: None,
+    on_candidate: Callable[[CompressionCandidate], None] = lambda candidate: None,
 ) -> Frontier:
     """Make and measure candidates until nothing new gains; what nothing beats, and what to put forward.
 
@@ -134,16 +134,16 @@ class _Searching:
         self,
         make_subject: Callable[[], Subject],
         settings: Compression,
-        limits: Limits,
+        limits: SizeLimits,
         pack: Pack,
         folder: Path,
-        on_candidate: Callable[[Candidate], None],
+        on_candidate: Callable[[CompressionCandidate], None],
     ) -> None:
         self.begin = time.monotonic()
         self.limits, self.on_candidate = limits, on_candidate
         self.subject = make_subject()
         self.workshop = Workshop(self.subject, pack, folder, settings.tolerance)
-        self.candidates: dict[str, Candidate] = {}
+        self.candidates: dict[str, CompressionCandidate] = {}
         self.recipes: dict[str, Recipe] = {}
         self.sensitivity: list[LayerSensitivity] = []
         self.earned: dict[str, list[float]] = {}  # by number format: hypervolume that it added, each time
@@ -178,7 +178,7 @@ class _Searching:
 
     # ----------------------------------------------------------------- candidates
 
-    def make(self, recipe: Recipe) -> Candidate:
+    def make(self, recipe: Recipe) -> CompressionCandidate:
         """The candidate of this recipe; the second time it is the same one."""
         name = recipe_name(recipe)
         if name not in self.candidates:
@@ -189,11 +189,11 @@ class _Searching:
             self.idle = 0 if gained > _LEAST_PROGRESS else self.idle + 1
         return self.candidates[name]
 
-    def _note(self, candidate: Candidate, recipe: Recipe) -> None:
+    def _note(self, candidate: CompressionCandidate, recipe: Recipe) -> None:
         self.candidates[candidate.name], self.recipes[candidate.name] = candidate, recipe
         self.on_candidate(candidate)
 
-    def good_enough(self, candidate: Candidate) -> bool:
+    def good_enough(self, candidate: CompressionCandidate) -> bool:
         """Whether it can serve and has lost no more than is allowed."""
         if candidate.refused is not None or candidate.quality is None or self.reference.quality is None:
             return False
@@ -263,7 +263,7 @@ class _Searching:
         before = self.hypervolume()
         self._premake(arm, arms, settings)
         step = self._step(arm, settings)
-        found: list[Candidate] = []
+        found: list[CompressionCandidate] = []
         if step is None:
             arm.ratio = 0.0  # there is nothing left that it could make smaller
         elif not self._take(step, found, formats, settings) and not (
@@ -276,7 +276,7 @@ class _Searching:
         arm.seconds += sum(candidate.seconds for candidate in found)
 
     def _take(
-        self, step: StructuralStep, found: list[Candidate], formats: Sequence[NumberFormat], settings: Search
+        self, step: StructuralStep, found: list[CompressionCandidate], formats: Sequence[NumberFormat], settings: Search
     ) -> bool:
         """Make what the step gives, which joins ``found``, and stand there if it is good enough and worth it."""
         steps = (*self.chain, step)
@@ -292,13 +292,13 @@ class _Searching:
             return True
         return False
 
-    def _nearly(self, found: Sequence[Candidate]) -> bool:
+    def _nearly(self, found: Sequence[CompressionCandidate]) -> bool:
         """Whether one has lost more than is allowed, but not much more: a longer recovery may bring it back."""
         allowed = _SECOND_CHANCE * self.limits.max_quality_loss
         losses = [each.loss(self.reference)[0] for each in found if each.quality is not None]
         return bool(losses) and self.limits.max_quality_loss < min(losses) <= allowed
 
-    def _smaller(self, found: Sequence[Candidate]) -> bool:
+    def _smaller(self, found: Sequence[CompressionCandidate]) -> bool:
         """Whether these are smaller or faster than what was made of the form before, by more than noise."""
         before = [each for each in self.candidates.values() if each.refused is None and self._steps(each) == self.chain]
         now = [each for each in found if each.refused is None]
@@ -306,7 +306,7 @@ class _Searching:
         fast, slow = (min(each.latency.p50_ms for each in some if each.latency) for some in (now, before))
         return size < (1 - _LEAST_GAIN) * earlier or fast < (1 - _LEAST_GAIN) * slow
 
-    def _steps(self, candidate: Candidate) -> tuple[StructuralStep, ...]:
+    def _steps(self, candidate: CompressionCandidate) -> tuple[StructuralStep, ...]:
         return structure(self.recipes[candidate.name])
 
     def _promising(self, formats: Sequence[NumberFormat]) -> list[NumberFormat]:
@@ -314,7 +314,7 @@ class _Searching:
         earned = {each: self.earned.get(recipe_name((each,)), []) for each in formats}
         return sorted(formats, key=lambda each: -float(np.mean(earned[each] or [inf])))[:_PROMISING]
 
-    def _quantised(self, steps: tuple[StructuralStep, ...], chosen: NumberFormat) -> list[Candidate]:
+    def _quantised(self, steps: tuple[StructuralStep, ...], chosen: NumberFormat) -> list[CompressionCandidate]:
         """The form in this format, and, where that alone loses too much, with its most sensitive layers in float32."""
         plain = self.make((*steps, chosen))
         base = self.make((*steps, Fp32(method="fp32")))

@@ -30,7 +30,7 @@ from stillhouse.config import Fp32, Recipe, Step, StructuralStep, recipe_name, s
 from stillhouse.errors import ExportError
 from stillhouse.files import whole_file, write_whole
 from stillhouse.latency import cpu_time, measure_latency
-from stillhouse.records import Candidate, Latency
+from stillhouse.records import CompressionCandidate, Latency
 
 __all__ = ["Pack", "Workshop", "code_digest", "one_row"]
 
@@ -72,7 +72,7 @@ class Workshop:
         self._feeds: dict[str, Feed] = {}
         self._reference: tuple[Callable[[], object], float] | None = None  # one decision, and its usual median (ms)
 
-    def make(self, recipe: Recipe) -> Candidate:
+    def make(self, recipe: Recipe) -> CompressionCandidate:
         """The candidate of this recipe, made and measured, or read where an earlier process has finished it.
 
         Its latency is measured in turns with the reference's, and what the reference takes now against what it took at
@@ -81,7 +81,7 @@ class Workshop:
         """
         place = self.folder / "candidates" / self._id(recipe)
         if (place / _RECORD).exists():
-            return Candidate.model_validate_json((place / _RECORD).read_bytes())
+            return CompressionCandidate.model_validate_json((place / _RECORD).read_bytes())
         aside = self._empty(self.folder / "aside" / place.name)
         start = time.perf_counter()
         described: dict[str, Any] = {
@@ -95,13 +95,13 @@ class Workshop:
         except ExportError as error:
             shutil.rmtree(aside / "artifact")
             figures = {"refused": str(error)}
-        candidate = Candidate(**described, **figures, seconds=time.perf_counter() - start)
+        candidate = CompressionCandidate(**described, **figures, seconds=time.perf_counter() - start)
         (aside / _RECORD).write_text(candidate.model_dump_json(indent=1), encoding="utf-8")
         place.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(place)
         return candidate
 
-    def remeasured(self, candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    def remeasured(self, candidates: Sequence[CompressionCandidate]) -> dict[str, CompressionCandidate]:
         """All of them by name, with latencies that were measured in turns with one another."""
         calls = {each.name: self._call(each) for each in candidates}
         found = measure_latency(calls, seconds=_SECONDS_MEASURED * len(calls))
@@ -141,7 +141,7 @@ class Workshop:
         scaled = {name: getattr(found[""], name) / busy for name in ("p50_ms", "p95_ms")}
         return found[""].model_copy(update=scaled), cpu_time(call)
 
-    def reference(self) -> Candidate:
+    def reference(self) -> CompressionCandidate:
         """The float32 model as it is; made before anything else, for all others are compared with it."""
         candidate = self.make((Fp32(method="fp32"),))
         if candidate.latency is None:
@@ -149,7 +149,7 @@ class Workshop:
         self._reference = self._call(candidate), candidate.latency.p50_ms
         return candidate
 
-    def _call(self, candidate: Candidate) -> Callable[[], object]:
+    def _call(self, candidate: CompressionCandidate) -> Callable[[], object]:
         """One decision by a finished candidate."""
         artifact = Path(candidate.folder)
         columns = json.loads((artifact.parent / _COLUMNS).read_text(encoding="utf-8"))

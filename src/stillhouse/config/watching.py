@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stillhouse.config.base import Duration, Length, Section
-from stillhouse.records import Mode
+from stillhouse.records import RefreshModeName
 
 __all__ = ["Audit", "FalseAlarms", "Responses", "Thresholds", "Watch"]
 
@@ -53,8 +53,12 @@ class Audit(Section):
 class Responses(Section):
     """What a watch asks for, by what it has found."""
 
-    harmful_drift: Mode = Field(default="redistil", description="where evidence shows harm; after a refusal: redistil")
-    drift: Mode = Field(default="redistil", description="where a plain threshold is crossed; after a refusal: redistil")
+    harmful_drift: RefreshModeName = Field(
+        default="redistil", description="where evidence shows harm; after a refusal: redistil"
+    )
+    drift: RefreshModeName = Field(
+        default="redistil", description="where a plain threshold is crossed; after a refusal: redistil"
+    )
 
 
 class Watch(Section):

@@ -17,7 +17,7 @@ import pandas as pd
 from stillhouse.drift.distances import compare
 from stillhouse.drift.profile import Profile
 from stillhouse.errors import WindowError
-from stillhouse.records import ColumnDrift, LossBaseline, Screened, Screens
+from stillhouse.records import ColumnDrift, DriftCalibration, LossBaseline, ScreenResult
 from stillhouse.stats import cluster_ids, clustered_error, nanoseconds
 
 __all__ = ["MIN_BLOCKS", "limits", "loss_baseline", "screened", "screens"]
@@ -40,7 +40,7 @@ UPPER_95 = 1.645
 Array = np.ndarray[Any, Any]
 
 
-def screens(blocks: Sequence[Profile], block: timedelta) -> Screens:
+def screens(blocks: Sequence[Profile], block: timedelta) -> DriftCalibration:
     """Each stretch of history against the rest of it.
 
     The joint statistic of a stretch is its largest PSI in units of what is usual for the column, the largest PSI
@@ -52,10 +52,10 @@ def screens(blocks: Sequence[Profile], block: timedelta) -> Screens:
     :return: without columns and joint statistic if there are fewer than :data:`MIN_BLOCKS` stretches.
     """
     if len(blocks) < MIN_BLOCKS:
-        return Screens(block=block, blocks=len(blocks), columns={}, joint=())
+        return DriftCalibration(block=block, blocks=len(blocks), columns={}, joint=())
     psi = _left_out(blocks)
     joint = [_statistic(row, np.delete(psi, number, axis=0).max(axis=0)) for number, row in enumerate(psi)]
-    return Screens(
+    return DriftCalibration(
         block=block,
         blocks=len(blocks),
         columns={name: tuple(np.sort(psi[:, k]).tolist()) for k, name in enumerate(blocks[0].columns)},
@@ -63,7 +63,7 @@ def screens(blocks: Sequence[Profile], block: timedelta) -> Screens:
     )
 
 
-def screened(drifts: Sequence[ColumnDrift], screens: Screens) -> tuple[tuple[ColumnDrift, ...], Screened]:
+def screened(drifts: Sequence[ColumnDrift], screens: DriftCalibration) -> tuple[tuple[ColumnDrift, ...], ScreenResult]:
     """The drifts with their ``limit`` filled, and whether the window as a whole lies beyond what is usual.
 
     A column's limit is the largest PSI of its stretches times the largest joint statistic. So the limits hold for
@@ -79,7 +79,7 @@ def screened(drifts: Sequence[ColumnDrift], screens: Screens) -> tuple[tuple[Col
     :param drifts: columns, outputs, or both; one without calibration keeps its limit and does not count.
     """
     if len(screens.joint) < MIN_BLOCKS:
-        nothing = Screened(blocks=screens.blocks, beyond=(), statistic=0.0, limit=0.0, p_value=1.0, moved=False)
+        nothing = ScreenResult(blocks=screens.blocks, beyond=(), statistic=0.0, limit=0.0, p_value=1.0, moved=False)
         return tuple(drifts), nothing
     room, usual, limit = _room(screens), _usual(screens), limits(screens)
     limited = tuple(
@@ -89,7 +89,7 @@ def screened(drifts: Sequence[ColumnDrift], screens: Screens) -> tuple[tuple[Col
     beyond = [drift.column for drift in limited if drift.column in usual and drift.unusual]
     statistic = max(ratios.values(), default=0.0)
     at_least = sum(value >= statistic for value in screens.joint)
-    return limited, Screened(
+    return limited, ScreenResult(
         blocks=screens.blocks,
         beyond=tuple(sorted(beyond, key=lambda name: -ratios[name])),
         statistic=statistic,
@@ -99,7 +99,7 @@ def screened(drifts: Sequence[ColumnDrift], screens: Screens) -> tuple[tuple[Col
     )
 
 
-def limits(screens: Screens) -> dict[str, float]:
+def limits(screens: DriftCalibration) -> dict[str, float]:
     """The largest PSI that is usual, by column; empty without enough stretches. See :func:`screened`."""
     return {name: _room(screens) * value for name, value in _usual(screens).items()}
 
@@ -154,12 +154,12 @@ def loss_baseline(
     )
 
 
-def _room(screens: Screens) -> float:
+def _room(screens: DriftCalibration) -> float:
     """How far beyond what is usual the most unusual stretch lay, at least 1."""
     return max(1.0, *screens.joint) if screens.joint else 1.0
 
 
-def _usual(screens: Screens) -> dict[str, float]:
+def _usual(screens: DriftCalibration) -> dict[str, float]:
     """The largest PSI of the stretches, by column."""
     return {name: max(values[-1], NEGLIGIBLE) for name, values in screens.columns.items()}
 

@@ -18,14 +18,14 @@ from stillhouse.records import (
     DataReport,
     DriftReport,
     EvidenceStep,
-    Mode,
-    Outcome,
     Process,
     Reason,
     Record,
+    RefreshModeName,
     Response,
-    Screened,
+    ScreenResult,
     Verdict,
+    VerdictResult,
     short_id,
 )
 
@@ -137,7 +137,7 @@ def decide_from_evidence(evidence: Mapping[str, Any]) -> Verdict:
         kind="watch",
         agent=known.agent,
         as_of=as_of,
-        outcome=outcome,
+        result=outcome,
         response=response,
         summary=summary,
         reasons=reasons,
@@ -146,7 +146,7 @@ def decide_from_evidence(evidence: Mapping[str, Any]) -> Verdict:
     )
 
 
-Judgement = tuple[Outcome, Response, str, tuple[Reason, ...]]
+Judgement = tuple[VerdictResult, Response, str, tuple[Reason, ...]]
 
 
 def _judge(known: Evidence) -> Judgement:
@@ -159,7 +159,7 @@ def _judge(known: Evidence) -> Judgement:
             measure="rows",
             value=rows,
             threshold=known.min_rows,
-            crossed=True,
+            failed=True,
             text=f"{rows} usable rows; fewer than {known.min_rows} are not judged",
         )
         return "not_enough_evidence", "hold", reason.text, (reason,)
@@ -177,7 +177,7 @@ def _alarm(known: Evidence, drift: DriftReport) -> Judgement | None:
     if proved:
         harm = "; ".join(proved.values())
         return "harmful_drift", _response(known, known.responses.harmful_drift), harm, reasons
-    plain = [reason.text for reason in _plain(drift, known.thresholds, known.min_rows) if reason.crossed]
+    plain = [reason.text for reason in _plain(drift, known.thresholds, known.min_rows) if reason.failed]
     return ("drift", _response(known, known.responses.drift), "; ".join(plain), reasons) if plain else None
 
 
@@ -197,7 +197,7 @@ def _proof(step: EvidenceStep, steps: Sequence[EvidenceStep]) -> str:
     return own if step.alarm or together is None else f"{together.text}; most of it is {own}"
 
 
-def _response(known: Evidence, asked_for: Mode) -> Mode:
+def _response(known: Evidence, asked_for: RefreshModeName) -> RefreshModeName:
     return "redistil" if known.refused else asked_for
 
 
@@ -314,14 +314,14 @@ def _parting(known: Evidence, drift: DriftReport) -> tuple[str, bool] | None:
 def _broken(data: DataReport) -> Iterator[Reason]:
     for failure in data.failures:
         if failure.fatal:
-            yield Reason(measure=failure.expectation, value=failure.rows, crossed=True, text=failure.text)
+            yield Reason(measure=failure.expectation, value=failure.rows, failed=True, text=failure.text)
 
 
 def _skipped(data: DataReport) -> Iterator[Reason]:
     """That the data contract was not asked, and why, where somebody has said so."""
     if data.skipped_because:
         text = f"the data contract was not asked: {data.skipped_because}"
-        yield Reason(measure="data_contract", crossed=False, text=text)
+        yield Reason(measure="data_contract", failed=False, text=text)
 
 
 def _reasons(known: Evidence, drift: DriftReport) -> Iterator[Reason]:
@@ -336,7 +336,7 @@ def _reasons(known: Evidence, drift: DriftReport) -> Iterator[Reason]:
     window = known.data.window
     if window.chosen is not None or window.sample is not None:
         text = f"what was measured: {window}" + (f"; {drift.current_rows:,} of its rows" if window.sample else "")
-        yield Reason(measure="window", value=drift.current_rows, crossed=False, text=text)
+        yield Reason(measure="window", value=drift.current_rows, failed=False, text=text)
 
 
 _PROCESSES: dict[Process, str] = {
@@ -353,7 +353,7 @@ def _joint(steps: Sequence[EvidenceStep]) -> Iterator[Reason]:
         value, threshold = (_shown(each) for each in together)
         text = f"evidence of all {len(steps)} processes together: {value:.3g} of {threshold:.4g}"
         crossed = together[0] >= together[1]
-        yield Reason(measure="evidence", value=value, threshold=threshold, crossed=crossed, text=text)
+        yield Reason(measure="evidence", value=value, threshold=threshold, failed=crossed, text=text)
 
 
 def _evidence(step: EvidenceStep) -> Reason:
@@ -363,7 +363,7 @@ def _evidence(step: EvidenceStep) -> Reason:
         f"evidence that {_PROCESSES[step.process]}: {value:.3g} of {threshold:.4g} after {step.looks} steps, "
         f"{step.rows:,} rows{mean} (what counts lies above {step.null_mean:.3f})"
     )
-    return Reason(measure=f"evidence_{step.process}", value=value, threshold=threshold, crossed=step.alarm, text=text)
+    return Reason(measure=f"evidence_{step.process}", value=value, threshold=threshold, failed=step.alarm, text=text)
 
 
 def _shown(logarithm: float) -> float:
@@ -371,7 +371,7 @@ def _shown(logarithm: float) -> float:
     return exp(min(logarithm, 700.0))
 
 
-def _screen(result: Screened) -> Reason:
+def _screen(result: ScreenResult) -> Reason:
     names = ", ".join(result.beyond[:5]) + (f" and {len(result.beyond) - 5} more" if len(result.beyond) > 5 else "")
     if not result.blocks:
         text = "no history yet to say what is usual"
@@ -381,7 +381,7 @@ def _screen(result: Screened) -> Reason:
         text = f"no more movement than {result.blocks} earlier stretches showed" + (
             f" (though {names})" if names else ""
         )
-    return Reason(measure="screen", value=result.statistic, threshold=result.limit, crossed=result.moved, text=text)
+    return Reason(measure="screen", value=result.statistic, threshold=result.limit, failed=result.moved, text=text)
 
 
 def _plain(report: DriftReport, thresholds: Thresholds, min_rows: int) -> tuple[Reason, ...]:
@@ -476,7 +476,7 @@ def _fall(report: DriftReport, field: str, name: str, threshold: float | None, m
 
 def _reason(measure: str, value: float | None, threshold: float | None, text: str) -> Reason:
     crossed = value is not None and threshold is not None and value > threshold
-    return Reason(measure=measure, value=value, threshold=threshold, crossed=crossed, text=text)
+    return Reason(measure=measure, value=value, threshold=threshold, failed=crossed, text=text)
 
 
 def _beside(threshold: float | None) -> str:

@@ -17,7 +17,7 @@ from stillhouse.drift.outputs import columns_of, outputs
 from stillhouse.drift.profile import Profile, build
 from stillhouse.drift.texts import watched
 from stillhouse.errors import WindowError
-from stillhouse.records import Disagreement, DriftReport, Quality, Screens, SliceDrift, Window
+from stillhouse.records import Disagreement, DriftCalibration, DriftReport, Quality, SliceDrift, Window
 from stillhouse.stats import cluster_ids
 
 __all__ = ["OUTPUT", "measure", "profile_of", "reference_of", "usual_length"]
@@ -40,7 +40,7 @@ def profile_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig, li
     return build(pd.concat([rows, said], axis=1), {**watched(config.observations.columns), **named}, like)
 
 
-def reference_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig) -> tuple[Profile, Screens]:
+def reference_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig) -> tuple[Profile, DriftCalibration]:
     """The profile of a training window, put together from that of its stretches, and what is usual among those.
 
     :param rows: ordered by ``observed_at``; stretches as long as a current window are counted from the end. Where of
@@ -80,7 +80,7 @@ def measure(
     current: Window,
     before: Profile,
     now: Profile,
-    usual: Screens,
+    usual: DriftCalibration,
     *,
     disagreement: Disagreement | None = None,
     disagreement_reference: Disagreement | None = None,

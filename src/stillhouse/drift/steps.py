@@ -17,7 +17,7 @@ import pandas as pd
 from stillhouse.config import Watch
 from stillhouse.drift import audit, evidence
 from stillhouse.drift.audit import Draws
-from stillhouse.records import Counted, EvidenceStep, short_id
+from stillhouse.records import EvidenceRows, EvidenceStep, short_id
 from stillhouse.stats import cluster_ids, nanoseconds, total_variation
 
 __all__ = [
@@ -88,7 +88,7 @@ def plan_audit(
     return planned
 
 
-def count_audit(state: EvidenceStep, planned: Sequence[Planned], losses: Sequence[Array]) -> list[Counted]:
+def count_audit(state: EvidenceStep, planned: Sequence[Planned], losses: Sequence[Array]) -> list[EvidenceRows]:
     """Let the evidence take in the audited steps; ``losses`` has one float ``[draws]`` in 0…1 for each."""
     counted = []
     for plan, loss in zip(planned, losses, strict=True):
@@ -96,7 +96,7 @@ def count_audit(state: EvidenceStep, planned: Sequence[Planned], losses: Sequenc
         units = audit.unit_means(plan.draws, loss)
         state = evidence.advance(state, units, start=plan.span[0], end=plan.span[1], rows=len(set(ids)))
         counted.append(
-            Counted(
+            EvidenceRows(
                 step=state,
                 observation_ids=tuple(ids),
                 units=tuple(plan.draws.unit.tolist()),
@@ -108,7 +108,7 @@ def count_audit(state: EvidenceStep, planned: Sequence[Planned], losses: Sequenc
     return counted
 
 
-def arrivals(audited: Sequence[Counted], known: pd.DataFrame) -> pd.DataFrame:
+def arrivals(audited: Sequence[EvidenceRows], known: pd.DataFrame) -> pd.DataFrame:
     """Outcomes of audited rows, one row per draw: ``known`` joined with the draw's weight, probability and unit.
 
     :param known: ``observation_id, known_at`` and whatever else is to be kept, each observation once.
@@ -126,7 +126,7 @@ def arrivals(audited: Sequence[Counted], known: pd.DataFrame) -> pd.DataFrame:
     return draws.merge(known, on="observation_id", how="inner")
 
 
-def count_outcomes(state: EvidenceStep, arrived: pd.DataFrame, steps: Sequence[Span]) -> list[Counted]:
+def count_outcomes(state: EvidenceStep, arrived: pd.DataFrame, steps: Sequence[Span]) -> list[EvidenceRows]:
     """Let the evidence take in outcomes in the steps in which they became known.
 
     The rows are not kept with the step: which outcomes became known in it, the table of outcomes says.
@@ -139,7 +139,7 @@ def count_outcomes(state: EvidenceStep, arrived: pd.DataFrame, steps: Sequence[S
         now = arrived[(arrived["known_at"] >= start) & (arrived["known_at"] < end)]
         units = (now["loss"] * now["weight"]).groupby(now["unit"], sort=False).mean().to_numpy()
         state = evidence.advance(state, units, start=start, end=end, rows=now["observation_id"].nunique())
-        counted.append(Counted(step=state))
+        counted.append(EvidenceRows(step=state))
     return counted
 
 
@@ -148,11 +148,11 @@ def by_cluster(rows: pd.DataFrame, cluster: timedelta) -> pd.DataFrame:
     return rows.assign(weight=1.0, unit=cluster_ids(rows["observed_at"], cluster))
 
 
-def pass_over(state: EvidenceStep, steps: Sequence[Span]) -> list[Counted]:
+def pass_over(state: EvidenceStep, steps: Sequence[Span]) -> list[EvidenceRows]:
     """Steps of a window that was refused: nothing in them counts, for or against."""
     if not steps:
         return []
-    return [Counted(step=evidence.advance(state, np.empty(0), start=steps[0][0], end=steps[-1][1], rows=0))]
+    return [EvidenceRows(step=evidence.advance(state, np.empty(0), start=steps[0][0], end=steps[-1][1], rows=0))]
 
 
 def audited_losses(

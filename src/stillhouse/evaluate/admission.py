@@ -81,7 +81,7 @@ def examine(
 def judge(examination: Examination) -> Verdict:
     """Admit or refuse. Pure: the examination is all that it looks at."""
     reasons = [_answers(examination), _says_something(examination), _knows_something(examination)]
-    failed = [reason for reason in reasons if reason.crossed]
+    failed = [reason for reason in reasons if reason.failed]
     name = f"teacher {examination.teacher}"
     summary = f"{name} may not teach: {failed[0].text}" if failed else f"{name} may teach: {reasons[-1].text}"
     return Verdict.model_validate(
@@ -90,7 +90,7 @@ def judge(examination: Examination) -> Verdict:
             "kind": "gate",
             "agent": examination.agent,
             "as_of": examination.as_of,
-            "outcome": "refused" if failed else "admitted",
+            "result": "refused" if failed else "admitted",
             "response": "hold",
             "summary": summary,
             "reasons": reasons,
@@ -126,21 +126,21 @@ def _answers(examination: Examination) -> Reason:
     if examination.unanswered:
         text += f" ({'; '.join(examination.unanswered)})"
     least = examination.min_answered
-    return Reason(measure="answered", value=share, threshold=least, crossed=share < least, text=text)
+    return Reason(measure="answered", value=share, threshold=least, failed=share < least, text=text)
 
 
 def _says_something(examination: Examination) -> Reason:
     text = "it says the same about every row" if examination.constant else "what it says depends on the row"
-    return Reason(measure="constant", crossed=examination.constant, text=text)
+    return Reason(measure="constant", failed=examination.constant, text=text)
 
 
 def _knows_something(examination: Examination) -> Reason:
     if examination.comparison is not None:
         reason = _gain(examination.comparison, "the base rate's", examination.confidence)
-        if reason.crossed and examination.against_champion is not None:
+        if reason.failed and examination.against_champion is not None:
             # A champion that does harm is better replaced by one that does none.
             other = _gain(examination.against_champion, "the champion's", examination.confidence)
-            return reason if other.crossed else other
+            return reason if other.failed else other
         return reason
     if examination.agreement is not None:
         return _agrees(examination)
@@ -148,7 +148,7 @@ def _knows_something(examination: Examination) -> Reason:
         f"its {examination.answered} answers have too few outcomes of each action to judge it by, and there is no "
         "champion's teacher to compare it with"
     )
-    return Reason(measure="outcomes", crossed=True, text=text)
+    return Reason(measure="outcomes", failed=True, text=text)
 
 
 def _gain(comparison: Comparison, whose: str, confidence: float) -> Reason:
@@ -159,7 +159,7 @@ def _gain(comparison: Comparison, whose: str, confidence: float) -> Reason:
         f"{whose} {comparison.champion:.4f}: lower {100 * confidence:.4g}% bound of the gain {low:+.4f}, "
         f"{'not ' if crossed else ''}above {comparison.margin}"
     )
-    return Reason(measure=comparison.measure, value=low, threshold=comparison.margin, crossed=crossed, text=text)
+    return Reason(measure=comparison.measure, value=low, threshold=comparison.margin, failed=crossed, text=text)
 
 
 def _agrees(examination: Examination) -> Reason:
@@ -173,4 +173,4 @@ def _agrees(examination: Examination) -> Reason:
         f"too few outcomes; it agrees with the champion's teacher {examination.trusted} to {agreement:.4f}, "
         f"lower {100 * confidence:.4g}% bound {low:.4f}, {'below' if low < least else 'at least'} {least}"
     )
-    return Reason(measure="agreement", value=low, threshold=least, crossed=low < least, text=text)
+    return Reason(measure="agreement", value=low, threshold=least, failed=low < least, text=text)

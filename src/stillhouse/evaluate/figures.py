@@ -91,7 +91,7 @@ def quality_over_time(verdicts: Sequence[Verdict]) -> Figure:
     points = [(when, value) for when, value in points if value is not None]
     if points:
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=_COLOURS["champion"], label="champion")
-    _mark_gates(figure, [(v.as_of, v.outcome) for v in verdicts if v.kind == "gate"])
+    _mark_gates(figure, [(v.as_of, v.result) for v in verdicts if v.kind == "gate"])
     axes.set(ylabel=f"{_NAMES['auc' if two else 'accuracy']} on known outcomes")
     _dated(figure)
     return figure

@@ -154,7 +154,7 @@ def judge(certificate: Certificate) -> Verdict:
     _require_rule(certificate.rule)
     reasons = [_budget_reason(certificate, *budget) for budget in _budgets(certificate)]
     if certificate.nothing_fits:
-        reasons.insert(0, Reason(measure="compression", crossed=True, text=certificate.nothing_fits))
+        reasons.insert(0, Reason(measure="compression", failed=True, text=certificate.nothing_fits))
     if certificate.champion is None:
         reasons.append(_better_than_chance(certificate.challenger))
     elif not any(comparison.window == "test" for comparison in certificate.comparisons):
@@ -166,8 +166,8 @@ def judge(certificate: Certificate) -> Verdict:
     ]
     if certificate.contract_skipped:
         text = f"the data contract was not asked: {certificate.contract_skipped}"
-        reasons.append(Reason(measure="data_contract", crossed=False, text=text))
-    failed = [reason for reason in reasons if reason.crossed]
+        reasons.append(Reason(measure="data_contract", failed=False, text=text))
+    failed = [reason for reason in reasons if reason.failed]
     name = certificate.challenger.model
     if failed:
         outcome, summary = "refused", f"{name} refused: {failed[0].text}"
@@ -182,7 +182,7 @@ def judge(certificate: Certificate) -> Verdict:
             "kind": "gate",
             "agent": certificate.agent,
             "as_of": certificate.as_of,
-            "outcome": outcome,
+            "result": outcome,
             "response": "hold",
             "summary": summary,
             "reasons": reasons,
@@ -290,17 +290,17 @@ def _budgets(certificate: Certificate) -> list[tuple[str, float | None, float, s
 def _breaks_a_budget(certificate: Certificate, card: Scorecard) -> bool:
     """Whether ``card``'s model, if it was the challenger, would not fit."""
     judged = certificate.model_copy(update={"challenger": card})
-    return any(_budget_reason(judged, *budget).crossed for budget in _budgets(judged))
+    return any(_budget_reason(judged, *budget).failed for budget in _budgets(judged))
 
 
 def _budget_reason(certificate: Certificate, measure: str, value: float | None, limit: float, unit: str) -> Reason:
     if value is None:
         text = f"{certificate.challenger.model} was not measured against the budget of {limit:.6g} {unit}"
-        return Reason(measure=measure, threshold=limit, crossed=True, text=text)
+        return Reason(measure=measure, threshold=limit, failed=True, text=text)
     crossed = value > limit
     relation = "above" if crossed else "within"
     text = f"{certificate.challenger.model} has {value:.6g} {unit}, {relation} the budget of {limit:.6g}"
-    return Reason(measure=measure, value=value, threshold=limit, crossed=crossed, text=text)
+    return Reason(measure=measure, value=value, threshold=limit, failed=crossed, text=text)
 
 
 def _better_than_chance(card: Scorecard) -> Reason:
@@ -308,7 +308,7 @@ def _better_than_chance(card: Scorecard) -> Reason:
     crossed = auc is None or auc <= 0.5
     of = "" if card.test.measure == "auc" else " (mean over the actions, each against the others)"
     text = f"test AUC {auc:.4f}{of} against chance .5" if auc is not None else "no AUC: the test window has one outcome"
-    return Reason(measure="auc", value=auc, threshold=0.5, crossed=crossed, text=text)
+    return Reason(measure="auc", value=auc, threshold=0.5, failed=crossed, text=text)
 
 
 def _not_compared(certificate: Certificate) -> Reason:
@@ -317,7 +317,7 @@ def _not_compared(certificate: Certificate) -> Reason:
         f"the test window ({test.rows} rows) has too few outcomes of each action to compare the challenger with "
         f"{champion.model if champion else 'the champion'}: at least ten of either, in at least ten clusters"
     )
-    return Reason(measure=f"{test.measure}:test", crossed=True, text=text)
+    return Reason(measure=f"{test.measure}:test", failed=True, text=text)
 
 
 def _non_inferiority(comparison: Comparison, confidence: float, *, tolerant: bool = False) -> Reason:
@@ -345,7 +345,7 @@ def _non_inferiority(comparison: Comparison, confidence: float, *, tolerant: boo
         text += f"; it alone is right on {comparison.gained} rows, the champion alone on {comparison.lost}"
     if crossed:
         text += _too_few(comparison, confidence)
-    return Reason(measure=f"{comparison.measure}:{name}", value=value, threshold=limit, crossed=crossed, text=text)
+    return Reason(measure=f"{comparison.measure}:{name}", value=value, threshold=limit, failed=crossed, text=text)
 
 
 def _too_few(comparison: Comparison, confidence: float) -> str:

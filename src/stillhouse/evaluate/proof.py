@@ -16,13 +16,13 @@ from stillhouse.latency import measure_latency
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
 from stillhouse.stats import cluster_ids
 
-__all__ = ["Candidate", "Predict", "prove"]
+__all__ = ["Contender", "Predict", "prove"]
 
 Predict = Callable[[pd.DataFrame], np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Contender:
     """A model to be judged.
 
     :param predict: raw rows to probabilities ``[n, K]``.
@@ -41,14 +41,14 @@ def prove(
     refresh: Refresh,
     windows: Mapping[str, pd.DataFrame],
     *,
-    teacher: Candidate,
-    student: Candidate,
-    variants: Sequence[Candidate],
+    teacher: Contender,
+    student: Contender,
+    variants: Sequence[Contender],
     chosen: str,
     why: str,
     fits: bool,
-    champion: Candidate | None,
-    anchor: Candidate | None = None,
+    champion: Contender | None,
+    anchor: Contender | None = None,
     cpu: str = "",
 ) -> Proof:
     """Score every model on every window, compare the chosen variant with the champion.
@@ -77,7 +77,7 @@ def prove(
     reference = said[teacher.role + teacher.name]["test"]
     spoken = ~np.isnan(reference[:, 0])  # a teacher that costs money is asked about some rows only
 
-    def card(candidate: Candidate) -> Scorecard:
+    def card(candidate: Contender) -> Scorecard:
         key = candidate.role + candidate.name
         return _scorecard(config, candidate, said[key], windows, latencies.get(key), reference, cpu)
 
@@ -111,7 +111,7 @@ def prove(
 
 def _scorecard(
     config: AgentConfig,
-    candidate: Candidate,
+    candidate: Contender,
     said: Mapping[str, np.ndarray[Any, Any]],
     windows: Mapping[str, pd.DataFrame],
     latency: Latency | None,
@@ -161,7 +161,7 @@ def _compare(
 
 
 def _compare_with_anchor(
-    config: AgentConfig, test: pd.DataFrame, challenger: np.ndarray[Any, Any], anchor: Candidate
+    config: AgentConfig, test: pd.DataFrame, challenger: np.ndarray[Any, Any], anchor: Contender
 ) -> list[Comparison]:
     """On the test window: what promotions in a row have lost together must keep to their common margin."""
     promotion = config.promotion

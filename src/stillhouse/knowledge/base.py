@@ -51,8 +51,8 @@ from stillhouse.knowledge.tables import (
     wrap_errors,
 )
 from stillhouse.records import (
-    Counted,
     DataReport,
+    EvidenceRows,
     EvidenceStep,
     Process,
     Spending,
@@ -193,12 +193,12 @@ class KnowledgeBase(Tables):
             "kind": verdict.kind,
             "observed_at": verdict.as_of,
             "recorded_at": datetime.now(UTC),
-            "outcome": verdict.outcome,
+            "outcome": verdict.result,
             "json": verdict.model_dump_json(),
         }
         self.append("verdicts", pd.DataFrame([row]), batch=verdict.verdict_id)
 
-    def append_evidence(self, counted: Sequence[Counted]) -> None:
+    def append_evidence(self, counted: Sequence[EvidenceRows]) -> None:
         """Keep steps of evidence, all of them at once or none: a step that is there is not written again."""
         latest = {step.process: step.end for step in self.latest_evidence()}
         new = [each for each in counted if each.step.end > latest.get(each.step.process, each.step.since)]
@@ -604,7 +604,7 @@ class KnowledgeBase(Tables):
         steps = [EvidenceStep.model_validate_json(row["json"]) for row in last if row is not None]
         return sorted(steps, key=lambda step: step.end)
 
-    def evidence(self, champion: str, since: datetime | None, after: datetime | None = None) -> list[Counted]:
+    def evidence(self, champion: str, since: datetime | None, after: datetime | None = None) -> list[EvidenceRows]:
         """Steps of the evidence on ``champion`` that began at ``since``, oldest first.
 
         :param since: None: whenever it began.
@@ -615,12 +615,12 @@ class KnowledgeBase(Tables):
             clauses.append(("since", "=", since))
         if after is not None:
             clauses.append(("observed_at", ">", after))
-        columns = ["observed_at", "json", *(name for name in Counted.model_fields if name != "step")]
+        columns = ["observed_at", "json", *(name for name in EvidenceRows.model_fields if name != "step")]
         rows = self._select("evidence", columns, *clauses).sort_by("observed_at").to_pylist()
         return [
-            Counted(
+            EvidenceRows(
                 step=EvidenceStep.model_validate_json(row["json"]),
-                **{name: tuple(row[name]) for name in Counted.model_fields if name != "step"},
+                **{name: tuple(row[name]) for name in EvidenceRows.model_fields if name != "step"},
             )
             for row in rows
         ]

@@ -77,7 +77,7 @@ def promoted(base: KnowledgeBase, champion: str, proved: datetime | None) -> dat
 
     :param proved: the moment that the refresh spoke for which made it.
     """
-    by_gate = [] if proved is None else [each for each in base.verdicts("gate", proved) if each.outcome == "promoted"]
+    by_gate = [] if proved is None else [each for each in base.verdicts("gate", proved) if each.result == "promoted"]
     by_hand = [each for each in base.verdicts("promotion") if each.evidence.get("champion") == champion]
     return max((each.as_of for each in (*by_gate, *by_hand)), default=None)
 

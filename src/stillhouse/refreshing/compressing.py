@@ -21,7 +21,7 @@ from stillhouse.distill import students
 from stillhouse.distill.grow import Columns
 from stillhouse.distill.train import Lesson, distil
 from stillhouse.evaluate.scorecard import quality
-from stillhouse.records import Frontier, Limits, Refresh, StudentRef, TeacherRef
+from stillhouse.records import Frontier, Refresh, SizeLimits, StudentRef, TeacherRef
 from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session, session_of
 from stillhouse.refreshing.students import course_of, student_columns
@@ -47,7 +47,7 @@ def compress_student(
     return search(
         functools.partial(_subject, job, teacher, student, recovery_sets),
         settings.compression,
-        Limits(**settings.budgets.model_dump(include=set(Limits.model_fields))),
+        SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
         variant_pack(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
         Path(job.folder) / "compression",
         warm=_recipes_to_begin_with(session),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.pages import heading, links, number, picture, reasons, table, weights_section
-from stillhouse.records import Contradictions, Frontier, Proof, Questions, Refresh, Scorecard, Verdict, Weights
+from stillhouse.records import Contradictions, Frontier, Proof, Questions, Refresh, Scorecard, TeacherWeights, Verdict
 from stillhouse.registry import Registry, names
 from stillhouse.shown import code
 from stillhouse.shown import markdown as md
@@ -73,7 +73,7 @@ def _questions(job: Refresh, models: Registry) -> str:
 
 def _teachers(job: Refresh, models: Registry) -> list[str]:
     """What the teachers count for, and where they contradict each other; nothing for a single one."""
-    weights = models.read_record(job.run_id, names.WEIGHTS, Weights)
+    weights = models.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
     found = models.read_record(job.run_id, names.CONTRADICTIONS, Contradictions)
     return ([weights_section(weights)] if weights else []) + ([_contradictions(found)] if found and found.found else [])
 

@@ -19,14 +19,14 @@ from stillhouse.drift.measure import reference_of, usual_length
 from stillhouse.drift.profile import Profile
 from stillhouse.evaluate import gate
 from stillhouse.evaluate import proof as proofs
-from stillhouse.evaluate.proof import Candidate
+from stillhouse.evaluate.proof import Contender
 from stillhouse.records import (
     Certificate,
+    DriftCalibration,
     Frontier,
     LossBaseline,
     Process,
     Proof,
-    Screens,
     StudentRef,
     TeacherRef,
 )
@@ -95,7 +95,7 @@ def anchor_of(session: Session) -> Champion | None:
     return None if lacking else anchor
 
 
-def reference_profile(session: Session, chosen: Variant) -> tuple[Profile, Screens]:
+def reference_profile(session: Session, chosen: Variant) -> tuple[Profile, DriftCalibration]:
     """The profile of the whole training window and of the variant's output on it, and which distances are usual."""
     columns = session.settings.observations.columns
     rows = texts.measured(session.data.observations(session.job.train), columns, chosen.columns)
@@ -129,9 +129,9 @@ def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> di
 # --------------------------------------------------------------------------- candidates
 
 
-def _teacher(session: Session, teacher: TeacherRef, one: pd.DataFrame) -> Candidate:
+def _teacher(session: Session, teacher: TeacherRef, one: pd.DataFrame) -> Contender:
     members = session.teacher(teacher)
-    return Candidate(
+    return Contender(
         "teacher",
         "teacher",
         lambda rows: session.base.knowledge(rows, teacher.version),
@@ -140,24 +140,24 @@ def _teacher(session: Session, teacher: TeacherRef, one: pd.DataFrame) -> Candid
     )
 
 
-def _student(session: Session, student: StudentRef) -> Candidate:
+def _student(session: Session, student: StudentRef) -> Contender:
     module, columns = students.load(Path(student.folder), session.settings), student_columns(student)
-    return Candidate(
+    return Contender(
         "student", "student", lambda rows: student_probabilities(module, encode(rows, columns)), student.bytes
     )
 
 
-def _champion(session: Session, champion: Champion, one: pd.DataFrame) -> Candidate:
+def _champion(session: Session, champion: Champion, one: pd.DataFrame) -> Contender:
     size = session.registry.scorecard(champion.model).bytes
     return _deployed(session, str(champion.model), "champion", champion.variant, size, one)
 
 
 def _deployed(
     session: Session, name: str, role: Literal["variant", "champion"], variant: Variant, size: int, one: pd.DataFrame
-) -> Candidate:
+) -> Contender:
     actions, row = session.settings.actions, encode(one, variant.columns)
 
     def predict(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
         return aligned(variant.predict_proba(rows), variant.actions, actions)
 
-    return Candidate(name, role, predict, size, lambda: variant.probabilities(row))
+    return Contender(name, role, predict, size, lambda: variant.probabilities(row))

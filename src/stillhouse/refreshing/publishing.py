@@ -85,9 +85,9 @@ def judge_challenger(session: Session, proof: Proof) -> Verdict:
 def settle_refresh(session: Session, verdict: Verdict) -> None:
     """Do what the verdict says, record it, close the run. Can be repeated after a kill at any point."""
     job, models = session.job, session.registry
-    if verdict.outcome == "promoted":
+    if verdict.result == "promoted":
         models.promote(models.version_of(job.refresh_id, challenger_name(verdict)))
-    elif verdict.outcome == "awaiting_approval":
+    elif verdict.result == "awaiting_approval":
         models.propose(models.version_of(job.refresh_id, challenger_name(verdict)))
     session.base.record(verdict)
     models.close_refresh(job.run_id)

@@ -12,7 +12,7 @@ import pandas as pd
 from stillhouse import data_contract
 from stillhouse.config import AgentConfig
 from stillhouse.locks import refresh_lock
-from stillhouse.records import DataReport, Mode, Refresh, Verdict, Window
+from stillhouse.records import DataReport, Refresh, RefreshModeName, Verdict, Window
 from stillhouse.refreshing import opening, proving, publishing, teaching
 from stillhouse.refreshing.modes import fall_back, mode_of, plan_refresh
 from stillhouse.refreshing.session import Session, Trigger, opened_session, request_refresh
@@ -32,7 +32,7 @@ def refresh(
     trigger: Trigger = "manual",
     cause: str = "asked for by hand",
     teacher: Literal["fit", "keep"] = "fit",
-    mode: Mode = "redistil",
+    mode: RefreshModeName = "redistil",
     contract: Contract = data_contract.check,
 ) -> Verdict:
     """Make a challenger of the agent's champion, and let the gate decide whether it is promoted.
@@ -77,7 +77,7 @@ def make_and_judge(session: Session, job: Refresh) -> Verdict:
     if mode.weighs_teachers(planned):
         teacher = teaching.weigh_teachers(session, teacher)
     admission = teaching.examine_teacher(session, teacher)
-    if admission.outcome == "refused":
+    if admission.result == "refused":
         return admission
     if (rows := mode.rows_to_teach(session, teacher)) is not None:
         teaching.gather_knowledge(session, rows, teacher)

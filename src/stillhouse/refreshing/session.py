@@ -21,7 +21,7 @@ from stillhouse.champion import Champion, champion_of, load_version, open_regist
 from stillhouse.config import AgentConfig
 from stillhouse.errors import ConfigError
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.records import Mode, Record, Refresh, TeacherRef, Weights, Window, short_id
+from stillhouse.records import Record, Refresh, RefreshModeName, TeacherRef, TeacherWeights, Window, short_id
 from stillhouse.refreshing.data import LearningRows, RefreshData
 from stillhouse.registry import Registry
 from stillhouse.registry.foreign import ForeignModels
@@ -57,12 +57,12 @@ class RefreshRequest(Record):
     trigger: Trigger
     cause: str
     teacher: Keep
-    mode: Mode
+    mode: RefreshModeName
     window: Window = Field(description="training and test window together: all that the refresh may look at")
 
 
 def request_refresh(
-    agent: str, as_of: datetime | None, trigger: Trigger, cause: str, teacher: Keep, mode: Mode
+    agent: str, as_of: datetime | None, trigger: Trigger, cause: str, teacher: Keep, mode: RefreshModeName
 ) -> RefreshRequest:
     """The request as a record, its window pinned to the table versions of now.
 
@@ -70,7 +70,11 @@ def request_refresh(
     :raises ConfigError: if one of them is none that there is.
     """
     settings = config.load(agent)
-    for name, value, allowed in (("trigger", trigger, Trigger), ("teacher", teacher, Keep), ("mode", mode, Mode)):
+    for name, value, allowed in (
+        ("trigger", trigger, Trigger),
+        ("teacher", teacher, Keep),
+        ("mode", mode, RefreshModeName),
+    ):
         if value not in get_args(allowed):
             raise ConfigError(f"{name}: {value!r} is none of {', '.join(get_args(allowed))}")
     if len(cause) > _LONGEST_CAUSE:
@@ -163,7 +167,7 @@ class Session:
             self._teachers[reference.version] = self._load(Path(reference.folder))
         return self._teachers[reference.version]
 
-    def reweighted(self, before: TeacherRef, after: TeacherRef, weights: Weights) -> Ensemble:
+    def reweighted(self, before: TeacherRef, after: TeacherRef, weights: TeacherWeights) -> Ensemble:
         """The same teachers under other weights; nothing is loaded again."""
         self._teachers[after.version] = self.teacher(before).with_weights(weights, after.version)
         return self._teachers[after.version]

@@ -110,7 +110,7 @@ def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
         )
     examination = _examination(session, teacher, rows, probs, rows[~answered])
     verdict = admission.judge(examination)
-    if verdict.outcome == "refused":
+    if verdict.result == "refused":
         session.registry.log_verdict(job.run_id, examination, verdict)
     else:
         session.registry.log_record(job.run_id, examination, names.EXAMINATION)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.records import Candidate, Frontier, ModelRef
+from stillhouse.records import CompressionCandidate, Frontier, ModelRef
 from stillhouse.registry import packaging
 from stillhouse.registry.models import Models
 from stillhouse.registry.runs import texts
@@ -52,7 +52,7 @@ class Compressions(Models):
         self,
         run_id: str,
         source: str,
-        candidate: Candidate,
+        candidate: CompressionCandidate,
         metrics: Mapping[str, float],
         example: Mapping[str, np.ndarray[Any, Any]],
         chosen: bool,

@@ -131,7 +131,7 @@ class Runs:
         self.log_record(run_id, verdict, VERDICT)
         marks = {
             "verdict": verdict.verdict_id,
-            "outcome": verdict.outcome,
+            "result": verdict.result,
             "mlflow.note.content": markdown(verdict.summary),
         }
         self._log_batch(run_id, tags=marks)

@@ -30,8 +30,8 @@ __all__ = [
     "TARGET",
     "Answer",
     "Guard",
-    "Limits",
     "Refused",
+    "RequestLimits",
     "body_of",
     "decoded",
     "encoded",
@@ -97,7 +97,7 @@ def refusal(error: StillhouseError, retry_after: int) -> Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What a server takes in."""
 
     max_body: int = 2**20
@@ -182,7 +182,7 @@ def media_type(scope: Scope, allowed: Sequence[str]) -> str:
     return kind
 
 
-async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
+async def body_of(scope: Scope, receive: Receive, limits: RequestLimits) -> bytes:
     """The whole body.
 
     :raises Refused: if it is larger than the limit, or does not arrive in time.
@@ -203,7 +203,7 @@ async def body_of(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     return body
 
 
-async def _rest(begun: bytes, receive: Receive, limits: Limits) -> bytes:
+async def _rest(begun: bytes, receive: Receive, limits: RequestLimits) -> bytes:
     parts, size, more = [begun], len(begun), True
     while more and size <= limits.max_body:
         message = await receive()
@@ -215,7 +215,7 @@ async def _rest(begun: bytes, receive: Receive, limits: Limits) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(limits: Limits) -> Refused:
+def _too_large(limits: RequestLimits) -> Refused:
     # the rest of the body is not read, so the connection cannot be used again
     return Refused(
         413,

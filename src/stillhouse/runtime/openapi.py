@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse.config import AgentConfig
 from stillhouse.knowledge.answers_page import MOST_ROWS
-from stillhouse.runtime.http import Limits
+from stillhouse.runtime.http import RequestLimits
 from stillhouse.runtime.ids import LONGEST_ID
 from stillhouse.version import __version__
 
@@ -34,7 +34,7 @@ _REFUSALS = {
 _TAKES_BODY = ("400", "401", "408", "413", "415", "422", "503")
 
 
-def describe(agents: Sequence[AgentConfig], limits: Limits, *, secured: bool) -> Json:
+def describe(agents: Sequence[AgentConfig], limits: RequestLimits, *, secured: bool) -> Json:
     """OpenAPI 3.1.
 
     :param secured: whether a bearer token is needed.
@@ -63,7 +63,7 @@ def describe(agents: Sequence[AgentConfig], limits: Limits, *, secured: bool) ->
     }
 
 
-def _of_agent(config: AgentConfig, limits: Limits) -> Json:
+def _of_agent(config: AgentConfig, limits: RequestLimits) -> Json:
     """The paths of one agent, each with its own name in it: their schemas differ."""
     base, name = f"/v1/agents/{config.agent}", config.agent
     observation = {"$ref": f"#/components/schemas/{_own(config, 'Observation')}"}
@@ -159,7 +159,7 @@ def _of_agent(config: AgentConfig, limits: Limits) -> Json:
     }
 
 
-def _of_server(agents: Sequence[AgentConfig], limits: Limits) -> Json:
+def _of_server(agents: Sequence[AgentConfig], limits: RequestLimits) -> Json:
     names = [config.agent for config in agents]
     text = {"description": "text", "content": {"text/plain": {"schema": {"type": "string"}}}}
     bare = {"description": "as MLflow says it", "content": {"application/json": {}}}

@@ -27,7 +27,7 @@ HEAD_SECONDS = 10.0
 """Within which a request's head must have arrived, from its first byte or the connection's beginning."""
 REST_SECONDS = 32.0
 """Within which the rest of a request must have arrived, also where nobody waits for its body any more: a little longer
-than the application waits for one that has begun (``Limits.body_seconds``)."""
+than the application waits for one that has begun (``RequestLimits.body_seconds``)."""
 WRITE_SECONDS = 60.0
 """For which a client may leave an answer unread that does not fit into the socket's buffers."""
 

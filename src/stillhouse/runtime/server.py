@@ -37,8 +37,8 @@ from stillhouse.runtime.http import (
     JSON,
     Answer,
     Guard,
-    Limits,
     Refused,
+    RequestLimits,
     body_of,
     decoded,
     encoded,
@@ -166,12 +166,12 @@ class Server:
         self,
         agents: Sequence[Agent],
         *,
-        limits: Limits | None = None,
+        limits: RequestLimits | None = None,
         guard: Guard | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._served = {agent.config.agent: _Served(agent) for agent in agents}
-        self._limits = limits or Limits()
+        self._limits = limits or RequestLimits()
         self._guard = guard or Guard()
         self._metrics = metrics or Metrics(None, "alone")
         self._pool = ThreadPoolExecutor(_ASKING_THREADS, thread_name_prefix="asking")

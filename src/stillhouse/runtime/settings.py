@@ -7,7 +7,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from stillhouse.errors import ConfigError
-from stillhouse.runtime.http import Guard, Limits
+from stillhouse.runtime.http import Guard, RequestLimits
 
 __all__ = ["Settings", "tokens_of"]
 
@@ -20,7 +20,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     tokens: tuple[str, ...] = field(default=(), repr=False)
 
     @property

@@ -18,7 +18,7 @@ from stillhouse.config import AgentConfig, Leaf, TeacherSection, leaves
 from stillhouse.errors import LeakageError, PartError
 from stillhouse.files import whole_folder, write_whole
 from stillhouse.parts import ModelStore, OffersText, Teacher, TextInitial
-from stillhouse.records import ModelRef, TeacherRef, Weights, Window, short_id
+from stillhouse.records import ModelRef, TeacherRef, TeacherWeights, Window, short_id
 from stillhouse.teachers import weighing
 from stillhouse.teachers.answers import Allowance, Array, Features, checked, in_process
 from stillhouse.teachers.calling import call
@@ -61,7 +61,7 @@ class Ensemble:
         fitted: Window | None,
         version: str,
         local: bool = True,
-        weights: Weights | None = None,
+        weights: TeacherWeights | None = None,
         before_weights: str | None = None,
     ) -> None:
         self.config = config
@@ -84,7 +84,7 @@ class Ensemble:
             return np.tile([member.share for member in self.members], (len(rows), 1))
         return weighing.shares(self.weights, rows) @ self.within(self.weights.teachers)
 
-    def with_weights(self, weights: Weights, version: str) -> Ensemble:
+    def with_weights(self, weights: TeacherWeights, version: str) -> Ensemble:
         """The same members under other weights, as another version of the teacher."""
         other = copy(self)
         other.weights, other.version = weights, version
@@ -194,13 +194,13 @@ def reference(folder: Path, model: ModelRef | None = None) -> TeacherRef:
     )
 
 
-def kept_weights(folder: Path) -> Weights | None:
+def kept_weights(folder: Path) -> TeacherWeights | None:
     """The learned weights of the teacher in ``folder``, if it has any."""
     file = folder / "weights.json"
-    return Weights.model_validate_json(file.read_bytes()) if file.exists() else None
+    return TeacherWeights.model_validate_json(file.read_bytes()) if file.exists() else None
 
 
-def reweigh(teacher: TeacherRef, weights: Weights, folder: Path) -> TeacherRef:
+def reweigh(teacher: TeacherRef, weights: TeacherWeights, folder: Path) -> TeacherRef:
     """The same teachers under other weights, in ``folder``: another version, whose members are the same.
 
     Killed at any moment it leaves the teacher with its weights of before, or with the new ones.
@@ -383,7 +383,7 @@ def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -
     return content_hash(folder, json.dumps(said))
 
 
-def _weighted(version: str, weights: Weights | None) -> str:
+def _weighted(version: str, weights: TeacherWeights | None) -> str:
     """A mean under other weights is other knowledge."""
     if weights is None:
         return version

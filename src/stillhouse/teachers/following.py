@@ -17,7 +17,7 @@ import pandas as pd
 
 from stillhouse.config import units
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.records import WeightChange, Weights, Window
+from stillhouse.records import TeacherWeights, WeightChange, Window
 from stillhouse.teachers import asking, weighing
 from stillhouse.teachers.answers import Array
 from stillhouse.teachers.asking import Account
@@ -35,7 +35,7 @@ class Followed:
     :param trail: share of each teacher everywhere, float64 ``[P, M]``.
     """
 
-    weights: Weights
+    weights: TeacherWeights
     times: tuple[datetime, ...] = ()
     steps: tuple[int, ...] = ()
     trail: Array | None = None
@@ -105,7 +105,7 @@ def ready_to_weigh(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame, a
     asking.ask_members(teacher, rows, base.config.weights.rows, account, fit=fit)
 
 
-def standing(weights: Weights | None, recorded: Sequence[WeightChange]) -> dict[tuple[str, str], float]:
+def standing(weights: TeacherWeights | None, recorded: Sequence[WeightChange]) -> dict[tuple[str, str], float]:
     """Share by (slice, teacher) as last made known: what a teacher was made with, then what was recorded, oldest first.
 
     :param recorded: changes since it was made.
@@ -162,7 +162,7 @@ def _in_order(rows: pd.DataFrame, cluster: timedelta) -> pd.DataFrame:
     return placed.sort_values(["arrival", "stretch", "observed_at", "observation_id"], ignore_index=True)
 
 
-def _learn(weights: Weights, heard: pd.DataFrame, said: Array, as_of: datetime) -> Followed:
+def _learn(weights: TeacherWeights, heard: pd.DataFrame, said: Array, as_of: datetime) -> Followed:
     stretches = heard["stretch"].to_numpy()
     course = weighing.learn(weights, said, heard["outcome"].to_numpy(), heard, as_of, stretches)
     times = tuple(heard["known_at"].cummax().iloc[course.places].dt.to_pydatetime())

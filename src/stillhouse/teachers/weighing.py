@@ -43,7 +43,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from stillhouse.records import SliceWeights, WeightChange, Weights
+from stillhouse.records import SliceWeights, TeacherWeights, WeightChange
 
 __all__ = [
     "FLOOR",
@@ -82,7 +82,7 @@ class Course:
     :param trail: share of each teacher everywhere after those, float64 ``[P, M]``.
     """
 
-    weights: Weights
+    weights: TeacherWeights
     losses: Array
     places: np.ndarray[Any, np.dtype[np.int64]]
     trail: Array
@@ -94,7 +94,7 @@ def begin(
     columns: Sequence[str],
     as_of: datetime,
     by: Literal["file", "agreement"] = "file",
-) -> Weights:
+) -> TeacherWeights:
     """Weights before the first outcome.
 
     :param start: shares ``[M]`` that sum to 1, by the agent file or by agreement.
@@ -103,7 +103,7 @@ def begin(
     known = np.maximum(np.asarray(start, dtype=np.float64), 1e-6)
     start = tuple((known / known.sum()).tolist())
     _, prior = _points(start)
-    return Weights(
+    return TeacherWeights(
         by=by,
         as_of=as_of,
         teachers=tuple(teachers),
@@ -117,7 +117,7 @@ def begin(
 
 
 def learn(
-    weights: Weights, said: Array, outcomes: Any, rows: pd.DataFrame, as_of: datetime, stretches: Any = None
+    weights: TeacherWeights, said: Array, outcomes: Any, rows: pd.DataFrame, as_of: datetime, stretches: Any = None
 ) -> Course:
     """Take in outcomes one after the other.
 
@@ -160,7 +160,7 @@ def learn(
     )
 
 
-def shares(weights: Weights, rows: pd.DataFrame) -> Array:
+def shares(weights: TeacherWeights, rows: pd.DataFrame) -> Array:
     """Share of each teacher in the mean about each of ``rows``, float64 ``[n, M]``, rows sum to 1."""
     grid, _ = _points(weights.start)
     everywhere = np.asarray(weights.everywhere.posterior) @ grid
@@ -173,7 +173,7 @@ def shares(weights: Weights, rows: pd.DataFrame) -> Array:
     return sums
 
 
-def share_in(weights: Weights, name: str = "") -> Array:
+def share_in(weights: TeacherWeights, name: str = "") -> Array:
     """Share of each teacher ``[M]`` everywhere (''), or in a slice (``'column=value'``), other columns unknown."""
     grid, _ = _points(weights.start)
     everywhere: Array = np.asarray(weights.everywhere.posterior) @ grid
@@ -234,7 +234,7 @@ def vertex_prior(start: Sequence[float], teacher: int) -> float:
 
 
 def changes(
-    weights: Weights, before: Mapping[tuple[str, str], float], *, version: str, job: str
+    weights: TeacherWeights, before: Mapping[tuple[str, str], float], *, version: str, job: str
 ) -> tuple[WeightChange, ...]:
     """What moved by :data:`NOTEWORTHY` or more since it was last recorded, everywhere first.
 
@@ -248,7 +248,7 @@ def changes(
 
 
 def _changes(
-    weights: Weights, before: Mapping[tuple[str, str], float], version: str, job: str
+    weights: TeacherWeights, before: Mapping[tuple[str, str], float], version: str, job: str
 ) -> Iterator[WeightChange]:
     start = dict(zip(weights.teachers, weights.start, strict=True))
     for name in ("", *sorted(weights.slices)):
@@ -272,7 +272,7 @@ def _changes(
                 )
 
 
-def _reason(weights: Weights, teacher: str, name: str) -> str:
+def _reason(weights: TeacherWeights, teacher: str, name: str) -> str:
     count = weights.everywhere.outcomes
     if not count:
         return (
@@ -306,7 +306,7 @@ class _State:
     between_prior: Array
 
     @classmethod
-    def of(cls, weights: Weights, names: Sequence[str], prior: Array) -> _State:
+    def of(cls, weights: TeacherWeights, names: Sequence[str], prior: Array) -> _State:
         kept = [weights.everywhere, *(weights.slices.get(name) for name in names[1:])]
         return cls(
             prior,
@@ -394,7 +394,7 @@ def _runs(stretches: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
     return list(pairwise([0, *edges.tolist(), len(stretches)]))
 
 
-def _within(weights: Weights, name: str, everywhere: Array) -> Array:
+def _within(weights: TeacherWeights, name: str, everywhere: Array) -> Array:
     """Shares by one slice's column: its own mixture and everywhere's; a slice never seen is as everywhere."""
     kept = weights.slices.get(name)
     if kept is None:
@@ -404,7 +404,7 @@ def _within(weights: Weights, name: str, everywhere: Array) -> Array:
     return inside
 
 
-def _column_share(weights: Weights, name: str) -> float:
+def _column_share(weights: TeacherWeights, name: str) -> float:
     """How far the column of a slice counts."""
     for share, column in zip(weights.column_shares[1:], weights.columns, strict=True):
         if name.startswith(f"{column}=") or name == f"{column} missing":
@@ -420,7 +420,7 @@ def _of_outcome(said: Array, outcomes: np.ndarray[Any, np.dtype[np.int64]]) -> A
     return floored
 
 
-def _contexts(weights: Weights, rows: pd.DataFrame) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
+def _contexts(weights: TeacherWeights, rows: pd.DataFrame) -> tuple[list[str], np.ndarray[Any, np.dtype[np.int64]]]:
     """Names of all contexts, everywhere ('') first, and those of each row as places among them ``[T, 1 + C]``."""
     names = ["", *weights.slices]
     places = {name: place for place, name in enumerate(names)}

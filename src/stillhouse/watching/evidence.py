@@ -15,7 +15,7 @@ from stillhouse.drift.distances import compare
 from stillhouse.drift.explain import shift_scores
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.locks import watch_lock
-from stillhouse.records import Cost, Counted, DataReport, EvidenceStep, Weights
+from stillhouse.records import Cost, DataReport, EvidenceRows, EvidenceStep, TeacherWeights
 from stillhouse.stats import half_brier
 from stillhouse.teachers import asking, following, weighing
 from stillhouse.watching.window import WatchedWindow
@@ -73,7 +73,7 @@ def evidence_states(base: KnowledgeBase, champion: Champion, as_of: datetime) ->
     return states
 
 
-def follow_weights(watched: WatchedWindow, as_of: datetime) -> Weights | None:
+def follow_weights(watched: WatchedWindow, as_of: datetime) -> TeacherWeights | None:
     """Where the weights of the champion's teachers stand by the outcomes known since; each change is recorded."""
     base, champion = watched.base, watched.champion
     if champion is None or watched.settings.weights.follow == "fixed" or champion.teacher.weights is None:
@@ -94,7 +94,7 @@ class _Counting:
         self.champion = champion
         self.data = data
         self.as_of = as_of
-        self.counted: list[Counted] = []
+        self.counted: list[EvidenceRows] = []
         self.base = watched.champion_base
         self.watch = watched.settings.watch
         self.cluster = watched.settings.promotion.cluster
@@ -120,7 +120,7 @@ class _Counting:
             self._arrived[span] = self.base.arrived(span[0], span[1], since=span[2])
         return self._arrived[span].copy()
 
-    def _audit(self, state: EvidenceStep, due: list[steps.Span]) -> list[Counted]:
+    def _audit(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
         """Ask the teacher about some rows of each step, most where the student is unsure or the data moved.
 
         Rows that it has no usable answer to, or that the budget does not reach, do not count.
@@ -141,14 +141,14 @@ class _Counting:
         )
         return steps.count_audit(state, planned, losses)
 
-    def _student_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[Counted]:
+    def _student_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
         """The champion's error on every outcome that became known in each step."""
         arrived = self._arrivals(state, due)
         probs = self.champion.variant.predict_proba(arrived)
         arrived["loss"] = half_brier(probs, arrived["outcome"].to_numpy())
         return steps.count_outcomes(state, steps.by_cluster(arrived, self.cluster), due)
 
-    def _teacher_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[Counted]:
+    def _teacher_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
         """The teacher's error on audited rows, as their outcomes become known."""
         arrived = self._arrivals(state, due)
         oldest = arrived["observed_at"].min() if len(arrived) else due[0][0]

@@ -17,8 +17,8 @@ from stillhouse.records import (
     DriftReport,
     EvidenceStep,
     SliceDrift,
+    TeacherWeights,
     Verdict,
-    Weights,
     evidence_steps,
 )
 from stillhouse.registry import names
@@ -34,10 +34,10 @@ CALM = frozenset({"no_drift", "not_enough_evidence", "cooling_down"})
 
 
 def watch_figures(
-    watched: WatchedWindow, verdict: Verdict, report: DriftReport | None, weights: Weights | None
+    watched: WatchedWindow, verdict: Verdict, report: DriftReport | None, weights: TeacherWeights | None
 ) -> dict[str, bytes]:
     """PNG by title, each shown in MLflow and on the page; none for a calm watch."""
-    if verdict.outcome in CALM and verdict.response == "hold":
+    if verdict.result in CALM and verdict.response == "hold":
         return {}
     figures = {}
     if report is not None:
@@ -57,7 +57,7 @@ def log_watch(
     data: DataReport,
     report: DriftReport,
     figures: dict[str, bytes],
-    weights: Weights | None,
+    weights: TeacherWeights | None,
 ) -> str:
     """Log to the run of this champion's watches: curves go on, figures and pages are those of the last that had any.
 
@@ -79,7 +79,7 @@ def log_watch(
             **pages,
         },
         points=[*points, (verdict.as_of, look, _levels(report) | _weight_levels(weights))],
-        tags={"outcome": verdict.outcome, "data_docs": data.docs, "mlflow.note.content": md(verdict.summary)},
+        tags={"result": verdict.result, "data_docs": data.docs, "mlflow.note.content": md(verdict.summary)},
     )
     return run_id
 
@@ -90,7 +90,7 @@ def watch_page(
     data: DataReport,
     checks: str,
     report: DriftReport | None,
-    weights: Weights | None,
+    weights: TeacherWeights | None,
     figures: dict[str, bytes],
     run_id: str | None,
 ) -> str:
@@ -139,7 +139,7 @@ def _levels(report: DriftReport) -> dict[str, float]:
     return metrics
 
 
-def _weight_levels(weights: Weights | None) -> dict[str, float]:
+def _weight_levels(weights: TeacherWeights | None) -> dict[str, float]:
     if weights is None:
         return {}
     return {f"weight/{name}": float(share) for name, share in zip(weights.teachers, share_in(weights), strict=True)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stillhouse.errors import StillhouseError
-from stillhouse.records import Mode, Refresh
+from stillhouse.records import Refresh, RefreshModeName
 from stillhouse.refreshing.modes.mode import RefreshMode
 from stillhouse.refreshing.modes.recalibrate import Recalibrate
 from stillhouse.refreshing.modes.redistil import Redistil, RedistilWarm
@@ -12,14 +12,14 @@ from stillhouse.refreshing.session import Session
 
 __all__ = ["MODES", "RefreshMode", "fall_back", "mode_of", "plan_refresh"]
 
-MODES: dict[Mode, RefreshMode] = {
+MODES: dict[RefreshModeName, RefreshMode] = {
     "recalibrate": Recalibrate(),
     "update": Update(),
     "redistil_warm": RedistilWarm(),
     "redistil": Redistil(),
 }
 
-_REASON_TAGS: dict[Mode, str] = {"recalibrate": "recalibration_not_made", "update": "update_not_made"}
+_REASON_TAGS: dict[RefreshModeName, str] = {"recalibrate": "recalibration_not_made", "update": "update_not_made"}
 
 
 def mode_of(job: Refresh) -> RefreshMode:
@@ -40,7 +40,7 @@ def plan_refresh(session: Session) -> Refresh:
             session.job = fall_back(session.job, asked)
 
 
-def fall_back(job: Refresh, tried: Mode) -> Refresh:
+def fall_back(job: Refresh, tried: RefreshModeName) -> Refresh:
     """The refresh as it was asked for, by the mode that takes over from the one that was tried.
 
     :raises ValueError: if none does.

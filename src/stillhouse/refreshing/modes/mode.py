@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from stillhouse.distill.grow import Columns
 from stillhouse.distill.train import Lesson
-from stillhouse.records import Frontier, Mode, Refresh, StudentRef, TeacherRef, Window
+from stillhouse.records import Frontier, Refresh, RefreshModeName, StudentRef, TeacherRef, Window
 from stillhouse.refreshing.compressing import compress_student, training_recovery_sets
 from stillhouse.refreshing.data import LearningRows
 from stillhouse.refreshing.session import Session
@@ -18,7 +18,7 @@ __all__ = ["RefreshMode"]
 class RefreshMode(ABC):
     """One way to come to a challenger; its stations are the same for all modes."""
 
-    falls_back_to: ClassVar[Mode | None] = None
+    falls_back_to: ClassVar[RefreshModeName | None] = None
     """The mode that takes over where this one cannot be made, or does not repay its cost."""
 
     compares_teachers: ClassVar[bool] = True

@@ -15,7 +15,7 @@ from stillhouse.compress.variants import graph_subject, variant_pack
 from stillhouse.config import Compression, Recipe, number_format
 from stillhouse.errors import RegistryError
 from stillhouse.evaluate.scorecard import quality
-from stillhouse.records import Frontier, Limits, Record, Refresh, StudentRef, TeacherRef, Window
+from stillhouse.records import Frontier, Record, Refresh, SizeLimits, StudentRef, TeacherRef, Window
 from stillhouse.refreshing.compressing import compression_run, last_frontier
 from stillhouse.refreshing.data import LearningRows
 from stillhouse.refreshing.modes.mode import RefreshMode
@@ -106,7 +106,7 @@ class Recalibrate(RefreshMode):
             Compression(
                 recipes=((number_format(kept.recipe),),), search=None, tolerance=settings.compression.tolerance
             ),
-            Limits(**settings.budgets.model_dump(include=set(Limits.model_fields))),
+            SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
             variant_pack(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
             Path(job.folder) / "compression",
         )

@@ -1,0 +1,100 @@
+"""The frozen records that travel between rooms: numbers, reasons and addresses, never a model or a frame.
+
+All are pydantic models, so that each one becomes JSON and comes back equal:
+
+>>> from datetime import UTC, datetime
+>>> window = Window(name="test", start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 5, tzinfo=UTC))
+>>> Window.model_validate_json(window.model_dump_json()) == window
+True
+>>> print(window)
+test [2026-01-01 00:00, 2026-01-05 00:00)
+
+Times are timezone-aware UTC; windows are half-open, ``[start, end)``.
+"""
+
+from __future__ import annotations
+
+from stillhouse.records.base import Record, short_id
+from stillhouse.records.compression import CompressionCandidate, Frontier, LayerSensitivity, Saturation, SizeLimits
+from stillhouse.records.drift import ColumnDrift, DriftCalibration, DriftReport, ScreenResult, SliceDrift
+from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBaseline, Process
+from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
+from stillhouse.records.quality import Disagreement, Latency, Quality, Scorecard
+from stillhouse.records.refreshes import Baseline, Refresh
+from stillhouse.records.teachers import (
+    Contradiction,
+    Contradictions,
+    Questions,
+    SliceWeights,
+    Spending,
+    TeacherWeights,
+    WeightChange,
+)
+from stillhouse.records.verdicts import (
+    REFRESH_MODES,
+    Certificate,
+    ClusterScores,
+    Comparison,
+    Examination,
+    Proof,
+    Reason,
+    RefreshModeName,
+    Response,
+    Verdict,
+    VerdictResult,
+    drift_report,
+    evidence_steps,
+)
+from stillhouse.records.windows import CheckFailure, DataReport, Window
+
+__all__ = [
+    "REFRESH_MODES",
+    "Baseline",
+    "Certificate",
+    "CheckFailure",
+    "ClusterScores",
+    "ColumnDrift",
+    "Comparison",
+    "CompressionCandidate",
+    "Contradiction",
+    "Contradictions",
+    "Cost",
+    "DataReport",
+    "Disagreement",
+    "DriftCalibration",
+    "DriftReport",
+    "EvidenceRows",
+    "EvidenceStep",
+    "Examination",
+    "Frontier",
+    "Latency",
+    "LayerSensitivity",
+    "LossBaseline",
+    "ModelRef",
+    "Process",
+    "Proof",
+    "Quality",
+    "Questions",
+    "Reason",
+    "Record",
+    "Refresh",
+    "RefreshModeName",
+    "Response",
+    "Saturation",
+    "Scorecard",
+    "ScreenResult",
+    "SizeLimits",
+    "SliceDrift",
+    "SliceWeights",
+    "Spending",
+    "StudentRef",
+    "TeacherRef",
+    "TeacherWeights",
+    "Verdict",
+    "VerdictResult",
+    "WeightChange",
+    "Window",
+    "drift_report",
+    "evidence_steps",
+    "short_id",
+]
