@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MEANING", "METHOD", "benchmarks_page", "readme_section", "readme_with"]
+__all__ = ["FINDINGS", "MEANING", "METHOD", "benchmarks_page", "readme_section", "readme_with"]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -424,6 +424,11 @@ def _distillation(detail: Detail) -> list[str]:
         [_SETS[name], *(f"{statistics.mean(world['scores'][method]):.4f}" for method in _METHODS)]
         for name, world in worlds.items()
     ]
+    trained = [method for method in _METHODS if method != "teacher"]
+    log_losses = [
+        [_SETS[name], *(f"{_mean(world['log_losses'], method):.3f}" for method in trained)]
+        for name, world in worlds.items()
+    ]
     sentences = worlds["clinc150"]["scores"]
     closed = {
         method: statistics.mean(
@@ -445,6 +450,8 @@ def _distillation(detail: Detail) -> list[str]:
     return [
         "Mean scores over the seeds:",
         _grid(["data set", *_METHODS.values()], scores),
+        "Mean log losses (lower is better):",
+        _grid(["data set", *(_METHODS[method] for method in trained)], log_losses),
         f"On CLINC150 tuned plain KD closes {closed['kd']:.3f} of the gap, stillhouse {closed['ours']:.3f} (mean "
         f"over the seeds). Beyond noise, stillhouse scores above tuned plain KD on {_listed(better) or 'no data set'}.",
         f"The controller, compared with the same training with fixed settings, changes the score beyond noise on "
@@ -454,7 +461,7 @@ def _distillation(detail: Detail) -> list[str]:
     ]
 
 
-_LARGE_RISE = 0.1
+_LARGE_RISE, _LATE = 0.1, 10
 
 
 def _drift_detection(detail: Detail) -> list[str]:
@@ -473,6 +480,7 @@ def _drift_detection(detail: Detail) -> list[str]:
         ]
         for scenario in slower
     ]
+    late = [scenario["ratio"] for scenario in counted if scenario["best_peer"][0] >= _LATE]
     defaults: dict[str, list[float]] = {}
     for method in detail["methods"]:
         if method["kind"] == "default" and not method["method"].startswith("ours"):
@@ -491,7 +499,9 @@ def _drift_detection(detail: Detail) -> list[str]:
         f"{sum(scenario['ratio'] == 1 for scenario in counted)} and **slower in {len(slower)}**. It is slower in "
         f"{sum(scenario['ratio'] > 1 for scenario in small)} of the {len(small)} scenarios where the student's error "
         f"rises by less than {_LARGE_RISE:g}, and in {sum(scenario['ratio'] > 1 for scenario in large)} of the "
-        f"{len(large)} where it rises by more. Peers that get the same losses as stillhouse are faster in "
+        f"{len(large)} where it rises by more. In the {len(late)} scenarios where the "
+        f"fastest calibrated peer needs {_LATE} looks or more, the median ratio of the delays is "
+        f"{statistics.median(late):.2g}. Peers that get the same losses as stillhouse are faster in "
         f"{sum(scenario['ratio_same_losses'] > 1 for scenario in counted)} scenarios. Where it is slower (delays in "
         "looks, median over the runs):",
         _grid(["data set", "change", "rise in error", "stillhouse", "fastest calibrated peer"], rows),
