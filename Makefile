@@ -73,7 +73,7 @@ ui: install  ## the MLflow UI on what the demo left, on loopback
 	  $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$$STILLHOUSE_HOME/mlflow/mlflow.db}"
 
-prefect: install  ## a Prefect server on loopback; then, elsewhere: see docs/prefect.md
+prefect: install  ## a Prefect server on loopback; then, elsewhere: see docs/how-to/schedule.md
 	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=true $(BIN)/prefect server start --host 127.0.0.1
 
 screenshots: .venv-screens/.installed  ## the pictures in docs/images, from PREFECT_URL and MLFLOW_URL; needs chromium

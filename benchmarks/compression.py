@@ -1,22 +1,22 @@
-"""Compression searched on real bytes and measured milliseconds, beside other people's quantisers.
+"""Compression by search on real bytes and measured milliseconds, compared with quantisers of other projects.
 
-``python -m benchmarks.compression`` takes about an hour and a half on two cores, the first time some minutes more for
-the students and the peers' environments; ``--quick`` under a minute: a small encoder, ONNX Runtime's quantiser alone,
-nothing written. A search that was killed goes on where it was; a student that is done is kept, and measured anew with
+``python -m benchmarks.compression`` takes about an hour and a half on two cores, and the first time some minutes more
+for the students and the peers' environments. ``--quick`` takes under a minute: a small encoder, ONNX Runtime's
+quantiser alone, nothing written. A search that was killed resumes; a finished student is kept, and measured again with
 ``--again``.
 
-Three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the flights agent's own, and a
-convolutional network for small pictures. The peers (:mod:`benchmarks.compression_peers`) quantise each at their
-defaults and at the best setting that they document, on rows of the same kind. Ours is
-:func:`stillhouse.compress.search.search` with a budget of an eighth of the bytes; it chooses on validation rows, which
-the peers' accuracy-aware modes are given too. Everything is judged on test rows, which no choice has seen.
+There are three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the student of the
+flights agent, and a convolutional network for small images. The peers (:mod:`benchmarks.compression_peers`) quantise
+each at their defaults and at the best setting that they document, on rows of the same kind. Ours is
+:func:`stillhouse.compress.search.search` with a budget of an eighth of the bytes. It chooses on validation rows, which
+the peers' accuracy-aware modes get too. All models are scored on test rows that no choice has used.
 
-Bytes are those of the model's file alone, on both sides. Latencies are of one row on one thread, all models of a
-student taking turns in one process, several times; torch's int8, which runs in torch alone, is measured in a process of
-its own beside ONNX Runtime's float32, and told as a multiple of it.
+Bytes are those of the model file alone, on both sides. Latencies are of one row on one thread; all models of a student
+take turns in one process, several times. torch's int8 runs in torch alone: it is measured in a process of its own
+beside ONNX Runtime's float32 model and stated as a multiple of that.
 
-A peer's point is dominated where one of ours on the frontier is at least as good in test quality, bytes and median
-latency at once. The hypervolume is the share of a cube that a set of points dominates
+A peer's point is dominated if one point of our frontier is at least as good in test quality, bytes and median latency
+at once. The hypervolume is the share of a cube that a set of points dominates
 (:func:`stillhouse.compress.frontier.figures`).
 """
 
@@ -59,8 +59,8 @@ from stillhouse.latency import measure_latency
 from stillhouse.records import CompressionCandidate, Frontier, Latency, SizeLimits
 
 CLAIM = (
-    "a search over structure and number formats, recovered by distillation, gives smaller, faster and better models "
-    "than quantisers alone"
+    "a search over structure and number formats, with recovery by distillation, reaches better trade-offs of quality, "
+    "size and latency than quantisers alone, and equals or beats nearly all of their models"
 )
 ROUNDS = 5  # of measured latencies: their spread is told
 CALIBRATION = 256  # rows; the peers have twice as many

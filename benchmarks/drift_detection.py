@@ -1,30 +1,30 @@
-"""How soon is a harmful change found, beside known detectors with as few false alarms and as many labels?
+"""The delay until a harmful change is detected, compared with detectors with as few false alarms and as many labels.
 
-``python -m benchmarks.drift_detection`` takes about twenty-five minutes on two busy cores; ``--quick`` a minute, and
-writes nothing.
+``python -m benchmarks.drift_detection`` takes about twenty-five minutes on two busy cores; ``--quick`` takes a minute
+and writes nothing.
 
 Each *world* has rows, a boosted teacher, and a small student distilled from it. A *look* is an hour with 200 new rows,
-of which 50 are audited: the teacher is asked about them, or their outcomes become known. At a known look some share
-of the rows changes:
+of which 50 are audited: the teacher is queried about them, or their outcomes become known. From a known look on, some
+share of the rows changes:
 
 covariate
-    rows come only from the region where the student errs most (a leaf of a tree, found on other rows); in the
-    digits, whose students err nowhere, the writing moves by a pixel, which the teacher has seen before.
+    rows come only from the region where the student errs most (a leaf of a tree, found on other rows). In the digits,
+    whose student errs nowhere, the images move by a pixel, which the teacher has seen before.
 label
-    the class on which the student errs most becomes three times as frequent; the teacher knows.
+    the class on which the student errs most becomes three times as frequent; the teacher knows it.
 concept
-    other labels for the same inputs; the teacher knows, as a large model that follows the world would.
+    other labels for the same inputs; the teacher knows them, as a large model that is kept up to date would.
 concept, teacher frozen
-    the same, and nobody has told the teacher: outcomes alone can tell.
+    the same, with a teacher that does not know them: only outcomes reveal the change.
 benign
-    two columns that nothing depends on move by 1.5 standard deviations.
+    two columns that the label does not depend on move by 1.5 standard deviations.
 
-*Ours* is :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``,
-rows and steps taken as independent, as all peers take them, and each process by itself with the whole budget: what
-sharing it costs, and steps that hang together, :mod:`benchmarks.false_alarms` measures. Peers get what they document,
-the student's 0/1 errors on 50 labelled rows a look, and, as a stronger rival, the very losses that we accumulate,
-from uniform rows. Each is run with its defaults, and calibrated on runs of their own to alarms in at most 1 % of null
-runs of 10,000 looks.
+*Ours* is :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``.
+Rows and steps count as independent, as they do for all peers, and each process has the whole budget for itself;
+:mod:`benchmarks.false_alarms` measures the cost of sharing it and of dependent steps. The peers get what they
+document, the student's 0/1 errors on 50 labelled rows a look, and, as a stronger rival, the same losses that we
+accumulate, from uniform rows. Each runs with its defaults, and calibrated on separate runs to alarm in at most 1 % of
+null runs of 10,000 looks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ from stillhouse.stats import half_brier as brier
 from stillhouse.stats import total_variation
 
 CLAIM = (
-    "harm is found under a false-alarm budget that nobody had to calibrate, about as soon as by calibrated detectors"
+    "harmful drift is detected under a false-alarm budget without calibration: as soon as by the fastest calibrated "
+    "detector where the error rises much, and later where it rises little"
 )
 
 WATCH = Watch()

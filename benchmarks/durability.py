@@ -1,22 +1,21 @@
-"""Kill -9 at random moments: every acknowledged event is in the knowledge base exactly once.
+"""SIGKILL at random moments: every acknowledged event is in the knowledge base exactly once.
 
-``python -m benchmarks.durability`` takes about ten minutes; ``--quick`` about one: fewer kills, and nothing written.
+``python -m benchmarks.durability`` takes about ten minutes; ``--quick`` takes about one: fewer kills, nothing written.
 
-Three writers put events of all kinds into their spools, two threads each, and write the name of an event to a file
-(``O_APPEND``) as soon as the spool has acknowledged it. Two flushers move what lies in all spools into the tables, in
-chunks of random size. A maintainer compacts all months with two small files or more and removes, without any grace,
-every file that no version in use needs. At random moments one of these processes, at random, is killed with SIGKILL
-and another takes its place. At the end all of them are killed, one flush follows, and the tables are compared with
-the names:
+Three writers put events of all kinds into their spools, two threads each, and append the name of an event to a file
+(``O_APPEND``) as soon as the spool has acknowledged it. Two flushers move the content of all spools into the tables,
+in chunks of random size. A maintainer compacts all months with two small files or more and deletes, without a grace
+period, every file that no version in use needs. At random moments a random one of these processes is killed with
+SIGKILL and replaced. At the end all of them are killed, one flush follows, and the tables are compared with the names:
 
 lost
-    acknowledged events of which a table that should have a row has none.
+    acknowledged events without a row in a table that should have one.
 doubled
-    events, acknowledged or not, of which a table has more than one row.
+    events, acknowledged or not, with more than one row in a table.
 windows changed
-    windows that were pinned on the way, each named as a model's, whose rows are others at the end.
+    windows that were pinned during the run, each as a model's, and that return other rows at the end.
 
-A kill ends a process and not the machine: what the operating system had not written yet is not lost by it, so this
+A kill ends a process, not the machine: data that the operating system had not yet written is not lost by it. So this
 proves nothing about a loss of power (the spool and the flush sync their files for that).
 """
 
@@ -29,7 +28,7 @@ from pathlib import Path
 from benchmarks.durability_life import Found, Place, lived
 from benchmarks.report import Goal, begin
 
-CLAIM = "what was acknowledged is in the knowledge base exactly once, whoever is killed"
+CLAIM = "every acknowledged event is in the knowledge base exactly once, whichever process is killed"
 
 
 def main() -> None:

@@ -1,22 +1,22 @@
-"""How often does an agent's watch alarm while nothing is wrong, beside what its budget promises?
+"""The rate of false alarms of an agent's watch, compared with the promise of its budget: a simulation.
 
-``python -m benchmarks.false_alarms`` takes a quarter of an hour on two busy cores; ``--quick`` a minute, and writes
-nothing.
+``python -m benchmarks.false_alarms`` takes a quarter of an hour on two busy cores; ``--quick`` takes a minute and
+writes nothing.
 
-Each *seed* is an agent with the three evidence processes of :mod:`stillhouse.drift.evidence`, put together and
-restarted after each alarm as a watch does it. Before it is watched it has a history of 300 steps, from which
-``loss_baseline`` learns how steps hang together. Then it is watched at the boundary: every loss has exactly the mean
-that is still no harm, with no margin and no tolerance, and one false alarm in 100 steps is promised. Worlds:
+Each *seed* is an agent with the three evidence processes of :mod:`stillhouse.drift.evidence`, combined and restarted
+after each alarm as a watch does it. It starts with a history of 300 steps, from which ``loss_baseline`` estimates the
+dependence between steps. Then it is watched at the boundary: every loss has exactly the mean that still counts as no
+harm, with no margin and no tolerance, and one false alarm in 100 steps is promised. Worlds:
 
 independent
     losses with one mean.
 autoregressive
-    the means of steps go up and down together in all processes, ``μ_t = φ μ_{t−1} + (1 − φ) m₀ g_t`` with gamma
+    the means of steps rise and fall together in all processes, ``μ_t = φ μ_{t−1} + (1 − φ) m₀ g_t`` with gamma
     distributed ``g_t`` of mean 1: a mean of exactly ``m₀``, a standard deviation of ``0.3 m₀`` (or 0.6), skewed as
     storms are.
 
 In each world a step has one unit of evidence (the default: steps and clusters of an hour) or twelve (steps of half a
-day). *Before* is how it was: each process with a budget of its own, and steps taken as independent.
+day). *Before* is an earlier version: each process with a budget of its own, and steps taken as independent.
 
 Delays are from a rise of all three losses to the alarm, under the default budget (2160 steps), tolerance and history.
 """
@@ -41,7 +41,7 @@ from stillhouse.drift import evidence
 from stillhouse.drift.calibrate import loss_baseline
 from stillhouse.records import LossBaseline
 
-CLAIM = "false alarms stay within the one budget of the agent, for all its evidence processes together"
+CLAIM = "all evidence processes of an agent together raise fewer false alarms than their one budget allows"
 
 MEANS = (0.08, 0.15, 0.12)
 """Mean losses: teacher and student part, the student errs, the teacher errs."""

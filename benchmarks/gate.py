@@ -1,16 +1,16 @@
-"""How often the gate promotes a challenger that is worse than it may be: simulated, each window drawn anew.
+"""The share of worse challengers that the gate promotes: a simulation in which each window is drawn anew.
 
-``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every
-verdict is the gate's own, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
+``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every verdict
+is the gate's own, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
 
 - ``rows``: 20 to 6,000 independent rows, 5 and 77 actions; the two models disagree only where one is worse, or on 5 %
   of the rows beyond that.
-- ``clusters``: 10 to 300 stretches of 20 rows that are lost or gained as a whole, or a tenth of their rows together.
-- ``auc``: two actions, one row in five positive; scores normal and correlated .95, alone or in 12 to 100 stretches of
-  20 rows with an effect of their own; or the champion's scores, of which some positives fall to the bottom.
+- ``clusters``: 10 to 300 clusters of 20 rows that are lost or gained as a whole, or a tenth of their rows together.
+- ``auc``: two actions, one row in five positive; normal scores with correlation .95, alone or in 12 to 100 clusters of
+  20 rows with a random effect; or the champion's scores, of which some positives fall to the bottom.
 
-The margin is .02 and the confidence 95 % throughout. A challenger is worse by the margin, by twice the margin, as good,
-or better by the margin.
+The margin is .02 and the confidence 95 % throughout. A challenger is worse by the margin, by twice the margin, as
+good, or better by the margin.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from scipy.stats import beta, binom
 from benchmarks import report
 from stillhouse.evaluate.gate import _non_inferiority, compare
 
+CLAIM = "a challenger that is worse by the margin is promoted no more often than the gate's stated error"
 MARGIN, CONFIDENCE, SEED = 0.02, 0.95, 20_261_130
 TRUTHS = {"worse by the margin": -MARGIN, "worse by twice": -2 * MARGIN, "as good": 0.0, "better": MARGIN}
 NORMAL = NormalDist()
@@ -54,7 +55,7 @@ def main() -> None:
     if asked.quick:
         return
     run.write(
-        "a challenger that is worse by the margin is promoted no more often than the gate says",
+        CLAIM,
         goals(cells, seeds),
         {"margin": MARGIN, "confidence": CONFIDENCE, "windows_of_each_kind": seeds, "kinds": cells},
         ["numpy", "scipy"],

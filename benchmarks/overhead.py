@@ -1,11 +1,11 @@
-"""What Prefect, MLflow and Great Expectations add to a refresh and to a watch.
+"""The time that Prefect, MLflow and Great Expectations add to a refresh and to a watch.
 
-``python -m benchmarks.overhead`` does the same watch and the same refresh of the flights agent by plain engine calls
-and as flows, each on a copy of the same store, interleaved and in an order that alternates, in one warm process.
-``--quick`` does each once on a few weeks and writes nothing.
+``python -m benchmarks.overhead`` runs the same watch and the same refresh of the flights agent as plain engine calls
+and as flows, each on a copy of the same store, interleaved and in alternating order, in one warm process. ``--quick``
+does each once on a few weeks and writes nothing.
 
-The engine logs to MLflow too: its share is the time within calls of MLflow's client and in writing models in MLflow's
-format. So what the three add together is what the flow takes beyond the engine's time without that.
+The engine logs to MLflow too: MLflow's share is the time within calls of its client and in writing models in its
+format. So the three together add the time of the flow minus the time of the engine without that share.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, Literal
 from benchmarks.report import Goal, begin
 from stillhouse import config
 
-CLAIM = "Prefect, MLflow and Great Expectations add a tenth to a refresh and half a second to a watch"
+CLAIM = "Prefect, MLflow and Great Expectations add about a third to a refresh and half a second to a watch"
 
 PACKAGING = ("save_student", "save_teacher", "VariantWriter.save")
 """Of `stillhouse.registry.packaging`: a model's files as MLflow wants them."""

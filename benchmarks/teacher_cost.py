@@ -1,11 +1,12 @@
-"""What a teacher costs that is asked on evidence of a shift, against always, at random, or by margin.
+"""The cost of a teacher that is queried on evidence of a shift, compared with always, at random, and by margin.
 
-``python -m benchmarks.teacher_cost`` plays every stream under every seed; ``--quick`` plays short made streams once and
-writes nothing. The sentences are CLINC150 (``STILLHOUSE_DATA`` names the folder above it, by default ../shared/data).
+``python -m benchmarks.teacher_cost`` plays every stream under every seed; ``--quick`` plays short synthetic streams
+once and writes nothing. The sentences are CLINC150 (``STILLHOUSE_DATA`` names the folder above it, by default
+../shared/data).
 
 Each stream has two abrupt shifts. A student that has learned from a history decides about every row first; then a
-policy says which rows the teacher is asked about, and the student learns from the answers. All policies share the
-learner, the first student and the rows. The settings of ours were chosen on streams of other seeds.
+policy chooses the rows that the teacher is queried about, and the student learns from the answers. All policies share
+the learner, the first student and the rows. The settings of ours were chosen on streams of other seeds.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ from stillhouse.drift import audit, calibrate, evidence
 from stillhouse.records import EvidenceStep
 from stillhouse.stats import total_variation
 
-CLAIM = "a teacher that is asked after evidence of a shift, and where the student is unsure, costs a fraction"
+CLAIM = (
+    "querying the teacher on evidence of a shift takes about a twentieth of the calls of querying every row, at a "
+    "loss of about half a point to one and a half points of accuracy; it saves calls against margin sampling on the "
+    "two synthetic streams and none on CLINC150"
+)
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 STEP = timedelta(hours=1)
 

@@ -1,18 +1,18 @@
-"""Do weights that follow outcomes make several teachers better, when outcomes are known a day late?
+"""The gain of teacher weights that are learned from outcomes, where outcomes become known a day late.
 
-``python -m benchmarks.teacher_weights`` takes some minutes; ``--quick`` under one, and writes nothing.
+``python -m benchmarks.teacher_weights`` takes some minutes; ``--quick`` takes under one, and writes nothing.
 
-Four teachers of the flights of 2013 are made and then left as they are: boosted trees and a logistic regression of the
-winter (weeks 0 to 8), boosted trees of the summer (weeks 20 to 27), and ones that have seen JFK alone. From week 28 to
-the end of the year each morning's weights are those that the outcomes known by then speak for, and are held against
-that day's departures. The loss is −ln of the probability that the weighted mean gave to the outcome (nats).
+Four teachers of the flights of 2013 are fitted once and then fixed: boosted trees and a logistic regression on winter
+(weeks 0 to 8), boosted trees on summer (weeks 20 to 27), and boosted trees on JFK alone. From week 28 to the end of
+the year the weights of each morning follow from the outcomes known by then, and are scored on that day's departures.
+The loss is −ln of the probability that the weighted mean gave to the outcome (nats).
 
 Rivals: the equal mean; the best teacher and the best constant mixture, both chosen in hindsight; and the same weights
 with each outcome taken as one piece of evidence, as such methods are usually run (:mod:`stillhouse.teachers.weighing`
 takes an hour of departures as one).
 
-*Staged*: from week 40 the summer's teacher says the opposite. Repeats are disjoint quarters of the departures, with
-other seeds of the trees.
+*Staged*: from week 40 on the summer teacher's probabilities are inverted. Repeats are disjoint quarters of the
+departures, with other seeds of the trees.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from stillhouse.config import load
 from stillhouse.teachers import weighing
 
 CLAIM = (
-    "weights that follow outcomes, known a day late, beat the equal mean and come near the best mixture in hindsight"
+    "weights learned from outcomes that arrive a day late have a lower log loss than equal weights, and nearly that "
+    "of the best constant mixture chosen in hindsight"
 )
 NAMES = ("trees_of_winter", "logistic_of_winter", "trees_of_summer", "trees_of_jfk")
 NUMBERS = [

@@ -461,7 +461,7 @@ def serve(
 
     Every decision is on this machine's disk before it is answered, and goes on
     into the knowledge base. A new champion is taken up without a pause. SIGTERM
-    ends it: what is in hand is answered first. See docs/serving.md, or GET
+    ends it: what is in hand is answered first. See docs/reference/http.md, or GET
     /openapi.json.
 
     Whoever asks needs a bearer token where the environment variable
