@@ -110,6 +110,16 @@ class Agent:
             decision = agent.decide({"wind": 12.5, "hour": 7, "origin": "EWR"})
             agent.outcome(decision.decision_id, "late")
 
+    Without a champion an agent records observations:
+
+    >>> import os, tempfile
+    >>> from unittest.mock import patch
+    >>> with tempfile.TemporaryDirectory() as home, patch.dict(os.environ, {"STILLHOUSE_HOME": home}):
+    ...     with Agent("router", follow=False, flush=False) as agent:
+    ...         ids = agent.observe([{"text": "book a table for two"}, {"text": None}])
+    ...         agent.status().champion, agent.status().spool_rows
+    (None, 2)
+
     :param follow: ask the registry for a new champion every ``runtime.poll``; False: only notice what another process
         fetched, as the workers of ``stillhouse serve`` do.
     :param flush: flush the spools into the knowledge base every ``runtime.flush`` and on closing; False: leave that to

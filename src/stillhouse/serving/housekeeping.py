@@ -41,7 +41,7 @@ class Housekeeper:
         self._problems = ProblemLog(agent)
         self._agent: Agent | None = None
         self._stopping = threading.Event()
-        self._report_task = PeriodicTask(f"{agent} tells", self._write_report, _REPORT_SECONDS)
+        self._report_task = PeriodicTask(f"{agent} reports", self._write_report, _REPORT_SECONDS)
         self._thread = threading.Thread(target=self._run, name=f"{agent} keeper", daemon=True)
         self._thread.start()
 

@@ -76,12 +76,12 @@ class ScoringReader:
         :raises SchemaError: if they do not fit the agent file.
         """
         names = set(self._columns)
-        known = [row if row.keys() <= names else {k: v for k, v in row.items() if k in names} for row in rows]
+        rows = [row if row.keys() <= names else {k: v for k, v in row.items() if k in names} for row in rows]
         row_type = self._schema.row_type
         try:
-            return self._schema.to_batch(msgspec.convert(known, list[row_type]))  # type: ignore[valid-type]
+            return self._schema.to_batch(msgspec.convert(rows, list[row_type]))  # type: ignore[valid-type]
         except msgspec.ValidationError:
-            return self.frame_batch(pd.DataFrame(known, dtype=object))  # object: pandas must not turn 1 into 1.0
+            return self.frame_batch(pd.DataFrame(rows, dtype=object))  # object: pandas must not turn 1 into 1.0
 
     def read_csv(self, body: bytes) -> pd.DataFrame:
         """The agent's columns of a CSV body, as texts; an empty field is None.

@@ -159,9 +159,6 @@ Endpoint = Callable[[_ServedAgent, Scope, Receive], Awaitable[HttpResponse]]
 class Server:
     """The ASGI application of one process.
 
-    >>> _endpoint_label("/v1/agents/flights/model")
-    'model'
-
     :param agents: the agents to serve; they are neither made nor closed here.
     :param metrics: this process's counts.
     """
