@@ -57,7 +57,7 @@ test-endpoint: install .venv-peers/endpoint/.installed  ## the endpoint teacher 
 	@touch $@
 
 test-api: install .venv-peers/schemathesis/.installed  ## schemathesis against our own OpenAPI (about a minute)
-	@$(BIN)/python -m pytest -m slow tests/runtime/test_openapi.py
+	@$(BIN)/python -m pytest -m slow tests/serving/test_openapi.py
 
 .venv-peers/schemathesis/.installed: environments/schemathesis.txt
 	@$(PYTHON) -m venv .venv-peers/schemathesis

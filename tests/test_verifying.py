@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import stillhouse.verifying
-from stillhouse.runtime.archive import pack
+from stillhouse.serving.archive import pack
 from stillhouse.signing import Signer, model_statement, release_statement
 from stillhouse.verifying import (
     CONTEXT,

@@ -474,12 +474,12 @@ def serve(
     """
     if lacking := [name for name in _SERVE if find_spec(name) is None]:
         raise ConfigError(f"`stillhouse serve` needs {', '.join(lacking)}: pip install 'stillhouse[serve]'")
-    from stillhouse.runtime.http import RequestLimits
-    from stillhouse.runtime.serving import Settings, tokens_of
-    from stillhouse.runtime.serving import serve as serve_until_told
+    from stillhouse.serving.http import RequestLimits
+    from stillhouse.serving.supervisor import Settings, parse_tokens
+    from stillhouse.serving.supervisor import serve as serve_until_told
 
     limits = RequestLimits(max_body=_bytes(max_body), max_rows=max_rows)
-    settings = Settings(tuple(agents), host, port, workers, limits, tokens_of(os.environ.get("STILLHOUSE_TOKENS")))
+    settings = Settings(tuple(agents), host, port, workers, limits, parse_tokens(os.environ.get("STILLHOUSE_TOKENS")))
     told = f"serving {', '.join(agents)} on"
     code = serve_until_told(
         settings,
@@ -685,14 +685,14 @@ def _show_spending(base: KnowledgeBase) -> None:
 def _show_machine(agent: str) -> None:
     """What waits in the spools of this machine, and what troubles the agent here."""
     from stillhouse.knowledge.spool import spool_folder, survey
-    from stillhouse.runtime.reports import problems_here
+    from stillhouse.serving.reports import read_local_problems
 
     found = survey(spool_folder(agent))
     console.print(f"spools on this machine: {found.rows:,} rows wait for the knowledge base")
     problems = [f"spool: {problem}" for problem in found.problems]
     problems += [
         f"{side}: {problem.text}"
-        for side, problem in problems_here(agent).items()
+        for side, problem in read_local_problems(agent).items()
         if problem.over_at is None and side != "spool"
     ]
     for problem in problems:

@@ -1,4 +1,4 @@
-"""How long one decision takes on the machine that serves: wall time of single calls, and CPU time, energy's proxy."""
+"""Latency of one decision on the serving machine: wall-clock time per call, and CPU time as a proxy for energy."""
 
 from __future__ import annotations
 
@@ -11,47 +11,57 @@ import numpy as np
 
 from stillhouse.records import Latency
 
-__all__ = ["cpu_time", "measure_latency"]
+__all__ = ["measure_cpu_time", "measure_latency"]
 
-_FEWEST = 10  # calls of each, however long they take
+_MIN_CALLS = 10  # of each candidate, however long they take
 
 
 def measure_latency(
     candidates: Mapping[str, Callable[[], object]], *, calls: int = 300, warm_up: int = 20, seconds: float = 30.0
 ) -> dict[str, Latency]:
-    """Time of one call of each candidate (ms), the candidates taking turns so that a busy moment hits all alike.
+    """Wall-clock time of one call of each candidate (ms).
 
-    :param calls: of each; fewer, but at least ten, where they would take longer than ``seconds`` in all.
+    The candidates are called in turns, so that other load on the machine affects all of them alike.
+
+    >>> measure_latency({"sum": lambda: sum(range(100))}, calls=20)["sum"].calls
+    20
+
+    :param calls: number of calls of each candidate; fewer, but at least ten, if they would take more than ``seconds``.
+    :param warm_up: number of calls of each candidate that are not measured.
     """
-    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    durations: dict[str, list[float]] = {name: [] for name in candidates}
     for call in candidates.values():
         for _ in range(min(warm_up, calls)):
             call()
-    collecting = gc.isenabled()
+    gc_was_enabled = gc.isenabled()
     gc.disable()
     begin = time.perf_counter()
     try:
         for turn in range(calls):
-            if turn >= _FEWEST and time.perf_counter() - begin > seconds:
+            if turn >= _MIN_CALLS and time.perf_counter() - begin > seconds:
                 break
             for name, call in candidates.items():
                 start = time.perf_counter()
                 call()
-                taken[name].append(time.perf_counter() - start)
+                durations[name].append(time.perf_counter() - start)
     finally:
-        if collecting:
+        if gc_was_enabled:
             gc.enable()
-    return {name: _latency(np.asarray(times) * 1e3) for name, times in taken.items()}
+    return {name: _summarize(np.asarray(times) * 1e3) for name, times in durations.items()}
 
 
-def cpu_time(call: Callable[[], object], *, calls: int = 50) -> float:
-    """CPU time of one call on this thread (ms), the mean of several."""
+def measure_cpu_time(call: Callable[[], object], *, calls: int = 50) -> float:
+    """Mean CPU time of one call on this thread (ms).
+
+    >>> measure_cpu_time(lambda: sum(range(100)), calls=5) < 100
+    True
+    """
     start = time.thread_time()
     for _ in range(calls):
         call()
     return (time.thread_time() - start) / calls * 1e3
 
 
-def _latency(milliseconds: np.ndarray[Any, Any]) -> Latency:
+def _summarize(milliseconds: np.ndarray[Any, Any]) -> Latency:
     p50, p95 = np.quantile(milliseconds, [0.5, 0.95])
     return Latency(p50_ms=float(p50), p95_ms=float(p95), calls=len(milliseconds))

@@ -1,4 +1,4 @@
-"""How many threads of the CPU torch works with."""
+"""The number of CPU threads that torch uses."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["threads_for"]
+__all__ = ["limit_threads"]
 
-_SMALL = 200_000  # parameters up to which an operation is too short to be shared among threads
+_SMALL_MODULE_PARAMETERS = 200_000  # up to this size an operation is too short to be shared among threads
 
 
 @contextmanager
-def threads_for(module: nn.Module | None) -> Iterator[None]:
-    """One thread while a small module learns or answers; as many as before for a large one, or none.
+def limit_threads(module: nn.Module | None) -> Iterator[None]:
+    """Use one torch thread inside the block if ``module`` is small; leave the setting alone if it is large or None.
 
-    A step of a small module takes milliseconds, which threads cannot share to advantage; and where other processes want
-    the CPU too, threads that wait for one another at every operation take ten times as long.
+    One step of a small module takes milliseconds, so more threads do not make it faster; and if other processes use
+    the CPU too, threads that wait for each other at every operation make it ten times slower.
+
+    >>> with limit_threads(nn.Linear(10, 2)):
+    ...     torch.get_num_threads()
+    1
     """
     before = torch.get_num_threads()
-    if module is not None and sum(parameter.numel() for parameter in module.parameters()) <= _SMALL:
+    if module is not None and sum(parameter.numel() for parameter in module.parameters()) <= _SMALL_MODULE_PARAMETERS:
         torch.set_num_threads(1)
     try:
         yield

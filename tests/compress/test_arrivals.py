@@ -40,7 +40,7 @@ DAY = np.timedelta64(1, "D")
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workshop, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
-    monkeypatch.setattr(workshop, "cpu_time", lambda call: 0.01)
+    monkeypatch.setattr(workshop, "measure_cpu_time", lambda call: 0.01)
 
 
 def sentences(count: int, seed: int, late: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -33,7 +33,7 @@ LOOSE = SizeLimits(max_quality_loss=0.1)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies from ten calls each."""
     monkeypatch.setattr(workshop, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
-    monkeypatch.setattr(workshop, "cpu_time", lambda call: 0.01)
+    monkeypatch.setattr(workshop, "measure_cpu_time", lambda call: 0.01)
 
 
 tabular_once, text_once = cache(tabular_subject), cache(text_subject)

@@ -32,7 +32,7 @@ def hashed(ratio: float) -> HashedRows:
     return HashedRows(method="hashed_rows", ratio=ratio)
 
 
-def tokens_of(form: Form) -> list[str]:
+def parse_tokens(form: Form) -> list[str]:
     assert form.columns is not None
     return list(form.columns[2]["tokens"])
 
@@ -44,7 +44,7 @@ def tokens_of(form: Form) -> list[str]:
 def test_the_most_used_tokens_stay_with_their_vectors(ratio: float) -> None:
     form = Form(text_student(BAG), TEXT_COLUMNS)
     made = shrink_vocabulary(vocabulary(ratio), form, X)
-    left = tokens_of(made)
+    left = parse_tokens(made)
     assert len(left) == round(len(TOKENS) * (1 - ratio)) and left == [token for token in TOKENS if token in left]
     table, before = made.module.encoders[0].embedding.weight, form.module.encoders[0].embedding.weight
     for place, token in enumerate(left):
@@ -57,14 +57,14 @@ def test_the_most_used_tokens_stay_with_their_vectors(ratio: float) -> None:
         for held in (True, False)
     )
     assert not kept or min(kept) >= max(gone)
-    assert tokens_of(form) == TOKENS and made.columns[:2] == TEXT_COLUMNS[:2]  # type: ignore[index]
+    assert parse_tokens(form) == TOKENS and made.columns[:2] == TEXT_COLUMNS[:2]  # type: ignore[index]
 
 
 def test_words_of_kept_tokens_are_read_as_before() -> None:
     """Rows without a token that went give the same answers, though their ids are others."""
     form = Form(text_student(BAG), TEXT_COLUMNS)
     made = shrink_vocabulary(vocabulary(0.4), form, X)
-    left, rows = set(tokens_of(made)), said(500)
+    left, rows = set(parse_tokens(made)), said(500)
     ids = X["x"][:, 2:].astype(int)
     whole = np.array([all(TOKENS[i] in left for i in row) for row in ids])
     assert 20 < whole.sum() < 500
@@ -94,14 +94,14 @@ def test_a_word_whose_token_went_is_cut_into_what_stays() -> None:
 
 def test_padding_and_unknown_stay_whatever_is_asked() -> None:
     made = shrink_vocabulary(vocabulary(0.999), Form(text_student(BAG), TEXT_COLUMNS), X)
-    assert tokens_of(made)[:2] == TOKENS[:2] and len(tokens_of(made)) == 3
+    assert parse_tokens(made)[:2] == TOKENS[:2] and len(parse_tokens(made)) == 3
 
 
 @pytest.mark.parametrize("encoder", ["convolution", "transformer"])
 def test_it_is_exported_with_its_new_columns(encoder: str) -> None:
     made = shrink_vocabulary(vocabulary(0.5), Form(text_student(ENCODERS[encoder]), TEXT_COLUMNS), X)
     rows = {"x": encode(said(60, 3), made.columns or ())}
-    assert rows["x"][:, 2:].max() < len(tokens_of(made))
+    assert rows["x"][:, 2:].max() < len(parse_tokens(made))
     np.testing.assert_allclose(run_onnx(export_onnx(made.module, rows), rows), run_torch(made.module, rows), atol=1e-5)
 
 

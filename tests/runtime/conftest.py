@@ -1,4 +1,4 @@
-"""An agent with three registered versions, an MLflow and a home of its own for each test."""
+"""Fixtures: an agent with three registered versions, in an MLflow store and a home folder of its own for each test."""
 
 from __future__ import annotations
 
@@ -36,40 +36,41 @@ AGENT = {
 
 
 @dataclass
-class World:
-    """Where an agent lives: its file, its home, its registry."""
+class Installation:
+    """An agent on one machine: its home folder, its agent file, its registry."""
 
     home: Path
     agents: Path
     registry: Registry
 
     def write(self, **sections: object) -> None:
-        """The agent file, some sections otherwise; it is JSON, which is YAML."""
+        """Write the agent file with these sections replaced; it is JSON, which is YAML."""
         (self.agents / "flights.yaml").write_text(json.dumps(AGENT | sections))
 
-    def cascade(self, **settings: object) -> None:
+    def write_cascade(self, **settings: object) -> None:
+        """Write the agent file with a cascade for every decision, or with these settings."""
         self.write(runtime={"poll": "0.1s", "flush": "0.1s", "cascade": {"below": 1.0, "timeout": "5s"} | settings})
 
     @property
     def folder(self) -> Path:
-        """What the runtime keeps."""
+        """The folder with the local copies of champions."""
         return self.home / "runtime" / "flights"
 
 
 @pytest.fixture(scope="session")
 def three_versions(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with versions 1 to 3 of everything and what they were proved on, nothing promoted."""
+    """A database with versions 1 to 3 of all models and their baselines, none of them promoted."""
     folder = tmp_path_factory.mktemp("versions")
     file = Path(shutil.copyfile(empty_store, folder / "mlflow.db"))
     registry = Registry("flights", f"sqlite:///{file}")
     life = Life(registry, folder / "work")
     for number in (1, 2, 3):
-        refreshed(life, number)
+        register_version(life, number)
     return file
 
 
-def refreshed(life: Life, number: int) -> None:
-    """One more version of everything, and what it was proved on."""
+def register_version(life: Life, number: int) -> None:
+    """Register one more version of all models, and its baseline."""
     models = life.refresh(f"r{number}", seed=number)
     baseline = Baseline(
         train=window("train"),
@@ -85,8 +86,8 @@ def refreshed(life: Life, number: int) -> None:
 
 
 @pytest.fixture
-def world(tmp_path: Path, three_versions: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """The agent, nothing promoted."""
+def installation(tmp_path: Path, three_versions: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installation]:
+    """The agent without a champion."""
     home, agents = tmp_path / "home", tmp_path / "agents"
     (home / "mlflow").mkdir(parents=True)
     agents.mkdir()
@@ -95,16 +96,16 @@ def world(tmp_path: Path, three_versions: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("STILLHOUSE_AGENTS", str(agents))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "set to be unset")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    parts.asked.clear()
+    parts.question_sizes.clear()
     parts.behaviour.update(delay=0.0, fails=False)
-    made = World(home, agents, Registry("flights"))
-    made.write()
-    yield made
+    installation = Installation(home, agents, Registry("flights"))
+    installation.write()
+    yield installation
     parts.behaviour.update(delay=0.0, fails=False)
 
 
 @pytest.fixture
-def champion(world: World) -> World:
-    """The same with version 1 promoted."""
-    world.registry.promote("1")
-    return world
+def promoted(installation: Installation) -> Installation:
+    """The agent with version 1 as champion."""
+    installation.registry.promote("1")
+    return installation

@@ -1,4 +1,4 @@
-"""A teacher that counts its questions and can be told to be slow or to fail; a process that dies; a fork."""
+"""A teacher that counts its questions and can be slow or fail; a process that is killed while it decides."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-asked: list[int] = []
-"""Rows of each question."""
+question_sizes: list[int] = []
+"""Number of rows of each question."""
 behaviour: dict[str, Any] = {"delay": 0.0, "fails": False}
 
 
@@ -24,7 +24,7 @@ class Rule:
     def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None: ...
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
-        asked.append(len(rows))
+        question_sizes.append(len(rows))
         time.sleep(behaviour["delay"])
         if behaviour["fails"]:
             raise OSError("the teacher's house burns")
@@ -40,7 +40,7 @@ class Rule:
 
 
 def decide_and_die() -> None:
-    """Decide one by one, print each id once it is given out, and be killed in the middle of that."""
+    """Print the id of each of 40 decisions, then kill this process."""
     from stillhouse.runtime import Agent
 
     agent = Agent("flights")

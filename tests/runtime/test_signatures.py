@@ -1,12 +1,9 @@
-"""The agent decides with, and hands out, only what a trusted key has signed and released last."""
+"""The agent decides only with a version that a trusted key has signed and released last."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -15,92 +12,89 @@ from stillhouse.errors import NoChampionError, SignatureError
 from stillhouse.runtime.agent import Agent
 from stillhouse.runtime.champions import Champions
 from stillhouse.signing import Signer, release_statement, signer
-from stillhouse.verifying import check_archive, read_keys
 from tests.registry.test_signatures import envelope, stored
-from tests.runtime.conftest import World
-from tests.runtime.test_server import serving
+from tests.runtime.conftest import Installation
 from tests.test_signing import PEM, PUBLIC, SECRET
 
 ROW = {"wind": 3.0, "hour": 7, "origin": "EWR"}
-MODEL = "/v1/agents/flights/model"
 
 
-def settings() -> config.AgentConfig:
+def load_config() -> config.AgentConfig:
     return config.load("flights")
 
 
 @pytest.fixture(autouse=True)
-def quiet(champion: World) -> None:
-    """Followed when the test says so."""
-    champion.write(runtime={"poll": "1h", "flush": "1h"})
+def without_polling(promoted: Installation) -> None:
+    """The agent follows the registry only when the test calls it."""
+    promoted.write(runtime={"poll": "1h", "flush": "1h"})
 
 
-def test_a_download_that_was_damaged_once_is_fetched_again_by_the_same_process(champion: World) -> None:
-    (file,) = stored(champion.registry, "flights", "2").rglob("model.onnx")
-    sound = file.read_bytes()
+def test_a_damaged_download_is_fetched_again_by_the_same_process(promoted: Installation) -> None:
+    (file,) = stored(promoted.registry, "flights", "2").rglob("model.onnx")
+    intact = file.read_bytes()
     with Agent("flights", flush=False) as agent:
         try:
-            file.write_bytes(sound[: len(sound) // 2])
-            champion.registry.promote("2")
+            file.write_bytes(intact[: len(intact) // 2])
+            promoted.registry.promote("2")
             for _ in range(2):
                 with pytest.raises(SignatureError, match="flights@2 arrived damaged"):
-                    agent.follow(champion.registry)
+                    agent.follow(promoted.registry)
             assert agent.decide(ROW).version == "flights@1"
         finally:
-            file.write_bytes(sound)
-        assert agent.follow(champion.registry) == "flights@2"
+            file.write_bytes(intact)
+        assert agent.follow(promoted.registry) == "flights@2"
         assert agent.decide(ROW).version == "flights@2"
 
 
-def test_a_champion_that_does_not_verify_is_told_and_the_one_in_memory_decides_on(champion: World) -> None:
-    registry = champion.registry
+def test_an_unverified_champion_is_reported_and_the_loaded_one_decides_on(promoted: Installation) -> None:
+    registry = promoted.registry
     with Agent("flights", flush=False) as agent:
-        agent._models = registry
+        agent._registry = registry
         assert agent.follow(registry) == "flights@1"
         registry.promote("2")
-        sound = envelope(registry, "2", "signature")
-        registry.client.set_model_version_tag("flights", "2", "signature", sound.replace('\\"2\\"', '\\"3\\"'))
-        agent._follow_quietly()
-        problem = agent.status().troubled["champion"]
+        signature = envelope(registry, "2", "signature")
+        registry.client.set_model_version_tag("flights", "2", "signature", signature.replace('\\"2\\"', '\\"3\\"'))
+        agent._try_follow()
+        problem = agent.status().open_problems["champion"]
         assert "flights@2 cannot be used" in problem.text and "was altered" in problem.text
         assert agent.decide(ROW).version == "flights@1"
-        registry.client.set_model_version_tag("flights", "2", "signature", sound)
-        agent._follow_quietly()
-        assert agent.decide(ROW).version == "flights@2" and not agent.status().troubled
+        registry.client.set_model_version_tag("flights", "2", "signature", signature)
+        agent._try_follow()
+        assert agent.decide(ROW).version == "flights@2" and not agent.status().open_problems
 
 
-def test_a_withdrawn_version_does_not_come_back_by_its_alias(champion: World) -> None:
-    registry = champion.registry
+def test_an_alias_cannot_bring_back_a_withdrawn_version(promoted: Installation) -> None:
+    registry = promoted.registry
 
-    def point(version: str) -> None:
+    def set_alias(version: str) -> None:
         registry.client.set_registered_model_alias("flights", "champion", version)
 
     with Agent("flights", follow=False, flush=False) as agent:
         agent.follow(registry)
         registry.promote("2")
         assert agent.follow(registry) == "flights@2"
-        point("1")
+        set_alias("1")
         with pytest.raises(SignatureError, match="flights@1 was withdrawn: it is release 1 of flights, and release 2"):
             agent.follow(registry)
-        point("3")
+        set_alias("3")
         with pytest.raises(SignatureError, match="flights@3 cannot be used: no signed release names it"):
             agent.follow(registry)
         assert agent.decide(ROW).version == "flights@2"
-        # another version's release, or one that nobody trusted has signed, releases it no more than none
+        # neither another version's release, nor one signed by an untrusted key, releases this version
         for release in (envelope(registry, "2", "release"), Signer(SECRET).sign(release_statement("flights", "3", 9))):
             registry.client.set_model_version_tag("flights", "3", "release", release)
             with pytest.raises(SignatureError, match=r"flights@3 cannot be used: .*(is not what was released|trusted)"):
                 agent.follow(registry)
-        point("2")
-        registry.rollback()  # is a release, of version 1 again
+        set_alias("2")
+        registry.rollback()  # a new release of version 1
         assert agent.follow(registry) == "flights@1"
-        point("2")
+        set_alias("2")
         with pytest.raises(SignatureError, match="flights@2 was withdrawn"):
             agent.follow(registry)
 
 
-def test_a_roll_back_between_two_looks_withdraws_what_was_never_seen(champion: World) -> None:
-    registry, champions = champion.registry, Champions(settings())
+def test_a_rollback_between_two_polls_withdraws_a_version_that_was_never_seen(promoted: Installation) -> None:
+    registry, champions = promoted.registry, Champions(load_config())
     assert champions.follow(registry).release_number == 1
     registry.promote("2")
     registry.rollback()
@@ -111,95 +105,60 @@ def test_a_roll_back_between_two_looks_withdraws_what_was_never_seen(champion: W
 
 
 @pytest.mark.parametrize("file", ["variant.py", "manifest.json", "model.onnx", "more.py"])
-def test_an_altered_copy_is_neither_loaded_nor_handed_out(champion: World, file: str) -> None:
-    champions = Champions(settings())
-    pointer = champions.follow(champion.registry)
+def test_an_altered_copy_is_neither_loaded_nor_read(promoted: Installation, file: str) -> None:
+    champions = Champions(load_config())
+    pointer = champions.follow(promoted.registry)
     (champions.folder / pointer.folder / file).write_bytes(b"evil()")
-    for use in (champions.load, champions.files):
+    for use in (champions.load, champions.read_files):
         with pytest.raises(NoChampionError, match=f"damaged: its files have other checksums.*{file}"):
             use(pointer)
-    again = champions.follow(champion.registry)
-    assert again == pointer and champions.load(again).version == "flights@1"
+    new_pointer = champions.follow(promoted.registry)
+    assert new_pointer == pointer and champions.load(new_pointer).version == "flights@1"
 
 
-def test_a_copy_of_another_key_or_another_agent_is_not_loaded(champion: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    champions = Champions(settings())
-    pointer = champions.follow(champion.registry)
-    signed = json.loads(pointer.signature)["statement"]
-    evil = Signer(SECRET).sign(signed)
+def test_a_copy_of_another_key_or_another_agent_is_not_loaded(
+    promoted: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champions = Champions(load_config())
+    pointer = champions.follow(promoted.registry)
+    statement = json.loads(pointer.signature)["statement"]
+    untrusted = Signer(SECRET).sign(statement)
     with pytest.raises(SignatureError, match="not trusted here"):
-        champions.load(pointer.model_copy(update={"signature": evil}))
-    other = signer().sign(signed.replace('"agent":"flights"', '"agent":"router"'))
+        champions.load(pointer.model_copy(update={"signature": untrusted}))
+    other = signer().sign(statement.replace('"agent":"flights"', '"agent":"router"'))
     with pytest.raises(SignatureError, match="of agent 'router'"):
         champions.load(pointer.model_copy(update={"signature": other}))
-    monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)  # rotated, and not signed again
+    monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)  # the key was rotated, but the models were not signed again
     with Agent("flights", follow=False, flush=False) as agent, pytest.raises(NoChampionError, match="not trusted"):
         agent.decide(ROW)
 
 
-def test_only_the_teacher_that_the_champion_was_distilled_from_is_taken(champion: World) -> None:
-    champion.cascade()
-    champions = Champions(settings())
-    pointer = champions.follow(champion.registry)
-    assert champions.teacher(pointer) is not None
-    others = envelope(champion.registry, "2", "signature", "flights-teacher")
+def test_only_the_champions_own_teacher_is_accepted(promoted: Installation) -> None:
+    promoted.write_cascade()
+    champions = Champions(load_config())
+    pointer = champions.follow(promoted.registry)
+    assert champions.teacher_folder(pointer) is not None
+    other_signature = envelope(promoted.registry, "2", "signature", "flights-teacher")
     with pytest.raises(SignatureError, match="flights@1 was distilled from another"):
-        champions.teacher(pointer.model_copy(update={"teacher_signature": others}))
+        champions.teacher_folder(pointer.model_copy(update={"teacher_signature": other_signature}))
     (limit,) = (champions.folder / pointer.teacher_folder).rglob("limit.txt")
     limit.write_text("99")
     with pytest.raises(NoChampionError, match=r"the teacher of flights@1.*limit\.txt"):
-        champions.teacher(pointer)
-    assert champions.follow(champion.registry) == pointer and limit.read_text() == "10.0"
+        champions.teacher_folder(pointer)
+    assert champions.follow(promoted.registry) == pointer and limit.read_text() == "10.0"
 
 
-def test_all_that_was_signed_again_is_taken_up_without_fetching(
-    champion: World, monkeypatch: pytest.MonkeyPatch
+def test_new_signatures_are_used_without_fetching_the_files(
+    promoted: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry, champions = champion.registry, Champions(settings())
+    registry, champions = promoted.registry, Champions(load_config())
     pointer = champions.follow(registry)
     monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", os.environ["STILLHOUSE_TRUSTED_KEYS"] + PUBLIC)
     monkeypatch.setenv("STILLHOUSE_SIGNING_KEY", PEM)
     registry.sign_again()
     monkeypatch.setattr(registry, "fetch", None)  # not called
-    after = champions.follow(registry)
+    new_pointer = champions.follow(registry)
     monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)
-    assert after.folder == pointer.folder and champions.load(after).version == "flights@1"
+    assert new_pointer.folder == pointer.folder and champions.load(new_pointer).version == "flights@1"
     with pytest.raises(SignatureError):
         champions.load(pointer)
-
-
-def test_the_server_hands_out_what_a_device_can_check_and_never_an_altered_copy(
-    champion: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keys = read_keys(os.environ["STILLHOUSE_TRUSTED_KEYS"])
-    champions = Champions(settings())
-    pointer = champions.follow(champion.registry)
-    folder = champions.folder / pointer.folder
-    shutil.copytree(folder, tmp_path / "sound")
-
-    async def run() -> None:
-        async with serving("flights") as client:
-            (folder / "variant.py").write_bytes(b"print('not what was promoted')\n")
-            refused = await client.get(MODEL)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_champion")
-            assert "variant.py" in refused.json()["error"]["message"]
-            champions.follow(champion.registry)  # as the keeper does
-            given = await client.get(MODEL)
-            (tmp_path / "a.tar.gz").write_bytes(given.content)
-            verified, files = check_archive(tmp_path / "a.tar.gz", keys, agent="flights")
-            assert (verified.model.version, verified.release.number) == ("1", 1)
-            assert files["variant.py"] == (tmp_path / "sound" / "variant.py").read_bytes()
-
-            (folder / "variant.py").write_bytes(b"print('again')\n")  # what was packed was checked
-            assert (await client.get(MODEL)).content == given.content
-            champion.registry.promote("2")
-            champion.registry.rollback()
-            champions.follow(champion.registry)
-            later = await client.get(MODEL)  # the same version, released again: a device has to know
-            (tmp_path / "b.tar.gz").write_bytes(later.content)
-            assert check_archive(tmp_path / "b.tar.gz", keys, agent="flights")[0].release.number == 3
-            assert later.headers["etag"] != given.headers["etag"]
-            monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)
-            assert (await client.get(MODEL)).status_code == 503
-
-    asyncio.run(run())

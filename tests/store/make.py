@@ -37,12 +37,12 @@ def fill(top: Path) -> None:
     from stillhouse.registry import Registry
     from stillhouse.runtime import Agent
     from tests.registry.conftest import Life
-    from tests.runtime.conftest import AGENT, refreshed
+    from tests.runtime.conftest import AGENT, register_version
 
     (top / "agents").mkdir()
     (top / "agents" / "flights.yaml").write_text(json.dumps(AGENT))
     registry = Registry("flights")
-    refreshed(Life(registry, top / "work"), 1)
+    register_version(Life(registry, top / "work"), 1)
     registry.promote("1")
     with Agent("flights", follow=False, flush=False) as agent:
         agent.follow(registry)

@@ -41,7 +41,7 @@ from stillhouse.config import (
 )
 from stillhouse.errors import ExportError
 from stillhouse.records import CompressionCandidate, Frontier, LayerSensitivity, SizeLimits
-from stillhouse.threads import threads_for
+from stillhouse.threads import limit_threads
 
 __all__ = ["FORM", "search"]
 
@@ -97,7 +97,7 @@ def search(
     :param on_candidate: told of every candidate as it is finished.
     :raises ExportError: if the model cannot serve as it is.
     """
-    with _Searching(make_subject, settings, limits, pack, folder, on_candidate) as state, threads_for(state.module):
+    with _Searching(make_subject, settings, limits, pack, folder, on_candidate) as state, limit_threads(state.module):
         for recipe in (*settings.recipes, *(warm if settings.search is None else warm[:1])):
             state.make(recipe)
         stopped = state.go_on(warm, settings.search) if settings.search is not None else "no search was asked for"

@@ -29,7 +29,7 @@ from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
 from stillhouse.config import Fp32, Recipe, Step, StructuralStep, recipe_name, structure
 from stillhouse.errors import ExportError
 from stillhouse.files import whole_file, write_whole
-from stillhouse.latency import cpu_time, measure_latency
+from stillhouse.latency import measure_cpu_time, measure_latency
 from stillhouse.records import CompressionCandidate, Latency
 
 __all__ = ["Pack", "Workshop", "code_digest", "one_row"]
@@ -134,12 +134,12 @@ class Workshop:
     def _latency(self, call: Callable[[], object]) -> tuple[Latency, float]:
         """Latency in the reference's time, and CPU time (ms)."""
         if self._reference is None:
-            return measure_latency({"": call}, seconds=_SECONDS_MEASURED)[""], cpu_time(call)
+            return measure_latency({"": call}, seconds=_SECONDS_MEASURED)[""], measure_cpu_time(call)
         reference, usual = self._reference
         found = measure_latency({"": call, "reference": reference}, seconds=_SECONDS_MEASURED)
         busy = found["reference"].p50_ms / usual
         scaled = {name: getattr(found[""], name) / busy for name in ("p50_ms", "p95_ms")}
-        return found[""].model_copy(update=scaled), cpu_time(call)
+        return found[""].model_copy(update=scaled), measure_cpu_time(call)
 
     def reference(self) -> CompressionCandidate:
         """The float32 model as it is; made before anything else, for all others are compared with it."""

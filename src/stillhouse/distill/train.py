@@ -25,7 +25,7 @@ from stillhouse.distill.controller import Change, Controller, Course, calibratio
 from stillhouse.distill.losses import Signals, knowledge_loss, outcome_loss, soften, term
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.errors import DataError
-from stillhouse.threads import threads_for
+from stillhouse.threads import limit_threads
 from stillhouse.variant import PADDING, UNKNOWN
 
 __all__ = [
@@ -180,7 +180,7 @@ def distil(
         return Course(history=(), changes=(), steps=0, stopped=False)
     home = next(student.parameters()).device
     device = torch.device("cuda") if torch.cuda.is_available() else home
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), threads_for(student):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), limit_threads(student):
         torch.manual_seed(settings.seed)  # dropout
         training = _Training(student.to(device), lesson, settings, held_out, epochs)
         if checkpoint is not None:
@@ -597,7 +597,7 @@ def _hide(rows: Tensor, lesson: Lesson, rate: float, generator: torch.Generator)
 
 def student_probabilities(student: nn.Module, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Encoded rows to float64 ``[n, K]``."""
-    with torch.no_grad(), threads_for(student):
+    with torch.no_grad(), limit_threads(student):
         logits = torch.cat([student(part) for part in torch.from_numpy(x).split(_AT_ONCE)])
         probabilities: np.ndarray[Any, Any] = torch.softmax(logits.double(), dim=1).numpy()
     return probabilities

@@ -1,4 +1,4 @@
-"""The agent's own side: it decides with the champion, records what it lived through, and learns outcomes."""
+"""The agent in an application's process: it decides with the champion, and records observations and outcomes."""
 
 from stillhouse.runtime.agent import Agent, Decision
 from stillhouse.runtime.status import Problem, Status

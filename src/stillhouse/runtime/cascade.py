@@ -1,8 +1,8 @@
-"""The cascade: where the student is unsure, the champion's teacher answers instead, while the day's budget lasts.
+"""The cascade: if the student is unsure, the champion's teacher answers instead, within the day's budget.
 
-What the teacher has said before about the same content is known and costs nothing. What it says now is recorded with
-the decision, and is knowledge from then on. It is given so long and no longer: after ``runtime.cascade.timeout`` the
-student's answer stands, and what the teacher says later is kept as knowledge all the same, since it is paid for.
+The teacher's earlier answers to the same content are reused at no cost. New answers are recorded with the decision and
+become knowledge. The teacher has ``runtime.cascade.timeout`` to answer; after that the student's answer stands, and a
+late answer is still stored as knowledge, because it was paid for.
 """
 
 from __future__ import annotations
@@ -25,375 +25,381 @@ from stillhouse.knowledge import KnowledgeBase, content_keys
 from stillhouse.knowledge.events import Taught
 from stillhouse.knowledge.spool import Spool
 from stillhouse.records import Spending
-from stillhouse.runtime.allowances import DayBudget
-from stillhouse.runtime.champions import Champions, Loaded
-from stillhouse.runtime.rows import Batch, Contract
-from stillhouse.runtime.status import Troubles
+from stillhouse.runtime.champions import Champions, LoadedChampion
+from stillhouse.runtime.day_budget import DayBudget
+from stillhouse.runtime.rows import Batch, ObservationSchema
+from stillhouse.runtime.status import ProblemLog
 
 if TYPE_CHECKING:
     from stillhouse.teachers.ensemble import Ensemble, Member
 
-__all__ = ["Answered", "Asking", "Said"]
+__all__ = ["AnswerCache", "Cascade", "CascadeResult"]
 
 log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-_REMEMBERED_NUMBERS = 4_000_000
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-_AT_ONCE = 32
+_MAX_CACHED_PROBS = 4_000_000  # probabilities, over all cached answers
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 60.0  # after a failure
+_MAX_CONCURRENT = 32  # questions
 
 
-class Said:
-    """What teachers said lately, by their version and the content: the newest ``most`` of it. For several threads.
+class AnswerCache:
+    """The latest ``max_answers`` answers of teachers, by teacher version and content key. Thread-safe.
 
-    None is remembered of a content to which a teacher had no usable answer.
+    The answer None means that the teacher had no usable answer to this content.
+
+    >>> cache = AnswerCache(1000)
+    >>> cache.put("rule-v1", [("a", np.array([0.2, 0.8]))])
+    >>> probs, is_cached = cache.get("rule-v1", ["a", "b"], 2)
+    >>> probs.tolist(), is_cached.tolist()
+    ([[0.2, 0.8], [nan, nan]], [True, False])
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[tuple[str, str], Array | None] = OrderedDict()
+    def __init__(self, max_answers: int) -> None:
+        self.max_answers = max_answers
+        self._answers: OrderedDict[tuple[str, str], Array | None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, teacher: str, said: Iterable[tuple[str, Array | None]]) -> None:
-        """Remember pairs of content key and probabilities ``[K]``."""
+    def put(self, teacher: str, answers: Iterable[tuple[str, Array | None]]) -> None:
+        """Store pairs of content key and probabilities ``[K]``."""
         with self._lock:
-            for key, answer in said:
-                self._kept[teacher, key] = answer
-                self._kept.move_to_end((teacher, key))
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+            for key, probs in answers:
+                self._answers[teacher, key] = probs
+                self._answers.move_to_end((teacher, key))
+            while len(self._answers) > self.max_answers:
+                self._answers.popitem(last=False)
 
-    def about(self, teacher: str, keys: Sequence[str], actions: int) -> tuple[Array, Flags]:
-        """Its probabilities ``[n, K]``, NaN where it said nothing; and where it need not be asked (again), ``[n]``."""
-        found, spoken = np.full((len(keys), actions), np.nan), np.zeros(len(keys), dtype=bool)
+    def get(self, teacher: str, keys: Sequence[str], action_count: int) -> tuple[Array, Mask]:
+        """The teacher's probabilities ``[n, K]``, NaN without a usable answer, and the mask ``[n]`` of cached keys."""
+        probs, is_cached = np.full((len(keys), action_count), np.nan), np.zeros(len(keys), dtype=bool)
         with self._lock:
-            for place, key in enumerate(keys):
-                if (teacher, key) in self._kept:
-                    spoken[place] = True
-                    if (answer := self._kept[teacher, key]) is not None:
-                        found[place] = answer
-        return found, spoken
+            for index, key in enumerate(keys):
+                if (teacher, key) in self._answers:
+                    is_cached[index] = True
+                    if (answer := self._answers[teacher, key]) is not None:
+                        probs[index] = answer
+        return probs, is_cached
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A champion's teacher that can be asked."""
+class _LoadedTeacher:
+    """A champion's teacher that is ready to be asked."""
 
     teacher: Ensemble
     folder: str
     locks: dict[str, threading.Lock]
-    """By member: those that run in this process are asked one question at a time."""
+    """By member: members that run in this process answer one question at a time."""
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What came of a question about n rows."""
+class CascadeResult:
+    """The teacher's answers to n rows."""
 
-    probabilities: Array
+    probs: Array
     """``[n, K]``, NaN where the student's answer stands."""
     version: str
-    """Of the teacher."""
-    taught: list[Taught] = field(default_factory=list)
-    """What is to be recorded of it."""
+    """The teacher's version."""
+    events: list[Taught] = field(default_factory=list)
+    """The events to record."""
 
 
 @dataclass
-class _Trouble:
-    """Why not all that was asked was answered."""
+class _Failures:
+    """Why some rows have no answer."""
 
-    failed: list[str] = field(default_factory=list)
-    limited: bool = False
+    texts: list[str] = field(default_factory=list)
+    budget_exhausted: bool = False
 
 
 class _Question:
-    """Between the thread that waits for an answer, only so long, and the one that asks."""
+    """A question to the teacher that runs in its own thread, while the caller waits for a limited time."""
 
-    def __init__(self, work: Callable[[], Answered], late: Callable[[Answered], None]) -> None:
-        self._work, self._late = work, late
+    def __init__(self, ask: Callable[[], CascadeResult], on_late: Callable[[CascadeResult], None]) -> None:
+        self._ask, self._on_late = ask, on_late
         self._lock, self._done = threading.Lock(), threading.Event()
-        self._abandoned = False
-        self.answer: Answered | None = None
+        self._timed_out = False
+        self.result: CascadeResult | None = None
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Ask; an answer that nobody waits for any more goes to ``late``."""
+        """Ask the teacher; a result that arrives after the timeout goes to ``on_late``."""
         try:
-            self.answer = self._work()
-        except StillhouseError as error:  # told by whoever waits
+            self.result = self._ask()
+        except StillhouseError as error:  # reported by the caller
             self.error = error
-        except Exception as error:  # a defect: the student goes on all the same
+        except Exception as error:  # a defect: the student's answer stands
             log.exception("asking the teacher")
             self.error = error
         with self._lock:
             self._done.set()
-            abandoned = self._abandoned
-        if abandoned and self.answer is not None:
-            self._late(self.answer)
+            timed_out = self._timed_out
+        if timed_out and self.result is not None:
+            self._on_late(self.result)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it was done within so long; if not, it is nobody's any more."""
+        """Whether the question ended within so many seconds; if not, its result counts as late."""
         if self._done.wait(seconds):
             return True
         with self._lock:
-            self._abandoned = not self._done.is_set()
-            return not self._abandoned
+            self._timed_out = not self._done.is_set()
+            return not self._timed_out
 
 
-class Asking:
+class Cascade:
     """The cascade of one agent in this process.
 
-    :param budget: of the day.
-    :param spool: takes what is said too late for a decision.
+    :param budget: the day's budget.
+    :param spool: records late answers.
     """
 
     def __init__(
         self,
         config: AgentConfig,
-        contract: Contract,
+        schema: ObservationSchema,
         champions: Champions,
         budget: DayBudget,
         spool: Spool,
-        troubles: Troubles,
+        problems: ProblemLog,
     ) -> None:
         assert config.runtime.cascade is not None
         self.config = config
         self.budget = budget
         self._counts: Counter[str] = Counter()
         self._timeout = config.runtime.cascade.timeout.total_seconds()
-        self._contract, self._champions, self._spool, self._troubles = contract, champions, spool, troubles
-        self._said = Said(max(1000, _REMEMBERED_NUMBERS // len(config.actions)))
-        self._ready: _Ready | None = None
-        self._loading, self._counting = threading.Lock(), threading.Lock()
-        self._at_once = threading.BoundedSemaphore(_AT_ONCE)
-        self._not_before, self._pause = 0.0, _SHORTEST_PAUSE
+        self._schema, self._champions, self._spool, self._problems = schema, champions, spool, problems
+        self._cache = AnswerCache(max(1000, _MAX_CACHED_PROBS // len(config.actions)))
+        self._loaded: _LoadedTeacher | None = None
+        self._load_lock, self._counts_lock = threading.Lock(), threading.Lock()
+        self._slots = threading.BoundedSemaphore(_MAX_CONCURRENT)
+        self._paused_until, self._pause_seconds = 0.0, _MIN_PAUSE_SECONDS
 
     # ----------------------------------------------------------------- the champion's teacher
 
-    def prepare(self, champion: Loaded, *, wait: bool = False) -> None:
-        """Load the champion's teacher, in the background unless it is waited for, if it is not the one that is ready.
+    def prepare(self, champion: LoadedChampion, *, wait: bool = False) -> None:
+        """Load the champion's teacher unless it is loaded already; in the background, or with ``wait`` here.
 
-        Until then, and where it cannot be loaded, the student answers.
+        Until it is loaded, and if it cannot be loaded, the student answers.
         """
-        if champion.pointer is None or champion.pointer.teacher_folder is None or self._is_ready(champion):
+        if champion.pointer is None or champion.pointer.teacher_folder is None or self._is_loaded(champion):
             return
         if wait:
-            with self._loading:
+            with self._load_lock:
                 self._load(champion)
-        elif self._loading.acquire(blocking=False):
-            threading.Thread(target=self._load_and_free, args=(champion,), name="teacher loads", daemon=True).start()
+        elif self._load_lock.acquire(blocking=False):
+            threading.Thread(target=self._load_and_release, args=(champion,), name="teacher loads", daemon=True).start()
 
-    def _load_and_free(self, champion: Loaded) -> None:
+    def _load_and_release(self, champion: LoadedChampion) -> None:
         try:
             self._load(champion)
         finally:
-            self._loading.release()
+            self._load_lock.release()
 
-    def _ready_with(self, champion: Loaded) -> _Ready:
+    def _load_teacher(self, champion: LoadedChampion) -> _LoadedTeacher:
         from stillhouse.registry.foreign import ForeignModels
         from stillhouse.teachers import ensemble
 
         pointer = champion.pointer
-        folder = None if pointer is None else self._champions.teacher(pointer)
+        folder = None if pointer is None else self._champions.teacher_folder(pointer)
         if pointer is None or pointer.teacher_folder is None or folder is None:
-            raise PartError(f"no copy of the teacher of {champion.version} is kept on this machine")
-        as_it_was = self.config.model_copy(update={"actions": tuple(champion.actions)})
-        teacher = ensemble.load(folder, as_it_was, ForeignModels())
+            raise PartError(f"there is no copy of the teacher of {champion.version} on this machine")
+        teacher_config = self.config.model_copy(update={"actions": tuple(champion.actions)})
+        teacher = ensemble.load(folder, teacher_config, ForeignModels())
         remote = {leaf.name for leaf in leaves(self.config.teachers) if leaf.teacher.is_remote}
         locks = {member.name: threading.Lock() for member in teacher.members if member.name not in remote}
-        self._remember(teacher, as_it_was)
-        return _Ready(teacher, pointer.teacher_folder, locks)
+        self._fill_cache(teacher, teacher_config)
+        return _LoadedTeacher(teacher, pointer.teacher_folder, locks)
 
-    def _load(self, champion: Loaded) -> None:
-        if self._is_ready(champion):  # while the lock was waited for
+    def _load(self, champion: LoadedChampion) -> None:
+        if self._is_loaded(champion):  # another thread loaded it while this one waited for the lock
             return
         try:
-            self._ready = self._ready_with(champion)
-        except Exception as error:  # whatever a user's part raises: the student goes on
-            self._troubles.tell("teacher", f"the teacher of {champion.version} cannot be loaded: {error}")
+            self._loaded = self._load_teacher(champion)
+        except Exception as error:  # any exception of a user's part: the student goes on
+            self._problems.report("teacher", f"the teacher of {champion.version} cannot be loaded: {error}")
         else:
-            self._troubles.over("teacher")
+            self._problems.resolve("teacher")
 
-    def _is_ready(self, champion: Loaded) -> bool:
-        ready, pointer = self._ready, champion.pointer
-        return ready is not None and pointer is not None and ready.folder == pointer.teacher_folder
+    def _is_loaded(self, champion: LoadedChampion) -> bool:
+        loaded, pointer = self._loaded, champion.pointer
+        return loaded is not None and pointer is not None and loaded.folder == pointer.teacher_folder
 
-    def _remember(self, teacher: Ensemble, config: AgentConfig) -> None:
-        """What the knowledge base has of it, the newest."""
+    def _fill_cache(self, teacher: Ensemble, config: AgentConfig) -> None:
+        """Cache the teacher's newest answers in the knowledge base."""
         versions = dict.fromkeys([teacher.version, *map(teacher.own_version, teacher.members)])
         try:
             base = KnowledgeBase(self.config, actions=config.actions)
             for version in versions:
-                self._said.keep(version, base.newest_answers(version, self._said._most // len(versions)))
-                self._said.keep(version, ((key, None) for key in base.given_up(version)))
-        except Exception as error:  # whatever a store raises that does not answer: asking again costs, but works
-            log.warning("%s: what the teacher said before is not known: %s", self.config.agent, error)
+                self._cache.put(version, base.newest_answers(version, self._cache.max_answers // len(versions)))
+                self._cache.put(version, ((key, None) for key in base.given_up(version)))
+        except Exception as error:  # any exception of a store that does not answer: asking again costs, but works
+            log.warning("%s: the teacher's earlier answers cannot be read: %s", self.config.agent, error)
 
     # ----------------------------------------------------------------- asking
 
-    def about(self, champion: Loaded, batch: Batch) -> Answered | None:
-        """What the champion's teacher says about the observations; None where the student's answers all stand.
+    def answer(self, champion: LoadedChampion, batch: Batch) -> CascadeResult | None:
+        """The answers of the champion's teacher to the observations; None if the student's answers all stand.
 
         Blocks up to ``runtime.cascade.timeout``.
         """
-        ready = self._ready
-        if ready is None or not self._is_ready(champion):
+        loaded = self._loaded
+        if loaded is None or not self._is_loaded(champion):
             self._count(not_asked=len(batch))
             return None
-        rows = self._contract.frame(batch)
+        rows = self._schema.to_frame(batch)
         rows["content_key"] = content_keys(rows, self.config)
-        known = self._known(ready.teacher, rows)
-        asked = np.flatnonzero(np.isnan(known[:, 0]))
-        self._count(remembered=len(batch) - len(asked))
-        found = self._answer(ready, rows.iloc[asked], batch.part(asked.tolist()), known.shape[1])
-        if found is None:
-            return Answered(known, ready.teacher.version) if len(asked) < len(batch) else None
-        known[asked] = found.probabilities
-        return Answered(known, ready.teacher.version, found.taught)
+        probs = self._cached_probs(loaded.teacher, rows)
+        missing = np.flatnonzero(np.isnan(probs[:, 0]))
+        self._count(remembered=len(batch) - len(missing))
+        result = self._ask_in_time(loaded, rows.iloc[missing], batch.select(missing.tolist()))
+        if result is None:
+            return CascadeResult(probs, loaded.teacher.version) if len(missing) < len(batch) else None
+        probs[missing] = result.probs
+        return CascadeResult(probs, loaded.teacher.version, result.events)
 
-    def _answer(self, ready: _Ready, rows: pd.DataFrame, batch: Batch, actions: int) -> Answered | None:
-        """Ask about rows that it has not yet spoken about."""
+    def _ask_in_time(self, loaded: _LoadedTeacher, rows: pd.DataFrame, batch: Batch) -> CascadeResult | None:
+        """Ask about rows that are not cached; None if there is no result within the timeout."""
         if rows.empty:
             return None
-        if time.monotonic() < self._not_before or not self._at_once.acquire(blocking=False):
+        if time.monotonic() < self._paused_until or not self._slots.acquire(blocking=False):
             self._count(not_asked=len(rows))
             return None
 
-        def work() -> Answered:
+        def ask() -> CascadeResult:
             try:
-                return self._ask(ready, rows, batch)
+                return self._ask(loaded, rows, batch)
             finally:
-                self._at_once.release()
+                self._slots.release()
 
-        question = _Question(work, self._keep_late)
+        question = _Question(ask, self._record_late)
         threading.Thread(target=question.run, name="stillhouse question", daemon=True).start()
         if not question.wait(self._timeout):
             self._count(late=len(rows))
-            self._fails(f"no answer within runtime.cascade.timeout ({self._timeout:g} s); the student's answer stands")
+            self._pause(f"no answer within runtime.cascade.timeout ({self._timeout:g} s); the student's answer stands")
             return None
-        if question.answer is None:
+        if question.result is None:
             self._count(failed=len(rows))
-            self._fails(str(question.error))
+            self._pause(str(question.error))
             return None
-        answered = int((~np.isnan(question.answer.probabilities[:, 0])).sum())
+        answered = int((~np.isnan(question.result.probs[:, 0])).sum())
         self._count(answered=answered, unanswered=len(rows) - answered)
-        return question.answer
+        return question.result
 
-    def _ask(self, ready: _Ready, rows: pd.DataFrame, batch: Batch) -> Answered:
-        """Each member about the contents that it has not spoken about, and the mean of all."""
-        teacher = ready.teacher
-        known = self._known(teacher, rows)
-        new = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.seen(rows))
-        said, taught, trouble = dict[str, Array](), list[Taught](), _Trouble()
+    def _ask(self, loaded: _LoadedTeacher, rows: pd.DataFrame, batch: Batch) -> CascadeResult:
+        """Ask each member about the contents that it has not answered yet, and average the members' answers."""
+        teacher = loaded.teacher
+        action_count = len(teacher.config.actions)
+        keys = rows["content_key"].tolist()
+        may_ask = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.seen(rows))
+        member_probs, events, failures = dict[str, Array](), list[Taught](), _Failures()
         for member in teacher.members:
             version = teacher.own_version(member)
-            answers, spoken = self._said.about(version, rows["content_key"].tolist(), known.shape[1])
-            places = new[~spoken[new]]
-            if len(places):
-                part = batch.part(places.tolist())
-                with ready.locks.get(member.name) or nullcontext():
-                    taught += self._ask_member(member, version, rows.iloc[places], part, trouble)
-                answers, _ = self._said.about(version, rows["content_key"].tolist(), known.shape[1])
-            said[member.name] = answers
-        shares = teacher.shares(rows)
-        mean = sum(share[:, None] * answer for share, answer in zip(shares.T, said.values(), strict=True))
-        found = np.asarray(mean, dtype=np.float64)
-        answered = ~np.isnan(found[:, 0])
+            answers, is_cached = self._cache.get(version, keys, action_count)
+            new = may_ask[~is_cached[may_ask]]
+            if len(new):
+                with loaded.locks.get(member.name) or nullcontext():
+                    events += self._ask_member(member, version, rows.iloc[new], batch.select(new.tolist()), failures)
+                answers, _ = self._cache.get(version, keys, action_count)
+            member_probs[member.name] = answers
+        mixture = teacher.shares(rows)
+        mean = sum(share[:, None] * probs for share, probs in zip(mixture.T, member_probs.values(), strict=True))
+        probs = np.asarray(mean, dtype=np.float64)
+        answered = ~np.isnan(probs[:, 0])
         if len(teacher.members) > 1 and answered.any():
-            taught.append(self._mean(teacher, rows, batch, found))
-        if trouble.failed:
-            self._fails("; ".join(trouble.failed))
-        elif trouble.limited:
-            self._troubles.tell("teacher", "the day's budget of runtime.cascade is spent: the student answers")
+            events.append(self._store_mean(teacher, rows, batch, probs))
+        if failures.texts:
+            self._pause("; ".join(failures.texts))
+        elif failures.budget_exhausted:
+            self._problems.report("teacher", "the day's budget of runtime.cascade is spent: the student answers")
         elif answered.any():
-            self._answers()
-        return Answered(found, teacher.version, taught)
+            self._reset_pause()
+        return CascadeResult(probs, teacher.version, events)
 
     def _ask_member(
-        self, member: Member, version: str, rows: pd.DataFrame, batch: Batch, trouble: _Trouble
+        self, member: Member, version: str, rows: pd.DataFrame, batch: Batch, failures: _Failures
     ) -> list[Taught]:
-        """Ask one member about contents that are new to it; what it says is remembered, and why it did not, told."""
+        """Ask one member about new contents and cache its answers; the reasons for missing ones go to ``failures``."""
         from stillhouse.teachers.answers import Allowance
 
         limits = self.budget.limits
-        granted = self.budget.reserve(member.dearest(rows), (1, member.most_calls))
-        trouble.limited |= granted.rows < len(rows)
-        if not granted.rows:
-            self._not_before = time.monotonic() + _LONGEST_PAUSE
+        reservation = self.budget.reserve(member.dearest(rows), (1, member.most_calls))
+        failures.budget_exhausted |= reservation.rows < len(rows)
+        if not reservation.rows:
+            self._paused_until = time.monotonic() + _MAX_PAUSE_SECONDS
             return []
-        calls = None if limits.calls_per_day is None else granted.calls
-        money = None if limits.cost_per_day is None else granted.cost
+        max_calls = None if limits.calls_per_day is None else reservation.calls
+        max_cost = None if limits.cost_per_day is None else reservation.cost
         spent = Spending()
         try:
-            answers = member.answer(rows.iloc[: granted.rows], Allowance(calls, money))
+            answers = member.answer(rows.iloc[: reservation.rows], Allowance(max_calls, max_cost))
             spent = answers.spending
         except StillhouseError as error:
-            trouble.failed.append(str(error))
+            failures.texts.append(str(error))
             return []
         finally:
-            self.budget.settle(granted, spent)
+            self.budget.settle(reservation, spent)
         usable = np.flatnonzero(~np.isnan(answers.probabilities[:, 0]))
         keys = rows["content_key"].tolist()
-        self._said.keep(version, [(keys[i], answers.probabilities[i]) for i in usable])
-        self._said.keep(version, [(keys[i], None) for i in answers.refused])
-        if answers.stopped or len(usable) + len(answers.refused) < granted.rows:
-            trouble.failed.append(f"teacher {member.name!r}: {answers.stopped or 'did not answer'}")
+        self._cache.put(version, [(keys[i], answers.probabilities[i]) for i in usable])
+        self._cache.put(version, [(keys[i], None) for i in answers.refused])
+        if answers.stopped or len(usable) + len(answers.refused) < reservation.rows:
+            failures.texts.append(f"teacher {member.name!r}: {answers.stopped or 'did not answer'}")
         spending = {member.name: spent.model_dump()} if spent.calls else {}
-        return [_taught(version, batch, usable.tolist(), answers.probabilities, spending)]
+        return [_answer_event(version, batch, usable.tolist(), answers.probabilities, spending)]
 
-    def _mean(self, teacher: Ensemble, rows: pd.DataFrame, batch: Batch, mean: Array) -> Taught:
-        """The mean of several is knowledge of its own."""
+    def _store_mean(self, teacher: Ensemble, rows: pd.DataFrame, batch: Batch, mean: Array) -> Taught:
+        """Cache the mean over the members, which is stored as the ensemble's own knowledge; returns its event."""
         keys = rows["content_key"].tolist()
         usable = np.flatnonzero(~np.isnan(mean[:, 0]) & ~rows.duplicated("content_key").to_numpy())
-        self._said.keep(teacher.version, [(keys[i], mean[i]) for i in usable])
-        return _taught(teacher.version, batch, usable.tolist(), mean, {})
+        self._cache.put(teacher.version, [(keys[i], mean[i]) for i in usable])
+        return _answer_event(teacher.version, batch, usable.tolist(), mean, {})
 
-    def _known(self, teacher: Ensemble, rows: pd.DataFrame) -> Array:
-        found, _ = self._said.about(teacher.version, rows["content_key"].tolist(), len(teacher.config.actions))
-        return found
+    def _cached_probs(self, teacher: Ensemble, rows: pd.DataFrame) -> Array:
+        probs, _ = self._cache.get(teacher.version, rows["content_key"].tolist(), len(teacher.config.actions))
+        return probs
 
-    # ----------------------------------------------------------------- what came of it
+    # ----------------------------------------------------------------- results
 
-    def _keep_late(self, answered: Answered) -> None:
-        if answered.taught:
+    def _record_late(self, result: CascadeResult) -> None:
+        if result.events:
             try:
-                self._spool.put(*answered.taught)
+                self._spool.put(*result.events)
             except StillhouseError as error:
-                log.warning("%s: what the teacher said too late is lost: %s", self.config.agent, error)
+                log.warning("%s: late answers of the teacher are lost: %s", self.config.agent, error)
 
-    def _fails(self, why: str) -> None:
-        """Ask nobody for a while, each time longer."""
-        with self._counting:
-            self._not_before = time.monotonic() + self._pause
-            self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
-        self._troubles.tell("teacher", why)
+    def _pause(self, reason: str) -> None:
+        """Ask nothing for a while; the pause doubles with each failure in a row."""
+        with self._counts_lock:
+            self._paused_until = time.monotonic() + self._pause_seconds
+            self._pause_seconds = min(_MAX_PAUSE_SECONDS, 2 * self._pause_seconds)
+        self._problems.report("teacher", reason)
 
-    def _answers(self) -> None:
-        with self._counting:
-            self._pause = _SHORTEST_PAUSE
-        self._troubles.over("teacher")
+    def _reset_pause(self) -> None:
+        with self._counts_lock:
+            self._pause_seconds = _MIN_PAUSE_SECONDS
+        self._problems.resolve("teacher")
 
-    def counted(self) -> dict[str, int]:
-        """Rows that the student was unsure about, by what came of it."""
-        with self._counting:
+    def counts(self) -> dict[str, int]:
+        """Number of rows below the confidence threshold, by result: see ``cascade`` of :class:`Status`."""
+        with self._counts_lock:
             return dict(self._counts)
 
     def _count(self, **rows: int) -> None:
-        with self._counting:
+        with self._counts_lock:
             self._counts.update({name: number for name, number in rows.items() if number})
 
 
-def _taught(
-    teacher: str, batch: Batch, places: Sequence[int], probabilities: Array, spending: dict[str, dict[str, float]]
+def _answer_event(
+    teacher: str, batch: Batch, indices: Sequence[int], probs: Array, spending: dict[str, dict[str, float]]
 ) -> Taught:
-    part = batch.part(places)
+    answered = batch.select(indices)
     return Taught(
         teacher=teacher,
-        observed_at=part.observed_at,
+        observed_at=answered.observed_at,
         asked_at=time.time_ns() // 1000,
-        columns=part.columns,
-        values=part.values,
-        probabilities=[probabilities[i].tolist() for i in places],
+        columns=answered.columns,
+        values=answered.values,
+        probabilities=[probs[i].tolist() for i in indices],
         spending=spending,
     )

@@ -1,12 +1,12 @@
-"""The last good copy of a champion on this machine's disk, and how it follows the registry.
+"""The local copy of the champion on this machine's disk, and how it follows the registry.
 
-``STILLHOUSE_HOME/runtime/<agent>/`` holds ``champion.json``, which names the folder to decide with and what was signed
-about its files, and that folder. The file is replaced at once, and only by a champion that was fetched, checked and
-tried: a process finds one there that works, whatever is down. The folder of the champion before stays for those who
-read it yet.
+``STILLHOUSE_HOME/runtime/<agent>/`` holds ``champion.json``, which names the folder to decide with and the signature of
+its files, and that folder. The file is replaced atomically, and only after the new champion was fetched, verified and
+tried out: so every process finds a champion there that works, even if the registry is down. The folder of the previous
+champion stays for processes that still read it.
 
-What is used is signed (:mod:`stillhouse.signing`): each file of the folder, as a version of this agent, by a key that
-is trusted here; and the release, whose number tells a version that was withdrawn.
+Only signed files are used (:mod:`stillhouse.signing`): each file of the folder must be signed, as part of a version of
+this agent, by a key that is trusted here. The release is signed too; its number reveals a version that was withdrawn.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stillhouse.errors import NoChampionError, SchemaError, SignatureError, Stil
 from stillhouse.files import write_whole
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
-from stillhouse.runtime.rows import Batch, Contract
+from stillhouse.runtime.rows import Batch, ObservationSchema
 from stillhouse.signing import signed_model, signed_release, verified
 from stillhouse.variant import InputError, Variant
 from stillhouse.verifying import SIGNATURE_FILE, FilesDiffer, Model, check_files, read_files
@@ -35,68 +35,74 @@ from stillhouse.verifying import SIGNATURE_FILE, FilesDiffer, Model, check_files
 if TYPE_CHECKING:
     from stillhouse.registry import Registry
 
-__all__ = ["Champions", "Loaded", "Pointer", "runtime_folder"]
+__all__ = ["Champions", "LoadedChampion", "Pointer", "runtime_folder"]
 
 
 def runtime_folder(agent: str) -> Path:
-    """Where an agent's processes on this machine keep what they decide with."""
+    """The folder with the local copy of the agent's champion.
+
+    >>> runtime_folder("flights").parts[-2:]
+    ('runtime', 'flights')
+    """
     return home() / "runtime" / agent
 
 
 class Pointer(Record):
-    """``champion.json``: what is decided with here, and what must be known when nothing else answers."""
+    """``champion.json``: the champion to decide with here, and all that is needed to decide while MLflow is down."""
 
     version: str = Field(description="such as flights@7")
     uri: str = Field(description="its address in MLflow")
     run_id: str | None
-    folder: str = Field(description="of its files, beside this one")
-    signature: str = Field(description="what was signed about its files")
-    release: str = Field(description="what was signed when it became champion")
-    release_number: int = Field(ge=1, description="of that release: an older one was withdrawn")
+    folder: str = Field(description="name of the folder with its files, beside this file")
+    signature: str = Field(description="the signed statement about its files")
+    release: str = Field(description="the signed statement that made it champion")
+    release_number: int = Field(ge=1, description="number of that release: a version with an older one was withdrawn")
     promoted_at: AwareDatetime | None
-    teacher: ModelRef | None = Field(default=None, description="that it was distilled from; where there is a cascade")
-    teacher_folder: str | None = Field(default=None, description="of its files, beside this one")
-    teacher_signature: str | None = Field(default=None, description="what was signed about those")
-    knowledge_base: str = Field(description="its identity, for the decisions' ids")
-    before: tuple[str, ...] = Field(default=(), description="folders of the champion before, which may be in use")
+    teacher: ModelRef | None = Field(default=None, description="the teacher it was distilled from; only with a cascade")
+    teacher_folder: str | None = Field(default=None, description="name of the folder with the teacher's files")
+    teacher_signature: str | None = Field(default=None, description="the signed statement about the teacher's files")
+    knowledge_base: str = Field(description="identity of the knowledge base, for the decision ids")
+    before: tuple[str, ...] = Field(default=(), description="folders of the previous champion, which may be in use")
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Its own."""
+        """The folders of this champion."""
         return (self.folder,) if self.teacher_folder is None else (self.folder, self.teacher_folder)
 
 
-class _Signed(NamedTuple):
-    """What was signed about a version, checked."""
+class _SignedVersion(NamedTuple):
+    """The verified signature and release of a version."""
 
     signature: str
     release: str
     model: Model
-    number: int
+    release_number: int
 
     @property
-    def fields(self) -> dict[str, Any]:
-        """Of the pointer."""
-        return {"signature": self.signature, "release": self.release, "release_number": self.number}
+    def pointer_fields(self) -> dict[str, Any]:
+        """The values for the pointer's fields."""
+        return {"signature": self.signature, "release": self.release, "release_number": self.release_number}
 
 
-class Loaded:
-    """A champion that is ready to decide. Never changed: another champion is another object.
+class LoadedChampion:
+    """A champion that is ready to decide. Immutable: a new champion is a new object.
 
-    :param pointer: where it comes from; None for a variant of one's own.
-    :raises SchemaError: if it reads columns that the contract lacks, or has of another type.
+    :param pointer: its entry in ``champion.json``; None for a variant from elsewhere.
+    :raises SchemaError: if it reads columns that the agent file lacks, or has with another type.
     """
 
-    def __init__(self, version: str, variant: Variant, contract: Contract, pointer: Pointer | None = None) -> None:
+    def __init__(
+        self, version: str, variant: Variant, schema: ObservationSchema, pointer: Pointer | None = None
+    ) -> None:
         self.version = version
         self.variant = variant
         self.pointer = pointer
         self.actions: list[str] = variant.actions
-        contract.require(variant.columns, version)
-        self._encode = variant.encoder.trusting(contract.columns)
+        schema.require_columns(variant.columns, version)
+        self._encode = variant.encoder.trusting(schema.columns)
 
     def probabilities(self, batch: Batch) -> np.ndarray[Any, Any]:
-        """float32 ``[n, K]``; may be called from several threads at once.
+        """float32 ``[n, K]``. Thread-safe.
 
         :raises SchemaError: if a number is infinite, or too large for float32.
         """
@@ -110,238 +116,240 @@ class Loaded:
 
 
 class Champions:
-    """The champions of one agent on this machine. For one thread; processes do not get into each other's way."""
+    """The local copies of one agent's champions. Not thread-safe, but safe for several processes."""
 
-    def __init__(self, config: AgentConfig, contract: Contract | None = None) -> None:
+    def __init__(self, config: AgentConfig, schema: ObservationSchema | None = None) -> None:
         self.config = config
         self.folder = runtime_folder(config.agent)
         self.file = self.folder / "champion.json"
-        self._contract = contract or Contract(config)
+        self._schema = schema or ObservationSchema(config)
 
     def read(self) -> Pointer | None:
-        """What is decided with here; None if nothing is, or what says so cannot be read. MLflow is not asked."""
+        """The content of ``champion.json``; None if it does not exist or cannot be parsed. Does not contact MLflow."""
         try:
             return Pointer.model_validate_json(self.file.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
-    def seen(self) -> tuple[int, int] | None:
-        """What tells one ``champion.json`` from another without reading it; None where there is none."""
+    def file_stamp(self) -> tuple[int, int] | None:
+        """Inode and modification time of ``champion.json``, which change with its content; None if there is no file."""
         try:
-            found = self.file.stat()
+            stat = self.file.stat()
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_mtime_ns
+        return stat.st_ino, stat.st_mtime_ns
 
-    def path(self, pointer: Pointer) -> Path:
-        """The folder of the variant; whoever reads it checks it first."""
-        return self.folder / pointer.folder
+    def load(self, pointer: Pointer) -> LoadedChampion:
+        """Verify and load the copy on disk, and warm it up on one row of missing values.
 
-    def load(self, pointer: Pointer) -> Loaded:
-        """The copy on disk, checked and tried on a row of missing values, so that it is warm.
-
-        :raises SignatureError: if what it was signed as is not trusted here.
+        :raises SignatureError: if its signature is not trusted here.
         :raises NoChampionError: if it is damaged or does not run here.
         :raises SchemaError: if it reads other columns than the agent file has.
         """
-        model = self._trusted(pointer)
-        self._require_whole(pointer.version, pointer.folder, model)
-        return self._tried(pointer.version, self.path(pointer), pointer)
+        model = self._verify_champion(pointer)
+        self._require_intact(pointer.version, pointer.folder, model)
+        return self._load_and_try(pointer.version, self.folder / pointer.folder, pointer)
 
-    def files(self, pointer: Pointer) -> dict[str, bytes]:
-        """The variant's files by path, as they were signed, and :data:`SIGNATURE_FILE`, for whoever checks them again.
+    def read_files(self, pointer: Pointer) -> dict[str, bytes]:
+        """The variant's signed files by path, and :data:`SIGNATURE_FILE`, with which a device verifies them.
 
-        :raises SignatureError: if what it was signed as is not trusted here.
+        :raises SignatureError: if its signature is not trusted here.
         :raises NoChampionError: if it is damaged.
         """
-        model = self._trusted(pointer)
+        model = self._verify_champion(pointer)
         try:
-            found = read_files(self.folder / pointer.folder, model.handed_out)
+            files = read_files(self.folder / pointer.folder, model.handed_out)
         except (FilesDiffer, OSError) as error:
             raise self._damaged(pointer.version, pointer.folder, error) from error
         envelopes = json.dumps({"model": pointer.signature, "release": pointer.release})
-        return found | {SIGNATURE_FILE: envelopes.encode()}
+        return files | {SIGNATURE_FILE: envelopes.encode()}
 
     def require_trusted(self, pointer: Pointer) -> None:
-        """:raises SignatureError: if what it was signed as is not trusted here (any more)."""
-        self._trusted(pointer)
+        """:raises SignatureError: if the champion's signature is not trusted here (any more)."""
+        self._verify_champion(pointer)
 
-    def teacher(self, pointer: Pointer) -> Path | None:
-        """The folder of the champion's teacher, checked; None where none is kept.
+    def teacher_folder(self, pointer: Pointer) -> Path | None:
+        """The folder of the champion's teacher, verified; None if there is no copy of it.
 
-        :raises SignatureError: if what it was signed as is not trusted here.
+        :raises SignatureError: if its signature is not trusted here.
         :raises NoChampionError: if it is damaged.
         """
         if pointer.teacher_folder is None:
             return None
-        model = self._trusted_teacher(pointer)
-        self._require_whole(f"the teacher of {pointer.version}", pointer.teacher_folder, model)
+        model = self._verify_teacher(pointer)
+        self._require_intact(f"the teacher of {pointer.version}", pointer.teacher_folder, model)
         return self.folder / pointer.teacher_folder
 
-    def follow(self, models: Registry) -> Pointer | None:
-        """Let the copy be of the version that is champion now: fetched, checked, tried, and only then pointed to.
+    def follow(self, registry: Registry) -> Pointer | None:
+        """Update the local copy to the registry's champion: fetch, verify, try out, and only then point to it.
 
-        A damaged copy is fetched again, and whatever fails, the copy of before stays. A version is taken only if it is
-        signed, and released later than the one of before. Where the agent has a cascade, the champion's teacher comes
-        too, after it: a teacher that cannot be had does not hold up its champion.
+        A damaged copy is fetched again; if anything fails, the previous copy stays. A version is accepted only if it
+        is signed, and released later than the present one. If the agent has a cascade, the champion's teacher is
+        fetched afterwards: a teacher that cannot be fetched does not delay its champion.
 
-        :returns: what is decided with from now on; None where no version was ever promoted.
+        :returns: the new content of ``champion.json``; None if no version was ever promoted.
         :raises RegistryError: if MLflow does not answer.
-        :raises SignatureError: if it, or a file of it, is not what was signed and released last.
+        :raises SignatureError: if it, or one of its files, differs from what was signed and released last.
         :raises SchemaError: if the new champion reads other columns than the agent file has.
         :raises NoChampionError: if it does not run here.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "follow.lock"):
-            pointer, champion = self.read(), models.champion()
+            pointer, champion = self.read(), registry.champion()
             if champion is None:
                 return pointer
-            signed = self._released(models, champion, pointer)
-            if pointer is None or not self._is(pointer, champion):
-                pointer = self._point(self._new(models, champion, pointer, signed))
-            elif (pointer.signature, pointer.release) != (signed.signature, signed.release):  # signed, released again
-                pointer = self._point(pointer.model_copy(update=signed.fields))
+            signed = self._verify_release(registry, champion, pointer)
+            if pointer is None or not self._is_intact_copy(pointer, champion):
+                pointer = self._write_pointer(self._fetch_champion(registry, champion, pointer, signed))
+            elif (pointer.signature, pointer.release) != (signed.signature, signed.release):  # signed or released again
+                pointer = self._write_pointer(pointer.model_copy(update=signed.pointer_fields))
             if self.config.runtime.cascade and not self._has_teacher(pointer):
-                pointer = self._point(self._with_teacher(models, champion, pointer))
+                pointer = self._write_pointer(self._fetch_teacher(registry, champion, pointer))
             return pointer
 
     # ----------------------------------------------------------------- a new champion
 
-    def _released(self, models: Registry, champion: ModelRef, before: Pointer | None) -> _Signed:
-        """The champion's signature and its newest release, checked against what was released when last it was seen."""
-        found = self._check(str(champion), *models.envelopes(champion))
-        seen = 0 if before is None else before.release_number
-        if found.number < seen or (before is not None and found.number == seen and str(champion) != before.version):
+    def _verify_release(self, registry: Registry, champion: ModelRef, present: Pointer | None) -> _SignedVersion:
+        """Verify the champion's signature and its newest release, which must not be older than the present one."""
+        signed = self._verify(str(champion), *registry.envelopes(champion))
+        seen = 0 if present is None else present.release_number
+        is_other = present is not None and str(champion) != present.version
+        if signed.release_number < seen or (signed.release_number == seen and is_other):
             raise SignatureError(
-                f"{champion} was withdrawn: it is release {found.number} of {self.config.agent}, and release {seen} "
-                f"was seen here already. If MLflow was set up anew, remove {self.file}"
+                f"{champion} was withdrawn: it is release {signed.release_number} of {self.config.agent}, and release "
+                f"{seen} was seen here already. If MLflow was set up anew, remove {self.file}"
             )
-        return found
+        return signed
 
-    def _new(self, models: Registry, champion: ModelRef, before: Pointer | None, signed: _Signed) -> Pointer:
-        name = f"variant-{champion.version}-{short_id(champion.uri, champion.run_id)}"
-        models.fetch(champion, self.folder / name)
-        self._require_whole(str(champion), name, signed.model)
-        self._tried(str(champion), self.folder / name, None)
-        promoted = models.tags(champion).get("promoted_at")
+    def _fetch_champion(
+        self, registry: Registry, champion: ModelRef, present: Pointer | None, signed: _SignedVersion
+    ) -> Pointer:
+        folder = f"variant-{champion.version}-{short_id(champion.uri, champion.run_id)}"
+        registry.fetch(champion, self.folder / folder)
+        self._require_intact(str(champion), folder, signed.model)
+        self._load_and_try(str(champion), self.folder / folder, None)
+        promoted_at = registry.tags(champion).get("promoted_at")
         return Pointer(
             version=str(champion),
             uri=champion.uri,
             run_id=champion.run_id,
-            folder=name,
-            **signed.fields,
-            promoted_at=datetime.fromisoformat(promoted) if promoted else None,
-            knowledge_base=self._knowledge_base(before),
-            before=_before(name, before),
+            folder=folder,
+            **signed.pointer_fields,
+            promoted_at=datetime.fromisoformat(promoted_at) if promoted_at else None,
+            knowledge_base=self._knowledge_base_id(present),
+            before=_previous_folders(folder, present),
         )
 
-    def _with_teacher(self, models: Registry, champion: ModelRef, pointer: Pointer) -> Pointer:
-        teacher = models.baseline(champion).teacher
-        name = f"teacher-{short_id(teacher.uri, teacher.run_id)}"
-        models.fetch(teacher, self.folder / name)
-        found = pointer.model_copy(
-            update={"teacher": teacher, "teacher_folder": name, "teacher_signature": models.envelopes(teacher)[0]}
+    def _fetch_teacher(self, registry: Registry, champion: ModelRef, pointer: Pointer) -> Pointer:
+        teacher = registry.baseline(champion).teacher
+        folder = f"teacher-{short_id(teacher.uri, teacher.run_id)}"
+        registry.fetch(teacher, self.folder / folder)
+        with_teacher = pointer.model_copy(
+            update={"teacher": teacher, "teacher_folder": folder, "teacher_signature": registry.envelopes(teacher)[0]}
         )
-        self._require_whole(f"the teacher of {pointer.version}", name, self._trusted_teacher(found))
-        return found
+        self._require_intact(f"the teacher of {pointer.version}", folder, self._verify_teacher(with_teacher))
+        return with_teacher
 
-    def _point(self, pointer: Pointer) -> Pointer:
-        """Write it, at once, and remove what nobody needs any more; with the lock held."""
+    def _write_pointer(self, pointer: Pointer) -> Pointer:
+        """Replace ``champion.json`` atomically and remove unused folders; the caller holds the lock."""
         write_whole(self.file, pointer.model_dump_json(indent=1))
-        self._tidy(pointer)
+        self._remove_unused_folders(pointer)
         return pointer
 
-    def _tried(self, version: str, folder: Path, pointer: Pointer | None) -> Loaded:
-        """The variant in the folder, if it fits the contract and says something about a row of missing values."""
+    def _load_and_try(self, version: str, folder: Path, pointer: Pointer | None) -> LoadedChampion:
+        """Load the variant in the folder and check that it gives probabilities for a row of missing values."""
         try:
-            loaded = Loaded(version, Variant(folder, threads=self.config.runtime.threads), self._contract, pointer)
-            said = loaded.probabilities(self._contract.missing())
+            variant = Variant(folder, threads=self.config.runtime.threads)
+            champion = LoadedChampion(version, variant, self._schema, pointer)
+            probs = champion.probabilities(self._schema.missing_row())
         except StillhouseError:
             raise
-        except Exception as error:  # of ONNX Runtime, whose errors have no base of their own
+        except Exception as error:  # of ONNX Runtime, whose errors have no common base class
             raise NoChampionError(
                 f"{version} in {folder} does not run here: {type(error).__name__}: {error}"
             ) from error
-        if said.shape != (1, len(loaded.actions)) or not np.isfinite(said).all() or abs(said.sum() - 1) > 1e-3:
-            raise NoChampionError(f"{version} says {said.tolist()} about a row of missing values: no probabilities")
-        return loaded
+        if probs.shape != (1, len(champion.actions)) or not np.isfinite(probs).all() or abs(probs.sum() - 1) > 1e-3:
+            raise NoChampionError(
+                f"{version} answers {probs.tolist()} to a row of missing values: these are no probabilities"
+            )
+        return champion
 
-    def _knowledge_base(self, before: Pointer | None) -> str:
-        """The identity of the knowledge base; as it was known before, where that is out of reach."""
+    def _knowledge_base_id(self, present: Pointer | None) -> str:
+        """The identity of the knowledge base; if it is out of reach, as the present pointer has it."""
         try:
             return KnowledgeBase(self.config).identity()
-        except Exception:  # whatever a store raises that does not answer
-            if before is None:
+        except Exception:  # any exception of a store that does not answer
+            if present is None:
                 raise
-            return before.knowledge_base
+            return present.knowledge_base
 
-    # ----------------------------------------------------------------- what was signed
+    # ----------------------------------------------------------------- signatures
 
-    def _check(self, version: str, signature: str | None, release: str | None) -> _Signed:
-        """See that the version is this agent's and was released, by keys that are trusted here."""
+    def _verify(self, version: str, signature: str | None, release: str | None) -> _SignedVersion:
+        """Verify that the version is a variant of this agent and was released, by keys that are trusted here."""
         model, released = signed_model(signature, version), signed_release(release, version)
         verified(model, released, self.config.agent, version)
         if version != f"{model.name}@{model.version}" or model.role != "variant":
             raise SignatureError(f"{version} cannot be used: it is signed as {model.role} {model.name}@{model.version}")
         assert signature is not None and release is not None  # both were read
-        return _Signed(signature, release, model, released.number)
+        return _SignedVersion(signature, release, model, released.number)
 
-    def _trusted(self, pointer: Pointer) -> Model:
-        return self._check(pointer.version, pointer.signature, pointer.release).model
+    def _verify_champion(self, pointer: Pointer) -> Model:
+        return self._verify(pointer.version, pointer.signature, pointer.release).model
 
-    def _trusted_teacher(self, pointer: Pointer) -> Model:
-        """What was signed about the champion's teacher: the one that the champion was distilled from, no other."""
-        what = f"the teacher of {pointer.version}"
-        champion, model = (
-            signed_model(pointer.signature, pointer.version),
-            signed_model(pointer.teacher_signature, what),
-        )
-        if model.agent != self.config.agent or model.role != "teacher":
-            raise SignatureError(f"{what} cannot be used: it is signed as {model.role} {model.name} of {model.agent!r}")
-        if model.model_id != champion.lineage.get("teacher"):
-            raise SignatureError(f"{what} cannot be used: {pointer.version} was distilled from another")
-        return model
+    def _verify_teacher(self, pointer: Pointer) -> Model:
+        """Verify that the teacher is the one that the champion was distilled from."""
+        label = f"the teacher of {pointer.version}"
+        champion = signed_model(pointer.signature, pointer.version)
+        teacher = signed_model(pointer.teacher_signature, label)
+        if teacher.agent != self.config.agent or teacher.role != "teacher":
+            raise SignatureError(
+                f"{label} cannot be used: it is signed as {teacher.role} {teacher.name} of {teacher.agent!r}"
+            )
+        if teacher.model_id != champion.lineage.get("teacher"):
+            raise SignatureError(f"{label} cannot be used: {pointer.version} was distilled from another")
+        return teacher
 
-    # ----------------------------------------------------------------- what lies there
+    # ----------------------------------------------------------------- the files on disk
 
-    def _is(self, pointer: Pointer, champion: ModelRef) -> bool:
-        """Whether the copy is of that champion, and whole."""
+    def _is_intact_copy(self, pointer: Pointer, champion: ModelRef) -> bool:
+        """Whether the local copy is of that champion, verified and undamaged."""
         if (pointer.uri, pointer.run_id) != (champion.uri, champion.run_id):
             return False
         try:
-            self._require_whole(pointer.version, pointer.folder, self._trusted(pointer))
+            self._require_intact(pointer.version, pointer.folder, self._verify_champion(pointer))
         except (NoChampionError, SignatureError):
             return False
         return True
 
     def _has_teacher(self, pointer: Pointer) -> bool:
         try:
-            return self.teacher(pointer) is not None
+            return self.teacher_folder(pointer) is not None
         except (NoChampionError, SignatureError):
             return False
 
-    def _require_whole(self, what: str, name: str, model: Model) -> None:
+    def _require_intact(self, label: str, folder: str, model: Model) -> None:
         try:
-            check_files(self.folder / name, model.handed_out)
+            check_files(self.folder / folder, model.handed_out)
         except (FilesDiffer, OSError) as error:
-            raise self._damaged(what, name, error) from error
+            raise self._damaged(label, folder, error) from error
 
-    def _damaged(self, what: str, name: str, error: Exception) -> NoChampionError:
+    def _damaged(self, label: str, folder: str, error: Exception) -> NoChampionError:
         return NoChampionError(
-            f"the copy of {what} in {self.folder / name} is damaged: its files have other checksums than were signed "
-            f"({error}); it is fetched again as soon as MLflow answers"
+            f"the copy of {label} in {self.folder / folder} is damaged: its files have other checksums than were "
+            f"signed ({error}); it is fetched again as soon as MLflow answers"
         )
 
-    def _tidy(self, pointer: Pointer) -> None:
-        """Remove folders that nobody needs, and what a killed process left half fetched; with the lock held."""
+    def _remove_unused_folders(self, pointer: Pointer) -> None:
+        """Remove folders that are no longer needed, and downloads of killed processes; the caller holds the lock."""
         needed = {*pointer.folders, *pointer.before}
         for path in self.folder.iterdir():
             if path.is_dir() and re.match(r"\.?(variant|teacher)-", path.name) and path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _before(folder: str, pointer: Pointer | None) -> tuple[str, ...]:
-    """Folders to keep of the champion before; of the same one, fetched again, those that it kept."""
-    if pointer is None:
+def _previous_folders(folder: str, present: Pointer | None) -> tuple[str, ...]:
+    """The previous champion's folders to keep; if the same champion is fetched again, those that were kept for it."""
+    if present is None:
         return ()
-    return pointer.before if pointer.folder == folder else pointer.folders
+    return present.before if present.folder == folder else present.folders

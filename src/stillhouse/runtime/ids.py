@@ -1,9 +1,9 @@
-"""Decision ids that say themselves what they are about: no table need be read to take an outcome.
+"""Decision ids that contain what an outcome needs: no table is read to find the observation.
 
-A decision's id is ``<observation id>.<token>``; the token holds when the observation was perceived, five random bytes,
-and a checksum over both, the observation's id, the agent and its knowledge base. So any process, at any time, knows an
-id that was given out (one that was not passes once in 2^40), and an outcome that comes months later finds its
-observation. The checksum is against mistakes, not against forgery: who may call is decided by the bearer token.
+A decision id is ``<observation id>.<token>``. The token holds the observation's time, five random bytes, and a checksum
+over both, the observation id, the agent and its knowledge base. So any process can check at any time whether an id was
+issued (a wrong one passes with probability 2^-40), and an outcome that arrives months later is matched to its
+observation. The checksum detects mistakes, not forgery: access is controlled by the bearer token.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["LONGEST_ID", "DecisionIds", "Subject"]
+__all__ = ["MAX_ID_LENGTH", "DecisionIds", "IdSubject"]
 
-LONGEST_ID = 200
-"""Characters of an observation's id, at most."""
+MAX_ID_LENGTH = 200
+"""Maximum length of an observation id, in characters."""
 
-_RANDOM, _CHECK = 5, 5
-_TOKEN = 24  # characters: base64 of 8 + 5 + 5 bytes
+_RANDOM_BYTES, _CHECKSUM_BYTES = 5, 5
+_TOKEN_LENGTH = 24  # characters: base64 of 8 + 5 + 5 bytes
 
 
-class Subject(NamedTuple):
-    """What a decision was about."""
+class IdSubject(NamedTuple):
+    """The observation that a decision id refers to."""
 
     observation_id: str
     observed_at: int
@@ -34,44 +34,61 @@ class Subject(NamedTuple):
 
 
 class DecisionIds:
-    """Gives out and reads the ids of one agent's decisions.
+    """Creates and parses the decision ids of one agent.
+
+    >>> ids = DecisionIds("flights", "the id of its knowledge base")
+    >>> (decision_id,) = ids.create(["UA-1545"], [1_357_020_900_000_000])
+    >>> ids.parse(decision_id)
+    IdSubject(observation_id='UA-1545', observed_at=1357020900000000)
+    >>> ids.parse("UA-1545.invented") is None
+    True
 
     :param agent: its name.
-    :param knowledge_base: what tells this knowledge base from every other: :meth:`KnowledgeBase.identity`.
+    :param knowledge_base: the identity of its knowledge base: :meth:`KnowledgeBase.identity`.
     """
 
     def __init__(self, agent: str, knowledge_base: str) -> None:
         key = hashlib.blake2b(f"{agent}\0{knowledge_base}".encode(), digest_size=32).digest()
-        self._keyed = hashlib.blake2b(digest_size=_CHECK, key=key)
+        self._keyed_hash = hashlib.blake2b(digest_size=_CHECKSUM_BYTES, key=key)
 
-    def give(self, observation_ids: Sequence[str], observed_at: Sequence[int]) -> list[str]:
-        """A new id for a decision about each observation."""
-        random = os.urandom(_RANDOM * len(observation_ids))
-        said = [
-            time.to_bytes(8, "big", signed=True) + random[_RANDOM * i : _RANDOM * (i + 1)]
+    def create(self, observation_ids: Sequence[str], observed_at: Sequence[int]) -> list[str]:
+        """A new decision id for each observation.
+
+        :param observed_at: microseconds since 1970 (UTC).
+        """
+        random = os.urandom(_RANDOM_BYTES * len(observation_ids))
+        payloads = [
+            time.to_bytes(8, "big", signed=True) + random[_RANDOM_BYTES * i : _RANDOM_BYTES * (i + 1)]
             for i, time in enumerate(observed_at)
         ]
-        checked = [
-            part for name, each in zip(observation_ids, said, strict=True) for part in (each, self._check(name, each))
+        parts = [
+            part
+            for observation_id, payload in zip(observation_ids, payloads, strict=True)
+            for part in (payload, self._checksum(observation_id, payload))
         ]
-        tokens = base64.urlsafe_b64encode(b"".join(checked)).decode()  # of 18 bytes each, so none runs into the next
-        return [f"{name}.{tokens[_TOKEN * i : _TOKEN * (i + 1)]}" for i, name in enumerate(observation_ids)]
+        # a token encodes 18 bytes, a multiple of 3: no base64 character spans two tokens
+        tokens = base64.urlsafe_b64encode(b"".join(parts)).decode()
+        return [
+            f"{observation_id}.{tokens[_TOKEN_LENGTH * i : _TOKEN_LENGTH * (i + 1)]}"
+            for i, observation_id in enumerate(observation_ids)
+        ]
 
-    def read(self, decision_id: str) -> Subject | None:
-        """What the decision was about; None if no such id was given out."""
-        name, _, token = decision_id.rpartition(".")
-        if not name or len(token) != _TOKEN or not token.isascii():
+    def parse(self, decision_id: str) -> IdSubject | None:
+        """The observation that the decision was about; None if no such id was issued."""
+        observation_id, _, token = decision_id.rpartition(".")
+        if not observation_id or len(token) != _TOKEN_LENGTH or not token.isascii():
             return None
         try:
             content = base64.urlsafe_b64decode(token)
-            said, check = content[:-_CHECK], content[-_CHECK:]
-            if base64.urlsafe_b64encode(content).decode() != token or self._check(name, said) != check:
+            payload, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+            is_canonical = base64.urlsafe_b64encode(content).decode() == token
+            if not is_canonical or self._checksum(observation_id, payload) != checksum:
                 return None
         except (binascii.Error, UnicodeEncodeError):
             return None
-        return Subject(name, struct.unpack_from(">q", said)[0])
+        return IdSubject(observation_id, struct.unpack_from(">q", payload)[0])
 
-    def _check(self, observation_id: str, said: bytes) -> bytes:
-        digest = self._keyed.copy()
-        digest.update(said + observation_id.encode())
+    def _checksum(self, observation_id: str, payload: bytes) -> bytes:
+        digest = self._keyed_hash.copy()
+        digest.update(payload + observation_id.encode())
         return digest.digest()

@@ -1,4 +1,4 @@
-"""Group commit: what arrives while the disk is busy is written in the next commit, all of it at once."""
+"""Group commit: requests that arrive while the disk is busy share the next commit."""
 
 from __future__ import annotations
 
@@ -9,78 +9,78 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from stillhouse.knowledge.events import Event
-from stillhouse.runtime.agent import Agent, Decision, Judged
+from stillhouse.runtime.agent import Agent, Decision, PendingDecisions
 
 __all__ = ["Recorder"]
 
 
-class _Waiting(NamedTuple):
-    judged: Judged | None
+class _Entry(NamedTuple):
+    pending: PendingDecisions | None
     events: Sequence[Event]
-    done: asyncio.Future[list[Decision]]
+    future: asyncio.Future[list[Decision]]
 
 
 class Recorder:
-    """Records what an agent's requests decided and learned, for one event loop.
+    """Records the decisions and outcomes of an agent's requests, for one event loop.
 
-    A commit waits for the disk, which takes longer than deciding: a thread of its own waits, while the loop goes on
-    reading and judging. What is handed in by then shares the next commit.
+    A commit waits for the disk, which takes longer than a decision. So a thread of its own commits, while the loop
+    goes on to read requests and predict; what they hand in meanwhile is written in the next commit.
     """
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._loop = asyncio.get_running_loop()
-        self._waiting = list[_Waiting]()
+        self._entries = list[_Entry]()
         self._writing = False
-        self._work: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[_Entry] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write, name=f"recorder-{agent.config.agent}", daemon=True)
         self._thread.start()
 
-    def put(self, judged: Judged | None, events: Sequence[Event] = ()) -> asyncio.Future[list[Decision]]:
-        """The decisions, once they and the ``events`` will survive any crash.
+    def put(self, pending: PendingDecisions | None, events: Sequence[Event] = ()) -> asyncio.Future[list[Decision]]:
+        """A future of the decisions, which is done once they and the ``events`` are durable.
 
-        :raises SpoolError: when awaited; nothing of it was written.
+        :raises SpoolError: when awaited; then nothing was written.
         """
-        done = self._loop.create_future()
-        self._waiting.append(_Waiting(judged, events, done))
+        future = self._loop.create_future()
+        self._entries.append(_Entry(pending, events, future))
         if not self._writing:
             self._writing = True
-            self._loop.call_soon(self._begin)  # what else is ready in this turn of the loop comes along
-        return done
+            self._loop.call_soon(self._start_commit)  # other requests ready in this iteration of the loop join it
+        return future
 
     def close(self) -> None:
-        """End the thread; what was put has been written."""
-        self._work.put(None)
+        """End the thread after everything that was put is written."""
+        self._queue.put(None)
         self._thread.join()
 
-    def _begin(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._work.put(waiting)
+    def _start_commit(self) -> None:
+        entries, self._entries = self._entries, []
+        self._queue.put(entries)
 
     def _write(self) -> None:
-        """The thread: one commit after another."""
-        while (waiting := self._work.get()) is not None:
-            judged = [each.judged for each in waiting if each.judged is not None]
-            events = [event for each in waiting for event in each.events]
-            found: list[list[Decision]] | BaseException
+        """The thread's loop: one commit after another."""
+        while (entries := self._queue.get()) is not None:
+            pending = [entry.pending for entry in entries if entry.pending is not None]
+            events = [event for entry in entries for event in entry.events]
+            result: list[list[Decision]] | BaseException
             try:
-                found = self._agent.record(judged, events)
+                result = self._agent.record(pending, events)
             except BaseException as error:
-                found = error
-            self._loop.call_soon_threadsafe(self._answer, waiting, found)
+                result = error
+            self._loop.call_soon_threadsafe(self._finish_commit, entries, result)
 
-    def _answer(self, waiting: Sequence[_Waiting], found: list[list[Decision]] | BaseException) -> None:
-        """Back in the loop: whoever waits gets his decisions, and the next commit begins."""
-        if self._waiting:
-            self._begin()
+    def _finish_commit(self, entries: Sequence[_Entry], result: list[list[Decision]] | BaseException) -> None:
+        """In the event loop: start the next commit and complete the futures of this one."""
+        if self._entries:
+            self._start_commit()
         else:
             self._writing = False
-        made = iter(found if isinstance(found, list) else ())
-        for each in waiting:
-            if each.done.cancelled():
-                if each.judged is not None and isinstance(found, list):
-                    next(made)
-            elif isinstance(found, BaseException):
-                each.done.set_exception(found)
+        decisions = iter(result if isinstance(result, list) else ())
+        for entry in entries:
+            if entry.future.cancelled():
+                if entry.pending is not None and isinstance(result, list):
+                    next(decisions)
+            elif isinstance(result, BaseException):
+                entry.future.set_exception(result)
             else:
-                each.done.set_result([] if each.judged is None else next(made))
+                entry.future.set_result([] if entry.pending is None else next(decisions))

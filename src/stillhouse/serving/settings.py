@@ -1,4 +1,4 @@
-"""What the command line and the environment say about ``stillhouse serve``: for the supervisor and its workers."""
+"""Settings of ``stillhouse serve`` from the command line and the environment."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from stillhouse.errors import ConfigError
-from stillhouse.runtime.http import Guard, RequestLimits
+from stillhouse.serving.http import AccessGuard, RequestLimits
 
-__all__ = ["Settings", "tokens_of"]
+__all__ = ["Settings", "parse_tokens"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line and the environment say."""
+    """What to serve, where, and to whom.
+
+    >>> Settings(("flights",)).loopback, Settings(("flights",), host="0.0.0.0").loopback
+    (True, False)
+    """
 
     agents: tuple[str, ...]
     host: str = "127.0.0.1"
@@ -25,7 +29,7 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can ask."""
+        """Whether only this machine can reach the server."""
         if self.host == "localhost":
             return True
         with contextlib.suppress(ValueError):
@@ -34,18 +38,18 @@ class Settings:
 
     @property
     def access(self) -> str:
-        """Who may ask, in words."""
+        """Who has access, in words."""
         if not self.tokens:
-            return "open: whoever can reach it may ask, without a token"
+            return "open: every client that can reach it has access, without a token"
         return f"a bearer token is needed: {len(self.tokens)} in STILLHOUSE_TOKENS"
 
-    def guard(self) -> Guard:
-        """Who may ask."""
+    def guard(self) -> AccessGuard:
+        """The access control for these settings."""
         hosts = ("localhost", "127.0.0.1", "[::1]", self.host.lower(), f"[{self.host.lower()}]")
-        return Guard(self.tokens, hosts if self.loopback else ())
+        return AccessGuard(self.tokens, hosts if self.loopback else ())
 
     def require_safe(self) -> None:
-        """:raises ConfigError: if others than this machine could ask without a token, or an agent is named twice."""
+        """:raises ConfigError: if other machines could get access without a token, or an agent is named twice."""
         if not self.loopback and not self.tokens:
             raise ConfigError(
                 f"--host {self.host} can be reached from other machines, and no token is set: put one or more, "
@@ -55,11 +59,14 @@ class Settings:
             raise ConfigError(f"an agent is named more than once: {' '.join(self.agents)}")
 
 
-def tokens_of(text: str | None) -> tuple[str, ...]:
-    """Of ``STILLHOUSE_TOKENS``: separated by commas; none where it is not set (None).
+def parse_tokens(text: str | None) -> tuple[str, ...]:
+    """The tokens in ``STILLHOUSE_TOKENS``, separated by commas; none if the variable is not set (None).
 
-    :raises ConfigError: if it is set and holds none, or one with a character that no header may have; the message does
-        not show a token.
+    >>> parse_tokens("secret, other")
+    ('secret', 'other')
+
+    :raises ConfigError: if it is set and holds no token, or a token with a character that is not allowed in a header;
+        the message does not show the token.
     """
     if text is None:
         return ()
@@ -67,12 +74,12 @@ def tokens_of(text: str | None) -> tuple[str, ...]:
     if not tokens:
         raise ConfigError(
             "STILLHOUSE_TOKENS is set and holds no token: put one or more in it, separated by commas, or unset it to "
-            "serve without (on loopback only)"
+            "serve without a token (on loopback only)"
         )
     for number, token in enumerate(tokens, start=1):
-        if strange := next((character for character in token if not "!" <= character <= "~"), None):
+        if invalid := next((character for character in token if not "!" <= character <= "~"), None):
             raise ConfigError(
-                f"token {number} of {len(tokens)} in STILLHOUSE_TOKENS has the character U+{ord(strange):04X}: a token "
-                "is of visible ASCII characters, such as `openssl rand -hex 32` makes"
+                f"token {number} of {len(tokens)} in STILLHOUSE_TOKENS has the character U+{ord(invalid):04X}: a token "
+                "consists of visible ASCII characters, such as `openssl rand -hex 32` prints"
             )
     return tokens

@@ -1,4 +1,4 @@
-"""MLflow's protocol read as observations: values by their types, CSV as `stillhouse import` reads it."""
+"""MLflow's scoring protocol read as observations: values by their types, CSV as in `stillhouse import`."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ import pytest
 
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
-from stillhouse.runtime.rows import Batch, Contract, micros
-from stillhouse.runtime.scoring import Scoring
+from stillhouse.runtime.rows import Batch, ObservationSchema, to_micros
+from stillhouse.serving.scoring import ScoringReader
 from tests.runtime.conftest import AGENT
 
-SCORING = Scoring(Contract(AgentConfig.model_validate(AGENT)))
-COLUMNS = SCORING._contract.columns
+READER = ScoringReader(ObservationSchema(AgentConfig.model_validate(AGENT)))
+COLUMNS = READER._schema.columns
 
 
-def csv(text: str) -> Batch:
-    return SCORING.frame(SCORING.csv(text.encode()))
+def read_csv(text: str) -> Batch:
+    return READER.frame_batch(READER.read_csv(text.encode()))
 
 
-def rows(*given: dict[str, Any]) -> Batch:
-    return SCORING.batch([{"wind": 1.0, "hour": 2.0, "origin": "EWR"} | row for row in given])
+def read_rows(*changes: dict[str, Any]) -> Batch:
+    return READER.batch([{"wind": 1.0, "hour": 2.0, "origin": "EWR"} | row for row in changes])
 
 
 def column(batch: Batch, name: str) -> list[Any]:
     return [row[COLUMNS.index(name)] for row in batch.values]
 
 
-def test_csv_reads_what_stands_there() -> None:
+def test_csv_values_are_read_literally() -> None:
     others = "".join(f"{text},,4,9,\n" for text in ("NA", "null", "None", ""))
-    batch = csv(f"\ufefforigin,extra,wind,hour,\r\nEWR,1,3.0,7,\r\n007,NA,,8,\n1.0,,4,9,x\n{others}")
+    batch = read_csv(f"\ufefforigin,extra,wind,hour,\r\nEWR,1,3.0,7,\r\n007,NA,,8,\n1.0,,4,9,x\n{others}")
     assert column(batch, "origin") == ["EWR", "007", "1.0", "NA", "null", "None", None]
     assert column(batch, "wind") == [3.0, None, 4.0, 4.0, 4.0, 4.0, 4.0]
     assert len(set(batch.observation_ids)) == 7
 
 
-def test_ids_and_moments_of_csv_are_taken() -> None:
-    batch = csv("observation_id,observed_at,origin,wind,hour\n1152921504606846977,2013-06-01T12:00:00+02:00,JFK,1,2\n")
+def test_ids_and_times_of_csv_are_used() -> None:
+    batch = read_csv(
+        "observation_id,observed_at,origin,wind,hour\n1152921504606846977,2013-06-01T12:00:00+02:00,JFK,1,2\n"
+    )
     assert batch.observation_ids == ["1152921504606846977"]
-    assert batch.observed_at == [micros(datetime(2013, 6, 1, 10, tzinfo=UTC))]
+    assert batch.observed_at == [to_micros(datetime(2013, 6, 1, 10, tzinfo=UTC))]
 
 
 WRONG_CSV = {
@@ -61,15 +63,15 @@ WRONG_CSV = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), WRONG_CSV.values(), ids=WRONG_CSV)
-def test_what_csv_may_not_be(text: str, said: str) -> None:
-    with pytest.raises(SchemaError, match=said):
-        csv(text)
+@pytest.mark.parametrize(("text", "message"), WRONG_CSV.values(), ids=WRONG_CSV)
+def test_invalid_csv_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        read_csv(text)
 
 
-def test_no_utf_8_is_told_by_line() -> None:
+def test_the_error_for_invalid_utf8_names_the_line() -> None:
     with pytest.raises(SchemaError, match="line 2: is not UTF-8"):
-        SCORING.csv(b"origin,wind,hour\nS\xe3o,1,2\n")
+        READER.read_csv(b"origin,wind,hour\nS\xe3o,1,2\n")
 
 
 VALUES: list[tuple[Any, str]] = [
@@ -83,20 +85,20 @@ VALUES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "written"), VALUES)
-def test_a_category_is_the_same_alone_and_beside_a_gap(given: Any, written: str) -> None:
-    body = msgspec.json.encode({"dataframe_records": [{"origin": given}]})
-    (alone,) = column(rows(*SCORING.rows_of(SCORING.decoder.decode(body))), "origin")
-    assert [alone, None] == column(rows({"origin": given}, {"origin": None}), "origin") == [written, None]
-    assert column(rows({"origin": given}, {"origin": "x", "wind": "3"}), "origin") == [written, "x"]
+@pytest.mark.parametrize(("value", "text"), VALUES)
+def test_a_category_is_converted_alike_with_and_without_missing_values(value: Any, text: str) -> None:
+    body = msgspec.json.encode({"dataframe_records": [{"origin": value}]})
+    (alone,) = column(read_rows(*READER.rows(READER.decoder.decode(body))), "origin")
+    assert [alone, None] == column(read_rows({"origin": value}, {"origin": None}), "origin") == [text, None]
+    assert column(read_rows({"origin": value}, {"origin": "x", "wind": "3"}), "origin") == [text, "x"]
 
 
-def test_numbers_may_be_texts_and_truth_values() -> None:
-    assert column(rows({"wind": "3"}, {"wind": True}, {"wind": 2**64}, {}), "wind") == [3.0, 1.0, 2.0**64, 1.0]
+def test_numbers_are_accepted_as_texts_and_truth_values() -> None:
+    assert column(read_rows({"wind": "3"}, {"wind": True}, {"wind": 2**64}, {}), "wind") == [3.0, 1.0, 2.0**64, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"wind": [1]}, r"column 'wind' .*row 0: the list \[1\] is no number"),
         ({"wind": ""}, "row 0: '' is no number"),
@@ -106,15 +108,15 @@ def test_numbers_may_be_texts_and_truth_values() -> None:
         ({"origin": 1, "observed_at": 1370088000}, "1370088000 is no ISO moment with a time zone"),
     ],
 )
-def test_what_is_refused_names_the_column_and_the_value(row: dict[str, Any], said: str) -> None:
-    with pytest.raises(SchemaError, match=said):
-        rows(row)
+def test_an_error_names_the_column_and_the_value(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        read_rows(row)
 
 
-def test_two_columns_of_one_name_are_refused() -> None:
+def test_a_duplicate_column_is_an_error() -> None:
     split = {"dataframe_split": {"columns": ["wind", "hour", "origin", "wind"], "data": [[1, 2, "EWR", 3]]}}
-    asked = msgspec.convert(split, SCORING.decoder.type)
+    request = msgspec.convert(split, READER.decoder.type)
     with pytest.raises(SchemaError, match="more than one column 'wind'"):
-        SCORING.rows_of(asked)
+        READER.rows(request)
     with pytest.raises(SchemaError, match="more than one column 'wind'"):
-        SCORING.frame(pd.DataFrame([[1, 2, "EWR", 3]], columns=["wind", "hour", "origin", "wind"]))
+        READER.frame_batch(pd.DataFrame([[1, 2, "EWR", 3]], columns=["wind", "hour", "origin", "wind"]))

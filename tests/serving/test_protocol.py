@@ -1,4 +1,4 @@
-"""HTTP/1.1 over real sockets: what is ambiguous, too long or too slow is refused, and nobody waits for it."""
+"""HTTP/1.1 over real sockets: ambiguous, too long or too slow requests are rejected."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import uvicorn
 
-from stillhouse.runtime import protocol
-from stillhouse.runtime.http import Guard, Refused, RequestLimits, body_of, encoded, reply
-from stillhouse.runtime.protocol import Protocol
+from stillhouse.serving import protocol
+from stillhouse.serving.http import AccessGuard, HttpError, RequestLimits, json_response, read_body, send_response
+from stillhouse.serving.protocol import Protocol
 
 HOST = b"Host: localhost\r\n"
 POST = b"POST /x HTTP/1.1\r\n" + HOST
 
 
-class _Web(uvicorn.Server):
-    """Looks at its connections' deadlines more often than a worker does."""
+class _UvicornServer(uvicorn.Server):
+    """Checks the connections' deadlines more often than a worker does."""
 
     async def on_tick(self, counter: int) -> bool:
         for connection in list(self.server_state.connections):
@@ -35,47 +35,50 @@ class _Web(uvicorn.Server):
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """An application that gives back a body's length and the headers that it was told, behind the guard of loopback."""
-    guard, limits = Guard(["secret"], ["localhost", "127.0.0.1"]), RequestLimits(max_body=100_000, body_seconds=0.4)
+    """The port of an application that returns the length of a body and the names of the headers."""
+    guard, limits = (
+        AccessGuard(["secret"], ["localhost", "127.0.0.1"]),
+        RequestLimits(max_body=100_000, body_seconds=0.4),
+    )
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         try:
             guard.check(scope)
-            body = b"" if scope["path"] == "/unread" else await body_of(scope, receive, limits)
+            body = b"" if scope["path"] == "/unread" else await read_body(scope, receive, limits)
             names = [name.decode() for name, _ in scope["headers"]]
-            await reply(encoded({"bytes": len(body), "path": scope["path"], "headers": names}), send)
-        except Refused as refused:
-            await reply(refused.answer(), send)
+            await send_response(json_response({"bytes": len(body), "path": scope["path"], "headers": names}), send)
+        except HttpError as error:
+            await send_response(error.response(), send)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "HEAD_SECONDS", 0.4)
-        patch.setattr(protocol, "REST_SECONDS", 0.8)
-        patch.setattr(protocol, "WRITE_SECONDS", 0.4)
+        patch.setattr(protocol, "HEAD_TIMEOUT_SECONDS", 0.4)
+        patch.setattr(protocol, "BODY_TIMEOUT_SECONDS", 0.8)
+        patch.setattr(protocol, "WRITE_TIMEOUT_SECONDS", 0.4)
         options = uvicorn.Config(app, port=0, http=Protocol, lifespan="off", log_config=None, timeout_keep_alive=1)
-        web = _Web(options)
-        thread = threading.Thread(target=web.run, daemon=True)
+        server = _UvicornServer(options)
+        thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
-        while not web.started:
+        while not server.started:
             thread.join(0.01)
-        yield web.servers[0].sockets[0].getsockname()[1]
-        web.should_exit = True
+        yield server.servers[0].sockets[0].getsockname()[1]
+        server.should_exit = True
         thread.join()
 
 
 TOKEN = b"Authorization: Bearer secret\r\n"
 
 
-def sent(port: int, *parts: bytes, pause: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
-    """The answers (status, body) to what is sent, until the server closes the connection."""
+def send(port: int, *parts: bytes, pause: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
+    """Send the parts; returns the responses (status, body) until the server closes the connection."""
 
-    async def talk() -> bytes:
+    async def exchange() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        found = bytearray()
+        received = bytearray()
 
         async def read() -> None:
             with contextlib.suppress(ConnectionError):
-                while some := await reader.read(65_536):
-                    found.extend(some)
+                while chunk := await reader.read(65_536):
+                    received.extend(chunk)
 
         reading = asyncio.create_task(read())
         for part in parts:
@@ -87,9 +90,9 @@ def sent(port: int, *parts: bytes, pause: float = 0.0) -> list[tuple[int, dict[s
             await asyncio.sleep(pause)
         await asyncio.wait_for(reading, 20)
         writer.close()
-        return bytes(found)
+        return bytes(received)
 
-    answers, rest = [], asyncio.run(talk())
+    answers, rest = [], asyncio.run(exchange())
     while rest:
         head, _, rest = rest.partition(b"\r\n\r\n")
         lines = head.decode().lower().split("\r\n")
@@ -99,7 +102,7 @@ def sent(port: int, *parts: bytes, pause: float = 0.0) -> list[tuple[int, dict[s
     return answers
 
 
-def code(answers: list[tuple[int, dict[str, Any]]]) -> tuple[int, str]:
+def error_of(answers: list[tuple[int, dict[str, Any]]]) -> tuple[int, str]:
     ((status, body),) = answers
     assert set(body) == {"error"} and set(body["error"]) == {"code", "message"}
     return status, body["error"]["code"]
@@ -132,8 +135,8 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("request_", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_what_two_servers_could_read_as_two_things_is_refused(port: int, request_: bytes) -> None:
-    assert code(sent(port, request_)) == (400, "malformed_request")
+def test_ambiguous_requests_are_rejected(port: int, request_: bytes) -> None:
+    assert error_of(send(port, request_)) == (400, "malformed_request")
 
 
 HOSTS = {
@@ -150,29 +153,29 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("head", HOSTS.values(), ids=HOSTS)
-def test_a_request_is_for_one_host_which_is_ours(port: int, head: bytes) -> None:
-    assert code(sent(port, head + TOKEN + b"\r\n")) == (400, "wrong_host")
+def test_a_request_for_another_host_is_rejected(port: int, head: bytes) -> None:
+    assert error_of(send(port, head + TOKEN + b"\r\n")) == (400, "wrong_host")
 
 
-def test_a_request_for_us_is_answered_however_its_target_is_written(port: int) -> None:
+def test_a_request_is_answered_for_each_form_of_its_target(port: int) -> None:
     for target, host in ((b"/x", b"LOCALHOST:8000"), (b"http://localhost:8000/x", b"localhost:8000")):
         request_ = b"GET " + target + b" HTTP/1.1\r\nHost: " + host + b"\r\n" + TOKEN + CLOSE + b"\r\n"
-        ((status, body),) = sent(port, request_)
+        ((status, body),) = send(port, request_)
         assert (status, body["path"]) == (200, "/x")
 
 
-def test_two_tokens_are_none(port: int) -> None:
-    assert code(sent(port, POST + TOKEN + TOKEN + CLOSE + b"\r\n")) == (400, "malformed_request")
+def test_two_tokens_are_rejected(port: int) -> None:
+    assert error_of(send(port, POST + TOKEN + TOKEN + CLOSE + b"\r\n")) == (400, "malformed_request")
 
 
-def test_trailers_are_no_headers(port: int) -> None:
+def test_trailers_are_not_used_as_headers(port: int) -> None:
     request_ = POST + TOKEN + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nHost: evil\r\nX: y\r\n\r\n"
-    ((status, body),) = sent(port, request_)
+    ((status, body),) = send(port, request_)
     assert status == 200 and body["bytes"] == 3 and body["headers"].count("host") == 1 and "x" not in body["headers"]
 
 
-def test_what_came_whole_is_answered_before_the_rubbish_behind_it_closes_the_connection(port: int) -> None:
-    ((status, body),) = sent(port, POST + TOKEN + b"Content-Length: 3\r\n\r\nabc" + b"\x00rubbish\r\n\r\n")
+def test_a_complete_request_is_answered_before_invalid_data_closes_the_connection(port: int) -> None:
+    ((status, body),) = send(port, POST + TOKEN + b"Content-Length: 3\r\n\r\nabc" + b"\x00rubbish\r\n\r\n")
     assert (status, body["bytes"]) == (200, 3)
 
 
@@ -185,13 +188,13 @@ LONG: dict[str, Callable[[], list[bytes]]] = {
 
 
 @pytest.mark.parametrize("parts", LONG.values(), ids=LONG)
-def test_a_head_has_a_size(port: int, parts: Callable[[], list[bytes]]) -> None:
-    assert code(sent(port, *parts(), pause=0.02)) == (431, "head_too_large")
+def test_a_head_above_the_limit_is_rejected(port: int, parts: Callable[[], list[bytes]]) -> None:
+    assert error_of(send(port, *parts(), pause=0.02)) == (431, "head_too_large")
 
 
-def test_a_large_body_in_the_packet_that_ends_a_head_is_no_large_head(port: int) -> None:
+def test_a_large_body_in_the_same_packet_does_not_count_as_head(port: int) -> None:
     head = POST + TOKEN + CLOSE + b"Content-Length: 90000\r\n"
-    ((status, body),) = sent(port, head, b"\r\n" + b"x" * 90_000, pause=0.05)
+    ((status, body),) = send(port, head, b"\r\n" + b"x" * 90_000, pause=0.05)
     assert (status, body["bytes"]) == (200, 90_000)
 
 
@@ -204,22 +207,22 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize(("begun", "answer"), SLOW.values(), ids=SLOW)
-def test_what_is_half_sent_is_not_waited_for(port: int, begun: bytes, answer: tuple[int, str]) -> None:
-    assert code(sent(port, begun)) == answer
+@pytest.mark.parametrize(("start", "error"), SLOW.values(), ids=SLOW)
+def test_an_incomplete_request_times_out(port: int, start: bytes, error: tuple[int, str]) -> None:
+    assert error_of(send(port, start)) == error
 
 
-@pytest.mark.parametrize("begun", [b"", b"\r\n\r\n", b"GET /unread HTTP/1.1\r\n" + HOST + TOKEN + b"\r\n\r\n"])
-def test_a_connection_that_asks_nothing_is_closed(port: int, begun: bytes) -> None:
-    assert all(status == 200 for status, _ in sent(port, begun))
+@pytest.mark.parametrize("start", [b"", b"\r\n\r\n", b"GET /unread HTTP/1.1\r\n" + HOST + TOKEN + b"\r\n\r\n"])
+def test_an_idle_connection_is_closed(port: int, start: bytes) -> None:
+    assert all(status == 200 for status, _ in send(port, start))
 
 
-def test_a_head_that_trickles_is_not_waited_for(port: int) -> None:
-    """A byte now and then does not make the time longer."""
-    assert code(sent(port, *[POST[i : i + 1] for i in range(20)], pause=0.05)) == (408, "too_slow")
+def test_a_slowly_arriving_head_times_out(port: int) -> None:
+    """Single bytes do not extend the deadline."""
+    assert error_of(send(port, *[POST[i : i + 1] for i in range(20)], pause=0.05)) == (408, "too_slow")
 
 
-def test_a_body_that_nobody_reads_may_not_trickle_for_ever(port: int) -> None:
-    begun = b"POST /unread HTTP/1.1\r\n" + HOST + TOKEN + b"Content-Length: 1000\r\n\r\n"
-    answers = sent(port, begun, *[b"x"] * 40, pause=0.05)
-    assert [status for status, _ in answers] in ([200], [])  # the connection ended; its answer may be lost with it
+def test_an_unread_slowly_arriving_body_times_out(port: int) -> None:
+    start = b"POST /unread HTTP/1.1\r\n" + HOST + TOKEN + b"Content-Length: 1000\r\n\r\n"
+    answers = send(port, start, *[b"x"] * 40, pause=0.05)
+    assert [status for status, _ in answers] in ([200], [])  # the connection ended, perhaps before its response arrived

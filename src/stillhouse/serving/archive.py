@@ -1,4 +1,4 @@
-"""A champion as one file for devices that pull it: the same model is the same bytes, anywhere and at any time."""
+"""The champion as one file for devices: the same model always gives the same bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Archive:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a device needs to know whether it has it, and whether it came whole (RFC 9110, RFC 9530)."""
+        """HTTP headers by which a device detects a known or a damaged download (RFC 9110, RFC 9530)."""
         digest = f"sha-256=:{base64.b64encode(bytes.fromhex(self.sha256)).decode()}:"
         name = self.version.replace("@", "-")
         return {
@@ -39,17 +39,21 @@ class Archive:
 
 
 def pack(files: Mapping[str, bytes], version: str) -> Archive:
-    """The files of a variant, and what was signed about them, in the order of their names.
+    """Pack a variant's files and their signature, sorted by name.
 
-    Neither names of users nor times are in it, so that its bytes depend on those of the files alone.
+    The archive contains neither user names nor times, so its bytes depend on the files alone.
+
+    >>> archive = pack({"manifest.json": b"{}"}, "flights@7")
+    >>> archive.sha256 == pack({"manifest.json": b"{}"}, "flights@7").sha256
+    True
 
     :param files: content by path.
     """
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode, entry.mtime = len(content), 0o644, 0
             archive.addfile(entry, io.BytesIO(content))
-    packed = gzip.compress(plain.getvalue(), compresslevel=6, mtime=0)
-    return Archive(version, packed, hashlib.sha256(packed).hexdigest())
+    compressed = gzip.compress(tar.getvalue(), compresslevel=6, mtime=0)
+    return Archive(version, compressed, hashlib.sha256(compressed).hexdigest())

@@ -1,4 +1,4 @@
-"""The application in process: every documented answer, and nothing acknowledged that is not in the spool."""
+"""The ASGI application in process: every documented response, and acknowledged events are in the spool."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.events import Decided, Outcomes, decode
 from stillhouse.knowledge.spool import SpoolFile, spool_folder
 from stillhouse.runtime.agent import Agent
-from stillhouse.runtime.archive import pack
 from stillhouse.runtime.champions import Champions, Pointer
-from stillhouse.runtime.http import Guard, RequestLimits
-from stillhouse.runtime.metrics import Counts, Metrics
-from stillhouse.runtime.server import ARROW, Server
+from stillhouse.serving.archive import pack
+from stillhouse.serving.http import AccessGuard, RequestLimits
+from stillhouse.serving.metrics import Counts, Metrics
+from stillhouse.serving.server import ARROW, Server
 from stillhouse.variant import Variant
 from stillhouse.verifying import digests, read_files
 from tests.registry.conftest import AGENT_FILE, signed_folder, variant_folder
@@ -56,7 +56,7 @@ def write_agent(folder: Path, name: str, more: str = "") -> None:
 
 
 def put_champion(agent: str, version: int) -> Path:
-    """The copy that lies on a machine's disk once a champion was fetched."""
+    """Write a local copy as if this champion had been fetched."""
     settings = config.load(agent)
     champions = Champions(settings)
     folder = variant_folder(champions.folder / f"variant-{version}-test", "fp32", seed=version)
@@ -77,36 +77,36 @@ def put_champion(agent: str, version: int) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def serving(*agents: str, base_url: str = "http://127.0.0.1:8000", **options: Any) -> AsyncIterator[Any]:
+async def running_server(*agents: str, base_url: str = "http://127.0.0.1:8000", **options: Any) -> AsyncIterator[Any]:
     """A client of a server in this process."""
-    made = [Agent(name, follow=False, flush=False) for name in agents or ("flights",)]
-    server = Server(made, **options)
+    made_agents = [Agent(name, follow=False, flush=False) for name in agents or ("flights",)]
+    server = Server(made_agents, **options)
     inbox, outbox = asyncio.Queue[Any](), asyncio.Queue[Any]()
     await inbox.put({"type": "lifespan.startup"})
-    life = asyncio.create_task(server({"type": "lifespan", "asgi": {}, "state": {}}, inbox.get, outbox.put))
+    lifespan = asyncio.create_task(server({"type": "lifespan", "asgi": {}, "state": {}}, inbox.get, outbox.put))
     assert (await outbox.get())["type"] == "lifespan.startup.complete"
     try:
         transport = httpx.ASGITransport(server, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
-            client.server, client.agents = server, made  # type: ignore[attr-defined]
+            client.server, client.agents = server, made_agents  # type: ignore[attr-defined]
             yield client
     finally:
         await inbox.put({"type": "lifespan.shutdown"})
-        await life
-        for agent in made:
+        await lifespan
+        for agent in made_agents:
             agent.close()
 
 
-def served(test: Callable[[Any], Awaitable[None]], *agents: str, **options: Any) -> None:
+def run_with_server(test: Callable[[Any], Awaitable[None]], *agents: str, **options: Any) -> None:
     async def run() -> None:
-        async with serving(*agents, **options) as client:
+        async with running_server(*agents, **options) as client:
             await test(client)
 
     asyncio.run(run())
 
 
-def recorded(agent: str = "flights") -> list[Any]:
-    """The events of all spools."""
+def spool_events(agent: str = "flights") -> list[Any]:
+    """The events in all spools of the agent."""
     return [
         decode(entry.body) for path in spool_folder(agent).glob("*.sqlite") for entry in SpoolFile(path).read(0, 10**6)
     ]
@@ -121,24 +121,24 @@ def error_of(response: httpx.Response) -> tuple[int, str]:
 # --------------------------------------------------------------------------- decisions
 
 
-def test_a_decision_is_the_champions_and_recorded_when_it_is_answered() -> None:
+def test_a_decision_is_recorded_before_it_is_answered() -> None:
     async def test(client: Any) -> None:
         response = await client.post(DECISIONS, json={"observation": ROW})
         assert response.status_code == 200
         decision = response.json()
-        expected = Variant(put_champion("flights", 7)).actions
-        assert decision["action"] in expected
+        actions = Variant(put_champion("flights", 7)).actions
+        assert decision["action"] in actions
         assert decision["version"] == "flights@1" and decision["decider"] == "student"
         assert "probabilities" not in decision
-        (event,) = recorded()
+        (event,) = spool_events()
         assert isinstance(event, Decided)
         assert event.decision_ids == [decision["decision_id"]]
         assert event.values == [[3.0, 7.0, "EWR"]]
 
-    served(test)
+    run_with_server(test)
 
 
-def test_many_observations_give_as_many_decisions_in_their_order() -> None:
+def test_several_observations_are_decided_in_order() -> None:
     rows = [{**ROW, "wind": float(i)} for i in range(5)] + [{"wind": None, "hour": None, "origin": None}]
     folder = Champions(config.load("flights")).folder / "variant-1-test"
     frame = pd.DataFrame(rows).astype({"wind": float, "hour": float})
@@ -146,38 +146,38 @@ def test_many_observations_give_as_many_decisions_in_their_order() -> None:
 
     async def test(client: Any) -> None:
         response = await client.post(f"{DECISIONS}?probabilities=true", json={"observations": rows})
-        given = response.json()["decisions"]
-        found = [[each["probabilities"][action] for action in ("on_time", "late")] for each in given]
-        assert np.allclose(found, expected, atol=1e-7)
-        assert [each["confidence"] for each in given] == pytest.approx(expected.max(axis=1).tolist())
-        assert len({each["decision_id"] for each in given}) == 6
+        decisions = response.json()["decisions"]
+        probs = [[decision["probabilities"][action] for action in ("on_time", "late")] for decision in decisions]
+        assert np.allclose(probs, expected, atol=1e-7)
+        assert [decision["confidence"] for decision in decisions] == pytest.approx(expected.max(axis=1).tolist())
+        assert len({decision["decision_id"] for decision in decisions}) == 6
 
-    served(test)
+    run_with_server(test)
 
 
-def test_requests_at_once_share_a_commit_and_each_gets_its_own() -> None:
+def test_concurrent_requests_share_commits() -> None:
     async def test(client: Any) -> None:
         commits = 0
         put = client.agents[0].spool.put
 
-        def counting(*events: Any) -> None:
+        def put_and_count(*events: Any) -> None:
             nonlocal commits
             commits += 1
             put(*events)
 
-        client.agents[0].spool.put = counting
-        asked = [client.post(DECISIONS, json={"observation": {**ROW, "observation_id": f"o{i}"}}) for i in range(40)]
-        answers = [response.json() for response in await asyncio.gather(*asked)]
+        client.agents[0].spool.put = put_and_count
+        requests = [client.post(DECISIONS, json={"observation": {**ROW, "observation_id": f"o{i}"}}) for i in range(40)]
+        answers = [response.json() for response in await asyncio.gather(*requests)]
         assert [answer["observation_id"] for answer in answers] == [f"o{i}" for i in range(40)]
         assert commits < 40
-        there = {decision_id for event in recorded() for decision_id in event.decision_ids}
-        assert there == {answer["decision_id"] for answer in answers}
+        recorded = {decision_id for event in spool_events() for decision_id in event.decision_ids}
+        assert recorded == {answer["decision_id"] for answer in answers}
 
-    served(test)
+    run_with_server(test)
 
 
 @pytest.mark.parametrize(
-    ("body", "place"),
+    ("body", "message"),
     [
         ({"observation": {**ROW, "wind": "3"}}, "$.observation.wind"),
         ({"observation": {**ROW, "wind": [1]}}, "the list [1] is no number - at `$.observation.wind`"),
@@ -197,39 +197,39 @@ def test_requests_at_once_share_a_commit_and_each_gets_its_own() -> None:
         ([ROW], "object"),
     ],
 )
-def test_what_breaks_the_contract_is_refused_with_its_place(body: Any, place: str) -> None:
+def test_an_invalid_observation_is_an_error_with_its_place(body: Any, message: str) -> None:
     async def test(client: Any) -> None:
         response = await client.post(DECISIONS, json=body)
         assert error_of(response) == (422, "invalid")
-        assert place in response.json()["error"]["message"]
-        assert recorded() == []
+        assert message in response.json()["error"]["message"]
+        assert spool_events() == []
 
-    served(test)
+    run_with_server(test)
 
 
-def test_numbers_and_truth_values_are_written_as_everywhere() -> None:
+def test_numbers_and_truth_values_are_converted_to_text() -> None:
     async def test(client: Any) -> None:
-        given = [(4, 5), (4.0, 2**60 + 1), (True, True), ("4.0", "007")]
-        rows = [{**ROW, "wind": True, "origin": origin, "observation_id": name} for origin, name in given]
-        found = (await client.post(DECISIONS, json={"observations": rows})).json()["decisions"]
-        one = (await client.post(DECISIONS, json={"observation": rows[0]})).json()
-        assert [each["observation_id"] for each in found] == ["5", str(2**60 + 1), "true", "007"]
-        several, single = recorded()
+        pairs = [(4, 5), (4.0, 2**60 + 1), (True, True), ("4.0", "007")]
+        rows = [{**ROW, "wind": True, "origin": origin, "observation_id": name} for origin, name in pairs]
+        decisions = (await client.post(DECISIONS, json={"observations": rows})).json()["decisions"]
+        decision = (await client.post(DECISIONS, json={"observation": rows[0]})).json()
+        assert [row["observation_id"] for row in decisions] == ["5", str(2**60 + 1), "true", "007"]
+        several, single = spool_events()
         assert [row[2] for row in several.values] == ["4", "4", "true", "4.0"] and several.values[0][0] == 1.0
-        assert single.values == several.values[:1] and one["observation_id"] == "5"
-        wrong = await client.post(OUTCOMES, json={"decision_id": one["decision_id"], "action": 1})
+        assert single.values == several.values[:1] and decision["observation_id"] == "5"
+        wrong = await client.post(OUTCOMES, json={"decision_id": decision["decision_id"], "action": 1})
         assert error_of(wrong) == (422, "invalid") and "no action '1'" in wrong.json()["error"]["message"]
 
-    served(test)
+    run_with_server(test)
 
 
-def test_nan_is_named_as_what_it_is() -> None:
+def test_the_error_for_nan_names_it() -> None:
     async def test(client: Any) -> None:
         response = await client.post(DECISIONS, content=b'{"observation": {"wind": NaN}}', headers=JSON)
         assert error_of(response) == (400, "malformed_json")
         assert "holds NaN, which is no JSON: write null" in response.json()["error"]["message"]
 
-    served(test)
+    run_with_server(test)
 
 
 @pytest.mark.parametrize(
@@ -244,30 +244,30 @@ def test_nan_is_named_as_what_it_is() -> None:
         b'{"observation":{"origin":"\\ud800","wind":1,"hour":1}}',
     ],
 )
-def test_what_is_no_json_is_refused(body: bytes) -> None:
+def test_a_body_that_is_no_json_is_an_error(body: bytes) -> None:
     async def test(client: Any) -> None:
         response = await client.post(DECISIONS, content=body, headers={"content-type": "application/json"})
         assert error_of(response)[0] in (400, 422)
-        assert recorded() == []
+        assert spool_events() == []
 
-    served(test)
+    run_with_server(test)
 
 
-def test_limits_of_a_request() -> None:
+def test_requests_above_the_limits_are_errors() -> None:
     async def test(client: Any) -> None:
         huge = json.dumps({"observation": {**ROW, "origin": "x" * 5000}}).encode()
         assert error_of(await client.post(DECISIONS, content=huge, headers=JSON)) == (413, "body_too_large")
 
-        async def drops() -> AsyncIterator[bytes]:
+        async def chunks() -> AsyncIterator[bytes]:
             for i in range(0, len(huge), 100):
                 yield huge[i : i + 100]
 
-        assert error_of(await client.post(DECISIONS, content=drops(), headers=JSON)) == (413, "body_too_large")
+        assert error_of(await client.post(DECISIONS, content=chunks(), headers=JSON)) == (413, "body_too_large")
         many = await client.post(DECISIONS, json={"observations": [ROW] * 4})
         assert error_of(many) == (413, "too_many_rows")
-        assert recorded() == []
+        assert spool_events() == []
 
-    served(test, limits=RequestLimits(max_body=2000, max_rows=3))
+    run_with_server(test, limits=RequestLimits(max_body=2000, max_rows=3))
 
 
 JSON = {"content-type": "application/json"}
@@ -282,15 +282,15 @@ JSON = {"content-type": "application/json"}
         {**JSON, "content-encoding": "gzip"},
     ],
 )
-def test_other_media_types_are_refused(headers: dict[str, str]) -> None:
+def test_other_media_types_are_errors(headers: dict[str, str]) -> None:
     async def test(client: Any) -> None:
         response = await client.post(DECISIONS, content=json.dumps({"observation": ROW}), headers=headers)
         assert error_of(response) == (415, "unsupported_media_type")
 
-    served(test)
+    run_with_server(test)
 
 
-def test_wrong_addresses_and_methods() -> None:
+def test_wrong_paths_and_methods_are_errors() -> None:
     async def test(client: Any) -> None:
         unknown = await client.post("/v1/agents/trains/decisions", json={"observation": ROW})
         assert error_of(unknown) == (404, "unknown_agent") and "flights" in unknown.text
@@ -304,24 +304,24 @@ def test_wrong_addresses_and_methods() -> None:
         twice = await client.post(f"{DECISIONS}?probabilities=true&probabilities=false", json={"observation": ROW})
         assert error_of(twice) == (400, "malformed_query")
 
-    served(test)
+    run_with_server(test)
 
 
-def test_without_a_champion_it_says_when_to_come_again(tmp_path: Path) -> None:
-    write_agent(tmp_path, "young")
+def test_without_a_champion_the_error_says_when_to_retry(tmp_path: Path) -> None:
+    write_agent(tmp_path, "new")
 
     async def test(client: Any) -> None:
-        response = await client.post("/v1/agents/young/decisions", json={"observation": ROW})
+        response = await client.post("/v1/agents/new/decisions", json={"observation": ROW})
         assert error_of(response) == (503, "no_champion") and int(response.headers["retry-after"]) >= 1
-        assert error_of(await client.get("/v1/agents/young/model")) == (503, "no_champion")
+        assert error_of(await client.get("/v1/agents/new/model")) == (503, "no_champion")
         health = await client.get("/healthz")
-        assert (health.status_code, health.json()["alive"], health.json()["agents"]) == (503, True, {"young": False})
+        assert (health.status_code, health.json()["alive"], health.json()["agents"]) == (503, True, {"new": False})
         assert (await client.get("/ping")).status_code == 404
 
-    served(test, "young")
+    run_with_server(test, "new")
 
 
-def test_a_full_spool_is_told_and_nothing_is_dropped_silently(tmp_path: Path) -> None:
+def test_a_full_spool_is_an_error_and_no_event_is_dropped(tmp_path: Path) -> None:
     write_agent(tmp_path, "flights", "runtime: {max_spool_rows: 1000}\n")
 
     async def test(client: Any) -> None:
@@ -329,56 +329,87 @@ def test_a_full_spool_is_told_and_nothing_is_dropped_silently(tmp_path: Path) ->
         assert fill.status_code == 200
         response = await client.post(DECISIONS, json={"observation": ROW})
         assert error_of(response) == (503, "spool_full") and int(response.headers["retry-after"]) >= 1
-        assert sum(event.rows for event in recorded()) == 1000
+        assert sum(event.rows for event in spool_events()) == 1000
 
-    served(test)
+    run_with_server(test)
 
 
-def test_too_many_requests_at_once_are_sent_away() -> None:
+def test_too_many_concurrent_requests_are_rejected() -> None:
     async def test(client: Any) -> None:
-        asked = [client.post(DECISIONS, json={"observation": ROW}) for _ in range(20)]
-        answers = await asyncio.gather(*asked)
-        away = [answer for answer in answers if answer.status_code != 200]
-        assert away and all(error_of(answer) == (503, "busy") and answer.headers["retry-after"] for answer in away)
-        assert sum(event.rows for event in recorded()) == len(answers) - len(away)
+        requests = [client.post(DECISIONS, json={"observation": ROW}) for _ in range(20)]
+        answers = await asyncio.gather(*requests)
+        rejected = [answer for answer in answers if answer.status_code != 200]
+        assert rejected
+        assert all(error_of(answer) == (503, "busy") and answer.headers["retry-after"] for answer in rejected)
+        assert sum(event.rows for event in spool_events()) == len(answers) - len(rejected)
 
-    served(test, limits=RequestLimits(max_waiting=4))
+    run_with_server(test, limits=RequestLimits(max_waiting=4))
 
 
-def test_a_new_champion_is_taken_up_while_serving() -> None:
+def test_a_new_champion_is_loaded_while_serving() -> None:
     async def test(client: Any) -> None:
         first = (await client.post(DECISIONS, json={"observation": ROW})).json()
         put_champion("flights", 2)
         for _ in range(100):
-            now = (await client.post(DECISIONS, json={"observation": ROW})).json()
-            if now["version"] != first["version"]:
+            latest = (await client.post(DECISIONS, json={"observation": ROW})).json()
+            if latest["version"] != first["version"]:
                 break
             await asyncio.sleep(0.1)
-        assert now["version"] == "flights@2"
+        assert latest["version"] == "flights@2"
 
-    served(test)
+    run_with_server(test)
+
+
+def test_warnings_are_returned_and_counted() -> None:
+    bad = {**ROW, "wind": None}
+
+    async def test(client: Any) -> None:
+        single = (await client.post(DECISIONS, json={"observation": bad})).json()
+        assert single["warnings"] == ["wind is missing"] and single["action"] in ("on_time", "late")
+        several = (await client.post(DECISIONS, json={"observations": [ROW, bad]})).json()["decisions"]
+        assert "warnings" not in several[0] and several[1]["warnings"] == ["wind is missing"]
+        body = {"dataframe_records": [ROW, bad]}
+        without = await client.post("/invocations", json=body)
+        assert set(without.json()) == {"predictions"} and without.headers["stillhouse-warnings"] == "1"
+        with_warnings = await client.post("/invocations?warnings=true", json=body)
+        assert with_warnings.json()["warnings"] == [[], ["wind is missing"]]
+        assert "stillhouse-warnings" not in (await client.post("/invocations", json={"inputs": ROW})).headers
+        text = (await client.get("/metrics")).text
+        assert 'stillhouse_outside_contract_total{agent="flights",column="wind",rule="missing"} 4.0' in text
+        assert (await client.get("/v1/agents/flights")).json()["outside_contract"] == {"wind": 4}
+        agent = client.agents[0]
+        decision = agent.decide(bad)
+        assert decision.warnings == ("wind is missing",) and agent.decide(ROW).warnings == ()
+        frame = pd.DataFrame([ROW, bad]).assign(
+            observation_id=["a", "b"], observed_at=pd.Timestamp("2024-01-01", tz="UTC")
+        )
+        assert [decision.warnings for decision in agent.decide(frame)] == [(), ("wind is missing",)]
+        assert agent.status().outside_contract == {"wind": 6}
+        assert np.isfinite(decision.confidence)
+
+    run_with_server(test)
 
 
 # --------------------------------------------------------------------------- outcomes
 
 
-def test_outcomes_are_recorded_late_and_again() -> None:
+def test_late_and_repeated_outcomes_are_recorded() -> None:
     async def test(client: Any) -> None:
         decision = (await client.post(DECISIONS, json={"observation": ROW})).json()["decision_id"]
-        known = "2026-01-01T00:00:00Z"
-        one = await client.post(OUTCOMES, json={"decision_id": decision, "action": "late", "known_at": known})
-        assert (one.status_code, one.json()) == (200, {"recorded": 1})
+        known_at = "2026-01-01T00:00:00Z"
+        first = await client.post(OUTCOMES, json={"decision_id": decision, "action": "late", "known_at": known_at})
+        assert (first.status_code, first.json()) == (200, {"recorded": 1})
         again = {"decision_id": decision, "action": "on_time"}
-        many = await client.post(OUTCOMES, json={"outcomes": [again, again]})
-        assert many.json() == {"recorded": 2}
-        outcomes = [event for event in recorded() if isinstance(event, Outcomes)]
+        second = await client.post(OUTCOMES, json={"outcomes": [again, again]})
+        assert second.json() == {"recorded": 2}
+        outcomes = [event for event in spool_events() if isinstance(event, Outcomes)]
         assert [event.actions for event in outcomes] == [["late"], ["on_time", "on_time"]]
         assert outcomes[0].known_at == [int(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1e6)]
 
-    served(test)
+    run_with_server(test)
 
 
-def test_outcomes_are_all_or_nothing() -> None:
+def test_one_invalid_outcome_rejects_all_of_the_request() -> None:
     async def test(client: Any) -> None:
         decision = (await client.post(DECISIONS, json={"observation": ROW})).json()["decision_id"]
         good = {"decision_id": decision, "action": "late"}
@@ -397,15 +428,15 @@ def test_outcomes_are_all_or_nothing() -> None:
         both = await client.post(OUTCOMES, json={**good, "outcomes": [good]})
         assert error_of(both) == (422, "invalid")
         assert error_of(await client.post(OUTCOMES, json={"outcomes": []})) == (422, "invalid")
-        assert not any(isinstance(event, Outcomes) for event in recorded())
+        assert not any(isinstance(event, Outcomes) for event in spool_events())
 
-    served(test)
+    run_with_server(test)
 
 
 # --------------------------------------------------------------------------- the model and the knowledge
 
 
-def test_the_model_is_an_archive_that_a_device_need_not_pull_twice(tmp_path: Path) -> None:
+def test_the_model_is_an_archive_with_an_etag(tmp_path: Path) -> None:
     async def test(client: Any) -> None:
         address = "/v1/agents/flights/model"
         response = await client.get(address)
@@ -416,65 +447,65 @@ def test_the_model_is_an_archive_that_a_device_need_not_pull_twice(tmp_path: Pat
             assert archive.getnames() == ["manifest.json", "model.onnx", "signature.json", "values.py", "variant.py"]
             archive.extractall(tmp_path / "device", filter="data")
         frame = pd.DataFrame([ROW])
-        here = Variant(Champions(config.load("flights")).folder / "variant-1-test").predict(frame)
-        assert Variant(tmp_path / "device").predict(frame).equals(here)
+        expected = Variant(Champions(config.load("flights")).folder / "variant-1-test").predict(frame)
+        assert Variant(tmp_path / "device").predict(frame).equals(expected)
         for tag in (response.headers["etag"], f"W/{response.headers['etag']}", f'"x", {response.headers["etag"]}', "*"):
-            same = await client.get(address, headers={"if-none-match": tag})
-            assert (same.status_code, same.content) == (304, b"") and same.headers["etag"]
+            unchanged = await client.get(address, headers={"if-none-match": tag})
+            assert (unchanged.status_code, unchanged.content) == (304, b"") and unchanged.headers["etag"]
         assert (await client.get(address, headers={"if-none-match": '"x"'})).status_code == 200
         assert (await client.get(f"{address}?version=1")).status_code == 200
         assert error_of(await client.get(f"{address}?version=3")) == (404, "unknown_version")
         head = await client.head(address)
         assert head.headers["etag"] == response.headers["etag"]
 
-    served(test)
+    run_with_server(test)
 
 
-def test_the_archive_is_the_same_bytes_whenever_it_is_packed(tmp_path: Path) -> None:
-    one = variant_folder(tmp_path / "one", "fp32", seed=1)
-    two = variant_folder(tmp_path / "two", "fp32", seed=1)
-    (two / "model.onnx").touch()
-    packed = [pack(read_files(each, digests(each)), "flights@1").content for each in (one, two)]
+def test_packing_the_same_model_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = variant_folder(tmp_path / "one", "fp32", seed=1)
+    second = variant_folder(tmp_path / "two", "fp32", seed=1)
+    (second / "model.onnx").touch()
+    packed = [pack(read_files(folder, digests(folder)), "flights@1").content for folder in (first, second)]
     assert packed[0] == packed[1]
 
 
-def teach(rows: int, teacher: str) -> list[str]:
+def append_answers(rows: int, teacher: str) -> list[str]:
     base = KnowledgeBase(config.load("flights"))
     keys = [hashlib.sha256(f"{teacher}{i}".encode()).hexdigest()[:32] for i in range(rows)]
-    asked = pd.DataFrame({"content_key": keys, "observed_at": pd.Timestamp("2013-01-01", tz="UTC")})
-    said = np.column_stack([np.linspace(0, 1, rows), np.linspace(1, 0, rows)])
-    base.append_knowledge(asked, said, teacher=teacher)
+    frame = pd.DataFrame({"content_key": keys, "observed_at": pd.Timestamp("2013-01-01", tz="UTC")})
+    teacher_probs = np.column_stack([np.linspace(0, 1, rows), np.linspace(1, 0, rows)])
+    base.append_knowledge(frame, teacher_probs, teacher=teacher)
     return keys
 
 
-def test_knowledge_goes_out_page_by_page_each_answer_once() -> None:
+def test_knowledge_pages_contain_every_answer_once() -> None:
     before = datetime.now(UTC)
-    first = teach(7, "one")
+    first = append_answers(7, "one")
     between = datetime.now(UTC)
-    second = teach(5, "two")
+    second = append_answers(5, "two")
 
     async def test(client: Any) -> None:
-        found, address = [], f"{KNOWLEDGE}?limit=4&since={before.isoformat().replace('+', '%2B')}"
+        answers, address = [], f"{KNOWLEDGE}?limit=4&since={before.isoformat().replace('+', '%2B')}"
         while address:
             response = await client.get(address)
             assert response.headers["content-type"] == "application/x-ndjson"
-            found += [json.loads(line) for line in response.text.splitlines()]
+            answers += [json.loads(line) for line in response.text.splitlines()]
             address = response.links["next"]["url"] if "next" in response.links else ""
-        assert [row["content_key"] for row in found] == sorted(first) + sorted(second)
-        assert set(found[0]) == {"content_key", "observed_at", "teacher", "asked_at", "probabilities"}
-        said = {row["content_key"]: row["probabilities"] for row in found}
-        assert said[first[0]] == {"on_time": 0.0, "late": 1.0}
+        assert [answer["content_key"] for answer in answers] == sorted(first) + sorted(second)
+        assert set(answers[0]) == {"content_key", "observed_at", "teacher", "asked_at", "probabilities"}
+        probs = {answer["content_key"]: answer["probabilities"] for answer in answers}
+        assert probs[first[0]] == {"on_time": 0.0, "late": 1.0}
         later = await client.get(KNOWLEDGE, params={"since": between.isoformat()})
         assert {json.loads(line)["teacher"] for line in later.text.splitlines()} == {"two"}
         arrow = await client.get(KNOWLEDGE, headers={"accept": ARROW})
         table = pa.ipc.open_stream(arrow.content).read_all()
-        assert table.to_pylist()[0]["probabilities"] == said[sorted(first)[0]]
+        assert table.to_pylist()[0]["probabilities"] == probs[sorted(first)[0]]
         assert table.num_rows == 12
 
-    served(test)
+    run_with_server(test)
 
 
-def test_knowledge_is_empty_where_nobody_was_asked_and_mistakes_are_told() -> None:
+def test_knowledge_is_empty_without_answers_and_invalid_queries_are_errors() -> None:
     async def test(client: Any) -> None:
         assert (await client.get(KNOWLEDGE)).text == ""
         for query in ("since=yesterday", "since=2026-01-01T00:00:00", "limit=0", "limit=x", "limit=99999999"):
@@ -482,7 +513,7 @@ def test_knowledge_is_empty_where_nobody_was_asked_and_mistakes_are_told() -> No
         for cursor in ("", "!", "MTIz", "é"):
             assert error_of(await client.get(KNOWLEDGE, params={"after": cursor})) == (404, "unknown_page")
 
-    served(test)
+    run_with_server(test)
 
 
 # --------------------------------------------------------------------------- MLflow's protocol
@@ -508,35 +539,35 @@ ROWS = [ROW, {"wind": None, "hour": 23, "origin": "LGA"}]
         {"inputs": {"wind": [3.0, None], "hour": [7, 23], "origin": ["EWR", "LGA"]}, "params": {}},
     ],
 )
-def test_invocations_answer_as_the_model_behind_mlflow_does(body: Any) -> None:
+def test_invocations_give_the_predictions_of_the_mlflow_model(body: Any) -> None:
     folder = Champions(config.load("flights")).folder / "variant-1-test"
     expected = json.loads(Variant(folder).predict(pd.DataFrame(ROWS)).to_json(orient="records", double_precision=15))
 
     async def test(client: Any) -> None:
         response = await client.post("/invocations?decision_ids=true", json=body)
-        found = response.json()
-        assert set(found) == {"predictions", "decision_ids"}
-        for given, wanted in zip(found["predictions"], expected, strict=True):
-            assert given == pytest.approx(wanted, abs=1e-6)
-        assert [event.decision_ids for event in recorded()] == [found["decision_ids"]]
+        result = response.json()
+        assert set(result) == {"predictions", "decision_ids"}
+        for prediction, expected_prediction in zip(result["predictions"], expected, strict=True):
+            assert prediction == pytest.approx(expected_prediction, abs=1e-6)
+        assert [event.decision_ids for event in spool_events()] == [result["decision_ids"]]
         assert set((await client.post("/invocations", json=body)).json()) == {"predictions"}
 
-    served(test)
+    run_with_server(test)
 
 
-def test_invocations_take_csv_as_pandas_writes_it() -> None:
+def test_invocations_accept_csv_written_by_pandas() -> None:
     async def test(client: Any) -> None:
         text = pd.DataFrame(ROWS).to_csv(index=False)
         response = await client.post("/invocations", content=text, headers={"content-type": "text/csv; charset=utf-8"})
         assert len(response.json()["predictions"]) == 2
-        (event,) = recorded()
+        (event,) = spool_events()
         assert event.values == [[3.0, 7.0, "EWR"], [None, 23.0, "LGA"]]
 
-    served(test)
+    run_with_server(test)
 
 
 @pytest.mark.parametrize(
-    ("body", "kind"),
+    ("body", "media_type"),
     [
         (b"{", "application/json"),
         (b"{}", "application/json"),
@@ -556,36 +587,36 @@ def test_invocations_take_csv_as_pandas_writes_it() -> None:
         (b'{"dataframe_records": [{"wind": 1e999, "hour": 1, "origin": "E"}]}', "application/json"),
     ],
 )
-def test_invocations_that_cannot_be_read_are_a_bad_request(body: bytes, kind: str) -> None:
+def test_invalid_invocations_are_bad_requests(body: bytes, media_type: str) -> None:
     async def test(client: Any) -> None:
-        response = await client.post("/invocations", content=body, headers={"content-type": kind})
+        response = await client.post("/invocations", content=body, headers={"content-type": media_type})
         assert error_of(response)[0] == 400
-        assert recorded() == []
+        assert spool_events() == []
 
-    served(test)
+    run_with_server(test)
 
 
-def test_with_several_agents_invocations_say_which(tmp_path: Path) -> None:
+def test_invocations_name_the_agent_if_there_are_several(tmp_path: Path) -> None:
     write_agent(tmp_path, "trains")
     put_champion("trains", 4)
 
     async def test(client: Any) -> None:
         body = {"dataframe_records": ROWS}
-        unclear = await client.post("/invocations", json=body)
-        assert error_of(unclear) == (400, "which_agent") and "trains" in unclear.text
+        unnamed = await client.post("/invocations", json=body)
+        assert error_of(unnamed) == (400, "which_agent") and "trains" in unnamed.text
         assert (await client.post("/invocations?agent=trains", json=body)).status_code == 200
         assert (await client.post("/invocations", json=body, headers={"stillhouse-agent": "trains"})).status_code == 200
         assert error_of(await client.post("/invocations?agent=x", json=body)) == (404, "unknown_agent")
-        assert len(recorded("trains")) == 2 and recorded("flights") == []
+        assert len(spool_events("trains")) == 2 and spool_events("flights") == []
         assert (await client.get("/v1/agents")).json() == {"agents": ["flights", "trains"]}
 
-    served(test, "flights", "trains")
+    run_with_server(test, "flights", "trains")
 
 
-# --------------------------------------------------------------------------- who may ask
+# --------------------------------------------------------------------------- access control
 
 
-def test_a_token_is_needed_where_there_are_tokens() -> None:
+def test_requests_without_a_valid_token_are_rejected() -> None:
     async def test(client: Any) -> None:
         for path in ("/healthz", "/ping"):
             assert (await client.get(path)).status_code == 200
@@ -601,39 +632,39 @@ def test_a_token_is_needed_where_there_are_tokens() -> None:
                 assert response.headers["www-authenticate"].startswith("Bearer")
             response = await client.post(DECISIONS, json={"observation": ROW}, headers=headers)
             assert error_of(response) == (401, "unauthorised")
-        assert recorded() == []
+        assert spool_events() == []
         for token in ("secret", "other"):
             headers = {"authorization": f"Bearer {token}"}
             assert (await client.post(DECISIONS, json={"observation": ROW}, headers=headers)).status_code == 200
 
-    served(test, guard=Guard(["secret", "other"]))
+    run_with_server(test, guard=AccessGuard(["secret", "other"]))
 
 
-def test_another_host_name_is_refused_on_loopback() -> None:
-    guard = Guard(hosts=["localhost", "127.0.0.1", "[::1]"])
+def test_other_host_names_are_rejected_on_loopback() -> None:
+    guard = AccessGuard(hosts=["localhost", "127.0.0.1", "[::1]"])
 
-    async def fine(client: Any) -> None:
+    async def test(client: Any) -> None:
         for host in ("127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000", "[::1]"):
             assert (await client.get("/healthz", headers={"host": host})).status_code == 200
         for host in ("evil.example", "127.0.0.1.evil.example:8000", ""):
             assert error_of(await client.get("/healthz", headers={"host": host})) == (400, "wrong_host")
 
-    served(fine, guard=guard)
+    run_with_server(test, guard=guard)
 
 
-# --------------------------------------------------------------------------- status, metrics, description
+# --------------------------------------------------------------------------- status, metrics, OpenAPI
 
 
-def test_the_status_says_who_decides_and_what_waits() -> None:
+def test_the_status_has_the_champion_and_the_spool_rows() -> None:
     async def test(client: Any) -> None:
         await client.post(DECISIONS, json={"observations": [ROW] * 3})
         status = (await client.get("/v1/agents/flights")).json()
         assert (status["champion"], status["spool_rows"], status["decisions"]) == ("flights@1", 3, {"student": 3})
 
-    served(test)
+    run_with_server(test)
 
 
-def test_metrics_count_all_workers_and_those_that_died(tmp_path: Path) -> None:
+def test_metrics_include_workers_that_died(tmp_path: Path) -> None:
     (tmp_path / "counts").mkdir()
     other = Metrics(tmp_path / "counts", "1-1")
     other.counts.add("decisions", ("flights", "student", "flights@1"), 40)
@@ -654,29 +685,29 @@ def test_metrics_count_all_workers_and_those_that_died(tmp_path: Path) -> None:
         assert lines['stillhouse_champion_info{agent="flights",version="flights@1"}'] == "1.0"
         assert lines['stillhouse_ready{agent="flights"}'] == "1.0"
 
-    served(test, metrics=Metrics(tmp_path / "counts", "0-1"))
+    run_with_server(test, metrics=Metrics(tmp_path / "counts", "0-1"))
 
 
-def test_a_histogram_has_each_value_in_its_bucket() -> None:
+def test_a_histogram_counts_values_by_bucket() -> None:
     counts = Counts()
     counts.observe("request_seconds", ("x",), [0.0005, 0.0006, 99.0])
-    kept = counts.histograms["request_seconds"][("x",)]
-    assert kept[:3] == [1, 1, 0] and kept[-2] == 1 and kept[-1] == pytest.approx(99.0011)
+    buckets = counts.histograms["request_seconds"][("x",)]
+    assert buckets[:3] == [1, 1, 0] and buckets[-2] == 1 and buckets[-1] == pytest.approx(99.0011)
     twice = Counts()
-    twice.include(counts)
-    twice.include(counts)
-    assert twice.histograms["request_seconds"][("x",)] == [2 * value for value in kept]
+    twice.merge(counts)
+    twice.merge(counts)
+    assert twice.histograms["request_seconds"][("x",)] == [2 * value for value in buckets]
 
 
-def test_the_description_names_every_route_and_the_agents_columns() -> None:
+def test_the_openapi_description_has_every_route_and_column() -> None:
     async def test(client: Any) -> None:
-        described = (await client.get("/openapi.json")).json()
-        assert described["openapi"].startswith("3.1")
-        routes = {route.path.replace("{agent}", "flights") for route in client.server._slow.routes}
-        assert set(described["paths"]) == routes
-        row = described["components"]["schemas"]["flights.Observation"]
+        description = (await client.get("/openapi.json")).json()
+        assert description["openapi"].startswith("3.1")
+        routes = {route.path.replace("{agent}", "flights") for route in client.server._starlette.routes}
+        assert set(description["paths"]) == routes
+        row = description["components"]["schemas"]["flights.Observation"]
         assert row["required"] == ["wind", "hour", "origin"]
         assert row["properties"]["wind"]["type"] == ["number", "boolean", "null"]
         assert row["properties"]["origin"]["type"] == ["string", "number", "boolean", "null"]
 
-    served(test)
+    run_with_server(test)

@@ -1,26 +1,26 @@
-"""schemathesis against our own OpenAPI: no 5xx, no accepted nonsense, no answer that is not documented."""
+"""schemathesis against the OpenAPI description: no 5xx, no invalid request accepted, no undocumented response."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.runtime.test_serving import ROOT, end, running, wait_until
+from tests.runtime.conftest import Installation
+from tests.serving.test_supervisor import ROOT, start_server, terminate, wait_until
 
 SCHEMATHESIS = ROOT / ".venv-peers" / "schemathesis" / "bin" / "schemathesis"
 
 
 @pytest.mark.slow
-def test_the_server_keeps_what_its_description_promises(champion: Any, tmp_path: Path) -> None:
+def test_the_server_conforms_to_its_openapi_description(promoted: Installation, tmp_path: Path) -> None:
     if not SCHEMATHESIS.exists():
-        pytest.skip("schemathesis is not there: make test-api")
-    with running(STILLHOUSE_TOKENS="secret") as (process, address):
+        pytest.skip("schemathesis is not installed: make test-api")
+    with start_server(STILLHOUSE_TOKENS="secret") as (process, address):
         wait_until(lambda: httpx.get(f"{address}/healthz").status_code == 200)
-        done = subprocess.run(
+        result = subprocess.run(
             [
                 str(SCHEMATHESIS),
                 "--config-file",
@@ -43,5 +43,5 @@ def test_the_server_keeps_what_its_description_promises(champion: Any, tmp_path:
             check=False,
             cwd=tmp_path,
         )
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        assert end(process) == 0
+        assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+        assert terminate(process) == 0

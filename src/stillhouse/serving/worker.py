@@ -1,4 +1,4 @@
-"""One worker of ``stillhouse serve``: a process that decides and records."""
+"""One worker process of ``stillhouse serve``: it decides and records."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ import uvicorn
 
 from stillhouse.errors import StillhouseError
 from stillhouse.runtime.agent import Agent
-from stillhouse.runtime.metrics import Metrics
-from stillhouse.runtime.protocol import Protocol
-from stillhouse.runtime.server import Server
-from stillhouse.runtime.settings import Settings
+from stillhouse.serving.metrics import Metrics
+from stillhouse.serving.protocol import Protocol
+from stillhouse.serving.server import Server
+from stillhouse.serving.settings import Settings
 from stillhouse.shown import LineFormatter
 
-__all__ = ["work"]
+__all__ = ["run_worker"]
 
 log = logging.getLogger(__name__)
 
-_SWITCH_SECONDS = 0.0005
+_SWITCH_INTERVAL_SECONDS = 0.0005
 _DRAIN_SECONDS = 30
-_ACCEPTED_AT_ONCE = 16
-"""New connections that one turn of the loop accepts. libuv accepts one for each handle on the listening socket, and a
-turn judges all that has come: the last of many clients that come at once would wait for as many turns."""
+_ACCEPTS_PER_ITERATION = 16
+"""New connections that one iteration of the event loop accepts. libuv accepts one for each handle of the listening
+socket, and an iteration handles all requests that have arrived: with one handle, the last of many simultaneous clients
+would wait for as many iterations."""
 
 
-def work(settings: Settings, listener: socket.socket, name: str, folder: Path, ready: Connection) -> None:
-    """Until SIGTERM, or until the supervisor is gone.
+def run_worker(settings: Settings, listener: socket.socket, name: str, folder: Path, ready: Connection) -> None:
+    """Serve until SIGTERM, or until the supervisor is gone.
 
     :param name: of this worker, never used before.
-    :param folder: of the counts.
-    :param ready: told once requests are answered.
+    :param folder: for reports and counts.
+    :param ready: receives True once requests are answered.
     """
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LineFormatter(f"worker {name}: %(message)s"))
-    sys.setswitchinterval(_SWITCH_SECONDS)  # the thread that commits must not wait 5 ms for its turn
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of us: the supervisor passes it on
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # nobody's odd requests may fill the log
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)  # otherwise the committing thread waits 5 ms for its turn
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the supervisor handles it
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # malformed requests must not fill the log
     try:
-        agents = [Agent(each, follow=False, flush=False) for each in settings.agents]
+        agents = [Agent(agent, follow=False, flush=False) for agent in settings.agents]
     except StillhouseError as error:
         log.error("%s", error)
         raise SystemExit(1) from None
     gc.collect()
-    gc.freeze()  # what the imports made stays: no collection need look at it while somebody waits
+    gc.freeze()  # objects made so far stay: leave them out of collections, which delay requests
     app = Server(agents, limits=settings.limits, guard=settings.guard(), metrics=Metrics(folder, name))
     options = uvicorn.Config(
         app,
@@ -68,14 +69,14 @@ def work(settings: Settings, listener: socket.socket, name: str, folder: Path, r
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(listener.dup()) for _ in range(_ACCEPTED_AT_ONCE)]
-        _Web(options, ready).run(sockets=listeners)
+        listeners = [stack.enter_context(listener.dup()) for _ in range(_ACCEPTS_PER_ITERATION)]
+        _UvicornServer(options, ready).run(sockets=listeners)
     for agent in agents:
         agent.close()
 
 
-class _Web(uvicorn.Server):
-    """uvicorn that says when it is ready, and ends by our signals."""
+class _UvicornServer(uvicorn.Server):
+    """uvicorn that reports when it is ready, and ends by our signals."""
 
     def __init__(self, options: uvicorn.Config, ready: Connection) -> None:
         super().__init__(options)
@@ -84,14 +85,14 @@ class _Web(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         loop, supervisor = asyncio.get_running_loop(), multiprocessing.parent_process()
-        loop.add_signal_handler(signal.SIGTERM, self._leave)
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
         if supervisor is not None:
-            loop.add_reader(supervisor.sentinel, self._leave)
+            loop.add_reader(supervisor.sentinel, self._stop)
         self._ready.send(True)
         self._ready.close()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Called ten times a second; checks the connections' deadlines once a second."""
         if counter % 10 == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
@@ -99,7 +100,7 @@ class _Web(uvicorn.Server):
                     connection.expire(now)
         return await super().on_tick(counter)
 
-    def _leave(self) -> None:
+    def _stop(self) -> None:
         supervisor = multiprocessing.parent_process()
         if supervisor is not None:
             asyncio.get_running_loop().remove_reader(supervisor.sentinel)
@@ -107,5 +108,5 @@ class _Web(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Not uvicorn's way, which ends the process by the signal that it was told to leave with."""
+        """Replaces uvicorn's handlers, which end the process by the signal that stopped it."""
         yield
