@@ -18,7 +18,7 @@ import yaml
 from deltalake import write_deltalake
 from rich.console import Console
 
-from stillhouse import cli
+from stillhouse.commands import status
 from stillhouse.config import load_file
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Spending
@@ -256,8 +256,8 @@ def test_drift_of_a_text_is_that_of_its_length(run: Command, tmp_path: Path) -> 
 def test_what_the_teachers_have_cost_today_and_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = KnowledgeBase(load_file(TOY), tmp_path / "kb")
     shown = Console(file=StringIO(), width=120)
-    monkeypatch.setattr(cli, "console", shown)
-    cli._show_spending(base)
+    monkeypatch.setattr(status, "console", shown)
+    status.show_spending(base)
     assert shown.file.getvalue() == ""
 
     def spend(teacher: str, batch: str, money: float) -> None:
@@ -269,7 +269,7 @@ def test_what_the_teachers_have_cost_today_and_in_all(tmp_path: Path, monkeypatc
         spend("llm", "old", 0.5)
         spend("rules", "old rules", 0.0)
     spend("llm", "new", 0.25)
-    cli._show_spending(base)
+    status.show_spending(base)
     rows = [line.split() for line in shown.file.getvalue().splitlines()]
     assert rows[1:] == [
         ["llm", "today", "12", "10", "3,400", "50", "2.0", "0.2500"],

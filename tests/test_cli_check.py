@@ -68,7 +68,7 @@ def run(agents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the tiny pass, which other tests take."""
-    monkeypatch.setattr(rehearsal, "_tiny_pass", lambda config, labelled: iter([f"{len(labelled)} rows passed"]))
+    monkeypatch.setattr(rehearsal, "_short_pass", lambda config, labelled: iter([f"{len(labelled)} rows passed"]))
 
 
 @pytest.mark.usefixtures("quickly")
@@ -142,12 +142,12 @@ def test_a_dear_teacher_is_asked_about_few_rows(monkeypatch: pytest.MonkeyPatch)
 
     rows = toy.observations(toy.BEGIN, toy.BEGIN + pd.Timedelta(days=3))
     dear, own = Slow(local=False), Slow(local=True)
-    assert len(rehearsal._ask_some(dear, rows)[0]) == 3 and dear.asked == [3]  # type: ignore[arg-type]
-    said, _ = rehearsal._ask_some(own, rows)  # type: ignore[arg-type]
+    assert len(rehearsal._query_sample(dear, rows)[0]) == 3 and dear.asked == [3]  # type: ignore[arg-type]
+    said, _ = rehearsal._query_sample(own, rows)  # type: ignore[arg-type]
     assert own.asked[:2] == [8, 8] and own.asked[2] > 8 and own.asked[3] == 1 and len(said) <= len(rows)
     with monkeypatch.context() as patched:
-        patched.setattr(rehearsal, "_ASKING_SECONDS", 0.0)
-        assert len(rehearsal._ask_some(own, rows)[0]) == 8  # type: ignore[arg-type]
+        patched.setattr(rehearsal, "_TEACHER_SECONDS", 0.0)
+        assert len(rehearsal._query_sample(own, rows)[0]) == 8  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------- import and quarantine

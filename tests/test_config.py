@@ -34,12 +34,12 @@ from stillhouse.config import (
     Vocabulary,
     WeightOnly,
     embedded_environment,
+    explain,
     load,
     load_file,
-    loading,
     number_format,
     recipe_name,
-    structure,
+    structural_steps,
 )
 from stillhouse.config.base import tagged
 from stillhouse.errors import ConfigError
@@ -104,7 +104,7 @@ def test_the_current_window_is_a_length_a_count_or_since_the_promotion(
 def test_how_long_a_current_window_usually_is() -> None:
     def usual(current: object) -> timedelta:
         windows = config.Windows.model_validate({"train": "8w", "test": "1w", "current": current})
-        return windows.usual_length(1000, timedelta(days=10))
+        return windows.typical_length(1000, timedelta(days=10))
 
     assert usual("36h") == timedelta(hours=36)
     assert usual({"rows": 250}) == timedelta(days=2.5)
@@ -126,7 +126,7 @@ WRONG_IMPORTING = [
     ('"%d.%m.%Y"', '"%d.%m.%Y %I:%M"', "hours of %I need %p"),
     ('"%d.%m.%Y"', '"%Y %Y"', "it cannot be read ("),
     ('"%d.%m.%Y"', '"%Y-%m-%d %"', "it cannot be read (stray %"),
-    ("Europe/Berlin", "Berlin", "importing.observed_at.timezone: 'Berlin' is no time zone"),
+    ("Europe/Berlin", "Berlin", "importing.observed_at.timezone: 'Berlin' is not a time zone"),
     ("{temp: T", "{tmp: T", "importing.columns: no column is called 'tmp'; did you mean 'temp'?"),
     ("move}\n", "mov}\n", "importing.actions: no action is called 'mov'; did you mean 'move'?"),
     (", move: p1", "", "importing.decision.probabilities: must name each action once: stay, move"),
@@ -231,11 +231,11 @@ MISTAKES = [
         "10: outcomes.delay: '-1d' is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'",
     ),
     ("delay: 1d", "delay: 99999999999w", "10: outcomes.delay: '99999999999w' is longer than any calendar"),
-    ("train: 8w", "train: 0d", "17: windows.train: must be longer than nothing"),
+    ("train: 8w", "train: 0d", "17: windows.train: must be longer than zero"),
     (
         "current: 36h",
         "current: 36",
-        "17: windows.current: must be a length such as 7d, {rows: 5000}, since_promotion, or "
+        "17: windows.current: must be a duration such as 7d, {rows: 5000}, since_promotion, or "
         "{since: promotion, at_most: 14d}",
     ),
     (
@@ -248,12 +248,12 @@ MISTAKES = [
     (
         "current: 36h",
         "current: {since: promotion, at_most: 0d}",
-        "17: windows.current.at_most: must be longer than nothing",
+        "17: windows.current.at_most: must be longer than zero",
     ),
     (
         "current: 36h",
         "current: {rows: 99}",
-        "17: windows.current.rows: is 99, and a window of fewer rows than `observations.min_rows`, 100, is not judged",
+        "17: windows.current.rows: is 99, but a window needs `observations.min_rows`, 100, to be judged",
     ),
     ("current: 36h", "current: 36h, sample: 50", "17: windows.sample: must be at least 100, not 50"),
     # types
@@ -322,11 +322,11 @@ MISTAKES = [
         "    observed_at: {",
         "3: observations: column names ['observed_at'] are reserved for the knowledge base",
     ),
-    ("[stay, move]", "[stay, stay]", "2: actions: actions must differ, and 'stay' comes more than once"),
+    ("[stay, move]", "[stay, stay]", "2: actions: actions must differ, and 'stay' is given more than once"),
     (
         "[{method: prune_units, ratio: 0.5}, {method: int8_static}]",
         "[{method: fp32}]",
-        "15: compression.recipes: recipes must differ, and 'fp32' comes more than once",
+        "15: compression.recipes: recipes must differ, and 'fp32' is given more than once",
     ),
     (
         "[{method: prune_units, ratio: 0.5}, {method: int8_static}]",
@@ -337,7 +337,7 @@ MISTAKES = [
     (
         "watch:",
         "promotion: {slices: [temp]}\nwatch:",
-        "18: promotion.slices: 'temp' is no category column of `observations`; those are: origin",
+        "18: promotion.slices: 'temp' is not a category column of `observations`; those are: origin",
     ),
     ("psi: 0.25", "psi: 0.25, psi: 3", "19: watch.thresholds.psi: is written twice (first in line 19); remove one"),
 ]
@@ -375,11 +375,11 @@ BROKEN_PROMISES = [
     ("rules: [{type: ordered, low: temp, high: temp}]", "rules.0.high: must be another column than `low`, 'temp'"),
     (
         "rules: [{type: pairs, columns: [gate, gate], allowed: [[A, A]]}]",
-        "rules.0.columns: must be two different ones, and 'gate' comes twice",
+        "rules.0.columns: must be two different columns, and 'gate' is given twice",
     ),
     (
         "rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, A], [JFK, A]]}]",
-        "rules.0.allowed: ['JFK', 'A'] comes more than once",
+        "rules.0.allowed: ['JFK', 'A'] is given more than once",
     ),
     (
         "rules: [{type: range_when, column: dewp, when: {column: temp, min: 3}}]",
@@ -387,7 +387,7 @@ BROKEN_PROMISES = [
     ),
     (
         "rules: [{type: range_when, column: dewp, max: 9, when: {column: temp}}]",
-        "rules.0.when: says nothing: give `values` of a category, or `min` or `max`",
+        "rules.0.when: sets no condition: give `values` of a category, or `min` or `max`",
     ),
     (
         "rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [A], max: 3}}]",
@@ -403,17 +403,20 @@ BROKEN_PROMISES = [
     ),
     ("unique: [[]]", "unique.0: must name at least one column"),
     ("unique: [[gate, gate]]", "unique.0: names 'gate' more than once"),
-    ("unique: [[observation_id]]", "unique.0: observation_id is unique by itself; leave this list out"),
+    ("unique: [[observation_id]]", "unique.0: observation_id is unique anyway; leave this list out"),
     ("unique: [[observed_at, gate], [gate, origin, observed_at]]", "unique.1: follows from unique.0; leave it out"),
     ("volume: {}", "volume: can never be broken: give `min_per_day` above 0, `max_per_day` or both"),
     ("volume: {min_per_day: 9, max_per_day: 5}", "volume: min_per_day 9 is larger than max_per_day 5"),
-    ("freshness: 0h", "freshness: must be longer than nothing"),
+    ("freshness: 0h", "freshness: must be longer than zero"),
     # what can never be broken, or never hold, by what the columns say themselves
     (
         "rules: [{type: ordered, low: temp, high: hot}]",
         "rules.0: can never be broken: temp is at most 40, hot at least 45",
     ),
-    ("rules: [{type: ordered, low: hot, high: temp}]", "rules.0: can never hold: hot is at least 45, temp at most 40"),
+    (
+        "rules: [{type: ordered, low: hot, high: temp}]",
+        "rules.0: is broken by every row: hot is at least 45, temp at most 40",
+    ),
     (
         "rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, C]]}]",
         "rules.0.allowed: 'C' is not among the values of gate; those are: A, B",
@@ -428,7 +431,7 @@ BROKEN_PROMISES = [
     ),
     (
         "rules: [{type: range_when, column: temp, min: 41, when: {column: gate, values: [A]}}]",
-        "rules.0: can never hold: temp is between -30 and 40 on all rows",
+        "rules.0: is broken by every row that meets the condition: temp is between -30 and 40 on all rows",
     ),
     (
         "rules: [{type: range_when, column: dewp, max: 9, when: {column: temp, min: 41}}]",
@@ -501,7 +504,7 @@ def test_a_mistake_is_named_with_line_key_and_remedy(file: Path, right: str, wro
 
 def test_every_pattern_of_a_key_is_told_in_words(file: Path) -> None:
     patterns = set(re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', json.dumps(config.AgentConfig.model_json_schema())))
-    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(loading._PATTERNS)
+    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(explain._PATTERNS)
     teacher = "{kind: mlflow, name: m, uri: 'models:/a/1', digest: 'sha256:12'}"
     said = complaint(file, re.sub(r"\{kind: python.*\}", teacher, GOOD))
     assert "teachers.0.digest: 'sha256:12' must be 'sha256:' and 64 hexadecimal digits" in said
@@ -685,9 +688,9 @@ def test_settings_that_a_name_does_not_tell_are_four_characters_of_it() -> None:
 
 
 def test_a_recipe_is_structure_and_then_a_number_format() -> None:
-    assert structure((UNITS, DYNAMIC)) == (UNITS,) and number_format((UNITS, DYNAMIC)) == DYNAMIC
-    assert structure((UNITS,)) == (UNITS,) and number_format((UNITS,)) == FP32
-    assert structure((FP32,)) == () and number_format((FP32,)) == FP32
+    assert structural_steps((UNITS, DYNAMIC)) == (UNITS,) and number_format((UNITS, DYNAMIC)) == DYNAMIC
+    assert structural_steps((UNITS,)) == (UNITS,) and number_format((UNITS,)) == FP32
+    assert structural_steps((FP32,)) == () and number_format((FP32,)) == FP32
 
 
 def test_by_default_three_formats_and_a_search(file: Path) -> None:
@@ -758,10 +761,12 @@ def test_ranges_of_the_compressions_settings(settings: dict[str, object], right:
 
 
 def test_the_page_of_the_agent_file_names_every_key() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "agent-file.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parent.parent / "docs"
+    page = next(file for file in (docs / "reference" / "agent-file.md", docs / "agent-file.md") if file.exists())
+    text = page.read_text(encoding="utf-8")
     schema = config.AgentConfig.model_json_schema()
     keys = {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
-    assert not {key for key in keys if f"`{key}`" not in page}
+    assert not {key for key in keys if f"`{key}`" not in text}
 
 
 # --------------------------------------------------------------------------- texts
@@ -776,7 +781,7 @@ def test_an_agent_that_reads_texts(file: Path) -> None:
     toy = load_file(file)
     assert toy.observations.texts == ("said",) and toy.observations.numbers == ("temp",)
     assert isinstance(toy.student, TextStudent) and toy.student.encoder == ConvolutionEncoder(type="convolution")
-    assert not toy.begins_like_teacher
+    assert not toy.student.initialised_by_teacher
 
 
 @pytest.mark.parametrize(
@@ -815,13 +820,13 @@ def test_an_agent_that_reads_texts(file: Path) -> None:
         (
             'kind: python, name: forest, target: "toy:Forest", weight: 2}\nstudent: {kind: text,',
             'kind: mlflow, name: forest, uri: "models:/forest/1"}\nstudent: {kind: text, initialise: teacher,',
-            "13: student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
+            "13: student.initialise: 'teacher' needs a teacher of kind 'python' or 'module' with a method "
             "`text_encoder`: write 'none'",
         ),
         (
             "origin:",
             '"said: words": {type: number}\n    origin:',
-            "3: observations: column names ['said: words'] are reserved for what is watched of a text",
+            "3: observations: column names ['said: words'] are reserved for the measures of a text",
         ),
     ],
 )

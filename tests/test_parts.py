@@ -13,7 +13,7 @@ import pytest
 
 from stillhouse.config.base import Section
 from stillhouse.errors import PartError
-from stillhouse.parts import Source, Teacher, TextInitial, import_kinds, resolve
+from stillhouse.parts import Source, Teacher, TextEncoderState, import_kinds, resolve
 
 WHERE = "agents/toy.yaml: observations.source"
 
@@ -96,7 +96,7 @@ def test_the_protocol_of_a_teacher() -> None:
 )
 def test_a_text_encoder_that_cannot_be(tokens: list[str], embeddings: np.ndarray, message: str) -> None:
     with pytest.raises(PartError, match=message):
-        TextInitial(tokens, embeddings)
+        TextEncoderState(tokens, embeddings)
 
 
 def test_a_kind_without_a_file_is_missed_when_the_kinds_are_imported() -> None:

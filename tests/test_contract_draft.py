@@ -13,7 +13,7 @@ import yaml
 
 from data_checks.check import check
 from stillhouse.config import AgentConfig, CategoryColumn, NumberColumn, load_file
-from stillhouse.contract import draft, rows_of
+from stillhouse.contract_draft import draft, load_rows
 from stillhouse.errors import PartError, SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Window
@@ -27,7 +27,7 @@ def agent(current: str = "7d", student: dict[str, Any] | None = None, **observat
         "agent": "toy",
         "actions": ["no", "yes"],
         "observations": {
-            "source": "tests.test_contract:source",
+            "source": "tests.test_contract_draft:source",
             "since": "2024-03-01T00:00:00Z",
             "columns": {"temp": {"type": "number"}},
             **observations,
@@ -342,22 +342,22 @@ def test_rows_come_from_the_source_until_the_knowledge_base_has_some(tmp_path, m
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path))
     config = AgentConfig.model_validate(agent())
     days = timedelta(days=10)
-    assert len(rows_of(config, None, None, days)) == 500
+    assert len(load_rows(config, None, None, days)) == 500
     end = datetime(2024, 3, 21, tzinfo=UTC)
-    assert rows_of(config, None, end, days)["observed_at"].min() == pd.Timestamp("2024-03-11T00:00Z")
+    assert load_rows(config, None, end, days)["observed_at"].min() == pd.Timestamp("2024-03-11T00:00Z")
     KnowledgeBase(config).append_observations(life(15), batch="b")
-    newest = rows_of(config, None, None, days)
+    newest = load_rows(config, None, None, days)
     assert len(newest) == 500 and newest["observed_at"].max() == life(15)["observed_at"].max()
-    assert "carrier" not in newest and "carrier" in rows_of(config, None, None, days, ask_source=True)
+    assert "carrier" not in newest and "carrier" in load_rows(config, None, None, days, from_source=True)
     start = datetime(2024, 3, 2, tzinfo=UTC)
-    assert len(rows_of(config, start, datetime(2024, 3, 4, tzinfo=UTC), days)) == 100
+    assert len(load_rows(config, start, datetime(2024, 3, 4, tzinfo=UTC), days)) == 100
 
 
 def test_a_source_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path))
-    config = AgentConfig.model_validate(agent(source="tests.test_contract:broken_source"))
+    config = AgentConfig.model_validate(agent(source="tests.test_contract_draft:broken_source"))
     with pytest.raises(PartError, match=r"observations\.source fails from 2024-03-01 .*OSError: no route to the feed"):
-        rows_of(config, None, None, timedelta(days=1))
+        load_rows(config, None, None, timedelta(days=1))
 
 
 # --------------------------------------------------------------------------- real flights

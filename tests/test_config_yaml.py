@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.config import load_file
-from stillhouse.config.reading import read_yaml
+from stillhouse.config.bounded_yaml import read_yaml
 from stillhouse.errors import ConfigError
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -53,7 +53,7 @@ def test_aliases_that_save_typing_are_fine() -> None:
 def test_a_file_that_is_huge_or_none_is_not_read(tmp_path: Path) -> None:
     huge = tmp_path / "huge.yaml"
     huge.write_bytes(b"#" * (512 * 1024 + 1))
-    with pytest.raises(ConfigError, match=r"huge\.yaml: has more than the 524,288 bytes"):
+    with pytest.raises(ConfigError, match=r"huge\.yaml: is larger than 524,288 bytes"):
         load_file(huge)
     for path in ("/dev/zero", str(tmp_path)):
         with pytest.raises(ConfigError, match=r"cannot be read \(it is not a file\)"):
@@ -66,4 +66,4 @@ def test_of_many_mistakes_the_first_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         load_file(file)
     lines = str(refused.value).splitlines()
-    assert len(lines) == 21 and lines[-1] == "and more: these are the first 20 mistakes"
+    assert len(lines) == 21 and lines[-1] == "and more: these are the first 20 errors"
