@@ -61,7 +61,7 @@ def make_rows(count: int, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray[Any, 
 
 
 def test_rows_are_made_within_their_block() -> None:
-    config = make_config(synthetic_copies=2)
+    config = make_config(copies=2)
     rows, blocks = make_rows(200)
     made = made_up_rows(config, rows, blocks)
     assert 340 < len(made) <= 400
@@ -74,7 +74,7 @@ def test_rows_are_made_within_their_block() -> None:
 
 
 def test_rows_are_new_and_keep_the_contract() -> None:
-    config = make_config(synthetic_copies=3)
+    config = make_config(copies=3)
     rows, blocks = make_rows(200)
     made = made_up_rows(config, rows, blocks)
     assert made["content_key"].is_unique and list(made["content_key"]) == content_keys(made, config)
@@ -85,7 +85,7 @@ def test_rows_are_new_and_keep_the_contract() -> None:
 
 
 def test_the_same_seed_the_same_rows_whatever_the_other_block() -> None:
-    config = make_config(synthetic_copies=1)
+    config = make_config(copies=1)
     rows, blocks = make_rows(200)
     made = made_up_rows(config, rows, blocks)
     pd.testing.assert_frame_equal(made, made_up_rows(config, rows, blocks))

@@ -119,19 +119,18 @@ def _feature_errors(config: AgentConfig) -> Iterator[str]:
     if len(with_features) > 1:
         yield (
             f"teachers: {', '.join(map(repr, with_features))} have `features: true`, and a student can match the "
-            "features "
-            f"of one teacher only: write `features: true` once"
+            "features of one teacher only: write `features: true` once"
         )
         return
     for index, loss in enumerate(config.distillation.losses):
         if loss.needs_features and not with_features:
             yield (
-                f"distillation.losses.{index}.type: {loss.type!r} needs a teacher that offers features: write "
+                f"distillation.losses.{index}.type: {loss.type!r} needs a teacher that gives features: write "
                 f"`features: true` for one that can, or take 'relational', which needs none"
             )
             return
         if len(config.actions) < loss.min_actions:
-            yield f"distillation.losses.{index}.type: {loss.type!r} adds nothing for two actions: take 'hinton'"
+            yield f"distillation.losses.{index}.type: {loss.type!r} has nothing to add where there are two actions: take 'hinton'"
             return
 
 

@@ -295,8 +295,7 @@ class Search(Section):
         default=12,
         ge=1,
         description="candidates in a row that add nothing to the Pareto front after which the search ends; null: no "
-        "such "
-        "limit",
+        "such limit",
     )
     steps: tuple[_SEARCH_STEPS, ...] = Field(
         default=_SEARCH_STEPS.__args__,  # type: ignore[attr-defined]  # of a Literal

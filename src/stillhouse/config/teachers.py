@@ -221,11 +221,8 @@ class MlflowTeacher(TeacherSection):
             )
         return uri
 
-    non_identity_fields = TeacherSection.non_identity_fields | {
-        "uri",
-        "trusts_code",
-        "digest",
-    }  # the pinned uri is part of the version instead
+    # the pinned address is part of the version instead of `uri`
+    non_identity_fields = TeacherSection.non_identity_fields | {"uri", "trusts_code", "digest"}
 
     @property
     def call_timeout(self) -> timedelta | None:
@@ -242,7 +239,7 @@ class EndpointTeacher(TeacherSection):
 
     kind: Literal["endpoint"]
     base_url: str = Field(description="address of the API, such as 'http://127.0.0.1:8080/v1'")
-    model: str = Field(min_length=1, description="name of the model at that address")
+    model: str = Field(min_length=1, description="the model's name at that address")
     system: str = Field(default="", description="system message")
     prompt: str = Field(
         description="user message; {column} is replaced by the row's value, {actions} by the list of actions"
@@ -254,8 +251,7 @@ class EndpointTeacher(TeacherSection):
     probabilities: Literal["auto", "logprobs", "votes"] = Field(
         default="auto",
         description="source of the probabilities: log-probabilities of the answer's tokens, or votes; auto: votes if "
-        "the server "
-        "returns no log-probabilities",
+        "the server returns no log-probabilities",
     )
     votes: int = Field(
         default=5, ge=1, le=100, description="answers drawn for one row if there are no log-probabilities"
@@ -290,8 +286,7 @@ class EndpointTeacher(TeacherSection):
             raise ValueError("must be an http or https address")
         if parts.username or parts.password or parts.query:
             raise ValueError(
-                "must not contain a user, a password or a query: put the key into the variable that `key_variable` "
-                "names"
+                "must hold no user, password or query: put the key into the variable that `key_variable` names"
             )
         return address
 
@@ -309,7 +304,7 @@ class EndpointTeacher(TeacherSection):
     @model_validator(mode="after")
     def _check_votes(self) -> EndpointTeacher:
         if self.probabilities == "votes" and self.votes > 1 and not self.temperature:
-            raise ValueError("temperature: at 0 all votes are equal: raise it, or set `votes` to 1")
+            raise ValueError("temperature: at 0 all votes are the same: raise it, or set `votes` to 1")
         return self
 
     non_identity_fields = TeacherSection.non_identity_fields | {
@@ -481,8 +476,7 @@ class Asking(Section):
     by: tuple[Literal["margin", "committee", "diversity"], ...] = Field(
         default=("margin", "committee", "diversity"),
         description="selection by: a small margin of the champion; disagreement of the champion and its predecessor; "
-        "spread "
-        "over unlike rows",
+        "spread over unlike rows",
     )
     uniform_share: float = Field(
         default=0.25, gt=0, le=1, description="share of the queried rows that ignores margin and committee"

@@ -54,8 +54,7 @@ class Windows(Section):
     )
     current: Current = Field(
         description="window that a watch compares with the champion's training window: a duration; {rows: 5000}, the "
-        "newest "
-        "rows; since_promotion, or {since: promotion, at_most: 14d}"
+        "newest rows; since_promotion, or {since: promotion, at_most: 14d}"
     )
     sample: int | None = Field(
         default=None,
