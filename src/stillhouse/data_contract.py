@@ -447,7 +447,7 @@ def count_by_rule(reasons: Iterable[Sequence[str]]) -> Mapping[tuple[str, str], 
 
     :param reasons: for each bad row, the reasons that a check or an import recorded.
 
-    >>> counted([["temp: above 50", "carrier: unknown value 'ZZ'"], ["log.csv:3: carrier: 'a: b' is no text"]])
+    >>> count_by_rule([["temp: above 50", "carrier: unknown value 'ZZ'"], ["log.csv:3: carrier: 'a: b' is no text"]])
     {('temp', 'above 50'): 1, ('carrier', 'unknown value'): 1, ('carrier', 'is no text'): 1}
     """
     counts = Counter(rule for row_reasons in reasons for rule in dict.fromkeys(map(_rule_of, row_reasons)))

@@ -28,7 +28,7 @@ def history(
     if not verdicts:
         console.print(f"nothing has been decided about agent {agent!r} yet")
         return
-    table = Table("as of", "kind", "outcome", "summary", "verdict")
+    table = Table("as of", "kind", "result", "summary", "verdict")
     for verdict in verdicts:
         table.add_row(
             f"{verdict.as_of:%Y-%m-%d %H:%M}",
@@ -38,5 +38,5 @@ def history(
             verdict.verdict_id,
         )
         for reason in verdict.reasons if reasons else ():
-            table.add_row("", "", "crossed" if reason.failed else "held", reason.text, "")
+            table.add_row("", "", "failed" if reason.failed else "passed", reason.text, "")
     console.print(table)

@@ -130,7 +130,10 @@ def _feature_errors(config: AgentConfig) -> Iterator[str]:
             )
             return
         if len(config.actions) < loss.min_actions:
-            yield f"distillation.losses.{index}.type: {loss.type!r} has nothing to add where there are two actions: take 'hinton'"
+            yield (
+                f"distillation.losses.{index}.type: {loss.type!r} has nothing to add where there are two actions: "
+                f"take 'hinton'"
+            )
             return
 
 
