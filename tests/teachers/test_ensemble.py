@@ -321,7 +321,7 @@ def test_a_module_may_offer_one(tmp_path: Path) -> None:
     ("says", "message"),
     [
         (1.0, "teachers.b: text_encoder fails: OSError: no such weights"),
-        (0.0, "teachers.b: text_encoder gives a dict, not a stillhouse.parts.TextInitial"),
+        (0.0, "teachers.b: text_encoder gives a dict, not a stillhouse.parts.TextEncoderState"),
     ],
 )
 def test_an_encoder_that_is_none(tmp_path: Path, says: float, message: str) -> None:

@@ -370,7 +370,9 @@ def _text_encoder(teacher: HasTextEncoder, where: str) -> TextEncoderState:
     except Exception as error:
         raise PartError(f"{where}: text_encoder fails: {type(error).__name__}: {error}") from error
     if not isinstance(found, TextEncoderState):
-        raise PartError(f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextInitial")
+        raise PartError(
+            f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextEncoderState"
+        )
     return found
 
 

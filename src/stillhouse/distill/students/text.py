@@ -124,6 +124,6 @@ def _required(initial: TextEncoderState | None, config: AgentConfig) -> TextEnco
     if initial is None:
         raise ConfigError(
             f"{config.file}: student.initialise: is 'teacher', and none of the teachers offers its text "
-            f"encoder: give one a method `text_encoder` (see stillhouse.parts.TextInitial), or write 'none'"
+            f"encoder: give one a method `text_encoder` (see stillhouse.parts.TextEncoderState), or write 'none'"
         )
     return initial
