@@ -15,12 +15,12 @@ from data_checks.words import structure_failures, value_failures, window_failure
 from stillhouse.config import AgentConfig
 from stillhouse.data_contract import (
     Reasons,
+    bad_share_failures,
     data_report,
-    no_rows,
-    prepared,
-    quarantine,
-    repeated_columns,
-    too_many_bad,
+    empty_window_failure,
+    prepare_rows,
+    quarantined_rows,
+    repeated_columns_failure,
 )
 from stillhouse.records import CheckFailure, DataReport, Window
 
@@ -72,7 +72,7 @@ def check(
         from data_checks.docs import write
 
         report = report.model_copy(update={"docs": str(write(docs, config.agent, report, checking.detailed()))})
-    return report, quarantine(rows, reasons)
+    return report, quarantined_rows(rows, reasons)
 
 
 class _Checking:
@@ -94,11 +94,11 @@ class _Checking:
     def examine(self) -> tuple[list[CheckFailure], Reasons]:
         """The parts of the suite in turn, each where the one before it lets it make sense."""
         if not len(self.rows):
-            return [no_rows()], {}
-        if repeated := repeated_columns(self.rows):
+            return [empty_window_failure()], {}
+        if repeated := repeated_columns_failure(self.rows):
             return [repeated], {}
 
-        rows = prepared(self.rows, self.config.observations)
+        rows = prepare_rows(self.rows, self.config.observations)
         batch = batch_of(rows)
         failures = list(structure_failures(self._ask("structure", batch), self.config))
         if any(failure.fatal for failure in failures):
@@ -107,7 +107,7 @@ class _Checking:
         reasons: Reasons = {}
         for result in self._ask("values", batch, self.details):
             failures += value_failures(result, rows, reasons)
-        failures += too_many_bad(reasons, len(rows), self.config.observations.max_bad_rows)
+        failures += bad_share_failures(reasons, len(rows), self.config.observations.max_bad_rows)
 
         sound = batch_of(rows.drop(index=list(reasons))) if reasons else batch
         failures += window_failures(self._ask("window", sound), self.window, self.config)

@@ -40,7 +40,7 @@ from stillhouse.config import (
     TextColumn,
     When,
 )
-from stillhouse.data_contract import REQUIRED_OF_ALL, lived_days, where
+from stillhouse.data_contract import REQUIRED_COLUMNS, describe_condition, observable_days
 from stillhouse.records import Window
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def build_suite(
 
 def parameters(window: Window, observations: Observations) -> dict[str, Any]:
     """The suite parameters of one window: its bounds, the oldest newest row, and the numbers of rows allowed."""
-    days, volume = lived_days(window, observations), observations.volume
+    days, volume = observable_days(window, observations), observations.volume
     low = volume.min_per_day if volume else None
     high = volume.max_per_day if volume and days else None
     end = pd.Timestamp(window.end)
@@ -105,7 +105,7 @@ def parameters(window: Window, observations: Observations) -> dict[str, Any]:
 
 def required_columns(config: AgentConfig) -> tuple[str, ...]:
     """The columns that every window must have."""
-    return (*REQUIRED_OF_ALL, *config.observations.columns)
+    return (*REQUIRED_COLUMNS, *config.observations.columns)
 
 
 # --------------------------------------------------------------------------- structure
@@ -116,7 +116,7 @@ def _structure(observations: Observations) -> Iterator[Expectation]:
     from great_expectations.expectations.metadata_types import FailureSeverity
 
     yield gxe.ExpectTableColumnsToMatchSet(
-        column_set=[*REQUIRED_OF_ALL, *observations.columns], exact_match=False, severity=FailureSeverity.CRITICAL
+        column_set=[*REQUIRED_COLUMNS, *observations.columns], exact_match=False, severity=FailureSeverity.CRITICAL
     )
     yield gxe.ExpectColumnValuesToBeOfType(
         column="observed_at",
@@ -140,7 +140,7 @@ def _structure(observations: Observations) -> Iterator[Expectation]:
 def _values(observations: Observations) -> Iterator[Expectation]:
     import great_expectations.expectations as gxe
 
-    for name in REQUIRED_OF_ALL:
+    for name in REQUIRED_COLUMNS:
         yield gxe.ExpectColumnValuesToNotBeNull(column=name, **_rule("missing", name))
     yield gxe.ExpectColumnValuesToBeUnique(column="observation_id", **_rule("duplicate", "observation_id"))
     yield gxe.ExpectColumnValuesToBeBetween(
@@ -235,10 +235,10 @@ def _of_rule(rule: Rule) -> Expectation:
         )
     on: dict[str, Any] = {"row_condition": _condition(rule.when)}
     if isinstance(rule, PresentWhen):
-        meta = _rule("missing", rule.column, where=where(rule.when), **broken)
+        meta = _rule("missing", rule.column, where=describe_condition(rule.when), **broken)
         return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, **on, **meta)
     assert isinstance(rule, RangeWhen)
-    meta = _rule("range", rule.column, where=where(rule.when), **broken)
+    meta = _rule("range", rule.column, where=describe_condition(rule.when), **broken)
     return gxe.ExpectColumnValuesToBeBetween(column=rule.column, min_value=rule.min, max_value=rule.max, **on, **meta)
 
 

@@ -12,14 +12,14 @@ from data_checks.suite import required_columns
 from data_checks.validate import error_in
 from stillhouse.config import AgentConfig
 from stillhouse.data_contract import (
-    KNOWN_BY_ALL,
+    ALLOWED_COLUMNS,
     Reasons,
-    failure,
-    listed,
-    out_of_range,
-    row_failure,
-    stale,
-    too_few_or_many,
+    describe_out_of_range,
+    describe_staleness,
+    describe_volume,
+    join_names,
+    make_failure,
+    row_rule_failures,
 )
 from stillhouse.records import CheckFailure, Window
 
@@ -40,18 +40,20 @@ def structure_failures(results: list[ExpectationValidationResult], config: Agent
         column = str(kwargs.get("column", ""))
         if error := error_in(result):
             if column not in missing:
-                yield failure(kind, column, 0, f"{column or 'columns'}: could not be checked ({error})", fatal=True)
+                yield make_failure(
+                    kind, column, 0, f"{column or 'columns'}: could not be checked ({error})", fatal=True
+                )
         elif kind == "expect_table_columns_to_match_set":
             found = result.result["observed_value"]
             missing = [name for name in required if name not in found]
-            extra = [name for name in found if name not in {*required, *KNOWN_BY_ALL}]
+            extra = [name for name in found if name not in {*required, *ALLOWED_COLUMNS}]
             if missing:
-                yield failure(kind, None, 0, f"missing columns: {', '.join(missing)}", fatal=True)
+                yield make_failure(kind, None, 0, f"missing columns: {', '.join(missing)}", fatal=True)
             if extra:
-                yield failure(kind, None, 0, f"columns that the contract does not know: {listed(extra)}")
+                yield make_failure(kind, None, 0, f"columns that the contract does not know: {join_names(extra)}")
         elif not result.success:
             holds = result.result.get("observed_value", "mixed types")
-            yield failure(kind, column, 0, f"{column}: must hold {meta['wanted']}, holds {holds}", fatal=True)
+            yield make_failure(kind, column, 0, f"{column}: must hold {meta['wanted']}, holds {holds}", fatal=True)
 
 
 # --------------------------------------------------------------------------- rows
@@ -64,18 +66,18 @@ def value_failures(
     kind, kwargs, meta = _described(result)
     about = meta["about"]
     if error := error_in(result):
-        yield failure(kind, about, 0, f"{about}: could not be checked ({error})", fatal=True)
+        yield make_failure(kind, about, 0, f"{about}: could not be checked ({error})", fatal=True)
         return
     bad = np.asarray(result.result.get("unexpected_index_list") or [], dtype=np.int64)
     words = [word + meta["where"] for word in _words(meta["rule"], kwargs, frame.iloc[bad])]
-    yield from row_failure(kind, about, bad, words, len(frame), meta["quarantine"], meta["refuse_above"], reasons)
+    yield from row_rule_failures(kind, about, bad, words, len(frame), meta["quarantine"], meta["refuse_above"], reasons)
 
 
 def _words(rule: str, kwargs: Mapping[str, Any], rows: pd.DataFrame) -> list[str]:
     """What is wrong with each of the rows that broke ``rule``."""
     if rule == "range":
         low, high = kwargs.get("min_value"), kwargs.get("max_value")
-        return [out_of_range(value, low, high) for value in rows[kwargs["column"]]]
+        return [describe_out_of_range(value, low, high) for value in rows[kwargs["column"]]]
     if rule == "length":
         return [f"longer than {kwargs['max_value']} characters"] * len(rows)
     if rule == "unknown":
@@ -100,15 +102,15 @@ def window_failures(
         rule, column = meta["rule"], kwargs.get("column")
         if error := error_in(result):
             text = f"{column or rule}: could not be checked ({error})"
-            yield failure(kind, column, 0, text, fatal=rule != "drift")
+            yield make_failure(kind, column, 0, text, fatal=rule != "drift")
         elif not result.success:
             found: Any = result.result.get("observed_value")
             if rule == "freshness":
-                yield failure(kind, column, 0, stale(found, window, config.observations), fatal=True)
+                yield make_failure(kind, column, 0, describe_staleness(found, window, config.observations), fatal=True)
             elif rule == "volume":
-                yield failure(kind, None, 0, too_few_or_many(found, window, config.observations), fatal=True)
+                yield make_failure(kind, None, 0, describe_volume(found, window, config.observations), fatal=True)
             else:
-                yield failure(kind, column, 0, _drifted(str(column), result.result["details"]))
+                yield make_failure(kind, column, 0, _drifted(str(column), result.result["details"]))
 
 
 def _drifted(column: str, details: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ import pandas as pd
 
 from stillhouse import config
 from stillhouse.errors import DataError, PartError
-from stillhouse.parts import TextInitial, is_rehearsal
+from stillhouse.parts import TextEncoderState, is_rehearsal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -239,7 +239,7 @@ class MiniLM:
         """Size of the encoder, which stays in its package."""
         return sum(file.stat().st_size for file in _encoder_folder().rglob("*") if file.is_file())
 
-    def text_encoder(self) -> TextInitial:
+    def text_encoder(self) -> TextEncoderState:
         """Tokens, embeddings and layers of the encoder, for a student to begin with."""
         from safetensors.numpy import load_file
 
@@ -247,7 +247,7 @@ class MiniLM:
         tokens = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
         state = load_file(folder / "model.safetensors")
         heads = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_attention_heads"]
-        return TextInitial(tokens, state["embeddings.word_embeddings.weight"], state, heads)
+        return TextEncoderState(tokens, state["embeddings.word_embeddings.weight"], state, heads)
 
     def fingerprint(self) -> str:
         """What decides all that this teacher says: settings, data, encoder; after :meth:`fit`, its head too."""

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from stillhouse import config
 from stillhouse.shown import paragraphs, shown
-from stillhouse.terminal import Console, Table, plain_mistakes
+from stillhouse.terminal import Console, Table, report_errors
 from tasks.prefect_server import ensure_server, without_heartbeats
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _shown(value: float | None, digits: int) -> str:
 
 def main() -> None:
     """Set the embedded defaults before Prefect is imported, and tell a user's mistake in one sentence."""
-    with plain_mistakes():
+    with report_errors():
         config.use_embedded_defaults()
         _give_memory_back()
         app()

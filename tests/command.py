@@ -1,4 +1,4 @@
-"""Runs the command `stillhouse` as a person does, in this process: torch, MLflow and Prefect are imported once."""
+"""Run the command line `stillhouse` in this process, so that torch, MLflow and Prefect are imported once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Command = Callable[..., "Shown"]
 
 
 class Shown(NamedTuple):
-    """What a command said."""
+    """Exit code and output of a command."""
 
     returncode: int
     stdout: str
@@ -25,7 +25,7 @@ class Shown(NamedTuple):
 
 
 def command(home: Path, agents: Path, patch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str]) -> Command:
-    """``run("status", "toy")`` with a ``STILLHOUSE_HOME`` and ``STILLHOUSE_AGENTS`` of its own, from the root."""
+    """A function ``run("status", "toy")`` with its own ``STILLHOUSE_HOME`` and ``STILLHOUSE_AGENTS``."""
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_TRACKING"))]:
         patch.delenv(name)
     for name, value in {
@@ -34,7 +34,7 @@ def command(home: Path, agents: Path, patch: pytest.MonkeyPatch, captured: pytes
         "HOME": home.parent,
     }.items():
         patch.setenv(name, str(value))
-    patch.setattr(cli.console, "_width", 160)  # what rich read of COLUMNS when it was made
+    patch.setattr(cli.console, "_width", 160)  # rich reads COLUMNS only when the console is created
     patch.chdir(Path(__file__).parent.parent)
 
     def run(*arguments: str | Path) -> Shown:

@@ -1,4 +1,4 @@
-"""The command `stillhouse`, and the flows' own command line, as a person meets them."""
+"""The command line `stillhouse`, and the command line of the flows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 from deltalake import write_deltalake
 from rich.console import Console
 
-from stillhouse import cli
+from stillhouse.commands import status
 from stillhouse.config import load_file
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Spending
@@ -62,7 +62,7 @@ def flows(run: Command) -> Run:
     return flows
 
 
-def test_help_teaches_and_imports_nothing_heavy(run: Command) -> None:
+def test_help_lists_the_commands_and_imports_no_heavy_library(run: Command) -> None:
     shown = run("--help")
     assert shown.returncode == 0
     for word in ("check", "status", "history", "contract"):
@@ -88,7 +88,7 @@ def test_check_tries_the_cascade(run: Command, agents: Path) -> None:
     assert "cascade: the teacher answers in " in shown.stdout
 
 
-def test_check_refuses_a_cascade_with_an_open_purse_or_no_time(run: Command, agents: Path) -> None:
+def test_check_refuses_a_cascade_without_a_budget_or_time(run: Command, agents: Path) -> None:
     file = agents / "toy.yaml"
     text = file.read_text()
     file.write_text(f"{text}\nruntime: {{cascade: {{below: 0.9, timeout: 0.000001s}}}}\n")
@@ -105,7 +105,7 @@ def test_check_refuses_a_cascade_with_an_open_purse_or_no_time(run: Command, age
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "said"),
+    ("right", "wrong", "message"),
     [
         ("cooldown: 3d", "cooldwon: 3d", "watch.cooldwon: unknown key; did you mean 'cooldown'"),
         ("folds: 3", "folds: 1", "distillation.folds: "),
@@ -116,14 +116,14 @@ def test_check_refuses_a_cascade_with_an_open_purse_or_no_time(run: Command, age
         ("    b: {type: number", "    bb: {type: number", "lack the columns ['bb']"),
     ],
 )
-def test_check_says_what_is_wrong_where_and_what_to_do(
-    run: Command, agents: Path, right: str, wrong: str, said: str
+def test_check_reports_the_error_with_its_key_and_remedy(
+    run: Command, agents: Path, right: str, wrong: str, message: str
 ) -> None:
     file = agents / "toy.yaml"
     file.write_text(file.read_text().replace(right, wrong))
     shown = run("check", str(file))
     assert shown.returncode == 1
-    assert said in shown.stderr
+    assert message in shown.stderr
     assert "Traceback" not in shown.stderr + shown.stdout
 
 
@@ -153,7 +153,7 @@ def test_a_contract_is_drafted_from_the_source_and_overwrites_nothing(
     assert "--source" in run("contract", "--help").stdout
 
 
-def test_an_agent_without_a_past(run: Command) -> None:
+def test_an_agent_without_models_or_verdicts(run: Command) -> None:
     for name in ("status", "history"):
         shown = run(name, "toy")
         assert shown.returncode == 0, shown.stderr
@@ -176,7 +176,7 @@ def test_flows_by_hand_from_nothing_to_a_champion(run: Command, flows: Run) -> N
     assert "logistic" in status.stdout and "in all" in status.stdout
     assert "A small agent whose world turns over" in status.stdout
     history = run("history", "toy", "--reasons")
-    assert "promoted" in history.stdout and "gate" in history.stdout and "held" in history.stdout
+    assert "promoted" in history.stdout and "gate" in history.stdout and "passed" in history.stdout
 
     lost = flows("watch", "--agent", "toy", MLFLOW_TRACKING_URI="http://ann:secret@127.0.0.1:9")
     assert lost.returncode == 1
@@ -223,41 +223,45 @@ def test_drift_reads_a_delta_table_as_it_stands(run: Command, tables: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "said"),
+    ("name", "column", "message"),
     [
         ("torn.parquet", "temp", "torn.parquet cannot be read"),
         ("torn.profile", "temp", "torn.profile: these bytes are not a profile"),
         ("before.parquet", "tmep", "no columns ['tmep'] in"),
     ],
 )
-def test_drift_says_what_it_cannot_use(run: Command, tables: Path, name: str, column: str, said: str) -> None:
+def test_drift_reports_inputs_that_it_cannot_use(
+    run: Command, tables: Path, name: str, column: str, message: str
+) -> None:
     for torn in ("torn.parquet", "torn.profile"):
         (tables / torn).write_bytes(b"PAR1 and not much more")
     shown = run("drift", str(tables / name), str(tables / "after.parquet"), "--column", column)
-    assert shown.returncode == 1 and said in shown.stderr.replace("\n", " ") and "Traceback" not in shown.stderr
+    assert shown.returncode == 1 and message in shown.stderr.replace("\n", " ") and "Traceback" not in shown.stderr
 
 
-def test_drift_of_a_text_is_that_of_its_length(run: Command, tmp_path: Path) -> None:
+def test_drift_of_a_text_column(run: Command, tmp_path: Path) -> None:
     for name, words in (("before", ["book", "a", "taxi"]), ("after", ["book", "a", "taxi", "to", "town", "now"])):
         rng = np.random.default_rng(0)
-        said = [" ".join(rng.permutation(words)[: rng.integers(1, len(words) + 1)]) for _ in range(500)]
-        pd.DataFrame({"said": [*said, " ", None], "n": rng.normal(size=502)}).to_parquet(tmp_path / f"{name}.parquet")
+        texts = [" ".join(rng.permutation(words)[: rng.integers(1, len(words) + 1)]) for _ in range(500)]
+        pd.DataFrame({"message": [*texts, " ", None], "n": rng.normal(size=502)}).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
     before, after = (str(tmp_path / f"{name}.parquet") for name in ("before", "after"))
     kept = str(tmp_path / "before.profile")
-    shown = run("drift", before, after, "--text", "said", "--keep", kept)
+    shown = run("drift", before, after, "--text", "message", "--keep", kept)
     assert shown.returncode == 0, shown.stderr
     assert "characters" in shown.stdout and "words" in shown.stdout and "502 rows before" in shown.stdout
-    again = run("drift", kept, after, "--text", "said").stdout
+    again = run("drift", kept, after, "--text", "message").stdout
     assert lines_of(again) == lines_of(shown.stdout)
     lacking = run("drift", before, after, "--text", "sad")
-    assert lacking.returncode == 1 and "no column 'sad'; there are ['said', 'n']" in lacking.stderr
+    assert lacking.returncode == 1 and "no column 'sad'; there are ['message', 'n']" in lacking.stderr
 
 
-def test_what_the_teachers_have_cost_today_and_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spending_of_the_teachers_today_and_in_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = KnowledgeBase(load_file(TOY), tmp_path / "kb")
     shown = Console(file=StringIO(), width=120)
-    monkeypatch.setattr(cli, "console", shown)
-    cli._show_spending(base)
+    monkeypatch.setattr(status, "console", shown)
+    status.show_spending(base)
     assert shown.file.getvalue() == ""
 
     def spend(teacher: str, batch: str, money: float) -> None:
@@ -269,7 +273,7 @@ def test_what_the_teachers_have_cost_today_and_in_all(tmp_path: Path, monkeypatc
         spend("llm", "old", 0.5)
         spend("rules", "old rules", 0.0)
     spend("llm", "new", 0.25)
-    cli._show_spending(base)
+    status.show_spending(base)
     rows = [line.split() for line in shown.file.getvalue().splitlines()]
     assert rows[1:] == [
         ["llm", "today", "12", "10", "3,400", "50", "2.0", "0.2500"],

@@ -1,4 +1,4 @@
-"""`check`, `quarantine`, `import --dry-run`, `drift` and the ways in: what they tell, and how a mistake ends."""
+"""`check`, `quarantine`, `import --dry-run` and `drift`: their output, and how errors end."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def run(agents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the tiny pass, which other tests take."""
-    monkeypatch.setattr(rehearsal, "_tiny_pass", lambda config, labelled: iter([f"{len(labelled)} rows passed"]))
+def no_short_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the short pass, which other tests run."""
+    monkeypatch.setattr(rehearsal, "_short_pass", lambda config, labelled: iter([f"{len(labelled)} rows passed"]))
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("no_short_pass")
 def test_check_takes_a_name_or_a_path_and_names_the_file(run: Run, agents: Path, tmp_path: Path) -> None:
     by_name, by_path = run("check", "toy"), run("check", agents / "toy.yaml")
     assert by_name == by_path and by_name.code == 0, by_name.err
@@ -92,9 +92,9 @@ def test_check_takes_a_name_or_a_path_and_names_the_file(run: Run, agents: Path,
     assert absent.code == 1 and "nowhere/toy.yaml: cannot be read" in absent.err
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("no_short_pass")
 @pytest.mark.parametrize(
-    ("right", "wrong", "told"),
+    ("right", "wrong", "expected"),
     [
         ("[north, south]", "[north, sudo]", ["break the data contract", "place: unknown value"]),
         (
@@ -110,18 +110,18 @@ def test_check_takes_a_name_or_a_path_and_names_the_file(run: Run, agents: Path,
     ],
 )
 def test_ready_means_that_a_bootstrap_can_succeed(
-    run: Run, agents: Path, right: str, wrong: str, told: list[str]
+    run: Run, agents: Path, right: str, wrong: str, expected: list[str]
 ) -> None:
     text = (agents / "toy.yaml").read_text()
     assert right in text
     (agents / "toy.yaml").write_text(text.replace(right, wrong))
     shown = run("check", "toy")
     assert shown.code == 1 and "is ready" not in shown.out
-    assert all(part in shown.err for part in told), shown.err
+    assert all(part in shown.err for part in expected), shown.err
 
 
-@pytest.mark.usefixtures("quickly")
-def test_check_tells_which_rows_would_be_set_aside_and_which_margin_cannot_be_proven(run: Run, agents: Path) -> None:
+@pytest.mark.usefixtures("no_short_pass")
+def test_check_reports_rows_for_quarantine_and_a_margin_that_cannot_be_proven(run: Run, agents: Path) -> None:
     text = (agents / "toy.yaml").read_text().replace("b: {type: number, min: -20", "b: {type: number, min: -1.9")
     (agents / "toy.yaml").write_text(text.replace("non_inferiority_margin: 0.02", "non_inferiority_margin: 0.001"))
     shown = run("check", "toy")
@@ -131,7 +131,7 @@ def test_check_tells_which_rows_would_be_set_aside_and_which_margin_cannot_be_pr
     assert "Lengthen `windows.test` to about " in shown.out and "w, or raise the margin" in shown.out
 
 
-def test_a_dear_teacher_is_asked_about_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_teacher_is_queried_about_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
         def __init__(self, local: bool) -> None:
             self.local, self.asked = local, list[int]()
@@ -141,13 +141,13 @@ def test_a_dear_teacher_is_asked_about_few_rows(monkeypatch: pytest.MonkeyPatch)
             return rows[["a", "b"]].to_numpy()
 
     rows = toy.observations(toy.BEGIN, toy.BEGIN + pd.Timedelta(days=3))
-    dear, own = Slow(local=False), Slow(local=True)
-    assert len(rehearsal._ask_some(dear, rows)[0]) == 3 and dear.asked == [3]  # type: ignore[arg-type]
-    said, _ = rehearsal._ask_some(own, rows)  # type: ignore[arg-type]
-    assert own.asked[:2] == [8, 8] and own.asked[2] > 8 and own.asked[3] == 1 and len(said) <= len(rows)
+    remote, local = Slow(local=False), Slow(local=True)
+    assert len(rehearsal._query_sample(remote, rows)[0]) == 3 and remote.asked == [3]  # type: ignore[arg-type]
+    probs, _ = rehearsal._query_sample(local, rows)  # type: ignore[arg-type]
+    assert local.asked[:2] == [8, 8] and local.asked[2] > 8 and local.asked[3] == 1 and len(probs) <= len(rows)
     with monkeypatch.context() as patched:
-        patched.setattr(rehearsal, "_ASKING_SECONDS", 0.0)
-        assert len(rehearsal._ask_some(own, rows)[0]) == 8  # type: ignore[arg-type]
+        patched.setattr(rehearsal, "_TEACHER_SECONDS", 0.0)
+        assert len(rehearsal._query_sample(local, rows)[0]) == 8  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------- import and quarantine
@@ -164,7 +164,7 @@ def log(agents: Path, tmp_path: Path) -> Path:
     return tmp_path / "log.csv"
 
 
-def test_a_dry_run_says_what_would_happen(run: Run, log: Path, agents: Path) -> None:
+def test_a_dry_run_reports_what_would_happen(run: Run, log: Path, agents: Path) -> None:
     dry = run("import", "toy", "--dry-run", log)
     assert dry.code == 0, dry.err
     assert "of its first 6 rows, the import would add 5 observations, would put 1 row into quarantine" in dry.out
@@ -237,7 +237,7 @@ def test_drift_of_texts_in_a_folder(run: Run, tmp_path: Path) -> None:
     assert "text: words" in shown.out and "month" in shown.out and "100 rows before, 100 now" in shown.out
 
 
-# --------------------------------------------------------------------------- homes, agents and mistakes
+# --------------------------------------------------------------------------- homes, agents and errors
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_home_of_any_usual_name_works(name: str, run: Run, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "[x]", "a|b", "a\\b", "two\nlines", "\x1b[31m", "\u202ex", "x" * 300])
-def test_a_home_that_cannot_be_is_refused_at_once(
+def test_an_unusable_home_is_refused_at_once(
     name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / name))
@@ -267,7 +267,7 @@ def test_a_home_that_cannot_be_is_refused_at_once(
     assert not {path.name for path in tmp_path.iterdir()} - {"agents", "home"}
 
 
-def test_folders_that_are_none(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_are_not_folders(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for variable in ("STILLHOUSE_HOME", "STILLHOUSE_AGENTS"):
@@ -285,7 +285,7 @@ def test_folders_that_are_none(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert config.home() == tmp_path / "real"
 
 
-def test_mistakes_end_in_a_sentence(run: Run, agents: Path, tmp_path: Path) -> None:
+def test_errors_end_without_a_traceback(run: Run, agents: Path, tmp_path: Path) -> None:
     (agents / "broken.yaml").write_text("agent: [")
     (agents / "latin.yaml").write_bytes(b"agent: caf\xe9")
     (agents / "folder.yaml").mkdir()

@@ -213,7 +213,7 @@ def test_nothing_fits(run: Run, tmp_path: Path) -> None:
         (("models:/net/1", "--time", "5 parsecs"), "--time 5 parsecs: '5 parsecs' is not a duration"),
         (("models:/net/1", "--max-bytes", "0"), "--max-bytes 0"),
         (("models:/net/1", "--max-quality-loss", "2"), "--max-quality-loss 2"),
-        (("models:/net/1", "--output", "."), "is there already, and nothing is overwritten"),
+        (("models:/net/1", "--output", "."), "exists already, and nothing is overwritten"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run: Run, arguments: tuple[str, ...], said: str) -> None:

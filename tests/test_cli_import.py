@@ -1,4 +1,4 @@
-"""`stillhouse import`, as a person meets it: in a process of its own, and killed."""
+"""`stillhouse import` in a process of its own, also when it is killed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def base_of(tmp_path: Path) -> KnowledgeBase:
     return KnowledgeBase(load_file(tmp_path / "agents" / "toy.yaml"), tmp_path / "home" / "knowledge" / "toy")
 
 
-def test_a_log_is_shown_then_imported_and_then_known(environment: dict[str, str], log: Path, tmp_path: Path) -> None:
+def test_a_log_is_previewed_imported_and_then_recognised(
+    environment: dict[str, str], log: Path, tmp_path: Path
+) -> None:
     with log.open("a") as file:
         file.write("1,2,3\n")
     shown = run(environment, "--dry-run", log)
@@ -90,26 +92,24 @@ def test_a_log_is_shown_then_imported_and_then_known(environment: dict[str, str]
 
     rows = toy.observations(toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60))
     base = base_of(tmp_path)
-    found = base.observations(base.window("all", toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60)))
-    pd.testing.assert_frame_equal(found[["observation_id", "a", "c"]], rows[["observation_id", "a", "c"]])
-    assert found["place"].tolist() == rows["place"].tolist()
+    imported = base.observations(base.window("all", toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60)))
+    pd.testing.assert_frame_equal(imported[["observation_id", "a", "c"]], rows[["observation_id", "a", "c"]])
+    assert imported["place"].tolist() == rows["place"].tolist()
 
 
-def test_mistakes_are_told_without_a_traceback(environment: dict[str, str], tmp_path: Path) -> None:
+def test_errors_are_reported_without_a_traceback(environment: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("id,second,a,b,c,Place,action\n")
-    for arguments, said in (
+    for arguments, message in (
         (["away.csv"], "SchemaError: away.csv is not there"),
         ([path], "has no column 'seconds', which the agent file wants for observed_at; did you mean 'second'?"),
         ([path, "--dry-run"], "has no column 'seconds'"),
     ):
-        told = run(environment, *arguments)
-        assert told.returncode == 1 and said in told.stderr and "Traceback" not in told.stderr
+        result = run(environment, *arguments)
+        assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
 
 
-def test_an_import_that_is_killed_ends_as_if_nothing_had_happened(
-    environment: dict[str, str], log: Path, tmp_path: Path
-) -> None:
+def test_a_killed_import_can_be_continued(environment: dict[str, str], log: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(log, dtype=str, keep_default_na=False)
     rows = pd.concat([rows.assign(id=rows["id"] + f"-{copy}") for copy in range(30)])  # 216,000 rows: five chunks
     rows.to_csv(log, index=False)

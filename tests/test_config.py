@@ -1,4 +1,4 @@
-"""Every mistake in an agent file is answered with file, line, key and remedy."""
+"""Every error in an agent file is reported with file, line, key and remedy."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from stillhouse.config import (
     Vocabulary,
     WeightOnly,
     embedded_environment,
+    explain,
     load,
     load_file,
-    loading,
     number_format,
     recipe_name,
-    structure,
+    structural_steps,
 )
 from stillhouse.config.base import tagged
 from stillhouse.errors import ConfigError
@@ -72,8 +72,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "toy.yaml"
 
 
-def complaint(file: Path, text: str) -> str:
-    """What is said about ``text``, each line without the file's name."""
+def error_message(file: Path, text: str) -> str:
+    """The error message for ``text``, each line without the file's name."""
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_file(file)
@@ -101,15 +101,15 @@ def test_the_current_window_is_a_length_a_count_or_since_the_promotion(
     assert again.windows == windows
 
 
-def test_how_long_a_current_window_usually_is() -> None:
-    def usual(current: object) -> timedelta:
+def test_typical_length_of_a_current_window() -> None:
+    def typical_length(current: object) -> timedelta:
         windows = config.Windows.model_validate({"train": "8w", "test": "1w", "current": current})
-        return windows.usual_length(1000, timedelta(days=10))
+        return windows.typical_length(1000, timedelta(days=10))
 
-    assert usual("36h") == timedelta(hours=36)
-    assert usual({"rows": 250}) == timedelta(days=2.5)
-    assert usual("since_promotion") == timedelta(weeks=1)
-    assert usual({"since": "promotion", "at_most": "3d"}) == timedelta(days=3)
+    assert typical_length("36h") == timedelta(hours=36)
+    assert typical_length({"rows": 250}) == timedelta(days=2.5)
+    assert typical_length("since_promotion") == timedelta(weeks=1)
+    assert typical_length({"since": "promotion", "at_most": "3d"}) == timedelta(days=3)
 
 
 IMPORTING = """importing:
@@ -118,7 +118,7 @@ IMPORTING = """importing:
   actions: {"1": move}
   decision: {action: did, probabilities: {stay: p0, move: p1}}
 """
-WRONG_IMPORTING = [
+IMPORTING_ERRORS = [
     ('format: "%d.%m.%Y"', "format: day", "importing.observed_at.format: 'day' must be iso, s, ms, us, or a pattern"),
     ('"%d.%m.%Y"', '"%d.%m.%Y %Z"', "importing.observed_at.format: '%d.%m.%Y %Z' must be iso, s, ms, us, or a pattern"),
     ('"%d.%m.%Y"', '"%d.%m.%Y %Q"', "it cannot be read ('Q' is a bad directive"),
@@ -126,7 +126,7 @@ WRONG_IMPORTING = [
     ('"%d.%m.%Y"', '"%d.%m.%Y %I:%M"', "hours of %I need %p"),
     ('"%d.%m.%Y"', '"%Y %Y"', "it cannot be read ("),
     ('"%d.%m.%Y"', '"%Y-%m-%d %"', "it cannot be read (stray %"),
-    ("Europe/Berlin", "Berlin", "importing.observed_at.timezone: 'Berlin' is no time zone"),
+    ("Europe/Berlin", "Berlin", "importing.observed_at.timezone: 'Berlin' is not a time zone"),
     ("{temp: T", "{tmp: T", "importing.columns: no column is called 'tmp'; did you mean 'temp'?"),
     ("move}\n", "mov}\n", "importing.actions: no action is called 'mov'; did you mean 'move'?"),
     (", move: p1", "", "importing.decision.probabilities: must name each action once: stay, move"),
@@ -134,12 +134,12 @@ WRONG_IMPORTING = [
 ]
 
 
-@pytest.mark.parametrize(("right", "wrong", "said"), WRONG_IMPORTING)
-def test_a_mistake_in_importing_is_named(file: Path, right: str, wrong: str, said: str) -> None:
+@pytest.mark.parametrize(("right", "wrong", "message"), IMPORTING_ERRORS)
+def test_an_error_in_importing_is_reported(file: Path, right: str, wrong: str, message: str) -> None:
     file.write_text(GOOD + IMPORTING)
     importing = load_file(file).importing
     assert importing is not None and importing.observed_at.timezone == "Europe/Berlin"
-    assert said in complaint(file, GOOD + IMPORTING.replace(right, wrong))
+    assert message in error_message(file, GOOD + IMPORTING.replace(right, wrong))
 
 
 def test_a_good_file_is_read_and_frozen(file: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_good_file_is_read_and_frozen(file: Path) -> None:
             setattr(part, field, getattr(part, field))
 
 
-MISTAKES = [
+ERRORS = [
     # misspelt keys, at every depth
     ("agent: toy", "agent: toy\ndescripton: x", "2: descripton: unknown key; did you mean 'description'?"),
     (
@@ -231,11 +231,11 @@ MISTAKES = [
         "10: outcomes.delay: '-1d' is not a duration: write a number and s, m, h, d or w, such as '12h' or '7d'",
     ),
     ("delay: 1d", "delay: 99999999999w", "10: outcomes.delay: '99999999999w' is longer than any calendar"),
-    ("train: 8w", "train: 0d", "17: windows.train: must be longer than nothing"),
+    ("train: 8w", "train: 0d", "17: windows.train: must be longer than zero"),
     (
         "current: 36h",
         "current: 36",
-        "17: windows.current: must be a length such as 7d, {rows: 5000}, since_promotion, or "
+        "17: windows.current: must be a duration such as 7d, {rows: 5000}, since_promotion, or "
         "{since: promotion, at_most: 14d}",
     ),
     (
@@ -248,12 +248,12 @@ MISTAKES = [
     (
         "current: 36h",
         "current: {since: promotion, at_most: 0d}",
-        "17: windows.current.at_most: must be longer than nothing",
+        "17: windows.current.at_most: must be longer than zero",
     ),
     (
         "current: 36h",
         "current: {rows: 99}",
-        "17: windows.current.rows: is 99, and a window of fewer rows than `observations.min_rows`, 100, is not judged",
+        "17: windows.current.rows: is 99, but a window needs `observations.min_rows`, 100, to be judged",
     ),
     ("current: 36h", "current: 36h, sample: 50", "17: windows.sample: must be at least 100, not 50"),
     # types
@@ -313,7 +313,7 @@ MISTAKES = [
         "18: weights.follow: 'outcome' is not known; did you mean 'outcomes'?",
     ),
     ("watch:", "weights: {rows: 10}\nwatch:", "18: weights.rows: must be at least 50, not 10"),
-    # what fits alone and not together
+    # errors across keys
     ("min: -30", "min: 50", "7: observations.columns.temp: min 50.0 is larger than max 40.0"),
     ("[EWR, JFK]", "[EWR, EWR]", "9: observations.columns.origin: values names 'EWR' more than once"),
     ("[EWR, JFK]", "[]", "9: observations.columns.origin.values: must have at least 1 entries, not []"),
@@ -322,11 +322,11 @@ MISTAKES = [
         "    observed_at: {",
         "3: observations: column names ['observed_at'] are reserved for the knowledge base",
     ),
-    ("[stay, move]", "[stay, stay]", "2: actions: actions must differ, and 'stay' comes more than once"),
+    ("[stay, move]", "[stay, stay]", "2: actions: actions must differ, and 'stay' is given more than once"),
     (
         "[{method: prune_units, ratio: 0.5}, {method: int8_static}]",
         "[{method: fp32}]",
-        "15: compression.recipes: recipes must differ, and 'fp32' comes more than once",
+        "15: compression.recipes: recipes must differ, and 'fp32' is given more than once",
     ),
     (
         "[{method: prune_units, ratio: 0.5}, {method: int8_static}]",
@@ -337,7 +337,7 @@ MISTAKES = [
     (
         "watch:",
         "promotion: {slices: [temp]}\nwatch:",
-        "18: promotion.slices: 'temp' is no category column of `observations`; those are: origin",
+        "18: promotion.slices: 'temp' is not a category column of `observations`; those are: origin",
     ),
     ("psi: 0.25", "psi: 0.25, psi: 3", "19: watch.thresholds.psi: is written twice (first in line 19); remove one"),
 ]
@@ -348,7 +348,7 @@ WIDER = GOOD.replace(
     "    gate: {type: category, values: [A, B], max_missing: 0.1}\n",
 )
 
-BROKEN_PROMISES = [
+RULE_ERRORS = [
     # columns that are not there, or of the wrong type
     (
         "rules: [{type: ordered, low: dewpp, high: temp}]",
@@ -371,15 +371,15 @@ BROKEN_PROMISES = [
         "rules.0.column: no column is called 'nil'; there are: dewp, gate, temp, number, origin",
     ),
     ("unique: [[origin, tmp]]", "unique.0: no column is called 'tmp'; did you mean 'temp'?"),
-    # what says nothing, or the same twice
+    # rules without a limit, and repetitions
     ("rules: [{type: ordered, low: temp, high: temp}]", "rules.0.high: must be another column than `low`, 'temp'"),
     (
         "rules: [{type: pairs, columns: [gate, gate], allowed: [[A, A]]}]",
-        "rules.0.columns: must be two different ones, and 'gate' comes twice",
+        "rules.0.columns: must be two different columns, and 'gate' is given twice",
     ),
     (
         "rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, A], [JFK, A]]}]",
-        "rules.0.allowed: ['JFK', 'A'] comes more than once",
+        "rules.0.allowed: ['JFK', 'A'] is given more than once",
     ),
     (
         "rules: [{type: range_when, column: dewp, when: {column: temp, min: 3}}]",
@@ -387,7 +387,7 @@ BROKEN_PROMISES = [
     ),
     (
         "rules: [{type: range_when, column: dewp, max: 9, when: {column: temp}}]",
-        "rules.0.when: says nothing: give `values` of a category, or `min` or `max`",
+        "rules.0.when: sets no condition: give `values` of a category, or `min` or `max`",
     ),
     (
         "rules: [{type: range_when, column: dewp, max: 9, when: {column: gate, values: [A], max: 3}}]",
@@ -403,17 +403,20 @@ BROKEN_PROMISES = [
     ),
     ("unique: [[]]", "unique.0: must name at least one column"),
     ("unique: [[gate, gate]]", "unique.0: names 'gate' more than once"),
-    ("unique: [[observation_id]]", "unique.0: observation_id is unique by itself; leave this list out"),
+    ("unique: [[observation_id]]", "unique.0: observation_id is unique anyway; leave this list out"),
     ("unique: [[observed_at, gate], [gate, origin, observed_at]]", "unique.1: follows from unique.0; leave it out"),
     ("volume: {}", "volume: can never be broken: give `min_per_day` above 0, `max_per_day` or both"),
     ("volume: {min_per_day: 9, max_per_day: 5}", "volume: min_per_day 9 is larger than max_per_day 5"),
-    ("freshness: 0h", "freshness: must be longer than nothing"),
-    # what can never be broken, or never hold, by what the columns say themselves
+    ("freshness: 0h", "freshness: must be longer than zero"),
+    # rules that no row can break or keep because of the limits of the columns
     (
         "rules: [{type: ordered, low: temp, high: hot}]",
         "rules.0: can never be broken: temp is at most 40, hot at least 45",
     ),
-    ("rules: [{type: ordered, low: hot, high: temp}]", "rules.0: can never hold: hot is at least 45, temp at most 40"),
+    (
+        "rules: [{type: ordered, low: hot, high: temp}]",
+        "rules.0: is broken by every row: hot is at least 45, temp at most 40",
+    ),
     (
         "rules: [{type: pairs, columns: [origin, gate], allowed: [[JFK, C]]}]",
         "rules.0.allowed: 'C' is not among the values of gate; those are: A, B",
@@ -428,7 +431,7 @@ BROKEN_PROMISES = [
     ),
     (
         "rules: [{type: range_when, column: temp, min: 41, when: {column: gate, values: [A]}}]",
-        "rules.0: can never hold: temp is between -30 and 40 on all rows",
+        "rules.0: is broken by every row that meets the condition: temp is between -30 and 40 on all rows",
     ),
     (
         "rules: [{type: range_when, column: dewp, max: 9, when: {column: temp, min: 41}}]",
@@ -454,25 +457,25 @@ BROKEN_PROMISES = [
 ]
 
 
-@pytest.mark.parametrize(("promise", "said"), BROKEN_PROMISES, ids=[said[:60] for _, said in BROKEN_PROMISES])
-def test_a_promise_that_says_nothing_is_refused(file: Path, promise: str, said: str) -> None:
-    text = WIDER.replace("    dewp:", "    hot: {type: number, min: 45}\n    dewp:") if "hot" in promise else WIDER
-    assert complaint(file, text.replace("  columns:\n", f"  {promise}\n  columns:\n")) == f"6: observations.{said}"
+@pytest.mark.parametrize(("rule", "message"), RULE_ERRORS, ids=[message[:60] for _, message in RULE_ERRORS])
+def test_a_rule_without_effect_is_refused(file: Path, rule: str, message: str) -> None:
+    text = WIDER.replace("    dewp:", "    hot: {type: number, min: 45}\n    dewp:") if "hot" in rule else WIDER
+    assert error_message(file, text.replace("  columns:\n", f"  {rule}\n  columns:\n")) == f"6: observations.{message}"
 
 
-def test_all_broken_promises_are_named_at_once_each_with_its_line(file: Path) -> None:
+def test_all_rule_errors_are_reported_at_once_each_with_its_line(file: Path) -> None:
     rules = "rules:\n    - {type: ordered, low: x, high: temp}\n    - {type: ordered, low: dewp, high: y}\n"
     text = WIDER.replace("  columns:\n", f"  {rules}  unique: [[z]]\n  columns:\n")
-    said = complaint(file, text).split("\n")
-    assert [line.split(": ")[:2] for line in said] == [
+    message = error_message(file, text).split("\n")
+    assert [line.split(": ")[:2] for line in message] == [
         ["9", "observations.unique.0"],
         ["7", "observations.rules.0.low"],
         ["8", "observations.rules.1.high"],
     ]
 
 
-def test_a_whole_contract_is_read(file: Path) -> None:
-    promises = """\
+def test_a_whole_data_contract_is_read(file: Path) -> None:
+    contract = """\
   freshness: 90m
   volume: {min_per_day: 10, max_per_day: 20.5}
   unique: [[observed_at, gate], [dewp, origin]]
@@ -482,44 +485,46 @@ def test_a_whole_contract_is_read(file: Path) -> None:
     - {type: range_when, column: temp, min: 0, when: {column: origin, values: [JFK]}}
     - {type: present_when, column: dewp, when: {column: temp, min: 0, max: 9}}
 """
-    file.write_text(WIDER.replace("  columns:\n", f"{promises}  columns:\n"))
-    found = load_file(file).observations
-    assert found.freshness == timedelta(minutes=90) and found.volume is not None
-    assert (found.volume.min_per_day, found.volume.max_per_day) == (10, 20.5)
-    assert found.unique == (("observed_at", "gate"), ("dewp", "origin"))
-    assert [rule.type for rule in found.rules] == ["ordered", "pairs", "range_when", "present_when"]
-    assert [rule.max_broken for rule in found.rules] == [0.1, 0, 0, 0]
+    file.write_text(WIDER.replace("  columns:\n", f"{contract}  columns:\n"))
+    observations = load_file(file).observations
+    assert observations.freshness == timedelta(minutes=90) and observations.volume is not None
+    assert (observations.volume.min_per_day, observations.volume.max_per_day) == (10, 20.5)
+    assert observations.unique == (("observed_at", "gate"), ("dewp", "origin"))
+    assert [rule.type for rule in observations.rules] == ["ordered", "pairs", "range_when", "present_when"]
+    assert [rule.max_broken for rule in observations.rules] == [0.1, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("right", "wrong", "said"), MISTAKES, ids=[said[:44] for _, _, said in MISTAKES])
-def test_a_mistake_is_named_with_line_key_and_remedy(file: Path, right: str, wrong: str, said: str) -> None:
+@pytest.mark.parametrize(("right", "wrong", "message"), ERRORS, ids=[message[:44] for _, _, message in ERRORS])
+def test_an_error_is_reported_with_line_key_and_remedy(file: Path, right: str, wrong: str, message: str) -> None:
     assert GOOD.count(right) == 1
-    found = complaint(file, GOOD.replace(right, wrong))
-    assert found == said
-    assert not re.search(r"Input should|pydantic|union|discriminator|validation|Literal|datetime\.", found)
+    reported = error_message(file, GOOD.replace(right, wrong))
+    assert reported == message
+    assert not re.search(r"Input should|pydantic|union|discriminator|validation|Literal|datetime\.", reported)
 
 
-def test_every_pattern_of_a_key_is_told_in_words(file: Path) -> None:
+def test_every_pattern_of_a_key_is_described(file: Path) -> None:
     patterns = set(re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', json.dumps(config.AgentConfig.model_json_schema())))
-    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(loading._PATTERNS)
+    assert {json.loads(f'"{pattern}"') for pattern in patterns} == set(explain._PATTERNS)
     teacher = "{kind: mlflow, name: m, uri: 'models:/a/1', digest: 'sha256:12'}"
-    said = complaint(file, re.sub(r"\{kind: python.*\}", teacher, GOOD))
-    assert "teachers.0.digest: 'sha256:12' must be 'sha256:' and 64 hexadecimal digits" in said
+    message = error_message(file, re.sub(r"\{kind: python.*\}", teacher, GOOD))
+    assert "teachers.0.digest: 'sha256:12' must be 'sha256:' and 64 hexadecimal digits" in message
 
 
-def test_a_fall_of_the_auc_is_no_threshold_for_many_actions(file: Path) -> None:
+def test_auc_drop_is_refused_for_many_actions(file: Path) -> None:
     three = GOOD.replace("actions: [stay, move]", "actions: [stay, move, turn]")
-    said = complaint(file, three.replace("{psi: 0.25}", "{psi: 0.25, auc_drop: 0.05}"))
-    assert "watch.thresholds.auc_drop: an agent with 3 actions is judged by its accuracy" in said
-    assert said.startswith("19: ") and "write `accuracy_drop` instead" in said
+    message = error_message(file, three.replace("{psi: 0.25}", "{psi: 0.25, auc_drop: 0.05}"))
+    assert "watch.thresholds.auc_drop: an agent with 3 actions is judged by its accuracy" in message
+    assert message.startswith("19: ") and "write `accuracy_drop` instead" in message
     for text in (three.replace("{psi: 0.25}", "{accuracy_drop: 0.05}"), GOOD.replace("psi: 0.25", "auc_drop: 0.05")):
         file.write_text(text)
         assert load_file(file).watch.thresholds.shifted_columns == 1
 
 
-def test_all_mistakes_are_named_at_once(file: Path) -> None:
-    said = complaint(file, GOOD.replace("toy:rows", "toy").replace("weight: 2", "weight: -2").replace("psi", "pzi"))
-    assert [line.split(": ")[:2] for line in said.split("\n")] == [
+def test_all_errors_are_reported_at_once(file: Path) -> None:
+    message = error_message(
+        file, GOOD.replace("toy:rows", "toy").replace("weight: 2", "weight: -2").replace("psi", "pzi")
+    )
+    assert [line.split(": ")[:2] for line in message.split("\n")] == [
         ["4", "observations.source"],
         ["12", "teachers.0.weight"],
         ["19", "watch.thresholds.pzi"],
@@ -527,12 +532,12 @@ def test_all_mistakes_are_named_at_once(file: Path) -> None:
 
 
 def test_a_misspelt_required_key_is_both_missing_and_unknown(file: Path) -> None:
-    said = complaint(file, GOOD.replace("agent: toy", "agnet: toy")).split("\n")
-    assert said == ["1: agent: is required and missing", "1: agnet: unknown key; did you mean 'agent'?"]
+    message = error_message(file, GOOD.replace("agent: toy", "agnet: toy")).split("\n")
+    assert message == ["1: agent: is required and missing", "1: agnet: unknown key; did you mean 'agent'?"]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("agent: toy\nactions: [a, b\n", "3: is not YAML: expected ',' or ']', but got '<stream end>'"),
         ("agent: toy\nactions: a: b\n", "2: is not YAML: mapping values are not allowed here"),
@@ -542,8 +547,8 @@ def test_a_misspelt_required_key_is_both_missing_and_unknown(file: Path) -> None
         ("- agent: toy\n", "1: must be a mapping with the keys agent, description, actions,"),
     ],
 )
-def test_what_is_no_mapping_is_refused_with_its_line(file: Path, text: str, said: str) -> None:
-    assert complaint(file, text).startswith(said)
+def test_a_file_that_is_not_a_mapping_is_refused_with_its_line(file: Path, text: str, message: str) -> None:
+    assert error_message(file, text).startswith(message)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -614,17 +619,17 @@ def test_the_name_must_be_the_files(agents: Path) -> None:
         load("other")
 
 
-# --------------------------------------------------------------------------- where things are kept
+# --------------------------------------------------------------------------- paths
 
 
-def test_everything_lies_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_data_is_stored_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("HOME", str(tmp_path))
     before = dict(os.environ)
-    found = embedded_environment()
-    assert found["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/store/mlflow/mlflow.db"
-    assert found["PREFECT_HOME"] == f"{tmp_path}/store/prefect"
-    assert found["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    environment = embedded_environment()
+    assert environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/store/mlflow/mlflow.db"
+    assert environment["PREFECT_HOME"] == f"{tmp_path}/store/prefect"
+    assert environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert dict(os.environ) == before
     assert not (tmp_path / "store").exists()
 
@@ -636,7 +641,7 @@ def test_a_users_prefect_profile_wins(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "PREFECT_HOME" not in embedded_environment()
 
 
-def test_without_settings_things_lie_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folders_are_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STILLHOUSE_HOME", raising=False)
     monkeypatch.delenv("STILLHOUSE_AGENTS", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -674,28 +679,28 @@ def test_variants_have_names(recipe: Recipe, name: str) -> None:
     assert recipe_name(recipe) == name
 
 
-def test_settings_that_a_name_does_not_tell_are_four_characters_of_it() -> None:
-    kept = [STATIC.model_copy(update={"keep": (name,)}) for name in ("a", "b")]
-    names = [recipe_name((each,)) for each in (*kept, StaticInt8(method="int8_static", per_channel=False))]
+def test_settings_outside_the_name_add_four_characters_of_a_hash() -> None:
+    with_kept_layers = [STATIC.model_copy(update={"keep": (name,)}) for name in ("a", "b")]
+    names = [recipe_name((step,)) for step in (*with_kept_layers, StaticInt8(method="int8_static", per_channel=False))]
     assert len(set(names)) == 3 and all(re.fullmatch(r"int8_static-[0-9a-f]{4}", name) for name in names)
     by_layer = PruneUnits(method="prune_units", ratios={"up": 0.3})
-    assert re.fullmatch(r"units50-[0-9a-f]{4}\+int8_static-[0-9a-f]{4}", recipe_name((by_layer, kept[0])))
+    assert re.fullmatch(r"units50-[0-9a-f]{4}\+int8_static-[0-9a-f]{4}", recipe_name((by_layer, with_kept_layers[0])))
     assert recipe_name((by_layer, STATIC)) == f"{recipe_name((by_layer,))}+int8_static"
     assert recipe_name((by_layer,)) == recipe_name((PruneUnits(method="prune_units", ratios={"up": 0.3}),))
 
 
-def test_a_recipe_is_structure_and_then_a_number_format() -> None:
-    assert structure((UNITS, DYNAMIC)) == (UNITS,) and number_format((UNITS, DYNAMIC)) == DYNAMIC
-    assert structure((UNITS,)) == (UNITS,) and number_format((UNITS,)) == FP32
-    assert structure((FP32,)) == () and number_format((FP32,)) == FP32
+def test_a_recipe_is_structural_steps_and_then_a_number_format() -> None:
+    assert structural_steps((UNITS, DYNAMIC)) == (UNITS,) and number_format((UNITS, DYNAMIC)) == DYNAMIC
+    assert structural_steps((UNITS,)) == (UNITS,) and number_format((UNITS,)) == FP32
+    assert structural_steps((FP32,)) == () and number_format((FP32,)) == FP32
 
 
 def test_by_default_three_formats_and_a_search(file: Path) -> None:
     begin, end = GOOD.index("compression:"), GOOD.index("windows:")
     file.write_text(GOOD[:begin] + GOOD[end:])
-    found = load_file(file).compression
-    assert found == Compression() and found.recipes == ((FP32,), (DYNAMIC,), (STATIC,))
-    assert found.search == Search() and set(Search().steps) == {
+    compression = load_file(file).compression
+    assert compression == Compression() and compression.recipes == ((FP32,), (DYNAMIC,), (STATIC,))
+    assert compression.search == Search() and set(Search().steps) == {
         "int8_dynamic",
         "int8_static",
         "weights",
@@ -708,13 +713,15 @@ def test_by_default_three_formats_and_a_search(file: Path) -> None:
         "length",
         "hashed_rows",
     }
-    assert found.search is not None and found.search.time == timedelta(minutes=5)
+    assert compression.search is not None and compression.search.time == timedelta(minutes=5)
 
 
 def test_a_search_may_be_left_out_and_a_step_stand_without_brackets(file: Path) -> None:
     file.write_text(GOOD.replace("{candidates: 9}", "null").replace("{method: fp32}, ", ""))
-    found = load_file(file).compression
-    assert found.search is None and [recipe_name(recipe) for recipe in found.recipes] == ["units50+int8_static"]
+    compression = load_file(file).compression
+    assert compression.search is None and [recipe_name(recipe) for recipe in compression.recipes] == [
+        "units50+int8_static"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -758,15 +765,17 @@ def test_ranges_of_the_compressions_settings(settings: dict[str, object], right:
 
 
 def test_the_page_of_the_agent_file_names_every_key() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "agent-file.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parent.parent / "docs"
+    page = next(file for file in (docs / "reference" / "agent-file.md", docs / "agent-file.md") if file.exists())
+    text = page.read_text(encoding="utf-8")
     schema = config.AgentConfig.model_json_schema()
     keys = {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
-    assert not {key for key in keys if f"`{key}`" not in page}
+    assert not {key for key in keys if f"`{key}`" not in text}
 
 
 # --------------------------------------------------------------------------- texts
 
-TEXTS = GOOD.replace("number: {type: number}", "said: {type: text, max_length: 500}").replace(
+TEXTS = GOOD.replace("number: {type: number}", "message: {type: text, max_length: 500}").replace(
     "{kind: tabular, widths: [16]}", "{kind: text, encoder: {type: convolution}, widths: [16]}"
 )
 
@@ -774,28 +783,28 @@ TEXTS = GOOD.replace("number: {type: number}", "said: {type: text, max_length: 5
 def test_an_agent_that_reads_texts(file: Path) -> None:
     file.write_text(TEXTS)
     toy = load_file(file)
-    assert toy.observations.texts == ("said",) and toy.observations.numbers == ("temp",)
+    assert toy.observations.texts == ("message",) and toy.observations.numbers == ("temp",)
     assert isinstance(toy.student, TextStudent) and toy.student.encoder == ConvolutionEncoder(type="convolution")
-    assert not toy.begins_like_teacher
+    assert not toy.student.initialised_by_teacher
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "said"),
+    ("right", "wrong", "message"),
     [
         (
             "kind: text, encoder: {type: convolution}",
             "kind: tabular",
-            "13: student.kind: 'tabular' reads no text, and 'said' is a text column: take 'text'",
+            "13: student.kind: 'tabular' reads no text, and 'message' is a text column: take 'text'",
         ),
         (
-            "said: {type: text, max_length: 500}",
-            "said: {type: number}",
+            "message: {type: text, max_length: 500}",
+            "message: {type: number}",
             "13: student.kind: 'text' needs a text column, and `observations` has none: take 'tabular'",
         ),
         (
             "max_length: 500",
             "max_lenght: 500",
-            "8: observations.columns.said.max_lenght: unknown key; did you mean 'max_length'?",
+            "8: observations.columns.message.max_lenght: unknown key; did you mean 'max_length'?",
         ),
         (
             "type: convolution",
@@ -815,19 +824,19 @@ def test_an_agent_that_reads_texts(file: Path) -> None:
         (
             'kind: python, name: forest, target: "toy:Forest", weight: 2}\nstudent: {kind: text,',
             'kind: mlflow, name: forest, uri: "models:/forest/1"}\nstudent: {kind: text, initialise: teacher,',
-            "13: student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
+            "13: student.initialise: 'teacher' needs a teacher of kind 'python' or 'module' with a method "
             "`text_encoder`: write 'none'",
         ),
         (
             "origin:",
-            '"said: words": {type: number}\n    origin:',
-            "3: observations: column names ['said: words'] are reserved for what is watched of a text",
+            '"message: words": {type: number}\n    origin:',
+            "3: observations: column names ['message: words'] are reserved for the measures of a text",
         ),
     ],
 )
-def test_mistakes_about_texts(file: Path, right: str, wrong: str, said: str) -> None:
+def test_errors_about_texts(file: Path, right: str, wrong: str, message: str) -> None:
     assert TEXTS.count(right) == 1
-    assert complaint(file, TEXTS.replace(right, wrong)) == said
+    assert error_message(file, TEXTS.replace(right, wrong)) == message
 
 
 def test_the_sections_of_a_union_by_their_tags() -> None:

@@ -1,4 +1,4 @@
-"""``module:object`` is found, or what is wrong is said with the key that named it."""
+"""``module:object`` is imported, or the error names the key and the problem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from stillhouse.config.base import Section
 from stillhouse.errors import PartError
-from stillhouse.parts import Source, Teacher, TextInitial, import_kinds, resolve
+from stillhouse.parts import Source, Teacher, TextEncoderState, import_kinds, resolve
 
 WHERE = "agents/toy.yaml: observations.source"
 
@@ -36,9 +36,9 @@ def test_an_object_and_an_attribute_of_one() -> None:
 
 def test_the_working_directory_is_importable(folder: Path) -> None:
     (folder / "parts_of_mine.py").write_text("def rows(start, end): return 'rows'\n")
-    found = resolve("parts_of_mine:rows", where=WHERE)
-    assert isinstance(found, Source)
-    assert found(None, None) == "rows"
+    source = resolve("parts_of_mine:rows", where=WHERE)
+    assert isinstance(source, Source)
+    assert source(None, None) == "rows"
 
 
 @pytest.mark.parametrize("target", ["math", "math:", ":sqrt", ""])
@@ -71,18 +71,18 @@ def test_an_object_that_is_not_there_and_those_that_are(folder: Path) -> None:
 
 
 def test_the_protocol_of_a_teacher() -> None:
-    class Half:
+    class WithoutSave:
         def fit(self, rows: object, outcomes: object) -> None: ...
         def predict_proba(self, rows: object) -> None: ...
 
-    class Whole(Half):
+    class Complete(WithoutSave):
         def save(self, folder: Path) -> None: ...
         @classmethod
-        def load(cls, folder: Path) -> Whole:
+        def load(cls, folder: Path) -> Complete:
             return cls()
 
-    assert not isinstance(Half(), Teacher)
-    assert isinstance(Whole(), Teacher)
+    assert not isinstance(WithoutSave(), Teacher)
+    assert isinstance(Complete(), Teacher)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_the_protocol_of_a_teacher() -> None:
         (["a"], np.full((1, 2), np.nan), "embeddings that are not finite"),
     ],
 )
-def test_a_text_encoder_that_cannot_be(tokens: list[str], embeddings: np.ndarray, message: str) -> None:
+def test_an_invalid_text_encoder_is_refused(tokens: list[str], embeddings: np.ndarray, message: str) -> None:
     with pytest.raises(PartError, match=message):
-        TextInitial(tokens, embeddings)
+        TextEncoderState(tokens, embeddings)
 
 
-def test_a_kind_without_a_file_is_missed_when_the_kinds_are_imported() -> None:
+def test_importing_a_kind_without_a_module_fails() -> None:
     class Cold(Section):
         kind: Literal["cold"]
 

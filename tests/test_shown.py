@@ -1,4 +1,4 @@
-"""Text from data is shown as text: in a terminal, in Markdown, in figures, in the names of metrics."""
+"""Text from data is escaped in a terminal, in Markdown, in figures and in names of metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stillhouse.registry.models import metric_name
 from stillhouse.shown import LineFormatter, code, label, markdown, paragraphs, shown
 from stillhouse.terminal import Console, Table
 
-NASTY = (
+SPECIAL_TEXTS = (
     "[/INST] north",
     "[red]b",
     "price[eur]",
@@ -50,24 +50,24 @@ NASTY = (
     " ",
     "é 日本 😀 می‌خواهم",
 )
-HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+HIDDEN_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def test_the_examples_in_the_docstrings() -> None:
     assert doctest.testmod(module) == doctest.TestResults(failed=0, attempted=5)
 
 
-@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("text", SPECIAL_TEXTS)
 def test_nothing_hidden_is_left_and_nothing_readable_is_lost(text: str) -> None:
     for show in (shown, markdown, code, label):
-        assert not HIDDEN.search(show(text))
-    if not HIDDEN.search(text):
+        assert not HIDDEN_CHARACTERS.search(show(text))
+    if not HIDDEN_CHARACTERS.search(text):
         assert shown(text) == text
     shown(text).encode("utf-8")
     assert paragraphs(f"{text}\n{text}").count("\n") == 1 + 2 * text.count("\n")
 
 
-@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("text", SPECIAL_TEXTS)
 def test_a_table_and_a_line_show_the_text_itself(text: str) -> None:
     file = io.StringIO()
     console, table = Console(file=file, width=200, force_terminal=True), Table("value", "next")
@@ -78,7 +78,7 @@ def test_a_table_and_a_line_show_the_text_itself(text: str) -> None:
     written = file.getvalue().replace("\x1b[32m✓\x1b[0m", "✓")
     assert shown(text) in written and "Error" not in written
     bare = re.sub(r"\x1b\[1?m|\x1b\[0m", "", written)
-    assert not HIDDEN.search(bare.replace("\n", ""))
+    assert not HIDDEN_CHARACTERS.search(bare.replace("\n", ""))
     assert sum("x" in line and line.rstrip().endswith("x") for line in bare.splitlines()) >= 1
 
 
@@ -91,7 +91,7 @@ def test_a_narrow_table_folds_and_cuts_nothing_off() -> None:
     assert sorted(re.sub(r"\s", "", file.getvalue())) == sorted("".join(headers + cells).replace(" ", ""))
 
 
-@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("text", SPECIAL_TEXTS)
 def test_a_cell_of_markdown_stays_one_cell(text: str) -> None:
     for show in (markdown, code):
         line = f"| {show(text)} | next |"
@@ -109,7 +109,11 @@ def test_a_label_is_no_formula() -> None:
 def test_metric_names_are_what_mlflow_takes_and_stay_apart() -> None:
     from mlflow.utils.validation import _validate_metric_name
 
-    names = [metric_name(f"place={text}") for text in (*NASTY, "a_b", "a/b", "x" * 500, "x" * 501) if text != "\ud800"]
+    names = [
+        metric_name(f"place={text}")
+        for text in (*SPECIAL_TEXTS, "a_b", "a/b", "x" * 500, "x" * 501)
+        if text != "\ud800"
+    ]
     assert len(set(names)) == len(names) and max(map(len, names)) <= 100
     for name in names:
         _validate_metric_name(f"slice/{name}/auc")

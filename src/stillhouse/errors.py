@@ -1,25 +1,28 @@
-"""Every error that stillhouse raises on purpose, in one picture.
+"""All errors that stillhouse raises on purpose.
 
     StillhouseError
-    ├── ConfigError         the agent file: a key, a value, a file that is not there
-    ├── PartError           a "module:object" that does not import or does not keep its promise
+    ├── ConfigError         the agent file: a wrong key, a wrong value, a missing file
+    ├── PartError           a "module:object" that cannot be imported or lacks a required method
     ├── DataError           rows that cannot be used
     │   ├── SchemaError         missing columns, wrong types
-    │   │   └── UnknownDecisionError    an outcome of a decision that was never handed out
+    │   │   └── UnknownDecisionError    an outcome of a decision that this agent never made
     │   └── WindowError         a window that is empty or too small
-    ├── LeakageError        a teacher asked about rows it was fitted on, a test row that was trained on
-    ├── ExportError         a student that does not become the variant it should be
-    ├── StoreError          what lies under STILLHOUSE_HOME: another version, a damaged table
-    ├── RegistryError       MLflow does not answer, or has no such model, version or alias
-    ├── SignatureError      a model that no trusted key has signed, or that is not what was signed
-    └── RuntimeStateError   the agent cannot decide or record now
-        ├── NoChampionError     there is no model to decide with
+    ├── LeakageError        a teacher that answers for rows it was fitted on, a test row in the training set
+    ├── ExportError         a student whose exported variant does not agree with it
+    ├── StoreError          data under STILLHOUSE_HOME: another version, a damaged table
+    ├── RegistryError       MLflow is not reachable, or has no such model, version or alias
+    ├── SignatureError      a model that no trusted key has signed, or whose files were changed
+    └── RuntimeStateError   the agent cannot decide or record at the moment
+        ├── NoChampionError     no model to decide with
         └── SpoolError          the write-ahead spool cannot be read or written
-            ├── SpoolFullError      too much waits in it for the knowledge base
-            └── SpoolDamagedError   its file is no spool, or has parts that cannot be read
+            ├── SpoolFullError      too many rows wait for the flush
+            └── SpoolDamagedError   its file is not a spool, or has unreadable parts
 
-The message says what is wrong, where, and what to do. Everything else that is raised is a defect of
-ours and keeps its traceback. "No drift" and "the challenger lost" are verdicts, never errors.
+The message says what is wrong, where, and what to do. Any other exception is a bug and keeps its traceback.
+"No drift" and "the challenger lost" are verdicts, never errors.
+
+>>> issubclass(WindowError, StillhouseError)
+True
 """
 
 __all__ = [
@@ -44,15 +47,15 @@ __all__ = [
 
 
 class StillhouseError(Exception):
-    """Base of all errors a user can do something about; shown without a traceback."""
+    """Base of all errors that a user can correct; printed without a traceback."""
 
 
 class ConfigError(StillhouseError):
-    """The agent file cannot be used; the message names file, line, key and remedy."""
+    """The agent file is invalid; the message names file, line, key and remedy."""
 
 
 class PartError(StillhouseError):
-    """A user's object named in the agent file does not import or misses a promised method."""
+    """An object named in the agent file cannot be imported, lacks a required method, or returns a wrong value."""
 
 
 class DataError(StillhouseError):
@@ -60,43 +63,43 @@ class DataError(StillhouseError):
 
 
 class SchemaError(DataError):
-    """Columns are missing or have types that the agent's contract does not allow."""
+    """Columns are missing or have types that the data contract does not allow."""
 
 
 class UnknownDecisionError(SchemaError):
-    """An outcome names a decision that this agent never handed out."""
+    """An outcome names a decision that this agent never made."""
 
 
 class WindowError(DataError):
-    """A window of the knowledge base is empty or has fewer rows than the work needs."""
+    """A window of the knowledge base is empty or has too few rows."""
 
 
 class LeakageError(StillhouseError):
-    """Rows would be labelled, or judged, by a model that was fitted on them."""
+    """A model would label, or be evaluated on, rows that it was fitted on."""
 
 
 class ExportError(StillhouseError):
-    """A student could not be turned into a variant that agrees with it."""
+    """A student could not be exported to a variant that agrees with it."""
 
 
 class StoreError(StillhouseError):
-    """What is stored under ``STILLHOUSE_HOME`` cannot be read: another version's, or damaged."""
+    """Data under ``STILLHOUSE_HOME`` cannot be read: it is of another version, or damaged."""
 
 
 class RegistryError(StillhouseError):
-    """MLflow does not answer, or does not hold the model, version or alias asked for."""
+    """MLflow is not reachable, or does not have the requested model, version or alias."""
 
 
 class SignatureError(StillhouseError):
-    """No trusted key has signed a model, its files are others than were signed, or it was withdrawn."""
+    """No trusted key has signed a model, its files differ from the signed ones, or it was withdrawn."""
 
 
 class RuntimeStateError(StillhouseError):
-    """The agent cannot decide or record now; later it may."""
+    """The agent cannot decide or record at the moment; a later attempt may succeed."""
 
 
 class NoChampionError(RuntimeStateError):
-    """No version of the agent's model was ever promoted, or none could be loaded so far."""
+    """No version of the agent's model was promoted yet, or none could be loaded so far."""
 
 
 class SpoolError(RuntimeStateError):
@@ -104,8 +107,8 @@ class SpoolError(RuntimeStateError):
 
 
 class SpoolFullError(SpoolError):
-    """More rows wait for the knowledge base than the agent file allows."""
+    """More rows wait in the spool than the agent file allows."""
 
 
 class SpoolDamagedError(SpoolError):
-    """A spool's file is gone, is something else, or has parts that cannot be read."""
+    """The file of a spool is missing, is not a spool, or has unreadable parts."""

@@ -1,4 +1,4 @@
-"""What a user's objects must offer, and how ``"module:object"`` in a reviewed agent file is resolved."""
+"""Protocols of the user's objects, and how ``"module:object"`` in a reviewed agent file is imported."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from stillhouse.config.base import tagged
 from stillhouse.errors import PartError
 
 __all__ = [
+    "HasTextEncoder",
     "ModelStore",
-    "OffersText",
     "ReadyTeacher",
     "Source",
     "Teacher",
-    "TextInitial",
+    "TextEncoderState",
     "import_kinds",
     "is_rehearsal",
     "rehearsing",
@@ -33,17 +33,17 @@ __all__ = [
 
 @runtime_checkable
 class Source(Protocol):
-    """Where rows come from: observations or outcomes with ``start ≤ observed_at < end``."""
+    """A function that returns the observations, or the outcomes, with ``start ≤ observed_at < end``."""
 
     def __call__(self, start: datetime, end: datetime, /) -> pd.DataFrame: ...
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Anything that decides better than the student, for a price, and learns from outcomes.
+    """A model that decides better than the student, at a cost, and is fitted on outcomes.
 
-    ``fit`` takes n rows and n action indices in ``0…K−1``; ``predict_proba`` gives float64 ``[n, K]`` whose
-    rows sum to 1; ``save`` writes native formats (text, ONNX, safetensors; no pickle) that ``load`` reads back.
+    ``fit`` takes n rows and n action indices in ``0…K−1``; ``predict_proba`` returns float64 ``[n, K]`` whose rows sum
+    to 1; ``save`` writes native formats (text, ONNX, safetensors; no pickle) that ``load`` reads.
     """
 
     def fit(self, rows: pd.DataFrame, outcomes: np.ndarray[Any, Any], /) -> None: ...
@@ -58,16 +58,16 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class ReadyTeacher(Protocol):
-    """A teacher with ``learns: false`` in the agent file: rules, or a model that is ready as soon as it is made.
+    """A teacher with ``learns: false`` in the agent file: rules, or a finished model.
 
-    It is never fitted. ``predict_proba`` is as in :class:`Teacher`. What else it may offer:
+    It is never fitted. ``predict_proba`` is as in :class:`Teacher`. Optional methods and attributes:
 
-    - ``save(folder)`` with the classmethod ``load(folder)``: it is kept with the champion, and asked later as it was
-      then. Without them it is made anew from its settings whenever it is needed.
-    - ``fingerprint() -> str``: a text that changes with what it says. Without it that is the content of what it saves,
-      or else the source of the module that defines it.
-    - ``bytes_elsewhere: int``: size of what it needs and does not save, such as an encoder that lies in a package.
-    - ``features(rows) -> float32 [n, D]``: what it makes of the rows inside, always of the same width D, for students
+    - ``save(folder)`` with the classmethod ``load(folder)``: the teacher is stored with the champion and
+      loaded from there. Without them it is created from its settings whenever it is needed.
+    - ``fingerprint() -> str``: a text that changes when its answers change. The default is the content of the files
+      that it saves, or else the source of the module that defines it.
+    - ``bytes_elsewhere: int``: size of files that it needs and does not save, such as an encoder in a package.
+    - ``features(rows) -> float32 [n, D]``: hidden representation of the rows, always of the same width D, for students
       to match (``features: true`` in the agent file).
     """
 
@@ -75,16 +75,20 @@ class ReadyTeacher(Protocol):
 
 
 @dataclass(frozen=True)
-class TextInitial:
-    """A teacher's text encoder, for a student to begin with.
+class TextEncoderState:
+    """The vocabulary and the weights of a teacher's text encoder, to initialise a student from.
 
-    :param tokens: WordPiece tokens in lower case, V of them, all different; ``##`` begins those within a word.
-    :param embeddings: their vectors, float32 ``[V, D]``.
+    >>> state = TextEncoderState(["taxi", "##s"], np.zeros((2, 8), dtype=np.float32))
+    >>> state.start
+    '[CLS]'
+
+    :param tokens: V different WordPiece tokens in lower case; those inside a word begin with ``##``.
+    :param embeddings: vectors of the tokens, float32 ``[V, D]``.
     :param layers: state of a BERT encoder as the transformers library names it (``encoder.layer.0.attention.self.
-        query.weight``, ``embeddings.position_embeddings.weight`` …), float32; None: the embeddings are all.
-    :param heads: of its attention.
-    :param start: the token that a text begins with.
-    :raises PartError: if the embeddings are not finite numbers ``[V, D]``, or a token comes twice.
+        query.weight``, ``embeddings.position_embeddings.weight`` …), float32; None: embeddings only.
+    :param heads: number of attention heads.
+    :param start: the token at the start of each text.
+    :raises PartError: if the embeddings are not finite numbers ``[V, D]``, or a token is repeated.
     """
 
     tokens: Sequence[str]
@@ -104,69 +108,77 @@ class TextInitial:
 
 
 @runtime_checkable
-class OffersText(Protocol):
-    """A teacher whose text encoder a student may begin with; optional."""
+class HasTextEncoder(Protocol):
+    """A teacher that offers its text encoder, to initialise a student from; optional."""
 
-    def text_encoder(self) -> TextInitial: ...
+    def text_encoder(self) -> TextEncoderState: ...
 
 
 class ModelStore(Protocol):
-    """Where a teacher of kind ``mlflow`` is loaded from. Only the registry may know MLflow: it is handed in."""
+    """Loads models for teachers of kind ``mlflow``. Only the registry may import MLflow, so it is passed in."""
 
     def pin(self, uri: str) -> str:
-        """The same model under an address that will always mean it: an alias becomes a version number."""
+        """The address of exactly this model: an alias is replaced by its version number."""
         ...
 
     def load(self, uri: str, digest: str | None = None, trusts_code: bool = False) -> Callable[[pd.DataFrame], Any]:
-        """Rows to whatever the model gives.
+        """Load a model as a function from rows to its output.
 
-        :param digest: of its files; others are refused.
-        :param trusts_code: whether code that it brings may run.
-        :raises PartError: if it brings code and is not trusted, or is not what ``digest`` says.
+        :param digest: digest of the model's files; other files are refused.
+        :param trusts_code: whether code of the model may run.
+        :raises PartError: if the model contains code and is not trusted, or its files do not match ``digest``.
         """
         ...
 
 
 def import_kinds(package: str, union: object) -> None:
-    """Import ``<package>.<tag>`` for each section of a tagged union: each of these files registers its own kind.
+    """Import ``<package>.<tag>`` for each section of a tagged union; each of these modules registers its kind.
 
-    :param union: of sections of the agent file, such as :data:`stillhouse.config.LeafTeacher`.
-    :raises ModuleNotFoundError: if a kind has no file.
+    :param union: sections of the agent file, such as :data:`stillhouse.config.LeafTeacher`.
+    :raises ModuleNotFoundError: if a kind has no module.
     """
     for tag in tagged(union):
         importlib.import_module(f"{package}.{tag}")
 
 
-_rehearsals = 0
+_active_rehearsals = 0
 
 
 @contextmanager
 def rehearsing() -> Iterator[None]:
-    """While it lasts, ``stillhouse check`` tries the parts: see :func:`is_rehearsal`."""
-    global _rehearsals
-    _rehearsals += 1
+    """A context in which :func:`is_rehearsal` is true; ``stillhouse check`` uses it.
+
+    >>> with rehearsing():
+    ...     is_rehearsal()
+    True
+    """
+    global _active_rehearsals
+    _active_rehearsals += 1
     try:
         yield
     finally:
-        _rehearsals -= 1
+        _active_rehearsals -= 1
 
 
 def is_rehearsal() -> bool:
-    """Whether parts are only tried, and what they say is thrown away.
+    """Whether ``stillhouse check`` is only testing the user's objects, and discards their answers.
 
-    A part that prepares itself from much data, such as a teacher that embeds thousands of sentences when it is first
-    asked, may then do with a sample of it, so that ``stillhouse check`` takes seconds.
+    An object that prepares itself from much data (a teacher that computes thousands of embeddings on its first call,
+    say) may then use a sample of the data, so that the check takes seconds.
     """
-    return _rehearsals > 0
+    return _active_rehearsals > 0
 
 
 def resolve(target: str, *, where: str = "the agent file") -> Any:
     """Import the object that ``target`` (``"package.module:object"``) names.
 
-    The working directory is importable, as it is for ``python -m``; ``where`` says in the message which key
-    of which file named the target.
+    >>> resolve("math:sqrt")(4)
+    2.0
 
-    :raises PartError: if the module does not import, or has no such object.
+    Modules in the working directory can be imported, as with ``python -m``.
+
+    :param where: the file and the key that name the target, for error messages.
+    :raises PartError: if the module cannot be imported, or has no such object.
     """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
@@ -178,12 +190,17 @@ def resolve(target: str, *, where: str = "the agent file") -> Any:
     except Exception as error:
         raise PartError(
             f"{where}: {target!r} does not import ({type(error).__name__}: {error}); "
-            "run from the folder that holds the module, and install what it needs"
+            "run from the folder that contains the module, and install its dependencies"
         ) from error
-    found = module
+    target_object: Any = module
     for name in attribute.split("."):
-        if not hasattr(found, name):
-            own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module_name and n[0] != "_"]
-            raise PartError(f"{where}: {module_name!r} has no {attribute!r}; it has: {', '.join(own) or 'nothing'}")
-        found = getattr(found, name)
-    return found
+        if not hasattr(target_object, name):
+            public_names = [
+                name
+                for name, value in vars(module).items()
+                if getattr(value, "__module__", None) == module_name and name[0] != "_"
+            ]
+            available = ", ".join(public_names) or "nothing"
+            raise PartError(f"{where}: {module_name!r} has no {attribute!r}; it has: {available}")
+        target_object = getattr(target_object, name)
+    return target_object

@@ -1,4 +1,4 @@
-"""One tiny pass through every part that an agent file names, before anything real depends on it."""
+"""The checks of ``stillhouse check``: read the sources, estimate the windows, and test every part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pandas as pd
 from stillhouse.compress.search import search
 from stillhouse.compress.variants import student_subject, variant_pack
 from stillhouse.config import AgentConfig, Cascade, Compression, Fp32, leaves
-from stillhouse.data_contract import counted, examine, listed
+from stillhouse.data_contract import count_by_rule, examine, join_names
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
 from stillhouse.errors import ConfigError, DataError, PartError, StillhouseError, WindowError
@@ -34,52 +34,64 @@ from stillhouse.variant import Variant, encode
 
 __all__ = ["rehearse"]
 
-_SHOWN_ACTIONS = 8
-_ROWS = 1000  # of the tiny pass; texts take longer
-_TEXTS = 250
-_PAID_ROWS = 3  # an endpoint costs money: its few answers stand in for all, for parts are tried here and not quality
-_TRIED_ROWS = 8  # that show how long a teacher on this machine takes
-_ASKING_SECONDS = 2.0  # that it may take in all
-_LOOKED_AT = timedelta(weeks=2)  # of the source
+_MAX_SHOWN_ACTIONS = 8
+_PASS_ROWS = 1000
+"""Rows of the short pass for an agent without text columns."""
+_PASS_TEXTS = 250
+"""Rows of the short pass for an agent with text columns, which take longer."""
+_REMOTE_ROWS = 3
+"""Rows that a remote teacher answers, since each may cost money; its answers are repeated for the other rows."""
+_TIMED_ROWS = 8
+"""Rows that a local teacher answers to measure its speed."""
+_TEACHER_SECONDS = 2.0
+"""Time that a local teacher may take for the rows of the short pass."""
+_SOURCE_PERIOD = timedelta(weeks=2)
+"""Period that is read from the sources."""
 
 
 def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
-    """Sources, contract, windows, teachers, student and variant in turn; yields what was found to be in order.
+    """Check sources, data contract, windows, teachers, student and variant in turn; yield a line for each passed check.
 
-    :param rows: of the tiny pass through teachers and student; the contract and the windows see all of two weeks.
-    :raises StillhouseError: the first thing that is not in order, and what to do about it.
+    >>> import stillhouse
+    >>> from stillhouse.rehearsal import rehearse
+    >>> lines = list(rehearse(stillhouse.load_config("flights")))  # doctest: +SKIP
+
+    :param rows: rows of the short pass through teachers and student; contract and windows use all rows of two weeks.
+    :raises StillhouseError: at the first check that fails, with the remedy.
     """
-    _refuse_open_purse(config)
+    _require_budget(config)
     KnowledgeBase(config).require_types()
-    observed = _observations(config)
+    observed = _read_observations(config)
     count = len(config.observations.columns)
     yield f"{config.observations.source}: {len(observed)} observations with {count} column{'s' * (count != 1)}"
-    labelled = _labelled(config, observed)
-    yield f"{config.outcomes.source}: {len(labelled)} outcomes ({_shares(config, labelled['outcome'])})"
-    window = _lived(config, observed)
-    yield _contract(config, observed, window)
-    yield _windows(config, observed, labelled, window)
-    yield _power(config, labelled, window)
+    labelled = _read_labelled(config, observed)
+    yield f"{config.outcomes.source}: {len(labelled)} outcomes ({_describe_shares(config, labelled['outcome'])})"
+    window = _observed_window(config, observed)
+    yield _check_contract(config, observed, window)
+    yield _check_windows(config, observed, labelled, window)
+    yield _check_power(config, labelled, window)
     with rehearsing():
-        yield from _tiny_pass(config, _spread(labelled, rows or (_TEXTS if config.observations.texts else _ROWS)))
+        yield from _short_pass(
+            config, _spread_over_time(labelled, rows or (_PASS_TEXTS if config.observations.texts else _PASS_ROWS))
+        )
 
 
-def _tiny_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
-    """Teachers and a student on the newer half of ``labelled``, teachers that learn fitted on the older."""
-    half = labelled["observed_at"].iloc[len(labelled) // 2]
-    window = Window(name="check", start=labelled["observed_at"].iloc[0], end=half)
-    past, future = labelled[labelled["observed_at"] < half], labelled[labelled["observed_at"] >= half]
+def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
+    """Run teachers and a student on the newer half of ``labelled``; fitted teachers are fitted on the older half."""
+    middle = labelled["observed_at"].iloc[len(labelled) // 2]
+    window = Window(name="check", start=labelled["observed_at"].iloc[0], end=middle)
+    past, future = labelled[labelled["observed_at"] < middle], labelled[labelled["observed_at"] >= middle]
     with tempfile.TemporaryDirectory() as folder:
         fitted = ensemble.fit(config, past, window, Path(folder) / "teacher", ForeignModels())
         teachers = ensemble.load(Path(folder) / "teacher", config, ForeignModels())
-        said, seconds = _ask_some(teachers, future)
-        knowledge = np.resize(said, (len(future), len(config.actions)))
+        teacher_probs, seconds = _query_sample(teachers, future)
+        knowledge = np.resize(teacher_probs, (len(future), len(config.actions)))
         names = ", ".join(member.name for member in teachers.members)
-        yield f"teachers {names}: {len(said)} rows answered, saved and loaded again ({fitted.bytes:,} bytes)"
+        yield f"teachers {names}: {len(teacher_probs)} rows answered, saved and loaded again ({fitted.bytes:,} bytes)"
 
-        initial = teachers.text_encoder() if config.begins_like_teacher else None
+        initial = teachers.text_encoder() if config.student.initialised_by_teacher else None
         columns = columns_of(config, future, initial)
-        features = teachers.features(future.head(len(said)))
+        features = teachers.features(future.head(len(teacher_probs)))
         if features is not None:
             features = np.resize(features, (len(future), features.shape[1]))
         labels = future["outcome"].to_numpy()
@@ -92,145 +104,163 @@ def _tiny_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
             config.actions,
             calibration=lambda columns: encode(future, columns),
             judged=lambda columns: encode(future, columns),
-            quality=lambda said: quality(said, labels).score,
+            quality=lambda probs: quality(probs, labels).score,
         )
-        plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
+        fp32_only = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_pack(config.agent, config.actions, {})
-        variant = search(lambda: subject, plain, SizeLimits(), pack, Path(folder)).reference
-        decided = Variant(variant.folder).predict_proba(future)
-    made = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(decided)} rows"
-    yield f"student ({config.student.kind}): {made}"
-    if config.runtime.cascade is not None:
-        yield _cascade(
-            config, config.runtime.cascade, seconds, float((decided.max(axis=1) < config.runtime.cascade.below).mean())
-        )
+        variant = search(lambda: subject, fp32_only, SizeLimits(), pack, Path(folder)).reference
+        student_probs = Variant(variant.folder).predict_proba(future)
+    steps = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(student_probs)} rows"
+    yield f"student ({config.student.kind}): {steps}"
+    cascade = config.runtime.cascade
+    if cascade is not None:
+        uncertain = float((student_probs.max(axis=1) < cascade.below).mean())
+        yield _check_cascade(config, cascade, seconds, uncertain)
 
 
-def _ask_some(teachers: ensemble.Ensemble, rows: pd.DataFrame) -> tuple[np.ndarray[Any, Any], float]:
-    """Answers about the first of ``rows``, ``[m, K]``: as many as take no more than moments; and the seconds of one."""
-    began = perf_counter()
+def _query_sample(teachers: ensemble.Ensemble, rows: pd.DataFrame) -> tuple[np.ndarray[Any, Any], float]:
+    """Query the teachers about the first m of ``rows``, as many as take about two seconds.
+
+    :returns: probabilities ``[m, K]``, and the seconds for one row.
+    """
+    start = perf_counter()
     if not teachers.local:
-        said = teachers.ask(rows.head(_PAID_ROWS))
-        return said, perf_counter() - began
-    tried = rows.head(_TRIED_ROWS)
-    teachers.ask(tried)  # the first question may load a model
-    began = perf_counter()
-    said = teachers.ask(tried)
-    able = int(len(tried) * _ASKING_SECONDS / max(perf_counter() - began, 1e-6))
-    if able > len(tried):
-        said = teachers.ask(rows.head(able))
-    began = perf_counter()
+        probs = teachers.ask(rows.head(_REMOTE_ROWS))
+        return probs, perf_counter() - start
+    sample = rows.head(_TIMED_ROWS)
+    teachers.ask(sample)  # the first query may load a model
+    start = perf_counter()
+    probs = teachers.ask(sample)
+    affordable = int(len(sample) * _TEACHER_SECONDS / max(perf_counter() - start, 1e-6))
+    if affordable > len(sample):
+        probs = teachers.ask(rows.head(affordable))
+    start = perf_counter()
     teachers.ask(rows.head(1))
-    return said, perf_counter() - began
+    return probs, perf_counter() - start
 
 
-def _spread(rows: pd.DataFrame, most: int) -> pd.DataFrame:
-    """At most ``most`` of ``rows``, evenly over their time."""
-    return rows.iloc[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)].reset_index(drop=True)
+def _spread_over_time(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """At most ``limit`` of ``rows``, evenly spread over time."""
+    return rows.iloc[np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(np.int64)].reset_index(drop=True)
 
 
-# --------------------------------------------------------------------------- the contract, and what windows will hold
+# --------------------------------------------------------------------------- data contract and windows
 
 
-def _lived(config: AgentConfig, observed: pd.DataFrame) -> Window:
-    """What was looked at of the agent's life: up to now, and to the newest row where that is the clock."""
+def _observed_window(config: AgentConfig, observed: pd.DataFrame) -> Window:
+    """The period of the rows that were read; it ends now, or at the newest row if that is the agent's clock."""
     start, newest = config.observations.since, observed["observed_at"].iloc[-1].to_pydatetime()
-    end = min(start + _LOOKED_AT, max(datetime.now(UTC), newest + timedelta(microseconds=1)))
+    end = min(start + _SOURCE_PERIOD, max(datetime.now(UTC), newest + timedelta(microseconds=1)))
     if config.watch.clock == "newest_observation":
         end = min(end, newest + timedelta(microseconds=1))
     return Window(name="check", start=start, end=end)
 
 
-def _contract(config: AgentConfig, observed: pd.DataFrame, window: Window) -> str:
+def _check_contract(config: AgentConfig, observed: pd.DataFrame, window: Window) -> str:
     """:raises DataError: if a refresh would refuse these rows."""
-    found = examine(observed, window, config.observations)
-    if found.refused:
+    result = examine(observed, window, config.observations)
+    if result.refused:
         raise DataError(
             f"{config.file}: observations: the rows from {window.start:%Y-%m-%d} to {window.end:%Y-%m-%d %H:%M} break "
-            f"the data contract, and a refresh on such rows is refused: {'; '.join(found.refused)}"
+            f"the data contract, and a refresh on such rows is refused: {'; '.join(result.refused)}"
         )
-    if not found.reasons:
+    if not result.reasons:
         return f"data contract: all {len(observed):,} rows keep it"
-    rules = [f"{column}: {rule} ({count:,})" for (column, rule), count in counted(found.reasons.values()).items()]
-    return f"data contract: {len(found.reasons):,} of {len(observed):,} rows would be set aside: {listed(rules)}"
+    rules = [
+        f"{column}: {rule} ({count:,})" for (column, rule), count in count_by_rule(result.reasons.values()).items()
+    ]
+    return f"data contract: {len(result.reasons):,} of {len(observed):,} rows would be set aside: {join_names(rules)}"
 
 
-def _windows(config: AgentConfig, observed: pd.DataFrame, labelled: pd.DataFrame, window: Window) -> str:
+def _check_windows(config: AgentConfig, observed: pd.DataFrame, labelled: pd.DataFrame, window: Window) -> str:
     """:raises WindowError: if, at the rate of these rows, the windows of a bootstrap or a watch would hold too few."""
-    windows, least = config.windows, config.observations.min_rows
-    rate, seen = _a_day(labelled, window), _a_day(observed, window)
-    train, test = _days(windows.train), _days(windows.test)
-    if config.watch.clock == "newest_observation" and window.end < window.start + _LOOKED_AT - timedelta(days=1):
-        train = min(train, max(0.0, _days(window.end - window.start - config.outcomes.delay) - test))  # no more come
-    learned, judged = min(rate * train, windows.max_train_rows or math.inf), rate * test
-    if learned < windows.min_train_rows:
-        raise _too_few(
-            config, "train", f"{train:.3g} days of it", learned, "windows.min_train_rows", windows.min_train_rows, rate
+    windows, min_rows = config.windows, config.observations.min_rows
+    labelled_rate, observed_rate = _rows_per_day(labelled, window), _rows_per_day(observed, window)
+    train, test = _to_days(windows.train), _to_days(windows.test)
+    if config.watch.clock == "newest_observation" and window.end < window.start + _SOURCE_PERIOD - timedelta(days=1):
+        # a replayed history of less than two weeks: no more rows will come
+        history = _to_days(window.end - window.start - config.outcomes.delay)
+        train = min(train, max(0.0, history - test))
+    train_rows, test_rows = min(labelled_rate * train, windows.max_train_rows or math.inf), labelled_rate * test
+    if train_rows < windows.min_train_rows:
+        raise _window_error(
+            config,
+            "train",
+            f"{train:.3g} days of it",
+            train_rows,
+            "windows.min_train_rows",
+            windows.min_train_rows,
+            labelled_rate,
         )
-    if judged < least:
-        raise _too_few(config, "test", f"{test:.3g} days", judged, "observations.min_rows", least, rate)
-    if isinstance(windows.current, timedelta) and (watched := seen * _days(windows.current)) < least:
-        raise _too_few(
-            config, "current", f"{_days(windows.current):.3g} days", watched, "observations.min_rows", least, seen
+    if test_rows < min_rows:
+        raise _window_error(
+            config, "test", f"{test:.3g} days", test_rows, "observations.min_rows", min_rows, labelled_rate
         )
+    if isinstance(windows.current, timedelta):
+        current = _to_days(windows.current)
+        if (current_rows := observed_rate * current) < min_rows:
+            raise _window_error(
+                config, "current", f"{current:.3g} days", current_rows, "observations.min_rows", min_rows, observed_rate
+            )
     if train < config.distillation.validation_every:
         raise WindowError(
-            f"{config.file}: windows.train: {train:.3g} days may hold none of the days kept to choose among variants "
-            f"(every {config.distillation.validation_every}th): lengthen it, or lower `distillation.validation_every`"
+            f"{config.file}: windows.train: {train:.3g} days may contain no validation day (every "
+            f"{config.distillation.validation_every}th day): lengthen it, or lower `distillation.validation_every`"
         )
     return (
-        f"windows: {rate:,.4g} rows with outcomes a day: about {learned:,.0f} to learn from, {judged:,.0f} to judge on"
+        f"windows: {labelled_rate:,.4g} rows with outcomes a day: about {train_rows:,.0f} to learn from, "
+        f"{test_rows:,.0f} to judge on"
     )
 
 
-def _too_few(
-    config: AgentConfig, window: str, length: str, rows: float, key: str, least: int, rate: float
+def _window_error(
+    config: AgentConfig, window: str, length: str, rows: float, key: str, min_rows: int, rate: float
 ) -> WindowError:
     return WindowError(
         f"{config.file}: windows.{window}: at {rate:.3g} rows a day, {length} hold about {rows:,.0f} rows, and `{key}` "
-        f"asks for {least:,}: lengthen the window, or lower `{key}`"
+        f"requires {min_rows:,}: lengthen the window, or lower `{key}`"
     )
 
 
-def _power(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> str:
-    """Which margin the gate could prove on a test window of such rows."""
-    promotion, days = config.promotion, _days(config.windows.test)
-    rows = max(1, round(_a_day(labelled, window) * days))
+def _check_power(config: AgentConfig, labelled: pd.DataFrame, window: Window) -> str:
+    """The smallest margin that the gate can prove on a test window with rows at this rate."""
+    promotion, days = config.promotion, _to_days(config.windows.test)
+    rows = max(1, round(_rows_per_day(labelled, window) * days))
     clusters = rows
     if promotion.cluster:
         share = len(np.unique(cluster_ids(labelled["observed_at"], promotion.cluster, window.start))) / len(labelled)
         clusters = max(1, round(share * rows))
-    rarer = None
+    rarer = None  # rows of the rarer outcome
     if len(config.actions) == 2:
         rarer = round(
             rows * float(labelled["outcome"].value_counts(normalize=True).reindex([0, 1], fill_value=0).min())
         )
-    least = provable_margin(rows, clusters, promotion.confidence, rarer=rarer)
-    told = f"promotion: {power_sentence(rows, clusters, promotion.confidence, rarer=rarer)}"
+    smallest_margin = provable_margin(rows, clusters, promotion.confidence, rarer=rarer)
+    text = f"promotion: {power_sentence(rows, clusters, promotion.confidence, rarer=rarer)}"
     margin = promotion.non_inferiority_margin
-    if margin >= least:
-        return told
-    told += f", and `promotion.non_inferiority_margin` is {margin:g}: a challenger that is no better would be refused"
+    if margin >= smallest_margin:
+        return text
+    text += f", and `promotion.non_inferiority_margin` is {margin:g}: a challenger that is no better would be refused"
     needed = rows_needed(margin, promotion.confidence)
     if needed is None:
-        return told
+        return text
     weeks = math.ceil(days / 7 * needed / max(1, min(rows, clusters) if rarer is None else rarer))
-    return f"{told}. Lengthen `windows.test` to about {weeks:,}w, or raise the margin"
+    return f"{text}. Lengthen `windows.test` to about {weeks:,}w, or raise the margin"
 
 
-def _a_day(rows: pd.DataFrame, window: Window) -> float:
-    return len(rows) / max(_days(window.end - window.start), 1e-9)
+def _rows_per_day(rows: pd.DataFrame, window: Window) -> float:
+    return len(rows) / max(_to_days(window.end - window.start), 1e-9)
 
 
-def _days(length: timedelta) -> float:
+def _to_days(length: timedelta) -> float:
     return length / timedelta(days=1)
 
 
 # --------------------------------------------------------------------------- budgets and sources
 
 
-def _refuse_open_purse(config: AgentConfig) -> None:
-    """:raises ConfigError: if a teacher that costs money could answer any number of the agent's questions."""
+def _require_budget(config: AgentConfig) -> None:
+    """:raises ConfigError: if the cascade may query a teacher that costs money without any limit per day."""
     cascade = config.runtime.cascade
     if cascade is None or cascade.cost_per_day is not None or cascade.calls_per_day is not None:
         return
@@ -238,76 +268,82 @@ def _refuse_open_purse(config: AgentConfig) -> None:
     if priced:
         raise ConfigError(
             f"{config.file}: runtime.cascade: teacher {priced[0]!r} costs money, and neither "
-            "`calls_per_day` nor `cost_per_day` limits how often an unsure student sends for it: set one of them"
+            "`calls_per_day` nor `cost_per_day` limits how often the cascade queries it: set one of them"
         )
 
 
-def _cascade(config: AgentConfig, cascade: Cascade, seconds: float, unsure: float) -> str:
-    """What the cascade would do with the rows that were tried.
+def _check_cascade(config: AgentConfig, cascade: Cascade, seconds: float, uncertain: float) -> str:
+    """Describe what the cascade would do with the rows of the short pass.
 
-    :raises ConfigError: if the teacher takes longer for a row than it is given.
+    :param seconds: time of the teachers for one row.
+    :param uncertain: share of rows that the student would pass to the teachers.
+    :raises ConfigError: if the teachers need more time for a row than the cascade allows.
     """
     limit = cascade.timeout.total_seconds()
     if seconds > limit:
         raise ConfigError(
             f"{config.file}: runtime.cascade.timeout: the teachers took {seconds:.2g} s to answer, and "
-            f"have {limit:g} s: the student's answers would stand. Give them longer, or leave the cascade out"
+            f"the limit is {limit:g} s, so the student would always decide: raise the limit, or remove the cascade"
         )
     return (
-        f"cascade: the teacher answers in {1000 * seconds:.0f} ms; this student, trained on one tiny pass, would send "
-        f"for it in {unsure:.0%} of the rows"
+        f"cascade: the teacher answers in {1000 * seconds:.0f} ms; this student, trained in one short pass, would "
+        f"query it for {uncertain:.0%} of the rows"
     )
 
 
-def _observations(config: AgentConfig) -> pd.DataFrame:
+def _read_observations(config: AgentConfig) -> pd.DataFrame:
     where = f"{config.file}: observations.source"
-    found = _call(resolve(config.observations.source, where=where), config, where)
-    tidied = tidy(found, config).sort_values("observed_at", kind="stable", ignore_index=True)
+    rows = _call_source(resolve(config.observations.source, where=where), config, where)
+    tidied = tidy(rows, config).sort_values("observed_at", kind="stable", ignore_index=True)
     if len(tidied) < 100:
         raise WindowError(
-            f"{where} gives {len(tidied)} rows in the two weeks from {config.observations.since:%Y-%m-%d}, and 100 are "
-            f"needed: let `observations.since` name a time from which there are rows"
+            f"{where} returns {len(tidied)} rows for the two weeks from {config.observations.since:%Y-%m-%d}, and 100 "
+            "are needed: set `observations.since` to a time after which there are rows"
         )
     if tidied["observation_id"].duplicated().any():
-        raise PartError(f"{where} gives the same observation_id more than once")
+        raise PartError(f"{where} returns the same observation_id more than once")
     return tidied.assign(content_key=content_keys(tidied, config))
 
 
-def _labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
+def _read_labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
     where = f"{config.file}: outcomes.source"
-    outcomes = _call(resolve(config.outcomes.source, where=where), config, where)
-    lacking = {"observation_id", "observed_at", "known_at", "action"} - set(outcomes.columns)
-    if lacking:
-        raise PartError(f"{where} lacks the columns {sorted(lacking)}")
+    outcomes = _call_source(resolve(config.outcomes.source, where=where), config, where)
+    missing = {"observation_id", "observed_at", "known_at", "action"} - set(outcomes.columns)
+    if missing:
+        raise PartError(f"{where} lacks the columns {sorted(missing)}")
     outcomes = tidy_outcomes(outcomes, config)
-    if strange := sorted(set(outcomes["action"]) - set(config.actions)):
-        raise PartError(f"{where} gives actions {strange}, which `actions` {list(config.actions)} does not have")
+    if unknown := sorted(set(outcomes["action"]) - set(config.actions)):
+        raise PartError(f"{where} gives actions {unknown}, which `actions` {list(config.actions)} does not have")
     index = {action: i for i, action in enumerate(config.actions)}
     labelled = observed.merge(outcomes[["observation_id", "action"]], on="observation_id")
     labelled["outcome"] = labelled["action"].map(index).astype(np.int64)
     if len(labelled) < len(observed) // 2:
-        raise PartError(f"{where} knows {len(labelled)} of {len(observed)} observations: do the observation_ids agree?")
+        raise PartError(
+            f"{where} has outcomes for {len(labelled)} of {len(observed)} observations: do the observation_ids match?"
+        )
     return labelled
 
 
-def _shares(config: AgentConfig, outcomes: pd.Series) -> str:
-    """How often each action came out; of many, the most frequent and how many never did."""
+def _describe_shares(config: AgentConfig, outcomes: pd.Series) -> str:
+    """The share of each action among the outcomes; for many actions, of the most frequent ones."""
     shares = {shown(action): float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
-    if len(shares) <= _SHOWN_ACTIONS:
+    if len(shares) <= _MAX_SHOWN_ACTIONS:
         return ", ".join(f"{action} {share:.0%}" for action, share in shares.items())
     most = sorted(shares, key=lambda action: -shares[action])[:3]
     named = ", ".join(f"{action} {shares[action]:.1%}" for action in most)
     return f"most often {named}; {sum(share > 0 for share in shares.values())} of {len(shares)} actions"
 
 
-def _call(source: Any, config: AgentConfig, where: str) -> pd.DataFrame:
+def _call_source(source: Any, config: AgentConfig, where: str) -> pd.DataFrame:
     start = config.observations.since
     try:
-        found = source(start, start + _LOOKED_AT)
+        rows = source(start, start + _SOURCE_PERIOD)
     except StillhouseError:
         raise
     except Exception as error:
-        raise PartError(f"{where} fails on two weeks from {start:%Y-%m-%d}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, pd.DataFrame):
-        raise PartError(f"{where} gives a {type(found).__name__}, not a pandas DataFrame")
-    return found
+        raise PartError(
+            f"{where} fails for the two weeks from {start:%Y-%m-%d}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(rows, pd.DataFrame):
+        raise PartError(f"{where} returns a {type(rows).__name__}, not a pandas DataFrame")
+    return rows

@@ -1,4 +1,4 @@
-"""What commands print with: rich without markup, so that nothing in a user's data is a style, an emoji or a control."""
+"""Terminal output of the commands: rich without markup, so that no text from data acts as style, emoji or control."""
 
 from __future__ import annotations
 
@@ -17,42 +17,43 @@ from rich.text import Text
 from stillhouse.errors import StillhouseError
 from stillhouse.shown import LineFormatter, paragraphs, shown
 
-__all__ = ["Console", "Table", "plain_mistakes"]
+__all__ = ["Console", "Table", "report_errors"]
 
 
 class Console(RichConsole):
-    """A console to which text is text: styles are given beside it, as ``style=`` or :meth:`done`."""
+    """A console that prints text literally; styles are passed separately, as ``style=``, or by :meth:`done`."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **more)
 
     def render_str(self, text: str, **more: Any) -> Text:
-        """``text`` with control characters and direction marks escaped; its line feeds stay."""
+        """``text`` with control characters and direction marks escaped; line feeds stay."""
         return super().render_str(paragraphs(text), **more)
 
     def done(self, text: str) -> None:
-        """One line about what is in order or was done, behind a green tick; never wrapped."""
+        """Print one line about a passed check or a finished step, after a green tick; never wrapped."""
         self.print(Text.assemble(("✓", "green"), " ", paragraphs(text)), soft_wrap=True)
 
 
 class Table(rich.table.Table):
-    """A table without a box. Line breaks in the data are shown as text; what is too long is folded, never cut off."""
+    """A table without a box. Line breaks in the data are escaped; long cells are folded, never cut off."""
 
     def __init__(self, *headers: str, **more: Any) -> None:
         super().__init__(*headers, box=None, **more)
         for column in self.columns:
-            column.overflow = "fold"  # a name or an id that is cut off says nothing
+            column.overflow = "fold"  # a name or an id is useless if it is cut off
 
     def add_row(self, *cells: Any, **more: Any) -> None:
-        """Cells that are text are shown as text."""
+        """Add a row; cells of text are printed literally."""
         super().add_row(*(shown(cell) if isinstance(cell, str) else cell for cell in cells), **more)
 
 
 @contextmanager
-def plain_mistakes() -> Iterator[None]:
-    """A user's mistake is told in its own words on standard error, with exit code 1 and no traceback.
+def report_errors() -> Iterator[None]:
+    """Print errors that a user can correct to standard error, with exit code 1 and without a traceback.
 
-    So is a file or folder that cannot be read or written. Standard output takes any text, whatever its encoding.
+    These are every :class:`~stillhouse.errors.StillhouseError`, and files and folders that cannot be read or written.
+    Standard output accepts any text, whatever its encoding.
     """
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(LineFormatter())
@@ -62,8 +63,8 @@ def plain_mistakes() -> Iterator[None]:
     try:
         yield
     except StillhouseError as error:
-        _refuse(type(error).__name__, str(error))
-    except BrokenPipeError:  # who read has gone
+        _exit_with(type(error).__name__, str(error))
+    except BrokenPipeError:  # the reader of the pipe has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
@@ -71,11 +72,11 @@ def plain_mistakes() -> Iterator[None]:
     except OSError as error:
         if error.strerror is None:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        _refuse("OSError", f"{where}{error.strerror}")
+        path = f"{error.filename}: " if error.filename is not None else ""
+        _exit_with("OSError", f"{path}{error.strerror}")
 
 
-def _refuse(kind: str, message: str) -> NoReturn:
+def _exit_with(kind: str, message: str) -> NoReturn:
     Console(stderr=True).print(Text(kind, style="red"), end=": ")
     print(paragraphs(message), file=sys.stderr)
     sys.exit(1)

@@ -11,7 +11,7 @@ import pytest
 import data_checks.check
 from stillhouse import data_contract
 from stillhouse.config import AgentConfig
-from stillhouse.data_contract import counted, examine
+from stillhouse.data_contract import count_by_rule, examine
 from stillhouse.records import DataReport, Window
 
 COLUMNS = {
@@ -192,7 +192,7 @@ def test_reasons_are_counted_without_the_values_that_broke_them() -> None:
         ["log.csv:12: temp: 'a: b' is no number"],
         ["log.csv:13: has 3 values, and there are 7 columns"],
     ]
-    assert counted(reasons) == {
+    assert count_by_rule(reasons) == {
         ("carrier", "unknown value"): 2,
         ("temp", "above 50"): 1,
         ("carrier/dest", "not an allowed pair"): 1,

@@ -134,7 +134,7 @@ def test_how_many(augment: dict[str, Any], count: int, expected: int) -> None:
     ],
 )
 def test_none_by_default_where_asking_costs(given: dict[str, Any], copies: float) -> None:
-    assert make_config(**given).copies == copies
+    assert make_config(**given).synthetic_copies == copies
 
 
 def test_munge_by_its_law() -> None:

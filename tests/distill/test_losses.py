@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from stillhouse.config import Decoupled, Hinton, Hints, KnowledgeLoss, LossSection, Relational, Standardised
+from stillhouse.config import Decoupled, DistillationLoss, Hinton, Hints, LossSection, Relational, Standardised
 from stillhouse.config.base import tagged
 from stillhouse.distill.losses import (
     Signals,
@@ -231,4 +231,4 @@ def test_a_new_type_of_loss_and_one_without_a_file() -> None:
 
 
 def test_every_type_of_loss_of_the_agent_file_is_registered() -> None:
-    assert all(section in term.registry for section in tagged(KnowledgeLoss).values())
+    assert all(section in term.registry for section in tagged(DistillationLoss).values())

@@ -357,7 +357,7 @@ def test_a_loss_that_says_nothing_about_two_actions_is_refused(loss: str) -> Non
 
 
 def test_a_loss_comes_once() -> None:
-    with pytest.raises(ValueError, match="'hinton' comes more than once"):
+    with pytest.raises(ValueError, match="'hinton' is given more than once"):
         make_config(losses=[{"type": "hinton"}, {"type": "hinton"}])
 
 

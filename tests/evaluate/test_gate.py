@@ -423,10 +423,10 @@ def test_a_rule_of_a_later_version_is_not_guessed(make: Any) -> None:
 
 
 def test_promotions_in_a_row_may_lose_no_less_than_one(make: Any) -> None:
-    with pytest.raises(ValidationError, match=r"total_margin: is 0\.01, and a single promotion may lose .* 0\.02"):
+    with pytest.raises(ValidationError, match=r"total_margin: is 0\.01, but one promotion alone may lose .* 0\.02"):
         make.config(non_inferiority_margin=0.02, total_margin=0.01)
-    assert make.config(non_inferiority_margin=0.02, total_margin=0.02).promotion.all_margins == 0.02
-    assert make.config(non_inferiority_margin=0.02).promotion.all_margins == 0.04
+    assert make.config(non_inferiority_margin=0.02, total_margin=0.02).promotion.cumulative_margin == 0.02
+    assert make.config(non_inferiority_margin=0.02).promotion.cumulative_margin == 0.04
 
 
 def test_the_anchor_stays_until_it_is_beaten(make: Any) -> None:

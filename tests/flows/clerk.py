@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 from stillhouse.variant import basic_words
 
 BEGIN = pd.Timestamp("2024-01-01T00:00:00Z")
@@ -94,8 +94,8 @@ class WordCounts:
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         return 0.98 * scores / scores.sum(axis=1, keepdims=True) + 0.02 / len(ACTIONS)
 
-    def text_encoder(self) -> TextInitial:
-        return TextInitial(self.words, (self.table - self.table.mean(axis=1, keepdims=True)).astype(np.float32))
+    def text_encoder(self) -> TextEncoderState:
+        return TextEncoderState(self.words, (self.table - self.table.mean(axis=1, keepdims=True)).astype(np.float32))
 
     def save(self, folder: Path) -> None:
         (folder / "words.json").write_text(json.dumps({"words": self.words, "table": self.table.tolist()}))

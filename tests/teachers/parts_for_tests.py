@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 
 
 class Constant:
@@ -105,7 +105,7 @@ class Reader(Constant):
     def text_encoder(self) -> Any:
         if self.says == 1:
             raise OSError("no such weights")
-        return TextInitial(["taxi"], np.full((1, 2), self.says)) if self.says else {"taxi": [0.0]}
+        return TextEncoderState(["taxi"], np.full((1, 2), self.says)) if self.says else {"taxi": [0.0]}
 
 
 def reading_module() -> Any:
@@ -113,8 +113,8 @@ def reading_module() -> Any:
     import torch
 
     class Module(torch.nn.Linear):
-        def text_encoder(self) -> TextInitial:
-            return TextInitial(["bus"], np.ones((1, 3)))
+        def text_encoder(self) -> TextEncoderState:
+            return TextEncoderState(["bus"], np.ones((1, 3)))
 
     return Module(1, 2)
 

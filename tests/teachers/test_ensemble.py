@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.config import AgentConfig, units
+from stillhouse.config import AgentConfig, weighted_teachers
 from stillhouse.errors import LeakageError, PartError
 from stillhouse.records import ModelRef, TeacherWeights, Window
 from stillhouse.teachers import ensemble, weighing
@@ -321,7 +321,7 @@ def test_a_module_may_offer_one(tmp_path: Path) -> None:
     ("says", "message"),
     [
         (1.0, "teachers.b: text_encoder fails: OSError: no such weights"),
-        (0.0, "teachers.b: text_encoder gives a dict, not a stillhouse.parts.TextInitial"),
+        (0.0, "teachers.b: text_encoder gives a dict, not a stillhouse.parts.TextEncoderState"),
     ],
 )
 def test_an_encoder_that_is_none(tmp_path: Path, says: float, message: str) -> None:
@@ -333,8 +333,8 @@ def test_an_encoder_that_is_none(tmp_path: Path, says: float, message: str) -> N
 
 
 def weights_of(config: AgentConfig, said: Any, outcomes: Any) -> TeacherWeights:
-    names = [unit.name for unit in units(config)]
-    begun = weighing.begin(names, [unit.share for unit in units(config)], [], START)
+    names = [unit.name for unit in weighted_teachers(config)]
+    begun = weighing.begin(names, [unit.share for unit in weighted_teachers(config)], [], START)
     return weighing.learn(begun, np.asarray(said), outcomes, pd.DataFrame(index=range(len(outcomes))), START).weights
 
 
@@ -366,8 +366,18 @@ def test_an_ensemble_with_fixed_weights_has_one_weight(tmp_path: Path) -> None:
     """`both` is one unit: 1 and 3 parts within it, whatever it counts for."""
     both = nested("both", constant("b", 0.4, 1), constant("c", 0.8, 3), weight=2) | {"weights": {"follow": "fixed"}}
     config = make_config(constant("a", 0.1, 1), both)
-    assert [(unit.name, unit.share) for unit in units(config)] == [("a", pytest.approx(1 / 3)), ("both", 2 / 3)]
-    assert len(units(make_config(constant("a", 0.1, 1), nested("both", constant("b", 0.4), constant("c", 0.8))))) == 3
+    assert [(unit.name, unit.share) for unit in weighted_teachers(config)] == [
+        ("a", pytest.approx(1 / 3)),
+        ("both", 2 / 3),
+    ]
+    assert (
+        len(
+            weighted_teachers(
+                make_config(constant("a", 0.1, 1), nested("both", constant("b", 0.4), constant("c", 0.8)))
+            )
+        )
+        == 3
+    )
     plain = ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
     said = [[[0.9, 0.1], [0.3, 0.7]]] * 30
     weighted = ensemble.reweigh(plain, weights_of(config, said, [1] * 30), tmp_path / "t")
@@ -380,4 +390,4 @@ def test_an_ensemble_with_fixed_weights_has_one_weight(tmp_path: Path) -> None:
 def test_fixed_weights_leave_one_thing_to_weigh() -> None:
     config = make_config(constant("a", 0.2), constant("b", 0.8))
     fixed = config.model_copy(update={"weights": config.weights.model_copy(update={"follow": "fixed"})})
-    assert len(units(config)) == 2 and len(units(fixed)) == 1
+    assert len(weighted_teachers(config)) == 2 and len(weighted_teachers(fixed)) == 1

@@ -55,7 +55,7 @@ MISTAKES = [
     (
         "columns: [temp, number], ",
         "",
-        "13: teachers.1: give either `encode`, a function, or `columns`, numbers to be fed as they are",
+        "13: teachers.1: give either `encode`, a function, or `columns`, a list of number columns",
     ),
     ("[temp, number]", "[tmp]", "13: teachers.1.columns: no column is called 'tmp'; did you mean 'temp'?"),
     ("[temp, number]", "[origin]", "13: teachers.1.columns: 'origin' is a category column; it must be a number"),
@@ -92,7 +92,7 @@ MISTAKES = [
     (
         "name: rules",
         "name: llm",
-        "18: teachers.3.members: names of teachers must differ, and 'llm' comes more than once",
+        "18: teachers.3.members: names of teachers must differ, and 'llm' is given more than once",
     ),
 ]
 

@@ -1,1 +1,1 @@
-"""Commands of ``stillhouse`` that :mod:`stillhouse.cli` puts together."""
+"""The commands of ``stillhouse``, one per file; :mod:`stillhouse.cli` assembles them."""

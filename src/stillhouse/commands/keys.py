@@ -1,4 +1,4 @@
-"""``stillhouse keys``, ``sign``, ``verify-model``: who signs, who is trusted, whether a model is what was signed."""
+"""``stillhouse keys``, ``sign`` and ``verify-model``: signing keys, trusted keys, and the check of a signed model."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ __all__ = ["keys", "sign", "verify_model"]
 
 console = Console()
 
-keys = typer.Typer(no_args_is_help=True, help="The keys that models are signed with, and those that are trusted here.")
+keys = typer.Typer(no_args_is_help=True, help="Manage the keys that sign models, and the keys that are trusted here.")
 
 
 @keys.command()
 def show() -> None:
-    """The key that signs here, and the keys that are trusted here."""
+    """Show the key that signs here and the keys that are trusted here."""
     from stillhouse import signing
 
-    signs, trusted = signing.signing_key_id(), signing.trusted_keys()
+    signing_key, trusted = signing.signing_key_id(), signing.trusted_keys()
     table = Table("key", "trusted here", "signs here", box=None)
-    for name in sorted({*trusted, *([signs] if signs else [])}):
-        table.add_row(name, "yes" if name in trusted else "no", "yes" if name == signs else "no")
+    for name in sorted({*trusted, *([signing_key] if signing_key else [])}):
+        table.add_row(name, "yes" if name in trusted else "no", "yes" if name == signing_key else "no")
     console.print(table)
     print(f"public keys: {signing.trusted_place()}")
-    if signs is None:
+    if signing_key is None:
         print("no key signs here yet: the first refresh makes one, where no other key is trusted")
 
 
 @keys.command()
-def trust(file: Annotated[Path, typer.Argument(help="one or more public keys, PEM")]) -> None:
-    """Trust public keys in this home: models that they have signed may be used here."""
+def trust(file: Annotated[Path, typer.Argument(help="PEM file with one or more public keys")]) -> None:
+    """Trust public keys in this home, so that models that they signed may be used here."""
     from stillhouse import signing
 
-    for name in signing.trust(_text(file), str(file)):
+    for name in signing.trust(_read_text(file), str(file)):
         print(f"key {name} is trusted here")
 
 
 @keys.command()
 def distrust(
-    name: Annotated[str, typer.Argument(metavar="KEY", help="its id, as `stillhouse keys show` has it")],
+    name: Annotated[str, typer.Argument(metavar="KEY", help="id of the key, as shown by `stillhouse keys show`")],
 ) -> None:
-    """Trust a key in this home no longer: what it has signed cannot be used here any more."""
+    """Stop trusting a key in this home; models that it signed cannot be used here any more."""
     from stillhouse import signing
 
     signing.distrust(name)
@@ -60,7 +60,7 @@ def distrust(
 
 @keys.command()
 def new() -> None:
-    """Make the key that is to sign next, so that its public key can be given to all who verify before it signs."""
+    """Make the next signing key, so that its public key can be distributed before it signs anything."""
     from stillhouse import signing
 
     name = signing.make_next_key()
@@ -72,7 +72,7 @@ def new() -> None:
 
 @keys.command()
 def rotate() -> None:
-    """Let the next key sign from now on; the private key of before is deleted."""
+    """Sign with the next key from now on, and delete the previous private key."""
     from stillhouse import signing
 
     before, after = signing.adopt_next_key()
@@ -83,7 +83,7 @@ def rotate() -> None:
 
 
 def sign(agent: Annotated[str, typer.Argument(help="name of an agent file in agents/, such as flights")]) -> None:
-    """Sign again, with the key that signs here, all of an agent's models that a trusted key has signed."""
+    """Sign all of an agent's models that a trusted key has signed again, with the current key."""
     from stillhouse import config, signing
     from stillhouse.registry import Registry
 
@@ -93,36 +93,39 @@ def sign(agent: Annotated[str, typer.Argument(help="name of an agent file in age
 
 
 def verify_model(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="a folder or .tar.gz of GET …/model, or models:/…")],
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="a folder or .tar.gz from GET …/model, or models:/…")],
     key: Annotated[
-        list[Path] | None, typer.Option(help="a public key to trust, repeatable; default: those of this home")
+        list[Path] | None,
+        typer.Option(help="a public key to trust, repeatable; default: the trusted keys of this home"),
     ] = None,
-    agent: Annotated[str | None, typer.Option(help="whose model it has to be; default: the name in models:/…")] = None,
-    version: Annotated[str | None, typer.Option(help="that it has to be")] = None,
-    state: Annotated[Path | None, typer.Option(help="file that keeps the number of the newest release")] = None,
-    into: Annotated[Path | None, typer.Option(help="new folder for the files, once they were checked")] = None,
+    agent: Annotated[
+        str | None, typer.Option(help="agent that the model must belong to; default: the name in models:/…")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="version that the model must have")] = None,
+    state: Annotated[Path | None, typer.Option(help="file that stores the number of the newest release")] = None,
+    into: Annotated[Path | None, typer.Option(help="new folder for the checked files")] = None,
 ) -> None:
-    """Check that a model is what a trusted key has signed, file by file, before anything of it is used.
+    """Check each file of a model against the signature of a trusted key, before the model is used.
 
-    With models:/… all files are checked that MLflow keeps; mlflow.pyfunc.load_model then takes the folder of --into.
+    With models:/… all files that MLflow stores are checked; load the folder of --into with mlflow.pyfunc.load_model.
     """
     from stillhouse import signing
     from stillhouse.verifying import VerificationError, verify
 
-    trusted = signing.trusted_keys() if key is None else _keys_of(key)
-    found = re.fullmatch(r"models:/+([^/@]+)[/@](.+)", source)
-    if found is not None:
+    trusted = signing.trusted_keys() if key is None else _read_keys(key)
+    match = re.fullmatch(r"models:/+([^/@]+)[/@](.+)", source)
+    if match is not None:
         if key is not None or state is not None or version is not None:
             raise ConfigError(
                 "--key, --state and --version are for a folder or an archive; models:/… names a version, "
                 "and is checked with the keys of this home"
             )
-        _verify_registered(agent or found[1], found[1], found[2], into)
+        _verify_registered(agent or match[1], match[1], match[2], into)
         return
     if agent is None:
-        raise ConfigError("--agent says whose model it has to be, such as --agent flights")
+        raise ConfigError("--agent is required: the agent that the model must belong to, such as --agent flights")
     if not Path(source).exists():
-        raise ConfigError(f"{source}: there is no such folder or archive")
+        raise ConfigError(f"{source}: no such folder or archive")
     try:
         checked = verify(Path(source), trusted, agent=agent, state=state, into=into, version=version)
     except (VerificationError, OSError) as error:
@@ -131,12 +134,12 @@ def verify_model(
 
 
 def _verify_registered(agent: str, name: str, alias_or_version: str, into: Path | None) -> None:
-    """A version in MLflow, all of its files; as champion, that it was released, too."""
+    """Check all files of a version in MLflow and, for the champion, its signed release."""
     from stillhouse import signing
     from stillhouse.registry import Registry
 
     if into is not None and into.exists():
-        raise ConfigError(f"--into {into} is there already: name a new folder")
+        raise ConfigError(f"--into {into} exists already: name a new folder")
     models = Registry(agent)
     ref = models.version(name, alias_or_version)
     if ref is None:
@@ -150,19 +153,19 @@ def _verify_registered(agent: str, name: str, alias_or_version: str, into: Path 
     print(f"{ref} is as it was signed: {len(model.files)} files" + (f" in {into}" if into else ""))
 
 
-def _keys_of(files: list[Path]) -> Keys:
+def _read_keys(files: list[Path]) -> Keys:
     from stillhouse.verifying import VerificationError, read_keys
 
-    found = {}
+    keys_by_id = {}
     for file in files:
         try:
-            found.update(read_keys(_text(file)))
+            keys_by_id.update(read_keys(_read_text(file)))
         except VerificationError as error:
             raise ConfigError(f"--key {file}: {error}") from error
-    return found
+    return keys_by_id
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -37,7 +37,7 @@ from stillhouse.config import (
     WeightOnly,
     number_format,
     recipe_name,
-    structure,
+    structural_steps,
 )
 from stillhouse.errors import ExportError
 from stillhouse.records import CompressionCandidate, Frontier, LayerSensitivity, SizeLimits
@@ -207,13 +207,15 @@ class _Searching:
 
     def go_on(self, warm: Sequence[Recipe], settings: Search) -> str:
         """Search from where an earlier search ended until something runs out; what did."""
-        for recipe in sorted(warm[1:], key=lambda each: structure(each) != structure(warm[0])):  # its form is at hand
+        for recipe in sorted(
+            warm[1:], key=lambda each: structural_steps(each) != structural_steps(warm[0])
+        ):  # its form is at hand
             self.idle = 0  # each was worth something to the champion
             if stop := self._over(settings):
                 return stop
             self.make(recipe)
         if warm and self.good_enough(self.make(warm[0])):
-            self.chain = structure(warm[0])
+            self.chain = structural_steps(warm[0])
         self.idle = 0
         return self.look(settings)
 
@@ -307,7 +309,7 @@ class _Searching:
         return size < (1 - _LEAST_GAIN) * earlier or fast < (1 - _LEAST_GAIN) * slow
 
     def _steps(self, candidate: CompressionCandidate) -> tuple[StructuralStep, ...]:
-        return structure(self.recipes[candidate.name])
+        return structural_steps(self.recipes[candidate.name])
 
     def _promising(self, formats: Sequence[NumberFormat]) -> list[NumberFormat]:
         """The formats that added most so far, on average; those never tried come first."""

@@ -26,7 +26,7 @@ from stillhouse.compress.export import run_onnx, slim
 from stillhouse.compress.processor import processor
 from stillhouse.compress.steps import restructure
 from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
-from stillhouse.config import Fp32, Recipe, Step, StructuralStep, recipe_name, structure
+from stillhouse.config import Fp32, Recipe, Step, StructuralStep, recipe_name, structural_steps
 from stillhouse.errors import ExportError
 from stillhouse.files import whole_file, write_whole
 from stillhouse.latency import measure_cpu_time, measure_latency
@@ -110,9 +110,11 @@ class Workshop:
     def _figures(self, recipe: Recipe, artifact: Path) -> dict[str, Any]:
         """Build the recipe's artifact; what was measured of it."""
         artifact.mkdir()
-        form = self.form(structure(recipe))
+        form = self.form(structural_steps(recipe))
         columns = self.subject.columns if form is None else form.columns
-        built = finish(self.subject, recipe, self.graph(structure(recipe)), columns, self.tolerance, self._answers)
+        built = finish(
+            self.subject, recipe, self.graph(structural_steps(recipe)), columns, self.tolerance, self._answers
+        )
         small = slim(built.model)
         self.pack(artifact, small, built)
         (artifact.parent / _COLUMNS).write_text(json.dumps(built.columns), encoding="utf-8")
@@ -189,7 +191,7 @@ class Workshop:
 
     def save_form(self, recipe: Recipe, path: Path) -> None:
         """Write what the recipe's candidate was quantised from: its form's float32 graph."""
-        write_whole(path, self.graph(structure(recipe)).SerializeToString())
+        write_whole(path, self.graph(structural_steps(recipe)).SerializeToString())
 
     def _next_form(self, form: Form | None, step: StructuralStep, name: str) -> Form:
         if form is None:

@@ -1,8 +1,13 @@
-"""The agent file: one YAML per agent, every field with its unit and range, unknown keys refused.
+"""The agent file: one YAML file per agent. Each key has a type, a unit and a range; unknown keys are refused.
 
-``load("flights")`` reads ``agents/flights.yaml`` (``STILLHOUSE_AGENTS`` names another folder);
-``load_file(path)`` reads a given file. Both raise :class:`~stillhouse.errors.ConfigError` with file, line,
-key and remedy. Where things are kept is decided here too: ``home()`` and the embedded defaults.
+:func:`load` reads ``agents/<name>.yaml`` (``STILLHOUSE_AGENTS`` names another folder); :func:`load_file` reads a given
+file. Both raise :class:`~stillhouse.errors.ConfigError` with file, line, key and remedy. :func:`home` is the folder of
+all stored data, and :func:`use_embedded_defaults` sets the environment for MLflow and Prefect. This module only
+re-exports names.
+
+>>> from stillhouse import config
+>>> config.load("flights").windows.test
+datetime.timedelta(days=4)
 """
 
 from __future__ import annotations
@@ -30,23 +35,9 @@ from stillhouse.config.compression import (
     WeightOnly,
     number_format,
     recipe_name,
-    structure,
+    structural_steps,
 )
-from stillhouse.config.distillation import (
-    Augment,
-    Decoupled,
-    Distillation,
-    Hinton,
-    Hints,
-    KnowledgeLoss,
-    LossSection,
-    Relational,
-    Standardised,
-    Update,
-)
-from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
-from stillhouse.config.loading import load, load_file
-from stillhouse.config.observations import (
+from stillhouse.config.contract import (
     TEXT_MEASURES,
     CategoryColumn,
     Column,
@@ -62,7 +53,27 @@ from stillhouse.config.observations import (
     Volume,
     When,
 )
-from stillhouse.config.places import agents_folder, embedded_environment, home, unfit_in_path, use_embedded_defaults
+from stillhouse.config.distillation import (
+    Augment,
+    Decoupled,
+    Distillation,
+    DistillationLoss,
+    Hinton,
+    Hints,
+    LossSection,
+    Relational,
+    Standardised,
+    Update,
+)
+from stillhouse.config.importing import ImportedDecision, ImportedOutcome, ImportedTime, Importing
+from stillhouse.config.loading import load, load_file
+from stillhouse.config.paths import (
+    agents_folder,
+    embedded_environment,
+    home,
+    unsafe_path_characters,
+    use_embedded_defaults,
+)
 from stillhouse.config.promotion import Budgets, Promotion
 from stillhouse.config.runtime import Cascade, Runtime, Upkeep
 from stillhouse.config.students import (
@@ -81,18 +92,18 @@ from stillhouse.config.teachers import (
     Asking,
     EndpointTeacher,
     EnsembleTeacher,
-    Follow,
     Leaf,
     LeafTeacher,
     MlflowTeacher,
     ModuleTeacher,
     PythonTeacher,
     TeacherSection,
+    TeacherWeighting,
     Teaching,
-    Unit,
-    Weighing,
+    WeightedTeacher,
+    WeightUpdates,
     leaves,
-    units,
+    weighted_teachers,
 )
 from stillhouse.config.watching import Audit, FalseAlarms, Responses, Thresholds, Watch
 from stillhouse.config.windows import NewestRows, SincePromotion, Windows
@@ -115,11 +126,11 @@ __all__ = [
     "ConvolutionEncoder",
     "Decoupled",
     "Distillation",
+    "DistillationLoss",
     "DynamicInt8",
     "EndpointTeacher",
     "EnsembleTeacher",
     "FalseAlarms",
-    "Follow",
     "Fp32",
     "HashedRows",
     "Hinton",
@@ -128,7 +139,6 @@ __all__ = [
     "ImportedOutcome",
     "ImportedTime",
     "Importing",
-    "KnowledgeLoss",
     "Leaf",
     "LeafTeacher",
     "LossSection",
@@ -166,19 +176,20 @@ __all__ = [
     "StudentSection",
     "TabularStudent",
     "TeacherSection",
+    "TeacherWeighting",
     "Teaching",
     "TextColumn",
     "TextStudent",
     "Thresholds",
     "TransformerEncoder",
-    "Unit",
     "Update",
     "Upkeep",
     "Vocabulary",
     "Volume",
     "Watch",
-    "Weighing",
     "WeightOnly",
+    "WeightUpdates",
+    "WeightedTeacher",
     "When",
     "Windows",
     "agents_folder",
@@ -190,8 +201,8 @@ __all__ = [
     "number_format",
     "parse_duration",
     "recipe_name",
-    "structure",
-    "unfit_in_path",
-    "units",
+    "structural_steps",
+    "unsafe_path_characters",
     "use_embedded_defaults",
+    "weighted_teachers",
 ]

@@ -1,41 +1,48 @@
-"""The whole agent file, and what its sections promise one another."""
+"""The whole agent file, and the checks across its sections."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from stillhouse.config.base import Action, Name, Section
 from stillhouse.config.compression import Compression
+from stillhouse.config.contract import TEXT_MEASURES, Observations, Outcomes
 from stillhouse.config.distillation import Distillation, Update
+from stillhouse.config.explain import find_repeated, suggest
 from stillhouse.config.importing import Importing
-from stillhouse.config.observations import TEXT_MEASURES, Observations, Outcomes
 from stillhouse.config.promotion import Budgets, Promotion
 from stillhouse.config.runtime import Runtime, Upkeep
 from stillhouse.config.students import AnyStudent
-from stillhouse.config.teachers import AnyTeacher, Asking, EnsembleTeacher, Teaching, Weighing, leaves
+from stillhouse.config.teachers import AnyTeacher, Asking, EnsembleTeacher, TeacherWeighting, Teaching, leaves
 from stillhouse.config.watching import Watch
 from stillhouse.config.windows import NewestRows, Windows
-from stillhouse.config.wording import nearest, repeated
 from stillhouse.shown import shown
 
 __all__ = ["AgentConfig"]
 
 
 class AgentConfig(Section):
-    """A whole agent file."""
+    """A whole agent file.
+
+    >>> import stillhouse
+    >>> flights = stillhouse.load_config("flights")
+    >>> flights.actions, flights.student.kind
+    (('on_time', 'late'), 'tabular')
+    """
 
     agent: Name
     description: str = ""
     actions: tuple[Action, ...] = Field(
-        min_length=2, description="any text; for two, the second is the positive one of the AUC"
+        min_length=2,
+        description="what the agent can decide; for two actions, the second is the positive class of the AUC",
     )
     observations: Observations
     outcomes: Outcomes
     teachers: tuple[AnyTeacher, ...] = Field(min_length=1)
-    weights: Weighing = Weighing()
+    weights: TeacherWeighting = TeacherWeighting()
     teaching: Teaching = Teaching()
     asking: Asking = Asking()
     student: AnyStudent
@@ -49,141 +56,109 @@ class AgentConfig(Section):
     runtime: Runtime = Runtime()
     upkeep: Upkeep = Upkeep()
     importing: Importing | None = Field(
-        default=None, description="where the files of `stillhouse import` have what; null: called as in the tables"
+        default=None,
+        description="maps columns of the files of `stillhouse import` to table columns; null: same names",
     )
     _file: str | None = PrivateAttr(default=None)
 
     @property
     def file(self) -> str:
-        """The agent file as an error names it: the path it was read from, seen from the working directory."""
+        """The path of the agent file for error messages: relative to the working directory where it lies below it."""
         if self._file is None:
             return f"agents/{self.agent}.yaml"
-        path, here = Path(self._file), Path.cwd()
-        return str(path.relative_to(here) if path.is_relative_to(here) else path)
+        path, working_directory = Path(self._file), Path.cwd()
+        return str(path.relative_to(working_directory) if path.is_relative_to(working_directory) else path)
 
     @property
-    def copies(self) -> float:
-        """Made-up rows per observed one."""
-        given = self.distillation.augment.copies
-        budgeted = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
-        remote = any(leaf.teacher.is_remote for leaf in leaves(self.teachers))
-        return given if given is not None else 0.0 if budgeted or remote else 3.0
-
-    @property
-    def begins_like_teacher(self) -> bool:
-        """Whether the student begins with a teacher's text encoder."""
-        return self.student.initialised_by_teacher
+    def synthetic_copies(self) -> float:
+        """Synthetic rows per observed row: ``distillation.augment.copies``, or its default."""
+        copies = self.distillation.augment.copies
+        has_budget = self.budgets.max_teacher_calls is not None or self.budgets.max_teacher_cost is not None
+        is_remote = any(leaf.teacher.is_remote for leaf in leaves(self.teachers))
+        return copies if copies is not None else 0.0 if has_budget or is_remote else 3.0
 
     @model_validator(mode="after")
-    def _consistent(self) -> AgentConfig:
-        for key, values, what in (
-            ("actions", self.actions, "actions"),
-            *((key, [t.name for t in members], "names of teachers") for key, members in _siblings(self.teachers)),
-        ):
-            if twice := repeated(values):
-                raise ValueError(f"{key}: {what} must differ, and {', '.join(map(repr, twice))} comes more than once")
-        featured = [leaf.name for leaf in leaves(self.teachers) if leaf.features]
-        if len(featured) > 1:
-            raise ValueError(
-                f"teachers: {', '.join(map(repr, featured))} are to give features, and students match those of one: "
-                f"write `features: true` once"
-            )
-        for place, loss in enumerate(self.distillation.losses):
-            if loss.needs_features and not featured:
-                raise ValueError(
-                    f"distillation.losses.{place}.type: {loss.type!r} needs a teacher that gives features: write "
-                    f"`features: true` with one that can, or take 'relational', which needs none"
-                )
-            if len(self.actions) < loss.min_actions:
-                raise ValueError(
-                    f"distillation.losses.{place}.type: {loss.type!r} has nothing to add where there are two actions: "
-                    f"take 'hinton'"
-                )
-        if strange := [s for s in self.promotion.slices if s not in self.observations.categories]:
-            raise ValueError(
-                f"promotion.slices: {', '.join(map(repr, strange))} is no category column of `observations`; "
-                f"those are: {', '.join(self.observations.categories) or 'none'}"
-            )
-        if mistakes := [*_mistakes_of_teachers(self), *_mistakes_of_student(self)]:
-            raise ValueError("\n".join(mistakes))
-        learned = self.windows.train + self.windows.test + self.outcomes.delay
-        if self.upkeep.keep is not None and self.upkeep.keep < learned:
-            raise ValueError(
-                f"upkeep.keep: rows of {self.upkeep.keep} are kept, and a refresh learns from and is judged on rows of "
-                f"{learned} (windows.train, windows.test and outcomes.delay): keep at least those"
-            )
-        if mistakes := [*_mistakes_of_windows(self), *_mistakes_of_importing(self)]:
-            raise ValueError("\n".join(mistakes))
-        watched_columns = [column for column in self.observations.columns.values() if column.drift]
-        texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in watched_columns)
-        numbers = texts + sum(column.type == "number" for column in watched_columns)
-        watched = numbers + sum(column.type == "category" for column in watched_columns)
-        thresholds = self.watch.thresholds
-        if thresholds.auc_drop is not None and len(self.actions) > 2:
-            raise ValueError(
-                f"watch.thresholds.auc_drop: an agent with {len(self.actions)} actions is judged by its accuracy, and "
-                f"the AUC is that of two actions: write `accuracy_drop` instead"
-            )
-        if thresholds.psi is not None and thresholds.shifted_columns > watched:
-            raise ValueError(
-                f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {watched} columns are "
-                f"watched: `psi` could never be crossed"
-            )
-        if thresholds.ks is not None and thresholds.shifted_columns > numbers:
-            raise ValueError(
-                f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but {numbers} numbers are "
-                f"watched: `ks` could never be crossed"
-            )
+    def _check_across_sections(self) -> AgentConfig:
+        for errors_of in _CHECKS:
+            if errors := list(errors_of(self)):
+                raise ValueError("\n".join(errors))
         return self
 
 
-def _siblings(teachers: tuple[AnyTeacher, ...], key: str = "teachers") -> Iterator[tuple[str, tuple[AnyTeacher, ...]]]:
-    """Every list of teachers, with its key."""
+# --------------------------------------------------------------------------- checks across sections
+# Each check yields ``key: error``.
+
+
+def _teacher_lists(
+    teachers: tuple[AnyTeacher, ...], key: str = "teachers"
+) -> Iterator[tuple[str, tuple[AnyTeacher, ...]]]:
+    """Each list of teachers, of the file and of its ensembles, with its key."""
     yield key, teachers
-    for place, teacher in enumerate(teachers):
+    for index, teacher in enumerate(teachers):
         if isinstance(teacher, EnsembleTeacher):
-            yield from _siblings(teacher.members, f"{key}.{place}.members")
+            yield from _teacher_lists(teacher.members, f"{key}.{index}.members")
 
 
-def _mistakes_of_teachers(config: AgentConfig) -> Iterator[str]:
-    """``key: what is wrong`` of columns that teachers name and the agent does not have."""
-    columns = config.observations.columns
-    for above, teachers in _siblings(config.teachers):
-        for place, teacher in enumerate(teachers):
-            yield from (f"{above}.{place}.{mistake}" for mistake in teacher.column_mistakes(columns))
+def _name_errors(config: AgentConfig) -> Iterator[str]:
+    """The first list with a repeated action or name of a teacher."""
+    for key, values, what in (
+        ("actions", config.actions, "actions"),
+        *(
+            (key, [teacher.name for teacher in members], "names of teachers")
+            for key, members in _teacher_lists(config.teachers)
+        ),
+    ):
+        if duplicates := find_repeated(values):
+            yield f"{key}: {what} must differ, and {', '.join(map(repr, duplicates))} is given more than once"
+            return
 
 
-def _mistakes_of_windows(config: AgentConfig) -> Iterator[str]:
-    """``key: what is wrong`` of a current window that could never have enough rows to be judged."""
-    windows, least = config.windows, config.observations.min_rows
-    limits = {"windows.sample": windows.sample}
-    if isinstance(windows.current, NewestRows):
-        limits["windows.current.rows"] = windows.current.rows
-    for key, most in limits.items():
-        if most is not None and most < least:
-            yield f"{key}: is {most}, and a window of fewer rows than `observations.min_rows`, {least}, is not judged"
-
-
-def _mistakes_of_importing(config: AgentConfig) -> Iterator[str]:
-    """``key: what is wrong`` of names that the agent does not have."""
-    importing = config.importing
-    if importing is None:
+def _feature_errors(config: AgentConfig) -> Iterator[str]:
+    """The first error about teachers with features, or about a loss that does not fit the agent."""
+    with_features = [leaf.name for leaf in leaves(config.teachers) if leaf.teacher.gives_features]
+    if len(with_features) > 1:
+        yield (
+            f"teachers: {', '.join(map(repr, with_features))} have `features: true`, and a student can match the "
+            "features of one teacher only: write `features: true` once"
+        )
         return
-    for name in importing.columns:
-        if name not in config.observations.columns:
-            yield f"importing.columns: no column is called {name!r}; " + nearest(
-                name, config.observations.columns, "there are"
+    for index, loss in enumerate(config.distillation.losses):
+        if loss.needs_features and not with_features:
+            yield (
+                f"distillation.losses.{index}.type: {loss.type!r} needs a teacher that gives features: write "
+                f"`features: true` for one that can, or take 'relational', which needs none"
             )
-    for action in importing.actions.values():
-        if action not in config.actions:
-            yield f"importing.actions: no action is called {action!r}; {nearest(action, config.actions, 'there are')}"
-    named = (importing.decision and importing.decision.probabilities) or None
-    if named is not None and set(named) != set(config.actions):
-        yield f"importing.decision.probabilities: must name each action once: {', '.join(map(shown, config.actions))}"
+            return
+        if len(config.actions) < loss.min_actions:
+            yield (
+                f"distillation.losses.{index}.type: {loss.type!r} has nothing to add where there are two actions: "
+                f"take 'hinton'"
+            )
+            return
 
 
-def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
-    """``key: what is wrong`` of a student that does not read what the agent sees, or cannot be made as it says."""
+def _slice_errors(config: AgentConfig) -> Iterator[str]:
+    if unknown := [name for name in config.promotion.slices if name not in config.observations.categories]:
+        yield (
+            f"promotion.slices: {', '.join(map(repr, unknown))} is not a category column of `observations`; "
+            f"those are: {', '.join(config.observations.categories) or 'none'}"
+        )
+
+
+def _teacher_and_student_errors(config: AgentConfig) -> Iterator[str]:
+    yield from _teacher_errors(config)
+    yield from _student_errors(config)
+
+
+def _teacher_errors(config: AgentConfig) -> Iterator[str]:
+    """Columns that teachers name and the agent does not have."""
+    for key, teachers in _teacher_lists(config.teachers):
+        for index, teacher in enumerate(teachers):
+            yield from (f"{key}.{index}.{error}" for error in teacher.column_errors(config.observations.columns))
+
+
+def _student_errors(config: AgentConfig) -> Iterator[str]:
+    """A student that does not fit the agent's columns or teachers."""
     student, texts = config.student, config.observations.texts
     if not student.reads_text:
         if texts:
@@ -191,9 +166,85 @@ def _mistakes_of_student(config: AgentConfig) -> Iterator[str]:
         return
     if not texts:
         yield f"student.kind: {student.kind!r} needs a text column, and `observations` has none: take 'tabular'"
-    could = any(leaf.teacher.may_offer_text_encoder for leaf in leaves(config.teachers))
-    if student.initialised_by_teacher and not could:
+    has_encoder = any(leaf.teacher.may_offer_text_encoder for leaf in leaves(config.teachers))
+    if student.initialised_by_teacher and not has_encoder:
         yield (
-            "student.initialise: 'teacher' needs one that runs here, of kind 'python' or 'module', with a method "
-            "`text_encoder`: write 'none'"
+            "student.initialise: 'teacher' needs a teacher of kind 'python' or 'module' with a method `text_encoder`: "
+            "write 'none'"
         )
+
+
+def _retention_errors(config: AgentConfig) -> Iterator[str]:
+    needed = config.windows.train + config.windows.test + config.outcomes.delay
+    if config.upkeep.keep is not None and config.upkeep.keep < needed:
+        yield (
+            f"upkeep.keep: is {config.upkeep.keep}, and a refresh trains and tests on rows of {needed} (windows.train, "
+            f"windows.test and outcomes.delay): keep at least those"
+        )
+
+
+def _window_and_importing_errors(config: AgentConfig) -> Iterator[str]:
+    yield from _window_errors(config)
+    yield from _importing_errors(config)
+
+
+def _window_errors(config: AgentConfig) -> Iterator[str]:
+    """A limit of the current window that is below the rows that a watch needs."""
+    windows, min_rows = config.windows, config.observations.min_rows
+    limits = {"windows.sample": windows.sample}
+    if isinstance(windows.current, NewestRows):
+        limits["windows.current.rows"] = windows.current.rows
+    for key, limit in limits.items():
+        if limit is not None and limit < min_rows:
+            yield f"{key}: is {limit}, but a window needs `observations.min_rows`, {min_rows}, to be judged"
+
+
+def _importing_errors(config: AgentConfig) -> Iterator[str]:
+    """Columns and actions that ``importing`` names and the agent does not have."""
+    importing = config.importing
+    if importing is None:
+        return
+    columns = config.observations.columns
+    for name in importing.columns:
+        if name not in columns:
+            yield f"importing.columns: no column is called {name!r}; {suggest(name, columns, 'there are')}"
+    for action in importing.actions.values():
+        if action not in config.actions:
+            yield f"importing.actions: no action is called {action!r}; {suggest(action, config.actions, 'there are')}"
+    probabilities = (importing.decision and importing.decision.probabilities) or None
+    if probabilities is not None and set(probabilities) != set(config.actions):
+        yield f"importing.decision.probabilities: must name each action once: {', '.join(map(shown, config.actions))}"
+
+
+def _threshold_errors(config: AgentConfig) -> Iterator[str]:
+    """The first threshold that cannot apply to this agent, or that nothing can exceed."""
+    columns = [column for column in config.observations.columns.values() if column.drift]
+    texts = len(TEXT_MEASURES) * sum(column.type == "text" for column in columns)
+    numbers = texts + sum(column.type == "number" for column in columns)
+    watched = numbers + sum(column.type == "category" for column in columns)
+    thresholds = config.watch.thresholds
+    if thresholds.auc_drop is not None and len(config.actions) > 2:
+        yield (
+            f"watch.thresholds.auc_drop: an agent with {len(config.actions)} actions is judged by its accuracy, and "
+            f"the AUC needs two actions: write `accuracy_drop` instead"
+        )
+        return
+    for name, count, what in (("psi", watched, "columns"), ("ks", numbers, "number columns")):
+        if getattr(thresholds, name) is not None and thresholds.shifted_columns > count:
+            yield (
+                f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but drift is measured on "
+                f"{count} {what}: `{name}` could never be exceeded"
+            )
+            return
+
+
+_CHECKS: tuple[Callable[[AgentConfig], Iterator[str]], ...] = (
+    _name_errors,
+    _feature_errors,
+    _slice_errors,
+    _teacher_and_student_errors,
+    _retention_errors,
+    _window_and_importing_errors,
+    _threshold_errors,
+)
+"""In the order in which they are made; the first that finds errors ends the checking."""

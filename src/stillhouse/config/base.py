@@ -1,4 +1,4 @@
-"""What every section of the agent file is made of: lengths of time, names, and a frozen base that knows its keys."""
+"""Building blocks of the agent file's sections: durations, names, and a frozen base model that refuses unknown keys."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["TAGS", "Action", "Duration", "Length", "Name", "Section", "Target", "parse_duration", "tagged"]
+__all__ = ["TAGS", "Action", "Duration", "Name", "PositiveDuration", "Section", "Target", "parse_duration", "tagged"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def _duration(value: Any) -> Any:
+def _to_timedelta(value: Any) -> Any:
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value.strip())):
         try:
             return timedelta(**{_UNITS[match[2]]: float(match[1])})
@@ -25,58 +25,65 @@ def _duration(value: Any) -> Any:
 
 
 def parse_duration(text: str | timedelta) -> timedelta:
-    """``"7d"`` as a length of time: a number and s, m, h, d or w, more than nothing.
+    """Parse a duration longer than zero: a number and one of the units s, m, h, d and w.
 
-    :raises ValueError: on anything else.
+    >>> parse_duration("36h")
+    datetime.timedelta(days=1, seconds=43200)
+
+    :raises ValueError: if the text is not such a duration.
     """
-    return _not_zero(_duration(text))
+    return _require_positive(_to_timedelta(text))
 
 
-def _not_zero(value: timedelta) -> timedelta:
+def _require_positive(value: timedelta) -> timedelta:
     if not value:
-        raise ValueError("must be longer than nothing")
+        raise ValueError("must be longer than zero")
     return value
 
 
-def _speakable(value: str) -> str:
+def _require_visible_text(value: str) -> str:
     if not value.strip():
         raise ValueError("must have at least one visible character")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{value!r} holds half a surrogate pair, which is no Unicode text") from None
+        raise ValueError(f"{value!r} contains half of a surrogate pair, which is not valid Unicode text") from None
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
-Length = Annotated[Duration, AfterValidator(_not_zero)]
+Duration = Annotated[timedelta, BeforeValidator(_to_timedelta)]
+PositiveDuration = Annotated[Duration, AfterValidator(_require_positive)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
-Action = Annotated[str, AfterValidator(_speakable)]
-"""Any text: actions name no files and no metrics, and stand as they are in tables, JSON and ``p_<action>``."""
+Action = Annotated[str, AfterValidator(_require_visible_text)]
+"""Any text. No file and no metric is named after an action; tables, JSON and ``p_<action>`` hold it unchanged."""
 Target = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused, numbers finite."""
+    """Base of every section: frozen, unknown keys are refused, numbers are finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 TAGS = ("type", "method", "kind")
-"""Keys that say which member of a union a section is."""
+"""Keys whose value says which member of a union a section is."""
 
 
 def tagged(union: object) -> dict[str, type[Section]]:
-    """The sections of a tagged union by their tags, the values of ``kind``, ``type`` or ``method``, in their order.
+    """The sections of a tagged union by tag (the value of ``kind``, ``type`` or ``method``), in the union's order.
+
+    >>> from stillhouse.config import AnyStudent
+    >>> list(tagged(AnyStudent))
+    ['tabular', 'text', 'module']
 
     :raises TypeError: if a member has none of these keys with one fixed value.
     """
     if get_origin(union) is Annotated:
         union = get_args(union)[0]
-    return {_tag(section): section for section in get_args(union)}
+    return {_tag_of(section): section for section in get_args(union)}
 
 
-def _tag(section: type[Section]) -> str:
+def _tag_of(section: type[Section]) -> str:
     for key in TAGS:
         field = section.model_fields.get(key)
         if field is not None and get_origin(field.annotation) is Literal:

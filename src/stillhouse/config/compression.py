@@ -1,7 +1,7 @@
-"""How a student is made small: steps, recipes of steps, and what a search over recipes may cost.
+"""The section ``compression``: steps, recipes of steps, and the limits of the search over recipes.
 
-A step's type is the method. Structural steps change the torch module and are followed by a short distillation; a
-recipe ends with one number format, which is written into the ONNX file.
+The key ``method`` says which step it is. A structural step changes the torch module and is followed by a short
+distillation; a recipe ends with at most one number format, which is written into the ONNX file.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from stillhouse.config.base import Length, Section
+from stillhouse.config.base import PositiveDuration, Section
 
 __all__ = [
     "Compression",
@@ -37,7 +37,7 @@ __all__ = [
     "WeightOnly",
     "number_format",
     "recipe_name",
-    "structure",
+    "structural_steps",
 ]
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -47,47 +47,77 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Fp32(Section):
-    """The numbers stay what they are."""
+    """The numbers stay float32."""
 
     method: Literal["fp32"]
 
+    @property
+    def short_name(self) -> str:
+        """The step in the name of a variant."""
+        return self.method
+
 
 class _Int8(Section):
-    per_channel: bool = Field(default=True, description="one scale per output channel of a weight, not one for all")
+    per_channel: bool = Field(
+        default=True, description="one scale per output channel of a weight matrix; false: one per matrix"
+    )
     reduce_range: bool | Literal["auto"] = Field(
         default="auto",
-        description="7-bit weights, which saturate nowhere; auto: where 8-bit ones would saturate without VNNI",
+        description="7-bit weights, which cannot saturate; auto: only if 8-bit weights would saturate on this "
+        "processor",
     )
-    table_bits: Literal[8, 4] = Field(default=8, description="of an embedding's values; 4: in blocks of 32, by row")
+    table_bits: Literal[8, 4] = Field(
+        default=8, description="bits of an embedding's values; 4: in blocks of 32, by row"
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay float32 (mixed precision), by name")
+
+    @property
+    def _tables_suffix(self) -> str:
+        return "" if self.table_bits == 8 else f"_tables{self.table_bits}"
 
 
 class DynamicInt8(_Int8):
-    """Weights in int8 ahead of time, activations' ranges per call."""
+    """Weights in int8; the ranges of the activations are computed in each call."""
 
     method: Literal["int8_dynamic"]
 
+    @property
+    def short_name(self) -> str:
+        """The step in the name of a variant."""
+        return f"{self.method}{self._tables_suffix}"
+
 
 class StaticInt8(_Int8):
-    """Weights and activations in int8, ranges calibrated on training rows."""
+    """Weights and activations in int8; the ranges of the activations are calibrated on training rows."""
 
     method: Literal["int8_static"]
     calibration_rows: int = Field(default=2000, ge=100)
     ranges: Literal["minmax", "percentile"] = Field(
-        default="minmax", description="how an activation's range is taken from what calibration rows show"
+        default="minmax", description="how the range of an activation is estimated from the calibration rows"
     )
+
+    @property
+    def short_name(self) -> str:
+        """The step in the name of a variant."""
+        return f"{self.method}{self._tables_suffix}"
 
 
 class WeightOnly(Section):
-    """Weights in 8 or 4 bits, in blocks with a scale each."""
+    """Weights in 8 or 4 bits, in blocks with one scale each."""
 
     method: Literal["weights"]
     bits: Literal[8, 4] = 8
     block: Literal[16, 32, 64, 128] = Field(default=32, description="weights that share one scale")
     compute: Literal["float32", "int8"] = Field(
-        default="float32", description="number format of the products; int8: activations are rounded row by row"
+        default="float32",
+        description="number format of the matrix products; int8: activations are quantised row by row",
     )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay float32, by name")
+
+    @property
+    def short_name(self) -> str:
+        """The step in the name of a variant."""
+        return f"{self.method}{self.bits}"
 
 
 NumberFormat = Fp32 | DynamicInt8 | StaticInt8 | WeightOnly
@@ -97,19 +127,32 @@ NumberFormat = Fp32 | DynamicInt8 | StaticInt8 | WeightOnly
 
 
 class _Structural(Section):
-    recover_epochs: int = Field(default=3, ge=0, le=1000, description="of the distillation that follows")
-    recover_rounds: int = Field(default=1, ge=1, le=100, description="how many times that distillation is done")
+    """Base of every structural step, which has a key ``ratio``."""
+
+    name_in_variant: ClassVar[str]
+    """What the step is called in the name of a variant, before the ratio in percent."""
+
+    recover_epochs: int = Field(default=3, ge=0, le=1000, description="epochs of the distillation that follows")
+    recover_rounds: int = Field(default=1, ge=1, le=100, description="how many times that distillation is repeated")
+
+    @property
+    def short_name(self) -> str:
+        """The step in the name of a variant: ``units50``."""
+        percent = f"{self.ratio * 100:g}".replace(".", "_")  # type: ignore[attr-defined]  # of each step
+        return f"{self.name_in_variant}{percent}"  # without a point, which MLflow refuses in a model's name
 
 
 class _ByLayer(_Structural):
-    ratio: Share = Field(default=0.5, description="share that is removed, of each layer that `ratios` does not name")
+    ratio: Share = Field(default=0.5, description="share removed from each layer that `ratios` does not name")
     ratios: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default_factory=dict, description="share removed by layer; 0: left as it is"
+        default_factory=dict, description="share removed, by name of the layer; 0: the layer stays as it is"
     )
 
 
 class PruneUnits(_ByLayer):
-    """Remove whole hidden units: neurons of linear layers, channels of convolutions, with all that depends on them."""
+    """Remove whole hidden units (neurons, channels of convolutions) and the parameters that depend on them."""
+
+    name_in_variant = "units"
 
     method: Literal["prune_units"]
 
@@ -117,45 +160,59 @@ class PruneUnits(_ByLayer):
 class PruneHeads(_ByLayer):
     """Remove whole attention heads."""
 
+    name_in_variant = "heads"
+
     method: Literal["prune_heads"]
 
 
 class PruneLayers(_Structural):
-    """Remove whole residual layers, those whose absence changes the least."""
+    """Remove whole residual layers, those whose removal changes the outputs least."""
+
+    name_in_variant = "layers"
 
     method: Literal["prune_layers"]
     ratio: Share = Field(default=0.5, description="share of the layers that is removed")
 
 
 class PruneColumns(_Structural):
-    """Remove feature columns that the student hardly uses; the artifact no longer asks for them."""
+    """Remove the feature columns that the student uses least; the variant no longer needs them."""
+
+    name_in_variant = "columns"
 
     method: Literal["prune_columns"]
     ratio: Share = Field(default=0.25, description="share of the columns that is removed")
 
 
 class LowRank(_ByLayer):
-    """Replace large weight matrices by two thin factors; ``ratio`` is the share of a matrix's numbers that goes."""
+    """Replace large weight matrices by two low-rank factors; ``ratio`` is the share of the parameters saved."""
+
+    name_in_variant = "rank"
 
     method: Literal["low_rank"]
 
 
 class Vocabulary(_Structural):
-    """Keep the tokens that the texts of now need; the tokeniser in the artifact shrinks with the table."""
+    """Remove the least used tokens from the vocabulary and from the tokeniser in the variant."""
+
+    name_in_variant = "vocabulary"
 
     method: Literal["vocabulary"]
     ratio: Share = Field(default=0.5, description="share of the tokens that is removed")
 
 
 class ShortTexts(_Structural):
-    """Read fewer tokens of a text: what comes last is cut off."""
+    """Read fewer tokens of a text: the last ones are cut off."""
+
+    name_in_variant = "length"
 
     method: Literal["length"]
     ratio: Share = Field(default=0.25, description="share of a text's tokens that is no longer read")
 
 
 class HashedRows(_Structural):
-    """Let the rows of an embedding table share fewer rows, by hashing."""
+    """Hash the ids of an embedding table to fewer rows, which several ids share."""
+
+    name_in_variant = "hashed"
 
     method: Literal["hashed_rows"]
     ratio: Share = Field(default=0.5, description="share of a table's rows that is removed")
@@ -166,68 +223,55 @@ StructuralStep = PruneUnits | PruneHeads | PruneLayers | PruneColumns | LowRank 
 Step = Annotated[NumberFormat | StructuralStep, Field(discriminator="method")]
 
 
-def _steps(value: Any) -> Any:
-    """One step may be written without brackets."""
+def _to_list(value: Any) -> Any:
+    """A recipe of one step, which may be written without brackets, as a list."""
     return [value] if isinstance(value, dict | Section) else value
 
 
-Recipe = Annotated[tuple[Step, ...], BeforeValidator(_steps), Field(min_length=1)]
-"""Structural steps in their order, then at most one number format; without one the numbers stay float32."""
+Recipe = Annotated[tuple[Step, ...], BeforeValidator(_to_list), Field(min_length=1)]
+"""Structural steps in their order, then at most one number format; without a format the numbers stay float32."""
 
 
-def structure(recipe: tuple[Step, ...]) -> tuple[StructuralStep, ...]:
-    """The recipe without its number format."""
+def structural_steps(recipe: tuple[Step, ...]) -> tuple[StructuralStep, ...]:
+    """The structural steps of a recipe: all but its number format."""
     return tuple(step for step in recipe if not isinstance(step, NumberFormat))
 
 
 def number_format(recipe: tuple[Step, ...]) -> NumberFormat:
-    """The recipe's last step, or float32."""
-    last = recipe[-1]
-    return last if isinstance(last, NumberFormat) else Fp32(method="fp32")
+    """The number format of a recipe; float32 if it names none."""
+    last_step = recipe[-1]
+    return last_step if isinstance(last_step, NumberFormat) else Fp32(method="fp32")
 
 
 def recipe_name(recipe: tuple[Step, ...]) -> str:
-    """What the variant is called in MLflow and in tables: ``layers50+units50+int8_static``.
+    """The name of the variant in MLflow and in tables, such as ``layers50+units50+int8_static``.
 
-    Steps whose settings are not told by that are told apart by four characters of their content: ``int8_static-3f1a``.
+    Settings that are not part of the name add four characters of their hash: ``int8_static-3f1a``.
+
+    >>> from stillhouse.config import DynamicInt8, PruneUnits
+    >>> recipe_name((PruneUnits(method="prune_units", ratio=0.5), DynamicInt8(method="int8_dynamic")))
+    'units50+int8_dynamic'
     """
-    steps, last = structure(recipe), number_format(recipe)
+    steps, last_format = structural_steps(recipe), number_format(recipe)
     if not steps:
-        return _name([last])
-    return _name(steps) if isinstance(last, Fp32) else f"{_name(steps)}+{_name([last])}"
+        return _join_names([last_format])
+    structure_name = _join_names(steps)
+    return structure_name if isinstance(last_format, Fp32) else f"{structure_name}+{_join_names([last_format])}"
 
 
-_SHORT = {
-    "prune_units": "units",
-    "prune_heads": "heads",
-    "prune_layers": "layers",
-    "prune_columns": "columns",
-    "low_rank": "rank",
-    "hashed_rows": "hashed",
-}
-_TOLD = {"method", "ratio", "bits", "table_bits", "recover_epochs"}
+_NAMED_SETTINGS = {"method", "ratio", "bits", "table_bits", "recover_epochs"}
+"""Settings that are part of a step's name, or do not need to be; all others are hashed into the variant's name."""
 
 
-def _name(steps: Sequence[Step]) -> str:
-    name = "+".join(map(_step_name, steps))
-    others = [step.model_dump(mode="json", exclude_defaults=True, exclude=_TOLD) for step in steps]
-    return f"{name}-{hashlib.sha256(json.dumps(others).encode()).hexdigest()[:4]}" if any(others) else name
-
-
-def _step_name(step: Step) -> str:
-    if isinstance(step, WeightOnly):
-        return f"{step.method}{step.bits}"
-    if isinstance(step, _Int8):
-        return step.method if step.table_bits == 8 else f"{step.method}_tables{step.table_bits}"
-    if isinstance(step, Fp32):
-        return step.method
-    percent = f"{step.ratio * 100:g}".replace(".", "_")  # MLflow allows no point in a model's name
-    return f"{_SHORT.get(step.method, step.method)}{percent}"
+def _join_names(steps: Sequence[Step]) -> str:
+    name = "+".join(step.short_name for step in steps)
+    unnamed = [step.model_dump(mode="json", exclude_defaults=True, exclude=_NAMED_SETTINGS) for step in steps]
+    return f"{name}-{hashlib.sha256(json.dumps(unnamed).encode()).hexdigest()[:4]}" if any(unnamed) else name
 
 
 # --------------------------------------------------------------------------- the search
 
-_METHODS = Literal[
+_SEARCH_STEPS = Literal[
     "int8_dynamic",
     "int8_static",
     "weights",
@@ -243,32 +287,41 @@ _METHODS = Literal[
 
 
 class Search(Section):
-    """What looking for better recipes may cost, and which steps it may combine."""
+    """Limits of the search for better recipes, and the steps that it may combine."""
 
-    time: Length = Field(default=timedelta(minutes=5), description="of one refresh; the search stops there")
-    candidates: int = Field(default=40, ge=1, le=10_000, description="made and measured at most, in one refresh")
+    time: PositiveDuration = Field(default=timedelta(minutes=5), description="time limit of one refresh")
+    candidates: int = Field(default=40, ge=1, le=10_000, description="largest number of candidates in one refresh")
     patience: int | None = Field(
         default=12,
         ge=1,
-        description="candidates in a row that add nothing to what nothing beats, until the search ends; null: as many "
-        "as time and candidates allow",
+        description="candidates in a row that add nothing to the Pareto front after which the search ends; null: no "
+        "such limit",
     )
-    steps: tuple[_METHODS, ...] = Field(
-        default=_METHODS.__args__,  # type: ignore[attr-defined]  # of a Literal
+    steps: tuple[_SEARCH_STEPS, ...] = Field(
+        default=_SEARCH_STEPS.__args__,  # type: ignore[attr-defined]  # of a Literal
         min_length=1,
-        description="what recipes may be made of",
+        description="steps that the search may combine",
     )
-    recover_epochs: int = Field(default=2, ge=0, le=1000, description="of the distillation after a structural step")
-    parallel: int = Field(default=1, ge=1, le=64, description="candidates made at once, each in a process of its own")
+    recover_epochs: int = Field(
+        default=2, ge=0, le=1000, description="epochs of the distillation after a structural step"
+    )
+    parallel: int = Field(
+        default=1, ge=1, le=64, description="candidates made in parallel, each in a process of its own"
+    )
 
 
 class Compression(Section):
-    """The recipes that are always made, and the search for better ones."""
+    """The recipes that are always made, and the search for better recipes.
+
+    >>> from stillhouse.config import Compression
+    >>> [recipe_name(recipe) for recipe in Compression().recipes]
+    ['fp32', 'int8_dynamic', 'int8_static']
+    """
 
     recipes: tuple[Recipe, ...] = Field(
         default=((Fp32(method="fp32"),), (DynamicInt8(method="int8_dynamic"),), (StaticInt8(method="int8_static"),)),
         min_length=1,
-        description="always made, whatever the search finds",
+        description="recipes that are always made",
     )
     search: Search | None = Field(default=Search(), description="null: no search")
     tolerance: float = Field(
@@ -281,15 +334,15 @@ class Compression(Section):
 
     @field_validator("recipes")
     @classmethod
-    def _in_order(cls, recipes: tuple[tuple[Step, ...], ...]) -> tuple[tuple[Step, ...], ...]:
+    def _check_recipes(cls, recipes: tuple[tuple[Step, ...], ...]) -> tuple[tuple[Step, ...], ...]:
         for recipe in recipes:
-            formats = [place for place, step in enumerate(recipe) if isinstance(step, NumberFormat)]
+            formats = [index for index, step in enumerate(recipe) if isinstance(step, NumberFormat)]
             if len(formats) > 1 or (formats and formats[0] != len(recipe) - 1):
                 raise ValueError(
                     f"{', '.join(step.method for step in recipe)}: a recipe is any number of structural steps and then "
                     f"at most one number format (fp32, int8_dynamic, int8_static, weights)"
                 )
         names = [recipe_name(recipe) for recipe in recipes]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"recipes must differ, and {', '.join(map(repr, twice))} comes more than once")
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"recipes must differ, and {', '.join(map(repr, duplicates))} is given more than once")
         return recipes

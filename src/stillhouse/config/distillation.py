@@ -1,4 +1,4 @@
-"""How a student learns: losses of knowledge, synthetic rows, the optimiser, updates."""
+"""How a student is trained: distillation losses, synthetic rows, optimiser settings, and updates by fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = [
     "Augment",
     "Decoupled",
     "Distillation",
+    "DistillationLoss",
     "Hinton",
     "Hints",
-    "KnowledgeLoss",
     "LossSection",
     "Relational",
     "Standardised",
@@ -23,14 +23,16 @@ __all__ = [
 
 
 class LossSection(Section):
-    """What every loss of knowledge has; ``distill/losses/<type>.py`` registers its term."""
+    """Base of every distillation loss; ``distill/losses/<type>.py`` registers how it is computed."""
 
-    weight: float = Field(default=1.0, gt=0, description="share in the pull of knowledge, relative to the others")
+    weight: float = Field(
+        default=1.0, gt=0, description="share in the distillation loss, relative to the other entries"
+    )
 
     needs_features: ClassVar[bool] = False
-    """Whether it compares hidden layers, and so needs a teacher that gives features."""
+    """Whether it compares hidden layers, and so needs a teacher that offers features."""
     min_actions: ClassVar[int] = 2
-    """With fewer actions it has nothing to add."""
+    """With fewer actions the loss adds nothing to ``hinton``."""
 
 
 class Hinton(LossSection):
@@ -40,16 +42,20 @@ class Hinton(LossSection):
 
 
 class Decoupled(LossSection):
-    """Decoupled distillation: what the outcome's action gets, and how the rest is spread over the others."""
+    """Decoupled distillation: the probability of the target action, and the distribution over the other actions."""
 
     min_actions = 3
 
     type: Literal["decoupled"]
-    others: float = Field(default=4.0, gt=0, description="weight of the other actions' spread against the outcome's")
+    others: float = Field(
+        default=4.0,
+        gt=0,
+        description="weight of the distribution over the other actions, relative to the target action",
+    )
 
 
 class Standardised(LossSection):
-    """KL divergence of logits brought to mean 0 and standard deviation 1 in each row."""
+    """KL divergence of logits standardised to mean 0 and standard deviation 1 in each row."""
 
     min_actions = 3
 
@@ -57,98 +63,137 @@ class Standardised(LossSection):
 
 
 class Relational(LossSection):
-    """Distances and angles between rows, the teacher's against the student's."""
+    """Distances and angles between rows, compared between teacher and student."""
 
     type: Literal["relational"]
-    angles: float = Field(default=2.0, ge=0, description="weight of the angles against the distances")
-    rows: int = Field(default=64, ge=3, le=512, description="rows of a batch that are compared: time grows with rows³")
+    angles: float = Field(default=2.0, ge=0, description="weight of the angles, relative to the distances")
+    rows: int = Field(
+        default=64, ge=3, le=512, description="rows of a batch that are compared; the time grows with rows³"
+    )
 
 
 class Hints(LossSection):
-    """The student's last hidden layer, projected, against the teacher's features."""
+    """Squared distance of the student's last hidden layer, projected, to the teacher's features."""
 
     needs_features = True
 
     type: Literal["hints"]
 
 
-KnowledgeLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
+DistillationLoss = Annotated[Hinton | Decoupled | Standardised | Relational | Hints, Field(discriminator="type")]
 
 
 class Augment(Section):
-    """Rows made up near the observed ones, about which the teachers are asked too."""
+    """Synthetic rows near the observed ones, which the teachers are queried about too."""
 
     copies: float | None = Field(
         default=None,
         ge=0,
         le=100,
-        description="made-up rows per observed one; null: 3 where asking is free (no endpoint, no budget), else 0",
+        description="synthetic rows per observed row; null: 3 without an endpoint and without a teacher budget, "
+        "otherwise 0",
     )
-    fill_to: int = Field(default=20_000, ge=0, description="rows, observed and made up, beyond which none are made up")
-    mix: float = Field(default=0.5, gt=0, le=1, description="probability that a value is taken from the nearest row")
+    fill_to: int = Field(
+        default=20_000,
+        ge=0,
+        description="limit of observed and synthetic rows together, above which no synthetic rows are made",
+    )
+    mix: float = Field(default=0.5, gt=0, le=1, description="probability that a value comes from the nearest row")
     closeness: float = Field(
-        default=1.0, gt=0, description="a number is drawn around the nearest row's, at (their difference) / closeness"
+        default=1.0,
+        gt=0,
+        description="a number is drawn around that of the nearest row, with standard deviation (difference of the "
+        "two) / closeness",
     )
     reworded: float = Field(
-        default=0.2, gt=0, le=1, description="share of the words changed, in half of the texts; the others are crossed"
+        default=0.2,
+        gt=0,
+        le=1,
+        description="share of the words removed or replaced in half of the synthetic texts; the others are crossed "
+        "with another text",
     )
 
 
 class Distillation(Section):
-    """How the student learns from knowledge and outcomes."""
+    """How the student is trained on teacher probabilities and outcomes.
+
+    >>> from stillhouse.config import Distillation
+    >>> [loss.type for loss in Distillation().losses]
+    ['hinton']
+    """
 
     controller: Literal["adaptive", "fixed"] = Field(
-        default="adaptive", description="adaptive: temperature and outcome_weight are where it begins; fixed: they stay"
+        default="adaptive",
+        description="adaptive: held-out outcomes may change temperature and outcome_weight during training; fixed: "
+        "they stay",
     )
     control: bool = Field(
-        default=True, description="train a student at the fixed settings too, to show what adapting has earned"
+        default=True,
+        description="where the controller changed a setting, also train a student at the fixed settings, to log the "
+        "difference",
     )
     compare_every: int = Field(
         default=4,
         ge=1,
         le=1000,
-        description="refreshes from one comparison with a second training (fixed settings; observed rows alone) to the "
-        "next, where the last one told of no difference; 1: at each",
+        description="a second training for comparison (fixed settings; no synthetic rows) is repeated after this many "
+        "refreshes if the last one found no difference; 1: at each refresh",
     )
-    losses: tuple[KnowledgeLoss, ...] = Field(
-        default=(Hinton(type="hinton"),), min_length=1, description="what pulls the student towards the teacher"
+    losses: tuple[DistillationLoss, ...] = Field(
+        default=(Hinton(type="hinton"),), min_length=1, description="losses between student and teacher"
     )
-    augment: Augment = Field(default=Augment(), description="rows made up for the teachers to speak about")
+    augment: Augment = Field(default=Augment(), description="synthetic rows near the observed ones")
     patience: int | None = Field(
-        default=None, ge=1, description="epochs without a better held-out loss until the training stops; null: never"
+        default=None,
+        ge=1,
+        description="epochs without a better held-out loss after which training stops; null: training never stops "
+        "early",
     )
-    temperature: float = Field(default=2.0, gt=0, le=20, description="softens teacher and student alike")
+    temperature: float = Field(default=2.0, gt=0, le=20, description="softmax temperature of teacher and student")
     outcome_weight: float = Field(
-        default=0.3, ge=0, le=1, description="of a row's outcome; 1 − it goes to its knowledge"
+        default=0.3,
+        ge=0,
+        le=1,
+        description="weight of a row's outcome; the rest of 1 is the weight of its teacher probabilities",
     )
     epochs: int = Field(default=8, ge=1, le=1000)
     batch_size: int = Field(default=1024, ge=8)
     learning_rate: float = Field(default=4e-3, gt=0, lt=1)
     weight_decay: float = Field(default=1e-2, ge=0, lt=1)
     averaging: float = Field(
-        default=0.995, ge=0, lt=1, description="decay of the moving average of the weights, per step"
+        default=0.995, ge=0, lt=1, description="decay of the moving average of the parameters, per step"
     )
     unknown_rate: float = Field(
-        default=0.02, ge=0, lt=1, description="share of category codes and tokens hidden while learning"
+        default=0.02, ge=0, lt=1, description="share of category codes and tokens replaced by 'unknown' during training"
     )
     validation_every: int = Field(
-        default=10, ge=2, description="every n-th day of the training window is kept to choose among variants"
+        default=10,
+        ge=2,
+        description="every n-th day of the training window is a validation day, used to choose among variants",
     )
-    folds: int = Field(default=4, ge=2, le=20, description="time blocks of the teacher's cross-fitting")
+    folds: int = Field(default=4, ge=2, le=20, description="blocks of time in the teachers' cross-fitting")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _each_loss_once(self) -> Distillation:
+    def _check_distinct_losses(self) -> Distillation:
         types = [loss.type for loss in self.losses]
-        if twice := sorted({repr(name) for name in types if types.count(name) > 1}):
-            raise ValueError(f"losses: {', '.join(twice)} comes more than once; give it one entry and a weight")
+        if duplicates := sorted({repr(name) for name in types if types.count(name) > 1}):
+            raise ValueError(f"losses: {', '.join(duplicates)} is given more than once; give it one entry and a weight")
         return self
 
 
 class Update(Section):
-    """How a champion's student takes in what is new, instead of a new student."""
+    """How a refresh in mode ``update`` fine-tunes the champion's student on new rows."""
 
-    steps: int = Field(default=200, ge=1, le=100_000, description="of the optimiser")
-    memory: int = Field(default=2000, ge=1, description="rows ever learned that are kept with what the student said")
-    least_old_share: float = Field(default=0.2, ge=0, le=1, description="what the memory counts at least in each step")
-    min_rows: int = Field(default=200, ge=20, description="new rows with knowledge; fewer: the refresh redistils")
+    steps: int = Field(default=200, ge=1, le=100_000, description="optimiser steps")
+    memory: int = Field(
+        default=2000,
+        ge=1,
+        description="size of the replay buffer: rows trained on earlier, with the student's probabilities",
+    )
+    least_old_share: float = Field(
+        default=0.2, ge=0, le=1, description="smallest weight of the replayed rows in the loss of a step"
+    )
+    min_rows: int = Field(
+        default=200, ge=20, description="fewest new rows with known outcomes; with fewer, the refresh redistils"
+    )

@@ -1,8 +1,7 @@
-"""The version of what is stored under ``STILLHOUSE_HOME``, and how an older store becomes one of today.
+"""The version of the data under ``STILLHOUSE_HOME``, and the migration of an older store.
 
-``store.json`` in that folder holds the version. A change of what is stored raises :data:`VERSION` by one, adds its
-migration to :data:`MIGRATIONS`, and keeps a store of the version before in ``tests/store/`` for the test that
-upgrades it.
+``store.json`` in that folder holds the version. A change of the stored format increases :data:`VERSION` by one, adds a
+migration to :data:`MIGRATIONS`, and adds a store of the previous version to ``tests/store/`` for the upgrade test.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ __all__ = ["MIGRATIONS", "VERSION", "open_store"]
 VERSION = 1
 
 MIGRATIONS: Mapping[int, Callable[[Path], None]] = {}
-"""By the version that it begins at: what makes a store one version newer. It may be killed and run again."""
+"""For each version, the migration to the next one. A migration may be killed and run again."""
 
-_FILE, _LOCK = "store.json", "store.lock"
-_CONTENT = ("knowledge", "spool", "runtime", "refreshes")
-"""Folders that a store without a version has only if it was made before there were versions."""
+_FILE, _LOCK_FILE = "store.json", "store.lock"
+_CONTENT_FOLDERS = ("knowledge", "spool", "runtime", "refreshes")
+"""Folders of a store; a store that has one of them but no version is older than version 1."""
 
 _opened: set[Path] = set()
 
@@ -33,47 +32,47 @@ _opened: set[Path] = set()
 def open_store(
     home: Path, version: int = VERSION, migrations: Mapping[int, Callable[[Path], None]] = MIGRATIONS
 ) -> None:
-    """Make sure that ``home`` is a store of ``version``: mark an empty one, upgrade an older one, refuse all others.
+    """Make ``home`` a store of ``version``: mark an empty store, upgrade an older one, refuse all others.
 
-    A store is looked at once per process.
+    A store is checked once per process.
 
-    :raises StoreError: if it was made before stores had versions, by a newer stillhouse, or is no folder.
+    :raises StoreError: if the store is older than version 1 or newer than ``version``, or cannot be read or written.
     """
     if home in _opened and (home / _FILE).exists():
         return
-    found = _version(home)
-    if found is None:
-        if any((home / name).is_dir() and any((home / name).iterdir()) for name in _CONTENT):
+    stored = _read_version(home)
+    if stored is None:
+        if any((home / name).is_dir() and any((home / name).iterdir()) for name in _CONTENT_FOLDERS):
             raise StoreError(
-                f"{home} was made before stillhouse wrote down a store version, and cannot be read any more. Move it "
+                f"{home} was made before stores had a version, and cannot be read any more. Move it "
                 "away, or let STILLHOUSE_HOME name an empty folder; then begin again: `stillhouse import` or "
                 "`python -m flows live` brings observations and outcomes in, `python -m flows refresh --trigger "
                 "bootstrap` makes the first champion"
             )
-        _mark(home, version)
-    elif found > version:
+        _write_version(home, version)
+    elif stored > version:
         raise StoreError(
-            f"{home} is a store of version {found}, made by a newer stillhouse; this one reads up to version "
+            f"{home} is a store of version {stored}, made by a newer stillhouse; this one reads up to version "
             f"{version}. Install the newer stillhouse, or let STILLHOUSE_HOME name another folder"
         )
-    elif found < version:
+    elif stored < version:
         _upgrade(home, version, migrations)
     _opened.add(home)
 
 
 def _upgrade(home: Path, version: int, migrations: Mapping[int, Callable[[Path], None]]) -> None:
-    with FileLock(home / _LOCK):
-        while (found := _version(home)) is not None and found < version:
-            if found not in migrations:
+    with FileLock(home / _LOCK_FILE):
+        while (stored := _read_version(home)) is not None and stored < version:
+            if stored not in migrations:
                 raise StoreError(
-                    f"{home} is a store of version {found}, and no migration leads from there to version {version}: "
+                    f"{home} is a store of version {stored}, and no migration leads from there to version {version}: "
                     "move it away, or let STILLHOUSE_HOME name another folder"
                 )
-            migrations[found](home)
-            _mark(home, found + 1)
+            migrations[stored](home)
+            _write_version(home, stored + 1)
 
 
-def _version(home: Path) -> int | None:
+def _read_version(home: Path) -> int | None:
     file = home / _FILE
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -89,10 +88,10 @@ def _version(home: Path) -> int | None:
     return version
 
 
-def _mark(home: Path, version: int) -> None:
-    """Write the version, whole or not at all."""
+def _write_version(home: Path, version: int) -> None:
+    """Write the version atomically."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         write_whole(home / _FILE, json.dumps({"version": version}), durable=True, mode=0o600)
     except OSError as error:
-        raise StoreError(f"STILLHOUSE_HOME is {home}, and nothing can be written there: {error}") from error
+        raise StoreError(f"STILLHOUSE_HOME is {home}, and it cannot be written to: {error}") from error

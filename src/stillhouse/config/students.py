@@ -1,4 +1,4 @@
-"""The kinds of students, and the encoders of their texts."""
+"""The section ``student``: the kinds of students, and the text encoders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stillhouse.config.base import Section, Target
-from stillhouse.config.wording import repeated
+from stillhouse.config.explain import find_repeated
 
 __all__ = [
     "AnyEncoder",
@@ -23,26 +23,26 @@ __all__ = [
 
 
 class StudentSection(Section):
-    """What a kind of student can do; ``distill/students/<kind>.py`` registers how it is made and read back."""
+    """Base of every kind of student; ``distill/students/<kind>.py`` registers how it is made and loaded."""
 
     @property
     def reads_text(self) -> bool:
-        """Whether it has an input for text columns."""
+        """Whether the student has an input for text columns."""
         return False
 
     @property
     def initialised_by_teacher(self) -> bool:
-        """Whether it begins with a teacher's text encoder."""
+        """Whether the student is initialised from a teacher's text encoder."""
         return False
 
     @property
     def can_be_updated(self) -> bool:
-        """Whether a champion of this kind can be grown and fine-tuned; else every refresh trains from the beginning."""
+        """Whether a champion of this kind can be extended and fine-tuned; if not, refreshes train a new student."""
         return False
 
 
 class TabularStudent(StudentSection):
-    """Category embeddings and piecewise-linear numbers into a small MLP; preprocessing inside."""
+    """A small MLP on category embeddings and piecewise-linear encodings of numbers; preprocessing is part of it."""
 
     kind: Literal["tabular"]
     widths: tuple[Annotated[int, Field(ge=2, le=4096)], ...] = Field(
@@ -58,46 +58,46 @@ class TabularStudent(StudentSection):
 
 
 class BagEncoder(Section):
-    """The mean of the tokens' embeddings, wherever they stand."""
+    """The mean of the tokens' embeddings; their order does not count."""
 
     type: Literal["bag"]
-    width: int = Field(default=128, ge=2, le=4096, description="values of an embedding")
+    width: int = Field(default=128, ge=2, le=4096, description="width of an embedding")
     bigrams: int = Field(
         default=0,
         ge=0,
         le=1 << 20,
-        description="embeddings that pairs of neighbours share by hashing; 0: pairs are not looked at",
+        description="rows of a hashed embedding table for pairs of neighbouring tokens; 0: none",
     )
 
 
 class ConvolutionEncoder(Section):
-    """Filters over neighbouring tokens, each at the place where it answers most."""
+    """Filters over neighbouring tokens, each followed by max pooling over the text."""
 
     type: Literal["convolution"]
-    width: int = Field(default=64, ge=2, le=4096, description="values of an embedding")
+    width: int = Field(default=64, ge=2, le=4096, description="width of an embedding")
     filters: int = Field(default=64, ge=1, le=4096, description="filters of each size")
     sizes: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
-        default=(1, 2, 3), min_length=1, description="neighbouring tokens that a filter sees"
+        default=(1, 2, 3), min_length=1, description="neighbouring tokens that a filter reads"
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> ConvolutionEncoder:
-        if twice := repeated(self.sizes):
-            raise ValueError(f"sizes: names {', '.join(map(str, twice))} more than once")
+    def _check_distinct(self) -> ConvolutionEncoder:
+        if duplicates := find_repeated(self.sizes):
+            raise ValueError(f"sizes: names {', '.join(map(str, duplicates))} more than once")
         return self
 
 
 class TransformerEncoder(Section):
-    """A few layers of self-attention, built like BERT's, and the mean of what they give."""
+    """Layers of self-attention, built like those of BERT, and the mean of the last hidden states."""
 
     type: Literal["transformer"]
-    width: int = Field(default=64, ge=2, le=4096, description="values of an embedding, and between layers")
+    width: int = Field(default=64, ge=2, le=4096, description="width of an embedding and of the hidden states")
     layers: int = Field(default=2, ge=1, le=24)
-    heads: int = Field(default=4, ge=1, le=64, description="of attention; divides `width`")
-    feedforward: int = Field(default=256, ge=2, le=16_384, description="hidden units between two layers")
+    heads: int = Field(default=4, ge=1, le=64, description="attention heads; divides `width`")
+    feedforward: int = Field(default=256, ge=2, le=16_384, description="hidden units of the feed-forward network")
 
     @model_validator(mode="after")
-    def _whole_heads(self) -> TransformerEncoder:
+    def _check_heads(self) -> TransformerEncoder:
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide the width, {self.width}")
         return self
@@ -107,19 +107,23 @@ AnyEncoder = Annotated[BagEncoder | ConvolutionEncoder | TransformerEncoder, Fie
 
 
 class TextStudent(StudentSection):
-    """Texts by an encoder of their tokens, beside numbers and categories, into a small MLP; tokeniser inside."""
+    """A small MLP on encoded texts, numbers and categories; the tokeniser is part of the student."""
 
     kind: Literal["text"]
-    encoder: AnyEncoder = Field(default=BagEncoder(type="bag"), description="what makes one vector of a text's tokens")
-    vocabulary: int = Field(default=4000, ge=16, le=1 << 20, description="tokens, at most")
-    length: int = Field(default=32, ge=1, le=512, description="tokens of a text that are read; the rest is cut off")
+    encoder: AnyEncoder = Field(
+        default=BagEncoder(type="bag"), description="encoder that turns the tokens of a text into one vector"
+    )
+    vocabulary: int = Field(default=4000, ge=16, le=1 << 20, description="largest vocabulary of a text column (tokens)")
+    length: int = Field(default=32, ge=1, le=512, description="tokens read of a text; the rest is cut off")
     initialise: Literal["none", "teacher"] = Field(
-        default="none", description="teacher: tokens, embeddings and, where they fit, layers come from a teacher's"
+        default="none",
+        description="teacher: initialise vocabulary, embeddings and, where they fit, layers from a teacher's text "
+        "encoder",
     )
     widths: tuple[Annotated[int, Field(ge=2, le=4096)], ...] = Field(
-        default=(128,), description="hidden units per layer; []: logits are linear in the text's vector"
+        default=(128,), description="hidden units per layer; []: the logits are linear in the encoded input"
     )
-    bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the numbers' piecewise-linear encoding")
+    bins: int = Field(default=12, ge=2, le=256, description="quantile bins of the piecewise-linear encoding of numbers")
     embedding: int = Field(default=8, ge=1, le=256, description="largest embedding width of a category")
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
@@ -137,10 +141,12 @@ class TextStudent(StudentSection):
 
 
 class ModuleStudent(StudentSection):
-    """A torch module of the user's own, trained from what its factory gives."""
+    """A torch module of the user's own; every refresh trains it from the weights that its factory returns."""
 
     kind: Literal["module"]
-    target: Target = Field(description="'module:factory' (columns, actions, **settings) → torch.nn.Module")
+    target: Target = Field(
+        description="'module:factory', called as (columns=…, actions=…, **settings); returns a torch.nn.Module"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="further keyword arguments of the factory")
 
 

@@ -1,4 +1,4 @@
-"""The kinds of teachers, how they are weighted, what they must show and which rows they are asked about."""
+"""The sections ``teachers``, ``weights``, ``teaching`` (their examination) and ``asking`` (selection of rows)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.config.base import Length, Name, Section, Target
-from stillhouse.config.observations import Column, wrong_column
-from stillhouse.config.wording import nearest
+from stillhouse.config.base import Name, PositiveDuration, Section, Target
+from stillhouse.config.contract import Column, column_error
+from stillhouse.config.explain import suggest
 
 if TYPE_CHECKING:
     from stillhouse.config.agent import AgentConfig
@@ -24,45 +24,45 @@ __all__ = [
     "Asking",
     "EndpointTeacher",
     "EnsembleTeacher",
-    "Follow",
     "Leaf",
     "LeafTeacher",
     "MlflowTeacher",
     "ModuleTeacher",
     "PythonTeacher",
     "TeacherSection",
+    "TeacherWeighting",
     "Teaching",
-    "Unit",
-    "Weighing",
+    "WeightUpdates",
+    "WeightedTeacher",
     "leaves",
-    "units",
+    "weighted_teachers",
 ]
 
 
-_TIMEOUT = timedelta(minutes=15)  # of a teacher in this process; a task of the flows has half an hour
+_CALL_TIMEOUT = timedelta(minutes=15)
+"""Default limit of one call to a teacher in this process; a task of the flows has half an hour."""
 
 
 class TeacherSection(Section):
-    """What every teacher has; what a kind does otherwise than this stands in its own section.
+    """Base of every kind of teacher, with the default of each property that a kind may override.
 
     A kind that may be a member of an ensemble is listed in :data:`LeafTeacher`, and ``teachers/<kind>.py`` registers
-    how it is described, opened and asked; see :mod:`stillhouse.teachers.kinds`.
+    how it is described, opened and queried; see :mod:`stillhouse.teachers.kinds`.
     """
 
     name: Name
-    weight: float = Field(default=1.0, gt=0, description="share in the teachers' mean, relative to the others")
+    weight: float = Field(default=1.0, gt=0, description="initial weight in the teachers' mean, relative to the others")
 
     non_identity_fields: ClassVar[frozenset[str]] = frozenset({"name", "weight", "timeout"})
-    """Keys that do not decide what the teacher answers: with other values of these its knowledge stays valid."""
+    """Keys that do not affect the teacher's answers: if only these change, stored answers stay valid."""
+    is_remote: ClassVar[bool] = False
+    """Whether the teacher is queried over a network."""
+    may_offer_text_encoder: ClassVar[bool] = False
+    """Whether a text student may be initialised from the text encoder of such a teacher."""
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
-        return False
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether it is asked over a network, and each question may cost money."""
+        """Whether it is fitted on outcomes, so that it may not answer for rows whose outcomes it was fitted on."""
         return False
 
     @property
@@ -72,44 +72,44 @@ class TeacherSection(Section):
 
     @property
     def gives_features(self) -> bool:
-        """Whether its hidden representation of a row is stored with its answer."""
-        return False
-
-    @property
-    def may_offer_text_encoder(self) -> bool:
-        """Whether a text student may begin with an encoder of this kind of teacher."""
+        """Whether its features of a row (a hidden representation) are stored with its answer."""
         return False
 
     @property
     def call_timeout(self) -> timedelta | None:
-        """Limit of one call to a teacher in this process; None for a kind that limits its own requests."""
+        """Limit of one call to a teacher in this process; None for a kind that limits each of its requests itself."""
         raise NotImplementedError(f"{type(self).__name__} does not define `call_timeout`")
 
-    def column_mistakes(self, columns: Mapping[str, Column]) -> Iterator[str]:
-        """``key: what is wrong`` of the columns that this section names; keys are relative to the section."""
+    def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        """``key: error`` for each wrong column that this section names; keys are relative to the section."""
         yield from ()
 
 
 class PythonTeacher(TeacherSection):
-    """Any class that meets :class:`stillhouse.parts.Teacher`; fitted on the outcomes of the training window."""
+    """A class that implements :class:`stillhouse.parts.Teacher`; fitted on the outcomes of the training window."""
+
+    may_offer_text_encoder = True
 
     kind: Literal["python"]
     target: Target = Field(description="'module:Class'")
     settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
     learns: bool = Field(
-        default=True, description="false: rules or a ready model (:class:`stillhouse.parts.ReadyTeacher`), never fitted"
+        default=True, description="false: rules or a finished model (stillhouse.parts.ReadyTeacher), never fitted"
     )
     features: bool = Field(
-        default=False, description="keep what its `features(rows)` gives, float32 [n, D]; only with `learns: false`"
+        default=False,
+        description="store what its method `features(rows)` returns, float32 [n, D]; only with `learns: false`",
     )
-    timeout: Length = Field(default=_TIMEOUT, description="of one call: a fit, or answers to at most 5000 rows")
+    timeout: PositiveDuration = Field(
+        default=_CALL_TIMEOUT, description="limit of one call: a fit, or answers to at most 5000 rows"
+    )
 
     @model_validator(mode="after")
-    def _features_that_last(self) -> PythonTeacher:
+    def _check_features(self) -> PythonTeacher:
         if self.features and self.learns:
             raise ValueError(
-                "features: those of a teacher that learns would be others after each fit: write `learns: false`, or "
-                "give the part that does not change as a teacher of its own"
+                "features: a teacher with `learns: true` has other features after each fit: write `learns: false`, or "
+                "list the part that is not fitted as a teacher of its own"
             )
         return self
 
@@ -122,36 +122,40 @@ class PythonTeacher(TeacherSection):
         return self.features
 
     @property
-    def may_offer_text_encoder(self) -> bool:
-        return True
-
-    @property
     def call_timeout(self) -> timedelta | None:
         return self.timeout
 
 
 class ModuleTeacher(TeacherSection):
-    """A torch module as it is; not fitted here."""
+    """A torch module that is used as it is, without fitting."""
+
+    may_offer_text_encoder = True
 
     kind: Literal["module"]
-    target: Target = Field(description="'module:factory' → torch.nn.Module")
+    target: Target = Field(description="'module:factory', a function that returns a torch.nn.Module")
     settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
-    weights: str | None = Field(default=None, description="safetensors file with the module's state, by path")
-    encode: Target | None = Field(default=None, description="'module:function' rows → float32 array or tensor [n, …]")
-    columns: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="instead of `encode`: number columns as they are, float32 [n, D]"
+    weights: str | None = Field(
+        default=None, description="path of a safetensors file with the whole state of the module"
     )
-    answers: Literal["logits", "probabilities"] = Field(description="what the module gives, [n, K]")
+    encode: Target | None = Field(
+        default=None, description="'module:function', from rows to a float32 array or tensor [n, …]"
+    )
+    columns: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="instead of `encode`: these number columns as float32 [n, D]"
+    )
+    answers: Literal["logits", "probabilities"] = Field(description="what the module returns, [n, K]")
     batch_size: int = Field(default=1024, ge=1, description="rows per forward pass")
     features: bool = Field(
-        default=False, description="keep what the module's `features(encoded)` gives, float32 [n, D]"
+        default=False, description="store what the module's method `features(encoded)` returns, float32 [n, D]"
     )
-    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
+    timeout: PositiveDuration = Field(
+        default=_CALL_TIMEOUT, description="limit of one call: answers to at most 5000 rows"
+    )
 
     @model_validator(mode="after")
-    def _one_way_in(self) -> ModuleTeacher:
+    def _check_input(self) -> ModuleTeacher:
         if (self.encode is None) == (self.columns is None):
-            raise ValueError("give either `encode`, a function, or `columns`, numbers to be fed as they are")
+            raise ValueError("give either `encode`, a function, or `columns`, a list of number columns")
         return self
 
     @property
@@ -159,108 +163,124 @@ class ModuleTeacher(TeacherSection):
         return self.features
 
     @property
-    def may_offer_text_encoder(self) -> bool:
-        return True
-
-    @property
     def call_timeout(self) -> timedelta | None:
         return self.timeout
 
-    def column_mistakes(self, columns: Mapping[str, Column]) -> Iterator[str]:
-        yield from _mistakes_of_columns(self.columns, "number", columns)
+    def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        yield from _column_errors(self.columns, "number", columns)
 
 
 class MlflowTeacher(TeacherSection):
-    """A model from MLflow; not fitted here. An ONNX graph, a torch program or an agent's variant is read as data.
+    """A model from MLflow, without fitting. An ONNX graph, a torch program and an agent's variant are read as data.
 
-    Any other model brings code or pickles of its author, which run when it is loaded.
+    Any other model contains code or pickles of its author, which run when it is loaded.
     """
 
     kind: Literal["mlflow"]
     uri: str = Field(description="'models:/name@alias', 'models:/name/7', 'models:/m-…' or 'runs:/id/path'")
     columns: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="columns that it is given; absent: all of the agent's"
+        default=None, min_length=1, description="columns that the model receives; absent: all columns of the agent"
     )
     answers: Literal["logits", "probabilities"] = Field(
         default="probabilities",
-        description="what it gives: [n, K], or columns named after the actions, or `p_<action>`",
+        description="what the model returns: [n, K], or columns named after the actions, or `p_<action>`",
     )
-    timeout: Length = Field(default=_TIMEOUT, description="of one call: answers to at most 5000 rows")
+    timeout: PositiveDuration = Field(
+        default=_CALL_TIMEOUT, description="limit of one call: answers to at most 5000 rows"
+    )
     trusts_code: bool = Field(
-        default=False, description="let code and pickles that it brings run here; only with a version and `digest`"
+        default=False,
+        description="allow code and pickles of the model to run here; needs a version in `uri`, and `digest`",
     )
     digest: str | None = Field(
         default=None,
         pattern=r"^sha256:[0-9a-f]{64}$",
-        description="of the model's files; others are refused. Where it is needed, the message says what it is",
+        description="digest of the model's files; other files are refused. Where it is needed, the error states it",
     )
 
     @model_validator(mode="after")
-    def _trusts_what_is_pinned(self) -> MlflowTeacher:
+    def _check_trust(self) -> MlflowTeacher:
         if self.trusts_code and "@" in self.uri:
             raise ValueError(
-                f"trusts_code: {self.uri} may be another model tomorrow: name a version, such as "
+                f"trusts_code: an alias such as {self.uri} can change: name a version, such as "
                 f"'{self.uri.partition('@')[0]}/7', and the `digest` of its files"
             )
         if self.trusts_code and self.digest is None:
             raise ValueError(
-                "trusts_code: needs the `digest` of the files that were looked at: leave trusts_code out once, and the "
-                "message says what it is"
+                "trusts_code: needs the `digest` of the reviewed files: leave trusts_code out once, and the error "
+                "message states it"
             )
         return self
 
     @field_validator("uri")
     @classmethod
-    def _a_version(cls, uri: str) -> str:
+    def _check_uri(cls, uri: str) -> str:
         if not re.fullmatch(r"models:/([^/@\s]+@[^/@\s]+|[^/@\s]+/\d+|m-\w+)|runs:/\S+/\S+", uri):
             raise ValueError(
                 f"{uri!r} must be 'models:/name@alias', 'models:/name/7', 'models:/m-…' or 'runs:/id/path'"
             )
         return uri
 
-    non_identity_fields = TeacherSection.non_identity_fields | {"uri", "trusts_code", "digest"}  # the pinned uri counts
+    # the pinned address is part of the version instead of `uri`
+    non_identity_fields = TeacherSection.non_identity_fields | {"uri", "trusts_code", "digest"}
 
     @property
     def call_timeout(self) -> timedelta | None:
         return self.timeout
 
-    def column_mistakes(self, columns: Mapping[str, Column]) -> Iterator[str]:
-        yield from _mistakes_of_columns(self.columns, None, columns)
+    def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        yield from _column_errors(self.columns, None, columns)
 
 
 class EndpointTeacher(TeacherSection):
     """A language model behind the OpenAI protocol (chat completions)."""
+
+    is_remote = True
 
     kind: Literal["endpoint"]
     base_url: str = Field(description="address of the API, such as 'http://127.0.0.1:8080/v1'")
     model: str = Field(min_length=1, description="the model's name at that address")
     system: str = Field(default="", description="system message")
     prompt: str = Field(
-        description="user message; {column} stands for the row's value, {actions} for the list of actions"
+        description="user message; {column} is replaced by the row's value, {actions} by the list of actions"
     )
     structured: bool = Field(
-        default=True, description="hold the answer to a JSON schema; a server that refuses it is asked without"
+        default=True,
+        description="constrain the answer by a JSON schema; a server that refuses the schema is queried without it",
     )
     probabilities: Literal["auto", "logprobs", "votes"] = Field(
         default="auto",
-        description="from log-probabilities of the answer's tokens, or from votes; auto: as it is offered",
+        description="source of the probabilities: log-probabilities of the answer's tokens, or votes; auto: votes if "
+        "the server returns no log-probabilities",
     )
-    votes: int = Field(default=5, ge=1, le=100, description="answers drawn for one row, where there are no logprobs")
-    smoothing: float = Field(default=1.0, gt=0, description="votes added to each action (Laplace)")
-    temperature: float = Field(default=1.0, ge=0, le=2, description="of the votes; logprobs are asked for at 0")
-    max_output_tokens: int = Field(default=32, ge=1, description="of one answer")
-    concurrency: int = Field(default=4, ge=1, le=256, description="requests under way at once")
-    timeout: Length = Field(default=timedelta(seconds=30), description="of one request, from sending to the last byte")
-    retries: int = Field(default=4, ge=0, le=20, description="after 408, 409, 429, 5xx, time-outs and cut connections")
+    votes: int = Field(
+        default=5, ge=1, le=100, description="answers drawn for one row if there are no log-probabilities"
+    )
+    smoothing: float = Field(default=1.0, gt=0, description="pseudo-count of votes added to each action (Laplace)")
+    temperature: float = Field(
+        default=1.0, ge=0, le=2, description="sampling temperature of the votes; log-probabilities use 0"
+    )
+    max_output_tokens: int = Field(default=32, ge=1, description="limit of one answer (tokens)")
+    concurrency: int = Field(default=4, ge=1, le=256, description="requests in flight at once")
+    timeout: PositiveDuration = Field(
+        default=timedelta(seconds=30), description="limit of one request, from sending it to the last byte of the reply"
+    )
+    retries: int = Field(
+        default=4,
+        ge=0,
+        le=20,
+        description="further attempts after statuses 408, 409, 425, 429 and 5xx, time-outs, cut connections and "
+        "malformed replies",
+    )
     key_variable: str | None = Field(
-        default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="environment variable that holds the key"
+        default=None, pattern=r"^[A-Z][A-Z0-9_]*$", description="environment variable that holds the API key"
     )
-    price_per_million_input: float = Field(default=0.0, ge=0, description="money per million tokens sent")
-    price_per_million_output: float = Field(default=0.0, ge=0, description="money per million tokens answered")
+    price_per_million_input: float = Field(default=0.0, ge=0, description="price of a million tokens sent")
+    price_per_million_output: float = Field(default=0.0, ge=0, description="price of a million tokens answered")
 
     @field_validator("base_url")
     @classmethod
-    def _plain_address(cls, address: str) -> str:
+    def _check_address(cls, address: str) -> str:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must be an http or https address")
@@ -272,17 +292,17 @@ class EndpointTeacher(TeacherSection):
 
     @property
     def placeholders(self) -> tuple[str, ...]:
-        """Names between braces in the prompt.
+        """The column names in braces in the prompt.
 
-        :raises ValueError: if the braces do not match, or hold more than a name.
+        :raises ValueError: if the braces do not match, or contain more than a name.
         """
-        found = [field for _, field, _, _ in Formatter().parse(self.prompt) if field is not None]
-        if strange := [field for field in found if not re.fullmatch(r"[^.\[\]{}]+", field)]:
-            raise ValueError(f"{{{strange[0]}}} must be a column's name alone; write {{{{ and }}}} for braces")
-        return tuple(found)
+        names = [field for _, field, _, _ in Formatter().parse(self.prompt) if field is not None]
+        if invalid := [name for name in names if not re.fullmatch(r"[^.\[\]{}]+", name)]:
+            raise ValueError(f"{{{invalid[0]}}} must be a column's name alone; write {{{{ and }}}} for braces")
+        return tuple(names)
 
     @model_validator(mode="after")
-    def _votes_that_differ(self) -> EndpointTeacher:
+    def _check_votes(self) -> EndpointTeacher:
         if self.probabilities == "votes" and self.votes > 1 and not self.temperature:
             raise ValueError("temperature: at 0 all votes are the same: raise it, or set `votes` to 1")
         return self
@@ -296,56 +316,58 @@ class EndpointTeacher(TeacherSection):
     }
 
     @property
-    def is_remote(self) -> bool:
-        return True
-
-    @property
     def costs_money(self) -> bool:
         return self.price_per_million_input + self.price_per_million_output > 0
 
     @property
     def call_timeout(self) -> timedelta | None:
-        return None  # `timeout` is of one request; a call sends many
+        return None  # `timeout` limits one request; a call sends many
 
-    def column_mistakes(self, columns: Mapping[str, Column]) -> Iterator[str]:
+    def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
         try:
-            named = self.placeholders
+            placeholders = self.placeholders
         except ValueError as error:
             yield f"prompt: {error}"
             return
-        known = [*columns, "actions"]
-        for name in named:
-            if name not in known:
-                yield f"prompt: no column is called {name!r}; {nearest(name, known, 'there are')}"
-        if not set(named) & set(columns):
+        allowed = [*columns, "actions"]
+        for name in placeholders:
+            if name not in allowed:
+                yield f"prompt: no column is called {name!r}; {suggest(name, allowed, 'there are')}"
+        if not set(placeholders) & set(columns):
             yield "prompt: names no column in braces: every row would be the same question"
 
 
-class Follow(Section):
-    """Whether weights follow evidence."""
+class WeightUpdates(Section):
+    """Whether the weights of teachers are updated from outcomes."""
 
     follow: Literal["outcomes", "fixed"] = Field(
-        default="outcomes", description="outcomes: `weight` is where they start; fixed: they stay, within members too"
+        default="outcomes",
+        description="outcomes: each `weight` is an initial value; fixed: all weights stay, inside ensembles too",
     )
 
 
-class Weighing(Follow):
-    """How the weights of several teachers follow evidence."""
+class TeacherWeighting(WeightUpdates):
+    """How the weights of several teachers are estimated from outcomes."""
 
     rows: int = Field(
-        default=1000, ge=50, description="training rows that teachers which are asked are weighed on, a uniform sample"
+        default=1000,
+        ge=50,
+        description="training rows that each teacher answers so that the weights can be estimated; a uniform sample",
     )
     min_outcomes: int = Field(
-        default=100, ge=1, description="with fewer, three or more teachers start at weights by their agreement"
+        default=100,
+        ge=1,
+        description="fewest outcomes for weights by outcomes; with fewer, three or more teachers are weighted by "
+        "their agreement",
     )
 
 
 class EnsembleTeacher(TeacherSection):
-    """Several teachers, weighted among themselves."""
+    """Several teachers with weights relative to each other, as one entry of a list of teachers."""
 
     kind: Literal["ensemble"]
     members: tuple[AnyTeacher, ...] = Field(min_length=1)
-    weights: Follow = Follow()
+    weights: WeightUpdates = WeightUpdates()
 
 
 LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher
@@ -354,62 +376,60 @@ EnsembleTeacher.model_rebuild()
 
 
 class Leaf(NamedTuple):
-    """A teacher that is no ensemble, where it stands and what it counts for."""
+    """A teacher that is not an ensemble, with its path in the nested lists and its share of the whole mean."""
 
     name: str  # "outer.inner" inside an ensemble
-    share: float  # of the whole mean, in 0…1
+    share: float  # of the mean over all teachers, in 0…1
     teacher: LeafTeacher
 
-    @property
-    def learns(self) -> bool:
-        """Whether it is fitted on outcomes, and so may not be asked about rows whose outcomes it has seen."""
-        return self.teacher.is_fitted
 
-    @property
-    def features(self) -> bool:
-        """Whether what it makes of a row inside is kept with what it says."""
-        return self.teacher.gives_features
+def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, prefix: str = "") -> tuple[Leaf, ...]:
+    """Flatten nested ensembles into one list: a weighted mean of weighted means is a weighted mean.
 
-
-def leaves(teachers: Iterable[AnyTeacher], share: float = 1.0, above: str = "") -> tuple[Leaf, ...]:
-    """Nested ensembles as one flat list: a weighted mean of weighted means is a weighted mean."""
+    >>> from stillhouse.config import PythonTeacher, leaves
+    >>> rules, forest = (PythonTeacher(kind="python", name=name, target="m:T") for name in ("rules", "forest"))
+    >>> [(leaf.name, leaf.share) for leaf in leaves((rules, forest.model_copy(update={"weight": 3.0})))]
+    [('rules', 0.25), ('forest', 0.75)]
+    """
     teachers = tuple(teachers)
     total = sum(teacher.weight for teacher in teachers)
-    found: list[Leaf] = []
+    flat: list[Leaf] = []
     for teacher in teachers:
-        part, name = share * teacher.weight / total, f"{above}{teacher.name}"
+        teacher_share, name = share * teacher.weight / total, f"{prefix}{teacher.name}"
         if isinstance(teacher, EnsembleTeacher):
-            found += leaves(teacher.members, part, f"{name}.")
+            flat += leaves(teacher.members, teacher_share, f"{name}.")
         else:
-            found.append(Leaf(name, part, teacher))
-    return tuple(found)
+            flat.append(Leaf(name, teacher_share, teacher))
+    return tuple(flat)
 
 
-class Unit(NamedTuple):
-    """What one learned weight is for: a teacher, or an ensemble whose own weights are fixed."""
+class WeightedTeacher(NamedTuple):
+    """What one estimated weight belongs to: a teacher, or an ensemble whose own weights are fixed."""
 
     name: str
-    share: float  # of the whole mean at the start, in 0…1
-    leaves: tuple[Leaf, ...]  # with their shares of the whole mean at the start
+    share: float  # initial share of the mean over all teachers, in 0…1
+    leaves: tuple[Leaf, ...]  # with their initial shares
 
 
-def units(config: AgentConfig) -> tuple[Unit, ...]:
-    """The teachers whose weights follow evidence; only one where nothing is to be followed."""
+def weighted_teachers(config: AgentConfig) -> tuple[WeightedTeacher, ...]:
+    """The teachers whose weights are estimated from outcomes; a single one if all weights are fixed."""
     if config.weights.follow == "fixed":
-        return (Unit("teachers", 1.0, leaves(config.teachers)),)
-    fixed = [f"{name}." for name in _fixed_ensembles(config.teachers)]
-    found: dict[str, list[Leaf]] = {}
+        return (WeightedTeacher("teachers", 1.0, leaves(config.teachers)),)
+    fixed_prefixes = [f"{name}." for name in _fixed_ensembles(config.teachers)]
+    groups: dict[str, list[Leaf]] = {}
     for leaf in leaves(config.teachers):
-        above = next((name for name in fixed if leaf.name.startswith(name)), None)
-        found.setdefault(above.rstrip(".") if above else leaf.name, []).append(leaf)
-    return tuple(Unit(name, sum(leaf.share for leaf in inside), tuple(inside)) for name, inside in found.items())
+        prefix = next((prefix for prefix in fixed_prefixes if leaf.name.startswith(prefix)), None)
+        groups.setdefault(prefix.rstrip(".") if prefix else leaf.name, []).append(leaf)
+    return tuple(
+        WeightedTeacher(name, sum(leaf.share for leaf in members), tuple(members)) for name, members in groups.items()
+    )
 
 
-def _fixed_ensembles(teachers: Iterable[AnyTeacher], above: str = "") -> Iterator[str]:
+def _fixed_ensembles(teachers: Iterable[AnyTeacher], prefix: str = "") -> Iterator[str]:
     """Names of the outermost ensembles with fixed weights."""
     for teacher in teachers:
         if isinstance(teacher, EnsembleTeacher):
-            name = f"{above}{teacher.name}"
+            name = f"{prefix}{teacher.name}"
             if teacher.weights.follow == "fixed":
                 yield name
             else:
@@ -417,45 +437,63 @@ def _fixed_ensembles(teachers: Iterable[AnyTeacher], above: str = "") -> Iterato
 
 
 class Teaching(Section):
-    """What a teacher must show before it may teach."""
+    """The examination that the teachers must pass before a student is trained on their probabilities."""
 
-    rows: int = Field(default=500, ge=20, description="test rows that teachers which are asked are tried on")
-    margin: float = Field(
-        default=0.01, ge=0, lt=0.5, description="AUC (accuracy, for more than two actions) above the base rate's"
+    rows: int = Field(
+        default=500,
+        ge=20,
+        description="rows of the test window that teachers answer in the examination if one of them is not fitted",
     )
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="one-sided")
-    min_answered: float = Field(default=0.8, ge=0, le=1, description="share of those rows with a usable answer")
+    margin: float = Field(
+        default=0.01,
+        ge=0,
+        lt=0.5,
+        description="gain in AUC (accuracy, for more than two actions) over the base rate, or the champion, that must "
+        "be proven",
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="confidence of the one-sided bound")
+    min_answered: float = Field(
+        default=0.8, ge=0, le=1, description="smallest share of these rows with a usable answer"
+    )
     min_agreement: float = Field(
         default=0.8,
         ge=0,
         le=1,
-        description="with the champion's teacher (1 − total variation), where outcomes are too few to judge by",
+        description="smallest agreement with the champion's teacher (1 − total variation) where too few outcomes are "
+        "known",
     )
 
 
 class Asking(Section):
-    """Which rows of a training window the teachers are asked about; the others teach by their outcomes alone."""
+    """Which rows of a training window the teachers are queried about; the other rows have only their outcomes."""
 
-    share: float = Field(default=1.0, gt=0, le=1, description="of the training rows, those that are known included")
+    share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the training rows that get teacher probabilities, stored answers included",
+    )
     by: tuple[Literal["margin", "committee", "diversity"], ...] = Field(
         default=("margin", "committee", "diversity"),
-        description="where to ask: the champion is unsure; it and its predecessor disagree; spread over unlike rows",
+        description="selection by: a small margin of the champion; disagreement of the champion and its predecessor; "
+        "spread over unlike rows",
     )
     uniform_share: float = Field(
-        default=0.25, gt=0, le=1, description="of the questions; it heeds neither margin nor committee"
+        default=0.25, gt=0, le=1, description="share of the queried rows that ignores margin and committee"
     )
     without_outcomes: bool = Field(
-        default=True, description="ask about rows too whose outcome is not known; students learn from them by knowledge"
+        default=True,
+        description="query rows without a known outcome too; students train on their teacher probabilities",
     )
 
     @model_validator(mode="after")
-    def _each_once(self) -> Asking:
+    def _check_distinct(self) -> Asking:
         if len(set(self.by)) < len(self.by):
-            raise ValueError("by: names something more than once")
+            raise ValueError("by: names a criterion more than once")
         return self
 
 
-def _mistakes_of_columns(names: Iterable[str] | None, kind: str | None, columns: Mapping[str, Column]) -> Iterator[str]:
+def _column_errors(names: Iterable[str] | None, kind: str | None, columns: Mapping[str, Column]) -> Iterator[str]:
     for name in names or ():
-        if wrong := wrong_column(name, kind, columns):
-            yield f"columns: {wrong}"
+        if error := column_error(name, kind, columns):
+            yield f"columns: {error}"

@@ -1,4 +1,4 @@
-"""When and by what drift is noticed, and what a watch asks for."""
+"""The section ``watch``: how drift is detected, and which refresh a watch requests."""
 
 from __future__ import annotations
 
@@ -7,90 +7,121 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stillhouse.config.base import Duration, Length, Section
+from stillhouse.config.base import Duration, PositiveDuration, Section
 from stillhouse.records import RefreshModeName
 
 __all__ = ["Audit", "FalseAlarms", "Responses", "Thresholds", "Watch"]
 
 
 class Thresholds(Section):
-    """A measure that exceeds its threshold calls for a refresh; absent: the measure is only reported."""
+    """Plain thresholds: a measure above its threshold is drift; a measure without a threshold is only reported."""
 
-    psi: float | None = Field(default=None, gt=0, description="of any watched column")
-    ks: float | None = Field(default=None, gt=0, lt=1, description="Kolmogorov–Smirnov distance of any watched number")
-    output_psi: float | None = Field(default=None, gt=0, description="PSI of the student's confidence")
+    psi: float | None = Field(default=None, gt=0, description="population stability index (PSI) of a column")
+    ks: float | None = Field(default=None, gt=0, lt=1, description="Kolmogorov–Smirnov distance of a number column")
+    output_psi: float | None = Field(
+        default=None, gt=0, description="largest PSI of the student's outputs: probabilities, margin, action"
+    )
     disagreement: float | None = Field(
-        default=None, gt=0, le=1, description="rise of mean total variation between teacher and student"
+        default=None,
+        gt=0,
+        le=1,
+        description="rise of the mean total variation between teacher and student since the champion was proved",
     )
     auc_drop: float | None = Field(
-        default=None, gt=0, le=1, description="fall of AUC on known outcomes since the champion was proved; two actions"
+        default=None,
+        gt=0,
+        le=1,
+        description="fall of the AUC on known outcomes since the champion was proved; for two actions",
     )
     accuracy_drop: float | None = Field(
-        default=None, gt=0, le=1, description="fall of accuracy on known outcomes since the champion was proved"
+        default=None, gt=0, le=1, description="fall of the accuracy on known outcomes since the champion was proved"
     )
-    shifted_columns: int = Field(default=1, ge=1, description="how many columns must exceed `psi`, or `ks`")
+    shifted_columns: int = Field(
+        default=1, ge=1, description="how many columns must exceed `psi`, or `ks`, to be drift"
+    )
 
 
 class FalseAlarms(Section):
-    """How often the evidence may be wrong: on average no more than ``at_most`` false refreshes ``per`` period.
+    """Budget of false alarms: on average at most ``at_most`` of them in the time ``per``.
 
-    One budget for the agent: its evidence processes share it.
+    The budget is for the agent as a whole; its evidence processes share it.
     """
 
-    at_most: float = Field(default=1.0, gt=0, description="false refreshes")
-    per: Length = timedelta(days=90)
+    at_most: float = Field(default=1.0, gt=0, description="mean number of false alarms allowed in the time `per`")
+    per: PositiveDuration = timedelta(days=90)
 
 
 class Audit(Section):
-    """The rows that the teacher is asked about, to see whether the student still agrees with it."""
+    """The rows that the teacher is queried about, to measure whether the student still agrees with it."""
 
-    rows: int = Field(default=50, ge=1, description="draws per step of evidence (`watch.every`)")
+    rows: int = Field(default=50, ge=1, description="rows drawn per step of evidence (`watch.every`)")
     uniform_share: float = Field(
-        default=0.5, gt=0, le=1, description="share drawn uniformly; the rest where the student is unsure or data moved"
+        default=0.5,
+        gt=0,
+        le=1,
+        description="share drawn uniformly; the rest prefers rows where the student is uncertain or the data moved",
     )
 
 
 class Responses(Section):
-    """What a watch asks for, by what it has found."""
+    """Mode of the refresh that a watch requests, by the kind of drift."""
 
     harmful_drift: RefreshModeName = Field(
-        default="redistil", description="where evidence shows harm; after a refusal: redistil"
+        default="redistil",
+        description="mode if the evidence shows that the student got worse; after a refused refresh: redistil",
     )
     drift: RefreshModeName = Field(
-        default="redistil", description="where a plain threshold is crossed; after a refusal: redistil"
+        default="redistil", description="mode if only a plain threshold is exceeded; after a refused refresh: redistil"
     )
 
 
 class Watch(Section):
-    """When and by what drift is noticed: a budget of false alarms, plain thresholds, or both."""
+    """How drift is detected: by evidence within a budget of false alarms, by plain thresholds, or by both.
 
-    every: Length = Field(default=timedelta(hours=1), description="one step of evidence; schedule the watch alike")
+    >>> from stillhouse.config import Watch
+    >>> Watch().average_run_length  # one false alarm in 90 days, one step per hour
+    2160.0
+    """
+
+    every: PositiveDuration = Field(
+        default=timedelta(hours=1), description="length of one step of evidence; schedule the watch at this interval"
+    )
     false_alarms: FalseAlarms | None = Field(
-        default=FalseAlarms(), description="budget of the evidence processes; null: thresholds alone decide"
+        default=FalseAlarms(), description="budget of false alarms of the evidence; null: only `thresholds` decide"
     )
     tolerance: float = Field(
-        default=0.02, ge=0, lt=1, description="rise of disagreement, or of the Brier score, that is no harm"
+        default=0.02,
+        ge=0,
+        lt=1,
+        description="rise of the mean disagreement, or of the mean Brier score (0…1), that is accepted",
     )
     audit: Audit = Audit()
     thresholds: Thresholds = Thresholds()
     responses: Responses = Responses()
-    cooldown: Duration = Field(default=timedelta(0), description="no second refresh sooner than this")
+    cooldown: Duration = Field(
+        default=timedelta(0),
+        description="time after a refresh, promoted or refused, in which drift is reported but requests no refresh",
+    )
     clock: Literal["wall", "newest_observation"] = Field(
-        default="wall", description="what 'now' is when a run names no time; the second suits a replayed history"
+        default="wall",
+        description="what 'now' is if a run names no moment; newest_observation is for replayed histories",
     )
 
     @property
     def average_run_length(self) -> float | None:
-        """Steps until a false alarm, on average, that the budget allows; None without a budget."""
+        """Mean number of steps until a false alarm that the budget allows; None without a budget."""
         if self.false_alarms is None:
             return None
         return max(1.0, self.false_alarms.per / self.every / self.false_alarms.at_most)
 
     @model_validator(mode="after")
-    def _something_decides(self) -> Watch:
+    def _check_some_detection(self) -> Watch:
         if self.false_alarms is None and all(
             getattr(self.thresholds, name) is None
             for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop", "accuracy_drop")
         ):
-            raise ValueError("without a budget of false_alarms and without a threshold nothing would ever be noticed")
+            raise ValueError(
+                "without a budget of `false_alarms` and without a threshold no drift would ever be detected: set one "
+                "of them"
+            )
         return self

@@ -1,4 +1,4 @@
-"""The section ``windows``: which stretches of the agent's life everything is measured on."""
+"""The section ``windows``: the training window, the test window and the current window."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from stillhouse.config.base import Length, Section, parse_duration
+from stillhouse.config.base import PositiveDuration, Section, parse_duration
 
 __all__ = ["NewestRows", "SincePromotion", "Windows"]
 
 
 class NewestRows(Section):
-    """A window by count."""
+    """A current window of a number of rows."""
 
-    rows: int = Field(ge=1, description="the newest so many sound observations, and those of the same moment")
+    rows: int = Field(
+        ge=1, description="this many newest observations outside quarantine, and others of the same moment"
+    )
 
 
 class SincePromotion(Section):
-    """A window from the moment on for which the champion was promoted."""
+    """A current window that begins at the champion's promotion."""
 
     since: Literal["promotion"] = "promotion"
-    at_most: Length | None = Field(default=None, description="no longer than this; absent: all since then")
+    at_most: PositiveDuration | None = Field(default=None, description="largest length of the window; absent: no limit")
 
 
-def _current(value: Any) -> Any:
+def _parse_current(value: Any) -> Any:
     if value == "since_promotion":
         return SincePromotion()
     if isinstance(value, NewestRows | SincePromotion):
@@ -35,35 +37,44 @@ def _current(value: Any) -> Any:
         return (NewestRows if "rows" in value else SincePromotion).model_validate(value)
     if isinstance(value, str | timedelta):
         return parse_duration(value)
-    raise ValueError("must be a length such as 7d, {rows: 5000}, since_promotion, or {since: promotion, at_most: 14d}")
+    raise ValueError(
+        "must be a duration such as 7d, {rows: 5000}, since_promotion, or {since: promotion, at_most: 14d}"
+    )
 
 
-Current = Annotated[timedelta | NewestRows | SincePromotion, BeforeValidator(_current)]
+Current = Annotated[timedelta | NewestRows | SincePromotion, BeforeValidator(_parse_current)]
 
 
 class Windows(Section):
-    """The windows that everything is measured on."""
+    """The windows that a refresh trains and tests on, and that a watch measures."""
 
-    train: Length = Field(description="what a student learns from")
-    test: Length = Field(description="directly after `train`, never learned from: what the gate judges on")
+    train: PositiveDuration = Field(description="length of the training window")
+    test: PositiveDuration = Field(
+        description="length of the test window, directly after `train`; not trained on, the gate judges on it"
+    )
     current: Current = Field(
-        description="what a watch compares with the champion's training window: a length; {rows: 5000}, the newest "
-        "ones; since_promotion, or {since: promotion, at_most: 14d}"
+        description="window that a watch compares with the champion's training window: a duration; {rows: 5000}, the "
+        "newest rows; since_promotion, or {since: promotion, at_most: 14d}"
     )
     sample: int | None = Field(
         default=None,
         ge=100,
-        description="rows of the current window that are measured at most, a uniform sample of it; null: all of them",
+        description="largest number of rows of the current window that are measured, a uniform sample; null: all rows",
     )
     max_train_rows: int | None = Field(
-        default=None, ge=100, description="more are thinned: the newest half whole, the rest sampled from before"
+        default=None,
+        ge=100,
+        description="larger training sets are thinned to this number: the newest half is kept whole, the rest is "
+        "sampled",
     )
-    min_train_rows: int = Field(default=1000, ge=50, description="fewer: a refresh is refused")
+    min_train_rows: int = Field(
+        default=1000, ge=50, description="fewest training rows with outcomes; with fewer, a refresh is refused"
+    )
 
-    def usual_length(self, rows: int, span: timedelta) -> timedelta:
-        """How long a current window usually is, where ``rows`` observations were made in a time of ``span``.
+    def typical_length(self, rows: int, span: timedelta) -> timedelta:
+        """Typical length of a current window if ``rows`` observations were made in the time ``span``.
 
-        Since the promotion: as long as it may become or, without a limit, as long as the test window.
+        For a window since the promotion it is ``at_most`` or, without that limit, the length of the test window.
         """
         match self.current:
             case NewestRows():

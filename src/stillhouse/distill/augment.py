@@ -30,7 +30,7 @@ _POOL = 8192  # rows of a block among which the nearest is sought: time grows wi
 
 
 def made_up_rows(config: AgentConfig, rows: pd.DataFrame, blocks: Array | None = None) -> pd.DataFrame:
-    """``config.copies`` made-up rows for each of ``rows``, as far as ``distillation.augment.fill_to`` allows.
+    """``config.synthetic_copies`` made-up rows for each of ``rows``, as far as ``distillation.augment.fill_to`` allows.
 
     A row is made of rows of one block alone, so that a teacher that was not fitted on a block can speak about what was
     made of it. The same rows and seed, the same made-up rows. What comes out twice, or is one of ``rows``, is left out.
@@ -41,7 +41,7 @@ def made_up_rows(config: AgentConfig, rows: pd.DataFrame, blocks: Array | None =
     """
     blocks = np.zeros(len(rows), dtype=np.int64) if blocks is None else blocks
     room = max(0, config.distillation.augment.fill_to - len(rows))
-    share = min(config.copies, room / max(1, len(rows)))
+    share = min(config.synthetic_copies, room / max(1, len(rows)))
     if share == 0 or rows.empty:
         return _features(config, rows).iloc[:0].assign(block=0, content_key="").reset_index(drop=True)
     found = [

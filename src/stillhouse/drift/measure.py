@@ -20,7 +20,7 @@ from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, DriftCalibration, DriftReport, Quality, SliceDrift, Window
 from stillhouse.stats import cluster_ids
 
-__all__ = ["OUTPUT", "measure", "profile_of", "reference_of", "usual_length"]
+__all__ = ["OUTPUT", "measure", "profile_of", "reference_of", "typical_length"]
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +48,7 @@ def reference_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig) 
     """
     if rows.empty:
         raise WindowError("a reference needs rows; this training window has none")
-    block = usual_length(rows, config)
+    block = typical_length(rows, config)
     parts, usual = list[Profile](), list[Profile]()
     for chosen in _stretches(rows, block):
         parts.append(profile_of(rows[chosen], probabilities[chosen], config, like=parts[0] if parts else None))
@@ -62,7 +62,7 @@ def reference_of(rows: pd.DataFrame, probabilities: Array, config: AgentConfig) 
     return whole, screens(enough, block)
 
 
-def usual_length(rows: pd.DataFrame, config: AgentConfig) -> timedelta:
+def typical_length(rows: pd.DataFrame, config: AgentConfig) -> timedelta:
     """How long a current window usually is, judged by the training rows, ordered by ``observed_at``.
 
     :raises WindowError: if there are no rows.
@@ -70,7 +70,7 @@ def usual_length(rows: pd.DataFrame, config: AgentConfig) -> timedelta:
     if rows.empty:
         raise WindowError("how long a current window is cannot be judged by a training window without rows")
     times = rows["observed_at"]
-    return config.windows.usual_length(len(rows), times.iloc[-1] - times.iloc[0])
+    return config.windows.typical_length(len(rows), times.iloc[-1] - times.iloc[0])
 
 
 def measure(

@@ -166,5 +166,5 @@ def _compare_with_anchor(
     """On the test window: what promotions in a row have lost together must keep to their common margin."""
     promotion = config.promotion
     outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
-    found = compare("anchor", outcomes, challenger, anchor.predict(test), promotion.all_margins, clusters)
+    found = compare("anchor", outcomes, challenger, anchor.predict(test), promotion.cumulative_margin, clusters)
     return [] if found is None else [found]

@@ -78,6 +78,6 @@ def growable(student: students.AnyStudent) -> students.Student:
 
 def without_encoder(settings: AgentConfig) -> AgentConfig:
     """The agent whose student begins with no teacher's encoder: it begins with its predecessor's weights."""
-    if not settings.begins_like_teacher:
+    if not settings.student.initialised_by_teacher:
         return settings
     return settings.model_copy(update={"student": settings.student.model_copy(update={"initialise": "none"})})

@@ -15,7 +15,7 @@ from stillhouse.distill import students
 from stillhouse.distill.train import student_probabilities
 from stillhouse.drift import texts
 from stillhouse.drift.calibrate import loss_baseline
-from stillhouse.drift.measure import reference_of, usual_length
+from stillhouse.drift.measure import reference_of, typical_length
 from stillhouse.drift.profile import Profile
 from stillhouse.evaluate import gate
 from stillhouse.evaluate import proof as proofs
@@ -120,7 +120,7 @@ def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> di
         "teacher_outcomes": half_brier(teacher_probs, labels),
     }
     times, cluster = rows["observed_at"], settings.promotion.cluster
-    block = usual_length(session.training.labelled, settings)
+    block = typical_length(session.training.labelled, settings)
     return {
         process: loss_baseline(loss, times, cluster, block, settings.watch.every) for process, loss in losses.items()
     }

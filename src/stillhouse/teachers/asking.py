@@ -204,7 +204,7 @@ def _cross_fit_members(
     cross: CrossFit | None = None,
 ) -> None:
     """Keep what each fitted member, fitted on other blocks of ``rows``, says about ``wanted`` ones, once each."""
-    fitted = {leaf.name for leaf in leaves(base.config.teachers) if leaf.learns}
+    fitted = {leaf.name for leaf in leaves(base.config.teachers) if leaf.teacher.is_fitted}
     members = [member for member in teacher.members if member.name in fitted]
     if not members:
         return

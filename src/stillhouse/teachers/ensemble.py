@@ -17,7 +17,7 @@ import pandas as pd
 from stillhouse.config import AgentConfig, Leaf, TeacherSection, leaves
 from stillhouse.errors import LeakageError, PartError
 from stillhouse.files import whole_folder, write_whole
-from stillhouse.parts import ModelStore, OffersText, Teacher, TextInitial
+from stillhouse.parts import HasTextEncoder, ModelStore, Teacher, TextEncoderState
 from stillhouse.records import ModelRef, TeacherRef, TeacherWeights, Window, short_id
 from stillhouse.teachers import weighing
 from stillhouse.teachers.answers import Allowance, Array, Features, checked, in_process
@@ -120,14 +120,14 @@ class Ensemble:
         self.refuse_seen(rows)
         return self.predict_proba(rows)
 
-    def text_encoder(self) -> TextInitial | None:
+    def text_encoder(self) -> TextEncoderState | None:
         """What a text student may begin with: the encoder of the weightiest member that offers one.
 
         :raises PartError: if that fails, or is none.
         """
         for member in sorted(self.members, key=lambda member: -member.share):
             offers = member.part() if member.part is not None else None
-            if isinstance(offers, OffersText):
+            if isinstance(offers, HasTextEncoder):
                 return _text_encoder(offers, _where(self.config, member.name))
         return None
 
@@ -333,7 +333,7 @@ def _fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Te
     """Those that learn, fitted on the rows whose outcome is known."""
     rows, made = rows[rows["outcome"] >= 0], []
     for leaf in leaves(config.teachers):
-        if leaf.learns:
+        if leaf.teacher.is_fitted:
             teacher = new_member(config, leaf.teacher, leaf.name)
             what = f"fitting teacher {leaf.name!r} on {len(rows)} rows"
             call(what, _timeout(leaf), teacher.fit, rows, rows["outcome"].to_numpy())
@@ -345,15 +345,17 @@ def _part(context: MemberContext) -> dict[str, Any]:
     """What is stored about a member: no Python to import, no address to ask."""
     leaf = context.leaf
     part: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
-    if leaf.features:
+    if leaf.teacher.gives_features:
         part["features"] = True
-    return part | ({"folder": leaf.name} if leaf.learns else describe(leaf.teacher, context))
+    return part | ({"folder": leaf.name} if leaf.teacher.is_fitted else describe(leaf.teacher, context))
 
 
 def _member(context: MemberContext, part: dict[str, Any]) -> Member:
     leaf = context.leaf
-    if leaf.learns != ("version" not in part):
-        raise PartError(f"{context.where}.learns: is {leaf.learns}, but was not when this teacher was made. {RENEW}")
+    if leaf.teacher.is_fitted != ("version" not in part):
+        raise PartError(
+            f"{context.where}.learns: is {leaf.teacher.is_fitted}, but was not when this teacher was made. {RENEW}"
+        )
     return open_member(leaf.teacher, context, part)
 
 
@@ -362,13 +364,15 @@ def _timeout(leaf: Leaf) -> timedelta | None:
     return leaf.teacher.call_timeout
 
 
-def _text_encoder(teacher: OffersText, where: str) -> TextInitial:
+def _text_encoder(teacher: HasTextEncoder, where: str) -> TextEncoderState:
     try:
         found = teacher.text_encoder()
     except Exception as error:
         raise PartError(f"{where}: text_encoder fails: {type(error).__name__}: {error}") from error
-    if not isinstance(found, TextInitial):
-        raise PartError(f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextInitial")
+    if not isinstance(found, TextEncoderState):
+        raise PartError(
+            f"{where}: text_encoder gives a {type(found).__name__}, not a stillhouse.parts.TextEncoderState"
+        )
     return found
 
 
@@ -377,7 +381,7 @@ def _version(folder: Path, named: Sequence[Leaf], parts: list[dict[str, Any]]) -
     if len(parts) == 1 and "version" in parts[0]:
         return str(parts[0]["version"])
     said = [
-        (leaf.name, getattr(leaf.teacher, "target", "") if leaf.learns else part["version"], leaf.share)
+        (leaf.name, getattr(leaf.teacher, "target", "") if leaf.teacher.is_fitted else part["version"], leaf.share)
         for leaf, part in zip(named, parts, strict=True)
     ]
     return content_hash(folder, json.dumps(said))

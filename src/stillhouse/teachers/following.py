@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pandas as pd
 
-from stillhouse.config import units
+from stillhouse.config import weighted_teachers
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import TeacherWeights, WeightChange, Window
 from stillhouse.teachers import asking, weighing
@@ -124,7 +124,9 @@ def standing(weights: TeacherWeights | None, recorded: Sequence[WeightChange]) -
 def _units(base: KnowledgeBase, teacher: Ensemble) -> tuple[str, ...]:
     """Names of what has one weight each, as far as the teacher has it."""
     there = {member.name for member in teacher.members}
-    return tuple(unit.name for unit in units(base.config) if any(leaf.name in there for leaf in unit.leaves))
+    return tuple(
+        unit.name for unit in weighted_teachers(base.config) if any(leaf.name in there for leaf in unit.leaves)
+    )
 
 
 def _start(teacher: Ensemble, names: Sequence[str]) -> Array:

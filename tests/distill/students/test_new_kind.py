@@ -20,7 +20,7 @@ from stillhouse.distill.students.columns import StudentModule
 from stillhouse.distill.students.encoders import new_encoder
 from stillhouse.distill.students.kinds import _READERS, make, reads, text_columns
 from stillhouse.errors import PartError
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 
 TOY = yaml.safe_load((Path(__file__).parents[2] / "flows" / "toy.yaml").read_text())
 
@@ -49,7 +49,7 @@ def _(
     config: AgentConfig,
     columns: list[dict[str, Any]],
     x: np.ndarray,
-    initial: TextInitial | None,
+    initial: TextEncoderState | None,
 ) -> StudentModule:
     return Linear(x.shape[1], len(config.actions), section.missing)
 

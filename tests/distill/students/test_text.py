@@ -15,7 +15,7 @@ from stillhouse.distill.students import TextStudent, blocks, columns_of, load, n
 from stillhouse.distill.students.encoders import new_encoder
 from stillhouse.distill.train import Lesson, distil, student_probabilities
 from stillhouse.errors import ConfigError
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 from stillhouse.variant import encode
 
 ENCODERS = {
@@ -196,11 +196,11 @@ WIDE = 24
 TEACHER_TOKENS = ["[PAD]", "[CLS]", "[UNK]", "taxi", "the", "book", "cancel", "hello", "h", "##i", "t", "##h"]
 
 
-def initial(width: int = WIDE, layers: int = 0, heads: int = 4, feedforward: int = 32) -> TextInitial:
+def initial(width: int = WIDE, layers: int = 0, heads: int = 4, feedforward: int = 32) -> TextEncoderState:
     random = np.random.default_rng(0)
     table = random.normal(size=(len(TEACHER_TOKENS), width)).astype(np.float32)
     if not layers:
-        return TextInitial(TEACHER_TOKENS, table)
+        return TextEncoderState(TEACHER_TOKENS, table)
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
     bert = transformers.BertModel(
@@ -215,12 +215,12 @@ def initial(width: int = WIDE, layers: int = 0, heads: int = 4, feedforward: int
         add_pooling_layer=False,
     ).eval()
     state = {name: tensor.detach().numpy() for name, tensor in bert.state_dict().items()}
-    made = TextInitial(TEACHER_TOKENS, state["embeddings.word_embeddings.weight"], state, heads)
+    made = TextEncoderState(TEACHER_TOKENS, state["embeddings.word_embeddings.weight"], state, heads)
     object.__setattr__(made, "bert", bert)
     return made
 
 
-def begun(config: AgentConfig, given: TextInitial) -> tuple[TextStudent, list[str]]:
+def begun(config: AgentConfig, given: TextEncoderState) -> tuple[TextStudent, list[str]]:
     frame, _ = rows(100)
     columns = columns_of(config, frame, given)
     student = new_student(config, columns, encode(frame, columns), given)

@@ -10,7 +10,7 @@ from functools import singledispatch
 
 from torch import Tensor
 
-from stillhouse.config import KnowledgeLoss
+from stillhouse.config import DistillationLoss
 from stillhouse.distill.losses.signals import Signals
 from stillhouse.parts import import_kinds
 
@@ -26,4 +26,4 @@ def term(loss: object, signals: Signals, temperature: float) -> Tensor:
     raise TypeError(f"no loss of type {getattr(loss, 'type', '?')!r}: {type(loss).__name__} is not registered")
 
 
-import_kinds("stillhouse.distill.losses", KnowledgeLoss)
+import_kinds("stillhouse.distill.losses", DistillationLoss)

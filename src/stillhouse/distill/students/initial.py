@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.distill.students.encoders import TextEncoder, Transformer, TransformerLayer
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 
 __all__ = ["begin_like"]
 
@@ -29,7 +29,7 @@ _PARTS = {
 """Parts of a layer, and what BERT's implementations call them."""
 
 
-def begin_like(encoder: TextEncoder, tokens: Sequence[str], initial: TextInitial) -> None:
+def begin_like(encoder: TextEncoder, tokens: Sequence[str], initial: TextEncoderState) -> None:
     """Copy into ``encoder`` what the teacher's encoder has of it.
 
     A transformer of the teacher's width gets its vectors as they are, and its places, start token and first layers
@@ -66,7 +66,7 @@ def _principal(vectors: Array, width: int) -> Array:
     return np.asarray(found * (vectors.std() / max(found.std(), 1e-12)))
 
 
-def _copy_layers(encoder: Transformer, initial: TextInitial, places: Mapping[str, int]) -> None:
+def _copy_layers(encoder: Transformer, initial: TextEncoderState, places: Mapping[str, int]) -> None:
     """The start, the places and as many layers as both have; nothing of it unless all measures agree."""
     layers, theirs = encoder.layers, initial.layers
     first = layers[0]

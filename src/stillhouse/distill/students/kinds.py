@@ -17,7 +17,7 @@ import pandas as pd
 from stillhouse.config import AgentConfig, AnyStudent
 from stillhouse.distill.students.columns import StudentModule
 from stillhouse.errors import PartError
-from stillhouse.parts import TextInitial, import_kinds
+from stillhouse.parts import TextEncoderState, import_kinds
 
 __all__ = ["InputColumns", "make", "read_back", "reads", "text_columns"]
 
@@ -27,7 +27,11 @@ InputColumns = list[dict[str, Any]]
 
 @singledispatch
 def make(
-    section: object, config: AgentConfig, columns: InputColumns, x: np.ndarray[Any, Any], initial: TextInitial | None
+    section: object,
+    config: AgentConfig,
+    columns: InputColumns,
+    x: np.ndarray[Any, Any],
+    initial: TextEncoderState | None,
 ) -> StudentModule:
     """An untrained student for encoded training rows ``x``, ``[n, D]``. The caller has seeded torch.
 
@@ -37,7 +41,9 @@ def make(
 
 
 @singledispatch
-def text_columns(section: object, config: AgentConfig, rows: pd.DataFrame, initial: TextInitial | None) -> InputColumns:
+def text_columns(
+    section: object, config: AgentConfig, rows: pd.DataFrame, initial: TextEncoderState | None
+) -> InputColumns:
     """How the text columns are encoded; registered by kinds whose ``reads_text`` may be true."""
     raise _unknown(section)
 

@@ -16,7 +16,7 @@ from stillhouse.distill.students.columns import StudentModule
 from stillhouse.distill.students.kinds import make, read_back, text_columns
 from stillhouse.distill.students.tabular import TabularStudent
 from stillhouse.distill.students.text import TextStudent
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 
 __all__ = ["AnyStudent", "Student", "columns_of", "load", "new_student", "save"]
 
@@ -26,7 +26,9 @@ Student = TabularStudent | TextStudent
 AnyStudent = StudentModule
 
 
-def columns_of(config: AgentConfig, rows: pd.DataFrame, initial: TextInitial | None = None) -> list[dict[str, Any]]:
+def columns_of(
+    config: AgentConfig, rows: pd.DataFrame, initial: TextEncoderState | None = None
+) -> list[dict[str, Any]]:
     """The student's input as :func:`stillhouse.variant.encode` wants it: numbers, categories, then texts.
 
     A category's values are those of the contract, or, where it allows any, those that ``rows`` have. A text's tokens
@@ -47,7 +49,7 @@ def columns_of(config: AgentConfig, rows: pd.DataFrame, initial: TextInitial | N
 
 
 def new_student(
-    config: AgentConfig, columns: list[dict[str, Any]], x: np.ndarray[Any, Any], initial: TextInitial | None = None
+    config: AgentConfig, columns: list[dict[str, Any]], x: np.ndarray[Any, Any], initial: TextEncoderState | None = None
 ) -> StudentModule:
     """An untrained student for encoded training rows ``x``, the same for the same seed.
 

@@ -15,7 +15,7 @@ from stillhouse.config import AgentConfig, ModuleStudent
 from stillhouse.distill.students.columns import StudentModule
 from stillhouse.distill.students.kinds import InputColumns, make, reads
 from stillhouse.errors import PartError
-from stillhouse.parts import TextInitial, resolve
+from stillhouse.parts import TextEncoderState, resolve
 
 __all__ = ["OwnStudent"]
 
@@ -44,7 +44,7 @@ def _(
     config: AgentConfig,
     columns: InputColumns,
     x: np.ndarray[Any, Any],
-    initial: TextInitial | None,
+    initial: TextEncoderState | None,
 ) -> StudentModule:
     return _made(section, config, columns)
 

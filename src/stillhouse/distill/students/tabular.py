@@ -14,7 +14,7 @@ from stillhouse import config as settings
 from stillhouse.config import AgentConfig
 from stillhouse.distill.students.columns import Columns, StudentModule, column_arguments, head
 from stillhouse.distill.students.kinds import InputColumns, make, reads
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 
 __all__ = ["TabularStudent"]
 
@@ -54,7 +54,7 @@ def _(
     config: AgentConfig,
     columns: InputColumns,
     x: np.ndarray[Any, Any],
-    initial: TextInitial | None,
+    initial: TextEncoderState | None,
 ) -> StudentModule:
     return TabularStudent(**column_arguments(section, config, columns, x))
 

@@ -20,7 +20,7 @@ from stillhouse.distill.students.initial import begin_like
 from stillhouse.distill.students.kinds import InputColumns, make, reads, text_columns
 from stillhouse.distill.vocabulary import cut_vocabulary, grow_vocabulary
 from stillhouse.errors import ConfigError
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 
 __all__ = ["TextStudent"]
 
@@ -86,7 +86,7 @@ def _(
     config: AgentConfig,
     columns: InputColumns,
     x: np.ndarray[Any, Any],
-    initial: TextInitial | None,
+    initial: TextEncoderState | None,
 ) -> StudentModule:
     texts = [column for column in columns if column["type"] == "text"]
     sizes = [(len(column["tokens"]), column["length"]) for column in texts]
@@ -101,7 +101,7 @@ def _(
 
 @text_columns.register
 def _(
-    section: settings.TextStudent, config: AgentConfig, rows: pd.DataFrame, initial: TextInitial | None
+    section: settings.TextStudent, config: AgentConfig, rows: pd.DataFrame, initial: TextEncoderState | None
 ) -> InputColumns:
     if section.initialised_by_teacher:
         _required(initial, config)
@@ -120,10 +120,10 @@ def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> Student
     return TextStudent(torch.zeros(spec["numbers"], spec["bins"] + 1), encoder=encoder, **arguments)
 
 
-def _required(initial: TextInitial | None, config: AgentConfig) -> TextInitial:
+def _required(initial: TextEncoderState | None, config: AgentConfig) -> TextEncoderState:
     if initial is None:
         raise ConfigError(
             f"{config.file}: student.initialise: is 'teacher', and none of the teachers offers its text "
-            f"encoder: give one a method `text_encoder` (see stillhouse.parts.TextInitial), or write 'none'"
+            f"encoder: give one a method `text_encoder` (see stillhouse.parts.TextEncoderState), or write 'none'"
         )
     return initial

@@ -11,7 +11,7 @@ from stillhouse.distill.memory import remembered
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import student_probabilities
 from stillhouse.errors import StillhouseError
-from stillhouse.parts import TextInitial
+from stillhouse.parts import TextEncoderState
 from stillhouse.records import StudentRef, TeacherRef
 from stillhouse.refreshing.data import require_rows
 from stillhouse.refreshing.modes.mode import RefreshMode
@@ -82,6 +82,6 @@ def last_training(session: Session) -> Course | None:
     return session.registry.read_record(run_id, names.TRAINING_HISTORY, Course) if run_id else None
 
 
-def _initial(session: Session, teacher: TeacherRef) -> TextInitial | None:
+def _initial(session: Session, teacher: TeacherRef) -> TextEncoderState | None:
     """The teacher's text encoder, where the student begins with it."""
-    return session.teacher(teacher).text_encoder() if session.settings.begins_like_teacher else None
+    return session.teacher(teacher).text_encoder() if session.settings.student.initialised_by_teacher else None

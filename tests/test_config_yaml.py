@@ -1,4 +1,4 @@
-"""YAML that expands, recurses, nests or is huge is refused in a sentence with the line, before it costs anything."""
+"""YAML that expands, recurses, nests too deeply or is too large is refused early, with the line."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from pathlib import Path
 import pytest
 
 from stillhouse.config import load_file
-from stillhouse.config.reading import read_yaml
+from stillhouse.config.bounded_yaml import read_yaml
 from stillhouse.errors import ConfigError
 
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+NESTED_ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, after in zip("abcdefgh", "bcdefghi", strict=True)
 )
-MERGES = (
-    LAUGHS.replace("[x, x, x, x, x, x, x, x, x, x]", "{x: 1, y: 2}").replace("[*", "{<<: [*").replace("]\n", "]}\n")
+NESTED_MERGES = (
+    NESTED_ALIASES.replace("[x, x, x, x, x, x, x, x, x, x]", "{x: 1, y: 2}")
+    .replace("[*", "{<<: [*")
+    .replace("]\n", "]}\n")
 )
 
 REFUSED = {
-    "an alias of aliases of aliases": (LAUGHS, "5: is not YAML: more than 30,000 values"),
-    "the same by merges": (MERGES, "more than 30,000 values"),
-    "a list that has itself": ("a: 1\nb: &b [*b]\n", "2: is not YAML: contains itself"),
-    "a mapping that has itself": ("&a {b: {c: *a}}\n", "1: is not YAML: contains itself"),
+    "an alias of aliases of aliases": (NESTED_ALIASES, "5: is not YAML: more than 30,000 values"),
+    "the same by merges": (NESTED_MERGES, "more than 30,000 values"),
+    "a list that contains itself": ("a: 1\nb: &b [*b]\n", "2: is not YAML: contains itself"),
+    "a mapping that contains itself": ("&a {b: {c: *a}}\n", "1: is not YAML: contains itself"),
     "deep brackets": ("[" * 10_000, "nested deeper than 40 levels"),
     "deep braces": ("{a: " * 100_000, "nested deeper than 40 levels"),
     "deep dashes": ("- " * 1_000, "nested deeper than 40 levels"),
@@ -35,35 +37,37 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_expands_or_recurses_is_refused(tmp_path: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
+def test_yaml_that_expands_or_recurses_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "toy.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
         load_file(file)
-    assert said in str(refused.value) and str(refused.value).startswith(f"{file}:") and "\n" not in str(refused.value)
+    assert (
+        message in str(refused.value) and str(refused.value).startswith(f"{file}:") and "\n" not in str(refused.value)
+    )
 
 
-def test_aliases_that_save_typing_are_fine() -> None:
+def test_ordinary_aliases_are_accepted() -> None:
     _, content = read_yaml("number: &n {type: number}\ncolumns: {a: *n, b: *n, c: {<<: *n, lower: 0}}\n")
     number = {"type": "number"}
     assert content == {"number": number, "columns": {"a": number, "b": number, "c": {"type": "number", "lower": 0}}}
 
 
-def test_a_file_that_is_huge_or_none_is_not_read(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_or_not_a_file_is_not_read(tmp_path: Path) -> None:
     huge = tmp_path / "huge.yaml"
     huge.write_bytes(b"#" * (512 * 1024 + 1))
-    with pytest.raises(ConfigError, match=r"huge\.yaml: has more than the 524,288 bytes"):
+    with pytest.raises(ConfigError, match=r"huge\.yaml: is larger than 524,288 bytes"):
         load_file(huge)
     for path in ("/dev/zero", str(tmp_path)):
         with pytest.raises(ConfigError, match=r"cannot be read \(it is not a file\)"):
             load_file(path)
 
 
-def test_of_many_mistakes_the_first_are_told(tmp_path: Path) -> None:
+def test_of_many_errors_the_first_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "toy.yaml"
     file.write_text("".join(f"key{i}: 1\n" for i in range(300)), encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
         load_file(file)
     lines = str(refused.value).splitlines()
-    assert len(lines) == 21 and lines[-1] == "and more: these are the first 20 mistakes"
+    assert len(lines) == 21 and lines[-1] == "and more: these are the first 20 errors"

@@ -1,0 +1,119 @@
+"""``stillhouse import``: bring existing logs into the knowledge base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stillhouse import config
+from stillhouse.commands.arguments import AgentName
+from stillhouse.commands.output import console
+from stillhouse.shown import shown
+from stillhouse.terminal import Table
+
+if TYPE_CHECKING:
+    from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.knowledge.base import Table as KnowledgeTable
+    from stillhouse.knowledge.importing import Preview, Problem
+
+__all__ = ["import_"]
+
+
+def import_(
+    agent: AgentName,
+    files: Annotated[list[Path], typer.Argument(help="CSV, JSON lines (both also .gz) or Parquet")],
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="write nothing; show the first rows as they would be imported, and the errors in them"
+        ),
+    ] = False,
+) -> None:
+    """Import existing logs into an agent's knowledge base.
+
+    The section `importing` of the agent file maps the columns of the files to
+    those of the tables; without it the names must be the same. Rows that cannot
+    be used go to quarantine with file and line. Observations that the knowledge
+    base has already are not added again. An import that was killed continues
+    where it stopped when it is run again. The exit code is 1 if no row of any
+    file can be used.
+
+    For example:
+
+        stillhouse import flights --dry-run 2012.csv.gz
+        stillhouse import flights 2011.parquet 2012.csv.gz log.jsonl
+    """
+    from stillhouse.knowledge import KnowledgeBase
+    from stillhouse.knowledge.importing import import_files, preview
+
+    settings = config.load(agent)
+    if dry_run:
+        base, known_ids = KnowledgeBase(settings), dict["KnowledgeTable", set[str]]()
+        usable_rows = [_show_preview(file_preview, base, known_ids) for file_preview in preview(settings, files)]
+        console.print("nothing was written")
+        if not any(usable_rows):
+            raise typer.Exit(1)
+        return
+    with _progress_bar(2 * sum(file.stat().st_size for file in files if file.is_file())) as on_bytes:
+        summary = import_files(KnowledgeBase(settings), files, on_bytes)
+    _show_problems(summary.problems, summary.quarantined, f"are in quarantine: stillhouse quarantine {agent}")
+    for note in summary.notes:
+        console.print(shown(note), style="dim")
+    counts = ("rows", "before", "added", "duplicates", "quarantined", "decisions", "outcomes")
+    table = Table("", *("dealt with before" if name == "before" else name for name in counts))
+    table.add_row("imported", *(f"{getattr(summary, name):,}" for name in counts))
+    console.print(table)
+    if not summary.before + summary.added + summary.duplicates:
+        raise typer.Exit(1)
+
+
+def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[KnowledgeTable, set[str]]) -> int:
+    """Print the first rows of a file as they would be imported, and the errors in them.
+
+    :param known_ids: ids that the previous files would add, by table; those of this file are added.
+    :returns: the number of usable rows.
+    """
+    rows = preview.rows.head(10)
+    table = Table(*map(shown, rows.columns))
+    for row in rows.itertuples(index=False):
+        table.add_row(*("" if value is None or value != value else str(value) for value in row))
+    console.print(f"{shown(preview.file)}:", soft_wrap=True)
+    console.print(table)
+    new = preview.new(base, known_ids)
+    counts = [f"would add {new['observations']:,} observations"]
+    counts += [f"{new[name]:,} {name}" for name in ("decisions", "outcomes") if len(preview.tables[name])]
+    problems, existing = len(preview.problems), len(preview.rows) - new["observations"]
+    counts += [f"would leave out {existing:,} that are there already"] if existing else []
+    counts += [f"would put {problems:,} row{'s' * (problems != 1)} into quarantine"] if problems else []
+    console.print(f"of its first {preview.looked_at:,} rows, the import {', '.join(counts)}", soft_wrap=True)
+    _show_problems(preview.problems[:20], problems, "would go into quarantine")
+    return len(preview.rows)
+
+
+def _show_problems(problems: Sequence[Problem], count: int, destination: str) -> None:
+    """Print ``problems``, and how many of ``count`` in total were left out."""
+    for problem in problems:
+        console.print(shown(problem), soft_wrap=True)
+    if count > len(problems):
+        console.print(f"and {count - len(problems):,} more; all {destination}", soft_wrap=True)
+
+
+@contextmanager
+def _progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar of bytes; yields a function that takes the name of the current file and the bytes to add."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(30),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        bar = progress.add_task("", total=total)
+        yield lambda file, count: progress.update(bar, description=shown(file), advance=count)
