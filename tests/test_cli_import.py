@@ -90,7 +90,7 @@ def test_a_log_is_shown_then_imported_and_then_known(environment: dict[str, str]
 
     rows = toy.observations(toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60))
     base = base_of(tmp_path)
-    found = base.observations(base.window("all", toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60)))
+    found = base.read_observations(base.window("all", toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60)))
     pd.testing.assert_frame_equal(found[["observation_id", "a", "c"]], rows[["observation_id", "a", "c"]])
     assert found["place"].tolist() == rows["place"].tolist()
 

@@ -12,7 +12,15 @@ import pyarrow as pa
 import pytest
 
 from stillhouse.errors import SchemaError
-from stillhouse.frames import from_arrow, numbers_in, require_distinct, texts_in, to_numbers, to_texts, with_zone
+from stillhouse.frames import (
+    arrow_to_pandas,
+    has_time_zone,
+    read_numbers,
+    read_texts,
+    require_distinct,
+    to_numbers,
+    to_texts,
+)
 from stillhouse.values import number_of, text_of
 
 COLUMNS: dict[str, pd.Series] = {
@@ -54,7 +62,7 @@ def one_by_one(values: Any, read: Any, otherwise: Any) -> tuple[list[Any], dict[
 def test_a_column_is_read_as_its_values_one_by_one(name: str) -> None:
     values = COLUMNS[name].set_axis(range(5, 5 + len(COLUMNS[name])))
     scalars = values.to_numpy() if name == "float32" else values
-    texts, numbers = texts_in(values), numbers_in(values)
+    texts, numbers = read_texts(values), read_numbers(values)
     assert (texts.values.tolist(), texts.refused) == one_by_one(scalars, text_of, None)
     expected, refused = one_by_one(scalars, lambda value: number_of(value, from_text=True), np.nan)
     np.testing.assert_array_equal(numbers.values, np.array(expected, dtype="float64"))
@@ -76,15 +84,15 @@ def test_a_column_is_read_as_its_values_one_by_one(name: str) -> None:
     ],
 )
 def test_texts_are_numbers_as_python_reads_them(text: str, number: float | None) -> None:
-    read = numbers_in(pd.Series([text, None], dtype=object))
+    read = read_numbers(pd.Series([text, None], dtype=object))
     assert (0 in read.refused) == (number is None)
     np.testing.assert_array_equal(read.values, [np.nan if number is None else number, np.nan])
-    assert 0 in numbers_in(pd.Series([text]), from_text=False).refused
+    assert 0 in read_numbers(pd.Series([text]), from_text=False).refused
 
 
 @pytest.mark.parametrize("dtype", ["Float32", "float[pyarrow]"])
 def test_a_float32_keeps_its_shortest_text_in_every_dtype(dtype: str) -> None:
-    assert texts_in(pd.Series([0.1, None, 3], dtype=dtype)).values.tolist() == ["0.1", None, "3"]
+    assert read_texts(pd.Series([0.1, None, 3], dtype=dtype)).values.tolist() == ["0.1", None, "3"]
 
 
 def test_a_refusal_names_the_column_the_row_and_the_value() -> None:
@@ -112,8 +120,8 @@ def test_arrows_columns_stay_what_they_are() -> None:
             "words": pa.array(["a", None]).dictionary_encode(),
         }
     )
-    frame = from_arrow(table)
-    read = {name: texts_in(frame[name]) for name in frame}
+    frame = arrow_to_pandas(table)
+    read = {name: read_texts(frame[name]) for name in frame}
     found = {name: each.values.tolist() for name, each in read.items() if not each.refused}
     assert found == {
         "id": [str(2**60 + 1), None],
@@ -131,7 +139,7 @@ def test_arrows_columns_stay_what_they_are() -> None:
 
 def test_an_index_that_pandas_wrote_stays_a_column() -> None:
     frame = pd.DataFrame({"id": ["a"], "x": [1]}).set_index("id")
-    assert list(from_arrow(pa.Table.from_pandas(frame)).columns) == ["x", "id"]
+    assert list(arrow_to_pandas(pa.Table.from_pandas(frame)).columns) == ["x", "id"]
 
 
 def test_two_columns_of_one_name_are_refused_by_name() -> None:
@@ -153,4 +161,4 @@ def test_which_moments_say_their_zone() -> None:
         "20130601T120000z": True,
         "1T00" * 40 + "Z": False,
     }
-    assert with_zone(pd.Series([*said, None], dtype="str")).tolist() == [*said.values(), False]
+    assert has_time_zone(pd.Series([*said, None], dtype="str")).tolist() == [*said.values(), False]

@@ -26,8 +26,8 @@ from stillhouse.terminal import Console, Table, plain_mistakes
 if TYPE_CHECKING:
     from stillhouse.drift.profile import Profile
     from stillhouse.knowledge import KnowledgeBase
-    from stillhouse.knowledge.base import Table as KnowledgeTable
     from stillhouse.knowledge.importing import Preview, Problem
+    from stillhouse.knowledge.schemas import Table as KnowledgeTable
     from stillhouse.records import CompressionCandidate, Frontier, SizeLimits
 
 __all__ = ["app", "main"]
@@ -92,12 +92,12 @@ def status(agent: AgentName) -> None:
                 v.version, ", ".join(v.aliases), v.variant, score, f"{v.bytes or 0:,}", _number(v.p50_ms), v.refresh_id
             )
         console.print(table)
-    counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())
+    counts = ", ".join(f"{count:,} {name}" for name, count in base.tables.count_rows().items())
     console.print(f"knowledge base {base.root}: {counts or 'empty'}")
-    for problem in integrity.problems(base):
+    for problem in integrity.find_problems(base.tables):
         console.print(f"problem: {problem}", soft_wrap=True)
     _show_spending(base)
-    watched = base.verdicts("watch")
+    watched = base.journal.verdicts("watch")
     if watched:
         console.print(f"last watch, {watched[-1].as_of:%Y-%m-%d %H:%M}: {watched[-1].summary}")
 
@@ -118,7 +118,7 @@ def teachers(
         champion = models.champion()
         folder = models.fetch(models.baseline(champion).teacher) if champion else None
     weights, version = (kept_weights(folder), reference(folder).version) if folder else (None, "")
-    changes = KnowledgeBase(settings).weight_changes()
+    changes = KnowledgeBase(settings).journal.weight_changes()
     now = standing(weights, [each for each in changes if each.version == version and each.job == "watch"])
     own = sorted({name for name, _ in now if name and _differs(now, name)})
     table = Table("teacher", "kind", "by the agent file", "now", *own)
@@ -153,7 +153,7 @@ def history(
     """Every verdict about an agent: watches, gates, promotions and roll-backs, oldest first."""
     from stillhouse.knowledge import KnowledgeBase
 
-    verdicts = KnowledgeBase(config.load(agent)).verdicts()[-last:]
+    verdicts = KnowledgeBase(config.load(agent)).journal.verdicts()[-last:]
     if not verdicts:
         console.print(f"nothing has been decided about agent {agent!r} yet")
         return
@@ -519,13 +519,13 @@ def _show_preview(found: Preview, base: KnowledgeBase, known: dict[KnowledgeTabl
         table.add_row(*("" if value is None or value != value else str(value) for value in row))
     console.print(f"{shown(found.file)}:", soft_wrap=True)
     console.print(table)
-    new = found.new(base, known)
+    new = found.count_new(base, known)
     counts = [f"would add {new['observations']:,} observations"]
     counts += [f"{new[name]:,} {name}" for name in ("decisions", "outcomes") if len(found.tables[name])]
     problems, there = len(found.problems), len(found.rows) - new["observations"]
     counts += [f"would leave out {there:,} that are there already"] if there else []
     counts += [f"would put {problems:,} row{'s' * (problems != 1)} into quarantine"] if problems else []
-    console.print(f"of its first {found.looked_at:,} rows, the import {', '.join(counts)}", soft_wrap=True)
+    console.print(f"of its first {found.lines_read:,} rows, the import {', '.join(counts)}", soft_wrap=True)
     _show_problems(found.problems[:20], problems, "would go into quarantine")
     return len(found.rows)
 
@@ -661,10 +661,10 @@ def _percent(share: float | None) -> str:
 
 def _show_spending(base: KnowledgeBase) -> None:
     """What each teacher has cost, today (UTC) and in all; nothing where nobody was asked."""
-    spent = base.spending()
+    spent = base.answers.spending()
     if not spent:
         return
-    today = base.spending(asked_since=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    today = base.answers.spending(asked_since=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
     table = Table("teacher", "", *("calls", "rows", "tokens in", "tokens out", "seconds", "money"))
     for name, total in spent.items():
         for when, cost in (("today", today.get(name)), ("in all", total)):

@@ -63,7 +63,7 @@ def rows_of(
     :raises PartError: if the source fails, or gives something else than a data frame.
     """
     base = KnowledgeBase(config)
-    if not ask_source and (until := base.lived_until()) is not None:
+    if not ask_source and (until := base.observed_until()) is not None:
         start, end = _window(start, end, last, otherwise=(until - last, until))
         return base.read("observations", base.window("contract", start, end))
     since = config.observations.since

@@ -50,7 +50,7 @@ def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     :raises StillhouseError: the first thing that is not in order, and what to do about it.
     """
     _refuse_open_purse(config)
-    KnowledgeBase(config).require_types()
+    KnowledgeBase(config).tables.require_column_types()
     observed = _observations(config)
     count = len(config.observations.columns)
     yield f"{config.observations.source}: {len(observed)} observations with {count} column{'s' * (count != 1)}"

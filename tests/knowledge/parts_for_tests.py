@@ -14,8 +14,8 @@ import pandas as pd
 from stillhouse.config import AgentConfig
 from stillhouse.knowledge import KnowledgeBase, tables
 from stillhouse.knowledge.flush import flush
+from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import SpoolFile
-from stillhouse.knowledge.tables import Table
 
 SPAWN = multiprocessing.get_context("spawn")  # Delta panics in a forked process
 
@@ -60,7 +60,7 @@ def append(root: Path, first: int, count: int, batch: str) -> None:
 
 
 def identity_of(root: Path) -> str:
-    return KnowledgeBase(make_config(), root).identity()
+    return KnowledgeBase(make_config(), root).tables.identity()
 
 
 def append_many(root: Path, worker: int) -> None:

@@ -23,7 +23,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import RuntimeStateError
 from stillhouse.knowledge import KnowledgeBase, tables
 from stillhouse.knowledge import flush as flush_module
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught, decode
+from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered, decode
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool, SpoolFile
 from stillhouse.records import Spending
@@ -81,10 +81,10 @@ def outcomes(first: int, count: int = 1) -> Outcomes:
     )
 
 
-def taught(first: int, count: int = 1, said: float = 0.5, teacher: str = "t@1", **spending: Any) -> Taught:
+def taught(first: int, count: int = 1, said: float = 0.5, teacher: str = "t@1", **spending: Any) -> TeacherAnswered:
     seen = observed(first, count)
     del seen["observation_ids"]
-    return Taught(
+    return TeacherAnswered(
         **seen, teacher=teacher, asked_at=micros(first, 1)[0], probabilities=[[said, 1 - said]] * count, **spending
     )
 
@@ -110,7 +110,7 @@ def test_decisions_bring_their_observations(kb: KnowledgeBase, spool: Spool, tmp
     assert (decisions["decided_at"] - decisions["observed_at"]).eq(timedelta(microseconds=5)).all()
     assert decisions["probabilities"].map(list).tolist() == [[0.25, 0.75]] * 3
     assert set(decisions["action"]) == {"move"} and set(decisions["version"]) == {"toy@1"}
-    labelled = kb.labelled(kb.window("w", START, START + 10 * HOUR), START + 10 * HOUR)
+    labelled = kb.read_labelled(kb.window("w", START, START + 10 * HOUR), START + 10 * HOUR)
     assert labelled["outcome"].tolist() == [0, 0]
     assert flush(kb, tmp_path / "spool").events == 0
     assert spool._file.depth() == 0
@@ -139,7 +139,7 @@ def test_an_event_is_never_cut_whatever_a_commit_may_take(kb: KnowledgeBase, spo
     for first in range(0, 40, 8):
         spool.put(decided(first, 8))
     assert flush(kb, tmp_path / "spool", most_rows=10).rows == {"observations": 40, "decisions": 40}
-    delta = kb._open("decisions")
+    delta = kb.tables.open("decisions")
     assert delta is not None and delta.version() == 5
     assert ids(kb, "decisions") == [f"o{number:04d}" for number in range(40)]
 
@@ -154,9 +154,9 @@ def test_what_a_teacher_said_first_stays(kb: KnowledgeBase, spool: Spool, tmp_pa
     assert flush(kb, tmp_path / "spool").rows == {"knowledge": 1}
     kb.append_observations(make_rows(0, 3), batch="b")
     rows = kb.read("observations")
-    assert kb.knowledge(rows, "t@1")[:, 0].tolist() == [0.3, 0.3, 0.6]
-    np.testing.assert_array_equal(kb.knowledge(rows, "t@2")[:, 0], [0.8, np.nan, np.nan])
-    assert kb.append_knowledge(rows, np.full((3, 2), 0.5), teacher="t@1") == 0  # nor is it asked again
+    assert kb.answers.probs(rows, "t@1")[:, 0].tolist() == [0.3, 0.3, 0.6]
+    np.testing.assert_array_equal(kb.answers.probs(rows, "t@2")[:, 0], [0.8, np.nan, np.nan])
+    assert kb.answers.append(rows, np.full((3, 2), 0.5), teacher="t@1") == 0  # nor is it asked again
 
 
 def test_what_was_said_of_fewer_actions_is_another_answer(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
@@ -170,9 +170,12 @@ def test_what_teachers_cost_is_added_up(kb: KnowledgeBase, spool: Spool, tmp_pat
     spent = {"llm": {"calls": 2, "rows": 3, "money": 0.5}, "other": {"calls": 1}}
     spool.put(taught(0, 3, spending=spent), taught(9, 0, spending={"llm": {"calls": 1}}))
     flush(kb, tmp_path / "spool")
-    assert kb.spending(purpose="runtime") == {"llm": Spending(calls=3, rows=3, money=0.5), "other": Spending(calls=1)}
-    assert kb.spending(after=START + 5 * HOUR) == {"llm": Spending(calls=1)}
-    assert kb.counts()["knowledge"] == 3
+    assert kb.answers.spending(purpose="runtime") == {
+        "llm": Spending(calls=3, rows=3, money=0.5),
+        "other": Spending(calls=1),
+    }
+    assert kb.answers.spending(after=START + 5 * HOUR) == {"llm": Spending(calls=1)}
+    assert kb.tables.count_rows()["knowledge"] == 3
 
 
 # --------------------------------------------------------------------------- kills
@@ -192,7 +195,7 @@ def test_killed_at_any_step_the_next_flush_writes_what_is_missing(
     assert process.exitcode == 9
     spool.put(decided(3, 2), taught(0, 3), outcomes(3, 2))  # life goes on, and the next chunk is another
     flush(kb, tmp_path / "spool")
-    assert kb.counts() == {"observations": 5, "decisions": 5, "knowledge": 3, "outcomes": 5}
+    assert kb.tables.count_rows() == {"observations": 5, "decisions": 5, "knowledge": 3, "outcomes": 5}
     for table in ("observations", "decisions", "outcomes"):
         assert ids(kb, table) == [f"o{number:04d}" for number in range(5)]
     assert spool._file.depth() == 0
@@ -251,8 +254,8 @@ def test_whatever_comes_between_every_event_is_there_once(
                 live.pop(rng.randrange(2)).close()
                 live.append(Spool(folder))
             case "compact":
-                for table in kb.counts():
-                    kb._open(table).optimize.compact()  # type: ignore[union-attr, arg-type]
+                for table in kb.tables.count_rows():
+                    kb.tables.open(table).optimize.compact()  # type: ignore[union-attr, arg-type]
             case "batch":
                 kb.append_observations(make_rows(9000 + batches, 1), batch=f"{batches}")
                 batches += 1
@@ -296,7 +299,7 @@ def test_flushes_at_once_double_nothing(kb: KnowledgeBase, tmp_path: Path) -> No
     done.append(flush(kb, folder).events)
     assert sum(done) == 60
     assert ids(kb, "decisions") == sorted(f"o{100 * number + turn:04d}" for number in range(3) for turn in range(20))
-    assert kb.counts() == {"observations": 60, "decisions": 60}
+    assert kb.tables.count_rows() == {"observations": 60, "decisions": 60}
 
 
 def test_a_busy_spool_does_not_keep_the_flush_from_others(
@@ -318,7 +321,7 @@ def test_a_busy_spool_does_not_keep_the_flush_from_others(
         flush(kb, folder, most_rows=1)
     assert "o0500" in ids(kb, "decisions") and busy._file.depth() > 0
     flush(kb, folder)
-    assert busy._file.depth() == 0 and kb.counts() == {"observations": 6, "decisions": 6}
+    assert busy._file.depth() == 0 and kb.tables.count_rows() == {"observations": 6, "decisions": 6}
 
 
 def test_a_spool_at_which_another_flush_is_comes_later(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
@@ -339,7 +342,7 @@ def test_other_writers_are_let_pass(
 
     def interrupted(delta: Any, rows: Any, **settings: Any) -> None:
         if not grown:
-            grown.append(1)
+            grown.tables.append(1)
             columns = CONFIG.observations.model_dump() | {
                 "columns": {**CONFIG.observations.columns, "more": {"type": "number"}}
             }
@@ -402,7 +405,7 @@ def test_an_event_that_cannot_become_rows_holds_up_no_other(
     done = flush(kb, tmp_path / "spool")
     assert (done.events, done.dead) == (5, 1)
     assert ids(kb, "decisions") == ids(kb, "observations") == ids(kb, "outcomes") == [f"o{n:04d}" for n in range(4)]
-    assert kb.counts().get("knowledge", 0) == kb.counts().get("spending", 0) == 0
+    assert kb.tables.count_rows().get("knowledge", 0) == kb.tables.count_rows().get("spending", 0) == 0
     (line,) = filter(None, (tmp_path / "spool" / f"{spool.name}.dead").read_text().splitlines())
     assert json.loads(line)["seq"] == 5
 
@@ -463,5 +466,5 @@ def test_a_knowledge_base_that_cannot_be_written_leaves_all_in_the_spool(spool: 
 
 
 def test_nothing_was_ever_spooled(kb: KnowledgeBase, tmp_path: Path) -> None:
-    assert flush_module.flush(kb, tmp_path / "absent").model_copy(update={"seconds": 0.0}) == flush_module.Flushed()
+    assert flush_module.flush(kb, tmp_path / "absent").model_copy(update={"seconds": 0.0}) == flush_module.FlushResult()
     assert not (tmp_path / "absent").exists() and not kb.root.exists()

@@ -17,9 +17,9 @@ import pytest
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError
-from stillhouse.knowledge import KnowledgeBase, files, importing
-from stillhouse.knowledge.files import LogFile
+from stillhouse.knowledge import KnowledgeBase, importing
 from stillhouse.knowledge.importing import Summary, import_files, preview
+from stillhouse.knowledge.log_files import LogFile
 from tests.knowledge.parts_for_tests import START, make_config
 
 HOUR = timedelta(hours=1)
@@ -77,7 +77,7 @@ def write(path: Path, rows: pd.DataFrame) -> Path:
 
 
 def everything(base: KnowledgeBase) -> pd.DataFrame:
-    return base.observations(base.window("all", START, START + 10_000 * HOUR))
+    return base.read_observations(base.window("all", START, START + 10_000 * HOUR))
 
 
 def counted(summary: Summary) -> dict[str, int]:
@@ -108,7 +108,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert decisions["decision_id"][3] == "r3:old"
     assert set(decisions["version"]) == {"old"} and set(decisions["decider"]) == {"elsewhere"}
     assert (decisions["decided_at"] == decisions["observed_at"]).all()
-    labelled = base.labelled(base.window("all", START, START + 99 * HOUR), START + 12 * HOUR)
+    labelled = base.read_labelled(base.window("all", START, START + 99 * HOUR), START + 12 * HOUR)
     assert labelled["observation_id"].tolist() == ["r1", "r2", "r4", "r5", "r7"]  # r8's is known an hour later
     assert set(labelled["outcome"]) == {1}
 
@@ -141,7 +141,7 @@ def test_an_outcome_that_becomes_known_later_is_added_to_what_is_there(tmp_path:
     import_files(base, [write(tmp_path / "a.csv", logged(0, 6))])
     later = import_files(base, [write(tmp_path / "b.csv", logged(0, 6).assign(truth="0"))])
     assert counted(later) == {"rows": 6, "duplicates": 6, "outcomes": 6}
-    assert set(base.labelled(base.window("all", START, START + 99 * HOUR), START + 99 * HOUR)["outcome"]) <= {0, 1}
+    assert set(base.read_labelled(base.window("all", START, START + 99 * HOUR), START + 99 * HOUR)["outcome"]) <= {0, 1}
 
 
 class Killed(BaseException):
@@ -559,7 +559,7 @@ def test_a_chunk_is_bounded_in_bytes(tmp_path: Path, name: str) -> None:
 def test_a_row_that_never_ends_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_LONGEST_LINE", 100_000)
+    monkeypatch.setattr(log_files, "_MAX_LINE_BYTES", 100_000)
     path = tmp_path / "a.csv"
     path.write_text("id,when\na,b\n" + 'x,"\n' + '","\n' * 60_000)
     with pytest.raises(SchemaError, match=r"a\.csv:3: the row is longer than 16 MiB: is a quote left open"):
@@ -620,7 +620,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(SchemaError, match=message.replace(".", r"\.")):
             import_files(base, [write(tmp_path / "good.csv", logged(0, 3)), tmp_path / name])
-    assert base.counts() == {}
+    assert base.tables.count_rows() == {}
 
 
 def test_a_column_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from deltalake import Transaction
 
 from stillhouse.errors import SchemaError, StoreError
-from stillhouse.knowledge import KnowledgeBase, moments
+from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.integrity import problems
 from tests.knowledge.parts_for_tests import make_config as agent
 
@@ -72,22 +72,22 @@ def test_a_moment_that_cannot_be_is_refused(base: KnowledgeBase, moment: datetim
 
 def test_a_wrong_date_in_the_table_does_not_move_now(base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as ahead:  # a clock that had jumped forward
-        ahead.setattr(moments, "latest", lambda: datetime(2200, 1, 1, tzinfo=UTC))
+        ahead.setattr(time_range, "latest_allowed", lambda: datetime(2200, 1, 1, tzinfo=UTC))
         both = pd.concat(
             [observation("o3", DAY + timedelta(days=3)), observation("odd", datetime(2190, 5, 6, tzinfo=UTC))]
         )
         base.append_observations(both, batch="odd")
-    assert base.newest_observation() == DAY + timedelta(days=3)
+    assert base.newest_observed_at() == DAY + timedelta(days=3)
     base.append_observations(observation("o4", DAY + timedelta(days=4)), batch="day 4")
-    assert base.newest_observation() == DAY + timedelta(days=4)
-    assert base.lived_until() == DAY + timedelta(days=4, microseconds=1)
+    assert base.newest_observed_at() == DAY + timedelta(days=4)
+    assert base.observed_until() == DAY + timedelta(days=4, microseconds=1)
     (sentence,) = problems(base)
     assert "2190-05-06" in sentence and "observations" in sentence
 
 
 def test_a_commit_after_an_empty_one_is_still_written_once(base: KnowledgeBase) -> None:
     log(base, 3).write_bytes(b"")
-    assert base.transaction("observations", "day 2") is None  # what was lost may be brought in again
-    rows = base._arrow("observations", base.read("observations").head(1))
-    assert base.commit("observations", rows, Transaction("again", 1)) == 4
-    assert base.commit("observations", rows, Transaction("again", 1)) is None
+    assert base.tables.transaction_version("observations", "day 2") is None  # what was lost may be brought in again
+    rows = base.tables.to_arrow("observations", base.read("observations").head(1))
+    assert base.tables.commit("observations", rows, Transaction("again", 1)) == 4
+    assert base.tables.commit("observations", rows, Transaction("again", 1)) is None

@@ -189,7 +189,7 @@ def test_the_next_put_notices_without_a_check(kb: KnowledgeBase, tmp_path: Path,
     spool.put(decided(2))
     spool.put(decided(3))
     flush(kb, folder)
-    assert ids(kb, "decisions") == names(4) and kb.counts()["decisions"] == 4
+    assert ids(kb, "decisions") == names(4) and kb.tables.count_rows()["decisions"] == 4
 
 
 def test_a_disk_that_is_full_refuses_and_takes_again(kb: KnowledgeBase, tmp_path: Path) -> None:

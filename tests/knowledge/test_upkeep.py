@@ -32,7 +32,7 @@ def kb(tmp_path: Path) -> KnowledgeBase:
         rows = make_rows(first, 24 * 5)
         base.append_observations(rows, batch=f"{first}")
         known = rows[["observation_id", "observed_at"]].assign(known_at=rows["observed_at"] + HOUR, action="move")
-        base.append("outcomes", known, batch=f"{first}")
+        base.tables.append("outcomes", known, batch=f"{first}")
     return base
 
 
@@ -42,7 +42,7 @@ def window(kb: KnowledgeBase, first: int, last: int) -> Window:
 
 
 def labelled(kb: KnowledgeBase, of: Window) -> pd.DataFrame:
-    return kb.labelled(of, START + 1000 * DAY)
+    return kb.read_labelled(of, START + 1000 * DAY)
 
 
 def files(kb: KnowledgeBase, table: str) -> set[Path]:
@@ -51,7 +51,7 @@ def files(kb: KnowledgeBase, table: str) -> set[Path]:
 
 def live(kb: KnowledgeBase, table: Any) -> dict[str, int]:
     """Files of the newest version, by month."""
-    delta = kb._open(table)
+    delta = kb.tables.open(table)
     assert delta is not None
     months = [path.split("observed_month=")[1][:7] for path in delta.file_uris()]
     return {month: months.count(month) for month in sorted(set(months))}
@@ -60,7 +60,7 @@ def live(kb: KnowledgeBase, table: Any) -> dict[str, int]:
 def test_only_months_with_many_small_files_are_compacted(kb: KnowledgeBase) -> None:
     assert live(kb, "observations") == {"2013-01": 7, "2013-02": 6, "2013-03": 3}
     before = kb.read("observations")
-    done = upkeep.compact(kb, Upkeep(min_files=6))
+    done = upkeep.compact(kb.tables, Upkeep(min_files=6))
     assert [(c.table, c.month, c.files_before, c.files_after) for c in done] == [
         ("observations", "2013-01", 7, 1),
         ("observations", "2013-02", 6, 1),
@@ -70,21 +70,21 @@ def test_only_months_with_many_small_files_are_compacted(kb: KnowledgeBase) -> N
     assert all(0 < c.bytes_after < c.bytes_before for c in done)
     assert live(kb, "observations") == {"2013-01": 1, "2013-02": 1, "2013-03": 3}
     pd.testing.assert_frame_equal(kb.read("observations"), before)
-    assert upkeep.compact(kb, Upkeep(min_files=6)) == ()
+    assert upkeep.compact(kb.tables, Upkeep(min_files=6)) == ()
     assert kb.append_observations(make_rows(0, 24 * 5), batch="0") == 0  # batches are remembered
 
 
 def test_a_table_of_before_is_compacted_too_and_keeps_its_logs_from_then_on(tmp_path: Path) -> None:
     kb = KnowledgeBase(CONFIG, tmp_path / "kb")
     kb.root.mkdir()
-    DeltaTable.create(str(kb.root / "observations"), schema=kb._schema("observations"))
+    DeltaTable.create(str(kb.root / "observations"), schema=kb.tables.schema("observations"))
     for number in range(5):
         kb.append_observations(make_rows(number, 1), batch=f"{number}")
-    (done,) = upkeep.compact(kb, Upkeep(min_files=5))
+    (done,) = upkeep.compact(kb.tables, Upkeep(min_files=5))
     assert (done.month, done.files_before, done.files_after) == (None, 5, 1)
-    delta = kb._open("observations")
+    delta = kb.tables.open("observations")
     assert delta is not None and delta.metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
-    assert kb.counts() == {"observations": 5}
+    assert kb.tables.count_rows() == {"observations": 5}
 
 
 def test_windows_of_models_read_back_identically_after_everything(kb: KnowledgeBase) -> None:
@@ -93,9 +93,9 @@ def test_windows_of_models_read_back_identically_after_everything(kb: KnowledgeB
     kb.append_observations(make_rows(24 * 70, 24), batch="later")
     windows = {"toy@1": (learned, judged)}
     for turn in range(2):  # the second time there is nothing left to do
-        upkeep.compact(kb, Upkeep(min_files=2))
-        removed = upkeep.remove_old_rows(kb, START + 60 * DAY, windows)
-        freed = {each.table: each for each in upkeep.free(kb, NOW, windows)}
+        upkeep.compact(kb.tables, Upkeep(min_files=2))
+        removed = upkeep.delete_old_rows(kb.tables, START + 60 * DAY, windows)
+        freed = {each.table: each for each in upkeep.vacuum(kb.tables, NOW, windows)}
         assert {each.table: each.rows for each in removed} == (
             {"observations": 38 * 24, "outcomes": 38 * 24} if turn == 0 else {}
         )
@@ -108,14 +108,14 @@ def test_windows_of_models_read_back_identically_after_everything(kb: KnowledgeB
     # and its rows are in the newest version as well, with the eleven days that are young enough
     days = kb.read("observations")["observed_at"].dt.floor("D").unique()
     assert sorted((day - START) // DAY for day in days) == [*range(3, 25), *range(60, 71)]
-    assert kb.counts()["observations"] == 33 * 24
+    assert kb.tables.count_rows()["observations"] == 33 * 24
 
 
 def test_without_a_model_old_versions_go(kb: KnowledgeBase) -> None:
     old = window(kb, 0, 70)
-    upkeep.compact(kb, Upkeep(min_files=2))
+    upkeep.compact(kb.tables, Upkeep(min_files=2))
     before = kb.read("observations")
-    upkeep.free(kb, NOW, {})
+    upkeep.vacuum(kb.tables, NOW, {})
     assert len(files(kb, "observations")) == len(live(kb, "observations")) == 3
     pd.testing.assert_frame_equal(kb.read("observations"), before)
     with pytest.raises(Exception, match=r"(?i)not found|no such file"):
@@ -127,8 +127,8 @@ def test_younger_versions_than_the_grace_stay(kb: KnowledgeBase) -> None:
     rows = kb.read("observations", young)
     for file in files(kb, "observations"):
         os.utime(file, (time.time() - 90 * 86_400,) * 2)  # what counts is when a version was replaced
-    upkeep.compact(kb, Upkeep(min_files=2))
-    (freed, *_) = upkeep.free(kb, HOUR, {})
+    upkeep.compact(kb.tables, Upkeep(min_files=2))
+    (freed, *_) = upkeep.vacuum(kb.tables, HOUR, {})
     assert freed.files_before == freed.files_after
     pd.testing.assert_frame_equal(kb.read("observations", young), rows)
 
@@ -139,22 +139,24 @@ def test_files_that_no_log_names_go_after_a_day(kb: KnowledgeBase) -> None:
     for file in (old, new):
         file.write_bytes(b"PAR1")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
-    upkeep.free(kb, NOW, {})
+    upkeep.vacuum(kb.tables, NOW, {})
     assert new.exists() and not old.exists()  # whoever wrote the new one may be about to commit it
 
 
 def test_a_version_that_is_not_there_is_told(kb: KnowledgeBase) -> None:
     strange = window(kb, 0, 5).model_copy(update={"versions": {"observations": 4711}})
-    freed = {each.table: each for each in upkeep.free(kb, NOW, {"toy@1": (strange,), "toy@2": (window(kb, 0, 5),)})}
+    freed = {
+        each.table: each for each in upkeep.vacuum(kb.tables, NOW, {"toy@1": (strange,), "toy@2": (window(kb, 0, 5),)})
+    }
     assert freed["observations"].unreadable == {4711: ("toy@1",)}
     assert list(freed["observations"].kept.values()) == [("toy@2",)]
 
 
 def test_what_teachers_said_and_what_the_system_decided_stays(kb: KnowledgeBase) -> None:
     rows = kb.read("observations")
-    kb.append_knowledge(rows.head(3), np.full((3, 2), 0.5), teacher="t")
-    upkeep.remove_old_rows(kb, START + 60 * DAY, {})
-    assert kb.counts() == {"observations": 240, "outcomes": 240, "knowledge": 3}
+    kb.answers.append(rows.head(3), np.full((3, 2), 0.5), teacher="t")
+    upkeep.delete_old_rows(kb.tables, START + 60 * DAY, {})
+    assert kb.tables.count_rows() == {"observations": 240, "outcomes": 240, "knowledge": 3}
 
 
 def test_touching_windows_are_one_condition() -> None:
@@ -173,9 +175,9 @@ def test_a_table_that_others_change_again_and_again_is_left_for_next_time(
         raise CommitFailedError("another was quicker")
 
     monkeypatch.setattr(upkeep, "_delete", refused)
-    assert upkeep.remove_old_rows(kb, START + 60 * DAY, {}) == ()
+    assert upkeep.delete_old_rows(kb.tables, START + 60 * DAY, {}) == ()
     assert len(tries) == 2 * upkeep._TRIES
-    assert kb.counts()["observations"] == 24 * 70
+    assert kb.tables.count_rows()["observations"] == 24 * 70
 
 
 def test_fewer_rows_than_a_refresh_needs_cannot_be_asked_for() -> None:

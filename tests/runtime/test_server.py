@@ -70,7 +70,7 @@ def put_champion(agent: str, version: int) -> Path:
         release=release,
         release_number=version,
         promoted_at=None,
-        knowledge_base=KnowledgeBase(settings).identity(),
+        knowledge_base=KnowledgeBase(settings).tables.identity(),
     )
     champions.file.write_text(pointer.model_dump_json(), encoding="utf-8")
     return folder
@@ -443,7 +443,7 @@ def teach(rows: int, teacher: str) -> list[str]:
     keys = [hashlib.sha256(f"{teacher}{i}".encode()).hexdigest()[:32] for i in range(rows)]
     asked = pd.DataFrame({"content_key": keys, "observed_at": pd.Timestamp("2013-01-01", tz="UTC")})
     said = np.column_stack([np.linspace(0, 1, rows), np.linspace(1, 0, rows)])
-    base.append_knowledge(asked, said, teacher=teacher)
+    base.answers.append(asked, said, teacher=teacher)
     return keys
 
 

@@ -52,8 +52,8 @@ def fill(top: Path) -> None:
         agent.decide(ROWS[4:])
     base = KnowledgeBase(load("flights"))
     rows = base.read("observations")
-    base.append_knowledge(rows.head(2), np.full((2, 2), 0.5), teacher="rule@1")
-    base.record(
+    base.answers.append(rows.head(2), np.full((2, 2), 0.5), teacher="rule@1")
+    base.journal.append_verdict(
         Verdict(verdict_id="v1", kind="promotion", agent="flights", as_of=START, result="promoted", summary="the first")
     )
 

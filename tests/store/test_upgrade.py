@@ -27,8 +27,8 @@ def test_a_home_of_that_version_goes_on(version: int, tmp_path: Path, monkeypatc
     assert f'"version": {VERSION}' in (home() / "store.json").read_text()
     base, registry = KnowledgeBase(load("flights")), Registry("flights")
     assert set(base.read("observations")["observation_id"]) == {f"o{i}" for i in range(4)}
-    assert [verdict.summary for verdict in base.verdicts()] == ["the first"]
-    assert base.knowledge(base.read("observations"), "rule@1")[:2].tolist() == [[0.5, 0.5]] * 2
+    assert [verdict.summary for verdict in base.journal.verdicts()] == ["the first"]
+    assert base.answers.probs(base.read("observations"), "rule@1")[:2].tolist() == [[0.5, 0.5]] * 2
     with Agent("flights", follow=False, flush=False) as agent:
         agent.flush()  # what waited in a spool of then
         agent.follow(registry)

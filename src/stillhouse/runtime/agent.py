@@ -31,7 +31,7 @@ from stillhouse.errors import (
     UnknownDecisionError,
 )
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught
+from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool, spool_folder, survey
 from stillhouse.runtime.allowances import DayBudget
@@ -92,7 +92,7 @@ class Judged:
     """Places of the rows that the teacher is to be asked about."""
     deciders: list[str]
     versions: list[str]
-    taught: list[Taught] = field(default_factory=list)
+    taught: list[TeacherAnswered] = field(default_factory=list)
     outside: dict[int, list[Outside]] = field(default_factory=dict)
     """Values outside the data contract, by the row's place."""
 
@@ -603,7 +603,7 @@ class Agent:
     def _ids(self) -> DecisionIds:
         """By the identity that the copy of the champion knows; without a copy, the knowledge base is asked."""
         if self._ids_by is None:
-            self._ids_by = DecisionIds(self.config.agent, KnowledgeBase(self.config).identity())
+            self._ids_by = DecisionIds(self.config.agent, KnowledgeBase(self.config).tables.identity())
         return self._ids_by
 
     def _put(self, *events: Event) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 from stillhouse.config import AgentConfig, leaves
 from stillhouse.errors import PartError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase, content_keys
-from stillhouse.knowledge.events import Taught
+from stillhouse.knowledge.events import TeacherAnswered
 from stillhouse.knowledge.spool import Spool
 from stillhouse.records import Spending
 from stillhouse.runtime.allowances import DayBudget
@@ -95,7 +95,7 @@ class Answered:
     """``[n, K]``, NaN where the student's answer stands."""
     version: str
     """Of the teacher."""
-    taught: list[Taught] = field(default_factory=list)
+    taught: list[TeacherAnswered] = field(default_factory=list)
     """What is to be recorded of it."""
 
 
@@ -225,8 +225,8 @@ class Asking:
         try:
             base = KnowledgeBase(self.config, actions=config.actions)
             for version in versions:
-                self._said.keep(version, base.newest_answers(version, self._said._most // len(versions)))
-                self._said.keep(version, ((key, None) for key in base.given_up(version)))
+                self._said.keep(version, base.answers.newest(version, self._said._most // len(versions)))
+                self._said.keep(version, ((key, None) for key in base.answers.unanswerable_keys(version)))
         except Exception as error:  # whatever a store raises that does not answer: asking again costs, but works
             log.warning("%s: what the teacher said before is not known: %s", self.config.agent, error)
 
@@ -285,7 +285,7 @@ class Asking:
         teacher = ready.teacher
         known = self._known(teacher, rows)
         new = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.seen(rows))
-        said, taught, trouble = dict[str, Array](), list[Taught](), _Trouble()
+        said, taught, trouble = dict[str, Array](), list[TeacherAnswered](), _Trouble()
         for member in teacher.members:
             version = teacher.own_version(member)
             answers, spoken = self._said.about(version, rows["content_key"].tolist(), known.shape[1])
@@ -312,7 +312,7 @@ class Asking:
 
     def _ask_member(
         self, member: Member, version: str, rows: pd.DataFrame, batch: Batch, trouble: _Trouble
-    ) -> list[Taught]:
+    ) -> list[TeacherAnswered]:
         """Ask one member about contents that are new to it; what it says is remembered, and why it did not, told."""
         from stillhouse.teachers.answers import Allowance
 
@@ -342,7 +342,7 @@ class Asking:
         spending = {member.name: spent.model_dump()} if spent.calls else {}
         return [_taught(version, batch, usable.tolist(), answers.probabilities, spending)]
 
-    def _mean(self, teacher: Ensemble, rows: pd.DataFrame, batch: Batch, mean: Array) -> Taught:
+    def _mean(self, teacher: Ensemble, rows: pd.DataFrame, batch: Batch, mean: Array) -> TeacherAnswered:
         """The mean of several is knowledge of its own."""
         keys = rows["content_key"].tolist()
         usable = np.flatnonzero(~np.isnan(mean[:, 0]) & ~rows.duplicated("content_key").to_numpy())
@@ -386,9 +386,9 @@ class Asking:
 
 def _taught(
     teacher: str, batch: Batch, places: Sequence[int], probabilities: Array, spending: dict[str, dict[str, float]]
-) -> Taught:
+) -> TeacherAnswered:
     part = batch.part(places)
-    return Taught(
+    return TeacherAnswered(
         teacher=teacher,
         observed_at=part.observed_at,
         asked_at=time.time_ns() // 1000,

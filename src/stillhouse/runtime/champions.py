@@ -24,7 +24,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import NoChampionError, SchemaError, SignatureError, StillhouseError
-from stillhouse.files import write_whole
+from stillhouse.files import write_atomic
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
 from stillhouse.runtime.rows import Batch, Contract
@@ -247,7 +247,7 @@ class Champions:
 
     def _point(self, pointer: Pointer) -> Pointer:
         """Write it, at once, and remove what nobody needs any more; with the lock held."""
-        write_whole(self.file, pointer.model_dump_json(indent=1))
+        write_atomic(self.file, pointer.model_dump_json(indent=1))
         self._tidy(pointer)
         return pointer
 
@@ -269,7 +269,7 @@ class Champions:
     def _knowledge_base(self, before: Pointer | None) -> str:
         """The identity of the knowledge base; as it was known before, where that is out of reach."""
         try:
-            return KnowledgeBase(self.config).identity()
+            return KnowledgeBase(self.config).tables.identity()
         except Exception:  # whatever a store raises that does not answer
             if before is None:
                 raise

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.config import AgentConfig
-from stillhouse.knowledge.answers_page import MOST_ROWS
+from stillhouse.knowledge.answers_page import MAX_PAGE_ROWS
 from stillhouse.runtime.http import RequestLimits
 from stillhouse.runtime.ids import LONGEST_ID
 from stillhouse.version import __version__
@@ -149,7 +149,9 @@ def _of_agent(config: AgentConfig, limits: RequestLimits) -> Json:
                 ),
                 "parameters": [
                     _query("since", _TIME, "only what was asked later"),
-                    _query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": 1000}, "rows"),
+                    _query(
+                        "limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_ROWS, "default": 1000}, "rows"
+                    ),
                     _query(
                         "after", {"type": "string"}, "the header Stillhouse-Next of the page before; since is not read"
                     ),

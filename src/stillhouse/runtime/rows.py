@@ -17,7 +17,7 @@ import pandas as pd
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
 from stillhouse.frames import require_distinct
-from stillhouse.knowledge import moments, tidy
+from stillhouse.knowledge import tidy, time_range
 from stillhouse.runtime.ids import LONGEST_ID
 from stillhouse.runtime.outside import OutsideContract
 from stillhouse.values import ValueRefused, number_of, text_of
@@ -25,7 +25,7 @@ from stillhouse.values import ValueRefused, number_of, text_of
 __all__ = ["AHEAD", "Batch", "Contract", "is_unicode", "micros"]
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
-AHEAD = moments.AHEAD // _MICROSECOND
+AHEAD = time_range.CLOCK_TOLERANCE // _MICROSECOND
 """Microseconds that a clock may be ahead of ours."""
 
 ObservationId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
@@ -37,7 +37,7 @@ def micros(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-_EARLIEST = micros(moments.EARLIEST)
+_EARLIEST = micros(time_range.EARLIEST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ import pandas as pd
 from msgspec import UNSET, UnsetType
 
 from stillhouse.errors import SchemaError
-from stillhouse.frames import require_distinct, with_zone
-from stillhouse.knowledge.files import heading_hint, read_csv
+from stillhouse.frames import has_time_zone, require_distinct
+from stillhouse.knowledge.log_files import heading_hint, read_csv
 from stillhouse.runtime.agent import Decision
 from stillhouse.runtime.rows import Batch, Contract
 
@@ -113,7 +113,7 @@ def _moments(given: pd.Series[Any]) -> pd.Series[Any]:
     :raises SchemaError: at the first that is no ISO moment, or does not say its time zone.
     """
     texts = given.where(given.map(lambda value: isinstance(value, str)), None).astype("str").str.strip()
-    zoned = with_zone(texts)
+    zoned = has_time_zone(texts)
     found = pd.to_datetime(texts.where(zoned), format="ISO8601", utc=True, errors="coerce")
     for place in np.flatnonzero(found.isna() & given.notna()).tolist():
         why = "is no ISO moment" if zoned.iloc[place] else "is no ISO moment with a time zone"
