@@ -16,6 +16,7 @@ from stillhouse.knowledge import KnowledgeBase, tables
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import SpoolFile
+from stillhouse.knowledge.tables import Tables
 
 SPAWN = multiprocessing.get_context("spawn")  # Delta panics in a forked process
 
@@ -92,12 +93,12 @@ def append_and_die(root: Path, moment: str, first: int, count: int, batch: str) 
 
 def flush_and_die(root: Path, folder: Path, step: str, moment: str) -> None:
     """Flush, and be gone before or after rows reach the table ``step``, or before or after the events are forgotten."""
-    commit, forget = KnowledgeBase.commit, SpoolFile.forget
+    commit, forget = Tables.commit, SpoolFile.forget
 
-    def dying_commit(base: KnowledgeBase, table: Table, *rest: Any) -> int | None:
+    def dying_commit(tables_: Tables, table: Table, *rest: Any) -> int | None:
         if (table, moment) == (step, "before"):
             os._exit(9)
-        version = commit(base, table, *rest)
+        version = commit(tables_, table, *rest)
         if (table, moment) == (step, "after"):
             os._exit(9)
         return version
@@ -108,5 +109,5 @@ def flush_and_die(root: Path, folder: Path, step: str, moment: str) -> None:
         if step == "forget":
             os._exit(9)
 
-    KnowledgeBase.commit, SpoolFile.forget = dying_commit, dying_forget  # type: ignore[method-assign]
+    Tables.commit, SpoolFile.forget = dying_commit, dying_forget  # type: ignore[method-assign]
     flush(KnowledgeBase(make_config(), root), folder)

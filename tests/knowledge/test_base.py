@@ -187,7 +187,7 @@ def test_a_column_whose_type_changed_is_refused_by_name(tmp_path: Path, before: 
         lambda: changed.append_observations(make_rows(2, 1), batch="b"),
         lambda: changed.read_observations(window),
         lambda: list(changed.stream("observations", window)),
-        changed.require_types,
+        changed.tables.require_column_types,
     ):
         with pytest.raises(SchemaError, match=f"{refused}.*or another name in `observations.columns`"):
             use()

@@ -26,6 +26,7 @@ from stillhouse.knowledge import flush as flush_module
 from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered, decode
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool, SpoolFile
+from stillhouse.knowledge.tables import Tables
 from stillhouse.records import Spending
 from tests.knowledge.parts_for_tests import SPAWN, START, flush_and_die, make_config, make_rows
 
@@ -138,7 +139,7 @@ def test_missing_values_and_columns_are_null_and_strange_ones_left_out(
 def test_an_event_is_never_cut_whatever_a_commit_may_take(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
     for first in range(0, 40, 8):
         spool.put(decided(first, 8))
-    assert flush(kb, tmp_path / "spool", most_rows=10).rows == {"observations": 40, "decisions": 40}
+    assert flush(kb, tmp_path / "spool", max_rows=10).rows == {"observations": 40, "decisions": 40}
     delta = kb.tables.open("decisions")
     assert delta is not None and delta.version() == 5
     assert ids(kb, "decisions") == [f"o{number:04d}" for number in range(40)]
@@ -229,8 +230,8 @@ def test_whatever_comes_between_every_event_is_there_once(
         return wrapped
 
     for owner, name in (
-        (KnowledgeBase, "commit"),
-        (KnowledgeBase, "settle"),
+        (Tables, "commit"),
+        (Tables, "sync_commit"),
         (SpoolFile, "forget"),
         (SpoolFile, "read"),
     ):
@@ -244,11 +245,11 @@ def test_whatever_comes_between_every_event_is_there_once(
             ["decided", "outcomes", "observed", "flush", "killed", "killed", "change", "compact", "batch"]
         ):
             case "flush":
-                flush(kb, folder, most_rows=rng.choice([1, 5, 1000]))
+                flush(kb, folder, max_rows=rng.choice([1, 5, 1000]))
             case "killed":
                 fuse[:] = [rng.randint(0, 12)]
                 with contextlib.suppress(Killed):
-                    flush(kb, folder, most_rows=rng.choice([1, 5, 1000]))
+                    flush(kb, folder, max_rows=rng.choice([1, 5, 1000]))
                 fuse.clear()
             case "change":
                 live.pop(rng.randrange(2)).close()
@@ -288,7 +289,7 @@ def test_flushes_at_once_double_nothing(kb: KnowledgeBase, tmp_path: Path) -> No
 
     def move() -> None:
         for _ in range(6):
-            done.append(flush(kb, folder, most_rows=7).events)
+            done.append(flush(kb, folder, max_rows=7).events)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
     threads += [threading.Thread(target=move) for _ in range(3)]
@@ -310,15 +311,15 @@ def test_a_busy_spool_does_not_keep_the_flush_from_others(
     busy, other = sorted((Spool(folder) for _ in range(2)), key=lambda spool: spool.name)
     busy.put(decided(0))
     other.put(decided(500))
-    commit, more = KnowledgeBase.commit, iter(range(1, 100))
+    commit, more = Tables.commit, iter(range(1, 100))
 
-    def writing(base: KnowledgeBase, table: Any, *rest: Any) -> int | None:
+    def writing(base: Tables, table: Any, *rest: Any) -> int | None:
         busy.put(decided(next(more)))
         return commit(base, table, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(KnowledgeBase, "commit", writing)
-        flush(kb, folder, most_rows=1)
+        patch.setattr(Tables, "commit", writing)
+        flush(kb, folder, max_rows=1)
     assert "o0500" in ids(kb, "decisions") and busy._file.depth() > 0
     flush(kb, folder)
     assert busy._file.depth() == 0 and kb.tables.count_rows() == {"observations": 6, "decisions": 6}
@@ -342,7 +343,7 @@ def test_other_writers_are_let_pass(
 
     def interrupted(delta: Any, rows: Any, **settings: Any) -> None:
         if not grown:
-            grown.tables.append(1)
+            grown.append(1)
             columns = CONFIG.observations.model_dump() | {
                 "columns": {**CONFIG.observations.columns, "more": {"type": "number"}}
             }
@@ -366,7 +367,7 @@ def test_bytes_that_are_no_event_go_to_the_dead_letters(
     spool._file.connection.execute("insert into events(rows, total, body) values (1, 2, x'C1C1')")
     spool.put(decided(1))
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(KnowledgeBase, "commit", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(Tables, "commit", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             flush(kb, tmp_path / "spool")
     dead = tmp_path / "spool" / f"{spool.name}.dead"
@@ -458,7 +459,7 @@ def test_an_older_copy_of_a_spool_is_told_and_not_taken_for_written(
 def test_a_knowledge_base_that_cannot_be_written_leaves_all_in_the_spool(spool: Spool, tmp_path: Path) -> None:
     spool.put(decided(0))
     (tmp_path / "kb").write_text("in the way")
-    with pytest.raises(RuntimeStateError, match=r"what waits in .* could not be written .* it stays there"):
+    with pytest.raises(RuntimeStateError, match=r"the events in .* could not be written .* they stay in the spool"):
         flush(KnowledgeBase(CONFIG, tmp_path / "kb"), tmp_path / "spool")
     (tmp_path / "kb").unlink()
     assert spool._file.depth() == 1

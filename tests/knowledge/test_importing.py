@@ -17,9 +17,12 @@ import pytest
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError
-from stillhouse.knowledge import KnowledgeBase, importing
+from stillhouse.knowledge import KnowledgeBase, log_files
 from stillhouse.knowledge.importing import Summary, import_files, preview
+from stillhouse.knowledge.importing import run as import_run
+from stillhouse.knowledge.importing.keys import KeySet, _is_in
 from stillhouse.knowledge.log_files import LogFile
+from stillhouse.knowledge.tables import Tables
 from tests.knowledge.parts_for_tests import START, make_config
 
 HOUR = timedelta(hours=1)
@@ -120,7 +123,7 @@ def test_without_a_section_the_columns_are_called_as_in_the_tables(tmp_path: Pat
 
 
 def test_what_is_there_already_is_not_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 3)
     base = make(tmp_path)
     first = write(tmp_path / "a.csv", pd.concat([logged(0, 8), logged(2, 2)]))
     second = write(tmp_path / "b.jsonl", pd.concat([logged(5, 5), logged(9, 1)]))
@@ -153,14 +156,14 @@ class Killed(BaseException):
 def test_an_import_that_is_killed_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, moment: str
 ) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 4)
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 4)
     base = make(tmp_path)
     rows = logged(0, 15).astype({"wind": object})
     rows.loc[[1, 6, 10], "wind"] = "strong"
     path = write(tmp_path / "a.csv", rows)
-    append, calls = KnowledgeBase.append, [0]
+    append, calls = Tables.append, [0]
 
-    def dying(self: KnowledgeBase, name: str, *args: Any, **kwargs: Any) -> int:
+    def dying(self: Tables, name: str, *args: Any, **kwargs: Any) -> int:
         calls[0] += name == table
         if name == table and calls[0] == 2 and moment == "before":
             raise Killed
@@ -170,7 +173,7 @@ def test_an_import_that_is_killed_goes_on(
         return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(KnowledgeBase, "append", dying)
+        patch.setattr(Tables, "append", dying)
         with pytest.raises(Killed):
             import_files(base, [path])
     assert len(base.read("observations")) < 12
@@ -188,7 +191,7 @@ def test_an_import_that_is_killed_goes_on(
 
 
 def test_a_file_that_changed_after_an_interruption_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 3)
 
     def interrupted(base: KnowledgeBase, path: Path) -> None:
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -212,7 +215,7 @@ def test_a_file_that_changed_after_an_interruption_is_noticed(tmp_path: Path, mo
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 3)
     path, base = write(tmp_path / "a.csv", logged(0, 9)), make(tmp_path)
 
     def meddle(what: str, _: int) -> None:
@@ -606,14 +609,14 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     for name, message in {
         "away.csv": "is not there: name files to import",
         "kb": "is a folder: name files to import" if (tmp_path / "kb").mkdir() is None else "",
-        "a.xlsx": "has no known format: name it by what it is, .csv",
-        "empty.csv": "has no columns: its beginning holds not even a first line with names",
-        "empty.jsonl": "has no columns: its beginning holds not even a JSON object",
+        "a.xlsx": "has no known format: the file name must end with .csv",
+        "empty.csv": "has no columns: it does not begin with a first line with names",
+        "empty.jsonl": "has no columns: it does not begin with a JSON object",
         "no.parquet": "cannot be read as Parquet: ",
         "no.csv.gz": "cannot be read as CSV in UTF-8 in gzip: ",
         "twice.csv": "has more than one column 'id': rename them",
-        "array.jsonl": "is one JSON array, and JSON lines are wanted: write each of its objects on a line",
-        "lines.jsonl": "is one JSON array, and JSON lines are wanted: write each of its objects on a line",
+        "array.jsonl": "is one JSON array, and must be JSON lines: write each object on a line",
+        "lines.jsonl": "is one JSON array, and must be JSON lines: write each object on a line",
         "spread.jsonl": "It is JSON over several lines: write each object on a line of its own",
         "semicolons.csv": "separated by semicolons, and commas are expected; `importing.delimiter` says",
         "blanks.csv": "its heading has blanks around ' when': remove them, or name it so",
@@ -634,7 +637,7 @@ def test_a_column_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> 
 
 
 def test_a_file_that_ends_in_the_middle_leaves_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 100)
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 100)
     base, path = make(tmp_path), write(tmp_path / "a.csv.gz", logged(0, 5000))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -657,7 +660,7 @@ def test_one_import_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_set_of_keys_knows_what_it_has() -> None:
-    rng, keys, known = np.random.default_rng(0), importing._Keys(), set[str]()
+    rng, keys, known = np.random.default_rng(0), KeySet(), set[str]()
     for _ in range(40):
         texts = [f"k{i}" for i in rng.integers(0, 4000, 200)]
         expected = []
@@ -671,4 +674,4 @@ def test_a_set_of_keys_knows_what_it_has() -> None:
 def test_keys_whose_first_hash_is_the_same_are_told_apart() -> None:
     one = (np.array([5, 5, 5, 9], dtype=np.uint64), np.array([1, 2, 3, 4], dtype=np.uint64))
     asked = np.array([5, 5, 9, 9, 1], dtype=np.uint64), np.array([3, 4, 4, 5, 1], dtype=np.uint64)
-    assert importing._within(*asked, *one).tolist() == [True, False, True, False, False]
+    assert _is_in(*asked, one).tolist() == [True, False, True, False, False]

@@ -10,8 +10,8 @@ import pytest
 from deltalake import Transaction
 
 from stillhouse.errors import SchemaError, StoreError
-from stillhouse.knowledge import KnowledgeBase
-from stillhouse.knowledge.integrity import problems
+from stillhouse.knowledge import KnowledgeBase, time_range
+from stillhouse.knowledge.integrity import find_problems
 from tests.knowledge.parts_for_tests import make_config as agent
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -39,20 +39,20 @@ def log(base: KnowledgeBase, version: int) -> Path:
 
 
 def test_sound_tables_have_no_problems(base: KnowledgeBase) -> None:
-    assert problems(base) == []
+    assert find_problems(base.tables) == []
 
 
 def test_a_commit_of_zero_bytes_is_told(base: KnowledgeBase) -> None:
     log(base, 2).write_bytes(b"")
-    (sentence,) = problems(base)
-    assert "table observations" in sentence and f"{2:020d}.json" in sentence and "no bytes" in sentence
+    (sentence,) = find_problems(base.tables)
+    assert "table observations" in sentence and f"{2:020d}.json" in sentence and "are empty" in sentence
     assert len(base.read("observations")) == 2
 
 
 def test_a_commit_that_is_cut_off_is_named_with_the_remedy(base: KnowledgeBase) -> None:
     newest = log(base, 3)
     newest.write_text(newest.read_text()[:40])
-    with pytest.raises(StoreError, match=rf"{newest.name} is cut off.*remove it"):
+    with pytest.raises(StoreError, match=rf"{newest.name} is truncated.*remove the file"):
         base.read("observations")
     newest.unlink()
     assert len(base.read("observations")) == 2
@@ -60,7 +60,7 @@ def test_a_commit_that_is_cut_off_is_named_with_the_remedy(base: KnowledgeBase) 
 
 def test_a_data_file_without_bytes_is_told(base: KnowledgeBase) -> None:
     next((base.root / "observations").rglob("*.parquet")).write_bytes(b"")
-    with pytest.raises(StoreError, match=r"'observations' .* cannot be read .* restore it"):
+    with pytest.raises(StoreError, match=r"'observations' .* cannot be read .* restore the table"):
         base.read("observations")
 
 
@@ -81,7 +81,7 @@ def test_a_wrong_date_in_the_table_does_not_move_now(base: KnowledgeBase, monkey
     base.append_observations(observation("o4", DAY + timedelta(days=4)), batch="day 4")
     assert base.newest_observed_at() == DAY + timedelta(days=4)
     assert base.observed_until() == DAY + timedelta(days=4, microseconds=1)
-    (sentence,) = problems(base)
+    (sentence,) = find_problems(base.tables)
     assert "2190-05-06" in sentence and "observations" in sentence
 
 

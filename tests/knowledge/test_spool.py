@@ -109,10 +109,10 @@ def test_threads_that_put_at_once_share_a_commit(tmp_path: Path) -> None:
     spool, statements = Spool(tmp_path), list[str]()
     spool._file.connection.set_trace_callback(statements.append)
     threads = [threading.Thread(target=spool.put, args=(event(f"{n}"),)) for n in range(8)]
-    with spool._write:  # as while another commit is under way
+    with spool._write_lock:  # as while another commit is under way
         for thread in threads:
             thread.start()
-        while len(spool._waiting) < 8:
+        while len(spool._queue) < 8:
             time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -165,10 +165,10 @@ def test_one_that_is_too_large_takes_no_others_down(tmp_path: Path) -> None:
             refused.extend(given)
 
     threads = [threading.Thread(target=put, args=given) for given in (("a",), ("b", "c", "d", "e"), ("f",))]
-    with spool._write:
+    with spool._write_lock:
         for number, thread in enumerate(threads):
             thread.start()
-            while len(spool._waiting) <= number:
+            while len(spool._queue) <= number:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()

@@ -96,7 +96,7 @@ def test_what_can_be_read_of_a_damaged_spool_is_kept_and_the_rest_is_set_aside(
     living = Spool(folder)
     assert living.name != path.stem  # nobody writes where others could not read
     living.put(decided(100))
-    done = flush(kb, folder, most_rows=20)
+    done = flush(kb, folder, max_rows=20)
     assert "damaged" in done.problems[0] and "set aside" in done.problems[0]
     there = ids(kb, "decisions")
     assert there == sorted(set(there)) and "o0100" in there and set(there) <= {*names(60), "o0100"}
@@ -231,5 +231,5 @@ def test_a_damaged_spool_is_an_error_of_its_own(tmp_path: Path) -> None:
     torn(path, 0.6)
     file = SpoolFile(path)
     with pytest.raises(SpoolDamagedError):
-        file.require_sound()
+        file.require_undamaged()
     assert 0 < len(list(file.salvage(0))) < 60

@@ -161,8 +161,8 @@ def test_what_teachers_said_and_what_the_system_decided_stays(kb: KnowledgeBase)
 
 def test_touching_windows_are_one_condition() -> None:
     spans = [(START + a * DAY, START + b * DAY) for a, b in ((5, 9), (0, 3), (3, 4), (6, 7))]
-    assert upkeep._joined(spans) == [(START, START + 4 * DAY), (START + 5 * DAY, START + 9 * DAY)]
-    assert upkeep._joined([]) == []
+    assert upkeep._merge_ranges(spans) == [(START, START + 4 * DAY), (START + 5 * DAY, START + 9 * DAY)]
+    assert upkeep._merge_ranges([]) == []
 
 
 def test_a_table_that_others_change_again_and_again_is_left_for_next_time(

@@ -132,7 +132,9 @@ def test_neither_batches_nor_order_nor_copies_change_a_sample(size: int) -> None
 
     def drawn(frame: pd.DataFrame, batch: int) -> pd.DataFrame:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        found = sampling.smallest(table.to_batches(max_chunksize=batch), size, 3, pa.array(["o0009"], pa.string()))
+        found = sampling.sample_by_hash(
+            table.to_batches(max_chunksize=batch), size, 3, pa.array(["o0009"], pa.string())
+        )
         return found.to_pandas().sort_values("observation_id", ignore_index=True)
 
     one = drawn(together, 10_000)

@@ -64,7 +64,11 @@ class KnowledgeBase:
     >>> config = AgentConfig.model_validate({
     ...     "agent": "toy",
     ...     "actions": ["stay", "move"],
-    ...     "observations": {"source": "toy:rows", "since": "2013-01-01", "columns": {"temp": {"type": "number"}}},
+    ...     "observations": {
+    ...         "source": "toy:rows",
+    ...         "since": "2013-01-01T00:00Z",
+    ...         "columns": {"temp": {"type": "number"}},
+    ...     },
     ...     "outcomes": {"source": "toy:outcomes", "delay": "1d"},
     ...     "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
     ...     "student": {"kind": "tabular"},

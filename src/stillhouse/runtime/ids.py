@@ -37,7 +37,7 @@ class DecisionIds:
     """Gives out and reads the ids of one agent's decisions.
 
     :param agent: its name.
-    :param knowledge_base: what tells this knowledge base from every other: :meth:`KnowledgeBase.identity`.
+    :param knowledge_base: what tells this knowledge base from every other: :meth:`Tables.identity`.
     """
 
     def __init__(self, agent: str, knowledge_base: str) -> None:
