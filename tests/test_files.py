@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and digests that anybody can compute."""
+"""Files are replaced atomically, and digests follow their definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()]
 
 
-def test_a_file_is_replaced_at_once_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_without_leftovers(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_atomic(file, "grün")
     assert file.read_bytes() == "grün".encode()
@@ -23,7 +23,7 @@ def test_a_file_is_replaced_at_once_and_nothing_is_left_beside_it(tmp_path: Path
     assert file.read_bytes() == b"\0\n" and names(tmp_path) == ["a.json"]
 
 
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a"
     file.write_text("old")
 
@@ -39,7 +39,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, monkeypatch:
         write_atomic(tmp_path / "absent" / "a", "x")
 
 
-def test_what_a_killed_writer_left_is_no_obstacle(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_do_not_matter(tmp_path: Path) -> None:
     file = tmp_path / "a"
     with pytest.raises(ZeroDivisionError), atomic_file(file) as aside:
         aside.write_text("half")
@@ -65,7 +65,7 @@ def test_the_permissions_of_a_secret(tmp_path: Path) -> None:
     assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_atomically(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     (tmp_path / "f.partial").mkdir()
     (tmp_path / "f.partial" / "of a killed one").touch()

@@ -1,4 +1,4 @@
-"""Columns are read as their values are, whichever dtype pandas or Arrow gave them."""
+"""A column is read by the type of its values, whatever its pandas or Arrow dtype."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ COLUMNS: dict[str, pd.Series] = {
 
 
 def one_by_one(values: Any, read: Any, otherwise: Any) -> tuple[list[Any], dict[int, str]]:
-    found, refused = [], {}
+    actual, refused = [], {}
     for place, value in enumerate(values):
         try:
-            found.append(read(value))
+            actual.append(read(value))
         except ValueError as error:
             refused[place] = str(error)
-            found.append(otherwise)
-    return found, refused
+            actual.append(otherwise)
+    return actual, refused
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -83,7 +83,7 @@ def test_a_column_is_read_as_its_values_one_by_one(name: str) -> None:
         ("0.1234567890123456789", 0.12345678901234568),
     ],
 )
-def test_texts_are_numbers_as_python_reads_them(text: str, number: float | None) -> None:
+def test_strings_are_numbers_as_python_reads_them(text: str, number: float | None) -> None:
     read = read_numbers(pd.Series([text, None], dtype=object))
     assert (0 in read.refused) == (number is None)
     np.testing.assert_array_equal(read.values, [np.nan if number is None else number, np.nan])
@@ -95,7 +95,7 @@ def test_a_float32_keeps_its_shortest_text_in_every_dtype(dtype: str) -> None:
     assert read_texts(pd.Series([0.1, None, 3], dtype=dtype)).values.tolist() == ["0.1", None, "3"]
 
 
-def test_a_refusal_names_the_column_the_row_and_the_value() -> None:
+def test_an_error_names_the_column_the_row_and_the_value() -> None:
     lists = pd.Series(["a", [1, 2], b"c"], dtype=object)
     with pytest.raises(SchemaError, match=r"^column 'x', row 1: the list \[1, 2\] is no text: .*, and 1 more$"):
         to_texts(lists, "column 'x'")
@@ -107,7 +107,7 @@ def test_a_refusal_names_the_column_the_row_and_the_value() -> None:
         to_texts(pd.Series([2.0**60, np.nan]), "column 'x'")
 
 
-def test_arrows_columns_stay_what_they_are() -> None:
+def test_arrow_columns_keep_their_types() -> None:
     table = pa.table(
         {
             "id": pa.array([2**60 + 1, None]),
@@ -122,8 +122,8 @@ def test_arrows_columns_stay_what_they_are() -> None:
     )
     frame = arrow_to_pandas(table)
     read = {name: read_texts(frame[name]) for name in frame}
-    found = {name: each.values.tolist() for name, each in read.items() if not each.refused}
-    assert found == {
+    actual = {name: column.values.tolist() for name, column in read.items() if not column.refused}
+    assert actual == {
         "id": [str(2**60 + 1), None],
         "code": ["3", None],
         "flag": ["true", None],
@@ -131,7 +131,7 @@ def test_arrows_columns_stay_what_they_are() -> None:
         "day": ["2024-05-01", None],
         "words": ["a", None],
     }
-    assert {name: each.refused[0][:14] for name, each in read.items() if each.refused} == {
+    assert {name: column.refused[0][:14] for name, column in read.items() if column.refused} == {
         "nested": "the dictionary",
         "listed": "the array [1] ",
     }
@@ -142,13 +142,13 @@ def test_an_index_that_pandas_wrote_stays_a_column() -> None:
     assert list(arrow_to_pandas(pa.Table.from_pandas(frame)).columns) == ["x", "id"]
 
 
-def test_two_columns_of_one_name_are_refused_by_name() -> None:
+def test_columns_with_the_same_name_are_refused() -> None:
     require_distinct(["a", "b", 0, None], "the rows")
     with pytest.raises(SchemaError, match=r"^the rows have more than one column 'a', 0: rename"):
         require_distinct(["a", 0, "a", "b", 0], "the rows")
 
 
-def test_which_moments_say_their_zone() -> None:
+def test_which_times_have_a_zone() -> None:
     said = {
         "2013-06-01": False,
         "20130601": False,

@@ -1,4 +1,4 @@
-"""Each answer is read once, whoever wrote it, and no lookup costs more because the agent is older."""
+"""Every answer is read once, whichever process wrote it; the cost of a lookup does not grow with the agent's age."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kb(tmp_path: Path) -> KnowledgeBase:
 
 @contextmanager
 def scans() -> Iterator[tuple[Counter[str], Counter[str], Counter[str]]]:
-    """How often each table is scanned meanwhile, how many of its rows come into memory, and from how many files."""
+    """Counts scans, rows read and files read, by table."""
     times, rows, files = Counter[str](), Counter[str](), Counter[str]()
     scan = tables.Tables.scan
 
@@ -45,7 +45,7 @@ def scans() -> Iterator[tuple[Counter[str], Counter[str], Counter[str]]]:
 
 
 def another(kb: KnowledgeBase) -> KnowledgeBase:
-    """What another process has open."""
+    """The same knowledge base as another process opens it."""
     return KnowledgeBase(kb.config, kb.root)
 
 
@@ -63,16 +63,16 @@ def half(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
 # --------------------------------------------------------------------------- the cache
 
 
-def test_of_two_answers_the_one_asked_first_stays() -> None:
+def test_the_cache_keeps_the_answer_asked_for_first() -> None:
     cache = AnswerCache(2)
     cache.add(["a", "b", "a"], np.array([5, 5, 3]), np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]]))
     cache.add(["b", "a", "c"], np.array([9, 2, 1]), np.array([[0.4, 0.6], [0.5, 0.5], [0.6, 0.4]]))
-    found = cache.lookup(["c", "a", "b", "d"])
-    np.testing.assert_array_equal(found, [[0.6, 0.4], [0.5, 0.5], [0.2, 0.8], [np.nan] * 2])
+    actual = cache.lookup(["c", "a", "b", "d"])
+    np.testing.assert_array_equal(actual, [[0.6, 0.4], [0.5, 0.5], [0.2, 0.8], [np.nan] * 2])
     assert len(cache) == 3 and "b" in cache and "d" not in cache
 
 
-def test_a_cache_grows_with_what_it_is_given() -> None:
+def test_a_cache_grows_with_its_answers() -> None:
     cache = AnswerCache(1, np.float32)
     for first in range(0, 2000, 50):
         numbers = np.arange(first, first + 50)
@@ -98,7 +98,7 @@ def test_answers_are_read_once(kb: KnowledgeBase) -> None:
         assert times["knowledge"] == files["knowledge"] == 2
 
 
-def test_what_this_process_appends_is_not_read(kb: KnowledgeBase) -> None:
+def test_answers_appended_by_this_process_are_not_read_back(kb: KnowledgeBase) -> None:
     rows = observed(kb, 0, 48)
     kb.answers.append(rows.iloc[:1], half(rows.iloc[:1]), teacher="another")  # now there is a table
     inside = np.arange(48.0 * 3).reshape(48, 3)
@@ -116,7 +116,7 @@ def test_what_this_process_appends_is_not_read(kb: KnowledgeBase) -> None:
     assert times["knowledge"] == 1
 
 
-def test_what_another_process_appends_is_read_from_its_files_alone(kb: KnowledgeBase) -> None:
+def test_answers_of_another_process_are_read_from_the_new_files_only(kb: KnowledgeBase) -> None:
     rows = observed(kb, 0, 48)
     kb.answers.append(rows.iloc[:20], half(rows.iloc[:20]), teacher="t")
     anew = another(kb)
@@ -131,7 +131,7 @@ def test_what_another_process_appends_is_read_from_its_files_alone(kb: Knowledge
     assert (times["knowledge"], files["knowledge"], materialised["knowledge"]) == (1, 1, 10)
 
 
-def test_two_processes_that_append_in_turn_see_each_other(kb: KnowledgeBase) -> None:
+def test_two_processes_see_the_answers_of_each_other(kb: KnowledgeBase) -> None:
     rows, other = observed(kb, 0, 30), another(kb)
     for first in range(0, 30, 10):
         mine, theirs = rows.iloc[first : first + 5], rows.iloc[first + 5 : first + 10]
@@ -142,7 +142,7 @@ def test_two_processes_that_append_in_turn_see_each_other(kb: KnowledgeBase) -> 
     assert kb.tables.count_rows()["knowledge"] == 30
 
 
-def test_an_answer_to_the_same_content_is_found_however_old_it_is(kb: KnowledgeBase) -> None:
+def test_an_old_answer_to_the_same_content_is_found(kb: KnowledgeBase) -> None:
     old, new = observed(kb, 0, 24), observed(kb, 24 * 100, 24)
     kb.answers.append(old, half(old), teacher="t")
     kb.answers.append(new.iloc[:12], half(new.iloc[:12]), teacher="t")
@@ -160,7 +160,7 @@ def test_an_answer_to_the_same_content_is_found_however_old_it_is(kb: KnowledgeB
     assert not np.isnan(anew.answers.probs(old, "t")).any()
 
 
-def test_rows_without_a_time_are_looked_up_in_all_of_it(kb: KnowledgeBase) -> None:
+def test_rows_without_a_time_are_looked_up_in_the_whole_table(kb: KnowledgeBase) -> None:
     rows = observed(kb, 0, 24)
     kb.answers.append(rows, half(rows), teacher="t")
     anew = another(kb)
@@ -191,7 +191,7 @@ def test_compaction_and_a_restored_backup_lose_no_answer(kb: KnowledgeBase, tmp_
 
 
 def lived(kb: KnowledgeBase, days: int) -> None:
-    """Days of an agent that asks one teacher for ever, is watched each day, and refreshed every third day."""
+    """Days of an agent with one teacher that is watched every day and refreshed every third day."""
     for day in range(days):
         rows, end = observed(kb, 24 * day, 24), START + (day + 1) * DAY
         kb.answers.append(rows.iloc[:6], half(rows.iloc[:6]), teacher="llm")
@@ -228,8 +228,8 @@ def change(job: str, version: str, as_of: Any) -> WeightChange:
     )
 
 
-def a_watch_and_a_refresh(kb: KnowledgeBase, day: int) -> None:
-    """What they read when the agent has lived for so many days: the last is a refresh's."""
+def run_watch_and_refresh(kb: KnowledgeBase, day: int) -> None:
+    """Reads by a watch and a refresh after that many days."""
     now, last = START + day * DAY, (day - 1) // 3
     window = kb.window("current", now - 3 * DAY, now)
     rows = kb.read_observations(window)
@@ -255,14 +255,14 @@ def a_watch_and_a_refresh(kb: KnowledgeBase, day: int) -> None:
     assert kb.newest_observed_at() == now - timedelta(hours=1) and kb.has_observations(now - DAY, now)
 
 
-def test_ten_times_the_history_costs_no_more_rows_and_files(tmp_path: Path) -> None:
+def test_ten_times_the_history_reads_no_more_rows_and_files(tmp_path: Path) -> None:
     costs = []
     for days in (6, 60):
         kb = KnowledgeBase(make_config(), tmp_path / f"{days}")
         lived(kb, days)
         anew = another(kb)
         with scans() as (times, rows, files):
-            a_watch_and_a_refresh(anew, days)
+            run_watch_and_refresh(anew, days)
         costs.append((dict(times), dict(rows), dict(files)))
     young, old = costs
     assert old[1] == young[1]

@@ -1,4 +1,4 @@
-"""A table is kept open, and of it only those files are read that may hold what is looked for."""
+"""Open tables are cached, and only files that can contain the rows are read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kb(tmp_path: Path) -> KnowledgeBase:
 
 
 def another(kb: KnowledgeBase) -> KnowledgeBase:
-    """What another process has open."""
+    """The same knowledge base as another process opens it."""
     return KnowledgeBase(kb.config, kb.root)
 
 
@@ -44,7 +44,7 @@ def compact(kb: KnowledgeBase, table: Any) -> None:
 # --------------------------------------------------------------------------- kept open
 
 
-def test_a_table_that_is_kept_open_shows_what_others_append(kb: KnowledgeBase) -> None:
+def test_a_cached_open_table_shows_appends_of_others(kb: KnowledgeBase) -> None:
     for number in range(30):  # beyond a checkpoint
         assert kb.tables.count_rows() == ({"observations": 2 * number} if number else {})
         another(kb).append_observations(make_rows(2 * number, 2), batch=f"{number}")
@@ -53,7 +53,7 @@ def test_a_table_that_is_kept_open_shows_what_others_append(kb: KnowledgeBase) -
     assert kb.tables.open("observations") is kb.tables.open("observations")
 
 
-def test_a_table_that_was_replaced_is_opened_anew(kb: KnowledgeBase, tmp_path: Path) -> None:
+def test_a_replaced_table_is_opened_again(kb: KnowledgeBase, tmp_path: Path) -> None:
     kb.append_observations(make_rows(0, 5), batch="a")
     identity = kb.tables.identity()
     shutil.copytree(kb.root, tmp_path / "backup")
@@ -68,7 +68,7 @@ def test_a_table_that_was_replaced_is_opened_anew(kb: KnowledgeBase, tmp_path: P
     assert kb.tables.count_rows() == {"observations": 3, "decisions": 0}
 
 
-def test_a_window_keeps_its_version_while_the_open_table_goes_on(kb: KnowledgeBase) -> None:
+def test_a_window_keeps_its_version_while_the_open_table_advances(kb: KnowledgeBase) -> None:
     kb.append_observations(make_rows(0, 5), batch="a")
     window = kb.window("w", START, START + 100 * HOUR)
     kb.append_observations(make_rows(5, 5), batch="b")
@@ -79,7 +79,7 @@ def test_a_window_keeps_its_version_while_the_open_table_goes_on(kb: KnowledgeBa
 # --------------------------------------------------------------------------- which files
 
 
-def test_texts_of_any_kind_choose_their_files(kb: KnowledgeBase) -> None:
+def test_files_are_pruned_by_any_text(kb: KnowledgeBase) -> None:
     jobs = ["plain", "it's", 'per cent % and \\ and "', "ü" * 40, "a" * 100 + "b", "a" * 100 + "c", "-- x"]
     for job in jobs:
         spent = Spending(calls=1)
@@ -98,16 +98,18 @@ def test_texts_of_any_kind_choose_their_files(kb: KnowledgeBase) -> None:
     assert all(kb.answers.spending(job=job).keys() == {job} for job in jobs) and kb.answers.spending(job="none") == {}
 
 
-def test_moments_choose_their_files_to_the_microsecond(kb: KnowledgeBase) -> None:
+def test_files_are_pruned_by_times_to_the_microsecond(kb: KnowledgeBase) -> None:
     moments = [START + timedelta(microseconds=123_000 + n) for n in (0, 250, 999)]
     for number, moment in enumerate(moments):
         record(kb, f"{number}", "gate", moment, "refused" if number == 1 else "promoted")
     for _ in range(2):
         for number, moment in enumerate(moments):
-            assert [each.verdict_id for each in kb.journal.verdicts("gate", moment)] == [f"{number}"]
-            found = kb.journal.verdict_at("gate", moment)
+            assert [verdict.verdict_id for verdict in kb.journal.verdicts("gate", moment)] == [f"{number}"]
+            actual = kb.journal.verdict_at("gate", moment)
             assert (
-                found is not None and found.verdict_id == f"{number}" and kb.journal.verdict_at("watch", moment) is None
+                actual is not None
+                and actual.verdict_id == f"{number}"
+                and kb.journal.verdict_at("watch", moment) is None
             )
             assert kb.journal.last_refresh(before=moment + TICK) == moment
             assert kb.journal.last_refresh_refused(before=moment + TICK) == (number == 1)
@@ -115,10 +117,10 @@ def test_moments_choose_their_files_to_the_microsecond(kb: KnowledgeBase) -> Non
         compact(kb, "verdicts")
 
 
-def test_the_last_refresh_is_found_behind_any_number_of_watches(kb: KnowledgeBase) -> None:
+def test_the_last_refresh_is_found_after_many_watches(kb: KnowledgeBase) -> None:
     record(kb, "g1", "gate", START + 2 * HOUR, "promoted")
     record(kb, "g2", "gate", START + 4 * HOUR, "refused")
-    record(kb, "g2 again", "gate", START + 4 * HOUR, "promoted")  # recorded later, of the same moment
+    record(kb, "g2 again", "gate", START + 4 * HOUR, "promoted")  # recorded later, for the same time
     compact(kb, "verdicts")
     for number in range(5, 15):
         record(kb, f"w{number}", "watch", START + number * HOUR)
@@ -126,14 +128,14 @@ def test_the_last_refresh_is_found_behind_any_number_of_watches(kb: KnowledgeBas
     for _ in range(2):
         assert kb.journal.last_refresh() == START + 4 * HOUR and not kb.journal.last_refresh_refused()
         assert kb.journal.last_refresh(before=START + 4 * HOUR) == START + 2 * HOUR
-        assert [each.verdict_id for each in kb.journal.verdicts("gate")] == ["g1", "g2", "g2 again"]
-        assert [each.verdict_id for each in kb.journal.verdicts("promotion")] == ["p"] and len(
+        assert [verdict.verdict_id for verdict in kb.journal.verdicts("gate")] == ["g1", "g2", "g2 again"]
+        assert [verdict.verdict_id for verdict in kb.journal.verdicts("promotion")] == ["p"] and len(
             kb.journal.verdicts()
         ) == 14
         compact(kb, "verdicts")
 
 
-def test_weights_of_a_version_that_was_replaced_at_its_moment_do_not_come_back(kb: KnowledgeBase) -> None:
+def test_replaced_weight_changes_are_not_returned(kb: KnowledgeBase) -> None:
     def change(version: str, hours: int, after: float) -> WeightChange:
         return WeightChange(
             teacher="t",
@@ -148,13 +150,13 @@ def test_weights_of_a_version_that_was_replaced_at_its_moment_do_not_come_back(k
         )
 
     first, replaced, last = change("v1", 1, 0.6), change("v1", 2, 0.7), change("v2", 2, 0.8)
-    for each in (first, replaced, last):
-        kb.journal.append_weight_changes([each])
+    for weight_change in (first, replaced, last):
+        kb.journal.append_weight_changes([weight_change])
     assert kb.journal.weight_changes("v1") == [first] and kb.journal.weight_changes("v2") == [last]
     assert kb.journal.weight_changes() == [first, last] and kb.journal.weight_changes("v3") == []
 
 
-def test_an_empty_table_reads_as_its_columns(kb: KnowledgeBase) -> None:
+def test_a_missing_table_reads_as_empty_columns(kb: KnowledgeBase) -> None:
     frame: pd.DataFrame = kb.tables.select("verdicts", ["kind", "json"], ("kind", "=", "gate")).to_pandas()
     assert frame.empty and list(frame.columns) == ["kind", "json"]
     record(kb, "w", "watch", START)
