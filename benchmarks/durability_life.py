@@ -165,7 +165,7 @@ def flusher(place: Place) -> None:
     base, rng = place.base(), random.Random()
     while True:
         with contextlib.suppress(RuntimeStateError):  # the maintainer took a file away that was being read: once more
-            flush(base, place.spools, most_rows=rng.choice([1, 20, 500, 50_000]))
+            flush(base, place.spools, max_rows=rng.choice([1, 20, 500, 50_000]))
         time.sleep(rng.uniform(0, 0.05))
 
 
