@@ -25,7 +25,7 @@ from benchmarks.overhead import goal, once, prepare, traced, use
 from benchmarks.report import begin
 from stillhouse import config
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.knowledge.tables import FIELDS
+from stillhouse.knowledge.schemas import FIELDS
 
 CLAIM = "with ten times the history a refresh takes no longer, and a watch takes about a quarter longer"
 
@@ -64,14 +64,14 @@ def stretch(home: Path, length: timedelta) -> dict[str, tuple[int, int]]:
     """Put the whole life of the agent before itself, nine times; rows of each table before and after."""
     use(home)
     base = KnowledgeBase(config.load("flights"))
-    before = base.counts()
+    before = base.tables.count_rows()
     for table in FIELDS:
         rows = base.read(table)
         for number in range(1, TIMES):
             moved = shifted(rows, GAP + number * length, f"{number}-")
             for week, part in moved.groupby(((moved["observed_at"] - pd.Timestamp(0, tz="UTC")) // WEEK).to_numpy()):
-                base.append(table, part, batch=f"age:{number}:{week}")
-    after = base.counts()
+                base.tables.append(table, part, batch=f"age:{number}:{week}")
+    after = base.tables.count_rows()
     return {table: (count, after[table]) for table, count in before.items()}
 
 

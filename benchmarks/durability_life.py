@@ -22,7 +22,7 @@ from filelock import FileLock
 from stillhouse.config import AgentConfig, Upkeep
 from stillhouse.errors import RuntimeStateError
 from stillhouse.knowledge import KnowledgeBase, upkeep
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught
+from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool
 from stillhouse.records import Window
@@ -165,7 +165,7 @@ def flusher(place: Place) -> None:
     base, rng = place.base(), random.Random()
     while True:
         with contextlib.suppress(RuntimeStateError):  # the maintainer took a file away that was being read: once more
-            flush(base, place.spools, most_rows=rng.choice([1, 20, 500, 50_000]))
+            flush(base, place.spools, max_rows=rng.choice([1, 20, 500, 50_000]))
         time.sleep(rng.uniform(0, 0.05))
 
 
@@ -174,8 +174,8 @@ def maintainer(place: Place) -> None:
     base, rng = place.base(), random.Random()
     while True:
         with place.upkeep():
-            upkeep.compact(base, Upkeep(min_files=2))
-            upkeep.free(base, timedelta(), place.pinned())
+            upkeep.compact(base.tables, Upkeep(min_files=2))
+            upkeep.vacuum(base.tables, timedelta(), place.pinned())
         time.sleep(rng.uniform(0, 0.1))
 
 
@@ -202,7 +202,7 @@ def event(kind: str, names: list[str], rng: random.Random) -> Event:
             )
         case "taught":
             (name,) = names
-            return Taught(
+            return TeacherAnswered(
                 teacher=name,
                 observed_at=times,
                 asked_at=times[0],
@@ -251,8 +251,8 @@ def pin(place: Place, rng: random.Random, found: Found) -> None:
 def digest(place: Place, window: Window) -> str:
     """The window's rows as text, the same for the same rows."""
     base = place.base()
-    observations = base.observations(window).to_csv(index=False)
-    return observations + base.labelled(window, START + timedelta(days=1000)).to_csv(index=False)
+    observations = base.read_observations(window).to_csv(index=False)
+    return observations + base.read_labelled(window, START + timedelta(days=1000)).to_csv(index=False)
 
 
 def compare(place: Place, base: KnowledgeBase, found: Found) -> None:
@@ -271,8 +271,8 @@ def compare(place: Place, base: KnowledgeBase, found: Found) -> None:
         found.lost += [f"{name} in {table}" for name in mine - set(rows)]
         found.doubled += [f"{name} in {table}" for name, count in rows.items() if count > 1]
     found.acknowledged, found.unacknowledged = len(acknowledged), len(everywhere - acknowledged)
-    found.rows = base.counts()
-    found.commits = {table: base._open(table).version() for table in found.rows}  # type: ignore[union-attr, arg-type]
+    found.rows = base.tables.count_rows()
+    found.commits = {table: base.tables.open(table).version() for table in found.rows}  # type: ignore[union-attr, arg-type]
     for path in sorted(place.windows.glob("*.rows")):
         found.windows += 1
         window = Window.model_validate_json(path.with_suffix(".json").read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ from benchmarks.report import Goal, begin
 from benchmarks.scan_peers.usage import cpu, peak_mb
 from stillhouse.config import AgentConfig, Upkeep
 from stillhouse.knowledge import KnowledgeBase, windows
-from stillhouse.knowledge.tables import observed_in
+from stillhouse.knowledge.pruning import observed_in
 
 CLAIM = (
     "ten million observations are appended, read by window and sampled in bounded memory, and after compaction the "
@@ -136,14 +136,14 @@ def fill(folder: Path, size: Size) -> dict[str, Any]:
         began = time.perf_counter()
         base.append_observations(rows, batch=f"day {day}")
         outcomes = rows[["observation_id", "observed_at"]].assign(known_at=rows["observed_at"] + DAY, action="go")
-        base.append("outcomes", outcomes, batch=f"day {day}")
+        base.tables.append("outcomes", outcomes, batch=f"day {day}")
         seconds += time.perf_counter() - began
         if day + 1 in size.ages:
             for layout in LAYOUTS:
                 keep(base.root, place(folder, layout, day + 1), compact=layout == "compacted")
     disk = sum(file.stat().st_size for file in (base.root / "observations").rglob("*.parquet"))
     return {
-        "rows": base.counts()["observations"],
+        "rows": base.tables.count_rows()["observations"],
         "table_mb": sum(batch.nbytes for batch in base.stream("observations")) / 2**20,
         "disk_mb": disk / 2**20,
         "append_s": seconds,
@@ -164,7 +164,7 @@ def day(folder: Path, size: Size) -> dict[str, Any]:
             begun = time.perf_counter(), cpu(), read_bytes()
             base = KnowledgeBase(config(), place(folder, layout, age))
             end = START + age * DAY
-            rows = base.observations(base.window("current", end - DAY, end))
+            rows = base.read_observations(base.window("current", end - DAY, end))
             cost = {
                 "wall_s": time.perf_counter() - begun[0],
                 "cpu_s": cpu() - begun[1],
@@ -182,8 +182,8 @@ def sample(folder: Path, size: Size) -> dict[str, Any]:
     base = KnowledgeBase(config(), place(folder, "compacted", size.ages[-1]))
     whole = base.window("whole", START, START + size.ages[-1] * DAY)
     began = time.perf_counter()
-    window = windows.sampled(whole, size.sample, "scale")
-    rows = base.labelled(window, known_by=whole.end + 2 * DAY)
+    window = windows.sample_window(whole, size.sample, "scale")
+    rows = base.read_labelled(window, known_by=whole.end + 2 * DAY)
     return {"rows": len(rows), "seconds": time.perf_counter() - began}
 
 
@@ -191,8 +191,8 @@ def newest(folder: Path, size: Size) -> dict[str, Any]:
     """A window by count at the end of the life."""
     base = KnowledgeBase(config(), place(folder, "compacted", size.ages[-1]))
     began = time.perf_counter()
-    window = windows.newest(base, "current", size.newest, START + size.ages[-1] * DAY)
-    rows = base.observations(window)
+    window = windows.newest_window(base, "current", size.newest, START + size.ages[-1] * DAY)
+    rows = base.read_observations(window)
     return {"rows": len(rows), "seconds": time.perf_counter() - began}
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from stillhouse.files import write_whole
+from stillhouse.files import write_atomic
 from stillhouse.records import DataReport
 
 if TYPE_CHECKING:
@@ -157,5 +157,5 @@ def _entry_of(page: Path) -> dict[str, Any] | None:
 
 def _replace(path: Path, text: str) -> None:
     """A reader meets the old page or the new one, never half of one."""
-    write_whole(path, text)
+    write_atomic(path, text)
     path.chmod(0o644)

@@ -23,7 +23,7 @@ from tasks.prefect_server import ensure_server, without_heartbeats
 
 if TYPE_CHECKING:
     from stillhouse.demonstrating import Year
-    from stillhouse.knowledge.upkeep import Maintained
+    from stillhouse.knowledge.upkeep import UpkeepReport
     from stillhouse.records import Verdict
 
 app = typer.Typer(
@@ -135,7 +135,7 @@ def _flow(name: str, agent: str) -> Callable[..., Any]:
     return by_hand
 
 
-def _show_upkeep(done: Maintained) -> None:
+def _show_upkeep(done: UpkeepReport) -> None:
     columns = (
         "table",
         "flushed\nrows",

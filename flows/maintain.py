@@ -6,7 +6,7 @@ from datetime import datetime
 
 from prefect import flow
 
-from stillhouse.knowledge.upkeep import Maintained
+from stillhouse.knowledge.upkeep import UpkeepReport
 from stillhouse.locks import upkeep_lock
 from tasks import maintaining
 from tasks.common import AgentName
@@ -15,7 +15,7 @@ __all__ = ["maintain"]
 
 
 @flow(name="maintain", flow_run_name="maintain {agent}", validate_parameters=True)
-def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> Maintained:
+def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> UpkeepReport:
     """Flush the spools, join small files, remove rows older than `upkeep.keep`, and free what no version in use needs.
 
     What a registered model was trained or proved on stays, rows and table versions alike. Where the registry does not
@@ -29,7 +29,7 @@ def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> Mai
         flushed = maintaining.flush_spools(agent)
         now = maintaining.moment(agent, as_of)
         learned = maintaining.learned_windows(agent)
-        done = Maintained(
+        done = UpkeepReport(
             agent=agent,
             as_of=now,
             flushed=flushed,

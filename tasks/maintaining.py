@@ -8,8 +8,8 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from stillhouse import maintaining
-from stillhouse.knowledge.flush import Flushed
-from stillhouse.knowledge.upkeep import Compacted, Freed, Maintained, Removed
+from stillhouse.knowledge.flush import FlushResult
+from stillhouse.knowledge.upkeep import CompactionResult, DeletedRows, UpkeepReport, VacuumResult
 from stillhouse.maintaining import Learned, moment
 from tasks.common import artifact_key, engine_task
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 @engine_task("flush")
-def flush_spools(agent: str) -> Flushed:
+def flush_spools(agent: str) -> FlushResult:
     """Move what the agent's processes on this machine recorded into the tables."""
     return maintaining.flush_spools(agent)
 
@@ -44,25 +44,25 @@ def look_for_damage(agent: str) -> tuple[str, ...]:
 
 
 @engine_task("compact")
-def compact(agent: str) -> tuple[Compacted, ...]:
+def compact(agent: str) -> tuple[CompactionResult, ...]:
     """Join small files into large ones."""
     return maintaining.compact(agent)
 
 
 @engine_task("remove old rows")
-def remove_old_rows(agent: str, as_of: datetime, learned: Learned) -> tuple[Removed, ...]:
+def remove_old_rows(agent: str, as_of: datetime, learned: Learned) -> tuple[DeletedRows, ...]:
     """Delete rows past their retention that no registered model learned from."""
     return maintaining.remove_old_rows(agent, as_of, learned)
 
 
 @engine_task("free the disk")
-def free(agent: str, learned: Learned) -> tuple[Freed, ...]:
+def free(agent: str, learned: Learned) -> tuple[VacuumResult, ...]:
     """Delete files of table versions that nobody needs."""
     return maintaining.free(agent, learned)
 
 
 @engine_task("publish")
-def publish(done: Maintained) -> None:
+def publish(done: UpkeepReport) -> None:
     """The report as an artifact; what is wrong is logged as well."""
     for problem in (*done.flushed.problems, *done.problems, *filter(None, [done.nothing_removed])):
         get_run_logger().warning("%s", problem)

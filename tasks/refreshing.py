@@ -60,7 +60,7 @@ def require_learnable(request: RefreshRequest) -> None:
 def check_data(request: RefreshRequest) -> DataReport:
     """Hold the training and test window against the data contract; bad rows go to quarantine."""
     session, docs = session_of(request), config.home() / "data_docs" / request.agent
-    return session.base.set_aside(*check(session.data.raw, request.window, session.settings, docs=docs))
+    return session.base.quarantine(*check(session.data.raw, request.window, session.settings, docs=docs))
 
 
 @engine_task("open refresh")

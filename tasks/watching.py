@@ -40,7 +40,7 @@ def check_data(agent: str, window: Window) -> DataReport:
         docs=config.home() / "data_docs" / agent,
         pages="on_failure",
     )
-    return watched.base.set_aside(report, bad)
+    return watched.base.quarantine(report, bad)
 
 
 @engine_task("gather evidence")

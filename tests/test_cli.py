@@ -266,10 +266,12 @@ def test_spending_of_the_teachers_today_and_in_total(tmp_path: Path, monkeypatch
 
     def spend(teacher: str, batch: str, money: float) -> None:
         spent = Spending(calls=12, rows=10, input_tokens=3400, output_tokens=50, seconds=2.0, money=money)
-        base.spend(spent, job="r", purpose="refresh", teacher=teacher, version="v", as_of=NOW, batch=batch)
+        base.answers.append_spending(
+            spent, job="r", purpose="refresh", teacher=teacher, version="v", as_of=NOW, batch=batch
+        )
 
     with monkeypatch.context() as patch:
-        patch.setattr("stillhouse.knowledge.base.datetime", Yesterday)
+        patch.setattr("stillhouse.knowledge.answers.datetime", Yesterday)
         spend("llm", "old", 0.5)
         spend("rules", "old rules", 0.0)
     spend("llm", "new", 0.25)

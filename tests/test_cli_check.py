@@ -198,7 +198,7 @@ def test_quarantine_shows_rows_reasons_and_counts(run: Run, log: Path) -> None:
     base = KnowledgeBase(config.load("toy"))
     times = pd.date_range("2024-01-02", periods=3, freq="h", tz="UTC")
     reasons = [["a: above 20"], ["a: above 20", "place: unknown value '[/INST]\\n'"], ["c: missing"]]
-    base.append(
+    base.tables.append(
         "quarantine", pd.DataFrame({"observation_id": list("pqr"), "observed_at": times, "reasons": reasons}), batch="b"
     )
     shown = run("quarantine", "toy", "--last", "2")

@@ -76,7 +76,7 @@ def test_a_log_is_previewed_imported_and_then_recognised(
         "of its first 1,000 rows, the import would add 1,000 observations" in shown.stdout
         and "toy-00009" in shown.stdout
     )
-    assert base_of(tmp_path).counts() == {}
+    assert base_of(tmp_path).tables.count_rows() == {}
 
     done = run(environment, log)
     assert done.returncode == 0, done.stderr
@@ -84,7 +84,7 @@ def test_a_log_is_previewed_imported_and_then_recognised(
     assert [line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["imported"]] == [
         ["imported", "7,201", "0", "7,200", "0", "1", "0", "7,200"]
     ]
-    assert base_of(tmp_path).counts() == {"observations": 7200, "outcomes": 7200, "quarantine": 1}
+    assert base_of(tmp_path).tables.count_rows() == {"observations": 7200, "outcomes": 7200, "quarantine": 1}
     again = run(environment, log)
     assert [line.split() for line in again.stdout.splitlines() if line.split()[:1] == ["imported"]] == [
         ["imported", "7,201", "7,201", "0", "0", "0", "0", "0"]
@@ -92,7 +92,7 @@ def test_a_log_is_previewed_imported_and_then_recognised(
 
     rows = toy.observations(toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60))
     base = base_of(tmp_path)
-    imported = base.observations(base.window("all", toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60)))
+    imported = base.read_observations(base.window("all", toy.BEGIN, toy.BEGIN + pd.Timedelta(days=60)))
     pd.testing.assert_frame_equal(imported[["observation_id", "a", "c"]], rows[["observation_id", "a", "c"]])
     assert imported["place"].tolist() == rows["place"].tolist()
 
@@ -115,15 +115,15 @@ def test_a_killed_import_can_be_continued(environment: dict[str, str], log: Path
     rows.to_csv(log, index=False)
     process = subprocess.Popen([*COMMAND, str(log)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not base_of(tmp_path).counts().get("observations"):
+    while time.monotonic() < deadline and not base_of(tmp_path).tables.count_rows().get("observations"):
         time.sleep(0.05)
     process.kill()
     process.wait()
-    before = base_of(tmp_path).counts()
+    before = base_of(tmp_path).tables.count_rows()
     assert 0 < before["observations"] < len(rows)
     done = run(environment, log)
     assert done.returncode == 0, done.stderr
     after = base_of(tmp_path)
-    assert after.counts() == {"observations": len(rows), "outcomes": len(rows)}
+    assert after.tables.count_rows() == {"observations": len(rows), "outcomes": len(rows)}
     for table in ("observations", "outcomes"):
         assert after.read(table, columns=["observation_id"])["observation_id"].is_unique

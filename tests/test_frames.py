@@ -1,4 +1,4 @@
-"""Columns are read as their values are, whichever dtype pandas or Arrow gave them."""
+"""A column is read by the type of its values, whatever its pandas or Arrow dtype."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import pyarrow as pa
 import pytest
 
 from stillhouse.errors import SchemaError
-from stillhouse.frames import from_arrow, numbers_in, require_distinct, texts_in, to_numbers, to_texts, with_zone
+from stillhouse.frames import (
+    arrow_to_pandas,
+    has_time_zone,
+    read_numbers,
+    read_texts,
+    require_distinct,
+    to_numbers,
+    to_texts,
+)
 from stillhouse.values import number_of, text_of
 
 COLUMNS: dict[str, pd.Series] = {
@@ -40,21 +48,21 @@ COLUMNS: dict[str, pd.Series] = {
 
 
 def one_by_one(values: Any, read: Any, otherwise: Any) -> tuple[list[Any], dict[int, str]]:
-    found, refused = [], {}
+    actual, refused = [], {}
     for place, value in enumerate(values):
         try:
-            found.append(read(value))
+            actual.append(read(value))
         except ValueError as error:
             refused[place] = str(error)
-            found.append(otherwise)
-    return found, refused
+            actual.append(otherwise)
+    return actual, refused
 
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_column_is_read_as_its_values_one_by_one(name: str) -> None:
     values = COLUMNS[name].set_axis(range(5, 5 + len(COLUMNS[name])))
     scalars = values.to_numpy() if name == "float32" else values
-    texts, numbers = texts_in(values), numbers_in(values)
+    texts, numbers = read_texts(values), read_numbers(values)
     assert (texts.values.tolist(), texts.refused) == one_by_one(scalars, text_of, None)
     expected, refused = one_by_one(scalars, lambda value: number_of(value, from_text=True), np.nan)
     np.testing.assert_array_equal(numbers.values, np.array(expected, dtype="float64"))
@@ -75,19 +83,19 @@ def test_a_column_is_read_as_its_values_one_by_one(name: str) -> None:
         ("0.1234567890123456789", 0.12345678901234568),
     ],
 )
-def test_texts_are_numbers_as_python_reads_them(text: str, number: float | None) -> None:
-    read = numbers_in(pd.Series([text, None], dtype=object))
+def test_strings_are_numbers_as_python_reads_them(text: str, number: float | None) -> None:
+    read = read_numbers(pd.Series([text, None], dtype=object))
     assert (0 in read.refused) == (number is None)
     np.testing.assert_array_equal(read.values, [np.nan if number is None else number, np.nan])
-    assert 0 in numbers_in(pd.Series([text]), from_text=False).refused
+    assert 0 in read_numbers(pd.Series([text]), from_text=False).refused
 
 
 @pytest.mark.parametrize("dtype", ["Float32", "float[pyarrow]"])
 def test_a_float32_keeps_its_shortest_text_in_every_dtype(dtype: str) -> None:
-    assert texts_in(pd.Series([0.1, None, 3], dtype=dtype)).values.tolist() == ["0.1", None, "3"]
+    assert read_texts(pd.Series([0.1, None, 3], dtype=dtype)).values.tolist() == ["0.1", None, "3"]
 
 
-def test_a_refusal_names_the_column_the_row_and_the_value() -> None:
+def test_an_error_names_the_column_the_row_and_the_value() -> None:
     lists = pd.Series(["a", [1, 2], b"c"], dtype=object)
     with pytest.raises(SchemaError, match=r"^column 'x', row 1: the list \[1, 2\] is no text: .*, and 1 more$"):
         to_texts(lists, "column 'x'")
@@ -99,7 +107,7 @@ def test_a_refusal_names_the_column_the_row_and_the_value() -> None:
         to_texts(pd.Series([2.0**60, np.nan]), "column 'x'")
 
 
-def test_arrows_columns_stay_what_they_are() -> None:
+def test_arrow_columns_keep_their_types() -> None:
     table = pa.table(
         {
             "id": pa.array([2**60 + 1, None]),
@@ -112,10 +120,10 @@ def test_arrows_columns_stay_what_they_are() -> None:
             "words": pa.array(["a", None]).dictionary_encode(),
         }
     )
-    frame = from_arrow(table)
-    read = {name: texts_in(frame[name]) for name in frame}
-    found = {name: each.values.tolist() for name, each in read.items() if not each.refused}
-    assert found == {
+    frame = arrow_to_pandas(table)
+    read = {name: read_texts(frame[name]) for name in frame}
+    actual = {name: column.values.tolist() for name, column in read.items() if not column.refused}
+    assert actual == {
         "id": [str(2**60 + 1), None],
         "code": ["3", None],
         "flag": ["true", None],
@@ -123,7 +131,7 @@ def test_arrows_columns_stay_what_they_are() -> None:
         "day": ["2024-05-01", None],
         "words": ["a", None],
     }
-    assert {name: each.refused[0][:14] for name, each in read.items() if each.refused} == {
+    assert {name: column.refused[0][:14] for name, column in read.items() if column.refused} == {
         "nested": "the dictionary",
         "listed": "the array [1] ",
     }
@@ -131,16 +139,16 @@ def test_arrows_columns_stay_what_they_are() -> None:
 
 def test_an_index_that_pandas_wrote_stays_a_column() -> None:
     frame = pd.DataFrame({"id": ["a"], "x": [1]}).set_index("id")
-    assert list(from_arrow(pa.Table.from_pandas(frame)).columns) == ["x", "id"]
+    assert list(arrow_to_pandas(pa.Table.from_pandas(frame)).columns) == ["x", "id"]
 
 
-def test_two_columns_of_one_name_are_refused_by_name() -> None:
+def test_columns_with_the_same_name_are_refused() -> None:
     require_distinct(["a", "b", 0, None], "the rows")
     with pytest.raises(SchemaError, match=r"^the rows have more than one column 'a', 0: rename"):
         require_distinct(["a", 0, "a", "b", 0], "the rows")
 
 
-def test_which_moments_say_their_zone() -> None:
+def test_which_times_have_a_zone() -> None:
     said = {
         "2013-06-01": False,
         "20130601": False,
@@ -153,4 +161,4 @@ def test_which_moments_say_their_zone() -> None:
         "20130601T120000z": True,
         "1T00" * 40 + "Z": False,
     }
-    assert with_zone(pd.Series([*said, None], dtype="str")).tolist() == [*said.values(), False]
+    assert has_time_zone(pd.Series([*said, None], dtype="str")).tolist() == [*said.values(), False]

@@ -1,4 +1,4 @@
-"""A store says its version; an older one is upgraded, and what cannot be read is refused in a sentence."""
+"""A store records its version: older stores are upgraded, unreadable ones are refused with a message."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_a_home_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"version": "1"}', '{"version": 0}'])
-def test_a_damaged_mark_is_told(tmp_path: Path, content: str) -> None:
+def test_a_damaged_version_file_is_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "store.json").write_text(content)
     with pytest.raises(StoreError, match=r"store\.json"):
         open_store(tmp_path)
 
 
-def test_migrations_run_in_their_order_and_a_killed_one_runs_again(tmp_path: Path) -> None:
+def test_migrations_run_in_order_and_a_killed_one_runs_again(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text('{"version": 1}')
     done, killed = [], [True]
 
@@ -76,7 +76,7 @@ def test_migrations_run_in_their_order_and_a_killed_one_runs_again(tmp_path: Pat
     assert json.loads((tmp_path / "store.json").read_text()) == {"version": 3}
 
 
-def test_a_version_without_a_way_to_today_is_refused(tmp_path: Path) -> None:
+def test_a_version_without_a_migration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text('{"version": 1}')
     with pytest.raises(StoreError, match="no migration leads from there to version 2"):
         open_store(tmp_path, 2, {})

@@ -21,8 +21,8 @@ from stillhouse.compress.search import search
 from stillhouse.config import Compression, DynamicInt8, Fp32, Search, StaticInt8, home
 from stillhouse.errors import ConfigError, DataError, SchemaError
 from stillhouse.evaluate.scorecard import quality
-from stillhouse.frames import numbers_in
-from stillhouse.knowledge.files import heading_hint, read_csv
+from stillhouse.frames import read_numbers
+from stillhouse.knowledge.log_files import heading_hint, read_csv
 from stillhouse.records import CompressionCandidate, Frontier, SizeLimits
 from stillhouse.registry.compressions import Compressions
 from stillhouse.registry.foreign import ForeignModel
@@ -173,7 +173,7 @@ def _table(file: Path) -> pd.DataFrame:
 
 def _numbers(texts: pd.Series[Any]) -> pd.Series[Any]:
     """The column as numbers, whole ones as integers; as texts where one of its values is none."""
-    read = numbers_in(texts)
+    read = read_numbers(texts)
     if read.refused or not len(texts):
         return texts
     whole = texts.str.fullmatch(r" *[+-]?[0-9]{1,15} *").eq(True)

@@ -63,7 +63,7 @@ def load_rows(
     :raises PartError: if the source fails, or does not return a data frame.
     """
     base = KnowledgeBase(config)
-    if not from_source and (until := base.lived_until()) is not None:
+    if not from_source and (until := base.observed_until()) is not None:
         start, end = _window(start, end, last, default=(until - last, until))
         return base.read("observations", base.window("contract", start, end))
     since = config.observations.since

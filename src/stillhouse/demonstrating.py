@@ -16,7 +16,7 @@ from stillhouse.champion import load_version, open_registry
 from stillhouse.errors import WindowError
 from stillhouse.evaluate import figures
 from stillhouse.evaluate.scorecard import quality
-from stillhouse.files import write_whole
+from stillhouse.files import write_atomic
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
 from stillhouse.parts import resolve
 from stillhouse.records import ModelRef, Record, Verdict, Window, drift_report
@@ -92,12 +92,12 @@ def week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[datet
 
 def watched(agent: str, end: datetime) -> Verdict | None:
     """What the watch of that week decided, if an interrupted demo got so far."""
-    return _base(agent).verdict_at("watch", end)
+    return _base(agent).journal.verdict_at("watch", end)
 
 
 def refreshed(agent: str, end: datetime) -> bool:
     """Whether a gate has judged a refresh of that moment."""
-    return _base(agent).verdict_at("gate", end) is not None
+    return _base(agent).journal.verdict_at("gate", end) is not None
 
 
 def first_champion(agent: str) -> ModelRef:
@@ -106,7 +106,9 @@ def first_champion(agent: str) -> ModelRef:
     :raises WindowError: if none was; one that waits for approval is named.
     """
     models, base = open_registry(agent), _base(agent)
-    promoted = [verdict for kind in _PROMOTING for verdict in base.verdicts(kind) if verdict.result == "promoted"]
+    promoted = [
+        verdict for kind in _PROMOTING for verdict in base.journal.verdicts(kind) if verdict.result == "promoted"
+    ]
     for verdict in sorted(promoted, key=lambda each: each.as_of):
         number = _promoted_version(models, verdict)
         if number is not None and (found := models.version(agent, number)) is not None:
@@ -137,7 +139,7 @@ def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
     """
     base, models = _base(agent), open_registry(agent)
     rows, decided = _decided_rows(base, Window.ending("week", end, _WEEK))
-    verdict, gate = base.verdict_at("watch", end), base.verdict_at("gate", end)
+    verdict, gate = base.journal.verdict_at("watch", end), base.journal.verdict_at("gate", end)
     champion = (
         models.version(agent, str(decided["version"].iloc[0]).rpartition("@")[2]) if len(decided) else models.champion()
     )  # nobody asked for a decision in that week
@@ -175,7 +177,7 @@ def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
 
     :raises WindowError: if there is no champion.
     """
-    models, spent = open_registry(agent), _base(agent).spending()
+    models, spent = open_registry(agent), _base(agent).answers.spending()
     champion = models.champion()
     if champion is None:
         raise WindowError(f"agent {agent!r} has no champion: the demo was not bootstrapped")
@@ -197,8 +199,8 @@ def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
     )
     folder = config.home() / "demo" / agent
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
-    write_whole(folder / "weeks.json", json.dumps([week.model_dump(mode="json") for week in weeks], indent=1) + "\n")
+    write_atomic(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
+    write_atomic(folder / "weeks.json", json.dumps([week.model_dump(mode="json") for week in weeks], indent=1) + "\n")
     figure = figures.year(
         [week.ending for week in weeks],
         {
@@ -230,7 +232,7 @@ def _decided_rows(base: KnowledgeBase, window: Window) -> tuple[pd.DataFrame, pd
     outcomes = outcomes.sort_values("known_at", kind="stable").drop_duplicates("observation_id", keep="last")
     index = {action: position for position, action in enumerate(settings.actions)}
     labels = outcomes.assign(outcome=outcomes["action"].map(index))[["observation_id", "outcome"]].dropna()
-    rows = base.observations(window).merge(labels, on="observation_id").astype({"outcome": "int64"})
+    rows = base.read_observations(window).merge(labels, on="observation_id").astype({"outcome": "int64"})
     decisions = base.read("decisions", window, ["observation_id", "version", "probabilities"])
     decisions = decisions.drop_duplicates("observation_id").set_index("observation_id")
     rows = rows[rows["observation_id"].isin(decisions.index)].reset_index(drop=True)

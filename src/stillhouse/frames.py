@@ -1,7 +1,7 @@
-"""Columns of a frame as texts and as numbers, by the rule of :mod:`stillhouse.values`, and column names without twins.
+"""Columns of a DataFrame as strings and as numbers, by the rules of :mod:`stillhouse.values`.
 
-What a column holds is read by the type of its values, whichever dtype pandas or Arrow gave it: whole numbers beside a
-gap, nullable and dictionary-encoded columns, decimals and dates read the same as one by one.
+A column is read by the type of its values, whatever dtype pandas or Arrow gave it: integers beside a missing value,
+nullable and dictionary-encoded columns, decimals and dates give the same result as the values one by one.
 """
 
 from __future__ import annotations
@@ -19,133 +19,152 @@ from stillhouse.values import ValueRefused, is_missing, number_of, numbers_of, t
 
 __all__ = [
     "ReadColumn",
-    "from_arrow",
-    "numbers_in",
+    "arrow_to_pandas",
+    "has_time_zone",
+    "read_numbers",
+    "read_texts",
     "require_distinct",
-    "texts_in",
     "to_numbers",
     "to_texts",
-    "with_zone",
 ]
 
-_PLAIN_NUMBERS = frozenset("0123456789+-.eE ")
-_LONGEST_MOMENT = 64  # characters; what is longer is no moment, and is not searched through
-_ZONE = r"\d[T ]\d{2}.*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"  # behind a time: the day of 2013-06-01 is no zone
-_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
+_NUMBER_CHARACTERS = frozenset("0123456789+-.eE ")
+_MAX_TIME_CHARACTERS = 64  # a longer string is not a time, and is not searched
+_ZONE = r"\d[T ]\d{2}.*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"  # after a time of day: "-01" of 2013-06-01 is not a zone
+_NUMBER_KINDS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")  # of pandas' infer_dtype
 
 
 class ReadColumn(NamedTuple):
-    """A column that was read, with what could not be."""
+    """A converted column, and the values that could not be converted."""
 
     values: pd.Series[Any]
-    """Texts or None (object), or float64; missing also where a value was refused."""
+    """Strings or None (object), or float64; missing also where a value was refused."""
     refused: dict[int, str]
-    """By a row's number from 0 on: why its value is none."""
+    """Why the value of a row was refused, by row index."""
 
 
 def require_distinct(names: Iterable[Hashable], what: str) -> None:
-    """Refuse two columns of one name: which of them is meant nobody can know.
+    """Refuse columns with the same name.
 
-    :param what: what has the columns, as the message says it: "the rows of agent 'flights'".
+    :param what: what has the columns, for the message: "the rows of agent 'flights'".
     :raises SchemaError: naming them.
+
+    >>> require_distinct(["temp", "wind"], "the rows of agent 'flights'")
     """
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise SchemaError(f"{what} have more than one column {', '.join(map(repr, twice))}: rename or drop one of them")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        names_text = ", ".join(map(repr, repeated))
+        raise SchemaError(f"{what} have more than one column {names_text}: rename or drop one of them")
 
 
-def with_zone(texts: pd.Series[Any]) -> pd.Series[bool]:
-    """Which ISO texts say their time zone, bool ``[n]``: a date without a time never does."""
-    short = texts.where(texts.str.len() <= _LONGEST_MOMENT, None)
-    said: pd.Series[bool] = short.str.contains(_ZONE, na=False)
-    return said
+def has_time_zone(texts: pd.Series[Any]) -> pd.Series[bool]:
+    """Mask of ISO strings with a time zone, bool ``[n]``; False for a date without a time.
+
+    >>> has_time_zone(pd.Series(["2013-06-01T12:00Z", "2013-06-01"])).tolist()
+    [True, False]
+    """
+    short = texts.where(texts.str.len() <= _MAX_TIME_CHARACTERS, None)
+    mask: pd.Series[bool] = short.str.contains(_ZONE, na=False)
+    return mask
 
 
-def from_arrow(rows: pa.RecordBatch | pa.Table) -> pd.DataFrame:
-    """Arrow's columns as pandas': whole numbers stay whole beside a gap, and no column becomes an index."""
+def arrow_to_pandas(rows: pa.RecordBatch | pa.Table) -> pd.DataFrame:
+    """Arrow data as a DataFrame: integers stay integers beside a missing value, and no column becomes the index."""
     frame: pd.DataFrame = rows.to_pandas(integer_object_nulls=True, ignore_metadata=True)
     return frame
 
 
-def texts_in(values: pd.Series[Any]) -> ReadColumn:
-    """A column's values as texts, None where they are missing, ``[n]``."""
+def read_texts(values: pd.Series[Any]) -> ReadColumn:
+    """The values of a column as strings, ``[n]``; None where they are missing.
+
+    >>> read_texts(pd.Series([1, None], dtype=object)).values.tolist()
+    ['1', None]
+    """
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        return _by_code(values.array.codes, texts_in(pd.Series(dtype.categories)), values.index)
-    if dtype.kind == "f" and not isinstance(dtype, np.dtype):  # nullable or Arrow's: one by one a float32 is widened
-        own = np.dtype(getattr(dtype, "numpy_dtype", np.float64))
-        values = pd.Series(values.to_numpy(dtype=own, na_value=np.nan), index=values.index)
+        return _expand_codes(values.array.codes, read_texts(pd.Series(dtype.categories)), values.index)
+    if dtype.kind == "f" and not isinstance(dtype, np.dtype):  # nullable or Arrow: one by one, float32 would be widened
+        numpy_dtype = np.dtype(getattr(dtype, "numpy_dtype", np.float64))
+        values = pd.Series(values.to_numpy(dtype=numpy_dtype, na_value=np.nan), index=values.index)
         dtype = values.dtype
     if (dtype.kind in "biufM" and isinstance(dtype, np.dtype)) or isinstance(dtype, pd.DatetimeTZDtype):
         codes, distinct = pd.factorize(values)
-        return _by_code(codes, _texts(list(distinct) if dtype.kind == "M" else np.asarray(distinct)), values.index)
-    return _series(_texts(values.astype(object).tolist()), values.index)
+        return _expand_codes(
+            codes, _array_to_texts(list(distinct) if dtype.kind == "M" else np.asarray(distinct)), values.index
+        )
+    return _to_column(_array_to_texts(values.astype(object).tolist()), values.index)
 
 
-def numbers_in(values: pd.Series[Any], *, from_text: bool = True) -> ReadColumn:
-    """A column's values as float64, NaN where they are missing, ``[n]``.
+def read_numbers(values: pd.Series[Any], *, from_text: bool = True) -> ReadColumn:
+    """The values of a column as float64 ``[n]``; NaN where they are missing.
 
-    :param from_text: whether texts may write numbers.
+    :param from_text: accept strings that write a number.
+
+    >>> read = read_numbers(pd.Series(["1.5", "warm"]))
+    >>> read.values.tolist(), list(read.refused)
+    ([1.5, nan], [1])
     """
     dtype = values.dtype
     if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
         return ReadColumn(values.astype("float64"), {})
     if isinstance(dtype, pd.CategoricalDtype):
-        return _by_code(values.array.codes, numbers_in(pd.Series(dtype.categories), from_text=from_text), values.index)
+        return _expand_codes(
+            values.array.codes, read_numbers(pd.Series(dtype.categories), from_text=from_text), values.index
+        )
     plain: list[Any] = values.astype(object).tolist()
-    if pd.api.types.infer_dtype(plain, skipna=True) in _NUMBERS:
+    if pd.api.types.infer_dtype(plain, skipna=True) in _NUMBER_KINDS:
         try:
             return ReadColumn(pd.Series(np.array(plain, dtype=np.float64), index=values.index), {})
-        except (OverflowError, TypeError, ValueError):  # one of them says below what is wrong with it
+        except (OverflowError, TypeError, ValueError):  # the reason for each row is found below
             pass
-    elif from_text and (read := _plain_numbers(plain)) is not None:
+    elif from_text and (read := _parse_plain_numbers(plain)) is not None:
         return ReadColumn(pd.Series(read, index=values.index), {})
-    return _series(_numbers(plain, from_text), values.index)
+    return _to_column(_array_to_numbers(plain, from_text), values.index)
 
 
 def to_texts(values: pd.Series[Any], what: str) -> pd.Series[Any]:
-    """:func:`texts_in`, or a refusal.
+    """:func:`read_texts`, or an error.
 
-    :param what: names the column in the message: "column 'zone' of agent 'flights'".
-    :raises SchemaError: naming the first value that has no text.
+    :param what: the column, for the message: "column 'zone' of agent 'flights'".
+    :raises SchemaError: naming the first value that cannot be a string.
     """
-    return _or_refuse(texts_in(values), what)
+    return _require_all_read(read_texts(values), what)
 
 
 def to_numbers(values: pd.Series[Any], what: str, *, from_text: bool = True) -> pd.Series[Any]:
-    """:func:`numbers_in`, or a refusal.
+    """:func:`read_numbers`, or an error.
 
-    :raises SchemaError: naming the first value that is no number.
+    :raises SchemaError: naming the first value that is not a number.
     """
-    return _or_refuse(numbers_in(values, from_text=from_text), what)
+    return _require_all_read(read_numbers(values, from_text=from_text), what)
 
 
-def _or_refuse(read: ReadColumn, what: str) -> pd.Series[Any]:
+def _require_all_read(read: ReadColumn, what: str) -> pd.Series[Any]:
     if read.refused:
-        place, why = min(read.refused.items())
+        row, reason = min(read.refused.items())
         more = f", and {len(read.refused) - 1:,} more" if len(read.refused) > 1 else ""
-        raise SchemaError(f"{what}, row {place}: {why}{more}")
+        raise SchemaError(f"{what}, row {row}: {reason}{more}")
     return read.values
 
 
-class _Read(NamedTuple):
-    """The same without an index."""
+class _ReadArray(NamedTuple):
+    """A converted array: :class:`ReadColumn` without an index."""
 
     values: np.ndarray[Any, Any]
     refused: dict[int, str]
 
 
-def _texts(plain: list[Any] | np.ndarray[Any, Any]) -> _Read:
+def _array_to_texts(plain: list[Any] | np.ndarray[Any, Any]) -> _ReadArray:
     values = np.empty(len(plain), dtype=object)
     try:
         values[:] = texts_of(plain)
         if _is_unicode(values):
-            return _Read(values, {})
+            return _ReadArray(values, {})
     except ValueRefused:
         pass
-    return _one_by_one(plain, values, _text)
+    return _convert_one_by_one(plain, values, _to_text)
 
 
-def _text(value: Any) -> str | None:
+def _to_text(value: Any) -> str | None:
     text = text_of(value)
     if text is not None:
         try:
@@ -167,10 +186,10 @@ def _is_unicode(values: np.ndarray[Any, Any]) -> bool:
     return True
 
 
-def _plain_numbers(plain: list[Any]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Texts of which Python's float reads what a number's text is, and nothing else; None if there are others."""
+def _parse_plain_numbers(plain: list[Any]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Float64 of strings that consist of the characters of plain numbers; None if there are other values."""
     texts = [value for value in plain if not is_missing(value)]
-    if pd.api.types.infer_dtype(texts) != "string" or not set().union(*map(set, texts)) <= _PLAIN_NUMBERS:
+    if pd.api.types.infer_dtype(texts) != "string" or not set().union(*map(set, texts)) <= _NUMBER_CHARACTERS:
         return None
     try:
         return np.array([np.nan if is_missing(value) else float(value) for value in plain])
@@ -178,37 +197,37 @@ def _plain_numbers(plain: list[Any]) -> np.ndarray[Any, np.dtype[np.float64]] | 
         return None
 
 
-def _numbers(plain: list[Any], from_text: bool) -> _Read:
+def _array_to_numbers(plain: list[Any], from_text: bool) -> _ReadArray:
     try:
-        return _Read(numbers_of(plain, from_text=from_text), {})
+        return _ReadArray(numbers_of(plain, from_text=from_text), {})
     except ValueRefused:
         values = np.full(len(plain), np.nan)
-        return _one_by_one(plain, values, lambda value: number_of(value, from_text=from_text))
+        return _convert_one_by_one(plain, values, lambda value: number_of(value, from_text=from_text))
 
 
-def _one_by_one(
+def _convert_one_by_one(
     plain: list[Any] | np.ndarray[Any, Any], values: np.ndarray[Any, Any], read: Callable[[Any], Any]
-) -> _Read:
+) -> _ReadArray:
     refused = dict[int, str]()
-    for place, value in enumerate(plain):
+    for row, value in enumerate(plain):
         try:
-            values[place] = read(value)
+            values[row] = read(value)
         except ValueRefused as error:
-            refused[place] = str(error)
-            values[place] = None if values.dtype == object else np.nan
-    return _Read(values, refused)
+            refused[row] = str(error)
+            values[row] = None if values.dtype == object else np.nan
+    return _ReadArray(values, refused)
 
 
-def _by_code(codes: Any, distinct: _Read | ReadColumn, index: pd.Index[Any]) -> ReadColumn:
-    """Distinct values that were read, as the rows that have them; code −1 is missing."""
+def _expand_codes(codes: Any, distinct: _ReadArray | ReadColumn, index: pd.Index[Any]) -> ReadColumn:
+    """Expand converted distinct values to the rows that have them; code −1 is a missing value."""
     codes = np.asarray(codes)
     read = np.asarray(distinct.values)
     missing = np.array([None if read.dtype == object else np.nan], dtype=read.dtype)
-    places = np.flatnonzero(np.isin(codes, list(distinct.refused))).tolist()
-    refused = {place: distinct.refused[int(codes[place])] for place in places}
+    refused_rows = np.flatnonzero(np.isin(codes, list(distinct.refused))).tolist()
+    refused = {row: distinct.refused[int(codes[row])] for row in refused_rows}
     return ReadColumn(pd.Series(np.append(read, missing)[codes], index=index, dtype=read.dtype), refused)
 
 
-def _series(read: _Read, index: pd.Index[Any]) -> ReadColumn:
+def _to_column(read: _ReadArray, index: pd.Index[Any]) -> ReadColumn:
     dtype = object if read.values.dtype == object else "float64"
     return ReadColumn(pd.Series(read.values, index=index, dtype=dtype), read.refused)

@@ -23,7 +23,7 @@ _ROWS = 10_000  # of one call to the agent, and so of one event in its spool
 
 def beginning(agent: str, start: datetime | None) -> datetime:
     """``start``, or where what was lived so far ends, or where the agent's history begins."""
-    return start or KnowledgeBase(config.load(agent)).lived_until() or config.load(agent).observations.since
+    return start or KnowledgeBase(config.load(agent)).observed_until() or config.load(agent).observations.since
 
 
 def live(agent: str, start: datetime, end: datetime) -> int:
@@ -35,7 +35,7 @@ def live(agent: str, start: datetime, end: datetime) -> int:
     settings = config.load(agent)
     base = KnowledgeBase(settings)
     where = settings.file
-    start, end = base.moment(start), base.moment(end)
+    start, end = base.resolve_time(start), base.resolve_time(end)
     past = (start - settings.outcomes.delay, end - settings.outcomes.delay)
     with Agent(agent, follow=False, flush=False) as lived:
         lived.flush()  # what a killed run had recorded

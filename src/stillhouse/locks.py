@@ -1,4 +1,7 @@
-"""Who may do what now: file locks of an agent's store, which the operating system frees when their holder dies."""
+"""File locks of an agent: one refresh, one watch, one upkeep at a time.
+
+The operating system releases a lock when its process dies.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ __all__ = ["refresh_lock", "upkeep_lock", "watch_lock"]
 
 
 def refresh_lock(agent: str) -> FileLock:
-    """One refresh or promotion at a time."""
+    """For a refresh or promotion."""
     return _lock("refresh", agent)
 
 
 def watch_lock(agent: str) -> FileLock:
-    """One process at a time counts evidence."""
+    """For a watch that appends evidence."""
     return _lock("watch", agent)
 
 
 def upkeep_lock(agent: str) -> FileLock:
-    """One upkeep of the tables at a time."""
+    """For an upkeep of the tables."""
     return _lock("upkeep", agent)
 
 
 def _lock(kind: str, agent: str) -> FileLock:
-    config.load(agent)  # a name that no agent has leaves nothing behind
+    config.load(agent)  # fails for an unknown agent before a lock file is created
     folder = config.home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{kind}-{agent}.lock")

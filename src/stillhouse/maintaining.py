@@ -10,8 +10,8 @@ from stillhouse import config
 from stillhouse.champion import open_registry
 from stillhouse.errors import RegistryError
 from stillhouse.knowledge import KnowledgeBase, integrity, upkeep
-from stillhouse.knowledge.flush import Flushed, flush
-from stillhouse.knowledge.upkeep import Compacted, Freed, Maintained, Removed
+from stillhouse.knowledge.flush import FlushResult, flush
+from stillhouse.knowledge.upkeep import CompactionResult, DeletedRows, UpkeepReport, VacuumResult
 from stillhouse.records import Window
 from stillhouse.shown import markdown as md
 
@@ -42,10 +42,10 @@ class Learned(NamedTuple):
 def moment(agent: str, as_of: datetime | None) -> datetime:
     """The time that the upkeep speaks of: as given, else by the clock that the agent file names."""
     base = _base(agent)
-    return base.moment(as_of) if as_of or base.lived_until() else datetime.now(UTC)
+    return base.resolve_time(as_of) if as_of or base.observed_until() else datetime.now(UTC)
 
 
-def flush_spools(agent: str) -> Flushed:
+def flush_spools(agent: str) -> FlushResult:
     """What the agent's processes on this machine recorded, into the tables."""
     return flush(_base(agent))
 
@@ -59,7 +59,9 @@ def learned_windows(agent: str) -> Learned:
         windows = open_registry(agent).windows()
     except RegistryError as error:
         return Learned({}, str(error))
-    promoted = sum(verdict.result == "promoted" for kind in _PROMOTING for verdict in _base(agent).verdicts(kind))
+    promoted = sum(
+        verdict.result == "promoted" for kind in _PROMOTING for verdict in _base(agent).journal.verdicts(kind)
+    )
     if promoted and not windows:
         return Learned(
             {},
@@ -71,30 +73,30 @@ def learned_windows(agent: str) -> Learned:
 
 def look_for_damage(agent: str) -> tuple[str, ...]:
     """What is wrong with the tables, a sentence each."""
-    return tuple(integrity.problems(_base(agent)))
+    return tuple(integrity.find_problems(_base(agent).tables))
 
 
-def compact(agent: str) -> tuple[Compacted, ...]:
+def compact(agent: str) -> tuple[CompactionResult, ...]:
     """Small files to large ones."""
-    return upkeep.compact(_base(agent), config.load(agent).upkeep)
+    return upkeep.compact(_base(agent).tables, config.load(agent).upkeep)
 
 
-def remove_old_rows(agent: str, as_of: datetime, learned: Learned) -> tuple[Removed, ...]:
+def remove_old_rows(agent: str, as_of: datetime, learned: Learned) -> tuple[DeletedRows, ...]:
     """Rows older than `upkeep.keep` that no registered model learned from."""
     keep = config.load(agent).upkeep.keep
     if keep is None or learned.unknown:
         return ()
-    return upkeep.remove_old_rows(_base(agent), as_of - keep, learned.windows)
+    return upkeep.delete_old_rows(_base(agent).tables, as_of - keep, learned.windows)
 
 
-def free(agent: str, learned: Learned) -> tuple[Freed, ...]:
+def free(agent: str, learned: Learned) -> tuple[VacuumResult, ...]:
     """Files of table versions that nobody needs."""
     if learned.unknown:
         return ()
-    return upkeep.free(_base(agent), config.load(agent).upkeep.grace, learned.windows)
+    return upkeep.vacuum(_base(agent).tables, config.load(agent).upkeep.grace, learned.windows)
 
 
-def markdown(done: Maintained) -> str:
+def markdown(done: UpkeepReport) -> str:
     """The report to read."""
     flushed = done.flushed
     moved = ", ".join(f"{rows:,} {table}" for table, rows in flushed.rows.items()) or "none"
@@ -149,7 +151,7 @@ def _change(before: int, after: int) -> str:
     return f"{before:,} → {after:,}"
 
 
-def line(done: Maintained) -> str:
+def line(done: UpkeepReport) -> str:
     """The report in a list of artifacts."""
     files = sum(c.files_before - c.files_after for c in done.compacted)
     freed = sum(f.bytes_before - f.bytes_after for f in done.freed)

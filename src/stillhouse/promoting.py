@@ -45,7 +45,7 @@ def _recorded(
 ) -> Verdict:
     """The verdict of a promotion that began at ``since`` (ISO 8601), recorded once however often it is repeated."""
     base, identity = KnowledgeBase(config.load(agent)), short_id(agent, "promotion", outcome, champion, before, since)
-    if recorded := base.verdict(identity):
+    if recorded := base.journal.verdict(identity):
         return recorded
     verdict = Verdict.model_validate(
         {
@@ -59,5 +59,5 @@ def _recorded(
             "evidence": {"champion": str(champion), "before": str(before) if before else None},
         }
     )
-    base.record(verdict)
+    base.journal.append_verdict(verdict)
     return verdict

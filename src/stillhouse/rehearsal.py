@@ -60,7 +60,7 @@ def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     :raises StillhouseError: at the first check that fails, with the remedy.
     """
     _require_budget(config)
-    KnowledgeBase(config).require_types()
+    KnowledgeBase(config).tables.require_column_types()
     observed = _read_observations(config)
     count = len(config.observations.columns)
     yield f"{config.observations.source}: {len(observed)} observations with {count} column{'s' * (count != 1)}"

@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from stillhouse.config import home
 from stillhouse.errors import ConfigError, SignatureError
-from stillhouse.files import write_whole
+from stillhouse.files import write_atomic
 from stillhouse.verifying import (
     CONTEXT,
     MODEL,
@@ -240,7 +240,7 @@ def _first_key() -> Ed25519PrivateKey:
 def _write_key(file: Path, key: Ed25519PrivateKey) -> None:
     """At once, and for nobody else to read, at no moment."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_whole(file, pem, durable=True, mode=0o600)
+    write_atomic(file, pem, durable=True, mode=0o600)
 
 
 def _trust_if_first(key: Ed25519PrivateKey) -> None:
@@ -279,7 +279,7 @@ def trust(pem: str, where: str = "the file") -> list[str]:
     folder = _trusted_folder()
     folder.mkdir(parents=True, exist_ok=True)
     for name, key in found.items():
-        write_whole(folder / f"{name}.pub", key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        write_atomic(folder / f"{name}.pub", key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return list(found)
 
 

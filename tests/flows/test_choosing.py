@@ -77,12 +77,12 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     later = both[both["job"] != kept["job"].iloc[0]]
     assert later["probability"].std() > 0.01  # by the champion's margin
     job, version = later["job"].iloc[0], later["teacher"].iloc[0]
-    again = base.questions(job, version)
+    again = base.answers.questions(job, version)
     assert again is not None and set(again["observation_id"]) == set(later["observation_id"])
 
     monkeypatch.setattr("stillhouse.distill.select.plan", None)  # what was selected is not selected again
     window = base.window("train", day(3), day(17))
-    rows = base.observations(window).assign(outcome=0)
+    rows = base.read_observations(window).assign(outcome=0)
     teacher = Ensemble(base.config, [], None, version)
     resumed = Session("toy", job, day(22), window)
     chosen, limited = rows_to_ask(resumed, teacher, rows, for_refresh(base, job, day(22)))

@@ -35,7 +35,7 @@ def test_an_alarm_is_answered_once_although_the_clock_stands_still(lived, day, a
 
     first = watch.fn(agent="toy", on_drift="refresh")  # "now" is just after the newest observation
     assert first.response != "hold", first.summary
-    gate = base.verdicts()[-1]
+    gate = base.journal.verdicts()[-1]
     assert (gate.kind, gate.result, gate.as_of) == ("gate", "refused", first.as_of)
     made = open_registry("toy").versions()
 
@@ -51,7 +51,7 @@ def test_an_alarm_is_answered_once_although_the_clock_stands_still(lived, day, a
     # an event of before: the refresh that it asks for was judged already
     late = refresh.fn(agent="toy", as_of=day(29), trigger="drift", cause=first.verdict_id)
     assert late == gate and open_registry("toy").versions() == made
-    assert [v.result for v in base.verdicts() if v.kind == "gate"] == ["promoted", "refused"]
+    assert [v.result for v in base.journal.verdicts() if v.kind == "gate"] == ["promoted", "refused"]
     assert answered("no such verdict", day(29)) is None and answered(gate.verdict_id, day(29)) is None
     assert answered(first.verdict_id, first.as_of) is None  # its own: it goes on where it was killed
 

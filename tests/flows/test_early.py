@@ -19,7 +19,7 @@ def asked(day, until: int, outcomes_until: int) -> None:
     base.append_observations(toy.observations(day(0), day(until)), batch="observations")
     if outcomes_until:
         known = toy.outcomes(day(0), day(outcomes_until))
-        base.append("outcomes", known, batch="outcomes")
+        base.tables.append("outcomes", known, batch="outcomes")
     request = refreshing.request_refresh("toy", day(until), "bootstrap", "first", "fit", "redistil")
     refreshing.require_learnable(request)
 

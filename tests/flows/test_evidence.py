@@ -76,19 +76,19 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
 def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None:
     live("toy", day(20), day(23))
     first = watch(agent="toy", as_of=day(22))
-    counted = base.evidence("toy@" + open_registry("toy").champion().version, day(20))
-    asked = base.counts()["knowledge"]
+    counted = base.journal.evidence("toy@" + open_registry("toy").champion().version, day(20))
+    asked = base.tables.count_rows()["knowledge"]
     again = watch(agent="toy", as_of=day(22))
-    assert base.evidence("toy@" + open_registry("toy").champion().version, day(20)) == counted
-    assert base.counts()["knowledge"] == asked
+    assert base.journal.evidence("toy@" + open_registry("toy").champion().version, day(20)) == counted
+    assert base.tables.count_rows()["knowledge"] == asked
     assert evidence_steps(again) == evidence_steps(first)
     assert again.cost is not None and again.cost.teacher_calls == 0
-    assert [verdict.verdict_id for verdict in base.verdicts() if verdict.kind == "watch"] == [first.verdict_id]
+    assert [verdict.verdict_id for verdict in base.journal.verdicts() if verdict.kind == "watch"] == [first.verdict_id]
 
     early = watch(agent="toy", as_of=day(22) + 11 * HOUR)  # no step has ended since
     assert [step.end for step in evidence_steps(early)] == [day(22)] * 3
     audited = [each for each in counted if each.step.process == "disagreement"]
-    rows = base.observations(base.window("w", day(20), day(22))).set_index("observation_id")
+    rows = base.read_observations(base.window("w", day(20), day(22))).set_index("observation_id")
     for each in audited:  # every drawn row lies in its step, with the probability that it was drawn with
         times = rows.loc[list(each.observation_ids), "observed_at"]
         assert times.between(each.step.start, each.step.end, inclusive="left").all()
@@ -115,7 +115,7 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
         patch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(place="moon"))
         broken = looked(day, 21, 21)[0]
     assert broken.result == "data_broken"
-    assert {(step.end, step.looks) for step in base.latest_evidence()} == {(day(21), 0)}
+    assert {(step.end, step.looks) for step in base.journal.latest_evidence()} == {(day(21), 0)}
     after = looked(day, 22, 24)[-1]
     assert after.response == "hold"
     disagreement = next(step for step in evidence_steps(after) if step.process == "disagreement")

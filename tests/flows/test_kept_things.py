@@ -113,17 +113,17 @@ def test_a_demo_goes_on_with_what_a_person_approved(agents, day) -> None:
 
 def test_answers_of_a_table_that_was_restored_are_read_anew(lived, day) -> None:
     base = lived(20)
-    rows = base.observations(base.window("w", day(16), day(20)))
+    rows = base.read_observations(base.window("w", day(16), day(20)))
     few = rows.head(20)
-    base.append_knowledge(few, pd.DataFrame([[0.5, 0.5]] * 20).to_numpy(), teacher="before")
+    base.answers.append(few, pd.DataFrame([[0.5, 0.5]] * 20).to_numpy(), teacher="before")
     table = home() / "knowledge" / "toy" / "knowledge"
     shutil.copytree(table, home() / "copy")
     more = rows.iloc[20:40]
-    base.append_knowledge(more, pd.DataFrame([[0.2, 0.8]] * 20).to_numpy(), teacher="before")
-    assert base.knowledge(more, "before")[:, 0].tolist() == [0.2] * 20
+    base.answers.append(more, pd.DataFrame([[0.2, 0.8]] * 20).to_numpy(), teacher="before")
+    assert base.answers.probs(more, "before")[:, 0].tolist() == [0.2] * 20
     shutil.rmtree(table)
     (home() / "copy").rename(table)
     other, third = KnowledgeBase(base.config), rows.iloc[40:60]
-    other.append_knowledge(third, pd.DataFrame([[0.9, 0.1]] * 20).to_numpy(), teacher="before")
-    assert base.knowledge(third, "before")[:, 0].tolist() == [0.9] * 20
-    assert pd.isna(base.knowledge(more, "before")).all()
+    other.answers.append(third, pd.DataFrame([[0.9, 0.1]] * 20).to_numpy(), teacher="before")
+    assert base.answers.probs(third, "before")[:, 0].tolist() == [0.9] * 20
+    assert pd.isna(base.answers.probs(more, "before")).all()

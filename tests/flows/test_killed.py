@@ -70,7 +70,7 @@ def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -
     base, models = KnowledgeBase(load("toy")), open_registry("toy")
     knowledge = base.read("knowledge")
     assert not knowledge.duplicated(["content_key", "teacher"]).any()
-    (verdict,) = base.verdicts()
+    (verdict,) = base.journal.verdicts()
     assert verdict.result == "promoted"
     champion = models.champion()
     assert champion is not None and models.tags(champion)["refresh_id"] == verdict.evidence["certificate"]["refresh_id"]
@@ -81,7 +81,7 @@ def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -
 
     versions = models.versions()
     assert start(as_of).wait(timeout=300) == 0
-    assert models.versions() == versions and models.champion() == champion and len(base.verdicts()) == 1
+    assert models.versions() == versions and models.champion() == champion and len(base.journal.verdicts()) == 1
 
 
 def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, agents: Path) -> None:
@@ -104,7 +104,7 @@ def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, ag
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed_after = len(server.requests)
-        kept = KnowledgeBase(load("toy")).counts()["knowledge"]
+        kept = KnowledgeBase(load("toy")).tables.count_rows()["knowledge"]
         assert start(as_of).wait(timeout=400) == 0
         before, after = questions(server.requests[:killed_after]), questions(server.requests[killed_after:])
 
@@ -112,6 +112,6 @@ def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, ag
     assert 0 <= killed_after - kept <= 2 * 64  # the chunk of eight times eight rows that was under way, and its like
     assert len(set(before) & set(after)) == killed_after - kept
     assert len(after) == len(set(after)) == 8 * 120 + 150 - kept
-    assert base.counts()["knowledge"] == 8 * 120 + 150
-    assert base.verdicts()[-1].result == "promoted"
-    assert base.spending()["llm"].calls <= len(server.requests)
+    assert base.tables.count_rows()["knowledge"] == 8 * 120 + 150
+    assert base.journal.verdicts()[-1].result == "promoted"
+    assert base.answers.spending()["llm"].calls <= len(server.requests)

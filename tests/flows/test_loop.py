@@ -54,7 +54,7 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     crossed = {reason.measure for reason in verdict.reasons if reason.failed}
     assert {"psi", "auc_drop", "evidence_student_outcomes"} <= crossed
 
-    gate = base.verdicts()[-1]
+    gate = base.journal.verdicts()[-1]
     assert gate.kind == "gate" and gate.result == "promoted", gate.summary
     assert replay(gate) == gate
     champion = open_registry("toy").champion()
@@ -120,7 +120,7 @@ def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, stati
     assert verdict.result == "promoted"
     asked = base.read("knowledge", columns=["content_key", "teacher"])
     assert asked["teacher"].nunique() == 1 and not asked.duplicated().any()  # nothing was asked twice
-    assert [v.verdict_id for v in base.verdicts()] == [verdict.verdict_id]
+    assert [v.verdict_id for v in base.journal.verdicts()] == [verdict.verdict_id]
     models = open_registry("toy")
     champion = models.champion()
     assert models.tags(champion)["variant"] == verdict.evidence["certificate"]["challenger"]["model"]
@@ -132,12 +132,12 @@ def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, stati
 
 def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(lived, day) -> None:
     base = lived(24)
-    before = base.counts()["knowledge"]
+    before = base.tables.count_rows()["knowledge"]
     verdict = refresh(agent="toy", as_of=day(24), teacher="keep", cause="new rows, same teacher")
     assert verdict.kind == "gate"
     versions = set(base.read("knowledge")["teacher"])
     assert len(versions) == 1
-    assert base.counts()["knowledge"] > before
+    assert base.tables.count_rows()["knowledge"] > before
     assert (
         len(
             {
@@ -157,7 +157,7 @@ def test_promote_and_roll_back_by_hand(lived) -> None:
     assert open_registry("toy").champion().version == other and open_registry("toy").previous() == champion
     assert promote(agent="toy", action="rollback", reason="it was worse").result == "rolled_back"
     assert open_registry("toy").champion() == champion
-    assert [v.result for v in base.verdicts() if v.kind == "promotion"] == ["promoted", "rolled_back"]
+    assert [v.result for v in base.journal.verdicts() if v.kind == "promotion"] == ["promoted", "rolled_back"]
     with pytest.raises(RegistryError, match="no version '99'"):
         promote(agent="toy", version=99)
     with pytest.raises(RegistryError, match="which version"):
@@ -199,21 +199,21 @@ def altered(monkeypatch: pytest.MonkeyPatch, change) -> None:
 def test_a_missing_column_is_refused_and_nothing_is_stored(day, monkeypatch) -> None:
     live.fn("toy", day(0), day(22))
     base = KnowledgeBase(load("toy"))
-    before = base.counts()
+    before = base.tables.count_rows()
     altered(monkeypatch, lambda rows: rows.drop(columns="b"))
     with pytest.raises(SchemaError, match=r"lack the columns \['b'\].*agent file"):
         live.fn("toy", day(22), day(23))
-    assert base.counts() == before
+    assert base.tables.count_rows() == before
 
 
 def test_a_wrong_type_is_refused_and_nothing_is_stored(day, monkeypatch) -> None:
     live.fn("toy", day(0), day(22))
     base = KnowledgeBase(load("toy"))
-    before = base.counts()
+    before = base.tables.count_rows()
     altered(monkeypatch, lambda rows: rows.assign(a="high"))
     with pytest.raises(SchemaError, match="column 'a'"):
         live.fn("toy", day(22), day(23))
-    assert base.counts() == before
+    assert base.tables.count_rows() == before
 
 
 def test_extra_columns_are_left_out(day, monkeypatch) -> None:
@@ -242,7 +242,7 @@ def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(lived, day
     assert len(reasons) == 3
     assert any("a" in r[0] for r in reasons.values()) and any("place" in r[0] for r in reasons.values())
     window = base.window("w", day(22), day(23))
-    assert len(base.observations(window)) == toy.PER_DAY - 3
+    assert len(base.read_observations(window)) == toy.PER_DAY - 3
 
 
 def test_a_broken_window_stops_the_watch_and_the_refresh(lived, day, monkeypatch) -> None:
@@ -256,7 +256,7 @@ def test_a_broken_window_stops_the_watch_and_the_refresh(lived, day, monkeypatch
     with pytest.raises(DataError, match=r"breaks the data contract.*place"):
         refresh(agent="toy", as_of=day(26))
     assert open_registry("toy").versions() == versions
-    assert base.verdicts()[-1] == verdict
+    assert base.journal.verdicts()[-1] == verdict
 
 
 def test_an_empty_and_a_tiny_window(day) -> None:
@@ -296,8 +296,8 @@ def test_a_part_that_does_not_import(day, agents: Path) -> None:
 def test_an_mlflow_that_does_not_answer(day, monkeypatch) -> None:
     live.fn("toy", day(0), day(20))
     base = KnowledgeBase(load("toy"))
-    before = base.counts()
+    before = base.tables.count_rows()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1:9"):
         refresh(agent="toy", as_of=day(20))
-    assert base.counts() == before
+    assert base.tables.count_rows() == before

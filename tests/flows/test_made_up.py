@@ -34,5 +34,5 @@ def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytes
     observed = base.read("observations")["content_key"]
     made = base.read("knowledge").pipe(lambda said: said[~said["content_key"].isin(observed)])
     assert len(made) == learned[0] > 8 * toy.PER_DAY
-    assert base.spending()["logistic"].rows == len(base.read("knowledge"))
+    assert base.answers.spending()["logistic"].rows == len(base.read("knowledge"))
     assert json.loads(verdict.model_dump_json())["evidence"]["certificate"]

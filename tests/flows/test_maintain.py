@@ -41,19 +41,19 @@ def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase,
     champion = open_registry("toy").champion()
     assert champion is not None
     baseline = open_registry("toy").baseline(champion)
-    before = [base.labelled(window, day(50)) for window in (baseline.train, baseline.test)]
+    before = [base.read_labelled(window, day(50)) for window in (baseline.train, baseline.test)]
     assert len(before[0]) > 1000
     spool = Spool(spool_folder("toy"))
     at = int(day(49).timestamp() * 1e6)
     spool.put(Outcomes(observation_ids=["toy-05999"], observed_at=[at], known_at=[at], actions=["go"]))
-    rows = base.counts()["observations"]
+    rows = base.tables.count_rows()["observations"]
 
     done = maintain(agent="toy", as_of=day(50))
     assert done.flushed.rows == {"outcomes": 1} and done.models >= 1 and not done.nothing_removed
     assert {c.table for c in done.compacted} >= {"observations", "outcomes", "decisions"}
     assert baseline.train.start <= day(2) and baseline.test.end >= day(18)
     removed = {r.table: r.rows for r in done.removed}
-    assert removed["observations"] == rows - base.counts()["observations"] > 0
+    assert removed["observations"] == rows - base.tables.count_rows()["observations"] > 0
     freed = {f.table: f for f in done.freed}
     assert freed["observations"].files_after < freed["observations"].files_before
     kept = freed["observations"].kept
@@ -62,11 +62,11 @@ def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase,
     assert "## Old rows removed" in report and markdown(champion) in report
 
     for window, rows_before in zip((baseline.train, baseline.test), before, strict=True):
-        pd.testing.assert_frame_equal(base.labelled(window, day(50)), rows_before)
+        pd.testing.assert_frame_equal(base.read_labelled(window, day(50)), rows_before)
     again = maintain(agent="toy", as_of=day(50))
     assert again.removed == () and again.flushed.rows == {}
     for window, rows_before in zip((baseline.train, baseline.test), before, strict=True):
-        pd.testing.assert_frame_equal(base.labelled(window, day(50)), rows_before)
+        pd.testing.assert_frame_equal(base.read_labelled(window, day(50)), rows_before)
     observed = base.read("observations")["observed_at"]
     assert not ((observed >= baseline.test.end) & (observed < day(31))).any()
     assert ((observed >= baseline.train.start) & (observed < baseline.test.end)).sum() >= len(before[0])
@@ -80,7 +80,7 @@ def test_where_the_registry_does_not_answer_nothing_is_removed(
         raise RegistryError("MLflow does not answer at http://127.0.0.1:9")
 
     live("toy", day(20), day(50))
-    base.record(
+    base.journal.append_verdict(
         Verdict(verdict_id="v", kind="gate", agent="toy", as_of=day(20), result="promoted", summary="the first")
     )
     before, old = base.read("observations"), base.window("w", day(0), day(50))

@@ -24,7 +24,7 @@ from stillhouse.teachers import ensemble
 def counted() -> Iterator[Counter[str]]:
     """How often each table is scanned meanwhile, and how often teachers are loaded."""
     times = Counter[str]()
-    scan, load = Tables._scan, ensemble.load
+    scan, load = Tables.scan, ensemble.load
 
     def scanning(self: Tables, table: Any, *given: Any, **named: Any) -> Any:
         times[table] += 1
@@ -35,7 +35,7 @@ def counted() -> Iterator[Counter[str]]:
         return load(*given, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tables, "_scan", scanning)
+        patch.setattr(Tables, "scan", scanning)
         patch.setattr(ensemble, "load", loading)
         yield times
 

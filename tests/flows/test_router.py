@@ -38,7 +38,7 @@ def week(number: float):
 def accuracy(base: KnowledgeBase, start: float, end: float) -> float:
     """Of what was decided in those weeks."""
     window = base.window("lived", week(start), week(end))
-    rows = base.labelled(window, known_by=week(end + 1))
+    rows = base.read_labelled(window, known_by=week(end + 1))
     decided = base.read("decisions", window).set_index("observation_id").loc[rows["observation_id"]]
     said = np.stack(decided["probabilities"].to_numpy())
     return float((said.argmax(axis=1) == rows["outcome"].to_numpy()).mean())
@@ -61,7 +61,7 @@ def test_a_domain_that_arrives_is_noticed_and_learnt(small: Path) -> None:
     verdict = watch(agent="router", as_of=week(10), on_drift="refresh")
     base = KnowledgeBase(load("router"))
     assert verdict.result == "drift", verdict.summary
-    gate = base.verdicts()[-1]
+    gate = base.journal.verdicts()[-1]
     assert (gate.kind, gate.result) == ("gate", "promoted"), gate.summary
     assert "accuracy" in " ".join(reason.text for reason in gate.reasons)
 

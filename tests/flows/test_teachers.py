@@ -97,9 +97,9 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     verdict = bootstrap(day)
     assert verdict.result == "promoted", verdict.summary
     assert len(server.requests) == 8 * toy.PER_DAY + 150
-    assert base.counts()["knowledge"] == len(server.requests)
+    assert base.tables.count_rows()["knowledge"] == len(server.requests)
 
-    spent = base.spending()["llm"]
+    spent = base.answers.spending()["llm"]
     assert (spent.calls, spent.rows) == (len(server.requests), len(server.requests))
     assert spent.money == pytest.approx(spent.calls * (100 * 10 + 5 * 100) / 1e6)
     models = open_registry("toy")
@@ -134,7 +134,7 @@ def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, age
     assert len(server.requests) - taught == 70
     assert (year.summary.quality_teacher, year.weeks[0].quality_teacher) == (None, None)
     assert year.summary.quality_champion > 0.7
-    assert year.summary.teacher_calls == base.spending()["llm"].calls == len(server.requests)
+    assert year.summary.teacher_calls == base.answers.spending()["llm"].calls == len(server.requests)
     assert json.loads((Path(year.folder) / "summary.json").read_text())["quality_teacher"] is None
 
 
@@ -148,12 +148,12 @@ def test_a_budget_that_teaches_enough_and_one_that_does_not(day, agents: Path, s
     ):
         bootstrap(day)
     assert len(server.requests) == 250
-    assert open_registry("toy").champion() is None and base.verdicts() == []
+    assert open_registry("toy").champion() is None and base.journal.verdicts() == []
 
     settle_on(agents, llm(server), "max_teacher_calls: 300, ")
     assert bootstrap(day).result == "promoted"
     assert len(server.requests) == 550  # another agent file, another refresh, nothing asked twice
-    assert base.counts()["knowledge"] == 550
+    assert base.tables.count_rows()["knowledge"] == 550
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_a_budget_of_money(day, agents: Path, server: Server) -> None:
     settle_on(agents, llm(server), "max_teacher_cost: 1.0, ")
     base = two_weeks(day)
     assert bootstrap(day).result == "promoted"
-    assert 0.9 < base.spending()["llm"].money <= 1.0
+    assert 0.9 < base.answers.spending()["llm"].money <= 1.0
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_a_mixed_ensemble(day, agents: Path, server: Server) -> None:
     verdict = bootstrap(day)
     assert verdict.result == "promoted", verdict.summary
     assert len(server.requests) == 8 * toy.PER_DAY + 150
-    spent = base.spending()
+    spent = base.answers.spending()
     assert spent["both.llm"].calls == spent["both.logistic"].calls == len(server.requests)
     assert base.read("knowledge")["teacher"].nunique() == 3  # each one's own answers, and the mean
 
@@ -188,7 +188,7 @@ def test_rules_teach_and_show_what_they_see_inside(day, agents: Path) -> None:
     verdict = bootstrap(day)
     assert verdict.result == "promoted", verdict.summary
     kept = base.read("knowledge")
-    assert base.spending()["rules"].rows == len(kept) > 8 * toy.PER_DAY + 150  # and the rows that were made up
+    assert base.answers.spending()["rules"].rows == len(kept) > 8 * toy.PER_DAY + 150  # and the rows that were made up
     assert {len(inside) for inside in kept["features"]} == {3} and kept["teacher"].nunique() == 1
 
 
@@ -199,7 +199,7 @@ def test_a_model_from_mlflow_teaches(champion, day, agents: Path) -> None:
     assert verdict.result == "promoted", verdict.summary
     models = open_registry("toy")
     assert models.champion() != champion
-    assert KnowledgeBase(load("toy")).spending()["big"].rows == 8 * toy.PER_DAY + 150
+    assert KnowledgeBase(load("toy")).answers.spending()["big"].rows == 8 * toy.PER_DAY + 150
     live("toy", day(14), day(18))
     assert watch(agent="toy", as_of=day(18)).kind == "watch"
 
@@ -228,7 +228,7 @@ def test_a_teacher_that_says_the_same_about_everything_may_not_teach(
     assert admission.replay(verdict) == verdict
     assert open_registry("toy").champion() == champion
     base = KnowledgeBase(load("toy"))
-    assert base.verdicts()[-1] == verdict
+    assert base.journal.verdicts()[-1] == verdict
     assert len(server.requests) == 150  # and the training window was never asked about
 
     again = flows.refresh.refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
@@ -253,7 +253,7 @@ def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: st
     verdict = bootstrap(day)
     assert verdict.result == "refused"
     assert "a usable answer to 0 of 150 rows (150 × answered" in verdict.summary
-    assert base.counts()["unanswered"] == 150 and open_registry("toy").versions() == []
+    assert base.tables.count_rows()["unanswered"] == 150 and open_registry("toy").versions() == []
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_a_few_answers_of_no_use_are_left_out(day, agents: Path, server: Server)
     server.script = script  # type: ignore[attr-defined]
     base = two_weeks(day)
     assert bootstrap(day).result == "promoted"
-    counts = base.counts()
+    counts = base.tables.count_rows()
     assert counts["unanswered"] == pytest.approx(len(server.requests) / 20, abs=2)
     assert counts["knowledge"] + counts["unanswered"] == len(server.requests)
     assert set(base.read("unanswered")["reason"]) == {"answered 'hm', which is no action"}
@@ -282,7 +282,7 @@ def test_a_server_that_dies_and_comes_back(day, agents: Path, server: Server) ->
         r"'llm': \d+ questions in a row failed, the last one: http.*Its answers are kept",
     ):
         bootstrap(day)
-    kept = base.counts()["knowledge"]
+    kept = base.tables.count_rows()["knowledge"]
     assert 150 < kept <= 200 and open_registry("toy").champion() is None
     server.script, failed = wise, len(server.requests)  # type: ignore[attr-defined]
     assert bootstrap(day).result == "promoted"
@@ -343,9 +343,9 @@ def test_a_server_in_every_mood_and_a_key_that_is_never_shown(
     server.script = moody  # type: ignore[attr-defined]
     verdict = flows.refresh.refresh.fn(agent="toy", as_of=day(14), trigger="bootstrap", cause="first")
     assert verdict.result == "promoted", verdict.summary
-    counts, asked = base.counts(), server.requests[refused:]
+    counts, asked = base.tables.count_rows(), server.requests[refused:]
     assert counts["knowledge"] + counts["unanswered"] == 8 * toy.PER_DAY + 150
-    assert base.spending()["llm"].calls >= len(server.requests)  # a call may fail before it arrives
+    assert base.answers.spending()["llm"].calls >= len(server.requests)  # a call may fail before it arrives
     again = len(asked) - len({sent["messages"][-1]["content"] for sent in asked})
     assert again <= len(asked) / 40 + 10  # what failed was asked again, and nothing else but what was slow just now
     assert set(base.read("unanswered")["reason"]) == {"answered 'jump ***', which is no action"}
@@ -433,7 +433,7 @@ BAD = {
 
 def test_a_class_that_does_what_no_teacher_may(champion, day, agents: Path) -> None:
     base, models = KnowledgeBase(load("toy")), open_registry("toy")
-    counts, verdicts = base.counts(), len(base.verdicts())
+    counts, verdicts = base.tables.count_rows(), len(base.journal.verdicts())
     for wrong, reason in BAD.items():
         learns = "true" if wrong.startswith("fit") else "false"
         bad = f"target: {__name__}:Careless, settings: {{wrong: {wrong}}}, learns: {learns}, timeout: 0.3s"
@@ -450,7 +450,7 @@ def test_a_class_that_does_what_no_teacher_may(champion, day, agents: Path) -> N
         assert run.info.status == ended
         assert ended == "FINISHED" or re.search(reason, run.data.tags["failed"])
         assert models.champion() == champion and models.previous() is None
-        assert len(base.verdicts()) == verdicts
+        assert len(base.journal.verdicts()) == verdicts
     Careless.hangs.set()
     known = base.read("knowledge")
     assert set(known["teacher"].value_counts()) == {counts["knowledge"], 150}  # of the two that were well-formed only

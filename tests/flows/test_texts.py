@@ -38,7 +38,7 @@ def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     assert verdict.result != "no_drift" and "said: new words" in crossed["psi"]
 
     refresh(agent="clerk", as_of=day(42), trigger="drift", cause=verdict.verdict_id)
-    gate = base.verdicts()[-1]
+    gate = base.journal.verdicts()[-1]
     assert gate.kind == "gate" and gate.result == "promoted", gate.summary
     second = Variant(models.fetch(models.champion()))
     assert set(clerk.WORDS["after"][1]) <= set(second.columns[1]["tokens"])

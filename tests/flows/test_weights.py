@@ -55,7 +55,7 @@ def runs_of(role: str) -> list[Any]:
 def share(base: KnowledgeBase, name: str, job: str | None = None) -> list[float]:
     return [
         each.after
-        for each in base.weight_changes()
+        for each in base.journal.weight_changes()
         if (each.teacher, each.slice) == (name, "") and job in (None, each.job)
     ]
 
@@ -78,13 +78,13 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     live("toy", day(20), day(28))
     for number in (23, 28):
         watch(agent="toy", as_of=day(number))
-    changes = base.weight_changes()
+    changes = base.journal.weight_changes()
     followed = [each for each in changes if each.job == "watch" and each.teacher == "rules" and not each.slice]
     assert followed and followed[-1].as_of == day(28)
     assert followed[-1].after < followed[-1].before - 0.1
     assert "it lost" in followed[-1].reason and followed[-1].by == "outcomes"
     watch(agent="toy", as_of=day(28))
-    assert base.weight_changes() == changes  # a repeated watch records nothing twice
+    assert base.journal.weight_changes() == changes  # a repeated watch records nothing twice
     (run,) = runs_of("watch")
     curve = open_registry("toy").client.get_metric_history(run.info.run_id, "weight/rules")
     assert [point.timestamp for point in curve][:2] == [int(day(n).timestamp() * 1000) for n in (23, 28)]
@@ -93,7 +93,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     live("toy", day(28), day(44))
     verdict = refresh(agent="toy", as_of=day(44), trigger="drift", cause="the rules fail")
     assert verdict.result == "promoted", verdict.summary
-    last = [each for each in base.weight_changes() if each.as_of == day(44) and not each.slice]
+    last = [each for each in base.journal.weight_changes() if each.as_of == day(44) and not each.slice]
     fallen = next(each for each in last if each.teacher == "rules")
     assert fallen.before == pytest.approx(share(base, "rules", "watch")[-1]) and fallen.after < 0.1
     renewed = champion_of("toy")
@@ -105,7 +105,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     assert versions["1"]["teacher_version"] == parts.teacher.version
 
     window = base.window("w", day(40), day(43))
-    rows = base.labelled(window, known_by=day(44))
+    rows = base.read_labelled(window, known_by=day(44))
     right = {
         name: (predict(rows).argmax(axis=1) == rows["outcome"]).mean()
         for name, predict in (
@@ -157,6 +157,6 @@ def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(
     counts = base.read("knowledge").groupby("teacher")["content_key"]
     assert (counts.nunique() == counts.size()).all()
     teacher = champion_of("toy").teacher
-    assert {name: spent.rows for name, spent in base.spending().items()} == {
+    assert {name: spent.rows for name, spent in base.answers.spending().items()} == {
         member.name: counts.size()[teacher.own_version(member)] for member in teacher.members
     }

@@ -47,14 +47,14 @@ def test_since_the_promotion_and_sampled(lived, day, agents: Path) -> None:
 
     report = drift_report(verdict)
     assert report is not None and (report.current_rows, report.current.start) == (200, day(20))
-    rows = base.observations(report.current)
+    rows = base.read_observations(report.current)
     assert len(rows) == 200 and rows["observed_at"].between(day(20), day(24), inclusive="left").all()
-    everything = base.observations(report.current.model_copy(update={"sample": None, "seed": None}))
+    everything = base.read_observations(report.current.model_copy(update={"sample": None, "seed": None}))
     assert len(everything) == 4 * toy.PER_DAY
-    assert report.quality is not None and report.quality.rows == len(base.labelled(report.current, day(24)))
+    assert report.quality is not None and report.quality.rows == len(base.read_labelled(report.current, day(24)))
 
     live.fn("toy", day(24), day(26))  # the promise of a pinned window
-    pd.testing.assert_frame_equal(base.observations(report.current), rows)
+    pd.testing.assert_frame_equal(base.read_observations(report.current), rows)
     promoted = promote(agent="toy", version=int(open_registry("toy").versions()[0].version), reason="by hand")
     with pytest.raises(WindowError, match=r"was promoted, .* and so is empty at"):  # the clock on the wall is ahead
         open_window("toy", day(26))
@@ -70,7 +70,7 @@ def test_the_newest_rows(lived, day, agents: Path) -> None:
     assert report is not None and report.current_rows == 300 and report.current.end == day(24)
     screens = open_registry("toy").baseline(open_registry("toy").champion()).screens
     assert abs(screens.block - 300 / toy.PER_DAY * pd.Timedelta(days=1)) < pd.Timedelta(hours=1)
-    assert base.observations(report.current)["observed_at"].iloc[0] == day(24) - pd.Timedelta(days=2.5)
+    assert base.read_observations(report.current)["observed_at"].iloc[0] == day(24) - pd.Timedelta(days=2.5)
 
 
 def test_without_a_promotion_or_rows_the_watch_says_so(day, agents: Path) -> None:

@@ -1,4 +1,4 @@
-"""What runs in processes of its own: spawned ones import it by name, so it is an ordinary module."""
+"""Functions that tests run in spawned processes, which import them by name."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pandas as pd
 from stillhouse.config import AgentConfig
 from stillhouse.knowledge import KnowledgeBase, tables
 from stillhouse.knowledge.flush import flush
+from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import SpoolFile
-from stillhouse.knowledge.tables import Table
+from stillhouse.knowledge.tables import Tables
 
 SPAWN = multiprocessing.get_context("spawn")  # Delta panics in a forked process
 
@@ -42,7 +43,7 @@ def make_config() -> AgentConfig:
 
 
 def make_rows(first: int, count: int) -> pd.DataFrame:
-    """Observations ``first … first + count − 1``, one an hour, each of its own content."""
+    """Observations ``first … first + count − 1``, one per hour, all with different content."""
     numbers = range(first, first + count)
     return pd.DataFrame(
         {
@@ -60,7 +61,7 @@ def append(root: Path, first: int, count: int, batch: str) -> None:
 
 
 def identity_of(root: Path) -> str:
-    return KnowledgeBase(make_config(), root).identity()
+    return KnowledgeBase(make_config(), root).tables.identity()
 
 
 def append_many(root: Path, worker: int) -> None:
@@ -75,13 +76,13 @@ def append_the_same(root: Path, barrier: Barrier) -> None:
 
 
 def append_and_die(root: Path, moment: str, first: int, count: int, batch: str) -> None:
-    """Be gone at once, without any tidying up, as after ``kill -9``: before, amid or after the commit."""
+    """Exit without cleaning up, as after ``kill -9``: before, in the middle of, or after the commit."""
     write = tables.write_deltalake
 
     def dying(table: object, rows: object, **settings: object) -> None:
         if moment == "after":
             write(table, rows, **settings)
-        if moment == "amid":  # the data file is there, the log knows nothing of it
+        if moment == "amid":  # the data file exists, but no commit refers to it
             path = Path(root, "observations", f"part-of-the-dead-{batch}.parquet")
             path.write_bytes(b"PAR1 and not much more")
         os._exit(9)
@@ -91,13 +92,13 @@ def append_and_die(root: Path, moment: str, first: int, count: int, batch: str) 
 
 
 def flush_and_die(root: Path, folder: Path, step: str, moment: str) -> None:
-    """Flush, and be gone before or after rows reach the table ``step``, or before or after the events are forgotten."""
-    commit, forget = KnowledgeBase.commit, SpoolFile.forget
+    """Flush, and exit before or after the commit to the table ``step``, or before or after events are deleted."""
+    commit, forget = Tables.commit, SpoolFile.forget
 
-    def dying_commit(base: KnowledgeBase, table: Table, *rest: Any) -> int | None:
+    def dying_commit(tables_: Tables, table: Table, *rest: Any) -> int | None:
         if (table, moment) == (step, "before"):
             os._exit(9)
-        version = commit(base, table, *rest)
+        version = commit(tables_, table, *rest)
         if (table, moment) == (step, "after"):
             os._exit(9)
         return version
@@ -108,5 +109,5 @@ def flush_and_die(root: Path, folder: Path, step: str, moment: str) -> None:
         if step == "forget":
             os._exit(9)
 
-    KnowledgeBase.commit, SpoolFile.forget = dying_commit, dying_forget  # type: ignore[method-assign]
+    Tables.commit, SpoolFile.forget = dying_commit, dying_forget  # type: ignore[method-assign]
     flush(KnowledgeBase(make_config(), root), folder)

@@ -1,4 +1,4 @@
-"""Each answer is read once, whoever wrote it, and no lookup costs more because the agent is older."""
+"""Every answer is read once, whichever process wrote it; the cost of a lookup does not grow with the agent's age."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from stillhouse.drift import evidence
 from stillhouse.knowledge import KnowledgeBase, tables
-from stillhouse.knowledge.answers import AnswerCache
+from stillhouse.knowledge.answer_cache import AnswerCache
 from stillhouse.records import EvidenceRows, Spending, Verdict, WeightChange, Window
 from tests.knowledge.parts_for_tests import START, make_config, make_rows
 
@@ -29,9 +29,9 @@ def kb(tmp_path: Path) -> KnowledgeBase:
 
 @contextmanager
 def scans() -> Iterator[tuple[Counter[str], Counter[str], Counter[str]]]:
-    """How often each table is scanned meanwhile, how many of its rows come into memory, and from how many files."""
+    """Counts scans, rows read and files read, by table."""
     times, rows, files = Counter[str](), Counter[str](), Counter[str]()
-    scan = tables.Tables._scan
+    scan = tables.Tables.scan
 
     def counting(self: Any, table: Any, dataset: Any, columns: Any, condition: Any, **options: Any) -> Any:
         times[table] += 1
@@ -40,12 +40,12 @@ def scans() -> Iterator[tuple[Counter[str], Counter[str], Counter[str]]]:
         return scan(self, table, dataset, columns, condition, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables.Tables, "_scan", counting)
+        patch.setattr(tables.Tables, "scan", counting)
         yield times, rows, files
 
 
 def another(kb: KnowledgeBase) -> KnowledgeBase:
-    """What another process has open."""
+    """The same knowledge base as another process opens it."""
     return KnowledgeBase(kb.config, kb.root)
 
 
@@ -53,7 +53,7 @@ def observed(kb: KnowledgeBase, first: int, count: int) -> pd.DataFrame:
     rows = make_rows(first, count)
     kb.append_observations(rows, batch=f"{first}")
     end = rows["observed_at"].max() + timedelta(hours=1)
-    return kb.observations(Window(name="w", start=rows["observed_at"].min(), end=end))
+    return kb.read_observations(Window(name="w", start=rows["observed_at"].min(), end=end))
 
 
 def half(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
@@ -63,16 +63,16 @@ def half(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
 # --------------------------------------------------------------------------- the cache
 
 
-def test_of_two_answers_the_one_asked_first_stays() -> None:
+def test_the_cache_keeps_the_answer_asked_for_first() -> None:
     cache = AnswerCache(2)
     cache.add(["a", "b", "a"], np.array([5, 5, 3]), np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]]))
     cache.add(["b", "a", "c"], np.array([9, 2, 1]), np.array([[0.4, 0.6], [0.5, 0.5], [0.6, 0.4]]))
-    found = cache.lookup(["c", "a", "b", "d"])
-    np.testing.assert_array_equal(found, [[0.6, 0.4], [0.5, 0.5], [0.2, 0.8], [np.nan] * 2])
+    actual = cache.lookup(["c", "a", "b", "d"])
+    np.testing.assert_array_equal(actual, [[0.6, 0.4], [0.5, 0.5], [0.2, 0.8], [np.nan] * 2])
     assert len(cache) == 3 and "b" in cache and "d" not in cache
 
 
-def test_a_cache_grows_with_what_it_is_given() -> None:
+def test_a_cache_grows_with_its_answers() -> None:
     cache = AnswerCache(1, np.float32)
     for first in range(0, 2000, 50):
         numbers = np.arange(first, first + 50)
@@ -86,87 +86,87 @@ def test_a_cache_grows_with_what_it_is_given() -> None:
 def test_answers_are_read_once(kb: KnowledgeBase) -> None:
     rows = observed(kb, 0, 48)
     for teacher in ("t1", "t2"):
-        kb.append_knowledge(rows.iloc[:40], half(rows.iloc[:40]), teacher=teacher)
+        kb.answers.append(rows.iloc[:40], half(rows.iloc[:40]), teacher=teacher)
     anew = another(kb)
     with scans() as (times, _, files):
         for _ in range(3):
-            known = anew.knowledge(rows, "t1")
-            anew.knowledge(rows.iloc[10:20], "t1")
+            known = anew.answers.probs(rows, "t1")
+            anew.answers.probs(rows.iloc[10:20], "t1")
         assert np.isnan(known[:, 0]).sum() == 8
         assert times["knowledge"] == files["knowledge"] == 1
-        anew.knowledge(rows, "t2")
+        anew.answers.probs(rows, "t2")
         assert times["knowledge"] == files["knowledge"] == 2
 
 
-def test_what_this_process_appends_is_not_read(kb: KnowledgeBase) -> None:
+def test_answers_appended_by_this_process_are_not_read_back(kb: KnowledgeBase) -> None:
     rows = observed(kb, 0, 48)
-    kb.append_knowledge(rows.iloc[:1], half(rows.iloc[:1]), teacher="another")  # now there is a table
+    kb.answers.append(rows.iloc[:1], half(rows.iloc[:1]), teacher="another")  # now there is a table
     inside = np.arange(48.0 * 3).reshape(48, 3)
     with scans() as (times, _, _):
         for first in range(0, 48, 12):
             part = rows.iloc[first : first + 12]
-            kb.append_knowledge(part, half(part), teacher="t", features=inside[first : first + 12])
-            kb.append_knowledge(part, half(part), teacher="mean")
-            assert not np.isnan(kb.knowledge(part, "t")).any()
-            assert not np.isnan(kb.knowledge(part, "mean")).any()
+            kb.answers.append(part, half(part), teacher="t", features=inside[first : first + 12])
+            kb.answers.append(part, half(part), teacher="mean")
+            assert not np.isnan(kb.answers.probs(part, "t")).any()
+            assert not np.isnan(kb.answers.probs(part, "mean")).any()
     assert times["knowledge"] == 0
     with scans() as (times, _, _):
         for _ in range(2):
-            np.testing.assert_array_equal(kb.features(rows, "t"), inside)
+            np.testing.assert_array_equal(kb.answers.features(rows, "t"), inside)
     assert times["knowledge"] == 1
 
 
-def test_what_another_process_appends_is_read_from_its_files_alone(kb: KnowledgeBase) -> None:
+def test_answers_of_another_process_are_read_from_the_new_files_only(kb: KnowledgeBase) -> None:
     rows = observed(kb, 0, 48)
-    kb.append_knowledge(rows.iloc[:20], half(rows.iloc[:20]), teacher="t")
+    kb.answers.append(rows.iloc[:20], half(rows.iloc[:20]), teacher="t")
     anew = another(kb)
-    assert np.isnan(anew.knowledge(rows, "t")[:, 0]).sum() == 28
-    kb.append_knowledge(rows.iloc[20:30], half(rows.iloc[20:30]), teacher="other")
+    assert np.isnan(anew.answers.probs(rows, "t")[:, 0]).sum() == 28
+    kb.answers.append(rows.iloc[20:30], half(rows.iloc[20:30]), teacher="other")
     with scans() as (times, _, _):
-        anew.knowledge(rows, "t")
+        anew.answers.probs(rows, "t")
     assert times["knowledge"] == 0
-    kb.append_knowledge(rows.iloc[20:30], half(rows.iloc[20:30]), teacher="t")
+    kb.answers.append(rows.iloc[20:30], half(rows.iloc[20:30]), teacher="t")
     with scans() as (times, materialised, files):
-        assert np.isnan(anew.knowledge(rows, "t")[:, 0]).sum() == 18
+        assert np.isnan(anew.answers.probs(rows, "t")[:, 0]).sum() == 18
     assert (times["knowledge"], files["knowledge"], materialised["knowledge"]) == (1, 1, 10)
 
 
-def test_two_processes_that_append_in_turn_see_each_other(kb: KnowledgeBase) -> None:
+def test_two_processes_see_the_answers_of_each_other(kb: KnowledgeBase) -> None:
     rows, other = observed(kb, 0, 30), another(kb)
     for first in range(0, 30, 10):
         mine, theirs = rows.iloc[first : first + 5], rows.iloc[first + 5 : first + 10]
-        kb.append_knowledge(mine, half(mine), teacher="t")
-        other.append_knowledge(theirs, half(theirs), teacher="t")
-        assert kb.append_knowledge(theirs, 1 - half(theirs), teacher="t") == 0
-    assert not np.isnan(kb.knowledge(rows, "t")).any() and not np.isnan(other.knowledge(rows, "t")).any()
-    assert kb.counts()["knowledge"] == 30
+        kb.answers.append(mine, half(mine), teacher="t")
+        other.answers.append(theirs, half(theirs), teacher="t")
+        assert kb.answers.append(theirs, 1 - half(theirs), teacher="t") == 0
+    assert not np.isnan(kb.answers.probs(rows, "t")).any() and not np.isnan(other.answers.probs(rows, "t")).any()
+    assert kb.tables.count_rows()["knowledge"] == 30
 
 
-def test_an_answer_to_the_same_content_is_found_however_old_it_is(kb: KnowledgeBase) -> None:
+def test_an_old_answer_to_the_same_content_is_found(kb: KnowledgeBase) -> None:
     old, new = observed(kb, 0, 24), observed(kb, 24 * 100, 24)
-    kb.append_knowledge(old, half(old), teacher="t")
-    kb.append_knowledge(new.iloc[:12], half(new.iloc[:12]), teacher="t")
+    kb.answers.append(old, half(old), teacher="t")
+    kb.answers.append(new.iloc[:12], half(new.iloc[:12]), teacher="t")
     again = new.assign(content_key=[*new["content_key"][:18], *old["content_key"][:6]])
     anew = another(kb)
     with scans() as (times, materialised, _):
-        assert np.isnan(anew.knowledge(again, "t")[:, 0]).tolist() == [False] * 12 + [True] * 6 + [False] * 6
+        assert np.isnan(anew.answers.probs(again, "t")[:, 0]).tolist() == [False] * 12 + [True] * 6 + [False] * 6
         assert (times["knowledge"], materialised["knowledge"]) == (3, 12 + 6 + 6)
-        anew.knowledge(again, "t")
+        anew.answers.probs(again, "t")
         assert times["knowledge"] == 3
     other = another(kb)
     said_of_old_rows = old.assign(content_key=[*again["content_key"][:18], *old["content_key"][18:]])
-    other.append_knowledge(said_of_old_rows, half(old), teacher="t")
-    assert not np.isnan(anew.knowledge(again, "t")).any()
-    assert not np.isnan(anew.knowledge(old, "t")).any()
+    other.answers.append(said_of_old_rows, half(old), teacher="t")
+    assert not np.isnan(anew.answers.probs(again, "t")).any()
+    assert not np.isnan(anew.answers.probs(old, "t")).any()
 
 
-def test_rows_without_a_time_are_looked_up_in_all_of_it(kb: KnowledgeBase) -> None:
+def test_rows_without_a_time_are_looked_up_in_the_whole_table(kb: KnowledgeBase) -> None:
     rows = observed(kb, 0, 24)
-    kb.append_knowledge(rows, half(rows), teacher="t")
+    kb.answers.append(rows, half(rows), teacher="t")
     anew = another(kb)
-    assert not np.isnan(anew.knowledge(rows[["content_key"]], "t")).any()
+    assert not np.isnan(anew.answers.probs(rows[["content_key"]], "t")).any()
     with scans() as (times, _, _):
-        anew.knowledge(rows, "t")
+        anew.answers.probs(rows, "t")
     assert times["knowledge"] == 0
 
 
@@ -174,48 +174,48 @@ def test_compaction_and_a_restored_backup_lose_no_answer(kb: KnowledgeBase, tmp_
     import shutil
 
     rows = observed(kb, 0, 48)
-    kb.append_knowledge(rows.iloc[:10], half(rows.iloc[:10]), teacher="it's t")
+    kb.answers.append(rows.iloc[:10], half(rows.iloc[:10]), teacher="it's t")
     shutil.copytree(kb.root / "knowledge", tmp_path / "backup")
-    kb.append_knowledge(rows.iloc[10:20], half(rows.iloc[10:20]), teacher="it's t")
-    delta = another(kb)._open("knowledge")
+    kb.answers.append(rows.iloc[10:20], half(rows.iloc[10:20]), teacher="it's t")
+    delta = another(kb).tables.open("knowledge")
     assert delta is not None
     delta.optimize.compact()
-    assert np.isnan(kb.knowledge(rows, "it's t")[:, 0]).sum() == 28
+    assert np.isnan(kb.answers.probs(rows, "it's t")[:, 0]).sum() == 28
     shutil.rmtree(kb.root / "knowledge")
     shutil.copytree(tmp_path / "backup", kb.root / "knowledge")
-    assert np.isnan(kb.knowledge(rows, "it's t")[:, 0]).sum() == 38
-    assert kb.append_knowledge(rows, half(rows), teacher="it's t") == 38
+    assert np.isnan(kb.answers.probs(rows, "it's t")[:, 0]).sum() == 38
+    assert kb.answers.append(rows, half(rows), teacher="it's t") == 38
 
 
 # --------------------------------------------------------------------------- age
 
 
 def lived(kb: KnowledgeBase, days: int) -> None:
-    """Days of an agent that asks one teacher for ever, is watched each day, and refreshed every third day."""
+    """Days of an agent with one teacher that is watched every day and refreshed every third day."""
     for day in range(days):
         rows, end = observed(kb, 24 * day, 24), START + (day + 1) * DAY
-        kb.append_knowledge(rows.iloc[:6], half(rows.iloc[:6]), teacher="llm")
+        kb.answers.append(rows.iloc[:6], half(rows.iloc[:6]), teacher="llm")
         outcomes = rows[["observation_id", "observed_at"]].assign(known_at=rows["observed_at"] + DAY, action="stay")
-        kb.append("outcomes", outcomes, batch=f"{day}")
+        kb.tables.append("outcomes", outcomes, batch=f"{day}")
         spent, job = Spending(calls=6), f"watch {day}"
-        kb.spend(spent, job=job, purpose="watch", teacher="llm", version="llm", as_of=end, batch=job)
-        kb.append_unanswered(rows.iloc[:1], ["garbage"], teacher=f"fitted {day // 3}")
+        kb.answers.append_spending(spent, job=job, purpose="watch", teacher="llm", version="llm", as_of=end, batch=job)
+        kb.answers.append_unanswered(rows.iloc[:1], ["garbage"], teacher=f"fitted {day // 3}")
         champion, since = f"toy@{day // 3}", START + (day // 3) * 3 * DAY
         begun = evidence.start("disagreement", champion, since=since, null_mean=0.1, average_run_length=100)
         step = evidence.advance(begun, np.array([0.2]), start=end - DAY, end=end, rows=1)
-        kb.append_evidence(
+        kb.journal.append_evidence(
             [
                 EvidenceRows(
                     step=step, observation_ids=("o",), units=(0,), probabilities=(0.5,), weights=(2.0,), losses=(0.1,)
                 )
             ]
         )
-        kb.record(verdict("watch", end, "no_drift"))
+        kb.journal.append_verdict(verdict("watch", end, "no_drift"))
         if day % 3 == 2:
-            kb.record(verdict("gate", end, "refused"))
-            kb.append_knowledge(rows, half(rows), teacher=f"fitted {day // 3}")
-            kb.append_questions(rows, np.ones(24), np.zeros(24, dtype=bool), job=f"r{day}", teacher="llm")
-            kb.append_weights([change(f"r{day}", f"fitted {day // 3}", end)])
+            kb.journal.append_verdict(verdict("gate", end, "refused"))
+            kb.answers.append(rows, half(rows), teacher=f"fitted {day // 3}")
+            kb.answers.append_questions(rows, np.ones(24), np.zeros(24, dtype=bool), job=f"r{day}", teacher="llm")
+            kb.journal.append_weight_changes([change(f"r{day}", f"fitted {day // 3}", end)])
 
 
 def verdict(kind: Any, as_of: Any, outcome: Any) -> Verdict:
@@ -228,37 +228,41 @@ def change(job: str, version: str, as_of: Any) -> WeightChange:
     )
 
 
-def a_watch_and_a_refresh(kb: KnowledgeBase, day: int) -> None:
-    """What they read when the agent has lived for so many days: the last is a refresh's."""
+def run_watch_and_refresh(kb: KnowledgeBase, day: int) -> None:
+    """Reads by a watch and a refresh after that many days."""
     now, last = START + day * DAY, (day - 1) // 3
     window = kb.window("current", now - 3 * DAY, now)
-    rows = kb.observations(window)
-    assert len(rows) == 72 and len(kb.labelled(window, known_by=now)) == 49
+    rows = kb.read_observations(window)
+    assert len(rows) == 72 and len(kb.read_labelled(window, known_by=now)) == 49
     for _ in range(3):
-        assert (~np.isnan(kb.knowledge(rows, "llm")[:, 0])).sum() == 18
-        assert (~np.isnan(kb.knowledge(rows, f"fitted {last}")[:, 0])).sum() == 24
-    assert len(kb.arrived(now - DAY, now, since=now - 3 * DAY)) == 24
-    assert [step.end for step in kb.latest_evidence()] == [now]
-    assert len(kb.evidence(f"toy@{last}", None, after=now - 3 * DAY)) == 3
-    assert kb.last_refresh() == now and kb.last_refused() and kb.last_refresh(before=now) == now - 3 * DAY
-    assert kb.verdict_at("watch", now) is not None and kb.verdict(f"gate {now}") is not None
-    assert kb.spending(purpose="watch", after=now - DAY, until=now)["llm"].calls == 6
-    assert kb.spending(job=f"watch {day - 1}")["llm"].calls == 6
-    assert len(kb.weight_changes(f"fitted {last}")) == 1
-    questions = kb.questions(f"r{day - 1}", "llm")
+        assert (~np.isnan(kb.answers.probs(rows, "llm")[:, 0])).sum() == 18
+        assert (~np.isnan(kb.answers.probs(rows, f"fitted {last}")[:, 0])).sum() == 24
+    assert len(kb.read_newly_labelled(now - DAY, now, since=now - 3 * DAY)) == 24
+    assert [step.end for step in kb.journal.latest_evidence()] == [now]
+    assert len(kb.journal.evidence(f"toy@{last}", None, after=now - 3 * DAY)) == 3
+    assert (
+        kb.journal.last_refresh() == now
+        and kb.journal.last_refresh_refused()
+        and kb.journal.last_refresh(before=now) == now - 3 * DAY
+    )
+    assert kb.journal.verdict_at("watch", now) is not None and kb.journal.verdict(f"gate {now}") is not None
+    assert kb.answers.spending(purpose="watch", after=now - DAY, until=now)["llm"].calls == 6
+    assert kb.answers.spending(job=f"watch {day - 1}")["llm"].calls == 6
+    assert len(kb.journal.weight_changes(f"fitted {last}")) == 1
+    questions = kb.answers.questions(f"r{day - 1}", "llm")
     assert questions is not None and len(questions) == 24
-    assert not kb.given_up(f"fitted {last}") and len(kb.unanswered(f"fitted {last}")) == 3
-    assert kb.newest_observation() == now - timedelta(hours=1) and kb.observed(now - DAY, now)
+    assert not kb.answers.unanswerable_keys(f"fitted {last}") and len(kb.answers.unanswered(f"fitted {last}")) == 3
+    assert kb.newest_observed_at() == now - timedelta(hours=1) and kb.has_observations(now - DAY, now)
 
 
-def test_ten_times_the_history_costs_no_more_rows_and_files(tmp_path: Path) -> None:
+def test_ten_times_the_history_reads_no_more_rows_and_files(tmp_path: Path) -> None:
     costs = []
     for days in (6, 60):
         kb = KnowledgeBase(make_config(), tmp_path / f"{days}")
         lived(kb, days)
         anew = another(kb)
         with scans() as (times, rows, files):
-            a_watch_and_a_refresh(anew, days)
+            run_watch_and_refresh(anew, days)
         costs.append((dict(times), dict(rows), dict(files)))
     young, old = costs
     assert old[1] == young[1]

@@ -1,4 +1,4 @@
-"""Nothing is lost, nothing is doubled, and a window reads the same rows for ever."""
+"""Every row is stored once, and a window always reads the same rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stillhouse.config import AgentConfig
 from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
-from stillhouse.knowledge.tables import FIELDS, MONTH, observed_in
+from stillhouse.knowledge.pruning import observed_in
+from stillhouse.knowledge.schemas import FIELDS, MONTH
 from stillhouse.records import EvidenceRows, Verdict, Window
 from tests.knowledge.parts_for_tests import (
     SPAWN,
@@ -42,7 +43,7 @@ def kb(tmp_path: Path) -> KnowledgeBase:
 
 
 @pytest.fixture
-def lived(kb: KnowledgeBase) -> KnowledgeBase:
+def filled(kb: KnowledgeBase) -> KnowledgeBase:
     """A knowledge base of 48 hours with an observation each."""
     kb.append_observations(make_rows(0, 48), batch="first")
     return kb
@@ -69,28 +70,28 @@ def test_a_batch_is_written_once(kb: KnowledgeBase) -> None:
     assert kb.append_observations(make_rows(0, 5), batch="a") == 5
     assert kb.append_observations(make_rows(0, 5), batch="a") == 0
     assert kb.append_observations(make_rows(5, 5), batch="b") == 5
-    assert kb.counts() == {"observations": 10}
-    assert kb.has_batch("observations", "a")
-    assert not kb.has_batch("observations", "c")
-    assert not kb.has_batch("outcomes", "a")
+    assert kb.tables.count_rows() == {"observations": 10}
+    assert kb.tables.has_batch("observations", "a")
+    assert not kb.tables.has_batch("observations", "c")
+    assert not kb.tables.has_batch("outcomes", "a")
 
 
-def test_a_batch_of_no_rows_is_no_batch(kb: KnowledgeBase) -> None:
+def test_an_empty_batch_is_not_recorded(kb: KnowledgeBase) -> None:
     assert kb.append_observations(make_rows(0, 0), batch="a") == 0
     assert kb.append_observations(pd.DataFrame(columns=make_rows(0, 1).columns), batch="a") == 0
     assert kb.append_observations(make_rows(0, 3), batch="a") == 3
 
 
-def test_rows_come_back_as_they_went_in(kb: KnowledgeBase) -> None:
+def test_rows_are_read_as_they_were_written(kb: KnowledgeBase) -> None:
     rows = make_rows(0, 3).assign(temp=[1, np.nan, -0.5], origin=["EWR", None, "São Paulo"])
     rows["observed_at"] = rows["observed_at"].dt.tz_convert("America/New_York")
     kb.append_observations(rows.assign(extra="ignored"), batch="a")
-    found = kb.observations(everything(kb))
-    assert list(found.columns) == ["observation_id", "observed_at", "content_key", "temp", "wind", "origin"]
-    assert found["observed_at"].tolist() == [START, START + HOUR, START + 2 * HOUR]
-    np.testing.assert_array_equal(found["temp"], [1, np.nan, -0.5])
-    assert found["origin"].isna().tolist() == [False, True, False]
-    assert found["origin"][2] == "São Paulo"
+    actual = kb.read_observations(everything(kb))
+    assert list(actual.columns) == ["observation_id", "observed_at", "content_key", "temp", "wind", "origin"]
+    assert actual["observed_at"].tolist() == [START, START + HOUR, START + 2 * HOUR]
+    np.testing.assert_array_equal(actual["temp"], [1, np.nan, -0.5])
+    assert actual["origin"].isna().tolist() == [False, True, False]
+    assert actual["origin"][2] == "São Paulo"
 
 
 BAD = {
@@ -119,15 +120,15 @@ BAD = {
 
 
 @pytest.mark.parametrize(("rows", "message"), BAD.values(), ids=BAD)
-def test_bad_rows_change_nothing(lived: KnowledgeBase, rows: pd.DataFrame, message: str) -> None:
-    before = everything(lived)
+def test_bad_rows_change_nothing(filled: KnowledgeBase, rows: pd.DataFrame, message: str) -> None:
+    before = everything(filled)
     with pytest.raises(SchemaError, match=message):
-        lived.append_observations(rows, batch="bad")
-    assert everything(lived) == before
-    assert lived.counts() == {"observations": 48}
-    assert not lived.has_batch("observations", "bad")
-    lived.append_observations(make_rows(50, 2), batch="bad")
-    assert lived.counts() == {"observations": 50}
+        filled.append_observations(rows, batch="bad")
+    assert everything(filled) == before
+    assert filled.tables.count_rows() == {"observations": 48}
+    assert not filled.tables.has_batch("observations", "bad")
+    filled.append_observations(make_rows(50, 2), batch="bad")
+    assert filled.tables.count_rows() == {"observations": 50}
 
 
 CODES: dict[str, Any] = {
@@ -141,11 +142,11 @@ CODES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("codes", CODES.values(), ids=CODES)
-def test_a_whole_number_is_one_text_whatever_is_beside_it(codes: Any) -> None:
+def test_an_integer_gives_the_same_text_beside_any_other_value(codes: Any) -> None:
     assert tidy(make_rows(0, 2).assign(origin=codes), CONFIG)["origin"].iloc[0] == "1"
 
 
-def test_what_has_a_type_keeps_its_meaning() -> None:
+def test_typed_values_keep_their_meaning() -> None:
     rows = make_rows(0, 2).assign(
         observation_id=[2**60 + 1, 2**60 + 3],
         origin=pd.Series([True, "1.0"], dtype=object),
@@ -158,17 +159,17 @@ def test_what_has_a_type_keeps_its_meaning() -> None:
     np.testing.assert_array_equal(tidied["wind"], [1, np.nan])
 
 
-def test_outcomes_are_written_as_their_observations_are() -> None:
+def test_outcomes_are_converted_like_observations() -> None:
     times = [START, START + HOUR]
-    given = pd.DataFrame({"observation_id": [2**60 + 1, 7], "observed_at": times, "known_at": times})
-    given["action"] = pd.Series([True, 1.0], dtype=object)
-    found = tidy_outcomes(given.assign(extra=1), CONFIG)
-    assert found["observation_id"].tolist() == [str(2**60 + 1), "7"] and found["action"].tolist() == ["true", "1"]
-    assert list(found.columns) == ["observation_id", "observed_at", "known_at", "action"]
+    raw_outcomes = pd.DataFrame({"observation_id": [2**60 + 1, 7], "observed_at": times, "known_at": times})
+    raw_outcomes["action"] = pd.Series([True, 1.0], dtype=object)
+    actual = tidy_outcomes(raw_outcomes.assign(extra=1), CONFIG)
+    assert actual["observation_id"].tolist() == [str(2**60 + 1), "7"] and actual["action"].tolist() == ["true", "1"]
+    assert list(actual.columns) == ["observation_id", "observed_at", "known_at", "action"]
     with pytest.raises(SchemaError, match="outcomes of agent 'toy' have more than one column 'action'"):
-        tidy_outcomes(pd.concat([given, given[["action"]]], axis=1), CONFIG)
+        tidy_outcomes(pd.concat([raw_outcomes, raw_outcomes[["action"]]], axis=1), CONFIG)
     with pytest.raises(SchemaError, match=r"column 'action' of outcomes of agent 'toy' must be text, row 1: the list"):
-        tidy_outcomes(given.assign(action=pd.Series(["stay", ["move"]])), CONFIG)
+        tidy_outcomes(raw_outcomes.assign(action=pd.Series(["stay", ["move"]])), CONFIG)
 
 
 @pytest.mark.parametrize(("before", "after"), [("number", "category"), ("category", "number")])
@@ -184,152 +185,159 @@ def test_a_column_whose_type_changed_is_refused_by_name(tmp_path: Path, before: 
     refused = f"has 'wind' as {'numbers' if before == 'number' else 'text'}, and the agent file calls it a {after}"
     for use in (
         lambda: changed.append_observations(make_rows(2, 1), batch="b"),
-        lambda: changed.observations(window),
+        lambda: changed.read_observations(window),
         lambda: list(changed.stream("observations", window)),
-        changed.require_types,
+        changed.tables.require_column_types,
     ):
         with pytest.raises(SchemaError, match=f"{refused}.*or another name in `observations.columns`"):
             use()
     assert changed.read("observations", window, ["observation_id"])["observation_id"].tolist() == ["o0000", "o0001"]
-    kept.require_types()
-    assert len(kept.observations(window)) == 2
+    kept.tables.require_column_types()
+    assert len(kept.read_observations(window)) == 2
 
 
-def test_other_tables_have_their_columns_too(kb: KnowledgeBase) -> None:
+def test_other_tables_require_their_columns(kb: KnowledgeBase) -> None:
     good = outcomes(range(3), "move", known_after=HOUR)
     with pytest.raises(SchemaError, match=r"table 'outcomes' of agent 'toy' lack the columns \['known_at'\]"):
-        kb.append("outcomes", good.drop(columns="known_at"), batch="a")
+        kb.tables.append("outcomes", good.drop(columns="known_at"), batch="a")
     with pytest.raises(SchemaError, match="table 'outcomes' of agent 'toy'"):
-        kb.append("outcomes", good.assign(known_at="soon"), batch="a")
-    assert kb.counts().get("outcomes", 0) == 0
+        kb.tables.append("outcomes", good.assign(known_at="soon"), batch="a")
+    assert kb.tables.count_rows().get("outcomes", 0) == 0
 
 
 # --------------------------------------------------------------------------- windows
 
 
-def test_windows_are_half_open(lived: KnowledgeBase) -> None:
-    found = lived.observations(lived.window("w", START + 5 * HOUR, START + 8 * HOUR))
-    assert found["temp"].tolist() == [5, 6, 7]
-    one, other = (lived.window("w", START + a * HOUR, START + b * HOUR) for a, b in ((0, 20), (20, 48)))
-    assert len(lived.observations(one)) + len(lived.observations(other)) == 48
+def test_windows_are_half_open(filled: KnowledgeBase) -> None:
+    actual = filled.read_observations(filled.window("w", START + 5 * HOUR, START + 8 * HOUR))
+    assert actual["temp"].tolist() == [5, 6, 7]
+    one, other = (filled.window("w", START + a * HOUR, START + b * HOUR) for a, b in ((0, 20), (20, 48)))
+    assert len(filled.read_observations(one)) + len(filled.read_observations(other)) == 48
 
 
-def test_a_window_in_another_time_zone_reads_the_same_rows(lived: KnowledgeBase) -> None:
+def test_a_window_in_another_time_zone_reads_the_same_rows(filled: KnowledgeBase) -> None:
     zone = timezone(timedelta(hours=-5))
-    window = lived.window("w", (START + 5 * HOUR).astimezone(zone), (START + 8 * HOUR).astimezone(zone))
-    assert lived.observations(window)["temp"].tolist() == [5, 6, 7]
+    window = filled.window("w", (START + 5 * HOUR).astimezone(zone), (START + 8 * HOUR).astimezone(zone))
+    assert filled.read_observations(window)["temp"].tolist() == [5, 6, 7]
 
 
-def test_a_window_reads_the_same_rows_whatever_comes_later(lived: KnowledgeBase) -> None:
-    window = everything(lived)
-    observed, labelled = lived.observations(window), lived.labelled(window, START + 1000 * HOUR)
-    lived.append_observations(make_rows(48, 10), batch="second")
-    lived.append("quarantine", quarantine(3, 4), batch="q")
-    lived.append("outcomes", outcomes(range(10), "move", known_after=HOUR), batch="o")
-    pd.testing.assert_frame_equal(lived.observations(window), observed)
-    pd.testing.assert_frame_equal(lived.labelled(window, START + 1000 * HOUR), labelled)
+def test_a_window_reads_the_same_rows_after_later_appends(filled: KnowledgeBase) -> None:
+    window = everything(filled)
+    observed, labelled = filled.read_observations(window), filled.read_labelled(window, START + 1000 * HOUR)
+    filled.append_observations(make_rows(48, 10), batch="second")
+    filled.tables.append("quarantine", quarantine(3, 4), batch="q")
+    filled.tables.append("outcomes", outcomes(range(10), "move", known_after=HOUR), batch="o")
+    pd.testing.assert_frame_equal(filled.read_observations(window), observed)
+    pd.testing.assert_frame_equal(filled.read_labelled(window, START + 1000 * HOUR), labelled)
     assert len(observed) == 48
     assert len(labelled) == 0
 
-    second = everything(lived)
-    assert len(lived.observations(second)) == 56
-    lived.append("quarantine", quarantine(5), batch="q2")
-    lived.append("outcomes", outcomes(range(10, 20), "move", known_after=HOUR), batch="o2")
-    assert len(lived.observations(second)) == 56
-    assert len(lived.labelled(second, START + 1000 * HOUR)) == 8
+    second = everything(filled)
+    assert len(filled.read_observations(second)) == 56
+    filled.tables.append("quarantine", quarantine(5), batch="q2")
+    filled.tables.append("outcomes", outcomes(range(10, 20), "move", known_after=HOUR), batch="o2")
+    assert len(filled.read_observations(second)) == 56
+    assert len(filled.read_labelled(second, START + 1000 * HOUR)) == 8
     back = Window.model_validate_json(second.model_dump_json())
-    pd.testing.assert_frame_equal(lived.observations(back), lived.observations(second))
-    assert len(lived.observations(everything(lived))) == 55
+    pd.testing.assert_frame_equal(filled.read_observations(back), filled.read_observations(second))
+    assert len(filled.read_observations(everything(filled))) == 55
 
 
-def test_a_window_without_versions_reads_what_is_there_now(lived: KnowledgeBase) -> None:
+def test_a_window_without_versions_reads_the_current_tables(filled: KnowledgeBase) -> None:
     window = Window(name="w", start=START, end=START + 1000 * HOUR)
-    lived.append("quarantine", quarantine(3), batch="q")
-    assert len(lived.observations(window)) == 47
+    filled.tables.append("quarantine", quarantine(3), batch="q")
+    assert len(filled.read_observations(window)) == 47
 
 
-def test_rows_in_quarantine_are_left_out(lived: KnowledgeBase) -> None:
-    lived.append("quarantine", quarantine(3, 7), batch="q")
-    lived.append("outcomes", outcomes(range(48), "move", known_after=HOUR), batch="o")
-    window = everything(lived)
+def test_rows_in_quarantine_are_left_out(filled: KnowledgeBase) -> None:
+    filled.tables.append("quarantine", quarantine(3, 7), batch="q")
+    filled.tables.append("outcomes", outcomes(range(48), "move", known_after=HOUR), batch="o")
+    window = everything(filled)
     kept = [float(i) for i in range(48) if i not in (3, 7)]
-    assert lived.observations(window)["temp"].tolist() == kept
-    assert lived.labelled(window, START + 1000 * HOUR)["temp"].tolist() == kept
+    assert filled.read_observations(window)["temp"].tolist() == kept
+    assert filled.read_labelled(window, START + 1000 * HOUR)["temp"].tolist() == kept
 
 
-def test_an_observation_that_came_twice_counts_once(lived: KnowledgeBase) -> None:
-    lived.append_observations(make_rows(40, 10), batch="overlap")
-    assert lived.counts()["observations"] == 58
-    assert lived.observations(everything(lived))["temp"].tolist() == [float(i) for i in range(50)]
+def test_an_observation_with_two_rows_is_read_once(filled: KnowledgeBase) -> None:
+    filled.append_observations(make_rows(40, 10), batch="overlap")
+    assert filled.tables.count_rows()["observations"] == 58
+    assert filled.read_observations(everything(filled))["temp"].tolist() == [float(i) for i in range(50)]
 
 
-def test_nothing_was_lived_yet(kb: KnowledgeBase) -> None:
+def test_an_empty_knowledge_base(kb: KnowledgeBase) -> None:
     window = everything(kb)
-    assert len(kb.observations(window)) == len(kb.labelled(window, START)) == len(kb.verdicts()) == 0
-    assert kb.counts() == {}
-    assert kb.verdict("v") is None
+    assert len(kb.read_observations(window)) == len(kb.read_labelled(window, START)) == len(kb.journal.verdicts()) == 0
+    assert kb.tables.count_rows() == {}
+    assert kb.journal.verdict("v") is None
     assert not kb.root.exists()
 
 
 # --------------------------------------------------------------------------- outcomes
 
 
-def test_only_outcomes_known_by_then(lived: KnowledgeBase) -> None:
-    lived.append("outcomes", outcomes(range(20), "move", known_after=5 * HOUR), batch="a")
-    lived.append("outcomes", outcomes(range(20, 30), "stay", known_after=5 * HOUR), batch="b")
-    window = everything(lived)
-    at_ten = lived.labelled(window, START + 10 * HOUR)
+def test_only_outcomes_known_by_then_give_labels(filled: KnowledgeBase) -> None:
+    filled.tables.append("outcomes", outcomes(range(20), "move", known_after=5 * HOUR), batch="a")
+    filled.tables.append("outcomes", outcomes(range(20, 30), "stay", known_after=5 * HOUR), batch="b")
+    window = everything(filled)
+    at_ten = filled.read_labelled(window, START + 10 * HOUR)
     assert at_ten["temp"].tolist() == [0, 1, 2, 3, 4, 5]
     assert at_ten["outcome"].tolist() == [1] * 6
-    later = lived.labelled(window, START + 1000 * HOUR)
+    later = filled.read_labelled(window, START + 1000 * HOUR)
     assert later["outcome"].tolist() == [1] * 20 + [0] * 10
     assert later["outcome"].dtype == np.int64
-    assert list(lived.labelled(window, START).columns) == list(later.columns)
+    assert list(filled.read_labelled(window, START).columns) == list(later.columns)
 
 
-def test_a_corrected_outcome_counts_from_when_the_correction_was_known(lived: KnowledgeBase) -> None:
-    lived.append("outcomes", outcomes(range(3), "move", known_after=9 * HOUR), batch="correction, arrived first")
-    lived.append("outcomes", outcomes(range(3), "stay", known_after=2 * HOUR), batch="a")
-    window = everything(lived)
-    assert lived.labelled(window, START + 5 * HOUR)["outcome"].tolist() == [0, 0, 0]
-    assert lived.labelled(window, START + 10 * HOUR)["outcome"].tolist() == [1, 1, 0]
+def test_a_corrected_outcome_counts_from_when_the_correction_was_known(filled: KnowledgeBase) -> None:
+    filled.tables.append(
+        "outcomes", outcomes(range(3), "move", known_after=9 * HOUR), batch="correction, arrived first"
+    )
+    filled.tables.append("outcomes", outcomes(range(3), "stay", known_after=2 * HOUR), batch="a")
+    window = everything(filled)
+    assert filled.read_labelled(window, START + 5 * HOUR)["outcome"].tolist() == [0, 0, 0]
+    assert filled.read_labelled(window, START + 10 * HOUR)["outcome"].tolist() == [1, 1, 0]
 
 
-def test_an_unknown_action_is_an_error(lived: KnowledgeBase) -> None:
-    lived.append("outcomes", outcomes(range(3), "jump", known_after=HOUR), batch="a")
+def test_an_unknown_action_is_an_error(filled: KnowledgeBase) -> None:
+    filled.tables.append("outcomes", outcomes(range(3), "jump", known_after=HOUR), batch="a")
     with pytest.raises(SchemaError, match=r"outcomes of agent 'toy' name unknown actions \['jump'\]"):
-        lived.labelled(everything(lived), START + 1000 * HOUR)
+        filled.read_labelled(everything(filled), START + 1000 * HOUR)
 
 
-def test_when_the_outcome_that_a_row_bears_became_known(lived: KnowledgeBase) -> None:
-    lived.append("outcomes", outcomes(range(6), "stay", known_after=2 * HOUR), batch="a")
-    lived.append("outcomes", outcomes(range(3), "move", known_after=9 * HOUR), batch="correction")
-    rows = lived.labelled(everything(lived), known_by=START + 100 * HOUR)
-    found = lived.with_known_at(rows, known_by=START + 100 * HOUR)
-    assert ((found["known_at"] - found["observed_at"]) / HOUR).tolist() == [9, 9, 9, 2, 2, 2]
-    early = lived.with_known_at(rows, known_by=START + 5 * HOUR)
-    assert ((early["known_at"] - early["observed_at"]) / HOUR).tolist() == [2, 2, 2, 2]  # the others are left out
-    assert lived.with_known_at(rows.iloc[:0], known_by=START).empty
+def test_known_at_of_the_label_of_a_row(filled: KnowledgeBase) -> None:
+    filled.tables.append("outcomes", outcomes(range(6), "stay", known_after=2 * HOUR), batch="a")
+    filled.tables.append("outcomes", outcomes(range(3), "move", known_after=9 * HOUR), batch="correction")
+    rows = filled.read_labelled(everything(filled), known_by=START + 100 * HOUR)
+    actual = filled.join_known_at(rows, known_by=START + 100 * HOUR)
+    assert ((actual["known_at"] - actual["observed_at"]) / HOUR).tolist() == [9, 9, 9, 2, 2, 2]
+    early = filled.join_known_at(rows, known_by=START + 5 * HOUR)
+    assert ((early["known_at"] - early["observed_at"]) / HOUR).tolist() == [
+        2,
+        2,
+        2,
+        2,
+    ]  # rows without a known outcome are left out
+    assert filled.join_known_at(rows.iloc[:0], known_by=START).empty
 
 
 # --------------------------------------------------------------------------- knowledge
 
 
-def test_what_was_never_asked_is_nan(lived: KnowledgeBase) -> None:
-    rows = lived.observations(everything(lived)).iloc[:3]
-    assert np.isnan(lived.knowledge(rows, "t")).all()
-    assert lived.append_knowledge(rows.iloc[[1]], np.array([[0.25, 0.75]]), teacher="t") == 1
-    np.testing.assert_array_equal(lived.knowledge(rows, "t"), [[np.nan] * 2, [0.25, 0.75], [np.nan] * 2])
-    assert np.isnan(lived.knowledge(rows, "another")).all()
-    assert lived.knowledge(rows.iloc[:0], "t").shape == (0, 2)
+def test_unanswered_rows_are_nan(filled: KnowledgeBase) -> None:
+    rows = filled.read_observations(everything(filled)).iloc[:3]
+    assert np.isnan(filled.answers.probs(rows, "t")).all()
+    assert filled.answers.append(rows.iloc[[1]], np.array([[0.25, 0.75]]), teacher="t") == 1
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t"), [[np.nan] * 2, [0.25, 0.75], [np.nan] * 2])
+    assert np.isnan(filled.answers.probs(rows, "another")).all()
+    assert filled.answers.probs(rows.iloc[:0], "t").shape == (0, 2)
 
 
-def test_what_was_said_before_stays(lived: KnowledgeBase) -> None:
-    rows = lived.observations(everything(lived)).iloc[:2]
-    lived.append_knowledge(rows.iloc[[0]], np.array([[0.25, 0.75]]), teacher="t")
-    assert lived.append_knowledge(rows, np.array([[0.9, 0.1], [0.5, 0.5]]), teacher="t") == 1
-    assert lived.append_knowledge(rows, np.array([[0.9, 0.1], [0.5, 0.5]]), teacher="t") == 0
-    np.testing.assert_array_equal(lived.knowledge(rows, "t"), [[0.25, 0.75], [0.5, 0.5]])
+def test_the_first_answer_is_kept(filled: KnowledgeBase) -> None:
+    rows = filled.read_observations(everything(filled)).iloc[:2]
+    filled.answers.append(rows.iloc[[0]], np.array([[0.25, 0.75]]), teacher="t")
+    assert filled.answers.append(rows, np.array([[0.9, 0.1], [0.5, 0.5]]), teacher="t") == 1
+    assert filled.answers.append(rows, np.array([[0.9, 0.1], [0.5, 0.5]]), teacher="t") == 0
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t"), [[0.25, 0.75], [0.5, 0.5]])
 
 
 def keys(**columns: Any) -> list[str]:
@@ -338,37 +346,37 @@ def keys(**columns: Any) -> list[str]:
     return content_keys(tidy(rows, CONFIG), CONFIG)
 
 
-def test_features_are_kept_with_what_was_said(lived: KnowledgeBase) -> None:
-    rows, said = lived.observations(everything(lived)).head(6), np.tile([0.25, 0.75], (6, 1))
-    assert lived.features(rows, "t") is None
-    lived.append_knowledge(rows.iloc[:2], said[:2], teacher="t")
-    assert lived.features(rows, "t") is None
+def test_features_are_stored_with_the_answers(filled: KnowledgeBase) -> None:
+    rows, said = filled.read_observations(everything(filled)).head(6), np.tile([0.25, 0.75], (6, 1))
+    assert filled.answers.features(rows, "t") is None
+    filled.answers.append(rows.iloc[:2], said[:2], teacher="t")
+    assert filled.answers.features(rows, "t") is None
     inside = np.arange(18.0).reshape(6, 3)
-    lived.append_knowledge(rows.iloc[:5], said[:5], teacher="t", features=inside[:5])
-    kept = lived.features(rows[::-1], "t")
+    filled.answers.append(rows.iloc[:5], said[:5], teacher="t", features=inside[:5])
+    kept = filled.answers.features(rows[::-1], "t")
     assert kept is not None and kept.dtype == np.float32
     np.testing.assert_array_equal(kept[::-1], [[np.nan] * 3] * 2 + inside[2:5].tolist() + [[np.nan] * 3])
-    np.testing.assert_array_equal(lived.knowledge(rows, "t")[:5], said[:5])
-    assert lived.features(rows, "another") is None
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:5], said[:5])
+    assert filled.answers.features(rows, "another") is None
     with pytest.raises(SchemaError, match="teacher t gives features of width 2, and gave 3 before"):
-        lived.append_knowledge(rows.iloc[5:], said[5:], teacher="t", features=inside[5:, :2])
-    assert np.isnan(lived.knowledge(rows, "t")[5]).all()
+        filled.answers.append(rows.iloc[5:], said[5:], teacher="t", features=inside[5:, :2])
+    assert np.isnan(filled.answers.probs(rows, "t")[5]).all()
 
 
-def test_a_table_that_is_older_than_features(lived: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, said = lived.observations(everything(lived)).head(4), np.tile([0.25, 0.75], (4, 1))
+def test_a_knowledge_table_without_a_features_column(filled: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, said = filled.read_observations(everything(filled)).head(4), np.tile([0.25, 0.75], (4, 1))
     with monkeypatch.context() as patch:
         patch.setitem(FIELDS, "knowledge", [field for field in FIELDS["knowledge"] if field[0] != "features"])
-        lived.append_knowledge(rows.iloc[:2], said[:2], teacher="t")
-    assert lived.features(rows, "t") is None
-    np.testing.assert_array_equal(lived.knowledge(rows, "t")[:2], said[:2])
-    lived.append_knowledge(rows.iloc[2:], said[2:], teacher="t", features=np.ones((2, 3)))
-    kept = lived.features(rows, "t")
+        filled.answers.append(rows.iloc[:2], said[:2], teacher="t")
+    assert filled.answers.features(rows, "t") is None
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:2], said[:2])
+    filled.answers.append(rows.iloc[2:], said[2:], teacher="t", features=np.ones((2, 3)))
+    kept = filled.answers.features(rows, "t")
     assert kept is not None and np.isnan(kept[:2]).all() and (kept[2:] == 1).all()
-    np.testing.assert_array_equal(lived.knowledge(rows, "t"), said)
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t"), said)
 
 
-def test_equal_content_has_equal_keys_and_other_content_others(kb: KnowledgeBase) -> None:
+def test_content_keys_are_equal_for_equal_content_only(kb: KnowledgeBase) -> None:
     (plain,) = keys()
     assert len(plain) == 32
     assert int(plain[:16], 16) != int(plain[16:], 16)
@@ -393,19 +401,19 @@ def test_equal_content_has_equal_keys_and_other_content_others(kb: KnowledgeBase
     assert len(set(many)) == 10_000
 
 
-def test_a_key_does_not_depend_on_the_company_or_on_where_a_row_was(lived: KnowledgeBase) -> None:
+def test_a_content_key_does_not_depend_on_other_rows_or_columns(filled: KnowledgeBase) -> None:
     rows = make_rows(0, 20).assign(origin=[None, "B", "A", "", "Ω"] * 4)
     tidied = tidy(rows, CONFIG)
     together = content_keys(tidied, CONFIG)
     assert together == [key for i in range(20) for key in content_keys(tidied.iloc[[i]], CONFIG)]
-    lived.append_observations(rows.assign(observation_id=[f"n{i}" for i in range(20)]), batch="b")
-    found = lived.read("observations")
-    found = found[found["observation_id"].str.startswith("n")]
-    assert found["content_key"].tolist() == together == content_keys(found, CONFIG)
+    filled.append_observations(rows.assign(observation_id=[f"n{i}" for i in range(20)]), batch="b")
+    actual = filled.read("observations")
+    actual = actual[actual["observation_id"].str.startswith("n")]
+    assert actual["content_key"].tolist() == together == content_keys(actual, CONFIG)
     assert content_keys(tidied.iloc[:0], CONFIG) == []
 
 
-def test_an_agent_of_numbers_or_of_categories_alone() -> None:
+def test_an_agent_with_only_numbers_or_only_categories() -> None:
     for kind, values in (("number", [1.0, 2.0, 1.0]), ("category", ["a", "b", "a"])):
         columns = {"x": {"type": kind}}
         observations = {**CONFIG.observations.model_dump(), "columns": columns}
@@ -417,39 +425,39 @@ def test_an_agent_of_numbers_or_of_categories_alone() -> None:
 # --------------------------------------------------------------------------- samples, clocks, verdicts
 
 
-def test_a_sample_is_drawn_without_replacement_and_again_the_same(lived: KnowledgeBase) -> None:
-    rows = lived.observations(everything(lived))
-    sample = lived.sample(rows, 20)
+def test_a_sample_is_without_replacement_and_reproducible(filled: KnowledgeBase) -> None:
+    rows = filled.read_observations(everything(filled))
+    sample = filled.sample(rows, 20)
     assert sample["observation_id"].is_unique
     assert len(sample) == 20
     assert sample["observed_at"].is_monotonic_increasing
-    pd.testing.assert_frame_equal(sample, lived.sample(rows.copy(), 20))
+    pd.testing.assert_frame_equal(sample, filled.sample(rows.copy(), 20))
     pd.testing.assert_frame_equal(sample, rows.loc[sample.index])
-    pd.testing.assert_frame_equal(lived.sample(rows, 48), rows)
-    pd.testing.assert_frame_equal(lived.sample(rows, 500), rows)
+    pd.testing.assert_frame_equal(filled.sample(rows, 48), rows)
+    pd.testing.assert_frame_equal(filled.sample(rows, 500), rows)
 
 
-def test_samples_of_other_rows_are_uniform(lived: KnowledgeBase) -> None:
-    """Over 400 sets of rows each place is drawn 400 · ½ times, ± 4 standard deviations."""
-    rows = lived.observations(everything(lived)).iloc[:40]
+def test_samples_of_other_rows_are_uniform(filled: KnowledgeBase) -> None:
+    """Over 400 sets of rows, every position is drawn 400 · ½ times, ± 4 standard deviations."""
+    rows = filled.read_observations(everything(filled)).iloc[:40]
     drawn = np.zeros(40)
     for number in range(400):
-        drawn[lived.sample(rows.assign(observation_id=f"{number}:" + rows["observation_id"]), 20).index] += 1
+        drawn[filled.sample(rows.assign(observation_id=f"{number}:" + rows["observation_id"]), 20).index] += 1
     assert drawn.sum() == 400 * 20
     assert np.abs(drawn - 200).max() < 4 * np.sqrt(400 * 0.25)
 
 
-def test_what_now_is(lived: KnowledgeBase, kb: KnowledgeBase, tmp_path: Path) -> None:
-    assert lived.moment(datetime(2013, 5, 1)) == datetime(2013, 5, 1, tzinfo=UTC)
+def test_the_current_time_by_each_clock(filled: KnowledgeBase, kb: KnowledgeBase, tmp_path: Path) -> None:
+    assert filled.resolve_time(datetime(2013, 5, 1)) == datetime(2013, 5, 1, tzinfo=UTC)
     local = datetime(2013, 5, 1, tzinfo=timezone(timedelta(hours=-5)))
-    assert lived.moment(local) == local
-    assert lived.moment(local).utcoffset() == timedelta(0)
-    assert abs(lived.moment(None) - datetime.now(UTC)) < timedelta(minutes=1)
+    assert filled.resolve_time(local) == local
+    assert filled.resolve_time(local).utcoffset() == timedelta(0)
+    assert abs(filled.resolve_time(None) - datetime.now(UTC)) < timedelta(minutes=1)
     watch = {**CONFIG.watch.model_dump(), "clock": "newest_observation"}
     replayed = AgentConfig.model_validate({**CONFIG.model_dump(), "watch": watch})
-    assert KnowledgeBase(replayed, lived.root).moment(None) == START + 47 * HOUR + timedelta(microseconds=1)
+    assert KnowledgeBase(replayed, filled.root).resolve_time(None) == START + 47 * HOUR + timedelta(microseconds=1)
     with pytest.raises(WindowError, match=r"agent 'toy' .* has no observations"):
-        KnowledgeBase(replayed, tmp_path / "empty").moment(None)
+        KnowledgeBase(replayed, tmp_path / "empty").resolve_time(None)
 
 
 def make_verdict(verdict_id: str, hours: int, kind: str = "watch", outcome: str = "no_drift") -> Verdict:
@@ -460,17 +468,17 @@ def make_verdict(verdict_id: str, hours: int, kind: str = "watch", outcome: str 
 
 def test_a_verdict_is_recorded_once(kb: KnowledgeBase) -> None:
     first = make_verdict("a", 2)
-    kb.record(first)
-    kb.record(first)
-    kb.record(first.model_copy(update={"summary": "another"}))
-    kb.record(make_verdict("b", 1))
-    assert kb.counts() == {"verdicts": 2}
-    assert [verdict.verdict_id for verdict in kb.verdicts()] == ["b", "a"]
-    assert kb.verdict("a") == first
-    assert kb.verdict("c") is None
+    kb.journal.append_verdict(first)
+    kb.journal.append_verdict(first)
+    kb.journal.append_verdict(first.model_copy(update={"summary": "another"}))
+    kb.journal.append_verdict(make_verdict("b", 1))
+    assert kb.tables.count_rows() == {"verdicts": 2}
+    assert [verdict.verdict_id for verdict in kb.journal.verdicts()] == ["b", "a"]
+    assert kb.journal.verdict("a") == first
+    assert kb.journal.verdict("c") is None
 
 
-def test_verdicts_by_moment(kb: KnowledgeBase) -> None:
+def test_verdicts_by_time(kb: KnowledgeBase) -> None:
     for verdict in (
         make_verdict("w1", 1),
         make_verdict("g1", 1, "gate", "refused"),
@@ -478,13 +486,13 @@ def test_verdicts_by_moment(kb: KnowledgeBase) -> None:
         make_verdict("g2", 5, "gate", "promoted"),
         make_verdict("p", 6, "promotion", "rolled_back"),
     ):
-        kb.record(verdict)
-    assert kb.verdict_at("watch", START + 5 * HOUR) == make_verdict("w2", 5)
-    assert kb.verdict_at("watch", START + 6 * HOUR) is None
-    assert kb.last_refresh(before=START + 6 * HOUR) == START + 5 * HOUR
-    assert kb.last_refresh(before=START + 5 * HOUR) == START + HOUR
-    assert kb.last_refresh(before=START + HOUR) is None
-    assert kb.last_refresh() == START + 5 * HOUR and not kb.last_refused()
+        kb.journal.append_verdict(verdict)
+    assert kb.journal.verdict_at("watch", START + 5 * HOUR) == make_verdict("w2", 5)
+    assert kb.journal.verdict_at("watch", START + 6 * HOUR) is None
+    assert kb.journal.last_refresh(before=START + 6 * HOUR) == START + 5 * HOUR
+    assert kb.journal.last_refresh(before=START + 5 * HOUR) == START + HOUR
+    assert kb.journal.last_refresh(before=START + HOUR) is None
+    assert kb.journal.last_refresh() == START + 5 * HOUR and not kb.journal.last_refresh_refused()
 
 
 # --------------------------------------------------------------------------- processes
@@ -498,34 +506,34 @@ def run(target: Any, *arguments: Any) -> int | None:
 
 
 @pytest.mark.parametrize("moment", ["before", "amid", "after"])
-def test_a_process_that_dies_leaves_nothing_half_written(lived: KnowledgeBase, moment: str) -> None:
-    assert run(append_and_die, lived.root, moment, 48, 12, "second") == 9
-    assert lived.counts() == {"observations": 60 if moment == "after" else 48}
-    append(lived.root, 48, 12, "second")
-    assert lived.observations(everything(lived))["temp"].tolist() == [float(i) for i in range(60)]
-    assert lived.counts() == {"observations": 60}
+def test_a_killed_process_leaves_no_partial_commit(filled: KnowledgeBase, moment: str) -> None:
+    assert run(append_and_die, filled.root, moment, 48, 12, "second") == 9
+    assert filled.tables.count_rows() == {"observations": 60 if moment == "after" else 48}
+    append(filled.root, 48, 12, "second")
+    assert filled.read_observations(everything(filled))["temp"].tolist() == [float(i) for i in range(60)]
+    assert filled.tables.count_rows() == {"observations": 60}
 
 
-def test_a_process_that_dies_over_its_first_rows(kb: KnowledgeBase) -> None:
+def test_a_process_killed_at_its_first_append(kb: KnowledgeBase) -> None:
     assert run(append_and_die, kb.root, "amid", 0, 5, "first") == 9
-    assert len(kb.observations(everything(kb))) == 0
+    assert len(kb.read_observations(everything(kb))) == 0
     append(kb.root, 0, 5, "first")
-    assert len(kb.observations(everything(kb))) == 5
+    assert len(kb.read_observations(everything(kb))) == 5
 
 
-def test_appends_of_three_processes_are_all_there(kb: KnowledgeBase) -> None:
+def test_concurrent_appends_of_three_processes_are_all_stored(kb: KnowledgeBase) -> None:
     workers = [SPAWN.Process(target=append_many, args=(kb.root, number)) for number in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    found = kb.observations(everything(kb))
-    assert found["temp"].tolist() == [float(100 * w + i) for w in range(3) for i in range(50)]
-    assert kb.counts() == {"observations": 150}
+    actual = kb.read_observations(everything(kb))
+    assert actual["temp"].tolist() == [float(100 * w + i) for w in range(3) for i in range(50)]
+    assert kb.tables.count_rows() == {"observations": 150}
 
 
-def test_one_batch_from_three_processes_is_there_once(kb: KnowledgeBase) -> None:
+def test_one_batch_from_three_processes_is_stored_once(kb: KnowledgeBase) -> None:
     barrier = SPAWN.Barrier(3)
     workers = [SPAWN.Process(target=append_the_same, args=(kb.root, barrier)) for _ in range(3)]
     for worker in workers:
@@ -533,17 +541,17 @@ def test_one_batch_from_three_processes_is_there_once(kb: KnowledgeBase) -> None
     for worker in workers:
         worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert kb.counts() == {"observations": 100}
+    assert kb.tables.count_rows() == {"observations": 100}
 
 
-def test_old_rows_are_thinned_and_new_ones_kept(kb: KnowledgeBase) -> None:
+def test_limit_samples_old_rows_and_keeps_the_newest(kb: KnowledgeBase) -> None:
     base = kb
     rows = pd.DataFrame({"observation_id": [f"o{i}" for i in range(100)], "n": range(100)})
-    thinned = base.thin(rows, 40)
+    thinned = base.limit(rows, 40)
     assert len(thinned) == 40 and thinned["n"].is_monotonic_increasing and thinned["n"].is_unique
     assert thinned["n"].tolist()[20:] == list(range(80, 100))
-    assert base.thin(rows, 40).equals(thinned)
-    assert base.thin(rows, 100) is rows and base.thin(rows, None) is rows
+    assert base.limit(rows, 40).equals(thinned)
+    assert base.limit(rows, 100) is rows and base.limit(rows, None) is rows
 
 
 # --------------------------------------------------------------------------- evidence
@@ -559,74 +567,76 @@ def step(process: str, number: int, champion: str = "toy@1", since: datetime = S
     )
 
 
-def test_evidence_comes_back_as_it_went_in(kb: KnowledgeBase) -> None:
-    assert kb.latest_evidence() == [] and kb.evidence("toy@1", START) == []
+def test_evidence_is_read_as_it_was_written(kb: KnowledgeBase) -> None:
+    assert kb.journal.latest_evidence() == [] and kb.journal.evidence("toy@1", START) == []
     counted = [step("disagreement", n) for n in range(3)] + [step("student_outcomes", n) for n in range(2)]
-    kb.append_evidence(counted)
-    assert kb.evidence("toy@1", START) == sorted(counted, key=lambda each: each.step.end)
-    assert kb.evidence("toy@1", START, after=START + 2 * HOUR) == [counted[2]]
-    assert {each.process: each for each in kb.latest_evidence()} == {
+    kb.journal.append_evidence(counted)
+    assert kb.journal.evidence("toy@1", START) == sorted(counted, key=lambda counted: counted.step.end)
+    assert kb.journal.evidence("toy@1", START, after=START + 2 * HOUR) == [counted[2]]
+    assert {last.process: last for last in kb.journal.latest_evidence()} == {
         "disagreement": counted[2].step,
         "student_outcomes": counted[4].step,
     }
 
 
-def test_a_step_is_counted_once_however_often_it_is_appended(kb: KnowledgeBase) -> None:
+def test_a_step_of_evidence_is_stored_once(kb: KnowledgeBase) -> None:
     first = [step("disagreement", n) for n in range(2)]
-    kb.append_evidence(first)
-    kb.append_evidence(first)
-    kb.append_evidence([*first, step("disagreement", 2)])  # a later watch that had not seen the first one's steps
-    kb.append_evidence([])
-    assert [each.step.end for each in kb.evidence("toy@1", START)] == [START + n * HOUR for n in (1, 2, 3)]
+    kb.journal.append_evidence(first)
+    kb.journal.append_evidence(first)
+    kb.journal.append_evidence(
+        [*first, step("disagreement", 2)]
+    )  # a later watch that had not seen the first one's steps
+    kb.journal.append_evidence([])
+    assert [rows.step.end for rows in kb.journal.evidence("toy@1", START)] == [START + n * HOUR for n in (1, 2, 3)]
 
 
 def test_each_champion_has_its_own_evidence(kb: KnowledgeBase) -> None:
     later = START + 10 * HOUR
-    kb.append_evidence([step("disagreement", 0)])
-    kb.append_evidence([step("disagreement", 0, "toy@2", later)])
-    assert len(kb.evidence("toy@1", START)) == len(kb.evidence("toy@2", later)) == 1
-    assert kb.evidence("toy@2", START) == []
-    kb.append_evidence([step("disagreement", 1, "toy@2", later + 5 * HOUR)])  # begun anew after an alarm
-    assert [each.step.since for each in kb.evidence("toy@2", None)] == [later, later + 5 * HOUR]
-    assert [each.champion for each in kb.latest_evidence()] == ["toy@2"]
+    kb.journal.append_evidence([step("disagreement", 0)])
+    kb.journal.append_evidence([step("disagreement", 0, "toy@2", later)])
+    assert len(kb.journal.evidence("toy@1", START)) == len(kb.journal.evidence("toy@2", later)) == 1
+    assert kb.journal.evidence("toy@2", START) == []
+    kb.journal.append_evidence([step("disagreement", 1, "toy@2", later + 5 * HOUR)])  # restarted after an alarm
+    assert [rows.step.since for rows in kb.journal.evidence("toy@2", None)] == [later, later + 5 * HOUR]
+    assert [last.champion for last in kb.journal.latest_evidence()] == ["toy@2"]
 
 
-def test_whether_anything_was_observed(kb: KnowledgeBase, lived: KnowledgeBase) -> None:
-    first = lived.read("observations")["observed_at"].min().to_pydatetime()
-    last = lived.newest_observation()
+def test_has_observations_in_a_time_range(kb: KnowledgeBase, filled: KnowledgeBase) -> None:
+    first = filled.read("observations")["observed_at"].min().to_pydatetime()
+    last = filled.newest_observed_at()
     tick = timedelta(microseconds=1)
-    assert lived.observed(first, first + tick) and lived.observed(last, last + tick)
-    assert not lived.observed(last + tick, last + 90 * HOUR)
-    assert not lived.observed(last, last) and not lived.observed(last + HOUR, last)
+    assert filled.has_observations(first, first + tick) and filled.has_observations(last, last + tick)
+    assert not filled.has_observations(last + tick, last + 90 * HOUR)
+    assert not filled.has_observations(last, last) and not filled.has_observations(last + HOUR, last)
 
 
-def test_an_outcome_arrives_once(lived: KnowledgeBase) -> None:
-    lived.append("outcomes", outcomes(range(10), "stay", known_after=5 * HOUR), batch="o1")
-    lived.append("outcomes", outcomes(range(2), "move", known_after=8 * HOUR), batch="corrected")
+def test_an_observation_is_newly_labelled_once(filled: KnowledgeBase) -> None:
+    filled.tables.append("outcomes", outcomes(range(10), "stay", known_after=5 * HOUR), batch="o1")
+    filled.tables.append("outcomes", outcomes(range(2), "move", known_after=8 * HOUR), batch="corrected")
 
     def names(start: int, end: int, since: int = 0) -> list[str]:
-        found = lived.arrived(START + start * HOUR, START + end * HOUR, since=START + since * HOUR)
-        return found["observation_id"].tolist()
+        actual = filled.read_newly_labelled(START + start * HOUR, START + end * HOUR, since=START + since * HOUR)
+        return actual["observation_id"].tolist()
 
     assert names(5, 7) == ["o0000", "o0001"]
-    assert names(7, 10) == ["o0002", "o0003", "o0004"]  # the corrections arrive here, and are none
+    assert names(7, 10) == ["o0002", "o0003", "o0004"]  # corrections in this range do not count
     assert names(0, 100) == [f"o{n:04d}" for n in range(10)]
     assert names(0, 100, since=4) == [f"o{n:04d}" for n in range(4, 10)]
     assert names(50, 60) == []
-    arrived = lived.arrived(START, START + 100 * HOUR, since=START)
+    arrived = filled.read_newly_labelled(START, START + 100 * HOUR, since=START)
     assert (arrived["known_at"] == arrived["observed_at"] + 5 * HOUR).all()
-    assert arrived.loc[0, "outcome"] == 1  # what is known of it by then
+    assert arrived.loc[0, "outcome"] == 1  # the value known by then
 
 
-def test_before_any_outcome_nothing_arrives(lived: KnowledgeBase) -> None:
-    found = lived.arrived(START, START + HOUR, since=START)
-    assert found.empty and {"outcome", "known_at", "temp"} <= set(found.columns)
+def test_no_outcomes_give_no_newly_labelled_rows(filled: KnowledgeBase) -> None:
+    actual = filled.read_newly_labelled(START, START + HOUR, since=START)
+    assert actual.empty and {"outcome", "known_at", "temp"} <= set(actual.columns)
 
 
 # --------------------------------------------------------------------------- texts
 
 
-def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
+def test_an_agent_with_text_columns_only(tmp_path: Path) -> None:
     config = AgentConfig.model_validate(
         CONFIG.model_dump(exclude_unset=True)
         | {"student": {"kind": "text"}, "promotion": {}}
@@ -636,7 +646,7 @@ def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
     rows = make_rows(0, 4)[["observation_id", "observed_at"]].assign(said=said)
     base = KnowledgeBase(config, tmp_path / "texts")
     assert base.append_observations(rows, batch="a") == 4
-    back = base.observations(everything(base))
+    back = base.read_observations(everything(base))
     assert back["said"].fillna("-").tolist() == [said[0], "", "-", said[0]]
     keys = back["content_key"].tolist()
     assert keys[0] == keys[3] and len(set(keys)) == 3
@@ -648,24 +658,24 @@ def test_an_agent_that_reads_nothing_but_texts(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- questions
 
 
-def test_what_a_job_selected_is_kept_once_with_its_probabilities(lived: KnowledgeBase) -> None:
-    rows = lived.observations(everything(lived))
-    assert lived.questions("r1", "t1") is None
+def test_the_first_selection_of_a_job_is_stored_with_its_probabilities(filled: KnowledgeBase) -> None:
+    rows = filled.read_observations(everything(filled))
+    assert filled.answers.questions("r1", "t1") is None
     known = np.array([True, False, False])
-    lived.append_questions(rows.iloc[:3], np.array([1.0, 0.5, 0.25]), known, job="r1", teacher="t1")
-    lived.append_questions(rows.iloc[5:9], np.ones(4), np.zeros(4, dtype=bool), job="r1", teacher="t1")
-    lived.append_questions(rows.iloc[9:10], np.ones(1), np.zeros(1, dtype=bool), job="r2", teacher="t1")
-    kept = lived.questions("r1", "t1")
+    filled.answers.append_questions(rows.iloc[:3], np.array([1.0, 0.5, 0.25]), known, job="r1", teacher="t1")
+    filled.answers.append_questions(rows.iloc[5:9], np.ones(4), np.zeros(4, dtype=bool), job="r1", teacher="t1")
+    filled.answers.append_questions(rows.iloc[9:10], np.ones(1), np.zeros(1, dtype=bool), job="r2", teacher="t1")
+    kept = filled.answers.questions("r1", "t1")
     assert kept is not None
     assert kept["observation_id"].tolist() == ["o0000", "o0001", "o0002"]
     assert kept["probability"].tolist() == [1.0, 0.5, 0.25] and kept["known"].tolist() == known.tolist()
-    assert lived.questions("r1", "t2") is None
+    assert filled.answers.questions("r1", "t2") is None
 
 
-def test_rows_without_a_known_outcome(lived: KnowledgeBase) -> None:
-    lived.append("outcomes", outcomes(range(40), "move", known_after=HOUR), batch="outcomes")
-    lived.append("quarantine", quarantine(47), batch="bad")
-    rows = lived.unlabelled(everything(lived), known_by=START + 31 * HOUR)
+def test_rows_without_a_known_outcome(filled: KnowledgeBase) -> None:
+    filled.tables.append("outcomes", outcomes(range(40), "move", known_after=HOUR), batch="outcomes")
+    filled.tables.append("quarantine", quarantine(47), batch="bad")
+    rows = filled.read_unlabelled(everything(filled), known_by=START + 31 * HOUR)
     assert rows["observation_id"].tolist() == [f"o{i:04d}" for i in range(31, 47)]
     assert (rows["outcome"] == -1).all()
 
@@ -673,35 +683,37 @@ def test_rows_without_a_known_outcome(lived: KnowledgeBase) -> None:
 # --------------------------------------------------------------------------- other actions
 
 
-def test_a_model_of_fewer_actions_reads_outcomes_beyond_its_own(lived: KnowledgeBase) -> None:
-    grown = KnowledgeBase(CONFIG.model_copy(update={"actions": ("stay", "turn", "move")}), lived.root)
-    grown.append("outcomes", outcomes(range(2), "move", known_after=HOUR), batch="move")
-    grown.append("outcomes", outcomes(range(2, 4), "turn", known_after=HOUR), batch="turn")
+def test_a_model_of_fewer_actions_reads_outcomes_beyond_its_own(filled: KnowledgeBase) -> None:
+    grown = KnowledgeBase(CONFIG.model_copy(update={"actions": ("stay", "turn", "move")}), filled.root)
+    grown.tables.append("outcomes", outcomes(range(2), "move", known_after=HOUR), batch="move")
+    grown.tables.append("outcomes", outcomes(range(2, 4), "turn", known_after=HOUR), batch="turn")
     window, later = everything(grown), START + 1000 * HOUR
-    assert grown.labelled(window, known_by=later)["outcome"].tolist() == [2, 2, 1, 1]
-    as_it_was = KnowledgeBase(grown.config, lived.root, actions=["stay", "move"])
+    assert grown.read_labelled(window, known_by=later)["outcome"].tolist() == [2, 2, 1, 1]
+    as_it_was = KnowledgeBase(grown.config, filled.root, actions=["stay", "move"])
     assert as_it_was.config.actions == ("stay", "move")
-    assert as_it_was.labelled(window, known_by=later)["outcome"].tolist() == [1, 1, 2, 2]
+    assert as_it_was.read_labelled(window, known_by=later)["outcome"].tolist() == [1, 1, 2, 2]
     with pytest.raises(SchemaError, match="unknown actions"):
-        lived.labelled(window, known_by=later)
+        filled.read_labelled(window, known_by=later)
 
 
-def test_knowledge_of_another_number_of_actions_is_no_answer(lived: KnowledgeBase) -> None:
-    rows = lived.observations(everything(lived)).head(2)
-    lived.append_knowledge(rows, np.array([[0.2, 0.8], [0.5, 0.5]]), teacher="t")
-    grown = KnowledgeBase(CONFIG.model_copy(update={"actions": ("stay", "turn", "move")}), lived.root)
-    assert np.isnan(grown.knowledge(rows, "t")).all() and grown.knowledge(rows, "t").shape == (2, 3)
-    grown.append_knowledge(rows.tail(1), np.array([[0.2, 0.3, 0.5]]), teacher="t")
-    assert grown.knowledge(rows, "t")[1].tolist() == [0.2, 0.3, 0.5]
-    assert lived.knowledge(rows, "t").tolist() == [[0.2, 0.8], [0.5, 0.5]]
+def test_probabilities_for_another_number_of_actions_do_not_count(filled: KnowledgeBase) -> None:
+    rows = filled.read_observations(everything(filled)).head(2)
+    filled.answers.append(rows, np.array([[0.2, 0.8], [0.5, 0.5]]), teacher="t")
+    grown = KnowledgeBase(CONFIG.model_copy(update={"actions": ("stay", "turn", "move")}), filled.root)
+    assert np.isnan(grown.answers.probs(rows, "t")).all() and grown.answers.probs(rows, "t").shape == (2, 3)
+    grown.answers.append(rows.tail(1), np.array([[0.2, 0.3, 0.5]]), teacher="t")
+    assert grown.answers.probs(rows, "t")[1].tolist() == [0.2, 0.3, 0.5]
+    assert filled.answers.probs(rows, "t").tolist() == [[0.2, 0.8], [0.5, 0.5]]
 
 
 def test_whether_the_last_refresh_was_refused(kb: KnowledgeBase) -> None:
-    assert not kb.last_refused(before=START)
-    kb.record(make_verdict("a", 2, "gate", "refused"))
-    kb.record(make_verdict("b", 4, "gate", "promoted"))
-    kb.record(make_verdict("c", 6, "watch", "drift"))
-    assert kb.last_refused(before=START + 3 * HOUR) and not kb.last_refused(before=START + 9 * HOUR)
+    assert not kb.journal.last_refresh_refused(before=START)
+    kb.journal.append_verdict(make_verdict("a", 2, "gate", "refused"))
+    kb.journal.append_verdict(make_verdict("b", 4, "gate", "promoted"))
+    kb.journal.append_verdict(make_verdict("c", 6, "watch", "drift"))
+    assert kb.journal.last_refresh_refused(before=START + 3 * HOUR) and not kb.journal.last_refresh_refused(
+        before=START + 9 * HOUR
+    )
 
 
 # --------------------------------------------------------------------------- files
@@ -709,7 +721,7 @@ def test_whether_the_last_refresh_was_refused(kb: KnowledgeBase) -> None:
 
 def test_a_window_of_a_day_reads_the_files_of_its_month(kb: KnowledgeBase) -> None:
     kb.append_observations(make_rows(0, 24 * 120), batch="four months")
-    delta = kb._open("observations")
+    delta = kb.tables.open("observations")
     assert delta is not None and delta.metadata().partition_columns == [MONTH]
     assert len(delta.file_uris()) == 4
     day = START + timedelta(days=40)
@@ -723,45 +735,45 @@ def test_a_window_of_a_day_reads_the_files_of_its_month(kb: KnowledgeBase) -> No
     assert kb.read("observations", window, [MONTH])[MONTH].unique().tolist() == ["2013-02"]
 
 
-def test_files_are_chosen_to_the_microsecond(kb: KnowledgeBase) -> None:
-    """Delta's statistics are cut to milliseconds: the last microseconds of a file must not be cut off with them."""
+def test_files_are_pruned_to_the_microsecond(kb: KnowledgeBase) -> None:
+    """Delta truncates statistics to milliseconds: rows in the last microseconds of a file must still be read."""
     moments = [START + timedelta(microseconds=123_000 + n) for n in (0, 250, 999)]
     for number, moment in enumerate(moments):
         kb.append_observations(make_rows(number, 1).assign(observed_at=moment), batch=f"{number}")
     for number, moment in enumerate(moments):
         window = kb.window("one", moment, moment + timedelta(microseconds=1))
         assert kb.read("observations", window)["observation_id"].tolist() == [f"o{number:04d}"]
-    assert kb.newest_observation() == moments[-1]
+    assert kb.newest_observed_at() == moments[-1]
 
 
-def test_a_table_of_before_goes_on_without_months(kb: KnowledgeBase) -> None:
-    schema = kb._schema("observations")
+def test_an_unpartitioned_table_stays_unpartitioned(kb: KnowledgeBase) -> None:
+    schema = kb.tables.schema("observations")
     kb.root.mkdir()
     DeltaTable.create(str(kb.root / "observations"), schema=schema)
     kb.append_observations(make_rows(0, 24 * 60), batch="two months")
     kb.append_observations(make_rows(24 * 60, 24), batch="another day")
-    delta = kb._open("observations")
+    delta = kb.tables.open("observations")
     assert delta is not None and delta.metadata().partition_columns == [] and MONTH not in delta.schema().to_json()
-    assert kb.counts() == {"observations": 24 * 61}
-    assert kb.newest_observation() == START + (24 * 61 - 1) * HOUR
+    assert kb.tables.count_rows() == {"observations": 24 * 61}
+    assert kb.newest_observed_at() == START + (24 * 61 - 1) * HOUR
     window = kb.window("w", START + 24 * HOUR, START + 26 * HOUR)
-    assert kb.observations(window)["temp"].tolist() == [24.0, 25.0]
+    assert kb.read_observations(window)["temp"].tolist() == [24.0, 25.0]
 
 
-def test_counts_and_the_newest_observation_read_no_old_file(kb: KnowledgeBase) -> None:
+def test_row_counts_and_the_newest_observation_read_no_old_file(kb: KnowledgeBase) -> None:
     for number in range(3):
         kb.append_observations(make_rows(10 * number, 10), batch=f"{number}")
-    delta = kb._open("observations")
+    delta = kb.tables.open("observations")
     assert delta is not None
     (oldest,) = observed_in(delta, end=START + 10 * HOUR)[0].files
     (kb.root / "observations" / oldest).write_bytes(b"not to be read")
-    assert kb.counts() == {"observations": 30}
-    assert kb.newest_observation() == START + 29 * HOUR
-    assert kb.lived_until() == START + 29 * HOUR + timedelta(microseconds=1)
+    assert kb.tables.count_rows() == {"observations": 30}
+    assert kb.newest_observed_at() == START + 29 * HOUR
+    assert kb.observed_until() == START + 29 * HOUR + timedelta(microseconds=1)
 
 
-def test_old_versions_outlive_the_logs_retention(kb: KnowledgeBase) -> None:
-    """Delta forgets logs of more than thirty days at a checkpoint, unless it is told not to."""
+def test_old_versions_are_readable_after_the_log_retention(kb: KnowledgeBase) -> None:
+    """By default Delta deletes commits older than thirty days at a checkpoint."""
     kb.append_observations(make_rows(0, 5), batch="first")
     window = everything(kb)
     for number in range(45):
@@ -770,39 +782,39 @@ def test_old_versions_outlive_the_logs_retention(kb: KnowledgeBase) -> None:
             os.utime(file, (time.time() - 60 * 86_400,) * 2)
         kb.append_observations(make_rows(100 + number, 1), batch=f"{number}")
     assert len(list(log.glob("*.checkpoint.parquet"))) >= 2
-    assert len(kb.observations(window)) == 5
+    assert len(kb.read_observations(window)) == 5
 
 
-def test_a_knowledge_base_is_told_from_every_other(kb: KnowledgeBase, tmp_path: Path) -> None:
-    identity = kb.identity()
-    assert identity == KnowledgeBase(CONFIG, kb.root).identity()
-    assert identity != KnowledgeBase(CONFIG, tmp_path / "another").identity()
-    assert kb.counts() == {"decisions": 0}
+def test_the_identity_of_a_knowledge_base_is_unique(kb: KnowledgeBase, tmp_path: Path) -> None:
+    identity = kb.tables.identity()
+    assert identity == KnowledgeBase(CONFIG, kb.root).tables.identity()
+    assert identity != KnowledgeBase(CONFIG, tmp_path / "another").tables.identity()
+    assert kb.tables.count_rows() == {"decisions": 0}
 
 
-def test_processes_that_begin_together_know_one_identity(kb: KnowledgeBase) -> None:
+def test_concurrent_processes_get_one_identity(kb: KnowledgeBase) -> None:
     with SPAWN.Pool(4) as pool:
-        found = pool.map(identity_of, [kb.root] * 4)
-    assert set(found) == {kb.identity()}
+        actual = pool.map(identity_of, [kb.root] * 4)
+    assert set(actual) == {kb.tables.identity()}
 
 
-def test_what_was_asked_first_stays_in_whatever_order_the_files_lie(lived: KnowledgeBase) -> None:
-    rows = lived.observations(everything(lived)).iloc[:1]
+def test_the_answer_asked_for_first_counts_in_any_order_of_files(filled: KnowledgeBase) -> None:
+    rows = filled.read_observations(everything(filled)).iloc[:1]
     for batch, hours, said in (("late", 2, [0.1, 0.9]), ("early", 1, [0.6, 0.4]), ("latest", 3, [0.3, 0.7])):
         one = rows[["content_key", "observed_at"]].assign(
             teacher="t", asked_at=START + hours * HOUR, probabilities=[said], features=None
         )
-        lived.append("knowledge", one, batch=batch)
-    assert lived.knowledge(rows, "t").tolist() == [[0.6, 0.4]]
+        filled.tables.append("knowledge", one, batch=batch)
+    assert filled.answers.probs(rows, "t").tolist() == [[0.6, 0.4]]
 
 
-def test_what_was_written_is_settled_file_by_file(lived: KnowledgeBase) -> None:
-    rows = lived._arrow("observations", lived.read("observations"))
-    version = lived.commit("observations", rows, Transaction("s", 7))
+def test_a_commit_is_synced_file_by_file(filled: KnowledgeBase) -> None:
+    rows = filled.tables.to_arrow("observations", filled.read("observations"))
+    version = filled.tables.commit("observations", rows, Transaction("s", 7))
     assert version is not None
-    lived.settle("observations", version)
-    assert lived.transaction("observations", "s") == 7
-    assert lived.commit("observations", rows, Transaction("s", 7)) is None
-    assert lived.counts() == {"observations": 96}
+    filled.tables.sync_commit("observations", version)
+    assert filled.tables.transaction_version("observations", "s") == 7
+    assert filled.tables.commit("observations", rows, Transaction("s", 7)) is None
+    assert filled.tables.count_rows() == {"observations": 96}
     with pytest.raises(FileNotFoundError):
-        lived.settle("observations", version + 1)
+        filled.tables.sync_commit("observations", version + 1)

@@ -1,4 +1,4 @@
-"""Every event reaches its tables once: through kills between any two steps, other writers, damaged bytes."""
+"""Every event is flushed once: with kills between any two steps, concurrent writers and damaged bytes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import RuntimeStateError
 from stillhouse.knowledge import KnowledgeBase, tables
 from stillhouse.knowledge import flush as flush_module
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught, decode
+from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered, decode
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool, SpoolFile
+from stillhouse.knowledge.tables import Tables
 from stillhouse.records import Spending
 from tests.knowledge.parts_for_tests import SPAWN, START, flush_and_die, make_config, make_rows
 
@@ -81,10 +82,12 @@ def outcomes(first: int, count: int = 1) -> Outcomes:
     )
 
 
-def taught(first: int, count: int = 1, said: float = 0.5, teacher: str = "t@1", **spending: Any) -> Taught:
+def teacher_answered(
+    first: int, count: int = 1, said: float = 0.5, teacher: str = "t@1", **spending: Any
+) -> TeacherAnswered:
     seen = observed(first, count)
     del seen["observation_ids"]
-    return Taught(
+    return TeacherAnswered(
         **seen, teacher=teacher, asked_at=micros(first, 1)[0], probabilities=[[said, 1 - said]] * count, **spending
     )
 
@@ -96,12 +99,12 @@ def ids(kb: KnowledgeBase, table: Any, column: str = "observation_id") -> list[s
 # --------------------------------------------------------------------------- rows
 
 
-def test_decisions_bring_their_observations(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+def test_decisions_are_flushed_with_their_observations(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
     spool.put(decided(0, 3), Observed(**observed(3, 2)))
     spool.put(outcomes(0, 2))
-    done = flush(kb, tmp_path / "spool")
-    assert (done.events, done.spools, done.dead, done.problems) == (3, 1, 0, ())
-    assert done.rows == {"observations": 5, "decisions": 3, "outcomes": 2}
+    result = flush(kb, tmp_path / "spool")
+    assert (result.events, result.spools, result.dead, result.problems) == (3, 1, 0, ())
+    assert result.rows == {"observations": 5, "decisions": 3, "outcomes": 2}
     expected = KnowledgeBase(CONFIG, tmp_path / "expected")
     expected.append_observations(make_rows(0, 5), batch="b")
     pd.testing.assert_frame_equal(kb.read("observations"), expected.read("observations"))
@@ -110,16 +113,16 @@ def test_decisions_bring_their_observations(kb: KnowledgeBase, spool: Spool, tmp
     assert (decisions["decided_at"] - decisions["observed_at"]).eq(timedelta(microseconds=5)).all()
     assert decisions["probabilities"].map(list).tolist() == [[0.25, 0.75]] * 3
     assert set(decisions["action"]) == {"move"} and set(decisions["version"]) == {"toy@1"}
-    labelled = kb.labelled(kb.window("w", START, START + 10 * HOUR), START + 10 * HOUR)
+    labelled = kb.read_labelled(kb.window("w", START, START + 10 * HOUR), START + 10 * HOUR)
     assert labelled["outcome"].tolist() == [0, 0]
     assert flush(kb, tmp_path / "spool").events == 0
     assert spool._file.depth() == 0
 
 
-def test_missing_values_and_columns_are_null_and_strange_ones_left_out(
+def test_missing_values_and_columns_are_null_and_unknown_columns_are_ignored(
     kb: KnowledgeBase, spool: Spool, tmp_path: Path
 ) -> None:
-    """An event of before the contract had ``wind``, and had ``rain``."""
+    """An event from before the contract got ``wind`` and lost ``rain``."""
     old = Observed(
         observation_ids=["old"],
         observed_at=micros(0, 1),
@@ -135,11 +138,11 @@ def test_missing_values_and_columns_are_null_and_strange_ones_left_out(
     assert "rain" not in rows
 
 
-def test_an_event_is_never_cut_whatever_a_commit_may_take(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+def test_an_event_is_never_split_between_commits(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
     for first in range(0, 40, 8):
         spool.put(decided(first, 8))
-    assert flush(kb, tmp_path / "spool", most_rows=10).rows == {"observations": 40, "decisions": 40}
-    delta = kb._open("decisions")
+    assert flush(kb, tmp_path / "spool", max_rows=10).rows == {"observations": 40, "decisions": 40}
+    delta = kb.tables.open("decisions")
     assert delta is not None and delta.version() == 5
     assert ids(kb, "decisions") == [f"o{number:04d}" for number in range(40)]
 
@@ -147,32 +150,35 @@ def test_an_event_is_never_cut_whatever_a_commit_may_take(kb: KnowledgeBase, spo
 # --------------------------------------------------------------------------- knowledge
 
 
-def test_what_a_teacher_said_first_stays(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
-    spool.put(taught(0, 2, 0.3), taught(0, 1, 0.9), taught(0, 1, 0.8, teacher="t@2"))
+def test_the_first_answer_of_a_teacher_is_kept(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    spool.put(teacher_answered(0, 2, 0.3), teacher_answered(0, 1, 0.9), teacher_answered(0, 1, 0.8, teacher="t@2"))
     assert flush(kb, tmp_path / "spool").rows == {"knowledge": 3}
-    spool.put(taught(0, 3, 0.6))
+    spool.put(teacher_answered(0, 3, 0.6))
     assert flush(kb, tmp_path / "spool").rows == {"knowledge": 1}
     kb.append_observations(make_rows(0, 3), batch="b")
     rows = kb.read("observations")
-    assert kb.knowledge(rows, "t@1")[:, 0].tolist() == [0.3, 0.3, 0.6]
-    np.testing.assert_array_equal(kb.knowledge(rows, "t@2")[:, 0], [0.8, np.nan, np.nan])
-    assert kb.append_knowledge(rows, np.full((3, 2), 0.5), teacher="t@1") == 0  # nor is it asked again
+    assert kb.answers.probs(rows, "t@1")[:, 0].tolist() == [0.3, 0.3, 0.6]
+    np.testing.assert_array_equal(kb.answers.probs(rows, "t@2")[:, 0], [0.8, np.nan, np.nan])
+    assert kb.answers.append(rows, np.full((3, 2), 0.5), teacher="t@1") == 0  # nor is it asked again
 
 
-def test_what_was_said_of_fewer_actions_is_another_answer(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
-    spool.put(taught(0))
+def test_an_answer_for_fewer_actions_is_another_answer(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+    spool.put(teacher_answered(0))
     flush(kb, tmp_path / "spool")
-    spool.put(msgspec.structs.replace(taught(0), probabilities=[[0.2, 0.3, 0.5]]))
+    spool.put(msgspec.structs.replace(teacher_answered(0), probabilities=[[0.2, 0.3, 0.5]]))
     assert flush(kb, tmp_path / "spool").rows == {"knowledge": 1}
 
 
-def test_what_teachers_cost_is_added_up(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+def test_costs_of_teachers_are_summed(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
     spent = {"llm": {"calls": 2, "rows": 3, "money": 0.5}, "other": {"calls": 1}}
-    spool.put(taught(0, 3, spending=spent), taught(9, 0, spending={"llm": {"calls": 1}}))
+    spool.put(teacher_answered(0, 3, spending=spent), teacher_answered(9, 0, spending={"llm": {"calls": 1}}))
     flush(kb, tmp_path / "spool")
-    assert kb.spending(purpose="runtime") == {"llm": Spending(calls=3, rows=3, money=0.5), "other": Spending(calls=1)}
-    assert kb.spending(after=START + 5 * HOUR) == {"llm": Spending(calls=1)}
-    assert kb.counts()["knowledge"] == 3
+    assert kb.answers.spending(purpose="runtime") == {
+        "llm": Spending(calls=3, rows=3, money=0.5),
+        "other": Spending(calls=1),
+    }
+    assert kb.answers.spending(after=START + 5 * HOUR) == {"llm": Spending(calls=1)}
+    assert kb.tables.count_rows()["knowledge"] == 3
 
 
 # --------------------------------------------------------------------------- kills
@@ -182,33 +188,33 @@ STEPS = ["observations", "decisions", "knowledge", "outcomes", "forget"]
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_any_step_the_next_flush_writes_what_is_missing(
+def test_the_next_flush_completes_a_killed_one(
     kb: KnowledgeBase, spool: Spool, tmp_path: Path, step: str, moment: str
 ) -> None:
-    spool.put(decided(0, 3), taught(0, 2), outcomes(0, 3))
+    spool.put(decided(0, 3), teacher_answered(0, 2), outcomes(0, 3))
     process = SPAWN.Process(target=flush_and_die, args=(kb.root, tmp_path / "spool", step, moment))
     process.start()
     process.join(300)
     assert process.exitcode == 9
-    spool.put(decided(3, 2), taught(0, 3), outcomes(3, 2))  # life goes on, and the next chunk is another
+    spool.put(decided(3, 2), teacher_answered(0, 3), outcomes(3, 2))  # new events make the next chunk differ
     flush(kb, tmp_path / "spool")
-    assert kb.counts() == {"observations": 5, "decisions": 5, "knowledge": 3, "outcomes": 5}
+    assert kb.tables.count_rows() == {"observations": 5, "decisions": 5, "knowledge": 3, "outcomes": 5}
     for table in ("observations", "decisions", "outcomes"):
         assert ids(kb, table) == [f"o{number:04d}" for number in range(5)]
     assert spool._file.depth() == 0
 
 
 class Killed(BaseException):
-    """Nobody catches it."""
+    """A simulated kill; no code catches it."""
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_comes_between_every_event_is_there_once(
+def test_every_event_is_stored_once_under_random_interruptions(
     kb: KnowledgeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Writers that come and go, flushes that end at any step, compaction, batches of flows: in any order."""
+    """Changing writers, flushes killed at any step, compaction and batches, in random order."""
     rng, folder = random.Random(seed), tmp_path / "spool"
-    fuse: list[int] = []  # steps until the flush ends; empty: it does not
+    fuse: list[int] = []  # steps until the flush is killed; empty: never
 
     def burning(step: Callable[..., Any]) -> Callable[..., Any]:
         def burn() -> None:
@@ -226,33 +232,33 @@ def test_whatever_comes_between_every_event_is_there_once(
         return wrapped
 
     for owner, name in (
-        (KnowledgeBase, "commit"),
-        (KnowledgeBase, "settle"),
+        (Tables, "commit"),
+        (Tables, "sync_commit"),
         (SpoolFile, "forget"),
         (SpoolFile, "read"),
     ):
         monkeypatch.setattr(owner, name, burning(getattr(owner, name)))
     live = [Spool(folder), Spool(folder)]
     put = dict.fromkeys(("decided", "outcomes", "observed"), 0)
-    given: dict[str, list[str]] = {name: [] for name in put}
+    expected_ids: dict[str, list[str]] = {name: [] for name in put}
     batches = 0
     for _ in range(60):
         match rng.choice(
             ["decided", "outcomes", "observed", "flush", "killed", "killed", "change", "compact", "batch"]
         ):
             case "flush":
-                flush(kb, folder, most_rows=rng.choice([1, 5, 1000]))
+                flush(kb, folder, max_rows=rng.choice([1, 5, 1000]))
             case "killed":
                 fuse[:] = [rng.randint(0, 12)]
                 with contextlib.suppress(Killed):
-                    flush(kb, folder, most_rows=rng.choice([1, 5, 1000]))
+                    flush(kb, folder, max_rows=rng.choice([1, 5, 1000]))
                 fuse.clear()
             case "change":
                 live.pop(rng.randrange(2)).close()
                 live.append(Spool(folder))
             case "compact":
-                for table in kb.counts():
-                    kb._open(table).optimize.compact()  # type: ignore[union-attr, arg-type]
+                for table in kb.tables.count_rows():
+                    kb.tables.open(table).optimize.compact()  # type: ignore[union-attr, arg-type]
             case "batch":
                 kb.append_observations(make_rows(9000 + batches, 1), batch=f"{batches}")
                 batches += 1
@@ -265,19 +271,19 @@ def test_whatever_comes_between_every_event_is_there_once(
                     "observed": lambda f=first, c=count: Observed(**observed(f, c)),
                 }[kind]()
                 rng.choice(live).put(event)
-                given[kind] += [f"o{number:04d}" for number in range(first, first + count)]
+                expected_ids[kind] += [f"o{number:04d}" for number in range(first, first + count)]
                 put[kind] += count
     flush(kb, folder)
-    assert ids(kb, "decisions") == sorted(given["decided"]) if given["decided"] else True
-    assert ids(kb, "outcomes") == sorted(given["outcomes"])
+    assert ids(kb, "decisions") == sorted(expected_ids["decided"]) if expected_ids["decided"] else True
+    assert ids(kb, "outcomes") == sorted(expected_ids["outcomes"])
     batched = [f"o{9000 + number:04d}" for number in range(batches)]
-    assert ids(kb, "observations") == sorted(given["decided"] + given["observed"] + batched)
+    assert ids(kb, "observations") == sorted(expected_ids["decided"] + expected_ids["observed"] + batched)
 
 
-def test_flushes_at_once_double_nothing(kb: KnowledgeBase, tmp_path: Path) -> None:
+def test_concurrent_flushes_write_no_event_twice(kb: KnowledgeBase, tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     spools = [Spool(folder) for _ in range(3)]
-    done = list[int]()
+    result = list[int]()
 
     def write(number: int) -> None:
         for turn in range(20):
@@ -285,7 +291,7 @@ def test_flushes_at_once_double_nothing(kb: KnowledgeBase, tmp_path: Path) -> No
 
     def move() -> None:
         for _ in range(6):
-            done.append(flush(kb, folder, most_rows=7).events)
+            result.append(flush(kb, folder, max_rows=7).events)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
     threads += [threading.Thread(target=move) for _ in range(3)]
@@ -293,46 +299,46 @@ def test_flushes_at_once_double_nothing(kb: KnowledgeBase, tmp_path: Path) -> No
         thread.start()
     for thread in threads:
         thread.join()
-    done.append(flush(kb, folder).events)
-    assert sum(done) == 60
+    result.append(flush(kb, folder).events)
+    assert sum(result) == 60
     assert ids(kb, "decisions") == sorted(f"o{100 * number + turn:04d}" for number in range(3) for turn in range(20))
-    assert kb.counts() == {"observations": 60, "decisions": 60}
+    assert kb.tables.count_rows() == {"observations": 60, "decisions": 60}
 
 
-def test_a_busy_spool_does_not_keep_the_flush_from_others(
+def test_a_busy_spool_does_not_block_the_flush_of_others(
     kb: KnowledgeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its writer is faster than the flush: at every commit another event is there."""
+    """The writer adds an event at every commit of the flush."""
     folder = tmp_path / "spool"
     busy, other = sorted((Spool(folder) for _ in range(2)), key=lambda spool: spool.name)
     busy.put(decided(0))
     other.put(decided(500))
-    commit, more = KnowledgeBase.commit, iter(range(1, 100))
+    commit, more = Tables.commit, iter(range(1, 100))
 
-    def writing(base: KnowledgeBase, table: Any, *rest: Any) -> int | None:
+    def writing(base: Tables, table: Any, *rest: Any) -> int | None:
         busy.put(decided(next(more)))
         return commit(base, table, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(KnowledgeBase, "commit", writing)
-        flush(kb, folder, most_rows=1)
+        patch.setattr(Tables, "commit", writing)
+        flush(kb, folder, max_rows=1)
     assert "o0500" in ids(kb, "decisions") and busy._file.depth() > 0
     flush(kb, folder)
-    assert busy._file.depth() == 0 and kb.counts() == {"observations": 6, "decisions": 6}
+    assert busy._file.depth() == 0 and kb.tables.count_rows() == {"observations": 6, "decisions": 6}
 
 
-def test_a_spool_at_which_another_flush_is_comes_later(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+def test_a_spool_locked_by_another_flush_is_skipped(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
     spool.put(decided(0))
     with FileLock(tmp_path / "spool" / f"{spool.name}.flush"):
-        done = flush(kb, tmp_path / "spool")
-    assert (done.events, done.spools) == (0, 0)
+        result = flush(kb, tmp_path / "spool")
+    assert (result.events, result.spools) == (0, 0)
     assert flush(kb, tmp_path / "spool").events == 1
 
 
-def test_other_writers_are_let_pass(
+def test_concurrent_commits_of_other_writers_are_no_conflict(
     kb: KnowledgeBase, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit that changes the schema comes in between: Delta refuses ours, which is made anew."""
+    """A concurrent commit changes the schema: Delta rejects the append, which is retried."""
     kb.append_observations(make_rows(100, 1), batch="before")
     spool.put(decided(0, 2))
     write, grown = tables.write_deltalake, list[int]()
@@ -348,8 +354,8 @@ def test_other_writers_are_let_pass(
         write(delta, rows, **settings)
 
     monkeypatch.setattr(tables, "write_deltalake", interrupted)
-    done = flush(kb, tmp_path / "spool")
-    assert grown and done.rows == {"observations": 2, "decisions": 2}
+    result = flush(kb, tmp_path / "spool")
+    assert grown and result.rows == {"observations": 2, "decisions": 2}
     assert ids(kb, "observations") == ["o0000", "o0001", "o0100", "o0200"]
 
 
@@ -363,14 +369,14 @@ def test_bytes_that_are_no_event_go_to_the_dead_letters(
     spool._file.connection.execute("insert into events(rows, total, body) values (1, 2, x'C1C1')")
     spool.put(decided(1))
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(KnowledgeBase, "commit", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(Tables, "commit", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             flush(kb, tmp_path / "spool")
     dead = tmp_path / "spool" / f"{spool.name}.dead"
-    dead.write_bytes(dead.read_bytes() + b'\n{"seq": 7, "wh')  # as if a kill had cut a line off
+    dead.write_bytes(dead.read_bytes() + b'\n{"seq": 7, "wh')  # as if a kill had truncated a line
     assert "event 2 of spool" in caplog.text and str(dead) in caplog.text
-    done = flush(kb, tmp_path / "spool")
-    assert (done.events, done.dead) == (2, 1)
+    result = flush(kb, tmp_path / "spool")
+    assert (result.events, result.dead) == (2, 1)
     assert ids(kb, "decisions") == ["o0000", "o0001"]
     lines = [json.loads(line) for line in dead.read_text().splitlines() if line.endswith("}")]
     assert [line["seq"] for line in lines] == [2]
@@ -386,30 +392,28 @@ BROKEN = {
     "a column twice": lambda: Observed(**observed(50) | {"columns": ["temp", "temp", "origin"]}),
     "a time beyond all calendars": lambda: Observed(**observed(50) | {"observed_at": [2**63]}),
     "too few actions": lambda: msgspec.structs.replace(decided(50), actions=[]),
-    "a strange field of spending": lambda: taught(50, spending={"llm": {"apples": 3}}),
-    "too few probabilities": lambda: msgspec.structs.replace(taught(50, 2), probabilities=[[0.5, 0.5]]),
+    "a strange field of spending": lambda: teacher_answered(50, spending={"llm": {"apples": 3}}),
+    "too few probabilities": lambda: msgspec.structs.replace(teacher_answered(50, 2), probabilities=[[0.5, 0.5]]),
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_an_event_that_cannot_become_rows_holds_up_no_other(
+def test_an_unusable_event_does_not_block_others(
     kb: KnowledgeBase, spool: Spool, tmp_path: Path, broken: Callable[[], Event]
 ) -> None:
     for number in range(4):
         spool.put(decided(number))
     spool.put(broken())
     spool.put(outcomes(0, 4))
-    done = flush(kb, tmp_path / "spool")
-    assert (done.events, done.dead) == (5, 1)
+    result = flush(kb, tmp_path / "spool")
+    assert (result.events, result.dead) == (5, 1)
     assert ids(kb, "decisions") == ids(kb, "observations") == ids(kb, "outcomes") == [f"o{n:04d}" for n in range(4)]
-    assert kb.counts().get("knowledge", 0) == kb.counts().get("spending", 0) == 0
+    assert kb.tables.count_rows().get("knowledge", 0) == kb.tables.count_rows().get("spending", 0) == 0
     (line,) = filter(None, (tmp_path / "spool" / f"{spool.name}.dead").read_text().splitlines())
     assert json.loads(line)["seq"] == 5
 
 
-def test_a_column_of_another_type_than_in_the_table_blocks_nothing_and_nothing_is_lost(
-    kb: KnowledgeBase, spool: Spool, tmp_path: Path
-) -> None:
+def test_a_changed_column_type_blocks_and_loses_no_event(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
     spool.put(decided(0))
     flush(kb, tmp_path / "spool")
     raw = CONFIG.model_dump(exclude_unset=True)
@@ -418,24 +422,22 @@ def test_a_column_of_another_type_than_in_the_table_blocks_nothing_and_nothing_i
     new = Observed(**observed(1) | {"values": [[1.0, "strong", "EWR"]], "columns": ["temp", "wind", "origin"]})
     spool.put(new, *(decided(number) for number in range(2, 9)))
     spool.put(outcomes(0, 1))
-    done = flush(changed, tmp_path / "spool")
-    assert (done.events, done.dead, done.rows) == (1, 8, {"outcomes": 1})
+    result = flush(changed, tmp_path / "spool")
+    assert (result.events, result.dead, result.rows) == (1, 8, {"outcomes": 1})
     assert spool._file.depth() == 0 and ids(kb, "observations") == ["o0000"]
     lines = [json.loads(line) for line in (tmp_path / "spool" / f"{spool.name}.dead").read_text().splitlines() if line]
     assert [line["seq"] for line in lines] == list(range(2, 10)) and "'wind' as numbers" in lines[0]["why"]
     assert decode(base64.b64decode(lines[0]["body"])) == new
 
 
-def test_a_spool_that_cannot_be_read_holds_up_no_other(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
+def test_an_unreadable_spool_does_not_block_others(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
     (tmp_path / "spool" / "0123.sqlite").write_bytes(b"not a database" * 100)
     spool.put(decided(0))
-    done = flush(kb, tmp_path / "spool")
-    assert done.events == 1 and "0123.sqlite" in done.problems[0]
+    result = flush(kb, tmp_path / "spool")
+    assert result.events == 1 and "0123.sqlite" in result.problems[0]
 
 
-def test_an_older_copy_of_a_spool_is_told_and_not_taken_for_written(
-    kb: KnowledgeBase, spool: Spool, tmp_path: Path
-) -> None:
+def test_an_older_copy_of_a_spool_is_reported(kb: KnowledgeBase, spool: Spool, tmp_path: Path) -> None:
     path = tmp_path / "spool" / f"{spool.name}.sqlite"
     spool.put(decided(0))
     spool.close()
@@ -447,21 +449,21 @@ def test_an_older_copy_of_a_spool_is_told_and_not_taken_for_written(
     path.write_bytes(copy)
     restored = Spool(tmp_path / "spool")
     restored.put(decided(3))
-    done = flush(kb, tmp_path / "spool")
-    assert "an older copy was put in its place" in done.problems[0] and done.events == 0
+    result = flush(kb, tmp_path / "spool")
+    assert "an older copy was put in its place" in result.problems[0] and result.events == 0
     assert restored.depth() == 2  # all is still there
 
 
-def test_a_knowledge_base_that_cannot_be_written_leaves_all_in_the_spool(spool: Spool, tmp_path: Path) -> None:
+def test_events_stay_in_the_spool_if_the_tables_cannot_be_written(spool: Spool, tmp_path: Path) -> None:
     spool.put(decided(0))
     (tmp_path / "kb").write_text("in the way")
-    with pytest.raises(RuntimeStateError, match=r"what waits in .* could not be written .* it stays there"):
+    with pytest.raises(RuntimeStateError, match=r"the events in .* could not be written .* they stay in the spool"):
         flush(KnowledgeBase(CONFIG, tmp_path / "kb"), tmp_path / "spool")
     (tmp_path / "kb").unlink()
     assert spool._file.depth() == 1
     assert flush(KnowledgeBase(CONFIG, tmp_path / "kb"), tmp_path / "spool").events == 1
 
 
-def test_nothing_was_ever_spooled(kb: KnowledgeBase, tmp_path: Path) -> None:
-    assert flush_module.flush(kb, tmp_path / "absent").model_copy(update={"seconds": 0.0}) == flush_module.Flushed()
+def test_a_flush_without_spools(kb: KnowledgeBase, tmp_path: Path) -> None:
+    assert flush_module.flush(kb, tmp_path / "absent").model_copy(update={"seconds": 0.0}) == flush_module.FlushResult()
     assert not (tmp_path / "absent").exists() and not kb.root.exists()

@@ -1,4 +1,4 @@
-"""Logs become rows of the tables: once, whatever is killed, changed or asked again; what is wrong is told by line."""
+"""Rows of logs are imported once, through kills, changes and repetition; errors name the line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ import pytest
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import RuntimeStateError, SchemaError
-from stillhouse.knowledge import KnowledgeBase, files, importing
-from stillhouse.knowledge.files import LogFile
+from stillhouse.knowledge import KnowledgeBase, log_files
 from stillhouse.knowledge.importing import Summary, import_files, preview
+from stillhouse.knowledge.importing import run as import_run
+from stillhouse.knowledge.importing.keys import KeySet, _is_in
+from stillhouse.knowledge.log_files import LogFile
+from stillhouse.knowledge.tables import Tables
 from tests.knowledge.parts_for_tests import START, make_config
 
 HOUR = timedelta(hours=1)
@@ -46,7 +49,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def logged(first: int, count: int) -> pd.DataFrame:
-    """Rows of a log, one an hour; every third without an outcome."""
+    """Rows of a log, one per hour; every third without an outcome."""
     numbers = range(first, first + count)
     return pd.DataFrame(
         {
@@ -77,7 +80,7 @@ def write(path: Path, rows: pd.DataFrame) -> Path:
 
 
 def everything(base: KnowledgeBase) -> pd.DataFrame:
-    return base.observations(base.window("all", START, START + 10_000 * HOUR))
+    return base.read_observations(base.window("all", START, START + 10_000 * HOUR))
 
 
 def counted(summary: Summary) -> dict[str, int]:
@@ -104,23 +107,23 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 
     decisions = base.read("decisions")
     assert decisions["action"].tolist() == ["stay", "move"] * 4 + ["stay"]
-    assert [each.tolist() for each in decisions["probabilities"][:2]] == [[0.75, 0.25], [0.25, 0.75]]
+    assert [probs.tolist() for probs in decisions["probabilities"][:2]] == [[0.75, 0.25], [0.25, 0.75]]
     assert decisions["decision_id"][3] == "r3:old"
     assert set(decisions["version"]) == {"old"} and set(decisions["decider"]) == {"elsewhere"}
     assert (decisions["decided_at"] == decisions["observed_at"]).all()
-    labelled = base.labelled(base.window("all", START, START + 99 * HOUR), START + 12 * HOUR)
-    assert labelled["observation_id"].tolist() == ["r1", "r2", "r4", "r5", "r7"]  # r8's is known an hour later
+    labelled = base.read_labelled(base.window("all", START, START + 99 * HOUR), START + 12 * HOUR)
+    assert labelled["observation_id"].tolist() == ["r1", "r2", "r4", "r5", "r7"]  # that of r8 is known an hour later
     assert set(labelled["outcome"]) == {1}
 
 
-def test_without_a_section_the_columns_are_called_as_in_the_tables(tmp_path: Path) -> None:
+def test_without_a_mapping_columns_have_the_names_of_the_tables(tmp_path: Path) -> None:
     base = KnowledgeBase(make_config(), tmp_path / "kb")
     rows = logged(0, 4).rename(columns={"id": "observation_id", "when": "observed_at", "Temperature": "temp"})
     assert counted(import_files(base, [write(tmp_path / "a.csv", rows)])) == {"rows": 4, "added": 4}
 
 
-def test_what_is_there_already_is_not_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 3)
+def test_stored_rows_are_not_imported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 3)
     base = make(tmp_path)
     first = write(tmp_path / "a.csv", pd.concat([logged(0, 8), logged(2, 2)]))
     second = write(tmp_path / "b.jsonl", pd.concat([logged(5, 5), logged(9, 1)]))
@@ -132,16 +135,16 @@ def test_what_is_there_already_is_not_added_again(tmp_path: Path, monkeypatch: p
     assert again.added == again.decisions == again.outcomes == 0 and again.before + again.duplicates == 16
     assert len(base.read("observations")) == 10 and len(base.read("outcomes")) == 6
 
-    renamed = write(tmp_path / "c.csv", logged(0, 8).assign(extra=1))  # another content
+    renamed = write(tmp_path / "c.csv", logged(0, 8).assign(extra=1))  # other file content
     assert counted(import_files(base, [renamed])) == {"rows": 8, "duplicates": 8}
 
 
-def test_an_outcome_that_becomes_known_later_is_added_to_what_is_there(tmp_path: Path) -> None:
+def test_a_later_outcome_is_added_to_a_stored_observation(tmp_path: Path) -> None:
     base = make(tmp_path)
     import_files(base, [write(tmp_path / "a.csv", logged(0, 6))])
     later = import_files(base, [write(tmp_path / "b.csv", logged(0, 6).assign(truth="0"))])
     assert counted(later) == {"rows": 6, "duplicates": 6, "outcomes": 6}
-    assert set(base.labelled(base.window("all", START, START + 99 * HOUR), START + 99 * HOUR)["outcome"]) <= {0, 1}
+    assert set(base.read_labelled(base.window("all", START, START + 99 * HOUR), START + 99 * HOUR)["outcome"]) <= {0, 1}
 
 
 class Killed(BaseException):
@@ -150,17 +153,15 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("table", ["quarantine", "decisions", "outcomes", "observations"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_an_import_that_is_killed_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, moment: str
-) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 4)
+def test_a_killed_import_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, moment: str) -> None:
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 4)
     base = make(tmp_path)
     rows = logged(0, 15).astype({"wind": object})
     rows.loc[[1, 6, 10], "wind"] = "strong"
     path = write(tmp_path / "a.csv", rows)
-    append, calls = KnowledgeBase.append, [0]
+    append, calls = Tables.append, [0]
 
-    def dying(self: KnowledgeBase, name: str, *args: Any, **kwargs: Any) -> int:
+    def dying(self: Tables, name: str, *args: Any, **kwargs: Any) -> int:
         calls[0] += name == table
         if name == table and calls[0] == 2 and moment == "before":
             raise Killed
@@ -170,7 +171,7 @@ def test_an_import_that_is_killed_goes_on(
         return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(KnowledgeBase, "append", dying)
+        patch.setattr(Tables, "append", dying)
         with pytest.raises(Killed):
             import_files(base, [path])
     assert len(base.read("observations")) < 12
@@ -182,13 +183,13 @@ def test_an_import_that_is_killed_goes_on(
         ("outcomes", "observation_id", 8),
         ("quarantine", "observation_id", 3),
     ):
-        found = base.read(name)
-        assert len(found) == count and found[key].is_unique, name
+        actual = base.read(name)
+        assert len(actual) == count and actual[key].is_unique, name
     assert not list((home() / "imports" / "toy").iterdir())
 
 
 def test_a_file_that_changed_after_an_interruption_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 3)
 
     def interrupted(base: KnowledgeBase, path: Path) -> None:
         with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -212,7 +213,7 @@ def test_a_file_that_changed_after_an_interruption_is_noticed(tmp_path: Path, mo
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 3)
     path, base = write(tmp_path / "a.csv", logged(0, 9)), make(tmp_path)
 
     def meddle(what: str, _: int) -> None:
@@ -229,7 +230,7 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeyp
 # --------------------------------------------------------------------------- ids and moments
 
 
-def test_ids_of_content_and_time_recognise_rows_anywhere(tmp_path: Path) -> None:
+def test_ids_by_content_and_time_recognise_rows_in_any_file(tmp_path: Path) -> None:
     base = make(tmp_path, observation_id=None)
     twice = pd.concat([logged(0, 4), logged(0, 1), logged(0, 1).assign(wind=9)])
     summary = import_files(base, [write(tmp_path / "a.csv", twice), write(tmp_path / "b.parquet", logged(0, 4))])
@@ -237,7 +238,7 @@ def test_ids_of_content_and_time_recognise_rows_anywhere(tmp_path: Path) -> None
     assert everything(base)["observation_id"].is_unique
 
 
-def test_ids_of_lines_keep_rows_that_are_alike(tmp_path: Path) -> None:
+def test_ids_by_line_keep_identical_rows(tmp_path: Path) -> None:
     base = make(tmp_path, observation_id=None, made_of="line")
     path = write(tmp_path / "a.csv", pd.concat([logged(0, 4), logged(0, 1)]))
     assert import_files(base, [path]).added == 5
@@ -272,25 +273,25 @@ MOMENTS: list[tuple[dict[str, str], Any, datetime | str]] = [
     ({}, "2013-06", "'2013-06' says no time zone"),
     ({}, "2013-06-01T12-05", START.replace(month=6, hour=17)),
     ({"timezone": "UTC"}, 1370088000, "is no ISO moment"),
-    ({"timezone": "UTC"}, "now", "'now' is no ISO moment"),  # which pandas would read
+    ({"timezone": "UTC"}, "now", "'now' is no ISO moment"),  # pandas would parse it
     ({"timezone": "UTC", "format": "%d.%m.%Y"}, "today", "'today' is not of the form"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "written", "expected"), MOMENTS)
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_moments(tmp_path: Path, name: str, settings: dict[str, str], written: Any, expected: datetime | str) -> None:
+def test_times(tmp_path: Path, name: str, settings: dict[str, str], written: Any, expected: datetime | str) -> None:
     config = make(tmp_path, observed_at={"column": "when"} | settings, outcome=None).config
     rows = logged(0, 2).astype({"when": object})
     rows["when"] = written
-    (found,) = preview(config, [write(tmp_path / name, rows)])
+    (actual,) = preview(config, [write(tmp_path / name, rows)])
     if isinstance(expected, str):
-        assert found.rows.empty and expected in found.problems[0].reason
+        assert actual.rows.empty and expected in actual.problems[0].reason
     else:
-        assert found.rows["observed_at"].tolist() == [expected] * 2 and not found.problems
+        assert actual.rows["observed_at"].tolist() == [expected] * 2 and not actual.problems
 
 
-def test_moments_that_parquet_has_as_such(tmp_path: Path) -> None:
+def test_timestamps_in_parquet(tmp_path: Path) -> None:
     base = make(tmp_path, observed_at={"column": "when", "timezone": "America/New_York"}, outcome=None)
     naive = logged(0, 3).assign(when=pd.to_datetime(["2013-06-01 12:00:00"] * 3))
     zoned = logged(3, 3).assign(when=pd.to_datetime(["2013-06-01 12:00:00"] * 3).tz_localize("Europe/Berlin"))
@@ -300,31 +301,31 @@ def test_moments_that_parquet_has_as_such(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zone", [None, "America/New_York"])
-def test_moments_beyond_what_microseconds_count_are_bad_rows(tmp_path: Path, zone: str | None) -> None:
+def test_times_beyond_microsecond_range_are_bad_rows(tmp_path: Path, zone: str | None) -> None:
     when = pa.array([2**50, -(2**50), 0], pa.timestamp("s", zone))
     pq.write_table(pa.Table.from_pandas(logged(0, 3)).set_column(1, "when", when), tmp_path / "a.parquet")
     config = make(tmp_path, observed_at={"column": "when", "timezone": "UTC"}, outcome=None).config
-    (found,) = preview(config, [tmp_path / "a.parquet"])
-    assert found.rows["observed_at"].tolist() == [pd.Timestamp(0, tz="UTC")]
-    assert [each.line for each in found.problems] == [1, 2]
-    assert all("is before 1700 or after now" in each.reason for each in found.problems)
+    (actual,) = preview(config, [tmp_path / "a.parquet"])
+    assert actual.rows["observed_at"].tolist() == [pd.Timestamp(0, tz="UTC")]
+    assert [problem.line for problem in actual.problems] == [1, 2]
+    assert all("is before 1700 or after now" in problem.reason for problem in actual.problems)
 
 
-def test_a_date_that_python_cannot_hold_is_refused_with_its_file(tmp_path: Path) -> None:
+def test_a_date_beyond_python_names_the_file(tmp_path: Path) -> None:
     days = pa.array([2**30], pa.date32())
     pq.write_table(pa.Table.from_pandas(logged(0, 1)).set_column(4, "origin", days), tmp_path / "a.parquet")
     with pytest.raises(SchemaError, match=r"a\.parquet cannot be read as Parquet: year .* is out of range"):
         list(preview(make(tmp_path).config, [tmp_path / "a.parquet"]))
 
 
-def test_large_integers_of_parquet_stay_whole(tmp_path: Path) -> None:
+def test_large_integers_in_parquet_stay_exact(tmp_path: Path) -> None:
     base = make(tmp_path, decision=None, outcome=None)
     ids = pa.array([2**60 + 1, None, 2**60 + 3], pa.int64())
     table = pa.Table.from_pandas(logged(0, 3)).set_column(0, "id", ids)
     pq.write_table(table, tmp_path / "a.parquet")
     summary = import_files(base, [tmp_path / "a.parquet"])
     assert everything(base)["observation_id"].tolist() == [str(2**60 + 1), str(2**60 + 3)]
-    assert [str(each) for each in summary.problems] == ["a.parquet:2: id: is missing"]
+    assert [str(problem) for problem in summary.problems] == ["a.parquet:2: id: is missing"]
 
 
 def test_dates_of_parquet_are_midnight_in_the_files_zone(tmp_path: Path) -> None:
@@ -333,12 +334,12 @@ def test_dates_of_parquet_are_midnight_in_the_files_zone(tmp_path: Path) -> None
     pq.write_table(table, tmp_path / "a.parquet")
     zone = {"column": "when", "timezone": "America/New_York"}
     for form in ({}, {"format": "%d.%m.%Y"}):
-        (found,) = preview(make(tmp_path, observed_at=zone | form, outcome=None).config, [tmp_path / "a.parquet"])
-        assert found.rows["observed_at"].tolist() == [
+        (actual,) = preview(make(tmp_path, observed_at=zone | form, outcome=None).config, [tmp_path / "a.parquet"])
+        assert actual.rows["observed_at"].tolist() == [
             START.replace(month=6, hour=4),
             START.replace(month=11, day=3, hour=4),
         ]
-        assert [str(each) for each in found.problems] == ["a.parquet:2: when: is missing"]
+        assert [str(problem) for problem in actual.problems] == ["a.parquet:2: when: is missing"]
     (nowhere,) = preview(make(tmp_path, outcome=None).config, [tmp_path / "a.parquet"])
     assert nowhere.rows.empty and "2013-06-01" in nowhere.problems[0].reason
 
@@ -362,22 +363,22 @@ VALUES: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize(("values", "expected"), VALUES.values(), ids=VALUES)
-def test_every_type_of_parquet_is_read_right_or_refused(tmp_path: Path, values: pa.Array, expected: Any) -> None:
+def test_every_parquet_type_is_read_or_refused(tmp_path: Path, values: pa.Array, expected: Any) -> None:
     table = pa.Table.from_pandas(logged(0, 2)).set_column(4, "origin", values)
     pq.write_table(table, tmp_path / "a.parquet")
-    (found,) = preview(make(tmp_path).config, [tmp_path / "a.parquet"])
+    (actual,) = preview(make(tmp_path).config, [tmp_path / "a.parquet"])
     if isinstance(expected, str):
-        assert found.problems[0].reason.startswith(expected) and found.rows["observation_id"].tolist() == ["r1"]
+        assert actual.problems[0].reason.startswith(expected) and actual.rows["observation_id"].tolist() == ["r1"]
     else:
-        assert found.rows["origin"].tolist() == expected and not found.problems
+        assert actual.rows["origin"].tolist() == expected and not actual.problems
 
 
-def test_words_for_what_is_missing_are_known_in_dictionaries_too(tmp_path: Path) -> None:
+def test_missing_value_strings_apply_to_dictionary_columns(tmp_path: Path) -> None:
     values = pa.array(["NA", "EWR", None]).dictionary_encode()
     table = pa.Table.from_pandas(logged(0, 3)).set_column(4, "origin", values)
     pq.write_table(table, tmp_path / "a.parquet")
-    (found,) = preview(make(tmp_path, missing=["NA"]).config, [tmp_path / "a.parquet"])
-    assert found.rows["origin"].tolist() == [None, "EWR", None] and not found.problems
+    (actual,) = preview(make(tmp_path, missing=["NA"]).config, [tmp_path / "a.parquet"])
+    assert actual.rows["origin"].tolist() == [None, "EWR", None] and not actual.problems
 
 
 def test_numbers_of_every_type(tmp_path: Path) -> None:
@@ -385,13 +386,13 @@ def test_numbers_of_every_type(tmp_path: Path) -> None:
     given = [True, 2**70, "1.5", 3, [1], "nan", "1_0"]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(line | {"wind": wind}) for line, wind in zip(lines, given, strict=True)))
-    (found,) = preview(make(tmp_path).config, [path])
-    assert found.rows["wind"].tolist() == [1.0, 2.0**70, 1.5, 3.0]
-    assert [each.line for each in found.problems] == [5, 6, 7]
-    assert found.problems[0].reason == "wind: the list [1] is no number"
+    (actual,) = preview(make(tmp_path).config, [path])
+    assert actual.rows["wind"].tolist() == [1.0, 2.0**70, 1.5, 3.0]
+    assert [problem.line for problem in actual.problems] == [5, 6, 7]
+    assert actual.problems[0].reason == "wind: the list [1] is no number"
 
 
-def test_ids_and_actions_that_are_numbers_or_truth_values(tmp_path: Path) -> None:
+def test_ids_and_actions_that_are_numbers_or_booleans(tmp_path: Path) -> None:
     words = {"1": "move", "true": "move", "0": "stay", "false": "stay"}
     base = make(tmp_path, actions=words, outcome={"action": "truth"})
     line = json.loads(logged(0, 1).to_json(orient="records", lines=True))
@@ -460,7 +461,7 @@ def test_bad_lines_go_to_quarantine_with_their_numbers(tmp_path: Path) -> None:
         "a.csv:8: id: is missing",
     ]
 
-    path.write_text(CSV.replace("warm", "3").replace('"J"FK', "JFK"))  # put right, and imported again
+    path.write_text(CSV.replace("warm", "3").replace('"J"FK', "JFK"))  # corrected and imported again
     assert import_files(base, [path]).added == 2
     assert sorted(everything(base)["observation_id"]) == ["a", "b", "c", "h", "i", "k"]
 
@@ -480,42 +481,44 @@ def test_bad_lines_of_json(tmp_path: Path) -> None:
     path, base = tmp_path / "a.jsonl", make(tmp_path)
     path.write_text("\n".join(lines))
     summary = import_files(base, [path])
-    told = [str(problem) for problem in summary.problems]
-    assert told[0].startswith("a.jsonl:3: cannot be read as JSON: ") and told[1] == "a.jsonl:4: is no JSON object"
-    assert told[2].startswith("a.jsonl:5: origin: the list ['a'] is no text")
-    assert told[3] == "a.jsonl:6: wind: the dictionary {'a': 1} is no number" and len(told) == 4
+    messages = [str(problem) for problem in summary.problems]
+    assert (
+        messages[0].startswith("a.jsonl:3: cannot be read as JSON: ") and messages[1] == "a.jsonl:4: is no JSON object"
+    )
+    assert messages[2].startswith("a.jsonl:5: origin: the list ['a'] is no text")
+    assert messages[3] == "a.jsonl:6: wind: the dictionary {'a': 1} is no number" and len(messages) == 4
     rows = everything(base).set_index("observation_id")
     assert rows.loc["7", "wind"] == 1 and rows.loc["7", "origin"] == "3" and np.isnan(rows.loc["z", "wind"])
 
 
-def test_nan_in_json_is_named_as_what_it_is(tmp_path: Path) -> None:
+def test_nan_in_json_is_named(tmp_path: Path) -> None:
     good = json.loads(logged(0, 1).to_json(orient="records", lines=True))
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(good | {"wind": value}) for value in (float("nan"), float("-inf"), 1)))
-    (found,) = preview(make(tmp_path).config, [path])
-    assert [str(each) for each in found.problems] == [
+    (actual,) = preview(make(tmp_path).config, [path])
+    assert [str(problem) for problem in actual.problems] == [
         "a.jsonl:1: holds NaN, which is no JSON: write null where a value is missing",
         "a.jsonl:2: holds -Infinity, which is no JSON: write null where a value is missing",
     ]
-    assert len(found.rows) == 1
+    assert len(actual.rows) == 1
 
 
-def test_an_empty_text_of_json_is_one_unless_it_stands_for_no_value(tmp_path: Path) -> None:
+def test_an_empty_json_string_is_a_value_unless_configured_as_missing(tmp_path: Path) -> None:
     good = json.loads(logged(0, 1).to_json(orient="records", lines=True))
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(good | {"origin": "", "wind": "", "truth": ""}))
     for settings, origin in (({}, ""), ({"missing": [""]}, None)):
-        (found,) = preview(make(tmp_path, **settings).config, [path])
-        assert found.rows["origin"].tolist() == [origin] and found.rows["wind"].isna().all() and not found.problems
+        (actual,) = preview(make(tmp_path, **settings).config, [path])
+        assert actual.rows["origin"].tolist() == [origin] and actual.rows["wind"].isna().all() and not actual.problems
 
 
-def test_a_key_that_an_object_has_twice_is_named(tmp_path: Path) -> None:
+def test_a_repeated_json_key_is_named(tmp_path: Path) -> None:
     lines = logged(0, 2).to_json(orient="records", lines=True).splitlines()
     path = tmp_path / "a.jsonl"
     path.write_text(f'{lines[0]}\n{lines[1][:-1]}, "wind": 5}}')
-    (found,) = preview(make(tmp_path).config, [path])
-    assert [str(each) for each in found.problems] == ["a.jsonl:2: has more than one key 'wind'"]
-    assert found.rows["observation_id"].tolist() == ["r0"]
+    (actual,) = preview(make(tmp_path).config, [path])
+    assert [str(problem) for problem in actual.problems] == ["a.jsonl:2: has more than one key 'wind'"]
+    assert actual.rows["observation_id"].tolist() == ["r0"]
 
 
 @pytest.mark.parametrize(
@@ -526,13 +529,13 @@ def test_a_key_that_an_object_has_twice_is_named(tmp_path: Path) -> None:
         ('{"id": 1,\n"wind": 2}\n', "It is JSON over several lines"),
     ],
 )
-def test_why_no_line_of_json_has_columns(tmp_path: Path, text: str, said: str) -> None:
+def test_the_reason_why_a_json_file_has_no_columns(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(SchemaError, match=said):
         list(preview(make(tmp_path).config, [tmp_path / "a.jsonl"]))
 
 
-def test_a_key_of_json_that_comes_late_is_a_column(tmp_path: Path) -> None:
+def test_a_late_json_key_is_a_column(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in logged(0, 130).to_json(orient="records", lines=True).splitlines()]
     for line in lines[:120]:
         del line["wind"]
@@ -556,17 +559,15 @@ def test_a_chunk_is_bounded_in_bytes(tmp_path: Path, name: str) -> None:
     assert lines == list(range(2, 32) if "csv" in name else range(1, 31))
 
 
-def test_a_row_that_never_ends_is_refused_before_it_fills_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "_LONGEST_LINE", 100_000)
+def test_an_endless_row_is_refused_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_files, "_MAX_LINE_BYTES", 100_000)
     path = tmp_path / "a.csv"
     path.write_text("id,when\na,b\n" + 'x,"\n' + '","\n' * 60_000)
     with pytest.raises(SchemaError, match=r"a\.csv:3: the row is longer than 16 MiB: is a quote left open"):
         list(LogFile(path).chunks(["id"], 1000))
 
 
-def test_a_quote_that_never_ends_is_one_bad_row_and_memory_stays_bounded(tmp_path: Path) -> None:
+def test_an_open_quote_is_one_bad_row_in_bounded_memory(tmp_path: Path) -> None:
     lines = CSV.splitlines(keepends=True)
     path, base = tmp_path / "a.csv", make(tmp_path)
     filler = [f"n{i},2013-01-01T00:00Z,1,2,JFK,0,1,0,m,1,2013-01-02T00:00Z\n" for i in range(5000)]
@@ -578,7 +579,7 @@ def test_a_quote_that_never_ends_is_one_bad_row_and_memory_stays_bounded(tmp_pat
     assert summary.added > 2500 and summary.added == len(base.read("observations"))
 
 
-def test_other_delimiters_and_words_for_what_is_missing(tmp_path: Path) -> None:
+def test_configured_delimiters_and_missing_values(tmp_path: Path) -> None:
     base = make(tmp_path, delimiter=";", missing=["", "NA"], decision=None, outcome=None)
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbfid;when;Temperature;wind;origin\na;2013-01-01T00:00Z;NA;2;NA\n")
@@ -590,7 +591,7 @@ def test_other_delimiters_and_words_for_what_is_missing(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- files that cannot be read
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_unreadable_files(tmp_path: Path) -> None:
     base = make(tmp_path)
     (tmp_path / "a.xlsx").touch()
     (tmp_path / "empty.csv").touch()
@@ -606,24 +607,24 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     for name, message in {
         "away.csv": "is not there: name files to import",
         "kb": "is a folder: name files to import" if (tmp_path / "kb").mkdir() is None else "",
-        "a.xlsx": "has no known format: name it by what it is, .csv",
-        "empty.csv": "has no columns: its beginning holds not even a first line with names",
-        "empty.jsonl": "has no columns: its beginning holds not even a JSON object",
+        "a.xlsx": "has no known format: the file name must end with .csv",
+        "empty.csv": "has no columns: it does not begin with a first line with names",
+        "empty.jsonl": "has no columns: it does not begin with a JSON object",
         "no.parquet": "cannot be read as Parquet: ",
         "no.csv.gz": "cannot be read as CSV in UTF-8 in gzip: ",
         "twice.csv": "has more than one column 'id': rename them",
-        "array.jsonl": "is one JSON array, and JSON lines are wanted: write each of its objects on a line",
-        "lines.jsonl": "is one JSON array, and JSON lines are wanted: write each of its objects on a line",
+        "array.jsonl": "is one JSON array, and must be JSON lines: write each object on a line",
+        "lines.jsonl": "is one JSON array, and must be JSON lines: write each object on a line",
         "spread.jsonl": "It is JSON over several lines: write each object on a line of its own",
         "semicolons.csv": "separated by semicolons, and commas are expected; `importing.delimiter` says",
         "blanks.csv": "its heading has blanks around ' when': remove them, or name it so",
     }.items():
         with pytest.raises(SchemaError, match=message.replace(".", r"\.")):
             import_files(base, [write(tmp_path / "good.csv", logged(0, 3)), tmp_path / name])
-    assert base.counts() == {}
+    assert base.tables.count_rows() == {}
 
 
-def test_a_column_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_a_missing_column_is_named_with_the_closest_match(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", logged(0, 3).rename(columns={"Temperature": "temperature"}))
     with pytest.raises(SchemaError) as caught:
         list(preview(make(tmp_path).config, [path]))
@@ -633,8 +634,8 @@ def test_a_column_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> 
     )
 
 
-def test_a_file_that_ends_in_the_middle_leaves_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_CHUNK_ROWS", 100)
+def test_rows_of_a_truncated_file_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_run, "_CHUNK_ROWS", 100)
     base, path = make(tmp_path), write(tmp_path / "a.csv.gz", logged(0, 5000))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -656,8 +657,8 @@ def test_one_import_at_a_time(tmp_path: Path) -> None:
     assert import_files(base, [path], another).added == 3
 
 
-def test_a_set_of_keys_knows_what_it_has() -> None:
-    rng, keys, known = np.random.default_rng(0), importing._Keys(), set[str]()
+def test_a_key_set_reports_new_keys() -> None:
+    rng, keys, known = np.random.default_rng(0), KeySet(), set[str]()
     for _ in range(40):
         texts = [f"k{i}" for i in rng.integers(0, 4000, 200)]
         expected = []
@@ -668,7 +669,7 @@ def test_a_set_of_keys_knows_what_it_has() -> None:
     assert len(keys._runs) < 10
 
 
-def test_keys_whose_first_hash_is_the_same_are_told_apart() -> None:
+def test_keys_with_equal_first_hash_are_distinguished() -> None:
     one = (np.array([5, 5, 5, 9], dtype=np.uint64), np.array([1, 2, 3, 4], dtype=np.uint64))
     asked = np.array([5, 5, 9, 9, 1], dtype=np.uint64), np.array([3, 4, 4, 5, 1], dtype=np.uint64)
-    assert importing._within(*asked, *one).tolist() == [True, False, True, False, False]
+    assert _is_in(*asked, one).tolist() == [True, False, True, False, False]

@@ -1,4 +1,4 @@
-"""What was acknowledged is in the spool, whatever happens to its process or its disk."""
+"""Acknowledged events are in the spool, whatever happens to its process or disk."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def event(*names: str) -> Outcomes:
 
 
 def names(path: Path) -> list[str]:
-    """Of all observations in a spool's file, in its order."""
+    """Ids of all observations in the spool's file, in order."""
     file = SpoolFile(path)
-    found = [name for entry in file.read(0, 10**9) for name in decode(entry.body).observation_ids]
+    actual = [name for entry in file.read(0, 10**9) for name in decode(entry.body).observation_ids]
     file.close()
-    return found
+    return actual
 
 
 def path_of(spool: Spool) -> Path:
@@ -53,11 +53,11 @@ def test_events_come_back_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert names(path_of(spool)) == ["a", "b", "c", "d"]
     assert [entry.seq for entry in file.read(1, 100)] == [2, 3]
     assert [entry.seq for entry in file.read(0, 3)] == [1, 2]
-    assert [entry.seq for entry in file.read(1, 1)] == [2]  # an event is never cut
+    assert [entry.seq for entry in file.read(1, 1)] == [2]  # an event is never split
     assert file.depth() == 4
 
 
-def test_numbers_are_never_given_twice(tmp_path: Path) -> None:
+def test_event_numbers_are_never_reused(tmp_path: Path) -> None:
     for _ in range(3):
         spool = Spool(tmp_path)
         spool.put(event("a"), event("b"))
@@ -72,7 +72,7 @@ def test_numbers_are_never_given_twice(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.sqlite"))) == 1
 
 
-def test_the_depth_counts_rows_that_wait(tmp_path: Path) -> None:
+def test_the_depth_is_the_number_of_waiting_rows(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     for number in range(6):
         spool.put(event(*"abc"[: 1 + number % 3]))
@@ -86,7 +86,7 @@ def test_the_depth_counts_rows_that_wait(tmp_path: Path) -> None:
     assert Spool(tmp_path).depth() == 0
 
 
-def test_what_is_forgotten_is_forgotten_a_little_at_a_time_and_the_log_is_emptied(tmp_path: Path) -> None:
+def test_events_are_deleted_in_small_steps_and_the_log_is_checkpointed(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     for number in range(100):
         spool.put(event(f"{number}"))
@@ -95,24 +95,24 @@ def test_what_is_forgotten_is_forgotten_a_little_at_a_time_and_the_log_is_emptie
     file.connection.set_trace_callback(statements.append)
     file.forget(70)
     file.connection.set_trace_callback(None)
-    removed = [int(each.rsplit(" ", 1)[1]) for each in statements if each.startswith("delete")]
+    removed = [int(statement.rsplit(" ", 1)[1]) for statement in statements if statement.startswith("delete")]
     assert removed == [16, 32, 48, 64, 70]
     assert names(path_of(spool)) == [f"{number}" for number in range(70, 100)]
-    spool.put(event("100"))  # the log begins anew, and has little more than this
+    spool.put(event("100"))  # the log restarts, with little more than this event
     assert file.connection.execute("pragma wal_checkpoint(passive)").fetchone()[1] < 10
     file.forget(71)
     file.forget(71)
     assert file.depth() == 30
 
 
-def test_threads_that_put_at_once_share_a_commit(tmp_path: Path) -> None:
+def test_concurrent_puts_share_a_commit(tmp_path: Path) -> None:
     spool, statements = Spool(tmp_path), list[str]()
     spool._file.connection.set_trace_callback(statements.append)
     threads = [threading.Thread(target=spool.put, args=(event(f"{n}"),)) for n in range(8)]
-    with spool._write:  # as while another commit is under way
+    with spool._write_lock:  # as while another commit is under way
         for thread in threads:
             thread.start()
-        while len(spool._waiting) < 8:
+        while len(spool._queue) < 8:
             time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -120,7 +120,7 @@ def test_threads_that_put_at_once_share_a_commit(tmp_path: Path) -> None:
     assert sorted(names(path_of(spool))) == [f"{n}" for n in range(8)]
 
 
-def test_many_threads_lose_and_double_nothing(tmp_path: Path) -> None:
+def test_many_threads_write_every_event_once(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
 
     def work(number: int) -> None:
@@ -132,17 +132,17 @@ def test_many_threads_lose_and_double_nothing(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = names(path_of(spool))
-    assert len(found) == len(set(found)) == 8 * 25 * 2
-    for number in range(8):  # each thread's own in its own order
-        mine = [name for name in found if name.startswith(f"{number}:")]
+    actual = names(path_of(spool))
+    assert len(actual) == len(set(actual)) == 8 * 25 * 2
+    for number in range(8):  # events of one thread stay in order
+        mine = [name for name in actual if name.startswith(f"{number}:")]
         assert mine == [f"{number}:{turn}{more}" for turn in range(25) for more in ("", "+")]
 
 
 # --------------------------------------------------------------------------- no room
 
 
-def test_what_has_no_room_is_refused_whole(tmp_path: Path) -> None:
+def test_events_without_room_are_refused_together(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_rows=3)
     spool.put(event("a", "b"))
     with pytest.raises(SpoolFullError, match=r"2 rows wait .* which may hold 3 .*max_spool_rows"):
@@ -155,7 +155,7 @@ def test_what_has_no_room_is_refused_whole(tmp_path: Path) -> None:
     assert names(path_of(spool)) == ["e", "f", "g"]
 
 
-def test_one_that_is_too_large_takes_no_others_down(tmp_path: Path) -> None:
+def test_a_too_large_request_does_not_fail_others(tmp_path: Path) -> None:
     spool, refused = Spool(tmp_path, max_rows=3), list[str]()
 
     def put(*given: str) -> None:
@@ -165,10 +165,10 @@ def test_one_that_is_too_large_takes_no_others_down(tmp_path: Path) -> None:
             refused.extend(given)
 
     threads = [threading.Thread(target=put, args=given) for given in (("a",), ("b", "c", "d", "e"), ("f",))]
-    with spool._write:
+    with spool._write_lock:
         for number, thread in enumerate(threads):
             thread.start()
-            while len(spool._waiting) <= number:
+            while len(spool._queue) <= number:
                 time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -202,16 +202,16 @@ for more in range(10):
 """
 
 
-def test_a_full_disk_refuses_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
-    """The kernel refuses to let a file grow, as it does on a full disk, and later allows it again."""
+def test_a_full_disk_keeps_acknowledged_events(tmp_path: Path) -> None:
+    """A file size limit acts like a full disk, and is lifted later."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], env=environment(), capture_output=True, text=True, check=True
     )
     acknowledged = [int(line) for line in done.stdout.split()]
     (path,) = tmp_path.glob("*.sqlite")
-    found = [int(name.rstrip("x")) for name in names(path)]
+    actual = [int(name.rstrip("x")) for name in names(path)]
     assert "not full" in done.stderr and len(acknowledged) > 10
-    assert found == acknowledged
+    assert actual == acknowledged
 
 
 def environment() -> dict[str, str]:
@@ -232,7 +232,9 @@ def test_a_spool_has_one_owner(tmp_path: Path) -> None:
     assert names(path_of(third)) == ["a", "b"]
 
 
-def test_a_damaged_spool_is_left_alone_and_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_spool_is_left_unchanged_and_blocks_no_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     damaged = tmp_path / "0123.sqlite"
     damaged.write_bytes(b"SQLite format 3\0 and then nothing that makes sense" * 40)
     before = damaged.read_bytes()
@@ -244,7 +246,7 @@ def test_a_damaged_spool_is_left_alone_and_stops_nobody(tmp_path: Path, caplog: 
     assert names(path_of(spool)) == ["a"]
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolError, match=r"the spool's folder .* cannot be written"):
         Spool(tmp_path / "file" / "spool")
@@ -292,13 +294,13 @@ def work(thread):
     for number in range(10**9):
         name = f"{sys.argv[2]}:{thread}:{number}"
         spool.put(Outcomes(observation_ids=[name], observed_at=[0], known_at=[1], actions=["go"]))
-        os.write(1, name.encode() + bytes([10]))  # a line at once, whatever other threads write
+        os.write(1, name.encode() + bytes([10]))  # one write call per line, so that lines of threads do not mix
 for thread in range(3):
     threading.Thread(target=work, args=(thread,)).start()
 """
 
 
-def test_killed_in_the_middle_the_next_process_finds_all_that_was_acknowledged(tmp_path: Path) -> None:
+def test_acknowledged_events_survive_a_kill(tmp_path: Path) -> None:
     acknowledged, rng = list[str](), random.Random(3)
     for life in range(4):
         process = subprocess.Popen(
@@ -313,16 +315,16 @@ def test_killed_in_the_middle_the_next_process_finds_all_that_was_acknowledged(t
         process.send_signal(signal.SIGKILL)
         acknowledged += process.stdout.read().split()
         process.wait()
-    (path,) = tmp_path.glob("*.sqlite")  # each life took over the spool of the one before
-    found = names(path)
-    assert len(found) == len(set(found))
-    assert set(acknowledged) <= set(found)
-    assert len(found) <= len(acknowledged) + 4 * 3
+    (path,) = tmp_path.glob("*.sqlite")  # every process took over the spool of the one before
+    actual = names(path)
+    assert len(actual) == len(set(actual))
+    assert set(acknowledged) <= set(actual)
+    assert len(actual) <= len(acknowledged) + 4 * 3
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_log_that_was_cut_off_holds_whole_commits(tmp_path: Path, seed: int) -> None:
-    """What a disk that lies about syncing may leave: never a torn event, never one without those before it."""
+def test_a_truncated_log_has_complete_commits(tmp_path: Path, seed: int) -> None:
+    """After a lost sync: no partial event, and no event without those before it."""
     spool, rng = Spool(tmp_path / "live"), random.Random(seed)
     for number in range(40):
         spool.put(event(*(f"{number}:{row}" for row in range(rng.randint(1, 40)))))
@@ -336,17 +338,17 @@ def test_a_log_that_was_cut_off_holds_whole_commits(tmp_path: Path, seed: int) -
         for index in copy.glob("*.sqlite-shm"):
             index.unlink()
         taken = Spool(copy)
-        found = names(path_of(taken))
-        assert found == whole[: len(found)]
-        behind = whole[len(found) :]  # a commit is there whole or not at all
-        assert not found or not behind or found[-1].split(":")[0] != behind[0].split(":")[0]
+        actual = names(path_of(taken))
+        assert actual == whole[: len(actual)]
+        behind = whole[len(actual) :]  # a commit is complete or absent
+        assert not actual or not behind or actual[-1].split(":")[0] != behind[0].split(":")[0]
         taken.put(event("after"))
-        assert names(path_of(taken)) == [*found, "after"]
+        assert names(path_of(taken)) == [*actual, "after"]
         taken.close()
 
 
-def test_readers_and_the_writer_do_not_wait_for_one_another_for_long(tmp_path: Path) -> None:
-    """Half a reading open, the writer writes; with the writer's commits, a reader sees whole ones."""
+def test_readers_and_the_writer_wait_briefly(tmp_path: Path) -> None:
+    """A writer writes during a read, and a reader sees complete commits only."""
     spool = Spool(tmp_path)
     spool.put(*(event(f"{n}") for n in range(10)))
     file = SpoolFile(path_of(spool))

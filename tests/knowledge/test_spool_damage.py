@@ -1,4 +1,4 @@
-"""Spools that are damaged, replaced or gone: nobody is blinded or blocked, and what can be read is kept."""
+"""Damaged, replaced or missing spools block no process, and their readable events are kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def path_of(spool: Spool) -> Path:
 
 
 def filled(folder: Path, count: int, start: int = 0) -> Path:
-    """A spool of a process that ended, with so many events of one decision each."""
+    """A spool of an ended process, with that many events of one decision."""
     spool = Spool(folder)
     for number in range(start, start + count):
         spool.put(decided(number))
@@ -36,8 +36,8 @@ def filled(folder: Path, count: int, start: int = 0) -> Path:
     return path_of(spool)
 
 
-def torn(path: Path, at: float) -> None:
-    """One page of the file is overwritten with what was never in it."""
+def corrupt(path: Path, at: float) -> None:
+    """Overwrite one page of the file with random bytes."""
     content = bytearray(path.read_bytes())
     page = int(len(content) * at) // 4096 * 4096
     content[page : page + 4096] = b"\xa5" * 4096
@@ -65,7 +65,7 @@ ODD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)
-def test_what_is_no_spool_stops_neither_a_writer_nor_a_flush_nor_a_look(
+def test_a_foreign_file_blocks_no_writer_flush_or_survey(
     kb: KnowledgeBase, tmp_path: Path, make: Callable[[Path], object]
 ) -> None:
     folder = tmp_path / "odd"
@@ -76,28 +76,26 @@ def test_what_is_no_spool_stops_neither_a_writer_nor_a_flush_nor_a_look(
     spool.put(decided(0))
     looked = survey(folder)
     assert looked.rows == 1 and len(looked.problems) == 1 and "0000.sqlite" in looked.problems[0]
-    done = flush(kb, folder)
-    assert done.events == 1 and "0000.sqlite" in done.problems[0]
+    result = flush(kb, folder)
+    assert result.events == 1 and "0000.sqlite" in result.problems[0]
     assert ids(kb, "decisions") == names(1)
-    (told,) = survey(folder).problems  # as long as it lies there, aside or not
-    assert "0000" in told
+    (problem,) = survey(folder).problems  # until it is removed
+    assert "0000" in problem
     there = [path for path in (folder / "0000.sqlite", folder / "0000.damaged") if path.is_file()]
     assert [path.read_bytes() for path in there] == ([] if before is None else [before])
 
 
 @pytest.mark.parametrize("at", [0.3, 0.6, 0.99])
-def test_what_can_be_read_of_a_damaged_spool_is_kept_and_the_rest_is_set_aside(
-    kb: KnowledgeBase, tmp_path: Path, at: float
-) -> None:
-    folder = tmp_path / "torn"
+def test_readable_events_of_a_damaged_spool_are_kept(kb: KnowledgeBase, tmp_path: Path, at: float) -> None:
+    folder = tmp_path / "corrupt"
     path = filled(folder, 60)
-    torn(path, at)
+    corrupt(path, at)
     damaged = path.read_bytes()
     living = Spool(folder)
-    assert living.name != path.stem  # nobody writes where others could not read
+    assert living.name != path.stem  # no process writes to a damaged spool
     living.put(decided(100))
-    done = flush(kb, folder, most_rows=20)
-    assert "damaged" in done.problems[0] and "set aside" in done.problems[0]
+    result = flush(kb, folder, max_rows=20)
+    assert "damaged" in result.problems[0] and "set aside" in result.problems[0]
     there = ids(kb, "decisions")
     assert there == sorted(set(there)) and "o0100" in there and set(there) <= {*names(60), "o0100"}
     assert len(there) > 30
@@ -107,9 +105,7 @@ def test_what_can_be_read_of_a_damaged_spool_is_kept_and_the_rest_is_set_aside(
     assert "set aside" in survey(folder).problems[0]
 
 
-def test_a_second_damaged_spool_of_a_name_does_not_take_the_place_of_the_first(
-    kb: KnowledgeBase, tmp_path: Path
-) -> None:
+def test_a_second_damaged_spool_does_not_overwrite_the_first(kb: KnowledgeBase, tmp_path: Path) -> None:
     for content in (b"one", b"two"):
         (tmp_path / "a.sqlite").write_bytes(content)
         flush(kb, tmp_path)
@@ -117,7 +113,7 @@ def test_a_second_damaged_spool_of_a_name_does_not_take_the_place_of_the_first(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_told(kb: KnowledgeBase, tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_reported(kb: KnowledgeBase, tmp_path: Path) -> None:
     path = filled(tmp_path, 2)
     path.chmod(0)
     assert str(path) in survey(tmp_path).problems[0] and str(path) in flush(kb, tmp_path).problems[0]
@@ -158,10 +154,10 @@ HARMS = (removed, folder_removed, replaced, replaced_by_a_spool, overwritten, lo
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_spool_that_is_harmed_while_it_is_written_to_loses_nothing(
+def test_a_spool_damaged_while_in_use_loses_no_event(
     kb: KnowledgeBase, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    """What was acknowledged before and after is in the tables once; no call fails."""
+    """Events acknowledged before and after the damage are stored once; no call fails."""
     folder = tmp_path / "own"
     spool = Spool(folder)
     for number in range(10):
@@ -189,10 +185,10 @@ def test_the_next_put_notices_without_a_check(kb: KnowledgeBase, tmp_path: Path,
     spool.put(decided(2))
     spool.put(decided(3))
     flush(kb, folder)
-    assert ids(kb, "decisions") == names(4) and kb.counts()["decisions"] == 4
+    assert ids(kb, "decisions") == names(4) and kb.tables.count_rows()["decisions"] == 4
 
 
-def test_a_disk_that_is_full_refuses_and_takes_again(kb: KnowledgeBase, tmp_path: Path) -> None:
+def test_a_full_disk_refuses_until_it_has_room(kb: KnowledgeBase, tmp_path: Path) -> None:
     import resource
 
     spool = Spool(tmp_path / "own")
@@ -212,7 +208,7 @@ def test_a_disk_that_is_full_refuses_and_takes_again(kb: KnowledgeBase, tmp_path
     assert ids(kb, "decisions") == ["o0000", "o0002"]
 
 
-def test_a_spool_that_cannot_be_restored_says_so_and_is_once_it_can(kb: KnowledgeBase, tmp_path: Path) -> None:
+def test_a_spool_is_restored_once_that_is_possible(kb: KnowledgeBase, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     spool = Spool(folder)
     spool.put(decided(0))
@@ -226,10 +222,10 @@ def test_a_spool_that_cannot_be_restored_says_so_and_is_once_it_can(kb: Knowledg
     assert ids(kb, "decisions") == names(2)
 
 
-def test_a_damaged_spool_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_a_damaged_spool_raises_its_own_error(tmp_path: Path) -> None:
     path = filled(tmp_path, 60)
-    torn(path, 0.6)
+    corrupt(path, 0.6)
     file = SpoolFile(path)
     with pytest.raises(SpoolDamagedError):
-        file.require_sound()
+        file.require_undamaged()
     assert 0 < len(list(file.salvage(0))) < 60

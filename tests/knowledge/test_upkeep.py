@@ -1,4 +1,4 @@
-"""Upkeep changes no row that anybody needs: windows of models read back identically, whatever was removed."""
+"""Upkeep removes no needed row: windows of models read identical rows afterwards."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ NOW = timedelta()
 
 @pytest.fixture
 def kb(tmp_path: Path) -> KnowledgeBase:
-    """Seventy days in batches of five, each with outcomes; the last of them are of March."""
+    """Seventy days in batches of five with outcomes; the last days are in March."""
     base = KnowledgeBase(CONFIG, tmp_path / "kb")
     for first in range(0, 24 * 70, 24 * 5):
         rows = make_rows(first, 24 * 5)
         base.append_observations(rows, batch=f"{first}")
         known = rows[["observation_id", "observed_at"]].assign(known_at=rows["observed_at"] + HOUR, action="move")
-        base.append("outcomes", known, batch=f"{first}")
+        base.tables.append("outcomes", known, batch=f"{first}")
     return base
 
 
@@ -42,7 +42,7 @@ def window(kb: KnowledgeBase, first: int, last: int) -> Window:
 
 
 def labelled(kb: KnowledgeBase, of: Window) -> pd.DataFrame:
-    return kb.labelled(of, START + 1000 * DAY)
+    return kb.read_labelled(of, START + 1000 * DAY)
 
 
 def files(kb: KnowledgeBase, table: str) -> set[Path]:
@@ -51,7 +51,7 @@ def files(kb: KnowledgeBase, table: str) -> set[Path]:
 
 def live(kb: KnowledgeBase, table: Any) -> dict[str, int]:
     """Files of the newest version, by month."""
-    delta = kb._open(table)
+    delta = kb.tables.open(table)
     assert delta is not None
     months = [path.split("observed_month=")[1][:7] for path in delta.file_uris()]
     return {month: months.count(month) for month in sorted(set(months))}
@@ -60,43 +60,43 @@ def live(kb: KnowledgeBase, table: Any) -> dict[str, int]:
 def test_only_months_with_many_small_files_are_compacted(kb: KnowledgeBase) -> None:
     assert live(kb, "observations") == {"2013-01": 7, "2013-02": 6, "2013-03": 3}
     before = kb.read("observations")
-    done = upkeep.compact(kb, Upkeep(min_files=6))
-    assert [(c.table, c.month, c.files_before, c.files_after) for c in done] == [
+    result = upkeep.compact(kb.tables, Upkeep(min_files=6))
+    assert [(c.table, c.month, c.files_before, c.files_after) for c in result] == [
         ("observations", "2013-01", 7, 1),
         ("observations", "2013-02", 6, 1),
         ("outcomes", "2013-01", 7, 1),
         ("outcomes", "2013-02", 6, 1),
     ]
-    assert all(0 < c.bytes_after < c.bytes_before for c in done)
+    assert all(0 < c.bytes_after < c.bytes_before for c in result)
     assert live(kb, "observations") == {"2013-01": 1, "2013-02": 1, "2013-03": 3}
     pd.testing.assert_frame_equal(kb.read("observations"), before)
-    assert upkeep.compact(kb, Upkeep(min_files=6)) == ()
+    assert upkeep.compact(kb.tables, Upkeep(min_files=6)) == ()
     assert kb.append_observations(make_rows(0, 24 * 5), batch="0") == 0  # batches are remembered
 
 
-def test_a_table_of_before_is_compacted_too_and_keeps_its_logs_from_then_on(tmp_path: Path) -> None:
+def test_an_unpartitioned_table_is_compacted_and_keeps_its_log(tmp_path: Path) -> None:
     kb = KnowledgeBase(CONFIG, tmp_path / "kb")
     kb.root.mkdir()
-    DeltaTable.create(str(kb.root / "observations"), schema=kb._schema("observations"))
+    DeltaTable.create(str(kb.root / "observations"), schema=kb.tables.schema("observations"))
     for number in range(5):
         kb.append_observations(make_rows(number, 1), batch=f"{number}")
-    (done,) = upkeep.compact(kb, Upkeep(min_files=5))
-    assert (done.month, done.files_before, done.files_after) == (None, 5, 1)
-    delta = kb._open("observations")
+    (result,) = upkeep.compact(kb.tables, Upkeep(min_files=5))
+    assert (result.month, result.files_before, result.files_after) == (None, 5, 1)
+    delta = kb.tables.open("observations")
     assert delta is not None and delta.metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
-    assert kb.counts() == {"observations": 5}
+    assert kb.tables.count_rows() == {"observations": 5}
 
 
-def test_windows_of_models_read_back_identically_after_everything(kb: KnowledgeBase) -> None:
+def test_windows_of_models_read_identical_rows_after_all_upkeep(kb: KnowledgeBase) -> None:
     learned, judged = window(kb, 3, 20), window(kb, 20, 25)
     rows = labelled(kb, learned), labelled(kb, judged), kb.read("observations", learned)
     kb.append_observations(make_rows(24 * 70, 24), batch="later")
     windows = {"toy@1": (learned, judged)}
-    for turn in range(2):  # the second time there is nothing left to do
-        upkeep.compact(kb, Upkeep(min_files=2))
-        removed = upkeep.remove_old_rows(kb, START + 60 * DAY, windows)
-        freed = {each.table: each for each in upkeep.free(kb, NOW, windows)}
-        assert {each.table: each.rows for each in removed} == (
+    for turn in range(2):  # the second run has nothing to do
+        upkeep.compact(kb.tables, Upkeep(min_files=2))
+        removed = upkeep.delete_old_rows(kb.tables, START + 60 * DAY, windows)
+        freed = {result.table: result for result in upkeep.vacuum(kb.tables, NOW, windows)}
+        assert {deleted.table: deleted.rows for deleted in removed} == (
             {"observations": 38 * 24, "outcomes": 38 * 24} if turn == 0 else {}
         )
         version = learned.versions["observations"]
@@ -105,65 +105,68 @@ def test_windows_of_models_read_back_identically_after_everything(kb: KnowledgeB
         pd.testing.assert_frame_equal(labelled(kb, learned), rows[0])
         pd.testing.assert_frame_equal(labelled(kb, judged), rows[1])
         pd.testing.assert_frame_equal(kb.read("observations", learned), rows[2])
-    # and its rows are in the newest version as well, with the eleven days that are young enough
+    # its rows are in the newest version as well, with the eleven days within the retention
     days = kb.read("observations")["observed_at"].dt.floor("D").unique()
     assert sorted((day - START) // DAY for day in days) == [*range(3, 25), *range(60, 71)]
-    assert kb.counts()["observations"] == 33 * 24
+    assert kb.tables.count_rows()["observations"] == 33 * 24
 
 
-def test_without_a_model_old_versions_go(kb: KnowledgeBase) -> None:
+def test_without_a_model_old_versions_are_removed(kb: KnowledgeBase) -> None:
     old = window(kb, 0, 70)
-    upkeep.compact(kb, Upkeep(min_files=2))
+    upkeep.compact(kb.tables, Upkeep(min_files=2))
     before = kb.read("observations")
-    upkeep.free(kb, NOW, {})
+    upkeep.vacuum(kb.tables, NOW, {})
     assert len(files(kb, "observations")) == len(live(kb, "observations")) == 3
     pd.testing.assert_frame_equal(kb.read("observations"), before)
     with pytest.raises(Exception, match=r"(?i)not found|no such file"):
         kb.read("observations", old)
 
 
-def test_younger_versions_than_the_grace_stay(kb: KnowledgeBase) -> None:
+def test_versions_within_the_grace_period_stay(kb: KnowledgeBase) -> None:
     young = window(kb, 0, 70)
     rows = kb.read("observations", young)
     for file in files(kb, "observations"):
-        os.utime(file, (time.time() - 90 * 86_400,) * 2)  # what counts is when a version was replaced
-    upkeep.compact(kb, Upkeep(min_files=2))
-    (freed, *_) = upkeep.free(kb, HOUR, {})
+        os.utime(file, (time.time() - 90 * 86_400,) * 2)  # the age since the version was replaced counts
+    upkeep.compact(kb.tables, Upkeep(min_files=2))
+    (freed, *_) = upkeep.vacuum(kb.tables, HOUR, {})
     assert freed.files_before == freed.files_after
     pd.testing.assert_frame_equal(kb.read("observations", young), rows)
 
 
-def test_files_that_no_log_names_go_after_a_day(kb: KnowledgeBase) -> None:
+def test_uncommitted_files_are_removed_after_a_day(kb: KnowledgeBase) -> None:
     month = kb.root / "observations" / "observed_month=2013-01"
     old, new = month / "part-old.parquet", month / "part-new.parquet"
     for file in (old, new):
         file.write_bytes(b"PAR1")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
-    upkeep.free(kb, NOW, {})
-    assert new.exists() and not old.exists()  # whoever wrote the new one may be about to commit it
+    upkeep.vacuum(kb.tables, NOW, {})
+    assert new.exists() and not old.exists()  # the writer of the new file may be about to commit it
 
 
-def test_a_version_that_is_not_there_is_told(kb: KnowledgeBase) -> None:
+def test_a_missing_version_is_reported(kb: KnowledgeBase) -> None:
     strange = window(kb, 0, 5).model_copy(update={"versions": {"observations": 4711}})
-    freed = {each.table: each for each in upkeep.free(kb, NOW, {"toy@1": (strange,), "toy@2": (window(kb, 0, 5),)})}
+    freed = {
+        result.table: result
+        for result in upkeep.vacuum(kb.tables, NOW, {"toy@1": (strange,), "toy@2": (window(kb, 0, 5),)})
+    }
     assert freed["observations"].unreadable == {4711: ("toy@1",)}
     assert list(freed["observations"].kept.values()) == [("toy@2",)]
 
 
-def test_what_teachers_said_and_what_the_system_decided_stays(kb: KnowledgeBase) -> None:
+def test_teacher_answers_and_verdicts_are_kept(kb: KnowledgeBase) -> None:
     rows = kb.read("observations")
-    kb.append_knowledge(rows.head(3), np.full((3, 2), 0.5), teacher="t")
-    upkeep.remove_old_rows(kb, START + 60 * DAY, {})
-    assert kb.counts() == {"observations": 240, "outcomes": 240, "knowledge": 3}
+    kb.answers.append(rows.head(3), np.full((3, 2), 0.5), teacher="t")
+    upkeep.delete_old_rows(kb.tables, START + 60 * DAY, {})
+    assert kb.tables.count_rows() == {"observations": 240, "outcomes": 240, "knowledge": 3}
 
 
-def test_touching_windows_are_one_condition() -> None:
+def test_adjacent_time_ranges_are_merged() -> None:
     spans = [(START + a * DAY, START + b * DAY) for a, b in ((5, 9), (0, 3), (3, 4), (6, 7))]
-    assert upkeep._joined(spans) == [(START, START + 4 * DAY), (START + 5 * DAY, START + 9 * DAY)]
-    assert upkeep._joined([]) == []
+    assert upkeep._merge_ranges(spans) == [(START, START + 4 * DAY), (START + 5 * DAY, START + 9 * DAY)]
+    assert upkeep._merge_ranges([]) == []
 
 
-def test_a_table_that_others_change_again_and_again_is_left_for_next_time(
+def test_a_table_under_constant_change_is_left_to_the_next_run(
     kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = list[int]()
@@ -173,12 +176,12 @@ def test_a_table_that_others_change_again_and_again_is_left_for_next_time(
         raise CommitFailedError("another was quicker")
 
     monkeypatch.setattr(upkeep, "_delete", refused)
-    assert upkeep.remove_old_rows(kb, START + 60 * DAY, {}) == ()
+    assert upkeep.delete_old_rows(kb.tables, START + 60 * DAY, {}) == ()
     assert len(tries) == 2 * upkeep._TRIES
-    assert kb.counts()["observations"] == 24 * 70
+    assert kb.tables.count_rows()["observations"] == 24 * 70
 
 
-def test_fewer_rows_than_a_refresh_needs_cannot_be_asked_for() -> None:
+def test_a_retention_shorter_than_a_refresh_needs_is_refused() -> None:
     settings = CONFIG.model_dump(exclude_unset=True)
     with pytest.raises(ValueError, match=r"upkeep.keep: .*keep at least those"):
         AgentConfig.model_validate({**settings, "upkeep": {"keep": "9w"}})

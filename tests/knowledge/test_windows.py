@@ -1,4 +1,4 @@
-"""Windows by count, since a promotion and sampled; whatever happens to the tables later, they read the same rows."""
+"""Windows by number of rows, since a promotion and sampled: they read the same rows after later changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def with_windows(**changes: Any) -> AgentConfig:
 
 @pytest.fixture
 def kb(tmp_path: Path) -> KnowledgeBase:
-    """200 hours with an observation each, in four files, the newest rows first."""
+    """200 hours with one observation per hour, in four files, the newest rows first."""
     base = KnowledgeBase(with_windows(), tmp_path / "kb")
     for part in (3, 2, 1, 0):
         base.append_observations(make_rows(50 * part, 50), batch=f"part {part}")
@@ -45,7 +45,7 @@ def outcomes(numbers: range, action: str = "move", known_after: timedelta = HOUR
 
 def bad(base: KnowledgeBase, *numbers: int, batch: str) -> None:
     rows = pd.concat([make_rows(number, 1) for number in numbers])[["observation_id", "observed_at"]]
-    base.append("quarantine", rows.assign(reasons=[["nonsense"]] * len(rows)), batch=batch)
+    base.tables.append("quarantine", rows.assign(reasons=[["nonsense"]] * len(rows)), batch=batch)
 
 
 def sample(base: KnowledgeBase, size: int, seed: int = 7) -> Window:
@@ -56,14 +56,14 @@ def sample(base: KnowledgeBase, size: int, seed: int = 7) -> Window:
 # --------------------------------------------------------------------------- sampled
 
 
-def test_a_sample_is_those_of_smallest_hash_that_are_not_in_quarantine(kb: KnowledgeBase) -> None:
+def test_a_sample_has_the_smallest_hashes_outside_quarantine(kb: KnowledgeBase) -> None:
     bad(kb, *range(0, 100, 2), batch="bad")
     ids = np.array([f"o{i:04d}" for i in range(200) if i >= 100 or i % 2], dtype=object)
     keys = sampling.keyed_hash(ids, 7)
-    found = kb.observations(sample(kb, 20))
-    assert found["observation_id"].tolist() == sorted(ids[np.argsort(keys)[:20]])
-    assert found.columns.tolist() == kb.observations(kb.window("w", START, START + 9 * HOUR)).columns.tolist()
-    assert set(kb.observations(sample(kb, 20, seed=8))["observation_id"]) != set(found["observation_id"])
+    actual = kb.read_observations(sample(kb, 20))
+    assert actual["observation_id"].tolist() == sorted(ids[np.argsort(keys)[:20]])
+    assert actual.columns.tolist() == kb.read_observations(kb.window("w", START, START + 9 * HOUR)).columns.tolist()
+    assert set(kb.read_observations(sample(kb, 20, seed=8))["observation_id"]) != set(actual["observation_id"])
 
 
 def siphash(key: bytes, message: bytes) -> int:
@@ -107,19 +107,19 @@ def mixed(x: int) -> int:
     return x
 
 
-def test_the_hash_is_siphash_so_that_samples_last() -> None:
+def test_the_hash_is_siphash_so_that_samples_are_reproducible() -> None:
     ids = ["", "o1", "o0001", "a rather long observation's id, São Paulo"]
     for seed in (0, 7, 2**64 - 1):
-        expected = [mixed(siphash(f"{seed:016x}".encode(), each.encode())) for each in ids]
+        expected = [mixed(siphash(f"{seed:016x}".encode(), name.encode())) for name in ids]
         assert sampling.keyed_hash(ids, seed).tolist() == expected
 
 
 def test_a_sample_larger_than_the_window_is_the_window(kb: KnowledgeBase) -> None:
     bad(kb, 3, batch="bad")
-    whole = kb.observations(kb.window("w", START, START + 200 * HOUR))
-    pd.testing.assert_frame_equal(kb.observations(sample(kb, 1000)), whole)
+    whole = kb.read_observations(kb.window("w", START, START + 200 * HOUR))
+    pd.testing.assert_frame_equal(kb.read_observations(sample(kb, 1000)), whole)
     nothing = sample(kb, 5).model_copy(update={"end": START})
-    assert kb.observations(nothing).empty and list(kb.observations(nothing)) == list(whole)
+    assert kb.read_observations(nothing).empty and list(kb.read_observations(nothing)) == list(whole)
 
 
 @pytest.mark.parametrize("size", [1, 3, 50])
@@ -132,8 +132,10 @@ def test_neither_batches_nor_order_nor_copies_change_a_sample(size: int) -> None
 
     def drawn(frame: pd.DataFrame, batch: int) -> pd.DataFrame:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        found = sampling.smallest(table.to_batches(max_chunksize=batch), size, 3, pa.array(["o0009"], pa.string()))
-        return found.to_pandas().sort_values("observation_id", ignore_index=True)
+        actual = sampling.sample_by_hash(
+            table.to_batches(max_chunksize=batch), size, 3, pa.array(["o0009"], pa.string())
+        )
+        return actual.to_pandas().sort_values("observation_id", ignore_index=True)
 
     one = drawn(together, 10_000)
     assert len(one) == size and one["observation_id"].is_unique and "o0009" not in set(one["observation_id"])
@@ -150,7 +152,7 @@ def test_neither_batches_nor_order_nor_copies_change_a_sample(size: int) -> None
 
 
 def test_a_sample_is_uniform(kb: KnowledgeBase) -> None:
-    """Each of 200 rows comes into a tenth of the samples: χ² of 300 seeds within its 0.999 quantile (199 degrees)."""
+    """Every row is in a tenth of the samples: χ² over 300 seeds is within its 0.999 quantile (199 d.o.f.)."""
     ids = np.array([f"o{i:04d}" for i in range(200)], dtype=object)
     counts = np.zeros(200)
     for seed in range(300):
@@ -158,29 +160,33 @@ def test_a_sample_is_uniform(kb: KnowledgeBase) -> None:
     assert ((counts - 30) ** 2 / (30 * 0.9)).sum() < 268
 
 
-def test_outcomes_follow_the_sampled_rows(kb: KnowledgeBase) -> None:
-    kb.append("outcomes", outcomes(range(120)), batch="a")
-    kb.append("outcomes", outcomes(range(60), "stay", known_after=2 * HOUR), batch="corrected")
+def test_labels_are_those_of_the_sampled_rows(kb: KnowledgeBase) -> None:
+    kb.tables.append("outcomes", outcomes(range(120)), batch="a")
+    kb.tables.append("outcomes", outcomes(range(60), "stay", known_after=2 * HOUR), batch="corrected")
     window, known = sample(kb, 40), START + 500 * HOUR
     whole = window.model_copy(update={"sample": None, "seed": None})
-    ids = set(kb.observations(window)["observation_id"])
-    labelled, unlabelled = kb.labelled(window, known), kb.unlabelled(window, known)
+    ids = set(kb.read_observations(window)["observation_id"])
+    labelled, unlabelled = kb.read_labelled(window, known), kb.read_unlabelled(window, known)
     assert set(labelled["observation_id"]) | set(unlabelled["observation_id"]) == ids
-    for some, every in ((labelled, kb.labelled(whole, known)), (unlabelled, kb.unlabelled(whole, known))):
+    for some, every in ((labelled, kb.read_labelled(whole, known)), (unlabelled, kb.read_unlabelled(whole, known))):
         expected = every[every["observation_id"].isin(ids)].reset_index(drop=True)
         assert len(some)
         pd.testing.assert_frame_equal(some, expected)
 
 
-def test_a_window_that_was_taken_reads_the_same_for_ever(kb: KnowledgeBase) -> None:
-    """Rows, outcomes, a quarantine and a compaction that come later change nothing."""
-    kb.append("outcomes", outcomes(range(0, 150, 1)), batch="a")
+def test_a_window_reads_the_same_rows_later(kb: KnowledgeBase) -> None:
+    """Later rows, outcomes, quarantines and compactions change nothing."""
+    kb.tables.append("outcomes", outcomes(range(0, 150, 1)), batch="a")
     bad(kb, 11, 12, batch="bad")
-    taken = [sample(kb, 30), windows.newest(kb, "w", 60, START + 200 * HOUR), kb.window("w", START, START + 90 * HOUR)]
-    before = [(kb.observations(w), kb.labelled(w, START + 900 * HOUR)) for w in taken]
+    taken = [
+        sample(kb, 30),
+        windows.newest_window(kb, "w", 60, START + 200 * HOUR),
+        kb.window("w", START, START + 90 * HOUR),
+    ]
+    before = [(kb.read_observations(w), kb.read_labelled(w, START + 900 * HOUR)) for w in taken]
 
     kb.append_observations(make_rows(0, 30).assign(observation_id=[f"new{i}" for i in range(30)]), batch="late")
-    kb.append("outcomes", outcomes(range(200), "stay", known_after=9 * HOUR), batch="late")
+    kb.tables.append("outcomes", outcomes(range(200), "stay", known_after=9 * HOUR), batch="late")
     bad(kb, *range(20, 60), batch="late")
     for table in ("observations", "outcomes", "quarantine"):
         done = DeltaTable(str(kb.root / table)).optimize.compact()
@@ -189,63 +195,63 @@ def test_a_window_that_was_taken_reads_the_same_for_ever(kb: KnowledgeBase) -> N
 
     for window, (observed, labelled) in zip(taken, before, strict=True):
         kept = Window.model_validate_json(window.model_dump_json())
-        pd.testing.assert_frame_equal(kb.observations(kept), observed)
-        pd.testing.assert_frame_equal(kb.labelled(kept, START + 900 * HOUR), labelled)
-    changed = kb.observations(sample(kb, 30))
+        pd.testing.assert_frame_equal(kb.read_observations(kept), observed)
+        pd.testing.assert_frame_equal(kb.read_labelled(kept, START + 900 * HOUR), labelled)
+    changed = kb.read_observations(sample(kb, 30))
     assert changed["observation_id"].tolist() != before[0][0]["observation_id"].tolist()
 
 
 def test_compaction_does_not_change_a_sample_of_the_newest_tables(kb: KnowledgeBase) -> None:
-    before = kb.observations(sample(kb, 30))
+    before = kb.read_observations(sample(kb, 30))
     DeltaTable(str(kb.root / "observations")).optimize.compact()
-    pd.testing.assert_frame_equal(kb.observations(sample(kb, 30)), before)
+    pd.testing.assert_frame_equal(kb.read_observations(sample(kb, 30)), before)
 
 
 def test_a_sample_needs_a_seed() -> None:
     for wrong in ({"sample": 5}, {"seed": 5}, {"sample": 0, "seed": 1}):
         with pytest.raises(ValidationError):
             Window(name="w", start=START, end=START + HOUR, **wrong)
-    window = windows.sampled(Window(name="w", start=START, end=START + HOUR), 5, "toy")
+    window = windows.sample_window(Window(name="w", start=START, end=START + HOUR), 5, "toy")
     assert "a sample of at most 5 rows (seed " in str(window)
     others = [
-        windows.sampled(window.model_copy(update=change), 5, agent).seed
+        windows.sample_window(window.model_copy(update=change), 5, agent).seed
         for change, agent in (({}, "boy"), ({"end": START + 2 * HOUR}, "toy"))
     ]
     assert len({window.seed, *others}) == 3
-    assert windows.sampled(window, 9, "toy").seed == window.seed
+    assert windows.sample_window(window, 9, "toy").seed == window.seed
 
 
 # --------------------------------------------------------------------------- by count
 
 
 @pytest.mark.parametrize("rows", [1, 2, 37, 199])
-def test_the_newest_rows_before_a_moment(kb: KnowledgeBase, rows: int) -> None:
-    window = windows.newest(kb, "current", rows, START + 199 * HOUR)
-    assert kb.observations(window)["temp"].tolist() == list(range(199 - rows, 199))
+def test_the_newest_rows_before_a_time(kb: KnowledgeBase, rows: int) -> None:
+    window = windows.newest_window(kb, "current", rows, START + 199 * HOUR)
+    assert kb.read_observations(window)["temp"].tolist() == list(range(199 - rows, 199))
     assert f"the newest {rows:,} rows" in str(window)
 
 
-def test_fewer_rows_than_asked_for_are_all_there_are(kb: KnowledgeBase) -> None:
-    window = windows.newest(kb, "current", 5000, START + 10 * HOUR)
-    assert kb.observations(window)["temp"].tolist() == list(range(10))
+def test_fewer_rows_than_requested_are_all_rows(kb: KnowledgeBase) -> None:
+    window = windows.newest_window(kb, "current", 5000, START + 10 * HOUR)
+    assert kb.read_observations(window)["temp"].tolist() == list(range(10))
 
 
-def test_what_is_in_quarantine_or_comes_twice_does_not_count(kb: KnowledgeBase) -> None:
+def test_quarantined_and_repeated_rows_do_not_count(kb: KnowledgeBase) -> None:
     bad(kb, 195, 190, batch="bad")
     kb.append_observations(make_rows(196, 4), batch="again")
-    window = windows.newest(kb, "current", 10, START + 200 * HOUR)
-    assert kb.observations(window)["temp"].tolist() == [188, 189, 191, 192, 193, 194, 196, 197, 198, 199]
+    window = windows.newest_window(kb, "current", 10, START + 200 * HOUR)
+    assert kb.read_observations(window)["temp"].tolist() == [188, 189, 191, 192, 193, 194, 196, 197, 198, 199]
 
 
-def test_rows_of_the_same_moment_are_in_it_together(kb: KnowledgeBase) -> None:
+def test_rows_of_the_same_time_are_in_the_window_together(kb: KnowledgeBase) -> None:
     kb.append_observations(make_rows(300, 6).assign(observed_at=pd.Timestamp(START + 199 * HOUR)), batch="at once")
-    assert len(kb.observations(windows.newest(kb, "current", 3, START + 200 * HOUR))) == 7
+    assert len(kb.read_observations(windows.newest_window(kb, "current", 3, START + 200 * HOUR))) == 7
 
 
-def test_newest_of_nothing(kb: KnowledgeBase, tmp_path: Path) -> None:
+def test_the_newest_window_without_observations(kb: KnowledgeBase, tmp_path: Path) -> None:
     for base in (kb, KnowledgeBase(make_config(), tmp_path / "empty")):
         with pytest.raises(WindowError, match="agent 'toy' has no observations before 2013-01-01 00:00"):
-            windows.newest(base, "current", 10, START)
+            windows.newest_window(base, "current", 10, START)
 
 
 # --------------------------------------------------------------------------- since the promotion
@@ -267,14 +273,14 @@ def verdict(kind: str, outcome: str, hours: int, **evidence: Any) -> Verdict:
 
 def since_promotion(kb: KnowledgeBase, hours: int, **changes: Any) -> Window:
     config = with_windows(current={"since": "promotion"} | changes)
-    return windows.current(KnowledgeBase(config, kb.root), START + hours * HOUR, "toy@1", START + 20 * HOUR)
+    return windows.current_window(KnowledgeBase(config, kb.root), START + hours * HOUR, "toy@1", START + 20 * HOUR)
 
 
-def test_since_the_gate_that_promoted_the_champion(kb: KnowledgeBase) -> None:
-    kb.record(verdict("gate", "promoted", 10))
-    kb.record(verdict("gate", "promoted", 20))
-    kb.record(verdict("gate", "refused", 40))
-    kb.record(verdict("promotion", "promoted", 45, champion="toy@2"))
+def test_window_since_the_gate_promoted_the_champion(kb: KnowledgeBase) -> None:
+    kb.journal.append_verdict(verdict("gate", "promoted", 10))
+    kb.journal.append_verdict(verdict("gate", "promoted", 20))
+    kb.journal.append_verdict(verdict("gate", "refused", 40))
+    kb.journal.append_verdict(verdict("promotion", "promoted", 45, champion="toy@2"))
     window = since_promotion(kb, 50)
     assert (window.start, window.end) == (START + 20 * HOUR, START + 50 * HOUR)
     assert "since toy@1 was promoted" in str(window)
@@ -283,30 +289,30 @@ def test_since_the_gate_that_promoted_the_champion(kb: KnowledgeBase) -> None:
     assert since_promotion(kb, 50, at_most="60h") == window
 
 
-def test_since_a_person_promoted_it_or_rolled_back_to_it(kb: KnowledgeBase) -> None:
-    kb.record(verdict("gate", "awaiting_approval", 20))
-    kb.record(verdict("promotion", "promoted", 30, champion="toy@1"))
-    kb.record(verdict("promotion", "promoted", 33, champion="toy@2"))
+def test_window_since_a_manual_promotion_or_rollback(kb: KnowledgeBase) -> None:
+    kb.journal.append_verdict(verdict("gate", "awaiting_approval", 20))
+    kb.journal.append_verdict(verdict("promotion", "promoted", 30, champion="toy@1"))
+    kb.journal.append_verdict(verdict("promotion", "promoted", 33, champion="toy@2"))
     assert since_promotion(kb, 50).start == START + 30 * HOUR
-    kb.record(verdict("promotion", "rolled_back", 40, champion="toy@1"))
+    kb.journal.append_verdict(verdict("promotion", "rolled_back", 40, champion="toy@1"))
     assert since_promotion(kb, 50).start == START + 40 * HOUR
 
 
-def test_a_promotion_that_is_not_known_or_not_yet(kb: KnowledgeBase) -> None:
+def test_an_unknown_or_future_promotion(kb: KnowledgeBase) -> None:
     with pytest.raises(WindowError, match="no verdict says when toy@1 was promoted"):
         since_promotion(kb, 50)
-    kb.record(verdict("gate", "promoted", 20))
+    kb.journal.append_verdict(verdict("gate", "promoted", 20))
     with pytest.raises(WindowError, match="is empty at 2013-01-01 20:00"):
         since_promotion(kb, 20)
     config = with_windows(current="since_promotion")
     with pytest.raises(WindowError, match="there is no champion yet"):
-        windows.current(KnowledgeBase(config, kb.root), START + 50 * HOUR, None, None)
+        windows.current_window(KnowledgeBase(config, kb.root), START + 50 * HOUR, None, None)
 
 
 def test_the_current_window_of_the_agent_file(kb: KnowledgeBase) -> None:
     as_of = START + 100 * HOUR
-    by_length = windows.current(kb, as_of, None, None)
+    by_length = windows.current_window(kb, as_of, None, None)
     assert by_length == kb.window("current", as_of - timedelta(days=7), as_of)
     config = with_windows(current={"rows": 300}, sample=200)
-    both = windows.current(KnowledgeBase(config, kb.root), as_of, None, None)
+    both = windows.current_window(KnowledgeBase(config, kb.root), as_of, None, None)
     assert both.start == START and both.sample == 200 and both.seed is not None

@@ -33,7 +33,7 @@ def start_agent() -> Agent:
 def knowledge_of(*rows: dict) -> np.ndarray:
     base = KnowledgeBase(load("flights"))
     frame = pd.DataFrame(rows)
-    return base.knowledge(frame.assign(content_key=content_keys(frame, base.config)), "r1")
+    return base.answers.probs(frame.assign(content_key=content_keys(frame, base.config)), "r1")
 
 
 def test_the_teacher_decides_unsure_rows_and_its_answers_become_knowledge(promoted: Installation) -> None:
@@ -48,7 +48,7 @@ def test_the_teacher_decides_unsure_rows_and_its_answers_become_knowledge(promot
     decisions = read_table("decisions")
     assert set(decisions["decider"]) == {"teacher"} and set(decisions["version"]) == {"r1"}
     assert knowledge_of(ROW, CALM).tolist() == [[pytest.approx(0.1), 0.9], [0.8, 0.2]]
-    spent = KnowledgeBase(load("flights")).spending(purpose="runtime")
+    spent = KnowledgeBase(load("flights")).answers.spending(purpose="runtime")
     assert spent["rule"].calls == spent["rule"].rows == 2
 
 

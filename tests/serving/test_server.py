@@ -70,7 +70,7 @@ def put_champion(agent: str, version: int) -> Path:
         release=release,
         release_number=version,
         promoted_at=None,
-        knowledge_base=KnowledgeBase(settings).identity(),
+        knowledge_base=KnowledgeBase(settings).tables.identity(),
     )
     champions.file.write_text(pointer.model_dump_json(), encoding="utf-8")
     return folder
@@ -474,7 +474,7 @@ def append_answers(rows: int, teacher: str) -> list[str]:
     keys = [hashlib.sha256(f"{teacher}{i}".encode()).hexdigest()[:32] for i in range(rows)]
     frame = pd.DataFrame({"content_key": keys, "observed_at": pd.Timestamp("2013-01-01", tz="UTC")})
     teacher_probs = np.column_stack([np.linspace(0, 1, rows), np.linspace(1, 0, rows)])
-    base.append_knowledge(frame, teacher_probs, teacher=teacher)
+    base.answers.append(frame, teacher_probs, teacher=teacher)
     return keys
 
 

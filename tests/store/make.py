@@ -1,6 +1,6 @@
-"""Makes the small home that the test of upgrades opens: ``python -m tests.store.make`` writes ``version<n>.tar.gz``.
+"""Creates the small home for the upgrade test: ``python -m tests.store.make`` writes ``version<n>.tar.gz``.
 
-Run it once for each store version, before the next change of what is stored; the file then stays as it is.
+Run it once per store version, before the stored format changes again; afterwards the file is not changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROWS = [
 
 
 def fill(top: Path) -> None:
-    """A champion, four decisions in the tables, two in the spool, an outcome, knowledge and a verdict."""
+    """A champion, four decisions in the tables, two in the spool, an outcome, teacher answers and a verdict."""
     import numpy as np
 
     from stillhouse.config import load
@@ -52,8 +52,8 @@ def fill(top: Path) -> None:
         agent.decide(ROWS[4:])
     base = KnowledgeBase(load("flights"))
     rows = base.read("observations")
-    base.append_knowledge(rows.head(2), np.full((2, 2), 0.5), teacher="rule@1")
-    base.record(
+    base.answers.append(rows.head(2), np.full((2, 2), 0.5), teacher="rule@1")
+    base.journal.append_verdict(
         Verdict(verdict_id="v1", kind="promotion", agent="flights", as_of=START, result="promoted", summary="the first")
     )
 
@@ -79,7 +79,7 @@ def _archive(zipped: gzip.GzipFile) -> tarfile.TarFile:
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Without locks, keys and whose machine it was."""
+    """Leave out locks and keys, and the owner of the files."""
     if (
         entry.name.endswith((".lock", ".owner", ".flush"))
         or "/keys" in entry.name

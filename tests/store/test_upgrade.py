@@ -1,4 +1,4 @@
-"""A home of every store version that there was is opened, upgraded and used by today's code."""
+"""A home of every earlier store version is opened, upgraded and used by the current code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.store.make import FOLDER, ROWS
 
 
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
-def test_a_home_of_that_version_goes_on(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_of_that_version_can_be_used(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(FOLDER / f"version{version}.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
@@ -27,10 +27,10 @@ def test_a_home_of_that_version_goes_on(version: int, tmp_path: Path, monkeypatc
     assert f'"version": {VERSION}' in (home() / "store.json").read_text()
     base, registry = KnowledgeBase(load("flights")), Registry("flights")
     assert set(base.read("observations")["observation_id"]) == {f"o{i}" for i in range(4)}
-    assert [verdict.summary for verdict in base.verdicts()] == ["the first"]
-    assert base.knowledge(base.read("observations"), "rule@1")[:2].tolist() == [[0.5, 0.5]] * 2
+    assert [verdict.summary for verdict in base.journal.verdicts()] == ["the first"]
+    assert base.answers.probs(base.read("observations"), "rule@1")[:2].tolist() == [[0.5, 0.5]] * 2
     with Agent("flights", follow=False, flush=False) as agent:
-        agent.flush()  # what waited in a spool of then
+        agent.flush()  # events in a spool of the old version
         agent.follow(registry)
         assert agent.decide(ROWS[0] | {"observation_id": "new"}).version == "flights@1"
         agent.flush()

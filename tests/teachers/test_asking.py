@@ -68,7 +68,7 @@ def observed(base: KnowledgeBase, count: int, start: datetime = START) -> pd.Dat
     )
     base.append_observations(rows, batch=f"{start}")
     window = Window(name="all", start=start, end=start + timedelta(hours=count))
-    return base.observations(window).assign(outcome=np.arange(count) % 2)
+    return base.read_observations(window).assign(outcome=np.arange(count) % 2)
 
 
 def of(oracle: Oracle, base: KnowledgeBase, chunk: int = 4) -> ensemble.Ensemble:
@@ -114,11 +114,11 @@ def test_what_was_said_before_an_interruption_is_kept(base: KnowledgeBase, monke
         patch.setattr(Oracle, "answer", dies)
         with pytest.raises(KeyboardInterrupt):
             asking.ask(of(oracle, base), rows, account(base))
-    assert base.spending(job="r1")["oracle"].calls == 8
+    assert base.answers.spending(job="r1")["oracle"].calls == 8
     said = asking.ask(of(oracle, base), rows, account(base))
     assert np.isfinite(said).all()
     assert sorted(oracle.asked) == list(range(20))
-    assert base.spending(job="r1")["oracle"].calls == 20
+    assert base.answers.spending(job="r1")["oracle"].calls == 20
 
 
 def test_an_answer_of_no_use_is_kept_with_its_reason_and_asked_for_once_more(base: KnowledgeBase) -> None:
@@ -128,9 +128,11 @@ def test_an_answer_of_no_use_is_kept_with_its_reason_and_asked_for_once_more(bas
         said = asking.ask(of(oracle, base), rows, account(base))
         assert np.isnan(said[:, 0]).tolist() == (rows["temp"] == 3).tolist()
         assert len(oracle.asked) == 6 + min(round_, 1)
-    kept, key = base.unanswered("o1"), rows.loc[rows["temp"] == 3, "content_key"].item()
-    assert kept["reason"].tolist() == ["garbage"] * 2 and set(kept["content_key"]) == {key} == base.given_up("o1")
-    assert base.unanswered("another").empty and not base.given_up("another")
+    kept, key = base.answers.unanswered("o1"), rows.loc[rows["temp"] == 3, "content_key"].item()
+    assert kept["reason"].tolist() == ["garbage"] * 2 and set(kept["content_key"]) == {
+        key
+    } == base.answers.unanswerable_keys("o1")
+    assert base.answers.unanswered("another").empty and not base.answers.unanswerable_keys("another")
 
 
 def test_an_answer_that_was_of_no_use_once_is_had_the_next_time(base: KnowledgeBase) -> None:
@@ -138,7 +140,7 @@ def test_an_answer_that_was_of_no_use_once_is_had_the_next_time(base: KnowledgeB
     asking.ask(of(oracle, base), rows, account(base))
     oracle.useless = lambda temp: False
     assert np.isfinite(asking.ask(of(oracle, base), rows, account(base))).all()
-    assert not base.given_up("o1")
+    assert not base.answers.unanswerable_keys("o1")
 
 
 def test_a_server_that_is_down_is_asked_about_those_rows_another_time(base: KnowledgeBase) -> None:
@@ -172,7 +174,7 @@ def test_asking_stops_at_the_budget_of_money(base: KnowledgeBase) -> None:
     oracle = Oracle(price=0.3)
     asking.ask(of(oracle, base), observed(base, 20), account(base, max_teacher_cost=2.0))
     assert len(oracle.asked) == 6
-    assert base.spending(job="r1")["oracle"].money == pytest.approx(1.8)
+    assert base.answers.spending(job="r1")["oracle"].money == pytest.approx(1.8)
 
 
 def test_what_a_budget_pays_for_is_no_stretch_of_time(base: KnowledgeBase) -> None:
@@ -198,11 +200,11 @@ def test_each_teacher_is_accounted_for_by_its_name(base: KnowledgeBase) -> None:
     members = [ensemble.Member("dear", 0.5, dear.answer, "d1", 4), ensemble.Member("cheap", 0.5, cheap.answer, "c1", 4)]
     both = ensemble.Ensemble(base.config, members, None, "both")
     asking.ask(both, observed(base, 6), account(base))
-    spent = base.spending()
+    spent = base.answers.spending()
     assert spent["dear"] == Spending(calls=6, rows=6, input_tokens=60, money=3.0)
     assert spent["cheap"] == Spending(calls=4, rows=4, input_tokens=40)  # half a mean is of no use
-    assert base.spending(job="r2") == {}
-    assert base.spending(purpose="watch") == {}
+    assert base.answers.spending(job="r2") == {}
+    assert base.answers.spending(purpose="watch") == {}
 
 
 # --------------------------------------------------------------------------- teachers that learn, and mixtures
@@ -226,8 +228,8 @@ def test_a_mixture_is_cross_fitted_where_it_can_be_and_asked_where_not(base: Kno
     teacher, rows = mixed(base, tmp_path, oracle), observed(base, 40)
     said = asking.cross_fitted(teacher, rows, account(base))
     np.testing.assert_allclose(said[:, 1], 0.25 + rows["temp"] / 2000)
-    np.testing.assert_allclose(base.knowledge(rows, "o1")[:, 1], rows["temp"] / 1000)
-    assert {name: spent.rows for name, spent in base.spending(job="r1").items()} == {"memory": 40, "oracle": 40}
+    np.testing.assert_allclose(base.answers.probs(rows, "o1")[:, 1], rows["temp"] / 1000)
+    assert {name: spent.rows for name, spent in base.answers.spending(job="r1").items()} == {"memory": 40, "oracle": 40}
 
 
 def test_a_renewed_mixture_pays_only_for_what_is_new(base: KnowledgeBase, tmp_path: Path) -> None:
@@ -261,13 +263,13 @@ def test_a_teacher_in_this_process_stops_at_the_budget(base: KnowledgeBase) -> N
     limited = account(base, max_teacher_calls=5)
     said = asking.ask(ensemble.Ensemble(base.config, [member], None, "c1"), observed(base, 9), limited)
     assert np.isfinite(said[:, 0]).sum() == 5
-    assert base.spending()["c"].calls == 5
+    assert base.answers.spending()["c"].calls == 5
     assert limited.stopped
 
 
 def test_the_same_batch_of_spending_is_counted_once(base: KnowledgeBase) -> None:
     for _ in range(2):
-        base.spend(
+        base.answers.append_spending(
             Spending(calls=3, rows=2, seconds=0.5, money=0.1),
             job="j",
             purpose="watch",
@@ -276,9 +278,9 @@ def test_the_same_batch_of_spending_is_counted_once(base: KnowledgeBase) -> None
             as_of=START,
             batch="b",
         )
-    assert base.spending() == {"t": Spending(calls=3, rows=2, seconds=0.5, money=0.1)}
-    assert base.spending(after=START) == {}
-    assert base.spending(after=START - timedelta(seconds=1), until=START).keys() == {"t"}
+    assert base.answers.spending() == {"t": Spending(calls=3, rows=2, seconds=0.5, money=0.1)}
+    assert base.answers.spending(after=START) == {}
+    assert base.answers.spending(after=START - timedelta(seconds=1), until=START).keys() == {"t"}
 
 
 def test_a_config_without_budgets_sets_no_limit() -> None:
@@ -308,7 +310,7 @@ def test_only_wanted_rows_are_asked_about_and_nothing_is_fitted_on_rows_without_
     wanted = np.arange(40) % 3 == 0
     said = asking.cross_fitted(teacher, rows, account(base), wanted)
     assert (~np.isnan(said[:, 0]) == wanted).all()
-    assert base.counts()["knowledge"] == wanted.sum() and teacher.version == reference.version
+    assert base.tables.count_rows()["knowledge"] == wanted.sum() and teacher.version == reference.version
     assert all(-1 not in outcomes for outcomes in fitted) and len(fitted) == 1 + base.config.distillation.folds
 
 

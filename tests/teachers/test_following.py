@@ -42,13 +42,13 @@ def base_of(tmp_path: Path, config: AgentConfig, count: int = 300) -> KnowledgeB
     said = rows[["observation_id", "observed_at"]].assign(
         known_at=rows["observed_at"] + timedelta(days=1), action=np.where(rows["temp"] > 0.5, "move", "stay")
     )
-    base.append("outcomes", said, batch="y")
+    base.tables.append("outcomes", said, batch="y")
     return base
 
 
 def labelled(base: KnowledgeBase, first: int = 0, last: int = 300) -> pd.DataFrame:
     window = Window(name="w", start=START + first * HOUR, end=START + last * HOUR)
-    return base.labelled(window, known_by=START + timedelta(days=365))
+    return base.read_labelled(window, known_by=START + timedelta(days=365))
 
 
 class Says:
@@ -111,7 +111,7 @@ def test_a_sample_is_asked_and_what_is_known_is_not_asked_again(tmp_path: Path) 
     found = following.weigh(base, teacher, NOW, rows)
     assert found is not None and found.weights.everywhere.outcomes == 50
     asking.remember_mean(base, teacher, rows)
-    assert (~np.isnan(base.knowledge(rows, "all")[:, 0])).sum() == 50
+    assert (~np.isnan(base.answers.probs(rows, "all")[:, 0])).sum() == 50
     asking.ask(teacher, rows, asking.for_refresh(base, "r", START))
     assert (one.asked, other.asked) == (300, 300)
 
@@ -138,8 +138,8 @@ def test_a_mean_under_other_weights_is_recomputed_and_nobody_is_asked(tmp_path: 
     assert (one.asked, other.asked) == (300, 300)
     share = weighing.share_in(found.weights)
     right = np.where(rows["outcome"] == 1, 0.9, 0.1)
-    np.testing.assert_allclose(base.knowledge(rows, "weighted")[:, 1], share[0] * right + share[1] * (1 - right))
-    np.testing.assert_allclose(base.knowledge(rows, "all")[:, 1], 0.5)
+    np.testing.assert_allclose(base.answers.probs(rows, "weighted")[:, 1], share[0] * right + share[1] * (1 - right))
+    np.testing.assert_allclose(base.answers.probs(rows, "all")[:, 1], 0.5)
 
 
 def test_one_teacher_and_fixed_weights_have_nothing_to_weigh(tmp_path: Path) -> None:
@@ -190,12 +190,12 @@ def test_a_watch_goes_on_where_the_refresh_left_off(tmp_path: Path) -> None:
     before = following.standing(made.weights, [])
     changes = weighing.changes(now, before, version="w", job="watch")
     assert {(each.teacher, each.slice) for each in changes} == {("a", ""), ("b", "")}
-    base.append_weights(changes)
-    base.append_weights(changes)
-    assert base.weight_changes("w") == list(changes) and base.weight_changes("other") == []
+    base.journal.append_weight_changes(changes)
+    base.journal.append_weight_changes(changes)
+    assert base.journal.weight_changes("w") == list(changes) and base.journal.weight_changes("other") == []
     other = [each.model_copy(update={"version": "w2", "after": 0.5}) for each in changes]
-    base.append_weights(other)  # the same job again, with more knowledge
-    assert base.weight_changes() == other
+    base.journal.append_weight_changes(other)  # the same job again, with more knowledge
+    assert base.journal.weight_changes() == other
     stands = following.standing(made.weights, changes)
     assert weighing.changes(now, stands, version="w", job="watch") == ()
     assert stands["", "a"] == pytest.approx(weighing.share_in(now)[0])

@@ -57,12 +57,12 @@ def test_whoever_is_asked_has_not_seen_the_block(tmp_path: Path) -> None:
     made, blocks = made_of(base, rows), ensemble.cross_fit_blocks(config, rows)
     Recorder.asked.clear()
     ask_made_up(teacher, made, account(base), rows)
-    assert np.isfinite(base.knowledge(made, teacher.version)).all()
+    assert np.isfinite(base.answers.probs(made, teacher.version)).all()
     assert sum(len(asked) for _, asked in Recorder.asked) == len(made)
     for known, asked in Recorder.asked:
         (block,) = {*made.loc[made["temp"].isin(asked), "block"]}
         assert known == set(rows.loc[blocks != block, "temp"])
-    assert base.spending()["r"].rows == len(made)
+    assert base.answers.spending()["r"].rows == len(made)
     Recorder.asked.clear()
     ask_made_up(teacher, made, account(base, "r2"), rows)
     assert Recorder.asked == []
@@ -92,7 +92,9 @@ def test_observed_and_made_up_rows_share_the_fits_of_the_blocks(tmp_path: Path) 
     Recorder.asked.clear()
     made = made_of(base, rows)
     ask_made_up(teacher, made, account(base), rows, cross)
-    assert Counting.fits == 2 * config.distillation.folds and np.isfinite(base.knowledge(made, teacher.version)).all()
+    assert (
+        Counting.fits == 2 * config.distillation.folds and np.isfinite(base.answers.probs(made, teacher.version)).all()
+    )
     for known, asked in Recorder.asked:
         (block,) = {*made.loc[made["temp"].isin(asked), "block"]}
         assert known == set(rows.loc[cross.blocks != block, "temp"])
@@ -111,7 +113,7 @@ def test_a_mixture_asks_each_its_way(base: KnowledgeBase, tmp_path: Path) -> Non
     made = made_of(base, rows)
     made["temp"] = made["temp"].abs()
     ask_made_up(teacher, made, account(base), rows)
-    said = base.knowledge(made, teacher.version)[:, 1]
+    said = base.answers.probs(made, teacher.version)[:, 1]
     unseen = ~made["temp"].isin(rows["temp"])
     np.testing.assert_allclose(said[unseen], 0.25 + made.loc[unseen, "temp"] / 2000)
     assert len(oracle.asked) == len(made)

@@ -191,7 +191,7 @@ def test_beside_one_that_learns_only_that_one_is_cross_fitted(tmp_path: Path) ->
     assert (len(Memory.fitted), sum(Rules.said)) == (1 + base.config.distillation.folds, 40)
     asking.cross_fitted(teacher, rows, account(base))
     assert sum(Rules.said) == 40
-    kept = base.knowledge(rows, str(teacher.members[1].version))
+    kept = base.answers.probs(rows, str(teacher.members[1].version))
     np.testing.assert_allclose(kept[:, 1], np.where(rows["temp"] >= 2, 0.8, 0.2))
 
 
@@ -205,9 +205,9 @@ def test_its_features_are_kept_with_what_it_says(tmp_path: Path) -> None:
     teacher = ensemble.load(tmp_path / "t", base.config)
     assert ref.features == teacher.members[1].version != ref.version
     asking.cross_fitted(teacher, rows, account(base, max_teacher_calls=30))
-    kept = base.features(rows, str(ref.features))
+    kept = base.answers.features(rows, str(ref.features))
     assert kept is not None
-    asked = ~np.isnan(base.knowledge(rows, str(ref.features))[:, 0])
+    asked = ~np.isnan(base.answers.probs(rows, str(ref.features))[:, 0])
     assert asked.sum() == 30
     np.testing.assert_array_equal(kept[asked], np.tile(rows.loc[asked, ["temp"]], (1, 3)))
     assert np.isnan(kept[~asked]).all()
@@ -221,7 +221,7 @@ def test_features_that_are_not_asked_for_are_not_kept(tmp_path: Path) -> None:
     teacher = ensemble.load(tmp_path / "t", base.config)
     asking.ask(teacher, rows, account(base))
     assert ref.features is None and teacher.features(rows) is None
-    assert base.features(rows, ref.version) is None
+    assert base.answers.features(rows, ref.version) is None
 
 
 @pytest.mark.parametrize(

@@ -139,5 +139,5 @@ def test_it_is_examined_by_a_flow_before_it_may_teach(server: Server, agents: Pa
     assert verdict.result == "refused", verdict.summary
     assert "a usable answer to 40 of 40 rows" in verdict.reasons[0].text
     base = KnowledgeBase(load("toy"))
-    assert base.spending()["llm"].calls == base.counts()["knowledge"] == 40
+    assert base.answers.spending()["llm"].calls == base.tables.count_rows()["knowledge"] == 40
     assert open_registry("toy").champion() is None

@@ -24,7 +24,7 @@ def history(
     """List the verdicts about an agent: watches, gates, promotions and roll-backs, oldest first."""
     from stillhouse.knowledge import KnowledgeBase
 
-    verdicts = KnowledgeBase(config.load(agent)).verdicts()[-last:]
+    verdicts = KnowledgeBase(config.load(agent)).journal.verdicts()[-last:]
     if not verdicts:
         console.print(f"nothing has been decided about agent {agent!r} yet")
         return

@@ -17,8 +17,8 @@ from stillhouse.terminal import Table
 
 if TYPE_CHECKING:
     from stillhouse.knowledge import KnowledgeBase
-    from stillhouse.knowledge.base import Table as KnowledgeTable
     from stillhouse.knowledge.importing import Preview, Problem
+    from stillhouse.knowledge.schemas import Table as KnowledgeTable
 
 __all__ = ["import_"]
 
@@ -83,13 +83,13 @@ def _show_preview(preview: Preview, base: KnowledgeBase, known_ids: dict[Knowled
         table.add_row(*("" if value is None or value != value else str(value) for value in row))
     console.print(f"{shown(preview.file)}:", soft_wrap=True)
     console.print(table)
-    new = preview.new(base, known_ids)
+    new = preview.count_new(base, known_ids)
     counts = [f"would add {new['observations']:,} observations"]
     counts += [f"{new[name]:,} {name}" for name in ("decisions", "outcomes") if len(preview.tables[name])]
     problems, existing = len(preview.problems), len(preview.rows) - new["observations"]
     counts += [f"would leave out {existing:,} that are there already"] if existing else []
     counts += [f"would put {problems:,} row{'s' * (problems != 1)} into quarantine"] if problems else []
-    console.print(f"of its first {preview.looked_at:,} rows, the import {', '.join(counts)}", soft_wrap=True)
+    console.print(f"of its first {preview.lines_read:,} rows, the import {', '.join(counts)}", soft_wrap=True)
     _show_problems(preview.problems[:20], problems, "would go into quarantine")
     return len(preview.rows)
 

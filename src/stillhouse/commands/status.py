@@ -51,12 +51,12 @@ def status(agent: AgentName) -> None:
                 version.refresh_id,
             )
         console.print(table)
-    counts = ", ".join(f"{count:,} {name}" for name, count in base.counts().items())
+    counts = ", ".join(f"{count:,} {name}" for name, count in base.tables.count_rows().items())
     console.print(f"knowledge base {base.root}: {counts or 'empty'}")
-    for problem in integrity.problems(base):
+    for problem in integrity.find_problems(base.tables):
         console.print(f"problem: {problem}", soft_wrap=True)
     show_spending(base)
-    watch_verdicts = base.verdicts("watch")
+    watch_verdicts = base.journal.verdicts("watch")
     if watch_verdicts:
         last = watch_verdicts[-1]
         console.print(f"last watch, {last.as_of:%Y-%m-%d %H:%M}: {last.summary}")
@@ -64,10 +64,10 @@ def status(agent: AgentName) -> None:
 
 def show_spending(base: KnowledgeBase) -> None:
     """Print what each teacher has cost, today (UTC) and in total; nothing if no teacher was queried."""
-    totals = base.spending()
+    totals = base.answers.spending()
     if not totals:
         return
-    today = base.spending(asked_since=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    today = base.answers.spending(asked_since=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
     table = Table("teacher", "", *("calls", "rows", "tokens in", "tokens out", "seconds", "money"))
     for name, total in totals.items():
         for period, cost in (("today", today.get(name)), ("in all", total)):

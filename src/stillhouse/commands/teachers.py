@@ -29,7 +29,7 @@ def teachers(
         champion = models.champion()
         folder = models.fetch(models.baseline(champion).teacher) if champion else None
     weights, version = (kept_weights(folder), reference(folder).version) if folder else (None, "")
-    changes = KnowledgeBase(settings).weight_changes()
+    changes = KnowledgeBase(settings).journal.weight_changes()
     now = standing(weights, [change for change in changes if change.version == version and change.job == "watch"])
     slices = sorted({name for name, _ in now if name and _differs(now, name)})
     table = Table("teacher", "kind", "by the agent file", "now", *slices)

@@ -28,7 +28,7 @@ from stillhouse.compress.steps import restructure
 from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
 from stillhouse.config import Fp32, Recipe, Step, StructuralStep, recipe_name, structural_steps
 from stillhouse.errors import ExportError
-from stillhouse.files import whole_file, write_whole
+from stillhouse.files import atomic_file, write_atomic
 from stillhouse.latency import measure_cpu_time, measure_latency
 from stillhouse.records import CompressionCandidate, Latency
 
@@ -191,7 +191,7 @@ class Workshop:
 
     def save_form(self, recipe: Recipe, path: Path) -> None:
         """Write what the recipe's candidate was quantised from: its form's float32 graph."""
-        write_whole(path, self.graph(structural_steps(recipe)).SerializeToString())
+        write_atomic(path, self.graph(structural_steps(recipe)).SerializeToString())
 
     def _next_form(self, form: Form | None, step: StructuralStep, name: str) -> Form:
         if form is None:
@@ -257,7 +257,7 @@ def one_row(model: onnx.ModelProto, feed: Feed) -> Callable[[], object]:
 def _save(module: nn.Module, path: Path) -> None:
     """The module's state; the file appears when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as aside:
+    with atomic_file(path) as aside:
         save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, aside)
 
 

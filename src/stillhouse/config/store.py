@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from stillhouse.errors import StoreError
-from stillhouse.files import write_whole
+from stillhouse.files import write_atomic
 
 __all__ = ["MIGRATIONS", "VERSION", "open_store"]
 
@@ -92,6 +92,6 @@ def _write_version(home: Path, version: int) -> None:
     """Write the version atomically."""
     try:
         home.mkdir(parents=True, exist_ok=True)
-        write_whole(home / _FILE, json.dumps({"version": version}), durable=True, mode=0o600)
+        write_atomic(home / _FILE, json.dumps({"version": version}), durable=True, mode=0o600)
     except OSError as error:
         raise StoreError(f"STILLHOUSE_HOME is {home}, and it cannot be written to: {error}") from error

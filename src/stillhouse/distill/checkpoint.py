@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stillhouse.files import whole_file
+from stillhouse.files import atomic_file
 
 __all__ = ["load_optimiser", "optimiser_state", "read", "write"]
 
@@ -21,7 +21,7 @@ def write(path: Path, key: str, tensors: Mapping[str, Tensor], state: Mapping[st
     """Write ``tensors`` and the JSON ``state`` to ``path``; ``key`` says which training they belong to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with whole_file(path) as aside:
+    with atomic_file(path) as aside:
         save_file(copies, aside, metadata={"key": key, "state": json.dumps(state)})
 
 

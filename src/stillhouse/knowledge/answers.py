@@ -1,277 +1,225 @@
-"""The answers of teachers, read from the table ``knowledge`` once per teacher version and process.
-
-Of a teacher version that answers for years only the answers about the time of the rows that are looked up are kept in
-memory. What is older is searched for the contents that are not among them, each content once; so what a lookup keeps
-follows from the rows, never from how long the agent has lived.
-
-What other processes append meanwhile is read when a lookup finds a newer version of the table: from the files that were
-added since, and from those only where their statistics admit the teacher.
-"""
+"""What teachers answered: probabilities and features by content, rows without an answer, selected questions, costs."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-from deltalake import DeltaTable
-from pyarrow.dataset import FileSystemDataset
 
-from stillhouse.knowledge.tables import Clause, Tables, file_statistics, files_with
+from stillhouse.errors import SchemaError
+from stillhouse.knowledge.answer_cache import AnswerCaches
+from stillhouse.knowledge.pruning import Clause, files_with
+from stillhouse.knowledge.tables import Tables
+from stillhouse.records import Spending, short_id
 
-__all__ = ["AnswerCache", "AnswerCaches"]
+__all__ = ["Purpose", "TeacherAnswers"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Column = Literal["probabilities", "features"]
+Purpose = Literal["refresh", "watch", "runtime"]
 
-_MOST_CACHES = 32
-"""More than an ensemble has members, each of which is a teacher version of its own."""
+Probs = np.ndarray[Any, np.dtype[np.float64]]
+Features = np.ndarray[Any, np.dtype[np.float32]]
 
-_DTYPES: dict[Column, Any] = {"probabilities": np.float64, "features": np.float32}
-_SMALLEST = 256  # rows of a cache's arrays
-
-
-class AnswerCache:
-    """One vector per content: of two answers to one content the one that was asked first.
-
-    :param width: of the vectors.
-    """
-
-    def __init__(self, width: int, dtype: Any = np.float64) -> None:
-        self.width = width
-        self._index: dict[str, int] = {}
-        self._asked_at = np.empty(_SMALLEST, dtype=np.int64)
-        self._values: Array = np.empty((_SMALLEST, width), dtype=dtype)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __contains__(self, content_key: str) -> bool:
-        return content_key in self._index
-
-    def add(self, content_keys: Sequence[str], asked_at: Array, values: Array) -> None:
-        """Keep answers.
-
-        :param asked_at: when each was asked, microseconds since 1970, int64 ``[n]``.
-        :param values: ``[n, width]``.
-        """
-        first = dict[str, int]()
-        for place in np.argsort(asked_at, kind="stable").tolist():
-            first.setdefault(content_keys[place], place)
-        new = {key: place for key, place in first.items() if key not in self._index}
-        self._reserve(len(self) + len(new))
-        begin = len(self)
-        for key in new:
-            self._index[key] = len(self._index)
-        places = list(new.values())
-        self._asked_at[begin : len(self)], self._values[begin : len(self)] = asked_at[places], values[places]
-        for key, place in first.items():
-            if key not in new and asked_at[place] < self._asked_at[at := self._index[key]]:
-                self._asked_at[at], self._values[at] = asked_at[place], values[place]
-
-    def lookup(self, content_keys: Iterable[str]) -> Array:
-        """``[n, width]``, NaN for a content that has no answer here."""
-        at = np.fromiter((self._index.get(key, -1) for key in content_keys), dtype=np.int64)
-        found = np.full((len(at), self.width), np.nan, dtype=self._values.dtype)
-        found[at >= 0] = self._values[at[at >= 0]]
-        return found
-
-    def _reserve(self, rows: int) -> None:
-        if rows > len(self._asked_at):
-            size = max(rows, 2 * len(self._asked_at))
-            self._asked_at = np.resize(self._asked_at, size)
-            self._values = np.resize(self._values, (size, self.width))
+_MAX_FAILED_ANSWERS = 2  # per content: the first failure may be temporary
 
 
-class _Key(NamedTuple):
-    teacher: str
-    column: Column
-    width: int
+class TeacherAnswers:
+    """The tables ``knowledge``, ``unanswered``, ``questions`` and ``spending`` of one agent.
 
-
-@dataclass
-class _Reading:
-    """A cache, and what of the table it holds."""
-
-    cache: AnswerCache
-    version: int = -1
-    """Of the table; −1: nothing was read."""
-    files: frozenset[str] = frozenset()
-    """Those of that version."""
-    table: DeltaTable | None = None
-    """As it was open then: another one where its log was replaced."""
-    whole: bool = False
-    """Whether it holds every answer of the teacher."""
-    since: datetime | None = None
-    """Otherwise it holds every answer about observations of this moment and later; None: nothing yet."""
-    absent: set[str] = field(default_factory=set)
-    """Contents that have no answer from before ``since`` either."""
-
-
-class AnswerCaches:
-    """The answers of one knowledge base's teachers, of the versions that were looked up last.
-
-    :param tables: with the table ``knowledge``.
+    A teacher is named by its version everywhere but in ``spending``. Answers are stored under the content key of an
+    observation, so a teacher is never asked twice about the same content.
     """
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._readings = OrderedDict[_Key, _Reading]()
-        self._widths: dict[str, int] = {}  # of the features, by teacher
-        self._lock = threading.RLock()
+        self._caches = AnswerCaches(tables)
 
-    def probabilities(self, rows: pd.DataFrame, teacher: str, actions: int) -> Array:
-        """Float64 ``[n, actions]``, NaN where the teacher has no answer of that many actions."""
-        return self._lookup(rows, _Key(teacher, "probabilities", actions))
+    # ----------------------------------------------------------------- probabilities and features
 
-    def features(self, rows: pd.DataFrame, teacher: str) -> Array | None:
-        """Float32 ``[n, D]``, NaN where the teacher has none; None where it has none at all."""
-        width = self.features_width(teacher)
-        return None if width is None else self._lookup(rows, _Key(teacher, "features", width))
+    def probs(self, rows: pd.DataFrame, teacher: str) -> Probs:
+        """The teacher's probabilities for each of ``rows``: float64 ``[n, K]``; NaN where it was never asked.
 
-    def features_width(self, teacher: str) -> int | None:
-        """Width of the teacher's features; None where it has none."""
-        if teacher not in self._widths:
-            delta = self._tables._open("knowledge")
-            if delta is None or not any(each.name == "features" for each in delta.schema().fields):
-                return None
-            dataset, condition = files_with(delta, ("teacher", "=", teacher))
-            if not dataset.files:
-                return None
-            condition &= pc.field("features").is_valid()
-            first = self._tables._scan("knowledge", dataset, ["features"], condition).head(1)["features"].to_pylist()
-            if not first:
-                return None
-            self._widths[teacher] = len(first[0])
-        return self._widths[teacher]
+        An answer with another number of actions does not count.
+        """
+        return self._caches.probs(rows, teacher, len(self._tables.config.actions))
 
-    def add(self, teacher: str, column: Column, content_keys: Sequence[str], asked_at: datetime, values: Array) -> None:
-        """Keep what this process has just appended in one commit, so that it need not be read."""
-        if column == "features":
-            self._widths[teacher] = values.shape[1]
-        with self._lock:
-            reading = self._readings.get(_Key(teacher, column, values.shape[1]))
-            delta = self._tables._open("knowledge")
-            if reading is None or delta is None:
-                return
-            reading.cache.add(content_keys, np.full(len(content_keys), _microseconds(asked_at)), values)
-            files = _files(delta)
-            if delta.version() == reading.version + 1:  # else others have appended, too
-                reading.version, reading.files = delta.version(), files
+    def features(self, rows: pd.DataFrame, teacher: str) -> Features | None:
+        """The teacher's feature vectors for ``rows``: float32 ``[n, D]``; NaN where it was never asked.
 
-    # ----------------------------------------------------------------- inside
+        None if the teacher has no features at all.
+        """
+        return self._caches.features(rows, teacher)
 
-    def _lookup(self, rows: pd.DataFrame, key: _Key) -> Array:
-        delta = None if rows.empty else self._tables._open("knowledge")
-        if delta is None:
-            return np.full((len(rows), key.width), np.nan, dtype=_DTYPES[key.column])
-        content_keys = rows["content_key"].tolist()
-        with self._lock:
-            reading = self._reading(key)
-            self._catch_up(key, reading, delta)
-            self._extend(key, reading, delta, _earliest(rows))
-            self._search_older(key, reading, delta, content_keys)
-            return reading.cache.lookup(content_keys)
+    def newest(self, teacher: str, max_rows: int) -> list[tuple[str, Probs]]:
+        """Content keys and probabilities ``[K]`` of the teacher's last ``max_rows`` answers, oldest first."""
+        delta = self._tables.open("knowledge")
+        if delta is None or max_rows < 1:
+            return []
+        by_teacher: Clause = ("teacher", "=", teacher)
+        dataset, row_filter = files_with(delta, by_teacher)
+        asked_at = self._tables.read_files("knowledge", dataset, ["asked_at"], row_filter)["asked_at"]
+        times = asked_at.cast(pa.int64()).to_numpy()
+        since = datetime.fromtimestamp(0, UTC)
+        if len(times) > max_rows:
+            nth = np.partition(times, len(times) - max_rows)[len(times) - max_rows]
+            since += timedelta(microseconds=int(nth))
+        columns = ["content_key", "asked_at", "probabilities"]
+        answers = self._tables.select("knowledge", columns, by_teacher, ("asked_at", ">=", since), delta=delta)
+        answers = answers.sort_by("asked_at")
+        pairs = zip(answers["content_key"].to_pylist(), answers["probabilities"].to_pylist(), strict=True)
+        actions = len(self._tables.config.actions)
+        return [(key, np.asarray(probs)) for key, probs in pairs if len(probs) == actions][-max_rows:]
 
-    def _reading(self, key: _Key) -> _Reading:
-        if key not in self._readings:
-            self._readings[key] = _Reading(AnswerCache(key.width, _DTYPES[key.column]))
-            if len(self._readings) > _MOST_CACHES:
-                self._readings.popitem(last=False)
-        self._readings.move_to_end(key)
-        return self._readings[key]
+    def append(
+        self,
+        rows: pd.DataFrame,
+        probs: np.ndarray[Any, Any],
+        *,
+        teacher: str,
+        features: np.ndarray[Any, Any] | None = None,
+    ) -> int:
+        """Store the teacher's answers to ``rows``; a content that it has answered before keeps its first answer.
 
-    def _catch_up(self, key: _Key, reading: _Reading, delta: DeltaTable) -> None:
-        """Read what was appended since, where anything was."""
-        version = delta.version()
-        if version == reading.version and delta is reading.table:
-            return
-        files = _files(delta)  # after the version: a file may be taken for unread, never for read
-        if not reading.files <= files:  # the table was restored from a backup, or its files were joined
-            reading.cache, reading.whole, reading.since = AnswerCache(key.width, _DTYPES[key.column]), False, None
-            reading.absent.clear()
-        elif (reading.whole or reading.since is not None) and _may_hold(delta, files - reading.files, key.teacher):
-            reading.absent.clear()
-            clauses: list[Clause] = [("teacher", "=", key.teacher)]
-            if reading.since is not None:
-                clauses.append(("observed_at", ">=", reading.since))
-            dataset, condition = files_with(delta, *clauses)
-            added = [each for each in dataset.get_fragments() if each.path not in reading.files]
-            new = FileSystemDataset(added, dataset.schema, dataset.format, dataset.filesystem)
-            self._read(key, reading, new, condition)
-        reading.version, reading.files, reading.table = version, files, delta
+        :param probs: ``[n, K]``.
+        :param features: the teacher's feature vectors, ``[n, D]``.
+        :returns: number of answers that were new.
+        :raises SchemaError: if earlier features of this teacher have another width.
+        """
+        if features is not None:
+            self._require_feature_width(teacher, features.shape[1])
+        is_new = np.isnan(self.probs(rows, teacher)[:, 0]) & ~rows.duplicated("content_key").to_numpy()
+        if not is_new.any():
+            return 0
+        vectors = None if features is None else features[is_new].astype(np.float32)
+        asked_at = datetime.now(UTC)
+        answers = rows.loc[is_new, ["content_key", "observed_at"]].assign(
+            teacher=teacher,
+            asked_at=asked_at,
+            probabilities=list(probs[is_new]),
+            features=None if vectors is None else list(vectors),
+        )
+        batch = f"{teacher}:{pd.util.hash_pandas_object(answers['content_key'], index=False).sum():x}"
+        written = self._tables.append("knowledge", answers, batch=batch)
+        if written:
+            keys = answers["content_key"].tolist()
+            self._caches.add(teacher, "probabilities", keys, asked_at, probs[is_new])
+            if vectors is not None:
+                self._caches.add(teacher, "features", keys, asked_at, vectors)
+        return written
 
-    def _extend(self, key: _Key, reading: _Reading, delta: DeltaTable, start: datetime | None) -> None:
-        """Read the answers about observations of ``start`` (None: the beginning) and later, as far as they are not."""
-        if reading.whole or (start is not None and reading.since is not None and reading.since <= start):
-            return
-        clauses: list[Clause] = [("teacher", "=", key.teacher)]
-        if start is not None:
-            clauses.append(("observed_at", ">=", start))
-        if reading.since is not None:
-            clauses.append(("observed_at", "<", reading.since))
-        self._read(key, reading, *files_with(delta, *clauses))
-        reading.since, reading.whole = start, start is None
-
-    def _search_older(self, key: _Key, reading: _Reading, delta: DeltaTable, content_keys: Sequence[str]) -> None:
-        """Read the answers about older observations of the same content: as a rule there are none."""
-        missing = {each for each in content_keys if each not in reading.cache and each not in reading.absent}
-        if reading.whole or reading.since is None or not missing:
-            return
-        dataset, condition = files_with(delta, ("teacher", "=", key.teacher), ("observed_at", "<", reading.since))
-        asked = pc.field("content_key").isin(pa.array(sorted(missing), pa.string()))
-        # their keys alone at first, as whole vectors take far longer to read
-        found = self._tables._rows("knowledge", dataset, ["content_key"], condition & asked)["content_key"]
-        if len(found):
-            self._read(key, reading, dataset, condition & pc.field("content_key").isin(found.combine_chunks()))
-        reading.absent |= missing
-
-    def _read(self, key: _Key, reading: _Reading, dataset: FileSystemDataset, condition: pc.Expression) -> None:
-        if key.column not in dataset.schema.names:  # the table is older than features are
-            return
-        columns = ["content_key", "asked_at", key.column]
-        table = self._tables._rows("knowledge", dataset, columns, condition)
-        table = table.filter(pc.equal(pc.list_value_length(table[key.column]), key.width))
-        if table.num_rows:
-            flat = table[key.column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            reading.cache.add(
-                table["content_key"].to_pylist(),
-                table["asked_at"].cast(pa.int64()).to_numpy(),
-                flat.reshape(-1, key.width),
+    def _require_feature_width(self, teacher: str, width: int) -> None:
+        stored = self._caches.feature_width(teacher)
+        if stored not in (None, width):
+            raise SchemaError(
+                f"teacher {teacher} gives features of width {width}, and gave {stored} before: they must be of "
+                f"one width, or it must be another teacher (another `fingerprint` or settings)"
             )
 
+    # ----------------------------------------------------------------- rows without an answer
 
-def _files(delta: DeltaTable) -> frozenset[str]:
-    return frozenset(file_statistics(delta, "path").to_pylist())
+    def append_unanswered(self, rows: pd.DataFrame, reasons: Sequence[str], *, teacher: str) -> int:
+        """Store which ``rows`` the teacher gave no usable answer to, and why.
 
+        The first failure may be temporary; after the second the content is not asked again, see
+        :meth:`unanswerable_keys`.
+        """
+        failures = self.unanswered(teacher)["content_key"].value_counts()
+        new = rows[["content_key", "observed_at"]].assign(teacher=teacher, asked_at=datetime.now(UTC), reason=reasons)
+        given_up = failures[failures >= _MAX_FAILED_ANSWERS].index
+        new = new[~new["content_key"].isin(given_up)].drop_duplicates("content_key")
+        counted = [f"{key}:{failures.get(key, 0)}" for key in sorted(new["content_key"])]
+        return self._tables.append("unanswered", new, batch=f"{teacher}:{short_id(*counted)}")
 
-def _may_hold(delta: DeltaTable, files: Set[str], teacher: str) -> bool:
-    """Whether any of the files may have answers of the teacher, by their statistics."""
-    if not files:
-        return False
-    paths, least, most = (file_statistics(delta, name).to_pylist() for name in ("path", "min.teacher", "max.teacher"))
-    return any(
-        path in files and (low is None or high is None or low <= teacher <= high)
-        for path, low, high in zip(paths, least, most, strict=True)
-    )
+    def unanswered(self, teacher: str) -> pd.DataFrame:
+        """``content_key, reason`` of every question to which the teacher gave no usable answer."""
+        rows: pd.DataFrame = self._tables.select(
+            "unanswered", ["content_key", "reason"], ("teacher", "=", teacher)
+        ).to_pandas()
+        return rows
 
+    def unanswerable_keys(self, teacher: str) -> set[str]:
+        """Content keys to which the teacher gave no usable answer twice: it is not asked about them again."""
+        failures = self.unanswered(teacher)["content_key"].value_counts()
+        return set(failures[failures >= _MAX_FAILED_ANSWERS].index)
 
-def _earliest(rows: pd.DataFrame) -> datetime | None:
-    """None where it is not known of every row."""
-    if "observed_at" not in rows.columns or not isinstance(rows["observed_at"].dtype, pd.DatetimeTZDtype):
-        return None
-    if rows["observed_at"].isna().any():
-        return None
-    earliest: datetime = rows["observed_at"].min().floor("us").to_pydatetime()
-    return earliest
+    # ----------------------------------------------------------------- selected questions
 
+    def append_questions(
+        self,
+        rows: pd.DataFrame,
+        probability: np.ndarray[Any, Any],
+        has_teacher_probs: np.ndarray[Any, Any],
+        *,
+        job: str,
+        teacher: str,
+    ) -> None:
+        """Store which ``rows`` a job selected to ask the teacher about; a second selection of the job is ignored.
 
-def _microseconds(moment: datetime) -> int:
-    return int(pa.scalar(moment, pa.timestamp("us", tz="UTC")).cast(pa.int64()).as_py())
+        :param probability: inclusion probability of each row, float ``[n]`` in (0, 1]: the inverse is its weight in
+            estimates for all rows.
+        :param has_teacher_probs: rows that the teacher had answered before, bool ``[n]``: they are free, and included
+            with certainty. If an audit had drawn them, ``evidence`` has the probability of that.
+        """
+        questions = rows[["observation_id", "content_key", "observed_at"]]
+        questions = questions.assign(job=job, teacher=teacher, probability=probability, known=has_teacher_probs)
+        self._tables.append("questions", questions, batch=f"questions:{job}:{teacher}")
+
+    def questions(self, job: str, teacher: str) -> pd.DataFrame | None:
+        """The selection that :meth:`append_questions` stored for this job; None if there is none."""
+        if not self._tables.has_batch("questions", f"questions:{job}:{teacher}"):
+            return None
+        questions = self._tables.select("questions", None, ("job", "=", job), ("teacher", "=", teacher))
+        rows: pd.DataFrame = questions.to_pandas()
+        return rows.sort_values("observed_at", kind="stable", ignore_index=True)
+
+    # ----------------------------------------------------------------- costs
+
+    def append_spending(
+        self, spent: Spending, *, job: str, purpose: Purpose, teacher: str, version: str, as_of: datetime, batch: str
+    ) -> None:
+        """Store the cost of one round of questions to a teacher; the same batch counts once.
+
+        :param job: for which the questions were asked, such as the id of a refresh.
+        :param teacher: name of the teacher; ``version`` is its version.
+        :param as_of: the time in the agent's life to which the cost belongs.
+        """
+        row = spent.model_dump() | {
+            "job": job,
+            "purpose": purpose,
+            "teacher": teacher,
+            "version": version,
+            "observed_at": as_of,
+            "asked_at": datetime.now(UTC),
+        }
+        self._tables.append("spending", pd.DataFrame([row]), batch=batch)
+
+    def spending(
+        self,
+        *,
+        job: str | None = None,
+        purpose: Purpose | None = None,
+        after: datetime | None = None,
+        until: datetime | None = None,
+        asked_since: datetime | None = None,
+    ) -> dict[str, Spending]:
+        """The total cost of each teacher, by its name.
+
+        :param job: only of this job; likewise ``purpose``.
+        :param after: only of later times in the agent's life, until ``until`` (included).
+        :param asked_since: only of questions asked from then on, by the wall clock.
+        """
+        filters: list[tuple[str, str, Any]] = [
+            ("job", "=", job),
+            ("purpose", "=", purpose),
+            ("observed_at", ">", after),
+            ("observed_at", "<=", until),
+            ("asked_at", ">=", asked_since),
+        ]
+        clauses: Any = [clause for clause in filters if clause[2] is not None]
+        figures = list(Spending.model_fields)
+        rows = self._tables.select("spending", ["teacher", *figures], *clauses).to_pandas()
+        totals = rows.groupby("teacher")[figures].sum()
+        return {str(name): Spending.model_validate(total.to_dict()) for name, total in totals.iterrows()}

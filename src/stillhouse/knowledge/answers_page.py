@@ -1,4 +1,8 @@
-"""What the teachers have answered since a moment, page by page, for whoever learns from it elsewhere."""
+"""Teacher answers since a time, page by page, for a client that learns from them on another machine.
+
+>>> Cursor.parse(Cursor(1_000_000, "key", "teacher").encode())
+Cursor(asked_at=1000000, content_key='key', teacher='teacher')
+"""
 
 from __future__ import annotations
 
@@ -12,34 +16,37 @@ import pyarrow.compute as pc
 
 from stillhouse.errors import SchemaError
 from stillhouse.knowledge.base import KnowledgeBase
-from stillhouse.knowledge.tables import files_with, wrap_errors
+from stillhouse.knowledge.pruning import files_with
+from stillhouse.knowledge.schemas import TIME
+from stillhouse.knowledge.tables import wrap_errors
 
-__all__ = ["MOST_ROWS", "Cursor", "Page", "answers_since"]
+__all__ = ["MAX_PAGE_ROWS", "Cursor", "Page", "answers_since"]
 
-MOST_ROWS = 10_000
-"""Of a page."""
+MAX_PAGE_ROWS = 10_000
 
-_TIME = pa.timestamp("us", tz="UTC")
-_BEGINNING = datetime.fromtimestamp(0, UTC)
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _ORDER = ["asked_at", "content_key", "teacher"]
 _COLUMNS = ["content_key", "observed_at", "teacher", "asked_at", "probabilities"]
 
 
 class Cursor(NamedTuple):
-    """The last row of a page: the next page begins behind it."""
+    """The last row of a page: the next page begins after it."""
 
     asked_at: int
     """Microseconds since 1970 (UTC)."""
     content_key: str = ""
     teacher: str = ""
 
-    def text(self) -> str:
-        """As it stands in an address."""
+    def encode(self) -> str:
+        """The cursor as text for a URL."""
         return base64.urlsafe_b64encode("\n".join([str(self.asked_at), *self[1:]]).encode()).decode().rstrip("=")
 
     @classmethod
-    def of(cls, text: str) -> Cursor:
-        """:raises SchemaError: if it is not what :meth:`text` gave."""
+    def parse(cls, text: str) -> Cursor:
+        """The cursor that :meth:`encode` gave.
+
+        :raises SchemaError: if the text is not a cursor.
+        """
         try:
             padded = text.encode("ascii") + b"=" * (-len(text) % 4)
             asked_at, content_key, teacher = (
@@ -52,7 +59,7 @@ class Cursor(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Rows in the order of ``asked_at``, and where the next page begins; None: there are no more by now."""
+    """Rows in the order of ``asked_at``, and where the next page begins; None if there are no more rows now."""
 
     rows: pa.Table
     """``content_key, observed_at, teacher, asked_at, probabilities``: the last a struct with a number per action."""
@@ -60,57 +67,60 @@ class Page(NamedTuple):
 
 
 def answers_since(base: KnowledgeBase, since: datetime | Cursor, limit: int) -> Page:
-    """The first ``limit`` answers of teachers that were given after ``since``.
+    """The first ``limit`` answers that teachers gave after ``since``.
 
-    Memory is that of a page and of one batch of the table; files that are wholly older are not read. Answers to other
+    Memory holds a page and one batch of the table; files with older answers only are not read. Answers with other
     actions than the agent file has now are left out.
     """
     start = since if isinstance(since, Cursor) else Cursor(round(since.timestamp() * 1e6), "\uffff")
-    delta = base.open("knowledge")
-    found = _schema().empty_table()
+    delta = base.tables.open("knowledge")
+    answers = _schema().empty_table()
     if delta is not None:
-        moment = pa.scalar(start.asked_at, _TIME)
-        asked, key, teacher = (pc.field(name) for name in _ORDER)
-        behind = (asked > moment) | (
-            (asked == moment) & ((key > start.content_key) | ((key == start.content_key) & (teacher > start.teacher)))
+        time = pa.scalar(start.asked_at, TIME)
+        asked_at, key, teacher = (pc.field(name) for name in _ORDER)
+        is_after = (asked_at > time) | (
+            (asked_at == time) & ((key > start.content_key) | ((key == start.content_key) & (teacher > start.teacher)))
         )
-        wanted = (asked >= moment) & behind
-        dataset, _ = files_with(delta, ("asked_at", ">=", _BEGINNING + timedelta(microseconds=start.asked_at)))
+        row_filter = (asked_at >= time) & is_after
+        dataset, _ = files_with(delta, ("asked_at", ">=", _EPOCH + timedelta(microseconds=start.asked_at)))
         with wrap_errors("knowledge", base.root):
-            for batch in base._scan("knowledge", dataset, _COLUMNS, wanted, batch_size=16_384).to_batches():
-                found = _first(pa.concat_tables([found, _fitting(batch, len(base.config.actions))]), limit + 1)
-    more = found.num_rows > limit
-    found = found.sort_by([(name, "ascending") for name in _ORDER]).slice(0, limit)
-    last = found.slice(limit - 1).to_pylist()[0] if more else None
+            scanner = base.tables.scan("knowledge", dataset, _COLUMNS, row_filter, batch_size=16_384)
+            for batch in scanner.to_batches():
+                matching = _matching_actions(batch, len(base.config.actions))
+                answers = _first_rows(pa.concat_tables([answers, matching]), limit + 1)
+    has_more = answers.num_rows > limit
+    answers = answers.sort_by([(name, "ascending") for name in _ORDER]).slice(0, limit)
+    last = answers.slice(limit - 1).to_pylist()[0] if has_more else None
     return Page(
-        _by_action(found, base.config.actions),
-        Cursor(_micros(last["asked_at"]), last["content_key"], last["teacher"]) if last else None,
+        _probs_by_action(answers, base.config.actions),
+        Cursor(_microseconds(last["asked_at"]), last["content_key"], last["teacher"]) if last else None,
     )
 
 
 def _schema() -> pa.Schema:
-    types = {"observed_at": _TIME, "asked_at": _TIME, "probabilities": pa.list_(pa.float64())}
+    types = {"observed_at": TIME, "asked_at": TIME, "probabilities": pa.list_(pa.float64())}
     return pa.schema([(name, types.get(name, pa.string())) for name in _COLUMNS])
 
 
-def _fitting(batch: pa.RecordBatch, actions: int) -> pa.Table:
+def _matching_actions(batch: pa.RecordBatch, actions: int) -> pa.Table:
+    """The answers with that number of actions."""
     table = pa.Table.from_batches([batch]).cast(_schema())
     return table.filter(pc.equal(pc.list_value_length(table["probabilities"]), actions))
 
 
-def _first(rows: pa.Table, most: int) -> pa.Table:
-    if rows.num_rows <= most:
+def _first_rows(rows: pa.Table, count: int) -> pa.Table:
+    if rows.num_rows <= count:
         return rows
-    chosen = pc.select_k_unstable(rows, most, [(name, "ascending") for name in _ORDER])
-    return rows.take(chosen)
+    return rows.take(pc.select_k_unstable(rows, count, [(name, "ascending") for name in _ORDER]))
 
 
-def _by_action(rows: pa.Table, actions: tuple[str, ...]) -> pa.Table:
-    said = rows["probabilities"].combine_chunks()
-    numbers = [pc.list_element(said, i) for i in range(len(actions))]
-    struct = pa.StructArray.from_arrays([pa.array(each, pa.float64()) for each in numbers], names=list(actions))
+def _probs_by_action(rows: pa.Table, actions: tuple[str, ...]) -> pa.Table:
+    """``rows`` with the list ``probabilities`` as a struct by action."""
+    probs = rows["probabilities"].combine_chunks()
+    columns = [pa.array(pc.list_element(probs, i), pa.float64()) for i in range(len(actions))]
+    struct = pa.StructArray.from_arrays(columns, names=list(actions))
     return rows.set_column(len(_COLUMNS) - 1, "probabilities", struct)
 
 
-def _micros(moment: datetime) -> int:
-    return round(moment.timestamp() * 1e6)
+def _microseconds(time: datetime) -> int:
+    return round(time.timestamp() * 1e6)

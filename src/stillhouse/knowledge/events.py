@@ -1,7 +1,11 @@
-"""What the runtime records: frozen batches of events, as bytes and back.
+"""The events that the runtime writes to the spool, as MessagePack and back.
 
-An event is written once to the spool, and its bytes are what is kept until the flush. It must be read back by any
-later version of stillhouse: fields are only ever added, with a default.
+An event waits in the spool until the flush, possibly until after an upgrade: any later version of stillhouse must read
+it. So fields are only added, and with a default.
+
+>>> event = Outcomes(observation_ids=["o1"], observed_at=[0], known_at=[60_000_000], actions=["move"])
+>>> decode(encode(event)) == event, event.rows
+(True, 1)
 """
 
 from __future__ import annotations
@@ -10,25 +14,25 @@ from typing import Any, ClassVar
 
 import msgspec
 
-__all__ = ["Decided", "Event", "Observed", "Outcomes", "Taught", "decode", "encode"]
+__all__ = ["Decided", "Event", "Observed", "Outcomes", "TeacherAnswered", "decode", "encode"]
 
 Row = list[Any]
-"""A row's values in the order of ``columns``: numbers as float, categories and texts as text, missing as None."""
+"""Values of a row in the order of ``columns``: numbers as float, categories and texts as string, missing as None."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=False):
-    """Base of all: one call's worth, of n rows. Times are microseconds since 1970 (UTC)."""
+    """Base class: the n rows of one call. Times are microseconds since 1970 (UTC)."""
 
     name: ClassVar[str] = ""
 
     @property
     def rows(self) -> int:
-        """How many rows it makes in the knowledge base."""
+        """Number of rows that the event adds to the knowledge base."""
         raise NotImplementedError
 
 
 class Observed(Event, frozen=True, kw_only=True, tag="observed"):
-    """Observations alone, n of them: there was no champion to decide."""
+    """n observations without a decision: the agent had no champion."""
 
     observation_ids: list[str]
     observed_at: list[int]
@@ -41,7 +45,7 @@ class Observed(Event, frozen=True, kw_only=True, tag="observed"):
 
 
 class Decided(Event, frozen=True, kw_only=True, tag="decided"):
-    """Observations and what was decided about each."""
+    """n observations with their decisions."""
 
     observation_ids: list[str]
     observed_at: list[int]
@@ -50,32 +54,32 @@ class Decided(Event, frozen=True, kw_only=True, tag="decided"):
     decision_ids: list[str]
     decided_at: list[int]
     actions: list[str]
-    """Of each row: what was decided."""
+    """The chosen action of each row."""
     probabilities: list[list[float]]
-    """``[n][K]``, of the decider."""
+    """Of the decider, ``[n][K]``."""
     deciders: list[str]
     """``student`` or ``teacher``."""
     versions: list[str]
-    """Of the decider: ``flights@7``, or a teacher's version."""
+    """The decider's version: ``flights@7``, or the version of a teacher."""
 
     @property
     def rows(self) -> int:
         return len(self.observation_ids)
 
 
-class Taught(Event, frozen=True, kw_only=True, tag="taught"):
-    """What a teacher said about observations that it was asked to decide, and what that cost."""
+class TeacherAnswered(Event, frozen=True, kw_only=True, tag="taught"):
+    """A teacher's probabilities for n observations that the cascade escalated to it, and their cost."""
 
     teacher: str
-    """Its version: the key of its knowledge."""
+    """Version of the teacher, under which the table ``knowledge`` stores its answers."""
     observed_at: list[int]
     asked_at: int
     columns: list[str]
     values: list[Row]
     probabilities: list[list[float]]
-    """``[n][K]``; rows without a usable answer are not in the event."""
+    """``[n][K]``; the event leaves out rows without a usable answer."""
     spending: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
-    """By a teacher's name: the fields of :class:`stillhouse.records.Spending`."""
+    """By the name of a teacher: the fields of :class:`stillhouse.records.Spending`."""
 
     @property
     def rows(self) -> int:
@@ -83,7 +87,7 @@ class Taught(Event, frozen=True, kw_only=True, tag="taught"):
 
 
 class Outcomes(Event, frozen=True, kw_only=True, tag="outcomes"):
-    """What turned out to be true."""
+    """n outcomes: the true actions, learned later."""
 
     observation_ids: list[str]
     observed_at: list[int]
@@ -96,15 +100,18 @@ class Outcomes(Event, frozen=True, kw_only=True, tag="outcomes"):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Observed | Decided | Taught | Outcomes)
+_decoder = msgspec.msgpack.Decoder(Observed | Decided | TeacherAnswered | Outcomes)
 
 
 def encode(event: Event) -> bytes:
-    """The event as MessagePack."""
+    """The event as MessagePack bytes."""
     return _encoder.encode(event)
 
 
-def decode(body: bytes) -> Observed | Decided | Taught | Outcomes:
-    """:raises msgspec.DecodeError: if the bytes are no event."""
-    found: Observed | Decided | Taught | Outcomes = _decoder.decode(body)
-    return found
+def decode(body: bytes) -> Observed | Decided | TeacherAnswered | Outcomes:
+    """The event of these bytes.
+
+    :raises msgspec.DecodeError: if they are not an event.
+    """
+    event: Observed | Decided | TeacherAnswered | Outcomes = _decoder.decode(body)
+    return event

@@ -1,13 +1,13 @@
-"""What lies in the spools goes on into the tables, each event once, whoever dies in between.
+"""The flush: moves the events in the spools into the Delta tables, each exactly once, whichever process dies when.
 
-A chunk of events becomes rows, table by table, each in one commit that carries the spool's name and the chunk's last
-number as Delta's application transaction. So a table says itself which events it has: after a kill between two tables,
-or between the last table and the forgetting, the next flush writes only what is missing. Events are forgotten when
-their rows are on the disk.
+A chunk of events becomes rows of several tables. Each table gets its rows in one commit, which carries the spool's name
+and the number of the chunk's last event as a Delta application transaction. So every table records which events it has:
+if a flush is killed between two tables, or before the events are deleted from the spool, the next flush writes only the
+missing rows. Events are deleted when their rows are synced to the disk.
 
-An event that cannot become rows, since its bytes are damaged or the agent file has a column of another type than the
-event or the table, blocks nothing: it goes to ``<spool>.dead`` beside the spool, one JSON object a line (``seq``,
-``at``, ``why``, ``body`` in base64), and an error is logged.
+An event that cannot become rows (damaged bytes, or a column whose type differs between agent file, event and table)
+does not block the others: it goes to the dead letters ``<spool>.dead``, one JSON object per line (``seq``, ``at``,
+``why``, ``body`` in base64), and an error is logged.
 """
 
 from __future__ import annotations
@@ -36,117 +36,123 @@ from pydantic import Field
 from stillhouse.errors import RuntimeStateError, SchemaError, SpoolDamagedError, SpoolError
 from stillhouse.knowledge.base import KnowledgeBase
 from stillhouse.knowledge.content import content_keys, tidy
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught, decode
+from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered, decode
+from stillhouse.knowledge.pruning import files_with
+from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import Entry, SpoolFile, set_aside, spool_folder
-from stillhouse.knowledge.tables import Table, files_with
+from stillhouse.knowledge.tables import Tables
 from stillhouse.records import Record, Spending
 
-__all__ = ["Flushed", "flush"]
+__all__ = ["FlushResult", "flush"]
 
 _log = logging.getLogger(__name__)
 
-_ANSWER = ["teacher", "content_key", "actions"]
-"""What the first answer to stays: of another number of actions it is another one."""
+_ANSWER_KEY = ["teacher", "content_key", "actions"]
+"""Identifies an answer, of which the first is kept; with another number of actions it is another answer."""
 
-_UNUSABLE = (SchemaError, ValueError, TypeError, OverflowError, msgspec.MsgspecError)
+_EVENT_ERRORS = (SchemaError, ValueError, TypeError, OverflowError, msgspec.MsgspecError)
+"""Raised if an event cannot become rows."""
 
 
-class Flushed(Record):
-    """What one flush moved."""
+class FlushResult(Record):
+    """What a flush moved."""
 
     events: int = Field(default=0, ge=0)
-    rows: dict[str, int] = Field(default_factory=dict, description="by table; events that it had already count as none")
-    spools: int = Field(default=0, ge=0, description="that were looked into; those that another flush was at are not")
+    rows: dict[str, int] = Field(default_factory=dict, description="rows written, by table")
+    spools: int = Field(default=0, ge=0, description="spools that were read; not those that another flush had locked")
     dead: int = Field(default=0, ge=0, description="events that could not become rows")
-    problems: tuple[str, ...] = Field(default=(), description="of spools that could not be read, or not wholly")
+    problems: tuple[str, ...] = Field(default=(), description="a sentence per spool that could not be read completely")
     seconds: float = Field(default=0.0, ge=0.0)
 
 
-def flush(base: KnowledgeBase, folder: Path | None = None, *, most_rows: int = 50_000) -> Flushed:
-    """Move what lies in the folder's spools into the tables: those of living processes and of dead ones.
+def flush(base: KnowledgeBase, folder: Path | None = None, *, max_rows: int = 50_000) -> FlushResult:
+    """Move the events of all spools in the folder into the tables, whether their processes are alive or dead.
 
-    May run in several processes at once, each at another spool, and be killed at any moment.
+    Several processes may flush at once, each another spool, and each may be killed at any time.
 
-    :param folder: by default where the agent's processes spool on this machine.
-    :param most_rows: that one commit takes, unless a single event has more.
-    :raises RuntimeStateError: if the tables cannot be written; what is not there yet stays in the spools.
+    :param folder: by default where the agent's processes on this machine have their spools.
+    :param max_rows: maximum of one commit, unless a single event has more.
+    :raises RuntimeStateError: if the tables cannot be written; what was not written stays in the spools.
     """
     began = time.perf_counter()
-    found, failed = Flushed(), list[RuntimeStateError]()
+    total, failures = FlushResult(), list[RuntimeStateError]()
     for path in sorted((folder or spool_folder(base.config.agent)).glob("*.sqlite")):
         problem = ""
         try:
             with FileLock(path.with_suffix(".flush"), timeout=0):
                 try:
-                    for moved in _emptied(base, path, most_rows):
-                        found = _added(found, moved)
+                    for moved in _move_chunks(base.tables, path, max_rows):
+                        total = _add(total, moved)
                 except SpoolDamagedError as error:
-                    problem = f"{error}; {_put_aside(path)}"
-            found = found.model_copy(update={"spools": found.spools + 1})
+                    problem = f"{error}; {_set_aside_damaged(path)}"
+            total = total.model_copy(update={"spools": total.spools + 1})
         except Timeout:
             continue
         except SpoolError as error:
             problem = str(error)
         except (DeltaError, OSError) as error:
-            failed.append(
+            failures.append(
                 RuntimeStateError(
-                    f"what waits in {path} could not be written to the knowledge base in {base.root}: {error}; it "
-                    "stays there for the next flush"
+                    f"the events in {path} could not be written to the knowledge base in {base.root}: {error}; they "
+                    "stay in the spool for the next flush"
                 )
             )
         if problem:
             _log.error("%s", problem)
-            found = found.model_copy(update={"problems": (*found.problems, problem)})
-    if failed:
-        raise failed[0]
-    return found.model_copy(update={"seconds": time.perf_counter() - began})
+            total = total.model_copy(update={"problems": (*total.problems, problem)})
+    if failures:
+        raise failures[0]
+    return total.model_copy(update={"seconds": time.perf_counter() - began})
 
 
-def _put_aside(path: Path) -> str:
-    """What becomes of a damaged spool, once what can be read of it is in the tables."""
+def _set_aside_damaged(path: Path) -> str:
+    """Rename a damaged spool after its readable events were moved, and say what to do about it."""
     try:
         aside = set_aside(path)
     except OSError as error:
         return f"it cannot be set aside: {error}"
     if aside is None:
-        return "the process that it belongs to is to restore it"
-    return f"what can be read of it is in the tables, and it is set aside as {aside}: look at it, then remove it"
+        return "the process that owns it must restore it"
+    return f"its readable events are in the tables, and it is set aside as {aside}: look at it, then remove it"
 
 
-def _added(one: Flushed, other: Flushed) -> Flushed:
-    tables = dict.fromkeys([*one.rows, *other.rows])
-    return one.model_copy(
+def _add(total: FlushResult, moved: FlushResult) -> FlushResult:
+    tables = dict.fromkeys([*total.rows, *moved.rows])
+    return total.model_copy(
         update={
-            "events": one.events + other.events,
-            "dead": one.dead + other.dead,
-            "rows": {table: one.rows.get(table, 0) + other.rows.get(table, 0) for table in tables},
+            "events": total.events + moved.events,
+            "dead": total.dead + moved.dead,
+            "rows": {table: total.rows.get(table, 0) + moved.rows.get(table, 0) for table in tables},
         }
     )
 
 
-def _emptied(base: KnowledgeBase, path: Path, most_rows: int) -> Iterator[Flushed]:
-    """Chunk by chunk what is there now: what is put meanwhile is for the next flush, or one could take for ever."""
+def _move_chunks(tables: Tables, path: Path, max_rows: int) -> Iterator[FlushResult]:
+    """Move the events that are in the spool now, in chunks.
+
+    Events that are added meanwhile are left to the next flush; otherwise this one might never end.
+    """
     spool = SpoolFile(path)
     after = 0
     try:
         last = spool.last()
-        while after < last and (entries := spool.read(after, most_rows)):
-            moved = _move(base, spool, entries)
+        while after < last and (entries := spool.read(after, max_rows)):
+            moved = _move(tables, spool, entries)
             after = entries[-1].seq
             yield moved
             spool.forget(after)
     except SpoolDamagedError:
-        for part in _chunks(spool.salvage(after), most_rows):
-            yield _move(base, spool, part, whole=False)
+        for chunk in _chunks(spool.salvage(after), max_rows):
+            yield _move(tables, spool, chunk, is_damaged=True)
         raise
     finally:
         spool.close()
 
 
-def _chunks(entries: Iterable[Entry], most_rows: int) -> Iterator[list[Entry]]:
+def _chunks(entries: Iterable[Entry], max_rows: int) -> Iterator[list[Entry]]:
     chunk, rows = list[Entry](), 0
     for entry in entries:
-        if chunk and rows + entry.rows > most_rows:
+        if chunk and rows + entry.rows > max_rows:
             yield chunk
             chunk, rows = [], 0
         chunk.append(entry)
@@ -155,167 +161,179 @@ def _chunks(entries: Iterable[Entry], most_rows: int) -> Iterator[list[Entry]]:
         yield chunk
 
 
-def _move(base: KnowledgeBase, spool: SpoolFile, entries: Sequence[Entry], *, whole: bool = True) -> Flushed:
-    """A chunk's rows to their tables, and what cannot become rows to the dead letters; settled when it returns.
+def _move(tables: Tables, spool: SpoolFile, entries: Sequence[Entry], *, is_damaged: bool = False) -> FlushResult:
+    """Write the rows of a chunk to the tables, and unusable events to the dead letters; returns when all are synced.
 
-    :param whole: whether the spool is; of a damaged one nobody knows how many events it has had.
+    :param is_damaged: skip the check of the spool's last event number, which cannot be trusted.
     """
-    there = {table: base.transaction(table, spool.name) or 0 for table in _ROWS}
-    if whole:
-        _require_its_own(base, spool, there)
-    last, rows, versions = entries[-1].seq, dict[str, int](), dict[Table, int]()
-    tables, dead = _usable(base, entries, there)
+    flushed = {table: tables.transaction_version(table, spool.name) or 0 for table in _TO_ROWS}
+    if not is_damaged:
+        _require_newer_than_tables(tables, spool, flushed)
+    last, row_counts, versions = entries[-1].seq, dict[str, int](), dict[Table, int]()
+    new_rows, dead = _to_new_rows(tables, entries, flushed)
     if dead:
-        _bury(spool.path, dead)
-    for table, arrow in tables.items():
-        version = base.commit(table, arrow, Transaction(spool.name, last))
+        _write_dead_letters(spool.path, dead)
+    for table, rows in new_rows.items():
+        version = tables.commit(table, rows, Transaction(spool.name, last))
         if version is not None:
-            rows[table], versions[table] = arrow.num_rows, version
-    for table, version in versions.items():  # at once, since the disk makes writers of spools wait meanwhile
-        base.settle(table, version)
-    if max(there.values()) >= entries[0].seq:  # a flush was killed, perhaps before what it wrote was settled
+            row_counts[table], versions[table] = rows.num_rows, version
+    for table, version in versions.items():  # one after another at the end, because syncing slows down spool writers
+        tables.sync_commit(table, version)
+    if max(flushed.values()) >= entries[0].seq:  # a flush was killed, perhaps before its commits were synced
         os.sync()
-    return Flushed(events=len(entries) - len(dead), rows=rows, dead=len(dead))
+    return FlushResult(events=len(entries) - len(dead), rows=row_counts, dead=len(dead))
 
 
-def _require_its_own(base: KnowledgeBase, spool: SpoolFile, there: dict[Table, int]) -> None:
-    """A spool never has fewer events behind it than the tables know of, unless an old copy was put in its place."""
-    if max(there.values()) > (last := spool.last()):
+def _require_newer_than_tables(tables: Tables, spool: SpoolFile, flushed: dict[Table, int]) -> None:
+    """The tables must not have more events of the spool than it ever had.
+
+    :raises SpoolError: if they do: an older copy of the spool was put in its place.
+    """
+    if max(flushed.values()) > (last := spool.last()):
         raise SpoolError(
-            f"the spool {spool.path} has had {last:,} events, and the knowledge base in {base.root} took "
-            f"{max(there.values()):,} from it: an older copy was put in its place. Events that it has would be taken "
-            "for written; rename the file where they are to be written (again), else remove it"
+            f"the spool {spool.path} has had {last:,} events, and the knowledge base in {tables.root} took "
+            f"{max(flushed.values()):,} from it: an older copy was put in its place. Its events would count as written "
+            "already; rename the file if they are to be written (again), else remove it"
         )
 
 
-def _usable(
-    base: KnowledgeBase, entries: Sequence[Entry], there: dict[Table, int]
+def _to_new_rows(
+    tables: Tables, entries: Sequence[Entry], flushed: dict[Table, int]
 ) -> tuple[dict[Table, pa.Table], dict[Entry, str]]:
-    """The rows that each table still lacks, and the entries that cannot become rows, with the reason."""
+    """The rows that each table lacks, and the entries that cannot become rows, with the reason.
+
+    :param flushed: number of the last event that each table has.
+    """
     dead = dict[Entry, str]()
     events = list[tuple[int, Event]]()
     for entry in entries:
         try:
             events.append((entry.seq, decode(entry.body)))
-        except _UNUSABLE as error:
+        except _EVENT_ERRORS as error:
             dead[entry] = str(error)
     try:
-        base.require_types()
-    except SchemaError as error:  # no observation can be written before the agent file is put right: others can
-        seqs = {seq for seq, event in events if isinstance(event, Observed | Decided) and seq > there["observations"]}
-        dead |= {entry: str(error) for entry in entries if entry.seq in seqs}
-        events = [(seq, event) for seq, event in events if seq not in seqs]
+        tables.require_column_types()
+    except SchemaError as error:  # observations cannot be written until the agent file is corrected; other rows can
+        with_observations = {
+            seq for seq, event in events if isinstance(event, Observed | Decided) and seq > flushed["observations"]
+        }
+        dead |= {entry: str(error) for entry in entries if entry.seq in with_observations}
+        events = [(seq, event) for seq, event in events if seq not in with_observations]
     try:
-        return _tables(base, events, there), dead
-    except _UNUSABLE:  # one of them at least
-        of = {entry.seq: entry for entry in entries}
-        refused = dict(_refused(base, events))
-        dead |= {of[seq]: why for seq, why in refused.items()}
-        return _tables(base, [(seq, event) for seq, event in events if seq not in refused], there), dead
+        return _to_arrow(tables, events, flushed), dead
+    except _EVENT_ERRORS:  # at least one event is unusable
+        entry_of = {entry.seq: entry for entry in entries}
+        unusable = dict(_find_unusable(tables, events))
+        dead |= {entry_of[seq]: reason for seq, reason in unusable.items()}
+        return _to_arrow(tables, [(seq, event) for seq, event in events if seq not in unusable], flushed), dead
 
 
-def _refused(base: KnowledgeBase, events: Sequence[tuple[int, Event]]) -> Iterator[tuple[int, str]]:
-    """Which of the events cannot become rows, and why; found by halves."""
+def _find_unusable(tables: Tables, events: Sequence[tuple[int, Event]]) -> Iterator[tuple[int, str]]:
+    """The events that cannot become rows, with the reason; found by bisection."""
     try:
-        _tables(base, events, dict.fromkeys(_ROWS, 0))
-    except _UNUSABLE as error:
+        _to_arrow(tables, events, dict.fromkeys(_TO_ROWS, 0))
+    except _EVENT_ERRORS as error:
         if len(events) == 1:
             yield events[0][0], str(error)
         else:
-            yield from _refused(base, events[: len(events) // 2])
-            yield from _refused(base, events[len(events) // 2 :])
+            yield from _find_unusable(tables, events[: len(events) // 2])
+            yield from _find_unusable(tables, events[len(events) // 2 :])
 
 
-def _tables(base: KnowledgeBase, events: Sequence[tuple[int, Event]], there: dict[Table, int]) -> dict[Table, pa.Table]:
-    found = dict[Table, pa.Table]()
-    for table, make in _ROWS.items():
-        frame = make(base, [event for seq, event in events if seq > there[table]])
+def _to_arrow(tables: Tables, events: Sequence[tuple[int, Event]], flushed: dict[Table, int]) -> dict[Table, pa.Table]:
+    arrow = dict[Table, pa.Table]()
+    for table, to_rows in _TO_ROWS.items():
+        frame = to_rows(tables, [event for seq, event in events if seq > flushed[table]])
         if len(frame):
-            found[table] = base._arrow(table, frame)
-    return found
+            arrow[table] = tables.to_arrow(table, frame)
+    return arrow
 
 
 # --------------------------------------------------------------------------- events to rows
 
 
-def _observations(base: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
-    seen = [event for event in events if isinstance(event, Observed | Decided)]
-    return _keyed(base, seen, [name for event in seen for name in event.observation_ids])
+def _observations(tables: Tables, events: Sequence[Event]) -> pd.DataFrame:
+    observed = [event for event in events if isinstance(event, Observed | Decided)]
+    return _contract_rows(tables, observed, [name for event in observed for name in event.observation_ids])
 
 
-def _decisions(_: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
-    made = [event for event in events if isinstance(event, Decided)]
+def _decisions(_: Tables, events: Sequence[Event]) -> pd.DataFrame:
+    decided = [event for event in events if isinstance(event, Decided)]
     return _frame(
-        decision_id=_all(event.decision_ids for event in made),
-        observation_id=_all(event.observation_ids for event in made),
-        observed_at=_times(event.observed_at for event in made),
-        decided_at=_times(event.decided_at for event in made),
-        action=_all(event.actions for event in made),
-        probabilities=_all(event.probabilities for event in made),
-        decider=_all(event.deciders for event in made),
-        version=_all(event.versions for event in made),
+        decision_id=_concat(event.decision_ids for event in decided),
+        observation_id=_concat(event.observation_ids for event in decided),
+        observed_at=_times(event.observed_at for event in decided),
+        decided_at=_times(event.decided_at for event in decided),
+        action=_concat(event.actions for event in decided),
+        probabilities=_concat(event.probabilities for event in decided),
+        decider=_concat(event.deciders for event in decided),
+        version=_concat(event.versions for event in decided),
     )
 
 
-def _knowledge(base: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
-    """What is new: of two answers of one teacher about one content the first stays."""
-    said = [event for event in events if isinstance(event, Taught)]
-    rows = _keyed(base, said, list(itertools.chain.from_iterable([""] * event.rows for event in said)))
+def _knowledge(tables: Tables, events: Sequence[Event]) -> pd.DataFrame:
+    """Answers that the table does not have yet, the first of each teacher to each content."""
+    answered = [event for event in events if isinstance(event, TeacherAnswered)]
+    no_ids = [""] * sum(event.rows for event in answered)
+    rows = _contract_rows(tables, answered, no_ids)
     rows = _frame(
         content_key=rows["content_key"].tolist(),
         observed_at=rows["observed_at"],
-        teacher=_all([event.teacher] * event.rows for event in said),
-        asked_at=_times([event.asked_at] * event.rows for event in said),
-        probabilities=_all(event.probabilities for event in said),
+        teacher=_concat([event.teacher] * event.rows for event in answered),
+        asked_at=_times([event.asked_at] * event.rows for event in answered),
+        probabilities=_concat(event.probabilities for event in answered),
         features=[None] * len(rows),
     )
-    rows = rows.assign(actions=rows["probabilities"].map(len)).drop_duplicates(_ANSWER)
-    return rows[~_known(base, rows)]
+    rows = rows.assign(actions=rows["probabilities"].map(len)).drop_duplicates(_ANSWER_KEY)
+    return rows[~_is_stored(tables, rows)]
 
 
-def _known(base: KnowledgeBase, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """About which of the rows their teacher has spoken before, of as many actions."""
-    delta = None if rows.empty else base._open("knowledge")
+def _is_stored(tables: Tables, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Mask of the answers for which the table has one of the same teacher, content and number of actions."""
+    delta = None if rows.empty else tables.open("knowledge")
     if delta is None:
         return np.zeros(len(rows), dtype=bool)
-    dataset, asked = files_with(delta, ("teacher", "in", rows["teacher"].unique().tolist()))
-    asked &= pc.field("content_key").isin(rows["content_key"].tolist())
-    found = base._rows("knowledge", dataset, ["teacher", "content_key", "probabilities"], asked)
-    found = found.append_column("actions", pc.list_value_length(found["probabilities"])).select(_ANSWER)
-    known: np.ndarray[Any, np.dtype[np.bool_]] = pd.MultiIndex.from_frame(rows[_ANSWER]).isin(
-        pd.MultiIndex.from_frame(found.to_pandas())
+    dataset, row_filter = files_with(delta, ("teacher", "in", rows["teacher"].unique().tolist()))
+    row_filter &= pc.field("content_key").isin(rows["content_key"].tolist())
+    stored = tables.read_files("knowledge", dataset, ["teacher", "content_key", "probabilities"], row_filter)
+    stored = stored.append_column("actions", pc.list_value_length(stored["probabilities"])).select(_ANSWER_KEY)
+    mask: np.ndarray[Any, np.dtype[np.bool_]] = pd.MultiIndex.from_frame(rows[_ANSWER_KEY]).isin(
+        pd.MultiIndex.from_frame(stored.to_pandas())
     )
-    return known
+    return mask
 
 
-def _spending(_: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
-    said = [
-        (name, spent, event) for event in events if isinstance(event, Taught) for name, spent in event.spending.items()
+def _spending(_: Tables, events: Sequence[Event]) -> pd.DataFrame:
+    costs = [
+        (name, fields, event)
+        for event in events
+        if isinstance(event, TeacherAnswered)
+        for name, fields in event.spending.items()
     ]
     spent = pd.DataFrame(
-        [Spending.model_validate(fields).model_dump() for _, fields, _ in said], columns=list(Spending.model_fields)
+        [Spending.model_validate(fields).model_dump() for _, fields, _ in costs], columns=list(Spending.model_fields)
     )
     return spent.assign(
         job="runtime",
         purpose="runtime",
-        teacher=[name for name, _, _ in said],
-        version=[event.teacher for _, _, event in said],
-        observed_at=_times([max(event.observed_at, default=event.asked_at)] for _, _, event in said),
-        asked_at=_times([event.asked_at] for _, _, event in said),
+        teacher=[name for name, _, _ in costs],
+        version=[event.teacher for _, _, event in costs],
+        observed_at=_times([max(event.observed_at, default=event.asked_at)] for _, _, event in costs),
+        asked_at=_times([event.asked_at] for _, _, event in costs),
     )
 
 
-def _outcomes(_: KnowledgeBase, events: Sequence[Event]) -> pd.DataFrame:
-    known = [event for event in events if isinstance(event, Outcomes)]
+def _outcomes(_: Tables, events: Sequence[Event]) -> pd.DataFrame:
+    learned = [event for event in events if isinstance(event, Outcomes)]
     return _frame(
-        observation_id=_all(event.observation_ids for event in known),
-        observed_at=_times(event.observed_at for event in known),
-        known_at=_times(event.known_at for event in known),
-        action=_all(event.actions for event in known),
+        observation_id=_concat(event.observation_ids for event in learned),
+        observed_at=_times(event.observed_at for event in learned),
+        known_at=_times(event.known_at for event in learned),
+        action=_concat(event.actions for event in learned),
     )
 
 
-_ROWS: dict[Table, Callable[[KnowledgeBase, Sequence[Event]], pd.DataFrame]] = {
+_TO_ROWS: dict[Table, Callable[[Tables, Sequence[Event]], pd.DataFrame]] = {
     "observations": _observations,
     "decisions": _decisions,
     "knowledge": _knowledge,
@@ -324,62 +342,68 @@ _ROWS: dict[Table, Callable[[KnowledgeBase, Sequence[Event]], pd.DataFrame]] = {
 }
 
 
-def _keyed(base: KnowledgeBase, events: Sequence[Observed | Decided | Taught], names: list[str]) -> pd.DataFrame:
-    """Rows of the contract's columns, null where an event has none of that name, with their content's key."""
-    columns = base.config.observations.columns
+def _contract_rows(
+    tables: Tables, events: Sequence[Observed | Decided | TeacherAnswered], observation_ids: list[str]
+) -> pd.DataFrame:
+    """Rows with the contract's columns and content keys; null where an event lacks a column.
+
+    :raises ValueError: if an event has fewer or more values, times or ids than rows and columns.
+    """
+    config = tables.config
     parts = list[pd.DataFrame]()
-    for known, alike in itertools.groupby(events, key=lambda event: event.columns):
-        values = [row for event in alike for row in event.values]
-        if any(len(row) != len(known) for row in values):
-            raise ValueError(f"rows that have not one value for each of the columns {known}")
-        parts.append(pd.DataFrame(values, columns=known, dtype=object).reindex(columns=list(columns)))
+    for columns, group in itertools.groupby(events, key=lambda event: event.columns):
+        values = [row for event in group for row in event.values]
+        if any(len(row) != len(columns) for row in values):
+            raise ValueError(f"rows that have not one value for each of the columns {columns}")
+        frame = pd.DataFrame(values, columns=columns, dtype=object)
+        parts.append(frame.reindex(columns=list(config.observations.columns)))
     if not parts:
         return pd.DataFrame({"observed_at": _times([]), "content_key": []})
     times = _times(event.observed_at for event in events)
     rows = pd.concat(parts, ignore_index=True)
-    if not len(rows) == len(times) == len(names):
-        raise ValueError(f"{len(names)} observations with {len(rows)} rows and {len(times)} times")
-    rows = tidy(rows.assign(observation_id=names, observed_at=times), base.config)
-    return rows.assign(content_key=content_keys(rows, base.config))
+    if not len(rows) == len(times) == len(observation_ids):
+        raise ValueError(f"{len(observation_ids)} observations with {len(rows)} rows and {len(times)} times")
+    rows = tidy(rows.assign(observation_id=observation_ids, observed_at=times), config)
+    return rows.assign(content_key=content_keys(rows, config))
 
 
 def _frame(**columns: Any) -> pd.DataFrame:
-    """:raises ValueError: if the columns are not equally long."""
+    """:raises ValueError: if the columns have different lengths."""
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns of different lengths: {lengths}")
     return pd.DataFrame(columns)
 
 
-def _all(parts: Any) -> list[Any]:
-    return list(itertools.chain.from_iterable(parts))
+def _concat(lists: Any) -> list[Any]:
+    return list(itertools.chain.from_iterable(lists))
 
 
-def _times(parts: Any) -> pd.DatetimeIndex:
-    """Microseconds since 1970 as moments in UTC."""
-    return pd.DatetimeIndex(np.array(_all(parts), dtype=np.int64).view("datetime64[us]")).tz_localize("UTC")
+def _times(lists: Any) -> pd.DatetimeIndex:
+    """Microseconds since 1970 as UTC timestamps."""
+    return pd.DatetimeIndex(np.array(_concat(lists), dtype=np.int64).view("datetime64[us]")).tz_localize("UTC")
 
 
 # --------------------------------------------------------------------------- dead letters
 
 
-def _bury(spool: Path, dead: dict[Entry, str]) -> None:
-    """Write the entries to ``<spool>.dead``, each once, and return when they are on the disk."""
+def _write_dead_letters(spool: Path, dead: dict[Entry, str]) -> None:
+    """Append the entries to ``<spool>.dead``, each once, and return when they are synced to the disk."""
     path = spool.with_suffix(".dead")
     lines = path.read_bytes().splitlines() if path.exists() else []
-    there = set()
+    written = set()
     for line in lines:
         try:
-            there.add(json.loads(line)["seq"])
+            written.add(json.loads(line)["seq"])
         except (ValueError, KeyError, TypeError):
-            continue  # the end of one that a kill cut off: it is written again
+            continue  # a line that a kill cut off: it is written again
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with path.open("ab") as file:
-        for entry, why in dead.items():
-            _log.error("event %d of spool %s cannot become rows and goes to %s: %s", entry.seq, spool, path, why)
-            if entry.seq not in there:
+        for entry, reason in dead.items():
+            _log.error("event %d of spool %s cannot become rows and goes to %s: %s", entry.seq, spool, path, reason)
+            if entry.seq not in written:
                 body = base64.b64encode(entry.body).decode()
-                said = json.dumps({"seq": entry.seq, "at": now, "why": why, "body": body})
-                file.write(f"\n{said}\n".encode())
+                letter = json.dumps({"seq": entry.seq, "at": now, "why": reason, "body": body})
+                file.write(f"\n{letter}\n".encode())
         file.flush()
         os.fsync(file.fileno())

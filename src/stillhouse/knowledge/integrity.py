@@ -1,8 +1,8 @@
-"""What is wrong with an agent's tables, in sentences: log entries that a loss of power emptied, impossible moments.
+"""Checks of an agent's tables: commits that a power failure emptied, and times outside the allowed range.
 
-Delta writes a commit as a small JSON file and leaves it to the operating system when that reaches the disk. After a
-loss of power the newest of them may have no bytes. Delta reads such an entry as a commit that changed nothing: what was
-in it is gone, and nobody would say so.
+Delta writes a commit as a small JSON file and leaves it to the operating system when the file reaches the disk. After a
+power failure the newest commit file may be empty. Delta reads an empty file as a commit without changes: the rows are
+lost, and no error is raised.
 """
 
 from __future__ import annotations
@@ -12,48 +12,50 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stillhouse.knowledge import moments
-from stillhouse.knowledge.commits import commits
-from stillhouse.knowledge.tables import FIELDS, TIME, Table, Tables, file_statistics
+from stillhouse.knowledge import time_range
+from stillhouse.knowledge.commits import list_commits
+from stillhouse.knowledge.pruning import file_statistics
+from stillhouse.knowledge.schemas import FIELDS, TIME, Table
+from stillhouse.knowledge.tables import Tables
 
-__all__ = ["problems"]
-
-
-def problems(tables: Tables) -> list[str]:
-    """A sentence for each table that lost a commit, and for each that has rows outside the possible times."""
-    found = [_lostcommits(tables.root / table, table) for table in FIELDS]
-    found += [_impossible_times(tables, table) for table in ("observations", "outcomes")]
-    return [sentence for sentence in found if sentence]
+__all__ = ["find_problems"]
 
 
-def _lostcommits(folder: Path, table: Table) -> str:
-    empty = [file.name for file in commits(folder / "_delta_log") if not file.stat().st_size]
+def find_problems(tables: Tables) -> list[str]:
+    """One sentence for each table that lost a commit, and for each that has times outside the allowed range."""
+    sentences = [_describe_empty_commits(tables.root / table, table) for table in FIELDS]
+    sentences += [_describe_impossible_times(tables, table) for table in ("observations", "outcomes")]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _describe_empty_commits(folder: Path, table: Table) -> str:
+    empty = [file.name for file in list_commits(folder / "_delta_log") if not file.stat().st_size]
     if not empty:
         return ""
     return (
-        f"table {table}: the log entries {', '.join(empty[:5])} have no bytes, as after a loss of power: what was in "
-        "them is not in the table. Observations, decisions and outcomes that were acknowledged are still in "
-        "the spool, or were waited for; run again what was running, or restore the table from a backup"
+        f"table {table}: the commit files {', '.join(empty[:5])} are empty, as after a power failure: their rows are "
+        "not in the table. Acknowledged observations, decisions and outcomes are still in the spool, or were synced; "
+        "repeat what was running, or restore the table from a backup"
     )
 
 
-def _impossible_times(tables: Tables, table: Table) -> str:
+def _describe_impossible_times(tables: Tables, table: Table) -> str:
     delta = tables.open(table)
     if delta is None:
         return ""
-    least, most = (pc.drop_null(file_statistics(delta, f"{end}.observed_at")) for end in ("min", "max"))
-    first, last = pa.scalar(moments.EARLIEST, TIME), pa.scalar(moments.latest(), TIME)
-    wrong = [
-        f"{moment.isoformat()}"
-        for moment, bad in (
-            (pc.min(least).as_py(), len(least) and pc.less(pc.min(least), first).as_py()),
-            (pc.max(most).as_py(), len(most) and pc.greater(pc.max(most), last).as_py()),
+    minima, maxima = (pc.drop_null(file_statistics(delta, f"{bound}.observed_at")) for bound in ("min", "max"))
+    earliest, latest = pa.scalar(time_range.EARLIEST, TIME), pa.scalar(time_range.latest_allowed(), TIME)
+    impossible = [
+        f"{value.isoformat()}"
+        for value, is_impossible in (
+            (pc.min(minima).as_py(), len(minima) and pc.less(pc.min(minima), earliest).as_py()),
+            (pc.max(maxima).as_py(), len(maxima) and pc.greater(pc.max(maxima), latest).as_py()),
         )
-        if bad
+        if is_impossible
     ]
-    if not wrong:
+    if not impossible:
         return ""
     return (
-        f"table {table}: rows are dated {' and '.join(wrong)}, before 1700 or after now: a date is wrong, or a clock "
-        'was ahead. They do not count as "now"; watches and refreshes reach them only if their windows do'
+        f"table {table}: rows are dated {' and '.join(impossible)}, before 1700 or after now: a date is wrong, or a "
+        'clock was ahead. They do not count as "now"; a watch or refresh reads them only if its window covers them'
     )

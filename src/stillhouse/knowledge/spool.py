@@ -1,15 +1,15 @@
-"""The write-ahead spool: what is in it survives any crash, and only what is in it was acknowledged.
+"""The write-ahead spool: an event is acknowledged when it is in the spool, where it survives any crash.
 
-One SQLite file per writing process (in WAL mode, synced at each commit), in ``STILLHOUSE_HOME/spool/<agent>/``. Its
-name is the writer's identity for ever: the flush names it in each Delta commit together with the last number that it
-wrote, so an event reaches a table once (see :mod:`stillhouse.knowledge.flush`). A process that ends leaves its file to
-the next one that opens a spool; until then the flush empties it like any other.
+Each writing process has one SQLite file (in WAL mode, synced at each commit) in ``STILLHOUSE_HOME/spool/<agent>/``. The
+file name identifies the writer permanently: the flush records it in every Delta commit together with the number of the
+last event written, so each event reaches a table once (see :mod:`stillhouse.knowledge.flush`). When a process ends, the
+next process that opens a spool takes over its file; until then the flush empties the file like any other.
 
-A file that is damaged is set aside as ``<name>.damaged`` once what can be read of it is in the tables, and is never
-deleted. A process whose own file is damaged, replaced or removed while it runs puts what it can still read of it into a
-new one of the same name, so that the flush knows which events it has seen.
+A damaged file is renamed to ``<name>.damaged`` after its readable events were moved to the tables; it is never deleted.
+If a process's own file is damaged, replaced or removed while the process runs, it copies the readable events into a new
+file of the same name, so that the flush knows which events it has already moved.
 
-The spool must lie on a local disk: SQLite's log and file locks are not for network file systems.
+The spool must be on a local disk: SQLite's log and file locks do not work on network file systems.
 """
 
 from __future__ import annotations
@@ -37,34 +37,33 @@ __all__ = ["Entry", "Spool", "SpoolFile", "Survey", "set_aside", "spool_folder",
 
 _log = logging.getLogger(__name__)
 
-_BUSY_SECONDS = 30.0
-_ASK_AGAIN_SECONDS = 1.0
-_FORGOTTEN_AT_ONCE = 16  # events
-_CHECKPOINTS = 3  # in a row: what is written during one is for the next, and the log begins anew when nothing is left
-_LOOK_SECONDS = 1.0  # that somebody who only looks waits for a lock
-_LOG_PAGES = 16_384  # of 4 KiB, with which a writer moves the log itself: where nobody flushes
+_LOCK_TIMEOUT_SECONDS = 30.0
+_SURVEY_LOCK_TIMEOUT_SECONDS = 1.0  # of a reader that only looks
+_DEPTH_MAX_AGE_SECONDS = 1.0
+_DELETED_AT_ONCE = 16  # events
+_MAX_CHECKPOINTS = 3  # in a row: one moves what was written during the one before; the log restarts when it is empty
+_AUTO_CHECKPOINT_PAGES = 16_384  # of 4 KiB: at this size a writer checkpoints the log itself, if nobody flushes
 
-_TABLE = """
+_CREATE_TABLE = """
 create table events(
-    seq integer primary key autoincrement,  -- never used twice, whatever is deleted
+    seq integer primary key autoincrement,  -- never reused, even after a deletion
     rows integer not null,
-    total integer not null,                 -- rows of this event and of all before it, since the process began
+    total integer not null,                 -- rows of this event and all events before it
     body blob not null
 )
 """
 
-
-_LAST = "select cast(seq as integer) from sqlite_sequence where name = 'events'"
-_ENTRIES = "select seq, cast(rows as integer), cast(body as blob) from events"  # whatever a foreign file may hold
+_SELECT_LAST = "select cast(seq as integer) from sqlite_sequence where name = 'events'"
+_SELECT_ENTRIES = "select seq, cast(rows as integer), cast(body as blob) from events"  # foreign types
 
 
 def spool_folder(agent: str) -> Path:
-    """Where the spools of an agent's processes lie on this machine."""
+    """Folder of the spools of the agent's processes on this machine."""
     return home() / "spool" / agent
 
 
 class Entry(NamedTuple):
-    """An event as it lies in a spool."""
+    """An event in a spool: its number, its row count and its MessagePack bytes."""
 
     seq: int
     rows: int
@@ -72,42 +71,42 @@ class Entry(NamedTuple):
 
 
 class SpoolFile:
-    """One spool's file, for reading and for forgetting what has reached the knowledge base. Not for several threads.
+    """The file of one spool: reads events and deletes those that are in the knowledge base. Not thread-safe.
 
-    :param patience: seconds to wait for others' locks.
-    :raises SpoolError: if it cannot be opened, here and in every method if it cannot be read or written; of these
-    :raises SpoolDamagedError: if it is gone, is no spool, or has parts that cannot be read.
+    :param lock_timeout: seconds to wait for locks of other processes.
+    :raises SpoolError: if the file cannot be opened; every method raises it if the file cannot be read or written.
+    :raises SpoolDamagedError: (a subclass) if the file is missing, is not a spool, or has unreadable parts.
     """
 
-    def __init__(self, path: Path, *, patience: float = _BUSY_SECONDS) -> None:
+    def __init__(self, path: Path, *, lock_timeout: float = _LOCK_TIMEOUT_SECONDS) -> None:
         self.path = path
         self.name = path.stem
         _require_file(path)
-        with _told(path):
-            self.connection = _connect(path, "rw", patience)
-            try:  # to read first: a database of somebody else's stays as it is
+        with _wrap_errors(path):
+            self.connection = _connect(path, "rw", lock_timeout)
+            try:  # read before writing: a foreign database must not be changed
                 columns = {row[1] for row in self.connection.execute("pragma table_info(events)")}
                 if not columns >= {"seq", "rows", "total", "body"}:
                     raise SpoolDamagedError(f"{path} is a database, but no spool: it has no table of events")
-                _begin_log(self.connection)
+                _enable_wal(self.connection)
             except BaseException:
                 self.connection.close()
                 raise
 
     @classmethod
     def create(cls, path: Path, entries: Iterable[Entry] = (), last: int = 0) -> SpoolFile:
-        """A new spool's file, which appears under its name when it is complete.
+        """Create a spool; the file gets its name when it is complete.
 
-        :param entries: that it begins with.
-        :param last: the number of the last event that was ever in it.
+        :param entries: its first events.
+        :param last: number of the last event that was ever in it.
         """
         unfinished = path.with_suffix(".new")
-        for part in _files(unfinished):
+        for part in _database_files(unfinished):
             part.unlink(missing_ok=True)
-        with _told(path):
+        with _wrap_errors(path):
             connection = _connect(unfinished, "rwc")
-            _begin_log(connection)
-            connection.execute(_TABLE)
+            _enable_wal(connection)
+            connection.execute(_CREATE_TABLE)
             if last:
                 entries = list(entries)
                 totals = itertools.accumulate(entry.rows for entry in entries)
@@ -121,83 +120,86 @@ class SpoolFile:
         unfinished.rename(path)
         return cls(path)
 
-    def read(self, after: int, most_rows: int) -> list[Entry]:
-        """Events behind number ``after``, in order: the first, and more while all have at most ``most_rows`` rows.
+    def read(self, after: int, max_rows: int) -> list[Entry]:
+        """The events after number ``after``, in order: at least one, and more up to ``max_rows`` rows in total.
 
-        :raises SpoolDamagedError: if the first of them cannot be read; :meth:`salvage` has what lies behind it.
+        :raises SpoolDamagedError: if the first of them cannot be read; :meth:`salvage` reads those behind it.
         """
-        found, rows = list[Entry](), 0
+        entries, rows = list[Entry](), 0
         try:
-            with _told(self.path):
-                lines = self.connection.execute(f"{_ENTRIES} where seq > ? order by seq", (after,))
+            with _wrap_errors(self.path):
+                lines = self.connection.execute(f"{_SELECT_ENTRIES} where seq > ? order by seq", (after,))
                 for line in lines:
                     entry = Entry(*line)
                     rows += entry.rows
-                    if found and rows > most_rows:
+                    if entries and rows > max_rows:
                         break
-                    found.append(entry)
+                    entries.append(entry)
                 lines.close()
         except SpoolDamagedError:
-            if not found:
+            if not entries:
                 raise
-        return found
+        return entries
 
     def salvage(self, after: int) -> Iterator[Entry]:
-        """Of a damaged file every event behind number ``after`` that can be read, in order."""
-        for seq in sorted({*self._readable("asc"), *self._readable("desc")}):
+        """Every readable event after number ``after`` of a damaged file, in order."""
+        for seq in sorted({*self._readable_numbers("asc"), *self._readable_numbers("desc")}):
             with suppress(sqlite3.Error):
-                found = self.connection.execute(f"{_ENTRIES} where seq = ?", (seq,)).fetchone()
-                if found is not None and seq > after:
-                    yield Entry(*found)
+                row = self.connection.execute(f"{_SELECT_ENTRIES} where seq = ?", (seq,)).fetchone()
+                if row is not None and seq > after:
+                    yield Entry(*row)
 
-    def _readable(self, order: str) -> Iterator[int]:
-        """Numbers of events, from one end up to where the damage begins."""
+    def _readable_numbers(self, order: str) -> Iterator[int]:
+        """Numbers of events, from one end of the file up to the damage."""
         with suppress(sqlite3.Error):
             for (seq,) in self.connection.execute(f"select seq from events order by seq {order}"):
                 yield seq
 
-    def require_sound(self) -> None:
-        """:raises SpoolDamagedError: if any part of it is damaged."""
-        with _told(self.path):
-            found = self.connection.execute("pragma quick_check(1)").fetchone()
-        if found != ("ok",):
-            raise SpoolDamagedError(f"the spool {self.path} is damaged: {found and found[0]}")
+    def require_undamaged(self) -> None:
+        """Check the whole file.
+
+        :raises SpoolDamagedError: if any part is damaged.
+        """
+        with _wrap_errors(self.path):
+            result = self.connection.execute("pragma quick_check(1)").fetchone()
+        if result != ("ok",):
+            raise SpoolDamagedError(f"the spool {self.path} is damaged: {result and result[0]}")
 
     def forget(self, up_to: int) -> None:
-        """Remove the events up to and including number ``up_to``, some at a time: whoever writes waits for no more.
+        """Delete the events up to and including number ``up_to``, a few at a time so that writers wait briefly.
 
-        And move what SQLite's log has into the file, or a writer would have to, while somebody waits for it.
+        Then checkpoint SQLite's log (WAL); otherwise a writer would have to do it while a decision waits.
         """
-        with _told(self.path):
-            self.connection.execute("pragma synchronous = normal")  # one that comes back is known to the tables
+        with _wrap_errors(self.path):
+            self.connection.execute("pragma synchronous = normal")  # a deletion may be lost: the tables know the event
             first = self.connection.execute("select coalesce(min(seq), ?) from events", (up_to,)).fetchone()[0]
-            for last in (*range(first + _FORGOTTEN_AT_ONCE - 1, up_to, _FORGOTTEN_AT_ONCE), up_to):
+            for last in (*range(first + _DELETED_AT_ONCE - 1, up_to, _DELETED_AT_ONCE), up_to):
                 self.connection.execute("delete from events where seq <= ?", (last,))
-            for _ in range(_CHECKPOINTS):
+            for _ in range(_MAX_CHECKPOINTS):
                 _, logged, moved = self.connection.execute("pragma wal_checkpoint(passive)").fetchone()
                 if logged == moved:
                     break
 
     def depth(self) -> int:
-        """Rows of the events that are in it."""
-        with _told(self.path):
+        """Number of rows of the events in the file."""
+        with _wrap_errors(self.path):
             first = self.connection.execute("select cast(total - rows as integer) from events order by seq").fetchone()
             last = self.connection.execute("select cast(total as integer) from events order by seq desc").fetchone()
         return max(0, (last[0] or 0) - (first[0] or 0)) if first and last else 0
 
     def last(self) -> int:
-        """The number of the last event that it ever had; 0 before the first."""
-        with _told(self.path):
-            found = self.connection.execute(_LAST).fetchone()
-        return int(found[0] or 0) if found else 0
+        """Number of the last event that was ever in the file; 0 before the first."""
+        with _wrap_errors(self.path):
+            row = self.connection.execute(_SELECT_LAST).fetchone()
+        return int(row[0] or 0) if row else 0
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.connection.close()
 
 
-class _Waiting:
-    """Events that a thread wants to be written, and how that went."""
+class _WriteRequest:
+    """Events that a thread wants to write, and the result."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.bodies = [(event.rows, encode(event)) for event in events]
@@ -207,101 +209,110 @@ class _Waiting:
 
 
 class Spool:
-    """This process's spool of one agent: :meth:`put` returns when the events are on the disk.
+    """This process's spool of one agent: :meth:`put` returns when the events are synced to the disk.
 
-    Threads that put at once share one commit: the first writes for all that wait (group commit). An abandoned spool
-    is taken over, a new one is made where all are in use, or damaged. One that is damaged, replaced or removed while it
-    is in use is noticed by the next :meth:`put` or :meth:`check`, and restored from what can be read of it.
+    Threads that call :meth:`put` at the same time share one commit: the first writes for all that wait (group commit).
+    The process takes over an abandoned spool, or creates one if all are in use or damaged. If its file is damaged,
+    replaced or removed, the next :meth:`put` or :meth:`check` notices, and restores it from the readable events.
 
-    :param folder: where the agent's spools lie, :func:`spool_folder`.
-    :param max_rows: rows that may lie in it before more are refused.
+    :param folder: of the agent's spools, :func:`spool_folder`.
+    :param max_rows: of all events in the spool; more are refused.
     :raises SpoolError: if the folder or file cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from stillhouse.knowledge.events import Outcomes
+    >>> with TemporaryDirectory() as folder:
+    ...     spool = Spool(Path(folder))
+    ...     spool.put(Outcomes(observation_ids=["o1"], observed_at=[0], known_at=[0], actions=["move"]))
+    ...     spool.depth()
+    ...     spool.close()
+    1
     """
 
     def __init__(self, folder: Path, *, max_rows: int = 1_000_000) -> None:
         self.max_rows = max_rows
-        self._owner, self._file = _own(folder)
+        self._owner, self._file = _acquire_spool(folder)
         self._process = os.getpid()
         self.name = self._file.name
-        self._write, self._line = threading.Lock(), threading.Lock()
-        self._waiting = list[_Waiting]()
+        self._write_lock, self._queue_lock = threading.Lock(), threading.Lock()
+        self._queue = list[_WriteRequest]()
         self._last = self._file.last()
         self._total = _total(self._file)
-        self._places = _places(self._file.path)
-        self._depth, self._asked = self._file.depth(), time.monotonic()
+        self._file_ids = _file_ids(self._file.path)
+        self._depth, self._depth_at = self._file.depth(), time.monotonic()
 
     def put(self, *events: Event) -> None:
-        """Write the events, all or none, and return when they will survive any crash.
+        """Write the events, all or none, and return when they survive any crash.
 
-        :raises SpoolFullError: if more rows than ``max_rows`` wait for the flush; nothing was written.
-        :raises SpoolError: if the disk refuses; nothing was written. Or in a process that was forked from the spool's.
+        :raises SpoolFullError: if the spool would have more than ``max_rows`` rows; nothing was written.
+        :raises SpoolError: if the disk cannot be written, or in a forked process; nothing was written.
         """
         if os.getpid() != self._process:  # SQLite's connections and locks must not cross a fork
             raise SpoolError(f"the spool {self._file.path} belongs to the process that opened it: open another here")
-        mine = _Waiting(events)
-        with self._line:
-            self._waiting.append(mine)
-        with self._write:
-            if not mine.done:
-                with self._line:
-                    all_, self._waiting = self._waiting, []
-                self._commit(all_)
-        if mine.error is not None:
-            raise mine.error
+        request = _WriteRequest(events)
+        with self._queue_lock:
+            self._queue.append(request)
+        with self._write_lock:
+            if not request.done:
+                with self._queue_lock:
+                    requests, self._queue = self._queue, []
+                self._commit(requests)
+        if request.error is not None:
+            raise request.error
 
     def depth(self) -> int:
-        """Rows that wait for the flush; up to a second old."""
-        if time.monotonic() - self._asked > _ASK_AGAIN_SECONDS:
-            with self._write:
-                self._depth, self._asked = self._file.depth(), time.monotonic()
+        """Number of rows that wait for the flush; the value may be a second old."""
+        if time.monotonic() - self._depth_at > _DEPTH_MAX_AGE_SECONDS:
+            with self._write_lock:
+                self._depth, self._depth_at = self._file.depth(), time.monotonic()
         return self._depth
 
     def check(self, *, write: bool = False) -> None:
-        """Look at it as the flush does, and restore it where it is damaged, replaced or gone.
+        """Check the file as the flush does, and restore it if it is damaged, replaced or missing.
 
-        :param write: whether to see if the disk takes something, too.
-        :raises SpoolError: if nothing can be put now.
+        :param write: also check that the disk can be written.
+        :raises SpoolError: if :meth:`put` would fail now.
         """
-        if not self._is_sound():
-            with self._write:
-                if not self._is_sound():  # nobody has restored it meanwhile
+        if not self._is_undamaged():
+            with self._write_lock:
+                if not self._is_undamaged():  # another thread has not restored it meanwhile
                     self._restore(SpoolDamagedError(f"the spool {self._file.path} was damaged or removed while in use"))
         if write:
-            with self._write:
+            with self._write_lock:
                 if not self._has_room(1):
-                    raise self._full()
-                with _told(self._file.path):
+                    raise self._full_error()
+                with _wrap_errors(self._file.path):
                     self._file.connection.execute("pragma user_version = 1")  # is written and synced like an event
 
     def close(self) -> None:
-        """Leave the spool to whoever comes next; what is in it stays."""
-        with self._write:
+        """Release the spool to the next process; its events stay."""
+        with self._write_lock:
             self._file.close()
             self._owner.release()
 
-    def _commit(self, waiting: Sequence[_Waiting]) -> None:
-        """Write what those want for whom there is room, in one transaction; with the lock held."""
-        accepted = list[_Waiting]()
+    def _commit(self, requests: Sequence[_WriteRequest]) -> None:
+        """Write the events of all requests for which there is room in one transaction; needs the write lock."""
+        accepted = list[_WriteRequest]()
         try:
-            for each in waiting:
-                if self._has_room(sum(one.rows for one in accepted) + each.rows):
-                    accepted.append(each)
+            for request in requests:
+                if self._has_room(sum(other.rows for other in accepted) + request.rows):
+                    accepted.append(request)
                 else:
-                    each.error = self._full()
-            self._insert([one for each in accepted for one in each.bodies])
+                    request.error = self._full_error()
+            self._insert([body for request in accepted for body in request.bodies])
         except StillhouseError as error:
-            for each in accepted:
-                each.error = error
+            for request in accepted:
+                request.error = error
         except BaseException:
-            for each in accepted:
-                each.error = SpoolError(f"the spool {self._file.path}: writing was interrupted; it may be written")
+            for request in accepted:
+                request.error = SpoolError(f"the spool {self._file.path}: writing was interrupted; it may be written")
             raise
         finally:
-            for each in waiting:
-                each.done = True
+            for request in requests:
+                request.done = True
 
     def _insert(self, bodies: Sequence[tuple[int, bytes]]) -> None:
-        """All of them or, where the disk refuses, none."""
+        """Write all of them or, if the disk cannot be written, none."""
         before = self._last
         try:
             self._write_events(bodies)
@@ -312,32 +323,35 @@ class Spool:
             if written == before or readable < written:
                 self._write_events(bodies)
 
-    def _is_sound(self) -> bool:
+    def _is_undamaged(self) -> bool:
         try:
             self._require_in_place()
-            SpoolFile(self._file.path, patience=_LOOK_SECONDS).close()
+            SpoolFile(self._file.path, lock_timeout=_SURVEY_LOCK_TIMEOUT_SECONDS).close()
         except SpoolDamagedError:
             return False
-        except SpoolError:  # another has it locked
+        except SpoolError:  # another process has locked it
             return True
         return True
 
     def _require_in_place(self) -> None:
-        """:raises SpoolDamagedError: if the files that are written to do not lie under their names any more."""
-        places = _places(self._file.path)
-        if self._places != places:
-            inode, log, size = self._places
-            now_inode, now_log, now_size = places
+        """Check that the open files are still those under the spool's names.
+
+        :raises SpoolDamagedError: if they were removed, replaced or truncated.
+        """
+        file_ids = _file_ids(self._file.path)
+        if self._file_ids != file_ids:
+            inode, log, size = self._file_ids
+            now_inode, now_log, now_size = file_ids
             if now_inode != inode or (log and now_log != log) or now_size < size:
-                raise SpoolDamagedError(f"the spool {self._file.path} was removed, replaced or cut off while in use")
-            self._places = places
+                raise SpoolDamagedError(f"the spool {self._file.path} was removed, replaced or truncated while in use")
+            self._file_ids = file_ids
 
     def _write_events(self, bodies: Sequence[tuple[int, bytes]]) -> None:
         before, lines, connection = self._total, list[tuple[int, int, bytes]](), self._file.connection
         for rows, body in bodies:
             self._total += rows
             lines.append((rows, self._total, body))
-        with _told(self._file.path):
+        with _wrap_errors(self._file.path):
             try:
                 connection.execute("begin immediate")
                 connection.executemany("insert into events(rows, total, body) values (?, ?, ?)", lines)
@@ -357,48 +371,48 @@ class Spool:
             self._last = last
         self._depth += self._total - before
 
-    def _restore(self, why: SpoolError) -> int:
-        """A new file under the same name, with what can still be read of the old one, which is set aside.
+    def _restore(self, damage: SpoolError) -> int:
+        """Create a new file of the same name with the readable events of the old one, which is set aside.
 
-        :returns: the number of the last event that could be read.
-        :raises SpoolError: if the disk refuses; all is as before.
+        :returns: number of the last readable event.
+        :raises SpoolError: if the disk cannot be written; nothing was changed.
         """
         old, path = self._file, self._file.path
         entries = list(old.salvage(0))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not Path(self._owner.lock_file).exists():  # went with the folder
+            if not Path(self._owner.lock_file).exists():  # removed with the folder
                 self._owner.release()
                 self._owner = FileLock(path.with_suffix(".owner"))
                 self._owner.acquire(timeout=0)
-            made = SpoolFile.create(path.with_suffix(".restored"), entries, self._last)
-            made.close()
+            restored = SpoolFile.create(path.with_suffix(".restored"), entries, self._last)
+            restored.close()
             aside = _rename_aside(path)
-            old.close()  # and with it, perhaps, the log that lies under its name
+            old.close()  # this may remove the log under its name
             path.with_suffix(".restored").rename(path)
             self._file = SpoolFile(path)
         except (OSError, Timeout) as error:
-            raise SpoolError(f"{why}; it cannot be restored: {error}") from error
-        self._last, self._total, self._places = self._file.last(), _total(self._file), _places(path)
-        self._depth, self._asked = self._file.depth(), time.monotonic()
+            raise SpoolError(f"{damage}; it cannot be restored: {error}") from error
+        self._last, self._total, self._file_ids = self._file.last(), _total(self._file), _file_ids(path)
+        self._depth, self._depth_at = self._file.depth(), time.monotonic()
         _log.error(
-            "%s; restored with the %d events that can be read of it%s",
-            why,
+            "%s; restored with its %d readable events%s",
+            damage,
             len(entries),
-            f"; what lay there is {aside}" if aside else "",
+            f"; the old file is {aside}" if aside else "",
         )
         return entries[-1].seq if entries else 0
 
     def _has_room(self, new: int) -> bool:
         if self._depth + new > self.max_rows:
-            self._depth, self._asked = self._file.depth(), time.monotonic()
+            self._depth, self._depth_at = self._file.depth(), time.monotonic()
         return self._depth + new <= self.max_rows
 
-    def _full(self) -> SpoolFullError:
+    def _full_error(self) -> SpoolFullError:
         return SpoolFullError(
             f"{self._depth:,} rows wait in the spool {self._file.path}, which may hold {self.max_rows:,} "
-            "(`runtime.max_spool_rows`): they wait for a flush into the knowledge base; is `stillhouse serve` or a "
-            "flush running, and is the knowledge base there?"
+            "(`runtime.max_spool_rows`), for a flush into the knowledge base: check that `stillhouse serve` or a flush "
+            "is running, and that the knowledge base can be written"
         )
 
 
@@ -406,16 +420,20 @@ class Spool:
 
 
 class Survey(NamedTuple):
-    """How the spools in a folder stand."""
+    """The state of the spools in a folder."""
 
     rows: int
-    """That wait for the flush, in those that can be read."""
+    """Rows that wait for the flush, in the readable spools."""
     problems: tuple[str, ...]
-    """One sentence for each that is damaged, cannot be read, or was set aside."""
+    """One sentence for each spool that is damaged, unreadable or set aside."""
 
 
 def survey(folder: Path) -> Survey:
-    """Look at every spool in the folder; what cannot be read is told, never raised."""
+    """Check every spool in the folder; an unreadable spool is reported as a problem, not raised.
+
+    >>> survey(Path("no such folder"))
+    Survey(rows=0, problems=())
+    """
     rows, problems = 0, list[str]()
     try:
         paths = sorted(folder.iterdir())
@@ -426,13 +444,13 @@ def survey(folder: Path) -> Survey:
     for path in paths:
         if path.suffix == ".damaged":
             problems.append(
-                f"{path} is a damaged spool that was set aside: what could be read of it went on; look at "
-                "it, then move or remove it"
+                f"{path} is a damaged spool that was set aside: its readable events were moved on; look at it, "
+                "then move or remove it"
             )
         if path.suffix != ".sqlite":
             continue
         try:
-            file = SpoolFile(path, patience=_LOOK_SECONDS)
+            file = SpoolFile(path, lock_timeout=_SURVEY_LOCK_TIMEOUT_SECONDS)
             try:
                 rows += file.depth()
             finally:
@@ -443,9 +461,9 @@ def survey(folder: Path) -> Survey:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename a damaged spool, with its log, to ``<name>.damaged``, so that nobody takes it for a spool any more.
+    """Rename a damaged spool and its log to ``<name>.damaged``, so that it no longer counts as a spool.
 
-    :returns: its new path; None while a process owns it, which will restore it itself.
+    :returns: its new path; None if a process owns the spool, which will restore it itself.
     :raises OSError: if it cannot be renamed.
     """
     try:
@@ -456,43 +474,43 @@ def set_aside(path: Path) -> Path | None:
 
 
 def _rename_aside(path: Path) -> Path | None:
-    """None where nothing lies there."""
-    if not any(part.exists() for part in _files(path)):
+    """The new path; None if there is no file."""
+    if not any(part.exists() for part in _database_files(path)):
         return None
     names = itertools.chain([path.stem], (f"{path.stem}.{number}" for number in itertools.count(2)))
     targets = (path.with_name(f"{name}.damaged") for name in names)
-    aside = next(target for target in targets if not any(part.exists() for part in _files(target)))
-    for part, target in zip(_files(path), _files(aside), strict=True):
+    aside = next(target for target in targets if not any(part.exists() for part in _database_files(target)))
+    for part, target in zip(_database_files(path), _database_files(aside), strict=True):
         if part.exists():
             part.rename(target)
     return aside
 
 
-def _files(path: Path) -> list[Path]:
-    """A database's file, its log, and the log's index."""
+def _database_files(path: Path) -> list[Path]:
+    """The SQLite database, its log and the log's index."""
     return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
 
 
 def _require_file(path: Path) -> None:
-    """Without opening it, which would let go of the locks that this process may hold on it.
+    """Check that the spool exists and is not empty, without opening it: that would release this process's own locks.
 
-    :raises SpoolDamagedError: if there is no such file, or nothing in it.
+    :raises SpoolDamagedError: if there is no such file, or it is empty.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise SpoolDamagedError(f"the spool {path} cannot be found: {error}") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise SpoolError(f"{path} is not a file, and so no spool: move it elsewhere")
-    if found.st_size == 0:
-        raise SpoolDamagedError(f"the spool {path} is empty, without even a database's head")
+    if not stat.S_ISREG(status.st_mode):
+        raise SpoolError(f"{path} is not a file, so it cannot be a spool: move it elsewhere")
+    if status.st_size == 0:
+        raise SpoolDamagedError(f"the spool {path} is empty: it has not even a database header")
 
 
-def _places(path: Path) -> tuple[int, int, int]:
-    """What tells whether the files are those that were opened: inodes of file and log (0: not there), and its size."""
+def _file_ids(path: Path) -> tuple[int, int, int]:
+    """Identifies the files of a spool: inodes of file and log (0: missing), and the size of the file."""
     try:
-        found = os.stat(path)  # noqa: PTH116 — at each commit
-        inode, size = found.st_ino, found.st_size
+        status = os.stat(path)  # noqa: PTH116 — at each commit
+        inode, size = status.st_ino, status.st_size
     except OSError:
         inode = size = 0
     try:
@@ -503,19 +521,19 @@ def _places(path: Path) -> tuple[int, int, int]:
 
 
 def _total(file: SpoolFile) -> int:
-    with _told(file.path):
-        found = file.connection.execute("select cast(total as integer) from events order by seq desc").fetchone()
-    return int(found[0] or 0) if found else 0
+    with _wrap_errors(file.path):
+        row = file.connection.execute("select cast(total as integer) from events order by seq desc").fetchone()
+    return int(row[0] or 0) if row else 0
 
 
-def _own(folder: Path) -> tuple[FileLock, SpoolFile]:
-    """A spool of the folder, and the lock that says whose it is: an abandoned one that is sound, else a new one."""
+def _acquire_spool(folder: Path) -> tuple[FileLock, SpoolFile]:
+    """Take over an abandoned, undamaged spool of the folder, or create one; returns it with its owner's lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        there = sorted(folder.glob("*.sqlite"))
+        paths = sorted(folder.glob("*.sqlite"))
     except OSError as error:
         raise SpoolError(f"the spool's folder {folder} cannot be written: {error}") from error
-    for path in there:
+    for path in paths:
         try:
             lock = FileLock(path.with_suffix(".owner"))
             lock.acquire(timeout=0)
@@ -525,7 +543,7 @@ def _own(folder: Path) -> tuple[FileLock, SpoolFile]:
             _log.error("%s; it is left as it is, and another spool is taken", error)
             continue
         try:
-            return lock, _sound(path)
+            return lock, _open_undamaged(path)
         except SpoolError as error:
             lock.release()
             _log.error("%s; it is left as it is, and another spool is taken", error)
@@ -542,32 +560,32 @@ def _own(folder: Path) -> tuple[FileLock, SpoolFile]:
         raise
 
 
-def _sound(path: Path) -> SpoolFile:
+def _open_undamaged(path: Path) -> SpoolFile:
     file = SpoolFile(path)
     try:
-        file.require_sound()
+        file.require_undamaged()
     except SpoolError:
         file.close()
         raise
     return file
 
 
-def _connect(path: Path, mode: str, patience: float = _BUSY_SECONDS) -> sqlite3.Connection:
+def _connect(path: Path, mode: str, lock_timeout: float = _LOCK_TIMEOUT_SECONDS) -> sqlite3.Connection:
     address = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=patience)
+    return sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False, timeout=lock_timeout)
 
 
-def _begin_log(connection: sqlite3.Connection) -> None:
+def _enable_wal(connection: sqlite3.Connection) -> None:
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
-    connection.execute(f"pragma wal_autocheckpoint = {_LOG_PAGES}")
+    connection.execute(f"pragma wal_autocheckpoint = {_AUTO_CHECKPOINT_PAGES}")
 
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _wrap_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
@@ -575,6 +593,6 @@ def _told(path: Path) -> Iterator[None]:
         if code & 0xFF in _DAMAGED or code == sqlite3.SQLITE_READONLY_DBMOVED:
             raise SpoolDamagedError(f"the spool {path} is damaged: {error}") from error
         raise SpoolError(
-            f"the spool {path}: {error}; it needs a local disk that is writable and not full, and a file that nobody "
-            "else changes"
+            f"the spool {path}: {error}; it needs a local disk that is writable and not full, and a file that no "
+            "other program changes"
         ) from error

@@ -1,11 +1,11 @@
-"""The tables' upkeep: small files become large ones, old rows go, and files that nobody needs are removed.
+"""Upkeep of the tables: compact small files, delete old rows, remove data files that no needed version uses.
 
-Nothing that a registered model was trained or proved on is ever removed: its windows' rows stay in the newest version
-of each table, and the files of the table versions that its windows name stay on the disk, so that such a window reads
-the identical rows for ever. Whoever does not know which those are may compact, and must not remove.
+What a registered model was trained or tested on is never removed: the rows of its windows stay in the newest version of
+every table, and the files of the table versions that its windows record stay on the disk, so these windows read
+identical rows later. If it is not known which windows those are, only compaction is allowed.
 
-Each step may be killed at any moment and run again: a table changes by whole commits, and a file goes only when no
-version in use names it.
+Each step may be killed at any time and repeated: a table changes by complete commits, and a file is removed only if no
+version in use refers to it.
 """
 
 from __future__ import annotations
@@ -25,132 +25,176 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from pydantic import AwareDatetime, Field
 
 from stillhouse.config import Upkeep
-from stillhouse.knowledge.flush import Flushed
-from stillhouse.knowledge.tables import FIELDS, HOOKS, MONTH, PROPERTIES, Table, Tables, file_statistics
+from stillhouse.knowledge.flush import FlushResult
+from stillhouse.knowledge.pruning import file_statistics
+from stillhouse.knowledge.schemas import FIELDS, HOOKS, MONTH, PROPERTIES, Table
+from stillhouse.knowledge.tables import Tables
 from stillhouse.records import Record, Window
 
-__all__ = ["Compacted", "Freed", "Maintained", "Removed", "compact", "free", "in_use", "remove_old_rows"]
+__all__ = [
+    "CompactionResult",
+    "DeletedRows",
+    "UpkeepReport",
+    "VacuumResult",
+    "compact",
+    "delete_old_rows",
+    "vacuum",
+    "versions_in_use",
+]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-_FORGETTABLE: tuple[Table, ...] = ("observations", "decisions", "outcomes", "quarantine", "questions")
-"""Tables whose rows go with their observation. What teachers said stays: it was paid for, and names a content only."""
+_WITH_RETENTION: tuple[Table, ...] = ("observations", "decisions", "outcomes", "quarantine", "questions")
+"""Tables whose rows are deleted with their observation.
 
-_UNKNOWN_FOR = timedelta(days=1)
-"""So long a file may be that no log names: a writer may be about to commit it."""
+Retention keeps teacher answers: they cost money and are keyed by a content hash, not by an observation.
+"""
 
-_ROW_GROUP = 131_072  # rows; a window of a day reads some of a month's row groups
+_UNCOMMITTED_FILE_AGE = timedelta(days=1)
+"""Minimum age of a file without a commit before it is removed: a writer may be about to commit it."""
+
+_ROW_GROUP_ROWS = 131_072  # a window of a day reads a few of a month's row groups
 _TRIES = 5
 
 
-class Compacted(Record):
-    """What became of one table's small files in one month."""
+class CompactionResult(Record):
+    """Small files of one table and month that were joined."""
 
     table: str
-    month: str | None = Field(default=None, description="None for a table without months")
+    month: str | None = Field(default=None, description="None for a table without month partitions")
     files_before: int = Field(ge=0)
     files_after: int = Field(ge=0)
     bytes_before: int = Field(ge=0)
     bytes_after: int = Field(ge=0)
 
 
-class Removed(Record):
-    """Rows that were removed from one table."""
+class DeletedRows(Record):
+    """Number of rows that were deleted from one table."""
 
     table: str
     rows: int = Field(ge=0)
 
 
-class Freed(Record):
-    """Files on the disk of one table, those of old versions included."""
+class VacuumResult(Record):
+    """Data files of one table before and after unneeded ones were removed."""
 
     table: str
     files_before: int = Field(ge=0)
     files_after: int = Field(ge=0)
     bytes_before: int = Field(ge=0)
     bytes_after: int = Field(ge=0)
-    kept: dict[int, tuple[str, ...]] = Field(description="versions that stay readable, and the models that need each")
+    kept: dict[int, tuple[str, ...]] = Field(description="versions that stay readable, and the models that need them")
     unreadable: dict[int, tuple[str, ...]] = Field(
-        default_factory=dict, description="versions that models name and the table does not have (any more)"
+        default_factory=dict, description="versions that models need but that cannot be read (any more)"
     )
 
 
-class Maintained(Record):
-    """All that one round of upkeep did."""
+class UpkeepReport(Record):
+    """The results of one run of the upkeep."""
 
     agent: str
     as_of: AwareDatetime
-    flushed: Flushed
-    compacted: tuple[Compacted, ...] = ()
-    removed: tuple[Removed, ...] = ()
-    freed: tuple[Freed, ...] = ()
+    flushed: FlushResult
+    compacted: tuple[CompactionResult, ...] = ()
+    removed: tuple[DeletedRows, ...] = ()
+    freed: tuple[VacuumResult, ...] = ()
     models: int = Field(default=0, ge=0, description="registered versions whose windows were kept")
-    problems: tuple[str, ...] = Field(default=(), description="what is wrong with the tables, a sentence each")
-    nothing_removed: str = Field(default="", description="why neither rows nor files were removed; empty: they were")
+    problems: tuple[str, ...] = Field(default=(), description="problems of the tables, one sentence each")
+    nothing_removed: str = Field(
+        default="", description="why neither rows nor files were removed; empty if they could be"
+    )
 
 
-def in_use(table: Table, windows: Mapping[str, Sequence[Window]]) -> dict[int, tuple[str, ...]]:
-    """The versions of ``table`` that windows name, and the models that they belong to."""
-    found: dict[int, list[str]] = {}
-    for model, of in windows.items():
-        for window in of:
-            if table in window.versions and model not in found.setdefault(window.versions[table], []):
-                found[window.versions[table]].append(model)
-    return {version: tuple(models) for version, models in sorted(found.items())}
+def versions_in_use(table: Table, windows: Mapping[str, Sequence[Window]]) -> dict[int, tuple[str, ...]]:
+    """The versions of ``table`` that windows record, with the models to which the windows belong.
 
+    :param windows: by model.
 
-def compact(tables: Tables, settings: Upkeep) -> tuple[Compacted, ...]:
-    """Join small files, month by month, where ``settings.min_files`` of them are there. Changes no row."""
-    months = [(table, month) for table, delta in _opened(tables) for month in _worn(delta, settings)]
-    return tuple(filter(None, (_compacted(tables, table, month, settings) for table, month in months)))
-
-
-def remove_old_rows(tables: Tables, before: datetime, windows: Mapping[str, Sequence[Window]]) -> tuple[Removed, ...]:
-    """Remove rows observed before that moment, except those observed in one of the models' windows.
-
-    Old versions of the tables still have them until :func:`free` removes their files.
+    >>> day = Window(
+    ...     name="test",
+    ...     start=datetime(2013, 1, 1, tzinfo=UTC),
+    ...     end=datetime(2013, 1, 2, tzinfo=UTC),
+    ...     versions={"outcomes": 3},
+    ... )
+    >>> versions_in_use("outcomes", {"flights@1": [day], "flights@2": [day]})
+    {3: ('flights@1', 'flights@2')}
     """
-    kept = _joined((window.start, window.end) for of in windows.values() for window in of)
-    condition = f"observed_at < '{_text(before)}'"
-    for start, end in kept:
-        condition += f" AND NOT (observed_at >= '{_text(start)}' AND observed_at < '{_text(end)}')"
-    done = list[Removed]()
-    for table, _ in _opened(tables, _FORGETTABLE):
-        metrics = _tried(tables, table, partial(_delete, condition=condition))
+    models_by_version: dict[int, list[str]] = {}
+    for model, model_windows in windows.items():
+        for window in model_windows:
+            if table in window.versions and model not in models_by_version.setdefault(window.versions[table], []):
+                models_by_version[window.versions[table]].append(model)
+    return {version: tuple(models) for version, models in sorted(models_by_version.items())}
+
+
+def compact(tables: Tables, settings: Upkeep) -> tuple[CompactionResult, ...]:
+    """Join the small files of every month that has at least ``settings.min_files`` of them. No row changes."""
+    months = [(table, month) for table, delta in _existing(tables) for month in _fragmented_months(delta, settings)]
+    return tuple(filter(None, (_compact_month(tables, table, month, settings) for table, month in months)))
+
+
+def delete_old_rows(
+    tables: Tables, before: datetime, windows: Mapping[str, Sequence[Window]]
+) -> tuple[DeletedRows, ...]:
+    """Delete rows observed before that time, except rows in a window of a registered model.
+
+    Older table versions still have the rows until :func:`vacuum` removes their files.
+
+    :param windows: by model.
+    """
+    kept_ranges = _merge_ranges(
+        (window.start, window.end) for model_windows in windows.values() for window in model_windows
+    )
+    condition = f"observed_at < '{_sql_time(before)}'"
+    for start, end in kept_ranges:
+        condition += f" AND NOT (observed_at >= '{_sql_time(start)}' AND observed_at < '{_sql_time(end)}')"
+    deleted = list[DeletedRows]()
+    for table, _ in _existing(tables, _WITH_RETENTION):
+        metrics = _retry(tables, table, partial(_delete, condition=condition))
         if metrics is not None and metrics["num_deleted_rows"]:
-            done.append(Removed(table=table, rows=metrics["num_deleted_rows"]))
-    return tuple(done)
+            deleted.append(DeletedRows(table=table, rows=metrics["num_deleted_rows"]))
+    return tuple(deleted)
 
 
-def free(tables: Tables, grace: timedelta, windows: Mapping[str, Sequence[Window]]) -> tuple[Freed, ...]:
-    """Remove files of table versions older than ``grace`` that none of the models' windows name.
+def vacuum(tables: Tables, grace: timedelta, windows: Mapping[str, Sequence[Window]]) -> tuple[VacuumResult, ...]:
+    """Remove files of table versions older than ``grace``, except versions that a window of a model records.
 
-    A file that no log names, as a killed writer leaves it, goes after a day.
+    A file without a commit, which a killed writer leaves, is removed after a day.
+
+    :param windows: by model.
     """
-    return tuple(_free(tables, table, delta, grace, in_use(table, windows)) for table, delta in _opened(tables))
+    return tuple(
+        _vacuum_table(tables, table, delta, grace, versions_in_use(table, windows))
+        for table, delta in _existing(tables)
+    )
 
 
 # --------------------------------------------------------------------------- inside
 
 
-def _opened(tables: Tables, names: Iterable[Table] = tuple(FIELDS)) -> Iterable[tuple[Table, DeltaTable]]:
+def _existing(tables: Tables, names: Iterable[Table] = tuple(FIELDS)) -> Iterable[tuple[Table, DeltaTable]]:
     for table in names:
-        if delta := tables._open(table):
+        if delta := tables.open(table):
             yield table, delta
 
 
-def _tried(tables: Tables, table: Table, change: Callable[[DeltaTable], _T]) -> _T | None:
-    """Make a change on the newest version, again where another process changes the same rows; None: not this time."""
+def _retry(tables: Tables, table: Table, change: Callable[[DeltaTable], _T]) -> _T | None:
+    """Apply a change to the newest version, again if other processes changed the same rows; None if that fails."""
     for _ in range(_TRIES):
-        delta = tables._open(table)
+        delta = tables.open(table)
         if delta is None:
             return None
         try:
             return change(delta)
         except CommitFailedError as error:
             failure = error
-    _log.warning("table %s in %s is changed by others, and is left until next time: %s", table, tables.root, failure)
+    _log.warning(
+        "table %s in %s is being changed by other processes; its upkeep is left to the next run: %s",
+        table,
+        tables.root,
+        failure,
+    )
     return None
 
 
@@ -159,52 +203,52 @@ def _delete(delta: DeltaTable, condition: str) -> dict[str, Any]:
     return metrics
 
 
-def _compacted(tables: Tables, table: Table, month: str | None, settings: Upkeep) -> Compacted | None:
-    metrics = _tried(tables, table, partial(_join, month=month, settings=settings))
+def _compact_month(tables: Tables, table: Table, month: str | None, settings: Upkeep) -> CompactionResult | None:
+    metrics = _retry(tables, table, partial(_join_files, month=month, settings=settings))
     if not metrics or not metrics["numFilesRemoved"]:
         return None
-    return Compacted(
+    return CompactionResult(
         table=table,
         month=month,
         files_before=metrics["numFilesRemoved"],
         files_after=metrics["numFilesAdded"],
-        bytes_before=_bytes(metrics["filesRemoved"]),
-        bytes_after=_bytes(metrics["filesAdded"]),
+        bytes_before=_total_bytes(metrics["filesRemoved"]),
+        bytes_after=_total_bytes(metrics["filesAdded"]),
     )
 
 
-def _join(delta: DeltaTable, month: str | None, settings: Upkeep) -> dict[str, Any]:
+def _join_files(delta: DeltaTable, month: str | None, settings: Upkeep) -> dict[str, Any]:
     if missing := {name: value for name, value in PROPERTIES.items() if name not in delta.metadata().configuration}:
-        delta.alter.set_table_properties(missing)  # a table of before these were
-    by_month = MONTH in delta.metadata().partition_columns
+        delta.alter.set_table_properties(missing)  # a table created before these properties were introduced
+    is_partitioned = MONTH in delta.metadata().partition_columns
     metrics: dict[str, Any] = delta.optimize.compact(
-        partition_filters=[(MONTH, "=", month or "")] if by_month else None,
+        partition_filters=[(MONTH, "=", month or "")] if is_partitioned else None,
         target_size=settings.target_bytes,
-        writer_properties=WriterProperties(compression="ZSTD", max_row_group_size=_ROW_GROUP),
+        writer_properties=WriterProperties(compression="ZSTD", max_row_group_size=_ROW_GROUP_ROWS),
         post_commithook_properties=HOOKS,
     )
     return metrics
 
 
-def _worn(delta: DeltaTable, settings: Upkeep) -> list[str | None]:
-    """Months with many files that are less than half of what they should be; None for all of a table without months."""
+def _fragmented_months(delta: DeltaTable, settings: Upkeep) -> list[str | None]:
+    """Months with many files of less than half the target size; None for the whole of an unpartitioned table."""
     months, sizes = (file_statistics(delta, name).to_pylist() for name in (f"partition.{MONTH}", "size_bytes"))
     small = Counter(month for month, size in zip(months, sizes, strict=True) if size < settings.target_bytes / 2)
     return [month for month in sorted(small, key=str) if small[month] >= settings.min_files]
 
 
-def _bytes(told: str | Mapping[str, Any]) -> int:
-    """Of the files that a compaction took or made, which it tells as JSON."""
-    return int((json.loads(told) if isinstance(told, str) else told)["totalSize"])
+def _total_bytes(metrics: str | Mapping[str, Any]) -> int:
+    """Size of the files that a compaction removed or added; Delta gives it as JSON."""
+    return int((json.loads(metrics) if isinstance(metrics, str) else metrics)["totalSize"])
 
 
-def _free(
-    tables: Tables, table: Table, delta: DeltaTable, grace: timedelta, used: Mapping[int, tuple[str, ...]]
-) -> Freed:
+def _vacuum_table(
+    tables: Tables, table: Table, delta: DeltaTable, grace: timedelta, in_use: Mapping[int, tuple[str, ...]]
+) -> VacuumResult:
     folder = tables.root / table
-    before = _on_disk(folder)
-    kept = {version: models for version, models in used.items() if _readable(folder, version)}
-    for full, age in ((False, grace), (True, max(grace, _UNKNOWN_FOR))):
+    before = _file_sizes(folder)
+    kept = {version: models for version, models in in_use.items() if _is_readable(folder, version)}
+    for full, age in ((False, grace), (True, max(grace, _UNCOMMITTED_FILE_AGE))):
         remove = partial(
             DeltaTable.vacuum,
             retention_hours=math.ceil(age / timedelta(hours=1)),
@@ -213,22 +257,22 @@ def _free(
             keep_versions=list(kept),
             post_commithook_properties=HOOKS,
         )
-        # a vacuum is a commit, and Delta lists again what it removed before: only where there is something to do
+        # A vacuum makes a commit, and Delta lists files again that it has removed: run it only if there is work to do.
         if any((folder / name).exists() for name in remove(delta, dry_run=True)):
-            _tried(tables, table, partial(remove, dry_run=False))
-    after = _on_disk(folder)
-    return Freed(
+            _retry(tables, table, partial(remove, dry_run=False))
+    after = _file_sizes(folder)
+    return VacuumResult(
         table=table,
         files_before=len(before),
         files_after=len(after),
         bytes_before=sum(before.values()),
         bytes_after=sum(after.values()),
         kept=kept,
-        unreadable={version: models for version, models in used.items() if version not in kept},
+        unreadable={version: models for version, models in in_use.items() if version not in kept},
     )
 
 
-def _readable(folder: Path, version: int) -> bool:
+def _is_readable(folder: Path, version: int) -> bool:
     try:
         DeltaTable(str(folder), version=version)
     except DeltaError:
@@ -236,28 +280,28 @@ def _readable(folder: Path, version: int) -> bool:
     return True
 
 
-def _on_disk(folder: Path) -> dict[Path, int]:
-    """Data files with their sizes (bytes)."""
-    found = dict[Path, int]()
+def _file_sizes(folder: Path) -> dict[Path, int]:
+    """Size in bytes of every data file on the disk."""
+    sizes = dict[Path, int]()
     for path in folder.rglob("*.parquet"):
         if "_delta_log" not in path.parts:
             try:
-                found[path] = path.stat().st_size
-            except FileNotFoundError:  # another process is at the same
+                sizes[path] = path.stat().st_size
+            except FileNotFoundError:  # another process has removed it
                 continue
-    return found
+    return sizes
 
 
-def _joined(spans: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
-    """Overlapping and touching spans as one, in order."""
-    found = list[tuple[datetime, datetime]]()
-    for start, end in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
+def _merge_ranges(ranges: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
+    """Time ranges in order, with overlapping and adjacent ones merged."""
+    merged = list[tuple[datetime, datetime]]()
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
-            found.append((start, end))
-    return found
+            merged.append((start, end))
+    return merged
 
 
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()
+def _sql_time(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat()

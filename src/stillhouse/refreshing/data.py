@@ -63,7 +63,7 @@ class RefreshData:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Sound observations, each once, by time and id, with ``outcome`` as action index; −1: not known by then."""
-        return self.base.with_labels(self.base.sound(self.raw, self.window), self.window, self.as_of)
+        return self.base.join_labels(self.base.drop_quarantined(self.raw, self.window), self.window, self.as_of)
 
     def drop_raw(self) -> None:
         """Let go of the rows as stored, once the contract has been asked about them."""
@@ -73,7 +73,7 @@ class RefreshData:
     def observations(self, window: Window) -> pd.DataFrame:
         """The sound rows of a part of the window, with or without a label."""
         if not self.covers(window):
-            return self.base.with_labels(self.base.observations(window), window, self.as_of)
+            return self.base.join_labels(self.base.read_observations(window), window, self.as_of)
         times = self.rows["observed_at"]
         return self.rows[(times >= window.start) & (times < window.end)].reset_index(drop=True)
 
@@ -100,11 +100,11 @@ class RefreshData:
         """Labelled rows up to ``windows.max_train_rows``, then unlabelled ones as far as there is room."""
         base, most = self.base, self.base.config.windows.max_train_rows
         rows = self.observations(window)
-        labelled = base.thin(rows[rows["outcome"] >= 0].reset_index(drop=True), most)
+        labelled = base.limit(rows[rows["outcome"] >= 0].reset_index(drop=True), most)
         room = None if most is None else most - len(labelled)
         if not base.config.asking.without_outcomes or room == 0:
             return labelled
-        others = base.thin(rows[rows["outcome"] < 0].reset_index(drop=True), room)
+        others = base.limit(rows[rows["outcome"] < 0].reset_index(drop=True), room)
         if others.empty:
             return labelled
         return pd.concat([labelled, others]).sort_values(["observed_at", "observation_id"], ignore_index=True)
@@ -158,7 +158,7 @@ class LearningRows:
         Looked up once; :meth:`forget_teacher_probs` after somebody has asked.
         """
         if teacher not in self._teacher_probs:
-            self._teacher_probs[teacher] = self.base.knowledge(self.frame, teacher)
+            self._teacher_probs[teacher] = self.base.answers.probs(self.frame, teacher)
         return self._teacher_probs[teacher]
 
     def forget_teacher_probs(self) -> None:
@@ -171,7 +171,7 @@ class LearningRows:
 
     def features(self, teacher: TeacherRef) -> Array | None:
         """What the teacher makes of each row inside, ``[n, D]``; None where it has no features."""
-        return self.base.features(self.frame, teacher.features) if teacher.features else None
+        return self.base.answers.features(self.frame, teacher.features) if teacher.features else None
 
     def encoded(self, columns: Columns) -> Array:
         """All rows as the student reads them, float32 ``[n, D]``."""
@@ -237,12 +237,12 @@ class LearningRows:
         )
 
     def _with_synthetic(self, lesson: Lesson, teacher: TeacherRef, columns: Columns) -> Lesson:
-        probs = self.base.knowledge(self.synthetic, teacher.version)
+        probs = self.base.answers.probs(self.synthetic, teacher.version)
         answered = ~np.isnan(probs[:, 0])
         if not answered.any():
             return lesson
         rows = self.synthetic[answered]
-        features = self.base.features(rows, teacher.features) if teacher.features else None
+        features = self.base.answers.features(rows, teacher.features) if teacher.features else None
         no_labels = np.full(len(rows), -1)
         x = encode(rows, columns)
         return lesson.plus(lesson_of(x, probs[answered], no_labels, columns, features=features))

@@ -28,15 +28,15 @@ def answered_alarm(session: Session, request: RefreshRequest) -> Verdict | None:
     """
     if request.trigger != "drift":
         return None
-    asked = session.base.verdict(request.cause)
+    asked = session.base.journal.verdict(request.cause)
     if asked is None or asked.kind != "watch":
         return None
-    known, last = asked.evidence.get("last_refresh"), session.base.last_refresh()
+    known, last = asked.evidence.get("last_refresh"), session.base.journal.last_refresh()
     if last is None or (known is not None and last <= datetime.fromisoformat(str(known))):
         return None
     if session.registry.has_refresh(request.cause, request.as_of):
         return None
-    return session.base.verdict_at("gate", last)
+    return session.base.journal.verdict_at("gate", last)
 
 
 def require_learnable(session: Session, request: RefreshRequest) -> None:
@@ -145,7 +145,7 @@ def _settings(settings: AgentConfig) -> dict[str, str]:
 
 def _cause_files(session: Session) -> dict[str, Content]:
     """The drift report that asked for this refresh, if one did, as record and figure of its MLflow run."""
-    verdict = session.base.verdict(session.job.cause)
+    verdict = session.base.journal.verdict(session.job.cause)
     if verdict is None or verdict.kind != "watch":
         return {}
     report = drift_report(verdict)

@@ -61,7 +61,7 @@ def _compression(found: Frontier, image: bytes) -> list[str]:
 
 def _spending(job: Refresh, base: KnowledgeBase) -> str:
     """What asking the teachers has cost this refresh."""
-    spent = base.spending(job=job.refresh_id)
+    spent = base.answers.spending(job=job.refresh_id)
     return "\n".join(f"- teacher {code(name)}: {md(cost)}" for name, cost in spent.items())
 
 

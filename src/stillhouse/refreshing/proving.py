@@ -110,7 +110,7 @@ def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> di
     settings = session.settings
     validation, test = session.training.labelled_validation, session.data.labelled(session.job.test)
     rows = pd.concat([validation, test], ignore_index=True)
-    teacher_probs = session.base.knowledge(rows, teacher.version)
+    teacher_probs = session.base.answers.probs(rows, teacher.version)
     answered = ~np.isnan(teacher_probs[:, 0])
     rows, teacher_probs = rows[answered], teacher_probs[answered]
     probs, labels = chosen.predict_proba(rows), rows["outcome"].to_numpy()
@@ -134,7 +134,7 @@ def _teacher(session: Session, teacher: TeacherRef, one: pd.DataFrame) -> Conten
     return Contender(
         "teacher",
         "teacher",
-        lambda rows: session.base.knowledge(rows, teacher.version),
+        lambda rows: session.base.answers.probs(rows, teacher.version),
         teacher.bytes,
         (lambda: members.ask(one)) if members.local else None,
     )

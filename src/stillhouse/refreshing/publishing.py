@@ -69,7 +69,7 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
             names.PROFILE: profile.to_bytes(),
             names.BASELINE: baseline,
             names.TRADEOFF_FIGURE: figures.tradeoff(proof),
-            names.QUALITY_FIGURE: figures.quality_over_time(base.verdicts(since=job.as_of - _SHOWN)),
+            names.QUALITY_FIGURE: figures.quality_over_time(base.journal.verdicts(since=job.as_of - _SHOWN)),
             names.PROOF: proof,
         },
     )
@@ -89,7 +89,7 @@ def settle_refresh(session: Session, verdict: Verdict) -> None:
         models.promote(models.version_of(job.refresh_id, challenger_name(verdict)))
     elif verdict.result == "awaiting_approval":
         models.propose(models.version_of(job.refresh_id, challenger_name(verdict)))
-    session.base.record(verdict)
+    session.base.journal.append_verdict(verdict)
     models.close_refresh(job.run_id)
     shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # what killed refreshes left, too
     close_session(job.refresh_id)

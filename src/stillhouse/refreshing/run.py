@@ -58,7 +58,7 @@ def refresh(
             if closed is not None:
                 return closed
             opening.require_learnable(session, request)
-            data = session.base.set_aside(*contract(session.data.raw, request.window, session.settings))
+            data = session.base.quarantine(*contract(session.data.raw, request.window, session.settings))
             job = opening.open_refresh(session, request, data)
             if job.finished and job.verdict is not None:
                 return job.verdict

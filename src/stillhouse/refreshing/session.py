@@ -80,7 +80,7 @@ def request_refresh(
     if len(cause) > _LONGEST_CAUSE:
         raise ConfigError(f"cause: has {len(cause)} characters, and may have {_LONGEST_CAUSE}")
     base = KnowledgeBase(settings)
-    now = base.moment(as_of)
+    now = base.resolve_time(as_of)
     end = now - settings.outcomes.delay
     return RefreshRequest(
         refresh_id=short_id(agent, now.isoformat(), trigger, cause, teacher, mode, settings.model_dump_json()),

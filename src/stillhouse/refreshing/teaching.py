@@ -67,13 +67,13 @@ def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
     if learned is None:
         return teacher
     weighted = ensemble.reweigh(teacher, learned.weights, Path(job.folder) / "teacher")
-    base.append_weights(
+    base.journal.append_weight_changes(
         weighing.changes(learned.weights, _last_weights(session), version=weighted.version, job=job.refresh_id)
     )
     asking.remember_mean(base, session.reweighted(teacher, weighted, learned.weights), rows)
     files: dict[str, Content] = {
         names.WEIGHTS: learned.weights,
-        names.WEIGHTS_FIGURE: figures.weights_over_time(base.weight_changes()),
+        names.WEIGHTS_FIGURE: figures.weights_over_time(base.journal.weight_changes()),
     }
     models.log(job.run_id, files=files, points=learned.points("weight/"))
     return teacher if weighted.version == teacher.version else weighted
@@ -156,16 +156,16 @@ def rows_to_ask(session: Session, teacher: Ensemble, rows: pd.DataFrame, account
     The selection is kept before anybody is asked: a run that goes on asks about the same rows.
     """
     base, settings = session.base, session.settings.asking
-    answered = ~np.isnan(base.knowledge(rows, teacher.version)[:, 0])
+    answered = ~np.isnan(base.answers.probs(rows, teacher.version)[:, 0])
     wanted = round(settings.share * len(rows))
-    selected = base.questions(session.refresh_id, teacher.version)
+    selected = base.answers.questions(session.refresh_id, teacher.version)
     if selected is not None:
         return rows["observation_id"].isin(selected["observation_id"]).to_numpy(), len(selected) < wanted
     size = int(answered.sum()) + account.affordable(teacher, max(0, wanted - int(answered.sum())))
     if size >= len(rows):
         return np.ones(len(rows), dtype=bool), False
     plan = _plan(session, rows, answered, size, seed=int(short_id(session.refresh_id, teacher.version), 16))
-    base.append_questions(
+    base.answers.append_questions(
         rows.iloc[plan.rows],
         plan.probability[plan.rows],
         answered[plan.rows],
@@ -179,7 +179,7 @@ def rows_to_ask(session: Session, teacher: Ensemble, rows: pd.DataFrame, account
 
 def log_spending(session: Session) -> None:
     """What the teachers have cost this refresh so far, as metrics of its run."""
-    spent = session.base.spending(job=session.refresh_id)
+    spent = session.base.answers.spending(job=session.refresh_id)
     metrics = {f"teacher/{name}/{what}": value for name, cost in spent.items() for what, value in cost}
     if metrics:
         session.registry.log_metrics(session.job.run_id, metrics)
@@ -239,7 +239,7 @@ def _trusted(session: Session, teacher: TeacherRef, rows: pd.DataFrame) -> tuple
     """The champion's teacher, which has been admitted before, and its kept answers to ``rows``."""
     champion = session.champion
     version = session.registry.tags(champion.baseline.teacher).get("teacher_version") if champion else None
-    return (version, session.base.knowledge(rows, version)) if version and version != teacher.version else None
+    return (version, session.base.answers.probs(rows, version)) if version and version != teacher.version else None
 
 
 def _last_weights(session: Session) -> dict[tuple[str, str], float]:
@@ -247,7 +247,7 @@ def _last_weights(session: Session) -> dict[tuple[str, str], float]:
     if session.champion is None:
         return {}
     folder = session.champion.teacher_folder()
-    recorded = session.base.weight_changes(ensemble.reference(folder).version)
+    recorded = session.base.journal.weight_changes(ensemble.reference(folder).version)
     return following.standing(ensemble.kept_weights(folder), [each for each in recorded if each.job == "watch"])
 
 
@@ -256,7 +256,7 @@ def _reasons(session: Session, teacher: Ensemble, rows: pd.DataFrame) -> list[st
     if rows.empty:
         return []
     found = [
-        session.base.unanswered(member.version).drop_duplicates("content_key", keep="last")
+        session.base.answers.unanswered(member.version).drop_duplicates("content_key", keep="last")
         for member in teacher.members
         if member.version is not None
     ]

@@ -173,7 +173,7 @@ def digest_of(folder: Path) -> str:
     """``sha256:…`` of all of a model's files, their names and contents."""
     for cache in sorted(folder.rglob("__pycache__")):  # Python's own copies: it makes them anew
         shutil.rmtree(cache, ignore_errors=True)
-    return f"sha256:{tree_digest(folder, leave_out=_NOT_ITS_OWN)}"
+    return f"sha256:{tree_digest(folder, exclude=_NOT_ITS_OWN)}"
 
 
 def _untrusted(uri: str, digest: str, brings: str) -> str:

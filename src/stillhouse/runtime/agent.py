@@ -31,7 +31,7 @@ from stillhouse.errors import (
     UnknownDecisionError,
 )
 from stillhouse.knowledge import KnowledgeBase, tidy_outcomes
-from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, Taught
+from stillhouse.knowledge.events import Decided, Event, Observed, Outcomes, TeacherAnswered
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool, spool_folder, survey
 from stillhouse.runtime.background import PeriodicTask
@@ -92,7 +92,7 @@ class PendingDecisions:
     """Indices of the rows below the cascade's confidence threshold."""
     deciders: list[str]
     versions: list[str]
-    teacher_events: list[Taught] = field(default_factory=list)
+    teacher_events: list[TeacherAnswered] = field(default_factory=list)
     warnings: dict[int, list[ContractWarning]] = field(default_factory=dict)
     """Values outside the data contract, by row index."""
 
@@ -632,7 +632,7 @@ class Agent:
     def _id_codec(self) -> DecisionIds:
         """For the knowledge base named in ``champion.json``; without such a file, the knowledge base is asked."""
         if self._decision_ids is None:
-            self._decision_ids = DecisionIds(self.config.agent, KnowledgeBase(self.config).identity())
+            self._decision_ids = DecisionIds(self.config.agent, KnowledgeBase(self.config).tables.identity())
         return self._decision_ids
 
     def _write(self, *events: Event) -> None:

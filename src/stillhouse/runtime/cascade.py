@@ -22,7 +22,7 @@ import pandas as pd
 from stillhouse.config import AgentConfig, leaves
 from stillhouse.errors import PartError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase, content_keys
-from stillhouse.knowledge.events import Taught
+from stillhouse.knowledge.events import TeacherAnswered
 from stillhouse.knowledge.spool import Spool
 from stillhouse.records import Spending
 from stillhouse.runtime.champions import Champions, LoadedChampion
@@ -101,7 +101,7 @@ class CascadeResult:
     """``[n, K]``, NaN where the student's answer stands."""
     version: str
     """The teacher's version."""
-    events: list[Taught] = field(default_factory=list)
+    events: list[TeacherAnswered] = field(default_factory=list)
     """The events to record."""
 
 
@@ -231,8 +231,8 @@ class Cascade:
         try:
             base = KnowledgeBase(self.config, actions=config.actions)
             for version in versions:
-                self._cache.put(version, base.newest_answers(version, self._cache.max_answers // len(versions)))
-                self._cache.put(version, ((key, None) for key in base.given_up(version)))
+                self._cache.put(version, base.answers.newest(version, self._cache.max_answers // len(versions)))
+                self._cache.put(version, ((key, None) for key in base.answers.unanswerable_keys(version)))
         except Exception as error:  # any exception of a store that does not answer: asking again costs, but works
             log.warning("%s: the teacher's earlier answers cannot be read: %s", self.config.agent, error)
 
@@ -292,7 +292,7 @@ class Cascade:
         action_count = len(teacher.config.actions)
         keys = rows["content_key"].tolist()
         may_ask = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.seen(rows))
-        member_probs, events, failures = dict[str, Array](), list[Taught](), _Failures()
+        member_probs, events, failures = dict[str, Array](), list[TeacherAnswered](), _Failures()
         for member in teacher.members:
             version = teacher.own_version(member)
             answers, is_cached = self._cache.get(version, keys, action_count)
@@ -318,7 +318,7 @@ class Cascade:
 
     def _ask_member(
         self, member: Member, version: str, rows: pd.DataFrame, batch: Batch, failures: _Failures
-    ) -> list[Taught]:
+    ) -> list[TeacherAnswered]:
         """Ask one member about new contents and cache its answers; the reasons for missing ones go to ``failures``."""
         from stillhouse.teachers.answers import Allowance
 
@@ -348,7 +348,7 @@ class Cascade:
         spending = {member.name: spent.model_dump()} if spent.calls else {}
         return [_answer_event(version, batch, usable.tolist(), answers.probabilities, spending)]
 
-    def _store_mean(self, teacher: Ensemble, rows: pd.DataFrame, batch: Batch, mean: Array) -> Taught:
+    def _store_mean(self, teacher: Ensemble, rows: pd.DataFrame, batch: Batch, mean: Array) -> TeacherAnswered:
         """Cache the mean over the members, which is stored as the ensemble's own knowledge; returns its event."""
         keys = rows["content_key"].tolist()
         usable = np.flatnonzero(~np.isnan(mean[:, 0]) & ~rows.duplicated("content_key").to_numpy())
@@ -392,9 +392,9 @@ class Cascade:
 
 def _answer_event(
     teacher: str, batch: Batch, indices: Sequence[int], probs: Array, spending: dict[str, dict[str, float]]
-) -> Taught:
+) -> TeacherAnswered:
     answered = batch.select(indices)
-    return Taught(
+    return TeacherAnswered(
         teacher=teacher,
         observed_at=answered.observed_at,
         asked_at=time.time_ns() // 1000,

@@ -24,7 +24,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from stillhouse.config import AgentConfig, home
 from stillhouse.errors import NoChampionError, SchemaError, SignatureError, StillhouseError
-from stillhouse.files import write_whole
+from stillhouse.files import write_atomic
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
 from stillhouse.runtime.rows import Batch, ObservationSchema
@@ -252,7 +252,7 @@ class Champions:
 
     def _write_pointer(self, pointer: Pointer) -> Pointer:
         """Replace ``champion.json`` atomically and remove unused folders; the caller holds the lock."""
-        write_whole(self.file, pointer.model_dump_json(indent=1))
+        write_atomic(self.file, pointer.model_dump_json(indent=1))
         self._remove_unused_folders(pointer)
         return pointer
 
@@ -277,7 +277,7 @@ class Champions:
     def _knowledge_base_id(self, present: Pointer | None) -> str:
         """The identity of the knowledge base; if it is out of reach, as the present pointer has it."""
         try:
-            return KnowledgeBase(self.config).identity()
+            return KnowledgeBase(self.config).tables.identity()
         except Exception:  # any exception of a store that does not answer
             if present is None:
                 raise

@@ -44,7 +44,7 @@ class DecisionIds:
     True
 
     :param agent: its name.
-    :param knowledge_base: the identity of its knowledge base: :meth:`KnowledgeBase.identity`.
+    :param knowledge_base: the identity of its knowledge base: :meth:`Tables.identity`.
     """
 
     def __init__(self, agent: str, knowledge_base: str) -> None:

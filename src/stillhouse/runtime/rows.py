@@ -17,7 +17,7 @@ import pandas as pd
 from stillhouse.config import AgentConfig
 from stillhouse.errors import SchemaError
 from stillhouse.frames import require_distinct
-from stillhouse.knowledge import moments, tidy
+from stillhouse.knowledge import tidy, time_range
 from stillhouse.runtime.contract_warnings import ContractChecker
 from stillhouse.runtime.ids import MAX_ID_LENGTH
 from stillhouse.values import ValueRefused, number_of, text_of
@@ -25,7 +25,7 @@ from stillhouse.values import ValueRefused, number_of, text_of
 __all__ = ["MAX_AHEAD_MICROS", "Batch", "ObservationSchema", "is_unicode", "to_micros"]
 
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
-MAX_AHEAD_MICROS = moments.AHEAD // _MICROSECOND
+MAX_AHEAD_MICROS = time_range.CLOCK_TOLERANCE // _MICROSECOND
 """Microseconds by which a timestamp may be later than this machine's clock."""
 
 ObservationId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
@@ -41,7 +41,7 @@ def to_micros(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-_EARLIEST_MICROS = to_micros(moments.EARLIEST)
+_EARLIEST_MICROS = to_micros(time_range.EARLIEST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from stillhouse.errors import (
     StillhouseError,
     UnknownDecisionError,
 )
-from stillhouse.knowledge.files import json_fault
+from stillhouse.knowledge.log_files import json_fault
 
 __all__ = [
     "JSON",

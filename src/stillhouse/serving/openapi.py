@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.config import AgentConfig
-from stillhouse.knowledge.answers_page import MOST_ROWS
+from stillhouse.knowledge.answers_page import MAX_PAGE_ROWS
 from stillhouse.runtime.ids import MAX_ID_LENGTH
 from stillhouse.serving.http import RequestLimits
 from stillhouse.version import __version__
@@ -161,7 +161,7 @@ def _agent_paths(config: AgentConfig, limits: RequestLimits) -> Json:
                 "parameters": [
                     _query_parameter("since", _TIME, "only answers to questions asked later"),
                     _query_parameter(
-                        "limit", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": 1000}, "rows"
+                        "limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_ROWS, "default": 1000}, "rows"
                     ),
                     _query_parameter(
                         "after", {"type": "string"}, "the header Stillhouse-Next of the previous page; since is ignored"

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, Field, ValidationError
 
 from stillhouse.config import home
-from stillhouse.files import write_whole
+from stillhouse.files import write_atomic
 from stillhouse.records import Record
 from stillhouse.runtime.status import Component, Problem, merge_problems
 
@@ -78,10 +78,10 @@ def write_file(file: Path, content: bytes) -> None:
     :raises OSError: if the disk refuses.
     """
     try:
-        write_whole(file, content)
+        write_atomic(file, content)
     except FileNotFoundError:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, content)
+        write_atomic(file, content)
 
 
 def write_report(folder: Path, process: str, agent: str, report: Report) -> None:

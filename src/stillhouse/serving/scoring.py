@@ -18,8 +18,8 @@ import pandas as pd
 from msgspec import UNSET, UnsetType
 
 from stillhouse.errors import SchemaError
-from stillhouse.frames import require_distinct, with_zone
-from stillhouse.knowledge.files import heading_hint, read_csv
+from stillhouse.frames import has_time_zone, require_distinct
+from stillhouse.knowledge.log_files import heading_hint, read_csv
 from stillhouse.runtime.agent import Decision
 from stillhouse.runtime.rows import Batch, ObservationSchema
 
@@ -114,7 +114,7 @@ def _parse_times(values: pd.Series[Any]) -> pd.Series[Any]:
     :raises SchemaError: for the first value that is no ISO 8601 time, or has no time zone.
     """
     texts = values.where(values.map(lambda value: isinstance(value, str)), None).astype("str").str.strip()
-    has_zone = with_zone(texts)
+    has_zone = has_time_zone(texts)
     times = pd.to_datetime(texts.where(has_zone), format="ISO8601", utc=True, errors="coerce")
     for row in np.flatnonzero(times.isna() & values.notna()).tolist():
         reason = "is no ISO moment" if has_zone.iloc[row] else "is no ISO moment with a time zone"

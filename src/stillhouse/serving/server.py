@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from stillhouse.errors import ConfigError, DataError, NoChampionError, SchemaError, SignatureError, StillhouseError
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.knowledge.answers_page import MOST_ROWS, Cursor, answers_since
+from stillhouse.knowledge.answers_page import MAX_PAGE_ROWS, Cursor, answers_since
 from stillhouse.knowledge.spool import spool_folder, survey
 from stillhouse.runtime.agent import Agent, Decision
 from stillhouse.runtime.champions import Champions, Pointer
@@ -476,8 +476,8 @@ class Server:
         page = await asyncio.to_thread(answers_since, KnowledgeBase(served.agent.config), start, limit)
         headers = {"vary": "accept"}
         if page.next is not None:
-            address = f"{request.url.path}?after={page.next.text()}&limit={limit}"
-            headers |= {"link": f'<{address}>; rel="next"', "stillhouse-next": page.next.text()}
+            address = f"{request.url.path}?after={page.next.encode()}&limit={limit}"
+            headers |= {"link": f'<{address}>; rel="next"', "stillhouse-next": page.next.encode()}
         if ARROW in request.headers.get("accept", ""):
             return StreamingResponse(_stream_arrow(page.rows), media_type=ARROW, headers=headers)
         return StreamingResponse(_stream_ndjson(page.rows), media_type=NDJSON, headers=headers)
@@ -620,7 +620,7 @@ def _matches_etag(if_none_match: str, sha256: str) -> bool:
 def _parse_start(query: Mapping[str, str]) -> datetime | Cursor:
     if "after" in query:
         try:
-            return Cursor.of(query["after"])
+            return Cursor.parse(query["after"])
         except SchemaError as error:
             raise HttpError(404, "unknown_page", str(error)) from error
     text = query.get("since", "1970-01-01T00:00:00Z")
@@ -637,8 +637,8 @@ def _parse_start(query: Mapping[str, str]) -> datetime | Cursor:
 
 def _parse_limit(query: Mapping[str, str]) -> int:
     text = query.get("limit", "1000")
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MOST_ROWS):
-        raise HttpError(422, "invalid", f"limit is 1 to {MOST_ROWS:,}, not {text[:50]!r}")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_PAGE_ROWS):
+        raise HttpError(422, "invalid", f"limit is 1 to {MAX_PAGE_ROWS:,}, not {text[:50]!r}")
     return int(text)
 
 

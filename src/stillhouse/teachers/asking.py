@@ -14,7 +14,7 @@ import pandas as pd
 
 from stillhouse.config import leaves
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.knowledge.base import Purpose
+from stillhouse.knowledge.answers import Purpose
 from stillhouse.records import Spending
 from stillhouse.teachers import ensemble
 from stillhouse.teachers.answers import Allowance, Array
@@ -60,7 +60,7 @@ class Account:
     def pay(self, spent: Spending, teacher: str, version: str) -> None:
         """Book what a round of questions has cost; each round is another, whatever was asked."""
         if spent.calls:
-            self.base.spend(
+            self.base.answers.append_spending(
                 spent,
                 job=self.job,
                 purpose=self.purpose,
@@ -85,7 +85,7 @@ class Account:
 def for_refresh(base: KnowledgeBase, refresh_id: str, as_of: datetime) -> Account:
     """What is left of a refresh's budget; what an interrupted run of it has spent is spent."""
     budgets = base.config.budgets
-    spent = base.spending(job=refresh_id).values()
+    spent = base.answers.spending(job=refresh_id).values()
     limits = _limits(max_teacher_calls=budgets.max_teacher_calls, max_teacher_cost=budgets.max_teacher_cost)
     allowance = _left(budgets.max_teacher_calls, budgets.max_teacher_cost, list(spent))
     return Account(base, "refresh", refresh_id, as_of, allowance, limits)
@@ -94,7 +94,7 @@ def for_refresh(base: KnowledgeBase, refresh_id: str, as_of: datetime) -> Accoun
 def for_watch(base: KnowledgeBase, as_of: datetime) -> Account:
     """What is left of a day's budget for watching: the day of the agent's life that ends at ``as_of``."""
     budgets = base.config.budgets
-    spent = base.spending(purpose="watch", after=as_of - timedelta(days=1), until=as_of).values()
+    spent = base.answers.spending(purpose="watch", after=as_of - timedelta(days=1), until=as_of).values()
     limits = _limits(max_watch_calls=budgets.max_watch_calls, max_watch_cost=budgets.max_watch_cost)
     allowance = _left(budgets.max_watch_calls, budgets.max_watch_cost, list(spent))
     return Account(base, "watch", f"watch:{as_of.isoformat()}", as_of, allowance, limits)
@@ -115,7 +115,7 @@ def ask(teacher: Ensemble, rows: pd.DataFrame, account: Account) -> Array:
     if not new.empty:
         teacher.refuse_seen(new)
         _ask_all(base, teacher, new, account)
-    return base.knowledge(rows, teacher.version)
+    return base.answers.probs(rows, teacher.version)
 
 
 def cross_fitted(
@@ -140,7 +140,7 @@ def cross_fitted(
         left = _ask_others(base, teacher, new, account)
         _cross_fit_members(base, teacher, rows, left, account, cross)
         remember_mean(base, teacher, left)
-    return base.knowledge(rows, teacher.version)
+    return base.answers.probs(rows, teacher.version)
 
 
 def ask_members(teacher: Ensemble, rows: pd.DataFrame, most: int, account: Account, *, fit: bool) -> None:
@@ -163,7 +163,7 @@ def ask_members(teacher: Ensemble, rows: pd.DataFrame, most: int, account: Accou
 
 def members_said(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame) -> dict[str, Array]:
     """What each member has said about ``rows`` by itself, float64 ``[n, K]`` by its name, NaN where it has not."""
-    return {member.name: base.knowledge(rows, teacher.own_version(member)) for member in teacher.members}
+    return {member.name: base.answers.probs(rows, teacher.own_version(member)) for member in teacher.members}
 
 
 def remember_mean(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame) -> None:
@@ -174,7 +174,7 @@ def remember_mean(base: KnowledgeBase, teacher: Ensemble, rows: pd.DataFrame) ->
         return
     shares, rows = teacher.shares(rows[answered]), rows[answered]
     mean = sum(share[:, None] * answer[answered] for share, answer in zip(shares.T, said.values(), strict=True))
-    base.append_knowledge(rows, np.asarray(mean), teacher=teacher.version)
+    base.answers.append(rows, np.asarray(mean), teacher=teacher.version)
 
 
 # --------------------------------------------------------------------------- inside
@@ -221,7 +221,7 @@ def _cross_fit_members(
     for member in members:
         answer, version = found[member.name][rows.index.get_indexer(granted.index)], teacher.own_version(member)
         account.pay(Spending(calls=len(granted), rows=len(granted), seconds=seconds), member.name, version)
-        base.append_knowledge(granted, answer, teacher=version)
+        base.answers.append(granted, answer, teacher=version)
 
 
 def _remembered_or_asked(
@@ -232,7 +232,7 @@ def _remembered_or_asked(
     known = _has_probs(base, rows, version)
     if known.all():
         return rows
-    useless = rows["content_key"].isin(base.given_up(version)).to_numpy()
+    useless = rows["content_key"].isin(base.answers.unanswerable_keys(version)).to_numpy()
     for chunk in _chunks(rows[~known & ~useless], member.chunk):
         if account.stopped:
             break
@@ -240,9 +240,11 @@ def _remembered_or_asked(
         account.pay(answers.spending, member.name, version)
         usable = ~np.isnan(answers.probabilities[:, 0])
         features = None if answers.features is None else answers.features[usable]
-        base.append_knowledge(chunk[usable], answers.probabilities[usable], teacher=version, features=features)
+        base.answers.append(chunk[usable], answers.probabilities[usable], teacher=version, features=features)
         if answers.refused:
-            base.append_unanswered(chunk.iloc[list(answers.refused)], list(answers.refused.values()), teacher=version)
+            base.answers.append_unanswered(
+                chunk.iloc[list(answers.refused)], list(answers.refused.values()), teacher=version
+            )
         if answers.stopped:
             account.stop(member.name, answers.stopped)
     return rows[_has_probs(base, rows, version)]
@@ -250,7 +252,7 @@ def _remembered_or_asked(
 
 def _has_probs(base: KnowledgeBase, rows: pd.DataFrame, version: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """To which of ``rows`` a teacher version has an answer, bool ``[n]``."""
-    has_probs: np.ndarray[Any, np.dtype[np.bool_]] = ~np.isnan(base.knowledge(rows, version)[:, 0])
+    has_probs: np.ndarray[Any, np.dtype[np.bool_]] = ~np.isnan(base.answers.probs(rows, version)[:, 0])
     return has_probs
 
 

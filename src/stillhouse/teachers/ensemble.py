@@ -16,7 +16,7 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig, Leaf, TeacherSection, leaves
 from stillhouse.errors import LeakageError, PartError
-from stillhouse.files import whole_folder, write_whole
+from stillhouse.files import atomic_folder, write_atomic
 from stillhouse.parts import HasTextEncoder, ModelStore, Teacher, TextEncoderState
 from stillhouse.records import ModelRef, TeacherRef, TeacherWeights, Window, short_id
 from stillhouse.teachers import weighing
@@ -164,7 +164,7 @@ def fit(
 
     :param models: where teachers of kind ``mlflow`` come from.
     """
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         fitted = _fit_members(config, rows)
         for leaf, teacher in fitted:
             (partial / leaf.name).mkdir()
@@ -206,9 +206,9 @@ def reweigh(teacher: TeacherRef, weights: TeacherWeights, folder: Path) -> Teach
     Killed at any moment it leaves the teacher with its weights of before, or with the new ones.
     """
     if Path(teacher.folder) != folder:
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             shutil.copytree(teacher.folder, partial, dirs_exist_ok=True)
-    write_whole(folder / "weights.json", weights.model_dump_json())
+    write_atomic(folder / "weights.json", weights.model_dump_json())
     return reference(folder)
 
 

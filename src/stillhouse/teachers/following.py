@@ -61,7 +61,7 @@ def weigh(base: KnowledgeBase, teacher: Ensemble, as_of: datetime, rows: pd.Data
     names = _units(base, teacher)
     if len(names) < 2:
         return None
-    heard, said = _heard(base, teacher, names, base.with_known_at(rows, as_of))
+    heard, said = _heard(base, teacher, names, base.join_known_at(rows, as_of))
     if not len(heard):
         return None
     few = len(heard) < base.config.weights.min_outcomes
@@ -84,7 +84,7 @@ def followed(base: KnowledgeBase, teacher: Ensemble, since: datetime, observed: 
     """
     weights = teacher.weights
     assert weights is not None
-    heard, said = _heard(base, teacher, weights.teachers, base.arrived(since, as_of, since=observed.start))
+    heard, said = _heard(base, teacher, weights.teachers, base.read_newly_labelled(since, as_of, since=observed.start))
     if weights.by == "agreement" and len(heard) >= base.config.weights.min_outcomes:
         weights = weighing.begin(
             weights.teachers, _start(teacher, weights.teachers).tolist(), weights.columns, weights.as_of

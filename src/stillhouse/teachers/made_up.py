@@ -28,7 +28,7 @@ def ask_made_up(
     :param rows: labelled, that ``teacher`` was fitted on; None: it is asked about what was made of other rows.
     :param cross: of ``rows``, whose fits are used again; None: each block is fitted here.
     """
-    made = made[np.isnan(account.base.knowledge(made, teacher.version)[:, 0])]
+    made = made[np.isnan(account.base.answers.probs(made, teacher.version)[:, 0])]
     if account.stopped or made.empty:
         return
     if rows is None or teacher.fitted is None:

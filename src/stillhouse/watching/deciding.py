@@ -64,19 +64,19 @@ def decide_response(
     """What to do about it; the verdict is recorded."""
     base, champion = watched.base, watched.champion
     states = evidence_states(base, champion, as_of) if champion and watched.settings.watch.false_alarms else []
-    last = base.last_refresh(before=as_of + INSTANT)
+    last = base.journal.last_refresh(before=as_of + INSTANT)
     verdict = decide(
         report,
         data,
         watched.settings,
         as_of=as_of,
         last_refresh=last,
-        refused=base.last_refused(before=as_of + INSTANT),
+        refused=base.journal.last_refresh_refused(before=as_of + INSTANT),
         steps=states,
         cost=cost,
-        new_rows=None if last is None else base.observed(last, as_of),
+        new_rows=None if last is None else base.has_observations(last, as_of),
     )
-    base.record(verdict)
+    base.journal.append_verdict(verdict)
     return verdict
 
 
@@ -88,10 +88,12 @@ def _audited_rows(watched: WatchedWindow, champion: Champion) -> pd.DataFrame:
     base, rows = watched.champion_base, watched.rows
     if watched.settings.watch.false_alarms is None:
         return base.sample(rows, watched.settings.watch.audit.rows).assign(weight=1.0)
-    state = next((step for step in base.latest_evidence() if step.process == "disagreement"), None)
+    state = next((step for step in base.journal.latest_evidence() if step.process == "disagreement"), None)
     if state is None or state.champion != str(champion.model) or rows.empty:
         return rows.iloc[:0].assign(weight=1.0)
-    counted = base.evidence(state.champion, None, after=rows["observed_at"].iloc[0])  # before an alarm was closed, too
+    counted = base.journal.evidence(
+        state.champion, None, after=rows["observed_at"].iloc[0]
+    )  # before an alarm was closed, too
     weights = pd.Series(
         {name: weight for each in counted for name, weight in zip(each.observation_ids, each.weights, strict=True)},
         name="weight",

@@ -41,7 +41,7 @@ def gather_evidence(watched: WatchedWindow, as_of: datetime, data: DataReport) -
         for state in states:  # the audit first: outcomes of rows that are audited now may be known already
             counting.count(state)
         counted = counting.counted
-        watched.champion_base.append_evidence(counted)
+        watched.champion_base.journal.append_evidence(counted)
     before = next(state.rows for state in states if state.process == "disagreement")
     calls = sum(each.step.step_rows for each in counted if each.step.process == "disagreement")
     return Cost(teacher_calls=calls, teacher_calls_since=before + calls, seconds=time.perf_counter() - began)
@@ -53,8 +53,8 @@ def evidence_states(base: KnowledgeBase, champion: Champion, as_of: datetime) ->
     It begins with a new champion, after a judged refresh (which closes the alarm, promoted or refused), and when the
     budget or the tolerance was changed. The processes share one budget evenly.
     """
-    refreshed, watch = base.last_refresh(before=as_of + INSTANT), base.config.watch
-    latest = {step.process: step for step in base.latest_evidence()}
+    refreshed, watch = base.journal.last_refresh(before=as_of + INSTANT), base.config.watch
+    latest = {step.process: step for step in base.journal.latest_evidence()}
     states = []
     for process, baseline in champion.baseline.losses.items():
         last = latest.get(process)
@@ -80,9 +80,11 @@ def follow_weights(watched: WatchedWindow, as_of: datetime) -> TeacherWeights | 
         return None
     baseline, version = champion.baseline, champion.teacher.version
     found = following.followed(base, champion.teacher, baseline.as_of, baseline.test, as_of)
-    recorded = [change for change in base.weight_changes(version) if change.job == "watch" and change.as_of <= as_of]
+    recorded = [
+        change for change in base.journal.weight_changes(version) if change.job == "watch" and change.as_of <= as_of
+    ]
     before = following.standing(champion.teacher.weights, recorded)
-    base.append_weights(weighing.changes(found.weights, before, version=version, job="watch"))
+    base.journal.append_weight_changes(weighing.changes(found.weights, before, version=version, job="watch"))
     return found.weights
 
 
@@ -117,7 +119,7 @@ class _Counting:
         """Rows whose outcome became known in the steps that are due, read once for all processes."""
         span = (due[0][0], due[-1][1], state.since)
         if span not in self._arrived:
-            self._arrived[span] = self.base.arrived(span[0], span[1], since=span[2])
+            self._arrived[span] = self.base.read_newly_labelled(span[0], span[1], since=span[2])
         return self._arrived[span].copy()
 
     def _audit(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
@@ -137,7 +139,9 @@ class _Counting:
         answered = drawn["content_key"][~np.isnan(probs[:, 0])]
         planned = [plan.only(answered) for plan in planned]
         losses = steps.audited_losses(
-            planned, champion.variant.predict_proba, lambda rows: self.base.knowledge(rows, champion.teacher.version)
+            planned,
+            champion.variant.predict_proba,
+            lambda rows: self.base.answers.probs(rows, champion.teacher.version),
         )
         return steps.count_audit(state, planned, losses)
 
@@ -152,9 +156,9 @@ class _Counting:
         """The teacher's error on audited rows, as their outcomes become known."""
         arrived = self._arrivals(state, due)
         oldest = arrived["observed_at"].min() if len(arrived) else due[0][0]
-        kept = self.base.evidence(state.champion, state.since, after=oldest)
+        kept = self.base.journal.evidence(state.champion, state.since, after=oldest)
         audited = [each for each in (*kept, *self.counted) if each.step.process == "disagreement"]
-        probs = self.base.knowledge(arrived, self.champion.teacher.version)
+        probs = self.base.answers.probs(arrived, self.champion.teacher.version)
         answered = ~np.isnan(probs[:, 0])
         arrived["loss"] = np.nan
         arrived.loc[answered, "loss"] = half_brier(probs[answered], arrived["outcome"].to_numpy()[answered])

@@ -46,7 +46,7 @@ def watch_figures(
         figures["Evidence"] = evidence_figure(steps)
     if report is not None and report.slices:
         figures["Where teacher and student part"] = slices_figure(report)
-    if weights and (changes := watched.base.weight_changes()):
+    if weights and (changes := watched.base.journal.weight_changes()):
         figures["Weights of the teachers"] = weights_over_time(changes)
     return {title: png(figure) for title, figure in figures.items()}
 
@@ -119,7 +119,7 @@ def _evidence(base: KnowledgeBase, verdict: Verdict, after: datetime | None = No
     if not last:
         return []
     ends = {step.process: step.end for step in last}
-    counted = (each.step for each in base.evidence(last[0].champion, min(step.since for step in last), after))
+    counted = (each.step for each in base.journal.evidence(last[0].champion, min(step.since for step in last), after))
     return [step for step in counted if step.end <= ends.get(step.process, step.end)]
 
 

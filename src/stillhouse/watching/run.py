@@ -27,7 +27,7 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: Contract = dat
     """
     now, window = open_window(agent, as_of)
     watched = window_of(agent, window)
-    data = watched.base.set_aside(*contract(watched.raw, window, watched.settings))
+    data = watched.base.quarantine(*contract(watched.raw, window, watched.settings))
     watched = window_of(agent, data.window)
     cost = gather_evidence(watched, now, data)
     weights = follow_weights(watched, now)

@@ -84,8 +84,8 @@ class WatchedWindow:
     def observations(self) -> pd.DataFrame:
         """Sound observations, each once, by time and id; of a window with a sample, those that it draws."""
         if self.window.sample is not None:
-            return self.base.observations(self.window)
-        return self.base.sound(self.raw, self.window)
+            return self.base.read_observations(self.window)
+        return self.base.drop_quarantined(self.raw, self.window)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -109,7 +109,7 @@ class WatchedWindow:
     @cached_property
     def labelled(self) -> pd.DataFrame:
         """Observations whose outcome was known by the window's end, by the champion's actions."""
-        rows = self.champion_base.with_labels(self.observations, self.window, self.window.end)
+        rows = self.champion_base.join_labels(self.observations, self.window, self.window.end)
         return rows[rows["outcome"] >= 0].reset_index(drop=True)
 
     def too_few(self, data: DataReport) -> bool:
@@ -126,12 +126,12 @@ def open_window(agent: str, as_of: datetime | None) -> tuple[datetime, Window]:
     """
     settings = config.load(agent)
     base = KnowledgeBase(settings)
-    now = base.moment(as_of)
+    now = base.resolve_time(as_of)
     champion = champion_of(agent, settings)
     name = proved = None
     if champion and isinstance(settings.windows.current, SincePromotion):
         name, proved = str(champion.model), champion.baseline.as_of
-    window = windows.current(base, now, name, proved)
+    window = windows.current_window(base, now, name, proved)
     _keep(WatchedWindow(agent, window, champion))
     return now, window
 

@@ -1,0 +1,186 @@
+"""What the system decided and why: verdicts, steps of sequential evidence, changes of teacher weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import pyarrow.compute as pc
+
+from stillhouse.knowledge.pruning import Clause
+from stillhouse.knowledge.tables import Tables
+from stillhouse.records import EvidenceRows, EvidenceStep, Process, Verdict, WeightChange, short_id
+
+__all__ = ["Journal"]
+
+Kind = Literal["watch", "gate", "promotion"]
+
+
+class Journal:
+    """The tables ``verdicts``, ``evidence`` and ``weights`` of one agent."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    # ----------------------------------------------------------------- verdicts
+
+    def append_verdict(self, verdict: Verdict) -> None:
+        """Store a verdict; one of the same id is written once."""
+        row = {
+            "verdict_id": verdict.verdict_id,
+            "kind": verdict.kind,
+            "observed_at": verdict.as_of,
+            "recorded_at": datetime.now(UTC),
+            "outcome": verdict.result,
+            "json": verdict.model_dump_json(),
+        }
+        self._tables.append("verdicts", pd.DataFrame([row]), batch=verdict.verdict_id)
+
+    def verdicts(
+        self, kind: Kind | None = None, as_of: datetime | None = None, since: datetime | None = None
+    ) -> list[Verdict]:
+        """Verdicts in the order of ``as_of``, then of recording.
+
+        :param kind: only of this kind; None: of all kinds.
+        :param as_of: only with exactly this time.
+        :param since: only with this time or a later one.
+        """
+        clauses = list[Clause]()
+        if kind is not None:
+            clauses.append(("kind", "=", kind))
+        if as_of is not None:
+            clauses.append(("observed_at", "=", as_of))
+        if since is not None:
+            clauses.append(("observed_at", ">=", since))
+        columns = ["verdict_id", "observed_at", "recorded_at", "json"]
+        rows = self._tables.select("verdicts", columns, *clauses).to_pandas()
+        rows = rows.sort_values(["observed_at", "recorded_at"], kind="stable").drop_duplicates("verdict_id")
+        return [Verdict.model_validate_json(text) for text in rows["json"]]
+
+    def verdict(self, verdict_id: str) -> Verdict | None:
+        """The verdict of that id; None if it was not recorded."""
+        return self._last_verdict(("verdict_id", "=", verdict_id))
+
+    def verdict_at(self, kind: Literal["watch", "gate"], as_of: datetime) -> Verdict | None:
+        """The last recorded verdict of that kind with exactly that time; None if there is none."""
+        return self._last_verdict(("kind", "=", kind), ("observed_at", "=", as_of))
+
+    def last_refresh(self, before: datetime | None = None) -> datetime | None:
+        """The time of the last refresh (before ``before``) that has a gate verdict, whatever its result."""
+        last = self._last_gate_row(before)
+        return None if last is None else last["observed_at"]
+
+    def last_refresh_refused(self, before: datetime | None = None) -> bool:
+        """Whether the gate refused the refresh of :meth:`last_refresh`."""
+        last = self._last_gate_row(before)
+        return last is not None and last["outcome"] == "refused"
+
+    def _last_gate_row(self, before: datetime | None) -> dict[str, Any] | None:
+        clauses: list[Clause] = [("kind", "=", "gate")]
+        if before is not None:
+            clauses.append(("observed_at", "<", before))
+        return self._tables.select_last("verdicts", ["recorded_at", "outcome"], *clauses)
+
+    def _last_verdict(self, *clauses: Clause) -> Verdict | None:
+        rows = self._tables.select("verdicts", ["recorded_at", "json"], *clauses)
+        texts = rows.sort_by("recorded_at")["json"].to_pylist()
+        return Verdict.model_validate_json(texts[-1]) if texts else None
+
+    # ----------------------------------------------------------------- evidence
+
+    def append_evidence(self, steps: Sequence[EvidenceRows]) -> None:
+        """Store steps of evidence in one commit; a step that is stored already is not written again."""
+        latest = {step.process: step.end for step in self.latest_evidence()}
+        new = [counted for counted in steps if counted.step.end > latest.get(counted.step.process, counted.step.since)]
+        if not new:
+            return
+        rows = pd.DataFrame(
+            {
+                "process": counted.step.process,
+                "champion": counted.step.champion,
+                "since": counted.step.since,
+                "observed_at": counted.step.end,
+                "observation_ids": list(counted.observation_ids),
+                "units": list(counted.units),
+                "probabilities": list(counted.probabilities),
+                "weights": list(counted.weights),
+                "losses": list(counted.losses),
+                "json": counted.step.model_dump_json(),
+            }
+            for counted in new
+        )
+        self._tables.append("evidence", rows, batch=f"evidence:{short_id(*rows['json'])}")
+
+    def latest_evidence(self) -> list[EvidenceStep]:
+        """The last step of each process, of the champion that was watched last."""
+        last = [
+            self._tables.select_last("evidence", ["json"], ("process", "=", process)) for process in get_args(Process)
+        ]
+        steps = [EvidenceStep.model_validate_json(row["json"]) for row in last if row is not None]
+        return sorted(steps, key=lambda step: step.end)
+
+    def evidence(self, champion: str, since: datetime | None, after: datetime | None = None) -> list[EvidenceRows]:
+        """Steps of the evidence on ``champion`` that began at ``since``, oldest first.
+
+        :param since: None: regardless of when the evidence began.
+        :param after: only steps that end later.
+        """
+        clauses: list[Clause] = [("champion", "=", champion)]
+        if since is not None:
+            clauses.append(("since", "=", since))
+        if after is not None:
+            clauses.append(("observed_at", ">", after))
+        columns = ["observed_at", "json", *(name for name in EvidenceRows.model_fields if name != "step")]
+        rows = self._tables.select("evidence", columns, *clauses).sort_by("observed_at").to_pylist()
+        return [
+            EvidenceRows(
+                step=EvidenceStep.model_validate_json(row["json"]),
+                **{name: tuple(row[name]) for name in EvidenceRows.model_fields if name != "step"},
+            )
+            for row in rows
+        ]
+
+    # ----------------------------------------------------------------- weights of teachers
+
+    def append_weight_changes(self, changes: Sequence[WeightChange]) -> None:
+        """Store changes of teacher weights; those of one job, version and time are written once."""
+        if not changes:
+            return
+        rows = pd.DataFrame(
+            {
+                "job": change.job,
+                "version": change.version,
+                "observed_at": change.as_of,
+                "recorded_at": datetime.now(UTC),
+                "teacher": change.teacher,
+                "slice": change.slice,
+                "before": change.before,
+                "after": change.after,
+                "json": change.model_dump_json(),
+            }
+            for change in changes
+        )
+        last = changes[-1]
+        self._tables.append("weights", rows, batch=f"weights:{last.version}:{last.job}:{last.as_of.isoformat()}")
+
+    def weight_changes(self, version: str | None = None) -> list[WeightChange]:
+        """Changes of teacher weights, oldest first.
+
+        An interrupted refresh that was repeated with more answers has recorded twice: its last changes are returned.
+
+        :param version: only of this version of the teachers.
+        """
+        clauses = list[Clause]()
+        if version is not None:  # another version may have replaced its changes at the same times
+            times = self._tables.select("weights", ["observed_at"], ("version", "=", version))["observed_at"]
+            if not len(times):
+                return []
+            clauses = [("observed_at", ">=", pc.min(times).as_py()), ("observed_at", "<=", pc.max(times).as_py())]
+        columns = ["job", "version", "observed_at", "recorded_at", "teacher", "slice", "json"]
+        rows = self._tables.select("weights", columns, *clauses).to_pandas()
+        rows = rows.sort_values(["observed_at", "recorded_at"], kind="stable")
+        rows = rows.drop_duplicates(["job", "observed_at", "teacher", "slice"], keep="last")
+        of_version = rows if version is None else rows[rows["version"] == version]
+        return [WeightChange.model_validate_json(text) for text in of_version["json"]]
