@@ -243,7 +243,7 @@ def test_pickled_rows_are_not_read(run: Run, tmp_path: Path) -> None:
 def test_rows_of_csv_are_what_stands_there(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b,code,label,\n1,0.5,NA,0,\n2,,null,1,\n3,1e3,1.0,1,\n")
-    rows, labels = compressing.rows_of(path, "label", None)
+    rows, labels = compressing.read_rows(path, "label", None)
     assert rows["a"].tolist() == [1, 2, 3] and rows["a"].dtype == "int64" and labels.tolist() == [0, 1, 1]
     np.testing.assert_array_equal(rows["b"], [0.5, np.nan, 1000])
     assert rows["code"].tolist() == ["NA", "null", "1.0"] and list(rows.columns) == ["a", "b", "code"]
@@ -263,4 +263,4 @@ def test_rows_of_csv_never_move(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=said):
-        compressing.rows_of(path, None, None)
+        compressing.read_rows(path, None, None)

@@ -422,14 +422,14 @@ def compress(
     from stillhouse import compressing
     from stillhouse.registry.foreign import ForeignModels
 
-    limits = compressing.limits_of(max_bytes, max_p95_ms, max_quality_loss)
-    settings = compressing.settings_of(time, candidates, steps, parallel, recover_epochs)
+    limits = compressing.parse_limits(max_bytes, max_p95_ms, max_quality_loss)
+    settings = compressing.parse_settings(time, candidates, steps, parallel, recover_epochs)
     with console.status("asking MLflow"):
         model = ForeignModels().fetch_classifier(model_uri)
-    folder, wanted = compressing.destinations(output or [], model)
+    folder, wanted = compressing.parse_outputs(output or [], model)
     if folder is not None and folder.exists():
         raise ConfigError(f"--output {folder} is there already, and nothing is overwritten: name another folder")
-    given = compressing.rows_of(rows, labels, model)
+    given = compressing.read_rows(rows, labels, model)
     with _progress(config.parse_duration(time).total_seconds(), limits) as on_candidate:
         frontier = compressing.compress_model(model, given, settings, limits, on_candidate, wanted)
     _show_frontier(frontier)
@@ -442,7 +442,7 @@ def compress(
     if not frontier.fits:
         raise typer.Exit(1)
     if folder is not None:
-        compressing.keep(frontier, folder)
+        compressing.copy_chosen(frontier, folder)
         console.done(f"{shown(folder)}: model.onnx, manifest.json")
 
 
@@ -542,7 +542,7 @@ def _progress(seconds: float, limits: SizeLimits) -> Iterator[Callable[[Compress
     """A bar of the search's seconds, told of every candidate; the best so far beside it."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from stillhouse.compress.frontier import choose
+    from stillhouse.compress.search.pareto import choose_candidate
 
     made: list[CompressionCandidate] = []
     counted = TextColumn("{task.fields[made]} made, {task.fields[best]}", markup=False)
@@ -553,7 +553,7 @@ def _progress(seconds: float, limits: SizeLimits) -> Iterator[Callable[[Compress
 
         def on_candidate(candidate: CompressionCandidate) -> None:
             made.append(candidate)
-            best, fits, _ = choose(made, made[0], limits)
+            best, fits, _ = choose_candidate(made, made[0], limits)
             told = f"{'best' if fits else 'nearest'}: {best.name}, {best.bytes:,} bytes"
             progress.update(bar, completed=sum(each.seconds for each in made), made=len(made), best=told)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.compress.search import search
-from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.compress.search.greedy import search
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, Cascade, Compression, Fp32, leaves
 from stillhouse.data_contract import counted, examine, listed
 from stillhouse.distill.students import columns_of, new_student
@@ -86,16 +86,16 @@ def _tiny_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         lesson = lesson_of(encode(future, columns), knowledge, labels, columns, features=features)
         student = new_student(config, columns, lesson.x.numpy(), initial)
         distil(student, lesson, config.distillation, epochs=1)
-        subject = student_subject(
+        subject = target_from_student(
             student,
             columns,
             config.actions,
             calibration=lambda columns: encode(future, columns),
-            judged=lambda columns: encode(future, columns),
+            validation=lambda columns: encode(future, columns),
             quality=lambda said: quality(said, labels).score,
         )
         plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
-        pack = variant_pack(config.agent, config.actions, {})
+        pack = variant_writer(config.agent, config.actions, {})
         variant = search(lambda: subject, plain, SizeLimits(), pack, Path(folder)).reference
         decided = Variant(variant.folder).predict_proba(future)
     made = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(decided)} rows"

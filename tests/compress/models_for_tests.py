@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stillhouse.compress.build import Built
+from stillhouse.compress.build import BuiltModel
 from stillhouse.compress.export import run_torch
 from stillhouse.compress.processor import Processor
-from stillhouse.compress.subject import Form, Subject
-from stillhouse.compress.variants import student_subject
+from stillhouse.compress.target import ModelState, CompressionTarget
+from stillhouse.compress.variants import target_from_student
 from stillhouse.config import BagEncoder, ConvolutionEncoder, TransformerEncoder
 from stillhouse.distill.students import TabularStudent, TextStudent, quantile_edges
 from stillhouse.distill.vocabulary import grow_vocabulary

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from stillhouse.compress import workshop
-from stillhouse.compress.arrivals import judged_rows, new_actions
-from stillhouse.compress.search import search
-from stillhouse.compress.subject import Subject
-from stillhouse.compress.variants import student_subject
+from stillhouse.compress.search import candidates
+from stillhouse.compress.search.validation_rows import judged_rows, new_actions
+from stillhouse.compress.search.greedy import search
+from stillhouse.compress.target import CompressionTarget
+from stillhouse.compress.variants import target_from_student
 from stillhouse.config import BagEncoder, Compression, Fp32, Recipe, Vocabulary
 from stillhouse.distill.students import TextStudent
 from stillhouse.distill.vocabulary import grow_vocabulary

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillhouse.compress.attention import attentions, prune_heads, prune_layers, stacks
+from stillhouse.compress.steps.heads import prunable_attentions, prune_heads
+from stillhouse.compress.steps.kinds.layers import prune_layers, prunable_stacks
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
-from stillhouse.compress.subject import Form
+from stillhouse.compress.target import ModelState
 from stillhouse.config import PruneHeads, PruneLayers
 from stillhouse.distill.students.encoders import TransformerLayer
 from stillhouse.errors import ExportError

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from stillhouse.compress.columns import prunable_columns, prune_columns
+from stillhouse.compress.steps.columns import prunable_columns, prune_columns
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
-from stillhouse.compress.subject import Form
+from stillhouse.compress.target import ModelState
 from stillhouse.config import PruneColumns
 from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillhouse.compress.export import TOLERANCE, export_onnx, run_onnx, run_torch, slim
-from stillhouse.compress.quantize import touched
+from stillhouse.compress.export import MAX_DIFFERENCE, export_onnx, run_onnx, run_torch, slim
+from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.distill.students import TabularStudent
 from stillhouse.errors import ExportError
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.compress.export import run_torch
-from stillhouse.compress.factorize import factorizable, factors, low_rank, rank_of
-from stillhouse.compress.subject import Form
+from stillhouse.compress.steps.low_rank import factorizable_layers, low_rank_factors, factorize_layers, rank_for_ratio
+from stillhouse.compress.target import ModelState
 from stillhouse.config import LowRank
 from stillhouse.errors import ExportError
 

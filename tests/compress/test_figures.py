@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from stillhouse.compress.figures import frontier_figure, frontier_table, measured
-from stillhouse.compress.frontier import choose, frontier
+from stillhouse.compress.search.figures import draw_frontier, tabulate_frontier, candidate_metrics
+from stillhouse.compress.search.pareto import choose_candidate, pareto_front
 from stillhouse.records import CompressionCandidate, Frontier, Latency, Saturation, SizeLimits
 
 from .test_frontier import candidate, refused

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.compress.frontier import choose, dominates, figures, frontier, hypervolume
+from stillhouse.compress.search.pareto import choose_candidate, dominates, normalized_scores, pareto_front, hypervolume
 from stillhouse.records import CompressionCandidate, Latency, SizeLimits
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
-from stillhouse.compress.lengths import shorten_texts, shortenable
-from stillhouse.compress.subject import Form
+from stillhouse.compress.steps.text_length import shorten_texts, shortenable_texts
+from stillhouse.compress.target import ModelState
 from stillhouse.config import BagEncoder, ConvolutionEncoder, ShortTexts, TransformerEncoder
 from stillhouse.distill.students import TabularStudent, TextStudent
 from stillhouse.errors import ExportError

@@ -12,9 +12,15 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
-from stillhouse.compress.lift import lift, name_layer, program_inputs, read_program, require_same
-from stillhouse.compress.steps import layers, restructure
-from stillhouse.compress.subject import Feed, Form
+from stillhouse.compress.foreign.layers import layers_from_export
+from stillhouse.compress.foreign.torch_program import (
+    name_unsupported_layer,
+    read_inputs,
+    read_program,
+    require_same_outputs,
+)
+from stillhouse.compress.steps.kinds import layers, apply_step
+from stillhouse.compress.target import Feed, ModelState
 from stillhouse.config import HashedRows, LowRank, PruneUnits
 from stillhouse.errors import ExportError
 

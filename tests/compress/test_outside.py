@@ -17,13 +17,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from stillhouse.compress.adopt import adopt
+from stillhouse.compress.foreign.onnx_graph import load_classifier
 from stillhouse.compress.export import run_onnx, slim
-from stillhouse.compress.lift import program_inputs, read_program
-from stillhouse.compress.outside import model_pack, outputs_of, outside_subject
-from stillhouse.compress.rows import Input, feed_of
-from stillhouse.compress.search import search
-from stillhouse.compress.steps import quantise
+from stillhouse.compress.foreign.torch_program import read_inputs, read_program
+from stillhouse.compress.foreign.target import model_writer, output_names, target_from_file
+from stillhouse.compress.foreign.rows import ModelInput, build_feed
+from stillhouse.compress.search.greedy import search
+from stillhouse.compress.steps.kinds import quantise
 from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Search, StaticInt8
 from stillhouse.errors import DataError, ExportError, SchemaError
 from stillhouse.records import SizeLimits
@@ -108,7 +108,7 @@ def test_labels_are_scored_and_a_score_may_be_given(torch_model: Path) -> None:
 def test_recovery_brings_a_pruned_form_back_and_is_repeatable(torch_model: Path) -> None:
     subject = outside_subject(torch_model, ROWS)
     assert subject.form is not None and subject.recover is not None
-    from stillhouse.compress.steps import restructure
+    from stillhouse.compress.steps.kinds import apply_step
 
     step = PruneUnits(method="prune_units", ratio=0.5)
     pruned = restructure(step, subject.form, subject.calibration(None))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.compress.export import run_torch
-from stillhouse.compress.prune import MIN_UNITS, prunable_units, prune_units, removed
-from stillhouse.compress.subject import Form
+from stillhouse.compress.steps.units import MIN_UNITS, prunable_units, prune_units, units_to_remove
+from stillhouse.compress.target import ModelState
 from stillhouse.config import PruneUnits
 from stillhouse.errors import ExportError
 from stillhouse.variant import encode

@@ -16,9 +16,10 @@ from torch import nn
 
 from stillhouse.compress import quantize
 from stillhouse.compress.export import export_onnx, run_onnx, slim
-from stillhouse.compress.quantize import evenly_spaced, touched
+from stillhouse.compress.statistics import sample_evenly
+from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.compress.saturation import saturation
-from stillhouse.compress.steps import quantise
+from stillhouse.compress.steps.kinds import quantise
 from stillhouse.config import DynamicInt8, StaticInt8
 from stillhouse.errors import ExportError
 from stillhouse.variant import encode

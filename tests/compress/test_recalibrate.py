@@ -10,8 +10,8 @@ from onnx import helper
 from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx
-from stillhouse.compress.quantize import quantize_static_int8
-from stillhouse.compress.recalibrate import temperature, with_temperature
+from stillhouse.compress.steps.int8 import quantize_static_int8
+from stillhouse.compress.recalibrate import fit_graph_temperature, apply_temperature
 from stillhouse.config import StaticInt8
 from stillhouse.errors import ExportError
 

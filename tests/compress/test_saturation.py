@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from torch import nn
 
 from stillhouse.compress.export import export_onnx
-from stillhouse.compress.quantize import _Rows
+from stillhouse.compress.steps.onnxruntime_quantizer import CalibrationBatches
 from stillhouse.compress.saturation import saturation
 
 Array = np.ndarray[Any, Any]

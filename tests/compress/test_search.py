@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.compress import quantize, workshop
+from stillhouse.compress import quantize
+from stillhouse.compress.search import candidates
 from stillhouse.compress import search as module
 from stillhouse.compress.export import run_onnx
-from stillhouse.compress.frontier import figures as figures_of
-from stillhouse.compress.frontier import frontier, hypervolume
-from stillhouse.compress.search import _Arm, search
-from stillhouse.compress.subject import Subject
+from stillhouse.compress.search.pareto import normalized_scores as figures_of
+from stillhouse.compress.search.pareto import pareto_front, hypervolume
+from stillhouse.compress.search.bandit import Arm
+from stillhouse.compress.search.greedy import search
+from stillhouse.compress.target import CompressionTarget
 from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Recipe, Search, StaticInt8, WeightOnly
 from stillhouse.errors import ExportError
 from stillhouse.latency import measure_latency

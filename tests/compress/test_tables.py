@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
-from stillhouse.compress.subject import Form
-from stillhouse.compress.tables import SharedRows, hash_rows, shrink_vocabulary, tables, texts
+from stillhouse.compress.target import ModelState
+from stillhouse.compress.steps.hashed_rows import SharedRows, hash_rows, hashable_tables
+from stillhouse.compress.steps.vocabulary import shrink_vocabulary, shrinkable_texts
 from stillhouse.config import BagEncoder, HashedRows, Vocabulary
 from stillhouse.errors import ExportError
 from stillhouse.variant import PADDING, UNKNOWN, encode

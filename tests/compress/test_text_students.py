@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from stillhouse.compress.export import run_torch
-from stillhouse.compress.subject import Form
-from stillhouse.compress.variants import student_subject, variant_pack
-from stillhouse.compress.workshop import Workshop
+from stillhouse.compress.target import ModelState
+from stillhouse.compress.variants import target_from_student, variant_writer
+from stillhouse.compress.search.candidates import CandidateBuilder
 from stillhouse.config import (
     DynamicInt8,
     Fp32,

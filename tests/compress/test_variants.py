@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 import stillhouse.variant
-from stillhouse.compress.build import Built, export_form, finish
+from stillhouse.compress.build import BuiltModel, export_state, build_model
 from stillhouse.compress.export import run_onnx, run_torch
 from stillhouse.compress.processor import Processor, processor
-from stillhouse.compress.subject import Form, Subject
-from stillhouse.compress.variants import student_subject, variant_pack
-from stillhouse.compress.workshop import Workshop
+from stillhouse.compress.target import ModelState, CompressionTarget
+from stillhouse.compress.variants import target_from_student, variant_writer
+from stillhouse.compress.search.candidates import CandidateBuilder
 from stillhouse.config import DynamicInt8, Fp32, LowRank, PruneColumns, PruneUnits, Recipe, StaticInt8, recipe_name
 from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx, slim
-from stillhouse.compress.quantize import touched
+from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.compress.saturation import saturation
-from stillhouse.compress.weight_only import quantize_weights
+from stillhouse.compress.steps.weight_only import quantize_weights
 from stillhouse.config import WeightOnly
 from stillhouse.errors import ExportError
 

@@ -15,10 +15,10 @@ import torch
 
 import stillhouse
 from stillhouse.compress import build
-from stillhouse.compress import workshop as module
+from stillhouse.compress.search import candidates as module
 from stillhouse.compress.export import run_onnx
-from stillhouse.compress.subject import Form, Subject
-from stillhouse.compress.workshop import Workshop, one_row
+from stillhouse.compress.target import ModelState, CompressionTarget
+from stillhouse.compress.search.candidates import CandidateBuilder, single_row_call
 from stillhouse.config import DynamicInt8, Fp32, LowRank, PruneHeads, PruneUnits, Step
 from stillhouse.errors import ExportError
 from stillhouse.latency import measure_latency

@@ -1,4 +1,4 @@
-"""What a search found, for people: a table, a figure, and figures of one candidate under names that MLflow takes."""
+"""The result of a search as a table, a figure and metrics for MLflow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from matplotlib.ticker import EngFormatter
 from stillhouse.records import CompressionCandidate, Frontier
 from stillhouse.shown import label
 
-__all__ = ["frontier_figure", "frontier_table", "measured"]
+__all__ = ["candidate_metrics", "draw_frontier", "tabulate_frontier"]
 
 
-def measured(candidate: CompressionCandidate) -> dict[str, float]:
-    """Figures of a candidate that can serve, by metric name: quality on the judged rows, CPU time, what it took."""
-    found = {
+def candidate_metrics(candidate: CompressionCandidate) -> dict[str, float]:
+    """Metrics of a candidate that can serve, by their name in MLflow."""
+    metrics = {
         "compression/quality": candidate.quality,
         "compression/difference": candidate.difference,
         "compression/cpu_ms": candidate.cpu_ms,
@@ -23,12 +23,12 @@ def measured(candidate: CompressionCandidate) -> dict[str, float]:
         "compression/saturating_layers": float(len(candidate.saturates)),
     }
     if candidate.latency is not None:
-        found |= {"compression/p50_ms": candidate.latency.p50_ms, "compression/p95_ms": candidate.latency.p95_ms}
-    return {name: value for name, value in found.items() if value is not None}
+        metrics |= {"compression/p50_ms": candidate.latency.p50_ms, "compression/p95_ms": candidate.latency.p95_ms}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
-def frontier_table(frontier: Frontier) -> dict[str, list[object]]:
-    """All candidates, column by column: those that nothing beats first, smallest first, then the others, as made."""
+def tabulate_frontier(frontier: Frontier) -> dict[str, list[object]]:
+    """All candidates, by column: first the Pareto front, smallest first, then the others, in the order built."""
     ordered = [frontier.named(name) for name in frontier.best]
     ordered += [candidate for candidate in frontier.candidates if candidate.name not in frontier.best]
     reference = frontier.reference
@@ -50,18 +50,18 @@ def frontier_table(frontier: Frontier) -> dict[str, list[object]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def frontier_figure(frontier: Frontier) -> Figure:
-    """Bytes (log) against quality, coloured by median latency (log); what nothing beats in all three is large."""
-    able = frontier.able
-    quality = {each.name: each.quality or 0.0 for each in able}
+def draw_frontier(frontier: Frontier) -> Figure:
+    """Bytes (log) against quality, coloured by median latency (log); candidates of the Pareto front are large."""
+    servable = frontier.able
+    quality = {candidate.name: candidate.quality or 0.0 for candidate in servable}
     chosen, limits = frontier.named(frontier.chosen), frontier.limits
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    shades = axes.scatter(
-        [each.bytes for each in able],
-        [quality[each.name] for each in able],
-        c=[each.latency.p50_ms if each.latency else 0.0 for each in able],
-        s=[70 if each.name in frontier.best else 28 for each in able],
+    points = axes.scatter(
+        [candidate.bytes for candidate in servable],
+        [quality[candidate.name] for candidate in servable],
+        c=[candidate.latency.p50_ms if candidate.latency else 0.0 for candidate in servable],
+        s=[70 if candidate.name in frontier.best else 28 for candidate in servable],
         cmap="viridis_r",
         norm="log",
         zorder=3,
@@ -90,20 +90,20 @@ def frontier_figure(frontier: Frontier) -> Figure:
         fontsize=8,
         color="#b00020",
     )
-    _show_what_matters(axes, able, floor)
-    axes.set(xscale="log", xlabel="size on disk", ylabel="quality on the judged rows")
+    _limit_quality_axis(axes, servable, floor)
+    axes.set(xscale="log", xlabel="size on disk", ylabel="quality on the validation rows")
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.xaxis.set_minor_formatter(EngFormatter("B", places=0))
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.grid(alpha=0.3)
-    figure.colorbar(shades, ax=axes, label="p50 of one row (ms)")
-    figure.suptitle(_wrapped(f"large: what nothing beats; ringed: {frontier.why}"), fontsize=9)
+    figure.colorbar(points, ax=axes, label="p50 of one row (ms)")
+    figure.suptitle(_wrap(f"large: the Pareto front; ringed: {frontier.why}"), fontsize=9)
     return figure
 
 
-def _show_what_matters(axes: object, able: tuple[CompressionCandidate, ...], floor: float) -> None:
-    """Leave candidates far below what is allowed out of sight, or they would press the others into one line."""
-    scores = [each.quality for each in able if each.quality is not None]
+def _limit_quality_axis(axes: object, servable: tuple[CompressionCandidate, ...], floor: float) -> None:
+    """Cut off candidates far below the allowed quality: they would compress the others into one line."""
+    scores = [candidate.quality for candidate in servable if candidate.quality is not None]
     top = max(scores)
     span = max(top - floor, 1e-3)
     lowest = min((score for score in scores if score >= floor - 6 * span), default=floor)
@@ -116,5 +116,5 @@ def _loss(candidate: CompressionCandidate, reference: CompressionCandidate) -> f
     return reference.quality - candidate.quality
 
 
-def _wrapped(text: str, width: int = 110) -> str:
+def _wrap(text: str, width: int = 110) -> str:
     return "\n".join(map(label, textwrap.wrap(text, width)))
