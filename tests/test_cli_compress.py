@@ -24,7 +24,7 @@ from stillhouse import cli, compressing
 from stillhouse.errors import DataError
 from stillhouse.records import Frontier
 from stillhouse.registry.runs import Runs
-from tests.compress.test_outside import graph, with_hidden
+from tests.compress.foreign.test_target import graph, with_hidden
 
 DRAW = np.random.default_rng(0)
 ROWS = DRAW.normal(size=(240, 6)).astype(np.float32)

@@ -13,8 +13,8 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from torch import nn
 
 from stillhouse.compress.export import export_onnx
-from stillhouse.compress.steps.onnxruntime_quantizer import CalibrationBatches
 from stillhouse.compress.saturation import saturation
+from stillhouse.compress.steps.onnxruntime_quantizer import CalibrationBatches
 
 Array = np.ndarray[Any, Any]
 KINDS = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
@@ -36,7 +36,7 @@ def product(x: Array, weight: Array) -> float:
     """Share of the pairs of ``x @ weight`` that saturate, as a dynamic model has them; 0 where none is found."""
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="layer")
     found = saturation(model([node], x, TensorProto.INT32, w=weight), {"x": x})
-    assert [each.layer for each in found] in ([], ["layer"])
+    assert [layer.layer for layer in found] in ([], ["layer"])
     return found[0].share if found else 0.0
 
 
@@ -101,7 +101,7 @@ def test_as_many_as_counting_all_pairs_says(seed: int) -> None:
     assert product(x, weight) == pytest.approx(crossed / pairs)
 
 
-# --------------------------------------------------------------------------- in every form
+# --------------------------------------------------------------------------- in every state
 
 
 SCALES = {"s": np.float32(0.1), "xz": np.uint8(0), "wz": np.int8(0)}
@@ -126,7 +126,7 @@ def test_operators_on_integers(operator: str, weight: int, found: tuple[str, ...
         )
     made = model([node], x, TensorProto.UINT8, w=w, **SCALES)
     made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    assert tuple(each.layer for each in saturation(made, {"x": x})) == found
+    assert tuple(layer.layer for layer in saturation(made, {"x": x})) == found
 
 
 def test_a_turned_weight_is_read_by_its_outputs() -> None:
@@ -147,7 +147,7 @@ def test_a_turned_weight_is_read_by_its_outputs() -> None:
         )
         made = model([node], x, TensorProto.UINT8, w=s8(*w), **SCALES)
         made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-        assert sum(each.share for each in saturation(made, {"x": x})) == share
+        assert sum(layer.share for layer in saturation(made, {"x": x})) == share
 
 
 @pytest.mark.parametrize("in_graph", [True, False])
@@ -177,7 +177,7 @@ def test_a_convolution_sums_over_channels_or_over_its_kernel(shape: tuple[int, .
     node = helper.make_node("ConvInteger", ["x", "w"], ["y"], name="layer")
     for weight, share in ((127, 1.0), (64, 0.0)):
         found = saturation(model([node], x, TensorProto.INT32, w=np.full(shape, weight, np.int8)), {"x": x})
-        assert sum(each.share for each in found) == share
+        assert sum(layer.share for layer in found) == share
 
 
 def test_groups_strides_and_padding_of_a_convolution() -> None:
@@ -207,14 +207,14 @@ def test_what_the_quantiser_writes_is_read_in_both_formats(format: QuantFormat, 
     quantize_static(
         export_onnx(module, x),
         tmp_path / "m.onnx",
-        _Rows(x),
+        CalibrationBatches(x),
         quant_format=format,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         reduce_range=reduced,
     )
-    found = {each.layer: each.share for each in saturation(onnx.load(tmp_path / "m.onnx"), x)}
+    found = {layer.layer: layer.share for layer in saturation(onnx.load(tmp_path / "m.onnx"), x)}
     assert set(found) == (set() if reduced else {"/student/student.0/Conv", "/student/student.3/Gemm"})
     assert all(share > 0.3 for share in found.values())
 

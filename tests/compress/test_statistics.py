@@ -17,7 +17,7 @@ def rows(count: int, *shape: int) -> np.ndarray:
 @pytest.mark.parametrize("count", [1, 7, 300, 1024])
 def test_of_a_linear_layers_inputs(count: int) -> None:
     x = rows(count, 5)
-    found = input_moments(nn.Sequential(nn.Linear(5, 2)), {"x": x}, {"0"}, together=True)["0"]
+    found = input_moments(nn.Sequential(nn.Linear(5, 2)), {"x": x}, {"0"}, second_moment=True)["0"]
     np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(found.variance, x.var(axis=0), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found.second, x.T.astype(np.float64) @ x / count, rtol=1e-4)
@@ -42,7 +42,7 @@ def test_of_hidden_layers_as_they_are_reached() -> None:
 def test_places_count_like_rows_and_channels_are_where_the_layer_has_them() -> None:
     """A linear layer's channels come last, a convolution's second."""
     texts, images = rows(30, 7, 4), rows(30, 4, 5, 6)
-    linear = input_moments(nn.Sequential(nn.Linear(4, 2)), {"x": texts}, {"0"}, together=True)["0"]
+    linear = input_moments(nn.Sequential(nn.Linear(4, 2)), {"x": texts}, {"0"}, second_moment=True)["0"]
     np.testing.assert_allclose(linear.mean, texts.reshape(-1, 4).mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(linear.second, np.einsum("nlc,nld->cd", texts, texts) / 210, rtol=1e-3)
     convolution = input_moments(nn.Sequential(nn.Conv2d(4, 2, 3)), {"x": images}, {"0"})["0"]

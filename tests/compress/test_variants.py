@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 import stillhouse.variant
-from stillhouse.compress.build import BuiltModel, export_state, build_model
+from stillhouse.compress.build import BuiltModel, build_model, export_state
 from stillhouse.compress.export import run_onnx, run_torch
 from stillhouse.compress.processor import Processor, processor
-from stillhouse.compress.target import ModelState, CompressionTarget
-from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.compress.search.candidates import CandidateBuilder
+from stillhouse.compress.target import CompressionTarget, ModelState
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import DynamicInt8, Fp32, LowRank, PruneColumns, PruneUnits, Recipe, StaticInt8, recipe_name
 from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
@@ -64,31 +64,31 @@ def student() -> TabularStudent:
     return TabularStudent(edges, list(VALUES.values()), 2, (64, 32)).eval()
 
 
-def subject_of(student: nn.Module, **changes: Any) -> Subject:
+def make_target(student: nn.Module, **changes: Any) -> CompressionTarget:
     settings: dict[str, Any] = {
         "calibration": lambda columns: encode(raw(1000), columns),
-        "judged": lambda columns: encode(raw(100, 1), columns),
+        "validation": lambda columns: encode(raw(100, 1), columns),
         "quality": lambda p: float(p[:, 0].mean()),
     }
     columns, actions = changes.pop("columns", COLUMNS), changes.pop("actions", ACTIONS)
-    return student_subject(student, columns, actions, **settings | changes)
+    return target_from_student(student, columns, actions, **settings | changes)
 
 
 @pytest.fixture(scope="module")
-def subject(student: TabularStudent) -> Subject:
-    return subject_of(student)
+def target(student: TabularStudent) -> CompressionTarget:
+    return make_target(student)
 
 
 def make(
-    subject: Subject, folder: Path, *recipes: Recipe, lineage: dict[str, str] = LINEAGE
+    target: CompressionTarget, folder: Path, *recipes: Recipe, lineage: dict[str, str] = LINEAGE
 ) -> dict[str, CompressionCandidate]:
-    workshop = Workshop(subject, variant_pack("flights", ACTIONS, lineage), folder, 0.05)
-    return {recipe_name(recipe): workshop.make(recipe) for recipe in recipes or ALL}
+    builder = CandidateBuilder(target, variant_writer("flights", ACTIONS, lineage), folder, 0.05)
+    return {recipe_name(recipe): builder.build(recipe) for recipe in recipes or ALL}
 
 
 @pytest.fixture(scope="module")
-def made(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
-    return make(subject, tmp_path_factory.mktemp("variants"))
+def made(target: CompressionTarget, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
+    return make(target, tmp_path_factory.mktemp("variants"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -201,9 +201,9 @@ def test_a_damaged_model_is_refused(made: dict[str, CompressionCandidate], tmp_p
 
 
 def test_the_same_again_gives_the_same_bytes(
-    made: dict[str, CompressionCandidate], subject: Subject, tmp_path: Path
+    made: dict[str, CompressionCandidate], target: CompressionTarget, tmp_path: Path
 ) -> None:
-    for name, again in make(subject, tmp_path).items():
+    for name, again in make(target, tmp_path).items():
         assert contents(Path(again.folder)) == contents(Path(made[name].folder))
 
 
@@ -221,7 +221,7 @@ def die(*arguments):
 variants.write_manifest = die
 torch.manual_seed(0)
 student = t.TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(t.VALUES.values()), 2, (8,))
-t.make(t.subject_of(student), Path(sys.argv[2]), t.ALL[0])
+t.make(t.make_target(student), Path(sys.argv[2]), t.ALL[0])
 """
 
 
@@ -233,7 +233,7 @@ def test_a_killed_process_leaves_no_half_variant(tmp_path: Path) -> None:
     assert any(path.name == "model.onnx" for path in tmp_path.rglob("*"))
     torch.manual_seed(0)
     student = TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(VALUES.values()), 2, (8,))
-    (again,) = make(subject_of(student), tmp_path, ALL[0]).values()
+    (again,) = make(make_target(student), tmp_path, ALL[0]).values()
     Variant(again.folder)
     assert not list((tmp_path / "aside").iterdir())
 
@@ -241,15 +241,15 @@ def test_a_killed_process_leaves_no_half_variant(tmp_path: Path) -> None:
 def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tmp_path: Path) -> None:
     calls = []
 
-    def recover(form: Form, epochs: int) -> Form:
-        module: Any = form.module
+    def recover(state: ModelState, epochs: int) -> ModelState:
+        module: Any = state.module
         calls.append(([layer.out_features for layer in module.layers if isinstance(layer, nn.Linear)], epochs))
         with torch.no_grad():
             module.layers[-1].bias.copy_(torch.tensor([0.0, 50.0]))
-        return form
+        return state
 
     recipes = [(PruneUnits(method="prune_units", ratio=r, recover_epochs=e),) for e, r in ((7, 0.25), (0, 0.5))]
-    found = make(subject_of(student, recover=recover), tmp_path, *recipes)
+    found = make(make_target(student, recover=recover), tmp_path, *recipes)
     assert calls == [([48, 24, 2], 7)]
     assert (Variant(found["units25"].folder).predict(raw(20)).action == "late").all()
     assert [layer.out_features for layer in student.layers if isinstance(layer, nn.Linear)] == [64, 32, 2]
@@ -268,37 +268,37 @@ def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tm
 )
 def test_what_does_not_fit_is_refused(student: TabularStudent, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        subject_of(student, **changes)
+        make_target(student, **changes)
 
 
-def built(subject: Subject, recipe: Recipe, tolerance: float = 0.05) -> Built:
-    wanted = subject.probabilities(run_onnx(subject.model, subject.calibration(COLUMNS)))
-    return finish(subject, recipe, subject.model, COLUMNS, tolerance, wanted)
+def built(target: CompressionTarget, recipe: Recipe, tolerance: float = 0.05) -> BuiltModel:
+    wanted = target.to_probabilities(run_onnx(target.model, target.calibration(COLUMNS)))
+    return build_model(target, recipe, target.model, COLUMNS, tolerance, wanted)
 
 
-def test_a_recipe_without_a_number_format_stays_float32(subject: Subject) -> None:
+def test_a_recipe_without_a_number_format_stays_float32(target: CompressionTarget) -> None:
     low = LowRank(method="low_rank", ratio=0.5)
-    assert built(subject, (low,)).model == subject.model == built(subject, (low, Fp32(method="fp32"))).model
-    assert export_form(subject, Form(subject.form.module, COLUMNS)) == subject.model  # type: ignore[union-attr]
+    assert built(target, (low,)).model == target.model == built(target, (low, Fp32(method="fp32"))).model
+    assert export_state(target, ModelState(target.state.module, COLUMNS)) == target.model  # type: ignore[union-attr]
 
 
-def test_the_tolerance_is_the_number_formats_alone(subject: Subject) -> None:
+def test_the_tolerance_is_the_number_formats_alone(target: CompressionTarget) -> None:
     """A structural step may change the answers as much as it likes: its quality is judged."""
-    found = built(subject, (DynamicInt8(method="int8_dynamic"),))
+    found = built(target, (DynamicInt8(method="int8_dynamic"),))
     with pytest.raises(
         ExportError, match=r"int8_dynamic differs from its float32 form by .* \(`compression.tolerance`"
     ):
-        built(subject, (DynamicInt8(method="int8_dynamic"),), found.agreement.mean * 0.99)
+        built(target, (DynamicInt8(method="int8_dynamic"),), found.agreement.mean * 0.99)
     other = np.random.default_rng(0).normal(size=64).astype(np.float32)
     strange = onnx.ModelProto()
-    strange.CopyFrom(subject.model)
+    strange.CopyFrom(target.model)
     (bias,) = (each for each in strange.graph.initializer if list(each.dims) == [64])
     bias.raw_data = (10 * other).tobytes()
-    wanted = subject.probabilities(run_onnx(subject.model, subject.calibration(COLUMNS)))
-    far = finish(subject, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9, wanted)
+    wanted = target.to_probabilities(run_onnx(target.model, target.calibration(COLUMNS)))
+    far = build_model(target, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9, wanted)
     assert far.agreement.mean > 0.01
     with pytest.raises(ExportError, match="differs"):
-        finish(subject, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9, wanted)
+        build_model(target, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9, wanted)
 
 
 def test_processor() -> None:
@@ -322,4 +322,4 @@ def test_processor() -> None:
     ],
 )
 def test_whose_products_are_added_whole(flags: tuple[str, ...], whole: bool) -> None:
-    assert Processor(name="p", flags=flags).adds_whole_products is whole
+    assert Processor(name="p", flags=flags).sums_without_saturation is whole

@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch import nn
 
-from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.compress.search.candidates import CandidateBuilder
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, Fp32, PruneHeads, PruneUnits
 from stillhouse.distill.students import OwnStudent, load, new_student, save
 from stillhouse.errors import PartError, StillhouseError

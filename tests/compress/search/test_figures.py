@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from stillhouse.compress.search.figures import draw_frontier, tabulate_frontier, candidate_metrics
+from stillhouse.compress.search.figures import candidate_metrics, draw_frontier, tabulate_frontier
 from stillhouse.compress.search.pareto import choose_candidate, pareto_front
 from stillhouse.records import CompressionCandidate, Frontier, Latency, Saturation, SizeLimits
-
-from .test_frontier import candidate, refused
+from tests.compress.search.test_pareto import candidate, refused
 
 
 def found(*candidates: CompressionCandidate, **limits: Any) -> Frontier:
-    best = frontier(candidates)
-    chosen, fits, why = choose(candidates, candidates[0], SizeLimits(**limits))
+    best = pareto_front(candidates)
+    chosen, fits, why = choose_candidate(candidates, candidates[0], SizeLimits(**limits))
     return Frontier(
         reference=candidates[0],
         candidates=candidates,
@@ -40,7 +39,7 @@ MADE = (
 
 
 def test_the_table_has_the_best_first_smallest_first_and_then_the_others_as_made() -> None:
-    table = frontier_table(found(*MADE))
+    table = tabulate_frontier(found(*MADE))
     assert list(table) == [
         "candidate",
         "",
@@ -67,7 +66,7 @@ def test_one_that_is_put_forward_though_beaten_is_marked() -> None:
     twin = candidate("twin", 0.8, 1000, 1.0)
     frontier_of_two = found(twin, candidate("a", 0.8, 1000, 1.0, p95=1.0))
     assert frontier_of_two.chosen == "a" and frontier_of_two.best == ("twin",)
-    assert frontier_table(frontier_of_two)[""] == ["best", "chosen"]
+    assert tabulate_frontier(frontier_of_two)[""] == ["best", "chosen"]
 
 
 @pytest.mark.parametrize(
@@ -76,11 +75,11 @@ def test_one_that_is_put_forward_though_beaten_is_marked() -> None:
 @pytest.mark.parametrize("made", [MADE, MADE[:1], (MADE[0], refused("broken"))], ids=["many", "alone", "refused"])
 def test_the_figure_is_drawn_whatever_was_found(limits: dict[str, Any], made: tuple[CompressionCandidate, ...]) -> None:
     search = found(*made, **limits)
-    figure = frontier_figure(search)
+    figure = draw_frontier(search)
     axes, written = figure.axes[0], BytesIO()
     figure.savefig(written)
     assert written.getvalue().startswith(b"\x89PNG")
-    assert figure.get_suptitle().replace("\n", " ") == f"large: what nothing beats; ringed: {search.why}"
+    assert figure.get_suptitle().replace("\n", " ") == f"large: the Pareto front; ringed: {search.why}"
     able, chosen = search.able, search.named(search.chosen)
     assert sorted(map(tuple, axes.collections[0].get_offsets())) == sorted((each.bytes, each.quality) for each in able)
     assert [tuple(place) for place in axes.collections[1].get_offsets()] == [(chosen.bytes, chosen.quality)]
@@ -89,11 +88,11 @@ def test_the_figure_is_drawn_whatever_was_found(limits: dict[str, Any], made: tu
 
 
 def test_a_latency_of_nothing_is_no_trouble() -> None:
-    frontier_figure(found(candidate("fp32"), candidate("int8", p50=0.0))).savefig(BytesIO())
+    draw_frontier(found(candidate("fp32"), candidate("int8", p50=0.0))).savefig(BytesIO())
 
 
 def test_candidates_far_below_are_out_of_sight() -> None:
-    axes = frontier_figure(found(candidate("fp32", 0.8), candidate("bad", 0.1, 500))).axes[0]
+    axes = draw_frontier(found(candidate("fp32", 0.8), candidate("bad", 0.1, 500))).axes[0]
     low, high = axes.get_ylim()
     assert 0.1 < low < 0.795 and high > 0.8
 
@@ -101,7 +100,7 @@ def test_candidates_far_below_are_out_of_sight() -> None:
 def test_what_mlflow_keeps() -> None:
     layer = Saturation(layer="l", share=0.1)
     one = candidate("int8", 0.7, 10, 0.5, difference=0.01, seconds=2.0, cpu_ms=0.4, saturates=(layer, layer))
-    assert measured(one) == {
+    assert candidate_metrics(one) == {
         "compression/quality": 0.7,
         "compression/difference": 0.01,
         "compression/cpu_ms": 0.4,
@@ -111,7 +110,7 @@ def test_what_mlflow_keeps() -> None:
         "compression/p95_ms": 1.0,
     }
     bare = one.model_copy(update={"latency": None, "cpu_ms": None})
-    assert "compression/p50_ms" not in measured(bare) and "compression/cpu_ms" not in measured(bare)
+    assert "compression/p50_ms" not in candidate_metrics(bare) and "compression/cpu_ms" not in candidate_metrics(bare)
     assert str(one) == "int8: 10 bytes, p50 0.5 ms, quality 0.7000"
     assert str(refused("broken")) == "broken: refused: it does not apply"
     assert Latency(p50_ms=0.5, p95_ms=1.0, calls=10) == one.latency

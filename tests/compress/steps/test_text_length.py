@@ -33,11 +33,11 @@ def columns(length: int) -> list[dict[str, Any]]:
     return [{"name": "n", "type": "number"}, {"name": "said", "type": "text", "tokens": WORDS, "length": length}]
 
 
-def form(kind: str, length: int = 12) -> Form:
+def state(kind: str, length: int = 12) -> ModelState:
     torch.manual_seed(0)
     edges = torch.tensor([[0.0, 0.5, 1.0]])
     student = TextStudent(edges, [], [(len(WORDS), length)], ENCODERS[kind], 3, [6])
-    return Form(student.eval(), columns(length))
+    return ModelState(student.eval(), columns(length))
 
 
 def rows(words: int, count: int = 20) -> pd.DataFrame:
@@ -49,14 +49,14 @@ def rows(words: int, count: int = 20) -> pd.DataFrame:
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize(("ratio", "left"), [(0.25, 9), (0.5, 6), (0.9, 4)])
 def test_what_comes_behind_is_not_read(kind: str, ratio: float, left: int) -> None:
-    before = form(kind)
-    after = shorten_texts(ShortTexts(method="length", ratio=ratio), before, {})
+    before = state(kind)
+    after = shorten_texts(ShortTexts(method="length", ratio=ratio), before)
     assert after.columns is not None and after.columns[1]["length"] == left
     long, cut = rows(12), rows(12)
     cut["said"] = [" ".join(text.split()[:left]) for text in cut["said"]]
     read = {"x": encode(long, after.columns)}
     assert read["x"].shape[1] == 1 + left
-    # a text cut by hand, padded, is the same to the long form as the whole text is to the short one
+    # a text cut by hand, padded, is the same to the long state as the whole text is to the short one
     np.testing.assert_allclose(
         run_torch(after.module, read), run_torch(before.module, {"x": encode(cut, columns(12))}), atol=1e-5
     )
@@ -66,14 +66,14 @@ def test_what_comes_behind_is_not_read(kind: str, ratio: float, left: int) -> No
 
 
 def test_texts_that_are_short_already_are_left() -> None:
-    assert shortenable(form("bag")) == ["said"]
-    short = form("bag", length=4)
-    assert shortenable(short) == []
+    assert shortenable_texts(state("bag")) == ["said"]
+    short = state("bag", length=4)
+    assert shortenable_texts(short) == []
     with pytest.raises(ExportError, match="TextStudent reads no text of which fewer tokens"):
-        shorten_texts(ShortTexts(method="length"), short, {})
+        shorten_texts(ShortTexts(method="length"), short)
 
 
 def test_a_module_without_texts_is_refused() -> None:
-    tabular = Form(TabularStudent(torch.tensor([[0.0, 1.0]]), [], 2, [4]), [{"name": "n", "type": "number"}])
+    tabular = ModelState(TabularStudent(torch.tensor([[0.0, 1.0]]), [], 2, [4]), [{"name": "n", "type": "number"}])
     with pytest.raises(ExportError, match="TabularStudent reads no text"):
-        shorten_texts(ShortTexts(method="length"), tabular, {})
+        shorten_texts(ShortTexts(method="length"), tabular)

@@ -15,8 +15,7 @@ from stillhouse.compress.target import ModelState
 from stillhouse.config import PruneUnits
 from stillhouse.errors import ExportError
 from stillhouse.variant import encode
-
-from .models_for_tests import ENCODERS, TEXT_COLUMNS, feed, linears, said, tabular, text_student
+from tests.compress.models_for_tests import ENCODERS, TEXT_COLUMNS, feed, linears, sentences, tabular, text_student
 
 
 def step(**settings: object) -> PruneUnits:
@@ -24,7 +23,7 @@ def step(**settings: object) -> PruneUnits:
 
 
 def pruned(module: nn.Module, x: dict[str, np.ndarray], **settings: object) -> nn.Module:
-    return prune_units(step(**settings), Form(module.eval()), x).module
+    return prune_units(step(**settings), ModelState(module.eval()), x).module
 
 
 def shapes(module: nn.Module) -> list[tuple[int, ...]]:
@@ -65,7 +64,7 @@ def test_random_chains_lose_exactly_what_is_asked(seed: int) -> None:
         parts += [nn.Linear(inputs, outputs), nn.ReLU()]
     module = nn.Sequential(*parts[:-1])
     ratio = float(random.uniform(0.05, 0.95))
-    hidden = [width - removed(width, ratio) for width in widths[1:-1]]
+    hidden = [width - units_to_remove(width, ratio) for width in widths[1:-1]]
     if all(width <= MIN_UNITS for width in widths[1:-1]):
         return
     made = pruned(module, normal(40, widths[0], seed=seed), ratio=ratio)
@@ -77,7 +76,7 @@ def test_random_chains_lose_exactly_what_is_asked(seed: int) -> None:
     ("units", "ratio", "gone"), [(64, 0.5, 32), (10, 0.99, 8), (3, 0.5, 1), (2, 0.9, 0), (1, 0.5, 0), (64, 0, 0)]
 )
 def test_two_units_stay(units: int, ratio: float, gone: int) -> None:
-    assert removed(units, ratio) == gone
+    assert units_to_remove(units, ratio) == gone
 
 
 def test_each_layer_may_have_a_ratio_of_its_own() -> None:
@@ -194,11 +193,11 @@ def test_a_constant_channel_goes_into_the_biases_that_read_it() -> None:
 
 def test_the_stream_of_a_transformer_and_its_attention_are_left_alone() -> None:
     student = text_student(ENCODERS["transformer"])
-    x = {"x": encode(said(200), TEXT_COLUMNS)}
-    form = Form(student, TEXT_COLUMNS)
+    x = {"x": encode(sentences(200), TEXT_COLUMNS)}
+    state = ModelState(student, TEXT_COLUMNS)
     ups = [f"encoders.0.layers.{number}.up" for number in range(2)]
-    assert prunable_units(form, x) == [*ups, "layers.0"]
-    made = prune_units(step(ratio=0.5), form, x)
+    assert prunable_units(state, x) == [*ups, "layers.0"]
+    made = prune_units(step(ratio=0.5), state, x)
     assert made.columns == TEXT_COLUMNS
     before, after = dict(student.named_parameters()), dict(made.module.named_parameters())
     for layer in range(2):
@@ -217,9 +216,9 @@ def test_a_gelu_keeps_constant_units_constant_too() -> None:
         for layer in student.encoders[0].layers:
             layer.up.weight[:32] = 0
             layer.up.bias[:32] = 4
-    x = {"x": encode(said(200), TEXT_COLUMNS)}
+    x = {"x": encode(sentences(200), TEXT_COLUMNS)}
     made = pruned(student, x, ratio=0.5, ratios={"layers.0": 0.0})
-    same(made, student, {"x": encode(said(60, 3), TEXT_COLUMNS)})
+    same(made, student, {"x": encode(sentences(60, 3), TEXT_COLUMNS)})
 
 
 def test_a_pruned_student_learns_like_any_other() -> None:
@@ -237,7 +236,7 @@ def test_no_random_number_is_drawn_and_the_same_again_is_the_same() -> None:
 
 
 def test_it_is_silent(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
-    x = {"x": encode(said(50), TEXT_COLUMNS)}
+    x = {"x": encode(sentences(50), TEXT_COLUMNS)}
     pruned(text_student(ENCODERS["transformer"]), x, ratio=0.5)
     assert capfd.readouterr() == ("", "") and not recwarn.list
 
@@ -276,7 +275,7 @@ class Branching(nn.Module):
         (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "Sequential has no layer whose units"),
         (Written(), "Written has no layer whose units"),
         (Residual(), "Residual has no layer whose units"),
-        (Branching(), "what depends on what in Branching cannot be traced: no way through"),
+        (Branching(), "the dependencies in Branching cannot be traced: no way through"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused(module: nn.Module, message: str) -> None:

@@ -19,7 +19,7 @@ from stillhouse.compress.foreign.torch_program import (
     read_program,
     require_same_outputs,
 )
-from stillhouse.compress.steps.kinds import layers, apply_step
+from stillhouse.compress.steps.kinds import apply_step, layers
 from stillhouse.compress.target import Feed, ModelState
 from stillhouse.config import HashedRows, LowRank, PruneUnits
 from stillhouse.errors import ExportError
@@ -88,7 +88,7 @@ def images(rows: int = 60) -> Feed:
 @pytest.mark.parametrize("plain", [False, True], ids=["as exported", "core operators"])
 def test_layers_come_back_under_their_names(tmp_path: Path, plain: bool) -> None:
     exported = program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2", plain=plain)
-    lifted = lift(exported)
+    lifted = layers_from_export(exported)
     assert kinds(lifted) == {
         "first": "Conv2d",
         "norm": "BatchNorm2d",
@@ -97,17 +97,17 @@ def test_layers_come_back_under_their_names(tmp_path: Path, plain: bool) -> None
         "layers.1": "LayerNorm",
         "layers.4": "Linear",
     }
-    require_same(exported, lifted, images())
-    assert [str(each) for each in program_inputs(exported)] == ["image float32 [n, 1, 8, 8]"]
+    require_same_outputs(exported, lifted, images())
+    assert [str(each) for each in read_inputs(exported)] == ["image float32 [n, 1, 8, 8]"]
 
 
 def test_several_inputs_attention_and_open_rows_reach_onnx(tmp_path: Path) -> None:
     given = torch.randn(4, 4), torch.randint(0, 100, (4, 6))
     exported = program(Words(), *given, file=tmp_path / "model.pt2")
-    lifted = lift(exported)
+    lifted = layers_from_export(exported)
     draw = np.random.default_rng(0)
     feed = {"numbers": draw.normal(size=(50, 4)).astype(np.float32), "words": draw.integers(0, 100, (50, 6))}
-    require_same(exported, lifted, feed)
+    require_same_outputs(exported, lifted, feed)
     graph = export_onnx(lifted, feed, softmax=False, logits=True, output="logits")
     assert [value.name for value in (*graph.graph.input, *graph.graph.output)] == ["numbers", "words", "logits"]
     assert np.allclose(run_onnx(graph, feed), run_torch(lifted, feed, softmax=False), atol=1e-4)
@@ -115,51 +115,55 @@ def test_several_inputs_attention_and_open_rows_reach_onnx(tmp_path: Path) -> No
 
 def test_a_shared_layer_stays_one_and_a_weight_with_two_uses_is_left_alone(tmp_path: Path) -> None:
     exported = program(Shared(), torch.randn(4, 8), file=tmp_path / "model.pt2")
-    lifted = lift(exported)
+    lifted = layers_from_export(exported)
     assert {name: kind for name, kind in kinds(lifted).items() if kind != "Module"} == {"inner": "Linear"}
     assert sum(node.target == "inner" for node in lifted.graph.nodes) == 2
-    require_same(exported, lifted, {"x": np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)})
+    require_same_outputs(exported, lifted, {"x": np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)})
 
 
 def test_a_layer_alone_is_named_after_its_weight(tmp_path: Path) -> None:
-    assert kinds(lift(program(nn.Linear(3, 2), torch.randn(4, 3), file=tmp_path / "model.pt2"))) == {"weight": "Linear"}
+    assert kinds(layers_from_export(program(nn.Linear(3, 2), torch.randn(4, 3), file=tmp_path / "model.pt2"))) == {
+        "weight": "Linear"
+    }
 
 
 def test_steps_make_lifted_layers_smaller(tmp_path: Path) -> None:
-    form = Form(lift(program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2")))
+    state = ModelState(
+        layers_from_export(program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2"))
+    )
     step = PruneUnits(method="prune_units", ratio=0.5, recover_epochs=0)
-    assert "layers.0" not in layers(step, form, images())  # a norm reads all of its units
+    assert "layers.0" not in layers(step, state, images())  # a norm reads all of its units
     network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
     feed = {"input": np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)}
-    form = Form(lift(program(network, torch.randn(4, 8), file=tmp_path / "network.pt2")))
-    assert layers(step, form, feed) == ["0", "2"]
-    pruned = restructure(step, form, feed).module
+    state = ModelState(layers_from_export(program(network, torch.randn(4, 8), file=tmp_path / "network.pt2")))
+    assert layers(step, state, feed) == ["0", "2"]
+    pruned = apply_step(step, state, feed).module
     assert (pruned.get_submodule("0").weight.shape, pruned.get_submodule("2").weight.shape) == ((32, 8), (16, 32))
-    thin = restructure(LowRank(method="low_rank", ratio=0.5), form, feed)
+    thin = apply_step(LowRank(method="low_rank", ratio=0.5), state, feed)
     for module in (pruned, thin.module, copy.deepcopy(pruned)):
         export_onnx(module, feed)
 
 
 def test_tables_share_rows(tmp_path: Path) -> None:
     given = torch.randn(4, 4), torch.randint(0, 100, (4, 6))
-    form = Form(lift(program(Words(), *given, file=tmp_path / "model.pt2")))
-    smaller = restructure(HashedRows(method="hashed_rows", ratio=0.5), form, {})
+    state = ModelState(layers_from_export(program(Words(), *given, file=tmp_path / "model.pt2")))
+    smaller = apply_step(HashedRows(method="hashed_rows", ratio=0.5), state, {})
     assert smaller.module.get_submodule("table").rows.num_embeddings == 50
 
 
 def test_a_changed_module_is_noticed(tmp_path: Path) -> None:
     exported = program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2")
-    lifted = lift(exported)
+    lifted = layers_from_export(exported)
     with torch.no_grad():
         lifted.get_submodule("layers.4").bias += 0.01
-    with pytest.raises(ExportError, match="answers 60 rows otherwise"):
-        require_same(exported, lifted, images())
+    with pytest.raises(ExportError, match="answers 60 rows differently"):
+        require_same_outputs(exported, lifted, images())
 
 
 def test_a_frozen_number_of_rows_is_refused(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(nn.Linear(3, 2).eval(), (torch.randn(1, 3),)), tmp_path / "model.pt2")
     with pytest.raises(ExportError, match="input input takes exactly 1 rows at once"):
-        lift(read_program(tmp_path / "model.pt2"))
+        layers_from_export(read_program(tmp_path / "model.pt2"))
 
 
 def test_another_open_size_is_refused(tmp_path: Path) -> None:
@@ -171,12 +175,12 @@ def test_another_open_size_is_refused(tmp_path: Path) -> None:
 
     torch.export.save(torch.export.export(Mean(), (torch.randn(4, 6),), dynamic_shapes=sizes), tmp_path / "model.pt2")
     with pytest.raises(ExportError, match="dimension 1 of input words is left open"):
-        program_inputs(read_program(tmp_path / "model.pt2"))
+        read_inputs(read_program(tmp_path / "model.pt2"))
 
 
 def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"gives .*'1'\], and a classifier gives \[n, K\]"):
-        lift(program(nn.Linear(3, 1), torch.randn(4, 3), file=tmp_path / "model.pt2"))
+        layers_from_export(program(nn.Linear(3, 1), torch.randn(4, 3), file=tmp_path / "model.pt2"))
 
 
 class Spectrum(nn.Module):
@@ -186,10 +190,12 @@ class Spectrum(nn.Module):
 
 def test_an_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path: Path) -> None:
     network = nn.Sequential(Spectrum(), nn.Linear(5, 3))
-    lifted: fx.GraphModule = lift(program(network, torch.randn(4, 8), file=tmp_path / "model.pt2"))
+    lifted: fx.GraphModule = layers_from_export(program(network, torch.randn(4, 8), file=tmp_path / "model.pt2"))
     with pytest.raises(ExportError) as caught:
         export_onnx(lifted, {"x": np.ones((5, 8), np.float32)})
-    assert str(name_layer(lifted, caught.value)).startswith("layer 0 uses fft_rfft, which ONNX has no operator for")
+    assert str(name_unsupported_layer(lifted, caught.value)).startswith(
+        "layer 0 uses fft_rfft, which ONNX has no operator for"
+    )
 
 
 def test_a_branch_on_the_data_is_named(tmp_path: Path) -> None:
@@ -203,7 +209,7 @@ def test_a_branch_on_the_data_is_named(tmp_path: Path) -> None:
             return found
 
     with pytest.raises(ExportError, match="uses cond, which cannot be compressed"):
-        lift(program(Branch(), torch.randn(4, 8), file=tmp_path / "model.pt2"))
+        layers_from_export(program(Branch(), torch.randn(4, 8), file=tmp_path / "model.pt2"))
 
 
 def test_a_broken_file(tmp_path: Path) -> None:

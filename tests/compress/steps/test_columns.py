@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from stillhouse.compress.steps.columns import prunable_columns, prune_columns
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
+from stillhouse.compress.steps.columns import prunable_columns, prune_columns
 from stillhouse.compress.target import ModelState
 from stillhouse.config import PruneColumns
 from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
 from stillhouse.variant import encode, width
-
-from .models_for_tests import COLUMNS, ENCODERS, TEXT_COLUMNS, raw, said, text_student
+from tests.compress.models_for_tests import COLUMNS, ENCODERS, TEXT_COLUMNS, raw, sentences, text_student
 
 ROWS = raw(400)
 X = {"x": encode(ROWS, COLUMNS)}
@@ -27,7 +26,7 @@ def step(ratio: float) -> PruneColumns:
     return PruneColumns(method="prune_columns", ratio=ratio)
 
 
-def student(*used: str, seed: int = 0) -> Form:
+def student(*used: str, seed: int = 0) -> ModelState:
     """A student that looks at these columns alone."""
     torch.manual_seed(seed)
     module = TabularStudent(quantile_edges(X["x"][:, :6], 4), (80,), 2, (16,), embedding=3).eval()
@@ -38,12 +37,12 @@ def student(*used: str, seed: int = 0) -> Form:
             if name not in used:
                 begin, end = (5 * place, 5 * place + 5) if place < 6 else (30, 33)
                 module.layers[0].weight[:, begin:end] = 0
-    return Form(module, COLUMNS)
+    return ModelState(module, COLUMNS)
 
 
-def names(form: Form) -> list[str]:
-    assert form.columns is not None
-    return [column["name"] for column in form.columns]
+def names(state: ModelState) -> list[str]:
+    assert state.columns is not None
+    return [column["name"] for column in state.columns]
 
 
 @pytest.mark.parametrize(
@@ -51,21 +50,21 @@ def names(form: Form) -> list[str]:
     [("ab", 5 / 7), ("adf", 4 / 7), (("e", "origin"), 5 / 7), (("a", "b", "c", "d", "e", "f"), 1 / 7)],
 )
 def test_columns_that_are_not_looked_at_go_and_change_nothing(used: Any, ratio: float) -> None:
-    form = student(*used)
-    made = prune_columns(step(ratio), form, X)
-    assert names(made) == [name for name in names(form) if name in used]
+    state = student(*used)
+    made = prune_columns(step(ratio), state, X)
+    assert names(made) == [name for name in names(state) if name in used]
     rows = raw(100, 4)
     found = run_torch(made.module, {"x": encode(rows, made.columns or ())})
-    np.testing.assert_allclose(found, run_torch(form.module, {"x": encode(rows, COLUMNS)}), atol=1e-5)
+    np.testing.assert_allclose(found, run_torch(state.module, {"x": encode(rows, COLUMNS)}), atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_share_leaves_a_student_of_the_columns_left(seed: int) -> None:
     ratio = float(np.random.default_rng(seed).uniform(0.05, 0.99))
-    form = student(*names(student()), seed=seed)
-    made = prune_columns(step(ratio), form, X)
+    state = student(*names(student()), seed=seed)
+    made = prune_columns(step(ratio), state, X)
     left = names(made)
-    assert len(left) == 7 - min(6, max(1, round(7 * ratio))) and [name for name in names(form) if name in left] == left
+    assert len(left) == 7 - min(6, max(1, round(7 * ratio))) and [name for name in names(state) if name in left] == left
     module: Any = made.module
     assert module.numbers == len(module.edges) == len([name for name in left if name != "origin"])
     assert len(module.embeddings) == ("origin" in left)
@@ -75,37 +74,37 @@ def test_any_share_leaves_a_student_of_the_columns_left(seed: int) -> None:
     rows = {"x": encode(ROWS, made.columns or ())}
     assert rows["x"].shape[1] == width(made.columns or ())
     np.testing.assert_allclose(run_onnx(export_onnx(module, rows), rows), run_torch(module, rows), atol=1e-5)
-    assert names(form) == [column["name"] for column in COLUMNS] and form.module.numbers == 6
+    assert names(state) == [column["name"] for column in COLUMNS] and state.module.numbers == 6
 
 
 def test_what_a_column_gives_on_average_goes_into_the_bias() -> None:
-    form = student("a", "b")
-    made = prune_columns(step(6 / 7), form, X)
+    state = student("a", "b")
+    made = prune_columns(step(6 / 7), state, X)
     (left,) = names(made)
     assert left in ("a", "b")
     gone = "ab".replace(left, "")
     place = "ab".index(gone)
     torch_x = torch.from_numpy(X["x"])
-    given = form.module._piecewise_linear(torch_x[:, :6])[:, 5 * place : 5 * place + 5].mean(dim=0)
-    wanted = form.module.layers[0].bias + form.module.layers[0].weight[:, 5 * place : 5 * place + 5] @ given
+    given = state.module._piecewise_linear(torch_x[:, :6])[:, 5 * place : 5 * place + 5].mean(dim=0)
+    wanted = state.module.layers[0].bias + state.module.layers[0].weight[:, 5 * place : 5 * place + 5] @ given
     torch.testing.assert_close(made.module.layers[0].bias, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_texts_tokens_move_with_the_columns_before_it() -> None:
-    form = Form(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
-    assert prunable_columns(form) == ["hour", "place"]
-    made = prune_columns(step(0.5), form, {"x": encode(said(200), TEXT_COLUMNS)})
+    state = ModelState(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
+    assert prunable_columns(state) == ["hour", "place"]
+    made = prune_columns(step(0.5), state, {"x": encode(sentences(200), TEXT_COLUMNS)})
     assert len(names(made)) == 2 and names(made)[-1] == "said"
     assert made.module.first_token == 1
-    rows = {"x": encode(said(50, 2), made.columns or ())}
+    rows = {"x": encode(sentences(50, 2), made.columns or ())}
     np.testing.assert_allclose(run_onnx(export_onnx(made.module, rows), rows), run_torch(made.module, rows), atol=1e-5)
 
 
 def test_what_has_no_columns_of_its_own_is_refused() -> None:
-    own = Form(nn.Linear(7, 2), COLUMNS)
-    assert prunable_columns(own) == [] == prunable_columns(Form(student("a").module, None))
-    with pytest.raises(ExportError, match="prune_columns: Linear has no columns that could go one by one"):
+    own = ModelState(nn.Linear(7, 2), COLUMNS)
+    assert prunable_columns(own) == [] == prunable_columns(ModelState(student("a").module, None))
+    with pytest.raises(ExportError, match="prune_columns: Linear has no columns that can be removed one at a time"):
         prune_columns(step(0.5), own, X)
     one = TabularStudent(torch.zeros(1, 5), (), 2, (8,))
-    with pytest.raises(ExportError, match="no columns that could go"):
-        prune_columns(step(0.5), Form(one, COLUMNS[:1]), {"x": X["x"][:, :1]})
+    with pytest.raises(ExportError, match="no columns that can be removed"):
+        prune_columns(step(0.5), ModelState(one, COLUMNS[:1]), {"x": X["x"][:, :1]})

@@ -12,13 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx, slim
-from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.compress.saturation import saturation
+from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.compress.steps.weight_only import quantize_weights
 from stillhouse.config import WeightOnly
 from stillhouse.errors import ExportError
-
-from .models_for_tests import feed, linears, tabular
+from tests.compress.models_for_tests import feed, linears, tabular
 
 BITS = pytest.mark.parametrize("bits", [8, 4])
 
@@ -72,7 +71,7 @@ def test_the_kernel_computes_what_the_blocks_say(bits: int) -> None:
     x = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
     model = export_onnx(module, {"x": x}, softmax=False)
     made = quantize_weights(model, weights(bits=bits))
-    (layer,) = touched(model)
+    (layer,) = quantizable_nodes(model)
     found, _ = blocks(made, layer)
     wanted = x @ found.T + module.bias.detach().numpy()
     np.testing.assert_allclose(run_onnx(made, {"x": x}), wanted, rtol=1e-4, atol=1e-4)
@@ -167,7 +166,7 @@ def test_a_gemm_that_is_no_plain_product_is_left_alone(settings: dict[str, float
 
 
 def test_a_layer_that_is_kept_is_exact(source: onnx.ModelProto) -> None:
-    names = touched(source)
+    names = quantizable_nodes(source)
     last = "/student/layers/layers.6/Gemm"
     made = quantize_weights(source, weights(bits=4, keep=tuple(name for name in names if name != last)))
     assert operators(made).count("MatMulNBits") == 1 and "GatherBlockQuantized" not in operators(made)
@@ -180,7 +179,7 @@ def test_a_layer_that_is_kept_is_exact(source: onnx.ModelProto) -> None:
 
 def test_nothing_that_could_take_the_format_is_an_error(source: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match="weights4: the graph has no linear layer or table"):
-        quantize_weights(source, weights(bits=4, keep=tuple(touched(source))))
+        quantize_weights(source, weights(bits=4, keep=tuple(quantizable_nodes(source))))
     torch.manual_seed(0)
     convolution = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten())
     x = {"x0": np.zeros((3, 2, 4), np.float32)}

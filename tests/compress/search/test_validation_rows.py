@@ -1,4 +1,4 @@
-"""A smaller form still knows what has just arrived: words of a new action are not cut from a text student."""
+"""A smaller state still knows what has just arrived: words of a new action are not cut from a text student."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from stillhouse.compress.search import candidates
-from stillhouse.compress.search.validation_rows import judged_rows, new_actions
 from stillhouse.compress.search.greedy import search
+from stillhouse.compress.search.validation_rows import find_new_actions, select_validation_rows
 from stillhouse.compress.target import CompressionTarget
 from stillhouse.compress.variants import target_from_student
 from stillhouse.config import BagEncoder, Compression, Fp32, Recipe, Vocabulary
@@ -24,8 +24,7 @@ from stillhouse.distill.vocabulary import grow_vocabulary
 from stillhouse.latency import measure_latency
 from stillhouse.records import CompressionCandidate, Frontier, Latency, SizeLimits
 from stillhouse.variant import encode
-
-from .models_for_tests import pack_model
+from tests.compress.models_for_tests import write_model
 
 ACTIONS = ("greet", "book", "refund")
 WORDS = {
@@ -39,8 +38,8 @@ DAY = np.timedelta64(1, "D")
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workshop, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
-    monkeypatch.setattr(workshop, "cpu_time", lambda call: 0.01)
+    monkeypatch.setattr(candidates, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
+    monkeypatch.setattr(candidates, "cpu_time", lambda call: 0.01)
 
 
 def sentences(count: int, seed: int, late: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -55,7 +54,7 @@ def sentences(count: int, seed: int, late: int) -> tuple[pd.DataFrame, np.ndarra
 
 
 @pytest.fixture(scope="module")
-def agent() -> Callable[[bool], Subject]:
+def agent() -> Callable[[bool], CompressionTarget]:
     """A small text student that knows all three actions; whether what is new must hold is the argument."""
     rows, labels, times = sentences(600, 0, 16)
     kept, truth, moments = sentences(200, 1, 1)  # the validation days: one row of the new action
@@ -70,38 +69,38 @@ def agent() -> Callable[[bool], Subject]:
         nn.functional.cross_entropy(student(x), y).backward()
         optimiser.step()
     student.eval()
-    new = new_actions(np.concatenate([moments, times]), np.concatenate([truth, labels]), None)
-    judged = judged_rows(moments, truth, times, labels, new, ACTIONS)
-    every = pd.concat([kept, rows.iloc[judged.extra]], ignore_index=True)
+    new = find_new_actions(np.concatenate([moments, times]), np.concatenate([truth, labels]), None)
+    validation = select_validation_rows(moments, truth, times, labels, new, ACTIONS)
+    rows_with_added = pd.concat([kept, rows.iloc[validation.training_index]], ignore_index=True)
 
     def score(said: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
         return float((said.argmax(axis=1) == wanted).mean())
 
-    def subject(holds: bool) -> Subject:
-        return student_subject(
+    def target(holds: bool) -> CompressionTarget:
+        return target_from_student(
             student,
             columns,
             ACTIONS,
             calibration=lambda c: encode(rows, c),
-            judged=lambda c: encode(every, c),
-            quality=judged.quality(score),
-            slices=judged.slices(score) if holds else lambda said: {},
+            validation=lambda c: encode(rows_with_added, c),
+            quality=validation.make_quality(score),
+            slices=validation.make_slices(score) if holds else lambda said: {},
             source=f"late {holds}",
         )
 
-    return subject
+    return target
 
 
-def compressed(subject: Subject, folder: Path) -> Frontier:
+def compressed(target: CompressionTarget, folder: Path) -> Frontier:
     cut: Recipe = (Vocabulary(method="vocabulary", ratio=0.5, recover_epochs=0), Fp32(method="fp32"))
     settings = Compression(recipes=((Fp32(method="fp32"),), cut), search=None)
-    return search(lambda: subject, settings, SizeLimits(max_quality_loss=0.01), pack_model, folder)
+    return search(lambda: target, settings, SizeLimits(max_quality_loss=0.01), write_model, folder)
 
 
 def test_compression_never_unlearns_an_action_that_has_just_arrived(
-    agent: Callable[[bool], Subject], tmp_path: Path
+    agent: Callable[[bool], CompressionTarget], tmp_path: Path
 ) -> None:
-    """Judged on the validation days alone the form without the new words is put forward; with what is new it is not."""
+    """Measured on the validation days only, the state without the new words is chosen; with the slices it is not."""
     blind, found = compressed(agent(False), tmp_path / "blind"), compressed(agent(True), tmp_path / "seeing")
     small = next(each.name for each in found.candidates if each.name != "fp32")
     assert blind.chosen == small and blind.fits
@@ -112,7 +111,7 @@ def test_compression_never_unlearns_an_action_that_has_just_arrived(
     assert loss > 0.5 and where == "new actions"
 
 
-# --------------------------------------------------------------------------- which are new, and where they are judged
+# --------------------------------------------------------------------------- new actions and validation rows
 
 TIMES = START + np.arange(100) * DAY
 
@@ -120,43 +119,45 @@ TIMES = START + np.arange(100) * DAY
 def test_what_came_only_after_the_champions_window_is_new() -> None:
     labels = np.repeat([0, 1], 50)
     labels[97:] = 2
-    assert new_actions(TIMES, labels, START + 90 * DAY) == [2]
-    assert new_actions(TIMES, labels, START + 90 * DAY, unknown=[1]) == [1, 2]
-    assert new_actions(TIMES, labels, START + 99 * DAY) == []  # it was there a day before
+    assert find_new_actions(TIMES, labels, START + 90 * DAY) == [2]
+    assert find_new_actions(TIMES, labels, START + 90 * DAY, unknown=[1]) == [1, 2]
+    assert find_new_actions(TIMES, labels, START + 99 * DAY) == []  # it was there a day before
     stray = np.where(np.arange(100) >= 89, 2, labels)
     stray[3] = 2  # one old row of twelve is labelled wrongly
-    assert new_actions(TIMES, stray, START + 89 * DAY) == [2]
+    assert find_new_actions(TIMES, stray, START + 89 * DAY) == [2]
     stray[4] = 2
-    assert new_actions(TIMES, stray, START + 89 * DAY) == []
-    assert new_actions(TIMES, np.where(labels == 2, -1, labels), START + 90 * DAY) == []
+    assert find_new_actions(TIMES, stray, START + 89 * DAY) == []
+    assert find_new_actions(TIMES, np.where(labels == 2, -1, labels), START + 90 * DAY) == []
 
 
 def test_without_a_champion_what_came_only_in_the_newer_half_is_new_if_that_is_no_chance() -> None:
     labels = np.zeros(100, dtype=int)
     labels[88:] = 2
     labels[95] = 1
-    assert new_actions(TIMES, labels, None) == [2]
-    assert new_actions(TIMES, labels, START) == [2]  # a champion older than all rows says nothing about any of them
-    assert new_actions(TIMES[:0], labels[:0], None) == []
+    assert find_new_actions(TIMES, labels, None) == [2]
+    assert find_new_actions(TIMES, labels, START) == [
+        2
+    ]  # a champion older than all rows says nothing about any of them
+    assert find_new_actions(TIMES[:0], labels[:0], None) == []
 
 
 def test_rows_that_were_learned_from_join_where_the_validation_days_have_too_few() -> None:
     labels, learned = np.repeat([0, 1], 50), np.repeat([0, 1, 2, 3], [100, 100, 30, 300])
     labels[90:] = 3
     learned_times = START + np.arange(530) * DAY
-    found = judged_rows(TIMES, labels, learned_times, learned, [2, 3], ("a", "b", "c", "d"))
-    assert set(learned[found.extra]) == {2, 3} and (learned[found.extra] == 3).sum() == 200
-    assert len(found.parts["new actions"]) == 10 + 30 + 200
-    assert set(found.parts) == {"new actions", "the new action c", "the new action d"}
+    found = select_validation_rows(TIMES, labels, learned_times, learned, [2, 3], ("a", "b", "c", "d"))
+    assert set(learned[found.training_index]) == {2, 3} and (learned[found.training_index] == 3).sum() == 200
+    assert len(found.slice_index["new actions"]) == 10 + 30 + 200
+    assert set(found.slice_index) == {"new actions", "the new action c", "the new action d"}
     right = np.eye(4)[found.labels]
-    assert found.quality(lambda said, truth: float(len(truth)))(right) == 100
-    assert set(found.slices(lambda said, truth: 1.0)(right).values()) == {1.0}
+    assert found.make_quality(lambda said, truth: float(len(truth)))(right) == 100
+    assert set(found.make_slices(lambda said, truth: 1.0)(right).values()) == {1.0}
 
 
 def test_the_newest_validation_rows_are_a_slice_of_their_own() -> None:
     times, labels = START + np.arange(800)[::-1] * DAY, np.arange(800) % 2
-    found = judged_rows(times, labels, times, labels, [], ("a", "b"))
-    assert sorted(found.parts["the newest rows"]) == list(range(200)) and not len(found.extra)
+    found = select_validation_rows(times, labels, times, labels, [], ("a", "b"))
+    assert sorted(found.slice_index["the newest rows"]) == list(range(200)) and not len(found.training_index)
 
 
 def test_the_largest_loss_counts_and_says_where() -> None:

@@ -11,16 +11,15 @@ import torch
 from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx, run_torch
-from stillhouse.compress.target import ModelState
 from stillhouse.compress.steps.hashed_rows import SharedRows, hash_rows, hashable_tables
 from stillhouse.compress.steps.vocabulary import shrink_vocabulary, shrinkable_texts
+from stillhouse.compress.target import ModelState
 from stillhouse.config import BagEncoder, HashedRows, Vocabulary
 from stillhouse.errors import ExportError
 from stillhouse.variant import PADDING, UNKNOWN, encode
+from tests.compress.models_for_tests import ENCODERS, TEXT_COLUMNS, feed, sentences, tabular, text_student
 
-from .models_for_tests import ENCODERS, TEXT_COLUMNS, feed, said, tabular, text_student
-
-X = {"x": encode(said(500), TEXT_COLUMNS)}
+X = {"x": encode(sentences(500), TEXT_COLUMNS)}
 TOKENS = TEXT_COLUMNS[2]["tokens"]
 BAG = BagEncoder(type="bag", width=12, bigrams=0)
 
@@ -33,9 +32,9 @@ def hashed(ratio: float) -> HashedRows:
     return HashedRows(method="hashed_rows", ratio=ratio)
 
 
-def tokens_of(form: Form) -> list[str]:
-    assert form.columns is not None
-    return list(form.columns[2]["tokens"])
+def tokens_of(state: ModelState) -> list[str]:
+    assert state.columns is not None
+    return list(state.columns[2]["tokens"])
 
 
 # --------------------------------------------------------------------------- vocabulary
@@ -43,11 +42,11 @@ def tokens_of(form: Form) -> list[str]:
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
 def test_the_most_used_tokens_stay_with_their_vectors(ratio: float) -> None:
-    form = Form(text_student(BAG), TEXT_COLUMNS)
-    made = shrink_vocabulary(vocabulary(ratio), form, X)
+    state = ModelState(text_student(BAG), TEXT_COLUMNS)
+    made = shrink_vocabulary(vocabulary(ratio), state, X)
     left = tokens_of(made)
     assert len(left) == round(len(TOKENS) * (1 - ratio)) and left == [token for token in TOKENS if token in left]
-    table, before = made.module.encoders[0].embedding.weight, form.module.encoders[0].embedding.weight
+    table, before = made.module.encoders[0].embedding.weight, state.module.encoders[0].embedding.weight
     for place, token in enumerate(left):
         assert torch.equal(table[place], before[TOKENS.index(token)])
     letters = [token for token in TOKENS[2:] if len(token.removeprefix("##")) == 1]
@@ -58,19 +57,19 @@ def test_the_most_used_tokens_stay_with_their_vectors(ratio: float) -> None:
         for held in (True, False)
     )
     assert not kept or min(kept) >= max(gone)
-    assert tokens_of(form) == TOKENS and made.columns[:2] == TEXT_COLUMNS[:2]  # type: ignore[index]
+    assert tokens_of(state) == TOKENS and made.columns[:2] == TEXT_COLUMNS[:2]  # type: ignore[index]
 
 
 def test_words_of_kept_tokens_are_read_as_before() -> None:
     """Rows without a token that went give the same answers, though their ids are others."""
-    form = Form(text_student(BAG), TEXT_COLUMNS)
-    made = shrink_vocabulary(vocabulary(0.4), form, X)
-    left, rows = set(tokens_of(made)), said(500)
+    state = ModelState(text_student(BAG), TEXT_COLUMNS)
+    made = shrink_vocabulary(vocabulary(0.4), state, X)
+    left, rows = set(tokens_of(made)), sentences(500)
     ids = X["x"][:, 2:].astype(int)
     whole = np.array([all(TOKENS[i] in left for i in row) for row in ids])
     assert 20 < whole.sum() < 500
     found = run_torch(made.module, {"x": encode(rows[whole], made.columns or ())})
-    np.testing.assert_allclose(found, run_torch(form.module, {"x": X["x"][whole]}), atol=1e-6)
+    np.testing.assert_allclose(found, run_torch(state.module, {"x": X["x"][whole]}), atol=1e-6)
     assert (encode(rows[whole], made.columns or ())[:, 2:] != X["x"][whole, 2:]).any()
 
 
@@ -86,7 +85,7 @@ def test_a_word_whose_token_went_is_cut_into_what_stays() -> None:
     student = text_student(BAG)
     student.encoders[0].embedding = nn.Embedding(8, 12)
     rows = pd.DataFrame({"said": ["often often", "often aba"]})
-    made = shrink_vocabulary(vocabulary(0.13), Form(student, columns), {"x": encode(rows, columns)})
+    made = shrink_vocabulary(vocabulary(0.13), ModelState(student, columns), {"x": encode(rows, columns)})
     assert made.columns is not None and made.columns[0]["tokens"] == ["[PAD]", "[UNK]", "a", "##a", "b", "##b", "often"]
     np.testing.assert_array_equal(
         encode(pd.DataFrame({"said": ["aba often c"]}), made.columns), [[2, 5, 3, 6, UNKNOWN, PADDING]]
@@ -94,24 +93,26 @@ def test_a_word_whose_token_went_is_cut_into_what_stays() -> None:
 
 
 def test_padding_and_unknown_stay_whatever_is_asked() -> None:
-    made = shrink_vocabulary(vocabulary(0.999), Form(text_student(BAG), TEXT_COLUMNS), X)
+    made = shrink_vocabulary(vocabulary(0.999), ModelState(text_student(BAG), TEXT_COLUMNS), X)
     assert tokens_of(made)[:2] == TOKENS[:2] and len(tokens_of(made)) == 3
 
 
 @pytest.mark.parametrize("encoder", ["convolution", "transformer"])
 def test_it_is_exported_with_its_new_columns(encoder: str) -> None:
-    made = shrink_vocabulary(vocabulary(0.5), Form(text_student(ENCODERS[encoder]), TEXT_COLUMNS), X)
-    rows = {"x": encode(said(60, 3), made.columns or ())}
+    made = shrink_vocabulary(vocabulary(0.5), ModelState(text_student(ENCODERS[encoder]), TEXT_COLUMNS), X)
+    rows = {"x": encode(sentences(60, 3), made.columns or ())}
     assert rows["x"][:, 2:].max() < len(tokens_of(made))
     np.testing.assert_allclose(run_onnx(export_onnx(made.module, rows), rows), run_torch(made.module, rows), atol=1e-5)
 
 
 def test_what_reads_pairs_of_ids_or_no_text_is_refused() -> None:
-    pairs = Form(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
-    assert texts(pairs) == [] == texts(Form(tabular())) and texts(Form(text_student(BAG), TEXT_COLUMNS)) == ["said"]
-    for form in (pairs, Form(tabular(), [])):
+    pairs = ModelState(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
+    assert shrinkable_texts(pairs) == [] == shrinkable_texts(ModelState(tabular())) and shrinkable_texts(
+        ModelState(text_student(BAG), TEXT_COLUMNS)
+    ) == ["said"]
+    for state in (pairs, ModelState(tabular(), [])):
         with pytest.raises(ExportError, match=r"vocabulary: \w+ reads no text whose tokens could be fewer"):
-            shrink_vocabulary(vocabulary(0.5), form, X)
+            shrink_vocabulary(vocabulary(0.5), state, X)
 
 
 # --------------------------------------------------------------------------- rows that share
@@ -140,43 +141,43 @@ def test_each_id_finds_the_mean_of_those_it_shares_with(seed: int) -> None:
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
 def test_large_tables_shrink_and_small_ones_stay(ratio: float) -> None:
-    form = Form(tabular())
-    assert tables(form) == ["embeddings.2"]
-    made: Any = hash_rows(hashed(ratio), form, feed(50)).module
+    state = ModelState(tabular())
+    assert hashable_tables(state) == ["embeddings.2"]
+    made: Any = hash_rows(hashed(ratio), state).module
     left = max(2, round(106 * (1 - ratio)))
     shared = made.embeddings[2]
     assert isinstance(shared, SharedRows) and len(shared.rows.weight) == left and shared.own == left // 2
-    assert torch.equal(shared.rows.weight[: left // 2], form.module.embeddings[2].weight[: left // 2])
-    assert torch.equal(made.embeddings[0].weight, form.module.embeddings[0].weight)
-    assert isinstance(form.module.embeddings[2], nn.Embedding)
+    assert torch.equal(shared.rows.weight[: left // 2], state.module.embeddings[2].weight[: left // 2])
+    assert torch.equal(made.embeddings[0].weight, state.module.embeddings[0].weight)
+    assert isinstance(state.module.embeddings[2], nn.Embedding)
     rows = feed(200, seed=3)
     np.testing.assert_allclose(run_onnx(export_onnx(made, rows), rows), run_torch(made, rows), atol=1e-6)
     frequent = rows["x"][:, 22] < left // 2  # rows of their own: nothing changes
-    np.testing.assert_array_equal(run_torch(made, rows)[frequent], run_torch(form.module, rows)[frequent])
+    np.testing.assert_array_equal(run_torch(made, rows)[frequent], run_torch(state.module, rows)[frequent])
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.3])
 def test_a_pair_reads_the_row_that_its_own_now_shares(ratio: float) -> None:
     """Whether or not the rows left divide those that there were."""
-    form = Form(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
-    table = form.module.encoders[0].bigrams.weight
+    state = ModelState(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
+    table = state.module.encoders[0].bigrams.weight
     left = round(300 * (1 - ratio))
     with torch.no_grad():
         table[:] = torch.randn(left, 48)[torch.arange(300) % left]  # those that are to share are the same
-    made: Any = hash_rows(hashed(ratio), form, X).module
-    made.encoders[0].embedding = form.module.encoders[0].embedding
+    made: Any = hash_rows(hashed(ratio), state).module
+    made.encoders[0].embedding = state.module.encoders[0].embedding
     assert len(made.encoders[0].bigrams.rows.weight) == left
-    np.testing.assert_allclose(run_torch(made, X), run_torch(form.module, X), atol=1e-6)
+    np.testing.assert_allclose(run_torch(made, X), run_torch(state.module, X), atol=1e-6)
 
 
 def test_pairs_that_are_hashes_already_have_no_rows_of_their_own() -> None:
-    form = Form(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
-    assert tables(form) == ["encoders.0.embedding", "encoders.0.bigrams"]
-    made: Any = hash_rows(hashed(0.5), form, X).module
+    state = ModelState(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
+    assert hashable_tables(state) == ["encoders.0.embedding", "encoders.0.bigrams"]
+    made: Any = hash_rows(hashed(0.5), state).module
     assert (made.encoders[0].bigrams.own, len(made.encoders[0].bigrams.rows.weight)) == (0, 150)
     assert made.encoders[0].embedding.own == round(len(TOKENS) / 2) // 2
     np.testing.assert_allclose(run_onnx(export_onnx(made, X), X), run_torch(made, X), atol=1e-5)
-    again = Form(made, TEXT_COLUMNS)
-    assert tables(again) == []
+    again = ModelState(made, TEXT_COLUMNS)
+    assert hashable_tables(again) == []
     with pytest.raises(ExportError, match="hashed_rows: TextStudent has no embedding table of 64 rows or more"):
-        hash_rows(hashed(0.5), again, X)
+        hash_rows(hashed(0.5), again)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.compress.search.pareto import choose_candidate, dominates, normalized_scores, pareto_front, hypervolume
+from stillhouse.compress.search.pareto import choose_candidate, dominates, hypervolume, normalized_scores, pareto_front
 from stillhouse.records import CompressionCandidate, Latency, SizeLimits
 
 
@@ -51,10 +51,10 @@ def test_as_good_in_all_and_better_in_one(changes: dict[str, Any], better: bool)
 def test_the_frontier_is_smallest_first_without_the_refused_and_of_equals_the_first() -> None:
     best = [candidate("big", 0.9, 900, 3), candidate("small", 0.7, 100, 2), candidate("fast", 0.6, 500, 0.1)]
     twin, beaten = candidate("a_twin", 0.7, 100, 2), candidate("beaten", 0.69, 100, 2)
-    found = frontier([*best, refused("broken"), beaten, twin])
+    found = pareto_front([*best, refused("broken"), beaten, twin])
     assert [each.name for each in found] == ["small", "fast", "big"]
-    assert [each.name for each in frontier([twin, *best])] == ["a_twin", "fast", "big"]
-    assert frontier([]) == [] == frontier([refused("x")])
+    assert [each.name for each in pareto_front([twin, *best])] == ["a_twin", "fast", "big"]
+    assert pareto_front([]) == [] == pareto_front([refused("x")])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -64,7 +64,7 @@ def test_nothing_on_the_frontier_is_beaten_and_all_else_is(seed: int) -> None:
         candidate(str(i), random.integers(1, 6) / 10, int(random.integers(1, 6)), float(random.integers(1, 6)))
         for i in range(25)
     ]
-    best = frontier(made)
+    best = pareto_front(made)
     assert not any(dominates(one, other) for one, other in itertools.permutations(best, 2))
     for each in made:
         figures_of = {(other.quality, other.bytes, other.latency.p50_ms) for other in best if other.latency}
@@ -97,7 +97,7 @@ def test_nothing_on_the_frontier_is_beaten_and_all_else_is(seed: int) -> None:
     ],
 )
 def test_figures_at_the_corners(changes: dict[str, Any], point: tuple[float, ...]) -> None:
-    assert figures(candidate("one", **changes), REFERENCE) == pytest.approx(point, abs=1e-9)
+    assert normalized_scores(candidate("one", **changes), REFERENCE) == pytest.approx(point, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -175,15 +175,19 @@ ALL = (BIG, refused("broken"), SMALL, TINY)
 )
 def test_the_smallest_within_the_limits(limits: dict[str, Any], name: str, why: str) -> None:
     for order in itertools.permutations(ALL):
-        chosen, fits, said = choose(order, BIG, SizeLimits(**limits))
+        chosen, fits, said = choose_candidate(order, BIG, SizeLimits(**limits))
         assert (chosen.name, fits, said) == (name, True, why)
 
 
 def test_of_equals_the_faster_and_then_the_name() -> None:
     slow, fast = candidate("a", 0.8, 400, 2.0), candidate("b", 0.8, 400, 1.0)
-    assert choose([slow, fast], REFERENCE, SizeLimits())[0].name == "b"
+    assert choose_candidate([slow, fast], REFERENCE, SizeLimits())[0].name == "b"
     twin = candidate("0", 0.8, 400, 1.0)
-    assert choose([fast, twin], REFERENCE, SizeLimits())[0] == choose([twin, fast], REFERENCE, SizeLimits())[0] == twin
+    assert (
+        choose_candidate([fast, twin], REFERENCE, SizeLimits())[0]
+        == choose_candidate([twin, fast], REFERENCE, SizeLimits())[0]
+        == twin
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_of_equals_the_faster_and_then_the_name() -> None:
 def test_where_nothing_fits_it_says_what_would_have_to_give(limits: dict[str, Any], name: str, why: str) -> None:
     """Nearest is the one with the smallest sum of log ratios, and of losses in units of five points."""
     for order in itertools.permutations(ALL):
-        chosen, fits, said = choose(order, BIG, SizeLimits(**limits))
+        chosen, fits, said = choose_candidate(order, BIG, SizeLimits(**limits))
         assert (fits, said) == (False, f"nothing fits: {why}")
         assert chosen.name == name
 
@@ -228,5 +232,5 @@ def test_the_limit_that_is_named_is_one_that_would_do() -> None:
         (SizeLimits(max_bytes=300), {"max_quality_loss": 0.0500001}, "tiny"),
         (SizeLimits(max_p95_ms=1.5), {"max_p95_ms": 2.0}, "big"),
     ):
-        chosen, fits, _ = choose(ALL, BIG, limits.model_copy(update=raised))
+        chosen, fits, _ = choose_candidate(ALL, BIG, limits.model_copy(update=raised))
         assert fits and chosen.name == name

@@ -11,21 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.compress import quantize
-from stillhouse.compress.search import candidates
-from stillhouse.compress import search as module
 from stillhouse.compress.export import run_onnx
-from stillhouse.compress.search.pareto import normalized_scores as figures_of
-from stillhouse.compress.search.pareto import pareto_front, hypervolume
+from stillhouse.compress.search import candidates, greedy
 from stillhouse.compress.search.bandit import Arm
 from stillhouse.compress.search.greedy import search
+from stillhouse.compress.search.pareto import hypervolume, normalized_scores, pareto_front
+from stillhouse.compress.steps import int8
 from stillhouse.compress.target import CompressionTarget
 from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Recipe, Search, StaticInt8, WeightOnly
 from stillhouse.errors import ExportError
 from stillhouse.latency import measure_latency
 from stillhouse.records import CompressionCandidate, Frontier, SizeLimits
-
-from .models_for_tests import COLUMNS, WITH_VNNI, graph_subject, pack_model, tabular_subject, text_subject
+from tests.compress.models_for_tests import (
+    COLUMNS,
+    WITH_VNNI,
+    make_graph_target,
+    make_tabular_target,
+    make_text_target,
+    write_model,
+)
 
 STRUCTURAL = ("prune_units", "prune_heads", "prune_layers", "prune_columns", "low_rank", "vocabulary", "hashed_rows")
 LOOSE = SizeLimits(max_quality_loss=0.1)
@@ -34,11 +38,11 @@ LOOSE = SizeLimits(max_quality_loss=0.1)
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies from ten calls each."""
-    monkeypatch.setattr(workshop, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
-    monkeypatch.setattr(workshop, "cpu_time", lambda call: 0.01)
+    monkeypatch.setattr(candidates, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
+    monkeypatch.setattr(candidates, "cpu_time", lambda call: 0.01)
 
 
-tabular_once, text_once = cache(tabular_subject), cache(text_subject)
+tabular_once, text_once = cache(make_tabular_target), cache(make_text_target)
 
 
 def settings(recipes: Sequence[Recipe] | None = None, **of_search: Any) -> Compression:
@@ -50,10 +54,10 @@ def run(
     folder: Path,
     compression: Compression,
     limits: SizeLimits = LOOSE,
-    subject: Callable[[], Subject] = tabular_once,
+    target: Callable[[], CompressionTarget] = tabular_once,
     **more: Any,
 ) -> Frontier:
-    return search(subject, compression, limits, pack_model, folder, **more)
+    return search(target, compression, limits, write_model, folder, **more)
 
 
 def names(found: Frontier) -> list[str]:
@@ -70,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Frontier]:
     """One search of a tabular student, and its folder."""
     folder = tmp_path_factory.mktemp("search")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workshop, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
+        patch.setattr(candidates, "measure_latency", partial(measure_latency, calls=10, warm_up=1))
         return folder, run(folder, settings())
 
 
@@ -91,11 +95,11 @@ def test_it_makes_the_reference_first_then_the_recipes_then_its_own(finished: tu
 
 def test_what_it_found_is_what_its_candidates_say(finished: tuple[Path, Frontier]) -> None:
     _, found = finished
-    best = frontier(found.able)
+    best = pareto_front(found.able)
     assert {each.name for each in best} <= set(found.best) | {each.name for each in best}
-    assert [each.name for each in frontier(map(found.named, found.best))] == list(found.best)
+    assert [each.name for each in pareto_front(map(found.named, found.best))] == list(found.best)
     assert found.hypervolume == pytest.approx(
-        hypervolume(figures_of(found.named(n), found.reference) for n in found.best)
+        hypervolume(normalized_scores(found.named(n), found.reference) for n in found.best)
     )
     assert 0 <= found.hypervolume < 1  # 0 where all of them were slower than the reference on a busy machine
     chosen = found.named(found.chosen)
@@ -116,8 +120,8 @@ def test_the_same_folder_again_gives_the_same_and_makes_nothing(
     def fail(*arguments: Any) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr(workshop, "finish", fail)
-    monkeypatch.setattr(workshop, "_save", fail)
+    monkeypatch.setattr(candidates, "build_model", fail)
+    monkeypatch.setattr(candidates, "_save", fail)
     again = run(folder, settings())
     assert unmeasured(again) == unmeasured(found)
     assert (again.chosen, again.fits, again.stopped) == (found.chosen, found.fits, found.stopped)
@@ -139,20 +143,22 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
         each.candidate_id: each
         for each in (CompressionCandidate.model_validate_json(file.read_bytes()) for file in records)
     }
-    made, make, finish = [], workshop.Workshop.make, workshop.finish
+    made, make, finish = [], candidates.CandidateBuilder.build, candidates.build_model
 
-    def counted(subject: Any, recipe: Any, *others: Any) -> Any:
+    def counted(target: Any, recipe: Any, *others: Any) -> Any:
         made.append(recipe)
-        return finish(subject, recipe, *others)
+        return finish(target, recipe, *others)
 
     def timed(self: Any, recipe: Any) -> CompressionCandidate:
         found = make(self, recipe)
         times = {name: getattr(kept[found.candidate_id], name) for name in ("latency", "cpu_ms", "seconds")}
         return found.model_copy(update=times)
 
-    monkeypatch.setattr(workshop, "finish", counted)
-    monkeypatch.setattr(workshop.Workshop, "make", timed)
-    monkeypatch.setattr(workshop.Workshop, "remeasured", lambda self, given: {each.name: each for each in given})
+    monkeypatch.setattr(candidates, "build_model", counted)
+    monkeypatch.setattr(candidates.CandidateBuilder, "build", timed)
+    monkeypatch.setattr(
+        candidates.CandidateBuilder, "remeasure", lambda self, given: {each.name: each for each in given}
+    )
     seen: list[str] = []
 
     def die(candidate: CompressionCandidate) -> None:
@@ -181,7 +187,7 @@ def test_without_a_search_just_the_recipes_and_those_of_earlier(tmp_path: Path) 
     warm: tuple[Recipe, ...] = ((WeightOnly(method="weights", bits=4),), recipes[0])
     told: list[str] = []
     compression = Compression(recipes=recipes, search=None)
-    found = run(tmp_path, compression, warm=warm, on_candidate=lambda each: told.append(each.name))
+    found = run(tmp_path, compression, initial_recipes=warm, on_candidate=lambda each: told.append(each.name))
     assert names(found) == told == ["fp32", "int8_dynamic", "units50", "weights4"]
     assert found.stopped == "no search was asked for" and not found.sensitivity
 
@@ -195,13 +201,13 @@ def test_recipes_and_earlier_finds_are_made_whatever_the_search_may_cost(
     warm: tuple[Recipe, ...] = (
         (PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1), StaticInt8(method="int8_static")),
     )
-    found = run(tmp_path, settings(**limit), warm=warm)
+    found = run(tmp_path, settings(**limit), initial_recipes=warm)
     assert names(found) == ["fp32", "int8_dynamic", "int8_static", "units30+int8_static"]
     assert found.stopped == stopped
 
 
 def test_it_ends_when_so_many_candidates_in_a_row_add_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LEAST_PROGRESS", 1.0)  # nothing adds that much
+    monkeypatch.setattr(greedy, "_MIN_PROGRESS", 1.0)  # nothing adds that much
     steps = {"steps": ("prune_units", "prune_columns"), "candidates": 40}
     found = run(tmp_path, settings([(Fp32(method="fp32"),)], patience=2, **steps))
     assert found.stopped == "2 candidates in a row have added nothing" and len(found.candidates) == 3
@@ -211,11 +217,11 @@ def test_it_goes_on_from_the_recipe_that_was_chosen_before(tmp_path: Path) -> No
     first = PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1)
     warm: tuple[Recipe, ...] = ((first, StaticInt8(method="int8_static")), (WeightOnly(method="weights", bits=4),))
     of_search = settings([(Fp32(method="fp32"),)], steps=("prune_columns",), candidates=4)
-    found = run(tmp_path, of_search, SizeLimits(max_quality_loss=1.0), warm=warm)
+    found = run(tmp_path, of_search, SizeLimits(max_quality_loss=1.0), initial_recipes=warm)
     assert names(found)[:3] == ["fp32", "units30+int8_static", "weights4"]
     assert found.candidates[3].recipe[0] == found.candidates[1].recipe[0]
     assert [step["method"] for step in found.candidates[3].recipe] == ["prune_units", "prune_columns", "fp32"]
-    no_more = run(tmp_path / "few", settings([(Fp32(method="fp32"),)], candidates=2), warm=warm)
+    no_more = run(tmp_path / "few", settings([(Fp32(method="fp32"),)], candidates=2), initial_recipes=warm)
     assert names(no_more) == ["fp32", "units30+int8_static"] and no_more.stopped == "2 candidates are made"
 
 
@@ -228,7 +234,7 @@ def test_only_the_steps_that_it_may_take(tmp_path: Path) -> None:
 
 
 def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
-    found = run(tmp_path, settings(candidates=40), subject=graph_subject)
+    found = run(tmp_path, settings(candidates=40), target=make_graph_target)
     assert found.stopped == "nothing left to try"
     assert names(found)[:3] == ["fp32", "int8_dynamic", "int8_static"]
     bits = {
@@ -257,10 +263,10 @@ def test_a_format_that_loses_too_much_is_tried_with_its_most_sensitive_layers_ke
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where quality falls with every change of an answer, and none is allowed."""
-    monkeypatch.setattr(quantize, "processor", lambda: WITH_VNNI)  # so that all weights have eight bits
-    subject = tabular_once()
-    wanted = run_onnx(subject.model, subject.judged(COLUMNS))
-    strict = replace(subject, quality=lambda p: 1 - float(np.abs(p - wanted).mean()))
+    monkeypatch.setattr(int8, "processor", lambda: WITH_VNNI)  # so that all weights have eight bits
+    target = tabular_once()
+    wanted = run_onnx(target.model, target.validation(COLUMNS))
+    strict = replace(target, quality=lambda p: 1 - float(np.abs(p - wanted).mean()))
     compression = settings([(Fp32(method="fp32"),)], steps=("int8_dynamic",))
     found = run(tmp_path, compression, SizeLimits(max_quality_loss=0), lambda: strict)
     plain = found.named("int8_dynamic")
@@ -311,7 +317,9 @@ def test_a_layer_that_changes_the_answers_more_loses_less(method: str, tmp_path:
 def test_workers_give_the_same_candidates_as_one_process(tmp_path: Path) -> None:
     steps = ("prune_units", "low_rank", "int8_dynamic")
     found = [
-        run(tmp_path / str(parallel), settings(parallel=parallel, steps=steps, candidates=6), subject=tabular_subject)
+        run(
+            tmp_path / str(parallel), settings(parallel=parallel, steps=steps, candidates=6), target=make_tabular_target
+        )
         for parallel in (1, 2)
     ]
     one, two = ({each.name: each.candidate_id for each in each_found.candidates} for each_found in found)
@@ -327,16 +335,16 @@ def test_workers_give_the_same_candidates_as_one_process(tmp_path: Path) -> None
 
 
 def test_arms_never_pulled_come_first_by_promise_and_then_by_gain_per_second() -> None:
-    new, promising = _Arm("a", 1.0), _Arm("b", 2.0)
-    good = _Arm("c", 9.0, pulls=2, gained=0.4, seconds=2.0)
-    poor = _Arm("d", 9.0, pulls=2, gained=0.1, seconds=2.0)
+    new, promising = Arm("a", 1.0), Arm("b", 2.0)
+    good = Arm("c", 9.0, pulls=2, gained=0.4, seconds=2.0)
+    poor = Arm("d", 9.0, pulls=2, gained=0.1, seconds=2.0)
     best = 0.2
     order = sorted([poor, new, good, promising], key=lambda arm: arm.score(4, best), reverse=True)
     assert [arm.method for arm in order] == ["b", "a", "c", "d"]
     assert good.score(4, best)[0] == pytest.approx(1 + 0.5 * (1.3862943611 / 2) ** 0.5)
-    rare = _Arm("e", 0.0, pulls=1, gained=0.0, seconds=1.0)
+    rare = Arm("e", 0.0, pulls=1, gained=0.0, seconds=1.0)
     assert rare.score(3, best) < poor.score(3, best) and rare.score(10**9, best) > poor.score(10**9, best)
 
 
 def test_an_arm_is_exhausted_below_a_tenth() -> None:
-    assert not _Arm("a", 1.0, ratio=0.125).exhausted and _Arm("a", 1.0, ratio=0.0625).exhausted
+    assert not Arm("a", 1.0, ratio=0.125).is_exhausted and Arm("a", 1.0, ratio=0.0625).is_exhausted

@@ -1,4 +1,4 @@
-"""Strangers' classifiers as subjects: torch programs and ONNX graphs."""
+"""Strangers' classifiers as targets: torch programs and ONNX graphs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from stillhouse.compress.foreign.onnx_graph import load_classifier
 from stillhouse.compress.export import run_onnx, slim
-from stillhouse.compress.foreign.torch_program import read_inputs, read_program
-from stillhouse.compress.foreign.target import model_writer, output_names, target_from_file
+from stillhouse.compress.foreign.onnx_graph import load_classifier
 from stillhouse.compress.foreign.rows import ModelInput, build_feed
+from stillhouse.compress.foreign.target import model_writer, output_names, target_from_file
+from stillhouse.compress.foreign.torch_program import read_inputs, read_program
 from stillhouse.compress.search.greedy import search
 from stillhouse.compress.steps.kinds import quantise
 from stillhouse.config import Compression, DynamicInt8, Fp32, PruneUnits, Search, StaticInt8
 from stillhouse.errors import DataError, ExportError, SchemaError
 from stillhouse.records import SizeLimits
-from tests.compress.test_lift import program
+from tests.compress.foreign.test_layers import program
 
 ROWS = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
-X = Input("x", np.dtype(np.float32), (6,))
+X = ModelInput("x", np.dtype(np.float32), (6,))
 
 
 @pytest.fixture(scope="module")
@@ -80,45 +80,45 @@ def graph(
 
 
 def test_a_torch_program_keeps_its_inputs_and_its_logits(torch_model: Path) -> None:
-    subject = outside_subject(torch_model, ROWS)
-    (reads,) = subject.model.graph.input
-    (gives,) = subject.model.graph.output
-    assert (reads.name, gives.name, subject.logits) == ("input", "logits", True)
-    assert len(subject.calibration(None)["input"]) == 150 and len(subject.judged(None)["input"]) == 50
+    target = target_from_file(torch_model, ROWS)
+    (reads,) = target.model.graph.input
+    (gives,) = target.model.graph.output
+    assert (reads.name, gives.name, target.logits) == ("input", "logits", True)
+    assert len(target.calibration(None)["input"]) == 150 and len(target.validation(None)["input"]) == 50
     original: Any = read_program(torch_model).module()
     wanted = original(torch.from_numpy(ROWS)).detach().numpy()
-    assert np.allclose(run_onnx(subject.model, {"input": ROWS}), wanted, atol=1e-5)
-    said = subject.probabilities(wanted[3::4])
-    assert np.allclose(said.sum(axis=1), 1, atol=1e-5) and subject.quality(said) == 1.0
+    assert np.allclose(run_onnx(target.model, {"input": ROWS}), wanted, atol=1e-5)
+    said = target.to_probabilities(wanted[3::4])
+    assert np.allclose(said.sum(axis=1), 1, atol=1e-5) and target.quality(said) == 1.0
 
 
 def test_labels_are_scored_and_a_score_may_be_given(torch_model: Path) -> None:
     labels = np.arange(200) % 3
     judged = labels[3::4]
     right = np.eye(3)[judged]
-    assert outside_subject(torch_model, ROWS, labels).quality(right) == 1.0
+    assert target_from_file(torch_model, ROWS, labels).quality(right) == 1.0
 
     def halved(_: object, truth: np.ndarray[Any, Any]) -> float:
         return float((truth == judged).mean()) / 2
 
-    half = outside_subject(torch_model, ROWS, labels.astype(float), halved)
+    half = target_from_file(torch_model, ROWS, labels.astype(float), halved)
     assert half.quality(right) == 0.5
 
 
 def test_recovery_brings_a_pruned_form_back_and_is_repeatable(torch_model: Path) -> None:
-    subject = outside_subject(torch_model, ROWS)
-    assert subject.form is not None and subject.recover is not None
+    target = target_from_file(torch_model, ROWS)
+    assert target.state is not None and target.recover is not None
     from stillhouse.compress.steps.kinds import apply_step
 
     step = PruneUnits(method="prune_units", ratio=0.5)
-    pruned = restructure(step, subject.form, subject.calibration(None))
-    wanted = subject.probabilities(run_onnx(subject.model, {"input": ROWS}))
+    pruned = apply_step(step, target.state, target.calibration(None))
+    wanted = target.to_probabilities(run_onnx(target.model, {"input": ROWS}))
 
     def lost(module: nn.Module) -> float:
         with torch.no_grad():
-            return float(np.abs(subject.probabilities(module(torch.from_numpy(ROWS)).numpy()) - wanted).mean())
+            return float(np.abs(target.to_probabilities(module(torch.from_numpy(ROWS)).numpy()) - wanted).mean())
 
-    once, twice = (subject.recover(pruned, 20).module for _ in range(2))
+    once, twice = (target.recover(pruned, 20).module for _ in range(2))
     assert lost(once) < 0.5 * lost(pruned.module)
     assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
 
@@ -128,42 +128,42 @@ def test_a_search_over_a_torch_program(torch_model: Path, tmp_path: Path) -> Non
         recipes=((Fp32(method="fp32"),),),
         search=Search(time="20s", candidates=6, steps=("prune_units", "int8_dynamic"), recover_epochs=3),  # type: ignore[arg-type]
     )
-    make = functools.partial(outside_subject, torch_model, ROWS)
-    found = search(make, settings, SizeLimits(max_quality_loss=0.1), model_pack("models:/theirs/1"), tmp_path)
+    make = functools.partial(target_from_file, torch_model, ROWS)
+    found = search(make, settings, SizeLimits(max_quality_loss=0.1), model_writer("models:/theirs/1"), tmp_path)
     assert any(each.name.startswith("units") for each in found.able)
     chosen = Path(found.named(found.chosen).folder)
     manifest = json.loads((chosen / "manifest.json").read_text())
     assert manifest["source"] == "models:/theirs/1" and manifest["output"] == "logits"
     assert found.named(found.chosen).bytes < found.reference.bytes
-    again = search(make, settings, SizeLimits(max_quality_loss=0.1), model_pack("models:/theirs/1"), tmp_path)
+    again = search(make, settings, SizeLimits(max_quality_loss=0.1), model_writer("models:/theirs/1"), tmp_path)
     assert [each.candidate_id for each in again.candidates] == [each.candidate_id for each in found.candidates]
 
 
 def test_what_a_worker_process_needs_can_be_sent(torch_model: Path) -> None:
-    pickle.dumps((functools.partial(outside_subject, torch_model, ROWS), model_pack("models:/theirs/1")))
+    pickle.dumps((functools.partial(target_from_file, torch_model, ROWS), model_writer("models:/theirs/1")))
 
 
 def test_too_few_rows_and_labels_that_do_not_fit(torch_model: Path) -> None:
     with pytest.raises(DataError, match="20 rows are too few"):
-        outside_subject(torch_model, ROWS[:20])
+        target_from_file(torch_model, ROWS[:20])
     with pytest.raises(DataError, match="one for each row"):
-        outside_subject(torch_model, ROWS, np.zeros(7))
+        target_from_file(torch_model, ROWS, np.zeros(7))
     with pytest.raises(DataError, match="0…2 for this model"):
-        outside_subject(torch_model, ROWS, np.full(200, 3))
+        target_from_file(torch_model, ROWS, np.full(200, 3))
 
 
 # --------------------------------------------------------------------------- rows
 
 
 def test_rows_come_as_arrays_or_tables() -> None:
-    words = Input("words", np.dtype(np.int64), (2,))
+    words = ModelInput("words", np.dtype(np.int64), (2,))
     table = pd.DataFrame({"x": list(ROWS), "words": [[1, 2]] * 200, "other": 0})
-    found = feed_of(table, [X, words])
+    found = build_feed(table, [X, words])
     assert np.array_equal(found["x"], ROWS) and found["words"].shape == (200, 2)
-    assert np.array_equal(feed_of(pd.DataFrame(ROWS.astype(float)), [X])["x"], ROWS)
-    assert feed_of({"words": np.ones((3, 2))}, [words])["words"].dtype == np.int64
-    age = Input("age", np.dtype(np.float32), (1,))
-    assert feed_of(pd.DataFrame({"age": [1, 2]}), [age])["age"].shape == (2, 1)
+    assert np.array_equal(build_feed(pd.DataFrame(ROWS.astype(float)), [X])["x"], ROWS)
+    assert build_feed({"words": np.ones((3, 2))}, [words])["words"].dtype == np.int64
+    age = ModelInput("age", np.dtype(np.float32), (1,))
+    assert build_feed(pd.DataFrame({"age": [1, 2]}), [age])["age"].shape == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -172,36 +172,36 @@ def test_rows_come_as_arrays_or_tables() -> None:
         (ROWS[:, :5], [X], r"rows of input x are \[200, 5\]"),
         ({"y": ROWS}, [X], r"lack x float32 \[n, 6\]; they have: y"),
         (ROWS, [X, X], "are one array: name each"),
-        ({"w": np.full((3, 2), 0.5)}, [Input("w", np.dtype(np.int64), (2,))], "w is float64 in the rows"),
+        ({"w": np.full((3, 2), 0.5)}, [ModelInput("w", np.dtype(np.int64), (2,))], "w is float64 in the rows"),
         (
             {"x": ROWS, "w": np.ones((3, 2))},
-            [X, Input("w", np.dtype(np.int64), (2,))],
+            [X, ModelInput("w", np.dtype(np.int64), (2,))],
             "differ in their number of rows",
         ),
-        (pd.DataFrame({"a": ["?"]}), [X], "columns a hold no numbers"),
+        (pd.DataFrame({"a": ["?"]}), [X], "columns a are not numeric"),
     ],
 )
-def test_rows_that_do_not_fit(rows: Any, inputs: list[Input], said: str) -> None:
+def test_rows_that_do_not_fit(rows: Any, inputs: list[ModelInput], said: str) -> None:
     with pytest.raises(SchemaError, match=said):
-        feed_of(rows, inputs)
+        build_feed(rows, inputs)
 
 
 # --------------------------------------------------------------------------- ONNX
 
 
 def test_an_onnx_graph_is_brought_up_to_date_and_named(tmp_path: Path) -> None:
-    subject = outside_subject(graph(tmp_path / "m.onnx"), ROWS)
-    assert subject.form is None and not subject.logits and subject.output == "p"
-    assert {opset.version for opset in subject.model.opset_import if not opset.domain} == {18}
-    names = [node.name for node in subject.model.graph.node]
+    target = target_from_file(graph(tmp_path / "m.onnx"), ROWS)
+    assert target.state is None and not target.logits and target.output == "p"
+    assert {opset.version for opset in target.model.opset_import if not opset.domain} == {18}
+    names = [node.name for node in target.model.graph.node]
     assert all(names) and len(set(names)) == len(names)
-    assert outside_subject(graph(tmp_path / "l.onnx", softmax=False), ROWS).logits
+    assert target_from_file(graph(tmp_path / "l.onnx", softmax=False), ROWS).logits
 
 
 def test_a_search_over_an_onnx_graph(tmp_path: Path) -> None:
-    make = functools.partial(outside_subject, graph(tmp_path / "m.onnx", softmax=False), ROWS)
+    make = functools.partial(target_from_file, graph(tmp_path / "m.onnx", softmax=False), ROWS)
     settings = Compression(search=Search(time="20s", candidates=5))  # type: ignore[arg-type]
-    found = search(make, settings, SizeLimits(max_quality_loss=0.2), model_pack("models:/m-1"), tmp_path / "work")
+    found = search(make, settings, SizeLimits(max_quality_loss=0.2), model_writer("models:/m-1"), tmp_path / "work")
     assert {"int8_dynamic", "int8_static"} <= {each.name for each in found.able}
     assert all(each.difference is not None and each.difference < 0.05 for each in found.able)
 
@@ -218,10 +218,12 @@ def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path
         helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]),
         helper.make_value_info("by_name", kind),
     ]
-    model, feed = adopt(graph(tmp_path / "m.onnx", extra=extra, outputs=outputs), lambda reads: feed_of(ROWS, reads))
+    model, feed = load_classifier(
+        graph(tmp_path / "m.onnx", extra=extra, outputs=outputs), lambda reads: build_feed(ROWS, reads)
+    )
     assert [value.name for value in model.graph.output] == ["p"]
     assert not {"ZipMap", "ArgMax"} & {node.op_type for node in model.graph.node}
-    plain, _ = adopt(graph(tmp_path / "plain.onnx"), lambda reads: feed_of(ROWS, reads))
+    plain, _ = load_classifier(graph(tmp_path / "plain.onnx"), lambda reads: build_feed(ROWS, reads))
     assert np.allclose(run_onnx(model, feed), run_onnx(plain, feed))
 
 
@@ -241,20 +243,20 @@ def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path
 )
 def test_graphs_that_cannot_be_compressed(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ExportError, match=said):
-        outside_subject(graph(tmp_path / "m.onnx", **options), ROWS)
+        target_from_file(graph(tmp_path / "m.onnx", **options), ROWS)
 
 
 def test_a_broken_graph(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="the ONNX model is broken"):
-        outside_subject(tmp_path / "m.onnx", ROWS)
+        target_from_file(tmp_path / "m.onnx", ROWS)
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     rows = ROWS.copy()
     rows[5] = np.nan
     with pytest.raises(DataError, match="no finite numbers on 1 of 200 rows"):
-        outside_subject(graph(tmp_path / "m.onnx"), rows)
+        target_from_file(graph(tmp_path / "m.onnx"), rows)
 
 
 # --------------------------------------------------------------------------- slim graphs of strangers
@@ -309,7 +311,7 @@ def test_inputs_of_the_program_keep_their_types(tmp_path: Path) -> None:
             found: torch.Tensor = self.rows(word)
             return found
 
-    (reads,) = program_inputs(program(Table(), torch.ones(4, dtype=torch.int64), file=tmp_path / "m.pt2"))
+    (reads,) = read_inputs(program(Table(), torch.ones(4, dtype=torch.int64), file=tmp_path / "m.pt2"))
     assert str(reads) == "word int64 [n]"
 
 
@@ -326,21 +328,21 @@ def with_hidden(file: Path, *, softmax: bool = False) -> Path:
 def test_of_several_outputs_the_one_that_the_labels_fit(tmp_path: Path) -> None:
     file = with_hidden(tmp_path / "m.onnx")
     labels = run_onnx(onnx.load(graph(tmp_path / "plain.onnx")), {"x": ROWS}).argmax(axis=1)
-    subject = outside_subject(file, ROWS, labels)
-    assert subject.output == "logits"
-    assert subject.quality(subject.probabilities(run_onnx(subject.model, {"x": ROWS[3::4]}))) == 1.0
-    assert "the output logits is compressed, of c, logits" in subject.notes
-    assert outside_subject(with_hidden(tmp_path / "p.onnx", softmax=True), ROWS, labels).output == "p"
+    target = target_from_file(file, ROWS, labels)
+    assert target.output == "logits"
+    assert target.quality(target.to_probabilities(run_onnx(target.model, {"x": ROWS[3::4]}))) == 1.0
+    assert "the output logits is compressed, of c, logits" in target.notes
+    assert target_from_file(with_hidden(tmp_path / "p.onnx", softmax=True), ROWS, labels).output == "p"
 
 
 def test_of_several_outputs_one_must_be_named_where_nothing_tells(tmp_path: Path) -> None:
     file = with_hidden(tmp_path / "m.onnx")
     with pytest.raises(ExportError, match=r"gives c \[200, 32\]; logits \[200, 3\], and c or logits .*--output logits"):
-        outside_subject(file, ROWS)
-    assert outside_subject(file, ROWS, output="logits").output == "logits"
-    assert outside_subject(file, ROWS, output="c").output == "c"
+        target_from_file(file, ROWS)
+    assert target_from_file(file, ROWS, output="logits").output == "logits"
+    assert target_from_file(file, ROWS, output="c").output == "c"
     with pytest.raises(ExportError, match=r"--output other: the model gives c \[200, 32\]; logits \[200, 3\]"):
-        outside_subject(file, ROWS, output="other")
+        target_from_file(file, ROWS, output="other")
 
 
 def test_of_several_outputs_of_a_program(tmp_path: Path) -> None:
@@ -359,13 +361,13 @@ def test_of_several_outputs_of_a_program(tmp_path: Path) -> None:
     wanted = module(torch.from_numpy(ROWS))["decision"].detach().numpy()
     labels = np.concatenate([[0, 1, 2], wanted[3:].argmax(axis=1)])
     with pytest.raises(ExportError, match=r"hidden or decision may be what decides"):
-        outside_subject(tmp_path / "model.pt2", ROWS)
-    for subject in (
-        outside_subject(tmp_path / "model.pt2", ROWS, labels),
-        outside_subject(tmp_path / "model.pt2", ROWS, output="decision"),
+        target_from_file(tmp_path / "model.pt2", ROWS)
+    for target in (
+        target_from_file(tmp_path / "model.pt2", ROWS, labels),
+        target_from_file(tmp_path / "model.pt2", ROWS, output="decision"),
     ):
-        assert np.allclose(run_onnx(subject.model, {"x": ROWS}), wanted, atol=1e-5)
-    assert {"hidden", "decision"} <= set(outputs_of(tmp_path / "model.pt2"))
+        assert np.allclose(run_onnx(target.model, {"x": ROWS}), wanted, atol=1e-5)
+    assert {"hidden", "decision"} <= set(output_names(tmp_path / "model.pt2"))
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11])
@@ -377,10 +379,10 @@ def test_a_graph_of_ir_3_is_quantised(tmp_path: Path, opset: int) -> None:
     for each in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(each.name, each.data_type, list(each.dims)))
     onnx.save(model, tmp_path / "old.onnx")
-    subject = outside_subject(tmp_path / "old.onnx", ROWS)
-    assert subject.model.ir_version >= 8 and [each.name for each in subject.model.graph.input] == ["x"]
+    target = target_from_file(tmp_path / "old.onnx", ROWS)
+    assert target.model.ir_version >= 8 and [each.name for each in target.model.graph.input] == ["x"]
     for method in (DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static")):
-        smaller = quantise(method, subject.model, subject.calibration(None))
+        smaller = quantise(method, target.model, target.calibration(None))
         assert "DequantizeLinear" in {n.op_type for n in smaller.graph.node} or any(
             each.data_type in (TensorProto.INT8, TensorProto.UINT8) for each in smaller.graph.initializer
         )
@@ -394,9 +396,9 @@ def test_float64_stays_and_is_told(tmp_path: Path) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.DOUBLE
     onnx.save(model, tmp_path / "wide.onnx")
-    (note,) = outside_subject(tmp_path / "wide.onnx", ROWS).notes
+    (note,) = target_from_file(tmp_path / "wide.onnx", ROWS).notes
     assert "weights are float64" in note and "stay as they are" in note
-    assert not outside_subject(graph(tmp_path / "m.onnx"), ROWS).notes
+    assert not target_from_file(graph(tmp_path / "m.onnx"), ROWS).notes
 
 
 def test_the_measure_is_told_and_why_it_is_another(tmp_path: Path) -> None:
@@ -406,8 +408,8 @@ def test_the_measure_is_told_and_why_it_is_another(tmp_path: Path) -> None:
     )
 
     def measure(labels: np.ndarray[Any, Any] | None) -> str:
-        return outside_subject(tmp_path / "m.pt2", ROWS, labels).measure
+        return target_from_file(tmp_path / "m.pt2", ROWS, labels).quality_name
 
-    assert measure(np.arange(200) // 4 % 2).startswith("the AUC on the judged rows")
-    assert "the labels of all 50 judged rows are 1, and the AUC needs rows of both classes" in measure(np.ones(200))
+    assert measure(np.arange(200) // 4 % 2).startswith("the AUC on the validation rows")
+    assert "the labels of all 50 validation rows are 1, and the AUC needs rows of both classes" in measure(np.ones(200))
     assert "there are no labels" in measure(None)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.compress.export import run_torch
-from stillhouse.compress.steps.low_rank import factorizable_layers, low_rank_factors, factorize_layers, rank_for_ratio
+from stillhouse.compress.steps.low_rank import factorizable_layers, factorize_layers, low_rank_factors, rank_for_ratio
 from stillhouse.compress.target import ModelState
 from stillhouse.config import LowRank
 from stillhouse.errors import ExportError
-
-from .models_for_tests import feed, linears, tabular
+from tests.compress.models_for_tests import feed, linears, tabular
 
 
 def step(**settings: object) -> LowRank:
@@ -29,7 +28,7 @@ def numbers(module: nn.Module) -> int:
     [(64, 64, 0.5, 16), (64, 278, 0.5, 26), (100, 100, 0.9, 5), (64, 64, 0.99, 1), (10, 10, 0.01, 4)],
 )
 def test_the_rank_that_a_share_leaves(outputs: int, inputs: int, ratio: float, rank: int) -> None:
-    assert rank_of(outputs, inputs, ratio) == rank
+    assert rank_for_ratio(outputs, inputs, ratio) == rank
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -40,7 +39,7 @@ def test_it_is_the_largest_rank_that_fits(seed: int) -> None:
         int(random.integers(2, 300)),
         float(random.uniform(0.01, 0.99)),
     )
-    rank, room = rank_of(outputs, inputs, ratio), (1 - ratio) * outputs * inputs
+    rank, room = rank_for_ratio(outputs, inputs, ratio), (1 - ratio) * outputs * inputs
     assert rank == 1 or rank * (outputs + inputs) <= room
     assert (rank + 1) * (outputs + inputs) > room - 1e-6
 
@@ -59,7 +58,7 @@ def test_at_full_rank_they_give_the_matrix_back(seed: int) -> None:
     weight = torch.from_numpy(random.normal(size=(outputs, inputs))).float()
     x = correlated(seed, inputs)
     for second in (None, x.T @ x / len(x)):
-        up, down = factors(weight, min(outputs, inputs), second)
+        up, down = low_rank_factors(weight, min(outputs, inputs), second)
         assert up.shape == (outputs, min(outputs, inputs)) and down.shape == (min(outputs, inputs), inputs)
         torch.testing.assert_close(up @ down, weight, rtol=1e-3, atol=1e-3)
 
@@ -72,11 +71,11 @@ def test_what_is_lost_is_the_tail_of_the_singular_values(seed: int, rank: int) -
     weight = torch.from_numpy(random.normal(size=(12, 16)))
     x = correlated(seed + 50, 16)
     second = x.T @ x / len(x)
-    up, down = (each.double() for each in factors(weight, rank, second))
+    up, down = (each.double() for each in low_rank_factors(weight, rank, second))
     lost = float(((weight - up @ down) @ x.T).pow(2).sum(dim=0).mean())
     tail = float(torch.linalg.svdvals(weight @ torch.linalg.cholesky(second))[rank:].pow(2).sum())
     assert lost == pytest.approx(tail, rel=0.02)
-    plain_up, plain_down = (each.double() for each in factors(weight, rank))
+    plain_up, plain_down = (each.double() for each in low_rank_factors(weight, rank))
     plain = float(((weight - plain_up @ plain_down) @ x.T).pow(2).sum(dim=0).mean())
     assert lost < 0.9 * plain
     alone = torch.linalg.svdvals(weight)[rank:].pow(2).sum()
@@ -88,18 +87,18 @@ def test_inputs_that_are_always_zero_are_no_trouble() -> None:
     x = torch.randn(100, 8).double()
     x[:, 3:] = 0
     weight = torch.randn(6, 8)
-    up, down = factors(weight, 3, x.T @ x / len(x))
+    up, down = low_rank_factors(weight, 3, x.T @ x / len(x))
     assert torch.isfinite(up).all() and torch.isfinite(down).all()
     torch.testing.assert_close((up @ down)[:, :3], weight[:, :3], rtol=0.05, atol=0.05)
-    up, down = factors(weight, 6, torch.zeros(8, 8))
+    up, down = low_rank_factors(weight, 6, torch.zeros(8, 8))
     torch.testing.assert_close(up @ down, weight, rtol=1e-3, atol=1e-3)
 
 
 def test_the_form_has_two_layers_where_there_was_one() -> None:
-    form = Form(tabular())
-    assert factorizable(form) == ["layers.0", "layers.3"]  # the last has 64 numbers
-    before = {name: value.clone() for name, value in form.module.state_dict().items()}
-    made = low_rank(step(ratio=0.5, ratios={"layers.3": 0.25}), form, feed(300))
+    state = ModelState(tabular())
+    assert factorizable_layers(state) == ["layers.0", "layers.3"]  # the last has 64 numbers
+    before = {name: value.clone() for name, value in state.module.state_dict().items()}
+    made = factorize_layers(step(ratio=0.5, ratios={"layers.3": 0.25}), state, feed(300))
     assert [tuple(layer.weight.shape) for layer in linears(made.module)] == [
         (26, 278),
         (64, 26),
@@ -110,8 +109,8 @@ def test_the_form_has_two_layers_where_there_was_one() -> None:
     assert isinstance(made.module.layers[0], nn.Sequential) and made.module.layers[0][0].bias is None
     x = torch.from_numpy(feed(50, seed=3)["x"])
     assert made.module(x).shape == (50, 2)
-    assert all(torch.equal(value, before[name]) for name, value in form.module.state_dict().items())
-    assert not factorizable(Form(nn.Sequential(nn.Linear(10, 10), nn.Linear(1, 2000))))
+    assert all(torch.equal(value, before[name]) for name, value in state.module.state_dict().items())
+    assert not factorizable_layers(ModelState(nn.Sequential(nn.Linear(10, 10), nn.Linear(1, 2000))))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -121,30 +120,32 @@ def test_no_more_numbers_than_the_share_leaves(seed: int) -> None:
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(shape[0], shape[1]), nn.ReLU(), nn.Linear(shape[1], shape[2], bias=False))
     x = {"x": random.normal(size=(100, shape[0])).astype(np.float32)}
-    made = low_rank(step(ratio=ratio), Form(module), x).module
+    made = factorize_layers(step(ratio=ratio), ModelState(module), x).module
     assert numbers(made) <= (1 - ratio) * numbers(module)
     assert numbers(made) > (1 - ratio) * numbers(module) - (sum(shape) + shape[1])
     assert made(torch.from_numpy(x["x"])).shape == (100, shape[2])
 
 
 def test_little_removed_loses_little_and_much_more() -> None:
-    form, rows, x = Form(tabular()), feed(500), feed(200, seed=2)
-    wanted = run_torch(form.module, x, softmax=False)
-    made = [low_rank(step(ratio=ratio), form, rows).module for ratio in (0.3, 0.6, 0.95)]
+    state, rows, x = ModelState(tabular()), feed(500), feed(200, seed=2)
+    wanted = run_torch(state.module, x, softmax=False)
+    made = [factorize_layers(step(ratio=ratio), state, rows).module for ratio in (0.3, 0.6, 0.95)]
     lost = [np.abs(run_torch(module, x, softmax=False) - wanted).mean() for module in made]
     assert lost[0] < lost[1] < lost[2]
 
 
 def test_a_ratio_of_nothing_leaves_the_layer_and_the_same_again_is_the_same() -> None:
-    form = Form(tabular())
-    one, other = (low_rank(step(ratio=0.5, ratios={"layers.0": 0.0}), form, feed(200)).module for _ in range(2))
-    assert torch.equal(one.layers[0].weight, form.module.layers[0].weight)
+    state = ModelState(tabular())
+    one, other = (
+        factorize_layers(step(ratio=0.5, ratios={"layers.0": 0.0}), state, feed(200)).module for _ in range(2)
+    )
+    assert torch.equal(one.layers[0].weight, state.module.layers[0].weight)
     assert isinstance(one.layers[3], nn.Sequential)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_what_does_not_apply_is_an_error() -> None:
-    with pytest.raises(ExportError, match="low_rank: Linear has no linear layer of 1024 numbers or more"):
-        low_rank(step(), Form(nn.Linear(3, 3)), {"x": np.zeros((4, 3), np.float32)})
+    with pytest.raises(ExportError, match="low_rank: Linear has no linear layer of 1024 weights or more"):
+        factorize_layers(step(), ModelState(nn.Linear(3, 3)), {"x": np.zeros((4, 3), np.float32)})
     with pytest.raises(ExportError, match=r"no layer is called layers\.6, x; those are: layers.0, layers.3"):
-        low_rank(step(ratios={"x": 0.5, "layers.6": 0.5}), Form(tabular()), feed(10))
+        factorize_layers(step(ratios={"x": 0.5, "layers.6": 0.5}), ModelState(tabular()), feed(10))

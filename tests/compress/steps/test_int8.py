@@ -14,24 +14,23 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from stillhouse.compress import quantize
 from stillhouse.compress.export import export_onnx, run_onnx, slim
-from stillhouse.compress.statistics import sample_evenly
-from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.compress.saturation import saturation
+from stillhouse.compress.statistics import sample_evenly
+from stillhouse.compress.steps import int8
 from stillhouse.compress.steps.kinds import quantise
+from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.config import DynamicInt8, StaticInt8
 from stillhouse.errors import ExportError
 from stillhouse.variant import encode
-
-from .models_for_tests import (
+from tests.compress.models_for_tests import (
     ENCODERS,
     TEXT_COLUMNS,
     WITH_VNNI,
     WITHOUT_VNNI,
     encoded,
     feed,
-    said,
+    sentences,
     tabular,
     text_student,
 )
@@ -46,7 +45,7 @@ CALIBRATION = feed(1000, seed=1)
 @pytest.fixture(autouse=True)
 def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless a test says otherwise the processor adds whole products, so that 8-bit weights are always left alone."""
-    monkeypatch.setattr(quantize, "processor", lambda: WITH_VNNI)
+    monkeypatch.setattr(int8, "processor", lambda: WITH_VNNI)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +141,7 @@ def test_a_layer_that_is_kept_stays_float(source: onnx.ModelProto, config: Dynam
 
 @BOTH
 def test_keeping_all_layers_changes_no_answer(source: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> None:
-    kept = config.model_copy(update={"keep": tuple(touched(source))})
+    kept = config.model_copy(update={"keep": tuple(quantizable_nodes(source))})
     if isinstance(config, StaticInt8):  # where nothing has int8 weights, activations still may
         assert not weights(quantise(kept, source, CALIBRATION))
     else:
@@ -154,17 +153,17 @@ def test_keeping_all_layers_changes_no_answer(source: onnx.ModelProto, config: D
 def test_an_unknown_layer_to_keep_is_named_with_those_there_are(
     source: onnx.ModelProto, config: DynamicInt8 | StaticInt8
 ) -> None:
-    with pytest.raises(ExportError) as told:
+    with pytest.raises(ExportError) as caught:
         quantise(config.model_copy(update={"keep": (FIRST, "hidden")}), source, CALIBRATION)
-    assert str(told.value) == (
-        f"{config.method}.keep: no layer is called hidden; those are: {', '.join(touched(source))}"
+    assert str(caught.value) == (
+        f"{config.method}.keep: no layer is called hidden; those are: {', '.join(quantizable_nodes(source))}"
     )
 
 
 @BOTH
 def test_tables_in_four_bits_are_half_as_large(config: DynamicInt8 | StaticInt8) -> None:
     """Each block of 32 values of a row has a scale and a zero: of 48 values a row, 24 bytes and nine for these."""
-    x = {"x": encode(said(200), TEXT_COLUMNS)}
+    x = {"x": encode(sentences(200), TEXT_COLUMNS)}
     source = export_onnx(text_student(ENCODERS["bag"]), x)
     plain = quantise(config, source, x)
     small = quantise(config.model_copy(update={"table_bits": 4}), source, x)
@@ -238,7 +237,7 @@ def test_calibration_rows_cover_the_whole_window(source: onnx.ModelProto) -> Non
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 5), (5, 5), (1000, 7), (101, 100)])
 def test_evenly_spaced_rows_begin_and_end_with_the_window(rows: int, count: int) -> None:
-    found = evenly_spaced({"a": np.arange(rows), "b": np.arange(rows) * 2}, count)
+    found = sample_evenly({"a": np.arange(rows), "b": np.arange(rows) * 2}, count)
     assert len(found["a"]) == min(rows, count) and (found["b"] == 2 * found["a"]).all()
     assert found["a"][0] == 0 and found["a"][-1] == rows - 1
     steps = np.diff(found["a"])
@@ -257,8 +256,8 @@ def test_what_the_quantiser_cannot_take_is_an_export_error(
         raise IndexError("no such tensor")
 
     for config, name in ((DYNAMIC, "quantize_dynamic"), (STATIC, "quantize_static")):
-        monkeypatch.setattr(quantize, name, fail)
-        with pytest.raises(ExportError, match="quantiser cannot take the graph: IndexError: no such tensor"):
+        monkeypatch.setattr(int8, name, fail)
+        with pytest.raises(ExportError, match="quantiser cannot process the graph: IndexError: no such tensor"):
             quantise(config, source, CALIBRATION)
 
 
@@ -310,10 +309,10 @@ def test_eight_bit_weights_that_saturate_are_refused_by_name_without_vnni(
     kept = quantise(asked, loud, LOUD)
     assert max(np.abs(whole.astype(int)).max() for whole, *_ in weights(kept).values()) == 127
     assert saturation(kept, LOUD)
-    monkeypatch.setattr(quantize, "processor", lambda: WITHOUT_VNNI)
-    with pytest.raises(ExportError) as told:
+    monkeypatch.setattr(int8, "processor", lambda: WITHOUT_VNNI)
+    with pytest.raises(ExportError) as caught:
         quantise(asked, loud, LOUD)
-    text = str(told.value)
+    text = str(caught.value)
     assert text.startswith(f"{config.method} with reduce_range: false saturates in /student/student.0/Gemm (")
     assert text.endswith("on a processor without VNNI, which has no VNNI: say reduce_range: auto")
 
@@ -327,7 +326,7 @@ def test_auto_falls_back_to_seven_bits_where_eight_saturate(
         return max(int(np.abs(whole.astype(int)).max()) for whole, *_ in weights(made).values())
 
     assert largest(loud, LOUD) == 127
-    monkeypatch.setattr(quantize, "processor", lambda: WITHOUT_VNNI)
+    monkeypatch.setattr(int8, "processor", lambda: WITHOUT_VNNI)
     assert largest(loud, LOUD) == 64
     assert not saturation(quantise(config, loud, LOUD), LOUD)
     quiet = {"x": LOUD["x"].copy()}
