@@ -171,13 +171,13 @@ def make_text_target(**changes: Any) -> CompressionTarget:
 
 def make_graph_target() -> CompressionTarget:
     """Of an ONNX graph alone."""
-    whole = make_tabular_target()
-    calibration, validation = whole.calibration(COLUMNS), whole.validation(COLUMNS)
+    target = make_tabular_target()
+    calibration, validation = target.calibration(COLUMNS), target.validation(COLUMNS)
     return CompressionTarget(
-        model=whole.model,
+        model=target.model,
         calibration=lambda columns: calibration,
         validation=lambda columns: validation,
-        quality=whole.quality,
+        quality=target.quality,
     )
 
 

@@ -28,11 +28,11 @@ def model(student: TabularStudent) -> onnx.ModelProto:
 @pytest.mark.parametrize("count", [1, 2, 3, 1000])
 def test_equals_torch_for_any_batch(model: onnx.ModelProto, student: TabularStudent, count: int) -> None:
     rows = feed(count, seed=count)
-    found = run_onnx(model, rows)
-    assert found.shape == (count, 2)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, run_torch(student, rows), atol=1e-6)
-    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
+    actual = run_onnx(model, rows)
+    assert actual.shape == (count, 2)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, run_torch(student, rows), atol=1e-6)
+    np.testing.assert_allclose(actual.sum(axis=1), 1.0, atol=1e-6)
 
 
 def test_equals_torch_at_the_edges_of_the_encoding(model: onnx.ModelProto, student: TabularStudent) -> None:
@@ -42,9 +42,9 @@ def test_equals_torch_at_the_edges_of_the_encoding(model: onnx.ModelProto, stude
     rows[2, :20] = 1e30
     rows[3, :20] = -1e30
     rows[4, 20:] = CARDINALITIES
-    found = run_onnx(model, {"x": rows})
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, run_torch(student, {"x": rows}), atol=1e-6)
+    actual = run_onnx(model, {"x": rows})
+    assert np.isfinite(actual).all()
+    np.testing.assert_allclose(actual, run_torch(student, {"x": rows}), atol=1e-6)
 
 
 @pytest.mark.parametrize("slimmed", [False, True])
@@ -126,11 +126,11 @@ def test_several_inputs_are_named_and_the_softmax_may_be_left_out() -> None:
     random = np.random.default_rng(0)
     rows = {"numbers": random.normal(size=(9, 3)).astype(np.float32), "codes": random.integers(0, 5, 9)}
     module = Two()
-    whole, bare = export_onnx(module, rows), export_onnx(module, rows, softmax=False)
-    assert [value.name for value in whole.graph.input] == ["numbers", "codes"]
+    with_softmax, bare = export_onnx(module, rows), export_onnx(module, rows, softmax=False)
+    assert [value.name for value in with_softmax.graph.input] == ["numbers", "codes"]
     np.testing.assert_allclose(run_onnx(bare, rows), run_torch(module, rows, softmax=False), atol=1e-6)
-    np.testing.assert_allclose(run_onnx(whole, rows).sum(axis=1), 1, atol=1e-6)
-    assert abs(run_onnx(bare, rows) - run_onnx(whole, rows)).max() > 0.1
+    np.testing.assert_allclose(run_onnx(with_softmax, rows).sum(axis=1), 1, atol=1e-6)
+    assert abs(run_onnx(bare, rows) - run_onnx(with_softmax, rows)).max() > 0.1
 
 
 class Branching(nn.Module):

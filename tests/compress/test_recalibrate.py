@@ -50,29 +50,29 @@ def test_no_temperature_where_none_helps(model: onnx.ModelProto, x: np.ndarray) 
     """Log loss with the temperature found is never above that without."""
     for seed in range(5):
         labels = np.random.default_rng(seed).integers(0, ACTIONS, 200)
-        found = fit_graph_temperature(model, {"x": x[:200]}, labels)
+        fitted = fit_graph_temperature(model, {"x": x[:200]}, labels)
         losses = [
-            -np.log(run_onnx(apply_temperature(model, each), {"x": x[:200]})[np.arange(200), labels]).mean()
-            for each in (1.0, found)
+            -np.log(run_onnx(apply_temperature(model, divisor), {"x": x[:200]})[np.arange(200), labels]).mean()
+            for divisor in (1.0, fitted)
         ]
         assert losses[1] <= losses[0] + 1e-6
 
 
 def test_dividing_logits_is_what_the_graph_does(model: onnx.ModelProto, x: np.ndarray) -> None:
     plain = run_onnx(model, {"x": x[:100]}).astype(np.float64)
-    wanted = plain ** (1 / 3)
-    wanted /= wanted.sum(axis=1, keepdims=True)
-    cooled = apply_temperature(model, 3.0)
-    onnx.checker.check_model(cooled)
-    np.testing.assert_allclose(run_onnx(cooled, {"x": x[:100]}), wanted, atol=1e-6)
-    assert np.array_equal(wanted.argmax(axis=1), plain.argmax(axis=1))
+    expected = plain ** (1 / 3)
+    expected /= expected.sum(axis=1, keepdims=True)
+    tempered = apply_temperature(model, 3.0)
+    onnx.checker.check_model(tempered)
+    np.testing.assert_allclose(run_onnx(tempered, {"x": x[:100]}), expected, atol=1e-6)
+    assert np.array_equal(expected.argmax(axis=1), plain.argmax(axis=1))
     np.testing.assert_allclose(run_onnx(model, {"x": x[:100]}), plain)  # the model itself is left as it is
 
 
 def test_a_tempered_graph_can_be_quantised(model: onnx.ModelProto, x: np.ndarray) -> None:
-    cooled = apply_temperature(model, 2.0)
-    small = quantize_static_int8(cooled, StaticInt8(method="int8_static"), {"x": x[:500]})
-    assert np.abs(run_onnx(small, {"x": x[:500]}) - run_onnx(cooled, {"x": x[:500]})).mean() < 0.01
+    tempered = apply_temperature(model, 2.0)
+    small = quantize_static_int8(tempered, StaticInt8(method="int8_static"), {"x": x[:500]})
+    assert np.abs(run_onnx(small, {"x": x[:500]}) - run_onnx(tempered, {"x": x[:500]})).mean() < 0.01
 
 
 def test_a_graph_without_a_softmax_is_refused() -> None:

@@ -77,7 +77,7 @@ def size(candidate: CompressionCandidate) -> int:
 
 
 def test_every_recipe_agrees_with_the_student(made: dict[str, CompressionCandidate]) -> None:
-    assert {name: each.refused for name, each in made.items()} == dict.fromkeys(made)
+    assert {name: candidate.refused for name, candidate in made.items()} == dict.fromkeys(made)
     assert made["fp32"].difference is not None and made["fp32"].difference < 1e-6
     for name in FORMATS:
         assert made[name].difference is not None and 0 < made[name].difference < 0.02
@@ -114,16 +114,18 @@ def test_the_manifest_holds_the_tokeniser(made: dict[str, CompressionCandidate])
 
 def test_a_smaller_vocabulary_is_in_the_manifest_and_read_on_the_device(tmp_path: Path) -> None:
     recipe: Recipe = (Vocabulary(method="vocabulary", ratio=0.4, recover_epochs=0), STATIC)
-    found = make(text_student(ENCODERS["convolution"]), tmp_path, recipe, (STATIC,))
-    small = Variant(found["vocabulary40+int8_static"].folder)
+    actual = make(text_student(ENCODERS["convolution"]), tmp_path, recipe, (STATIC,))
+    small = Variant(actual["vocabulary40+int8_static"].folder)
     tokens = TEXT_COLUMNS[2]["tokens"]
     left = small.columns[2]["tokens"]
     assert len(left) == round(0.6 * len(tokens)) and set(left) < set(tokens)
-    assert size(found["vocabulary40+int8_static"]) < size(found["int8_static"])
-    rows, plain = sentences(200, 3), Variant(found["int8_static"].folder)
-    whole = [all(tokens[int(i)] in left for i in row) for row in encode(rows, TEXT_COLUMNS)[:, 2:]]
-    assert 10 < sum(whole) < 200
-    np.testing.assert_allclose(small.predict_proba(rows[whole]), plain.predict_proba(rows[whole]), atol=0.03)
+    assert size(actual["vocabulary40+int8_static"]) < size(actual["int8_static"])
+    rows, plain = sentences(200, 3), Variant(actual["int8_static"].folder)
+    has_all_tokens = [all(tokens[int(i)] in left for i in row) for row in encode(rows, TEXT_COLUMNS)[:, 2:]]
+    assert 10 < sum(has_all_tokens) < 200
+    np.testing.assert_allclose(
+        small.predict_proba(rows[has_all_tokens]), plain.predict_proba(rows[has_all_tokens]), atol=0.03
+    )
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
@@ -146,16 +148,16 @@ def test_steps_one_after_another(tmp_path: Path) -> None:
         LowRank(method="low_rank", recover_epochs=0),
         WeightOnly(method="weights", bits=4),
     )
-    found = make(text_student(ENCODERS["transformer"]), tmp_path, recipe, (Fp32(method="fp32"),))
-    (small, whole) = found.values()
+    actual = make(text_student(ENCODERS["transformer"]), tmp_path, recipe, (Fp32(method="fp32"),))
+    (small, has_all_tokens) = actual.values()
     assert small.name == "layers50+heads50+units50+vocabulary50+hashed50+rank50+weights4"
-    assert small.refused is None and size(small) < 0.15 * size(whole)
+    assert small.refused is None and size(small) < 0.15 * size(has_all_tokens)
 
 
 def test_what_has_no_hidden_units_is_refused_and_the_others_are_made(tmp_path: Path) -> None:
-    found = make(text_student(ENCODERS["bag"], widths=()), tmp_path, (Fp32(method="fp32"),), (UNITS,))
-    assert found["fp32"].refused is None
-    assert found["units50"].refused == (
+    actual = make(text_student(ENCODERS["bag"], widths=()), tmp_path, (Fp32(method="fp32"),), (UNITS,))
+    assert actual["fp32"].refused is None
+    assert actual["units50"].refused == (
         "prune_units: TextStudent has no layer whose units only other layers read: leave the step out"
     )
 
@@ -163,8 +165,8 @@ def test_what_has_no_hidden_units_is_refused_and_the_others_are_made(tmp_path: P
 def test_a_pruned_encoder_still_answers_one_text_as_many(tmp_path: Path) -> None:
     """The exported state is checked on all rows at once and on one alone; so is the module here."""
     student = text_student(ENCODERS["transformer"])
-    found = make(student, tmp_path, (PruneHeads(method="prune_heads", recover_epochs=0),))["heads50"]
-    variant, rows = Variant(found.folder), sentences(20, 4)
+    actual = make(student, tmp_path, (PruneHeads(method="prune_heads", recover_epochs=0),))["heads50"]
+    variant, rows = Variant(actual.folder), sentences(20, 4)
     together = variant.predict_proba(rows)
     alone = np.vstack([variant.predict_proba(rows.iloc[[i]]) for i in range(20)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -199,10 +201,10 @@ def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"},
     )
     assert done.returncode == 0, done.stderr
-    found = pd.read_json(tmp_path / "said.json", orient="split")
-    wanted = Variant(folder).predict(rows)
-    assert found["action"].tolist() == wanted["action"].tolist()
-    np.testing.assert_allclose(found.drop(columns="action"), wanted.drop(columns="action"), rtol=1e-6)
+    actual = pd.read_json(tmp_path / "said.json", orient="split")
+    expected = Variant(folder).predict(rows)
+    assert actual["action"].tolist() == expected["action"].tolist()
+    np.testing.assert_allclose(actual.drop(columns="action"), expected.drop(columns="action"), rtol=1e-6)
 
 
 def test_mlflow_keeps_the_student_itself(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_mlflow_keeps_the_student_itself(tmp_path: Path) -> None:
     for name, encoder in ENCODERS.items():
         student = text_student(encoder)
         save_student(student, x, tmp_path / name, Model())
-        found = mlflow.pyfunc.load_model(str(tmp_path / name)).predict(encode(sentences(9, seed=2), TEXT_COLUMNS))
+        actual = mlflow.pyfunc.load_model(str(tmp_path / name)).predict(encode(sentences(9, seed=2), TEXT_COLUMNS))
         with torch.no_grad():
-            wanted = student(torch.from_numpy(encode(sentences(9, seed=2), TEXT_COLUMNS))).numpy()
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+            expected = student(torch.from_numpy(encode(sentences(9, seed=2), TEXT_COLUMNS))).numpy()
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

@@ -96,7 +96,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str, CompressionCandidate]) -> None:
-    assert list(made) == NAMES and not {each.refused for each in made.values()} - {None}
+    assert list(made) == NAMES and not {candidate.refused for candidate in made.values()} - {None}
     for candidate in made.values():
         files = contents(Path(candidate.folder))
         assert sorted(files) == ["manifest.json", "model.onnx", "values.py", "variant.py"]
@@ -108,15 +108,15 @@ def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str,
 
 
 def test_sizes_and_agreement(made: dict[str, CompressionCandidate]) -> None:
-    sizes = {name: (Path(each.folder) / "model.onnx").stat().st_size for name, each in made.items()}
+    sizes = {name: (Path(candidate.folder) / "model.onnx").stat().st_size for name, candidate in made.items()}
     assert max(sizes["int8_dynamic"], sizes["int8_static"]) < 0.33 * sizes["fp32"]
     assert sizes["units50"] < 0.55 * sizes["fp32"] and sizes["columns20+int8_static"] < sizes["int8_static"]
-    found = {name: Variant(each.folder).manifest["agreement"] for name, each in made.items()}
-    assert found["fp32"]["max"] < 1e-6
-    for name, each in found.items():
-        assert each["rows"] == 1000 and each["mean"] <= each["max"]
-        assert each["mean"] == made[name].difference
-    assert 0 < found["int8_dynamic"]["mean"] < 0.02 and 0 < found["int8_static"]["mean"] < 0.02
+    actual = {name: Variant(candidate.folder).manifest["agreement"] for name, candidate in made.items()}
+    assert actual["fp32"]["max"] < 1e-6
+    for name, candidate in actual.items():
+        assert candidate["rows"] == 1000 and candidate["mean"] <= candidate["max"]
+        assert candidate["mean"] == made[name].difference
+    assert 0 < actual["int8_dynamic"]["mean"] < 0.02 and 0 < actual["int8_static"]["mean"] < 0.02
 
 
 def test_the_manifest_says_what_it_is(made: dict[str, CompressionCandidate]) -> None:
@@ -142,7 +142,7 @@ def test_the_manifest_says_what_it_is(made: dict[str, CompressionCandidate]) -> 
         assert manifest["lineage"] == LINEAGE
         assert (manifest["format"], manifest["variant"], manifest["input"]) == (2, name, "x")
         assert manifest["method"] == list(candidate.recipe)
-        assert manifest["saturates"] == [each.model_dump() for each in candidate.saturates]
+        assert manifest["saturates"] == [candidate.model_dump() for candidate in candidate.saturates]
         assert Processor.model_validate(manifest["cpu"]) == processor()
         assert set(manifest["versions"]) == {"onnxruntime", "onnx", "torch", "stillhouse"}
         for file, digest in manifest["sha256"].items():
@@ -185,10 +185,10 @@ def test_it_runs_alone_without_torch_and_stillhouse(
     folder = made[name].folder
     command = [sys.executable, "-I", "-B", "-c", ALONE, folder, tmp_path / "rows.json", tmp_path / "out.json"]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
-    found = pd.read_json(tmp_path / "out.json", orient="split")
-    pd.testing.assert_frame_equal(found, Variant(folder).predict(rows), check_dtype=False, atol=1e-6)
-    wanted = run_torch(student, {"x": encode(rows, COLUMNS)})
-    np.testing.assert_allclose(found[["p_on_time", "p_late"]], wanted, atol=1e-6 if name == "fp32" else 0.05)
+    actual = pd.read_json(tmp_path / "out.json", orient="split")
+    pd.testing.assert_frame_equal(actual, Variant(folder).predict(rows), check_dtype=False, atol=1e-6)
+    reference_probs = run_torch(student, {"x": encode(rows, COLUMNS)})
+    np.testing.assert_allclose(actual[["p_on_time", "p_late"]], reference_probs, atol=1e-6 if name == "fp32" else 0.05)
 
 
 def test_a_damaged_model_is_refused(made: dict[str, CompressionCandidate], tmp_path: Path) -> None:
@@ -249,9 +249,9 @@ def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tm
         return state
 
     recipes = [(PruneUnits(method="prune_units", ratio=r, recover_epochs=e),) for e, r in ((7, 0.25), (0, 0.5))]
-    found = make(make_target(student, recover=recover), tmp_path, *recipes)
+    actual = make(make_target(student, recover=recover), tmp_path, *recipes)
     assert calls == [([48, 24, 2], 7)]
-    assert (Variant(found["units25"].folder).predict(raw(20)).action == "late").all()
+    assert (Variant(actual["units25"].folder).predict(raw(20)).action == "late").all()
     assert [layer.out_features for layer in student.layers if isinstance(layer, nn.Linear)] == [64, 32, 2]
 
 
@@ -272,8 +272,8 @@ def test_what_does_not_fit_is_refused(student: TabularStudent, changes: dict[str
 
 
 def built(target: CompressionTarget, recipe: Recipe, tolerance: float = 0.05) -> BuiltModel:
-    wanted = target.to_probabilities(run_onnx(target.model, target.calibration(COLUMNS)))
-    return build_model(target, recipe, target.model, COLUMNS, tolerance, wanted)
+    reference_probs = target.to_probabilities(run_onnx(target.model, target.calibration(COLUMNS)))
+    return build_model(target, recipe, target.model, COLUMNS, tolerance, reference_probs)
 
 
 def test_a_recipe_without_a_number_format_stays_float32(target: CompressionTarget) -> None:
@@ -284,21 +284,21 @@ def test_a_recipe_without_a_number_format_stays_float32(target: CompressionTarge
 
 def test_the_tolerance_is_the_number_formats_alone(target: CompressionTarget) -> None:
     """A structural step may change the answers as much as it likes: its quality is judged."""
-    found = built(target, (DynamicInt8(method="int8_dynamic"),))
+    actual = built(target, (DynamicInt8(method="int8_dynamic"),))
     with pytest.raises(
         ExportError, match=r"int8_dynamic differs from its float32 form by .* \(`compression.tolerance`"
     ):
-        built(target, (DynamicInt8(method="int8_dynamic"),), found.agreement.mean * 0.99)
+        built(target, (DynamicInt8(method="int8_dynamic"),), actual.agreement.mean * 0.99)
     other = np.random.default_rng(0).normal(size=64).astype(np.float32)
     strange = onnx.ModelProto()
     strange.CopyFrom(target.model)
-    (bias,) = (each for each in strange.graph.initializer if list(each.dims) == [64])
+    (bias,) = (candidate for candidate in strange.graph.initializer if list(candidate.dims) == [64])
     bias.raw_data = (10 * other).tobytes()
-    wanted = target.to_probabilities(run_onnx(target.model, target.calibration(COLUMNS)))
-    far = build_model(target, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9, wanted)
+    reference_probs = target.to_probabilities(run_onnx(target.model, target.calibration(COLUMNS)))
+    far = build_model(target, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9, reference_probs)
     assert far.agreement.mean > 0.01
     with pytest.raises(ExportError, match="differs"):
-        build_model(target, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9, wanted)
+        build_model(target, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9, reference_probs)
 
 
 def test_processor() -> None:
@@ -310,7 +310,7 @@ def test_processor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "whole"),
+    ("flags", "sums_whole"),
     [
         (("avx", "avx2"), False),
         (("avx", "avx2", "avx512f"), False),
@@ -321,5 +321,5 @@ def test_processor() -> None:
         ((), True),
     ],
 )
-def test_whose_products_are_added_whole(flags: tuple[str, ...], whole: bool) -> None:
-    assert Processor(name="p", flags=flags).sums_without_saturation is whole
+def test_whose_products_are_added_whole(flags: tuple[str, ...], sums_whole: bool) -> None:
+    assert Processor(name="p", flags=flags).sums_without_saturation is sums_whole

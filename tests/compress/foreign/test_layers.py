@@ -37,8 +37,8 @@ class Convolutional(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         hidden = torch.relu(self.norm(self.first(image)))
-        found: Tensor = self.layers(torch.relu(self.second(hidden)).mean((2, 3)))
-        return found
+        output: Tensor = self.layers(torch.relu(self.second(hidden)).mean((2, 3)))
+        return output
 
 
 class Words(nn.Module):
@@ -52,8 +52,8 @@ class Words(nn.Module):
     def forward(self, numbers: Tensor, words: Tensor) -> Tensor:
         hidden = self.table(words)
         hidden, _ = self.attention(hidden, hidden, hidden, need_weights=False)
-        found: Tensor = self.out(torch.cat([numbers, hidden.reshape(hidden.shape[0], -1)], dim=1))
-        return found
+        output: Tensor = self.out(torch.cat([numbers, hidden.reshape(hidden.shape[0], -1)], dim=1))
+        return output
 
 
 class Shared(nn.Module):
@@ -65,8 +65,8 @@ class Shared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.relu(self.inner(torch.relu(self.inner(x))))
-        found: Tensor = hidden @ self.table.weight.T + self.table(torch.zeros_like(x[:, 0], dtype=torch.long))[:, :5]
-        return found
+        output: Tensor = hidden @ self.table.weight.T + self.table(torch.zeros_like(x[:, 0], dtype=torch.long))[:, :5]
+        return output
 
 
 def program(module: nn.Module, *example: Tensor, file: Path, plain: bool = False) -> ExportedProgram:
@@ -88,8 +88,8 @@ def images(rows: int = 60) -> Feed:
 @pytest.mark.parametrize("plain", [False, True], ids=["as exported", "core operators"])
 def test_layers_come_back_under_their_names(tmp_path: Path, plain: bool) -> None:
     exported = program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2", plain=plain)
-    lifted = layers_from_export(exported)
-    assert kinds(lifted) == {
+    restored = layers_from_export(exported)
+    assert kinds(restored) == {
         "first": "Conv2d",
         "norm": "BatchNorm2d",
         "second": "Conv2d",
@@ -97,28 +97,28 @@ def test_layers_come_back_under_their_names(tmp_path: Path, plain: bool) -> None
         "layers.1": "LayerNorm",
         "layers.4": "Linear",
     }
-    require_same_outputs(exported, lifted, images())
-    assert [str(each) for each in read_inputs(exported)] == ["image float32 [n, 1, 8, 8]"]
+    require_same_outputs(exported, restored, images())
+    assert [str(model_input) for model_input in read_inputs(exported)] == ["image float32 [n, 1, 8, 8]"]
 
 
 def test_several_inputs_attention_and_open_rows_reach_onnx(tmp_path: Path) -> None:
-    given = torch.randn(4, 4), torch.randint(0, 100, (4, 6))
-    exported = program(Words(), *given, file=tmp_path / "model.pt2")
-    lifted = layers_from_export(exported)
+    example = torch.randn(4, 4), torch.randint(0, 100, (4, 6))
+    exported = program(Words(), *example, file=tmp_path / "model.pt2")
+    restored = layers_from_export(exported)
     draw = np.random.default_rng(0)
     feed = {"numbers": draw.normal(size=(50, 4)).astype(np.float32), "words": draw.integers(0, 100, (50, 6))}
-    require_same_outputs(exported, lifted, feed)
-    graph = export_onnx(lifted, feed, softmax=False, logits=True, output="logits")
+    require_same_outputs(exported, restored, feed)
+    graph = export_onnx(restored, feed, softmax=False, logits=True, output="logits")
     assert [value.name for value in (*graph.graph.input, *graph.graph.output)] == ["numbers", "words", "logits"]
-    assert np.allclose(run_onnx(graph, feed), run_torch(lifted, feed, softmax=False), atol=1e-4)
+    assert np.allclose(run_onnx(graph, feed), run_torch(restored, feed, softmax=False), atol=1e-4)
 
 
 def test_a_shared_layer_stays_one_and_a_weight_with_two_uses_is_left_alone(tmp_path: Path) -> None:
     exported = program(Shared(), torch.randn(4, 8), file=tmp_path / "model.pt2")
-    lifted = layers_from_export(exported)
-    assert {name: kind for name, kind in kinds(lifted).items() if kind != "Module"} == {"inner": "Linear"}
-    assert sum(node.target == "inner" for node in lifted.graph.nodes) == 2
-    require_same_outputs(exported, lifted, {"x": np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)})
+    restored = layers_from_export(exported)
+    assert {name: kind for name, kind in kinds(restored).items() if kind != "Module"} == {"inner": "Linear"}
+    assert sum(node.target == "inner" for node in restored.graph.nodes) == 2
+    require_same_outputs(exported, restored, {"x": np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)})
 
 
 def test_a_layer_alone_is_named_after_its_weight(tmp_path: Path) -> None:
@@ -145,19 +145,19 @@ def test_steps_make_lifted_layers_smaller(tmp_path: Path) -> None:
 
 
 def test_tables_share_rows(tmp_path: Path) -> None:
-    given = torch.randn(4, 4), torch.randint(0, 100, (4, 6))
-    state = ModelState(layers_from_export(program(Words(), *given, file=tmp_path / "model.pt2")))
+    example = torch.randn(4, 4), torch.randint(0, 100, (4, 6))
+    state = ModelState(layers_from_export(program(Words(), *example, file=tmp_path / "model.pt2")))
     smaller = apply_step(HashedRows(method="hashed_rows", ratio=0.5), state, {})
     assert smaller.module.get_submodule("table").rows.num_embeddings == 50
 
 
 def test_a_changed_module_is_noticed(tmp_path: Path) -> None:
     exported = program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2")
-    lifted = layers_from_export(exported)
+    restored = layers_from_export(exported)
     with torch.no_grad():
-        lifted.get_submodule("layers.4").bias += 0.01
+        restored.get_submodule("layers.4").bias += 0.01
     with pytest.raises(ExportError, match="answers 60 rows differently"):
-        require_same_outputs(exported, lifted, images())
+        require_same_outputs(exported, restored, images())
 
 
 def test_a_frozen_number_of_rows_is_refused(tmp_path: Path) -> None:
@@ -190,10 +190,10 @@ class Spectrum(nn.Module):
 
 def test_an_operator_that_onnx_lacks_is_named_with_its_layer(tmp_path: Path) -> None:
     network = nn.Sequential(Spectrum(), nn.Linear(5, 3))
-    lifted: fx.GraphModule = layers_from_export(program(network, torch.randn(4, 8), file=tmp_path / "model.pt2"))
+    restored: fx.GraphModule = layers_from_export(program(network, torch.randn(4, 8), file=tmp_path / "model.pt2"))
     with pytest.raises(ExportError) as caught:
-        export_onnx(lifted, {"x": np.ones((5, 8), np.float32)})
-    assert str(name_unsupported_layer(lifted, caught.value)).startswith(
+        export_onnx(restored, {"x": np.ones((5, 8), np.float32)})
+    assert str(name_unsupported_layer(restored, caught.value)).startswith(
         "layer 0 uses fft_rfft, which ONNX has no operator for"
     )
 
@@ -205,8 +205,8 @@ def test_a_branch_on_the_data_is_named(tmp_path: Path) -> None:
             self.layer = nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = torch.cond(x.sum() > 0, lambda x: self.layer(x), lambda x: -self.layer(x), (x,))
-            return found
+            output: Tensor = torch.cond(x.sum() > 0, lambda x: self.layer(x), lambda x: -self.layer(x), (x,))
+            return output
 
     with pytest.raises(ExportError, match="uses cond, which cannot be compressed"):
         layers_from_export(program(Branch(), torch.randn(4, 8), file=tmp_path / "model.pt2"))

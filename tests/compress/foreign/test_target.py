@@ -86,10 +86,10 @@ def test_a_torch_program_keeps_its_inputs_and_its_logits(torch_model: Path) -> N
     assert (reads.name, gives.name, target.logits) == ("input", "logits", True)
     assert len(target.calibration(None)["input"]) == 150 and len(target.validation(None)["input"]) == 50
     original: Any = read_program(torch_model).module()
-    wanted = original(torch.from_numpy(ROWS)).detach().numpy()
-    assert np.allclose(run_onnx(target.model, {"input": ROWS}), wanted, atol=1e-5)
-    said = target.to_probabilities(wanted[3::4])
-    assert np.allclose(said.sum(axis=1), 1, atol=1e-5) and target.quality(said) == 1.0
+    expected = original(torch.from_numpy(ROWS)).detach().numpy()
+    assert np.allclose(run_onnx(target.model, {"input": ROWS}), expected, atol=1e-5)
+    probs = target.to_probabilities(expected[3::4])
+    assert np.allclose(probs.sum(axis=1), 1, atol=1e-5) and target.quality(probs) == 1.0
 
 
 def test_labels_are_scored_and_a_score_may_be_given(torch_model: Path) -> None:
@@ -112,11 +112,11 @@ def test_recovery_brings_a_pruned_form_back_and_is_repeatable(torch_model: Path)
 
     step = PruneUnits(method="prune_units", ratio=0.5)
     pruned = apply_step(step, target.state, target.calibration(None))
-    wanted = target.to_probabilities(run_onnx(target.model, {"input": ROWS}))
+    expected = target.to_probabilities(run_onnx(target.model, {"input": ROWS}))
 
     def lost(module: nn.Module) -> float:
         with torch.no_grad():
-            return float(np.abs(target.to_probabilities(module(torch.from_numpy(ROWS)).numpy()) - wanted).mean())
+            return float(np.abs(target.to_probabilities(module(torch.from_numpy(ROWS)).numpy()) - expected).mean())
 
     once, twice = (target.recover(pruned, 20).module for _ in range(2))
     assert lost(once) < 0.5 * lost(pruned.module)
@@ -129,14 +129,14 @@ def test_a_search_over_a_torch_program(torch_model: Path, tmp_path: Path) -> Non
         search=Search(time="20s", candidates=6, steps=("prune_units", "int8_dynamic"), recover_epochs=3),  # type: ignore[arg-type]
     )
     make = functools.partial(target_from_file, torch_model, ROWS)
-    found = search(make, settings, SizeLimits(max_quality_loss=0.1), model_writer("models:/theirs/1"), tmp_path)
-    assert any(each.name.startswith("units") for each in found.able)
-    chosen = Path(found.named(found.chosen).folder)
+    frontier = search(make, settings, SizeLimits(max_quality_loss=0.1), model_writer("models:/theirs/1"), tmp_path)
+    assert any(each.name.startswith("units") for each in frontier.able)
+    chosen = Path(frontier.named(frontier.chosen).folder)
     manifest = json.loads((chosen / "manifest.json").read_text())
     assert manifest["source"] == "models:/theirs/1" and manifest["output"] == "logits"
-    assert found.named(found.chosen).bytes < found.reference.bytes
+    assert frontier.named(frontier.chosen).bytes < frontier.reference.bytes
     again = search(make, settings, SizeLimits(max_quality_loss=0.1), model_writer("models:/theirs/1"), tmp_path)
-    assert [each.candidate_id for each in again.candidates] == [each.candidate_id for each in found.candidates]
+    assert [each.candidate_id for each in again.candidates] == [each.candidate_id for each in frontier.candidates]
 
 
 def test_what_a_worker_process_needs_can_be_sent(torch_model: Path) -> None:
@@ -158,8 +158,8 @@ def test_too_few_rows_and_labels_that_do_not_fit(torch_model: Path) -> None:
 def test_rows_come_as_arrays_or_tables() -> None:
     words = ModelInput("words", np.dtype(np.int64), (2,))
     table = pd.DataFrame({"x": list(ROWS), "words": [[1, 2]] * 200, "other": 0})
-    found = build_feed(table, [X, words])
-    assert np.array_equal(found["x"], ROWS) and found["words"].shape == (200, 2)
+    frontier = build_feed(table, [X, words])
+    assert np.array_equal(frontier["x"], ROWS) and frontier["words"].shape == (200, 2)
     assert np.array_equal(build_feed(pd.DataFrame(ROWS.astype(float)), [X])["x"], ROWS)
     assert build_feed({"words": np.ones((3, 2))}, [words])["words"].dtype == np.int64
     age = ModelInput("age", np.dtype(np.float32), (1,))
@@ -167,7 +167,7 @@ def test_rows_come_as_arrays_or_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "inputs", "said"),
+    ("rows", "inputs", "message"),
     [
         (ROWS[:, :5], [X], r"rows of input x are \[200, 5\]"),
         ({"y": ROWS}, [X], r"lack x float32 \[n, 6\]; they have: y"),
@@ -181,8 +181,8 @@ def test_rows_come_as_arrays_or_tables() -> None:
         (pd.DataFrame({"a": ["?"]}), [X], "columns a are not numeric"),
     ],
 )
-def test_rows_that_do_not_fit(rows: Any, inputs: list[ModelInput], said: str) -> None:
-    with pytest.raises(SchemaError, match=said):
+def test_rows_that_do_not_fit(rows: Any, inputs: list[ModelInput], message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
         build_feed(rows, inputs)
 
 
@@ -201,9 +201,9 @@ def test_an_onnx_graph_is_brought_up_to_date_and_named(tmp_path: Path) -> None:
 def test_a_search_over_an_onnx_graph(tmp_path: Path) -> None:
     make = functools.partial(target_from_file, graph(tmp_path / "m.onnx", softmax=False), ROWS)
     settings = Compression(search=Search(time="20s", candidates=5))  # type: ignore[arg-type]
-    found = search(make, settings, SizeLimits(max_quality_loss=0.2), model_writer("models:/m-1"), tmp_path / "work")
-    assert {"int8_dynamic", "int8_static"} <= {each.name for each in found.able}
-    assert all(each.difference is not None and each.difference < 0.05 for each in found.able)
+    frontier = search(make, settings, SizeLimits(max_quality_loss=0.2), model_writer("models:/m-1"), tmp_path / "work")
+    assert {"int8_dynamic", "int8_static"} <= {each.name for each in frontier.able}
+    assert all(each.difference is not None and each.difference < 0.05 for each in frontier.able)
 
 
 def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"shape": (1, 6)}, "input x takes exactly 1 rows at once"),
         ({"shape": ("n", "length")}, r"dimension 1 \(length\) of input x is left open"),
@@ -241,8 +241,8 @@ def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path
         ),
     ],
 )
-def test_graphs_that_cannot_be_compressed(tmp_path: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ExportError, match=said):
+def test_graphs_that_cannot_be_compressed(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
         target_from_file(graph(tmp_path / "m.onnx", **options), ROWS)
 
 
@@ -308,8 +308,8 @@ def test_inputs_of_the_program_keep_their_types(tmp_path: Path) -> None:
             self.rows = nn.Embedding(9, 3)
 
         def forward(self, word: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.rows(word)
-            return found
+            frontier: torch.Tensor = self.rows(word)
+            return frontier
 
     (reads,) = read_inputs(program(Table(), torch.ones(4, dtype=torch.int64), file=tmp_path / "m.pt2"))
     assert str(reads) == "word int64 [n]"
@@ -358,15 +358,15 @@ def test_of_several_outputs_of_a_program(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Two()
     program(module, torch.from_numpy(ROWS[:4]), file=tmp_path / "model.pt2")
-    wanted = module(torch.from_numpy(ROWS))["decision"].detach().numpy()
-    labels = np.concatenate([[0, 1, 2], wanted[3:].argmax(axis=1)])
+    expected = module(torch.from_numpy(ROWS))["decision"].detach().numpy()
+    labels = np.concatenate([[0, 1, 2], expected[3:].argmax(axis=1)])
     with pytest.raises(ExportError, match=r"hidden or decision may be what decides"):
         target_from_file(tmp_path / "model.pt2", ROWS)
     for target in (
         target_from_file(tmp_path / "model.pt2", ROWS, labels),
         target_from_file(tmp_path / "model.pt2", ROWS, output="decision"),
     ):
-        assert np.allclose(run_onnx(target.model, {"x": ROWS}), wanted, atol=1e-5)
+        assert np.allclose(run_onnx(target.model, {"x": ROWS}), expected, atol=1e-5)
     assert {"hidden", "decision"} <= set(output_names(tmp_path / "model.pt2"))
 
 

@@ -80,18 +80,18 @@ def test_a_candidate_is_a_folder_with_its_artifact_and_its_figures(
     counting: Counting, target: CompressionTarget
 ) -> None:
     made = counting.builder().build((UNITS, DYNAMIC))
-    place = counting.folder / "candidates" / made.candidate_id
-    assert sorted(contents(place)) == ["artifact/model.onnx", "candidate.json", "columns.json"]
-    assert CompressionCandidate.model_validate_json((place / "candidate.json").read_text()) == made
-    assert (made.name, made.folder, made.refused) == ("units50+int8_dynamic", str(place / "artifact"), None)
+    candidate_folder = counting.folder / "candidates" / made.candidate_id
+    assert sorted(contents(candidate_folder)) == ["artifact/model.onnx", "candidate.json", "columns.json"]
+    assert CompressionCandidate.model_validate_json((candidate_folder / "candidate.json").read_text()) == made
+    assert (made.name, made.folder, made.refused) == ("units50+int8_dynamic", str(candidate_folder / "artifact"), None)
     assert [step["method"] for step in made.recipe] == ["prune_units", "int8_dynamic"]
-    assert made.bytes == (place / "artifact" / "model.onnx").stat().st_size
-    assert json.loads((place / "columns.json").read_text()) == COLUMNS
-    model = onnx.load(place / "artifact" / "model.onnx")
+    assert made.bytes == (candidate_folder / "artifact" / "model.onnx").stat().st_size
+    assert json.loads((candidate_folder / "columns.json").read_text()) == COLUMNS
+    model = onnx.load(candidate_folder / "artifact" / "model.onnx")
     assert made.quality == target.quality(run_onnx(model, target.validation(COLUMNS)))
-    wanted = run_onnx(target.model, target.calibration(COLUMNS))
-    found = run_onnx(model, target.calibration(COLUMNS))
-    assert made.difference == pytest.approx(float(np.abs(found - wanted).mean()), abs=1e-6)
+    expected = run_onnx(target.model, target.calibration(COLUMNS))
+    actual = run_onnx(model, target.calibration(COLUMNS))
+    assert made.difference == pytest.approx(float(np.abs(actual - expected).mean()), abs=1e-6)
     assert made.latency is not None and made.latency.calls >= 10 and made.cpu_ms is not None and made.seconds > 0
     assert not list((counting.folder / "aside").iterdir())
 
@@ -115,11 +115,11 @@ def test_a_form_is_recovered_once_and_read_afterwards(counting: Counting) -> Non
     assert counting.steps == ["prune_units", "low_rank"] and counting.recovered == [3, 2]
     assert len(list((counting.folder / "forms").iterdir())) == 2
     second = counting.builder()
-    state, wanted = second.state((UNITS, RANK)), first.state((UNITS, RANK))
+    state, expected = second.state((UNITS, RANK)), first.state((UNITS, RANK))
     assert counting.recovered == [3, 2] and counting.steps == ["prune_units", "low_rank"] * 2
-    assert state is not None and wanted is not None
-    state = wanted.module.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in state.module.state_dict().items())
+    assert state is not None and expected is not None
+    weights = expected.module.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in state.module.state_dict().items())
     shutil.rmtree(counting.folder / "candidates")
     assert second.build((UNITS, RANK, DYNAMIC)).refused is None and counting.recovered == [3, 2]
 
@@ -187,8 +187,8 @@ def test_what_does_not_apply_is_refused_with_the_reason_once(
     tried = len(counting.steps), len(counting.finished)
     assert counting.builder().build(recipe) == made
     assert (len(counting.steps), len(counting.finished)) == tried
-    place = counting.folder / "candidates" / made.candidate_id
-    assert sorted(contents(place)) == ["candidate.json"]
+    candidate_folder = counting.folder / "candidates" / made.candidate_id
+    assert sorted(contents(candidate_folder)) == ["candidate.json"]
 
 
 def test_a_format_that_changes_too_much_is_refused(counting: Counting) -> None:
@@ -231,7 +231,7 @@ def test_other_rows_models_tolerances_and_processors_are_other_candidates(
         name(plain, UNITS, DYNAMIC),
         name(plain, DYNAMIC.model_copy(update={"per_channel": False})),
         name(plain, UNITS.model_copy(update={"recover_epochs": 4}), DYNAMIC),
-        name(counting.builder(source="others")),
+        name(counting.builder(content_hash="others")),
         name(counting.builder(model=other)),
         name(CandidateBuilder(counting.target, write_model, counting.folder, 0.06)),
     ]
@@ -248,8 +248,8 @@ def test_an_onnx_graph_alone_takes_formats_and_no_structural_step(
     builder = CandidateBuilder(make_graph_target(), write_model, tmp_path, 0.05)
     made = builder.build((DYNAMIC,))
     assert made.refused is None and made.quality is not None
-    told = builder.build((UNITS, DYNAMIC))
-    assert told.refused == (
+    refused = builder.build((UNITS, DYNAMIC))
+    assert refused.refused == (
         "prune_units changes a torch module, and this is an ONNX graph: log the torch module itself, or leave the "
         "structural steps out"
     )
@@ -257,9 +257,9 @@ def test_an_onnx_graph_alone_takes_formats_and_no_structural_step(
 
 
 def test_the_reference_is_the_model_as_it_is(counting: Counting) -> None:
-    found = counting.builder().build_reference()
-    assert (found.name, found.quality, found.difference) == ("fp32", 1.0, pytest.approx(0, abs=1e-6))
-    assert found == counting.builder().build((FP32,))
+    reference = counting.builder().build_reference()
+    assert (reference.name, reference.quality, reference.difference) == ("fp32", 1.0, pytest.approx(0, abs=1e-6))
+    assert reference == counting.builder().build((FP32,))
 
 
 def test_a_busy_moment_is_divided_out(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,10 +287,10 @@ def test_remeasured_in_turns(counting: Counting) -> None:
     made = [builder.build(recipe) for recipe in ((FP32,), (DYNAMIC,))]
     again = builder.remeasure(made)
     assert list(again) == ["fp32", "int8_dynamic"]
-    for each in made:
-        new = again[each.name]
-        assert new.latency is not None and each.latency is not None and new.latency.calls >= 10
-        assert new.model_copy(update={"latency": each.latency}) == each
+    for candidate in made:
+        new = again[candidate.name]
+        assert new.latency is not None and candidate.latency is not None and new.latency.calls >= 10
+        assert new.model_copy(update={"latency": candidate.latency}) == candidate
 
 
 def test_one_row_is_one_decision(target: CompressionTarget) -> None:

@@ -13,13 +13,13 @@ from stillhouse.records import CompressionCandidate, Frontier, Latency, Saturati
 from tests.compress.search.test_pareto import candidate, refused
 
 
-def found(*candidates: CompressionCandidate, **limits: Any) -> Frontier:
+def make_frontier(*candidates: CompressionCandidate, **limits: Any) -> Frontier:
     best = pareto_front(candidates)
     chosen, fits, why = choose_candidate(candidates, candidates[0], SizeLimits(**limits))
     return Frontier(
         reference=candidates[0],
         candidates=candidates,
-        best=tuple(each.name for each in best),
+        best=tuple(entry.name for entry in best),
         hypervolume=0.5,
         chosen=chosen.name,
         fits=fits,
@@ -39,7 +39,7 @@ MADE = (
 
 
 def test_the_table_has_the_best_first_smallest_first_and_then_the_others_as_made() -> None:
-    table = tabulate_frontier(found(*MADE))
+    table = tabulate_frontier(make_frontier(*MADE))
     assert list(table) == [
         "candidate",
         "",
@@ -64,7 +64,7 @@ def test_the_table_has_the_best_first_smallest_first_and_then_the_others_as_made
 
 def test_one_that_is_put_forward_though_beaten_is_marked() -> None:
     twin = candidate("twin", 0.8, 1000, 1.0)
-    frontier_of_two = found(twin, candidate("a", 0.8, 1000, 1.0, p95=1.0))
+    frontier_of_two = make_frontier(twin, candidate("a", 0.8, 1000, 1.0, p95=1.0))
     assert frontier_of_two.chosen == "a" and frontier_of_two.best == ("twin",)
     assert tabulate_frontier(frontier_of_two)[""] == ["best", "chosen"]
 
@@ -72,27 +72,31 @@ def test_one_that_is_put_forward_though_beaten_is_marked() -> None:
 @pytest.mark.parametrize(
     "limits", [{}, {"max_bytes": 400}, {"max_bytes": 10, "max_p95_ms": 0.01}, {"max_quality_loss": 0}]
 )
-@pytest.mark.parametrize("made", [MADE, MADE[:1], (MADE[0], refused("broken"))], ids=["many", "alone", "refused"])
-def test_the_figure_is_drawn_whatever_was_found(limits: dict[str, Any], made: tuple[CompressionCandidate, ...]) -> None:
-    search = found(*made, **limits)
+@pytest.mark.parametrize("entries", [MADE, MADE[:1], (MADE[0], refused("broken"))], ids=["many", "alone", "refused"])
+def test_the_figure_is_drawn_whatever_was_found(
+    limits: dict[str, Any], entries: tuple[CompressionCandidate, ...]
+) -> None:
+    search = make_frontier(*entries, **limits)
     figure = draw_frontier(search)
     axes, written = figure.axes[0], BytesIO()
     figure.savefig(written)
     assert written.getvalue().startswith(b"\x89PNG")
     assert figure.get_suptitle().replace("\n", " ") == f"large: the Pareto front; ringed: {search.why}"
-    able, chosen = search.able, search.named(search.chosen)
-    assert sorted(map(tuple, axes.collections[0].get_offsets())) == sorted((each.bytes, each.quality) for each in able)
-    assert [tuple(place) for place in axes.collections[1].get_offsets()] == [(chosen.bytes, chosen.quality)]
+    servable, chosen = search.able, search.named(search.chosen)
+    assert sorted(map(tuple, axes.collections[0].get_offsets())) == sorted(
+        (entry.bytes, entry.quality) for entry in servable
+    )
+    assert [tuple(point) for point in axes.collections[1].get_offsets()] == [(chosen.bytes, chosen.quality)]
     texts = {text.get_text() for text in axes.texts}
     assert texts == {"max_quality_loss"} | ({"max_bytes"} if "max_bytes" in limits else set())
 
 
 def test_a_latency_of_nothing_is_no_trouble() -> None:
-    draw_frontier(found(candidate("fp32"), candidate("int8", p50=0.0))).savefig(BytesIO())
+    draw_frontier(make_frontier(candidate("fp32"), candidate("int8", p50=0.0))).savefig(BytesIO())
 
 
 def test_candidates_far_below_are_out_of_sight() -> None:
-    axes = draw_frontier(found(candidate("fp32", 0.8), candidate("bad", 0.1, 500))).axes[0]
+    axes = draw_frontier(make_frontier(candidate("fp32", 0.8), candidate("bad", 0.1, 500))).axes[0]
     low, high = axes.get_ylim()
     assert 0.1 < low < 0.795 and high > 0.8
 

@@ -1,4 +1,4 @@
-"""The search makes what it must, spends no more than it may, and goes on where it was."""
+"""The greedy search: what it builds, when it ends, and how it continues after an interruption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 
 from stillhouse.compress.export import run_onnx
 from stillhouse.compress.search import candidates, greedy
-from stillhouse.compress.search.bandit import Arm
 from stillhouse.compress.search.greedy import search
 from stillhouse.compress.search.pareto import hypervolume, normalized_scores, pareto_front
 from stillhouse.compress.steps import int8
@@ -46,8 +45,10 @@ tabular_once, text_once = cache(make_tabular_target), cache(make_text_target)
 
 
 def settings(recipes: Sequence[Recipe] | None = None, **of_search: Any) -> Compression:
-    given = Search(**{"time": "300s", "candidates": 12, "recover_epochs": 1, "patience": None} | of_search)
-    return Compression(**({} if recipes is None else {"recipes": recipes}) | {"search": given, "tolerance": 0.2})
+    search_settings = Search(**{"time": "300s", "candidates": 12, "recover_epochs": 1, "patience": None} | of_search)
+    return Compression(
+        **({} if recipes is None else {"recipes": recipes}) | {"search": search_settings, "tolerance": 0.2}
+    )
 
 
 def run(
@@ -55,18 +56,18 @@ def run(
     compression: Compression,
     limits: SizeLimits = LOOSE,
     target: Callable[[], CompressionTarget] = tabular_once,
-    **more: Any,
+    **options: Any,
 ) -> Frontier:
-    return search(target, compression, limits, write_model, folder, **more)
+    return search(target, compression, limits, write_model, folder, **options)
 
 
-def names(found: Frontier) -> list[str]:
-    return [candidate.name for candidate in found.candidates]
+def names(frontier: Frontier) -> list[str]:
+    return [candidate.name for candidate in frontier.candidates]
 
 
-def unmeasured(found: Frontier) -> list[CompressionCandidate]:
+def unmeasured(frontier: Frontier) -> list[CompressionCandidate]:
     """All of its candidates but for the latencies, which are measured once more at the end."""
-    return [candidate.model_copy(update={"latency": None}) for candidate in found.candidates]
+    return [candidate.model_copy(update={"latency": None}) for candidate in frontier.candidates]
 
 
 @pytest.fixture(scope="module")
@@ -79,43 +80,50 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Frontier]:
 
 
 def test_it_makes_the_reference_first_then_the_recipes_then_its_own(finished: tuple[Path, Frontier]) -> None:
-    folder, found = finished
-    assert names(found)[:3] == ["fp32", "int8_dynamic", "int8_static"]
-    assert found.reference == found.candidates[0] and found.stopped == "12 candidates are made"
-    assert 12 <= len(found.candidates) <= 13  # a format that loses too much is tried once more, with layers kept
-    assert len(set(names(found))) == len(found.candidates)
-    assert any(step["method"] in STRUCTURAL for each in found.candidates for step in each.recipe)
+    folder, frontier = finished
+    assert names(frontier)[:3] == ["fp32", "int8_dynamic", "int8_static"]
+    assert frontier.reference == frontier.candidates[0] and frontier.stopped == "12 candidates are made"
+    assert 12 <= len(frontier.candidates) <= 13  # a format that loses too much is tried once more, with layers kept
+    assert len(set(names(frontier))) == len(frontier.candidates)
+    assert any(step["method"] in STRUCTURAL for candidate in frontier.candidates for step in candidate.recipe)
     assert {
-        step["recover_epochs"] for each in found.candidates for step in each.recipe if "recover_epochs" in step
+        step["recover_epochs"]
+        for candidate in frontier.candidates
+        for step in candidate.recipe
+        if "recover_epochs" in step
     } == {1}
-    assert found.limits == LOOSE and found.sensitivity
-    for each in found.able:
-        assert (Path(each.folder) / "model.onnx").exists() and Path(each.folder).is_relative_to(folder)
+    assert frontier.limits == LOOSE and frontier.sensitivity
+    for candidate in frontier.able:
+        assert (Path(candidate.folder) / "model.onnx").exists() and Path(candidate.folder).is_relative_to(folder)
 
 
 def test_what_it_found_is_what_its_candidates_say(finished: tuple[Path, Frontier]) -> None:
-    _, found = finished
-    best = pareto_front(found.able)
-    assert {each.name for each in best} <= set(found.best) | {each.name for each in best}
-    assert [each.name for each in pareto_front(map(found.named, found.best))] == list(found.best)
-    assert found.hypervolume == pytest.approx(
-        hypervolume(normalized_scores(found.named(n), found.reference) for n in found.best)
+    _, frontier = finished
+    best = pareto_front(frontier.able)
+    assert {candidate.name for candidate in best} <= set(frontier.best) | {candidate.name for candidate in best}
+    assert [candidate.name for candidate in pareto_front(map(frontier.named, frontier.best))] == list(frontier.best)
+    assert frontier.hypervolume == pytest.approx(
+        hypervolume(normalized_scores(frontier.named(n), frontier.reference) for n in frontier.best)
     )
-    assert 0 <= found.hypervolume < 1  # 0 where all of them were slower than the reference on a busy machine
-    chosen = found.named(found.chosen)
-    assert found.fits and chosen.quality is not None and found.reference.quality is not None
-    assert found.reference.quality - chosen.quality <= LOOSE.max_quality_loss
-    fitting = [each for each in found.able if found.reference.quality - (each.quality or 0) <= LOOSE.max_quality_loss]
-    assert chosen.bytes == min(each.bytes for each in fitting)
-    assert found.why.startswith(f"{found.chosen}: the smallest within 10 points: {chosen.bytes:,} bytes")
-    assert chosen.bytes < 0.6 * found.reference.bytes
-    assert Frontier.model_validate_json(found.model_dump_json()) == found
+    assert 0 <= frontier.hypervolume < 1  # 0 where all of them were slower than the reference on a busy machine
+    chosen = frontier.named(frontier.chosen)
+    assert frontier.fits and chosen.quality is not None and frontier.reference.quality is not None
+    assert frontier.reference.quality - chosen.quality <= LOOSE.max_quality_loss
+    fitting = [
+        candidate
+        for candidate in frontier.able
+        if frontier.reference.quality - (candidate.quality or 0) <= LOOSE.max_quality_loss
+    ]
+    assert chosen.bytes == min(candidate.bytes for candidate in fitting)
+    assert frontier.why.startswith(f"{frontier.chosen}: the smallest within 10 points: {chosen.bytes:,} bytes")
+    assert chosen.bytes < 0.6 * frontier.reference.bytes
+    assert Frontier.model_validate_json(frontier.model_dump_json()) == frontier
 
 
 def test_the_same_folder_again_gives_the_same_and_makes_nothing(
     finished: tuple[Path, Frontier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, found = finished
+    folder, frontier = finished
 
     def fail(*arguments: Any) -> None:
         raise AssertionError("made again")
@@ -123,9 +131,9 @@ def test_the_same_folder_again_gives_the_same_and_makes_nothing(
     monkeypatch.setattr(candidates, "build_model", fail)
     monkeypatch.setattr(candidates, "_save", fail)
     again = run(folder, settings())
-    assert unmeasured(again) == unmeasured(found)
-    assert (again.chosen, again.fits, again.stopped) == (found.chosen, found.fits, found.stopped)
-    assert again.sensitivity == found.sensitivity
+    assert unmeasured(again) == unmeasured(frontier)
+    assert (again.chosen, again.fits, again.stopped) == (frontier.chosen, frontier.fits, frontier.stopped)
+    assert again.sensitivity == frontier.sensitivity
 
 
 class Killed(BaseException):
@@ -137,27 +145,29 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
     finished: tuple[Path, Frontier], after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Times are those of the search that was not killed: they steer it, and no two measurements are equal."""
-    folder, whole = finished
+    folder, uninterrupted = finished
     records = (folder / "candidates").glob("*/candidate.json")
-    kept = {
-        each.candidate_id: each
-        for each in (CompressionCandidate.model_validate_json(file.read_bytes()) for file in records)
+    stored = {
+        candidate.candidate_id: candidate
+        for candidate in (CompressionCandidate.model_validate_json(file.read_bytes()) for file in records)
     }
-    made, make, finish = [], candidates.CandidateBuilder.build, candidates.build_model
+    built, make, finish = [], candidates.CandidateBuilder.build, candidates.build_model
 
     def counted(target: Any, recipe: Any, *others: Any) -> Any:
-        made.append(recipe)
+        built.append(recipe)
         return finish(target, recipe, *others)
 
     def timed(self: Any, recipe: Any) -> CompressionCandidate:
-        found = make(self, recipe)
-        times = {name: getattr(kept[found.candidate_id], name) for name in ("latency", "cpu_ms", "seconds")}
-        return found.model_copy(update=times)
+        frontier = make(self, recipe)
+        times = {name: getattr(stored[frontier.candidate_id], name) for name in ("latency", "cpu_ms", "seconds")}
+        return frontier.model_copy(update=times)
 
     monkeypatch.setattr(candidates, "build_model", counted)
     monkeypatch.setattr(candidates.CandidateBuilder, "build", timed)
     monkeypatch.setattr(
-        candidates.CandidateBuilder, "remeasure", lambda self, given: {each.name: each for each in given}
+        candidates.CandidateBuilder,
+        "remeasure",
+        lambda self, search_settings: {candidate.name: candidate for candidate in search_settings},
     )
     seen: list[str] = []
 
@@ -168,14 +178,14 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
 
     with pytest.raises(Killed):
         run(tmp_path, settings(), on_candidate=die)
-    assert seen == names(whole)[:after] and len(made) == after
-    told: list[str] = []
-    found = run(tmp_path, settings(), on_candidate=lambda candidate: told.append(candidate.name))
-    assert told == names(found) == names(whole)
-    assert len(made) == len(found.candidates), "each was made once"
+    assert seen == names(uninterrupted)[:after] and len(built) == after
+    reported: list[str] = []
+    frontier = run(tmp_path, settings(), on_candidate=lambda candidate: reported.append(candidate.name))
+    assert reported == names(frontier) == names(uninterrupted)
+    assert len(built) == len(frontier.candidates), "each was made once"
     without = {"latency": None, "folder": ""}
-    assert [each.model_copy(update=without) for each in found.candidates] == [
-        each.model_copy(update=without) for each in whole.candidates
+    assert [candidate.model_copy(update=without) for candidate in frontier.candidates] == [
+        candidate.model_copy(update=without) for candidate in uninterrupted.candidates
     ]
 
 
@@ -184,12 +194,17 @@ def test_without_a_search_just_the_recipes_and_those_of_earlier(tmp_path: Path) 
         (DynamicInt8(method="int8_dynamic"),),
         (PruneUnits(method="prune_units", recover_epochs=1),),
     )
-    warm: tuple[Recipe, ...] = ((WeightOnly(method="weights", bits=4),), recipes[0])
-    told: list[str] = []
+    initial_recipes: tuple[Recipe, ...] = ((WeightOnly(method="weights", bits=4),), recipes[0])
+    reported: list[str] = []
     compression = Compression(recipes=recipes, search=None)
-    found = run(tmp_path, compression, initial_recipes=warm, on_candidate=lambda each: told.append(each.name))
-    assert names(found) == told == ["fp32", "int8_dynamic", "units50", "weights4"]
-    assert found.stopped == "no search was asked for" and not found.sensitivity
+    frontier = run(
+        tmp_path,
+        compression,
+        initial_recipes=initial_recipes,
+        on_candidate=lambda candidate: reported.append(candidate.name),
+    )
+    assert names(frontier) == reported == ["fp32", "int8_dynamic", "units50", "weights4"]
+    assert frontier.stopped == "no search was asked for" and not frontier.sensitivity
 
 
 @pytest.mark.parametrize(
@@ -198,48 +213,51 @@ def test_without_a_search_just_the_recipes_and_those_of_earlier(tmp_path: Path) 
 def test_recipes_and_earlier_finds_are_made_whatever_the_search_may_cost(
     limit: dict[str, Any], stopped: str, tmp_path: Path
 ) -> None:
-    warm: tuple[Recipe, ...] = (
+    initial_recipes: tuple[Recipe, ...] = (
         (PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1), StaticInt8(method="int8_static")),
     )
-    found = run(tmp_path, settings(**limit), initial_recipes=warm)
-    assert names(found) == ["fp32", "int8_dynamic", "int8_static", "units30+int8_static"]
-    assert found.stopped == stopped
+    frontier = run(tmp_path, settings(**limit), initial_recipes=initial_recipes)
+    assert names(frontier) == ["fp32", "int8_dynamic", "int8_static", "units30+int8_static"]
+    assert frontier.stopped == stopped
 
 
 def test_it_ends_when_so_many_candidates_in_a_row_add_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greedy, "_MIN_PROGRESS", 1.0)  # nothing adds that much
     steps = {"steps": ("prune_units", "prune_columns"), "candidates": 40}
-    found = run(tmp_path, settings([(Fp32(method="fp32"),)], patience=2, **steps))
-    assert found.stopped == "2 candidates in a row have added nothing" and len(found.candidates) == 3
+    frontier = run(tmp_path, settings([(Fp32(method="fp32"),)], patience=2, **steps))
+    assert frontier.stopped == "2 candidates in a row have added nothing" and len(frontier.candidates) == 3
 
 
 def test_it_goes_on_from_the_recipe_that_was_chosen_before(tmp_path: Path) -> None:
     first = PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1)
-    warm: tuple[Recipe, ...] = ((first, StaticInt8(method="int8_static")), (WeightOnly(method="weights", bits=4),))
+    initial_recipes: tuple[Recipe, ...] = (
+        (first, StaticInt8(method="int8_static")),
+        (WeightOnly(method="weights", bits=4),),
+    )
     of_search = settings([(Fp32(method="fp32"),)], steps=("prune_columns",), candidates=4)
-    found = run(tmp_path, of_search, SizeLimits(max_quality_loss=1.0), initial_recipes=warm)
-    assert names(found)[:3] == ["fp32", "units30+int8_static", "weights4"]
-    assert found.candidates[3].recipe[0] == found.candidates[1].recipe[0]
-    assert [step["method"] for step in found.candidates[3].recipe] == ["prune_units", "prune_columns", "fp32"]
-    no_more = run(tmp_path / "few", settings([(Fp32(method="fp32"),)], candidates=2), initial_recipes=warm)
+    frontier = run(tmp_path, of_search, SizeLimits(max_quality_loss=1.0), initial_recipes=initial_recipes)
+    assert names(frontier)[:3] == ["fp32", "units30+int8_static", "weights4"]
+    assert frontier.candidates[3].recipe[0] == frontier.candidates[1].recipe[0]
+    assert [step["method"] for step in frontier.candidates[3].recipe] == ["prune_units", "prune_columns", "fp32"]
+    no_more = run(tmp_path / "few", settings([(Fp32(method="fp32"),)], candidates=2), initial_recipes=initial_recipes)
     assert names(no_more) == ["fp32", "units30+int8_static"] and no_more.stopped == "2 candidates are made"
 
 
 def test_only_the_steps_that_it_may_take(tmp_path: Path) -> None:
-    found = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=("low_rank", "weights"), candidates=8))
-    methods = {step["method"] for each in found.candidates for step in each.recipe}
+    frontier = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=("low_rank", "weights"), candidates=8))
+    methods = {step["method"] for candidate in frontier.candidates for step in candidate.recipe}
     assert methods == {"fp32", "low_rank", "weights"}
     only = run(tmp_path / "formats", settings([(Fp32(method="fp32"),)], steps=("int8_static",)))
     assert names(only) == ["fp32", "int8_static"] and only.stopped == "nothing left to try"
 
 
 def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
-    found = run(tmp_path, settings(candidates=40), target=make_graph_target)
-    assert found.stopped == "nothing left to try"
-    assert names(found)[:3] == ["fp32", "int8_dynamic", "int8_static"]
+    frontier = run(tmp_path, settings(candidates=40), target=make_graph_target)
+    assert frontier.stopped == "nothing left to try"
+    assert names(frontier)[:3] == ["fp32", "int8_dynamic", "int8_static"]
     bits = {
-        (each.recipe[0]["method"], each.recipe[0].get("bits"), each.recipe[0].get("table_bits"))
-        for each in found.candidates
+        (candidate.recipe[0]["method"], candidate.recipe[0].get("bits"), candidate.recipe[0].get("table_bits"))
+        for candidate in frontier.candidates
     }
     assert bits == {
         ("fp32", None, None),
@@ -249,14 +267,17 @@ def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
         ("weights", 8, None),
         ("weights", 4, None),
     }
-    assert not any(step["method"] in STRUCTURAL for each in found.candidates for step in each.recipe)
+    assert not any(step["method"] in STRUCTURAL for candidate in frontier.candidates for step in candidate.recipe)
 
 
 def test_where_nothing_fits_it_says_what_would_have_to_give(tmp_path: Path) -> None:
-    found = run(tmp_path, settings(candidates=1), SizeLimits(max_bytes=100, max_quality_loss=0.1))
-    assert not found.fits and found.why.startswith("nothing fits: it would take a max_bytes of ")
-    smallest = min(found.able, key=lambda each: each.bytes)
-    assert f"max_bytes of {smallest.bytes:,}, not 100 ({smallest.name})" in found.why and found.chosen == smallest.name
+    frontier = run(tmp_path, settings(candidates=1), SizeLimits(max_bytes=100, max_quality_loss=0.1))
+    assert not frontier.fits and frontier.why.startswith("nothing fits: it would take a max_bytes of ")
+    smallest = min(frontier.able, key=lambda candidate: candidate.bytes)
+    assert (
+        f"max_bytes of {smallest.bytes:,}, not 100 ({smallest.name})" in frontier.why
+        and frontier.chosen == smallest.name
+    )
 
 
 def test_a_format_that_loses_too_much_is_tried_with_its_most_sensitive_layers_kept(
@@ -268,15 +289,15 @@ def test_a_format_that_loses_too_much_is_tried_with_its_most_sensitive_layers_ke
     wanted = run_onnx(target.model, target.validation(COLUMNS))
     strict = replace(target, quality=lambda p: 1 - float(np.abs(p - wanted).mean()))
     compression = settings([(Fp32(method="fp32"),)], steps=("int8_dynamic",))
-    found = run(tmp_path, compression, SizeLimits(max_quality_loss=0), lambda: strict)
-    plain = found.named("int8_dynamic")
+    frontier = run(tmp_path, compression, SizeLimits(max_quality_loss=0), lambda: strict)
+    plain = frontier.named("int8_dynamic")
     assert plain.quality is not None and plain.quality < 1
-    mixed = [each for each in found.candidates if any(step.get("keep") for step in each.recipe)]
-    assert [each.recipe[0]["table_bits"] for each in mixed] == [8, 4]
-    (kept,) = mixed[0].recipe[0]["keep"]  # a quarter of four layers
-    changes = {each.layer: each.difference for each in found.sensitivity[:4]}
-    assert {each.step for each in found.sensitivity} == {"int8_dynamic"} and len(changes) == 4
-    assert kept == max(changes, key=lambda layer: changes[layer])
+    mixed = [candidate for candidate in frontier.candidates if any(step.get("keep") for step in candidate.recipe)]
+    assert [candidate.recipe[0]["table_bits"] for candidate in mixed] == [8, 4]
+    (stored,) = mixed[0].recipe[0]["keep"]  # a quarter of four layers
+    changes = {candidate.layer: candidate.difference for candidate in frontier.sensitivity[:4]}
+    assert {candidate.step for candidate in frontier.sensitivity} == {"int8_dynamic"} and len(changes) == 4
+    assert stored == max(changes, key=lambda layer: changes[layer])
     assert mixed[0].bytes > plain.bytes and mixed[0].difference is not None and plain.difference is not None
     assert mixed[0].difference < plain.difference
 
@@ -291,23 +312,29 @@ def test_a_model_that_cannot_serve_as_it_is_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [("prune_heads", "prune_layers"), ("vocabulary", "prune_units", "int8_dynamic")])
 def test_a_transformer_for_texts(steps: tuple[str, ...], tmp_path: Path) -> None:
-    found = run(
+    frontier = run(
         tmp_path,
         settings([(Fp32(method="fp32"),)], steps=steps, candidates=6),
         SizeLimits(max_quality_loss=0.3),
         text_once,
     )
-    methods = {step["method"] for each in found.candidates for step in each.recipe}
-    assert {"fp32"} < methods <= {"fp32", *steps} and not {each.refused for each in found.candidates} - {None}
-    assert found.named(found.chosen).bytes < found.reference.bytes and found.fits
+    methods = {step["method"] for candidate in frontier.candidates for step in candidate.recipe}
+    assert {"fp32"} < methods <= {"fp32", *steps} and not {candidate.refused for candidate in frontier.candidates} - {
+        None
+    }
+    assert frontier.named(frontier.chosen).bytes < frontier.reference.bytes and frontier.fits
 
 
 @pytest.mark.parametrize("method", ["prune_units", "low_rank"])
 def test_a_layer_that_changes_the_answers_more_loses_less(method: str, tmp_path: Path) -> None:
-    found = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=(method,), candidates=2))
-    (step,) = found.candidates[1].recipe[:1] if found.candidates[1].recipe[0]["method"] == method else ()
+    frontier = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=(method,), candidates=2))
+    (step,) = frontier.candidates[1].recipe[:1] if frontier.candidates[1].recipe[0]["method"] == method else ()
     ratios = step["ratios"]
-    changes = {each.layer: each.difference for each in found.sensitivity if each.step == method and each.layer}
+    changes = {
+        candidate.layer: candidate.difference
+        for candidate in frontier.sensitivity
+        if candidate.step == method and candidate.layer
+    }
     assert set(ratios) == set(changes) and len(changes) == 2
     calm, touchy = sorted(changes, key=lambda layer: changes[layer])
     assert (ratios[calm], ratios[touchy]) == (0.75, 0.25)
@@ -316,35 +343,18 @@ def test_a_layer_that_changes_the_answers_more_loses_less(method: str, tmp_path:
 @pytest.mark.slow
 def test_workers_give_the_same_candidates_as_one_process(tmp_path: Path) -> None:
     steps = ("prune_units", "low_rank", "int8_dynamic")
-    found = [
+    frontier = [
         run(
             tmp_path / str(parallel), settings(parallel=parallel, steps=steps, candidates=6), target=make_tabular_target
         )
         for parallel in (1, 2)
     ]
-    one, two = ({each.name: each.candidate_id for each in each_found.candidates} for each_found in found)
+    one, two = (
+        {candidate.name: candidate.candidate_id for candidate in each_found.candidates} for each_found in frontier
+    )
     shared = set(one) & set(two)
     assert len(shared) >= 5
     for name in shared:
-        first, second = found[0].named(name), found[1].named(name)
+        first, second = frontier[0].named(name), frontier[1].named(name)
         assert (one[name], first.bytes, first.quality) == (two[name], second.bytes, second.quality)
     assert len(list((tmp_path / "2" / "forms").iterdir())) >= len(list((tmp_path / "1" / "forms").iterdir()))
-
-
-# --------------------------------------------------------------------------- the bandit
-
-
-def test_arms_never_pulled_come_first_by_promise_and_then_by_gain_per_second() -> None:
-    new, promising = Arm("a", 1.0), Arm("b", 2.0)
-    good = Arm("c", 9.0, pulls=2, gained=0.4, seconds=2.0)
-    poor = Arm("d", 9.0, pulls=2, gained=0.1, seconds=2.0)
-    best = 0.2
-    order = sorted([poor, new, good, promising], key=lambda arm: arm.score(4, best), reverse=True)
-    assert [arm.method for arm in order] == ["b", "a", "c", "d"]
-    assert good.score(4, best)[0] == pytest.approx(1 + 0.5 * (1.3862943611 / 2) ** 0.5)
-    rare = Arm("e", 0.0, pulls=1, gained=0.0, seconds=1.0)
-    assert rare.score(3, best) < poor.score(3, best) and rare.score(10**9, best) > poor.score(10**9, best)
-
-
-def test_an_arm_is_exhausted_below_a_tenth() -> None:
-    assert not Arm("a", 1.0, ratio=0.125).is_exhausted and Arm("a", 1.0, ratio=0.0625).is_exhausted

@@ -51,9 +51,9 @@ def test_as_good_in_all_and_better_in_one(changes: dict[str, Any], better: bool)
 def test_the_frontier_is_smallest_first_without_the_refused_and_of_equals_the_first() -> None:
     best = [candidate("big", 0.9, 900, 3), candidate("small", 0.7, 100, 2), candidate("fast", 0.6, 500, 0.1)]
     twin, beaten = candidate("a_twin", 0.7, 100, 2), candidate("beaten", 0.69, 100, 2)
-    found = pareto_front([*best, refused("broken"), beaten, twin])
-    assert [each.name for each in found] == ["small", "fast", "big"]
-    assert [each.name for each in pareto_front([twin, *best])] == ["a_twin", "fast", "big"]
+    front = pareto_front([*best, refused("broken"), beaten, twin])
+    assert [entry.name for entry in front] == ["small", "fast", "big"]
+    assert [entry.name for entry in pareto_front([twin, *best])] == ["a_twin", "fast", "big"]
     assert pareto_front([]) == [] == pareto_front([refused("x")])
 
 
@@ -66,12 +66,12 @@ def test_nothing_on_the_frontier_is_beaten_and_all_else_is(seed: int) -> None:
     ]
     best = pareto_front(made)
     assert not any(dominates(one, other) for one, other in itertools.permutations(best, 2))
-    for each in made:
+    for entry in made:
         figures_of = {(other.quality, other.bytes, other.latency.p50_ms) for other in best if other.latency}
-        assert each.latency is not None
+        assert entry.latency is not None
         assert (
-            any(dominates(other, each) for other in best)
-            or (each.quality, each.bytes, each.latency.p50_ms) in figures_of
+            any(dominates(other, entry) for other in best)
+            or (entry.quality, entry.bytes, entry.latency.p50_ms) in figures_of
         )
 
 
@@ -125,9 +125,9 @@ def test_hypervolume_agrees_with_throwing_darts(seed: int) -> None:
     points = random.random((int(random.integers(1, 15)), 3))
     darts = random.random((100_000, 3))
     below = (darts[:, None, :] <= points[None, :, :]).all(axis=2).any(axis=1)
-    found = hypervolume(tuple(map(float, point)) for point in points)  # type: ignore[misc]
-    assert found == pytest.approx(below.mean(), abs=4 * float(np.sqrt(below.var() / len(darts))) + 1e-9)
-    assert hypervolume([*(tuple(map(float, p)) for p in points), (0.5, 0.5, 0.5)]) >= found  # type: ignore[misc]
+    front = hypervolume(tuple(map(float, point)) for point in points)  # type: ignore[misc]
+    assert front == pytest.approx(below.mean(), abs=4 * float(np.sqrt(below.var() / len(darts))) + 1e-9)
+    assert hypervolume([*(tuple(map(float, p)) for p in points), (0.5, 0.5, 0.5)]) >= front  # type: ignore[misc]
 
 
 # --------------------------------------------------------------------------- choosing
@@ -175,8 +175,8 @@ ALL = (BIG, refused("broken"), SMALL, TINY)
 )
 def test_the_smallest_within_the_limits(limits: dict[str, Any], name: str, why: str) -> None:
     for order in itertools.permutations(ALL):
-        chosen, fits, said = choose_candidate(order, BIG, SizeLimits(**limits))
-        assert (chosen.name, fits, said) == (name, True, why)
+        chosen, fits, reason = choose_candidate(order, BIG, SizeLimits(**limits))
+        assert (chosen.name, fits, reason) == (name, True, why)
 
 
 def test_of_equals_the_faster_and_then_the_name() -> None:
@@ -220,8 +220,8 @@ def test_of_equals_the_faster_and_then_the_name() -> None:
 def test_where_nothing_fits_it_says_what_would_have_to_give(limits: dict[str, Any], name: str, why: str) -> None:
     """Nearest is the one with the smallest sum of log ratios, and of losses in units of five points."""
     for order in itertools.permutations(ALL):
-        chosen, fits, said = choose_candidate(order, BIG, SizeLimits(**limits))
-        assert (fits, said) == (False, f"nothing fits: {why}")
+        chosen, fits, reason = choose_candidate(order, BIG, SizeLimits(**limits))
+        assert (fits, reason) == (False, f"nothing fits: {why}")
         assert chosen.name == name
 
 

@@ -50,15 +50,17 @@ def sentences(count: int, seed: int, late: int) -> tuple[pd.DataFrame, np.ndarra
     labels[len(labels) - late :] = 2
     times[len(times) - late :] = START + 39 * DAY
     texts = [" ".join(draw.choice(WORDS[ACTIONS[label]], 2)) for label in labels]
-    return pd.DataFrame({"said": texts}), labels, times
+    return pd.DataFrame({"probs": texts}), labels, times
 
 
 @pytest.fixture(scope="module")
 def agent() -> Callable[[bool], CompressionTarget]:
     """A small text student that knows all three actions; whether what is new must hold is the argument."""
     rows, labels, times = sentences(600, 0, 16)
-    kept, truth, moments = sentences(200, 1, 1)  # the validation days: one row of the new action
-    columns = [{"name": "said", "type": "text", "length": 24, "tokens": grow_vocabulary(rows["said"], 120)}]
+    validation_rows, validation_labels, validation_times = sentences(
+        200, 1, 1
+    )  # the validation days: one row of the new action
+    columns = [{"name": "probs", "type": "text", "length": 24, "tokens": grow_vocabulary(rows["probs"], 120)}]
     torch.manual_seed(0)
     encoder = BagEncoder(type="bag", width=16, bigrams=0)
     student = TextStudent(torch.zeros(0, 5), (), [(len(columns[0]["tokens"]), 24)], encoder, 3, (16,))
@@ -69,12 +71,12 @@ def agent() -> Callable[[bool], CompressionTarget]:
         nn.functional.cross_entropy(student(x), y).backward()
         optimiser.step()
     student.eval()
-    new = find_new_actions(np.concatenate([moments, times]), np.concatenate([truth, labels]), None)
-    validation = select_validation_rows(moments, truth, times, labels, new, ACTIONS)
-    rows_with_added = pd.concat([kept, rows.iloc[validation.training_index]], ignore_index=True)
+    new = find_new_actions(np.concatenate([validation_times, times]), np.concatenate([validation_labels, labels]), None)
+    validation = select_validation_rows(validation_times, validation_labels, times, labels, new, ACTIONS)
+    rows_with_added = pd.concat([validation_rows, rows.iloc[validation.training_index]], ignore_index=True)
 
-    def score(said: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
-        return float((said.argmax(axis=1) == wanted).mean())
+    def score(probs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+        return float((probs.argmax(axis=1) == labels).mean())
 
     def target(holds: bool) -> CompressionTarget:
         return target_from_student(
@@ -84,8 +86,8 @@ def agent() -> Callable[[bool], CompressionTarget]:
             calibration=lambda c: encode(rows, c),
             validation=lambda c: encode(rows_with_added, c),
             quality=validation.make_quality(score),
-            slices=validation.make_slices(score) if holds else lambda said: {},
-            source=f"late {holds}",
+            slices=validation.make_slices(score) if holds else lambda probs: {},
+            content_hash=f"late {holds}",
         )
 
     return target
@@ -101,13 +103,13 @@ def test_compression_never_unlearns_an_action_that_has_just_arrived(
     agent: Callable[[bool], CompressionTarget], tmp_path: Path
 ) -> None:
     """Measured on the validation days only, the state without the new words is chosen; with the slices it is not."""
-    blind, found = compressed(agent(False), tmp_path / "blind"), compressed(agent(True), tmp_path / "seeing")
-    small = next(each.name for each in found.candidates if each.name != "fp32")
+    blind, result = compressed(agent(False), tmp_path / "blind"), compressed(agent(True), tmp_path / "seeing")
+    small = next(candidate.name for candidate in result.candidates if candidate.name != "fp32")
     assert blind.chosen == small and blind.fits
-    assert found.reference.slices["new actions"] == 1.0
-    assert found.named(small).slices["new actions"] < 0.5
-    assert found.chosen == "fp32" and found.fits
-    loss, where = found.named(small).loss(found.reference)
+    assert result.reference.slices["new actions"] == 1.0
+    assert result.named(small).slices["new actions"] < 0.5
+    assert result.chosen == "fp32" and result.fits
+    loss, where = result.named(small).loss(result.reference)
     assert loss > 0.5 and where == "new actions"
 
 
@@ -145,19 +147,19 @@ def test_rows_that_were_learned_from_join_where_the_validation_days_have_too_few
     labels, learned = np.repeat([0, 1], 50), np.repeat([0, 1, 2, 3], [100, 100, 30, 300])
     labels[90:] = 3
     learned_times = START + np.arange(530) * DAY
-    found = select_validation_rows(TIMES, labels, learned_times, learned, [2, 3], ("a", "b", "c", "d"))
-    assert set(learned[found.training_index]) == {2, 3} and (learned[found.training_index] == 3).sum() == 200
-    assert len(found.slice_index["new actions"]) == 10 + 30 + 200
-    assert set(found.slice_index) == {"new actions", "the new action c", "the new action d"}
-    right = np.eye(4)[found.labels]
-    assert found.make_quality(lambda said, truth: float(len(truth)))(right) == 100
-    assert set(found.make_slices(lambda said, truth: 1.0)(right).values()) == {1.0}
+    result = select_validation_rows(TIMES, labels, learned_times, learned, [2, 3], ("a", "b", "c", "d"))
+    assert set(learned[result.training_index]) == {2, 3} and (learned[result.training_index] == 3).sum() == 200
+    assert len(result.slice_index["new actions"]) == 10 + 30 + 200
+    assert set(result.slice_index) == {"new actions", "the new action c", "the new action d"}
+    right = np.eye(4)[result.labels]
+    assert result.make_quality(lambda probs, validation_labels: float(len(validation_labels)))(right) == 100
+    assert set(result.make_slices(lambda probs, validation_labels: 1.0)(right).values()) == {1.0}
 
 
 def test_the_newest_validation_rows_are_a_slice_of_their_own() -> None:
     times, labels = START + np.arange(800)[::-1] * DAY, np.arange(800) % 2
-    found = select_validation_rows(times, labels, times, labels, [], ("a", "b"))
-    assert sorted(found.slice_index["the newest rows"]) == list(range(200)) and not len(found.training_index)
+    result = select_validation_rows(times, labels, times, labels, [], ("a", "b"))
+    assert sorted(result.slice_index["the newest rows"]) == list(range(200)) and not len(result.training_index)
 
 
 def test_the_largest_loss_counts_and_says_where() -> None:

@@ -33,9 +33,9 @@ def student(*used: str, seed: int = 0) -> ModelState:
     names = [column["name"] for column in COLUMNS]
     with torch.no_grad():
         nn.init.normal_(module.embeddings[0].weight)
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             if name not in used:
-                begin, end = (5 * place, 5 * place + 5) if place < 6 else (30, 33)
+                begin, end = (5 * index, 5 * index + 5) if index < 6 else (30, 33)
                 module.layers[0].weight[:, begin:end] = 0
     return ModelState(module, COLUMNS)
 
@@ -54,8 +54,8 @@ def test_columns_that_are_not_looked_at_go_and_change_nothing(used: Any, ratio: 
     made = prune_columns(step(ratio), state, X)
     assert names(made) == [name for name in names(state) if name in used]
     rows = raw(100, 4)
-    found = run_torch(made.module, {"x": encode(rows, made.columns or ())})
-    np.testing.assert_allclose(found, run_torch(state.module, {"x": encode(rows, COLUMNS)}), atol=1e-5)
+    actual = run_torch(made.module, {"x": encode(rows, made.columns or ())})
+    np.testing.assert_allclose(actual, run_torch(state.module, {"x": encode(rows, COLUMNS)}), atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -82,12 +82,12 @@ def test_what_a_column_gives_on_average_goes_into_the_bias() -> None:
     made = prune_columns(step(6 / 7), state, X)
     (left,) = names(made)
     assert left in ("a", "b")
-    gone = "ab".replace(left, "")
-    place = "ab".index(gone)
+    removed = "ab".replace(left, "")
+    index = "ab".index(removed)
     torch_x = torch.from_numpy(X["x"])
-    given = state.module._piecewise_linear(torch_x[:, :6])[:, 5 * place : 5 * place + 5].mean(dim=0)
-    wanted = state.module.layers[0].bias + state.module.layers[0].weight[:, 5 * place : 5 * place + 5] @ given
-    torch.testing.assert_close(made.module.layers[0].bias, wanted, rtol=1e-4, atol=1e-4)
+    mean = state.module._piecewise_linear(torch_x[:, :6])[:, 5 * index : 5 * index + 5].mean(dim=0)
+    expected = state.module.layers[0].bias + state.module.layers[0].weight[:, 5 * index : 5 * index + 5] @ mean
+    torch.testing.assert_close(made.module.layers[0].bias, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_texts_tokens_move_with_the_columns_before_it() -> None:

@@ -16,7 +16,6 @@ from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx, slim
 from stillhouse.compress.saturation import saturation
-from stillhouse.compress.statistics import sample_evenly
 from stillhouse.compress.steps import int8
 from stillhouse.compress.steps.kinds import quantise
 from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
@@ -59,15 +58,15 @@ def tensors(model: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:
 
 def weights(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray[Any, Any], ...]]:
     """By layer: 8-bit weights ``[outputs, inputs]`` (tables as they are), scales and zeros that broadcast to them."""
-    held, found = tensors(model), {}
-    for name, whole in held.items():
+    constants, actual = tensors(model), {}
+    for name, quantized in constants.items():
         base = name.removesuffix("_quantized")
         if base != name and base.removesuffix("_Transposed").endswith("weight"):
-            whole = whole.T if base.endswith("_Transposed") else whole
-            scale, zero = (held[f"{base}_{kind}"].astype(np.float64) for kind in ("scale", "zero_point"))
-            shape = (-1, *[1] * (whole.ndim - 1)) if scale.ndim else ()
-            found[base.removesuffix("_Transposed")] = whole, scale.reshape(shape), zero.reshape(shape)
-    return found
+            quantized = quantized.T if base.endswith("_Transposed") else quantized
+            scale, zero = (constants[f"{base}_{kind}"].astype(np.float64) for kind in ("scale", "zero_point"))
+            shape = (-1, *[1] * (quantized.ndim - 1)) if scale.ndim else ()
+            actual[base.removesuffix("_Transposed")] = quantized, scale.reshape(shape), zero.reshape(shape)
+    return actual
 
 
 @BOTH
@@ -76,10 +75,10 @@ def test_smaller_and_close(source: onnx.ModelProto, config: DynamicInt8 | Static
     assert slim(made).ByteSize() < 0.33 * slim(source).ByteSize()
     for count in (1, 1000):
         rows = feed(count, seed=2)
-        wanted, found = run_onnx(source, rows), run_onnx(made, rows)
-        assert wanted.std() > 0.05 or count == 1
-        np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
-        assert np.abs(found - wanted).mean() < 0.02
+        expected, actual = run_onnx(source, rows), run_onnx(made, rows)
+        assert expected.std() > 0.05 or count == 1
+        np.testing.assert_allclose(actual.sum(axis=1), 1.0, atol=1e-6)
+        assert np.abs(actual - expected).mean() < 0.02
 
 
 @BOTH
@@ -90,19 +89,19 @@ def test_each_weight_is_within_half_a_step(
 ) -> None:
     """A scale spans the largest weight of its channel, or of all, in 127 steps; in 64 where the range is reduced."""
     settings = {"per_channel": per_channel, "reduce_range": reduce_range}
-    found, floats = weights(quantise(config.model_copy(update=settings), source, CALIBRATION)), tensors(source)
+    actual, floats = weights(quantise(config.model_copy(update=settings), source, CALIBRATION)), tensors(source)
     layers = [f"student.layers.{number}.weight" for number in (0, 3, 6)]
-    assert set(found) == {*layers, *(f"student.embeddings.{number}.weight" for number in range(3))}
-    for name, (whole, scale, zero) in found.items():
-        error = np.abs((whole.astype(np.float64) - zero) * scale - floats[name])
+    assert set(actual) == {*layers, *(f"student.embeddings.{number}.weight" for number in range(3))}
+    for name, (quantized, scale, zero) in actual.items():
+        error = np.abs((quantized.astype(np.float64) - zero) * scale - floats[name])
         assert (error <= 0.5001 * scale).all(), name
         if name in layers:
-            assert whole.dtype == np.int8 and not zero.any()
-            assert scale.size == (len(whole) if per_channel else 1)
+            assert quantized.dtype == np.int8 and not zero.any()
+            assert scale.size == (len(quantized) if per_channel else 1)
             steps = 64 if reduce_range else 127
             largest = np.abs(floats[name]).max(axis=1, keepdims=True) if per_channel else np.abs(floats[name]).max()
             np.testing.assert_allclose(scale, largest / steps, rtol=0.01)
-            assert np.abs(whole.astype(int)).max() == steps
+            assert np.abs(quantized.astype(int)).max() == steps
 
 
 @BOTH
@@ -122,8 +121,8 @@ def test_every_large_weight_is_int8_and_the_encoding_is_not(
 
 @BOTH
 def test_a_layer_that_is_kept_stays_float(source: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> None:
-    kept = config.model_copy(update={"keep": (FIRST, "/student/embeddings.2/Gather")})
-    made = quantise(kept, source, CALIBRATION)
+    settings = config.model_copy(update={"keep": (FIRST, "/student/embeddings.2/Gather")})
+    made = quantise(settings, source, CALIBRATION)
     named = {node.name.removesuffix("_MatMul"): node.op_type for node in made.graph.node}
     assert named[FIRST] in ("Gemm", "MatMul") and named["/student/embeddings.2/Gather"] == "Gather"
     assert set(weights(made)) == {
@@ -141,11 +140,11 @@ def test_a_layer_that_is_kept_stays_float(source: onnx.ModelProto, config: Dynam
 
 @BOTH
 def test_keeping_all_layers_changes_no_answer(source: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> None:
-    kept = config.model_copy(update={"keep": tuple(quantizable_nodes(source))})
+    settings = config.model_copy(update={"keep": tuple(quantizable_nodes(source))})
     if isinstance(config, StaticInt8):  # where nothing has int8 weights, activations still may
-        assert not weights(quantise(kept, source, CALIBRATION))
+        assert not weights(quantise(settings, source, CALIBRATION))
     else:
-        made = quantise(kept, source, CALIBRATION)
+        made = quantise(settings, source, CALIBRATION)
         np.testing.assert_allclose(run_onnx(made, feed(50)), run_onnx(source, feed(50)), atol=1e-6)
 
 
@@ -169,13 +168,13 @@ def test_tables_in_four_bits_are_half_as_large(config: DynamicInt8 | StaticInt8)
     small = quantise(config.model_copy(update={"table_bits": 4}), source, x)
     tables = [node for node in small.graph.node if node.op_type == "GatherBlockQuantized"]
     assert len(tables) == 3
-    held, floats = {t.name: t for t in small.graph.initializer}, tensors(source)
+    constants, floats = {t.name: t for t in small.graph.initializer}, tensors(source)
     for node in tables:
         name = node.input[0].removesuffix("_Q4")
-        assert held[node.input[0]].data_type == TensorProto.UINT4
-        whole, scale, zero = (numpy_helper.to_array(held[node.input[i]]).astype(np.float64) for i in (0, 2, 3))
-        scale, zero = (each.repeat(32, axis=1)[:, : whole.shape[1]] for each in (scale, zero))
-        assert (np.abs((whole - zero) * scale - floats[name]) <= 0.5001 * scale).all()
+        assert constants[node.input[0]].data_type == TensorProto.UINT4
+        quantized, scale, zero = (numpy_helper.to_array(constants[node.input[i]]).astype(np.float64) for i in (0, 2, 3))
+        scale, zero = (array.repeat(32, axis=1)[:, : quantized.shape[1]] for array in (scale, zero))
+        assert (np.abs((quantized - zero) * scale - floats[name]) <= 0.5001 * scale).all()
     rows = len(TEXT_COLUMNS[2]["tokens"]) + 300
     assert slim(plain).ByteSize() - slim(small).ByteSize() == pytest.approx((48 - 24 - 9) * rows, rel=0.05)
     assert np.abs(run_onnx(small, x) - run_onnx(source, x)).mean() < 0.03
@@ -186,8 +185,8 @@ def test_missing_numbers_and_unknown_categories_survive(source: onnx.ModelProto)
     rows[0, :20] = np.nan
     rows[1, :20] = 1e30
     for config in (DYNAMIC, STATIC):
-        found = run_onnx(quantise(config, source, CALIBRATION), {"x": rows})
-        np.testing.assert_allclose(found, run_onnx(source, {"x": rows}), atol=0.1)
+        actual = run_onnx(quantise(config, source, CALIBRATION), {"x": rows})
+        np.testing.assert_allclose(actual, run_onnx(source, {"x": rows}), atol=0.1)
 
 
 def test_an_outlier_widens_minmax_and_not_the_percentile() -> None:
@@ -215,10 +214,10 @@ def test_a_convolution_takes_the_static_form() -> None:
     static, dynamic = quantise(STATIC, model, x), quantise(DYNAMIC, model, x)
     assert {"QLinearConv", "QGemm"} <= {node.op_type for node in static.graph.node}
     assert "Conv" in {node.op_type for node in dynamic.graph.node}
-    (name,) = (name for name, whole in tensors(static).items() if whole.shape == (6, 2, 3, 3))
-    whole, scale = tensors(static)[name], tensors(static)[name.replace("_quantized", "_scale")]
-    assert whole.dtype == np.int8 and scale.shape == (6,)
-    error = np.abs(whole * scale.reshape(-1, 1, 1, 1) - module[0].weight.detach().numpy())
+    (name,) = (name for name, quantized in tensors(static).items() if quantized.shape == (6, 2, 3, 3))
+    quantized, scale = tensors(static)[name], tensors(static)[name.replace("_quantized", "_scale")]
+    assert quantized.dtype == np.int8 and scale.shape == (6,)
+    error = np.abs(quantized * scale.reshape(-1, 1, 1, 1) - module[0].weight.detach().numpy())
     assert (error <= 0.5001 * scale.reshape(-1, 1, 1, 1)).all()
     assert np.abs(run_onnx(static, x) - run_onnx(model, x)).mean() < 0.02
 
@@ -228,20 +227,11 @@ def test_calibration_rows_cover_the_whole_window(source: onnx.ModelProto) -> Non
     early[:, :20] = np.nan  # as if nothing had been measured yet
     rows = np.vstack([early, late])
     config = STATIC.model_copy(update={"calibration_rows": 100})
-    whole, first, chosen = (
+    quantized, first, chosen = (
         quantise(config, source, {"x": some}).SerializeToString()
         for some in (rows, rows[:100], rows[np.linspace(0, 999, 100).astype(int)])
     )
-    assert whole == chosen != first
-
-
-@pytest.mark.parametrize(("rows", "count"), [(1, 5), (5, 5), (1000, 7), (101, 100)])
-def test_evenly_spaced_rows_begin_and_end_with_the_window(rows: int, count: int) -> None:
-    found = sample_evenly({"a": np.arange(rows), "b": np.arange(rows) * 2}, count)
-    assert len(found["a"]) == min(rows, count) and (found["b"] == 2 * found["a"]).all()
-    assert found["a"][0] == 0 and found["a"][-1] == rows - 1
-    steps = np.diff(found["a"])
-    assert rows == 1 or steps.max() - steps.min() <= 1
+    assert quantized == chosen != first
 
 
 def test_no_calibration_rows_is_an_error(source: onnx.ModelProto) -> None:
@@ -305,13 +295,13 @@ LOUD = {"x": np.abs(np.random.default_rng(0).normal(size=(100, 4))).astype(np.fl
 def test_eight_bit_weights_that_saturate_are_refused_by_name_without_vnni(
     loud: onnx.ModelProto, config: DynamicInt8 | StaticInt8, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config.model_copy(update={"reduce_range": False})
-    kept = quantise(asked, loud, LOUD)
-    assert max(np.abs(whole.astype(int)).max() for whole, *_ in weights(kept).values()) == 127
-    assert saturation(kept, LOUD)
+    eight_bit = config.model_copy(update={"reduce_range": False})
+    eight_bit_model = quantise(eight_bit, loud, LOUD)
+    assert max(np.abs(quantized.astype(int)).max() for quantized, *_ in weights(eight_bit_model).values()) == 127
+    assert saturation(eight_bit_model, LOUD)
     monkeypatch.setattr(int8, "processor", lambda: WITHOUT_VNNI)
     with pytest.raises(ExportError) as caught:
-        quantise(asked, loud, LOUD)
+        quantise(eight_bit, loud, LOUD)
     text = str(caught.value)
     assert text.startswith(f"{config.method} with reduce_range: false saturates in /student/student.0/Gemm (")
     assert text.endswith("on a processor without VNNI, which has no VNNI: say reduce_range: auto")
@@ -323,7 +313,7 @@ def test_auto_falls_back_to_seven_bits_where_eight_saturate(
 ) -> None:
     def largest(model: onnx.ModelProto, rows: Any) -> int:
         made = quantise(config, model, rows)
-        return max(int(np.abs(whole.astype(int)).max()) for whole, *_ in weights(made).values())
+        return max(int(np.abs(quantized.astype(int)).max()) for quantized, *_ in weights(made).values())
 
     assert largest(loud, LOUD) == 127
     monkeypatch.setattr(int8, "processor", lambda: WITHOUT_VNNI)

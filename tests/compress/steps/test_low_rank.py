@@ -71,11 +71,11 @@ def test_what_is_lost_is_the_tail_of_the_singular_values(seed: int, rank: int) -
     weight = torch.from_numpy(random.normal(size=(12, 16)))
     x = correlated(seed + 50, 16)
     second = x.T @ x / len(x)
-    up, down = (each.double() for each in low_rank_factors(weight, rank, second))
+    up, down = (factor.double() for factor in low_rank_factors(weight, rank, second))
     lost = float(((weight - up @ down) @ x.T).pow(2).sum(dim=0).mean())
     tail = float(torch.linalg.svdvals(weight @ torch.linalg.cholesky(second))[rank:].pow(2).sum())
     assert lost == pytest.approx(tail, rel=0.02)
-    plain_up, plain_down = (each.double() for each in low_rank_factors(weight, rank))
+    plain_up, plain_down = (factor.double() for factor in low_rank_factors(weight, rank))
     plain = float(((weight - plain_up @ plain_down) @ x.T).pow(2).sum(dim=0).mean())
     assert lost < 0.9 * plain
     alone = torch.linalg.svdvals(weight)[rank:].pow(2).sum()
@@ -128,20 +128,20 @@ def test_no_more_numbers_than_the_share_leaves(seed: int) -> None:
 
 def test_little_removed_loses_little_and_much_more() -> None:
     state, rows, x = ModelState(tabular()), feed(500), feed(200, seed=2)
-    wanted = run_torch(state.module, x, softmax=False)
+    expected = run_torch(state.module, x, softmax=False)
     made = [factorize_layers(step(ratio=ratio), state, rows).module for ratio in (0.3, 0.6, 0.95)]
-    lost = [np.abs(run_torch(module, x, softmax=False) - wanted).mean() for module in made]
+    lost = [np.abs(run_torch(module, x, softmax=False) - expected).mean() for module in made]
     assert lost[0] < lost[1] < lost[2]
 
 
 def test_a_ratio_of_nothing_leaves_the_layer_and_the_same_again_is_the_same() -> None:
     state = ModelState(tabular())
-    one, other = (
+    first, second_module = (
         factorize_layers(step(ratio=0.5, ratios={"layers.0": 0.0}), state, feed(200)).module for _ in range(2)
     )
-    assert torch.equal(one.layers[0].weight, state.module.layers[0].weight)
-    assert isinstance(one.layers[3], nn.Sequential)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert torch.equal(first.layers[0].weight, state.module.layers[0].weight)
+    assert isinstance(first.layers[3], nn.Sequential)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second_module.parameters(), strict=True))
 
 
 def test_what_does_not_apply_is_an_error() -> None:

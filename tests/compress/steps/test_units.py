@@ -36,9 +36,9 @@ def normal(count: int, *shape: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)}
 
 
-def same(one: nn.Module, other: nn.Module, x: dict[str, np.ndarray]) -> None:
-    found, wanted = (run_torch(module, x, softmax=False) for module in (one, other))
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+def same(a: nn.Module, b: nn.Module, x: dict[str, np.ndarray]) -> None:
+    actual, expected = (run_torch(module, x, softmax=False) for module in (a, b))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def same(one: nn.Module, other: nn.Module, x: dict[str, np.ndarray]) -> None:
 def test_shapes(ratio: float, widths: list[int]) -> None:
     student = tabular()
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    made = pruned(student, feed(100), ratio=ratio)
-    assert shapes(made) == [(widths[0], 278), (widths[1], widths[0]), (2, widths[1])]
-    assert [(layer.out_features, layer.in_features) for layer in linears(made)] == shapes(made)
-    assert made(torch.from_numpy(feed(50)["x"])).shape == (50, 2)
+    smaller = pruned(student, feed(100), ratio=ratio)
+    assert shapes(smaller) == [(widths[0], 278), (widths[1], widths[0]), (2, widths[1])]
+    assert [(layer.out_features, layer.in_features) for layer in linears(smaller)] == shapes(smaller)
+    assert smaller(torch.from_numpy(feed(50)["x"])).shape == (50, 2)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
@@ -67,21 +67,21 @@ def test_random_chains_lose_exactly_what_is_asked(seed: int) -> None:
     hidden = [width - units_to_remove(width, ratio) for width in widths[1:-1]]
     if all(width <= MIN_UNITS for width in widths[1:-1]):
         return
-    made = pruned(module, normal(40, widths[0], seed=seed), ratio=ratio)
-    wanted = [widths[0], *hidden, widths[-1]]
-    assert shapes(made) == [(outputs, inputs) for inputs, outputs in pairwise(wanted)]
+    smaller = pruned(module, normal(40, widths[0], seed=seed), ratio=ratio)
+    expected = [widths[0], *hidden, widths[-1]]
+    assert shapes(smaller) == [(outputs, inputs) for inputs, outputs in pairwise(expected)]
 
 
 @pytest.mark.parametrize(
-    ("units", "ratio", "gone"), [(64, 0.5, 32), (10, 0.99, 8), (3, 0.5, 1), (2, 0.9, 0), (1, 0.5, 0), (64, 0, 0)]
+    ("units", "ratio", "n_removed"), [(64, 0.5, 32), (10, 0.99, 8), (3, 0.5, 1), (2, 0.9, 0), (1, 0.5, 0), (64, 0, 0)]
 )
-def test_two_units_stay(units: int, ratio: float, gone: int) -> None:
-    assert units_to_remove(units, ratio) == gone
+def test_two_units_stay(units: int, ratio: float, n_removed: int) -> None:
+    assert units_to_remove(units, ratio) == n_removed
 
 
 def test_each_layer_may_have_a_ratio_of_its_own() -> None:
-    made = pruned(tabular(), feed(50), ratio=0.5, ratios={"layers.3": 0.0})
-    assert shapes(made) == [(32, 278), (32, 32), (2, 32)]
+    smaller = pruned(tabular(), feed(50), ratio=0.5, ratios={"layers.3": 0.0})
+    assert shapes(smaller) == [(32, 278), (32, 32), (2, 32)]
 
 
 @pytest.mark.parametrize("side", ["outgoing", "incoming"])
@@ -96,10 +96,10 @@ def test_units_that_do_nothing_go_first_and_change_nothing(side: str) -> None:
             first.weight[idle] = 0
             first.bias[idle] = 0
         last.weight[:, ::2] = 0
-    made = pruned(student, feed(500), ratio=0.5)
-    same(made, student, feed(50, seed=1))
-    kept = [unit for unit in range(64) if unit not in idle.tolist()]
-    torch.testing.assert_close(linears(made)[0].weight, first.weight[kept], rtol=0, atol=0)
+    smaller = pruned(student, feed(500), ratio=0.5)
+    same(smaller, student, feed(50, seed=1))
+    remaining = [unit for unit in range(64) if unit not in idle.tolist()]
+    torch.testing.assert_close(linears(smaller)[0].weight, first.weight[remaining], rtol=0, atol=0)
 
 
 def test_units_that_are_constant_go_into_biases_and_change_nothing() -> None:
@@ -111,10 +111,10 @@ def test_units_that_are_constant_go_into_biases_and_change_nothing() -> None:
         first.bias[:32] = torch.linspace(1, 50, 32)
         second.weight[:16] = 0
         second.bias[:16] = 7
-    made = pruned(student, feed(300), ratio=0.5)
-    assert shapes(made) == [(32, 278), (16, 32), (2, 16)]
-    same(made, student, feed(100, seed=1))
-    torch.testing.assert_close(linears(made)[0].weight, first.weight[32:], rtol=0, atol=0)
+    smaller = pruned(student, feed(300), ratio=0.5)
+    assert shapes(smaller) == [(32, 278), (16, 32), (2, 16)]
+    same(smaller, student, feed(100, seed=1))
+    torch.testing.assert_close(linears(smaller)[0].weight, first.weight[32:], rtol=0, atol=0)
 
 
 def test_the_importance_by_hand() -> None:
@@ -133,9 +133,9 @@ def test_the_importance_by_hand() -> None:
         four[0].weight.copy_(torch.eye(4)[:, :3])
         four[0].bias.copy_(torch.tensor([0.0, 0, 0, 99]))
         four[1].weight.copy_(torch.tensor([[1.0, 3.0, 0.1, 50], [0.0, 4.0, 0.0, 50]]))
-    made = pruned(four, x, ratio=0.5)
-    torch.testing.assert_close(linears(made)[1].weight, four[1].weight[:, :2])
-    torch.testing.assert_close(linears(made)[1].bias, four[1].bias + 99 * 50, rtol=1e-5, atol=1e-2)
+    smaller = pruned(four, x, ratio=0.5)
+    torch.testing.assert_close(linears(smaller)[1].weight, four[1].weight[:, :2])
+    torch.testing.assert_close(linears(smaller)[1].bias, four[1].bias + 99 * 50, rtol=1e-5, atol=1e-2)
 
 
 def test_rescaling_that_leaves_the_function_alone_leaves_the_choice_alone() -> None:
@@ -169,15 +169,15 @@ def convolutions() -> nn.Module:
 
 
 def test_channels_of_convolutions_go_with_their_normalisation_and_what_is_flattened() -> None:
-    made = pruned(convolutions(), normal(60, 2, 6, 6), ratio=0.5)
-    assert shapes(made) == [(4, 2, 3, 3), (3, 4, 3, 3), (3, 48), (3, 3)]  # of five units half are two
-    assert made[1].num_features == 4 and made[1].running_mean.shape == (4,)
-    assert run_torch(made, normal(9, 2, 6, 6)).shape == (9, 3)
+    smaller = pruned(convolutions(), normal(60, 2, 6, 6), ratio=0.5)
+    assert shapes(smaller) == [(4, 2, 3, 3), (3, 4, 3, 3), (3, 48), (3, 3)]  # of five units half are two
+    assert smaller[1].num_features == 4 and smaller[1].running_mean.shape == (4,)
+    assert run_torch(smaller, normal(9, 2, 6, 6)).shape == (9, 3)
 
 
 def test_a_constant_channel_goes_into_the_biases_that_read_it() -> None:
     """Through a linear layer that reads every place of it, and through a convolution without padding."""
-    module = nn.Sequential(*[part for place, part in enumerate(convolutions()) if place not in (1, 2)]).eval()
+    module = nn.Sequential(*[part for index, part in enumerate(convolutions()) if index not in (1, 2)]).eval()
     module[0].padding = (0, 0)
     module[4] = nn.Linear(6 * 4, 5)
     module = nn.Sequential(*list(module)[:4], module[4], nn.ReLU(), nn.Linear(5, 3)).eval()
@@ -186,9 +186,9 @@ def test_a_constant_channel_goes_into_the_biases_that_read_it() -> None:
         module[0].bias[4:] = 3
         module[1].weight[:3] = 0
         module[1].bias[:3] = 2
-    made = pruned(module, normal(60, 2, 6, 6), ratio=0.5, ratios={"4": 0.0})
-    assert shapes(made)[:2] == [(4, 2, 3, 3), (3, 4, 3, 3)]
-    same(made, module, normal(40, 2, 6, 6, seed=5))
+    smaller = pruned(module, normal(60, 2, 6, 6), ratio=0.5, ratios={"4": 0.0})
+    assert shapes(smaller)[:2] == [(4, 2, 3, 3), (3, 4, 3, 3)]
+    same(smaller, module, normal(40, 2, 6, 6, seed=5))
 
 
 def test_the_stream_of_a_transformer_and_its_attention_are_left_alone() -> None:
@@ -197,9 +197,9 @@ def test_the_stream_of_a_transformer_and_its_attention_are_left_alone() -> None:
     state = ModelState(student, TEXT_COLUMNS)
     ups = [f"encoders.0.layers.{number}.up" for number in range(2)]
     assert prunable_units(state, x) == [*ups, "layers.0"]
-    made = prune_units(step(ratio=0.5), state, x)
-    assert made.columns == TEXT_COLUMNS
-    before, after = dict(student.named_parameters()), dict(made.module.named_parameters())
+    smaller = prune_units(step(ratio=0.5), state, x)
+    assert smaller.columns == TEXT_COLUMNS
+    before, after = dict(student.named_parameters()), dict(smaller.module.named_parameters())
     for layer in range(2):
         inside = f"encoders.0.layers.{layer}"
         assert after[f"{inside}.up.weight"].shape == (32, 32) and after[f"{inside}.down.weight"].shape == (32, 32)
@@ -217,22 +217,22 @@ def test_a_gelu_keeps_constant_units_constant_too() -> None:
             layer.up.weight[:32] = 0
             layer.up.bias[:32] = 4
     x = {"x": encode(sentences(200), TEXT_COLUMNS)}
-    made = pruned(student, x, ratio=0.5, ratios={"layers.0": 0.0})
-    same(made, student, {"x": encode(sentences(60, 3), TEXT_COLUMNS)})
+    smaller = pruned(student, x, ratio=0.5, ratios={"layers.0": 0.0})
+    same(smaller, student, {"x": encode(sentences(60, 3), TEXT_COLUMNS)})
 
 
 def test_a_pruned_student_learns_like_any_other() -> None:
-    made = pruned(tabular(), feed(50), ratio=0.5)
-    made(torch.from_numpy(feed(50)["x"])).sum().backward()
-    assert all(parameter.grad is not None for parameter in linears(made)[0].parameters())
+    smaller = pruned(tabular(), feed(50), ratio=0.5)
+    smaller(torch.from_numpy(feed(50)["x"])).sum().backward()
+    assert all(parameter.grad is not None for parameter in linears(smaller)[0].parameters())
 
 
 def test_no_random_number_is_drawn_and_the_same_again_is_the_same() -> None:
     student = tabular()
     before = torch.get_rng_state()
-    one, other = (pruned(student, feed(200), ratio=0.5) for _ in range(2))
+    a, b = (pruned(student, feed(200), ratio=0.5) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_it_is_silent(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:

@@ -38,15 +38,15 @@ def operators(model: onnx.ModelProto) -> list[str]:
 def blocks(model: onnx.ModelProto, layer: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Of a ``MatMulNBits`` node: weights ``[outputs, inputs]`` as the kernel sees them, and each one's scale."""
     (node,) = (node for node in model.graph.node if node.name.startswith(layer) and node.op_type == "MatMulNBits")
-    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     settings = {each.name: each.i for each in node.attribute}
     size, bits, inputs, outputs = (settings[name] for name in ("block_size", "bits", "K", "N"))
-    packed, scales, zeros = (held[name].reshape(outputs, -1) for name in node.input[1:4])
+    packed, scales, zeros = (constants[name].reshape(outputs, -1) for name in node.input[1:4])
     if bits == 4:
         packed, zeros = (np.stack([each & 15, each >> 4], axis=2).reshape(outputs, -1) for each in (packed, zeros))
-    wide = [each[:, : scales.shape[1]].astype(np.float64).repeat(size, axis=1) for each in (scales, zeros)]
-    whole = (packed.astype(np.float64) - wide[1]) * wide[0]
-    return whole[:, :inputs], wide[0][:, :inputs]
+    expanded = [each[:, : scales.shape[1]].astype(np.float64).repeat(size, axis=1) for each in (scales, zeros)]
+    dequantized = (packed.astype(np.float64) - expanded[1]) * expanded[0]
+    return dequantized[:, :inputs], expanded[0][:, :inputs]
 
 
 @BITS
@@ -54,12 +54,12 @@ def blocks(model: onnx.ModelProto, layer: str) -> tuple[np.ndarray[Any, Any], np
 def test_each_weight_is_within_half_a_step_of_its_block(source: onnx.ModelProto, bits: int, block: int) -> None:
     made = quantize_weights(source, weights(bits=bits, block=block))
     for number, linear in zip((0, 3, 6), linears(tabular()), strict=True):
-        found, scale = blocks(made, f"/student/layers/layers.{number}/Gemm")
-        wanted = linear.weight.detach().numpy()
-        assert found.shape == wanted.shape
-        assert (np.abs(found - wanted) <= 0.5001 * scale).all()
-        for begin in range(0, wanted.shape[1], block):
-            part = wanted[:, begin : begin + block]
+        actual, scale = blocks(made, f"/student/layers/layers.{number}/Gemm")
+        expected = linear.weight.detach().numpy()
+        assert actual.shape == expected.shape
+        assert (np.abs(actual - expected) <= 0.5001 * scale).all()
+        for begin in range(0, expected.shape[1], block):
+            part = expected[:, begin : begin + block]
             reach = part.max(axis=1).clip(min=0) - part.min(axis=1).clip(max=0)
             np.testing.assert_allclose(scale[:, begin], reach / (2**bits - 1), rtol=0.01)
 
@@ -72,9 +72,9 @@ def test_the_kernel_computes_what_the_blocks_say(bits: int) -> None:
     model = export_onnx(module, {"x": x}, softmax=False)
     made = quantize_weights(model, weights(bits=bits))
     (layer,) = quantizable_nodes(model)
-    found, _ = blocks(made, layer)
-    wanted = x @ found.T + module.bias.detach().numpy()
-    np.testing.assert_allclose(run_onnx(made, {"x": x}), wanted, rtol=1e-4, atol=1e-4)
+    actual, _ = blocks(made, layer)
+    expected = x @ actual.T + module.bias.detach().numpy()
+    np.testing.assert_allclose(run_onnx(made, {"x": x}), expected, rtol=1e-4, atol=1e-4)
 
 
 @BITS
@@ -150,12 +150,12 @@ def test_a_gemm_becomes_a_product_and_a_sum_with_the_same_answers(transposed: bo
     model = gemm(transposed, bias)
     made = quantize_weights(model, weights(bits=8, block=16, keep=("second",)))
     assert operators(made) == ["MatMulNBits", *(["Add"] if bias else []), "MatMul"]
-    found, _ = blocks(made, "first")
-    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    wanted = (X["x"] @ found.T + (held["b"] if bias else 0)) @ held["v"]
-    np.testing.assert_allclose(run_onnx(made, X), wanted, rtol=1e-3, atol=1e-3)
-    kept = quantize_weights(model, weights(keep=("first",)))
-    assert "MatMulNBits" in operators(kept) and operators(kept).count("MatMulNBits") == 1
+    actual, _ = blocks(made, "first")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    expected = (X["x"] @ actual.T + (constants["b"] if bias else 0)) @ constants["v"]
+    np.testing.assert_allclose(run_onnx(made, X), expected, rtol=1e-3, atol=1e-3)
+    partly = quantize_weights(model, weights(keep=("first",)))
+    assert "MatMulNBits" in operators(partly) and operators(partly).count("MatMulNBits") == 1
     assert "w" not in {tensor.name for tensor in made.graph.initializer}
 
 
