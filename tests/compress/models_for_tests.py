@@ -1,4 +1,4 @@
-"""Small students, their rows, and targets of compression, where worker processes can import them."""
+"""Small students, their rows, and compression targets, importable by worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported student gives torch's probabilities, on every kind of row, or is not exported."""
+"""An exported student gives torch's probabilities on every kind of row, or the export is refused."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Unknown(nn.Module):
         (Unknown(), "Unknown cannot be exported"),
     ],
 )
-def test_what_does_not_agree_is_refused(strange: nn.Module, message: str) -> None:
+def test_an_export_that_differs_from_torch_is_refused(strange: nn.Module, message: str) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     with pytest.raises(ExportError, match=message):
         export_onnx(strange, {"x": rows})

@@ -1,4 +1,4 @@
-"""One temperature makes a model as sure as it may be; nothing else about its answers changes."""
+"""A temperature corrects the confidence and changes no decision."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def drawn(probabilities: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("truth", [0.5, 1.0, 2.5])
-def test_it_finds_the_temperature_that_outcomes_were_drawn_with(
+def test_the_temperature_that_labels_were_drawn_with_is_fitted(
     model: onnx.ModelProto, x: np.ndarray, truth: float
 ) -> None:
     labels = drawn(run_onnx(apply_temperature(model, truth), {"x": x}))
     assert fit_graph_temperature(model, {"x": x}, labels) == pytest.approx(truth, rel=0.08)
 
 
-def test_no_temperature_where_none_helps(model: onnx.ModelProto, x: np.ndarray) -> None:
+def test_the_fitted_temperature_never_raises_the_log_loss(model: onnx.ModelProto, x: np.ndarray) -> None:
     """Log loss with the temperature found is never above that without."""
     for seed in range(5):
         labels = np.random.default_rng(seed).integers(0, ACTIONS, 200)
@@ -58,7 +58,7 @@ def test_no_temperature_where_none_helps(model: onnx.ModelProto, x: np.ndarray) 
         assert losses[1] <= losses[0] + 1e-6
 
 
-def test_dividing_logits_is_what_the_graph_does(model: onnx.ModelProto, x: np.ndarray) -> None:
+def test_the_graph_divides_the_logits(model: onnx.ModelProto, x: np.ndarray) -> None:
     plain = run_onnx(model, {"x": x[:100]}).astype(np.float64)
     expected = plain ** (1 / 3)
     expected /= expected.sum(axis=1, keepdims=True)

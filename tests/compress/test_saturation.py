@@ -1,4 +1,4 @@
-"""Pairs of products that leave sixteen bits are found by arithmetic, wherever this runs."""
+"""Overflowing pairs of products are found by arithmetic, on any machine."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def test_int8_activations_are_moved_up_by_128() -> None:
     assert product(s8([2, 1]), s8([127], [127])) == 1.0  # 130 · 127 + 129 · 127 = 32,893
 
 
-def test_uint8_weights_never_do() -> None:
+def test_uint8_weights_never_saturate() -> None:
     assert product(u8([255, 255]), u8([255], [255])) == 0.0
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_as_many_as_counting_all_pairs_says(seed: int) -> None:
+def test_the_share_agrees_with_counting_all_pairs(seed: int) -> None:
     random = np.random.default_rng(seed)
     rows, inputs, outputs = random.integers(1, 30), random.integers(1, 12), random.integers(1, 6)
     x = random.integers(0, 256, (rows, inputs)).astype(np.uint8)
@@ -129,7 +129,7 @@ def test_operators_on_integers(operator: str, weight: int, saturating: tuple[str
     assert tuple(layer.layer for layer in saturation(made, {"x": x})) == saturating
 
 
-def test_a_turned_weight_is_read_by_its_outputs() -> None:
+def test_a_transposed_weight() -> None:
     """Of ``[[127, 0], [0, 127]]`` no pair of one output is full; of ``[[127, 127], [0, 0]]`` turned, one is."""
     x = u8([255, 255])
     for w, transposed, share in (

@@ -1,4 +1,4 @@
-"""Moments of what layers see, against numpy."""
+"""Moments of layers' inputs, against numpy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rows(count: int, *shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 7, 300, 1024])
-def test_of_a_linear_layers_inputs(count: int) -> None:
+def test_moments_of_a_linear_layers_inputs(count: int) -> None:
     x = rows(count, 5)
     moments = input_moments(nn.Sequential(nn.Linear(5, 2)), {"x": x}, {"0"}, second_moment=True)["0"]
     np.testing.assert_allclose(moments.mean, x.mean(axis=0), rtol=1e-4)
@@ -23,12 +23,12 @@ def test_of_a_linear_layers_inputs(count: int) -> None:
     np.testing.assert_allclose(moments.second, x.T.astype(np.float64) @ x / count, rtol=1e-4)
 
 
-def test_the_second_moment_only_where_it_is_asked_for() -> None:
+def test_the_second_moment_only_on_request() -> None:
     moments = input_moments(nn.Sequential(nn.Linear(5, 2)), {"x": rows(9, 5)}, {"0"})["0"]
     assert moments.second.ndim == 0 and moments.mean.shape == (5,)
 
 
-def test_of_hidden_layers_as_they_are_reached() -> None:
+def test_moments_of_a_hidden_layers_inputs() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Linear(3, 1)).eval()
     x = rows(200, 4)
@@ -39,7 +39,7 @@ def test_of_hidden_layers_as_they_are_reached() -> None:
     np.testing.assert_allclose(moments["2"].variance, hidden.var(axis=0), rtol=1e-3, atol=1e-6)
 
 
-def test_places_count_like_rows_and_channels_are_where_the_layer_has_them() -> None:
+def test_positions_count_as_rows() -> None:
     """A linear layer's channels come last, a convolution's second."""
     texts, images = rows(30, 7, 4), rows(30, 4, 5, 6)
     linear = input_moments(nn.Sequential(nn.Linear(4, 2)), {"x": texts}, {"0"}, second_moment=True)["0"]
@@ -56,7 +56,7 @@ def test_large_means_do_not_drown_the_variance() -> None:
     np.testing.assert_allclose(moments.variance, x.astype(np.float64).var(axis=0), rtol=1e-3)
 
 
-def test_of_many_rows_some_evenly_spaced_are_enough() -> None:
+def test_many_rows_are_sampled_evenly() -> None:
     x = np.arange(10_000, dtype=np.float32)[:, None]
     moments = batches({"x": x})
     seen = torch.cat([part for (part,) in moments]).ravel()

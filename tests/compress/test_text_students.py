@@ -1,4 +1,4 @@
-"""Text students on the device: exported, quantised and pruned, loaded without torch, raw sentences in."""
+"""Text students as variants: exported, quantised, pruned, and run on raw sentences without torch."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_int8_is_a_third_of_the_bytes_embeddings_included(made: dict[str, Compre
     assert size(made["units50"]) < size(made["fp32"])
 
 
-def test_one_row_and_no_row_and_nothing_said(made: dict[str, CompressionCandidate]) -> None:
+def test_one_row_no_row_and_a_missing_text(made: dict[str, CompressionCandidate]) -> None:
     variant = Variant(made["int8_dynamic"].folder)
     rows = sentences(20, seed=3)
     together = variant.predict_proba(rows)

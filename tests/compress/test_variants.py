@@ -1,4 +1,4 @@
-"""A variant is a folder that stands alone, and says what it is."""
+"""A variant is a folder that runs alone and describes itself in its manifest."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_sizes_and_agreement(made: dict[str, CompressionCandidate]) -> None:
     assert 0 < actual["int8_dynamic"]["mean"] < 0.02 and 0 < actual["int8_static"]["mean"] < 0.02
 
 
-def test_the_manifest_says_what_it_is(made: dict[str, CompressionCandidate]) -> None:
+def test_the_manifest_describes_the_variant(made: dict[str, CompressionCandidate]) -> None:
     for name, candidate in made.items():
         folder = Path(candidate.folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -156,7 +156,7 @@ def test_the_manifest_says_what_it_is(made: dict[str, CompressionCandidate]) -> 
     }
 
 
-def test_columns_that_are_gone_are_asked_for_no_more(made: dict[str, CompressionCandidate]) -> None:
+def test_removed_columns_are_not_read(made: dict[str, CompressionCandidate]) -> None:
     """Of 23 columns five; the others mean what they meant."""
     variant = Variant(made["columns20+int8_static"].folder)
     names = [column["name"] for column in variant.columns]
@@ -321,5 +321,5 @@ def test_processor() -> None:
         ((), True),
     ],
 )
-def test_whose_products_are_added_whole(flags: tuple[str, ...], sums_whole: bool) -> None:
+def test_processors_that_sum_without_saturation(flags: tuple[str, ...], sums_whole: bool) -> None:
     assert Processor(name="p", flags=flags).sums_without_saturation is sums_whole

@@ -45,7 +45,7 @@ def compress_student(
     """
     job, settings = session.job, session.settings
     return search(
-        functools.partial(_subject, job, teacher, student, recovery_sets),
+        functools.partial(_target, job, teacher, student, recovery_sets),
         settings.compression,
         SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
         variant_writer(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
@@ -90,7 +90,7 @@ def _recipes_to_begin_with(session: Session) -> list[Recipe]:
     return [TypeAdapter(Recipe).validate_python(frontier.named(name).recipe) for name in recipes]
 
 
-def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef, recovery_sets: RecoverySets) -> CompressionTarget:
+def _target(job: Refresh, teacher: TeacherRef, student: StudentRef, recovery_sets: RecoverySets) -> CompressionTarget:
     """The student as the subject of compression: recovered on what it learned from, judged on the validation days.
 
     What has just arrived must hold by itself: the newest of these days, and rows of actions that are new.

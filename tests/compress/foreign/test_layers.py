@@ -1,4 +1,4 @@
-"""Exported torch programs, taken apart into layers."""
+"""Exported torch programs, converted to modules of layers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def images(rows: int = 60) -> Feed:
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["as exported", "core operators"])
-def test_layers_come_back_under_their_names(tmp_path: Path, plain: bool) -> None:
+def test_layers_are_reconstructed_with_their_names(tmp_path: Path, plain: bool) -> None:
     exported = program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2", plain=plain)
     restored = layers_from_export(exported)
     assert kinds(restored) == {
@@ -113,7 +113,7 @@ def test_several_inputs_attention_and_open_rows_reach_onnx(tmp_path: Path) -> No
     assert np.allclose(run_onnx(graph, feed), run_torch(restored, feed, softmax=False), atol=1e-4)
 
 
-def test_a_shared_layer_stays_one_and_a_weight_with_two_uses_is_left_alone(tmp_path: Path) -> None:
+def test_a_shared_layer_stays_one_layer_and_a_weight_with_two_uses_stays_a_tensor(tmp_path: Path) -> None:
     exported = program(Shared(), torch.randn(4, 8), file=tmp_path / "model.pt2")
     restored = layers_from_export(exported)
     assert {name: kind for name, kind in kinds(restored).items() if kind != "Module"} == {"inner": "Linear"}
@@ -127,7 +127,7 @@ def test_a_layer_alone_is_named_after_its_weight(tmp_path: Path) -> None:
     }
 
 
-def test_steps_make_lifted_layers_smaller(tmp_path: Path) -> None:
+def test_steps_apply_to_reconstructed_layers(tmp_path: Path) -> None:
     state = ModelState(
         layers_from_export(program(Convolutional(), torch.randn(4, 1, 8, 8), file=tmp_path / "model.pt2"))
     )
@@ -178,7 +178,7 @@ def test_another_open_size_is_refused(tmp_path: Path) -> None:
         read_inputs(read_program(tmp_path / "model.pt2"))
 
 
-def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_classifier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"gives .*'1'\], and a classifier gives \[n, K\]"):
         layers_from_export(program(nn.Linear(3, 1), torch.randn(4, 3), file=tmp_path / "model.pt2"))
 

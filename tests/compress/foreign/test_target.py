@@ -1,4 +1,4 @@
-"""Strangers' classifiers as targets: torch programs and ONNX graphs."""
+"""Foreign classifiers as compression targets: torch programs and ONNX graphs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_labels_are_scored_and_a_score_may_be_given(torch_model: Path) -> None:
     assert half.quality(right) == 0.5
 
 
-def test_recovery_brings_a_pruned_form_back_and_is_repeatable(torch_model: Path) -> None:
+def test_recovery_of_a_pruned_state_is_effective_and_deterministic(torch_model: Path) -> None:
     target = target_from_file(torch_model, ROWS)
     assert target.state is not None and target.recover is not None
     from stillhouse.compress.steps.kinds import apply_step
@@ -139,7 +139,7 @@ def test_a_search_over_a_torch_program(torch_model: Path, tmp_path: Path) -> Non
     assert [each.candidate_id for each in again.candidates] == [each.candidate_id for each in frontier.candidates]
 
 
-def test_what_a_worker_process_needs_can_be_sent(torch_model: Path) -> None:
+def test_the_arguments_of_worker_processes_can_be_pickled(torch_model: Path) -> None:
     pickle.dumps((functools.partial(target_from_file, torch_model, ROWS), model_writer("models:/theirs/1")))
 
 
@@ -189,7 +189,7 @@ def test_rows_that_do_not_fit(rows: Any, inputs: list[ModelInput], message: str)
 # --------------------------------------------------------------------------- ONNX
 
 
-def test_an_onnx_graph_is_brought_up_to_date_and_named(tmp_path: Path) -> None:
+def test_an_onnx_graph_is_converted_to_opset_18_with_unique_node_names(tmp_path: Path) -> None:
     target = target_from_file(graph(tmp_path / "m.onnx"), ROWS)
     assert target.state is None and not target.logits and target.output == "p"
     assert {opset.version for opset in target.model.opset_import if not opset.domain} == {18}
@@ -206,7 +206,7 @@ def test_a_search_over_an_onnx_graph(tmp_path: Path) -> None:
     assert all(each.difference is not None and each.difference < 0.05 for each in frontier.able)
 
 
-def test_labels_first_and_classes_by_name_give_way_to_the_numbers(tmp_path: Path) -> None:
+def test_label_outputs_and_zipmaps_are_replaced_by_the_class_scores(tmp_path: Path) -> None:
     extra = [
         helper.make_node("ArgMax", ["p"], ["label"], axis=1, keepdims=0),
         helper.make_node("ZipMap", ["p"], ["by_name"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
@@ -262,7 +262,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- slim graphs of strangers
 
 
-def test_short_names_spare_those_of_inputs(tmp_path: Path) -> None:
+def test_short_names_do_not_collide_with_input_names(tmp_path: Path) -> None:
     """Inputs called a, b, c … 9 look like the short names."""
     nodes = [
         helper.make_node("Add", ["3", "4"], ["sum"]),
@@ -280,7 +280,7 @@ def test_short_names_spare_those_of_inputs(tmp_path: Path) -> None:
     assert np.array_equal(run_onnx(slim(model), feed), run_onnx(model, feed))
 
 
-def test_a_graph_with_branches_is_left_as_it_is() -> None:
+def test_a_graph_with_branches_is_not_changed() -> None:
     def branch(name: str) -> onnx.GraphProto:
         out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         return helper.make_graph([helper.make_node("Mul", ["x", "two"], [name])], name, [], [out])
@@ -325,7 +325,7 @@ def with_hidden(file: Path, *, softmax: bool = False) -> Path:
     return graph(file, outputs=[*outputs, *([value("p", TensorProto.FLOAT, ["n", 3])] if softmax else [])])
 
 
-def test_of_several_outputs_the_one_that_the_labels_fit(tmp_path: Path) -> None:
+def test_the_output_that_matches_the_labels_is_chosen(tmp_path: Path) -> None:
     file = with_hidden(tmp_path / "m.onnx")
     labels = run_onnx(onnx.load(graph(tmp_path / "plain.onnx")), {"x": ROWS}).argmax(axis=1)
     target = target_from_file(file, ROWS, labels)
@@ -335,7 +335,7 @@ def test_of_several_outputs_the_one_that_the_labels_fit(tmp_path: Path) -> None:
     assert target_from_file(with_hidden(tmp_path / "p.onnx", softmax=True), ROWS, labels).output == "p"
 
 
-def test_of_several_outputs_one_must_be_named_where_nothing_tells(tmp_path: Path) -> None:
+def test_an_ambiguous_output_must_be_named(tmp_path: Path) -> None:
     file = with_hidden(tmp_path / "m.onnx")
     with pytest.raises(ExportError, match=r"gives c \[200, 32\]; logits \[200, 3\], and c or logits .*--output logits"):
         target_from_file(file, ROWS)
@@ -345,7 +345,7 @@ def test_of_several_outputs_one_must_be_named_where_nothing_tells(tmp_path: Path
         target_from_file(file, ROWS, output="other")
 
 
-def test_of_several_outputs_of_a_program(tmp_path: Path) -> None:
+def test_a_program_with_several_outputs(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -388,7 +388,7 @@ def test_a_graph_of_ir_3_is_quantised(tmp_path: Path, opset: int) -> None:
         )
 
 
-def test_float64_stays_and_is_told(tmp_path: Path) -> None:
+def test_float64_weights_stay_and_are_noted(tmp_path: Path) -> None:
     model = onnx.load(graph(tmp_path / "m.onnx", softmax=False))
     model.graph.node.pop()
     for each in model.graph.initializer:
@@ -401,7 +401,7 @@ def test_float64_stays_and_is_told(tmp_path: Path) -> None:
     assert not target_from_file(graph(tmp_path / "m.onnx"), ROWS).notes
 
 
-def test_the_measure_is_told_and_why_it_is_another(tmp_path: Path) -> None:
+def test_the_quality_name_says_which_measure_is_used_and_why(tmp_path: Path) -> None:
     torch.manual_seed(0)
     program(
         nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), torch.from_numpy(ROWS[:4]), file=tmp_path / "m.pt2"

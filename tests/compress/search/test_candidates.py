@@ -1,4 +1,4 @@
-"""A candidate is made once: asked for again, by whatever process, it is read."""
+"""A candidate is built once; afterwards any process reads it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_candidate_is_a_folder_with_its_artifact_and_its_figures(
+def test_a_candidate_is_a_folder_with_its_artifact_and_its_record(
     counting: Counting, target: CompressionTarget
 ) -> None:
     made = counting.builder().build((UNITS, DYNAMIC))
@@ -96,7 +96,7 @@ def test_a_candidate_is_a_folder_with_its_artifact_and_its_figures(
     assert not list((counting.folder / "aside").iterdir())
 
 
-def test_the_same_again_is_read_by_another_workshop_too(counting: Counting) -> None:
+def test_a_stored_candidate_is_read_by_any_builder(counting: Counting) -> None:
     first = counting.builder()
     made = [first.build(recipe) for recipe in ((FP32,), (DYNAMIC,), (UNITS, DYNAMIC))]
     before = contents(counting.folder)
@@ -108,7 +108,7 @@ def test_the_same_again_is_read_by_another_workshop_too(counting: Counting) -> N
     assert contents(counting.folder) == before
 
 
-def test_a_form_is_recovered_once_and_read_afterwards(counting: Counting) -> None:
+def test_a_state_is_recovered_once_and_read_afterwards(counting: Counting) -> None:
     first = counting.builder()
     for last in (FP32, DYNAMIC):
         first.build((UNITS, RANK, last))
@@ -124,7 +124,7 @@ def test_a_form_is_recovered_once_and_read_afterwards(counting: Counting) -> Non
     assert second.build((UNITS, RANK, DYNAMIC)).refused is None and counting.recovered == [3, 2]
 
 
-def test_only_some_forms_are_at_hand_and_the_others_are_made_of_what_is_kept(counting: Counting) -> None:
+def test_few_states_are_cached_and_the_others_are_restored_from_stored_weights(counting: Counting) -> None:
     builder = counting.builder()
     steps = [PruneUnits(method="prune_units", ratio=ratio, recover_epochs=1) for ratio in (0.1, 0.2, 0.3, 0.4, 0.5)]
     shapes = [builder.state((step,)).module.layers[0].out_features for step in steps]  # type: ignore[union-attr,index]
@@ -133,14 +133,14 @@ def test_only_some_forms_are_at_hand_and_the_others_are_made_of_what_is_kept(cou
     assert counting.recovered == [1] * 5 and len(counting.steps) == 6
 
 
-def test_without_epochs_or_anything_to_learn_from_nothing_is_recovered(counting: Counting) -> None:
+def test_without_epochs_or_a_recover_function_nothing_is_recovered(counting: Counting) -> None:
     bare = UNITS.model_copy(update={"recover_epochs": 0})
     assert counting.builder().build((bare, FP32)).refused is None
     assert counting.builder(recover=None).build((UNITS, FP32)).refused is None
     assert not counting.recovered and not (counting.folder / "forms").exists()
 
 
-def test_a_candidate_that_a_killed_process_left_half_made_is_made_again(
+def test_a_candidate_that_a_killed_process_left_incomplete_is_built_again(
     counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(folder: Path, model: onnx.ModelProto, built: Any) -> None:
@@ -161,7 +161,7 @@ def test_a_candidate_that_a_killed_process_left_half_made_is_made_again(
     assert not list((counting.folder / "aside").iterdir())
 
 
-def test_a_recovery_that_was_killed_leaves_no_form(counting: Counting) -> None:
+def test_a_killed_recovery_leaves_no_weights(counting: Counting) -> None:
     def die(state: ModelState, epochs: int) -> ModelState:
         raise KeyboardInterrupt
 
@@ -178,7 +178,7 @@ def test_a_recovery_that_was_killed_leaves_no_form(counting: Counting) -> None:
         ((DYNAMIC.model_copy(update={"keep": ("x",)}),), "int8_dynamic.keep: no layer is called x"),
     ],
 )
-def test_what_does_not_apply_is_refused_with_the_reason_once(
+def test_a_recipe_that_does_not_apply_is_refused_once_with_the_reason(
     counting: Counting, recipe: tuple[Step, ...], why: str
 ) -> None:
     made = counting.builder().build(recipe)
@@ -206,7 +206,7 @@ def test_probabilities_that_are_not_finite_are_refused(counting: Counting, monke
     assert made.refused == "fp32 gives probabilities that are not finite on 400 of 400 rows"
 
 
-def test_an_error_that_is_nobodys_format_is_not_swallowed(counting: Counting) -> None:
+def test_an_unexpected_error_is_not_swallowed(counting: Counting) -> None:
     def fail(state: ModelState, epochs: int) -> ModelState:
         raise OSError("the teacher does not answer")
 
@@ -215,7 +215,7 @@ def test_an_error_that_is_nobodys_format_is_not_swallowed(counting: Counting) ->
     assert not (counting.folder / "candidates").exists()
 
 
-def test_other_rows_models_tolerances_and_processors_are_other_candidates(
+def test_the_id_depends_on_rows_model_tolerance_and_processor(
     counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def name(builder: CandidateBuilder, *recipe: Step) -> str:
@@ -241,7 +241,7 @@ def test_other_rows_models_tolerances_and_processors_are_other_candidates(
     assert len(set(ids)) == len(ids)
 
 
-def test_an_onnx_graph_alone_takes_formats_and_no_structural_step(
+def test_number_formats_but_no_structural_step_apply_to_an_onnx_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "_MAX_LATENCY_SECONDS", 0.01)
@@ -262,7 +262,7 @@ def test_the_reference_is_the_model_as_it_is(counting: Counting) -> None:
     assert reference == counting.builder().build((FP32,))
 
 
-def test_a_busy_moment_is_divided_out(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_corrected_on_a_busy_machine(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference takes three times as long as at first, and so what is measured beside it counts a third."""
     builder = counting.builder()
     reference = builder.build_reference()
@@ -282,7 +282,7 @@ def test_a_busy_moment_is_divided_out(counting: Counting, monkeypatch: pytest.Mo
     assert (made.latency.p50_ms, made.latency.p95_ms) == pytest.approx((2.0, 3.0))
 
 
-def test_remeasured_in_turns(counting: Counting) -> None:
+def test_remeasuring_in_turns(counting: Counting) -> None:
     builder = counting.builder()
     made = [builder.build(recipe) for recipe in ((FP32,), (DYNAMIC,))]
     again = builder.remeasure(made)
@@ -293,7 +293,7 @@ def test_remeasured_in_turns(counting: Counting) -> None:
         assert new.model_copy(update={"latency": candidate.latency}) == candidate
 
 
-def test_one_row_is_one_decision(target: CompressionTarget) -> None:
+def test_a_single_row_call_is_one_decision(target: CompressionTarget) -> None:
     call = single_row_call(target.model, target.validation(COLUMNS))
     (answer,) = call()  # type: ignore[misc]
     np.testing.assert_array_equal(answer, run_onnx(target.model, {"x": target.validation(COLUMNS)["x"][:1]}))
@@ -308,7 +308,7 @@ def test_a_model_that_cannot_serve_as_it_is(counting: Counting) -> None:
         CandidateBuilder(counting.target, refuse, counting.folder, 0.05).build_reference()
 
 
-def test_what_was_kept_is_made_again_when_the_code_of_compression_is_another(
+def test_stored_candidates_are_invalid_when_the_code_of_compression_changes(
     counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = counting.builder().build((DYNAMIC,))

@@ -1,4 +1,4 @@
-"""What people are shown of a search, and what MLflow keeps of a candidate."""
+"""The table, the figure and the metrics of a search."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MADE = (
 )
 
 
-def test_the_table_has_the_best_first_smallest_first_and_then_the_others_as_made() -> None:
+def test_the_table_begins_with_the_pareto_front_smallest_first() -> None:
     table = tabulate_frontier(make_frontier(*MADE))
     assert list(table) == [
         "candidate",
@@ -62,7 +62,7 @@ def test_the_table_has_the_best_first_smallest_first_and_then_the_others_as_made
     assert table["seconds"][1] == 2.0 and table["refused"] == ["", "", "", "", "it does not apply"]
 
 
-def test_one_that_is_put_forward_though_beaten_is_marked() -> None:
+def test_a_chosen_candidate_outside_the_front_is_marked() -> None:
     twin = candidate("twin", 0.8, 1000, 1.0)
     frontier_of_two = make_frontier(twin, candidate("a", 0.8, 1000, 1.0, p95=1.0))
     assert frontier_of_two.chosen == "a" and frontier_of_two.best == ("twin",)
@@ -73,9 +73,7 @@ def test_one_that_is_put_forward_though_beaten_is_marked() -> None:
     "limits", [{}, {"max_bytes": 400}, {"max_bytes": 10, "max_p95_ms": 0.01}, {"max_quality_loss": 0}]
 )
 @pytest.mark.parametrize("entries", [MADE, MADE[:1], (MADE[0], refused("broken"))], ids=["many", "alone", "refused"])
-def test_the_figure_is_drawn_whatever_was_found(
-    limits: dict[str, Any], entries: tuple[CompressionCandidate, ...]
-) -> None:
+def test_the_figure_is_drawn_for_any_result(limits: dict[str, Any], entries: tuple[CompressionCandidate, ...]) -> None:
     search = make_frontier(*entries, **limits)
     figure = draw_frontier(search)
     axes, written = figure.axes[0], BytesIO()
@@ -91,17 +89,17 @@ def test_the_figure_is_drawn_whatever_was_found(
     assert texts == {"max_quality_loss"} | ({"max_bytes"} if "max_bytes" in limits else set())
 
 
-def test_a_latency_of_nothing_is_no_trouble() -> None:
+def test_a_latency_of_zero_is_drawn() -> None:
     draw_frontier(make_frontier(candidate("fp32"), candidate("int8", p50=0.0))).savefig(BytesIO())
 
 
-def test_candidates_far_below_are_out_of_sight() -> None:
+def test_candidates_far_below_the_limit_are_cut_off() -> None:
     axes = draw_frontier(make_frontier(candidate("fp32", 0.8), candidate("bad", 0.1, 500))).axes[0]
     low, high = axes.get_ylim()
     assert 0.1 < low < 0.795 and high > 0.8
 
 
-def test_what_mlflow_keeps() -> None:
+def test_metrics_for_mlflow() -> None:
     layer = Saturation(layer="l", share=0.1)
     one = candidate("int8", 0.7, 10, 0.5, difference=0.01, seconds=2.0, cpu_ms=0.4, saturates=(layer, layer))
     assert candidate_metrics(one) == {

@@ -79,7 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Frontier]:
         return folder, run(folder, settings())
 
 
-def test_it_makes_the_reference_first_then_the_recipes_then_its_own(finished: tuple[Path, Frontier]) -> None:
+def test_the_reference_is_built_first_then_the_recipes_then_the_search(finished: tuple[Path, Frontier]) -> None:
     folder, frontier = finished
     assert names(frontier)[:3] == ["fp32", "int8_dynamic", "int8_static"]
     assert frontier.reference == frontier.candidates[0] and frontier.stopped == "12 candidates are made"
@@ -97,7 +97,7 @@ def test_it_makes_the_reference_first_then_the_recipes_then_its_own(finished: tu
         assert (Path(candidate.folder) / "model.onnx").exists() and Path(candidate.folder).is_relative_to(folder)
 
 
-def test_what_it_found_is_what_its_candidates_say(finished: tuple[Path, Frontier]) -> None:
+def test_the_result_agrees_with_its_candidates(finished: tuple[Path, Frontier]) -> None:
     _, frontier = finished
     best = pareto_front(frontier.able)
     assert {candidate.name for candidate in best} <= set(frontier.best) | {candidate.name for candidate in best}
@@ -120,7 +120,7 @@ def test_what_it_found_is_what_its_candidates_say(finished: tuple[Path, Frontier
     assert Frontier.model_validate_json(frontier.model_dump_json()) == frontier
 
 
-def test_the_same_folder_again_gives_the_same_and_makes_nothing(
+def test_a_finished_search_is_read_from_its_folder(
     finished: tuple[Path, Frontier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, frontier = finished
@@ -141,7 +141,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("after", [2, 8])
-def test_a_search_that_was_killed_goes_on_where_it_was(
+def test_an_interrupted_search_continues(
     finished: tuple[Path, Frontier], after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Times are those of the search that was not killed: they steer it, and no two measurements are equal."""
@@ -189,7 +189,7 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
     ]
 
 
-def test_without_a_search_just_the_recipes_and_those_of_earlier(tmp_path: Path) -> None:
+def test_without_a_search_only_recipes_and_initial_recipes_are_built(tmp_path: Path) -> None:
     recipes: tuple[Recipe, ...] = (
         (DynamicInt8(method="int8_dynamic"),),
         (PruneUnits(method="prune_units", recover_epochs=1),),
@@ -210,7 +210,7 @@ def test_without_a_search_just_the_recipes_and_those_of_earlier(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("limit", "stopped"), [({"time": "0.1s"}, "the time is over (0.1 s)"), ({"candidates": 1}, "1 candidates are made")]
 )
-def test_recipes_and_earlier_finds_are_made_whatever_the_search_may_cost(
+def test_recipes_and_the_first_initial_recipe_are_built_despite_the_limits(
     limit: dict[str, Any], stopped: str, tmp_path: Path
 ) -> None:
     initial_recipes: tuple[Recipe, ...] = (
@@ -221,14 +221,14 @@ def test_recipes_and_earlier_finds_are_made_whatever_the_search_may_cost(
     assert frontier.stopped == stopped
 
 
-def test_it_ends_when_so_many_candidates_in_a_row_add_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_ends_when_patience_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greedy, "_MIN_PROGRESS", 1.0)  # nothing adds that much
     steps = {"steps": ("prune_units", "prune_columns"), "candidates": 40}
     frontier = run(tmp_path, settings([(Fp32(method="fp32"),)], patience=2, **steps))
     assert frontier.stopped == "2 candidates in a row have added nothing" and len(frontier.candidates) == 3
 
 
-def test_it_goes_on_from_the_recipe_that_was_chosen_before(tmp_path: Path) -> None:
+def test_the_search_starts_from_the_first_initial_recipe(tmp_path: Path) -> None:
     first = PruneUnits(method="prune_units", ratio=0.3, recover_epochs=1)
     initial_recipes: tuple[Recipe, ...] = (
         (first, StaticInt8(method="int8_static")),
@@ -243,7 +243,7 @@ def test_it_goes_on_from_the_recipe_that_was_chosen_before(tmp_path: Path) -> No
     assert names(no_more) == ["fp32", "units30+int8_static"] and no_more.stopped == "2 candidates are made"
 
 
-def test_only_the_steps_that_it_may_take(tmp_path: Path) -> None:
+def test_only_allowed_steps_are_tried(tmp_path: Path) -> None:
     frontier = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=("low_rank", "weights"), candidates=8))
     methods = {step["method"] for candidate in frontier.candidates for step in candidate.recipe}
     assert methods == {"fp32", "low_rank", "weights"}
@@ -251,7 +251,7 @@ def test_only_the_steps_that_it_may_take(tmp_path: Path) -> None:
     assert names(only) == ["fp32", "int8_static"] and only.stopped == "nothing left to try"
 
 
-def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
+def test_only_number_formats_are_tried_on_a_graph(tmp_path: Path) -> None:
     frontier = run(tmp_path, settings(candidates=40), target=make_graph_target)
     assert frontier.stopped == "nothing left to try"
     assert names(frontier)[:3] == ["fp32", "int8_dynamic", "int8_static"]
@@ -270,7 +270,7 @@ def test_a_graph_alone_is_searched_in_number_formats(tmp_path: Path) -> None:
     assert not any(step["method"] in STRUCTURAL for candidate in frontier.candidates for step in candidate.recipe)
 
 
-def test_where_nothing_fits_it_says_what_would_have_to_give(tmp_path: Path) -> None:
+def test_if_nothing_fits_the_needed_limits_are_named(tmp_path: Path) -> None:
     frontier = run(tmp_path, settings(candidates=1), SizeLimits(max_bytes=100, max_quality_loss=0.1))
     assert not frontier.fits and frontier.why.startswith("nothing fits: it would take a max_bytes of ")
     smallest = min(frontier.able, key=lambda candidate: candidate.bytes)
@@ -280,7 +280,7 @@ def test_where_nothing_fits_it_says_what_would_have_to_give(tmp_path: Path) -> N
     )
 
 
-def test_a_format_that_loses_too_much_is_tried_with_its_most_sensitive_layers_kept(
+def test_a_format_with_too_large_a_loss_is_tried_with_sensitive_layers_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where quality falls with every change of an answer, and none is allowed."""
@@ -326,7 +326,7 @@ def test_a_transformer_for_texts(steps: tuple[str, ...], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("method", ["prune_units", "low_rank"])
-def test_a_layer_that_changes_the_answers_more_loses_less(method: str, tmp_path: Path) -> None:
+def test_a_more_sensitive_layer_gets_a_smaller_ratio(method: str, tmp_path: Path) -> None:
     frontier = run(tmp_path, settings([(Fp32(method="fp32"),)], steps=(method,), candidates=2))
     (step,) = frontier.candidates[1].recipe[:1] if frontier.candidates[1].recipe[0]["method"] == method else ()
     ratios = step["ratios"]

@@ -1,4 +1,4 @@
-"""What nothing beats, how much of the box it fills, and which one is put forward: by hand."""
+"""The Pareto front, its hypervolume and the chosen candidate, by hand."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ REFERENCE = candidate("fp32")
         ({"quality": 0.9, "size": 500, "p50": 0.5}, True),
     ],
 )
-def test_as_good_in_all_and_better_in_one(changes: dict[str, Any], better: bool) -> None:
+def test_dominance(changes: dict[str, Any], better: bool) -> None:
     assert dominates(candidate("one", **changes), REFERENCE) is better
 
 
-def test_the_frontier_is_smallest_first_without_the_refused_and_of_equals_the_first() -> None:
+def test_the_front_is_sorted_by_size_without_refused_and_equal_candidates() -> None:
     best = [candidate("big", 0.9, 900, 3), candidate("small", 0.7, 100, 2), candidate("fast", 0.6, 500, 0.1)]
     twin, beaten = candidate("a_twin", 0.7, 100, 2), candidate("beaten", 0.69, 100, 2)
     front = pareto_front([*best, refused("broken"), beaten, twin])
@@ -58,7 +58,7 @@ def test_the_frontier_is_smallest_first_without_the_refused_and_of_equals_the_fi
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_nothing_on_the_frontier_is_beaten_and_all_else_is(seed: int) -> None:
+def test_only_candidates_outside_the_front_are_dominated(seed: int) -> None:
     random = np.random.default_rng(seed)
     made = [
         candidate(str(i), random.integers(1, 6) / 10, int(random.integers(1, 6)), float(random.integers(1, 6)))
@@ -96,7 +96,7 @@ def test_nothing_on_the_frontier_is_beaten_and_all_else_is(seed: int) -> None:
         ({"p50": 0.0}, (1, 1 / 9, 1)),
     ],
 )
-def test_figures_at_the_corners(changes: dict[str, Any], point: tuple[float, ...]) -> None:
+def test_scores_at_the_corners(changes: dict[str, Any], point: tuple[float, ...]) -> None:
     assert normalized_scores(candidate("one", **changes), REFERENCE) == pytest.approx(point, abs=1e-9)
 
 
@@ -120,7 +120,7 @@ def test_hypervolume_by_hand(points: list[tuple[float, float, float]], volume: f
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_hypervolume_agrees_with_throwing_darts(seed: int) -> None:
+def test_hypervolume_agrees_with_monte_carlo(seed: int) -> None:
     random = np.random.default_rng(seed)
     points = random.random((int(random.integers(1, 15)), 3))
     darts = random.random((100_000, 3))
@@ -179,7 +179,7 @@ def test_the_smallest_within_the_limits(limits: dict[str, Any], name: str, why: 
         assert (chosen.name, fits, reason) == (name, True, why)
 
 
-def test_of_equals_the_faster_and_then_the_name() -> None:
+def test_of_equal_sizes_the_faster_is_chosen_then_by_name() -> None:
     slow, fast = candidate("a", 0.8, 400, 2.0), candidate("b", 0.8, 400, 1.0)
     assert choose_candidate([slow, fast], REFERENCE, SizeLimits())[0].name == "b"
     twin = candidate("0", 0.8, 400, 1.0)
@@ -217,7 +217,7 @@ def test_of_equals_the_faster_and_then_the_name() -> None:
         ),
     ],
 )
-def test_where_nothing_fits_it_says_what_would_have_to_give(limits: dict[str, Any], name: str, why: str) -> None:
+def test_if_nothing_fits_the_needed_limits_are_named(limits: dict[str, Any], name: str, why: str) -> None:
     """Nearest is the one with the smallest sum of log ratios, and of losses in units of five points."""
     for order in itertools.permutations(ALL):
         chosen, fits, reason = choose_candidate(order, BIG, SizeLimits(**limits))
@@ -225,7 +225,7 @@ def test_where_nothing_fits_it_says_what_would_have_to_give(limits: dict[str, An
         assert chosen.name == name
 
 
-def test_the_limit_that_is_named_is_one_that_would_do() -> None:
+def test_a_named_limit_is_sufficient() -> None:
     """Raised to what the sentence says, exactly that candidate is chosen."""
     for limits, raised, name in (
         (SizeLimits(max_bytes=300), {"max_bytes": 400}, "small"),

@@ -1,4 +1,4 @@
-"""A smaller state still knows what has just arrived: words of a new action are not cut from a text student."""
+"""New actions are not forgotten by compression: which rows candidates are measured on."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ def compressed(target: CompressionTarget, folder: Path) -> Frontier:
     return search(lambda: target, settings, SizeLimits(max_quality_loss=0.01), write_model, folder)
 
 
-def test_compression_never_unlearns_an_action_that_has_just_arrived(
-    agent: Callable[[bool], CompressionTarget], tmp_path: Path
-) -> None:
+def test_compression_does_not_forget_a_new_action(agent: Callable[[bool], CompressionTarget], tmp_path: Path) -> None:
     """Measured on the validation days only, the state without the new words is chosen; with the slices it is not."""
     blind, result = compressed(agent(False), tmp_path / "blind"), compressed(agent(True), tmp_path / "seeing")
     small = next(candidate.name for candidate in result.candidates if candidate.name != "fp32")
@@ -118,7 +116,7 @@ def test_compression_never_unlearns_an_action_that_has_just_arrived(
 TIMES = START + np.arange(100) * DAY
 
 
-def test_what_came_only_after_the_champions_window_is_new() -> None:
+def test_an_action_that_occurs_only_after_the_champions_window_is_new() -> None:
     labels = np.repeat([0, 1], 50)
     labels[97:] = 2
     assert find_new_actions(TIMES, labels, START + 90 * DAY) == [2]
@@ -132,7 +130,7 @@ def test_what_came_only_after_the_champions_window_is_new() -> None:
     assert find_new_actions(TIMES, np.where(labels == 2, -1, labels), START + 90 * DAY) == []
 
 
-def test_without_a_champion_what_came_only_in_the_newer_half_is_new_if_that_is_no_chance() -> None:
+def test_without_a_champion_an_action_of_the_newer_half_is_new_if_frequent() -> None:
     labels = np.zeros(100, dtype=int)
     labels[88:] = 2
     labels[95] = 1
@@ -143,7 +141,7 @@ def test_without_a_champion_what_came_only_in_the_newer_half_is_new_if_that_is_n
     assert find_new_actions(TIMES[:0], labels[:0], None) == []
 
 
-def test_rows_that_were_learned_from_join_where_the_validation_days_have_too_few() -> None:
+def test_training_rows_are_added_where_a_new_action_has_few_validation_rows() -> None:
     labels, learned = np.repeat([0, 1], 50), np.repeat([0, 1, 2, 3], [100, 100, 30, 300])
     labels[90:] = 3
     learned_times = START + np.arange(530) * DAY
@@ -162,7 +160,7 @@ def test_the_newest_validation_rows_are_a_slice_of_their_own() -> None:
     assert sorted(result.slice_index["the newest rows"]) == list(range(200)) and not len(result.training_index)
 
 
-def test_the_largest_loss_counts_and_says_where() -> None:
+def test_the_largest_loss_and_its_slice() -> None:
     latency = Latency(p50_ms=1.0, p95_ms=1.0, calls=1)
     common: dict[str, Any] = {"candidate_id": "x", "recipe": (), "latency": latency, "bytes": 10}
     reference = CompressionCandidate(name="fp32", quality=0.9, slices={"new actions": 0.8}, **common)

@@ -1,4 +1,4 @@
-"""Columns that a student hardly uses go, and it no longer asks for them."""
+"""Pruning of columns: the least important columns are removed and no longer read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def names(state: ModelState) -> list[str]:
     ("used", "ratio"),
     [("ab", 5 / 7), ("adf", 4 / 7), (("e", "origin"), 5 / 7), (("a", "b", "c", "d", "e", "f"), 1 / 7)],
 )
-def test_columns_that_are_not_looked_at_go_and_change_nothing(used: Any, ratio: float) -> None:
+def test_unused_columns_are_removed_without_any_change(used: Any, ratio: float) -> None:
     state = student(*used)
     made = prune_columns(step(ratio), state, X)
     assert names(made) == [name for name in names(state) if name in used]
@@ -59,7 +59,7 @@ def test_columns_that_are_not_looked_at_go_and_change_nothing(used: Any, ratio: 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_share_leaves_a_student_of_the_columns_left(seed: int) -> None:
+def test_any_ratio_gives_a_student_of_the_remaining_columns(seed: int) -> None:
     ratio = float(np.random.default_rng(seed).uniform(0.05, 0.99))
     state = student(*names(student()), seed=seed)
     made = prune_columns(step(ratio), state, X)
@@ -77,7 +77,7 @@ def test_any_share_leaves_a_student_of_the_columns_left(seed: int) -> None:
     assert names(state) == [column["name"] for column in COLUMNS] and state.module.numbers == 6
 
 
-def test_what_a_column_gives_on_average_goes_into_the_bias() -> None:
+def test_a_removed_columns_mean_is_folded_into_the_bias() -> None:
     state = student("a", "b")
     made = prune_columns(step(6 / 7), state, X)
     (left,) = names(made)
@@ -100,7 +100,7 @@ def test_a_texts_tokens_move_with_the_columns_before_it() -> None:
     np.testing.assert_allclose(run_onnx(export_onnx(made.module, rows), rows), run_torch(made.module, rows), atol=1e-5)
 
 
-def test_what_has_no_columns_of_its_own_is_refused() -> None:
+def test_a_module_without_separate_columns_is_refused() -> None:
     own = ModelState(nn.Linear(7, 2), COLUMNS)
     assert prunable_columns(own) == [] == prunable_columns(ModelState(student("a").module, None))
     with pytest.raises(ExportError, match="prune_columns: Linear has no columns that can be removed one at a time"):

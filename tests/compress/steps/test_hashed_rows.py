@@ -36,7 +36,7 @@ def test_shared_rows_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_each_id_finds_the_mean_of_those_it_shares_with(seed: int) -> None:
+def test_a_shared_row_is_the_mean_of_its_ids(seed: int) -> None:
     random = np.random.default_rng(seed)
     size, width = int(random.integers(4, 60)), int(random.integers(1, 5))
     own, shared = int(random.integers(0, size - 2)), int(random.integers(1, size))
@@ -65,7 +65,7 @@ def test_large_tables_shrink_and_small_ones_stay(ratio: float) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.3])
-def test_a_pair_reads_the_row_that_its_own_now_shares(ratio: float) -> None:
+def test_a_bigram_reads_its_shared_row(ratio: float) -> None:
     """Whether or not the rows left divide those that there were."""
     state = ModelState(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
     table = state.module.encoders[0].bigrams.weight
@@ -78,7 +78,7 @@ def test_a_pair_reads_the_row_that_its_own_now_shares(ratio: float) -> None:
     np.testing.assert_allclose(run_torch(made, X), run_torch(state.module, X), atol=1e-6)
 
 
-def test_pairs_that_are_hashes_already_have_no_rows_of_their_own() -> None:
+def test_hashed_bigrams_have_no_rows_of_their_own() -> None:
     state = ModelState(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
     assert hashable_tables(state) == ["encoders.0.embedding", "encoders.0.bigrams"]
     made: Any = hash_rows(hashed(0.5), state).module

@@ -63,7 +63,7 @@ def test_each_attention_may_have_a_ratio_of_its_own() -> None:
     assert [made.module.get_submodule(name).heads for name in LAYERS] == [4, 2]
 
 
-def test_heads_that_are_not_read_go_and_change_nothing() -> None:
+def test_unused_heads_are_removed_without_any_change() -> None:
     state = transformer()
     part: Any = state.module.get_submodule(LAYERS[0])
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_heads_that_are_not_read_go_and_change_nothing() -> None:
     assert torch.equal(attention.value.weight, torch.cat([part.value.weight[:8], part.value.weight[16:24]]))
 
 
-def test_heads_that_say_the_same_to_all_go_into_the_bias() -> None:
+def test_constant_heads_are_folded_into_the_bias() -> None:
     state = transformer()
     part: Any = state.module.get_submodule(LAYERS[1])
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_heads_that_say_the_same_to_all_go_into_the_bias() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_head_of_least_energy_goes(seed: int) -> None:
+def test_the_head_of_least_energy_is_removed(seed: int) -> None:
     """Heads whose output weights are scaled by .01 … 10, in any order."""
     state, order = transformer(), np.random.default_rng(seed).permutation(4)
     part: Any = state.module.get_submodule(LAYERS[0])
@@ -99,7 +99,7 @@ def test_the_head_of_least_energy_goes(seed: int) -> None:
     assert torch.equal(made.module.get_submodule(LAYERS[0]).key.weight, part.key.weight[8 * loudest : 8 * loudest + 8])
 
 
-def test_what_has_no_heads_is_refused() -> None:
+def test_a_module_without_heads_is_refused() -> None:
     with pytest.raises(ExportError, match="prune_heads: TabularStudent has no attention with query, key, value, out"):
         prune_heads(heads(), ModelState(tabular()), feed(9))
     with pytest.raises(ExportError, match=r"no attention is called x; those are: encoders.0.layers.0, encoders.0"):

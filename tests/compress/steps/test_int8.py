@@ -1,4 +1,4 @@
-"""Int8 forms are a third of the bytes, round as little as eight bits allow, and keep the preprocessing exact."""
+"""Int8 models have a third of the bytes, small rounding errors and an exact encoding."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_an_outlier_widens_minmax_and_not_the_percentile() -> None:
     assert lost["percentile"] < 0.2 * lost["minmax"]
 
 
-def test_a_convolution_takes_the_static_form() -> None:
+def test_a_convolution_is_quantised_statically() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 9, 3)
@@ -239,9 +239,7 @@ def test_no_calibration_rows_is_an_error(source: onnx.ModelProto) -> None:
         quantise(STATIC, source, feed(0))
 
 
-def test_what_the_quantiser_cannot_take_is_an_export_error(
-    source: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_quantiser_is_an_export_error(source: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **settings: object) -> None:
         raise IndexError("no such tensor")
 

@@ -1,4 +1,4 @@
-"""Two thin matrices: the best of their rank for what a layer sees."""
+"""Low-rank factors are optimal for their rank on a layer's inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def numbers(module: nn.Module) -> int:
     ("outputs", "inputs", "ratio", "rank"),
     [(64, 64, 0.5, 16), (64, 278, 0.5, 26), (100, 100, 0.9, 5), (64, 64, 0.99, 1), (10, 10, 0.01, 4)],
 )
-def test_the_rank_that_a_share_leaves(outputs: int, inputs: int, ratio: float, rank: int) -> None:
+def test_rank_for_ratio(outputs: int, inputs: int, ratio: float, rank: int) -> None:
     assert rank_for_ratio(outputs, inputs, ratio) == rank
 
 
@@ -52,7 +52,7 @@ def correlated(seed: int, inputs: int, rows: int = 4000) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_at_full_rank_they_give_the_matrix_back(seed: int) -> None:
+def test_factors_of_full_rank_reconstruct_the_matrix(seed: int) -> None:
     random = np.random.default_rng(seed)
     outputs, inputs = (int(size) for size in random.integers(2, 24, 2))
     weight = torch.from_numpy(random.normal(size=(outputs, inputs))).float()
@@ -65,7 +65,7 @@ def test_at_full_rank_they_give_the_matrix_back(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("rank", [1, 3, 7])
-def test_what_is_lost_is_the_tail_of_the_singular_values(seed: int, rank: int) -> None:
+def test_the_error_is_the_tail_of_the_singular_values(seed: int, rank: int) -> None:
     """``E‖(W − UV) x‖²`` is the sum of the squared singular values of ``W S`` beyond the rank (Eckart–Young)."""
     random = np.random.default_rng(seed)
     weight = torch.from_numpy(random.normal(size=(12, 16)))
@@ -82,7 +82,7 @@ def test_what_is_lost_is_the_tail_of_the_singular_values(seed: int, rank: int) -
     assert float((weight - plain_up @ plain_down).pow(2).sum()) == pytest.approx(float(alone), rel=1e-4)
 
 
-def test_inputs_that_are_always_zero_are_no_trouble() -> None:
+def test_inputs_that_are_always_zero() -> None:
     torch.manual_seed(0)
     x = torch.randn(100, 8).double()
     x[:, 3:] = 0
@@ -94,7 +94,7 @@ def test_inputs_that_are_always_zero_are_no_trouble() -> None:
     torch.testing.assert_close(up @ down, weight, rtol=1e-3, atol=1e-3)
 
 
-def test_the_form_has_two_layers_where_there_was_one() -> None:
+def test_a_layer_is_replaced_by_two() -> None:
     state = ModelState(tabular())
     assert factorizable_layers(state) == ["layers.0", "layers.3"]  # the last has 64 numbers
     before = {name: value.clone() for name, value in state.module.state_dict().items()}
@@ -126,7 +126,7 @@ def test_no_more_numbers_than_the_share_leaves(seed: int) -> None:
     assert made(torch.from_numpy(x["x"])).shape == (100, shape[2])
 
 
-def test_little_removed_loses_little_and_much_more() -> None:
+def test_the_error_grows_with_the_ratio() -> None:
     state, rows, x = ModelState(tabular()), feed(500), feed(200, seed=2)
     expected = run_torch(state.module, x, softmax=False)
     made = [factorize_layers(step(ratio=ratio), state, rows).module for ratio in (0.3, 0.6, 0.95)]
@@ -134,7 +134,7 @@ def test_little_removed_loses_little_and_much_more() -> None:
     assert lost[0] < lost[1] < lost[2]
 
 
-def test_a_ratio_of_nothing_leaves_the_layer_and_the_same_again_is_the_same() -> None:
+def test_a_ratio_of_zero_changes_nothing_and_the_step_is_deterministic() -> None:
     state = ModelState(tabular())
     first, second_module = (
         factorize_layers(step(ratio=0.5, ratios={"layers.0": 0.0}), state, feed(200)).module for _ in range(2)

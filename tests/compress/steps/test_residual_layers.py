@@ -54,7 +54,7 @@ def test_stacks_are_lists_of_layers_that_keep_the_shape() -> None:
 @pytest.mark.parametrize(
     ("count", "ratio", "left"), [(4, 0.5, 2), (4, 0.1, 3), (4, 0.99, 1), (2, 0.5, 1), (3, 0.34, 2)]
 )
-def test_as_many_layers_as_the_share_says_and_one_at_least(count: int, ratio: float, left: int) -> None:
+def test_the_ratio_of_layers_is_removed_and_one_stays(count: int, ratio: float, left: int) -> None:
     state = transformer(layers=count, width=16, feedforward=16)
     made = prune_layers(layers(ratio), state, X)
     assert len(made.module.encoders[0].layers) == left and len(state.module.encoders[0].layers) == count
@@ -62,7 +62,7 @@ def test_as_many_layers_as_the_share_says_and_one_at_least(count: int, ratio: fl
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_the_layer_that_adds_nothing_goes(index: int) -> None:
+def test_a_layer_without_effect_is_removed(index: int) -> None:
     state = transformer(layers=4, width=16, feedforward=16)
     quiet(state.module.encoders[0].layers[index])
     made = prune_layers(layers(0.25), state, X)
@@ -72,7 +72,7 @@ def test_the_layer_that_adds_nothing_goes(index: int) -> None:
         assert isinstance(first, TransformerLayer) and torch.equal(first.up.weight, second.up.weight)
 
 
-def test_layers_go_one_by_one_each_the_least_missed_of_those_left() -> None:
+def test_layers_are_removed_one_at_a_time_by_their_effect() -> None:
     state = transformer(layers=4, width=16, feedforward=16)
     for index in (1, 2):
         quiet(state.module.encoders[0].layers[index])

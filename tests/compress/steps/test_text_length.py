@@ -1,4 +1,4 @@
-"""A text is read to its first tokens alone: by the encoder, by the columns, and by the variant's own tokeniser."""
+"""Shorter texts: in the encoder, in the columns and in the variant's tokeniser."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows(words: int, count: int = 20) -> pd.DataFrame:
 
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize(("ratio", "left"), [(0.25, 9), (0.5, 6), (0.9, 4)])
-def test_what_comes_behind_is_not_read(kind: str, ratio: float, left: int) -> None:
+def test_tokens_beyond_the_length_are_not_read(kind: str, ratio: float, left: int) -> None:
     before = state(kind)
     after = shorten_texts(ShortTexts(method="length", ratio=ratio), before)
     assert after.columns is not None and after.columns[1]["length"] == left
@@ -65,7 +65,7 @@ def test_what_comes_behind_is_not_read(kind: str, ratio: float, left: int) -> No
     assert before.columns is not None and before.columns[1]["length"] == 12  # itself it is left as it is
 
 
-def test_texts_that_are_short_already_are_left() -> None:
+def test_short_texts_are_not_changed() -> None:
     assert shortenable_texts(state("bag")) == ["said"]
     short = state("bag", length=4)
     assert shortenable_texts(short) == []

@@ -1,4 +1,4 @@
-"""Whole units go, the least important first, with all that depends on them."""
+"""Pruning of hidden units: the least important are removed first, with all weights that depend on them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_shapes(ratio: float, widths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_random_chains_lose_exactly_what_is_asked(seed: int) -> None:
+def test_random_chains_lose_the_requested_number_of_units(seed: int) -> None:
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
     widths = [int(width) for width in random.integers(2, 30, random.integers(3, 6))]
@@ -85,7 +85,7 @@ def test_each_layer_may_have_a_ratio_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("side", ["outgoing", "incoming"])
-def test_units_that_do_nothing_go_first_and_change_nothing(side: str) -> None:
+def test_unused_units_are_removed_first_without_any_change(side: str) -> None:
     student = tabular()
     first, second, last = linears(student)
     idle = torch.randperm(64)[:32]
@@ -102,7 +102,7 @@ def test_units_that_do_nothing_go_first_and_change_nothing(side: str) -> None:
     torch.testing.assert_close(linears(smaller)[0].weight, first.weight[remaining], rtol=0, atol=0)
 
 
-def test_units_that_are_constant_go_into_biases_and_change_nothing() -> None:
+def test_constant_units_are_folded_into_biases_without_any_change() -> None:
     """However loud they are: what varies is what counts."""
     student = tabular()
     first, second, _ = linears(student)
@@ -138,7 +138,7 @@ def test_the_importance_by_hand() -> None:
     torch.testing.assert_close(linears(smaller)[1].bias, four[1].bias + 99 * 50, rtol=1e-5, atol=1e-2)
 
 
-def test_rescaling_that_leaves_the_function_alone_leaves_the_choice_alone() -> None:
+def test_the_importance_is_invariant_to_rescaling() -> None:
     student, scaled = tabular((64,)), tabular((64,))
     factor = torch.logspace(-2, 2, 64)
     hidden, final = linears(scaled)
@@ -168,14 +168,14 @@ def convolutions() -> nn.Module:
     return module.eval()
 
 
-def test_channels_of_convolutions_go_with_their_normalisation_and_what_is_flattened() -> None:
+def test_channels_are_removed_with_their_norm_and_flattened_readers() -> None:
     smaller = pruned(convolutions(), normal(60, 2, 6, 6), ratio=0.5)
     assert shapes(smaller) == [(4, 2, 3, 3), (3, 4, 3, 3), (3, 48), (3, 3)]  # of five units half are two
     assert smaller[1].num_features == 4 and smaller[1].running_mean.shape == (4,)
     assert run_torch(smaller, normal(9, 2, 6, 6)).shape == (9, 3)
 
 
-def test_a_constant_channel_goes_into_the_biases_that_read_it() -> None:
+def test_a_constant_channel_is_folded_into_its_readers_biases() -> None:
     """Through a linear layer that reads every place of it, and through a convolution without padding."""
     module = nn.Sequential(*[part for index, part in enumerate(convolutions()) if index not in (1, 2)]).eval()
     module[0].padding = (0, 0)
@@ -191,7 +191,7 @@ def test_a_constant_channel_goes_into_the_biases_that_read_it() -> None:
     same(smaller, module, normal(40, 2, 6, 6, seed=5))
 
 
-def test_the_stream_of_a_transformer_and_its_attention_are_left_alone() -> None:
+def test_the_residual_stream_and_attention_of_a_transformer_are_not_changed() -> None:
     student = text_student(ENCODERS["transformer"])
     x = {"x": encode(sentences(200), TEXT_COLUMNS)}
     state = ModelState(student, TEXT_COLUMNS)
@@ -210,7 +210,7 @@ def test_the_stream_of_a_transformer_and_its_attention_are_left_alone() -> None:
             assert torch.equal(after[name], value), name
 
 
-def test_a_gelu_keeps_constant_units_constant_too() -> None:
+def test_constant_units_before_a_gelu() -> None:
     student = text_student(ENCODERS["transformer"])
     with torch.no_grad():
         for layer in student.encoders[0].layers:
@@ -221,13 +221,13 @@ def test_a_gelu_keeps_constant_units_constant_too() -> None:
     same(smaller, student, {"x": encode(sentences(60, 3), TEXT_COLUMNS)})
 
 
-def test_a_pruned_student_learns_like_any_other() -> None:
+def test_a_pruned_student_can_be_trained() -> None:
     smaller = pruned(tabular(), feed(50), ratio=0.5)
     smaller(torch.from_numpy(feed(50)["x"])).sum().backward()
     assert all(parameter.grad is not None for parameter in linears(smaller)[0].parameters())
 
 
-def test_no_random_number_is_drawn_and_the_same_again_is_the_same() -> None:
+def test_no_random_number_is_drawn_and_the_step_is_deterministic() -> None:
     student = tabular()
     before = torch.get_rng_state()
     a, b = (pruned(student, feed(200), ratio=0.5) for _ in range(2))
@@ -278,11 +278,11 @@ class Branching(nn.Module):
         (Branching(), "the dependencies in Branching cannot be traced: no way through"),
     ],
 )
-def test_what_cannot_be_pruned_is_refused(module: nn.Module, message: str) -> None:
+def test_a_module_without_prunable_units_is_refused(module: nn.Module, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         pruned(module, normal(9, 3), ratio=0.5)
 
 
-def test_a_ratio_for_a_layer_that_is_not_there_is_refused() -> None:
+def test_a_ratio_for_an_unknown_layer_is_refused() -> None:
     with pytest.raises(ExportError, match=r"no layer is called layers.9; those are: layers.0, layers.3"):
         pruned(tabular(), feed(9), ratios={"layers.9": 0.5})

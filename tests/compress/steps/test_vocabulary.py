@@ -31,7 +31,7 @@ def tokens_of(state: ModelState) -> list[str]:
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
-def test_the_most_used_tokens_stay_with_their_vectors(ratio: float) -> None:
+def test_the_most_frequent_tokens_keep_their_embeddings(ratio: float) -> None:
     state = ModelState(text_student(BAG), TEXT_COLUMNS)
     made = shrink_vocabulary(vocabulary(ratio), state, X)
     left = tokens_of(made)
@@ -50,7 +50,7 @@ def test_the_most_used_tokens_stay_with_their_vectors(ratio: float) -> None:
     assert tokens_of(state) == TOKENS and made.columns[:2] == TEXT_COLUMNS[:2]  # type: ignore[index]
 
 
-def test_words_of_kept_tokens_are_read_as_before() -> None:
+def test_rows_of_remaining_tokens_give_the_same_output() -> None:
     """Rows without a token that went give the same answers, though their ids are others."""
     state = ModelState(text_student(BAG), TEXT_COLUMNS)
     made = shrink_vocabulary(vocabulary(0.4), state, X)
@@ -63,7 +63,7 @@ def test_words_of_kept_tokens_are_read_as_before() -> None:
     assert (encode(rows[is_complete], made.columns or ())[:, 2:] != X["x"][is_complete, 2:]).any()
 
 
-def test_a_word_whose_token_went_is_cut_into_what_stays() -> None:
+def test_a_word_without_its_token_is_split_into_remaining_tokens() -> None:
     columns = [
         {
             "name": "said",
@@ -82,7 +82,7 @@ def test_a_word_whose_token_went_is_cut_into_what_stays() -> None:
     )
 
 
-def test_padding_and_unknown_stay_whatever_is_asked() -> None:
+def test_padding_and_unknown_always_stay() -> None:
     made = shrink_vocabulary(vocabulary(0.999), ModelState(text_student(BAG), TEXT_COLUMNS), X)
     assert tokens_of(made)[:2] == TOKENS[:2] and len(tokens_of(made)) == 3
 
@@ -95,7 +95,7 @@ def test_it_is_exported_with_its_new_columns(encoder: str) -> None:
     np.testing.assert_allclose(run_onnx(export_onnx(made.module, rows), rows), run_torch(made.module, rows), atol=1e-5)
 
 
-def test_what_reads_pairs_of_ids_or_no_text_is_refused() -> None:
+def test_a_module_with_bigrams_or_without_text_is_refused() -> None:
     pairs = ModelState(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
     assert shrinkable_texts(pairs) == [] == shrinkable_texts(ModelState(tabular())) and shrinkable_texts(
         ModelState(text_student(BAG), TEXT_COLUMNS)

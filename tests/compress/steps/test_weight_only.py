@@ -1,4 +1,4 @@
-"""Weights in blocks: each within half a step of its block, and the arithmetic as it was."""
+"""Weights in blocks: the rounding error is at most half a step, and the arithmetic is float32."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_gemm_becomes_a_product_and_a_sum_with_the_same_answers(transposed: bo
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0.5}, {"beta": 2.0}])
-def test_a_gemm_that_is_no_plain_product_is_left_alone(settings: dict[str, float]) -> None:
+def test_a_scaled_gemm_is_not_changed(settings: dict[str, float]) -> None:
     made = quantize_weights(gemm(True, True, **settings), weights(keep=()))
     assert operators(made) == ["Gemm", "MatMulNBits"]
 
@@ -177,7 +177,7 @@ def test_a_layer_that_is_kept_is_exact(source: onnx.ModelProto) -> None:
     assert 0 < near < far
 
 
-def test_nothing_that_could_take_the_format_is_an_error(source: onnx.ModelProto) -> None:
+def test_a_graph_without_quantisable_weights_is_an_error(source: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match="weights4: the graph has no linear layer or table"):
         quantize_weights(source, weights(bits=4, keep=tuple(quantizable_nodes(source))))
     torch.manual_seed(0)

@@ -109,10 +109,10 @@ def test_its_parts_are_found_by_following_it_and_what_does_not_apply_is_refused(
         validation=lambda columns: x,
         quality=lambda p: float(p[:, 0].mean()),
     )
-    workshop = CandidateBuilder(subject, variant_writer("toy", ("wait", "go"), {}), tmp_path, 0.05)
-    units = workshop.make((PruneUnits(method="prune_units", recover_epochs=0),))
-    heads = workshop.make((PruneHeads(method="prune_heads", recover_epochs=0),))
-    assert units.refused is None and units.bytes < workshop.make((Fp32(method="fp32"),)).bytes
+    builder = CandidateBuilder(subject, variant_writer("toy", ("wait", "go"), {}), tmp_path, 0.05)
+    units = builder.build((PruneUnits(method="prune_units", recover_epochs=0),))
+    heads = builder.build((PruneHeads(method="prune_heads", recover_epochs=0),))
+    assert units.refused is None and units.bytes < builder.build((Fp32(method="fp32"),)).bytes
     assert heads.refused == "prune_heads: OwnStudent has no attention with query, key, value, out, heads and size"
     assert made.module.inside.out_features == 60
 
