@@ -8,8 +8,8 @@ quantiser alone, nothing written. A search that was killed resumes; a finished s
 There are three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the student of the
 flights agent, and a convolutional network for small images. The peers (:mod:`benchmarks.compression_peers`) quantise
 each at their defaults and at the best setting that they document, on rows of the same kind. Ours is
-:func:`stillhouse.compress.search.search` with a budget of an eighth of the bytes. It chooses on validation rows, which
-the peers' accuracy-aware modes get too. All models are scored on test rows that no choice has used.
+:func:`stillhouse.compress.search.greedy.search` with a budget of an eighth of the bytes. It chooses on validation rows,
+which the peers' accuracy-aware modes get too. All models are scored on test rows that no choice has used.
 
 Bytes are those of the model file alone, on both sides. Latencies are of one row on one thread; all models of a student
 take turns in one process, several times. torch's int8 runs in torch alone: it is measured in a process of its own
@@ -17,7 +17,7 @@ beside ONNX Runtime's float32 model and stated as a multiple of that.
 
 A peer's point is dominated if one point of our frontier is at least as good in test quality, bytes and median latency
 at once. The hypervolume is the share of a cube that a set of points dominates
-(:func:`stillhouse.compress.frontier.figures`).
+(:func:`stillhouse.compress.search.pareto.normalized_scores`).
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from benchmarks.compression_peers import PEERS, points, write_world
 from benchmarks.compression_peers.saturating import configurations, saturates
 from benchmarks.distillation_data import CACHE, Array
 from benchmarks.report import Goal, begin
-from stillhouse.compress.build import Built
+from stillhouse.compress.build import BuiltModel
 from stillhouse.compress.export import export_onnx, run_onnx
-from stillhouse.compress.frontier import choose, figures, hypervolume
-from stillhouse.compress.quantize import evenly_spaced
 from stillhouse.compress.saturation import saturation
-from stillhouse.compress.search import search
-from stillhouse.compress.subject import Columns, Feed, Form, Subject
-from stillhouse.compress.workshop import one_row
+from stillhouse.compress.search.candidates import single_row_call
+from stillhouse.compress.search.greedy import search
+from stillhouse.compress.search.pareto import choose_candidate, hypervolume, normalized_scores
+from stillhouse.compress.statistics import sample_evenly
+from stillhouse.compress.target import Columns, CompressionTarget, Feed, ModelState
 from stillhouse.config import Compression, Search
 from stillhouse.distill.train import distil
 from stillhouse.evaluate import scorecard
@@ -147,7 +147,7 @@ def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
         folder / "ours",
         on_candidate=tell,
     )
-    chosen, fits, why = choose(found.candidates, found.reference, limits(given, CHOICE_LOSS))
+    chosen, fits, why = choose_candidate(found.candidates, found.reference, limits(given, CHOICE_LOSS))
     found = found.model_copy(update={"chosen": chosen.name, "fits": fits, "why": why})
     seconds = time.perf_counter() - begun
     reference, ours, theirs = measured(world, found, points(given, peers), given)
@@ -176,24 +176,24 @@ def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
 # --------------------------------------------------------------------------- ours
 
 
-def subject(world: World) -> Subject:
+def subject(world: World) -> CompressionTarget:
     """The student as the subject of compression."""
 
     def feed(split: str) -> Callable[[Columns | None], Feed]:
         return lambda columns: {"x": world.encoded(split, columns)}
 
-    def recover(form: Form, epochs: int) -> Form:
-        distil(form.module, world.lesson(form.columns), world.settings, epochs=epochs)
-        return form
+    def recover(state: ModelState, epochs: int) -> ModelState:
+        distil(state.module, world.lesson(state.columns), world.settings, epochs=epochs)
+        return state
 
-    return Subject(
+    return CompressionTarget(
         model=export_onnx(world.student, {"x": world.encoded("learned")[:64]}),
-        calibration=lambda columns: evenly_spaced(feed("learned")(columns), CALIBRATION),
-        judged=feed("validation"),
+        calibration=lambda columns: sample_evenly(feed("learned")(columns), CALIBRATION),
+        validation=feed("validation"),
         quality=lambda said: quality(world, said, "validation"),
-        form=Form(world.student, world.columns),
+        state=ModelState(world.student, world.columns),
         recover=recover,
-        source=world.settings.model_dump_json(),
+        content_hash=world.settings.model_dump_json(),
     )
 
 
@@ -202,7 +202,7 @@ def limits(given: Path, loss: float) -> SizeLimits:
     return SizeLimits(max_bytes=(given / "model.onnx").stat().st_size // 8, max_quality_loss=loss)
 
 
-def pack(folder: Path, model: onnx.ModelProto, built: Built) -> None:
+def pack(folder: Path, model: onnx.ModelProto, built: BuiltModel) -> None:
     """The model's file alone, as the peers'."""
     (folder / "model.onnx").write_bytes(model.SerializeToString())
 
@@ -220,7 +220,7 @@ def measured(
     models |= {(str(each["peer"]), str(each["point"])): Path(each["file"]) for each in others if "file" in each}
     columns = {each.name: columns_of(each) for each in mine}
     feeds = {key: {"x": world.encoded("test", columns.get(key[1]))} for key in models}
-    calls = {key: one_row(onnx.load(path), feeds[key]) for key, path in models.items()}
+    calls = {key: single_row_call(onnx.load(path), feeds[key]) for key, path in models.items()}
     rounds = [measure_latency({str(key): call for key, call in calls.items()}, calls=100) for _ in range(ROUNDS)]
     settings = {str(each["point"]): str(each["setting"]) for each in others}
     made = {
@@ -288,7 +288,7 @@ def dominated(point: Point, ours: Sequence[Point]) -> bool:
 def volume(some: Sequence[Point], reference: Point) -> float:
     """What these points dominate."""
     like = as_candidate(reference)
-    return hypervolume(figures(as_candidate(point), like) for point in some)
+    return hypervolume(normalized_scores(as_candidate(point), like) for point in some)
 
 
 def as_candidate(point: Point) -> CompressionCandidate:

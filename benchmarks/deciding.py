@@ -162,8 +162,8 @@ def sentences(scratch: Path) -> Champion:
 
 def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Champion:
     """An untrained student as a variant in float32."""
-    from stillhouse.compress.search import search
-    from stillhouse.compress.variants import student_subject, variant_pack
+    from stillhouse.compress.search.greedy import search
+    from stillhouse.compress.variants import target_from_student, variant_writer
     from stillhouse.config import Compression, Fp32
     from stillhouse.distill.students import columns_of, new_student
     from stillhouse.records import SizeLimits
@@ -171,16 +171,16 @@ def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Ch
 
     columns = columns_of(settings, frame)
     student = new_student(settings, columns, encode(frame, columns))
-    subject = student_subject(
+    subject = target_from_student(
         student,
         columns,
         settings.actions,
         calibration=lambda columns: encode(frame, columns),
-        judged=lambda columns: encode(frame, columns),
+        validation=lambda columns: encode(frame, columns),
         quality=lambda probabilities: 0.0,
     )
     plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
-    found = search(lambda: subject, plain, SizeLimits(), variant_pack(name, settings.actions, {}), scratch / name)
+    found = search(lambda: subject, plain, SizeLimits(), variant_writer(name, settings.actions, {}), scratch / name)
     rows = json.loads(frame.head(SIZES[-1]).to_json(orient="records", double_precision=15))
     return Champion(name, Path(found.reference.folder), rows)
 

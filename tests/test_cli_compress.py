@@ -1,4 +1,4 @@
-"""``stillhouse compress`` on strangers' models: one MLflow for all of them, small searches."""
+"""``stillhouse compress`` on foreign models: one MLflow for all of them, small searches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stillhouse import cli, compressing
 from stillhouse.errors import DataError
 from stillhouse.records import Frontier
 from stillhouse.registry.runs import Runs
-from tests.compress.test_outside import graph, with_hidden
+from tests.compress.foreign.test_target import graph, with_hidden
 
 DRAW = np.random.default_rng(0)
 ROWS = DRAW.normal(size=(240, 6)).astype(np.float32)
@@ -187,7 +187,7 @@ def test_several_outputs_are_asked_about_and_named(run: Run, tmp_path: Path) -> 
     named = run("models:/two/1", "--output", "logits", "--output", folder, *few)
     assert named.code == 0, named
     assert "the output logits is compressed, of c, logits" in named.out
-    assert "quality is the share of judged rows that are decided as the float32 model decides them" in named.out
+    assert "quality is the share of validation rows with the same decision as the float32 model" in named.out
     assert json.loads((folder / "manifest.json").read_text())["output"] == "logits"
     twice = run("models:/two/1", "--output", folder / "a", "--output", folder / "b", *few)
     assert twice.code == 1 and "name one folder, and one of the model's outputs (c, logits)" in twice.err
@@ -208,7 +208,7 @@ def test_nothing_fits(run: Run, tmp_path: Path) -> None:
         (("models:/graph/1",), "was logged with an input example of 5 rows"),
         (("models:/net/1", "--rows", "nowhere.npz"), "nowhere.npz: there is no such file"),
         (("models:/net/1", "--rows", __file__), "rows are read from .npy, .npz, .parquet and .csv"),
-        (("models:/net/1", "--labels", "kind"), "neither such a column of the rows nor such a file"),
+        (("models:/net/1", "--labels", "kind"), "the rows have no such column, and there is no such file"),
         (("models:/net/1", "--steps", "squeeze"), "--steps squeeze: input should be 'int8_dynamic'"),
         (("models:/net/1", "--time", "5 parsecs"), "--time 5 parsecs: '5 parsecs' is not a duration"),
         (("models:/net/1", "--max-bytes", "0"), "--max-bytes 0"),
@@ -243,7 +243,7 @@ def test_pickled_rows_are_not_read(run: Run, tmp_path: Path) -> None:
 def test_rows_of_csv_are_what_stands_there(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b,code,label,\n1,0.5,NA,0,\n2,,null,1,\n3,1e3,1.0,1,\n")
-    rows, labels = compressing.rows_of(path, "label", None)
+    rows, labels = compressing.read_rows(path, "label", None)
     assert rows["a"].tolist() == [1, 2, 3] and rows["a"].dtype == "int64" and labels.tolist() == [0, 1, 1]
     np.testing.assert_array_equal(rows["b"], [0.5, np.nan, 1000])
     assert rows["code"].tolist() == ["NA", "null", "1.0"] and list(rows.columns) == ["a", "b", "code"]
@@ -263,4 +263,4 @@ def test_rows_of_csv_never_move(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=said):
-        compressing.rows_of(path, None, None)
+        compressing.read_rows(path, None, None)

@@ -1,4 +1,4 @@
-"""A model from MLflow, compressed outside the loop: what ``stillhouse compress`` does."""
+"""Compression of any model from MLflow, without an agent: the engine of ``stillhouse compress``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import onnx
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
-from stillhouse.compress.adopt import graph_inputs
-from stillhouse.compress.figures import frontier_figure, frontier_table, measured
-from stillhouse.compress.outside import FEWEST_ROWS, model_pack, outputs_of, outside_subject
-from stillhouse.compress.rows import feed_of
-from stillhouse.compress.search import search
+from stillhouse.compress.foreign.onnx_graph import read_graph_inputs
+from stillhouse.compress.foreign.rows import build_feed
+from stillhouse.compress.foreign.target import MIN_ROWS, model_writer, output_names, target_from_file
+from stillhouse.compress.search.figures import candidate_metrics, draw_frontier, tabulate_frontier
+from stillhouse.compress.search.greedy import search
 from stillhouse.config import Compression, DynamicInt8, Fp32, Search, StaticInt8, home
 from stillhouse.errors import ConfigError, DataError, SchemaError
 from stillhouse.evaluate.scorecard import quality
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 __all__ = [
     "Rows",
     "compress_model",
-    "destinations",
-    "keep",
-    "limits_of",
+    "copy_chosen",
     "log_compression",
     "log_frontier",
-    "rows_of",
-    "settings_of",
+    "parse_limits",
+    "parse_outputs",
+    "parse_settings",
+    "read_rows",
 ]
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
-_LABELS = "labels"
+_LABELS_ARRAY = "labels"  # in an .npz file
 
 
 class Rows(NamedTuple):
-    """What a model is measured on.
+    """The rows that a model is calibrated and measured on.
 
     :param rows: an array, arrays by input, or a table.
-    :param labels: the class of each row, where that is known.
+    :param labels: the class of each row, if known.
     """
 
     rows: Any
@@ -62,66 +62,70 @@ class Rows(NamedTuple):
 # --------------------------------------------------------------------------- settings
 
 
-def limits_of(max_bytes: int | None, max_p95_ms: float | None, max_quality_loss: float | None) -> SizeLimits:
-    """Limits from a command's options.
+def parse_limits(max_bytes: int | None, max_p95_ms: float | None, max_quality_loss: float | None) -> SizeLimits:
+    """Limits from the command's options.
 
-    :raises ConfigError: naming the option that cannot be.
+    Example:
+        >>> parse_limits(max_bytes=200_000, max_p95_ms=None, max_quality_loss=0.01).max_bytes
+        200000
+
+    :raises ConfigError: naming the option whose value is invalid.
     """
-    given = {"max_bytes": max_bytes, "max_p95_ms": max_p95_ms, "max_quality_loss": max_quality_loss}
-    return _valid(SizeLimits, given)
+    options = {"max_bytes": max_bytes, "max_p95_ms": max_p95_ms, "max_quality_loss": max_quality_loss}
+    return _validate(SizeLimits, options)
 
 
-def settings_of(time: str, candidates: int, steps: str | None, parallel: int, recover_epochs: int) -> Compression:
-    """A search from a command's options, and what is made in any case: float32, and int8 where that is a step.
+def parse_settings(time: str, candidates: int, steps: str | None, parallel: int, recover_epochs: int) -> Compression:
+    """Compression settings from the command's options: float32, int8 if the steps include it, and the search.
 
+    :param time: of the search, for example ``10m``.
     :param steps: names separated by commas; None: all.
-    :raises ConfigError: naming the option that cannot be.
+    :raises ConfigError: naming the option whose value is invalid.
     """
     names = [name.strip() for name in steps.split(",") if name.strip()] if steps is not None else None
     options = {"time": time, "candidates": candidates, "steps": names, "parallel": parallel}
-    searched = _valid(Search, options | {"recover_epochs": recover_epochs})
+    search_settings = _validate(Search, options | {"recover_epochs": recover_epochs})
     always = (DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static"))
-    recipes = ((Fp32(method="fp32"),), *((each,) for each in always if each.method in searched.steps))
-    return Compression(recipes=recipes, search=searched)
+    recipes = ((Fp32(method="fp32"),), *((step,) for step in always if step.method in search_settings.steps))
+    return Compression(recipes=recipes, search=search_settings)
 
 
-def _valid(kind: type[AnyModel], options: Mapping[str, Any]) -> AnyModel:
+def _validate(section: type[AnyModel], options: Mapping[str, Any]) -> AnyModel:
     try:
-        return kind.model_validate({name: value for name, value in options.items() if value is not None})
+        return section.model_validate({name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
-        why = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"--{option} {first['input']}: {why[:1].lower()}{why[1:]}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--{option} {first['input']}: {reason[:1].lower()}{reason[1:]}") from None
 
 
 # --------------------------------------------------------------------------- rows
 
 
-def rows_of(file: Path | None, labels: str | None, model: ForeignModel) -> Rows:
+def read_rows(file: Path | None, labels: str | None, model: ForeignModel) -> Rows:
     """Rows and labels from files, or from the input example that was logged with the model.
 
-    :param file: ``.npy``, ``.npz`` (arrays by input, ``labels`` perhaps among them), ``.parquet`` or ``.csv``.
+    :param file: ``.npy``, ``.npz`` (arrays by input, and optionally ``labels``), ``.parquet`` or ``.csv``.
     :param labels: a column of the table, an array's name in the ``.npz``, or a file of the same kinds.
-    :raises DataError: if a file cannot be read, or there are neither rows nor an example that is large enough.
+    :raises DataError: if a file cannot be read, or there is neither a file nor a large enough example.
     """
-    rows = _logged_example(model) if file is None else _read(file)
-    if isinstance(rows, dict) and labels is None and _LABELS in rows:
-        labels = _LABELS
+    rows = _logged_example(model) if file is None else _read_file(file)
+    if isinstance(rows, dict) and labels is None and _LABELS_ARRAY in rows:
+        labels = _LABELS_ARRAY
     if labels is None:
         return Rows(rows, None)
     if isinstance(rows, dict | pd.DataFrame) and labels in rows:
-        found = np.asarray(rows[labels])
-        others = (
+        features = (
             rows.drop(columns=labels)
             if isinstance(rows, pd.DataFrame)
             else {name: array for name, array in rows.items() if name != labels}
         )
-        return Rows(others, found)
+        return Rows(features, np.asarray(rows[labels]))
     if not Path(labels).exists():
-        there = f"; the rows have: {', '.join(map(str, rows))}" if isinstance(rows, dict | pd.DataFrame) else ""
-        raise DataError(f"--labels {labels}: there is neither such a column of the rows nor such a file{there}")
-    return Rows(rows, _only(_read(Path(labels)), labels))
+        columns = f"; the rows have: {', '.join(map(str, rows))}" if isinstance(rows, dict | pd.DataFrame) else ""
+        raise DataError(f"--labels {labels}: the rows have no such column, and there is no such file{columns}")
+    return Rows(rows, _single_column(_read_file(Path(labels)), labels))
 
 
 def _logged_example(model: ForeignModel) -> Any:
@@ -129,23 +133,23 @@ def _logged_example(model: ForeignModel) -> Any:
     if isinstance(example, dict):
         example = {name: np.asarray(value) for name, value in example.items()}
     count = 0 if example is None else len(next(iter(example.values()))) if isinstance(example, dict) else len(example)
-    if count < FEWEST_ROWS:
-        logged = f"an input example of {count} rows" if count else "no input example"
+    if count < MIN_ROWS:
+        example_text = f"an input example of {count} rows" if count else "no input example"
         raise DataError(
-            f"{model.uri} was logged with {logged}, and {FEWEST_ROWS} rows or more are needed, better a thousand: name "
-            f"a file of rows as they occur, --rows rows.npz (arrays by input: numpy.savez('rows.npz', x=…)), .npy, "
+            f"{model.uri} was logged with {example_text}, and {MIN_ROWS} rows or more are needed, better a thousand: "
+            f"name a file of typical rows, --rows rows.npz (arrays by input: numpy.savez('rows.npz', x=…)), .npy, "
             f".parquet or .csv"
         )
     return example
 
 
-def _read(file: Path) -> Any:
+def _read_file(file: Path) -> Any:
     """An array, arrays by name, or a table; nothing in it is unpickled."""
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
     try:
         if file.suffix == ".csv":
-            return _table(file)
+            return _read_table(file)
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
         if file.suffix == ".npy":
@@ -155,40 +159,40 @@ def _read(file: Path) -> Any:
                 return dict(arrays)
     except DataError:
         raise
-    except Exception as error:  # three libraries, and each has errors of its own
+    except Exception as error:  # of three libraries without a common base class
         raise DataError(f"{file} cannot be read as {file.suffix}: {type(error).__name__}: {error}") from error
     raise DataError(f"{file}: rows are read from .npy, .npz, .parquet and .csv")
 
 
-def _table(file: Path) -> pd.DataFrame:
-    """A CSV as :func:`read_csv` has it; columns in which every value writes a number are numbers."""
+def _read_table(file: Path) -> pd.DataFrame:
+    """A CSV file as :func:`read_csv` reads it, with numeric columns where every value is a number."""
     with file.open("rb") as stream:
         texts = read_csv(stream, str(file))
     names = list(texts.columns)
     hints = [heading_hint("", names) if len(names) == 1 else "", *(heading_hint(name.strip(), names) for name in names)]
     if hint := next(filter(None, hints), ""):
         raise SchemaError(f"{file}: {hint}")
-    return pd.DataFrame({name: _numbers(texts[name]) for name in texts.columns})
+    return pd.DataFrame({name: _convert_numbers(texts[name]) for name in texts.columns})
 
 
-def _numbers(texts: pd.Series[Any]) -> pd.Series[Any]:
-    """The column as numbers, whole ones as integers; as texts where one of its values is none."""
-    read = read_numbers(texts)
-    if read.refused or not len(texts):
+def _convert_numbers(texts: pd.Series[Any]) -> pd.Series[Any]:
+    """The column as numbers, or as integers if all values are whole; unchanged if a value is not a number."""
+    numbers = read_numbers(texts)
+    if numbers.refused or not len(texts):
         return texts
-    whole = texts.str.fullmatch(r" *[+-]?[0-9]{1,15} *").eq(True)
-    return read.values.astype("int64") if whole.all() else read.values
+    are_integers = texts.str.fullmatch(r" *[+-]?[0-9]{1,15} *").eq(True)
+    return numbers.values.astype("int64") if are_integers.all() else numbers.values
 
 
-def _only(found: Any, name: str) -> np.ndarray[Any, Any]:
-    """The one array or column in a file of labels."""
-    if isinstance(found, np.ndarray):
-        return found
-    if len(columns := list(found)) != 1:
+def _single_column(content: Any, name: str) -> np.ndarray[Any, Any]:
+    """The only array or column of a file of labels."""
+    if isinstance(content, np.ndarray):
+        return content
+    if len(columns := list(content)) != 1:
         raise SchemaError(
             f"{name} holds {', '.join(map(str, columns)) or 'nothing'}, and labels are one array or column"
         )
-    return np.asarray(found[columns[0]])
+    return np.asarray(content[columns[0]])
 
 
 # --------------------------------------------------------------------------- compressing
@@ -202,63 +206,65 @@ def compress_model(
     on_candidate: Callable[[CompressionCandidate], None],
     output: str | None = None,
 ) -> Frontier:
-    """Search smaller forms of the model in ``STILLHOUSE_HOME/compress/<model>``: one that was killed goes on.
+    """Search smaller versions of the model in ``STILLHOUSE_HOME/compress/<model>``; an interrupted search continues.
 
-    :param output: the name of the output that decides, where the model has several.
-    :raises ExportError: if the model cannot be compressed, naming the input or the layer, or has several outputs and
-        none is named.
+    :param output: the name of the output with the class scores, if the model has several.
+    :raises ExportError: if the model cannot be compressed, naming the input or the layer, or has several such outputs
+        and none is named.
     :raises DataError: if the rows do not fit the model.
     """
     return search(
-        functools.partial(outside_subject, model.file, rows.rows, rows.labels, _score, output),
+        functools.partial(target_from_file, model.file, rows.rows, rows.labels, _score, output),
         settings,
         limits,
-        model_pack(model.uri),
+        model_writer(model.uri),
         home() / "compress" / model.key,
         on_candidate=on_candidate,
     )
 
 
 def _score(probabilities: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
-    """As models are compared in the loop: AUC for two classes, accuracy for more."""
+    """As students are compared: AUC for two classes, accuracy for more."""
     return quality(probabilities, labels).score
 
 
-def destinations(given: Sequence[str], model: ForeignModel) -> tuple[Path | None, str | None]:
-    """A folder and an output's name from what ``--output`` was given: what names an output of the model is one.
+def parse_outputs(values: Sequence[str], model: ForeignModel) -> tuple[Path | None, str | None]:
+    """A folder and the name of a model output from the values of ``--output``: an output's name, or else a folder.
 
-    :raises ConfigError: if there are two of a kind.
+    :raises ConfigError: if there are two folders or two outputs.
     """
-    names = outputs_of(model.file) if given else []
-    wanted = [each for each in given if each in names]
-    folders = [Path(each) for each in given if each not in names]
-    if len(wanted) > 1 or len(folders) > 1:
+    names = output_names(model.file) if values else []
+    outputs = [value for value in values if value in names]
+    folders = [Path(value) for value in values if value not in names]
+    if len(outputs) > 1 or len(folders) > 1:
         raise ConfigError(
-            f"--output {' --output '.join(given)}: name one folder, and one of the model's outputs ({', '.join(names)})"
+            f"--output {' --output '.join(values)}: name one folder, and one of the model's outputs "
+            f"({', '.join(names)})"
         )
-    return next(iter(folders), None), next(iter(wanted), None)
+    return next(iter(folders), None), next(iter(outputs), None)
 
 
-def keep(frontier: Frontier, folder: Path) -> None:
-    """Copy the chosen artifact to ``folder``, which must not be there yet."""
+def copy_chosen(frontier: Frontier, folder: Path) -> None:
+    """Copy the chosen candidate's artifact to ``folder``, which must not exist."""
     shutil.copytree(frontier.named(frontier.chosen).folder, folder)
 
 
 def log_compression(
     model: ForeignModel, rows: Rows, settings: Compression, frontier: Frontier, experiment: str | None
 ) -> str | None:
-    """Everything in MLflow; the chosen candidate's address there."""
-    reads = graph_inputs(onnx.load(Path(frontier.reference.folder) / "model.onnx"))
-    example = feed_of(rows.rows, reads)
+    """Log the search and its candidates in MLflow; returns the chosen candidate's address there."""
+    inputs = read_graph_inputs(onnx.load(Path(frontier.reference.folder) / "model.onnx"))
+    example = build_feed(rows.rows, inputs)
     models = Compressions(experiment or f"compress-{model.name}")
-    assert settings.search is not None  # settings_of gives one
+    assert settings.search is not None  # parse_settings makes one
     params = settings.search.model_dump(mode="json") | frontier.limits.model_dump() | {"stopped": frontier.stopped}
     chosen = None
     with models.compression(model.uri, frontier, params) as run_id:
         for candidate in frontier.candidates:
             is_chosen = candidate.name == frontier.chosen
-            figures = measured(candidate) | {"bytes": float(candidate.bytes)} if candidate.refused is None else {}
-            logged = models.log_candidate(run_id, model.uri, candidate, figures, example, is_chosen)
+            can_serve = candidate.refused is None
+            metrics = candidate_metrics(candidate) | {"bytes": float(candidate.bytes)} if can_serve else {}
+            logged = models.log_candidate(run_id, model.uri, candidate, metrics, example, is_chosen)
             if is_chosen and logged is not None:
                 chosen = logged.uri
         log_frontier(models, run_id, frontier)
@@ -267,11 +273,11 @@ def log_compression(
 
 
 def log_frontier(models: Runs, run_id: str, frontier: Frontier) -> None:
-    """The frontier as record, table, figure and metrics of a run."""
-    models.log_table(run_id, frontier_table(frontier), "compression/frontier.json")
+    """Log the result of a search in a run: the record, a table, a figure and metrics."""
+    models.log_table(run_id, tabulate_frontier(frontier), "compression/frontier.json")
     models.log(
         run_id,
-        files={FRONTIER: frontier, FRONTIER_FIGURE: frontier_figure(frontier)},
+        files={FRONTIER: frontier, FRONTIER_FIGURE: draw_frontier(frontier)},
         metrics={
             "compression/hypervolume": frontier.hypervolume,
             "compression/candidates": float(len(frontier.candidates)),

@@ -31,9 +31,9 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from pydantic import BaseModel, ValidationError
 
-from stillhouse.compress.search import search as search_recipes
-from stillhouse.compress.subject import Columns, Form, Subject
-from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.compress.search.greedy import search as search_recipes
+from stillhouse.compress.target import Columns, CompressionTarget, ModelState
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, Compression
 from stillhouse.distill.students import AnyStudent, blocks, columns_of, new_student
 from stillhouse.distill.train import Lesson
@@ -109,7 +109,7 @@ class DistilledStudent:
                 lambda: _target(self),
                 settings,
                 SizeLimits(max_bytes=max_bytes, max_p95_ms=max_p95_ms, max_quality_loss=max_quality_loss),
-                variant_pack(self.config.agent, self.actions, {}),
+                variant_writer(self.config.agent, self.actions, {}),
                 Path(scratch),
             )
             if not frontier.fits:
@@ -240,7 +240,7 @@ def _training_set(student: DistilledStudent, columns: Sequence[Mapping[str, Any]
     )
 
 
-def _target(student: DistilledStudent) -> Subject:
+def _target(student: DistilledStudent) -> CompressionTarget:
     """The student as the target of compression, measured on its validation rows."""
     config, validation = student.config, student.validation
     labels = np.where(student.labels >= 0, student.labels, np.nan_to_num(student.teacher_probs).argmax(axis=1))
@@ -250,18 +250,18 @@ def _target(student: DistilledStudent) -> Subject:
     def encoded(chosen: Array) -> Callable[[Columns], Array]:
         return lambda columns: encode(student.rows[chosen], [dict(column) for column in columns])
 
-    def recover(form: Form, epochs: int) -> Form:
+    def recover(form: ModelState, epochs: int) -> ModelState:
         assert form.columns is not None  # a student has them
         sets = [_training_set(student, form.columns, chosen) for chosen in (~student.validation, student.validation)]
         train(form.module, sets[0], config.distillation, held_out=sets[1], epochs=epochs)
         return form
 
-    return student_subject(
+    return target_from_student(
         deepcopy(student.module),
         student.columns,
         student.actions,
         calibration=encoded(~student.validation),
-        judged=encoded(validation),
+        validation=encoded(validation),
         quality=lambda probs: quality(probs, labels[validation]).score,
         recover=recover,
         measure="score on validation rows",

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stillhouse.compress.search import search
-from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.compress.search.greedy import search
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, Cascade, Compression, Fp32, leaves
 from stillhouse.data_contract import count_by_rule, examine, join_names
 from stillhouse.distill.students import columns_of, new_student
@@ -98,16 +98,16 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         lesson = lesson_of(encode(future, columns), knowledge, labels, columns, features=features)
         student = new_student(config, columns, lesson.x.numpy(), initial)
         distil(student, lesson, config.distillation, epochs=1)
-        subject = student_subject(
+        subject = target_from_student(
             student,
             columns,
             config.actions,
             calibration=lambda columns: encode(future, columns),
-            judged=lambda columns: encode(future, columns),
+            validation=lambda columns: encode(future, columns),
             quality=lambda probs: quality(probs, labels).score,
         )
         fp32_only = Compression(recipes=((Fp32(method="fp32"),),), search=None)
-        pack = variant_pack(config.agent, config.actions, {})
+        pack = variant_writer(config.agent, config.actions, {})
         variant = search(lambda: subject, fp32_only, SizeLimits(), pack, Path(folder)).reference
         student_probs = Variant(variant.folder).predict_proba(future)
     steps = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(student_probs)} rows"

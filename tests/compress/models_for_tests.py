@@ -1,4 +1,4 @@
-"""Small students, their rows, and subjects of compression, where worker processes can import them."""
+"""Small students, their rows, and compression targets, importable by worker processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from stillhouse.compress.build import Built
+from stillhouse.compress.build import BuiltModel
 from stillhouse.compress.export import run_torch
 from stillhouse.compress.processor import Processor
-from stillhouse.compress.subject import Form, Subject
-from stillhouse.compress.variants import student_subject
+from stillhouse.compress.target import CompressionTarget, ModelState
+from stillhouse.compress.variants import target_from_student
 from stillhouse.config import BagEncoder, ConvolutionEncoder, TransformerEncoder
 from stillhouse.distill.students import TabularStudent, TextStudent, quantile_edges
 from stillhouse.distill.vocabulary import grow_vocabulary
@@ -67,7 +67,7 @@ def linears(module: nn.Module) -> list[nn.Linear]:
 
 
 @cache
-def said(count: int, seed: int = 0) -> pd.DataFrame:
+def sentences(count: int, seed: int = 0) -> pd.DataFrame:
     """Sentences of made-up words beside an hour and a place; one value in twenty is missing."""
     random = np.random.default_rng(seed)
     words = np.array([f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"])
@@ -81,20 +81,20 @@ def said(count: int, seed: int = 0) -> pd.DataFrame:
 TEXT_COLUMNS: list[dict[str, Any]] = [
     {"name": "hour", "type": "number"},
     {"name": "place", "type": "category", "values": ["x"]},
-    {"name": "said", "type": "text", "length": 10, "tokens": grow_vocabulary(said(500)["said"].dropna(), 400)},
+    {"name": "said", "type": "text", "length": 10, "tokens": grow_vocabulary(sentences(500)["said"].dropna(), 400)},
 ]
 
 
 def text_student(encoder: Any, widths: tuple[int, ...] = (32,)) -> TextStudent:
     torch.manual_seed(0)
-    edges = quantile_edges(encode(said(500), TEXT_COLUMNS)[:, :1], 4)
+    edges = quantile_edges(encode(sentences(500), TEXT_COLUMNS)[:, :1], 4)
     student = TextStudent(edges, (1,), [(len(TEXT_COLUMNS[2]["tokens"]), 10)], encoder, 3, widths, embedding=2)
     for table in student.encoders:
         torch.nn.init.normal_(table.embedding.weight)  # type: ignore[union-attr,arg-type]  # far from even
     return student.eval()
 
 
-# --------------------------------------------------------------------------- a subject that learns quickly
+# --------------------------------------------------------------------------- a target that learns quickly
 
 COLUMNS: list[dict[str, Any]] = [
     *({"name": name, "type": "number"} for name in "abcdef"),
@@ -111,71 +111,76 @@ def raw(count: int, seed: int = 0) -> pd.DataFrame:
     return rows
 
 
-def learnt(module: nn.Module, x: Array, wanted: Array, epochs: int) -> nn.Module:
+def train(module: nn.Module, x: Array, logits: Array, epochs: int) -> nn.Module:
     """Some epochs of distillation towards logits, the same each time."""
     module.train()
     optimiser = torch.optim.Adam(module.parameters(), lr=0.01)
-    rows, answers = torch.from_numpy(x), torch.from_numpy(wanted)
+    inputs, targets = torch.from_numpy(x), torch.from_numpy(logits)
     for _ in range(epochs):
         optimiser.zero_grad()
-        loss = torch.nn.functional.mse_loss(module(rows), answers)
+        loss = torch.nn.functional.mse_loss(module(inputs), targets)
         loss.backward()
         optimiser.step()
     return module.eval()
 
 
-def subject_of(
+def make_target(
     student: nn.Module,
     columns: list[dict[str, Any]],
     actions: tuple[str, ...],
     rows: pd.DataFrame,
-    judged: pd.DataFrame,
+    validation: pd.DataFrame,
     **changes: Any,
-) -> Subject:
-    """Quality is the share of judged rows on which a form chooses as the student does."""
-    wanted = run_torch(student, {"x": encode(judged, columns)}).argmax(axis=1)
+) -> CompressionTarget:
+    """Quality is the share of validation rows on which a state chooses as the student does."""
+    decisions = run_torch(student, {"x": encode(validation, columns)}).argmax(axis=1)
     logits = run_torch(student, {"x": encode(rows, columns)}, softmax=False)
 
-    def recover(form: Form, epochs: int) -> Form:
-        assert form.columns is not None
-        return Form(learnt(form.module, encode(rows, form.columns), logits, epochs), form.columns)
+    def recover(state: ModelState, epochs: int) -> ModelState:
+        assert state.columns is not None
+        return ModelState(train(state.module, encode(rows, state.columns), logits, epochs), state.columns)
 
     settings: dict[str, Any] = {
-        "calibration": lambda given: encode(rows, given),
-        "judged": lambda given: encode(judged, given),
-        "quality": lambda p: float((p.argmax(axis=1) == wanted).mean()),
+        "calibration": lambda columns: encode(rows, columns),
+        "validation": lambda columns: encode(validation, columns),
+        "quality": lambda p: float((p.argmax(axis=1) == decisions).mean()),
         "recover": recover,
-        "source": "rows of the test",
+        "content_hash": "rows of the test",
     }
-    return student_subject(student, columns, actions, **settings | changes)
+    return target_from_student(student, columns, actions, **settings | changes)
 
 
-def tabular_subject(**changes: Any) -> Subject:
+def make_tabular_target(**changes: Any) -> CompressionTarget:
     """Of a student with two hidden layers that has learnt a rule from two of its six numbers."""
     rows = raw(400)
     torch.manual_seed(0)
     x = encode(rows, COLUMNS)
     student = TabularStudent(quantile_edges(x[:, :6], 6), (80,), 2, (48, 24), embedding=8)
     rule = (4 * rows["a"] + 3 * rows["b"] * rows["a"]).to_numpy(np.float32)
-    learnt(student, x, np.column_stack([-rule, rule]), 40)
-    return subject_of(student, COLUMNS, ("no", "yes"), rows, raw(600, 1), **changes)
+    train(student, x, np.column_stack([-rule, rule]), 40)
+    return make_target(student, COLUMNS, ("no", "yes"), rows, raw(600, 1), **changes)
 
 
-def text_subject(**changes: Any) -> Subject:
+def make_text_target(**changes: Any) -> CompressionTarget:
     """Of a small transformer."""
     encoder = TransformerEncoder(type="transformer", width=16, layers=2, heads=2, feedforward=32)
-    return subject_of(text_student(encoder, (16,)), TEXT_COLUMNS, ACTIONS, said(300), said(300, 1), **changes)
-
-
-def graph_subject() -> Subject:
-    """Of an ONNX graph alone."""
-    whole = tabular_subject()
-    calibration, judged = whole.calibration(COLUMNS), whole.judged(COLUMNS)
-    return Subject(
-        model=whole.model, calibration=lambda columns: calibration, judged=lambda columns: judged, quality=whole.quality
+    return make_target(
+        text_student(encoder, (16,)), TEXT_COLUMNS, ACTIONS, sentences(300), sentences(300, 1), **changes
     )
 
 
-def pack_model(folder: Path, model: onnx.ModelProto, built: Built) -> None:
+def make_graph_target() -> CompressionTarget:
+    """Of an ONNX graph alone."""
+    target = make_tabular_target()
+    calibration, validation = target.calibration(COLUMNS), target.validation(COLUMNS)
+    return CompressionTarget(
+        model=target.model,
+        calibration=lambda columns: calibration,
+        validation=lambda columns: validation,
+        quality=target.quality,
+    )
+
+
+def write_model(folder: Path, model: onnx.ModelProto, built: BuiltModel) -> None:
     """The artifact is the model alone."""
     (folder / "model.onnx").write_bytes(model.SerializeToString())

@@ -1,4 +1,4 @@
-"""An exported student gives torch's probabilities, on every kind of row, or is not exported."""
+"""An exported student gives torch's probabilities on every kind of row, or the export is refused."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillhouse.compress.export import TOLERANCE, export_onnx, run_onnx, run_torch, slim
-from stillhouse.compress.quantize import touched
+from stillhouse.compress.export import MAX_DIFFERENCE, export_onnx, run_onnx, run_torch, slim
+from stillhouse.compress.steps.onnxruntime_quantizer import quantizable_nodes
 from stillhouse.distill.students import TabularStudent
 from stillhouse.errors import ExportError
-
-from .models_for_tests import CARDINALITIES, encoded, feed, tabular
+from tests.compress.models_for_tests import CARDINALITIES, encoded, feed, tabular
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +28,11 @@ def model(student: TabularStudent) -> onnx.ModelProto:
 @pytest.mark.parametrize("count", [1, 2, 3, 1000])
 def test_equals_torch_for_any_batch(model: onnx.ModelProto, student: TabularStudent, count: int) -> None:
     rows = feed(count, seed=count)
-    found = run_onnx(model, rows)
-    assert found.shape == (count, 2)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, run_torch(student, rows), atol=1e-6)
-    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
+    actual = run_onnx(model, rows)
+    assert actual.shape == (count, 2)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, run_torch(student, rows), atol=1e-6)
+    np.testing.assert_allclose(actual.sum(axis=1), 1.0, atol=1e-6)
 
 
 def test_equals_torch_at_the_edges_of_the_encoding(model: onnx.ModelProto, student: TabularStudent) -> None:
@@ -43,9 +42,9 @@ def test_equals_torch_at_the_edges_of_the_encoding(model: onnx.ModelProto, stude
     rows[2, :20] = 1e30
     rows[3, :20] = -1e30
     rows[4, 20:] = CARDINALITIES
-    found = run_onnx(model, {"x": rows})
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, run_torch(student, {"x": rows}), atol=1e-6)
+    actual = run_onnx(model, {"x": rows})
+    assert np.isfinite(actual).all()
+    np.testing.assert_allclose(actual, run_torch(student, {"x": rows}), atol=1e-6)
 
 
 @pytest.mark.parametrize("slimmed", [False, True])
@@ -61,7 +60,7 @@ def test_the_interface_is_one_float_matrix_in_and_one_out(model: onnx.ModelProto
 
 
 def test_nodes_keep_their_layers_names(model: onnx.ModelProto) -> None:
-    assert touched(model) == [
+    assert quantizable_nodes(model) == [
         "/student/layers/layers.0/Gemm",
         "/student/layers/layers.3/Gemm",
         "/student/embeddings.2/Gather",
@@ -127,11 +126,11 @@ def test_several_inputs_are_named_and_the_softmax_may_be_left_out() -> None:
     random = np.random.default_rng(0)
     rows = {"numbers": random.normal(size=(9, 3)).astype(np.float32), "codes": random.integers(0, 5, 9)}
     module = Two()
-    whole, bare = export_onnx(module, rows), export_onnx(module, rows, softmax=False)
-    assert [value.name for value in whole.graph.input] == ["numbers", "codes"]
+    with_softmax, bare = export_onnx(module, rows), export_onnx(module, rows, softmax=False)
+    assert [value.name for value in with_softmax.graph.input] == ["numbers", "codes"]
     np.testing.assert_allclose(run_onnx(bare, rows), run_torch(module, rows, softmax=False), atol=1e-6)
-    np.testing.assert_allclose(run_onnx(whole, rows).sum(axis=1), 1, atol=1e-6)
-    assert abs(run_onnx(bare, rows) - run_onnx(whole, rows)).max() > 0.1
+    np.testing.assert_allclose(run_onnx(with_softmax, rows).sum(axis=1), 1, atol=1e-6)
+    assert abs(run_onnx(bare, rows) - run_onnx(with_softmax, rows)).max() > 0.1
 
 
 class Branching(nn.Module):
@@ -169,7 +168,7 @@ class Unknown(nn.Module):
         (Unknown(), "Unknown cannot be exported"),
     ],
 )
-def test_what_does_not_agree_is_refused(strange: nn.Module, message: str) -> None:
+def test_an_export_that_differs_from_torch_is_refused(strange: nn.Module, message: str) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     with pytest.raises(ExportError, match=message):
         export_onnx(strange, {"x": rows})
@@ -205,4 +204,4 @@ def test_rows_that_no_student_reads_are_refused(
 
 
 def test_the_tolerance_is_far_above_rounding_and_far_below_a_decision() -> None:
-    assert 1e-6 < TOLERANCE < 1e-3
+    assert 1e-6 < MAX_DIFFERENCE < 1e-3

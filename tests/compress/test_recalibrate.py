@@ -1,4 +1,4 @@
-"""One temperature makes a model as sure as it may be; nothing else about its answers changes."""
+"""A temperature corrects the confidence and changes no decision."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from onnx import helper
 from torch import nn
 
 from stillhouse.compress.export import export_onnx, run_onnx
-from stillhouse.compress.quantize import quantize_static_int8
-from stillhouse.compress.recalibrate import temperature, with_temperature
+from stillhouse.compress.recalibrate import apply_temperature, fit_graph_temperature
+from stillhouse.compress.steps.int8 import quantize_static_int8
 from stillhouse.config import StaticInt8
 from stillhouse.errors import ExportError
 
@@ -33,46 +33,46 @@ def model(x: np.ndarray) -> onnx.ModelProto:
 
 
 def drawn(probabilities: np.ndarray) -> np.ndarray:
-    """Outcomes of just these probabilities."""
+    """Labels that are drawn from these probabilities."""
     uniform = np.random.default_rng(1).random(len(probabilities))[:, None]
     return (probabilities.astype(np.float64).cumsum(axis=1) < uniform).sum(axis=1).clip(max=ACTIONS - 1)
 
 
 @pytest.mark.parametrize("truth", [0.5, 1.0, 2.5])
-def test_it_finds_the_temperature_that_outcomes_were_drawn_with(
+def test_the_temperature_that_labels_were_drawn_with_is_fitted(
     model: onnx.ModelProto, x: np.ndarray, truth: float
 ) -> None:
-    outcomes = drawn(run_onnx(with_temperature(model, truth), {"x": x}))
-    assert temperature(model, {"x": x}, outcomes) == pytest.approx(truth, rel=0.08)
+    labels = drawn(run_onnx(apply_temperature(model, truth), {"x": x}))
+    assert fit_graph_temperature(model, {"x": x}, labels) == pytest.approx(truth, rel=0.08)
 
 
-def test_no_temperature_where_none_helps(model: onnx.ModelProto, x: np.ndarray) -> None:
+def test_the_fitted_temperature_never_raises_the_log_loss(model: onnx.ModelProto, x: np.ndarray) -> None:
     """Log loss with the temperature found is never above that without."""
     for seed in range(5):
-        outcomes = np.random.default_rng(seed).integers(0, ACTIONS, 200)
-        found = temperature(model, {"x": x[:200]}, outcomes)
+        labels = np.random.default_rng(seed).integers(0, ACTIONS, 200)
+        fitted = fit_graph_temperature(model, {"x": x[:200]}, labels)
         losses = [
-            -np.log(run_onnx(with_temperature(model, each), {"x": x[:200]})[np.arange(200), outcomes]).mean()
-            for each in (1.0, found)
+            -np.log(run_onnx(apply_temperature(model, divisor), {"x": x[:200]})[np.arange(200), labels]).mean()
+            for divisor in (1.0, fitted)
         ]
         assert losses[1] <= losses[0] + 1e-6
 
 
-def test_dividing_logits_is_what_the_graph_does(model: onnx.ModelProto, x: np.ndarray) -> None:
+def test_the_graph_divides_the_logits(model: onnx.ModelProto, x: np.ndarray) -> None:
     plain = run_onnx(model, {"x": x[:100]}).astype(np.float64)
-    wanted = plain ** (1 / 3)
-    wanted /= wanted.sum(axis=1, keepdims=True)
-    cooled = with_temperature(model, 3.0)
-    onnx.checker.check_model(cooled)
-    np.testing.assert_allclose(run_onnx(cooled, {"x": x[:100]}), wanted, atol=1e-6)
-    assert np.array_equal(wanted.argmax(axis=1), plain.argmax(axis=1))
+    expected = plain ** (1 / 3)
+    expected /= expected.sum(axis=1, keepdims=True)
+    tempered = apply_temperature(model, 3.0)
+    onnx.checker.check_model(tempered)
+    np.testing.assert_allclose(run_onnx(tempered, {"x": x[:100]}), expected, atol=1e-6)
+    assert np.array_equal(expected.argmax(axis=1), plain.argmax(axis=1))
     np.testing.assert_allclose(run_onnx(model, {"x": x[:100]}), plain)  # the model itself is left as it is
 
 
 def test_a_tempered_graph_can_be_quantised(model: onnx.ModelProto, x: np.ndarray) -> None:
-    cooled = with_temperature(model, 2.0)
-    small = quantize_static_int8(cooled, StaticInt8(method="int8_static"), {"x": x[:500]})
-    assert np.abs(run_onnx(small, {"x": x[:500]}) - run_onnx(cooled, {"x": x[:500]})).mean() < 0.01
+    tempered = apply_temperature(model, 2.0)
+    small = quantize_static_int8(tempered, StaticInt8(method="int8_static"), {"x": x[:500]})
+    assert np.abs(run_onnx(small, {"x": x[:500]}) - run_onnx(tempered, {"x": x[:500]})).mean() < 0.01
 
 
 def test_a_graph_without_a_softmax_is_refused() -> None:
@@ -81,4 +81,4 @@ def test_a_graph_without_a_softmax_is_refused() -> None:
     shapes = [value(name, onnx.TensorProto.FLOAT, [None, 2]) for name in ("x", "p")]
     graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:])
     with pytest.raises(ExportError, match="does not end in a softmax"):
-        with_temperature(helper.make_model(graph), 2.0)
+        apply_temperature(helper.make_model(graph), 2.0)

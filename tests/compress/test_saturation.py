@@ -1,4 +1,4 @@
-"""Pairs of products that leave sixteen bits are found by arithmetic, wherever this runs."""
+"""Overflowing pairs of products are found by arithmetic, on any machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from torch import nn
 
 from stillhouse.compress.export import export_onnx
-from stillhouse.compress.quantize import _Rows
 from stillhouse.compress.saturation import saturation
+from stillhouse.compress.steps.onnxruntime_quantizer import CalibrationBatches
 
 Array = np.ndarray[Any, Any]
 KINDS = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
@@ -35,9 +35,9 @@ def model(nodes: list[onnx.NodeProto], x: Array, output: int, **tensors: Array) 
 def product(x: Array, weight: Array) -> float:
     """Share of the pairs of ``x @ weight`` that saturate, as a dynamic model has them; 0 where none is found."""
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="layer")
-    found = saturation(model([node], x, TensorProto.INT32, w=weight), {"x": x})
-    assert [each.layer for each in found] in ([], ["layer"])
-    return found[0].share if found else 0.0
+    saturating = saturation(model([node], x, TensorProto.INT32, w=weight), {"x": x})
+    assert [layer.layer for layer in saturating] in ([], ["layer"])
+    return saturating[0].share if saturating else 0.0
 
 
 def u8(*rows: list[int]) -> Array:
@@ -81,35 +81,35 @@ def test_int8_activations_are_moved_up_by_128() -> None:
     assert product(s8([2, 1]), s8([127], [127])) == 1.0  # 130 · 127 + 129 · 127 = 32,893
 
 
-def test_uint8_weights_never_do() -> None:
+def test_uint8_weights_never_saturate() -> None:
     assert product(u8([255, 255]), u8([255], [255])) == 0.0
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_as_many_as_counting_all_pairs_says(seed: int) -> None:
+def test_the_share_agrees_with_counting_all_pairs(seed: int) -> None:
     random = np.random.default_rng(seed)
     rows, inputs, outputs = random.integers(1, 30), random.integers(1, 12), random.integers(1, 6)
     x = random.integers(0, 256, (rows, inputs)).astype(np.uint8)
     weight = random.integers(-128, 128, (inputs, outputs)).astype(np.int8)
-    crossed, pairs = 0, 0
+    overflows, pairs = 0, 0
     for row in x.astype(int):
         for column in weight.T.astype(int):
             for k in range(0, inputs, 2):
                 total = sum(row[i] * column[i] for i in (k, k + 1) if i < inputs)
-                crossed += total > 32_767 or total < -32_768
+                overflows += total > 32_767 or total < -32_768
                 pairs += 1
-    assert product(x, weight) == pytest.approx(crossed / pairs)
+    assert product(x, weight) == pytest.approx(overflows / pairs)
 
 
-# --------------------------------------------------------------------------- in every form
+# --------------------------------------------------------------------------- in every state
 
 
 SCALES = {"s": np.float32(0.1), "xz": np.uint8(0), "wz": np.int8(0)}
 
 
-@pytest.mark.parametrize(("weight", "found"), [(127, ("layer",)), (64, ())])
+@pytest.mark.parametrize(("weight", "saturating"), [(127, ("layer",)), (64, ())])
 @pytest.mark.parametrize("operator", ["QLinearMatMul", "QGemm", "QGemm turned"])
-def test_operators_on_integers(operator: str, weight: int, found: tuple[str, ...]) -> None:
+def test_operators_on_integers(operator: str, weight: int, saturating: tuple[str, ...]) -> None:
     """As a static model has them; the second of the two products reads what the first gives."""
     x, w = u8([255, 255, 255, 255]), np.full((4, 4), weight, np.int8)
     names = ["x", "s", "xz", "w", "s", "wz"]
@@ -122,17 +122,17 @@ def test_operators_on_integers(operator: str, weight: int, found: tuple[str, ...
             ["y"],
             name="layer",
             domain="com.microsoft",
-            transB=int(operator.endswith("turned")),
+            transB=int(operator.endswith("transposed")),
         )
     made = model([node], x, TensorProto.UINT8, w=w, **SCALES)
     made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    assert tuple(each.layer for each in saturation(made, {"x": x})) == found
+    assert tuple(layer.layer for layer in saturation(made, {"x": x})) == saturating
 
 
-def test_a_turned_weight_is_read_by_its_outputs() -> None:
+def test_a_transposed_weight() -> None:
     """Of ``[[127, 0], [0, 127]]`` no pair of one output is full; of ``[[127, 127], [0, 0]]`` turned, one is."""
     x = u8([255, 255])
-    for w, turned, share in (
+    for w, transposed, share in (
         ([[127, 0], [0, 127]], 1, 0.0),
         ([[127, 127], [0, 0]], 1, 0.5),
         ([[127, 127], [0, 0]], 0, 0.0),
@@ -143,11 +143,11 @@ def test_a_turned_weight_is_read_by_its_outputs() -> None:
             ["y"],
             name="layer",
             domain="com.microsoft",
-            transB=turned,
+            transB=transposed,
         )
         made = model([node], x, TensorProto.UINT8, w=s8(*w), **SCALES)
         made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-        assert sum(each.share for each in saturation(made, {"x": x})) == share
+        assert sum(layer.share for layer in saturation(made, {"x": x})) == share
 
 
 @pytest.mark.parametrize("in_graph", [True, False])
@@ -165,8 +165,8 @@ def test_pairs_of_quantise_and_dequantise(in_graph: bool) -> None:
         nodes.insert(0, helper.make_node("QuantizeLinear", ["w", "s", "wz"], ["wq"]))
         tensors = {"w": np.array([[12.7], [12.7]], np.float32)}
     made = model(nodes, x, TensorProto.FLOAT, **tensors, **SCALES)
-    (found,) = saturation(made, {"x": x})
-    assert (found.layer, found.share) == ("layer", 1.0)
+    (saturating,) = saturation(made, {"x": x})
+    assert (saturating.layer, saturating.share) == ("layer", 1.0)
     assert saturation(made, {"x": x / 2}) == ()
 
 
@@ -176,8 +176,8 @@ def test_a_convolution_sums_over_channels_or_over_its_kernel(shape: tuple[int, .
     x = np.full((1, shape[1], 3, 3), 255, np.uint8)
     node = helper.make_node("ConvInteger", ["x", "w"], ["y"], name="layer")
     for weight, share in ((127, 1.0), (64, 0.0)):
-        found = saturation(model([node], x, TensorProto.INT32, w=np.full(shape, weight, np.int8)), {"x": x})
-        assert sum(each.share for each in found) == share
+        saturating = saturation(model([node], x, TensorProto.INT32, w=np.full(shape, weight, np.int8)), {"x": x})
+        assert sum(layer.share for layer in saturating) == share
 
 
 def test_groups_strides_and_padding_of_a_convolution() -> None:
@@ -187,12 +187,12 @@ def test_groups_strides_and_padding_of_a_convolution() -> None:
     w = np.full((2, 1, 3), 127, np.int8)
     node = helper.make_node("ConvInteger", ["x", "w"], ["y"], name="layer", group=2, strides=[2], pads=[1, 1])
     made = model([node], x, TensorProto.INT32, w=w)
-    (found,) = saturation(made, {"x": x})
+    (saturating,) = saturation(made, {"x": x})
     # windows (0, 1, 1), (1, 1, 1), (1, 1, 0), each with the pair of its first two and the third alone
-    assert found.share == pytest.approx(2 / 6)
+    assert saturating.share == pytest.approx(2 / 6)
     x[:, 1], x[:, 0] = 0, 255
-    (found,) = saturation(made, {"x": x})
-    assert found.share == pytest.approx(2 / 6)
+    (saturating,) = saturation(made, {"x": x})
+    assert saturating.share == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("format", [QuantFormat.QOperator, QuantFormat.QDQ])
@@ -207,16 +207,16 @@ def test_what_the_quantiser_writes_is_read_in_both_formats(format: QuantFormat, 
     quantize_static(
         export_onnx(module, x),
         tmp_path / "m.onnx",
-        _Rows(x),
+        CalibrationBatches(x),
         quant_format=format,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         reduce_range=reduced,
     )
-    found = {each.layer: each.share for each in saturation(onnx.load(tmp_path / "m.onnx"), x)}
-    assert set(found) == (set() if reduced else {"/student/student.0/Conv", "/student/student.3/Gemm"})
-    assert all(share > 0.3 for share in found.values())
+    saturating = {layer.layer: layer.share for layer in saturation(onnx.load(tmp_path / "m.onnx"), x)}
+    assert set(saturating) == (set() if reduced else {"/student/student.0/Conv", "/student/student.3/Gemm"})
+    assert all(share > 0.3 for share in saturating.values())
 
 
 def test_a_float_model_has_nothing_to_saturate() -> None:

@@ -1,4 +1,4 @@
-"""Text students on the device: exported, quantised and pruned, loaded without torch, raw sentences in."""
+"""Text students as variants: exported, quantised, pruned, and run on raw sentences without torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from stillhouse.compress.export import run_torch
-from stillhouse.compress.subject import Form
-from stillhouse.compress.variants import student_subject, variant_pack
-from stillhouse.compress.workshop import Workshop
+from stillhouse.compress.search.candidates import CandidateBuilder
+from stillhouse.compress.target import ModelState
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import (
     DynamicInt8,
     Fp32,
@@ -36,8 +36,7 @@ from stillhouse.config import (
 )
 from stillhouse.records import CompressionCandidate
 from stillhouse.variant import Variant, encode
-
-from .models_for_tests import ACTIONS, ENCODERS, TEXT_COLUMNS, said, text_student
+from tests.compress.models_for_tests import ACTIONS, ENCODERS, TEXT_COLUMNS, sentences, text_student
 
 UNITS = PruneUnits(method="prune_units", recover_epochs=0)
 STATIC = StaticInt8(method="int8_static")
@@ -55,17 +54,17 @@ FORMATS = [recipe_name(recipe) for recipe in ALL[1:7]]
 
 
 def make(student: Any, folder: Path, *recipes: Recipe) -> dict[str, CompressionCandidate]:
-    rows = said(150)
-    subject = student_subject(
+    rows = sentences(150)
+    target = target_from_student(
         student,
         TEXT_COLUMNS,
         ACTIONS,
         calibration=lambda columns: encode(rows, columns),
-        judged=lambda columns: encode(rows[:50], columns),
+        validation=lambda columns: encode(rows[:50], columns),
         quality=lambda p: float(p[:, 0].mean()),
     )
-    workshop = Workshop(subject, variant_pack("clerk", ACTIONS, {}), folder, 0.1)
-    return {recipe_name(recipe): workshop.make(recipe) for recipe in recipes or ALL}
+    builder = CandidateBuilder(target, variant_writer("clerk", ACTIONS, {}), folder, 0.1)
+    return {recipe_name(recipe): builder.build(recipe) for recipe in recipes or ALL}
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
@@ -78,7 +77,7 @@ def size(candidate: CompressionCandidate) -> int:
 
 
 def test_every_recipe_agrees_with_the_student(made: dict[str, CompressionCandidate]) -> None:
-    assert {name: each.refused for name, each in made.items()} == dict.fromkeys(made)
+    assert {name: candidate.refused for name, candidate in made.items()} == dict.fromkeys(made)
     assert made["fp32"].difference is not None and made["fp32"].difference < 1e-6
     for name in FORMATS:
         assert made[name].difference is not None and 0 < made[name].difference < 0.02
@@ -98,9 +97,9 @@ def test_int8_is_a_third_of_the_bytes_embeddings_included(made: dict[str, Compre
     assert size(made["units50"]) < size(made["fp32"])
 
 
-def test_one_row_and_no_row_and_nothing_said(made: dict[str, CompressionCandidate]) -> None:
+def test_one_row_no_row_and_a_missing_text(made: dict[str, CompressionCandidate]) -> None:
     variant = Variant(made["int8_dynamic"].folder)
-    rows = said(20, seed=3)
+    rows = sentences(20, seed=3)
     together = variant.predict_proba(rows)
     alone = np.vstack([variant.predict_proba(rows.iloc[[i]]) for i in range(len(rows))])
     np.testing.assert_allclose(together, alone, atol=0.05)  # dynamic ranges are a batch's
@@ -115,16 +114,18 @@ def test_the_manifest_holds_the_tokeniser(made: dict[str, CompressionCandidate])
 
 def test_a_smaller_vocabulary_is_in_the_manifest_and_read_on_the_device(tmp_path: Path) -> None:
     recipe: Recipe = (Vocabulary(method="vocabulary", ratio=0.4, recover_epochs=0), STATIC)
-    found = make(text_student(ENCODERS["convolution"]), tmp_path, recipe, (STATIC,))
-    small = Variant(found["vocabulary40+int8_static"].folder)
+    actual = make(text_student(ENCODERS["convolution"]), tmp_path, recipe, (STATIC,))
+    small = Variant(actual["vocabulary40+int8_static"].folder)
     tokens = TEXT_COLUMNS[2]["tokens"]
     left = small.columns[2]["tokens"]
     assert len(left) == round(0.6 * len(tokens)) and set(left) < set(tokens)
-    assert size(found["vocabulary40+int8_static"]) < size(found["int8_static"])
-    rows, plain = said(200, 3), Variant(found["int8_static"].folder)
-    whole = [all(tokens[int(i)] in left for i in row) for row in encode(rows, TEXT_COLUMNS)[:, 2:]]
-    assert 10 < sum(whole) < 200
-    np.testing.assert_allclose(small.predict_proba(rows[whole]), plain.predict_proba(rows[whole]), atol=0.03)
+    assert size(actual["vocabulary40+int8_static"]) < size(actual["int8_static"])
+    rows, plain = sentences(200, 3), Variant(actual["int8_static"].folder)
+    has_all_tokens = [all(tokens[int(i)] in left for i in row) for row in encode(rows, TEXT_COLUMNS)[:, 2:]]
+    assert 10 < sum(has_all_tokens) < 200
+    np.testing.assert_allclose(
+        small.predict_proba(rows[has_all_tokens]), plain.predict_proba(rows[has_all_tokens]), atol=0.03
+    )
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
@@ -147,29 +148,29 @@ def test_steps_one_after_another(tmp_path: Path) -> None:
         LowRank(method="low_rank", recover_epochs=0),
         WeightOnly(method="weights", bits=4),
     )
-    found = make(text_student(ENCODERS["transformer"]), tmp_path, recipe, (Fp32(method="fp32"),))
-    (small, whole) = found.values()
+    actual = make(text_student(ENCODERS["transformer"]), tmp_path, recipe, (Fp32(method="fp32"),))
+    (small, has_all_tokens) = actual.values()
     assert small.name == "layers50+heads50+units50+vocabulary50+hashed50+rank50+weights4"
-    assert small.refused is None and size(small) < 0.15 * size(whole)
+    assert small.refused is None and size(small) < 0.15 * size(has_all_tokens)
 
 
 def test_what_has_no_hidden_units_is_refused_and_the_others_are_made(tmp_path: Path) -> None:
-    found = make(text_student(ENCODERS["bag"], widths=()), tmp_path, (Fp32(method="fp32"),), (UNITS,))
-    assert found["fp32"].refused is None
-    assert found["units50"].refused == (
+    actual = make(text_student(ENCODERS["bag"], widths=()), tmp_path, (Fp32(method="fp32"),), (UNITS,))
+    assert actual["fp32"].refused is None
+    assert actual["units50"].refused == (
         "prune_units: TextStudent has no layer whose units only other layers read: leave the step out"
     )
 
 
 def test_a_pruned_encoder_still_answers_one_text_as_many(tmp_path: Path) -> None:
-    """The exported form is checked on all rows at once and on one alone; so is the module here."""
+    """The exported state is checked on all rows at once and on one alone; so is the module here."""
     student = text_student(ENCODERS["transformer"])
-    found = make(student, tmp_path, (PruneHeads(method="prune_heads", recover_epochs=0),))["heads50"]
-    variant, rows = Variant(found.folder), said(20, 4)
+    actual = make(student, tmp_path, (PruneHeads(method="prune_heads", recover_epochs=0),))["heads50"]
+    variant, rows = Variant(actual.folder), sentences(20, 4)
     together = variant.predict_proba(rows)
     alone = np.vstack([variant.predict_proba(rows.iloc[[i]]) for i in range(20)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    assert np.abs(together - run_torch(Form(student).module, {"x": encode(rows, TEXT_COLUMNS)})).max() > 1e-4
+    assert np.abs(together - run_torch(ModelState(student).module, {"x": encode(rows, TEXT_COLUMNS)})).max() > 1e-4
 
 
 def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
     from stillhouse.registry.packaging import save_variant
 
     (made,) = make(text_student(ENCODERS["bag"]), tmp_path / "made", (DynamicInt8(method="int8_dynamic"),)).values()
-    folder, rows = Path(made.folder), said(30, seed=5)
+    folder, rows = Path(made.folder), sentences(30, seed=5)
     save_variant(folder, rows, tmp_path / "model", Model())
     rows.to_json(tmp_path / "rows.json", orient="split")
     program = """
@@ -200,10 +201,10 @@ def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"},
     )
     assert done.returncode == 0, done.stderr
-    found = pd.read_json(tmp_path / "said.json", orient="split")
-    wanted = Variant(folder).predict(rows)
-    assert found["action"].tolist() == wanted["action"].tolist()
-    np.testing.assert_allclose(found.drop(columns="action"), wanted.drop(columns="action"), rtol=1e-6)
+    actual = pd.read_json(tmp_path / "said.json", orient="split")
+    expected = Variant(folder).predict(rows)
+    assert actual["action"].tolist() == expected["action"].tolist()
+    np.testing.assert_allclose(actual.drop(columns="action"), expected.drop(columns="action"), rtol=1e-6)
 
 
 def test_mlflow_keeps_the_student_itself(tmp_path: Path) -> None:
@@ -213,11 +214,11 @@ def test_mlflow_keeps_the_student_itself(tmp_path: Path) -> None:
 
     from stillhouse.registry.packaging import save_student
 
-    x = encode(said(4), TEXT_COLUMNS)
+    x = encode(sentences(4), TEXT_COLUMNS)
     for name, encoder in ENCODERS.items():
         student = text_student(encoder)
         save_student(student, x, tmp_path / name, Model())
-        found = mlflow.pyfunc.load_model(str(tmp_path / name)).predict(encode(said(9, seed=2), TEXT_COLUMNS))
+        actual = mlflow.pyfunc.load_model(str(tmp_path / name)).predict(encode(sentences(9, seed=2), TEXT_COLUMNS))
         with torch.no_grad():
-            wanted = student(torch.from_numpy(encode(said(9, seed=2), TEXT_COLUMNS))).numpy()
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+            expected = student(torch.from_numpy(encode(sentences(9, seed=2), TEXT_COLUMNS))).numpy()
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A variant is a folder that stands alone, and says what it is."""
+"""A variant is a folder that runs alone and describes itself in its manifest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 import stillhouse.variant
-from stillhouse.compress.build import Built, export_form, finish
+from stillhouse.compress.build import BuiltModel, build_model, export_state
 from stillhouse.compress.export import run_onnx, run_torch
 from stillhouse.compress.processor import Processor, processor
-from stillhouse.compress.subject import Form, Subject
-from stillhouse.compress.variants import student_subject, variant_pack
-from stillhouse.compress.workshop import Workshop
+from stillhouse.compress.search.candidates import CandidateBuilder
+from stillhouse.compress.target import CompressionTarget, ModelState
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import DynamicInt8, Fp32, LowRank, PruneColumns, PruneUnits, Recipe, StaticInt8, recipe_name
 from stillhouse.distill.students import TabularStudent, quantile_edges
 from stillhouse.errors import ExportError
@@ -64,31 +64,31 @@ def student() -> TabularStudent:
     return TabularStudent(edges, list(VALUES.values()), 2, (64, 32)).eval()
 
 
-def subject_of(student: nn.Module, **changes: Any) -> Subject:
+def make_target(student: nn.Module, **changes: Any) -> CompressionTarget:
     settings: dict[str, Any] = {
         "calibration": lambda columns: encode(raw(1000), columns),
-        "judged": lambda columns: encode(raw(100, 1), columns),
+        "validation": lambda columns: encode(raw(100, 1), columns),
         "quality": lambda p: float(p[:, 0].mean()),
     }
     columns, actions = changes.pop("columns", COLUMNS), changes.pop("actions", ACTIONS)
-    return student_subject(student, columns, actions, **settings | changes)
+    return target_from_student(student, columns, actions, **settings | changes)
 
 
 @pytest.fixture(scope="module")
-def subject(student: TabularStudent) -> Subject:
-    return subject_of(student)
+def target(student: TabularStudent) -> CompressionTarget:
+    return make_target(student)
 
 
 def make(
-    subject: Subject, folder: Path, *recipes: Recipe, lineage: dict[str, str] = LINEAGE
+    target: CompressionTarget, folder: Path, *recipes: Recipe, lineage: dict[str, str] = LINEAGE
 ) -> dict[str, CompressionCandidate]:
-    workshop = Workshop(subject, variant_pack("flights", ACTIONS, lineage), folder, 0.05)
-    return {recipe_name(recipe): workshop.make(recipe) for recipe in recipes or ALL}
+    builder = CandidateBuilder(target, variant_writer("flights", ACTIONS, lineage), folder, 0.05)
+    return {recipe_name(recipe): builder.build(recipe) for recipe in recipes or ALL}
 
 
 @pytest.fixture(scope="module")
-def made(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
-    return make(subject, tmp_path_factory.mktemp("variants"))
+def made(target: CompressionTarget, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
+    return make(target, tmp_path_factory.mktemp("variants"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -96,7 +96,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str, CompressionCandidate]) -> None:
-    assert list(made) == NAMES and not {each.refused for each in made.values()} - {None}
+    assert list(made) == NAMES and not {candidate.refused for candidate in made.values()} - {None}
     for candidate in made.values():
         files = contents(Path(candidate.folder))
         assert sorted(files) == ["manifest.json", "model.onnx", "values.py", "variant.py"]
@@ -108,18 +108,18 @@ def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str,
 
 
 def test_sizes_and_agreement(made: dict[str, CompressionCandidate]) -> None:
-    sizes = {name: (Path(each.folder) / "model.onnx").stat().st_size for name, each in made.items()}
+    sizes = {name: (Path(candidate.folder) / "model.onnx").stat().st_size for name, candidate in made.items()}
     assert max(sizes["int8_dynamic"], sizes["int8_static"]) < 0.33 * sizes["fp32"]
     assert sizes["units50"] < 0.55 * sizes["fp32"] and sizes["columns20+int8_static"] < sizes["int8_static"]
-    found = {name: Variant(each.folder).manifest["agreement"] for name, each in made.items()}
-    assert found["fp32"]["max"] < 1e-6
-    for name, each in found.items():
-        assert each["rows"] == 1000 and each["mean"] <= each["max"]
-        assert each["mean"] == made[name].difference
-    assert 0 < found["int8_dynamic"]["mean"] < 0.02 and 0 < found["int8_static"]["mean"] < 0.02
+    actual = {name: Variant(candidate.folder).manifest["agreement"] for name, candidate in made.items()}
+    assert actual["fp32"]["max"] < 1e-6
+    for name, candidate in actual.items():
+        assert candidate["rows"] == 1000 and candidate["mean"] <= candidate["max"]
+        assert candidate["mean"] == made[name].difference
+    assert 0 < actual["int8_dynamic"]["mean"] < 0.02 and 0 < actual["int8_static"]["mean"] < 0.02
 
 
-def test_the_manifest_says_what_it_is(made: dict[str, CompressionCandidate]) -> None:
+def test_the_manifest_describes_the_variant(made: dict[str, CompressionCandidate]) -> None:
     for name, candidate in made.items():
         folder = Path(candidate.folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def test_the_manifest_says_what_it_is(made: dict[str, CompressionCandidate]) -> 
         assert manifest["lineage"] == LINEAGE
         assert (manifest["format"], manifest["variant"], manifest["input"]) == (2, name, "x")
         assert manifest["method"] == list(candidate.recipe)
-        assert manifest["saturates"] == [each.model_dump() for each in candidate.saturates]
+        assert manifest["saturates"] == [candidate.model_dump() for candidate in candidate.saturates]
         assert Processor.model_validate(manifest["cpu"]) == processor()
         assert set(manifest["versions"]) == {"onnxruntime", "onnx", "torch", "stillhouse"}
         for file, digest in manifest["sha256"].items():
@@ -156,7 +156,7 @@ def test_the_manifest_says_what_it_is(made: dict[str, CompressionCandidate]) -> 
     }
 
 
-def test_columns_that_are_gone_are_asked_for_no_more(made: dict[str, CompressionCandidate]) -> None:
+def test_removed_columns_are_not_read(made: dict[str, CompressionCandidate]) -> None:
     """Of 23 columns five; the others mean what they meant."""
     variant = Variant(made["columns20+int8_static"].folder)
     names = [column["name"] for column in variant.columns]
@@ -185,10 +185,10 @@ def test_it_runs_alone_without_torch_and_stillhouse(
     folder = made[name].folder
     command = [sys.executable, "-I", "-B", "-c", ALONE, folder, tmp_path / "rows.json", tmp_path / "out.json"]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
-    found = pd.read_json(tmp_path / "out.json", orient="split")
-    pd.testing.assert_frame_equal(found, Variant(folder).predict(rows), check_dtype=False, atol=1e-6)
-    wanted = run_torch(student, {"x": encode(rows, COLUMNS)})
-    np.testing.assert_allclose(found[["p_on_time", "p_late"]], wanted, atol=1e-6 if name == "fp32" else 0.05)
+    actual = pd.read_json(tmp_path / "out.json", orient="split")
+    pd.testing.assert_frame_equal(actual, Variant(folder).predict(rows), check_dtype=False, atol=1e-6)
+    reference_probs = run_torch(student, {"x": encode(rows, COLUMNS)})
+    np.testing.assert_allclose(actual[["p_on_time", "p_late"]], reference_probs, atol=1e-6 if name == "fp32" else 0.05)
 
 
 def test_a_damaged_model_is_refused(made: dict[str, CompressionCandidate], tmp_path: Path) -> None:
@@ -201,9 +201,9 @@ def test_a_damaged_model_is_refused(made: dict[str, CompressionCandidate], tmp_p
 
 
 def test_the_same_again_gives_the_same_bytes(
-    made: dict[str, CompressionCandidate], subject: Subject, tmp_path: Path
+    made: dict[str, CompressionCandidate], target: CompressionTarget, tmp_path: Path
 ) -> None:
-    for name, again in make(subject, tmp_path).items():
+    for name, again in make(target, tmp_path).items():
         assert contents(Path(again.folder)) == contents(Path(made[name].folder))
 
 
@@ -221,7 +221,7 @@ def die(*arguments):
 variants.write_manifest = die
 torch.manual_seed(0)
 student = t.TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(t.VALUES.values()), 2, (8,))
-t.make(t.subject_of(student), Path(sys.argv[2]), t.ALL[0])
+t.make(t.make_target(student), Path(sys.argv[2]), t.ALL[0])
 """
 
 
@@ -233,7 +233,7 @@ def test_a_killed_process_leaves_no_half_variant(tmp_path: Path) -> None:
     assert any(path.name == "model.onnx" for path in tmp_path.rglob("*"))
     torch.manual_seed(0)
     student = TabularStudent(torch.linspace(-1, 1, 13).repeat(20, 1), list(VALUES.values()), 2, (8,))
-    (again,) = make(subject_of(student), tmp_path, ALL[0]).values()
+    (again,) = make(make_target(student), tmp_path, ALL[0]).values()
     Variant(again.folder)
     assert not list((tmp_path / "aside").iterdir())
 
@@ -241,17 +241,17 @@ def test_a_killed_process_leaves_no_half_variant(tmp_path: Path) -> None:
 def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tmp_path: Path) -> None:
     calls = []
 
-    def recover(form: Form, epochs: int) -> Form:
-        module: Any = form.module
+    def recover(state: ModelState, epochs: int) -> ModelState:
+        module: Any = state.module
         calls.append(([layer.out_features for layer in module.layers if isinstance(layer, nn.Linear)], epochs))
         with torch.no_grad():
             module.layers[-1].bias.copy_(torch.tensor([0.0, 50.0]))
-        return form
+        return state
 
     recipes = [(PruneUnits(method="prune_units", ratio=r, recover_epochs=e),) for e, r in ((7, 0.25), (0, 0.5))]
-    found = make(subject_of(student, recover=recover), tmp_path, *recipes)
+    actual = make(make_target(student, recover=recover), tmp_path, *recipes)
     assert calls == [([48, 24, 2], 7)]
-    assert (Variant(found["units25"].folder).predict(raw(20)).action == "late").all()
+    assert (Variant(actual["units25"].folder).predict(raw(20)).action == "late").all()
     assert [layer.out_features for layer in student.layers if isinstance(layer, nn.Linear)] == [64, 32, 2]
 
 
@@ -268,37 +268,37 @@ def test_a_pruned_student_is_recovered_by_the_caller(student: TabularStudent, tm
 )
 def test_what_does_not_fit_is_refused(student: TabularStudent, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        subject_of(student, **changes)
+        make_target(student, **changes)
 
 
-def built(subject: Subject, recipe: Recipe, tolerance: float = 0.05) -> Built:
-    wanted = subject.probabilities(run_onnx(subject.model, subject.calibration(COLUMNS)))
-    return finish(subject, recipe, subject.model, COLUMNS, tolerance, wanted)
+def built(target: CompressionTarget, recipe: Recipe, tolerance: float = 0.05) -> BuiltModel:
+    reference_probs = target.to_probabilities(run_onnx(target.model, target.calibration(COLUMNS)))
+    return build_model(target, recipe, target.model, COLUMNS, tolerance, reference_probs)
 
 
-def test_a_recipe_without_a_number_format_stays_float32(subject: Subject) -> None:
+def test_a_recipe_without_a_number_format_stays_float32(target: CompressionTarget) -> None:
     low = LowRank(method="low_rank", ratio=0.5)
-    assert built(subject, (low,)).model == subject.model == built(subject, (low, Fp32(method="fp32"))).model
-    assert export_form(subject, Form(subject.form.module, COLUMNS)) == subject.model  # type: ignore[union-attr]
+    assert built(target, (low,)).model == target.model == built(target, (low, Fp32(method="fp32"))).model
+    assert export_state(target, ModelState(target.state.module, COLUMNS)) == target.model  # type: ignore[union-attr]
 
 
-def test_the_tolerance_is_the_number_formats_alone(subject: Subject) -> None:
+def test_the_tolerance_is_the_number_formats_alone(target: CompressionTarget) -> None:
     """A structural step may change the answers as much as it likes: its quality is judged."""
-    found = built(subject, (DynamicInt8(method="int8_dynamic"),))
+    actual = built(target, (DynamicInt8(method="int8_dynamic"),))
     with pytest.raises(
         ExportError, match=r"int8_dynamic differs from its float32 form by .* \(`compression.tolerance`"
     ):
-        built(subject, (DynamicInt8(method="int8_dynamic"),), found.agreement.mean * 0.99)
+        built(target, (DynamicInt8(method="int8_dynamic"),), actual.agreement.mean * 0.99)
     other = np.random.default_rng(0).normal(size=64).astype(np.float32)
     strange = onnx.ModelProto()
-    strange.CopyFrom(subject.model)
-    (bias,) = (each for each in strange.graph.initializer if list(each.dims) == [64])
+    strange.CopyFrom(target.model)
+    (bias,) = (candidate for candidate in strange.graph.initializer if list(candidate.dims) == [64])
     bias.raw_data = (10 * other).tobytes()
-    wanted = subject.probabilities(run_onnx(subject.model, subject.calibration(COLUMNS)))
-    far = finish(subject, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9, wanted)
+    reference_probs = target.to_probabilities(run_onnx(target.model, target.calibration(COLUMNS)))
+    far = build_model(target, (Fp32(method="fp32"),), strange, COLUMNS, 1e-9, reference_probs)
     assert far.agreement.mean > 0.01
     with pytest.raises(ExportError, match="differs"):
-        finish(subject, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9, wanted)
+        build_model(target, (DynamicInt8(method="int8_dynamic"),), strange, COLUMNS, 1e-9, reference_probs)
 
 
 def test_processor() -> None:
@@ -310,7 +310,7 @@ def test_processor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "whole"),
+    ("flags", "sums_whole"),
     [
         (("avx", "avx2"), False),
         (("avx", "avx2", "avx512f"), False),
@@ -321,5 +321,5 @@ def test_processor() -> None:
         ((), True),
     ],
 )
-def test_whose_products_are_added_whole(flags: tuple[str, ...], whole: bool) -> None:
-    assert Processor(name="p", flags=flags).adds_whole_products is whole
+def test_processors_that_sum_without_saturation(flags: tuple[str, ...], sums_whole: bool) -> None:
+    assert Processor(name="p", flags=flags).sums_without_saturation is sums_whole

@@ -26,7 +26,7 @@ from stillhouse.errors import PartError, RegistryError
 from stillhouse.registry import Registry
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.registry.runs import Runs
-from tests.compress.test_outside import graph
+from tests.compress.foreign.test_target import graph
 
 
 def test_an_alias_becomes_a_version(three: Registry) -> None:

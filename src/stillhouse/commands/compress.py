@@ -96,14 +96,14 @@ def compress(
     from stillhouse import compressing
     from stillhouse.registry.foreign import ForeignModels
 
-    limits = compressing.limits_of(max_bytes, max_p95_ms, max_quality_loss)
-    settings = compressing.settings_of(time, candidates, steps, parallel, recover_epochs)
+    limits = compressing.parse_limits(max_bytes, max_p95_ms, max_quality_loss)
+    settings = compressing.parse_settings(time, candidates, steps, parallel, recover_epochs)
     with console.status("asking MLflow"):
         model = ForeignModels().fetch_classifier(model_uri)
-    folder, output_name = compressing.destinations(output or [], model)
+    folder, output_name = compressing.parse_outputs(output or [], model)
     if folder is not None and folder.exists():
         raise ConfigError(f"--output {folder} exists already, and nothing is overwritten: name another folder")
-    model_rows = compressing.rows_of(rows, labels, model)
+    model_rows = compressing.read_rows(rows, labels, model)
     with _progress_bar(config.parse_duration(time).total_seconds(), limits) as on_candidate:
         frontier = compressing.compress_model(model, model_rows, settings, limits, on_candidate, output_name)
     _show_frontier(frontier)
@@ -116,7 +116,7 @@ def compress(
     if not frontier.fits:
         raise typer.Exit(1)
     if folder is not None:
-        compressing.keep(frontier, folder)
+        compressing.copy_chosen(frontier, folder)
         console.done(f"{shown(folder)}: model.onnx, manifest.json")
 
 
@@ -125,7 +125,7 @@ def _progress_bar(seconds: float, limits: SizeLimits) -> Iterator[Callable[[Comp
     """A progress bar of the search's seconds with the best candidate so far; yields the callback for each candidate."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from stillhouse.compress.frontier import choose
+    from stillhouse.compress.search.pareto import choose_candidate
 
     candidates: list[CompressionCandidate] = []
     counter = TextColumn("{task.fields[made]} made, {task.fields[best]}", markup=False)
@@ -136,7 +136,7 @@ def _progress_bar(seconds: float, limits: SizeLimits) -> Iterator[Callable[[Comp
 
         def on_candidate(candidate: CompressionCandidate) -> None:
             candidates.append(candidate)
-            best, fits, _ = choose(candidates, candidates[0], limits)
+            best, fits, _ = choose_candidate(candidates, candidates[0], limits)
             text = f"{'best' if fits else 'nearest'}: {best.name}, {best.bytes:,} bytes"
             progress.update(bar, completed=sum(made.seconds for made in candidates), made=len(candidates), best=text)
 

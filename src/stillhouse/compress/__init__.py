@@ -1,1 +1,1 @@
-"""A student into variants that fit the device."""
+"""Smaller forms of a model, made and measured: see ``target`` first, then ``steps``, ``search`` and ``foreign``."""

@@ -1,8 +1,10 @@
-"""The end of a recipe: a structural form becomes a graph, and the graph takes its number format."""
+"""The last part of a recipe: a model state is exported to ONNX, and the graph is converted to its number format."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,17 +12,17 @@ from pydantic import Field
 
 from stillhouse.compress.export import export_onnx, run_onnx
 from stillhouse.compress.saturation import saturation
-from stillhouse.compress.steps import quantise
-from stillhouse.compress.subject import Array, Columns, Feed, Form, Subject
+from stillhouse.compress.steps.kinds import quantise
+from stillhouse.compress.target import Array, Columns, CompressionTarget, Feed, ModelState
 from stillhouse.config import Fp32, Recipe, number_format, recipe_name
 from stillhouse.errors import ExportError
 from stillhouse.records import Record, Saturation
 
-__all__ = ["Agreement", "Built", "export_form", "finish"]
+__all__ = ["Agreement", "ArtifactWriter", "BuiltModel", "build_model", "export_state"]
 
 
 class Agreement(Record):
-    """How far a model's probabilities lie from those of the uncompressed one."""
+    """The difference between a model's probabilities and those of the uncompressed model."""
 
     rows: int = Field(ge=1, description="calibration rows compared")
     mean: float = Field(ge=0.0, le=1.0, description="mean |p_variant − p_student| over rows and actions")
@@ -28,8 +30,8 @@ class Agreement(Record):
 
 
 @dataclass(frozen=True)
-class Built:
-    """What a recipe gave: a graph whose nodes keep their layers' names, and the columns that it reads."""
+class BuiltModel:
+    """The result of a recipe: a graph whose nodes keep their layers' names, and the columns that it reads."""
 
     recipe: Recipe
     model: onnx.ModelProto
@@ -38,48 +40,54 @@ class Built:
     saturates: tuple[Saturation, ...] = ()
 
 
-def export_form(subject: Subject, form: Form) -> onnx.ModelProto:
-    """The float32 graph of a structural form."""
+ArtifactWriter = Callable[[Path, onnx.ModelProto, BuiltModel], None]
+"""Writes an artifact into an empty folder: the graph with short names, and the other files of its kind of artifact."""
+
+
+def export_state(target: CompressionTarget, state: ModelState) -> onnx.ModelProto:
+    """The float32 graph of a model state."""
     return export_onnx(
-        form.module,
-        subject.calibration(form.columns),
-        softmax=subject.softmax,
-        logits=subject.logits,
-        output=subject.output,
+        state.module,
+        target.calibration(state.columns),
+        softmax=target.softmax,
+        logits=target.logits,
+        output=target.output,
     )
 
 
-def finish(
-    subject: Subject,
+def build_model(
+    target: CompressionTarget,
     recipe: Recipe,
     exported: onnx.ModelProto,
     columns: Columns | None,
     tolerance: float,
-    wanted: Array,
-) -> Built:
-    """Put the exported form that the recipe's structural steps made into the recipe's number format.
+    reference_probs: Array,
+) -> BuiltModel:
+    """Convert the exported result of the recipe's structural steps to the recipe's number format.
 
-    :param wanted: what the subject's own graph says about its calibration rows, as probabilities ``[n, K]``.
+    :param exported: the float32 graph after the structural steps.
+    :param columns: the columns that it reads.
     :param tolerance: of the number format: largest mean |p − p_float32|, in 0…1.
+    :param reference_probs: probabilities of the target's own graph on its calibration rows, ``[n, K]``.
     :raises ExportError: naming the step and the layer, if it does not apply or its result cannot serve.
     """
-    feed = subject.calibration(columns)
+    feed = target.calibration(columns)
     model = quantise(number_format(recipe), exported, feed)
     if not isinstance(number_format(recipe), Fp32):
-        _within(_difference(subject, model, exported, feed), tolerance, recipe)
-    found = () if isinstance(number_format(recipe), Fp32) else saturation(model, feed)
-    return Built(recipe, model, columns, _agreement(subject, model, feed, wanted, recipe), found)
+        _require_tolerance(_mean_difference(target, model, exported, feed), tolerance, recipe)
+    saturating = () if isinstance(number_format(recipe), Fp32) else saturation(model, feed)
+    return BuiltModel(recipe, model, columns, _agreement(target, model, feed, reference_probs, recipe), saturating)
 
 
-def _difference(subject: Subject, model: onnx.ModelProto, exported: onnx.ModelProto, feed: Feed) -> float:
-    return float(np.abs(_said(subject, model, feed) - _said(subject, exported, feed)).mean())
+def _mean_difference(target: CompressionTarget, model: onnx.ModelProto, exported: onnx.ModelProto, feed: Feed) -> float:
+    return float(np.abs(_probabilities(target, model, feed) - _probabilities(target, exported, feed)).mean())
 
 
-def _said(subject: Subject, model: onnx.ModelProto, feed: Feed) -> Array:
-    return subject.probabilities(run_onnx(model, feed).astype(np.float64))
+def _probabilities(target: CompressionTarget, model: onnx.ModelProto, feed: Feed) -> Array:
+    return target.to_probabilities(run_onnx(model, feed).astype(np.float64))
 
 
-def _within(difference: float, tolerance: float, recipe: Recipe) -> None:
+def _require_tolerance(difference: float, tolerance: float, recipe: Recipe) -> None:
     if not difference <= tolerance:
         raise ExportError(
             f"{recipe_name(recipe)} differs from its float32 form by {difference:.3g} in probability on average "
@@ -87,12 +95,14 @@ def _within(difference: float, tolerance: float, recipe: Recipe) -> None:
         )
 
 
-def _agreement(subject: Subject, model: onnx.ModelProto, feed: Feed, wanted: Array, recipe: Recipe) -> Agreement:
-    found = _said(subject, model, feed)
-    strange = int((~np.isfinite(found).all(axis=1)).sum())
-    if strange:
+def _agreement(
+    target: CompressionTarget, model: onnx.ModelProto, feed: Feed, reference_probs: Array, recipe: Recipe
+) -> Agreement:
+    probs = _probabilities(target, model, feed)
+    n_invalid = int((~np.isfinite(probs).all(axis=1)).sum())
+    if n_invalid:
         raise ExportError(
-            f"{recipe_name(recipe)} gives probabilities that are not finite on {strange} of {len(found)} rows"
+            f"{recipe_name(recipe)} gives probabilities that are not finite on {n_invalid} of {len(probs)} rows"
         )
-    difference = np.abs(found - wanted)
-    return Agreement(rows=len(found), mean=float(difference.mean()), max=float(difference.max()))
+    difference = np.abs(probs - reference_probs)
+    return Agreement(rows=len(probs), mean=float(difference.mean()), max=float(difference.max()))

@@ -1,4 +1,4 @@
-"""``manifest.json``: what an artifact is, how far it is from the float32 model, and where it was made."""
+"""``manifest.json``: the contents of an artifact, its difference from the float32 model, and where it was built."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import onnx
 import onnxruntime
 import torch
 
-from stillhouse.compress.build import Built
+from stillhouse.compress.build import BuiltModel
 from stillhouse.compress.processor import processor
 from stillhouse.files import file_digest
 from stillhouse.version import __version__
 
 __all__ = ["write_manifest"]
 
-_FORMAT = 2
+_FORMAT = 2  # version of the manifest's format
 
 
-def write_manifest(folder: Path, described: Mapping[str, Any], built: Built, files: Sequence[str]) -> None:
-    """Write it into ``folder``, with checksums of ``files`` there.
+def write_manifest(folder: Path, entries: Mapping[str, Any], built: BuiltModel, files: Sequence[str]) -> None:
+    """Write the manifest into ``folder``, with checksums of ``files`` there.
 
-    :param described: what this kind of artifact says beside that.
+    :param entries: the entries that only this kind of artifact has.
     """
     manifest = {
         "format": _FORMAT,
-        **described,
+        **entries,
         "sha256": {name: file_digest(folder / name) for name in files},
         "agreement": built.agreement.model_dump(),
-        "saturates": [each.model_dump() for each in built.saturates],
+        "saturates": [layer.model_dump() for layer in built.saturates],
         "cpu": processor().model_dump(mode="json"),
         "versions": {
             "onnxruntime": onnxruntime.__version__,

@@ -1,4 +1,4 @@
-"""Which processor this is: int8 arithmetic, its speed and its rounding, depends on it."""
+"""This machine's processor: the speed and the rounding of int8 arithmetic depend on it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Processor", "processor"]
 
 
 class Processor(Record):
-    """A processor's model name and those of its instruction sets that matter here."""
+    """A processor's model name, and those of its instruction sets that int8 arithmetic depends on."""
 
     name: str
     flags: tuple[str, ...] = ()
 
     @property
-    def adds_whole_products(self) -> bool:
-        """Whether pairs of 8-bit products are summed without an end at 16 bits: with VNNI, and on all of ARM."""
+    def sums_without_saturation(self) -> bool:
+        """Whether pairs of 8-bit products are summed in more than 16 bits: with VNNI, and on every ARM processor."""
         return not {"avx", "avx2", "avx512f"} & set(self.flags) or bool({"avx512_vnni", "avx_vnni"} & set(self.flags))
 
 

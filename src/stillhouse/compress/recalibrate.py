@@ -1,4 +1,4 @@
-"""The cheap path: a form that is kept is given the ranges and the confidence that today's rows ask for."""
+"""Recalibration: a new temperature for an existing graph, fitted on recent labels, without any retraining."""
 
 from __future__ import annotations
 
@@ -7,31 +7,41 @@ import onnx
 from onnx import helper, numpy_helper
 
 from stillhouse.compress.export import run_onnx
-from stillhouse.compress.subject import Array, Feed
+from stillhouse.compress.target import Array, Feed
 from stillhouse.errors import ExportError
 from stillhouse.stats import fit_temperature
 
-__all__ = ["temperature", "with_temperature"]
+__all__ = ["apply_temperature", "fit_graph_temperature"]
 
-_TINY = 1e-12
+_MIN_PROBABILITY = 1e-12  # below it a probability's logarithm is not taken
 
 
-def temperature(model: onnx.ModelProto, feed: Feed, outcomes: Array) -> float:
-    """The temperature under which the model's answers have the least log loss on these rows, in 0.05…20.
+def fit_graph_temperature(model: onnx.ModelProto, feed: Feed, labels: Array) -> float:
+    """The temperature that minimises the log loss of the model's probabilities on these rows, in 0.05…20.
 
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", §4.2. Above 1: it was too sure of itself. The order of
-    the actions, and with it accuracy and AUC of two actions, stays as it is.
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", §4.2. A temperature above 1 means that the model was
+    overconfident. The order of the actions does not change, nor does the accuracy, nor the AUC of two actions.
 
     :param model: ends in probabilities ``[n, K]``.
-    :param outcomes: action indices ``[n]``, n ≥ 1.
+    :param labels: action indices ``[n]``, n ≥ 1.
     """
-    return fit_temperature(np.log(np.maximum(run_onnx(model, feed).astype(np.float64), _TINY)), outcomes)
+    return fit_temperature(np.log(np.maximum(run_onnx(model, feed).astype(np.float64), _MIN_PROBABILITY)), labels)
 
 
-def with_temperature(model: onnx.ModelProto, divisor: float) -> onnx.ModelProto:
-    """The graph with its logits divided by ``divisor`` before the softmax that it ends in.
+def apply_temperature(model: onnx.ModelProto, temperature: float) -> onnx.ModelProto:
+    """The graph with its logits divided by the temperature before its final softmax.
 
-    :raises ExportError: if it does not end in one.
+    Example:
+        >>> import numpy as np
+        >>> from torch import nn
+        >>> from stillhouse.compress.export import export_onnx
+        >>> rows = {"x": np.ones((1, 2), np.float32)}
+        >>> model = export_onnx(nn.Linear(2, 2).eval(), rows)
+        >>> hot = run_onnx(apply_temperature(model, 1000.0), rows)
+        >>> bool(np.abs(hot - 0.5).max() < 0.01)
+        True
+
+    :raises ExportError: if the graph does not end in a softmax.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -39,7 +49,7 @@ def with_temperature(model: onnx.ModelProto, divisor: float) -> onnx.ModelProto:
     if last is None or last.op_type != "Softmax":
         raise ExportError("the graph does not end in a softmax: its confidence cannot be calibrated")
     changed.graph.initializer.append(
-        numpy_helper.from_array(np.array(1.0 / divisor, np.float32), "inverse_temperature")
+        numpy_helper.from_array(np.array(1.0 / temperature, np.float32), "inverse_temperature")
     )
     scaled = helper.make_node("Mul", [last.input[0], "inverse_temperature"], ["scaled_logits"], name="/temperature")
     last.input[0] = "scaled_logits"

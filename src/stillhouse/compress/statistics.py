@@ -1,4 +1,4 @@
-"""What a module's layers see on rows as they occur."""
+"""Statistics of the inputs of a module's layers on calibration rows, and samples of these rows."""
 
 from __future__ import annotations
 
@@ -6,24 +6,40 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.compress.subject import Feed
+from stillhouse.compress.target import Feed
 
-__all__ = ["Moments", "batches", "input_moments", "operations"]
+__all__ = ["Moments", "batches", "input_moments", "operations", "sample_evenly"]
 
-_ROWS = 1024  # are enough; evenly spaced over the feed
-_BATCH = 128
+_MAX_ROWS = 1024  # rows that moments are computed on, evenly spaced over the feed
+_BATCH_ROWS = 128
+
+
+def sample_evenly(feed: Feed, count: int) -> Feed:
+    """At most ``count`` rows, evenly spaced: rows in order of time then cover the whole window.
+
+    Example:
+        >>> import numpy as np
+        >>> sample_evenly({"x": np.arange(10)}, 4)["x"].tolist()
+        [0, 3, 6, 9]
+    """
+    rows = len(next(iter(feed.values())))
+    if rows <= count:
+        return feed
+    index = np.linspace(0, rows - 1, count).astype(int)
+    return {name: array[index] for name, array in feed.items()}
 
 
 @dataclass
 class Moments:
-    """Of a layer's inputs, over rows and places; channels C.
+    """Moments of a layer's inputs, over rows and positions; C channels.
 
     :param mean: ``[C]``.
-    :param second: ``E[x xᵀ]``, ``[C, C]``; empty where it was not asked for.
     :param variance: ``[C]``.
+    :param second: ``E[x xᵀ]``, ``[C, C]``; empty unless requested.
     """
 
     mean: Tensor
@@ -32,8 +48,10 @@ class Moments:
 
 
 class _Sums:
-    def __init__(self, together: bool) -> None:
-        self.together = together
+    """Running sums over batches, in float64."""
+
+    def __init__(self, second_moment: bool) -> None:
+        self.second_moment = second_moment
         self.count, self.first, self.squares, self.second = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
 
     def add(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -43,7 +61,7 @@ class _Sums:
         self.count += len(flat)
         self.first = self.first + flat.sum(dim=0)
         self.squares = self.squares + flat.pow(2).sum(dim=0)
-        if self.together:
+        if self.second_moment:
             self.second = self.second + flat.T @ flat
 
     def moments(self) -> Moments:
@@ -54,19 +72,19 @@ class _Sums:
 
 
 def input_moments(
-    module: nn.Module, feed: Feed, names: Collection[str], *, together: bool = False
+    module: nn.Module, feed: Feed, names: Collection[str], *, second_moment: bool = False
 ) -> dict[str, Moments]:
     """Moments of the inputs of the named layers (linear layers, convolutions) while the module reads the feed.
 
-    :param together: whether ``second`` is wanted.
+    :param second_moment: whether :attr:`Moments.second` is computed.
     """
     layers = {name: part for name, part in module.named_modules() if name in names}
-    sums = {name: _Sums(together) for name in layers}
+    sums = {name: _Sums(second_moment) for name in layers}
 
-    def watch(name: str) -> Any:
+    def make_hook(name: str) -> Any:
         return lambda layer, inputs: sums[name].add(layer, inputs)
 
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(make_hook(name)) for name, layer in layers.items()]
     try:
         for batch in batches(feed):
             with torch.no_grad():
@@ -74,21 +92,23 @@ def input_moments(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: found.moments() for name, found in sums.items()}
+    return {name: layer_sums.moments() for name, layer_sums in sums.items()}
 
 
 def operations(module: nn.Module, feed: Feed) -> int:
-    """Multiplications and additions that the module takes for one row of the feed, at least 1."""
+    """Number of multiplications and additions of the module for one row of the feed, at least 1."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    one = tuple(torch.from_numpy(array[:1]) for array in feed.values())
+    row = tuple(torch.from_numpy(array[:1]) for array in feed.values())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*one)
+        module(*row)
     return max(1, int(counter.get_total_flops()))
 
 
 def batches(feed: Feed) -> list[tuple[Tensor, ...]]:
-    """Some of the feed's rows, evenly spaced, a few at a time."""
+    """Up to 1,024 rows of the feed, evenly spaced, in batches of 128."""
     rows = len(next(iter(feed.values())))
-    chosen = torch.linspace(0, rows - 1, min(rows, _ROWS)).long()
-    return [tuple(torch.from_numpy(array[part.numpy()]) for array in feed.values()) for part in chosen.split(_BATCH)]
+    index = torch.linspace(0, rows - 1, min(rows, _MAX_ROWS)).long()
+    return [
+        tuple(torch.from_numpy(array[batch.numpy()]) for array in feed.values()) for batch in index.split(_BATCH_ROWS)
+    ]

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from stillhouse.compress import arrivals
-from stillhouse.compress.search import search
-from stillhouse.compress.subject import Form, Subject
-from stillhouse.compress.variants import student_subject, variant_pack
+from stillhouse.compress.search.greedy import search
+from stillhouse.compress.search.validation_rows import ValidationRows, find_new_actions, select_validation_rows
+from stillhouse.compress.target import CompressionTarget, ModelState
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import Recipe
 from stillhouse.distill import students
 from stillhouse.distill.grow import Columns
@@ -45,12 +45,12 @@ def compress_student(
     """
     job, settings = session.job, session.settings
     return search(
-        functools.partial(_subject, job, teacher, student, recovery_sets),
+        functools.partial(_target, job, teacher, student, recovery_sets),
         settings.compression,
         SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
-        variant_pack(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
+        variant_writer(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
         Path(job.folder) / "compression",
-        warm=_recipes_to_begin_with(session),
+        initial_recipes=_recipes_to_begin_with(session),
         on_candidate=lambda candidate: log.info("%s", candidate),
     )
 
@@ -90,7 +90,7 @@ def _recipes_to_begin_with(session: Session) -> list[Recipe]:
     return [TypeAdapter(Recipe).validate_python(frontier.named(name).recipe) for name in recipes]
 
 
-def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef, recovery_sets: RecoverySets) -> Subject:
+def _target(job: Refresh, teacher: TeacherRef, student: StudentRef, recovery_sets: RecoverySets) -> CompressionTarget:
     """The student as the subject of compression: recovered on what it learned from, judged on the validation days.
 
     What has just arrived must hold by itself: the newest of these days, and rows of actions that are new.
@@ -100,37 +100,37 @@ def _subject(job: Refresh, teacher: TeacherRef, student: StudentRef, recovery_se
     learned = np.flatnonzero(~rows.validation)
     validation = np.flatnonzero(rows.validation & rows.has_label)
     arrived = _judged_rows(session, teacher, learned, validation)
-    judged = np.concatenate([validation, learned[arrived.extra]])
+    judged = np.concatenate([validation, learned[arrived.training_index]])
 
     def score(probs: Array, labels: Array) -> float:
         return quality(probs, labels).score
 
-    def recover(form: Form, epochs: int) -> Form:
-        assert form.columns is not None  # a student has them
-        lesson, control = recovery_sets(session, teacher, student, _plain(form.columns))
-        distil(form.module, lesson, settings.distillation, held_out=control, epochs=epochs)
-        return form
+    def recover(state: ModelState, epochs: int) -> ModelState:
+        assert state.columns is not None  # a student has them
+        lesson, control = recovery_sets(session, teacher, student, _plain(state.columns))
+        distil(state.module, lesson, settings.distillation, held_out=control, epochs=epochs)
+        return state
 
     measure = (
         "AUC"
         if len(settings.actions) == 2 and len(np.unique(rows.labels[validation])) > 1
         else "share of right decisions"
     )
-    return student_subject(
+    return target_from_student(
         students.load(Path(student.folder), settings),
         student_columns(student),
         settings.actions,
         calibration=lambda columns: rows.encoded(_plain(columns))[learned],
-        judged=lambda columns: rows.encoded(_plain(columns))[judged],
-        quality=arrived.quality(score),
-        slices=arrived.slices(score),
+        validation=lambda columns: rows.encoded(_plain(columns))[judged],
+        quality=arrived.make_quality(score),
+        slices=arrived.make_slices(score),
         recover=recover,
-        measure=measure,
-        source=f"{session.refresh_id} {teacher.version}",
+        quality_name=measure,
+        content_hash=f"{session.refresh_id} {teacher.version}",
     )
 
 
-def _judged_rows(session: Session, teacher: TeacherRef, learned: Array, validation: Array) -> arrivals.Judged:
+def _judged_rows(session: Session, teacher: TeacherRef, learned: Array, validation: Array) -> ValidationRows:
     """The validation rows, and rows of new actions; the teacher's answer stands in for a label that is not known."""
     rows, champion = session.training, session.champion
     actions = session.settings.actions
@@ -142,13 +142,13 @@ def _judged_rows(session: Session, teacher: TeacherRef, learned: Array, validati
     by_teacher = (labels < 0) & ~np.isnan(probs[:, 0])
     labels[by_teacher] = probs[by_teacher].argmax(axis=1)
     times = _moments(rows.frame["observed_at"])
-    new = arrivals.new_actions(
+    new = find_new_actions(
         np.concatenate([times[validation], times[learned]]),
         np.concatenate([rows.labels[validation], labels]),
         None if since is None else _moments(pd.Series([since]))[0],
         unknown,
     )
-    return arrivals.judged_rows(times[validation], rows.labels[validation], times[learned], labels, new, actions)
+    return select_validation_rows(times[validation], rows.labels[validation], times[learned], labels, new, actions)
 
 
 def _plain(columns: Any) -> list[dict[str, Any]]:

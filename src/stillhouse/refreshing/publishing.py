@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from stillhouse import config
-from stillhouse.compress.figures import measured
-from stillhouse.compress.search import FORM
+from stillhouse.compress.search.figures import candidate_metrics
+from stillhouse.compress.search.greedy import FLOAT32_GRAPH_FILE
 from stillhouse.compressing import log_frontier
 from stillhouse.config import AgentConfig
 from stillhouse.distill import students
@@ -65,7 +65,7 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
     models.log_files(
         job.run_id,
         {
-            names.MODEL_STATE: (Path(job.folder) / "compression" / FORM).read_bytes(),
+            names.MODEL_STATE: (Path(job.folder) / "compression" / FLOAT32_GRAPH_FILE).read_bytes(),
             names.PROFILE: profile.to_bytes(),
             names.BASELINE: baseline,
             names.TRADEOFF_FIGURE: figures.tradeoff(proof),
@@ -177,6 +177,6 @@ def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage:
             continue
         tags = {"chosen": candidate.name == frontier.chosen} if candidate.name in registered else None
         card = cards[candidate.name]
-        variants.append(NewVariant(Path(candidate.folder), card, params, measured(candidate), tags))
+        variants.append(NewVariant(Path(candidate.folder), card, params, candidate_metrics(candidate), tags))
     models.log_variants(job.run_id, variants, lineage, test.head(4))
     log_frontier(models, job.run_id, frontier)

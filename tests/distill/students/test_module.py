@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch import nn
 
-from stillhouse.compress.variants import student_subject, variant_pack
-from stillhouse.compress.workshop import Workshop
+from stillhouse.compress.search.candidates import CandidateBuilder
+from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, Fp32, PruneHeads, PruneUnits
 from stillhouse.distill.students import OwnStudent, load, new_student, save
 from stillhouse.errors import PartError, StillhouseError
@@ -101,18 +101,18 @@ def test_its_parts_are_found_by_following_it_and_what_does_not_apply_is_refused(
     """Hidden units of an ordinary module are known to be its own; it has no heads that could go."""
     x = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32)
     made = new_student(agent("Plain", width=60), COLUMNS, X)
-    subject = student_subject(
+    subject = target_from_student(
         made,
         COLUMNS,
         ("wait", "go"),
         calibration=lambda columns: x,
-        judged=lambda columns: x,
+        validation=lambda columns: x,
         quality=lambda p: float(p[:, 0].mean()),
     )
-    workshop = Workshop(subject, variant_pack("toy", ("wait", "go"), {}), tmp_path, 0.05)
-    units = workshop.make((PruneUnits(method="prune_units", recover_epochs=0),))
-    heads = workshop.make((PruneHeads(method="prune_heads", recover_epochs=0),))
-    assert units.refused is None and units.bytes < workshop.make((Fp32(method="fp32"),)).bytes
+    builder = CandidateBuilder(subject, variant_writer("toy", ("wait", "go"), {}), tmp_path, 0.05)
+    units = builder.build((PruneUnits(method="prune_units", recover_epochs=0),))
+    heads = builder.build((PruneHeads(method="prune_heads", recover_epochs=0),))
+    assert units.refused is None and units.bytes < builder.build((Fp32(method="fp32"),)).bytes
     assert heads.refused == "prune_heads: OwnStudent has no attention with query, key, value, out, heads and size"
     assert made.module.inside.out_features == 60
 

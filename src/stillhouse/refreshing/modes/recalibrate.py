@@ -8,10 +8,10 @@ from typing import NamedTuple
 import onnx
 from pydantic import Field, TypeAdapter
 
-from stillhouse.compress.recalibrate import temperature, with_temperature
-from stillhouse.compress.search import search
-from stillhouse.compress.subject import Columns
-from stillhouse.compress.variants import graph_subject, variant_pack
+from stillhouse.compress.recalibrate import apply_temperature, fit_graph_temperature
+from stillhouse.compress.search.greedy import search
+from stillhouse.compress.target import Columns
+from stillhouse.compress.variants import target_from_graph, variant_writer
 from stillhouse.config import Compression, Recipe, number_format
 from stillhouse.errors import RegistryError
 from stillhouse.evaluate.scorecard import quality
@@ -89,17 +89,17 @@ class Recalibrate(RefreshMode):
         chosen = current if current.sum() >= settings.update.min_rows else learned
         judged = data.has_label & data.validation
         x = data.encoded([dict(column) for column in kept.columns])
-        found = temperature(kept.model, {"x": x[chosen]}, data.labels[chosen])
+        found = fit_graph_temperature(kept.model, {"x": x[chosen]}, data.labels[chosen])
         models.log_record(job.run_id, Recalibration(temperature=found, rows=int(chosen.sum())), names.RECALIBRATION)
         models.log_metrics(job.run_id, {"recalibration/temperature": found, "recalibration/rows": float(chosen.sum())})
         labels = data.labels[judged]
-        subject = graph_subject(
-            with_temperature(kept.model, found),
+        subject = target_from_graph(
+            apply_temperature(kept.model, found),
             kept.columns,
             calibration=x[chosen],
-            judged=x[judged],
+            validation=x[judged],
             quality=lambda probs: quality(probs, labels).score,
-            source=f"{job.refresh_id} recalibrate",
+            content_hash=f"{job.refresh_id} recalibrate",
         )
         return search(
             lambda: subject,
@@ -107,7 +107,7 @@ class Recalibrate(RefreshMode):
                 recipes=((number_format(kept.recipe),),), search=None, tolerance=settings.compression.tolerance
             ),
             SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
-            variant_pack(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
+            variant_writer(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
             Path(job.folder) / "compression",
         )
 
