@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stillhouse.config import AgentConfig, Augment
-from stillhouse.distill.augment import made_up_rows, munge, nearest, reworded
+from stillhouse.distill.augment import make_synthetic_rows, munge, nearest_neighbours, reword
 from stillhouse.knowledge import content_keys
 
 TEACHER = {"kind": "python", "name": "t", "target": "toy:Teacher"}
@@ -63,7 +63,7 @@ def make_rows(count: int, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray[Any, 
 def test_rows_are_made_within_their_block() -> None:
     config = make_config(copies=2)
     rows, blocks = make_rows(200)
-    made = made_up_rows(config, rows, blocks)
+    made = make_synthetic_rows(config, rows, blocks)
     assert 340 < len(made) <= 400
     for block, origin, letters, low in ((0, "A", "abcde ", 0), (1, "B", "VWXYZ ", 100)):
         part = made[made["block"] == block]
@@ -76,7 +76,7 @@ def test_rows_are_made_within_their_block() -> None:
 def test_rows_are_new_and_keep_the_contract() -> None:
     config = make_config(copies=3)
     rows, blocks = make_rows(200)
-    made = made_up_rows(config, rows, blocks)
+    made = make_synthetic_rows(config, rows, blocks)
     assert made["content_key"].is_unique and list(made["content_key"]) == content_keys(made, config)
     assert not made["content_key"].isin(content_keys(rows, config)).any()
     assert made["temp"].min() >= 0 and (made["seats"] == made["seats"].round()).all()
@@ -87,12 +87,12 @@ def test_rows_are_new_and_keep_the_contract() -> None:
 def test_the_same_seed_the_same_rows_whatever_the_other_block() -> None:
     config = make_config(copies=1)
     rows, blocks = make_rows(200)
-    made = made_up_rows(config, rows, blocks)
-    pd.testing.assert_frame_equal(made, made_up_rows(config, rows, blocks))
-    alone = made_up_rows(config, rows[blocks == 1], blocks[blocks == 1])
+    made = make_synthetic_rows(config, rows, blocks)
+    pd.testing.assert_frame_equal(made, make_synthetic_rows(config, rows, blocks))
+    alone = make_synthetic_rows(config, rows[blocks == 1], blocks[blocks == 1])
     pd.testing.assert_frame_equal(alone, made[made["block"] == 1].reset_index(drop=True))
     other = config.model_copy(update={"distillation": config.distillation.model_copy(update={"seed": 1})})
-    assert not made["content_key"].isin(made_up_rows(other, rows, blocks)["content_key"]).all()
+    assert not made["content_key"].isin(make_synthetic_rows(other, rows, blocks)["content_key"]).all()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_same_seed_the_same_rows_whatever_the_other_block() -> None:
 )
 def test_how_many(augment: dict[str, Any], count: int, expected: int) -> None:
     rows, _ = make_rows(count)
-    assert abs(len(made_up_rows(make_config(**augment), rows)) - expected) <= expected * 0.2
+    assert abs(len(make_synthetic_rows(make_config(**augment), rows)) - expected) <= expected * 0.2
 
 
 @pytest.mark.parametrize(
@@ -154,15 +154,15 @@ def test_munge_by_its_law() -> None:
 
 def test_the_nearest_is_another_row() -> None:
     points = np.array([[0.0], [0.0], [1.0], [10.0], [10.4]])
-    assert nearest(points, np.arange(5), np.random.default_rng(0)).tolist() == [1, 0, 0, 4, 3]
+    assert nearest_neighbours(points, np.arange(5), np.random.default_rng(0)).tolist() == [1, 0, 0, 4, 3]
     many = np.random.default_rng(0).normal(size=(9000, 2)).astype(np.float32)
-    found = nearest(many, np.arange(50), np.random.default_rng(0))
+    found = nearest_neighbours(many, np.arange(50), np.random.default_rng(0))
     assert (found != np.arange(50)).all() and np.abs(many[found] - many[:50]).max() < 1
 
 
 def test_texts_are_made_of_the_words_there_are() -> None:
     texts = ["turn the light off", "play some jazz", "", "what is the time"]
-    made = reworded(texts, np.repeat(np.arange(4), 200), 0.3, np.random.default_rng(0))
+    made = reword(texts, np.repeat(np.arange(4), 200), 0.3, np.random.default_rng(0))
     assert set(" ".join(made).split()) <= set(" ".join(texts).split())
     assert len({*made[:200]}) > 20 and made[:200].count(texts[0]) < 100
-    assert reworded([""], np.zeros(3, dtype=np.int64), 0.3, np.random.default_rng(0)) == ["", "", ""]
+    assert reword([""], np.zeros(3, dtype=np.int64), 0.3, np.random.default_rng(0)) == ["", "", ""]

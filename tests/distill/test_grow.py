@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stillhouse.config import BagEncoder
-from stillhouse.distill.grow import extended, grown, transplanted
+from stillhouse.distill.grow import extend_columns, grow_student, transfer_weights
 from stillhouse.distill.students import TabularStudent, TextStudent, load, save
 from stillhouse.errors import SchemaError
 
@@ -33,7 +33,7 @@ def said(student: TabularStudent, rows: np.ndarray = ROWS) -> torch.Tensor:
 
 def test_new_values_are_appended_whatever_the_order_of_the_file() -> None:
     fresh = [COLUMNS[0], COLUMNS[1] | {"values": ["east", "south", "west"]}]
-    assert extended(COLUMNS, fresh)[1]["values"] == ["north", "south", "east", "west"]
+    assert extend_columns(COLUMNS, fresh)[1]["values"] == ["north", "south", "east", "west"]
     assert COLUMNS[1]["values"] == ["north", "south"]
 
 
@@ -42,12 +42,12 @@ def test_new_values_are_appended_whatever_the_order_of_the_file() -> None:
 )
 def test_other_columns_are_another_student(fresh) -> None:
     with pytest.raises(SchemaError, match="agent file has"):
-        extended(COLUMNS, fresh)
+        extend_columns(COLUMNS, fresh)
 
 
 def test_a_new_value_begins_as_the_unknown(student: TabularStudent, tmp_path: Path) -> None:
-    after = extended(COLUMNS, [COLUMNS[0], COLUMNS[1] | {"values": ["south", "west", "east", "up"]}])
-    made = grown(student, COLUMNS, after, ["no", "yes"], ["no", "yes"], ROWS, np.array([0.5, 0.5]))
+    after = extend_columns(COLUMNS, [COLUMNS[0], COLUMNS[1] | {"values": ["south", "west", "east", "up"]}])
+    made = grow_student(student, COLUMNS, after, ["no", "yes"], ["no", "yes"], ROWS, np.array([0.5, 0.5]))
     assert torch.equal(said(made), said(student))
     new, unknown = np.array([[0.3, 5]], np.float32), np.array([[0.3, 0]], np.float32)
     assert torch.equal(said(made, new), said(student, unknown))
@@ -60,7 +60,7 @@ def test_new_actions_begin_with_their_share_and_the_others_keep_their_odds(
     student: TabularStudent, tmp_path: Path
 ) -> None:
     wanted = ["no", "perhaps", "yes"]
-    made = grown(student, COLUMNS, COLUMNS, ["no", "yes"], wanted, ROWS, np.array([0.5, 0.1, 0.4]))
+    made = grow_student(student, COLUMNS, COLUMNS, ["no", "yes"], wanted, ROWS, np.array([0.5, 0.1, 0.4]))
     before, after = said(student), said(made)
     torch.testing.assert_close(after[:, 0] / after[:, 2], before[:, 0] / before[:, 1])
     assert after[:, 1].mean().item() == pytest.approx(0.1, abs=0.03)
@@ -69,19 +69,19 @@ def test_new_actions_begin_with_their_share_and_the_others_keep_their_odds(
 
 
 def test_an_action_that_is_no_longer_wanted_goes(student: TabularStudent) -> None:
-    made = grown(student, COLUMNS, COLUMNS, ["no", "yes"], ["yes", "later"], ROWS, np.array([0.9, 0.1]))
+    made = grow_student(student, COLUMNS, COLUMNS, ["no", "yes"], ["yes", "later"], ROWS, np.array([0.9, 0.1]))
     assert torch.equal(made.layers[-1].weight[0], student.layers[-1].weight[1]) and said(made).shape == (3, 2)
 
 
 def test_weights_are_taken_where_they_fit(student: TabularStudent) -> None:
     torch.manual_seed(1)
-    wider = transplanted(TabularStudent(student.edges + 1, (2,), 3, (6,)), student)
+    wider = transfer_weights(TabularStudent(student.edges + 1, (2,), 3, (6,)), student)
     assert torch.equal(wider.edges, student.edges)
     assert torch.equal(wider.layers[0].weight, student.layers[0].weight)
     assert wider.layers[-1].weight.shape == (3, 6)
     other = TabularStudent(torch.zeros(1, 5) + 1, (2,), 2, (7,))
     edges = other.edges.clone()
-    transplanted(other, student)
+    transfer_weights(other, student)
     assert torch.equal(other.edges, edges) and torch.equal(other.embeddings[0].weight, student.embeddings[0].weight)
 
 
@@ -89,10 +89,12 @@ def test_a_new_letter_begins_as_the_unknown_and_known_words_are_read_as_before(t
     torch.manual_seed(0)
     tokens = ["[PAD]", "[UNK]", "a", "b", "##a", "##b"]
     before = [{"name": "said", "type": "text", "tokens": tokens, "length": 4}]
-    after = extended(before, [before[0] | {"tokens": ["[PAD]", "[UNK]", "ab", "##c", "c", "cab", "a"]}])
+    after = extend_columns(before, [before[0] | {"tokens": ["[PAD]", "[UNK]", "ab", "##c", "c", "cab", "a"]}])
     assert after[0]["tokens"] == [*tokens, "##c", "c", "cab"]
     student = TextStudent(torch.zeros(0, 5), (), [(6, 4)], BagEncoder(type="bag", width=6), 2, (5,)).eval()
-    made = grown(student, before, after, ["no", "yes"], ["no", "yes"], np.zeros((1, 4), np.float32), np.ones(2) / 2)
+    made = grow_student(
+        student, before, after, ["no", "yes"], ["no", "yes"], np.zeros((1, 4), np.float32), np.ones(2) / 2
+    )
     known, new = np.array([[2, 5, 3, 0]], np.float32), np.array([[2, 8, 0, 0]], np.float32)
     assert torch.equal(said(made, known), said(student, known))
     assert torch.equal(said(made, new), said(student, np.array([[2, 1, 0, 0]], np.float32)))

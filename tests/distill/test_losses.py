@@ -13,16 +13,16 @@ from scipy.stats import entropy
 from stillhouse.config import Decoupled, Hinton, Hints, KnowledgeLoss, LossSection, Relational, Standardised
 from stillhouse.config.base import tagged
 from stillhouse.distill.losses import (
-    Signals,
+    LossInputs,
     decoupled_loss,
+    hinton_loss,
     hints_loss,
-    knowledge_loss,
-    log_knowledge,
-    outcome_loss,
+    label_loss,
+    logits_from_probs,
+    loss_term,
     relational_loss,
     soften,
     standardised_loss,
-    term,
 )
 
 
@@ -55,7 +55,7 @@ def test_a_teacher_that_is_certain_stays_finite() -> None:
     certain = torch.tensor([[1.0, 0.0, 0.0]])
     torch.testing.assert_close(soften(certain, 1.0), certain, rtol=0, atol=3e-6)
     logits = torch.tensor([[0.0, 50.0, -50.0]], requires_grad=True)
-    loss = knowledge_loss(logits, certain, 4.0)
+    loss = hinton_loss(logits, certain, 4.0)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
@@ -68,19 +68,19 @@ def test_the_loss_is_temperature_squared_times_kl(temperature: float) -> None:
     teacher = knowledge.numpy() ** (1 / temperature)
     teacher /= teacher.sum(axis=1, keepdims=True)
     expected = temperature**2 * np.mean([entropy(p, q) for p, q in zip(teacher, student, strict=True)])
-    assert knowledge_loss(logits, knowledge, temperature).item() == pytest.approx(expected, rel=1e-9)
+    assert hinton_loss(logits, knowledge, temperature).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_kl_of_two_actions_by_hand() -> None:
     """Teacher (¾, ¼), student (½, ½): ¾ ln 1.5 + ¼ ln 0.5."""
-    loss = knowledge_loss(torch.zeros(1, 2), torch.tensor([[0.75, 0.25]]), 1.0)
+    loss = hinton_loss(torch.zeros(1, 2), torch.tensor([[0.75, 0.25]]), 1.0)
     assert loss.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-6)
 
 
 def test_the_loss_of_agreement_is_zero_and_no_force() -> None:
     logits, _ = random_problem()
     logits.requires_grad_()
-    loss = knowledge_loss(logits, torch.softmax(logits.detach(), dim=1), 3.0)
+    loss = hinton_loss(logits, torch.softmax(logits.detach(), dim=1), 3.0)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-9)
     assert logits.grad.abs().max().item() < 1e-7
@@ -89,7 +89,7 @@ def test_the_loss_of_agreement_is_zero_and_no_force() -> None:
 def gradient(temperature: float) -> torch.Tensor:
     logits, knowledge = random_problem()
     logits.requires_grad_()
-    knowledge_loss(logits, knowledge, temperature).backward()
+    hinton_loss(logits, knowledge, temperature).backward()
     return logits.grad
 
 
@@ -114,7 +114,7 @@ def test_the_gradient_does_not_fade_with_temperature() -> None:
 
 def test_outcomes_by_hand() -> None:
     """Logits (0, ln 3) say ¼ and ¾: mean of −ln ¾ and −ln ¼."""
-    loss = outcome_loss(torch.tensor([[0.0, math.log(3)]] * 2), torch.tensor([1, 0]))
+    loss = label_loss(torch.tensor([[0.0, math.log(3)]] * 2), torch.tensor([1, 0]))
     assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2, rel=1e-6)
 
 
@@ -128,7 +128,7 @@ def test_decoupled_with_the_teachers_own_doubt_as_weight_is_hinton(temperature: 
     for outcome in range(5):
         doubt = 1 - soften(knowledge, temperature)[0, outcome].item()
         found = decoupled_loss(logits, knowledge, torch.tensor([outcome]), temperature, others=doubt)
-        assert found.item() == pytest.approx(knowledge_loss(logits, knowledge, temperature).item(), rel=1e-9)
+        assert found.item() == pytest.approx(hinton_loss(logits, knowledge, temperature).item(), rel=1e-9)
 
 
 def test_of_two_actions_nothing_is_left_to_spread() -> None:
@@ -136,7 +136,7 @@ def test_of_two_actions_nothing_is_left_to_spread() -> None:
     outcomes = torch.arange(64) % 2
     for others in (0.5, 50.0):
         found = decoupled_loss(logits, knowledge, outcomes, 2.0, others).item()
-        assert found == pytest.approx(knowledge_loss(logits, knowledge, 2.0).item(), rel=1e-9)
+        assert found == pytest.approx(hinton_loss(logits, knowledge, 2.0).item(), rel=1e-9)
 
 
 # --------------------------------------------------------------------------- standardised
@@ -144,7 +144,7 @@ def test_of_two_actions_nothing_is_left_to_spread() -> None:
 
 def test_standardised_does_not_see_shift_and_scale() -> None:
     _, knowledge = random_problem()
-    logits = log_knowledge(knowledge)
+    logits = logits_from_probs(knowledge)
     assert standardised_loss(7 * logits + 3, knowledge, 2.0).item() == pytest.approx(0, abs=1e-12)
     assert standardised_loss(-logits, knowledge, 2.0).item() > 0.1
 
@@ -199,8 +199,10 @@ def test_every_entry_of_the_agent_file_has_its_term(kind: type) -> None:
     logits, knowledge = random_problem()
     logits.requires_grad_()
     features = torch.randn(64, 6, dtype=torch.float64)
-    signals = Signals(logits, knowledge, torch.arange(64) % 5, 2 * logits, logits @ torch.ones(5, 6).double(), features)
-    loss = term(kind(type=kind.__name__.lower()), signals, 2.0)
+    signals = LossInputs(
+        logits, knowledge, torch.arange(64) % 5, 2 * logits, logits @ torch.ones(5, 6).double(), features
+    )
+    loss = loss_term(kind(type=kind.__name__.lower()), signals, 2.0)
     loss.backward()
     assert loss.shape == () and logits.grad.abs().sum() > 0
 
@@ -218,17 +220,17 @@ class Squared(LossSection):
     type: Literal["squared"] = "squared"
 
 
-@term.register
-def _(loss: Squared, signals: Signals, temperature: float) -> torch.Tensor:
-    return (torch.softmax(signals.logits, dim=1) - signals.knowledge).square().sum(dim=1).mean()
+@loss_term.register
+def _(loss: Squared, signals: LossInputs, temperature: float) -> torch.Tensor:
+    return (torch.softmax(signals.logits, dim=1) - signals.teacher_probs).square().sum(dim=1).mean()
 
 
 def test_a_new_type_of_loss_and_one_without_a_file() -> None:
-    signals = Signals(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    assert float(term(Squared(), signals, 2.0)) == 0.5
+    signals = LossInputs(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    assert float(loss_term(Squared(), signals, 2.0)) == 0.5
     with pytest.raises(TypeError, match="no loss of type 'made_up': MadeUpLoss is not registered"):
-        term(MadeUpLoss(), signals, 2.0)
+        loss_term(MadeUpLoss(), signals, 2.0)
 
 
 def test_every_type_of_loss_of_the_agent_file_is_registered() -> None:
-    assert all(section in term.registry for section in tagged(KnowledgeLoss).values())
+    assert all(section in loss_term.registry for section in tagged(KnowledgeLoss).values())

@@ -14,17 +14,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.config import AgentConfig, Distillation
-from stillhouse.distill.losses import outcome_loss, soften
-from stillhouse.distill.students import TabularStudent
-from stillhouse.distill.train import (
-    Lesson,
-    columns_of,
-    distil,
-    held_out_units,
-    new_student,
-    student_probabilities,
-    validation_days,
-)
+from stillhouse.distill.losses import label_loss, soften
+from stillhouse.distill.split import split_validation, validation_days
+from stillhouse.distill.students import TabularStudent, columns_of, new_student
+from stillhouse.distill.train import distil, student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import ConfigError
 from stillhouse.variant import encode
 
@@ -86,9 +80,9 @@ def learned(
 ) -> tuple[TabularStudent, tuple[dict[str, float], ...]]:
     rows, knowledge, outcomes = make_rows(count, seed=0)
     columns = columns_of(config, rows)
-    lesson = Lesson(encode(rows, columns), knowledge, outcomes, numbers=2)
-    student = new_student(config, columns, lesson.x.numpy())
-    return student, distil(student, lesson, config.distillation, **settings).history
+    training_set = TrainingSet(encode(rows, columns), knowledge, outcomes, numbers=2)
+    student = new_student(config, columns, training_set.x.numpy())
+    return student, distil(student, training_set, config.distillation, **settings).history
 
 
 def said(config: AgentConfig, student: TabularStudent) -> tuple[np.ndarray[Any, Any], ...]:
@@ -125,8 +119,8 @@ def test_no_epochs_leave_a_student_as_it_is() -> None:
     student, _ = learned(config, count=200)
     before, mode = weights(student).clone(), student.training
     rows, knowledge, outcomes = make_rows(200, seed=2)
-    lesson = Lesson(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
-    assert distil(student, lesson, config.distillation, epochs=0).history == ()
+    training_set = TrainingSet(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
+    assert distil(student, training_set, config.distillation, epochs=0).history == ()
     assert torch.equal(weights(student), before)
     assert student.training is mode
 
@@ -152,9 +146,11 @@ def test_what_was_drawn_before_does_not_matter_and_nothing_is_drawn_from_the_com
 
 
 def test_progress_and_history_tell_of_every_epoch() -> None:
-    heard: list[tuple[int, dict[str, float]]] = []
-    _, history = learned(make_config(epochs=3), 300, progress=lambda epoch, losses: heard.append((epoch, dict(losses))))
-    assert heard == list(enumerate(history, start=1))
+    epochs_seen: list[tuple[int, dict[str, float]]] = []
+    _, history = learned(
+        make_config(epochs=3), 300, progress=lambda epoch, losses: epochs_seen.append((epoch, dict(losses)))
+    )
+    assert epochs_seen == list(enumerate(history, start=1))
     assert [sorted(losses) for losses in history] == [
         ["knowledge_loss", "outcome_loss", "outcome_weight", "temperature"]
     ] * 3
@@ -171,11 +167,11 @@ def test_the_callers_rows_are_left_alone() -> None:
     rows, knowledge, outcomes = make_rows(300, seed=0)
     x = encode(rows, columns_of(config, rows))
     copies = [array.copy() for array in (x, knowledge, outcomes)]
-    lesson = Lesson(x, knowledge, outcomes, numbers=2)
-    distil(new_student(config, columns_of(config, rows), x), lesson, config.distillation)
+    training_set = TrainingSet(x, knowledge, outcomes, numbers=2)
+    distil(new_student(config, columns_of(config, rows), x), training_set, config.distillation)
     for array, copy in zip((x, knowledge, outcomes), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
-    np.testing.assert_array_equal(lesson.x.numpy(), x)
+    np.testing.assert_array_equal(training_set.x.numpy(), x)
 
 
 @pytest.mark.parametrize(("rate", "low", "high"), [(0.3, 0.0, 0.08), (0.0, 0.12, 1.0)])
@@ -201,10 +197,10 @@ def test_probabilities_are_probabilities() -> None:
 # --------------------------------------------------------------------------- held-out rows, checkpoints, losses
 
 
-def lessons(config: AgentConfig, *seeds: int, count: int = 600) -> Iterator[Lesson]:
+def training_sets(config: AgentConfig, *seeds: int, count: int = 600) -> Iterator[TrainingSet]:
     for seed in seeds:
         rows, knowledge, outcomes = make_rows(count, seed)
-        yield Lesson(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
+        yield TrainingSet(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
 
 
 def with_losses(config: AgentConfig, *types: str) -> AgentConfig:
@@ -213,31 +209,31 @@ def with_losses(config: AgentConfig, *types: str) -> AgentConfig:
     return config.model_copy(update={"distillation": Distillation.model_validate(settings)})
 
 
-def fresh(config: AgentConfig, lesson: Lesson) -> TabularStudent:
+def fresh(config: AgentConfig, training_set: TrainingSet) -> TabularStudent:
     rows, _, _ = make_rows(600, seed=0)
-    return new_student(config, columns_of(config, rows), lesson.x.numpy())
+    return new_student(config, columns_of(config, rows), training_set.x.numpy())
 
 
 def test_probes_that_change_nothing_leave_no_trace() -> None:
     """Three groups are too few to say anything: the student is that of the fixed settings, to the bit."""
     config = make_config({"dropout": 0.2}, epochs=3)
-    lesson, held_out = lessons(config, 0, 1)
-    held_out.groups = torch.arange(len(held_out)) % 3
-    one, other = fresh(config, lesson), fresh(config, lesson)
-    course = distil(one, lesson, config.distillation, held_out=held_out)
+    training_set, validation = training_sets(config, 0, 1)
+    validation.cluster_ids = torch.arange(len(validation)) % 3
+    one, other = fresh(config, training_set), fresh(config, training_set)
+    course = distil(one, training_set, config.distillation, validation=validation)
     fixed = config.distillation.model_copy(update={"controller": "fixed"})
     assert not course.adapted
-    assert distil(other, lesson, fixed, held_out=held_out).history == course.history
+    assert distil(other, training_set, fixed, validation=validation).history == course.history
     assert torch.equal(weights(one), weights(other))
 
 
 def test_a_teacher_that_is_wrong_loses_its_weight_and_one_that_knows_keeps_it() -> None:
     config = make_config(epochs=8)
-    lesson, held_out = lessons(config, 0, 1, count=2000)
-    knows = distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out)
-    for part in (lesson, held_out):
-        part.knowledge = part.knowledge.flip(1)
-    wrong = distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out)
+    training_set, validation = training_sets(config, 0, 1, count=2000)
+    knows = distil(fresh(config, training_set), training_set, config.distillation, validation=validation)
+    for part in (training_set, validation):
+        part.teacher_probs = part.teacher_probs.flip(1)
+    wrong = distil(fresh(config, training_set), training_set, config.distillation, validation=validation)
     assert knows.history[-1]["outcome_weight"] <= 0.35
     assert wrong.history[-1]["outcome_weight"] > 0.9
     (change, *_) = [change for change in wrong.changes if change.setting == "outcome_weight"]
@@ -246,29 +242,29 @@ def test_a_teacher_that_is_wrong_loses_its_weight_and_one_that_knows_keeps_it() 
 
 def test_an_overconfident_teacher_is_calibrated_before_it_teaches() -> None:
     config = make_config(epochs=4, outcome_weight=0.0)
-    lesson, held_out = lessons(config, 0, 1, count=2000)
-    honest = lesson.knowledge.clone()
-    for part in (lesson, held_out):
-        part.knowledge = soften(part.knowledge, 0.4)
-    course = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
+    training_set, validation = training_sets(config, 0, 1, count=2000)
+    honest = training_set.teacher_probs.clone()
+    for part in (training_set, validation):
+        part.teacher_probs = soften(part.teacher_probs, 0.4)
+    course = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
     (power,) = [change.value for change in course.changes if change.setting == "calibration"]
     assert power == pytest.approx(1 / 0.4, rel=0.25)
-    said = torch.softmax(student(lesson.x), dim=1)
-    assert (said - honest).abs().mean() < (said - lesson.knowledge).abs().mean()
+    said = torch.softmax(student(training_set.x), dim=1)
+    assert (said - honest).abs().mean() < (said - training_set.teacher_probs).abs().mean()
 
 
 def test_training_stops_when_held_out_rows_no_longer_gain_and_gives_back_the_best() -> None:
     """Outcomes are coin flips: the more is memorised, the worse on rows that were not seen."""
     config = make_config({"widths": [64]}, epochs=60, patience=2, outcome_weight=1.0, controller="fixed")
-    lesson, held_out = lessons(config, 0, 1, count=200)
-    for part in (lesson, held_out):
-        part.outcomes = torch.randint(2, (200,), generator=torch.Generator().manual_seed(len(part.x)))
-    held_out.outcomes = 1 - held_out.outcomes
-    course = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
+    training_set, validation = training_sets(config, 0, 1, count=200)
+    for part in (training_set, validation):
+        part.labels = torch.randint(2, (200,), generator=torch.Generator().manual_seed(len(part.x)))
+    validation.labels = 1 - validation.labels
+    course = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
     losses = [epoch["held_out_outcome_loss"] for epoch in course.history]
     assert course.stopped and len(losses) < 60 and losses.index(min(losses)) == len(losses) - 3
     with torch.no_grad():
-        assert outcome_loss(student(held_out.x), held_out.outcomes).item() == pytest.approx(min(losses), abs=1e-6)
+        assert label_loss(student(validation.x), validation.labels).item() == pytest.approx(min(losses), abs=1e-6)
 
 
 class KilledError(Exception):
@@ -278,8 +274,8 @@ class KilledError(Exception):
 @pytest.mark.parametrize("losses", [("hinton",), ("hinton", "hints")])
 def test_a_killed_training_ends_as_it_would_have(tmp_path: Path, losses: tuple[str, ...]) -> None:
     config = with_losses(make_config({"dropout": 0.2}, epochs=5), *losses)
-    lesson, held_out = lessons(config, 0, 1)
-    for part in (lesson, held_out):
+    training_set, validation = training_sets(config, 0, 1)
+    for part in (training_set, validation):
         part.features = torch.randn(len(part), 7, generator=torch.Generator().manual_seed(0))
     file = tmp_path / "deep" / "training.safetensors"
 
@@ -288,51 +284,58 @@ def test_a_killed_training_ends_as_it_would_have(tmp_path: Path, losses: tuple[s
             raise KilledError
 
     with pytest.raises(KilledError):
-        distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out, checkpoint=file, progress=killed)
-    heard: list[int] = []
+        distil(
+            fresh(config, training_set),
+            training_set,
+            config.distillation,
+            validation=validation,
+            checkpoint=file,
+            progress=killed,
+        )
+    epochs_seen: list[int] = []
     course = distil(
-        resumed := fresh(config, lesson),
-        lesson,
+        resumed := fresh(config, training_set),
+        training_set,
         config.distillation,
-        held_out=held_out,
+        validation=validation,
         checkpoint=file,
-        progress=lambda epoch, losses: heard.append(epoch),
+        progress=lambda epoch, losses: epochs_seen.append(epoch),
     )
-    whole = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
-    assert heard == [4, 5]
+    whole = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
+    assert epochs_seen == [4, 5]
     assert course == whole
     assert torch.equal(weights(resumed), weights(student))
 
 
 def test_a_checkpoint_of_another_training_or_a_broken_one_is_not_gone_on_from(tmp_path: Path) -> None:
     config, file = make_config(epochs=2), tmp_path / "training.safetensors"
-    lesson, other = lessons(config, 0, 1)
-    distil(fresh(config, lesson), lesson, config.distillation, checkpoint=file)
-    heard: list[int] = []
-    for given in (other, lesson):
+    training_set, other = training_sets(config, 0, 1)
+    distil(fresh(config, training_set), training_set, config.distillation, checkpoint=file)
+    epochs_seen: list[int] = []
+    for given in (other, training_set):
         distil(
             fresh(config, given),
             given,
             config.distillation,
             checkpoint=file,
-            progress=lambda epoch, losses: heard.append(epoch),
+            progress=lambda epoch, losses: epochs_seen.append(epoch),
         )
         file.write_bytes(b"half of one")
-    assert heard == [1, 2, 1, 2]
+    assert epochs_seen == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("loss", ["hinton", "decoupled", "standardised", "relational", "hints"])
 def test_every_loss_teaches(loss: str) -> None:
     config = with_losses(make_config(epochs=8), loss)
-    lesson, new = lessons(config, 0, 1, count=2000)
-    lesson.features = torch.log(lesson.knowledge) if loss in ("hints", "relational") else None
-    distil(student := fresh(config, lesson), lesson, config.distillation)
+    training_set, new = training_sets(config, 0, 1, count=2000)
+    training_set.features = torch.log(training_set.teacher_probs) if loss in ("hints", "relational") else None
+    distil(student := fresh(config, training_set), training_set, config.distillation)
     said = torch.softmax(student(new.x), dim=1).detach()
-    assert roc_auc_score(new.outcomes, said[:, 1]) > 0.95
+    assert roc_auc_score(new.labels, said[:, 1]) > 0.95
 
 
 def test_lessons_together_have_features_where_both_do() -> None:
-    one, other = lessons(make_config(), 0, 1, count=20)
+    one, other = training_sets(make_config(), 0, 1, count=20)
     assert one.plus(other).features is None
     one.features = torch.ones(20, 3)
     assert one.plus(other).features is None
@@ -345,9 +348,9 @@ def test_hints_from_a_teacher_without_features_are_refused() -> None:
     with pytest.raises(ValueError, match=r"losses.0.type: 'hints' needs a teacher that gives features"):
         make_config(losses=[{"type": "hints"}])
     config = with_losses(make_config(), "hints")
-    (lesson,) = lessons(config, 0)
+    (training_set,) = training_sets(config, 0)
     with pytest.raises(ConfigError, match=r"hints.*features"):
-        distil(fresh(config, lesson), lesson, config.distillation)
+        distil(fresh(config, training_set), training_set, config.distillation)
 
 
 @pytest.mark.parametrize("loss", ["decoupled", "standardised"])
@@ -403,9 +406,9 @@ def test_validation_days_are_whole_days_and_always_the_same() -> None:
 
 def test_the_newer_half_of_the_days_kept_back_is_for_the_controller() -> None:
     times = pd.Series(pd.date_range("2013-01-01", periods=24 * 10, freq="h", tz="UTC"))
-    groups, newer = held_out_units(times, timedelta(hours=2))
+    groups, newer = split_validation(times, timedelta(hours=2))
     np.testing.assert_array_equal(groups, np.repeat(np.arange(10), 24))
     np.testing.assert_array_equal(newer, groups >= 5)
-    groups, newer = held_out_units(times[:24], timedelta(hours=2))
+    groups, newer = split_validation(times[:24], timedelta(hours=2))
     np.testing.assert_array_equal(groups, np.repeat(np.arange(12), 2))
     assert newer.sum() == 12 and not newer[:12].any()

@@ -26,7 +26,7 @@ def write(path: Path, key: str, tensors: Mapping[str, Tensor], state: Mapping[st
 
 
 def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state that :func:`write` wrote under ``key``; None if the file is absent, damaged or another training's."""
+    """Tensors and state that :func:`write` wrote under ``key``; None if absent, damaged or of another key."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

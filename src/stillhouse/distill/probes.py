@@ -149,7 +149,8 @@ def number_clusters(rows: TrainingSet) -> Tensor:
     """Cluster ids of ``rows``, int64 ``[n]``, numbered from 0; without clusters each row is its own."""
     if rows.cluster_ids is None:
         return torch.arange(len(rows), device=rows.x.device)
-    return rows.cluster_ids.unique(return_inverse=True)[1]
+    cluster_ids: Tensor = rows.cluster_ids.unique(return_inverse=True)[1]
+    return cluster_ids
 
 
 def _loss_differences(logits: Tensor, teacher_probs: Tensor, labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from stillhouse.config.base import tagged
 from stillhouse.distill.students import columns_of, load, new_student, save
 from stillhouse.distill.students.columns import StudentModule
 from stillhouse.distill.students.encoders import new_encoder
-from stillhouse.distill.students.kinds import _READERS, make, reads, text_columns
+from stillhouse.distill.students.kinds import _READERS, make_student, register_reader, text_columns
 from stillhouse.errors import PartError
 from stillhouse.parts import TextInitial
 
@@ -43,7 +43,7 @@ class Linear(StudentModule):
         return logits
 
 
-@make.register
+@make_student.register
 def _(
     section: LinearStudent,
     config: AgentConfig,
@@ -54,7 +54,7 @@ def _(
     return Linear(x.shape[1], len(config.actions), section.missing)
 
 
-@reads("linear")
+@register_reader("linear")
 def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
     return Linear(spec["width"], spec["actions"], spec["missing"])
 
@@ -97,7 +97,7 @@ def test_a_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "section"), tagged(AnyStudent).items())
 def test_every_kind_of_the_agent_file_is_registered(kind: str, section: type[StudentSection]) -> None:
-    assert section in make.registry and kind in _READERS
+    assert section in make_student.registry and kind in _READERS
     assert (section in text_columns.registry) == (section.reads_text is not StudentSection.reads_text)
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from stillhouse.config import AgentConfig, BagEncoder, ConvolutionEncoder, TransformerEncoder
-from stillhouse.distill.students import TextStudent, blocks, columns_of, load, new_student, save
+from stillhouse.distill.students import TextStudent, columns_of, input_widths, load, new_student, save
 from stillhouse.distill.students.encoders import new_encoder
-from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.distill.train import distil, student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import ConfigError
 from stillhouse.parts import TextInitial
 from stillhouse.variant import encode
@@ -148,14 +149,16 @@ def test_it_learns_from_texts_and_the_same_seed_gives_the_same(encoder: Any) -> 
     config = agent(encoder=encoder.model_dump())
     frame, outcomes = rows(400)
     columns = columns_of(config, frame)
-    parts = blocks(columns)
+    parts = input_widths(columns)
     assert parts == (1, 1, 8)
     x = encode(frame, columns)
 
     def learned() -> np.ndarray:
         student = new_student(config, columns, x)
         distil(
-            student, Lesson(x, np.eye(3)[outcomes], outcomes, parts.numbers, tokens=parts.tokens), config.distillation
+            student,
+            TrainingSet(x, np.eye(3)[outcomes], outcomes, parts.numbers, tokens=parts.tokens),
+            config.distillation,
         )
         return student_probabilities(student, encode(unseen, columns))
 
@@ -181,7 +184,7 @@ def test_hidden_tokens_are_unknown_and_padding_stays() -> None:
     from stillhouse.distill.train import _hide
 
     x = np.array([[0.5, 2, 7, 8, 0]] * 200, dtype=np.float32)
-    lesson = Lesson(x, np.full((200, 2), 0.5), np.zeros(200), numbers=1, tokens=3)
+    lesson = TrainingSet(x, np.full((200, 2), 0.5), np.zeros(200), numbers=1, tokens=3)
     hidden = _hide(lesson.x.clone(), lesson, 0.5, torch.Generator().manual_seed(0))
     assert (hidden[:, 0] == 0.5).all() and (hidden[:, 4] == 0).all()
     assert set(hidden[:, 1].tolist()) == {0.0, 2.0}

@@ -1,4 +1,4 @@
-"""The dispatcher of losses: the type of an entry of ``distillation.losses`` selects the function that computes its term.
+"""The dispatcher of losses: the type of an entry of ``distillation.losses`` selects the function that computes it.
 
 The file ``losses/<type>.py`` registers its function here. All these files are imported at the end of this module, so
 the order of imports elsewhere does not matter.
