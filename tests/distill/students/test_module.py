@@ -62,7 +62,7 @@ class Fixed(nn.Module):
         return torch.zeros(len(x), 2)
 
 
-def test_it_is_made_alike_under_a_seed_and_comes_back_from_disk(tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_custom_student_and_it_survives_a_round_trip(tmp_path: Path) -> None:
     config = agent("Plain", width=5)
     made, twin = new_student(config, COLUMNS, X), new_student(config, COLUMNS, X)
     assert isinstance(made, CustomStudent)
@@ -91,13 +91,13 @@ def test_it_is_made_alike_under_a_seed_and_comes_back_from_disk(tmp_path: Path) 
         ("Fixed", {}, "no parameters to learn"),
     ],
 )
-def test_what_is_no_student(target: str, settings: dict[str, Any], message: str) -> None:
+def test_invalid_factories_are_refused(target: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PartError, match=message) as told:
         new_student(agent(target, **settings), COLUMNS, X)
     assert "agents/toy.yaml: student.target" in str(told.value)
 
 
-def test_its_parts_are_found_by_following_it_and_what_does_not_apply_is_refused(tmp_path: Path) -> None:
+def test_custom_student_is_pruned_by_tracing_and_inapplicable_steps_are_refused(tmp_path: Path) -> None:
     """Hidden units of an ordinary module are known to be its own; it has no heads that could go."""
     x = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32)
     made = new_student(agent("Plain", width=60), COLUMNS, X)
@@ -117,7 +117,7 @@ def test_its_parts_are_found_by_following_it_and_what_does_not_apply_is_refused(
     assert made.module.inside.out_features == 60
 
 
-def test_it_reads_no_text() -> None:
+def test_custom_student_with_text_columns_is_refused() -> None:
     texts = TOY["observations"] | {"columns": {"said": {"type": "text"}}}
     student = {"kind": "module", "target": f"{HERE}:Plain"}
     with pytest.raises((ValueError, StillhouseError), match="'module' reads no text"):

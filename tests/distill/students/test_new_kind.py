@@ -1,4 +1,4 @@
-"""A kind of student is its section and its file: a new one works, and one without a file is refused by name."""
+"""A new kind of student needs a section and a file; one without a file is refused by name."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def with_student(section: StudentSection) -> AgentConfig:
     return AgentConfig.model_validate(TOY).model_copy(update={"student": section})
 
 
-def test_a_new_kind_is_made_stored_and_read_back(tmp_path: Path) -> None:
+def test_new_kind_is_made_stored_and_read(tmp_path: Path) -> None:
     config = with_student(LinearStudent(missing=2.0))
     names = [*config.observations.numbers, *config.observations.categories]
     columns = columns_of(config, pd.DataFrame({name: ["a"] for name in names}))
@@ -81,7 +81,7 @@ class MadeUpStudent(StudentSection):
     kind: Literal["made_up"] = "made_up"
 
 
-def test_a_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
     section = MadeUpStudent()
     config = with_student(section)
     for call in (
