@@ -47,28 +47,28 @@ def test_other_columns_are_refused(fresh) -> None:
 
 def test_new_value_starts_with_the_unknown_embedding(student: TabularStudent, tmp_path: Path) -> None:
     after = extend_columns(COLUMNS, [COLUMNS[0], COLUMNS[1] | {"values": ["south", "west", "east", "up"]}])
-    grown = grow_student(student, COLUMNS, after, ["no", "yes"], ["no", "yes"], ROWS, np.array([0.5, 0.5]))
-    assert torch.equal(predict(grown), predict(student))
+    larger = grow_student(student, COLUMNS, after, ["no", "yes"], ["no", "yes"], ROWS, np.array([0.5, 0.5]))
+    assert torch.equal(predict(larger), predict(student))
     new, unknown = np.array([[0.3, 5]], np.float32), np.array([[0.3, 0]], np.float32)
-    assert torch.equal(predict(grown, new), predict(student, unknown))
-    save(grown, tmp_path)
-    assert torch.equal(predict(load(tmp_path), new), predict(grown, new))
+    assert torch.equal(predict(larger, new), predict(student, unknown))
+    save(larger, tmp_path)
+    assert torch.equal(predict(load(tmp_path), new), predict(larger, new))
     assert student.spec["cardinalities"] == [2]
 
 
 def test_new_actions_start_with_their_share_and_old_odds_stay(student: TabularStudent, tmp_path: Path) -> None:
     new_actions = ["no", "perhaps", "yes"]
-    grown = grow_student(student, COLUMNS, COLUMNS, ["no", "yes"], new_actions, ROWS, np.array([0.5, 0.1, 0.4]))
-    before, after = predict(student), predict(grown)
+    larger = grow_student(student, COLUMNS, COLUMNS, ["no", "yes"], new_actions, ROWS, np.array([0.5, 0.1, 0.4]))
+    before, after = predict(student), predict(larger)
     torch.testing.assert_close(after[:, 0] / after[:, 2], before[:, 0] / before[:, 1])
     assert after[:, 1].mean().item() == pytest.approx(0.1, abs=0.03)
-    save(grown, tmp_path)
+    save(larger, tmp_path)
     assert torch.equal(predict(load(tmp_path)), after)
 
 
 def test_removed_action_loses_its_output(student: TabularStudent) -> None:
-    grown = grow_student(student, COLUMNS, COLUMNS, ["no", "yes"], ["yes", "later"], ROWS, np.array([0.9, 0.1]))
-    assert torch.equal(grown.layers[-1].weight[0], student.layers[-1].weight[1]) and predict(grown).shape == (3, 2)
+    larger = grow_student(student, COLUMNS, COLUMNS, ["no", "yes"], ["yes", "later"], ROWS, np.array([0.9, 0.1]))
+    assert torch.equal(larger.layers[-1].weight[0], student.layers[-1].weight[1]) and predict(larger).shape == (3, 2)
 
 
 def test_weights_are_transferred_where_shapes_match(student: TabularStudent) -> None:
@@ -90,11 +90,11 @@ def test_new_token_starts_with_the_unknown_embedding_and_old_words_keep_theirs(t
     after = extend_columns(before, [before[0] | {"tokens": ["[PAD]", "[UNK]", "ab", "##c", "c", "cab", "a"]}])
     assert after[0]["tokens"] == [*tokens, "##c", "c", "cab"]
     student = TextStudent(torch.zeros(0, 5), (), [(6, 4)], BagEncoder(type="bag", width=6), 2, (5,)).eval()
-    grown = grow_student(
+    larger = grow_student(
         student, before, after, ["no", "yes"], ["no", "yes"], np.zeros((1, 4), np.float32), np.ones(2) / 2
     )
     known, new = np.array([[2, 5, 3, 0]], np.float32), np.array([[2, 8, 0, 0]], np.float32)
-    assert torch.equal(predict(grown, known), predict(student, known))
-    assert torch.equal(predict(grown, new), predict(student, np.array([[2, 1, 0, 0]], np.float32)))
-    save(grown, tmp_path)
-    assert torch.equal(predict(load(tmp_path), new), predict(grown, new))
+    assert torch.equal(predict(larger, known), predict(student, known))
+    assert torch.equal(predict(larger, new), predict(student, np.array([[2, 1, 0, 0]], np.float32)))
+    save(larger, tmp_path)
+    assert torch.equal(predict(load(tmp_path), new), predict(larger, new))

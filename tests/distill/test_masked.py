@@ -132,7 +132,7 @@ def test_training_set_of_one_kind_trains_and_reports_no_other_loss(
 ) -> None:
     module, rows = student(), training_set(200, 0, unanswered_share, unlabelled_share)
     before = deepcopy(module.state_dict())
-    course = distil(
+    history = distil(
         module,
         rows,
         settings(epochs=3, controller="adaptive"),
@@ -140,10 +140,10 @@ def test_training_set_of_one_kind_trains_and_reports_no_other_loss(
     )
     assert not any(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert all(torch.isfinite(tensor).all() for tensor in module.state_dict().values())
-    for epoch in course.history:
+    for epoch in history.history:
         assert absent not in epoch and f"held_out_{absent}" not in epoch
         assert np.isfinite(list(epoch.values())).all()
-    assert json.loads(course.model_dump_json())["history"][0] == course.history[0]
+    assert json.loads(history.model_dump_json())["history"][0] == history.history[0]
 
 
 def test_controller_ignores_rows_without_both() -> None:
@@ -164,24 +164,24 @@ def test_controller_ignores_rows_without_both() -> None:
             for name in ("x", "teacher_probs", "labels")
         )
     )
-    given = settings(epochs=10, batch_size=64, learning_rate=0.02, controller="adaptive")
-    one, other = (distil(student(), rows, given, validation=part) for part in (validation, both))
+    config = settings(epochs=10, batch_size=64, learning_rate=0.02, controller="adaptive")
+    one, other = (distil(student(), rows, config, validation=part) for part in (validation, both))
     assert one.adapted and one.changes == other.changes
     assert any(change.setting == "outcome_weight" and change.value > 0.9 for change in one.changes)
 
 
 def test_students_are_compared_on_labelled_rows() -> None:
-    given = settings(epochs=2, controller="adaptive")
+    config = settings(epochs=2, controller="adaptive")
     rows, validation, compared = (
         training_set(100, 0, 0.3, 0.3),
         training_set(50, 1, 0.3, 0.3),
         training_set(60, 2, 0.3, 0.3),
     )
-    course = distil_with_control(student(), rows, given, validation_control=validation, validation_compare=compared)
-    assert course.control is not None and course.control.rows == int(compared.has_label.sum()) < 60
+    history = distil_with_control(student(), rows, config, validation_control=validation, validation_compare=compared)
+    assert history.control is not None and history.control.rows == int(compared.has_label.sum()) < 60
     none = training_set(60, 2, 0.0, 1.0)
     assert (
-        distil_with_control(student(), rows, given, validation_control=validation, validation_compare=none).control
+        distil_with_control(student(), rows, config, validation_control=validation, validation_compare=none).control
         is None
     )
 

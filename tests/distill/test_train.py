@@ -220,10 +220,10 @@ def test_probes_without_a_change_do_not_affect_the_training() -> None:
     training_set, validation = training_sets(config, 0, 1)
     validation.cluster_ids = torch.arange(len(validation)) % 3
     one, other = fresh(config, training_set), fresh(config, training_set)
-    course = distil(one, training_set, config.distillation, validation=validation)
+    history = distil(one, training_set, config.distillation, validation=validation)
     fixed = config.distillation.model_copy(update={"controller": "fixed"})
-    assert not course.adapted
-    assert distil(other, training_set, fixed, validation=validation).history == course.history
+    assert not history.adapted
+    assert distil(other, training_set, fixed, validation=validation).history == history.history
     assert torch.equal(weights(one), weights(other))
 
 
@@ -246,8 +246,8 @@ def test_overconfident_teacher_is_calibrated() -> None:
     calibrated = training_set.teacher_probs.clone()
     for part in (training_set, validation):
         part.teacher_probs = soften(part.teacher_probs, 0.4)
-    course = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
-    (power,) = [change.value for change in course.changes if change.setting == "calibration"]
+    history = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
+    (power,) = [change.value for change in history.changes if change.setting == "calibration"]
     assert power == pytest.approx(1 / 0.4, rel=0.25)
     probs = torch.softmax(student(training_set.x), dim=1)
     assert (probs - calibrated).abs().mean() < (probs - training_set.teacher_probs).abs().mean()
@@ -260,9 +260,9 @@ def test_early_stopping_returns_the_best_epoch() -> None:
     for part in (training_set, validation):
         part.labels = torch.randint(2, (200,), generator=torch.Generator().manual_seed(len(part.x)))
     validation.labels = 1 - validation.labels
-    course = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
-    losses = [epoch["held_out_outcome_loss"] for epoch in course.history]
-    assert course.stopped and len(losses) < 60 and losses.index(min(losses)) == len(losses) - 3
+    history = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
+    losses = [epoch["held_out_outcome_loss"] for epoch in history.history]
+    assert history.stopped and len(losses) < 60 and losses.index(min(losses)) == len(losses) - 3
     with torch.no_grad():
         assert label_loss(student(validation.x), validation.labels).item() == pytest.approx(min(losses), abs=1e-6)
 
@@ -293,7 +293,7 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, losses: tu
             progress=killed,
         )
     epochs_seen: list[int] = []
-    course = distil(
+    history = distil(
         resumed := fresh(config, training_set),
         training_set,
         config.distillation,
@@ -303,7 +303,7 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, losses: tu
     )
     whole = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
     assert epochs_seen == [4, 5]
-    assert course == whole
+    assert history == whole
     assert torch.equal(weights(resumed), weights(student))
 
 
