@@ -42,10 +42,10 @@ def student() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, ACTIONS))
 
 
-def settings(loss: str = "hinton", **given: Any) -> Distillation:
+def settings(loss: str = "hinton", **changes: Any) -> Distillation:
     losses = [{"type": loss, "rows": 64} if loss == "relational" else {"type": loss}]
     common = {"losses": losses, "epochs": 1, "batch_size": 512, "controller": "fixed", "outcome_weight": 0.3}
-    return Distillation.model_validate(common | given)
+    return Distillation.model_validate(common | changes)
 
 
 def gradient(module: nn.Module) -> torch.Tensor:
@@ -115,13 +115,13 @@ def test_update_skips_missing_probabilities_and_labels(seed: int) -> None:
 
 def test_each_loss_is_a_mean_over_its_own_rows() -> None:
     """As many answered rows as labelled ones: each loss is a mean over its own rows, not over all."""
-    whole = training_set(64, 0)
+    complete = training_set(64, 0)
     apart = TrainingSet(
-        torch.cat([whole.x, whole.x]).numpy(),
-        torch.cat([whole.teacher_probs, torch.full_like(whole.teacher_probs, torch.nan)]).numpy(),
-        torch.cat([torch.full_like(whole.labels, -1), whole.labels]).numpy(),
+        torch.cat([complete.x, complete.x]).numpy(),
+        torch.cat([complete.teacher_probs, torch.full_like(complete.teacher_probs, torch.nan)]).numpy(),
+        torch.cat([torch.full_like(complete.labels, -1), complete.labels]).numpy(),
     )
-    torch.testing.assert_close(after_one_step(whole, "hinton"), after_one_step(apart, "hinton"))
+    torch.testing.assert_close(after_one_step(complete, "hinton"), after_one_step(apart, "hinton"))
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, losses: tu
         part.features = torch.randn(len(part), 7, generator=torch.Generator().manual_seed(0))
     file = tmp_path / "deep" / "training.safetensors"
 
-    def killed(epoch: int, losses: object) -> None:
+    def kill_in_epoch_four(epoch: int, losses: object) -> None:
         if epoch == 4:
             raise KilledError
 
@@ -290,7 +290,7 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, losses: tu
             config.distillation,
             validation=validation,
             checkpoint=file,
-            progress=killed,
+            progress=kill_in_epoch_four,
         )
     epochs_seen: list[int] = []
     history = distil(
@@ -301,9 +301,11 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, losses: tu
         checkpoint=file,
         progress=lambda epoch, losses: epochs_seen.append(epoch),
     )
-    whole = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
+    uninterrupted = distil(
+        student := fresh(config, training_set), training_set, config.distillation, validation=validation
+    )
     assert epochs_seen == [4, 5]
-    assert history == whole
+    assert history == uninterrupted
     assert torch.equal(weights(resumed), weights(student))
 
 
@@ -312,10 +314,10 @@ def test_foreign_or_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
     training_set, other = training_sets(config, 0, 1)
     distil(fresh(config, training_set), training_set, config.distillation, checkpoint=file)
     epochs_seen: list[int] = []
-    for given in (other, training_set):
+    for rows in (other, training_set):
         distil(
-            fresh(config, given),
-            given,
+            fresh(config, rows),
+            rows,
             config.distillation,
             checkpoint=file,
             progress=lambda epoch, losses: epochs_seen.append(epoch),
