@@ -29,8 +29,9 @@ from torch import nn
 from benchmarks.distillation_data import CACHE, Array, agent, embedded, kernels
 from stillhouse.compress.export import run_torch
 from stillhouse.config import AgentConfig, Distillation
-from stillhouse.distill.students import TextStudent, blocks, columns_of, new_student
-from stillhouse.distill.train import Lesson, distil
+from stillhouse.distill.students import TextStudent, columns_of, input_widths, new_student
+from stillhouse.distill.train import distil
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.evaluate import scorecard
 from stillhouse.variant import encode
 
@@ -69,7 +70,7 @@ class World:
         """The rows of a split as the student reads them, float32 ``[n, D]``, or as a form with other columns does."""
         return _encoded(self.rows[split], columns or self.columns)
 
-    def lesson(self, columns: Columns | None = None) -> Lesson:
+    def lesson(self, columns: Columns | None = None) -> TrainingSet:
         """What there is to learn: the rows of ``learned`` with knowledge and outcomes."""
         return _lesson(self.rows, self.outcomes, self.knowledge, columns or self.columns)
 
@@ -83,10 +84,10 @@ def _encoded(rows: Any, columns: Columns | None) -> Array:
     return np.ascontiguousarray(rows if columns is None else encode(rows, columns), dtype=np.float32)
 
 
-def _lesson(rows: Rows, outcomes: Mapping[str, Array], knowledge: Array, columns: Columns | None) -> Lesson:
-    x, sizes = _encoded(rows["learned"], columns), None if columns is None else blocks(columns)
+def _lesson(rows: Rows, outcomes: Mapping[str, Array], knowledge: Array, columns: Columns | None) -> TrainingSet:
+    x, sizes = _encoded(rows["learned"], columns), None if columns is None else input_widths(columns)
     numbers, tokens = (None, 0) if sizes is None else (sizes.numbers, sizes.tokens)
-    return Lesson(x, knowledge, outcomes["learned"], numbers, tokens=tokens)
+    return TrainingSet(x, knowledge, outcomes["learned"], numbers, tokens=tokens)
 
 
 def _world(
@@ -98,7 +99,7 @@ def _world(
     outcomes: dict[str, Array],
     teach: Callable[[], Array],
     settings: Distillation,
-    learn: Callable[[nn.Module, Lesson, Distillation], object] = distil,
+    learn: Callable[[nn.Module, TrainingSet, Distillation], object] = distil,
 ) -> World:
     """The world with its student trained, or read back where it has been trained before.
 
@@ -170,7 +171,7 @@ def _intents(
     count: int,
     student: Mapping[str, Any],
     learning: Mapping[str, Any],
-    learn: Callable[[nn.Module, Lesson, Distillation], object] = distil,
+    learn: Callable[[nn.Module, TrainingSet, Distillation], object] = distil,
 ) -> World:
     """The first ``count`` intents; a tenth of the training sentences is held out as ``validation``.
 
@@ -229,7 +230,7 @@ def _crossed(learned: list[str], outcomes: Array, others: list[str], known: Arra
     return probabilities
 
 
-def _fine_tune(student: nn.Module, lesson: Lesson, settings: Distillation) -> None:
+def _fine_tune(student: nn.Module, lesson: TrainingSet, settings: Distillation) -> None:
     """First the last layer learns alone, as a regression on the encoder's vectors; then all of it, on short sentences.
 
     In this order because a random last layer would pull good vectors apart (Kumar et al. 2022, "Fine-Tuning can
@@ -249,14 +250,14 @@ def _fine_tune(student: nn.Module, lesson: Lesson, settings: Distillation) -> No
     student.load_state_dict(learned)
 
 
-def _begin_last(student: TextStudent, lesson: Lesson) -> None:
+def _begin_last(student: TextStudent, lesson: TrainingSet) -> None:
     """Let the last layer be a regression of the outcomes on the vectors that it is given."""
     (text,), last = student.encoders, student.layers[-1]
     student.eval()
     with torch.no_grad():
         vectors = torch.cat([text(part.to(torch.int64)) for part in lesson.x.split(64)]).numpy()
     scale = float(np.linalg.norm(vectors, axis=1).mean())
-    head = _regression(30).fit(vectors / scale, lesson.outcomes.numpy())
+    head = _regression(30).fit(vectors / scale, lesson.labels.numpy())
     with torch.no_grad():
         last.weight.copy_(torch.from_numpy(head.coef_ / scale))
         last.bias.copy_(torch.from_numpy(head.intercept_))

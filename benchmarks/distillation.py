@@ -17,8 +17,8 @@ kd, dkd, standardised
     labels): the one with the lowest log loss on validation rows under a seed of its own. ``kd`` and ``standardised``
     are checked against torchdistill's implementations, which has no decoupled distillation.
 ours
-    :func:`stillhouse.distill.control.distil_better` with controller and loss balancing, trained with and without the
-    synthetic rows; it keeps the student with the lower validation loss. It starts from the best of six settings too,
+    :func:`stillhouse.distill.comparisons.distil_with_best_rows` with controller and loss balancing, trained
+    with and without the synthetic rows; it keeps the student with the lower validation loss. It starts from the best of six settings too,
     chosen in the same way, without controller and synthetic rows.
 ours, made-up rows untried
     always with the synthetic rows.
@@ -60,8 +60,9 @@ from benchmarks.distillation_peers import losses as published
 from benchmarks.distillation_peers.training import train
 from benchmarks.peers import peer
 from benchmarks.report import Goal, begin
-from stillhouse.distill.control import distil_better
-from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.distill.comparisons import distil_with_best_rows
+from stillhouse.distill.train import distil, student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.evaluate.scorecard import quality
 
 CLAIM = (
@@ -109,7 +110,7 @@ def play(name: str, seed: int, tuned: Mapping[str, Sequence[float]]) -> dict[str
     """Every method on one data set under one seed."""
     torch.set_num_threads(1)
     world = WORLDS[name](seed)
-    scores = {"teacher": score(world.test.knowledge.double().numpy(), world.test)}
+    scores = {"teacher": score(world.test.teacher_probs.double().numpy(), world.test)}
     found: dict[str, Any] = {"scores": scores, "log_losses": {}, "cpu_seconds": {}, "changes": []}
     for method, learn in methods(world, seed, tuned):
         student, start = world.student(seed), time.process_time()
@@ -117,12 +118,12 @@ def play(name: str, seed: int, tuned: Mapping[str, Sequence[float]]) -> dict[str
         found["cpu_seconds"][method] = time.process_time() - start
         said = student_probabilities(student.eval(), world.test.x.numpy())
         scores[method] = score(said, world.test)
-        found["log_losses"][method] = quality(said, world.test.outcomes.numpy()).log_loss
+        found["log_losses"][method] = quality(said, world.test.labels.numpy()).log_loss
         if method == "ours":
             found["changes"] = [change.model_dump() for change in course.changes]
     found["rows"] = {
         "learned_from": len(world.lesson),
-        "outcomes_known": int(world.lesson.lived.sum()),
+        "outcomes_known": int(world.lesson.has_label.sum()),
         "held_out": len(world.held_out),
         "judged_on": len(world.test),
         "steps": world.steps,
@@ -176,7 +177,7 @@ def methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> It
     """Name and training of each method."""
     observed, both = world.lesson, world.lesson.plus(world.made_up)
 
-    def published_loss(loss: str, rows: Lesson, temperature: float, weight: float) -> Learn:
+    def published_loss(loss: str, rows: TrainingSet, temperature: float, weight: float) -> Learn:
         settings = world.settings(seed, rows)
         return lambda student: train(
             student, rows, settings, published.PUBLISHED[loss], temperature, weight, world.steps
@@ -184,11 +185,11 @@ def methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> It
 
     temperature, weight = tuned["ours"]
 
-    def ours(rows: Lesson, **changed: Any) -> Learn:
+    def ours(rows: TrainingSet, **changed: Any) -> Learn:
         settings = world.settings(seed, rows, temperature=temperature, outcome_weight=weight, **changed)
-        return lambda student: distil_better(student, rows, settings, held_out=world.held_out)[0]
+        return lambda student: distil_with_best_rows(student, rows, settings, validation=world.held_out)[0]
 
-    yield "hard", published_loss("kd", observed.take(observed.lived.nonzero()[:, 0]), 1.0, 1.0)
+    yield "hard", published_loss("kd", observed.take(observed.has_label.nonzero()[:, 0]), 1.0, 1.0)
     for name in PEERS:
         yield name, published_loss(name, observed, *tuned[name])
     yield "kd, made-up rows", published_loss("kd", both, *tuned["kd"])
@@ -200,7 +201,7 @@ def methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> It
             student,
             both,
             world.settings(seed, both, temperature=temperature, outcome_weight=weight),
-            held_out=world.held_out,
+            validation=world.held_out,
         ),
     )
     yield "ours, fixed", ours(both, controller="fixed")
@@ -209,10 +210,10 @@ def methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> It
         yield name, ours(rows)
 
 
-def halves(world: World, seed: int) -> dict[str, Lesson]:
+def halves(world: World, seed: int) -> dict[str, TrainingSet]:
     """Lessons of the rows with outcomes, and of half of the others: drawn, or with the smallest margin."""
     settings, student = world.settings(seed, world.lesson), world.student(seed)
-    lived = world.lesson.lived
+    lived = world.lesson.has_label
     others = (~lived).nonzero()[:, 0]
     train(student, world.lesson.take(lived.nonzero()[:, 0]), settings, published.PUBLISHED["kd"], 1.0, 1.0, world.steps)
     with torch.no_grad():
@@ -230,7 +231,7 @@ def tune(name: str, whom: Sequence[str] = (*PEERS, "ours")) -> dict[str, list[fl
     """Temperature and outcome weight of each: of least log loss on held-out rows."""
     torch.set_num_threads(1)
     world = WORLDS[name](TUNING_SEED)
-    best, settings, outcomes = {}, world.settings(TUNING_SEED, world.lesson), world.held_out.outcomes.numpy()
+    best, settings, outcomes = {}, world.settings(TUNING_SEED, world.lesson), world.held_out.labels.numpy()
     for name in whom:
         found = {}
         for pair in product(TEMPERATURES, OUR_WEIGHTS if name == "ours" else WEIGHTS):
@@ -246,9 +247,9 @@ def tune(name: str, whom: Sequence[str] = (*PEERS, "ours")) -> dict[str, list[fl
     return best
 
 
-def score(probabilities: Array, rows: Lesson) -> float:
+def score(probabilities: Array, rows: TrainingSet) -> float:
     """The gate's measure."""
-    found = quality(probabilities, rows.outcomes.numpy())
+    found = quality(probabilities, rows.labels.numpy())
     return float(found.auc if probabilities.shape[1] == 2 and found.auc is not None else found.accuracy)
 
 

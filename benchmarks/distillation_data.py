@@ -26,9 +26,9 @@ from torch import nn
 
 from benchmarks.peers import peer
 from stillhouse.config import AgentConfig, Distillation
-from stillhouse.distill.augment import made_up_rows
-from stillhouse.distill.students import blocks, columns_of, new_student
-from stillhouse.distill.train import Lesson
+from stillhouse.distill.augment import make_synthetic_rows
+from stillhouse.distill.students import columns_of, input_widths, new_student
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.variant import encode
 
 __all__ = ["WORLDS", "Array", "World"]
@@ -52,10 +52,10 @@ class World:
     """
 
     config: AgentConfig
-    lesson: Lesson
-    made_up: Lesson
-    held_out: Lesson
-    test: Lesson
+    lesson: TrainingSet
+    made_up: TrainingSet
+    held_out: TrainingSet
+    test: TrainingSet
     columns: list[dict[str, Any]]
     steps: int
 
@@ -67,7 +67,7 @@ class World:
         settings = Distillation.model_validate(self.config.distillation.model_dump() | {"seed": seed} | changed)
         return self.config.model_copy(update={"distillation": settings})
 
-    def settings(self, seed: int, rows: Lesson, **changed: Any) -> Distillation:
+    def settings(self, seed: int, rows: TrainingSet, **changed: Any) -> Distillation:
         """For ``steps`` steps on ``rows``, up to half a pass."""
         passes = max(1, round(self.steps / -(-len(rows) // self.config.distillation.batch_size)))
         return self.seeded(seed, epochs=passes, **changed).distillation
@@ -97,13 +97,13 @@ def world(
     held_out = np.isin(groups, kept)
     rows, aside = learned[~held_out].reset_index(drop=True), learned[held_out].reset_index(drop=True)
     outcomes = np.where(np.isin(groups[~held_out], known), rows["outcome"].to_numpy(), -1)
-    made = made_up_rows(config, rows)
+    made = make_synthetic_rows(config, rows)
     columns = columns_of(config, rows)
-    sizes = blocks(columns)
+    sizes = input_widths(columns)
 
-    def lesson(part: pd.DataFrame, known: Array, groups: Array | None = None) -> Lesson:
+    def lesson(part: pd.DataFrame, known: Array, groups: Array | None = None) -> TrainingSet:
         x = encode(part, columns)
-        return Lesson(x, teacher(part), known, sizes.numbers, groups=groups, tokens=sizes.tokens)
+        return TrainingSet(x, teacher(part), known, sizes.numbers, cluster_ids=groups, tokens=sizes.tokens)
 
     return World(
         config,

@@ -48,8 +48,7 @@ from benchmarks.report import Goal, begin
 from stillhouse.config import Watch
 from stillhouse.drift import audit, evidence
 from stillhouse.drift.calibrate import loss_baseline
-from stillhouse.stats import half_brier as brier
-from stillhouse.stats import total_variation
+from stillhouse.stats import half_brier, total_variation
 
 CLAIM = (
     "harmful drift is detected under a false-alarm budget without calibration: as soon as by the fastest calibrated "
@@ -280,7 +279,7 @@ def pool(inputs: Array, labels: Array, teacher: Any, student: Any) -> Pool:
             "disagreement": total_variation(p, q),
             "switched": (p.argmax(axis=1) != q.argmax(axis=1)).astype(np.float64),
             "error": (q.argmax(axis=1) != labels).astype(np.float64),
-            "brier": brier(q, labels),
+            "brier": half_brier(q, labels),
         },
         scores=audit.scores(q),
         inputs=inputs,

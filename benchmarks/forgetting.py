@@ -60,10 +60,11 @@ from torch import nn
 
 from benchmarks.report import Goal, begin
 from stillhouse.config import Distillation, Update, load
-from stillhouse.distill.memory import Memory, remembered
+from stillhouse.distill.memory import Memory, sample_memory
 from stillhouse.distill.online import update
-from stillhouse.distill.students import blocks, columns_of, new_student
-from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.distill.students import columns_of, input_widths, new_student
+from stillhouse.distill.train import distil, student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.variant import encode
 
@@ -89,9 +90,9 @@ class World:
     """
 
     names: tuple[str, ...]
-    learned: tuple[Lesson, ...]
-    judged: tuple[Lesson, ...]
-    student: Callable[[Lesson], nn.Module]
+    learned: tuple[TrainingSet, ...]
+    judged: tuple[TrainingSet, ...]
+    student: Callable[[TrainingSet], nn.Module]
     settings: Distillation
     memory: int
 
@@ -192,24 +193,24 @@ def learned_by_heart(student: nn.Module, world: World, phase: int, older: Memory
     times = pd.Timestamp("2024-01-01T00:00:00Z") + pd.to_timedelta(phase * 1e6 + np.arange(len(rows)), unit="s")
     frame = pd.DataFrame({"observation_id": ids, "observed_at": times})
     actions = [str(action) for action in range(said.shape[1])]
-    return remembered(frame, said, actions, world.memory, older=older, seed=seed)
+    return sample_memory(frame, said, actions, world.memory, older=older, seed=seed)
 
 
-def replayed(memory: Memory, world: World) -> Lesson:
+def replayed(memory: Memory, world: World) -> TrainingSet:
     """The remembered rows with what the student said about them."""
     parts, places = [], [tuple(map(int, name.split(":"))) for name in memory.rows["observation_id"]]
     for phase in sorted({phase for phase, _ in places}):
         chosen = [number for number, place in enumerate(places) if place[0] == phase]
         part = world.learned[phase].take(torch.tensor([places[number][1] for number in chosen]))
-        part.knowledge = torch.from_numpy(memory.probabilities[chosen])
+        part.teacher_probs = torch.from_numpy(memory.probabilities[chosen])
         parts.append(part)
     return joined(parts)
 
 
-def joined(parts: Sequence[Lesson]) -> Lesson:
+def joined(parts: Sequence[TrainingSet]) -> TrainingSet:
     """Rows of several lessons as one."""
     whole = parts[0].take(torch.arange(len(parts[0])))
-    for name in ("x", "knowledge", "outcomes"):
+    for name in ("x", "teacher_probs", "labels"):
         setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
     return whole
 
@@ -218,8 +219,8 @@ def scored(student: nn.Module, world: World, phase: int) -> list[float]:
     """The gate's measure on each phase up to ``phase``."""
     found = []
     for rows in world.judged[: phase + 1]:
-        of = quality(student_probabilities(student.eval(), rows.x.numpy()), rows.outcomes.numpy())
-        found.append(float(of.auc if rows.knowledge.shape[1] == 2 and of.auc is not None else of.accuracy))
+        of = quality(student_probabilities(student.eval(), rows.x.numpy()), rows.labels.numpy())
+        found.append(float(of.auc if rows.teacher_probs.shape[1] == 2 and of.auc is not None else of.accuracy))
     return found
 
 
@@ -291,8 +292,8 @@ def show(name: str, result: Mapping[str, Any]) -> None:
 # --------------------------------------------------------------------------- data sets
 
 
-def perceptron(hidden: int, actions: int, seed: int) -> Callable[[Lesson], nn.Module]:
-    def student(rows: Lesson) -> nn.Module:
+def perceptron(hidden: int, actions: int, seed: int) -> Callable[[TrainingSet], nn.Module]:
+    def student(rows: TrainingSet) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return nn.Sequential(nn.Linear(rows.x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, actions))
@@ -315,9 +316,9 @@ def digits(seed: int) -> World:
     teacher = ExtraTreesClassifier(300, min_samples_leaf=2, random_state=seed)
     teacher.fit(np.concatenate([turned(images[taught], k) for k in range(4)]), np.tile(outcomes[taught], 4))
 
-    def lesson(rows: Array, turn: int) -> Lesson:
+    def lesson(rows: Array, turn: int) -> TrainingSet:
         x = turned(images[rows], turn)
-        return Lesson(x, teacher.predict_proba(x), outcomes[rows])
+        return TrainingSet(x, teacher.predict_proba(x), outcomes[rows])
 
     settings = Distillation(epochs=40, batch_size=32, learning_rate=0.01, unknown_rate=0.0, seed=seed)
     return World(
@@ -344,8 +345,8 @@ def clinc150(seed: int) -> World:
     half = np.isin(domain, domains[:5])
     learners = np.random.default_rng(seed).permutation(np.flatnonzero(part == "learned"))
 
-    def lesson(rows: Array) -> Lesson:
-        return Lesson(vectors[rows], said[rows], outcomes[rows])
+    def lesson(rows: Array) -> TrainingSet:
+        return TrainingSet(vectors[rows], said[rows], outcomes[rows])
 
     learned, judged, names = [], [], ("five domains", "the others") * 2
     for phase, mine in enumerate((half, ~half, half, ~half)):
@@ -393,10 +394,10 @@ def flights(seed: int) -> World:
     said = taught_flights(seed, tuple(np.flatnonzero(np.isin(day, (0, 2)))))
     week = ((rows["observed_at"] - pd.Timestamp("2013-01-01T05:00:00Z")) // pd.Timedelta(weeks=1)).to_numpy()
     columns = columns_of(config, rows)
-    numbers = blocks(columns).numbers
+    numbers = input_widths(columns).numbers
 
-    def lesson(chosen: Array) -> Lesson:
-        return Lesson(encode(rows[chosen], columns), said[chosen], rows["outcome"].to_numpy()[chosen], numbers)
+    def lesson(chosen: Array) -> TrainingSet:
+        return TrainingSet(encode(rows[chosen], columns), said[chosen], rows["outcome"].to_numpy()[chosen], numbers)
 
     within = [(week >= first) & (week < last) for _, first, last in SEASONS]
     settings = config.distillation.model_copy(update={"seed": seed, "controller": "fixed"})

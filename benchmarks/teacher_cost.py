@@ -37,7 +37,8 @@ from stillhouse.config import Distillation
 from stillhouse.distill import online
 from stillhouse.distill import select as asking
 from stillhouse.distill.students import TabularStudent, quantile_edges
-from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.distill.train import distil, student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.drift import audit, calibrate, evidence
 from stillhouse.records import EvidenceStep
 from stillhouse.stats import total_variation
@@ -270,8 +271,8 @@ class Learner:
             online.update(self.recent, newest, newest.take(torch.arange(0)), self.settings, steps=UPDATES)
 
 
-def _lesson(x: Array, said: Array) -> Lesson:
-    return Lesson(x, said, said.argmax(axis=1))
+def _lesson(x: Array, said: Array) -> TrainingSet:
+    return TrainingSet(x, said, said.argmax(axis=1))
 
 
 NEWEST, MEMORY, UPDATES = 300, 5000, 25
@@ -313,7 +314,7 @@ class ByMargin(Policy):
     drops: bool = True
 
     def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
-        scores = asking.margin(said[0])
+        scores = asking.margin_scores(said[0])
         if self.above is not None:
             return np.flatnonzero(scores >= self.above)
         assert self.share is not None
@@ -344,7 +345,7 @@ class OnEvidence(Policy):
         self.state = evidence.start("disagreement", "student", since=at, null_mean=null, average_run_length=AVERAGE_RUN)
 
     def choose(self, x: Array, said: Sequence[Array], seed: int) -> Array:
-        scores = asking.margin(said[0])
+        scores = asking.margin_scores(said[0])
         suspicious = self.state.mean is not None and self.state.mean > self.state.null_mean
         count = self.alert if suspicious or self.left else self.calm
         self.draws = audit.plan(scores, None, count, 0.5, seed)
@@ -353,8 +354,8 @@ class OnEvidence(Policy):
         size = min(self.burst_step, self.left)
         self.left -= size
         rest = np.setdiff1d(np.arange(len(x)), self.draws.rows)
-        both = asking.combined([scores[rest], asking.committee([each[rest] for each in said])])
-        more = asking.select(size, scores=both, alike=x[rest], uniform_share=0.25, seed=seed, rows=len(rest))
+        both = asking.combine_scores([scores[rest], asking.committee_divergence([each[rest] for each in said])])
+        more = asking.draw_rows(size, scores=both, coordinates=x[rest], uniform_share=0.25, seed=seed, rows=len(rest))
         return np.concatenate([self.draws.rows, rest[more.rows]])
 
     def told(self, losses: Array) -> None:
@@ -432,7 +433,7 @@ def first_student(stream: Stream, settings: Distillation, seed: int) -> tuple[nn
     def learned(last: int) -> nn.Module:
         student = stream.student(seed)
         x, said = stream.x[:last], stream.teacher[:last]
-        distil(student, Lesson(x, said, said.argmax(axis=1)), settings)
+        distil(student, TrainingSet(x, said, said.argmax(axis=1)), settings)
         return student.eval()
 
     rows = slice(stream.history - kept, stream.history)

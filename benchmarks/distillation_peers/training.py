@@ -11,14 +11,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.distillation_peers.losses import Loss
 from stillhouse.config import Distillation
-from stillhouse.distill.train import Lesson
+from stillhouse.distill.training_set import TrainingSet
 
 __all__ = ["train"]
 
 
 def train(
     student: nn.Module,
-    lesson: Lesson,
+    lesson: TrainingSet,
     settings: Distillation,
     loss: Loss,
     temperature: float,
@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Train ``student`` in place, for ``steps`` steps, whatever a pass is."""
     generator = torch.Generator().manual_seed(settings.seed)
-    teacher = lesson.knowledge.clamp(min=1e-6).log()
+    teacher = lesson.teacher_probs.clamp(min=1e-6).log()
     optimiser = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=0.15)
     average = AveragedModel(
@@ -36,7 +36,7 @@ def train(
     student.train()
     for batch in itertools.islice(_batches(len(lesson), settings.batch_size, generator), steps):
         optimiser.zero_grad(set_to_none=True)
-        loss(student(lesson.x[batch]), teacher[batch], lesson.outcomes[batch], temperature, weight).backward()
+        loss(student(lesson.x[batch]), teacher[batch], lesson.labels[batch], temperature, weight).backward()
         optimiser.step()
         schedule.step()
         average.update_parameters(student)

@@ -35,9 +35,9 @@ from stillhouse.compress.search.greedy import search as search_recipes
 from stillhouse.compress.target import Columns, CompressionTarget, ModelState
 from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, Compression
-from stillhouse.distill.students import AnyStudent, blocks, columns_of, new_student
-from stillhouse.distill.train import Lesson
+from stillhouse.distill.students import AnyStudent, columns_of, input_widths, new_student
 from stillhouse.distill.train import distil as train
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import ConfigError, DataError, ExportError
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.records import SizeLimits
@@ -166,7 +166,7 @@ def distil(
         module,
         _training_set(distilled, inputs, ~validation),
         config.distillation,
-        held_out=_training_set(distilled, inputs, validation),
+        validation=_training_set(distilled, inputs, validation),
     )
     return distilled
 
@@ -227,11 +227,11 @@ def _valid(section: type[AnySection], settings: Mapping[str, Any]) -> AnySection
         raise ConfigError("; ".join(mistakes)) from error
 
 
-def _training_set(student: DistilledStudent, columns: Sequence[Mapping[str, Any]], chosen: Array) -> Lesson:
+def _training_set(student: DistilledStudent, columns: Sequence[Mapping[str, Any]], chosen: Array) -> TrainingSet:
     """The ``chosen`` rows, encoded with ``columns``, as far as they have teacher probabilities or a label."""
     usable = chosen & (~np.isnan(student.teacher_probs[:, 0]) | (student.labels >= 0))
-    numbers, _, tokens = blocks(columns)
-    return Lesson(
+    numbers, _, tokens = input_widths(columns)
+    return TrainingSet(
         encode(student.rows[usable], list(columns)),
         student.teacher_probs[usable],
         student.labels[usable],
@@ -253,7 +253,7 @@ def _target(student: DistilledStudent) -> CompressionTarget:
     def recover(form: ModelState, epochs: int) -> ModelState:
         assert form.columns is not None  # a student has them
         sets = [_training_set(student, form.columns, chosen) for chosen in (~student.validation, student.validation)]
-        train(form.module, sets[0], config.distillation, held_out=sets[1], epochs=epochs)
+        train(form.module, sets[0], config.distillation, validation=sets[1], epochs=epochs)
         return form
 
     return target_from_student(
@@ -264,5 +264,5 @@ def _target(student: DistilledStudent) -> CompressionTarget:
         validation=encoded(validation),
         quality=lambda probs: quality(probs, labels[validation]).score,
         recover=recover,
-        measure="score on validation rows",
+        quality_name="score on validation rows",
     )

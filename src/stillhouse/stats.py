@@ -1,4 +1,4 @@
-"""Arithmetic that several rooms share: distances and scores of probabilities, clusters of time, standard errors."""
+"""Arithmetic that several rooms share: distances and scores of probabilities, time clusters, standard errors."""
 
 from __future__ import annotations
 
@@ -24,74 +24,84 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 
 TEMPERATURES = (0.05, 20.0)
-"""Within which :func:`fit_temperature` searches."""
+"""The range in which :func:`fit_temperature` searches."""
 
 
 # --------------------------------------------------------------------------- probabilities
 
 
 def total_variation(p: Array, q: Array) -> Array:
-    """½ Σ_k |p_k − q_k| of each row of two ``[n, K]``: float ``[n]`` in 0…1, NaN where one of them is NaN.
+    """½ Σ_k |p_k − q_k| for each row of two ``[n, K]``: float ``[n]`` in 0…1, NaN where one of the rows is NaN.
 
-    Rows of float32 sum to 1 only nearly: what lies above 1 by rounding is 1.
+    Float32 rows sum to 1 only approximately: values above 1 by rounding are clipped to 1.
+
+    >>> total_variation(np.array([[0.5, 0.5]]), np.array([[0.75, 0.25]])).tolist()
+    [0.25]
     """
     distance: Array = np.minimum(1.0, 0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum(axis=1))
     return distance
 
 
-def brier(probabilities: Array, outcomes: Array) -> Array:
-    """Σ_k (p_k − y_k)² of each row, on Brier's own scale: float ``[n]`` in 0…2 (Brier 1950, "Verification of forecasts
+def brier(probs: Array, labels: Array) -> Array:
+    """The Brier score Σ_k (p_k − y_k)² of each row, float ``[n]`` in 0…2 (Brier 1950, "Verification of forecasts
     expressed in terms of probability", eq. 2).
 
-    An index of K or more is an action that the model does not know: it has given that one nothing.
+    A label of K or more is an action that the model does not know: its probability is 0.
 
-    :param probabilities: ``[n, K]``.
-    :param outcomes: action indices ``[n]`` ≥ 0.
+    :param probs: ``[n, K]``.
+    :param labels: action indices ``[n]`` ≥ 0.
+
+    >>> brier(np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]]), np.array([0, 1, 1])).tolist()
+    [0.0, 2.0, 0.5]
     """
-    unknown = max(0, int(outcomes.max(initial=0)) + 1 - probabilities.shape[1])
-    probabilities = np.pad(probabilities, ((0, 0), (0, unknown)))
-    truth = np.zeros_like(probabilities, dtype=np.float64)
-    truth[np.arange(len(outcomes)), outcomes] = 1.0
-    score: Array = np.square(probabilities - truth).sum(axis=1)
+    unknown = max(0, int(labels.max(initial=0)) + 1 - probs.shape[1])
+    probs = np.pad(probs, ((0, 0), (0, unknown)))
+    truth = np.zeros_like(probs, dtype=np.float64)
+    truth[np.arange(len(labels)), labels] = 1.0
+    score: Array = np.square(probs - truth).sum(axis=1)
     return score
 
 
-def half_brier(probabilities: Array, outcomes: Array) -> Array:
-    """Half of :func:`brier`: a loss in 0…1, ``[n]``, as processes of evidence need it."""
-    score: Array = np.minimum(1.0, 0.5 * brier(probabilities, outcomes))
+def half_brier(probs: Array, labels: Array) -> Array:
+    """Half of :func:`brier`: a loss in 0…1, ``[n]``, as sequential tests need it."""
+    score: Array = np.minimum(1.0, 0.5 * brier(probs, labels))
     return score
 
 
-def tempered_log_loss(logits: Array, outcomes: Array, temperature: float) -> Array:
-    """``−ln softmax(logits / T)`` of each row's outcome, float ``[n]`` ≥ 0 (nats).
+def tempered_log_loss(logits: Array, labels: Array, temperature: float) -> Array:
+    """``−ln softmax(logits / T)`` of each row's label, float ``[n]`` ≥ 0 (nats).
 
-    :param logits: ``[n, K]``; logarithms of probabilities will do.
-    :param outcomes: action indices ``[n]``.
+    :param logits: ``[n, K]``, or logarithms of probabilities.
+    :param labels: action indices ``[n]``.
     """
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     scaled = scaled - scaled.max(axis=1, keepdims=True)
-    losses: Array = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(outcomes)), outcomes]
+    losses: Array = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(labels)), labels]
     return losses
 
 
-def fit_temperature(logits: Array, outcomes: Array, among: Sequence[float] | None = None) -> float:
-    """The temperature of least mean log loss on these rows; above 1: the model was too sure of itself.
+def fit_temperature(logits: Array, labels: Array, among: Sequence[float] | None = None) -> float:
+    """The temperature of least mean log loss on these rows; above 1: the model is overconfident.
 
-    Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural Networks", §4.2. The order of the actions,
-    and with it accuracy and the AUC of two actions, stays as it is.
+    Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural Networks", §4.2. A temperature changes
+    neither the order of the actions, nor accuracy, nor the AUC of two actions.
 
     :param logits: ``[n, K]``, n ≥ 1.
-    :param outcomes: action indices ``[n]``.
-    :param among: temperatures to choose from, the first of the best; None: any within :data:`TEMPERATURES`, and 1 where
-        none is better.
+    :param labels: action indices ``[n]``.
+    :param among: candidates, of which the first best is taken; None: any in :data:`TEMPERATURES`, and 1 if none is
+        better.
+
+    >>> logits = np.log(np.tile([0.99, 0.01], (10, 1)))  # confidence 99 %, accuracy 90 %
+    >>> fit_temperature(logits, np.array([0] * 9 + [1]), among=[1.0, 2.0, 4.0])
+    2.0
     """
     if among is not None:
-        return float(min(among, key=lambda value: float(tempered_log_loss(logits, outcomes, float(value)).mean())))
+        return float(min(among, key=lambda value: float(tempered_log_loss(logits, labels, float(value)).mean())))
 
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return float(tempered_log_loss(logits, outcomes, math.exp(log_temperature)).mean())
+        return float(tempered_log_loss(logits, labels, math.exp(log_temperature)).mean())
 
     best = minimize_scalar(loss, bounds=(math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1])), method="bounded")
     return math.exp(best.x) if best.fun < loss(0.0) else 1.0
@@ -101,11 +111,14 @@ def fit_temperature(logits: Array, outcomes: Array, among: Sequence[float] | Non
 
 
 def nanoseconds(times: Any) -> Array:
-    """Moments with a time zone, or integers that are nanoseconds since 1970 already, as int64 ``[n]``."""
+    """Times as nanoseconds since 1970, int64 ``[n]``.
+
+    :param times: with a time zone, or integers that are nanoseconds already.
+    """
     values = np.asarray(times) if isinstance(times, np.ndarray) else times
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         return values.astype(np.int64, copy=False)
-    import pandas as pd  # a scan of Parquet files needs the distances alone
+    import pandas as pd  # slow to import, and a scan of Parquet files does not need it
 
     moments: Array = pd.DatetimeIndex(pd.to_datetime(values, utc=True)).as_unit("ns").asi8
     return moments
@@ -114,31 +127,35 @@ def nanoseconds(times: Any) -> Array:
 def cluster_ids(
     times: Any, length: timedelta, origin: datetime | int | None = None, *, backwards: bool = False
 ) -> Array:
-    """Which stretch of ``length`` each moment lies in, int64 ``[n]``; zero: each row is a cluster of its own.
+    """The number of the time block of ``length`` that each time lies in, int64 ``[n]``; length 0: one cluster per row.
 
-    Rows of one stretch share their surroundings (flights of one hour, their weather) and are one piece of evidence.
+    Rows of one time block have correlated errors (the weather of one hour's flights), so a test counts them as one
+    cluster.
 
-    :param times: moments with a time zone, or int64 nanoseconds since 1970, ``[n]``.
-    :param origin: where stretch 0 begins, a moment or nanoseconds since 1970; None: 1970-01-01 UTC.
-    :param backwards: count back from ``origin``, the end of stretch 0 and part of it.
+    :param times: with a time zone, or int64 nanoseconds since 1970, ``[n]``.
+    :param origin: start of block 0, a time or nanoseconds since 1970; None: 1970-01-01 UTC.
+    :param backwards: count blocks back from ``origin``, which is the end of block 0 and belongs to it.
+
+    >>> cluster_ids(np.array([0, 3_599, 3_600]) * 10**9, timedelta(hours=1)).tolist()
+    [0, 0, 1]
     """
-    moments = nanoseconds(times)
+    times_ns = nanoseconds(times)
     size = length // timedelta(microseconds=1) * 1000
     if not size:
-        return np.arange(len(moments))
+        return np.arange(len(times_ns))
     start = 0 if origin is None else origin if isinstance(origin, int) else int(nanoseconds([origin])[0])
-    numbers: Array = (start - moments if backwards else moments - start) // size
-    return numbers
+    ids: Array = (start - times_ns if backwards else times_ns - start) // size
+    return ids
 
 
 def clustered_error(influence: Array, clusters: Array | None = None, *, small_sample: bool) -> float:
-    """Standard error of a statistic from its rows' influences ``[n]``, those of one cluster taken together.
+    """Standard error of a statistic from the influences of its rows ``[n]``, summed by cluster.
 
     The square root of ``c Σ_g (Σ_{i∈g} influence_i)²`` (Liang and Zeger 1986; Cameron and Miller 2015, "A
     Practitioner's Guide to Cluster-Robust Inference", §II). For a mean the influence of a row is ``(x_i − x̄) / n``.
 
-    :param influence: they sum to 0.
-    :param clusters: which cluster each row belongs to, ``[n]``; None: each row is its own.
+    :param influence: with sum 0.
+    :param clusters: the cluster of each row, ``[n]``; None: one cluster per row.
     :param small_sample: c = G / (G − 1) for G clusters, and 0 where G is 1; else c = 1.
     """
     sums: Array = np.asarray(influence, dtype=np.float64)

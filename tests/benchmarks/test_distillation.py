@@ -11,7 +11,7 @@ import torch
 from benchmarks.distillation import goals_of, interval
 from benchmarks.distillation_data import agent, world
 from benchmarks.distillation_peers import losses as published
-from stillhouse.distill.losses import decoupled_loss, knowledge_loss, standardised_loss
+from stillhouse.distill.losses import decoupled_loss, hinton_loss, standardised_loss
 
 
 def logits(rows: int = 40, actions: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -25,7 +25,7 @@ def test_the_peers_are_the_losses_of_the_engine_unbalanced(temperature: float) -
     student, teacher, outcomes = logits()
     knowledge = teacher.exp()
     for name, ours in (
-        ("kd", knowledge_loss(student, knowledge, temperature)),
+        ("kd", hinton_loss(student, knowledge, temperature)),
         ("dkd", decoupled_loss(student, knowledge, outcomes, temperature, 8.0)),
     ):
         found = published.PUBLISHED[name](student, teacher, outcomes, temperature, 0.0)
@@ -58,9 +58,9 @@ def test_a_world_is_cut_without_overlap() -> None:
     found = world(config, lambda part: np.full((len(part), 2), 0.5), rows, rows, 0.6, 10, 3, days)
     observed, held_out = set(found.lesson.x[:, 0].tolist()), set(found.held_out.x[:, 0].tolist())
     assert observed | held_out == set(range(200)) and not observed & held_out
-    assert len(held_out) == 40 and int(found.lesson.lived.sum()) == 80 and not found.made_up.lived.any()
+    assert len(held_out) == 40 and int(found.lesson.has_label.sum()) == 80 and not found.made_up.has_label.any()
     assert set(np.unique(np.array(sorted(held_out)) // 10 * 10)) <= held_out  # whole days
-    known = found.lesson.x[found.lesson.lived, 0].numpy()
+    known = found.lesson.x[found.lesson.has_label, 0].numpy()
     assert (np.bincount((known // 10).astype(int), minlength=20) % 10 == 0).all()
 
 

@@ -1,4 +1,4 @@
-"""Made-up rows: near observed ones, of one block alone, always the same, and never one that is there already."""
+"""Synthetic rows: near observed ones, from one block, reproducible, and never a copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stillhouse.config import AgentConfig, Augment
-from stillhouse.distill.augment import made_up_rows, munge, nearest, reworded
+from stillhouse.distill.augment import make_synthetic_rows, munge, nearest_neighbours, reword
 from stillhouse.knowledge import content_keys
 
 TEACHER = {"kind": "python", "name": "t", "target": "toy:Teacher"}
@@ -60,39 +60,39 @@ def make_rows(count: int, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray[Any, 
     return rows, blocks
 
 
-def test_rows_are_made_within_their_block() -> None:
+def test_synthetic_rows_stay_within_their_block() -> None:
     config = make_config(copies=2)
     rows, blocks = make_rows(200)
-    made = made_up_rows(config, rows, blocks)
-    assert 340 < len(made) <= 400
+    synthetic = make_synthetic_rows(config, rows, blocks)
+    assert 340 < len(synthetic) <= 400
     for block, origin, letters, low in ((0, "A", "abcde ", 0), (1, "B", "VWXYZ ", 100)):
-        part = made[made["block"] == block]
+        part = synthetic[synthetic["block"] == block]
         assert set(part["origin"]) == {origin}
         assert part["temp"].dropna().between(low, low + 12).all()
         assert set("".join(part["said"])) <= set(letters)
         assert part["observed_at"].isin(rows.loc[blocks == block, "observed_at"]).all()
 
 
-def test_rows_are_new_and_keep_the_contract() -> None:
+def test_synthetic_rows_are_new_and_keep_the_contract() -> None:
     config = make_config(copies=3)
     rows, blocks = make_rows(200)
-    made = made_up_rows(config, rows, blocks)
-    assert made["content_key"].is_unique and list(made["content_key"]) == content_keys(made, config)
-    assert not made["content_key"].isin(content_keys(rows, config)).any()
-    assert made["temp"].min() >= 0 and (made["seats"] == made["seats"].round()).all()
-    assert made["seats"].between(50, 59).all() and made["temp"].isna().any()
-    assert made["origin"].dtype == rows["origin"].dtype and made["temp"].dtype == np.float64
+    synthetic = make_synthetic_rows(config, rows, blocks)
+    assert synthetic["content_key"].is_unique and list(synthetic["content_key"]) == content_keys(synthetic, config)
+    assert not synthetic["content_key"].isin(content_keys(rows, config)).any()
+    assert synthetic["temp"].min() >= 0 and (synthetic["seats"] == synthetic["seats"].round()).all()
+    assert synthetic["seats"].between(50, 59).all() and synthetic["temp"].isna().any()
+    assert synthetic["origin"].dtype == rows["origin"].dtype and synthetic["temp"].dtype == np.float64
 
 
-def test_the_same_seed_the_same_rows_whatever_the_other_block() -> None:
+def test_same_seed_gives_the_same_rows_whatever_the_other_blocks() -> None:
     config = make_config(copies=1)
     rows, blocks = make_rows(200)
-    made = made_up_rows(config, rows, blocks)
-    pd.testing.assert_frame_equal(made, made_up_rows(config, rows, blocks))
-    alone = made_up_rows(config, rows[blocks == 1], blocks[blocks == 1])
-    pd.testing.assert_frame_equal(alone, made[made["block"] == 1].reset_index(drop=True))
+    synthetic = make_synthetic_rows(config, rows, blocks)
+    pd.testing.assert_frame_equal(synthetic, make_synthetic_rows(config, rows, blocks))
+    alone = make_synthetic_rows(config, rows[blocks == 1], blocks[blocks == 1])
+    pd.testing.assert_frame_equal(alone, synthetic[synthetic["block"] == 1].reset_index(drop=True))
     other = config.model_copy(update={"distillation": config.distillation.model_copy(update={"seed": 1})})
-    assert not made["content_key"].isin(made_up_rows(other, rows, blocks)["content_key"]).all()
+    assert not synthetic["content_key"].isin(make_synthetic_rows(other, rows, blocks)["content_key"]).all()
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_the_same_seed_the_same_rows_whatever_the_other_block() -> None:
         ({"copies": 3}, 0, 0),
     ],
 )
-def test_how_many(augment: dict[str, Any], count: int, expected: int) -> None:
+def test_number_of_synthetic_rows(augment: dict[str, Any], count: int, expected: int) -> None:
     rows, _ = make_rows(count)
-    assert abs(len(made_up_rows(make_config(**augment), rows)) - expected) <= expected * 0.2
+    assert abs(len(make_synthetic_rows(make_config(**augment), rows)) - expected) <= expected * 0.2
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_how_many(augment: dict[str, Any], count: int, expected: int) -> None:
         ),
     ],
 )
-def test_none_by_default_where_asking_costs(given: dict[str, Any], copies: float) -> None:
-    assert make_config(**given).synthetic_copies == copies
+def test_no_synthetic_rows_by_default_where_answers_cost(given: dict[str, Any], copies: float) -> None:
+    assert make_config(**given).copies == copies
 
 
-def test_munge_by_its_law() -> None:
-    """At mix 1 a number has the other's as its mean and their difference / closeness as its deviation."""
+def test_munge_has_the_stated_mean_and_deviation() -> None:
+    """At mix 1 a number has the other's as mean, and their difference / closeness as standard deviation."""
     settings = Augment(mix=1.0, closeness=2.0)
     numbers, other = np.tile([1.0, np.nan, 7.0], (40_000, 1)), np.tile([5.0, 3.0, 7.0], (40_000, 1))
     kinds, others = (
@@ -152,17 +152,17 @@ def test_munge_by_its_law() -> None:
     assert np.isclose((half[:, 0] == 1).mean(), 0.75, atol=0.01) and np.isclose((kept == "a").mean(), 0.75, atol=0.01)
 
 
-def test_the_nearest_is_another_row() -> None:
+def test_nearest_neighbour_is_another_row() -> None:
     points = np.array([[0.0], [0.0], [1.0], [10.0], [10.4]])
-    assert nearest(points, np.arange(5), np.random.default_rng(0)).tolist() == [1, 0, 0, 4, 3]
+    assert nearest_neighbours(points, np.arange(5), np.random.default_rng(0)).tolist() == [1, 0, 0, 4, 3]
     many = np.random.default_rng(0).normal(size=(9000, 2)).astype(np.float32)
-    found = nearest(many, np.arange(50), np.random.default_rng(0))
-    assert (found != np.arange(50)).all() and np.abs(many[found] - many[:50]).max() < 1
+    neighbours = nearest_neighbours(many, np.arange(50), np.random.default_rng(0))
+    assert (neighbours != np.arange(50)).all() and np.abs(many[neighbours] - many[:50]).max() < 1
 
 
-def test_texts_are_made_of_the_words_there_are() -> None:
+def test_reworded_texts_consist_of_known_words() -> None:
     texts = ["turn the light off", "play some jazz", "", "what is the time"]
-    made = reworded(texts, np.repeat(np.arange(4), 200), 0.3, np.random.default_rng(0))
-    assert set(" ".join(made).split()) <= set(" ".join(texts).split())
-    assert len({*made[:200]}) > 20 and made[:200].count(texts[0]) < 100
-    assert reworded([""], np.zeros(3, dtype=np.int64), 0.3, np.random.default_rng(0)) == ["", "", ""]
+    synthetic = reword(texts, np.repeat(np.arange(4), 200), 0.3, np.random.default_rng(0))
+    assert set(" ".join(synthetic).split()) <= set(" ".join(texts).split())
+    assert len({*synthetic[:200]}) > 20 and synthetic[:200].count(texts[0]) < 100
+    assert reword([""], np.zeros(3, dtype=np.int64), 0.3, np.random.default_rng(0)) == ["", "", ""]

@@ -1,11 +1,11 @@
-"""Terms of any magnitude pull alike."""
+"""Loss terms of any magnitude get equal gradient norms."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from stillhouse.distill.balance import Balance, share
+from stillhouse.distill.balance import LossBalance, normalise_weights
 
 
 def norm(loss: torch.Tensor, at: torch.Tensor) -> float:
@@ -13,24 +13,24 @@ def norm(loss: torch.Tensor, at: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 100.0, 1e6])
-def test_a_loss_far_larger_does_not_drown_the_other(factor: float) -> None:
+def test_scaled_terms_have_the_gradient_norm_of_the_reference(factor: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    balance = Balance(2)
+    balance = LossBalance(2)
     for _ in range(20):
         shared = torch.randn(32, 4, generator=generator, requires_grad=True)
         terms = [factor * shared.square().mean(), shared.abs().mean()]
         reference = (shared - 1).square().mean()
         scales = balance.scales(terms, reference, shared)
-        wanted = norm(reference, shared)
+        expected = norm(reference, shared)
         for scale, loss in zip(scales.tolist(), terms, strict=True):
-            assert norm(scale * loss, shared) == pytest.approx(wanted, rel=0.35)
+            assert norm(scale * loss, shared) == pytest.approx(expected, rel=0.35)
 
 
-def test_a_single_step_is_exact_and_a_dead_term_is_left_out() -> None:
+def test_single_step_is_exact_and_a_term_without_gradient_gets_zero() -> None:
     shared = torch.tensor([3.0, 4.0], requires_grad=True)
-    scales = Balance(2).scales([7 * shared.sum(), 0 * shared.sum()], shared.square().sum(), shared)
+    scales = LossBalance(2).scales([7 * shared.sum(), 0 * shared.sum()], shared.square().sum(), shared)
     assert scales.tolist() == pytest.approx([10 / (7 * 2**0.5), 0])
 
 
-def test_weights_are_shares() -> None:
-    assert share([1, 3]).tolist() == [0.25, 0.75]
+def test_weights_are_normalised() -> None:
+    assert normalise_weights([1, 3]).tolist() == [0.25, 0.75]

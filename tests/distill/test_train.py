@@ -1,4 +1,4 @@
-"""Learning: a known function is learned, the same seed learns the same, and nothing else is touched."""
+"""Training: a known function is learned, reproducibly and without side effects."""
 
 from __future__ import annotations
 
@@ -14,24 +14,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.config import AgentConfig, Distillation
-from stillhouse.distill.losses import outcome_loss, soften
-from stillhouse.distill.students import TabularStudent
-from stillhouse.distill.train import (
-    Lesson,
-    columns_of,
-    distil,
-    held_out_units,
-    new_student,
-    student_probabilities,
-    validation_days,
-)
+from stillhouse.distill.losses import label_loss, soften
+from stillhouse.distill.split import split_validation, validation_days
+from stillhouse.distill.students import TabularStudent, columns_of, new_student
+from stillhouse.distill.train import distil, student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import ConfigError
 from stillhouse.variant import encode
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Two threads on so small a model are forty times slower where other processes keep the cores busy."""
+    """With busy cores, two threads are forty times slower than one on so small a model."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +58,7 @@ def make_config(student: dict[str, Any] | None = None, **distillation: Any) -> A
 
 
 def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Rows, a teacher that knows the law, and outcomes drawn from it: a bend, a category, and missing values."""
+    """Rows, the true probabilities as teacher, and labels drawn from them: a bend, a category, missing values."""
     rng = np.random.default_rng(seed)
     rows = pd.DataFrame(
         {
@@ -81,17 +75,17 @@ def make_rows(count: int, seed: int) -> tuple[pd.DataFrame, np.ndarray[Any, Any]
     return rows, np.column_stack([1 - move, move]), (rng.random(count) < move).astype(np.int64)
 
 
-def learned(
+def train_student(
     config: AgentConfig, count: int = 2000, **settings: Any
 ) -> tuple[TabularStudent, tuple[dict[str, float], ...]]:
     rows, knowledge, outcomes = make_rows(count, seed=0)
     columns = columns_of(config, rows)
-    lesson = Lesson(encode(rows, columns), knowledge, outcomes, numbers=2)
-    student = new_student(config, columns, lesson.x.numpy())
-    return student, distil(student, lesson, config.distillation, **settings).history
+    training_set = TrainingSet(encode(rows, columns), knowledge, outcomes, numbers=2)
+    student = new_student(config, columns, training_set.x.numpy())
+    return student, distil(student, training_set, config.distillation, **settings).history
 
 
-def said(config: AgentConfig, student: TabularStudent) -> tuple[np.ndarray[Any, Any], ...]:
+def predict(config: AgentConfig, student: TabularStudent) -> tuple[np.ndarray[Any, Any], ...]:
     rows, knowledge, outcomes = make_rows(3000, seed=1)
     return student_probabilities(student, encode(rows, columns_of(config, rows))), knowledge, outcomes
 
@@ -101,10 +95,10 @@ def weights(student: TabularStudent) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("outcome_weight", [0.0, 0.3, 1.0])
-def test_a_known_law_is_learned(outcome_weight: float) -> None:
+def test_known_function_is_learned(outcome_weight: float) -> None:
     config = make_config(outcome_weight=outcome_weight)
-    student, history = learned(config)
-    probabilities, knowledge, outcomes = said(config, student)
+    student, history = train_student(config)
+    probabilities, knowledge, outcomes = predict(config, student)
     best = roc_auc_score(outcomes, knowledge[:, 1])
     assert roc_auc_score(outcomes, probabilities[:, 1]) > max(0.95, best - 0.01)
     assert np.abs(probabilities - knowledge)[:, 1].mean() < 0.08
@@ -112,77 +106,79 @@ def test_a_known_law_is_learned(outcome_weight: float) -> None:
     assert not student.training
 
 
-def test_without_training_it_knows_nothing() -> None:
+def test_untrained_student_is_poor() -> None:
     config = make_config()
-    student, history = learned(config, epochs=0)
-    probabilities, _, outcomes = said(config, student)
+    student, history = train_student(config, epochs=0)
+    probabilities, _, outcomes = predict(config, student)
     assert history == ()
     assert roc_auc_score(outcomes, probabilities[:, 1]) < 0.9
 
 
-def test_no_epochs_leave_a_student_as_it_is() -> None:
+def test_zero_epochs_do_not_change_the_student() -> None:
     config = make_config()
-    student, _ = learned(config, count=200)
+    student, _ = train_student(config, count=200)
     before, mode = weights(student).clone(), student.training
     rows, knowledge, outcomes = make_rows(200, seed=2)
-    lesson = Lesson(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
-    assert distil(student, lesson, config.distillation, epochs=0).history == ()
+    training_set = TrainingSet(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
+    assert distil(student, training_set, config.distillation, epochs=0).history == ()
     assert torch.equal(weights(student), before)
     assert student.training is mode
 
 
-def test_the_same_seed_the_same_student() -> None:
+def test_same_seed_gives_the_same_student() -> None:
     config = make_config({"dropout": 0.2}, epochs=2)
-    (one, history), (other, again) = learned(config, 500), learned(config, 500)
+    (one, history), (other, again) = train_student(config, 500), train_student(config, 500)
     assert torch.equal(weights(one), weights(other))
     assert history == again
-    another, _ = learned(make_config({"dropout": 0.2}, epochs=2, seed=1), 500)
+    another, _ = train_student(make_config({"dropout": 0.2}, epochs=2, seed=1), 500)
     assert not torch.equal(weights(one), weights(another))
 
 
-def test_what_was_drawn_before_does_not_matter_and_nothing_is_drawn_from_the_common_source() -> None:
+def test_training_neither_uses_nor_changes_the_global_random_state() -> None:
     config = make_config({"dropout": 0.2}, epochs=1)
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one, _ = learned(config, 300)
+    one, _ = train_student(config, 300)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(5)
-    other, _ = learned(config, 300)
+    other, _ = train_student(config, 300)
     assert torch.equal(weights(one), weights(other))
 
 
-def test_progress_and_history_tell_of_every_epoch() -> None:
-    heard: list[tuple[int, dict[str, float]]] = []
-    _, history = learned(make_config(epochs=3), 300, progress=lambda epoch, losses: heard.append((epoch, dict(losses))))
-    assert heard == list(enumerate(history, start=1))
+def test_progress_and_history_report_every_epoch() -> None:
+    epochs_seen: list[tuple[int, dict[str, float]]] = []
+    _, history = train_student(
+        make_config(epochs=3), 300, progress=lambda epoch, losses: epochs_seen.append((epoch, dict(losses)))
+    )
+    assert epochs_seen == list(enumerate(history, start=1))
     assert [sorted(losses) for losses in history] == [
         ["knowledge_loss", "outcome_loss", "outcome_weight", "temperature"]
     ] * 3
 
 
 def test_one_batch_of_one_row() -> None:
-    student, history = learned(make_config(epochs=1), 1)
+    student, history = train_student(make_config(epochs=1), 1)
     assert torch.isfinite(weights(student)).all()
     assert len(history) == 1
 
 
-def test_the_callers_rows_are_left_alone() -> None:
+def test_training_does_not_change_its_rows() -> None:
     config = make_config(epochs=1)
     rows, knowledge, outcomes = make_rows(300, seed=0)
     x = encode(rows, columns_of(config, rows))
     copies = [array.copy() for array in (x, knowledge, outcomes)]
-    lesson = Lesson(x, knowledge, outcomes, numbers=2)
-    distil(new_student(config, columns_of(config, rows), x), lesson, config.distillation)
+    training_set = TrainingSet(x, knowledge, outcomes, numbers=2)
+    distil(new_student(config, columns_of(config, rows), x), training_set, config.distillation)
     for array, copy in zip((x, knowledge, outcomes), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
-    np.testing.assert_array_equal(lesson.x.numpy(), x)
+    np.testing.assert_array_equal(training_set.x.numpy(), x)
 
 
 @pytest.mark.parametrize(("rate", "low", "high"), [(0.3, 0.0, 0.08), (0.0, 0.12, 1.0)])
-def test_the_code_for_the_unknown_is_learned_where_codes_are_hidden(rate: float, low: float, high: float) -> None:
-    """Who does not know the origin is right to say the mean over origins (at temperature 1)."""
+def test_unknown_code_is_learned_from_hidden_codes(rate: float, low: float, high: float) -> None:
+    """Without the origin, the best prediction is the mean over origins (at temperature 1)."""
     config = make_config(unknown_rate=rate, temperature=1.0, outcome_weight=0.0, epochs=20)
-    student, _ = learned(config)
+    student, _ = train_student(config)
     rows, _, _ = make_rows(3000, seed=1)
     hidden = student_probabilities(student, encode(rows.assign(origin="SFO"), columns_of(config, rows)))
     bend = np.where(rows["temp"].isna(), 1.0, 2 * np.abs(rows["temp"].fillna(0)) - 1.5)
@@ -190,85 +186,85 @@ def test_the_code_for_the_unknown_is_learned_where_codes_are_hidden(rate: float,
     assert low < np.abs(hidden[:, 1] - mean).mean() < high
 
 
-def test_probabilities_are_probabilities() -> None:
+def test_probabilities_sum_to_one() -> None:
     config = make_config()
-    student, _ = learned(config, epochs=1)
-    probabilities, _, _ = said(config, student)
+    student, _ = train_student(config, epochs=1)
+    probabilities, _, _ = predict(config, student)
     assert probabilities.dtype == np.float64
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
 
 
-# --------------------------------------------------------------------------- held-out rows, checkpoints, losses
+# --------------------------------------------------------------------------- validation, checkpoints, losses
 
 
-def lessons(config: AgentConfig, *seeds: int, count: int = 600) -> Iterator[Lesson]:
+def training_sets(config: AgentConfig, *seeds: int, count: int = 600) -> Iterator[TrainingSet]:
     for seed in seeds:
         rows, knowledge, outcomes = make_rows(count, seed)
-        yield Lesson(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
+        yield TrainingSet(encode(rows, columns_of(config, rows)), knowledge, outcomes, numbers=2)
 
 
 def with_losses(config: AgentConfig, *types: str) -> AgentConfig:
-    """With losses that an agent file may not name: hints, and for two actions decoupled and standardised."""
+    """With losses that agent files refuse: hints, and for two actions decoupled and standardised."""
     settings = config.distillation.model_dump() | {"losses": [{"type": name} for name in types]}
     return config.model_copy(update={"distillation": Distillation.model_validate(settings)})
 
 
-def fresh(config: AgentConfig, lesson: Lesson) -> TabularStudent:
+def fresh(config: AgentConfig, training_set: TrainingSet) -> TabularStudent:
     rows, _, _ = make_rows(600, seed=0)
-    return new_student(config, columns_of(config, rows), lesson.x.numpy())
+    return new_student(config, columns_of(config, rows), training_set.x.numpy())
 
 
-def test_probes_that_change_nothing_leave_no_trace() -> None:
-    """Three groups are too few to say anything: the student is that of the fixed settings, to the bit."""
+def test_probes_without_a_change_do_not_affect_the_training() -> None:
+    """Three clusters are too few for the controller: the student equals that of the fixed settings bit by bit."""
     config = make_config({"dropout": 0.2}, epochs=3)
-    lesson, held_out = lessons(config, 0, 1)
-    held_out.groups = torch.arange(len(held_out)) % 3
-    one, other = fresh(config, lesson), fresh(config, lesson)
-    course = distil(one, lesson, config.distillation, held_out=held_out)
+    training_set, validation = training_sets(config, 0, 1)
+    validation.cluster_ids = torch.arange(len(validation)) % 3
+    one, other = fresh(config, training_set), fresh(config, training_set)
+    history = distil(one, training_set, config.distillation, validation=validation)
     fixed = config.distillation.model_copy(update={"controller": "fixed"})
-    assert not course.adapted
-    assert distil(other, lesson, fixed, held_out=held_out).history == course.history
+    assert not history.adapted
+    assert distil(other, training_set, fixed, validation=validation).history == history.history
     assert torch.equal(weights(one), weights(other))
 
 
-def test_a_teacher_that_is_wrong_loses_its_weight_and_one_that_knows_keeps_it() -> None:
+def test_wrong_teacher_loses_its_weight_and_right_one_keeps_it() -> None:
     config = make_config(epochs=8)
-    lesson, held_out = lessons(config, 0, 1, count=2000)
-    knows = distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out)
-    for part in (lesson, held_out):
-        part.knowledge = part.knowledge.flip(1)
-    wrong = distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out)
-    assert knows.history[-1]["outcome_weight"] <= 0.35
+    training_set, validation = training_sets(config, 0, 1, count=2000)
+    right = distil(fresh(config, training_set), training_set, config.distillation, validation=validation)
+    for part in (training_set, validation):
+        part.teacher_probs = part.teacher_probs.flip(1)
+    wrong = distil(fresh(config, training_set), training_set, config.distillation, validation=validation)
+    assert right.history[-1]["outcome_weight"] <= 0.35
     assert wrong.history[-1]["outcome_weight"] > 0.9
     (change, *_) = [change for change in wrong.changes if change.setting == "outcome_weight"]
     assert change.value > 0.3 and "teacher's bias" in change.reason and change.step > 0
 
 
-def test_an_overconfident_teacher_is_calibrated_before_it_teaches() -> None:
+def test_overconfident_teacher_is_calibrated() -> None:
     config = make_config(epochs=4, outcome_weight=0.0)
-    lesson, held_out = lessons(config, 0, 1, count=2000)
-    honest = lesson.knowledge.clone()
-    for part in (lesson, held_out):
-        part.knowledge = soften(part.knowledge, 0.4)
-    course = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
-    (power,) = [change.value for change in course.changes if change.setting == "calibration"]
+    training_set, validation = training_sets(config, 0, 1, count=2000)
+    calibrated = training_set.teacher_probs.clone()
+    for part in (training_set, validation):
+        part.teacher_probs = soften(part.teacher_probs, 0.4)
+    history = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
+    (power,) = [change.value for change in history.changes if change.setting == "calibration"]
     assert power == pytest.approx(1 / 0.4, rel=0.25)
-    said = torch.softmax(student(lesson.x), dim=1)
-    assert (said - honest).abs().mean() < (said - lesson.knowledge).abs().mean()
+    probs = torch.softmax(student(training_set.x), dim=1)
+    assert (probs - calibrated).abs().mean() < (probs - training_set.teacher_probs).abs().mean()
 
 
-def test_training_stops_when_held_out_rows_no_longer_gain_and_gives_back_the_best() -> None:
-    """Outcomes are coin flips: the more is memorised, the worse on rows that were not seen."""
+def test_early_stopping_returns_the_best_epoch() -> None:
+    """Labels are random: the more the student memorises, the higher its validation loss."""
     config = make_config({"widths": [64]}, epochs=60, patience=2, outcome_weight=1.0, controller="fixed")
-    lesson, held_out = lessons(config, 0, 1, count=200)
-    for part in (lesson, held_out):
-        part.outcomes = torch.randint(2, (200,), generator=torch.Generator().manual_seed(len(part.x)))
-    held_out.outcomes = 1 - held_out.outcomes
-    course = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
-    losses = [epoch["held_out_outcome_loss"] for epoch in course.history]
-    assert course.stopped and len(losses) < 60 and losses.index(min(losses)) == len(losses) - 3
+    training_set, validation = training_sets(config, 0, 1, count=200)
+    for part in (training_set, validation):
+        part.labels = torch.randint(2, (200,), generator=torch.Generator().manual_seed(len(part.x)))
+    validation.labels = 1 - validation.labels
+    history = distil(student := fresh(config, training_set), training_set, config.distillation, validation=validation)
+    losses = [epoch["held_out_outcome_loss"] for epoch in history.history]
+    assert history.stopped and len(losses) < 60 and losses.index(min(losses)) == len(losses) - 3
     with torch.no_grad():
-        assert outcome_loss(student(held_out.x), held_out.outcomes).item() == pytest.approx(min(losses), abs=1e-6)
+        assert label_loss(student(validation.x), validation.labels).item() == pytest.approx(min(losses), abs=1e-6)
 
 
 class KilledError(Exception):
@@ -276,63 +272,72 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("losses", [("hinton",), ("hinton", "hints")])
-def test_a_killed_training_ends_as_it_would_have(tmp_path: Path, losses: tuple[str, ...]) -> None:
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, losses: tuple[str, ...]) -> None:
     config = with_losses(make_config({"dropout": 0.2}, epochs=5), *losses)
-    lesson, held_out = lessons(config, 0, 1)
-    for part in (lesson, held_out):
+    training_set, validation = training_sets(config, 0, 1)
+    for part in (training_set, validation):
         part.features = torch.randn(len(part), 7, generator=torch.Generator().manual_seed(0))
     file = tmp_path / "deep" / "training.safetensors"
 
-    def killed(epoch: int, losses: object) -> None:
+    def kill_in_epoch_four(epoch: int, losses: object) -> None:
         if epoch == 4:
             raise KilledError
 
     with pytest.raises(KilledError):
-        distil(fresh(config, lesson), lesson, config.distillation, held_out=held_out, checkpoint=file, progress=killed)
-    heard: list[int] = []
-    course = distil(
-        resumed := fresh(config, lesson),
-        lesson,
+        distil(
+            fresh(config, training_set),
+            training_set,
+            config.distillation,
+            validation=validation,
+            checkpoint=file,
+            progress=kill_in_epoch_four,
+        )
+    epochs_seen: list[int] = []
+    history = distil(
+        resumed := fresh(config, training_set),
+        training_set,
         config.distillation,
-        held_out=held_out,
+        validation=validation,
         checkpoint=file,
-        progress=lambda epoch, losses: heard.append(epoch),
+        progress=lambda epoch, losses: epochs_seen.append(epoch),
     )
-    whole = distil(student := fresh(config, lesson), lesson, config.distillation, held_out=held_out)
-    assert heard == [4, 5]
-    assert course == whole
+    uninterrupted = distil(
+        student := fresh(config, training_set), training_set, config.distillation, validation=validation
+    )
+    assert epochs_seen == [4, 5]
+    assert history == uninterrupted
     assert torch.equal(weights(resumed), weights(student))
 
 
-def test_a_checkpoint_of_another_training_or_a_broken_one_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_foreign_or_damaged_checkpoint_is_ignored(tmp_path: Path) -> None:
     config, file = make_config(epochs=2), tmp_path / "training.safetensors"
-    lesson, other = lessons(config, 0, 1)
-    distil(fresh(config, lesson), lesson, config.distillation, checkpoint=file)
-    heard: list[int] = []
-    for given in (other, lesson):
+    training_set, other = training_sets(config, 0, 1)
+    distil(fresh(config, training_set), training_set, config.distillation, checkpoint=file)
+    epochs_seen: list[int] = []
+    for rows in (other, training_set):
         distil(
-            fresh(config, given),
-            given,
+            fresh(config, rows),
+            rows,
             config.distillation,
             checkpoint=file,
-            progress=lambda epoch, losses: heard.append(epoch),
+            progress=lambda epoch, losses: epochs_seen.append(epoch),
         )
         file.write_bytes(b"half of one")
-    assert heard == [1, 2, 1, 2]
+    assert epochs_seen == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("loss", ["hinton", "decoupled", "standardised", "relational", "hints"])
-def test_every_loss_teaches(loss: str) -> None:
+def test_every_loss_trains_the_student(loss: str) -> None:
     config = with_losses(make_config(epochs=8), loss)
-    lesson, new = lessons(config, 0, 1, count=2000)
-    lesson.features = torch.log(lesson.knowledge) if loss in ("hints", "relational") else None
-    distil(student := fresh(config, lesson), lesson, config.distillation)
-    said = torch.softmax(student(new.x), dim=1).detach()
-    assert roc_auc_score(new.outcomes, said[:, 1]) > 0.95
+    training_set, new = training_sets(config, 0, 1, count=2000)
+    training_set.features = torch.log(training_set.teacher_probs) if loss in ("hints", "relational") else None
+    distil(student := fresh(config, training_set), training_set, config.distillation)
+    probs = torch.softmax(student(new.x), dim=1).detach()
+    assert roc_auc_score(new.labels, probs[:, 1]) > 0.95
 
 
-def test_lessons_together_have_features_where_both_do() -> None:
-    one, other = lessons(make_config(), 0, 1, count=20)
+def test_joined_training_sets_have_features_where_both_do() -> None:
+    one, other = training_sets(make_config(), 0, 1, count=20)
     assert one.plus(other).features is None
     one.features = torch.ones(20, 3)
     assert one.plus(other).features is None
@@ -345,26 +350,26 @@ def test_hints_from_a_teacher_without_features_are_refused() -> None:
     with pytest.raises(ValueError, match=r"losses.0.type: 'hints' needs a teacher that gives features"):
         make_config(losses=[{"type": "hints"}])
     config = with_losses(make_config(), "hints")
-    (lesson,) = lessons(config, 0)
+    (training_set,) = training_sets(config, 0)
     with pytest.raises(ConfigError, match=r"hints.*features"):
-        distil(fresh(config, lesson), lesson, config.distillation)
+        distil(fresh(config, training_set), training_set, config.distillation)
 
 
 @pytest.mark.parametrize("loss", ["decoupled", "standardised"])
-def test_a_loss_that_says_nothing_about_two_actions_is_refused(loss: str) -> None:
+def test_loss_without_effect_for_two_actions_is_refused(loss: str) -> None:
     with pytest.raises(ValueError, match=f"'{loss}' has nothing to add where there are two actions"):
         make_config(losses=[{"type": "hinton"}, {"type": loss}])
 
 
-def test_a_loss_comes_once() -> None:
-    with pytest.raises(ValueError, match="'hinton' is given more than once"):
+def test_repeated_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match="'hinton' comes more than once"):
         make_config(losses=[{"type": "hinton"}, {"type": "hinton"}])
 
 
 # --------------------------------------------------------------------------- columns, validation days
 
 
-def test_columns_come_numbers_first_with_the_values_of_contract_or_rows() -> None:
+def test_columns_are_numbers_then_categories_with_values_of_contract_or_rows() -> None:
     rows = pd.DataFrame({"carrier": ["UA", None, "AA", "UA"], "origin": "EWR", "temp": 1.0, "wind": 1.0})
     assert columns_of(make_config(), rows) == [
         {"name": "temp", "type": "number"},
@@ -386,7 +391,7 @@ def test_a_new_student_reads_these_columns() -> None:
     assert torch.equal(weights(student), weights(new_student(config, columns, x)))
 
 
-def test_validation_days_are_whole_days_and_always_the_same() -> None:
+def test_validation_days_are_whole_days_and_stable() -> None:
     times = pd.Series(pd.date_range("2013-01-01", periods=24 * 40, freq="h", tz="UTC"))
     chosen = validation_days(times, 10)
     days = times[chosen].dt.date.unique()
@@ -401,11 +406,11 @@ def test_validation_days_are_whole_days_and_always_the_same() -> None:
     np.testing.assert_array_equal(validation_days(local, 10), chosen)
 
 
-def test_the_newer_half_of_the_days_kept_back_is_for_the_controller() -> None:
+def test_newer_half_of_validation_days_is_for_the_controller() -> None:
     times = pd.Series(pd.date_range("2013-01-01", periods=24 * 10, freq="h", tz="UTC"))
-    groups, newer = held_out_units(times, timedelta(hours=2))
-    np.testing.assert_array_equal(groups, np.repeat(np.arange(10), 24))
-    np.testing.assert_array_equal(newer, groups >= 5)
-    groups, newer = held_out_units(times[:24], timedelta(hours=2))
-    np.testing.assert_array_equal(groups, np.repeat(np.arange(12), 2))
+    cluster_ids, newer = split_validation(times, timedelta(hours=2))
+    np.testing.assert_array_equal(cluster_ids, np.repeat(np.arange(10), 24))
+    np.testing.assert_array_equal(newer, cluster_ids >= 5)
+    cluster_ids, newer = split_validation(times[:24], timedelta(hours=2))
+    np.testing.assert_array_equal(cluster_ids, np.repeat(np.arange(12), 2))
     assert newer.sum() == 12 and not newer[:12].any()

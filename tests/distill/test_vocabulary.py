@@ -1,4 +1,4 @@
-"""Which tokens are known: grown as byte-pair encoding does it by hand, or cut from a teacher's."""
+"""Vocabularies: by byte-pair encoding, checked by hand, or cut from a teacher's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stillhouse.variant import WordPiece
 SPECIAL = ["[PAD]", "[UNK]"]
 
 
-def test_grown_by_hand() -> None:
+def test_vocabulary_by_hand() -> None:
     """hug ×10, pug ×5, pun ×12, bun ×4, hugs ×5: joins ug (20), un (16), hug (15), pun (12) …"""
     texts = ["hug"] * 10 + ["pug"] * 5 + ["pun"] * 12 + ["bun"] * 4 + ["hugs"] * 5
     characters = ["##g", "##n", "##s", "##u", "b", "h", "p"]
@@ -19,15 +19,15 @@ def test_grown_by_hand() -> None:
     assert grow_vocabulary(texts, 100)[12:] == ["pun", "hugs", "pug", "bun"]
 
 
-def test_what_comes_once_is_not_joined() -> None:
+def test_pair_that_occurs_once_is_not_merged() -> None:
     assert grow_vocabulary(["ab cd cd"], 100) == [*SPECIAL, "##b", "##d", "a", "c", "cd"]
 
 
-def test_neighbours_that_overlap() -> None:
+def test_overlapping_pairs() -> None:
     assert grow_vocabulary(["aaaaa", "aaaaa"], 100) == [*SPECIAL, "##a", "a", "##aa", "##aaaa", "aaaaa"]
 
 
-def test_the_order_of_the_texts_does_not_matter() -> None:
+def test_order_of_texts_does_not_matter() -> None:
     chance = random.Random(0)
     texts = ["".join(chance.choices("abcde ", k=20)) for _ in range(300)]
     grown = grow_vocabulary(texts, 200)
@@ -37,13 +37,13 @@ def test_the_order_of_the_texts_does_not_matter() -> None:
     assert all(1 not in WordPiece(grown).ids(text) for text in texts)
 
 
-def test_few_places_go_to_the_most_frequent_characters() -> None:
+def test_small_vocabulary_has_the_most_frequent_characters() -> None:
     assert grow_vocabulary(["a a a b b c"], 4) == [*SPECIAL, "a", "b"]
     assert grow_vocabulary([], 10) == SPECIAL
     assert grow_vocabulary(["", "  "], 10) == SPECIAL
 
 
-def test_cut_from_a_teachers() -> None:
+def test_vocabulary_cut_from_a_teachers() -> None:
     tokens = ["[PAD]", "[unused0]", "[CLS]", "[UNK]", "book", "##ing", "b", "##o", "taxi", "t", "zebra", "a"]
     texts = ["booking a taxi", "book a taxi", "taxi"]
     assert cut_vocabulary(texts, 100, tokens) == [*SPECIAL, "a", "##o", "b", "t", "taxi", "book", "##ing"]

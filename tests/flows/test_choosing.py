@@ -80,7 +80,7 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     again = base.answers.questions(job, version)
     assert again is not None and set(again["observation_id"]) == set(later["observation_id"])
 
-    monkeypatch.setattr("stillhouse.distill.select.plan", None)  # what was selected is not selected again
+    monkeypatch.setattr("stillhouse.distill.select.plan_questions", None)  # what was selected is not selected again
     window = base.window("train", day(3), day(17))
     rows = base.read_observations(window).assign(outcome=0)
     teacher = Ensemble(base.config, [], None, version)

@@ -24,7 +24,7 @@ def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytes
         redistil,
         "distil_with_control",
         lambda student, lesson, *given, **named: (
-            learned.append(int((~lesson.lived).sum())) or distilled(student, lesson, *given, **named)
+            learned.append(int((~lesson.has_label).sum())) or distilled(student, lesson, *given, **named)
         ),
     )
     live("toy", day(0), day(20))

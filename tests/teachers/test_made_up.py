@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.distill.augment import made_up_rows
+from stillhouse.distill.augment import make_synthetic_rows
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.teachers import asking, ensemble
 from stillhouse.teachers.made_up import ask_made_up
@@ -45,7 +45,7 @@ class Recorder:
 
 
 def made_of(base: KnowledgeBase, rows: pd.DataFrame) -> pd.DataFrame:
-    return made_up_rows(base.config, rows, ensemble.cross_fit_blocks(base.config, rows))
+    return make_synthetic_rows(base.config, rows, ensemble.cross_fit_blocks(base.config, rows))
 
 
 def test_whoever_is_asked_has_not_seen_the_block(tmp_path: Path) -> None:

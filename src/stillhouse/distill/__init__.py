@@ -1,1 +1,1 @@
-"""The student, and how it learns from knowledge and outcomes."""
+"""Students, and their training on teacher probabilities and labels."""

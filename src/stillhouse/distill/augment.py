@@ -1,12 +1,12 @@
-"""Rows that nobody has seen, near those that were, for the teachers to speak about.
+"""Synthetic rows near observed ones, for the teachers to answer.
 
-What a teacher knows is a function, and observed rows show it at a few points only. It can be asked anywhere: a student
-that also learns what the teacher says about made-up rows comes closer to it than one that learns from observed rows
-for longer. No outcome is made up: these rows teach by knowledge alone.
+A teacher is a function, and observed rows sample it at few points. A student that is also trained on the teacher's
+answers to synthetic rows approximates it better than one that is trained longer on observed rows. Synthetic rows have
+teacher probabilities only, never a label.
 
-Tables: MUNGE (Buciluă, Caruana and Niculescu-Mizil 2006, "Model Compression", §3). Texts: words left out, words put in
-place of others (Tang, Lu, Liu, Mou, Vechtomova and Lin 2019, "Distilling Task-Specific Knowledge from BERT into Simple
-Neural Networks", §3.2; their n-grams harm short texts), and the beginning of one text with the end of another.
+Tables: MUNGE (Buciluă, Caruana and Niculescu-Mizil 2006, "Model Compression", §3). Texts: words removed or replaced
+(Tang, Lu, Liu, Mou, Vechtomova and Lin 2019, "Distilling Task-Specific Knowledge from BERT into Simple Neural
+Networks", §3.2; their n-gram sampling harms short texts), and the beginning of one text with the end of another.
 """
 
 from __future__ import annotations
@@ -21,37 +21,39 @@ from sklearn.neighbors import NearestNeighbors
 from stillhouse.config import AgentConfig, Augment, NumberColumn
 from stillhouse.knowledge import content_keys
 
-__all__ = ["made_up_rows", "munge", "nearest", "reworded"]
+__all__ = ["make_synthetic_rows", "munge", "nearest_neighbours", "reword"]
 
 Array = np.ndarray[Any, Any]
 
-_CROSSED = 0.5  # share of the made-up texts
-_POOL = 8192  # rows of a block among which the nearest is sought: time grows with rows · pool
+CROSSED_SHARE = 0.5  # of the synthetic texts
+MAX_NEIGHBOUR_CANDIDATES = 8192  # in one block: time grows with rows · candidates
 
 
-def made_up_rows(config: AgentConfig, rows: pd.DataFrame, blocks: Array | None = None) -> pd.DataFrame:
-    """``config.synthetic_copies`` made-up rows for each of ``rows``, as far as ``distillation.augment.fill_to`` allows.
+def make_synthetic_rows(config: AgentConfig, rows: pd.DataFrame, blocks: Array | None = None) -> pd.DataFrame:
+    """``config.synthetic_copies`` synthetic rows for each of ``rows``, up to ``distillation.augment.fill_to`` rows.
 
-    A row is made of rows of one block alone, so that a teacher that was not fitted on a block can speak about what was
-    made of it. The same rows and seed, the same made-up rows. What comes out twice, or is one of ``rows``, is left out.
+    A synthetic row is made from rows of one block, so that a teacher that was not fitted on that block can answer it.
+    The same rows and seed give the same synthetic rows. Duplicates, and copies of ``rows``, are left out.
 
     :param rows: tidy observations.
-    :param blocks: of each row, integers ``[n]``, such as those of the cross-fitting; None: all are one.
+    :param blocks: of each row, integers ``[n]``, such as those of the cross-fitting; None: one block.
     :return: the features, ``observed_at`` (that of the row it was made from), ``block`` and ``content_key``.
     """
     blocks = np.zeros(len(rows), dtype=np.int64) if blocks is None else blocks
     room = max(0, config.distillation.augment.fill_to - len(rows))
-    share = min(config.synthetic_copies, room / max(1, len(rows)))
-    if share == 0 or rows.empty:
-        return _features(config, rows).iloc[:0].assign(block=0, content_key="").reset_index(drop=True)
-    found = [
-        _of_block(config, rows[blocks == block], share, int(block)).assign(block=int(block))
+    copies = min(config.synthetic_copies, room / max(1, len(rows)))
+    empty = _features(config, rows).iloc[:0]
+    if copies == 0 or rows.empty:
+        return empty.assign(block=0, content_key="").reset_index(drop=True)
+    by_block = [
+        _rows_of_block(config, rows[blocks == block], copies, int(block)).assign(block=int(block))
         for block in np.unique(blocks)
     ]
-    made = pd.concat([_features(config, rows).iloc[:0].assign(block=0), *found], ignore_index=True)
-    made["content_key"] = content_keys(made, config)
-    known = set(content_keys(rows, config))
-    return made[~made["content_key"].isin(known)].drop_duplicates("content_key").reset_index(drop=True)
+    synthetic = pd.concat([empty.assign(block=0), *by_block], ignore_index=True)
+    synthetic["content_key"] = content_keys(synthetic, config)
+    observed = set(content_keys(rows, config))
+    new = synthetic[~synthetic["content_key"].isin(observed)]
+    return new.drop_duplicates("content_key").reset_index(drop=True)
 
 
 def munge(
@@ -62,11 +64,11 @@ def munge(
     settings: Augment,
     generator: np.random.Generator,
 ) -> tuple[Array, Array]:
-    """Rows between two rows each, as MUNGE makes them.
+    """Rows between pairs of rows, by MUNGE.
 
-    With probability ``mix`` a category is the other's, and a number is drawn from a normal distribution around the
-    other's whose standard deviation is their difference / ``closeness``. Where one of the two is missing, the other's
-    is taken as it is.
+    With probability ``mix`` a category is the other row's, and a number is drawn from a normal distribution around the
+    other row's, whose standard deviation is their difference / ``closeness``. Where one of the two numbers is missing,
+    it is the other row's.
 
     :param numbers: float ``[n, F]``; NaN: missing.
     :param categories: of any type, ``[n, C]``.
@@ -81,30 +83,35 @@ def munge(
     return np.where(chosen, drawn, numbers), np.where(swapped, other_categories, categories)
 
 
-def nearest(points: Array, rows: Array, generator: np.random.Generator) -> Array:
-    """Index of the point nearest to each of some, among others than itself; of many, among a random 8,192 of them.
+def nearest_neighbours(points: Array, rows: Array, generator: np.random.Generator) -> Array:
+    """Index of the nearest other point of each of some points, int64 ``[m]``; of many, among 8,192 random ones.
 
     :param points: float ``[n, D]``, n ≥ 2.
-    :param rows: which of them, ``[m]``.
+    :param rows: indices of the points whose neighbours are wanted, ``[m]``.
+
+    >>> points = np.array([[0.0], [1.0], [10.0]])
+    >>> nearest_neighbours(points, np.array([0, 2]), np.random.default_rng(0)).tolist()
+    [1, 1]
     """
     pool = np.arange(len(points))
-    if len(pool) > _POOL:
-        pool = np.sort(generator.choice(pool, _POOL, replace=False))
-    found = pool[NearestNeighbors(n_neighbors=2, algorithm="brute").fit(points[pool]).kneighbors(points[rows])[1]]
-    others: Array = np.where(found[:, 0] == rows, found[:, 1], found[:, 0])
+    if len(pool) > MAX_NEIGHBOUR_CANDIDATES:
+        pool = np.sort(generator.choice(pool, MAX_NEIGHBOUR_CANDIDATES, replace=False))
+    index = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(points[pool])
+    neighbours = pool[index.kneighbors(points[rows])[1]]
+    others: Array = np.where(neighbours[:, 0] == rows, neighbours[:, 1], neighbours[:, 0])
     return others
 
 
-def reworded(texts: Sequence[str], rows: Array, share: float, generator: np.random.Generator) -> list[str]:
-    """A new text for each of some: half of them with a share of the words left out or replaced by words of all texts,
+def reword(texts: Sequence[str], rows: Array, share: float, generator: np.random.Generator) -> list[str]:
+    """A new text for each of some: half of them with a share of the words removed or replaced by words of all texts,
     half of them crossed with another text.
 
-    :param rows: which of ``texts`` to begin from, ``[m]``.
-    :param share: of the words that are changed, in 0 … 1: half left out, half replaced.
+    :param rows: indices of the texts to start from, ``[m]``.
+    :param share: of the words that are changed, 0 … 1: half removed, half replaced.
     """
     words = [text.split() for text in texts]
-    common = [word for text in words for word in text]
-    return [" ".join(_reworded(words, common, int(row), share, generator)) or texts[int(row)] for row in rows]
+    all_words = [word for text in words for word in text]
+    return [" ".join(_reword_one(words, all_words, int(row), share, generator)) or texts[int(row)] for row in rows]
 
 
 # --------------------------------------------------------------------------- inside
@@ -114,66 +121,67 @@ def _features(config: AgentConfig, rows: pd.DataFrame) -> pd.DataFrame:
     return rows[[*config.observations.columns, "observed_at"]]
 
 
-def _of_block(config: AgentConfig, rows: pd.DataFrame, copies: float, block: int) -> pd.DataFrame:
-    """``copies`` times as many made-up rows as there are ``rows``."""
-    generator = np.random.default_rng([config.distillation.seed, block])
+def _rows_of_block(config: AgentConfig, rows: pd.DataFrame, copies: float, block: int) -> pd.DataFrame:
+    """``copies`` times as many synthetic rows as there are ``rows``."""
+    settings, generator = config.distillation.augment, np.random.default_rng([config.distillation.seed, block])
     whole, part = divmod(round(copies * len(rows)), max(1, len(rows)))
     base = np.concatenate([np.tile(np.arange(len(rows)), whole), generator.permutation(len(rows))[:part]])
-    made = _features(config, rows).iloc[base].reset_index(drop=True)
-    if len(rows) < 2 or made.empty:
-        return made.iloc[:0]
-    names, named = list(config.observations.numbers), list(config.observations.categories)
-    numbers, categories = rows[names].to_numpy(dtype=np.float64, na_value=np.nan), rows[named].to_numpy(dtype=object)
-    if names or named:
-        other = nearest(_points(numbers, rows[named]), base, generator)
-        mixed, swapped = munge(
-            numbers[base], categories[base], numbers[other], categories[other], config.distillation.augment, generator
+    synthetic = _features(config, rows).iloc[base].reset_index(drop=True)
+    if len(rows) < 2 or synthetic.empty:
+        return synthetic.iloc[:0]
+    number_names, category_names = list(config.observations.numbers), list(config.observations.categories)
+    numbers = rows[number_names].to_numpy(dtype=np.float64, na_value=np.nan)
+    categories = rows[category_names].to_numpy(dtype=object)
+    if number_names or category_names:
+        other = nearest_neighbours(_points(numbers, rows[category_names]), base, generator)
+        new_numbers, new_categories = munge(
+            numbers[base], categories[base], numbers[other], categories[other], settings, generator
         )
-        for place, name in enumerate(names):
-            made[name] = _as_observed(mixed[:, place], numbers[:, place], config, name)
-        for place, name in enumerate(named):
-            made[name] = pd.Series(swapped[:, place]).astype(rows[name].dtype)
+        for index, name in enumerate(number_names):
+            synthetic[name] = _within_observed_range(new_numbers[:, index], numbers[:, index], config, name)
+        for index, name in enumerate(category_names):
+            synthetic[name] = pd.Series(new_categories[:, index]).astype(rows[name].dtype)
     for name in config.observations.texts:
         texts = rows[name].fillna("").astype(str).tolist()
-        made[name] = reworded(texts, base, config.distillation.augment.reworded, generator)
-    return made
+        synthetic[name] = reword(texts, base, settings.reworded, generator)
+    return synthetic
 
 
 def _points(numbers: Array, categories: pd.DataFrame) -> Array:
-    """Rows as points ``[n, D]``: numbers in standard deviations, missing in the middle; two values of a category lie 1
-    apart."""
-    known = np.isfinite(numbers)
-    count = np.maximum(1, known.sum(axis=0))
-    mean = np.where(known, numbers, 0).sum(axis=0) / count
-    centred = np.where(known, numbers - mean, 0)
-    spread = np.sqrt((centred**2).sum(axis=0) / count)
+    """Rows as points float32 ``[n, D]``: standardised numbers (missing: the mean); two categories have distance 1."""
+    finite = np.isfinite(numbers)
+    count = np.maximum(1, finite.sum(axis=0))
+    mean = np.where(finite, numbers, 0).sum(axis=0) / count
+    centred = np.where(finite, numbers - mean, 0)
+    deviation = np.sqrt((centred**2).sum(axis=0) / count)
     codes = [pd.get_dummies(categories[name]).to_numpy(dtype=np.float32) / np.sqrt(2) for name in categories]
-    return np.hstack([centred / np.where(spread > 0, spread, 1), *codes]).astype(np.float32)
+    return np.hstack([centred / np.where(deviation > 0, deviation, 1), *codes]).astype(np.float32)
 
 
-def _as_observed(values: Array, observed: Array, config: AgentConfig, name: str) -> Array:
-    """Within what the contract and the observed values allow, and whole where all of them are."""
+def _within_observed_range(values: Array, observed: Array, config: AgentConfig, name: str) -> Array:
+    """Clipped to the range of the contract, or of the observed values; rounded where all observed values are whole."""
     column = config.observations.columns[name]
     assert isinstance(column, NumberColumn)  # `numbers` selects by type
-    known = observed[np.isfinite(observed)]
-    if not len(known):
+    finite = observed[np.isfinite(observed)]
+    if not len(finite):
         return values
-    low, high = (known.min() if column.min is None else column.min, known.max() if column.max is None else column.max)
+    low = finite.min() if column.min is None else column.min
+    high = finite.max() if column.max is None else column.max
     values = np.clip(values, low, high)
-    return np.round(values) if (known == np.round(known)).all() else values
+    return np.round(values) if (finite == np.round(finite)).all() else values
 
 
-def _reworded(
-    words: Sequence[list[str]], common: Sequence[str], row: int, share: float, generator: np.random.Generator
+def _reword_one(
+    words: Sequence[list[str]], all_words: Sequence[str], row: int, share: float, generator: np.random.Generator
 ) -> list[str]:
     own = words[row]
-    if generator.random() < _CROSSED:
+    if generator.random() < CROSSED_SHARE:
         other = words[int(generator.integers(len(words)))]
         return own[: int(generator.integers(len(own) + 1))] + other[int(generator.integers(len(other) + 1)) :]
     draws = generator.random(len(own))
-    drawn = generator.integers(max(1, len(common)), size=len(own))
+    replacements = generator.integers(max(1, len(all_words)), size=len(own))
     return [
-        common[new] if draw < share / 2 else word
-        for word, draw, new in zip(own, draws, drawn, strict=True)
+        all_words[replacement] if draw < share / 2 else word
+        for word, draw, replacement in zip(own, draws, replacements, strict=True)
         if not share / 2 <= draw < share
     ]

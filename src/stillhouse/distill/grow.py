@@ -1,4 +1,4 @@
-"""A student takes in new actions and new values of its columns, and everything that it has learned stays."""
+"""Extends a trained student by new actions and new values of its columns; its trained weights stay."""
 
 from __future__ import annotations
 
@@ -15,117 +15,121 @@ from stillhouse.distill.students.encoders import TextEncoder
 from stillhouse.errors import SchemaError
 from stillhouse.variant import UNKNOWN
 
-__all__ = ["Columns", "extended", "grown", "require_alike", "transplanted"]
+__all__ = ["Columns", "extend_columns", "grow_student", "require_same_architecture", "transfer_weights"]
 
 Columns = Sequence[dict[str, Any]]
+"""The student's input columns, as ``columns.json`` stores them."""
 
-_GROWING = (
-    "cardinalities",
-    "embedding",
-    "texts",
-    "actions",
-    "dropout",
-)  # what may differ between an old student and a new one
-_VALUES = {"category": "values", "text": "tokens"}  # by type of column: what each has codes for, in their order
-_LEAST = 1e-3  # share that a new action begins with at least
+CHANGEABLE_SETTINGS = ("cardinalities", "embedding", "texts", "actions", "dropout")
+"""Keys of a student's ``spec`` that may differ between an old student and a new one."""
+
+VOCABULARY_KEYS = {"category": "values", "text": "tokens"}
+"""By type of column: the key of the list whose order gives the codes."""
+
+MIN_ACTION_SHARE = 1e-3
 
 
-def extended(known: Columns, fresh: Columns) -> list[dict[str, Any]]:
-    """``known`` columns with what only ``fresh`` ones have appended, so that every code keeps its meaning.
+def extend_columns(old: Columns, new: Columns) -> list[dict[str, Any]]:
+    """The ``old`` columns with the values and tokens that only ``new`` ones have appended, so that all codes stay.
 
-    Values that ``fresh`` does not have any more stay: their codes are learned. Of a text's tokens only those with a
-    character that no known token has are new: any other would cut words otherwise that the student can read already.
+    Old values that ``new`` lacks stay too: their codes are trained. Of a text's new tokens only those with a character
+    that no old token has are appended: others would split words differently that the student can read already.
 
-    :raises SchemaError: if columns came, went or changed their type or length: that is another student.
+    :raises SchemaError: if columns were added, removed, or changed their type or length: that needs another student.
+
+    >>> old, new = ([{"name": "place", "type": "category", "values": values}] for values in (["b", "a"], ["a", "c"]))
+    >>> extend_columns(old, new)[0]["values"]
+    ['b', 'a', 'c']
     """
-    made: list[dict[str, Any]] = []
-    if [(c["name"], c["type"]) for c in known] != [(c["name"], c["type"]) for c in fresh]:
-        old, new = ([column["name"] for column in columns] for columns in (known, fresh))
-        raise SchemaError(f"the student reads the columns {old}, and the agent file has {new} now")
-    for before, now in zip(known, fresh, strict=True):
-        key = _VALUES.get(before["type"])
-        fixed = [name for name in before if name != key]
-        if any(before[name] != now.get(name) for name in fixed):
-            raise SchemaError(f"column {before['name']!r} is encoded otherwise than the student has learned it")
+    if [(c["name"], c["type"]) for c in old] != [(c["name"], c["type"]) for c in new]:
+        old_names, new_names = ([column["name"] for column in columns] for columns in (old, new))
+        raise SchemaError(f"the student reads the columns {old_names}, and the agent file has {new_names} now")
+    extended: list[dict[str, Any]] = []
+    for before, after in zip(old, new, strict=True):
+        key = VOCABULARY_KEYS.get(before["type"])
+        if any(before[name] != after.get(name) for name in before if name != key):
+            raise SchemaError(f"column {before['name']!r} is encoded differently than when the student was trained")
         if key is not None:
-            before = before | {key: [*before[key], *_unknown(before["type"], before[key], now[key])]}
-        made.append(dict(before))
-    return made
+            before = before | {key: [*before[key], *_new_values(before["type"], before[key], after[key])]}
+        extended.append(dict(before))
+    return extended
 
 
-def grown(
+def grow_student(
     student: Student,
-    before: Columns,
-    after: Columns,
-    actions: Sequence[str],
-    wanted: Sequence[str],
+    old_columns: Columns,
+    new_columns: Columns,
+    old_actions: Sequence[str],
+    new_actions: Sequence[str],
     x: np.ndarray[Any, Any],
     shares: np.ndarray[Any, Any],
 ) -> Student:
-    """A copy of ``student`` that reads ``after`` and chooses among ``wanted``, actions matched by name.
+    """A copy of ``student`` that reads ``new_columns`` and chooses among ``new_actions``, matched by name.
 
-    Where nothing is new it says what ``student`` says. A new value of a category, or token, begins as what stands for
-    the unknown. A new action begins with the mean of the other actions' weights and a bias that gives it, on the rows
-    ``x``, about its share: the other actions keep their odds among themselves.
+    For old values and actions its outputs are those of ``student``. A new category value or token starts with the
+    embedding of the unknown one. A new action starts with the mean weights of the old ones and a bias that gives it
+    about its share on the rows ``x``; the odds among the old actions stay. An action that is not in ``new_actions`` is
+    removed.
 
-    :param before: columns that ``student`` reads; ``after`` from :func:`extended`.
-    :param actions: its actions; ``wanted``: those to be, in their order. One that is no longer wanted is dropped.
-    :param x: rows as ``after`` encodes them, float32 ``[n, …]``, n ≥ 1.
-    :param shares: of each wanted action among recent rows, ``[len(wanted)]``, 0 … 1.
+    :param old_columns: what ``student`` reads.
+    :param new_columns: as :func:`extend_columns` returns them.
+    :param x: rows encoded with ``new_columns``, float32 ``[n, …]``, n ≥ 1.
+    :param shares: of each new action among recent rows, ``[len(new_actions)]``, 0 … 1.
     """
-    made = deepcopy(student).eval()
-    _grow_categories(made, before, after)
-    _grow_texts(made, after)
-    if list(actions) != list(wanted):
-        _grow_actions(made, actions, wanted, torch.from_numpy(x), shares)
-    return made
+    grown = deepcopy(student).eval()
+    _grow_categories(grown, old_columns, new_columns)
+    _grow_texts(grown, new_columns)
+    if list(old_actions) != list(new_actions):
+        _grow_actions(grown, old_actions, new_actions, torch.from_numpy(x), shares)
+    return grown
 
 
-def require_alike(old: Student, fresh: Student) -> None:
-    """:raises SchemaError: if ``fresh``, as the agent file describes it now, is no student that ``old`` can become."""
-    for key in fresh.spec:
-        if key not in _GROWING and old.spec.get(key) != fresh.spec[key]:
-            raise SchemaError(
-                f"the student has {key} {old.spec.get(key)}, and the agent file says {fresh.spec[key]} now"
-            )
+def require_same_architecture(old: Student, new: Student) -> None:
+    """Check that ``old`` can be extended to ``new``, the student that the agent file describes.
 
-
-def transplanted(fresh: Student, old: Student) -> Student:
-    """``fresh`` with the weights of ``old`` wherever a tensor of the same name has the same shape.
-
-    The bin edges belong to the first layer's weights: both are taken, or neither.
+    :raises SchemaError: if they differ in more than :data:`CHANGEABLE_SETTINGS`.
     """
-    weights = fresh.state_dict()
-    taken = {name: value for name, value in old.state_dict().items() if name in weights}
-    taken = {name: value for name, value in taken.items() if value.shape == weights[name].shape}
-    if "edges" not in taken or "layers.0.weight" not in taken:
-        taken = {name: value for name, value in taken.items() if name not in ("edges", "layers.0.weight")}
-    fresh.load_state_dict(weights | taken)
-    return fresh
+    for key in new.spec:
+        if key not in CHANGEABLE_SETTINGS and old.spec.get(key) != new.spec[key]:
+            raise SchemaError(f"the student has {key} {old.spec.get(key)}, and the agent file says {new.spec[key]} now")
 
 
-def _unknown(kind: str, known: Sequence[str], values: Sequence[str]) -> list[str]:
-    if kind == "category":
-        return [value for value in values if value not in set(known)]
-    characters = set("".join(known))
-    return [token for token in values if not set(token) <= characters]
+def transfer_weights(target: Student, source: Student) -> Student:
+    """``target`` with the weights of ``source`` wherever a tensor of the same name has the same shape.
+
+    The bin edges of numbers and the first layer's weights depend on each other: both are copied, or neither.
+    """
+    state = target.state_dict()
+    copied = {name: value for name, value in source.state_dict().items() if name in state}
+    copied = {name: value for name, value in copied.items() if value.shape == state[name].shape}
+    if "edges" not in copied or "layers.0.weight" not in copied:
+        copied = {name: value for name, value in copied.items() if name not in ("edges", "layers.0.weight")}
+    target.load_state_dict(state | copied)
+    return target
 
 
-def _grow_categories(student: Student, before: Columns, after: Columns) -> None:
-    pairs = [pair for pair in zip(before, after, strict=True) if pair[1]["type"] == "category"]
+def _new_values(column_type: str, old: Sequence[str], new: Sequence[str]) -> list[str]:
+    if column_type == "category":
+        return [value for value in new if value not in set(old)]
+    characters = set("".join(old))
+    return [token for token in new if not set(token) <= characters]
+
+
+def _grow_categories(student: Student, old_columns: Columns, new_columns: Columns) -> None:
+    pairs = [pair for pair in zip(old_columns, new_columns, strict=True) if pair[1]["type"] == "category"]
     counts = [(len(old["values"]), len(new["values"])) for old, new in pairs]
     widths = []
-    for place, (old, new) in enumerate(counts):
-        table = student.embeddings[place]
+    for index, (old_count, new_count) in enumerate(counts):
+        table = student.embeddings[index]
         assert isinstance(table, nn.Embedding)
-        unknown = table.weight.detach()[:1]
-        student.embeddings[place] = _embedding(torch.cat([table.weight.detach(), unknown.repeat(new - old, 1)]))
+        weight = table.weight.detach()
+        student.embeddings[index] = _embedding(torch.cat([weight, weight[:1].repeat(new_count - old_count, 1)]))
         widths.append(table.embedding_dim)
     student.spec |= {"cardinalities": [new for _, new in counts], "embedding": widths}
 
 
-def _grow_texts(student: Student, after: Columns) -> None:
-    texts = [column for column in after if column["type"] == "text"]
+def _grow_texts(student: Student, columns: Columns) -> None:
+    texts = [column for column in columns if column["type"] == "text"]
     for encoder, column in zip(getattr(student, "encoders", ()), texts, strict=True):
         assert isinstance(encoder, TextEncoder)
         weight = encoder.embedding.weight.detach()
@@ -136,27 +140,28 @@ def _grow_texts(student: Student, after: Columns) -> None:
 
 
 def _grow_actions(
-    student: Student, actions: Sequence[str], wanted: Sequence[str], x: Tensor, shares: np.ndarray[Any, Any]
+    student: Student, old_actions: Sequence[str], new_actions: Sequence[str], x: Tensor, shares: np.ndarray[Any, Any]
 ) -> None:
     old = student.layers[-1]
     assert isinstance(old, nn.Linear)
     with torch.no_grad():
-        said = student(x)
-        places = {action: place for place, action in enumerate(actions)}
-        new = nn.Linear(old.in_features, len(wanted))
-        common = (old.weight.mean(dim=0), old.bias.mean(dim=0))
-        # log of what the known actions add up to, above their mean: the level that a new one is measured by
-        level = (torch.logsumexp(said, dim=1) - said.mean(dim=1)).mean()
-        unknown = [k for k, action in enumerate(wanted) if action not in places]
-        left = max(_LEAST, 1.0 - sum(max(_LEAST, float(shares[k])) for k in unknown))
-        for row, action in enumerate(wanted):
-            if action in places:
-                new.weight[row], new.bias[row] = old.weight[places[action]], old.bias[places[action]]
+        logits = student(x)
+        old_index = {action: index for index, action in enumerate(old_actions)}
+        new = nn.Linear(old.in_features, len(new_actions))
+        mean_weight, mean_bias = old.weight.mean(dim=0), old.bias.mean(dim=0)
+        # log-sum-exp of the old logits above their mean: a new action's bias is relative to it
+        level = (torch.logsumexp(logits, dim=1) - logits.mean(dim=1)).mean()
+        added = [k for k, action in enumerate(new_actions) if action not in old_index]
+        old_share = max(MIN_ACTION_SHARE, 1.0 - sum(max(MIN_ACTION_SHARE, float(shares[k])) for k in added))
+        for row, action in enumerate(new_actions):
+            if action in old_index:
+                new.weight[row], new.bias[row] = old.weight[old_index[action]], old.bias[old_index[action]]
             else:
-                share = max(_LEAST, float(shares[row]))
-                new.weight[row], new.bias[row] = common[0], common[1] + level + float(np.log(share / left))
+                share = max(MIN_ACTION_SHARE, float(shares[row]))
+                new.weight[row] = mean_weight
+                new.bias[row] = mean_bias + level + float(np.log(share / old_share))
     student.layers[-1] = new
-    student.spec["actions"] = len(wanted)
+    student.spec["actions"] = len(new_actions)
 
 
 def _embedding(weight: Tensor) -> nn.Embedding:

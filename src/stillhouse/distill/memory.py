@@ -1,7 +1,7 @@
-"""What a student used to say: soft labels of a few rows of all that it has learned, kept beside its weights.
+"""The replay memory: a sample of the rows that a student was trained on, with its probabilities, stored beside it.
 
-Rows are kept by their ids, not by their features: those are in the knowledge base already, once. What the student
-said when it learned them is nowhere else (dark experience; Buzzega et al. 2020).
+It holds the ids of rows, not their features, which the knowledge base has already. The student's probabilities when it
+was trained on them are stored nowhere else (dark experience replay; Buzzega et al. 2020).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from stillhouse.actions import aligned
 
-__all__ = ["FILE", "Memory", "read", "remembered"]
+__all__ = ["FILE", "Memory", "read", "sample_memory"]
 
 FILE = "memory.parquet"
 
@@ -28,12 +28,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """A uniform sample of the rows that a student has learned.
+    """A uniform sample of the rows that a student was trained on.
 
     :param rows: ``observation_id, observed_at`` of each, ordered by time.
-    :param probabilities: what the student said about them when they were learned, float32 ``[m, K]``.
-    :param actions: the K actions, by name.
-    :param seen: how many rows the sample stands for, at least m.
+    :param probabilities: those of the student when it was trained on the row, float32 ``[m, K]``.
+    :param actions: names of the K actions.
+    :param seen: size of the population that the sample is drawn from, at least m.
     """
 
     rows: pd.DataFrame
@@ -44,15 +44,15 @@ class Memory:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def among(self, observation_ids: pd.Series, actions: Sequence[str]) -> Array:
-        """What is remembered about each of these rows, for ``actions`` matched by name, ``[n, K]``.
+    def probs_of(self, observation_ids: pd.Series, actions: Sequence[str]) -> Array:
+        """Stored probabilities of these rows, ``[n, K]``, with columns for ``actions`` matched by name.
 
-        :raises KeyError: if nothing is remembered about one of them.
+        :raises KeyError: if a row is not in the memory.
         """
-        found = pd.Index(self.rows["observation_id"]).get_indexer(pd.Index(observation_ids))
-        if (found < 0).any():
-            raise KeyError(f"{int((found < 0).sum())} rows are not in the memory")
-        return aligned(self.probabilities[found], self.actions, actions)
+        index = pd.Index(self.rows["observation_id"]).get_indexer(pd.Index(observation_ids))
+        if (index < 0).any():
+            raise KeyError(f"{int((index < 0).sum())} rows are not in the memory")
+        return aligned(self.probabilities[index], self.actions, actions)
 
     def save(self, folder: Path) -> None:
         """Write ``memory.parquet`` (no pickle)."""
@@ -63,64 +63,71 @@ class Memory:
                 "probabilities": pa.array(list(self.probabilities.astype(np.float32)), pa.list_(pa.float32())),
             }
         )
-        told = {"actions": list(self.actions), "seen": self.seen}
-        pq.write_table(table.replace_schema_metadata({"stillhouse": json.dumps(told)}), folder / FILE)
+        metadata = {"actions": list(self.actions), "seen": self.seen}
+        pq.write_table(table.replace_schema_metadata({"stillhouse": json.dumps(metadata)}), folder / FILE)
 
 
 def read(folder: Path) -> Memory | None:
-    """What :meth:`Memory.save` wrote; None if there is nothing."""
+    """The memory that :meth:`Memory.save` wrote; None if there is none."""
     if not (folder / FILE).exists():
         return None
     table = pq.read_table(folder / FILE)
-    told = json.loads(table.schema.metadata[b"stillhouse"])
-    said = table["probabilities"].to_pylist()
-    probabilities = np.array(said, dtype=np.float32).reshape(len(said), len(told["actions"]))
-    return Memory(
-        table.select(["observation_id", "observed_at"]).to_pandas(), probabilities, tuple(told["actions"]), told["seen"]
-    )
+    metadata = json.loads(table.schema.metadata[b"stillhouse"])
+    values = table["probabilities"].to_pylist()
+    probs = np.array(values, dtype=np.float32).reshape(len(values), len(metadata["actions"]))
+    rows = table.select(["observation_id", "observed_at"]).to_pandas()
+    return Memory(rows, probs, tuple(metadata["actions"]), metadata["seen"])
 
 
-def remembered(
+def sample_memory(
     rows: pd.DataFrame,
-    probabilities: Array,
+    probs: Array,
     actions: Sequence[str],
-    most: int,
+    max_rows: int,
     *,
     older: Memory | None = None,
     seed: int = 0,
 ) -> Memory:
-    """At most ``most`` rows: a uniform sample of ``rows``, learned now, and of all that ``older`` stands for.
+    """At most ``max_rows`` rows: a uniform sample of ``rows``, used now, and of the population of ``older``.
 
-    Reservoir sampling by whole batches (Vitter 1985): each row ever learned is in it with the same probability, so that
-    a rare past weighs as much as it was lived, however many updates ago.
+    Reservoir sampling by batches (Vitter 1985): every row ever used is in the sample with the same probability, however
+    many updates ago it was used. A row that is in ``older`` keeps the probabilities stored there.
 
-    :param rows: ``observation_id, observed_at`` of what was learned now; ``probabilities`` ``[n, K]``: what the student
-        says about it.
+    :param rows: ``observation_id, observed_at`` of the rows that the student was trained on now.
+    :param probs: its probabilities for them, ``[n, K]``.
+
+    >>> rows = pd.DataFrame({"observation_id": ["a", "b", "c"], "observed_at": pd.date_range("2024-01-01", periods=3)})
+    >>> memory = sample_memory(rows, np.full((3, 2), 0.5), ("stay", "move"), max_rows=2)
+    >>> len(memory), memory.seen
+    (2, 3)
     """
     rng = np.random.default_rng([seed, len(rows), older.seen if older else 0])
-    mine = ["observation_id", "observed_at"]
-    if older is not None:  # learned again: what was said first is what is kept
-        again = rows["observation_id"].isin(older.rows["observation_id"]).to_numpy()
-        rows, probabilities = rows[~again], probabilities[~again]
+    columns = ["observation_id", "observed_at"]
+    if older is not None:
+        stored = rows["observation_id"].isin(older.rows["observation_id"]).to_numpy()
+        rows, probs = rows[~stored], probs[~stored]
     seen = len(rows) + (older.seen if older else 0)
-    new = _share(len(rows), seen, most, rng) if older is not None and seen > most else min(len(rows), most)
-    old = 0 if older is None else min(len(older), max(0, min(most, seen) - new))
-    picked = np.sort(rng.choice(len(rows), new, replace=False)) if new else np.empty(0, dtype=np.int64)
-    parts, said = [rows[mine].iloc[picked]], [probabilities[picked].astype(np.float32)]
-    if older is not None and old:
-        kept = np.sort(rng.choice(len(older), old, replace=False))
-        parts.insert(0, older.rows.iloc[kept])
-        said.insert(0, aligned(older.probabilities[kept], older.actions, actions))
-    together = pd.concat(parts, ignore_index=True)
-    order = np.argsort(together["observed_at"].to_numpy(), kind="stable")
+    if older is not None and seen > max_rows:
+        new_count = _draw_new_count(len(rows), seen, max_rows, rng)
+    else:
+        new_count = min(len(rows), max_rows)
+    old_count = 0 if older is None else min(len(older), max(0, min(max_rows, seen) - new_count))
+    new = np.sort(rng.choice(len(rows), new_count, replace=False)) if new_count else np.empty(0, dtype=np.int64)
+    row_parts, prob_parts = [rows[columns].iloc[new]], [probs[new].astype(np.float32)]
+    if older is not None and old_count:
+        old = np.sort(rng.choice(len(older), old_count, replace=False))
+        row_parts.insert(0, older.rows.iloc[old])
+        prob_parts.insert(0, aligned(older.probabilities[old], older.actions, actions))
+    sampled = pd.concat(row_parts, ignore_index=True)
+    order = np.argsort(sampled["observed_at"].to_numpy(), kind="stable")
     return Memory(
-        together.iloc[order].reset_index(drop=True),
-        np.concatenate(said)[order],
+        sampled.iloc[order].reset_index(drop=True),
+        np.concatenate(prob_parts)[order],
         tuple(actions),
-        max(seen, len(together)),
+        max(seen, len(sampled)),
     )
 
 
-def _share(new: int, seen: int, most: int, rng: np.random.Generator) -> int:
-    """How many of a uniform sample of ``most`` of ``seen`` rows are among the ``new`` ones."""
-    return int(rng.hypergeometric(new, seen - new, most)) if new < seen else min(new, most)
+def _draw_new_count(new: int, seen: int, size: int, rng: np.random.Generator) -> int:
+    """How many rows of a uniform sample of ``size`` out of ``seen`` belong to the ``new`` ones."""
+    return int(rng.hypergeometric(new, seen - new, size)) if new < seen else min(new, size)

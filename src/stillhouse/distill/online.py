@@ -1,13 +1,13 @@
-"""A student that is there already takes in new knowledge in seconds, and remembers what it knew."""
+"""Fine-tunes an existing student on new rows in seconds, with a replay buffer against forgetting."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from copy import copy, deepcopy
+from copy import deepcopy
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,194 +15,229 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillhouse.config import Distillation
-from stillhouse.distill.losses import knowledge_loss, outcome_loss, soften
-from stillhouse.distill.train import Lesson
+from stillhouse.distill.losses import hinton_loss, label_loss, soften
+from stillhouse.distill.objective import last_linear
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.records import Record
 from stillhouse.stats import total_variation
 
-__all__ = ["Probe", "Updated", "distill_step", "forgetting", "hidden", "novelty", "probe", "remember", "update"]
+__all__ = [
+    "UpdateProbe",
+    "UpdateResult",
+    "distill_step",
+    "measure_forgetting",
+    "novelty_weights",
+    "probe_update",
+    "update",
+]
 
-_PROBED = 30  # rows kept back, fewer of which tell nothing
-_COMPARED = 1000  # rows, at most, that old and new ones are told apart by
-_FLATTENED = 0.5  # power of the density ratio: between every old row alike (0) and full importance weights (1)
+MIN_PROBE_ROWS = 30
+MAX_CLASSIFIER_ROWS = 1000  # old rows, and as many new ones, that the density ratio is estimated from
+DENSITY_RATIO_POWER = 0.5  # between equal weights (0) and full importance weights (1)
 
 
-class Updated(Record):
+class UpdateResult(Record):
     """How an update went."""
 
     steps: int = Field(ge=1)
-    old_share: float = Field(ge=0, le=1, description="of the pull that went to what was known before")
+    old_share: float = Field(ge=0, le=1, description="weight of the replayed rows in the loss")
     knowledge_loss: float | None = Field(
-        description="mean over the last quarter of the steps, on new rows; null: the teacher has spoken about none"
+        description="KL to the teacher on new rows, mean over the last quarter of the steps; null: none was answered"
     )
     history: tuple[dict[str, float], ...] = Field(default=(), description="mean losses of each tenth of the steps")
     forgotten: dict[str, float] = Field(
-        description="by past window: rise of the log loss on its outcomes (nats); below 0: the student got better at it"
+        description="by past window: rise of the log loss on its labels (nats); below 0: the student improved"
     )
 
 
-class Probe(Record):
-    """Whether an update has repaid its cost, on new rows kept back from it."""
+class UpdateProbe(Record):
+    """Whether an update was good enough, measured on new validation rows.
+
+    >>> UpdateProbe(rows=200, before=0.20, after=0.05, null_mean=0.08).passed
+    True
+    """
 
     rows: int = Field(ge=0)
     before: float = Field(ge=0, le=1, description="mean total variation between teacher and student before the update")
     after: float = Field(ge=0, le=1, description="the same after it")
-    harmless: float = Field(ge=0, le=1, description="up to which a watch sees no harm")
+    null_mean: float = Field(
+        ge=0,
+        le=1,
+        validation_alias=AliasChoices("null_mean", "harmless"),
+        description="the largest mean total variation at which a watch sees no drift",
+    )
 
     @property
-    def repaid(self) -> bool:
-        """Whether a watch would see no harm any more; too few rows contradict nothing: the gate decides."""
-        return self.rows < _PROBED or self.after <= self.harmless
+    def passed(self) -> bool:
+        """Whether a watch would see no drift any more. Too few rows are no evidence against it: the gate decides."""
+        return self.rows < MIN_PROBE_ROWS or self.after <= self.null_mean
 
     def __str__(self) -> str:
         return (
-            f"on {self.rows} new rows kept back the student differs from its teacher by {self.after:.3f}, "
-            f"{self.before:.3f} before the update; up to {self.harmless:.3f} is no harm"
+            f"on {self.rows} new validation rows the total variation between student and teacher is {self.after:.3f}, "
+            f"{self.before:.3f} before the update; up to {self.null_mean:.3f} is acceptable"
         )
-
-
-def remember(student: nn.Module, rows: Lesson) -> Lesson:
-    """``rows`` with what ``student`` says about them now as their knowledge: soft labels to be replayed later.
-
-    Rows that the teacher has not been asked about get the student's knowledge like all others.
-
-    Dark experience (Buzzega, Boschini, Porrello, Abati and Calderara 2020, "Dark Experience for General Continual
-    Learning", §3.1): a student keeps its own past answers, and not only the outcomes.
-    """
-    kept = copy(rows)
-    training = student.training
-    with torch.no_grad():
-        kept.knowledge = torch.softmax(student.eval()(rows.x), dim=1)
-    student.train(training)
-    return kept
 
 
 def distill_step(
     student: nn.Module,
     optimiser: torch.optim.Optimizer,
-    batch: Lesson,
+    batch: TrainingSet,
     settings: Distillation,
     *,
-    replayed: Lesson | None = None,
+    replayed: TrainingSet | None = None,
     weights: Tensor | None = None,
     old_share: float = 0.0,
 ) -> dict[str, float]:
     """One step on a batch of new rows and a batch of replayed ones.
 
-    The loss is ``(1 − s) · L(new) + s · L(old)``, where L is ``(1 − w) T² KL + w CE(outcomes)`` (on replayed rows
-    DER++ of Buzzega et al. 2020, eq. 6, with the KL in place of squared logits), each part a mean over the rows that
-    have it.
+    The loss is ``(1 − s) · L(new) + s · L(old)``, where L is ``(1 − w) T² KL + w CE(labels)`` (on replayed rows DER++
+    of Buzzega et al. 2020, eq. 6, with the KL in place of squared logits), each part a mean over the rows that have it.
 
-    :param replayed: rows from :func:`remember`; None: only new ones.
-    :param weights: of the replayed rows, ``[n]``, mean 1; None: all alike.
+    :param replayed: rows whose teacher probabilities are those of the student when it was trained on them; None: only
+        new rows.
+    :param weights: of the replayed rows, ``[n]``, mean 1; None: all 1.
     :param old_share: s, 0 … 1.
-    :return: ``knowledge_loss`` (KL at temperature 1, new rows) where the teacher has spoken about any, and
+    :return: ``knowledge_loss`` (KL at temperature 1 on new rows) where any has teacher probabilities, and
         ``replay_loss`` where rows are replayed.
     """
     student.train()
     logits = student(batch.x)
-    told, taught = {}, batch.taught
-    if taught.any():
-        told["knowledge_loss"] = float(knowledge_loss(logits.detach()[taught], batch.knowledge[taught], 1.0))
-    loss = _pull(logits, batch, settings)
+    losses, has_probs = dict[str, float](), batch.has_teacher_probs
+    if has_probs.any():
+        losses["knowledge_loss"] = float(hinton_loss(logits.detach()[has_probs], batch.teacher_probs[has_probs], 1.0))
+    loss = _weighted_loss(logits, batch, settings)
     if replayed is not None and len(replayed):
-        old = _pull(student(replayed.x), replayed, settings, weights)
-        told["replay_loss"] = float(old.detach())
-        loss = (1 - old_share) * loss + old_share * old
+        replay_loss = _weighted_loss(student(replayed.x), replayed, settings, weights)
+        losses["replay_loss"] = float(replay_loss.detach())
+        loss = (1 - old_share) * loss + old_share * replay_loss
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
-    return told
+    return losses
 
 
 def update(
     student: nn.Module,
-    new: Lesson,
-    replay: Lesson,
+    new: TrainingSet,
+    replay: TrainingSet,
     settings: Distillation,
     *,
     steps: int = 200,
-    past: Mapping[str, Lesson] | None = None,
+    past: Mapping[str, TrainingSet] | None = None,
     stands_for: int | None = None,
     least_old_share: float = 0.2,
     weighted: bool = True,
-) -> Updated:
-    """Take in ``new`` rows in place, replaying old ones: a one-cycle learning rate up to half of a training's.
+) -> UpdateResult:
+    """Fine-tune ``student`` in place on ``new`` rows with replay of old ones.
 
-    Old rows count by how little they resemble the new ones (:func:`novelty`): where the new ones are, the new ones
-    speak; where none is, nothing but the memory does. All of them together count by the number of rows that they stand
-    for against the number of new ones, scaled by their effective share ``(Σw)² / (m Σw²)`` (Kish 1965).
+    The learning rate is one-cycle, up to half of a training's. Old rows are weighted by how little they resemble the
+    new ones (:func:`novelty_weights`): in regions with new rows, the new ones decide; elsewhere only the memory does.
+    The weight of all old rows together is the number of rows that they represent, times their effective share
+    ``(Σw)² / (m Σw²)`` (Kish 1965), relative to the number of new rows.
 
-    :param replay: old rows as :func:`remember` kept them; without any, the student is only fine-tuned.
+    :param replay: old rows with the student's probabilities as stored in its memory; empty: no replay.
     :param steps: of the optimiser, each with a batch of new and one of old rows.
     :param past: windows on which forgetting is measured.
-    :param stands_for: how many rows ``replay`` is a sample of; None: of itself.
-    :param least_old_share: what the past counts at least, 0 … 1.
-    :param weighted: False: old rows count all alike.
+    :param stands_for: size of the population that ``replay`` is a sample of; None: its own size.
+    :param least_old_share: lower bound of the weight of old rows, 0 … 1.
+    :param weighted: False: all old rows have the same weight.
     """
     before = deepcopy(student)
     generator = torch.Generator().manual_seed(settings.seed)
     peak = settings.learning_rate / 2
     optimiser = torch.optim.AdamW(student.parameters(), lr=peak, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak, total_steps=steps + 1, pct_start=0.15)
-    weights, share = torch.ones(len(replay)), 0.0
+    weights, old_share = torch.ones(len(replay)), 0.0
     if len(replay):
         if weighted:
-            weights = novelty(hidden(student, replay), hidden(student, new))
+            weights = novelty_weights(_last_hidden(student, replay), _last_hidden(student, new))
         effective = float(weights.sum() ** 2 / weights.square().sum()) / len(replay)
         old = effective * max(len(replay), stands_for or 0)
-        share = max(least_old_share, old / (old + len(new)))
-    told = []
+        old_share = max(least_old_share, old / (old + len(new)))
+    losses = []
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # dropout
         for _ in range(steps):
-            chosen, again = (
+            new_index, old_index = (
                 torch.randint(max(1, len(part)), (min(settings.batch_size, len(part)),), generator=generator)
                 for part in (new, replay)
             )
-            told.append(
+            losses.append(
                 distill_step(
                     student,
                     optimiser,
-                    new.take(chosen),
+                    new.take(new_index),
                     settings,
-                    replayed=replay.take(again),
-                    weights=weights[again],
-                    old_share=share,
+                    replayed=replay.take(old_index),
+                    weights=weights[old_index],
+                    old_share=old_share,
                 )
             )
             schedule.step()
     student.eval()
-    lately = np.array([each.get("knowledge_loss", np.nan) for each in told[-max(1, steps // 4) :]])
-    return Updated(
+    last_losses = np.array([step.get("knowledge_loss", np.nan) for step in losses[-max(1, steps // 4) :]])
+    return UpdateResult(
         steps=steps,
-        old_share=share,
-        knowledge_loss=None if np.isnan(lately).all() else float(np.nanmean(lately)),
-        history=tuple(_means(told, max(1, -(-steps // 10)))),
-        forgotten=forgetting(before, student, past or {}),
+        old_share=old_share,
+        knowledge_loss=None if np.isnan(last_losses).all() else float(np.nanmean(last_losses)),
+        history=tuple(_means_by_span(losses, max(1, -(-steps // 10)))),
+        forgotten=measure_forgetting(before, student, past or {}),
     )
 
 
-def probe(before: nn.Module, after: nn.Module, kept_back: Lesson, harmless: float) -> Probe:
-    """How far two students, ``before`` an update and ``after`` it, are from the teacher on rows that neither has seen.
+def probe_update(before: nn.Module, after: nn.Module, validation: TrainingSet, null_mean: float) -> UpdateProbe:
+    """Mean total variation from the teacher, ``before`` an update and ``after`` it, on rows that it did not use.
 
-    :param harmless: mean total variation that is no harm, 0 … 1.
+    :param null_mean: the largest mean total variation at which a watch sees no drift, 0 … 1.
     """
-    if not len(kept_back):
-        return Probe(rows=0, before=0.0, after=0.0, harmless=harmless)
-    apart = []
+    if not len(validation):
+        return UpdateProbe(rows=0, before=0.0, after=0.0, null_mean=null_mean)
+    distances = []
     for module in (before, after):
         with torch.no_grad():
-            said = torch.softmax(module.eval()(kept_back.x), dim=1)
-        apart.append(float(total_variation(said.cpu().numpy(), kept_back.knowledge.cpu().numpy()).mean()))
-    return Probe(rows=len(kept_back), before=apart[0], after=apart[1], harmless=harmless)
+            probs = torch.softmax(module.eval()(validation.x), dim=1)
+        distances.append(float(total_variation(probs.cpu().numpy(), validation.teacher_probs.cpu().numpy()).mean()))
+    return UpdateProbe(rows=len(validation), before=distances[0], after=distances[1], null_mean=null_mean)
 
 
-def hidden(student: nn.Module, rows: Lesson) -> Tensor:
-    """How ``student`` sees rows: its last hidden layer, float ``[n, D]``."""
-    last = [module for module in student.modules() if isinstance(module, nn.Linear)][-1]
-    seen: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda layer, given: seen.append(given[0].detach()))
+def novelty_weights(old: Tensor, new: Tensor) -> Tensor:
+    """Weights of ``old`` points ``[m, D]``, float ``[m]``, mean 1: the larger, the less like ``new`` ones ``[n, D]``.
+
+    The density ratio of old to new, estimated by a logistic regression that tells them apart (Bickel, Brückner and
+    Scheffer 2009, "Discriminative Learning Under Covariate Shift", §4), to the power ½ (Shimodaira 2000, §4: the full
+    ratio has too much variance). Without a shift all weights are close to 1.
+    """
+    old_sample, new_sample = (points[:: -(-len(points) // MAX_CLASSIFIER_ROWS)] for points in (old, new))
+    points = torch.cat([old_sample, new_sample]).numpy()
+    is_new = np.repeat([0, 1], [len(old_sample), len(new_sample)])
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=100))
+    probability = classifier.fit(points, is_new).predict_proba(old.numpy())[:, 1].clip(0.01, 0.99)
+    ratio = ((1 - probability) / probability) ** DENSITY_RATIO_POWER
+    return torch.from_numpy((ratio / ratio.mean()).astype(np.float32))
+
+
+def measure_forgetting(before: nn.Module, after: nn.Module, past: Mapping[str, TrainingSet]) -> dict[str, float]:
+    """Rise of the log loss (nats) on the labels of each past window, from one student to another.
+
+    Windows without labels are left out.
+    """
+    rises = {}
+    for name, rows in past.items():
+        has_label = rows.has_label
+        if has_label.any():
+            with torch.no_grad():
+                old_loss, new_loss = (
+                    label_loss(module.eval()(rows.x[has_label]), rows.labels[has_label]) for module in (before, after)
+                )
+            rises[name] = float(new_loss - old_loss)
+    return rises
+
+
+def _last_hidden(student: nn.Module, rows: TrainingSet) -> Tensor:
+    """The student's last hidden layer, float ``[n, D]``."""
+    captured: list[Tensor] = []
+    hook = last_linear(student).register_forward_pre_hook(lambda layer, inputs: captured.append(inputs[0].detach()))
     training = student.training
     try:
         with torch.no_grad():
@@ -210,58 +245,28 @@ def hidden(student: nn.Module, rows: Lesson) -> Tensor:
     finally:
         hook.remove()
         student.train(training)
-    return seen[0]
+    return captured[0]
 
 
-def novelty(old: Tensor, new: Tensor) -> Tensor:
-    """How little each of ``old`` ``[m, D]`` is like the ``new`` ones ``[n, D]``, float ``[m]``, mean 1.
-
-    The density ratio of old to new, as a logistic regression that tells them apart gives it (Bickel, Brückner and
-    Scheffer 2009, "Discriminative Learning Under Covariate Shift", §4), to the power ½ (Shimodaira 2000, §4: the full
-    ratio has too much variance). Where nothing has moved all weights are nearly 1.
-    """
-    some_old, some_new = (rows[:: -(-len(rows) // _COMPARED)] for rows in (old, new))
-    rows, is_new = torch.cat([some_old, some_new]).numpy(), np.repeat([0, 1], [len(some_old), len(some_new)])
-    telling = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=100))
-    probability = telling.fit(rows, is_new).predict_proba(old.numpy())[:, 1].clip(0.01, 0.99)
-    ratio = ((1 - probability) / probability) ** _FLATTENED
-    return torch.from_numpy((ratio / ratio.mean()).astype(np.float32))
-
-
-def forgetting(before: nn.Module, after: nn.Module, past: Mapping[str, Lesson]) -> dict[str, float]:
-    """Rise of the log loss on the outcomes of each past window (nats), from one student to another.
-
-    Of windows without a known outcome nothing is said.
-    """
-    found = {}
-    for name, rows in past.items():
-        lived = rows.lived
-        if lived.any():
-            with torch.no_grad():
-                was, now = (outcome_loss(m.eval()(rows.x[lived]), rows.outcomes[lived]) for m in (before, after))
-            found[name] = float(now - was)
-    return found
-
-
-def _pull(logits: Tensor, rows: Lesson, settings: Distillation, weights: Tensor | None = None) -> Tensor:
+def _weighted_loss(logits: Tensor, rows: TrainingSet, settings: Distillation, weights: Tensor | None = None) -> Tensor:
     """``(1 − w) T² KL + w CE``, each a mean over the rows that have it, weighted by ``weights`` ``[n]`` if given."""
     weights = torch.ones(len(rows), device=logits.device) if weights is None else weights
-    taught, lived, temperature = rows.taught, rows.lived, settings.temperature
+    has_probs, has_label, temperature = rows.has_teacher_probs, rows.has_label, settings.temperature
     loss = logits.sum() * 0
-    if taught.any():
-        said = torch.log_softmax(logits[taught] / temperature, dim=1)
-        softened = soften(rows.knowledge[taught], temperature)
-        apart = temperature**2 * functional.kl_div(said, softened, reduction="none").sum(dim=1)
-        loss = loss + (1 - settings.outcome_weight) * (weights[taught] * apart).mean()
-    if lived.any():
-        missed = functional.cross_entropy(logits[lived], rows.outcomes[lived], reduction="none")
-        loss = loss + settings.outcome_weight * (weights[lived] * missed).mean()
+    if has_probs.any():
+        log_probs = torch.log_softmax(logits[has_probs] / temperature, dim=1)
+        targets = soften(rows.teacher_probs[has_probs], temperature)
+        kl_divergence = temperature**2 * functional.kl_div(log_probs, targets, reduction="none").sum(dim=1)
+        loss = loss + (1 - settings.outcome_weight) * (weights[has_probs] * kl_divergence).mean()
+    if has_label.any():
+        cross_entropy = functional.cross_entropy(logits[has_label], rows.labels[has_label], reduction="none")
+        loss = loss + settings.outcome_weight * (weights[has_label] * cross_entropy).mean()
     return loss
 
 
-def _means(told: list[dict[str, float]], size: int) -> Iterator[dict[str, float]]:
-    """Means of each ``size`` steps in turn; of the steps that had such rows."""
-    for start in range(0, len(told), size):
-        part = told[start : start + size]
-        names = dict.fromkeys(name for each in part for name in each)
-        yield {name: float(np.mean([each[name] for each in part if name in each])) for name in names}
+def _means_by_span(losses: list[dict[str, float]], size: int) -> Iterator[dict[str, float]]:
+    """Mean losses of every ``size`` steps, each over the steps that have it."""
+    for start in range(0, len(losses), size):
+        span = losses[start : start + size]
+        names = dict.fromkeys(name for step in span for name in step)
+        yield {name: float(np.mean([step[name] for step in span if name in step])) for name in names}

@@ -1,14 +1,12 @@
-"""Which rows a teacher is asked about when it cannot be asked about all.
+"""Selects the rows that a teacher is asked about when it cannot answer all.
 
-Mostly those where an answer teaches most, and some anywhere.
-
-A row's inclusion probability grows with its scores, of which there are two: the student's margin (Scheffer, Decomain
-and Wrobel 2001, "Active Hidden Markov Models for Information Extraction", §3), and how far a committee is apart
-(Jensen–Shannon divergence: McCallum and Nigam 1998, "Employing EM and Pool-Based Active Learning for Text
-Classification", §3). A share of the questions heeds neither, so that no row is left out for certain, and what was
-asked can be weighted back to all rows (Horvitz and Thompson 1952). Diversity comes from the design: rows are put in an
-order in which neighbours are alike, and drawn systematically along it, so that no corner gets many more questions than
-its probabilities add up to, or many fewer.
+Most questions go to rows whose answers are most informative, the rest to any row. A row's inclusion probability grows
+with its score. There are two scores: the student's margin (Scheffer, Decomain and Wrobel 2001, "Active Hidden Markov
+Models for Information Extraction", §3), and the disagreement of a committee (Jensen–Shannon divergence: McCallum and
+Nigam 1998, "Employing EM and Pool-Based Active Learning for Text Classification", §3). A share of the questions ignores
+the scores, so every row has a positive probability and the answers can be reweighted to represent all rows (Horvitz and
+Thompson 1952). Diversity comes from the sampling design: rows are ordered so that neighbours are similar, and drawn
+systematically along that order, so each region gets about as many questions as its probabilities sum to.
 """
 
 from __future__ import annotations
@@ -19,104 +17,123 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Selection", "combined", "committee", "inclusion", "margin", "plan", "scores", "select", "space", "spread"]
+__all__ = [
+    "Selection",
+    "combine_scores",
+    "committee_divergence",
+    "draw_rows",
+    "inclusion_probabilities",
+    "margin_scores",
+    "plan_questions",
+    "question_scores",
+    "row_coordinates",
+    "spatial_order",
+]
 
 Array = np.ndarray[Any, Any]
 
-_LEAF = 4  # rows whose order among themselves is left to chance
-_AXES = 16  # principal axes along which rows are told apart
-_FITTED = 4096  # rows from which those axes are found
-_FLOOR = 1e-3  # probabilities below it are alike in a student's answers
+MAX_LEAF_ROWS = 4  # rows whose relative order is random
+MAX_AXES = 16  # principal axes that similarity is measured on
+MAX_PCA_ROWS = 4096  # rows that the axes are computed from
+MIN_PROBABILITY = 1e-3  # of a student, for the logarithm
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows to ask about, and with what probability each row could have been one of them.
+    """Selected rows, and the inclusion probability of every row.
 
     :ivar rows: int64 ``[m]``, ascending positions of the selected rows.
-    :ivar probability: float64 ``[N]`` in 0…1, of every row; they add up to m. It is 0 only where nothing is drawn.
+    :ivar probability: float64 ``[N]`` in 0…1, of every row; they sum to m. It is 0 only where nothing is drawn.
     """
 
     rows: Array
     probability: Array
 
 
-def select(
+def draw_rows(
     size: int,
     *,
     scores: Array | None = None,
-    alike: Array | None = None,
+    coordinates: Array | None = None,
     rows: int | None = None,
     uniform_share: float = 0.25,
     seed: int = 0,
 ) -> Selection:
-    """Draw ``size`` of the rows, always the same under the same seed.
+    """Draw ``size`` rows; the same seed gives the same rows.
 
-    :param scores: float ``[N]`` ≥ 0, where an answer teaches most, in any unit; None: everywhere alike.
-    :param alike: float ``[N, D]``, rows near one another are alike, and questions are spread over all regions; None:
-        over the rows in the order that they come in (over time, for rows in time's order).
-    :param rows: N, needed where there is neither of the two.
-    :param uniform_share: share of the questions within (0, 1] that does not heed the scores; a row's weight is at most
-        ``N / (uniform_share · size)``.
+    :param scores: how informative an answer is, float ``[N]`` ≥ 0, in any unit; None: all rows alike.
+    :param coordinates: float ``[N, D]``; nearby rows are similar, and the selection is spread over all regions. None:
+        spread over the order of the rows (over time, for rows in order of time).
+    :param rows: N, required where neither of the two is given.
+    :param uniform_share: share of the selection that ignores the scores, in (0, 1]; a row's Horvitz–Thompson weight is
+        at most ``N / (uniform_share · size)``.
     :raises ValueError: if an argument is out of its range.
+
+    >>> draw_rows(3, rows=9, seed=1).rows.tolist()
+    [1, 4, 7]
     """
-    given = [len(each) for each in (scores, alike) if each is not None]
-    count = given[0] if given else rows
-    if count is None or any(each != count for each in given):
-        raise ValueError(f"scores and alike must speak of the same rows, not {given}")
-    probability = inclusion(np.zeros(count) if scores is None else scores, size, uniform_share)
+    lengths = [len(values) for values in (scores, coordinates) if values is not None]
+    count = lengths[0] if lengths else rows
+    if count is None or any(length != count for length in lengths):
+        raise ValueError(f"scores and coordinates must be of the same rows, and are of {lengths}")
+    probability = inclusion_probabilities(np.zeros(count) if scores is None else scores, size, uniform_share)
     generator = np.random.default_rng(seed)
-    order = np.arange(count) if alike is None else spread(alike, generator)
-    return Selection(rows=np.sort(order[_systematic(probability[order], generator)]), probability=probability)
+    order = np.arange(count) if coordinates is None else spatial_order(coordinates, generator)
+    drawn = _systematic_sample(probability[order], generator)
+    return Selection(rows=np.sort(order[drawn]), probability=probability)
 
 
-def plan(
+def plan_questions(
     size: int,
     *,
-    known: Array,
-    kept_back: Array,
+    has_teacher_probs: Array,
+    is_validation: Array,
     scores: Array | None = None,
-    alike: Array | None = None,
+    coordinates: Array | None = None,
     uniform_share: float = 0.25,
     seed: int = 0,
 ) -> Selection:
-    """Draw the rows that a teacher is to have spoken about: ``size`` of them, those that it has spoken about included.
+    """Select ``size`` rows that are to have a teacher's answer, including those that have one.
 
-    A row that is known costs nothing: it belongs to the selection for certain. Rows kept back to judge by are drawn
-    evenly, whatever their scores: a yardstick made of unsure rows would be another one.
+    An answered row costs nothing, so it is always selected. Validation rows are sampled uniformly, not by their scores;
+    otherwise the validation loss would be biased.
 
-    :param known: bool ``[N]``, about which rows the teacher has spoken already (an audit's, say).
-    :param kept_back: bool ``[N]``, rows that no student learns from.
-    :param scores: as in :func:`select`; ``alike`` and ``uniform_share`` too.
-    :return: positions of all selected rows, known ones included, with probability 1.
+    :param has_teacher_probs: bool ``[N]``, rows that the teacher has answered already (for an audit, say).
+    :param is_validation: bool ``[N]``, rows that no student is trained on.
+    :param scores: as in :func:`draw_rows`; ``coordinates`` and ``uniform_share`` too.
+    :return: positions of all selected rows; answered ones have probability 1.
     """
-    probability = np.ones(len(known))
-    chosen = np.asarray(known, dtype=bool).copy()
-    judged = round(size * float(np.mean(kept_back))) if len(known) else 0
-    for group, wanted, heeds in ((kept_back, judged, False), (~kept_back, size - judged, True)):
-        new = np.flatnonzero(group & ~known)
-        drawn = select(
-            min(len(new), max(0, wanted - int(np.sum(group & known)))),
-            scores=scores[new] if heeds and scores is not None else None,
-            alike=None if alike is None else alike[new],
-            rows=len(new),
+    probability = np.ones(len(has_teacher_probs))
+    selected = np.asarray(has_teacher_probs, dtype=bool).copy()
+    validation_size = round(size * float(np.mean(is_validation))) if len(has_teacher_probs) else 0
+    parts = ((is_validation, validation_size, None), (~is_validation, size - validation_size, scores))
+    for part, part_size, part_scores in parts:
+        candidates = np.flatnonzero(part & ~has_teacher_probs)
+        drawn = draw_rows(
+            min(len(candidates), max(0, part_size - int(np.sum(part & has_teacher_probs)))),
+            scores=None if part_scores is None else part_scores[candidates],
+            coordinates=None if coordinates is None else coordinates[candidates],
+            rows=len(candidates),
             uniform_share=uniform_share,
             seed=seed,
         )
-        chosen[new[drawn.rows]] = True
-        probability[new] = drawn.probability
-    return Selection(rows=np.flatnonzero(chosen), probability=probability)
+        selected[candidates[drawn.rows]] = True
+        probability[candidates] = drawn.probability
+    return Selection(rows=np.flatnonzero(selected), probability=probability)
 
 
-def inclusion(scores: Array, size: int, uniform_share: float) -> Array:
-    """Inclusion probabilities ``[N]`` that add up to ``size`` (or to N, if there are no more rows).
+def inclusion_probabilities(scores: Array, size: int, uniform_share: float) -> Array:
+    """Inclusion probabilities ``[N]`` that sum to ``size`` (or to N, if there are no more rows).
 
-    ``min(1, a · (u / N + (1 − u) · s / Σs))`` with the ``a`` that makes it so: rows that would get more than 1 are
-    asked about for certain, and what they leave over goes to the others (Särndal, Swensson and Wretman 1992, "Model
-    Assisted Survey Sampling", §3.6.2).
+    ``min(1, a · (u / N + (1 − u) · s / Σs))``, where ``a`` makes the sum right: rows that would get more than 1 are
+    certain, and the surplus goes to the others (Särndal, Swensson and Wretman 1992, "Model Assisted Survey Sampling",
+    §3.6.2).
 
     :param scores: float ``[N]`` ≥ 0 and finite.
     :raises ValueError: if an argument is out of its range.
+
+    >>> inclusion_probabilities(np.array([3.0, 1.0]), size=1, uniform_share=0.5).tolist()
+    [0.625, 0.375]
     """
     scores = np.asarray(scores, dtype=np.float64)
     if not np.all(np.isfinite(scores) & (scores >= 0)):
@@ -129,128 +146,134 @@ def inclusion(scores: Array, size: int, uniform_share: float) -> Array:
     if size >= count:
         return np.ones(count)
     total = scores.sum()
-    steered = scores / total if total > 0 else np.full(count, 1 / count)
-    share = uniform_share / count + (1 - uniform_share) * steered
+    relative_scores = scores / total if total > 0 else np.full(count, 1 / count)
+    share = uniform_share / count + (1 - uniform_share) * relative_scores
     certain = np.zeros(count, dtype=bool)
     while True:
         factor = (size - certain.sum()) / share[~certain].sum()
-        more = ~certain & (factor * share >= 1)
-        if not more.any():
+        above_one = ~certain & (factor * share >= 1)
+        if not above_one.any():
             return np.where(certain, 1.0, factor * share)
-        certain |= more
+        certain |= above_one
 
 
-def margin(probabilities: Array) -> Array:
-    """1 − (largest − second) of each row, float ``[n]`` in 0…1: 1 where the student cannot tell.
+def margin_scores(probs: Array) -> Array:
+    """1 − (largest − second largest probability) of each row, float ``[n]`` in 0…1: 1 where the two are equal.
 
-    :param probabilities: the student's, ``[n, K]``.
+    :param probs: the student's, ``[n, K]``.
+
+    >>> margin_scores(np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])).tolist()
+    [1.0, 0.0]
     """
-    top = np.partition(np.asarray(probabilities, dtype=np.float64), -2, axis=1)
-    found: Array = np.clip(1.0 - (top[:, -1] - top[:, -2]), 0.0, 1.0)
-    return found
+    top = np.partition(np.asarray(probs, dtype=np.float64), -2, axis=1)
+    scores: Array = np.clip(1.0 - (top[:, -1] - top[:, -2]), 0.0, 1.0)
+    return scores
 
 
-def committee(said: Sequence[Array]) -> Array:
-    """How far M members are apart, float ``[n]`` in 0…1: Jensen–Shannon divergence over the most that M can reach.
+def committee_divergence(probs_by_member: Sequence[Array]) -> Array:
+    """Jensen–Shannon divergence of M members, over its largest possible value, float ``[n]`` in 0…1.
 
-    :param said: probabilities ``[n, K]`` of each member; fewer than two are of one mind.
+    :param probs_by_member: ``[n, K]`` of each member; with fewer than two the divergence is 0.
     """
-    members = np.stack([np.asarray(each, dtype=np.float64) for each in said])
+    members = np.stack([np.asarray(probs, dtype=np.float64) for probs in probs_by_member])
     if len(members) < 2:
         return np.zeros(members.shape[1])
-    apart = _entropy(members.mean(axis=0)) - _entropy(members).mean(axis=0)
-    found: Array = np.clip(apart / np.log(min(len(members), members.shape[2])), 0.0, 1.0)
-    return found
+    divergence = _entropy(members.mean(axis=0)) - _entropy(members).mean(axis=0)
+    scores: Array = np.clip(divergence / np.log(min(len(members), members.shape[2])), 0.0, 1.0)
+    return scores
 
 
-def scores(by: Sequence[str], said: Sequence[Array]) -> Array | None:
-    """Where to ask, float ``[n]``: by ``margin`` of the first student, by ``committee`` of all; None: everywhere alike.
+def question_scores(criteria: Sequence[str], probs_by_student: Sequence[Array]) -> Array | None:
+    """How informative an answer would be, float ``[n]``; None: all rows alike.
 
-    :param said: probabilities ``[n, K]`` of each student, the newest first. One that knew other actions has no say.
+    :param criteria: of ``margin``, that of the newest student, and ``committee``, the divergence of all students.
+    :param probs_by_student: ``[n, K]`` of each student, the newest first. One with other actions is left out.
     """
-    if not said:
+    if not probs_by_student:
         return None
-    found = [margin(said[0])] if "margin" in by else []
-    if "committee" in by:
-        found.append(committee([each for each in said if each.shape == said[0].shape]))
-    return combined(found)
+    newest = probs_by_student[0]
+    scores = [margin_scores(newest)] if "margin" in criteria else []
+    if "committee" in criteria:
+        scores.append(committee_divergence([probs for probs in probs_by_student if probs.shape == newest.shape]))
+    return combine_scores(scores)
 
 
-def combined(scores: Sequence[Array]) -> Array | None:
-    """The mean of scores ``[n]``, each brought to a mean of 1 first; one that is 0 everywhere says nothing."""
-    means = [(each, float(np.mean(each))) for each in scores]
-    telling = [each / mean for each, mean in means if mean > 0]
-    return np.mean(telling, axis=0) if telling else None
+def combine_scores(scores: Sequence[Array]) -> Array | None:
+    """The mean of scores ``[n]``, each divided by its own mean first; one that is 0 everywhere is left out."""
+    means = [(values, float(np.mean(values))) for values in scores]
+    scaled = [values / mean for values, mean in means if mean > 0]
+    return np.mean(scaled, axis=0) if scaled else None
 
 
-def space(numbers: Array | None = None, probabilities: Array | None = None) -> Array | None:
-    """Where rows of a table lie, float ``[n, D]``: standardised numbers beside what the student says about them.
+def row_coordinates(numbers: Array | None = None, probs: Array | None = None) -> Array | None:
+    """Coordinates that measure the similarity of rows, float ``[n, D]``: standardised numbers and log-probabilities.
 
-    A missing number is put in the middle. None if nothing is given.
+    A missing number is replaced by the mean. None if nothing is given.
 
     :param numbers: float ``[n, F]``.
-    :param probabilities: the student's, ``[n, K]``; their logarithms are taken.
+    :param probs: the student's, ``[n, K]``.
     """
     parts = []
     if numbers is not None and numbers.shape[1]:
         numbers = np.asarray(numbers, dtype=np.float64)
-        known = np.ma.masked_invalid(numbers)
-        centre, width = known.mean(axis=0).filled(0.0), known.std(axis=0).filled(0.0)
-        parts.append(np.nan_to_num((numbers - centre) / np.where(width > 0, width, 1.0), posinf=0.0, neginf=0.0))
-    if probabilities is not None:
-        parts.append(np.log(np.maximum(probabilities, _FLOOR)))
+        finite = np.ma.masked_invalid(numbers)
+        mean, deviation = finite.mean(axis=0).filled(0.0), finite.std(axis=0).filled(0.0)
+        parts.append(np.nan_to_num((numbers - mean) / np.where(deviation > 0, deviation, 1.0), posinf=0.0, neginf=0.0))
+    if probs is not None:
+        parts.append(np.log(np.maximum(probs, MIN_PROBABILITY)))
     return np.hstack(parts) if parts else None
 
 
-def spread(alike: Array, generator: np.random.Generator) -> Array:
-    """An order of the rows, int64 ``[N]``, in which neighbours are alike.
+def spatial_order(coordinates: Array, generator: np.random.Generator) -> Array:
+    """An order of the rows, int64 ``[N]``, in which neighbours are similar.
 
-    The rows are halved at the median of the principal axis on which they differ most, the halves again, and so on;
-    which half comes first is left to chance (as in Stevens and Olsen 2004, "Spatially Balanced Sampling of Natural
-    Resources", §3).
+    The rows are halved at the median of the principal axis with the largest variance, the halves again, and so on;
+    which half comes first is random (as in Stevens and Olsen 2004, "Spatially Balanced Sampling of Natural Resources",
+    §3).
 
-    :param alike: float ``[N, D]``.
+    :param coordinates: float ``[N, D]``.
     """
-    places = _principal(np.asarray(alike, dtype=np.float64), generator)
-    ordered: list[Array] = []
-    waiting = [generator.permutation(len(places))]
-    while waiting:
-        rows = waiting.pop()
-        if len(rows) <= _LEAF:
-            ordered.append(rows)
+    points = _principal_components(np.asarray(coordinates, dtype=np.float64), generator)
+    leaves: list[Array] = []
+    stack = [generator.permutation(len(points))]
+    while stack:
+        rows = stack.pop()
+        if len(rows) <= MAX_LEAF_ROWS:
+            leaves.append(rows)
             continue
-        here = places[rows]
-        along = here[:, np.argmax(here.var(axis=0))]
-        cut = np.argpartition(along, len(rows) // 2)
+        part = points[rows]
+        values = part[:, np.argmax(part.var(axis=0))]
+        cut = np.argpartition(values, len(rows) // 2)
         halves = [rows[cut[: len(rows) // 2]], rows[cut[len(rows) // 2 :]]]
-        waiting += halves if generator.random() < 0.5 else halves[::-1]
-    return np.concatenate(ordered) if ordered else np.empty(0, dtype=np.int64)
+        stack += halves if generator.random() < 0.5 else halves[::-1]
+    return np.concatenate(leaves) if leaves else np.empty(0, dtype=np.int64)
 
 
-def _principal(rows: Array, generator: np.random.Generator) -> Array:
-    """Coordinates on at most sixteen principal axes, ``[N, ≤ 16]``."""
-    if rows.shape[1] <= 1 or len(rows) < 2:
-        return rows
-    some = rows if len(rows) <= _FITTED else rows[generator.choice(len(rows), _FITTED, replace=False)]
-    centre = some.mean(axis=0)
-    _, axes = np.linalg.eigh((some - centre).T @ (some - centre))
-    found: Array = (rows - centre) @ axes[:, : -_AXES - 1 : -1]
-    return found
+def _principal_components(points: Array, generator: np.random.Generator) -> Array:
+    """Coordinates on at most :data:`MAX_AXES` principal axes, ``[N, ≤ 16]``."""
+    if points.shape[1] <= 1 or len(points) < 2:
+        return points
+    few = len(points) <= MAX_PCA_ROWS
+    sample = points if few else points[generator.choice(len(points), MAX_PCA_ROWS, replace=False)]
+    mean = sample.mean(axis=0)
+    _, axes = np.linalg.eigh((sample - mean).T @ (sample - mean))
+    components: Array = (points - mean) @ axes[:, : -MAX_AXES - 1 : -1]
+    return components
 
 
-def _systematic(probability: Array, generator: np.random.Generator) -> Array:
-    """Places drawn with these inclusion probabilities, as many as they add up to (Madow 1949; ± 1 by rounding)."""
+def _systematic_sample(probability: Array, generator: np.random.Generator) -> Array:
+    """Positions drawn with these inclusion probabilities, as many as they sum to (Madow 1949; ± 1 by rounding)."""
     total = round(float(probability.sum()))
     if total == 0:
         return np.empty(0, dtype=np.int64)
-    reached = np.cumsum(probability)
-    reached *= total / reached[-1]  # exactly whole, so that the size does not hang on the start
-    passed = np.floor(np.concatenate([[0.0], reached]) - generator.random())
+    cumulative = np.cumsum(probability)
+    cumulative *= total / cumulative[-1]  # ends at a whole number, so the size does not depend on the random start
+    passed = np.floor(np.concatenate([[0.0], cumulative]) - generator.random())
     return np.flatnonzero(np.diff(passed) > 0)
 
 
-def _entropy(probabilities: Array) -> Array:
+def _entropy(probs: Array) -> Array:
     """In nats, over the last axis."""
-    safe = np.maximum(probabilities, np.finfo(np.float64).tiny)
-    found: Array = -(probabilities * np.log(safe)).sum(axis=-1)
-    return found
+    positive = np.maximum(probs, np.finfo(np.float64).tiny)
+    entropy: Array = -(probs * np.log(positive)).sum(axis=-1)
+    return entropy

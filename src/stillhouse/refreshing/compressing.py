@@ -19,7 +19,8 @@ from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import Recipe
 from stillhouse.distill import students
 from stillhouse.distill.grow import Columns
-from stillhouse.distill.train import Lesson, distil
+from stillhouse.distill.train import distil
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.records import Frontier, Refresh, SizeLimits, StudentRef, TeacherRef
 from stillhouse.refreshing.data import Array
@@ -32,7 +33,7 @@ __all__ = ["RecoverySets", "compress_student", "compression_run", "last_frontier
 log = logging.getLogger(__name__)
 
 
-RecoverySets = Callable[[Session, TeacherRef, StudentRef, Columns], tuple[Lesson, Lesson | None]]
+RecoverySets = Callable[[Session, TeacherRef, StudentRef, Columns], tuple[TrainingSet, TrainingSet | None]]
 """What a smaller form is recovered on, encoded with its columns, and validation rows for its controller."""
 
 
@@ -71,10 +72,10 @@ def last_frontier(session: Session) -> Frontier | None:
 
 def training_recovery_sets(
     session: Session, teacher: TeacherRef, student: StudentRef, columns: Columns
-) -> tuple[Lesson, Lesson | None]:
+) -> tuple[TrainingSet, TrainingSet | None]:
     """What a student of the whole window has learned from, and the newer half of its validation rows."""
     rows = session.training
-    lesson = rows.training_set(teacher, columns, synthetic=course_of(student).made_up_rows_helped)
+    lesson = rows.training_set(teacher, columns, synthetic=course_of(student).synthetic_rows_helped)
     return lesson, rows.validation_sets(teacher, columns)[0]
 
 
@@ -108,7 +109,7 @@ def _target(job: Refresh, teacher: TeacherRef, student: StudentRef, recovery_set
     def recover(state: ModelState, epochs: int) -> ModelState:
         assert state.columns is not None  # a student has them
         lesson, control = recovery_sets(session, teacher, student, _plain(state.columns))
-        distil(state.module, lesson, settings.distillation, held_out=control, epochs=epochs)
+        distil(state.module, lesson, settings.distillation, validation=control, epochs=epochs)
         return state
 
     measure = (

@@ -12,9 +12,10 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.distill import students
-from stillhouse.distill.augment import made_up_rows
+from stillhouse.distill.augment import make_synthetic_rows
 from stillhouse.distill.grow import Columns
-from stillhouse.distill.train import Lesson, held_out_units, validation_days
+from stillhouse.distill.split import split_validation, validation_days
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import TeacherRef, Window
@@ -191,7 +192,7 @@ class LearningRows:
     def synthetic(self) -> pd.DataFrame:
         """Rows made up near the labelled ones outside validation days, within the teacher's cross-fitting blocks."""
         learned = self.has_label & ~self.validation
-        return made_up_rows(self.settings, self.frame[learned], self.cross_fit.blocks[learned])
+        return make_synthetic_rows(self.settings, self.frame[learned], self.cross_fit.blocks[learned])
 
     # ----------------------------------------------------------------- training sets
 
@@ -199,12 +200,12 @@ class LearningRows:
         """Rows apart from validation days that have teacher probabilities, a label, or both."""
         return (self.has_teacher_probs(teacher.version) | self.has_label) & ~self.validation
 
-    def training_set(self, teacher: TeacherRef, columns: Columns, *, synthetic: bool = True) -> Lesson:
+    def training_set(self, teacher: TeacherRef, columns: Columns, *, synthetic: bool = True) -> TrainingSet:
         """All rows to train on, and the synthetic ones that the teacher has answered after them."""
         lesson = self.lesson(self.to_train_on(teacher), teacher, columns)
         return self._with_synthetic(lesson, teacher, columns) if synthetic else lesson
 
-    def validation_sets(self, teacher: TeacherRef, columns: Columns) -> tuple[Lesson | None, Lesson | None]:
+    def validation_sets(self, teacher: TeacherRef, columns: Columns) -> tuple[TrainingSet | None, TrainingSet | None]:
         """Labelled rows of validation days with teacher probabilities.
 
         The newer half of them is for the controller, the older one to compare students on; None where there is none.
@@ -212,7 +213,7 @@ class LearningRows:
         chosen = self.validation & self.has_label & self.has_teacher_probs(teacher.version)
         if chosen.sum() < 2:
             return None, None
-        groups, newer = held_out_units(self.frame["observed_at"][chosen], self.settings.promotion.cluster)
+        groups, newer = split_validation(self.frame["observed_at"][chosen], self.settings.promotion.cluster)
         index = np.flatnonzero(chosen)
         control, compare = (
             self.lesson(index[half], teacher, columns, groups=groups[half]) if half.any() else None
@@ -220,7 +221,9 @@ class LearningRows:
         )
         return control, compare
 
-    def lesson(self, chosen: Array, teacher: TeacherRef, columns: Columns, *, groups: Array | None = None) -> Lesson:
+    def lesson(
+        self, chosen: Array, teacher: TeacherRef, columns: Columns, *, groups: Array | None = None
+    ) -> TrainingSet:
         """Some rows with their teacher probabilities, labels and teacher features.
 
         :param chosen: bool ``[n]``, or positions.
@@ -236,7 +239,7 @@ class LearningRows:
             groups=groups,
         )
 
-    def _with_synthetic(self, lesson: Lesson, teacher: TeacherRef, columns: Columns) -> Lesson:
+    def _with_synthetic(self, lesson: TrainingSet, teacher: TeacherRef, columns: Columns) -> TrainingSet:
         probs = self.base.answers.probs(self.synthetic, teacher.version)
         answered = ~np.isnan(probs[:, 0])
         if not answered.any():
@@ -256,10 +259,10 @@ def lesson_of(
     *,
     features: Array | None = None,
     groups: Array | None = None,
-) -> Lesson:
+) -> TrainingSet:
     """A training set of rows that are encoded already, ``[n, D]``, with ``columns``."""
-    blocks = students.blocks(columns)
-    return Lesson(x, teacher_probs, labels, blocks.numbers, features, groups, tokens=blocks.tokens)
+    widths = students.input_widths(columns)
+    return TrainingSet(x, teacher_probs, labels, widths.numbers, features, groups, tokens=widths.tokens)
 
 
 def require_rows(rows: int, least: int, window: Window) -> None:

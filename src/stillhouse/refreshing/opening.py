@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stillhouse import config
 from stillhouse.config import AgentConfig
-from stillhouse.distill.train import validation_days
+from stillhouse.distill.split import validation_days
 from stillhouse.drift.figures import drift_figure
 from stillhouse.errors import DataError, WindowError
 from stillhouse.records import DataReport, Refresh, Verdict, Window, drift_report

@@ -10,7 +10,7 @@ import numpy as np
 
 from stillhouse.config import AgentConfig
 from stillhouse.distill import memory, students
-from stillhouse.distill.grow import Columns, grown, transplanted
+from stillhouse.distill.grow import Columns, grow_student, transfer_weights
 from stillhouse.distill.memory import Memory
 from stillhouse.errors import RegistryError
 from stillhouse.records import Baseline
@@ -40,12 +40,12 @@ class Predecessor:
 
         :param x: rows encoded with ``columns``; ``shares``: of each action among what it is to learn, ``[K]``.
         """
-        return grown(self.student, self.columns, columns, self.actions, actions, x, shares)
+        return grow_student(self.student, self.columns, columns, self.actions, actions, x, shares)
 
     def warm(self, student: students.Student, columns: Columns, actions: Sequence[str], x: Array) -> students.Student:
         """``student``, untrained, with these weights where their shapes allow it."""
         even = np.full(len(actions), 1 / len(actions))
-        return transplanted(student, self.grow(columns, actions, x, even))
+        return transfer_weights(student, self.grow(columns, actions, x, even))
 
 
 def predecessor(session: Session) -> Predecessor:

@@ -18,7 +18,7 @@ from stillhouse.compress.search.greedy import FLOAT32_GRAPH_FILE
 from stillhouse.compressing import log_frontier
 from stillhouse.config import AgentConfig
 from stillhouse.distill import students
-from stillhouse.distill.controller import Course
+from stillhouse.distill.history import TrainingHistory
 from stillhouse.evaluate import figures, gate
 from stillhouse.records import Baseline, Frontier, ModelRef, Proof, Refresh, StudentRef, TeacherRef, Verdict
 from stillhouse.refreshing.modes import mode_of
@@ -148,7 +148,7 @@ def _logged_student(
     return models.register(logged, f"{job.agent}-student")
 
 
-def _control_metrics(course: Course) -> dict[str, float]:
+def _control_metrics(course: TrainingHistory) -> dict[str, float]:
     """What the controller's changes have earned against the fixed settings, where that was compared."""
     if (control := course.control) is None:
         return {}

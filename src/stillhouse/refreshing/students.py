@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from stillhouse.distill import students
-from stillhouse.distill.controller import Course
 from stillhouse.distill.grow import Columns
+from stillhouse.distill.history import TrainingHistory
 from stillhouse.distill.memory import Memory
 from stillhouse.records import Refresh, StudentRef
 
@@ -15,7 +15,7 @@ __all__ = ["course_of", "save_student", "student_columns"]
 
 
 def save_student(
-    job: Refresh, student: students.AnyStudent, columns: Columns, memory: Memory, course: Course, rows: int
+    job: Refresh, student: students.AnyStudent, columns: Columns, memory: Memory, course: TrainingHistory, rows: int
 ) -> StudentRef:
     """Write a student with all that a later update goes on from.
 
@@ -36,6 +36,6 @@ def student_columns(student: StudentRef) -> Columns:
     return columns
 
 
-def course_of(student: StudentRef) -> Course:
+def course_of(student: StudentRef) -> TrainingHistory:
     """How its training went."""
-    return Course.model_validate_json((Path(student.folder) / "course.json").read_text(encoding="utf-8"))
+    return TrainingHistory.model_validate_json((Path(student.folder) / "course.json").read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from stillhouse.actions import aligned
 from stillhouse.distill import select
-from stillhouse.distill.train import validation_days
+from stillhouse.distill.split import validation_days
 from stillhouse.errors import PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures
 from stillhouse.records import Examination, Questions, TeacherRef, Verdict, short_id
@@ -193,12 +193,13 @@ def _plan(session: Session, rows: pd.DataFrame, answered: Mask, size: int, seed:
     settings = session.settings
     probs = _snapshots(session, rows)
     numbers = rows[list(settings.observations.numbers)].to_numpy(dtype=np.float64)
-    return select.plan(
+    by_diversity = "diversity" in settings.asking.by
+    return select.plan_questions(
         size,
-        known=answered,
-        kept_back=validation_days(rows["observed_at"], settings.distillation.validation_every),
-        scores=select.scores(settings.asking.by, probs),
-        alike=select.space(numbers, probs[0] if probs else None) if "diversity" in settings.asking.by else None,
+        has_teacher_probs=answered,
+        is_validation=validation_days(rows["observed_at"], settings.distillation.validation_every),
+        scores=select.question_scores(settings.asking.by, probs),
+        coordinates=select.row_coordinates(numbers, probs[0] if probs else None) if by_diversity else None,
         uniform_share=settings.asking.uniform_share,
         seed=seed,
     )

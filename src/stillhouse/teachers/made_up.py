@@ -24,7 +24,7 @@ def ask_made_up(
     What learns answers by its fit outside of the block: whoever has seen the outcome of a row knows too much about
     those that were made of it.
 
-    :param made: as :func:`stillhouse.distill.augment.made_up_rows` gives them.
+    :param made: as :func:`stillhouse.distill.augment.make_synthetic_rows` gives them.
     :param rows: labelled, that ``teacher`` was fitted on; None: it is asked about what was made of other rows.
     :param cross: of ``rows``, whose fits are used again; None: each block is fitted here.
     """

@@ -1,4 +1,4 @@
-"""A student of the user's own: made by what the agent file names, told from another, refused in words."""
+"""Custom students: made by the factory in the agent file, identified by it, refused with a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from stillhouse.compress.search.candidates import CandidateBuilder
 from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, Fp32, PruneHeads, PruneUnits
-from stillhouse.distill.students import OwnStudent, load, new_student, save
+from stillhouse.distill.students import CustomStudent, load, new_student, save
 from stillhouse.errors import PartError, StillhouseError
 
 TOY = yaml.safe_load((Path(__file__).parents[2] / "flows" / "toy.yaml").read_text())
@@ -62,10 +62,10 @@ class Fixed(nn.Module):
         return torch.zeros(len(x), 2)
 
 
-def test_it_is_made_alike_under_a_seed_and_comes_back_from_disk(tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_custom_student_and_it_survives_a_round_trip(tmp_path: Path) -> None:
     config = agent("Plain", width=5)
     made, twin = new_student(config, COLUMNS, X), new_student(config, COLUMNS, X)
-    assert isinstance(made, OwnStudent)
+    assert isinstance(made, CustomStudent)
     x = torch.randn(6, 2)
     assert torch.equal(made(x), twin(x)) and made(x).shape == (6, 2)
     with torch.no_grad():
@@ -86,18 +86,18 @@ def test_it_is_made_alike_under_a_seed_and_comes_back_from_disk(tmp_path: Path) 
         ("Absent", {}, "has no 'Absent'"),
         ("Plain", {"depth": 2}, "makes no student: TypeError: .*depth"),
         ("no_module", {}, "it gives a str, not a torch.nn.Module"),
-        ("too_wide", {}, r"gives \[3, 3\] for 3 rows; logits \[3, 2\] are wanted"),
-        ("Forgetful", {}, "a missing number comes as NaN"),
+        ("too_wide", {}, r"returns \[3, 3\] for 3 rows; it must return logits \[3, 2\]"),
+        ("Forgetful", {}, "a missing number is NaN"),
         ("Fixed", {}, "no parameters to learn"),
     ],
 )
-def test_what_is_no_student(target: str, settings: dict[str, Any], message: str) -> None:
+def test_invalid_factories_are_refused(target: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PartError, match=message) as told:
         new_student(agent(target, **settings), COLUMNS, X)
     assert "agents/toy.yaml: student.target" in str(told.value)
 
 
-def test_its_parts_are_found_by_following_it_and_what_does_not_apply_is_refused(tmp_path: Path) -> None:
+def test_custom_student_is_pruned_by_tracing_and_inapplicable_steps_are_refused(tmp_path: Path) -> None:
     """Hidden units of an ordinary module are known to be its own; it has no heads that could go."""
     x = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32)
     made = new_student(agent("Plain", width=60), COLUMNS, X)
@@ -113,11 +113,11 @@ def test_its_parts_are_found_by_following_it_and_what_does_not_apply_is_refused(
     units = builder.build((PruneUnits(method="prune_units", recover_epochs=0),))
     heads = builder.build((PruneHeads(method="prune_heads", recover_epochs=0),))
     assert units.refused is None and units.bytes < builder.build((Fp32(method="fp32"),)).bytes
-    assert heads.refused == "prune_heads: OwnStudent has no attention with query, key, value, out, heads and size"
+    assert heads.refused == "prune_heads: CustomStudent has no attention with query, key, value, out, heads and size"
     assert made.module.inside.out_features == 60
 
 
-def test_it_reads_no_text() -> None:
+def test_custom_student_with_text_columns_is_refused() -> None:
     texts = TOY["observations"] | {"columns": {"said": {"type": "text"}}}
     student = {"kind": "module", "target": f"{HERE}:Plain"}
     with pytest.raises((ValueError, StillhouseError), match="'module' reads no text"):

@@ -1,4 +1,4 @@
-"""A kind of student is its section and its file: a new one works, and one without a file is refused by name."""
+"""A new kind of student needs a section and a file; one without a file is refused by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stillhouse.config.base import tagged
 from stillhouse.distill.students import columns_of, load, new_student, save
 from stillhouse.distill.students.columns import StudentModule
 from stillhouse.distill.students.encoders import new_encoder
-from stillhouse.distill.students.kinds import _READERS, make, reads, text_columns
+from stillhouse.distill.students.kinds import _READERS, make_student, register_reader, text_columns
 from stillhouse.errors import PartError
 from stillhouse.parts import TextEncoderState
 
@@ -43,7 +43,7 @@ class Linear(StudentModule):
         return logits
 
 
-@make.register
+@make_student.register
 def _(
     section: LinearStudent,
     config: AgentConfig,
@@ -54,7 +54,7 @@ def _(
     return Linear(x.shape[1], len(config.actions), section.missing)
 
 
-@reads("linear")
+@register_reader("linear")
 def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
     return Linear(spec["width"], spec["actions"], spec["missing"])
 
@@ -63,7 +63,7 @@ def with_student(section: StudentSection) -> AgentConfig:
     return AgentConfig.model_validate(TOY).model_copy(update={"student": section})
 
 
-def test_a_new_kind_is_made_stored_and_read_back(tmp_path: Path) -> None:
+def test_new_kind_is_made_stored_and_read(tmp_path: Path) -> None:
     config = with_student(LinearStudent(missing=2.0))
     names = [*config.observations.numbers, *config.observations.categories]
     columns = columns_of(config, pd.DataFrame({name: ["a"] for name in names}))
@@ -81,7 +81,7 @@ class MadeUpStudent(StudentSection):
     kind: Literal["made_up"] = "made_up"
 
 
-def test_a_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
     section = MadeUpStudent()
     config = with_student(section)
     for call in (
@@ -97,7 +97,7 @@ def test_a_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "section"), tagged(AnyStudent).items())
 def test_every_kind_of_the_agent_file_is_registered(kind: str, section: type[StudentSection]) -> None:
-    assert section in make.registry and kind in _READERS
+    assert section in make_student.registry and kind in _READERS
     assert (section in text_columns.registry) == (section.reads_text is not StudentSection.reads_text)
 
 

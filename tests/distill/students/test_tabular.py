@@ -1,4 +1,4 @@
-"""The student's shapes, its encoding of numbers by hand, and its way to disk and back."""
+"""The tabular student: shapes, encoding of numbers by hand, and a round trip to disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def encoded(*rows: tuple[float, float]) -> list[list[float]]:
 
 
 def test_piecewise_linear_by_hand() -> None:
-    """Bins [0, 1], [1, 3], [3, 7]; then [−1, 0] and two empty bins at 0; the last of four says missing."""
+    """Bins [0, 1], [1, 3], [3, 7]; then [−1, 0] and two empty bins at 0; the last of four flags a missing value."""
     assert encoded((0.0, -1.0), (0.5, -0.25), (2.0, 0.0), (4.0, 0.5)) == [
         [0, 0, 0, 0, 0, 0, 0, 0],
         [0.5, 0, 0, 0, 0.75, 0, 0, 0],
@@ -47,11 +47,11 @@ def test_piecewise_linear_by_hand() -> None:
     ]
 
 
-def test_what_lies_outside_is_at_the_end() -> None:
+def test_values_outside_the_edges_are_clipped() -> None:
     assert encoded((-9.0, -9.0), (99.0, 99.0)) == [[0] * 8, [1, 1, 1, 0, 1, 1, 1, 0]]
 
 
-def test_missing_has_a_flag_of_its_own() -> None:
+def test_missing_values_have_a_flag() -> None:
     assert encoded((NAN, NAN), (NAN, 0.0)) == [[0, 0, 0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 1, 0, 0, 0]]
     student = make_student()
     missing, lowest = student(torch.tensor([[NAN, 0, 1, 1], [0.0, 0, 1, 1]]))
@@ -59,7 +59,7 @@ def test_missing_has_a_flag_of_its_own() -> None:
     assert not torch.equal(missing, lowest)
 
 
-def test_the_unknown_code_is_a_category_of_its_own() -> None:
+def test_unknown_code_has_an_embedding() -> None:
     student = make_student()
     rows = torch.tensor([[1.0, 0, code, 1] for code in range(6)])
     assert len({tuple(row) for row in student(rows).tolist()}) == 6
@@ -67,7 +67,7 @@ def test_the_unknown_code_is_a_category_of_its_own() -> None:
         student(torch.tensor([[1.0, 0, 6, 1]]))
 
 
-def test_quantiles_of_what_is_known() -> None:
+def test_quantiles_ignore_missing_values() -> None:
     numbers = np.column_stack([np.arange(101.0), np.full(101, 5.0), np.full(101, NAN)]).astype(np.float32)
     numbers[::2, 1] = NAN
     edges = quantile_edges(numbers, 4)
@@ -75,13 +75,13 @@ def test_quantiles_of_what_is_known() -> None:
     assert edges.tolist() == [[0, 25, 50, 75, 100], [5] * 5, [0] * 5]
 
 
-def test_edges_are_quantiles_of_any_column_without_ties() -> None:
+def test_edges_are_quantiles_of_columns_without_ties() -> None:
     numbers = np.random.default_rng(0).gamma(2.0, size=(999, 3)).astype(np.float32)
     expected = np.quantile(numbers.astype(np.float64), np.linspace(0, 1, 13), axis=0).T
     np.testing.assert_allclose(quantile_edges(numbers, 12).numpy(), expected, rtol=1e-6)
 
 
-def test_the_rare_tail_of_a_column_that_is_mostly_zero_keeps_bins() -> None:
+def test_rare_tail_of_a_mostly_zero_column_keeps_bins() -> None:
     rain = np.zeros((1000, 1), dtype=np.float32)
     rain[:50, 0] = np.linspace(0.1, 5, 50)
     edges = quantile_edges(rain, 8)[0]
@@ -91,7 +91,7 @@ def test_the_rare_tail_of_a_column_that_is_mostly_zero_keeps_bins() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_saved_and_loaded_it_says_the_same(tmp_path: Path, dropout: float) -> None:
+def test_saved_and_loaded_student_has_the_same_outputs(tmp_path: Path, dropout: float) -> None:
     student = make_student(dropout=dropout)
     save(student, tmp_path / "deep" / "folder")
     assert sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir()) == [

@@ -1,4 +1,4 @@
-"""The text student: shapes, padding that changes nothing, disk and back, and what it learns."""
+"""The text student: shapes, padding, a round trip to disk, training, and initialisation from a teacher."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from stillhouse.config import AgentConfig, BagEncoder, ConvolutionEncoder, TransformerEncoder
-from stillhouse.distill.students import TextStudent, blocks, columns_of, load, new_student, save
+from stillhouse.distill.students import TextStudent, columns_of, input_widths, load, new_student, save
 from stillhouse.distill.students.encoders import new_encoder
-from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.distill.train import distil, student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import ConfigError
 from stillhouse.parts import TextEncoderState
 from stillhouse.variant import encode
@@ -96,7 +97,7 @@ def test_padding_changes_nothing(encoder: Any) -> None:
 
 
 @every_encoder
-def test_what_pads_is_never_learned_from(encoder: Any) -> None:
+def test_padding_has_no_gradient(encoder: Any) -> None:
     made = new_encoder(encoder, 20, 6, 0.0)
     made(TOKENS[3:].to(torch.int64)).sum().backward()
     assert made.embedding.weight.grad is not None
@@ -105,7 +106,7 @@ def test_what_pads_is_never_learned_from(encoder: Any) -> None:
     assert encoder.type == "transformer" or not grown[0]
 
 
-def test_a_bag_by_hand() -> None:
+def test_bag_by_hand() -> None:
     bag = new_encoder(BagEncoder(type="bag", width=2), 4, 3, 0.0)
     with torch.no_grad():
         bag.embedding.weight.copy_(torch.tensor([[9.0, 9], [0, 2], [4, 0], [8, 8]]))
@@ -113,7 +114,7 @@ def test_a_bag_by_hand() -> None:
     assert found.tolist() == [[2, 1], [8, 8], [0, 0]]
 
 
-def test_bigrams_know_the_order() -> None:
+def test_bigrams_depend_on_the_order() -> None:
     one, other = torch.tensor([[2, 3, 0]]), torch.tensor([[3, 2, 0]])
     torch.manual_seed(0)
     plain = new_encoder(BagEncoder(type="bag", width=4), 5, 3, 0.0)
@@ -122,8 +123,8 @@ def test_bigrams_know_the_order() -> None:
     assert not torch.allclose(pairs(one), pairs(other))
 
 
-def test_a_convolution_by_hand() -> None:
-    """One filter of size 2 that answers to 1 on the left and 2 on the right."""
+def test_convolution_by_hand() -> None:
+    """One filter of size 2 that responds to token 1 on the left and token 2 on the right."""
     made = new_encoder(ConvolutionEncoder(type="convolution", width=2, filters=1, sizes=(2,)), 3, 3, 0.0)
     with torch.no_grad():
         made.embedding.weight.copy_(torch.tensor([[7.0, 7], [1, 0], [0, 1]]))
@@ -134,7 +135,7 @@ def test_a_convolution_by_hand() -> None:
 
 
 @every_encoder
-def test_to_disk_and_back(encoder: Any, tmp_path: Path) -> None:
+def test_text_student_survives_a_round_trip(encoder: Any, tmp_path: Path) -> None:
     student = small(encoder, dropout=0.25)
     save(student, tmp_path)
     back = load(tmp_path)
@@ -144,18 +145,20 @@ def test_to_disk_and_back(encoder: Any, tmp_path: Path) -> None:
 
 
 @every_encoder
-def test_it_learns_from_texts_and_the_same_seed_gives_the_same(encoder: Any) -> None:
+def test_text_student_learns_and_same_seed_gives_the_same(encoder: Any) -> None:
     config = agent(encoder=encoder.model_dump())
     frame, outcomes = rows(400)
     columns = columns_of(config, frame)
-    parts = blocks(columns)
+    parts = input_widths(columns)
     assert parts == (1, 1, 8)
     x = encode(frame, columns)
 
     def learned() -> np.ndarray:
         student = new_student(config, columns, x)
         distil(
-            student, Lesson(x, np.eye(3)[outcomes], outcomes, parts.numbers, tokens=parts.tokens), config.distillation
+            student,
+            TrainingSet(x, np.eye(3)[outcomes], outcomes, parts.numbers, tokens=parts.tokens),
+            config.distillation,
         )
         return student_probabilities(student, encode(unseen, columns))
 
@@ -165,7 +168,7 @@ def test_it_learns_from_texts_and_the_same_seed_gives_the_same(encoder: Any) -> 
     np.testing.assert_array_equal(learned(), said)
 
 
-def test_columns_are_those_of_the_rows_and_the_file() -> None:
+def test_columns_come_from_rows_and_agent_file() -> None:
     frame, _ = rows(50)
     frame.loc[0, "said"] = None
     found = columns_of(agent(), frame)
@@ -181,7 +184,7 @@ def test_hidden_tokens_are_unknown_and_padding_stays() -> None:
     from stillhouse.distill.train import _hide
 
     x = np.array([[0.5, 2, 7, 8, 0]] * 200, dtype=np.float32)
-    lesson = Lesson(x, np.full((200, 2), 0.5), np.zeros(200), numbers=1, tokens=3)
+    lesson = TrainingSet(x, np.full((200, 2), 0.5), np.zeros(200), numbers=1, tokens=3)
     hidden = _hide(lesson.x.clone(), lesson, 0.5, torch.Generator().manual_seed(0))
     assert (hidden[:, 0] == 0.5).all() and (hidden[:, 4] == 0).all()
     assert set(hidden[:, 1].tolist()) == {0.0, 2.0}
@@ -189,7 +192,7 @@ def test_hidden_tokens_are_unknown_and_padding_stays() -> None:
     assert 60 < int((hidden[:, 3] == 1).sum()) < 140
 
 
-# --------------------------------------------------------------------------- beginning like a teacher
+# --------------------------------------------------------------------------- initialisation from a teacher
 
 
 WIDE = 24
@@ -228,7 +231,7 @@ def begun(config: AgentConfig, given: TextEncoderState) -> tuple[TextStudent, li
     return student, columns[2]["tokens"]
 
 
-def test_tokens_and_vectors_of_the_teacher() -> None:
+def test_bag_gets_tokens_and_vectors_of_the_teacher() -> None:
     student, tokens = begun(agent(initialise="teacher", encoder={"type": "bag", "width": WIDE}), initial())
     assert tokens[:2] == ["[PAD]", "[UNK]"] and set(tokens[2:]) <= set(TEACHER_TOKENS) and "taxi" in tokens
     table = student.encoders[0].embedding.weight.detach().numpy()[1:]
@@ -238,13 +241,13 @@ def test_tokens_and_vectors_of_the_teacher() -> None:
 
 
 def distances(vectors: np.ndarray) -> np.ndarray:
-    """Between all pairs, the first being 1: what principal components of full width keep."""
+    """Distances of all pairs, divided by the first: principal components of full width keep them."""
     found = np.linalg.norm(vectors[:, None] - vectors, axis=2)
     return found / found[0, 1]
 
 
 @pytest.mark.parametrize("width", [4, 40])
-def test_other_widths_take_what_fits(width: int) -> None:
+def test_other_widths_get_principal_components(width: int) -> None:
     config = agent(initialise="teacher", encoder={"type": "bag", "width": width})
     (student, _), (again, _) = begun(config, initial()), begun(config, initial())
     table = student.encoders[0].embedding.weight
@@ -254,7 +257,7 @@ def test_other_widths_take_what_fits(width: int) -> None:
     assert 0.05 < float(table.detach().std()) < 0.2
 
 
-def test_a_transformer_of_the_same_measures_is_the_teachers() -> None:
+def test_transformer_of_the_same_sizes_equals_the_teachers() -> None:
     """The student's encoder gives the mean of what BERT's first layers give for [CLS] and the text."""
     measures = {"width": 16, "layers": 2, "heads": 4, "feedforward": 32}
     given = initial(width=16, layers=3)
@@ -269,14 +272,14 @@ def test_a_transformer_of_the_same_measures_is_the_teachers() -> None:
 
 
 @pytest.mark.parametrize("change", [{"heads": 2}, {"feedforward": 16}, {"width": 8}])
-def test_layers_that_do_not_fit_begin_at_random(change: dict[str, int]) -> None:
+def test_layers_of_other_sizes_stay_random(change: dict[str, int]) -> None:
     measures = {"width": 16, "layers": 2, "heads": 4, "feedforward": 32} | change
     config = agent(initialise="teacher", encoder={"type": "transformer", **measures})
     (student, _), (fresh, _) = begun(config, initial(16, 3)), begun(config, initial(16))
     assert torch.equal(student.encoders[0].layers[0].up.weight, fresh.encoders[0].layers[0].up.weight)
 
 
-def test_no_teacher_offers_an_encoder() -> None:
+def test_missing_teacher_encoder_is_refused() -> None:
     frame, _ = rows(50)
     with pytest.raises(ConfigError, match=r"student.initialise: is 'teacher', and none of the teachers offers"):
         columns_of(agent(initialise="teacher"), frame)

@@ -1,12 +1,12 @@
-"""Hints from inside the teacher: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets" (ICLR)."""
+"""Hints from the teacher's hidden features: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets" (ICLR)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from stillhouse.config import Hints
-from stillhouse.distill.losses.signals import Signals
-from stillhouse.distill.losses.terms import term
+from stillhouse.distill.losses.inputs import LossInputs
+from stillhouse.distill.losses.terms import loss_term
 from stillhouse.errors import ConfigError
 
 __all__ = ["hints_loss"]
@@ -21,11 +21,11 @@ def hints_loss(projected: Tensor, features: Tensor) -> Tensor:
     return 0.5 * (features - projected).square().mean()
 
 
-@term.register
-def _(loss: Hints, signals: Signals, temperature: float) -> Tensor:
-    if signals.projected is None or signals.features is None:
+@loss_term.register
+def _(loss: Hints, inputs: LossInputs, temperature: float) -> Tensor:
+    if inputs.projected is None or inputs.features is None:
         raise ConfigError(
-            "distillation.losses: `hints` needs a teacher that gives features, and this one gives probabilities alone: "
-            "take another loss, such as `relational`"
+            "distillation.losses: `hints` needs a teacher with features, and this teacher has probabilities only: "
+            "use another loss, such as `relational`"
         )
-    return hints_loss(signals.projected, signals.features)
+    return hints_loss(inputs.projected, inputs.features)

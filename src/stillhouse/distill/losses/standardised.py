@@ -7,34 +7,34 @@ from torch import Tensor
 from torch.nn import functional
 
 from stillhouse.config import Standardised
-from stillhouse.distill.losses.signals import Signals, log_knowledge
-from stillhouse.distill.losses.terms import term
+from stillhouse.distill.losses.inputs import LossInputs, logits_from_probs
+from stillhouse.distill.losses.terms import loss_term
 
 __all__ = ["standardised_loss"]
 
-_LEAST_SPREAD = 1e-2  # of a row's logits: a row that says nothing is not blown up
+_MIN_DEVIATION = 1e-2  # of a row's logits: nearly constant rows are not amplified
 
 
-def standardised_loss(logits: Tensor, knowledge: Tensor, temperature: float) -> Tensor:
+def standardised_loss(logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:
     """``T² KL`` of softmax(z / T) with each row's logits standardised first (Sun et al. 2024, algorithm 1).
 
-    The student need not have the teacher's scale, only its order and its proportions; for K = 2 all that is left is
-    which of the two is larger.
+    The student has to match the order and the proportions of the teacher's logits, not their scale. For K = 2 only the
+    order is left.
 
     :param logits: the student's, ``[n, K]``.
-    :param knowledge: the teacher's probabilities, ``[n, K]``; its logits are their logarithms.
+    :param teacher_probs: the teacher's probabilities, ``[n, K]``; its logits are their logarithms.
     """
-    student = torch.log_softmax(_standardised(logits) / temperature, dim=1)
-    teacher = torch.softmax(_standardised(log_knowledge(knowledge)) / temperature, dim=1)
+    student = torch.log_softmax(_standardise(logits) / temperature, dim=1)
+    teacher = torch.softmax(_standardise(logits_from_probs(teacher_probs)) / temperature, dim=1)
     return temperature**2 * functional.kl_div(student, teacher, reduction="batchmean")
 
 
-def _standardised(logits: Tensor) -> Tensor:
+def _standardise(logits: Tensor) -> Tensor:
     centred = logits - logits.mean(dim=1, keepdim=True)
-    spread = centred.square().mean(dim=1, keepdim=True).clamp(min=_LEAST_SPREAD**2).sqrt()
-    return centred / spread
+    deviation = centred.square().mean(dim=1, keepdim=True).clamp(min=_MIN_DEVIATION**2).sqrt()
+    return centred / deviation
 
 
-@term.register
-def _(loss: Standardised, signals: Signals, temperature: float) -> Tensor:
-    return standardised_loss(signals.logits, signals.knowledge, temperature)
+@loss_term.register
+def _(loss: Standardised, inputs: LossInputs, temperature: float) -> Tensor:
+    return standardised_loss(inputs.logits, inputs.teacher_probs, temperature)

@@ -1,7 +1,7 @@
-"""The dispatcher of losses: the type of an entry of ``distillation.losses`` says which term it adds.
+"""The dispatcher of losses: the type of an entry of ``distillation.losses`` selects the function that computes it.
 
-The file ``losses/<type>.py`` registers its section here. All of them are imported at the end of this module, so that
-nothing depends on who imports what first.
+The file ``losses/<type>.py`` registers its function here. All these files are imported at the end of this module, so
+the order of imports elsewhere does not matter.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from functools import singledispatch
 from torch import Tensor
 
 from stillhouse.config import DistillationLoss
-from stillhouse.distill.losses.signals import Signals
+from stillhouse.distill.losses.inputs import LossInputs
 from stillhouse.parts import import_kinds
 
-__all__ = ["term"]
+__all__ = ["loss_term"]
 
 
 @singledispatch
-def term(loss: object, signals: Signals, temperature: float) -> Tensor:
-    """One term of the pull of knowledge, a scalar; the type of ``loss`` says which.
+def loss_term(loss: object, inputs: LossInputs, temperature: float) -> Tensor:
+    """One term of the distillation loss, a scalar; the type of ``loss`` selects it.
 
     :raises ConfigError: if it needs features and the teacher has none.
     """

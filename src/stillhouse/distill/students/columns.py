@@ -1,4 +1,4 @@
-"""What every student reads numbers and category codes with."""
+"""How students encode numbers and category codes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from torch import Tensor, nn
 from stillhouse.config import AgentConfig
 from stillhouse.variant import width
 
-__all__ = ["Blocks", "Columns", "StudentModule", "blocks", "column_arguments", "head", "quantile_edges"]
+__all__ = [
+    "ColumnStudent",
+    "InputWidths",
+    "StudentModule",
+    "column_arguments",
+    "input_widths",
+    "output_layers",
+    "quantile_edges",
+]
 
 
-class Blocks(NamedTuple):
+class InputWidths(NamedTuple):
     """How many values of an encoded row are numbers, category codes and token ids; they come in this order."""
 
     numbers: int
@@ -23,23 +31,25 @@ class Blocks(NamedTuple):
     tokens: int
 
 
-def blocks(columns: Sequence[Mapping[str, Any]]) -> Blocks:
-    """The blocks of rows that :func:`stillhouse.variant.encode` makes with these columns."""
-    kinds = ("number", "category", "text")
-    return Blocks(*(width([column for column in columns if column["type"] == kind]) for kind in kinds))
+def input_widths(columns: Sequence[Mapping[str, Any]]) -> InputWidths:
+    """The widths of rows that :func:`stillhouse.variant.encode` encodes with ``columns``.
+
+    >>> input_widths([{"name": "temp", "type": "number"}, {"name": "origin", "type": "category", "values": ["EWR"]}])
+    InputWidths(numbers=1, categories=1, tokens=0)
+    """
+    types = ("number", "category", "text")
+    return InputWidths(*(width([column for column in columns if column["type"] == name]) for name in types))
 
 
 class StudentModule(nn.Module):
-    """Encoded rows, float32 ``[n, D]``, to logits ``[n, K]``.
-
-    ``spec`` is the JSON that it is made from again; ``spec["kind"]`` names its kind.
-    """
+    """A student: encoded rows, float32 ``[n, D]``, to logits ``[n, K]``."""
 
     spec: dict[str, Any]
+    """The JSON that a module of the same shape is built from; ``spec["kind"]`` names its kind."""
 
 
-class _ReadsColumns(Protocol):
-    """A section of a student that reads numbers and categories by :class:`Columns`."""
+class _ColumnSection(Protocol):
+    """The section of a student that is a :class:`ColumnStudent`."""
 
     @property
     def widths(self) -> tuple[int, ...]: ...
@@ -52,11 +62,11 @@ class _ReadsColumns(Protocol):
 
 
 def column_arguments(
-    section: _ReadsColumns, config: AgentConfig, columns: Sequence[Mapping[str, Any]], x: np.ndarray[Any, Any]
+    section: _ColumnSection, config: AgentConfig, columns: Sequence[Mapping[str, Any]], x: np.ndarray[Any, Any]
 ) -> dict[str, Any]:
-    """What the numbers and categories of ``columns`` decide of a student, with encoded training rows ``x``, [n, D]."""
+    """Arguments of a student for the numbers and categories of ``columns``, given encoded training rows ``[n, D]``."""
     return {
-        "edges": quantile_edges(x[:, : blocks(columns).numbers], section.bins),
+        "edges": quantile_edges(x[:, : input_widths(columns).numbers], section.bins),
         "cardinalities": [len(column["values"]) for column in columns if column["type"] == "category"],
         "actions": len(config.actions),
         "widths": section.widths,
@@ -65,17 +75,17 @@ def column_arguments(
     }
 
 
-class Columns(StudentModule):
-    """Piecewise-linear numbers and category embeddings, side by side.
+class ColumnStudent(StudentModule):
+    """Base of students that encode numbers piecewise-linearly and categories by embeddings.
 
     Numbers are encoded piecewise-linearly between quantiles of the training rows (Gorishniy, Rubachev and
-    Babenko 2022, "On Embeddings for Numerical Features in Tabular Deep Learning", §3.2), with a flag for
-    missing; categories by embeddings, code 0 being the unknown.
+    Babenko 2022, "On Embeddings for Numerical Features in Tabular Deep Learning", §3.2), with a flag for a missing
+    value. Code 0 of a category stands for unknown values.
 
     :param edges: float ``[F, B + 1]``, ascending bin edges per number; equal neighbours are empty bins.
     :param cardinalities: number of known values of each of the C categories.
-    :param embedding: largest embedding width; a category with V values gets ``min(embedding, ceil(V / 2))``. Or the
-        width of each category: those of a student that has grown stay.
+    :param embedding: the maximum embedding width: a category with V values gets ``min(embedding, ceil(V / 2))``; or the
+        width of each category, as in a student that was extended.
     """
 
     edges: Tensor
@@ -97,11 +107,11 @@ class Columns(StudentModule):
             "cardinalities": [int(c) for c in cardinalities],
             "embedding": embedding if isinstance(embedding, int) else [int(size) for size in embedding],
         }
-        self.numbers = edges.shape[0]  # as a number: where a trace sees a shape it sees a tensor
+        self.numbers = edges.shape[0]  # an int: in a trace, a shape would be a tensor
         self.columns_width = edges.shape[0] * edges.shape[1] + sum(sizes)
 
     def read_columns(self, x: Tensor) -> list[Tensor]:
-        """The first F + C values of each row ``[n, …]``, encoded: parts of together ``columns_width`` values."""
+        """Encode the first F + C values of each row ``[n, …]``: parts with ``columns_width`` values in total."""
         parts = [self._piecewise_linear(x[:, : self.numbers])] if self.numbers else []
         if len(self.embeddings):
             codes = x[:, self.numbers : self.numbers + len(self.embeddings)].to(torch.int64)
@@ -109,16 +119,16 @@ class Columns(StudentModule):
         return parts
 
     def _piecewise_linear(self, numbers: Tensor) -> Tensor:
-        """``[n, F]`` to ``[n, F (B + 1)]``: how far into each bin the value reaches, and whether it is missing."""
+        """``[n, F]`` to ``[n, F (B + 1)]``: how much of each bin lies below the value, and whether it is missing."""
         missing = torch.isnan(numbers)
         value = torch.where(missing, self.edges[:, 0], numbers).unsqueeze(2)
         low, high = self.edges[:, :-1], self.edges[:, 1:]
-        reach = torch.clamp((value - low) / torch.clamp(high - low, min=1e-6), 0.0, 1.0)
-        return torch.cat([reach, missing.to(reach.dtype).unsqueeze(2)], dim=2).flatten(1)
+        filled = torch.clamp((value - low) / torch.clamp(high - low, min=1e-6), 0.0, 1.0)
+        return torch.cat([filled, missing.to(filled.dtype).unsqueeze(2)], dim=2).flatten(1)
 
 
-def head(size: int, widths: Sequence[int], actions: int, dropout: float) -> nn.Sequential:
-    """An MLP from ``size`` values over hidden layers of ``widths`` to one logit per action."""
+def output_layers(size: int, widths: Sequence[int], actions: int, dropout: float) -> nn.Sequential:
+    """An MLP from ``size`` values through hidden layers of ``widths`` to one logit per action."""
     layers: list[nn.Module] = []
     for hidden in widths:
         layers += [nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(dropout)]
@@ -127,24 +137,27 @@ def head(size: int, widths: Sequence[int], actions: int, dropout: float) -> nn.S
 
 
 def quantile_edges(numbers: np.ndarray[Any, Any], bins: int) -> Tensor:
-    """Bin edges ``[F, B + 1]`` at equally spaced quantiles of ``[n, F]``, missing values left out.
+    """Bin edges ``[F, B + 1]`` at equally spaced quantiles of ``[n, F]``, without missing values.
 
-    Where values repeat (rain is mostly 0) quantiles coincide; the edges that this frees go to quantiles of the
-    distinct values, so that a rare tail keeps its resolution. Edges that are still free repeat the last one.
+    Where a value is frequent (rain is mostly 0), quantiles coincide; the spare edges are put at quantiles of the
+    distinct values, so that a rare tail keeps its resolution. Edges that are still spare repeat the last one.
+
+    >>> quantile_edges(np.arange(5.0)[:, None], bins=2).tolist()
+    [[0.0, 2.0, 4.0]]
     """
     levels = np.linspace(0.0, 1.0, bins + 1)
     edges = np.zeros((numbers.shape[1], bins + 1), dtype=np.float32)
     for i in range(numbers.shape[1]):
-        known = numbers[~np.isnan(numbers[:, i]), i]
-        if known.size:
-            edges[i] = _distinct_quantiles(known.astype(np.float64), levels)
+        values = numbers[~np.isnan(numbers[:, i]), i]
+        if values.size:
+            edges[i] = _distinct_quantiles(values.astype(np.float64), levels)
     return torch.from_numpy(edges)
 
 
-def _distinct_quantiles(known: np.ndarray[Any, Any], levels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    found = np.unique(np.quantile(known, levels))
-    if found.size < levels.size:
-        found = np.unique(np.concatenate([found, np.quantile(np.unique(known), levels)]))
-        if found.size > levels.size:
-            found = found[np.round(np.linspace(0, found.size - 1, levels.size)).astype(int)]
-    return np.pad(found, (0, levels.size - found.size), mode="edge")
+def _distinct_quantiles(values: np.ndarray[Any, Any], levels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    edges = np.unique(np.quantile(values, levels))
+    if edges.size < levels.size:
+        edges = np.unique(np.concatenate([edges, np.quantile(np.unique(values), levels)]))
+        if edges.size > levels.size:
+            edges = edges[np.round(np.linspace(0, edges.size - 1, levels.size)).astype(int)]
+    return np.pad(edges, (0, levels.size - edges.size), mode="edge")

@@ -1,4 +1,4 @@
-"""From the token ids of a text to one vector: one encoder per kind that the agent file knows."""
+"""Text encoders: the token ids of a text to one vector; one class per type of encoder in the agent file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stillhouse.config import BagEncoder, ConvolutionEncoder, TransformerEncoder
 
 __all__ = ["Bag", "Convolution", "TextEncoder", "Transformer", "TransformerLayer", "new_encoder"]
 
-_HASH = 1_000_003  # a prime: pairs (a, b) spread over the bigrams' embeddings
+BIGRAM_HASH_FACTOR = 1_000_003  # a prime: spreads pairs (a, b) over the bigram embeddings
 
 
 class TextEncoder(nn.Module):
     """Token ids int64 ``[n, L]``, 0 being padding, to float ``[n, width]``.
 
-    :param embedding: the table ``[V, D]``; row 0, which padding never shows, is there for the encoder's own use.
+    :ivar embedding: the table ``[V, D]``; row 0, that of padding, is free for the encoder's own use.
     """
 
     def __init__(self, tokens: int, embedding_width: int, width: int) -> None:
@@ -42,22 +42,22 @@ class Bag(TextEncoder):
             nn.init.normal_(self.bigrams.weight, std=0.1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        there = tokens > 0
-        found, count = _masked(self.embedding(tokens), there).sum(dim=1), there.sum(dim=1, keepdim=True)
+        is_token = tokens > 0
+        total, count = _masked(self.embedding(tokens), is_token).sum(dim=1), is_token.sum(dim=1, keepdim=True)
         if self.bigrams is not None:
-            pairs = torch.remainder(tokens[:, :-1] * _HASH + tokens[:, 1:], self.bigrams.num_embeddings)
-            both = there[:, 1:]  # padding comes last: whoever has a right neighbour is there
-            found = found + _masked(self.bigrams(pairs), both).sum(dim=1)
-            count = count + both.sum(dim=1, keepdim=True)
-        mean: Tensor = found / count.clamp(min=1).to(found.dtype)
+            pairs = torch.remainder(tokens[:, :-1] * BIGRAM_HASH_FACTOR + tokens[:, 1:], self.bigrams.num_embeddings)
+            is_pair = is_token[:, 1:]  # padding comes last: the left neighbour of a token is a token
+            total = total + _masked(self.bigrams(pairs), is_pair).sum(dim=1)
+            count = count + is_pair.sum(dim=1, keepdim=True)
+        mean: Tensor = total / count.clamp(min=1).to(total.dtype)
         return mean
 
 
 class Convolution(TextEncoder):
-    """Filters over neighbouring tokens and the largest answer of each, at least 0; zeros for an empty text.
+    """Filters over neighbouring tokens with ReLU and max-pooling; zeros for an empty text.
 
-    Kim 2014, "Convolutional Neural Networks for Sentence Classification", §2. Neighbours are laid side by side and
-    multiplied as one matrix, which the quantiser knows.
+    Kim 2014, "Convolutional Neural Networks for Sentence Classification", §2. Each filter is a linear layer over the
+    concatenated vectors of neighbours, which the quantiser supports.
     """
 
     def __init__(self, tokens: int, width: int, filters: int, sizes: tuple[int, ...]) -> None:
@@ -66,21 +66,21 @@ class Convolution(TextEncoder):
         self.filters = nn.ModuleList(nn.Linear(size * width, filters) for size in sizes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        there = tokens > 0
-        vectors, length = _masked(self.embedding(tokens), there), tokens.shape[1]
-        answers = []
+        is_token = tokens > 0
+        vectors, length = _masked(self.embedding(tokens), is_token), tokens.shape[1]
+        pooled = []
         for size, filters in zip(self.sizes, self.filters, strict=True):
-            around = functional.pad(vectors, (0, 0, (size - 1) // 2, size // 2))
-            windows = torch.cat([around[:, i : i + length] for i in range(size)], dim=2)
-            answers.append(_masked(torch.relu(filters(windows)), there).amax(dim=1))
-        return torch.cat(answers, dim=1)
+            padded = functional.pad(vectors, (0, 0, (size - 1) // 2, size // 2))
+            windows = torch.cat([padded[:, i : i + length] for i in range(size)], dim=2)
+            pooled.append(_masked(torch.relu(filters(windows)), is_token).amax(dim=1))
+        return torch.cat(pooled, dim=1)
 
 
 class Transformer(TextEncoder):
-    """A start token and the text through layers built like BERT's; the mean of what comes out.
+    """A start token and the text through layers like BERT's; the mean of their outputs.
 
-    Devlin et al. 2019, "BERT", §3: learned places, normalisation behind each residual sum, exact GELU. Row 0 of the
-    embeddings is the start, so that a text without tokens has something to attend to.
+    Devlin et al. 2019, "BERT", §3: learned position embeddings (``places``), layer normalisation after each residual
+    sum, exact GELU. Row 0 of the embeddings is the start token, so that an empty text has something to attend to.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Transformer(TextEncoder):
         self.layers = nn.ModuleList(TransformerLayer(width, heads, feedforward, dropout) for _ in range(layers))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        there = functional.pad(tokens, (1, 0), value=1) > 0
+        is_token = functional.pad(tokens, (1, 0), value=1) > 0
         hidden = self.dropout(self.normalise(self.embedding(functional.pad(tokens, (1, 0))) + self.places))
         for layer in self.layers:
-            hidden = layer(hidden, there)
-        mean: Tensor = _masked(hidden, there).sum(dim=1) / there.sum(dim=1, keepdim=True).to(hidden.dtype)
+            hidden = layer(hidden, is_token)
+        mean: Tensor = _masked(hidden, is_token).sum(dim=1) / is_token.sum(dim=1, keepdim=True).to(hidden.dtype)
         return mean
 
 
@@ -115,34 +115,34 @@ class TransformerLayer(nn.Module):
         self.after_attention, self.after_feedforward = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, there: Tensor) -> Tensor:
-        """Hidden ``[n, L, D]`` and which places hold a token ``[n, L]``, to ``[n, L, D]``."""
-        hidden = self.after_attention(hidden + self.dropout(self._attend(hidden, there)))
-        forward = self.down(functional.gelu(self.up(hidden)))
-        result: Tensor = self.after_feedforward(hidden + self.dropout(forward))
-        return result
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Hidden ``[n, L, D]`` and which positions hold a token ``[n, L]``, to ``[n, L, D]``."""
+        hidden = self.after_attention(hidden + self.dropout(self._attend(hidden, mask)))
+        residual = self.down(functional.gelu(self.up(hidden)))
+        output: Tensor = self.after_feedforward(hidden + self.dropout(residual))
+        return output
 
-    def _attend(self, hidden: Tensor, there: Tensor) -> Tensor:
+    def _attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
         length = hidden.shape[1]
         query, key, value = (
-            part(hidden).reshape(-1, length, self.heads, self.size).transpose(1, 2)
-            for part in (self.query, self.key, self.value)
+            project(hidden).reshape(-1, length, self.heads, self.size).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
         )
         scores = query @ key.transpose(2, 3) / math.sqrt(self.size)
-        scores = scores.masked_fill(~there[:, None, None, :], -1e4)
+        scores = scores.masked_fill(~mask[:, None, None, :], -1e4)
         mixed = (torch.softmax(scores, dim=3) @ value).transpose(1, 2).reshape(-1, length, self.heads * self.size)
         attended: Tensor = self.out(mixed)
         return attended
 
 
-def _masked(vectors: Tensor, there: Tensor) -> Tensor:
-    """Vectors ``[n, L, D]``, zeros where there is no token."""
-    return vectors * there.unsqueeze(2).to(vectors.dtype)
+def _masked(vectors: Tensor, mask: Tensor) -> Tensor:
+    """Vectors ``[n, L, D]``, zeros where ``mask`` ``[n, L]`` is false."""
+    return vectors * mask.unsqueeze(2).to(vectors.dtype)
 
 
 @singledispatch
 def new_encoder(config: object, tokens: int, length: int, dropout: float) -> TextEncoder:
-    """The encoder that ``config`` describes, for ``length`` ids of a vocabulary of ``tokens``."""
+    """The encoder that ``config`` describes, for texts of ``length`` ids and a vocabulary of ``tokens``."""
     raise TypeError(f"no encoder for {type(config).__name__}")
 
 

@@ -1,7 +1,7 @@
-"""What each kind of student does: the dispatchers on its section.
+"""The dispatchers of the kinds of students: the type of the section ``student`` selects the functions.
 
-The file ``students/<kind>.py`` registers its section here. All of them are imported at the end of this module, so that
-nothing depends on who imports what first.
+The file ``students/<kind>.py`` registers its functions here. All these files are imported at the end of this module, so
+the order of imports elsewhere does not matter.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from stillhouse.distill.students.columns import StudentModule
 from stillhouse.errors import PartError
 from stillhouse.parts import TextEncoderState, import_kinds
 
-__all__ = ["InputColumns", "make", "read_back", "reads", "text_columns"]
+__all__ = ["InputColumns", "build_from_spec", "make_student", "register_reader", "text_columns"]
 
 InputColumns = list[dict[str, Any]]
-"""The student's input as :func:`stillhouse.variant.encode` wants it."""
+"""The student's input columns, as :func:`stillhouse.variant.encode` takes them."""
 
 
 @singledispatch
-def make(
+def make_student(
     section: object,
     config: AgentConfig,
     columns: InputColumns,
     x: np.ndarray[Any, Any],
     initial: TextEncoderState | None,
 ) -> StudentModule:
-    """An untrained student for encoded training rows ``x``, ``[n, D]``. The caller has seeded torch.
+    """An untrained student for encoded training rows ``x``, ``[n, D]``. The caller seeds torch.
 
-    :param initial: a teacher's text encoder to begin like, for kinds that can.
+    :param initial: a teacher's text encoder to initialise from, for kinds that can.
     """
     raise _unknown(section)
 
@@ -44,18 +44,18 @@ def make(
 def text_columns(
     section: object, config: AgentConfig, rows: pd.DataFrame, initial: TextEncoderState | None
 ) -> InputColumns:
-    """How the text columns are encoded; registered by kinds whose ``reads_text`` may be true."""
+    """The text columns with their vocabularies; registered by kinds whose ``reads_text`` may be true."""
     raise _unknown(section)
 
 
 Reader = Callable[[dict[str, Any], Path, AgentConfig | None], StudentModule]
-"""``spec``, the folder that it lies in, the agent file → a module of the same shape, whose weights are read later."""
+"""``spec``, its folder, the agent file → a module of the same shape, whose weights are loaded later."""
 
 _READERS: dict[str, Reader] = {}
 
 
-def reads(kind: str) -> Callable[[Reader], Reader]:
-    """Register how a stored student of this kind is made again."""
+def register_reader(kind: str) -> Callable[[Reader], Reader]:
+    """Register the function that builds a stored student of this kind."""
 
     def register(reader: Reader) -> Reader:
         _READERS[kind] = reader
@@ -64,10 +64,10 @@ def reads(kind: str) -> Callable[[Reader], Reader]:
     return register
 
 
-def read_back(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
+def build_from_spec(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
     """A module of the shape that ``spec`` describes.
 
-    :raises PartError: if this version knows no such kind, or as its reader.
+    :raises PartError: if this version does not know the kind, or for a reason of its reader.
     """
     kind = spec["kind"]
     if kind not in _READERS:

@@ -1,4 +1,4 @@
-"""A torch module of the user's own as a student."""
+"""A custom student: a torch module that the user's code makes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from stillhouse.config import AgentConfig, ModuleStudent
 from stillhouse.distill.students.columns import StudentModule
-from stillhouse.distill.students.kinds import InputColumns, make, reads
+from stillhouse.distill.students.kinds import InputColumns, make_student, register_reader
 from stillhouse.errors import PartError
 from stillhouse.parts import TextEncoderState, resolve
 
-__all__ = ["OwnStudent"]
+__all__ = ["CustomStudent"]
 
 
-class OwnStudent(StudentModule):
-    """What the user's factory made, with a description by which it is told from another.
+class CustomStudent(StudentModule):
+    """A module that the user's factory made.
 
-    :param module: float32 ``[n, F + C]`` as :func:`stillhouse.variant.encode` makes it (a missing number is NaN) to
+    :param module: float32 ``[n, F + C]`` as :func:`stillhouse.variant.encode` returns it (a missing number is NaN) to
         logits ``[n, K]``.
+    :param spec: identifies the factory and its settings.
     """
 
     def __init__(self, module: nn.Module, spec: dict[str, Any]) -> None:
@@ -38,7 +39,7 @@ class OwnStudent(StudentModule):
         return logits
 
 
-@make.register
+@make_student.register
 def _(
     section: ModuleStudent,
     config: AgentConfig,
@@ -46,15 +47,15 @@ def _(
     x: np.ndarray[Any, Any],
     initial: TextEncoderState | None,
 ) -> StudentModule:
-    return _made(section, config, columns)
+    return _build(section, config, columns)
 
 
-@reads("module")
+@register_reader("module")
 def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
     if config is None:
-        raise PartError(f"{folder} holds a student of the user's own, which only its agent file can make")
-    described = config.student
-    if not isinstance(described, ModuleStudent) or (described.target, described.settings) != (
+        raise PartError(f"{folder} holds a custom student, which only its agent file can make")
+    section = config.student
+    if not isinstance(section, ModuleStudent) or (section.target, section.settings) != (
         spec["target"],
         spec["settings"],
     ):
@@ -62,23 +63,23 @@ def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> Student
             f"{config.file}: student: describes another one than was stored, {spec['target']} with "
             f"{spec['settings']}: refresh with mode=redistil, or restore the agent file"
         )
-    return _made(described, config, json.loads((folder / "columns.json").read_text(encoding="utf-8")))
+    return _build(section, config, json.loads((folder / "columns.json").read_text(encoding="utf-8")))
 
 
-def _made(section: ModuleStudent, config: AgentConfig, columns: Sequence[Mapping[str, Any]]) -> OwnStudent:
-    """The module that ``student.target`` makes for these columns, untrained, and seen to answer.
+def _build(section: ModuleStudent, config: AgentConfig, columns: Sequence[Mapping[str, Any]]) -> CustomStudent:
+    """The untrained module that ``student.target`` makes for ``columns``, checked on a few rows.
 
-    Which Python makes it is said by the agent file alone, never by what is stored.
+    The code that makes it comes from the agent file, never from a stored artifact.
 
-    :raises PartError: if it does not import, fails, or does not give finite logits ``[n, K]`` for rows ``[n, D]``,
+    :raises PartError: if it cannot be imported, fails, or does not return finite logits ``[n, K]`` for rows ``[n, D]``,
         some of them with missing numbers.
     """
     where = f"{config.file}: student.target"
     factory = resolve(section.target, where=where)
     rows = torch.zeros(3, len(columns))
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         if column["type"] == "number":
-            rows[0, place] = torch.nan
+            rows[0, index] = torch.nan
     try:
         module = factory(columns=list(columns), actions=config.actions, **section.settings)
         if not isinstance(module, nn.Module):
@@ -88,13 +89,13 @@ def _made(section: ModuleStudent, config: AgentConfig, columns: Sequence[Mapping
     except Exception as error:
         raise PartError(f"{where}: {section.target} makes no student: {type(error).__name__}: {error}") from error
     if not isinstance(logits, Tensor) or logits.shape != (3, len(config.actions)):
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        result = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise PartError(
-            f"{where}: gives {found} for 3 rows; logits [3, {len(config.actions)}] are wanted, one per action"
+            f"{where}: returns {result} for 3 rows; it must return logits [3, {len(config.actions)}], one per action"
         )
     if not torch.isfinite(logits).all():
         raise PartError(
-            f"{where}: gives logits that are not finite; a missing number comes as NaN: let the module mend it"
+            f"{where}: returns logits that are not finite; a missing number is NaN: let the module replace it"
         )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise PartError(f"{where}: the module has no parameters to learn")
@@ -104,4 +105,4 @@ def _made(section: ModuleStudent, config: AgentConfig, columns: Sequence[Mapping
         "settings": section.settings,
         "actions": len(config.actions),
     }
-    return OwnStudent(module.train(), spec)
+    return CustomStudent(module.train(), spec)

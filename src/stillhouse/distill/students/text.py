@@ -1,4 +1,4 @@
-"""The text student: token ids beside numbers and category codes in, one logit per action out."""
+"""The text student: token ids, numbers and category codes to one logit per action."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from stillhouse import config as settings
 from stillhouse.config import AgentConfig, AnyEncoder, BagEncoder, ConvolutionEncoder, TransformerEncoder
-from stillhouse.distill.students.columns import Columns, StudentModule, column_arguments, head
+from stillhouse.distill.students.columns import ColumnStudent, StudentModule, column_arguments, output_layers
 from stillhouse.distill.students.encoders import TextEncoder, new_encoder
-from stillhouse.distill.students.initial import begin_like
-from stillhouse.distill.students.kinds import InputColumns, make, reads, text_columns
+from stillhouse.distill.students.initial import initialise_from_teacher
+from stillhouse.distill.students.kinds import InputColumns, make_student, register_reader, text_columns
 from stillhouse.distill.vocabulary import cut_vocabulary, grow_vocabulary
 from stillhouse.errors import ConfigError
 from stillhouse.parts import TextEncoderState
@@ -25,20 +25,20 @@ from stillhouse.parts import TextEncoderState
 __all__ = ["TextStudent"]
 
 
-class TextStudent(Columns):
-    """An encoder for each text, beside what is read of numbers and categories, into a small MLP.
+class TextStudent(ColumnStudent):
+    """A small MLP on the vectors of text encoders, one per text column, and on encoded numbers and categories.
 
-    The token ids of a text are its last L values of a row: 0 is padding, 1 the unknown token. A text of padding
-    alone is an empty one.
+    The token ids of the texts are the last values of a row: 0 is padding, 1 the unknown token. An empty text consists
+    of padding.
 
-    :param edges: float ``[F, B + 1]``, see :class:`~stillhouse.distill.students.columns.Columns`.
+    :param edges: float ``[F, B + 1]``, see :class:`~stillhouse.distill.students.columns.ColumnStudent`.
     :param cardinalities: number of known values of each of the C categories.
-    :param texts: ``(V, L)`` of each text: size of its vocabulary, and how many token ids a row has of it.
-    :param encoder: what turns token ids into a vector; every text has one of its own.
+    :param texts: ``(V, L)`` of each text column: the size of its vocabulary, and its number of token ids in a row.
+    :param encoder: the section that describes the text encoders; every text column has an encoder of its own.
     :param actions: K.
-    :param widths: hidden units per layer; none: logits are linear in what is read.
-    :param embedding: largest embedding width of a category, or that of each.
-    :param dropout: of hidden units, and of the texts' vectors.
+    :param widths: hidden units per layer; empty: the logits are linear in the encoded inputs.
+    :param embedding: maximum embedding width of a category, or the width of each.
+    :param dropout: of hidden units and of text vectors.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class TextStudent(Columns):
         self.first_token = edges.shape[0] + len(cardinalities)
         self.lengths = [int(length) for _, length in texts]
         self.encoders = nn.ModuleList(new_encoder(encoder, size, length, dropout) for size, length in texts)
-        width = sum(module.width for module in self.encoders)  # type: ignore[misc]  # int, says no nn.Module
+        width = sum(module.width for module in self.encoders)  # type: ignore[misc]  # int; nn.Module hides it
         self.dropout = nn.Dropout(dropout)
-        self.layers = head(self.columns_width + width, widths, actions, dropout)
+        self.layers = output_layers(self.columns_width + width, widths, actions, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[n, F + C + ΣL]`` as :func:`stillhouse.variant.encode` makes it, to logits ``[n, K]``."""
+        """``[n, F + C + ΣL]`` as :func:`stillhouse.variant.encode` returns it, to logits ``[n, K]``."""
         tokens = x[:, self.first_token :].to(torch.int64)
         parts = self.read_columns(x)
         parts += [
@@ -80,7 +80,7 @@ class TextStudent(Columns):
         return logits
 
 
-@make.register
+@make_student.register
 def _(
     section: settings.TextStudent,
     config: AgentConfig,
@@ -90,13 +90,13 @@ def _(
 ) -> StudentModule:
     texts = [column for column in columns if column["type"] == "text"]
     sizes = [(len(column["tokens"]), column["length"]) for column in texts]
-    made = TextStudent(texts=sizes, encoder=section.encoder, **column_arguments(section, config, columns, x))
+    student = TextStudent(texts=sizes, encoder=section.encoder, **column_arguments(section, config, columns, x))
     if section.initialised_by_teacher:
-        found = _required(initial, config)
-        for column, encoder in zip(texts, made.encoders, strict=True):
+        teacher = _require_initial(initial, config)
+        for column, encoder in zip(texts, student.encoders, strict=True):
             assert isinstance(encoder, TextEncoder)
-            begin_like(encoder, column["tokens"], found)
-    return made
+            initialise_from_teacher(encoder, column["tokens"], teacher)
+    return student
 
 
 @text_columns.register
@@ -104,7 +104,7 @@ def _(
     section: settings.TextStudent, config: AgentConfig, rows: pd.DataFrame, initial: TextEncoderState | None
 ) -> InputColumns:
     if section.initialised_by_teacher:
-        _required(initial, config)
+        _require_initial(initial, config)
     columns = []
     for name in config.observations.texts:
         texts, size = rows[name].dropna().astype(str), section.vocabulary
@@ -113,17 +113,17 @@ def _(
     return columns
 
 
-@reads("text")
+@register_reader("text")
 def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> StudentModule:
     arguments = {key: value for key, value in spec.items() if key not in ("kind", "numbers", "bins", "encoder")}
     encoder = TypeAdapter[AnyEncoder](AnyEncoder).validate_python(spec["encoder"])
     return TextStudent(torch.zeros(spec["numbers"], spec["bins"] + 1), encoder=encoder, **arguments)
 
 
-def _required(initial: TextEncoderState | None, config: AgentConfig) -> TextEncoderState:
+def _require_initial(initial: TextEncoderState | None, config: AgentConfig) -> TextEncoderState:
     if initial is None:
         raise ConfigError(
             f"{config.file}: student.initialise: is 'teacher', and none of the teachers offers its text "
-            f"encoder: give one a method `text_encoder` (see stillhouse.parts.TextEncoderState), or write 'none'"
+            f"encoder: give one a method `text_encoder` (see stillhouse.parts.TextInitial), or write 'none'"
         )
     return initial

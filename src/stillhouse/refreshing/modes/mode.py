@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from stillhouse.distill.grow import Columns
-from stillhouse.distill.train import Lesson
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.records import Frontier, Refresh, RefreshModeName, StudentRef, TeacherRef, Window
 from stillhouse.refreshing.compressing import compress_student, training_recovery_sets
 from stillhouse.refreshing.data import LearningRows
@@ -52,7 +52,7 @@ class RefreshMode(ABC):
 
     def recovery_sets(
         self, session: Session, teacher: TeacherRef, student: StudentRef, columns: Columns
-    ) -> tuple[Lesson, Lesson | None]:
+    ) -> tuple[TrainingSet, TrainingSet | None]:
         """What a smaller form of the student is recovered on, and validation rows for its controller."""
         return training_recovery_sets(session, teacher, student, columns)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stillhouse.distill.control import distil_with_control
-from stillhouse.distill.controller import Course
-from stillhouse.distill.grow import extended
-from stillhouse.distill.memory import remembered
+from stillhouse.distill.comparisons import distil_with_control
+from stillhouse.distill.grow import extend_columns
+from stillhouse.distill.history import TrainingHistory
+from stillhouse.distill.memory import sample_memory
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import student_probabilities
 from stillhouse.errors import StillhouseError
@@ -35,7 +35,7 @@ class Redistil(RefreshMode):
         old, initial = self.warm_start(session), _initial(session, teacher)
         columns = columns_of(settings, frame, initial)
         if old is not None:
-            columns = extended(old.columns, columns)  # its own keep their codes
+            columns = extend_columns(old.columns, columns)  # its own keep their codes
         lesson = rows.training_set(teacher, columns)
         control, compare = rows.validation_sets(teacher, columns)
         student = new_student(settings, columns, lesson.x.numpy(), initial)
@@ -45,13 +45,13 @@ class Redistil(RefreshMode):
             student,
             lesson,
             settings.distillation,
-            held_out=control,
-            compared=compare,
+            validation_control=control,
+            validation_compare=compare,
             checkpoint=Path(session.job.folder) / "training.safetensors",
             previous=last_training(session),
         )
         probs = student_probabilities(student, rows.encoded(columns)[chosen])
-        kept = remembered(frame, probs, settings.actions, settings.update.memory, older=old.memory if old else None)
+        kept = sample_memory(frame, probs, settings.actions, settings.update.memory, older=old.memory if old else None)
         return save_student(session.job, student, columns, kept, course, rows=len(frame))
 
     def warm_start(self, session: Session) -> Predecessor | None:
@@ -66,20 +66,20 @@ class RedistilWarm(Redistil):
         """The champion's student; None, with the reason logged, where none can be gone on from."""
         try:
             old = predecessor(session)
-            extended(old.columns, columns_of(without_encoder(session.settings), session.training.labelled))
+            extend_columns(old.columns, columns_of(without_encoder(session.settings), session.training.labelled))
         except StillhouseError as error:
             session.registry.tag(session.job.run_id, warm_start_not_made=str(error))
             return None
         return old
 
 
-def last_training(session: Session) -> Course | None:
+def last_training(session: Session) -> TrainingHistory | None:
     """How the training of the champion's student went; None where that was not logged, or there is no champion."""
     if session.champion is None:
         return None
     student = session.registry.version(f"{session.agent}-student", "champion")
     run_id = student.run_id if student else None
-    return session.registry.read_record(run_id, names.TRAINING_HISTORY, Course) if run_id else None
+    return session.registry.read_record(run_id, names.TRAINING_HISTORY, TrainingHistory) if run_id else None
 
 
 def _initial(session: Session, teacher: TeacherRef) -> TextEncoderState | None:

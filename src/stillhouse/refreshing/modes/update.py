@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.distill import online
-from stillhouse.distill.controller import Course
-from stillhouse.distill.grow import Columns, extended, require_alike
-from stillhouse.distill.memory import remembered
-from stillhouse.distill.online import Probe, Updated
+from stillhouse.distill.grow import Columns, extend_columns, require_same_architecture
+from stillhouse.distill.history import TrainingHistory
+from stillhouse.distill.memory import sample_memory
+from stillhouse.distill.online import UpdateProbe, UpdateResult
+from stillhouse.distill.split import split_validation, validation_days
 from stillhouse.distill.students import columns_of, new_student
-from stillhouse.distill.train import Lesson, held_out_units, student_probabilities, validation_days
+from stillhouse.distill.train import student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.drift.evidence import null_mean
 from stillhouse.errors import DataError
 from stillhouse.records import Record, Refresh, StudentRef, TeacherRef, Window
@@ -40,8 +42,8 @@ class UpdateReport(Record):
     since: datetime
     new_rows: int
     replayed_rows: int
-    updated: Updated
-    probe: Probe
+    updated: UpdateResult
+    probe: UpdateProbe
 
 
 class Update(RefreshMode):
@@ -67,8 +69,8 @@ class Update(RefreshMode):
             )
         unaided = without_encoder(settings)
         fresh = columns_of(unaided, rows)
-        extended(old.columns, fresh)
-        require_alike(old.student, growable(new_student(unaided, fresh, encode(rows.head(1), fresh))))
+        extend_columns(old.columns, fresh)
+        require_same_architecture(old.student, growable(new_student(unaided, fresh, encode(rows.head(1), fresh))))
         session.registry.log_window(job.run_id, planned.news, rows, "new since the champion")
         return planned
 
@@ -94,9 +96,9 @@ class Update(RefreshMode):
             few = f"the teacher has answered {answered} new rows to learn from, and {least} are needed"
             models.tag(session.job.run_id, update_not_made=few)
             return None
-        columns = extended(old.columns, columns_of(without_encoder(settings), news.frame))
+        columns = extend_columns(old.columns, columns_of(without_encoder(settings), news.frame))
         new = news.rows.lesson(news.learned, _without_features(teacher), columns)
-        shares = new.knowledge[new.taught].mean(dim=0).numpy()
+        shares = new.teacher_probs[new.has_teacher_probs].mean(dim=0).numpy()
         student = old.grow(columns, settings.actions, new.x.numpy(), shares)
         before = deepcopy(student)
         replay = _replay(session, old, columns)
@@ -111,47 +113,47 @@ class Update(RefreshMode):
             past=_past(session, old, columns),
         )
         probe_rows = news.rows.lesson(news.validation, _without_features(teacher), columns)
-        harmless = null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
+        largest_null_mean = null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
         report = UpdateReport(
             since=session.job.news.start,
             new_rows=len(new),
             replayed_rows=len(replay),
             updated=updated,
-            probe=online.probe(before, student, probe_rows, harmless),
+            probe=online.probe_update(before, student, probe_rows, largest_null_mean),
         )
         models.log_record(session.job.run_id, report, names.UPDATE)
-        if not report.probe.repaid:
+        if not report.probe.passed:
             models.tag(session.job.run_id, update_not_made=str(report.probe))
             return None
-        course = Course(history=updated.history, changes=(), steps=updated.steps, stopped=False)
+        course = TrainingHistory(history=updated.history, changes=(), steps=updated.steps, stopped=False)
         probs = student_probabilities(student, new.x.numpy())
-        kept = remembered(news.frame, probs, settings.actions, settings.update.memory, older=old.memory)
+        kept = sample_memory(news.frame, probs, settings.actions, settings.update.memory, older=old.memory)
         made = save_student(session.job, student, columns, kept, course, rows=len(news.frame))
         (Path(session.job.folder) / "student" / names.UPDATE).write_text(report.model_dump_json(), encoding="utf-8")
         return made
 
     def recovery_sets(
         self, session: Session, teacher: TeacherRef, student: StudentRef, columns: Columns
-    ) -> tuple[Lesson, Lesson | None]:
+    ) -> tuple[TrainingSet, TrainingSet | None]:
         """New rows and remembered ones together, and the new validation rows, if any."""
         return new_and_replayed(session, teacher, columns)
 
 
-def new_and_replayed(session: Session, teacher: TeacherRef, columns: Columns) -> tuple[Lesson, Lesson | None]:
+def new_and_replayed(session: Session, teacher: TeacherRef, columns: Columns) -> tuple[TrainingSet, TrainingSet | None]:
     """What an update has learned from, and the new validation rows."""
     old, news, unfeatured = predecessor(session), _News.of(session, teacher), _without_features(teacher)
     replay = _replay(session, old, columns)
     new = news.rows.lesson(news.learned, unfeatured, columns)
     together = lesson_of(
         np.concatenate([replay.x.numpy(), new.x.numpy()]),
-        np.concatenate([replay.knowledge.numpy(), new.knowledge.numpy()]),
-        np.concatenate([replay.outcomes.numpy(), new.outcomes.numpy()]),
+        np.concatenate([replay.teacher_probs.numpy(), new.teacher_probs.numpy()]),
+        np.concatenate([replay.labels.numpy(), new.labels.numpy()]),
         columns,
     )
     if news.validation.sum() < 2:
         return together, None
     times = news.rows.frame["observed_at"][news.validation]
-    groups, _ = held_out_units(times, session.settings.promotion.cluster)
+    groups, _ = split_validation(times, session.settings.promotion.cluster)
     return together, news.rows.lesson(news.validation, unfeatured, columns, groups=groups)
 
 
@@ -198,15 +200,15 @@ def _without_features(teacher: TeacherRef) -> TeacherRef:
     return teacher.model_copy(update={"features": None})
 
 
-def _replay(session: Session, old: Predecessor, columns: Columns) -> Lesson:
+def _replay(session: Session, old: Predecessor, columns: Columns) -> TrainingSet:
     """The rows that the champion's student remembers, with its probabilities of then."""
     rows = _remembered(session, old)
     rows = rows[rows["observation_id"].isin(old.memory.rows["observation_id"])]
-    probs = old.memory.among(rows["observation_id"], session.settings.actions)
+    probs = old.memory.probs_of(rows["observation_id"], session.settings.actions)
     return lesson_of(encode(rows, columns), probs, rows["outcome"].to_numpy(), columns)
 
 
-def _past(session: Session, old: Predecessor, columns: Columns) -> dict[str, Lesson]:
+def _past(session: Session, old: Predecessor, columns: Columns) -> dict[str, TrainingSet]:
     """Validation days of the time that is remembered, by the day on which each of its spans begins."""
     rows = _remembered(session, old)
     rows = rows[validation_days(rows["observed_at"], session.settings.distillation.validation_every)]

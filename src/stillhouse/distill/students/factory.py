@@ -1,4 +1,4 @@
-"""From an agent file and its training rows to an untrained student, and to disk and back."""
+"""Makes an untrained student from an agent file and training rows; writes students to disk and reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stillhouse.config import AgentConfig, CategoryColumn
 from stillhouse.distill.students.columns import StudentModule
-from stillhouse.distill.students.kinds import make, read_back, text_columns
+from stillhouse.distill.students.kinds import build_from_spec, make_student, text_columns
 from stillhouse.distill.students.tabular import TabularStudent
 from stillhouse.distill.students.text import TextStudent
 from stillhouse.parts import TextEncoderState
@@ -21,7 +21,7 @@ from stillhouse.parts import TextEncoderState
 __all__ = ["AnyStudent", "Student", "columns_of", "load", "new_student", "save"]
 
 Student = TabularStudent | TextStudent
-"""Ours, whose parts are known: they can grow and be updated."""
+"""The built-in kinds that can be extended and updated."""
 
 AnyStudent = StudentModule
 
@@ -29,13 +29,12 @@ AnyStudent = StudentModule
 def columns_of(
     config: AgentConfig, rows: pd.DataFrame, initial: TextEncoderState | None = None
 ) -> list[dict[str, Any]]:
-    """The student's input as :func:`stillhouse.variant.encode` wants it: numbers, categories, then texts.
+    """The student's input columns, as :func:`stillhouse.variant.encode` takes them: numbers, categories, then texts.
 
-    A category's values are those of the contract, or, where it allows any, those that ``rows`` have. A text's tokens
-    are grown from ``rows``, or cut from the vocabulary of ``initial`` by what is frequent in them. The same rows give
-    the same columns.
+    A category's values are those of the contract, or, where it allows any, those in ``rows``. A text's tokens are made
+    from ``rows``, or are those tokens of ``initial`` that are frequent in them. The same rows give the same columns.
 
-    :raises ConfigError: if the student is to begin like a teacher, and there is no ``initial``.
+    :raises ConfigError: if the student is initialised from a teacher, and there is no ``initial``.
     """
     columns: list[dict[str, Any]] = [{"name": name, "type": "number"} for name in config.observations.numbers]
     for name in config.observations.categories:
@@ -51,15 +50,15 @@ def columns_of(
 def new_student(
     config: AgentConfig, columns: list[dict[str, Any]], x: np.ndarray[Any, Any], initial: TextEncoderState | None = None
 ) -> StudentModule:
-    """An untrained student for encoded training rows ``x``, the same for the same seed.
+    """An untrained student for encoded training rows ``x``; the same seed gives the same weights.
 
-    :param initial: a teacher's text encoder to begin like; used where ``student.initialise`` is ``teacher``.
-    :raises ConfigError: if the student is to begin like a teacher, and there is no ``initial``.
-    :raises PartError: if a student of the user's own cannot be made.
+    :param initial: a teacher's text encoder; used where ``student.initialise`` is ``teacher``.
+    :raises ConfigError: if the student is initialised from a teacher, and there is no ``initial``.
+    :raises PartError: if a custom student cannot be made.
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.distillation.seed)
-        return make(config.student, config, columns, x, initial)
+        return make_student(config.student, config, columns, x, initial)
 
 
 def save(student: StudentModule, folder: Path) -> None:
@@ -72,11 +71,11 @@ def save(student: StudentModule, folder: Path) -> None:
 
 
 def load(folder: Path, config: AgentConfig | None = None) -> StudentModule:
-    """Read what :func:`save` wrote, with ``columns.json`` beside it for a student of the user's own.
+    """Read the student that :func:`save` wrote; a custom one needs ``columns.json`` in the folder too.
 
-    :param config: of the agent, whose file alone says what Python makes such a student.
-    :raises PartError: if it is of the user's own, and the agent file describes another student now.
+    :param config: needed for a custom student: only the agent file says which Python code makes it.
+    :raises PartError: if it is a custom student, and the agent file describes another one now.
     """
-    student = read_back(json.loads((folder / "student.json").read_text(encoding="utf-8")), folder, config)
+    student = build_from_spec(json.loads((folder / "student.json").read_text(encoding="utf-8")), folder, config)
     student.load_state_dict(load_file(folder / "student.safetensors"))
     return student.eval()
