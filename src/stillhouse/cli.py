@@ -110,16 +110,16 @@ def teachers(
     """What each of an agent's teachers counts for, in which slices that differs, and why it changed."""
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.registry import Registry
-    from stillhouse.teachers.ensemble import kept_weights, reference
-    from stillhouse.teachers.following import standing
+    from stillhouse.teachers.ensemble import read_reference, read_weights
+    from stillhouse.teachers.weight_updates import current_weights
 
     settings, models = config.load(agent), Registry(agent)
     with console.status("asking MLflow"):
         champion = models.champion()
         folder = models.fetch(models.baseline(champion).teacher) if champion else None
-    weights, version = (kept_weights(folder), reference(folder).version) if folder else (None, "")
+    weights, version = (read_weights(folder), read_reference(folder).version) if folder else (None, "")
     changes = KnowledgeBase(settings).weight_changes()
-    now = standing(weights, [each for each in changes if each.version == version and each.job == "watch"])
+    now = current_weights(weights, [each for each in changes if each.version == version and each.job == "watch"])
     own = sorted({name for name, _ in now if name and _differs(now, name)})
     table = Table("teacher", "kind", "by the agent file", "now", *own)
     for unit in config.units(settings):

@@ -49,7 +49,7 @@ def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     :param rows: of the tiny pass through teachers and student; the contract and the windows see all of two weeks.
     :raises StillhouseError: the first thing that is not in order, and what to do about it.
     """
-    _refuse_open_purse(config)
+    _require_budget(config)
     KnowledgeBase(config).require_types()
     observed = _observations(config)
     count = len(config.observations.columns)
@@ -229,7 +229,7 @@ def _days(length: timedelta) -> float:
 # --------------------------------------------------------------------------- budgets and sources
 
 
-def _refuse_open_purse(config: AgentConfig) -> None:
+def _require_budget(config: AgentConfig) -> None:
     """:raises ConfigError: if a teacher that costs money could answer any number of the agent's questions."""
     cascade = config.runtime.cascade
     if cascade is None or cascade.cost_per_day is not None or cascade.calls_per_day is not None:

@@ -28,7 +28,7 @@ from stillhouse.living import live
 from stillhouse.records import Verdict
 from stillhouse.rehearsal import rehearse
 from tests.flows import toy
-from tests.teachers.servers import Reply, Server, error, says, serving, token
+from tests.teachers.http_server import Reply, Server, error, says, serving, token
 
 pytest.importorskip("openai")
 
@@ -351,7 +351,7 @@ def test_a_server_in_every_mood_and_a_key_that_is_never_shown(
     assert set(base.read("unanswered")["reason"]) == {"answered 'jump ***', which is no action"}
 
     shown = [caplog.text, *(base.read(table).to_json() for table in counts), *on_disk(home()), *known_to_prefect()]
-    assert len(shown) > 50 and any("asking ended early" in text for text in shown)
+    assert len(shown) > 50 and any("labeling stopped early" in text for text in shown)
     assert [text[:300] for text in shown if SECRET in text] == []
 
 

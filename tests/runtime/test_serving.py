@@ -27,8 +27,8 @@ from stillhouse.runtime.serving import Settings, serve, tokens_of
 from stillhouse.teachers import ensemble
 from tests.registry.conftest import Life, window
 from tests.runtime.conftest import World, refreshed
-from tests.teachers.servers import says
-from tests.teachers.servers import serving as language_model
+from tests.teachers.http_server import says
+from tests.teachers.http_server import serving as language_model
 
 NOTHING = pd.DataFrame({"outcome": []})
 ROW = {"wind": 3.0, "hour": 7, "origin": "EWR"}

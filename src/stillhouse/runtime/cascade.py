@@ -221,7 +221,7 @@ class Asking:
 
     def _remember(self, teacher: Ensemble, config: AgentConfig) -> None:
         """What the knowledge base has of it, the newest."""
-        versions = dict.fromkeys([teacher.version, *map(teacher.own_version, teacher.members)])
+        versions = dict.fromkeys([teacher.version, *map(teacher.member_version, teacher.members)])
         try:
             base = KnowledgeBase(self.config, actions=config.actions)
             for version in versions:
@@ -284,10 +284,10 @@ class Asking:
         """Each member about the contents that it has not spoken about, and the mean of all."""
         teacher = ready.teacher
         known = self._known(teacher, rows)
-        new = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.seen(rows))
+        new = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.in_fit_window(rows))
         said, taught, trouble = dict[str, Array](), list[Taught](), _Trouble()
         for member in teacher.members:
-            version = teacher.own_version(member)
+            version = teacher.member_version(member)
             answers, spoken = self._said.about(version, rows["content_key"].tolist(), known.shape[1])
             places = new[~spoken[new]]
             if len(places):
@@ -296,7 +296,7 @@ class Asking:
                     taught += self._ask_member(member, version, rows.iloc[places], part, trouble)
                 answers, _ = self._said.about(version, rows["content_key"].tolist(), known.shape[1])
             said[member.name] = answers
-        shares = teacher.shares(rows)
+        shares = teacher.member_shares(rows)
         mean = sum(share[:, None] * answer for share, answer in zip(shares.T, said.values(), strict=True))
         found = np.asarray(mean, dtype=np.float64)
         answered = ~np.isnan(found[:, 0])
@@ -317,7 +317,7 @@ class Asking:
         from stillhouse.teachers.answers import Allowance
 
         limits = self.budget.limits
-        granted = self.budget.reserve(member.dearest(rows), (1, member.most_calls))
+        granted = self.budget.reserve(member.max_cost(rows), (1, member.max_calls_per_row))
         trouble.limited |= granted.rows < len(rows)
         if not granted.rows:
             self._not_before = time.monotonic() + _LONGEST_PAUSE
@@ -337,8 +337,8 @@ class Asking:
         keys = rows["content_key"].tolist()
         self._said.keep(version, [(keys[i], answers.probabilities[i]) for i in usable])
         self._said.keep(version, [(keys[i], None) for i in answers.refused])
-        if answers.stopped or len(usable) + len(answers.refused) < granted.rows:
-            trouble.failed.append(f"teacher {member.name!r}: {answers.stopped or 'did not answer'}")
+        if answers.stop_reason or len(usable) + len(answers.refused) < granted.rows:
+            trouble.failed.append(f"teacher {member.name!r}: {answers.stop_reason or 'did not answer'}")
         spending = {member.name: spent.model_dump()} if spent.calls else {}
         return [_taught(version, batch, usable.tolist(), answers.probabilities, spending)]
 
