@@ -27,7 +27,7 @@ from stillhouse.runtime.serving import Settings, serve, tokens_of
 from stillhouse.teachers import ensemble
 from tests.registry.conftest import Life, window
 from tests.runtime.conftest import World, refreshed
-from tests.teachers.http_server import says
+from tests.teachers.http_server import chat_completion
 from tests.teachers.http_server import serving as language_model
 
 NOTHING = pd.DataFrame({"outcome": []})
@@ -129,7 +129,7 @@ class _Paid(Life):
 def test_a_priced_endpoint_answers_where_the_student_is_unsure_until_the_day_has_cost_enough(
     world: World, tmp_path: Path
 ) -> None:
-    with language_model(lambda _asked, _number: says("late", usage=(20, 1))) as model:
+    with language_model(lambda _asked, _number: chat_completion("late", usage=(20, 1))) as model:
         llm = {
             "kind": "endpoint",
             "name": "llm",

@@ -97,7 +97,7 @@ def serving(script: Script) -> Iterator[Server]:
         thread.join()
 
 
-def says(*texts: str | None, tokens: Any = None, usage: tuple[int, int] | None = (100, 5)) -> Reply:
+def chat_completion(*texts: str | None, tokens: Any = None, usage: tuple[int, int] | None = (100, 5)) -> Reply:
     """A chat completion with an answer for each of ``texts``."""
     choices = [
         {

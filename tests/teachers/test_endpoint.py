@@ -14,7 +14,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import PartError
 from stillhouse.teachers.answers import Allowance, Answers
 from stillhouse.teachers.endpoint import Endpoint
-from tests.teachers.http_server import Reply, Server, error, says, serving, token
+from tests.teachers.http_server import Reply, Server, chat_completion, error, serving, token
 
 pytest.importorskip("openai")
 
@@ -65,7 +65,7 @@ def temp(request: dict[str, Any]) -> float:
 
 
 def by_temp(request: dict[str, Any], number: int) -> Reply:
-    return says("move" if temp(request) >= 2 else "stay")
+    return chat_completion("move" if temp(request) >= 2 else "stay")
 
 
 # --------------------------------------------------------------------------- a correct server
@@ -120,7 +120,7 @@ def test_cost_comes_from_the_reported_tokens() -> None:
 
 
 def test_missing_usage_is_charged_at_the_maximum() -> None:
-    with serving(lambda request, number: says("stay", usage=None)) as server:
+    with serving(lambda request, number: chat_completion("stay", usage=None)) as server:
         spent = ask(server, price_per_million_output=10.0, max_output_tokens=8).spending
     assert spent.money == pytest.approx(8 * 10 / 1e6)
     assert spent.output_tokens == 0
@@ -131,7 +131,7 @@ def test_missing_usage_is_charged_at_the_maximum() -> None:
 
 def test_endpoint_reads_logprobs() -> None:
     tokens = [token('{"action": "', 1.0), token("move", 0.9, stay=0.1), token('"}', 1.0)]
-    with serving(lambda request, number: says('{"action": "move"}', tokens=tokens)) as server:
+    with serving(lambda request, number: chat_completion('{"action": "move"}', tokens=tokens)) as server:
         answers = ask(server, rows=2, probabilities="auto", votes=5)
     np.testing.assert_allclose(answers.probabilities, [[0.1, 0.9]] * 2)
     assert len(server.requests) == 2
@@ -140,7 +140,7 @@ def test_endpoint_reads_logprobs() -> None:
 
 def test_endpoint_falls_back_to_votes_once() -> None:
     def script(request: dict[str, Any], number: int) -> Reply:
-        return says(*["move", "move", "stay", "move"][: request.get("n", 1)])
+        return chat_completion(*["move", "move", "stay", "move"][: request.get("n", 1)])
 
     with serving(script) as server:
         answers = ask(server, rows=3, probabilities="auto", votes=4, concurrency=1)
@@ -150,7 +150,7 @@ def test_endpoint_falls_back_to_votes_once() -> None:
 
 
 def test_required_logprobs_that_are_missing_stop_the_round() -> None:
-    with serving(lambda request, number: says("move")) as server:
+    with serving(lambda request, number: chat_completion("move")) as server:
         answers = ask(server, rows=3, probabilities="logprobs", concurrency=1)
     assert "write `probabilities: votes`" in str(answers.stop_reason)
     assert len(server.requests) == 1 and np.isnan(answers.probabilities).all()
@@ -160,7 +160,7 @@ def test_required_logprobs_that_are_missing_stop_the_round() -> None:
 def test_missing_votes_are_requested_again(most: int) -> None:
     replies = iter(["move", "stay", "move", "move", "stay"])
     with serving(
-        lambda request, number: says(*[next(replies) for _ in range(min(most, request.get("n", 1)))])
+        lambda request, number: chat_completion(*[next(replies) for _ in range(min(most, request.get("n", 1)))])
     ) as server:
         answers = ask(server, votes=5)
     np.testing.assert_allclose(answers.probabilities, [[3 / 7, 4 / 7]])
@@ -175,7 +175,7 @@ def test_server_without_any_extra_option() -> None:
         for unknown in ("response_format", "logprobs", "n"):
             if unknown in request:
                 return error(400, f"unknown field {unknown}")
-        return says("move")
+        return chat_completion("move")
 
     with serving(script) as server:
         answers = ask(server, rows=2, probabilities="auto", votes=3, concurrency=1)
@@ -191,7 +191,7 @@ def test_only_the_refused_option_is_left_out(refused: str) -> None:
         if refused in request and (refused != "n" or request["n"] > 2):
             return error(400, "bad request")
         tokens = [token("move", 0.9, stay=0.1)] if request.get("logprobs") else None
-        return says(*["move"] * request.get("n", 1), tokens=tokens)
+        return chat_completion(*["move"] * request.get("n", 1), tokens=tokens)
 
     with serving(script) as server:
         answers = ask(server, rows=3, probabilities="votes" if refused == "n" else "auto", votes=3, concurrency=1)
@@ -205,7 +205,7 @@ def test_only_the_refused_option_is_left_out(refused: str) -> None:
 
 def test_refused_row_keeps_the_options_of_the_others() -> None:
     def script(request: dict[str, Any], number: int) -> Reply:
-        return error(400, "too long") if temp(request) == 1 else says(*["move"] * request.get("n", 1))
+        return error(400, "too long") if temp(request) == 1 else chat_completion(*["move"] * request.get("n", 1))
 
     with serving(script) as server:
         answers = ask(server, rows=4, votes=2, concurrency=1)
@@ -222,7 +222,7 @@ def refusing(*refused: str, status: int = 400, silent: bool = False) -> Any:
         for parameter in refused:
             if parameter in sent:
                 return error(status, "bad request" if silent else f"Unsupported: '{parameter}' is not supported")
-        return says(*["move"] * request.get("n", 1))
+        return chat_completion(*["move"] * request.get("n", 1))
 
     return script
 
@@ -266,7 +266,7 @@ def test_refused_basic_option_is_left_out(
     ],
 )
 def test_refusal_in_any_form_is_noted_with_its_reason(reply: Reply, reason: str) -> None:
-    with serving(lambda request, number: reply if "temperature" in request else says("move")) as server:
+    with serving(lambda request, number: reply if "temperature" in request else chat_completion("move")) as server:
         answers = ask(server, rows=3, concurrency=1, retries=0)
     assert np.isfinite(answers.probabilities).all() and answers.spending.calls == 4
     assert reason in answers.notes[0] and "does not offer temperature" in answers.notes[0]
@@ -274,7 +274,7 @@ def test_refusal_in_any_form_is_noted_with_its_reason(reply: Reply, reason: str)
 
 def test_unsupported_n_reported_as_server_error() -> None:
     fault = error(500, "Only one completion choice is allowed")
-    with serving(lambda request, number: fault if request.get("n", 1) > 1 else says("move")) as server:
+    with serving(lambda request, number: fault if request.get("n", 1) > 1 else chat_completion("move")) as server:
         answers = ask(server, rows=2, votes=2, concurrency=1, retries=0)
     assert np.isfinite(answers.probabilities).all() and "does not offer n:" in answers.notes[0]
 
@@ -296,7 +296,7 @@ def test_error_names_the_parameter_in_its_own_field() -> None:
     def script(request: dict[str, Any], number: int) -> Reply:
         if "temperature" in request:
             return Reply({"error": {"message": "unsupported value", "param": "temperature"}}, 400)
-        return says("move")
+        return chat_completion("move")
 
     with serving(script) as server:
         answers = ask(server, rows=2, concurrency=1, retries=0)
@@ -310,7 +310,7 @@ def ending(reason: str | None = None, **message: Any) -> Any:
     """A script whose choices have this finish reason and these message fields."""
 
     def script(request: dict[str, Any], number: int) -> Reply:
-        reply = says(*[None] * request.get("n", 1))
+        reply = chat_completion(*[None] * request.get("n", 1))
         for choice in reply.body["choices"]:
             choice["finish_reason"] = reason or "stop"
             choice["message"].update(message)
@@ -345,7 +345,7 @@ def test_key_error_within_a_reply_stops_the_round() -> None:
 
 def test_error_within_a_reply_is_retried() -> None:
     broken = Reply({"choices": None, "error": {"message": "overloaded", "code": "503"}})
-    with serving(lambda request, number: broken if number == 0 else says("move")) as server:
+    with serving(lambda request, number: broken if number == 0 else chat_completion("move")) as server:
         answers = ask(server, rows=1)
     assert np.isfinite(answers.probabilities).all() and answers.spending.calls == 2
 
@@ -358,14 +358,16 @@ def test_error_within_a_reply_is_retried() -> None:
     ],
 )
 def test_refusal_of_one_row_is_kept_with_its_reason(script: Any, message: str) -> None:
-    with serving(lambda request, number: script(request, number) if temp(request) == 1 else says("move")) as server:
+    with serving(
+        lambda request, number: script(request, number) if temp(request) == 1 else chat_completion("move")
+    ) as server:
         answers = ask(server, rows=3)
     assert list(answers.refused) == [1] and message in answers.refused[1] and answers.stop_reason is None
 
 
 def test_answer_cut_off_after_its_action_counts() -> None:
     def script(request: dict[str, Any], number: int) -> Reply:
-        reply = says("move")
+        reply = chat_completion("move")
         reply.body["choices"][0]["finish_reason"] = "length"
         return reply
 
@@ -379,9 +381,9 @@ BROKEN = {
     "429": error(429, "slow down", Retry_After="0.2"),
     "500": error(500),
     "503": error(503),
-    "cut in the middle": Reply(says("move").body, cut=True),
-    "too slow": Reply(says("move").body, delay=1.0),
-    "a byte now and then": Reply(says("move").body, drip=0.1),
+    "cut in the middle": Reply(chat_completion("move").body, cut=True),
+    "too slow": Reply(chat_completion("move").body, delay=1.0),
+    "a byte now and then": Reply(chat_completion("move").body, drip=0.1),
     "malformed JSON": Reply('{"choices": [{"message": {"content": "mo'),
     "no JSON": Reply("<html>please wait</html>", headers={"Content-Type": "text/html"}),
     "no choices": Reply({"id": "x", "choices": []}),
@@ -394,7 +396,7 @@ BROKEN = {
 @pytest.mark.parametrize("reply", BROKEN.values(), ids=BROKEN)
 def test_transient_failure_is_retried(reply: Reply) -> None:
     began = time.monotonic()
-    with serving(lambda request, number: reply if number == 0 else says("move")) as server:
+    with serving(lambda request, number: reply if number == 0 else chat_completion("move")) as server:
         answers = ask(server, timeout="0.5s")
     np.testing.assert_allclose(answers.probabilities, [[1 / 3, 2 / 3]])
     assert answers.spending.calls == 2
@@ -429,7 +431,9 @@ def test_rejected_client_asks_once(status: int) -> None:
 
 
 def test_separate_failures_do_not_stop_the_round() -> None:
-    with serving(lambda request, number: [error(500), says("hm"), error(500), says("move")][number % 4]) as server:
+    with serving(
+        lambda request, number: [error(500), chat_completion("hm"), error(500), chat_completion("move")][number % 4]
+    ) as server:
         answers = ask(server, rows=24, concurrency=1, retries=0)
     assert answers.stop_reason is None and len(server.requests) == 24
 
@@ -442,7 +446,7 @@ def test_long_retry_after_stops_the_round() -> None:
 
 
 def test_answers_before_a_failure_are_kept() -> None:
-    with serving(lambda request, number: says("move") if number < 3 else error(500)) as server:
+    with serving(lambda request, number: chat_completion("move") if number < 3 else error(500)) as server:
         answers = ask(server, rows=12, concurrency=1, retries=0)
     assert np.isfinite(answers.probabilities[:3]).all() and np.isnan(answers.probabilities[3:]).all()
     assert answers.spending.calls == 8 and answers.spending.rows == 8
@@ -456,7 +460,7 @@ def test_answers_before_a_failure_are_kept() -> None:
 )
 def test_unusable_answer_is_refused_by_row(text: str | None) -> None:
     def script(request: dict[str, Any], number: int) -> Reply:
-        return says(text if temp(request) == 1 else "move")
+        return chat_completion(text if temp(request) == 1 else "move")
 
     with serving(script) as server:
         answers = ask(server, rows=3)
@@ -467,7 +471,9 @@ def test_unusable_answer_is_refused_by_row(text: str | None) -> None:
 
 def test_row_is_refused_if_most_votes_are_void() -> None:
     valid_majority, void_majority = ["move", "jump", "move"], ["jump", "jump", "move"]
-    with serving(lambda request, number: says(*(valid_majority if temp(request) == 0 else void_majority))) as server:
+    with serving(
+        lambda request, number: chat_completion(*(valid_majority if temp(request) == 0 else void_majority))
+    ) as server:
         answers = ask(server, rows=2, votes=3)
     np.testing.assert_allclose(answers.probabilities[0], [1 / 4, 3 / 4])
     assert "2 of 3 votes are void" in answers.refused[1]
@@ -477,7 +483,7 @@ def test_row_is_refused_if_most_votes_are_void() -> None:
 
 
 def test_call_budget_includes_retries() -> None:
-    with serving(lambda request, number: error(500) if number % 2 else says("move")) as server:
+    with serving(lambda request, number: error(500) if number % 2 else chat_completion("move")) as server:
         answers = ask(server, rows=30, allowance=Allowance(calls=7), concurrency=3, retries=5)
     assert len(server.requests) == answers.spending.calls == 7
     assert answers.stop_reason == "the budget is reached"
@@ -485,7 +491,7 @@ def test_call_budget_includes_retries() -> None:
 
 def test_money_budget_is_never_exceeded() -> None:
     prices = {"price_per_million_input": 100.0, "price_per_million_output": 1000.0, "max_output_tokens": 5}
-    with serving(lambda request, number: says("move", usage=(100, 5))) as server:
+    with serving(lambda request, number: chat_completion("move", usage=(100, 5))) as server:
         spent = ask(server, rows=60, allowance=Allowance(money=0.3), concurrency=8, **prices)
     assert 0.2 < spent.spending.money <= 0.3
     assert spent.stop_reason == "the budget is reached"
@@ -499,7 +505,7 @@ def test_key_is_sent_and_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
         answers = ask(server, key_variable="TOY_KEY")
     assert server.headers[0]["authorization"] == "Bearer very-secret-123"
     assert "secret" not in str(answers.stop_reason) and "sk-" not in str(answers.stop_reason)
-    with serving(lambda request, number: says("very-secret-123")) as server:
+    with serving(lambda request, number: chat_completion("very-secret-123")) as server:
         answers = ask(server, key_variable="TOY_KEY")
     assert "secret" not in answers.refused[0]
 

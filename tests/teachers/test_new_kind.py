@@ -121,9 +121,9 @@ def test_new_kind_is_fitted_stored_and_loaded(tmp_path: Path) -> None:
     expected = [[(3 + 0.5) / 4, 0.5 / 4]] * 3 + [[0.5 / 4, (3 + 0.5) / 4]] * 2
     np.testing.assert_allclose(loaded.predict_proba(rows.head(5)), expected)
     np.testing.assert_allclose(loaded.ask(make_rows(1, WINDOW.end)), [[(3 + 0.5) / 4, 0.5 / 4]])
-    cross_fitted = cross_fit(config, rows.assign(outcome=[1] * 6 + [0] * 18))
-    assert list(cross_fitted) == ["base"]
-    np.testing.assert_allclose(cross_fitted["base"][:6, 1], 0.0)  # fitted on the other blocks, where all are 0
+    cross_fit_probs = cross_fit(config, rows.assign(outcome=[1] * 6 + [0] * 18))
+    assert list(cross_fit_probs) == ["base"]
+    np.testing.assert_allclose(cross_fit_probs["base"][:6, 1], 0.0)  # fitted on the other blocks, where all are 0
 
 
 def test_changed_section_of_a_new_kind_is_rejected(tmp_path: Path) -> None:

@@ -78,7 +78,13 @@ def cross_fit(
 
 
 def assign_time_blocks(config: AgentConfig, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The time block of each row, int ``[n]`` in 0…folds−1: contiguous in time and of equal size up to one row."""
+    """The time block of each row, int ``[n]`` in 0…folds−1: contiguous in time and of equal size up to one row.
+
+    >>> from stillhouse.config import load
+    >>> rows = pd.DataFrame({"observed_at": pd.date_range("2024-01-01", periods=7, freq="h")})
+    >>> assign_time_blocks(load("flights"), rows)  # distillation.folds: 3
+    array([0, 0, 0, 1, 1, 2, 2])
+    """
     order = rows["observed_at"].array.argsort(kind="stable")
     blocks = np.empty(len(rows), dtype=np.int64)
     for block, indices in enumerate(np.array_split(order, config.distillation.folds)):

@@ -38,7 +38,16 @@ __all__ = [
 
 
 class Ensemble:
-    """The agent's teachers and their weighted mean. :func:`load` makes it.
+    """The agent's teachers and their weighted mean. :func:`load` makes it from stored teachers.
+
+    >>> from stillhouse.config import load as load_agent
+    >>> from stillhouse.teachers.answers import wrap_predict
+    >>> config = load_agent("flights")
+    >>> optimist = wrap_predict("optimist", config.actions, lambda rows: [[1.0, 0.0]] * len(rows))
+    >>> cautious = wrap_predict("cautious", config.actions, lambda rows: [[0.6, 0.4]] * len(rows))
+    >>> members = [Member("optimist", 0.25, optimist, "v1"), Member("cautious", 0.75, cautious, "v1")]
+    >>> Ensemble(config, members, fit_window=None, version="v1").predict_proba(pd.DataFrame({"temp": [20.0]}))
+    array([[0.7, 0.3]])
 
     :param fit_window: the window whose labels the fitted members have seen; they are not asked about its rows. None:
         no member is fitted.

@@ -118,6 +118,23 @@ def ask(teacher: Ensemble, rows: pd.DataFrame, budget: LabelingBudget) -> Array:
     would mix different teachers. Rows are asked about in the order of their content hash, so that those within the
     budget are a uniform sample.
 
+    >>> from datetime import UTC
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from stillhouse.config import load
+    >>> from stillhouse.teachers.answers import wrap_predict
+    >>> config, now = load("flights"), datetime(2024, 1, 1, tzinfo=UTC)
+    >>> answer = wrap_predict("rules", config.actions, lambda rows: [[0.9, 0.1]] * len(rows))
+    >>> teacher = Ensemble(config, [Member("rules", 1.0, answer, "v1")], fit_window=None, version="v1")
+    >>> rows = pd.DataFrame({"observation_id": ["a", "b"], "observed_at": [now, now], "content_key": ["k1", "k2"]})
+    >>> with TemporaryDirectory() as folder:
+    ...     base = KnowledgeBase(config, Path(folder))
+    ...     budget = open_refresh_budget(base, "refresh-1", now)
+    ...     probs = ask(teacher, rows, budget)
+    ...     calls = base.spending(job="refresh-1")["rules"].calls
+    >>> probs.tolist(), calls
+    ([[0.9, 0.1], [0.9, 0.1]], 2)
+
     :param rows: observations with ``content_key`` and ``observed_at``.
     :raises LeakageError: if a row without a stored answer lies in the window whose labels the teacher has seen.
     """
