@@ -13,6 +13,7 @@ import pytest
 
 from stillhouse.config import AgentConfig, units
 from stillhouse.errors import LeakageError, PartError
+from stillhouse.parts import TextInitial
 from stillhouse.records import ModelRef, TeacherWeights, Window
 from stillhouse.teachers import ensemble, mixture_weights
 from stillhouse.teachers.answers import wrap_predict
@@ -275,7 +276,7 @@ def test_module_teacher_may_offer_a_text_encoder(tmp_path: Path) -> None:
     ("says", "message"),
     [
         (1.0, "teachers.b: text_encoder fails: OSError: no such weights"),
-        (0.0, "teachers.b: text_encoder gives a dict, not a stillhouse.parts.TextInitial"),
+        (0.0, f"teachers.b: text_encoder gives a dict, not a stillhouse.parts.{TextInitial.__name__}"),
     ],
 )
 def test_invalid_text_encoder_raises(tmp_path: Path, says: float, message: str) -> None:

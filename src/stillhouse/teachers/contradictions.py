@@ -44,7 +44,7 @@ def find_contradictions(
             if mask.any() and (not name or mask.sum() >= config.promotion.min_slice_rows):
                 p, q = (teacher_probs[teacher][mask] for teacher in pair)
                 comparisons.append(_compare(pair, name, p, q, labels[mask], clusters[mask]))
-    comparisons.sort(key=lambda pair: (bool(pair.slice), -pair.share, pair.first, pair.second, pair.slice))
+    comparisons.sort(key=lambda c: (bool(c.slice), -c.share, c.first, c.second, c.slice))
     return Contradictions(window=window, found=tuple(comparisons))
 
 

@@ -196,7 +196,7 @@ def fit_members(config: AgentConfig, rows: pd.DataFrame) -> list[tuple[Leaf, Tea
     """
     rows, fitted = rows[rows["outcome"] >= 0], []
     for leaf in leaves(config.teachers):
-        if leaf.learns:
+        if leaf.teacher.is_fitted:
             teacher = make_teacher(config, leaf.teacher, leaf.name)
             what = f"fitting teacher {leaf.name!r} on {len(rows)} rows"
             call_user_code(what, leaf.teacher.call_timeout, teacher.fit, rows, rows["outcome"].to_numpy())
@@ -284,16 +284,18 @@ def _make_entry(context: MemberContext) -> dict[str, Any]:
     """The entry of one teacher in ``teacher.json``: it names no Python to import and no address to call."""
     leaf = context.leaf
     entry: dict[str, Any] = {"name": leaf.name, "weight": leaf.share}
-    if leaf.features:
+    if leaf.teacher.gives_features:
         entry["features"] = True
-    return entry | ({"folder": leaf.name} if leaf.learns else describe(leaf.teacher, context))
+    return entry | ({"folder": leaf.name} if leaf.teacher.is_fitted else describe(leaf.teacher, context))
 
 
 def _open(context: MemberContext, entry: dict[str, Any]) -> Member:
     """:raises PartError: if the teacher was fitted and is not to learn now, or the reverse."""
     leaf = context.leaf
-    if leaf.learns != ("version" not in entry):
-        raise PartError(f"{context.where}.learns: is {leaf.learns}, but was not when this teacher was made. {RENEW}")
+    if leaf.teacher.is_fitted != ("version" not in entry):
+        raise PartError(
+            f"{context.where}.learns: is {leaf.teacher.is_fitted}, but was not when this teacher was made. {RENEW}"
+        )
     return open_member(leaf.teacher, context, entry)
 
 
@@ -303,7 +305,9 @@ def _read_text_encoder(teacher: OffersText, where: str) -> TextInitial:
     except Exception as error:
         raise PartError(f"{where}: text_encoder fails: {type(error).__name__}: {error}") from error
     if not isinstance(encoder, TextInitial):
-        raise PartError(f"{where}: text_encoder gives a {type(encoder).__name__}, not a stillhouse.parts.TextInitial")
+        raise PartError(
+            f"{where}: text_encoder gives a {type(encoder).__name__}, not a stillhouse.parts.{TextInitial.__name__}"
+        )
     return encoder
 
 
@@ -312,7 +316,7 @@ def _version(folder: Path, teachers: Sequence[Leaf], entries: list[dict[str, Any
     if len(entries) == 1 and "version" in entries[0]:
         return str(entries[0]["version"])
     identities = [
-        (leaf.name, getattr(leaf.teacher, "target", "") if leaf.learns else entry["version"], leaf.share)
+        (leaf.name, getattr(leaf.teacher, "target", "") if leaf.teacher.is_fitted else entry["version"], leaf.share)
         for leaf, entry in zip(teachers, entries, strict=True)
     ]
     return content_hash(folder, json.dumps(identities))

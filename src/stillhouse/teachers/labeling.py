@@ -238,7 +238,7 @@ def _cross_fit_members(
 
     Each row costs one call of each of these members, even if some of them have answered it before.
     """
-    learns = {leaf.name for leaf in leaves(base.config.teachers) if leaf.learns}
+    learns = {leaf.name for leaf in leaves(base.config.teachers) if leaf.teacher.is_fitted}
     members = [member for member in teacher.members if member.name in learns]
     if not members:
         return

@@ -25,8 +25,7 @@ def ask_about_synthetic(
     A synthetic row resembles the observed rows of one time block. A teacher that was fitted on the labels of that
     block would leak them into its answer, so a fitted teacher answers by its fit without that block.
 
-    :param synthetic_rows: as :func:`stillhouse.distill.augment.made_up_rows` makes them, with the time block in
-        ``block``.
+    :param synthetic_rows: as :mod:`stillhouse.distill.augment` makes them, with the time block in ``block``.
     :param rows: the labelled rows that ``teacher`` was fitted on; None: only synthetic rows outside its fit window are
         asked about.
     :param cross_fits: cross-fits of ``rows`` to reuse; None: the teachers are fitted here.
