@@ -17,9 +17,9 @@ kd, dkd, standardised
     labels): the one with the lowest log loss on validation rows under a seed of its own. ``kd`` and ``standardised``
     are checked against torchdistill's implementations, which has no decoupled distillation.
 ours
-    :func:`stillhouse.distill.comparisons.distil_with_best_rows` with controller and loss balancing, trained
-    with and without the synthetic rows; it keeps the student with the lower validation loss. It starts from the best of six settings too,
-    chosen in the same way, without controller and synthetic rows.
+    :func:`stillhouse.distill.comparisons.distil_with_best_rows` with controller and loss balancing, trained with and
+    without the synthetic rows; it keeps the student with the lower validation loss. It starts from the best of six
+    settings too, chosen in the same way, without controller and synthetic rows.
 ours, made-up rows untried
     always with the synthetic rows.
 ours, observed rows / ours, fixed / ours, two losses

@@ -8,8 +8,8 @@ the year the weights of each morning follow from the outcomes known by then, and
 The loss is −ln of the probability that the weighted mean gave to the outcome (nats).
 
 Rivals: the equal mean; the best teacher and the best constant mixture, both chosen in hindsight; and the same weights
-with each outcome taken as one piece of evidence, as such methods are usually run (:mod:`stillhouse.teachers.weighing`
-takes an hour of departures as one).
+with each outcome taken as one piece of evidence, as such methods are usually run
+(:mod:`stillhouse.teachers.mixture_weights` takes an hour of departures as one).
 
 *Staged*: from week 40 on the summer teacher's probabilities are inverted. Repeats are disjoint quarters of the
 departures, with other seeds of the trees.
@@ -35,7 +35,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from benchmarks.report import Goal, begin
 from examples import flights
 from stillhouse.config import load
-from stillhouse.teachers import weighing
+from stillhouse.teachers import mixture_weights
 
 CLAIM = (
     "weights learned from outcomes that arrive a day late have a lower log loss than equal weights, and nearly that "
@@ -153,7 +153,9 @@ def follow(
     said: Array, lived: pd.DataFrame, slices: Sequence[str], by_row: bool = False
 ) -> tuple[Array, Mapping[pd.Timestamp, Array]]:
     """Share of each teacher in each row, by the outcomes known on the morning of its day, and everywhere by day."""
-    weights = weighing.begin(NAMES, [1 / len(NAMES)] * len(NAMES), slices, flights.week_start(28).to_pydatetime())
+    weights = mixture_weights.start_weights(
+        NAMES, [1 / len(NAMES)] * len(NAMES), slices, flights.week_start(28).to_pydatetime()
+    )
     shares, mornings, heard = np.empty(said.shape[:2]), {}, 0
     stretches = (lived["observed_at"] - pd.Timestamp(0, tz="UTC")) // HOUR
     known, days = lived["known_at"].to_numpy(), lived["observed_at"].dt.floor("D")
@@ -161,7 +163,7 @@ def follow(
         until = int(np.searchsorted(known, day))
         if until > heard:
             new = slice(heard, until)
-            weights = weighing.learn(
+            weights = mixture_weights.learn(
                 weights,
                 said[new],
                 lived["outcome"].to_numpy()[new],
@@ -171,7 +173,10 @@ def follow(
             ).weights
             heard = until
         today = (days == day).to_numpy()
-        shares[today], mornings[day] = weighing.shares(weights, lived[today]), weighing.share_in(weights)
+        shares[today], mornings[day] = (
+            mixture_weights.row_shares(weights, lived[today]),
+            mixture_weights.slice_shares(weights),
+        )
     return shares, mornings
 
 
@@ -181,7 +186,7 @@ def follow(
 def told(said: Array, outcomes: Array) -> Array:
     """Probability that each teacher gave each outcome ``[n, M]``, kept from zero as the weights see it."""
     given = np.take_along_axis(said, outcomes[:, None, None], axis=2)[:, :, 0]
-    kept: Array = (1 - weighing.FLOOR) * given + weighing.FLOOR / said.shape[2]
+    kept: Array = (1 - mixture_weights.UNIFORM_SHARE) * given + mixture_weights.UNIFORM_SHARE / said.shape[2]
     return kept
 
 

@@ -14,7 +14,7 @@ from stillhouse.registry import Registry, names
 from stillhouse.registry.connection import without_credentials
 from stillhouse.shown import code
 from stillhouse.shown import markdown as md
-from stillhouse.teachers.weighing import NOTEWORTHY, share_in
+from stillhouse.teachers.mixture_weights import MIN_RECORDED_CHANGE, slice_shares
 
 __all__ = ["first", "heading", "line", "links", "number", "picture", "png", "reasons", "table", "weights_section"]
 
@@ -78,15 +78,15 @@ def first(values: Sequence[str], most: int = 10) -> str:
 
 
 def weights_section(weights: TeacherWeights) -> str:
-    count, everywhere = weights.everywhere.stretches, share_in(weights)
+    count, everywhere = weights.everywhere.stretches, slice_shares(weights)
     rows = [
         f"| {md(name)} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
         for name, start, share in zip(weights.teachers, weights.start, everywhere, strict=True)
     ]
     parts = ["## Weights of the teachers", _weights_rest_on(weights)]
     parts.append(table("| teacher | at the start | share | log loss |", rows))
-    slices = [(name, share_in(weights, name)) for name in weights.slices]
-    own = [(name, shares) for name, shares in slices if abs(shares - everywhere).max() >= NOTEWORTHY]
+    slices = [(name, slice_shares(weights, name)) for name in weights.slices]
+    own = [(name, shares) for name, shares in slices if abs(shares - everywhere).max() >= MIN_RECORDED_CHANGE]
     if own:
         header = "| slice | outcomes | " + " | ".join(map(md, weights.teachers)) + " |"
         rows = [

@@ -17,8 +17,8 @@ from stillhouse.refreshing.data import RefreshData
 from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.teaching import rows_to_ask
 from stillhouse.registry.names import QUESTIONS
-from stillhouse.teachers.asking import for_refresh
 from stillhouse.teachers.ensemble import Ensemble
+from stillhouse.teachers.labeling import open_refresh_budget
 from tests.flows import toy
 
 HIDDEN = 30
@@ -85,5 +85,5 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     rows = base.read_observations(window).assign(outcome=0)
     teacher = Ensemble(base.config, [], None, version)
     resumed = Session("toy", job, day(22), window)
-    chosen, limited = rows_to_ask(resumed, teacher, rows, for_refresh(base, job, day(22)))
+    chosen, limited = rows_to_ask(resumed, teacher, rows, open_refresh_budget(base, job, day(22)))
     assert set(rows["observation_id"][chosen]) == set(later["observation_id"]) and not limited

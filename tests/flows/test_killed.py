@@ -88,7 +88,7 @@ def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, ag
     """Counted by the server itself, which sees every question."""
     pytest.importorskip("openai")
     from tests.flows.test_teachers import llm, settle_on, wise
-    from tests.teachers.servers import serving
+    from tests.teachers.http_server import serving
 
     def questions(requests: list[dict]) -> list[str]:
         return [request["messages"][-1]["content"] for request in requests]

@@ -28,7 +28,7 @@ from stillhouse.living import live
 from stillhouse.records import Verdict
 from stillhouse.rehearsal import rehearse
 from tests.flows import toy
-from tests.teachers.servers import Reply, Server, error, says, serving, token
+from tests.teachers.http_server import Reply, Server, chat_completion, error, serving, token
 
 pytest.importorskip("openai")
 
@@ -43,7 +43,7 @@ def wise(request: dict[str, Any], number: int) -> Reply:
     go = 1 / (1 + math.exp(-(2 * float(a) + float(b) + (0.7 if place == "north" else -0.7))))
     text, p = ("go", go) if go > 0.5 else ("wait", 1 - go)
     other = "wait" if text == "go" else "go"
-    return says(text, tokens=[token(text, min(p, 0.999), **{other: max(1 - p, 0.001)})])
+    return chat_completion(text, tokens=[token(text, min(p, 0.999), **{other: max(1 - p, 0.001)})])
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_the_check_of_an_agent_file_pays_for_three_rows(agents: Path, server: Se
 def test_a_teacher_that_says_the_same_about_everything_may_not_teach(
     champion, day, agents: Path, server: Server
 ) -> None:
-    server.script = lambda request, number: says("go", tokens=[token("go", 0.8, wait=0.2)])  # type: ignore[attr-defined]
+    server.script = lambda request, number: chat_completion("go", tokens=[token("go", 0.8, wait=0.2)])  # type: ignore[attr-defined]
     settle_on(agents, llm(server))
     verdict = flows.refresh.refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
     assert (verdict.kind, verdict.result) == ("gate", "refused")
@@ -248,7 +248,7 @@ def test_a_teacher_that_says_the_same_about_everything_may_not_teach(
 )
 def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: str) -> None:
     settle_on(agents, llm(server, ", probabilities: votes, votes: 1"))
-    server.script = lambda request, number: says(text)  # type: ignore[attr-defined]
+    server.script = lambda request, number: chat_completion(text)  # type: ignore[attr-defined]
     base = two_weeks(day)
     verdict = bootstrap(day)
     assert verdict.result == "refused"
@@ -259,7 +259,7 @@ def test_garbage_and_unknown_actions(day, agents: Path, server: Server, text: st
 @pytest.mark.slow
 def test_a_few_answers_of_no_use_are_left_out(day, agents: Path, server: Server) -> None:
     def script(request: dict[str, Any], number: int) -> Reply:
-        return says("hm", tokens=[token("hm", 0.9)]) if number % 20 == 0 else wise(request, number)
+        return chat_completion("hm", tokens=[token("hm", 0.9)]) if number % 20 == 0 else wise(request, number)
 
     settle_on(agents, llm(server))
     server.script = script  # type: ignore[attr-defined]
@@ -316,7 +316,7 @@ def moody(request: dict[str, Any], number: int) -> Reply:
         Reply(wise(request, number).body, cut=True),
         Reply(wise(request, number).body, delay=3.0),
         Reply('{"choices": [{"message": {"content": "g'),
-        says(f"jump {SECRET}", tokens=[token("jump", 0.9)]),
+        chat_completion(f"jump {SECRET}", tokens=[token("jump", 0.9)]),
     ]
     return wise(request, number) if number % 40 else moods[number // 40 % len(moods)]
 
@@ -351,7 +351,7 @@ def test_a_server_in_every_mood_and_a_key_that_is_never_shown(
     assert set(base.read("unanswered")["reason"]) == {"answered 'jump ***', which is no action"}
 
     shown = [caplog.text, *(base.read(table).to_json() for table in counts), *on_disk(home()), *known_to_prefect()]
-    assert len(shown) > 50 and any("asking ended early" in text for text in shown)
+    assert len(shown) > 50 and any("labeling stopped early" in text for text in shown)
     assert [text[:300] for text in shown if SECRET in text] == []
 
 

@@ -22,7 +22,7 @@ from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.living import live
 from stillhouse.records import Contradictions, TeacherWeights
-from stillhouse.teachers.ensemble import kept_weights
+from stillhouse.teachers.ensemble import read_weights
 from tests.flows import toy
 
 
@@ -122,7 +122,7 @@ def shown_after_the_first_refresh() -> None:
     models = open_registry("toy")
     (run,) = runs_of("refresh")
     weights = models.read_record(run.info.run_id, "weights.json", TeacherWeights)
-    assert weights is not None and weights == kept_weights(models.fetch(models.baseline(models.champion()).teacher))
+    assert weights is not None and weights == read_weights(models.fetch(models.baseline(models.champion()).teacher))
     files = {file.path for file in models.client.list_artifacts(run.info.run_id, "figures")}
     assert "figures/weights.png" in files
     curve = models.client.get_metric_history(run.info.run_id, "weight/rules")
@@ -158,5 +158,5 @@ def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(
     assert (counts.nunique() == counts.size()).all()
     teacher = champion_of("toy").teacher
     assert {name: spent.rows for name, spent in base.answers.spending().items()} == {
-        member.name: counts.size()[teacher.own_version(member)] for member in teacher.members
+        member.name: counts.size()[teacher.member_version(member)] for member in teacher.members
     }

@@ -227,6 +227,6 @@ def test_an_endpoint_bounds_the_cost_of_a_row(monkeypatch: pytest.MonkeyPatch) -
         timeout=timedelta(seconds=1),
     )
     endpoint = Endpoint(make_config(), "llm", teacher)
-    short, long = endpoint.dearest(pd.DataFrame({"temp": ["1", "1" * 101]}))
+    short, long = endpoint.max_cost(pd.DataFrame({"temp": ["1", "1" * 101]}))
     assert long - short == pytest.approx(3 * 100)  # a token is no shorter than a byte, in each of three votes
-    assert short > 3 * 10 and endpoint.most_calls >= 3 * 2
+    assert short > 3 * 10 and endpoint.max_calls_per_row >= 3 * 2

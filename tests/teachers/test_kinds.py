@@ -1,4 +1,4 @@
-"""The agent file's teachers: one union by kind, every mistake with its line."""
+"""The teachers section of the agent file: all kinds, and mistakes reported with their lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = """\
 """
 
 
-def test_every_kind_is_read(file: Path) -> None:  # noqa: F811
+def test_agent_file_reads_every_kind(file: Path) -> None:  # noqa: F811
     file.write_text(GOOD.replace(FOREST, KINDS))
     toy = load_file(file)
     assert [teacher.kind for teacher in toy.teachers] == ["python", "module", "mlflow", "ensemble"]
@@ -97,13 +97,13 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("right", "wrong", "said"), MISTAKES, ids=[said[:50] for *_, said in MISTAKES])
-def test_a_mistake_is_told_with_its_line(file: Path, right: str, wrong: str, said: str) -> None:  # noqa: F811
+@pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES, ids=[message[:50] for *_, message in MISTAKES])
+def test_mistake_is_reported_with_its_line(file: Path, right: str, wrong: str, message: str) -> None:  # noqa: F811
     text = GOOD.replace(FOREST, KINDS)
     assert right in text
-    assert complaint(file, text.replace(right, wrong, 1)) == said
+    assert complaint(file, text.replace(right, wrong, 1)) == message
 
 
-def test_a_secret_in_an_address_is_not_repeated(file: Path) -> None:  # noqa: F811
+def test_error_does_not_repeat_a_secret(file: Path) -> None:  # noqa: F811
     text = GOOD.replace(FOREST, KINDS).replace("http://127", "https://me:secret@127")
     assert "secret" not in complaint(file, text)

@@ -1,4 +1,4 @@
-"""A torch module as a teacher: made, given its weights, asked in batches, and held to its word."""
+"""A torch module as a teacher: construction, weights, batches, and checks of its answers."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ HERE = "tests.teachers.test_module"
 
 
 class Scaled(nn.Module):
-    """``[x, −x] · scale`` of one number x; never more than ``most`` rows at once."""
+    """``[x, −x] · scale`` of one number x; never more than ``max_rows`` rows at once."""
 
-    def __init__(self, most: int = 9999) -> None:
+    def __init__(self, max_rows: int = 9999) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.dropout = nn.Dropout(0.5)
-        self.most = most
+        self.max_rows = max_rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        assert len(x) <= self.most, "too many at once"
+        assert len(x) <= self.max_rows, "too many at once"
         return self.dropout(torch.cat([x, -x], dim=1) * self.scale)
 
 
-class Fixed(nn.Module):
-    def __init__(self, said: list[float]) -> None:
+class FixedOutput(nn.Module):
+    def __init__(self, probs: list[float]) -> None:
         super().__init__()
-        self.said = said
+        self.probs = probs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(self.said).repeat(len(x), 1)
+        return torch.tensor(self.probs).repeat(len(x), 1)
 
 
-class Seeing(Scaled):
+class WithFeatures(Scaled):
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        assert len(x) <= self.most, "too many at once"
+        assert len(x) <= self.max_rows, "too many at once"
         return torch.cat([x, 2 * x, 3 * x], dim=1)
 
 
@@ -62,53 +62,55 @@ def teacher(target: str = "Scaled", **settings: Any) -> dict[str, Any]:
     return {key: value for key, value in (plain | settings).items() if value is not None}
 
 
-def fitted(folder: Path, **settings: Any) -> tuple[TeacherRef, ensemble.Ensemble]:
+def fit_and_load(folder: Path, **settings: Any) -> tuple[TeacherRef, ensemble.Ensemble]:
     config = make_config(teacher(**settings))
     ref = ensemble.fit(config, make_rows(24), WINDOW, folder)
     return ref, ensemble.load(folder, config)
 
 
-def test_logits_of_its_columns_in_batches(tmp_path: Path) -> None:
+def test_module_predicts_from_columns_in_batches(tmp_path: Path) -> None:
     """softmax([x, −x]) gives 1 / (1 + e^{−2x}) to the first"""
-    ref, loaded = fitted(tmp_path / "t", settings={"most": 4}, batch_size=4)
-    said = loaded.predict_proba(make_rows(10))
-    np.testing.assert_allclose(said[:, 0], 1 / (1 + np.exp(-2 * np.arange(10.0))), rtol=1e-6)
-    assert said.dtype == np.float64
-    assert ref.fitted is None and loaded.fitted is None
+    ref, loaded = fit_and_load(tmp_path / "t", settings={"max_rows": 4}, batch_size=4)
+    probs = loaded.predict_proba(make_rows(10))
+    np.testing.assert_allclose(probs[:, 0], 1 / (1 + np.exp(-2 * np.arange(10.0))), rtol=1e-6)
+    assert probs.dtype == np.float64
+    assert ref.fitted is None and loaded.fit_window is None
     assert loaded.ask(make_rows(2)).shape == (2, 2)  # nothing that it could have seen
 
 
 def test_features_in_batches(tmp_path: Path) -> None:
-    ref, loaded = fitted(tmp_path / "t", target="Seeing", settings={"most": 4}, batch_size=4, features=True)
-    inside = loaded.features(make_rows(10))
-    assert inside is not None and inside.dtype == np.float32
-    np.testing.assert_array_equal(inside, np.arange(10.0)[:, None] * [1, 2, 3])
+    ref, loaded = fit_and_load(
+        tmp_path / "t", target="WithFeatures", settings={"max_rows": 4}, batch_size=4, features=True
+    )
+    features = loaded.features(make_rows(10))
+    assert features is not None and features.dtype == np.float32
+    np.testing.assert_array_equal(features, np.arange(10.0)[:, None] * [1, 2, 3])
     assert ref.features == ref.version
 
 
-def test_a_module_without_features(tmp_path: Path) -> None:
+def test_module_without_method_features_raises(tmp_path: Path) -> None:
     with pytest.raises(PartError, match=r"teachers.net.features: the Scaled that .* gives has no method `features"):
-        fitted(tmp_path / "t", features=True)
+        fit_and_load(tmp_path / "t", features=True)
 
 
-def test_weights_and_an_encoding_of_its_own(tmp_path: Path) -> None:
+def test_weights_file_and_encode_function(tmp_path: Path) -> None:
     save_file({"scale": torch.tensor(3.0)}, tmp_path / "w.safetensors")
     settings = {"weights": str(tmp_path / "w.safetensors"), "columns": None, "encode": f"{HERE}:tenth"}
-    ref, loaded = fitted(tmp_path / "t", **settings)
+    ref, loaded = fit_and_load(tmp_path / "t", **settings)
     np.testing.assert_allclose(loaded.predict_proba(make_rows(3))[:, 0], 1 / (1 + np.exp(-0.6 * np.arange(3))), 1e-6)
     save_file({"scale": torch.tensor(2.0)}, tmp_path / "w.safetensors")
-    assert fitted(tmp_path / "t2", **settings)[0].version != ref.version
+    assert fit_and_load(tmp_path / "t2", **settings)[0].version != ref.version
     with pytest.raises(PartError, match=r"teachers\.net: is described otherwise than when this teacher was made"):
         ensemble.load(tmp_path / "t", make_config(teacher(**settings)))
 
 
-def test_what_does_not_decide_leaves_the_version_alone(tmp_path: Path) -> None:
-    assert fitted(tmp_path / "a")[0].version == fitted(tmp_path / "b", weight=3)[0].version
-    assert fitted(tmp_path / "a")[0].version != fitted(tmp_path / "c", settings={"most": 5})[0].version
+def test_version_ignores_settings_that_do_not_decide(tmp_path: Path) -> None:
+    assert fit_and_load(tmp_path / "a")[0].version == fit_and_load(tmp_path / "b", weight=3)[0].version
+    assert fit_and_load(tmp_path / "a")[0].version != fit_and_load(tmp_path / "c", settings={"max_rows": 5})[0].version
 
 
 @pytest.mark.parametrize(
-    ("said", "answers", "message"),
+    ("probs", "answers", "message"),
     [
         ([0.4, 0.4], "probabilities", "are not probabilities"),
         ([float("nan"), 1.0], "probabilities", "are not probabilities"),
@@ -117,8 +119,8 @@ def test_what_does_not_decide_leaves_the_version_alone(tmp_path: Path) -> None:
         ([0.2, 0.3, 0.5], "probabilities", r"shape \(3, 3\), not \(3, 2\)"),
     ],
 )
-def test_an_answer_that_is_none(tmp_path: Path, said: list[float], answers: str, message: str) -> None:
-    loaded = fitted(tmp_path / "t", target="Fixed", settings={"said": said}, answers=answers)[1]
+def test_invalid_answer_raises(tmp_path: Path, probs: list[float], answers: str, message: str) -> None:
+    loaded = fit_and_load(tmp_path / "t", target="FixedOutput", settings={"probs": probs}, answers=answers)[1]
     with pytest.raises(PartError, match=f"teacher 'net' answered with .*{message}"):
         loaded.predict_proba(make_rows(3))
 
@@ -132,22 +134,22 @@ def test_an_answer_that_is_none(tmp_path: Path, said: list[float], answers: str,
         ({"columns": None, "encode": f"{HERE}:untold"}, "has no 'untold'"),
     ],
 )
-def test_what_cannot_be_made(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_invalid_section_raises(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PartError, match=message) as caught:
-        fitted(tmp_path / "t", **settings)
+        fit_and_load(tmp_path / "t", **settings)
     assert "agents/toy.yaml: teachers.net" in str(caught.value)
 
 
-def test_weights_of_another_module(tmp_path: Path) -> None:
+def test_weights_of_another_module_raise(tmp_path: Path) -> None:
     save_file({"bias": torch.tensor(3.0)}, tmp_path / "w.safetensors")
     with pytest.raises(PartError, match=r"teachers\.net\.weights: .* does not fit"):
-        fitted(tmp_path / "t", weights=str(tmp_path / "w.safetensors"))
+        fit_and_load(tmp_path / "t", weights=str(tmp_path / "w.safetensors"))
     (tmp_path / "w.safetensors").write_bytes(b"no tensors")
     with pytest.raises(PartError, match=r"teachers\.net\.weights: .* does not fit"):
-        fitted(tmp_path / "t", weights=str(tmp_path / "w.safetensors"))
+        fit_and_load(tmp_path / "t", weights=str(tmp_path / "w.safetensors"))
 
 
-def test_a_module_that_fails_says_where(tmp_path: Path) -> None:
-    loaded = fitted(tmp_path / "t", settings={"most": 2})[1]
+def test_failing_module_is_reported_with_its_name(tmp_path: Path) -> None:
+    loaded = fit_and_load(tmp_path / "t", settings={"max_rows": 2})[1]
     with pytest.raises(PartError, match=r"teachers\.net: fails on 3 rows: AssertionError: too many at once"):
         loaded.predict_proba(make_rows(3))

@@ -1,4 +1,4 @@
-"""A kind of teacher is its section and its file: a new one works, and one without a file is refused by name."""
+"""A new kind of teacher needs its section and its file only; a kind without a file raises an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from stillhouse.config import Leaf, LeafTeacher, TeacherSection, leaves
 from stillhouse.config.base import tagged
 from stillhouse.errors import PartError
 from stillhouse.teachers import ensemble
-from stillhouse.teachers.answers import in_process
+from stillhouse.teachers.answers import wrap_predict
+from stillhouse.teachers.cross_fitting import cross_fit
 from stillhouse.teachers.kinds import (
     Member,
     MemberContext,
@@ -24,7 +25,7 @@ from stillhouse.teachers.kinds import (
     open_member,
     require_version,
 )
-from tests.teachers.test_ensemble import WINDOW, constant, make_config, make_rows
+from tests.teachers.test_ensemble import WINDOW, constant_teacher, make_config, make_rows
 
 # --------------------------------------------------------------------------- a kind that is never fitted
 
@@ -55,7 +56,7 @@ def _(section: ThresholdTeacher, context: MemberContext, part: dict[str, Any]) -
         return np.column_stack([~above, above]).astype(np.float64)
 
     leaf = context.leaf
-    answer = in_process(leaf.name, context.config.actions, predict, timeout=section.call_timeout)
+    answer = wrap_predict(leaf.name, context.config.actions, predict, timeout=section.call_timeout)
     return Member(leaf.name, leaf.share, answer, part["version"])
 
 
@@ -76,7 +77,7 @@ class RateTeacher(TeacherSection):
         return timedelta(seconds=30)
 
 
-class Rate:
+class RateModel:
     rate = np.nan
 
     def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
@@ -89,28 +90,28 @@ class Rate:
         (folder / "rate.txt").write_text(str(self.rate))
 
     @classmethod
-    def load(cls, folder: Path) -> Rate:
-        made = cls()
-        made.rate = float((folder / "rate.txt").read_text())
-        return made
+    def load(cls, folder: Path) -> RateModel:
+        rate_teacher = cls()
+        rate_teacher.rate = float((folder / "rate.txt").read_text())
+        return rate_teacher
 
 
 @new_teacher.register
-def _(section: RateTeacher, where: str) -> Rate:
-    return Rate()
+def _(section: RateTeacher, where: str) -> RateModel:
+    return RateModel()
 
 
 @open_member.register
 def _(section: RateTeacher, context: MemberContext, part: dict[str, Any]) -> Member:
-    leaf, made = context.leaf, Rate.load(context.folder / part["folder"])
-    return Member(leaf.name, leaf.share, in_process(leaf.name, context.config.actions, made.predict_proba))
+    leaf, rate_teacher = context.leaf, RateModel.load(context.folder / part["folder"])
+    return Member(leaf.name, leaf.share, wrap_predict(leaf.name, context.config.actions, rate_teacher.predict_proba))
 
 
 def with_teachers(*teachers: TeacherSection) -> Any:
-    return make_config(constant("a", 0.2)).model_copy(update={"teachers": teachers})
+    return make_config(constant_teacher("a", 0.2)).model_copy(update={"teachers": teachers})
 
 
-def test_a_new_kind_is_fitted_stored_loaded_and_asked(tmp_path: Path) -> None:
+def test_new_kind_is_fitted_stored_and_loaded(tmp_path: Path) -> None:
     rows = make_rows(24)
     config = with_teachers(ThresholdTeacher(name="cold", column="temp", above=2, weight=3), RateTeacher(name="base"))
     reference = ensemble.fit(config, rows, WINDOW, tmp_path / "t")
@@ -120,12 +121,12 @@ def test_a_new_kind_is_fitted_stored_loaded_and_asked(tmp_path: Path) -> None:
     expected = [[(3 + 0.5) / 4, 0.5 / 4]] * 3 + [[0.5 / 4, (3 + 0.5) / 4]] * 2
     np.testing.assert_allclose(loaded.predict_proba(rows.head(5)), expected)
     np.testing.assert_allclose(loaded.ask(make_rows(1, WINDOW.end)), [[(3 + 0.5) / 4, 0.5 / 4]])
-    crossed = ensemble.cross_fit(config, rows.assign(outcome=[1] * 6 + [0] * 18))
-    assert list(crossed) == ["base"]
-    np.testing.assert_allclose(crossed["base"][:6, 1], 0.0)  # fitted on the other blocks, where all are 0
+    cross_fit_probs = cross_fit(config, rows.assign(outcome=[1] * 6 + [0] * 18))
+    assert list(cross_fit_probs) == ["base"]
+    np.testing.assert_allclose(cross_fit_probs["base"][:6, 1], 0.0)  # fitted on the other blocks, where all are 0
 
 
-def test_a_new_kind_is_refused_where_it_would_answer_otherwise(tmp_path: Path) -> None:
+def test_changed_section_of_a_new_kind_is_rejected(tmp_path: Path) -> None:
     config = with_teachers(ThresholdTeacher(name="cold", column="temp", above=2))
     ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t")
     renamed = with_teachers(ThresholdTeacher(name="cold", column="temp", above=2, weight=9))
@@ -137,12 +138,12 @@ def test_a_new_kind_is_refused_where_it_would_answer_otherwise(tmp_path: Path) -
 # --------------------------------------------------------------------------- no kind without a file
 
 
-class MadeUpTeacher(TeacherSection):
-    kind: Literal["made_up"] = "made_up"
+class UnregisteredTeacher(TeacherSection):
+    kind: Literal["unregistered"] = "unregistered"
 
 
-def test_a_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
-    section = MadeUpTeacher(name="x")
+def test_kind_without_a_file_raises(tmp_path: Path) -> None:
+    section = UnregisteredTeacher(name="x")
     config = with_teachers(section)
     context = MemberContext(config, Leaf("x", 1.0, section), tmp_path)  # type: ignore[arg-type]
     for call in (
@@ -151,15 +152,15 @@ def test_a_kind_without_a_file_is_refused_by_name(tmp_path: Path) -> None:
         lambda: open_member(section, context, {"version": "v"}),
         lambda: ensemble.fit(config, make_rows(24), WINDOW, tmp_path / "t"),
     ):
-        with pytest.raises(TypeError, match="no teacher of kind 'made_up': MadeUpTeacher is not registered"):
+        with pytest.raises(TypeError, match="no teacher of kind 'unregistered': UnregisteredTeacher is not registered"):
             call()
-    with pytest.raises(NotImplementedError, match="MadeUpTeacher does not define `call_timeout`"):
+    with pytest.raises(NotImplementedError, match="UnregisteredTeacher does not define `call_timeout`"):
         _ = section.call_timeout
     assert leaves(config.teachers)[0].teacher is section
 
 
 @pytest.mark.parametrize(("kind", "section"), tagged(LeafTeacher).items())
-def test_every_kind_of_the_agent_file_is_registered(kind: str, section: type[TeacherSection]) -> None:
+def test_every_kind_is_registered(kind: str, section: type[TeacherSection]) -> None:
     for dispatcher in (describe, open_member):
         assert section in dispatcher.registry
     may_be_fitted = section.is_fitted is not TeacherSection.is_fitted

@@ -21,16 +21,18 @@ def teachers(
     """Show the weight of each of an agent's teachers, the slices where it differs, and why it changed."""
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.registry import Registry
-    from stillhouse.teachers.ensemble import kept_weights, reference
-    from stillhouse.teachers.following import standing
+    from stillhouse.teachers.ensemble import read_reference, read_weights
+    from stillhouse.teachers.weight_updates import current_weights
 
     settings, models = config.load(agent), Registry(agent)
     with console.status("asking MLflow"):
         champion = models.champion()
         folder = models.fetch(models.baseline(champion).teacher) if champion else None
-    weights, version = (kept_weights(folder), reference(folder).version) if folder else (None, "")
+    weights, version = (read_weights(folder), read_reference(folder).version) if folder else (None, "")
     changes = KnowledgeBase(settings).journal.weight_changes()
-    now = standing(weights, [change for change in changes if change.version == version and change.job == "watch"])
+    now = current_weights(
+        weights, [change for change in changes if change.version == version and change.job == "watch"]
+    )
     slices = sorted({name for name, _ in now if name and _differs(now, name)})
     table = Table("teacher", "kind", "by the agent file", "now", *slices)
     for member in config.weighted_teachers(settings):

@@ -65,7 +65,7 @@ class SliceWeights(Record):
 
 
 class TeacherWeights(Record):
-    """The teachers' weights and all that the next outcome needs (:mod:`stillhouse.teachers.weighing`)."""
+    """The teachers' weights and all that the next outcome needs (:mod:`stillhouse.teachers.mixture_weights`)."""
 
     by: Literal["file", "agreement", "outcomes"] = Field(
         description="what they rest on: the agent file alone; agreement, which is weaker; outcomes"

@@ -19,7 +19,7 @@ from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import TeacherRef, Window
-from stillhouse.teachers.ensemble import CrossFit
+from stillhouse.teachers.cross_fitting import CrossFit
 from stillhouse.variant import encode
 
 __all__ = ["Array", "Columns", "LearningRows", "Mask", "RefreshData", "lesson_of", "require_rows"]

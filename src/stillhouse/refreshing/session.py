@@ -25,9 +25,9 @@ from stillhouse.records import Record, Refresh, RefreshModeName, TeacherRef, Tea
 from stillhouse.refreshing.data import LearningRows, RefreshData
 from stillhouse.registry import Registry
 from stillhouse.registry.foreign import ForeignModels
-from stillhouse.teachers import asking, ensemble
-from stillhouse.teachers.asking import Account
+from stillhouse.teachers import ensemble, labeling
 from stillhouse.teachers.ensemble import Ensemble
+from stillhouse.teachers.labeling import LabelingBudget
 
 __all__ = [
     "RefreshRequest",
@@ -154,9 +154,9 @@ class Session:
         return self.data.learning(self.job.news)
 
     @property
-    def account(self) -> Account:
+    def account(self) -> LabelingBudget:
         """What this refresh may still spend on its teachers."""
-        return asking.for_refresh(self.base, self.refresh_id, self.as_of)
+        return labeling.open_refresh_budget(self.base, self.refresh_id, self.as_of)
 
     def teacher(self, reference: TeacherRef) -> Ensemble:
         """The teachers in a folder, loaded once.

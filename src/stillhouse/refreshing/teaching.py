@@ -17,11 +17,11 @@ from stillhouse.refreshing.data import Array, LearningRows, Mask
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
 from stillhouse.registry.runs import Content
-from stillhouse.teachers import asking, ensemble, following, weighing
-from stillhouse.teachers.asking import Account
-from stillhouse.teachers.contradictions import contradictions
+from stillhouse.teachers import ensemble, labeling, mixture_weights, weight_updates
+from stillhouse.teachers.contradictions import find_contradictions
 from stillhouse.teachers.ensemble import Ensemble
-from stillhouse.teachers.made_up import ask_made_up
+from stillhouse.teachers.labeling import LabelingBudget
+from stillhouse.teachers.synthetic import ask_about_synthetic
 
 __all__ = [
     "compare_teachers",
@@ -54,23 +54,25 @@ def prepare_teacher(session: Session) -> TeacherRef:
             f"the teacher of {champion.model} was made for the actions {', '.join(champion.actions)}, and "
             f"{settings.file} has {', '.join(settings.actions)} now: refresh with teacher=fit"
         )
-    return ensemble.reference(champion.teacher_folder(), champion.baseline.teacher)
+    return ensemble.read_reference(champion.teacher_folder(), champion.baseline.teacher)
 
 
 def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
     """The same teachers under the weights that the labels of the training window speak for; each change recorded."""
     job, base, models = session.job, session.base, session.registry
     rows, members = session.training.labelled, session.teacher(teacher)
-    following.ready_to_weigh(base, members, rows, session.account, fit=job.teacher == "fit")
+    weight_updates.label_for_weighting(base, members, rows, session.account, fit=job.teacher == "fit")
     log_spending(session)
-    learned = following.weigh(base, members, job.as_of, rows)
+    learned = weight_updates.learn_weights(base, members, job.as_of, rows)
     if learned is None:
         return teacher
     weighted = ensemble.reweigh(teacher, learned.weights, Path(job.folder) / "teacher")
     base.journal.append_weight_changes(
-        weighing.changes(learned.weights, _last_weights(session), version=weighted.version, job=job.refresh_id)
+        mixture_weights.find_changes(
+            learned.weights, _last_weights(session), version=weighted.version, job=job.refresh_id
+        )
     )
-    asking.remember_mean(base, session.reweighted(teacher, weighted, learned.weights), rows)
+    labeling.store_mean_probs(base, session.reweighted(teacher, weighted, learned.weights), rows)
     files: dict[str, Content] = {
         names.WEIGHTS: learned.weights,
         names.WEIGHTS_FIGURE: figures.weights_over_time(base.journal.weight_changes()),
@@ -85,8 +87,8 @@ def compare_teachers(session: Session, teacher: TeacherRef) -> None:
     if len(members.members) < 2:
         return
     rows = session.training.labelled
-    answers = asking.members_said(session.base, members, rows)
-    found = contradictions(session.settings, session.job.train, rows, answers, rows["outcome"].to_numpy())
+    answers = labeling.member_probs(session.base, members, rows)
+    found = find_contradictions(session.settings, session.job.train, rows, answers, rows["outcome"].to_numpy())
     session.registry.log_record(session.job.run_id, found, names.CONTRADICTIONS)
 
 
@@ -100,13 +102,13 @@ def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
     rows = session.data.labelled(job.test)
     if not all(member.version is None for member in members.members):
         rows = rows.sort_values("content_key").head(settings.teaching.rows).sort_values("observed_at")
-    probs = asking.ask(members, rows, account)
+    probs = labeling.ask(members, rows, account)
     log_spending(session)
     answered = ~np.isnan(probs[:, 0])
-    if account.stopped and answered.sum() < settings.teaching.min_answered * len(rows):
+    if account.stop_reason and answered.sum() < settings.teaching.min_answered * len(rows):
         raise WindowError(
             f"the teacher has answered {answered.sum()} of {len(rows)} rows that it is to be examined on: "
-            f"{account.stopped}. Its answers are kept; allow it more, or lower `teaching.rows`"
+            f"{account.stop_reason}. Its answers are kept; allow it more, or lower `teaching.rows`"
         )
     examination = _examination(session, teacher, rows, probs, rows[~answered])
     verdict = admission.judge(examination)
@@ -125,32 +127,32 @@ def gather_knowledge(session: Session, rows: LearningRows, teacher: TeacherRef) 
     job, account, members = session.job, session.account, session.teacher(teacher)
     rows.forget_teacher_probs()
     before = rows.has_teacher_probs(teacher.version)
-    able = np.ones(len(rows), dtype=bool) if job.teacher == "fit" else before | ~members.seen(rows.frame)
+    able = np.ones(len(rows), dtype=bool) if job.teacher == "fit" else before | ~members.in_fit_window(rows.frame)
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[able], limited = rows_to_ask(session, members, rows.frame[able], account)
     if job.teacher == "fit":
-        asking.cross_fitted(members, rows.frame, account, chosen, cross=rows.cross_fit)
+        labeling.ask_cross_fitted(members, rows.frame, account, chosen, cross_fits=rows.cross_fit)
     else:
-        asking.ask(members, rows.frame[chosen], account)
+        labeling.ask(members, rows.frame[chosen], account)
     if limited:
         account.stop(members.members[0].name, "the budget is reached")
     cross = rows.cross_fit if job.teacher == "fit" else None
-    ask_made_up(members, rows.synthetic, account, rows.labelled if cross else None, cross)
+    ask_about_synthetic(members, rows.synthetic, account, rows.labelled if cross else None, cross)
     log_spending(session)
     rows.forget_teacher_probs()
     answered = rows.has_teacher_probs(teacher.version)
     _log_questions(session, rows, before, chosen & ~before, answered, limited)
     least = session.settings.windows.min_train_rows // 2
-    if account.stopped and answered.sum() < least:
+    if account.stop_reason and answered.sum() < least:
         raise WindowError(
             f"the teacher has answered {answered.sum()} of the {len(rows)} training rows, and {least} are needed: "
-            f"{account.stopped}. Its answers are kept and not asked for again; allow it about "
+            f"{account.stop_reason}. Its answers are kept and not asked for again; allow it about "
             f"{least - answered.sum()} rows more, or lower `windows.min_train_rows`"
         )
     return int(answered.sum() - before.sum())
 
 
-def rows_to_ask(session: Session, teacher: Ensemble, rows: pd.DataFrame, account: Account) -> tuple[Mask, bool]:
+def rows_to_ask(session: Session, teacher: Ensemble, rows: pd.DataFrame, account: LabelingBudget) -> tuple[Mask, bool]:
     """Which ``rows`` are to have answers, bool ``[n]``, and whether the budget allows fewer than were wanted.
 
     The selection is kept before anybody is asked: a run that goes on asks about the same rows.
@@ -161,7 +163,7 @@ def rows_to_ask(session: Session, teacher: Ensemble, rows: pd.DataFrame, account
     selected = base.answers.questions(session.refresh_id, teacher.version)
     if selected is not None:
         return rows["observation_id"].isin(selected["observation_id"]).to_numpy(), len(selected) < wanted
-    size = int(answered.sum()) + account.affordable(teacher, max(0, wanted - int(answered.sum())))
+    size = int(answered.sum()) + account.affordable_rows(teacher, max(0, wanted - int(answered.sum())))
     if size >= len(rows):
         return np.ones(len(rows), dtype=bool), False
     plan = _plan(session, rows, answered, size, seed=int(short_id(session.refresh_id, teacher.version), 16))
@@ -248,8 +250,10 @@ def _last_weights(session: Session) -> dict[tuple[str, str], float]:
     if session.champion is None:
         return {}
     folder = session.champion.teacher_folder()
-    recorded = session.base.journal.weight_changes(ensemble.reference(folder).version)
-    return following.standing(ensemble.kept_weights(folder), [each for each in recorded if each.job == "watch"])
+    recorded = session.base.journal.weight_changes(ensemble.read_reference(folder).version)
+    return weight_updates.current_weights(
+        ensemble.read_weights(folder), [each for each in recorded if each.job == "watch"]
+    )
 
 
 def _reasons(session: Session, teacher: Ensemble, rows: pd.DataFrame) -> list[str]:

@@ -227,7 +227,7 @@ class Cascade:
 
     def _fill_cache(self, teacher: Ensemble, config: AgentConfig) -> None:
         """Cache the teacher's newest answers in the knowledge base."""
-        versions = dict.fromkeys([teacher.version, *map(teacher.own_version, teacher.members)])
+        versions = dict.fromkeys([teacher.version, *map(teacher.member_version, teacher.members)])
         try:
             base = KnowledgeBase(self.config, actions=config.actions)
             for version in versions:
@@ -291,10 +291,10 @@ class Cascade:
         teacher = loaded.teacher
         action_count = len(teacher.config.actions)
         keys = rows["content_key"].tolist()
-        may_ask = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.seen(rows))
+        may_ask = np.flatnonzero(~rows.duplicated("content_key").to_numpy() & ~teacher.in_fit_window(rows))
         member_probs, events, failures = dict[str, Array](), list[TeacherAnswered](), _Failures()
         for member in teacher.members:
-            version = teacher.own_version(member)
+            version = teacher.member_version(member)
             answers, is_cached = self._cache.get(version, keys, action_count)
             new = may_ask[~is_cached[may_ask]]
             if len(new):
@@ -302,7 +302,7 @@ class Cascade:
                     events += self._ask_member(member, version, rows.iloc[new], batch.select(new.tolist()), failures)
                 answers, _ = self._cache.get(version, keys, action_count)
             member_probs[member.name] = answers
-        mixture = teacher.shares(rows)
+        mixture = teacher.member_shares(rows)
         mean = sum(share[:, None] * probs for share, probs in zip(mixture.T, member_probs.values(), strict=True))
         probs = np.asarray(mean, dtype=np.float64)
         answered = ~np.isnan(probs[:, 0])
@@ -323,7 +323,7 @@ class Cascade:
         from stillhouse.teachers.answers import Allowance
 
         limits = self.budget.limits
-        reservation = self.budget.reserve(member.dearest(rows), (1, member.most_calls))
+        reservation = self.budget.reserve(member.max_cost(rows), (1, member.max_calls_per_row))
         failures.budget_exhausted |= reservation.rows < len(rows)
         if not reservation.rows:
             self._paused_until = time.monotonic() + _MAX_PAUSE_SECONDS
@@ -343,8 +343,8 @@ class Cascade:
         keys = rows["content_key"].tolist()
         self._cache.put(version, [(keys[i], answers.probabilities[i]) for i in usable])
         self._cache.put(version, [(keys[i], None) for i in answers.refused])
-        if answers.stopped or len(usable) + len(answers.refused) < reservation.rows:
-            failures.texts.append(f"teacher {member.name!r}: {answers.stopped or 'did not answer'}")
+        if answers.stop_reason or len(usable) + len(answers.refused) < reservation.rows:
+            failures.texts.append(f"teacher {member.name!r}: {answers.stop_reason or 'did not answer'}")
         spending = {member.name: spent.model_dump()} if spent.calls else {}
         return [_answer_event(version, batch, usable.tolist(), answers.probabilities, spending)]
 

@@ -1,1 +1,1 @@
-"""Whatever decides better than the student, for a price."""
+"""Teachers: they decide better than the student, at a higher cost."""

@@ -1,4 +1,4 @@
-"""What a teacher answers, held against what an answer must be, and what it cost."""
+"""What a teacher answers: probabilities per row, checked, with what the answers cost."""
 
 from __future__ import annotations
 
@@ -13,148 +13,181 @@ import pandas as pd
 
 from stillhouse.errors import PartError
 from stillhouse.records import Spending
-from stillhouse.teachers.calling import call
+from stillhouse.teachers.user_code import call_user_code
 
 __all__ = [
+    "BUDGET_REACHED",
     "Allowance",
-    "Answering",
+    "AnswerFunction",
     "Answers",
     "Array",
     "Features",
-    "checked",
-    "checked_features",
-    "in_process",
+    "check_features",
+    "check_probs",
     "softmax",
+    "wrap_predict",
 ]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Features = np.ndarray[Any, np.dtype[np.float32]]
 
+BUDGET_REACHED = "the budget is reached"
+"""Stop reason of a teacher that asks no further because its allowance is spent."""
+
 
 @dataclass
 class Allowance:
-    """What may still be spent; None: as much as it takes."""
+    """What a teacher may still spend on answers. It is reduced in place.
+
+    >>> allowance = Allowance(calls=2, money=0.5)
+    >>> allowance.take(0.4), allowance.take(0.4)
+    (True, False)
+    >>> allowance.calls
+    1
+
+    :param calls: calls left; None: no limit.
+    :param money: money left, in the unit of the agent file's prices; None: no limit.
+    """
 
     calls: int | None = None
     money: float | None = None
 
     def take(self, money: float = 0.0) -> bool:
-        """Set one call and so much money aside, if that much is left."""
+        """Reserve one call and ``money`` if that much is left; False if it is not."""
         if (self.calls is not None and self.calls < 1) or (self.money is not None and self.money < money):
             return False
         self.calls = None if self.calls is None else self.calls - 1
-        self.give_back(-money)
+        self.refund(-money)
         return True
 
-    def give_back(self, money: float) -> None:
-        """What was set aside and not needed."""
+    def refund(self, money: float) -> None:
+        """Return money that was reserved and not spent."""
         self.money = None if self.money is None else self.money + money
 
-    def rows(self, wanted: int) -> int:
-        """How many of so many rows may be put to a teacher that costs one call each; they are taken."""
+    def take_calls(self, count: int) -> int:
+        """Reserve up to ``count`` calls and return how many were reserved."""
         if self.calls is None:
-            return wanted
-        granted = min(wanted, self.calls)
+            return count
+        granted = min(count, self.calls)
         self.calls -= granted
         return granted
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was said about n rows.
+    """A teacher's answers to n rows.
 
-    :param probabilities: float64 ``[n, K]``, NaN where there is no usable answer.
-    :param refused: position among the rows → why its own answer is of no use. What a server failed at is none of these.
-    :param stopped: why asking ended before all rows were asked about, if it did.
-    :param notes: what was found out about the teacher on the way, such as what its server does not offer.
-    :param features: float32 ``[n, D]`` where the teacher gives any, NaN where it was not asked.
+    :param probabilities: float64 ``[n, K]``; a row is NaN if there is no usable answer to it.
+    :param refused: row index → why the answer to this row is unusable. Failures of the server are not listed here.
+    :param stop_reason: why the teacher stopped before all rows were asked; None: it did not.
+    :param features: float32 ``[n, D]`` if the teacher gives features, NaN for rows that were not asked.
+    :param notes: what was learned about the teacher, such as parameters that its server does not support.
     """
 
     probabilities: Array
     spending: Spending
     refused: Mapping[int, str] = field(default_factory=dict)
-    stopped: str | None = None
+    stop_reason: str | None = None
     features: Features | None = None
     notes: tuple[str, ...] = ()
 
 
-Answering = Callable[[pd.DataFrame, Allowance], Answers]
-"""Rows and what may be spent on them → :class:`Answers`."""
+AnswerFunction = Callable[[pd.DataFrame, Allowance], Answers]
+"""Rows and the allowance for them → :class:`Answers`."""
 
 
-def checked(name: str, said: object, rows: int, actions: Sequence[str]) -> Array:
-    """``said`` as float64 ``[rows, K]``, if it is a probability per row and action.
+def check_probs(name: str, answer: object, rows: int, actions: Sequence[str]) -> Array:
+    """``answer`` as float64 ``[rows, K]``, if it holds one probability per row and action.
 
-    :raises PartError: if the shape is another, or a row holds something else than probabilities that sum to 1.
+    >>> check_probs("rules", [[0.25, 0.75]], 1, ("wait", "go"))
+    array([[0.25, 0.75]])
+
+    :param name: of the teacher, for the error.
+    :raises PartError: if the shape differs, or a row is not a probability distribution (sum 1 ± 0.001).
     """
     try:
-        answer = np.asarray(said)
+        probs = np.asarray(answer)
     except Exception as error:
-        raise PartError(f"teacher {name!r} answered with a {type(said).__name__} that is no array: {error}") from error
-    if answer.shape != (rows, len(actions)):
-        raise PartError(f"teacher {name!r} answered with shape {answer.shape}, not {(rows, len(actions))}")
+        raise PartError(
+            f"teacher {name!r} answered with a {type(answer).__name__} that is no array: {error}"
+        ) from error
+    if probs.shape != (rows, len(actions)):
+        raise PartError(f"teacher {name!r} answered with shape {probs.shape}, not {(rows, len(actions))}")
     try:
-        answer = answer.astype(np.float64, casting="unsafe" if answer.dtype == object else "same_kind")
+        probs = probs.astype(np.float64, casting="unsafe" if probs.dtype == object else "same_kind")
     except (TypeError, ValueError) as error:
-        raise PartError(f"teacher {name!r} answered with {answer.dtype} values, not with numbers") from error
-    if not (np.isfinite(answer).all() and (answer >= 0).all() and np.allclose(answer.sum(axis=1), 1.0, atol=1e-3)):
+        raise PartError(f"teacher {name!r} answered with {probs.dtype} values, not with numbers") from error
+    if not (np.isfinite(probs).all() and (probs >= 0).all() and np.allclose(probs.sum(axis=1), 1.0, atol=1e-3)):
         raise PartError(f"teacher {name!r} answered with values that are not probabilities (rows must sum to 1)")
-    return answer
+    return probs
 
 
-def checked_features(name: str, said: object, rows: int) -> Features:
-    """``said`` as float32 ``[rows, D]``, if it is finite.
+def check_features(name: str, answer: object, rows: int) -> Features:
+    """``answer`` as float32 ``[rows, D]``, if it holds finite numbers.
 
-    :raises PartError: if the shape is another, or it holds something else than finite numbers.
+    :param name: of the teacher, for the error.
+    :raises PartError: if the shape differs, or a value is not a finite number.
     """
     try:
-        given = np.asarray(said).astype(np.float32)
+        features = np.asarray(answer).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise PartError(f"teacher {name!r} gives features that are not numbers: {error}") from error
-    if given.ndim != 2 or len(given) != rows or not given.shape[1]:
-        raise PartError(f"teacher {name!r} gives features of shape {given.shape}, not ({rows}, D)")
-    if not np.isfinite(given).all():
+    if features.ndim != 2 or len(features) != rows or not features.shape[1]:
+        raise PartError(f"teacher {name!r} gives features of shape {features.shape}, not ({rows}, D)")
+    if not np.isfinite(features).all():
         raise PartError(f"teacher {name!r} gives features that are not finite")
-    return given
+    return features
 
 
 def softmax(logits: object) -> Array:
-    """Logits ``[n, K]`` as probabilities; NaN and infinity stay visible as NaN."""
+    """Logits ``[n, K]`` as probabilities; a row with NaN or infinity becomes NaN."""
     values = np.asarray(logits, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         powers = np.exp(values - values.max(axis=-1, keepdims=True))
-        shares: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
+        probs: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return probs
 
 
-def in_process(
+def wrap_predict(
     name: str,
     actions: Sequence[str],
     predict: Callable[[pd.DataFrame], object],
     features: Callable[[pd.DataFrame], object] | None = None,
     timeout: timedelta | None = None,
-) -> Answering:
-    """A teacher that runs here: one call a row, no money; what it says is checked as a whole.
+) -> AnswerFunction:
+    """Turn a predict function that runs in this process into an :data:`AnswerFunction`.
 
-    :param features: what it makes of the rows inside, ``[n, D]``, where students are to match that.
-    :param timeout: of one call; None: as long as it takes.
-    :raises PartError: when it is asked and fails, takes longer, or answers with something else than probabilities.
+    Each row counts as one call and costs no money. All answers of a call are checked together.
+
+    >>> answer = wrap_predict("coin", ("wait", "go"), lambda rows: [[0.5, 0.5]] * len(rows))
+    >>> answers = answer(pd.DataFrame({"temp": [1.0, 2.0]}), Allowance(calls=1))
+    >>> answers.probabilities
+    array([[0.5, 0.5],
+           [nan, nan]])
+    >>> answers.stop_reason
+    'the budget of calls is reached'
+
+    :param predict: rows → ``[n, K]``.
+    :param features: rows → hidden representation ``[n, D]`` that students may match.
+    :param timeout: limit of one call; None: no limit.
+    :raises PartError: when called, if the user's code fails, exceeds ``timeout`` or gives no probabilities.
     """
 
     def answer(rows: pd.DataFrame, allowance: Allowance) -> Answers:
-        granted = allowance.rows(len(rows))
-        asked = rows.iloc[:granted]
-        said = np.full((len(rows), len(actions)), np.nan)
-        inside, began = None, perf_counter()
+        granted = allowance.take_calls(len(rows))
+        granted_rows = rows.iloc[:granted]
+        probs = np.full((len(rows), len(actions)), np.nan)
+        hidden, began = None, perf_counter()
         if granted:
             what = f"teacher {name!r} on {granted} rows"
-            said[:granted] = checked(name, call(what, timeout, predict, asked), granted, actions)
+            probs[:granted] = check_probs(name, call_user_code(what, timeout, predict, granted_rows), granted, actions)
         if granted and features is not None:
-            given = checked_features(name, call(f"{what} (features)", timeout, features, asked), granted)
-            inside = np.full((len(rows), given.shape[1]), np.nan, dtype=np.float32)
-            inside[:granted] = given
+            values = call_user_code(f"{what} (features)", timeout, features, granted_rows)
+            checked = check_features(name, values, granted)
+            hidden = np.full((len(rows), checked.shape[1]), np.nan, dtype=np.float32)
+            hidden[:granted] = checked
         spending = Spending(calls=granted, rows=granted, seconds=perf_counter() - began)
-        stopped = None if granted == len(rows) else "the budget of calls is reached"
-        return Answers(said, spending, stopped=stopped, features=inside)
+        stop_reason = None if granted == len(rows) else "the budget of calls is reached"
+        return Answers(probs, spending, stop_reason=stop_reason, features=hidden)
 
     return answer

@@ -1,7 +1,7 @@
-"""What each kind of teacher does: the dispatchers on its section, and the member that an ensemble asks.
+"""What each kind of teacher does: functions that dispatch on its section, and the member that an ensemble asks.
 
-The file ``teachers/<kind>.py`` registers its section here. All of them are imported at the end of this module, so that
-nothing depends on who imports what first.
+The file ``teachers/<kind>.py`` registers its section with these functions. All kinds are imported at the end of this
+module, so that registration does not depend on the order of imports.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stillhouse.config import AgentConfig, Leaf, LeafTeacher
 from stillhouse.errors import PartError
 from stillhouse.parts import ModelStore, Teacher, import_kinds
 from stillhouse.records import short_id
-from stillhouse.teachers.answers import Answering
+from stillhouse.teachers.answers import AnswerFunction
 
 __all__ = [
     "RENEW",
@@ -32,44 +32,44 @@ __all__ = [
 ]
 
 RENEW = "Refresh with teacher=fit, or restore the agent file"
-_CHUNK = 5000  # rows after which what a teacher in this process has said is kept
+_CHUNK_ROWS = 5000  # answers of a teacher in this process are stored after so many rows
 
 
-def _free(rows: pd.DataFrame) -> list[float]:
+def _no_cost(rows: pd.DataFrame) -> list[float]:
     return [0.0] * len(rows)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One of the teachers.
+    """One teacher of an ensemble.
 
-    :param share: its part of the mean where weights do not follow evidence, in 0…1.
-    :param version: under which its own knowledge is kept; None for one that is fitted: it is new with each fit.
-    :param chunk: rows after which what it has said is kept.
-    :param part: gives the user's object behind it, where it runs in this process.
-    :param features: whether its answers hold features.
-    :param dearest: rows to the most that asking about each can cost, ``[n]``.
-    :param most_calls: that one row can take.
+    :param share: its share of the mean if the weights are fixed, in 0…1.
+    :param version: under which its own answers are stored; None for a fitted teacher, which changes with each fit.
+    :param chunk_rows: its answers are stored after so many rows.
+    :param user_object: returns the user's object if it runs in this process.
+    :param has_features: whether its answers hold features.
+    :param max_cost: rows → the most that asking about each row can cost, ``[n]``.
+    :param max_calls_per_row: the most calls that one row can take.
     """
 
     name: str
     share: float
-    answer: Answering
+    answer: AnswerFunction
     version: str | None = None
-    chunk: int = _CHUNK
-    part: Callable[[], object] | None = None
-    features: bool = False
-    dearest: Callable[[pd.DataFrame], list[float]] = _free
-    most_calls: int = 1
+    chunk_rows: int = _CHUNK_ROWS
+    user_object: Callable[[], object] | None = None
+    has_features: bool = False
+    max_cost: Callable[[pd.DataFrame], list[float]] = _no_cost
+    max_calls_per_row: int = 1
 
 
 @dataclass(frozen=True)
 class MemberContext:
-    """Where one teacher stands.
+    """What a kind needs to describe and open one teacher.
 
-    :param leaf: its section, name and share.
-    :param folder: of all teachers together; what this one stores lies in ``folder / leaf.name``.
-    :param models: where models of kind ``mlflow`` come from; None: nowhere.
+    :param leaf: the teacher's section, name and share.
+    :param folder: of all teachers together; this one stores its files in ``folder / leaf.name``.
+    :param models: loads the models of teachers of kind ``mlflow``; None: there is no registry.
     """
 
     config: AgentConfig
@@ -85,54 +85,55 @@ class MemberContext:
 
 @singledispatch
 def new_teacher(section: object, where: str) -> Teacher:
-    """An unfitted teacher; registered by kinds whose ``is_fitted`` may be true.
+    """An unfitted teacher. Kinds whose ``is_fitted`` may be true register it.
 
-    :raises PartError: if it does not import, cannot be made, or lacks a method.
+    :raises PartError: if it does not import, its constructor fails, or it lacks a method.
     """
-    raise _unknown(section)
+    raise _unknown_kind(section)
 
 
 @singledispatch
 def describe(section: object, context: MemberContext) -> dict[str, Any]:
-    """What ``teacher.json`` records about a teacher that is not fitted: its ``version``, no Python and no address.
+    """The entry in ``teacher.json`` for a teacher that is not fitted: its ``version``, but no Python and no address.
 
-    What it must keep is written to ``context.folder / context.leaf.name``.
+    Files that the teacher needs are written to ``context.folder / context.leaf.name``.
 
     :raises PartError: if it cannot be described.
     """
-    raise _unknown(section)
+    raise _unknown_kind(section)
 
 
 @singledispatch
-def open_member(section: object, context: MemberContext, part: dict[str, Any]) -> Member:
-    """The teacher that can be asked, from what :func:`describe` (or fitting) has recorded.
+def open_member(section: object, context: MemberContext, entry: dict[str, Any]) -> Member:
+    """The teacher, ready to answer.
 
-    :raises PartError: if it cannot be opened, or would answer otherwise than what was recorded.
+    :param entry: of ``teacher.json``, as :func:`describe` or the fit wrote it.
+    :raises PartError: if it cannot be opened, or its answers would differ from those stored under its version.
     """
-    raise _unknown(section)
+    raise _unknown_kind(section)
 
 
 def answer_version(context: MemberContext, own: str = "", weights: str = "") -> str:
-    """Of a teacher that is not fitted: a hash of all that decides its answers.
+    """Hash of everything that decides the answers of a teacher that is not fitted.
 
-    :param own: of a ``python`` teacher its fingerprint, of a model in MLflow its pinned address.
-    :param weights: hash of the weights that its section names.
+    :param own: the fingerprint of a ``python`` teacher; the pinned address of an MLflow model.
+    :param weights: hash of the weights file that the section names.
     """
     section = context.leaf.teacher
     decisive = section.model_dump_json(exclude=set(section.non_identity_fields))
     return short_id(decisive, context.config.actions, own, weights)
 
 
-def require_version(context: MemberContext, part: dict[str, Any], version: str) -> None:
+def require_version(context: MemberContext, entry: dict[str, Any], version: str) -> None:
     """:raises PartError: if the teacher would answer otherwise now than when its answers were stored."""
-    if part["version"] != version:
+    if entry["version"] != version:
         raise PartError(
             f"{context.where}: is described otherwise than when this teacher was made, or is another now, "
-            f"so what it says is other knowledge. {RENEW}"
+            f"so its stored answers are not valid for it. {RENEW}"
         )
 
 
-def _unknown(section: object) -> TypeError:
+def _unknown_kind(section: object) -> TypeError:
     kind = type(section).__name__
     return TypeError(f"no teacher of kind {getattr(section, 'kind', '?')!r}: {kind} is not registered in its file")
 

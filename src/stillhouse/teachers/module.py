@@ -1,4 +1,4 @@
-"""A torch module as a teacher: made by a factory, weights from safetensors, asked in batches on the CPU."""
+"""A torch module as a teacher: a factory makes it, safetensors hold its weights, it runs in batches on the CPU."""
 
 from __future__ import annotations
 
@@ -14,32 +14,39 @@ from stillhouse.config import ModuleTeacher
 from stillhouse.errors import PartError
 from stillhouse.files import file_digest
 from stillhouse.parts import resolve
-from stillhouse.teachers.answers import in_process, softmax
+from stillhouse.teachers.answers import softmax, wrap_predict
 from stillhouse.teachers.kinds import Member, MemberContext, answer_version, describe, open_member, require_version
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["fingerprint", "make", "predictor"]
+__all__ = ["make_module", "make_predictors", "weights_digest"]
+
+RowFunction = Callable[[pd.DataFrame], Any]
 
 
 @describe.register
 def _(section: ModuleTeacher, context: MemberContext) -> dict[str, Any]:
-    return {"version": answer_version(context, weights=fingerprint(section, context.where))}
+    return {"version": answer_version(context, weights=weights_digest(section, context.where))}
 
 
 @open_member.register
-def _(section: ModuleTeacher, context: MemberContext, part: dict[str, Any]) -> Member:
+def _(section: ModuleTeacher, context: MemberContext, entry: dict[str, Any]) -> Member:
     leaf, where = context.leaf, context.where
-    require_version(context, part, answer_version(context, weights=fingerprint(section, where)))
-    predict, features = predictor(section, where)
-    answer = in_process(leaf.name, context.config.actions, predict, features, section.call_timeout)
-    made = partial(make, section, where)
-    return Member(leaf.name, leaf.share, answer, part["version"], part=made, features=section.features)
+    require_version(context, entry, answer_version(context, weights=weights_digest(section, where)))
+    predict, features = make_predictors(section, where)
+    return Member(
+        leaf.name,
+        leaf.share,
+        wrap_predict(leaf.name, context.config.actions, predict, features, section.call_timeout),
+        entry["version"],
+        user_object=partial(make_module, section, where),
+        has_features=section.features,
+    )
 
 
-def fingerprint(teacher: ModuleTeacher, where: str) -> str:
-    """Hash of the weights file, empty where there is none.
+def weights_digest(teacher: ModuleTeacher, where: str) -> str:
+    """Hash of the weights file; empty if the section names none.
 
     :raises PartError: if the file cannot be read.
     """
@@ -51,17 +58,17 @@ def fingerprint(teacher: ModuleTeacher, where: str) -> str:
         raise PartError(f"{where}.weights: {teacher.weights} cannot be read ({error.strerror})") from error
 
 
-def make(teacher: ModuleTeacher, where: str) -> nn.Module:
-    """The module with its weights, ready to be asked.
+def make_module(teacher: ModuleTeacher, where: str) -> nn.Module:
+    """The module with its weights, in evaluation mode.
 
-    :raises PartError: if the factory fails or gives no module, or the weights are not those of the module.
+    :raises PartError: if the factory fails or returns no module, or the weights do not fit the module.
     """
     import safetensors
     import safetensors.torch
     from torch import nn
 
     try:
-        made = resolve(teacher.target, where=where)(**teacher.settings)
+        module = resolve(teacher.target, where=where)(**teacher.settings)
     except PartError:
         raise
     except Exception as error:
@@ -69,28 +76,25 @@ def make(teacher: ModuleTeacher, where: str) -> nn.Module:
             f"{where}: {teacher.target} cannot be made with settings {teacher.settings}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not isinstance(made, nn.Module):
-        raise PartError(f"{where}: {teacher.target} gives a {type(made).__name__}, not a torch.nn.Module")
+    if not isinstance(module, nn.Module):
+        raise PartError(f"{where}: {teacher.target} gives a {type(module).__name__}, not a torch.nn.Module")
     if teacher.weights is not None:
         try:
-            made.load_state_dict(safetensors.torch.load_file(teacher.weights))
+            module.load_state_dict(safetensors.torch.load_file(teacher.weights))
         except (OSError, safetensors.SafetensorError, RuntimeError) as error:
             raise PartError(f"{where}.weights: {teacher.weights} does not fit {teacher.target}: {error}") from error
-    return made.eval()
+    return module.eval()
 
 
-Asked = Callable[[pd.DataFrame], Any]
+def make_predictors(teacher: ModuleTeacher, where: str) -> tuple[RowFunction, RowFunction | None]:
+    """Two functions of rows: to probabilities ``[n, K]``, and to features ``[n, D]`` if the agent file asks for them.
 
+    Their results are not checked.
 
-def predictor(teacher: ModuleTeacher, where: str) -> tuple[Asked, Asked | None]:
-    """Rows to float64 ``[n, K]``, as the module gives them or softened from its logits; and, if asked for, to features.
-
-    Neither is checked yet.
-
-    :raises PartError: as :func:`make`, or if there is no method ``features`` and the agent file asks for it.
+    :raises PartError: as :func:`make_module`, or if features are asked for and the module has no method ``features``.
     """
-    module: Any = make(teacher, where)
-    encode = _encoding(teacher, where)
+    module: Any = make_module(teacher, where)
+    encode = _make_encoder(teacher, where)
     if teacher.features and not callable(getattr(module, "features", None)):
         raise PartError(
             f"{where}.features: the {type(module).__name__} that {teacher.target} gives has no method "
@@ -98,32 +102,35 @@ def predictor(teacher: ModuleTeacher, where: str) -> tuple[Asked, Asked | None]:
         )
 
     def predict(rows: pd.DataFrame) -> Any:
-        said = _in_batches(module, encode, rows, teacher.batch_size, where)
-        return softmax(said) if teacher.answers == "logits" else said
+        outputs = _forward_in_batches(module, encode, rows, teacher.batch_size, where)
+        return softmax(outputs) if teacher.answers == "logits" else outputs
 
     def features(rows: pd.DataFrame) -> Any:
-        return _in_batches(module.features, encode, rows, teacher.batch_size, where)
+        return _forward_in_batches(module.features, encode, rows, teacher.batch_size, where)
 
     return predict, features if teacher.features else None
 
 
-def _in_batches(forward: Callable[[Any], Any], encode: Asked, rows: pd.DataFrame, size: int, where: str) -> Any:
+def _forward_in_batches(
+    forward: Callable[[Any], Any], encode: RowFunction, rows: pd.DataFrame, batch_size: int, where: str
+) -> Any:
     import torch
 
-    said = []
-    for start in range(0, len(rows), size):
-        batch = rows.iloc[start : start + size]
+    outputs = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows.iloc[start : start + batch_size]
         try:
             with torch.inference_mode():
-                said.append(forward(torch.as_tensor(encode(batch))).detach().cpu().numpy())
+                outputs.append(forward(torch.as_tensor(encode(batch))).detach().cpu().numpy())
         except Exception as error:
             raise PartError(f"{where}: fails on {len(batch)} rows: {type(error).__name__}: {error}") from error
-    return np.concatenate(said)
+    return np.concatenate(outputs)
 
 
-def _encoding(teacher: ModuleTeacher, where: str) -> Callable[[pd.DataFrame], Any]:
+def _make_encoder(teacher: ModuleTeacher, where: str) -> RowFunction:
+    """The section's function ``encode``, or its number columns as float32 ``[n, D]``."""
     if teacher.encode is not None:
-        encode: Callable[[pd.DataFrame], Any] = resolve(teacher.encode, where=f"{where}.encode")
+        encode: RowFunction = resolve(teacher.encode, where=f"{where}.encode")
         return encode
     columns = list(teacher.columns or ())
     return lambda rows: rows[columns].to_numpy(dtype=np.float32, copy=True)

@@ -1,7 +1,7 @@
 """A teacher as MLflow loads it: ``mlflow.pyfunc.load_model("models:/<agent>-teacher@champion")``.
 
-The artifact says which agent it belongs to and which parts it has; which class reads a part is taken from the
-reviewed agent file alone, so that no artifact can name Python to import.
+The artifact names its agent and its members. Which class reads a member's files comes from the reviewed agent file
+alone, so that no artifact can name Python code to import.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TeacherModel:
 
 
 def _load_pyfunc(path: str) -> TeacherModel:
-    """What MLflow calls with the teacher's folder."""
+    """The function that MLflow calls with the teacher's folder."""
     from stillhouse.teachers.ensemble import load
 
     folder = Path(path)

@@ -15,7 +15,7 @@ from stillhouse.errors import WindowError
 from stillhouse.evaluate.scorecard import disagreement, quality
 from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
 from stillhouse.stats import total_variation
-from stillhouse.teachers import asking
+from stillhouse.teachers import labeling
 from stillhouse.watching.evidence import INSTANT, evidence_states
 from stillhouse.watching.window import Array, WatchedWindow
 
@@ -36,8 +36,8 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
             f"--agent {watched.agent} --trigger bootstrap`"
         )
     audited = _audited_rows(watched, champion)
-    account = asking.for_watch(watched.champion_base, data.window.end)
-    teacher_probs = asking.ask(champion.teacher, audited, account)
+    account = labeling.open_watch_budget(watched.champion_base, data.window.end)
+    teacher_probs = labeling.ask(champion.teacher, audited, account)
     answered = ~np.isnan(teacher_probs[:, 0])
     audited, teacher_probs = audited[answered], teacher_probs[answered]
     probs, weights = champion.variant.predict_proba(audited), audited["weight"].to_numpy()

@@ -17,7 +17,7 @@ from stillhouse.knowledge import KnowledgeBase
 from stillhouse.locks import watch_lock
 from stillhouse.records import Cost, DataReport, EvidenceRows, EvidenceStep, TeacherWeights
 from stillhouse.stats import half_brier
-from stillhouse.teachers import asking, following, weighing
+from stillhouse.teachers import labeling, mixture_weights, weight_updates
 from stillhouse.watching.window import WatchedWindow
 
 __all__ = ["INSTANT", "evidence_states", "follow_weights", "gather_evidence"]
@@ -79,12 +79,14 @@ def follow_weights(watched: WatchedWindow, as_of: datetime) -> TeacherWeights | 
     if champion is None or watched.settings.weights.follow == "fixed" or champion.teacher.weights is None:
         return None
     baseline, version = champion.baseline, champion.teacher.version
-    found = following.followed(base, champion.teacher, baseline.as_of, baseline.test, as_of)
+    found = weight_updates.update_weights(base, champion.teacher, baseline.as_of, baseline.test, as_of)
     recorded = [
         change for change in base.journal.weight_changes(version) if change.job == "watch" and change.as_of <= as_of
     ]
-    before = following.standing(champion.teacher.weights, recorded)
-    base.journal.append_weight_changes(weighing.changes(found.weights, before, version=version, job="watch"))
+    before = weight_updates.current_weights(champion.teacher.weights, recorded)
+    base.journal.append_weight_changes(
+        mixture_weights.find_changes(found.weights, before, version=version, job="watch")
+    )
     return found.weights
 
 
@@ -135,7 +137,7 @@ class _Counting:
         key = f"{watched.agent}:{state.champion}:{state.since.isoformat()}"
         planned = steps.plan_audit(watched.rows, scores, due, self.watch, self.cluster, key)
         drawn = pd.concat([plan.drawn for plan in planned], ignore_index=True)
-        probs = asking.ask(champion.teacher, drawn, asking.for_watch(self.base, self.as_of))
+        probs = labeling.ask(champion.teacher, drawn, labeling.open_watch_budget(self.base, self.as_of))
         answered = drawn["content_key"][~np.isnan(probs[:, 0])]
         planned = [plan.only(answered) for plan in planned]
         losses = steps.audited_losses(

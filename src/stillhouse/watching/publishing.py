@@ -23,7 +23,7 @@ from stillhouse.records import (
 )
 from stillhouse.registry import names
 from stillhouse.shown import markdown as md
-from stillhouse.teachers.weighing import share_in
+from stillhouse.teachers.mixture_weights import slice_shares
 from stillhouse.watching.window import WatchedWindow
 
 __all__ = ["CALM", "log_watch", "slices_table", "watch_figures", "watch_page"]
@@ -142,7 +142,7 @@ def _levels(report: DriftReport) -> dict[str, float]:
 def _weight_levels(weights: TeacherWeights | None) -> dict[str, float]:
     if weights is None:
         return {}
-    return {f"weight/{name}": float(share) for name, share in zip(weights.teachers, share_in(weights), strict=True)}
+    return {f"weight/{name}": float(share) for name, share in zip(weights.teachers, slice_shares(weights), strict=True)}
 
 
 def _cost(cost: Cost | None) -> str:

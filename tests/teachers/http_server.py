@@ -1,4 +1,4 @@
-"""A server on loopback that speaks the OpenAI protocol, well or badly, as its script says."""
+"""A server on loopback that speaks the OpenAI protocol, correctly or not, as its script decides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """What is sent back, and how."""
+    """The response of the server, and how it is sent."""
 
     body: Any = None
     status: int = 200
@@ -25,7 +25,7 @@ class Reply:
 
 
 Script = Callable[[dict[str, Any], int], Reply]
-"""The request's body and its number (0, 1, …) → what to send."""
+"""The request's body and its number (0, 1, …) → the response."""
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Server:
     url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    at_once: int = 0
-    most_at_once: int = 0
+    concurrent: int = 0
+    max_concurrent: int = 0
 
 
 @contextmanager
@@ -42,23 +42,23 @@ def serving(script: Script) -> Iterator[Server]:
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # connections are kept, as those of a real server
+        protocol_version = "HTTP/1.1"  # persistent connections, like a real server
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 number = len(server.requests)
-                server.requests.append(asked)
+                server.requests.append(request)
                 server.headers.append({name.lower(): value for name, value in self.headers.items()})
-                server.at_once += 1
-                server.most_at_once = max(server.most_at_once, server.at_once)
+                server.concurrent += 1
+                server.max_concurrent = max(server.max_concurrent, server.concurrent)
             try:
                 with suppress(OSError):  # the client may have gone
-                    self.send(script(asked, number))
+                    self.send(script(request, number))
             finally:
                 with lock:
-                    server.at_once -= 1
+                    server.concurrent -= 1
 
         def send(self, reply: Reply) -> None:
             time.sleep(reply.delay)
@@ -97,7 +97,7 @@ def serving(script: Script) -> Iterator[Server]:
         thread.join()
 
 
-def says(*texts: str | None, tokens: Any = None, usage: tuple[int, int] | None = (100, 5)) -> Reply:
+def chat_completion(*texts: str | None, tokens: Any = None, usage: tuple[int, int] | None = (100, 5)) -> Reply:
     """A chat completion with an answer for each of ``texts``."""
     choices = [
         {
@@ -119,8 +119,10 @@ def error(status: int, message: str = "no", **headers: str) -> Reply:
 
 
 def token(text: str, probability: float, **others: float) -> dict[str, Any]:
-    """One token of an answer, with the alternatives at its place."""
+    """One token of an answer, with the alternatives at its position."""
     from math import log
 
-    tops = [{"token": name, "logprob": log(p), "bytes": None} for name, p in {text: probability, **others}.items()]
-    return {"token": text, "logprob": log(probability), "bytes": None, "top_logprobs": tops}
+    alternatives = [
+        {"token": name, "logprob": log(p), "bytes": None} for name, p in {text: probability, **others}.items()
+    ]
+    return {"token": text, "logprob": log(probability), "bytes": None, "top_logprobs": alternatives}
