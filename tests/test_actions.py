@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from stillhouse.actions import aligned
+from stillhouse.actions import align_actions
 
 
-def test_an_unknown_action_gets_nothing_and_the_order_is_the_wanted_one() -> None:
-    said = np.array([[0.2, 0.8], [np.nan, np.nan]])
-    found = aligned(said, ["a", "b"], ["b", "new", "a"])
-    assert found[0].tolist() == [0.8, 0.0, 0.2] and np.isnan(found[1, 0])
-    assert aligned(said, ["a", "b"], ("a", "b")) is said
+def test_an_unknown_action_gets_zero_and_the_order_is_the_targets() -> None:
+    probs = np.array([[0.2, 0.8], [np.nan, np.nan]])
+    aligned = align_actions(probs, ["a", "b"], ["b", "new", "a"])
+    assert aligned[0].tolist() == [0.8, 0.0, 0.2] and np.isnan(aligned[1, 0])
+    assert align_actions(probs, ["a", "b"], ("a", "b")) is probs
 
 
-def test_what_is_no_longer_wanted_goes_to_the_others() -> None:
-    said = np.array([[0.2, 0.2, 0.6], [0.0, 0.0, 1.0], [np.nan] * 3], dtype=np.float32)
-    found = aligned(said, ["a", "b", "c"], ["b", "a"])
-    assert found.dtype == np.float32 and found[:2].tolist() == [[0.5, 0.5], [0.5, 0.5]] and np.isnan(found[2]).all()
+def test_probability_of_removed_actions_goes_to_the_others() -> None:
+    probs = np.array([[0.2, 0.2, 0.6], [0.0, 0.0, 1.0], [np.nan] * 3], dtype=np.float32)
+    aligned = align_actions(probs, ["a", "b", "c"], ["b", "a"])
+    assert (
+        aligned.dtype == np.float32 and aligned[:2].tolist() == [[0.5, 0.5], [0.5, 0.5]] and np.isnan(aligned[2]).all()
+    )

@@ -113,10 +113,10 @@ def teachers(
     from stillhouse.teachers.ensemble import kept_weights, reference
     from stillhouse.teachers.following import standing
 
-    settings, models = config.load(agent), Registry(agent)
+    settings, registry = config.load(agent), Registry(agent)
     with console.status("asking MLflow"):
-        champion = models.champion()
-        folder = models.fetch(models.baseline(champion).teacher) if champion else None
+        champion = registry.champion()
+        folder = registry.models.fetch(registry.baseline(champion).teacher) if champion else None
     weights, version = (kept_weights(folder), reference(folder).version) if folder else (None, "")
     changes = KnowledgeBase(settings).weight_changes()
     now = standing(weights, [each for each in changes if each.version == version and each.job == "watch"])

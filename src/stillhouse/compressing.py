@@ -250,26 +250,26 @@ def log_compression(
     """Everything in MLflow; the chosen candidate's address there."""
     reads = graph_inputs(onnx.load(Path(frontier.reference.folder) / "model.onnx"))
     example = feed_of(rows.rows, reads)
-    models = Compressions(experiment or f"compress-{model.name}")
+    compressions = Compressions(experiment or f"compress-{model.name}")
     assert settings.search is not None  # settings_of gives one
     params = settings.search.model_dump(mode="json") | frontier.limits.model_dump() | {"stopped": frontier.stopped}
     chosen = None
-    with models.compression(model.uri, frontier, params) as run_id:
+    with compressions.open_compression(model.uri, frontier, params) as run_id:
         for candidate in frontier.candidates:
             is_chosen = candidate.name == frontier.chosen
             figures = measured(candidate) | {"bytes": float(candidate.bytes)} if candidate.refused is None else {}
-            logged = models.log_candidate(run_id, model.uri, candidate, figures, example, is_chosen)
+            logged = compressions.log_candidate(run_id, model.uri, candidate, figures, example, is_chosen)
             if is_chosen and logged is not None:
                 chosen = logged.uri
-        log_frontier(models, run_id, frontier)
-        models.tag(run_id, chosen_model=chosen)
+        log_frontier(compressions.runs, run_id, frontier)
+        compressions.runs.set_tags(run_id, chosen_model=chosen)
     return chosen
 
 
-def log_frontier(models: Runs, run_id: str, frontier: Frontier) -> None:
+def log_frontier(runs: Runs, run_id: str, frontier: Frontier) -> None:
     """The frontier as record, table, figure and metrics of a run."""
-    models.log_table(run_id, frontier_table(frontier), "compression/frontier.json")
-    models.log(
+    runs.log_table(run_id, frontier_table(frontier), "compression/frontier.json")
+    runs.log(
         run_id,
         files={FRONTIER: frontier, FRONTIER_FIGURE: frontier_figure(frontier)},
         metrics={

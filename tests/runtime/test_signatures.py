@@ -14,7 +14,7 @@ from stillhouse import config
 from stillhouse.errors import NoChampionError, SignatureError
 from stillhouse.runtime.agent import Agent
 from stillhouse.runtime.champions import Champions
-from stillhouse.signing import Signer, release_statement, signer
+from stillhouse.signing import Signer, load_signer, release_statement
 from stillhouse.verifying import check_archive, read_keys
 from tests.registry.test_signatures import envelope, stored
 from tests.runtime.conftest import World
@@ -129,7 +129,7 @@ def test_a_copy_of_another_key_or_another_agent_is_not_loaded(champion: World, m
     evil = Signer(SECRET).sign(signed)
     with pytest.raises(SignatureError, match="not trusted here"):
         champions.load(pointer.model_copy(update={"signature": evil}))
-    other = signer().sign(signed.replace('"agent":"flights"', '"agent":"router"'))
+    other = load_signer().sign(signed.replace('"agent":"flights"', '"agent":"router"'))
     with pytest.raises(SignatureError, match="of agent 'router'"):
         champions.load(pointer.model_copy(update={"signature": other}))
     monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)  # rotated, and not signed again
@@ -160,7 +160,7 @@ def test_all_that_was_signed_again_is_taken_up_without_fetching(
     monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", os.environ["STILLHOUSE_TRUSTED_KEYS"] + PUBLIC)
     monkeypatch.setenv("STILLHOUSE_SIGNING_KEY", PEM)
     registry.sign_again()
-    monkeypatch.setattr(registry, "fetch", None)  # not called
+    monkeypatch.setattr(registry.models, "fetch", None)  # not called
     after = champions.follow(registry)
     monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)
     assert after.folder == pointer.folder and champions.load(after).version == "flights@1"

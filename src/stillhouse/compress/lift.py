@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from stillhouse.artifacts import checked_program
+from stillhouse.artifacts import sanitize_program
 from stillhouse.compress.rows import Input
 from stillhouse.compress.subject import Feed
 from stillhouse.errors import ExportError, PartError
@@ -40,7 +40,7 @@ def read_program(path: Path) -> ExportedProgram:
     :raises ExportError: if it holds more than a graph and tensors, naming what, or cannot be read here.
     """
     try:
-        return torch.export.load(checked_program(path))
+        return torch.export.load(sanitize_program(path))
     except PartError as error:
         raise ExportError(f"the exported program cannot be read here: {error}") from error
     except Exception as error:  # of a stranger's file: the library's errors have no base of their own

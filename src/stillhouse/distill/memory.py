@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.actions import aligned
+from stillhouse.actions import align_actions
 
 __all__ = ["FILE", "Memory", "read", "remembered"]
 
@@ -52,7 +52,7 @@ class Memory:
         found = pd.Index(self.rows["observation_id"]).get_indexer(pd.Index(observation_ids))
         if (found < 0).any():
             raise KeyError(f"{int((found < 0).sum())} rows are not in the memory")
-        return aligned(self.probabilities[found], self.actions, actions)
+        return align_actions(self.probabilities[found], self.actions, actions)
 
     def save(self, folder: Path) -> None:
         """Write ``memory.parquet`` (no pickle)."""
@@ -110,7 +110,7 @@ def remembered(
     if older is not None and old:
         kept = np.sort(rng.choice(len(older), old, replace=False))
         parts.insert(0, older.rows.iloc[kept])
-        said.insert(0, aligned(older.probabilities[kept], older.actions, actions))
+        said.insert(0, align_actions(older.probabilities[kept], older.actions, actions))
     together = pd.concat(parts, ignore_index=True)
     order = np.argsort(together["observed_at"].to_numpy(), kind="stable")
     return Memory(

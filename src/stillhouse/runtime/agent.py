@@ -399,7 +399,7 @@ class Agent:
 
     # ----------------------------------------------------------------- following, flushing, status
 
-    def follow(self, models: Registry | None = None) -> str | None:
+    def follow(self, registry: Registry | None = None) -> str | None:
         """Ask the registry now, and decide with its champion from now on; returns its version, None if there is none.
 
         Whatever fails, the champion of before decides on. Where there is a cascade, the teacher is loaded too.
@@ -408,7 +408,7 @@ class Agent:
         :raises NoChampionError: if the champion does not run here.
         :raises SchemaError: if it reads other columns than the agent file has.
         """
-        self._follow(models or self._registry())
+        self._follow(registry or self._registry())
         champion = self._champion
         if champion is not None and self._asking is not None:
             self._asking.prepare(champion, wait=True)
@@ -497,10 +497,10 @@ class Agent:
 
     # ----------------------------------------------------------------- in the background
 
-    def _follow(self, models: Registry) -> None:
+    def _follow(self, registry: Registry) -> None:
         with self._swapping:
             try:
-                self._champions.follow(models)
+                self._champions.follow(registry)
             except Exception:  # the champion may have come without its teacher
                 with suppress(StillhouseError):
                     self._take(self._champions.read())

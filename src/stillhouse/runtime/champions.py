@@ -28,7 +28,7 @@ from stillhouse.files import write_whole
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
 from stillhouse.runtime.rows import Batch, Contract
-from stillhouse.signing import signed_model, signed_release, verified
+from stillhouse.signing import read_signed_model, read_signed_release, require_released
 from stillhouse.variant import InputError, Variant
 from stillhouse.verifying import SIGNATURE_FILE, FilesDiffer, Model, check_files, read_files
 
@@ -178,7 +178,7 @@ class Champions:
         self._require_whole(f"the teacher of {pointer.version}", pointer.teacher_folder, model)
         return self.folder / pointer.teacher_folder
 
-    def follow(self, models: Registry) -> Pointer | None:
+    def follow(self, registry: Registry) -> Pointer | None:
         """Let the copy be of the version that is champion now: fetched, checked, tried, and only then pointed to.
 
         A damaged copy is fetched again, and whatever fails, the copy of before stays. A version is taken only if it is
@@ -193,23 +193,23 @@ class Champions:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "follow.lock"):
-            pointer, champion = self.read(), models.champion()
+            pointer, champion = self.read(), registry.champion()
             if champion is None:
                 return pointer
-            signed = self._released(models, champion, pointer)
+            signed = self._released(registry, champion, pointer)
             if pointer is None or not self._is(pointer, champion):
-                pointer = self._point(self._new(models, champion, pointer, signed))
+                pointer = self._point(self._new(registry, champion, pointer, signed))
             elif (pointer.signature, pointer.release) != (signed.signature, signed.release):  # signed, released again
                 pointer = self._point(pointer.model_copy(update=signed.fields))
             if self.config.runtime.cascade and not self._has_teacher(pointer):
-                pointer = self._point(self._with_teacher(models, champion, pointer))
+                pointer = self._point(self._with_teacher(registry, champion, pointer))
             return pointer
 
     # ----------------------------------------------------------------- a new champion
 
-    def _released(self, models: Registry, champion: ModelRef, before: Pointer | None) -> _Signed:
+    def _released(self, registry: Registry, champion: ModelRef, before: Pointer | None) -> _Signed:
         """The champion's signature and its newest release, checked against what was released when last it was seen."""
-        found = self._check(str(champion), *models.envelopes(champion))
+        found = self._check(str(champion), *registry.models.envelopes(champion))
         seen = 0 if before is None else before.release_number
         if found.number < seen or (before is not None and found.number == seen and str(champion) != before.version):
             raise SignatureError(
@@ -218,12 +218,12 @@ class Champions:
             )
         return found
 
-    def _new(self, models: Registry, champion: ModelRef, before: Pointer | None, signed: _Signed) -> Pointer:
+    def _new(self, registry: Registry, champion: ModelRef, before: Pointer | None, signed: _Signed) -> Pointer:
         name = f"variant-{champion.version}-{short_id(champion.uri, champion.run_id)}"
-        models.fetch(champion, self.folder / name)
+        registry.models.fetch(champion, self.folder / name)
         self._require_whole(str(champion), name, signed.model)
         self._tried(str(champion), self.folder / name, None)
-        promoted = models.tags(champion).get("promoted_at")
+        promoted = registry.models.tags(champion).get("promoted_at")
         return Pointer(
             version=str(champion),
             uri=champion.uri,
@@ -235,12 +235,16 @@ class Champions:
             before=_before(name, before),
         )
 
-    def _with_teacher(self, models: Registry, champion: ModelRef, pointer: Pointer) -> Pointer:
-        teacher = models.baseline(champion).teacher
+    def _with_teacher(self, registry: Registry, champion: ModelRef, pointer: Pointer) -> Pointer:
+        teacher = registry.baseline(champion).teacher
         name = f"teacher-{short_id(teacher.uri, teacher.run_id)}"
-        models.fetch(teacher, self.folder / name)
+        registry.models.fetch(teacher, self.folder / name)
         found = pointer.model_copy(
-            update={"teacher": teacher, "teacher_folder": name, "teacher_signature": models.envelopes(teacher)[0]}
+            update={
+                "teacher": teacher,
+                "teacher_folder": name,
+                "teacher_signature": registry.models.envelopes(teacher)[0],
+            }
         )
         self._require_whole(f"the teacher of {pointer.version}", name, self._trusted_teacher(found))
         return found
@@ -279,8 +283,8 @@ class Champions:
 
     def _check(self, version: str, signature: str | None, release: str | None) -> _Signed:
         """See that the version is this agent's and was released, by keys that are trusted here."""
-        model, released = signed_model(signature, version), signed_release(release, version)
-        verified(model, released, self.config.agent, version)
+        model, released = read_signed_model(signature, version), read_signed_release(release, version)
+        require_released(model, released, self.config.agent, version)
         if version != f"{model.name}@{model.version}" or model.role != "variant":
             raise SignatureError(f"{version} cannot be used: it is signed as {model.role} {model.name}@{model.version}")
         assert signature is not None and release is not None  # both were read
@@ -293,8 +297,8 @@ class Champions:
         """What was signed about the champion's teacher: the one that the champion was distilled from, no other."""
         what = f"the teacher of {pointer.version}"
         champion, model = (
-            signed_model(pointer.signature, pointer.version),
-            signed_model(pointer.teacher_signature, what),
+            read_signed_model(pointer.signature, pointer.version),
+            read_signed_model(pointer.teacher_signature, what),
         )
         if model.agent != self.config.agent or model.role != "teacher":
             raise SignatureError(f"{what} cannot be used: it is signed as {model.role} {model.name} of {model.agent!r}")
