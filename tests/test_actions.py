@@ -9,14 +9,12 @@ from stillhouse.actions import align_actions
 
 def test_an_unknown_action_gets_zero_and_the_order_is_the_targets() -> None:
     probs = np.array([[0.2, 0.8], [np.nan, np.nan]])
-    aligned = align_actions(probs, ["a", "b"], ["b", "new", "a"])
-    assert aligned[0].tolist() == [0.8, 0.0, 0.2] and np.isnan(aligned[1, 0])
+    result = align_actions(probs, ["a", "b"], ["b", "new", "a"])
+    assert result[0].tolist() == [0.8, 0.0, 0.2] and np.isnan(result[1, 0])
     assert align_actions(probs, ["a", "b"], ("a", "b")) is probs
 
 
 def test_probability_of_removed_actions_goes_to_the_others() -> None:
     probs = np.array([[0.2, 0.2, 0.6], [0.0, 0.0, 1.0], [np.nan] * 3], dtype=np.float32)
-    aligned = align_actions(probs, ["a", "b", "c"], ["b", "a"])
-    assert (
-        aligned.dtype == np.float32 and aligned[:2].tolist() == [[0.5, 0.5], [0.5, 0.5]] and np.isnan(aligned[2]).all()
-    )
+    result = align_actions(probs, ["a", "b", "c"], ["b", "a"])
+    assert result.dtype == np.float32 and result[:2].tolist() == [[0.5, 0.5], [0.5, 0.5]] and np.isnan(result[2]).all()
