@@ -170,12 +170,12 @@ def smallest_ratio(home: Path) -> float:
 
     os.environ["STILLHOUSE_HOME"] = str(home)
     os.environ["STILLHOUSE_AGENTS"] = str(home / "agents")
-    models = Registry("flights", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    registry = Registry("flights", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
     ratios = []
-    for entry in models.versions():
-        ref = models.version("flights", entry.version)
-        if ref is not None and models.tags(ref).get("chosen") == "True":
-            ratios.append(models.scorecard(models.baseline(ref).teacher).bytes / entry.bytes)
+    for entry in registry.versions():
+        ref = registry.version("flights", entry.version)
+        if ref is not None and registry.models.tags(ref).get("chosen") == "True":
+            ratios.append(registry.models.scorecard(registry.baseline(ref).teacher).bytes / entry.bytes)
     return min(ratios)
 
 

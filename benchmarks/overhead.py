@@ -181,9 +181,9 @@ def once(job: Callable[[], object], folder: Path, prepared: Path, trace: Trace) 
     home = Path(tempfile.mkdtemp(dir=folder))  # another each time: what a process keeps of a store, it keeps by path
     shutil.copytree(prepared, home, dirs_exist_ok=True)
     use(home)
-    from stillhouse.champion import champion_of
+    from stillhouse.champion import load_champion
 
-    champion = champion_of("flights")  # connects, and moves MLflow's addresses to where the copy lies
+    champion = load_champion("flights")  # connects, and moves MLflow's addresses to where the copy lies
     assert champion is not None and champion.variant and champion.profile and champion.teacher  # warm on both sides
     before = sum(file.is_file() for file in (home / "mlflow" / "artifacts").rglob("*"))
     trace.clear()

@@ -220,11 +220,11 @@ def champion_folder() -> Path:
     """The champion's files, as any device has them."""
     from stillhouse.registry import Registry
 
-    models = Registry(AGENT)
-    champion = models.champion()
+    registry = Registry(AGENT)
+    champion = registry.champion()
     if champion is None:
         raise SystemExit(f"{config.home()} has no champion of {AGENT}")
-    return models.fetch(champion)
+    return registry.models.fetch(champion)
 
 
 def native_of(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
@@ -411,9 +411,9 @@ def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swap
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.registry import Registry
 
-    models = Registry(AGENT)
-    champion = models.champion()
-    versions = [entry.version for entry in models.versions()]
+    registry = Registry(AGENT)
+    champion = registry.champion()
+    versions = [entry.version for entry in registry.versions()]
     assert champion is not None and champion.version is not None
     if len(versions) < 2:
         raise SystemExit("there is only one version to swap with")
@@ -427,7 +427,7 @@ def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swap
         began = time.monotonic()
         for number in range(swaps):
             target = other if number % 2 == 0 else str(champion.version)
-            models.promote(target)
+            registry.promote(target)
             until = time.monotonic() + 5.5
             while time.monotonic() < until:  # until it decides, or the next swap is due
                 version = post(port, NATIVE, body[0])["version"]
@@ -439,7 +439,7 @@ def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swap
         found = load.end()
     decided = [json.loads(text) for text in found["bodies"] if text.startswith('{"decision_id"')]
     there = KnowledgeBase(config.load(AGENT)).read("decisions", columns=["decision_id"])["decision_id"]
-    models.promote(str(champion.version))
+    registry.promote(str(champion.version))
     acknowledged = {each["decision_id"] for each in decided}
     return {
         "swaps": swaps,

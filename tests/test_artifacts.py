@@ -1,4 +1,4 @@
-"""Model files of unknown origin: what is data is read, everything else is refused before a library opens it."""
+"""Model files of unknown origin: data is read, everything else is refused before a library opens it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from stillhouse.artifacts import checked_program, require_own_tensors
+from stillhouse.artifacts import require_own_tensors, sanitize_program
 from stillhouse.errors import PartError
 
 MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
@@ -45,7 +45,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
 
 
-def written(folder: Path, records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+def write(folder: Path, records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
     file = folder / "model.pt2"
     with zipfile.ZipFile(file, "w", compression) as archive:
         for name, content in records.items():
@@ -53,7 +53,7 @@ def written(folder: Path, records: dict[str, bytes], compression: int = zipfile.
     return file
 
 
-def edited(records: dict[str, bytes], name: str, change: Callable[[Any], None]) -> dict[str, bytes]:
+def edit(records: dict[str, bytes], name: str, change: Callable[[Any], None]) -> dict[str, bytes]:
     content = json.loads(records[name])
     change(content)
     return records | {name: json.dumps(content).encode()}
@@ -63,16 +63,16 @@ def nodes(model: Any) -> Any:
     return model["graph_module"]["graph"]["nodes"]
 
 
-def test_an_honest_program_answers_as_before(program: dict[str, bytes], tmp_path: Path) -> None:
-    file = written(tmp_path, program)
-    wanted = torch.export.load(file).module()(ROWS)
-    checked = checked_program(file)
+def test_a_valid_program_computes_the_same(program: dict[str, bytes], tmp_path: Path) -> None:
+    file = write(tmp_path, program)
+    expected = torch.export.load(file).module()(ROWS)
+    checked = sanitize_program(file)
     with zipfile.ZipFile(checked) as archive:
         assert json.loads(archive.read("archive/models/model.json"))["guards_code"] == []
         assert archive.read("archive/data/sample_inputs/model.pt") == b""
     checked.seek(0)
-    found: Any = torch.export.load(checked).module(check_guards=False)
-    assert torch.equal(found(ROWS), wanted) and found(ROWS[:1]).shape == (1, 3)
+    module: Any = torch.export.load(checked).module(check_guards=False)
+    assert torch.equal(module(ROWS), expected) and module(ROWS[:1]).shape == (1, 3)
 
 
 def first_size(model: Any) -> Any:
@@ -127,10 +127,10 @@ EVIL: dict[str, tuple[str, Callable[[Any], None], str]] = {
 
 
 @pytest.mark.parametrize("what", EVIL)
-def test_what_would_run_is_refused_by_name(what: str, program: dict[str, bytes], tmp_path: Path) -> None:
-    name, change, said = EVIL[what]
-    with pytest.raises(PartError, match=said):
-        checked_program(written(tmp_path, edited(program, name, change)))
+def test_content_that_would_run_is_refused_by_name(what: str, program: dict[str, bytes], tmp_path: Path) -> None:
+    name, change, message = EVIL[what]
+    with pytest.raises(PartError, match=message):
+        sanitize_program(write(tmp_path, edit(program, name, change)))
 
 
 @pytest.mark.parametrize(
@@ -143,28 +143,28 @@ def test_what_would_run_is_refused_by_name(what: str, program: dict[str, bytes],
         "models/other.json",
     ],
 )
-def test_records_that_nobody_needs_are_refused(name: str, program: dict[str, bytes], tmp_path: Path) -> None:
+def test_unknown_records_are_refused(name: str, program: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(PartError, match=r"not a pickle-free payload"):
-        checked_program(written(tmp_path, program | {name: b"cos\nsystem\n(S'true'\ntR."}))
+        sanitize_program(write(tmp_path, program | {name: b"cos\nsystem\n(S'true'\ntR."}))
 
 
 def test_sample_inputs_are_never_unpickled(program: dict[str, bytes], tmp_path: Path) -> None:
     proof = tmp_path / "ran"
     evil = io.BytesIO()
     torch.save({"x": ROWS}, evil)
-    file = written(tmp_path, program | {"data/sample_inputs/model.pt": f"cpathlib\nPath\n(S'{proof}'\ntR.".encode()})
-    torch.export.load(checked_program(file))
+    file = write(tmp_path, program | {"data/sample_inputs/model.pt": f"cpathlib\nPath\n(S'{proof}'\ntR.".encode()})
+    torch.export.load(sanitize_program(file))
     assert not proof.exists()
 
 
 def test_other_archives(program: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(PartError, match="compressed or encrypted"):
-        checked_program(written(tmp_path, program, zipfile.ZIP_DEFLATED))
+        sanitize_program(write(tmp_path, program, zipfile.ZIP_DEFLATED))
     with pytest.raises(PartError, match="may be pickled"):
-        checked_program(written(tmp_path, {name: each for name, each in program.items() if name != WEIGHTS}))
+        sanitize_program(write(tmp_path, {name: content for name, content in program.items() if name != WEIGHTS}))
     (tmp_path / "model.pt2").write_bytes(b"PK not at all")
     with pytest.raises(PartError, match="is no archive of an exported program"):
-        checked_program(tmp_path / "model.pt2")
+        sanitize_program(tmp_path / "model.pt2")
 
 
 # --------------------------------------------------------------------------- ONNX
@@ -174,11 +174,11 @@ def graph_with_tensors_in(folder: Path, location: str) -> Path:
     tensor = numpy_helper.from_array(np.ones((6, 3), np.float32), "w")
     value = helper.make_tensor_value_info
     x, y = (value(name, TensorProto.FLOAT, ["n", width]) for name, width in (("x", 6), ("y", 3)))
-    made = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [tensor])
     (folder / "model").mkdir(exist_ok=True)
     (folder / "secret").write_bytes(b"\0" * 72)
     (folder / "model" / "own").write_bytes(b"\0" * 72)
-    model = helper.make_model(made)
+    model = helper.make_model(graph)
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL

@@ -23,6 +23,7 @@ from torch import nn
 from stillhouse import cli, compressing
 from stillhouse.errors import DataError
 from stillhouse.records import Frontier
+from stillhouse.registry.experiment import open_experiment
 from stillhouse.registry.runs import Runs
 from tests.compress.foreign.test_target import graph, with_hidden
 
@@ -48,7 +49,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLHOUSE_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        theirs = Runs("theirs")
+        theirs = open_experiment("theirs")
         patch.setenv("MLFLOW_TRACKING_URI", theirs.uri)
         mlflow.set_tracking_uri(theirs.uri)
         mlflow.set_experiment(experiment_id=theirs.experiment_id)
@@ -127,22 +128,22 @@ def test_a_torch_module_with_labels(run: Run, store: Path, tmp_path: Path) -> No
     assert manifest["source"] == "models:/net/1" and manifest["cpu"]["name"]
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 9000
 
-    runs = Runs("compress-net")
-    parent, *_ = runs.client.search_runs([runs.experiment_id], "tags.role = 'compression'")
+    experiment = open_experiment("compress-net")
+    parent, *_ = experiment.client.search_runs([experiment.experiment_id], "tags.role = 'compression'")
     assert parent.data.tags["verdict"] == "fits" and parent.data.tags["source"] == "models:/net/1"
     assert parent.data.tags["why"] in said.out and parent.info.status == "FINISHED"
-    files = {file.path for file in runs.client.list_artifacts(parent.info.run_id)}
+    files = {file.path for file in experiment.client.list_artifacts(parent.info.run_id)}
     assert {"compression.json", "compression", "figures"} <= files
-    frontier = runs.read_record(parent.info.run_id, "compression.json", Frontier)
+    frontier = Runs(experiment).read_record(parent.info.run_id, "compression.json", Frontier)
     assert frontier is not None
     wanted = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    nested = {each.info.run_name: each for each in runs.client.search_runs([runs.experiment_id], wanted)}
+    nested = {each.info.run_name: each for each in experiment.client.search_runs([experiment.experiment_id], wanted)}
     assert set(nested) == {each.name for each in frontier.candidates}
     chosen = nested[frontier.chosen]
     assert chosen.data.metrics["bytes"] <= 9000 and "compression/p95_ms" in chosen.data.metrics
     assert chosen.data.tags["chosen"] == "True"
 
-    mlflow.set_tracking_uri(runs.uri)
+    mlflow.set_tracking_uri(experiment.uri)
     loaded = mlflow.pyfunc.load_model(parent.data.tags["chosen_model"])
     mlflow.set_tracking_uri(None)
     answers = loaded.predict({"input": ROWS})["logits"]
@@ -173,8 +174,8 @@ def test_an_onnx_graph_with_a_table_of_rows(run: Run, tmp_path: Path) -> None:
         4,
     )
     assert said.code == 0, said
-    runs = Runs("mine")
-    parent, *_ = runs.client.search_runs([runs.experiment_id], "tags.role = 'compression'")
+    experiment = open_experiment("mine")
+    parent, *_ = experiment.client.search_runs([experiment.experiment_id], "tags.role = 'compression'")
     assert parent.data.tags["source"] == "models:/graph/1"
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.text import Text
 
 from stillhouse import shown as module
-from stillhouse.registry.models import metric_name
+from stillhouse.registry.metrics import metric_name
 from stillhouse.shown import LineFormatter, code, label, markdown, paragraphs, shown
 from stillhouse.terminal import Console, Table
 

@@ -1,4 +1,4 @@
-"""How a value is written as text and as a number: by its type alone."""
+"""Conversion of values to text and to numbers, by type."""
 
 from __future__ import annotations
 
@@ -64,22 +64,22 @@ TEXTS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("value", "text"), TEXTS)
 def test_texts(value: Any, text: str) -> None:
-    found = text_of(value)
-    assert found == text and type(found) is str
+    result = text_of(value)
+    assert result == text and type(result) is str
 
 
 @pytest.mark.parametrize("value", [None, math.nan, np.nan, pd.NA, pd.NaT, np.datetime64("NaT"), Decimal("NaN")])
-def test_what_is_missing(value: Any) -> None:
+def test_missing_values(value: Any) -> None:
     assert is_missing(value) and text_of(value) is None and math.isnan(number_of(value))
 
 
 @pytest.mark.parametrize("value", [0, "", False, [], {}, [None], np.array([np.nan, 1]), pd.Series([1, 2]), object()])
-def test_what_is_not(value: Any) -> None:
+def test_values_that_are_not_missing(value: Any) -> None:
     assert not is_missing(value)
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ([1], "the list [1] is no text"),
         ({"a": 1}, "the dictionary {'a': 1} is no text"),
@@ -95,10 +95,10 @@ def test_what_is_not(value: Any) -> None:
         (Decimal("1E+5000"), "too many digits"),
     ],
 )
-def test_what_has_no_text_is_refused_in_a_sentence(value: Any, said: str) -> None:
+def test_values_without_text_are_refused_with_a_message(value: Any, message: str) -> None:
     with pytest.raises(ValueRefused) as caught:
         text_of(value)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 NUMBERS: list[tuple[Any, float]] = [
@@ -127,12 +127,12 @@ def test_texts_that_write_numbers(text: str) -> None:
 @pytest.mark.parametrize(
     "value", ["", "nan", "NA", "1_000", "1,5", "0x10", "True", "٣", "1 2", "--1", [1], {}, b"1", 10**400]
 )
-def test_what_is_no_number(value: Any) -> None:
+def test_values_that_are_no_numbers(value: Any) -> None:
     with pytest.raises(ValueRefused, match=r"is no number|is too large"):
         number_of(value, from_text=True)
 
 
-def test_sequences_name_the_place() -> None:
+def test_an_error_in_a_sequence_has_the_index() -> None:
     assert texts_of(["a", 1.0, None, True]) == ["a", "1", None, "true"]
     assert texts_of(np.array([1, 2], dtype="uint8")) == ["1", "2"]
     assert texts_of(np.array([0.1, np.nan], dtype="float32")) == ["0.1", None]
@@ -152,7 +152,7 @@ def test_the_examples_of_the_docstrings_are_right() -> None:
     assert doctest.testmod(values).failed == 0
 
 
-def test_times_zones_of_the_same_moment_are_one_text() -> None:
+def test_time_zones_of_the_same_moment_are_one_text() -> None:
     berlin = datetime(2024, 5, 1, 14, tzinfo=timezone(timedelta(hours=2)))
     assert text_of(berlin) == text_of(datetime(2024, 5, 1, 12, tzinfo=UTC))
 

@@ -1,4 +1,4 @@
-"""Raw rows become the student's matrix: the same on the device as in training."""
+"""Raw rows are encoded as the student's matrix, on the device as in training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_by_hand() -> None:
     expect(frame(), [1.5, 3, 2, 1], [-2, 4, 1, 2])
 
 
-def test_the_order_is_the_models_and_not_the_frames() -> None:
+def test_columns_are_in_the_order_of_the_model() -> None:
     rows = frame(extra=["x", None])[["gate", "extra", "origin", "wind", "temp"]]
     expect(rows, [1.5, 3, 2, 1], [-2, 4, 1, 2])
 
@@ -59,7 +59,7 @@ def test_missing_and_unknown() -> None:
 
 
 @pytest.mark.parametrize("value", [None, NAN, pd.NA])
-def test_every_way_to_say_missing(value: object) -> None:
+def test_all_missing_values(value: object) -> None:
     objects = {name: pd.Series([value, value], dtype=object) for name in ("temp", "origin")}
     expect(frame(**objects), [NAN, 3, 0, 1], [NAN, 4, 0, 2])
 
@@ -130,7 +130,7 @@ def test_a_moment_is_no_number(value: object) -> None:
         encode(frame(wind=[value, value]), COLUMNS)
 
 
-# --------------------------------------------------------------------------- every way in
+# --------------------------------------------------------------------------- every input form
 
 ROW = {"temp": 1.5, "wind": 3, "origin": "JFK", "gate": "1"}
 VALUES = [
@@ -167,18 +167,18 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=[f"{type(value).__name__}-{value}" for value in VALUES])
 def test_a_category_is_the_same_text_in_every_way_in(value: Any) -> None:
-    """As it is at training, where a whole column is read by the same rule."""
+    """The text equals that of training, where a whole column is read."""
     text = text_of(value)
     encoder = Encoder([{"name": "it", "type": "category", "values": ["other", *([] if text is None else [text])]}])
     code = 0 if text is None else 2
-    held = pd.Series([value], dtype=object)
+    column = pd.Series([value], dtype=object)
     assert encoder({"it": value}).tolist() == [[code]]
     assert encoder([{"it": value}, {"it": "other"}]).tolist() == [[code], [1]]
     assert encoder({"it": [value, "other"]}).tolist() == [[code], [1]]
     assert encoder({"it": np.array([value], dtype=object)}).tolist() == [[code]]
     for n in (1, 2, 1001):
-        many = pd.DataFrame({"it": pd.concat([held] * n, ignore_index=True), "beside": 1.5})
-        assert encoder(many).ravel().tolist() == [code] * n
+        frame_of_n = pd.DataFrame({"it": pd.concat([column] * n, ignore_index=True), "beside": 1.5})
+        assert encoder(frame_of_n).ravel().tolist() == [code] * n
 
 
 @pytest.mark.parametrize(
@@ -199,22 +199,22 @@ def test_a_category_is_the_same_text_in_every_way_in(value: Any) -> None:
     ],
 )
 def test_a_typed_column_reads_as_its_values_do(dtype: str) -> None:
-    given = pd.Series([1, 0, 1], dtype="int64").astype(dtype)
-    texts = list(dict.fromkeys(text_of(value) for value in given))
+    column = pd.Series([1, 0, 1], dtype="int64").astype(dtype)
+    texts = list(dict.fromkeys(text_of(value) for value in column))
     encoder = Encoder([{"name": "it", "type": "category", "values": texts}])
     expected = [[1.0], [2.0], [1.0]]
-    for frame in (pd.DataFrame({"it": given}), pd.DataFrame({"it": given, "beside": [0.5, 1.5, 2.5], "x": "y"})):
+    for frame in (pd.DataFrame({"it": column}), pd.DataFrame({"it": column, "beside": [0.5, 1.5, 2.5], "x": "y"})):
         assert encoder(frame).tolist() == expected
         assert [encoder(frame.iloc[i : i + 1]).tolist()[0] for i in range(3)] == expected
         assert encoder(pd.concat([frame] * 400)).tolist() == expected * 400
-    assert encoder({"it": given}).tolist() == encoder({"it": given.tolist()}).tolist() == expected
+    assert encoder({"it": column}).tolist() == encoder({"it": column.tolist()}).tolist() == expected
 
 
 def test_a_float32_keeps_its_shortest_text_in_every_frame() -> None:
     encoder = Encoder([{"name": "it", "type": "category", "values": ["0.1"]}])
-    given = pd.DataFrame({"it": np.float32([0.1] * 1001), "said": "x"})
+    frame = pd.DataFrame({"it": np.float32([0.1] * 1001), "said": "x"})
     for n in (1, 2, 1001):
-        assert encoder(given.head(n)).ravel().tolist() == [1.0] * n
+        assert encoder(frame.head(n)).ravel().tolist() == [1.0] * n
 
 
 def test_rows_as_mappings_lists_columns_and_frames_give_one_matrix() -> None:
@@ -227,7 +227,7 @@ def test_rows_as_mappings_lists_columns_and_frames_give_one_matrix() -> None:
     columns = {name: [row[name] for row in rows] for name in ROW}
     np.testing.assert_array_equal(encode(columns, COLUMNS), expected)
     np.testing.assert_array_equal(
-        encode({name: np.array(each, object) for name, each in columns.items()}, COLUMNS), expected
+        encode({name: np.array(values, object) for name, values in columns.items()}, COLUMNS), expected
     )
 
 
@@ -239,7 +239,7 @@ def test_an_id_of_any_width_stays_whole_beside_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ({"temp": 1.0, "wind": 2.0}, r"missing columns \['origin', 'gate'\]; the rows have \['temp', 'wind'\]"),
         ([ROW, {"temp": 1.0}], r"row 1: missing columns \['wind', 'origin', 'gate'\]"),
@@ -261,8 +261,8 @@ def test_an_id_of_any_width_stays_whole_beside_numbers() -> None:
         ({**ROW, "temp": [1.0]}, "some columns are lists and some are not"),
     ],
 )
-def test_what_cannot_be_read_is_named(rows: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_unreadable_rows_are_named(rows: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         encode(rows, COLUMNS)
 
 
@@ -298,16 +298,16 @@ def serves_on(monkeypatch: pytest.MonkeyPatch, name: str, *flags: str) -> None:
     monkeypatch.setattr(variant, "processor", lambda: {"name": name, "flags": list(flags)})
 
 
-def test_a_variant_on_the_processor_that_it_was_measured_on_is_silent(
+def test_a_variant_on_the_processor_that_it_was_measured_on_does_not_warn(
     folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     serves_on(monkeypatch, "Old", "avx2", "avx512_vnni")
-    found = Variant(folder).predict(frame())
-    assert found["action"].tolist() == ["move", "move"] and not recwarn.list
+    decisions = Variant(folder).predict(frame())
+    assert decisions["action"].tolist() == ["move", "move"] and not recwarn.list
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "said"),
+    ("name", "flags", "message"),
     [
         ("New", ("avx2", "avx512_vnni"), "serves on New: its latency"),
         ("New", ("avx2",), "serves on New, which lacks avx512_vnni: its latency"),
@@ -316,17 +316,17 @@ def test_a_variant_on_the_processor_that_it_was_measured_on_is_silent(
     ],
 )
 def test_a_variant_on_another_processor_warns_and_serves(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, flags: tuple[str, ...], said: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, flags: tuple[str, ...], message: str
 ) -> None:
     serves_on(monkeypatch, name, *flags)
-    with pytest.warns(UserWarning, match=r"variant 'int8_static' was measured on Old and ") as told:
-        made = Variant(folder)
-    (warning,) = told.list
-    assert said in str(warning.message) and Path(warning.filename).name == Path(__file__).name
-    assert made.predict(frame())["action"].tolist() == ["move", "move"]
+    with pytest.warns(UserWarning, match=r"variant 'int8_static' was measured on Old and ") as caught:
+        loaded = Variant(folder)
+    (warning,) = caught.list
+    assert message in str(warning.message) and Path(warning.filename).name == Path(__file__).name
+    assert loaded.predict(frame())["action"].tolist() == ["move", "move"]
 
 
-def test_a_manifest_that_names_no_processor_is_no_trouble(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_manifest_without_a_processor_does_not_warn(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["cpu"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -356,7 +356,7 @@ def test_numpy_and_onnxruntime_are_enough_to_decide(folder: Path) -> None:
         decided = variant.decide({"temp": 0.0, "wind": 1})
         assert decided.action == "move" and list(decided.probabilities) == ["stay", "move"]
         several = variant.decide([{"temp": 0.0, "wind": 1}, {"temp": 5, "wind": True}])
-        assert [each.action for each in several] == ["move", "stay"] and several[0] == decided
+        assert [decision.action for decision in several] == ["move", "stay"] and several[0] == decided
         assert variant.decide([]) == [] and variant.predict_proba([]).shape == (0, 2)
         assert variant.predict_proba({"temp": [0.0, 5.0], "wind": [1, 1]}).shape == (2, 2)
     """
@@ -371,16 +371,16 @@ def test_numpy_and_onnxruntime_are_enough_to_decide(folder: Path) -> None:
 
 
 def test_a_frame_comes_out_of_rows_of_any_form(folder: Path) -> None:
-    made = Variant(folder)
+    loaded = Variant(folder)
     rows = [{"temp": 0.0, "wind": 1.0}, {"temp": 5.0, "wind": 1.0}]
-    expected = made.predict(pd.DataFrame(rows))
+    expected = loaded.predict(pd.DataFrame(rows))
     assert expected.columns.tolist() == ["action", "p_stay", "p_move"] and expected["action"].tolist() == [
         "move",
         "stay",
     ]
-    pd.testing.assert_frame_equal(made.predict(rows), expected)
-    pd.testing.assert_frame_equal(made.predict({"temp": [0.0, 5.0], "wind": [1, 1]}), expected)
-    pd.testing.assert_frame_equal(made.predict(rows[0]), expected.head(1))
-    indexed = made.predict(pd.DataFrame(rows, index=["a", "b"]))
+    pd.testing.assert_frame_equal(loaded.predict(rows), expected)
+    pd.testing.assert_frame_equal(loaded.predict({"temp": [0.0, 5.0], "wind": [1, 1]}), expected)
+    pd.testing.assert_frame_equal(loaded.predict(rows[0]), expected.head(1))
+    indexed = loaded.predict(pd.DataFrame(rows, index=["a", "b"]))
     assert indexed.index.tolist() == ["a", "b"]
-    assert made.predict(pd.DataFrame(rows).iloc[:0]).empty
+    assert loaded.predict(pd.DataFrame(rows).iloc[:0]).empty

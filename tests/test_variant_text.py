@@ -1,4 +1,4 @@
-"""Texts become token ids: by hand, and as the tokenizers library makes them."""
+"""Texts are split into token ids: examples by hand, and a comparison with the tokenizers library."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_longest_token_first() -> None:
     assert ids("books  \t a\n") == [2, 4, 5]
 
 
-def test_what_cannot_be_cut_is_unknown_as_a_whole() -> None:
+def test_a_word_without_a_split_is_unknown() -> None:
     assert ids("bookx taxi x") == [1, 6, 1]
     assert ids("a" * 101) == [1]
     assert WordPiece(["[PAD]", "[UNK]", "a", "##a"]).ids("a" * 100) == [2] + [3] * 99
@@ -62,12 +62,12 @@ def test_one_matrix_of_numbers_codes_and_token_ids() -> None:
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), pd.NA, "", " \u00a0"])
-def test_every_way_to_say_nothing(value: object) -> None:
+def test_all_empty_texts(value: object) -> None:
     rows = pd.DataFrame({"hour": [1.0], "place": ["here"], "said": ["a"], "noted": pd.Series([value], dtype=object)})
     assert encode(rows, COLUMNS)[0].tolist() == [1, 1, 5, 0, 0, 0, 0, 0]
 
 
-def test_what_is_no_text_is_read_as_one() -> None:
+def test_other_values_are_read_as_text() -> None:
     columns = [{"name": "said", "type": "text", "tokens": ["[PAD]", "[UNK]", "12", "true"], "length": 1}]
     assert encode(pd.DataFrame({"said": [12]}), columns).tolist() == [[2]]
     assert encode(pd.DataFrame({"said": [True]}), columns).tolist() == [[3]]
@@ -86,8 +86,8 @@ def test_the_largest_ids_survive_as_float32() -> None:
     assert encode(pd.DataFrame({"said": ["t99999"]}), columns)[0, 0] == 100_001
 
 
-def test_what_is_kept_of_words_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stillhouse.variant._KEPT_WORDS", 2)
+def test_the_cache_of_words_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.variant._MAX_CACHED_WORDS", 2)
     pieces = WordPiece(TOKENS)
     texts = ["book a taxi", "taxis, books", "x", "book a taxi"]
     assert [pieces.ids(text) for text in texts * 2] == [ids(text) for text in texts * 2]
@@ -97,7 +97,7 @@ def test_what_is_kept_of_words_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(encoder(twice), encoder(twice.iloc[:1])[[0, 0]])
 
 
-# --------------------------------------------------------------------------- the library that others use
+# --------------------------------------------------------------------------- the tokenizers library
 
 
 def library(tokens: list[str]) -> Any:
@@ -105,10 +105,10 @@ def library(tokens: list[str]) -> Any:
     model = tokenizers.models.WordPiece(
         {token: i for i, token in enumerate(tokens)}, unk_token="[UNK]", max_input_chars_per_word=100
     )
-    made = tokenizers.Tokenizer(model)
-    made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    return made
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 def same(texts: list[str], tokens: list[str]) -> None:
@@ -117,10 +117,10 @@ def same(texts: list[str], tokens: list[str]) -> None:
 
 
 def test_like_the_library_on_hard_unicode() -> None:
-    """Characters of Unicode 3.2, whose kinds every table agrees on but four that became punctuation since."""
-    known = unicodedata.ucd_3_2_0
-    characters = [chr(c) for c in range(0x30000) if not 0xD800 <= c < 0xE000 and known.category(chr(c)) != "Cn"]
-    characters = [c for c in characters if known.category(c) == unicodedata.category(c)]
+    """Characters of Unicode 3.2 whose category has not changed since."""
+    old_table = unicodedata.ucd_3_2_0
+    characters = [chr(c) for c in range(0x30000) if not 0xD800 <= c < 0xE000 and old_table.category(chr(c)) != "Cn"]
+    characters = [c for c in characters if old_table.category(c) == unicodedata.category(c)]
     alone = [f"ab{character}Cd" for character in characters]
     chance = random.Random(0)
     mixed = ["".join(chance.choices(characters, k=9)) + chance.choice(" .\t'ß") for _ in range(1000)]
@@ -132,7 +132,12 @@ def test_like_the_library_on_hard_unicode() -> None:
 
 def test_like_the_library_on_real_sentences() -> None:
     path = next(
-        (found for up in Path(__file__).parents if (found := up / "shared/data/clinc150/data_full.json").exists()), None
+        (
+            file
+            for parent in Path(__file__).parents
+            if (file := parent / "shared/data/clinc150/data_full.json").exists()
+        ),
+        None,
     )
     if path is None:
         pytest.skip("CLINC150 is not here")

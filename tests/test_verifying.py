@@ -1,4 +1,4 @@
-"""A model is used only as it was signed: each way to alter it is refused, by what a device has."""
+"""Verification on a device refuses every kind of altered model."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def sign(folder: Path, model: Model, number: int, key: Ed25519PrivateKey = KEY) 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model as it was handed out: version 7, the third release."""
-    made = tmp_path / "model"
+    """A distributed model: version 7, the third release."""
+    model = tmp_path / "model"
     for name, content in FILES.items():
-        (made / name).parent.mkdir(parents=True, exist_ok=True)
-        (made / name).write_bytes(content)
-    sign(made, model_of(made), 3)
-    return made
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_bytes(content)
+    sign(model, model_of(model), 3)
+    return model
 
 
 def archive_of(folder: Path, target: Path) -> Path:
@@ -117,9 +117,9 @@ ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("way", ALTERED)
 def test_no_altered_file_passes(folder: Path, way: str) -> None:
-    alter, told = ALTERED[way]
+    alter, message = ALTERED[way]
     alter(folder)
-    with pytest.raises(FilesDiffer, match=told):
+    with pytest.raises(FilesDiffer, match=message):
         check_folder(folder, KEYS, agent="flights")
 
 
@@ -179,10 +179,10 @@ ENVELOPES: dict[str, tuple[Callable[[dict[str, str]], object], str]] = {
 
 @pytest.mark.parametrize("way", ENVELOPES)
 def test_no_altered_envelope_passes(folder: Path, way: str) -> None:
-    alter, told = ENVELOPES[way]
+    alter, message = ENVELOPES[way]
     envelope = json.loads(Signer(KEY).sign(model_statement(model_of(folder))))
     alter(envelope)
-    with pytest.raises(VerificationError, match=told):
+    with pytest.raises(VerificationError, match=message):
         read_model(json.dumps(envelope), KEYS)
 
 
@@ -203,9 +203,9 @@ def test_a_statement_of_one_kind_is_not_one_of_another(folder: Path) -> None:
         with pytest.raises(VerificationError, match=r"incomplete|no statement"):
             read_model(Signer(KEY).sign(text), KEYS)
     for number in (0, -1, 1.5, True, "9"):
-        said = json.loads(release_statement("flights", "7", 1)) | {"number": number}
+        statement = json.loads(release_statement("flights", "7", 1)) | {"number": number}
         with pytest.raises(VerificationError, match="incomplete"):
-            read_release(Signer(KEY).sign(json.dumps(said)), KEYS)
+            read_release(Signer(KEY).sign(json.dumps(statement)), KEYS)
 
 
 def test_a_folder_without_signature_or_of_no_file_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -233,26 +233,26 @@ def packed(path: Path, entries: Mapping[str, bytes], link: str | None = None) ->
 
 
 def test_hostile_archives_are_refused_and_leave_nothing(folder: Path, tmp_path: Path) -> None:
-    sound = {name: (folder / name).read_bytes() for name in digests(folder)}
+    files = {name: (folder / name).read_bytes() for name in digests(folder)}
     into, file = tmp_path / "into", tmp_path / "a.tar.gz"
-    for entries, hidden, told in (
-        (sound | {"../evil.py": b"x"}, None, "not signed: '../evil.py'"),
-        (sound | {"/tmp/evil.py": b"x"}, None, "not signed: "),
-        (sound, "passwd", "no plain file"),
-        ({name: content for name, content in sound.items() if name != SIGNATURE_FILE}, None, "not signed"),
-        (sound | {"variant.py": b"evil()"}, None, "than were signed: 'variant.py'"),
+    for entries, hidden, message in (
+        (files | {"../evil.py": b"x"}, None, "not signed: '../evil.py'"),
+        (files | {"/tmp/evil.py": b"x"}, None, "not signed: "),
+        (files, "passwd", "no plain file"),
+        ({name: content for name, content in files.items() if name != SIGNATURE_FILE}, None, "not signed"),
+        (files | {"variant.py": b"evil()"}, None, "than were signed: 'variant.py'"),
     ):
-        with pytest.raises(VerificationError, match=told):
+        with pytest.raises(VerificationError, match=message):
             verify(packed(file, entries, hidden), KEYS, agent="flights", into=into)
     file.write_bytes(gzip.compress(b"no tar"))
     with pytest.raises(VerificationError, match="cannot be read as"):
         verify(file, KEYS, agent="flights", into=into)
     with pytest.raises(VerificationError, match="unpacks to more than 1,000 bytes"):
-        check_archive(packed(file, sound | {"zeros": bytes(10**6)}), KEYS, agent="flights", max_bytes=1000)
+        check_archive(packed(file, files | {"zeros": bytes(10**6)}), KEYS, agent="flights", max_bytes=1000)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "a.tar.gz"}
 
 
-def test_keys_that_are_none_are_told() -> None:
+def test_invalid_keys_are_reported() -> None:
     with pytest.raises(VerificationError, match="no public key"):
         read_keys("nothing")
     with pytest.raises(VerificationError, match="of another kind than Ed25519"):
@@ -267,14 +267,14 @@ def test_a_device_needs_this_file_and_cryptography_alone(folder: Path, tmp_path:
     (tmp_path / "flights.pub").write_text(public(KEY))
     archive = archive_of(folder, tmp_path / "champion.tar.gz")
 
-    def device(*more: str) -> subprocess.CompletedProcess[str]:
+    def device(*options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-I", "verifying.py", archive.name, "--key", "flights.pub", "--agent", "flights"]
         return subprocess.run(
-            [*command, "--state", "last", *more], cwd=tmp_path, capture_output=True, text=True, check=False
+            [*command, "--state", "last", *options], cwd=tmp_path, capture_output=True, text=True, check=False
         )
 
-    made = device("--into", "unpacked")
-    assert (made.returncode, made.stdout) == (0, "flights@7 (release 3) is as it was signed\n")
+    done = device("--into", "unpacked")
+    assert (done.returncode, done.stdout) == (0, "flights@7 (release 3) is as it was signed\n")
     assert digests(tmp_path / "unpacked") == digests(folder) and (tmp_path / "last").read_text() == "3\n"
 
     (tmp_path / "last").write_text("4\n")
@@ -282,23 +282,23 @@ def test_a_device_needs_this_file_and_cryptography_alone(folder: Path, tmp_path:
     assert refused.returncode == 1 and "withdrawn" in refused.stderr and not (tmp_path / "again").exists()
 
 
-def test_what_is_no_text_no_gzip_or_a_bomb_is_told_in_a_sentence(
+def test_invalid_text_invalid_gzip_and_a_bomb_are_reported(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound = {name: (folder / name).read_bytes() for name in digests(folder)}
-    file, pub = packed(tmp_path / "a.tar.gz", sound), tmp_path / "flights.pub"
+    files = {name: (folder / name).read_bytes() for name in digests(folder)}
+    file, pub = packed(tmp_path / "a.tar.gz", files), tmp_path / "flights.pub"
     pub.write_text(public(KEY))
     (tmp_path / "der.pub").write_bytes(b"\x30\x2a\xe4\xff")
     (tmp_path / "state").write_bytes(b"\xff\xfe")
-    for options, told in (
+    for options, message in (
         (["--key", str(tmp_path / "der.pub")], "der.pub cannot be read"),
         (["--key", str(pub), "--state", str(tmp_path / "state")], "no number of a release"),
     ):
         assert stillhouse.verifying.main([str(file), "--agent", "flights", *options]) == 1
-        assert told in capsys.readouterr().err
-    whole = file.read_bytes()
-    for end in range(0, len(whole) - 60, 7):
-        file.write_bytes(whole[:end])
+        assert message in capsys.readouterr().err
+    content = file.read_bytes()
+    for end in range(0, len(content) - 60, 7):
+        file.write_bytes(content[:end])
         with pytest.raises(VerificationError):
             check_archive(file, KEYS, agent="flights")
     header = tarfile.TarInfo("long")

@@ -1,4 +1,4 @@
-"""Probabilities of one list of actions, read as those of another: actions are matched by name."""
+"""Convert probabilities between lists of actions, matched by name."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["aligned"]
+__all__ = ["align_actions"]
 
 Array = np.ndarray[Any, Any]
 
 
-def aligned(probabilities: Array, given: Sequence[str], wanted: Sequence[str]) -> Array:
-    """Probabilities ``[n, len(given)]`` as ``[n, len(wanted)]``, of the same type.
+def align_actions(probs: Array, source: Sequence[str], target: Sequence[str]) -> Array:
+    """Probabilities ``[n, len(source)]`` as ``[n, len(target)]``, of the same dtype.
 
-    An action that the giver does not know gets 0. What it gave to actions that are no longer wanted goes to the others
-    in proportion; where nothing is left, all of them are alike.
+    An action that ``source`` lacks gets 0. The probability of actions that ``target`` lacks is distributed over the
+    others in proportion; a row in which nothing remains becomes uniform. A row of NaN stays NaN.
+
+    >>> align_actions(np.array([[0.2, 0.2, 0.6]]), ["a", "b", "c"], ["b", "a", "new"]).tolist()
+    [[0.5, 0.5, 0.0]]
     """
-    if list(given) == list(wanted):
-        return probabilities
-    found = np.zeros((len(probabilities), len(wanted)), dtype=probabilities.dtype)
-    places = {action: place for place, action in enumerate(given)}
-    for column, action in enumerate(wanted):
-        if action in places:
-            found[:, column] = probabilities[:, places[action]]
-    if set(given) <= set(wanted):
-        return found
-    left = found.sum(axis=1, keepdims=True)
-    known = ~np.isnan(left[:, 0])  # a row without an answer stays one
-    found[known & (left[:, 0] <= 0)] = 1.0
-    return np.where(known[:, None], found / found.sum(axis=1, keepdims=True), found).astype(probabilities.dtype)
+    if list(source) == list(target):
+        return probs
+    aligned = np.zeros((len(probs), len(target)), dtype=probs.dtype)
+    source_index = {action: index for index, action in enumerate(source)}
+    for column, action in enumerate(target):
+        if action in source_index:
+            aligned[:, column] = probs[:, source_index[action]]
+    if set(source) <= set(target):
+        return aligned
+    total = aligned.sum(axis=1, keepdims=True)
+    has_probs = ~np.isnan(total[:, 0])
+    aligned[has_probs & (total[:, 0] <= 0)] = 1.0
+    return np.where(has_probs[:, None], aligned / aligned.sum(axis=1, keepdims=True), aligned).astype(probs.dtype)

@@ -1,10 +1,10 @@
-"""Model files of unknown origin, checked before a library opens them: nothing in them runs or reads other files.
+"""Check model files of unknown origin before a library opens them, so that they run no code and read no other files.
 
-``torch.export.load`` unpickles weights, constants and example inputs where the archive (``.pt2``) asks for it, loads
-compiled libraries, evaluates the sizes of tensors as Python (``sympy.sympify``), takes any name below ``torch`` for an
-operator, and writes names into source code. :func:`checked_program` reads the archive by itself, refuses what it does
-not know, and writes a new one of what is needed: the graph as JSON, and tensors as plain bytes. An ONNX graph may keep
-its tensors in other files, wherever it says: :func:`require_own_tensors` lets it name those beside it.
+``torch.export.load`` unpickles weights, constants and example inputs if the archive (``.pt2``) asks for it, loads
+compiled libraries, evaluates tensor sizes as Python (``sympy.sympify``), accepts any name below ``torch`` as an
+operator, and writes names into source code. :func:`sanitize_program` parses the archive itself, refuses unknown
+content, and writes a new archive with the graph as JSON and the tensors as plain bytes. An ONNX graph may refer to
+tensors in any file: :func:`require_own_tensors` allows only files in the graph's folder.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from typing import Any
 
 from stillhouse.errors import PartError
 
-__all__ = ["checked_program", "require_own_tensors"]
+__all__ = ["require_own_tensors", "sanitize_program"]
 
 _MODEL = "models/model.json"
 _CONFIGS = {
     "data/weights": "data/weights/model_weights_config.json",
     "data/constants": "data/constants/model_constants_config.json",
 }
-_TENSORS = {"data/weights": re.compile(r"weight_\d+"), "data/constants": re.compile(r"tensor_\d+")}
-# Written by torch beside the model; never read here. What a user puts into `extra_files` lies in extra/.
-_LEFT_OUT = re.compile(
+_TENSOR_NAMES = {"data/weights": re.compile(r"weight_\d+"), "data/constants": re.compile(r"tensor_\d+")}
+# Files that torch writes besides the model, and `extra_files` of the user in extra/. They are ignored.
+_IGNORED = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
     r"|\.format_version|\.storage_alignment|data/sample_inputs/model\.pt|extra/.*"
 )
-_KEPT_METADATA = ("nn_module_stack",)  # of a node: which layer it is part of
+_KEPT_METADATA = ("nn_module_stack",)  # the layer of a node
 
-_ATEN = re.compile(r"torch\.ops\.aten\.([a-z]\w*|__\w+__|_[a-z]\w*)\.(\w+)")
-_ON_SIZES = re.compile(
+_ATEN_OPERATOR = re.compile(r"torch\.ops\.aten\.([a-z]\w*|__\w+__|_[a-z]\w*)\.(\w+)")
+_SIZE_OPERATOR = re.compile(
     r"_operator\.(eq|ne|le|ge|lt|gt|neg|pos|mul|add|sub|floordiv|truediv|mod|pow|and_|or_|lshift|rshift|getitem)"
     r"|math\.(trunc|ceil|floor)|torch\.sym_(not|int|float|ite|max|min|sqrt|sum)"
 )
-# sympy's and torch's functions of numbers, as `sympy.srepr` writes them.
+# Arithmetic functions of sympy and torch, as `sympy.srepr` writes them.
 _FUNCTIONS = frozenset(
     (
         "Symbol",
@@ -95,19 +95,19 @@ _CONSTANTS = frozenset({"true", "false", "oo", "int_oo", "zoo", "nan", "I", "E",
 _SYMBOL = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?")
 _TREE_NODES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
-_LONGEST_EXPRESSION = 2000  # characters
-# Names become source code when torch makes a module of the graph. Text that is given to an operator does not.
+_MAX_EXPRESSION_CHARS = 2000
+# Names become source code when torch builds a module from the graph. Text arguments of operators do not.
 _NAME = re.compile(r"[A-Za-z0-9_.]*")
-_NO_NAMES = frozenset({"expr_str", "as_string", "as_strings", "in_spec", "out_spec", "metadata"})
+_TEXT_KEYS = frozenset({"expr_str", "as_string", "as_strings", "in_spec", "out_spec", "metadata"})
 
 
-def checked_program(path: Path) -> io.BytesIO:
-    """An archive with the same program, for ``torch.export.load``; reading it runs nothing of its author's.
+def sanitize_program(path: Path) -> io.BytesIO:
+    """A new archive with the same program, which ``torch.export.load`` reads without running code of its author.
 
-    Left out are example inputs, extra files, guards and what the nodes' metadata say beyond their layer.
+    Example inputs, extra files, guards, and all metadata of the nodes except their layer are dropped.
 
-    :raises PartError: naming what the archive holds that is no graph or tensor: pickles, compiled code, operators
-        other than ATen's, sizes that are no arithmetic.
+    :raises PartError: naming content that is no graph or tensor: pickles, compiled code, operators other than ATen's,
+        sizes that are no arithmetic.
     """
     records = _records(path)
     tensors: dict[str, bytes] = {}
@@ -117,49 +117,49 @@ def checked_program(path: Path) -> io.BytesIO:
                 raise PartError(f"{path.name} names the tensor {name}, which it does not hold: log the model again")
             tensors[name] = records[name]
     for name in records:
-        if name not in tensors and name not in (_MODEL, *_CONFIGS.values()) and not _LEFT_OUT.fullmatch(name):
+        if name not in tensors and name not in (_MODEL, *_CONFIGS.values()) and not _IGNORED.fullmatch(name):
             raise PartError(
                 f"{path.name} holds {name}, which is not a pickle-free payload: a graph as JSON and tensors as plain "
-                f"bytes are all that is read. {_AGAIN}"
+                f"bytes are all that is read. {_LOG_AGAIN}"
             )
     if _MODEL not in records:
-        raise PartError(f"{path.name} holds no {_MODEL}: {_AGAIN[0].lower()}{_AGAIN[1:]}")
-    model = _json(path, _MODEL, records[_MODEL])
+        raise PartError(f"{path.name} holds no {_MODEL}: {_LOG_AGAIN[0].lower()}{_LOG_AGAIN[1:]}")
+    model = _parse_json(path, _MODEL, records[_MODEL])
     _require_graph(path, model)
-    return _archive(model, {config: records[config] for config in _CONFIGS.values()} | tensors)
+    return _write_archive(model, {config: records[config] for config in _CONFIGS.values()} | tensors)
 
 
-_AGAIN = "Log the model again with mlflow.pytorch.log_model(…, serialization_format='pt2') and torch 2.9 or newer"
+_LOG_AGAIN = "Log the model again with mlflow.pytorch.log_model(…, serialization_format='pt2') and torch 2.9 or newer"
 
 
 # --------------------------------------------------------------------------- the archive
 
 
 def _records(path: Path) -> dict[str, bytes]:
-    """Content by name below the archive's one folder. Nothing is compressed, so nothing can be larger than the file."""
+    """Content by name below the archive's only folder. Records are uncompressed, so none exceeds the file's size."""
     try:
         with zipfile.ZipFile(path) as archive:
-            files = [each for each in archive.infolist() if not each.is_dir()]
-            for each in files:
-                if each.compress_type != zipfile.ZIP_STORED or each.flag_bits & 1:
+            records = [record for record in archive.infolist() if not record.is_dir()]
+            for record in records:
+                if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
                     raise PartError(
-                        f"{path.name} holds {each.filename} compressed or encrypted, as torch writes nothing"
+                        f"{path.name} holds {record.filename} compressed or encrypted, which torch never writes"
                     )
-            if sum(each.file_size for each in files) > path.stat().st_size:
-                raise PartError(f"{path.name} holds records that overlap, as torch writes none")
-            if len({each.filename for each in files}) < len(files):
-                raise PartError(f"{path.name} holds two records of one name")
-            return {each.filename.partition("/")[2] or each.filename: archive.read(each) for each in files}
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                raise PartError(f"{path.name} holds records that overlap, which torch never writes")
+            if len({record.filename for record in records}) < len(records):
+                raise PartError(f"{path.name} holds two records with the same name")
+            return {record.filename.partition("/")[2] or record.filename: archive.read(record) for record in records}
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise PartError(f"{path.name} is no archive of an exported program: {error}. {_AGAIN}") from error
+        raise PartError(f"{path.name} is no archive of an exported program: {error}. {_LOG_AGAIN}") from error
 
 
 def _named_tensors(path: Path, folder: str, config: bytes | None) -> Iterator[str]:
-    """The records that a configuration reads as tensors of plain bytes."""
+    """The records that a configuration refers to as tensors of plain bytes."""
     name = _CONFIGS[folder]
     if config is None:
-        raise PartError(f"{path.name} holds no {name}: its tensors may be pickled. {_AGAIN}")
-    entries = _json(path, name, config).get("config")
+        raise PartError(f"{path.name} holds no {name}: its tensors may be pickled. {_LOG_AGAIN}")
+    entries = _parse_json(path, name, config).get("config")
     if not isinstance(entries, dict):
         raise PartError(f"{path.name}: {name} names no tensors")
     for tensor, entry in entries.items():
@@ -167,11 +167,11 @@ def _named_tensors(path: Path, folder: str, config: bytes | None) -> Iterator[st
         record = entry.get("path_name") if isinstance(entry, dict) else None
         if (
             not isinstance(record, str)
-            or not _TENSORS[folder].fullmatch(record)
+            or not _TENSOR_NAMES[folder].fullmatch(record)
             or entry.get("use_pickle") is not False
         ):
             raise PartError(
-                f"{path.name}: {tensor} is read from {record}, which is not a pickle-free payload. {_AGAIN}"
+                f"{path.name}: {tensor} is read from {record}, which is not a pickle-free payload. {_LOG_AGAIN}"
             )
         _require_names(path, entry)
         for expression in _expressions(entry):
@@ -179,18 +179,18 @@ def _named_tensors(path: Path, folder: str, config: bytes | None) -> Iterator[st
         yield f"{folder}/{record}"
 
 
-def _json(path: Path, name: str, content: bytes) -> dict[str, Any]:
+def _parse_json(path: Path, name: str, content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content.decode())
+        parsed = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise PartError(f"{path.name}: {name} is no JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise PartError(f"{path.name}: {name} is no JSON object")
-    return found
+    return parsed
 
 
-def _archive(model: Mapping[str, Any], records: Mapping[str, bytes]) -> io.BytesIO:
-    """What torch reads: its own writer's archive, with no example inputs."""
+def _write_archive(model: Mapping[str, Any], records: Mapping[str, bytes]) -> io.BytesIO:
+    """An archive by torch's own writer, without example inputs."""
     from torch.export.pt2_archive._package import PT2ArchiveWriter
 
     content = io.BytesIO()
@@ -207,12 +207,12 @@ def _archive(model: Mapping[str, Any], records: Mapping[str, bytes]) -> io.Bytes
 
 
 def _require_graph(path: Path, model: dict[str, Any]) -> None:
-    """Refuse what would run or import something; take out what is not needed and might."""
+    """Refuse content that would run or import code; remove optional content that might."""
     try:
-        outer = model["graph_module"]
-        for graph in _graphs(outer["graph"]):
+        module = model["graph_module"]
+        for graph in _nested_graphs(module["graph"]):
             _require_operators(path, graph)
-        for entry in outer["module_call_graph"]:
+        for entry in module["module_call_graph"]:
             for name in ("in_spec", "out_spec"):
                 if entry.get("signature"):
                     _require_tree(path, entry["signature"][name])
@@ -221,23 +221,23 @@ def _require_graph(path: Path, model: dict[str, Any]) -> None:
     for expression in _expressions(model):
         _require_arithmetic(path, expression)
     model["guards_code"] = []
-    outer["metadata"] = {}
-    outer["treespec_namedtuple_fields"] = {}
-    _require_names(path, outer)
+    module["metadata"] = {}
+    module["treespec_namedtuple_fields"] = {}
+    _require_names(path, module)
     _require_names(path, model.get("range_constraints"))
 
 
-def _graphs(graph: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The graph, and those that its nodes are given."""
+def _nested_graphs(graph: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The graph, and all graphs that are arguments of its nodes."""
     pending = [graph]
     while pending:
-        found = pending.pop()
-        yield found
-        for node in found["nodes"]:
-            for given in node["inputs"]:
-                inside = given["arg"].get("as_graph")
-                if inside is not None:
-                    pending.append(inside["graph"])
+        graph = pending.pop()
+        yield graph
+        for node in graph["nodes"]:
+            for argument in node["inputs"]:
+                subgraph = argument["arg"].get("as_graph")
+                if subgraph is not None:
+                    pending.append(subgraph["graph"])
 
 
 def _require_operators(path: Path, graph: dict[str, Any]) -> None:
@@ -245,44 +245,44 @@ def _require_operators(path: Path, graph: dict[str, Any]) -> None:
         raise PartError(f"{path.name} holds objects of classes of its own: log a model of tensors alone")
     for node in graph["nodes"]:
         target, metadata = str(node["target"]), node.get("metadata") or {}
-        if not _known(target):
-            layer = str(metadata.get("nn_module_stack", "")).rpartition(";")[2].split(",")
-            place = f"layer {layer[1]}" if len(layer) > 1 and layer[1] else "the model itself"
-            short = target.removeprefix("torch.ops.higher_order.")
-            raise PartError(f"{path.name}: {place} uses {short}, which cannot be compressed: log it without")
+        if not _is_allowed(target):
+            stack = str(metadata.get("nn_module_stack", "")).rpartition(";")[2].split(",")
+            layer = f"layer {stack[1]}" if len(stack) > 1 and stack[1] else "the model itself"
+            operator = target.removeprefix("torch.ops.higher_order.")
+            raise PartError(f"{path.name}: {layer} uses {operator}, which cannot be compressed: log it without")
         node["metadata"] = {name: metadata[name] for name in _KEPT_METADATA if name in metadata}
 
 
-def _known(target: str) -> bool:
-    """Whether it is arithmetic on sizes, or one of ATen's operators that reads and writes no file."""
-    if _ON_SIZES.fullmatch(target):
+def _is_allowed(target: str) -> bool:
+    """Whether the operator is arithmetic on sizes, or an ATen operator that reads and writes no file."""
+    if _SIZE_OPERATOR.fullmatch(target):
         return True
-    named = _ATEN.fullmatch(target)
-    if named is None:
+    match = _ATEN_OPERATOR.fullmatch(target)
+    if match is None:
         return False
     import torch
 
-    operator = getattr(getattr(torch.ops.aten, named[1], None), named[2], None)
+    operator = getattr(getattr(torch.ops.aten, match[1], None), match[2], None)
     schema = getattr(operator, "_schema", None)
-    return schema is not None and not any(each.name == "filename" for each in schema.arguments)
+    return schema is not None and not any(argument.name == "filename" for argument in schema.arguments)
 
 
 def _require_names(path: Path, value: Any) -> None:
-    """Refuse names that would be more than a name in source code."""
+    """Refuse names that would be more than an identifier in source code."""
     pending = [value]
     while pending:
-        found = pending.pop()
-        if isinstance(found, str):
-            if not _NAME.fullmatch(found):
-                raise PartError(f"{path.name} has a part named {found[:80]!r}, which is no name")
-        elif isinstance(found, dict):
-            pending += [*found, *(inside for name, inside in found.items() if name not in _NO_NAMES)]
-        elif isinstance(found, list):
-            pending += found
+        value = pending.pop()
+        if isinstance(value, str):
+            if not _NAME.fullmatch(value):
+                raise PartError(f"{path.name} has a part named {value[:80]!r}, which is no name")
+        elif isinstance(value, dict):
+            pending += [*value, *(item for name, item in value.items() if name not in _TEXT_KEYS)]
+        elif isinstance(value, list):
+            pending += value
 
 
 def _require_tree(path: Path, text: str) -> None:
-    """Inputs and outputs nest in tuples, lists and dictionaries alone: other kinds of node may import a module."""
+    """Inputs and outputs may nest in tuples, lists and dictionaries only: other node types may import a module."""
     pending = [json.loads(text)[1]]
     while pending:
         node = pending.pop()
@@ -294,42 +294,42 @@ def _require_tree(path: Path, text: str) -> None:
 
 
 def _expressions(value: Any) -> Iterator[str]:
-    """Every size that is an expression."""
+    """All sizes that are expressions."""
     pending = [value]
     while pending:
-        found = pending.pop()
-        if isinstance(found, dict):
-            if "expr_str" in found:
-                yield str(found["expr_str"])
-            pending += found.values()
-        elif isinstance(found, list):
-            pending += found
+        value = pending.pop()
+        if isinstance(value, dict):
+            if "expr_str" in value:
+                yield str(value["expr_str"])
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
 
 
 def _require_arithmetic(path: Path, expression: str) -> None:
-    """A size is evaluated by ``sympy.sympify``, as Python: only functions of numbers are let through."""
-    refused = PartError(f"{path.name}: a size is {expression[:80]!r}, which is no arithmetic of sizes")
-    if len(expression) > _LONGEST_EXPRESSION:
-        raise refused
+    """``sympy.sympify`` evaluates a size as Python, so only arithmetic functions are allowed."""
+    refusal = PartError(f"{path.name}: a size is {expression[:80]!r}, which is no arithmetic of sizes")
+    if len(expression) > _MAX_EXPRESSION_CHARS:
+        raise refusal
     try:
         tree = ast.parse(expression, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise refused from error
+        raise refusal from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            fine = (
+            allowed = (
                 isinstance(node.func, ast.Name)
                 and node.func.id in _FUNCTIONS
-                and all(each.arg for each in node.keywords)
+                and all(keyword.arg for keyword in node.keywords)
             )
         elif isinstance(node, ast.Name):
-            fine = node.id in _FUNCTIONS | _CONSTANTS or re.fullmatch(r"[suz][a-z]{0,2}\d+", node.id) is not None
+            allowed = node.id in _FUNCTIONS | _CONSTANTS or re.fullmatch(r"[suz][a-z]{0,2}\d+", node.id) is not None
         elif isinstance(node, ast.Constant):
-            fine = isinstance(node.value, int | float) or (
+            allowed = isinstance(node.value, int | float) or (
                 isinstance(node.value, str) and bool(_SYMBOL.fullmatch(node.value) or _NUMBER.fullmatch(node.value))
             )
         else:
-            fine = isinstance(
+            allowed = isinstance(
                 node,
                 ast.Expression
                 | ast.Load
@@ -342,49 +342,58 @@ def _require_arithmetic(path: Path, expression: str) -> None:
                 | ast.cmpop
                 | ast.Tuple,
             )
-        if not fine:
-            raise refused
+        if not allowed:
+            raise refusal
 
 
 # --------------------------------------------------------------------------- ONNX
 
 
 def require_own_tensors(path: Path) -> None:
-    """Refuse an ONNX graph whose tensors lie in files other than those in its own folder.
+    """Refuse an ONNX graph with tensors in files outside its own folder.
 
-    :raises PartError: naming the tensor and where it is said to lie, or that the file is no ONNX graph.
+    >>> from tempfile import TemporaryDirectory
+    >>> from onnx import helper
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder, "model.onnx")
+    ...     size = file.write_bytes(helper.make_model(helper.make_graph([], "empty", [], [])).SerializeToString())
+    ...     require_own_tensors(file)
+
+    :raises PartError: naming the tensor and its location, or if the file is no ONNX graph.
     """
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # of a file of unknown origin: the library's errors have no base of their own
+    except Exception as error:  # the library's errors share no base class
         raise PartError(f"{path.name} is no ONNX graph: {type(error).__name__}: {error}") from error
     folder = path.parent.resolve()
     for tensor in _tensors_of(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        named = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-        file = folder / named
-        if not named or "\\" in named or file.is_symlink() or not file.resolve().is_relative_to(folder):
+        location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+        file = folder / location
+        if not location or "\\" in location or file.is_symlink() or not file.resolve().is_relative_to(folder):
             raise PartError(
-                f"{path.name}: tensor {tensor.name!r} is said to lie in {named!r}, and only files beside the graph are "
-                f"read: log the model again with its tensors in its own folder"
+                f"{path.name}: tensor {tensor.name!r} refers to {location!r}, but only files beside the graph "
+                f"are read: log the model again with its tensors in its own folder"
             )
         if not file.is_file():
-            raise PartError(f"{path.name}: tensor {tensor.name!r} lies in {named!r}, which is not there: log it again")
+            raise PartError(
+                f"{path.name}: tensor {tensor.name!r} lies in {location!r}, which is not there: log it again"
+            )
 
 
 def _tensors_of(message: Any) -> Iterator[Any]:
-    """Every tensor in an ONNX message, wherever it nests."""
+    """All tensors in an ONNX message, at any depth."""
     import onnx
 
     pending = [message]
     while pending:
-        found = pending.pop()
-        if isinstance(found, onnx.TensorProto):
-            yield found
+        message = pending.pop()
+        if isinstance(message, onnx.TensorProto):
+            yield message
             continue
-        for field, value in found.ListFields():
+        for field, value in message.ListFields():
             if field.type == field.TYPE_MESSAGE:
                 pending += value if field.is_repeated else [value]

@@ -1,6 +1,6 @@
-"""The champion of an agent and what belongs to it: its variant, baseline, teacher and profile.
+"""The champion of an agent with its variant, baseline, teacher and profile.
 
-A registered version never changes, so each is opened once per process and kept while it is in use.
+A registered version never changes, so a process loads each version once and caches the latest.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from stillhouse.teachers import ensemble
 from stillhouse.teachers.ensemble import Ensemble
 from stillhouse.variant import Variant
 
-__all__ = ["Champion", "champion_of", "load_version", "open_registry"]
+__all__ = ["Champion", "load_champion", "load_version", "open_registry"]
 
-_VERSIONS_KEPT = 4  # the champion, the one before, the first of a demo, and one that is compared
+_MAX_CACHED_VERSIONS = 4  # the champion, the previous one, the first of a demo, and one to compare
 
 
 class Champion:
-    """A registered variant with everything that it is compared with; each part is loaded when it is first asked for.
+    """A registered variant, its baseline, teacher and profile; each part is loaded at the first access.
 
     :param model: the registered version.
-    :param settings: the agent file, by which its teacher is read.
+    :param settings: the agent file, which names the classes of its teachers.
     """
 
     def __init__(self, model: ModelRef, settings: AgentConfig, registry: Registry) -> None:
@@ -40,39 +40,38 @@ class Champion:
     def variant(self) -> Variant:
         """The deployed model.
 
-        :raises SignatureError: if its files are not as they were signed.
+        :raises SignatureError: if its files differ from the signed ones.
         """
-        return Variant(self._registry.fetch(self.model))
+        return Variant(self._registry.models.fetch(self.model))
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """The actions that it knows, which may be others than those of the agent file."""
+        """The actions that the variant was trained on, which may differ from those of the agent file."""
         return tuple(self.variant.actions)
 
     @cached_property
     def settings(self) -> AgentConfig:
-        """The agent file with the actions that the champion was made for."""
-        known = self.actions
-        return (
-            self._settings if known == self._settings.actions else self._settings.model_copy(update={"actions": known})
-        )
+        """The agent file with the champion's own actions."""
+        if self.actions == self._settings.actions:
+            return self._settings
+        return self._settings.model_copy(update={"actions": self.actions})
 
     @cached_property
     def baseline(self) -> Baseline:
-        """What it was trained and proved on."""
+        """The windows that it was trained and tested on, and the figures that watches compare with."""
         return self._registry.baseline(self.model)
 
     @cached_property
     def profile(self) -> Profile:
-        """The profile of its training window and of its own output on it."""
+        """The profile of its training window and of its output on it."""
         return Profile.from_bytes(self._registry.profile(self.model))
 
     def teacher_folder(self) -> Path:
-        """Where the files of its teacher are: checked against what was signed at each call, fetched if they are gone.
+        """The folder with the files of its teacher: each call verifies them and downloads missing or damaged ones.
 
-        :raises SignatureError: if they are not as they were signed.
+        :raises SignatureError: if they differ from the signed ones.
         """
-        return self._registry.fetch(self.baseline.teacher)
+        return self._registry.models.fetch(self.baseline.teacher)
 
     @cached_property
     def teacher(self) -> Ensemble:
@@ -81,45 +80,45 @@ class Champion:
 
 
 def open_registry(agent: str) -> Registry:
-    """The agent's registry, connected once per process and store; anew where the store's file was replaced."""
+    """The agent's registry: one connection per process and store, and a new one if the store's file was replaced."""
     uri, home = os.environ.get("MLFLOW_TRACKING_URI"), config.home()
-    return _connected(agent, uri, home, _identity(uri or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"))
+    return _connect(agent, uri, home, _file_identity(uri or f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"))
 
 
-def champion_of(agent: str, settings: AgentConfig | None = None) -> Champion | None:
+def load_champion(agent: str, settings: AgentConfig | None = None) -> Champion | None:
     """The agent's champion; None before the first promotion."""
     registry = open_registry(agent)
     model = registry.champion()
-    return None if model is None else _loaded(model, settings or config.load(agent), registry)
+    return None if model is None else _load(model, settings or config.load(agent), registry)
 
 
 def load_version(agent: str, model: ModelRef) -> Champion:
-    """A registered version with what belongs to it, champion or not."""
-    return _loaded(model, config.load(agent), open_registry(agent))
+    """A registered version as a :class:`Champion`, whether it is champion or not."""
+    return _load(model, config.load(agent), open_registry(agent))
 
 
 @lru_cache(maxsize=16)
-def _connected(agent: str, _uri: str | None, _home: Path, _file: tuple[int, int] | None) -> Registry:
+def _connect(agent: str, _uri: str | None, _home: Path, _identity: tuple[int, int] | None) -> Registry:
     return Registry(agent)
 
 
-def _identity(uri: str) -> tuple[int, int] | None:
-    """Which file an SQLite store is; None for a server, and before the first use."""
+def _file_identity(uri: str) -> tuple[int, int] | None:
+    """Device and inode of an SQLite store; None for a server, and before the first use."""
     file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
     if not uri.startswith("sqlite:///") or not file.exists():
         return None
-    found = file.stat()
-    return found.st_dev, found.st_ino
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
-_LOADED: dict[tuple[ModelRef, str, int], Champion] = {}
+_CACHE: dict[tuple[ModelRef, str, int], Champion] = {}
 
 
-def _loaded(model: ModelRef, settings: AgentConfig, registry: Registry) -> Champion:
+def _load(model: ModelRef, settings: AgentConfig, registry: Registry) -> Champion:
     key = (model, settings.model_dump_json(), id(registry))
-    if key not in _LOADED:
-        while len(_LOADED) >= _VERSIONS_KEPT:
-            _LOADED.pop(next(iter(_LOADED)))
-        _LOADED[key] = Champion(model, settings, registry)
-    _LOADED[key] = _LOADED.pop(key)  # the newest last
-    return _LOADED[key]
+    if key not in _CACHE:
+        while len(_CACHE) >= _MAX_CACHED_VERSIONS:
+            _CACHE.pop(next(iter(_CACHE)))
+        _CACHE[key] = Champion(model, settings, registry)
+    _CACHE[key] = _CACHE.pop(key)  # the most recently used is last
+    return _CACHE[key]

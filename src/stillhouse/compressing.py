@@ -255,27 +255,27 @@ def log_compression(
     """Log the search and its candidates in MLflow; returns the chosen candidate's address there."""
     inputs = read_graph_inputs(onnx.load(Path(frontier.reference.folder) / "model.onnx"))
     example = build_feed(rows.rows, inputs)
-    models = Compressions(experiment or f"compress-{model.name}")
+    compressions = Compressions(experiment or f"compress-{model.name}")
     assert settings.search is not None  # parse_settings makes one
     params = settings.search.model_dump(mode="json") | frontier.limits.model_dump() | {"stopped": frontier.stopped}
     chosen = None
-    with models.compression(model.uri, frontier, params) as run_id:
+    with compressions.open_compression(model.uri, frontier, params) as run_id:
         for candidate in frontier.candidates:
             is_chosen = candidate.name == frontier.chosen
             can_serve = candidate.refused is None
             metrics = candidate_metrics(candidate) | {"bytes": float(candidate.bytes)} if can_serve else {}
-            logged = models.log_candidate(run_id, model.uri, candidate, metrics, example, is_chosen)
+            logged = compressions.log_candidate(run_id, model.uri, candidate, metrics, example, is_chosen)
             if is_chosen and logged is not None:
                 chosen = logged.uri
-        log_frontier(models, run_id, frontier)
-        models.tag(run_id, chosen_model=chosen)
+        log_frontier(compressions.runs, run_id, frontier)
+        compressions.runs.set_tags(run_id, chosen_model=chosen)
     return chosen
 
 
-def log_frontier(models: Runs, run_id: str, frontier: Frontier) -> None:
+def log_frontier(runs: Runs, run_id: str, frontier: Frontier) -> None:
     """Log the result of a search in a run: the record, a table, a figure and metrics."""
-    models.log_table(run_id, tabulate_frontier(frontier), "compression/frontier.json")
-    models.log(
+    runs.log_table(run_id, tabulate_frontier(frontier), "compression/frontier.json")
+    runs.log(
         run_id,
         files={FRONTIER: frontier, FRONTIER_FIGURE: draw_frontier(frontier)},
         metrics={

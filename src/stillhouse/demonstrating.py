@@ -105,15 +105,15 @@ def first_champion(agent: str) -> ModelRef:
 
     :raises WindowError: if none was; one that waits for approval is named.
     """
-    models, base = open_registry(agent), _base(agent)
+    registry, base = open_registry(agent), _base(agent)
     promoted = [
         verdict for kind in _PROMOTING for verdict in base.journal.verdicts(kind) if verdict.result == "promoted"
     ]
     for verdict in sorted(promoted, key=lambda each: each.as_of):
-        number = _promoted_version(models, verdict)
-        if number is not None and (found := models.version(agent, number)) is not None:
+        number = _promoted_version(registry, verdict)
+        if number is not None and (found := registry.version(agent, number)) is not None:
             return found
-    if waiting := models.challenger():
+    if waiting := registry.challenger():
         raise WindowError(
             f"{waiting} waits for a person's approval: promote it with `python -m flows promote --agent {agent} "
             f"--version {waiting.version}`, and run the demo again"
@@ -121,12 +121,12 @@ def first_champion(agent: str) -> ModelRef:
     raise WindowError(f"no version of agent {agent!r} was ever promoted: the demo was not bootstrapped")
 
 
-def _promoted_version(models: Registry, verdict: Verdict) -> str | None:
+def _promoted_version(registry: Registry, verdict: Verdict) -> str | None:
     """The version that a verdict is about."""
     certificate: Any = verdict.evidence.get("certificate")
     if certificate is None:
         return str(verdict.evidence["champion"]).rpartition("@")[2]
-    return models.version_of(str(certificate["refresh_id"]), str(certificate["challenger"]["model"]))
+    return registry.version_of(str(certificate["refresh_id"]), str(certificate["challenger"]["model"]))
 
 
 def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
@@ -137,11 +137,13 @@ def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
     :param first: the champion that is never refreshed.
     :raises WindowError: if the week was not played to its end.
     """
-    base, models = _base(agent), open_registry(agent)
+    base, registry = _base(agent), open_registry(agent)
     rows, decided = _decided_rows(base, Window.ending("week", end, _WEEK))
     verdict, gate = base.journal.verdict_at("watch", end), base.journal.verdict_at("gate", end)
     champion = (
-        models.version(agent, str(decided["version"].iloc[0]).rpartition("@")[2]) if len(decided) else models.champion()
+        registry.version(agent, str(decided["version"].iloc[0]).rpartition("@")[2])
+        if len(decided)
+        else registry.champion()
     )  # nobody asked for a decision in that week
     if champion is None or verdict is None:
         raise WindowError(f"the week ending {end:%Y-%m-%d} was not played to its end: run the demo again")
@@ -149,7 +151,7 @@ def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
     teacher_probs = (
         teacher.ask(rows) if teacher.local and len(rows) else None
     )  # a model behind an endpoint would want to be paid
-    card, report = models.scorecard(champion), drift_report(verdict)
+    card, report = registry.models.scorecard(champion), drift_report(verdict)
     labels = rows["outcome"].to_numpy()
 
     def score(probs: np.ndarray[Any, Any]) -> float | None:
@@ -177,11 +179,11 @@ def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
 
     :raises WindowError: if there is no champion.
     """
-    models, spent = open_registry(agent), _base(agent).answers.spending()
-    champion = models.champion()
+    registry, spent = open_registry(agent), _base(agent).answers.spending()
+    champion = registry.champion()
     if champion is None:
         raise WindowError(f"agent {agent!r} has no champion: the demo was not bootstrapped")
-    card = models.scorecard(champion)
+    card = registry.models.scorecard(champion)
     judged = [week for week in weeks if week.gate]
     summary = Summary(
         measure=card.test.measure,

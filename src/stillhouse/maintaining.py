@@ -136,7 +136,7 @@ def markdown(done: UpkeepReport) -> str:
         f"# {done.agent}: {line(done)}",
         "\n".join(f"- **{md(text)}**" for text in wrong),
         f"As of {done.as_of:%Y-%m-%d %H:%M} UTC. Flushed from {flushed.spools} spools: {moved}.",
-        _table("Compacted", ("table", "month", "files", "bytes"), compacted),
+        _table("CompactionResult", ("table", "month", "files", "bytes"), compacted),
         _table("Old rows removed", ("table", "rows"), [(each.table, f"{each.rows:,}") for each in done.removed]),
         _table("On the disk", ("table", "files", "bytes", "old versions kept"), freed),
     ]

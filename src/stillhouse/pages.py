@@ -38,14 +38,14 @@ def reasons(reasons: tuple[Reason, ...]) -> str:
     return "\n".join(f"- {'**crossed**' if r.failed else 'held'} {code(r.measure)}: {md(r.text)}" for r in reasons)
 
 
-def links(models: Registry, run_id: str, *, docs: bool = True) -> str:
+def links(registry: Registry, run_id: str, *, docs: bool = True) -> str:
     """The MLflow run and its page of data checks: links where MLflow is a server, else where they are to be found.
 
     :param docs: whether there is such a page.
     """
-    if not models.uri.startswith("http"):
+    if not registry.uri.startswith("http"):
         return f"MLflow run `{run_id}`" + (f", data checks in its artifact `{names.DATA_DOCS}`" if docs else "")
-    page = f"{without_credentials(models.uri)}/#/experiments/{models.experiment_id}/runs/{run_id}"
+    page = f"{without_credentials(registry.uri)}/#/experiments/{registry.experiment_id}/runs/{run_id}"
     run = f"[MLflow run `{run_id}`]({page})"
     return f"{run} · [data checks]({page}/artifacts/{names.DATA_DOCS})" if docs else run
 

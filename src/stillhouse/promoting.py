@@ -18,12 +18,12 @@ def promote_version(agent: str, version: int | None, reason: str) -> Verdict:
 
     :raises RegistryError: if no version is given, or there is no such version.
     """
-    models = open_registry(agent)
+    registry = open_registry(agent)
     if version is None:
         raise RegistryError(f"which version of {agent!r}? `stillhouse status {agent}` lists them; give `version`")
-    models.promote(str(version))
-    before, since = models.promotion(str(version))
-    champion = models.version(agent, str(version))
+    registry.promote(str(version))
+    before, since = registry.promotion(str(version))
+    champion = registry.version(agent, str(version))
     assert champion is not None  # it has just been promoted
     return _recorded(agent, "promoted", champion, before, reason, since)
 

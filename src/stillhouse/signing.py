@@ -1,9 +1,17 @@
-"""Keys and signatures: what a refresh releases is signed, and whoever uses a model checks that it was.
+"""Keys and signatures: a refresh signs the models that it releases, and every user of a model verifies it.
 
-``STILLHOUSE_HOME/keys/`` holds ``signing.key`` (private, mode 0600, made at first use) and ``trusted/<id>.pub``. The
+``STILLHOUSE_HOME/keys/`` holds ``signing.key`` (private, mode 0600, created at first use) and ``trusted/<id>.pub``. The
 private key may come from a secret instead (``STILLHOUSE_SIGNING_KEY`` or ``STILLHOUSE_SIGNING_KEY_FILE``), the trusted
-keys from elsewhere (``STILLHOUSE_TRUSTED_KEYS``). A private key is needed where models are registered, promoted and
-rolled back, and nowhere else. It is never logged, and never goes to MLflow.
+keys from other files (``STILLHOUSE_TRUSTED_KEYS``). Only registering, promoting and rolling back need the private key.
+It is never logged and never sent to MLflow.
+
+>>> import os
+>>> from tempfile import TemporaryDirectory
+>>> from unittest.mock import patch
+>>> with TemporaryDirectory() as folder, patch.dict(os.environ, {"STILLHOUSE_HOME": folder}):
+...     envelope = load_signer().sign(release_statement("flights", "7", number=1))
+...     read_signed_release(envelope, "flights@7").version
+'7'
 """
 
 from __future__ import annotations
@@ -18,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -49,25 +57,25 @@ from stillhouse.verifying import (
 __all__ = [
     "Signer",
     "adopt_next_key",
-    "claimed_number",
+    "claimed_release_number",
     "distrust",
+    "load_signer",
     "make_next_key",
     "model_statement",
+    "read_signed_model",
+    "read_signed_release",
     "release_statement",
-    "signed_model",
-    "signed_release",
-    "signer",
+    "require_released",
     "signing_key_id",
     "trust",
     "trusted_keys",
-    "trusted_place",
-    "verified",
+    "trusted_keys_location",
 ]
 
 _KEY, _KEY_FILE, _TRUSTED = "STILLHOUSE_SIGNING_KEY", "STILLHOUSE_SIGNING_KEY_FILE", "STILLHOUSE_TRUSTED_KEYS"
 
-_LARGEST_CLAIM = 10**15
-"""A number that nobody trusted has signed may not lead numbers out of what every reader can hold."""
+_MAX_CLAIMED_NUMBER = 10**15
+"""Limit for release numbers without a trusted signature, so that they cannot push new numbers out of every integer."""
 
 _Statement = TypeVar("_Statement", Model, Release)
 
@@ -76,8 +84,8 @@ _Statement = TypeVar("_Statement", Model, Release)
 
 
 def model_statement(model: Model) -> str:
-    """What is signed about a model."""
-    return _text(
+    """The statement about a model that is signed, as JSON."""
+    return _to_json(
         {
             "type": MODEL,
             "agent": model.agent,
@@ -93,24 +101,24 @@ def model_statement(model: Model) -> str:
 
 
 def release_statement(agent: str, version: str, number: int) -> str:
-    """What is signed when a version becomes champion.
+    """The statement that is signed when a version becomes champion, as JSON.
 
-    :param number: greater than those of all releases of the agent before.
+    :param number: greater than the numbers of all earlier releases of the agent.
     """
     released_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return _text({"type": RELEASE, "agent": agent, "version": version, "number": number, "released_at": released_at})
+    return _to_json({"type": RELEASE, "agent": agent, "version": version, "number": number, "released_at": released_at})
 
 
-def claimed_number(envelope: str) -> int:
-    """The number of a release, whoever has signed it, as far as it may be one; else 0."""
+def claimed_release_number(envelope: str) -> int:
+    """The number in a release envelope, whose signature is not verified; 0 if it holds no usable number."""
     try:
         number = json.loads(json.loads(envelope)["statement"])["number"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return 0
-    return number if type(number) is int and 0 < number <= _LARGEST_CLAIM else 0
+    return number if type(number) is int and 0 < number <= _MAX_CLAIMED_NUMBER else 0
 
 
-def _text(statement: Mapping[str, Any]) -> str:
+def _to_json(statement: Mapping[str, Any]) -> str:
     return json.dumps(statement, sort_keys=True, separators=(",", ":"))
 
 
@@ -125,112 +133,112 @@ class Signer:
         self.key_id = key_id(key.public_key())
 
     def sign(self, statement: str) -> str:
-        """The statement in an envelope with its signature; the same bytes each time."""
+        """The statement with its signature as an envelope (JSON). Deterministic: Ed25519 uses no random numbers."""
         signature = base64.b64encode(self._key.sign(CONTEXT + statement.encode())).decode()
         return json.dumps({"statement": statement, "key": self.key_id, "signature": signature})
 
     def sign_again(self, envelope: str) -> str:
-        """The same statement under this key.
+        """The statement of ``envelope``, signed with this key.
 
         :raises SignatureError: if no trusted key has signed it.
         """
         keys = trusted_keys()
         try:
             statement: str = json.loads(envelope)["statement"]
-            reader: Callable[[str, Keys], Model | Release] = (
+            read: Callable[[str, Keys], Model | Release] = (
                 read_release if json.loads(statement).get("type") == RELEASE else read_model
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SignatureError("a signature cannot be read: it is damaged") from error
         try:
-            reader(envelope, keys)
+            read(envelope, keys)
         except VerificationError as error:
             raise SignatureError(str(error)) from error
         return self.sign(statement)
 
 
-def signer() -> Signer:
-    """With the private key of this machine, which is made at first use.
+def load_signer() -> Signer:
+    """A signer with the private key of this machine, which is created at first use.
 
-    The first key of a home is trusted there. A key that is not trusted where it signs is refused, since nobody there
-    could use what it signs.
+    The first key of a home is trusted in that home. A key that is not trusted where it signs is refused, because its
+    signatures could not be used there.
 
-    :raises ConfigError: if the key cannot be read, or others may read its file.
-    :raises SignatureError: if it is not trusted here, or there is none and others' keys are trusted here.
+    :raises ConfigError: if the key cannot be read, or other users may read its file.
+    :raises SignatureError: if the key is not trusted here, or there is no key but another key is trusted here.
     """
-    key = _secret()
+    key = _secret_key()
     if key is None:
         _folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(_folder() / "signing.lock"):
-            key = _kept_key(_key_file()) or _first_key()
+            key = _read_key(_key_file()) or _create_first_key()
             _trust_if_first(key)
     else:
         _trust_if_first(key)
-    found = Signer(key)
-    if found.key_id not in trusted_keys():
+    signer = Signer(key)
+    if signer.key_id not in trusted_keys():
         raise SignatureError(
-            f"the signing key {found.key_id} is not trusted here, so nobody here could use what it signs: "
+            f"the signing key {signer.key_id} is not trusted here, so nobody here could use its signatures: "
             f"`stillhouse keys trust FILE` with its public key, or correct {_TRUSTED}"
         )
-    return found
+    return signer
 
 
 def signing_key_id() -> str | None:
-    """Of the key that signs here; None where there is none (yet).
+    """The id of the key that signs here; None if there is none yet.
 
-    :raises ConfigError: as :func:`signer`.
+    :raises ConfigError: as :func:`load_signer`.
     """
-    key = _secret() or _kept_key(_key_file())
+    key = _secret_key() or _read_key(_key_file())
     return None if key is None else key_id(key.public_key())
 
 
-def _secret() -> Ed25519PrivateKey | None:
+def _secret_key() -> Ed25519PrivateKey | None:
     """The key from the environment."""
     text, file = os.environ.get(_KEY), os.environ.get(_KEY_FILE)
     if text is not None:
-        return _private_key(text, _KEY)
+        return _parse_key(text, _KEY)
     if file is None:
         return None
     try:
-        return _private_key(Path(file).read_text(encoding="utf-8"), f"{_KEY_FILE} ({file})")
+        return _parse_key(Path(file).read_text(encoding="utf-8"), f"{_KEY_FILE} ({file})")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_KEY_FILE} names {file!r}, which cannot be read: {type(error).__name__}") from None
 
 
-def _kept_key(file: Path) -> Ed25519PrivateKey | None:
-    """The key in a file of the home; None where there is none."""
+def _read_key(file: Path) -> Ed25519PrivateKey | None:
+    """The private key in a file of the home; None if the file does not exist."""
     try:
         if os.name == "posix" and (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
             raise ConfigError(
-                f"{file} is a private key that others may read (mode {mode:o}): chmod 600 {file}, and change it if it "
-                "may have been read (docs/how-to/sign-models.md)"
+                f"{file} is a private key that others may read (mode {mode:o}): chmod 600 {file}, and replace the key "
+                "if it may have been read (docs/signing.md)"
             )
-        return _private_key(file.read_text(encoding="utf-8"), str(file))
+        return _parse_key(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {type(error).__name__}") from None
 
 
-def _private_key(pem: str, where: str) -> Ed25519PrivateKey:
-    """Nothing of the text goes into an error: it is a secret."""
+def _parse_key(pem: str, source: str) -> Ed25519PrivateKey:
+    """Parse a PEM text. It is a secret, so no part of it may go into an error."""
     key: object = None
-    with suppress(Exception):  # whatever OpenSSL has to say about it
+    with suppress(Exception):  # OpenSSL's errors may quote the text
         key = load_pem_private_key(pem.strip().encode(), password=None)
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"{where} holds no Ed25519 private key in PEM without a password; make one with: "
+            f"{source} holds no Ed25519 private key in PEM without a password; make one with: "
             "openssl genpkey -algorithm ed25519"
         )
     return key
 
 
-def _first_key() -> Ed25519PrivateKey:
-    """Make the home's key; with the lock held."""
+def _create_first_key() -> Ed25519PrivateKey:
+    """Create the home's key; the caller holds the lock."""
     if _TRUSTED in os.environ or any(_trusted_folder().glob("*.pub")):
         raise SignatureError(
-            f"there is no signing key here ({_key_file()}), and others' keys are trusted here: refresh, promote and "
-            f"roll back where that key is, or give it in {_KEY_FILE}"
+            f"there is no signing key here ({_key_file()}), but others' keys are trusted here: refresh, promote and "
+            f"roll back on the machine with that key, or set {_KEY_FILE} to its file"
         )
     key = Ed25519PrivateKey.generate()
     _write_key(_key_file(), key)
@@ -238,76 +246,81 @@ def _first_key() -> Ed25519PrivateKey:
 
 
 def _write_key(file: Path, key: Ed25519PrivateKey) -> None:
-    """At once, and for nobody else to read, at no moment."""
+    """Write the file atomically, and readable by the owner only from the beginning."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_atomic(file, pem, durable=True, mode=0o600)
 
 
+def _to_pem(key: Ed25519PublicKey) -> str:
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
 def _trust_if_first(key: Ed25519PrivateKey) -> None:
     if _TRUSTED not in os.environ and not any(_trusted_folder().glob("*.pub")):
-        trust(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+        trust(_to_pem(key.public_key()))
 
 
 # --------------------------------------------------------------------------- trusting
 
 
 def trusted_keys() -> Keys:
-    """The public keys that are trusted here: those that ``STILLHOUSE_TRUSTED_KEYS`` names, else those of the home.
+    """The trusted public keys by id: those in ``STILLHOUSE_TRUSTED_KEYS`` if it is set, otherwise those of the home.
 
-    :raises ConfigError: if one cannot be read, or the variable is set and names none.
+    :raises ConfigError: if a key cannot be read, or the variable is set and names no key.
     """
-    found = {name: key for where, pem in _trusted_texts() for name, key in _public_keys(pem, where).items()}
-    if not found and _TRUSTED in os.environ:
+    keys = {name: key for source, pem in _trusted_texts() for name, key in _public_keys(pem, source).items()}
+    if not keys and _TRUSTED in os.environ:
         raise ConfigError(
             f"{_TRUSTED} is set and names no key: files or folders of public keys, separated by {os.pathsep!r}, or PEM"
         )
-    return found
+    return keys
 
 
-def trusted_place() -> str:
-    """Where the trusted keys are."""
+def trusted_keys_location() -> str:
+    """The location of the trusted keys, for messages."""
     return str(_trusted_folder()) if _TRUSTED not in os.environ else f"as {_TRUSTED} says"
 
 
-def trust(pem: str, where: str = "the file") -> list[str]:
-    """Trust public keys in this home from now on; returns their ids.
+def trust(pem: str, source: str = "the file") -> list[str]:
+    """Trust public keys in this home; returns their ids.
 
-    :param where: they come from, for messages.
+    :param source: of the keys, for messages.
     :raises ConfigError: if they cannot be read.
     """
-    found = _public_keys(pem, where)
+    keys = _public_keys(pem, source)
     folder = _trusted_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, key in found.items():
-        write_atomic(folder / f"{name}.pub", key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return list(found)
+    for name, key in keys.items():
+        write_atomic(folder / f"{name}.pub", _to_pem(key).encode())
+    return list(keys)
 
 
 def distrust(name: str) -> None:
-    """Trust a key of this home no longer.
+    """Remove a trusted key from this home.
 
-    :raises ConfigError: if there is no such key, or it is the one that signs here.
+    :param name: id of the key.
+    :raises ConfigError: if it is not trusted here, or it is the key that signs here.
     """
-    known = {key: file for file in _trusted_folder().glob("*.pub") for key in _public_keys(_read(file), str(file))}
-    if name not in known:
-        raise ConfigError(f"no key {name!r} is trusted in {_trusted_folder()}; there are: {', '.join(known) or 'none'}")
+    files = {key: file for file in _trusted_folder().glob("*.pub") for key in _public_keys(_read(file), str(file))}
+    if name not in files:
+        raise ConfigError(f"no key {name!r} is trusted in {_trusted_folder()}; there are: {', '.join(files) or 'none'}")
     if name == signing_key_id():
-        raise ConfigError(f"key {name} signs here: let another sign first (stillhouse keys new, then rotate)")
-    known[name].unlink()
+        raise ConfigError(f"key {name} signs here: let another key sign first (stillhouse keys new, then rotate)")
+    files[name].unlink()
 
 
 def _trusted_texts() -> Iterable[tuple[str, str]]:
-    """Where public keys are, and what is there."""
-    given = os.environ.get(_TRUSTED)
-    if given is None:
+    """Source and PEM text of the trusted keys."""
+    value = os.environ.get(_TRUSTED)
+    if value is None:
         return [(str(file), _read(file)) for file in sorted(_trusted_folder().glob("*.pub"))]
-    if "-----BEGIN" in given:
-        return [(_TRUSTED, given)]
-    found = []
-    for part in filter(None, given.split(os.pathsep)):
+    if "-----BEGIN" in value:
+        return [(_TRUSTED, value)]
+    texts = []
+    for part in filter(None, value.split(os.pathsep)):
         files = sorted(Path(part).glob("*.pub")) if Path(part).is_dir() else [Path(part)]
-        found += [(str(file), _read(file)) for file in files]
-    return found
+        texts += [(str(file), _read(file)) for file in files]
+    return texts
 
 
 def _read(file: Path) -> str:
@@ -317,103 +330,103 @@ def _read(file: Path) -> str:
         raise ConfigError(f"the public key {file} cannot be read: {error}") from error
 
 
-def _public_keys(pem: str, where: str) -> Keys:
+def _public_keys(pem: str, source: str) -> Keys:
     try:
         return read_keys(pem)
     except VerificationError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{source}: {error}") from error
 
 
 # --------------------------------------------------------------------------- rotation
 
 
 def make_next_key() -> str:
-    """Make the key that is to sign next, trusted here from now on; returns its id. Made once until it is adopted.
+    """Create and trust the key that will sign after :func:`adopt_next_key`; returns its id. A second call creates none.
 
-    :raises ConfigError: if keys come from the environment, or the key that signs cannot be read.
+    :raises ConfigError: if keys come from the environment, or the current key cannot be read.
     """
     _require_own_keys()
-    signer()  # there is one that signs now
+    load_signer()  # creates the current key if there is none
     with FileLock(_folder() / "signing.lock"):
-        key = _kept_key(_next_file())
+        key = _read_key(_next_key_file())
         if key is None:
             key = Ed25519PrivateKey.generate()
-            _write_key(_next_file(), key)
-        trust(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+            _write_key(_next_key_file(), key)
+        trust(_to_pem(key.public_key()))
     return key_id(key.public_key())
 
 
 def adopt_next_key() -> tuple[str, str]:
-    """Let the next key sign from now on, and forget the private key of before; returns the ids of both.
+    """Replace the private key by the next key; returns the ids of the old and the new key.
 
     :raises ConfigError: if there is no next key.
     """
     _require_own_keys()
     with FileLock(_folder() / "signing.lock"):
-        before, following = _kept_key(_key_file()), _kept_key(_next_file())
-        if before is None or following is None:
-            raise ConfigError("no next key was made here: stillhouse keys new")
-        _next_file().replace(_key_file())
-    return key_id(before.public_key()), key_id(following.public_key())
+        old, new = _read_key(_key_file()), _read_key(_next_key_file())
+        if old is None or new is None:
+            raise ConfigError("there is no next key here; create it first: stillhouse keys new")
+        _next_key_file().replace(_key_file())
+    return key_id(old.public_key()), key_id(new.public_key())
 
 
 def _require_own_keys() -> None:
-    if taken := [name for name in (_KEY, _KEY_FILE, _TRUSTED) if name in os.environ]:
-        raise ConfigError(f"keys come from {', '.join(taken)}: they are changed there, not in this home")
+    if variables := [name for name in (_KEY, _KEY_FILE, _TRUSTED) if name in os.environ]:
+        raise ConfigError(f"keys come from {', '.join(variables)}: change them there, not in this home")
 
 
 # --------------------------------------------------------------------------- verifying
 
 
-def signed_model(envelope: str | None, what: str) -> Model:
-    """The statement about a model, checked; ``what`` names it in an error.
+def read_signed_model(envelope: str | None, label: str) -> Model:
+    """Verify the signature of a model and return its statement; ``label`` names the model in an error.
 
     :raises SignatureError: if no trusted key has signed it.
     """
-    return _signed(read_model, envelope, what)
+    return _verify(read_model, envelope, label)
 
 
-def signed_release(envelope: str | None, what: str) -> Release:
-    """The statement about a release, checked; as :func:`signed_model`."""
+def read_signed_release(envelope: str | None, label: str) -> Release:
+    """Verify the signature of a release and return its statement; as :func:`read_signed_model`."""
     if not envelope:
         raise SignatureError(
-            f"{what} cannot be used: no signed release names it, so it was not promoted by stillhouse (an alias that "
-            "is moved in MLflow alone releases nothing): python -m flows promote"
+            f"{label} cannot be used: no signed release names it, so it was not promoted by stillhouse (moving an "
+            "alias in MLflow releases nothing): python -m flows promote"
         )
-    return _signed(read_release, envelope, what)
+    return _verify(read_release, envelope, label)
 
 
-def verified(model: Model, release: Release, agent: str, what: str, at_least: int = 0) -> None:
-    """See that a model is this agent's, is what was released, and was not withdrawn.
+def require_released(model: Model, release: Release, agent: str, label: str, at_least: int = 0) -> None:
+    """Raise unless the model belongs to this agent, is the released version, and was not withdrawn.
 
-    :param at_least: the number of the newest release that was seen here.
-    :raises SignatureError: if not.
+    :param at_least: number of the newest release that was seen here.
+    :raises SignatureError: if one of these does not hold.
     """
     try:
         check_release(model, release, agent, at_least)
     except VerificationError as error:
-        raise SignatureError(f"{what} cannot be used: {error}") from error
+        raise SignatureError(f"{label} cannot be used: {error}") from error
 
 
-def _signed(read: Callable[[str, Keys], _Statement], envelope: str | None, what: str) -> _Statement:
+def _verify(read: Callable[[str, Keys], _Statement], envelope: str | None, label: str) -> _Statement:
     keys = trusted_keys()
     if not keys:
         raise SignatureError(
-            f"{what} cannot be used: no key is trusted here. Copy STILLHOUSE_HOME/keys/trusted of the machine that "
-            f"refreshes to {_trusted_folder()}, or name its files in {_TRUSTED} (docs/how-to/sign-models.md)"
+            f"{label} cannot be used: no key is trusted here. Copy STILLHOUSE_HOME/keys/trusted of the machine that "
+            f"refreshes to {_trusted_folder()}, or name its files in {_TRUSTED} (docs/signing.md)"
         )
     if not envelope:
         raise SignatureError(
-            f"{what} cannot be used: it is not signed. A refresh signs what it makes; what was made before models were "
+            f"{label} cannot be used: it is not signed. A refresh signs its models; a model from before models were "
             "signed has to be made again"
         )
     try:
         return read(envelope, keys)
     except VerificationError as error:
-        raise SignatureError(f"{what} cannot be used: {error}") from error
+        raise SignatureError(f"{label} cannot be used: {error}") from error
 
 
-# --------------------------------------------------------------------------- where they are
+# --------------------------------------------------------------------------- paths
 
 
 def _folder() -> Path:
@@ -424,7 +437,7 @@ def _key_file() -> Path:
     return _folder() / "signing.key"
 
 
-def _next_file() -> Path:
+def _next_key_file() -> Path:
     return _folder() / "next.key"
 
 

@@ -1,11 +1,11 @@
-"""How a value is written as text, and as a number: one rule for every way in, by the value's type.
+"""Convert a value to text and to a number, by its type: the same rule for every input path.
 
 =====================================  ===========================================================
 type                                   text
 =====================================  ===========================================================
-text                                   as it is: the version "1.0" stays "1.0"
+text                                   unchanged: the version "1.0" stays "1.0"
 boolean                                ``true``, ``false``
-integer of any width, whole float      its digits: pandas makes 1 beside a gap 1.0, and it is ``1``
+integer of any width, whole float      its digits: pandas turns 1 into 1.0 in a column with gaps; both are ``1``
 other float                            the shortest text that reads back as the same number
 decimal                                without trailing zeros: ``1.50`` is ``1.5``, ``1.00`` is ``1``
 date, time, date and time              ISO 8601; with a time zone, in UTC
@@ -13,14 +13,13 @@ UUID                                   its 36 characters
 None, NaN, NaT, ``pandas.NA``          missing: None
 =====================================  ===========================================================
 
-Everything else (bytes, lists, dictionaries, durations, infinite numbers) is refused, and so is a whole float from 2^53
-on (float32: 2^24): it may have been another integer before it became a float.
+Everything else (bytes, lists, dictionaries, durations, infinite numbers) is refused, and so is a whole float of 2^53 or
+more (float32: 2^24), because it may have been another integer before it became a float.
 
-A number is a float: what is a number already, a decimal, a truth value (1 and 0), and a text that writes a number where
-the way in takes such texts.
+A number becomes a float: numbers, decimals, booleans (1 and 0), and numeric text where the caller allows it.
 
-This file is copied as it is into every variant's folder, so it imports the standard library and numpy alone. The same
-for pandas' columns is in :mod:`stillhouse.frames`.
+This file is copied unchanged into every variant's folder, so it imports only the standard library and numpy. The same
+conversion for pandas columns is in :mod:`stillhouse.frames`.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ import numpy as np
 __all__ = ["ValueRefused", "is_missing", "number_of", "numbers_of", "text_of", "texts_of"]
 
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating, Decimal)
-_EXACT = 2.0**53  # from here on a float may stand for several integers
+_MAX_EXACT = 2.0**53  # from here on a float may stand for several integers
 _NUMBER = re.compile(r" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *|[+-]?inf(?:inity)?", re.IGNORECASE)
-_SHOWN = 60  # characters of a value in a message
+_MAX_SHOWN_CHARS = 60  # of a value in a message
 
 
-class ValueRefused(ValueError):  # noqa: N818 — what happened to the value, as `Refused` over HTTP
-    """A value that has no text, or is no number; the message says what it is and what to write instead.
+class ValueRefused(ValueError):  # noqa: N818 — states what happened to the value, like `Refused` over HTTP
+    """A value that has no text, or is no number; the message names the value and what to write instead.
 
-    :param index: where it stands in the sequence that was read.
+    :param index: its position in the sequence that was read.
     """
 
     def __init__(self, message: str, index: int = 0) -> None:
@@ -55,7 +54,7 @@ class ValueRefused(ValueError):  # noqa: N818 — what happened to the value, as
 
 
 def is_missing(value: Any) -> bool:
-    """Whether ``value`` is None, NaN, NaT or ``pandas.NA``; never raises, whatever ``value`` is.
+    """Whether ``value`` is None, NaN, NaT or ``pandas.NA``; never raises.
 
     >>> [is_missing(value) for value in (None, float("nan"), np.datetime64("NaT"), 0, "", [None])]
     [True, True, True, False, False, False]
@@ -74,7 +73,7 @@ def is_missing(value: Any) -> bool:
 
 
 def text_of(value: Any) -> str | None:
-    """``value`` as text by the table above; None where it is missing.
+    """``value`` as text by the table above; None if it is missing.
 
     >>> [text_of(value) for value in ("1.0", 1.0, True, 2**70, np.float32(0.1), Decimal("1.50"), None)]
     ['1.0', '1', 'true', '1180591620717411303424', '0.1', '1.5', None]
@@ -84,12 +83,12 @@ def text_of(value: Any) -> str | None:
     :raises ValueRefused: if a value of its type has no text.
     """
     if isinstance(value, str):
-        return str.__str__(value)  # of an enumeration with texts the text, not its name
+        return str.__str__(value)  # for a string enumeration its value, not its name
     if is_missing(value):
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
-    if isinstance(value, np.timedelta64):  # which NumPy counts as an integer
+    if isinstance(value, np.timedelta64):  # NumPy counts it as an integer
         raise ValueRefused(_no_text(value))
     if isinstance(value, int | np.integer):
         return _digits(int(value))
@@ -113,14 +112,14 @@ def _no_text(value: Any) -> str:
 
 
 def number_of(value: Any, *, from_text: bool = False) -> float:
-    """``value`` as a float, NaN where it is missing.
+    """``value`` as a float; NaN if it is missing.
 
     >>> [number_of(value) for value in (True, 7, Decimal("1.50"), np.int64(3), None)]
     [1.0, 7.0, 1.5, 3.0, nan]
     >>> number_of(" 1e3 ", from_text=True)
     1000.0
 
-    :param from_text: whether a text may write a number.
+    :param from_text: whether numeric text is accepted.
     :raises ValueRefused: if it is no number.
     """
     if isinstance(value, str):
@@ -129,7 +128,7 @@ def number_of(value: Any, *, from_text: bool = False) -> float:
         raise ValueRefused(f"{_shown(value)} is no number{'' if from_text else ', but a text'}")
     if is_missing(value):
         return math.nan
-    if isinstance(value, np.timedelta64):  # which NumPy counts as an integer
+    if isinstance(value, np.timedelta64):  # NumPy counts it as an integer
         raise ValueRefused(f"{_shown(value)} is no number")
     if isinstance(value, _NUMBERS):
         try:
@@ -140,9 +139,12 @@ def number_of(value: Any, *, from_text: bool = False) -> float:
 
 
 def texts_of(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[str | None]:
-    """:func:`text_of` of each.
+    """:func:`text_of` of each value.
 
-    :raises ValueRefused: at the first that has no text; ``index`` says which.
+    >>> texts_of(["1.0", 1.0, None])
+    ['1.0', '1', None]
+
+    :raises ValueRefused: for the first value that has no text, with its ``index``.
     """
     plain = values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind in "biuUO" else values
     return [
@@ -154,9 +156,9 @@ def texts_of(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[str | None]:
 def numbers_of(
     values: Sequence[Any] | np.ndarray[Any, Any], *, from_text: bool = False
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """:func:`number_of` of each, float64 ``[n]``.
+    """:func:`number_of` of each value, float64 ``[n]``.
 
-    :raises ValueRefused: at the first that is no number; ``index`` says which.
+    :raises ValueRefused: for the first value that is no number, with its ``index``.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
         return values.astype(np.float64)
@@ -181,14 +183,14 @@ _KINDS = {list: "the list", tuple: "the tuple", dict: "the dictionary", bytes: "
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: what it is, and its beginning."""
+    """A value in a message: its type and its beginning."""
     kind = _KINDS.get(type(value), f"the {type(value).__name__}")
     try:
-        value = value[:_SHOWN].tolist() if isinstance(value, np.ndarray) and value.ndim else value
-        text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list | tuple) else str(value)
-    except ValueError:  # an integer of more digits than Python writes
+        value = value[:_MAX_SHOWN_CHARS].tolist() if isinstance(value, np.ndarray) and value.ndim else value
+        text = repr(value[:_MAX_SHOWN_CHARS]) if isinstance(value, str | bytes | list | tuple) else str(value)
+    except ValueError:  # an integer with more digits than Python converts
         text = "of very many digits"
-    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    text = text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"
     if isinstance(value, str):
         return text
     return f"{kind} {text}"
@@ -206,11 +208,11 @@ def _float_text(value: Any) -> str:
         raise ValueRefused("an infinite number is no text: leave it out where it is missing")
     if value != int(value):
         return str(value)
-    exact = 2.0 ** (np.finfo(value.dtype).nmant + 1) if isinstance(value, np.floating) else _EXACT
-    if abs(value) >= exact:
+    max_exact = 2.0 ** (np.finfo(value.dtype).nmant + 1) if isinstance(value, np.floating) else _MAX_EXACT
+    if abs(value) >= max_exact:
         raise ValueRefused(
-            f"{value!s} is a float from 2^{int(math.log2(exact))} on, and may have been another whole number: write it "
-            "as an integer or a text"
+            f"{value!s} is a float from 2^{int(math.log2(max_exact))} on, and may have been another whole number: "
+            "write it as an integer or a text"
         )
     return str(int(value))
 

@@ -1,15 +1,15 @@
-"""A deployed variant: rows in, one action per row out. Needs numpy and onnxruntime; pandas where frames are given.
+"""Run a deployed variant: one action per row. Requires numpy and onnxruntime, and pandas only for data frames.
 
-This file and ``values.py`` are copied as they are into every variant's folder, beside ``model.onnx`` and
-``manifest.json``, so that the folder runs on a device that knows neither stillhouse nor torch::
+This file and ``values.py`` are copied unchanged into every variant's folder, next to ``model.onnx`` and
+``manifest.json``, so that the folder runs on a device without stillhouse and torch::
 
     variant = Variant("path/of/folder")
     variant.decide({"temp": 3.5, "origin": "JFK"})    # Decided(action="late", probabilities={...})
-    variant.predict_proba([{...}, {...}])             # float32 [n, K]: also of a frame, or of arrays by column
+    variant.predict_proba([{...}, {...}])             # float32 [n, K]; also for a frame, or arrays by column
     variant.predict(frame)                            # DataFrame: action, p_<action> for each of the K actions
 
-It must therefore import nothing else of stillhouse. Whoever loads it by its path need do nothing about ``values.py``:
-it is found in the same folder.
+It must therefore not import anything else from stillhouse. When this file is loaded by its path, it loads ``values.py``
+from the same folder.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def _beside(name: str) -> Any:
-    """The module ``name`` in this file's folder, from its source: byte code there is not read."""
+def _load_sibling(name: str) -> Any:
+    """The module ``name`` in this file's folder, loaded from source; byte code is ignored."""
     path = Path(__file__).with_name(f"{name}.py")
     module = ModuleType(name)
     module.__file__ = str(path)
@@ -44,8 +44,8 @@ def _beside(name: str) -> Any:
 
 if TYPE_CHECKING or __package__:
     from . import values
-else:  # loaded by its path, on a device that does not know stillhouse
-    values = _beside("values")
+else:  # loaded by its path, on a device without stillhouse
+    values = _load_sibling("values")
 
 __all__ = [
     "PADDING",
@@ -62,21 +62,21 @@ __all__ = [
     "width",
 ]
 
-_ROWS_AT_ONCE = 4096  # of one call to the runtime, which keeps as much memory as its largest call took
+_MAX_ROWS_PER_CALL = 4096  # the runtime never frees the memory of its largest call
 PADDING, UNKNOWN = 0, 1  # token ids in every vocabulary
-_LONGEST_WORD = 100  # characters
-_KEPT_WORDS = 50_000
+_MAX_WORD_CHARS = 100
+_MAX_CACHED_WORDS = 50_000
 
 
 Array = np.ndarray[Any, Any]
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 _TextOf = Callable[[str, Any], "str | None"]
 
-_FEW_ROWS = 1000
-"""A frame of at most so many rows is read row by row; a longer one column by column: slower, and in less memory."""
+_MAX_ROWWISE = 1000
+"""A frame with at most this many rows is encoded row by row; a longer one by column, which needs less memory."""
 
-_PLAIN = frozenset([float, int, bool, type(None), np.float64, np.float32, np.int64, np.int32, np.bool_])
-"""Types that NumPy reads as numbers by itself, None as NaN."""
+_NUMERIC_TYPES = frozenset([float, int, bool, type(None), np.float64, np.float32, np.int64, np.int32, np.bool_])
+"""Types that NumPy converts to numbers by itself, None to NaN."""
 
 
 class InputError(ValueError):
@@ -84,22 +84,22 @@ class InputError(ValueError):
 
 
 def encode(rows: Rows, columns: Sequence[Mapping[str, Any]]) -> Matrix:
-    """Raw rows as the float32 matrix ``[n, F + C + ΣL]`` that a student reads; see :class:`Encoder`."""
+    """Encode raw rows as the float32 matrix ``[n, F + C + ΣL]`` that a student reads; see :class:`Encoder`."""
     return Encoder(columns)(rows)
 
 
 def width(columns: Sequence[Mapping[str, Any]]) -> int:
-    """How many values an encoded row has: one for each number and category, ``length`` for each text."""
+    """The number of values in an encoded row: one per number and category, ``length`` per text."""
     return sum(int(column["length"]) if column["type"] == "text" else 1 for column in columns)
 
 
 class Encoder:
-    """Raw rows to the float32 matrix ``[n, F + C + ΣL]`` that a student reads.
+    """Encodes raw rows as the float32 matrix ``[n, F + C + ΣL]`` that a student reads.
 
-    First the F numbers in their own units (missing: NaN), then the C categories as codes ``1…V`` by their position in
-    ``values``, read as text by the rule of ``values.py``; 0 stands for missing and for values that the student never
-    saw. Then for each text L token ids, cut or padded with 0; 1 is the unknown token, and a missing text is an empty
-    one. As float32 an id is exact up to 2^24. Extra columns are ignored.
+    The F numbers come first, in their own units (missing: NaN). Then come the C categories as codes ``1…V``, the
+    position of their text (by the rule of ``values.py``) in ``values``; 0 stands for a missing value and for a value
+    that the student never saw. Last come L token ids per text, truncated or padded with 0; 1 is the unknown token; a
+    missing text counts as empty. A float32 holds ids up to 2^24 exactly. Extra columns are ignored.
 
     >>> encoder = Encoder([{"name": "temp", "type": "number"}, {"name": "gate", "type": "category", "values": ["1"]}])
     >>> encoder({"temp": 3.5, "gate": 1}).tolist()
@@ -124,54 +124,54 @@ class Encoder:
             for column in columns
             if column["type"] == "text"
         ]
-        self._by_name = self._places(None)
-        self._last_frame: tuple[list[Any], _Places] = ([], self._by_name)
+        self._by_name = self._getters(None)
+        self._last_frame: tuple[list[Any], _Getters] = ([], self._by_name)
 
     def __call__(self, rows: Rows) -> Matrix:
-        """Encode ``rows``: a mapping by column, several of them, arrays or lists by column, or a pandas DataFrame.
+        """Encode ``rows``: a mapping by column, a sequence of them, arrays or lists by column, or a pandas DataFrame.
 
-        :raises InputError: naming the columns that are missing, not numeric, infinite, or of a type that has no text.
+        :raises InputError: naming the columns that are missing, not numeric, infinite, or of a type without text form.
         """
         if isinstance(rows, Mapping):
             first = next(map(rows.get, self.names), None)
             if isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 1:
                 self._require(rows)
-                return self._by_columns(rows)
+                return self._encode_columns(rows)
             rows = [rows]
         elif not isinstance(rows, Sequence):
             if not hasattr(rows, "columns"):
                 raise InputError(f"a {type(rows).__name__} has no rows by column: give a mapping, several, or a frame")
-            return self._of_frame(rows)
+            return self._encode_frame(rows)
         try:
-            return self._by_rows(rows, self._by_name)
+            return self._encode_rows(rows, self._by_name)
         except (KeyError, TypeError, IndexError):
             for number, row in enumerate(rows):
                 self._require(row, f"row {number}: " if len(rows) > 1 else "")
             raise
 
-    def trusting(self, given: Sequence[str]) -> Callable[[Sequence[Sequence[Any]]], Matrix]:
-        """An encoder of sequences in the order ``given`` whose numbers are known to be float or None."""
-        places = self._places(given)
-        return lambda rows: self._by_rows(rows, places, trusted=True)
+    def trusting(self, names: Sequence[str]) -> Callable[[Sequence[Sequence[Any]]], Matrix]:
+        """A faster encoder of rows that are sequences in the order ``names`` and whose numbers are float or None."""
+        getters = self._getters(names)
+        return lambda rows: self._encode_rows(rows, getters, trusted=True)
 
     # ----------------------------------------------------------------- row by row
 
-    def _places(self, given: Sequence[Any] | None) -> _Places:
-        """Where the columns are in a row that is a sequence in the order ``given``; None: in a mapping."""
-        keys = {name: name for name in self.names} if given is None else {name: i for i, name in enumerate(given)}
+    def _getters(self, names: Sequence[Any] | None) -> _Getters:
+        """Getters for rows that are sequences in the order ``names``; None: for rows that are mappings."""
+        keys = {name: name for name in self.names} if names is None else {name: i for i, name in enumerate(names)}
         kinds = (self._numbers, [name for name, _ in self._categories], [name for name, _, _ in self._texts])
-        return _Places(*(_getter([keys[name] for name in names]) for names in kinds))
+        return _Getters(*(_getter([keys[name] for name in kind]) for kind in kinds))
 
-    def _by_rows(
-        self, rows: Sequence[Any], places: _Places, trusted: bool = False, text_of: _TextOf | None = None
+    def _encode_rows(
+        self, rows: Sequence[Any], getters: _Getters, trusted: bool = False, text_of: _TextOf | None = None
     ) -> Matrix:
         matrix = np.empty((len(rows), self._width), dtype=np.float32)
         if not len(matrix):
             return matrix
         end = len(self._numbers)
         if end:
-            table = [*map(places.numbers, rows)]
-            if not trusted and not _PLAIN.issuperset(map(type, chain.from_iterable(table))):
+            table = [*map(getters.numbers, rows)]
+            if not trusted and not _NUMERIC_TYPES.issuperset(map(type, chain.from_iterable(table))):
                 table = [tuple(map(_number, self._numbers, row)) for row in table]
             with np.errstate(over="ignore"):
                 try:
@@ -179,15 +179,15 @@ class Encoder:
                 except OverflowError as error:
                     raise InputError(f"a number is too large for float32: {error}") from error
         if self._categories:
-            columns = zip(*map(places.categories, rows), strict=True)
-            codes = [_codes(name, known, next(columns), text_of or _text) for name, known in self._categories]
-            matrix[:, end : end + len(codes)] = np.array(codes).T
-        return self._with_texts(matrix, zip(*map(places.texts, rows), strict=True) if self._texts else ())
+            columns = zip(*map(getters.categories, rows), strict=True)
+            encoded = [_codes(name, codes, next(columns), text_of or _text) for name, codes in self._categories]
+            matrix[:, end : end + len(encoded)] = np.array(encoded).T
+        return self._fill_texts(matrix, zip(*map(getters.texts, rows), strict=True) if self._texts else ())
 
     # ----------------------------------------------------------------- column by column
 
-    def _by_columns(self, columns: Mapping[str, Any]) -> Matrix:
-        """``columns`` are arrays, lists, or pandas' series, all of one length."""
+    def _encode_columns(self, columns: Mapping[str, Any]) -> Matrix:
+        """``columns`` are arrays, lists, or pandas series, all of one length."""
         try:
             lengths = {name: len(columns[name]) for name in self.names}
         except TypeError as error:
@@ -196,35 +196,37 @@ class Encoder:
             raise InputError(f"the columns have different lengths: {lengths}")
         matrix = np.empty((next(iter(lengths.values()), 0), self._width), dtype=np.float32)
         with np.errstate(over="ignore"):
-            for place, name in enumerate(self._numbers):
-                matrix[:, place] = _numbers(name, columns[name])
-        for place, (name, known) in enumerate(self._categories, len(self._numbers)):
-            matrix[:, place] = _codes(name, known, _listed(columns[name]), _text)
-        return self._with_texts(matrix, (_listed(columns[name]) for name, _, _ in self._texts))
+            for index, name in enumerate(self._numbers):
+                matrix[:, index] = _numbers(name, columns[name])
+        for index, (name, codes) in enumerate(self._categories, len(self._numbers)):
+            matrix[:, index] = _codes(name, codes, _to_list(columns[name]), _text)
+        return self._fill_texts(matrix, (_to_list(columns[name]) for name, _, _ in self._texts))
 
-    def _of_frame(self, rows: pd.DataFrame) -> Matrix:
+    def _encode_frame(self, rows: pd.DataFrame) -> Matrix:
         names = rows.columns.tolist()
-        last, places = self._last_frame
-        if names != last:
+        last_names, getters = self._last_frame
+        if names != last_names:
             self._require(dict.fromkeys(names))
-            if twice := [name for name in self.names if names.count(name) > 1]:
-                raise InputError(f"several columns are called {twice[0]!r}: rename or drop all but one")
-            places = self._places(names)
-            self._last_frame = (names, places)
-        if len(rows) > _FEW_ROWS:
-            return self._by_columns(rows)  # type: ignore[arg-type]  # columns by name, as in a mapping
-        if len(rows) == 1 and (row := rows.iloc[0]).dtype.kind not in "biuf":  # else its numbers are of one type now
-            return self._by_rows([row.tolist()], places)
+            if repeated := [name for name in self.names if names.count(name) > 1]:
+                raise InputError(f"several columns are called {repeated[0]!r}: rename or drop all but one")
+            getters = self._getters(names)
+            self._last_frame = (names, getters)
+        if len(rows) > _MAX_ROWWISE:
+            return self._encode_columns(rows)  # type: ignore[arg-type]  # columns by name, as in a mapping
+        if (
+            len(rows) == 1 and (row := rows.iloc[0]).dtype.kind not in "biuf"
+        ):  # otherwise pandas has cast its numbers to one type
+            return self._encode_rows([row.tolist()], getters)
         cells = rows.to_numpy(dtype=object).tolist()
         try:
-            return self._by_rows(cells, places, text_of=_text_unless_widened)
-        except _Widened:  # pandas made a float32 a float: by columns it is still one
-            return self._by_columns(rows)  # type: ignore[arg-type]
+            return self._encode_rows(cells, getters, text_of=_text_unless_widened)
+        except _Widened:  # pandas has cast a float32 to float; the column still has its type
+            return self._encode_columns(rows)  # type: ignore[arg-type]
 
-    # ----------------------------------------------------------------- both
+    # ----------------------------------------------------------------- shared
 
-    def _with_texts(self, matrix: Matrix, texts: Iterable[Iterable[Any]]) -> Matrix:
-        """``matrix`` with its numbers checked and the token ids of ``texts``, one iterable a column, filled in."""
+    def _fill_texts(self, matrix: Matrix, texts: Iterable[Iterable[Any]]) -> Matrix:
+        """Check the numbers of ``matrix`` and fill in the token ids of ``texts``, one iterable per column."""
         numbers = matrix[:, : len(self._numbers)]
         if np.count_nonzero(np.isinf(numbers)):
             name = self._numbers[int(np.isinf(numbers).any(axis=0).argmax())]
@@ -243,8 +245,8 @@ class Encoder:
             raise InputError(f"{where}missing columns {missing}; the rows have {list(row)}")
 
 
-class _Places(NamedTuple):
-    """How the values of each kind of column are got from a row."""
+class _Getters(NamedTuple):
+    """Functions that return the values of one kind of columns from a row."""
 
     numbers: Callable[[Any], tuple[Any, ...]]
     categories: Callable[[Any], tuple[Any, ...]]
@@ -258,7 +260,7 @@ def _getter(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _number(name: str, value: Any) -> float:
-    """One value of a number column, also as a text; NaN where it is missing."""
+    """One value of a number column, which may be text; NaN if it is missing."""
     try:
         return values.number_of(_scalar(value), from_text=True)
     except (values.ValueRefused, TypeError) as error:
@@ -266,20 +268,20 @@ def _number(name: str, value: Any) -> float:
 
 
 def _numbers(name: str, column: Any) -> Array:
-    """The same of a whole column, float64 ``[n]``."""
+    """A number column, float64 ``[n]``, NaN where a value is missing."""
     dtype = getattr(column, "dtype", None)
     kind = getattr(dtype, "kind", "O")
     if kind in "mMc":
         raise InputError(f"column {name!r} must be numeric, not {dtype}")
     if kind in "fiub":
-        # Of pandas' own types: with their word for missing.
-        known = isinstance(dtype, np.dtype)
-        return np.asarray(column if known else column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
-    found = _listed(column)
-    if not _PLAIN.issuperset(map(type, found)):
-        found = [_number(name, value) for value in found]
+        # pandas' own dtypes have another missing value than NaN
+        is_numpy = isinstance(dtype, np.dtype)
+        return np.asarray(column if is_numpy else column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+    items = _to_list(column)
+    if not _NUMERIC_TYPES.issuperset(map(type, items)):
+        items = [_number(name, value) for value in items]
     try:
-        return np.array(found, dtype=np.float64)
+        return np.array(items, dtype=np.float64)
     except OverflowError as error:
         raise InputError(f"column {name!r} holds a number that is too large for float32: {error}") from error
 
@@ -292,92 +294,95 @@ def _text(name: str, value: Any) -> str | None:
 
 
 class _Widened(Exception):  # noqa: N818
-    """A float that may have been a float32, whose text is another."""
+    """A float that may have been a float32, whose text would differ."""
 
 
 def _text_unless_widened(name: str, value: Any) -> str | None:
-    """:raises _Widened: where a float that is no small whole number may have been a float32."""
+    """:func:`_text`.
+
+    :raises _Widened: for a float that may have been a float32; small whole numbers have the same text in both types.
+    """
     if type(value) is float and value == value and not (value.is_integer() and abs(value) < 2**24):
         raise _Widened
     return _text(name, value)
 
 
-def _codes(name: str, known: Mapping[str | None, int], column: Iterable[Any], text_of: _TextOf) -> list[int]:
-    """The places of a category's values, from 1 on; 0 for missing and unknown ones."""
+def _codes(name: str, codes: Mapping[str | None, int], column: Iterable[Any], text_of: _TextOf) -> list[int]:
+    """Codes of a category's values, from 1; 0 for missing and unknown values."""
     return [
-        known.get(value, 0) if type(value) is str else 0 if value is None else known.get(text_of(name, value), 0)
+        codes.get(value, 0) if type(value) is str else 0 if value is None else codes.get(text_of(name, value), 0)
         for value in column
     ]
 
 
 def _scalar(value: Any) -> Any:
-    """MLflow's parser makes arrays without a dimension of single values."""
+    """Unpack an array without dimensions, which MLflow's parser makes of a single value."""
     return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
 
 
-def _listed(column: Any) -> list[Any]:
-    """The values one by one, each of its own type: a series' iterator would widen a float32."""
-    to_numpy = hasattr(column, "to_numpy") and column.dtype.kind != "M"  # which would cut what a timestamp is
+def _to_list(column: Any) -> list[Any]:
+    """The values with their own types; the iterator of a series would cast a float32 to float."""
+    to_numpy = hasattr(column, "to_numpy") and column.dtype.kind != "M"  # that would drop the time zone of a timestamp
     return list(column.to_numpy() if to_numpy else column)
 
 
 class WordPiece:
-    """Texts to token ids: BERT's basic words, each cut greedily into the longest tokens that a vocabulary has.
+    """WordPiece tokenizer: splits texts into BERT's basic words, and each word greedily into the longest known tokens.
 
-    Control characters go, what is white splits, each punctuation mark and each Chinese character is a word of its
-    own, accents are stripped and letters lower-cased (Devlin et al. 2019, "BERT", and its reference tokeniser). Then
-    from a word's beginning the longest token that fits, and so on behind it, where tokens begin with ``##``. A word
-    that cannot be cut like this, or has more than 100 characters, is unknown.
+    Control characters are removed, white space separates words, each punctuation mark and each Chinese character is a
+    word, accents are stripped, and letters lower-cased (Devlin et al. 2019, "BERT", and its reference tokenizer). A
+    word is matched from its beginning with the longest token; tokens after the first begin with ``##``. A word without
+    such a split, or with more than 100 characters, is the unknown token. The ids of words are cached.
 
-    Words are cut once and kept, since what an agent reads repeats.
+    >>> WordPiece(["[PAD]", "[UNK]", "book", "##ing", "taxi"]).ids("Booking a TAXI")
+    [2, 3, 1, 4]
 
-    :param tokens: the vocabulary; a token's id is its place. 0 is the padding and 1 the unknown, whatever they are
-        called.
+    :param tokens: the vocabulary; a token's id is its position. 0 is padding and 1 unknown, whatever their names.
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._ids = {token: i for i, token in enumerate(tokens) if i > UNKNOWN}
-        self._longest = max(map(len, self._ids), default=0)
-        self._kept: dict[str, tuple[int, ...]] = {}
+        self._max_token_chars = max(map(len, self._ids), default=0)
+        self._cache: dict[str, tuple[int, ...]] = {}
 
-    def ids(self, text: str, most: int | None = None) -> list[int]:
-        """Token ids of one text, at most the first ``most``."""
-        found: list[int] = []
+    def ids(self, text: str, max_length: int | None = None) -> list[int]:
+        """Token ids of one text, at most the first ``max_length``."""
+        ids: list[int] = []
         for part in text.split(" "):
-            pieces = self._kept.get(part)
-            found += self._cut_and_keep(part) if pieces is None else pieces
-            if most is not None and len(found) >= most:
-                return found[:most]
-        return found
+            pieces = self._cache.get(part)
+            ids += self._split_part(part) if pieces is None else pieces
+            if max_length is not None and len(ids) >= max_length:
+                return ids[:max_length]
+        return ids
 
     def matrix(self, texts: Sequence[str], length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Token ids of n texts, float32 ``[n, length]``, padded with 0."""
-        found = np.full((len(texts), length), PADDING, dtype=np.float32)
-        for row, text in zip(found, texts, strict=True):
+        matrix = np.full((len(texts), length), PADDING, dtype=np.float32)
+        for row, text in zip(matrix, texts, strict=True):
             ids = self.ids(text, length)
             row[: len(ids)] = ids
-        return found
+        return matrix
 
-    def _cut_and_keep(self, part: str) -> tuple[int, ...]:
-        """Ids of what stands between two spaces."""
-        pieces = tuple(i for word in basic_words(part) for i in self._cut(word))
-        if len(part) <= _LONGEST_WORD:
-            if len(self._kept) >= _KEPT_WORDS:
-                self._kept.clear()
-            self._kept[part] = pieces
+    def _split_part(self, part: str) -> tuple[int, ...]:
+        """Ids of the text between two spaces; cached."""
+        pieces = tuple(i for word in basic_words(part) for i in self._split_word(word))
+        if len(part) <= _MAX_WORD_CHARS:
+            if len(self._cache) >= _MAX_CACHED_WORDS:
+                self._cache.clear()
+            self._cache[part] = pieces
         return pieces
 
-    def _cut(self, word: str) -> list[int]:
-        if len(word) > _LONGEST_WORD:
+    def _split_word(self, word: str) -> list[int]:
+        if len(word) > _MAX_WORD_CHARS:
             return [UNKNOWN]
         pieces: list[int] = []
         begin = 0
         while begin < len(word):
             prefix = "##" if begin else ""
-            for end in range(min(len(word), begin + self._longest), begin, -1):
-                found = self._ids.get(prefix + word[begin:end])
-                if found is not None:
-                    pieces.append(found)
+            for end in range(min(len(word), begin + self._max_token_chars), begin, -1):
+                token_id = self._ids.get(prefix + word[begin:end])
+                if token_id is not None:
+                    pieces.append(token_id)
                     begin = end
                     break
             else:
@@ -386,15 +391,19 @@ class WordPiece:
 
 
 def basic_words(text: str) -> list[str]:
-    """BERT's basic words: cleaned, without accents, in lower case, cut where it is white and around punctuation."""
-    text = "".join(map(_cleaned, text))
+    """BERT's basic words: cleaned, without accents, lower-cased, split at white space and around punctuation.
+
+    >>> basic_words("Can't pay 5€!")
+    ['can', "'", 't', 'pay', '5€', '!']
+    """
+    text = "".join(map(_clean, text))
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
-    text = "".join(map(str.lower, text))  # one by one: as a whole, a last Σ would become ς
+    text = "".join(map(str.lower, text))  # per character: in the whole text, a final Σ would become ς
     return "".join(f" {c} " if _is_punctuation(c) else c for c in text).split()
 
 
-def _cleaned(character: str) -> str:
+def _clean(character: str) -> str:
     if character in "\t\n\r":
         return " "
     if character == "\ufffd" or unicodedata.category(character) in _CONTROL:
@@ -412,7 +421,7 @@ def _is_punctuation(character: str) -> bool:
     return character in _ASCII_PUNCTUATION or (character > "\x7f" and unicodedata.category(character)[0] == "P")
 
 
-_CONTROL = frozenset(["Cc", "Cf", "Co", "Cs"])  # and not Cn: what has no meaning yet may be a letter tomorrow
+_CONTROL = frozenset(["Cc", "Cf", "Co", "Cs"])  # without Cn: an unassigned character may become a letter
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 _CHINESE = (
     (0x3400, 0x4DBF),
@@ -424,10 +433,10 @@ _CHINESE = (
     (0x2B920, 0x2CEAF),
     (0x2F800, 0x2FA1F),
 )
-"""The blocks of Chinese characters as BERT's reference tokeniser counts them."""
+"""Blocks of Chinese characters in BERT's reference tokenizer."""
 
 
-# The instruction sets that ONNX Runtime's float32 and int8 kernels are chosen by.
+# The instruction sets by which ONNX Runtime selects its float32 and int8 kernels.
 _INSTRUCTIONS = (
     "avx",
     "avx2",
@@ -445,9 +454,9 @@ _INSTRUCTIONS = (
 
 
 def processor() -> dict[str, Any]:
-    """This machine's processor: its model ``name``, and ``flags``, those of its instruction sets that matter here.
+    """This machine's processor: its model ``name``, and ``flags``, its instruction sets that affect ONNX Runtime.
 
-    Where there is no ``/proc/cpuinfo``, only the name that Python knows.
+    Without ``/proc/cpuinfo``, only the name that Python reports.
     """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -468,11 +477,11 @@ def parse_cpuinfo(text: str) -> dict[str, Any]:
 
 
 class Variant:
-    """One variant's folder, checked and loaded.
+    """A variant loaded from its folder, with its checksum verified.
 
     :param folder: holds ``model.onnx`` and ``manifest.json``.
-    :param threads: of ONNX Runtime; one is best for single rows.
-    :raises ValueError: if the model is not the one that the manifest was written for.
+    :param threads: number of ONNX Runtime's threads; one is fastest for single rows.
+    :raises ValueError: if the model does not match the checksum in the manifest.
     """
 
     def __init__(self, folder: str | Path, threads: int = 1) -> None:
@@ -493,26 +502,26 @@ class Variant:
         self.actions: list[str] = list(self.manifest["actions"])
         self.columns: list[dict[str, Any]] = list(self.manifest["columns"])
         self.encoder = Encoder(self.columns)
-        self._as_pandas: Any = None
+        self._pandas_labels: Any = None
 
     def _compare_processors(self) -> None:
-        """Warn where this is another processor than the one that the variant was measured on."""
+        """Warn if the processor differs from the one that the variant was measured on."""
         measured, here = self.manifest.get("cpu"), processor()
         if measured is None or measured == here:
             return
-        lacking = sorted(set(measured["flags"]) - set(here["flags"]))
-        more = f", which lacks {', '.join(lacking)}" if lacking else ""
+        missing = sorted(set(measured["flags"]) - set(here["flags"]))
+        note = f", which lacks {', '.join(missing)}" if missing else ""
         warnings.warn(
             f"variant {self.manifest.get('variant', '')!r} was measured on {measured['name']} and serves on "
-            f"{here['name']}{more}: its latency, and where it computes in int8 its answers, may differ",
+            f"{here['name']}{note}: its latency, and in int8 its probabilities, may differ",
             stacklevel=3,
         )
 
     def probabilities(self, matrix: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Encoded rows, float32 ``[n, F + C + ΣL]``, to float32 ``[n, K]`` whose rows sum to 1."""
-        if len(matrix) > _ROWS_AT_ONCE:
-            starts = range(0, len(matrix), _ROWS_AT_ONCE)
-            return np.concatenate([self.probabilities(matrix[start : start + _ROWS_AT_ONCE]) for start in starts])
+        if len(matrix) > _MAX_ROWS_PER_CALL:
+            starts = range(0, len(matrix), _MAX_ROWS_PER_CALL)
+            return np.concatenate([self.probabilities(matrix[start : start + _MAX_ROWS_PER_CALL]) for start in starts])
         result: np.ndarray[Any, Any] = self._session.run(None, {self._input: matrix})[0]
         return result
 
@@ -529,39 +538,42 @@ class Variant:
     @overload
     def decide(self, rows: Sequence[Mapping[str, Any]]) -> list[Decided]: ...
     def decide(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Decided | list[Decided]:
-        """One row, a mapping by column, to its most probable action; several to a list of them.
+        """The most probable action of one row (a mapping by column), or a list of them for several rows.
 
         :raises InputError: see :meth:`Encoder.__call__`.
         """
-        found = self.predict_proba([rows] if isinstance(rows, Mapping) else rows)
-        made = [
-            Decided(self.actions[best], dict(zip(self.actions, each, strict=True)))
-            for best, each in zip(found.argmax(axis=1).tolist(), found.tolist(), strict=True)
+        probs = self.predict_proba([rows] if isinstance(rows, Mapping) else rows)
+        decisions = [
+            Decided(self.actions[best], dict(zip(self.actions, row_probs, strict=True)))
+            for best, row_probs in zip(probs.argmax(axis=1).tolist(), probs.tolist(), strict=True)
         ]
-        return made[0] if isinstance(rows, Mapping) else made
+        return decisions[0] if isinstance(rows, Mapping) else decisions
 
     def predict(self, rows: Rows) -> pd.DataFrame:
-        """Raw rows to their most probable ``action`` and one column ``p_<action>`` each, on the same index."""
+        """The most probable ``action`` of raw rows and one column ``p_<action>`` per action, with the same index."""
         import pandas as pd
 
-        proba = self.predict_proba(rows)
-        if self._as_pandas is None:
-            self._as_pandas = pd.Index([f"p_{action}" for action in self.actions]), pd.array(self.actions, dtype="str")
-        columns, actions = self._as_pandas
+        probs = self.predict_proba(rows)
+        if self._pandas_labels is None:
+            self._pandas_labels = (
+                pd.Index([f"p_{action}" for action in self.actions]),
+                pd.array(self.actions, dtype="str"),
+            )
+        columns, actions = self._pandas_labels
         index = rows.index if isinstance(rows, pd.DataFrame) else None
-        result = pd.DataFrame(proba, columns=columns, index=index, copy=False)
-        result.insert(0, "action", actions.take(proba.argmax(axis=1)))
+        result = pd.DataFrame(probs, columns=columns, index=index, copy=False)
+        result.insert(0, "action", actions.take(probs.argmax(axis=1)))
         return result
 
 
 class Decided(NamedTuple):
-    """What is decided about one row."""
+    """The decision about one row."""
 
     action: str
     probabilities: dict[str, float]
-    """Of every action."""
+    """Probability of every action."""
 
 
 if TYPE_CHECKING:
     Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame
-    """A row by column, several of them, arrays or lists by column, or a frame."""
+    """A row by column, a sequence of rows, arrays or lists by column, or a frame."""

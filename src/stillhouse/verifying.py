@@ -1,7 +1,7 @@
-"""Checks that a model is the one that a refresh has signed. Needs cryptography, nothing else.
+"""Verify that a model is the one that a refresh has signed. Requires only the cryptography package.
 
-This file stands alone, so that it can be given to devices, once, together with a public key: it must never come from
-where the models come from. ::
+This file is self-contained, so that it can be installed on devices once, together with a public key. It must never come
+from the same source as the models. ::
 
     python verifying.py champion.tar.gz --key flights.pub --agent flights --state last-release --into model/
 
@@ -10,12 +10,12 @@ or, in a program::
     keys = read_keys(Path("flights.pub").read_text())
     release = check_folder("model", keys, agent="flights", at_least=last_number)
 
-What is signed is in two statements, JSON texts in an envelope with their signature (Ed25519, RFC 8032): the *model*
-(agent, name, version, the SHA-256 of every file) and the *release* (agent, version, the number of the release). Numbers
-grow with each promotion and each roll-back of an agent, so that whoever remembers the last one can tell a version that
-was withdrawn. Nothing of a model is imported or parsed before its signature and its files were checked.
+Two statements are signed, each a JSON text in an envelope with its signature (Ed25519, RFC 8032): the *model* (agent,
+name, version, SHA-256 of every file) and the *release* (agent, version, release number). The number grows with each
+promotion and roll-back of an agent, so a device that stores the last number detects a withdrawn version. No part of a
+model is imported or parsed before its signature and its files are verified.
 
-It must import nothing of stillhouse.
+This module must not import stillhouse.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ __all__ = [
 ]
 
 CONTEXT = b"stillhouse signature 1\n"
-"""Stands before every statement that is signed, so that no signature of this key is one of something else."""
+"""Prefix of every signed statement, so that a signature made for another purpose with this key never verifies here."""
 
 MODEL, RELEASE = "stillhouse model", "stillhouse release"
 
 SIGNATURE_FILE = "signature.json"
-"""Beside the files of a model that was handed out: its two envelopes, ``{"model": …, "release": …}``."""
+"""File next to a distributed model with its two envelopes, ``{"model": …, "release": …}``."""
 
-_CHUNK = 2**20
+_CHUNK_BYTES = 2**20
 _MAX_BYTES = 2**30
 _MAX_FILES = 10_000
 
@@ -82,57 +82,57 @@ Keys = Mapping[str, Ed25519PublicKey]
 
 
 class VerificationError(ValueError):
-    """Not signed by a trusted key, signed for something else, or withdrawn."""
+    """The model is not signed by a trusted key, is signed as another model, or was withdrawn."""
 
 
-class FilesDiffer(VerificationError):  # noqa: N818 - it says what is the case
-    """The files are others than those that were signed: damaged, altered, missing, or more."""
+class FilesDiffer(VerificationError):  # noqa: N818 - names the state of the files
+    """The files differ from the signed ones: damaged, altered, missing, or additional."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What was signed about a model."""
+    """The signed statement about a model."""
 
     agent: str
     name: str
-    """Of the registered model: the agent's (its variants), or the agent's with ``-student`` or ``-teacher``."""
+    """Registered model: the agent's name (variants), with the suffix ``-student`` or ``-teacher`` for those."""
     version: str | None
-    """Of the registered model; None: it is no version yet."""
+    """Version of the registered model; None for a logged model that is no version yet."""
     model_id: str
-    """In MLflow."""
+    """Id of the logged model in MLflow."""
     role: str
     payload: str
-    """The folder among ``files`` that is handed out."""
+    """The folder among ``files`` that is distributed."""
     files: Mapping[str, str]
-    """SHA-256 by path, of every file of the model in MLflow."""
+    """SHA-256 by path of every file of the model in MLflow."""
     lineage: Mapping[str, str]
-    """MLflow's id by role: what it was made from."""
+    """MLflow's ids of its ancestors, by role."""
 
     def below(self, folder: str) -> dict[str, str]:
-        """SHA-256 by path of the files below ``folder``, paths relative to it."""
+        """SHA-256 by path of the files below ``folder``; the paths are relative to it."""
         prefix = f"{folder}/"
         return {path[len(prefix) :]: digest for path, digest in self.files.items() if path.startswith(prefix)}
 
     @property
     def handed_out(self) -> dict[str, str]:
-        """SHA-256 by path of the files that are handed out."""
+        """SHA-256 by path of the distributed files."""
         return self.below(self.payload)
 
 
 @dataclass(frozen=True)
 class Release:
-    """What was signed when a version became champion, by promotion or by roll-back."""
+    """The statement that is signed when a version becomes champion, by promotion or by roll-back."""
 
     agent: str
     version: str
     number: int
-    """Grows by one with each release of the agent."""
+    """Increases by one with each release of the agent."""
     released_at: str
     """ISO 8601."""
 
 
 class Verified(NamedTuple):
-    """A model that may be used."""
+    """The statements about a model that passed verification."""
 
     model: Model
     release: Release
@@ -142,15 +142,15 @@ class Verified(NamedTuple):
 
 
 def read_keys(pem: str) -> dict[str, Ed25519PublicKey]:
-    """The public keys in a text: one PEM block after another.
+    """The public keys in a text of PEM blocks, by :func:`key_id`.
 
-    :raises VerificationError: if there is none, or one is no Ed25519 public key.
+    :raises VerificationError: if there is none, or one of them is no Ed25519 public key.
     """
     end = "-----END PUBLIC KEY-----"
     blocks = [f"{block}{end}\n" for block in pem.split(end)[:-1]]
     if not blocks:
         raise VerificationError("there is no public key (PEM, -----BEGIN PUBLIC KEY-----) in it")
-    found = {}
+    keys = {}
     for block in blocks:
         try:
             key = load_pem_public_key(block[block.find("-----BEGIN") :].encode())
@@ -158,12 +158,12 @@ def read_keys(pem: str) -> dict[str, Ed25519PublicKey]:
             raise VerificationError("a public key in it cannot be read: it is no PEM of an Ed25519 key") from error
         if not isinstance(key, Ed25519PublicKey):
             raise VerificationError(f"a public key in it is of another kind than Ed25519: {type(key).__name__}")
-        found[key_id(key)] = key
-    return found
+        keys[key_id(key)] = key
+    return keys
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """16 hexadecimal digits that name a public key; for people, not for security."""
+    """16 hexadecimal digits that name a public key; a short name without security value."""
     return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:16]
 
 
@@ -171,41 +171,41 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def read_model(envelope: str, keys: Keys) -> Model:
-    """The statement about a model, once its signature was checked.
+    """Verify the envelope of a model and return its statement.
 
-    :raises VerificationError: if no trusted key has signed it, or it is no such statement.
+    :raises VerificationError: if no trusted key has signed it, or it is no statement about a model.
     """
-    said = _statement(envelope, keys, MODEL)
+    statement = _read_statement(envelope, keys, MODEL)
     try:
-        version = said["version"]
+        version = statement["version"]
         return Model(
-            agent=_text(said["agent"]),
-            name=_text(said["name"]),
+            agent=_text(statement["agent"]),
+            name=_text(statement["name"]),
             version=None if version is None else _text(version),
-            model_id=_text(said["model_id"]),
-            role=_text(said["role"]),
-            payload=_text(said["payload"]),
-            files=_texts(said["files"]),
-            lineage=_texts(said["lineage"]),
+            model_id=_text(statement["model_id"]),
+            role=_text(statement["role"]),
+            payload=_text(statement["payload"]),
+            files=_texts(statement["files"]),
+            lineage=_texts(statement["lineage"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"the signed statement about the model is incomplete: {error}") from error
 
 
 def read_release(envelope: str, keys: Keys) -> Release:
-    """The statement about a release, once its signature was checked; raises as :func:`read_model`."""
-    said = _statement(envelope, keys, RELEASE)
+    """Verify the envelope of a release and return its statement; raises as :func:`read_model`."""
+    statement = _read_statement(envelope, keys, RELEASE)
     try:
-        number = said["number"]
+        number = statement["number"]
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise TypeError(f"number {number!r}")
-        return Release(_text(said["agent"]), _text(said["version"]), number, _text(said["released_at"]))
+        return Release(_text(statement["agent"]), _text(statement["version"]), number, _text(statement["released_at"]))
     except (KeyError, TypeError, ValueError) as error:
         raise VerificationError(f"the signed statement about the release is incomplete: {error}") from error
 
 
-def _statement(envelope: str, keys: Keys, kind: str) -> dict[str, Any]:
-    """What the envelope holds; nothing in it is believed, or even parsed, before its signature was checked."""
+def _read_statement(envelope: str, keys: Keys, kind: str) -> dict[str, Any]:
+    """The statement in the envelope, which is parsed only after its signature is verified."""
     try:
         outer = json.loads(envelope)
         text, name, signature = outer["statement"], outer["key"], base64.b64decode(outer["signature"], validate=True)
@@ -222,10 +222,10 @@ def _statement(envelope: str, keys: Keys, kind: str) -> dict[str, Any]:
         key.verify(signature, message)
     except InvalidSignature:
         raise VerificationError(f"its signature is not that of key {name}: it was altered") from None
-    said = json.loads(text)
-    if not isinstance(said, dict) or said.get("type") != kind:
-        raise VerificationError(f"what was signed is no statement about a {kind.rpartition(' ')[2]}")
-    return said
+    statement = json.loads(text)
+    if not isinstance(statement, dict) or statement.get("type") != kind:
+        raise VerificationError(f"the signed text is no statement about a {kind.rpartition(' ')[2]}")
+    return statement
 
 
 def _text(value: Any) -> str:
@@ -235,52 +235,60 @@ def _text(value: Any) -> str:
 
 
 def _texts(value: Any) -> dict[str, str]:
-    return {_text(name): _text(each) for name, each in dict(value).items()}
+    return {_text(name): _text(item) for name, item in dict(value).items()}
 
 
 # --------------------------------------------------------------------------- files
 
 
 def digests(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path there with ``/``, in order.
+    """SHA-256 of every file below a folder by its relative path (with ``/``), sorted.
 
-    :raises FilesDiffer: if something there is no plain file: a link leads to what may change.
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     size = Path(folder, "model.onnx").write_bytes(b"weights")
+    ...     files = digests(folder)
+    ...     check_files(folder, files)  # raises FilesDiffer if a file differs
+    >>> list(files)
+    ['model.onnx']
+
+    :raises FilesDiffer: if an entry is no plain file; the target of a link may change.
     """
     return {name: _digest(path) for name, path in _walk(Path(folder))}
 
 
 def check_files(folder: str | Path, files: Mapping[str, str]) -> None:
-    """See that a folder holds these files, whole, and no others.
+    """Check that a folder holds exactly these files.
 
     :param files: SHA-256 by path.
-    :raises FilesDiffer: naming what is missing, what is more, and what is other than it was.
+    :raises FilesDiffer: naming missing, additional and altered files.
     """
     _compare(digests(folder), files)
 
 
 def read_files(folder: str | Path, files: Mapping[str, str]) -> dict[str, bytes]:
-    """:func:`check_files`, and the very bytes that were checked, by path."""
-    found = {name: path.read_bytes() for name, path in _walk(Path(folder))}
-    _compare({name: hashlib.sha256(content).hexdigest() for name, content in found.items()}, files)
-    return found
+    """Check the files as :func:`check_files` does; returns the checked content by path."""
+    contents = {name: path.read_bytes() for name, path in _walk(Path(folder))}
+    _compare({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}, files)
+    return contents
 
 
-def _compare(found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def _compare(actual: Mapping[str, str], signed: Mapping[str, str]) -> None:
     differences = [
-        ("others than were signed", [name for name, digest in wanted.items() if found.get(name, digest) != digest]),
-        ("missing", [name for name in wanted if name not in found]),
-        ("not signed", [name for name in found if name not in wanted]),
+        ("others than were signed", [name for name, digest in signed.items() if actual.get(name, digest) != digest]),
+        ("missing", [name for name in signed if name not in actual]),
+        ("not signed", [name for name in actual if name not in signed]),
     ]
-    told = [f"{how}: {', '.join(map(repr, sorted(names)[:5]))}" for how, names in differences if names]
-    if told or not wanted:
-        raise FilesDiffer("; ".join(told) or "no file of it was signed")
+    messages = [f"{kind}: {', '.join(map(repr, sorted(names)[:5]))}" for kind, names in differences if names]
+    if messages or not signed:
+        raise FilesDiffer("; ".join(messages) or "no file of it was signed")
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    for place, folders, names in os.walk(folder, onerror=_raise):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         folders.sort()
-        for name in sorted([*names, *(each for each in folders if Path(place, each).is_symlink())]):
-            path = Path(place, name)
+        for name in sorted([*names, *(child for child in folders if Path(parent, child).is_symlink())]):
+            path = Path(parent, name)
             if not stat.S_ISREG(path.lstat().st_mode):
                 raise FilesDiffer(f"{name!r} is no plain file, and only those are signed")
             yield path.relative_to(folder).as_posix(), path
@@ -291,29 +299,29 @@ def _raise(error: OSError) -> None:
 
 
 def _digest(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-# --------------------------------------------------------------------------- what was handed out
+# --------------------------------------------------------------------------- distributed models
 
 
 def check_folder(
     folder: str | Path, keys: Keys, *, agent: str, at_least: int = 0, version: str | None = None
 ) -> Verified:
-    """Check a model that was handed out and unpacked, before anything of it is used.
+    """Verify an unpacked model before any use.
 
-    :param agent: whose model it has to be.
-    :param at_least: the number of the newest release that was seen before; an older one was withdrawn.
-    :param version: that it has to be; None: any.
-    :raises VerificationError: if it may not be used, with the reason.
+    :param agent: expected agent.
+    :param at_least: number of the newest release seen so far; an older release was withdrawn.
+    :param version: expected version; None: any.
+    :raises VerificationError: with the reason, if the model must not be used.
     """
-    found = {name: path for name, path in _walk(Path(folder)) if name != SIGNATURE_FILE}
-    verified = _envelopes(Path(folder, SIGNATURE_FILE), keys, agent, at_least, version)
-    _compare({name: _digest(path) for name, path in found.items()}, verified.model.handed_out)
+    paths = {name: path for name, path in _walk(Path(folder)) if name != SIGNATURE_FILE}
+    verified = _read_envelopes(Path(folder, SIGNATURE_FILE), keys, agent, at_least, version)
+    _compare({name: _digest(path) for name, path in paths.items()}, verified.model.handed_out)
     return verified
 
 
@@ -326,16 +334,16 @@ def check_archive(
     version: str | None = None,
     max_bytes: int = _MAX_BYTES,
 ) -> tuple[Verified, dict[str, bytes]]:
-    """Check a model that was handed out as ``.tar.gz``, in memory: nothing of it touches the disk unchecked.
+    """Verify a model in a ``.tar.gz`` in memory, without writing unverified files to disk; see :func:`check_folder`.
 
-    :param max_bytes: of the archive unpacked; more is refused before it is in memory.
-    :returns: what was signed, and the files by path, the signature among them; see :func:`check_folder`.
+    :param max_bytes: limit of the unpacked size; a larger archive is refused before it is unpacked in memory.
+    :returns: the statements, and the content of all files by path, including the signature.
     """
     files = dict(_members(Path(archive), max_bytes))
     signature = files.get(SIGNATURE_FILE)
-    verified = _envelopes(None if signature is None else io.BytesIO(signature), keys, agent, at_least, version)
-    found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != SIGNATURE_FILE}
-    _compare(found, verified.model.handed_out)
+    verified = _read_envelopes(None if signature is None else io.BytesIO(signature), keys, agent, at_least, version)
+    actual = {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != SIGNATURE_FILE}
+    _compare(actual, verified.model.handed_out)
     return verified, files
 
 
@@ -356,41 +364,41 @@ def _members(archive: Path, max_bytes: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _limited(stream: gzip.GzipFile, max_bytes: int) -> IO[bytes]:
-    return cast(IO[bytes], _Limited(stream, max_bytes))  # all that tarfile asks of a stream is to read
+    return cast(IO[bytes], _Limited(stream, max_bytes))  # tarfile only calls read()
 
 
 class _Limited(io.RawIOBase):
-    """As many bytes as are allowed, file names and headers of any length included: beyond, memory would be at stake."""
+    """Limits the unpacked bytes, including names and headers of any length, so an archive cannot exhaust memory."""
 
     def __init__(self, source: gzip.GzipFile, max_bytes: int) -> None:
-        self._source, self._max, self._left = source, max_bytes, max_bytes + tarfile.RECORDSIZE
+        self._source, self._max_bytes, self._remaining = source, max_bytes, max_bytes + tarfile.RECORDSIZE
 
     def read(self, size: int = -1) -> bytes:
         content = self._source.read(size)
-        self._left -= len(content)
-        if self._left < 0:
-            raise VerificationError(f"it unpacks to more than {self._max:,} bytes")
+        self._remaining -= len(content)
+        if self._remaining < 0:
+            raise VerificationError(f"it unpacks to more than {self._max_bytes:,} bytes")
         return content
 
 
-def _envelopes(
+def _read_envelopes(
     source: Path | io.BytesIO | None, keys: Keys, agent: str, at_least: int, version: str | None
 ) -> Verified:
     try:
         text = source.read_bytes() if isinstance(source, Path) else b"" if source is None else source.read()
-        both = json.loads(text)
-        model, release = _text(both["model"]), _text(both["release"])
+        envelopes = json.loads(text)
+        model, release = _text(envelopes["model"]), _text(envelopes["release"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise VerificationError(f"there is no {SIGNATURE_FILE} that can be read: it is not signed") from error
+        raise VerificationError(f"there is no readable {SIGNATURE_FILE}: it is not signed") from error
     return check_release(read_model(model, keys), read_release(release, keys), agent, at_least, version)
 
 
 def check_release(
     model: Model, release: Release, agent: str, at_least: int = 0, version: str | None = None
 ) -> Verified:
-    """See that a model is a version of this agent, is the one that was released, and was not withdrawn.
+    """Check that a model is a version of this agent, is the released version, and was not withdrawn.
 
-    :raises VerificationError: if not.
+    :raises VerificationError: if one of these does not hold.
     """
     if model.agent != agent or release.agent != agent or model.name != agent:
         raise VerificationError(f"it is signed as {model.name!r} of agent {model.agent!r}, not of agent {agent!r}")
@@ -406,29 +414,29 @@ def check_release(
     return Verified(model, release)
 
 
-# --------------------------------------------------------------------------- by hand
+# --------------------------------------------------------------------------- command line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python verifying.py``: 0 where the model may be used, 1 where not."""
+    """``python verifying.py``: returns 0 if the model may be used, otherwise 1."""
     parser = argparse.ArgumentParser(
-        prog="verifying.py", description="Check that a model was signed, before it is used."
+        prog="verifying.py", description="Verify the signature of a model before it is used."
     )
     parser.add_argument("model", type=Path, help="a folder, or a .tar.gz as GET …/model gives it")
     parser.add_argument(
         "--key", type=Path, action="append", required=True, help="a trusted public key, PEM; repeatable"
     )
-    parser.add_argument("--agent", required=True, help="whose model it has to be")
-    parser.add_argument("--state", type=Path, help="file that keeps the number of the newest release")
-    parser.add_argument("--into", type=Path, help="new folder that an archive is unpacked into, once it was checked")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--agent", required=True, help="expected agent")
+    parser.add_argument("--state", type=Path, help="file that stores the number of the newest release")
+    parser.add_argument("--into", type=Path, help="new folder for the files of a verified archive")
+    options = parser.parse_args(arguments)
     try:
-        keys = {name: key for file in given.key for name, key in _keys_in(file).items()}
-        verified = verify(given.model, keys, agent=given.agent, state=given.state, into=given.into)
+        keys = {name: key for file in options.key for name, key in _keys_in(file).items()}
+        verified = verify(options.model, keys, agent=options.agent, state=options.state, into=options.into)
     except (VerificationError, OSError) as error:
-        print(f"{given.model}: {error}", file=sys.stderr)
+        print(f"{options.model}: {error}", file=sys.stderr)
         return 1
-    print(f"{given.agent}@{verified.model.version} (release {verified.release.number}) is as it was signed")
+    print(f"{options.agent}@{verified.model.version} (release {verified.release.number}) is as it was signed")
     return 0
 
 
@@ -441,14 +449,16 @@ def verify(
     into: Path | None = None,
     version: str | None = None,
 ) -> Verified:
-    """Check a folder or an archive, unpack an archive into a new folder, and remember the number of the release.
+    """Verify a folder or an archive, unpack an archive into a new folder, and store the release number.
 
-    :raises VerificationError: if the model may not be used; then nothing was written.
+    :param state: file with the number of the newest release seen so far.
+    :param into: new folder for the files of an archive.
+    :raises VerificationError: if the model must not be used; then nothing is written.
     """
-    at_least = _remembered(state)
+    at_least = _read_state(state)
     if source.is_dir():
         if into is not None:
-            raise VerificationError("a folder is unpacked already: leave out where it is to be unpacked")
+            raise VerificationError("a folder is unpacked already: omit the target folder")
         files: dict[str, bytes] = {}
         verified = check_folder(source, keys, agent=agent, at_least=at_least, version=version)
     else:
@@ -469,7 +479,7 @@ def _keys_in(file: Path) -> Keys:
         raise VerificationError(f"not checked, since the key {file} cannot be read: {error}") from error
 
 
-def _remembered(state: Path | None) -> int:
+def _read_state(state: Path | None) -> int:
     if state is None or not state.exists():
         return 0
     text = state.read_text(encoding="utf-8", errors="replace").strip()
@@ -479,9 +489,9 @@ def _remembered(state: Path | None) -> int:
 
 
 def _unpack(files: Mapping[str, bytes], into: Path) -> None:
-    """Write files that were checked: their paths are signed, and those of no archive lead elsewhere."""
+    """Write verified files. Their paths are signed; a path that leads out of the folder is refused all the same."""
     if into.exists():
-        raise VerificationError(f"{into} is there already: name a new folder, and move it into place")
+        raise VerificationError(f"{into} exists already: name a new folder, and move it into place")
     partial = into.with_name(f".{into.name}.partial-{os.getpid()}")
     for name, content in files.items():
         path = partial / name

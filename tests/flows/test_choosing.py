@@ -60,9 +60,9 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     first = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.result == "promoted", first.summary
 
-    base, models = KnowledgeBase(load("toy")), open_registry("toy")
-    run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")[0]
-    told = models.read_record(run.info.run_id, QUESTIONS, Questions)
+    base, registry = KnowledgeBase(load("toy")), open_registry("toy")
+    run = registry.client.search_runs([registry.experiment_id], "tags.role = 'refresh'")[0]
+    told = registry.runs.read_record(run.info.run_id, QUESTIONS, Questions)
     assert told is not None and told.known == 0 and not told.limited and told.without_outcome > 0
     assert told.asked == told.answered == round(told.rows / 2) == told.rows - told.skipped
     assert run.data.metrics["asking/asked"] == told.asked

@@ -34,15 +34,15 @@ def searching(agents: Path, **changes: str) -> None:
 
 
 def run_of(verdict):
-    models = open_registry("toy")
+    registry = open_registry("toy")
     wanted = f"tags.verdict = '{verdict.verdict_id}'"
-    return models.client.search_runs([models.experiment_id], wanted)[0]
+    return registry.client.search_runs([registry.experiment_id], wanted)[0]
 
 
 def nested(run) -> list:
-    models = open_registry("toy")
+    registry = open_registry("toy")
     wanted = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
-    return list(models.client.search_runs([models.experiment_id], wanted))
+    return list(registry.client.search_runs([registry.experiment_id], wanted))
 
 
 def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day, agents: Path) -> None:
@@ -50,8 +50,8 @@ def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day
     live("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.result == "promoted", verdict.summary
-    models, run = open_registry("toy"), run_of(verdict)
-    found = models.read_record(run.info.run_id, FRONTIER, Frontier)
+    registry, run = open_registry("toy"), run_of(verdict)
+    found = registry.runs.read_record(run.info.run_id, FRONTIER, Frontier)
     assert found is not None and found.stopped == "9 candidates are made" and len(found.candidates) == 9
     assert found.fits and found.why.startswith(f"{found.chosen}: the smallest within 1 points and 100,000 bytes")
     (fewer,) = (each for each in found.candidates if each.name.startswith("columns"))
@@ -68,15 +68,15 @@ def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day
             assert kept.outputs.model_outputs  # a LoggedModel
         else:
             assert kept.data.tags["refused"] == candidate.refused
-    table = json.loads(models.read_file(run.info.run_id, "compression/frontier.json"))
+    table = json.loads(registry.runs.read_file(run.info.run_id, "compression/frontier.json"))
     assert len(table["data"]) == 9 and {"bytes", "p50_ms", "p95_ms", "quality", "cpu_ms"} <= set(table["columns"])
-    assert models.read_file(run.info.run_id, "figures/frontier.png")[:4] == b"\x89PNG"
-    versions = {entry.variant for entry in models.versions()}
+    assert registry.runs.read_file(run.info.run_id, "figures/frontier.png")[:4] == b"\x89PNG"
+    versions = {entry.variant for entry in registry.versions()}
     assert versions == {*found.best, "fp32", fewer.name, found.chosen}
 
     live("toy", day(20), day(24))
     again = flows.refresh.refresh(agent="toy", as_of=day(24), cause="warm")
-    later = models.read_record(run_of(again).info.run_id, FRONTIER, Frontier)
+    later = registry.runs.read_record(run_of(again).info.run_id, FRONTIER, Frontier)
     assert later is not None
     wanted = {"fp32", fewer.name, found.chosen, *found.best}  # what the agent file asks for, then what nothing beat
     assert {each.name for each in later.candidates[: len(wanted)]} == wanted, "what nothing beat was not made first"
@@ -88,31 +88,34 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     file.write_text(margins.replace("slice_margin: 0.1", "slice_margin: 0.4"))
     live("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    models, first = open_registry("toy"), open_registry("toy").champion()
+    registry, first = open_registry("toy"), open_registry("toy").champion()
     live("toy", day(20), day(24))
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="recalibrate", cause="ranges of now")
     assert verdict.result == "promoted", verdict.summary
     assert replay(verdict) == verdict
-    champion, run = models.champion(), run_of(verdict)
+    champion, run = registry.champion(), run_of(verdict)
     assert champion != first
-    assert models.tags(champion)["lineage.student"] == models.tags(first)["lineage.student"]
-    assert models.baseline(champion).train == models.baseline(first).train
+    assert registry.models.tags(champion)["lineage.student"] == registry.models.tags(first)["lineage.student"]
+    assert registry.baseline(champion).train == registry.baseline(first).train
     assert not [each for each in nested(run) if each.data.tags["role"] in ("student", "teacher")], "nothing is trained"
     assert run.data.metrics["recalibration/rows"] > 0
 
-    test = models.scorecard(champion).test
-    old = models.scorecard(first).test
+    test = registry.models.scorecard(champion).test
+    old = registry.models.scorecard(first).test
     assert test.log_loss < old.log_loss + 0.05
     source = run.data.tags["recalibrates"]
-    assert source == models.tags(first)["refresh_run"] and MODEL_STATE in {
-        file.path for file in models.client.list_artifacts(source, "compression")
+    assert source == registry.models.tags(first)["refresh_run"] and MODEL_STATE in {
+        file.path for file in registry.client.list_artifacts(source, "compression")
     }
     # once more: it goes back to the form that was trained, and not to what a recalibration made of it
     live("toy", day(24), day(27))
     once_more = refresh(agent="toy", as_of=day(27), mode="recalibrate", cause="and again")
     assert run_of(once_more).data.tags["recalibrates"] == source
     rows = np.zeros((2, 4), np.float32)
-    assert Variant(models.fetch(models.champion())).probabilities(rows).shape == (2, len(load("toy").actions))
+    assert Variant(registry.models.fetch(registry.champion())).probabilities(rows).shape == (
+        2,
+        len(load("toy").actions),
+    )
 
 
 def test_what_cannot_be_recalibrated_is_distilled(day, agents: Path) -> None:

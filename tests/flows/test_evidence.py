@@ -63,7 +63,10 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
     assert gate.result == "promoted", gate.summary
     first, renewed = (open_registry("toy").version("toy-teacher", each) for each in ("1", "champion"))
     assert renewed is not None and renewed.version == "2"  # fitted anew, and logged as a new version
-    assert open_registry("toy").tags(renewed)["teacher_version"] != open_registry("toy").tags(first)["teacher_version"]
+    assert (
+        open_registry("toy").models.tags(renewed)["teacher_version"]
+        != open_registry("toy").models.tags(first)["teacher_version"]
+    )
 
     begun = looked(day, 34, 34)[0]
     steps = evidence_steps(begun)
@@ -127,18 +130,18 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
     live("toy", day(0), day(20))
     flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     looked(day, 21, 22, flows.watch.watch.fn)
-    models = open_registry("toy")
+    registry = open_registry("toy")
     sound = toy.observations
-    (run,) = models.client.search_runs([models.experiment_id], "tags.role = 'watch'")
-    assert run.data.tags["outcome"] and run.info.status == "FINISHED"
-    history = models.client.get_metric_history(run.info.run_id, "mean_loss.disagreement")
+    (run,) = registry.client.search_runs([registry.experiment_id], "tags.role = 'watch'")
+    assert run.data.tags["result"] and run.info.status == "FINISHED"
+    history = registry.client.get_metric_history(run.info.run_id, "mean_loss.disagreement")
     assert [point.timestamp for point in history] == [
         int((day(20) + n * 12 * HOUR).timestamp() * 1000) for n in (1, 2, 3, 4)
     ]
     files = {
         file.path
         for folder in ("", "figures", "data_docs")
-        for file in models.client.list_artifacts(run.info.run_id, folder or None)
+        for file in registry.client.list_artifacts(run.info.run_id, folder or None)
     }
     assert files == {"verdict.json"}  # a calm window, of which no row was set aside: there is nothing to see
     with get_client(sync_client=True) as client:
@@ -153,7 +156,7 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
     files = {
         file.path
         for folder in ("", "figures", "data_docs")
-        for file in models.client.list_artifacts(run.info.run_id, folder or None)
+        for file in registry.client.list_artifacts(run.info.run_id, folder or None)
     }
     assert {"figures/drift_by_column.png", "figures/evidence.png", "verdict.json"} <= files
     assert any(path.startswith("data_docs/") and path.endswith(".html") for path in files)
@@ -161,8 +164,8 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
         artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
     shown = {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
     assert "Evidence" in shown and "data_docs" in shown and "data:image/png" in shown
-    (first,) = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
-    assert [file.path for file in models.client.list_artifacts(first.info.run_id, "data_docs")]
+    (first,) = registry.client.search_runs([registry.experiment_id], "tags.role = 'refresh'")
+    assert [file.path for file in registry.client.list_artifacts(first.info.run_id, "data_docs")]
 
 
 def test_what_is_audited_and_known_within_one_watch_counts_for_the_teacher(day, base: KnowledgeBase) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import stillhouse
 from stillhouse import promoting
-from stillhouse.champion import champion_of, open_registry
+from stillhouse.champion import load_champion, open_registry
 from stillhouse.config import home
 from stillhouse.demonstrating import first_champion
 from stillhouse.errors import ConfigError, SignatureError, WindowError
@@ -24,20 +24,20 @@ from tests.flows import toy
 def test_fetched_models_may_be_deleted_between_two_calls(lived, day, more: dict[str, str]) -> None:
     lived(24)
     assert stillhouse.watch("toy", day(24)).kind == "watch"
-    assert champion_of("toy").teacher_folder().exists()
+    assert load_champion("toy").teacher_folder().exists()
     shutil.rmtree(home() / "models")
     assert stillhouse.refresh("toy", day(24), cause="later", **more).kind == "gate"  # type: ignore[arg-type]
 
 
 def test_a_teacher_that_was_altered_on_disk_is_not_used(lived, day, monkeypatch: pytest.MonkeyPatch) -> None:
     lived(24)
-    champion = champion_of("toy")
+    champion = load_champion("toy")
     folder = champion.teacher_folder()
     file = next(folder.rglob("logistic.json"))
     sound = file.read_text()
     file.write_text(sound.replace("0", "1"))
     assert next(champion.teacher_folder().rglob("logistic.json")).read_text() == sound  # fetched again
-    monkeypatch.setattr("stillhouse.registry.registry.bring_signed", _refuse)
+    monkeypatch.setattr("stillhouse.registry.models.download_signed", _refuse)
     with pytest.raises(SignatureError):
         champion.teacher_folder()
 

@@ -67,21 +67,24 @@ def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -
     assert len(killed) >= 4, killed
 
     assert start(as_of).wait(timeout=300) == 0
-    base, models = KnowledgeBase(load("toy")), open_registry("toy")
+    base, registry = KnowledgeBase(load("toy")), open_registry("toy")
     knowledge = base.read("knowledge")
     assert not knowledge.duplicated(["content_key", "teacher"]).any()
     (verdict,) = base.journal.verdicts()
     assert verdict.result == "promoted"
-    champion = models.champion()
-    assert champion is not None and models.tags(champion)["refresh_id"] == verdict.evidence["certificate"]["refresh_id"]
-    assert models.previous() is None
-    statuses = [run.info.status for run in models.client.search_runs([models.experiment_id])]
+    champion = registry.champion()
+    assert (
+        champion is not None
+        and registry.models.tags(champion)["refresh_id"] == verdict.evidence["certificate"]["refresh_id"]
+    )
+    assert registry.previous() is None
+    statuses = [run.info.status for run in registry.client.search_runs([registry.experiment_id])]
     assert "RUNNING" not in statuses
     assert not list((home() / "refreshes").glob("*/*"))
 
-    versions = models.versions()
+    versions = registry.versions()
     assert start(as_of).wait(timeout=300) == 0
-    assert models.versions() == versions and models.champion() == champion and len(base.journal.verdicts()) == 1
+    assert registry.versions() == versions and registry.champion() == champion and len(base.journal.verdicts()) == 1
 
 
 def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, agents: Path) -> None:

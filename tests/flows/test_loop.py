@@ -60,14 +60,14 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     champion = open_registry("toy").champion()
     assert champion != first and open_registry("toy").previous() == first
     assert open_registry("toy").baseline(champion).test.end == day(31)
-    assert open_registry("toy").tags(champion)["lineage.drift"] == verdict.verdict_id
+    assert open_registry("toy").models.tags(champion)["lineage.drift"] == verdict.verdict_id
 
-    models, run = open_registry("toy"), open_registry("toy").tags(champion)["refresh_run"]
-    certificate = models.read_record(run, "certificate.json", Certificate)
+    registry, run = open_registry("toy"), open_registry("toy").models.tags(champion)["refresh_run"]
+    certificate = registry.runs.read_record(run, "certificate.json", Certificate)
     assert (certificate.rule, certificate.anchor) == (2, str(first))
     assert anchor_of(refresh_session(day(33))) is None  # proven better: its own anchor
     equal = tuple(each.model_copy(update={"difference": 0.0}) for each in certificate.comparisons)
-    models.log_record(run, certificate.model_copy(update={"comparisons": equal}), "certificate.json")
+    registry.runs.log_record(run, certificate.model_copy(update={"comparisons": equal}), "certificate.json")
     assert anchor_of(refresh_session(day(33))).model == first
 
     shown = artifacts()
@@ -121,13 +121,13 @@ def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, stati
     asked = base.read("knowledge", columns=["content_key", "teacher"])
     assert asked["teacher"].nunique() == 1 and not asked.duplicated().any()  # nothing was asked twice
     assert [v.verdict_id for v in base.journal.verdicts()] == [verdict.verdict_id]
-    models = open_registry("toy")
-    champion = models.champion()
-    assert models.tags(champion)["variant"] == verdict.evidence["certificate"]["challenger"]["model"]
-    runs = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
+    registry = open_registry("toy")
+    champion = registry.champion()
+    assert registry.models.tags(champion)["variant"] == verdict.evidence["certificate"]["challenger"]["model"]
+    runs = registry.client.search_runs([registry.experiment_id], "tags.role = 'refresh'")
     statuses = [run.info.status for run in runs]
     assert statuses.count("FINISHED") == 1 and "RUNNING" not in statuses
-    assert not (home() / "refreshes" / "toy" / models.tags(champion)["refresh_id"]).exists()
+    assert not (home() / "refreshes" / "toy" / registry.models.tags(champion)["refresh_id"]).exists()
 
 
 def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(lived, day) -> None:
@@ -141,7 +141,7 @@ def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(lived, day) -> Non
     assert (
         len(
             {
-                open_registry("toy").tags(open_registry("toy").version("toy", v.version))["lineage.teacher"]
+                open_registry("toy").models.tags(open_registry("toy").version("toy", v.version))["lineage.teacher"]
                 for v in open_registry("toy").versions()
             }
         )

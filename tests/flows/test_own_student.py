@@ -19,13 +19,13 @@ def test_a_module_of_the_users_own_is_distilled_compressed_proved_and_promoted(d
     live("toy", day(0), day(20))
     first = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.result == "promoted", first.summary
-    models = open_registry("toy")
-    champion = models.champion()
-    assert champion is not None and models.scorecard(champion).test.auc > 0.8
+    registry = open_registry("toy")
+    champion = registry.champion()
+    assert champion is not None and registry.models.scorecard(champion).test.auc > 0.8
     live("toy", day(20), day(24))
     again = refresh(agent="toy", as_of=day(24), cause="by hand", mode="update")
     assert again.result in ("promoted", "refused")  # judged: the update became a new distillation
-    runs = models.client.search_runs([models.experiment_id], filter_string="tags.update_not_made LIKE '%'")
+    runs = registry.client.search_runs([registry.experiment_id], filter_string="tags.update_not_made LIKE '%'")
     (told,) = {run.data.tags["update_not_made"] for run in runs}
     assert "'module' is always trained from the beginning" in told
-    assert Variant(models.fetch(champion)).manifest["columns"][-1]["name"] == "place"
+    assert Variant(registry.models.fetch(champion)).manifest["columns"][-1]["name"] == "place"

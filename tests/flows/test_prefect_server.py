@@ -204,8 +204,8 @@ def _aliases(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, str |
     with monkeypatch.context() as patch:
         patch.setenv("STILLHOUSE_HOME", server.environment["STILLHOUSE_HOME"])
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        models = Registry("flights")
-        named = {"champion": models.champion(), "previous": models.previous()}
+        registry = Registry("flights")
+        named = {"champion": registry.champion(), "previous": registry.previous()}
     return {alias: ref.version if ref else None for alias, ref in named.items()}
 
 

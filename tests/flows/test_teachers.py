@@ -102,11 +102,11 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     spent = base.answers.spending()["llm"]
     assert (spent.calls, spent.rows) == (len(server.requests), len(server.requests))
     assert spent.money == pytest.approx(spent.calls * (100 * 10 + 5 * 100) / 1e6)
-    models = open_registry("toy")
-    run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")[0]
+    registry = open_registry("toy")
+    run = registry.client.search_runs([registry.experiment_id], "tags.role = 'refresh'")[0]
     assert run.data.metrics["teacher/llm/calls"] == spent.calls
     assert run.data.metrics["teacher/llm/money"] == pytest.approx(spent.money)
-    assert models.baseline(models.champion()).disagreement.rows == 150
+    assert registry.baseline(registry.champion()).disagreement.rows == 150
 
     live("toy", day(14), day(15))
     again = refresh(agent="toy", as_of=day(15), cause="a day later")
@@ -197,8 +197,8 @@ def test_a_model_from_mlflow_teaches(champion, day, agents: Path) -> None:
     settle_on(agents, "{kind: mlflow, name: big, uri: 'models:/toy@champion'}")
     verdict = refresh(agent="toy", as_of=day(14), cause="learn from the champion")
     assert verdict.result == "promoted", verdict.summary
-    models = open_registry("toy")
-    assert models.champion() != champion
+    registry = open_registry("toy")
+    assert registry.champion() != champion
     assert KnowledgeBase(load("toy")).answers.spending()["big"].rows == 8 * toy.PER_DAY + 150
     live("toy", day(14), day(18))
     assert watch(agent="toy", as_of=day(18)).kind == "watch"
@@ -233,8 +233,8 @@ def test_a_teacher_that_says_the_same_about_everything_may_not_teach(
 
     again = flows.refresh.refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
     assert again == verdict and len(server.requests) == 150
-    models = open_registry("toy")
-    runs = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'")
+    registry = open_registry("toy")
+    runs = registry.client.search_runs([registry.experiment_id], "tags.role = 'refresh'")
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -432,7 +432,7 @@ BAD = {
 
 
 def test_a_class_that_does_what_no_teacher_may(champion, day, agents: Path) -> None:
-    base, models = KnowledgeBase(load("toy")), open_registry("toy")
+    base, registry = KnowledgeBase(load("toy")), open_registry("toy")
     counts, verdicts = base.tables.count_rows(), len(base.journal.verdicts())
     for wrong, reason in BAD.items():
         learns = "true" if wrong.startswith("fit") else "false"
@@ -446,10 +446,10 @@ def test_a_class_that_does_what_no_teacher_may(champion, day, agents: Path) -> N
         except PartError as error:
             said, ended = str(error), "FAILED"
         assert re.search(reason, said), f"{wrong}: {said}"
-        run = models.client.search_runs([models.experiment_id], "tags.role = 'refresh'", max_results=1)[0]
+        run = registry.client.search_runs([registry.experiment_id], "tags.role = 'refresh'", max_results=1)[0]
         assert run.info.status == ended
         assert ended == "FINISHED" or re.search(reason, run.data.tags["failed"])
-        assert models.champion() == champion and models.previous() is None
+        assert registry.champion() == champion and registry.previous() is None
         assert len(base.journal.verdicts()) == verdicts
     Careless.hangs.set()
     known = base.read("knowledge")

@@ -25,9 +25,9 @@ def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     shutil.copy(Path(__file__).with_name("clerk.yaml"), agents)
     live("clerk", day(0), day(24))
     stillhouse.refresh(agent="clerk", as_of=day(20), trigger="bootstrap", cause="first")
-    models, base = open_registry("clerk"), KnowledgeBase(load("clerk"))
-    first = Variant(models.fetch(models.champion()))
-    assert models.baseline(models.champion()).quality.accuracy > 0.85
+    registry, base = open_registry("clerk"), KnowledgeBase(load("clerk"))
+    first = Variant(registry.models.fetch(registry.champion()))
+    assert registry.baseline(registry.champion()).quality.accuracy > 0.85
     assert set(clerk.WORDS["before"][1]) <= set(first.columns[1]["tokens"])
     calm = watch(agent="clerk", as_of=day(24))
     assert (calm.result, calm.response) == ("no_drift", "hold")
@@ -40,7 +40,7 @@ def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     refresh(agent="clerk", as_of=day(42), trigger="drift", cause=verdict.verdict_id)
     gate = base.journal.verdicts()[-1]
     assert gate.kind == "gate" and gate.result == "promoted", gate.summary
-    second = Variant(models.fetch(models.champion()))
+    second = Variant(registry.models.fetch(registry.champion()))
     assert set(clerk.WORDS["after"][1]) <= set(second.columns[1]["tokens"])
     rows = pd.DataFrame({"said": ["Forget the taxi!", "howdy", None], "place": ["desk", "phone", "desk"]})
     assert second.predict(rows)["action"].tolist()[:2] == ["cancel", "greet"]

@@ -21,29 +21,29 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "more_recipes")
 
 
 def run_of(verdict):
-    models = open_registry("toy")
+    registry = open_registry("toy")
     wanted = f"tags.verdict = '{verdict.verdict_id}'"
-    return models.client.search_runs([models.experiment_id], wanted)[0]
+    return registry.client.search_runs([registry.experiment_id], wanted)[0]
 
 
 def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None:
     base = lived(24)
-    models, first = open_registry("toy"), open_registry("toy").champion()
+    registry, first = open_registry("toy"), open_registry("toy").champion()
     asked = set(base.read("knowledge")["content_key"])
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="update", cause="four days more")
     assert verdict.result == "promoted", verdict.summary
     assert "update_not_made" not in run_of(verdict).data.tags
 
-    champion = models.champion()
-    assert champion != first and models.baseline(champion).teacher == models.baseline(first).teacher
+    champion = registry.champion()
+    assert champion != first and registry.baseline(champion).teacher == registry.baseline(first).teacher
     new = base.read("knowledge")
     new = new[~new["content_key"].isin(asked)]
     assert new["observed_at"].min() >= pd.Timestamp(day(19))  # what the teacher had said already is not asked again
-    old, kept = (memory.read(models.student_files(each)) for each in (first, champion))
+    old, kept = (memory.read(registry.models.student_files(each)) for each in (first, champion))
     assert old.rows["observation_id"].isin(kept.rows["observation_id"]).all()  # few enough to keep them all
     assert kept.seen > old.seen
-    student = models.version("toy-student", "champion")
-    figures = models.client.get_run(student.run_id).data.metrics
+    student = registry.version("toy-student", "champion")
+    figures = registry.client.get_run(student.run_id).data.metrics
     forgotten = {name: value for name, value in figures.items() if name.startswith("forgotten/")}
     assert forgotten and max(forgotten.values()) < 0.05
     assert flows.refresh.refresh(agent="toy", as_of=day(24), mode="update", cause="four days more") == verdict
@@ -93,11 +93,11 @@ def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turn
 
     live("toy", day(26), day(36))
     champion = open_registry("toy").champion()
-    before = Variant(open_registry("toy").fetch(champion))
+    before = Variant(open_registry("toy").models.fetch(champion))
     verdict = refresh(agent="toy", as_of=day(36), mode="update", cause="another action")
     assert verdict.result == "promoted", verdict.summary
     assert "update_not_made" not in run_of(verdict).data.tags
-    after = Variant(open_registry("toy").fetch(open_registry("toy").champion()))
+    after = Variant(open_registry("toy").models.fetch(open_registry("toy").champion()))
     assert (before.actions, after.actions) == (["wait", "go"], ["wait", "turn", "go"])
 
     rows = toy.HISTORY[toy.HISTORY["observed_at"] >= day(36)]

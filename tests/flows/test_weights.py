@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 
 import flows.refresh
 from stillhouse import refresh, watch
-from stillhouse.champion import champion_of, open_registry
+from stillhouse.champion import load_champion, open_registry
 from stillhouse.config import load
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.living import live
@@ -48,8 +48,8 @@ def settle_on(agents: Path) -> None:
 
 
 def runs_of(role: str) -> list[Any]:
-    models = open_registry("toy")
-    return list(models.client.search_runs([models.experiment_id], f"tags.role = '{role}'"))
+    registry = open_registry("toy")
+    return list(registry.client.search_runs([registry.experiment_id], f"tags.role = '{role}'"))
 
 
 def share(base: KnowledgeBase, name: str, job: str | None = None) -> list[float]:
@@ -69,7 +69,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     live("toy", day(0), day(20))
     first = flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.result == "promoted"
-    parts = champion_of("toy")
+    parts = load_champion("toy")
     assert parts.teacher.weights is not None and parts.teacher.weights.everywhere.outcomes == 1000
     assert parts.teacher.weights.teachers == ("rules", "logistic")
 
@@ -96,10 +96,11 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     last = [each for each in base.journal.weight_changes() if each.as_of == day(44) and not each.slice]
     fallen = next(each for each in last if each.teacher == "rules")
     assert fallen.before == pytest.approx(share(base, "rules", "watch")[-1]) and fallen.after < 0.1
-    renewed = champion_of("toy")
+    renewed = load_champion("toy")
     assert renewed.teacher.version != parts.teacher.version
     versions = {
-        each: open_registry("toy").tags(open_registry("toy").version("toy-teacher", each)) for each in ("champion", "1")
+        each: open_registry("toy").models.tags(open_registry("toy").version("toy-teacher", each))
+        for each in ("champion", "1")
     }
     assert versions["champion"]["teacher_version"] == renewed.teacher.version
     assert versions["1"]["teacher_version"] == parts.teacher.version
@@ -119,17 +120,19 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
 
 def shown_after_the_first_refresh() -> None:
     """Record, curve and figure in MLflow, and two tables in Prefect."""
-    models = open_registry("toy")
+    registry = open_registry("toy")
     (run,) = runs_of("refresh")
-    weights = models.read_record(run.info.run_id, "weights.json", TeacherWeights)
-    assert weights is not None and weights == read_weights(models.fetch(models.baseline(models.champion()).teacher))
-    files = {file.path for file in models.client.list_artifacts(run.info.run_id, "figures")}
+    weights = registry.runs.read_record(run.info.run_id, "weights.json", TeacherWeights)
+    assert weights is not None and weights == read_weights(
+        registry.models.fetch(registry.baseline(registry.champion()).teacher)
+    )
+    files = {file.path for file in registry.client.list_artifacts(run.info.run_id, "figures")}
     assert "figures/weights.png" in files
-    curve = models.client.get_metric_history(run.info.run_id, "weight/rules")
+    curve = registry.client.get_metric_history(run.info.run_id, "weight/rules")
     assert len(curve) == 200 and curve[-1].step == 1000
     assert [point.timestamp for point in curve] == sorted(point.timestamp for point in curve)
 
-    found = models.read_record(run.info.run_id, "contradictions.json", Contradictions)
+    found = registry.runs.read_record(run.info.run_id, "contradictions.json", Contradictions)
     assert found is not None and {each.slice for each in found.found} == {"", "place=north", "place=south"}
     whole = found.found[0]
     assert (whole.first, whole.second, whole.rows) == ("rules", "logistic", 14 * toy.PER_DAY)
@@ -156,7 +159,7 @@ def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(
     assert after.version != before.version
     counts = base.read("knowledge").groupby("teacher")["content_key"]
     assert (counts.nunique() == counts.size()).all()
-    teacher = champion_of("toy").teacher
+    teacher = load_champion("toy").teacher
     assert {name: spent.rows for name, spent in base.answers.spending().items()} == {
         member.name: counts.size()[teacher.member_version(member)] for member in teacher.members
     }

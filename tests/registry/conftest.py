@@ -1,4 +1,4 @@
-"""Small real models, and an MLflow on SQLite in a folder of its own."""
+"""Small real models, and an MLflow store on SQLite in a temporary folder."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from stillhouse.records import (
     Verdict,
     Window,
 )
-from stillhouse.registry import Lineage, Registry
-from stillhouse.signing import model_statement, release_statement, signer
+from stillhouse.registry import Lineage, NewVariant, Registry
+from stillhouse.registry.names import registered_name
+from stillhouse.signing import load_signer, model_statement, release_statement
 from stillhouse.verifying import Model, digests
 
 COLUMNS = [
@@ -116,7 +117,7 @@ def registry(home: Path) -> Registry:
 
 
 class Life:
-    """Makes what a refresh makes."""
+    """Logs the models of a refresh."""
 
     def __init__(self, registry: Registry, folder: Path) -> None:
         self.registry = registry
@@ -126,24 +127,26 @@ class Life:
     def refresh(self, refresh_id: str, seed: int = 0, variants: tuple[str, ...] = ("fp32",)) -> dict[str, ModelRef]:
         """Log and register a teacher, a student and variants; by name."""
         registry = self.registry
-        run_id, _ = registry.open_refresh(refresh_id, tags={"cause": "drift-7"}, params={"temperature": 2.0})
-        teacher = registry.log_teacher(run_id, self.teacher(refresh_id), scorecard("teacher", "teacher"), {"n": 3})
+        run_id, _ = registry.runs.open_refresh(refresh_id, tags={"cause": "drift-7"}, params={"temperature": 2.0})
+        teacher = registry.models.log_teacher(
+            run_id, self.teacher(refresh_id), scorecard("teacher", "teacher"), {"n": 3}
+        )
         lineage = Lineage(teacher=teacher, knowledge={"observations": 4, "outcomes": 2}, drift="drift-7")
-        student = registry.log_student(
+        student = registry.models.log_student(
             run_id, torch.nn.Linear(3, 2), np.zeros((2, 3), np.float32), scorecard("student", "student"), {}, lineage
         )
         lineage = lineage.model_copy(update={"student": student})
         models = {"teacher": teacher, "student": student}
         for name in variants:
             folder = variant_folder(self.folder / refresh_id / name, name, seed)
-            models[name] = registry.log_variant(
-                run_id, folder, scorecard(name, "variant"), {"method": name}, lineage, rows()
+            models[name] = log_variant(
+                registry, run_id, folder, scorecard(name, "variant"), {"method": name}, lineage, rows()
             )
         for name, ref in models.items():
             role = name if name in ("teacher", "student") else "variant"
-            models[name] = registry.register(ref, registry.registered_name(role), {"gate": "passed"})
-        registry.log_verdict(run_id, certificate(refresh_id), verdict())
-        registry.close_refresh(run_id)
+            models[name] = registry.register(ref, registered_name("flights", role), {"gate": "passed"})
+        registry.runs.log_verdict(run_id, certificate(refresh_id), verdict())
+        registry.runs.close_refresh(run_id)
         return models
 
     def teacher(self, version: str) -> TeacherRef:
@@ -163,6 +166,20 @@ class Life:
 @pytest.fixture
 def life(registry: Registry, tmp_path: Path) -> Life:
     return Life(registry, tmp_path / "work")
+
+
+def log_variant(
+    registry: Registry,
+    run_id: str,
+    folder: Path,
+    card: Scorecard,
+    params: dict[str, object],
+    lineage: Lineage,
+    example: pd.DataFrame,
+) -> ModelRef:
+    """Log one variant without registering it."""
+    [ref] = registry.publish_variants(run_id, [NewVariant(folder, card, params)], lineage, example).values()
+    return ref
 
 
 def window(name: str) -> Window:
@@ -246,8 +263,8 @@ def signed_folder(folder: Path, agent: str, version: int) -> tuple[str, str]:
         files=files,
         lineage={},
     )
-    signing = signer()
-    return signing.sign(model_statement(model)), signing.sign(release_statement(agent, str(version), version))
+    signer = load_signer()
+    return signer.sign(model_statement(model)), signer.sign(release_statement(agent, str(version), version))
 
 
 def variant_folder(folder: Path, name: str, seed: int = 0) -> Path:

@@ -1,4 +1,4 @@
-"""How often MLflow is asked: what a refresh logs costs a bounded number of calls, whatever was logged before."""
+"""A refresh makes a bounded number of MLflow calls, which does not grow with the history."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .conftest import START, Life, baseline, certificate, rows, scorecard, varia
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Calls of ``MlflowClient`` by name, those that it makes of itself left out."""
+    """Calls of ``MlflowClient`` by name, without the calls that it makes itself."""
     calls: Counter[str] = Counter()
     depth = 0
 
@@ -51,15 +51,16 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 def log_refresh(life: Life, refresh_id: str, variants: int) -> dict[str, ModelRef]:
     """What a refresh logs, from opening to promotion: half of its variants become versions, and one is refused."""
     registry = life.registry
-    run_id, _ = registry.open_refresh(refresh_id, tags={"cause": "drift-7"}, params={"temperature": 2.0})
+    run_id, _ = registry.runs.open_refresh(refresh_id, tags={"cause": "drift-7"}, params={"temperature": 2.0})
     teacher = registry.register(
-        registry.log_teacher(run_id, life.teacher(refresh_id), scorecard("teacher", "teacher"), {}), "flights-teacher"
+        registry.models.log_teacher(run_id, life.teacher(refresh_id), scorecard("teacher", "teacher"), {}),
+        "flights-teacher",
     )
     lineage = Lineage(teacher=teacher, knowledge={"observations": 4})
     example, card = np.zeros((2, 3), np.float32), scorecard("student", "student")
     history = [{"loss": 1 / epoch, "validation_loss": 2 / epoch} for epoch in range(1, 21)]
     student = registry.register(
-        registry.log_student(
+        registry.models.log_student(
             run_id,
             torch.nn.Linear(3, 2),
             example,
@@ -85,17 +86,17 @@ def log_refresh(life: Life, refresh_id: str, variants: int) -> dict[str, ModelRe
     ]
     refused = RefusedVariant("heads50", "it has no attention", {"recipe": "[]"})
     lineage = lineage.model_copy(update={"student": student})
-    found = registry.log_variants(run_id, [*candidates, refused], lineage, rows())
+    refs = registry.publish_variants(run_id, [*candidates, refused], lineage, rows())
     figures = {f"figures/{name}.png": Figure(figsize=(1, 1)) for name in ("frontier", "tradeoff", "quality")}
-    registry.log(
+    registry.runs.log(
         run_id,
         files={"profile.arrow": b"profile", "proof.json": verdict(), "baseline.json": baseline(teacher), **figures},
         metrics={"compression/hypervolume": 0.5},
     )
-    registry.log_verdict(run_id, certificate(refresh_id), verdict())
+    registry.runs.log_verdict(run_id, certificate(refresh_id), verdict())
     registry.promote(registry.version_of(refresh_id, "v0"))
-    registry.close_refresh(run_id)
-    return found
+    registry.runs.close_refresh(run_id)
+    return refs
 
 
 def test_a_refresh_takes_few_calls_and_no_more_with_a_history(
@@ -110,8 +111,8 @@ def test_a_refresh_takes_few_calls_and_no_more_with_a_history(
     second, third, smaller = counts
     assert second == third  # the first of these had no previous champion's teacher to follow
     assert sum(third.values()) <= 100, third
-    a_pair = sum(third.values()) - sum(smaller.values())  # one that becomes a version, and one that does not
-    assert a_pair <= 2 * 8 + 3, third - smaller
+    calls_per_pair = sum(third.values()) - sum(smaller.values())  # a registered variant and an unregistered one
+    assert calls_per_pair <= 2 * 8 + 3, third - smaller
     assert third["log_batch"] <= 4 + 2 + 5 + 1, "one batch a nested run; those of the parent run"
 
 
@@ -130,17 +131,17 @@ def test_a_watch_takes_few_calls(registry: Registry, life: Life, monkeypatch: py
 
 
 def log_watch(registry: Registry, number: int) -> None:
-    """What a watch reads of its champion, several times over, and logs."""
+    """The reads of a watch, several times each, and its log."""
     champion = registry.champion()
     assert champion is not None
     for _ in range(3):
         teacher = registry.baseline(champion).teacher
         assert registry.profile(champion) == b"profile"
-        assert registry.scorecard(champion) == scorecard("v0", "variant")
-    registry.fetch(champion)
-    registry.fetch(teacher)
-    run_id = registry.open_watch(str(champion), START)
-    registry.log(
+        assert registry.models.scorecard(champion) == scorecard("v0", "variant")
+    registry.models.fetch(champion)
+    registry.models.fetch(teacher)
+    run_id = registry.runs.open_watch(str(champion), START)
+    registry.runs.log(
         run_id,
         files={"figures/drift.png": b"png", "verdict.json": verdict(), "data_checks.html": b"<html>"},
         points=[(START, number, {"psi.largest": 0.2})],
@@ -151,12 +152,12 @@ def log_watch(registry: Registry, number: int) -> None:
 def test_candidates_logged_at_once_are_as_one_by_one(registry: Registry, life: Life, tmp_path: Path) -> None:
     """The same files, tags, params, metrics and links, but for names and ids."""
     made = life.refresh("r1", variants=("fp32",))
-    run_id, _ = registry.open_refresh("r2", tags={"cause": "drift-7"}, params={})
+    run_id, _ = registry.runs.open_refresh("r2", tags={"cause": "drift-7"}, params={})
     lineage = Lineage(
         teacher=made["teacher"], student=made["student"], knowledge={"observations": 4, "outcomes": 2}, drift="drift-7"
     )
     folders = {name: variant_folder(tmp_path / name, name) for name in ("fp32", "int8", "tiny")}
-    found = registry.log_variants(
+    refs = registry.publish_variants(
         run_id,
         [
             NewVariant(
@@ -171,21 +172,23 @@ def test_candidates_logged_at_once_are_as_one_by_one(registry: Registry, life: L
         lineage,
         rows(),
     )
-    assert {name: ref.version for name, ref in found.items()} == {"fp32": "2", "int8": "3", "tiny": None}
-    alone = registry.tags(made["fp32"])
-    for name, ref in found.items():
-        tags = registry.tags(ref)
+    assert {name: ref.version for name, ref in refs.items()} == {"fp32": "2", "int8": "3", "tiny": None}
+    single_tags = registry.models.tags(made["fp32"])
+    for name, ref in refs.items():
+        tags = registry.models.tags(ref)
         differing = {"signature", "refresh_id", "refresh_run", "variant", *({"gate"} if name == "tiny" else ())}
-        assert {key for key in alone if alone[key] != tags.get(key)} - differing == set()
-        files = set(registry.signed(made["fp32"]).files)
-        assert {path.replace(f"artifacts/{name}/", "artifacts/fp32/") for path in registry.signed(ref).files} == files
+        assert {key for key in single_tags if single_tags[key] != tags.get(key)} - differing == set()
+        files = set(registry.models.signed(made["fp32"]).files)
+        assert {
+            path.replace(f"artifacts/{name}/", "artifacts/fp32/") for path in registry.models.signed(ref).files
+        } == files
         run = registry.client.get_run(ref.run_id)
         assert (run.data.params, run.data.metrics["compression/seconds"]) == ({"method": name}, 2.0)
         assert run.data.metrics["test/auc"] == scorecard(name, "variant").test.auc
-        model = registry.client.get_logged_model(registry.signed(ref).model_id)
-        assert str(model.status) == "READY" and "compression/seconds" not in {each.key for each in model.metrics}
-        assert (registry.fetch(ref) / "model.onnx").exists()
+        model = registry.client.get_logged_model(registry.models.signed(ref).model_id)
+        assert str(model.status) == "READY" and "compression/seconds" not in {metric.key for metric in model.metrics}
+        assert (registry.models.fetch(ref) / "model.onnx").exists()
         for role in ("teacher", "student"):
-            down = registry.tags(ModelRef(name="any", uri=tags[f"lineage.{role}"]))
+            down = registry.models.tags(ModelRef(name="any", uri=tags[f"lineage.{role}"]))
             assert down[f"descendant.{model.model_id}"] == name
-    assert registry.register(found["int8"], "flights") == found["int8"]
+    assert registry.register(refs["int8"], "flights") == refs["int8"]

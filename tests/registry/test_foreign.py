@@ -1,4 +1,4 @@
-"""Other people's models in MLflow: teachers of kind ``mlflow``, and classifiers to compress."""
+"""Foreign models in MLflow: teachers of kind ``mlflow``, and classifiers to compress."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import torch
 import yaml
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, Schema
+from tests.compress.test_outside import graph
 
 from stillhouse.config import home
 from stillhouse.errors import PartError, RegistryError
 from stillhouse.registry import Registry
+from stillhouse.registry.experiment import open_experiment
 from stillhouse.registry.foreign import ForeignModels
-from stillhouse.registry.runs import Runs
-from tests.compress.foreign.test_target import graph
 
 
 def test_an_alias_becomes_a_version(three: Registry) -> None:
@@ -44,9 +44,9 @@ def test_a_variant_of_another_agent_can_teach(registry: Registry, tmp_path: Path
 
     Life(registry, tmp_path / "work").refresh("r1")
     rows = pd.DataFrame({"wind": [1.0, 9.0], "hour": [3.0, 4.0], "origin": ["EWR", "JFK"]})
-    said = ForeignModels().load("models:/flights/1")(rows)
-    assert {"p_on_time", "p_late"} <= set(said.columns)
-    assert np.allclose(said[["p_on_time", "p_late"]].sum(axis=1), 1, atol=1e-5)
+    predictions = ForeignModels().load("models:/flights/1")(rows)
+    assert {"p_on_time", "p_late"} <= set(predictions.columns)
+    assert np.allclose(predictions[["p_on_time", "p_late"]].sum(axis=1), 1, atol=1e-5)
 
 
 def test_a_model_that_is_not_there(three: Registry) -> None:
@@ -58,26 +58,30 @@ def test_a_model_that_is_not_there(three: Registry) -> None:
 
 
 def logged(folder: Path, name: str, save: Callable[[Path], None]) -> str:
-    """A model's files, logged as somebody else's pipeline would; its address."""
+    """Log a model's files as a foreign pipeline would; returns its address."""
     save(folder / name)
-    models = Runs("theirs")
-    model = models.client.create_logged_model(models.experiment_id, name)
-    described = Model.load(str(folder / name))
-    described.model_id = model.model_id
-    described.save(str(folder / name / "MLmodel"))
-    models.client.log_model_artifacts(model.model_id, str(folder / name))
-    models.client.finalize_logged_model(model.model_id, "READY")
+    experiment = open_experiment("theirs")
+    model = experiment.client.create_logged_model(experiment.experiment_id, name)
+    description = Model.load(str(folder / name))
+    description.model_id = model.model_id
+    description.save(str(folder / name / "MLmodel"))
+    experiment.client.log_model_artifacts(model.model_id, str(folder / name))
+    experiment.client.finalize_logged_model(model.model_id, "READY")
     return f"models:/{model.model_id}"
 
 
 def test_a_student_is_fetched_by_any_address(three: Registry) -> None:
     three.client.set_registered_model_alias("flights-student", "champion", "2")
-    found = ForeignModels().fetch_classifier("models:/flights-student@champion")
-    assert (found.uri, found.name, found.file.name) == ("models:/flights-student/2", "flights-student", "model.pt2")
-    assert np.shape(found.example) == (2, 3)
-    assert found.key.startswith("m-")
-    by_id = ForeignModels().fetch_classifier(f"models:/{found.key}")
-    assert (by_id.file, by_id.name) == (found.file, found.key)
+    classifier = ForeignModels().fetch_classifier("models:/flights-student@champion")
+    assert (classifier.uri, classifier.name, classifier.file.name) == (
+        "models:/flights-student/2",
+        "flights-student",
+        "model.pt2",
+    )
+    assert np.shape(classifier.example) == (2, 3)
+    assert classifier.key.startswith("m-")
+    by_id = ForeignModels().fetch_classifier(f"models:/{classifier.key}")
+    assert (by_id.file, by_id.name) == (classifier.file, classifier.key)
 
 
 def test_a_variant_is_compressed_already(registry: Registry, tmp_path: Path) -> None:
@@ -104,10 +108,10 @@ def test_a_pickled_torch_model_is_refused(registry: Registry, tmp_path: Path) ->
 def test_pickle_inside_a_program_is_not_read(three: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the environment allows."""
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
-    whole = ForeignModels().fetch_classifier("models:/flights-student/1").file.parent.parent
+    student_folder = ForeignModels().fetch_classifier("models:/flights-student/1").file.parent.parent
 
     def save(target: Path) -> None:
-        shutil.copytree(whole, target)
+        shutil.copytree(student_folder, target)
         with zipfile.ZipFile(target / "data" / "model.pt2", "a") as archive:
             archive.writestr("model/data/constants/evil.pt", b"cos\nsystem\n(S'true'\ntR.")
 
@@ -118,13 +122,13 @@ def test_pickle_inside_a_program_is_not_read(three: Registry, tmp_path: Path, mo
 
 
 def test_what_is_no_model(three: Registry) -> None:
-    for uri, said in (
+    for uri, message in (
         ("flights", "is no model's address"),
         ("models:/flights/99", "99"),
         ("runs:/abc/model", "abc"),
         ("models:/m-nobody", "m-nobody"),
     ):
-        with pytest.raises(RegistryError, match=said):
+        with pytest.raises(RegistryError, match=message):
             ForeignModels().fetch_classifier(uri)
 
 
@@ -134,7 +138,7 @@ SPY = "from pathlib import Path\nPath({proof!r}).write_text('ran')\n"
 ROWS = pd.DataFrame({"wind": [1.0, 9.0], "hour": [3.0, 4.0], "share": [0.1, 0.9]})
 
 
-def altered(folder: Path, **flavors: Any) -> None:
+def edit_flavors(folder: Path, **flavors: Any) -> None:
     """The model's description with these keys in its flavours."""
     described = yaml.safe_load((folder / "MLmodel").read_text())
     for flavor, keys in flavors.items():
@@ -142,46 +146,46 @@ def altered(folder: Path, **flavors: Any) -> None:
     (folder / "MLmodel").write_text(yaml.safe_dump(described))
 
 
-def bringing_code(whole: Path, proof: Path, target: Path) -> None:
+def add_code(student_folder: Path, proof: Path, target: Path) -> None:
     """A clean program, and beside it what MLflow's own loader would import."""
-    shutil.copytree(whole, target)
+    shutil.copytree(student_folder, target)
     (target / "code").mkdir()
     (target / "code" / "innocent.py").write_text(SPY.format(proof=str(proof)))
-    altered(target, pytorch={"code": "code"})
+    edit_flavors(target, pytorch={"code": "code"})
 
 
-def bringing_a_pickle(whole: Path, proof: Path, target: Path) -> None:
-    shutil.copytree(whole, target)
+def add_pickle(student_folder: Path, proof: Path, target: Path) -> None:
+    shutil.copytree(student_folder, target)
     (target / "data" / "model.pth").write_bytes(b"")
     (target / "data" / "pickle_module_info.txt").write_text("innocent")
 
 
-def bringing_a_loader(whole: Path, proof: Path, target: Path) -> None:
-    shutil.copytree(whole, target)
-    altered(target, python_function={"loader_module": "innocent"})
+def add_loader(student_folder: Path, proof: Path, target: Path) -> None:
+    shutil.copytree(student_folder, target)
+    edit_flavors(target, python_function={"loader_module": "innocent"})
 
 
 @pytest.mark.parametrize(
-    ("bring", "said"),
+    ("alter", "message"),
     [
-        (bringing_code, r"pytorch\.code: code, code/innocent\.py"),
-        (bringing_a_pickle, r"data/model\.pth"),
-        (bringing_a_loader, r"loader_module: innocent"),
+        (add_code, r"pytorch\.code: code, code/innocent\.py"),
+        (add_pickle, r"data/model\.pth"),
+        (add_loader, r"loader_module: innocent"),
     ],
 )
 def test_models_that_bring_code_are_refused_and_run_nothing(
-    three: Registry, tmp_path: Path, bring: Callable[[Path, Path, Path], None], said: str
+    three: Registry, tmp_path: Path, alter: Callable[[Path, Path, Path], None], message: str
 ) -> None:
-    whole = ForeignModels().fetch_classifier("models:/flights-student/1").file.parent.parent
-    uri = logged(tmp_path, "evil", lambda target: bring(whole, tmp_path / "proof", target))
-    with pytest.raises(PartError, match=rf"brings code or pickles \(.*{said}"):
+    student_folder = ForeignModels().fetch_classifier("models:/flights-student/1").file.parent.parent
+    uri = logged(tmp_path, "evil", lambda target: alter(student_folder, tmp_path / "proof", target))
+    with pytest.raises(PartError, match=rf"brings code or pickles \(.*{message}"):
         ForeignModels().fetch_classifier(uri)
-    with pytest.raises(PartError, match=rf"{said}.*trusts_code: true, digest: sha256:"):
+    with pytest.raises(PartError, match=rf"{message}.*trusts_code: true, digest: sha256:"):
         ForeignModels().load(uri)
     assert not (tmp_path / "proof").exists()
 
 
-def from_code(proof: Path, target: Path) -> None:
+def save_from_code(proof: Path, target: Path) -> None:
     """A model from code, with whole numbers in its signature, as `infer_signature` makes them."""
     import mlflow.pyfunc
 
@@ -205,12 +209,12 @@ mlflow.models.set_model(Model())
 
 def test_code_runs_only_where_it_is_trusted_and_pinned(three: Registry, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
-    uri = logged(tmp_path, "coded", lambda target: from_code(proof, target))
+    uri = logged(tmp_path, "coded", lambda target: save_from_code(proof, target))
     proof.unlink()  # saving runs it
     models = ForeignModels()
-    with pytest.raises(PartError, match=r"trusts_code: true, digest: sha256:") as told:
+    with pytest.raises(PartError, match=r"trusts_code: true, digest: sha256:") as caught:
         models.load(uri)
-    digest = re.search(r"sha256:[0-9a-f]{64}", str(told.value))[0]  # type: ignore[index]
+    digest = re.search(r"sha256:[0-9a-f]{64}", str(caught.value))[0]  # type: ignore[index]
     for trust in ({"digest": digest}, {"trusts_code": True}):
         with pytest.raises(PartError, match="brings code or pickles"):
             models.load(uri, **trust)
@@ -236,8 +240,8 @@ def test_a_graph_and_a_program_teach_without_trust(three: Registry, tmp_path: Pa
         tmp_path, "graph", lambda target: mlflow.onnx.save_model(model, target, pip_requirements=["onnxruntime"])
     )
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 6)), columns=list("abcdef"))
-    said = ForeignModels().load(uri)(rows)
-    assert said["p"].shape == (5, 3) and np.allclose(said["p"].sum(axis=1), 1, atol=1e-5)
+    predictions = ForeignModels().load(uri)(rows)
+    assert predictions["p"].shape == (5, 3) and np.allclose(predictions["p"].sum(axis=1), 1, atol=1e-5)
     logits = ForeignModels().load("models:/flights-student/1")(ROWS)
     assert logits.shape == (2, 2) and logits.dtype == np.float32
 
@@ -250,8 +254,8 @@ def test_a_variant_is_read_by_code_of_this_package_alone(registry: Registry, tmp
     _, _, folder = models._fetch("models:/flights/1")
     for file in folder.rglob("*.py"):
         file.write_text(SPY.format(proof=str(tmp_path / "proof")))
-    said = models.load("models:/flights/1")(ROWS.assign(origin=["EWR", "JFK"]))
-    assert {"p_on_time", "p_late"} <= set(said.columns) and not (tmp_path / "proof").exists()
+    predictions = models.load("models:/flights/1")(ROWS.assign(origin=["EWR", "JFK"]))
+    assert {"p_on_time", "p_late"} <= set(predictions.columns) and not (tmp_path / "proof").exists()
 
 
 @pytest.mark.parametrize("data", ["../../secret.onnx", "/etc/hostname", "nowhere.onnx"])
@@ -259,7 +263,7 @@ def test_a_description_that_names_files_of_others(three: Registry, tmp_path: Pat
     def save(target: Path) -> None:
         graph(tmp_path / "secret.onnx")
         mlflow.onnx.save_model(onnx.load(tmp_path / "secret.onnx"), target, pip_requirements=["onnxruntime"])
-        altered(target, onnx={"data": data})
+        edit_flavors(target, onnx={"data": data})
 
     uri = logged(tmp_path, "away", save)
     with pytest.raises(PartError, match="is not among its files"):

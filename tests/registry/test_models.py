@@ -24,11 +24,11 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data, parse_csv_input
 from stillhouse.errors import RegistryError
 from stillhouse.records import ModelRef
 from stillhouse.registry import Lineage, Registry
-from stillhouse.registry.models import metric_name
+from stillhouse.registry.metrics import metric_name
 from stillhouse.registry.packaging import VariantWriter, save_variant
 from stillhouse.variant import Variant
 
-from .conftest import AGENT_FILE, RULE_TEACHER, Life, quality, rows, scorecard, variant_folder
+from .conftest import AGENT_FILE, RULE_TEACHER, Life, log_variant, quality, rows, scorecard, variant_folder
 
 
 @pytest.fixture
@@ -44,15 +44,15 @@ def logged(registry: Registry, ref: ModelRef) -> str:
 
 def test_lineage_leads_both_ways(registry: Registry, models: dict[str, ModelRef]) -> None:
     teacher, student, variant = (logged(registry, models[name]) for name in ("teacher", "student", "fp32"))
-    tags = registry.tags(models["fp32"])
+    tags = registry.models.tags(models["fp32"])
     assert (tags["lineage.student"], tags["lineage.teacher"]) == (student, teacher)
     assert (tags["lineage.knowledge"], tags["lineage.drift"]) == ("observations@4,outcomes@2", "drift-7")
     assert (tags["role"], tags["variant"], tags["refresh_id"], tags["gate"]) == ("variant", "fp32", "r1", "passed")
-    assert registry.tags(models["student"])["lineage.teacher"] == teacher
-    assert registry.tags(models["teacher"])["lineage.knowledge"] == "observations@4,outcomes@2"
+    assert registry.models.tags(models["student"])["lineage.teacher"] == teacher
+    assert registry.models.tags(models["teacher"])["lineage.knowledge"] == "observations@4,outcomes@2"
 
     for ancestor in (teacher, student):
-        down = registry.tags(ModelRef(name="any", uri=ancestor))
+        down = registry.models.tags(ModelRef(name="any", uri=ancestor))
         assert down[f"descendant.{variant.removeprefix('models:/')}"] == "fp32"
     parent = registry.client.get_run(tags["refresh_run"])
     assert parent.data.tags["cause"] == "drift-7"
@@ -64,13 +64,13 @@ def test_lineage_leads_both_ways(registry: Registry, models: dict[str, ModelRef]
 def test_lineage_of_a_kept_teacher_is_its_logged_model(
     registry: Registry, models: dict[str, ModelRef], life: Life, tmp_path: Path
 ) -> None:
-    run_id, _ = registry.open_refresh("r2", tags={}, params={})
-    kept = life.teacher("r2").model_copy(update={"model": models["teacher"]})
-    assert registry.log_teacher(run_id, kept, scorecard("teacher", "teacher"), {}) == models["teacher"]
+    run_id, _ = registry.runs.open_refresh("r2", tags={}, params={})
+    reused = life.teacher("r2").model_copy(update={"model": models["teacher"]})
+    assert registry.models.log_teacher(run_id, reused, scorecard("teacher", "teacher"), {}) == models["teacher"]
     lineage = Lineage(teacher=models["teacher"])
     folder = variant_folder(tmp_path / "v", "fp32")
-    ref = registry.log_variant(run_id, folder, scorecard("fp32", "variant"), {}, lineage, rows())
-    assert registry.tags(ref)["lineage.teacher"] == logged(registry, models["teacher"])
+    ref = log_variant(registry, run_id, folder, scorecard("fp32", "variant"), {}, lineage, rows())
+    assert registry.models.tags(ref)["lineage.teacher"] == logged(registry, models["teacher"])
     registry.promote(registry.register(ref, "flights", {}).version)
     for alias in ("champion", "previous"):
         assert registry.version("flights-teacher", alias).version == "1"
@@ -99,34 +99,34 @@ def test_no_pickle_is_stored(models: dict[str, ModelRef], home: Path) -> None:
 def test_student_loads_without_pickle(registry: Registry, home: Path) -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2)).train()
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
     one_row = np.zeros((1, 3), np.float32)
-    ref = registry.log_student(run_id, module, one_row, scorecard("student", "student"), {}, Lineage())
+    ref = registry.models.log_student(run_id, module, one_row, scorecard("student", "student"), {}, Lineage())
     assert module.training
     folder = registry.client.get_logged_model(ref.uri.removeprefix("models:/")).artifact_location
     matrix = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    said = mlflow.pyfunc.load_model(folder).predict(matrix)
-    np.testing.assert_allclose(said, module.eval()(torch.from_numpy(matrix)).detach().numpy(), rtol=1e-5)
+    predictions = mlflow.pyfunc.load_model(folder).predict(matrix)
+    np.testing.assert_allclose(predictions, module.eval()(torch.from_numpy(matrix)).detach().numpy(), rtol=1e-5)
 
 
-def test_what_an_update_goes_on_from_comes_back(
-    registry: Registry, models: dict[str, ModelRef], tmp_path: Path
-) -> None:
+def test_student_files_come_back(registry: Registry, models: dict[str, ModelRef], tmp_path: Path) -> None:
     """``models`` were logged as a graph alone."""
     registry.promote("1")
-    assert registry.student_files(registry.champion()) is None
+    assert registry.models.student_files(registry.champion()) is None
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "columns.json").write_text("[]")
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
     card, example = scorecard("student", "student"), np.zeros((1, 3), np.float32)
-    student = registry.log_student(run_id, torch.nn.Linear(3, 2), example, card, {}, Lineage(), tmp_path / "student")
+    student = registry.models.log_student(
+        run_id, torch.nn.Linear(3, 2), example, card, {}, Lineage(), tmp_path / "student"
+    )
     tags = {"lineage.student": student.uri}
     variant = registry.champion()
     for key, value in tags.items():
         registry.client.set_model_version_tag(variant.name, variant.version, key, value)
-    folder = registry.student_files(variant)
+    folder = registry.models.student_files(variant)
     assert folder is not None and [file.name for file in folder.iterdir()] == ["columns.json"]
-    assert (registry.fetch(student) / "model.pt2").exists() and registry.student_files(variant) == folder
+    assert (registry.models.fetch(student) / "model.pt2").exists() and registry.models.student_files(variant) == folder
 
 
 def test_champion_loads_without_stillhouse_and_torch(
@@ -147,7 +147,13 @@ def test_champion_loads_without_stillhouse_and_torch(
             print(error)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "rows.json"), str(tmp_path / "said.json")],
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(program),
+            str(tmp_path / "rows.json"),
+            str(tmp_path / "predictions.json"),
+        ],
         env=os.environ | {"MLFLOW_TRACKING_URI": registry.uri},
         cwd=tmp_path,
         capture_output=True,
@@ -155,10 +161,10 @@ def test_champion_loads_without_stillhouse_and_torch(
     )
     assert done.returncode == 0, done.stderr
     assert "missing columns" in done.stdout and "'hour'" in done.stdout and "'origin'" in done.stdout
-    said = pd.read_json(tmp_path / "said.json", orient="split")
-    expected = Variant(registry.fetch(registry.champion())).predict(rows())
-    assert list(said.columns) == ["action", "p_on_time", "p_late"]
-    pd.testing.assert_frame_equal(said, expected, check_dtype=False, rtol=1e-6)
+    predictions = pd.read_json(tmp_path / "predictions.json", orient="split")
+    expected = Variant(registry.models.fetch(registry.champion())).predict(rows())
+    assert list(predictions.columns) == ["action", "p_on_time", "p_late"]
+    pd.testing.assert_frame_equal(predictions, expected, check_dtype=False, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +177,14 @@ def test_champion_loads_without_stillhouse_and_torch(
         [None] * 4,
     ],
 )
-def test_honest_numbers_pass_the_signature(registry: Registry, models: dict[str, ModelRef], hour: object) -> None:
+def test_numbers_of_every_dtype_pass_the_signature(
+    registry: Registry, models: dict[str, ModelRef], hour: object
+) -> None:
     location = registry.client.get_logged_model(logged(registry, models["fp32"]).removeprefix("models:/"))
     raw = rows().assign(hour=hour).set_index(pd.Index(["a", "b", "c", "d"]))
-    said = mlflow.pyfunc.load_model(location.artifact_location).predict(raw)
-    expected = Variant(registry.fetch(models["fp32"])).predict(raw)
-    pd.testing.assert_frame_equal(said, expected)
+    predictions = mlflow.pyfunc.load_model(location.artifact_location).predict(raw)
+    expected = Variant(registry.models.fetch(models["fp32"])).predict(raw)
+    pd.testing.assert_frame_equal(predictions, expected)
 
 
 CSV = "wind,hour,origin,tail\n3.0,5,EWR,N1\n,12,,\n7,,LGA,N2\n1,1,JFK,N3\n"
@@ -193,22 +201,22 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mlflows_own_server_takes_csv_and_json(saved: Path) -> None:
     model = mlflow.pyfunc.load_model(str(saved))
     schema = model.metadata.get_input_schema()
-    given = [
+    records = [
         {"wind": 3.0, "hour": 5, "origin": "EWR"},
         {"wind": None, "hour": 12, "origin": None},
         {"wind": 7, "hour": None, "origin": "LGA"},
         {"wind": True, "hour": 1, "origin": "JFK"},
     ]
-    expected = Variant(saved / "artifacts" / "variant").predict(given)
+    expected = Variant(saved / "artifacts" / "variant").predict(records)
     bodies: list[dict[str, Any]] = [
-        {"dataframe_records": given},
-        {"dataframe_split": {"columns": list(given[0]), "data": [list(row.values()) for row in given]}},
-        {"instances": given},
-        {"inputs": {name: [row[name] for row in given] for name in given[0]}},
+        {"dataframe_records": records},
+        {"dataframe_split": {"columns": list(records[0]), "data": [list(row.values()) for row in records]}},
+        {"instances": records},
+        {"inputs": {name: [row[name] for row in records] for name in records[0]}},
     ]
     parsed = [parse_csv_input(StringIO(CSV), schema), *(infer_and_parse_data(body, schema) for body in bodies)]
-    for each in parsed:
-        pd.testing.assert_frame_equal(model.predict(each), expected)
+    for frame in parsed:
+        pd.testing.assert_frame_equal(model.predict(frame), expected)
     numbers = parse_csv_input(StringIO("wind,hour,origin\nTrue,5,EWR\nFalse,12,LGA\n"), schema)
     assert numbers["hour"].dtype == "int64" and numbers["wind"].dtype == "bool"
     assert model.predict(numbers).equals(model.predict(numbers.assign(wind=[1.0, 0.0], hour=[5.0, 12.0])))
@@ -231,7 +239,7 @@ def test_a_second_variant_is_written_as_mlflow_would(tmp_path: Path) -> None:
         }
         for folder in ("written", "saved")
     }
-    descriptions = [yaml.safe_load(each.pop(Path("MLmodel"))) for each in files.values()]
+    descriptions = [yaml.safe_load(contents.pop(Path("MLmodel"))) for contents in files.values()]
     assert files["written"] == files["saved"]
     for description in descriptions:
         del description["utc_time_created"], description["flavors"]["python_function"]["model_code_path"]
@@ -246,8 +254,8 @@ def test_a_variant_of_other_columns_is_written_on_its_own(tmp_path: Path) -> Non
     (second / "manifest.json").write_text(json.dumps(manifest | {"columns": manifest["columns"][:2]}))
     for folder in (first, second):
         writer.save(folder, tmp_path / f"saved-{folder.name}", Model())
-    kept = [Model.load(str(tmp_path / f"saved-{name}")).metadata["columns"] for name in "ab"]
-    assert [len(columns) for columns in kept] == [3, 2]
+    columns = [Model.load(str(tmp_path / f"saved-{name}")).metadata["columns"] for name in "ab"]
+    assert [len(names) for names in columns] == [3, 2]
 
 
 @pytest.mark.parametrize("name", ["variant.py", "values.py", "model.onnx"])
@@ -267,10 +275,10 @@ def test_text_in_a_number_column_is_refused_by_name(registry: Registry, models: 
 
 
 def test_example_without_the_columns_is_refused(registry: Registry, tmp_path: Path) -> None:
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
     folder = variant_folder(tmp_path / "v", "fp32")
     with pytest.raises(RegistryError, match=r"lacks the columns \['wind'\]"):
-        registry.log_variant(run_id, folder, scorecard("fp32", "variant"), {}, Lineage(), rows().drop(columns="wind"))
+        log_variant(registry, run_id, folder, scorecard("fp32", "variant"), {}, Lineage(), rows().drop(columns="wind"))
 
 
 def test_teacher_loads_through_the_agent_file(
@@ -282,8 +290,8 @@ def test_teacher_loads_through_the_agent_file(
     monkeypatch.setenv("STILLHOUSE_AGENTS", str(tmp_path / "agents"))
     monkeypatch.syspath_prepend(tmp_path)
     location = registry.client.get_logged_model(logged(registry, models["teacher"]).removeprefix("models:/"))
-    said = mlflow.pyfunc.load_model(location.artifact_location).predict(rows())
-    np.testing.assert_allclose(said[:, 1], [0.2, 0.2, 0.9, 0.2])
+    predictions = mlflow.pyfunc.load_model(location.artifact_location).predict(rows())
+    np.testing.assert_allclose(predictions[:, 1], [0.2, 0.2, 0.9, 0.2])
 
     (tmp_path / "agents" / "flights.yaml").write_text(AGENT_FILE.replace("name: rule", "name: other"))
     with pytest.raises(Exception, match="'rule'"):
@@ -291,9 +299,9 @@ def test_teacher_loads_through_the_agent_file(
 
 
 def test_a_candidate_that_cannot_serve_is_a_run_with_the_reason_and_no_model(registry: Registry) -> None:
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
     why = "prune_heads: TabularStudent has no attention " + "x" * 6000
-    registry.log_refused(run_id, "heads50", why, {"ratio": 0.5, "keep": None})
+    registry.models.log_refused(run_id, "heads50", why, {"ratio": 0.5, "keep": None})
     (run,) = registry.client.search_runs([registry.experiment_id], "tags.role = 'refused'")
     assert (run.info.status, run.info.run_name) == ("FINISHED", "heads50")
     tags = run.data.tags

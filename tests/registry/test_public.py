@@ -1,4 +1,4 @@
-"""Only what MLflow documents is used of it: its inner modules change with any release."""
+"""Only documented modules of MLflow are used: its internal modules change with any release."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import stillhouse
 
-INNER = ("mlflow.store", "mlflow.tracking", "mlflow.utils", "mlflow.protos")
+INTERNAL = ("mlflow.store", "mlflow.tracking", "mlflow.utils", "mlflow.protos")
 
 
 def test_nothing_private_of_mlflow_is_used() -> None:
-    found = []
+    private_uses = []
     for file in Path(stillhouse.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
@@ -20,7 +20,7 @@ def test_nothing_private_of_mlflow_is_used() -> None:
             if isinstance(node, ast.Attribute):
                 names = [ast.unparse(node)]
             for name in names:
-                mlflows = name.startswith("mlflow.") or ".mlflow." in name or ".client." in name
-                if mlflows and (name.startswith(INNER) or "._" in name):
-                    found.append(f"{file.name}: {name}")
-    assert found == []
+                is_mlflow = name.startswith("mlflow.") or ".mlflow." in name or ".client." in name
+                if is_mlflow and (name.startswith(INTERNAL) or "._" in name):
+                    private_uses.append(f"{file.name}: {name}")
+    assert private_uses == []

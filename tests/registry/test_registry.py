@@ -1,4 +1,4 @@
-"""Versions and aliases: the life of a few refreshes, and what a kill in the middle of a move leaves behind."""
+"""Versions and aliases: the life of a few refreshes, and states after a kill in the middle of a promotion."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from mlflow import MlflowClient
 
 from stillhouse.errors import RegistryError
 from stillhouse.records import Window
-from stillhouse.registry import Lineage, Registry
-from stillhouse.registry.registry import Rollback
+from stillhouse.registry import Lineage, Registry, Rollback
 
-from .conftest import Life, baseline, rows, scorecard, variant_folder
+from .conftest import Life, baseline, log_variant, rows, scorecard, variant_folder
 
 
 class Killed(BaseException):
@@ -24,8 +23,8 @@ class Killed(BaseException):
 
 
 def aliases(registry: Registry, name: str = "flights") -> dict[str, str]:
-    found = registry.client.get_registered_model(name).aliases
-    return {alias: str(version) for alias, version in found.items()}
+    versions = registry.client.get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in versions.items()}
 
 
 def test_two_promotions_and_a_rollback(three: Registry) -> None:
@@ -35,7 +34,7 @@ def test_two_promotions_and_a_rollback(three: Registry) -> None:
     assert three.challenger().version == "2"
     three.promote("2")
     assert aliases(three) == {"champion": "2", "previous": "1"}
-    assert three.tags(three.champion())["champion_before"] == "1"
+    assert three.models.tags(three.champion())["champion_before"] == "1"
     for role in ("teacher", "student"):
         assert aliases(three, f"flights-{role}") == {"champion": "2", "previous": "1"}
 
@@ -43,7 +42,7 @@ def test_two_promotions_and_a_rollback(three: Registry) -> None:
     assert aliases(three) == {"champion": "1"}
     for role in ("teacher", "student"):
         assert aliases(three, f"flights-{role}") == {"champion": "1"}
-    assert three.tags(three.version("flights", "2"))["rolled_back_to"] == "1"
+    assert three.models.tags(three.version("flights", "2"))["rolled_back_to"] == "1"
     with pytest.raises(RegistryError, match=r"no champion before version 1.*versions: 3, 2, 1"):
         three.rollback()
     assert aliases(three) == {"champion": "1"}
@@ -61,9 +60,9 @@ def test_rollback_goes_back_further_each_time(three: Registry) -> None:
 def test_promote_twice_changes_nothing(three: Registry) -> None:
     three.promote("1")
     three.promote("2")
-    before = aliases(three), three.tags(three.champion())
+    before = aliases(three), three.models.tags(three.champion())
     three.promote("2")
-    assert (aliases(three), three.tags(three.champion())) == before
+    assert (aliases(three), three.models.tags(three.champion())) == before
 
 
 def test_unknown_version_is_refused_with_those_there_are(three: Registry) -> None:
@@ -88,13 +87,13 @@ _WRITES = (
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """Let MLflow take so many writes to the registry, and die before the next."""
-    left = iter(range(writes))
+    remaining = iter(range(writes))
 
     def limited(name: str):  # type: ignore[no-untyped-def]
         original = getattr(MlflowClient, name)
 
         def call(*args, **kwargs):  # type: ignore[no-untyped-def]
-            if next(left, None) is None:
+            if next(remaining, None) is None:
                 raise Killed
             return original(*args, **kwargs)
 
@@ -158,14 +157,14 @@ def test_rollback_after_a_promotion_that_was_killed_and_given_up(
 
 def test_register_is_idempotent(registry: Registry, life: Life, tmp_path: Path) -> None:
     models = life.refresh("r1")
-    run = registry.open_refresh("r2", tags={}, params={}).run_id
+    run = registry.runs.open_refresh("r2", tags={}, params={}).run_id
     folder = variant_folder(tmp_path / "v", "fp32")
-    logged = registry.log_variant(run, folder, scorecard("fp32", "variant"), {}, Lineage(), rows())
+    logged = log_variant(registry, run, folder, scorecard("fp32", "variant"), {}, Lineage(), rows())
     first = registry.register(logged, "flights", {"gate": "open"})
     assert registry.register(logged, "flights", {"gate": "passed"}) == first
     assert registry.register(first, "flights") == first
     assert (first.version, first.uri, first.run_id) == ("2", "models:/flights/2", logged.run_id)
-    assert registry.tags(first)["gate"] == "passed"
+    assert registry.models.tags(first)["gate"] == "passed"
     assert [entry.version for entry in registry.versions()] == ["2", "1"]
     assert models["fp32"].version == "1"
 
@@ -183,18 +182,18 @@ def test_versions_are_a_table(three: Registry) -> None:
 
 def test_scorecard_comes_back_equal(three: Registry) -> None:
     three.promote("1")
-    assert three.scorecard(three.champion()) == scorecard("fp32", "variant")
-    assert three.scorecard(three.version("flights-teacher", "1")) == scorecard("teacher", "teacher")
+    assert three.models.scorecard(three.champion()) == scorecard("fp32", "variant")
+    assert three.models.scorecard(three.version("flights-teacher", "1")) == scorecard("teacher", "teacher")
 
 
 def test_fetch_once_and_whole(three: Registry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    variant = three.fetch(three.version("flights", "1"))
+    variant = three.models.fetch(three.version("flights", "1"))
     assert sorted(file.name for file in variant.iterdir()) == ["manifest.json", "model.onnx", "values.py", "variant.py"]
-    assert (three.fetch(three.version("flights-teacher", "1")) / "rule" / "limit.txt").read_text() == "10.0"
-    assert (three.fetch(three.version("flights-student", "1")) / "model.pt2").exists()
+    assert (three.models.fetch(three.version("flights-teacher", "1")) / "rule" / "limit.txt").read_text() == "10.0"
+    assert (three.models.fetch(three.version("flights-student", "1")) / "model.pt2").exists()
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", None)  # would fail if it were called again
-    assert three.fetch(three.version("flights", "1")) == variant
+    assert three.models.fetch(three.version("flights", "1")) == variant
     assert sorted(path.name for path in (home / "models").iterdir() if path.name.startswith(".")) == []
 
 
@@ -203,10 +202,10 @@ def test_fetch_killed_half_way_leaves_no_half_model(three: Registry, monkeypatch
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("stillhouse.registry.downloads._put", die)
+        patch.setattr("stillhouse.registry.downloads._replace", die)
         with pytest.raises(Killed):
-            three.fetch(three.version("flights", "1"))
-    assert (three.fetch(three.version("flights", "1")) / "model.onnx").exists()
+            three.models.fetch(three.version("flights", "1"))
+    assert (three.models.fetch(three.version("flights", "1")) / "model.onnx").exists()
 
 
 def test_importing_is_cheap() -> None:
@@ -215,7 +214,7 @@ def test_importing_is_cheap() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_what_every_version_was_trained_and_proved_on(three: Registry) -> None:
+def test_windows_of_every_version(three: Registry) -> None:
     with pytest.raises(RegistryError, match=r"flights@3 has no baseline.json"):
         three.windows()
     start = datetime(2013, 1, 1, tzinfo=UTC)
@@ -228,31 +227,31 @@ def test_what_every_version_was_trained_and_proved_on(three: Registry) -> None:
         ref = three.version("flights", entry.version)
         assert ref is not None
         proved = baseline(ref, train=train, test=test)
-        three.log_record(three.tags(ref)["refresh_run"], proved, "baseline.json")
-    found = three.windows()
-    assert list(found) == ["flights@3", "flights@2", "flights@1"]
-    train, test = found["flights@2"]
+        three.runs.log_record(three.models.tags(ref)["refresh_run"], proved, "baseline.json")
+    windows = three.windows()
+    assert list(windows) == ["flights@3", "flights@2", "flights@1"]
+    train, test = windows["flights@2"]
     assert (train.start, train.end, test.end) == tuple(start + timedelta(days=14 + more) for more in (0, 5, 7))
     assert train.versions == test.versions == {"observations": 2}
 
 
-def test_what_was_read_is_kept_until_it_is_logged_again(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
-    ref, other, models = life.refresh("r1")["fp32"], life.refresh("r2")["fp32"], life.registry
-    run_id = models.tags(ref)["refresh_run"]
-    for _ in range(2):  # that nothing is there is not kept
+def test_artifacts_are_cached_until_they_are_logged_again(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref, other, registry = life.refresh("r1")["fp32"], life.refresh("r2")["fp32"], life.registry
+    run_id = registry.models.tags(ref)["refresh_run"]
+    for _ in range(2):  # an absent artifact is not cached
         with pytest.raises(RegistryError, match=r"no artifact profile\.arrow"):
-            models.profile(ref)
+            registry.profile(ref)
         with pytest.raises(RegistryError, match=r"no baseline\.json"):
-            models.baseline(ref)
-    models.log_files(run_id, {"baseline.json": baseline(ref), "profile.arrow": b"one"})
-    assert (models.baseline(ref).teacher, models.profile(ref)) == (ref, b"one")
+            registry.baseline(ref)
+    registry.runs.log_files(run_id, {"baseline.json": baseline(ref), "profile.arrow": b"one"})
+    assert (registry.baseline(ref).teacher, registry.profile(ref)) == (ref, b"one")
     with monkeypatch.context() as patch:
         patch.setattr("mlflow.artifacts.download_artifacts", None)  # would fail if it were called again
-        assert (models.baseline(ref).teacher, models.profile(ref)) == (ref, b"one")
+        assert (registry.baseline(ref).teacher, registry.profile(ref)) == (ref, b"one")
     again = Registry("flights")
-    again.log_record(run_id, baseline(other), "baseline.json")
-    again.log_file(run_id, b"two", "profile.arrow")
-    assert (models.baseline(ref).teacher, models.profile(ref)) == (other, b"two")
+    again.runs.log_record(run_id, baseline(other), "baseline.json")
+    again.runs.log_files(run_id, {"profile.arrow": b"two"})
+    assert (registry.baseline(ref).teacher, registry.profile(ref)) == (other, b"two")
 
 
 def test_before_the_first_version_there_are_no_windows(registry: Registry) -> None:
@@ -275,7 +274,7 @@ def test_a_rollback_whose_record_was_killed_is_taken_up_again(three: Registry) -
     assert three.rollback(seen.append).version == "1" and seen[2].began_at > seen[0].began_at
 
 
-def test_a_promotion_tells_whom_it_replaced_however_often_it_is_asked_for(three: Registry) -> None:
+def test_promotion_names_the_replaced_champion_after_repeated_calls(three: Registry) -> None:
     three.promote("1")
     three.promote("3")
     first = three.promotion("3")
@@ -283,7 +282,7 @@ def test_a_promotion_tells_whom_it_replaced_however_often_it_is_asked_for(three:
     assert first == three.promotion("3") and first[0] is not None and first[0].version == "1"
 
 
-def test_a_store_that_is_gone_or_replaced_is_noticed_by_who_has_it_open(three: Registry, tmp_path: Path) -> None:
+def test_an_open_registry_notices_a_missing_or_replaced_store(three: Registry, tmp_path: Path) -> None:
     database, away, backup = (Path(three.client.file or ""), tmp_path / "away.db", tmp_path / "backup.db")
     three.promote("1")
     shutil.copyfile(database, backup)

@@ -26,17 +26,17 @@ def status(registry: Registry, run_id: str) -> str:
 
 
 def test_a_refresh_from_opening_to_closing(registry: Registry) -> None:
-    run_id, earlier = registry.open_refresh("r1", tags={"cause": "v9", "none": None}, params={"temperature": 2.0})
+    run_id, earlier = registry.runs.open_refresh("r1", tags={"cause": "v9", "none": None}, params={"temperature": 2.0})
     assert earlier is None
-    assert registry.finished_refresh("r1") is None
-    registry.log_metrics(run_id, {"loss": 0.4, "seconds": 3}, step=2)
-    registry.log_verdict(run_id, certificate("r1"), verdict())
-    assert registry.finished_refresh("r1") is None
-    registry.close_refresh(run_id)
+    assert registry.runs.finished_refresh("r1") is None
+    registry.runs.log(run_id, metrics={"loss": 0.4, "seconds": 3})
+    registry.runs.log_verdict(run_id, certificate("r1"), verdict())
+    assert registry.runs.finished_refresh("r1") is None
+    registry.runs.close_refresh(run_id)
 
-    assert registry.finished_refresh("r1") == verdict()
-    assert registry.finished_refresh("r2") is None
-    assert registry.read_record(run_id, "certificate.json", Certificate) == certificate("r1")
+    assert registry.runs.finished_refresh("r1") == verdict()
+    assert registry.runs.finished_refresh("r2") is None
+    assert registry.runs.read_record(run_id, "certificate.json", Certificate) == certificate("r1")
     run = registry.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"temperature": "2.0"}
@@ -46,70 +46,70 @@ def test_a_refresh_from_opening_to_closing(registry: Registry) -> None:
 
 
 def test_unfinished_without_verdict_is_killed(registry: Registry) -> None:
-    first, _ = registry.open_refresh("r1", tags={}, params={})
+    first, _ = registry.runs.open_refresh("r1", tags={}, params={})
     nested = registry.client.create_run(registry.experiment_id, tags={"mlflow.parentRunId": first}).info.run_id
-    second, earlier = registry.open_refresh("r1", tags={}, params={})
+    second, earlier = registry.runs.open_refresh("r1", tags={}, params={})
     assert second != first and earlier is None
     assert (status(registry, first), status(registry, nested)) == ("KILLED", "KILLED")
     assert "unfinished" in registry.client.get_run(first).data.tags["killed"]
     assert status(registry, second) == "RUNNING"
 
 
-def test_another_refresh_found_running_is_dead(registry: Registry) -> None:
-    """Only one may run at a time: whoever opens one knows that the process of any other is gone."""
-    first, _ = registry.open_refresh("r1", tags={}, params={})
+def test_another_running_refresh_is_killed(registry: Registry) -> None:
+    """Only one refresh may run at a time, so the process of any other must have died."""
+    first, _ = registry.runs.open_refresh("r1", tags={}, params={})
     nested = registry.client.create_run(registry.experiment_id, tags={"mlflow.parentRunId": first}).info.run_id
-    done, _ = registry.open_refresh("r2", tags={}, params={})
-    registry.close_refresh(done)
-    registry.open_refresh("r3", tags={}, params={})
+    done, _ = registry.runs.open_refresh("r2", tags={}, params={})
+    registry.runs.close_refresh(done)
+    registry.runs.open_refresh("r3", tags={}, params={})
     assert [status(registry, run) for run in (first, nested, done)] == ["KILLED", "KILLED", "FINISHED"]
 
 
 @pytest.mark.parametrize("failed", [None, "the promotion could not reach MLflow"])
 def test_unfinished_with_verdict_is_resumed(registry: Registry, failed: str | None) -> None:
-    first, _ = registry.open_refresh("r1", tags={}, params={})
-    registry.log_verdict(first, certificate("r1"), verdict())
+    first, _ = registry.runs.open_refresh("r1", tags={}, params={})
+    registry.runs.log_verdict(first, certificate("r1"), verdict())
     if failed:
-        registry.close_refresh(first, failed=failed)
-    again, earlier = registry.open_refresh("r1", tags={}, params={})
+        registry.runs.close_refresh(first, failed=failed)
+    again, earlier = registry.runs.open_refresh("r1", tags={}, params={})
     assert (again, earlier) == (first, verdict())
     assert status(registry, first) == "RUNNING"
 
 
-def test_a_verdict_cut_off_in_the_middle_is_none(registry: Registry) -> None:
-    first, _ = registry.open_refresh("r1", tags={}, params={})
+def test_a_truncated_verdict_is_none(registry: Registry) -> None:
+    first, _ = registry.runs.open_refresh("r1", tags={}, params={})
     registry.client.log_text(first, verdict().model_dump_json()[:80], "verdict.json")
-    second, earlier = registry.open_refresh("r1", tags={}, params={})
+    second, earlier = registry.runs.open_refresh("r1", tags={}, params={})
     assert second != first and earlier is None
 
 
 def test_close_as_failed_says_why(registry: Registry) -> None:
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
-    registry.close_refresh(run_id, failed="the teacher did not converge")
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
+    registry.runs.close_refresh(run_id, failed="the teacher did not converge")
     run = registry.client.get_run(run_id)
     assert (run.info.status, run.data.tags["failed"]) == ("FAILED", "the teacher did not converge")
 
 
 def test_records_and_figures_are_artifacts(registry: Registry) -> None:
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
-    registry.log_record(run_id, verdict(), "drift/report.json")
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
+    registry.runs.log_record(run_id, verdict(), "drift/report.json")
     figure, axes = plt.subplots()
     axes.plot([1, 2])
-    registry.log_figure(run_id, figure, "drift/wind.png")
+    registry.runs.log_files(run_id, {"drift/wind.png": figure})
     plt.close(figure)
     assert {file.path for file in registry.client.list_artifacts(run_id, "drift")} == {
         "drift/report.json",
         "drift/wind.png",
     }
-    assert registry.read_record(run_id, "drift/report.json", Verdict) == verdict()
-    assert registry.read_record(run_id, "drift/none.json", Verdict) is None
+    assert registry.runs.read_record(run_id, "drift/report.json", Verdict) == verdict()
+    assert registry.runs.read_record(run_id, "drift/none.json", Verdict) is None
 
 
-def test_what_belongs_to_a_run_is_logged_at_once(registry: Registry) -> None:
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+def test_log_writes_all_contents_of_a_run(registry: Registry) -> None:
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
     figure, axes = plt.subplots()
     axes.plot([1, 2])
-    registry.log(
+    registry.runs.log(
         run_id,
         files={"drift/report.json": verdict(), "figures/wind.png": figure, "figures/wind.svg": figure, "form": b"12"},
         metrics={"hypervolume": 0.5},
@@ -126,43 +126,43 @@ def test_what_belongs_to_a_run_is_logged_at_once(registry: Registry) -> None:
     assert steps == [(1, 0.9), (2, 0.4)]
     [point] = registry.client.get_metric_history(run_id, "psi")
     assert (point.step, point.timestamp) == (7, window("train").start.timestamp() * 1000)
-    assert registry.read_record(run_id, "drift/report.json", Verdict) == verdict()
-    assert registry.read_file(run_id, "form") == b"12"
-    assert registry.read_file(run_id, "figures/wind.png").startswith(b"\x89PNG")
-    assert b"<svg" in registry.read_file(run_id, "figures/wind.svg")
+    assert registry.runs.read_record(run_id, "drift/report.json", Verdict) == verdict()
+    assert registry.runs.read_file(run_id, "form") == b"12"
+    assert registry.runs.read_file(run_id, "figures/wind.png").startswith(b"\x89PNG")
+    assert b"<svg" in registry.runs.read_file(run_id, "figures/wind.svg")
     with pytest.raises(RegistryError, match=r"has no artifact figures/none.png"):
-        registry.read_file(run_id, "figures/none.png")
-    registry.log_files(run_id, {})
+        registry.runs.read_file(run_id, "figures/none.png")
+    registry.runs.log_files(run_id, {})
     for outside in ("../of/it", "/etc/of/it", "a/../../b"):
         with pytest.raises(RegistryError, match="leads out of the run's files"):
-            registry.log_file(run_id, b"x", outside)
+            registry.runs.log_files(run_id, {outside: b"x"})
 
 
-def test_more_than_mlflow_takes_in_one_call_is_logged_in_several(registry: Registry) -> None:
-    run_id, _ = registry.open_refresh("r1", tags={}, params={f"p{number}": number for number in range(150)})
+def test_more_than_mlflow_accepts_in_one_call_is_logged_in_several(registry: Registry) -> None:
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={f"p{number}": number for number in range(150)})
     history = [{f"m{number}": float(step) for number in range(70)} for step in range(20)]
-    registry.log(run_id, history=history, tags={f"t{number}": number for number in range(120)})
+    registry.runs.log(run_id, history=history, tags={f"t{number}": number for number in range(120)})
     run = registry.client.get_run(run_id).data
     assert (len(run.params), run.tags["t119"]) == (150, "119")
     assert len(run.metrics) == 70 and len(registry.client.get_metric_history(run_id, "m69")) == 20
 
 
 def test_a_table_is_an_artifact_that_comes_back(registry: Registry) -> None:
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
     table = {"candidate": ("fp32", "int8"), "": ["", "chosen"], "quality": [0.8, None]}
-    registry.log_table(run_id, table, "compression/candidates.json")
-    kept = json.loads(Path(registry.client.download_artifacts(run_id, "compression/candidates.json")).read_text())
-    assert kept == {"columns": ["candidate", "", "quality"], "data": [["fp32", "", 0.8], ["int8", "chosen", None]]}
+    registry.runs.log_table(run_id, table, "compression/candidates.json")
+    stored = json.loads(Path(registry.client.download_artifacts(run_id, "compression/candidates.json")).read_text())
+    assert stored == {"columns": ["candidate", "", "quality"], "data": [["fp32", "", 0.8], ["int8", "chosen", None]]}
 
 
 def test_a_window_is_a_dataset_and_cheap(registry: Registry) -> None:
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(100_000, 20)), columns=[f"c{i}" for i in range(20)])
     rows["origin"] = "EWR"
     rows["observed_at"] = pd.Timestamp("2013-01-01", tz="UTC")
     rows["said"] = [[0.5, 0.5]] * len(rows)
-    registry.log_window(run_id, window("train"), rows, "train")
-    registry.log_window(run_id, window("test"), rows, "test")
+    registry.runs.log_window(run_id, window("train"), rows, "train")
+    registry.runs.log_window(run_id, window("test"), rows, "test")
 
     train, test = sorted(registry.client.get_run(run_id).inputs.dataset_inputs, key=lambda i: i.dataset.name)[::-1]
     assert (train.tags[0].value, test.tags[0].value) == ("train", "test")
@@ -178,17 +178,17 @@ def test_a_student_that_cannot_be_written_is_marked_failed(registry: Registry) -
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum().item() > 0 else -x  # cannot be traced
 
-    run_id, _ = registry.open_refresh("r1", tags={}, params={})
+    run_id, _ = registry.runs.open_refresh("r1", tags={}, params={})
     card = scorecard("student", "student")
     with pytest.raises(Exception, match=r"."):
-        registry.log_student(run_id, Sorter(), np.ones((2, 2), np.float32), card, {}, Lineage())
+        registry.models.log_student(run_id, Sorter(), np.ones((2, 2), np.float32), card, {}, Lineage())
     [nested] = registry.client.search_runs([registry.experiment_id], "tags.role = 'student'")
     assert nested.info.status == "FAILED"
     [model] = registry.client.search_logged_models([registry.experiment_id])
     assert str(model.status) == "FAILED"
 
 
-def test_mlflow_that_does_not_answer_is_said_quickly(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_mlflow_that_does_not_answer_is_reported_quickly(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for uri in (
         "http://ann:secret@127.0.0.1:9/mlflow?key=secret",
         "postgresql+psycopg://ann:secret@127.0.0.1:9/mlflow",
@@ -216,15 +216,15 @@ def test_a_server_that_accepts_and_says_nothing(home: Path) -> None:
         ({"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "secret"}, "Basic YW5uOnNlY3JldA=="),
     ],
 )
-def test_a_server_is_asked_once_with_mlflows_credentials(
+def test_a_server_gets_one_request_with_mlflows_credentials(
     home: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], sent: str | None
 ) -> None:
-    asked: list[tuple[str, str | None]] = []
-    status = 401  # whoever wants other credentials is there
+    requests: list[tuple[str, str | None]] = []
+    status = 401  # a server that refuses the credentials does answer
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append((self.path, self.headers["Authorization"]))
+            requests.append((self.path, self.headers["Authorization"]))
             self.send_response(status)
             self.end_headers()
 
@@ -238,14 +238,14 @@ def test_a_server_is_asked_once_with_mlflows_credentials(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{server.server_address[1]}/mlflow/"
         assert connect(uri).uri == uri
-        assert asked == [("/mlflow/health", sent)]
+        assert requests == [("/mlflow/health", sent)]
         status = 503
         with pytest.raises(RegistryError, match=r"does not answer at .*status 503"):
             connect(uri)
         server.shutdown()
 
 
-def test_where_things_are_kept(registry: Registry, home: Path) -> None:
+def test_default_locations(registry: Registry, home: Path) -> None:
     assert registry.uri == f"sqlite:///{home}/mlflow/mlflow.db"
     location = registry.client.get_experiment(registry.experiment_id).artifact_location
     assert location == (home / "mlflow" / "artifacts").as_uri()

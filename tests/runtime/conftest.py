@@ -82,7 +82,7 @@ def register_version(life: Life, number: int) -> None:
         disagreement=Disagreement(rows=9, rate=0.1, total_variation=0.1),
         teacher=models["teacher"],
     )
-    life.registry.log_record(life.registry.tags(models["fp32"])["refresh_run"], baseline, "baseline.json")
+    life.registry.runs.log_record(life.registry.models.tags(models["fp32"])["refresh_run"], baseline, "baseline.json")
 
 
 @pytest.fixture

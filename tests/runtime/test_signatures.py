@@ -11,7 +11,7 @@ from stillhouse import config
 from stillhouse.errors import NoChampionError, SignatureError
 from stillhouse.runtime.agent import Agent
 from stillhouse.runtime.champions import Champions
-from stillhouse.signing import Signer, release_statement, signer
+from stillhouse.signing import Signer, load_signer, release_statement
 from tests.registry.test_signatures import envelope, stored
 from tests.runtime.conftest import Installation
 from tests.test_signing import PEM, PUBLIC, SECRET
@@ -125,7 +125,7 @@ def test_a_copy_of_another_key_or_another_agent_is_not_loaded(
     untrusted = Signer(SECRET).sign(statement)
     with pytest.raises(SignatureError, match="not trusted here"):
         champions.load(pointer.model_copy(update={"signature": untrusted}))
-    other = signer().sign(statement.replace('"agent":"flights"', '"agent":"router"'))
+    other = load_signer().sign(statement.replace('"agent":"flights"', '"agent":"router"'))
     with pytest.raises(SignatureError, match="of agent 'router'"):
         champions.load(pointer.model_copy(update={"signature": other}))
     monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)  # the key was rotated, but the models were not signed again
@@ -156,7 +156,7 @@ def test_new_signatures_are_used_without_fetching_the_files(
     monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", os.environ["STILLHOUSE_TRUSTED_KEYS"] + PUBLIC)
     monkeypatch.setenv("STILLHOUSE_SIGNING_KEY", PEM)
     registry.sign_again()
-    monkeypatch.setattr(registry, "fetch", None)  # not called
+    monkeypatch.setattr(registry.models, "fetch", None)  # not called
     new_pointer = champions.follow(registry)
     monkeypatch.setenv("STILLHOUSE_TRUSTED_KEYS", PUBLIC)
     assert new_pointer.folder == pointer.folder and champions.load(new_pointer).version == "flights@1"

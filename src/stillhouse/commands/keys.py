@@ -33,7 +33,7 @@ def show() -> None:
     for name in sorted({*trusted, *([signing_key] if signing_key else [])}):
         table.add_row(name, "yes" if name in trusted else "no", "yes" if name == signing_key else "no")
     console.print(table)
-    print(f"public keys: {signing.trusted_place()}")
+    print(f"public keys: {signing.trusted_keys_location()}")
     if signing_key is None:
         print("no key signs here yet: the first refresh makes one, where no other key is trusted")
 
@@ -65,7 +65,7 @@ def new() -> None:
 
     name = signing.make_next_key()
     print(
-        f"key {name} is trusted here and does not sign yet. Give {signing.trusted_place()}/{name}.pub to every "
+        f"key {name} is trusted here and does not sign yet. Give {signing.trusted_keys_location()}/{name}.pub to every "
         "machine and device that verifies, then: stillhouse keys rotate"
     )
 
@@ -140,16 +140,16 @@ def _verify_registered(agent: str, name: str, alias_or_version: str, into: Path 
 
     if into is not None and into.exists():
         raise ConfigError(f"--into {into} exists already: name a new folder")
-    models = Registry(agent)
-    ref = models.version(name, alias_or_version)
+    registry = Registry(agent)
+    ref = registry.version(name, alias_or_version)
     if ref is None:
         raise RegistryError(f"models:/{name} has no version or alias {alias_or_version!r}")
-    model = models.signed(ref)
+    model = registry.models.signed(ref)
     if name == agent and alias_or_version == "champion":
-        release = signing.signed_release(models.envelopes(ref)[1], str(ref))
-        signing.verified(model, release, agent, str(ref))
+        release = signing.read_signed_release(registry.models.envelopes(ref)[1], str(ref))
+        signing.require_released(model, release, agent, str(ref))
     with TemporaryDirectory() as folder:
-        models.fetch_whole(ref, into or Path(folder, "model"))
+        registry.models.fetch_whole(ref, into or Path(folder, "model"))
     print(f"{ref} is as it was signed: {len(model.files)} files" + (f" in {into}" if into else ""))
 
 

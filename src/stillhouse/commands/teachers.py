@@ -24,10 +24,10 @@ def teachers(
     from stillhouse.teachers.ensemble import read_reference, read_weights
     from stillhouse.teachers.weight_updates import current_weights
 
-    settings, models = config.load(agent), Registry(agent)
+    settings, registry = config.load(agent), Registry(agent)
     with console.status("asking MLflow"):
-        champion = models.champion()
-        folder = models.fetch(models.baseline(champion).teacher) if champion else None
+        champion = registry.champion()
+        folder = registry.models.fetch(registry.baseline(champion).teacher) if champion else None
     weights, version = (read_weights(folder), read_reference(folder).version) if folder else (None, "")
     changes = KnowledgeBase(settings).journal.weight_changes()
     now = current_weights(

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.actions import aligned
+from stillhouse.actions import align_actions
 
 __all__ = ["FILE", "Memory", "read", "sample_memory"]
 
@@ -52,7 +52,7 @@ class Memory:
         index = pd.Index(self.rows["observation_id"]).get_indexer(pd.Index(observation_ids))
         if (index < 0).any():
             raise KeyError(f"{int((index < 0).sum())} rows are not in the memory")
-        return aligned(self.probabilities[index], self.actions, actions)
+        return align_actions(self.probabilities[index], self.actions, actions)
 
     def save(self, folder: Path) -> None:
         """Write ``memory.parquet`` (no pickle)."""
@@ -117,7 +117,7 @@ def sample_memory(
     if older is not None and old_count:
         old = np.sort(rng.choice(len(older), old_count, replace=False))
         row_parts.insert(0, older.rows.iloc[old])
-        prob_parts.insert(0, aligned(older.probabilities[old], older.actions, actions))
+        prob_parts.insert(0, align_actions(older.probabilities[old], older.actions, actions))
     sampled = pd.concat(row_parts, ignore_index=True)
     order = np.argsort(sampled["observed_at"].to_numpy(), kind="stable")
     return Memory(

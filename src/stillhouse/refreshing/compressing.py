@@ -60,14 +60,14 @@ def compression_run(session: Session) -> str | None:
     """The refresh run in which the champion was compressed; None without a champion."""
     if session.champion is None:
         return None
-    run_id = session.registry.tags(session.champion.model)["refresh_run"]
-    return session.registry.run_tags(run_id).get("recalibrates", run_id)
+    run_id = session.registry.models.tags(session.champion.model)["refresh_run"]
+    return session.registry.runs.tags(run_id).get("recalibrates", run_id)
 
 
 def last_frontier(session: Session) -> Frontier | None:
     """What the search found in which the champion was made."""
     run_id = compression_run(session)
-    return session.registry.read_record(run_id, names.FRONTIER, Frontier) if run_id else None
+    return session.registry.runs.read_record(run_id, names.FRONTIER, Frontier) if run_id else None
 
 
 def training_recovery_sets(

@@ -34,7 +34,7 @@ def answered_alarm(session: Session, request: RefreshRequest) -> Verdict | None:
     known, last = asked.evidence.get("last_refresh"), session.base.journal.last_refresh()
     if last is None or (known is not None and last <= datetime.fromisoformat(str(known))):
         return None
-    if session.registry.has_refresh(request.cause, request.as_of):
+    if session.registry.runs.has_refresh(request.cause, request.as_of):
         return None
     return session.base.journal.verdict_at("gate", last)
 
@@ -49,7 +49,7 @@ def require_learnable(session: Session, request: RefreshRequest) -> None:
     try:
         _require_learnable(session, *_train_and_test(session.settings, request.window))
     except WindowError:
-        if session.registry.finished_refresh(request.refresh_id) is None:
+        if session.registry.runs.finished_refresh(request.refresh_id) is None:
             raise
 
 
@@ -60,7 +60,7 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
     :raises DataError: if the window breaks the data contract.
     :raises WindowError: if there are too few rows to learn from.
     """
-    models, settings = session.registry, session.settings
+    registry, settings = session.registry, session.settings
     train, test = _train_and_test(settings, data.window)
     folder = config.home() / "refreshes" / request.agent / request.refresh_id
     job = Refresh(
@@ -77,7 +77,7 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
         run_id="",
         contract_skipped=data.skipped_because,
     )
-    if finished := models.finished_refresh(request.refresh_id):
+    if finished := registry.runs.finished_refresh(request.refresh_id):
         return job.model_copy(update={"verdict": finished, "finished": True})
     if data.broken:
         raise DataError(
@@ -86,7 +86,7 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
     session.job = job
     session.data.drop_raw()
     _require_learnable(session, train, test)
-    run_id, verdict = models.open_refresh(
+    run_id, verdict = registry.runs.open_refresh(
         request.refresh_id,
         tags={
             "trigger": request.trigger,
@@ -101,7 +101,7 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
     files = _cause_files(session)
     if data.docs:
         files[names.DATA_DOCS] = Path(data.docs).read_bytes()
-    models.log_files(run_id, files)
+    registry.runs.log_files(run_id, files)
     return session.job
 
 

@@ -16,21 +16,21 @@ _MOST_VARIANTS = 8  # with a scorecard on the page; MLflow has those of all
 _MOST_REFUSED = 10  # candidates that cannot serve, likewise
 
 
-def refresh_page(job: Refresh, verdict: Verdict, base: KnowledgeBase, models: Registry) -> str:
+def refresh_page(job: Refresh, verdict: Verdict, base: KnowledgeBase, registry: Registry) -> str:
     """The gate's verdict and the scorecards of all models of the refresh, from what its run holds."""
-    proof = models.read_record(job.run_id, names.PROOF, Proof)
-    frontier = models.read_record(job.run_id, names.FRONTIER, Frontier)
+    proof = registry.runs.read_record(job.run_id, names.PROOF, Proof)
+    frontier = registry.runs.read_record(job.run_id, names.FRONTIER, Frontier)
     parts = [
         heading(verdict),
         f"Started by **{job.trigger}** ({md(job.cause)}); trained on {job.train}, judged on {job.test}.",
         *([f"Put forward: {md(proof.why)}."] if proof else []),
         reasons(verdict.reasons),
-        *(_proof(proof, frontier, models.read_file(job.run_id, names.TRADEOFF_FIGURE)) if proof else []),
-        *(_compression(frontier, models.read_file(job.run_id, names.FRONTIER_FIGURE)) if frontier else []),
+        *(_proof(proof, frontier, registry.runs.read_file(job.run_id, names.TRADEOFF_FIGURE)) if proof else []),
+        *(_compression(frontier, registry.runs.read_file(job.run_id, names.FRONTIER_FIGURE)) if frontier else []),
         _spending(job, base),
-        *_teachers(job, models),
-        _questions(job, models),
-        links(models, job.run_id),
+        *_teachers(job, registry),
+        _questions(job, registry),
+        links(registry, job.run_id),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -65,16 +65,16 @@ def _spending(job: Refresh, base: KnowledgeBase) -> str:
     return "\n".join(f"- teacher {code(name)}: {md(cost)}" for name, cost in spent.items())
 
 
-def _questions(job: Refresh, models: Registry) -> str:
+def _questions(job: Refresh, registry: Registry) -> str:
     """About how many rows the teachers were asked."""
-    found = models.read_record(job.run_id, names.QUESTIONS, Questions)
+    found = registry.runs.read_record(job.run_id, names.QUESTIONS, Questions)
     return f"Knowledge: {md(found)}." if found else ""
 
 
-def _teachers(job: Refresh, models: Registry) -> list[str]:
+def _teachers(job: Refresh, registry: Registry) -> list[str]:
     """What the teachers count for, and where they contradict each other; nothing for a single one."""
-    weights = models.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
-    found = models.read_record(job.run_id, names.CONTRADICTIONS, Contradictions)
+    weights = registry.runs.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
+    found = registry.runs.read_record(job.run_id, names.CONTRADICTIONS, Contradictions)
     return ([weights_section(weights)] if weights else []) + ([_contradictions(found)] if found and found.found else [])
 
 

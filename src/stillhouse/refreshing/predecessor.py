@@ -58,7 +58,7 @@ def predecessor(session: Session) -> Predecessor:
     champion = session.champion
     if champion is None:
         raise RegistryError(f"agent {session.agent!r} has no champion to go on from")
-    folder = session.registry.student_files(champion.model)
+    folder = session.registry.models.student_files(champion.model)
     kept = memory.read(folder) if folder else None
     if folder is None or kept is None:
         raise RegistryError(f"{champion.model} was logged without the weights and the memory of its student")

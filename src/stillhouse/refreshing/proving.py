@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from stillhouse.actions import aligned
+from stillhouse.actions import align_actions
 from stillhouse.champion import Champion, load_version
 from stillhouse.compress.processor import processor
 from stillhouse.distill import students
@@ -82,12 +82,14 @@ def anchor_of(session: Session) -> Champion | None:
 
     It is so for one whose certificate is not known, and where the anchor has been deleted or reads other columns.
     """
-    models, champion = session.registry, session.champion
+    registry, champion = session.registry, session.champion
     if champion is None:
         return None
-    certificate = models.read_record(models.tags(champion.model)["refresh_run"], names.CERTIFICATE, Certificate)
+    certificate = registry.runs.read_record(
+        registry.models.tags(champion.model)["refresh_run"], names.CERTIFICATE, Certificate
+    )
     name = gate.anchor_after(certificate) if certificate is not None else None
-    model = models.version(session.agent, name.rpartition("@")[2]) if name is not None else None
+    model = registry.version(session.agent, name.rpartition("@")[2]) if name is not None else None
     if model is None:
         return None
     anchor = load_version(session.agent, model)
@@ -148,7 +150,7 @@ def _student(session: Session, student: StudentRef) -> Contender:
 
 
 def _champion(session: Session, champion: Champion, one: pd.DataFrame) -> Contender:
-    size = session.registry.scorecard(champion.model).bytes
+    size = session.registry.models.scorecard(champion.model).bytes
     return _deployed(session, str(champion.model), "champion", champion.variant, size, one)
 
 
@@ -158,6 +160,6 @@ def _deployed(
     actions, row = session.settings.actions, encode(one, variant.columns)
 
     def predict(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
-        return aligned(variant.predict_proba(rows), variant.actions, actions)
+        return align_actions(variant.predict_proba(rows), variant.actions, actions)
 
     return Contender(name, role, predict, size, lambda: variant.probabilities(row))

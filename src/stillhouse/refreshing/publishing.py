@@ -40,11 +40,12 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
 
     Versions are registered of the teacher, the student, and the candidates that nothing beats or that were asked for.
     """
-    job, models, base = session.job, session.registry, session.base
+    job, registry, base = session.job, session.registry, session.base
     test = session.data.labelled(job.test)
-    models.log_window(job.run_id, job.test, test, "test")
-    logged_teacher = models.register(
-        models.log_teacher(job.run_id, teacher, proof.teacher, _sources(session.settings)), f"{job.agent}-teacher"
+    registry.runs.log_window(job.run_id, job.test, test, "test")
+    logged_teacher = registry.register(
+        registry.models.log_teacher(job.run_id, teacher, proof.teacher, _sources(session.settings)),
+        f"{job.agent}-teacher",
     )
     drift = job.cause if job.trigger == "drift" else None
     lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
@@ -62,7 +63,7 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
         quality=proof.certificate.challenger.test,
         teacher=logged_teacher,
     )
-    models.log_files(
+    registry.runs.log_files(
         job.run_id,
         {
             names.MODEL_STATE: (Path(job.folder) / "compression" / FLOAT32_GRAPH_FILE).read_bytes(),
@@ -78,19 +79,19 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
 def judge_challenger(session: Session, proof: Proof) -> Verdict:
     """The gate's verdict, stored before any alias moves."""
     verdict = gate.judge(proof.certificate)
-    session.registry.log_verdict(session.job.run_id, proof.certificate, verdict)
+    session.registry.runs.log_verdict(session.job.run_id, proof.certificate, verdict)
     return verdict
 
 
 def settle_refresh(session: Session, verdict: Verdict) -> None:
     """Do what the verdict says, record it, close the run. Can be repeated after a kill at any point."""
-    job, models = session.job, session.registry
+    job, registry = session.job, session.registry
     if verdict.result == "promoted":
-        models.promote(models.version_of(job.refresh_id, challenger_name(verdict)))
+        registry.promote(registry.version_of(job.refresh_id, challenger_name(verdict)))
     elif verdict.result == "awaiting_approval":
-        models.propose(models.version_of(job.refresh_id, challenger_name(verdict)))
+        registry.propose(registry.version_of(job.refresh_id, challenger_name(verdict)))
     session.base.journal.append_verdict(verdict)
-    models.close_refresh(job.run_id)
+    registry.runs.close_refresh(job.run_id)
     shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # what killed refreshes left, too
     close_session(job.refresh_id)
 
@@ -101,7 +102,7 @@ def closing_on_failure(job: Refresh) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # a cancellation too
-        session_of(job).registry.close_refresh(job.run_id, failed=f"{type(error).__name__}: {error}")
+        session_of(job).registry.runs.close_refresh(job.run_id, failed=f"{type(error).__name__}: {error}")
         close_session(job.refresh_id)
         raise
 
@@ -128,12 +129,12 @@ def _logged_student(
     session: Session, student: StudentRef, proof: Proof, lineage: Lineage, test: pd.DataFrame
 ) -> ModelRef | None:
     """The student with how its training went; a recalibrated one is the champion's."""
-    job, models, settings = session.job, session.registry, session.settings
+    job, registry, settings = session.job, session.registry, session.settings
     if not mode_of(job).trains:
-        return models.version(f"{job.agent}-student", "champion")
+        return registry.version(f"{job.agent}-student", "champion")
     module, example = students.load(Path(student.folder), settings), encode(test.head(4), student_columns(student))
     params, course = dict(settings.distillation) | {"mode": job.mode}, course_of(student)
-    logged = models.log_student(
+    logged = registry.models.log_student(
         job.run_id,
         module,
         example,
@@ -145,7 +146,7 @@ def _logged_student(
         history=student.history,
         files={names.TRAINING_HISTORY: course},
     )
-    return models.register(logged, f"{job.agent}-student")
+    return registry.register(logged, f"{job.agent}-student")
 
 
 def _control_metrics(course: TrainingHistory) -> dict[str, float]:
@@ -165,7 +166,7 @@ def _control_metrics(course: TrainingHistory) -> dict[str, float]:
 
 def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage: Lineage, test: pd.DataFrame) -> None:
     """Every candidate in a nested run, those that can serve as a logged model; the frontier as table and figure."""
-    job, models = session.job, session.registry
+    job, registry = session.job, session.registry
     cards = {card.model: card for card in proof.variants}
     asked_for = {config.recipe_name(recipe) for recipe in session.settings.compression.recipes}
     registered = {*frontier.best, *asked_for, frontier.chosen}
@@ -178,5 +179,5 @@ def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage:
         tags = {"chosen": candidate.name == frontier.chosen} if candidate.name in registered else None
         card = cards[candidate.name]
         variants.append(NewVariant(Path(candidate.folder), card, params, candidate_metrics(candidate), tags))
-    models.log_variants(job.run_id, variants, lineage, test.head(4))
-    log_frontier(models, job.run_id, frontier)
+    registry.publish_variants(job.run_id, variants, lineage, test.head(4))
+    log_frontier(registry.runs, job.run_id, frontier)

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from pydantic import AwareDatetime, Field
 
 from stillhouse import config
-from stillhouse.champion import Champion, champion_of, load_version, open_registry
+from stillhouse.champion import Champion, load_champion, load_version, open_registry
 from stillhouse.config import AgentConfig
 from stillhouse.errors import ConfigError
 from stillhouse.knowledge import KnowledgeBase
@@ -130,7 +130,7 @@ class Session:
     @cached_property
     def champion(self) -> Champion | None:
         """The champion when this refresh first asked for it; nobody else may promote one while it holds the lock."""
-        return champion_of(self.agent, self.settings)
+        return load_champion(self.agent, self.settings)
 
     @cached_property
     def previous(self) -> Champion | None:

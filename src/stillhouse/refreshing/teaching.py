@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stillhouse.actions import aligned
+from stillhouse.actions import align_actions
 from stillhouse.distill import select
 from stillhouse.distill.split import validation_days
 from stillhouse.errors import PartError, RegistryError, WindowError
@@ -42,7 +42,7 @@ def prepare_teacher(session: Session) -> TeacherRef:
     job, settings = session.job, session.settings
     if job.teacher == "fit":
         rows = session.training.labelled
-        session.registry.log_window(job.run_id, job.train, rows, "training")
+        session.registry.runs.log_window(job.run_id, job.train, rows, "training")
         return ensemble.fit(settings, rows, job.train, Path(job.folder) / "teacher", session.foreign)
     champion = session.champion
     if champion is None:
@@ -59,7 +59,7 @@ def prepare_teacher(session: Session) -> TeacherRef:
 
 def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
     """The same teachers under the weights that the labels of the training window speak for; each change recorded."""
-    job, base, models = session.job, session.base, session.registry
+    job, base, registry = session.job, session.base, session.registry
     rows, members = session.training.labelled, session.teacher(teacher)
     weight_updates.label_for_weighting(base, members, rows, session.account, fit=job.teacher == "fit")
     log_spending(session)
@@ -77,7 +77,7 @@ def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
         names.WEIGHTS: learned.weights,
         names.WEIGHTS_FIGURE: figures.weights_over_time(base.journal.weight_changes()),
     }
-    models.log(job.run_id, files=files, points=learned.points("weight/"))
+    registry.runs.log(job.run_id, files=files, points=learned.points("weight/"))
     return teacher if weighted.version == teacher.version else weighted
 
 
@@ -89,7 +89,7 @@ def compare_teachers(session: Session, teacher: TeacherRef) -> None:
     rows = session.training.labelled
     answers = labeling.member_probs(session.base, members, rows)
     found = find_contradictions(session.settings, session.job.train, rows, answers, rows["outcome"].to_numpy())
-    session.registry.log_record(session.job.run_id, found, names.CONTRADICTIONS)
+    session.registry.runs.log_record(session.job.run_id, found, names.CONTRADICTIONS)
 
 
 def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
@@ -113,9 +113,9 @@ def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
     examination = _examination(session, teacher, rows, probs, rows[~answered])
     verdict = admission.judge(examination)
     if verdict.result == "refused":
-        session.registry.log_verdict(job.run_id, examination, verdict)
+        session.registry.runs.log_verdict(job.run_id, examination, verdict)
     else:
-        session.registry.log_record(job.run_id, examination, names.EXAMINATION)
+        session.registry.runs.log_record(job.run_id, examination, names.EXAMINATION)
     return verdict
 
 
@@ -184,7 +184,7 @@ def log_spending(session: Session) -> None:
     spent = session.base.answers.spending(job=session.refresh_id)
     metrics = {f"teacher/{name}/{what}": value for name, cost in spent.items() for what, value in cost}
     if metrics:
-        session.registry.log_metrics(session.job.run_id, metrics)
+        session.registry.runs.log(session.job.run_id, metrics=metrics)
 
 
 # --------------------------------------------------------------------------- inside
@@ -235,13 +235,13 @@ def _champion_probs(session: Session, rows: pd.DataFrame) -> Array | None:
     if session.champion is None or rows.empty:
         return None
     variant = session.champion.variant
-    return aligned(variant.predict_proba(rows), variant.actions, session.settings.actions)
+    return align_actions(variant.predict_proba(rows), variant.actions, session.settings.actions)
 
 
 def _trusted(session: Session, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str, Array] | None:
     """The champion's teacher, which has been admitted before, and its kept answers to ``rows``."""
     champion = session.champion
-    version = session.registry.tags(champion.baseline.teacher).get("teacher_version") if champion else None
+    version = session.registry.models.tags(champion.baseline.teacher).get("teacher_version") if champion else None
     return (version, session.base.answers.probs(rows, version)) if version and version != teacher.version else None
 
 
@@ -282,4 +282,4 @@ def _log_questions(
     )
     metrics = {f"asking/{name}": float(value) for name, value in counts if name != "limited"}
     metrics["asking/skipped"] = float(counts.skipped)
-    session.registry.log(session.job.run_id, files={names.QUESTIONS: counts}, metrics=metrics)
+    session.registry.runs.log(session.job.run_id, files={names.QUESTIONS: counts}, metrics=metrics)

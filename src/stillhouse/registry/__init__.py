@@ -1,9 +1,17 @@
-"""The registry: one agent's experiment and models in MLflow. No other room of the engine imports mlflow.
+"""The registry: one agent's runs and models in MLflow. No other package of the engine imports mlflow.
 
-``Registry("flights")`` connects. Importing this package costs next to nothing: MLflow is imported on connecting.
+``Registry("flights")`` connects. Importing this package is cheap: MLflow is imported when it connects.
 """
 
-from stillhouse.registry.entries import Lineage, NewVariant, OpenedRefresh, RefusedVariant, Role, VersionEntry
+from stillhouse.registry.entries import (
+    Lineage,
+    NewVariant,
+    OpenedRefresh,
+    RefusedVariant,
+    Role,
+    Rollback,
+    VersionEntry,
+)
 from stillhouse.registry.registry import Registry
 
-__all__ = ["Lineage", "NewVariant", "OpenedRefresh", "RefusedVariant", "Registry", "Role", "VersionEntry"]
+__all__ = ["Lineage", "NewVariant", "OpenedRefresh", "RefusedVariant", "Registry", "Role", "Rollback", "VersionEntry"]

@@ -1,4 +1,4 @@
-"""Models that were compressed outside the loop: one parent run, and a nested run for each candidate."""
+"""Models compressed outside the loop: one parent run per model, and a nested run for each candidate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.records import CompressionCandidate, Frontier, ModelRef
 from stillhouse.registry import packaging
-from stillhouse.registry.models import Models
-from stillhouse.registry.runs import texts
+from stillhouse.registry.experiment import open_experiment
+from stillhouse.registry.models import ModelRun, Models
+from stillhouse.registry.runs import Runs
 from stillhouse.shown import markdown
 
 if TYPE_CHECKING:
@@ -20,16 +21,25 @@ if TYPE_CHECKING:
 __all__ = ["Compressions"]
 
 
-class Compressions(Models):
-    """The experiment that one model's compressions are kept in, by default ``compress-<model>``."""
+class Compressions:
+    """The experiment that records the compressions of one model.
+
+    :param name: of the experiment, by default ``compress-<model>``.
+    :param tracking_uri: as of :class:`~stillhouse.registry.Registry`.
+    """
+
+    def __init__(self, name: str, tracking_uri: str | None = None) -> None:
+        experiment = open_experiment(name, tracking_uri)
+        self.runs = Runs(experiment)
+        self._models = Models(experiment, self.runs)
 
     @contextmanager
-    def compression(self, source: str, frontier: Frontier, params: Mapping[str, object]) -> Iterator[str]:
-        """A parent run with what was decided, open while its candidates are logged; FAILED if that fails.
+    def open_compression(self, source: str, frontier: Frontier, params: Mapping[str, object]) -> Iterator[str]:
+        """Open a parent run with the decision while the candidates are logged; an exception marks it as FAILED.
 
         :param source: address of the model.
         """
-        marks = {
+        tags = {
             "role": "compression",
             "source": source,
             "verdict": "fits" if frontier.fits else "nothing_fits",
@@ -37,16 +47,13 @@ class Compressions(Models):
             "why": frontier.why,
             "mlflow.note.content": markdown(frontier.why),
         }
-        run_id = self.client.create_run(
-            self.experiment_id, run_name=f"compress {source}", tags=texts(marks)
-        ).info.run_id
-        self._log_batch(run_id, params=params)
+        run_id = self.runs.create_parent(f"compress {source}", tags, params)
         try:
             yield run_id
         except BaseException as error:
-            self.close_refresh(run_id, failed=f"{type(error).__name__}: {error}")
+            self.runs.close_refresh(run_id, failed=f"{type(error).__name__}: {error}")
             raise
-        self.close_refresh(run_id)
+        self.runs.close_refresh(run_id)
 
     def log_candidate(
         self,
@@ -57,19 +64,20 @@ class Compressions(Models):
         example: Mapping[str, np.ndarray[Any, Any]],
         chosen: bool,
     ) -> ModelRef | None:
-        """A nested run and, where the candidate can serve, a LoggedModel in the ONNX flavour; else the reason.
+        """Log a nested run: with a model in the ONNX flavour if the candidate can serve, otherwise with the reason.
 
-        :param example: rows by input, of which some are kept.
+        :param example: rows by input; a few of them are stored with the model.
+        :returns: the logged model; None if the candidate cannot serve.
         """
         recipe = {"recipe": json.dumps(candidate.recipe)}
         if candidate.refused is not None:
-            self.log_refused(run_id, candidate.name, candidate.refused, recipe)
+            self._models.log_refused(run_id, candidate.name, candidate.refused, recipe)
             return None
 
-        def build(target: Path, model: Any) -> None:
+        def write(target: Path, model: Any) -> None:
             packaging.save_onnx(Path(candidate.folder), example, target, model)
 
-        marks = {
+        tags = {
             "role": "compressed",
             "variant": candidate.name,
             "lineage.source": source,
@@ -77,4 +85,6 @@ class Compressions(Models):
             "bytes": candidate.bytes,
             "candidate_id": candidate.candidate_id,
         }
-        return self._log_nested(run_id, candidate.name, "compressed", build, texts(marks), recipe, metrics)
+        return self._models.log_unsigned(
+            run_id, ModelRun(candidate.name, "compressed", write, recipe, tags=tags, metrics=metrics)
+        )

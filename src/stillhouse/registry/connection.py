@@ -1,4 +1,4 @@
-"""Reaching MLflow, or saying within seconds that it does not answer."""
+"""Connect to MLflow, or report within seconds that it does not answer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from stillhouse.registry.relocation import relocate
 
 __all__ = ["Client", "artifact_location", "connect", "does_not_exist", "process_default", "without_credentials"]
 
-_PATIENCE = 5.0  # seconds that a server has to show that it is there
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_TIMEOUT_S = 5.0  # time that a server has to answer
+_DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
-# MLflow's own defaults (7 retries, 120 s each, doubling pauses) keep a run hanging for a quarter of an hour.
+# With MLflow's defaults (7 retries of 120 s, doubling pauses) a run hangs for a quarter of an hour.
 _NETWORK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 _QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 
@@ -31,7 +31,7 @@ _QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_SUPPRESS_PRINTING_URL_TO_ST
 class Client:
     """An ``MlflowClient`` whose errors are :class:`~stillhouse.errors.RegistryError` and name the server.
 
-    :param file: of an SQLite store, which has to be there: SQLite would begin an empty one in its place.
+    :param file: the SQLite store. It must exist at each call, because SQLite would silently create an empty one.
     """
 
     def __init__(self, uri: str, file: Path | None = None) -> None:
@@ -59,22 +59,22 @@ class Client:
 
 
 def connect(tracking_uri: str | None = None) -> Client:
-    """A client of ``tracking_uri``, else of ``MLFLOW_TRACKING_URI``, else of the embedded SQLite store.
+    """A client of ``tracking_uri``; by default of ``MLFLOW_TRACKING_URI``, else of the embedded SQLite store.
 
-    :raises RegistryError: within about ten seconds, if nothing answers there.
+    :raises RegistryError: within about ten seconds, if nothing answers.
     """
     defaults = embedded_environment() | _NETWORK | _QUIET
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or defaults["MLFLOW_TRACKING_URI"]
     for name, value in defaults.items():
-        # The embedded URI depends on STILLHOUSE_HOME, so it is passed on explicitly and never left behind.
+        # The embedded URI depends on STILLHOUSE_HOME, so it is passed on explicitly and never put into the environment.
         if name.startswith(("MLFLOW_", "DO_NOT_TRACK")) and name != "MLFLOW_TRACKING_URI":
             os.environ.setdefault(name, value)
     _check_port(uri)
     if uri.startswith("sqlite:///"):
-        # A connection that is kept would go on with a file that was moved away or replaced by a backup.
+        # A pooled connection would continue to use a file that was moved away or replaced by a backup.
         os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
         database = _sqlite_file(uri)
-        with _one_at_a_time(database):
+        with _lock(database):
             Client(uri).search_experiments(max_results=1)  # creates the tables
             client = Client(uri, database)
             if database.parent == home() / "mlflow" and (database.parent / "artifacts").is_dir():
@@ -87,7 +87,7 @@ def connect(tracking_uri: str | None = None) -> Client:
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where a new experiment keeps its files; None leaves it to the server."""
+    """The artifact folder of a new experiment as a URI; None leaves the choice to the server."""
     if uri.startswith("sqlite:///"):
         return (_sqlite_file(uri).parent / "artifacts").as_uri()
     if uri.startswith(("http://", "https://")):
@@ -96,15 +96,15 @@ def artifact_location(uri: str) -> str | None:
 
 
 def does_not_exist(error: RegistryError) -> bool:
-    """Whether MLflow answered that there is no such thing, rather than failing."""
+    """Whether MLflow answered that the entity does not exist, as opposed to another failure."""
     return getattr(error.__cause__, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 @contextlib.contextmanager
 def process_default(uri: str) -> Iterator[None]:
-    """Let ``uri`` be MLflow's process-wide tracking URI for a moment.
+    """Set MLflow's process-wide tracking URI to ``uri`` within the context.
 
-    The SQL registry looks a LoggedModel up there, whatever the URI of the client that asks (3.17).
+    MLflow's SQL registry looks a LoggedModel up there, whatever the URI of the calling client (MLflow 3.17).
     """
     import mlflow
 
@@ -121,7 +121,11 @@ def process_default(uri: str) -> Iterator[None]:
 
 
 def without_credentials(uri: str) -> str:
-    """``uri`` without user, password and query."""
+    """``uri`` without user, password and query.
+
+    >>> without_credentials("https://ann:secret@mlflow.example.org/path?key=secret")
+    'https://mlflow.example.org/path'
+    """
     parts = urlsplit(uri)
     if not parts.netloc:
         return uri
@@ -129,7 +133,7 @@ def without_credentials(uri: str) -> str:
 
 
 def _redacted(text: str) -> str:
-    return re.sub(r"\w[\w+.-]*://[^\s'\"]+", lambda found: without_credentials(found[0]), text)
+    return re.sub(r"\w[\w+.-]*://[^\s'\"]+", lambda match: without_credentials(match[0]), text)
 
 
 def _sqlite_file(uri: str) -> Path:
@@ -137,8 +141,8 @@ def _sqlite_file(uri: str) -> Path:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(database: Path) -> Iterator[None]:
-    """Two processes that create the same tables at once would trip over one another."""
+def _lock(database: Path) -> Iterator[None]:
+    """Hold a file lock: two processes that create the same tables at once would fail."""
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(database.with_suffix(".lock")):
         yield
@@ -148,46 +152,46 @@ def _check_port(uri: str) -> None:
     """Connect to the server's port, if ``uri`` names a server."""
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
-    port = parts.port or {"http": 80, "https": 443, **_PORTS}.get(scheme)
+    port = parts.port or {"http": 80, "https": 443, **_DEFAULT_PORTS}.get(scheme)
     if parts.hostname is None or port is None:
         return
     try:
-        socket.create_connection((parts.hostname, port), timeout=_PATIENCE).close()
+        socket.create_connection((parts.hostname, port), timeout=_TIMEOUT_S).close()
     except OSError as error:
         raise _no_answer(uri, error) from error
 
 
 def _check_health(uri: str) -> None:
-    """One request with the credentials, certificates and proxies that MLflow uses, and without its retries.
+    """Send one request with the credentials, certificates and proxies that MLflow uses, without its retries.
 
-    Whatever answers is there, also where it wants other credentials: MLflow says so itself when it is asked.
+    Any answer below 500 counts, also a refusal of the credentials: MLflow reports that itself at the first call.
     """
     import requests
 
     try:
-        answer = requests.get(
+        response = requests.get(
             f"{uri.rstrip('/')}/health",
-            headers=_bearer(),
-            auth=_user(),
+            headers=_bearer_header(),
+            auth=_basic_auth(),
             cert=_client_certificate(),
             verify=_trusted_certificates(),
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT_S,
             allow_redirects=False,
             stream=True,
         )
     except (requests.RequestException, OSError, ValueError) as error:
         raise _no_answer(uri, error) from error
-    answer.close()
-    if answer.status_code >= 500:
-        raise _no_answer(uri, f"status {answer.status_code}")
+    response.close()
+    if response.status_code >= 500:
+        raise _no_answer(uri, f"status {response.status_code}")
 
 
-def _bearer() -> dict[str, str]:
+def _bearer_header() -> dict[str, str]:
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    return {} if token is None or _user() is not None else {"Authorization": f"Bearer {token}"}
+    return {} if token is None or _basic_auth() is not None else {"Authorization": f"Bearer {token}"}
 
 
-def _user() -> tuple[str, str] | None:
+def _basic_auth() -> tuple[str, str] | None:
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     return None if user is None else (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
 
@@ -197,14 +201,14 @@ def _client_certificate() -> str | None:
 
 
 def _trusted_certificates() -> bool | str:
-    """False: any; True: those of the system, of ``REQUESTS_CA_BUNDLE``; else a file or folder of them."""
+    """False: no check; True: those of the system or of ``REQUESTS_CA_BUNDLE``; otherwise a file or folder."""
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         return False
     return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
 
 
-def _no_answer(uri: str, why: object) -> RegistryError:
+def _no_answer(uri: str, reason: object) -> RegistryError:
     return RegistryError(
-        f"MLflow does not answer at {without_credentials(uri)} ({_redacted(str(why))}). Start it there, correct "
+        f"MLflow does not answer at {without_credentials(uri)} ({_redacted(str(reason))}). Start it there, correct "
         "MLFLOW_TRACKING_URI, or unset that variable to use the embedded store under STILLHOUSE_HOME"
     )

@@ -1,4 +1,4 @@
-"""What the registry is given and gives back, besides the records that all rooms share."""
+"""Values that callers pass to the registry and get from it, besides the shared records."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from pydantic import AwareDatetime, Field
 
 from stillhouse.records import ModelRef, Record, Scorecard, Verdict
 
-__all__ = ["Lineage", "NewVariant", "OpenedRefresh", "RefusedVariant", "Role", "VersionEntry"]
+__all__ = ["Lineage", "NewVariant", "OpenedRefresh", "RefusedVariant", "Role", "Rollback", "VersionEntry"]
 
 Role = Literal["teacher", "student", "variant"]
 
 
 class Lineage(Record):
-    """Where a model comes from; what is absent leaves no tag."""
+    """What a model was made from; an absent value leaves no tag."""
 
-    student: ModelRef | None = Field(default=None, description="of a variant")
-    teacher: ModelRef | None = Field(default=None, description="of a student and its variants")
-    knowledge: dict[str, int] = Field(default_factory=dict, description="Delta table version by table")
-    drift: str | None = Field(default=None, description="verdict id of the drift report that asked for it")
+    student: ModelRef | None = Field(default=None, description="student of a variant")
+    teacher: ModelRef | None = Field(default=None, description="teacher of a student and of its variants")
+    knowledge: dict[str, int] = Field(default_factory=dict, description="version of each Delta table, by table")
+    drift: str | None = Field(default=None, description="id of the drift verdict that caused the refresh")
 
 
 class NewVariant(NamedTuple):
-    """A variant to be logged."""
+    """A variant to log."""
 
     folder: Path
-    """With ``model.onnx``, ``manifest.json``, ``variant.py`` and ``values.py``."""
+    """Holds ``model.onnx``, ``manifest.json``, ``variant.py`` and ``values.py``."""
     scorecard: Scorecard
     params: Mapping[str, object]
     metrics: Mapping[str, float] = {}
-    """Besides the scorecard's; of its run alone."""
+    """Metrics of its run only, besides those of the scorecard."""
     version_tags: Mapping[str, object] | None = None
-    """It becomes a version with these tags, besides its own; None: it becomes none."""
+    """Additional tags of its version; None: the variant is logged, but not registered as a version."""
 
 
 class RefusedVariant(NamedTuple):
-    """A candidate that cannot serve: there is no model, but the reason is kept."""
+    """A candidate that cannot serve: no model is logged, only a run with the reason."""
 
     name: str
-    why: str
+    reason: str
     params: Mapping[str, object]
 
 
@@ -52,17 +52,27 @@ class OpenedRefresh(NamedTuple):
     verdict: Verdict | None
 
 
+class Rollback(NamedTuple):
+    """A completed return to the previous champion."""
+
+    champion: ModelRef
+    before: ModelRef | None
+    """The champion at the time of the request."""
+    began_at: str
+    """ISO 8601, UTC: the time of the request, which an interrupted roll-back keeps when it is resumed."""
+
+
 class VersionEntry(Record):
-    """One deployable version of an agent, as a table shows it."""
+    """One deployable version of an agent, as a row of a table."""
 
     version: str
     aliases: tuple[str, ...]
     variant: str
-    auc: float | None = Field(default=None, description="on the window `test`")
-    accuracy: float | None = Field(default=None, description="the same")
-    bytes: int = Field(ge=0, description="on disk")
-    p50_ms: float | None = Field(default=None, description="one row, one thread (ms)")
+    auc: float | None = Field(default=None, description="AUC on the window `test`")
+    accuracy: float | None = Field(default=None, description="accuracy on the window `test`")
+    bytes: int = Field(ge=0, description="size on disk (bytes)")
+    p50_ms: float | None = Field(default=None, description="median latency of one row on one thread (ms)")
     refresh_id: str
     registered_at: AwareDatetime
-    champion_before: str | None = Field(default=None, description="version it replaced when it was promoted")
+    champion_before: str | None = Field(default=None, description="version that it replaced when it was promoted")
     rolled_back: bool = False

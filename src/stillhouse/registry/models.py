@@ -1,4 +1,4 @@
-"""Teachers, students and variants, each in a nested run with its files, figures and lineage."""
+"""Logged models of one agent: teachers, students and variants, each in a nested run, written, read and verified."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stillhouse.errors import SignatureError
-from stillhouse.records import ModelRef, Quality, Scorecard, TeacherRef, short_id
+from stillhouse.config import home
+from stillhouse.errors import RegistryError, SignatureError
+from stillhouse.records import ModelRef, Scorecard, TeacherRef
 from stillhouse.registry import packaging
-from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role
-from stillhouse.registry.remembered import Remembered
-from stillhouse.registry.runs import PARENT, Content, Runs, texts
+from stillhouse.registry.cache import Cache
+from stillhouse.registry.downloads import download_signed, read_artifact
+from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant
+from stillhouse.registry.experiment import Experiment
+from stillhouse.registry.metrics import scorecard_metrics, scorecard_tags
+from stillhouse.registry.runs import Content, Runs, artifact_cache, stringify
 from stillhouse.shown import markdown
-from stillhouse.signing import Signer, model_statement, signed_model, signer
+from stillhouse.signing import Signer, load_signer, model_statement, read_signed_model
 from stillhouse.verifying import Model, digests
 
 if TYPE_CHECKING:
@@ -24,56 +28,73 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["RELEASE", "SIGNATURE", "Models"]
+__all__ = ["RELEASE", "SIGNATURE", "LoggedModel", "ModelRun", "Models", "model_id", "version_key"]
 
 SIGNATURE, RELEASE = "signature", "release"
-"""Tags with the envelopes of :mod:`stillhouse.verifying`: of a model or version, and of a version that was released."""
+"""Tags with the envelopes of :mod:`stillhouse.verifying`: of a model or version, and of a released version."""
 
-_Build = Callable[[Path, Any], None]
+_SCORECARD = "scorecard.json"
 
-_sources: Remembered[str] = Remembered()
+_logged_uris: Cache[str] = Cache()
 """``models:/<model id>`` of versions, by :func:`version_key`."""
 
 
+class ModelRun(NamedTuple):
+    """A model to log, and the contents of its nested run."""
+
+    name: str
+    role: str
+    write: Callable[[Path, Any], None]
+    """Writes the files of the model into a folder; its second argument is the ``mlflow.models.Model``."""
+    params: Mapping[str, object]
+    tags: Mapping[str, object] = {}
+    metrics: Mapping[str, float] = {}
+    """Metrics of the run and of the model."""
+    run_metrics: Mapping[str, float] = {}
+    """Metrics of the run only."""
+    history: Sequence[Mapping[str, float]] = ()
+    """Metrics of steps 1, 2, …"""
+    files: Mapping[str, Content] = {}
+    """Artifacts of the run."""
+
+
+class LoggedModel(NamedTuple):
+    """A model that was just logged and signed."""
+
+    ref: ModelRef
+    statement: Model
+    """The signed statement about it."""
+    tags: Mapping[str, str]
+
+
 class _Refresh(NamedTuple):
-    """What the models of one refresh have in common."""
+    """Values that all models of one refresh share."""
 
     run_id: str
     refresh_id: str
     lineage: Lineage
     ancestors: Mapping[str, str]
     """``models:/<model id>`` by role."""
-    signing: Signer
+    signer: Signer
 
 
-class _More(NamedTuple):
-    """What belongs to a model's run besides its scorecard and params."""
+class Models:
+    """Logs the models of a refresh below its run, and reads and verifies logged models and their versions.
 
-    metrics: Mapping[str, float] = {}
-    history: Sequence[Mapping[str, float]] = ()
-    files: Mapping[str, Content] = {}
-
-
-_NOTHING = _More()
-
-
-class _Made(NamedTuple):
-    """A model as it was logged just now."""
-
-    ref: ModelRef
-    statement: Model
-    """What was signed about it."""
-    tags: Mapping[str, str]
-
-
-class Models(Runs):
-    """What a refresh makes, logged under its run.
-
-    A logged model carries the tags ``role``, ``agent``, ``refresh_id``, ``refresh_run`` (the parent run's id),
+    A logged model has the tags ``role``, ``agent``, ``refresh_id``, ``refresh_run`` (id of the parent run),
     ``auc``, ``accuracy``, ``bytes``, ``p50_ms`` and its lineage: ``lineage.student``, ``lineage.teacher``,
-    ``lineage.knowledge``, ``lineage.drift``. The other way leads ``descendant.<model id>``, which each of its
-    ancestors carries. ``signature`` is what :mod:`stillhouse.signing` says about its files, as they were made here.
+    ``lineage.knowledge``, ``lineage.drift``. In the other direction, each ancestor has a tag ``descendant.<model id>``.
+    The tag ``signature`` holds the signed digests of its files (:mod:`stillhouse.signing`), computed before the upload.
+
+    :param experiment: holds the models.
+    :param runs: of the same experiment.
     """
+
+    def __init__(self, experiment: Experiment, runs: Runs) -> None:
+        self._experiment, self._client, self._runs = experiment, experiment.client, runs
+        self._agent, self._uri = experiment.name, experiment.uri
+
+    # ----------------------------------------------------------------- writing
 
     def log_teacher(
         self,
@@ -83,20 +104,20 @@ class Models(Runs):
         params: Mapping[str, object],
         lineage: Lineage | None = None,
     ) -> ModelRef:
-        """Log a new teacher; one that is kept has its ``model`` already, which is returned.
+        """Log a new teacher. A teacher that is reused already has its ``model``, which is returned.
 
-        The versions of the tables that it was fitted on are part of its lineage.
+        The lineage includes the versions of the tables that the teacher was fitted on.
         """
         if teacher.model is not None:
             return teacher.model
-        seen = teacher.fitted
-        lineage = (lineage or Lineage()).model_copy(update={"knowledge": seen.versions if seen else {}})
-        marks = {"teacher_version": teacher.version, "fitted": seen.model_dump_json() if seen else None}
+        fitted = teacher.fitted
+        lineage = (lineage or Lineage()).model_copy(update={"knowledge": fitted.versions if fitted else {}})
+        tags = {"teacher_version": teacher.version, "fitted": fitted.model_dump_json() if fitted else None}
 
-        def build(target: Path, model: Any) -> None:
+        def write(target: Path, model: Any) -> None:
             packaging.save_teacher(Path(teacher.folder), target, model)
 
-        return self._log_linked(run_id, "teacher", "teacher", build, scorecard, params, lineage, marks)
+        return self._log_single(run_id, lineage, ModelRun("teacher", "teacher", write, params, tags), scorecard)
 
     def log_student(
         self,
@@ -116,250 +137,285 @@ class Models(Runs):
 
         :param module: float32 ``[n, D]`` to logits ``[n, K]``.
         :param example: float32 ``[n, D]``.
-        :param folder: its weights and whatever else an update goes on from (:meth:`Registry.student_files`).
-        :param metrics: of its run, besides those of the scorecard; ``history`` and ``files`` as in :meth:`log`.
+        :param folder: the student's weights and everything else that an update needs (:meth:`student_files`).
+        :param metrics: metrics of its run, besides those of the scorecard.
+        :param history: as in :meth:`Runs.log`.
+        :param files: as in :meth:`Runs.log`.
         """
 
-        def build(target: Path, model: Any) -> None:
+        def write(target: Path, model: Any) -> None:
             packaging.save_student(module, example, target, model, folder)
 
-        marks = {} if folder is None else {packaging.NATIVE: True}
-        more = _More(metrics or {}, history, files or {})
-        return self._log_linked(run_id, "student", "student", build, scorecard, params, lineage, marks, more)
+        tags = {} if folder is None else {packaging.NATIVE: True}
+        run = ModelRun("student", "student", write, params, tags, {}, metrics or {}, history, files or {})
+        return self._log_single(run_id, lineage, run, scorecard)
 
-    def log_variant(
+    def log_variants(
         self,
         run_id: str,
-        folder: Path,
-        scorecard: Scorecard,
-        params: Mapping[str, object],
+        variants: Sequence[NewVariant | RefusedVariant],
         lineage: Lineage,
         input_example: pd.DataFrame,
-    ) -> ModelRef:
-        """Log a variant's folder (``model.onnx``, ``manifest.json``, ``variant.py``, ``values.py``) under its name.
+    ) -> list[LoggedModel | None]:
+        """Log each variant in a nested run under its name, in order; None stands for a refused one.
 
-        :param input_example: raw rows with at least the manifest's columns.
+        One call per ancestor adds the tags of all descendants.
+
+        :param input_example: raw rows with at least the columns of the manifests.
         :raises RegistryError: if the example lacks columns.
         """
-        refresh = self._refresh(run_id, lineage)
-        made = self._log_variant(refresh, packaging.VariantWriter(input_example), NewVariant(folder, scorecard, params))
-        self._link(refresh, [made.ref])
-        return made.ref
-
-    def log_refused(self, run_id: str, name: str, why: str, params: Mapping[str, object]) -> None:
-        """A nested run for a candidate that cannot serve: there is no model, but the reason is kept."""
-        marks = {
-            PARENT: run_id,
-            "agent": self.agent,
-            "role": "refused",
-            "variant": name,
-            "refused": why[:5000],
-            "mlflow.note.content": markdown(why),
-        }
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=texts(marks)).info.run_id
-        self._log_batch(run, params=params)
-        self.client.set_terminated(run)
-
-    # ----------------------------------------------------------------- inside
-
-    def _refresh(self, run_id: str, lineage: Lineage) -> _Refresh:
-        """The signer comes first: without a key nothing is written."""
-        signing = signer()
-        return _Refresh(run_id, self._refresh_id(run_id), lineage, self._ancestors(lineage), signing)
-
-    def _log_variants(
-        self, refresh: _Refresh, variants: Sequence[NewVariant | RefusedVariant], input_example: pd.DataFrame
-    ) -> list[_Made | None]:
-        """Each in a nested run; None for those that are refused. Their ancestors learn of all of them in one call."""
+        refresh = self._open_refresh(run_id, lineage)
         writer = packaging.VariantWriter(input_example)
-        made: list[_Made | None] = []
+        logged: list[LoggedModel | None] = []
         for variant in variants:
             if isinstance(variant, RefusedVariant):
-                self.log_refused(refresh.run_id, *variant)
-                made.append(None)
+                self.log_refused(run_id, *variant)
+                logged.append(None)
             else:
-                made.append(self._log_variant(refresh, writer, variant))
-        self._link(refresh, [each.ref for each in made if each is not None])
-        return made
+                logged.append(self._log_signed(refresh, _variant_run(variant, writer), variant.scorecard))
+        self._tag_ancestors(refresh, [model.ref for model in logged if model is not None])
+        return logged
 
-    def _log_variant(self, refresh: _Refresh, writer: packaging.VariantWriter, variant: NewVariant) -> _Made:
-        name = json.loads((variant.folder / "manifest.json").read_text(encoding="utf-8"))["variant"]
+    def log_refused(self, run_id: str, name: str, reason: str, params: Mapping[str, object]) -> None:
+        """Log a nested run for a candidate that cannot serve: it holds the reason, and no model."""
+        tags = {
+            "agent": self._agent,
+            "role": "refused",
+            "variant": name,
+            "refused": reason[:5000],
+            "mlflow.note.content": markdown(reason),
+        }
+        nested = self._runs.create_nested(run_id, name, tags)
+        self._runs.log(nested, params=params)
+        self._client.set_terminated(nested)
 
-        def build(target: Path, model: Any) -> None:
-            writer.save(variant.folder, target, model)
-
-        return self._log_model(
-            refresh,
-            name,
-            "variant",
-            build,
-            variant.scorecard,
-            variant.params,
-            {"variant": name},
-            _More(variant.metrics),
-        )
-
-    def _log_linked(
-        self,
-        run_id: str,
-        name: str,
-        role: Role,
-        build: _Build,
-        scorecard: Scorecard,
-        params: Mapping[str, object],
-        lineage: Lineage,
-        marks: Mapping[str, object],
-        more: _More = _NOTHING,
-    ) -> ModelRef:
-        """A single model, and the way to it from its ancestors."""
-        refresh = self._refresh(run_id, lineage)
-        made = self._log_model(refresh, name, role, build, scorecard, params, marks, more)
-        self._link(refresh, [made.ref])
-        return made.ref
-
-    def _link(self, refresh: _Refresh, made: Sequence[ModelRef]) -> None:
-        """Let the ancestors name their descendants."""
-        marks = {f"descendant.{model_id(each.uri)}": each.name for each in made}
-        for ancestor in refresh.ancestors.values() if marks else ():
-            self.client.set_logged_model_tags(model_id(ancestor), marks)
-
-    def _log_model(
-        self,
-        refresh: _Refresh,
-        name: str,
-        role: Role,
-        build: _Build,
-        scorecard: Scorecard,
-        params: Mapping[str, object],
-        marks: Mapping[str, object],
-        more: _More,
-    ) -> _Made:
-        """A nested run with its LoggedModel, its scorecard and its lineage, signed when all of it is there."""
-        tags = texts(
-            {"agent": self.agent, "role": role, "refresh_id": refresh.refresh_id, "refresh_run": refresh.run_id}
-            | dict(marks)
-            | _headline(scorecard)
-            | _lineage_tags(refresh.lineage, refresh.ancestors)
-        )
-        files: dict[str, Any] = {}
-
-        def build_all(target: Path, model: Any) -> None:
-            build(target, model)
-            (target / "scorecard.json").write_text(scorecard.model_dump_json(indent=1), encoding="utf-8")
-            files.update(files=digests(target), payload=packaging.payload(target, role))
-
-        logged = self._log_nested(refresh.run_id, name, role, build_all, tags, params, _metrics(scorecard), more)
-        logged_id = model_id(logged.uri)
-        statement = Model(
-            agent=self.agent,
-            name=name,
-            version=None,
-            model_id=logged_id,
-            role=role,
-            lineage={each: model_id(uri) for each, uri in refresh.ancestors.items()},
-            **files,
-        )
-        self.client.set_logged_model_tags(logged_id, {SIGNATURE: refresh.signing.sign(model_statement(statement))})
-        return _Made(logged, statement, tags)
-
-    def _log_nested(
-        self,
-        run_id: str,
-        name: str,
-        role: str,
-        build: _Build,
-        tags: Mapping[str, str],
-        params: Mapping[str, object],
-        metrics: Mapping[str, float],
-        more: _More = _NOTHING,
-    ) -> ModelRef:
-        """A nested run with its LoggedModel; both are marked as failed if the model cannot be written.
-
-        :param metrics: of the run and of the model.
-        """
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={PARENT: run_id, **tags}).info.run_id
-        model = self.client.create_logged_model(
-            self.experiment_id,
-            re.sub(r"[/:.%\"']", "_", name),
-            source_run_id=run,
-            tags=dict(tags),
-            params=texts(params),
-            model_type=role,
+    def log_unsigned(self, run_id: str, model: ModelRun) -> ModelRef:
+        """Log a nested run with its logged model; both are marked as failed if the model cannot be written."""
+        tags = stringify(model.tags)
+        nested = self._runs.create_nested(run_id, model.name, tags)
+        created = self._client.create_logged_model(
+            self._experiment.experiment_id,
+            re.sub(r"[/:.%\"']", "_", model.name),
+            source_run_id=nested,
+            tags=tags,
+            params=stringify(model.params),
+            model_type=model.role,
         )
         try:
-            self._upload(model, run, build)
+            self._upload(created, nested, model.write)
         except BaseException:
-            self.client.finalize_logged_model(model.model_id, "FAILED")
-            self.client.set_terminated(run, status="FAILED")
+            self._client.finalize_logged_model(created.model_id, "FAILED")
+            self._client.set_terminated(nested, status="FAILED")
             raise
-        self.log_files(run, more.files)
-        self._log_batch(
-            run, metrics=metrics, params=params, model_id=model.model_id, own=more.metrics, history=more.history
+        self._runs.log(
+            nested,
+            files=model.files,
+            metrics=model.metrics,
+            history=model.history,
+            params=model.params,
+            model_id=created.model_id,
+            run_metrics=model.run_metrics,
         )
-        self.client.set_terminated(run)
-        return ModelRef(name=name, uri=f"models:/{model.model_id}", run_id=run)
+        self._client.set_terminated(nested)
+        return ModelRef(name=model.name, uri=f"models:/{created.model_id}", run_id=nested)
 
-    def _upload(self, model: Any, run_id: str, build: _Build) -> None:
-        from mlflow.entities import LoggedModelOutput
-        from mlflow.models import Model
+    # ----------------------------------------------------------------- reading
 
-        with TemporaryDirectory() as folder:
-            target = Path(folder, "model")
-            described = Model(
-                artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
-            )
-            build(target, described)
-            self.client.log_model_artifacts(model.model_id, str(target))
-        self.client.finalize_logged_model(model.model_id, "READY")
-        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    def tags(self, ref: ModelRef) -> dict[str, str]:
+        """The tags of a version, or of a logged model that is no version yet."""
+        if ref.version is not None:
+            return dict(self._client.get_model_version(ref.name, ref.version).tags)
+        return dict(self._client.get_logged_model(model_id(ref.uri)).tags)
 
-    # ----------------------------------------------------------------- inside: signatures
+    def scorecard(self, ref: ModelRef) -> Scorecard:
+        """The scorecard that was logged with the model."""
+        logged_id = model_id(self.logged_uri(ref))
 
-    def _signed_logged(self, logged_id: str) -> Model:
-        """What was signed about a logged model of this agent.
+        def read() -> Scorecard:
+            model = self._client.get_logged_model(logged_id)
+            content = read_artifact(model.artifact_location, _SCORECARD, self._uri)
+            if content is None:
+                raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {_SCORECARD}")
+            return Scorecard.model_validate_json(content)
 
-        :raises SignatureError: if no trusted key has signed it, or it was signed as another one.
+        card: Scorecard = artifact_cache.get((self._uri, logged_id, _SCORECARD), read)
+        return card
+
+    def fetch(self, ref: ModelRef, folder: Path | None = None) -> Path:
+        """The local folder of a variant or teacher, or the folder with a student's ``model.pt2``, downloaded once.
+
+        The folder appears only when it is complete. Each call compares it with the signed digests; a damaged folder
+        is downloaded again.
+
+        :param folder: target; by default ``STILLHOUSE_HOME/models/<model id>``.
+        :raises SignatureError: if the model is not signed, or the downloaded files differ from the signed ones.
         """
-        return self._signed_tags(logged_id, self.client.get_logged_model(logged_id).tags)
+        signed = self.signed(ref)
+        target = folder or home() / "models" / signed.model_id
+        self._download_signed(signed, signed.payload, target, str(ref))
+        return target
 
-    def _signed_tags(self, logged_id: str, tags: Mapping[str, str]) -> Model:
-        """:meth:`_signed_logged` of a model whose tags are known."""
-        found = signed_model(tags.get(SIGNATURE), f"{self.agent}'s {logged_id}")
-        if (found.agent, found.version, found.model_id) != (self.agent, None, logged_id):
-            raise SignatureError(
-                f"{logged_id} cannot be used as a model of {self.agent!r}: it is signed as {found.name!r} of "
-                f"{found.agent!r} ({found.model_id})"
-            )
-        return found
+    def fetch_whole(self, ref: ModelRef, folder: Path) -> Path:
+        """All files of a model as MLflow stores them, verified, in a folder for ``mlflow.pyfunc.load_model``."""
+        self._download_signed(self.signed(ref), "", folder, str(ref))
+        return folder
 
-    def _signed_version(self, version: Any) -> Model:
-        """What was signed about a version of one of this agent's registered models; raises as above."""
-        what = f"{version.name}@{version.version}"
-        found = signed_model(version.tags.get(SIGNATURE), what)
-        if (found.agent, found.name, found.version) != (self.agent, version.name, str(version.version)):
-            raise SignatureError(
-                f"{what} cannot be used: it is signed as {found.name}@{found.version} of agent {found.agent!r}"
-            )
-        return found
+    def student_files(self, variant: ModelRef) -> Path | None:
+        """The folder of the student that a variant was made from: weights, columns and replay memory.
 
-    def _ancestors(self, lineage: Lineage) -> dict[str, str]:
-        """``models:/<model id>`` of the student and the teacher that the lineage names."""
-        named = {"student": lineage.student, "teacher": lineage.teacher}
-        return {role: self._logged_uri(ref) for role, ref in named.items() if ref is not None}
+        None if the variant descends from no student, or from one that was logged as a graph only.
+        """
+        address = self.tags(variant).get("lineage.student")
+        if address is None:
+            return None
+        signed = self._signed_logged(model_id(address))
+        if not signed.below(packaging.NATIVE):
+            return None
+        target = home() / "models" / f"{signed.model_id}-{packaging.NATIVE}"
+        self._download_signed(signed, packaging.NATIVE, target, f"the student of {variant}")
+        return target
 
-    def _logged_uri(self, ref: ModelRef) -> str:
+    def logged_uri(self, ref: ModelRef) -> str:
         """``models:/<model id>`` of a logged or registered model."""
         if ref.version is None:
             return ref.uri
 
         def read() -> str:
-            return str(self.client.get_model_version(ref.name, ref.version).source)
+            return str(self._client.get_model_version(ref.name, ref.version).source)
 
-        return read() if ref.run_id is None else _sources.get(version_key(self.uri, ref), read)
+        return read() if ref.run_id is None else _logged_uris.get(version_key(self._uri, ref), read)
+
+    # ----------------------------------------------------------------- signatures
+
+    def signed(self, ref: ModelRef) -> Model:
+        """The signed statement about a version, or about a logged model that is no version yet.
+
+        :raises SignatureError: if no trusted key has signed it, or it is signed as another model.
+        """
+        if ref.version is None:
+            return self._signed_logged(model_id(ref.uri))
+        return self.signed_version(self._client.get_model_version(ref.name, ref.version))
+
+    def envelopes(self, ref: ModelRef) -> tuple[str | None, str | None]:
+        """Signature and newest release of a version, not verified; None if it has none."""
+        tags = self.tags(ref)
+        return tags.get(SIGNATURE), tags.get(RELEASE)
+
+    def signed_version(self, version: Any) -> Model:
+        """:meth:`signed` for a version of one of this agent's registered models, given as MLflow's entity."""
+        label = f"{version.name}@{version.version}"
+        signed = read_signed_model(version.tags.get(SIGNATURE), label)
+        if (signed.agent, signed.name, signed.version) != (self._agent, version.name, str(version.version)):
+            raise SignatureError(
+                f"{label} cannot be used: it is signed as {signed.name}@{signed.version} of agent {signed.agent!r}"
+            )
+        return signed
+
+    def signed_tags(self, logged_id: str, tags: Mapping[str, str]) -> Model:
+        """:meth:`signed` for a logged model whose tags are known."""
+        signed = read_signed_model(tags.get(SIGNATURE), f"{self._agent}'s {logged_id}")
+        if (signed.agent, signed.version, signed.model_id) != (self._agent, None, logged_id):
+            raise SignatureError(
+                f"{logged_id} cannot be used as a model of {self._agent!r}: it is signed as {signed.name!r} of "
+                f"{signed.agent!r} ({signed.model_id})"
+            )
+        return signed
+
+    def _signed_logged(self, logged_id: str) -> Model:
+        return self.signed_tags(logged_id, self._client.get_logged_model(logged_id).tags)
+
+    # ----------------------------------------------------------------- internals
+
+    def _open_refresh(self, run_id: str, lineage: Lineage) -> _Refresh:
+        """Load the signer first: without a private key nothing is written."""
+        signer = load_signer()
+        return _Refresh(run_id, self._runs.refresh_id(run_id), lineage, self._ancestors(lineage), signer)
+
+    def _ancestors(self, lineage: Lineage) -> dict[str, str]:
+        """``models:/<model id>`` of the student and the teacher in the lineage, by role."""
+        refs = {"student": lineage.student, "teacher": lineage.teacher}
+        return {role: self.logged_uri(ref) for role, ref in refs.items() if ref is not None}
+
+    def _log_single(self, run_id: str, lineage: Lineage, model: ModelRun, scorecard: Scorecard) -> ModelRef:
+        refresh = self._open_refresh(run_id, lineage)
+        logged = self._log_signed(refresh, model, scorecard)
+        self._tag_ancestors(refresh, [logged.ref])
+        return logged.ref
+
+    def _log_signed(self, refresh: _Refresh, model: ModelRun, scorecard: Scorecard) -> LoggedModel:
+        """Log a model with its scorecard and lineage, and sign it when all its files are uploaded."""
+        tags = stringify(
+            {"agent": self._agent, "role": model.role, "refresh_id": refresh.refresh_id, "refresh_run": refresh.run_id}
+            | dict(model.tags)
+            | scorecard_tags(scorecard)
+            | _lineage_tags(refresh.lineage, refresh.ancestors)
+        )
+        signed_files: dict[str, Any] = {}
+
+        def write(target: Path, description: Any) -> None:
+            model.write(target, description)
+            (target / _SCORECARD).write_text(scorecard.model_dump_json(indent=1), encoding="utf-8")
+            signed_files.update(files=digests(target), payload=packaging.payload(target, model.role))
+
+        ref = self.log_unsigned(
+            refresh.run_id, model._replace(write=write, tags=tags, metrics=scorecard_metrics(scorecard))
+        )
+        logged_id = model_id(ref.uri)
+        statement = Model(
+            agent=self._agent,
+            name=model.name,
+            version=None,
+            model_id=logged_id,
+            role=model.role,
+            lineage={role: model_id(uri) for role, uri in refresh.ancestors.items()},
+            **signed_files,
+        )
+        self._client.set_logged_model_tags(logged_id, {SIGNATURE: refresh.signer.sign(model_statement(statement))})
+        return LoggedModel(ref, statement, tags)
+
+    def _tag_ancestors(self, refresh: _Refresh, descendants: Sequence[ModelRef]) -> None:
+        tags = {f"descendant.{model_id(ref.uri)}": ref.name for ref in descendants}
+        for ancestor in refresh.ancestors.values() if tags else ():
+            self._client.set_logged_model_tags(model_id(ancestor), tags)
+
+    def _upload(self, created: Any, run_id: str, write: Callable[[Path, Any], None]) -> None:
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model as Description
+
+        logged_id = created.model_id
+        with TemporaryDirectory() as folder:
+            target = Path(folder, "model")
+            description = Description(
+                artifact_path=created.artifact_location, run_id=run_id, model_uuid=logged_id, model_id=logged_id
+            )
+            write(target, description)
+            self._client.log_model_artifacts(logged_id, str(target))
+        self._client.finalize_logged_model(logged_id, "READY")
+        self._client.log_outputs(run_id, [LoggedModelOutput(logged_id, step=0)])
+
+    def _download_signed(self, signed: Model, path: str, target: Path, label: str) -> None:
+        """Make ``target`` the folder ``path`` among the signed files of the model."""
+        files = signed.below(path) if path else dict(signed.files)
+
+        def download(folder: str) -> Path:
+            return self._download(self._client.get_logged_model(signed.model_id), path, folder)
+
+        download_signed(download, target, files, label)
+
+    def _download(self, model: Any, path: str, folder: str) -> Path:
+        """Copy a file or folder of a logged model into ``folder``."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        address = f"{model.artifact_location.rstrip('/')}/{path}".rstrip("/")
+        try:
+            return Path(download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=self._uri))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {path}: {error}") from error
 
 
 def version_key(uri: str, ref: ModelRef) -> tuple[str | None, ...]:
-    """Names a version for ever: its number alone is given out again where it is deleted, the run that made it is not.
+    """Identifies a version permanently: MLflow may reuse the number of a deleted version, but not the run id.
 
     :param uri: of MLflow.
     """
@@ -367,48 +423,24 @@ def version_key(uri: str, ref: ModelRef) -> tuple[str | None, ...]:
 
 
 def model_id(logged_uri: str) -> str:
-    """``m-…`` of ``models:/m-…``."""
+    """``m-…`` of ``models:/m-…``.
+
+    >>> model_id("models:/m-1a2b")
+    'm-1a2b'
+    """
     return logged_uri.removeprefix("models:/")
+
+
+def _variant_run(variant: NewVariant, writer: packaging.VariantWriter) -> ModelRun:
+    name = json.loads((variant.folder / "manifest.json").read_text(encoding="utf-8"))["variant"]
+
+    def write(target: Path, model: Any) -> None:
+        writer.save(variant.folder, target, model)
+
+    return ModelRun(name, "variant", write, variant.params, {"variant": name}, run_metrics=variant.metrics)
 
 
 def _lineage_tags(lineage: Lineage, ancestors: Mapping[str, str]) -> dict[str, object]:
     versions = ",".join(f"{table}@{version}" for table, version in sorted(lineage.knowledge.items()))
     tags: dict[str, object] = {f"lineage.{role}": uri for role, uri in ancestors.items()}
     return tags | {"lineage.knowledge": versions or None, "lineage.drift": lineage.drift}
-
-
-def _headline(scorecard: Scorecard) -> dict[str, object]:
-    """What a table of versions shows."""
-    test = scorecard.quality.get("test")
-    return {
-        "auc": None if test is None or test.auc is None else round(test.auc, 4),
-        "accuracy": None if test is None else round(test.accuracy, 4),
-        "bytes": scorecard.bytes,
-        "p50_ms": round(scorecard.latency.p50_ms, 4) if scorecard.latency else None,
-    }
-
-
-def _metrics(scorecard: Scorecard) -> dict[str, float]:
-    """All figures under names that MLflow accepts: ``test/auc``, ``slice/origin:EWR/auc``, ``latency/p95_ms``.
-
-    A slice whose value has other characters than MLflow takes has ``_`` for them and ends in a digest of its name.
-    """
-    figures: dict[str, float | None] = {"bytes": scorecard.bytes, "agreement": scorecard.agreement}
-    for window, quality in scorecard.quality.items():
-        figures |= _quality(window, quality)
-    for name, quality in scorecard.slices.items():
-        figures |= _quality(f"slice/{metric_name(name)}", quality)
-    if scorecard.latency:
-        figures |= {"latency/p50_ms": scorecard.latency.p50_ms, "latency/p95_ms": scorecard.latency.p95_ms}
-    return {re.sub(r"[^\w.\- :/]", "_", name): value for name, value in figures.items() if value is not None}
-
-
-def metric_name(name: str) -> str:
-    """``name`` as a part of a metric's name: other parts for other names, in at most 100 characters."""
-    wanted = name.replace("=", ":", 1)
-    safe = re.sub(r"[^\w.\- :]", "_", wanted)[:80]
-    return safe if safe == wanted else f"{safe}-{short_id(name)}"
-
-
-def _quality(prefix: str, quality: Quality) -> dict[str, float | None]:
-    return {f"{prefix}/{name}": value for name, value in quality.model_dump(exclude={"actions"}).items()}

@@ -1,4 +1,4 @@
-"""The artifacts of MLflow runs by name, in one place."""
+"""Names that the registry uses in MLflow: artifact paths of runs, and registered models."""
 
 from __future__ import annotations
 
@@ -26,29 +26,39 @@ __all__ = [
     "VERDICT",
     "WEIGHTS",
     "WEIGHTS_FIGURE",
+    "registered_name",
 ]
 
-# of a refresh
-DATA_DOCS: Final = "data_docs/data_checks.html"  # what its data was checked for, and how that went
-DRIFT_VERDICT: Final = "drift/verdict.json"  # the watch that asked for it
+# Artifacts of a refresh run.
+DATA_DOCS: Final = "data_docs/data_checks.html"  # report of the data checks
+DRIFT_VERDICT: Final = "drift/verdict.json"  # verdict of the watch that caused the refresh
 DRIFT_FIGURE: Final = "figures/drift.png"
-EXAMINATION: Final = "examination.json"  # of its teacher
-QUESTIONS: Final = "questions.json"  # of how many rows the teachers were asked
-WEIGHTS: Final = "weights.json"  # of its teachers
+EXAMINATION: Final = "examination.json"  # examination of the teacher
+QUESTIONS: Final = "questions.json"  # number of rows that the teachers were asked
+WEIGHTS: Final = "weights.json"  # weights of the teachers
 WEIGHTS_FIGURE: Final = "figures/weights.png"
-CONTRADICTIONS: Final = "contradictions.json"  # where its teachers contradict each other
+CONTRADICTIONS: Final = "contradictions.json"  # where the teachers contradict each other
 UPDATE: Final = "update.json"
 RECALIBRATION: Final = "recalibration.json"
-FRONTIER: Final = "compression.json"  # every candidate of the search
+FRONTIER: Final = "compression.json"  # every candidate of the compression search
 FRONTIER_FIGURE: Final = "figures/frontier.png"
-MODEL_STATE: Final = "compression/form.onnx"  # what the chosen variant was quantised from, in float32
-PROFILE: Final = "profile.arrow"  # of the training window
-BASELINE: Final = "baseline.json"  # what watches compare with
+MODEL_STATE: Final = "compression/form.onnx"  # float32 graph that the chosen variant was quantized from
+PROFILE: Final = "profile.arrow"  # profile of the training window
+BASELINE: Final = "baseline.json"  # reference values for watches
 PROOF: Final = "proof.json"
 TRADEOFF_FIGURE: Final = "figures/size_latency_quality.png"
 QUALITY_FIGURE: Final = "figures/quality_over_time.png"
-CERTIFICATE: Final = "certificate.json"  # all that the gate judged
-VERDICT: Final = "verdict.json"  # from then on the refresh is decided
+CERTIFICATE: Final = "certificate.json"  # everything that the gate compared
+VERDICT: Final = "verdict.json"  # decides the refresh
 
-# of a student's nested run
+# Artifact of a student's nested run.
 TRAINING_HISTORY: Final = "distillation.json"
+
+
+def registered_name(agent: str, role: str) -> str:
+    """The registered model that holds an agent's models of ``role``: teacher, student or variant.
+
+    >>> registered_name("flights", "variant"), registered_name("flights", "teacher")
+    ('flights', 'flights-teacher')
+    """
+    return agent if role == "variant" else f"{agent}-{role}"

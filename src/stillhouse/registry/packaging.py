@@ -1,4 +1,4 @@
-"""Models as folders in MLflow's format, with everything stated: MLflow infers nothing by loading or guessing."""
+"""Write models as folders in MLflow's format. Signatures and requirements are given, so MLflow infers nothing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["NATIVE", "PAYLOAD", "VariantWriter", "payload", "save_onnx", "save_student", "save_teacher", "save_variant"]
 
-# Where in a model's files the thing itself lies; a teacher's and a variant's is the one folder below.
+# Folder with the payload among the files of a logged model; of a teacher and a variant it is its only subfolder.
 PAYLOAD = {"teacher": "data", "student": "data", "variant": "artifacts"}
-# Beside a student's graph: its weights, columns and memory, from which an update goes on.
+# Folder next to a student's graph with its weights, columns and replay memory, which an update needs.
 NATIVE = "native"
 
 
 def payload(target: Path, role: str) -> str:
-    """Where in a model's files the thing itself lies, as a path below ``target``."""
+    """The folder with the payload of a logged model, as a path below ``target``."""
     if role == "student":
         return PAYLOAD[role]
     (inner,) = (child.name for child in (target / PAYLOAD[role]).iterdir() if child.is_dir())
@@ -36,9 +36,10 @@ def payload(target: Path, role: str) -> str:
 
 
 def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model: Any) -> None:
-    """A variant's folder as models-from-code: ``model.py`` loads the folder's own ``variant.py``.
+    """Save a variant's folder as a model from code: ``model.py`` loads the folder's own ``variant.py``.
 
-    :param model: the ``mlflow.models.Model`` that ``MLmodel`` is written from.
+    :param model: the ``mlflow.models.Model`` that is written to ``MLmodel``.
+    :raises RegistryError: if the example lacks columns of the manifest.
     """
     import mlflow.pyfunc
 
@@ -61,46 +62,46 @@ def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model:
 
 
 class VariantWriter:
-    """Saves the variants of one student as :func:`save_variant` does.
+    """Saves the variants of one student with the same result as :func:`save_variant`, but faster.
 
-    MLflow writes the first one. The others differ in their artifacts and in what ``MLmodel`` says about those, and
-    share the rest: signature, input example, code and environment.
+    MLflow writes the first variant. Later variants differ only in their artifacts and the description of these in
+    ``MLmodel``; signature, input example, code and environment are copied from the first.
 
-    :param input_example: raw rows with at least the manifests' columns.
+    :param input_example: raw rows with at least the columns of the manifests.
     """
 
     def __init__(self, input_example: pd.DataFrame) -> None:
         self._example = input_example
-        self._first: dict[str, _Saved] = {}
+        self._templates: dict[str, _Template] = {}
 
     def save(self, folder: Path, target: Path, model: Any) -> None:
         """Save the variant in ``folder``; parameters as of :func:`save_variant`."""
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         key = json.dumps([manifest["columns"], manifest["actions"]])
-        if key in self._first:
-            self._first[key].save(folder, target, model)
+        if key in self._templates:
+            self._templates[key].save(folder, target, model)
         else:
             save_variant(folder, self._example, target, model)
-            self._first[key] = _Saved(folder, target, model)
+            self._templates[key] = _Template(folder, target, model)
 
 
-class _Saved:
-    """What MLflow has written of one variant and writes the same of others."""
+class _Template:
+    """The files that MLflow wrote for one variant and that are the same for others."""
 
     def __init__(self, folder: Path, target: Path, model: Any) -> None:
         self._model = model
-        self._rest = model.model_size_bytes - _size(folder)
-        own = target / PAYLOAD["variant"]
-        self._shared = {
+        self._other_bytes = model.model_size_bytes - _size(folder)
+        artifacts = target / PAYLOAD["variant"]
+        self._shared_files = {
             file.relative_to(target): file.read_bytes()
             for file in target.rglob("*")
-            if file.is_file() and not file.is_relative_to(own) and file.name != "MLmodel"
+            if file.is_file() and not file.is_relative_to(artifacts) and file.name != "MLmodel"
         }
 
     def save(self, folder: Path, target: Path, model: Any) -> None:
         path = f"{PAYLOAD['variant']}/{folder.name}"
         shutil.copytree(folder, target / path)
-        for name, content in self._shared.items():
+        for name, content in self._shared_files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(content)
         model.flavors = copy.deepcopy(self._model.flavors)
@@ -108,7 +109,7 @@ class _Saved:
         model.signature = self._model.signature
         model.metadata = self._model.metadata
         model.saved_input_example_info = self._model.saved_input_example_info
-        model.model_size_bytes = self._rest + _size(folder)
+        model.model_size_bytes = self._other_bytes + _size(folder)
         model.save(str(target / "MLmodel"))
 
 
@@ -119,10 +120,10 @@ def _size(folder: Path) -> int:
 def save_student(
     module: nn.Module, example: np.ndarray[Any, Any], target: Path, model: Any, folder: Path | None = None
 ) -> None:
-    """A torch module, exported as a graph (``.pt2``): it loads without its class and without pickle.
+    """Save a torch module as an exported graph (``.pt2``), which loads without its class and without pickle.
 
     :param example: float32 ``[n, D]``, n ≥ 1.
-    :param folder: what an update goes on from, kept as it is.
+    :param folder: files that an update needs, copied unchanged to :data:`NATIVE`.
     """
     import mlflow.pytorch
     import numpy as np
@@ -131,17 +132,17 @@ def save_student(
     from mlflow.types.schema import Schema, TensorSpec
 
     module = copy.deepcopy(module).eval().cpu()
-    # The export takes a first dimension of one for a constant, so one row is doubled.
+    # The export treats a first dimension of 1 as a constant, so a single row is repeated.
     rows = np.ascontiguousarray(np.resize(example, (max(2, min(len(example), 5)), example.shape[1])), np.float32)
     with torch.no_grad():
         actions = module(torch.from_numpy(rows)).shape[1]
-    kind = np.dtype(np.float32)
+    dtype = np.dtype(np.float32)
     mlflow.pytorch.save_model(
         module,
         target,
         mlflow_model=model,
         signature=ModelSignature(
-            Schema([TensorSpec(kind, (-1, rows.shape[1]))]), Schema([TensorSpec(kind, (-1, actions))])
+            Schema([TensorSpec(dtype, (-1, rows.shape[1]))]), Schema([TensorSpec(dtype, (-1, actions))])
         ),
         input_example=rows,
         pip_requirements=_pinned("mlflow", "numpy", "torch"),
@@ -152,9 +153,9 @@ def save_student(
 
 
 def save_onnx(folder: Path, example: Mapping[str, np.ndarray[Any, Any]], target: Path, model: Any) -> None:
-    """A folder with ``model.onnx`` and ``manifest.json``, in MLflow's ONNX flavour; nothing is loaded to try it.
+    """Save a folder with ``model.onnx`` and ``manifest.json`` in MLflow's ONNX flavour, without running the model.
 
-    :param example: arrays ``[n, …]`` by the graph's inputs; some of the rows are kept.
+    :param example: arrays ``[n, …]`` by input of the graph; the first rows are stored.
     """
     import mlflow.onnx
     import onnx
@@ -171,11 +172,11 @@ def save_onnx(folder: Path, example: Mapping[str, np.ndarray[Any, Any]], target:
         save_as_external_data=False,
     )
     for file in folder.iterdir():
-        shutil.copyfile(file, target / file.name)  # the very bytes that the manifest has checksums of
+        shutil.copyfile(file, target / file.name)  # the same bytes that the manifest's checksums were computed from
 
 
 def save_teacher(folder: Path, target: Path, model: Any) -> None:
-    """What a teacher's own ``save`` wrote; which class reads it is said by the agent file, not by the artifact."""
+    """Save the output of a teacher's ``save``. The agent file, not the artifact, names the class that reads them."""
     import mlflow.pyfunc
 
     mlflow.pyfunc.save_model(
@@ -188,10 +189,10 @@ def save_teacher(folder: Path, target: Path, model: Any) -> None:
 
 
 def _variant_signature(manifest: dict[str, Any]) -> Any:
-    """What a variant gives. What it takes is left to the variant, which reads values by their types and names columns.
+    """The signature of a variant's output. Its input has none: the variant checks columns and types by itself.
 
-    MLflow 3.17 has no type for a number as people have them: of ``double`` its check refuses whole numbers, nullable
-    ones and booleans, and of ``AnyType()`` its scoring server refuses every CSV.
+    MLflow 3.17 has no suitable number type: for ``double`` its check refuses integers, nullable numbers and booleans,
+    and for ``AnyType()`` its scoring server refuses every CSV.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
@@ -201,7 +202,7 @@ def _variant_signature(manifest: dict[str, Any]) -> Any:
 
 
 def _onnx_signature(model: Any) -> Any:
-    """Inputs and output of a graph as tensors, the number of rows left open; None where one is no numbers."""
+    """Inputs and outputs of a graph as tensors with any number of rows; None if one of them holds strings."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
@@ -219,5 +220,5 @@ def _onnx_signature(model: Any) -> Any:
 
 
 def _pinned(*packages: str) -> list[str]:
-    """Running versions, without local parts such as ``+cpu`` that no index knows."""
+    """Installed versions, without local parts such as ``+cpu``, which no package index has."""
     return [f"{package}=={version(package).partition('+')[0]}" for package in packages]

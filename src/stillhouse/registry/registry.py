@@ -1,4 +1,4 @@
-"""Registered models of one agent: which version is champion, which was, which would be."""
+"""Registered models of one agent: their versions, and the aliases champion, previous and challenger."""
 
 from __future__ import annotations
 
@@ -8,126 +8,131 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from stillhouse.config import home
 from stillhouse.errors import RegistryError, SignatureError
-from stillhouse.records import Baseline, ModelRef, Scorecard, Window
+from stillhouse.records import Baseline, ModelRef, Window
+from stillhouse.registry.cache import Cache
 from stillhouse.registry.connection import does_not_exist, process_default
-from stillhouse.registry.downloads import bring_signed
-from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role, VersionEntry
+from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant, Role, Rollback, VersionEntry
+from stillhouse.registry.experiment import open_experiment
 from stillhouse.registry.models import RELEASE, SIGNATURE, Models, model_id, version_key
-from stillhouse.registry.names import BASELINE, PROFILE
-from stillhouse.registry.packaging import NATIVE
-from stillhouse.registry.remembered import Remembered
-from stillhouse.registry.runs import now, read_before, texts
-from stillhouse.signing import Signer, claimed_number, model_statement, release_statement, signed_release, signer
+from stillhouse.registry.names import BASELINE, PROFILE, registered_name
+from stillhouse.registry.runs import Runs, artifact_cache, stringify, timestamp_now
+from stillhouse.signing import (
+    Signer,
+    claimed_release_number,
+    load_signer,
+    model_statement,
+    read_signed_release,
+    release_statement,
+)
 from stillhouse.verifying import Model, Release
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Registry", "Rollback"]
+__all__ = ["Registry"]
 
 _ROLES: tuple[Role, ...] = ("teacher", "student", "variant")
-_SCORECARD = "scorecard.json"
-_ROLLING_BACK = "rolling_back"  # JSON on the registered model while a rollback is under way: to, from, since
+_ROLLING_BACK = "rolling_back"  # JSON on the registered model during a roll-back, with the keys: to, from, since
+
+_refresh_run_ids: Cache[str | None] = Cache()
+"""Refresh run of versions, by :func:`version_key`."""
 
 
-_refresh_runs: Remembered[str | None] = Remembered()
-"""Of versions, by :func:`version_key`."""
-
-
-class Rollback(NamedTuple):
-    """A return to the champion before, from its first step to its last."""
-
-    champion: ModelRef
-    before: ModelRef | None
-    """Who was champion when it was asked for."""
-    began_at: str
-    """ISO 8601, UTC: the same however often it is taken up again."""
-
-
-class Registry(Models):
-    """One agent in MLflow: its experiment, its runs, and the registered models ``<agent>`` (the variants),
+class Registry:
+    """One agent in MLflow: its runs, its logged models, and the registered models ``<agent>`` (the variants),
     ``<agent>-teacher`` and ``<agent>-student``.
 
-    Aliases live on ``<agent>``: ``champion``, ``previous``, ``challenger``; the teacher's and the student's
-    ``champion`` and ``previous`` are those that the variant of that alias descends from. :meth:`promote` and
-    :meth:`rollback` may be killed at any moment: the same call again ends in the same state. One process at a
-    time may move an agent's aliases.
+    ``runs`` holds refresh and watch runs with their artifacts and metrics, ``models`` the logged models. The registry
+    itself manages versions and aliases. ``<agent>`` has the aliases ``champion``, ``previous`` and ``challenger``; the
+    aliases ``champion`` and ``previous`` of teacher and student follow the lineage of the variant with that alias.
+    :meth:`promote` and :meth:`rollback` may be killed at any time: the same call again ends in the same state. Only one
+    process at a time may move an agent's aliases.
 
-    Every version bears a signature (tag ``signature``), and those that became champion that of their newest release
-    (tag ``release``); :meth:`fetch` and :meth:`student_files` give away only files that are as they were signed.
+    Every version has a signature (tag ``signature``); a version that became champion also has its newest release (tag
+    ``release``). :meth:`Models.fetch` and :meth:`Models.student_files` return only files that match their signature.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     registry = Registry("flights", f"sqlite:///{folder}/mlflow.db")
+    ...     run_id, _ = registry.runs.open_refresh("r1", tags={"cause": "first"}, params={"temperature": 2.0})
+    ...     registry.runs.log(run_id, metrics={"loss": 0.4})
+    ...     registry.runs.close_refresh(run_id)
+    ...     registry.runs.tags(run_id)["cause"], registry.champion(), registry.versions()
+    ('first', None, [])
 
     :param tracking_uri: by default ``MLFLOW_TRACKING_URI``, else SQLite under ``STILLHOUSE_HOME``.
     :raises RegistryError: from any method, if MLflow does not answer or refuses.
-    :raises SignatureError: if what is used, registered or promoted is not signed, or not what was signed.
+    :raises SignatureError: if a model that is used, registered or promoted is unsigned or differs from its signature.
     """
 
-    def registered_name(self, role: Role) -> str:
-        """The registered model that holds this agent's models of ``role``."""
-        return self.agent if role == "variant" else f"{self.agent}-{role}"
+    def __init__(self, agent: str, tracking_uri: str | None = None) -> None:
+        experiment = open_experiment(agent, tracking_uri)
+        self.agent, self.client, self.uri = agent, experiment.client, experiment.uri
+        self.experiment_id = experiment.experiment_id
+        self.runs = Runs(experiment)
+        self.models = Models(experiment, self.runs)
 
-    # ----------------------------------------------------------------- versions
+    # ----------------------------------------------------------------- registering
 
     def register(self, ref: ModelRef, name: str, tags: Mapping[str, object] | None = None) -> ModelRef:
         """Make a logged model a version of the registered model ``name``, with its own tags and ``tags``.
 
-        A logged model that is a version already is not registered again; ``tags`` are set all the same. The version is
-        signed by what was signed when the model was logged: what lies in the store is not asked.
+        A logged model that is already a version is not registered again, but gets ``tags``. The version's signature
+        repeats the statement that was signed when the model was logged; the stored files are not read.
         """
-        source, signing = self._logged_uri(ref), signer()
-        logged = self.client.get_logged_model(model_id(source)).tags
-        statement = self._signed_tags(model_id(source), logged)
-        found = self._registered(name, source)
-        if found is not None:
-            for key, value in texts(tags or {}).items():
-                self.client.set_model_version_tag(name, found, key, value)
-            version = self.client.get_model_version(name, found)
-            if SIGNATURE not in version.tags:  # a registration was killed
-                self._sign_version(signing, statement, version)
-            return self._ref(version)
-        own = {key: value for key, value in logged.items() if not key.startswith(("mlflow.", "descendant."))}
-        own.pop(SIGNATURE, None)
-        return self._create_version(name, statement, ref.run_id, own | texts(tags or {}), signing)
+        source, signer = self.models.logged_uri(ref), load_signer()
+        logged_tags = self.client.get_logged_model(model_id(source)).tags
+        statement = self.models.signed_tags(model_id(source), logged_tags)
+        number = self._registered_as(name, source)
+        if number is not None:
+            for key, value in stringify(tags or {}).items():
+                self.client.set_model_version_tag(name, number, key, value)
+            version = self.client.get_model_version(name, number)
+            if SIGNATURE not in version.tags:  # an earlier registration was killed before it signed
+                self._sign_version(signer, statement, version)
+            return _model_ref(version)
+        own_tags = {
+            key: value
+            for key, value in logged_tags.items()
+            if key != SIGNATURE and not key.startswith(("mlflow.", "descendant."))
+        }
+        return self._create_version(name, statement, ref.run_id, own_tags | stringify(tags or {}), signer)
 
-    def log_variants(
+    def publish_variants(
         self,
         run_id: str,
         variants: Sequence[NewVariant | RefusedVariant],
         lineage: Lineage,
         input_example: pd.DataFrame,
     ) -> dict[str, ModelRef]:
-        """Log all candidates of a refresh, each in a nested run, and register those that are to be versions.
+        """Log all candidates of a refresh, and register those with ``version_tags``.
 
-        What they have in common is looked up, written and signed for once.
-
-        :param input_example: raw rows with at least the manifests' columns.
-        :returns: by name, in their order: the version, or the logged model of one that becomes none. Those that are
-            refused are not among them.
+        :param input_example: raw rows with at least the columns of the manifests.
+        :returns: by name, in order: the version, or the logged model of a variant that is not registered. Refused
+            variants are left out.
         :raises RegistryError: if the example lacks columns.
         """
-        refresh = self._refresh(run_id, lineage)
-        found: dict[str, ModelRef] = {}
-        for variant, made in zip(variants, self._log_variants(refresh, variants, input_example), strict=True):
-            if made is None or isinstance(variant, RefusedVariant):
+        logged = self.models.log_variants(run_id, variants, lineage, input_example)
+        signer = load_signer()
+        refs: dict[str, ModelRef] = {}
+        for variant, model in zip(variants, logged, strict=True):
+            if model is None or isinstance(variant, RefusedVariant):
                 continue
-            found[made.ref.name] = made.ref
-            if variant.version_tags is not None:  # of this process, just now: nobody else can have registered it
-                tags = dict(made.tags) | texts(variant.version_tags)
-                found[made.ref.name] = self._create_version(
-                    self.agent, made.statement, made.ref.run_id, tags, refresh.signing
-                )
-        return found
+            refs[model.ref.name] = model.ref
+            if variant.version_tags is not None:  # logged just now, so no version of it can exist yet
+                tags = dict(model.tags) | stringify(variant.version_tags)
+                refs[model.ref.name] = self._create_version(self.agent, model.statement, model.ref.run_id, tags, signer)
+        return refs
 
     def _create_version(
-        self, name: str, logged: Model, run_id: str | None, tags: dict[str, str], signing: Signer
+        self, name: str, logged: Model, run_id: str | None, tags: dict[str, str], signer: Signer
     ) -> ModelRef:
-        """A new version, signed; the registered model is made where there is none yet.
+        """Create and sign a version; create the registered model if it does not exist.
 
-        :param logged: what was signed about the logged model.
+        :param logged: the signed statement about the logged model.
         """
 
         def create() -> Any:
@@ -136,27 +141,29 @@ class Registry(Models):
 
         with process_default(self.uri):
             try:
-                made = create()
+                version = create()
             except RegistryError as error:
                 if not does_not_exist(error):
                     raise
                 self._ensure_registered_model(name)
-                made = create()
-        self._sign_version(signing, logged, made)
-        return self._ref(made)
+                version = create()
+        self._sign_version(signer, logged, version)
+        return _model_ref(version)
 
-    def _sign_version(self, signing: Signer, logged: Model, version: Any) -> None:
+    def _sign_version(self, signer: Signer, logged: Model, version: Any) -> None:
         number = str(version.version)
-        envelope = signing.sign(model_statement(replace(logged, name=version.name, version=number)))
+        envelope = signer.sign(model_statement(replace(logged, name=version.name, version=number)))
         self.client.set_model_version_tag(version.name, number, SIGNATURE, envelope)
 
+    # ----------------------------------------------------------------- versions
+
     def version(self, name: str, alias_or_version: str) -> ModelRef | None:
-        """The version of ``name`` under an alias (``"champion"``) or a number (``"3"``); None if there is none."""
-        found = self._version(name, alias_or_version)
-        return None if found is None else self._ref(found)
+        """The version of ``name`` under an alias (``"champion"``) or a number (``"3"``); None if it does not exist."""
+        version = self._version(name, alias_or_version)
+        return None if version is None else _model_ref(version)
 
     def _version(self, name: str, alias_or_version: str) -> Any:
-        """MLflow's own entity, with its tags; None if there is none."""
+        """MLflow's entity, with its tags; None if it does not exist."""
         try:
             if alias_or_version.isdigit():
                 return self.client.get_model_version(name, alias_or_version)
@@ -169,11 +176,11 @@ class Registry(Models):
             raise
 
     def champion(self) -> ModelRef | None:
-        """The variant that the agent runs."""
+        """The variant that the agent uses."""
         return self.version(self.agent, "champion")
 
     def previous(self) -> ModelRef | None:
-        """The champion before, which :meth:`rollback` returns to."""
+        """The previous champion, the target of :meth:`rollback`."""
         return self.version(self.agent, "previous")
 
     def challenger(self) -> ModelRef | None:
@@ -185,260 +192,140 @@ class Registry(Models):
         names: dict[str, list[str]] = {}
         for alias, number in sorted(self._aliases(self.agent).items()):
             names.setdefault(number, []).append(alias)
-        found = self._all_versions(self.agent)
-        entries = [_entry(version, names.get(str(version.version), [])) for version in found]
+        versions = self._all_versions(self.agent)
+        entries = [_version_entry(version, names.get(str(version.version), [])) for version in versions]
         return sorted(entries, key=lambda entry: -int(entry.version))
 
-    def tags(self, ref: ModelRef) -> dict[str, str]:
-        """Tags of a version, or of a logged model that is no version yet."""
-        if ref.version is not None:
-            return dict(self.client.get_model_version(ref.name, ref.version).tags)
-        return dict(self.client.get_logged_model(model_id(ref.uri)).tags)
+    def version_of(self, refresh_id: str, variant: str) -> str:
+        """The number of the version that a refresh registered for ``variant``.
 
-    def scorecard(self, ref: ModelRef) -> Scorecard:
-        """The scorecard that was logged with the model."""
-        logged_id = model_id(self._logged_uri(ref))
+        :raises RegistryError: if it does not exist.
+        """
+        tags = {"refresh_id": refresh_id, "variant": variant}
+        numbers = [
+            int(version.version)
+            for version in self._all_versions(self.agent, f"tag.refresh_id = '{refresh_id}'")
+            if tags.items() <= version.tags.items()
+        ]
+        if not numbers:
+            raise RegistryError(f"{self.agent} has no version of variant {variant!r} from refresh {refresh_id}")
+        return str(max(numbers))
 
-        def read() -> Scorecard:
-            model = self.client.get_logged_model(logged_id)
-            content = self._read(model.artifact_location, _SCORECARD)
-            if content is None:
-                raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {_SCORECARD}")
-            return Scorecard.model_validate_json(content)
-
-        card: Scorecard = read_before.get((self.uri, logged_id, _SCORECARD), read)
-        return card
+    # ----------------------------------------------------------------- the refresh of a version
 
     def baseline(self, ref: ModelRef) -> Baseline:
-        """What the refresh that made this variant was trained and proved on.
+        """The windows that the variant was trained and tested on, and the figures that watches compare with.
 
         :raises RegistryError: if it was not logged.
         """
-        run_id = self._refresh_run(ref)
+        run_id = self._refresh_run_id(ref)
 
         def read() -> Baseline:
-            found = self.read_record(run_id, BASELINE, Baseline)
-            if found is None:
+            record = self.runs.read_record(run_id, BASELINE, Baseline)
+            if record is None:
                 raise RegistryError(f"{ref} has no {BASELINE} in its refresh run: refresh {self.agent!r} again")
-            return found
+            return record
 
-        baseline: Baseline = read_before.get((self.uri, run_id, BASELINE), read)
+        baseline: Baseline = artifact_cache.get((self.uri, run_id, BASELINE), read)
         return baseline
 
     def windows(self) -> dict[str, tuple[Window, ...]]:
-        """What each version of the agent's variants was trained and proved on, by its name, ``flights@7``.
+        """The training and test window of each version of the agent's variants, by its name such as ``flights@7``.
 
-        :raises RegistryError: if one of them does not say.
+        :raises RegistryError: if a version has no baseline.
         """
-        found: dict[str, tuple[Window, ...]] = {}
+        windows: dict[str, tuple[Window, ...]] = {}
         for version in sorted(self._all_versions(self.agent), key=lambda version: -int(version.version)):
-            ref, run_id = self._ref(version), version.tags.get("refresh_run")
+            ref, run_id = _model_ref(version), version.tags.get("refresh_run")
             if run_id is None:
-                raise RegistryError(f"{ref} is of no refresh, so what it was trained on is not known")
-            _refresh_runs.put(version_key(self.uri, ref), run_id)
+                raise RegistryError(f"{ref} belongs to no refresh, so its training window is unknown")
+            _refresh_run_ids.put(version_key(self.uri, ref), run_id)
             baseline = self.baseline(ref)
-            found[str(ref)] = (baseline.train, baseline.test)
-        return found
+            windows[str(ref)] = (baseline.train, baseline.test)
+        return windows
 
     def profile(self, ref: ModelRef) -> bytes:
-        """The profile of what this variant was trained on, as :mod:`stillhouse.drift.profile` wrote it.
+        """The profile of the variant's training window, as :mod:`stillhouse.drift.profile` wrote it.
 
         :raises RegistryError: if it was not logged.
         """
-        run_id = self._refresh_run(ref)
-        content: bytes = read_before.get((self.uri, run_id, PROFILE), lambda: self.read_file(run_id, PROFILE))
+        run_id = self._refresh_run_id(ref)
+        content: bytes = artifact_cache.get((self.uri, run_id, PROFILE), lambda: self.runs.read_file(run_id, PROFILE))
         return content
 
-    def _refresh_run(self, ref: ModelRef) -> str:
+    def _refresh_run_id(self, ref: ModelRef) -> str:
         """The refresh run that made a model.
 
-        :raises RegistryError: if it is of none.
+        :raises RegistryError: if the model belongs to no refresh.
         """
 
         def read() -> str | None:
-            return self.tags(ref).get("refresh_run")
+            return self.models.tags(ref).get("refresh_run")
 
-        run_id = read() if ref.run_id is None else _refresh_runs.get(version_key(self.uri, ref), read)
+        run_id = read() if ref.run_id is None else _refresh_run_ids.get(version_key(self.uri, ref), read)
         if run_id is None:
-            raise RegistryError(f"{ref} is of no refresh: refresh {self.agent!r} again")
+            raise RegistryError(f"{ref} belongs to no refresh: refresh {self.agent!r} again")
         return run_id
 
-    def version_of(self, refresh_id: str, variant: str) -> str:
-        """The version that a refresh registered for one of its variants.
-
-        :raises RegistryError: if there is none.
-        """
-        wanted = {"refresh_id": refresh_id, "variant": variant}
-        found = [
-            int(version.version)
-            for version in self._all_versions(self.agent, f"tag.refresh_id = '{refresh_id}'")
-            if wanted.items() <= version.tags.items()
-        ]
-        if not found:
-            raise RegistryError(f"{self.agent} has no version of variant {variant!r} from refresh {refresh_id}")
-        return str(max(found))
-
-    def fetch(self, ref: ModelRef, folder: Path | None = None) -> Path:
-        """The local folder of a variant or teacher, or of a student's ``model.pt2``, downloaded once.
-
-        It appears only when it is complete.
-
-        It is checked each time against what was signed; what was damaged since is downloaded again.
-
-        :param folder: where it is to lie; by default ``STILLHOUSE_HOME/models/<model id>``.
-        :raises SignatureError: if it is not signed, or arrived otherwise than it was signed.
-        """
-        signed = self.signed(ref)
-        cached = folder or home() / "models" / signed.model_id
-        self._bring(signed, signed.payload, cached, str(ref))
-        return cached
-
-    def fetch_whole(self, ref: ModelRef, folder: Path) -> Path:
-        """All files of a model as MLflow keeps them, checked, in a folder that ``mlflow.pyfunc.load_model`` takes."""
-        signed = self.signed(ref)
-        self._bring(signed, "", folder, str(ref))
-        return folder
-
-    def signed(self, ref: ModelRef) -> Model:
-        """What was signed about a version, or about a logged model that is no version yet.
-
-        :raises SignatureError: if no trusted key has signed it, or it was signed as another one.
-        """
-        if ref.version is None:
-            return self._signed_logged(model_id(ref.uri))
-        return self._signed_version(self.client.get_model_version(ref.name, ref.version))
-
-    def envelopes(self, ref: ModelRef) -> tuple[str | None, str | None]:
-        """Signature and newest release of a version, as they are, for whoever checks them; None: it has none."""
-        tags = self.tags(ref)
-        return tags.get(SIGNATURE), tags.get(RELEASE)
-
-    def sign_again(self) -> int:
-        """Put all that a trusted key has signed about this agent under the key that signs now; how many statements.
-
-        What no trusted key has signed stays as it is, and unusable.
-        """
-        signing, count = signer(), 0
-        for version in [each for role in _ROLES for each in self._all_versions(self.registered_name(role))]:
-            for tag in (SIGNATURE, RELEASE):
-                if again := _signed_again(signing, version.tags.get(tag)):
-                    self.client.set_model_version_tag(version.name, str(version.version), tag, again)
-                    count += 1
-            logged = re.fullmatch(r"models:/(m-\w+)", str(version.source))
-            envelope = self.client.get_logged_model(logged[1]).tags.get(SIGNATURE) if logged else None
-            if logged and (again := _signed_again(signing, envelope)):
-                self.client.set_logged_model_tags(logged[1], {SIGNATURE: again})
-                count += 1
-        return count
-
-    def student_files(self, variant: ModelRef) -> Path | None:
-        """The folder of the student that a variant was made from, as it was logged: weights, columns, memory.
-
-        None if the variant descends from no student, or from one that was logged as a graph alone.
-        """
-        address = self.tags(variant).get("lineage.student")
-        if address is None:
-            return None
-        signed = self._signed_logged(model_id(address))
-        if not signed.below(NATIVE):
-            return None
-        cached = home() / "models" / f"{signed.model_id}-{NATIVE}"
-        self._bring(signed, NATIVE, cached, f"the student of {variant}")
-        return cached
-
-    def _bring(self, signed: Model, path: str, target: Path, what: str) -> None:
-        """Let ``target`` be the folder ``path`` among the model's files, as they were signed."""
-        files = signed.below(path) if path else dict(signed.files)
-
-        def download(folder: str) -> Path:
-            return self._download(self.client.get_logged_model(signed.model_id), path, folder)
-
-        bring_signed(download, target, files, what)
-
-    # ----------------------------------------------------------------- aliases
+    # ----------------------------------------------------------------- promotion and roll-back
 
     def propose(self, version: str) -> None:
-        """Let ``version`` wait for approval as challenger."""
-        self._require(version)
+        """Make ``version`` the challenger, which waits for approval.
+
+        :raises RegistryError: if ``version`` does not exist.
+        """
+        self._require_version(version)
         self.client.set_registered_model_alias(self.agent, "challenger", version)
 
     def promote(self, version: str) -> None:
         """Make ``version`` champion, and the old champion previous.
 
-        Asked again after a kill it ends in the same state; :meth:`promotion` tells since when.
+        The same call after a kill ends in the same state; :meth:`promotion` returns when the promotion began.
 
-        :raises RegistryError: if there is no such version.
+        :raises RegistryError: if ``version`` does not exist.
         """
-        self._require_signed(self._require_entity(version))
+        self._require_signed(self._require_version(version))
         model = self._registered_model(self.agent)
         aliases = _aliases_of(model)
-        old = aliases.get("champion")
+        old_champion = aliases.get("champion")
         if _ROLLING_BACK in model.tags:
             self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
-        if old != version:
-            self._tag(version, champion_before=old or "", promoted_at=now())
-            self._point(self.agent, aliases, "previous", old)
-        self._release(version)  # also of one whose alias somebody else has moved
-        self._point(self.agent, aliases, "champion", version)
+        if old_champion != version:
+            self._set_version_tags(version, champion_before=old_champion or "", promoted_at=timestamp_now())
+            self._set_alias(self.agent, aliases, "previous", old_champion)
+        self._release(version)  # also if the alias was moved in MLflow, which releases nothing
+        self._set_alias(self.agent, aliases, "champion", version)
         if aliases.get("challenger") == version:
-            self._point(self.agent, aliases, "challenger", None)
-        self._follow(aliases)
+            self._set_alias(self.agent, aliases, "challenger", None)
+        self._move_ancestor_aliases(aliases)
 
     def promotion(self, version: str) -> tuple[ModelRef | None, str]:
-        """Whom ``version`` replaced when it was promoted last, and when that was (ISO 8601, UTC)."""
-        tags = self.tags(self._require(version))
+        """The champion that ``version`` replaced at its last promotion, and the time of it (ISO 8601, UTC)."""
+        tags = self.models.tags(_model_ref(self._require_version(version)))
         before = self._champion_before(version)
         return self.version(self.agent, before) if before else None, tags.get("promoted_at", "")
 
-    def rollback(self, settle: Callable[[Rollback], None] = lambda _: None) -> ModelRef:
+    def rollback(self, on_done: Callable[[Rollback], None] = lambda _: None) -> ModelRef:
         """Make the previous champion the champion again; its own predecessor becomes previous.
 
-        :param settle: called when the aliases stand, before it is forgotten that somebody asked for this. Killed before
-            or in it, the next call takes this same roll-back up again, with the same ``began_at``.
+        :param on_done: called after the aliases have moved and before the roll-back is marked as done. If the process
+            is killed before or during this call, the next :meth:`rollback` resumes the same roll-back, with the same
+            ``began_at``.
         :raises RegistryError: if there is no previous champion.
         """
-        asked = self._rollback_under_way() or self._begin_rollback()
+        rollback = self._rollback_in_progress() or self._begin_rollback()
         aliases = self._aliases(self.agent)
-        self._release(asked["to"])
-        self._point(self.agent, aliases, "champion", asked["to"])
-        self._point(self.agent, aliases, "previous", self._champion_before(asked["to"]))
-        self._follow(aliases)
-        champion = self._require(asked["to"])
-        settle(Rollback(champion, self.version(self.agent, asked["from"]), asked["since"]))
-        self._forget_rollback()
+        self._release(rollback["to"])
+        self._set_alias(self.agent, aliases, "champion", rollback["to"])
+        self._set_alias(self.agent, aliases, "previous", self._champion_before(rollback["to"]))
+        self._move_ancestor_aliases(aliases)
+        champion = _model_ref(self._require_version(rollback["to"]))
+        on_done(Rollback(champion, self.version(self.agent, rollback["from"]), rollback["since"]))
+        self._end_rollback()
         return champion
 
-    # ----------------------------------------------------------------- inside: releasing
-
-    def _require_signed(self, version: Any) -> None:
-        """Nothing is moved before it is clear that it can be released."""
-        signer()
-        self._signed_version(version)
-
-    def _release(self, version: str) -> None:
-        """Sign that ``version`` is the champion from now on, and whatever was released before is not.
-
-        Nothing is signed where that is so already. The number is beyond that of every release here, also those under
-        keys that are trusted no longer: machines remember the greatest that they have seen.
-        """
-        released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
-        envelopes = [each.tags[RELEASE] for each in released if RELEASE in each.tags]
-        newest = max(self._trusted_releases(envelopes), key=lambda release: release.number, default=None)
-        if newest is None or newest.version != version:
-            number = 1 + max(map(claimed_number, envelopes), default=0)
-            self._tag(version, **{RELEASE: signer().sign(release_statement(self.agent, version, number))})
-
-    def _trusted_releases(self, envelopes: Sequence[str]) -> Iterator[Release]:
-        for envelope in envelopes:
-            with suppress(SignatureError):
-                release = signed_release(envelope, self.agent)
-                if release.agent == self.agent:
-                    yield release
-
-    # ----------------------------------------------------------------- inside: rolling back
-
     def _begin_rollback(self) -> dict[str, str]:
-        """Write down what is to be rolled back to, before any alias moves."""
+        """Store the target of the roll-back before any alias moves."""
         aliases = self._aliases(self.agent)
         champion, previous = aliases.get("champion"), aliases.get("previous")
         if champion is None:
@@ -451,44 +338,90 @@ class Registry(Models):
                 f"(versions: {', '.join(entry.version for entry in self.versions())})"
             )
         self._require_signed(self.client.get_model_version(self.agent, previous))
-        asked = {"to": previous, "from": champion, "since": now()}
-        self._tag(champion, rolled_back_at=asked["since"], rolled_back_to=previous)
-        self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, json.dumps(asked))
-        return asked
+        rollback = {"to": previous, "from": champion, "since": timestamp_now()}
+        self._set_version_tags(champion, rolled_back_at=rollback["since"], rolled_back_to=previous)
+        self.client.set_registered_model_tag(self.agent, _ROLLING_BACK, json.dumps(rollback))
+        return rollback
 
-    def _rollback_under_way(self) -> dict[str, str] | None:
+    def _rollback_in_progress(self) -> dict[str, str] | None:
         value = self._registered_model(self.agent).tags.get(_ROLLING_BACK)
         return json.loads(value) if value else None
 
-    def _forget_rollback(self) -> None:
-        if self._rollback_under_way():
+    def _end_rollback(self) -> None:
+        if self._rollback_in_progress():
             self.client.delete_registered_model_tag(self.agent, _ROLLING_BACK)
 
     def _champion_before(self, version: str) -> str | None:
-        """The version that ``version`` replaced, if it is still there."""
-        found = self._version(self.agent, version)
-        before = found.tags.get("champion_before") if found else None
+        """The version that ``version`` replaced, if it still exists."""
+        entity = self._version(self.agent, version)
+        before = entity.tags.get("champion_before") if entity else None
         return before if before and self._version(self.agent, before) else None
 
-    # ----------------------------------------------------------------- inside: aliases
+    # ----------------------------------------------------------------- releases and signatures
 
-    def _follow(self, aliases: Mapping[str, str]) -> None:
-        """Let the teacher's and the student's aliases name what the variants of the same alias descend from.
+    def sign_again(self) -> int:
+        """Sign every statement about this agent that a trusted key has signed with the current key; returns the count.
 
-        :param aliases: of the variants, version by alias.
+        Statements without a trusted signature stay as they are, and unusable.
         """
-        at = {role: self._aliases(self.registered_name(role)) for role in ("teacher", "student")}
+        signer, count = load_signer(), 0
+        for version in [v for role in _ROLES for v in self._all_versions(registered_name(self.agent, role))]:
+            for tag in (SIGNATURE, RELEASE):
+                if envelope := _signed_again(signer, version.tags.get(tag)):
+                    self.client.set_model_version_tag(version.name, str(version.version), tag, envelope)
+                    count += 1
+            logged = re.fullmatch(r"models:/(m-\w+)", str(version.source))
+            logged_envelope = self.client.get_logged_model(logged[1]).tags.get(SIGNATURE) if logged else None
+            if logged and (envelope := _signed_again(signer, logged_envelope)):
+                self.client.set_logged_model_tags(logged[1], {SIGNATURE: envelope})
+                count += 1
+        return count
+
+    def _require_signed(self, version: Any) -> None:
+        """Raise before any alias moves if the version cannot be released."""
+        load_signer()
+        self.models.signed_version(version)
+
+    def _release(self, version: str) -> None:
+        """Sign ``version`` as the newest release, unless it is that already; this withdraws every earlier release.
+
+        The new number exceeds that of every release here, including releases by keys that are no longer trusted:
+        machines remember the largest number that they have seen.
+        """
+        released = self._all_versions(self.agent, f"tag.{RELEASE} LIKE '%'")
+        envelopes = [entity.tags[RELEASE] for entity in released if RELEASE in entity.tags]
+        newest = max(self._trusted_releases(envelopes), key=lambda release: release.number, default=None)
+        if newest is None or newest.version != version:
+            number = 1 + max(map(claimed_release_number, envelopes), default=0)
+            envelope = load_signer().sign(release_statement(self.agent, version, number))
+            self._set_version_tags(version, **{RELEASE: envelope})
+
+    def _trusted_releases(self, envelopes: Sequence[str]) -> Iterator[Release]:
+        for envelope in envelopes:
+            with suppress(SignatureError):
+                release = read_signed_release(envelope, self.agent)
+                if release.agent == self.agent:
+                    yield release
+
+    # ----------------------------------------------------------------- aliases
+
+    def _move_ancestor_aliases(self, aliases: Mapping[str, str]) -> None:
+        """Point the aliases of teacher and student at the ancestors of the variants with the same alias.
+
+        :param aliases: version by alias, of the variants.
+        """
+        ancestor_aliases = {role: self._aliases(registered_name(self.agent, role)) for role in ("teacher", "student")}
         for alias in ("champion", "previous"):
             variant = self._version(self.agent, aliases[alias]) if alias in aliases else None
-            lineage = variant.tags if variant else {}
-            for role in ("teacher", "student"):
-                name = self.registered_name(role)
-                self._point(name, at[role], alias, self._registered(name, lineage.get(f"lineage.{role}")))
+            tags = variant.tags if variant else {}
+            for role, role_aliases in ancestor_aliases.items():
+                name = registered_name(self.agent, role)
+                self._set_alias(name, role_aliases, alias, self._registered_as(name, tags.get(f"lineage.{role}")))
 
-    def _point(self, name: str, aliases: dict[str, str], alias: str, version: str | None) -> None:
-        """Set ``alias`` of ``name`` to ``version``, or remove it; what is so already stays untouched.
+    def _set_alias(self, name: str, aliases: dict[str, str], alias: str, version: str | None) -> None:
+        """Set ``alias`` of ``name`` to ``version``, or delete it for None; does nothing if it is so already.
 
-        :param aliases: of ``name`` as they are, and afterwards as they are then.
+        :param aliases: the current aliases of ``name``; updated in place.
         """
         if aliases.get(alias) == version:
             return
@@ -503,6 +436,8 @@ class Registry(Models):
         """Version by alias."""
         return _aliases_of(self._registered_model(name))
 
+    # ----------------------------------------------------------------- MLflow's entities
+
     def _registered_model(self, name: str) -> Any:
         try:
             return self.client.get_registered_model(name)
@@ -516,70 +451,55 @@ class Registry(Models):
             try:
                 self.client.create_registered_model(name, tags={"agent": self.agent})
             except RegistryError:
-                if self._registered_model(name) is None:  # else another process was faster
+                if self._registered_model(name) is None:  # otherwise another process has created it meanwhile
                     raise
 
-    def _all_versions(self, name: str, where: str | None = None) -> list[Any]:
-        """MLflow's entities, of those that meet ``where``."""
-        wanted = f"name = '{name}'" if where is None else f"name = '{name}' and {where}"
-        return list(self.client.search_model_versions(wanted))
+    def _all_versions(self, name: str, condition: str | None = None) -> list[Any]:
+        """All versions of ``name`` that meet ``condition``."""
+        query = f"name = '{name}'" if condition is None else f"name = '{name}' and {condition}"
+        return list(self.client.search_model_versions(query))
 
-    def _registered(self, name: str, source: str | None) -> str | None:
-        """The first version of ``name`` that is the logged model ``source``."""
+    def _registered_as(self, name: str, source: str | None) -> str | None:
+        """The number of the first version of ``name`` that is the logged model ``source``."""
         if source is None:
             return None
-        found = self.client.search_model_versions(f"name = '{name}' and source_path = '{source}'")
-        return min((str(version.version) for version in found), key=int, default=None)
+        versions = self.client.search_model_versions(f"name = '{name}' and source_path = '{source}'")
+        return min((str(version.version) for version in versions), key=int, default=None)
 
-    def _require(self, version: str) -> ModelRef:
-        return self._ref(self._require_entity(version))
+    def _require_version(self, version: str) -> Any:
+        entity = self._version(self.agent, version)
+        if entity is None:
+            existing = ", ".join(entry.version for entry in self.versions()) or "none"
+            raise RegistryError(f"{self.agent} has no version {version!r}; there are: {existing}")
+        return entity
 
-    def _require_entity(self, version: str) -> Any:
-        found = self._version(self.agent, version)
-        if found is None:
-            there = ", ".join(entry.version for entry in self.versions()) or "none"
-            raise RegistryError(f"{self.agent} has no version {version!r}; there are: {there}")
-        return found
-
-    def _tag(self, version: str, **tags: str) -> None:
+    def _set_version_tags(self, version: str, **tags: str) -> None:
         for key, value in tags.items():
             self.client.set_model_version_tag(self.agent, version, key, value)
 
-    def _ref(self, version: Any) -> ModelRef:
-        number = str(version.version)
-        uri = f"models:/{version.name}/{number}"
-        return ModelRef(name=version.name, version=number, uri=uri, run_id=version.run_id)
 
-    # ----------------------------------------------------------------- inside: files
-
-    def _download(self, model: Any, path: str, folder: str) -> Path:
-        """A file or folder among a logged model's files, copied into ``folder``."""
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        address = f"{model.artifact_location.rstrip('/')}/{path}".rstrip("/")
-        try:
-            return Path(download_artifacts(artifact_uri=address, dst_path=folder, tracking_uri=self.uri))
-        except (MlflowException, OSError) as error:
-            raise RegistryError(f"the files of {model.name} ({model.model_id}) lack {path}: {error}") from error
+def _model_ref(version: Any) -> ModelRef:
+    number = str(version.version)
+    uri = f"models:/{version.name}/{number}"
+    return ModelRef(name=version.name, version=number, uri=uri, run_id=version.run_id)
 
 
 def _aliases_of(model: Any) -> dict[str, str]:
-    """Version by alias. MLflow gives numbers on SQL and text over REST."""
+    """Version by alias. MLflow returns numbers from SQL and text over REST."""
     return {alias: str(version) for alias, version in model.aliases.items()} if model else {}
 
 
-def _signed_again(signing: Signer, envelope: str | None) -> str | None:
-    """None where there is nothing that a trusted key has signed."""
+def _signed_again(signer: Signer, envelope: str | None) -> str | None:
+    """The envelope signed with the current key; None if there is none or no trusted key has signed it."""
     if envelope is None:
         return None
     try:
-        return signing.sign_again(envelope)
+        return signer.sign_again(envelope)
     except SignatureError:
         return None
 
 
-def _entry(version: Any, aliases: list[str]) -> VersionEntry:
+def _version_entry(version: Any, aliases: list[str]) -> VersionEntry:
     tags = version.tags
     return VersionEntry(
         version=str(version.version),

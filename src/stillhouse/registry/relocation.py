@@ -1,7 +1,7 @@
-"""An MLflow store on SQLite that was moved with its folder.
+"""Correct the addresses in an MLflow store on SQLite that was moved or copied with its folder.
 
-MLflow writes the whole address of each experiment's, run's and model's files into its database and offers no way to
-change it, so a store that was moved or copied would read, and write, where it lay before.
+MLflow writes the absolute address of the files of each experiment, run and model into its database, and offers no way
+to change it. A moved or copied store would therefore read and write its old location.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ __all__ = ["relocate"]
 
 
 def relocate(database: Path, location: str) -> None:
-    """Let every address in ``database`` begin with ``location`` that begins with where its files lay before.
+    """Replace the old artifact location by ``location`` at the beginning of every address in ``database``.
 
-    Where they lay before is read off the experiments that this store has. One transaction: a kill changes nothing.
+    The old locations are read from the experiments in the store. The change is one transaction.
 
-    :param location: URI of the folder of all artifacts, such as ``file:///home/me/.stillhouse/mlflow/artifacts``.
+    :param location: URI of the artifact folder, such as ``file:///home/me/.stillhouse/mlflow/artifacts``.
     :raises RegistryError: if the database cannot be changed.
     """
     try:
         with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
-            for before in _earlier_locations(connection, location):
+            for old in _old_locations(connection, location):
                 for table, column in _text_columns(connection):
                     connection.execute(
                         f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) '
                         f'WHERE "{column}" = ? OR substr("{column}", 1, ?) = ?',
-                        (location, len(before) + 1, before, len(before) + 1, f"{before}/"),
+                        (location, len(old) + 1, old, len(old) + 1, f"{old}/"),
                     )
     except sqlite3.Error as error:
         raise RegistryError(
@@ -39,11 +39,10 @@ def relocate(database: Path, location: str) -> None:
         ) from error
 
 
-def _earlier_locations(connection: sqlite3.Connection, location: str) -> list[str]:
-    """Folders of artifacts beside another ``mlflow.db``, as :func:`~stillhouse.registry.connection.artifact_location`
-    made them."""
+def _old_locations(connection: sqlite3.Connection, location: str) -> list[str]:
+    """Artifact folders of another home, as :func:`~stillhouse.registry.connection.artifact_location` creates them."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if "experiments" not in tables:  # made just now
+    if "experiments" not in tables:  # a new database
         return []
     suffix = "/mlflow/artifacts"
     rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
@@ -51,7 +50,7 @@ def _earlier_locations(connection: sqlite3.Connection, location: str) -> list[st
 
 
 def _text_columns(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-    """Columns that may hold an address; names come from MLflow's schema, not from data."""
+    """Table and column of every text column; each may hold an address. Names come from MLflow's schema, not data."""
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     for table in tables:
         for _, column, kind, *_ in connection.execute(f'PRAGMA table_info("{table}")').fetchall():

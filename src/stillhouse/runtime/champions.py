@@ -28,7 +28,7 @@ from stillhouse.files import write_atomic
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import ModelRef, Record, short_id
 from stillhouse.runtime.rows import Batch, ObservationSchema
-from stillhouse.signing import signed_model, signed_release, verified
+from stillhouse.signing import read_signed_model, read_signed_release, require_released
 from stillhouse.variant import InputError, Variant
 from stillhouse.verifying import SIGNATURE_FILE, FilesDiffer, Model, check_files, read_files
 
@@ -211,7 +211,7 @@ class Champions:
 
     def _verify_release(self, registry: Registry, champion: ModelRef, present: Pointer | None) -> _SignedVersion:
         """Verify the champion's signature and its newest release, which must not be older than the present one."""
-        signed = self._verify(str(champion), *registry.envelopes(champion))
+        signed = self._verify(str(champion), *registry.models.envelopes(champion))
         seen = 0 if present is None else present.release_number
         is_other = present is not None and str(champion) != present.version
         if signed.release_number < seen or (signed.release_number == seen and is_other):
@@ -225,10 +225,10 @@ class Champions:
         self, registry: Registry, champion: ModelRef, present: Pointer | None, signed: _SignedVersion
     ) -> Pointer:
         folder = f"variant-{champion.version}-{short_id(champion.uri, champion.run_id)}"
-        registry.fetch(champion, self.folder / folder)
+        registry.models.fetch(champion, self.folder / folder)
         self._require_intact(str(champion), folder, signed.model)
         self._load_and_try(str(champion), self.folder / folder, None)
-        promoted_at = registry.tags(champion).get("promoted_at")
+        promoted_at = registry.models.tags(champion).get("promoted_at")
         return Pointer(
             version=str(champion),
             uri=champion.uri,
@@ -243,9 +243,13 @@ class Champions:
     def _fetch_teacher(self, registry: Registry, champion: ModelRef, pointer: Pointer) -> Pointer:
         teacher = registry.baseline(champion).teacher
         folder = f"teacher-{short_id(teacher.uri, teacher.run_id)}"
-        registry.fetch(teacher, self.folder / folder)
+        registry.models.fetch(teacher, self.folder / folder)
         with_teacher = pointer.model_copy(
-            update={"teacher": teacher, "teacher_folder": folder, "teacher_signature": registry.envelopes(teacher)[0]}
+            update={
+                "teacher": teacher,
+                "teacher_folder": folder,
+                "teacher_signature": registry.models.envelopes(teacher)[0],
+            }
         )
         self._require_intact(f"the teacher of {pointer.version}", folder, self._verify_teacher(with_teacher))
         return with_teacher
@@ -287,8 +291,8 @@ class Champions:
 
     def _verify(self, version: str, signature: str | None, release: str | None) -> _SignedVersion:
         """Verify that the version is a variant of this agent and was released, by keys that are trusted here."""
-        model, released = signed_model(signature, version), signed_release(release, version)
-        verified(model, released, self.config.agent, version)
+        model, released = read_signed_model(signature, version), read_signed_release(release, version)
+        require_released(model, released, self.config.agent, version)
         if version != f"{model.name}@{model.version}" or model.role != "variant":
             raise SignatureError(f"{version} cannot be used: it is signed as {model.role} {model.name}@{model.version}")
         assert signature is not None and release is not None  # both were read
@@ -300,8 +304,8 @@ class Champions:
     def _verify_teacher(self, pointer: Pointer) -> Model:
         """Verify that the teacher is the one that the champion was distilled from."""
         label = f"the teacher of {pointer.version}"
-        champion = signed_model(pointer.signature, pointer.version)
-        teacher = signed_model(pointer.teacher_signature, label)
+        champion = read_signed_model(pointer.signature, pointer.version)
+        teacher = read_signed_model(pointer.teacher_signature, label)
         if teacher.agent != self.config.agent or teacher.role != "teacher":
             raise SignatureError(
                 f"{label} cannot be used: it is signed as {teacher.role} {teacher.name} of {teacher.agent!r}"

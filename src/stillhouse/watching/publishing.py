@@ -63,15 +63,15 @@ def log_watch(
 
     :returns: the run's id.
     """
-    models, every = watched.registry, watched.settings.watch.every
+    registry, every = watched.registry, watched.settings.watch.every
     last = evidence_steps(verdict)
     since = min((step.since for step in last), default=report.reference.end)
-    run_id = models.open_watch(report.champion, since)
+    run_id = registry.runs.open_watch(report.champion, since)
     look = int((verdict.as_of - since) / every)
     fresh = _evidence(watched.base, verdict, after=report.current.start)
     points = [(step.end, int((step.end - since) / (step.end - step.start)), _curves(step)) for step in fresh]
     pages = {names.DATA_DOCS: Path(data.docs).read_bytes()} if data.docs else {}
-    models.log(
+    registry.runs.log(
         run_id,
         files={
             names.VERDICT: verdict,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stillhouse import config
-from stillhouse.champion import Champion, champion_of, open_registry
+from stillhouse.champion import Champion, load_champion, open_registry
 from stillhouse.config import AgentConfig, SincePromotion
 from stillhouse.drift import texts
 from stillhouse.drift.calibrate import limits
@@ -127,7 +127,7 @@ def open_window(agent: str, as_of: datetime | None) -> tuple[datetime, Window]:
     settings = config.load(agent)
     base = KnowledgeBase(settings)
     now = base.resolve_time(as_of)
-    champion = champion_of(agent, settings)
+    champion = load_champion(agent, settings)
     name = proved = None
     if champion and isinstance(settings.windows.current, SincePromotion):
         name, proved = str(champion.model), champion.baseline.as_of
@@ -140,7 +140,7 @@ def window_of(agent: str, window: Window) -> WatchedWindow:
     """The window that was opened in this process, as of the versions that ``window`` names; else opened anew."""
     opened = _OPEN.get(_key(agent, window))
     if opened is None:
-        return _keep(WatchedWindow(agent, window, champion_of(agent)))
+        return _keep(WatchedWindow(agent, window, load_champion(agent)))
     return _keep(opened.at(window))
 
 

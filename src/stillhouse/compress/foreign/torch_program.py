@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from stillhouse.artifacts import checked_program
+from stillhouse.artifacts import sanitize_program
 from stillhouse.compress.foreign.rows import ModelInput
 from stillhouse.compress.target import Feed
 from stillhouse.errors import ExportError, PartError
@@ -42,7 +42,7 @@ def read_program(path: Path) -> ExportedProgram:
     :raises ExportError: if it contains more than a graph and tensors, naming what, or cannot be read.
     """
     try:
-        return torch.export.load(checked_program(path))
+        return torch.export.load(sanitize_program(path))
     except PartError as error:
         raise ExportError(f"the exported program cannot be read here: {error}") from error
     except Exception as error:  # the library's errors have no common base class

@@ -36,7 +36,7 @@ def plan_refresh(session: Session) -> Refresh:
             asked = session.job.mode
             if MODES[asked].falls_back_to is None:
                 raise
-            session.registry.tag(session.job.run_id, **{_REASON_TAGS[asked]: str(error)})
+            session.registry.runs.set_tags(session.job.run_id, **{_REASON_TAGS[asked]: str(error)})
             session.job = fall_back(session.job, asked)
 
 

@@ -55,7 +55,7 @@ class Recalibrate(RefreshMode):
         if champion.actions != session.settings.actions:
             knows = ", ".join(champion.actions)
             raise RegistryError(f"{champion.model} knows the actions {knows}, and the agent file others")
-        session.registry.tag(session.job.run_id, recalibrates=compression_run(session))
+        session.registry.runs.set_tags(session.job.run_id, recalibrates=compression_run(session))
         return session.job.model_copy(update={"teacher": "keep", "since": champion.baseline.train.end})
 
     def weighs_teachers(self, job: Refresh) -> bool:
@@ -72,7 +72,7 @@ class Recalibrate(RefreshMode):
         :raises RegistryError: if it was logged without its weights.
         """
         champion = session.champion
-        folder = session.registry.student_files(champion.model) if champion else None
+        folder = session.registry.models.student_files(champion.model) if champion else None
         if folder is None:
             raise RegistryError(
                 f"agent {session.agent!r} has no champion whose student was kept: refresh with mode=redistil"
@@ -82,7 +82,7 @@ class Recalibrate(RefreshMode):
 
     def compress(self, session: Session, teacher: TeacherRef, student: StudentRef) -> Frontier:
         """The champion's graph with a new temperature, quantised with new ranges, both from rows of now."""
-        job, settings, models, kept = session.job, session.settings, session.registry, kept_state(session)
+        job, settings, registry, kept = session.job, session.settings, session.registry, kept_state(session)
         data = session.training
         learned = data.has_label & ~data.validation
         current = learned & (data.frame["observed_at"] >= job.news.start).to_numpy()
@@ -90,8 +90,11 @@ class Recalibrate(RefreshMode):
         judged = data.has_label & data.validation
         x = data.encoded([dict(column) for column in kept.columns])
         found = fit_graph_temperature(kept.model, {"x": x[chosen]}, data.labels[chosen])
-        models.log_record(job.run_id, Recalibration(temperature=found, rows=int(chosen.sum())), names.RECALIBRATION)
-        models.log_metrics(job.run_id, {"recalibration/temperature": found, "recalibration/rows": float(chosen.sum())})
+        registry.runs.log(
+            job.run_id,
+            files={names.RECALIBRATION: Recalibration(temperature=found, rows=int(chosen.sum()))},
+            metrics={"recalibration/temperature": found, "recalibration/rows": float(chosen.sum())},
+        )
         labels = data.labels[judged]
         subject = target_from_graph(
             apply_temperature(kept.model, found),
@@ -126,5 +129,5 @@ def kept_state(session: Session) -> KeptState:
     if session.champion is None or frontier is None or run_id is None:
         raise RegistryError(f"agent {session.agent!r} has no champion whose form was kept: refresh with mode=redistil")
     recipe: Recipe = TypeAdapter(Recipe).validate_python(frontier.named(frontier.chosen).recipe)
-    model = onnx.load_model_from_string(session.registry.read_file(run_id, names.MODEL_STATE))
+    model = onnx.load_model_from_string(session.registry.runs.read_file(run_id, names.MODEL_STATE))
     return KeptState(model, session.champion.variant.columns, recipe)

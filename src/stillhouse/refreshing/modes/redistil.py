@@ -68,7 +68,7 @@ class RedistilWarm(Redistil):
             old = predecessor(session)
             extend_columns(old.columns, columns_of(without_encoder(session.settings), session.training.labelled))
         except StillhouseError as error:
-            session.registry.tag(session.job.run_id, warm_start_not_made=str(error))
+            session.registry.runs.set_tags(session.job.run_id, warm_start_not_made=str(error))
             return None
         return old
 
@@ -79,7 +79,7 @@ def last_training(session: Session) -> TrainingHistory | None:
         return None
     student = session.registry.version(f"{session.agent}-student", "champion")
     run_id = student.run_id if student else None
-    return session.registry.read_record(run_id, names.TRAINING_HISTORY, TrainingHistory) if run_id else None
+    return session.registry.runs.read_record(run_id, names.TRAINING_HISTORY, TrainingHistory) if run_id else None
 
 
 def _initial(session: Session, teacher: TeacherRef) -> TextEncoderState | None:

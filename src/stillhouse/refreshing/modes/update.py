@@ -71,7 +71,7 @@ class Update(RefreshMode):
         fresh = columns_of(unaided, rows)
         extend_columns(old.columns, fresh)
         require_same_architecture(old.student, growable(new_student(unaided, fresh, encode(rows.head(1), fresh))))
-        session.registry.log_window(job.run_id, planned.news, rows, "new since the champion")
+        session.registry.runs.log_window(job.run_id, planned.news, rows, "new since the champion")
         return planned
 
     def weighs_teachers(self, job: Refresh) -> bool:
@@ -89,12 +89,12 @@ class Update(RefreshMode):
         Judged on new rows of validation days, never on the test window: where a watch would still call the distance
         to the teacher harm, a new student is worth its price.
         """
-        settings, models, old = session.settings, session.registry, predecessor(session)
+        settings, registry, old = session.settings, session.registry, predecessor(session)
         news = _News.of(session, teacher)
         answered = int(news.rows.has_teacher_probs(teacher.version)[news.learned].sum())
         if answered < (least := settings.update.min_rows // 2):
             few = f"the teacher has answered {answered} new rows to learn from, and {least} are needed"
-            models.tag(session.job.run_id, update_not_made=few)
+            registry.runs.set_tags(session.job.run_id, update_not_made=few)
             return None
         columns = extend_columns(old.columns, columns_of(without_encoder(settings), news.frame))
         new = news.rows.lesson(news.learned, _without_features(teacher), columns)
@@ -121,9 +121,9 @@ class Update(RefreshMode):
             updated=updated,
             probe=online.probe_update(before, student, probe_rows, largest_null_mean),
         )
-        models.log_record(session.job.run_id, report, names.UPDATE)
+        registry.runs.log_record(session.job.run_id, report, names.UPDATE)
         if not report.probe.passed:
-            models.tag(session.job.run_id, update_not_made=str(report.probe))
+            registry.runs.set_tags(session.job.run_id, update_not_made=str(report.probe))
             return None
         course = TrainingHistory(history=updated.history, changes=(), steps=updated.steps, stopped=False)
         probs = student_probabilities(student, new.x.numpy())

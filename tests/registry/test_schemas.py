@@ -1,4 +1,4 @@
-"""Rows of an agent as signatures of strangers' models want them."""
+"""Rows of an agent are cast to the signatures of foreign models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlflow.models.utils import _enforce_schema
 from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
 
 from stillhouse.errors import PartError
-from stillhouse.registry.signatures import as_signed
+from stillhouse.registry.schemas import cast_rows
 
 ROWS = pd.DataFrame(
     {
@@ -27,32 +27,32 @@ ROWS = pd.DataFrame(
 )
 
 
-def signed(*specs: tuple[str, DataType], required: bool = True) -> pd.DataFrame:
-    """As MLflow takes it: its own check must be content."""
+def cast(*specs: tuple[str, DataType], required: bool = True) -> pd.DataFrame:
+    """Cast the rows, and check the result with MLflow."""
     schema = Schema([ColSpec(kind, name, required) for name, kind in specs])
-    found = as_signed(ROWS, schema)
-    checked = _enforce_schema(found, schema)
-    assert list(checked) == list(found)
-    return found
+    rows = cast_rows(ROWS, schema)
+    checked = _enforce_schema(rows, schema)
+    assert list(checked) == list(rows)
+    return rows
 
 
 def test_whole_numbers_become_the_integers_of_the_signature() -> None:
-    found = signed(("hour", DataType.integer), ("code", DataType.long), ("share", DataType.double))
-    assert [str(found[name].dtype) for name in found] == ["int32", "int64", "float64"]
-    assert found["code"].tolist() == [7, 8, 9] and np.isnan(found["share"][1])
+    rows = cast(("hour", DataType.integer), ("code", DataType.long), ("share", DataType.double))
+    assert [str(rows[name].dtype) for name in rows] == ["int32", "int64", "float64"]
+    assert rows["code"].tolist() == [7, 8, 9] and np.isnan(rows["share"][1])
 
 
 def test_floats_truths_texts_and_times() -> None:
-    found = signed(
+    rows = cast(
         ("share", DataType.float),
         ("open", DataType.boolean),
         ("hour", DataType.string),
         ("place", DataType.string),
         ("since", DataType.datetime),
     )
-    assert str(found["share"].dtype) == "float32" and found["open"].tolist() == [True, False, True]
-    assert found["hour"].tolist() == ["1", "2", "3"] and found["place"].tolist() == ["EWR", None, "JFK"]
-    assert found["since"][0] == pd.Timestamp("2024-05-01T10:00:00") and found["since"].isna().tolist() == [
+    assert str(rows["share"].dtype) == "float32" and rows["open"].tolist() == [True, False, True]
+    assert rows["hour"].tolist() == ["1", "2", "3"] and rows["place"].tolist() == ["EWR", None, "JFK"]
+    assert rows["since"][0] == pd.Timestamp("2024-05-01T10:00:00") and rows["since"].isna().tolist() == [
         False,
         False,
         True,
@@ -63,14 +63,14 @@ def test_optional_columns_may_be_absent_or_empty() -> None:
     schema = Schema(
         [ColSpec(DataType.long, "hour"), ColSpec(DataType.long, "none", False), ColSpec(DataType.long, "x", False)]
     )
-    found = as_signed(ROWS, schema)
-    assert list(found) == ["hour"]
-    _enforce_schema(found, schema)
-    assert signed(("open", DataType.boolean), required=False)["open"].tolist() == [True, False, True]
+    rows = cast_rows(ROWS, schema)
+    assert list(rows) == ["hour"]
+    _enforce_schema(rows, schema)
+    assert cast(("open", DataType.boolean), required=False)["open"].tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "said"),
+    ("name", "kind", "message"),
     [
         ("gap", DataType.long, "column gap as a whole number (int64), and it is missing in 1 of 3 rows"),
         ("share", DataType.integer, "it is missing in 1 of 3 rows"),
@@ -78,24 +78,24 @@ def test_optional_columns_may_be_absent_or_empty() -> None:
         ("since", DataType.boolean, "column since as a truth value, and"),
         ("hour", DataType.datetime, "column hour as a time, and it holds numbers"),
         ("hour", DataType.binary, "columns are numbers and texts"),
-        ("weight", DataType.double, "wants the columns weight"),
+        ("weight", DataType.double, "requires the columns weight"),
     ],
 )
-def test_what_cannot_be_is_told_with_its_column(name: str, kind: DataType, said: str) -> None:
-    with pytest.raises(PartError) as told:
-        as_signed(ROWS.assign(since=["x", "y", "z"]), Schema([ColSpec(kind, name)]))
-    assert said in str(told.value)
+def test_an_impossible_cast_is_refused_with_its_column(name: str, kind: DataType, message: str) -> None:
+    with pytest.raises(PartError) as caught:
+        cast_rows(ROWS.assign(since=["x", "y", "z"]), Schema([ColSpec(kind, name)]))
+    assert message in str(caught.value)
 
 
-def test_a_fraction_is_no_integer_and_too_large_is_told() -> None:
+def test_a_fraction_is_no_integer_and_too_large_is_refused() -> None:
     with pytest.raises(PartError, match=r"0\.5 is none"):
-        as_signed(pd.DataFrame({"a": [0.5]}), Schema([ColSpec(DataType.long, "a")]))
+        cast_rows(pd.DataFrame({"a": [0.5]}), Schema([ColSpec(DataType.long, "a")]))
     with pytest.raises(PartError, match="which int32 does not hold"):
-        as_signed(pd.DataFrame({"a": [3e9]}), Schema([ColSpec(DataType.integer, "a")]))
+        cast_rows(pd.DataFrame({"a": [3e9]}), Schema([ColSpec(DataType.integer, "a")]))
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "said"),
+    ("value", "kind", "message"),
     [
         ("1_0", DataType.long, "'1_0' is no number"),
         ("\u0663", DataType.double, "is no number"),
@@ -104,17 +104,17 @@ def test_a_fraction_is_no_integer_and_too_large_is_told() -> None:
         ("now", DataType.datetime, "as a time, and 'now' is none"),
     ],
 )
-def test_what_other_libraries_would_read_in_silence_is_refused(value: Any, kind: DataType, said: str) -> None:
-    with pytest.raises(PartError, match=said):
-        as_signed(pd.DataFrame({"a": [value]}), Schema([ColSpec(kind, "a")]))
+def test_values_that_other_libraries_read_silently_are_refused(value: Any, kind: DataType, message: str) -> None:
+    with pytest.raises(PartError, match=message):
+        cast_rows(pd.DataFrame({"a": [value]}), Schema([ColSpec(kind, "a")]))
 
 
 def test_tensors() -> None:
     rows = ROWS[["hour", "gap"]]
-    found = as_signed(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 2))]))
-    assert found.dtype == np.float32 and found.shape == (3, 2)
-    named: Any = as_signed(rows, Schema([TensorSpec(np.dtype(np.int64), (-1, 1), "hour")]))
+    tensor = cast_rows(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 2))]))
+    assert tensor.dtype == np.float32 and tensor.shape == (3, 2)
+    named: Any = cast_rows(rows, Schema([TensorSpec(np.dtype(np.int64), (-1, 1), "hour")]))
     assert named["hour"].tolist() == [[1], [2], [3]]
     with pytest.raises(PartError, match="takes 5 values a row, and is given 2 columns"):
-        as_signed(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 5))]))
-    assert as_signed(rows, None) is rows
+        cast_rows(rows, Schema([TensorSpec(np.dtype(np.float32), (-1, 5))]))
+    assert cast_rows(rows, None) is rows
