@@ -41,7 +41,7 @@ from scipy.stats import ks_2samp, wasserstein_distance
 from benchmarks.peers import peer
 from benchmarks.report import Goal, begin
 from stillhouse.drift.distances import psi
-from stillhouse.drift.profile import scan
+from stillhouse.drift.scan import scan
 
 CLAIM = "drift of a million rows is measured far more cheaply than by known tools, and within 1 % of exact"
 

@@ -10,9 +10,9 @@ import pytest
 
 from examples import flights
 from stillhouse.config import CategoryColumn, NumberColumn, load_file
-from stillhouse.drift.calibrate import MIN_BLOCKS, limits, loss_baseline, screened, screens
-from stillhouse.drift.distances import compare
-from stillhouse.drift.profile import build
+from stillhouse.drift.calibrate import MIN_BLOCKS, calibrate_drift, column_limits, estimate_loss_baseline, screen
+from stillhouse.drift.distances import compare_profiles
+from stillhouse.drift.scan import profile_frame
 from stillhouse.errors import WindowError
 from stillhouse.records import ColumnDrift, DriftCalibration
 
@@ -23,8 +23,8 @@ WEEK = timedelta(days=7)
 def profiles(frames):
     """Profiles of frames, all on the grid of the first."""
     columns = {name: NUMBER if frames[0][name].dtype == float else CATEGORY for name in frames[0]}
-    found = [build(frames[0], columns)]
-    return [*found, *(build(frame, columns, like=found[0]) for frame in frames[1:])]
+    found = [profile_frame(frames[0], columns)]
+    return [*found, *(profile_frame(frame, columns, like=found[0]) for frame in frames[1:])]
 
 
 def whole(parts):
@@ -36,7 +36,7 @@ def whole(parts):
 
 def judged(history, current):
     """The current window held against a history, as a watch does it."""
-    return screened(compare(whole(history), current), screens(history, WEEK))
+    return screen(compare_profiles(whole(history), current), calibrate_drift(history, WEEK))
 
 
 def a_drift(column="x", psi=0.1):
@@ -70,13 +70,13 @@ def test_each_stretch_is_held_against_all_others(seed):
     frames = exchangeable(generator, 7)
     frames[3].loc[:20, "x"] = np.nan
     frames[5].loc[0, "sky"] = "snow"
-    found = screens(profiles(frames), WEEK)
+    found = calibrate_drift(profiles(frames), WEEK)
 
     psi = []
     for k in range(len(frames)):
         rest = pd.concat([frame for i, frame in enumerate(frames) if i != k])
         reference, current = profiles([rest, frames[k]])
-        psi.append([drift.psi for drift in compare(reference, current)])
+        psi.append([drift.psi for drift in compare_profiles(reference, current)])
     psi = np.array(psi)
     assert found.blocks == 7 and found.block == WEEK
     for k, name in enumerate(["x", "y", "sky"]):
@@ -92,14 +92,14 @@ def test_limits_hold_for_all_columns_at_once():
         columns={"a": (0.1, 0.1, 0.2, 0.2, 0.3, 0.4), "b": (0.0,) * 6},
         joint=(0.2, 0.3, 0.5, 0.5, 0.9, 2.0),
     )
-    drifts, result = screened([a_drift("a", 0.7), a_drift("b", 0.019), a_drift("new", 9.0)], usual)
+    drifts, result = screen([a_drift("a", 0.7), a_drift("b", 0.019), a_drift("new", 9.0)], usual)
     assert [drift.limit for drift in drifts] == [pytest.approx(0.8), pytest.approx(0.02), None]
-    assert limits(usual) == {drift.column: drift.limit for drift in drifts[:2]}
+    assert column_limits(usual) == {drift.column: drift.limit for drift in drifts[:2]}
     assert (result.beyond, result.moved) == ((), False)
     assert result.statistic == pytest.approx(1.9) and result.limit == 2.0
     assert result.p_value == pytest.approx(2 / 7)
 
-    drifts, result = screened([a_drift("a", 0.9), a_drift("b", 0.03)], usual)
+    drifts, result = screen([a_drift("a", 0.9), a_drift("b", 0.03)], usual)
     assert result.beyond == ("b", "a") and result.moved
     assert all(drift.unusual for drift in drifts)
     assert result.p_value == pytest.approx(1 / 7)
@@ -145,14 +145,14 @@ def test_weekly_swings_and_lasting_weather_pass_and_a_fault_does_not():
     frames = seasonal_weeks(np.random.default_rng(5), 46)
     weeks = profiles(frames)
     history, later = weeks[:16], weeks[16:]
-    usual, reference = screens(history, WEEK), whole(history)
-    results = [screened(compare(reference, week), usual)[1] for week in later]
-    naive = [max(drift.psi for drift in compare(reference, week)) > 0.25 for week in later]
+    usual, reference = calibrate_drift(history, WEEK), whole(history)
+    results = [screen(compare_profiles(reference, week), usual)[1] for week in later]
+    naive = [max(drift.psi for drift in compare_profiles(reference, week)) > 0.25 for week in later]
     assert np.mean(naive) > 0.9  # a plain threshold cries every week
     assert np.mean([result.moved for result in results]) <= 1 / 17 + 2 * np.sqrt(1 / 17 / len(later))
 
     faulty = frames[20].assign(load=frames[20]["load"] + 3.0)
-    drifts, result = screened(compare(reference, profiles([frames[0], faulty])[1]), usual)
+    drifts, result = screen(compare_profiles(reference, profiles([frames[0], faulty])[1]), usual)
     assert result.beyond == ("load",) and result.moved
     assert max(drifts, key=lambda drift: drift.psi).column != "load"  # though weather swings farther
 
@@ -164,9 +164,9 @@ def test_weeks_of_real_flights():
     weeks = []
     for number in range(52):
         rows = flights.departures(flights.week_start(number), flights.week_start(number + 1))
-        weeks.append(build(rows, columns, like=weeks[0] if weeks else None))
-    usual, reference = screens(weeks[:26], WEEK), whole(weeks[:26])
-    results = [screened(compare(reference, week), usual) for week in weeks[26:]]
+        weeks.append(profile_frame(rows, columns, like=weeks[0] if weeks else None))
+    usual, reference = calibrate_drift(weeks[:26], WEEK), whole(weeks[:26])
+    results = [screen(compare_profiles(reference, week), usual) for week in weeks[26:]]
     assert all(max(drift.psi for drift in drifts) > 0.25 for drifts, _ in results)
     assert sum(result.moved for _, result in results) <= 3  # one is the promise, were there no holidays
 
@@ -174,10 +174,10 @@ def test_weeks_of_real_flights():
 @pytest.mark.parametrize("blocks", [0, 1, MIN_BLOCKS - 1])
 def test_too_few_stretches_calibrate_nothing(blocks):
     history = profiles(exchangeable(np.random.default_rng(0), MIN_BLOCKS))[:blocks]
-    usual = screens(history, WEEK)
+    usual = calibrate_drift(history, WEEK)
     assert (usual.blocks, usual.columns, usual.joint) == (blocks, {}, ())
-    assert limits(usual) == {}
-    drifts, result = screened([a_drift(psi=50.0)], usual)
+    assert column_limits(usual) == {}
+    drifts, result = screen([a_drift(psi=50.0)], usual)
     assert drifts == (a_drift(psi=50.0),)
     assert (result.moved, result.beyond, result.p_value) == (False, (), 1.0)
 
@@ -195,8 +195,8 @@ def test_columns_without_any_movement():
 
 
 def test_no_calibrated_column():
-    usual = screens(profiles(exchangeable(np.random.default_rng(1), 6)), WEEK)
-    _, result = screened([a_drift("another", 5.0)], usual)
+    usual = calibrate_drift(profiles(exchangeable(np.random.default_rng(1), 6)), WEEK)
+    _, result = screen([a_drift("another", 5.0)], usual)
     assert (result.moved, result.beyond, result.statistic, result.p_value) == (False, (), 0.0, 1.0)
 
 
@@ -209,7 +209,7 @@ def moments(hours):
 
 def test_independent_rows_have_the_usual_standard_error():
     losses = np.random.default_rng(0).random(500)
-    found = loss_baseline(losses, moments(np.arange(500)), timedelta(0), timedelta(days=1))
+    found = estimate_loss_baseline(losses, moments(np.arange(500)), timedelta(0), timedelta(days=1))
     assert found.mean == pytest.approx(losses.mean())
     assert found.standard_error == pytest.approx(losses.std(ddof=1) / np.sqrt(500))
     assert (found.rows, found.clusters) == (500, 500)
@@ -218,19 +218,21 @@ def test_independent_rows_have_the_usual_standard_error():
 def test_rows_of_one_cluster_count_as_one():
     generator = np.random.default_rng(1)
     hourly = generator.random(200)
-    one = loss_baseline(hourly, moments(np.arange(200)), timedelta(hours=1), WEEK)
+    one = estimate_loss_baseline(hourly, moments(np.arange(200)), timedelta(hours=1), WEEK)
     hours = np.repeat(np.arange(200), 7)
-    seven = loss_baseline(hourly[hours], moments(hours + generator.random(1400) * 0.99), timedelta(hours=1), WEEK)
+    seven = estimate_loss_baseline(
+        hourly[hours], moments(hours + generator.random(1400) * 0.99), timedelta(hours=1), WEEK
+    )
     assert seven.clusters == one.clusters == 200
     assert seven.standard_error == pytest.approx(one.standard_error)
-    apart = loss_baseline(hourly[hours], moments(hours), timedelta(0), WEEK)
+    apart = estimate_loss_baseline(hourly[hours], moments(hours), timedelta(0), WEEK)
     assert apart.standard_error < 0.5 * seven.standard_error
 
 
 def test_a_busy_hour_counts_no_more_than_a_quiet_one():
     losses, hours = np.array([0.9] * 99 + [0.1]), np.array([0.0] * 99 + [1.5])
-    assert loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK).mean == pytest.approx(0.5)
-    assert loss_baseline(losses, moments(hours), timedelta(0), WEEK).mean == pytest.approx(0.892)
+    assert estimate_loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK).mean == pytest.approx(0.5)
+    assert estimate_loss_baseline(losses, moments(hours), timedelta(0), WEEK).mean == pytest.approx(0.892)
 
 
 def test_the_clustered_standard_error_is_right():
@@ -238,49 +240,51 @@ def test_the_clustered_standard_error_is_right():
     for _ in range(400):
         hours = np.repeat(np.arange(60), generator.integers(1, 12, 60))
         losses = np.clip(0.3 + generator.normal(0, 0.15, 60)[hours] + generator.normal(0, 0.1, len(hours)), 0, 1)
-        found = loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK)
+        found = estimate_loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK)
         means.append(found.mean)
         errors.append(found.standard_error)
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.12)
 
 
 def test_one_cluster_has_the_largest_error_there_can_be():
-    found = loss_baseline(np.array([0.1, 0.3]), moments([0.0, 0.1]), timedelta(hours=1), WEEK)
+    found = estimate_loss_baseline(np.array([0.1, 0.3]), moments([0.0, 0.1]), timedelta(hours=1), WEEK)
     assert found.clusters == 1 and found.standard_error == pytest.approx(0.4)
 
 
 def test_the_usual_is_that_of_the_worse_stretches():
     losses = np.concatenate([np.full(20, level) for level in np.linspace(0.1, 0.3, 11)])
     hours = np.concatenate([24 * day + np.arange(20) for day in range(11)])
-    found = loss_baseline(losses, moments(hours), timedelta(0), timedelta(days=1))
+    found = estimate_loss_baseline(losses, moments(hours), timedelta(0), timedelta(days=1))
     assert found.usual == pytest.approx(0.28)
     shuffled = np.random.default_rng(0).permutation(len(losses))
-    again = loss_baseline(losses[shuffled], moments(hours[shuffled]), timedelta(0), timedelta(days=1))
+    again = estimate_loss_baseline(losses[shuffled], moments(hours[shuffled]), timedelta(0), timedelta(days=1))
     assert again.model_dump() == pytest.approx(found.model_dump())
 
-    few = loss_baseline(losses[:80], moments(hours[:80]), timedelta(0), timedelta(days=1))
+    few = estimate_loss_baseline(losses[:80], moments(hours[:80]), timedelta(0), timedelta(days=1))
     assert few.usual == few.mean  # four stretches
-    stray = loss_baseline(np.append(1.0, losses), moments(np.append(-100, hours)), timedelta(0), timedelta(days=1))
+    stray = estimate_loss_baseline(
+        np.append(1.0, losses), moments(np.append(-100, hours)), timedelta(0), timedelta(days=1)
+    )
     assert stray.usual == pytest.approx(0.28)  # one row is no stretch
 
 
 def test_the_usual_is_never_below_the_mean():
     losses = np.concatenate([np.full(1000, 0.9), *[np.full(10, 0.1)] * 12])
     hours = np.concatenate([np.zeros(1000), *[24 * day + np.arange(10) / 10 for day in range(1, 13)]])
-    found = loss_baseline(losses, moments(hours), timedelta(0), timedelta(days=1))
+    found = estimate_loss_baseline(losses, moments(hours), timedelta(0), timedelta(days=1))
     assert found.usual == found.mean > 0.5
 
 
 def test_nanoseconds_and_moments_are_the_same():
     losses, when = np.random.default_rng(0).random(100), moments(np.arange(100) * 3.7)
     nanoseconds = when.dt.as_unit("ns").astype("int64").to_numpy()
-    by_moment = loss_baseline(losses, when, timedelta(hours=6), timedelta(days=1))
-    assert loss_baseline(losses, nanoseconds, timedelta(hours=6), timedelta(days=1)) == by_moment
+    by_moment = estimate_loss_baseline(losses, when, timedelta(hours=6), timedelta(days=1))
+    assert estimate_loss_baseline(losses, nanoseconds, timedelta(hours=6), timedelta(days=1)) == by_moment
 
 
 def test_no_losses():
     with pytest.raises(WindowError, match="there are none"):
-        loss_baseline(np.empty(0), moments([]), timedelta(0), WEEK)
+        estimate_loss_baseline(np.empty(0), moments([]), timedelta(0), WEEK)
 
 
 # --------------------------------------------------------------------------- how steps hang together
@@ -297,7 +301,7 @@ def autoregressive(generator, steps, units, coefficient, deviation, noise=0.05):
 def hanging_together(losses):
     steps, units = losses.shape
     hours = np.arange(steps * units) / units
-    return loss_baseline(losses.ravel(), moments(hours), timedelta(0), WEEK, timedelta(hours=1))
+    return estimate_loss_baseline(losses.ravel(), moments(hours), timedelta(0), WEEK, timedelta(hours=1))
 
 
 def test_steps_that_hang_together_are_measured_with_a_margin():
@@ -329,5 +333,5 @@ def test_a_coefficient_above_a_half_is_taken_for_a_half():
 def test_a_history_that_cannot_tell(losses):
     found = hanging_together(losses)
     assert (found.autocorrelation, found.step_deviation) == (None, None)
-    known = loss_baseline(losses.ravel(), moments(np.arange(losses.size)), timedelta(0), WEEK)
+    known = estimate_loss_baseline(losses.ravel(), moments(np.arange(losses.size)), timedelta(0), WEEK)
     assert (known.autocorrelation, known.step_deviation) == (None, None)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from stillhouse.config import Responses
 from stillhouse.drift.decide import decide, decide_from_evidence
-from stillhouse.drift.evidence import joint
+from stillhouse.drift.evidence import joint_evidence
 from stillhouse.errors import WindowError
 from stillhouse.records import Cost, Verdict, short_id
 
@@ -406,6 +406,6 @@ def test_verdicts_of_random_figures_do_not_contradict_them(make):
             assert report.quality.brier <= 1.5 * report.quality_reference.brier
         if report.disagreement and steps:
             assert report.disagreement.total_variation <= 0.08
-        together = joint(steps)
+        together = joint_evidence(steps)
         assert together is None or together[0] < together[1]
     assert seen >= {"no_drift", "benign_shift", "not_enough_evidence", "harmful_drift", "teacher_failing", "drift"}

@@ -35,7 +35,7 @@ def run_length(draw: Callable[[], np.ndarray], null_mean: float, average_run_len
 def test_two_looks_worked_by_hand():
     state = look(look(begin(null_mean=0.2), np.array([1.0, 0.0])), np.array([0.5]))
     statistics = []
-    for bet in evidence.bets(0.2):
+    for bet in evidence.bet_sizes(0.2):
         first = (1 + 0) * (1 + bet * 0.8) * (1 - bet * 0.2)
         statistics.append((1 + first) * (1 + bet * 0.3))
     assert np.exp(state.log_bets) == pytest.approx(np.array(statistics), rel=1e-12)
@@ -46,7 +46,7 @@ def test_two_looks_worked_by_hand():
 
 def test_bets_are_allowed_ones():
     for null_mean in (0.001, 0.02, 0.5, 0.99):
-        bets = evidence.bets(null_mean)
+        bets = evidence.bet_sizes(null_mean)
         assert (bets > 0).all() and (bets * null_mean < 1).all() and (np.diff(bets) > 0).all()
 
 
@@ -131,8 +131,8 @@ def steered(generator: np.random.Generator, mean: float, units: int, uniform_sha
     def draw() -> np.ndarray:
         scores = generator.random(60)
         losses = generator.random(60) < 2 * mean * scores
-        draws = audit.plan(scores, None, units, uniform_share, seed=int(generator.integers(2**32)))
-        return audit.unit_means(draws, losses[draws.rows])
+        draws = audit.draw_rows(scores, None, units, uniform_share, seed=int(generator.integers(2**32)))
+        return audit.cluster_means(draws, losses[draws.rows])
 
     return draw
 
@@ -179,12 +179,12 @@ def shared(process: str, evidence_: float, share: float = 1 / 3, run_length: flo
 def test_processes_share_one_budget():
     """99 + 150 + 51 is 300, a mean of 100: the budget, which none of them has reached alone."""
     steps = [shared("disagreement", 99), shared("student_outcomes", 150), shared("teacher_outcomes", 51)]
-    together, threshold = evidence.joint(steps)
+    together, threshold = evidence.joint_evidence(steps)
     assert (math.exp(together), math.exp(threshold)) == pytest.approx((100, 100))
     assert not any(step.alarm for step in steps)
     assert shared("disagreement", 301).alarm  # it would take the mean there with the others at nothing
-    assert evidence.joint([]) is None
-    assert evidence.joint([step.model_copy(update={"share": None}) for step in steps]) is None
+    assert evidence.joint_evidence([]) is None
+    assert evidence.joint_evidence([step.model_copy(update={"share": None}) for step in steps]) is None
 
 
 def test_what_the_next_step_may_exceed():
@@ -198,7 +198,7 @@ def test_what_the_next_step_may_exceed():
     less = look(first.model_copy(update={"autocorrelation": 0.1}), np.array([0.5]))
     assert less.excess == pytest.approx(0.05 + 0.1 * (0.4 - 0.1))
     assert look(begin(), np.array([0.9])).excess == 0
-    stakes = evidence.bets(0.2)  # the null of the second step
+    stakes = evidence.bet_sizes(0.2)  # the null of the second step
     expected = np.log1p(np.exp(first.log_bets)) + np.log1p(stakes * (0.2 - 0.2))
     assert second.log_bets == pytest.approx(expected)
 
@@ -208,25 +208,25 @@ def test_units_that_have_something_in_common():
     units = np.random.default_rng(4).random(12)
     deviation = math.sqrt(0.1 / 2.5)
     state = begin().model_copy(update={"step_deviation": deviation})
-    assert evidence.groups(12, 0.1, deviation) == 3
-    stakes = evidence.bets(0.1)
+    assert evidence.count_groups(12, 0.1, deviation) == 3
+    stakes = evidence.bet_sizes(0.1)
     growth = np.log1p(stakes[:, None] * (units.reshape(3, 4).mean(axis=1) - 0.1)).sum(axis=1)
     assert look(state, units).log_bets == pytest.approx(growth - 0.5 * (3 * deviation * stakes) ** 2)
     alone = look(begin().model_copy(update={"step_deviation": None}), units)
     assert alone.log_bets == pytest.approx(np.log1p(stakes * (units.mean() - 0.1)))
-    assert (alone.units, evidence.groups(12, 0.1, 0.0)) == (12, 12)
+    assert (alone.units, evidence.count_groups(12, 0.1, 0.0)) == (12, 12)
 
 
 def test_a_closed_alarm_begins_anew_and_remembers_what_may_follow():
     last = look(begin().model_copy(update={"autocorrelation": 0.5}), np.array([1.0]))
     begun = begin().model_copy(update={"autocorrelation": 0.5})
-    assert evidence.continued(last, begun, None) == last == evidence.continued(last, begun, SINCE)
-    anew = evidence.continued(last, begun, SINCE + HOUR)
+    assert evidence.continue_or_restart(last, begun, None) == last == evidence.continue_or_restart(last, begun, SINCE)
+    anew = evidence.continue_or_restart(last, begun, SINCE + HOUR)
     assert anew == begun.model_copy(update={"excess": last.excess}) and last.excess == pytest.approx(0.45)
-    assert evidence.continued(None, begun, None) == begun
+    assert evidence.continue_or_restart(None, begun, None) == begun
     for name, value in {"champion": "toy@2", "null_mean": 0.2, "share": 0.5, "step_deviation": None}.items():
         other = begun.model_copy(update={name: value})
-        assert evidence.continued(last, other, None).looks == 0
+        assert evidence.continue_or_restart(last, other, None).looks == 0
 
 
 def test_steps_stored_before_processes_shared_a_budget_are_read():
@@ -243,8 +243,8 @@ def baseline(mean: float, standard_error: float, usual: float) -> LossBaseline:
 
 
 def test_null_mean():
-    assert evidence.null_mean(baseline(0.1, 0.01, 0.11), 0.02) == pytest.approx(0.14)
-    assert evidence.null_mean(baseline(0.1, 0.01, 0.15), 0.02) == pytest.approx(0.17)
-    assert evidence.null_mean(baseline(0.0, 0.0, 0.0), 0.0) == pytest.approx(0.001)
-    assert evidence.null_mean(baseline(0.9, 0.1, 0.9), 0.02) == pytest.approx(0.99)
-    begin(evidence.null_mean(baseline(1.5, 0.1, 1.0), 0.5))
+    assert evidence.estimate_null_mean(baseline(0.1, 0.01, 0.11), 0.02) == pytest.approx(0.14)
+    assert evidence.estimate_null_mean(baseline(0.1, 0.01, 0.15), 0.02) == pytest.approx(0.17)
+    assert evidence.estimate_null_mean(baseline(0.0, 0.0, 0.0), 0.0) == pytest.approx(0.001)
+    assert evidence.estimate_null_mean(baseline(0.9, 0.1, 0.9), 0.02) == pytest.approx(0.99)
+    begin(evidence.estimate_null_mean(baseline(1.5, 0.1, 1.0), 0.5))

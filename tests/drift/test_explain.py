@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from stillhouse.config import CategoryColumn, NumberColumn
-from stillhouse.drift.distances import compare
-from stillhouse.drift.explain import rank_columns, rank_slices, shift_scores
-from stillhouse.drift.profile import build
+from stillhouse.drift.distances import compare_profiles
+from stillhouse.drift.explain import rank_columns, rank_slices, score_shift
+from stillhouse.drift.scan import profile_frame
 from stillhouse.errors import SchemaError
 from stillhouse.records import ColumnDrift
 
@@ -38,8 +38,8 @@ def a_frame(rows, seed, shift=0.0):
 def windows():
     """Reference and current rows, and their profiles."""
     before, now = a_frame(6000, 0), a_frame(3000, 1, shift=0.8)
-    reference = build(before, COLUMNS)
-    return before, now, reference, build(now, COLUMNS, like=reference)
+    reference = profile_frame(before, COLUMNS)
+    return before, now, reference, profile_frame(now, COLUMNS, like=reference)
 
 
 def all_slices(rows, losses, weights, windows, expected, columns=tuple(COLUMNS), most=10_000):
@@ -168,7 +168,7 @@ def test_weights_count(windows):
 def test_unseen_and_rare_values(windows):
     before, now, reference, _ = windows
     now = now.assign(kind=np.where(np.arange(len(now)) < 300, "new", now["kind"]))
-    current = build(now, COLUMNS, like=reference)
+    current = profile_frame(now, COLUMNS, like=reference)
     found = rank_slices(now, np.full(len(now), 0.1), np.ones(len(now)), reference, current, 0.1, ["kind", "port"], 999)
     unseen = next(part for part in found if part.slice == "kind=unseen")
     assert (unseen.share_reference, unseen.share_current, unseen.rows) == (0.0, 0.1, 300)
@@ -193,7 +193,7 @@ def test_at_most_so_many(windows):
 
 def test_all_of_one_column_missing():
     frame = pd.DataFrame({"x": [np.nan] * 50})
-    profile = build(frame, {"x": COLUMNS["x"]})
+    profile = profile_frame(frame, {"x": COLUMNS["x"]})
     found = rank_slices(frame, np.full(50, 0.3), np.ones(50), profile, profile, 0.1, ["x"])
     assert [(part.slice, part.rows) for part in found] == [("x=missing", 50)]
     assert found[0].excess == pytest.approx(0.2)
@@ -207,7 +207,7 @@ def test_an_absent_column_is_named(windows, missing_from):
     with pytest.raises(SchemaError, match=f"column '{name}'"):
         all_slices(rows, np.zeros(20), np.ones(20), windows, 0.1, [name])
     with pytest.raises(SchemaError, match=f"column '{name}'"):
-        shift_scores(rows, windows[2], windows[3], [name])
+        score_shift(rows, windows[2], windows[3], [name])
 
 
 # --------------------------------------------------------------------------- where to look
@@ -215,7 +215,7 @@ def test_an_absent_column_is_named(windows, missing_from):
 
 def test_scores_are_high_where_data_became_denser(windows):
     before, now, reference, current = windows
-    scores = shift_scores(now, reference, current, ["x"])
+    scores = score_shift(now, reference, current, ["x"])
     x = now["x"].to_numpy()
     assert scores.shape == (len(now),) and (scores >= 0).all()
     assert (scores[np.isfinite(x) & (x < -1.5)] == 0).all()
@@ -230,21 +230,21 @@ def test_scores_are_high_where_data_became_denser(windows):
 
 def test_scores_take_the_column_that_shifted_most(windows):
     _, now, reference, current = windows
-    each = [shift_scores(now, reference, current, [name]) for name in COLUMNS]
-    np.testing.assert_array_equal(shift_scores(now, reference, current, list(COLUMNS)), np.max(each, axis=0))
+    each = [score_shift(now, reference, current, [name]) for name in COLUMNS]
+    np.testing.assert_array_equal(score_shift(now, reference, current, list(COLUMNS)), np.max(each, axis=0))
 
 
 def test_scores_without_shift_or_without_columns(windows):
     _, now, reference, current = windows
-    assert not shift_scores(now, reference, current, []).any()
-    assert not shift_scores(now, current, current, list(COLUMNS)).any()
-    assert shift_scores(now.iloc[:0], reference, current, ["x"]).shape == (0,)
+    assert not score_shift(now, reference, current, []).any()
+    assert not score_shift(now, current, current, list(COLUMNS)).any()
+    assert score_shift(now.iloc[:0], reference, current, ["x"]).shape == (0,)
 
 
 def test_an_unseen_value_scores_highest(windows):
     _, now, reference, _ = windows
     now = now.assign(kind=np.where(np.arange(len(now)) < 300, "new", now["kind"]))
-    scores = shift_scores(now, reference, build(now, COLUMNS, like=reference), ["kind"])
+    scores = score_shift(now, reference, profile_frame(now, COLUMNS, like=reference), ["kind"])
     assert scores[:300].min() > 3 > scores[300:].max()
     assert np.isfinite(scores).all()
 
@@ -252,7 +252,7 @@ def test_an_unseen_value_scores_highest(windows):
 def test_slices_and_psi_speak_of_the_same_bins(windows):
     """A column's PSI can be had from the shares of its slices."""
     found = all_slices(windows[1], np.zeros(3000), np.ones(3000), windows, 0.0)
-    psi = {drift.column: drift.psi for drift in compare(windows[2], windows[3])}
+    psi = {drift.column: drift.psi for drift in compare_profiles(windows[2], windows[3])}
     for name in ("x", "kind"):
         shares = np.array([(part.share_reference, part.share_current) for part in of_column(found, name)])
         before, now = shares[(shares > 0).all(axis=1)].T

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stillhouse.config import NewestRows
-from stillhouse.drift.measure import OUTPUT, measure, profile_of, reference_of
+from stillhouse.drift.measure import OUTPUT, make_drift_report, profile_reference, profile_window
 from stillhouse.drift.profile import Profile
 from stillhouse.errors import WindowError
 from stillhouse.records import DriftReport
@@ -39,9 +39,9 @@ def said(rows: pd.DataFrame) -> np.ndarray:
 
 
 def report(make, history: pd.DataFrame, rows: pd.DataFrame) -> DriftReport:
-    before, usual = reference_of(history, said(history), make.config(psi=0.25))
-    now = profile_of(rows, said(rows), make.config(psi=0.25), like=Profile.from_bytes(before.to_bytes()))
-    return measure(
+    before, usual = profile_reference(history, said(history), make.config(psi=0.25))
+    now = profile_window(rows, said(rows), make.config(psi=0.25), like=Profile.from_bytes(before.to_bytes()))
+    return make_drift_report(
         "toy",
         "toy@3",
         make.reference,
@@ -80,8 +80,8 @@ def test_a_column_that_moved_moves_the_output_with_it(make, history):
 
 def test_the_whole_is_the_sum_of_its_stretches(make, history):
     config = make.config(psi=0.25)
-    before, usual = reference_of(history, said(history), config)
-    at_once = profile_of(history, said(history), config, like=before)
+    before, usual = profile_reference(history, said(history), config)
+    at_once = profile_window(history, said(history), config, like=before)
     assert before.rows == at_once.rows == 4000
     assert [drift.psi for drift in report(make, history, history).columns] == pytest.approx([0] * 4, abs=1e-9)
     assert usual.block == timedelta(days=7)
@@ -89,24 +89,24 @@ def test_the_whole_is_the_sum_of_its_stretches(make, history):
 
 def test_stretches_of_too_few_rows_calibrate_nothing(make, history):
     short = history.iloc[::6]  # 83 rows a week, and 100 are asked for
-    _, usual = reference_of(short, said(short), make.config(psi=0.25))
+    _, usual = profile_reference(short, said(short), make.config(psi=0.25))
     assert usual.blocks == 0
     with pytest.raises(WindowError, match="needs rows"):
-        reference_of(history.iloc[:0], said(history.iloc[:0]), make.config(psi=0.25))
+        profile_reference(history.iloc[:0], said(history.iloc[:0]), make.config(psi=0.25))
 
 
 def test_what_is_usual_is_judged_on_as_many_rows_as_a_sampled_window_has(make, history):
     """The profile is of all rows; the stretches, of a sample each, swing farther, as the sampled window does."""
     config = make.config(psi=0.25)
     sampled = config.model_copy(update={"windows": config.windows.model_copy(update={"sample": 120})})
-    (before, whole), (thinned, usual) = (reference_of(history, said(history), each) for each in (config, sampled))
+    (before, whole), (thinned, usual) = (profile_reference(history, said(history), each) for each in (config, sampled))
     assert thinned.to_bytes() == before.to_bytes() and usual.blocks == whole.blocks == WEEKS
     assert np.median(usual.columns["temp"]) > 2 * np.median(whole.columns["temp"])
-    assert reference_of(history, said(history), sampled)[1] == usual
+    assert profile_reference(history, said(history), sampled)[1] == usual
 
 
 def test_stretches_of_a_window_by_count_have_about_as_many_rows(make, history):
     config = make.config(psi=0.25)
     windows = config.windows.model_copy(update={"current": NewestRows(rows=400)})
-    _, usual = reference_of(history, said(history), config.model_copy(update={"windows": windows}))
+    _, usual = profile_reference(history, said(history), config.model_copy(update={"windows": windows}))
     assert usual.blocks == 10 and abs(usual.block - timedelta(days=5.6)) < timedelta(minutes=5)

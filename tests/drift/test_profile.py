@@ -15,17 +15,9 @@ import pytest
 
 from stillhouse.config import CategoryColumn, NumberColumn
 from stillhouse.drift import profile as profiles
-from stillhouse.drift.profile import (
-    CategoryProfile,
-    NumberProfile,
-    ParquetRows,
-    Profile,
-    build,
-    keys,
-    number_profile,
-    numbers_at,
-    scan,
-)
+from stillhouse.drift import tally
+from stillhouse.drift.profile import CategoryProfile, NumberProfile, Profile, numbers_from_keys, order_keys
+from stillhouse.drift.scan import ParquetRows, profile_frame, profile_numbers, scan
 from stillhouse.errors import SchemaError, WindowError
 
 COLUMNS = {
@@ -92,27 +84,27 @@ def test_keys_are_ordered_like_their_numbers_and_lead_back_to_them():
     bits = rng.integers(np.iinfo(np.int64).min, np.iinfo(np.int64).max, 10_000)
     values = bits.view(np.float64)
     values = np.sort(np.r_[values[np.isfinite(values)], 0.0, -0.0, np.inf, -np.inf, 5e-324, -5e-324, 1.0, -1.0])
-    found = keys(values)
+    found = order_keys(values)
     assert (np.diff(found) >= 0).all()
-    assert np.array_equal(numbers_at(found), values)
-    assert keys(np.array([-0.0])) == keys(np.array([0.0])) == 0
+    assert np.array_equal(numbers_from_keys(found), values)
+    assert order_keys(np.array([-0.0])) == order_keys(np.array([0.0])) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_value_lies_in_its_cell(shape):
     values = values_of(shape, 50_000)
-    found = number_profile(values)
-    cells, counts = np.unique(keys(values) >> found.shift, return_counts=True)
+    found = profile_numbers(values)
+    cells, counts = np.unique(order_keys(values) >> found.shift, return_counts=True)
     assert np.array_equal(found.cells, cells) and np.array_equal(found.counts, counts)
     assert (found.low, found.high, found.rows) == (values.min(), values.max(), len(values))
     assert len(cells) <= profiles.MAX_CELLS
-    finer = np.unique(keys(values) >> max(0, found.shift - 1))
+    finer = np.unique(order_keys(values) >> max(0, found.shift - 1))
     assert found.shift == 0 or len(finer) > profiles.MAX_CELLS
 
 
 def test_few_values_are_kept_one_by_one():
     values = np.array([3.0, 0.0, -2.5, 3.0, 1e300, 0.0, 0.0])
-    found = number_profile(values)
+    found = profile_numbers(values)
     assert found.counts.tolist() == [1, 3, 2, 1]
     assert found.values.tolist() == [-2.5, 0.0, 3.0, 1e300]
 
@@ -120,11 +112,11 @@ def test_few_values_are_kept_one_by_one():
 def test_moments_come_from_the_cells():
     for shape in ("normal", "lognormal", "narrow and far from zero", "zero-inflated"):
         values = values_of(shape, 200_000)
-        found = number_profile(values)
+        found = profile_numbers(values)
         assert found.mean == pytest.approx(values.mean(), rel=1e-4, abs=1e-4)
         assert found.std == pytest.approx(values.std(), rel=1e-3)
-    assert number_profile(np.array([1e308, -1e308])).std == pytest.approx(1e308, rel=1e-6)
-    assert np.isnan(number_profile(np.array([np.nan, np.inf])).std)
+    assert profile_numbers(np.array([1e308, -1e308])).std == pytest.approx(1e308, rel=1e-6)
+    assert np.isnan(profile_numbers(np.array([np.nan, np.inf])).std)
 
 
 # --------------------------------------------------------------------------- order and cuts
@@ -133,9 +125,9 @@ def test_moments_come_from_the_cells():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_profile_depends_on_the_rows_alone(shape):
     values = values_of(shape, 70_000)
-    whole = number_profile(values)
+    whole = profile_numbers(values)
     shuffled = np.random.default_rng(1).permutation(values)
-    assert number_profile(shuffled) == whole
+    assert profile_numbers(shuffled) == whole
     for cut in (1_000, 20_000, 70_000):
         batches = [pa.record_batch({"x": shuffled[i : i + cut]}) for i in range(0, len(values), cut)]
         assert scan(batches).columns["x"] == whole
@@ -145,12 +137,12 @@ def test_a_profile_depends_on_the_rows_alone(shape):
 def test_merging_is_exact_associative_and_commutative_and_can_be_undone(shape):
     sizes = (100, 40_000, 15_000)
     parts = [values_of(shape, n, seed) for seed, n in enumerate(sizes)]
-    a, b, c = (number_profile(part) for part in parts)
-    whole = number_profile(np.concatenate(parts))
+    a, b, c = (profile_numbers(part) for part in parts)
+    whole = profile_numbers(np.concatenate(parts))
     assert (a + b) + c == a + (b + c) == (c + a) + b == whole
     rest = whole - b
     known = np.r_[parts[0], parts[2]]
-    cells, counts = np.unique(keys(known) >> rest.shift, return_counts=True)
+    cells, counts = np.unique(order_keys(known) >> rest.shift, return_counts=True)
     assert np.array_equal(rest.cells, cells) and np.array_equal(rest.counts, counts)
     assert rest + b == whole
 
@@ -178,7 +170,7 @@ def test_like_takes_over_columns_kinds_and_cells():
     assert list(found.columns) == ["x", "code"]
     assert found.columns["code"] == CategoryProfile({"2": 2, "1": 1}, missing=1)
     assert found.columns["x"].shift == known.columns["x"].shift > 0
-    built = build(rows.to_pandas(), {"x": NumberColumn(type="number")}, like=known)
+    built = profile_frame(rows.to_pandas(), {"x": NumberColumn(type="number")}, like=known)
     assert built.columns["x"] == found.columns["x"]
 
 
@@ -257,7 +249,7 @@ def test_a_column_that_changes_its_kind_is_refused():
 
 
 def test_numbers_without_any_value():
-    for found in (number_profile(np.full(10, np.nan)), scan(pa.table({"x": pa.nulls(10, pa.float64())})).columns["x"]):
+    for found in (profile_numbers(np.full(10, np.nan)), scan(pa.table({"x": pa.nulls(10, pa.float64())})).columns["x"]):
         assert (found.missing, found.rows, found.low, len(found.cells), len(found.values)) == (10, 10, None, 0, 0)
 
 
@@ -304,7 +296,8 @@ def test_a_folder_is_read_as_arrow_reads_it(tmp_path):
     assert scan(tmp_path, columns=["late", "place"]).rows == 3
     assert scan(tmp_path, columns=["month"]).columns["month"] == found.columns["month"]
     whole = pa.concat_tables(
-        [pa.Table.from_batches([batch]) for batch in ParquetRows.at(tmp_path).by_row()], promote_options="permissive"
+        [pa.Table.from_batches([batch]) for batch in ParquetRows.from_path(tmp_path).by_row()],
+        promote_options="permissive",
     )
     assert scan(whole, columns=list(found.columns)) == found
     put("numbered/day=1/one.parquet", x=[1.0])
@@ -320,7 +313,7 @@ def test_columns_of_one_name_are_refused_by_name(tmp_path):
         with pytest.raises(SchemaError, match="more than one column 'x'"):
             scan(source)
     with pytest.raises(SchemaError, match="more than one column 'x'"):
-        build(pd.DataFrame([[1.0, 2.0]], columns=["x", "x"]), {"x": NumberColumn(type="number")})
+        profile_frame(pd.DataFrame([[1.0, 2.0]], columns=["x", "x"]), {"x": NumberColumn(type="number")})
     dotted = scan(tmp_path / "dotted.parquet")
     assert [column.rows for column in dotted.columns.values()] == [1, 1]
 
@@ -339,7 +332,7 @@ def test_a_scan_imports_nothing_heavy(tmp_path):
     (tmp_path / "one.profile").write_bytes(scan(table).to_bytes())
     code = (
         "import sys; from pathlib import Path; from stillhouse.drift.distances import compare;"
-        "from stillhouse.drift.profile import Profile, scan; folder = Path(sys.argv[1]);"
+        "from stillhouse.drift.profile import Profile; from stillhouse.drift.scan import scan; folder = Path(sys.argv[1]);"
         "compare(Profile.from_bytes((folder / 'one.profile').read_bytes()), scan(folder / 'one.parquet'));"
         "print(sorted({'pandas', 'scipy', 'mlflow', 'torch'} & sys.modules.keys()))"
     )
@@ -357,7 +350,8 @@ def test_a_slice_of_an_array_is_a_slice():
 
 
 def test_heavy_hitters_keep_their_bound(monkeypatch):
-    monkeypatch.setattr(profiles, "MAX_VALUES", 50)
+    for module in (profiles, tally):
+        monkeypatch.setattr(module, "MAX_VALUES", 50)
     for seed in range(5):
         rng = np.random.default_rng(seed)
         texts = [rng.zipf(1.3, 3_000).clip(max=5_000).astype(str) for _ in range(4)]
@@ -404,7 +398,8 @@ def test_bytes_give_an_equal_profile(seed):
 
 
 def test_bytes_of_capped_categories_and_of_nothing(monkeypatch):
-    monkeypatch.setattr(profiles, "MAX_VALUES", 3)
+    for module in (profiles, tally):
+        monkeypatch.setattr(module, "MAX_VALUES", 3)
     found = scan(pa.table({"x": list("aaabbccdde")}))
     assert found.columns["x"] == CategoryProfile({"a": 1}, missing=0, others=9, error=2)
     for profile in (found, Profile(0, {}), scan(pa.table({"x": pa.array([], pa.float64())}))):
@@ -438,7 +433,7 @@ def frame(n: int = 1000) -> pd.DataFrame:
 
 
 def test_only_watched_columns_in_the_order_of_the_agent_file():
-    profile = build(frame(), COLUMNS)
+    profile = profile_frame(frame(), COLUMNS)
     assert profile.rows == 1000
     assert list(profile.columns) == ["temp", "carrier"]
     assert all(column.rows == 1000 for column in profile.columns.values())
@@ -447,16 +442,16 @@ def test_only_watched_columns_in_the_order_of_the_agent_file():
 
 def test_categories_are_counted_by_value_most_frequent_first():
     rows = pd.DataFrame({"carrier": pd.Categorical(["b", "a", "b", None], categories=["a", "b", "never"])})
-    found = build(rows, {"carrier": COLUMNS["carrier"]}).columns["carrier"]
+    found = profile_frame(rows, {"carrier": COLUMNS["carrier"]}).columns["carrier"]
     assert found == CategoryProfile(missing=1, counts={"b": 2, "a": 1}) and list(found.counts) == ["b", "a"]
-    flags = build(pd.DataFrame({"carrier": [True, False, True]}), {"carrier": COLUMNS["carrier"]})
+    flags = profile_frame(pd.DataFrame({"carrier": [True, False, True]}), {"carrier": COLUMNS["carrier"]})
     assert flags.columns["carrier"].counts == {"true": 2, "false": 1}
 
 
 @pytest.mark.parametrize("dtype", ["int32", "Int64", "float32", "bool"])
 def test_numeric_types(dtype):
     rows = pd.DataFrame({"temp": pd.Series([0, 1, 1, 0], dtype=dtype)})
-    assert build(rows, {"temp": COLUMNS["temp"]}).columns["temp"].counts.tolist() == [2, 2]
+    assert profile_frame(rows, {"temp": COLUMNS["temp"]}).columns["temp"].counts.tolist() == [2, 2]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
@@ -466,7 +461,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
         lambda: scan(tmp_path / "twice.parquet"),
         lambda: scan(twice),
         lambda: scan(tmp_path / "twice.parquet", ["b"]),
-        lambda: build(pd.DataFrame([[1, 2]], columns=["a", "a"]), {}),
+        lambda: profile_frame(pd.DataFrame([[1, 2]], columns=["a", "a"]), {}),
     ):
         with pytest.raises(SchemaError, match="have more than one column 'a'"):
             use()
@@ -474,8 +469,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 def test_unusable_frames():
     with pytest.raises(WindowError, match="none"):
-        build(frame().iloc[:0], COLUMNS)
+        profile_frame(frame().iloc[:0], COLUMNS)
     with pytest.raises(SchemaError, match="temp"):
-        build(frame().drop(columns="temp"), COLUMNS)
+        profile_frame(frame().drop(columns="temp"), COLUMNS)
     with pytest.raises(SchemaError, match="'temp' must be numeric"):
-        build(frame().assign(temp="warm"), COLUMNS)
+        profile_frame(frame().assign(temp="warm"), COLUMNS)

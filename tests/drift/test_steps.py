@@ -42,7 +42,7 @@ def student(asked: pd.DataFrame) -> np.ndarray:
 
 def audited(observed: pd.DataFrame, start, spans) -> list:
     planned = steps.plan_audit(observed, np.ones(len(observed)), spans, WATCH, HOUR, "key")
-    return steps.count_audit(start, planned, steps.audited_losses(planned, student, teacher))
+    return steps.count_audit(start, planned, steps.measure_audit_losses(planned, student, teacher))
 
 
 def test_an_action_that_the_model_does_not_know_is_an_error():
@@ -50,14 +50,14 @@ def test_an_action_that_the_model_does_not_know_is_an_error():
 
 
 def test_only_whole_steps_that_have_ended_count():
-    spans = steps.complete_steps(BEGIN, BEGIN + timedelta(hours=17), WATCH.every)
+    spans = steps.list_complete_steps(BEGIN, BEGIN + timedelta(hours=17), WATCH.every)
     assert spans == [(BEGIN, BEGIN + 6 * HOUR), (BEGIN + 6 * HOUR, BEGIN + 12 * HOUR)]
-    assert steps.complete_steps(BEGIN, BEGIN + timedelta(hours=5), WATCH.every) == []
-    assert steps.complete_steps(BEGIN, BEGIN - DAY, WATCH.every) == []
+    assert steps.list_complete_steps(BEGIN, BEGIN + timedelta(hours=5), WATCH.every) == []
+    assert steps.list_complete_steps(BEGIN, BEGIN - DAY, WATCH.every) == []
 
 
 def test_a_late_watch_counts_what_timely_ones_would_have_counted():
-    spans = steps.complete_steps(BEGIN, BEGIN + 2 * DAY, WATCH.every)
+    spans = steps.list_complete_steps(BEGIN, BEGIN + 2 * DAY, WATCH.every)
     late = audited(rows(), state(), spans)
     timely, current = [], state()
     for span in spans:  # each watch sees a window of its own
@@ -81,9 +81,9 @@ def test_what_is_counted_is_logged_with_its_probability():
 def test_the_teacher_is_asked_once_for_all_steps():
     calls = []
     planned = steps.plan_audit(
-        rows(), np.ones(480), steps.complete_steps(BEGIN, BEGIN + DAY, WATCH.every), WATCH, HOUR, "key"
+        rows(), np.ones(480), steps.list_complete_steps(BEGIN, BEGIN + DAY, WATCH.every), WATCH, HOUR, "key"
     )
-    steps.audited_losses(planned, student, lambda asked: calls.append(len(asked)) or teacher(asked))
+    steps.measure_audit_losses(planned, student, lambda asked: calls.append(len(asked)) or teacher(asked))
     assert calls == [40]
 
 
@@ -95,16 +95,16 @@ def test_a_step_without_rows_is_no_look():
 
 
 def test_what_is_passed_over_moves_the_clock_and_nothing_else():
-    (passed,) = steps.pass_over(state(), steps.complete_steps(BEGIN, BEGIN + DAY, WATCH.every))
+    (passed,) = steps.skip_steps(state(), steps.list_complete_steps(BEGIN, BEGIN + DAY, WATCH.every))
     assert passed.step.end == BEGIN + DAY and passed.step.looks == 0 and passed.step.log_bets == state().log_bets
-    assert steps.pass_over(state(), []) == []
+    assert steps.skip_steps(state(), []) == []
 
 
 def test_outcomes_count_in_the_step_in_which_they_became_known():
     known = rows().assign(loss=1.0)
     known["known_at"] = known["observed_at"] + timedelta(hours=7)
-    spans = steps.complete_steps(BEGIN, BEGIN + 2 * DAY, WATCH.every)
-    counted = steps.count_outcomes(state("student_outcomes"), steps.by_cluster(known, HOUR), spans)
+    spans = steps.list_complete_steps(BEGIN, BEGIN + 2 * DAY, WATCH.every)
+    counted = steps.count_outcomes(state("student_outcomes"), steps.assign_clusters(known, HOUR), spans)
     assert [each.step.step_rows for each in counted[:3]] == [0, 50, 60]
     assert sum(each.step.step_rows for each in counted) == (known["known_at"] < BEGIN + 2 * DAY).sum()
     assert [each.step.units for each in counted[:3]] == [0, 5, 6]  # hours
@@ -112,14 +112,14 @@ def test_outcomes_count_in_the_step_in_which_they_became_known():
 
 
 def test_audited_outcomes_keep_their_weights():
-    done = audited(rows(), state(), steps.complete_steps(BEGIN, BEGIN + DAY, WATCH.every))
+    done = audited(rows(), state(), steps.list_complete_steps(BEGIN, BEGIN + DAY, WATCH.every))
     known = rows().assign(known_at=rows()["observed_at"] + HOUR, loss=0.5)
-    arrived = steps.arrivals(done, known)
+    arrived = steps.join_outcomes(done, known)
     assert len(arrived) == sum(len(each.observation_ids) for each in done)
     logged = {name: weight for each in done for name, weight in zip(each.observation_ids, each.weights, strict=True)}
     assert arrived.set_index("observation_id")["weight"].to_dict() == logged
     assert arrived["unit"].nunique() == sum(each.step.units for each in done)
-    assert steps.arrivals([], known).empty
+    assert steps.join_outcomes([], known).empty
     counted = steps.count_outcomes(state("teacher_outcomes"), arrived, [(BEGIN, BEGIN + 2 * DAY)])
     assert counted[0].step.step_rows == len(arrived)
 
@@ -138,11 +138,11 @@ def test_draws_that_the_teacher_gave_no_answer_to_do_not_count() -> None:
     (plan,) = steps.plan_audit(seen, np.ones(len(seen)), [(BEGIN, BEGIN + 6 * HOUR)], WATCH, 2 * HOUR, "key")
     units = plan.draws.unit
     answered = plan.drawn["content_key"][(units != 1) & (np.arange(len(units)) != 0)]
-    left = plan.only(answered)
+    left = plan.select_contents(answered)
     assert left.drawn["content_key"].tolist() == answered.tolist()
     assert sorted(set(left.draws.unit.tolist())) == [0, 1]
     assert (left.draws.unit == np.where(units[np.isin(plan.drawn["content_key"], answered)] == 2, 1, 0)).all()
     (counted,) = steps.count_audit(state(), [left], [np.full(len(answered), 0.5)])
     assert counted.step.units == 2 and counted.step.step_rows == len(answered)
-    (nothing,) = steps.count_audit(state(), [plan.only(answered.iloc[:0])], [np.empty(0)])
+    (nothing,) = steps.count_audit(state(), [plan.select_contents(answered.iloc[:0])], [np.empty(0)])
     assert nothing.step.units == 0 and nothing.step.mean is None

@@ -13,15 +13,7 @@ from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.gate import (
-    anchor_after,
-    certify,
-    compare,
-    delong,
-    judge,
-    lower_bound,
-    replay,
-)
+from stillhouse.evaluate.gate import certify, compare_models, delong, judge, lower_bound, next_anchor, replay
 from stillhouse.records import Certificate, Verdict
 from stillhouse.stats import clustered_error
 
@@ -60,12 +52,14 @@ def test_delong_by_hand() -> None:
 
 def test_rows_that_come_twice_are_no_more_evidence() -> None:
     outcomes, scores = binormal(np.random.default_rng(3), 400, 1.0, 0.8)
-    once = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400))
+    once = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400))
     twice = np.repeat(np.arange(400), 2)
     doubled = [outcomes[twice], two(scores[0])[twice], two(scores[1])[twice]]
-    assert compare("test", *doubled, 0.01, twice).standard_error == pytest.approx(once.standard_error, rel=1e-6)
-    assert compare("test", *doubled, 0.01).standard_error == pytest.approx(once.standard_error / math.sqrt(2), rel=0.01)
-    assert compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400) // 50) is None
+    assert compare_models("test", *doubled, 0.01, twice).standard_error == pytest.approx(once.standard_error, rel=1e-6)
+    assert compare_models("test", *doubled, 0.01).standard_error == pytest.approx(
+        once.standard_error / math.sqrt(2), rel=0.01
+    )
+    assert compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400) // 50) is None
 
 
 def test_delong_counts_ties_half() -> None:
@@ -99,7 +93,7 @@ def test_delong_agrees_with_a_bootstrap(noise: float) -> None:
 def test_one_model_against_itself(make: Any) -> None:
     """No difference was seen, which 200 rows prove as far as the rule of three: 3 / 100 rows of either outcome."""
     outcomes, scores = binormal(np.random.default_rng(0), 200, 1.0)
-    same = compare("test", outcomes, two(scores[0]), two(scores[0]), margin=0.02)
+    same = compare_models("test", outcomes, two(scores[0]), two(scores[0]), margin=0.02)
     assert (same.difference, same.standard_error, same.rows, same.measure) == (0, 0, 200, "auc")
     assert lower_bound(same, 0.95) == pytest.approx(-3 / 100, rel=0.02)
     verdict = judge(make.certificate(same, rule=2))
@@ -119,7 +113,7 @@ def test_accuracy_is_compared_for_more_than_two_actions() -> None:
     assert found.standard_error == pytest.approx(math.sqrt((20 * (5 / 20) * (15 / 20)) / 19 / 20))
     assert np.array(found.evidence.scores) == pytest.approx(np.array([(-0.0125, 15), (0.0375, 5)]))
     assert (found.evidence.worst, found.evidence.clusters) == (pytest.approx(1.25 / 20), 20)
-    assert compare("test", np.empty(0, int), np.empty((0, 3)), np.empty((0, 3)), margin=0.01) is None
+    assert compare_models("test", np.empty(0, int), np.empty((0, 3)), np.empty((0, 3)), margin=0.01) is None
 
 
 def compared(rows: int, lost: int = 0, gained: int = 0, base: int = 0, margin: float = 0.02, **others: Any) -> Any:
@@ -128,7 +122,7 @@ def compared(rows: int, lost: int = 0, gained: int = 0, base: int = 0, margin: f
     challenger = np.array([right] * (base + gained) + [wrong] * (rows - base - gained))
     champion = np.array([right] * base + [wrong] * (rows - base))
     champion[base + gained : base + gained + lost] = right
-    return compare("test", np.zeros(rows, int), challenger, champion, margin, **others)
+    return compare_models("test", np.zeros(rows, int), challenger, champion, margin, **others)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +173,7 @@ def test_a_row_without_a_finite_answer_is_one_that_is_decided_wrongly(actions: i
     right = np.eye(actions)[outcomes] * 0.5 + 0.5 / actions
     silent = np.where((np.arange(600) % 10 == 0)[:, None], strange, right)
     for challenger, champion, sign in ((silent, right, -1), (right, silent, 1)):
-        found = compare("test", outcomes, challenger, champion, 0.02)
+        found = compare_models("test", outcomes, challenger, champion, 0.02)
         assert found is not None and found.difference * sign > 0.05
         assert (lower_bound(found, 0.95) < -0.02) == (sign < 0)
 
@@ -189,7 +183,7 @@ def test_scores_that_all_tie_prove_nothing(make: Any, said: float) -> None:
     outcomes = np.arange(200) % 2
     flat = np.column_stack([np.full(200, 1 - said), np.full(200, said)])
     for clusters in (None, np.arange(200) // 10):
-        found = compare("test", outcomes, flat, flat, 0.02, clusters)
+        found = compare_models("test", outcomes, flat, flat, 0.02, clusters)
         assert judge(make.certificate(found, rule=2)).result == "refused"
 
 
@@ -197,10 +191,10 @@ def test_of_few_clusters_the_auc_is_bounded_by_student(make: Any) -> None:
     """The same scores in 12 and in 300 clusters: Student's t and the worst cluster, or nearly normal."""
     outcomes, scores = binormal(np.random.default_rng(5), 1200, 1.0, 0.9)
     pair = outcomes, two(scores[0]), two(scores[1])
-    few, many = (compare("test", *pair, 0.02, np.arange(1200) % count) for count in (12, 300))
+    few, many = (compare_models("test", *pair, 0.02, np.arange(1200) % count) for count in (12, 300))
     assert few.difference - lower_bound(few, 0.95) > 1.8 * few.standard_error
     assert 1.65 < (many.difference - lower_bound(many, 0.95)) / many.standard_error < 2.1
-    lopsided = compare("test", *pair, 0.02, np.where(np.arange(1200) < 900, 0, np.arange(1200)))
+    lopsided = compare_models("test", *pair, 0.02, np.where(np.arange(1200) < 900, 0, np.arange(1200)))
     assert lopsided.evidence.clusters == 301 and lopsided.evidence.effective < 2
     assert lower_bound(lopsided, 0.95) < few.difference - 0.05
 
@@ -217,7 +211,7 @@ def test_a_third_of_the_rows_in_one_cluster_is_not_the_proof_that_it_seems(make:
         scores = 0.97 * common + 0.22 * rng.normal(size=(2, rows))
         worse = normal.inv_cdf(0.72) * math.sqrt(3) + rng.normal(size=151)[clusters]  # of positives that vary by 1
         challenger, champion = scores + outcomes * np.stack([worse, np.full(rows, normal.inv_cdf(0.75) * math.sqrt(2))])
-        found = compare("test", outcomes, two(challenger), two(champion), 0.03, clusters)
+        found = compare_models("test", outcomes, two(challenger), two(champion), 0.03, clusters)
         promoted += found is not None and lower_bound(found, 0.95) >= -0.03
     assert promoted <= binom.ppf(0.99, 60, 0.05)
 
@@ -225,14 +219,14 @@ def test_a_third_of_the_rows_in_one_cluster_is_not_the_proof_that_it_seems(make:
 def test_one_that_is_better_in_every_cluster_passes(make: Any) -> None:
     """That none of 50 clusters lost anything is no reason to expect that the next one loses all."""
     outcomes, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)
-    found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(2000) % 50)
+    found = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(2000) % 50)
     assert found.difference > 0.05
     assert judge(make.certificate(found, rule=2)).result == "promoted"
 
 
 def test_many_scores_are_kept_in_bins(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(6), 6000, 1.0, 0.98)
-    found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.02)
+    found = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.02)
     kept, counts = np.array(found.evidence.scores).T
     assert len(kept) <= 500 and counts.sum() == 6000
     assert kept @ counts == pytest.approx(0, abs=1e-12)
@@ -243,7 +237,7 @@ def test_many_scores_are_kept_in_bins(make: Any) -> None:
 def test_too_few_of_either_outcome_are_no_evidence(ones: int, zeros: int, judged: bool) -> None:
     outcomes = np.array([1] * ones + [0] * zeros)
     p = two(np.random.default_rng(0).normal(size=ones + zeros))
-    assert (compare("test", outcomes, p, p, margin=0.01) is not None) is judged
+    assert (compare_models("test", outcomes, p, p, margin=0.01) is not None) is judged
 
 
 def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: Any) -> None:
@@ -254,7 +248,7 @@ def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: 
     passed = 0
     for _ in range(150):
         outcomes, scores = binormal(rng, 300, challenger, champion)
-        found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.05)
+        found = compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.05)
         passed += judge(make.certificate(found)).result == "promoted"
     assert 0 < passed <= 12
 
@@ -303,7 +297,7 @@ def test_the_bound_by_hand(make: Any) -> None:
 
 def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(0), 2000, 0.4, 1.2)
-    verdict = judge(make.certificate(compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.01)))
+    verdict = judge(make.certificate(compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.01)))
     assert verdict.result == "refused"
     (failed,) = [reason for reason in verdict.reasons if reason.failed]
     assert failed.measure == "auc:test"
@@ -314,7 +308,7 @@ def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
 
 def test_without_margin_equal_quality_of_a_few_rows_is_not_proven(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(3), 60, 1.0, 1.0)
-    found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.0)
+    found = compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.0)
     assert abs(found.difference) < found.standard_error
     assert judge(make.certificate(found)).result == "refused"
 
@@ -431,14 +425,14 @@ def test_promotions_in_a_row_may_lose_no_less_than_one(make: Any) -> None:
 
 def test_the_anchor_stays_until_it_is_beaten(make: Any) -> None:
     first = make.certificate(champion=None, comparisons=(), rule=2)
-    assert anchor_after(first) is None
+    assert next_anchor(first) is None
     equal = make.certificate(make.comparison("test", 0.001, 0.001), rule=2, anchor="toy@3")
-    assert anchor_after(equal) == "toy@3"
-    assert anchor_after(make.certificate(make.comparison("test", 0.003, 0.001), rule=2, anchor="toy@3")) is None
+    assert next_anchor(equal) == "toy@3"
+    assert next_anchor(make.certificate(make.comparison("test", 0.003, 0.001), rule=2, anchor="toy@3")) is None
     better, same = make.comparison("test", 0.01, 0.001), make.comparison("anchor", 0.001, 0.001)
-    assert anchor_after(make.certificate(better, same, rule=2, anchor="toy@1")) == "toy@1"
-    assert anchor_after(make.certificate(same, make.comparison("anchor", 0.01, 0.001), rule=2, anchor="toy@1")) is None
-    assert anchor_after(make.certificate(better)) is None  # rule 1 knew no anchor
+    assert next_anchor(make.certificate(better, same, rule=2, anchor="toy@1")) == "toy@1"
+    assert next_anchor(make.certificate(same, make.comparison("anchor", 0.01, 0.001), rule=2, anchor="toy@1")) is None
+    assert next_anchor(make.certificate(better)) is None  # rule 1 knew no anchor
     lost = make.certificate(better, make.comparison("anchor", -0.02, 0.001, margin=0.01), rule=2, anchor="toy@1")
     assert "against the champion that losses are added up from (900 rows)" in judge(lost).summary
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.evaluate.gate import anchor_after, compare, judge
+from stillhouse.evaluate.gate import compare_models, judge, next_anchor
 from stillhouse.evaluate.proof import Contender, prove
 from stillhouse.evaluate.scorecard import agreement, disagreement, quality
 from stillhouse.records import Proof, Refresh, Window
@@ -156,7 +156,7 @@ def test_the_variant_that_was_chosen_is_put_forward_and_compared(proven: Callabl
     assert list(found) == ["test", "past", "origin=EWR", "origin=JFK"]
     for name, margin in (("test", 0.02), ("past", 0.3)):
         rows = WINDOWS[name]
-        assert found[name] == compare(name, rows["outcome"].to_numpy(), good(rows), old(rows), margin)
+        assert found[name] == compare_models(name, rows["outcome"].to_numpy(), good(rows), old(rows), margin)
     assert found["origin=JFK"].rows == 100
     assert found["origin=JFK"].margin == 0.3
     test = WINDOWS["test"]
@@ -231,7 +231,7 @@ def test_losses_of_promotions_in_a_row_do_not_add_up(make: Any, refresh: Refresh
         verdicts.append(judge(proof.certificate))
         assert proof.certificate.anchor == (anchor or champion)
         if verdicts[-1].result == "promoted":
-            champion, anchor = name, anchor_after(proof.certificate)
+            champion, anchor = name, next_anchor(proof.certificate)
     assert right[champion].mean() >= right["toy@0"].mean() - 0.02
     assert [verdict.result for verdict in verdicts[:2]] == ["promoted", "promoted"]
     assert {reason.measure for reason in verdicts[-1].reasons if reason.failed} == {"accuracy:anchor"}

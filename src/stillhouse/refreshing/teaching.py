@@ -73,7 +73,7 @@ def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
     asking.remember_mean(base, session.reweighted(teacher, weighted, learned.weights), rows)
     files: dict[str, Content] = {
         names.WEIGHTS: learned.weights,
-        names.WEIGHTS_FIGURE: figures.weights_over_time(base.weight_changes()),
+        names.WEIGHTS_FIGURE: figures.plot_teacher_weights(base.weight_changes()),
     }
     models.log(job.run_id, files=files, points=learned.points("weight/"))
     return teacher if weighted.version == teacher.version else weighted

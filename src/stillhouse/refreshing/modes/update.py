@@ -17,7 +17,7 @@ from stillhouse.distill.memory import remembered
 from stillhouse.distill.online import Probe, Updated
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import Lesson, held_out_units, student_probabilities, validation_days
-from stillhouse.drift.evidence import null_mean
+from stillhouse.drift.evidence import estimate_null_mean
 from stillhouse.errors import DataError
 from stillhouse.records import Record, Refresh, StudentRef, TeacherRef, Window
 from stillhouse.refreshing.data import LearningRows, lesson_of
@@ -111,7 +111,7 @@ class Update(RefreshMode):
             past=_past(session, old, columns),
         )
         probe_rows = news.rows.lesson(news.validation, _without_features(teacher), columns)
-        harmless = null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
+        harmless = estimate_null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
         report = UpdateReport(
             since=session.job.news.start,
             new_rows=len(new),
