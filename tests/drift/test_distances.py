@@ -1,4 +1,4 @@
-"""Distances against hand-worked examples, and against scipy and numpy on the raw rows."""
+"""Distances compared with examples computed by hand, and with scipy and numpy on the raw rows."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def drift_of(reference: np.ndarray, current: np.ndarray) -> ColumnDrift:
 
 
 def exact_psi(reference: np.ndarray, current: np.ndarray) -> float:
-    """On bins between the quantiles that numpy finds, atoms apart, the missing as one more."""
+    """PSI on bins between numpy's quantiles, with a bin for each atom and one for missing values."""
     sides = [values[~np.isnan(values)] for values in (reference, current)]
     finite = sides[0][np.isfinite(sides[0])]
     quantiles, repeats = np.unique(
@@ -113,21 +113,21 @@ PAIRS: dict[str, tuple[Shift, Shift]] = {
 
 @pytest.mark.parametrize("rows", [(200, 90), (60_000, 30_000)], ids=["few rows", "many rows"])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_numbers_come_out_as_from_the_raw_rows(pair, rows):
-    """KS within .001, Wasserstein-1 and PSI within 1 %; exactly, as long as every value is kept."""
+def test_distances_of_numbers_agree_with_those_of_the_raw_rows(pair, rows):
+    """KS within .001, Wasserstein-1 and PSI within 1 %; exact if every value is stored exactly."""
     rng = np.random.default_rng(3)
     reference, current = (draw(rng, n) for draw, n in zip(PAIRS[pair], rows, strict=True))
-    found = drift_of(reference, current)
+    drift = drift_of(reference, current)
     present = [values[~np.isnan(values)] for values in (reference, current)]
     exactly = rows[0] < 8_000
-    assert found.ks == pytest.approx(ks_2samp(*present).statistic, rel=0, abs=1e-12 if exactly else 1e-3)
-    assert found.wasserstein == pytest.approx(wasserstein_distance(*present), rel=1e-9 if exactly else 1e-2)
-    assert found.psi == pytest.approx(exact_psi(reference, current), rel=1e-9 if exactly else 1e-2)
-    scale = np.abs(present[0]).max()  # because squares of the huge overflow
-    assert found.effect == pytest.approx(found.wasserstein / (np.std(present[0] / scale) * scale), rel=1e-2)
+    assert drift.ks == pytest.approx(ks_2samp(*present).statistic, rel=0, abs=1e-12 if exactly else 1e-3)
+    assert drift.wasserstein == pytest.approx(wasserstein_distance(*present), rel=1e-9 if exactly else 1e-2)
+    assert drift.psi == pytest.approx(exact_psi(reference, current), rel=1e-9 if exactly else 1e-2)
+    scale = np.abs(present[0]).max()  # otherwise the squares of huge values overflow
+    assert drift.effect == pytest.approx(drift.wasserstein / (np.std(present[0] / scale) * scale), rel=1e-2)
 
 
-def test_ks_falls_short_by_no_more_than_the_largest_cell():
+def test_ks_is_too_small_by_at_most_the_largest_cell():
     rng = np.random.default_rng(4)
     for _ in range(20):
         reference = np.exp(rng.normal(0, rng.uniform(0, 30), 30_000))
@@ -135,12 +135,12 @@ def test_ks_falls_short_by_no_more_than_the_largest_cell():
         one, two = profile_numbers(reference), profile_numbers(current)
         coarser = max(one.shift, two.shift)
         largest = max(side.coarsen(coarser + 1).counts.max() / side.rows for side in (one, two))
-        found, exact = measure_column("x", one, two).ks, ks_2samp(reference, current).statistic
-        assert exact - largest - 1e-12 <= found <= exact + 1e-12
+        drift, exact = measure_column("x", one, two).ks, ks_2samp(reference, current).statistic
+        assert exact - largest - 1e-12 <= drift <= exact + 1e-12
 
 
 @pytest.mark.parametrize("moved_to", [-0.001, 0.001])
-def test_a_constant_that_moves_is_seen_on_either_side(moved_to):
+def test_a_constant_that_moves_is_detected_in_both_directions(moved_to):
     drift = drift_of(np.zeros(1000), np.full(1000, moved_to))
     assert drift.ks == 1.0 and drift.psi > 5
     assert drift.wasserstein == pytest.approx(0.001) and drift.effect == pytest.approx(2)
@@ -163,15 +163,15 @@ def test_extremes_do_not_overflow():
 
 
 def test_all_missing_has_psi_but_no_ks():
-    found = drift_of(np.arange(100.0), np.full(50, np.nan))
-    assert found.ks is None and found.wasserstein is None and found.psi > 1 and found.missing_current == 1
+    drift = drift_of(np.arange(100.0), np.full(50, np.nan))
+    assert drift.ks is None and drift.wasserstein is None and drift.psi > 1 and drift.missing_current == 1
     assert drift_of(np.array([1.0]), np.array([2.0])).ks == 1.0
 
 
 # --------------------------------------------------------------------------- bins
 
 
-def test_number_bins_are_the_deciles():
+def test_bin_edges_are_the_deciles():
     values = np.arange(1, 1001, dtype=float)
     edges = psi_bin_edges(profile_numbers(values))
     assert edges.tolist() == [100, 200, 300, 400, 500, 600, 700, 800, 900]
@@ -196,15 +196,15 @@ def test_bins_hold_the_rows_between_the_edges(pair):
     edges = psi_bin_edges(one.coarsen(max(one.shift, two.shift)))
     assert (np.diff(edges) > 0).all() and len(labels) == len(set(labels)) == len(edges) + 2
     for values, counts in ((reference, before), (current, now)):
-        found = np.searchsorted(edges, values[~np.isnan(values)])
-        assert np.array_equal(counts[:-1], np.bincount(found, minlength=len(edges) + 1))
+        bins = np.searchsorted(edges, values[~np.isnan(values)])
+        assert np.array_equal(counts[:-1], np.bincount(bins, minlength=len(edges) + 1))
         assert counts[-1] == np.isnan(values).sum()
 
 
-def test_labels_say_what_is_in_the_bins():
+def test_labels_of_bins():
     def labels(values):
-        found = profile_numbers(np.asarray(values, dtype=float))
-        return count_psi_bins(found, found)[0]
+        profile = profile_numbers(np.asarray(values, dtype=float))
+        return count_psi_bins(profile, profile)[0]
 
     assert labels([1, 1, 2, 2, 3, 3, 4, 4]) == [
         "(-∞, 1)",
@@ -234,19 +234,19 @@ def test_categories_worked_by_hand():
     labels, p, q = count_psi_bins(before, now)
     assert labels == ["a", "b", "c", "others", "missing", "unseen"]
     assert p.tolist() == [50, 30, 10, 0, 10, 0] and q.tolist() == [10, 15, 0, 0, 15, 10]
-    found = measure_column("x", before, now)
-    assert found.effect == pytest.approx((0.3 + 0 + 0.1 + 0.2 + 0.2) / 2)
-    assert (found.unseen, found.vanished, found.ks, found.wasserstein) == (("z",), ("c",), None, None)
-    assert found.psi == pytest.approx(psi(p, q)) and found.missing_current == 0.3
+    drift = measure_column("x", before, now)
+    assert drift.effect == pytest.approx((0.3 + 0 + 0.1 + 0.2 + 0.2) / 2)
+    assert (drift.unseen, drift.vanished, drift.ks, drift.wasserstein) == (("z",), ("c",), None, None)
+    assert drift.psi == pytest.approx(psi(p, q)) and drift.missing_current == 0.3
 
 
 def test_named_values_are_the_most_frequent():
     before = CategoryProfile({f"old{i}": 100 - i for i in range(30)}, missing=0)
     now = CategoryProfile({f"new{i}": 100 - i for i in range(30)}, missing=0)
-    found = measure_column("x", before, now)
-    assert found.unseen == tuple(f"new{i}" for i in range(20))
-    assert found.vanished == tuple(f"old{i}" for i in range(20))
-    assert found.effect == pytest.approx(1)
+    drift = measure_column("x", before, now)
+    assert drift.unseen == tuple(f"new{i}" for i in range(20))
+    assert drift.vanished == tuple(f"old{i}" for i in range(20))
+    assert drift.effect == pytest.approx(1)
 
 
 def test_heavy_hitters_name_only_what_is_certain(monkeypatch):
@@ -255,7 +255,7 @@ def test_heavy_hitters_name_only_what_is_certain(monkeypatch):
     few = scan(pa.table({"x": list("aaaabbbz")})).columns["x"]
     many = scan(pa.table({"x": list("aaaabbbbcccdddeeffgh")})).columns["x"]
     assert many.error and not few.error
-    assert measure_column("x", many, few).unseen == ()  # z may have been among the others
+    assert measure_column("x", many, few).unseen == ()  # the reference may have had z among its others
     assert set(measure_column("x", many, few).vanished) <= set("cdefgh")
     assert measure_column("x", few, many).vanished == ()
     for one, two in ((few, many), (many, few)):
@@ -264,7 +264,7 @@ def test_heavy_hitters_name_only_what_is_certain(monkeypatch):
         assert 0 <= measure_column("x", one, two).effect <= 1
 
 
-def test_thousands_of_values_do_not_drift_by_the_windows_size():
+def test_the_psi_of_thousands_of_values_does_not_depend_on_the_window_size():
     rng = np.random.default_rng(5)
     planes = pd.Series(rng.integers(0, 3000, 60_000).astype(str))
     column = {"carrier": COLUMNS["carrier"]}
@@ -304,7 +304,7 @@ def test_compare_reports_shift_missing_and_unseen():
         assert (same.psi, same.effect) == (0, 0)
 
 
-def test_what_cannot_be_compared():
+def test_profiles_that_cannot_be_compared():
     profile = profile_frame(reference_frame(), COLUMNS)
     with pytest.raises(WindowError):
         compare_profiles(profile, Profile(0, profile.columns))

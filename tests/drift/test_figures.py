@@ -1,4 +1,4 @@
-"""The pictures hold what the records hold, at any size of it, and leave pyplot alone."""
+"""Figures show the values of the records at any size, and do not use pyplot."""
 
 import math
 import subprocess
@@ -87,7 +87,7 @@ def drawn(figure, tmp_path):
 # --------------------------------------------------------------------------- columns
 
 
-def test_without_limits_the_threshold_judges(tmp_path):
+def test_without_limits_the_threshold_decides_the_colour(tmp_path):
     report = a_report(
         [a_drift("a", 0.1), a_drift("b", 0.7), a_drift("c", 0.3)],
         disagreement=Disagreement(rows=500, rate=0.1, total_variation=0.15),
@@ -102,7 +102,7 @@ def test_without_limits_the_threshold_judges(tmp_path):
     assert "threshold 0.25" in texts(axes)
 
 
-def test_limits_judge_their_columns_and_order_them(tmp_path):
+def test_limits_decide_colour_and_order(tmp_path):
     screened = ScreenResult(blocks=26, beyond=("calm",), statistic=4.0, limit=2.0, p_value=0.037, moved=True)
     report = a_report(
         [a_drift("wild", 0.9, 1.5), a_drift("calm", 0.2, 0.05)], [a_drift("p(yes)", 0.1, 0.2)], screened=screened
@@ -113,7 +113,7 @@ def test_limits_judge_their_columns_and_order_them(tmp_path):
     assert colours(observations) == [SHIFTED, STABLE] and colours(outputs) == [STABLE]
     assert [line.get_xdata()[0] for line in observations.lines] == [1.5, 0.05]
     assert texts(observations) == ["0.900 ≤ 1.500", "0.200 > 0.050"]
-    assert "1\xa0beyond\xa0what\xa026\xa0stretches" in figure.get_suptitle()
+    assert "1\xa0beyond\xa0the\xa0limits\xa0of\xa026\xa0earlier\xa0time\xa0blocks" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("psi", [{}, {"only": 0.0}, {f"c{i}": i / 100 for i in range(60)}])
@@ -124,7 +124,7 @@ def test_any_number_of_columns(tmp_path, psi, threshold):
     assert ("30\xa0of\xa060" in figure.get_suptitle()) == (len(psi) == 60)
 
 
-def test_one_huge_value_does_not_flatten_the_others(tmp_path):
+def test_one_huge_value_does_not_hide_the_others(tmp_path):
     figure = drawn(plot_drift(a_report([a_drift("huge", 30.0), a_drift("small", 0.2)]), None), tmp_path)
     (axes,) = figure.axes
     left, small, right = axes.transData.transform([(0, 0), (0.2, 0), (30, 0)])[:, 0]
@@ -151,10 +151,10 @@ def test_evidence_per_process_with_threshold_and_alarm(tmp_path):
     (alarm,) = [line for line in above.lines if line.get_marker() == "o"]
     assert alarm.get_ydata()[0] == pytest.approx(7.7 / math.log(10))  # the first step at or above ln 2160 = 7.678
     for axes in below:
-        assert axes.lines[1].get_ydata()[0] == 0.08  # no harm yet
+        assert axes.lines[1].get_ydata()[0] == 0.08  # the null mean
 
 
-def test_a_new_champion_begins_a_new_line(tmp_path):
+def test_a_new_champion_starts_a_new_line(tmp_path):
     steps = [a_step(0, 1.0), a_step(1, 3.0), a_step(2, 0.1, champion="toy@4"), a_step(3, 0.2, champion="toy@4")]
     figure = drawn(plot_evidence(steps), tmp_path)
     runs = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
@@ -171,7 +171,7 @@ def test_a_new_champion_begins_a_new_line(tmp_path):
         [a_step(n, 1.75 * n) for n in range(400)],
         [a_step(n, -1.75 * n, mean=None) for n in range(400)],
     ],
-    ids=["none", "one", "nothing", "300 orders up", "300 orders down"],
+    ids=["none", "one", "no evidence", "300 orders up", "300 orders down"],
 )
 def test_any_evidence(tmp_path, steps):
     figure = drawn(plot_evidence(steps), tmp_path)
@@ -206,7 +206,7 @@ def test_any_number_of_slices(tmp_path, count):
     assert len(figure.axes[0].patches) == count
 
 
-# --------------------------------------------------------------------------- all of them
+# --------------------------------------------------------------------------- imports
 
 
 def test_matplotlib_is_imported_only_when_drawing():
@@ -214,11 +214,11 @@ def test_matplotlib_is_imported_only_when_drawing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_pyplot_is_left_alone():
+def test_pyplot_is_not_imported():
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_figures as t\n"
-        "t.drift_figure(t.a_report()); t.evidence_figure([]); t.slices_figure(t.a_report())\n"
+        "t.plot_drift(t.a_report()); t.plot_evidence([]); t.plot_slices(t.a_report())\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""The student's output as columns: which, their values, and that they can be profiled."""
+"""The student's output as columns: their names and values, and a profile of them."""
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ def test_margin_and_top_are_those_of_the_sorted_probabilities():
 
 
 @pytest.mark.parametrize("actions", [2, 5, 20])
-def test_a_profile_can_be_built_of_them(actions):
+def test_outputs_can_be_profiled(actions):
     names = [f"a{k}" for k in range(actions)]
     profile = profile_frame(output_frame(random_probabilities(300, actions), names), output_columns(names))
     assert profile.rows == 300
@@ -58,12 +58,12 @@ def test_no_rows():
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 2, 1)])
-def test_another_shape_is_refused(shape):
+def test_a_wrong_shape_is_refused(shape):
     with pytest.raises(SchemaError, match="2 actions"):
         output_frame(np.full(shape, 0.5), ["no", "yes"])
 
 
-def test_it_stands_beside_rows_of_any_index():
+def test_outputs_can_be_joined_to_rows_of_any_index():
     rows = pd.DataFrame({"x": [1.0, 2.0]}, index=[7, 3])
-    said = output_frame(np.array([[0.2, 0.8], [0.6, 0.4]]), ["no", "yes"]).set_index(rows.index)
-    assert pd.concat([rows, said], axis=1)["p(yes)"].tolist() == [0.8, 0.4]
+    outputs = output_frame(np.array([[0.2, 0.8], [0.6, 0.4]]), ["no", "yes"]).set_index(rows.index)
+    assert pd.concat([rows, outputs], axis=1)["p(yes)"].tolist() == [0.8, 0.4]

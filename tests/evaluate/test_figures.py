@@ -1,4 +1,4 @@
-"""Figures hold what they should and can be drawn."""
+"""Figures show the right values and can be rendered."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def draw(figure: Figure) -> None:
 
 
 def texts_overlap(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of captions in the axes that cover one another."""
+    """Pairs of captions in the axes that overlap."""
     figure.draw_without_rendering()
     boxes = [(text.get_text(), Text.get_window_extent(text)) for axes in figure.axes for text in axes.texts]
-    return [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.overlaps(other)]
+    return [(a, b) for (a, box_a), (b, box_b) in combinations(boxes, 2) if box_a.overlaps(box_b)]
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def proof(make: Any) -> Proof:
     )
 
 
-def test_every_model_is_shown_where_it_belongs(proof: Proof) -> None:
+def test_every_model_is_shown_at_its_size_and_score(proof: Proof) -> None:
     figure = plot_tradeoff(proof)
     (axes,) = figure.axes
     shown = {tuple(point) for points in axes.collections for point in points.get_offsets().tolist()}
@@ -118,18 +118,18 @@ def watch(make: Any, day: int, auc: float | None) -> Verdict:
     )
 
 
-def gate(make: Any, day: int, outcome: str) -> Verdict:
+def gate(make: Any, day: int, result: str) -> Verdict:
     return Verdict(
         verdict_id=f"g{day}",
         kind="gate",
         agent="toy",
         as_of=make.now + timedelta(days=day),
-        result=outcome,
+        result=result,
         summary="s",
     )
 
 
-def test_quality_over_time_shows_watches_that_knew_outcomes_and_gates(make: Any) -> None:
+def test_quality_shows_watches_with_outcomes_and_gates(make: Any) -> None:
     empty = watch(make, 21, 0.5).model_copy(update={"evidence": {}})
     verdicts = [
         watch(make, 0, 0.7),
@@ -181,11 +181,11 @@ def test_a_year(make: Any, tmp_path: Path) -> None:
     draw(figure)
 
 
-def test_weights_over_time_show_every_change_of_each_teacher(make: Any) -> None:
+def test_teacher_weights_show_every_change(make: Any) -> None:
     def change(days: int, teacher: str, after: float, **more: Any) -> WeightChange:
-        given = {"slice": "", "before": 0.5, "by": "outcomes", "version": "v", "job": "watch", "reason": "lost more"}
+        defaults = {"slice": "", "before": 0.5, "by": "outcomes", "version": "v", "job": "watch", "reason": "lost more"}
         when = make.certificate().as_of + timedelta(days=days)
-        return WeightChange.model_validate(given | {"teacher": teacher, "after": after, "as_of": when} | more)
+        return WeightChange.model_validate(defaults | {"teacher": teacher, "after": after, "as_of": when} | more)
 
     changes = [
         change(0, "a", 0.7, job="r1"),

@@ -137,10 +137,11 @@ def estimate_loss_baseline(
     − MSW) / n₀`` (Searle, Casella and McCulloch 1992, "Variance components", §3.6). Both are computed from the rows
     given: if a watch sees more rows of a step than these, its step means have less noise and a higher autocorrelation.
 
-    >>> now = np.arange(200) * 3_600_000_000_000
-    >>> losses = np.tile([0.1, 0.3], 100)
-    >>> estimate_loss_baseline(losses, now, cluster=timedelta(0), block_length=timedelta(days=1)).mean
-    0.2
+    >>> times = np.arange(200) * 3_600_000_000_000  # one row an hour
+    >>> losses = np.tile([0.25, 0.75], 100)
+    >>> baseline = estimate_loss_baseline(losses, times, cluster=timedelta(0), block_length=timedelta(days=1))
+    >>> baseline.mean, round(baseline.standard_error, 3), baseline.usual
+    (0.5, 0.018, 0.5)
 
     :param losses: float ``[n]`` in 0…1.
     :param observed_at: when each row was observed, ``[n]``: datetimes with a time zone, or nanoseconds since 1970.

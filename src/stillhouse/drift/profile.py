@@ -146,11 +146,6 @@ class NumberProfile:
         return np.clip(numbers_from_keys((self.cells << self.shift) + (1 << self.shift >> 1)), self.low, self.high)
 
     @property
-    def mean(self) -> float:
-        """Mean of the finite values, computed from the cells; NaN if there are none."""
-        return _mean_and_std(self)[0]
-
-    @property
     def std(self) -> float:
         """Standard deviation of the finite values, computed from the cells; NaN if there are none."""
         return _mean_and_std(self)[1]

@@ -83,8 +83,8 @@ def profile_frame(frame: pd.DataFrame, columns: Mapping[str, Column], like: Prof
     >>> from stillhouse.config import CategoryColumn, NumberColumn
     >>> columns = {"delay": NumberColumn(type="number"), "origin": CategoryColumn(type="category")}
     >>> profile = profile_frame(pd.DataFrame({"delay": [3.0, 5.0], "origin": ["JFK", "JFK"]}), columns)
-    >>> profile.columns["delay"].mean, profile.columns["origin"].counts
-    (4.0, {'JFK': 2})
+    >>> profile.columns["delay"].values.tolist(), profile.columns["origin"].counts
+    ([3.0, 5.0], {'JFK': 2})
 
     :param like: a profile that the result will be compared with: number cells are nowhere finer.
     :raises WindowError: if ``frame`` has no rows.

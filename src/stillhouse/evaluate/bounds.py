@@ -78,8 +78,8 @@ def bound_shift(scores: Array, counts: Array, worst: float, confidence: float) -
 
     The weights are independent standard exponentials, one for each cluster and one for the added worst cluster.
 
-    >>> round(bound_shift(np.zeros(1), np.array([100]), worst=0.01, confidence=0.95), 4)  # about −3 / 100
-    -0.0301
+    >>> round(bound_shift(np.zeros(1), np.array([100]), worst=0.01, confidence=0.95), 3)  # about −3 / 100
+    -0.03
 
     :param scores: distinct influences of clusters on the estimate ``[k]``, in its unit; over all clusters they sum to
         0.
