@@ -381,7 +381,7 @@ def watched(
     """
     generator = np.random.default_rng([73, *seed])
     threshold = np.log(RUN_LENGTH)
-    log_bets = np.full((len(nulls), evidence.BETS), evidence.NOTHING) if state is None else state
+    log_bets = np.full((len(nulls), evidence.BETS), evidence.LOG_OF_ZERO) if state is None else state
     first = np.full(len(nulls), looks + 1)
     for start in range(0, looks, block):
         units = drawn_units(world, method, scenario, (len(nulls), min(block, looks - start)), generator)

@@ -215,7 +215,7 @@ class Detectors:
     def begun(cls, promise: Promise) -> Detectors:
         """Before the first look."""
         shape = promise.null.shape
-        return cls(promise, np.full((*shape, evidence.BETS), evidence.NOTHING), np.zeros(shape))
+        return cls(promise, np.full((*shape, evidence.BETS), evidence.LOG_OF_ZERO), np.zeros(shape))
 
     def look(self, units: Array) -> Array:
         """Let the evidence take in units ``[processes, seeds, U]``; which seeds alarm, bool ``[seeds]``."""
@@ -234,7 +234,7 @@ class Detectors:
 
     def restart(self, seeds: Array) -> None:
         """Begin anew; what is to be expected of the next step stays."""
-        self.log_bets[:, seeds] = evidence.NOTHING
+        self.log_bets[:, seeds] = evidence.LOG_OF_ZERO
 
 
 @dataclass
@@ -247,7 +247,7 @@ class Separate:
     @classmethod
     def begun(cls, promise: Promise) -> Separate:
         """Before the first look."""
-        return cls(promise, np.full((*promise.null.shape, evidence.BETS), evidence.NOTHING))
+        return cls(promise, np.full((*promise.null.shape, evidence.BETS), evidence.LOG_OF_ZERO))
 
     def look(self, units: Array) -> Array:
         """As :meth:`Detectors.look`."""
@@ -258,7 +258,7 @@ class Separate:
 
     def restart(self, seeds: Array) -> None:
         """Begin anew."""
-        self.log_bets[:, seeds] = evidence.NOTHING
+        self.log_bets[:, seeds] = evidence.LOG_OF_ZERO
 
 
 def promise_of(known: list[list[LossBaseline]], null: Array, units: int, run_length: float) -> Promise:

@@ -187,10 +187,10 @@ def _usual_psi(calibration: DriftCalibration) -> dict[str, float]:
 
 def _leave_one_out_psi(time_blocks: Sequence[Profile]) -> Array:
     """PSI of each block against all others together, float64 ``[blocks, columns]``."""
-    whole = time_blocks[0]
+    history = time_blocks[0]
     for block in time_blocks[1:]:
-        whole = whole + block
-    return np.array([[drift.psi for drift in compare_profiles(whole - block, block)] for block in time_blocks])
+        history = history + block
+    return np.array([[drift.psi for drift in compare_profiles(history - block, block)] for block in time_blocks])
 
 
 def _joint_statistic(psi: Array, usual: Array) -> float:

@@ -441,7 +441,11 @@ def _screen_reason(result: ScreenResult) -> Reason:
 def _measure_reasons(report: DriftReport, thresholds: Thresholds, min_rows: int) -> tuple[Reason, ...]:
     """The measures for which the agent file may set a threshold."""
     return (
-        *(_distance_reason(report, distance, thresholds) for distance in COLUMN_DISTANCES),
+        *(
+            _distance_reason(report, distance, thresholds)
+            for distance in COLUMN_DISTANCES
+            if distance.field in Thresholds.model_fields
+        ),
         _output_psi_reason(report, thresholds.output_psi),
         _disagreement_reason(report, thresholds.disagreement),
         *_quality_reasons(report, thresholds, min_rows),
@@ -450,7 +454,7 @@ def _measure_reasons(report: DriftReport, thresholds: Thresholds, min_rows: int)
 
 def _distance_reason(report: DriftReport, distance: ColumnDistance, thresholds: Thresholds) -> Reason:
     """The value is the ``shifted_columns``-th largest distance: the reason fails if that exceeds the threshold."""
-    threshold: float | None = getattr(thresholds, distance.field, None)
+    threshold: float | None = getattr(thresholds, distance.field)
     needed = thresholds.shifted_columns
     values = [(getattr(column, distance.field), column) for column in report.columns]
     ranked = sorted(((value, column) for value, column in values if value is not None), key=lambda pair: -pair[0])

@@ -1,8 +1,8 @@
 """Drift distances between two profiles: effect sizes, not p-values, because with a million rows every p-value is 0.
 
-A new distance of columns needs its formula here, a field of :class:`stillhouse.records.ColumnDrift` with a default, and
-a line in :data:`COLUMN_DISTANCES`; :func:`measure_column` fills the field. A field of the same name in
-:class:`stillhouse.config.Thresholds` makes it a threshold.
+A new distance needs its formula and a line in :data:`COLUMN_DISTANCES` here, a field with a default in
+:class:`stillhouse.records.ColumnDrift`, which :func:`measure_column` fills, and, if it may have a threshold, a field of
+the same name in :class:`stillhouse.config.Thresholds`: the verdict's reason follows from these.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Array = np.ndarray[Any, Any]
 class ColumnDistance:
     """A distance that is measured for every column, or for every number column.
 
-    :ivar field: name of the field of :class:`stillhouse.records.ColumnDrift`, and of the threshold for it in
-        :class:`stillhouse.config.Thresholds` if there is one.
-    :ivar name: how sentences call it.
+    :ivar field: name of its field in :class:`stillhouse.records.ColumnDrift`, and of its threshold in
+        :class:`stillhouse.config.Thresholds`; without a threshold field a verdict gives no reason for it.
+    :ivar name: its name in sentences.
     :ivar columns: the columns that have it.
     :ivar always_reported: whether a verdict reports it although it has no threshold.
     """
@@ -59,8 +59,10 @@ class ColumnDistance:
 COLUMN_DISTANCES = (
     ColumnDistance("psi", "PSI", "columns", always_reported=True),
     ColumnDistance("ks", "Kolmogorov–Smirnov distance", "numbers"),
+    ColumnDistance("wasserstein", "Wasserstein-1 distance", "numbers"),
+    ColumnDistance("effect", "effect size", "columns"),
 )
-"""The distances that a verdict gives a reason for."""
+"""The distances of :func:`measure_column`."""
 
 
 def psi(p_counts: Array, q_counts: Array) -> float:

@@ -223,8 +223,9 @@ def estimate_null_mean(baseline: LossBaseline, tolerance: float) -> float:
     on average over the year. The result is kept within .001 … .99: a baseline without any loss does not prove that
     there is never one, and a mean of 1 could not be exceeded.
 
-    >>> estimate_null_mean(LossBaseline(mean=0.1, standard_error=0.01, rows=900, clusters=90, usual=0.15), 0.02)
-    0.16999999999999998
+    >>> baseline = LossBaseline(mean=0.1, standard_error=0.01, rows=900, clusters=90, usual=0.125)
+    >>> estimate_null_mean(baseline, tolerance=0.125)
+    0.25
 
     :param tolerance: tolerated rise of the mean loss, 0…1.
     """

@@ -62,11 +62,11 @@ def profile_reference(rows: pd.DataFrame, probs: Array, config: AgentConfig) -> 
             calibration_parts.append(profile_window(rows.iloc[sample], probs[sample], config, like=parts[0]))
         else:
             calibration_parts.append(parts[-1])
-    whole = parts[0]
+    reference = parts[0]
     for part in parts[1:]:
-        whole = whole + part
+        reference = reference + part
     large_enough = [part for part in calibration_parts if part.rows >= config.observations.min_rows]
-    return whole, calibrate_drift(large_enough, block_length)
+    return reference, calibrate_drift(large_enough, block_length)
 
 
 def usual_length(rows: pd.DataFrame, config: AgentConfig) -> timedelta:
