@@ -47,7 +47,7 @@ from benchmarks.peers import peer
 from benchmarks.report import Goal, begin
 from stillhouse.config import Watch
 from stillhouse.drift import audit, evidence
-from stillhouse.drift.calibrate import loss_baseline
+from stillhouse.drift.calibrate import estimate_loss_baseline
 from stillhouse.stats import half_brier, total_variation
 
 CLAIM = (
@@ -281,7 +281,7 @@ def pool(inputs: Array, labels: Array, teacher: Any, student: Any) -> Pool:
             "error": (q.argmax(axis=1) != labels).astype(np.float64),
             "brier": half_brier(q, labels),
         },
-        scores=audit.scores(q),
+        scores=audit.audit_scores(q),
         inputs=inputs,
     )
 
@@ -358,8 +358,8 @@ def null_means(world: World, method: Method, runs: int, seed: Sequence[int]) -> 
     found = []
     for _ in range(runs):
         losses = values[generator.integers(0, len(values), len(observed_at))]
-        known = loss_baseline(losses, observed_at, timedelta(0), timedelta(days=7))
-        found.append(evidence.null_mean(known, method.tolerance))
+        known = estimate_loss_baseline(losses, observed_at, timedelta(0), timedelta(days=7))
+        found.append(evidence.estimate_null_mean(known, method.tolerance))
     return np.array(found)
 
 
@@ -381,7 +381,7 @@ def watched(
     """
     generator = np.random.default_rng([73, *seed])
     threshold = np.log(RUN_LENGTH)
-    log_bets = np.full((len(nulls), evidence.BETS), evidence.NOTHING) if state is None else state
+    log_bets = np.full((len(nulls), evidence.BETS), evidence.LOG_OF_ZERO) if state is None else state
     first = np.full(len(nulls), looks + 1)
     for start in range(0, looks, block):
         units = drawn_units(world, method, scenario, (len(nulls), min(block, looks - start)), generator)
@@ -408,8 +408,10 @@ def drawn_units(
     else:
         losses, scores = drawn_rows(world, method.process, scenario, (*shape, PER_LOOK), generator)
         cells = np.arange(losses.size) // (PER_LOOK // draws)
-        plan = audit.plan(scores.ravel(), cells, cells[-1] + 1, method.uniform_share, int(generator.integers(2**62)))
-        units = audit.unit_means(plan, losses.ravel()[plan.rows]).reshape(*shape, draws)
+        plan = audit.draw_rows(
+            scores.ravel(), cells, cells[-1] + 1, method.uniform_share, int(generator.integers(2**62))
+        )
+        units = audit.cluster_means(plan, losses.ravel()[plan.rows]).reshape(*shape, draws)
     return units.mean(axis=2, keepdims=True) if method.one_unit else units
 
 

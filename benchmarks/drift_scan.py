@@ -42,7 +42,7 @@ from scipy.stats import ks_2samp, wasserstein_distance
 from benchmarks.peers import peer
 from benchmarks.report import Goal, begin
 from stillhouse.drift.distances import psi
-from stillhouse.drift.profile import scan
+from stillhouse.drift.scan import scan
 
 CLAIM = (
     "drift of a million rows is measured in a small fraction of the CPU time of evidently and SciPy, and within 1 % "

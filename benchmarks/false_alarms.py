@@ -4,8 +4,8 @@
 writes nothing.
 
 Each *seed* is an agent with the three evidence processes of :mod:`stillhouse.drift.evidence`, combined and restarted
-after each alarm as a watch does it. It starts with a history of 300 steps, from which ``loss_baseline`` estimates the
-dependence between steps. Then it is watched at the boundary: every loss has exactly the mean that still counts as no
+after each alarm as a watch does it. It starts with a history of 300 steps, from which
+``estimate_loss_baseline`` estimates the dependence between steps. Then it is watched at the boundary: every loss has exactly the mean that still counts as no
 harm, with no margin and no tolerance, and one false alarm in 100 steps is promised. Worlds:
 
 independent
@@ -38,7 +38,7 @@ import pandas as pd
 from benchmarks.report import Goal, begin
 from stillhouse.config import Watch
 from stillhouse.drift import evidence
-from stillhouse.drift.calibrate import loss_baseline
+from stillhouse.drift.calibrate import estimate_loss_baseline
 from stillhouse.records import LossBaseline
 
 CLAIM = "all evidence processes of an agent together raise fewer false alarms than their one budget allows"
@@ -183,7 +183,8 @@ def baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
     each = HOUR / losses.world.units
     times = pd.date_range(BEGIN, periods=looks * losses.world.units, freq=each)
     return [
-        [loss_baseline(seed.ravel(), times, each, timedelta(days=7), HOUR) for seed in process] for process in history
+        [estimate_loss_baseline(seed.ravel(), times, each, timedelta(days=7), HOUR) for seed in process]
+        for process in history
     ]
 
 
@@ -214,7 +215,7 @@ class Detectors:
     def begun(cls, promise: Promise) -> Detectors:
         """Before the first look."""
         shape = promise.null.shape
-        return cls(promise, np.full((*shape, evidence.BETS), evidence.NOTHING), np.zeros(shape))
+        return cls(promise, np.full((*shape, evidence.BETS), evidence.LOG_OF_ZERO), np.zeros(shape))
 
     def look(self, units: Array) -> Array:
         """Let the evidence take in units ``[processes, seeds, U]``; which seeds alarm, bool ``[seeds]``."""
@@ -222,7 +223,7 @@ class Detectors:
         bets = np.empty_like(self.log_bets)
         for count in np.unique(promise.groups):
             like = promise.groups == count
-            means, deviation = evidence.grouped(units[like], int(count)), np.nan_to_num(promise.deviation[like])
+            means, deviation = evidence.group_means(units[like], int(count)), np.nan_to_num(promise.deviation[like])
             bets[like] = evidence.accumulate(self.log_bets[like], means, null[like], deviation)
         self.log_bets = bets
         rho = promise.autocorrelation
@@ -233,7 +234,7 @@ class Detectors:
 
     def restart(self, seeds: Array) -> None:
         """Begin anew; what is to be expected of the next step stays."""
-        self.log_bets[:, seeds] = evidence.NOTHING
+        self.log_bets[:, seeds] = evidence.LOG_OF_ZERO
 
 
 @dataclass
@@ -246,7 +247,7 @@ class Separate:
     @classmethod
     def begun(cls, promise: Promise) -> Separate:
         """Before the first look."""
-        return cls(promise, np.full((*promise.null.shape, evidence.BETS), evidence.NOTHING))
+        return cls(promise, np.full((*promise.null.shape, evidence.BETS), evidence.LOG_OF_ZERO))
 
     def look(self, units: Array) -> Array:
         """As :meth:`Detectors.look`."""
@@ -257,7 +258,7 @@ class Separate:
 
     def restart(self, seeds: Array) -> None:
         """Begin anew."""
-        self.log_bets[:, seeds] = evidence.NOTHING
+        self.log_bets[:, seeds] = evidence.LOG_OF_ZERO
 
 
 def promise_of(known: list[list[LossBaseline]], null: Array, units: int, run_length: float) -> Promise:
@@ -265,7 +266,7 @@ def promise_of(known: list[list[LossBaseline]], null: Array, units: int, run_len
     rho = [[0.5 if b.autocorrelation is None else b.autocorrelation for b in process] for process in known]
     deviation = [[np.nan if b.step_deviation is None else b.step_deviation for b in process] for process in known]
     groups = [
-        [evidence.groups(units, float(m), b.step_deviation) for m, b in zip(means, process, strict=True)]
+        [evidence.count_groups(units, float(m), b.step_deviation) for m, b in zip(means, process, strict=True)]
         for means, process in zip(null, known, strict=True)
     ]
     return Promise(null, np.array(rho), np.array(deviation, dtype=float), np.array(groups), run_length)
@@ -297,7 +298,7 @@ def delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[str, Any]]
     """Median delays of each rise, under the default budget and tolerance."""
     run_length, results = WATCH.average_run_length or math.inf, list[dict[str, Any]]()
     known = baselines(Losses(world, size.delay_seeds, seed), size.history)
-    null = np.array([[evidence.null_mean(b, WATCH.tolerance) for b in process] for process in known])
+    null = np.array([[evidence.estimate_null_mean(b, WATCH.tolerance) for b in process] for process in known])
     promise = promise_of(known, null, world.units, run_length)
     for number, rise in enumerate(RISES):
         losses = Losses(world, size.delay_seeds, [*seed, number])

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import beta, binom
 
 from benchmarks import report
-from stillhouse.evaluate.gate import _non_inferiority, compare
+from stillhouse.evaluate.gate import _non_inferiority, compare_models
 
 CLAIM = "a challenger that is worse by the margin is promoted no more often than the gate's stated error"
 MARGIN, CONFIDENCE, SEED = 0.02, 0.95, 20_261_130
@@ -139,7 +139,7 @@ def passes(clusters: tuple[tuple[int, int], ...], size: int, actions: int) -> bo
         said[np.arange(rows), np.where(right, outcomes, (outcomes + 1) % actions)] = 1.0
         return said
 
-    found = compare(
+    found = compare_models(
         "test", outcomes, probabilities(change >= 0), probabilities(change <= 0), MARGIN, np.arange(rows) // size
     )
     return found is not None and not _non_inferiority(found, CONFIDENCE).failed
@@ -176,7 +176,7 @@ def of_lost_positives(rows: int, rng: np.random.Generator, difference: float) ->
 def passes_scores(positive: Array, challenger: Array, champion: Array, clusters: Array) -> bool:
     """The gate's verdict on two scores, larger for the second action."""
     pair = [np.column_stack([-score, score]) for score in (challenger, champion)]
-    found = compare("test", positive.astype(int), *pair, MARGIN, clusters)
+    found = compare_models("test", positive.astype(int), *pair, MARGIN, clusters)
     return found is not None and not _non_inferiority(found, CONFIDENCE).failed
 
 

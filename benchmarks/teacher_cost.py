@@ -348,7 +348,7 @@ class OnEvidence(Policy):
         scores = asking.margin_scores(said[0])
         suspicious = self.state.mean is not None and self.state.mean > self.state.null_mean
         count = self.alert if suspicious or self.left else self.calm
-        self.draws = audit.plan(scores, None, count, 0.5, seed)
+        self.draws = audit.draw_rows(scores, None, count, 0.5, seed)
         if not self.left:
             return self.draws.rows
         size = min(self.burst_step, self.left)
@@ -359,7 +359,7 @@ class OnEvidence(Policy):
         return np.concatenate([self.draws.rows, rest[more.rows]])
 
     def told(self, losses: Array) -> None:
-        units = audit.unit_means(self.draws, losses[: len(self.draws.rows)])
+        units = audit.cluster_means(self.draws, losses[: len(self.draws.rows)])
         start = self.state.end
         self.state = evidence.advance(self.state, units, start=start, end=start + STEP, rows=len(units))
         if self.left:
@@ -439,8 +439,8 @@ def first_student(stream: Stream, settings: Distillation, seed: int) -> tuple[nn
     rows = slice(stream.history - kept, stream.history)
     apart = total_variation(stream.teacher[rows], student_probabilities(learned(stream.history - kept), stream.x[rows]))
     times = int(BEGIN.timestamp() * 1e9) + np.arange(kept) * 10**9
-    baseline = calibrate.loss_baseline(apart, times, timedelta(0), timedelta(seconds=kept // 5))
-    return learned(stream.history), evidence.null_mean(baseline, TOLERANCE)
+    baseline = calibrate.estimate_loss_baseline(apart, times, timedelta(0), timedelta(seconds=kept // 5))
+    return learned(stream.history), evidence.estimate_null_mean(baseline, TOLERANCE)
 
 
 def policies(null: float, step: int) -> dict[str, Policy]:

@@ -4,8 +4,8 @@ Drift as an expectation: a column's distribution must stay near that of a refere
 
 >>> from data_checks.expectations import ExpectColumnDriftToBeBelow
 >>> from stillhouse.config import NumberColumn
->>> from stillhouse.drift import profile
->>> reference = profile.build(january, {"temp": NumberColumn(type="number")})    # once, small, without the rows
+>>> from stillhouse.drift import scan
+>>> reference = scan.profile_frame(january, {"temp": NumberColumn(type="number")})    # once, small, without the rows
 >>> Path("january.arrow").write_bytes(reference.to_bytes())
 >>> batch.validate(ExpectColumnDriftToBeBelow(column="temp", reference="january.arrow", psi=0.25, effect=0.5))
 
@@ -46,7 +46,7 @@ from great_expectations.render.renderer.renderer import renderer
 from great_expectations.render.renderer_configuration import RendererConfiguration, RendererValueType
 
 from stillhouse.config import CategoryColumn, NumberColumn
-from stillhouse.drift import distances, profile
+from stillhouse.drift import distances, scan
 from stillhouse.drift.profile import NumberProfile, Profile
 from stillhouse.errors import SchemaError
 
@@ -84,9 +84,9 @@ def _measured(values: pd.Series[Any], reference: str) -> dict[str, Any]:
         raise SchemaError(f"the reference profile has no column {name!r}; it has: {', '.join(whole.columns)}")
     old = whole.columns[name]
     column = NumberColumn(type="number") if isinstance(old, NumberProfile) else CategoryColumn(type="category")
-    new = profile.build(values.to_frame(), {name: column}, like=whole).columns[name]
-    labels, before, now = distances.coarse_counts(old, new)
-    drift = distances.column_drift(name, old, new).model_dump(mode="json", exclude={"column", "limit"})
+    new = scan.profile_frame(values.to_frame(), {name: column}, like=whole).columns[name]
+    labels, before, now = distances.count_psi_bins(old, new)
+    drift = distances.measure_column(name, old, new).model_dump(mode="json", exclude={"column", "limit"})
     shares = zip(labels, before / max(before.sum(), 1), now / max(now.sum(), 1), strict=True)
     return drift | {"bins": [[label, float(was), float(is_)] for label, was, is_ in shares]}
 

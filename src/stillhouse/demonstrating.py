@@ -203,7 +203,7 @@ def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
     write_atomic(folder / "weeks.json", json.dumps([week.model_dump(mode="json") for week in weeks], indent=1) + "\n")
-    figure = figures.year(
+    figure = figures.plot_demo_year(
         [week.ending for week in weeks],
         {
             "never refreshed": [week.quality_static for week in weeks],

@@ -20,7 +20,7 @@ from stillhouse.data_contract import count_by_rule, examine, join_names
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import distil
 from stillhouse.errors import ConfigError, DataError, PartError, StillhouseError, WindowError
-from stillhouse.evaluate.power import power_sentence, provable_margin, rows_needed
+from stillhouse.evaluate.power import describe_power, provable_margin, rows_needed
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
@@ -236,7 +236,7 @@ def _check_power(config: AgentConfig, labelled: pd.DataFrame, window: Window) ->
             rows * float(labelled["outcome"].value_counts(normalize=True).reindex([0, 1], fill_value=0).min())
         )
     smallest_margin = provable_margin(rows, clusters, promotion.confidence, rarer=rarer)
-    text = f"promotion: {power_sentence(rows, clusters, promotion.confidence, rarer=rarer)}"
+    text = f"promotion: {describe_power(rows, clusters, promotion.confidence, rarer=rarer)}"
     margin = promotion.non_inferiority_margin
     if margin >= smallest_margin:
         return text

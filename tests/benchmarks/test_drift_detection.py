@@ -55,8 +55,8 @@ def test_units_drawn_at_once_are_like_those_of_a_plan_for_each_look(method):
     expected = []
     for seed in range(1500):
         rows = generator.integers(0, len(before.scores), benchmark.PER_LOOK)
-        plan = audit.plan(before.scores[rows], None, benchmark.WATCH.audit.rows, method.uniform_share, seed)
-        expected.append(audit.unit_means(plan, before.streams["disagreement"][rows[plan.rows]]))
+        plan = audit.draw_rows(before.scores[rows], None, benchmark.WATCH.audit.rows, method.uniform_share, seed)
+        expected.append(audit.cluster_means(plan, before.streams["disagreement"][rows[plan.rows]]))
     one_by_one = np.array(expected)
     if method.one_unit:
         one_by_one = one_by_one.mean(axis=1, keepdims=True)

@@ -41,7 +41,7 @@ def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
         for place, state in states.items():
             states[place] = evidence.advance(state, units[place], start=state.end, end=state.end + HOUR, rows=1)
         for seed in range(3):
-            together, threshold = evidence.joint([states[process, seed] for process in range(3)])
+            together, threshold = evidence.joint_evidence([states[process, seed] for process in range(3)])
             assert (together >= threshold) == alarmed[seed]
             if alarmed[seed]:
                 alarms += 1
@@ -50,7 +50,7 @@ def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
                     anew = begun[process, seed].model_copy(
                         update={"since": last.end, "start": last.end, "end": last.end}
                     )
-                    states[process, seed] = evidence.continued(last, anew, last.end)
+                    states[process, seed] = evidence.continue_or_restart(last, anew, last.end)
         watch.restart(alarmed)
     assert alarms > 3
 

@@ -11,7 +11,7 @@ import pytest
 
 from data_checks import docs
 from data_checks.check import check
-from stillhouse.drift import profile
+from stillhouse.drift import scan
 from stillhouse.records import DataReport
 
 
@@ -59,7 +59,7 @@ def test_without_a_folder_there_is_no_page(rows, window, config):
 
 def test_pages_on_failure_are_of_windows_with_something_to_see(rows, window, config, folder):
     moved = rows.assign(temp=rows["temp"] + 15)
-    reference = profile.build(rows, config.observations.columns)
+    reference = scan.profile_frame(rows, config.observations.columns)
     assert check(moved, window, config, docs=folder, reference=reference, pages="on_failure")[0].docs is None
     assert not folder.exists(), "drift is for the drift report"
     rows.loc[3, "temp"] = 99
@@ -76,7 +76,7 @@ def test_values_are_text_and_never_html(rows, window, config, folder, configured
     attack = "<script>alert(1)</script>"
     pairs = {"type": "pairs", "columns": ["carrier", "dest"], "allowed": [["AA", "LAX"]], "max_broken": 1}
     config = configured(rules=[pairs])
-    reference = profile.build(rows.assign(dest=attack), config.observations.columns)
+    reference = scan.profile_frame(rows.assign(dest=attack), config.observations.columns)
     rows.loc[5, "carrier"] = rows.loc[6, "dest"] = attack
     report, _ = check(rows, window, config, docs=folder, reference=reference)
     page = _Page(Path(str(report.docs)).read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def test_values_are_text_and_never_html(rows, window, config, folder, configured
 
 
 def test_drift_is_shown_with_its_bins(rows, window, config, folder):
-    reference = profile.build(rows, config.observations.columns)
+    reference = scan.profile_frame(rows, config.observations.columns)
     report, _ = check(rows.assign(temp=rows["temp"] + 15), window, config, docs=folder, reference=reference)
     page = _Page(Path(str(report.docs)).read_text(encoding="utf-8"))
     assert "must be distributed as in the reference: PSI at most" in " ".join(page.text.split())

@@ -15,7 +15,8 @@ from data_checks.check import check
 from data_checks.expectations import ExpectColumnDriftToBeBelow, inline
 from data_checks.suite import build_suite
 from stillhouse.config import CategoryColumn, NumberColumn
-from stillhouse.drift import distances, profile
+from stillhouse.drift import distances, scan
+from stillhouse.drift.profile import Profile
 
 COLUMNS = {"temp": NumberColumn(type="number"), "dest": CategoryColumn(type="category")}
 
@@ -27,8 +28,8 @@ def frame(seed: int, shift: float = 0.0, missing: float = 0.0, dests: str = "ABC
 
 
 @pytest.fixture(scope="module")
-def reference() -> profile.Profile:
-    return profile.build(frame(0), COLUMNS)
+def reference() -> Profile:
+    return scan.profile_frame(frame(0), COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def test_it_measures_what_the_engine_measures(batches, reference):
     now = frame(1, shift=1.0, missing=0.1)
     batch = batches.get_batch({"dataframe": now})
     result = batch.validate(ExpectColumnDriftToBeBelow(column="temp", reference=inline(reference), psi=0.1, ks=0.9))
-    current = profile.build(now, COLUMNS, like=reference)
-    wanted = distances.column_drift("temp", reference.columns["temp"], current.columns["temp"])
+    current = scan.profile_frame(now, COLUMNS, like=reference)
+    wanted = distances.measure_column("temp", reference.columns["temp"], current.columns["temp"])
     assert not result.success and result.result["observed_value"] == pytest.approx(wanted.psi)
     details = result.result["details"]
     assert (details["beyond"], details["limits"]) == (["psi"], {"psi": 0.1, "ks": 0.9})
@@ -71,7 +72,7 @@ def test_the_reference_may_be_a_file_which_is_read_again_when_it_changes(batches
     batch = batches.get_batch({"dataframe": frame(4, shift=3)})
     expectation = ExpectColumnDriftToBeBelow(column="temp", reference=str(file), psi=0.1)
     assert not batch.validate(expectation).success
-    file.write_bytes(profile.build(frame(5, shift=3), COLUMNS).to_bytes())
+    file.write_bytes(scan.profile_frame(frame(5, shift=3), COLUMNS).to_bytes())
     assert batch.validate(expectation).success
 
 
@@ -101,8 +102,8 @@ def test_what_cannot_be_asked_says_so(batches, reference):
 
 
 @pytest.fixture
-def champion(rows, config) -> profile.Profile:
-    return profile.build(rows, config.observations.columns)
+def champion(rows, config) -> Profile:
+    return scan.profile_frame(rows, config.observations.columns)
 
 
 def test_drift_is_noted_and_breaks_nothing(rows, window, config, champion):

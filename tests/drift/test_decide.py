@@ -1,4 +1,4 @@
-"""Every outcome of a watch, every threshold, and the replay of the evidence."""
+"""Every result of a watch, every threshold, and the replay of the evidence."""
 
 from datetime import timedelta, timezone
 from math import log
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from stillhouse.config import Responses
 from stillhouse.drift.decide import decide, decide_from_evidence
-from stillhouse.drift.evidence import joint
+from stillhouse.drift.evidence import joint_evidence
 from stillhouse.errors import WindowError
 from stillhouse.records import Cost, Verdict, short_id
 
@@ -37,8 +37,8 @@ def reason(verdict, measure):
 def test_drift(make):
     verdict = watch(make, make.report(), last_refresh=make.now - 14 * DAY)
     assert (verdict.kind, verdict.result, verdict.response) == ("watch", "drift", "redistil")
-    found = reason(verdict, "psi")
-    assert (found.value, found.threshold, found.failed) == (0.4, 0.25, True)
+    psi = reason(verdict, "psi")
+    assert (psi.value, psi.threshold, psi.failed) == (0.4, 0.25, True)
     assert "temp 0.4" in verdict.summary
 
 
@@ -48,7 +48,7 @@ def test_no_drift(make):
     assert not reason(verdict, "psi").failed
 
 
-def test_cooling_down_says_until_when(make):
+def test_cooling_down_names_its_end(make):
     verdict = watch(make, make.report(), last_refresh=make.now - 13 * DAY)
     assert (verdict.result, verdict.response) == ("cooling_down", "hold")
     assert "2013-06-02 00:00 UTC" in verdict.summary
@@ -71,8 +71,8 @@ def test_not_enough_evidence(make):
         assert (reason(verdict, "rows").value, reason(verdict, "rows").threshold) == (99, 100)
 
 
-def test_enough_sound_rows_without_a_measurement_cannot_be_decided(make):
-    with pytest.raises(WindowError, match="measure first"):
+def test_enough_rows_without_a_measurement_cannot_be_decided(make):
+    with pytest.raises(WindowError, match="measure it first"):
         watch(make, None)
 
 
@@ -95,25 +95,25 @@ def test_ks_of_numbers_with_a_plain_threshold(make):
     report = make.report({"temp": 0.0, "wind": 0.0})  # both with a distance of 0.1
     assert watch(make, report, ks=0.05).result == "drift"
     assert watch(make, report, ks=0.05, shifted_columns=2).result == "drift"
-    held = watch(make, report, ks=0.15)
-    assert held.result == "no_drift" and reason(held, "ks").value == 0.1
+    passed = watch(make, report, ks=0.15)
+    assert passed.result == "no_drift" and reason(passed, "ks").value == 0.1
     assert watch(make, make.report({"temp": 9.0}), ks=0.05, shifted_columns=2).result == "no_drift"
 
 
 @pytest.mark.parametrize(
-    ("process", "outcome", "response"),
+    ("process", "result", "response"),
     [
         ("disagreement", "harmful_drift", "redistil"),
         ("student_outcomes", "harmful_drift", "redistil"),
         ("teacher_outcomes", "teacher_failing", "renew"),
     ],
 )
-def test_evidence_that_reaches_the_budget_decides(make, process, outcome, response):
+def test_evidence_that_reaches_the_budget_decides(make, process, result, response):
     calm = make.report({"temp": 0.0})
     verdict = watch(make, calm, steps=[make.step(process, 2161)])
-    assert (verdict.result, verdict.response) == (outcome, response)
-    found = reason(verdict, f"evidence_{process}")
-    assert found.failed and found.value == pytest.approx(2161) and found.threshold == pytest.approx(2160)
+    assert (verdict.result, verdict.response) == (result, response)
+    evidence = reason(verdict, f"evidence_{process}")
+    assert evidence.failed and evidence.value == pytest.approx(2161) and evidence.threshold == pytest.approx(2160)
     assert "2160" in verdict.summary
     assert watch(make, calm, steps=[make.step(process, 2159)]).result == "no_drift"
     cooling = watch(make, calm, steps=[make.step(process, 1e300)], last_refresh=make.now - DAY)
@@ -125,7 +125,7 @@ def test_a_failing_teacher_must_not_teach_a_new_student(make):
     assert watch(make, make.report(), steps=steps).response == "renew"
 
 
-def test_evidence_beyond_every_number_is_still_a_number(make):
+def test_evidence_above_the_largest_float_stays_finite(make):
     verdict = watch(make, make.report({"temp": 0.0}), steps=[make.step(log_evidence=5000.0)])
     assert verdict.result == "harmful_drift"
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
@@ -137,17 +137,17 @@ def test_inputs_that_moved_are_benign_while_the_student_agrees_with_its_teacher(
     verdict = watch(make, agrees, steps=[make.step()])
     assert (verdict.result, verdict.response) == ("benign_shift", "hold")
     assert "temp" in verdict.summary and reason(verdict, "screen").failed
-    parts = make.report({"temp": 0.2}, screened=moved, disagreement=make.disagreement(0.09))
-    verdict = watch(make, parts, steps=[make.step()])
+    disagrees = make.report({"temp": 0.2}, screened=moved, disagreement=make.disagreement(0.09))
+    verdict = watch(make, disagrees, steps=[make.step()])
     assert (verdict.result, verdict.response) == ("not_enough_evidence", "hold")
     assert "accumulates" in verdict.summary
-    unasked = make.report({"temp": 0.2}, screened=moved)
-    assert watch(make, unasked, steps=[make.step()]).result == "not_enough_evidence"
+    not_compared = make.report({"temp": 0.2}, screened=moved)
+    assert watch(make, not_compared, steps=[make.step()]).result == "not_enough_evidence"
     still = make.report({"temp": 0.2}, screened=make.screened(False), disagreement=make.disagreement(0.07))
     assert watch(make, still, steps=[make.step()]).result == "no_drift"
 
 
-def test_without_a_budget_the_reference_says_what_agreement_is(make):
+def test_without_a_budget_the_reference_gives_the_null_mean(make):
     moved = make.screened(True, "temp")
     report = make.report(
         {"temp": 0.2},
@@ -165,7 +165,7 @@ def test_the_verdict_carries_its_cost(make):
     assert watch(make, make.report()).cost is None
 
 
-def test_disagreement_is_judged_on_its_rise(make):
+def test_disagreement_is_compared_by_its_rise(make):
     report = make.report(disagreement=make.disagreement(0.15), disagreement_reference=make.disagreement(0.10))
     verdict = watch(make, report, disagreement=0.04)
     assert verdict.result == "drift" and reason(verdict, "disagreement").value == pytest.approx(0.05)
@@ -191,14 +191,14 @@ def test_accuracy_drop(make):
     assert watch(make, report, accuracy_drop=0.11).result == "no_drift"
 
 
-def test_what_the_models_are_compared_by_is_shown_without_a_threshold(make):
+def test_the_measure_that_models_are_compared_by_is_reported_without_a_threshold(make):
     report = make.report(quality=make.quality(0.70), quality_reference=make.quality(0.75))
-    shown = {each.measure for each in watch(make, report, psi=0.3).reasons}
+    shown = {reason.measure for reason in watch(make, report, psi=0.3).reasons}
     assert "auc_drop" in shown and "accuracy_drop" not in shown
     many = {
         name: getattr(report, name).model_copy(update={"actions": 150}) for name in ("quality", "quality_reference")
     }
-    shown = {each.measure for each in watch(make, report.model_copy(update=many), psi=0.3).reasons}
+    shown = {reason.measure for reason in watch(make, report.model_copy(update=many), psi=0.3).reasons}
     assert "accuracy_drop" in shown and "auc_drop" not in shown
 
 
@@ -262,21 +262,21 @@ def test_evidence_must_be_a_watchs(make):
 
 
 @pytest.mark.parametrize(("refused", "response"), [(False, "update"), (True, "redistil")])
-def test_the_agent_file_says_how_drift_is_answered_unless_that_was_refused(make, refused, response):
+def test_the_configured_response_is_used_unless_it_was_refused(make, refused, response):
     config = make.config(psi=0.25)
     responses = {"harmful_drift": "update", "drift": "update"}
     config = config.model_copy(update={"watch": config.watch.model_copy(update={"responses": Responses(**responses)})})
-    asked = {"as_of": make.now, "last_refresh": make.now - 30 * DAY, "refused": refused}
-    plain = decide(make.report(), make.data(), config, **asked)
+    arguments = {"as_of": make.now, "last_refresh": make.now - 30 * DAY, "refused": refused}
+    plain = decide(make.report(), make.data(), config, **arguments)
     assert (plain.result, plain.response) == ("drift", response)
-    harm = decide(make.report({"temp": 0.0}), make.data(), config, steps=[make.step("disagreement", 2161)], **asked)
+    harm = decide(make.report({"temp": 0.0}), make.data(), config, steps=[make.step("disagreement", 2161)], **arguments)
     assert (harm.result, harm.response) == ("harmful_drift", response)
     assert decide_from_evidence(harm.evidence) == harm
-    failing = decide(make.report(), make.data(), config, steps=[make.step("teacher_outcomes", 2161)], **asked)
+    failing = decide(make.report(), make.data(), config, steps=[make.step("teacher_outcomes", 2161)], **arguments)
     assert failing.response == "renew"
 
 
-def of_three(make, *evidence, budget=100):
+def three_steps(make, *evidence, budget=100):
     """The last steps of three processes that share a budget evenly."""
     names = ("disagreement", "student_outcomes", "teacher_outcomes")
     alone = log(3 * budget)
@@ -286,7 +286,7 @@ def of_three(make, *evidence, budget=100):
 
 
 @pytest.mark.parametrize(
-    ("evidence", "outcome", "crossed"),
+    ("evidence", "result", "failed"),
     [
         ((99, 99, 99), "no_drift", set()),
         ((150, 99, 52), "harmful_drift", {"evidence"}),
@@ -295,22 +295,22 @@ def of_three(make, *evidence, budget=100):
         ((1, 1e9, 302), "teacher_failing", {"evidence", "evidence_student_outcomes", "evidence_teacher_outcomes"}),
     ],
 )
-def test_processes_share_one_budget(make, evidence, outcome, crossed):
-    """A budget of 100: the mean of the three is held against it, and one alone must reach 300."""
-    verdict = watch(make, make.report({"temp": 0.0}), steps=of_three(make, *evidence))
-    assert verdict.result == outcome
-    assert {r.measure for r in verdict.reasons if r.failed} == crossed
+def test_processes_share_one_budget(make, evidence, result, failed):
+    """A budget of 100: the mean of the three is compared with it, and one process alone must reach 300."""
+    verdict = watch(make, make.report({"temp": 0.0}), steps=three_steps(make, *evidence))
+    assert verdict.result == result
+    assert {r.measure for r in verdict.reasons if r.failed} == failed
     together = reason(verdict, "evidence")
     assert together.threshold == pytest.approx(100) and together.value == pytest.approx(sum(evidence) / 3)
     assert all(r.failed == (r.value >= r.threshold) for r in verdict.reasons if r.measure.startswith("evidence"))
-    if crossed:  # no alarm by a figure below its threshold
+    if failed:  # the summary names a reason that failed
         assert next(r for r in verdict.reasons if r.text in verdict.summary).failed, verdict.summary
     assert decide_from_evidence(verdict.evidence) == verdict
 
 
-def test_without_new_rows_no_second_refresh_wherever_the_clock_stands(make):
-    steps = of_three(make, 1, 1e9, 1)
-    for at in (make.now, make.now - 300 * DAY):  # the very moment of the last refresh; and long past its cool-down
+def test_without_new_rows_no_second_refresh_whatever_the_clock_says(make):
+    steps = three_steps(make, 1, 1e9, 1)
+    for at in (make.now, make.now - 300 * DAY):  # at the time of the last refresh, and long after its cooldown
         verdict = watch(make, make.report(), steps=steps, last_refresh=at, new_rows=False)
         assert (verdict.result, verdict.response) == ("cooling_down", "hold")
         assert "nothing was observed since the last refresh" in verdict.summary
@@ -319,7 +319,7 @@ def test_without_new_rows_no_second_refresh_wherever_the_clock_stands(make):
     assert watch(make, make.report({"temp": 0.0}), last_refresh=make.now, new_rows=False).result == "no_drift"
 
 
-def test_no_drift_does_not_stand_above_a_quality_that_fell(make):
+def test_no_drift_is_not_concluded_if_the_quality_fell(make):
     report = make.report({"temp": 0.0}, quality=make.quality(0.43), quality_reference=make.quality(0.75))
     verdict = watch(make, report)
     assert (verdict.result, verdict.response) == ("not_enough_evidence", "hold")
@@ -344,23 +344,23 @@ def test_a_shift_is_not_benign_while_the_students_loss_has_doubled(make):
     assert watch(make, report.model_copy(update={"quality": before}), steps=[make.step()]).result == "benign_shift"
 
 
-def test_a_verdict_claims_no_more_than_was_looked_at(make):
+def test_a_summary_claims_no_more_than_was_measured(make):
     assert "no history yet" in watch(make, make.report({"temp": 9.0}), disagreement=0.1).summary
     calm = make.report({"temp": 0.0}, screened=make.screened(False))
-    assert watch(make, calm).summary == "nothing moved beyond what is usual"
+    assert watch(make, calm).summary == "nothing moved beyond its usual range"
 
 
 def test_verdicts_of_random_figures_do_not_contradict_them(make):
-    """Whatever is measured: a calm verdict stands above no figure that is worse than what is no harm."""
+    """Whatever is measured, a calm verdict has no figure that is worse than the null allows."""
     generator, seen = np.random.default_rng(12), set()
 
     def quality():
         score, brier = generator.uniform(0.4, 1.0, 2)
         actions = int(generator.choice([2, 5]))
-        found = make.quality(
+        scores = make.quality(
             float(score) if generator.random() < 0.8 else None, rows=int(generator.integers(100, 3000))
         )
-        return found.model_copy(
+        return scores.model_copy(
             update={"accuracy": float(generator.uniform(0.4, 1)), "brier": float(brier) / 2, "actions": actions}
         )
 
@@ -383,7 +383,7 @@ def test_verdicts_of_random_figures_do_not_contradict_them(make):
         )
         steps = [
             step.model_copy(update={"mean": maybe(float(generator.uniform(0, 0.2))), "null_mean": 0.08})
-            for step in of_three(make, *np.exp(generator.uniform(-5, 7, 3)))
+            for step in three_steps(make, *np.exp(generator.uniform(-5, 7, 3)))
         ]
         steps = steps if generator.random() < 0.7 else []
         verdict = watch(make, report, steps=steps, psi=0.25)
@@ -406,6 +406,6 @@ def test_verdicts_of_random_figures_do_not_contradict_them(make):
             assert report.quality.brier <= 1.5 * report.quality_reference.brier
         if report.disagreement and steps:
             assert report.disagreement.total_variation <= 0.08
-        together = joint(steps)
+        together = joint_evidence(steps)
         assert together is None or together[0] < together[1]
     assert seen >= {"no_drift", "benign_shift", "not_enough_evidence", "harmful_drift", "teacher_failing", "drift"}

@@ -1,4 +1,4 @@
-"""Distances against hand-worked examples, and against scipy and numpy on the raw rows."""
+"""Distances compared with examples computed by hand, and with scipy and numpy on the raw rows."""
 
 import math
 from collections.abc import Callable
@@ -11,18 +11,20 @@ from scipy.stats import ks_2samp, wasserstein_distance
 
 from stillhouse.config import CategoryColumn, NumberColumn
 from stillhouse.drift import profile as profiles
-from stillhouse.drift.distances import coarse_counts, column_drift, compare, ks, number_bins, psi
-from stillhouse.drift.profile import CategoryProfile, Profile, build, number_profile, scan
+from stillhouse.drift import tally
+from stillhouse.drift.distances import compare_profiles, count_psi_bins, ks, measure_column, psi, psi_bin_edges
+from stillhouse.drift.profile import CategoryProfile, Profile
+from stillhouse.drift.scan import profile_frame, profile_numbers, scan
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.records import ColumnDrift
 
 
 def drift_of(reference: np.ndarray, current: np.ndarray) -> ColumnDrift:
-    return column_drift("x", number_profile(reference), number_profile(current))
+    return measure_column("x", profile_numbers(reference), profile_numbers(current))
 
 
 def exact_psi(reference: np.ndarray, current: np.ndarray) -> float:
-    """On bins between the quantiles that numpy finds, atoms apart, the missing as one more."""
+    """PSI on bins between numpy's quantiles, with a bin for each atom and one for missing values."""
     sides = [values[~np.isnan(values)] for values in (reference, current)]
     finite = sides[0][np.isfinite(sides[0])]
     quantiles, repeats = np.unique(
@@ -65,8 +67,8 @@ def test_psi_of_a_tiny_sample_does_not_explode():
 
 def test_psi_without_shift_stays_small():
     rng = np.random.default_rng(1)
-    reference = number_profile(rng.lognormal(size=20_000))
-    values = [column_drift("x", reference, number_profile(rng.lognormal(size=1000))).psi for _ in range(50)]
+    reference = profile_numbers(rng.lognormal(size=20_000))
+    values = [measure_column("x", reference, profile_numbers(rng.lognormal(size=1000))).psi for _ in range(50)]
     assert max(values) < 0.05
 
 
@@ -111,34 +113,34 @@ PAIRS: dict[str, tuple[Shift, Shift]] = {
 
 @pytest.mark.parametrize("rows", [(200, 90), (60_000, 30_000)], ids=["few rows", "many rows"])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_numbers_come_out_as_from_the_raw_rows(pair, rows):
-    """KS within .001, Wasserstein-1 and PSI within 1 %; exactly, as long as every value is kept."""
+def test_distances_of_numbers_agree_with_those_of_the_raw_rows(pair, rows):
+    """KS within .001, Wasserstein-1 and PSI within 1 %; exact if every value is stored exactly."""
     rng = np.random.default_rng(3)
     reference, current = (draw(rng, n) for draw, n in zip(PAIRS[pair], rows, strict=True))
-    found = drift_of(reference, current)
+    drift = drift_of(reference, current)
     present = [values[~np.isnan(values)] for values in (reference, current)]
     exactly = rows[0] < 8_000
-    assert found.ks == pytest.approx(ks_2samp(*present).statistic, rel=0, abs=1e-12 if exactly else 1e-3)
-    assert found.wasserstein == pytest.approx(wasserstein_distance(*present), rel=1e-9 if exactly else 1e-2)
-    assert found.psi == pytest.approx(exact_psi(reference, current), rel=1e-9 if exactly else 1e-2)
-    scale = np.abs(present[0]).max()  # because squares of the huge overflow
-    assert found.effect == pytest.approx(found.wasserstein / (np.std(present[0] / scale) * scale), rel=1e-2)
+    assert drift.ks == pytest.approx(ks_2samp(*present).statistic, rel=0, abs=1e-12 if exactly else 1e-3)
+    assert drift.wasserstein == pytest.approx(wasserstein_distance(*present), rel=1e-9 if exactly else 1e-2)
+    assert drift.psi == pytest.approx(exact_psi(reference, current), rel=1e-9 if exactly else 1e-2)
+    scale = np.abs(present[0]).max()  # otherwise the squares of huge values overflow
+    assert drift.effect == pytest.approx(drift.wasserstein / (np.std(present[0] / scale) * scale), rel=1e-2)
 
 
-def test_ks_falls_short_by_no_more_than_the_largest_cell():
+def test_ks_is_too_small_by_at_most_the_largest_cell():
     rng = np.random.default_rng(4)
     for _ in range(20):
         reference = np.exp(rng.normal(0, rng.uniform(0, 30), 30_000))
         current = np.exp(rng.normal(0, rng.uniform(0, 30), 30_000))
-        one, two = number_profile(reference), number_profile(current)
+        one, two = profile_numbers(reference), profile_numbers(current)
         coarser = max(one.shift, two.shift)
-        largest = max(side.at(coarser + 1).counts.max() / side.rows for side in (one, two))
-        found, exact = column_drift("x", one, two).ks, ks_2samp(reference, current).statistic
-        assert exact - largest - 1e-12 <= found <= exact + 1e-12
+        largest = max(side.coarsen(coarser + 1).counts.max() / side.rows for side in (one, two))
+        drift, exact = measure_column("x", one, two).ks, ks_2samp(reference, current).statistic
+        assert exact - largest - 1e-12 <= drift <= exact + 1e-12
 
 
 @pytest.mark.parametrize("moved_to", [-0.001, 0.001])
-def test_a_constant_that_moves_is_seen_on_either_side(moved_to):
+def test_a_constant_that_moves_is_detected_in_both_directions(moved_to):
     drift = drift_of(np.zeros(1000), np.full(1000, moved_to))
     assert drift.ks == 1.0 and drift.psi > 5
     assert drift.wasserstein == pytest.approx(0.001) and drift.effect == pytest.approx(2)
@@ -161,26 +163,26 @@ def test_extremes_do_not_overflow():
 
 
 def test_all_missing_has_psi_but_no_ks():
-    found = drift_of(np.arange(100.0), np.full(50, np.nan))
-    assert found.ks is None and found.wasserstein is None and found.psi > 1 and found.missing_current == 1
+    drift = drift_of(np.arange(100.0), np.full(50, np.nan))
+    assert drift.ks is None and drift.wasserstein is None and drift.psi > 1 and drift.missing_current == 1
     assert drift_of(np.array([1.0]), np.array([2.0])).ks == 1.0
 
 
 # --------------------------------------------------------------------------- bins
 
 
-def test_number_bins_are_the_deciles():
+def test_bin_edges_are_the_deciles():
     values = np.arange(1, 1001, dtype=float)
-    edges = number_bins(number_profile(values))
+    edges = psi_bin_edges(profile_numbers(values))
     assert edges.tolist() == [100, 200, 300, 400, 500, 600, 700, 800, 900]
-    assert number_bins(number_profile(np.full(9, np.nan))).tolist() == []
+    assert psi_bin_edges(profile_numbers(np.full(9, np.nan))).tolist() == []
 
 
 def test_an_atom_has_a_bin_of_its_own():
-    rain = number_profile(np.r_[np.zeros(950), np.linspace(1, 2, 50)])
-    edges = number_bins(rain)
+    rain = profile_numbers(np.r_[np.zeros(950), np.linspace(1, 2, 50)])
+    edges = psi_bin_edges(rain)
     assert len(edges) == 2 and edges[0] < 0 == edges[1]
-    labels, before, now = coarse_counts(rain, number_profile(np.array([-1e-9, 0.0, 1e-9, np.nan])))
+    labels, before, now = count_psi_bins(rain, profile_numbers(np.array([-1e-9, 0.0, 1e-9, np.nan])))
     assert labels == ["(-∞, 0)", "0", "(0, ∞)", "missing"]
     assert before.tolist() == [0, 950, 50, 0] and now.tolist() == [1, 1, 1, 1]
 
@@ -189,20 +191,20 @@ def test_an_atom_has_a_bin_of_its_own():
 def test_bins_hold_the_rows_between_the_edges(pair):
     rng = np.random.default_rng(5)
     reference, current = PAIRS[pair][0](rng, 40_000), PAIRS[pair][1](rng, 20_000)
-    one, two = number_profile(reference), number_profile(current)
-    labels, before, now = coarse_counts(one, two)
-    edges = number_bins(one.at(max(one.shift, two.shift)))
+    one, two = profile_numbers(reference), profile_numbers(current)
+    labels, before, now = count_psi_bins(one, two)
+    edges = psi_bin_edges(one.coarsen(max(one.shift, two.shift)))
     assert (np.diff(edges) > 0).all() and len(labels) == len(set(labels)) == len(edges) + 2
     for values, counts in ((reference, before), (current, now)):
-        found = np.searchsorted(edges, values[~np.isnan(values)])
-        assert np.array_equal(counts[:-1], np.bincount(found, minlength=len(edges) + 1))
+        bins = np.searchsorted(edges, values[~np.isnan(values)])
+        assert np.array_equal(counts[:-1], np.bincount(bins, minlength=len(edges) + 1))
         assert counts[-1] == np.isnan(values).sum()
 
 
-def test_labels_say_what_is_in_the_bins():
+def test_labels_of_bins():
     def labels(values):
-        found = number_profile(np.asarray(values, dtype=float))
-        return coarse_counts(found, found)[0]
+        profile = profile_numbers(np.asarray(values, dtype=float))
+        return count_psi_bins(profile, profile)[0]
 
     assert labels([1, 1, 2, 2, 3, 3, 4, 4]) == [
         "(-∞, 1)",
@@ -229,46 +231,48 @@ def test_categories_worked_by_hand():
     """Shares .5, .3, .1, missing .1 before; .2, .3, 0, missing .3 and unseen .2 now."""
     before = CategoryProfile({"a": 50, "b": 30, "c": 10}, missing=10)
     now = CategoryProfile({"b": 15, "a": 10, "z": 10}, missing=15)
-    labels, p, q = coarse_counts(before, now)
+    labels, p, q = count_psi_bins(before, now)
     assert labels == ["a", "b", "c", "others", "missing", "unseen"]
     assert p.tolist() == [50, 30, 10, 0, 10, 0] and q.tolist() == [10, 15, 0, 0, 15, 10]
-    found = column_drift("x", before, now)
-    assert found.effect == pytest.approx((0.3 + 0 + 0.1 + 0.2 + 0.2) / 2)
-    assert (found.unseen, found.vanished, found.ks, found.wasserstein) == (("z",), ("c",), None, None)
-    assert found.psi == pytest.approx(psi(p, q)) and found.missing_current == 0.3
+    drift = measure_column("x", before, now)
+    assert drift.effect == pytest.approx((0.3 + 0 + 0.1 + 0.2 + 0.2) / 2)
+    assert (drift.unseen, drift.vanished, drift.ks, drift.wasserstein) == (("z",), ("c",), None, None)
+    assert drift.psi == pytest.approx(psi(p, q)) and drift.missing_current == 0.3
 
 
 def test_named_values_are_the_most_frequent():
     before = CategoryProfile({f"old{i}": 100 - i for i in range(30)}, missing=0)
     now = CategoryProfile({f"new{i}": 100 - i for i in range(30)}, missing=0)
-    found = column_drift("x", before, now)
-    assert found.unseen == tuple(f"new{i}" for i in range(20))
-    assert found.vanished == tuple(f"old{i}" for i in range(20))
-    assert found.effect == pytest.approx(1)
+    drift = measure_column("x", before, now)
+    assert drift.unseen == tuple(f"new{i}" for i in range(20))
+    assert drift.vanished == tuple(f"old{i}" for i in range(20))
+    assert drift.effect == pytest.approx(1)
 
 
 def test_heavy_hitters_name_only_what_is_certain(monkeypatch):
-    monkeypatch.setattr(profiles, "MAX_VALUES", 4)
+    for module in (profiles, tally):
+        monkeypatch.setattr(module, "MAX_VALUES", 4)
     few = scan(pa.table({"x": list("aaaabbbz")})).columns["x"]
     many = scan(pa.table({"x": list("aaaabbbbcccdddeeffgh")})).columns["x"]
     assert many.error and not few.error
-    assert column_drift("x", many, few).unseen == ()  # z may have been among the others
-    assert set(column_drift("x", many, few).vanished) <= set("cdefgh")
-    assert column_drift("x", few, many).vanished == ()
+    assert measure_column("x", many, few).unseen == ()  # the reference may have had z among its others
+    assert set(measure_column("x", many, few).vanished) <= set("cdefgh")
+    assert measure_column("x", few, many).vanished == ()
     for one, two in ((few, many), (many, few)):
-        labels, before, now = coarse_counts(one, two)
+        labels, before, now = count_psi_bins(one, two)
         assert len(labels) == len(before) and (before.sum(), now.sum()) == (one.rows, two.rows)
-        assert 0 <= column_drift("x", one, two).effect <= 1
+        assert 0 <= measure_column("x", one, two).effect <= 1
 
 
-def test_thousands_of_values_do_not_drift_by_the_windows_size():
+def test_the_psi_of_thousands_of_values_does_not_depend_on_the_window_size():
     rng = np.random.default_rng(5)
     planes = pd.Series(rng.integers(0, 3000, 60_000).astype(str))
     column = {"carrier": COLUMNS["carrier"]}
-    profile = build(planes.to_frame("carrier"), column)
+    profile = profile_frame(planes.to_frame("carrier"), column)
     same, other = rng.integers(0, 3000, 2000), rng.integers(0, 6000, 2000)
     drifts = [
-        compare(profile, build(pd.DataFrame({"carrier": values.astype(str)}), column))[0] for values in (same, other)
+        compare_profiles(profile, profile_frame(pd.DataFrame({"carrier": values.astype(str)}), column))[0]
+        for values in (same, other)
     ]
     assert drifts[0].psi < 0.15 and drifts[1].psi > 1
 
@@ -290,21 +294,21 @@ def test_compare_reports_shift_missing_and_unseen():
     current.loc[current.index[:300], "temp"] = np.nan
     current.loc[current.index[:100], "carrier"] = "ZZ"
     current.loc[current.index[100:120], "carrier"] = None
-    known = build(reference, COLUMNS)
-    temp, carrier = compare(known, scan(pa.Table.from_pandas(current.assign(extra=1))))
+    known = profile_frame(reference, COLUMNS)
+    temp, carrier = compare_profiles(known, scan(pa.Table.from_pandas(current.assign(extra=1))))
     assert (temp.column, temp.kind, temp.missing_reference, temp.missing_current) == ("temp", "number", 0.0, 0.3)
     assert temp.psi > 0.25 and temp.ks is not None and temp.ks < 0.06
     assert (carrier.kind, carrier.ks, carrier.unseen, carrier.missing_current) == ("category", None, ("ZZ",), 0.02)
     assert carrier.psi > 0.25
-    for same in compare(known, build(reference, COLUMNS)):
+    for same in compare_profiles(known, profile_frame(reference, COLUMNS)):
         assert (same.psi, same.effect) == (0, 0)
 
 
-def test_what_cannot_be_compared():
-    profile = build(reference_frame(), COLUMNS)
+def test_profiles_that_cannot_be_compared():
+    profile = profile_frame(reference_frame(), COLUMNS)
     with pytest.raises(WindowError):
-        compare(profile, Profile(0, profile.columns))
+        compare_profiles(profile, Profile(0, profile.columns))
     with pytest.raises(SchemaError, match="carrier"):
-        compare(profile, Profile(10, {"temp": profile.columns["temp"]}))
+        compare_profiles(profile, Profile(10, {"temp": profile.columns["temp"]}))
     with pytest.raises(SchemaError, match="number cannot be compared with a category"):
-        compare(profile, Profile(10, dict.fromkeys(profile.columns, profile.columns["carrier"])))
+        compare_profiles(profile, Profile(10, dict.fromkeys(profile.columns, profile.columns["carrier"])))

@@ -1,4 +1,4 @@
-"""A whole measurement: reference and current window as profiles, the student's output among the columns."""
+"""A complete measurement: profiles of reference and current window, with the student's output among the columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stillhouse.config import NewestRows
-from stillhouse.drift.measure import OUTPUT, measure, profile_of, reference_of
+from stillhouse.drift.measure import OUTPUT, make_drift_report, profile_reference, profile_window
 from stillhouse.drift.profile import Profile
 from stillhouse.errors import WindowError
 from stillhouse.records import DriftReport
@@ -33,80 +33,88 @@ def history() -> pd.DataFrame:
     )
 
 
-def said(rows: pd.DataFrame) -> np.ndarray:
+def predict(rows: pd.DataFrame) -> np.ndarray:
     yes = 1 / (1 + np.exp(-rows["temp"].to_numpy()))
     return np.column_stack([1 - yes, yes])
 
 
 def report(make, history: pd.DataFrame, rows: pd.DataFrame) -> DriftReport:
-    before, usual = reference_of(history, said(history), make.config(psi=0.25))
-    now = profile_of(rows, said(rows), make.config(psi=0.25), like=Profile.from_bytes(before.to_bytes()))
-    return measure(
+    before, calibration = profile_reference(history, predict(history), make.config(psi=0.25))
+    now = profile_window(rows, predict(rows), make.config(psi=0.25), like=Profile.from_bytes(before.to_bytes()))
+    return make_drift_report(
         "toy",
         "toy@3",
         make.reference,
         make.current,
         before,
         now,
-        usual,
+        calibration,
         disagreement=make.disagreement(0.2),
         quality=make.quality(0.7),
     )
 
 
 def test_a_window_like_the_history_has_not_moved(make, history):
-    found = report(make, history, history.iloc[-500:])
-    assert (found.reference_rows, found.current_rows) == (4000, 500)
-    assert [column.column for column in found.columns] == ["temp", "wind", "gust", "carrier"]
-    assert [column.column for column in found.outputs] == [f"{OUTPUT}p(yes)", f"{OUTPUT}margin", f"{OUTPUT}action"]
-    assert found.screened is not None and found.screened.blocks == WEEKS and not found.screened.moved
-    assert found.disagreement == make.disagreement(0.2) and found.disagreement_reference is None
-    assert DriftReport.model_validate_json(found.model_dump_json()) == found
+    drift_report = report(make, history, history.iloc[-500:])
+    assert (drift_report.reference_rows, drift_report.current_rows) == (4000, 500)
+    assert [column.column for column in drift_report.columns] == ["temp", "wind", "gust", "carrier"]
+    assert [column.column for column in drift_report.outputs] == [
+        f"{OUTPUT}p(yes)",
+        f"{OUTPUT}margin",
+        f"{OUTPUT}action",
+    ]
+    assert (
+        drift_report.screened is not None and drift_report.screened.blocks == WEEKS and not drift_report.screened.moved
+    )
+    assert drift_report.disagreement == make.disagreement(0.2) and drift_report.disagreement_reference is None
+    assert DriftReport.model_validate_json(drift_report.model_dump_json()) == drift_report
 
 
 def test_a_column_that_moved_moves_the_output_with_it(make, history):
     moved = history.iloc[-500:].assign(temp=lambda frame: frame["temp"] + 1.5)
-    found = report(make, history, moved)
-    assert found.screened is not None and found.screened.moved
-    assert set(found.screened.beyond) == {"temp", f"{OUTPUT}p(yes)", f"{OUTPUT}margin", f"{OUTPUT}action"} & set(
-        found.screened.beyond
+    drift_report = report(make, history, moved)
+    assert drift_report.screened is not None and drift_report.screened.moved
+    assert set(drift_report.screened.beyond) == {"temp", f"{OUTPUT}p(yes)", f"{OUTPUT}margin", f"{OUTPUT}action"} & set(
+        drift_report.screened.beyond
     )
-    assert {"temp", f"{OUTPUT}p(yes)"} <= set(found.screened.beyond)
-    temp = found.columns[0]
+    assert {"temp", f"{OUTPUT}p(yes)"} <= set(drift_report.screened.beyond)
+    temp = drift_report.columns[0]
     assert (
         temp.unusual and temp.wasserstein == pytest.approx(1.5, rel=0.1) and temp.effect == pytest.approx(1.5, rel=0.1)
     )
 
 
-def test_the_whole_is_the_sum_of_its_stretches(make, history):
+def test_the_reference_is_the_sum_of_its_time_blocks(make, history):
     config = make.config(psi=0.25)
-    before, usual = reference_of(history, said(history), config)
-    at_once = profile_of(history, said(history), config, like=before)
+    before, calibration = profile_reference(history, predict(history), config)
+    at_once = profile_window(history, predict(history), config, like=before)
     assert before.rows == at_once.rows == 4000
     assert [drift.psi for drift in report(make, history, history).columns] == pytest.approx([0] * 4, abs=1e-9)
-    assert usual.block == timedelta(days=7)
+    assert calibration.block == timedelta(days=7)
 
 
-def test_stretches_of_too_few_rows_calibrate_nothing(make, history):
-    short = history.iloc[::6]  # 83 rows a week, and 100 are asked for
-    _, usual = reference_of(short, said(short), make.config(psi=0.25))
-    assert usual.blocks == 0
+def test_blocks_of_too_few_rows_give_no_calibration(make, history):
+    short = history.iloc[::6]  # 83 rows a week; at least 100 are needed
+    _, calibration = profile_reference(short, predict(short), make.config(psi=0.25))
+    assert calibration.blocks == 0
     with pytest.raises(WindowError, match="needs rows"):
-        reference_of(history.iloc[:0], said(history.iloc[:0]), make.config(psi=0.25))
+        profile_reference(history.iloc[:0], predict(history.iloc[:0]), make.config(psi=0.25))
 
 
-def test_what_is_usual_is_judged_on_as_many_rows_as_a_sampled_window_has(make, history):
-    """The profile is of all rows; the stretches, of a sample each, swing farther, as the sampled window does."""
+def test_the_calibration_uses_as_many_rows_as_a_sampled_window(make, history):
+    """The profile is of all rows; the blocks are sampled and vary more, like a sampled window."""
     config = make.config(psi=0.25)
     sampled = config.model_copy(update={"windows": config.windows.model_copy(update={"sample": 120})})
-    (before, whole), (thinned, usual) = (reference_of(history, said(history), each) for each in (config, sampled))
-    assert thinned.to_bytes() == before.to_bytes() and usual.blocks == whole.blocks == WEEKS
-    assert np.median(usual.columns["temp"]) > 2 * np.median(whole.columns["temp"])
-    assert reference_of(history, said(history), sampled)[1] == usual
+    (before, whole), (thinned, calibration) = (
+        profile_reference(history, predict(history), settings) for settings in (config, sampled)
+    )
+    assert thinned.to_bytes() == before.to_bytes() and calibration.blocks == whole.blocks == WEEKS
+    assert np.median(calibration.columns["temp"]) > 2 * np.median(whole.columns["temp"])
+    assert profile_reference(history, predict(history), sampled)[1] == calibration
 
 
-def test_stretches_of_a_window_by_count_have_about_as_many_rows(make, history):
+def test_blocks_of_a_window_by_count_have_about_that_many_rows(make, history):
     config = make.config(psi=0.25)
     windows = config.windows.model_copy(update={"current": NewestRows(rows=400)})
-    _, usual = reference_of(history, said(history), config.model_copy(update={"windows": windows}))
-    assert usual.blocks == 10 and abs(usual.block - timedelta(days=5.6)) < timedelta(minutes=5)
+    _, calibration = profile_reference(history, predict(history), config.model_copy(update={"windows": windows}))
+    assert calibration.blocks == 10 and abs(calibration.block - timedelta(days=5.6)) < timedelta(minutes=5)

@@ -1,4 +1,4 @@
-"""Profiles: exact on few values, the same for any order and any cut, closed under merging, and they come back equal."""
+"""Profiles: exact on few values, independent of order and batches, mergeable, and restored from bytes."""
 
 import datetime as dt
 import subprocess
@@ -15,17 +15,9 @@ import pytest
 
 from stillhouse.config import CategoryColumn, NumberColumn
 from stillhouse.drift import profile as profiles
-from stillhouse.drift.profile import (
-    CategoryProfile,
-    NumberProfile,
-    ParquetRows,
-    Profile,
-    build,
-    keys,
-    number_profile,
-    numbers_at,
-    scan,
-)
+from stillhouse.drift import tally
+from stillhouse.drift.profile import CategoryProfile, NumberProfile, Profile, numbers_from_keys, order_keys
+from stillhouse.drift.scan import ParquetRows, profile_frame, profile_numbers, scan
 from stillhouse.errors import SchemaError, WindowError
 
 COLUMNS = {
@@ -34,7 +26,7 @@ COLUMNS = {
     "hour": NumberColumn(type="number", drift=False),
 }
 
-CHANCES = (0.1, 0.3, 0.598, 0.001, 0.001)
+PROBABILITIES = (0.1, 0.3, 0.598, 0.001, 0.001)
 
 SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda rng, n: rng.normal(size=n),
@@ -51,8 +43,12 @@ SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "constant at first": lambda rng, n: np.r_[np.zeros(n // 2), rng.normal(size=n - n // 2)],
     "with infinities": lambda rng, n: rng.choice([np.inf, -np.inf, 1.0, 2.0, -0.0], n),
     "around zero, of either sign": lambda rng, n: np.round(rng.normal(0, 0.2, n), 1),
-    "zeros and outliers": lambda rng, n: rng.normal(size=n) * rng.choice([-0.0, 0.0, 1.0, 1e-99, 1e99], n, p=CHANCES),
-    "positive with outliers": lambda rng, n: rng.random(n) * rng.choice([-1.0, 0.0, 1.0, 1e-99, 1e99], n, p=CHANCES),
+    "zeros and outliers": lambda rng, n: (
+        rng.normal(size=n) * rng.choice([-0.0, 0.0, 1.0, 1e-99, 1e99], n, p=PROBABILITIES)
+    ),
+    "positive with outliers": lambda rng, n: (
+        rng.random(n) * rng.choice([-1.0, 0.0, 1.0, 1e-99, 1e99], n, p=PROBABILITIES)
+    ),
     "denormal": lambda rng, n: rng.integers(-5, 5, n) * -5e-324,
 }
 
@@ -62,7 +58,7 @@ def values_of(shape: str, n: int, seed: int = 0) -> np.ndarray:
 
 
 def table_of(n: int, seed: int = 0) -> pa.Table:
-    """Every kind of column that a profile has to bear, with gaps."""
+    """Every kind of column that can be profiled, with missing values."""
     rng = np.random.default_rng(seed)
     gaps = rng.random(n) < 0.1
     days = rng.integers(0, 30, n)
@@ -87,55 +83,55 @@ def table_of(n: int, seed: int = 0) -> pa.Table:
 # --------------------------------------------------------------------------- cells
 
 
-def test_keys_are_ordered_like_their_numbers_and_lead_back_to_them():
+def test_keys_are_ordered_like_their_numbers_and_invertible():
     rng = np.random.default_rng(0)
     bits = rng.integers(np.iinfo(np.int64).min, np.iinfo(np.int64).max, 10_000)
     values = bits.view(np.float64)
     values = np.sort(np.r_[values[np.isfinite(values)], 0.0, -0.0, np.inf, -np.inf, 5e-324, -5e-324, 1.0, -1.0])
-    found = keys(values)
-    assert (np.diff(found) >= 0).all()
-    assert np.array_equal(numbers_at(found), values)
-    assert keys(np.array([-0.0])) == keys(np.array([0.0])) == 0
+    keys = order_keys(values)
+    assert (np.diff(keys) >= 0).all()
+    assert np.array_equal(numbers_from_keys(keys), values)
+    assert order_keys(np.array([-0.0])) == order_keys(np.array([0.0])) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_value_lies_in_its_cell(shape):
     values = values_of(shape, 50_000)
-    found = number_profile(values)
-    cells, counts = np.unique(keys(values) >> found.shift, return_counts=True)
-    assert np.array_equal(found.cells, cells) and np.array_equal(found.counts, counts)
-    assert (found.low, found.high, found.rows) == (values.min(), values.max(), len(values))
+    profile = profile_numbers(values)
+    cells, counts = np.unique(order_keys(values) >> profile.shift, return_counts=True)
+    assert np.array_equal(profile.cells, cells) and np.array_equal(profile.counts, counts)
+    assert (profile.low, profile.high, profile.rows) == (values.min(), values.max(), len(values))
     assert len(cells) <= profiles.MAX_CELLS
-    finer = np.unique(keys(values) >> max(0, found.shift - 1))
-    assert found.shift == 0 or len(finer) > profiles.MAX_CELLS
+    finer = np.unique(order_keys(values) >> max(0, profile.shift - 1))
+    assert profile.shift == 0 or len(finer) > profiles.MAX_CELLS
 
 
-def test_few_values_are_kept_one_by_one():
+def test_few_values_are_stored_exactly():
     values = np.array([3.0, 0.0, -2.5, 3.0, 1e300, 0.0, 0.0])
-    found = number_profile(values)
-    assert found.counts.tolist() == [1, 3, 2, 1]
-    assert found.values.tolist() == [-2.5, 0.0, 3.0, 1e300]
+    profile = profile_numbers(values)
+    assert profile.counts.tolist() == [1, 3, 2, 1]
+    assert profile.values.tolist() == [-2.5, 0.0, 3.0, 1e300]
 
 
 def test_moments_come_from_the_cells():
     for shape in ("normal", "lognormal", "narrow and far from zero", "zero-inflated"):
         values = values_of(shape, 200_000)
-        found = number_profile(values)
-        assert found.mean == pytest.approx(values.mean(), rel=1e-4, abs=1e-4)
-        assert found.std == pytest.approx(values.std(), rel=1e-3)
-    assert number_profile(np.array([1e308, -1e308])).std == pytest.approx(1e308, rel=1e-6)
-    assert np.isnan(number_profile(np.array([np.nan, np.inf])).std)
+        profile = profile_numbers(values)
+        assert profiles._mean_and_std(profile)[0] == pytest.approx(values.mean(), rel=1e-4, abs=1e-4)
+        assert profile.std == pytest.approx(values.std(), rel=1e-3)
+    assert profile_numbers(np.array([1e308, -1e308])).std == pytest.approx(1e308, rel=1e-6)
+    assert np.isnan(profile_numbers(np.array([np.nan, np.inf])).std)
 
 
-# --------------------------------------------------------------------------- order and cuts
+# --------------------------------------------------------------------------- order and batches
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_profile_depends_on_the_rows_alone(shape):
+def test_a_profile_depends_on_the_rows_only(shape):
     values = values_of(shape, 70_000)
-    whole = number_profile(values)
+    whole = profile_numbers(values)
     shuffled = np.random.default_rng(1).permutation(values)
-    assert number_profile(shuffled) == whole
+    assert profile_numbers(shuffled) == whole
     for cut in (1_000, 20_000, 70_000):
         batches = [pa.record_batch({"x": shuffled[i : i + cut]}) for i in range(0, len(values), cut)]
         assert scan(batches).columns["x"] == whole
@@ -145,17 +141,17 @@ def test_a_profile_depends_on_the_rows_alone(shape):
 def test_merging_is_exact_associative_and_commutative_and_can_be_undone(shape):
     sizes = (100, 40_000, 15_000)
     parts = [values_of(shape, n, seed) for seed, n in enumerate(sizes)]
-    a, b, c = (number_profile(part) for part in parts)
-    whole = number_profile(np.concatenate(parts))
+    a, b, c = (profile_numbers(part) for part in parts)
+    whole = profile_numbers(np.concatenate(parts))
     assert (a + b) + c == a + (b + c) == (c + a) + b == whole
     rest = whole - b
     known = np.r_[parts[0], parts[2]]
-    cells, counts = np.unique(keys(known) >> rest.shift, return_counts=True)
+    cells, counts = np.unique(order_keys(known) >> rest.shift, return_counts=True)
     assert np.array_equal(rest.cells, cells) and np.array_equal(rest.counts, counts)
     assert rest + b == whole
 
 
-def test_profiles_merge_and_part_column_by_column():
+def test_profiles_are_added_and_subtracted_column_by_column():
     table = table_of(5_000)
     whole, first, second = scan(table), scan(table[:2_000]), scan(table[2_000:])
     assert first + second == second + first == whole
@@ -170,16 +166,16 @@ def test_profiles_merge_and_part_column_by_column():
         whole + scan(table.select(["float"]))
 
 
-def test_like_takes_over_columns_kinds_and_cells():
+def test_like_gives_columns_kinds_and_cells():
     rng = np.random.default_rng(0)
     known = scan(pa.table({"x": rng.normal(size=40_000), "code": rng.choice(["1", "2"], 40_000)}))
     rows = pa.table({"code": [1, 2, 2, None], "other": [1, 2, 3, 4], "x": pa.array([0, 1, 1, 2], pa.int8())})
-    found = scan(rows, like=known)
-    assert list(found.columns) == ["x", "code"]
-    assert found.columns["code"] == CategoryProfile({"2": 2, "1": 1}, missing=1)
-    assert found.columns["x"].shift == known.columns["x"].shift > 0
-    built = build(rows.to_pandas(), {"x": NumberColumn(type="number")}, like=known)
-    assert built.columns["x"] == found.columns["x"]
+    profile = scan(rows, like=known)
+    assert list(profile.columns) == ["x", "code"]
+    assert profile.columns["code"] == CategoryProfile({"2": 2, "1": 1}, missing=1)
+    assert profile.columns["x"].shift == known.columns["x"].shift > 0
+    built = profile_frame(rows.to_pandas(), {"x": NumberColumn(type="number")}, like=known)
+    assert built.columns["x"] == profile.columns["x"]
 
 
 # --------------------------------------------------------------------------- kinds of columns
@@ -187,19 +183,19 @@ def test_like_takes_over_columns_kinds_and_cells():
 
 def test_kinds_and_units():
     table = table_of(4_000)
-    found = scan(table)
+    profile = scan(table)
     gaps = table["float"].null_count
-    kinds = {name: column.kind for name, column in found.columns.items()}
+    kinds = {name: column.kind for name, column in profile.columns.items()}
     assert [name for name, kind in kinds.items() if kind == "category"] == ["flag", "text", "coded", "void"]
-    missing = {name for name, column in found.columns.items() if column.missing == gaps}
+    missing = {name for name, column in profile.columns.items() if column.missing == gaps}
     assert missing == {"float", "nan", "int8", "moment", "flag", "text", "coded"}
-    assert found.columns["void"] == CategoryProfile({}, missing=4_000)
-    assert {column.rows for column in found.columns.values()} == {found.rows} == {4_000}
-    assert found.columns["day"].high == found.columns["moment"].high == 29 * 86_400
-    assert found.columns["decimal"].counts.sum() == 4_000 and found.columns["decimal"].high <= 9.99
-    assert set(found.columns["flag"].counts) == {"true", "false"}
+    assert profile.columns["void"] == CategoryProfile({}, missing=4_000)
+    assert {column.rows for column in profile.columns.values()} == {profile.rows} == {4_000}
+    assert profile.columns["day"].high == profile.columns["moment"].high == 29 * 86_400
+    assert profile.columns["decimal"].counts.sum() == 4_000 and profile.columns["decimal"].high <= 9.99
+    assert set(profile.columns["flag"].counts) == {"true", "false"}
     texts = table["text"].to_pandas().value_counts().to_dict()
-    assert list(found.columns["text"].counts.items()) == sorted(texts.items(), key=lambda item: (-item[1], item[0]))
+    assert list(profile.columns["text"].counts.items()) == sorted(texts.items(), key=lambda item: (-item[1], item[0]))
 
 
 @pytest.mark.parametrize(
@@ -213,14 +209,14 @@ def test_kinds_and_units():
     ],
     ids=lambda value: str(getattr(value, "type", value)),
 )
-def test_what_is_temporal_is_counted_in_seconds(array, seconds):
+def test_temporal_values_are_in_seconds(array, seconds):
     assert scan(pa.table({"x": array})).columns["x"].low == seconds
 
 
 @pytest.mark.parametrize("type_", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ids=str)
 def test_other_texts(type_):
-    found = scan(pa.table({"x": pa.array(["a", None, "b", "a"]).cast(type_)}))
-    assert found.columns["x"] == CategoryProfile({"a": 2, "b": 1}, missing=1)
+    profile = scan(pa.table({"x": pa.array(["a", None, "b", "a"]).cast(type_)}))
+    assert profile.columns["x"] == CategoryProfile({"a": 2, "b": 1}, missing=1)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +230,7 @@ def test_other_texts(type_):
     ],
     ids=["list", "struct", "bytes", "interval", "dictionary"],
 )
-def test_what_cannot_be_profiled_is_named(array):
+def test_a_column_that_cannot_be_profiled_is_named(array):
     with pytest.raises(SchemaError, match="'odd'"):
         scan(pa.table({"odd": array}))
 
@@ -257,8 +253,17 @@ def test_a_column_that_changes_its_kind_is_refused():
 
 
 def test_numbers_without_any_value():
-    for found in (number_profile(np.full(10, np.nan)), scan(pa.table({"x": pa.nulls(10, pa.float64())})).columns["x"]):
-        assert (found.missing, found.rows, found.low, len(found.cells), len(found.values)) == (10, 10, None, 0, 0)
+    for profile in (
+        profile_numbers(np.full(10, np.nan)),
+        scan(pa.table({"x": pa.nulls(10, pa.float64())})).columns["x"],
+    ):
+        assert (profile.missing, profile.rows, profile.low, len(profile.cells), len(profile.values)) == (
+            10,
+            10,
+            None,
+            0,
+            0,
+        )
 
 
 # --------------------------------------------------------------------------- sources
@@ -296,41 +301,42 @@ def test_a_folder_is_read_as_arrow_reads_it(tmp_path):
         put(hidden, x=[9.0] * 100)
     (tmp_path / "_SUCCESS").touch()
     (tmp_path / "month=2024-01" / "read.me").write_text("no rows")
-    found = scan(tmp_path)
-    assert found.rows == 3 and list(found.columns) == ["x", "late", "month", "place"]
-    assert found.columns["late"].missing == 2 and found.columns["late"].counts == {"new": 1}
-    assert found.columns["month"].counts == {"2024-01": 2, "2024-02": 1}
-    assert (found.columns["place"].counts, found.columns["place"].missing) == ({"a b": 2}, 1)
+    profile = scan(tmp_path)
+    assert profile.rows == 3 and list(profile.columns) == ["x", "late", "month", "place"]
+    assert profile.columns["late"].missing == 2 and profile.columns["late"].counts == {"new": 1}
+    assert profile.columns["month"].counts == {"2024-01": 2, "2024-02": 1}
+    assert (profile.columns["place"].counts, profile.columns["place"].missing) == ({"a b": 2}, 1)
     assert scan(tmp_path, columns=["late", "place"]).rows == 3
-    assert scan(tmp_path, columns=["month"]).columns["month"] == found.columns["month"]
+    assert scan(tmp_path, columns=["month"]).columns["month"] == profile.columns["month"]
     whole = pa.concat_tables(
-        [pa.Table.from_batches([batch]) for batch in ParquetRows.at(tmp_path).by_row()], promote_options="permissive"
+        [pa.Table.from_batches([batch]) for batch in ParquetRows.from_path(tmp_path).by_row()],
+        promote_options="permissive",
     )
-    assert scan(whole, columns=list(found.columns)) == found
+    assert scan(whole, columns=list(profile.columns)) == profile
     put("numbered/day=1/one.parquet", x=[1.0])
     put("numbered/day=2/two.parquet", x=[1.0])
     assert scan(tmp_path / "numbered").columns["day"].kind == "number"
 
 
 def test_columns_of_one_name_are_refused_by_name(tmp_path):
-    twins = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["x", "x"])
-    pq.write_table(twins, tmp_path / "twins.parquet")
+    repeated = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["x", "x"])
+    pq.write_table(repeated, tmp_path / "repeated.parquet")
     pq.write_table(pa.table({"a": [1.0], "a.b": [2.0]}), tmp_path / "dotted.parquet")
-    for source in (twins, twins.to_batches(), tmp_path / "twins.parquet"):
+    for source in (repeated, repeated.to_batches(), tmp_path / "repeated.parquet"):
         with pytest.raises(SchemaError, match="more than one column 'x'"):
             scan(source)
     with pytest.raises(SchemaError, match="more than one column 'x'"):
-        build(pd.DataFrame([[1.0, 2.0]], columns=["x", "x"]), {"x": NumberColumn(type="number")})
+        profile_frame(pd.DataFrame([[1.0, 2.0]], columns=["x", "x"]), {"x": NumberColumn(type="number")})
     dotted = scan(tmp_path / "dotted.parquet")
     assert [column.rows for column in dotted.columns.values()] == [1, 1]
 
 
-def test_rows_are_told_as_they_are_counted(tmp_path):
+def test_on_rows_is_called_with_the_rows_counted(tmp_path):
     table = table_of(3_000)
     pq.write_table(table, tmp_path / "one.parquet")
     for source in (table, tmp_path / "one.parquet"):
-        told: list[int] = []
-        assert scan(source, on_rows=told.append).rows == sum(told) == 3_000
+        counted: list[int] = []
+        assert scan(source, on_rows=counted.append).rows == sum(counted) == 3_000
 
 
 def test_a_scan_imports_nothing_heavy(tmp_path):
@@ -338,9 +344,10 @@ def test_a_scan_imports_nothing_heavy(tmp_path):
     pq.write_table(table, tmp_path / "one.parquet")
     (tmp_path / "one.profile").write_bytes(scan(table).to_bytes())
     code = (
-        "import sys; from pathlib import Path; from stillhouse.drift.distances import compare;"
-        "from stillhouse.drift.profile import Profile, scan; folder = Path(sys.argv[1]);"
-        "compare(Profile.from_bytes((folder / 'one.profile').read_bytes()), scan(folder / 'one.parquet'));"
+        "import sys; from pathlib import Path; from stillhouse.drift.distances import compare_profiles;"
+        "from stillhouse.drift.profile import Profile; from stillhouse.drift.scan import scan;"
+        "folder = Path(sys.argv[1]);"
+        "compare_profiles(Profile.from_bytes((folder / 'one.profile').read_bytes()), scan(folder / 'one.parquet'));"
         "print(sorted({'pandas', 'scipy', 'mlflow', 'torch'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -356,19 +363,20 @@ def test_a_slice_of_an_array_is_a_slice():
 # --------------------------------------------------------------------------- many values
 
 
-def test_heavy_hitters_keep_their_bound(monkeypatch):
-    monkeypatch.setattr(profiles, "MAX_VALUES", 50)
+def test_heavy_hitters_keep_their_error_bound(monkeypatch):
+    for module in (profiles, tally):
+        monkeypatch.setattr(module, "MAX_VALUES", 50)
     for seed in range(5):
         rng = np.random.default_rng(seed)
         texts = [rng.zipf(1.3, 3_000).clip(max=5_000).astype(str) for _ in range(4)]
         truth = pd.Series(np.concatenate(texts)).value_counts().to_dict()
         parts = [scan(pa.table({"x": part})).columns["x"] for part in texts]
         batches = (pa.record_batch({"x": part[i : i + 100]}) for part in texts for i in range(0, 3_000, 100))
-        for found in (parts[0] + parts[1] + (parts[2] + parts[3]), scan(batches).columns["x"]):
-            assert found.rows == 12_000 and len(found.counts) <= 50
-            assert 0 < found.error <= 12_000 / 51
-            assert all(count <= truth[value] <= count + found.error for value, count in found.counts.items())
-            assert all(truth[value] <= found.error for value in truth.keys() - found.counts.keys())
+        for profile in (parts[0] + parts[1] + (parts[2] + parts[3]), scan(batches).columns["x"]):
+            assert profile.rows == 12_000 and len(profile.counts) <= 50
+            assert 0 < profile.error <= 12_000 / 51
+            assert all(count <= truth[value] <= count + profile.error for value, count in profile.counts.items())
+            assert all(truth[value] <= profile.error for value in truth.keys() - profile.counts.keys())
         rest = parts[0] + parts[1] - parts[1]
         alone = pd.Series(texts[0]).value_counts().to_dict()
         assert rest.rows == 3_000
@@ -381,33 +389,34 @@ def test_a_profile_is_bounded():
         "spread": np.exp(rng.uniform(-700, 700, 300_000)) * rng.choice([-1, 1], 300_000),
         "id": rng.random(300_000),
     }
-    found = scan(pa.table(columns | {"name": rng.integers(0, 10**9, 300_000).astype(str)}))
-    assert len(found.columns["spread"].cells) <= profiles.MAX_CELLS
-    assert len(found.columns["name"].counts) <= profiles.MAX_VALUES
-    assert len(found.to_bytes()) < 500_000
+    profile = scan(pa.table(columns | {"name": rng.integers(0, 10**9, 300_000).astype(str)}))
+    assert len(profile.columns["spread"].cells) <= profiles.MAX_CELLS
+    assert len(profile.columns["name"].counts) <= profiles.MAX_VALUES
+    assert len(profile.to_bytes()) < 500_000
 
 
 # --------------------------------------------------------------------------- bytes
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_bytes_give_an_equal_profile(seed):
+def test_bytes_restore_an_equal_profile(seed):
     rng = np.random.default_rng(seed)
     table = table_of(int(rng.integers(1, 5_000)), seed)
     table = table.append_column("shape", pa.array(values_of(rng.choice(list(SHAPES)), len(table), seed)))
-    found = scan(table)
-    again = Profile.from_bytes(found.to_bytes())
-    assert again == found and list(again.columns) == list(found.columns)
-    assert list(again.columns["text"].counts) == list(found.columns["text"].counts)
-    assert again + found == found + found
-    assert Profile.from_bytes(again.to_bytes()).to_bytes() == found.to_bytes()
+    profile = scan(table)
+    again = Profile.from_bytes(profile.to_bytes())
+    assert again == profile and list(again.columns) == list(profile.columns)
+    assert list(again.columns["text"].counts) == list(profile.columns["text"].counts)
+    assert again + profile == profile + profile
+    assert Profile.from_bytes(again.to_bytes()).to_bytes() == profile.to_bytes()
 
 
 def test_bytes_of_capped_categories_and_of_nothing(monkeypatch):
-    monkeypatch.setattr(profiles, "MAX_VALUES", 3)
-    found = scan(pa.table({"x": list("aaabbccdde")}))
-    assert found.columns["x"] == CategoryProfile({"a": 1}, missing=0, others=9, error=2)
-    for profile in (found, Profile(0, {}), scan(pa.table({"x": pa.array([], pa.float64())}))):
+    for module in (profiles, tally):
+        monkeypatch.setattr(module, "MAX_VALUES", 3)
+    result = scan(pa.table({"x": list("aaabbccdde")}))
+    assert result.columns["x"] == CategoryProfile({"a": 1}, missing=0, others=9, error=2)
+    for profile in (result, Profile(0, {}), scan(pa.table({"x": pa.array([], pa.float64())}))):
         assert Profile.from_bytes(profile.to_bytes()) == profile
 
 
@@ -429,7 +438,7 @@ def test_garbage_is_refused():
 # --------------------------------------------------------------------------- frames
 
 
-def frame(n: int = 1000) -> pd.DataFrame:
+def make_frame(n: int = 1000) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         {"hour": 1, "carrier": rng.choice(["AA", "UA", None], n), "temp": rng.normal(size=n)},
@@ -438,25 +447,25 @@ def frame(n: int = 1000) -> pd.DataFrame:
 
 
 def test_only_watched_columns_in_the_order_of_the_agent_file():
-    profile = build(frame(), COLUMNS)
+    profile = profile_frame(make_frame(), COLUMNS)
     assert profile.rows == 1000
     assert list(profile.columns) == ["temp", "carrier"]
     assert all(column.rows == 1000 for column in profile.columns.values())
-    assert profile == scan(pa.Table.from_pandas(frame()), columns=["temp", "carrier"])
+    assert profile == scan(pa.Table.from_pandas(make_frame()), columns=["temp", "carrier"])
 
 
 def test_categories_are_counted_by_value_most_frequent_first():
     rows = pd.DataFrame({"carrier": pd.Categorical(["b", "a", "b", None], categories=["a", "b", "never"])})
-    found = build(rows, {"carrier": COLUMNS["carrier"]}).columns["carrier"]
-    assert found == CategoryProfile(missing=1, counts={"b": 2, "a": 1}) and list(found.counts) == ["b", "a"]
-    flags = build(pd.DataFrame({"carrier": [True, False, True]}), {"carrier": COLUMNS["carrier"]})
+    profile = profile_frame(rows, {"carrier": COLUMNS["carrier"]}).columns["carrier"]
+    assert profile == CategoryProfile(missing=1, counts={"b": 2, "a": 1}) and list(profile.counts) == ["b", "a"]
+    flags = profile_frame(pd.DataFrame({"carrier": [True, False, True]}), {"carrier": COLUMNS["carrier"]})
     assert flags.columns["carrier"].counts == {"true": 2, "false": 1}
 
 
 @pytest.mark.parametrize("dtype", ["int32", "Int64", "float32", "bool"])
 def test_numeric_types(dtype):
     rows = pd.DataFrame({"temp": pd.Series([0, 1, 1, 0], dtype=dtype)})
-    assert build(rows, {"temp": COLUMNS["temp"]}).columns["temp"].counts.tolist() == [2, 2]
+    assert profile_frame(rows, {"temp": COLUMNS["temp"]}).columns["temp"].counts.tolist() == [2, 2]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
@@ -466,7 +475,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
         lambda: scan(tmp_path / "twice.parquet"),
         lambda: scan(twice),
         lambda: scan(tmp_path / "twice.parquet", ["b"]),
-        lambda: build(pd.DataFrame([[1, 2]], columns=["a", "a"]), {}),
+        lambda: profile_frame(pd.DataFrame([[1, 2]], columns=["a", "a"]), {}),
     ):
         with pytest.raises(SchemaError, match="have more than one column 'a'"):
             use()
@@ -474,8 +483,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 def test_unusable_frames():
     with pytest.raises(WindowError, match="none"):
-        build(frame().iloc[:0], COLUMNS)
+        profile_frame(make_frame().iloc[:0], COLUMNS)
     with pytest.raises(SchemaError, match="temp"):
-        build(frame().drop(columns="temp"), COLUMNS)
+        profile_frame(make_frame().drop(columns="temp"), COLUMNS)
     with pytest.raises(SchemaError, match="'temp' must be numeric"):
-        build(frame().assign(temp="warm"), COLUMNS)
+        profile_frame(make_frame().assign(temp="warm"), COLUMNS)

@@ -1,4 +1,4 @@
-"""Texts as numbers: by hand, and as columns of a profile that move when the words do."""
+"""Text measures: computed by hand, and as columns of a profile that move when the words change."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from stillhouse.config import CategoryColumn, Column, NumberColumn, TextColumn
-from stillhouse.drift.distances import compare
-from stillhouse.drift.profile import build
-from stillhouse.drift.texts import measured, measured_batches, watched
+from stillhouse.drift.distances import compare_profiles
+from stillhouse.drift.scan import profile_frame
+from stillhouse.drift.texts import add_text_measures, measure_text_batches, replace_text_columns
 from stillhouse.errors import SchemaError
 
 NAN = float("nan")
@@ -22,55 +22,57 @@ COLUMNS: dict[str, Column] = {
     "note": TextColumn(type="text", drift=False),
     "place": CategoryColumn(type="category"),
 }
-KNOWN: list[dict[str, Any]] = [
+MODEL_COLUMNS: list[dict[str, Any]] = [
     {"name": "hour", "type": "number"},
     {"name": "said", "type": "text", "tokens": ["[PAD]", "[UNK]", "a", "taxi", "!", "##s"], "length": 4},
 ]
 
 
-def frame(*said: Any) -> pd.DataFrame:
-    return pd.DataFrame({"said": pd.Series(said, dtype=object), "hour": 1.0, "note": "x", "place": "y"})
+def frame(*texts: Any) -> pd.DataFrame:
+    return pd.DataFrame({"said": pd.Series(texts, dtype=object), "hour": 1.0, "note": "x", "place": "y"})
 
 
 def test_by_hand() -> None:
-    found = measured(frame("A taxi!", "  two taxis to Zoë ", "", None, " "), COLUMNS, KNOWN)
-    assert list(found.columns)[4:] == ["said: characters", "said: words", "said: new words"]
-    np.testing.assert_array_equal(found.iloc[:, 4:], [[7, 3, 0], [16, 4, 1], [NAN] * 3, [NAN] * 3, [NAN] * 3])
+    measured = add_text_measures(frame("A taxi!", "  two taxis to Zoë ", "", None, " "), COLUMNS, MODEL_COLUMNS)
+    assert list(measured.columns)[4:] == ["said: characters", "said: words", "said: new words"]
+    np.testing.assert_array_equal(measured.iloc[:, 4:], [[7, 3, 0], [16, 4, 1], [NAN] * 3, [NAN] * 3, [NAN] * 3])
 
 
-def test_the_numbers_stand_in_the_place_of_the_text() -> None:
-    found = watched(COLUMNS)
+def test_measures_replace_the_text_column() -> None:
+    columns = replace_text_columns(COLUMNS)
     measures = [f"{name}: {measure}" for name in ("said", "note") for measure in ("characters", "words", "new words")]
-    assert list(found) == [*measures[:3], "hour", *measures[3:], "place"]
-    assert [name for name, column in found.items() if column.drift] == [*measures[:3], "hour", "place"]
+    assert list(columns) == [*measures[:3], "hour", *measures[3:], "place"]
+    assert [name for name, column in columns.items() if column.drift] == [*measures[:3], "hour", "place"]
 
 
 def test_new_words_move_their_number_and_nothing_else() -> None:
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
 
     def profile(words: list[str], like: Any = None) -> Any:
-        said = [" ".join(chance.choice(words, 4)) for _ in range(2000)]
-        return build(measured(frame(*said), COLUMNS, KNOWN), watched(COLUMNS), like)
+        texts = [" ".join(generator.choice(words, 4)) for _ in range(2000)]
+        return profile_frame(
+            add_text_measures(frame(*texts), COLUMNS, MODEL_COLUMNS), replace_text_columns(COLUMNS), like
+        )
 
     before = profile(["a", "taxi", "town"])
-    drifts = {drift.column: drift.psi for drift in compare(before, profile(["a", "taxi", "gate"], before))}
+    drifts = {drift.column: drift.psi for drift in compare_profiles(before, profile(["a", "taxi", "gate"], before))}
     assert max(drifts.values()) < 0.02  # as many unknown words as before, of the same length
-    drifts = {drift.column: drift.psi for drift in compare(before, profile(["a", "four", "gate"], before))}
+    drifts = {drift.column: drift.psi for drift in compare_profiles(before, profile(["a", "four", "gate"], before))}
     assert drifts["said: new words"] > 0.5 and drifts["said: words"] < 0.02 and drifts["said: characters"] < 0.02
 
 
 def test_a_model_that_does_not_read_the_text() -> None:
-    with pytest.raises(SchemaError, match="the model that is watched reads no text 'said'"):
-        measured(frame("a"), COLUMNS, KNOWN[:1])
+    with pytest.raises(SchemaError, match="the watched model reads no text 'said'"):
+        add_text_measures(frame("a"), COLUMNS, MODEL_COLUMNS[:1])
 
 
-def test_batches_of_arrow() -> None:
+def test_arrow_batches() -> None:
     batch = pa.RecordBatch.from_pydict({"said": ["  two  taxis ", "", None, "é"], "n": [1, 2, 3, 4]})
-    (found,) = measured_batches([batch], ["said"])
-    assert found.to_pydict() == {
+    (measured,) = measure_text_batches([batch], ["said"])
+    assert measured.to_pydict() == {
         "n": [1, 2, 3, 4],
         "said: characters": [10, None, None, 1],
         "said: words": [2, None, None, 1],
     }
-    with pytest.raises(SchemaError, match="'list' is no text"):
-        list(measured_batches([pa.RecordBatch.from_pydict({"list": [[1]]})], ["list"]))
+    with pytest.raises(SchemaError, match="'list' is not text"):
+        list(measure_text_batches([pa.RecordBatch.from_pydict({"list": [[1]]})], ["list"]))

@@ -26,19 +26,19 @@ def make(n: int = 600, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     return pd.DataFrame({"observed_at": times, "outcome": (rng.random(n) < truth).astype(int)}), truth
 
 
-def examined(rows: pd.DataFrame, second: np.ndarray, config: AgentConfig | None = None, **others) -> Examination:
-    said = np.stack([1 - second, second], axis=1)
-    return admission.examine(config or make_config(MEMORY), "r", NOW, "v1", rows, said, RATE, **others)
+def examine(rows: pd.DataFrame, second: np.ndarray, config: AgentConfig | None = None, **others) -> Examination:
+    probs = np.stack([1 - second, second], axis=1)
+    return admission.examine(config or make_config(MEMORY), "r", NOW, "v1", rows, probs, RATE, **others)
 
 
-def crossed(verdict: Verdict) -> list[str]:
+def failed_measures(verdict: Verdict) -> list[str]:
     return [reason.measure for reason in verdict.reasons if reason.failed]
 
 
-def test_a_teacher_that_knows_is_admitted() -> None:
+def test_a_teacher_better_than_the_base_rate_is_admitted() -> None:
     rows, truth = make()
-    verdict = admission.judge(examined(rows, truth))
-    assert (verdict.result, verdict.kind, crossed(verdict)) == ("admitted", "gate", [])
+    verdict = admission.judge(examine(rows, truth))
+    assert (verdict.result, verdict.kind, failed_measures(verdict)) == ("admitted", "gate", [])
     assert "600 rows that it has not seen" in verdict.summary
     assert admission.replay(verdict) == verdict
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
@@ -47,9 +47,9 @@ def test_a_teacher_that_knows_is_admitted() -> None:
 def test_the_bound_by_hand() -> None:
     """AUC of the ranks minus ½, less 1.645 standard errors, and about one row of the rarer outcome."""
     rows, truth = make()
-    examination = examined(rows, truth)
-    one, other = truth[rows["outcome"] == 1], truth[rows["outcome"] == 0]
-    auc = (one[:, None] > other).mean()
+    examination = examine(rows, truth)
+    positive, negative = truth[rows["outcome"] == 1], truth[rows["outcome"] == 0]
+    auc = (positive[:, None] > negative).mean()
     assert examination.comparison.challenger == pytest.approx(auc)
     assert examination.comparison.champion == 0.5
     low = auc - 0.5 - NormalDist().inv_cdf(0.95) * examination.comparison.standard_error
@@ -57,10 +57,10 @@ def test_the_bound_by_hand() -> None:
     assert low - 3 * row < admission.judge(examination).reasons[-1].value < low
 
 
-def test_an_examination_from_before_keeps_its_verdict() -> None:
-    """Rule 1: a normal bound; what it was decided on is stored without a rule."""
+def test_an_examination_under_rule_1_keeps_its_verdict() -> None:
+    """Rule 1: a normal bound; the stored examination has no rule."""
     rows, truth = make()
-    old = examined(rows, truth).model_dump(mode="json", exclude={"rule", "agreement_evidence"})
+    old = examine(rows, truth).model_dump(mode="json", exclude={"rule", "agreement_evidence"})
     old["comparison"] = {k: v for k, v in old["comparison"].items() if k not in ("rule", "evidence", "rarer")}
     examination = Examination.model_validate(old)
     assert examination.rule == 1
@@ -68,71 +68,71 @@ def test_an_examination_from_before_keeps_its_verdict() -> None:
     assert admission.judge(examination).reasons[-1].value == pytest.approx(low)
 
 
-def test_guessing_passes_at_most_as_often_as_the_confidence_says() -> None:
-    """A teacher that guesses: of 200, one in twenty would pass by chance without the margin, fewer with it."""
+def test_a_guessing_teacher_is_admitted_at_most_at_the_error_rate() -> None:
+    """Of 200 guessing teachers, one in twenty would be admitted by chance without the margin, fewer with it."""
     passed = 0
     for seed in range(200):
         rows, _ = make(200, seed)
         guesses = np.random.default_rng(1000 + seed).random(200)
-        passed += admission.judge(examined(rows, guesses)).result == "admitted"
+        passed += admission.judge(examine(rows, guesses)).result == "admitted"
     assert passed <= 18
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_a_teacher_that_says_the_same_about_everything_is_refused(share: float) -> None:
+def test_a_constant_teacher_is_refused(share: float) -> None:
     rows, _ = make()
-    verdict = admission.judge(examined(rows, np.full(len(rows), share)))
+    verdict = admission.judge(examine(rows, np.full(len(rows), share)))
     assert verdict.result == "refused"
-    assert crossed(verdict) == ["constant", "auc"]
-    assert "it says the same about every row" in verdict.summary
+    assert failed_measures(verdict) == ["constant", "auc"]
+    assert "its answer is the same for every row" in verdict.summary
 
 
-def test_a_teacher_that_is_wrong_way_round_is_refused() -> None:
+def test_a_teacher_with_swapped_actions_is_refused() -> None:
     rows, truth = make()
-    assert crossed(admission.judge(examined(rows, 1 - truth))) == ["auc"]
+    assert failed_measures(admission.judge(examine(rows, 1 - truth))) == ["auc"]
 
 
-def test_a_champion_that_does_harm_may_be_replaced_by_a_teacher_that_does_none() -> None:
+def test_a_harmful_champion_may_be_replaced_by_a_guessing_teacher() -> None:
     rows, truth = make()
     guesses = np.random.default_rng(3).random(600)
     harmful, helpful = np.stack([truth, 1 - truth], axis=1), np.stack([1 - truth, truth], axis=1)
-    verdict = admission.judge(examined(rows, guesses, champion=harmful))
+    verdict = admission.judge(examine(rows, guesses, champion=harmful))
     assert verdict.result == "admitted" and "the champion's" in verdict.summary
-    assert crossed(admission.judge(examined(rows, guesses, champion=helpful))) == ["auc"]
-    assert crossed(admission.judge(examined(rows, np.full(600, 0.3), champion=harmful))) == ["constant"]
+    assert failed_measures(admission.judge(examine(rows, guesses, champion=helpful))) == ["auc"]
+    assert failed_measures(admission.judge(examine(rows, np.full(600, 0.3), champion=harmful))) == ["constant"]
 
 
-def test_a_teacher_that_mostly_talks_garbage_is_refused_with_what_it_said() -> None:
+def test_a_teacher_with_mostly_unusable_answers_is_refused_with_examples() -> None:
     rows, truth = make()
-    said = np.where(np.arange(600) % 2, truth, np.nan)
-    verdict = admission.judge(examined(rows, said, unanswered=["answered 'maybe'"] * 200 + ["answered ''"] * 100))
-    assert crossed(verdict) == ["answered"]
+    probs = np.where(np.arange(600) % 2, truth, np.nan)
+    verdict = admission.judge(examine(rows, probs, unanswered=["answered 'maybe'"] * 200 + ["answered ''"] * 100))
+    assert failed_measures(verdict) == ["answered"]
     assert "a usable answer to 300 of 600 rows (200 × answered 'maybe'; 100 × answered '')" in verdict.summary
 
 
-def test_a_teacher_that_says_nothing_at_all() -> None:
+def test_a_teacher_without_any_answer_is_refused() -> None:
     rows, _ = make()
-    assert "answered" in crossed(admission.judge(examined(rows, np.full(600, np.nan))))
-    assert admission.judge(examined(rows.iloc[:0], np.empty(0))).result == "refused"
+    assert "answered" in failed_measures(admission.judge(examine(rows, np.full(600, np.nan))))
+    assert admission.judge(examine(rows.iloc[:0], np.empty(0))).result == "refused"
 
 
-def test_rows_of_one_hour_are_one_piece_of_evidence() -> None:
+def test_rows_of_one_hour_are_one_cluster() -> None:
     rows, truth = make(60)
     ten = rows.loc[rows.index.repeat(10)].reset_index(drop=True)
-    once, tenfold = examined(rows, truth), examined(ten, truth.repeat(10))
+    once, tenfold = examine(rows, truth), examine(ten, truth.repeat(10))
     assert tenfold.comparison.standard_error == pytest.approx(once.comparison.standard_error, rel=1e-6)
 
 
-def test_rows_may_be_their_own_pieces_of_evidence() -> None:
+def test_without_clusters_each_row_counts() -> None:
     rows, truth = make()
     config = make_config(MEMORY)
     alone = config.model_copy(update={"promotion": config.promotion.model_copy(update={"cluster": timedelta(0)})})
     together = rows.assign(observed_at=rows["observed_at"].iloc[0])
-    assert examined(together, truth).comparison is None
-    assert examined(together, truth, alone).comparison == examined(rows, truth).comparison
+    assert examine(together, truth).comparison is None
+    assert examine(together, truth, alone).comparison == examine(rows, truth).comparison
 
 
-# --------------------------------------------------------------------------- where there are no outcomes to judge by
+# --------------------------------------------------------------------------- without outcomes
 
 
 def without_outcomes() -> tuple[pd.DataFrame, np.ndarray]:
@@ -140,27 +140,27 @@ def without_outcomes() -> tuple[pd.DataFrame, np.ndarray]:
     return rows.assign(outcome=0), truth
 
 
-def test_where_outcomes_are_too_few_the_champions_teacher_vouches() -> None:
+def test_with_too_few_outcomes_the_agreement_with_the_champions_teacher_decides() -> None:
     rows, truth = without_outcomes()
     both = np.stack([1 - truth, truth], axis=1)
-    verdict = admission.judge(examined(rows, np.clip(truth + 0.05, 0, 1), trusted=("v0", both)))
+    verdict = admission.judge(examine(rows, np.clip(truth + 0.05, 0, 1), trusted=("v0", both)))
     assert verdict.result == "admitted"
     assert verdict.reasons[-1].measure == "agreement" and "teacher v0" in verdict.summary
     assert admission.replay(verdict) == verdict
-    verdict = admission.judge(examined(rows, 1 - truth, trusted=("v0", both)))
-    assert crossed(verdict) == ["agreement"]
+    verdict = admission.judge(examine(rows, 1 - truth, trusted=("v0", both)))
+    assert failed_measures(verdict) == ["agreement"]
 
 
-def test_outcomes_come_before_the_word_of_another_teacher() -> None:
+def test_outcomes_take_precedence_over_agreement() -> None:
     rows, truth = make()
     both = np.stack([truth, 1 - truth], axis=1)
-    assert admission.judge(examined(rows, truth, trusted=("v0", both))).result == "admitted"
+    assert admission.judge(examine(rows, truth, trusted=("v0", both))).result == "admitted"
 
 
-def test_with_neither_it_may_not_teach() -> None:
+def test_without_outcomes_and_agreement_the_teacher_is_refused() -> None:
     rows, truth = without_outcomes()
-    verdict = admission.judge(examined(rows, truth))
-    assert crossed(verdict) == ["outcomes"]
-    assert "too few outcomes of each action to judge it by" in verdict.summary
+    verdict = admission.judge(examine(rows, truth))
+    assert failed_measures(verdict) == ["outcomes"]
+    assert "too few outcomes of each action to judge it" in verdict.summary
     silent = np.full((600, 2), np.nan)
-    assert crossed(admission.judge(examined(rows, truth, trusted=("v0", silent)))) == ["outcomes"]
+    assert failed_measures(admission.judge(examine(rows, truth, trusted=("v0", silent)))) == ["outcomes"]

@@ -1,4 +1,4 @@
-"""Figures hold what they should and can be drawn."""
+"""Figures show the right values and can be rendered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from stillhouse.evaluate.figures import quality_over_time, tradeoff, weights_over_time, year
+from stillhouse.evaluate.figures import plot_demo_year, plot_quality, plot_teacher_weights, plot_tradeoff
 from stillhouse.records import (
     ColumnDrift,
     Disagreement,
@@ -34,10 +34,10 @@ def draw(figure: Figure) -> None:
 
 
 def texts_overlap(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of captions in the axes that cover one another."""
+    """Pairs of captions in the axes that overlap."""
     figure.draw_without_rendering()
     boxes = [(text.get_text(), Text.get_window_extent(text)) for axes in figure.axes for text in axes.texts]
-    return [(a, b) for (a, one), (b, other) in combinations(boxes, 2) if one.overlaps(other)]
+    return [(a, b) for (a, box_a), (b, box_b) in combinations(boxes, 2) if box_a.overlaps(box_b)]
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def proof(make: Any) -> Proof:
     )
 
 
-def test_every_model_is_shown_where_it_belongs(proof: Proof) -> None:
-    figure = tradeoff(proof)
+def test_every_model_is_shown_at_its_size_and_score(proof: Proof) -> None:
+    figure = plot_tradeoff(proof)
     (axes,) = figure.axes
     shown = {tuple(point) for points in axes.collections for point in points.get_offsets().tolist()}
     cards = (proof.teacher, proof.student, *proof.variants, proof.champion)
@@ -76,7 +76,7 @@ def test_every_model_is_shown_where_it_belongs(proof: Proof) -> None:
 
 
 def test_captions_do_not_cover_one_another(proof: Proof) -> None:
-    figure = tradeoff(proof)
+    figure = plot_tradeoff(proof)
     assert texts_overlap(figure) == []
     frame = figure.axes[0].get_window_extent()
     assert all(frame.x0 <= Text.get_window_extent(text).x0 for text in figure.axes[0].texts)
@@ -85,7 +85,7 @@ def test_captions_do_not_cover_one_another(proof: Proof) -> None:
 
 def test_a_first_refresh_has_no_champion_and_perhaps_no_auc(proof: Proof, make: Any) -> None:
     lone = make.card("fp32", test=None)
-    figure = tradeoff(
+    figure = plot_tradeoff(
         proof.model_copy(
             update={"champion": None, "teacher": lone, "student": lone, "variants": (lone,), "chosen": "fp32"}
         )
@@ -118,18 +118,18 @@ def watch(make: Any, day: int, auc: float | None) -> Verdict:
     )
 
 
-def gate(make: Any, day: int, outcome: str) -> Verdict:
+def gate(make: Any, day: int, result: str) -> Verdict:
     return Verdict(
         verdict_id=f"g{day}",
         kind="gate",
         agent="toy",
         as_of=make.now + timedelta(days=day),
-        result=outcome,
+        result=result,
         summary="s",
     )
 
 
-def test_quality_over_time_shows_watches_that_knew_outcomes_and_gates(make: Any) -> None:
+def test_quality_shows_watches_with_outcomes_and_gates(make: Any) -> None:
     empty = watch(make, 21, 0.5).model_copy(update={"evidence": {}})
     verdicts = [
         watch(make, 0, 0.7),
@@ -140,7 +140,7 @@ def test_quality_over_time_shows_watches_that_knew_outcomes_and_gates(make: Any)
         gate(make, 20, "refused"),
         gate(make, 27, "refused"),
     ]
-    figure = quality_over_time(verdicts)
+    figure = plot_quality(verdicts)
     line, *gates = figure.axes[0].lines
     assert line.get_ydata() == pytest.approx([0.7, 0.65])
     assert len(gates) == 3
@@ -154,7 +154,7 @@ def test_quality_of_many_actions_over_time_is_accuracy(make: Any) -> None:
         drift = verdict.evidence["drift"] | {"quality": verdict.evidence["drift"]["quality"] | {"actions": 150}}
         return verdict.model_copy(update={"evidence": {"drift": drift}})
 
-    figure = quality_over_time([many(0), many(7)])
+    figure = plot_quality([many(0), many(7)])
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx([0.8, 0.8])
     assert figure.axes[0].get_ylabel() == "accuracy on known outcomes"
     draw(figure)
@@ -162,7 +162,7 @@ def test_quality_of_many_actions_over_time_is_accuracy(make: Any) -> None:
 
 @pytest.mark.parametrize("days", [[], [0]])
 def test_quality_of_a_young_agent(make: Any, days: list[int]) -> None:
-    draw(quality_over_time([watch(make, day, 0.7) for day in days]))
+    draw(plot_quality([watch(make, day, 0.7) for day in days]))
 
 
 def test_a_year(make: Any, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_year(make: Any, tmp_path: Path) -> None:
         "teacher": [0.73] * 44,
     }
     gates = [(weeks[4], "promoted"), (weeks[20], "refused"), (weeks[30], "promoted"), (weeks[31], "awaiting_approval")]
-    figure = year(weeks, auc, [None, *[0.1 * i for i in range(43)]], gates)
+    figure = plot_demo_year(weeks, auc, [None, *[0.1 * i for i in range(43)]], gates)
     above, below = figure.axes
     assert above.get_legend_handles_labels()[1] == [*auc, "promoted", "refused", "awaiting_approval"]
     assert len(above.lines) == 3 + 4
@@ -181,11 +181,11 @@ def test_a_year(make: Any, tmp_path: Path) -> None:
     draw(figure)
 
 
-def test_weights_over_time_show_every_change_of_each_teacher(make: Any) -> None:
+def test_teacher_weights_show_every_change(make: Any) -> None:
     def change(days: int, teacher: str, after: float, **more: Any) -> WeightChange:
-        given = {"slice": "", "before": 0.5, "by": "outcomes", "version": "v", "job": "watch", "reason": "lost more"}
+        defaults = {"slice": "", "before": 0.5, "by": "outcomes", "version": "v", "job": "watch", "reason": "lost more"}
         when = make.certificate().as_of + timedelta(days=days)
-        return WeightChange.model_validate(given | {"teacher": teacher, "after": after, "as_of": when} | more)
+        return WeightChange.model_validate(defaults | {"teacher": teacher, "after": after, "as_of": when} | more)
 
     changes = [
         change(0, "a", 0.7, job="r1"),
@@ -194,11 +194,11 @@ def test_weights_over_time_show_every_change_of_each_teacher(make: Any) -> None:
         change(2, "b", 0.6),
         change(2, "b", 0.9, slice="place=north"),
     ]
-    figure = weights_over_time(changes)
+    figure = plot_teacher_weights(changes)
     draw(figure)
     lines = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
     assert {line.get_label(): list(line.get_ydata()) for line in lines} == {
         "a": [0.5, 0.7, 0.4],
         "b": [0.5, 0.3, 0.6],
     }
-    draw(weights_over_time([]))
+    draw(plot_teacher_weights([]))

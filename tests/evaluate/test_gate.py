@@ -1,4 +1,4 @@
-"""A challenger is promoted on proof, refused with the measure named, and judged alike whenever it is judged."""
+"""The gate: statistics, promotions and refusals, and replay of certificates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,7 @@ from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
 from stillhouse.errors import RegistryError
-from stillhouse.evaluate.gate import (
-    anchor_after,
-    certify,
-    compare,
-    delong,
-    judge,
-    lower_bound,
-    replay,
-)
+from stillhouse.evaluate.gate import certify, compare_models, delong, judge, lower_bound, next_anchor, replay
 from stillhouse.records import Certificate, Verdict
 from stillhouse.stats import clustered_error
 
@@ -58,14 +50,16 @@ def test_delong_by_hand() -> None:
     assert clustered_error(influence, np.array([0, 0, 1, 1]), small_sample=True) == 0
 
 
-def test_rows_that_come_twice_are_no_more_evidence() -> None:
+def test_duplicated_rows_do_not_reduce_the_error() -> None:
     outcomes, scores = binormal(np.random.default_rng(3), 400, 1.0, 0.8)
-    once = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400))
+    once = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400))
     twice = np.repeat(np.arange(400), 2)
     doubled = [outcomes[twice], two(scores[0])[twice], two(scores[1])[twice]]
-    assert compare("test", *doubled, 0.01, twice).standard_error == pytest.approx(once.standard_error, rel=1e-6)
-    assert compare("test", *doubled, 0.01).standard_error == pytest.approx(once.standard_error / math.sqrt(2), rel=0.01)
-    assert compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400) // 50) is None
+    assert compare_models("test", *doubled, 0.01, twice).standard_error == pytest.approx(once.standard_error, rel=1e-6)
+    assert compare_models("test", *doubled, 0.01).standard_error == pytest.approx(
+        once.standard_error / math.sqrt(2), rel=0.01
+    )
+    assert compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400) // 50) is None
 
 
 def test_delong_counts_ties_half() -> None:
@@ -99,7 +93,7 @@ def test_delong_agrees_with_a_bootstrap(noise: float) -> None:
 def test_one_model_against_itself(make: Any) -> None:
     """No difference was seen, which 200 rows prove as far as the rule of three: 3 / 100 rows of either outcome."""
     outcomes, scores = binormal(np.random.default_rng(0), 200, 1.0)
-    same = compare("test", outcomes, two(scores[0]), two(scores[0]), margin=0.02)
+    same = compare_models("test", outcomes, two(scores[0]), two(scores[0]), margin=0.02)
     assert (same.difference, same.standard_error, same.rows, same.measure) == (0, 0, 200, "auc")
     assert lower_bound(same, 0.95) == pytest.approx(-3 / 100, rel=0.02)
     verdict = judge(make.certificate(same, rule=2))
@@ -112,102 +106,102 @@ def test_one_model_against_itself(make: Any) -> None:
 
 def test_accuracy_is_compared_for_more_than_two_actions() -> None:
     """Right on 15 and on 10 of 20 rows, 10 of them in common: differences five 1 and fifteen 0."""
-    found = compared(20, gained=5, base=10)
-    assert found.measure == "accuracy"
-    assert (found.challenger, found.champion, found.difference) == (0.75, 0.5, 0.25)
-    assert (found.gained, found.lost) == (5, 0)
-    assert found.standard_error == pytest.approx(math.sqrt((20 * (5 / 20) * (15 / 20)) / 19 / 20))
-    assert np.array(found.evidence.scores) == pytest.approx(np.array([(-0.0125, 15), (0.0375, 5)]))
-    assert (found.evidence.worst, found.evidence.clusters) == (pytest.approx(1.25 / 20), 20)
-    assert compare("test", np.empty(0, int), np.empty((0, 3)), np.empty((0, 3)), margin=0.01) is None
+    comparison = compare_accuracy(20, gained=5, base=10)
+    assert comparison.measure == "accuracy"
+    assert (comparison.challenger, comparison.champion, comparison.difference) == (0.75, 0.5, 0.25)
+    assert (comparison.gained, comparison.lost) == (5, 0)
+    assert comparison.standard_error == pytest.approx(math.sqrt((20 * (5 / 20) * (15 / 20)) / 19 / 20))
+    assert np.array(comparison.evidence.scores) == pytest.approx(np.array([(-0.0125, 15), (0.0375, 5)]))
+    assert (comparison.evidence.worst, comparison.evidence.clusters) == (pytest.approx(1.25 / 20), 20)
+    assert compare_models("test", np.empty(0, int), np.empty((0, 3)), np.empty((0, 3)), margin=0.01) is None
 
 
-def compared(rows: int, lost: int = 0, gained: int = 0, base: int = 0, margin: float = 0.02, **others: Any) -> Any:
+def compare_accuracy(
+    rows: int, lost: int = 0, gained: int = 0, base: int = 0, margin: float = 0.02, **others: Any
+) -> Any:
     """Three actions: ``base`` rows on which both are right, the first ones; the rest, but ``lost``, both wrong."""
     right, wrong = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
     challenger = np.array([right] * (base + gained) + [wrong] * (rows - base - gained))
     champion = np.array([right] * base + [wrong] * (rows - base))
     champion[base + gained : base + gained + lost] = right
-    return compare("test", np.zeros(rows, int), challenger, champion, margin, **others)
+    return compare_models("test", np.zeros(rows, int), challenger, champion, margin, **others)
 
 
 @pytest.mark.parametrize(
     ("rows", "lost", "promoted"), [(150, 0, False), (151, 0, True), (232, 1, False), (240, 1, True)]
 )
-def test_where_nothing_or_little_was_lost_the_bound_is_clopper_and_pearsons(
-    make: Any, rows: int, lost: int, promoted: bool
-) -> None:
+def test_with_few_losses_the_bound_is_clopper_and_pearsons(make: Any, rows: int, lost: int, promoted: bool) -> None:
     """The least rows for which their upper bound of the lost share is .02: 149, and 236 with one lost."""
-    found = compared(rows, lost, base=rows - 10)
-    assert -lower_bound(found, 0.95) == pytest.approx(beta.ppf(0.95, lost + 1, rows - lost), rel=0.02)
-    verdict = judge(make.certificate(found, rule=2))
+    comparison = compare_accuracy(rows, lost, base=rows - 10)
+    assert -lower_bound(comparison, 0.95) == pytest.approx(beta.ppf(0.95, lost + 1, rows - lost), rel=0.02)
+    verdict = judge(make.certificate(comparison, rule=2))
     assert (verdict.result == "promoted") is promoted, verdict.summary
 
 
 def test_rows_of_one_cluster_count_once(make: Any) -> None:
-    """400 rows without a disagreement, in 100 stretches: a whole stretch could be lost."""
-    found = compared(400, base=300, clusters=np.arange(400) // 4)
-    assert (found.evidence.clusters, found.evidence.effective) == (100, pytest.approx(100))
-    assert lower_bound(found, 0.95) == pytest.approx(-3 / 100, rel=0.01)
-    assert judge(make.certificate(found, rule=2)).summary.endswith(
+    """400 rows without a disagreement in 100 clusters: a whole cluster could be lost."""
+    comparison = compare_accuracy(400, base=300, clusters=np.arange(400) // 4)
+    assert (comparison.evidence.clusters, comparison.evidence.effective) == (100, pytest.approx(100))
+    assert lower_bound(comparison, 0.95) == pytest.approx(-3 / 100, rel=0.01)
+    assert judge(make.certificate(comparison, rule=2)).summary.endswith(
         "; at least 151 clusters of rows are needed to prove a margin of 0.02 at 95%; the window has 100"
     )
-    uneven = compared(400, base=300, clusters=np.minimum(np.arange(400), 300))
+    uneven = compare_accuracy(400, base=300, clusters=np.minimum(np.arange(400), 300))
     assert uneven.evidence.effective == pytest.approx(400**2 / (300 + 100**2))
 
 
 def test_a_challenger_proven_worse_is_refused_within_the_margin(make: Any) -> None:
-    found = compared(3000, lost=40, gained=10, base=2500)
-    verdict = judge(make.certificate(found, rule=2))
+    comparison = compare_accuracy(3000, lost=40, gained=10, base=2500)
+    verdict = judge(make.certificate(comparison, rule=2))
     assert verdict.result == "refused"
     reason = verdict.reasons[-1]
     assert reason.failed and reason.threshold == 0.0 and -0.01 < reason.value < 0
     assert "the challenger is worse, though not by more than 0.02" in verdict.summary
-    assert "it alone is right on 10 rows, the champion alone on 40" in verdict.summary
+    assert "only the challenger is right on 10 rows, only the champion on 40" in verdict.summary
     heavy = make.card("toy@3", size=3000, role="champion")
-    assert judge(make.certificate(found, rule=2, champion=heavy)).result == "promoted"  # the champion must go
-    slice_of_it = found.model_copy(update={"window": "origin=JFK"})
-    even = compared(3000, lost=20, gained=20, base=2500)
+    assert judge(make.certificate(comparison, rule=2, champion=heavy)).result == "promoted"  # the champion must go
+    slice_of_it = comparison.model_copy(update={"window": "origin=JFK"})
+    even = compare_accuracy(3000, lost=20, gained=20, base=2500)
     assert judge(make.certificate(even, slice_of_it, rule=2)).result == "promoted"
 
 
 @pytest.mark.parametrize("actions", [2, 5])
 @pytest.mark.parametrize("strange", [np.nan, np.inf])
-def test_a_row_without_a_finite_answer_is_one_that_is_decided_wrongly(actions: int, strange: float) -> None:
+def test_a_row_without_a_finite_answer_counts_as_wrong(actions: int, strange: float) -> None:
     """Not one on which `argmax`, which takes the first NaN, is right about the first action."""
     outcomes = np.arange(600) % actions
     right = np.eye(actions)[outcomes] * 0.5 + 0.5 / actions
     silent = np.where((np.arange(600) % 10 == 0)[:, None], strange, right)
     for challenger, champion, sign in ((silent, right, -1), (right, silent, 1)):
-        found = compare("test", outcomes, challenger, champion, 0.02)
-        assert found is not None and found.difference * sign > 0.05
-        assert (lower_bound(found, 0.95) < -0.02) == (sign < 0)
+        comparison = compare_models("test", outcomes, challenger, champion, 0.02)
+        assert comparison is not None and comparison.difference * sign > 0.05
+        assert (lower_bound(comparison, 0.95) < -0.02) == (sign < 0)
 
 
-@pytest.mark.parametrize("said", [0.5, 1.0])
-def test_scores_that_all_tie_prove_nothing(make: Any, said: float) -> None:
+@pytest.mark.parametrize("probability", [0.5, 1.0])
+def test_constant_scores_prove_nothing(make: Any, probability: float) -> None:
     outcomes = np.arange(200) % 2
-    flat = np.column_stack([np.full(200, 1 - said), np.full(200, said)])
+    flat = np.column_stack([np.full(200, 1 - probability), np.full(200, probability)])
     for clusters in (None, np.arange(200) // 10):
-        found = compare("test", outcomes, flat, flat, 0.02, clusters)
-        assert judge(make.certificate(found, rule=2)).result == "refused"
+        comparison = compare_models("test", outcomes, flat, flat, 0.02, clusters)
+        assert judge(make.certificate(comparison, rule=2)).result == "refused"
 
 
-def test_of_few_clusters_the_auc_is_bounded_by_student(make: Any) -> None:
+def test_with_few_clusters_the_auc_bound_uses_students_t(make: Any) -> None:
     """The same scores in 12 and in 300 clusters: Student's t and the worst cluster, or nearly normal."""
     outcomes, scores = binormal(np.random.default_rng(5), 1200, 1.0, 0.9)
     pair = outcomes, two(scores[0]), two(scores[1])
-    few, many = (compare("test", *pair, 0.02, np.arange(1200) % count) for count in (12, 300))
+    few, many = (compare_models("test", *pair, 0.02, np.arange(1200) % count) for count in (12, 300))
     assert few.difference - lower_bound(few, 0.95) > 1.8 * few.standard_error
     assert 1.65 < (many.difference - lower_bound(many, 0.95)) / many.standard_error < 2.1
-    lopsided = compare("test", *pair, 0.02, np.where(np.arange(1200) < 900, 0, np.arange(1200)))
+    lopsided = compare_models("test", *pair, 0.02, np.where(np.arange(1200) < 900, 0, np.arange(1200)))
     assert lopsided.evidence.clusters == 301 and lopsided.evidence.effective < 2
     assert lower_bound(lopsided, 0.95) < few.difference - 0.05
 
 
-def test_a_third_of_the_rows_in_one_cluster_is_not_the_proof_that_it_seems(make: Any) -> None:
-    """One stretch as large as half of the other 150 together, each with an effect of its own: worse by the margin, on
-    average. Where its own effect is good, the large stretch alone would carry the challenger over the margin.
+def test_one_large_cluster_does_not_prove_more_than_the_confidence_allows(make: Any) -> None:
+    """One cluster as large as half of the other 150 together, each with its own random effect; on average the
+    challenger is worse by the margin. If the effect of the large cluster is good, it alone could carry the challenger.
     """
     clusters = np.concatenate([np.zeros(375, dtype=int), np.repeat(np.arange(1, 151), 5)])
     rows, promoted, normal = len(clusters), 0, NormalDist()
@@ -217,33 +211,33 @@ def test_a_third_of_the_rows_in_one_cluster_is_not_the_proof_that_it_seems(make:
         scores = 0.97 * common + 0.22 * rng.normal(size=(2, rows))
         worse = normal.inv_cdf(0.72) * math.sqrt(3) + rng.normal(size=151)[clusters]  # of positives that vary by 1
         challenger, champion = scores + outcomes * np.stack([worse, np.full(rows, normal.inv_cdf(0.75) * math.sqrt(2))])
-        found = compare("test", outcomes, two(challenger), two(champion), 0.03, clusters)
-        promoted += found is not None and lower_bound(found, 0.95) >= -0.03
+        comparison = compare_models("test", outcomes, two(challenger), two(champion), 0.03, clusters)
+        promoted += comparison is not None and lower_bound(comparison, 0.95) >= -0.03
     assert promoted <= binom.ppf(0.99, 60, 0.05)
 
 
-def test_one_that_is_better_in_every_cluster_passes(make: Any) -> None:
-    """That none of 50 clusters lost anything is no reason to expect that the next one loses all."""
+def test_a_challenger_better_in_every_cluster_passes(make: Any) -> None:
+    """If none of 50 clusters lost anything, the worst case must not assume that the next one loses everything."""
     outcomes, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)
-    found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(2000) % 50)
-    assert found.difference > 0.05
-    assert judge(make.certificate(found, rule=2)).result == "promoted"
+    comparison = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(2000) % 50)
+    assert comparison.difference > 0.05
+    assert judge(make.certificate(comparison, rule=2)).result == "promoted"
 
 
-def test_many_scores_are_kept_in_bins(make: Any) -> None:
+def test_many_scores_are_binned(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(6), 6000, 1.0, 0.98)
-    found = compare("test", outcomes, two(scores[0]), two(scores[1]), 0.02)
-    kept, counts = np.array(found.evidence.scores).T
-    assert len(kept) <= 500 and counts.sum() == 6000
-    assert kept @ counts == pytest.approx(0, abs=1e-12)
-    assert math.sqrt(kept**2 @ counts) == pytest.approx(found.standard_error, rel=1e-3)
+    comparison = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.02)
+    binned, counts = np.array(comparison.evidence.scores).T
+    assert len(binned) <= 500 and counts.sum() == 6000
+    assert binned @ counts == pytest.approx(0, abs=1e-12)
+    assert math.sqrt(binned**2 @ counts) == pytest.approx(comparison.standard_error, rel=1e-3)
 
 
 @pytest.mark.parametrize(("ones", "zeros", "judged"), [(10, 10, True), (9, 50, False), (50, 9, False)])
 def test_too_few_of_either_outcome_are_no_evidence(ones: int, zeros: int, judged: bool) -> None:
     outcomes = np.array([1] * ones + [0] * zeros)
     p = two(np.random.default_rng(0).normal(size=ones + zeros))
-    assert (compare("test", outcomes, p, p, margin=0.01) is not None) is judged
+    assert (compare_models("test", outcomes, p, p, margin=0.01) is not None) is judged
 
 
 def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: Any) -> None:
@@ -254,19 +248,23 @@ def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: 
     passed = 0
     for _ in range(150):
         outcomes, scores = binormal(rng, 300, challenger, champion)
-        found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.05)
-        passed += judge(make.certificate(found)).result == "promoted"
+        comparison = compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.05)
+        passed += judge(make.certificate(comparison)).result == "promoted"
     assert 0 < passed <= 12
 
 
-def level(rows: int, margin: float, disagreement: float) -> float:
-    """How often a challenger that is worse by exactly ``margin`` passes: summed over all counts, nothing is drawn."""
+def error_rate(rows: int, margin: float, disagreement: float) -> float:
+    """The probability that a challenger worse by exactly ``margin`` passes: an exact sum over all counts."""
     passed, tolerable, total = 0.0, 0, margin + 2 * disagreement
     for both in range(rows + 1):  # rows on which exactly one is right; of those, how many may be lost
         share = binom.pmf(both, rows, total)
         if share < 1e-9:
             continue
-        passes = lambda lost, both=both: lower_bound(compared(rows, lost, both - lost, margin=margin), 0.95) >= -margin  # noqa: E731
+
+        def passes(lost: int, both: int = both) -> bool:
+            comparison = compare_accuracy(rows, lost, both - lost, margin=margin)
+            return bool(lower_bound(comparison, 0.95) >= -margin)
+
         tolerable = max(0, tolerable - 1)
         while tolerable < both and passes(tolerable + 1):
             tolerable += 1
@@ -277,8 +275,8 @@ def level(rows: int, margin: float, disagreement: float) -> float:
 
 @pytest.mark.parametrize(("rows", "margin"), [(20, 0.2), (60, 0.05), (150, 0.05), (200, 0.02)])
 @pytest.mark.parametrize("disagreement", [0.0, 0.005, 0.05])
-def test_the_stated_error_holds_exactly(rows: int, margin: float, disagreement: float) -> None:
-    assert level(rows, margin, disagreement) <= 0.05
+def test_the_error_rate_is_at_most_the_stated_one(rows: int, margin: float, disagreement: float) -> None:
+    assert error_rate(rows, margin, disagreement) <= 0.05
 
 
 # --------------------------------------------------------------------------- the verdict
@@ -303,7 +301,7 @@ def test_the_bound_by_hand(make: Any) -> None:
 
 def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(0), 2000, 0.4, 1.2)
-    verdict = judge(make.certificate(compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.01)))
+    verdict = judge(make.certificate(compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.01)))
     assert verdict.result == "refused"
     (failed,) = [reason for reason in verdict.reasons if reason.failed]
     assert failed.measure == "auc:test"
@@ -314,9 +312,9 @@ def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
 
 def test_without_margin_equal_quality_of_a_few_rows_is_not_proven(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(3), 60, 1.0, 1.0)
-    found = compare("test", outcomes, two(scores[0]), two(scores[1]), margin=0.0)
-    assert abs(found.difference) < found.standard_error
-    assert judge(make.certificate(found)).result == "refused"
+    comparison = compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.0)
+    assert abs(comparison.difference) < comparison.standard_error
+    assert judge(make.certificate(comparison)).result == "refused"
 
 
 def test_a_slice_and_the_past_are_judged_too(make: Any) -> None:
@@ -403,7 +401,7 @@ def test_judged_again_it_is_the_same(make: Any, fields: dict[str, Any]) -> None:
 
 def test_a_certificate_names_its_rule_and_keeps_its_verdict_under_it(make: Any) -> None:
     """What rule 1 promoted on 20 rows stays promoted when it is judged again; a new one of the same rows is not."""
-    new = make.certificate(compared(20, base=15), rule=2)
+    new = make.certificate(compare_accuracy(20, base=15), rule=2)
     verdict = judge(new)
     assert verdict.result == "refused"
     assert verdict.evidence["certificate"]["rule"] == 2
@@ -431,16 +429,16 @@ def test_promotions_in_a_row_may_lose_no_less_than_one(make: Any) -> None:
 
 def test_the_anchor_stays_until_it_is_beaten(make: Any) -> None:
     first = make.certificate(champion=None, comparisons=(), rule=2)
-    assert anchor_after(first) is None
+    assert next_anchor(first) is None
     equal = make.certificate(make.comparison("test", 0.001, 0.001), rule=2, anchor="toy@3")
-    assert anchor_after(equal) == "toy@3"
-    assert anchor_after(make.certificate(make.comparison("test", 0.003, 0.001), rule=2, anchor="toy@3")) is None
+    assert next_anchor(equal) == "toy@3"
+    assert next_anchor(make.certificate(make.comparison("test", 0.003, 0.001), rule=2, anchor="toy@3")) is None
     better, same = make.comparison("test", 0.01, 0.001), make.comparison("anchor", 0.001, 0.001)
-    assert anchor_after(make.certificate(better, same, rule=2, anchor="toy@1")) == "toy@1"
-    assert anchor_after(make.certificate(same, make.comparison("anchor", 0.01, 0.001), rule=2, anchor="toy@1")) is None
-    assert anchor_after(make.certificate(better)) is None  # rule 1 knew no anchor
+    assert next_anchor(make.certificate(better, same, rule=2, anchor="toy@1")) == "toy@1"
+    assert next_anchor(make.certificate(same, make.comparison("anchor", 0.01, 0.001), rule=2, anchor="toy@1")) is None
+    assert next_anchor(make.certificate(better)) is None  # rule 1 knew no anchor
     lost = make.certificate(better, make.comparison("anchor", -0.02, 0.001, margin=0.01), rule=2, anchor="toy@1")
-    assert "against the champion that losses are added up from (900 rows)" in judge(lost).summary
+    assert "against the champion that cumulative losses are measured from (900 rows)" in judge(lost).summary
 
 
 def test_the_verdict_of_another_refresh_is_another(make: Any) -> None:
@@ -450,10 +448,20 @@ def test_the_verdict_of_another_refresh_is_another(make: Any) -> None:
 
 def test_a_certificate_holds_the_budgets_of_its_day(make: Any) -> None:
     config = make.config({"max_bytes": 5000, "max_p95_ms": 0.3}, confidence=0.9, approval="manual")
-    found = certify(config, "r9", make.now, make.card(), None, [make.comparison()])
-    assert (found.max_bytes, found.max_p95_ms, found.confidence, found.approval) == (5000, 0.3, 0.9, "manual")
-    assert (found.agent, found.refresh_id, found.as_of, found.champion) == ("toy", "r9", make.now, None)
-    assert found.comparisons == (make.comparison(),) and found.nothing_fits == ""
+    certificate = certify(config, "r9", make.now, make.card(), None, [make.comparison()])
+    assert (certificate.max_bytes, certificate.max_p95_ms, certificate.confidence, certificate.approval) == (
+        5000,
+        0.3,
+        0.9,
+        "manual",
+    )
+    assert (certificate.agent, certificate.refresh_id, certificate.as_of, certificate.champion) == (
+        "toy",
+        "r9",
+        make.now,
+        None,
+    )
+    assert certificate.comparisons == (make.comparison(),) and certificate.nothing_fits == ""
     assert certify(config, "r9", make.now, make.card(), None, [], "nothing fits").nothing_fits == "nothing fits"
 
 
@@ -478,6 +486,6 @@ def test_more_than_two_actions_are_judged_by_accuracy(make: Any) -> None:
     first = make.certificate(
         champion=None, comparisons=(), challenger=make.card().model_copy(update={"quality": {"test": many}})
     )
-    (told,) = [reason.text for reason in judge(first).reasons if reason.measure == "auc"]
-    assert told == "test AUC 0.9990 (mean over the actions, each against the others) against chance .5"
+    (text,) = [reason.text for reason in judge(first).reasons if reason.measure == "auc"]
+    assert text == "test AUC 0.9990 (mean over the actions, each against the others) against chance .5"
     assert make.quality(None, 0.6).measure == "accuracy" and make.quality(None, 0.6).score == 0.6

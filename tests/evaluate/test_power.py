@@ -1,4 +1,4 @@
-"""What so many rows can prove is known before a model is made, and agrees with the gate's own bound."""
+"""The provable margin of a test window agrees with the gate's bound."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from stillhouse.evaluate.bounds import bound_shift, shift_of_none
-from stillhouse.evaluate.gate import compare, lower_bound
-from stillhouse.evaluate.power import power_sentence, provable_margin, rows_needed
+from stillhouse.evaluate.bounds import bound_shift, shift_without_losses
+from stillhouse.evaluate.gate import compare_models, lower_bound
+from stillhouse.evaluate.power import describe_power, provable_margin, rows_needed
 
 
 @pytest.mark.parametrize("confidence", [0.51, 0.6, 0.8, 0.95, 0.999])
-def test_where_nothing_speaks_against_it_the_rule_of_three_holds(confidence: float) -> None:
-    assert shift_of_none(confidence) == pytest.approx(math.log(1 / (1 - confidence)), rel=0.01)
+def test_without_losses_the_bound_is_the_rule_of_three(confidence: float) -> None:
+    assert shift_without_losses(confidence) == pytest.approx(math.log(1 / (1 - confidence)), rel=0.01)
     assert provable_margin(400, 100, confidence) == pytest.approx(math.log(1 / (1 - confidence)) / 100, rel=0.01)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 5, 40])
-def test_of_a_single_proportion_the_bound_is_that_of_clopper_and_pearson(lost: int) -> None:
+def test_the_bound_of_a_proportion_is_clopper_and_pearsons(lost: int) -> None:
     """A challenger that only loses rows: scores −1 and 0 around their mean."""
     rate = lost / 500
     shift = bound_shift(np.array([-1 + rate, rate]) / 500, np.array([lost, 500 - lost]), (1 - rate) / 500, 0.95)
@@ -28,7 +28,7 @@ def test_of_a_single_proportion_the_bound_is_that_of_clopper_and_pearson(lost: i
 
 
 @pytest.mark.parametrize("confidence", [0.55, 0.7, 0.95, 0.99])
-def test_the_quantile_agrees_with_draws(confidence: float) -> None:
+def test_the_quantile_agrees_with_a_simulation(confidence: float) -> None:
     scores, counts = np.array([-0.5, 0.1, 0.3]), np.array([3.0, 12.0, 1.0])
     weights = np.random.default_rng(0).gamma(np.append(counts, 1)[:, None], size=(4, 400_000))
     drawn = np.quantile(np.append(scores, -0.8) @ weights, 1 - confidence)
@@ -52,16 +52,16 @@ def test_disagreement_and_clusters_make_the_margin_larger() -> None:
 
 
 def test_the_sentence() -> None:
-    assert power_sentence(336, 168) == (
+    assert describe_power(336, 168) == (
         "with 336 rows in 168 clusters the gate can prove no margin below .018 (at 95%)"
     )
-    assert power_sentence(336, 336, 0.99) == "with 336 rows the gate can prove no margin below .014 (at 99%)"
-    assert power_sentence(336, 168, rarer=50) == (
+    assert describe_power(336, 336, 0.99) == "with 336 rows the gate can prove no margin below .014 (at 99%)"
+    assert describe_power(336, 168, rarer=50) == (
         "with 336 rows in 168 clusters, 50 of the rarer outcome, the gate can prove no margin below .061 (at 95%)"
     )
     assert (
-        power_sentence(2, 2)
-        == power_sentence(0, 0).replace("0 rows", "2 rows")
+        describe_power(2, 2)
+        == describe_power(0, 0).replace("0 rows", "2 rows")
         == "with 2 rows the gate can prove nothing"
     )
 
@@ -69,15 +69,15 @@ def test_the_sentence() -> None:
 @pytest.mark.parametrize(("rarer", "clusters"), [(9, 100), (50, 9)])
 def test_too_few_for_an_auc_prove_nothing(rarer: int, clusters: int) -> None:
     assert provable_margin(400, clusters, rarer=rarer) == 1.0
-    assert power_sentence(400, clusters, rarer=rarer).endswith("the gate can prove nothing")
+    assert describe_power(400, clusters, rarer=rarer).endswith("the gate can prove nothing")
 
 
 @pytest.mark.parametrize(("rows", "clusters"), [(400, 400), (400, 40), (400, 12)])
-def test_no_auc_of_equal_models_proves_less_than_the_sentence_says(rows: int, clusters: int) -> None:
-    outcomes, said = np.arange(rows) % 4 // 3, np.full((rows, 2), 0.5)
-    found = compare("test", outcomes, said, said, 0.02, np.arange(rows) * clusters // rows)
-    assert found is not None
-    least = provable_margin(rows, clusters, rarer=rows // 4)
-    assert 0 < least <= -lower_bound(found, 0.95) * (1 + 1e-9)
+def test_the_provable_margin_of_an_auc_is_a_lower_bound(rows: int, clusters: int) -> None:
+    outcomes, probs = np.arange(rows) % 4 // 3, np.full((rows, 2), 0.5)
+    comparison = compare_models("test", outcomes, probs, probs, 0.02, np.arange(rows) * clusters // rows)
+    assert comparison is not None
+    margin = provable_margin(rows, clusters, rarer=rows // 4)
+    assert 0 < margin <= -lower_bound(comparison, 0.95) * (1 + 1e-9)
     if rows == clusters:
-        assert least == pytest.approx(-lower_bound(found, 0.95), rel=0.01)
+        assert margin == pytest.approx(-lower_bound(comparison, 0.95), rel=0.01)

@@ -1,4 +1,4 @@
-"""From models and windows to a certificate: every figure is of the right model on the right rows."""
+"""From models and windows to a certificate: every figure belongs to the right model and rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stillhouse.evaluate.gate import anchor_after, compare, judge
+from stillhouse.evaluate.gate import compare_models, judge, next_anchor
 from stillhouse.evaluate.proof import Contender, prove
 from stillhouse.evaluate.scorecard import agreement, disagreement, quality
 from stillhouse.records import Proof, Refresh, Window
@@ -44,16 +44,16 @@ WINDOWS = {
 
 
 class Model:
-    """Knows the law but for noise, and remembers which windows it was asked about."""
+    """Predicts the true probabilities with noise, and records the windows that it was called with."""
 
     def __init__(self, noise: float, fails_on: str = "") -> None:
         self.noise = noise
         self.fails_on = fails_on
-        self.asked: list[str] = []
+        self.windows: list[str] = []
 
     def __call__(self, rows: pd.DataFrame) -> Array:
         window = rows["window"].iloc[0]
-        self.asked.append(window)
+        self.windows.append(window)
         temp = rows["temp"].to_numpy()
         noise = np.random.default_rng(9).normal(scale=self.noise, size=len(rows))
         move = np.clip(temp + noise, 0.01, 0.99)
@@ -128,15 +128,15 @@ def test_cards_hold_the_quality_of_each_model_on_each_window(proven: Callable[..
     assert list(proof.variants[1].slices) == ["origin=EWR", "origin=JFK"]
 
 
-def test_the_teacher_is_asked_about_the_test_window_alone(proven: Callable[..., Proof]) -> None:
-    """It has seen the outcomes of the others: its figures there would flatter it."""
+def test_the_teacher_is_scored_on_the_test_window_only(proven: Callable[..., Proof]) -> None:
+    """It has seen the outcomes of the other windows, so its figures there would be too good."""
     proof = proven({"exact": Model(0.02)}, None)
     assert list(proof.teacher.quality) == ["test"]
     assert proof.teacher.agreement is None
     assert list(proof.student.quality) == ["validation", "test", "past"]
 
 
-def test_the_variant_that_was_chosen_is_put_forward_and_compared(proven: Callable[..., Proof]) -> None:
+def test_the_chosen_variant_is_compared_with_the_champion(proven: Callable[..., Proof]) -> None:
     noisy, good, exact, old = Model(0.5), Model(0.05), Model(0.01), Model(0.05)
     proof = proven(
         {"noisy": noisy, "good": good, "exact": exact},
@@ -152,18 +152,18 @@ def test_the_variant_that_was_chosen_is_put_forward_and_compared(proven: Callabl
     assert certificate.challenger == proof.variants[1]
     assert certificate.champion == proof.champion
     assert (certificate.refresh_id, certificate.agent) == ("r1", "toy")
-    found = {comparison.window: comparison for comparison in certificate.comparisons}
-    assert list(found) == ["test", "past", "origin=EWR", "origin=JFK"]
+    by_window = {comparison.window: comparison for comparison in certificate.comparisons}
+    assert list(by_window) == ["test", "past", "origin=EWR", "origin=JFK"]
     for name, margin in (("test", 0.02), ("past", 0.3)):
         rows = WINDOWS[name]
-        assert found[name] == compare(name, rows["outcome"].to_numpy(), good(rows), old(rows), margin)
-    assert found["origin=JFK"].rows == 100
-    assert found["origin=JFK"].margin == 0.3
+        assert by_window[name] == compare_models(name, rows["outcome"].to_numpy(), good(rows), old(rows), margin)
+    assert by_window["origin=JFK"].rows == 100
+    assert by_window["origin=JFK"].margin == 0.3
     test = WINDOWS["test"]
     assert proof.disagreement == disagreement(Model(0.0)(test), good(test))
 
 
-def test_small_slices_are_reported_and_not_judged(proven: Callable[..., Proof]) -> None:
+def test_small_slices_are_reported_but_not_compared(proven: Callable[..., Proof]) -> None:
     proof = proven({"exact": Model(0.02)}, Model(0.02), slices=["origin"], min_slice_rows=101)
     assert [c.window for c in proof.certificate.comparisons] == ["test", "past", "origin=EWR"]
     assert "origin=JFK" in proof.variants[0].slices
@@ -231,14 +231,14 @@ def test_losses_of_promotions_in_a_row_do_not_add_up(make: Any, refresh: Refresh
         verdicts.append(judge(proof.certificate))
         assert proof.certificate.anchor == (anchor or champion)
         if verdicts[-1].result == "promoted":
-            champion, anchor = name, anchor_after(proof.certificate)
+            champion, anchor = name, next_anchor(proof.certificate)
     assert right[champion].mean() >= right["toy@0"].mean() - 0.02
     assert [verdict.result for verdict in verdicts[:2]] == ["promoted", "promoted"]
     assert {reason.measure for reason in verdicts[-1].reasons if reason.failed} == {"accuracy:anchor"}
     assert anchor == "toy@0"
 
 
-def test_one_that_keeps_to_no_budget_is_refused_with_the_reason(proven: Callable[..., Proof]) -> None:
+def test_a_variant_that_exceeds_the_budgets_is_refused_with_the_reason(proven: Callable[..., Proof]) -> None:
     proof = proven({"exact": Model(0.02)}, Model(0.02), fits=False)
     assert (proof.chosen, proof.certificate.nothing_fits) == ("exact", "nothing fits: it would take more")
     assert judge(proof.certificate).summary == "exact refused: nothing fits: it would take more"

@@ -1,4 +1,4 @@
-"""Figures of quality against closed forms and scikit-learn."""
+"""Quality compared with closed forms and scikit-learn."""
 
 from __future__ import annotations
 
@@ -33,39 +33,41 @@ def draw(count: int = 500, actions: int = 2) -> tuple[Array, Array]:
     return p, np.array([rng.choice(actions, p=row) for row in p])
 
 
-def test_an_action_that_the_model_does_not_know_is_an_error():
-    found = quality(np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]), np.array([0, 2, 1, 2]))
+def test_an_unknown_action_counts_as_an_error():
+    scores = quality(np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]), np.array([0, 2, 1, 2]))
     assert (
-        found.accuracy == 0.5 and found.log_loss > 8 and found.brier == pytest.approx((0.02 + 1.82 + 0.08 + 1.58) / 4)
+        scores.accuracy == 0.5
+        and scores.log_loss > 8
+        and scores.brier == pytest.approx((0.02 + 1.82 + 0.08 + 1.58) / 4)
     )
 
 
 def test_two_actions_agree_with_scikit_learn() -> None:
     p, outcomes = draw()
-    found = quality(p.astype(np.float32), outcomes)
-    assert found.rows == 500
-    assert found.auc == pytest.approx(roc_auc_score(outcomes, p[:, 1]), abs=1e-6)
-    assert found.log_loss == pytest.approx(log_loss(outcomes, p), rel=1e-4)
-    assert found.brier == pytest.approx(2 * brier_score_loss(outcomes, p[:, 1]), rel=1e-5)
-    assert found.accuracy == accuracy_score(outcomes, p.argmax(axis=1))
+    scores = quality(p.astype(np.float32), outcomes)
+    assert scores.rows == 500
+    assert scores.auc == pytest.approx(roc_auc_score(outcomes, p[:, 1]), abs=1e-6)
+    assert scores.log_loss == pytest.approx(log_loss(outcomes, p), rel=1e-4)
+    assert scores.brier == pytest.approx(2 * brier_score_loss(outcomes, p[:, 1]), rel=1e-5)
+    assert scores.accuracy == accuracy_score(outcomes, p.argmax(axis=1))
 
 
 def test_four_actions_agree_with_scikit_learn() -> None:
     p, outcomes = draw(actions=4)
-    found = quality(p, outcomes)
-    assert found.auc == pytest.approx(roc_auc_score(outcomes, p, multi_class="ovr", average="macro"), rel=1e-9)
-    assert found.log_loss == pytest.approx(log_loss(outcomes, p), rel=1e-4)
-    assert found.brier == pytest.approx(brier_score_loss(outcomes, p, labels=range(4), scale_by_half=False), rel=1e-6)
-    assert found.accuracy == accuracy_score(outcomes, p.argmax(axis=1))
+    scores = quality(p, outcomes)
+    assert scores.auc == pytest.approx(roc_auc_score(outcomes, p, multi_class="ovr", average="macro"), rel=1e-9)
+    assert scores.log_loss == pytest.approx(log_loss(outcomes, p), rel=1e-4)
+    assert scores.brier == pytest.approx(brier_score_loss(outcomes, p, labels=range(4), scale_by_half=False), rel=1e-6)
+    assert scores.accuracy == accuracy_score(outcomes, p.argmax(axis=1))
 
 
 def test_by_hand() -> None:
     """Rows (.8, .2) → 0, (.4, .6) → 1, (.3, .7) → 0."""
-    found = quality(two([0.2, 0.6, 0.7]), np.array([0, 1, 0]))
-    assert found.auc == 0.5
-    assert found.accuracy == pytest.approx(2 / 3)
-    assert found.log_loss == pytest.approx(-(np.log(0.8) + np.log(0.6) + np.log(0.3)) / 3, rel=1e-6)
-    assert found.brier == pytest.approx(2 * (0.04 + 0.16 + 0.49) / 3, rel=1e-6)
+    scores = quality(two([0.2, 0.6, 0.7]), np.array([0, 1, 0]))
+    assert scores.auc == 0.5
+    assert scores.accuracy == pytest.approx(2 / 3)
+    assert scores.log_loss == pytest.approx(-(np.log(0.8) + np.log(0.6) + np.log(0.3)) / 3, rel=1e-6)
+    assert scores.brier == pytest.approx(2 * (0.04 + 0.16 + 0.49) / 3, rel=1e-6)
 
 
 def test_one_outcome_has_no_auc() -> None:
@@ -76,9 +78,9 @@ def test_one_outcome_has_no_auc() -> None:
 
 
 def test_a_certain_mistake_costs_much_and_not_infinitely_much() -> None:
-    found = quality(np.array([[1.0, 0.0]]), np.array([1]))
-    assert found.log_loss == pytest.approx(-np.log(1e-7), rel=1e-6)
-    assert found.brier == pytest.approx(2, rel=1e-6)
+    scores = quality(np.array([[1.0, 0.0]]), np.array([1]))
+    assert scores.log_loss == pytest.approx(-np.log(1e-7), rel=1e-6)
+    assert scores.brier == pytest.approx(2, rel=1e-6)
 
 
 def test_no_rows() -> None:
@@ -90,7 +92,7 @@ def test_no_rows() -> None:
 
 
 def test_a_calibrated_model_has_no_calibration_error() -> None:
-    """Of ten rows said .8 eight are right, of ten said .6 six."""
+    """Of ten rows with probability .8 eight are correct, of ten with .6 six."""
     p = two([0.8] * 10 + [0.6] * 10)
     outcomes = np.array([1] * 8 + [0] * 2 + [1] * 6 + [0] * 4)
     assert expected_calibration_error(p, outcomes, bins=2) == pytest.approx(0, abs=1e-12)
@@ -114,19 +116,19 @@ def test_bins_hold_equally_many_rows() -> None:
     """The plain algorithm: sort, cut into 15 equal parts, compare."""
     p, outcomes = draw(1500)
     order = np.argsort(p.max(axis=1))
-    right = p.argmax(axis=1) == outcomes
-    gaps = [abs(right[part].mean() - p.max(axis=1)[part].mean()) for part in np.split(order, 15)]
+    correct = p.argmax(axis=1) == outcomes
+    gaps = [abs(correct[part].mean() - p.max(axis=1)[part].mean()) for part in np.split(order, 15)]
     assert expected_calibration_error(p, outcomes) == pytest.approx(np.mean(gaps), rel=1e-9)
 
 
-def test_the_order_of_rows_does_not_matter_even_among_equals() -> None:
+def test_the_order_of_rows_does_not_matter_even_with_ties() -> None:
     p, outcomes = two(np.repeat([0.7, 0.9], 50)), np.tile([0, 1, 1, 1, 1], 20)
     rng = np.random.default_rng(0)
-    found = set()
+    result = set()
     for _ in range(5):
         order = rng.permutation(100)
-        found.add(round(expected_calibration_error(p[order], outcomes[order]), 12))
-    assert found == {round((0.1 + 0.1) / 2, 12)}
+        result.add(round(expected_calibration_error(p[order], outcomes[order]), 12))
+    assert result == {round((0.1 + 0.1) / 2, 12)}
 
 
 # --------------------------------------------------------------------------- slices, agreement
@@ -135,10 +137,10 @@ def test_the_order_of_rows_does_not_matter_even_among_equals() -> None:
 def test_a_slice_is_the_quality_of_its_rows() -> None:
     p, outcomes = draw(200)
     rows = pd.DataFrame({"origin": np.where(np.arange(200) < 50, "JFK", "EWR"), "carrier": [None, "AA"] * 100})
-    found = slices(rows, p, outcomes, ("origin", "carrier"))
-    assert list(found) == ["origin=EWR", "origin=JFK", "carrier=AA"]
-    assert found["origin=JFK"] == quality(p[:50], outcomes[:50])
-    assert found["carrier=AA"] == quality(p[1::2], outcomes[1::2])
+    by_slice = slices(rows, p, outcomes, ("origin", "carrier"))
+    assert list(by_slice) == ["origin=EWR", "origin=JFK", "carrier=AA"]
+    assert by_slice["origin=JFK"] == quality(p[:50], outcomes[:50])
+    assert by_slice["carrier=AA"] == quality(p[1::2], outcomes[1::2])
     assert slices(rows, p, outcomes, ()) == {}
 
 
@@ -148,9 +150,9 @@ def test_agreement_and_disagreement_by_hand() -> None:
     assert agreement(teacher, student) == pytest.approx(0.7)
     assert agreement(teacher, teacher) == 1.0
     assert agreement(two([0, 1]), two([1, 0])) == 0.0
-    found = disagreement(teacher, student)
-    assert (found.rows, found.rate) == (2, 0.5)
-    assert found.total_variation == pytest.approx(0.3)
+    difference = disagreement(teacher, student)
+    assert (difference.rows, difference.rate) == (2, 0.5)
+    assert difference.total_variation == pytest.approx(0.3)
     with pytest.raises(ValueError, match="must be"):
         disagreement(teacher, student[:1])
     with pytest.raises(WindowError):

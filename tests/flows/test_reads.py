@@ -85,7 +85,7 @@ def test_a_contract_that_is_skipped_is_recorded_by_both_verdicts(day) -> None:
         return [reason.text for reason in verdict.reasons if reason.measure == "data_contract"]
 
     watched = stillhouse.watch("toy", day(24), contract=unchecked)
-    assert said(watched) == ["the data contract was not asked: a replay of days that were checked when they passed"]
+    assert said(watched) == ["the data contract was not checked: a replay of days that were checked when they passed"]
     assert decide_from_evidence(watched.evidence) == watched
     gate = stillhouse.refresh("toy", day(24), cause="again", contract=unchecked)
     assert said(gate) == said(watched) and replay(gate) == gate

@@ -36,7 +36,7 @@ def drift(
     ] = None,
 ) -> None:
     """Measure the drift of each column between two tables, largest first. Tables may be larger than memory."""
-    from stillhouse.drift.distances import compare
+    from stillhouse.drift.distances import compare_profiles
     from stillhouse.drift.explain import rank_columns
 
     before = _load_profile(reference, columns, None, texts or ())
@@ -45,7 +45,7 @@ def drift(
         keep.write_bytes(before.to_bytes())
     measures = ("PSI", "KS", "Wasserstein", "effect size", "missing before", "missing now", "new values")
     table = Table("column", *measures)
-    for column in rank_columns(compare(before, now)):
+    for column in rank_columns(compare_profiles(before, now)):
         unseen = ", ".join(column.unseen[:3]) + (
             f" and {len(column.unseen) - 3} more" if len(column.unseen) > 3 else ""
         )
@@ -71,8 +71,9 @@ def _load_profile(path: Path, columns: list[str] | None, like: Profile | None, t
     from pyarrow import ArrowException
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from stillhouse.drift.profile import ParquetRows, Profile, scan
-    from stillhouse.drift.texts import measured_batches
+    from stillhouse.drift.profile import Profile
+    from stillhouse.drift.scan import ParquetRows, scan
+    from stillhouse.drift.texts import measure_text_batches
 
     if path.suffix == ".profile":
         try:
@@ -96,8 +97,8 @@ def _load_profile(path: Path, columns: list[str] | None, like: Profile | None, t
         bar = progress.add_task("", total=None, file=shown(path.name))
         try:
             if texts:
-                batches = ParquetRows.at(path).by_row() if source is path else source.to_batches()
-                source = measured_batches(batches, texts)
+                batches = ParquetRows.from_path(path).by_row() if source is path else source.to_batches()
+                source = measure_text_batches(batches, texts)
             return scan(source, columns or None, like, on_rows=lambda rows: progress.advance(bar, rows))
         except (ArrowException, OSError) as error:
             raise SchemaError(f"{path} cannot be read as Parquet: {error}") from error

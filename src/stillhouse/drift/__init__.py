@@ -1,1 +1,1 @@
-"""How far the world moved, and what to do about it."""
+"""Drift: profile windows, measure distances, accumulate evidence, and decide what to do about it."""

@@ -1,4 +1,4 @@
-"""The student's output as columns, so that it is profiled, compared and calibrated as the observations are."""
+"""The student's output as columns, which are profiled, compared and calibrated like the observations."""
 
 from __future__ import annotations
 
@@ -11,54 +11,57 @@ import pandas as pd
 from stillhouse.config import CategoryColumn, Column, NumberColumn
 from stillhouse.errors import SchemaError
 
-__all__ = ["columns_of", "outputs"]
+__all__ = ["output_columns", "output_frame"]
 
-EACH_ACTION = 8
-"""With more actions than this only the top probability is a column."""
+MAX_ACTIONS_WITH_COLUMNS = 8
+"""With more actions, only the largest probability is a column."""
 
 Array = np.ndarray[Any, Any]
 
 
-def outputs(probabilities: Array, actions: Sequence[str]) -> pd.DataFrame:
-    """What a student said, ``n`` rows with the columns of :func:`columns_of`.
+def output_frame(probs: Array, actions: Sequence[str]) -> pd.DataFrame:
+    """The student's output as a frame of ``n`` rows with the columns of :func:`output_columns`.
 
     =================  =====================================================================================
     column             value
     =================  =====================================================================================
-    ``p(<action>)``    its probability, 0…1: for two actions of the second, for up to eight of each
+    ``p(<action>)``    probability of the action, 0…1: the second of two actions, or each of up to eight
     ``p(top)``         for more actions: the largest probability
-    ``margin``         the largest probability minus the second largest, 0…1: how sure the student is
-    ``action``         name of the most probable action, the first of equals
+    ``margin``         the largest probability minus the second largest, 0…1: the student's certainty
+    ``action``         name of the most probable action, of equal ones the first
     =================  =====================================================================================
 
-    :param probabilities: float ``[n, K]``, K ≥ 2, finite, one column per action in their order.
-    :raises SchemaError: if the shape does not fit the actions.
+    >>> output_frame(np.array([[0.75, 0.25]]), ["on_time", "late"]).to_dict("records")
+    [{'p(late)': 0.25, 'margin': 0.5, 'action': 'on_time'}]
+
+    :param probs: float ``[n, K]``, K ≥ 2, finite, one column per action in their order.
+    :raises SchemaError: if the shape does not match the actions.
     """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    if probabilities.ndim != 2 or probabilities.shape[1] != len(actions):
-        raise SchemaError(f"outputs of {len(actions)} actions must be [n, {len(actions)}], not {probabilities.shape}")
-    ordered = np.sort(probabilities, axis=1)
-    columns: dict[str, Any] = {f"p({actions[k]})": probabilities[:, k] for k in _shown(len(actions))}
+    probs = np.asarray(probs, dtype=np.float64)
+    if probs.ndim != 2 or probs.shape[1] != len(actions):
+        raise SchemaError(f"outputs of {len(actions)} actions must be [n, {len(actions)}], not {probs.shape}")
+    ordered = np.sort(probs, axis=1)
+    columns: dict[str, Any] = {f"p({actions[k]})": probs[:, k] for k in _actions_with_columns(len(actions))}
     if not columns:
         columns["p(top)"] = ordered[:, -1]
     columns["margin"] = ordered[:, -1] - ordered[:, -2]
     columns["action"] = pd.Categorical.from_codes(
-        probabilities.argmax(axis=1).astype(np.int64), dtype=pd.CategoricalDtype(list(actions))
+        probs.argmax(axis=1).astype(np.int64), dtype=pd.CategoricalDtype(list(actions))
     )
     return pd.DataFrame(columns)
 
 
-def columns_of(actions: Sequence[str]) -> dict[str, Column]:
-    """The columns of :func:`outputs` as :func:`stillhouse.drift.profile.build` wants them."""
+def output_columns(actions: Sequence[str]) -> dict[str, Column]:
+    """The columns of :func:`output_frame`, declared as :func:`stillhouse.drift.scan.profile_frame` expects them."""
     probability = NumberColumn(type="number", min=0.0, max=1.0)
-    names = [f"p({actions[k]})" for k in _shown(len(actions))] or ["p(top)"]
+    names = [f"p({actions[k]})" for k in _actions_with_columns(len(actions))] or ["p(top)"]
     columns: dict[str, Column] = dict.fromkeys([*names, "margin"], probability)
     columns["action"] = CategoryColumn(type="category", values=tuple(actions))
     return columns
 
 
-def _shown(actions: int) -> range:
-    """Numbers of the actions whose probability is a column: for two, one says all."""
-    if actions > EACH_ACTION:
+def _actions_with_columns(actions: int) -> range:
+    """Indices of the actions whose probability is a column; for two actions one column has all information."""
+    if actions > MAX_ACTIONS_WITH_COLUMNS:
         return range(0)
     return range(1, 2) if actions == 2 else range(actions)

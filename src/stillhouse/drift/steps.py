@@ -1,7 +1,7 @@
-"""From observations and outcomes to evidence, step by step: which rows are audited, and what each step counts.
+"""Steps of evidence: which rows of a step are audited, and which losses the step counts.
 
-A step is ``watch.every`` of the agent's life, however often a watch runs: one that comes late catches up, one that is
-repeated finds nothing left to do. So the promised average run length holds whatever the schedule does.
+A step is ``watch.every`` of observed time, however often a watch runs: a late watch catches up on several steps, a
+repeated one has none left to do. So the guaranteed average run length does not depend on the schedule.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from stillhouse.records import EvidenceRows, EvidenceStep, short_id
 from stillhouse.stats import cluster_ids, nanoseconds, total_variation
 
 __all__ = [
-    "Planned",
+    "AuditPlan",
     "Span",
-    "arrivals",
-    "audited_losses",
-    "by_cluster",
-    "complete_steps",
+    "assign_clusters",
     "count_audit",
     "count_outcomes",
-    "pass_over",
+    "join_outcomes",
+    "list_complete_steps",
+    "measure_audit_losses",
     "plan_audit",
+    "skip_steps",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -38,8 +38,8 @@ Span = tuple[datetime, datetime]
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The audit of one step: its observations, in time's order, and the draws among them."""
+class AuditPlan:
+    """The audit of one step: its observations in order of time, and the draws among them."""
 
     span: Span
     rows: pd.DataFrame
@@ -50,56 +50,64 @@ class Planned:
         """The drawn observations, one row per draw."""
         return self.rows.iloc[self.draws.rows]
 
-    def only(self, content_keys: pd.Series[str]) -> Planned:
-        """The same without the draws of other contents: those that a teacher gave no answer to.
+    def select_contents(self, content_keys: pd.Series[str]) -> AuditPlan:
+        """The plan without the draws of other contents: those that the teacher did not answer.
 
-        A unit's mean is then that of its other draws, which is unbiased where answers fail by chance.
+        The mean of a cluster is then that of its remaining draws, which is unbiased if answers fail at random.
         """
-        kept = self.drawn["content_key"].isin(content_keys).to_numpy()
-        unit = np.unique(self.draws.unit[kept], return_inverse=True)[1]
-        draws = Draws(self.draws.rows[kept], unit, self.draws.probability[kept], self.draws.weight[kept])
-        return Planned(self.span, self.rows, draws)
+        mask = self.drawn["content_key"].isin(content_keys).to_numpy()
+        ids = np.unique(self.draws.cluster_ids[mask], return_inverse=True)[1]
+        draws = Draws(self.draws.rows[mask], ids, self.draws.probability[mask], self.draws.weight[mask])
+        return AuditPlan(self.span, self.rows, draws)
 
 
-def complete_steps(start: datetime, until: datetime, every: timedelta) -> list[Span]:
-    """The whole steps ``[start, start + every), …`` that have ended by ``until``."""
+def list_complete_steps(start: datetime, until: datetime, every: timedelta) -> list[Span]:
+    """The complete steps ``[start, start + every), …`` that have ended by ``until``.
+
+    >>> begin = datetime(2026, 1, 1)
+    >>> [end.hour for _, end in list_complete_steps(begin, begin + timedelta(hours=17), timedelta(hours=6))]
+    [6, 12]
+    """
     return [(start + i * every, start + (i + 1) * every) for i in range(max(0, (until - start) // every))]
 
 
 def plan_audit(
     rows: pd.DataFrame, scores: Array, steps: Sequence[Span], watch: Watch, cluster: timedelta, key: str
-) -> list[Planned]:
-    """Draw the rows to be audited in each of ``steps``; the same rows and key give the same draws.
+) -> list[AuditPlan]:
+    """Draw the rows to audit in each of ``steps``; the same rows and key give the same draws.
 
-    :param rows: observations ordered by ``observed_at``, covering the steps.
-    :param scores: float ``[len(rows)]`` ≥ 0, where to look (:func:`stillhouse.drift.audit.scores`).
-    :param cluster: rows observed in the same such stretch are one piece of evidence.
-    :param key: what the draws are seeded by beside the step's start.
+    :param rows: observations ordered by ``observed_at`` that cover the steps.
+    :param scores: float ``[len(rows)]`` ≥ 0, rows with a higher score are drawn more often
+        (:func:`stillhouse.drift.audit.audit_scores`).
+    :param cluster: rows observed within the same interval of this length are one cluster.
+    :param key: seed of the draws, together with the start of the step.
     """
     times = nanoseconds(rows["observed_at"])
-    planned = []
+    plans = []
     for start, end in steps:
         first, last = np.searchsorted(times, [pd.Timestamp(start).value, pd.Timestamp(end).value])
-        chosen = rows.iloc[first:last]
         strata = cluster_ids(times[first:last], cluster) if cluster else None
         seed = int(short_id(key, start.isoformat()), 16)
-        draws = audit.plan(scores[first:last], strata, watch.audit.rows, watch.audit.uniform_share, seed)
-        planned.append(Planned((start, end), chosen, draws))
-    return planned
+        draws = audit.draw_rows(scores[first:last], strata, watch.audit.rows, watch.audit.uniform_share, seed)
+        plans.append(AuditPlan((start, end), rows.iloc[first:last], draws))
+    return plans
 
 
-def count_audit(state: EvidenceStep, planned: Sequence[Planned], losses: Sequence[Array]) -> list[EvidenceRows]:
-    """Let the evidence take in the audited steps; ``losses`` has one float ``[draws]`` in 0…1 for each."""
+def count_audit(state: EvidenceStep, plans: Sequence[AuditPlan], losses: Sequence[Array]) -> list[EvidenceRows]:
+    """Add the audited steps to the evidence.
+
+    :param losses: for each plan a float ``[draws]`` in 0…1.
+    """
     counted = []
-    for plan, loss in zip(planned, losses, strict=True):
+    for plan, loss in zip(plans, losses, strict=True):
         ids = plan.drawn["observation_id"].tolist()
-        units = audit.unit_means(plan.draws, loss)
-        state = evidence.advance(state, units, start=plan.span[0], end=plan.span[1], rows=len(set(ids)))
+        means = audit.cluster_means(plan.draws, loss)
+        state = evidence.advance(state, means, start=plan.span[0], end=plan.span[1], rows=len(set(ids)))
         counted.append(
             EvidenceRows(
                 step=state,
                 observation_ids=tuple(ids),
-                units=tuple(plan.draws.unit.tolist()),
+                units=tuple(plan.draws.cluster_ids.tolist()),
                 probabilities=tuple(plan.draws.probability.tolist()),
                 weights=tuple(plan.draws.weight.tolist()),
                 losses=tuple(np.asarray(loss, dtype=np.float64).tolist()),
@@ -108,60 +116,63 @@ def count_audit(state: EvidenceStep, planned: Sequence[Planned], losses: Sequenc
     return counted
 
 
-def arrivals(audited: Sequence[EvidenceRows], known: pd.DataFrame) -> pd.DataFrame:
-    """Outcomes of audited rows, one row per draw: ``known`` joined with the draw's weight, probability and unit.
+def join_outcomes(audited: Sequence[EvidenceRows], outcomes: pd.DataFrame) -> pd.DataFrame:
+    """The outcomes of audited rows, one row per draw, with the draw's ``probability``, ``weight`` and ``cluster_id``.
 
-    :param known: ``observation_id, known_at`` and whatever else is to be kept, each observation once.
+    :param outcomes: ``observation_id, known_at`` and any further columns, each observation once.
     """
     draws = pd.DataFrame(
         [
-            (name, probability, weight, f"{number}/{unit}")
-            for number, each in enumerate(audited)
-            for name, probability, weight, unit in zip(
-                each.observation_ids, each.probabilities, each.weights, each.units, strict=True
+            (observation_id, probability, weight, f"{number}/{cluster}")
+            for number, step in enumerate(audited)
+            for observation_id, probability, weight, cluster in zip(
+                step.observation_ids, step.probabilities, step.weights, step.units, strict=True
             )
         ],
-        columns=["observation_id", "probability", "weight", "unit"],
+        columns=["observation_id", "probability", "weight", "cluster_id"],
     )
-    return draws.merge(known, on="observation_id", how="inner")
+    return draws.merge(outcomes, on="observation_id", how="inner")
 
 
-def count_outcomes(state: EvidenceStep, arrived: pd.DataFrame, steps: Sequence[Span]) -> list[EvidenceRows]:
-    """Let the evidence take in outcomes in the steps in which they became known.
+def count_outcomes(state: EvidenceStep, outcomes: pd.DataFrame, steps: Sequence[Span]) -> list[EvidenceRows]:
+    """Add the losses on outcomes to the evidence, each in the step in which its outcome became known.
 
-    The rows are not kept with the step: which outcomes became known in it, the table of outcomes says.
+    The rows are not stored with the step: the table of outcomes says when each one became known.
 
-    :param arrived: ``observation_id, known_at, loss`` (0…1), ``weight`` and ``unit``: losses of one unit that arrive in
-        one step are one bet, their weighted mean.
+    :param outcomes: ``observation_id, known_at, loss`` (0…1), ``weight`` and ``cluster_id``: the losses of one cluster
+        that become known in the same step are one bet, on their weighted mean.
     """
     counted = []
     for start, end in steps:
-        now = arrived[(arrived["known_at"] >= start) & (arrived["known_at"] < end)]
-        units = (now["loss"] * now["weight"]).groupby(now["unit"], sort=False).mean().to_numpy()
-        state = evidence.advance(state, units, start=start, end=end, rows=now["observation_id"].nunique())
+        in_step = outcomes[(outcomes["known_at"] >= start) & (outcomes["known_at"] < end)]
+        means = (in_step["loss"] * in_step["weight"]).groupby(in_step["cluster_id"], sort=False).mean().to_numpy()
+        state = evidence.advance(state, means, start=start, end=end, rows=in_step["observation_id"].nunique())
         counted.append(EvidenceRows(step=state))
     return counted
 
 
-def by_cluster(rows: pd.DataFrame, cluster: timedelta) -> pd.DataFrame:
-    """Rows with weight 1, and as their unit the stretch of ``cluster`` that they were observed in; zero: their own."""
-    return rows.assign(weight=1.0, unit=cluster_ids(rows["observed_at"], cluster))
+def assign_clusters(rows: pd.DataFrame, cluster: timedelta) -> pd.DataFrame:
+    """The rows with weight 1 and, as ``cluster_id``, the interval of length ``cluster`` in which each was observed.
+
+    :param cluster: zero: each row is a cluster of its own.
+    """
+    return rows.assign(weight=1.0, cluster_id=cluster_ids(rows["observed_at"], cluster))
 
 
-def pass_over(state: EvidenceStep, steps: Sequence[Span]) -> list[EvidenceRows]:
-    """Steps of a window that was refused: nothing in them counts, for or against."""
+def skip_steps(state: EvidenceStep, steps: Sequence[Span]) -> list[EvidenceRows]:
+    """Advance over the steps of a refused window: none of its rows is counted."""
     if not steps:
         return []
     return [EvidenceRows(step=evidence.advance(state, np.empty(0), start=steps[0][0], end=steps[-1][1], rows=0))]
 
 
-def audited_losses(
-    planned: Sequence[Planned], student: Callable[[pd.DataFrame], Array], teacher: Callable[[pd.DataFrame], Array]
+def measure_audit_losses(
+    plans: Sequence[AuditPlan], student: Callable[[pd.DataFrame], Array], teacher: Callable[[pd.DataFrame], Array]
 ) -> list[Array]:
-    """Total variation between teacher and student on every draw; the teacher is asked once for all steps."""
-    drawn = [plan.drawn for plan in planned]
-    together = pd.concat(drawn, ignore_index=True) if drawn else pd.DataFrame()
-    if together.empty:
-        return [np.empty(0) for _ in planned]
-    distance = total_variation(teacher(together), student(together))
-    return np.split(distance, np.cumsum([len(each) for each in drawn])[:-1])
+    """Total variation between teacher and student on every draw; the teacher is called once for all steps."""
+    drawn_by_step = [plan.drawn for plan in plans]
+    drawn = pd.concat(drawn_by_step, ignore_index=True) if drawn_by_step else pd.DataFrame()
+    if drawn.empty:
+        return [np.empty(0) for _ in plans]
+    distance = total_variation(teacher(drawn), student(drawn))
+    return np.split(distance, np.cumsum([len(rows) for rows in drawn_by_step])[:-1])

@@ -1,1 +1,1 @@
-"""Scorecards, and the gate that asks for proof."""
+"""Evaluation: scorecards of models, the gate for challengers, and the admission of teachers."""

@@ -1,4 +1,4 @@
-"""Figures for people who would rather look than read. Each function returns a matplotlib ``Figure``."""
+"""Figures of models over size, weeks and watches. Each function returns a matplotlib ``Figure``."""
 
 from __future__ import annotations
 
@@ -16,108 +16,110 @@ from matplotlib.transforms import Bbox
 from stillhouse.records import Proof, Quality, Scorecard, Verdict, WeightChange, drift_report
 from stillhouse.shown import label
 
-__all__ = ["quality_over_time", "tradeoff", "weights_over_time", "year"]
+__all__ = ["plot_demo_year", "plot_quality", "plot_teacher_weights", "plot_tradeoff"]
 
 _COLOURS = {"teacher": "#7a5195", "student": "#ef5675", "variant": "#2f6f9f", "champion": "#ffa600"}
-_MOST_CAPTIONS = 6  # of variants: of more, only the chosen one has its name beside it
-_NAMES = {"auc": "AUC", "accuracy": "accuracy"}
+_MAX_VARIANT_CAPTIONS = 6  # with more variants only the chosen one is captioned
+_MEASURE_NAMES = {"auc": "AUC", "accuracy": "accuracy"}
 
 
-def tradeoff(proof: Proof) -> Figure:
-    """Bytes on disk (log) against AUC on the test window, marker area by latency; the chosen variant is ringed.
+def plot_tradeoff(proof: Proof) -> Figure:
+    """Size on disk (log scale) against the AUC on the test window; for more than two actions, the accuracy.
 
-    For more than two actions it is the accuracy.
+    The marker area grows with the latency; a ring marks the chosen variant.
     """
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
     captions = []
     cards = [proof.teacher, proof.student, *proof.variants, *([proof.champion] if proof.champion else [])]
     for card in cards:
-        axes.scatter(card.bytes, card.test.score, s=_area(card), color=_COLOURS[card.role], alpha=0.85, zorder=3)
-        if card.role == "variant" and len(proof.variants) > _MOST_CAPTIONS and card.model != proof.chosen:
+        axes.scatter(card.bytes, card.test.score, s=_marker_area(card), color=_COLOURS[card.role], alpha=0.85, zorder=3)
+        if card.role == "variant" and len(proof.variants) > _MAX_VARIANT_CAPTIONS and card.model != proof.chosen:
             continue
-        place = (card.bytes, card.test.score)
+        position = (card.bytes, card.test.score)
         leader = {"arrowstyle": "-", "color": "#999999", "lw": 0.6}
         captions.append(
-            axes.annotate(_caption(card), place, (8, 6), textcoords="offset points", fontsize=8, arrowprops=leader)
+            axes.annotate(
+                _caption_text(card), position, (8, 6), textcoords="offset points", fontsize=8, arrowprops=leader
+            )
         )
     chosen = next(card for card in proof.variants if card.model == proof.chosen)
     axes.scatter(
-        chosen.bytes, chosen.test.score, s=_area(chosen) + 160, facecolors="none", edgecolors="black", zorder=4
+        chosen.bytes, chosen.test.score, s=_marker_area(chosen) + 160, facecolors="none", edgecolors="black", zorder=4
     )
-    axes.set(xscale="log", xlabel="size on disk", ylabel=f"{_NAMES[chosen.test.measure]} on the test window")
+    axes.set(xscale="log", xlabel="size on disk", ylabel=f"{_MEASURE_NAMES[chosen.test.measure]} on the test window")
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.margins(x=0.35, y=0.2)
     axes.grid(alpha=0.3)
     axes.set_title(f"ringed: {label(proof.why)}", fontsize=9)
-    _keep_apart(figure, captions)
+    _separate_captions(figure, captions)
     return figure
 
 
-def _keep_apart(figure: Figure, captions: Sequence[Annotation]) -> None:
-    """Move each caption to the nearest place in the frame where it covers no other caption and no marker."""
+def _separate_captions(figure: Figure, captions: Sequence[Annotation]) -> None:
+    """Move each caption to the nearest position inside the frame where it covers no other caption and no marker."""
     figure.draw_without_rendering()
     radius = figure.dpi / 72 * 7
     frame = figure.axes[0].get_window_extent()
     marks = figure.axes[0].transData.transform([caption.xy for caption in captions])
-    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in marks]
+    occupied = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in marks]
     for caption in captions:
-        for height, side in product((6, -14, 18, -26, 30, -38, 42, -50), (8, -8)):
-            caption.xyann = (side, height)
-            caption.set_horizontalalignment("left" if side > 0 else "right")
-            box = Text.get_window_extent(caption)  # without the leader
-            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not any(box.overlaps(other) for other in taken):
+        for dy, dx in product((6, -14, 18, -26, 30, -38, 42, -50), (8, -8)):
+            caption.xyann = (dx, dy)
+            caption.set_horizontalalignment("left" if dx > 0 else "right")
+            box = Text.get_window_extent(caption)  # without the leader line
+            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not any(box.overlaps(other) for other in occupied):
                 break
-        taken.append(box)
+        occupied.append(box)
 
 
-def _area(card: Scorecard) -> float:
+def _marker_area(card: Scorecard) -> float:
     return 40.0 if card.latency is None else 40.0 + min(card.latency.p50_ms, 5.0) * 60.0
 
 
-def _caption(card: Scorecard) -> str:
+def _caption_text(card: Scorecard) -> str:
     latency = "" if card.latency is None else f", {card.latency.p50_ms:.3f} ms"
     return f"{label(card.model)}{latency}"
 
 
-def quality_over_time(verdicts: Sequence[Verdict]) -> Figure:
-    """The champion's AUC or accuracy on known outcomes at every watch, and when a gate promoted or refused."""
+def plot_quality(verdicts: Sequence[Verdict]) -> Figure:
+    """The champion's AUC or accuracy on known outcomes at every watch; lines mark the verdicts of gates."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
-    watched = [(v.as_of, _watched(v)) for v in verdicts if v.kind == "watch"]
-    measured = [(when, quality) for when, quality in watched if quality is not None]
-    two = all(quality.actions == 2 for _, quality in measured)
-    points = [(when, quality.auc if two else quality.score) for when, quality in measured]
+    qualities = [(v.as_of, _watched_quality(v)) for v in verdicts if v.kind == "watch"]
+    measured = [(when, quality) for when, quality in qualities if quality is not None]
+    two_actions = all(quality.actions == 2 for _, quality in measured)
+    points = [(when, quality.auc if two_actions else quality.score) for when, quality in measured]
     points = [(when, value) for when, value in points if value is not None]
     if points:
         axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=_COLOURS["champion"], label="champion")
     _mark_gates(figure, [(v.as_of, v.result) for v in verdicts if v.kind == "gate"])
-    axes.set(ylabel=f"{_NAMES['auc' if two else 'accuracy']} on known outcomes")
-    _dated(figure)
+    axes.set(ylabel=f"{_MEASURE_NAMES['auc' if two_actions else 'accuracy']} on known outcomes")
+    _format_dates(figure)
     return figure
 
 
-def weights_over_time(changes: Sequence[WeightChange]) -> Figure:
-    """Each teacher's share in the mean of all, everywhere; a point for each recorded change, filled for a refresh."""
+def plot_teacher_weights(changes: Sequence[WeightChange]) -> Figure:
+    """Each teacher's share of the mixture over all slices; a marker per change, filled if by a refresh."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
-    shown = [change for change in changes if not change.slice]
-    for number, name in enumerate(dict.fromkeys(change.teacher for change in shown)):
-        own, colour = [change for change in shown if change.teacher == name], f"C{number}"
-        times = [date2num(change.as_of) for change in (own[0], *own)]
-        shares = [own[0].before, *(change.after for change in own)]
+    overall = [change for change in changes if not change.slice]
+    for number, name in enumerate(dict.fromkeys(change.teacher for change in overall)):
+        history, colour = [change for change in overall if change.teacher == name], f"C{number}"
+        times = [date2num(change.as_of) for change in (history[0], *history)]
+        shares = [history[0].before, *(change.after for change in history)]
         axes.step(times, shares, where="post", color=colour, label=name)
-        for change in own:
+        for change in history:
             face = "none" if change.job == "watch" else colour
             when = float(date2num(change.as_of))
             axes.plot(when, change.after, "o", ms=4, color=colour, markerfacecolor=face)
     axes.set(ylim=(-0.03, 1.03), ylabel="share in the teachers' mean")
     axes.xaxis_date()
-    _dated(figure)
+    _format_dates(figure)
     return figure
 
 
-def year(
+def plot_demo_year(
     weeks: Sequence[datetime],
     quality: dict[str, Sequence[float | None]],
     drift: Sequence[float | None],
@@ -125,9 +127,11 @@ def year(
     measure: Literal["auc", "accuracy"] = "auc",
     title: str = "One year at the decision point",
 ) -> Figure:
-    """A demo's weeks: each model's quality above, the largest PSI below, the gate's verdicts as lines.
+    """The weeks of a demo: the quality of each model above, the largest PSI below; lines mark the gate's verdicts.
 
-    :param measure: what the quality is: the AUC, or the accuracy.
+    :param quality: the AUC or accuracy of each week, by model.
+    :param drift: the largest PSI of each week.
+    :param gates: time and result of each gate's verdict.
     """
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -138,7 +142,7 @@ def year(
     }
     for name, values in quality.items():
         above.plot(weeks, values, label=name, marker="o", ms=3, **styles.get(name, {}))
-    above.set(ylabel=f"{_NAMES[measure]} of the week")
+    above.set(ylabel=f"{_MEASURE_NAMES[measure]} of the week")
     figure.suptitle(title)
     below.bar(weeks, [value or 0.0 for value in drift], width=5, color=_COLOURS["variant"])
     below.set_yscale("symlog", linthresh=1)
@@ -146,28 +150,28 @@ def year(
     below.yaxis.set_major_locator(FixedLocator([0, 0.25, 1, 3, 10, 30, 100]))
     below.yaxis.set_major_formatter("{x:g}")
     _mark_gates(figure, gates)
-    _dated(figure)
+    _format_dates(figure)
     return figure
 
 
-def _watched(verdict: Verdict) -> Quality | None:
+def _watched_quality(verdict: Verdict) -> Quality | None:
     report = drift_report(verdict)
     return report.quality if report else None
 
 
 def _mark_gates(figure: Figure, gates: Sequence[tuple[datetime, str]]) -> None:
     colours = {"promoted": "#2e8b57", "refused": "#c0392b"}
-    labelled = set()
-    for when, outcome in gates:
+    in_legend = set()
+    for when, result in gates:
         for number, axes in enumerate(figure.axes):
-            label = outcome if number == 0 and outcome not in labelled else None
+            label = result if number == 0 and result not in in_legend else None
             axes.axvline(
-                float(date2num(when)), color=colours.get(outcome, "#555555"), lw=1, alpha=0.7, ls=":", label=label
+                float(date2num(when)), color=colours.get(result, "#555555"), lw=1, alpha=0.7, ls=":", label=label
             )
-        labelled.add(outcome)
+        in_legend.add(result)
 
 
-def _dated(figure: Figure) -> None:
+def _format_dates(figure: Figure) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     if figure.axes[0].get_legend_handles_labels()[0]:

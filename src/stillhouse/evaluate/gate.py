@@ -1,7 +1,7 @@
-"""The gate: a challenger must prove that it is no worse than the champion, and fit the budgets.
+"""The gate: a challenger must be proven no worse than the champion, and keep to the budgets.
 
-``judge`` is a pure function of a :class:`~stillhouse.records.Certificate`; the same certificate gives the
-identical verdict at any time, anywhere.
+:func:`judge` is a pure function of a :class:`~stillhouse.records.Certificate`: the same certificate always gives the
+identical verdict.
 """
 
 from __future__ import annotations
@@ -17,84 +17,96 @@ from scipy.stats import rankdata
 from stillhouse.config import AgentConfig
 from stillhouse.errors import RegistryError
 from stillhouse.evaluate.bounds import (
-    FEWEST_FOR_AUC,
+    MIN_ROWS_FOR_AUC,
     cluster_scores,
-    few_clusters,
+    few_clusters_factor,
     lower_shift,
     upper_shift,
 )
 from stillhouse.evaluate.power import rows_needed
-from stillhouse.evaluate.scorecard import as_wrong
+from stillhouse.evaluate.scorecard import replace_non_finite
 from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdict, short_id
 from stillhouse.stats import clustered_error
 
 __all__ = [
     "RULE",
-    "anchor_after",
     "certify",
-    "compare",
+    "compare_models",
+    "delong",
     "judge",
     "lower_bound",
+    "next_anchor",
     "replay",
+    "upper_bound",
 ]
 
 RULE = 2
-"""The rule that new certificates are judged by. 1: a normal bound; 2: clusters resampled, with the worst one added."""
+"""Version of the rule for new certificates. 1: normal bound; 2: bootstrap of clusters with a worst cluster added."""
+
+Array = np.ndarray[Any, Any]
 
 
-def compare(
+def compare_models(
     window: str,
-    outcomes: np.ndarray[Any, Any],
-    challenger: np.ndarray[Any, Any],
-    champion: np.ndarray[Any, Any],
+    outcomes: Array,
+    challenger: Array,
+    champion: Array,
     margin: float,
-    clusters: np.ndarray[Any, Any] | None = None,
+    clusters: Array | None = None,
 ) -> Comparison | None:
-    """Challenger against champion on the same rows, with all that a bound of the paired difference is made of.
+    """Compare challenger and champion on the same rows, with everything that a bound of the paired difference needs.
 
-    For two actions the measure is the AUC, its influences after DeLong, DeLong and Clarke-Pearson 1988; for more it is
-    the accuracy. Rows of one cluster are one piece of evidence: flights of the same hour share their weather, and
-    rows counted as if independent would make the error too small (Obuchowski 1997, "Nonparametric analysis of
-    clustered ROC curve data", §2).
+    For two actions the measure is the AUC, with the influences of DeLong, DeLong and Clarke-Pearson 1988; for more
+    actions it is the accuracy. The rows of one cluster count as one observation: flights of the same hour share their
+    weather, and treating the rows as independent would make the standard error too small (Obuchowski 1997,
+    "Nonparametric analysis of clustered ROC curve data", §2).
 
-    One more cluster could lower the accuracy by its whole size, taken as the size of the cluster that a row is in on
-    average. Of the AUC, where every row moves a little, one could do so as far as the worst that was seen, as those
-    that moved it did on average with a wholly lost one among them, and as one row of the rarer outcome that falls
-    from the top to the bottom.
+    One more cluster could lower the accuracy by its whole size, which is taken as the size of the cluster of an average
+    row. For the AUC, where every row has a small influence, the worst case of one more cluster is the largest of three
+    values: the largest loss by a cluster so far; the mean over the clusters that moved the AUC, with one completely
+    lost cluster added; and one row of the rarer outcome that falls from the top to the bottom of the ranking.
 
-    A large cluster draws the estimate towards itself, by as much of its deviation as it counts for, and so seems to
-    move it less: the AUC's scores are scaled up for the largest, as a jackknife would (Bell and McCaffrey 2002, "Bias
-    reduction in standard errors for linear regression with multi-stage samples"). A row on which a model says NaN
-    counts as one that it is wrong about.
+    A large cluster pulls the estimate towards itself, in proportion to its weight, so its own deviation looks smaller.
+    Therefore the scores of the AUC are scaled up according to the largest cluster, as in a jackknife (Bell and
+    McCaffrey 2002, "Bias reduction in standard errors for linear regression with multi-stage samples"). A row on which
+    a model answers NaN counts as a wrong answer.
 
+    >>> outcomes = np.array([0, 1, 2] * 100)
+    >>> right = np.eye(3)[outcomes]
+    >>> comparison = compare_models("test", outcomes, right, right, margin=0.02)
+    >>> comparison.measure, comparison.difference, round(lower_bound(comparison, 0.95), 3)
+    ('accuracy', 0.0, -0.01)
+
+    :param window: name of the window or slice.
     :param outcomes: action indices ``[n]``.
-    :param challenger: probabilities ``[n, K]``; ``champion`` alike.
-    :param clusters: which cluster each row belongs to, integers ``[n]``; None: each row is its own.
-    :returns: None where there are no rows; for the AUC, where fewer than ten rows of either outcome or fewer than ten
-        clusters make the variance meaningless.
+    :param challenger: probabilities ``[n, K]``; ``champion`` likewise.
+    :param margin: how much worse the challenger may be.
+    :param clusters: the cluster of each row, integers ``[n]``; None: each row is its own.
+    :returns: None if there are no rows; for the AUC, if fewer than ten rows have one of the outcomes or there are fewer
+        than ten clusters, because then the variance is not meaningful.
     """
     count = len(outcomes)
     if not count:
         return None
-    challenger, champion = as_wrong(challenger, outcomes), as_wrong(champion, outcomes)
+    challenger, champion = replace_non_finite(challenger, outcomes), replace_non_finite(champion, outcomes)
     index = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     if challenger.shape[1] > 2:
-        right = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
-        values = [float(row.mean()) for row in right]
-        change = right[0] - right[1]
+        correct = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
+        values = [float(row.mean()) for row in correct]
+        change = correct[0] - correct[1]
         sizes = np.bincount(index, weights=np.full(count, 1.0 / count))
         worst, influence = float((sizes**2).sum()), (change - change.mean()) / count
-        leverage, counted = 0.0, {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
+        leverage, counts = 0.0, {"lost": int((change < 0).sum()), "gained": int((change > 0).sum())}
     else:
-        one = outcomes == 1
-        rarer = min(int(one.sum()), int((~one).sum()))
-        if min(rarer, int(index.max()) + 1) < FEWEST_FOR_AUC:
+        positive = outcomes == 1
+        rarer = min(int(positive.sum()), int((~positive).sum()))
+        if min(rarer, int(index.max()) + 1) < MIN_ROWS_FOR_AUC:
             return None
         values, influence = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
-        weights = np.where(one, 1 / one.sum(), 1 / (~one).sum())
+        weights = np.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
         sizes = np.bincount(index, weights=weights)
         moved = np.bincount(index, weights=influence + (values[0] - values[1]) * weights)
-        worst, counted = _worst_of_auc(moved, sizes, 1 / rarer), {"rarer": rarer}
+        worst, counts = _worst_auc_loss(moved, sizes, 1 / rarer), {"rarer": rarer}
         leverage = float(sizes.max() / sizes.sum())
     difference = values[0] - values[1]
     return Comparison(
@@ -110,79 +122,84 @@ def compare(
         evidence=cluster_scores(
             np.bincount(index, weights=influence) / (1 - leverage), sizes, worst * (1 + difference)
         ),
-        **counted,
+        **counts,
     )
 
 
-def _worst_of_auc(moved: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], row: float) -> float:
-    """By how much one more cluster could lower the AUC, from how far each moved it ``[C]`` and counts for ``[C]``."""
-    far = np.abs(moved)
-    return max(row, float(-moved.min()), float(sizes.max() + far.sum()) / (1 + int((far > 1e-12).sum())))
+def _worst_auc_loss(moved: Array, sizes: Array, row: float) -> float:
+    """The most by which one more cluster could lower the AUC.
+
+    :param moved: by how much each cluster moved the difference of the AUCs ``[C]``.
+    :param sizes: weight of each cluster ``[C]``.
+    :param row: influence of one row of the rarer outcome.
+    """
+    distance = np.abs(moved)
+    return max(row, float(-moved.min()), float(sizes.max() + distance.sum()) / (1 + int((distance > 1e-12).sum())))
 
 
-def delong(outcomes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> tuple[list[float], np.ndarray[Any, Any]]:
+def delong(outcomes: Array, scores: Array) -> tuple[list[float], Array]:
     """AUCs of two score vectors ``[2, n]`` against 0/1 outcomes, and each row's influence on their difference ``[n]``.
 
-    The influences are DeLong's structural components, centred and divided by the number of rows of their outcome;
-    they sum to 0. Computed by ranks (Sun and Xu 2014, eq. 9–13).
+    The influences are DeLong's structural components, centred and divided by the number of rows with their outcome;
+    they sum to 0. Computed from ranks (Sun and Xu 2014, eq. 9–13).
     """
-    one = outcomes == 1
-    positive, negative = scores[:, one], scores[:, ~one]
+    is_positive = outcomes == 1
+    positive, negative = scores[:, is_positive], scores[:, ~is_positive]
     m, n = positive.shape[1], negative.shape[1]
-    among_positive = np.stack([rankdata(row) for row in positive])
-    among_negative = np.stack([rankdata(row) for row in negative])
-    among_all = np.stack([rankdata(row) for row in np.hstack([positive, negative])])
-    of_positive = (among_all[:, :m] - among_positive) / n
-    of_negative = 1 - (among_all[:, m:] - among_negative) / m
-    aucs = of_positive.mean(axis=1)
+    rank_in_positive = np.stack([rankdata(row) for row in positive])
+    rank_in_negative = np.stack([rankdata(row) for row in negative])
+    rank_in_all = np.stack([rankdata(row) for row in np.hstack([positive, negative])])
+    placement_of_positive = (rank_in_all[:, :m] - rank_in_positive) / n
+    placement_of_negative = 1 - (rank_in_all[:, m:] - rank_in_negative) / m
+    aucs = placement_of_positive.mean(axis=1)
     influence = np.empty(len(outcomes))
-    influence[one] = (of_positive[0] - of_positive[1] - (aucs[0] - aucs[1])) / m
-    influence[~one] = (of_negative[0] - of_negative[1] - (aucs[0] - aucs[1])) / n
+    influence[is_positive] = (placement_of_positive[0] - placement_of_positive[1] - (aucs[0] - aucs[1])) / m
+    influence[~is_positive] = (placement_of_negative[0] - placement_of_negative[1] - (aucs[0] - aucs[1])) / n
     return [float(auc) for auc in aucs], influence
 
 
 def judge(certificate: Certificate) -> Verdict:
-    """Promote, refuse, or wait for a person's approval. Pure: the certificate is all that it looks at.
+    """Promote, refuse, or wait for a person's approval: a pure function of the certificate.
 
-    Every comparison must prove that the challenger is no worse by more than its margin, so a challenger that is worse
-    by the margin or more on any of them is promoted with a probability of at most ``1 − confidence``; no correction
-    for their number is needed. On the test window it must not be proven worse within the margin either, unless the
-    champion itself breaks a budget.
+    Every comparison must prove that the challenger is not worse by more than the margin. So a challenger that is worse
+    by the margin or more on any of them is promoted with a probability of at most ``1 − confidence``, and no correction
+    for the number of comparisons is needed. On the test window the challenger must also not be proven worse within the
+    margin, unless the champion itself exceeds a budget.
 
-    :raises RegistryError: if the certificate was made by a rule that is not known here.
+    :raises RegistryError: if the certificate was made by a newer rule.
     """
     _require_rule(certificate.rule)
-    reasons = [_budget_reason(certificate, *budget) for budget in _budgets(certificate)]
+    reasons = [_budget_reason(certificate, *budget) for budget in _list_budgets(certificate)]
     if certificate.nothing_fits:
         reasons.insert(0, Reason(measure="compression", failed=True, text=certificate.nothing_fits))
     if certificate.champion is None:
-        reasons.append(_better_than_chance(certificate.challenger))
+        reasons.append(_better_than_chance_reason(certificate.challenger))
     elif not any(comparison.window == "test" for comparison in certificate.comparisons):
-        reasons.append(_not_compared(certificate))
-    tolerant = certificate.champion is not None and _breaks_a_budget(certificate, certificate.champion)
+        reasons.append(_not_compared_reason(certificate))
+    loss_allowed = certificate.champion is not None and _exceeds_budget(certificate, certificate.champion)
     reasons += [
-        _non_inferiority(comparison, certificate.confidence, tolerant=tolerant)
+        _non_inferiority(comparison, certificate.confidence, loss_allowed=loss_allowed)
         for comparison in certificate.comparisons
     ]
     if certificate.contract_skipped:
-        text = f"the data contract was not asked: {certificate.contract_skipped}"
+        text = f"the data contract was not checked: {certificate.contract_skipped}"
         reasons.append(Reason(measure="data_contract", failed=False, text=text))
     failed = [reason for reason in reasons if reason.failed]
     name = certificate.challenger.model
     if failed:
-        outcome, summary = "refused", f"{name} refused: {failed[0].text}"
+        result, summary = "refused", f"{name} refused: {failed[0].text}"
     elif certificate.approval == "manual":
-        outcome, summary = "awaiting_approval", f"{name} passed; a person must promote it"
+        result, summary = "awaiting_approval", f"{name} passed; a person must promote it"
     else:
         rival = "no champion yet" if certificate.champion is None else "no worse than the champion"
-        outcome, summary = "promoted", f"{name} promoted: {rival}, within the budgets"
+        result, summary = "promoted", f"{name} promoted: {rival}, within the budgets"
     return Verdict.model_validate(
         {
             "verdict_id": short_id(certificate.agent, "gate", certificate.refresh_id),
             "kind": "gate",
             "agent": certificate.agent,
             "as_of": certificate.as_of,
-            "result": outcome,
+            "result": result,
             "response": "hold",
             "summary": summary,
             "reasons": reasons,
@@ -192,7 +209,7 @@ def judge(certificate: Certificate) -> Verdict:
 
 
 def replay(verdict: Verdict) -> Verdict:
-    """Judge a gate's verdict again from the certificate in its evidence."""
+    """Judge again from the certificate in the verdict's evidence."""
     return judge(Certificate.model_validate(verdict.evidence["certificate"]))
 
 
@@ -206,7 +223,11 @@ def certify(
     nothing_fits: str = "",
     anchor: str | None = None,
 ) -> Certificate:
-    """All that :func:`judge` needs, with the agent's budgets and margins as they stand now."""
+    """The certificate for :func:`judge`, with the agent's current budgets.
+
+    :param nothing_fits: why no variant keeps to the budgets; empty: the challenger does.
+    :param anchor: name of the earlier champion that cumulative losses are measured against.
+    """
     return Certificate(
         agent=config.agent,
         refresh_id=refresh_id,
@@ -224,37 +245,37 @@ def certify(
     )
 
 
-def anchor_after(certificate: Certificate) -> str | None:
-    """The champion that losses are added up from once this certificate's challenger has become champion.
+def next_anchor(certificate: Certificate) -> str | None:
+    """The champion that cumulative losses are measured against after this certificate's challenger was promoted.
 
-    The anchor stays until a challenger is proven better than it: only then what was lost is made good.
+    The anchor is kept until a challenger is proven better than it, because only then earlier losses are recovered.
 
     :returns: its name, ``flights@3``; None: the new champion itself.
     """
     if certificate.champion is None or certificate.rule == 1:
         return None
-    measured = {comparison.window: comparison for comparison in certificate.comparisons}
-    rival = measured.get("anchor", measured.get("test"))
-    if rival is not None and lower_bound(rival, certificate.confidence) > 0:
+    by_window = {comparison.window: comparison for comparison in certificate.comparisons}
+    comparison = by_window.get("anchor", by_window.get("test"))
+    if comparison is not None and lower_bound(comparison, certificate.confidence) > 0:
         return None
     return certificate.anchor or certificate.champion.model
 
 
 def lower_bound(comparison: Comparison, confidence: float) -> float:
-    """One-sided lower confidence bound of the difference, by the rule that the comparison was made by.
+    """One-sided lower confidence bound of the difference, by the rule under which the comparison was made.
 
-    :raises RegistryError: if that rule is not known here.
+    :raises RegistryError: if that rule is newer than this version.
     """
-    return comparison.difference - _distance(comparison, confidence, lower=True)
+    return comparison.difference - _bound_distance(comparison, confidence, lower=True)
 
 
 def upper_bound(comparison: Comparison, confidence: float) -> float:
-    """One-sided upper confidence bound of the difference; likewise."""
-    return comparison.difference + _distance(comparison, confidence, lower=False)
+    """One-sided upper confidence bound of the difference; see :func:`lower_bound`."""
+    return comparison.difference + _bound_distance(comparison, confidence, lower=False)
 
 
-def _distance(comparison: Comparison, confidence: float, *, lower: bool) -> float:
-    """From the difference to its bound, ≥ 0."""
+def _bound_distance(comparison: Comparison, confidence: float, *, lower: bool) -> float:
+    """Distance from the difference to its bound, ≥ 0."""
     _require_rule(comparison.rule)
     evidence = comparison.evidence
     if comparison.rule == 1 or evidence is None:
@@ -262,56 +283,57 @@ def _distance(comparison: Comparison, confidence: float, *, lower: bool) -> floa
     distance = -lower_shift(evidence, confidence) if lower else upper_shift(evidence, confidence)
     if comparison.measure == "accuracy":
         return distance
-    return distance * few_clusters(evidence.clusters, evidence.effective, confidence)
+    return distance * few_clusters_factor(evidence.clusters, evidence.effective, confidence)
 
 
 def _require_rule(rule: int) -> None:
     if rule > RULE:
         raise RegistryError(
             f"this certificate was made by rule {rule} of the gate, and this version of stillhouse knows rules 1 to "
-            f"{RULE}: judge it with the version that made it, or a newer one"
+            f"{RULE}: judge it with the version that made it or a newer one"
         )
 
 
-# --------------------------------------------------------------------------- single reasons
+# --------------------------------------------------------------------------- reasons
 
 
-def _budgets(certificate: Certificate) -> list[tuple[str, float | None, float, str]]:
+def _list_budgets(certificate: Certificate) -> list[tuple[str, float | None, float, str]]:
+    """Measure, value (None: not measured), limit and unit of each budget."""
     card = certificate.challenger
-    found: list[tuple[str, float | None, float, str]] = []
+    budgets: list[tuple[str, float | None, float, str]] = []
     if certificate.max_bytes is not None:
-        found.append(("bytes", card.bytes, certificate.max_bytes, "bytes"))
+        budgets.append(("bytes", card.bytes, certificate.max_bytes, "bytes"))
     if certificate.max_p95_ms is not None:
         measured = card.latency.p95_ms if card.latency else None
-        found.append(("p95_ms", measured, certificate.max_p95_ms, "ms (p95)"))
-    return found
+        budgets.append(("p95_ms", measured, certificate.max_p95_ms, "ms (p95)"))
+    return budgets
 
 
-def _breaks_a_budget(certificate: Certificate, card: Scorecard) -> bool:
-    """Whether ``card``'s model, if it was the challenger, would not fit."""
-    judged = certificate.model_copy(update={"challenger": card})
-    return any(_budget_reason(judged, *budget).failed for budget in _budgets(judged))
+def _exceeds_budget(certificate: Certificate, card: Scorecard) -> bool:
+    """Whether the model of ``card`` exceeds a budget of the certificate."""
+    as_challenger = certificate.model_copy(update={"challenger": card})
+    return any(_budget_reason(as_challenger, *budget).failed for budget in _list_budgets(as_challenger))
 
 
 def _budget_reason(certificate: Certificate, measure: str, value: float | None, limit: float, unit: str) -> Reason:
     if value is None:
         text = f"{certificate.challenger.model} was not measured against the budget of {limit:.6g} {unit}"
         return Reason(measure=measure, threshold=limit, failed=True, text=text)
-    crossed = value > limit
-    relation = "above" if crossed else "within"
+    failed = value > limit
+    relation = "above" if failed else "within"
     text = f"{certificate.challenger.model} has {value:.6g} {unit}, {relation} the budget of {limit:.6g}"
-    return Reason(measure=measure, value=value, threshold=limit, failed=crossed, text=text)
+    return Reason(measure=measure, value=value, threshold=limit, failed=failed, text=text)
 
 
-def _better_than_chance(card: Scorecard) -> Reason:
+def _better_than_chance_reason(card: Scorecard) -> Reason:
     auc = card.test.auc
-    crossed = auc is None or auc <= 0.5
+    failed = auc is None or auc <= 0.5
     of = "" if card.test.measure == "auc" else " (mean over the actions, each against the others)"
     text = f"test AUC {auc:.4f}{of} against chance .5" if auc is not None else "no AUC: the test window has one outcome"
-    return Reason(measure="auc", value=auc, threshold=0.5, failed=crossed, text=text)
+    return Reason(measure="auc", value=auc, threshold=0.5, failed=failed, text=text)
 
 
-def _not_compared(certificate: Certificate) -> Reason:
+def _not_compared_reason(certificate: Certificate) -> Reason:
     champion, test = certificate.champion, certificate.challenger.test
     text = (
         f"the test window ({test.rows} rows) has too few outcomes of each action to compare the challenger with "
@@ -320,50 +342,52 @@ def _not_compared(certificate: Certificate) -> Reason:
     return Reason(measure=f"{test.measure}:test", failed=True, text=text)
 
 
-def _non_inferiority(comparison: Comparison, confidence: float, *, tolerant: bool = False) -> Reason:
-    """One-sided: the lower bound of the difference must not lie below −margin.
+def _non_inferiority(comparison: Comparison, confidence: float, *, loss_allowed: bool = False) -> Reason:
+    """One-sided: the lower bound of the difference must not be below −margin.
 
-    On the test window the upper one must not lie below 0 either.
+    On the test window, the upper bound must not be below 0 either.
 
-    :param tolerant: whether a loss within the margin may be proven.
+    :param loss_allowed: whether the challenger may be proven worse within the margin.
     """
     low, name = lower_bound(comparison, confidence), comparison.window
-    against = "the test window, against the champion that losses are added up from" if name == "anchor" else name
-    where = f"on {against} ({comparison.rows} rows)"
+    compared_on = (
+        "the test window, against the champion that cumulative losses are measured from" if name == "anchor" else name
+    )
+    where = f"on {compared_on} ({comparison.rows} rows)"
     measured = f"{comparison.measure} {comparison.challenger:.4f} against {comparison.champion:.4f}"
-    value, limit, crossed, stated = low, -comparison.margin, low < -comparison.margin, _percent(confidence)
-    verb, side = "may be worse by" if crossed else "is not worse by", "lower"
-    if comparison.rule > 1 and name == "test" and not (crossed or tolerant):
+    value, limit, failed, percent = low, -comparison.margin, low < -comparison.margin, _format_percent(confidence)
+    verb, side = "may be worse by" if failed else "is not worse by", "lower"
+    if comparison.rule > 1 and name == "test" and not (failed or loss_allowed):
         high = upper_bound(comparison, confidence)
         if high < 0:
-            value, limit, crossed, verb, side = high, 0.0, True, "is worse, though not by", "upper"
+            value, limit, failed, verb, side = high, 0.0, True, "is worse, though not by", "upper"
     text = (
         f"{where} the challenger {verb} more than {comparison.margin}: {measured}, "
-        f"{side} {stated} bound of the difference {value:+.4f}"
+        f"{side} {percent} bound of the difference {value:+.4f}"
     )
     if comparison.lost is not None and comparison.gained is not None:
-        text += f"; it alone is right on {comparison.gained} rows, the champion alone on {comparison.lost}"
-    if crossed:
-        text += _too_few(comparison, confidence)
-    return Reason(measure=f"{comparison.measure}:{name}", value=value, threshold=limit, failed=crossed, text=text)
+        text += f"; only the challenger is right on {comparison.gained} rows, only the champion on {comparison.lost}"
+    if failed:
+        text += _explain_too_few_rows(comparison, confidence)
+    return Reason(measure=f"{comparison.measure}:{name}", value=value, threshold=limit, failed=failed, text=text)
 
 
-def _too_few(comparison: Comparison, confidence: float) -> str:
-    """That no challenger as good as the champion could have passed on so few; empty where one could."""
+def _explain_too_few_rows(comparison: Comparison, confidence: float) -> str:
+    """A text saying that no equal challenger could pass on so few rows; empty if one could."""
     evidence = comparison.evidence
     if evidence is None or comparison.margin <= 0:
         return ""
-    pieces, unit = evidence.effective, "rows" if evidence.clusters == comparison.rows else "clusters of rows"
+    available, unit = evidence.effective, "rows" if evidence.clusters == comparison.rows else "clusters of rows"
     if comparison.rarer is not None:
-        pieces, unit = comparison.rarer, "rows of the rarer outcome"
+        available, unit = comparison.rarer, "rows of the rarer outcome"
     needed = rows_needed(comparison.margin, confidence)
-    if needed is None or pieces >= needed:
+    if needed is None or available >= needed:
         return ""
     return (
         f"; at least {needed} {unit} are needed to prove a margin of {comparison.margin} at "
-        f"{_percent(confidence)}; the window has {int(pieces + 1e-6)}"
+        f"{_format_percent(confidence)}; the window has {int(available + 1e-6)}"
     )
 
 
-def _percent(confidence: float) -> str:
+def _format_percent(confidence: float) -> str:
     return f"{100 * confidence:.4g}%"

@@ -1,4 +1,4 @@
-"""From a refresh's models and the windows they are judged on to a certificate that the gate can judge."""
+"""Proof: score the models of a refresh on all windows, compare challenger and champion, and write the certificate."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.config import AgentConfig
-from stillhouse.evaluate.gate import certify, compare
-from stillhouse.evaluate.scorecard import agreement, as_wrong, disagreement, quality, slices
+from stillhouse.evaluate.gate import certify, compare_models
+from stillhouse.evaluate.scorecard import agreement, disagreement, quality, replace_non_finite, slices
 from stillhouse.latency import measure_latency
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
 from stillhouse.stats import cluster_ids
 
 __all__ = ["Contender", "Predict", "prove"]
 
-Predict = Callable[[pd.DataFrame], np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Predict = Callable[[pd.DataFrame], Array]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model to be judged.
+    """A model to be scored.
 
-    :param predict: raw rows to probabilities ``[n, K]``.
-    :param one_row: one decision, as the serving machine makes it; None: latency is not measured.
+    :ivar predict: raw rows to probabilities ``[n, K]``.
+    :ivar bytes: size on disk.
+    :ivar one_row: makes one decision as in serving, to measure latency; None: latency is not measured.
     """
 
     name: str
@@ -51,51 +53,53 @@ def prove(
     anchor: Contender | None = None,
     cpu: str = "",
 ) -> Proof:
-    """Score every model on every window, compare the chosen variant with the champion.
+    """Score every model on every window, and compare the chosen variant with the champion.
 
-    :param chosen: name of the variant that compression puts forward, which has seen no test row; ``why`` in a sentence.
+    :param windows: labelled rows (with ``outcome``) by name: ``validation`` (part of the training window, used for
+        choosing), ``test`` (later than any training row, used for judging), and optionally ``past`` (the window that
+        the champion was proved on: a challenger that has forgotten it is refused).
+    :param chosen: name of the variant that compression proposes, without having used any test row; ``why`` says why.
     :param fits: whether it keeps to the budgets.
-    :param windows: labelled rows (with ``outcome``) by name: ``validation`` (held out inside the training window,
-        used to choose), ``test`` (later than any training row, used to judge), and ``past`` if there is one (the
-        window that the champion was proved on: a challenger that has forgotten it is refused).
-    :param anchor: the earlier champion that losses are added up from; None: the champion itself.
-    :param cpu: processor that the latencies are measured on.
+    :param anchor: the earlier champion that cumulative losses are measured against; None: the champion itself.
+    :param cpu: processor on which the latencies are measured.
     """
-    candidates = [teacher, student, *variants, *([champion] if champion else [])]
-    # The teacher has seen the outcomes of every window but the test.
-    said = {
-        candidate.role + candidate.name: {
-            name: candidate.predict(rows)
-            if candidate is teacher
-            else as_wrong(candidate.predict(rows), rows["outcome"].to_numpy())
+    contenders = [teacher, student, *variants, *([champion] if champion else [])]
+    # the teacher has seen the outcomes of every window but the test window
+    probs = {
+        contender.role + contender.name: {
+            name: contender.predict(rows)
+            if contender is teacher
+            else replace_non_finite(contender.predict(rows), rows["outcome"].to_numpy())
             for name, rows in windows.items()
-            if candidate is not teacher or name == "test"
+            if contender is not teacher or name == "test"
         }
-        for candidate in candidates
+        for contender in contenders
     }
-    latencies = measure_latency({c.role + c.name: c.one_row for c in candidates if c.one_row is not None})
-    reference = said[teacher.role + teacher.name]["test"]
-    spoken = ~np.isnan(reference[:, 0])  # a teacher that costs money is asked about some rows only
+    latencies = measure_latency({c.role + c.name: c.one_row for c in contenders if c.one_row is not None})
+    teacher_probs = probs[teacher.role + teacher.name]["test"]
+    has_teacher_probs = ~np.isnan(teacher_probs[:, 0])  # a teacher that costs money answers some rows only
 
-    def card(candidate: Contender) -> Scorecard:
-        key = candidate.role + candidate.name
-        return _scorecard(config, candidate, said[key], windows, latencies.get(key), reference, cpu)
+    def scorecard(contender: Contender) -> Scorecard:
+        key = contender.role + contender.name
+        return _make_scorecard(config, contender, probs[key], windows, latencies.get(key), teacher_probs, cpu)
 
-    cards = [card(variant) for variant in variants]
-    challenger = next(each for each in cards if each.model == chosen)
-    chosen_says = said["variant" + chosen]
-    champion_card = card(champion) if champion else None
-    comparisons = [] if champion is None else _compare(config, windows, chosen_says, said["champion" + champion.name])
+    cards = [scorecard(variant) for variant in variants]
+    challenger = next(card for card in cards if card.model == chosen)
+    challenger_probs = probs["variant" + chosen]
+    champion_card = scorecard(champion) if champion else None
+    comparisons = []
+    if champion is not None:
+        comparisons = _compare_on_windows(config, windows, challenger_probs, probs["champion" + champion.name])
     if champion is not None and anchor is not None:
-        comparisons += _compare_with_anchor(config, windows["test"], chosen_says["test"], anchor)
+        comparisons += _compare_with_anchor(config, windows["test"], challenger_probs["test"], anchor)
     return Proof(
-        teacher=card(teacher),
-        student=card(student),
+        teacher=scorecard(teacher),
+        student=scorecard(student),
         variants=tuple(cards),
         champion=champion_card,
         chosen=chosen,
         why=why,
-        disagreement=disagreement(reference[spoken], chosen_says["test"][spoken]),
+        disagreement=disagreement(teacher_probs[has_teacher_probs], challenger_probs["test"][has_teacher_probs]),
         certificate=certify(
             config,
             refresh.refresh_id,
@@ -109,62 +113,67 @@ def prove(
     )
 
 
-def _scorecard(
+def _make_scorecard(
     config: AgentConfig,
-    candidate: Contender,
-    said: Mapping[str, np.ndarray[Any, Any]],
+    contender: Contender,
+    probs: Mapping[str, Array],
     windows: Mapping[str, pd.DataFrame],
     latency: Latency | None,
-    teacher_says: np.ndarray[Any, Any],
+    teacher_probs: Array,
     cpu: str,
 ) -> Scorecard:
-    spoken = ~np.isnan(teacher_says[:, 0])
-    if candidate.role == "teacher":
-        said, windows = {"test": teacher_says[spoken]}, {"test": windows["test"][spoken]}
+    has_teacher_probs = ~np.isnan(teacher_probs[:, 0])
+    if contender.role == "teacher":
+        probs, windows = {"test": teacher_probs[has_teacher_probs]}, {"test": windows["test"][has_teacher_probs]}
     test = windows["test"]
+    with_teacher = None
+    if contender.role != "teacher":
+        with_teacher = agreement(teacher_probs[has_teacher_probs], probs["test"][has_teacher_probs])
     return Scorecard(
-        model=candidate.name,
-        role=candidate.role,
-        quality={name: quality(p, windows[name]["outcome"].to_numpy()) for name, p in said.items()},
-        slices=slices(test, said["test"], test["outcome"].to_numpy(), config.promotion.slices),
-        agreement=None if candidate.role == "teacher" else agreement(teacher_says[spoken], said["test"][spoken]),
-        bytes=candidate.bytes,
+        model=contender.name,
+        role=contender.role,
+        quality={name: quality(p, windows[name]["outcome"].to_numpy()) for name, p in probs.items()},
+        slices=slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices),
+        agreement=with_teacher,
+        bytes=contender.bytes,
         latency=latency,
         cpu=cpu,
     )
 
 
-def _compare(
+def _compare_on_windows(
     config: AgentConfig,
     windows: Mapping[str, pd.DataFrame],
-    challenger: Mapping[str, np.ndarray[Any, Any]],
-    champion: Mapping[str, np.ndarray[Any, Any]],
+    challenger: Mapping[str, Array],
+    champion: Mapping[str, Array],
 ) -> list[Comparison]:
-    """Challenger against champion on the test window, on the past one, and on the slices of the test window."""
+    """Challenger and champion on the test window, on the past window, and on the slices of the test window."""
     promotion = config.promotion
-    found = []
+    comparisons = []
     for name, margin in (("test", promotion.non_inferiority_margin), ("past", promotion.slice_margin)):
         if name in windows:
             rows = windows[name]
             outcomes, clusters = rows["outcome"].to_numpy(), cluster_ids(rows["observed_at"], promotion.cluster)
-            found.append(compare(name, outcomes, challenger[name], champion[name], margin, clusters))
+            comparisons.append(compare_models(name, outcomes, challenger[name], champion[name], margin, clusters))
     test = windows["test"]
     outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
     for column in promotion.slices:
         for value in sorted(test[column].dropna().unique()):
-            chosen = (test[column] == value).to_numpy()
-            if chosen.sum() >= promotion.min_slice_rows:
-                pair = challenger["test"][chosen], champion["test"][chosen]
-                margin = promotion.slice_margin
-                found.append(compare(f"{column}={value}", outcomes[chosen], *pair, margin, clusters[chosen]))
-    return [comparison for comparison in found if comparison is not None]
+            mask = (test[column] == value).to_numpy()
+            if mask.sum() >= promotion.min_slice_rows:
+                name, margin = f"{column}={value}", promotion.slice_margin
+                pair = challenger["test"][mask], champion["test"][mask]
+                comparisons.append(compare_models(name, outcomes[mask], *pair, margin, clusters[mask]))
+    return [comparison for comparison in comparisons if comparison is not None]
 
 
 def _compare_with_anchor(
-    config: AgentConfig, test: pd.DataFrame, challenger: np.ndarray[Any, Any], anchor: Contender
+    config: AgentConfig, test: pd.DataFrame, challenger: Array, anchor: Contender
 ) -> list[Comparison]:
-    """On the test window: what promotions in a row have lost together must keep to their common margin."""
+    """Challenger and anchor on the test window: the cumulative loss of consecutive promotions has its own margin."""
     promotion = config.promotion
     outcomes, clusters = test["outcome"].to_numpy(), cluster_ids(test["observed_at"], promotion.cluster)
-    found = compare("anchor", outcomes, challenger, anchor.predict(test), promotion.cumulative_margin, clusters)
-    return [] if found is None else [found]
+    comparison = compare_models(
+        "anchor", outcomes, challenger, anchor.predict(test), promotion.cumulative_margin, clusters
+    )
+    return [] if comparison is None else [comparison]

@@ -1,4 +1,4 @@
-"""All figures of one model: quality and calibration on windows and slices."""
+"""Figures of one model: quality and calibration on windows and slices, and the disagreement of two models."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, Quality
 from stillhouse.stats import brier, total_variation
 
-__all__ = ["agreement", "as_wrong", "disagreement", "quality", "slices"]
+__all__ = ["agreement", "disagreement", "expected_calibration_error", "quality", "replace_non_finite", "slices"]
+
+Array = np.ndarray[Any, Any]
 
 
-def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> Quality:
-    """How good ``[n, K]`` probabilities were against action indices ``[n]``.
+def quality(probs: Array, outcomes: Array) -> Quality:
+    """The quality of probabilities ``[n, K]`` against action indices ``[n]``.
 
-    AUC is of the second action for K = 2, and the mean one-vs-rest AUC for more; None where the outcomes hold
-    fewer than two actions. An index of K or more is an action that the model does not know: it has given that one
-    nothing.
+    The AUC is that of the second action for K = 2, and the mean one-vs-rest AUC for more; None if the outcomes contain
+    fewer than two actions. An index of K or more is an action that the model does not know; its probability is 0.
+
+    >>> scores = quality(np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7]]), np.array([0, 1, 0]))
+    >>> scores.auc, round(scores.accuracy, 3), round(scores.brier, 3)
+    (0.5, 0.667, 0.46)
+
+    :raises ValueError: if there are no rows.
     """
     if len(outcomes) == 0:
         raise ValueError("quality of no rows is not defined")
-    strange = max(0, int(np.max(outcomes)) + 1 - np.shape(probabilities)[1])
-    p = np.clip(np.pad(np.asarray(probabilities, dtype=np.float64), ((0, 0), (0, strange))), 1e-7, 1.0)
+    unknown_actions = max(0, int(np.max(outcomes)) + 1 - np.shape(probs)[1])
+    p = np.clip(np.pad(np.asarray(probs, dtype=np.float64), ((0, 0), (0, unknown_actions))), 1e-7, 1.0)
     p /= p.sum(axis=1, keepdims=True)
     rows = np.arange(len(outcomes))
     return Quality(
@@ -40,70 +47,71 @@ def quality(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any])
     )
 
 
-def _auc(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> float | None:
+def _auc(p: Array, outcomes: Array) -> float | None:
     present = np.unique(outcomes)
     if len(present) < 2:
         return None
     if p.shape[1] == 2:
         return float(roc_auc_score(outcomes, p[:, 1]))
-    ranks, positive = rankdata(p[:, present], axis=0), outcomes[:, None] == present  # [n, actions present] each
+    ranks, positive = rankdata(p[:, present], axis=0), outcomes[:, None] == present  # both [n, actions present]
     m = positive.sum(axis=0)
-    beaten = np.where(positive, ranks, 0.0).sum(axis=0) - m * (m + 1) / 2  # Mann and Whitney's U of each action
-    return float((beaten / (m * (len(p) - m))).mean())
+    u = np.where(positive, ranks, 0.0).sum(axis=0) - m * (m + 1) / 2  # Mann and Whitney's U of each action
+    return float((u / (m * (len(p) - m))).mean())
 
 
-def expected_calibration_error(p: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any], bins: int = 15) -> float:
-    """Mean |accuracy − confidence| of the chosen action over ``bins`` bins of equal mass.
+def expected_calibration_error(p: Array, outcomes: Array, bins: int = 15) -> float:
+    """Mean |accuracy − confidence| of the most probable action over ``bins`` bins of equal mass.
 
     Naeini, Cooper and Hauskrecht 2015 (ECE), with the equal-mass bins of Nguyen and O'Connor 2015. Rows of equal
-    confidence share a bin, so that the order of the rows does not matter.
+    confidence are in the same bin, so the order of the rows does not matter.
     """
-    confidence, right = p.max(axis=1), p.argmax(axis=1) == outcomes
-    places = ((rankdata(confidence) - 0.5) * bins / len(p)).astype(np.int64)
-    return float(np.abs(np.bincount(places, weights=right - confidence)).sum() / len(p))
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == outcomes
+    bin_of_row = ((rankdata(confidence) - 0.5) * bins / len(p)).astype(np.int64)
+    return float(np.abs(np.bincount(bin_of_row, weights=correct - confidence)).sum() / len(p))
 
 
-def as_wrong(probabilities: np.ndarray[Any, Any], outcomes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Probabilities ``[n, K]`` in which a row that is not finite gives all to an action other than its outcome ``[n]``.
+def replace_non_finite(probs: Array, outcomes: Array) -> Array:
+    """Probabilities ``[n, K]`` in which a row that is not finite gives 1 to an action other than its outcome ``[n]``.
 
-    A model that says NaN is as wrong there as it can be: neither the first action, which ``argmax`` would take, nor
-    nothing that is judged.
+    So a NaN counts as the worst possible answer. Otherwise ``argmax`` would take it for the first action, or the row
+    would not be counted at all.
     """
-    strange = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
-    if not len(strange):
-        return probabilities
-    found = np.array(probabilities, dtype=np.float64)
-    found[strange] = 0.0
-    found[strange, np.where(np.asarray(outcomes)[strange] == 0, 1, 0)] = 1.0
-    return found
+    invalid = np.flatnonzero(~np.isfinite(probs).all(axis=1))
+    if not len(invalid):
+        return probs
+    replaced = np.array(probs, dtype=np.float64)
+    replaced[invalid] = 0.0
+    replaced[invalid, np.where(np.asarray(outcomes)[invalid] == 0, 1, 0)] = 1.0
+    return replaced
 
 
 def slices(
     rows: pd.DataFrame,
-    probabilities: np.ndarray[Any, Any],
-    outcomes: np.ndarray[Any, Any],
+    probs: Array,
+    outcomes: Array,
     columns: tuple[str, ...],
 ) -> dict[str, Quality]:
-    """Quality by ``"column=value"`` for every value of the given columns."""
-    found = {}
+    """Quality by ``"column=value"`` for every value of ``columns``."""
+    by_slice = {}
     for column in columns:
         for value in sorted(rows[column].dropna().unique()):
-            chosen = (rows[column] == value).to_numpy()
-            found[f"{column}={value}"] = quality(probabilities[chosen], outcomes[chosen])
-    return found
+            in_slice = (rows[column] == value).to_numpy()
+            by_slice[f"{column}={value}"] = quality(probs[in_slice], outcomes[in_slice])
+    return by_slice
 
 
-def agreement(teacher: np.ndarray[Any, Any], student: np.ndarray[Any, Any]) -> float:
-    """``1 −`` mean total variation ``½ Σ_k |p_k − q_k|`` of two ``[n, K]``; 1 means the same probabilities."""
+def agreement(teacher: Array, student: Array) -> float:
+    """``1 −`` mean total variation ``½ Σ_k |p_k − q_k|`` of two ``[n, K]``; 1: equal probabilities."""
     return float(1.0 - total_variation(teacher, student).mean())
 
 
-def disagreement(
-    p_teacher: np.ndarray[Any, Any], p_student: np.ndarray[Any, Any], weights: np.ndarray[Any, Any] | None = None
-) -> Disagreement:
-    """Teacher and student on the same n observations, probabilities ``[n, K]`` each.
+def disagreement(p_teacher: Array, p_student: Array, weights: Array | None = None) -> Disagreement:
+    """The disagreement of teacher and student on the same n observations, probabilities ``[n, K]`` each.
 
-    :param weights: float ``[n]`` > 0, how many rows each one stands for; None: all alike.
+    >>> disagreement(np.array([[0.75, 0.25]]), np.array([[0.25, 0.75]])).total_variation
+    0.5
+
+    :param weights: float ``[n]`` > 0, number of rows that each row represents; None: all the same.
     :raises ValueError: if the shapes differ.
     :raises WindowError: if there are no rows.
     """
@@ -111,7 +119,7 @@ def disagreement(
     if p_teacher.shape != p_student.shape or p_teacher.ndim != 2:
         raise ValueError(f"both must be [n, K]; teacher is {p_teacher.shape}, student {p_student.shape}")
     if not len(p_teacher):
-        raise WindowError("no rows on which teacher and student could disagree")
+        raise WindowError("the disagreement of teacher and student needs rows; there are none")
     return Disagreement(
         rows=len(p_teacher),
         rate=float(np.average(p_teacher.argmax(axis=1) != p_student.argmax(axis=1), weights=weights)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from stillhouse import config
 from stillhouse.config import AgentConfig
 from stillhouse.distill.split import validation_days
-from stillhouse.drift.figures import drift_figure
+from stillhouse.drift.figures import plot_drift
 from stillhouse.errors import DataError, WindowError
 from stillhouse.records import DataReport, Refresh, Verdict, Window, drift_report
 from stillhouse.refreshing.data import require_rows
@@ -151,5 +151,5 @@ def _cause_files(session: Session) -> dict[str, Content]:
     report = drift_report(verdict)
     files: dict[str, Content] = {names.DRIFT_VERDICT: verdict}
     if report:
-        files[names.DRIFT_FIGURE] = drift_figure(report)
+        files[names.DRIFT_FIGURE] = plot_drift(report)
     return files

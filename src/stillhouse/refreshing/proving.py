@@ -14,8 +14,8 @@ from stillhouse.compress.processor import processor
 from stillhouse.distill import students
 from stillhouse.distill.train import student_probabilities
 from stillhouse.drift import texts
-from stillhouse.drift.calibrate import loss_baseline
-from stillhouse.drift.measure import reference_of, typical_length
+from stillhouse.drift.calibrate import estimate_loss_baseline
+from stillhouse.drift.measure import profile_reference, typical_length
 from stillhouse.drift.profile import Profile
 from stillhouse.evaluate import gate
 from stillhouse.evaluate import proof as proofs
@@ -88,7 +88,7 @@ def anchor_of(session: Session) -> Champion | None:
     certificate = registry.runs.read_record(
         registry.models.tags(champion.model)["refresh_run"], names.CERTIFICATE, Certificate
     )
-    name = gate.anchor_after(certificate) if certificate is not None else None
+    name = gate.next_anchor(certificate) if certificate is not None else None
     model = registry.version(session.agent, name.rpartition("@")[2]) if name is not None else None
     if model is None:
         return None
@@ -100,8 +100,8 @@ def anchor_of(session: Session) -> Champion | None:
 def reference_profile(session: Session, chosen: Variant) -> tuple[Profile, DriftCalibration]:
     """The profile of the whole training window and of the variant's output on it, and which distances are usual."""
     columns = session.settings.observations.columns
-    rows = texts.measured(session.data.observations(session.job.train), columns, chosen.columns)
-    return reference_of(rows, chosen.predict_proba(rows), session.settings)
+    rows = texts.add_text_measures(session.data.observations(session.job.train), columns, chosen.columns)
+    return profile_reference(rows, chosen.predict_proba(rows), session.settings)
 
 
 def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> dict[Process, LossBaseline]:
@@ -124,7 +124,8 @@ def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> di
     times, cluster = rows["observed_at"], settings.promotion.cluster
     block = typical_length(session.training.labelled, settings)
     return {
-        process: loss_baseline(loss, times, cluster, block, settings.watch.every) for process, loss in losses.items()
+        process: estimate_loss_baseline(loss, times, cluster, block, settings.watch.every)
+        for process, loss in losses.items()
     }
 
 

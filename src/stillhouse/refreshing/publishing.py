@@ -69,8 +69,8 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
             names.MODEL_STATE: (Path(job.folder) / "compression" / FLOAT32_GRAPH_FILE).read_bytes(),
             names.PROFILE: profile.to_bytes(),
             names.BASELINE: baseline,
-            names.TRADEOFF_FIGURE: figures.tradeoff(proof),
-            names.QUALITY_FIGURE: figures.quality_over_time(base.journal.verdicts(since=job.as_of - _SHOWN)),
+            names.TRADEOFF_FIGURE: figures.plot_tradeoff(proof),
+            names.QUALITY_FIGURE: figures.plot_quality(base.journal.verdicts(since=job.as_of - _SHOWN)),
             names.PROOF: proof,
         },
     )

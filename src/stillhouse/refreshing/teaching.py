@@ -75,7 +75,7 @@ def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
     labeling.store_mean_probs(base, session.reweighted(teacher, weighted, learned.weights), rows)
     files: dict[str, Content] = {
         names.WEIGHTS: learned.weights,
-        names.WEIGHTS_FIGURE: figures.weights_over_time(base.journal.weight_changes()),
+        names.WEIGHTS_FIGURE: figures.plot_teacher_weights(base.journal.weight_changes()),
     }
     registry.runs.log(job.run_id, files=files, points=learned.points("weight/"))
     return teacher if weighted.version == teacher.version else weighted

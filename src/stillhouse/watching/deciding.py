@@ -10,7 +10,7 @@ import pandas as pd
 from stillhouse.champion import Champion
 from stillhouse.drift.decide import decide
 from stillhouse.drift.explain import rank_slices
-from stillhouse.drift.measure import measure
+from stillhouse.drift.measure import make_drift_report
 from stillhouse.errors import WindowError
 from stillhouse.evaluate.scorecard import disagreement, quality
 from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
@@ -42,7 +42,7 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
     audited, teacher_probs = audited[answered], teacher_probs[answered]
     probs, weights = champion.variant.predict_proba(audited), audited["weight"].to_numpy()
     labelled, baseline = watched.labelled, champion.baseline
-    return measure(
+    return make_drift_report(
         watched.agent,
         str(champion.model),
         baseline.train,

@@ -10,9 +10,9 @@ import pandas as pd
 
 from stillhouse.champion import Champion
 from stillhouse.drift import audit, evidence, steps
-from stillhouse.drift.calibrate import screened
-from stillhouse.drift.distances import compare
-from stillhouse.drift.explain import shift_scores
+from stillhouse.drift.calibrate import screen
+from stillhouse.drift.distances import compare_profiles
+from stillhouse.drift.explain import score_shift
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.locks import watch_lock
 from stillhouse.records import Cost, DataReport, EvidenceRows, EvidenceStep, TeacherWeights
@@ -63,13 +63,13 @@ def evidence_states(base: KnowledgeBase, champion: Champion, as_of: datetime) ->
             process,
             str(champion.model),
             since=max(moment for moment in beginnings if moment is not None),
-            null_mean=evidence.null_mean(baseline, watch.tolerance),
+            null_mean=evidence.estimate_null_mean(baseline, watch.tolerance),
             average_run_length=watch.average_run_length or 1.0,
             share=1 / len(champion.baseline.losses),
             autocorrelation=baseline.autocorrelation,
             step_deviation=baseline.step_deviation,
         )
-        states.append(evidence.continued(last, begun, refreshed))
+        states.append(evidence.continue_or_restart(last, begun, refreshed))
     return states
 
 
@@ -107,9 +107,9 @@ class _Counting:
     def count(self, state: EvidenceStep) -> None:
         """The steps of one process; what nobody checked, or the check refused, is passed over."""
         until = self.as_of if self.data.broken else self.data.window.start
-        passed = steps.pass_over(state, steps.complete_steps(state.end, until, self.watch.every))
+        passed = steps.skip_steps(state, steps.list_complete_steps(state.end, until, self.watch.every))
         state = passed[-1].step if passed else state
-        due = steps.complete_steps(state.end, self.as_of, self.watch.every)
+        due = steps.list_complete_steps(state.end, self.as_of, self.watch.every)
         take_in = {
             "disagreement": self._audit,
             "student_outcomes": self._student_outcomes,
@@ -130,17 +130,17 @@ class _Counting:
         Rows that it has no usable answer to, or that the budget does not reach, do not count.
         """
         watched, champion = self.watched, self.champion
-        drifts, _ = screened(compare(champion.profile, watched.profile), champion.baseline.screens)
+        drifts, _ = screen(compare_profiles(champion.profile, watched.profile), champion.baseline.screens)
         moved = [drift.column for drift in drifts if drift.unusual and drift.column in watched.rows]
-        shift = shift_scores(watched.rows, champion.profile, watched.profile, moved) if moved else None
-        scores = audit.scores(watched.probabilities, shift)
+        shift = score_shift(watched.rows, champion.profile, watched.profile, moved) if moved else None
+        scores = audit.audit_scores(watched.probabilities, shift)
         key = f"{watched.agent}:{state.champion}:{state.since.isoformat()}"
         planned = steps.plan_audit(watched.rows, scores, due, self.watch, self.cluster, key)
         drawn = pd.concat([plan.drawn for plan in planned], ignore_index=True)
         probs = labeling.ask(champion.teacher, drawn, labeling.open_watch_budget(self.base, self.as_of))
         answered = drawn["content_key"][~np.isnan(probs[:, 0])]
-        planned = [plan.only(answered) for plan in planned]
-        losses = steps.audited_losses(
+        planned = [plan.select_contents(answered) for plan in planned]
+        losses = steps.measure_audit_losses(
             planned,
             champion.variant.predict_proba,
             lambda rows: self.base.answers.probs(rows, champion.teacher.version),
@@ -152,7 +152,7 @@ class _Counting:
         arrived = self._arrivals(state, due)
         probs = self.champion.variant.predict_proba(arrived)
         arrived["loss"] = half_brier(probs, arrived["outcome"].to_numpy())
-        return steps.count_outcomes(state, steps.by_cluster(arrived, self.cluster), due)
+        return steps.count_outcomes(state, steps.assign_clusters(arrived, self.cluster), due)
 
     def _teacher_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
         """The teacher's error on audited rows, as their outcomes become known."""
@@ -164,4 +164,4 @@ class _Counting:
         answered = ~np.isnan(probs[:, 0])
         arrived["loss"] = np.nan
         arrived.loc[answered, "loss"] = half_brier(probs[answered], arrived["outcome"].to_numpy()[answered])
-        return steps.count_outcomes(state, steps.arrivals(audited, arrived[answered]), due)
+        return steps.count_outcomes(state, steps.join_outcomes(audited, arrived[answered]), due)

@@ -7,8 +7,8 @@ from math import log
 from pathlib import Path
 
 from stillhouse.drift.explain import rank_columns
-from stillhouse.drift.figures import drift_figure, evidence_figure, slices_figure
-from stillhouse.evaluate.figures import weights_over_time
+from stillhouse.drift.figures import plot_drift, plot_evidence, plot_slices
+from stillhouse.evaluate.figures import plot_teacher_weights
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.pages import first, heading, links, number, picture, png, reasons, table, weights_section
 from stillhouse.records import (
@@ -41,13 +41,13 @@ def watch_figures(
         return {}
     figures = {}
     if report is not None:
-        figures["Drift by column"] = drift_figure(report, watched.settings.watch.thresholds.psi)
+        figures["Drift by column"] = plot_drift(report, watched.settings.watch.thresholds.psi)
     if steps := _evidence(watched.base, verdict):
-        figures["Evidence"] = evidence_figure(steps)
+        figures["Evidence"] = plot_evidence(steps)
     if report is not None and report.slices:
-        figures["Where teacher and student part"] = slices_figure(report)
+        figures["Where teacher and student part"] = plot_slices(report)
     if weights and (changes := watched.base.journal.weight_changes()):
-        figures["Weights of the teachers"] = weights_over_time(changes)
+        figures["Weights of the teachers"] = plot_teacher_weights(changes)
     return {title: png(figure) for title, figure in figures.items()}
 
 

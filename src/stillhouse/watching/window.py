@@ -14,8 +14,8 @@ from stillhouse import config
 from stillhouse.champion import Champion, load_champion, open_registry
 from stillhouse.config import AgentConfig, SincePromotion
 from stillhouse.drift import texts
-from stillhouse.drift.calibrate import limits
-from stillhouse.drift.measure import profile_of
+from stillhouse.drift.calibrate import column_limits
+from stillhouse.drift.measure import profile_window
 from stillhouse.drift.profile import Profile
 from stillhouse.knowledge import KnowledgeBase, windows
 from stillhouse.records import DataReport, Window
@@ -69,7 +69,7 @@ class WatchedWindow:
     @property
     def usual_psi(self) -> dict[str, float] | None:
         """The largest usual PSI of each column; None without a champion."""
-        return dict(limits(self.champion.baseline.screens)) if self.champion else None
+        return dict(column_limits(self.champion.baseline.screens)) if self.champion else None
 
     def at(self, window: Window) -> WatchedWindow:
         """The same rows without those that were quarantined by the table version that ``window`` names."""
@@ -92,7 +92,7 @@ class WatchedWindow:
         """The observations, with what is watched of texts as numbers beside them."""
         assert self.champion is not None
         columns = self.settings.observations.columns
-        return texts.measured(self.observations, columns, self.champion.variant.columns)
+        return texts.add_text_measures(self.observations, columns, self.champion.variant.columns)
 
     @cached_property
     def probabilities(self) -> Array:
@@ -104,7 +104,7 @@ class WatchedWindow:
     def profile(self) -> Profile:
         """The profile of the rows and of the champion's output, in the bins of its reference."""
         assert self.champion is not None
-        return profile_of(self.rows, self.probabilities, self.champion.settings, like=self.champion.profile)
+        return profile_window(self.rows, self.probabilities, self.champion.settings, like=self.champion.profile)
 
     @cached_property
     def labelled(self) -> pd.DataFrame:

@@ -19,7 +19,6 @@ from stillhouse.distill.split import split_validation, validation_days
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import student_probabilities
 from stillhouse.distill.training_set import TrainingSet
-from stillhouse.drift.evidence import null_mean
 from stillhouse.errors import DataError
 from stillhouse.records import Record, Refresh, StudentRef, TeacherRef, Window
 from stillhouse.refreshing.data import LearningRows, lesson_of
@@ -113,7 +112,7 @@ class Update(RefreshMode):
             past=_past(session, old, columns),
         )
         probe_rows = news.rows.lesson(news.validation, _without_features(teacher), columns)
-        largest_null_mean = null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
+        largest_null_mean = estimate_null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
         report = UpdateReport(
             since=session.job.news.start,
             new_rows=len(new),
