@@ -1,4 +1,4 @@
-"""Ours: ``python with_stillhouse.py scan FILE``, ``compare_profiles REFERENCE CURRENT`` or ``compare_known PROFILE CURRENT``."""
+"""Ours: ``python with_stillhouse.py scan FILE``, ``compare REFERENCE CURRENT`` or ``compare_known PROFILE CURRENT``."""
 
 import json
 import sys
