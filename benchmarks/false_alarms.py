@@ -5,8 +5,8 @@ writes nothing.
 
 Each *seed* is an agent with the three evidence processes of :mod:`stillhouse.drift.evidence`, combined and restarted
 after each alarm as a watch does it. It starts with a history of 300 steps, from which
-``estimate_loss_baseline`` estimates the dependence between steps. Then it is watched at the boundary: every loss has exactly the mean that still counts as no
-harm, with no margin and no tolerance, and one false alarm in 100 steps is promised. Worlds:
+``estimate_loss_baseline`` estimates the dependence between steps. Then it is watched at the boundary: every loss has
+exactly the null mean, with no margin and no tolerance, and one false alarm in 100 steps is promised. Worlds:
 
 independent
     losses with one mean.

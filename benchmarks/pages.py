@@ -181,6 +181,10 @@ MEANING = {
     "alone",
     "watch_added_s": "time that the three add to a watch in a warm process (s)",
     "mlflow_ms_per_artifact": "time in MLflow during a refresh / number of artifact files that it writes (ms)",
+    # recent_delays
+    "gain_without_columns": "mean weekly AUC of the refreshed flights student − that of the never-refreshed one; "
+    "columns of the agent file",
+    "gain_with_columns": "the same difference with columns of recent delays",
     # serving
     **{
         f"{name}{suffix}": f"{meaning} ({connections})"
@@ -327,6 +331,14 @@ METHOD = {
         flows, on copies of one store, interleaved, in one warm process. The engine logs to MLflow too: the time
         within calls of MLflow's client and in writing models in MLflow's format is subtracted from it, and the rest
         is *the engine alone*.
+    """,
+    "recent_delays": """
+        Float32 students of the flights agent learn from labels alone: one is trained once, before week 8, the other
+        anew every 8 weeks on the 12 weeks before. The score is the mean of the weekly AUC over weeks 8 to 51. The
+        columns of recent delays are the shares of late departures among the flights of the last 7 and 28 days whose
+        outcome was known before the row's own departure: of all flights, of the same airport and of the same
+        carrier. The seeds differ in initial weights and batch order, not in rows. No teacher is asked, nothing is
+        compressed or gated, and there is no peer.
     """,
     "serving": """
         One flights champion is served by `stillhouse serve`, `mlflow models serve` and LitServe and gets the same
@@ -662,6 +674,22 @@ _SERVERS = {
 }
 
 
+def _recent_delays(detail: Detail) -> list[str]:
+    sets = {"without_columns": "without", "with_columns": "with"}
+    students = {"never_refreshed": "never refreshed", "refreshed": "refreshed"}
+    rows = []
+    for columns, name in sets.items():
+        for student, label in students.items():
+            values = [seed[columns][student] for seed in detail["seeds"]]
+            row = [name, label, f"{statistics.median(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}"]
+            rows.append(row)
+    return [
+        f"Mean weekly AUC over weeks {detail['weeks'][0]} to {detail['weeks'][1]}, median and range over "
+        f"{len(detail['seeds'])} seeds:",
+        _grid(["columns of recent delays", "student", "AUC", "lowest", "highest"], rows),
+    ]
+
+
 def _serving(detail: Detail) -> list[str]:
     cases = [(connections, rows) for rows in (1, 64) for connections in (1, 8, 64)]
     rate = {
@@ -750,6 +778,7 @@ FINDINGS: Mapping[str, Callable[[Detail], list[str]]] = {
     "knowledge_scale": _knowledge_scale,
     "loop": _loop,
     "overhead": _overhead,
+    "recent_delays": _recent_delays,
     "serving": _serving,
     "teacher_cost": _teacher_cost,
     "teacher_weights": _teacher_weights,

@@ -37,8 +37,9 @@ from benchmarks.report import Goal, begin, show
 from examples.flights import ACTIONS, departures, lateness, week_start
 from stillhouse import config
 from stillhouse.config import AgentConfig, NumberColumn
-from stillhouse.distill.students import blocks, columns_of, new_student
-from stillhouse.distill.train import Lesson, distil, student_probabilities
+from stillhouse.distill.students import columns_of, input_widths, new_student
+from stillhouse.distill.train import distil, student_probabilities
+from stillhouse.distill.training_set import TrainingSet
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.variant import encode
 
@@ -196,7 +197,7 @@ def train(agent: AgentConfig, rows: pd.DataFrame, moment: pd.Timestamp) -> Model
     columns = columns_of(agent, window)
     x = encode(window, columns)
     no_teacher_probs = np.full((len(window), len(ACTIONS)), np.nan)
-    training_set = Lesson(x, no_teacher_probs, window["label"].to_numpy(), blocks(columns).numbers)
+    training_set = TrainingSet(x, no_teacher_probs, window["label"].to_numpy(), input_widths(columns).numbers)
     student = new_student(agent, columns, x)
     distil(student, training_set, agent.distillation)
     return Model(student.eval(), columns)

@@ -19,6 +19,7 @@ from stillhouse.distill.split import split_validation, validation_days
 from stillhouse.distill.students import columns_of, new_student
 from stillhouse.distill.train import student_probabilities
 from stillhouse.distill.training_set import TrainingSet
+from stillhouse.drift.evidence import estimate_null_mean
 from stillhouse.errors import DataError
 from stillhouse.records import Record, Refresh, StudentRef, TeacherRef, Window
 from stillhouse.refreshing.data import LearningRows, lesson_of
