@@ -1,13 +1,14 @@
-"""Links of the pages resolve, and their measured figures are in a result file."""
+"""Links of the pages resolve, their measured figures are in a result file, and the README's code and tree are true."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pytest
@@ -300,3 +301,30 @@ def test_a_figure_without_a_result_is_found(text: str) -> None:
 )
 def test_a_figure_with_a_result_passes(text: str) -> None:
     assert not unfounded_figures(text)
+
+
+# --------------------------------------------------------------------------- the README's code and tree
+
+
+def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The block of Python behind the marker is run as it stands."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = readme.split("<!-- runs: tests/test_documentation.py -->\n```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in ("malignant", "benign")
+    assert (tmp_path / "small-model" / "model.onnx").exists()
+
+
+def test_the_readmes_tree_has_every_folder() -> None:
+    """Each top-level folder and each package of the engine has a line, and each line names one that exists."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("## Folders\n\n```\n")[1].split("```")[0]
+    named = {path.rstrip("/") for line in tree.splitlines() for path in line[:24].split()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    top = {path.split("/")[0] for path in listed if "/" in path and not path.startswith(".")} - {"src"} | {
+        "src/stillhouse"
+    }
+    packages = {path.split("/")[2] for path in listed if path.startswith("src/stillhouse/") and path.count("/") > 2}
+    assert named == top | packages | {"cli.py", "distilling.py"}

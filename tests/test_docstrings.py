@@ -1,0 +1,138 @@
+"""The examples in docstrings run, and every entry point has one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import stillhouse
+
+COPIED_OR_STANDALONE = {"stillhouse.registry.pyfunc_variant"}
+"""Modules that are not imported as part of the package."""
+
+MODULES = sorted(
+    {module.name for module in pkgutil.walk_packages(stillhouse.__path__, "stillhouse.")} - COPIED_OR_STANDALONE
+)
+
+ENTRY_POINTS = [
+    "stillhouse",
+    "stillhouse.actions:align_actions",
+    "stillhouse.artifacts:require_own_tensors",
+    "stillhouse.compress.export:export_onnx",
+    "stillhouse.compress.foreign.layers:layers_from_export",
+    "stillhouse.compress.foreign.target:target_from_onnx",
+    "stillhouse.compress.search.greedy:search",
+    "stillhouse.compress.search.pareto:pareto_front",
+    "stillhouse.compress.steps.kinds:apply_step",
+    "stillhouse.compress.target:CompressionTarget",
+    "stillhouse.compress.variants:target_from_student",
+    "stillhouse.config",
+    "stillhouse.config.agent:AgentConfig",
+    "stillhouse.config.base:parse_duration",
+    "stillhouse.config.compression:recipe_name",
+    "stillhouse.config.contract:Observations",
+    "stillhouse.config.teachers:leaves",
+    "stillhouse.config.watching:Watch",
+    "stillhouse.data_contract:check",
+    "stillhouse.distill.controller:Controller",
+    "stillhouse.distill.grow:extend_columns",
+    "stillhouse.distill.select:inclusion_probabilities",
+    "stillhouse.distill.split:validation_days",
+    "stillhouse.distill.students.tabular:TabularStudent",
+    "stillhouse.distill.train:distil",
+    "stillhouse.distill.training_set:TrainingSet",
+    "stillhouse.distilling",
+    "stillhouse.drift.audit:draw_rows",
+    "stillhouse.drift.calibrate:estimate_loss_baseline",
+    "stillhouse.drift.calibrate:screen",
+    "stillhouse.drift.decide:decide_from_evidence",
+    "stillhouse.drift.distances:compare_profiles",
+    "stillhouse.drift.distances:psi",
+    "stillhouse.drift.evidence:start",
+    "stillhouse.drift.outputs:output_frame",
+    "stillhouse.drift.profile",
+    "stillhouse.drift.scan:profile_frame",
+    "stillhouse.drift.scan:scan",
+    "stillhouse.evaluate.bounds:bound_shift",
+    "stillhouse.evaluate.gate:compare_models",
+    "stillhouse.evaluate.power:describe_power",
+    "stillhouse.evaluate.scorecard:disagreement",
+    "stillhouse.evaluate.scorecard:quality",
+    "stillhouse.files:write_atomic",
+    "stillhouse.frames:read_numbers",
+    "stillhouse.knowledge.answer_cache:AnswerCache",
+    "stillhouse.knowledge.base:KnowledgeBase",
+    "stillhouse.knowledge.log_files:LogFile",
+    "stillhouse.knowledge.log_files:read_csv",
+    "stillhouse.knowledge.spool:Spool",
+    "stillhouse.knowledge.upkeep:versions_in_use",
+    "stillhouse.knowledge.windows:sample_window",
+    "stillhouse.latency:measure_cpu_time",
+    "stillhouse.latency:measure_latency",
+    "stillhouse.parts:TextEncoderState",
+    "stillhouse.parts:resolve",
+    "stillhouse.records",
+    "stillhouse.refreshing.run:refresh",
+    "stillhouse.registry.cache:Cache",
+    "stillhouse.registry.connection:without_credentials",
+    "stillhouse.registry.metrics:metric_name",
+    "stillhouse.registry.registry:Registry",
+    "stillhouse.registry.schemas:cast_column",
+    "stillhouse.runtime.agent:Agent",
+    "stillhouse.runtime.background:PeriodicTask",
+    "stillhouse.runtime.cascade:AnswerCache",
+    "stillhouse.runtime.contract_warnings:ContractChecker",
+    "stillhouse.runtime.day_budget:DayBudget",
+    "stillhouse.runtime.ids:DecisionIds",
+    "stillhouse.runtime.rows:ObservationSchema",
+    "stillhouse.runtime.status:ProblemLog",
+    "stillhouse.serving.archive:pack",
+    "stillhouse.serving.http:HttpError",
+    "stillhouse.serving.http:parse_query",
+    "stillhouse.serving.metrics:Counts",
+    "stillhouse.serving.openapi:build_openapi",
+    "stillhouse.serving.reports:write_report",
+    "stillhouse.serving.settings:Settings",
+    "stillhouse.serving.settings:parse_tokens",
+    "stillhouse.signing",
+    "stillhouse.stats:brier",
+    "stillhouse.teachers.answers:Allowance",
+    "stillhouse.teachers.answers:wrap_predict",
+    "stillhouse.teachers.ensemble:Ensemble",
+    "stillhouse.teachers.labeling:ask",
+    "stillhouse.teachers.mixture_weights:learn",
+    "stillhouse.teachers.mixture_weights:start_weights",
+    "stillhouse.teachers.prompts:fill_prompt",
+    "stillhouse.teachers.replies:parse_action",
+    "stillhouse.threads:limit_threads",
+    "stillhouse.values:number_of",
+    "stillhouse.values:text_of",
+    "stillhouse.variant:Encoder",
+    "stillhouse.variant:WordPiece",
+    "stillhouse.variant:basic_words",
+    "stillhouse.verifying:digests",
+    "stillhouse.watching.run:watch",
+]
+"""What a reader of each package meets first."""
+
+
+@pytest.mark.parametrize("name", ["stillhouse", *MODULES])
+def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path))
+    monkeypatch.delenv("STILLHOUSE_AGENTS", raising=False)
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_an_entry_point_has_an_example(name: str) -> None:
+    module, _, attribute = name.partition(":")
+    value: object = importlib.import_module(module)
+    for part in filter(None, attribute.split(".")):
+        value = getattr(value, part)
+    assert ">>> " in (value.__doc__ or ""), f"{name} has no example in its docstring"
