@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -328,3 +329,14 @@ def test_the_readmes_tree_has_every_folder() -> None:
     }
     packages = {path.split("/")[2] for path in listed if path.startswith("src/stillhouse/") and path.count("/") > 2}
     assert named == top | packages | {"cli.py", "distilling.py"}
+
+
+def test_the_architecture_page_draws_the_import_rules() -> None:
+    """The lines of the drawing are the layers of import-linter's contract, from the top."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == ["stillhouse"])
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = page.split("<!-- floors: pyproject.toml -->\n```\n")[1].split("```")[0]
+    assert [line.split() for line in drawn.splitlines()] == [layer.replace("|", " ").split() for layer in layers]
