@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import runpy
 import sqlite3
 import subprocess
@@ -31,8 +32,10 @@ TIMES = ("seconds", "duration", "recorded_at", "asked_at", "decided_at", "minute
 """Keys, or ends of keys, that hold times of the machine."""
 IDENTIFIERS = ("verdict_id", "refresh_id", "cause", "docs", "cpu", "run_id", "job", "model_id", "digest")
 """Keys that hold names made anew in each run, or places."""
-RENAMED = {"outcome": "result"}
+RENAMED = {"outcome": "result", "crossed": "failed"}
 """Keys of verdicts that have been renamed."""
+TEXTS = ("text", "summary")
+"""Keys of sentences for people, which are compared on request only."""
 
 
 def main() -> None:
@@ -45,6 +48,7 @@ def main() -> None:
     comparing = commands.add_parser("compare", help="print what differs between two records")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
+    comparing.add_argument("--texts", action="store_true", help="compare the sentences of verdicts, too")
     commands.add_parser("play", help=argparse.SUPPRESS).add_argument("weeks")
     arguments = parser.parse_args()
     if arguments.command == "play":
@@ -52,9 +56,8 @@ def main() -> None:
     elif arguments.command == "record":
         arguments.file.write_text(json.dumps(record(arguments.weeks), indent=0, sort_keys=True), encoding="utf-8")
     else:
-        sys.exit(
-            compare(*(json.loads(path.read_text(encoding="utf-8")) for path in (arguments.before, arguments.after)))
-        )
+        sides = [json.loads(path.read_text(encoding="utf-8")) for path in (arguments.before, arguments.after)]
+        sys.exit(compare(*(select(side, texts=arguments.texts) for side in sides)))
 
 
 def record(weeks: int) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
             name = key.partition("@")[0]
             if not name.endswith(TIMES) and name not in IDENTIFIERS:
-                yield from flat(f"{path}/{RENAMED.get(key, key)}", inner)
+                yield from flat(f"{path}/{key}", inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from flat(f"{path}/{index}", inner)
@@ -142,15 +145,26 @@ def flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
+def select(values: Mapping[str, Any], *, texts: bool) -> dict[str, Any]:
+    """The values to compare, with renamed keys under their present names."""
+    named = {"/".join(RENAMED.get(part, part) for part in path.split("/")): value for path, value in values.items()}
+    return named if texts else {path: value for path, value in named.items() if not path.endswith(TEXTS)}
+
+
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Print the paths whose values differ.
+    """Print how many values differ, by the kind of figure, with an example of each.
 
     :returns: 1 if any does.
     """
-    differing = [path for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
-    for path in differing[:200]:
-        print(f"{path}: {before.get(path)!r} → {after.get(path)!r}")
-    print(f"{len(differing)} of {len(before.keys() | after.keys())} values differ")
+    paths = before.keys() | after.keys()
+    differing = sorted(path for path in paths if before.get(path) != after.get(path))
+    kinds: dict[str, list[str]] = {}
+    for path in differing:
+        kinds.setdefault(re.sub(r"/\d+", "/*", path), []).append(path)
+    for kind, members in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        example = members[0]
+        print(f"{len(members):6} {kind}, such as {before.get(example)!r} → {after.get(example)!r}")
+    print(f"{len(differing)} of {len(paths)} values differ")
     return int(bool(differing))
 
 
