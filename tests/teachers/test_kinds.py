@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.config import EndpointTeacher, EnsembleTeacher, leaves, load_file
-from tests.test_config import GOOD, complaint, file  # noqa: F401
+from stillhouse.config import AnyTeacher, EndpointTeacher, EnsembleTeacher, leaves, load_file
+from stillhouse.config.base import tagged
+from tests.test_config import GOOD, error_message, file  # noqa: F401
 
 FOREST = '  - {kind: python, name: forest, target: "toy:Forest", weight: 2}\n'
 KINDS = """\
@@ -20,16 +21,19 @@ KINDS = """\
     members:
       - {kind: endpoint, name: llm, base_url: "http://127.0.0.1:8080/v1", model: m, prompt: "{temp} at {origin}?"}
       - {kind: python, name: rules, target: "toy:Rules", weight: 2}
+  - {kind: huggingface, name: bert, folder: models/bert, template: "{temp:.0f} at {origin}"}
 """
+KIND_TAGS = ", ".join(tagged(AnyTeacher))
 
 
 def test_agent_file_reads_every_kind(file: Path) -> None:  # noqa: F811
     file.write_text(GOOD.replace(FOREST, KINDS))
     toy = load_file(file)
-    assert [teacher.kind for teacher in toy.teachers] == ["python", "module", "mlflow", "ensemble"]
+    assert [teacher.kind for teacher in toy.teachers] == ["python", "module", "mlflow", "ensemble", "huggingface"]
     assert isinstance(toy.teachers[3], EnsembleTeacher) and isinstance(toy.teachers[3].members[0], EndpointTeacher)
     named = {leaf.name: leaf.share for leaf in leaves(toy.teachers)}
-    assert named == pytest.approx({"forest": 2 / 7, "net": 1 / 7, "big": 1 / 7, "both.llm": 1 / 7, "both.rules": 2 / 7})
+    eighths = {"forest": 2, "net": 1, "big": 1, "both.llm": 1, "both.rules": 2, "bert": 1}
+    assert named == pytest.approx({name: share / 8 for name, share in eighths.items()})
 
 
 MISTAKES = [
@@ -37,7 +41,7 @@ MISTAKES = [
     (
         "kind: mlflow, ",
         "",
-        "14: teachers.2.kind: is required and missing: one of python, module, mlflow, endpoint, ensemble",
+        f"14: teachers.2.kind: is required and missing: one of {KIND_TAGS}",
     ),
     (
         "answers: logits",
@@ -47,7 +51,7 @@ MISTAKES = [
     (
         "kind: endpoint, ",
         "",
-        "19: teachers.3.members.0.kind: is required and missing: one of python, module, mlflow, endpoint, ensemble",
+        f"19: teachers.3.members.0.kind: is required and missing: one of {KIND_TAGS}",
     ),
     ("model: m, ", "model: m, vote: 3, ", "19: teachers.3.members.0.vote: unknown key; did you mean 'votes'?"),
     ("model: m, ", "", "19: teachers.3.members.0.model: is required and missing: the model's name at that address"),
@@ -101,9 +105,9 @@ MISTAKES = [
 def test_mistake_is_reported_with_its_line(file: Path, right: str, wrong: str, message: str) -> None:  # noqa: F811
     text = GOOD.replace(FOREST, KINDS)
     assert right in text
-    assert complaint(file, text.replace(right, wrong, 1)) == message
+    assert error_message(file, text.replace(right, wrong, 1)) == message
 
 
 def test_error_does_not_repeat_a_secret(file: Path) -> None:  # noqa: F811
     text = GOOD.replace(FOREST, KINDS).replace("http://127", "https://me:secret@127")
-    assert "secret" not in complaint(file, text)
+    assert "secret" not in error_message(file, text)

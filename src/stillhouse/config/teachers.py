@@ -24,6 +24,7 @@ __all__ = [
     "Asking",
     "EndpointTeacher",
     "EnsembleTeacher",
+    "HuggingfaceTeacher",
     "Leaf",
     "LeafTeacher",
     "MlflowTeacher",
@@ -296,10 +297,7 @@ class EndpointTeacher(TeacherSection):
 
         :raises ValueError: if the braces do not match, or contain more than a name.
         """
-        names = [field for _, field, _, _ in Formatter().parse(self.prompt) if field is not None]
-        if invalid := [name for name in names if not re.fullmatch(r"[^.\[\]{}]+", name)]:
-            raise ValueError(f"{{{invalid[0]}}} must be a column's name alone; write {{{{ and }}}} for braces")
-        return tuple(names)
+        return _placeholders(self.prompt)
 
     @model_validator(mode="after")
     def _check_votes(self) -> EndpointTeacher:
@@ -324,17 +322,53 @@ class EndpointTeacher(TeacherSection):
         return None  # `timeout` limits one request; a call sends many
 
     def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
-        try:
-            placeholders = self.placeholders
-        except ValueError as error:
-            yield f"prompt: {error}"
-            return
-        allowed = [*columns, "actions"]
-        for name in placeholders:
-            if name not in allowed:
-                yield f"prompt: no column is called {name!r}; {suggest(name, allowed, 'there are')}"
-        if not set(placeholders) & set(columns):
-            yield "prompt: names no column in braces: every row would be the same question"
+        yield from _placeholder_errors("prompt", self.prompt, "question", columns)
+
+
+class HuggingfaceTeacher(TeacherSection):
+    """A sequence-classification model of Hugging Face in a local folder, without fitting; it runs on the CPU.
+
+    Its weights are read from safetensors only. Code in the folder is not run, and nothing is downloaded.
+    """
+
+    kind: Literal["huggingface"]
+    folder: str = Field(
+        min_length=1, description="path of the folder that `save_pretrained` wrote for the model and its tokenizer"
+    )
+    column: str | None = Field(default=None, description="the text column that the model reads")
+    template: str | None = Field(
+        default=None, description="instead of `column`: a text in which {column} is replaced by the row's value"
+    )
+    labels: dict[str, str] | None = Field(
+        default=None,
+        min_length=1,
+        description="the action of each label of the model; the probabilities of labels with one action are added. "
+        "Absent: the labels are the actions",
+    )
+    max_tokens: int = Field(default=256, ge=2, description="longest text (tokens); the rest of a text is cut")
+    batch_size: int = Field(default=32, ge=1, description="rows per forward pass")
+    timeout: PositiveDuration = Field(
+        default=_CALL_TIMEOUT, description="limit of one call: answers to at most 5000 rows"
+    )
+
+    @model_validator(mode="after")
+    def _check_input(self) -> HuggingfaceTeacher:
+        if (self.column is None) == (self.template is None):
+            raise ValueError("give either `column`, a text column, or `template`, a text with columns in braces")
+        return self
+
+    # the digest of the folder's files is part of the version instead of `folder`
+    non_identity_fields = TeacherSection.non_identity_fields | {"folder", "batch_size"}
+
+    @property
+    def call_timeout(self) -> timedelta | None:
+        return self.timeout
+
+    def column_errors(self, columns: Mapping[str, Column]) -> Iterator[str]:
+        if self.column is not None and (error := column_error(self.column, "text", columns)):
+            yield f"column: {error}"
+        if self.template is not None:
+            yield from _placeholder_errors("template", self.template, "text", columns)
 
 
 class WeightUpdates(Section):
@@ -370,7 +404,7 @@ class EnsembleTeacher(TeacherSection):
     weights: WeightUpdates = WeightUpdates()
 
 
-LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher
+LeafTeacher = PythonTeacher | ModuleTeacher | MlflowTeacher | EndpointTeacher | HuggingfaceTeacher
 AnyTeacher = Annotated[LeafTeacher | EnsembleTeacher, Field(discriminator="kind")]
 EnsembleTeacher.model_rebuild()
 
@@ -497,3 +531,32 @@ def _column_errors(names: Iterable[str] | None, kind: str | None, columns: Mappi
     for name in names or ():
         if error := column_error(name, kind, columns):
             yield f"columns: {error}"
+
+
+def _placeholders(template: str) -> tuple[str, ...]:
+    """The names in braces in ``template``.
+
+    :raises ValueError: if the braces do not match, or contain more than a name.
+    """
+    names = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+    if invalid := [name for name in names if not re.fullmatch(r"[^.\[\]{}]+", name)]:
+        raise ValueError(f"{{{invalid[0]}}} must be a column's name alone; write {{{{ and }}}} for braces")
+    return tuple(names)
+
+
+def _placeholder_errors(key: str, template: str, filled: str, columns: Mapping[str, Column]) -> Iterator[str]:
+    """``key: error`` for each wrong name in braces.
+
+    :param filled: what the template becomes for a row: a question, a text.
+    """
+    try:
+        placeholders = _placeholders(template)
+    except ValueError as error:
+        yield f"{key}: {error}"
+        return
+    allowed = [*columns, "actions"]
+    for name in placeholders:
+        if name not in allowed:
+            yield f"{key}: no column is called {name!r}; {suggest(name, allowed, 'there are')}"
+    if not set(placeholders) & set(columns):
+        yield f"{key}: names no column in braces: every row would be the same {filled}"
