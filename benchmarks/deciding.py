@@ -34,9 +34,9 @@ CLAIM = (
     "in batches of 64 rows or more a champion adds less than a twentieth of a millisecond per row to ONNX Runtime; "
     "single rows miss every goal"
 )
-STRETCHES = 5
+BLOCKS = 5
 SIZES = (1, 64, 900)
-SHARES = {1: 1, 64: 20, 900: 100}
+CALL_DIVISORS = {1: 1, 64: 20, 900: 100}
 """So many times fewer calls are made of so many rows."""
 
 ENCODING, MAPPING, FRAME, PYFUNC = 0.05, 0.05, 0.35, 0.3
@@ -73,19 +73,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=2000, help="of each way, for one row")
     parser.add_argument("--quick", action="store_true", help="100 calls, nothing written")
-    asked = parser.parse_args()
-    run = begin("deciding", recorded=not asked.quick)
-    calls = 100 if asked.quick else asked.calls
+    options = parser.parse_args()
+    run = begin("deciding", writes_result=not options.quick)
+    calls = 100 if options.quick else options.calls
     goals, detail = list[Goal](), dict[str, Any]()
     with tempfile.TemporaryDirectory(prefix="stillhouse-deciding-") as scratch:
         for champion in (flights(Path(scratch)), sentences(Path(scratch))):
             for size in SIZES:
-                times = interleaved(ways(champion, size), max(4 * STRETCHES, calls // SHARES[size]))
+                times = time_interleaved(timed_ways(champion, size), max(4 * BLOCKS, calls // CALL_DIVISORS[size]))
                 goals += goals_of(champion.name, size, times)
                 detail[f"{champion.name}, {size} rows"] = {
-                    way: round(statistics.median(each), 5) for way, each in times.items()
+                    way: round(statistics.median(call_ms), 5) for way, call_ms in times.items()
                 }
-    if asked.quick:
+    if options.quick:
         print(json.dumps({"goals": {goal.name: round(goal.measured, 4) for goal in goals}, "ms": detail}, indent=1))
     else:
         run.write(CLAIM, goals, {"calls": calls, "median_ms": detail}, ("onnxruntime", "mlflow", "pandas", "numpy"))
@@ -101,7 +101,7 @@ def flights(scratch: Path) -> Champion:
     settings = config.load("flights")
     start = datetime(2013, 7, 20, tzinfo=UTC)
     frame = resolve(settings.observations.source)(start, start + timedelta(days=2))[[*settings.observations.columns]]
-    return exported("flights", settings, frame, scratch)
+    return export_variant("flights", settings, frame, scratch)
 
 
 def sentences(scratch: Path) -> Champion:
@@ -143,8 +143,8 @@ def sentences(scratch: Path) -> Champion:
         "cancel",
         "reservation",
     ]
-    chance = random.Random(0)
-    texts = [" ".join(chance.choices(words, k=chance.randint(4, 12))) for _ in range(1000)]
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(words, k=rng.randint(4, 12))) for _ in range(1000)]
     flights = config.load("flights").model_dump()
     settings = config.AgentConfig.model_validate(
         {key: flights[key] for key in ("teachers", "windows", "outcomes")}
@@ -157,10 +157,10 @@ def sentences(scratch: Path) -> Champion:
             "watch": {"every": timedelta(days=7)},
         }
     )
-    return exported("sentences", settings, pd.DataFrame({"said": texts}), scratch)
+    return export_variant("sentences", settings, pd.DataFrame({"said": texts}), scratch)
 
 
-def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Champion:
+def export_variant(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Champion:
     """An untrained student as a variant in float32."""
     from stillhouse.compress.search.greedy import search
     from stillhouse.compress.variants import target_from_student, variant_writer
@@ -171,7 +171,7 @@ def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Ch
 
     columns = columns_of(settings, frame)
     student = new_student(settings, columns, encode(frame, columns))
-    subject = target_from_student(
+    target = target_from_student(
         student,
         columns,
         settings.actions,
@@ -179,38 +179,40 @@ def exported(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Ch
         validation=lambda columns: encode(frame, columns),
         quality=lambda probabilities: 0.0,
     )
-    plain = Compression(recipes=((Fp32(method="fp32"),),), search=None)
-    found = search(lambda: subject, plain, SizeLimits(), variant_writer(name, settings.actions, {}), scratch / name)
+    fp32_only = Compression(recipes=((Fp32(method="fp32"),),), search=None)
+    frontier = search(
+        lambda: target, fp32_only, SizeLimits(), variant_writer(name, settings.actions, {}), scratch / name
+    )
     rows = json.loads(frame.head(SIZES[-1]).to_json(orient="records", double_precision=15))
-    return Champion(name, Path(found.reference.folder), rows)
+    return Champion(name, Path(frontier.reference.folder), rows)
 
 
 # --------------------------------------------------------------------------- how it is asked
 
 
-def ways(champion: Champion, size: int) -> Ways:
+def timed_ways(champion: Champion, size: int) -> Ways:
     """What is timed, by name; each gives the same answer but for ``empty``."""
     variant = Variant(champion.folder)
     rows = champion.rows[:size]
-    given: Any = rows[0] if size == 1 else rows
+    mapping: Any = rows[0] if size == 1 else rows
     frame = pd.DataFrame(rows)
     matrix = variant.encoder(rows)
-    model, empty = loaded(champion, frame)
-    found: Ways = {
+    model, empty = load_pyfunc(champion, frame)
+    ways: Ways = {
         "bare": lambda: variant.probabilities(matrix),
-        "encode": lambda: variant.encoder(given),
-        "mapping": lambda: variant.decide(given),
+        "encode": lambda: variant.encoder(mapping),
+        "mapping": lambda: variant.decide(mapping),
         "frame": lambda: variant.predict(frame),
         "pyfunc": lambda: model.predict(frame),
         "empty": lambda: empty.predict(frame),
     }
     expected = variant.probabilities(matrix)
     for way in ("frame", "pyfunc"):
-        np.testing.assert_allclose(np.asarray(found[way]().iloc[:, 1:]), expected, rtol=1e-5)  # type: ignore[attr-defined]
-    return found
+        np.testing.assert_allclose(np.asarray(ways[way]().iloc[:, 1:]), expected, rtol=1e-5)  # type: ignore[attr-defined]
+    return ways
 
 
-def loaded(champion: Champion, frame: pd.DataFrame) -> tuple[Any, Any]:
+def load_pyfunc(champion: Champion, frame: pd.DataFrame) -> tuple[Any, Any]:
     """The champion as MLflow loads it, and a model of the same signature that does nothing."""
     import mlflow.pyfunc
     from mlflow.models import Model
@@ -226,18 +228,20 @@ def loaded(champion: Champion, frame: pd.DataFrame) -> tuple[Any, Any]:
         return model, mlflow.pyfunc.load_model(str(Path(folder, "empty")))
 
 
-def interleaved(ways: Ways, calls: int) -> Times:
+def time_interleaved(timed_ways: Ways, calls: int) -> Times:
     """Milliseconds of each call."""
-    times: Times = {way: [] for way in ways}
-    chance = random.Random(0)
+    times: Times = {way: [] for way in timed_ways}
+    rng = random.Random(0)
     for number in range(calls + calls // 10):
-        for way in chance.sample([*ways], len(ways)):  # none always finds the caches as the same other left them
-            call = ways[way]
-            began = time.perf_counter()
+        for way in rng.sample(
+            [*timed_ways], len(timed_ways)
+        ):  # none always finds the caches as the same other left them
+            call = timed_ways[way]
+            start = time.perf_counter()
             call()
-            took = 1000 * (time.perf_counter() - began)
+            elapsed_ms = 1000 * (time.perf_counter() - start)
             if number >= calls // 10:  # the first are to warm up
-                times[way].append(took)
+                times[way].append(elapsed_ms)
     return times
 
 
@@ -246,29 +250,31 @@ def interleaved(ways: Ways, calls: int) -> Times:
 
 def goals_of(name: str, size: int, times: Times) -> list[Goal]:
     """Milliseconds a row."""
-    wanted = (
+    goals_by_way = (
         ("encode", ENCODING, None),
         ("mapping", MAPPING, "bare"),
         ("frame", FRAME, "bare"),
         ("pyfunc", PYFUNC, "empty"),
     )
     goals = []
-    for way, goal, beside in wanted:
-        above = [median_of(times, way, beside, part) / size for part in [slice(None), *stretches(len(times[way]))]]
-        goals.append(Goal(f"{name}_{way}_{size}_ms", goal, "lower", above[0], min(above), max(above)))
+    for way, goal, baseline in goals_by_way:
+        differences = [
+            median_of(times, way, baseline, block) / size for block in [slice(None), *call_blocks(len(times[way]))]
+        ]
+        goals.append(Goal(f"{name}_{way}_{size}_ms", goal, "lower", differences[0], min(differences), max(differences)))
     return goals
 
 
-def stretches(calls: int) -> Sequence[slice]:
+def call_blocks(calls: int) -> Sequence[slice]:
     """The calls in parts of equal length, in order of time."""
-    long = calls // STRETCHES
-    return [slice(i * long, (i + 1) * long) for i in range(STRETCHES)]
+    length = calls // BLOCKS
+    return [slice(i * length, (i + 1) * length) for i in range(BLOCKS)]
 
 
-def median_of(times: Times, way: str, beside: str | None, part: slice) -> float:
+def median_of(times: Times, way: str, baseline: str | None, block: slice) -> float:
     """Of one way, above that of another."""
-    own = statistics.median(times[way][part])
-    return own if beside is None else own - statistics.median(times[beside][part])
+    median = statistics.median(times[way][block])
+    return median if baseline is None else median - statistics.median(times[baseline][block])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks.durability_life import Found, Place, lived
+from benchmarks.durability_run import RunFolders, RunResult, run_and_kill
 from benchmarks.report import Goal, begin
 
 CLAIM = "every acknowledged event is in the knowledge base exactly once, whichever process is killed"
@@ -37,38 +37,38 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer kills, nothing written")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    run = begin("durability", recorded=not asked.quick)
+    options = parser.parse_args()
+    run = begin("durability", writes_result=not options.quick)
     with tempfile.TemporaryDirectory(prefix="durability-") as folder:
-        found = lived(Place(Path(folder)), 15 if asked.quick else asked.kills, asked.seed)
+        result = run_and_kill(RunFolders(Path(folder)), 15 if options.quick else options.kills, options.seed)
     detail = {
-        "kills": dict(found.kills),
-        "acknowledged": found.acknowledged,
-        "unacknowledged_and_there": found.unacknowledged,
-        "windows": found.windows,
-        "rows": dict(found.rows),
-        "commits": dict(found.commits),
-        "seconds": round(found.seconds, 1),
+        "kills": dict(result.kills),
+        "acknowledged": result.acknowledged,
+        "unacknowledged_and_there": result.unacknowledged,
+        "windows": result.windows,
+        "rows": dict(result.rows),
+        "commits": dict(result.commits),
+        "seconds": round(result.seconds, 1),
     }
     print(detail)
-    if asked.quick:
-        for goal in goals_of(found):
+    if options.quick:
+        for goal in goals_of(result):
             print(f"{goal.name}: {goal.measured:g}")
     else:
-        run.write(CLAIM, goals_of(found), detail, ["deltalake", "msgspec"])
+        run.write(CLAIM, goals_of(result), detail, ["deltalake", "msgspec"])
 
 
-def goals_of(found: Found) -> list[Goal]:
+def goals_of(result: RunResult) -> list[Goal]:
     """A hundred kills, and nothing lost or doubled."""
 
     def exactly(name: str, goal: float, better: str, measured: int) -> Goal:
         return Goal(name, goal, better, measured, measured, measured)  # type: ignore[arg-type]
 
     return [
-        exactly("kills", 100, "higher", found.kills.total()),
-        exactly("acknowledged_events_lost", 0, "lower", len(found.lost)),
-        exactly("events_doubled", 0, "lower", len(found.doubled)),
-        exactly("pinned_windows_changed", 0, "lower", len(found.windows_changed)),
+        exactly("kills", 100, "higher", result.kills.total()),
+        exactly("acknowledged_events_lost", 0, "lower", len(result.lost)),
+        exactly("events_doubled", 0, "lower", len(result.doubled)),
+        exactly("pinned_windows_changed", 0, "lower", len(result.windows_changed)),
     ]
 
 

@@ -23,80 +23,82 @@ __all__ = ["Load"]
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, requests: list[bytes], first: int, until: float, done: asyncio.Future[None], keep: bool) -> None:
+    def __init__(
+        self, requests: list[bytes], first: int, deadline: float, closed: asyncio.Future[None], keep_bodies: bool
+    ) -> None:
         self.requests = cycle(requests[first:] + requests[:first])
-        self.until, self.done, self.keep = until, done, keep
+        self.deadline, self.closed, self.keep_bodies = deadline, closed, keep_bodies
         self.seconds: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.bodies: list[bytes] = []
         self.buffer = b""
-        self.wanted = 0  # bytes of the answer that is arriving, once its head is there
-        self.head = 0
+        self.response_bytes = 0  # bytes of the answer that is arriving, once its head is there
+        self.head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self._send()
 
     def _send(self) -> None:
-        self.began = time.perf_counter()
+        self.started_at = time.perf_counter()
         self.transport.write(next(self.requests))
 
     def data_received(self, data: bytes) -> None:
         self.buffer = self.buffer + data if self.buffer else data
-        if not self.wanted:
-            self.head = self.buffer.find(b"\r\n\r\n") + 4
-            if self.head < 4:
+        if not self.response_bytes:
+            self.head_bytes = self.buffer.find(b"\r\n\r\n") + 4
+            if self.head_bytes < 4:
                 return
-            head = self.buffer[: self.head].lower()
-            at = head.find(b"content-length:")
-            self.wanted = self.head + int(head[at + 15 : head.find(b"\r", at)])
-        if len(self.buffer) < self.wanted:
+            head = self.buffer[: self.head_bytes].lower()
+            position = head.find(b"content-length:")
+            self.response_bytes = self.head_bytes + int(head[position + 15 : head.find(b"\r", position)])
+        if len(self.buffer) < self.response_bytes:
             return
         now = time.perf_counter()
-        self.seconds.append(now - self.began)
+        self.seconds.append(now - self.started_at)
         self.statuses[int(self.buffer[9:12])] += 1
-        if self.keep:
-            self.bodies.append(self.buffer[self.head : self.wanted])
-        self.buffer, self.wanted = b"", 0
-        if now < self.until:
+        if self.keep_bodies:
+            self.bodies.append(self.buffer[self.head_bytes : self.response_bytes])
+        self.buffer, self.response_bytes = b"", 0
+        if now < self.deadline:
             self._send()
         else:
             self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if time.perf_counter() < self.until:
+        if time.perf_counter() < self.deadline:
             self.statuses[0] += 1  # closed under our hands: its request is not answered
-        if not self.done.done():
-            self.done.set_result(None)
+        if not self.closed.done():
+            self.closed.set_result(None)
 
 
-async def _run(order: dict[str, Any]) -> dict[str, Any]:
-    loop, until = asyncio.get_running_loop(), time.perf_counter() + order["seconds"]
-    requests = [_request(order, body.encode()) for body in order["bodies"]]
-    connections, dones = [], []
-    began = time.perf_counter()
-    for i in range(order["connections"]):
-        done = loop.create_future()
-        made = _Connection(requests, i % len(requests), until, done, order.get("keep", False))
-        await loop.create_connection(lambda made=made: made, "127.0.0.1", order["port"])  # type: ignore[misc]
-        connections.append(made)
-        dones.append(done)
-    await asyncio.gather(*dones)
-    seconds = time.perf_counter() - began
-    taken = sorted(each for connection in connections for each in connection.seconds)
+async def _run(spec: dict[str, Any]) -> dict[str, Any]:
+    loop, deadline = asyncio.get_running_loop(), time.perf_counter() + spec["seconds"]
+    requests = [_request(spec, body.encode()) for body in spec["bodies"]]
+    connections, all_closed = [], []
+    start = time.perf_counter()
+    for i in range(spec["connections"]):
+        closed = loop.create_future()
+        protocol = _Connection(requests, i % len(requests), deadline, closed, spec.get("keep", False))
+        await loop.create_connection(lambda protocol=protocol: protocol, "127.0.0.1", spec["port"])  # type: ignore[misc]
+        connections.append(protocol)
+        all_closed.append(closed)
+    await asyncio.gather(*all_closed)
+    seconds = time.perf_counter() - start
+    latencies = sorted(latency for connection in connections for latency in connection.seconds)
     statuses = sum((connection.statuses for connection in connections), Counter())
     return {
-        "requests": len(taken),
-        "per_second": len(taken) / seconds,
-        "p50_ms": 1e3 * taken[len(taken) // 2],
-        "p99_ms": 1e3 * taken[min(len(taken) - 1, len(taken) * 99 // 100)],
+        "requests": len(latencies),
+        "per_second": len(latencies) / seconds,
+        "p50_ms": 1e3 * latencies[len(latencies) // 2],
+        "p99_ms": 1e3 * latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)],
         "statuses": dict(statuses),
         "bodies": [body.decode() for connection in connections for body in connection.bodies],
     }
 
 
-def _request(order: dict[str, Any], body: bytes) -> bytes:
-    head = f"POST {order['path']} HTTP/1.1\r\nHost: 127.0.0.1:{order['port']}\r\nContent-Type: application/json\r\n"
+def _request(spec: dict[str, Any], body: bytes) -> bytes:
+    head = f"POST {spec['path']} HTTP/1.1\r\nHost: 127.0.0.1:{spec['port']}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -111,26 +113,26 @@ class Load:
         )
 
     def __call__(
-        self, port: int, path: str, bodies: list[str], connections: int, seconds: float, *, keep: bool = False
+        self, port: int, path: str, bodies: list[str], connections: int, seconds: float, *, keep_bodies: bool = False
     ) -> dict[str, Any]:
         """Requests for so many seconds; ``per_second``, ``p50_ms``, ``p99_ms``, ``statuses`` (0: cut off), bodies."""
-        self.begin(port, path, bodies, connections, seconds, keep=keep)
+        self.begin(port, path, bodies, connections, seconds, keep_bodies=keep_bodies)
         return self.end()
 
     def begin(
-        self, port: int, path: str, bodies: list[str], connections: int, seconds: float, *, keep: bool = False
+        self, port: int, path: str, bodies: list[str], connections: int, seconds: float, *, keep_bodies: bool = False
     ) -> None:
         """The same, without waiting for its :meth:`end`."""
-        order = {
+        spec = {
             "port": port,
             "path": path,
             "bodies": bodies,
             "connections": connections,
             "seconds": seconds,
-            "keep": keep,
+            "keep": keep_bodies,
         }
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(spec) + "\n")
         self._process.stdin.flush()
 
     def end(self) -> dict[str, Any]:

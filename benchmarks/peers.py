@@ -24,16 +24,16 @@ def peer(name: str, requirements: Sequence[str]) -> Path:
     """
     folder = FOLDER / name
     python, stamp = folder / "bin" / "python", folder / ".requirements"
-    pinned = PINNED / f"{name}.txt"
-    wanted = "\n".join([*requirements, pinned.read_text(encoding="utf-8")])
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+    pins_file = PINNED / f"{name}.txt"
+    required = "\n".join([*requirements, pins_file.read_text(encoding="utf-8")])
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == required:
         return python
     print(f"setting up {folder.relative_to(FOLDER.parent)} (once)", file=sys.stderr)
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
-    install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pinned)]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pins_file)]
     for command in ([sys.executable, "-m", "venv", str(folder)], [*install, *requirements]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"the peer {name} cannot be installed:\n{done.stderr[-2000:]}")
-    stamp.write_text(wanted, encoding="utf-8")
+        completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if completed.returncode:
+            raise SystemExit(f"the peer {name} cannot be installed:\n{completed.stderr[-2000:]}")
+    stamp.write_text(required, encoding="utf-8")
     return python

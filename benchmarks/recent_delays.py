@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from benchmarks.report import Goal, begin, show
+from benchmarks.report import Goal, begin, print_goals
 from examples.flights import ACTIONS, departures, lateness, week_start
 from stillhouse import config
 from stillhouse.config import AgentConfig, NumberColumn
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how often all students are trained")
     parser.add_argument("--quick", action="store_true", help="one seed, 16 weeks, nothing written")
     options = parser.parse_args()
-    run = begin("recent_delays", recorded=not options.quick)
+    run = begin("recent_delays", writes_result=not options.quick)
     weeks = WEEKS[:16] if options.quick else WEEKS
     rows = with_recent_delays(departures_with_outcomes(week_start(0), week_start(weeks.stop)))
     flights = config.load("flights")
@@ -93,7 +93,7 @@ def main() -> None:
         print(f"seed {seed}: {auc}", flush=True)
     goals = goals_of(per_seed)
     if options.quick:
-        show(CLAIM, goals)
+        print_goals(CLAIM, goals)
     else:
         detail = {
             "seeds": per_seed,

@@ -77,18 +77,18 @@ class Run:
         }
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        show(claim, goals)
+        print_goals(claim, goals)
 
 
-def begin(name: str, *, recorded: bool) -> Run:
+def begin(name: str, *, writes_result: bool) -> Run:
     """Note the commit, the arguments and the load before anything is measured.
 
-    :param recorded: whether the run will write a result. If so, the tree must be as it was committed, apart from
+    :param writes_result: whether the run will write a result. If so, the tree must be as it was committed, apart from
         results and generated pages: a figure belongs to a commit that others can check out.
     :raises SystemExit: if it is not.
     """
     commit = _commit()
-    if recorded and (changed := ["no git repository"] if commit == UNKNOWN else changed_files()):
+    if writes_result and (changed := ["no git repository"] if commit == UNKNOWN else changed_files()):
         raise SystemExit(
             f"the result of benchmarks.{name} would belong to no commit: {', '.join(changed[:5])}"
             f"{' and more' if len(changed) > 5 else ''}. Commit or stash the changes, or measure with --quick, "
@@ -100,17 +100,17 @@ def begin(name: str, *, recorded: bool) -> Run:
 
 def _without_folders(arguments: Sequence[str]) -> tuple[str, ...]:
     """The arguments, of paths only the last part: results are published, and folders are somebody's own."""
-    return tuple(Path(each).name if os.sep in each else each for each in arguments)
+    return tuple(Path(argument).name if os.sep in argument else argument for argument in arguments)
 
 
 def changed_files() -> list[str]:
     """Files that differ from the commit or that git does not know, apart from results and generated pages."""
     excluded = (f":(top,exclude){path}" for path in GENERATED)
-    listed = _git("status", "--porcelain", "--", ":/", *excluded)
-    return [line[3:] for line in listed.splitlines()]
+    status = _git("status", "--porcelain", "--", ":/", *excluded)
+    return [line[3:] for line in status.splitlines()]
 
 
-def show(claim: str, goals: Sequence[Goal]) -> None:
+def print_goals(claim: str, goals: Sequence[Goal]) -> None:
     """Print the goals as a table."""
     table = Table("goal", "", "measured", "lowest", "highest", "", title=claim)
     for goal in goals:
@@ -134,5 +134,5 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
-    return done.stdout
+    completed = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    return completed.stdout

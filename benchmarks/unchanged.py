@@ -27,11 +27,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-TIMES = ("seconds", "duration", "recorded_at", "asked_at", "decided_at", "minutes")
+TIME_KEYS = ("seconds", "duration", "recorded_at", "asked_at", "decided_at", "minutes")
 """Keys, or ends of keys, that hold times of the machine."""
-IDENTIFIERS = ("verdict_id", "refresh_id", "cause", "docs", "cpu", "run_id", "job", "model_id", "digest")
+ID_KEYS = ("verdict_id", "refresh_id", "cause", "docs", "cpu", "run_id", "job", "model_id", "digest")
 """Keys that hold names made anew in each run, or places."""
-RENAMED = {"outcome": "result"}
+RENAMED_KEYS = {"outcome": "result"}
 """Keys of verdicts that have been renamed."""
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     commands.add_parser("play", help=argparse.SUPPRESS).add_argument("weeks")
     arguments = parser.parse_args()
     if arguments.command == "play":
-        play(arguments.weeks)
+        play_demo(arguments.weeks)
     elif arguments.command == "record":
         arguments.file.write_text(json.dumps(record(arguments.weeks), indent=0, sort_keys=True), encoding="utf-8")
     else:
@@ -65,40 +65,40 @@ def record(weeks: int) -> dict[str, Any]:
         agents.mkdir()
         text = (Path("agents") / "flights.yaml").read_text(encoding="utf-8")
         (agents / "flights.yaml").write_text(text.replace("time: 12s", "time: 1h"), encoding="utf-8")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-        environment = kept | {"STILLHOUSE_HOME": folder, "STILLHOUSE_AGENTS": str(agents), "OMP_NUM_THREADS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+        environment = inherited | {"STILLHOUSE_HOME": folder, "STILLHOUSE_AGENTS": str(agents), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "benchmarks.unchanged", "play", str(weeks)]
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
-        return dict(flat("", figures(home)))
+        return dict(flatten("", read_figures(home)))
 
 
-def play(weeks: str) -> None:
+def play_demo(weeks: str) -> None:
     """The demo, with recorded latencies and a search whose clock counts how often it is read."""
     from stillhouse import latency
     from stillhouse.records import Latency
 
-    def recorded(candidates: Mapping[str, Any], **_: Any) -> dict[str, Latency]:
+    def fixed_latencies(candidates: Mapping[str, Any], **_: Any) -> dict[str, Latency]:
         for call in candidates.values():
             call()
         return {
-            name: Latency(p50_ms=0.02 + 0.001 * place, p95_ms=0.03 + 0.001 * place, calls=1)
-            for place, name in enumerate(candidates)
+            name: Latency(p50_ms=0.02 + 0.001 * index, p95_ms=0.03 + 0.001 * index, calls=1)
+            for index, name in enumerate(candidates)
         }
 
-    latency.measure_latency = recorded
+    latency.measure_latency = fixed_latencies
     latency.measure_cpu_time = lambda call, **_: 0.02
-    real, ticks = time.perf_counter, itertools.count()
+    real_clock, ticks = time.perf_counter, itertools.count()
 
     def perf_counter() -> float:
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        return next(ticks) / 1000 if caller.startswith("stillhouse.compress") else real()
+        return next(ticks) / 1000 if caller.startswith("stillhouse.compress") else real_clock()
 
     time.perf_counter = perf_counter
     sys.argv = ["flows", "demo", "--weeks", weeks]
     runpy.run_module("flows", run_name="__main__", alter_sys=True)
 
 
-def figures(home: Path) -> dict[str, Any]:
+def read_figures(home: Path) -> dict[str, Any]:
     """What the store of a played demo holds, without times and identifiers."""
     from deltalake import DeltaTable
 
@@ -115,11 +115,11 @@ def figures(home: Path) -> dict[str, Any]:
             for row in evidence.itertuples()
         ],
         "decisions": {"rows": len(decisions), "probability": float(sum(p[0] for p in decisions["probabilities"]))},
-        "mlflow": list(metrics(home / "mlflow" / "mlflow.db")),
+        "mlflow": list(read_metrics(home / "mlflow" / "mlflow.db")),
     }
 
 
-def metrics(database: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(database: Path) -> Iterator[dict[str, Any]]:
     """Name and metrics of each run, in the order in which they were begun."""
     with closing(sqlite3.connect(database)) as connection:
         runs = connection.execute("select run_uuid, name from runs order by start_time, rowid").fetchall()
@@ -128,16 +128,16 @@ def metrics(database: Path) -> Iterator[dict[str, Any]]:
             yield {"run": name, "metrics": {f"{key}@{step}": value for key, step, value in values}}
 
 
-def flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def flatten(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Pairs of path and value of nested lists and mappings, without times and identifiers."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             name = key.partition("@")[0]
-            if not name.endswith(TIMES) and name not in IDENTIFIERS:
-                yield from flat(f"{path}/{RENAMED.get(key, key)}", inner)
+            if not name.endswith(TIME_KEYS) and name not in ID_KEYS:
+                yield from flatten(f"{path}/{RENAMED_KEYS.get(key, key)}", inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from flat(f"{path}/{index}", inner)
+            yield from flatten(f"{path}/{index}", inner)
     else:
         yield path, value
 

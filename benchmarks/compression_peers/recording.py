@@ -24,16 +24,16 @@ def record(folder: Path, peer: str, version: str, settings: Mapping[str, Setting
     """
     folder.mkdir(parents=True, exist_ok=True)
     points: list[dict[str, Any]] = []
-    for point, (sentence, make) in settings.items():
-        known: dict[str, Any] = {"point": point, "peer": peer, "version": version, "setting": sentence}
+    for point, (sentence, write_point) in settings.items():
+        fields: dict[str, Any] = {"point": point, "peer": peer, "version": version, "setting": sentence}
         file = folder / f"{point}{suffix}"
         try:
-            known |= make(file) or {}
-            known["file" if suffix == ".onnx" else "probabilities"] = file.name
+            fields |= write_point(file) or {}
+            fields["file" if suffix == ".onnx" else "probabilities"] = file.name
         except Exception as error:  # whatever a peer stumbles over is its result
             traceback.print_exc()
-            known["error"] = f"{type(error).__name__}: {error}".strip()[:600]
-        points.append(known)
+            fields["error"] = f"{type(error).__name__}: {error}".strip()[:600]
+        points.append(fields)
         (folder / "points.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
 
 
@@ -46,6 +46,6 @@ def score(probabilities: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float
     """AUC for two actions, accuracy for more: what the students are judged by."""
     if probabilities.shape[1] > 2:
         return float((probabilities.argmax(axis=1) == y).mean())
-    late, other = probabilities[y == 1, 1], np.sort(probabilities[y == 0, 1])
-    below, upto = np.searchsorted(other, late, "left"), np.searchsorted(other, late, "right")
-    return float((below + upto).mean() / 2 / len(other))
+    positive, negative = probabilities[y == 1, 1], np.sort(probabilities[y == 0, 1])
+    below, upto = np.searchsorted(negative, positive, "left"), np.searchsorted(negative, positive, "right")
+    return float((below + upto).mean() / 2 / len(negative))

@@ -33,7 +33,7 @@ def evidently_rule(reference: np.ndarray) -> Flag:
     return flag
 
 
-def evidently_itself(reference: np.ndarray) -> Flag:
+def evidently_report(reference: np.ndarray) -> Flag:
     """evidently's own report."""
     import pandas as pd
     from evidently import Report
@@ -43,8 +43,8 @@ def evidently_itself(reference: np.ndarray) -> Flag:
     before = pd.DataFrame(reference, columns=names)
 
     def flag(rows: np.ndarray) -> bool:
-        found = Report([DataDriftPreset()]).run(pd.DataFrame(rows, columns=names), before).dict()
-        return bool(found["metrics"][0]["value"]["share"] >= 0.5)
+        report = Report([DataDriftPreset()]).run(pd.DataFrame(rows, columns=names), before).dict()
+        return bool(report["metrics"][0]["value"]["share"] >= 0.5)
 
     return flag
 
@@ -67,40 +67,40 @@ def frouros_ks(reference: np.ndarray) -> Flag:
 
 def main() -> None:
     """Share of looks with an alarm, by world and scenario."""
-    library, path, job_path, out = sys.argv[1:]
+    library, inputs_path, job_path, out = sys.argv[1:]
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    inputs = dict(np.load(path))
+    inputs = dict(np.load(inputs_path))
     make = {"evidently": evidently_rule, "frouros": frouros_ks}[library]
-    found = []
+    results = []
     for world in job["worlds"]:
         flag = make(inputs[f"{world}|reference"])
-        itself = evidently_itself(inputs[f"{world}|reference"]) if library == "evidently" else None
+        full_report = evidently_report(inputs[f"{world}|reference"]) if library == "evidently" else None
         for situation, share in job["column_scenarios"]:
             generator = np.random.default_rng(91)
-            flags, agree = [], []
+            flags, agreements = [], []
             for number in range(job["column_looks"]):
-                rows = drawn(inputs[f"{world}|before"], job["rows_per_look"], generator)
+                rows = draw_rows(inputs[f"{world}|before"], job["rows_per_look"], generator)
                 moved = generator.random(len(rows)) < share
-                rows[moved] = drawn(inputs[f"{world}|{situation}"], int(moved.sum()), generator)
+                rows[moved] = draw_rows(inputs[f"{world}|{situation}"], int(moved.sum()), generator)
                 flags.append(flag(rows))
-                if itself and number < job["check"]:
-                    agree.append(itself(rows) == flags[-1])
-            found.append(
+                if full_report and number < job["check"]:
+                    agreements.append(full_report(rows) == flags[-1])
+            results.append(
                 {
                     "world": world,
                     "method": f"{library}, columns",
                     "scenario": f"{situation} {share:g}",
                     "alarms_per_look": float(np.mean(flags)),
                     "looks": len(flags),
-                    "checked": len(agree),
-                    "rule_agrees": int(np.sum(agree)),
+                    "checked": len(agreements),
+                    "rule_agrees": int(np.sum(agreements)),
                 }
             )
         print(world, library, "columns", file=sys.stderr)
-    Path(out).write_text(json.dumps(found), encoding="utf-8")
+    Path(out).write_text(json.dumps(results), encoding="utf-8")
 
 
-def drawn(pool: np.ndarray, rows: int, generator: np.random.Generator) -> np.ndarray:
+def draw_rows(pool: np.ndarray, rows: int, generator: np.random.Generator) -> np.ndarray:
     """Random rows of a pool."""
     return pool[generator.integers(0, len(pool), rows)]
 

@@ -18,7 +18,7 @@ __all__ = ["train"]
 
 def train(
     student: nn.Module,
-    lesson: TrainingSet,
+    training_set: TrainingSet,
     settings: Distillation,
     loss: Loss,
     temperature: float,
@@ -27,16 +27,16 @@ def train(
 ) -> None:
     """Train ``student`` in place, for ``steps`` steps, whatever a pass is."""
     generator = torch.Generator().manual_seed(settings.seed)
-    teacher = lesson.teacher_probs.clamp(min=1e-6).log()
+    teacher = training_set.teacher_probs.clamp(min=1e-6).log()
     optimiser = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=0.15)
     average = AveragedModel(
         student, avg_fn=lambda slow, fast, n: slow.lerp(fast, 1 - min(settings.averaging, (int(n) + 1) / (int(n) + 11)))
     )
     student.train()
-    for batch in itertools.islice(_batches(len(lesson), settings.batch_size, generator), steps):
+    for batch in itertools.islice(_batches(len(training_set), settings.batch_size, generator), steps):
         optimiser.zero_grad(set_to_none=True)
-        loss(student(lesson.x[batch]), teacher[batch], lesson.labels[batch], temperature, weight).backward()
+        loss(student(training_set.x[batch]), teacher[batch], training_set.labels[batch], temperature, weight).backward()
         optimiser.step()
         schedule.step()
         average.update_parameters(student)

@@ -11,10 +11,10 @@ from stillhouse.drift.distances import compare_profiles
 from stillhouse.drift.profile import Profile
 from stillhouse.drift.scan import scan
 
-work, first, *rest = sys.argv[1:]
-before = cpu()
-profiles = [Profile.from_bytes(Path(first).read_bytes()) if work == "compare_known" else scan(first)]
-profiles += [scan(file, like=profiles[0]) for file in rest]
+command, first_file, *other_files = sys.argv[1:]
+start = cpu()
+profiles = [Profile.from_bytes(Path(first_file).read_bytes()) if command == "compare_known" else scan(first_file)]
+profiles += [scan(file, like=profiles[0]) for file in other_files]
 drifts = compare_profiles(*profiles) if len(profiles) == 2 else ()
-measured = {drift.column: [drift.psi, drift.ks, drift.wasserstein] for drift in drifts}
-print(json.dumps({"cpu_s": cpu() - before, "peak_mb": peak_mb(), "columns": measured}))
+distances = {drift.column: [drift.psi, drift.ks, drift.wasserstein] for drift in drifts}
+print(json.dumps({"cpu_s": cpu() - start, "peak_mb": peak_mb(), "columns": distances}))

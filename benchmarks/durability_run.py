@@ -38,36 +38,36 @@ TABLES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class RunFolders:
     """Where one run keeps its things."""
 
-    folder: Path
+    root: Path
 
     @property
     def spools(self) -> Path:
-        return self.folder / "spool"
+        return self.root / "spool"
 
     @property
     def names(self) -> Path:
-        return self.folder / "names"
+        return self.root / "names"
 
     @property
     def windows(self) -> Path:
-        return self.folder / "windows"
+        return self.root / "windows"
 
     def upkeep(self) -> FileLock:
-        return FileLock(self.folder / "upkeep.lock")
+        return FileLock(self.root / "upkeep.lock")
 
     def base(self) -> KnowledgeBase:
-        return KnowledgeBase(agent(), self.folder / "knowledge")
+        return KnowledgeBase(agent_config(), self.root / "knowledge")
 
     def pinned(self) -> dict[str, tuple[Window, ...]]:
-        found = sorted(self.windows.glob("*.json"))
-        return {path.stem: (Window.model_validate_json(path.read_text(encoding="utf-8")),) for path in found}
+        paths = sorted(self.windows.glob("*.json"))
+        return {path.stem: (Window.model_validate_json(path.read_text(encoding="utf-8")),) for path in paths}
 
 
 @dataclass
-class Found:
+class RunResult:
     """What a run came to."""
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -82,75 +82,75 @@ class Found:
     seconds: float = 0.0
 
 
-def lived(place: Place, kills: int, seed: int) -> Found:
+def run_and_kill(folders: RunFolders, kills: int, seed: int) -> RunResult:
     """Start everybody, kill at random, restart, and count at the end."""
-    began, rng, found = time.perf_counter(), random.Random(seed), Found()
-    for folder in (place.spools, place.names, place.windows):
+    start, rng, result = time.perf_counter(), random.Random(seed), RunResult()
+    for folder in (folders.spools, folders.names, folders.windows):
         folder.mkdir(parents=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.durability_life"])
-    parts = [writer] * 3 + [flusher] * 2 + [maintainer]
-    alive = [(part, started(context, part, place)) for part in parts]
+    context.set_forkserver_preload(["benchmarks.durability_run"])
+    workers = [writer] * 3 + [flusher] * 2 + [maintainer]
+    processes = [(worker, start_process(context, worker, folders)) for worker in workers]
     try:
-        while found.kills.total() < kills - len(parts):
+        while result.kills.total() < kills - len(workers):
             time.sleep(rng.uniform(0.05, 1.0))
             role = rng.choice([writer, flusher, maintainer])
-            number = rng.choice([at for at, (part, _) in enumerate(alive) if part is role])
-            part, process = alive[number]
-            killed(process, found, part)
-            alive[number] = part, started(context, part, place)
-            if found.kills.total() % 10 == 5:
-                pin(place, rng, found)
+            index = rng.choice([index for index, (worker, _) in enumerate(processes) if worker is role])
+            worker, process = processes[index]
+            kill_process(process, result, worker)
+            processes[index] = worker, start_process(context, worker, folders)
+            if result.kills.total() % 10 == 5:
+                pin(folders, rng, result)
         time.sleep(1.0)
     finally:
-        for part, process in alive:
-            killed(process, found, part)
-    base = place.base()
-    last = flush(base, place.spools)
-    assert not last.problems and not last.dead and not list(place.spools.glob("*.dead")), last
-    compare(place, base, found)
-    found.seconds = time.perf_counter() - began
-    return found
+        for worker, process in processes:
+            kill_process(process, result, worker)
+    base = folders.base()
+    final_flush = flush(base, folders.spools)
+    assert not final_flush.problems and not final_flush.dead and not list(folders.spools.glob("*.dead")), final_flush
+    compare(folders, base, result)
+    result.seconds = time.perf_counter() - start
+    return result
 
 
-def started(context: ForkServerContext, part: Callable[[Place], None], place: Place) -> BaseProcess:
+def start_process(context: ForkServerContext, worker: Callable[[RunFolders], None], folders: RunFolders) -> BaseProcess:
     """A process that is at work by now."""
-    process = context.Process(target=begun, args=(part, place, ready := context.Event()), daemon=True)
+    process = context.Process(target=signal_and_run, args=(worker, folders, ready := context.Event()), daemon=True)
     process.start()
     if not ready.wait(120):
-        raise RuntimeError(f"a {part.__name__} did not start")
+        raise RuntimeError(f"a {worker.__name__} did not start")
     return process
 
 
-def begun(part: Callable[[Place], None], place: Place, ready: threading.Event) -> None:
+def signal_and_run(worker: Callable[[RunFolders], None], folders: RunFolders, ready: threading.Event) -> None:
     ready.set()
-    part(place)
+    worker(folders)
 
 
-def killed(process: BaseProcess, found: Found, part: Callable[[Place], None]) -> None:
+def kill_process(process: BaseProcess, result: RunResult, worker: Callable[[RunFolders], None]) -> None:
     """One that has ended by itself is a mistake."""
     if process.exitcode is not None:
-        raise RuntimeError(f"a {part.__name__} ended by itself ({process.exitcode})")
+        raise RuntimeError(f"a {worker.__name__} ended by itself ({process.exitcode})")
     process.kill()
     process.join()
-    found.kills[part.__name__] += 1
+    result.kills[worker.__name__] += 1
 
 
 # --------------------------------------------------------------------------- those who are killed
 
 
-def writer(place: Place) -> None:
+def writer(folders: RunFolders) -> None:
     """Put events, and write down the name of each that was acknowledged."""
-    spool = Spool(place.spools)
-    names = os.open(place.names / uuid.uuid4().hex, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    spool = Spool(folders.spools)
+    names_file = os.open(folders.names / uuid.uuid4().hex, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def work() -> None:
         rng = random.Random()
         while True:
             kind = rng.choice(list(TABLES))
-            made = [f"{kind}:{uuid.uuid4().hex}" for _ in range(1 if kind == "taught" else rng.randint(1, 4))]
-            spool.put(event(kind, made, rng))
-            os.write(names, "".join(f"{name}\n" for name in made).encode())
+            event_names = [f"{kind}:{uuid.uuid4().hex}" for _ in range(1 if kind == "taught" else rng.randint(1, 4))]
+            spool.put(event(kind, event_names, rng))
+            os.write(names_file, "".join(f"{name}\n" for name in event_names).encode())
             time.sleep(rng.uniform(0, 0.05))
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
@@ -160,22 +160,22 @@ def writer(place: Place) -> None:
         thread.join()
 
 
-def flusher(place: Place) -> None:
+def flusher(folders: RunFolders) -> None:
     """Flush without end, in chunks of any size."""
-    base, rng = place.base(), random.Random()
+    base, rng = folders.base(), random.Random()
     while True:
         with contextlib.suppress(RuntimeStateError):  # the maintainer took a file away that was being read: once more
-            flush(base, place.spools, max_rows=rng.choice([1, 20, 500, 50_000]))
+            flush(base, folders.spools, max_rows=rng.choice([1, 20, 500, 50_000]))
         time.sleep(rng.uniform(0, 0.05))
 
 
-def maintainer(place: Place) -> None:
+def maintainer(folders: RunFolders) -> None:
     """Compact and free without end and without grace."""
-    base, rng = place.base(), random.Random()
+    base, rng = folders.base(), random.Random()
     while True:
-        with place.upkeep():
+        with folders.upkeep():
             upkeep.compact(base.tables, Upkeep(min_files=2))
-            upkeep.vacuum(base.tables, timedelta(), place.pinned())
+            upkeep.vacuum(base.tables, timedelta(), folders.pinned())
         time.sleep(rng.uniform(0, 0.1))
 
 
@@ -215,7 +215,7 @@ def event(kind: str, names: list[str], rng: random.Random) -> Event:
             return Outcomes(observation_ids=names, observed_at=times, known_at=times, actions=["go"] * len(names))
 
 
-def agent() -> AgentConfig:
+def agent_config() -> AgentConfig:
     """One number, one category, two actions."""
     return AgentConfig.model_validate(
         {
@@ -238,43 +238,43 @@ def agent() -> AgentConfig:
 # --------------------------------------------------------------------------- counting
 
 
-def pin(place: Place, rng: random.Random, found: Found) -> None:
+def pin(folders: RunFolders, rng: random.Random, result: RunResult) -> None:
     """Pin a window as a registered model would: between two rounds of upkeep, where in life there is a grace."""
     start = START + timedelta(days=rng.randrange(30 * MONTHS - 20))
-    with place.upkeep():
-        window = place.base().window(f"model-{found.kills.total()}", start, start + timedelta(days=20))
-        path = place.windows / f"{window.name}.json"
+    with folders.upkeep():
+        window = folders.base().window(f"model-{result.kills.total()}", start, start + timedelta(days=20))
+        path = folders.windows / f"{window.name}.json"
         path.write_text(window.model_dump_json(), encoding="utf-8")
-        path.with_suffix(".rows").write_text(digest(place, window), encoding="utf-8")
+        path.with_suffix(".rows").write_text(digest(folders, window), encoding="utf-8")
 
 
-def digest(place: Place, window: Window) -> str:
+def digest(folders: RunFolders, window: Window) -> str:
     """The window's rows as text, the same for the same rows."""
-    base = place.base()
+    base = folders.base()
     observations = base.read_observations(window).to_csv(index=False)
     return observations + base.read_labelled(window, START + timedelta(days=1000)).to_csv(index=False)
 
 
-def compare(place: Place, base: KnowledgeBase, found: Found) -> None:
+def compare(folders: RunFolders, base: KnowledgeBase, result: RunResult) -> None:
     """Names that were acknowledged against names that the tables have."""
     acknowledged = set[str]()
-    for file in place.names.iterdir():
+    for file in folders.names.iterdir():
         acknowledged |= set(file.read_text(encoding="utf-8").splitlines())
-    there = {
+    counts = {
         (kind, table): Counter(name for name in base.read(table, columns=[column])[column] if name.startswith(kind))  # type: ignore[arg-type]
         for kind, columns in TABLES.items()
         for table, column in columns
     }
-    everywhere = set[str]().union(*there.values())
-    for (kind, table), rows in there.items():
-        mine = {name for name in acknowledged if name.startswith(kind)}
-        found.lost += [f"{name} in {table}" for name in mine - set(rows)]
-        found.doubled += [f"{name} in {table}" for name, count in rows.items() if count > 1]
-    found.acknowledged, found.unacknowledged = len(acknowledged), len(everywhere - acknowledged)
-    found.rows = base.tables.count_rows()
-    found.commits = {table: base.tables.open(table).version() for table in found.rows}  # type: ignore[union-attr, arg-type]
-    for path in sorted(place.windows.glob("*.rows")):
-        found.windows += 1
+    stored = set[str]().union(*counts.values())
+    for (kind, table), rows in counts.items():
+        expected = {name for name in acknowledged if name.startswith(kind)}
+        result.lost += [f"{name} in {table}" for name in expected - set(rows)]
+        result.doubled += [f"{name} in {table}" for name, count in rows.items() if count > 1]
+    result.acknowledged, result.unacknowledged = len(acknowledged), len(stored - acknowledged)
+    result.rows = base.tables.count_rows()
+    result.commits = {table: base.tables.open(table).version() for table in result.rows}  # type: ignore[union-attr, arg-type]
+    for path in sorted(folders.windows.glob("*.rows")):
+        result.windows += 1
         window = Window.model_validate_json(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if digest(place, window) != path.read_text(encoding="utf-8"):
-            found.windows_changed.append(path.stem)
+        if digest(folders, window) != path.read_text(encoding="utf-8"):
+            result.windows_changed.append(path.stem)
