@@ -1,8 +1,8 @@
-"""The cost of a watch and of a refresh of an agent with ten times the history.
+"""The cost of a watch and of a refresh with ten times the history.
 
-``python -m benchmarks.age`` runs the flights agent for half a year, puts nine more such half-years in front of a copy
-of its knowledge base (every table, in weekly commits as they arise), and runs the same watch and the same refresh on
-copies of both, interleaved, in one warm process. ``--quick`` does each once on ten weeks and writes nothing.
+``python -m benchmarks.age`` runs the flights agent for half a year, inserts nine more such half-years before the rows
+of a copy of its knowledge base (every table, in weekly commits), and runs the same watch and the same refresh on copies
+of both, interleaved, in one warm process. ``--quick`` runs each job once on ten weeks and writes no file.
 
 The registry is the same on both sides: the effect of the number of models in MLflow is not measured.
 """
@@ -31,11 +31,11 @@ CLAIM = "with ten times the history a refresh takes no longer, and a watch takes
 
 HISTORY_FACTOR = 10
 WEEK = timedelta(weeks=1)
-GAP_BETWEEN_COPIES = 27 * WEEK  # so that the windows of both sides hold the same rows
+GAP_BETWEEN_COPIES = 27 * WEEK  # the windows of both sides hold the same rows
 
 
 def main() -> None:
-    """Live, stretch, repeat, measure and write."""
+    """Run the agent, extend a copy of its history, measure both and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="of each side")
     parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, nothing written")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def extend_history(home: Path, length: timedelta) -> dict[str, tuple[int, int]]:
-    """Put the whole life of the agent before itself, nine times; rows of each table before and after."""
+    """Insert nine shifted copies of all rows before the history; return the row counts before and after, by table."""
     use_home(home)
     base = KnowledgeBase(config.load("flights"))
     before = base.tables.count_rows()
@@ -78,7 +78,7 @@ def extend_history(home: Path, length: timedelta) -> dict[str, tuple[int, int]]:
 
 
 def shift_rows(rows: pd.DataFrame, by: timedelta, prefix: str) -> pd.DataFrame:
-    """The same rows so much earlier, about others: their ids, contents, teachers, champions and jobs are others."""
+    """Move all times of ``rows`` back by ``by`` and put ``prefix`` before their ids and names."""
     shifted = rows.copy()
     for name, column in rows.items():
         if isinstance(column.dtype, pd.DatetimeTZDtype):
@@ -94,7 +94,7 @@ def shift_rows(rows: pd.DataFrame, by: timedelta, prefix: str) -> pd.DataFrame:
 
 
 def compare(folder: Path, homes: dict[str, Path], now: Any, repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """Each job on a fresh copy of each home, in an order that alternates, after one of each to warm the process up."""
+    """Run each job on a fresh copy of each home, in alternating order; one unmeasured round warms the process up."""
     import stillhouse
 
     jobs: dict[str, Callable[[], object]] = {

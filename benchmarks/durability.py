@@ -1,11 +1,11 @@
 """SIGKILL at random moments: every acknowledged event is in the knowledge base exactly once.
 
-``python -m benchmarks.durability`` takes about ten minutes; ``--quick`` takes about one: fewer kills, nothing written.
+``python -m benchmarks.durability`` takes about ten minutes; ``--quick`` takes about one: fewer kills, no file written.
 
 Three writers put events of all kinds into their spools, two threads each, and append the name of an event to a file
-(``O_APPEND``) as soon as the spool has acknowledged it. Two flushers move the content of all spools into the tables,
+(``O_APPEND``) once the spool has acknowledged the event. Two flushers move the content of all spools into the tables,
 in chunks of random size. A maintainer compacts all months with two small files or more and deletes, without a grace
-period, every file that no version in use needs. At random moments a random one of these processes is killed with
+period, every file that no pinned version needs. At random moments a random one of these processes is killed with
 SIGKILL and replaced. At the end all of them are killed, one flush follows, and the tables are compared with the names:
 
 lost
@@ -13,10 +13,10 @@ lost
 doubled
     events, acknowledged or not, with more than one row in a table.
 windows changed
-    windows that were pinned during the run, each as a model's, and that return other rows at the end.
+    windows that were pinned during the run, as a model's window is, and that return other rows at the end.
 
-A kill ends a process, not the machine: data that the operating system had not yet written is not lost by it. So this
-proves nothing about a loss of power (the spool and the flush sync their files for that).
+A kill ends a process, not the machine: data that the operating system has not written yet survives. So this benchmark
+does not test a loss of power (for that case the spool and the flush sync their files).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLAIM = "every acknowledged event is in the knowledge base exactly once, whichev
 
 
 def main() -> None:
-    """Live, kill, count, write."""
+    """Run the processes, kill, count and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer kills, nothing written")
     parser.add_argument("--kills", type=int, default=100)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def goals_of(result: RunResult) -> list[Goal]:
-    """A hundred kills, and nothing lost or doubled."""
+    """Goals: a hundred kills; no event lost or doubled, no pinned window changed."""
 
     def exactly(name: str, goal: float, better: str, measured: int) -> Goal:
         return Goal(name, goal, better, measured, measured, measured)  # type: ignore[arg-type]

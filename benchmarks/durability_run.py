@@ -1,4 +1,4 @@
-"""The life that ``benchmarks/durability.py`` kills and counts: writers, flushers, a maintainer."""
+"""The processes that ``benchmarks/durability.py`` kills, and the comparison of the tables at the end."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ START, MONTHS = datetime(2013, 1, 1, tzinfo=UTC), 6
 TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "observed": (("observations", "observation_id"),),
     "decided": (("observations", "observation_id"), ("decisions", "observation_id")),
-    "taught": (("knowledge", "teacher"), ("spending", "version")),
+    "answered": (("knowledge", "teacher"), ("spending", "version")),
     "outcomes": (("outcomes", "observation_id"),),
 }
-"""By the kind of an event: the tables that have one row of each, and the column that has its name."""
+"""By kind of event: the tables that get one row per event, and the column that holds the event's name."""
 
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where one run keeps its things."""
+    """The folders of one run."""
 
     root: Path
 
@@ -68,7 +68,7 @@ class RunFolders:
 
 @dataclass
 class RunResult:
-    """What a run came to."""
+    """Counts of one run."""
 
     kills: Counter[str] = field(default_factory=Counter)
     acknowledged: int = 0
@@ -83,7 +83,7 @@ class RunResult:
 
 
 def run_and_kill(folders: RunFolders, kills: int, seed: int) -> RunResult:
-    """Start everybody, kill at random, restart, and count at the end."""
+    """Start all processes, kill and restart random ones, and compare the tables at the end."""
     start, rng, result = time.perf_counter(), random.Random(seed), RunResult()
     for folder in (folders.spools, folders.names, folders.windows):
         folder.mkdir(parents=True)
@@ -114,7 +114,7 @@ def run_and_kill(folders: RunFolders, kills: int, seed: int) -> RunResult:
 
 
 def start_process(context: ForkServerContext, worker: Callable[[RunFolders], None], folders: RunFolders) -> BaseProcess:
-    """A process that is at work by now."""
+    """Start a worker process and wait until it runs."""
     process = context.Process(target=signal_and_run, args=(worker, folders, ready := context.Event()), daemon=True)
     process.start()
     if not ready.wait(120):
@@ -128,7 +128,7 @@ def signal_and_run(worker: Callable[[RunFolders], None], folders: RunFolders, re
 
 
 def kill_process(process: BaseProcess, result: RunResult, worker: Callable[[RunFolders], None]) -> None:
-    """One that has ended by itself is a mistake."""
+    """Kill a process; raise if it has already ended by itself."""
     if process.exitcode is not None:
         raise RuntimeError(f"a {worker.__name__} ended by itself ({process.exitcode})")
     process.kill()
@@ -136,11 +136,11 @@ def kill_process(process: BaseProcess, result: RunResult, worker: Callable[[RunF
     result.kills[worker.__name__] += 1
 
 
-# --------------------------------------------------------------------------- those who are killed
+# --------------------------------------------------------------------------- workers
 
 
 def writer(folders: RunFolders) -> None:
-    """Put events, and write down the name of each that was acknowledged."""
+    """Put events into a spool and append the names of the acknowledged ones to a file."""
     spool = Spool(folders.spools)
     names_file = os.open(folders.names / uuid.uuid4().hex, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -148,7 +148,7 @@ def writer(folders: RunFolders) -> None:
         rng = random.Random()
         while True:
             kind = rng.choice(list(TABLES))
-            event_names = [f"{kind}:{uuid.uuid4().hex}" for _ in range(1 if kind == "taught" else rng.randint(1, 4))]
+            event_names = [f"{kind}:{uuid.uuid4().hex}" for _ in range(1 if kind == "answered" else rng.randint(1, 4))]
             spool.put(event(kind, event_names, rng))
             os.write(names_file, "".join(f"{name}\n" for name in event_names).encode())
             time.sleep(rng.uniform(0, 0.05))
@@ -161,16 +161,16 @@ def writer(folders: RunFolders) -> None:
 
 
 def flusher(folders: RunFolders) -> None:
-    """Flush without end, in chunks of any size."""
+    """Flush in a loop, in chunks of random size."""
     base, rng = folders.base(), random.Random()
     while True:
-        with contextlib.suppress(RuntimeStateError):  # the maintainer took a file away that was being read: once more
+        with contextlib.suppress(RuntimeStateError):  # the maintainer deleted a file during the read: retry
             flush(base, folders.spools, max_rows=rng.choice([1, 20, 500, 50_000]))
         time.sleep(rng.uniform(0, 0.05))
 
 
 def maintainer(folders: RunFolders) -> None:
-    """Compact and free without end and without grace."""
+    """Compact and vacuum in a loop, without a grace period."""
     base, rng = folders.base(), random.Random()
     while True:
         with folders.upkeep():
@@ -180,9 +180,9 @@ def maintainer(folders: RunFolders) -> None:
 
 
 def event(kind: str, names: list[str], rng: random.Random) -> Event:
-    """An event whose rows bear these names."""
+    """An event of the given kind whose rows have these names."""
     times = [int(START.timestamp() * 1e6) + rng.randrange(MONTHS * 30 * 86_400_000_000) for _ in names]
-    columns, values = ["x", "said"], [[rng.random(), rng.choice(["a", "b", None])] for _ in names]
+    columns, values = ["x", "word"], [[rng.random(), rng.choice(["a", "b", None])] for _ in names]
     match kind:
         case "observed":
             return Observed(observation_ids=names, observed_at=times, columns=columns, values=values)
@@ -200,7 +200,7 @@ def event(kind: str, names: list[str], rng: random.Random) -> Event:
                 deciders=["student"] * n,
                 versions=["durable@1"] * n,
             )
-        case "taught":
+        case "answered":
             (name,) = names
             return TeacherAnswered(
                 teacher=name,
@@ -216,7 +216,7 @@ def event(kind: str, names: list[str], rng: random.Random) -> Event:
 
 
 def agent_config() -> AgentConfig:
-    """One number, one category, two actions."""
+    """An agent with one number, one category and two actions."""
     return AgentConfig.model_validate(
         {
             "agent": "durable",
@@ -224,7 +224,7 @@ def agent_config() -> AgentConfig:
             "observations": {
                 "source": "durable:rows",
                 "since": START.isoformat(),
-                "columns": {"x": {"type": "number"}, "said": {"type": "category"}},
+                "columns": {"x": {"type": "number"}, "word": {"type": "category"}},
             },
             "outcomes": {"source": "durable:outcomes", "delay": "1d"},
             "teachers": [{"kind": "python", "name": "t", "target": "durable:Teacher"}],
@@ -239,7 +239,7 @@ def agent_config() -> AgentConfig:
 
 
 def pin(folders: RunFolders, rng: random.Random, result: RunResult) -> None:
-    """Pin a window as a registered model would: between two rounds of upkeep, where in life there is a grace."""
+    """Pin a window as a registered model does; the lock replaces the grace period that upkeep has in production."""
     start = START + timedelta(days=rng.randrange(30 * MONTHS - 20))
     with folders.upkeep():
         window = folders.base().window(f"model-{result.kills.total()}", start, start + timedelta(days=20))
@@ -249,14 +249,14 @@ def pin(folders: RunFolders, rng: random.Random, result: RunResult) -> None:
 
 
 def digest(folders: RunFolders, window: Window) -> str:
-    """The window's rows as text, the same for the same rows."""
+    """The window's rows as text; equal rows give equal text."""
     base = folders.base()
     observations = base.read_observations(window).to_csv(index=False)
     return observations + base.read_labelled(window, START + timedelta(days=1000)).to_csv(index=False)
 
 
 def compare(folders: RunFolders, base: KnowledgeBase, result: RunResult) -> None:
-    """Names that were acknowledged against names that the tables have."""
+    """Compare the acknowledged names with the names in the tables, and count into ``result``."""
     acknowledged = set[str]()
     for file in folders.names.iterdir():
         acknowledged |= set(file.read_text(encoding="utf-8").splitlines())

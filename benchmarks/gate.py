@@ -1,10 +1,10 @@
 """The share of worse challengers that the gate promotes: a simulation in which each window is drawn anew.
 
 ``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every verdict
-is the gate's own, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
+is computed by the gate's code, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
 
 - ``rows``: 20 to 6,000 independent rows, 5 and 77 actions; the two models disagree only where one is worse, or on 5 %
-  of the rows beyond that.
+  more rows.
 - ``clusters``: 10 to 300 clusters of 20 rows that are lost or gained as a whole, or a tenth of their rows together.
 - ``auc``: two actions, one row in five positive; normal scores with correlation .95, alone or in 12 to 100 clusters of
   20 rows with a random effect; or the champion's scores, of which some positives fall to the bottom.
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def goals_of(cells: list[dict[str, Any]], seeds: int) -> list[report.Goal]:
-    """The stated error, to be kept everywhere up to the noise of the simulation, and what is left to prove with."""
+    """Two goals on the error, which may exceed the stated one by the simulation's noise only, and two on the power."""
     goals = []
     for name, truth in (("promoted_at_the_margin", "worse by the margin"), ("promoted_at_twice", "worse by twice")):
         worst = max((cell for cell in cells if cell["challenger"] == truth), key=lambda cell: float(cell["promoted"]))
@@ -77,14 +77,14 @@ def goals_of(cells: list[dict[str, Any]], seeds: int) -> list[report.Goal]:
 
 
 def interval(count: int, total: int) -> tuple[float, float]:
-    """Of a share, 95 % (Clopper and Pearson 1934)."""
+    """95 % interval of the share ``count / total`` (Clopper and Pearson 1934)."""
     low = float(beta.ppf(0.025, count, total - count + 1)) if count else 0.0
     high = float(beta.ppf(0.975, count + 1, total - count)) if count < total else 1.0
     return low, high
 
 
 def window_kinds() -> Iterator[tuple[str, JudgeWindow]]:
-    """Name, and how one window is drawn and judged for a true difference."""
+    """Name of each kind of window, and the function that draws and judges one for a true difference."""
     for rows in (20, 100, 150, 300, 1000, 6000):
         yield f"rows: {rows:,}, 5 actions", functools.partial(judge_rows, rows, 5, 0.0)
         yield f"rows: {rows:,}, 5 actions, 5% disagree", functools.partial(judge_rows, rows, 5, 0.05)
@@ -104,23 +104,23 @@ def window_kinds() -> Iterator[tuple[str, JudgeWindow]]:
         yield f"auc: {rows:,} rows, positives lost", functools.partial(judge_lost_positives, rows)
 
 
-# --------------------------------------------------------------------------- more than two actions
+# --------------------------------------------------------------------------- accuracy
 
 
 def judge_rows(rows: int, actions: int, disagreement: float, rng: np.random.Generator, difference: float) -> bool:
-    """Independent rows."""
+    """Judge a window of independent rows."""
     lost, gained, equal = rng.multinomial(rows, shares(disagreement, difference)).tolist()
     return passes(((-1, lost), (0, equal), (1, gained)), 1, actions)
 
 
 def shares(disagreement: float, difference: float) -> tuple[float, float, float]:
-    """Of what only the challenger loses, of what only it gains, and of what both are alike in."""
+    """Shares of rows where only the champion is right, where only the challenger is right, and of all others."""
     lost, gained = disagreement / 2 + max(0.0, -difference), disagreement / 2 + max(0.0, difference)
     return lost, gained, 1 - lost - gained
 
 
 def judge_clusters(count: int, size: int, share: float, rng: np.random.Generator, difference: float) -> bool:
-    """Stretches of ``size`` rows, of which ``share`` is lost or gained together; more of them for a difference."""
+    """Judge clusters of ``size`` rows, in which a ``share`` of the rows is lost or gained together."""
     lost, gained, equal = rng.multinomial(count, shares(0.2 * (share < 1), difference / share)).tolist()
     net = round(share * size)
     return passes(((-net, lost), (0, equal), (net, gained)), size, 5)
@@ -128,9 +128,9 @@ def judge_clusters(count: int, size: int, share: float, rng: np.random.Generator
 
 @functools.cache
 def passes(clusters: tuple[tuple[int, int], ...], size: int, actions: int) -> bool:
-    """The gate's verdict on clusters of ``size`` rows by how many each gains net, and how many of such there are.
+    """The gate's verdict on pairs of a cluster's net gain in rows and the number of such clusters of ``size`` rows.
 
-    Equal counts are equal evidence, so each is judged once.
+    The counts determine the verdict, so it is cached by them.
     """
     nets = np.repeat([net for net, _ in clusters], [count for _, count in clusters])
     change = np.sign(nets)[:, None] * (np.arange(size) < np.abs(nets)[:, None])
@@ -148,11 +148,11 @@ def passes(clusters: tuple[tuple[int, int], ...], size: int, actions: int) -> bo
     return comparison is not None and not _non_inferiority(comparison, CONFIDENCE).failed
 
 
-# --------------------------------------------------------------------------- two actions
+# --------------------------------------------------------------------------- AUC of two actions
 
 
 def judge_scores(count: int, size: int, effect: float, rng: np.random.Generator, difference: float) -> bool:
-    """Normal scores, correlated .95; of each stretch an effect of its own on the challenger's positives.
+    """Judge normal scores with correlation .95; each cluster has a random effect on the challenger's positives.
 
     The AUC of positives N(μ, 1 + τ²) against negatives N(0, 1) is Φ(μ / √(2 + τ²)).
     """
@@ -168,7 +168,7 @@ def judge_scores(count: int, size: int, effect: float, rng: np.random.Generator,
 
 
 def judge_lost_positives(rows: int, rng: np.random.Generator, difference: float) -> bool:
-    """The champion ranks nearly all right; the challenger alike, but for a share of positives at the very bottom."""
+    """Judge scores that rank nearly all rows correctly; one model has a share of the positives at the bottom."""
     positive = rng.random(rows) < 0.2
     scores, lost = rng.normal(size=rows) + 6.0 * positive, positive & (rng.random(rows) < abs(difference))
     fallen = np.where(lost, scores - 30.0, scores)
@@ -177,7 +177,7 @@ def judge_lost_positives(rows: int, rng: np.random.Generator, difference: float)
 
 
 def passes_scores(positive: Array, challenger: Array, champion: Array, clusters: Array) -> bool:
-    """The gate's verdict on two scores, larger for the second action."""
+    """The gate's verdict on two scores; larger scores mean the second action."""
     pair = [np.column_stack([-score, score]) for score in (challenger, champion)]
     comparison = compare_models("test", positive.astype(int), *pair, MARGIN, clusters)
     return comparison is not None and not _non_inferiority(comparison, CONFIDENCE).failed

@@ -1,10 +1,10 @@
-"""A load generator in a process of its own: keep-alive connections, requests made beforehand, little parsing.
+"""A load generator in its own process: keep-alive connections, requests built beforehand, minimal parsing.
 
-``python -m benchmarks.load`` reads one order a line from stdin and answers each with a line of JSON::
+``python -m benchmarks.load`` reads one JSON specification per line from stdin and answers each with one line of JSON::
 
     {"port": 8000, "path": "/ping", "bodies": ["…"], "connections": 8, "seconds": 2.0, "keep": false}
 
-A connection sends its next request as soon as it has its answer (closed loop), going round the bodies.
+A connection sends its next request as soon as it has the response (closed loop) and cycles through the bodies.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Connection(asyncio.Protocol):
         self.statuses: Counter[int] = Counter()
         self.bodies: list[bytes] = []
         self.buffer = b""
-        self.response_bytes = 0  # bytes of the answer that is arriving, once its head is there
+        self.response_bytes = 0  # length of the current response in bytes; 0 until its head has arrived
         self.head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -67,7 +67,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if time.perf_counter() < self.deadline:
-            self.statuses[0] += 1  # closed under our hands: its request is not answered
+            self.statuses[0] += 1  # the server closed the connection; the request has no response
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -103,7 +103,7 @@ def _request(spec: dict[str, Any], body: bytes) -> bytes:
 
 
 class Load:
-    """The generator's process, for a benchmark to give orders to."""
+    """Starts the generator's process and sends it load specifications."""
 
     def __init__(self) -> None:
         import subprocess
@@ -115,14 +115,14 @@ class Load:
     def __call__(
         self, port: int, path: str, bodies: list[str], connections: int, seconds: float, *, keep_bodies: bool = False
     ) -> dict[str, Any]:
-        """Requests for so many seconds; ``per_second``, ``p50_ms``, ``p99_ms``, ``statuses`` (0: cut off), bodies."""
+        """Send requests for ``seconds``; return rate, p50 and p99 (ms), counts by status (0: cut off) and bodies."""
         self.begin(port, path, bodies, connections, seconds, keep_bodies=keep_bodies)
         return self.end()
 
     def begin(
         self, port: int, path: str, bodies: list[str], connections: int, seconds: float, *, keep_bodies: bool = False
     ) -> None:
-        """The same, without waiting for its :meth:`end`."""
+        """Start sending requests; :meth:`end` waits for the result."""
         spec = {
             "port": port,
             "path": path,
@@ -136,7 +136,7 @@ class Load:
         self._process.stdin.flush()
 
     def end(self) -> dict[str, Any]:
-        """What came of it."""
+        """Wait for the running load and return its result."""
         assert self._process.stdout is not None
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
@@ -149,7 +149,7 @@ class Load:
 
 
 def main() -> None:
-    """Orders in, figures out."""
+    """Read specifications from stdin, write results to stdout."""
     for line in sys.stdin:
         print(json.dumps(asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_run(json.loads(line)))), flush=True)
 

@@ -1,11 +1,11 @@
 """The quality, time and memory of the whole loop: the demo's year of flights, under several seeds.
 
 ``python -m benchmarks.loop`` plays the demo once per seed (about five minutes each on two cores); ``--quick`` plays a
-few weeks once and writes nothing.
+few weeks once and writes no file.
 
-The time of a week is taken from the demo's output, which prints a line at the end of each week; the time of a refresh
-is that of a week with one minus the median week without. Memory is that of all processes of the demo together, sampled
-four times a second.
+The time of a week comes from the demo's output, which has a line at the end of each week. The time of a refresh is the
+time of a week with a refresh minus the median time of a week without. Memory is the sum over all processes of the demo,
+sampled four times a second.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class DemoYear:
     summary: dict[str, Any]
     wall_seconds: float
     start_seconds: float
-    """Until the first week's row was printed."""
+    """Seconds until the row of the first week was printed."""
     calm_seconds: list[float] = field(default_factory=list)
-    """Of each week without a refresh."""
+    """Seconds of each week without a refresh."""
     refresh_seconds: list[float] = field(default_factory=list)
-    """Of each refresh: its week's seconds less the median week without one."""
+    """Per refresh: seconds of its week minus the median week without a refresh."""
     peak_bytes: int = 0
     smallest_ratio: float = 0.0
-    """Bytes of teacher over bytes of variant put forward, the smallest over all refreshes."""
+    """Bytes of the teacher / bytes of the submitted variant, smallest over all refreshes."""
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def median_goal(name: str, aim: float, better: Literal["higher", "lower"], value
 
 
 def play_demo(seed: int, home: Path, weeks: int) -> DemoYear:
-    """The demo in a process and a store of its own."""
+    """Play the demo in its own process and store."""
     agents = home / "agents"
     agents.mkdir(parents=True)
     text = (Path("agents") / "flights.yaml").read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ def play_demo(seed: int, home: Path, weeks: int) -> DemoYear:
 
 
 class _Peak:
-    """The largest resident memory of a process and all that it has started, together."""
+    """Samples the peak resident memory of a process and all its descendants together."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.peak_bytes, self.stopped = pid, 0, threading.Event()
@@ -137,7 +137,7 @@ class _Peak:
         self.thread.start()
 
     def stop(self) -> int:
-        """Bytes."""
+        """Stop sampling; return the peak in bytes."""
         self.stopped.set()
         self.thread.join()
         return self.peak_bytes
@@ -153,7 +153,7 @@ def _process_tree(pid: int) -> list[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 pids += _process_tree(int(child))
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         pass
     return pids
 
@@ -167,7 +167,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def smallest_ratio(home: Path) -> float:
-    """Bytes of teacher over bytes of variant put forward, the smallest over all refreshes."""
+    """Bytes of the teacher / bytes of the submitted variant, smallest over all refreshes."""
     from stillhouse.registry import Registry
 
     os.environ["STILLHOUSE_HOME"] = str(home)

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.overhead`` runs the same watch and the same refresh of the flights agent as plain engine calls
 and as flows, each on a copy of the same store, interleaved and in alternating order, in one warm process. ``--quick``
-does each once on a few weeks and writes nothing.
+runs each once on a few weeks and writes no file.
 
 The engine logs to MLflow too: MLflow's share is the time within calls of its client and in writing models in its
 format. So the three together add the time of the flow minus the time of the engine without that share.
@@ -31,7 +31,7 @@ from stillhouse import config
 CLAIM = "Prefect, MLflow and Great Expectations add about a third to a refresh and half a second to a watch"
 
 PACKAGING = ("save_student", "save_teacher", "VariantWriter.save")
-"""Of `stillhouse.registry.packaging`: a model's files as MLflow wants them."""
+"""Functions of :mod:`stillhouse.registry.packaging` that write models in MLflow's format; counted as MLflow."""
 
 STATIONS = {
     "stillhouse.refreshing.opening": ("require_learnable", "open_refresh"),
@@ -54,7 +54,7 @@ STATIONS = {
 
 
 def main() -> None:
-    """Play some weeks once, then repeat, measure and write."""
+    """Prepare a store, measure engine and flow on copies of it, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="of each side")
     parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, nothing written")
@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stillhouse-overhead-") as folder:
         prepared, now = prepare(Path(folder) / "prepared", weeks=10 if options.quick else 26)
         answers()
-        with without_heartbeats():  # as flows by hand
+        with without_heartbeats():  # as in flows that are started by hand
             pairs_by_job = compare(Path(folder), prepared, now, 1 if options.quick else options.repeats)
     goals = [
         median_goal(
@@ -101,17 +101,17 @@ def median_goal(name: str, aim: float, better: Literal["higher", "lower"], value
 
 
 def engine_seconds(pair: dict[str, Any]) -> float:
-    """Seconds of the engine without MLflow."""
+    """Seconds of the engine minus those within MLflow."""
     return float(pair["engine"]["seconds"] - pair["engine"]["mlflow_s"])
 
 
 def added_seconds(pair: dict[str, Any]) -> float:
-    """Seconds that the flow takes beyond that."""
+    """Seconds of the flow minus those of the engine without MLflow."""
     return float(pair["flow"]["seconds"] - engine_seconds(pair))
 
 
 def station_medians(pairs_by_job: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Median seconds of each station by job and side."""
+    """Median seconds by job, station and side."""
     medians: dict[str, dict[str, dict[str, float]]] = {}
     for job, pairs in pairs_by_job.items():
         names = sorted({name for pair in pairs for side in pair.values() for name in side["stations"]})
@@ -126,7 +126,7 @@ def station_medians(pairs_by_job: dict[str, list[dict[str, Any]]]) -> dict[str, 
 
 
 def prepare(home: Path, weeks: int) -> tuple[Path, datetime]:
-    """A store in which the flights agent has lived so many weeks, and its first champion two of them."""
+    """Run the flights agent for ``weeks`` weeks, the last two with its first champion; return the store and the end."""
     import stillhouse
     from stillhouse.living import live
 
@@ -142,7 +142,7 @@ def prepare(home: Path, weeks: int) -> tuple[Path, datetime]:
 
 
 def compare(folder: Path, prepared: Path, now: datetime, repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """Each job by both sides, each on its own copy, after one of each that warms the process up."""
+    """Run each job on both sides, each on its own copy; one unmeasured round warms the process up."""
     import stillhouse
     from flows.refresh import refresh
     from flows.watch import watch
@@ -169,27 +169,27 @@ def compare(folder: Path, prepared: Path, now: datetime, repeats: int) -> dict[s
 
 
 class Trace:
-    """Seconds by station and within MLflow's client, of the job that runs now."""
+    """Seconds by station and within MLflow's client, for the running job."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all times."""
         self.stations: dict[str, float] = defaultdict(float)
         self.mlflow = 0.0
         self.depth = 0
 
 
 def measure_once(job: Callable[[], object], folder: Path, prepared: Path, trace: Trace) -> dict[str, Any]:
-    """One job on a fresh copy of the store."""
-    home = Path(tempfile.mkdtemp(dir=folder))  # another each time: what a process keeps of a store, it keeps by path
+    """Measure one job on a fresh copy of the store."""
+    home = Path(tempfile.mkdtemp(dir=folder))  # a new path per run: the process caches stores by path
     shutil.copytree(prepared, home, dirs_exist_ok=True)
     use_home(home)
     from stillhouse.champion import load_champion
 
-    champion = load_champion("flights")  # connects, and moves MLflow's addresses to where the copy lies
-    assert champion is not None and champion.variant and champion.profile and champion.teacher  # warm on both sides
+    champion = load_champion("flights")  # connects and rewrites MLflow's artifact paths for the copy
+    assert champion is not None and champion.variant and champion.profile and champion.teacher  # loaded on both sides
     before = sum(file.is_file() for file in (home / "mlflow" / "artifacts").rglob("*"))
     trace.clear()
     start = time.perf_counter()
@@ -202,7 +202,7 @@ def measure_once(job: Callable[[], object], folder: Path, prepared: Path, trace:
 
 @contextmanager
 def trace_calls() -> Iterator[Trace]:
-    """Within, stations and calls of MLflow's client are timed."""
+    """Time the stations and all calls of MLflow's client within the context."""
     from importlib import import_module
 
     from stillhouse.registry import packaging
@@ -235,7 +235,7 @@ def trace_calls() -> Iterator[Trace]:
 
 
 def _owner(module: Any, name: str) -> tuple[Any, str]:
-    """What has the last part of a dotted name, and that part."""
+    """The object that has the last part of a dotted name as attribute, and that part."""
     *inside, last = name.split(".")
     for part in inside:
         module = getattr(module, part)
@@ -243,7 +243,7 @@ def _owner(module: Any, name: str) -> tuple[Any, str]:
 
 
 def _importing_modules(function: Any, name: str) -> list[Any]:
-    """The modules that have imported a function by its name."""
+    """Modules that imported ``function`` by its name."""
     import sys
 
     packages = ("stillhouse", "tasks", "flows", "data_checks")
@@ -276,16 +276,16 @@ def _time_mlflow(call: Any, trace: Trace) -> Any:
         finally:
             trace.depth -= 1
             seconds = time.perf_counter() - start
-            if not trace.depth:  # a call within a call counts once
+            if not trace.depth:  # nested calls count once
                 trace.mlflow += seconds
 
     return timed_call
 
 
 def use_home(home: Path) -> None:
-    """Let stillhouse keep everything in ``home``."""
+    """Let stillhouse store everything in ``home``."""
     os.environ["STILLHOUSE_HOME"] = str(home)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # the embedded default names the store of before
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # it still points to the previous store
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Other people's tools, each in its own environment, so that neither side's versions bend to the other's."""
+"""Virtual environments of the compared tools, one each, so that no tool dictates the versions of another."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["peer"]
 
 FOLDER = Path(__file__).parent.parent / ".venv-peers"
 PINNED = Path(__file__).parent.parent / "environments"
-"""By environment a file with every version that it has, also of what the requirements require."""
+"""Folder with one pins file per environment: every version in it, including indirect requirements."""
 
 
 def peer(name: str, requirements: Sequence[str]) -> Path:
-    """The Python of the environment ``.venv-peers/<name>``, made with ``requirements`` if it is not there.
+    """Path of the Python in ``.venv-peers/<name>``; creates that environment with ``requirements`` if needed.
 
-    Every version in it is the one that ``environments/<name>.txt`` names.
+    ``environments/<name>.txt`` pins every version in it.
 
-    :raises SystemExit: with pip's last words, if they cannot be installed.
+    :raises SystemExit: with the end of pip's output, if the installation fails.
     """
     folder = FOLDER / name
     python, stamp = folder / "bin" / "python", folder / ".requirements"

@@ -1,11 +1,11 @@
-"""A change of structure changes no figure: the demo's year played with nothing left to the clock, before and after.
+"""Check that a refactoring changes no figure: play the demo's year without real time, at both commits.
 
-``python -m benchmarks.unchanged record FILE`` plays the demo in a store of its own and writes every figure, choice and
-verdict to ``FILE`` (about five minutes; ``--weeks`` plays less). Run it at both commits, then
-``python -m benchmarks.unchanged compare BEFORE AFTER`` prints what differs and ends with 1 if anything does.
+``python -m benchmarks.unchanged record FILE`` plays the demo in its own store and writes every figure, choice and verdict
+to ``FILE`` (about five minutes; ``--weeks`` plays fewer weeks). Run it at both commits, then
+``python -m benchmarks.unchanged compare BEFORE AFTER`` prints the differences and exits with 1 if there are any.
 
-Two things of an ordinary run depend on the clock: measured latencies, and how far a compression search gets in its
-time. Here the latency of the n-th candidate is recorded as 0.02 + 0.001 n milliseconds, the search may take five
+Two parts of an ordinary run depend on real time: measured latencies, and the progress of a compression search within
+its time limit. Here the latency of the n-th candidate is recorded as 0.02 + 0.001 n milliseconds, the search may take five
 candidates and an hour, and its own clock advances one millisecond each time it is read. This benchmark has no goal and
 writes no result file.
 """
@@ -28,11 +28,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 TIME_KEYS = ("seconds", "duration", "recorded_at", "asked_at", "decided_at", "minutes")
-"""Keys, or ends of keys, that hold times of the machine."""
+"""Keys, or ends of keys, whose values are times of the machine."""
 ID_KEYS = ("verdict_id", "refresh_id", "cause", "docs", "cpu", "run_id", "job", "model_id", "digest")
-"""Keys that hold names made anew in each run, or places."""
+"""Keys whose values are paths, or identifiers that every run creates anew."""
 RENAMED_KEYS = {"outcome": "result"}
-"""Keys of verdicts that have been renamed."""
+"""Old name to new name of the keys of verdicts."""
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def record(weeks: int) -> dict[str, Any]:
-    """Every figure, choice and verdict of a year of the demo, by its path."""
+    """Play the demo; return every figure, choice and verdict by its path."""
     with TemporaryDirectory(prefix="stillhouse-unchanged-") as folder:
         home = Path(folder)
         agents = home / "agents"
@@ -73,7 +73,7 @@ def record(weeks: int) -> dict[str, Any]:
 
 
 def play_demo(weeks: str) -> None:
-    """The demo, with recorded latencies and a search whose clock counts how often it is read."""
+    """Play the demo with fixed latencies and a search whose clock counts its readings."""
     from stillhouse import latency
     from stillhouse.records import Latency
 
@@ -99,7 +99,7 @@ def play_demo(weeks: str) -> None:
 
 
 def read_figures(home: Path) -> dict[str, Any]:
-    """What the store of a played demo holds, without times and identifiers."""
+    """Read all figures from the store of a played demo."""
     from deltalake import DeltaTable
 
     demo, tables = home / "demo" / "flights", home / "knowledge" / "flights"
@@ -120,7 +120,7 @@ def read_figures(home: Path) -> dict[str, Any]:
 
 
 def read_metrics(database: Path) -> Iterator[dict[str, Any]]:
-    """Name and metrics of each run, in the order in which they were begun."""
+    """Name and metrics of each MLflow run, in the order of their starts."""
     with closing(sqlite3.connect(database)) as connection:
         runs = connection.execute("select run_uuid, name from runs order by start_time, rowid").fetchall()
         for run, name in runs:
