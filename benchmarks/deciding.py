@@ -1,12 +1,12 @@
-"""The cost of a decision beside ONNX Runtime: about a mapping, about a pandas frame, and through ``mlflow.pyfunc``.
+"""The cost of a decision on top of ONNX Runtime: for a mapping, for a pandas frame, and through ``mlflow.pyfunc``.
 
 ``python -m benchmarks.deciding`` exports two untrained students (the latency does not depend on the weights): one of
-the shape of the flights agent's, and one that reads texts. It calls the variant in every way that it supports, all
-ways taking turns, 2,000 times each, so that disturbances of the machine affect all ways. A goal is a difference of two
-medians: of the whole decision and of the graph alone on encoded rows, or of ``pyfunc.predict`` on the champion and on
-an empty model with the same signature. Lowest and highest are over five consecutive parts of the calls. Batches of 64
+the shape of the flights agent's, and one that reads texts. It calls the variant in every way that it supports, 2,000
+times each, all ways in random order, so that disturbances of the machine affect all of them. A goal is a difference of
+two medians: the whole decision minus the graph alone on encoded rows, or ``pyfunc.predict`` on the champion minus the
+same call on an empty model with the same signature. Lowest and highest are over five consecutive parts of the calls. Batches of 64
 and 900 rows are called less often, and their times are divided by the rows. ``--quick`` makes 100 calls and writes
-nothing.
+no file.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ CLAIM = (
 BLOCKS = 5
 SIZES = (1, 64, 900)
 CALL_DIVISORS = {1: 1, 64: 20, 900: 100}
-"""So many times fewer calls are made of so many rows."""
+"""Batch size to the divisor of the number of calls."""
 
 ENCODING, MAPPING, FRAME, PYFUNC = 0.05, 0.05, 0.35, 0.3
-"""Goals (ms): to encode a row; above the bare graph, of a mapping and of a one-row frame; above an empty model."""
+"""Goals (ms per row): encoding; a mapping and a frame, above the graph alone; pyfunc, above an empty model."""
 
 NOTHING = """
 from mlflow.models import set_model
@@ -61,7 +61,7 @@ Times = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Champion:
-    """A variant's folder with rows as JSON has them."""
+    """A variant's folder, with rows as JSON gives them."""
 
     name: str
     folder: Path
@@ -69,7 +69,7 @@ class Champion:
 
 
 def main() -> None:
-    """Make the champions, measure, write."""
+    """Export the students, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=2000, help="of each way, for one row")
     parser.add_argument("--quick", action="store_true", help="100 calls, nothing written")
@@ -91,7 +91,7 @@ def main() -> None:
         run.write(CLAIM, goals, {"calls": calls, "median_ms": detail}, ("onnxruntime", "mlflow", "pandas", "numpy"))
 
 
-# --------------------------------------------------------------------------- who decides
+# --------------------------------------------------------------------------- students
 
 
 def flights(scratch: Path) -> Champion:
@@ -105,7 +105,7 @@ def flights(scratch: Path) -> Champion:
 
 
 def sentences(scratch: Path) -> Champion:
-    """A student of short texts with 150 actions, as the router agent's, and made-up sentences of 4 to 12 words."""
+    """A text student with 150 actions, as the router agent's, with random sentences of 4 to 12 words."""
     words = [
         "book",
         "a",
@@ -153,15 +153,15 @@ def sentences(scratch: Path) -> Champion:
             "actions": [f"intent {i}" for i in range(150)],
             "student": {"kind": "text"},
             "observations": flights["observations"]
-            | {"columns": {"said": {"type": "text"}}, "rules": [], "unique": [], "volume": None},
+            | {"columns": {"sentence": {"type": "text"}}, "rules": [], "unique": [], "volume": None},
             "watch": {"every": timedelta(days=7)},
         }
     )
-    return export_variant("sentences", settings, pd.DataFrame({"said": texts}), scratch)
+    return export_variant("sentences", settings, pd.DataFrame({"sentence": texts}), scratch)
 
 
 def export_variant(name: str, settings: Any, frame: pd.DataFrame, scratch: Path) -> Champion:
-    """An untrained student as a variant in float32."""
+    """Export an untrained student as a float32 variant."""
     from stillhouse.compress.search.greedy import search
     from stillhouse.compress.variants import target_from_student, variant_writer
     from stillhouse.config import Compression, Fp32
@@ -187,11 +187,11 @@ def export_variant(name: str, settings: Any, frame: pd.DataFrame, scratch: Path)
     return Champion(name, Path(frontier.reference.folder), rows)
 
 
-# --------------------------------------------------------------------------- how it is asked
+# --------------------------------------------------------------------------- calls
 
 
 def timed_ways(champion: Champion, size: int) -> Ways:
-    """What is timed, by name; each gives the same answer but for ``empty``."""
+    """The timed calls by name; all but ``empty`` return the same decisions."""
     variant = Variant(champion.folder)
     rows = champion.rows[:size]
     mapping: Any = rows[0] if size == 1 else rows
@@ -213,7 +213,7 @@ def timed_ways(champion: Champion, size: int) -> Ways:
 
 
 def load_pyfunc(champion: Champion, frame: pd.DataFrame) -> tuple[Any, Any]:
-    """The champion as MLflow loads it, and a model of the same signature that does nothing."""
+    """The champion loaded by MLflow, and a model with the same signature that does nothing."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -229,18 +229,18 @@ def load_pyfunc(champion: Champion, frame: pd.DataFrame) -> tuple[Any, Any]:
 
 
 def time_interleaved(timed_ways: Ways, calls: int) -> Times:
-    """Milliseconds of each call."""
+    """Milliseconds of each call, by way; the ways take turns in random order."""
     times: Times = {way: [] for way in timed_ways}
     rng = random.Random(0)
     for number in range(calls + calls // 10):
         for way in rng.sample(
             [*timed_ways], len(timed_ways)
-        ):  # none always finds the caches as the same other left them
+        ):  # no way always follows the same other one
             call = timed_ways[way]
             start = time.perf_counter()
             call()
             elapsed_ms = 1000 * (time.perf_counter() - start)
-            if number >= calls // 10:  # the first are to warm up
+            if number >= calls // 10:  # the first calls warm up
                 times[way].append(elapsed_ms)
     return times
 
@@ -249,7 +249,7 @@ def time_interleaved(timed_ways: Ways, calls: int) -> Times:
 
 
 def goals_of(name: str, size: int, times: Times) -> list[Goal]:
-    """Milliseconds a row."""
+    """Goals in milliseconds per row."""
     goals_by_way = (
         ("encode", ENCODING, None),
         ("mapping", MAPPING, "bare"),
@@ -266,13 +266,13 @@ def goals_of(name: str, size: int, times: Times) -> list[Goal]:
 
 
 def call_blocks(calls: int) -> Sequence[slice]:
-    """The calls in parts of equal length, in order of time."""
+    """Consecutive blocks of calls of equal length."""
     length = calls // BLOCKS
     return [slice(i * length, (i + 1) * length) for i in range(BLOCKS)]
 
 
 def median_of(times: Times, way: str, baseline: str | None, block: slice) -> float:
-    """Of one way, above that of another."""
+    """Median of one way, minus that of ``baseline``."""
     median = statistics.median(times[way][block])
     return median if baseline is None else median - statistics.median(times[baseline][block])
 

@@ -1,7 +1,7 @@
 """The cost of a drift measurement compared with known tools, its memory, and its error.
 
 ``python -m benchmarks.drift_scan`` takes about ten minutes on two cores; ``--quick`` takes half a minute and writes
-nothing.
+no file.
 
 There are two Parquet files of a million rows and twenty mixed columns (pyarrow's defaults: snappy, one row group);
 most columns of the second are shifted a little. Each side runs in a child process, in turn. The time is user and
@@ -9,8 +9,8 @@ system time from after the imports to the last figure, including reading the fil
 memory of the whole process.
 
 evidently
-    ``DataDriftPreset(num_method="ks")`` on frames that pandas reads; and the same with its default choice of method.
-    It leaves out the date column, gives p-values, and also prepares the figures of its report.
+    ``DataDriftPreset(num_method="ks")`` on frames read by pandas; and the same with its default choice of methods.
+    It omits the date column, returns p-values, and also prepares the figures of its report.
 scipy
     ``ks_2samp`` and ``wasserstein_distance`` of each number and date, read one column at a time with pyarrow. No
     categories, no PSI.
@@ -59,7 +59,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Size of the measurement."""
 
     rows: int = 1_000_000
     rounds: int = 7
@@ -74,7 +74,7 @@ QUICK = Size(30_000, 1, 1, 300_000, (10_000, 30_000), (5, 20), 100_000)
 
 
 def main() -> None:
-    """Make the files, measure, write."""
+    """Write the files, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="30,000 rows, one round, nothing written")
     options = parser.parse_args()
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def measure(folder: Path, size: Size, peers: bool = True) -> tuple[list[Goal], dict[str, Any]]:
-    """All goals, and what they rest on; without peers those that need none."""
+    """All goals and their detail; with ``peers=False`` only the goals that need no peer."""
     files = [
         write_file(folder / f"{name}.parquet", size.rows, size, shift) for shift, name in enumerate(("before", "now"))
     ]
@@ -112,7 +112,7 @@ def measure(folder: Path, size: Size, peers: bool = True) -> tuple[list[Goal], d
 
 
 def run_rounds(files: Sequence[Path], size: Size, peers: bool) -> dict[str, list[dict[str, Any]]]:
-    """What each side used and found, round by round, the sides in turn."""
+    """CPU time, memory and distances of each side, round by round, the sides in turn."""
     profile = files[0].with_suffix(".profile")
     profile.write_bytes(scan(files[0]).to_bytes())
     sides: dict[str, Callable[[], dict[str, Any]]] = {
@@ -133,12 +133,12 @@ def run_rounds(files: Sequence[Path], size: Size, peers: bool) -> dict[str, list
 
 
 def run_ours(command_name: str, *arguments: Path) -> dict[str, Any]:
-    """Our side in a child process."""
+    """Run stillhouse in a child process."""
     return run_child(Path(sys.executable), "with_stillhouse.py", command_name, *arguments)
 
 
 def run_child(python: Path, script: str, *arguments: str | Path) -> dict[str, Any]:
-    """What ``script`` printed last: a line of JSON."""
+    """Run ``script`` in a child process; return the last line of its output, parsed as JSON."""
     command = [python, SCRIPTS / script, *arguments]
     completed = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if completed.returncode:
@@ -148,7 +148,7 @@ def run_child(python: Path, script: str, *arguments: str | Path) -> dict[str, An
 
 
 def measure_growth(folder: Path, size: Size, rows: int | None = None, columns: int = 20) -> float:
-    """CPU seconds of ours on two files of ``rows`` rows and ``columns`` columns, the better of two."""
+    """CPU seconds of stillhouse on two files of ``rows`` × ``columns``, the lower of two runs."""
     files = [
         write_file(folder / f"growing{shift}.parquet", rows or size.rows, size, shift, columns) for shift in (0, 1)
     ]
@@ -159,7 +159,7 @@ def measure_growth(folder: Path, size: Size, rows: int | None = None, columns: i
 
 
 def peer_goals(rounds: dict[str, list[dict[str, Any]]]) -> list[Goal]:
-    """Ours against each peer, round by round."""
+    """Ratios of the peers to stillhouse, round by round."""
 
     def ratios(numerator: str, denominator: str, key: str = "cpu_s") -> list[float]:
         return [a[key] / b[key] for a, b in zip(rounds[numerator], rounds[denominator], strict=False)]
@@ -173,7 +173,7 @@ def peer_goals(rounds: dict[str, list[dict[str, Any]]]) -> list[Goal]:
 
 
 def error_goals(errors: dict[str, dict[str, list[float]]], many: Sequence[dict[str, Any]]) -> list[Goal]:
-    """What needs no peer."""
+    """Goals that need no peer: peak memory and errors."""
     ks_errors, psi_errors, w1_errors = [], [], []
     for column in errors.values():
         ks_errors.append(abs(column["ks"][0] - column["ks"][1]))
@@ -193,15 +193,15 @@ def median_goal(name: str, aim: float, better: Literal["higher", "lower"], value
 
 
 def max_goal(name: str, aim: float, values: Sequence[float]) -> Goal:
-    """The largest over the columns, all of which stays below ``aim``."""
+    """The largest value over the columns; the goal ``aim`` is an upper limit."""
     return Goal(name, aim, "lower", max(values), min(values), max(values))
 
 
-# --------------------------------------------------------------------------- what is exact
+# --------------------------------------------------------------------------- exact distances
 
 
 def compare_exact(files: Sequence[Path], measured: dict[str, list[float]]) -> dict[str, dict[str, list[float]]]:
-    """By column and distance what we measured, and what all rows say."""
+    """By column and distance: the measured value and the exact one, computed from all rows."""
     distances = {}
     for field in pq.read_schema(files[0]):
         if pa.types.is_string(field.type) or pa.types.is_boolean(field.type):
@@ -215,7 +215,7 @@ def compare_exact(files: Sequence[Path], measured: dict[str, list[float]]) -> di
 
 
 def read_numbers(file: Path, name: str) -> Array:
-    """A column as float64 with NaN for what is missing; dates in seconds."""
+    """A column as float64; missing values are NaN, dates are seconds."""
     column = pq.read_table(file, columns=[name]).column(0)
     if pa.types.is_date32(column.type):
         return column.cast(pa.int32()).to_numpy() * 86400.0
@@ -223,7 +223,7 @@ def read_numbers(file: Path, name: str) -> Array:
 
 
 def exact_psi(reference: Array, current: Array) -> float:
-    """PSI between the reference's deciles, atoms in bins of their own, the missing in one more."""
+    """PSI in bins between the reference's deciles; atoms and missing values have their own bins."""
     sides = [values[~np.isnan(values)] for values in (reference, current)]
     deciles = np.quantile(sides[0], np.arange(1, 10) / 10, method="inverted_cdf")
     edges, repeats = np.unique(deciles, return_counts=True)
@@ -237,7 +237,7 @@ def exact_psi(reference: Array, current: Array) -> float:
 
 
 def write_file(file: Path, rows: int, size: Size, shift: int = 0, columns: int = 20) -> Path:
-    """A Parquet file; ``shift`` 1: most columns moved a little. Never more than ``size.chunk`` rows in memory."""
+    """Write a Parquet file in chunks of ``size.chunk`` rows; with ``shift=1`` most columns are slightly shifted."""
     rng = np.random.default_rng(shift)
     writer = None
     for start in range(0, rows, size.chunk):
@@ -250,7 +250,7 @@ def write_file(file: Path, rows: int, size: Size, shift: int = 0, columns: int =
 
 
 def draw_table(rng: np.random.Generator, n: int, shift: int, columns: int = 20) -> pa.Table:
-    """The first ``columns`` of twenty: 15 numbers, a date, a boolean and 3 categories; beyond twenty, as many again."""
+    """The first ``columns`` of 15 numbers, a date, a boolean and 3 categories; beyond 20 they repeat, drawn anew."""
     columns_by_name: dict[str, Any] = {}
     while len(columns_by_name) < columns:
         suffix = "" if len(columns_by_name) < 20 else f"_{len(columns_by_name) // 20 + 1}"
@@ -285,7 +285,7 @@ def _draw_twenty(rng: np.random.Generator, n: int, shift: int) -> dict[str, Any]
 
 
 def _draw_words(rng: np.random.Generator, n: int, size: int, shift: int) -> Array:
-    """Words of a vocabulary, a few of them frequent."""
+    """Random words; a few of them are frequent (Pareto)."""
     ranks = np.minimum(rng.pareto(1.2 + 0.1 * shift, n) * size / 20, size - 1).astype(np.int64)
     return np.array([f"word {rank:05d}" for rank in range(size)])[ranks]
 

@@ -1,24 +1,25 @@
 """The rate of false alarms of an agent's watch, compared with the promise of its budget: a simulation.
 
 ``python -m benchmarks.false_alarms`` takes a quarter of an hour on two busy cores; ``--quick`` takes a minute and
-writes nothing.
+writes no file.
 
 Each *seed* is an agent with the three evidence processes of :mod:`stillhouse.drift.evidence`, combined and restarted
-after each alarm as a watch does it. It starts with a history of 300 steps, from which
-``estimate_loss_baseline`` estimates the dependence between steps. Then it is watched at the boundary: every loss has
-exactly the null mean, with no margin and no tolerance, and one false alarm in 100 steps is promised. Worlds:
+after each alarm as in a watch. It starts with a history of 300 steps, from which ``estimate_loss_baseline`` estimates
+the dependence between steps. Then it is watched at the boundary of the null hypothesis: every loss has exactly the null
+mean, without margin or tolerance, and one false alarm in 100 steps is promised. Worlds:
 
 independent
-    losses with one mean.
+    losses with a constant mean.
 autoregressive
     the means of steps rise and fall together in all processes, ``μ_t = φ μ_{t−1} + (1 − φ) m₀ g_t`` with gamma
-    distributed ``g_t`` of mean 1: a mean of exactly ``m₀``, a standard deviation of ``0.3 m₀`` (or 0.6), skewed as
-    storms are.
+    distributed ``g_t`` of mean 1: a mean of exactly ``m₀``, a standard deviation of ``0.3 m₀`` (or 0.6), skewed to
+    the right, as the effect of storms is.
 
 In each world a step has one unit of evidence (the default: steps and clusters of an hour) or twelve (steps of half a
-day). *Before* is an earlier version: each process with a budget of its own, and steps taken as independent.
+day). **Before* is an earlier version: each process had its own budget, and steps counted as independent.
 
-Delays are from a rise of all three losses to the alarm, under the default budget (2160 steps), tolerance and history.
+A delay is the number of steps from a rise of all three losses to the alarm, under the default budget (2160 steps),
+tolerance and history.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from stillhouse.records import LossBaseline
 CLAIM = "all evidence processes of an agent together raise fewer false alarms than their one budget allows"
 
 MEANS = (0.08, 0.15, 0.12)
-"""Mean losses: teacher and student part, the student errs, the teacher errs."""
+"""Mean losses: disagreement of teacher and student, error of the student, error of the teacher."""
 
 PROMISED = 100
 HOUR = timedelta(hours=1)
@@ -57,12 +58,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class World:
-    """How losses are made."""
+    """Distribution of the losses."""
 
     name: str
     coefficient: float = 0.0
     deviation: float = 0.0
-    """Of the step means, in units of their mean; 0: they are all alike."""
+    """Standard deviation of the step means, in units of their mean; 0: all steps have the same mean."""
     units: int = 1
 
 
@@ -80,7 +81,7 @@ WORLDS = tuple(
 
 @dataclass(frozen=True)
 class Size:
-    """How much is simulated."""
+    """Size of the simulation; the field names are keys of the result."""
 
     seeds: int = 1000
     looks: int = 400
@@ -94,7 +95,7 @@ QUICK = Size(seeds=40, looks=300, delay_seeds=20, horizon=200)
 
 
 def main() -> None:
-    """Simulate every world, write."""
+    """Simulate every world and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few seeds, short, nothing written")
     parser.add_argument("--seed", type=int, default=2026, help="that the seeds are derived from")
@@ -154,7 +155,7 @@ def main() -> None:
 
 
 class Losses:
-    """The losses of all seeds, look by look."""
+    """Draws the losses of all seeds, look by look."""
 
     def __init__(self, world: World, seeds: int, seed: Sequence[int]) -> None:
         self.world, self.generator = world, np.random.default_rng([91, *seed])
@@ -163,7 +164,7 @@ class Losses:
             self.step()
 
     def step(self) -> None:
-        """The next level of the step means, ``[seeds]``, of mean 1."""
+        """Advance the level of the step means ``[seeds]``, which has mean 1."""
         phi, deviation = self.world.coefficient, self.world.deviation
         if deviation:
             variance = deviation**2 * (1 + phi) / (1 - phi)
@@ -171,7 +172,7 @@ class Losses:
             self.level = phi * self.level + (1 - phi) * innovation
 
     def units(self, rise: float = 0.0) -> Array:
-        """The units of the next look, ``[processes, seeds, U]``."""
+        """Draw the evidence units of the next look, ``[processes, seeds, U]``."""
         self.step()
         means = np.clip(np.array(MEANS)[:, None, None] * self.level[:, None] + rise, 1e-6, 1 - 1e-6)
         spread = 30.0 if self.world.units == 1 else 5.0  # a single unit is the mean of more rows
@@ -181,7 +182,7 @@ class Losses:
 
 
 def estimate_baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
-    """What is known of each process of each seed, from a history of so many looks."""
+    """Baseline of each process of each seed, from a history of ``looks`` looks."""
     history = np.stack([losses.units() for _ in range(looks)], axis=2)  # [processes, seeds, looks, U]
     unit_duration = HOUR / losses.world.units
     times = pd.date_range(BEGIN, periods=looks * losses.world.units, freq=unit_duration)
@@ -196,19 +197,19 @@ def estimate_baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
 
 @dataclass(frozen=True)
 class ProcessSettings:
-    """What the processes of all seeds hold for good: ``[processes, seeds]`` each, and the agent's budget."""
+    """Constants of the processes of all seeds, ``[processes, seeds]`` each, and the agent's budget."""
 
     null: Array
     autocorrelation: Array
     deviation: Array
-    """NaN where it is not known."""
+    """Standard deviation of the step means; NaN if unknown."""
     groups: Array
     run_length: float
 
 
 @dataclass
 class Detectors:
-    """The processes of all seeds side by side: what ``evidence.advance`` and ``evidence.joint`` do for one."""
+    """``evidence.advance`` and ``evidence.joint_evidence`` for the processes of all seeds at once."""
 
     settings: ProcessSettings
     log_bets: Array
@@ -216,12 +217,12 @@ class Detectors:
 
     @classmethod
     def start(cls, settings: ProcessSettings) -> Detectors:
-        """Before the first look."""
+        """The state before the first look."""
         shape = settings.null.shape
         return cls(settings, np.full((*shape, evidence.BETS), evidence.LOG_OF_ZERO), np.zeros(shape))
 
     def look(self, units: Array) -> Array:
-        """Let the evidence take in units ``[processes, seeds, U]``; which seeds alarm, bool ``[seeds]``."""
+        """Add the units ``[processes, seeds, U]`` to the evidence; return a mask of the alarms, bool ``[seeds]``."""
         settings, null = self.settings, self.settings.null + self.excess
         bets = np.empty_like(self.log_bets)
         for count in np.unique(settings.groups):
@@ -236,20 +237,20 @@ class Detectors:
         return alarms
 
     def restart(self, seeds: Array) -> None:
-        """Begin anew; what is to be expected of the next step stays."""
+        """Reset the evidence of some seeds; the expected excess of the next step stays."""
         self.log_bets[:, seeds] = evidence.LOG_OF_ZERO
 
 
 @dataclass
 class SeparateBudgets:
-    """How it was: each process with the whole budget, and steps taken as independent."""
+    """The earlier version: each process has the whole budget, and steps count as independent."""
 
     settings: ProcessSettings
     log_bets: Array
 
     @classmethod
     def start(cls, settings: ProcessSettings) -> SeparateBudgets:
-        """Before the first look."""
+        """The state before the first look."""
         return cls(settings, np.full((*settings.null.shape, evidence.BETS), evidence.LOG_OF_ZERO))
 
     def look(self, units: Array) -> Array:
@@ -260,14 +261,14 @@ class SeparateBudgets:
         return alarms
 
     def restart(self, seeds: Array) -> None:
-        """Begin anew."""
+        """Reset the evidence of some seeds."""
         self.log_bets[:, seeds] = evidence.LOG_OF_ZERO
 
 
 def process_settings(
     baselines_by_process: list[list[LossBaseline]], null: Array, units: int, run_length: float
 ) -> ProcessSettings:
-    """What the engine makes of baselines, for so many units a look."""
+    """Constants that the engine derives from baselines, for ``units`` units per look."""
     rho = [
         [0.5 if b.autocorrelation is None else b.autocorrelation for b in process] for process in baselines_by_process
     ]
@@ -281,11 +282,11 @@ def process_settings(
     return ProcessSettings(null, np.array(rho), np.array(deviation, dtype=float), np.array(groups), run_length)
 
 
-# --------------------------------------------------------------------------- what is measured
+# --------------------------------------------------------------------------- measurements
 
 
 def measure_rate(world: World, size: Size, seed: Sequence[int]) -> dict[str, Array]:
-    """Alarms per promised one, and the first alarm, ``[seeds]`` each, now and before."""
+    """Alarms per promised alarm, and the step of the first alarm, ``[seeds]`` each, now and before."""
     losses = Losses(world, size.seeds, seed)
     null = np.repeat(np.array(MEANS)[:, None], size.seeds, axis=1)
     settings = process_settings(estimate_baselines(losses, size.history), null, world.units, PROMISED)
@@ -307,7 +308,7 @@ def measure_rate(world: World, size: Size, seed: Sequence[int]) -> dict[str, Arr
 
 
 def measure_delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[str, Any]]:
-    """Median delays of each rise, under the default budget and tolerance."""
+    """Median delay after each rise, under the default budget and tolerance."""
     run_length, results = WATCH.average_run_length or math.inf, list[dict[str, Any]]()
     baselines_by_process = estimate_baselines(Losses(world, size.delay_seeds, seed), size.history)
     null = np.array(
@@ -341,7 +342,7 @@ def measure_delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[st
 
 
 def worst_worlds(rates: Sequence[dict[str, Array]]) -> list[tuple[World, dict[str, Array]]]:
-    """Of the independent and of the autoregressive worlds, by units a step, the one with most alarms."""
+    """Of the independent and of the autoregressive worlds, by units per step, the one with the most alarms."""
     kinds: dict[tuple[bool, int], tuple[World, dict[str, Array]]] = {}
     for world, rates_ in zip(WORLDS, rates, strict=True):
         key = (bool(world.coefficient), world.units)

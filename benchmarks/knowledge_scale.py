@@ -1,16 +1,16 @@
-"""A knowledge base of ten million observations: memory of writing and reading it, and the cost of a day by its age.
+"""A knowledge base of ten million observations: memory for writing and reading, and the cost of one day by age.
 
 ``python -m benchmarks.knowledge_scale`` takes about a quarter of an hour on two cores; ``--quick`` takes less than a
-minute and writes nothing.
+minute and writes no file.
 
 Three years of an agent, some nine thousand observations a day with five numbers and three categories, are appended day
 by day as a flush appends them, with an outcome each. At ages from one month to three years the tables are copied as
-they are, and once more with their small files compacted, as upkeep leaves them. Then one process opens each of them in
-turn, round after round, takes the window of the last day and reads it: wall time, CPU time, the bytes that the process
+they are, and once more with their small files compacted, as upkeep leaves them. Then one process opens each copy in
+turn, round by round, and reads the window of the last day: wall time, CPU time, the bytes that the process
 has read (``rchar`` of Linux), and the rows of the files that the window opens.
 
-Memory is measured in a process of its own for each kind of work, as its largest resident size from start to end, and
-compared with the size of the observations as one Arrow table.
+Memory is the peak resident size of one process per kind of work, compared with the size of the observations as one
+Arrow table.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ LAYOUTS = ("as appended", "compacted")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Size of the measurement; the field names are keys of the result."""
 
     per_day: int = 9_132
-    ages: tuple[int, ...] = (31, 90, 181, 365, 730, 1_096)  # days, each to the end of a month
+    ages: tuple[int, ...] = (31, 90, 181, 365, 730, 1_096)  # days, each up to the end of a month
     rounds: int = 25
     sample: int = 50_000
     newest: int = 50_000
@@ -67,7 +67,7 @@ QUICK = Size(per_day=400, ages=(31, 90, 120), rounds=5, sample=2_000, newest=2_0
 
 
 def main() -> None:
-    """Fill, measure, write."""
+    """Fill the tables, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="four months of 400 a day, five rounds, nothing written")
     parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def measure(folder: Path, size: Size, quick: bool = False) -> tuple[list[Goal], dict[str, Any]]:
-    """All goals, and what they rest on."""
+    """All goals and their detail."""
 
     def run_child(work: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.knowledge_scale", "--work", work, "--folder", str(folder)]
@@ -117,18 +117,18 @@ def measure(folder: Path, size: Size, quick: bool = False) -> tuple[list[Goal], 
 
 
 def ratio_goal(name: str, old: list[dict[str, float]], young: list[dict[str, float]], key: str) -> Goal:
-    """The old base's cost relative to the young one's, of their medians; lowest, highest: quartiles of the rounds."""
+    """Ratio of the median cost at the higher age to that at the lower; lowest and highest are quartiles of rounds."""
     ratios = [a[key] / b[key] for a, b in zip(old, young, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     middle = statistics.median(a[key] for a in old) / statistics.median(b[key] for b in young)
     return Goal(name, 1.25, "lower", middle, min(low, middle), max(high, middle))
 
 
-# --------------------------------------------------------------------------- the work of each process
+# --------------------------------------------------------------------------- the measured processes
 
 
 def fill_tables(folder: Path, size: Size) -> dict[str, Any]:
-    """Append day after day; keep the tables aside at each age, as they lie and compacted."""
+    """Append day by day; copy the tables at each age, as they are and compacted."""
     base = KnowledgeBase(agent_config(), folder / "base")
     seconds = 0.0
     for day in range(size.ages[-1]):
@@ -152,7 +152,7 @@ def fill_tables(folder: Path, size: Size) -> dict[str, Any]:
 
 
 def read_day(folder: Path, size: Size) -> dict[str, Any]:
-    """The window of the last day of each base, in turn."""
+    """Read the window of the last day of each copy, in turn."""
     rng = random.Random(0)
     turns = [(layout, age) for layout in LAYOUTS for age in size.ages]
     rounds: dict[str, dict[str, list[dict[str, float]]]] = {
@@ -172,13 +172,13 @@ def read_day(folder: Path, size: Size) -> dict[str, Any]:
             }
             if len(rows) != size.per_day:
                 raise SystemExit(f"a day of {size.per_day} rows was read as {len(rows)}")
-            if round_index:  # the first round warms up
+            if round_index:  # the first round is a warm-up
                 rounds[layout][str(age)].append(cost)
     return {"rounds": rounds, "opened": opened}
 
 
 def read_sample(folder: Path, size: Size) -> dict[str, Any]:
-    """A sample of the whole life, with the outcomes of its rows."""
+    """Sample rows from all days, with their outcomes."""
     base = KnowledgeBase(agent_config(), tables_folder(folder, "compacted", size.ages[-1]))
     full_window = base.window("whole", START, START + size.ages[-1] * DAY)
     start = time.perf_counter()
@@ -188,7 +188,7 @@ def read_sample(folder: Path, size: Size) -> dict[str, Any]:
 
 
 def read_newest(folder: Path, size: Size) -> dict[str, Any]:
-    """A window by count at the end of the life."""
+    """Read the newest rows by count."""
     base = KnowledgeBase(agent_config(), tables_folder(folder, "compacted", size.ages[-1]))
     start = time.perf_counter()
     window = windows.newest_window(base, "current", size.newest, START + size.ages[-1] * DAY)
@@ -204,7 +204,7 @@ WORK: dict[str, Callable[[Path, Size], dict[str, Any]]] = {
 }
 
 
-# --------------------------------------------------------------------------- what it is made of
+# --------------------------------------------------------------------------- agent, rows and tables
 
 
 def agent_config() -> AgentConfig:
@@ -225,7 +225,7 @@ def agent_config() -> AgentConfig:
 
 
 def draw_day(day: int, size: Size) -> pd.DataFrame:
-    """One day's observations, at moments of that day."""
+    """Random observations of one day."""
     rng = np.random.default_rng(day)
     n = size.per_day
     times_us = np.sort(rng.integers(0, 86_400_000_000, n)) + day * 86_400_000_000
@@ -241,12 +241,12 @@ def draw_day(day: int, size: Size) -> pd.DataFrame:
 
 
 def tables_folder(folder: Path, layout: str, age: int) -> Path:
-    """Where the tables of that age lie."""
+    """Folder of the tables of one layout and age (days)."""
     return folder / layout / str(age)
 
 
 def copy_tables(root: Path, target_folder: Path, compact: bool) -> None:
-    """The tables as they are, at another place: Delta never changes a data file."""
+    """Copy the tables; data files are hard links, since Delta never changes them."""
 
     def copy_file(source: str, target: str) -> None:
         if source.endswith(".parquet") and "_delta_log" not in source:
@@ -263,7 +263,7 @@ def copy_tables(root: Path, target_folder: Path, compact: bool) -> None:
 
 
 def files_of(folder: Path, layout: str, age: int) -> dict[str, int]:
-    """Of that base: all files of observations, and those that the last day's window opens, with their rows."""
+    """Number of files of observations, and of the files and rows that the window of the last day opens."""
     delta = DeltaTable(str(tables_folder(folder, layout, age) / "observations"))
     end = START + age * DAY
     dataset, condition = observed_in(delta, end - DAY, end)
@@ -276,13 +276,13 @@ def files_of(folder: Path, layout: str, age: int) -> dict[str, int]:
 
 
 def read_bytes() -> int:
-    """Bytes that this process has read so far, from wherever."""
+    """Bytes that this process has read so far (``rchar``)."""
     line = Path("/proc/self/io").read_text(encoding="ascii").splitlines()[0]
     return int(line.removeprefix("rchar: "))
 
 
 def draw_figure(detail: dict[str, Any], file: Path) -> None:
-    """Cost of a day's window by the age of the base."""
+    """Draw the cost of reading one day by the age of the knowledge base."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")

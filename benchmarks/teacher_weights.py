@@ -1,15 +1,15 @@
 """The gain of teacher weights that are learned from outcomes, where outcomes become known a day late.
 
-``python -m benchmarks.teacher_weights`` takes some minutes; ``--quick`` takes under one, and writes nothing.
+``python -m benchmarks.teacher_weights`` takes some minutes; ``--quick`` takes under one, and writes no file.
 
 Four teachers of the flights of 2013 are fitted once and then fixed: boosted trees and a logistic regression on winter
 (weeks 0 to 8), boosted trees on summer (weeks 20 to 27), and boosted trees on JFK alone. From week 28 to the end of
-the year the weights of each morning follow from the outcomes known by then, and are scored on that day's departures.
+the year the weights of each morning are learned from the outcomes known by then and scored on that day's departures.
 The loss is −ln of the probability that the weighted mean gave to the outcome (nats).
 
 Rivals: the equal mean; the best teacher and the best constant mixture, both chosen in hindsight; and the same weights
-with each outcome taken as one piece of evidence, as such methods are usually run
-(:mod:`stillhouse.teachers.mixture_weights` takes an hour of departures as one).
+with each row as independent evidence, as such methods are usually run (:mod:`stillhouse.teachers.mixture_weights` treats
+an hour of departures as one unit).
 
 *Staged*: from week 40 on the summer teacher's probabilities are inverted. Repeats are disjoint quarters of the
 departures, with other seeds of the trees.
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def run_repeat(seed: int, every_nth_row: int, last_week: int) -> dict[str, Any]:
-    """One quarter of the departures: the teachers made, then followed day by day."""
+    """Fit the teachers and learn their weights day by day on one quarter of the departures."""
     winter, summer = read_weeks(0, 9), read_weeks(20, 28)
     teachers = [
         fit_trees(winter, seed),
@@ -134,7 +134,7 @@ def run_repeat(seed: int, every_nth_row: int, last_week: int) -> dict[str, Any]:
 
 
 def measure_staged(teacher_probs: Array, rows: pd.DataFrame, slices: Sequence[str], last_week: int) -> dict[str, Any]:
-    """The summer's teacher turns round at a known moment; what is lost from then on, and how soon it is out."""
+    """Invert the summer teacher from one week on; return the log losses after it and the days until its weight is low."""
     inversion = flights.week_start(min(INVERSION_WEEK, last_week - 2))
     after, labels = (rows["observed_at"] >= inversion).to_numpy(), rows["outcome"].to_numpy()
     inverted_probs = teacher_probs.copy()
@@ -157,7 +157,11 @@ def measure_staged(teacher_probs: Array, rows: pd.DataFrame, slices: Sequence[st
 def learn_daily(
     teacher_probs: Array, rows: pd.DataFrame, slices: Sequence[str], by_row: bool = False
 ) -> tuple[Array, Mapping[pd.Timestamp, Array]]:
-    """Share of each teacher in each row, by the outcomes known on the morning of its day, and everywhere by day."""
+    """Learn the weights day by day from the outcomes known each morning.
+
+    :param by_row: treat every row as independent evidence, not every hour.
+    :return: share of each teacher in each row ``[n, M]``, and the mean shares by day.
+    """
     weights = mixture_weights.start_weights(
         NAMES, [1 / len(NAMES)] * len(NAMES), slices, flights.week_start(28).to_pydatetime()
     )
@@ -189,7 +193,7 @@ def learn_daily(
 
 
 def outcome_probs(teacher_probs: Array, labels: Array) -> Array:
-    """Probability that each teacher gave each outcome ``[n, M]``, kept from zero as the weights see it."""
+    """Probability that each teacher gave to the outcome ``[n, M]``, mixed with the uniform one as in the engine."""
     probs = np.take_along_axis(teacher_probs, labels[:, None, None], axis=2)[:, :, 0]
     clipped: Array = (1 - mixture_weights.UNIFORM_SHARE) * probs + mixture_weights.UNIFORM_SHARE / teacher_probs.shape[
         2
@@ -207,7 +211,7 @@ def auc(shares: Array, teacher_probs: Array, labels: Array) -> float:
 
 
 def best_mixture(teacher_probs: Array, labels: Array) -> float:
-    """The loss of the best constant mixture, by steps of EM, which converge to it."""
+    """Log loss of the best constant mixture, found by EM."""
     probs = outcome_probs(teacher_probs, labels)
     mixture = np.full(probs.shape[1], 1 / probs.shape[1])
     for _ in range(500):
