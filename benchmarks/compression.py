@@ -2,18 +2,18 @@
 
 ``python -m benchmarks.compression`` takes about an hour and a half on two cores, and the first time some minutes more
 for the students and the peers' environments. ``--quick`` takes under a minute: a small encoder, ONNX Runtime's
-quantiser alone, nothing written. A search that was killed resumes; a finished student is kept, and measured again with
-``--again``.
+quantiser alone, no file written. A killed search resumes; the result of a finished student is cached, and measured
+again with ``--again``.
 
 There are three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the student of the
 flights agent, and a convolutional network for small images. The peers (:mod:`benchmarks.compression_peers`) quantise
-each at their defaults and at the best setting that they document, on rows of the same kind. Ours is
-:func:`stillhouse.compress.search.greedy.search` with a budget of an eighth of the bytes. It chooses on validation rows,
-which the peers' accuracy-aware modes get too. All models are scored on test rows that no choice has used.
+each at their defaults and at the best setting that they document, with calibration rows from the same training rows.
+Our side is :func:`stillhouse.compress.search.greedy.search` with a budget of an eighth of the bytes. It chooses on
+validation rows, which the peers' accuracy-aware modes get too. All models are scored on test rows that no choice used.
 
-Bytes are those of the model file alone, on both sides. Latencies are of one row on one thread; all models of a student
-take turns in one process, several times. torch's int8 runs in torch alone: it is measured in a process of its own
-beside ONNX Runtime's float32 model and stated as a multiple of that.
+Bytes are those of the model file, on both sides. Latencies are for one row on one thread; all models of a student take
+turns in one process, several times. torch's int8 models run only in torch: they are measured in a separate process
+together with the float32 student, and stated as a multiple of it.
 
 A peer's point is dominated if one point of our frontier is at least as good in test quality, bytes and median latency
 at once. The hypervolume is the share of a cube that a set of points dominates
@@ -62,11 +62,11 @@ CLAIM = (
     "a search over structure and number formats, with recovery by distillation, reaches better trade-offs of quality, "
     "size and latency than quantisers alone, and equals or beats nearly all of their models"
 )
-ROUNDS = 5  # of measured latencies: their spread is told
-CALIBRATION_ROWS = 256  # rows; the peers have twice as many
-GOAL_MAX_LOSS = 0.01  # of test quality, that a goal allows
-# Of validation quality: what is chosen on few rows flatters itself, so there is a reserve. The search builds on forms
-# within half a point; from all that it has measured, the smallest within six tenths is chosen.
+ROUNDS = 5  # of latency measurements; the result has their range
+CALIBRATION_ROWS = 256  # the peers get twice as many
+GOAL_MAX_LOSS = 0.01  # allowed loss of test quality
+# Allowed losses of validation quality, with a reserve: the best of many models looks too good on few rows. The search
+# continues from models within half a point; of all models the smallest within six tenths of a point is chosen.
 STEP_MAX_LOSS, CHOICE_MAX_LOSS = 0.5 * GOAL_MAX_LOSS, 0.6 * GOAL_MAX_LOSS
 SEARCHES = {
     "encoder": Search(time="60m", candidates=60, patience=None, recover_epochs=1),
@@ -78,9 +78,9 @@ SEARCHES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One model of one student, judged on test rows.
+    """One model of one student, scored on test rows.
 
-    :param p50_ms: of each round.
+    :param p50_ms: median latency of each round.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Point:
 
 
 def main() -> None:
-    """Search, let the peers quantise, measure, write."""
+    """Search, run the peers, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small encoder and one peer, nothing written")
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="only these students")
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def cached_result(name: str, again: bool) -> dict[str, Any]:
-    """What was found about a student, once."""
+    """The result of one student, cached in a file."""
     folder = CACHE / "compression" / "search" / name
     file = folder / "result.json"
     if again or not file.exists():
@@ -132,7 +132,7 @@ def cached_result(name: str, again: bool) -> dict[str, Any]:
 
 
 def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
-    """All points of one student."""
+    """Search, run the peers and measure all models of one student."""
     world_folder = write_world(world, folder / "given")
     start = time.perf_counter()
 
@@ -179,7 +179,7 @@ def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
 
 
 def make_target(world: World) -> CompressionTarget:
-    """The student as the subject of compression."""
+    """The student as a compression target."""
 
     def feed(split: str) -> Callable[[Columns | None], Feed]:
         return lambda columns: {"x": world.encode(split, columns)}
@@ -200,12 +200,12 @@ def make_target(world: World) -> CompressionTarget:
 
 
 def size_limits(world_folder: Path, loss: float) -> SizeLimits:
-    """An eighth of float32's bytes, and a loss on validation rows."""
+    """Limits: an eighth of the float32 bytes, and a loss on validation rows."""
     return SizeLimits(max_bytes=(world_folder / "model.onnx").stat().st_size // 8, max_quality_loss=loss)
 
 
 def write_model(folder: Path, model: onnx.ModelProto, built: BuiltModel) -> None:
-    """The model's file alone, as the peers'."""
+    """Write only the model file, as for the peers."""
     (folder / "model.onnx").write_bytes(model.SerializeToString())
 
 
@@ -215,7 +215,7 @@ def write_model(folder: Path, model: onnx.ModelProto, built: BuiltModel) -> None
 def measure_points(
     world: World, frontier: Frontier, peer_points: Sequence[Mapping[str, Any]], world_folder: Path
 ) -> tuple[Point, list[Point], list[Point]]:
-    """Float32, ours and theirs on the same rows, in turns."""
+    """Measure float32, our models and the peers' on the same rows, in turn."""
     our_candidates = [frontier.named(name) for name in dict.fromkeys([*frontier.best, frontier.chosen])]
     models = {("float32", "float32"): world_folder / "model.onnx"}
     models |= {("ours", candidate.name): Path(candidate.folder) / "model.onnx" for candidate in our_candidates}
@@ -253,7 +253,7 @@ def measure_points(
 
 
 def read_columns(candidate: CompressionCandidate) -> Columns | None:
-    """The columns that a candidate reads, as its search has kept them."""
+    """The columns that a candidate reads, from the search's folder."""
     columns: Columns | None = json.loads((Path(candidate.folder).parent / "columns.json").read_text(encoding="utf-8"))
     return columns
 
@@ -263,9 +263,9 @@ def latencies_of(rounds: Sequence[Latency]) -> tuple[tuple[float, ...], tuple[fl
 
 
 def point_from_peer(world: World, point: Mapping[str, Any], reference: Point, float32_probs: Array) -> Point:
-    """A point that a peer has measured in its own process, as a multiple of float32 there; or one that failed.
+    """A point that a peer measured in its own process, relative to float32 there; or a failed one.
 
-    Some are judged on a part of the test rows: what they lose there against float32 (``float32_probs``) is what counts.
+    Some are scored on a part of the test rows: their loss against float32 (``float32_probs``) on that part counts.
     """
     shared = {"name": str(point["point"]), "side": str(point["peer"]), "setting": str(point["setting"])}
     if "error" in point:
@@ -285,7 +285,7 @@ def point_from_peer(world: World, point: Mapping[str, Any], reference: Point, fl
 
 
 def is_dominated(point: Point, ours: Sequence[Point]) -> bool:
-    """Whether one of ours is at least as good in all, and better in one."""
+    """Whether one of our points is at least as good in all three figures and better in one."""
     return any(
         our_point.quality >= point.quality
         and our_point.bytes <= point.bytes
@@ -296,7 +296,7 @@ def is_dominated(point: Point, ours: Sequence[Point]) -> bool:
 
 
 def hypervolume_of(some_points: Sequence[Point], reference: Point) -> float:
-    """What these points dominate."""
+    """Hypervolume that the points dominate, relative to ``reference``."""
     reference_candidate = as_candidate(reference)
     return hypervolume(normalized_scores(as_candidate(point), reference_candidate) for point in some_points)
 
@@ -309,7 +309,7 @@ def as_candidate(point: Point) -> CompressionCandidate:
 
 
 def as_row(point: Point, reference: Point) -> dict[str, Any]:
-    """A point as it is written down, with its ratios to float32."""
+    """A point as in the result file, with its ratios to float32."""
     row: dict[str, Any] = {"point": point.name, "side": point.side, "setting": point.setting}
     if point.error:
         return row | {"error": point.error}
@@ -330,7 +330,7 @@ def as_row(point: Point, reference: Point) -> dict[str, Any]:
 
 
 def step_contributions(world: World, frontier: Frontier) -> list[dict[str, Any]]:
-    """What each step of the chosen recipe has added, in the order it was taken, on validation and test rows."""
+    """Figures after each step of the chosen recipe, in order, on validation and test rows."""
     recipe = frontier.named(frontier.chosen).recipe
     by_recipe = {json.dumps(candidate.recipe): candidate for candidate in frontier.candidates}
     fp32_step = frontier.reference.recipe[0]
@@ -357,7 +357,7 @@ def step_contributions(world: World, frontier: Frontier) -> list[dict[str, Any]]
 
 
 def check_saturation(world: World, world_folder: Path) -> dict[str, Any]:
-    """Of ONNX Runtime's int8 configurations: which compute wrongly here, and which of those were named."""
+    """ONNX Runtime's int8 configurations that compute wrongly here, and those that stillhouse reports."""
     model, rows = onnx.load(world_folder / "model.onnx"), np.load(world_folder / "calibration.npy")
     sample = rows[:64]
     wrong, reported, quantized_models = [], [], quantize_all(model, sample)
@@ -373,7 +373,7 @@ def check_saturation(world: World, world_folder: Path) -> dict[str, Any]:
 
 
 def goals_of(results: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
-    """What the search is to reach."""
+    """The goals of the search."""
     dominated_flags = [configuration for result in results.values() for configuration in result["dominated"].values()]
     wrong = [
         (name, configuration) for name, result in results.items() for configuration in result["saturation"]["wrong"]
@@ -407,7 +407,7 @@ def exact_goal(name: str, goal: float, measured: float) -> Goal:
 
 
 def print_points(name: str, result: Mapping[str, Any]) -> None:
-    """Print one student's points."""
+    """Print the points of one student."""
     table = Table("point", "side", "quality", "loss", "bytes", "ratio", "p50 (ms)", "ratio", "", title=name)
     for row in result["points"]:
         if "error" in row:

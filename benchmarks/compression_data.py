@@ -1,8 +1,8 @@
 """Three trained students to compress: a text encoder, the flights agent's student, and a small convolutional network.
 
-Everywhere the teacher was fitted on other rows than those that it labels. ``validation`` is what a search chooses on;
-``test`` is only reported on and is seen by no choice. A student is trained once and kept in a cache folder under its
-name and a hash of all that it comes from. ``python -m benchmarks.compression_data`` makes all three.
+The teacher is always fitted on other rows than those that it labels. A search chooses on ``validation``;
+``test`` is used for reports only. A student is trained once and cached in a folder named by its name and a hash of its
+inputs. ``python -m benchmarks.compression_data`` trains all three.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ __all__ = ["SPLITS", "WORLDS", "World", "quality"]
 SPLITS = ("learned", "validation", "test")
 
 Columns = Sequence[Mapping[str, Any]]
-Rows = dict[str, Any]  # by split: a data frame of raw rows, or an array of them
+Rows = dict[str, Any]  # by split: raw rows as a data frame or an array
 
 
 @dataclass(frozen=True)
 class World:
-    """A trained student with the rows that it learned from and those that it is judged on.
+    """A trained student with its training, validation and test rows.
 
     :param student: float32, in evaluation mode: encoded rows float32 ``[n, D]`` to logits ``[n, K]``.
-    :param columns: what :func:`stillhouse.variant.encode` makes rows with; None: the raw rows are arrays already.
-    :param rows: raw, by split.
+    :param columns: columns for :func:`stillhouse.variant.encode`; None: the raw rows are arrays already.
+    :param rows: raw rows by split.
     :param labels: int64 ``[n]``, by split.
-    :param teacher_probs: of the teacher about ``learned``, probabilities ``[n, K]``.
-    :param settings: by which the student learned, and a compressed one recovers.
-    :param seconds: that the training took, teacher included, when it was done.
+    :param teacher_probs: probabilities ``[n, K]`` of the teacher for the rows of ``learned``.
+    :param settings: settings of the training, and of the recovery of a compressed student.
+    :param seconds: time of the training, including the teacher.
     """
 
     name: str
@@ -67,11 +67,11 @@ class World:
     seconds: float
 
     def encode(self, split: str, columns: Columns | None = None) -> Array:
-        """The rows of a split as the student reads them, float32 ``[n, D]``, or as a form with other columns does."""
+        """Encode the rows of a split, float32 ``[n, D]``, with the student's columns or the given ones."""
         return _encode(self.rows[split], columns or self.columns)
 
     def training_set(self, columns: Columns | None = None) -> TrainingSet:
-        """What there is to learn: the rows of ``learned`` with knowledge and outcomes."""
+        """The rows of ``learned`` with teacher probabilities and labels."""
         return _training_set(self.rows, self.labels, self.teacher_probs, columns or self.columns)
 
 
@@ -103,11 +103,11 @@ def _trained_world(
     settings: Distillation,
     train: Callable[[nn.Module, TrainingSet, Distillation], object] = distil,
 ) -> World:
-    """The world with its student trained, or read back where it has been trained before.
+    """The world with its trained student, read from the cache if it is there.
 
-    :param student: as it begins; what it is made of is part of what it is kept under.
-    :param label_rows: what the teacher says about ``learned``.
-    :param train: trains the student in place.
+    :param student: the untrained student; its structure and weights are part of the cache key.
+    :param label_rows: returns the teacher's probabilities ``[n, K]`` for ``learned``.
+    :param train: trains the student in place; its source is part of the cache key.
     """
     folder = CACHE / "compression" / f"{name}-{_hash(student, columns, rows, labels, settings, train)}"
     if not (folder / "world.json").exists():
@@ -122,7 +122,7 @@ def _trained_world(
 
 
 def _save(folder: Path, student: nn.Module, teacher_probs: Array, seconds: float) -> None:
-    """Write all that the training has given; ``world.json``, which says that it is whole, comes last."""
+    """Write the trained student; ``world.json`` comes last and marks the folder as complete."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in student.state_dict().items()}, folder / "student.safetensors")
     save_file({"knowledge": torch.from_numpy(teacher_probs)}, folder / "knowledge.safetensors")
@@ -137,7 +137,7 @@ def _hash(
     settings: Distillation,
     train: Callable[..., object],
 ) -> str:
-    """Of the untrained student, the rows, the settings and the training's own lines, 12 digits."""
+    """Hash of the untrained student, the rows, the settings and the source of ``train``, 12 hex digits."""
     settings_text = [str(student), columns, settings.model_dump(mode="json"), inspect.getsource(train)]
     digest = hashlib.sha256(json.dumps(settings_text).encode())
     for tensor in student.state_dict().values():
@@ -154,7 +154,7 @@ _SHORT = 14  # tokens: 91 % are no longer
 
 
 def encoder() -> World:
-    """150 intents of CLINC150: all-MiniLM-L6-v2 itself, fine-tuned, its vocabulary cut to the sentences."""
+    """150 intents of CLINC150: all-MiniLM-L6-v2, fine-tuned, with a vocabulary reduced to the sentences."""
     shape = {"type": "transformer", "width": 384, "layers": 6, "heads": 12, "feedforward": 1536}
     student = {"encoder": shape, "vocabulary": 6000, "initialise": "teacher"}
     settings = {"epochs": 1, "batch_size": 32, "learning_rate": 2e-4, "averaging": 0.98}
@@ -177,8 +177,8 @@ def _intents(
 ) -> World:
     """The first ``count`` intents; a tenth of the training sentences is held out as ``validation``.
 
-    The teacher, MiniLM with a linear head, labels each half of what is learned by a head fitted on the other half and
-    on the data set's own validation split.
+    The teacher is MiniLM with a linear head; each half of the training rows is labelled by a head fitted on the other
+    half and on the data set's own validation split.
     """
     from examples.router import MiniLM
 
@@ -222,7 +222,7 @@ def _clinc150() -> dict[str, list[tuple[str, str]]]:
 
 
 def _cross_label(texts: list[str], labels: Array, other_texts: list[str], other_labels: Array) -> Array:
-    """What heads say about each half of ``texts`` that were fitted on the other half and on ``other_texts``."""
+    """Probabilities for each half of ``texts``, from a head fitted on the other half and on ``other_texts``."""
     vectors, other_vectors = embed(texts), embed(other_texts)
     folds = np.random.default_rng(1).permutation(len(texts)) % 2
     probabilities = np.empty((len(texts), int(other_labels.max()) + 1))
@@ -236,10 +236,10 @@ def _cross_label(texts: list[str], labels: Array, other_texts: list[str], other_
 
 
 def _fine_tune(student: nn.Module, training_set: TrainingSet, settings: Distillation) -> None:
-    """First the last layer learns alone, as a regression on the encoder's vectors; then all of it, on short sentences.
+    """Fit the last layer as a regression on the encoder's vectors, then train all layers, on short sentences.
 
-    In this order because a random last layer would pull good vectors apart (Kumar et al. 2022, "Fine-Tuning can
-    Distort Pretrained Features and Underperform Out-of-Distribution", §3.4). Sentences of more than ``_SHORT`` tokens
+    In this order, since a random last layer would distort good vectors (Kumar et al. 2022, "Fine-Tuning can Distort
+    Pretrained Features and Underperform Out-of-Distribution", §3.4). Sentences of more than ``_SHORT`` tokens
     are left out, since padding all others to their length would nearly double the time.
     """
     assert isinstance(student, TextStudent)
@@ -256,7 +256,7 @@ def _fine_tune(student: nn.Module, training_set: TrainingSet, settings: Distilla
 
 
 def _initialise_last_layer(student: TextStudent, training_set: TrainingSet) -> None:
-    """Let the last layer be a regression of the outcomes on the vectors that it is given."""
+    """Set the last layer to a logistic regression of the labels on its input vectors."""
     (text,), last_layer = student.encoders, student.layers[-1]
     student.eval()
     with torch.no_grad():
@@ -278,7 +278,7 @@ def _regression(strength: float) -> Any:
 
 
 def flights() -> World:
-    """Departures of 2013 and the student of ``agents/flights.yaml``: 8 weeks for the teacher, then 10, 2 and 2."""
+    """Departures of 2013 and the student of ``agents/flights.yaml``: 8 weeks for the teacher, then 10, 2 and 2 by split."""
     from examples.flights import Boosting, departures, lateness, week_start
 
     agent_file = yaml.safe_load(Path("agents/flights.yaml").read_text(encoding="utf-8"))
@@ -336,7 +336,7 @@ def digits() -> World:
 
 
 def _network() -> nn.Module:
-    """Flat rows ``[n, 64]`` to logits ``[n, 10]``."""
+    """A small convolutional network: flat rows ``[n, 64]`` to logits ``[n, 10]``."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
@@ -355,7 +355,7 @@ def _predict(world: World, split: str) -> Array:
 
 
 def main() -> None:
-    """Make all worlds; print the size and quality of each student, and how long it took to train."""
+    """Train all students; print their size, quality and training time."""
     table = Table("world", "parameters", "validation", "test", "seconds")
     for name, make in {**WORLDS, "quick_encoder": quick_encoder}.items():
         world = make()

@@ -1,7 +1,7 @@
 """Adaptive distillation with synthetic rows, compared with published losses with tuned settings.
 
 ``python -m benchmarks.distillation`` takes about fifteen minutes on two cores, and the first time some minutes more
-for MiniLM's vectors and the peers' environments. ``--quick`` takes under one: two data sets, two seeds, nothing
+for MiniLM's vectors and the peers' environments. ``--quick`` takes under one: two data sets, two seeds, no file
 written.
 
 There are five real data sets of different kinds (:mod:`benchmarks.distillation_data`), each with a large teacher
@@ -24,16 +24,16 @@ ours, made-up rows untried
     always with the synthetic rows.
 ours, observed rows / ours, fixed / ours, two losses
     the same without synthetic rows; without the controller; with relational knowledge distillation beside Hinton's
-    loss. The difference is the gain of that part.
+    loss. The difference is the gain of the omitted part.
 kd, made-up rows
-    the tuned peer on our synthetic rows: the part of our gain that any method gets from them.
+    the tuned peer on our synthetic rows: the gain that any method gets from them.
 ours, half the knowledge
     without synthetic rows, and with teacher probabilities of half of the rows without a label: a random half, or the
     rows where a student that learned from the labels is least sure (margin). The difference is the gain of the
     selection.
 
 The score is the gate's: AUC for two actions, accuracy for more; log losses are given beside it. Intervals are of
-paired differences over seeds (Student's t, 95 %). Replay buffers are not part of this: see ``benchmarks.forgetting``.
+paired differences over seeds (Student's t, 95 %). Replay buffers are measured by ``benchmarks.forgetting``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ CLAIM = (
     "tuned plain distillation closes as much; on no data set is it worse beyond noise"
 )
 TEMPERATURES, WEIGHTS = (1.0, 2.0, 4.0), (0.1, 0.3)
-OUR_WEIGHTS = (0.3, 0.6)  # of a row's outcome: few outcomes pull less by as much
+OUR_WEIGHTS = (0.3, 0.6)  # of a row's label; our loss averages over all rows, so few labels need a larger weight
 PEERS = ("kd", "dkd", "standardised")
 TUNING_SEED = 1000
 TORCHDISTILL = ("torchdistill==1.1.5", "torch==2.13.*")
@@ -80,7 +80,7 @@ TrainMethod = Callable[[nn.Module], Any]
 
 
 def main() -> None:
-    """Learn, measure, write."""
+    """Train all students, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two data sets, two seeds, nothing written")
     parser.add_argument("--seeds", type=int, default=5)
@@ -92,7 +92,7 @@ def main() -> None:
     with get_context("spawn").Pool(options.processes) as pool:
         tuning = {name: pool.apply_async(tune, (name,)) for name in names}
         tuned, playing = {}, {}
-        for name in reversed(names):  # sentences take longest: the others need not wait for them
+        for name in reversed(names):  # CLINC150 takes longest and is tuned meanwhile
             tuned[name] = tuning[name].get()
             playing[name] = [pool.apply_async(run_methods, (name, seed, tuned[name])) for seed in seeds]
         results = {name: summarize(tuned[name], [job.get() for job in playing[name]]) for name in names}
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def run_methods(name: str, seed: int, tuned: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Every method on one data set under one seed."""
+    """Train and score every method on one data set under one seed."""
     torch.set_num_threads(1)
     world = WORLDS[name](seed)
     scores = {"teacher": score(world.test.teacher_probs.double().numpy(), world.test)}
@@ -137,7 +137,7 @@ def run_methods(name: str, seed: int, tuned: Mapping[str, Sequence[float]]) -> d
 
 
 def summarize(tuned: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One data set over its seeds."""
+    """Summarize one data set over the seeds."""
     scores, log_losses, seconds = (
         {method: [result[what][method] for result in results] for method in results[0][what]}
         for what in ("scores", "log_losses", "cpu_seconds")
@@ -174,11 +174,11 @@ PARTS = {
     "second_loss": ("ours, two losses", "ours"),
     "selection": ("ours, half the knowledge, by margin", "ours, half the knowledge"),
 }
-"""What each part earns: the method that has it minus the one that lacks it."""
+"""By part of the method: the method with the part and the one without it; their difference is the gain."""
 
 
 def train_methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, TrainMethod]]:
-    """Name and training of each method."""
+    """Name and training function of each method."""
     observed, with_synthetic = world.training_set, world.training_set.plus(world.synthetic_rows)
 
     def published_loss(loss: str, rows: TrainingSet, temperature: float, weight: float) -> TrainMethod:
@@ -215,7 +215,7 @@ def train_methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]])
 
 
 def half_training_sets(world: World, seed: int) -> dict[str, TrainingSet]:
-    """Lessons of the rows with outcomes, and of half of the others: drawn, or with the smallest margin."""
+    """Training sets of the labelled rows and half of the others: a random half, or the half with the smallest margins."""
     settings, student = world.settings(seed, world.training_set), world.student(seed)
     has_label = world.training_set.has_label
     unlabelled = (~has_label).nonzero()[:, 0]
@@ -240,7 +240,7 @@ def half_training_sets(world: World, seed: int) -> dict[str, TrainingSet]:
 
 
 def tune(name: str, names: Sequence[str] = (*PEERS, "ours")) -> dict[str, list[float]]:
-    """Temperature and outcome weight of each: of least log loss on held-out rows."""
+    """Temperature and label weight of each method that give the lowest log loss on validation rows."""
     torch.set_num_threads(1)
     world = WORLDS[name](TUNING_SEED)
     best, settings, labels = {}, world.settings(TUNING_SEED, world.training_set), world.validation.labels.numpy()
@@ -260,7 +260,7 @@ def tune(name: str, names: Sequence[str] = (*PEERS, "ours")) -> dict[str, list[f
 
 
 def score(probabilities: Array, rows: TrainingSet) -> float:
-    """The gate's measure."""
+    """AUC for two actions, accuracy for more, as in the gate."""
     result = quality(probabilities, rows.labels.numpy())
     return float(result.auc if probabilities.shape[1] == 2 and result.auc is not None else result.accuracy)
 
@@ -273,7 +273,7 @@ def interval(differences: Array) -> dict[str, float]:
 
 
 def measure_agreement() -> dict[str, float]:
-    """Largest relative difference of our peers' losses from torchdistill's on random logits."""
+    """Largest relative difference between our code of the published losses and torchdistill's, on random logits."""
     generator = np.random.default_rng(0)
     logits, teacher = (generator.normal(size=(256, 10)).astype(np.float32) * 3 for _ in range(2))
     labels = generator.integers(0, 10, 256)
@@ -307,7 +307,7 @@ def format_interval(difference: Mapping[str, float]) -> str:
 
 
 def goals_of(results: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
-    """What was to be reached; over data sets for the counts, over seeds for the text."""
+    """The goals: two counts over the data sets, and the closed gap on CLINC150 over the seeds."""
     wins = sum(all(result["ours_minus"][peer]["mean"] > 0 for peer in PEERS) for result in results.values())
     wins_low = sum(all(result["ours_minus"][peer]["low"] > 0 for peer in PEERS) for result in results.values())
     wins_high = sum(all(result["ours_minus"][peer]["high"] > 0 for peer in PEERS) for result in results.values())

@@ -1,4 +1,4 @@
-"""Real data sets of five kinds, each with a large teacher and a small student, cut for one seed.
+"""Five real data sets, each with a large teacher and a small student, split for one seed.
 
 Everywhere the teacher was fitted on other rows than those that it speaks about, as a model that was there before the
 agent. What the student learns from is what an agent has: knowledge of all rows, outcomes of a few (a share
@@ -42,13 +42,13 @@ RIVER = ("river==0.26.1",)
 
 @dataclass(frozen=True)
 class World:
-    """A data set, cut once for one seed.
+    """A data set, split for one seed.
 
-    :param training_set: rows to learn from, with knowledge, and outcomes where they are known.
-    :param synthetic_rows: rows that were made up near them, with knowledge.
-    :param validation: rows with knowledge and outcomes that nobody learns from.
-    :param test: what is judged on.
-    :param steps: of the optimiser, for every method.
+    :param training_set: training rows with teacher probabilities; some have labels.
+    :param synthetic_rows: synthetic rows near them, with teacher probabilities and no labels.
+    :param validation: held-out rows with teacher probabilities and labels.
+    :param test: test rows with teacher probabilities and labels.
+    :param steps: number of optimiser steps of every method.
     """
 
     config: AgentConfig
@@ -60,7 +60,7 @@ class World:
     steps: int
 
     def student(self, seed: int) -> nn.Module:
-        """The student before it has learned anything; the same for the same seed."""
+        """An untrained student; the seed determines its weights."""
         return new_student(self.with_seed(seed), self.columns, self.training_set.x.numpy())
 
     def with_seed(self, seed: int, **changes: Any) -> AgentConfig:
@@ -68,7 +68,7 @@ class World:
         return self.config.model_copy(update={"distillation": settings})
 
     def settings(self, seed: int, rows: TrainingSet, **changes: Any) -> Distillation:
-        """For ``steps`` steps on ``rows``, up to half a pass."""
+        """Settings that make about ``steps`` steps on ``rows``, within half a pass."""
         passes = max(1, round(self.steps / -(-len(rows) // self.config.distillation.batch_size)))
         return self.with_seed(seed, epochs=passes, **changes).distillation
 
@@ -84,10 +84,12 @@ def make_world(
     cluster_ids: Array | None = None,
     validation_seed: int | None = None,
 ) -> World:
-    """Cut ``student_rows``: of a share of its rows the outcomes are known, a third of those is held out.
+    """Split ``student_rows``: a share of the rows keeps its labels, and a third of those is held out for validation.
 
-    :param cluster_ids: of the rows of ``student_rows``: the outcomes of whole groups are known, and whole groups held out.
-    :param validation_seed: seed of what is held out; None: ``seed``, of which outcomes are known.
+    :param cluster_ids: cluster of each of ``student_rows``; whole clusters are labelled or held out. None: each row.
+    :param label_share: share of the clusters that have labels.
+    :param seed: chooses the labelled rows.
+    :param validation_seed: chooses the validation rows; None: ``seed``.
     """
     cluster_ids = np.arange(len(student_rows)) if cluster_ids is None else cluster_ids
     shuffled_ids = np.random.default_rng(seed if validation_seed is None else validation_seed).permutation(
@@ -152,7 +154,7 @@ def tabular_world(
     student: Mapping[str, Any],
     **distillation: Any,
 ) -> Callable[[int], World]:
-    """Rows without dates, cut at random by the seed: 4/10 for the teacher, 3/10 to learn from, 3/10 to judge on."""
+    """A table without dates, split at random by the seed: 40 % for the teacher, 30 % for the student, 30 % for the test."""
 
     def make_seeded(seed: int) -> World:
         x, y = read()
@@ -183,7 +185,7 @@ def labels_of(rows: pd.DataFrame) -> Array:
 
 
 def read_bundled(name: str) -> Callable[[], tuple[Array, Array]]:
-    """A data set of scikit-learn's."""
+    """A reader of one of scikit-learn's data sets."""
 
     def read() -> tuple[Array, Array]:
         from sklearn import datasets
@@ -196,7 +198,7 @@ def read_bundled(name: str) -> Callable[[], tuple[Array, Array]]:
 
 @functools.cache
 def read_image_segments() -> tuple[Array, Array]:
-    """2,310 patches of outdoor photographs, 18 measurements each, 7 kinds (Brodley 1990, UCI); river brings them."""
+    """2,310 patches of outdoor photographs, 18 measurements each, 7 classes (Brodley 1990, UCI), from river."""
     code = (
         "from river import datasets; import json; "
         "print(json.dumps([[list(x.values()), y] for x, y in datasets.ImageSegments()]))"
@@ -227,9 +229,9 @@ def make_kernels(seed: int) -> Any:
 
 
 def flights(seed: int) -> World:
-    """Departures of 2013 by their dates: 8 weeks for the teacher, 4 to learn from, 2 to judge on; other weeks per seed.
+    """Departures of 2013 by date: 8 weeks for the teacher, 4 for the student, 2 for the test; the seed shifts the weeks.
 
-    Outcomes are known of whole days.
+    Labels are known of whole days.
     """
     from examples.flights import Boosting, departures, lateness, week_start
 
@@ -262,7 +264,7 @@ def clinc150(seed: int) -> World:
     """150 intents of short sentences: MiniLM with a head as teacher, a bag of words as student.
 
     The head is fitted on a third of the training sentences; the student learns from the other two. Seeds differ in
-    which outcomes are known, in weights and in order; MiniLM has read the same sentences for all of them.
+    the labelled rows, the initial weights and the order of batches.
     """
     sentences, train_labels, test, test_labels = _clinc150()
     order = np.random.default_rng(0).permutation(len(sentences))
@@ -316,7 +318,7 @@ _embeddings: dict[str, Array] = {}
 
 
 def embed(sentences: list[str]) -> Array:
-    """MiniLM's vectors float32 ``[n, 384]``, remembered in a cache folder."""
+    """MiniLM's vectors, float32 ``[n, 384]``, cached on disk as float16."""
     file = CACHE / "minilm.npz"
     if not _embeddings and file.exists():
         with np.load(file) as stored:

@@ -1,29 +1,29 @@
-"""The delay until a harmful change is detected, compared with detectors with as few false alarms and as many labels.
+"""The delay until harmful drift is detected, compared with detectors at equal false-alarm rates and label counts.
 
 ``python -m benchmarks.drift_detection`` takes about twenty-five minutes on two busy cores; ``--quick`` takes a minute
-and writes nothing.
+and writes no file.
 
 Each *world* has rows, a boosted teacher, and a small student distilled from it. A *look* is an hour with 200 new rows,
-of which 50 are audited: the teacher is queried about them, or their outcomes become known. From a known look on, some
+of which 50 are audited: the teacher is queried about them, or their outcomes become known. From a known look on, a
 share of the rows changes:
 
 covariate
-    rows come only from the region where the student errs most (a leaf of a tree, found on other rows). In the digits,
-    whose student errs nowhere, the images move by a pixel, which the teacher has seen before.
+    rows come only from the region with the student's highest error (a leaf of a tree fitted on other rows). In the
+    digits, whose student makes hardly any errors, the images move by a pixel; the teacher was fitted on such images too.
 label
-    the class on which the student errs most becomes three times as frequent; the teacher knows it.
+    the class with the student's highest error becomes three times as frequent; the teacher is fitted on this frequency.
 concept
-    other labels for the same inputs; the teacher knows them, as a large model that is kept up to date would.
+    other labels for the same inputs; the teacher is fitted on them, as a large model that is kept up to date.
 concept, teacher frozen
-    the same, with a teacher that does not know them: only outcomes reveal the change.
+    the same, with the teacher fitted before the change: only outcomes reveal it.
 benign
     two columns that the label does not depend on move by 1.5 standard deviations.
 
-*Ours* is :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``.
-Rows and steps count as independent, as they do for all peers, and each process has the whole budget for itself;
-:mod:`benchmarks.false_alarms` measures the cost of sharing it and of dependent steps. The peers get what they
-document, the student's 0/1 errors on 50 labelled rows a look, and, as a stronger rival, the same losses that we
-accumulate, from uniform rows. Each runs with its defaults, and calibrated on separate runs to alarm in at most 1 % of
+**Ours*: :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``.
+Rows and steps count as independent, as they do for all peers, and each process has the whole budget;
+:mod:`benchmarks.false_alarms` measures the cost of a shared budget and of dependent steps. The peers get their
+documented input, the student's 0/1 errors on 50 labelled rows per look, and, as a stronger comparison, the same losses
+that we accumulate, from uniformly sampled rows. Each runs with its defaults, and calibrated on separate runs to alarm in at most 1 % of
 null runs of 10,000 looks.
 """
 
@@ -74,7 +74,7 @@ Process = Literal["disagreement", "brier"]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Size of the measurement; the field names are keys of the result."""
 
     rows: int = 20_000
     runs: int = 200
@@ -101,7 +101,7 @@ QUICK = Size(
 
 
 def main() -> None:
-    """Make the worlds, measure ours and the peers, write."""
+    """Make the worlds, measure our methods and the peers, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two worlds, few and short runs, nothing written")
     parser.add_argument("--seeds", type=int, default=Size.runs, help="runs of each scenario")
@@ -128,7 +128,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows of one situation, by stream, ``[n]`` each, and their inputs ``[n, C]``; a run draws from them."""
+    """Rows of one situation: losses by stream ``[n]``, audit scores ``[n]`` and inputs ``[n, C]``; runs draw from them."""
 
     streams: Mapping[str, Array]
     scores: Array
@@ -137,7 +137,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class World:
-    """A name, and the pool of each situation."""
+    """A data set: a pool of rows for each situation."""
 
     name: str
     pools: Mapping[str, Pool]
@@ -145,9 +145,9 @@ class World:
 
 @dataclass(frozen=True)
 class Table:
-    """Inputs ``[n, C]``, labels ``[n]``, and the same after a change of concept.
+    """Inputs ``[n, C]`` and labels ``[n]``, before and after a change of concept.
 
-    ``moved``: the inputs as they look after a shift that leaves the labels; None: a part of the rows is taken.
+    :param moved: inputs after a covariate shift that keeps the labels; None: the shift takes a part of the rows.
     """
 
     inputs: Array
@@ -158,7 +158,7 @@ class Table:
 
 
 def make_worlds(folder: Path, size: Size, names: Sequence[str] | None = None) -> Iterator[World]:
-    """river's generators, and two real tables."""
+    """Worlds from river's generators and two real tables."""
     out = folder / "streams.npz"
     subprocess.run([peer("river", RIVER), SCRIPTS / "streams.py", str(size.rows), out], check=True)
     arrays = np.load(out)
@@ -174,7 +174,7 @@ def make_worlds(folder: Path, size: Size, names: Sequence[str] | None = None) ->
 
 
 def digits() -> Table:
-    """scikit-learn's handwritten digits, ten actions; 3 and 8 swap their names, or the writing moves by a pixel."""
+    """scikit-learn's handwritten digits, ten actions; the labels 3 and 8 are swapped, or the images move by a pixel."""
     from sklearn.datasets import load_digits
 
     inputs, labels = load_digits(return_X_y=True)
@@ -187,7 +187,7 @@ def digits() -> Table:
 
 
 def flights(row_count: int) -> Table:
-    """Departures of 30 weeks in 2013; the concept changes where late and on time swap for those from Newark."""
+    """Departures of 30 weeks in 2013; for the concept change, late and on time are swapped for Newark."""
     from examples import flights as source
 
     span = source.week_start(0), source.week_start(30)
@@ -201,7 +201,7 @@ def flights(row_count: int) -> Table:
 
 
 def make_world(name: str, table: Table) -> World:
-    """Teacher and student fitted on 40 % of the rows, 10 % to find where the student errs; the rest is drawn from."""
+    """Fit teacher and student on 40 % of the rows, find the student's errors on 10 %; runs draw from the rest."""
     rows = len(table.labels)
     fit, probe, stream = np.split(np.arange(rows), [int(0.4 * rows), int(0.5 * rows)])
     noise = np.random.default_rng(61).normal(size=(rows, 2))
@@ -213,7 +213,7 @@ def make_world(name: str, table: Table) -> World:
 
     if table.moved is None:
         teacher = fit_teacher(x[fit], y[fit])
-    else:  # the teacher has seen more than the student
+    else:  # the teacher is fitted on more than the student
         moved = np.column_stack([table.moved, noise])
         teacher = fit_teacher(np.concatenate([x[fit], moved[fit]]), np.tile(y[fit], 2))
     student = fit_student(x[fit], teacher)
@@ -240,17 +240,17 @@ def make_world(name: str, table: Table) -> World:
 
 
 def fit_teacher(inputs: Array, labels: Array) -> Any:
-    """Probabilities of a boosted teacher, as a function of inputs."""
+    """Fit a boosted teacher; return its function from inputs to probabilities."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return HistGradientBoostingClassifier(max_iter=80, random_state=0).fit(inputs, labels).predict_proba
 
 
 def fit_student(inputs: Array, teacher: Any, labels_per_row: int = 5) -> Any:
-    """Probabilities of a student of sixteen hidden units, as a function of inputs.
+    """Fit a student with sixteen hidden units; return its function from inputs to probabilities.
 
-    It learns from labels drawn from the teacher's probabilities, ``labels_per_row`` a row: on average the cross-entropy to
-    the teacher's soft labels.
+    It learns from ``labels_per_row`` labels per row, drawn from the teacher's probabilities: the expected loss is the
+    cross-entropy to the teacher's probabilities.
     """
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
@@ -265,7 +265,7 @@ def fit_student(inputs: Array, teacher: Any, labels_per_row: int = 5) -> Any:
 
 
 def hard_region(inputs: Array, is_error: Array) -> Any:
-    """Which rows lie where the student errs most: the worst leaf, a tenth of the rows at least, of a tree."""
+    """A function that selects the rows in a tree's leaf with the highest error; a leaf has at least 10 % of the rows."""
     from sklearn.tree import DecisionTreeRegressor
 
     tree = DecisionTreeRegressor(min_samples_leaf=0.1, random_state=0).fit(inputs, is_error)
@@ -274,7 +274,7 @@ def hard_region(inputs: Array, is_error: Array) -> Any:
 
 
 def make_pool(inputs: Array, labels: Array, teacher: Any, student: Any) -> Pool:
-    """What is known of each row: where teacher and student part, and where the student errs."""
+    """Disagreement of teacher and student and errors of the student, per row."""
     p, q = teacher(inputs), student(inputs)
     return Pool(
         streams={
@@ -293,14 +293,14 @@ def make_pool(inputs: Array, labels: Array, teacher: Any, student: Any) -> Pool:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to watch with our parts: which loss, drawn how, and how many bets a look."""
+    """One configuration of our evidence process: loss, sampling of audited rows, and units per look."""
 
     name: str
     process: Process
     uniform_share: float = 1.0
     one_unit: bool = False
     run_share: float = 1.0
-    """Of the runs."""
+    """Share of the runs that are made."""
     tolerance: float = WATCH.tolerance
 
 
@@ -309,7 +309,7 @@ OURS = ("ours, disagreement", "ours, outcomes")
 
 
 def names_with_tolerance(tolerance: float) -> tuple[str, str]:
-    """What our two processes are called under another tolerance than the default."""
+    """Names of our two processes under a tolerance other than the default."""
     return (f"{OURS[0]}, tolerance {tolerance:g}", f"{OURS[1]}, tolerance {tolerance:g}")
 
 
@@ -330,7 +330,7 @@ METHODS: tuple[Method, ...] = (
 
 
 def measure_ours(world: World, size: Size) -> Iterator[dict[str, Any]]:
-    """Null runs and delays of each of our methods."""
+    """Null alarms and delays of each of our methods."""
     for number, method in enumerate(METHODS):
         nulls = null_means(world, method, math.ceil(method.run_share * size.runs), seed=[number, 1])
         warm, false = run_evidence(world, method, ("before", 0.0), nulls, size.warm_looks, seed=[number, 2])
@@ -357,7 +357,7 @@ def measure_ours(world: World, size: Size) -> Iterator[dict[str, Any]]:
 
 
 def null_means(world: World, method: Method, runs: int, seed: Sequence[int]) -> Array:
-    """The null of each run, from a baseline on 5,000 rows held out over seven weeks."""
+    """The null mean of each run, from a baseline of 5,000 held-out rows over seven weeks."""
     generator = np.random.default_rng([71, *seed])
     values = world.pools["before"].streams[method.process]
     observed_at = np.arange(5000) * (7 * 7 * 24 * HOUR_NS // 5000)
@@ -379,11 +379,12 @@ def run_evidence(
     state: Array | None = None,
     block: int = 25,
 ) -> tuple[Array, Array]:
-    """Runs side by side, one per null: the evidence ``[runs, B]`` after the last look, and each run's first alarm.
+    """Advance many runs at once, one per null mean.
 
-    What :func:`stillhouse.drift.evidence.advance` does for one process is done here for all of them at once.
+    The same as :func:`stillhouse.drift.evidence.advance` for each run, but vectorised.
 
-    :return: the first alarm counts looks from 1; ``looks + 1``: there was none. Ends early if all have alarmed.
+    :return: log bets ``[runs, B]`` after the last look, and the look of the first alarm, from 1; ``looks + 1``: none.
+        The loop ends early once all runs have alarmed.
     """
     generator = np.random.default_rng([73, *seed])
     threshold = np.log(RUN_LENGTH)
@@ -403,10 +404,10 @@ def run_evidence(
 def draw_units(
     world: World, method: Method, scenario: tuple[str, float], shape: tuple[int, int], generator: np.random.Generator
 ) -> Array:
-    """Units of evidence ``[runs, looks, U]``: each look's 200 rows drawn from the pools, 50 of them audited.
+    """Units of evidence ``[runs, looks, U]``: 200 rows per look are drawn from the pools, 50 of them are audited.
 
-    Rows come in random order already, so that consecutive ones make a random cell: one plan with a stratum per cell
-    draws for all runs and looks at once what a plan for each look would.
+    The rows are in random order, so consecutive rows form random cells: one plan with a stratum per cell draws for all
+    runs and looks at once, with the same distribution as one plan per look.
     """
     draws = WATCH.audit.rows
     if method.uniform_share == 1.0:  # any 50 of the rows, equally weighted
@@ -424,7 +425,7 @@ def draw_units(
 def draw_scenario_rows(
     world: World, stream: str, scenario: tuple[str, float], shape: tuple[int, ...], generator: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Losses and scores of random rows: the scenario's share of them from its pool, the rest from before."""
+    """Losses and audit scores of random rows: the scenario's share from its pool, the rest from the pool ``before``."""
     situation, share = scenario
     before, after = world.pools["before"], world.pools[situation]
     chosen = generator.integers(0, len(before.scores), shape)
@@ -440,7 +441,7 @@ def draw_scenario_rows(
 
 
 def start_peers(folder: Path, worlds: Sequence[World], size: Size) -> dict[str, subprocess.Popen[bytes]]:
-    """river's and frouros's detectors, each library in its own environment, side by side with ours."""
+    """Start river's and frouros's detectors, each library in its own environment; they run beside our methods."""
     pools, job = folder / "pools.npz", folder / "job.json"
     np.savez(
         pools,
@@ -478,9 +479,9 @@ def start_peers(folder: Path, worlds: Sequence[World], size: Size) -> dict[str, 
 
 
 def wait_for_peer(folder: Path, name: str, process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
-    """What a peer has found, once it has.
+    """Wait for a peer and read its results.
 
-    :raises SystemExit: if it failed; its own words stand above then.
+    :raises SystemExit: if it failed; its own error message is printed above.
     """
     if process.wait():
         raise SystemExit(f"the peer {name} failed")
@@ -489,7 +490,7 @@ def wait_for_peer(folder: Path, name: str, process: subprocess.Popen[bytes]) -> 
 
 
 def measure_label_free(folder: Path, worlds: Sequence[World], size: Size) -> list[dict[str, Any]]:
-    """evidently's and frouros's tests of the inputs, which know of no loss; alarms a look."""
+    """Run evidently's and frouros's tests of the inputs, which use no loss; return their alarms per look."""
     inputs, job = folder / "inputs.npz", folder / "columns.json"
     generator = np.random.default_rng(91)
     arrays = {}
@@ -519,7 +520,7 @@ def measure_label_free(folder: Path, worlds: Sequence[World], size: Size) -> lis
     return results
 
 
-# --------------------------------------------------------------------------- judgement
+# --------------------------------------------------------------------------- goals
 
 
 def make_goals(
@@ -529,7 +530,7 @@ def make_goals(
     by_columns: Sequence[Mapping[str, Any]],
     size: Size,
 ) -> tuple[list[Goal], dict[str, Any]]:
-    """The goals, and everything that they were made of."""
+    """The goals and their detail."""
     scenarios, goals = compare_with_peers(worlds, ours, peers, size, OURS)
     counted = [result for result in scenarios if result["counted"]]
     detail = {
@@ -567,7 +568,7 @@ def compare_with_peers(
     size: Size,
     names: tuple[str, str],
 ) -> tuple[list[dict[str, Any]], list[Goal]]:
-    """Every scenario, and the goals, for our two processes of these ``names``."""
+    """Compare every scenario and compute the goals, for our two processes with these ``names``."""
     scenarios = [
         compare_scenario(world, situation, share, ours, peers, size, names)
         for world in worlds
@@ -596,7 +597,7 @@ def compare_scenario(
     size: Size,
     names: tuple[str, str],
 ) -> dict[str, Any]:
-    """Our median delay beside that of the fastest calibrated peer, told of errors and told of our losses."""
+    """Our median delay, and those of the fastest calibrated peers that get the errors or our losses."""
     scenario, frozen = f"{situation} {share:g}", situation == "concept, teacher frozen"
     process: Process = "brier" if frozen else "disagreement"
     method = names[frozen]
@@ -631,7 +632,7 @@ def compare_scenario(
 
 
 def ratio_goal(name: str, aim: float, ratios: Sequence[float]) -> Goal:
-    """Median and range over scenarios."""
+    """Median and range over the scenarios."""
     return Goal(name, aim, "lower", statistics.median(ratios), min(ratios), max(ratios))
 
 
@@ -645,7 +646,7 @@ def describe(scenario: Mapping[str, Any]) -> str:
 
 
 def summarize(result: Mapping[str, Any], size: Size) -> dict[str, Any]:
-    """One method in one world, its delays as quartiles and rates."""
+    """One method in one world, with the delays summarized as quartiles and shares."""
     fields = {key: value for key, value in result.items() if key != "delays"}
     return fields | {
         "delays": {name: format_quartiles(quartiles(delays, size)) for name, delays in result["delays"].items()}
@@ -658,7 +659,7 @@ def format_quartiles(quartiles_: Mapping[str, float]) -> str:
 
 
 def quartiles(delays: Sequence[int], size: Size) -> dict[str, float]:
-    """Quartiles of the delay, share of runs in which the change was found, and of those with an earlier alarm."""
+    """Quartiles of the delay, share of runs that detect the change, and share of runs with an earlier alarm."""
     valid = [delay for delay in delays if delay] or [size.horizon + 1]
     low, middle, high = (float(q) for q in np.quantile(valid, [0.25, 0.5, 0.75]))
     false = 1 - sum(delay > 0 for delay in delays) / len(delays)
@@ -666,7 +667,7 @@ def quartiles(delays: Sequence[int], size: Size) -> dict[str, float]:
 
 
 def median_delay(delays: Sequence[int], size: Size) -> float:
-    """Looks, ``horizon + 1`` if the change is mostly not found."""
+    """Median delay in looks; ``horizon + 1`` if most runs do not detect the change."""
     return quartiles(delays, size)["median"]
 
 

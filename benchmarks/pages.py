@@ -47,7 +47,7 @@ commit and machine, and a table with one row per goal.
 - One *point* is 0.01 of AUC or accuracy. All figures are from machines with two cores; nothing uses a GPU.
 """
 
-# --------------------------------------------------------------------------- what each row says
+# --------------------------------------------------------------------------- meaning of each row
 
 _STREAMS = {
     "sea": "SEA, a synthetic stream whose threshold moves twice",
@@ -233,7 +233,7 @@ MEANING = {
     "before; labels arrive after one day",
 }
 
-# --------------------------------------------------------------------------- how each was measured
+# --------------------------------------------------------------------------- method of each benchmark
 
 METHOD = {
     "age": """
@@ -365,7 +365,7 @@ METHOD = {
     """,
 }
 
-# --------------------------------------------------------------------------- what each shows beyond its goals
+# --------------------------------------------------------------------------- findings beyond the goals
 
 
 def _age(detail: Detail) -> list[str]:
@@ -811,7 +811,7 @@ def _looks(delay: float, horizon: int) -> str:
 
 
 def _changed(scenario: str) -> str:
-    """``covariate 0.3`` in words."""
+    """Text for a scenario such as ``covariate 0.3``."""
     change, _, share = scenario.rpartition(" ")
     return f"{change}, {100 * float(share):.0f} % of the rows"
 
@@ -820,7 +820,7 @@ def _changed(scenario: str) -> str:
 
 
 def benchmarks_page() -> str:
-    """docs/benchmarks.md."""
+    """The text of docs/benchmarks.md."""
     parts = [INTRODUCTION.rstrip()]
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -830,12 +830,12 @@ def benchmarks_page() -> str:
 
 
 def sentence(claim: str) -> str:
-    """A claim with a capital letter and a full stop."""
+    """The claim as a sentence, with a capital letter and a full stop."""
     return f"{claim[0].upper()}{claim[1:]}."
 
 
 def _wrapped(block: str) -> str:
-    """A paragraph in lines of at most ``WIDTH`` characters; tables and images as they are."""
+    """Wrap a paragraph to ``WIDTH`` characters; leave tables and images unchanged."""
     if block.startswith(("|", "!")):
         return block
     return textwrap.fill(" ".join(block.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
@@ -861,7 +861,7 @@ def _origin(result: Mapping[str, Any]) -> str:
 
 
 def readme_section() -> str:
-    """What README.md says between its markers."""
+    """The generated text between the markers of README.md."""
     result = json.loads((RESULTS / "loop.json").read_text(encoding="utf-8"))
     seeds = len(result["detail"]["seeds"])
     text = (
@@ -880,7 +880,7 @@ def readme_with(section: str, readme: str) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """One row per goal."""
+    """A Markdown table with one row per goal."""
     return _grid(
         ["what", "goal", "measured", "lowest – highest", "result"],
         [

@@ -1,13 +1,13 @@
 """The same champion behind ``mlflow models serve``, LitServe and ``stillhouse serve``, with keep-alive clients.
 
 ``python -m benchmarks.serving`` trains a flights champion with a real refresh (some minutes), serves it in three ways,
-and sends the same rows to all of them, one server after the other in each round, at 1, 8 and 64 connections, with one
-row and 64 rows a request; while one is measured, the others are stopped. The goals compare our native protocol with
-MLflow's ``/invocations``; ours at ``/invocations`` is measured too, without a goal. Ours records every decision, and
-flushes them into the knowledge base meanwhile. The peers are measured at their defaults and at the best that they
-document (two workers; batches); each goal is against the better of the two. Then the champion is swapped ten times
-under load, and every acknowledged decision is looked up in the knowledge base. ``--home FOLDER`` takes a home with a
-champion that is there already; ``--quick`` is one short round and writes nothing.
+and sends the same rows to all servers, one after the other in each round, at 1, 8 and 64 connections, with one row and
+64 rows per request; while one server is measured, the others are stopped. The goals compare our native protocol with
+MLflow's ``/invocations``; our ``/invocations`` is measured too, without a goal. Our server records every decision and
+flushes them into the knowledge base meanwhile. The peers are measured at their defaults and at the best documented
+setting (two workers; batches); each goal compares with the better of the two. Then the champion is swapped ten times
+under load, and every acknowledged decision is looked up in the knowledge base. ``--home FOLDER`` uses an existing home
+with a champion; ``--quick`` is one short round and writes no file.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ NATIVE = f"/v1/agents/{AGENT}/decisions"
 LITSERVE = ("litserve==0.2.19", "numpy==2.4.6", "onnxruntime==1.32.0", "pandas==3.1.1")
 
 RUNTIME = "\nruntime: {poll: 2s, flush: 2s}\n"
-"""Flushed far more often than by default, so that each measurement bears the cost of its own rows."""
+"""Frequent flushes, so that each measurement includes the cost of its own rows."""
 
 Case = tuple[int, int]
-"""Connections, rows of a request."""
+"""Number of connections, rows per request."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A server that is running, and how it is asked."""
+    """A running server, with its address and request bodies."""
 
     name: str
     port: int
     path: str
     bodies: dict[int, list[str]]
-    """By rows of a request."""
+    """Request bodies by rows per request."""
     group: int
-    """Of its processes."""
+    """Process group of the server."""
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Running; before and after, stopped."""
+        """Resume the server within the context; it is stopped before and after."""
         os.killpg(self.group, signal.SIGCONT)
         try:
             yield
@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stillhouse-serving-") as folder, ExitStack() as stack:
         home = options.home.resolve() if options.home else train_champion(Path(folder))
         os.environ |= environment_of(home)
-        os.environ.pop("STILLHOUSE_TOKENS", None)  # both sides are asked without
+        os.environ.pop("STILLHOUSE_TOKENS", None)  # no side uses tokens
         rows = observations()
         load = Load()
         stack.callback(load.close)
@@ -118,11 +118,11 @@ def main() -> None:
         run.write(CLAIM, goals, detail, libraries)
 
 
-# --------------------------------------------------------------------------- what is served
+# --------------------------------------------------------------------------- servers
 
 
 def train_champion(home: Path) -> Path:
-    """A home with a champion of the flights agent, refreshed as any is; its compression without the search."""
+    """Refresh the flights agent in ``home`` to get a champion, without the compression search."""
     agents = home / "agents"
     agents.mkdir()
     text = (Path("agents") / f"{AGENT}.yaml").read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def train_champion(home: Path) -> Path:
 
 
 def environment_of(home: Path) -> dict[str, str]:
-    """Where everything of this benchmark lies."""
+    """Environment variables that put all data of the benchmark into ``home``."""
     return {
         "STILLHOUSE_HOME": str(home),
         "STILLHOUSE_AGENTS": str(home / "agents"),
@@ -153,7 +153,7 @@ def environment_of(home: Path) -> dict[str, str]:
 
 
 def observations() -> list[dict[str, Any]]:
-    """64 flights, as JSON has them."""
+    """64 flights as JSON objects."""
     from stillhouse.parts import resolve
 
     settings = config.load(AGENT)
@@ -167,7 +167,7 @@ def observations() -> list[dict[str, Any]]:
 
 @contextmanager
 def servers(home: Path, rows: Sequence[dict[str, Any]]) -> Iterator[list[Side]]:
-    """All sides, running."""
+    """Start all servers."""
     variant = champion_folder()
     split = {1: [split_body([row]) for row in rows], ROWS: [split_body(rows)]}
     native = native_bodies(rows)
@@ -212,12 +212,12 @@ def servers(home: Path, rows: Sequence[dict[str, Any]]) -> Iterator[list[Side]]:
 
 
 def serve_command(port: int) -> list[str]:
-    """Our command, at its defaults."""
+    """Command of ``stillhouse serve`` with its defaults."""
     return [sys.executable, "-c", "from stillhouse.cli import main; main()", "serve", AGENT, "--port", str(port)]
 
 
 def champion_folder() -> Path:
-    """The champion's files, as any device has them."""
+    """Folder of the champion's files."""
     from stillhouse.registry import Registry
 
     registry = Registry(AGENT)
@@ -228,18 +228,18 @@ def champion_folder() -> Path:
 
 
 def native_bodies(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
-    """Our own bodies."""
+    """Bodies of the native protocol, by rows per request."""
     return {1: [json.dumps({"observation": row}) for row in rows], ROWS: [json.dumps({"observations": list(rows)})]}
 
 
 def split_body(rows: Sequence[dict[str, Any]]) -> str:
-    """MLflow's body of the least bytes."""
+    """MLflow's most compact body."""
     return json.dumps({"dataframe_split": {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}})
 
 
 @contextmanager
 def server_process(command: Sequence[str], log: Path) -> Iterator[int]:
-    """A server, ended with all that it started; the group of its processes."""
+    """Run a server within the context; yield its process group, which is killed at the end."""
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
@@ -275,7 +275,7 @@ def wait_for(port: int, path: str, log: Path) -> None:
 
 
 def compare_answers(sides: Sequence[Side], rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether all say the same of the same rows; else the benchmark is about nothing."""
+    """Check that all servers return the same decisions for the same rows."""
     answers = {}
     for side in sides:
         path = f"{side.path}?probabilities=true" if side.path == NATIVE else side.path
@@ -291,7 +291,7 @@ def compare_answers(sides: Sequence[Side], rows: Sequence[dict[str, Any]]) -> bo
             ]
     if any(decision != answers["stillhouse"] for decision in answers.values()):
         raise SystemExit(
-            f"the servers do not say the same: { {name: decision[:2] for name, decision in answers.items()} }"
+            f"the servers return different decisions: { {name: decision[:2] for name, decision in answers.items()} }"
         )
     return True
 
@@ -308,14 +308,14 @@ Figures = dict[Case, dict[str, list[dict[str, Any]]]]
 
 
 def measure(load: Load, sides: Sequence[Side], rounds: int, seconds: float) -> Figures:
-    """Each case, each side, round by round, so that what disturbs the machine disturbs all."""
+    """Measure each case and side round by round, so that disturbances of the machine affect all sides."""
     cases = [(connections, rows) for connections in CONNECTIONS for rows in (1, ROWS)]
     figures: Figures = {case: {side.name: [] for side in sides} for case in cases}
     wait_for_empty_spools()
     for side in sides:
         os.killpg(side.group, signal.SIGSTOP)
     for side in sides:
-        with side.awake():  # warmed
+        with side.awake():  # warm-up
             load(side.port, side.path, side.bodies[1], 8, 1.0)
     for number in range(rounds):
         for connections, rows in cases:
@@ -333,7 +333,7 @@ def measure(load: Load, sides: Sequence[Side], rounds: int, seconds: float) -> F
 
 
 def wait_for_empty_spools() -> None:
-    """Until what was recorded before is in the knowledge base: the next measurement is not to pay for it."""
+    """Wait until all recorded decisions are flushed, so that the next measurement does not include their cost."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         waiting = 0
@@ -348,7 +348,7 @@ def wait_for_empty_spools() -> None:
 
 
 def measure_ceiling(load: Load, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What the generator can do against a server that does nothing, in requests a second."""
+    """Requests per second of the generator against a server that does nothing."""
     port = free_port()
     code = f"""
 import asyncio, uvloop
@@ -380,7 +380,7 @@ uvloop.run(main())
 
 
 def bare_rows_per_second(home: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """ONNX Runtime alone in this process: a matrix that is made, to probabilities."""
+    """Rows per second of ONNX Runtime alone in this process, on encoded rows, by batch size."""
     import pandas as pd
 
     from stillhouse.variant import Variant, encode
@@ -401,7 +401,7 @@ def bare_rows_per_second(home: Path, rows: Sequence[dict[str, Any]]) -> dict[str
 
 
 def shares_of_bare(figures: Figures, bare: dict[str, float]) -> dict[str, float]:
-    """Our rows a second as a share of bare ONNX Runtime's at the same batch."""
+    """Rows per second of stillhouse / those of ONNX Runtime alone at the same batch size."""
     return {
         f"{connections}x{rows}": rows
         * median_of(figures[connections, rows]["stillhouse"], "per_second")
@@ -414,7 +414,7 @@ def shares_of_bare(figures: Figures, bare: dict[str, float]) -> dict[str, float]
 
 
 def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swaps: int) -> dict[str, Any]:
-    """Two versions in turn become champion while eight connections ask; then every decision is looked up."""
+    """Promote two versions in turn under the load of eight connections; then look up every decision."""
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.registry import Registry
 
@@ -436,7 +436,7 @@ def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swap
             target = other if number % 2 == 0 else str(champion.version)
             registry.promote(target)
             deadline = time.monotonic() + 5.5
-            while time.monotonic() < deadline:  # until it decides, or the next swap is due
+            while time.monotonic() < deadline:  # until the new champion decides, or the next swap is due
                 version = post(port, NATIVE, body[0])["version"]
                 if version == f"{AGENT}@{target}":
                     taken_up += 1
@@ -483,7 +483,7 @@ def summarize(figures: Figures) -> dict[str, Any]:
 
 
 def goals_of(figures: Figures, swap_result: dict[str, Any]) -> list[Goal]:
-    """At each number of connections against the better of MLflow's two; then the worst of them."""
+    """The worst goal over the connections, followed by one goal for each number of connections, and the swaps."""
     goals = []
     by_name: dict[str, list[Goal]] = {}
     for name, aim, better, rows, figure in (
@@ -522,7 +522,7 @@ def ratio(
     against: str,
     figure: str,
 ) -> Goal:
-    """Ours relative to the better of the peer's settings, round by round."""
+    """Ratio of stillhouse to the better setting of the peer, round by round."""
     settings = [side for side in by_side if side.startswith(against)]
     best = max if figure == "per_second" else min
     chosen = best(settings, key=lambda side: median_of(by_side[side], figure))

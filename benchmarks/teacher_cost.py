@@ -1,12 +1,12 @@
-"""The cost of a teacher that is queried on evidence of a shift, compared with always, at random, and by margin.
+"""The cost of a teacher that is queried on evidence of a shift, compared with always, random and margin sampling.
 
 ``python -m benchmarks.teacher_cost`` plays every stream under every seed; ``--quick`` plays short synthetic streams
-once and writes nothing. The sentences are CLINC150 (``STILLHOUSE_DATA`` names the folder above it, by default
+once and writes no file. The sentences are CLINC150 (``STILLHOUSE_DATA`` is its parent folder, by default
 ../shared/data).
 
 Each stream has two abrupt shifts. A student that has learned from a history decides about every row first; then a
 policy chooses the rows that the teacher is queried about, and the student learns from the answers. All policies share
-the learner, the first student and the rows. The settings of ours were chosen on streams of other seeds.
+the learner, the first student and the rows. Our settings were chosen on streams of other seeds.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows in the order that they come, what the teacher would say about each, and what is true.
+    """Rows ``[n, D]`` in order of arrival, teacher probabilities ``[n, K]`` and outcomes ``[n]``.
 
-    :ivar history: rows at the beginning from which the first student learns; the policies decide about the others.
-    :ivar step: rows between two chances to ask.
-    :ivar shifts: positions of the two shifts.
+    :ivar history: number of rows at the beginning from which the first student learns; the policies run on the others.
+    :ivar step: number of rows between two possible queries.
+    :ivar shifts: indices of the two shifts.
     """
 
     x: Array
@@ -76,13 +76,13 @@ class Stream:
 
 
 def sea(seed: int, rows: int) -> Stream:
-    """Two of three numbers decide; the threshold moves twice (Street and Kim 2001). A tenth of the truth is noise."""
+    """SEA: two of three numbers decide; the threshold moves twice (Street and Kim 2001); 10 % label noise."""
     generator = np.random.default_rng(seed)
     return _tabular(generator, generator.uniform(0, 10, (rows + HISTORY, 3)), rows, _sea)
 
 
 def loans(seed: int, rows: int) -> Stream:
-    """Who gets a loan: nine numbers, and three rules of Agrawal, Imielinski and Swami (1993), one after another."""
+    """Loan decisions: nine numbers, and three rules of Agrawal, Imielinski and Swami (1993) in sequence."""
     generator = np.random.default_rng(seed)
     n = rows + HISTORY
     salary = generator.uniform(20, 150, n)
@@ -112,7 +112,7 @@ def _tabular(generator: np.random.Generator, x: Array, rows: int, rule: Callable
     concept = np.digitize(np.arange(len(x)), shifts)
     right = np.select([concept == number for number in range(3)], [rule(x, number) for number in range(3)])
     truth = np.where(generator.random(len(x)) < 0.1, 1 - right, right).astype(np.int64)
-    teacher = np.where(right[:, None] == np.arange(2), 0.9, 0.1)  # it knows the rule, and how noisy the truth is
+    teacher = np.where(right[:, None] == np.arange(2), 0.9, 0.1)  # it knows the rule and the noise
 
     def student(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -126,7 +126,7 @@ def _sea(x: Array, number: int) -> Array:
 
 
 def _loan(x: Array, number: int) -> Array:
-    """Their functions 2, 3 and 1, in thousands."""
+    """Functions 2, 3 and 1 of the paper, amounts in thousands."""
     salary, age, education = x[:, 0], x[:, 2], x[:, 3]
     young, middle = age < 40, (age >= 40) & (age < 60)
 
@@ -142,10 +142,10 @@ def _loan(x: Array, number: int) -> Array:
 
 
 def sentences(seed: int, rows: int) -> Stream:
-    """Which of ten domains a sentence is about (CLINC150). Domains arrive in stages, and some return: staged drift.
+    """The domain, one of ten, of a sentence of CLINC150. Domains appear in stages, and some return: staged drift.
 
-    The student reads MiniLM's embedding, the teacher is a linear head on it, fitted on 5,000 sentences that come
-    nowhere in the stream.
+    The student reads MiniLM's embedding; the teacher is a linear head on it, fitted on 5,000 sentences outside the
+    stream.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -180,7 +180,7 @@ def sentences(seed: int, rows: int) -> Stream:
 
 
 def _embed() -> tuple[Array, Array]:
-    """All sentences of CLINC150 in scope: MiniLM's embeddings ``[22,500, 384]``, and their domains; embedded once."""
+    """MiniLM's embeddings ``[22,500, 384]`` of all in-scope sentences of CLINC150, cached, and their domains."""
     folder = Path(os.environ.get("STILLHOUSE_DATA", "../shared/data")) / "clinc150"
     content = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
     domains = json.loads((folder / "domains.json").read_text(encoding="utf-8"))
@@ -204,7 +204,7 @@ def _embed() -> tuple[Array, Array]:
 
 
 FIRST_SEED = 10
-"""The settings were chosen on others."""
+"""First seed of the streams; the settings were chosen on lower seeds."""
 
 STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
     "sea": (sea, 120_000),
@@ -213,17 +213,17 @@ STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
 }
 
 
-# --------------------------------------------------------------------------- the learner, the same for all
+# --------------------------------------------------------------------------- the learner of all policies
 
 
 class Learner:
-    """A student that takes in answers by :func:`stillhouse.distill.online.update`, and knows when its past is void.
+    """Trains a student on answers by :func:`stillhouse.distill.online.update`, and detects when old answers are invalid.
 
-    Paired learners (Bach and Maloof 2008): beside the student that replays all it was told, a copy of it is tuned on
-    the newest answers alone; where that is the better one on answers that neither has seen, the past is dropped.
-    Whenever what is kept has doubled, the student is distilled from it anew.
+    Paired learners (Bach and Maloof 2008): the student replays all stored answers, and a copy of it is tuned on the newest
+    answers alone. Where the copy is better on answers that neither has learned from, the old answers are dropped.
+    Whenever the number of stored answers has doubled, a new student is distilled from them.
 
-    :param can_drop_past: whether the past may be dropped; without, the student always keeps the last ``MEMORY_ROWS`` answers.
+    :param can_drop_past: whether old answers may be dropped; if not, the last ``MEMORY_ROWS`` answers are always kept.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class Learner:
         self.paired: list[int] = []
 
     def add_answers(self, x: Array, teacher_probs: Array) -> None:
-        """New answers; the student learns when there are enough of them."""
+        """Add teacher answers; update the student when there are enough new ones."""
         if not len(x):
             return
         best = teacher_probs.argmax(axis=1)
@@ -286,21 +286,24 @@ RECENT_ROWS, MEMORY_ROWS, UPDATE_STEPS = 300, 5000, 25
 
 
 class Policy:
-    """Says which rows of a step are asked about: positions in it."""
+    """Chooses the rows of a step that the teacher is queried about."""
 
     can_drop_past = True
 
     def choose(self, x: Array, student_probs: Sequence[Array], seed: int) -> Array:
-        """:param teacher_probs: what the student says ``[n, K]``, and what its younger pair does."""
+        """Indices of the chosen rows.
+
+        :param student_probs: probabilities ``[n, K]`` of the student and of its recently tuned copy.
+        """
         raise NotImplementedError
 
     def observe_losses(self, losses: Array) -> None:
-        """Total variation between teacher and student on the rows chosen last."""
+        """Receive the total variation between teacher and student on the rows chosen last."""
 
 
 @dataclass
 class AtRandom(Policy):
-    """A share of the rows; 1: always, 0: never."""
+    """A random share of the rows; 1: every row, 0: no row."""
 
     share: float
 
@@ -311,7 +314,7 @@ class AtRandom(Policy):
 
 @dataclass
 class ByMargin(Policy):
-    """The rows of smallest margin: a share of every step, or all of them above a score."""
+    """The rows with the smallest margins: a share of every step, or all rows above a score."""
 
     share: float | None = None
     min_score: float | None = None
@@ -327,9 +330,11 @@ class ByMargin(Policy):
 
 @dataclass
 class OnEvidence(Policy):
-    """Ours: a small audit, a larger one on suspicion, and a burst of chosen questions once evidence has accumulated.
+    """Our policy: a small audit, a larger one if its mean exceeds the null mean, and a burst of queries after an alarm.
 
-    :ivar null: mean disagreement that is no harm, as the history has it.
+    :ivar null: null mean of the disagreement, from the history.
+    :ivar calm: audited rows per step; ``alert``: the same while the mean exceeds the null mean.
+    :ivar burst: rows of a burst, ``burst_step`` of them per step.
     """
 
     null: float
@@ -371,7 +376,7 @@ class OnEvidence(Policy):
         start = self.state.end
         self.state = evidence.advance(self.state, units, start=start, end=start + STEP, rows=len(units))
         if self.burst_left:
-            self._restart(start + STEP, self.null)  # what it learns now is not yet in what it says
+            self._restart(start + STEP, self.null)  # its probabilities do not reflect the new answers yet
         elif self.state.alarm:
             self.burst_left = self.burst
             self.alarms += 1
@@ -382,7 +387,7 @@ TOLERANCE = 0.01
 
 
 def _round_randomly(amount: float, generator: np.random.Generator) -> int:
-    """A whole number of this mean."""
+    """Round up or down at random, with mean ``amount``."""
     return int(amount + generator.random())
 
 
@@ -391,7 +396,7 @@ def _round_randomly(amount: float, generator: np.random.Generator) -> int:
 
 @dataclass(frozen=True)
 class StreamResult:
-    """One policy on one stream."""
+    """Result of one policy on one stream."""
 
     accuracy: float
     calls: int
@@ -403,7 +408,7 @@ class StreamResult:
 
 
 def play(stream: Stream, first: nn.Module, policy: Policy, settings: Distillation, seed: int) -> StreamResult:
-    """Decide first, then perhaps ask, then learn; step by step."""
+    """Run a policy on a stream: in each step decide first, then query the teacher, then learn."""
     began = time.process_time()
     learner = Learner(stream, deepcopy(first), settings, seed, policy.can_drop_past)
     is_correct = np.zeros(len(stream.x), dtype=bool)
@@ -432,9 +437,9 @@ def play(stream: Stream, first: nn.Module, policy: Policy, settings: Distillatio
 
 
 def first_student(stream: Stream, settings: Distillation, seed: int) -> tuple[nn.Module, float]:
-    """A student that has learned from the history, and the mean disagreement that is usual for it.
+    """A student trained on the history, and the null mean of its disagreement with the teacher.
 
-    What is usual is measured on a sixth of the history that a student of its own did not learn from.
+    The null mean is measured on a sixth of the history, with another student that did not learn from it.
     """
     validation_count = stream.history // 6
 
@@ -456,7 +461,7 @@ def first_student(stream: Stream, settings: Distillation, seed: int) -> tuple[nn
 
 
 def policies(null: float, step: int) -> dict[str, Policy]:
-    """All that are compared, by name."""
+    """The compared policies by name."""
     by_name: dict[str, Policy] = {"always": AtRandom(1.0), "never": AtRandom(0.0)}
     by_name |= {"uniform 0.05": AtRandom(0.05)}
     by_name |= {f"margin {share:g}": ByMargin(share=share) for share in MARGIN_SHARES}
@@ -473,7 +478,7 @@ MARGIN_THRESHOLDS = (0.4, 0.7)
 
 
 def settings_of(seed: int) -> Distillation:
-    """How the student learns, whatever the policy."""
+    """Training settings of the student, the same for all policies."""
     values = {"epochs": 20, "batch_size": 64, "learning_rate": 0.01, "averaging": 0.98, "seed": seed}
     return Distillation.model_validate(values | {"unknown_rate": 0.0, "controller": "fixed", "outcome_weight": 0.0})
 
@@ -482,7 +487,7 @@ def settings_of(seed: int) -> Distillation:
 
 
 def main() -> None:
-    """Play, measure, write."""
+    """Run all policies on all streams and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short made streams, one seed, nothing written")
     parser.add_argument("--seeds", type=int, default=5)
@@ -513,7 +518,7 @@ def main() -> None:
 
 
 def run_job(name: str, rows: int, seed: int) -> dict[str, StreamResult]:
-    """Every policy on one stream."""
+    """Run every policy on one stream."""
     torch.set_num_threads(1)
     stream, settings = STREAMS[name][0](seed, rows), settings_of(seed)
     first, null = first_student(stream, settings, seed)
@@ -521,7 +526,7 @@ def run_job(name: str, rows: int, seed: int) -> dict[str, StreamResult]:
 
 
 def goals_of(name: str, runs: Sequence[Mapping[str, StreamResult]]) -> list[Goal]:
-    """What was to be reached on one stream: medians over the seeds."""
+    """The goals of one stream: medians over the seeds."""
 
     def goal(what: str, aim: float, better: Any, values: Sequence[float]) -> Goal:
         return Goal(f"{what}_{name}", aim, better, statistics.median(values), min(values), max(values))
@@ -538,9 +543,10 @@ def goals_of(name: str, runs: Sequence[Mapping[str, StreamResult]]) -> list[Goal
 
 
 def margin_calls(run: Mapping[str, StreamResult]) -> float:
-    """Calls that margin sampling needs to be as good as ours: its cheapest mixture of budgets, with never and always.
+    """Calls that margin sampling needs for our accuracy: its cheapest mixture of budgets, with never and always.
 
-    The upper hull of its cost and quality is read at our quality; above all that it reached, it costs what always does.
+    The upper hull of calls and accuracy is interpolated at our accuracy; if margin sampling never reaches it, the calls
+    are those of always.
     """
     points = sorted(
         (p.calls, p.accuracy) for name, p in run.items() if name.split()[0].strip(",") in ("never", "margin", "always")
@@ -563,7 +569,7 @@ def _is_below(left: tuple[float, float], middle: tuple[float, float], right: tup
 
 
 def detail_of(runs: Sequence[Mapping[str, StreamResult]]) -> dict[str, Any]:
-    """All that was measured on one stream, and paired differences of ours to the others in points of accuracy."""
+    """The detail of one stream, with the paired differences of our accuracy to the others' in points."""
     ours = np.array([run["ours"].accuracy for run in runs])
     return {
         "rows": runs[0]["ours"].rows,
