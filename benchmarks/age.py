@@ -37,8 +37,8 @@ GAP_BETWEEN_COPIES = 27 * WEEK  # the windows of both sides hold the same rows
 def main() -> None:
     """Run the agent, extend a copy of its history, measure both and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7, help="of each side")
-    parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, nothing written")
+    parser.add_argument("--repeats", type=int, default=7, help="number of measurements of each side")
+    parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, no file written")
     options = parser.parse_args()
     run = begin("age", writes_result=not options.quick)
     with tempfile.TemporaryDirectory(prefix="stillhouse-age-") as folder:

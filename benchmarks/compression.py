@@ -5,11 +5,11 @@ for the students and the peers' environments. ``--quick`` takes under a minute: 
 quantiser alone, no file written. A killed search resumes; the result of a finished student is cached, and measured
 again with ``--again``.
 
-There are three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the student of the
-flights agent, and a convolutional network for small images. The peers (:mod:`benchmarks.compression_peers`) quantise
-each at their defaults and at the best setting that they document, with calibration rows from the same training rows.
-Our side is :func:`stillhouse.compress.search.greedy.search` with a budget of an eighth of the bytes. It chooses on
-validation rows, which the peers' accuracy-aware modes get too. All models are scored on test rows that no choice used.
+There are three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the student of the flights
+agent, and a convolutional network for small images. The peers (:mod:`benchmarks.compression_peers`) quantise each at
+their defaults and at the best setting that they document, with calibration rows from the same training rows. Our side
+is :func:`stillhouse.compress.search.greedy.search` with a budget of an eighth of the bytes. It chooses on validation
+rows, which the peers' accuracy-aware modes get too. All models are scored on test rows that no choice used.
 
 Bytes are those of the model file, on both sides. Latencies are for one row on one thread; all models of a student take
 turns in one process, several times. torch's int8 models run only in torch: they are measured in a separate process
@@ -100,9 +100,9 @@ class Point:
 def main() -> None:
     """Search, run the peers, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small encoder and one peer, nothing written")
+    parser.add_argument("--quick", action="store_true", help="a small encoder and one peer, no file written")
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="only these students")
-    parser.add_argument("--again", action="store_true", help="measure students anew that are done")
+    parser.add_argument("--again", action="store_true", help="measure students again that have a cached result")
     options = parser.parse_args()
     writes_result = not options.quick and set(options.worlds) == set(WORLDS)
     run = begin("compression", writes_result=writes_result)

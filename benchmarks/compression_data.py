@@ -1,8 +1,8 @@
 """Three trained students to compress: a text encoder, the flights agent's student, and a small convolutional network.
 
-The teacher is always fitted on other rows than those that it labels. A search chooses on ``validation``;
-``test`` is used for reports only. A student is trained once and cached in a folder named by its name and a hash of its
-inputs. ``python -m benchmarks.compression_data`` trains all three.
+The teacher is always fitted on other rows than those that it labels. A search chooses on ``validation``; ``test`` is
+used for reports only. A student is trained once and cached in a folder named by its name and a hash of its inputs.
+``python -m benchmarks.compression_data`` trains all three.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def _regression(strength: float) -> Any:
 
 
 def flights() -> World:
-    """Departures of 2013 and the student of ``agents/flights.yaml``: 8 weeks for the teacher, then 10, 2 and 2 by split."""
+    """Departures of 2013 and the student of ``agents/flights.yaml``: 8 weeks for the teacher, then 10, 2 and 2."""
     from examples.flights import Boosting, departures, lateness, week_start
 
     agent_file = yaml.safe_load(Path("agents/flights.yaml").read_text(encoding="utf-8"))

@@ -4,9 +4,9 @@
 the shape of the flights agent's, and one that reads texts. It calls the variant in every way that it supports, 2,000
 times each, all ways in random order, so that disturbances of the machine affect all of them. A goal is a difference of
 two medians: the whole decision minus the graph alone on encoded rows, or ``pyfunc.predict`` on the champion minus the
-same call on an empty model with the same signature. Lowest and highest are over five consecutive parts of the calls. Batches of 64
-and 900 rows are called less often, and their times are divided by the rows. ``--quick`` makes 100 calls and writes
-no file.
+same call on an empty model with the same signature. Lowest and highest are over five consecutive parts of the calls.
+Batches of 64 and 900 rows are called less often, and their times are divided by the rows. ``--quick`` makes 100 calls
+and writes no file.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Champion:
 def main() -> None:
     """Export the students, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=2000, help="of each way, for one row")
-    parser.add_argument("--quick", action="store_true", help="100 calls, nothing written")
+    parser.add_argument("--calls", type=int, default=2000, help="number of calls of each way, for one row")
+    parser.add_argument("--quick", action="store_true", help="100 calls, no file written")
     options = parser.parse_args()
     run = begin("deciding", writes_result=not options.quick)
     calls = 100 if options.quick else options.calls
@@ -228,15 +228,13 @@ def load_pyfunc(champion: Champion, frame: pd.DataFrame) -> tuple[Any, Any]:
         return model, mlflow.pyfunc.load_model(str(Path(folder, "empty")))
 
 
-def time_interleaved(timed_ways: Ways, calls: int) -> Times:
+def time_interleaved(ways: Ways, calls: int) -> Times:
     """Milliseconds of each call, by way; the ways take turns in random order."""
-    times: Times = {way: [] for way in timed_ways}
+    times: Times = {way: [] for way in ways}
     rng = random.Random(0)
     for number in range(calls + calls // 10):
-        for way in rng.sample(
-            [*timed_ways], len(timed_ways)
-        ):  # no way always follows the same other one
-            call = timed_ways[way]
+        for way in rng.sample([*ways], len(ways)):  # no way always follows the same other one
+            call = ways[way]
             start = time.perf_counter()
             call()
             elapsed_ms = 1000 * (time.perf_counter() - start)

@@ -1,14 +1,13 @@
 """Adaptive distillation with synthetic rows, compared with published losses with tuned settings.
 
-``python -m benchmarks.distillation`` takes about fifteen minutes on two cores, and the first time some minutes more
-for MiniLM's vectors and the peers' environments. ``--quick`` takes under one: two data sets, two seeds, no file
-written.
+``python -m benchmarks.distillation`` takes about fifteen minutes on two cores, and the first time some minutes more for
+MiniLM's vectors and the peers' environments. ``--quick`` takes under one: two data sets, two seeds, no file written.
 
-There are five real data sets of different kinds (:mod:`benchmarks.distillation_data`), each with a large teacher
-fitted on other rows and a small student. Teacher probabilities are known for all rows, labels for a few. All students
-of a seed start from the same weights and take the same number of steps (within half a pass) with the same optimiser,
+There are five real data sets of different kinds (:mod:`benchmarks.distillation_data`), each with a large teacher fitted
+on other rows and a small student. Teacher probabilities are known for all rows, labels for a few. All students of a
+seed start from the same weights and take the same number of steps (within half a pass) with the same optimiser,
 schedule, batch size and averaged weights, on the same rows with the same teacher probabilities and labels. Only the
-methods that say so also query the teacher about synthetic rows; ``options`` counts its answers.
+methods that say so also query the teacher about synthetic rows; ``asked`` in the result counts its answers.
 
 hard
     labels only.
@@ -32,8 +31,8 @@ ours, half the knowledge
     rows where a student that learned from the labels is least sure (margin). The difference is the gain of the
     selection.
 
-The score is the gate's: AUC for two actions, accuracy for more; log losses are given beside it. Intervals are of
-paired differences over seeds (Student's t, 95 %). Replay buffers are measured by ``benchmarks.forgetting``.
+The score is the gate's: AUC for two actions, accuracy for more; log losses are given beside it. Intervals are of paired
+differences over seeds (Student's t, 95 %). Replay buffers are measured by ``benchmarks.forgetting``.
 """
 
 from __future__ import annotations
@@ -82,9 +81,9 @@ TrainMethod = Callable[[nn.Module], Any]
 def main() -> None:
     """Train all students, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two data sets, two seeds, nothing written")
+    parser.add_argument("--quick", action="store_true", help="two data sets, two seeds, no file written")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2, help="at a time, one thread each")
+    parser.add_argument("--processes", type=int, default=2, help="number of parallel processes, one thread each")
     options = parser.parse_args()
     run = begin("distillation", writes_result=not options.quick)
     names = ["image_segments", "breast_cancer"] if options.quick else list(WORLDS)
@@ -215,7 +214,7 @@ def train_methods(world: World, seed: int, tuned: Mapping[str, Sequence[float]])
 
 
 def half_training_sets(world: World, seed: int) -> dict[str, TrainingSet]:
-    """Training sets of the labelled rows and half of the others: a random half, or the half with the smallest margins."""
+    """Training sets of the labelled rows and half of the others: random, or with the smallest margins."""
     settings, student = world.settings(seed, world.training_set), world.student(seed)
     has_label = world.training_set.has_label
     unlabelled = (~has_label).nonzero()[:, 0]

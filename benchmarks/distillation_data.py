@@ -1,9 +1,9 @@
 """Five real data sets, each with a large teacher and a small student, split for one seed.
 
-Everywhere the teacher was fitted on other rows than those that it speaks about, as a model that was there before the
-agent. What the student learns from is what an agent has: knowledge of all rows, outcomes of a few (a share
-``label_share`` of the rows; a third of those rows is held out to choose settings by). What is judged on has been
-seen by neither, and by no choice.
+The teacher is always fitted on other rows than those that it labels, like a model that existed before the agent. The
+student learns from what an agent has: teacher probabilities of all rows, and labels of a few (the ``label_share``; a
+third of the labelled rows is held out for the choice of settings). The test rows are used by neither of them, and by no
+choice.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def make_world(
     columns = columns_of(config, rows)
     sizes = input_widths(columns)
 
-    def make_training_set(rows_: pd.DataFrame, labelled_ids: Array, cluster_ids: Array | None = None) -> TrainingSet:
-        x = encode(rows_, columns)
-        return TrainingSet(x, teacher(rows_), labelled_ids, sizes.numbers, cluster_ids=cluster_ids, tokens=sizes.tokens)
+    def make_training_set(table: pd.DataFrame, labels: Array, cluster_ids: Array | None = None) -> TrainingSet:
+        x = encode(table, columns)
+        return TrainingSet(x, teacher(table), labels, sizes.numbers, cluster_ids=cluster_ids, tokens=sizes.tokens)
 
     return World(
         config,
@@ -154,7 +154,7 @@ def tabular_world(
     student: Mapping[str, Any],
     **distillation: Any,
 ) -> Callable[[int], World]:
-    """A table without dates, split at random by the seed: 40 % for the teacher, 30 % for the student, 30 % for the test."""
+    """A table without dates, split at random: 40 % for the teacher, 30 % for the student, 30 % for the test."""
 
     def make_seeded(seed: int) -> World:
         x, y = read()
@@ -168,7 +168,7 @@ def tabular_world(
         config = agent({name: {"type": "number"} for name in names}, int(y.max()) + 1, student, **distillation)
         return make_world(
             config,
-            lambda rows_: teacher.predict_proba(rows_[names].to_numpy()),
+            lambda table: teacher.predict_proba(table[names].to_numpy()),
             rows[teacher_end:student_end].reset_index(drop=True),
             rows[student_end:].reset_index(drop=True),
             label_share,
@@ -229,9 +229,9 @@ def make_kernels(seed: int) -> Any:
 
 
 def flights(seed: int) -> World:
-    """Departures of 2013 by date: 8 weeks for the teacher, 4 for the student, 2 for the test; the seed shifts the weeks.
+    """Departures of 2013 by date: 8 weeks for the teacher, 4 for the student, 2 for the test.
 
-    Labels are known of whole days.
+    The seed shifts the weeks. Labels are known of whole days.
     """
     from examples.flights import Boosting, departures, lateness, week_start
 
@@ -286,7 +286,7 @@ def clinc150(seed: int) -> World:
         for texts, labels in (([sentences[i] for i in student_rows], train_labels[student_rows]), (test, test_labels))
     )
     return make_world(
-        config, lambda rows_: head(embed(list(rows_["text"]))), rows, test_rows, 0.15, 1000, seed, validation_seed=0
+        config, lambda table: head(embed(list(table["text"]))), rows, test_rows, 0.15, 1000, seed, validation_seed=0
     )
 
 
@@ -298,7 +298,7 @@ def _clinc150() -> tuple[list[str], Array, list[str], Array]:
             f"CLINC150 is not in {folder}: let STILLHOUSE_DATA name a folder that has clinc150/data_full.json"
         )
     content = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
-    (sentences, names), (test, truth) = (zip(*content[rows_], strict=True) for rows_ in ("train", "test"))
+    (sentences, names), (test, truth) = (zip(*content[split], strict=True) for split in ("train", "test"))
     intents, labels = np.unique(names, return_inverse=True)
     return list(sentences), labels.astype(np.int64), list(test), np.searchsorted(intents, truth).astype(np.int64)
 

@@ -9,7 +9,8 @@ share of the rows changes:
 
 covariate
     rows come only from the region with the student's highest error (a leaf of a tree fitted on other rows). In the
-    digits, whose student makes hardly any errors, the images move by a pixel; the teacher was fitted on such images too.
+    digits, whose student makes hardly any errors, the images move by a pixel; the teacher was fitted on such images
+    too.
 label
     the class with the student's highest error becomes three times as frequent; the teacher is fitted on this frequency.
 concept
@@ -19,12 +20,12 @@ concept, teacher frozen
 benign
     two columns that the label does not depend on move by 1.5 standard deviations.
 
-**Ours*: :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``.
-Rows and steps count as independent, as they do for all peers, and each process has the whole budget;
+*Ours*: :mod:`stillhouse.drift.audit` and :mod:`stillhouse.drift.evidence` with the defaults of ``config.Watch``. Rows
+and steps count as independent, as they do for all peers, and each process has the whole budget;
 :mod:`benchmarks.false_alarms` measures the cost of a shared budget and of dependent steps. The peers get their
 documented input, the student's 0/1 errors on 50 labelled rows per look, and, as a stronger comparison, the same losses
-that we accumulate, from uniformly sampled rows. Each runs with its defaults, and calibrated on separate runs to alarm in at most 1 % of
-null runs of 10,000 looks.
+that we accumulate, from uniformly sampled rows. Each runs with its defaults, and calibrated on separate runs to alarm
+in at most 1 % of null runs of 10,000 looks.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ QUICK = Size(
 def main() -> None:
     """Make the worlds, measure our methods and the peers, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two worlds, few and short runs, nothing written")
+    parser.add_argument("--quick", action="store_true", help="two worlds, few and short runs, no file written")
     parser.add_argument("--seeds", type=int, default=Size.runs, help="runs of each scenario")
     options = parser.parse_args()
     run = begin("drift_detection", writes_result=not options.quick)
@@ -128,7 +129,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows of one situation: losses by stream ``[n]``, audit scores ``[n]`` and inputs ``[n, C]``; runs draw from them."""
+    """Rows of one situation: losses by stream ``[n]``, audit scores ``[n]``, inputs ``[n, C]``; runs draw from them."""
 
     streams: Mapping[str, Array]
     scores: Array
@@ -191,13 +192,15 @@ def flights(row_count: int) -> Table:
     from examples import flights as source
 
     span = source.week_start(0), source.week_start(30)
-    rows_ = source.departures(*span).merge(source.lateness(*span)[["observation_id", "action"]], on="observation_id")
-    rows_ = rows_.sample(n=row_count, random_state=51)
-    codes = rows_[list(source.CATEGORIES)].apply(lambda column: column.astype("category").cat.codes)
-    inputs = np.column_stack([rows_[list(source.NUMBERS)].to_numpy(np.float64), codes.to_numpy(np.float64)])
+    departures = source.departures(*span).merge(
+        source.lateness(*span)[["observation_id", "action"]], on="observation_id"
+    )
+    departures = departures.sample(n=row_count, random_state=51)
+    codes = departures[list(source.CATEGORIES)].apply(lambda column: column.astype("category").cat.codes)
+    inputs = np.column_stack([departures[list(source.NUMBERS)].to_numpy(np.float64), codes.to_numpy(np.float64)])
     inputs = np.where(np.isnan(inputs), np.nanmedian(inputs, axis=0), inputs)
-    labels = (rows_["action"] == "late").to_numpy(np.int64)
-    return Table(inputs, labels, inputs, np.where(rows_["origin"] == "EWR", 1 - labels, labels))
+    labels = (departures["action"] == "late").to_numpy(np.int64)
+    return Table(inputs, labels, inputs, np.where(departures["origin"] == "EWR", 1 - labels, labels))
 
 
 def make_world(name: str, table: Table) -> World:
@@ -265,7 +268,7 @@ def fit_student(inputs: Array, teacher: Any, labels_per_row: int = 5) -> Any:
 
 
 def hard_region(inputs: Array, is_error: Array) -> Any:
-    """A function that selects the rows in a tree's leaf with the highest error; a leaf has at least 10 % of the rows."""
+    """A function that selects the rows in the tree leaf with the highest error; a leaf has 10 % of the rows or more."""
     from sklearn.tree import DecisionTreeRegressor
 
     tree = DecisionTreeRegressor(min_samples_leaf=0.1, random_state=0).fit(inputs, is_error)
@@ -639,9 +642,9 @@ def ratio_goal(name: str, aim: float, ratios: Sequence[float]) -> Goal:
 def describe(scenario: Mapping[str, Any]) -> str:
     """A scenario in words, with both delays."""
     return (
-        f"{scenario['world']}, {scenario['scenario']}: {scenario['delay']:g} looks; errors {scenario['best_peer'][0]:g} "
-        f"({scenario['best_peer'][1]}); our losses {scenario['best_peer_told_our_losses'][0]:g} "
-        f"({scenario['best_peer_told_our_losses'][1]})"
+        f"{scenario['world']}, {scenario['scenario']}: {scenario['delay']:g} looks; errors "
+        f"{scenario['best_peer'][0]:g} ({scenario['best_peer'][1]}); our losses "
+        f"{scenario['best_peer_told_our_losses'][0]:g} ({scenario['best_peer_told_our_losses'][1]})"
     )
 
 
@@ -653,9 +656,9 @@ def summarize(result: Mapping[str, Any], size: Size) -> dict[str, Any]:
     }
 
 
-def format_quartiles(quartiles_: Mapping[str, float]) -> str:
+def format_quartiles(summary: Mapping[str, float]) -> str:
     """Quartiles and shares on one line."""
-    return "{q25:g} / {median:g} / {q75:g} looks, found {found:.3g}, false {false:.3g}".format(**quartiles_)
+    return "{q25:g} / {median:g} / {q75:g} looks, found {found:.3g}, false {false:.3g}".format(**summary)
 
 
 def quartiles(delays: Sequence[int], size: Size) -> dict[str, float]:

@@ -1,16 +1,16 @@
 """The cost of a drift measurement compared with known tools, its memory, and its error.
 
-``python -m benchmarks.drift_scan`` takes about ten minutes on two cores; ``--quick`` takes half a minute and writes
-no file.
+``python -m benchmarks.drift_scan`` takes about ten minutes on two cores; ``--quick`` takes half a minute and writes no
+file.
 
-There are two Parquet files of a million rows and twenty mixed columns (pyarrow's defaults: snappy, one row group);
-most columns of the second are shifted a little. Each side runs in a child process, in turn. The time is user and
-system time from after the imports to the last figure, including reading the files; the memory is the largest resident
-memory of the whole process.
+There are two Parquet files of a million rows and twenty mixed columns (pyarrow's defaults: snappy, one row group); most
+columns of the second are shifted a little. Each side runs in a child process, in turn. The time is user and system time
+from after the imports to the last figure, including reading the files; the memory is the largest resident memory of the
+whole process.
 
 evidently
-    ``DataDriftPreset(num_method="ks")`` on frames read by pandas; and the same with its default choice of methods.
-    It omits the date column, returns p-values, and also prepares the figures of its report.
+    ``DataDriftPreset(num_method="ks")`` on frames read by pandas; and the same with its default choice of methods. It
+    omits the date column, returns p-values, and also prepares the figures of its report.
 scipy
     ``ks_2samp`` and ``wasserstein_distance`` of each number and date, read one column at a time with pyarrow. No
     categories, no PSI.
@@ -76,7 +76,7 @@ QUICK = Size(30_000, 1, 1, 300_000, (10_000, 30_000), (5, 20), 100_000)
 def main() -> None:
     """Write the files, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="30,000 rows, one round, nothing written")
+    parser.add_argument("--quick", action="store_true", help="30,000 rows, one round, no file written")
     options = parser.parse_args()
     run = begin("drift_scan", writes_result=not options.quick)
     size = QUICK if options.quick else Size()
@@ -223,7 +223,12 @@ def read_numbers(file: Path, name: str) -> Array:
 
 
 def exact_psi(reference: Array, current: Array) -> float:
-    """PSI in bins between the reference's deciles; atoms and missing values have their own bins."""
+    """PSI in bins between the reference's deciles; atoms and missing values have their own bins.
+
+    >>> reference = np.arange(100.0)
+    >>> exact_psi(reference, reference), round(exact_psi(reference, reference + 10), 2)
+    (0.0, 0.42)
+    """
     sides = [values[~np.isnan(values)] for values in (reference, current)]
     deciles = np.quantile(sides[0], np.arange(1, 10) / 10, method="inverted_cdf")
     edges, repeats = np.unique(deciles, return_counts=True)

@@ -34,7 +34,7 @@ CLAIM = "every acknowledged event is in the knowledge base exactly once, whichev
 def main() -> None:
     """Run the processes, kill, count and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer kills, nothing written")
+    parser.add_argument("--quick", action="store_true", help="fewer kills, no file written")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

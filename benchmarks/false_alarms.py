@@ -12,11 +12,11 @@ independent
     losses with a constant mean.
 autoregressive
     the means of steps rise and fall together in all processes, ``μ_t = φ μ_{t−1} + (1 − φ) m₀ g_t`` with gamma
-    distributed ``g_t`` of mean 1: a mean of exactly ``m₀``, a standard deviation of ``0.3 m₀`` (or 0.6), skewed to
-    the right, as the effect of storms is.
+    distributed ``g_t`` of mean 1: a mean of exactly ``m₀``, a standard deviation of ``0.3 m₀`` (or 0.6), skewed to the
+    right, as the effect of storms is.
 
 In each world a step has one unit of evidence (the default: steps and clusters of an hour) or twelve (steps of half a
-day). **Before* is an earlier version: each process had its own budget, and steps counted as independent.
+day). *Before* is an earlier version: each process had its own budget, and steps counted as independent.
 
 A delay is the number of steps from a rise of all three losses to the alarm, under the default budget (2160 steps),
 tolerance and history.
@@ -97,7 +97,7 @@ QUICK = Size(seeds=40, looks=300, delay_seeds=20, horizon=200)
 def main() -> None:
     """Simulate every world and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few seeds, short, nothing written")
+    parser.add_argument("--quick", action="store_true", help="few seeds, short, no file written")
     parser.add_argument("--seed", type=int, default=2026, help="that the seeds are derived from")
     options = parser.parse_args()
     run = begin("false_alarms", writes_result=not options.quick)
@@ -109,15 +109,15 @@ def main() -> None:
             for world, seed in zip(WORLDS, seeds[len(WORLDS) :], strict=True)
         ]
         rates = list(pool.map(measure_rate, WORLDS, [size] * len(WORLDS), seeds[: len(WORLDS)]))
-        delays = [rates_ for job in delay_jobs for rates_ in job.result()]
+        delays = [delay for job in delay_jobs for delay in job.result()]
     goals = [
         Goal(
             f"false_alarms_per_promised_{'independent' if not world.coefficient else 'autoregressive'}_{world.units}",
             1.0,
             "lower",
-            *interval(rates_["now"]),
+            *interval(rates_by_version["now"]),
         )
-        for world, rates_ in worst_worlds(rates)
+        for world, rates_by_version in worst_worlds(rates)
     ]
     detail = {
         "sizes": vars(size),
@@ -135,13 +135,13 @@ def main() -> None:
                 "world": world.name,
                 **{
                     when: {
-                        "alarms_per_promised": [round(x, 3) for x in interval(rates_[when])],
-                        "first_alarm": round(float(rates_[f"{when}_first"].mean()), 1),
+                        "alarms_per_promised": [round(x, 3) for x in interval(rates_by_version[when])],
+                        "first_alarm": round(float(rates_by_version[f"{when}_first"].mean()), 1),
                     }
                     for when in ("now", "before")
                 },
             }
-            for world, rates_ in zip(WORLDS, rates, strict=True)
+            for world, rates_by_version in zip(WORLDS, rates, strict=True)
         ],
         "delays": delays,
     }
@@ -177,8 +177,8 @@ class Losses:
         means = np.clip(np.array(MEANS)[:, None, None] * self.level[:, None] + rise, 1e-6, 1 - 1e-6)
         spread = 30.0 if self.world.units == 1 else 5.0  # a single unit is the mean of more rows
         shape = (len(MEANS), len(self.level), self.world.units)
-        units_: Array = self.generator.beta(spread * means, spread * (1 - means), shape)
-        return units_
+        units: Array = self.generator.beta(spread * means, spread * (1 - means), shape)
+        return units
 
 
 def estimate_baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
@@ -344,10 +344,10 @@ def measure_delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[st
 def worst_worlds(rates: Sequence[dict[str, Array]]) -> list[tuple[World, dict[str, Array]]]:
     """Of the independent and of the autoregressive worlds, by units per step, the one with the most alarms."""
     kinds: dict[tuple[bool, int], tuple[World, dict[str, Array]]] = {}
-    for world, rates_ in zip(WORLDS, rates, strict=True):
+    for world, rates_by_version in zip(WORLDS, rates, strict=True):
         key = (bool(world.coefficient), world.units)
-        if key not in kinds or rates_["now"].mean() > kinds[key][1]["now"].mean():
-            kinds[key] = (world, rates_)
+        if key not in kinds or rates_by_version["now"].mean() > kinds[key][1]["now"].mean():
+            kinds[key] = (world, rates_by_version)
     return list(kinds.values())
 
 

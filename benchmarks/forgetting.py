@@ -21,14 +21,15 @@ redistil warm
 joint
     a new student on all rows so far: the upper bound, whose cost grows.
 
-The first student is the same for all methods. Settings are the agent file's defaults, except for the size of the buffer.
+The first student is the same for all methods. Settings are the agent file's defaults, except for the size of the
+buffer.
 
-**Quality*: AUC for two actions and accuracy for more, as in the gate; mean over the phases, after the last one.
+*Quality*: AUC for two actions and accuracy for more, as in the gate; mean over the phases, after the last one.
 *Forgetting* (Chaudhry, Dokania, Ajanthan and Torr 2018, "Riemannian Walk for Incremental Learning", §3.2): the best
-former score of a method on a phase minus its present one, mean over earlier phases and later moments. *Backward transfer*
-(Lopez-Paz and Ranzato 2017, "Gradient Episodic Memory", §3): the score on a phase after the last one minus the score
-right after that phase, mean. **Cost*: CPU seconds of one thread per phase, without the teacher; and the number of
-rows that a method needs teacher probabilities for where the teacher is fitted anew.
+former score of a method on a phase minus its present one, mean over earlier phases and later moments. *Backward
+transfer* (Lopez-Paz and Ranzato 2017, "Gradient Episodic Memory", §3): the score on a phase after the last one minus
+the score right after that phase, mean. *Cost*: CPU seconds of one thread per phase, without the teacher; and the number
+of rows that a method needs teacher probabilities for where the teacher is fitted anew.
 
 ``flights``: late departures of 2013 in the order of the year, winter, spring, summer, autumn and winter again: real
 drift. ``clinc150``: sentences as MiniLM's vectors, two halves of the domains in turn, so that actions appear and come
@@ -100,10 +101,10 @@ class World:
 def main() -> None:
     """Run all methods on all data sets and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one data set, two seeds, nothing written")
+    parser.add_argument("--quick", action="store_true", help="one data set, two seeds, no file written")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", help="one data set, nothing written")
-    parser.add_argument("--jobs", type=int, default=1, help="data sets at once, each in a process of its own")
+    parser.add_argument("--only", help="one data set, no file written")
+    parser.add_argument("--jobs", type=int, default=1, help="number of data sets in parallel, one process each")
     options = parser.parse_args()
     only = "digits" if options.quick else options.only
     run = begin("forgetting", writes_result=not only)
@@ -230,7 +231,16 @@ def score_phases(student: nn.Module, world: World, phase: int) -> list[float]:
 
 
 def summarize(scores: Sequence[Sequence[float]], seconds: Sequence[float], rows: Sequence[int]) -> dict[str, float]:
-    """The figures of one method under one seed."""
+    """The figures of one method under one seed.
+
+    :param scores: after each phase, the scores on each phase so far.
+    :param seconds: CPU seconds of each phase after the first.
+    :param rows: rows that need teacher probabilities, of each phase after the first.
+
+    >>> figures = summarize([[0.9], [0.5, 0.8]], seconds=[1.0], rows=[100])
+    >>> round(figures["quality"], 2), round(figures["forgetting"], 2)
+    (0.65, 0.4)
+    """
     last = len(scores) - 1
     forgotten = [
         max(scores[then][phase] for then in range(phase, now)) - scores[now][phase]

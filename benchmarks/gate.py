@@ -1,7 +1,8 @@
 """The share of worse challengers that the gate promotes: a simulation in which each window is drawn anew.
 
 ``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every verdict
-is computed by the gate's code, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
+is computed by the gate's code, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of
+windows:
 
 - ``rows``: 20 to 6,000 independent rows, 5 and 77 actions; the two models disagree only where one is worse, or on 5 %
   more rows.
@@ -9,8 +10,8 @@ is computed by the gate's code, from probabilities to :func:`stillhouse.evaluate
 - ``auc``: two actions, one row in five positive; normal scores with correlation .95, alone or in 12 to 100 clusters of
   20 rows with a random effect; or the champion's scores, of which some positives fall to the bottom.
 
-The margin is .02 and the confidence 95 % throughout. A challenger is worse by the margin, by twice the margin, as
-good, or better by the margin.
+The margin is .02 and the confidence 95 % throughout. A challenger is worse by the margin, by twice the margin, as good,
+or better by the margin.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ JudgeWindow = Callable[[np.random.Generator, float], bool]
 def main() -> None:
     """Simulate, print and write ``results/gate.json``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="50 windows of each kind, nothing written")
-    parser.add_argument("--windows", type=int, default=1_000, help="of each kind")
+    parser.add_argument("--quick", action="store_true", help="50 windows of each kind, no file written")
+    parser.add_argument("--windows", type=int, default=1_000, help="number of windows of each kind")
     options = parser.parse_args()
     run = report.begin("gate", writes_result=not options.quick)
     seeds = 50 if options.quick else options.windows
@@ -77,7 +78,12 @@ def goals_of(cells: list[dict[str, Any]], seeds: int) -> list[report.Goal]:
 
 
 def interval(count: int, total: int) -> tuple[float, float]:
-    """95 % interval of the share ``count / total`` (Clopper and Pearson 1934)."""
+    """95 % interval of the share ``count / total`` (Clopper and Pearson 1934).
+
+    >>> low, high = interval(5, 100)
+    >>> f"{low:.3f} to {high:.3f}"
+    '0.016 to 0.113'
+    """
     low = float(beta.ppf(0.025, count, total - count + 1)) if count else 0.0
     high = float(beta.ppf(0.975, count + 1, total - count)) if count < total else 1.0
     return low, high

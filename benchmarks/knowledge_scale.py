@@ -6,8 +6,8 @@ minute and writes no file.
 Three years of an agent, some nine thousand observations a day with five numbers and three categories, are appended day
 by day as a flush appends them, with an outcome each. At ages from one month to three years the tables are copied as
 they are, and once more with their small files compacted, as upkeep leaves them. Then one process opens each copy in
-turn, round by round, and reads the window of the last day: wall time, CPU time, the bytes that the process
-has read (``rchar`` of Linux), and the rows of the files that the window opens.
+turn, round by round, and reads the window of the last day: wall time, CPU time, the bytes that the process has read
+(``rchar`` of Linux), and the rows of the files that the window opens.
 
 Memory is the peak resident size of one process per kind of work, compared with the size of the observations as one
 Arrow table.
@@ -69,7 +69,7 @@ QUICK = Size(per_day=400, ages=(31, 90, 120), rounds=5, sample=2_000, newest=2_0
 def main() -> None:
     """Fill the tables, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="four months of 400 a day, five rounds, nothing written")
+    parser.add_argument("--quick", action="store_true", help="four months of 400 a day, five rounds, no file written")
     parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -58,8 +58,8 @@ class DemoYear:
 def main() -> None:
     """Play, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="how often the year is played, each under its own seed")
-    parser.add_argument("--quick", action="store_true", help="six weeks, one seed, nothing written")
+    parser.add_argument("--seeds", type=int, default=3, help="number of years, each with its own seed")
+    parser.add_argument("--quick", action="store_true", help="six weeks, one seed, no file written")
     options = parser.parse_args()
     run = begin("loop", writes_result=not options.quick)
     with tempfile.TemporaryDirectory(prefix="stillhouse-loop-") as folder:

@@ -56,8 +56,8 @@ STATIONS = {
 def main() -> None:
     """Prepare a store, measure engine and flow on copies of it, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7, help="of each side")
-    parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, nothing written")
+    parser.add_argument("--repeats", type=int, default=7, help="number of measurements of each side")
+    parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, no file written")
     options = parser.parse_args()
     run = begin("overhead", writes_result=not options.quick)
     from tasks.prefect_server import ensure_server, without_heartbeats

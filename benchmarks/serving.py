@@ -82,8 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, help="a STILLHOUSE_HOME with agents/ and a champion of flights")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--quick", action="store_true", help="one short round, nothing written")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
+    parser.add_argument("--quick", action="store_true", help="one short round, no file written")
     options = parser.parse_args()
     run = begin("serving", writes_result=not options.quick)
     rounds, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
@@ -159,10 +159,10 @@ def observations() -> list[dict[str, Any]]:
     settings = config.load(AGENT)
     start = datetime(2013, 7, 20, tzinfo=UTC)
     frame = resolve(settings.observations.source)(start, start + timedelta(days=1))
-    found: list[dict[str, Any]] = json.loads(
+    rows: list[dict[str, Any]] = json.loads(
         frame[list(settings.observations.columns)].head(ROWS).to_json(orient="records", double_precision=15)
     )
-    return found
+    return rows
 
 
 @contextmanager

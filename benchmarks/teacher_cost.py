@@ -217,11 +217,11 @@ STREAMS: dict[str, tuple[Callable[[int, int], Stream], int]] = {
 
 
 class Learner:
-    """Trains a student on answers by :func:`stillhouse.distill.online.update`, and detects when old answers are invalid.
+    """Trains a student by :func:`stillhouse.distill.online.update`, and detects when old answers are invalid.
 
-    Paired learners (Bach and Maloof 2008): the student replays all stored answers, and a copy of it is tuned on the newest
-    answers alone. Where the copy is better on answers that neither has learned from, the old answers are dropped.
-    Whenever the number of stored answers has doubled, a new student is distilled from them.
+    Paired learners (Bach and Maloof 2008): the student replays all stored answers, and a copy of it is tuned on the
+    newest answers alone. Where the copy is better on answers that neither has learned from, the old answers are
+    dropped. Whenever the number of stored answers has doubled, a new student is distilled from them.
 
     :param can_drop_past: whether old answers may be dropped; if not, the last ``MEMORY_ROWS`` answers are always kept.
     """
@@ -489,9 +489,9 @@ def settings_of(seed: int) -> Distillation:
 def main() -> None:
     """Run all policies on all streams and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short made streams, one seed, nothing written")
+    parser.add_argument("--quick", action="store_true", help="short synthetic streams, one seed, no file written")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=1, help="at once, each on one core")
+    parser.add_argument("--processes", type=int, default=1, help="number of parallel processes, one core each")
     options = parser.parse_args()
     run = begin("teacher_cost", writes_result=not options.quick)
     streams = {"sea": (sea, 9_000), "loans": (loans, 9_000)} if options.quick else STREAMS

@@ -3,13 +3,13 @@
 ``python -m benchmarks.teacher_weights`` takes some minutes; ``--quick`` takes under one, and writes no file.
 
 Four teachers of the flights of 2013 are fitted once and then fixed: boosted trees and a logistic regression on winter
-(weeks 0 to 8), boosted trees on summer (weeks 20 to 27), and boosted trees on JFK alone. From week 28 to the end of
-the year the weights of each morning are learned from the outcomes known by then and scored on that day's departures.
-The loss is −ln of the probability that the weighted mean gave to the outcome (nats).
+(weeks 0 to 8), boosted trees on summer (weeks 20 to 27), and boosted trees on JFK alone. From week 28 to the end of the
+year the weights of each morning are learned from the outcomes known by then and scored on that day's departures. The
+loss is −ln of the probability that the weighted mean gave to the outcome (nats).
 
 Rivals: the equal mean; the best teacher and the best constant mixture, both chosen in hindsight; and the same weights
-with each row as independent evidence, as such methods are usually run (:mod:`stillhouse.teachers.mixture_weights` treats
-an hour of departures as one unit).
+with each row as independent evidence, as such methods are usually run (:mod:`stillhouse.teachers.mixture_weights`
+treats an hour of departures as one unit).
 
 *Staged*: from week 40 on the summer teacher's probabilities are inverted. Repeats are disjoint quarters of the
 departures, with other seeds of the trees.
@@ -134,7 +134,7 @@ def run_repeat(seed: int, every_nth_row: int, last_week: int) -> dict[str, Any]:
 
 
 def measure_staged(teacher_probs: Array, rows: pd.DataFrame, slices: Sequence[str], last_week: int) -> dict[str, Any]:
-    """Invert the summer teacher from one week on; return the log losses after it and the days until its weight is low."""
+    """Invert the summer teacher from one week on; return log losses after it and days until its weight is low."""
     inversion = flights.week_start(min(INVERSION_WEEK, last_week - 2))
     after, labels = (rows["observed_at"] >= inversion).to_numpy(), rows["outcome"].to_numpy()
     inverted_probs = teacher_probs.copy()

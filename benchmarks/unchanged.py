@@ -1,13 +1,13 @@
 """Check that a refactoring changes no figure: play the demo's year without real time, at both commits.
 
-``python -m benchmarks.unchanged record FILE`` plays the demo in its own store and writes every figure, choice and verdict
-to ``FILE`` (about five minutes; ``--weeks`` plays fewer weeks). Run it at both commits, then
-``python -m benchmarks.unchanged compare BEFORE AFTER`` prints the differences and exits with 1 if there are any.
+``python -m benchmarks.unchanged record FILE`` plays the demo in its own store and writes every figure, choice and
+verdict to ``FILE`` (about five minutes; ``--weeks`` plays fewer weeks). Run it at both commits, then ``python -m
+benchmarks.unchanged compare BEFORE AFTER`` prints the differences and exits with 1 if there are any.
 
 Two parts of an ordinary run depend on real time: measured latencies, and the progress of a compression search within
-its time limit. Here the latency of the n-th candidate is recorded as 0.02 + 0.001 n milliseconds, the search may take five
-candidates and an hour, and its own clock advances one millisecond each time it is read. This benchmark has no goal and
-writes no result file.
+its time limit. Here the latency of the n-th candidate is recorded as 0.02 + 0.001 n milliseconds, the search may take
+five candidates and an hour, and its own clock advances one millisecond each time it is read. This benchmark has no goal
+and writes no result file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Other people's quantisers, each in its own environment, on a student that is handed over as an ONNX file."""
+"""Quantisers of other projects, each in its own environment, applied to a student in ONNX format."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
         "with_torch.py",
     ),
 }
-"""By peer: what its environment has, and the script that runs there."""
+"""By peer: the requirements of its environment, and the script that runs there."""
 
-TIMEOUT = 600  # seconds, of one peer on one student
-_CALIBRATION = 512  # rows
+TIMEOUT = 600  # seconds per peer and student
+_CALIBRATION = 512  # calibration rows
 
 
 def write_world(world: World, folder: Path) -> Path:
-    """Write what the peers are given of a world: ``folder``.
+    """Write the peers' input files of a world into ``folder`` and return it.
 
     ``model.onnx`` (float32, rows ``x`` to ``probabilities``), ``student.pt``, ``calibration.npy`` (rows of ``learned``,
-    evenly spaced), ``validation.npz`` and ``test.npz`` with ``x`` and ``y``, and ``transformer.json``: what tools for
-    transformers want to be told, empty where the student is none.
+    evenly spaced), ``validation.npz`` and ``test.npz`` with ``x`` and ``y``, and ``transformer.json``: the
+    settings for transformer tools, empty if the student is no transformer.
     """
     import torch
 
@@ -83,12 +83,12 @@ def _transformer(world: World) -> dict[str, int]:
 
 
 def points(world_folder: Path, names: Sequence[str] = tuple(PEERS)) -> list[dict[str, Any]]:
-    """What every peer makes of the student in ``world_folder``, which :func:`write_world` has filled.
+    """Run every peer on the student in ``world_folder``, as written by :func:`write_world`; return its points.
 
-    A point has ``point``, ``peer``, ``version`` and ``setting``, and one of: ``file``, an ONNX model that ONNX Runtime
-    has run here; ``probabilities``, an ``.npz`` with those for ``test`` (or for the places ``rows``
-    of it alone), beside ``bytes`` and ``p50_ms``, ``p95_ms``, ``fp32_p50_ms`` and ``fp32_p95_ms`` as the peer's own
-    process has measured them; ``error``.
+    A point has ``point``, ``peer``, ``version`` and ``setting``, and one of: ``file``, an ONNX model that runs in ONNX
+    Runtime here; ``probabilities``, an ``.npz`` with the probabilities for ``test`` (or only for its indices ``rows``),
+    together with ``bytes`` and ``p50_ms``, ``p95_ms``, ``fp32_p50_ms`` and ``fp32_p95_ms``, measured in the peer's
+    process; ``error``.
     """
     return [point for name in names for point in _run_peer(world_folder.resolve(), name)]
 
@@ -134,7 +134,7 @@ def _run_peer(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _hash(files: Sequence[Path], requirements: Sequence[str]) -> str:
-    """Of what a peer is given: its points need not be made twice."""
+    """Hash of a peer's inputs; its points are cached under it."""
     digest = hashlib.sha256(" ".join(requirements).encode())
     for file in files:
         digest.update(file.read_bytes())
@@ -142,7 +142,7 @@ def _hash(files: Sequence[Path], requirements: Sequence[str]) -> str:
 
 
 def _checked_point(point: dict[str, Any], out: Path, folder: Path) -> dict[str, Any]:
-    """The point with absolute paths; with an error instead of a file that ONNX Runtime cannot run here."""
+    """The point with absolute paths; ``error`` replaces a file that ONNX Runtime cannot run here."""
     from stillhouse.compress.export import run_onnx
     from stillhouse.errors import ExportError
 

@@ -1,8 +1,8 @@
 """Which int8 models ONNX Runtime computes wrongly on this processor, found by exact integer arithmetic.
 
 Without VNNI, products of unsigned and signed bytes are added in pairs into 16 bits, where they saturate (Intel's
-``vpmaddubsw``). Whether that has happened is seen in no output by itself; so each integer layer is run alone on what
-it is given in the model, and compared with numpy's 64-bit integers.
+``vpmaddubsw``). No output shows this by itself; so each integer layer is run alone on its inputs in the model, and
+compared with numpy's 64-bit integers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ INT8 = ["Conv", "Gemm", "MatMul"]
 
 
 def quantize_all(model: onnx.ModelProto, calibration: Array) -> dict[str, onnx.ModelProto]:
-    """ONNX Runtime's int8 models by name: dynamic and static, and all that is known to decide about saturation.
+    """ONNX Runtime's int8 models by name: dynamic and static, with all settings that are known to affect saturation.
 
     The name says ``dynamic``, or ``static``, its format and the activations' type; then the weights' type, and
-    ``per_channel`` and ``reduce_range`` where they are on. What cannot be made, or cannot be run, is left out.
+    ``per_channel`` and ``reduce_range`` where they are on. Models that cannot be
+    written or run are left out.
 
     :param calibration: float32 ``[n, D]``.
     """
@@ -72,7 +73,7 @@ def _quantize(quantizer: Callable[..., None], model: onnx.ModelProto, *readers: 
         target = Path(folder, "model.onnx")
         try:
             quantizer(copied, target, *readers, op_types_to_quantize=INT8, **settings)
-        except Exception:  # the quantiser's errors have no base of their own
+        except Exception:  # the quantiser's errors have no common base class
             return None
         return onnx.load(target)
 
@@ -80,19 +81,19 @@ def _quantize(quantizer: Callable[..., None], model: onnx.ModelProto, *readers: 
 def _can_run(model: onnx.ModelProto, x: Array) -> bool:
     try:
         _session(model).run(None, {"x": x})
-    except Exception:  # nor have ONNX Runtime's
+    except Exception:  # the same holds for ONNX Runtime
         return False
     return True
 
 
-# --------------------------------------------------------------------------- what is computed, and what would be right
+# --------------------------------------------------------------------------- actual and exact results
 
 
 class Layer:
-    """An integer layer with what it is given in a model.
+    """An integer layer with its inputs in a model.
 
-    :param inputs: by place; None: the optional input is not there.
-    :param constant: which of them are the model's own.
+    :param inputs: input arrays in order; None: the optional input is missing.
+    :param constant: whether each input is a constant of the model.
     """
 
     def __init__(self, node: onnx.NodeProto, inputs: list[Array | None], constant: list[bool]) -> None:
@@ -100,7 +101,7 @@ class Layer:
         self.attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
     def compute(self) -> Array:
-        """What ONNX Runtime makes of it on this processor, as a model of this one layer."""
+        """The output of ONNX Runtime on this processor, for a model with this layer alone."""
         node = onnx.NodeProto()
         node.CopyFrom(self.node)
         for index, value in enumerate(self.inputs):
@@ -130,24 +131,24 @@ class Layer:
         return output
 
     def compute_exact(self) -> Array:
-        """What it is by definition; int64 sums, and float64 from there on."""
+        """The exact output: int64 sums, then float64."""
         return _EXACT[self.node.op_type](self)
 
     def input_value(self, index: int, missing: float = 0) -> Array:
-        """An input, or ``missing`` where there is none."""
+        """An input, or ``missing`` if there is none."""
         value = self.inputs[index] if index < len(self.inputs) else None
         return np.asarray(missing) if value is None else value
 
     def centre(self, index: int, zero: int, axis: int = -1) -> Array:
-        """An input less its zero point, which lies along ``axis`` where there is more than one; int64."""
+        """An input minus its zero point, int64; several zero points lie along ``axis``."""
         values, points = self.input_value(index).astype(np.int64), self.input_value(zero).astype(np.int64)
         return values - _broadcast_along(points, values.ndim, axis)
 
 
 def integer_layers(model: onnx.ModelProto, x: Array) -> list[Layer]:
-    """The integer layers that ONNX Runtime runs of a model, with what they are given for the rows ``x``.
+    """The integer layers of a model that ONNX Runtime runs, with their inputs for the rows ``x``.
 
-    Of a model in QDQ format they are those that ONNX Runtime makes of it when it loads it.
+    For a model in QDQ format: the layers after ONNX Runtime's fusion at load time.
     """
     model = _fuse(model)
     graph = model.graph
@@ -177,14 +178,14 @@ def integer_layers(model: onnx.ModelProto, x: Array) -> list[Layer]:
 def saturates(model: onnx.ModelProto, x: Array) -> bool:
     """Whether ONNX Runtime computes any of the model's integer layers wrongly on this processor, for these rows.
 
-    Whatever the reason: it also takes one zero point for all channels of a ``QLinearConv`` whose uint8 weights have
-    several, which is no saturation and as wrong.
+    This includes other reasons: for a ``QLinearConv`` whose uint8 weights have several zero points it uses one of them
+    for all channels, which is wrong but no saturation.
     """
     return any(is_wrong(layer) for layer in integer_layers(model, x))
 
 
 def is_wrong(layer: Layer) -> bool:
-    """Whether it differs from exact arithmetic by more than rounding may: a step of 8 bits, 1e-4 of a float's range."""
+    """Whether the output differs from the exact one by more than rounding: one 8-bit step, or 1e-4 of the range."""
     computed, exact = layer.compute(), layer.compute_exact()
     difference = float(np.abs(computed.astype(np.float64) - exact).max(initial=0))
     if computed.dtype == np.int32:
@@ -195,7 +196,7 @@ def is_wrong(layer: Layer) -> bool:
 
 
 def _fuse(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model in QDQ format as ONNX Runtime fuses it; any other as it is."""
+    """A model in QDQ format after ONNX Runtime's fusion; any other model unchanged."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     if any(node.op_type in _EXACT for node in copied.graph.node):
@@ -220,7 +221,7 @@ def _session(model: onnx.ModelProto, level: Any = None, target: Path | None = No
 
 
 def _broadcast_along(values: Array, dimensions: int, axis: int) -> Array:
-    """Values along an axis, made ready to be added to an array of so many dimensions."""
+    """Reshape values along an axis so that they broadcast to ``dimensions`` dimensions."""
     if values.ndim != 1 or values.size == 1:
         return values.reshape(-1)[0] if values.size == 1 else values
     shape = [1] * dimensions
@@ -229,7 +230,7 @@ def _broadcast_along(values: Array, dimensions: int, axis: int) -> Array:
 
 
 def _requantize(layer: Layer, total: Array, scale: Array, out_scale: int, out_zero: int) -> Array:
-    """Integer sums as eight bits again; as floats where no scale of the output is given."""
+    """Requantize integer sums to eight bits; return floats if the output has no scale."""
     if out_scale >= len(layer.inputs) or layer.inputs[out_scale] is None:
         return total * scale
     zero = layer.input_value(out_zero)
@@ -239,7 +240,7 @@ def _requantize(layer: Layer, total: Array, scale: Array, out_scale: int, out_ze
 
 
 def _multiply(a: Array, b: Array) -> Array:
-    """The matrix product, int64. Sums of bytes' products are far below 2**53: float64 has them exactly, and fast."""
+    """Matrix product, int64, computed in float64, which is faster and exact: the sums are far below 2**53."""
     return np.rint(a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
 
 
@@ -285,7 +286,7 @@ def _qlinear_conv(layer: Layer) -> Array:
 
 
 def _convolve(layer: Layer, x: Array, weights: Array) -> Array:
-    """``[n, C, H, W]`` with ``[O, C / groups, h, w]``, int64; padding is centred already: 0."""
+    """``[n, C, H, W]`` with ``[O, C / groups, h, w]``, int64; ``x`` is centred, so padding is 0."""
     top, left, bottom, right = layer.attributes.get("pads", [0, 0, 0, 0])
     groups = layer.attributes.get("group", 1)
     (down, across), (high, wide) = layer.attributes.get("strides", [1, 1]), layer.attributes.get("dilations", [1, 1])

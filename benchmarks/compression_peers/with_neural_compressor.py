@@ -1,7 +1,7 @@
 """Runs in a peer's environment: Intel Neural Compressor on an ONNX model, at its defaults and tuned by quality.
 
-``python with_neural_compressor.py IN_FOLDER OUT_FOLDER``. The pages are "Quantization", "Tuning Strategies" and
-"Smooth Quant" of its documentation for the API that quantises ONNX models, which versions after 3.7 no longer have.
+``python with_neural_compressor.py IN_FOLDER OUT_FOLDER``. The pages are "Quantization", "Tuning Strategies" and "Smooth
+Quant" of its documentation for the API that quantises ONNX models; versions after 3.7 no longer have it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Rows:
-    """Calibration rows with their outcomes, in batches, as the tool wants its data."""
+    """Calibration rows in batches with dummy labels, in the tool's format."""
 
     def __init__(self, x: Array, batch_size: int = 32) -> None:
         self.x, self.batch_size = x, batch_size
@@ -39,7 +39,7 @@ class Rows:
 
 
 class ErrorLog(logging.Handler):
-    """The errors that the tool only logs."""
+    """Collects the errors that the tool only logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -50,7 +50,7 @@ class ErrorLog(logging.Handler):
 
 
 def main() -> None:
-    """Write a model per setting."""
+    """Write one model per setting."""
     world_folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     rows, validation = np.load(world_folder / "calibration.npy"), np.load(world_folder / "validation.npz")
 
@@ -77,7 +77,7 @@ def main() -> None:
             eval_func=quality if is_tuned else None,
         )
         if quantized is None:
-            raise ValueError(f"nothing came of it: {' '.join(error_log.lines)}")
+            raise ValueError(f"no model was returned: {' '.join(error_log.lines)}")
         quantized.save(str(file))
 
     settings = {

@@ -1,4 +1,4 @@
-"""Runs in a peer's environment: NNCF on an ONNX model, at its defaults and at what its documentation advises.
+"""Runs in a peer's environment: NNCF on an ONNX model, at its defaults and with the documented advice.
 
 ``python with_nncf.py IN_FOLDER OUT_FOLDER``. The pages are "Post-Training Quantization" (docs/usage/
 post_training_compression) and "Weights Compression" of NNCF's repository, and "Quantizing with Accuracy Control" of
@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 from recording import batches, record, score
 
-MAX_VALIDATION_ROWS = 400  # validation rows, evenly spaced, that accuracy control looks at
+MAX_VALIDATION_ROWS = 400  # evenly spaced validation rows for accuracy control
 
 
 def main() -> None:
-    """Write a model per setting."""
+    """Write one model per setting."""
     world_folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     rows = np.load(world_folder / "calibration.npy")
     transformer = json.loads((world_folder / "transformer.json").read_text(encoding="utf-8"))
@@ -63,7 +63,8 @@ def main() -> None:
             partial(quantize, **model_type, preset=nncf.QuantizationPreset.MIXED),
         ),
         "nncf-accuracy-control": (
-            f"quantize_with_accuracy_control, max_drop=0.01, {model_type_note}preset=MIXED (Quantizing with Accuracy Control)",
+            f"quantize_with_accuracy_control, max_drop=0.01, {model_type_note}preset=MIXED "
+            "(Quantizing with Accuracy Control)",
             partial(quantize_with_control, **model_type, preset=nncf.QuantizationPreset.MIXED),
         ),
         "nncf-weights-int8": ("compress_weights, all defaults: INT8_ASYM (Weights Compression)", compress_weights),
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def _quality(model: Any, pairs: Iterable[Any]) -> tuple[float, list[float] | None]:
-    """The score, and where that is a mean over rows, each row's. ``model``: as ONNX, or as NNCF has prepared it."""
+    """The score, and per-row scores if it is a mean over rows. ``model``: ONNX, or as NNCF has prepared it."""
     if isinstance(model, onnx.ModelProto):
         import onnxruntime
 

@@ -1,4 +1,4 @@
-"""Runs in a peer's environment: ONNX Runtime's own quantisers at their defaults and at what its pages advise.
+"""Runs in a peer's environment: ONNX Runtime's quantisers at their defaults and with the documented advice.
 
 ``python with_onnxruntime.py IN_FOLDER OUT_FOLDER``. The pages are "Quantize ONNX models" and "Transformers Model
 Optimization Tool" of onnxruntime.ai.
@@ -29,7 +29,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from recording import batches, record
 
-INT8 = ["Conv", "Gemm", "MatMul", "Gather"]  # where the arithmetic and the bytes are
+INT8 = ["Conv", "Gemm", "MatMul", "Gather"]  # operators with most of the arithmetic and bytes
 PAGE = "(page 'Quantize ONNX models')"
 
 
@@ -44,7 +44,7 @@ class Rows(CalibrationDataReader):
 
 
 def main() -> None:
-    """Write a model per setting."""
+    """Write one model per setting."""
     world_folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     model, rows = world_folder / "model.onnx", np.load(world_folder / "calibration.npy")
     transformer_shape = json.loads((world_folder / "transformer.json").read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def main() -> None:
         def quantize_transformer(file: Path, **settings: Any) -> None:
             from onnxruntime.transformers.optimizer import optimize_model
 
-            # the preprocessor has done what opt_level=1 would, for which the tool wants torch
+            # the preprocessor has already done the work of opt_level=1, which needs torch
             optimized = optimize_model(
                 str(preprocessed),
                 "bert",
@@ -138,10 +138,10 @@ def main() -> None:
 
 
 def _preprocess(source: Path, target: Path) -> None:
-    """As the page advises; without symbolic shape inference, which only transformers need, where that fails."""
+    """Preprocess as the page advises; skip symbolic shape inference, which only transformers need, if it fails."""
     try:
         quant_pre_process(source, target)
-    except Exception as error:  # it has no errors of its own
+    except Exception as error:  # it has no error class
         print(f"symbolic shape inference failed: {error}", file=sys.stderr)
         quant_pre_process(source, target, skip_symbolic_shape=True)
 

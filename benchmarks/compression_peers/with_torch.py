@@ -1,9 +1,9 @@
-"""Runs in a peer's environment: torch's own int8, measured in this process, since it runs nowhere else.
+"""Runs in a peer's environment: torch's int8, measured in this process, since it runs only in torch.
 
-``python with_torch.py IN_FOLDER OUT_FOLDER``. Dynamic int8 wants the module itself (``student.pt``, so stillhouse must
-be importable); the static kind works on what ``torch.export`` makes of it for one row and is compiled by the inductor,
-which needs a C++ compiler. The pages are "Quantization" of torch's documentation, and "PyTorch 2 Export Quantization
-with X86 Backend through Inductor" and "Quantized Inference" of torchao's.
+``python with_torch.py IN_FOLDER OUT_FOLDER``. Dynamic int8 needs the module itself (``student.pt``, so stillhouse must
+be importable); static int8 works on the graph of ``torch.export`` for one row and is compiled by the inductor, which
+needs a C++ compiler. The pages are "Quantization" of torch's documentation, and "PyTorch 2 Export Quantization with X86
+Backend through Inductor" and "Quantized Inference" of torchao's.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch.ao.quantization import (
 
 TIMED_CALLS = 200  # single rows
 WARM_UP_CALLS = 30
-MAX_SINGLE_ROWS = 900  # rows of test, evenly spaced, that a model which takes single rows is judged on
+MAX_SINGLE_ROWS = 900  # evenly spaced test rows for models that take single rows
 
 
 def main() -> None:
-    """Write probabilities and figures per setting."""
+    """Write probabilities and latencies per setting."""
     world_folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     student = torch.load(world_folder / "student.pt", weights_only=False).eval()
@@ -47,14 +47,14 @@ def main() -> None:
                 model(row), student(row)
             times: dict[str, list[float]] = {"": [], "fp32_": []}
             for row in test[torch.arange(TIMED_CALLS) % len(test)].split(1):
-                for name, model_ in (("", model), ("fp32_", student)):
+                for name, module in (("", model), ("fp32_", student)):
                     start = time.perf_counter()
-                    model_(row)
+                    module(row)
                     times[name].append(1000 * (time.perf_counter() - start))
-            # what is compiled is compiled for one row
+            # compiled models take one row
             count, batch = (len(test), 64) if isinstance(model, nn.Module) else (min(MAX_SINGLE_ROWS, len(test)), 1)
             indices = np.linspace(0, len(test) - 1, count).astype(int)
-            answers = torch.cat([model(batch_) for batch_ in test[indices].split(batch)]).softmax(dim=1).numpy()
+            answers = torch.cat([model(block) for block in test[indices].split(batch)]).softmax(dim=1).numpy()
         np.savez(file, test=answers, rows=indices)
         figures = {
             f"{name}p{level}_ms": float(np.percentile(call_ms, level))
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def _compile(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """By the inductor, weights frozen into it."""
+    """Compile with the inductor and frozen weights."""
     from torch._inductor import config
 
     config.freezing = True
@@ -139,7 +139,7 @@ def _compile(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _state_bytes(model: nn.Module) -> int:
-    """Of the weights as torch writes them."""
+    """Bytes of the weights as torch saves them."""
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     return len(file.getvalue())

@@ -1,13 +1,13 @@
-"""Runs in a peer's environment: screens of the inputs that need no labels, look by look.
+"""Runs in a peer's environment: drift tests of the inputs, without labels, look by look.
 
-``python columns.py evidently|frouros INPUTS.npz JOB.json OUT.json``. The file holds ``<world>|reference`` and
+``python columns.py evidently|frouros INPUTS.npz JOB.json OUT.json``. The inputs file holds ``<world>|reference`` and
 ``<world>|<situation>``, rows ``[n, C]`` each.
 
 evidently: its ``DataDriftPreset`` with all defaults, which for numbers and more than 1,000 reference rows means: a
 column has drifted if its Wasserstein-1 distance is at least 0.1 reference standard deviations, a dataset if at least
-half of its columns have. That takes most of a second a look, so it is computed here by that rule, and the rule is
-held against evidently itself on ``check`` looks of each world. frouros: its ``KSTest`` of every column, at the level
-that Bonferroni allows for 1 % in 10,000 looks.
+half of its columns have. evidently takes most of a second per look, so the rule is computed here and compared with
+evidently on ``check`` looks of each world. frouros: its ``KSTest`` of every column, at the Bonferroni level for 1 % in
+10,000 looks.
 """
 
 import json
@@ -66,7 +66,7 @@ def frouros_ks(reference: np.ndarray) -> Flag:
 
 
 def main() -> None:
-    """Share of looks with an alarm, by world and scenario."""
+    """Write the share of looks with an alarm, by world and scenario."""
     library, inputs_path, job_path, out = sys.argv[1:]
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     inputs = dict(np.load(inputs_path))

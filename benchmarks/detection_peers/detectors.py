@@ -1,13 +1,13 @@
-"""Runs in a peer's environment: its detectors, by default and calibrated, on streams of a watched model.
+"""Runs in a peer's environment: its detectors, with default and calibrated settings, on loss streams.
 
 ``python detectors.py river|frouros POOLS.npz JOB.json OUT.json``. The pools hold one value per row and stream for each
 situation of each world, ``<world>|<situation>|<stream>``; a run draws its rows from them at random.
 
-Detectors are told of ``per_look`` rows a look, row by row. Calibrated ones that add up what they are told
-(Page-Hinkley, CUSUM, moving averages) and KSWIN get the look's mean, which for sums is much the same and saves hours;
-they have a setting in the loss's unit and are calibrated in each world. Row by row, ADWIN's and DDM's settings know no
-unit and are calibrated on null runs of all worlds together. KSWIN, at 0.15 ms an update, gets the level that Bonferroni
-allows for 1 % in 10,000 looks, and fewer runs.
+Detectors get ``per_look`` rows per look, row by row. Calibrated detectors that sum their inputs (Page-Hinkley, CUSUM,
+moving averages) and KSWIN get the look's mean, which for sums is nearly equivalent and saves hours; their setting has
+the unit of the loss and is calibrated in each world. ADWIN and DDM get single rows; their settings have no unit and are
+calibrated on null runs of all worlds together. KSWIN, at 0.15 ms per update, gets the Bonferroni level for 1 % in
+10,000 looks, and fewer runs.
 """
 
 import json
@@ -22,28 +22,28 @@ from typing import Any
 import numpy as np
 
 Look = Callable[[list[float]], bool]
-"""Takes one look's values, says whether there is an alarm."""
+"""Takes the values of one look, returns whether there is an alarm."""
 
 GRID = [0.03 * 1.12**k for k in range(50)]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A detector: how it is made from its one calibrated setting, and what it is told."""
+    """A detector: its constructor from the one calibrated setting, and the form of its input."""
 
     name: str
     make: Callable[[float], Look]
     default: float | None
     settings: Sequence[float]
-    """To calibrate among, from the most to the least sensitive; none: the default is measured."""
+    """Settings to calibrate among, most sensitive first; empty: the default is measured."""
     means: bool = False
     binary: bool = False
     runs: float = 1.0
-    """Share of the runs that are made; for slow ones."""
+    """Share of the runs that are made; below 1 for slow detectors."""
 
 
 def river_methods(per_look: int) -> list[Method]:
-    """ADWIN, DDM, Page-Hinkley, KSWIN; told row by row, or (``after_look``) asked after each look only."""
+    """ADWIN, DDM, Page-Hinkley, KSWIN; checked after every row, or (``after_look``) after each look only."""
     from river import drift
 
     def row_by_row(detector: Any) -> Look:
@@ -65,7 +65,7 @@ def river_methods(per_look: int) -> list[Method]:
         return look
 
     def ddm(threshold: float) -> Look:
-        """Forty looks before its minimum counts: after 30 rows without error it would alarm at any threshold."""
+        """DDM with a warm-up of forty looks: after 30 rows without an error it would alarm at any threshold."""
         return row_by_row(drift.binary.DDM(drift_threshold=threshold, warm_start=40 * per_look))
 
     return [
@@ -148,7 +148,7 @@ class Pools:
 
 
 def first_alarm(looks: np.ndarray, look: Look, means: bool) -> int | None:
-    """The first look with an alarm; None: there is none."""
+    """Index of the first look with an alarm; None: no alarm."""
     values = looks.mean(axis=1, keepdims=True) if means else looks
     for number, row in enumerate(values.tolist()):
         if look(row):
@@ -166,7 +166,7 @@ class MethodOnStream:
     stream: str
 
     def calibrate(self, worlds: Sequence[str]) -> float | None:
-        """The most sensitive setting with alarms in at most 1 % of the null runs that serve for calibration."""
+        """The most sensitive setting with alarms in at most 1 % of the calibration runs; None: no setting."""
         settings, runs = self.method.settings, self.job["calibration_runs"]
         if len(settings) == 1:
             return settings[0]
@@ -182,7 +182,7 @@ class MethodOnStream:
     def null_alarms(
         self, setting: float, worlds: Sequence[str], purpose: str, runs: int, stop_at: int | None = None
     ) -> int:
-        """Null runs with any alarm, in the worlds in turn; given up once there are ``stop_at``."""
+        """Number of null runs with an alarm, over the worlds in turn; stops at ``stop_at``."""
         shape = (self.job["null_looks"], self.job["per_look"])
         alarms = 0
         for run in range(runs):
@@ -194,7 +194,7 @@ class MethodOnStream:
         return alarms
 
     def measure_delays(self, setting: float, world: str, situation: str, share: float) -> list[int]:
-        """Looks from the change to the alarm, 1 is the first; 0: it came before the change; horizon + 1: never."""
+        """Looks from the change to the alarm, from 1; 0: alarm before the change; horizon + 1: no alarm."""
         job, delays = self.job, []
         shape, after = (job["warm_looks"], job["per_look"]), (job["horizon"], job["per_look"])
         for run in range(math.ceil(job["runs"] * self.method.runs)):
@@ -212,7 +212,7 @@ class MethodOnStream:
 
 
 def measure_all(pools: Pools, job: dict[str, Any], methods: Sequence[Method]) -> Iterator[dict[str, Any]]:
-    """All methods on all streams of all worlds; default settings on the documented stream only."""
+    """Measure all methods on all streams of all worlds; default settings on the documented stream only."""
     for method in methods:
         for stream in ("error", "disagreement", "brier") if method.settings else ("error",):
             if method.binary and stream == "brier":
@@ -247,7 +247,7 @@ def measure_all(pools: Pools, job: dict[str, Any], methods: Sequence[Method]) ->
 
 
 def main() -> None:
-    """Measure all and write it down."""
+    """Measure all methods and write the results."""
     library, pools, job_path, out = sys.argv[1:]
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     methods = {"river": river_methods, "frouros": frouros_methods}[library](job["per_look"])

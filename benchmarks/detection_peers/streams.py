@@ -21,9 +21,9 @@ def main() -> None:
     arrays = {}
     for name, make in WORLDS.items():
         for when, after in (("before", False), ("after", True)):
-            rows_ = list(make(after).take(rows))
-            arrays[f"{name}|inputs|{when}"] = np.array([[float(v) for v in x.values()] for x, _ in rows_])
-            arrays[f"{name}|labels|{when}"] = np.array([int(y) for _, y in rows_])
+            samples = list(make(after).take(rows))
+            arrays[f"{name}|inputs|{when}"] = np.array([[float(v) for v in x.values()] for x, _ in samples])
+            arrays[f"{name}|labels|{when}"] = np.array([int(y) for _, y in samples])
     np.savez(out, **arrays)
 
 

@@ -1,7 +1,7 @@
-"""The losses that are compared, as their papers and official code have them, unbalanced.
+"""The compared losses, as in their papers and official code, without loss balancing.
 
-Each takes logits ``[n, K]``, teacher logits ``[n, K]``, outcomes ``[n]`` (−1: not known), a temperature and the weight
-of the cross-entropy with those outcomes that are known.
+Each takes logits ``[n, K]``, teacher logits ``[n, K]``, labels ``[n]`` (−1: unknown), a temperature and the weight of
+the cross-entropy with the known labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, mean over the rows whose outcome is known; 0 where there is none."""
+    """Cross-entropy, mean over the labelled rows; 0 if there are none."""
     has_label = labels >= 0
     return functional.cross_entropy(logits[has_label], labels[has_label]) if has_label.any() else logits.sum() * 0
 
@@ -34,9 +34,9 @@ def kd(logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, weig
 
 
 def dkd(logits: Tensor, teacher: Tensor, labels: Tensor, temperature: float, weight: float) -> Tensor:
-    """Zhao et al. 2022 with the authors' α = 1 and β = 8, and the weight of the outcomes to be tuned.
+    """Zhao et al. 2022 with the authors' α = 1 and β = 8, and a tuned weight of the labels.
 
-    Where the outcome is not known the teacher's first choice is the target.
+    The target of a row without a label is the teacher's most probable action.
     """
     is_target = functional.one_hot(torch.where(labels >= 0, labels, teacher.argmax(dim=1)), logits.shape[1]).bool()
 

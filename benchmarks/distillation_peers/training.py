@@ -1,4 +1,4 @@
-"""A plain training with the steps, optimiser, schedule and averaging of ours, and a loss with fixed settings."""
+"""Plain training with stillhouse's steps, optimiser, schedule and averaging, and a loss with fixed settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def train(
     weight: float,
     steps: int,
 ) -> None:
-    """Train ``student`` in place, for ``steps`` steps, whatever a pass is."""
+    """Train ``student`` in place for ``steps`` steps, which need not be whole passes."""
     generator = torch.Generator().manual_seed(settings.seed)
     teacher = training_set.teacher_probs.clamp(min=1e-6).log()
     optimiser = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -45,6 +45,6 @@ def train(
 
 
 def _batches(rows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Pass after pass, each in an order of its own."""
+    """Endless batches of row indices; each pass has its own order."""
     while True:
         yield from torch.randperm(rows, generator=generator).split(size)

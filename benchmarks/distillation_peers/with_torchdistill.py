@@ -1,7 +1,7 @@
-"""Runs in a peer's environment: torchdistill's own losses on logits that are handed over.
+"""Runs in a peer's environment: torchdistill's losses on given logits.
 
-``python with_torchdistill.py IN.npz OUT.json``. The file holds ``logits`` and ``teacher_logits`` ``[n, K]``, ``labels``
-``[n]``, all known, ``temperature`` and ``weight`` of the outcomes.
+``python with_torchdistill.py IN.npz OUT.json``. The file holds ``logits`` and ``teacher`` ``[n, K]``, ``outcomes``
+``[n]``, all known, ``temperature`` and ``weight`` of the labels.
 """
 
 import json
@@ -14,7 +14,7 @@ from torchdistill.losses.mid_level import KDLoss, LogitStdKDLoss
 
 
 def main() -> None:
-    """Write the value of each loss that torchdistill has and we compare with."""
+    """Write the value of each compared loss that torchdistill has."""
     inputs = np.load(sys.argv[1])
     logits, teacher_logits, labels = (torch.from_numpy(inputs[name]) for name in ("logits", "teacher", "outcomes"))
     temperature, weight = float(inputs["temperature"]), float(inputs["weight"])

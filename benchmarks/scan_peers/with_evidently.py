@@ -1,6 +1,6 @@
 """evidently's drift preset on two Parquet files: ``python with_evidently.py REFERENCE CURRENT [METHOD]``.
 
-``METHOD`` is what it measures numbers by; without it, its own choice.
+``METHOD`` is its drift method for numbers; without it, evidently chooses.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Kolmogorov–Smirnov and Wasserstein-1 of every number by scipy: ``python with_scipy.py REFERENCE CURRENT``.
 
-A column at a time through pyarrow, the cheapest way there is; categories and booleans are left out.
+Reads one column at a time with pyarrow, the cheapest way; categories and booleans are left out.
 """
 
 import json
@@ -14,12 +14,12 @@ from usage import cpu, peak_mb
 
 
 def is_number(data_type: pa.DataType) -> bool:
-    """Numbers and dates, as ours."""
+    """Whether the column is a number or a date, as in stillhouse."""
     return bool(pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_date32(data_type))
 
 
 def read_values(file: str, name: str) -> np.ndarray:
-    """The values that are not missing, as float64."""
+    """The non-missing values of a column, as float64."""
     column = pq.read_table(file, columns=[name]).column(0).drop_null()
     numeric = column.cast(pa.int32()) if pa.types.is_date32(column.type) else column
     return numeric.to_numpy().astype(np.float64)

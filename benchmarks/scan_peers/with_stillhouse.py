@@ -1,10 +1,13 @@
-"""Ours: ``python with_stillhouse.py scan FILE``, ``compare REFERENCE CURRENT`` or ``compare_known PROFILE CURRENT``."""
+"""stillhouse's scan: ``python with_stillhouse.py COMMAND``.
+
+Commands: ``scan FILE``, ``compare REFERENCE CURRENT`` and ``compare_known PROFILE CURRENT``.
+"""
 
 import json
 import sys
 from pathlib import Path
 
-import pyarrow.parquet  # noqa: F401  (an import, and so not counted, as those of the peers)
+import pyarrow.parquet  # noqa: F401  (imports are not counted, on any side)
 from usage import cpu, peak_mb
 
 from stillhouse.drift.distances import compare_profiles

@@ -1,4 +1,4 @@
-"""LitServe with a variant's own ``variant.py``: the folder, the port, the batch size and the workers are given."""
+"""LitServe with a variant's ``variant.py``; arguments: folder, port, batch size, workers."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ import pandas as pd
 
 
 class VariantAPI(ls.LitAPI):
-    """A row, or several, in; ``{"predictions": [...]}`` out, as ``mlflow models serve`` answers."""
+    """Takes one row or several; responds ``{"predictions": [...]}``, as ``mlflow models serve`` does."""
 
     def setup(self, device):
         folder = Path(FOLDER)

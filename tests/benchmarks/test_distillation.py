@@ -1,4 +1,4 @@
-"""The peers are what their papers say, unknown outcomes touch nobody, and goals are counted as they are worded."""
+"""The peers' losses follow their papers, rows without a label add nothing, and the goals are counted as described."""
 
 from __future__ import annotations
 

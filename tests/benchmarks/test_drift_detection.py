@@ -1,4 +1,4 @@
-"""The benchmark of detection measures the product's own parts, and its figures are what they are called."""
+"""The detection benchmark gives the same results as the product's functions, and its figures match their names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def world(rows: int = 400) -> benchmark.World:
 
 @pytest.mark.parametrize("method", benchmark.METHODS, ids=lambda method: method.name)
 def test_runs_side_by_side_are_what_advance_does(method):
-    """The same units, drawn again from the same seed, through the product's ``advance``."""
+    """Compare with the product's ``advance`` on the same units, drawn again from the same seed."""
     toy, nulls, seed = world(), np.array([0.08, 0.1, 0.2]), [5]
     _, first = benchmark.run_evidence(toy, method, ("concept", 0.5), nulls, looks=20, seed=seed, block=20)
     generator = np.random.default_rng([73, *seed])
@@ -47,7 +47,7 @@ def test_runs_side_by_side_are_what_advance_does(method):
 
 @pytest.mark.parametrize("method", benchmark.METHODS, ids=lambda method: method.name)
 def test_units_drawn_at_once_are_like_those_of_a_plan_for_each_look(method):
-    """Mean and spread of the units, against ``audit.plan`` look by look; the means within four standard errors."""
+    """Compare mean and spread of the units with ``audit.draw_rows`` look by look; means within four standard errors."""
     toy = world()
     generator = np.random.default_rng(1)
     units = benchmark.draw_units(toy, method, ("before", 0.0), (1, 1500), generator)[0]

@@ -1,4 +1,4 @@
-"""The benchmark's own side, small: it measures what it says, and its figures of what is exact are independent."""
+"""A small run of our side of the scan benchmark, and its independent exact distances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every environment that a make target or a benchmark makes has every version pinned."""
+"""Every environment of a make target or a benchmark pins all versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of false alarms measures the product's own parts, and the promise holds on seeds of its own."""
+"""The false-alarm benchmark gives the same results as the product's functions, and the promised rate holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOUR = timedelta(hours=1)
 
 @pytest.mark.parametrize("world", benchmark.WORLDS[3::4], ids=lambda world: world.name)
 def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
-    """The same losses, through ``start``, ``advance``, ``joint`` and ``continued``, alarm by alarm."""
+    """Compare with ``start``, ``advance``, ``joint_evidence`` and ``continue_or_restart`` on the same losses."""
     losses = benchmark.Losses(world, 3, [5])
     baselines_by_process = benchmark.estimate_baselines(losses, 60)
     null = np.repeat(np.array(benchmark.MEANS)[:, None], 3, axis=1)
@@ -57,7 +57,7 @@ def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
 
 @pytest.mark.parametrize("world", benchmark.WORLDS[:3:2], ids=lambda world: world.name)
 def test_the_budget_holds_for_all_processes_together(world) -> None:
-    """At most one alarm in a hundred steps, within the error of the simulation, restarted after each."""
+    """At most one alarm in a hundred steps, within the simulation's error, with a restart after each alarm."""
     rates = benchmark.measure_rate(world, benchmark.Size(seeds=60, looks=150, history=100), [17])
     _, low, _ = benchmark.interval(rates["now"])
     assert low <= 1.0

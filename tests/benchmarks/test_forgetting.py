@@ -1,4 +1,4 @@
-"""Forgetting and backward transfer on a life worked out by hand."""
+"""Forgetting and backward transfer on scores computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A result belongs to a commit, and says how it was measured."""
+"""A result belongs to a commit and records how it was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The streams shift where they say, the policies ask what they promise, and margin sampling is read at its cheapest."""
+"""Shifts of the streams, rows that the policies query, and the cheapest mixture of margin sampling."""
 
 from __future__ import annotations
 
