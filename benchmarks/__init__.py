@@ -1,1 +1,1 @@
-"""One module per claim; results beside them in results/*.json."""
+"""Benchmarks: one module per claim; each writes its result to results/<module>.json."""

@@ -1,8 +1,8 @@
-"""The cost of a watch and of a refresh of an agent with ten times the history.
+"""The cost of a watch and of a refresh with ten times the history.
 
-``python -m benchmarks.age`` runs the flights agent for half a year, puts nine more such half-years in front of a copy
-of its knowledge base (every table, in weekly commits as they arise), and runs the same watch and the same refresh on
-copies of both, interleaved, in one warm process. ``--quick`` does each once on ten weeks and writes nothing.
+``python -m benchmarks.age`` runs the flights agent for half a year, inserts nine more such half-years before the rows
+of a copy of its knowledge base (every table, in weekly commits), and runs the same watch and the same refresh on copies
+of both, interleaved, in one warm process. ``--quick`` runs each job once on ten weeks and writes no file.
 
 The registry is the same on both sides: the effect of the number of models in MLflow is not measured.
 """
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.overhead import goal, once, prepare, traced, use
+from benchmarks.overhead import measure_once, median_goal, prepare, trace_calls, use_home
 from benchmarks.report import begin
 from stillhouse import config
 from stillhouse.knowledge import KnowledgeBase
@@ -29,87 +29,91 @@ from stillhouse.knowledge.schemas import FIELDS
 
 CLAIM = "with ten times the history a refresh takes no longer, and a watch takes about a quarter longer"
 
-TIMES = 10
+HISTORY_FACTOR = 10
 WEEK = timedelta(weeks=1)
-GAP = 27 * WEEK  # so that the windows of both sides hold the same rows
+GAP_BETWEEN_COPIES = 27 * WEEK  # the windows of both sides hold the same rows
 
 
 def main() -> None:
-    """Live, stretch, repeat, measure and write."""
+    """Run the agent, extend a copy of its history, measure both and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7, help="of each side")
-    parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, nothing written")
-    asked = parser.parse_args()
-    run = begin("age", recorded=not asked.quick)
+    parser.add_argument("--repeats", type=int, default=7, help="number of measurements of each side")
+    parser.add_argument("--quick", action="store_true", help="one repeat, ten weeks of history, no file written")
+    options = parser.parse_args()
+    run = begin("age", writes_result=not options.quick)
     with tempfile.TemporaryDirectory(prefix="stillhouse-age-") as folder:
-        weeks = 10 if asked.quick else 26
+        weeks = 10 if options.quick else 26
         young, now = prepare(Path(folder) / "young", weeks=weeks)
         old = Path(folder) / "old"
         shutil.copytree(young, old)
-        rows = stretch(old, weeks * WEEK)
-        measured = compare(Path(folder), {"young": young, "old": old}, now, 1 if asked.quick else asked.repeats)
+        rows = extend_history(old, weeks * WEEK)
+        pairs_by_job = compare(Path(folder), {"young": young, "old": old}, now, 1 if options.quick else options.repeats)
     goals = [
-        goal(
+        median_goal(
             f"{job}_old_over_young", 1.2, "lower", [pair["old"]["seconds"] / pair["young"]["seconds"] for pair in pairs]
         )
-        for job, pairs in measured.items()
+        for job, pairs in pairs_by_job.items()
     ]
-    if asked.quick:
+    if options.quick:
         print(json.dumps([{g.name: round(g.measured, 4)} for g in goals] + [rows], indent=1))
     else:
-        run.write(CLAIM, goals, {"rows": rows, "pairs": measured}, ("deltalake", "mlflow", "pandas", "pyarrow"))
+        run.write(CLAIM, goals, {"rows": rows, "pairs": pairs_by_job}, ("deltalake", "mlflow", "pandas", "pyarrow"))
 
 
-def stretch(home: Path, length: timedelta) -> dict[str, tuple[int, int]]:
-    """Put the whole life of the agent before itself, nine times; rows of each table before and after."""
-    use(home)
+def extend_history(home: Path, length: timedelta) -> dict[str, tuple[int, int]]:
+    """Insert nine shifted copies of all rows before the history; return the row counts before and after, by table."""
+    use_home(home)
     base = KnowledgeBase(config.load("flights"))
     before = base.tables.count_rows()
     for table in FIELDS:
         rows = base.read(table)
-        for number in range(1, TIMES):
-            moved = shifted(rows, GAP + number * length, f"{number}-")
-            for week, part in moved.groupby(((moved["observed_at"] - pd.Timestamp(0, tz="UTC")) // WEEK).to_numpy()):
-                base.tables.append(table, part, batch=f"age:{number}:{week}")
+        for copy in range(1, HISTORY_FACTOR):
+            older_rows = shift_rows(rows, GAP_BETWEEN_COPIES + copy * length, f"{copy}-")
+            for week, part in older_rows.groupby(
+                ((older_rows["observed_at"] - pd.Timestamp(0, tz="UTC")) // WEEK).to_numpy()
+            ):
+                base.tables.append(table, part, batch=f"age:{copy}:{week}")
     after = base.tables.count_rows()
     return {table: (count, after[table]) for table, count in before.items()}
 
 
-def shifted(rows: pd.DataFrame, by: timedelta, prefix: str) -> pd.DataFrame:
-    """The same rows so much earlier, about others: their ids, contents, teachers, champions and jobs are others."""
-    found = rows.copy()
+def shift_rows(rows: pd.DataFrame, by: timedelta, prefix: str) -> pd.DataFrame:
+    """Move all times of ``rows`` back by ``by`` and put ``prefix`` before their ids and names."""
+    shifted = rows.copy()
     for name, column in rows.items():
         if isinstance(column.dtype, pd.DatetimeTZDtype):
-            found[name] = column - by
+            shifted[name] = column - by
     for name in ("observation_id", "decision_id", "content_key", "teacher", "champion", "job", "verdict_id", "version"):
-        if name in found:
-            found[name] = prefix + found[name].astype(str)
-    if "observation_ids" in found:
-        found["observation_ids"] = [np.array([prefix + each for each in ids]) for ids in found["observation_ids"]]
-    return found
+        if name in shifted:
+            shifted[name] = prefix + shifted[name].astype(str)
+    if "observation_ids" in shifted:
+        shifted["observation_ids"] = [
+            np.array([prefix + observation_id for observation_id in ids]) for ids in shifted["observation_ids"]
+        ]
+    return shifted
 
 
 def compare(folder: Path, homes: dict[str, Path], now: Any, repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """Each job on a fresh copy of each home, in an order that alternates, after one of each to warm the process up."""
+    """Run each job on a fresh copy of each home, in alternating order; one unmeasured round warms the process up."""
     import stillhouse
 
     jobs: dict[str, Callable[[], object]] = {
         "watch": lambda: stillhouse.watch("flights", now),
         "refresh": lambda: stillhouse.refresh("flights", now, cause="a benchmark"),
     }
-    measured: dict[str, list[dict[str, Any]]] = {job: [] for job in jobs}
-    with traced() as trace:
-        for number in range(repeats + 1):
+    pairs_by_job: dict[str, list[dict[str, Any]]] = {job: [] for job in jobs}
+    with trace_calls() as trace:
+        for repeat in range(repeats + 1):
             for name, job in jobs.items():
-                order = sorted(homes, reverse=bool(number % 2))
-                pair = {home: once(job, folder, homes[home], trace) for home in order}
-                if number:
-                    measured[name].append(pair)
-    return measured
+                order = sorted(homes, reverse=bool(repeat % 2))
+                pair = {home: measure_once(job, folder, homes[home], trace) for home in order}
+                if repeat:
+                    pairs_by_job[name].append(pair)
+    return pairs_by_job
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="stillhouse-age-") as aside:
-        use(Path(aside))
+    with tempfile.TemporaryDirectory(prefix="stillhouse-age-") as scratch:
+        use_home(Path(scratch))
         config.use_embedded_defaults()
         main()

@@ -2,18 +2,18 @@
 
 ``python -m benchmarks.compression`` takes about an hour and a half on two cores, and the first time some minutes more
 for the students and the peers' environments. ``--quick`` takes under a minute: a small encoder, ONNX Runtime's
-quantiser alone, nothing written. A search that was killed resumes; a finished student is kept, and measured again with
-``--again``.
+quantiser alone, no file written. A killed search resumes; the result of a finished student is cached, and measured
+again with ``--again``.
 
-There are three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the student of the
-flights agent, and a convolutional network for small images. The peers (:mod:`benchmarks.compression_peers`) quantise
-each at their defaults and at the best setting that they document, on rows of the same kind. Ours is
-:func:`stillhouse.compress.search.greedy.search` with a budget of an eighth of the bytes. It chooses on validation rows,
-which the peers' accuracy-aware modes get too. All models are scored on test rows that no choice has used.
+There are three students (:mod:`benchmarks.compression_data`): MiniLM fine-tuned on CLINC150, the student of the flights
+agent, and a convolutional network for small images. The peers (:mod:`benchmarks.compression_peers`) quantise each at
+their defaults and at the best setting that they document, with calibration rows from the same training rows. Our side
+is :func:`stillhouse.compress.search.greedy.search` with a budget of an eighth of the bytes. It chooses on validation
+rows, which the peers' accuracy-aware modes get too. All models are scored on test rows that no choice used.
 
-Bytes are those of the model file alone, on both sides. Latencies are of one row on one thread; all models of a student
-take turns in one process, several times. torch's int8 runs in torch alone: it is measured in a process of its own
-beside ONNX Runtime's float32 model and stated as a multiple of that.
+Bytes are those of the model file, on both sides. Latencies are for one row on one thread; all models of a student take
+turns in one process, several times. torch's int8 models run only in torch: they are measured in a separate process
+together with the float32 student, and stated as a multiple of it.
 
 A peer's point is dominated if one point of our frontier is at least as good in test quality, bytes and median latency
 at once. The hypervolume is the share of a cube that a set of points dominates
@@ -41,7 +41,7 @@ from rich.table import Table
 
 from benchmarks.compression_data import WORLDS, World, quality, quick_encoder
 from benchmarks.compression_peers import PEERS, points, write_world
-from benchmarks.compression_peers.saturating import configurations, saturates
+from benchmarks.compression_peers.saturating import quantize_all, saturates
 from benchmarks.distillation_data import CACHE, Array
 from benchmarks.report import Goal, begin
 from stillhouse.compress.build import BuiltModel
@@ -62,12 +62,12 @@ CLAIM = (
     "a search over structure and number formats, with recovery by distillation, reaches better trade-offs of quality, "
     "size and latency than quantisers alone, and equals or beats nearly all of their models"
 )
-ROUNDS = 5  # of measured latencies: their spread is told
-CALIBRATION = 256  # rows; the peers have twice as many
-LOSS = 0.01  # of test quality, that a goal allows
-# Of validation quality: what is chosen on few rows flatters itself, so there is a reserve. The search builds on forms
-# within half a point; from all that it has measured, the smallest within six tenths is chosen.
-STEPS_LOSS, CHOICE_LOSS = 0.5 * LOSS, 0.6 * LOSS
+ROUNDS = 5  # of latency measurements; the result has their range
+CALIBRATION_ROWS = 256  # the peers get twice as many
+GOAL_MAX_LOSS = 0.01  # allowed loss of test quality
+# Allowed losses of validation quality, with a reserve: the best of many models looks too good on few rows. The search
+# continues from models within half a point; of all models the smallest within six tenths of a point is chosen.
+STEP_MAX_LOSS, CHOICE_MAX_LOSS = 0.5 * GOAL_MAX_LOSS, 0.6 * GOAL_MAX_LOSS
 SEARCHES = {
     "encoder": Search(time="60m", candidates=60, patience=None, recover_epochs=1),
     "flights": Search(time="4m", candidates=60, patience=None, recover_epochs=2),
@@ -78,9 +78,9 @@ SEARCHES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One model of one student, judged on test rows.
+    """One model of one student, scored on test rows.
 
-    :param p50_ms: of each round.
+    :param p50_ms: median latency of each round.
     """
 
     name: str
@@ -98,197 +98,207 @@ class Point:
 
 
 def main() -> None:
-    """Search, let the peers quantise, measure, write."""
+    """Search, run the peers, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small encoder and one peer, nothing written")
+    parser.add_argument("--quick", action="store_true", help="a small encoder and one peer, no file written")
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS), help="only these students")
-    parser.add_argument("--again", action="store_true", help="measure students anew that are done")
-    asked = parser.parse_args()
-    recorded = not asked.quick and set(asked.worlds) == set(WORLDS)
-    run = begin("compression", recorded=recorded)
-    if asked.quick:
+    parser.add_argument("--again", action="store_true", help="measure students again that have a cached result")
+    options = parser.parse_args()
+    writes_result = not options.quick and set(options.worlds) == set(WORLDS)
+    run = begin("compression", writes_result=writes_result)
+    if options.quick:
         with tempfile.TemporaryDirectory() as folder:
-            found = {"quick_encoder": play(quick_encoder(), Path(folder), ["onnxruntime"])}
+            results = {"quick_encoder": play(quick_encoder(), Path(folder), ["onnxruntime"])}
     else:
-        found = {name: kept(name, asked.again) for name in asked.worlds}
-    for name, result in found.items():
-        show(name, result)
-    goals = goals_of(found)
-    if not recorded:
+        results = {name: cached_result(name, options.again) for name in options.worlds}
+    for name, result in results.items():
+        print_points(name, result)
+    goals = goals_of(results)
+    if not writes_result:
         print(json.dumps({goal.name: goal.measured for goal in goals}))
     else:
-        run.write(CLAIM, goals, {"worlds": found}, ("torch", "onnxruntime", "onnx", "torch-pruning"))
+        run.write(CLAIM, goals, {"worlds": results}, ("torch", "onnxruntime", "onnx", "torch-pruning"))
 
 
-def kept(name: str, again: bool) -> dict[str, Any]:
-    """What was found about a student, once."""
+def cached_result(name: str, again: bool) -> dict[str, Any]:
+    """The result of one student, cached in a file."""
     folder = CACHE / "compression" / "search" / name
     file = folder / "result.json"
     if again or not file.exists():
-        result = play(WORLDS[name](), folder, list(PEERS))
-        file.write_text(json.dumps(result), encoding="utf-8")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+        played = play(WORLDS[name](), folder, list(PEERS))
+        file.write_text(json.dumps(played), encoding="utf-8")
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result
 
 
 def play(world: World, folder: Path, peers: Sequence[str]) -> dict[str, Any]:
-    """All points of one student."""
-    given = write_world(world, folder / "given")
-    begun = time.perf_counter()
+    """Search, run the peers and measure all models of one student."""
+    world_folder = write_world(world, folder / "given")
+    start = time.perf_counter()
 
-    def tell(candidate: CompressionCandidate) -> None:
-        print(f"{world.name} {time.perf_counter() - begun:6.0f} s  {candidate}", flush=True)
+    def print_candidate(candidate: CompressionCandidate) -> None:
+        print(f"{world.name} {time.perf_counter() - start:6.0f} s  {candidate}", flush=True)
 
-    found = search(
-        partial(subject, world),
+    frontier = search(
+        partial(make_target, world),
         Compression(search=SEARCHES[world.name]),
-        limits(given, STEPS_LOSS),
-        pack,
+        size_limits(world_folder, STEP_MAX_LOSS),
+        write_model,
         folder / "ours",
-        on_candidate=tell,
+        on_candidate=print_candidate,
     )
-    chosen, fits, why = choose_candidate(found.candidates, found.reference, limits(given, CHOICE_LOSS))
-    found = found.model_copy(update={"chosen": chosen.name, "fits": fits, "why": why})
-    seconds = time.perf_counter() - begun
-    reference, ours, theirs = measured(world, found, points(given, peers), given)
-    whole = [reference, *ours, *theirs]
+    chosen, is_within_limits, reason = choose_candidate(
+        frontier.candidates, frontier.reference, size_limits(world_folder, CHOICE_MAX_LOSS)
+    )
+    frontier = frontier.model_copy(update={"chosen": chosen.name, "fits": is_within_limits, "why": reason})
+    seconds = time.perf_counter() - start
+    reference, ours, theirs = measure_points(world, frontier, points(world_folder, peers), world_folder)
+    all_points = [reference, *ours, *theirs]
     return {
         "search": {
             "seconds": seconds,
-            "candidates": len(found.candidates),
-            "stopped": found.stopped,
-            "chosen": found.chosen,
-            "why": found.why,
-            "refused": {each.name: each.refused for each in found.candidates if each.refused},
+            "candidates": len(frontier.candidates),
+            "stopped": frontier.stopped,
+            "chosen": frontier.chosen,
+            "why": frontier.why,
+            "refused": {candidate.name: candidate.refused for candidate in frontier.candidates if candidate.refused},
         },
-        "points": [as_row(point, reference) for point in whole],
-        "chosen": as_row(next(point for point in ours if point.name == found.chosen), reference),
-        "steps": contributions(world, found),
-        "dominated": {point.name: dominated(point, ours) for point in theirs if not point.error},
+        "points": [as_row(point, reference) for point in all_points],
+        "chosen": as_row(next(point for point in ours if point.name == frontier.chosen), reference),
+        "steps": step_contributions(world, frontier),
+        "dominated": {point.name: is_dominated(point, ours) for point in theirs if not point.error},
         "hypervolume": {
-            side: volume([point for point in whole if point.side == side and not point.error], reference)
-            for side in dict.fromkeys(point.side for point in whole)
+            side: hypervolume_of([point for point in all_points if point.side == side and not point.error], reference)
+            for side in dict.fromkeys(point.side for point in all_points)
         },
-        "saturation": caught(world, given),
+        "saturation": check_saturation(world, world_folder),
     }
 
 
 # --------------------------------------------------------------------------- ours
 
 
-def subject(world: World) -> CompressionTarget:
-    """The student as the subject of compression."""
+def make_target(world: World) -> CompressionTarget:
+    """The student as a compression target."""
 
     def feed(split: str) -> Callable[[Columns | None], Feed]:
-        return lambda columns: {"x": world.encoded(split, columns)}
+        return lambda columns: {"x": world.encode(split, columns)}
 
     def recover(state: ModelState, epochs: int) -> ModelState:
-        distil(state.module, world.lesson(state.columns), world.settings, epochs=epochs)
+        distil(state.module, world.training_set(state.columns), world.settings, epochs=epochs)
         return state
 
     return CompressionTarget(
-        model=export_onnx(world.student, {"x": world.encoded("learned")[:64]}),
-        calibration=lambda columns: sample_evenly(feed("learned")(columns), CALIBRATION),
+        model=export_onnx(world.student, {"x": world.encode("learned")[:64]}),
+        calibration=lambda columns: sample_evenly(feed("learned")(columns), CALIBRATION_ROWS),
         validation=feed("validation"),
-        quality=lambda said: quality(world, said, "validation"),
+        quality=lambda probs: quality(world, probs, "validation"),
         state=ModelState(world.student, world.columns),
         recover=recover,
         content_hash=world.settings.model_dump_json(),
     )
 
 
-def limits(given: Path, loss: float) -> SizeLimits:
-    """An eighth of float32's bytes, and a loss on validation rows."""
-    return SizeLimits(max_bytes=(given / "model.onnx").stat().st_size // 8, max_quality_loss=loss)
+def size_limits(world_folder: Path, loss: float) -> SizeLimits:
+    """Limits: an eighth of the float32 bytes, and a loss on validation rows."""
+    return SizeLimits(max_bytes=(world_folder / "model.onnx").stat().st_size // 8, max_quality_loss=loss)
 
 
-def pack(folder: Path, model: onnx.ModelProto, built: BuiltModel) -> None:
-    """The model's file alone, as the peers'."""
+def write_model(folder: Path, model: onnx.ModelProto, built: BuiltModel) -> None:
+    """Write only the model file, as for the peers."""
     (folder / "model.onnx").write_bytes(model.SerializeToString())
 
 
 # --------------------------------------------------------------------------- measuring
 
 
-def measured(
-    world: World, found: Frontier, others: Sequence[Mapping[str, Any]], given: Path
+def measure_points(
+    world: World, frontier: Frontier, peer_points: Sequence[Mapping[str, Any]], world_folder: Path
 ) -> tuple[Point, list[Point], list[Point]]:
-    """Float32, ours and theirs on the same rows, in turns."""
-    mine = [found.named(name) for name in dict.fromkeys([*found.best, found.chosen])]
-    models = {("float32", "float32"): given / "model.onnx"}
-    models |= {("ours", each.name): Path(each.folder) / "model.onnx" for each in mine}
-    models |= {(str(each["peer"]), str(each["point"])): Path(each["file"]) for each in others if "file" in each}
-    columns = {each.name: columns_of(each) for each in mine}
-    feeds = {key: {"x": world.encoded("test", columns.get(key[1]))} for key in models}
+    """Measure float32, our models and the peers' on the same rows, in turn."""
+    our_candidates = [frontier.named(name) for name in dict.fromkeys([*frontier.best, frontier.chosen])]
+    models = {("float32", "float32"): world_folder / "model.onnx"}
+    models |= {("ours", candidate.name): Path(candidate.folder) / "model.onnx" for candidate in our_candidates}
+    models |= {
+        (str(candidate["peer"]), str(candidate["point"])): Path(candidate["file"])
+        for candidate in peer_points
+        if "file" in candidate
+    }
+    columns = {candidate.name: read_columns(candidate) for candidate in our_candidates}
+    feeds = {key: {"x": world.encode("test", columns.get(key[1]))} for key in models}
     calls = {key: single_row_call(onnx.load(path), feeds[key]) for key, path in models.items()}
     rounds = [measure_latency({str(key): call for key, call in calls.items()}, calls=100) for _ in range(ROUNDS)]
-    settings = {str(each["point"]): str(each["setting"]) for each in others}
-    made = {
+    settings = {str(candidate["point"]): str(candidate["setting"]) for candidate in peer_points}
+    points_by_key = {
         key: Point(
             key[1],
             key[0],
             quality(world, run_onnx(path.read_bytes(), feeds[key]), "test"),
             path.stat().st_size,
-            *spread([each[str(key)] for each in rounds]),
+            *latencies_of([candidate[str(key)] for candidate in rounds]),
             setting=settings.get(key[1], ""),
         )
         for key, path in models.items()
     }
-    reference = made.pop(("float32", "float32"))
-    ours = [point for key, point in made.items() if key[0] == "ours"]
-    theirs = [point for key, point in made.items() if key[0] != "ours"]
-    plain = run_onnx((given / "model.onnx").read_bytes(), {"x": world.encoded("test")})
-    theirs += [elsewhere(world, each, reference, plain) for each in others if "file" not in each]
+    reference = points_by_key.pop(("float32", "float32"))
+    ours = [point for key, point in points_by_key.items() if key[0] == "ours"]
+    theirs = [point for key, point in points_by_key.items() if key[0] != "ours"]
+    float32_probs = run_onnx((world_folder / "model.onnx").read_bytes(), {"x": world.encode("test")})
+    theirs += [
+        point_from_peer(world, candidate, reference, float32_probs)
+        for candidate in peer_points
+        if "file" not in candidate
+    ]
     return reference, ours, theirs
 
 
-def columns_of(candidate: CompressionCandidate) -> Columns | None:
-    """The columns that a candidate reads, as its search has kept them."""
-    found: Columns | None = json.loads((Path(candidate.folder).parent / "columns.json").read_text(encoding="utf-8"))
-    return found
+def read_columns(candidate: CompressionCandidate) -> Columns | None:
+    """The columns that a candidate reads, from the search's folder."""
+    columns: Columns | None = json.loads((Path(candidate.folder).parent / "columns.json").read_text(encoding="utf-8"))
+    return columns
 
 
-def spread(rounds: Sequence[Latency]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(each.p50_ms for each in rounds), tuple(each.p95_ms for each in rounds)
+def latencies_of(rounds: Sequence[Latency]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(latency.p50_ms for latency in rounds), tuple(latency.p95_ms for latency in rounds)
 
 
-def elsewhere(world: World, point: Mapping[str, Any], reference: Point, plain: Array) -> Point:
-    """A point that a peer has measured in its own process, as a multiple of float32 there; or one that failed.
+def point_from_peer(world: World, point: Mapping[str, Any], reference: Point, float32_probs: Array) -> Point:
+    """A point that a peer measured in its own process, relative to float32 there; or a failed one.
 
-    Some are judged on a part of the test rows: what they lose there against float32 (``plain``) is what counts.
+    Some are scored on a part of the test rows: their loss against float32 (``float32_probs``) on that part counts.
     """
-    about = {"name": str(point["point"]), "side": str(point["peer"]), "setting": str(point["setting"])}
+    shared = {"name": str(point["point"]), "side": str(point["peer"]), "setting": str(point["setting"])}
     if "error" in point:
-        return Point(**about, quality=0.0, bytes=0, p50_ms=(), p95_ms=(), error=str(point["error"])[-300:])
+        return Point(**shared, quality=0.0, bytes=0, p50_ms=(), p95_ms=(), error=str(point["error"])[-300:])
     with np.load(point["probabilities"]) as stored:
-        said, rows = stored["test"], stored["rows"]
-    truth = world.outcomes["test"][rows]
-    lost = scorecard.quality(plain[rows], truth).score - scorecard.quality(said, truth).score
-    slower = point["p50_ms"] / point["fp32_p50_ms"], point["p95_ms"] / point["fp32_p95_ms"]
+        probs, rows = stored["test"], stored["rows"]
+    labels = world.labels["test"][rows]
+    loss = scorecard.quality(float32_probs[rows], labels).score - scorecard.quality(probs, labels).score
+    slowdown = point["p50_ms"] / point["fp32_p50_ms"], point["p95_ms"] / point["fp32_p95_ms"]
     return Point(
-        **about,
-        quality=reference.quality - lost,
+        **shared,
+        quality=reference.quality - loss,
         bytes=int(point["bytes"]),
-        p50_ms=(slower[0] * reference.p50,),
-        p95_ms=(slower[1] * statistics.median(reference.p95_ms),),
+        p50_ms=(slowdown[0] * reference.p50,),
+        p95_ms=(slowdown[1] * statistics.median(reference.p95_ms),),
     )
 
 
-def dominated(point: Point, ours: Sequence[Point]) -> bool:
-    """Whether one of ours is at least as good in all, and better in one."""
+def is_dominated(point: Point, ours: Sequence[Point]) -> bool:
+    """Whether one of our points is at least as good in all three figures and better in one."""
     return any(
-        one.quality >= point.quality
-        and one.bytes <= point.bytes
-        and one.p50 <= point.p50
-        and (one.quality, -one.bytes, -one.p50) != (point.quality, -point.bytes, -point.p50)
-        for one in ours
+        our_point.quality >= point.quality
+        and our_point.bytes <= point.bytes
+        and our_point.p50 <= point.p50
+        and (our_point.quality, -our_point.bytes, -our_point.p50) != (point.quality, -point.bytes, -point.p50)
+        for our_point in ours
     )
 
 
-def volume(some: Sequence[Point], reference: Point) -> float:
-    """What these points dominate."""
-    like = as_candidate(reference)
-    return hypervolume(normalized_scores(as_candidate(point), like) for point in some)
+def hypervolume_of(some_points: Sequence[Point], reference: Point) -> float:
+    """Hypervolume that the points dominate, relative to ``reference``."""
+    reference_candidate = as_candidate(reference)
+    return hypervolume(normalized_scores(as_candidate(point), reference_candidate) for point in some_points)
 
 
 def as_candidate(point: Point) -> CompressionCandidate:
@@ -299,11 +309,11 @@ def as_candidate(point: Point) -> CompressionCandidate:
 
 
 def as_row(point: Point, reference: Point) -> dict[str, Any]:
-    """A point as it is written down, with its ratios to float32."""
+    """A point as in the result file, with its ratios to float32."""
     row: dict[str, Any] = {"point": point.name, "side": point.side, "setting": point.setting}
     if point.error:
         return row | {"error": point.error}
-    ratios = [there / here for there, here in zip(reference.p50_ms, point.p50_ms, strict=False)]
+    ratios = [reference_ms / own_ms for reference_ms, own_ms in zip(reference.p50_ms, point.p50_ms, strict=False)]
     if len(point.p50_ms) == 1:
         ratios = [reference.p50 / point.p50]
     return row | {
@@ -319,75 +329,85 @@ def as_row(point: Point, reference: Point) -> dict[str, Any]:
     }
 
 
-def contributions(world: World, found: Frontier) -> list[dict[str, Any]]:
-    """What each step of the chosen recipe has added, in the order it was taken, on validation and test rows."""
-    recipe = found.named(found.chosen).recipe
-    by_recipe = {json.dumps(each.recipe): each for each in found.candidates}
-    plain = found.reference.recipe[0]
+def step_contributions(world: World, frontier: Frontier) -> list[dict[str, Any]]:
+    """Figures after each step of the chosen recipe, in order, on validation and test rows."""
+    recipe = frontier.named(frontier.chosen).recipe
+    by_recipe = {json.dumps(candidate.recipe): candidate for candidate in frontier.candidates}
+    fp32_step = frontier.reference.recipe[0]
     prefixes = [recipe[:count] for count in range(len(recipe))]
-    whole = [found.named(found.chosen), *(by_recipe.get(json.dumps((*prefix, plain))) for prefix in reversed(prefixes))]
+    candidates = [
+        frontier.named(frontier.chosen),
+        *(by_recipe.get(json.dumps((*prefix, fp32_step))) for prefix in reversed(prefixes)),
+    ]
     rows = []
-    for each in reversed([candidate for candidate in whole if candidate is not None and candidate.latency]):
-        feed = {"x": world.encoded("test", columns_of(each))}
-        test = quality(world, run_onnx((Path(each.folder) / "model.onnx").read_bytes(), feed), "test")
+    for candidate in reversed([candidate for candidate in candidates if candidate is not None and candidate.latency]):
+        feed = {"x": world.encode("test", read_columns(candidate))}
+        test = quality(world, run_onnx((Path(candidate.folder) / "model.onnx").read_bytes(), feed), "test")
         rows.append(
             {
-                "candidate": each.name,
-                "validation": each.quality,
+                "candidate": candidate.name,
+                "validation": candidate.quality,
                 "test": test,
-                "bytes": each.bytes,
-                "p50_ms": each.latency.p50_ms if each.latency else None,
-                "cpu_ms": each.cpu_ms,
+                "bytes": candidate.bytes,
+                "p50_ms": candidate.latency.p50_ms if candidate.latency else None,
+                "cpu_ms": candidate.cpu_ms,
             }
         )
     return rows
 
 
-def caught(world: World, given: Path) -> dict[str, Any]:
-    """Of ONNX Runtime's int8 configurations: which compute wrongly here, and which of those were named."""
-    model, rows = onnx.load(given / "model.onnx"), np.load(given / "calibration.npy")
-    some = rows[:64]
-    wrong, named, every = [], [], configurations(model, some)
-    for name, made in every.items():
-        if saturates(made, some):
+def check_saturation(world: World, world_folder: Path) -> dict[str, Any]:
+    """ONNX Runtime's int8 configurations that compute wrongly here, and those that stillhouse reports."""
+    model, rows = onnx.load(world_folder / "model.onnx"), np.load(world_folder / "calibration.npy")
+    sample = rows[:64]
+    wrong, reported, quantized_models = [], [], quantize_all(model, sample)
+    for name, quantized in quantized_models.items():
+        if saturates(quantized, sample):
             wrong.append(name)
-        if saturation(made, {"x": some}):
-            named.append(name)
-    return {"configurations": len(every), "wrong": wrong, "named": named}
+        if saturation(quantized, {"x": sample}):
+            reported.append(name)
+    return {"configurations": len(quantized_models), "wrong": wrong, "named": reported}
 
 
 # --------------------------------------------------------------------------- goals
 
 
-def goals_of(found: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
-    """What the search is to reach."""
-    dominated_by_us = [each for result in found.values() for each in result["dominated"].values()]
-    wrong = [(name, each) for name, result in found.items() for each in result["saturation"]["wrong"]]
-    named = [(name, each) for name, result in found.items() for each in result["saturation"]["named"]]
-    share = statistics.fmean(dominated_by_us)
-    seen = len(set(wrong) & set(named)) / len(wrong) if wrong else 1.0
-    goals = [same("peer_points_dominated", 1.0, share), same("saturating_configurations_caught", 1.0, seen)]
-    if "encoder" in found:
-        chosen = found["encoder"]["chosen"]
+def goals_of(results: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
+    """The goals of the search."""
+    dominated_flags = [configuration for result in results.values() for configuration in result["dominated"].values()]
+    wrong = [
+        (name, configuration) for name, result in results.items() for configuration in result["saturation"]["wrong"]
+    ]
+    reported = [
+        (name, configuration) for name, result in results.items() for configuration in result["saturation"]["named"]
+    ]
+    share = statistics.fmean(dominated_flags)
+    caught_share = len(set(wrong) & set(reported)) / len(wrong) if wrong else 1.0
+    goals = [
+        exact_goal("peer_points_dominated", 1.0, share),
+        exact_goal("saturating_configurations_caught", 1.0, caught_share),
+    ]
+    if "encoder" in results:
+        chosen = results["encoder"]["chosen"]
         ratio = (chosen["p50_ratio"], chosen["p50_ratio_low"], chosen["p50_ratio_high"])
         goals += [
-            same("encoder_bytes_ratio", 8.0, chosen["bytes_ratio"]),
+            exact_goal("encoder_bytes_ratio", 8.0, chosen["bytes_ratio"]),
             Goal("encoder_p50_ratio", 5.0, "higher", *ratio),
-            Goal("encoder_test_loss", LOSS, "lower", *[chosen["loss"]] * 3),
+            Goal("encoder_test_loss", GOAL_MAX_LOSS, "lower", *[chosen["loss"]] * 3),
         ]
-    for name, result in found.items():
+    for name, result in results.items():
         ours = result["hypervolume"]["ours"]
-        best = max(volume for side, volume in result["hypervolume"].items() if side != "ours")
-        goals.append(same(f"{name}_hypervolume_ratio", 1.0, ours / best))
+        best = max(hypervolume_of for side, hypervolume_of in result["hypervolume"].items() if side != "ours")
+        goals.append(exact_goal(f"{name}_hypervolume_ratio", 1.0, ours / best))
     return goals
 
 
-def same(name: str, goal: float, measured: float) -> Goal:
+def exact_goal(name: str, goal: float, measured: float) -> Goal:
     return Goal(name, goal, "higher", measured, measured, measured)
 
 
-def show(name: str, result: Mapping[str, Any]) -> None:
-    """Print one student's points."""
+def print_points(name: str, result: Mapping[str, Any]) -> None:
+    """Print the points of one student."""
     table = Table("point", "side", "quality", "loss", "bytes", "ratio", "p50 (ms)", "ratio", "", title=name)
     for row in result["points"]:
         if "error" in row:
@@ -422,10 +442,10 @@ def show(name: str, result: Mapping[str, Any]) -> None:
     console.print(steps)
     volumes = ", ".join(f"{side} {value:.3f}" for side, value in result["hypervolume"].items())
     console.print(f"hypervolume: {volumes}")
-    wrong, named = result["saturation"]["wrong"], result["saturation"]["named"]
+    wrong, reported = result["saturation"]["wrong"], result["saturation"]["named"]
     console.print(
         f"{len(wrong)} of {result['saturation']['configurations']} int8 configurations compute wrongly here; "
-        f"{len(set(wrong) & set(named))} of them were named"
+        f"{len(set(wrong) & set(reported))} of them were named"
     )
 
 

@@ -1,8 +1,8 @@
 """Three trained students to compress: a text encoder, the flights agent's student, and a small convolutional network.
 
-Everywhere the teacher was fitted on other rows than those that it labels. ``validation`` is what a search chooses on;
-``test`` is only reported on and is seen by no choice. A student is trained once and kept in a cache folder under its
-name and a hash of all that it comes from. ``python -m benchmarks.compression_data`` makes all three.
+The teacher is always fitted on other rows than those that it labels. A search chooses on ``validation``; ``test`` is
+used for reports only. A student is trained once and cached in a folder named by its name and a hash of its inputs.
+``python -m benchmarks.compression_data`` trains all three.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.distillation_data import CACHE, Array, agent, embedded, kernels
+from benchmarks.distillation_data import CACHE, Array, agent, embed, make_kernels
 from stillhouse.compress.export import run_torch
 from stillhouse.config import AgentConfig, Distillation
 from stillhouse.distill.students import TextStudent, columns_of, input_widths, new_student
@@ -40,20 +40,20 @@ __all__ = ["SPLITS", "WORLDS", "World", "quality"]
 SPLITS = ("learned", "validation", "test")
 
 Columns = Sequence[Mapping[str, Any]]
-Rows = dict[str, Any]  # by split: a data frame of raw rows, or an array of them
+Rows = dict[str, Any]  # by split: raw rows as a data frame or an array
 
 
 @dataclass(frozen=True)
 class World:
-    """A trained student with the rows that it learned from and those that it is judged on.
+    """A trained student with its training, validation and test rows.
 
     :param student: float32, in evaluation mode: encoded rows float32 ``[n, D]`` to logits ``[n, K]``.
-    :param columns: what :func:`stillhouse.variant.encode` makes rows with; None: the raw rows are arrays already.
-    :param rows: raw, by split.
-    :param outcomes: int64 ``[n]``, by split.
-    :param knowledge: of the teacher about ``learned``, probabilities ``[n, K]``.
-    :param settings: by which the student learned, and a compressed one recovers.
-    :param seconds: that the training took, teacher included, when it was done.
+    :param columns: columns for :func:`stillhouse.variant.encode`; None: the raw rows are arrays already.
+    :param rows: raw rows by split.
+    :param labels: int64 ``[n]``, by split.
+    :param teacher_probs: probabilities ``[n, K]`` of the teacher for the rows of ``learned``.
+    :param settings: settings of the training, and of the recovery of a compressed student.
+    :param seconds: time of the training, including the teacher.
     """
 
     name: str
@@ -61,69 +61,71 @@ class World:
     student: nn.Module
     columns: list[dict[str, Any]] | None
     rows: Rows
-    outcomes: dict[str, Array]
-    knowledge: Array
+    labels: dict[str, Array]
+    teacher_probs: Array
     settings: Distillation
     seconds: float
 
-    def encoded(self, split: str, columns: Columns | None = None) -> Array:
-        """The rows of a split as the student reads them, float32 ``[n, D]``, or as a form with other columns does."""
-        return _encoded(self.rows[split], columns or self.columns)
+    def encode(self, split: str, columns: Columns | None = None) -> Array:
+        """Encode the rows of a split, float32 ``[n, D]``, with the student's columns or the given ones."""
+        return _encode(self.rows[split], columns or self.columns)
 
-    def lesson(self, columns: Columns | None = None) -> TrainingSet:
-        """What there is to learn: the rows of ``learned`` with knowledge and outcomes."""
-        return _lesson(self.rows, self.outcomes, self.knowledge, columns or self.columns)
+    def training_set(self, columns: Columns | None = None) -> TrainingSet:
+        """The rows of ``learned`` with teacher probabilities and labels."""
+        return _training_set(self.rows, self.labels, self.teacher_probs, columns or self.columns)
 
 
 def quality(world: World, probabilities: Array, split: str) -> float:
     """AUC for two actions, accuracy for more, of probabilities ``[n, K]`` for the rows of a split."""
-    return scorecard.quality(probabilities, world.outcomes[split]).score
+    return scorecard.quality(probabilities, world.labels[split]).score
 
 
-def _encoded(rows: Any, columns: Columns | None) -> Array:
+def _encode(rows: Any, columns: Columns | None) -> Array:
     return np.ascontiguousarray(rows if columns is None else encode(rows, columns), dtype=np.float32)
 
 
-def _lesson(rows: Rows, outcomes: Mapping[str, Array], knowledge: Array, columns: Columns | None) -> TrainingSet:
-    x, sizes = _encoded(rows["learned"], columns), None if columns is None else input_widths(columns)
+def _training_set(
+    rows: Rows, labels: Mapping[str, Array], teacher_probs: Array, columns: Columns | None
+) -> TrainingSet:
+    x, sizes = _encode(rows["learned"], columns), None if columns is None else input_widths(columns)
     numbers, tokens = (None, 0) if sizes is None else (sizes.numbers, sizes.tokens)
-    return TrainingSet(x, knowledge, outcomes["learned"], numbers, tokens=tokens)
+    return TrainingSet(x, teacher_probs, labels["learned"], numbers, tokens=tokens)
 
 
-def _world(
+def _trained_world(
     name: str,
     config: AgentConfig | None,
     student: nn.Module,
     columns: list[dict[str, Any]] | None,
     rows: Rows,
-    outcomes: dict[str, Array],
-    teach: Callable[[], Array],
+    labels: dict[str, Array],
+    label_rows: Callable[[], Array],
     settings: Distillation,
-    learn: Callable[[nn.Module, TrainingSet, Distillation], object] = distil,
+    train: Callable[[nn.Module, TrainingSet, Distillation], object] = distil,
 ) -> World:
-    """The world with its student trained, or read back where it has been trained before.
+    """The world with its trained student, read from the cache if it is there.
 
-    :param student: as it begins; what it is made of is part of what it is kept under.
-    :param teach: what the teacher says about ``learned``.
-    :param learn: trains the student in place.
+    :param student: the untrained student; its structure and weights are part of the cache key.
+    :param label_rows: returns the teacher's probabilities ``[n, K]`` for ``learned``.
+    :param train: trains the student in place; its source is part of the cache key.
     """
-    folder = CACHE / "compression" / f"{name}-{_hash(student, columns, rows, outcomes, settings, learn)}"
+    folder = CACHE / "compression" / f"{name}-{_hash(student, columns, rows, labels, settings, train)}"
     if not (folder / "world.json").exists():
-        begun, knowledge = time.perf_counter(), np.asarray(teach(), dtype=np.float32)
-        lesson = _lesson(rows, outcomes, knowledge, columns)
-        learn(student, lesson, settings)
-        _keep(folder, student, knowledge, time.perf_counter() - begun)
+        start, teacher_probs = time.perf_counter(), np.asarray(label_rows(), dtype=np.float32)
+        training_set = _training_set(rows, labels, teacher_probs, columns)
+        train(student, training_set, settings)
+        _save(folder, student, teacher_probs, time.perf_counter() - start)
     student.load_state_dict(load_file(folder / "student.safetensors"))
-    knowledge = load_file(folder / "knowledge.safetensors")["knowledge"].numpy()
+    teacher_probs = load_file(folder / "knowledge.safetensors")["knowledge"].numpy()
     seconds = json.loads((folder / "world.json").read_text(encoding="utf-8"))["seconds"]
-    return World(name, config, student.eval(), columns, rows, outcomes, knowledge, settings, seconds)
+    return World(name, config, student.eval(), columns, rows, labels, teacher_probs, settings, seconds)
 
 
-def _keep(folder: Path, student: nn.Module, knowledge: Array, seconds: float) -> None:
-    """Write all that the training has given; ``world.json``, which says that it is whole, comes last."""
+def _save(folder: Path, student: nn.Module, teacher_probs: Array, seconds: float) -> None:
+    """Write the trained student; ``world.json`` comes last and marks the folder as complete."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in student.state_dict().items()}, folder / "student.safetensors")
-    save_file({"knowledge": torch.from_numpy(knowledge)}, folder / "knowledge.safetensors")
+    save_file({"knowledge": torch.from_numpy(teacher_probs)}, folder / "knowledge.safetensors")
     (folder / "world.json").write_text(json.dumps({"seconds": round(seconds, 1)}), encoding="utf-8")
 
 
@@ -131,17 +133,17 @@ def _hash(
     student: nn.Module,
     columns: Columns | None,
     rows: Rows,
-    outcomes: Mapping[str, Array],
+    labels: Mapping[str, Array],
     settings: Distillation,
-    learn: Callable[..., object],
+    train: Callable[..., object],
 ) -> str:
-    """Of the untrained student, the rows, the settings and the training's own lines, 12 digits."""
-    told = [str(student), columns, settings.model_dump(mode="json"), inspect.getsource(learn)]
-    digest = hashlib.sha256(json.dumps(told).encode())
+    """Hash of the untrained student, the rows, the settings and the source of ``train``, 12 hex digits."""
+    settings_text = [str(student), columns, settings.model_dump(mode="json"), inspect.getsource(train)]
+    digest = hashlib.sha256(json.dumps(settings_text).encode())
     for tensor in student.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
     for split in SPLITS:
-        digest.update(_encoded(rows[split], columns).tobytes() + outcomes[split].tobytes())
+        digest.update(_encode(rows[split], columns).tobytes() + labels[split].tobytes())
     return digest.hexdigest()[:12]
 
 
@@ -152,11 +154,11 @@ _SHORT = 14  # tokens: 91 % are no longer
 
 
 def encoder() -> World:
-    """150 intents of CLINC150: all-MiniLM-L6-v2 itself, fine-tuned, its vocabulary cut to the sentences."""
+    """150 intents of CLINC150: all-MiniLM-L6-v2, fine-tuned, with a vocabulary reduced to the sentences."""
     shape = {"type": "transformer", "width": 384, "layers": 6, "heads": 12, "feedforward": 1536}
     student = {"encoder": shape, "vocabulary": 6000, "initialise": "teacher"}
-    learning = {"epochs": 1, "batch_size": 32, "learning_rate": 2e-4, "averaging": 0.98}
-    return _intents("encoder", 150, student, learning, _fine_tune)
+    settings = {"epochs": 1, "batch_size": 32, "learning_rate": 2e-4, "averaging": 0.98}
+    return _intents("encoder", 150, student, settings, _fine_tune)
 
 
 def quick_encoder() -> World:
@@ -170,42 +172,44 @@ def _intents(
     name: str,
     count: int,
     student: Mapping[str, Any],
-    learning: Mapping[str, Any],
-    learn: Callable[[nn.Module, TrainingSet, Distillation], object] = distil,
+    settings: Mapping[str, Any],
+    train: Callable[[nn.Module, TrainingSet, Distillation], object] = distil,
 ) -> World:
     """The first ``count`` intents; a tenth of the training sentences is held out as ``validation``.
 
-    The teacher, MiniLM with a linear head, labels each half of what is learned by a head fitted on the other half and
-    on the data set's own validation split.
+    The teacher is MiniLM with a linear head; each half of the training rows is labelled by a head fitted on the other
+    half and on the data set's own validation split.
     """
     from examples.router import MiniLM
 
     splits = _clinc150()
     names = sorted({intent for _, intent in splits["train"]})[:count]
-    texts, outcomes = {}, {}
+    texts, labels_by_part = {}, {}
     for part in ("train", "val", "test"):
-        kept = [(text, names.index(intent)) for text, intent in splits[part] if intent in names]
-        texts[part] = np.array([text for text, _ in kept], dtype=object)
-        outcomes[part] = np.array([action for _, action in kept], dtype=np.int64)
+        examples = [(text, names.index(intent)) for text, intent in splits[part] if intent in names]
+        texts[part] = np.array([text for text, _ in examples], dtype=object)
+        labels_by_part[part] = np.array([action for _, action in examples], dtype=np.int64)
     order = np.random.default_rng(0).permutation(len(texts["train"]))
-    places = {"validation": np.sort(order[: len(order) // 10]), "learned": np.sort(order[len(order) // 10 :])}
-    rows = {split: pd.DataFrame({"text": texts["train"][place]}) for split, place in places.items()}
-    truth = {split: outcomes["train"][place] for split, place in places.items()}
-    rows["test"], truth["test"] = pd.DataFrame({"text": texts["test"]}), outcomes["test"]
-    described = {"kind": "text", "widths": [], "length": LENGTH, "dropout": 0.1} | dict(student)
-    initial = MiniLM().text_encoder() if described.get("initialise") == "teacher" else None
-    config = agent({"text": {"type": "text"}}, count, described, **learning)
+    row_indices = {"validation": np.sort(order[: len(order) // 10]), "learned": np.sort(order[len(order) // 10 :])}
+    rows = {split: pd.DataFrame({"text": texts["train"][indices]}) for split, indices in row_indices.items()}
+    labels = {split: labels_by_part["train"][indices] for split, indices in row_indices.items()}
+    rows["test"], labels["test"] = pd.DataFrame({"text": texts["test"]}), labels_by_part["test"]
+    student_settings = {"kind": "text", "widths": [], "length": LENGTH, "dropout": 0.1} | dict(student)
+    initial = MiniLM().text_encoder() if student_settings.get("initialise") == "teacher" else None
+    config = agent({"text": {"type": "text"}}, count, student_settings, **settings)
     columns = columns_of(config, rows["learned"], initial)
-    return _world(
+    return _trained_world(
         name,
         config,
-        new_student(config, columns, _encoded(rows["learned"], columns), initial),
+        new_student(config, columns, _encode(rows["learned"], columns), initial),
         columns,
         rows,
-        truth,
-        lambda: _crossed(list(rows["learned"]["text"]), truth["learned"], list(texts["val"]), outcomes["val"]),
+        labels,
+        lambda: _cross_label(
+            list(rows["learned"]["text"]), labels["learned"], list(texts["val"]), labels_by_part["val"]
+        ),
         config.distillation,
-        learn,
+        train,
     )
 
 
@@ -213,54 +217,55 @@ def _clinc150() -> dict[str, list[tuple[str, str]]]:
     """``(sentence, intent)`` by the data set's own splits."""
     from examples.router import fetched
 
-    found: dict[str, list[tuple[str, str]]] = json.loads(fetched("data_full.json").read_text(encoding="utf-8"))
-    return found
+    splits: dict[str, list[tuple[str, str]]] = json.loads(fetched("data_full.json").read_text(encoding="utf-8"))
+    return splits
 
 
-def _crossed(learned: list[str], outcomes: Array, others: list[str], known: Array) -> Array:
-    """What heads say about each half of ``learned`` that were fitted on the other half and on ``others``."""
-    vectors, beside = embedded(learned), embedded(others)
-    half = np.random.default_rng(1).permutation(len(learned)) % 2
-    probabilities = np.empty((len(learned), int(known.max()) + 1))
-    for number in (0, 1):
+def _cross_label(texts: list[str], labels: Array, other_texts: list[str], other_labels: Array) -> Array:
+    """Probabilities for each half of ``texts``, from a head fitted on the other half and on ``other_texts``."""
+    vectors, other_vectors = embed(texts), embed(other_texts)
+    folds = np.random.default_rng(1).permutation(len(texts)) % 2
+    probabilities = np.empty((len(texts), int(other_labels.max()) + 1))
+    for fold in (0, 1):
         head = _regression(30).fit(
-            np.concatenate([vectors[half != number], beside]), np.concatenate([outcomes[half != number], known])
+            np.concatenate([vectors[folds != fold], other_vectors]),
+            np.concatenate([labels[folds != fold], other_labels]),
         )
-        probabilities[half == number] = head.predict_proba(vectors[half == number])
+        probabilities[folds == fold] = head.predict_proba(vectors[folds == fold])
     return probabilities
 
 
-def _fine_tune(student: nn.Module, lesson: TrainingSet, settings: Distillation) -> None:
-    """First the last layer learns alone, as a regression on the encoder's vectors; then all of it, on short sentences.
+def _fine_tune(student: nn.Module, training_set: TrainingSet, settings: Distillation) -> None:
+    """Fit the last layer as a regression on the encoder's vectors, then train all layers, on short sentences.
 
-    In this order because a random last layer would pull good vectors apart (Kumar et al. 2022, "Fine-Tuning can
-    Distort Pretrained Features and Underperform Out-of-Distribution", §3.4). Sentences of more than ``_SHORT`` tokens
+    In this order, since a random last layer would distort good vectors (Kumar et al. 2022, "Fine-Tuning can Distort
+    Pretrained Features and Underperform Out-of-Distribution", §3.4). Sentences of more than ``_SHORT`` tokens
     are left out, since padding all others to their length would nearly double the time.
     """
     assert isinstance(student, TextStudent)
-    brief = copy.deepcopy(student)
-    text: Any = brief.encoders[0]
-    brief.lengths, text.places = [_SHORT], nn.Parameter(text.places[: _SHORT + 1].detach().clone())
-    chosen = lesson.take((lesson.x[:, _SHORT:] == 0).all(dim=1).nonzero().squeeze(1))
-    chosen.x, chosen.tokens = chosen.x[:, :_SHORT].contiguous(), _SHORT
-    _begin_last(brief, chosen.take(torch.arange(0, len(chosen), 2)))
-    distil(brief, chosen, settings)
-    learned, places = brief.state_dict(), "encoders.0.places"
-    learned[places] = torch.cat([learned[places], student.state_dict()[places][_SHORT + 1 :]])
-    student.load_state_dict(learned)
+    short_student = copy.deepcopy(student)
+    text: Any = short_student.encoders[0]
+    short_student.lengths, text.places = [_SHORT], nn.Parameter(text.places[: _SHORT + 1].detach().clone())
+    short_rows = training_set.take((training_set.x[:, _SHORT:] == 0).all(dim=1).nonzero().squeeze(1))
+    short_rows.x, short_rows.tokens = short_rows.x[:, :_SHORT].contiguous(), _SHORT
+    _initialise_last_layer(short_student, short_rows.take(torch.arange(0, len(short_rows), 2)))
+    distil(short_student, short_rows, settings)
+    state, positions_key = short_student.state_dict(), "encoders.0.places"
+    state[positions_key] = torch.cat([state[positions_key], student.state_dict()[positions_key][_SHORT + 1 :]])
+    student.load_state_dict(state)
 
 
-def _begin_last(student: TextStudent, lesson: TrainingSet) -> None:
-    """Let the last layer be a regression of the outcomes on the vectors that it is given."""
-    (text,), last = student.encoders, student.layers[-1]
+def _initialise_last_layer(student: TextStudent, training_set: TrainingSet) -> None:
+    """Set the last layer to a logistic regression of the labels on its input vectors."""
+    (text,), last_layer = student.encoders, student.layers[-1]
     student.eval()
     with torch.no_grad():
-        vectors = torch.cat([text(part.to(torch.int64)) for part in lesson.x.split(64)]).numpy()
+        vectors = torch.cat([text(part.to(torch.int64)) for part in training_set.x.split(64)]).numpy()
     scale = float(np.linalg.norm(vectors, axis=1).mean())
-    head = _regression(30).fit(vectors / scale, lesson.labels.numpy())
+    head = _regression(30).fit(vectors / scale, training_set.labels.numpy())
     with torch.no_grad():
-        last.weight.copy_(torch.from_numpy(head.coef_ / scale))
-        last.bias.copy_(torch.from_numpy(head.intercept_))
+        last_layer.weight.copy_(torch.from_numpy(head.coef_ / scale))
+        last_layer.bias.copy_(torch.from_numpy(head.intercept_))
 
 
 def _regression(strength: float) -> Any:
@@ -276,27 +281,27 @@ def flights() -> World:
     """Departures of 2013 and the student of ``agents/flights.yaml``: 8 weeks for the teacher, then 10, 2 and 2."""
     from examples.flights import Boosting, departures, lateness, week_start
 
-    described = yaml.safe_load(Path("agents/flights.yaml").read_text(encoding="utf-8"))
-    config = AgentConfig.model_validate(described)
-    late = lateness(week_start(0), week_start(22))[["observation_id", "action"]]
-    whole = departures(week_start(0), week_start(22)).merge(late, on="observation_id")
-    before, *parts = (
-        whole[(whole["observed_at"] >= week_start(begin)) & (whole["observed_at"] < week_start(end))]
-        for begin, end in ((0, 8), (8, 18), (18, 20), (20, 22))
+    agent_file = yaml.safe_load(Path("agents/flights.yaml").read_text(encoding="utf-8"))
+    config = AgentConfig.model_validate(agent_file)
+    outcomes = lateness(week_start(0), week_start(22))[["observation_id", "action"]]
+    all_rows = departures(week_start(0), week_start(22)).merge(outcomes, on="observation_id")
+    teacher_rows, *parts = (
+        all_rows[(all_rows["observed_at"] >= week_start(first_week)) & (all_rows["observed_at"] < week_start(end_week))]
+        for first_week, end_week in ((0, 8), (8, 18), (18, 20), (20, 22))
     )
     parts[0] = parts[0].sample(30_000, random_state=0).sort_values("observed_at")
     rows = {split: part.reset_index(drop=True) for split, part in zip(SPLITS, parts, strict=True)}
-    outcomes = {split: _late(part) for split, part in rows.items()}
+    labels = {split: _late(part) for split, part in rows.items()}
     columns = columns_of(config, rows["learned"])
-    student = new_student(config, columns, _encoded(rows["learned"], columns))
-    return _world(
+    student = new_student(config, columns, _encode(rows["learned"], columns))
+    return _trained_world(
         "flights",
         config,
         student,
         columns,
         rows,
-        outcomes,
-        lambda: Boosting(seed=0, threads=1).fit(before, _late(before)).predict_proba(rows["learned"]),
+        labels,
+        lambda: Boosting(seed=0, threads=1).fit(teacher_rows, _late(teacher_rows)).predict_proba(rows["learned"]),
         config.distillation,
     )
 
@@ -314,24 +319,24 @@ def digits() -> World:
 
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
-    before, *parts = np.split(order, [400, 1100, 1400])
-    rows = {split: (x[place] / 16).astype(np.float32) for split, place in zip(SPLITS, parts, strict=True)}
-    outcomes = {split: y[place].astype(np.int64) for split, place in zip(SPLITS, parts, strict=True)}
+    teacher_rows, *parts = np.split(order, [400, 1100, 1400])
+    rows = {split: (x[indices] / 16).astype(np.float32) for split, indices in zip(SPLITS, parts, strict=True)}
+    labels = {split: y[indices].astype(np.int64) for split, indices in zip(SPLITS, parts, strict=True)}
     settings = Distillation(epochs=40, batch_size=64, learning_rate=3e-3)
-    return _world(
+    return _trained_world(
         "digits",
         None,
         _network(),
         None,
         rows,
-        outcomes,
-        lambda: kernels(0).fit(x[before] / 16, y[before]).predict_proba(rows["learned"]),
+        labels,
+        lambda: make_kernels(0).fit(x[teacher_rows] / 16, y[teacher_rows]).predict_proba(rows["learned"]),
         settings,
     )
 
 
 def _network() -> nn.Module:
-    """Flat rows ``[n, 64]`` to logits ``[n, 10]``."""
+    """A small convolutional network: flat rows ``[n, 64]`` to logits ``[n, 10]``."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
@@ -344,19 +349,19 @@ def _network() -> nn.Module:
 WORLDS: dict[str, Callable[[], World]] = {"encoder": encoder, "flights": flights, "digits": digits}
 
 
-def _answers(world: World, split: str) -> Array:
-    x = world.encoded(split)
+def _predict(world: World, split: str) -> Array:
+    x = world.encode(split)
     return np.concatenate([run_torch(world.student, {"x": x[start : start + 256]}) for start in range(0, len(x), 256)])
 
 
 def main() -> None:
-    """Make all worlds; print the size and quality of each student, and how long it took to train."""
+    """Train all students; print their size, quality and training time."""
     table = Table("world", "parameters", "validation", "test", "seconds")
     for name, make in {**WORLDS, "quick_encoder": quick_encoder}.items():
         world = make()
-        found = [f"{quality(world, _answers(world, split), split):.4f}" for split in ("validation", "test")]
+        scores = [f"{quality(world, _predict(world, split), split):.4f}" for split in ("validation", "test")]
         count = sum(parameter.numel() for parameter in world.student.parameters())
-        table.add_row(name, f"{count:,}", *found, f"{world.seconds:.0f}")
+        table.add_row(name, f"{count:,}", *scores, f"{world.seconds:.0f}")
     Console(width=120).print(table)
 
 

@@ -1,16 +1,16 @@
 """The cost of a drift measurement compared with known tools, its memory, and its error.
 
-``python -m benchmarks.drift_scan`` takes about ten minutes on two cores; ``--quick`` takes half a minute and writes
-nothing.
+``python -m benchmarks.drift_scan`` takes about ten minutes on two cores; ``--quick`` takes half a minute and writes no
+file.
 
-There are two Parquet files of a million rows and twenty mixed columns (pyarrow's defaults: snappy, one row group);
-most columns of the second are shifted a little. Each side runs in a child process, in turn. The time is user and
-system time from after the imports to the last figure, including reading the files; the memory is the largest resident
-memory of the whole process.
+There are two Parquet files of a million rows and twenty mixed columns (pyarrow's defaults: snappy, one row group); most
+columns of the second are shifted a little. Each side runs in a child process, in turn. The time is user and system time
+from after the imports to the last figure, including reading the files; the memory is the largest resident memory of the
+whole process.
 
 evidently
-    ``DataDriftPreset(num_method="ks")`` on frames that pandas reads; and the same with its default choice of method.
-    It leaves out the date column, gives p-values, and also prepares the figures of its report.
+    ``DataDriftPreset(num_method="ks")`` on frames read by pandas; and the same with its default choice of methods. It
+    omits the date column, returns p-values, and also prepares the figures of its report.
 scipy
     ``ks_2samp`` and ``wasserstein_distance`` of each number and date, read one column at a time with pyarrow. No
     categories, no PSI.
@@ -52,14 +52,14 @@ CLAIM = (
 SCRIPTS = Path(__file__).parent / "scan_peers"
 EVIDENTLY = ("evidently==0.7.23", "pandas<3")
 SCIPY = ("scipy==1.17.1", "pyarrow==25.0.1")
-LEAST_PSI = 0.001
+MIN_PSI = 0.001
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Size of the measurement."""
 
     rows: int = 1_000_000
     rounds: int = 7
@@ -74,142 +74,148 @@ QUICK = Size(30_000, 1, 1, 300_000, (10_000, 30_000), (5, 20), 100_000)
 
 
 def main() -> None:
-    """Make the files, measure, write."""
+    """Write the files, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="30,000 rows, one round, nothing written")
-    asked = parser.parse_args()
-    run = begin("drift_scan", recorded=not asked.quick)
-    size = QUICK if asked.quick else Size()
+    parser.add_argument("--quick", action="store_true", help="30,000 rows, one round, no file written")
+    options = parser.parse_args()
+    run = begin("drift_scan", writes_result=not options.quick)
+    size = QUICK if options.quick else Size()
     with tempfile.TemporaryDirectory(prefix="stillhouse-scan-") as folder:
         goals, detail = measure(Path(folder), size)
-    for by in ("rows", "columns"):
-        print(f"CPU seconds by {by}:", ", ".join(f"{n:,}: {s:.2f}" for n, s in detail[f"cpu_s_by_{by}"].items()))
-    if asked.quick:
-        print(json.dumps({goal.name: round(goal.measured, 5) for goal in goals}, indent=1))
+    for unit in ("rows", "columns"):
+        print(f"CPU seconds by {unit}:", ", ".join(f"{n:,}: {s:.2f}" for n, s in detail[f"cpu_s_by_{unit}"].items()))
+    if options.quick:
+        print(json.dumps({median_goal.name: round(median_goal.measured, 5) for median_goal in goals}, indent=1))
     else:
         run.write(CLAIM, goals, detail, ("numpy", "pyarrow", "scipy"))
 
 
 def measure(folder: Path, size: Size, peers: bool = True) -> tuple[list[Goal], dict[str, Any]]:
-    """All goals, and what they rest on; without peers those that need none."""
-    files = [make(folder / f"{name}.parquet", size.rows, size, shift) for shift, name in enumerate(("before", "now"))]
-    found = play(files, size, peers)
-    errors = deviations(files, found["ours"][0]["columns"])
-    many = [ours("scan", make(folder / "many.parquet", size.many_rows, size))]
+    """All goals and their detail; with ``peers=False`` only the goals that need no peer."""
+    files = [
+        write_file(folder / f"{name}.parquet", size.rows, size, shift) for shift, name in enumerate(("before", "now"))
+    ]
+    rounds = run_rounds(files, size, peers)
+    errors = compare_exact(files, rounds["ours"][0]["columns"])
+    many = [run_ours("scan", write_file(folder / "many.parquet", size.many_rows, size))]
     detail = {
-        "rounds": {name: [(run["cpu_s"], run["peak_mb"]) for run in runs] for name, runs in found.items()},
+        "rounds": {name: [(run["cpu_s"], run["peak_mb"]) for run in runs] for name, runs in rounds.items()},
         "errors": errors,
         "many_rows": [(run["cpu_s"], run["peak_mb"]) for run in many],
-        "cpu_s_by_rows": {rows: growth(folder, size, rows=rows) for rows in size.growing_rows},
-        "cpu_s_by_columns": {columns: growth(folder, size, columns=columns) for columns in size.growing_columns},
+        "cpu_s_by_rows": {rows: measure_growth(folder, size, rows=rows) for rows in size.growing_rows},
+        "cpu_s_by_columns": {
+            columns: measure_growth(folder, size, columns=columns) for columns in size.growing_columns
+        },
         "requirements": {"evidently": EVIDENTLY, "scipy": SCIPY},
     }
-    return [*(races(found) if peers else ()), *own_goals(errors, many)], detail
+    return [*(peer_goals(rounds) if peers else ()), *error_goals(errors, many)], detail
 
 
-def play(files: Sequence[Path], size: Size, peers: bool) -> dict[str, list[dict[str, Any]]]:
-    """What each side used and found, round by round, the sides in turn."""
+def run_rounds(files: Sequence[Path], size: Size, peers: bool) -> dict[str, list[dict[str, Any]]]:
+    """CPU time, memory and distances of each side, round by round, the sides in turn."""
     profile = files[0].with_suffix(".profile")
     profile.write_bytes(scan(files[0]).to_bytes())
     sides: dict[str, Callable[[], dict[str, Any]]] = {
-        "ours": lambda: ours("compare", *files),
-        "ours_known": lambda: ours("compare_known", profile, files[1]),
+        "ours": lambda: run_ours("compare", *files),
+        "ours_known": lambda: run_ours("compare_known", profile, files[1]),
     }
     slow = {}
     if peers:
         evidently, scipy = peer("evidently", EVIDENTLY), peer("scipy", SCIPY)
-        sides["scipy"] = lambda: child(scipy, "with_scipy.py", *files)
-        slow["evidently_ks"] = lambda: child(evidently, "with_evidently.py", *files, "ks")
-        slow["evidently_default"] = lambda: child(evidently, "with_evidently.py", *files)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*sides, *slow)}
-    for turn in range(size.rounds):
-        for name, side in {**sides, **(slow if turn < size.evidently_rounds else {})}.items():
-            found[name].append(side())
-    return found
+        sides["scipy"] = lambda: run_child(scipy, "with_scipy.py", *files)
+        slow["evidently_ks"] = lambda: run_child(evidently, "with_evidently.py", *files, "ks")
+        slow["evidently_default"] = lambda: run_child(evidently, "with_evidently.py", *files)
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in (*sides, *slow)}
+    for round_index in range(size.rounds):
+        for name, side in {**sides, **(slow if round_index < size.evidently_rounds else {})}.items():
+            rounds[name].append(side())
+    return rounds
 
 
-def ours(work: str, *arguments: Path) -> dict[str, Any]:
-    """Our side in a child process."""
-    return child(Path(sys.executable), "with_stillhouse.py", work, *arguments)
+def run_ours(command_name: str, *arguments: Path) -> dict[str, Any]:
+    """Run stillhouse in a child process."""
+    return run_child(Path(sys.executable), "with_stillhouse.py", command_name, *arguments)
 
 
-def child(python: Path, script: str, *arguments: str | Path) -> dict[str, Any]:
-    """What ``script`` printed last: a line of JSON."""
+def run_child(python: Path, script: str, *arguments: str | Path) -> dict[str, Any]:
+    """Run ``script`` in a child process; return the last line of its output, parsed as JSON."""
     command = [python, SCRIPTS / script, *arguments]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{script} failed:\n{done.stderr[-3000:]}")
-    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise SystemExit(f"{script} failed:\n{completed.stderr[-3000:]}")
+    printed: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
     return printed
 
 
-def growth(folder: Path, size: Size, rows: int | None = None, columns: int = 20) -> float:
-    """CPU seconds of ours on two files of ``rows`` rows and ``columns`` columns, the better of two."""
-    files = [make(folder / f"growing{shift}.parquet", rows or size.rows, size, shift, columns) for shift in (0, 1)]
-    return min(ours("compare", *files)["cpu_s"] for _ in range(2))
+def measure_growth(folder: Path, size: Size, rows: int | None = None, columns: int = 20) -> float:
+    """CPU seconds of stillhouse on two files of ``rows`` × ``columns``, the lower of two runs."""
+    files = [
+        write_file(folder / f"growing{shift}.parquet", rows or size.rows, size, shift, columns) for shift in (0, 1)
+    ]
+    return min(run_ours("compare", *files)["cpu_s"] for _ in range(2))
 
 
 # --------------------------------------------------------------------------- goals
 
 
-def races(found: dict[str, list[dict[str, Any]]]) -> list[Goal]:
-    """Ours against each peer, round by round."""
+def peer_goals(rounds: dict[str, list[dict[str, Any]]]) -> list[Goal]:
+    """Ratios of the peers to stillhouse, round by round."""
 
-    def ratios(one: str, other: str, key: str = "cpu_s") -> list[float]:
-        return [a[key] / b[key] for a, b in zip(found[one], found[other], strict=False)]
+    def ratios(numerator: str, denominator: str, key: str = "cpu_s") -> list[float]:
+        return [a[key] / b[key] for a, b in zip(rounds[numerator], rounds[denominator], strict=False)]
 
     return [
-        goal("cpu_vs_evidently_ks", 150, "higher", ratios("evidently_ks", "ours")),
-        goal("cpu_vs_evidently_with_reference_profile", 300, "higher", ratios("evidently_ks", "ours_known")),
-        goal("cpu_vs_scipy_ks_w1", 15, "higher", ratios("scipy", "ours")),
-        goal("memory_vs_evidently", 0.125, "lower", ratios("ours", "evidently_ks", "peak_mb")),
+        median_goal("cpu_vs_evidently_ks", 150, "higher", ratios("evidently_ks", "ours")),
+        median_goal("cpu_vs_evidently_with_reference_profile", 300, "higher", ratios("evidently_ks", "ours_known")),
+        median_goal("cpu_vs_scipy_ks_w1", 15, "higher", ratios("scipy", "ours")),
+        median_goal("memory_vs_evidently", 0.125, "lower", ratios("ours", "evidently_ks", "peak_mb")),
     ]
 
 
-def own_goals(errors: dict[str, dict[str, list[float]]], many: Sequence[dict[str, Any]]) -> list[Goal]:
-    """What needs no peer."""
+def error_goals(errors: dict[str, dict[str, list[float]]], many: Sequence[dict[str, Any]]) -> list[Goal]:
+    """Goals that need no peer: peak memory and errors."""
     ks_errors, psi_errors, w1_errors = [], [], []
     for column in errors.values():
         ks_errors.append(abs(column["ks"][0] - column["ks"][1]))
-        psi_errors.append(100 * abs(column["psi"][0] - column["psi"][1]) / max(column["psi"][1], LEAST_PSI))
+        psi_errors.append(100 * abs(column["psi"][0] - column["psi"][1]) / max(column["psi"][1], MIN_PSI))
         w1_errors.append(100 * abs(column["wasserstein"][0] / column["wasserstein"][1] - 1))
     return [
-        goal("peak_mb_10m_rows", 250, "lower", [run["peak_mb"] for run in many]),
-        largest("ks_error", 0.001, ks_errors),
-        largest("psi_error_percent", 1, psi_errors),
-        largest("w1_error_percent", 1, w1_errors),
+        median_goal("peak_mb_10m_rows", 250, "lower", [run["peak_mb"] for run in many]),
+        max_goal("ks_error", 0.001, ks_errors),
+        max_goal("psi_error_percent", 1, psi_errors),
+        max_goal("w1_error_percent", 1, w1_errors),
     ]
 
 
-def goal(name: str, aim: float, better: Literal["higher", "lower"], values: Sequence[float]) -> Goal:
+def median_goal(name: str, aim: float, better: Literal["higher", "lower"], values: Sequence[float]) -> Goal:
     """Median and range of the rounds."""
     return Goal(name, aim, better, statistics.median(values), min(values), max(values))
 
 
-def largest(name: str, aim: float, values: Sequence[float]) -> Goal:
-    """The largest over the columns, all of which stays below ``aim``."""
+def max_goal(name: str, aim: float, values: Sequence[float]) -> Goal:
+    """The largest value over the columns; the goal ``aim`` is an upper limit."""
     return Goal(name, aim, "lower", max(values), min(values), max(values))
 
 
-# --------------------------------------------------------------------------- what is exact
+# --------------------------------------------------------------------------- exact distances
 
 
-def deviations(files: Sequence[Path], measured: dict[str, list[float]]) -> dict[str, dict[str, list[float]]]:
-    """By column and distance what we measured, and what all rows say."""
-    found = {}
+def compare_exact(files: Sequence[Path], measured: dict[str, list[float]]) -> dict[str, dict[str, list[float]]]:
+    """By column and distance: the measured value and the exact one, computed from all rows."""
+    distances = {}
     for field in pq.read_schema(files[0]):
         if pa.types.is_string(field.type) or pa.types.is_boolean(field.type):
             continue
-        sides = [numbers(file, field.name) for file in files]
+        sides = [read_numbers(file, field.name) for file in files]
         present = [side[~np.isnan(side)] for side in sides]
         exact = (exact_psi(*sides), ks_2samp(*present).statistic, wasserstein_distance(*present))
         pairs = zip(measured[field.name], map(float, exact), strict=True)
-        found[field.name] = dict(zip(("psi", "ks", "wasserstein"), map(list, pairs), strict=True))
-    return found
+        distances[field.name] = dict(zip(("psi", "ks", "wasserstein"), map(list, pairs), strict=True))
+    return distances
 
 
-def numbers(file: Path, name: str) -> Array:
-    """A column as float64 with NaN for what is missing; dates in seconds."""
+def read_numbers(file: Path, name: str) -> Array:
+    """A column as float64; missing values are NaN, dates are seconds."""
     column = pq.read_table(file, columns=[name]).column(0)
     if pa.types.is_date32(column.type):
         return column.cast(pa.int32()).to_numpy() * 86400.0
@@ -217,7 +223,12 @@ def numbers(file: Path, name: str) -> Array:
 
 
 def exact_psi(reference: Array, current: Array) -> float:
-    """PSI between the reference's deciles, atoms in bins of their own, the missing in one more."""
+    """PSI in bins between the reference's deciles; atoms and missing values have their own bins.
+
+    >>> reference = np.arange(100.0)
+    >>> exact_psi(reference, reference), round(exact_psi(reference, reference + 10), 2)
+    (0.0, 0.42)
+    """
     sides = [values[~np.isnan(values)] for values in (reference, current)]
     deciles = np.quantile(sides[0], np.arange(1, 10) / 10, method="inverted_cdf")
     edges, repeats = np.unique(deciles, return_counts=True)
@@ -230,12 +241,12 @@ def exact_psi(reference: Array, current: Array) -> float:
 # --------------------------------------------------------------------------- data
 
 
-def make(file: Path, rows: int, size: Size, shift: int = 0, columns: int = 20) -> Path:
-    """A Parquet file; ``shift`` 1: most columns moved a little. Never more than ``size.chunk`` rows in memory."""
+def write_file(file: Path, rows: int, size: Size, shift: int = 0, columns: int = 20) -> Path:
+    """Write a Parquet file in chunks of ``size.chunk`` rows; with ``shift=1`` most columns are slightly shifted."""
     rng = np.random.default_rng(shift)
     writer = None
     for start in range(0, rows, size.chunk):
-        table = draw(rng, min(size.chunk, rows - start), shift, columns)
+        table = draw_table(rng, min(size.chunk, rows - start), shift, columns)
         writer = writer or pq.ParquetWriter(file, table.schema)
         writer.write_table(table)
     if writer is not None:
@@ -243,28 +254,28 @@ def make(file: Path, rows: int, size: Size, shift: int = 0, columns: int = 20) -
     return file
 
 
-def draw(rng: np.random.Generator, n: int, shift: int, columns: int = 20) -> pa.Table:
-    """The first ``columns`` of twenty: 15 numbers, a date, a boolean and 3 categories; beyond twenty, as many again."""
-    drawn: dict[str, Any] = {}
-    while len(drawn) < columns:
-        again = "" if len(drawn) < 20 else f"_{len(drawn) // 20 + 1}"
-        drawn |= {name + again: values for name, values in _twenty(rng, n, shift).items()}
-    return pa.table(drawn).select(list(drawn)[:columns])
+def draw_table(rng: np.random.Generator, n: int, shift: int, columns: int = 20) -> pa.Table:
+    """The first ``columns`` of 15 numbers, a date, a boolean and 3 categories; beyond 20 they repeat, drawn anew."""
+    columns_by_name: dict[str, Any] = {}
+    while len(columns_by_name) < columns:
+        suffix = "" if len(columns_by_name) < 20 else f"_{len(columns_by_name) // 20 + 1}"
+        columns_by_name |= {name + suffix: values for name, values in _draw_twenty(rng, n, shift).items()}
+    return pa.table(columns_by_name).select(list(columns_by_name)[:columns])
 
 
-def _twenty(rng: np.random.Generator, n: int, shift: int) -> dict[str, Any]:
+def _draw_twenty(rng: np.random.Generator, n: int, shift: int) -> dict[str, Any]:
     days = rng.integers(20_000, 20_030 + 10 * shift, n)
     return {
         "normal": rng.normal(0.1 * shift, 1, n),
         "lognormal": rng.lognormal(0.1 * shift, 1.5, n),
         "passengers": rng.poisson(4 + 0.3 * shift, n),
-        "carrier": _words(rng, n, 16, shift),
+        "carrier": _draw_words(rng, n, 16, shift),
         "rain": np.where(rng.random(n) < 0.9 - 0.05 * shift, 0.0, rng.exponential(2, n)),
         "exponential": rng.exponential(1 + 0.1 * shift, n),
         "delay": pa.array(rng.normal(5, 30, n), mask=rng.random(n) < 0.05 + 0.02 * shift),
         "member": rng.random(n) < 0.3 + 0.05 * shift,
         "day": pa.array(days.astype(np.int32), pa.date32()),
-        "city": pa.array(_words(rng, n, 300, 0), mask=rng.random(n) < 0.03),
+        "city": pa.array(_draw_words(rng, n, 300, 0), mask=rng.random(n) < 0.03),
         "pareto": 1 + rng.pareto(1.5 + 0.1 * shift, n),
         "student_t": rng.standard_t(2, n) + 0.1 * shift,
         "uniform": rng.random(n),
@@ -274,12 +285,12 @@ def _twenty(rng: np.random.Generator, n: int, shift: int) -> dict[str, Any]:
         "amount": rng.integers(0, 1_000_000 + 50_000 * shift, n),
         "share": rng.beta(2, 5 + 0.3 * shift, n),
         "load": np.where(rng.random(n) < 0.4 + 0.05 * shift, rng.normal(10, 1, n), rng.normal(60, 15, n)),
-        "plane": _words(rng, n, 20_000, shift),
+        "plane": _draw_words(rng, n, 20_000, shift),
     }
 
 
-def _words(rng: np.random.Generator, n: int, size: int, shift: int) -> Array:
-    """Words of a vocabulary, a few of them frequent."""
+def _draw_words(rng: np.random.Generator, n: int, size: int, shift: int) -> Array:
+    """Random words; a few of them are frequent (Pareto)."""
     ranks = np.minimum(rng.pareto(1.2 + 0.1 * shift, n) * size / 20, size - 1).astype(np.int64)
     return np.array([f"word {rank:05d}" for rank in range(size)])[ranks]
 

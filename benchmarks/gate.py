@@ -1,16 +1,17 @@
 """The share of worse challengers that the gate promotes: a simulation in which each window is drawn anew.
 
 ``python -m benchmarks.gate`` draws 1,000 windows of each kind; ``--quick`` draws 50, and writes nothing. Every verdict
-is the gate's own, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of windows:
+is computed by the gate's code, from probabilities to :func:`stillhouse.evaluate.gate.judge`'s reasons. Kinds of
+windows:
 
 - ``rows``: 20 to 6,000 independent rows, 5 and 77 actions; the two models disagree only where one is worse, or on 5 %
-  of the rows beyond that.
+  more rows.
 - ``clusters``: 10 to 300 clusters of 20 rows that are lost or gained as a whole, or a tenth of their rows together.
 - ``auc``: two actions, one row in five positive; normal scores with correlation .95, alone or in 12 to 100 clusters of
   20 rows with a random effect; or the champion's scores, of which some positives fall to the bottom.
 
-The margin is .02 and the confidence 95 % throughout. A challenger is worse by the margin, by twice the margin, as
-good, or better by the margin.
+The margin is .02 and the confidence 95 % throughout. A challenger is worse by the margin, by twice the margin, as good,
+or better by the margin.
 """
 
 from __future__ import annotations
@@ -33,139 +34,147 @@ TRUTHS = {"worse by the margin": -MARGIN, "worse by twice": -2 * MARGIN, "as goo
 NORMAL = NormalDist()
 
 Array = np.ndarray[Any, Any]
-Draw = Callable[[np.random.Generator, float], bool]
+JudgeWindow = Callable[[np.random.Generator, float], bool]
 
 
 def main() -> None:
     """Simulate, print and write ``results/gate.json``."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="50 windows of each kind, nothing written")
-    parser.add_argument("--windows", type=int, default=1_000, help="of each kind")
-    asked = parser.parse_args()
-    run = report.begin("gate", recorded=not asked.quick)
-    seeds = 50 if asked.quick else asked.windows
+    parser.add_argument("--quick", action="store_true", help="50 windows of each kind, no file written")
+    parser.add_argument("--windows", type=int, default=1_000, help="number of windows of each kind")
+    options = parser.parse_args()
+    run = report.begin("gate", writes_result=not options.quick)
+    seeds = 50 if options.quick else options.windows
     cells = []
-    for index, (kind, draw) in enumerate(kinds()):
+    for index, (kind, judge_window) in enumerate(window_kinds()):
         for truth, difference in TRUTHS.items():
             rng = np.random.default_rng((SEED, index, round(1000 * difference) + 1000))
-            count = sum(draw(rng, difference) for _ in range(seeds))
+            count = sum(judge_window(rng, difference) for _ in range(seeds))
             low, high = interval(count, seeds)
             cells.append({"kind": kind, "challenger": truth, "promoted": count / seeds, "low": low, "high": high})
             print(f"{kind:58}{truth:22}{count / seeds:8.4f}", flush=True)
-    if asked.quick:
+    if options.quick:
         return
     run.write(
         CLAIM,
-        goals(cells, seeds),
+        goals_of(cells, seeds),
         {"margin": MARGIN, "confidence": CONFIDENCE, "windows_of_each_kind": seeds, "kinds": cells},
         ["numpy", "scipy"],
     )
 
 
-def goals(cells: list[dict[str, Any]], seeds: int) -> list[report.Goal]:
-    """The stated error, to be kept everywhere up to the noise of the simulation, and what is left to prove with."""
-    found = []
+def goals_of(cells: list[dict[str, Any]], seeds: int) -> list[report.Goal]:
+    """Two goals on the error, which may exceed the stated one by the simulation's noise only, and two on the power."""
+    goals = []
     for name, truth in (("promoted_at_the_margin", "worse by the margin"), ("promoted_at_twice", "worse by twice")):
         worst = max((cell for cell in cells if cell["challenger"] == truth), key=lambda cell: float(cell["promoted"]))
         limit = float(binom.ppf(0.975, seeds, 1 - CONFIDENCE)) / seeds
-        found.append(report.Goal(name, limit, "lower", worst["promoted"], worst["low"], worst["high"]))
+        goals.append(report.Goal(name, limit, "lower", worst["promoted"], worst["low"], worst["high"]))
     power = "rows: 1,000, 5 actions, 5% disagree"
-    for name, truth, goal in (("as_good_promoted", "as good", 0.75), ("better_promoted", "better", 0.95)):
+    for name, truth, target in (("as_good_promoted", "as good", 0.75), ("better_promoted", "better", 0.95)):
         (cell,) = [cell for cell in cells if (cell["kind"], cell["challenger"]) == (power, truth)]
-        found.append(report.Goal(name, goal, "higher", cell["promoted"], cell["low"], cell["high"]))
-    return found
+        goals.append(report.Goal(name, target, "higher", cell["promoted"], cell["low"], cell["high"]))
+    return goals
 
 
-def interval(count: int, of: int) -> tuple[float, float]:
-    """Of a share, 95 % (Clopper and Pearson 1934)."""
-    low = float(beta.ppf(0.025, count, of - count + 1)) if count else 0.0
-    high = float(beta.ppf(0.975, count + 1, of - count)) if count < of else 1.0
+def interval(count: int, total: int) -> tuple[float, float]:
+    """95 % interval of the share ``count / total`` (Clopper and Pearson 1934).
+
+    >>> low, high = interval(5, 100)
+    >>> f"{low:.3f} to {high:.3f}"
+    '0.016 to 0.113'
+    """
+    low = float(beta.ppf(0.025, count, total - count + 1)) if count else 0.0
+    high = float(beta.ppf(0.975, count + 1, total - count)) if count < total else 1.0
     return low, high
 
 
-def kinds() -> Iterator[tuple[str, Draw]]:
-    """Name, and how one window is drawn and judged for a true difference."""
+def window_kinds() -> Iterator[tuple[str, JudgeWindow]]:
+    """Name of each kind of window, and the function that draws and judges one for a true difference."""
     for rows in (20, 100, 150, 300, 1000, 6000):
-        yield f"rows: {rows:,}, 5 actions", functools.partial(of_rows, rows, 5, 0.0)
-        yield f"rows: {rows:,}, 5 actions, 5% disagree", functools.partial(of_rows, rows, 5, 0.05)
+        yield f"rows: {rows:,}, 5 actions", functools.partial(judge_rows, rows, 5, 0.0)
+        yield f"rows: {rows:,}, 5 actions, 5% disagree", functools.partial(judge_rows, rows, 5, 0.05)
     for rows in (20, 300, 1000):
-        yield f"rows: {rows:,}, 77 actions", functools.partial(of_rows, rows, 77, 0.0)
+        yield f"rows: {rows:,}, 77 actions", functools.partial(judge_rows, rows, 77, 0.0)
     for clusters in (10, 30, 100, 300):
-        yield f"clusters: {clusters} × 20 rows, lost whole", functools.partial(of_clusters, clusters, 20, 1.0)
-        yield f"clusters: {clusters} × 20 rows, 10% lost or gained", functools.partial(of_clusters, clusters, 20, 0.1)
+        yield f"clusters: {clusters} × 20 rows, lost whole", functools.partial(judge_clusters, clusters, 20, 1.0)
+        yield (
+            f"clusters: {clusters} × 20 rows, 10% lost or gained",
+            functools.partial(judge_clusters, clusters, 20, 0.1),
+        )
     for rows in (60, 300, 1000, 6000):
-        yield f"auc: {rows:,} rows", functools.partial(of_scores, rows, 1, 0.0)
+        yield f"auc: {rows:,} rows", functools.partial(judge_scores, rows, 1, 0.0)
     for clusters in (12, 30, 100):
-        yield f"auc: {clusters} × 20 rows", functools.partial(of_scores, clusters, 20, 0.3)
+        yield f"auc: {clusters} × 20 rows", functools.partial(judge_scores, clusters, 20, 0.3)
     for rows in (300, 1000):
-        yield f"auc: {rows:,} rows, positives lost", functools.partial(of_lost_positives, rows)
+        yield f"auc: {rows:,} rows, positives lost", functools.partial(judge_lost_positives, rows)
 
 
-# --------------------------------------------------------------------------- more than two actions
+# --------------------------------------------------------------------------- accuracy
 
 
-def of_rows(rows: int, actions: int, disagreement: float, rng: np.random.Generator, difference: float) -> bool:
-    """Independent rows."""
-    lost, gained, alike = rng.multinomial(rows, shares(disagreement, difference)).tolist()
-    return passes(((-1, lost), (0, alike), (1, gained)), 1, actions)
+def judge_rows(rows: int, actions: int, disagreement: float, rng: np.random.Generator, difference: float) -> bool:
+    """Judge a window of independent rows."""
+    lost, gained, equal = rng.multinomial(rows, shares(disagreement, difference)).tolist()
+    return passes(((-1, lost), (0, equal), (1, gained)), 1, actions)
 
 
 def shares(disagreement: float, difference: float) -> tuple[float, float, float]:
-    """Of what only the challenger loses, of what only it gains, and of what both are alike in."""
+    """Shares of rows where only the champion is right, where only the challenger is right, and of all others."""
     lost, gained = disagreement / 2 + max(0.0, -difference), disagreement / 2 + max(0.0, difference)
     return lost, gained, 1 - lost - gained
 
 
-def of_clusters(count: int, size: int, share: float, rng: np.random.Generator, difference: float) -> bool:
-    """Stretches of ``size`` rows, of which ``share`` is lost or gained together; more of them for a difference."""
-    lost, gained, alike = rng.multinomial(count, shares(0.2 * (share < 1), difference / share)).tolist()
+def judge_clusters(count: int, size: int, share: float, rng: np.random.Generator, difference: float) -> bool:
+    """Judge clusters of ``size`` rows, in which a ``share`` of the rows is lost or gained together."""
+    lost, gained, equal = rng.multinomial(count, shares(0.2 * (share < 1), difference / share)).tolist()
     net = round(share * size)
-    return passes(((-net, lost), (0, alike), (net, gained)), size, 5)
+    return passes(((-net, lost), (0, equal), (net, gained)), size, 5)
 
 
 @functools.cache
 def passes(clusters: tuple[tuple[int, int], ...], size: int, actions: int) -> bool:
-    """The gate's verdict on clusters of ``size`` rows by how many each gains net, and how many of such there are.
+    """The gate's verdict on pairs of a cluster's net gain in rows and the number of such clusters of ``size`` rows.
 
-    Equal counts are equal evidence, so each is judged once.
+    The counts determine the verdict, so it is cached by them.
     """
     nets = np.repeat([net for net, _ in clusters], [count for _, count in clusters])
     change = np.sign(nets)[:, None] * (np.arange(size) < np.abs(nets)[:, None])
     change, rows = change.ravel(), size * len(nets)
-    outcomes = np.arange(rows) % actions
+    labels = np.arange(rows) % actions
 
-    def probabilities(right: Array) -> Array:
-        said = np.zeros((rows, actions))
-        said[np.arange(rows), np.where(right, outcomes, (outcomes + 1) % actions)] = 1.0
-        return said
+    def make_probs(is_right: Array) -> Array:
+        probs = np.zeros((rows, actions))
+        probs[np.arange(rows), np.where(is_right, labels, (labels + 1) % actions)] = 1.0
+        return probs
 
-    found = compare_models(
-        "test", outcomes, probabilities(change >= 0), probabilities(change <= 0), MARGIN, np.arange(rows) // size
+    comparison = compare_models(
+        "test", labels, make_probs(change >= 0), make_probs(change <= 0), MARGIN, np.arange(rows) // size
     )
-    return found is not None and not _non_inferiority(found, CONFIDENCE).failed
+    return comparison is not None and not _non_inferiority(comparison, CONFIDENCE).failed
 
 
-# --------------------------------------------------------------------------- two actions
+# --------------------------------------------------------------------------- AUC of two actions
 
 
-def of_scores(count: int, size: int, effect: float, rng: np.random.Generator, difference: float) -> bool:
-    """Normal scores, correlated .95; of each stretch an effect of its own on the challenger's positives.
+def judge_scores(count: int, size: int, effect: float, rng: np.random.Generator, difference: float) -> bool:
+    """Judge normal scores with correlation .95; each cluster has a random effect on the challenger's positives.
 
     The AUC of positives N(μ, 1 + τ²) against negatives N(0, 1) is Φ(μ / √(2 + τ²)).
     """
     rows = count * size
     positive, clusters = rng.random(rows) < 0.2, np.repeat(np.arange(count), size)
-    common, own = rng.normal(size=rows), rng.normal(size=(2, rows))
+    common, noise = rng.normal(size=rows), rng.normal(size=(2, rows))
     auc = 0.75
     shift = NORMAL.inv_cdf(auc + difference) * (2 + effect**2) ** 0.5 + effect * rng.normal(size=count)[clusters]
-    challenger, champion = 0.95**0.5 * common + 0.05**0.5 * own
+    challenger, champion = 0.95**0.5 * common + 0.05**0.5 * noise
     return passes_scores(
         positive, challenger + positive * shift, champion + positive * NORMAL.inv_cdf(auc) * 2**0.5, clusters
     )
 
 
-def of_lost_positives(rows: int, rng: np.random.Generator, difference: float) -> bool:
-    """The champion ranks nearly all right; the challenger alike, but for a share of positives at the very bottom."""
+def judge_lost_positives(rows: int, rng: np.random.Generator, difference: float) -> bool:
+    """Judge scores that rank nearly all rows correctly; one model has a share of the positives at the bottom."""
     positive = rng.random(rows) < 0.2
     scores, lost = rng.normal(size=rows) + 6.0 * positive, positive & (rng.random(rows) < abs(difference))
     fallen = np.where(lost, scores - 30.0, scores)
@@ -174,10 +183,10 @@ def of_lost_positives(rows: int, rng: np.random.Generator, difference: float) ->
 
 
 def passes_scores(positive: Array, challenger: Array, champion: Array, clusters: Array) -> bool:
-    """The gate's verdict on two scores, larger for the second action."""
+    """The gate's verdict on two scores; larger scores mean the second action."""
     pair = [np.column_stack([-score, score]) for score in (challenger, champion)]
-    found = compare_models("test", positive.astype(int), *pair, MARGIN, clusters)
-    return found is not None and not _non_inferiority(found, CONFIDENCE).failed
+    comparison = compare_models("test", positive.astype(int), *pair, MARGIN, clusters)
+    return comparison is not None and not _non_inferiority(comparison, CONFIDENCE).failed
 
 
 if __name__ == "__main__":

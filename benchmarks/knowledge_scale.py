@@ -1,16 +1,16 @@
-"""A knowledge base of ten million observations: memory of writing and reading it, and the cost of a day by its age.
+"""A knowledge base of ten million observations: memory for writing and reading, and the cost of one day by age.
 
 ``python -m benchmarks.knowledge_scale`` takes about a quarter of an hour on two cores; ``--quick`` takes less than a
-minute and writes nothing.
+minute and writes no file.
 
 Three years of an agent, some nine thousand observations a day with five numbers and three categories, are appended day
 by day as a flush appends them, with an outcome each. At ages from one month to three years the tables are copied as
-they are, and once more with their small files compacted, as upkeep leaves them. Then one process opens each of them in
-turn, round after round, takes the window of the last day and reads it: wall time, CPU time, the bytes that the process
-has read (``rchar`` of Linux), and the rows of the files that the window opens.
+they are, and once more with their small files compacted, as upkeep leaves them. Then one process opens each copy in
+turn, round by round, and reads the window of the last day: wall time, CPU time, the bytes that the process has read
+(``rchar`` of Linux), and the rows of the files that the window opens.
 
-Memory is measured in a process of its own for each kind of work, as its largest resident size from start to end, and
-compared with the size of the observations as one Arrow table.
+Memory is the peak resident size of one process per kind of work, compared with the size of the observations as one
+Arrow table.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ LAYOUTS = ("as appended", "compacted")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Size of the measurement; the field names are keys of the result."""
 
     per_day: int = 9_132
-    ages: tuple[int, ...] = (31, 90, 181, 365, 730, 1_096)  # days, each to the end of a month
+    ages: tuple[int, ...] = (31, 90, 181, 365, 730, 1_096)  # days, each up to the end of a month
     rounds: int = 25
     sample: int = 50_000
     newest: int = 50_000
@@ -67,45 +67,45 @@ QUICK = Size(per_day=400, ages=(31, 90, 120), rounds=5, sample=2_000, newest=2_0
 
 
 def main() -> None:
-    """Fill, measure, write."""
+    """Fill the tables, measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="four months of 400 a day, five rounds, nothing written")
+    parser.add_argument("--quick", action="store_true", help="four months of 400 a day, five rounds, no file written")
     parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    size = QUICK if asked.quick else Size()
-    if asked.work:
-        done = WORK[asked.work](asked.folder, size)
-        print(json.dumps({"peak_mb": peak_mb(), "cpu_s": cpu(), **done}))
+    options = parser.parse_args()
+    size = QUICK if options.quick else Size()
+    if options.work:
+        work_result = WORK[options.work](options.folder, size)
+        print(json.dumps({"peak_mb": peak_mb(), "cpu_s": cpu(), **work_result}))
         return
-    run = begin("knowledge_scale", recorded=not asked.quick)
+    run = begin("knowledge_scale", writes_result=not options.quick)
     with tempfile.TemporaryDirectory(prefix="stillhouse-scale-") as folder:
-        goals, detail = measure(Path(folder), size, quick=asked.quick)
-    if asked.quick:
+        goals, detail = measure(Path(folder), size, quick=options.quick)
+    if options.quick:
         print(json.dumps({goal.name: round(goal.measured, 4) for goal in goals}, indent=1))
     else:
-        draw(detail, FIGURE)
+        draw_figure(detail, FIGURE)
         run.write(CLAIM, goals, detail, ("deltalake", "numpy", "pandas", "pyarrow"))
 
 
 def measure(folder: Path, size: Size, quick: bool = False) -> tuple[list[Goal], dict[str, Any]]:
-    """All goals, and what they rest on."""
+    """All goals and their detail."""
 
-    def child(work: str) -> dict[str, Any]:
+    def run_child(work: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.knowledge_scale", "--work", work, "--folder", str(folder)]
-        done = subprocess.run([*command, *["--quick"] * quick], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{work} failed:\n{done.stderr}")
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        completed = subprocess.run([*command, *["--quick"] * quick], capture_output=True, text=True, check=False)
+        if completed.returncode:
+            raise SystemExit(f"{work} failed:\n{completed.stderr}")
+        work_result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+        return work_result
 
-    detail: dict[str, Any] = {"size": asdict(size)} | {work: child(work) for work in WORK}
+    detail: dict[str, Any] = {"size": asdict(size)} | {work: run_child(work) for work in WORK}
     rounds = detail["day"]["rounds"]
     base, last = str(size.ages[1]), str(size.ages[-1])
     young, old = rounds["compacted"][base], rounds["compacted"][last]
     goals = [
-        ratio("day_at_three_years", old, young, "wall_s"),
-        ratio("bytes_of_a_day_at_three_years", old, young, "bytes"),
+        ratio_goal("day_at_three_years", old, young, "wall_s"),
+        ratio_goal("bytes_of_a_day_at_three_years", old, young, "bytes"),
     ]
     table_mb = detail["fill"]["table_mb"]
     for work in ("fill", "day", "sample", "newest"):
@@ -116,31 +116,31 @@ def measure(folder: Path, size: Size, quick: bool = False) -> tuple[list[Goal], 
     return goals, detail
 
 
-def ratio(name: str, old: list[dict[str, float]], young: list[dict[str, float]], what: str) -> Goal:
-    """The old base's cost relative to the young one's, of their medians; lowest, highest: quartiles of the rounds."""
-    each = [a[what] / b[what] for a, b in zip(old, young, strict=True)]
-    low, _, high = statistics.quantiles(each, n=4)
-    middle = statistics.median(a[what] for a in old) / statistics.median(b[what] for b in young)
+def ratio_goal(name: str, old: list[dict[str, float]], young: list[dict[str, float]], key: str) -> Goal:
+    """Ratio of the median cost at the higher age to that at the lower; lowest and highest are quartiles of rounds."""
+    ratios = [a[key] / b[key] for a, b in zip(old, young, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    middle = statistics.median(a[key] for a in old) / statistics.median(b[key] for b in young)
     return Goal(name, 1.25, "lower", middle, min(low, middle), max(high, middle))
 
 
-# --------------------------------------------------------------------------- the work of each process
+# --------------------------------------------------------------------------- the measured processes
 
 
-def fill(folder: Path, size: Size) -> dict[str, Any]:
-    """Append day after day; keep the tables aside at each age, as they lie and compacted."""
-    base = KnowledgeBase(config(), folder / "base")
+def fill_tables(folder: Path, size: Size) -> dict[str, Any]:
+    """Append day by day; copy the tables at each age, as they are and compacted."""
+    base = KnowledgeBase(agent_config(), folder / "base")
     seconds = 0.0
     for day in range(size.ages[-1]):
-        rows = lived(day, size)
-        began = time.perf_counter()
+        rows = draw_day(day, size)
+        start = time.perf_counter()
         base.append_observations(rows, batch=f"day {day}")
         outcomes = rows[["observation_id", "observed_at"]].assign(known_at=rows["observed_at"] + DAY, action="go")
         base.tables.append("outcomes", outcomes, batch=f"day {day}")
-        seconds += time.perf_counter() - began
+        seconds += time.perf_counter() - start
         if day + 1 in size.ages:
             for layout in LAYOUTS:
-                keep(base.root, place(folder, layout, day + 1), compact=layout == "compacted")
+                copy_tables(base.root, tables_folder(folder, layout, day + 1), compact=layout == "compacted")
     disk = sum(file.stat().st_size for file in (base.root / "observations").rglob("*.parquet"))
     return {
         "rows": base.tables.count_rows()["observations"],
@@ -151,58 +151,63 @@ def fill(folder: Path, size: Size) -> dict[str, Any]:
     }
 
 
-def day(folder: Path, size: Size) -> dict[str, Any]:
-    """The window of the last day of each base, in turn."""
+def read_day(folder: Path, size: Size) -> dict[str, Any]:
+    """Read the window of the last day of each copy, in turn."""
     rng = random.Random(0)
     turns = [(layout, age) for layout in LAYOUTS for age in size.ages]
     rounds: dict[str, dict[str, list[dict[str, float]]]] = {
         layout: {str(age): [] for age in size.ages} for layout in LAYOUTS
     }
     opened = {layout: {str(age): files_of(folder, layout, age) for age in size.ages} for layout in LAYOUTS}
-    for number in range(size.rounds + 1):
+    for round_index in range(size.rounds + 1):
         for layout, age in rng.sample(turns, len(turns)):
-            begun = time.perf_counter(), cpu(), read_bytes()
-            base = KnowledgeBase(config(), place(folder, layout, age))
+            start = time.perf_counter(), cpu(), read_bytes()
+            base = KnowledgeBase(agent_config(), tables_folder(folder, layout, age))
             end = START + age * DAY
             rows = base.read_observations(base.window("current", end - DAY, end))
             cost = {
-                "wall_s": time.perf_counter() - begun[0],
-                "cpu_s": cpu() - begun[1],
-                "bytes": read_bytes() - begun[2],
+                "wall_s": time.perf_counter() - start[0],
+                "cpu_s": cpu() - start[1],
+                "bytes": read_bytes() - start[2],
             }
             if len(rows) != size.per_day:
                 raise SystemExit(f"a day of {size.per_day} rows was read as {len(rows)}")
-            if number:  # the first round warms up
+            if round_index:  # the first round is a warm-up
                 rounds[layout][str(age)].append(cost)
     return {"rounds": rounds, "opened": opened}
 
 
-def sample(folder: Path, size: Size) -> dict[str, Any]:
-    """A sample of the whole life, with the outcomes of its rows."""
-    base = KnowledgeBase(config(), place(folder, "compacted", size.ages[-1]))
-    whole = base.window("whole", START, START + size.ages[-1] * DAY)
-    began = time.perf_counter()
-    window = windows.sample_window(whole, size.sample, "scale")
-    rows = base.read_labelled(window, known_by=whole.end + 2 * DAY)
-    return {"rows": len(rows), "seconds": time.perf_counter() - began}
+def read_sample(folder: Path, size: Size) -> dict[str, Any]:
+    """Sample rows from all days, with their outcomes."""
+    base = KnowledgeBase(agent_config(), tables_folder(folder, "compacted", size.ages[-1]))
+    full_window = base.window("whole", START, START + size.ages[-1] * DAY)
+    start = time.perf_counter()
+    window = windows.sample_window(full_window, size.sample, "scale")
+    rows = base.read_labelled(window, known_by=full_window.end + 2 * DAY)
+    return {"rows": len(rows), "seconds": time.perf_counter() - start}
 
 
-def newest(folder: Path, size: Size) -> dict[str, Any]:
-    """A window by count at the end of the life."""
-    base = KnowledgeBase(config(), place(folder, "compacted", size.ages[-1]))
-    began = time.perf_counter()
+def read_newest(folder: Path, size: Size) -> dict[str, Any]:
+    """Read the newest rows by count."""
+    base = KnowledgeBase(agent_config(), tables_folder(folder, "compacted", size.ages[-1]))
+    start = time.perf_counter()
     window = windows.newest_window(base, "current", size.newest, START + size.ages[-1] * DAY)
     rows = base.read_observations(window)
-    return {"rows": len(rows), "seconds": time.perf_counter() - began}
+    return {"rows": len(rows), "seconds": time.perf_counter() - start}
 
 
-WORK: dict[str, Callable[[Path, Size], dict[str, Any]]] = {"fill": fill, "day": day, "sample": sample, "newest": newest}
+WORK: dict[str, Callable[[Path, Size], dict[str, Any]]] = {
+    "fill": fill_tables,
+    "day": read_day,
+    "sample": read_sample,
+    "newest": read_newest,
+}
 
 
-# --------------------------------------------------------------------------- what it is made of
+# --------------------------------------------------------------------------- agent, rows and tables
 
 
-def config() -> AgentConfig:
+def agent_config() -> AgentConfig:
     """An agent with five numbers and three categories."""
     names = {f"x{i}": {"type": "number"} for i in range(5)} | {f"c{i}": {"type": "category"} for i in range(3)}
     return AgentConfig.model_validate(
@@ -219,14 +224,14 @@ def config() -> AgentConfig:
     )
 
 
-def lived(number: int, size: Size) -> pd.DataFrame:
-    """One day's observations, at moments of that day."""
-    rng = np.random.default_rng(number)
+def draw_day(day: int, size: Size) -> pd.DataFrame:
+    """Random observations of one day."""
+    rng = np.random.default_rng(day)
     n = size.per_day
-    moments = np.sort(rng.integers(0, 86_400_000_000, n)) + number * 86_400_000_000
-    ids = [f"{number:04d}-{i:06d}" for i in range(n)]
+    times_us = np.sort(rng.integers(0, 86_400_000_000, n)) + day * 86_400_000_000
+    ids = [f"{day:04d}-{i:06d}" for i in range(n)]
     rows = pd.DataFrame(
-        {"observation_id": ids, "observed_at": pd.Timestamp(START) + pd.to_timedelta(moments, unit="us")}
+        {"observation_id": ids, "observed_at": pd.Timestamp(START) + pd.to_timedelta(times_us, unit="us")}
     )
     for i in range(5):
         rows[f"x{i}"] = rng.normal(size=n)
@@ -235,31 +240,31 @@ def lived(number: int, size: Size) -> pd.DataFrame:
     return rows
 
 
-def place(folder: Path, layout: str, age: int) -> Path:
-    """Where the tables of that age lie."""
+def tables_folder(folder: Path, layout: str, age: int) -> Path:
+    """Folder of the tables of one layout and age (days)."""
     return folder / layout / str(age)
 
 
-def keep(root: Path, to: Path, compact: bool) -> None:
-    """The tables as they are, at another place: Delta never changes a data file."""
+def copy_tables(root: Path, target_folder: Path, compact: bool) -> None:
+    """Copy the tables; data files are hard links, since Delta never changes them."""
 
-    def copied(source: str, target: str) -> None:
+    def copy_file(source: str, target: str) -> None:
         if source.endswith(".parquet") and "_delta_log" not in source:
             os.link(source, target)
         else:
             shutil.copy2(source, target)
 
-    shutil.copytree(root, to, copy_function=copied)
+    shutil.copytree(root, target_folder, copy_function=copy_file)
     if compact:
-        for table in to.iterdir():
+        for table in target_folder.iterdir():
             delta = DeltaTable(str(table))
             delta.optimize.compact(target_size=Upkeep().target_bytes)
             delta.create_checkpoint()
 
 
 def files_of(folder: Path, layout: str, age: int) -> dict[str, int]:
-    """Of that base: all files of observations, and those that the last day's window opens, with their rows."""
-    delta = DeltaTable(str(place(folder, layout, age) / "observations"))
+    """Number of files of observations, and of the files and rows that the window of the last day opens."""
+    delta = DeltaTable(str(tables_folder(folder, layout, age) / "observations"))
     end = START + age * DAY
     dataset, condition = observed_in(delta, end - DAY, end)
     fragments = list(dataset.get_fragments(filter=condition))
@@ -271,13 +276,13 @@ def files_of(folder: Path, layout: str, age: int) -> dict[str, int]:
 
 
 def read_bytes() -> int:
-    """Bytes that this process has read so far, from wherever."""
+    """Bytes that this process has read so far (``rchar``)."""
     line = Path("/proc/self/io").read_text(encoding="ascii").splitlines()[0]
     return int(line.removeprefix("rchar: "))
 
 
-def draw(detail: dict[str, Any], file: Path) -> None:
-    """Cost of a day's window by the age of the base."""
+def draw_figure(detail: dict[str, Any], file: Path) -> None:
+    """Draw the cost of reading one day by the age of the knowledge base."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
@@ -285,9 +290,9 @@ def draw(detail: dict[str, Any], file: Path) -> None:
     for layout, colour in zip(LAYOUTS, ("#b0532e", "#2e6f9e"), strict=True):
         rounds = detail["day"]["rounds"][layout]
         months = [int(age) / 30.44 for age in rounds]
-        for axis, what, unit in ((time_axis, "wall_s", 1e-3), (byte_axis, "bytes", 2**20)):
+        for axis, key, unit in ((time_axis, "wall_s", 1e-3), (byte_axis, "bytes", 2**20)):
             quartiles = np.array(
-                [np.quantile([each[what] / unit for each in found], (0.25, 0.5, 0.75)) for found in rounds.values()]
+                [np.quantile([cost[key] / unit for cost in costs], (0.25, 0.5, 0.75)) for costs in rounds.values()]
             )
             axis.plot(months, quartiles[:, 1], "o-", color=colour, label=layout, markersize=4)
             axis.fill_between(months, quartiles[:, 0], quartiles[:, 2], color=colour, alpha=0.2, linewidth=0)

@@ -47,7 +47,7 @@ commit and machine, and a table with one row per goal.
 - One *point* is 0.01 of AUC or accuracy. All figures are from machines with two cores; nothing uses a GPU.
 """
 
-# --------------------------------------------------------------------------- what each row says
+# --------------------------------------------------------------------------- meaning of each row
 
 _STREAMS = {
     "sea": "SEA, a synthetic stream whose threshold moves twice",
@@ -233,7 +233,7 @@ MEANING = {
     "before; labels arrive after one day",
 }
 
-# --------------------------------------------------------------------------- how each was measured
+# --------------------------------------------------------------------------- method of each benchmark
 
 METHOD = {
     "age": """
@@ -365,7 +365,7 @@ METHOD = {
     """,
 }
 
-# --------------------------------------------------------------------------- what each shows beyond its goals
+# --------------------------------------------------------------------------- findings beyond the goals
 
 
 def _age(detail: Detail) -> list[str]:
@@ -390,12 +390,12 @@ def _compression(detail: Detail) -> list[str]:
     chosen = [
         [
             _STUDENTS[name],
-            f"{found['bytes']:,}",
-            f"{found['bytes_ratio']:.1f}",
-            f"{found['p50_ratio']:.2f}",
-            f"{found['loss']:+.4f}",
+            f"{chosen_model['bytes']:,}",
+            f"{chosen_model['bytes_ratio']:.1f}",
+            f"{chosen_model['p50_ratio']:.2f}",
+            f"{chosen_model['loss']:+.4f}",
         ]
-        for name, found in ((name, world["chosen"]) for name, world in worlds.items())
+        for name, chosen_model in ((name, world["chosen"]) for name, world in worlds.items())
     ]
     rest = [
         f"`{point}` ({_STUDENTS[name]})"
@@ -416,11 +416,11 @@ def _compression(detail: Detail) -> list[str]:
 
 
 def _deciding(detail: Detail) -> list[str]:
-    alone = {case: times["bare"] for case, times in detail["median_ms"].items()}
+    graph_ms = {case: times["bare"] for case, times in detail["median_ms"].items()}
     return [
-        f"The ONNX graph alone takes {alone['flights, 1 rows']:.3f} ms for one row of the flights student and "
-        f"{alone['sentences, 1 rows']:.3f} ms for one text: for single rows, what is around the graph takes as long or "
-        "longer."
+        f"The ONNX graph alone takes {graph_ms['flights, 1 rows']:.3f} ms for one row of the flights student and "
+        f"{graph_ms['sentences, 1 rows']:.3f} ms for one text: for single rows, what is around the graph takes as "
+        "long or longer."
     ]
 
 
@@ -458,7 +458,7 @@ def _distillation(detail: Detail) -> list[str]:
         for name in sharper
     ]
     verdict = ": it earns calibration and no accuracy" if sharper and not earned else ""
-    made = [_SETS[name] for name, world in worlds.items() if _beyond_noise(world["earned"]["made_up_rows"])]
+    synthetic = [_SETS[name] for name, world in worlds.items() if _beyond_noise(world["earned"]["made_up_rows"])]
     return [
         "Mean scores over the seeds:",
         _grid(["data set", *_METHODS.values()], scores),
@@ -469,7 +469,7 @@ def _distillation(detail: Detail) -> list[str]:
         f"The controller, compared with the same training with fixed settings, changes the score beyond noise on "
         f"{_listed(earned) or 'no data set'}. It lowers the log loss beyond noise on "
         f"{_listed(losses) or 'no data set'}{verdict}. Synthetic rows change the score beyond noise on "
-        f"{_listed(made) or 'no data set'}.",
+        f"{_listed(synthetic) or 'no data set'}.",
     ]
 
 
@@ -550,7 +550,7 @@ def _false_alarms(detail: Detail) -> list[str]:
     rise = 0.1
     rows = []
     for rate in detail["rates"]:
-        (delay,) = [found for found in detail["delays"] if (found["world"], found["rise"]) == (rate["world"], rise)]
+        (delay,) = [record for record in detail["delays"] if (record["world"], record["rise"]) == (rate["world"], rise)]
         rows.append(
             [
                 rate["world"],
@@ -558,7 +558,7 @@ def _false_alarms(detail: Detail) -> list[str]:
                 *(_looks(delay[when], horizon) for when in ("now", "before")),
             ]
         )
-    missed = sum(found["now"] > horizon for found in detail["delays"] if found["rise"] == 0.03)
+    missed = sum(record["now"] > horizon for record in detail["delays"] if record["rise"] == 0.03)
     worlds = len(detail["rates"])
     return [
         f"The price is a longer delay. The table shows false alarms per promised one, and the median delay in steps "
@@ -568,7 +568,7 @@ def _false_alarms(detail: Detail) -> list[str]:
     ]
 
 
-_WAYS = ("fine-tuning", "replay", "update", "redistil", "redistil warm", "joint")
+_UPDATE_METHODS = ("fine-tuning", "replay", "update", "redistil", "redistil warm", "joint")
 _PHASED = {"flights": "flights", "clinc150": "CLINC150", "digits": "digits"}
 
 
@@ -577,24 +577,25 @@ def _forgetting(detail: Detail) -> list[str]:
     head = ["method", *(f"{label}: {name}" for _, label, _ in columns for name in _PHASED.values())]
     rows = [
         [
-            way,
+            method,
             *(
-                f"{_mean(detail[world]['figures'][way], key):z{digits}}"
+                f"{_mean(detail[world]['figures'][method], key):z{digits}}"
                 for key, _, digits in columns
                 for world in _PHASED
             ),
         ]
-        for way in _WAYS
+        for method in _UPDATE_METHODS
     ]
     warm = {name: detail[world]["update_minus_in_quality"]["redistil warm"] for world, name in _PHASED.items()}
     better = [name for name, gap in warm.items() if gap["mean"] < 0]
     clear = [name for name, gap in warm.items() if gap["high"] < 0]
     gaps = [f"{name} {-gap['mean']:.4f} ({-gap['high']:.4f} to {-gap['low']:.4f})" for name, gap in warm.items()]
-    needed = [
-        f"{name} {_both([_mean(detail[world]['figures'][way], 'teacher_rows_fitted_anew') for way in ways], ',.0f')}"
+    update_methods = ("update", "redistil warm")
+    counts = {
+        name: [_mean(detail[world]["figures"][method], "teacher_rows_fitted_anew") for method in update_methods]
         for world, name in _PHASED.items()
-        for ways in [("update", "redistil warm")]
-    ]
+    }
+    needed = [f"{name} {_both(row_counts, ',.0f')}" for name, row_counts in counts.items()]
     all_three = "all three data sets" if len(better) == len(warm) else _listed(better)
     return [
         "Means over the seeds; CPU time is per phase, without the teacher:",
@@ -626,8 +627,8 @@ def _knowledge_scale(detail: Detail) -> list[str]:
     rows = [
         [
             f"{layout}, {name}",
-            f"{statistics.median(found['wall_s'] for found in rounds[layout][str(age)]):.3f}",
-            f"{statistics.median(found['bytes'] for found in rounds[layout][str(age)]) / 1e6:.2f}",
+            f"{statistics.median(cost['wall_s'] for cost in rounds[layout][str(age)]):.3f}",
+            f"{statistics.median(cost['bytes'] for cost in rounds[layout][str(age)]) / 1e6:.2f}",
         ]
         for layout in rounds
         for age, name in ((young, "three months"), (old, "three years"))
@@ -734,20 +735,24 @@ def _teacher_cost(detail: Detail) -> list[str]:
             *(
                 text
                 for stream in _STREAMS
-                for found in [detail[stream]["policies"][policy]]
-                for text in (f"{statistics.mean(found['accuracy']):.4f}", f"{statistics.mean(found['calls']):,.0f}")
+                for policy_result in [detail[stream]["policies"][policy]]
+                for text in (
+                    f"{statistics.mean(policy_result['accuracy']):.4f}",
+                    f"{statistics.mean(policy_result['calls']):,.0f}",
+                )
             ),
         ]
         for policy, name in _POLICIES.items()
     ]
-    unasked = detail["sentences"]["policies"]["never"]["ours_minus_points"]
+    never_minus = detail["sentences"]["policies"]["never"]["ours_minus_points"]
     needed = statistics.median(detail["sentences"]["margin_calls_at_our_quality"])
     return [
         "Mean prequential accuracy and teacher calls over the seeds, by policy:",
         _grid(["queried", *(f"{stream}: {what}" for stream in _STREAMS for what in ("accuracy", "calls"))], rows),
         f"On the sentences a student that is never updated is as accurate as stillhouse within noise (difference "
-        f"{unasked['mean']:+.2f} points, 95 % interval {unasked['low']:+.2f} to {unasked['high']:+.2f}): there is "
-        f"almost nothing to learn, so margin sampling needs next to no calls for that accuracy (median "
+        f"{never_minus['mean']:+.2f} points, 95 % interval {never_minus['low']:+.2f} to "
+        f"{never_minus['high']:+.2f}): there is almost nothing to learn, so margin sampling needs next to "
+        f"no calls for that accuracy (median "
         f"{needed:,.0f}, the least that is counted) and the ratio of calls is large.",
     ]
 
@@ -811,7 +816,7 @@ def _looks(delay: float, horizon: int) -> str:
 
 
 def _changed(scenario: str) -> str:
-    """``covariate 0.3`` in words."""
+    """Text for a scenario such as ``covariate 0.3``."""
     change, _, share = scenario.rpartition(" ")
     return f"{change}, {100 * float(share):.0f} % of the rows"
 
@@ -820,7 +825,7 @@ def _changed(scenario: str) -> str:
 
 
 def benchmarks_page() -> str:
-    """docs/benchmarks.md."""
+    """The text of docs/benchmarks.md."""
     parts = [INTRODUCTION.rstrip()]
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -830,12 +835,16 @@ def benchmarks_page() -> str:
 
 
 def sentence(claim: str) -> str:
-    """A claim with a capital letter and a full stop."""
+    """The claim as a sentence, with a capital letter and a full stop.
+
+    >>> sentence("a watch takes a second")
+    'A watch takes a second.'
+    """
     return f"{claim[0].upper()}{claim[1:]}."
 
 
 def _wrapped(block: str) -> str:
-    """A paragraph in lines of at most ``WIDTH`` characters; tables and images as they are."""
+    """Wrap a paragraph to ``WIDTH`` characters; leave tables and images unchanged."""
     if block.startswith(("|", "!")):
         return block
     return textwrap.fill(" ".join(block.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
@@ -861,7 +870,7 @@ def _origin(result: Mapping[str, Any]) -> str:
 
 
 def readme_section() -> str:
-    """What README.md says between its markers."""
+    """The generated text between the markers of README.md."""
     result = json.loads((RESULTS / "loop.json").read_text(encoding="utf-8"))
     seeds = len(result["detail"]["seeds"])
     text = (
@@ -880,7 +889,7 @@ def readme_with(section: str, readme: str) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """One row per goal."""
+    """A Markdown table with one row per goal."""
     return _grid(
         ["what", "goal", "measured", "lowest – highest", "result"],
         [

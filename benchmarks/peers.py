@@ -1,4 +1,4 @@
-"""Other people's tools, each in its own environment, so that neither side's versions bend to the other's."""
+"""Virtual environments of the compared tools, one each, so that no tool dictates the versions of another."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ __all__ = ["peer"]
 
 FOLDER = Path(__file__).parent.parent / ".venv-peers"
 PINNED = Path(__file__).parent.parent / "environments"
-"""By environment a file with every version that it has, also of what the requirements require."""
+"""Folder with one pins file per environment: every version in it, including indirect requirements."""
 
 
 def peer(name: str, requirements: Sequence[str]) -> Path:
-    """The Python of the environment ``.venv-peers/<name>``, made with ``requirements`` if it is not there.
+    """Path of the Python in ``.venv-peers/<name>``; creates that environment with ``requirements`` if needed.
 
-    Every version in it is the one that ``environments/<name>.txt`` names.
+    ``environments/<name>.txt`` pins every version in it.
 
-    :raises SystemExit: with pip's last words, if they cannot be installed.
+    :raises SystemExit: with the end of pip's output, if the installation fails.
     """
     folder = FOLDER / name
     python, stamp = folder / "bin" / "python", folder / ".requirements"
-    pinned = PINNED / f"{name}.txt"
-    wanted = "\n".join([*requirements, pinned.read_text(encoding="utf-8")])
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+    pins_file = PINNED / f"{name}.txt"
+    required = "\n".join([*requirements, pins_file.read_text(encoding="utf-8")])
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == required:
         return python
     print(f"setting up {folder.relative_to(FOLDER.parent)} (once)", file=sys.stderr)
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
-    install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pinned)]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(pins_file)]
     for command in ([sys.executable, "-m", "venv", str(folder)], [*install, *requirements]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"the peer {name} cannot be installed:\n{done.stderr[-2000:]}")
-    stamp.write_text(wanted, encoding="utf-8")
+        completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if completed.returncode:
+            raise SystemExit(f"the peer {name} cannot be installed:\n{completed.stderr[-2000:]}")
+    stamp.write_text(required, encoding="utf-8")
     return python

@@ -1,7 +1,7 @@
 """The gain of a refresh for the flights agent, with and without columns of recent delays.
 
-``python -m benchmarks.recent_delays`` takes about a minute and a half of one core; ``--quick`` takes fifteen
-seconds: one seed, 16 weeks, nothing written.
+``python -m benchmarks.recent_delays`` takes about a minute and a half of one core; ``--quick`` takes fifteen seconds:
+one seed, 16 weeks, nothing written.
 
 The flights agent has no columns computed from outcomes (docs/decisions/0108). This benchmark adds them to a copy of the
 agent: the share of late departures among the flights of the last 7 and 28 days whose outcome was known before the row's
@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from benchmarks.report import Goal, begin, show
+from benchmarks.report import Goal, begin, print_goals
 from examples.flights import ACTIONS, departures, lateness, week_start
 from stillhouse import config
 from stillhouse.config import AgentConfig, NumberColumn
@@ -76,9 +76,9 @@ def main() -> None:
     """Train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how often all students are trained")
-    parser.add_argument("--quick", action="store_true", help="one seed, 16 weeks, nothing written")
+    parser.add_argument("--quick", action="store_true", help="one seed, 16 weeks, no file written")
     options = parser.parse_args()
-    run = begin("recent_delays", recorded=not options.quick)
+    run = begin("recent_delays", writes_result=not options.quick)
     weeks = WEEKS[:16] if options.quick else WEEKS
     rows = with_recent_delays(departures_with_outcomes(week_start(0), week_start(weeks.stop)))
     flights = config.load("flights")
@@ -93,7 +93,7 @@ def main() -> None:
         print(f"seed {seed}: {auc}", flush=True)
     goals = goals_of(per_seed)
     if options.quick:
-        show(CLAIM, goals)
+        print_goals(CLAIM, goals)
     else:
         detail = {
             "seeds": per_seed,

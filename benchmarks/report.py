@@ -1,4 +1,4 @@
-"""What every benchmark writes down: its claim, the machine, the versions, and each goal with what was measured."""
+"""Result files of the benchmarks: claim, machine, versions, and the measured value of each goal."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ __all__ = ["Goal", "Run", "begin", "changed_files"]
 
 RESULTS = Path(__file__).parent / "results"
 GENERATED = ("benchmarks/results", "docs/benchmarks.md", "docs/images", "README.md")
-"""Of the repository: what results and pages are written into, and what therefore may differ from the commit."""
+"""Paths of the repository that benchmarks and pages write; they may differ from the commit of a result."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure to be reached, its median over the repeats, and their lowest and highest."""
+    """A limit to reach, and the median, lowest and highest value over the repeats.
+
+    >>> Goal("watch_added_s", 0.5, "lower", measured=0.4, low=0.35, high=0.6).met
+    True
+    """
 
     name: str
     goal: float
@@ -38,22 +42,22 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether the median reaches the goal."""
+        """Whether the median reaches the limit."""
         return self.measured >= self.goal if self.better == "higher" else self.measured <= self.goal
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a benchmark, with what must be known from its start."""
+    """One run of a benchmark, with the facts that are recorded at its start."""
 
     name: str
     arguments: tuple[str, ...]
-    """Of the command line, as they were given."""
+    """Arguments of the command line; of paths only the last part."""
     commit: str
     started_at: str
-    """ISO 8601, UTC."""
+    """Start time, ISO 8601, UTC."""
     load: float
-    """Processes that ran or waited to run on the machine at the start, mean over a minute."""
+    """Load average of the machine at the start, over one minute."""
 
     def write(self, claim: str, goals: Sequence[Goal], detail: Mapping[str, Any], libraries: Sequence[str]) -> None:
         """Print the goals as a table and write ``results/<name>.json``."""
@@ -77,18 +81,18 @@ class Run:
         }
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        show(claim, goals)
+        print_goals(claim, goals)
 
 
-def begin(name: str, *, recorded: bool) -> Run:
-    """Note the commit, the arguments and the load before anything is measured.
+def begin(name: str, *, writes_result: bool) -> Run:
+    """Record the commit, the arguments and the load before the measurement starts.
 
-    :param recorded: whether the run will write a result. If so, the tree must be as it was committed, apart from
-        results and generated pages: a figure belongs to a commit that others can check out.
-    :raises SystemExit: if it is not.
+    :param writes_result: whether the run will write a result file. If so, the working tree must equal the commit, apart
+        from results and generated pages, so that others can check out the measured code.
+    :raises SystemExit: if the working tree has other changes.
     """
     commit = _commit()
-    if recorded and (changed := ["no git repository"] if commit == UNKNOWN else changed_files()):
+    if writes_result and (changed := ["no git repository"] if commit == UNKNOWN else changed_files()):
         raise SystemExit(
             f"the result of benchmarks.{name} would belong to no commit: {', '.join(changed[:5])}"
             f"{' and more' if len(changed) > 5 else ''}. Commit or stash the changes, or measure with --quick, "
@@ -99,18 +103,18 @@ def begin(name: str, *, recorded: bool) -> Run:
 
 
 def _without_folders(arguments: Sequence[str]) -> tuple[str, ...]:
-    """The arguments, of paths only the last part: results are published, and folders are somebody's own."""
-    return tuple(Path(each).name if os.sep in each else each for each in arguments)
+    """The arguments, with paths cut to their last part: results are published, and folders are private."""
+    return tuple(Path(argument).name if os.sep in argument else argument for argument in arguments)
 
 
 def changed_files() -> list[str]:
-    """Files that differ from the commit or that git does not know, apart from results and generated pages."""
+    """Changed and untracked files, apart from results and generated pages."""
     excluded = (f":(top,exclude){path}" for path in GENERATED)
-    listed = _git("status", "--porcelain", "--", ":/", *excluded)
-    return [line[3:] for line in listed.splitlines()]
+    status = _git("status", "--porcelain", "--", ":/", *excluded)
+    return [line[3:] for line in status.splitlines()]
 
 
-def show(claim: str, goals: Sequence[Goal]) -> None:
+def print_goals(claim: str, goals: Sequence[Goal]) -> None:
     """Print the goals as a table."""
     table = Table("goal", "", "measured", "lowest", "highest", "", title=claim)
     for goal in goals:
@@ -134,5 +138,5 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
-    return done.stdout
+    completed = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    return completed.stdout

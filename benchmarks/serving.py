@@ -1,13 +1,13 @@
 """The same champion behind ``mlflow models serve``, LitServe and ``stillhouse serve``, with keep-alive clients.
 
 ``python -m benchmarks.serving`` trains a flights champion with a real refresh (some minutes), serves it in three ways,
-and sends the same rows to all of them, one server after the other in each round, at 1, 8 and 64 connections, with one
-row and 64 rows a request; while one is measured, the others are stopped. The goals compare our native protocol with
-MLflow's ``/invocations``; ours at ``/invocations`` is measured too, without a goal. Ours records every decision, and
-flushes them into the knowledge base meanwhile. The peers are measured at their defaults and at the best that they
-document (two workers; batches); each goal is against the better of the two. Then the champion is swapped ten times
-under load, and every acknowledged decision is looked up in the knowledge base. ``--home FOLDER`` takes a home with a
-champion that is there already; ``--quick`` is one short round and writes nothing.
+and sends the same rows to all servers, one after the other in each round, at 1, 8 and 64 connections, with one row and
+64 rows per request; while one server is measured, the others are stopped. The goals compare our native protocol with
+MLflow's ``/invocations``; our ``/invocations`` is measured too, without a goal. Our server records every decision and
+flushes them into the knowledge base meanwhile. The peers are measured at their defaults and at the best documented
+setting (two workers; batches); each goal compares with the better of the two. Then the champion is swapped ten times
+under load, and every acknowledged decision is looked up in the knowledge base. ``--home FOLDER`` uses an existing home
+with a champion; ``--quick`` is one short round and writes no file.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ NATIVE = f"/v1/agents/{AGENT}/decisions"
 LITSERVE = ("litserve==0.2.19", "numpy==2.4.6", "onnxruntime==1.32.0", "pandas==3.1.1")
 
 RUNTIME = "\nruntime: {poll: 2s, flush: 2s}\n"
-"""Flushed far more often than by default, so that each measurement bears the cost of its own rows."""
+"""Frequent flushes, so that each measurement includes the cost of its own rows."""
 
 Case = tuple[int, int]
-"""Connections, rows of a request."""
+"""Number of connections, rows per request."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A server that is running, and how it is asked."""
+    """A running server, with its address and request bodies."""
 
     name: str
     port: int
     path: str
     bodies: dict[int, list[str]]
-    """By rows of a request."""
+    """Request bodies by rows per request."""
     group: int
-    """Of its processes."""
+    """Process group of the server."""
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Running; before and after, stopped."""
+        """Resume the server within the context; it is stopped before and after."""
         os.killpg(self.group, signal.SIGCONT)
         try:
             yield
@@ -82,47 +82,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, help="a STILLHOUSE_HOME with agents/ and a champion of flights")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--quick", action="store_true", help="one short round, nothing written")
-    asked = parser.parse_args()
-    run = begin("serving", recorded=not asked.quick)
-    rounds, seconds = (1, 1.0) if asked.quick else (asked.rounds, asked.seconds)
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
+    parser.add_argument("--quick", action="store_true", help="one short round, no file written")
+    options = parser.parse_args()
+    run = begin("serving", writes_result=not options.quick)
+    rounds, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
     with tempfile.TemporaryDirectory(prefix="stillhouse-serving-") as folder, ExitStack() as stack:
-        home = asked.home.resolve() if asked.home else train(Path(folder))
+        home = options.home.resolve() if options.home else train_champion(Path(folder))
         os.environ |= environment_of(home)
-        os.environ.pop("STILLHOUSE_TOKENS", None)  # both sides are asked without
+        os.environ.pop("STILLHOUSE_TOKENS", None)  # no side uses tokens
         rows = observations()
         load = Load()
         stack.callback(load.close)
         with servers(home, rows) as sides:
-            same = compare_answers(sides, rows)
+            same_answers = compare_answers(sides, rows)
             figures = measure(load, sides, rounds, seconds)
-        ceiling = ceiling_of(load, rows)
+        ceiling = measure_ceiling(load, rows)
         bare = bare_rows_per_second(home, rows)
-        swapped = swap_under_load(load, home, rows, swaps=2 if asked.quick else 10)
-    goals = goals_of(figures, swapped)
+        swap_result = swap_under_load(load, home, rows, swaps=2 if options.quick else 10)
+    goals = goals_of(figures, swap_result)
     detail = {
         "rounds": rounds,
         "seconds": seconds,
-        "same_answers": same,
-        "figures": summed(figures),
+        "same_answers": same_answers,
+        "figures": summarize(figures),
         "ceiling": ceiling,
         "bare": bare,
-        "share_of_bare": share_of(figures, bare),
-        "swaps": swapped,
+        "share_of_bare": shares_of_bare(figures, bare),
+        "swaps": swap_result,
     }
-    if asked.quick:
+    if options.quick:
         print(json.dumps({"goals": {goal.name: round(goal.measured, 3) for goal in goals}, **detail}, indent=1))
     else:
         libraries = ("mlflow", "onnxruntime", "uvicorn", "uvloop", "httptools", "starlette", "msgspec", "deltalake")
         run.write(CLAIM, goals, detail, libraries)
 
 
-# --------------------------------------------------------------------------- what is served
+# --------------------------------------------------------------------------- servers
 
 
-def train(home: Path) -> Path:
-    """A home with a champion of the flights agent, refreshed as any is; its compression without the search."""
+def train_champion(home: Path) -> Path:
+    """Refresh the flights agent in ``home`` to get a champion, without the compression search."""
     agents = home / "agents"
     agents.mkdir()
     text = (Path("agents") / f"{AGENT}.yaml").read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def train(home: Path) -> Path:
 
 
 def environment_of(home: Path) -> dict[str, str]:
-    """Where everything of this benchmark lies."""
+    """Environment variables that put all data of the benchmark into ``home``."""
     return {
         "STILLHOUSE_HOME": str(home),
         "STILLHOUSE_AGENTS": str(home / "agents"),
@@ -153,24 +153,24 @@ def environment_of(home: Path) -> dict[str, str]:
 
 
 def observations() -> list[dict[str, Any]]:
-    """64 flights, as JSON has them."""
+    """64 flights as JSON objects."""
     from stillhouse.parts import resolve
 
     settings = config.load(AGENT)
     start = datetime(2013, 7, 20, tzinfo=UTC)
     frame = resolve(settings.observations.source)(start, start + timedelta(days=1))
-    found: list[dict[str, Any]] = json.loads(
+    rows: list[dict[str, Any]] = json.loads(
         frame[list(settings.observations.columns)].head(ROWS).to_json(orient="records", double_precision=15)
     )
-    return found
+    return rows
 
 
 @contextmanager
 def servers(home: Path, rows: Sequence[dict[str, Any]]) -> Iterator[list[Side]]:
-    """All sides, running."""
+    """Start all servers."""
     variant = champion_folder()
-    split = {1: [split_of([row]) for row in rows], ROWS: [split_of(rows)]}
-    native = native_of(rows)
+    split = {1: [split_body([row]) for row in rows], ROWS: [split_body(rows)]}
+    native = native_bodies(rows)
     python = str(peer("litserve", LITSERVE))
     litserve = str(Path(__file__).parent / "serving_peers" / "litserve_server.py")
     mlflow = [
@@ -190,34 +190,34 @@ def servers(home: Path, rows: Sequence[dict[str, Any]]) -> Iterator[list[Side]]:
 
         def start(name: str, command: Callable[[int], list[str]], ready: str) -> tuple[int, int]:
             port = free_port()
-            group = stack.enter_context(process(command(port), home / f"{name}.log"))
+            group = stack.enter_context(server_process(command(port), home / f"{name}.log"))
             wait_for(port, ready, home / f"{name}.log")
             return port, group
 
-        ours = start("stillhouse", lambda port: ours_on(port), "/healthz")
-        plain = start("mlflow", lambda port: [*mlflow, "--port", str(port)], "/ping")
-        two = start("mlflow_2_workers", lambda port: [*mlflow, "--port", str(port), "--workers", "2"], "/ping")
-        lit = start("litserve", lambda port: [python, litserve, str(variant), str(port), "1", "1"], "/health")
+        ours = start("stillhouse", lambda port: serve_command(port), "/healthz")
+        one_worker = start("mlflow", lambda port: [*mlflow, "--port", str(port)], "/ping")
+        two_workers = start("mlflow_2_workers", lambda port: [*mlflow, "--port", str(port), "--workers", "2"], "/ping")
+        litserve_one = start("litserve", lambda port: [python, litserve, str(variant), str(port), "1", "1"], "/health")
         batched = start(
             "litserve_batching", lambda port: [python, litserve, str(variant), str(port), "16", "2"], "/health"
         )
         yield [
             Side("stillhouse", ours[0], NATIVE, native, ours[1]),
             Side("stillhouse_invocations", ours[0], "/invocations", split, ours[1]),
-            Side("mlflow", plain[0], "/invocations", split, plain[1]),
-            Side("mlflow_2_workers", two[0], "/invocations", split, two[1]),
-            Side("litserve", lit[0], "/invocations", split, lit[1]),
+            Side("mlflow", one_worker[0], "/invocations", split, one_worker[1]),
+            Side("mlflow_2_workers", two_workers[0], "/invocations", split, two_workers[1]),
+            Side("litserve", litserve_one[0], "/invocations", split, litserve_one[1]),
             Side("litserve_batching", batched[0], "/invocations", split, batched[1]),
         ]
 
 
-def ours_on(port: int) -> list[str]:
-    """Our command, at its defaults."""
+def serve_command(port: int) -> list[str]:
+    """Command of ``stillhouse serve`` with its defaults."""
     return [sys.executable, "-c", "from stillhouse.cli import main; main()", "serve", AGENT, "--port", str(port)]
 
 
 def champion_folder() -> Path:
-    """The champion's files, as any device has them."""
+    """Folder of the champion's files."""
     from stillhouse.registry import Registry
 
     registry = Registry(AGENT)
@@ -227,31 +227,31 @@ def champion_folder() -> Path:
     return registry.models.fetch(champion)
 
 
-def native_of(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
-    """Our own bodies."""
+def native_bodies(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
+    """Bodies of the native protocol, by rows per request."""
     return {1: [json.dumps({"observation": row}) for row in rows], ROWS: [json.dumps({"observations": list(rows)})]}
 
 
-def split_of(rows: Sequence[dict[str, Any]]) -> str:
-    """MLflow's body of the least bytes."""
+def split_body(rows: Sequence[dict[str, Any]]) -> str:
+    """MLflow's most compact body."""
     return json.dumps({"dataframe_split": {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}})
 
 
 @contextmanager
-def process(command: Sequence[str], log: Path) -> Iterator[int]:
-    """A server, ended with all that it started; the group of its processes."""
+def server_process(command: Sequence[str], log: Path) -> Iterator[int]:
+    """Run a server within the context; yield its process group, which is killed at the end."""
     with log.open("w") as file:
-        started = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            yield started.pid
+            yield process.pid
         finally:
-            os.killpg(started.pid, signal.SIGCONT)
-            started.terminate()
+            os.killpg(process.pid, signal.SIGCONT)
+            process.terminate()
             try:
-                started.wait(400)
+                process.wait(400)
             finally:
                 with suppress(ProcessLookupError):
-                    os.killpg(started.pid, signal.SIGKILL)
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def free_port() -> int:
@@ -261,8 +261,8 @@ def free_port() -> int:
 
 
 def wait_for(port: int, path: str, log: Path) -> None:
-    until = time.monotonic() + 240
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5)
             return
@@ -275,19 +275,24 @@ def wait_for(port: int, path: str, log: Path) -> None:
 
 
 def compare_answers(sides: Sequence[Side], rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether all say the same of the same rows; else the benchmark is about nothing."""
-    said = {}
+    """Check that all servers return the same decisions for the same rows."""
+    answers = {}
     for side in sides:
         path = f"{side.path}?probabilities=true" if side.path == NATIVE else side.path
-        answer = post(side.port, path, side.bodies[ROWS][0])
+        response = post(side.port, path, side.bodies[ROWS][0])
         if side.path == NATIVE:
-            said[side.name] = [(each["action"], round(each["confidence"], 6)) for each in answer["decisions"]]
-        else:
-            said[side.name] = [
-                (each["action"], round(each[f"p_{each['action']}"], 6)) for each in answer["predictions"]
+            answers[side.name] = [
+                (decision["action"], round(decision["confidence"], 6)) for decision in response["decisions"]
             ]
-    if any(each != said["stillhouse"] for each in said.values()):
-        raise SystemExit(f"the servers do not say the same: { {name: each[:2] for name, each in said.items()} }")
+        else:
+            answers[side.name] = [
+                (decision["action"], round(decision[f"p_{decision['action']}"], 6))
+                for decision in response["predictions"]
+            ]
+    if any(decision != answers["stillhouse"] for decision in answers.values()):
+        raise SystemExit(
+            f"the servers return different decisions: { {name: decision[:2] for name, decision in answers.items()} }"
+        )
     return True
 
 
@@ -303,34 +308,34 @@ Figures = dict[Case, dict[str, list[dict[str, Any]]]]
 
 
 def measure(load: Load, sides: Sequence[Side], rounds: int, seconds: float) -> Figures:
-    """Each case, each side, round by round, so that what disturbs the machine disturbs all."""
+    """Measure each case and side round by round, so that disturbances of the machine affect all sides."""
     cases = [(connections, rows) for connections in CONNECTIONS for rows in (1, ROWS)]
     figures: Figures = {case: {side.name: [] for side in sides} for case in cases}
     wait_for_empty_spools()
     for side in sides:
         os.killpg(side.group, signal.SIGSTOP)
     for side in sides:
-        with side.awake():  # warmed
+        with side.awake():  # warm-up
             load(side.port, side.path, side.bodies[1], 8, 1.0)
     for number in range(rounds):
         for connections, rows in cases:
             for side in sides:
                 with side.awake():
-                    found = load(side.port, side.path, side.bodies[rows], connections, seconds)
-                if set(found["statuses"]) - {"200"}:
-                    raise SystemExit(f"{side.name} answered {found['statuses']} at {connections} connections")
+                    result = load(side.port, side.path, side.bodies[rows], connections, seconds)
+                if set(result["statuses"]) - {"200"}:
+                    raise SystemExit(f"{side.name} answered {result['statuses']} at {connections} connections")
                 figures[connections, rows][side.name].append(
-                    {name: found[name] for name in ("requests", "per_second", "p50_ms", "p99_ms")}
+                    {name: result[name] for name in ("requests", "per_second", "p50_ms", "p99_ms")}
                 )
-            told = {name: round(each[-1]["per_second"], 1) for name, each in figures[connections, rows].items()}
-            print(f"round {number + 1}: {connections} connections, {rows} rows: {told}", file=sys.stderr)
+            rates = {name: round(results[-1]["per_second"], 1) for name, results in figures[connections, rows].items()}
+            print(f"round {number + 1}: {connections} connections, {rows} rows: {rates}", file=sys.stderr)
     return figures
 
 
 def wait_for_empty_spools() -> None:
-    """Until what was recorded before is in the knowledge base: the next measurement is not to pay for it."""
-    until = time.monotonic() + 300
-    while time.monotonic() < until:
+    """Wait until all recorded decisions are flushed, so that the next measurement does not include their cost."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
         waiting = 0
         for path in spool_folder(AGENT).glob("*.sqlite"):
             file = SpoolFile(path)
@@ -342,8 +347,8 @@ def wait_for_empty_spools() -> None:
     raise SystemExit("the spools are not emptied")
 
 
-def ceiling_of(load: Load, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What the generator can do against a server that does nothing, in requests a second."""
+def measure_ceiling(load: Load, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Requests per second of the generator against a server that does nothing."""
     port = free_port()
     code = f"""
 import asyncio, uvloop
@@ -363,42 +368,44 @@ async def main():
     await server.serve_forever()
 uvloop.run(main())
 """
-    with tempfile.TemporaryDirectory() as folder, process([sys.executable, "-c", code], Path(folder) / "log"):
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
+    with tempfile.TemporaryDirectory() as folder, server_process([sys.executable, "-c", code], Path(folder) / "log"):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
-        bodies = native_of(rows)
+        bodies = native_bodies(rows)
         return {f"{n}_rows": load(port, "/", bodies[n], 8, 2.0)["per_second"] for n in (1, ROWS)}
 
 
 def bare_rows_per_second(home: Path, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """ONNX Runtime alone in this process: a matrix that is made, to probabilities."""
+    """Rows per second of ONNX Runtime alone in this process, on encoded rows, by batch size."""
     import pandas as pd
 
     from stillhouse.variant import Variant, encode
 
     variant = Variant(champion_folder())
-    found = {}
+    rates = {}
     for size in (1, ROWS):
         matrix = encode(pd.DataFrame(list(rows[:size])), variant.columns)
         best = 0.0
         for _ in range(5):
-            began, calls = time.perf_counter(), 0
-            while time.perf_counter() - began < 0.4:
+            start, calls = time.perf_counter(), 0
+            while time.perf_counter() - start < 0.4:
                 variant.probabilities(matrix)
                 calls += 1
-            best = max(best, size * calls / (time.perf_counter() - began))
-        found[str(size)] = best
-    return found
+            best = max(best, size * calls / (time.perf_counter() - start))
+        rates[str(size)] = best
+    return rates
 
 
-def share_of(figures: Figures, bare: dict[str, float]) -> dict[str, float]:
-    """Our rows a second as a share of bare ONNX Runtime's at the same batch."""
+def shares_of_bare(figures: Figures, bare: dict[str, float]) -> dict[str, float]:
+    """Rows per second of stillhouse / those of ONNX Runtime alone at the same batch size."""
     return {
-        f"{connections}x{rows}": rows * middle(figures[connections, rows]["stillhouse"], "per_second") / bare[str(rows)]
+        f"{connections}x{rows}": rows
+        * median_of(figures[connections, rows]["stillhouse"], "per_second")
+        / bare[str(rows)]
         for connections, rows in figures
     }
 
@@ -407,7 +414,7 @@ def share_of(figures: Figures, bare: dict[str, float]) -> dict[str, float]:
 
 
 def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swaps: int) -> dict[str, Any]:
-    """Two versions in turn become champion while eight connections ask; then every decision is looked up."""
+    """Promote two versions in turn under the load of eight connections; then look up every decision."""
     from stillhouse.knowledge import KnowledgeBase
     from stillhouse.registry import Registry
 
@@ -420,65 +427,65 @@ def swap_under_load(load: Load, home: Path, rows: Sequence[dict[str, Any]], swap
     other = next(version for version in versions if version != str(champion.version))
     port = free_port()
     taken_up = 0
-    body = native_of(rows)[1]
-    with process(ours_on(port), home / "swaps.log"):
+    body = native_bodies(rows)[1]
+    with server_process(serve_command(port), home / "swaps.log"):
         wait_for(port, "/healthz", home / "swaps.log")
-        load.begin(port, NATIVE, body, 8, swaps * 6.0, keep=True)
-        began = time.monotonic()
+        load.begin(port, NATIVE, body, 8, swaps * 6.0, keep_bodies=True)
+        start = time.monotonic()
         for number in range(swaps):
             target = other if number % 2 == 0 else str(champion.version)
             registry.promote(target)
-            until = time.monotonic() + 5.5
-            while time.monotonic() < until:  # until it decides, or the next swap is due
+            deadline = time.monotonic() + 5.5
+            while time.monotonic() < deadline:  # until the new champion decides, or the next swap is due
                 version = post(port, NATIVE, body[0])["version"]
                 if version == f"{AGENT}@{target}":
                     taken_up += 1
                     break
                 time.sleep(0.2)
-            time.sleep(max(0.0, began + (number + 1) * 5.5 - time.monotonic()))
-        found = load.end()
-    decided = [json.loads(text) for text in found["bodies"] if text.startswith('{"decision_id"')]
-    there = KnowledgeBase(config.load(AGENT)).read("decisions", columns=["decision_id"])["decision_id"]
+            time.sleep(max(0.0, start + (number + 1) * 5.5 - time.monotonic()))
+        result = load.end()
+    decisions = [json.loads(text) for text in result["bodies"] if text.startswith('{"decision_id"')]
+    stored_ids = KnowledgeBase(config.load(AGENT)).read("decisions", columns=["decision_id"])["decision_id"]
     registry.promote(str(champion.version))
-    acknowledged = {each["decision_id"] for each in decided}
+    acknowledged = {decision["decision_id"] for decision in decisions}
     return {
         "swaps": swaps,
         "taken_up": taken_up,
-        "requests": found["requests"],
-        "statuses": found["statuses"],
-        "versions": sorted({each["version"] for each in decided}),
-        "p99_ms": found["p99_ms"],
-        "failed": found["requests"] - len(decided) + found["statuses"].get("0", 0),
-        "unrecorded": len(acknowledged - set(there)),
-        "recorded_twice": len(there) - there.nunique(),
+        "requests": result["requests"],
+        "statuses": result["statuses"],
+        "versions": sorted({decision["version"] for decision in decisions}),
+        "p99_ms": result["p99_ms"],
+        "failed": result["requests"] - len(decisions) + result["statuses"].get("0", 0),
+        "unrecorded": len(acknowledged - set(stored_ids)),
+        "recorded_twice": len(stored_ids) - stored_ids.nunique(),
     }
 
 
 # --------------------------------------------------------------------------- goals
 
 
-def middle(measured: Sequence[dict[str, Any]], name: str) -> float:
-    return statistics.median(each[name] for each in measured)
+def median_of(results: Sequence[dict[str, Any]], name: str) -> float:
+    return statistics.median(result[name] for result in results)
 
 
-def summed(figures: Figures) -> dict[str, Any]:
+def summarize(figures: Figures) -> dict[str, Any]:
     """Median, lowest and highest of each side in each case."""
     return {
         f"{connections} connections, {rows} rows": {
             side: {
-                name: [middle(each, name), min(m[name] for m in each), max(m[name] for m in each)]
+                name: [median_of(results, name), min(m[name] for m in results), max(m[name] for m in results)]
                 for name in ("per_second", "p50_ms", "p99_ms")
             }
-            for side, each in by_side.items()
+            for side, results in by_side.items()
         }
         for (connections, rows), by_side in figures.items()
     }
 
 
-def goals_of(figures: Figures, swapped: dict[str, Any]) -> list[Goal]:
-    """At each number of connections against the better of MLflow's two; then the worst of them."""
+def goals_of(figures: Figures, swap_result: dict[str, Any]) -> list[Goal]:
+    """The worst goal over the connections, followed by one goal for each number of connections, and the swaps."""
     goals = []
-    worst: dict[str, list[Goal]] = {}
+    by_name: dict[str, list[Goal]] = {}
     for name, aim, better, rows, figure in (
         ("requests_vs_mlflow", 8.0, "higher", 1, "per_second"),
         ("rows_vs_mlflow", 6.0, "higher", ROWS, "per_second"),
@@ -487,21 +494,23 @@ def goals_of(figures: Figures, swapped: dict[str, Any]) -> list[Goal]:
     ):
         for connections in CONNECTIONS:
             goal = ratio(f"{name}_{connections}", aim, better, figures[connections, rows], "mlflow", figure)  # type: ignore[arg-type]
-            worst.setdefault(name, []).append(goal)
-    for name, each in worst.items():
-        pick = min if each[0].better == "higher" else max
-        least = pick(each, key=lambda goal: goal.measured)
-        goals.append(Goal(name, least.goal, least.better, least.measured, least.low, least.high))
-        goals += each
+            by_name.setdefault(name, []).append(goal)
+    for name, goals_by_connections in by_name.items():
+        pick = min if goals_by_connections[0].better == "higher" else max
+        worst_goal = pick(goals_by_connections, key=lambda goal: goal.measured)
+        goals.append(
+            Goal(name, worst_goal.goal, worst_goal.better, worst_goal.measured, worst_goal.low, worst_goal.high)
+        )
+        goals += goals_by_connections
     for connections in CONNECTIONS:
         goals.append(
             ratio(
                 f"requests_vs_litserve_{connections}", 1.0, "higher", figures[connections, 1], "litserve", "per_second"
             )
         )
-    goals.append(Goal("swaps_taken_up", swapped["swaps"], "higher", *[swapped["taken_up"]] * 3))
+    goals.append(Goal("swaps_taken_up", swap_result["swaps"], "higher", *[swap_result["taken_up"]] * 3))
     for name in ("failed", "unrecorded", "recorded_twice"):
-        goals.append(Goal(f"swaps_{name}", 0, "lower", swapped[name], swapped[name], swapped[name]))
+        goals.append(Goal(f"swaps_{name}", 0, "lower", swap_result[name], swap_result[name], swap_result[name]))
     return goals
 
 
@@ -513,10 +522,10 @@ def ratio(
     against: str,
     figure: str,
 ) -> Goal:
-    """Ours relative to the better of the peer's settings, round by round."""
+    """Ratio of stillhouse to the better setting of the peer, round by round."""
     settings = [side for side in by_side if side.startswith(against)]
     best = max if figure == "per_second" else min
-    chosen = best(settings, key=lambda side: middle(by_side[side], figure))
+    chosen = best(settings, key=lambda side: median_of(by_side[side], figure))
     pairs = zip(by_side["stillhouse"], by_side[chosen], strict=True)
     ratios = [ours[figure] / theirs[figure] for ours, theirs in pairs]
     return Goal(name, aim, better, statistics.median(ratios), min(ratios), max(ratios))

@@ -1,4 +1,4 @@
-"""Other people's quantisers, each in its own environment, on a student that is handed over as an ONNX file."""
+"""Quantisers of other projects, each in its own environment, applied to a student in ONNX format."""
 
 from __future__ import annotations
 
@@ -44,32 +44,32 @@ PEERS: dict[str, tuple[tuple[str, ...], str]] = {
         "with_torch.py",
     ),
 }
-"""By peer: what its environment has, and the script that runs there."""
+"""By peer: the requirements of its environment, and the script that runs there."""
 
-TIMEOUT = 600  # seconds, of one peer on one student
-_CALIBRATION = 512  # rows
+TIMEOUT = 600  # seconds per peer and student
+_CALIBRATION = 512  # calibration rows
 
 
 def write_world(world: World, folder: Path) -> Path:
-    """Write what the peers are given of a world: ``folder``.
+    """Write the peers' input files of a world into ``folder`` and return it.
 
     ``model.onnx`` (float32, rows ``x`` to ``probabilities``), ``student.pt``, ``calibration.npy`` (rows of ``learned``,
-    evenly spaced), ``validation.npz`` and ``test.npz`` with ``x`` and ``y``, and ``transformer.json``: what tools for
-    transformers want to be told, empty where the student is none.
+    evenly spaced), ``validation.npz`` and ``test.npz`` with ``x`` and ``y``, and ``transformer.json``: the
+    settings for transformer tools, empty if the student is no transformer.
     """
     import torch
 
     from stillhouse.compress.export import export_onnx
 
     folder.mkdir(parents=True, exist_ok=True)
-    rows = world.encoded("learned")
+    rows = world.encode("learned")
     rows = rows[np.linspace(0, len(rows) - 1, min(_CALIBRATION, len(rows))).astype(int)]
     (folder / "model.onnx").write_bytes(export_onnx(world.student, {"x": rows[:64]}).SerializeToString())
     torch.save(world.student, folder / "student.pt")
     np.save(folder / "calibration.npy", rows)
     (folder / "transformer.json").write_text(json.dumps(_transformer(world)), encoding="utf-8")
     for split in ("validation", "test"):
-        np.savez(folder / f"{split}.npz", x=world.encoded(split), y=world.outcomes[split])
+        np.savez(folder / f"{split}.npz", x=world.encode(split), y=world.labels[split])
     return folder
 
 
@@ -83,64 +83,66 @@ def _transformer(world: World) -> dict[str, int]:
 
 
 def points(world_folder: Path, names: Sequence[str] = tuple(PEERS)) -> list[dict[str, Any]]:
-    """What every peer makes of the student in ``world_folder``, which :func:`write_world` has filled.
+    """Run every peer on the student in ``world_folder``, as written by :func:`write_world`; return its points.
 
-    A point has ``point``, ``peer``, ``version`` and ``setting``, and one of: ``file``, an ONNX model that ONNX Runtime
-    has run here; ``probabilities``, an ``.npz`` with those for ``test`` (or for the places ``rows``
-    of it alone), beside ``bytes`` and ``p50_ms``, ``p95_ms``, ``fp32_p50_ms`` and ``fp32_p95_ms`` as the peer's own
-    process has measured them; ``error``.
+    A point has ``point``, ``peer``, ``version`` and ``setting``, and one of: ``file``, an ONNX model that runs in ONNX
+    Runtime here; ``probabilities``, an ``.npz`` with the probabilities for ``test`` (or only for its indices ``rows``),
+    together with ``bytes`` and ``p50_ms``, ``p95_ms``, ``fp32_p50_ms`` and ``fp32_p95_ms``, measured in the peer's
+    process; ``error``.
     """
-    return [point for name in names for point in _points(world_folder.resolve(), name)]
+    return [point for name in names for point in _run_peer(world_folder.resolve(), name)]
 
 
-def _points(folder: Path, name: str) -> list[dict[str, Any]]:
+def _run_peer(folder: Path, name: str) -> list[dict[str, Any]]:
     requirements, script = PEERS[name]
-    out, here = folder / name, Path(__file__).parent.resolve()
-    told, stamp = out / "points.json", out / "made_of.txt"
-    made_of = _hash([folder / "model.onnx", folder / "calibration.npy", here / script], requirements)
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == made_of:
-        return [_tried(point, out, folder) for point in json.loads(told.read_text(encoding="utf-8"))]
-    stamp.unlink(missing_ok=True)
-    told.unlink(missing_ok=True)
-    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent.parent / "src"), "PYTHONWARNINGS": "ignore"}
-    command = [str(peer(name, requirements).absolute()), str(here / script), str(folder), str(out)]
+    out, scripts = folder / name, Path(__file__).parent.resolve()
+    points_file, stamp_file = out / "points.json", out / "made_of.txt"
+    source_hash = _hash([folder / "model.onnx", folder / "calibration.npy", scripts / script], requirements)
+    if stamp_file.exists() and stamp_file.read_text(encoding="utf-8") == source_hash:
+        return [_checked_point(point, out, folder) for point in json.loads(points_file.read_text(encoding="utf-8"))]
+    stamp_file.unlink(missing_ok=True)
+    points_file.unlink(missing_ok=True)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(scripts.parent.parent / "src"), "PYTHONWARNINGS": "ignore"}
+    command = [str(peer(name, requirements).absolute()), str(scripts / script), str(folder), str(out)]
     out.mkdir(exist_ok=True)
     failed = ""
     with (out / "log.txt").open("w", encoding="utf-8") as log:
         try:
-            done = subprocess.run(
-                command, env=os.environ | alone, stdout=log, stderr=log, cwd=out, timeout=TIMEOUT, check=False
+            completed = subprocess.run(
+                command, env=os.environ | environment, stdout=log, stderr=log, cwd=out, timeout=TIMEOUT, check=False
             )
-            failed = f"ended with {done.returncode}" if done.returncode else ""
+            failed = f"ended with {completed.returncode}" if completed.returncode else ""
         except subprocess.TimeoutExpired:
             failed = f"ran for more than {TIMEOUT} s"
-    found: list[dict[str, Any]] = json.loads(told.read_text(encoding="utf-8")) if told.exists() else []
+    made_points: list[dict[str, Any]] = (
+        json.loads(points_file.read_text(encoding="utf-8")) if points_file.exists() else []
+    )
     if failed:
-        words = (out / "log.txt").read_text(encoding="utf-8", errors="replace")[-400:]
-        found.append(
+        log_tail = (out / "log.txt").read_text(encoding="utf-8", errors="replace")[-400:]
+        made_points.append(
             {
                 "point": f"{name}-rest",
                 "peer": name,
                 "version": requirements[0],
                 "setting": "all that remained",
-                "error": f"{failed}: {words}",
+                "error": f"{failed}: {log_tail}",
             }
         )
-    elif found:
-        stamp.write_text(made_of, encoding="utf-8")
-    return [_tried(point, out, folder) for point in found]
+    elif made_points:
+        stamp_file.write_text(source_hash, encoding="utf-8")
+    return [_checked_point(point, out, folder) for point in made_points]
 
 
 def _hash(files: Sequence[Path], requirements: Sequence[str]) -> str:
-    """Of what a peer is given: its points need not be made twice."""
+    """Hash of a peer's inputs; its points are cached under it."""
     digest = hashlib.sha256(" ".join(requirements).encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _tried(point: dict[str, Any], out: Path, folder: Path) -> dict[str, Any]:
-    """The point with absolute paths; with an error instead of a file that ONNX Runtime cannot run here."""
+def _checked_point(point: dict[str, Any], out: Path, folder: Path) -> dict[str, Any]:
+    """The point with absolute paths; ``error`` replaces a file that ONNX Runtime cannot run here."""
     from stillhouse.compress.export import run_onnx
     from stillhouse.errors import ExportError
 
@@ -148,8 +150,8 @@ def _tried(point: dict[str, Any], out: Path, folder: Path) -> dict[str, Any]:
         if key in point:
             point[key] = str(out / point[key])
     if "file" in point:
-        with np.load(folder / "validation.npz") as judged:
-            rows = judged["x"][:4]
+        with np.load(folder / "validation.npz") as validation:
+            rows = validation["x"][:4]
         try:
             run_onnx(Path(point["file"]).read_bytes(), {"x": rows})
         except ExportError as error:

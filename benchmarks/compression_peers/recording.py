@@ -1,4 +1,4 @@
-"""Runs in every peer's environment: makes one file per setting and writes down which, with what went wrong."""
+"""Runs in every peer's environment: writes one file per setting, and a list of the files and errors."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Setting = tuple[str, Callable[[Path], dict[str, Any] | None]]
 
 
 def record(folder: Path, peer: str, version: str, settings: Mapping[str, Setting], suffix: str = ".onnx") -> None:
-    """Make every point of ``settings``; ``points.json`` is written anew after each, so that a timeout keeps the others.
+    """Write every point of ``settings``; ``points.json`` is rewritten after each, so that a timeout keeps the others.
 
-    :param settings: by point: a sentence with the documented source, and what writes the point's file; what that
-        gives, if anything, is written down beside it.
-    :param suffix: ``.onnx``; or ``.npz`` for a peer that is measured where it runs, and writes its answers.
+    :param settings: by point: a sentence with the documented source, and the function that writes the point's file and
+        may return more fields of the point.
+    :param suffix: ``.onnx``; or ``.npz`` for a peer that is measured in its own process and writes probabilities.
     """
     folder.mkdir(parents=True, exist_ok=True)
     points: list[dict[str, Any]] = []
-    for point, (sentence, make) in settings.items():
-        known: dict[str, Any] = {"point": point, "peer": peer, "version": version, "setting": sentence}
+    for point, (sentence, write_point) in settings.items():
+        fields: dict[str, Any] = {"point": point, "peer": peer, "version": version, "setting": sentence}
         file = folder / f"{point}{suffix}"
         try:
-            known |= make(file) or {}
-            known["file" if suffix == ".onnx" else "probabilities"] = file.name
-        except Exception as error:  # whatever a peer stumbles over is its result
+            fields |= write_point(file) or {}
+            fields["file" if suffix == ".onnx" else "probabilities"] = file.name
+        except Exception as error:  # any error of a peer is a result
             traceback.print_exc()
-            known["error"] = f"{type(error).__name__}: {error}".strip()[:600]
-        points.append(known)
+            fields["error"] = f"{type(error).__name__}: {error}".strip()[:600]
+        points.append(fields)
         (folder / "points.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
 
 
@@ -43,9 +43,9 @@ def batches(rows: np.ndarray[Any, Any], size: int) -> list[dict[str, np.ndarray[
 
 
 def score(probabilities: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
-    """AUC for two actions, accuracy for more: what the students are judged by."""
+    """AUC for two actions, accuracy for more."""
     if probabilities.shape[1] > 2:
         return float((probabilities.argmax(axis=1) == y).mean())
-    late, other = probabilities[y == 1, 1], np.sort(probabilities[y == 0, 1])
-    below, upto = np.searchsorted(other, late, "left"), np.searchsorted(other, late, "right")
-    return float((below + upto).mean() / 2 / len(other))
+    positive, negative = probabilities[y == 1, 1], np.sort(probabilities[y == 0, 1])
+    below, upto = np.searchsorted(negative, positive, "left"), np.searchsorted(negative, positive, "right")
+    return float((below + upto).mean() / 2 / len(negative))

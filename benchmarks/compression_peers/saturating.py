@@ -1,8 +1,8 @@
 """Which int8 models ONNX Runtime computes wrongly on this processor, found by exact integer arithmetic.
 
 Without VNNI, products of unsigned and signed bytes are added in pairs into 16 bits, where they saturate (Intel's
-``vpmaddubsw``). Whether that has happened is seen in no output by itself; so each integer layer is run alone on what
-it is given in the model, and compared with numpy's 64-bit integers.
+``vpmaddubsw``). No output shows this by itself; so each integer layer is run alone on its inputs in the model, and
+compared with numpy's 64-bit integers.
 """
 
 from __future__ import annotations
@@ -19,32 +19,42 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-__all__ = ["Layer", "configurations", "layers", "saturates", "wrong"]
+__all__ = ["Layer", "integer_layers", "is_wrong", "quantize_all", "saturates"]
 
 Array = np.ndarray[Any, Any]
 INT8 = ["Conv", "Gemm", "MatMul"]
 
 
-def configurations(model: onnx.ModelProto, calibration: Array) -> dict[str, onnx.ModelProto]:
-    """ONNX Runtime's int8 models by name: dynamic and static, and all that is known to decide about saturation.
+def quantize_all(model: onnx.ModelProto, calibration: Array) -> dict[str, onnx.ModelProto]:
+    """ONNX Runtime's int8 models by name: dynamic and static, with all settings that are known to affect saturation.
 
     The name says ``dynamic``, or ``static``, its format and the activations' type; then the weights' type, and
-    ``per_channel`` and ``reduce_range`` where they are on. What cannot be made, or cannot be run, is left out.
+    ``per_channel`` and ``reduce_range`` where they are on. Models that cannot be
+    written or run are left out.
 
     :param calibration: float32 ``[n, D]``.
     """
     types = (QuantType.QInt8, QuantType.QUInt8)
-    found = {}
-    for weights, channels, reduced in product(types, (False, True), (False, True)):
-        shared = {"weight_type": weights, "per_channel": channels, "reduce_range": reduced}
-        switched = [name for name, on in (("per_channel", channels), ("reduce_range", reduced)) if on]
-        found["/".join(["dynamic", weights.name, *switched])] = _made(quantize_dynamic, model, **shared)
-        for form, activations in product((QuantFormat.QDQ, QuantFormat.QOperator), types):
-            name = "/".join(["static", form.name, activations.name, weights.name, *switched])
-            found[name] = _made(
-                quantize_static, model, _Rows(calibration), quant_format=form, activation_type=activations, **shared
+    models = {}
+    for weight_type, per_channel, reduce_range in product(types, (False, True), (False, True)):
+        shared = {"weight_type": weight_type, "per_channel": per_channel, "reduce_range": reduce_range}
+        flags = [name for name, on in (("per_channel", per_channel), ("reduce_range", reduce_range)) if on]
+        models["/".join(["dynamic", weight_type.name, *flags])] = _quantize(quantize_dynamic, model, **shared)
+        for quant_format, activation_type in product((QuantFormat.QDQ, QuantFormat.QOperator), types):
+            name = "/".join(["static", quant_format.name, activation_type.name, weight_type.name, *flags])
+            models[name] = _quantize(
+                quantize_static,
+                model,
+                _Rows(calibration),
+                quant_format=quant_format,
+                activation_type=activation_type,
+                **shared,
             )
-    return {name: made for name, made in found.items() if made is not None and _runs(made, calibration[:2])}
+    return {
+        name: quantized
+        for name, quantized in models.items()
+        if quantized is not None and _can_run(quantized, calibration[:2])
+    }
 
 
 class _Rows(CalibrationDataReader):
@@ -55,51 +65,51 @@ class _Rows(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def _made(quantizer: Callable[..., None], model: onnx.ModelProto, *reader: _Rows, **settings: Any) -> Any:
+def _quantize(quantizer: Callable[..., None], model: onnx.ModelProto, *readers: _Rows, **settings: Any) -> Any:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     copied.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with TemporaryDirectory() as folder:
         target = Path(folder, "model.onnx")
         try:
-            quantizer(copied, target, *reader, op_types_to_quantize=INT8, **settings)
-        except Exception:  # the quantiser's errors have no base of their own
+            quantizer(copied, target, *readers, op_types_to_quantize=INT8, **settings)
+        except Exception:  # the quantiser's errors have no common base class
             return None
         return onnx.load(target)
 
 
-def _runs(model: onnx.ModelProto, x: Array) -> bool:
+def _can_run(model: onnx.ModelProto, x: Array) -> bool:
     try:
         _session(model).run(None, {"x": x})
-    except Exception:  # nor have ONNX Runtime's
+    except Exception:  # the same holds for ONNX Runtime
         return False
     return True
 
 
-# --------------------------------------------------------------------------- what is computed, and what would be right
+# --------------------------------------------------------------------------- actual and exact results
 
 
 class Layer:
-    """An integer layer with what it is given in a model.
+    """An integer layer with its inputs in a model.
 
-    :param inputs: by place; None: the optional input is not there.
-    :param constant: which of them are the model's own.
+    :param inputs: input arrays in order; None: the optional input is missing.
+    :param constant: whether each input is a constant of the model.
     """
 
     def __init__(self, node: onnx.NodeProto, inputs: list[Array | None], constant: list[bool]) -> None:
         self.node, self.inputs, self.constant = node, inputs, constant
-        self.attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        self.attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
-    def computed(self) -> Array:
-        """What ONNX Runtime makes of it on this processor, as a model of this one layer."""
+    def compute(self) -> Array:
+        """The output of ONNX Runtime on this processor, for a model with this layer alone."""
         node = onnx.NodeProto()
         node.CopyFrom(self.node)
-        for place, value in enumerate(self.inputs):
-            node.input[place] = f"i{place}" if value is not None else ""
+        for index, value in enumerate(self.inputs):
+            node.input[index] = f"i{index}" if value is not None else ""
         node.output[0] = "y"
-        given = [
-            (f"i{place}", value, fixed)
-            for place, (value, fixed) in enumerate(zip(self.inputs, self.constant, strict=True))
+        named_inputs = [
+            (f"i{index}", value, is_constant)
+            for index, (value, is_constant) in enumerate(zip(self.inputs, self.constant, strict=True))
             if value is not None
         ]
         graph = helper.make_graph(
@@ -107,38 +117,40 @@ class Layer:
             "layer",
             [
                 helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-                for name, value, fixed in given
-                if not fixed
+                for name, value, is_constant in named_inputs
+                if not is_constant
             ],
             [helper.make_empty_tensor_value_info("y")],
-            [numpy_helper.from_array(value, name) for name, value, fixed in given if fixed],
+            [numpy_helper.from_array(value, name) for name, value, is_constant in named_inputs if is_constant],
         )
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        found: Array = _session(model).run(None, {name: value for name, value, fixed in given if not fixed})[0]
-        return found
+        output: Array = _session(model).run(
+            None, {name: value for name, value, is_constant in named_inputs if not is_constant}
+        )[0]
+        return output
 
-    def exact(self) -> Array:
-        """What it is by definition; int64 sums, and float64 from there on."""
+    def compute_exact(self) -> Array:
+        """The exact output: int64 sums, then float64."""
         return _EXACT[self.node.op_type](self)
 
-    def value(self, place: int, missing: float = 0) -> Array:
-        """An input, or ``missing`` where there is none."""
-        value = self.inputs[place] if place < len(self.inputs) else None
+    def input_value(self, index: int, missing: float = 0) -> Array:
+        """An input, or ``missing`` if there is none."""
+        value = self.inputs[index] if index < len(self.inputs) else None
         return np.asarray(missing) if value is None else value
 
-    def centred(self, place: int, zero: int, axis: int = -1) -> Array:
-        """An input less its zero point, which lies along ``axis`` where there is more than one; int64."""
-        values, points = self.value(place).astype(np.int64), self.value(zero).astype(np.int64)
-        return values - _along(points, values.ndim, axis)
+    def centre(self, index: int, zero: int, axis: int = -1) -> Array:
+        """An input minus its zero point, int64; several zero points lie along ``axis``."""
+        values, points = self.input_value(index).astype(np.int64), self.input_value(zero).astype(np.int64)
+        return values - _broadcast_along(points, values.ndim, axis)
 
 
-def layers(model: onnx.ModelProto, x: Array) -> list[Layer]:
-    """The integer layers that ONNX Runtime runs of a model, with what they are given for the rows ``x``.
+def integer_layers(model: onnx.ModelProto, x: Array) -> list[Layer]:
+    """The integer layers of a model that ONNX Runtime runs, with their inputs for the rows ``x``.
 
-    Of a model in QDQ format they are those that ONNX Runtime makes of it when it loads it.
+    For a model in QDQ format: the layers after ONNX Runtime's fusion at load time.
     """
-    model = _fused(model)
+    model = _fuse(model)
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     constants |= {
@@ -147,14 +159,18 @@ def layers(model: onnx.ModelProto, x: Array) -> list[Layer]:
         if node.op_type == "Constant" and node.attribute[0].name == "value"
     }
     nodes = [node for node in graph.node if node.op_type in _EXACT]
-    wanted = sorted({name for node in nodes for name in node.input if name and name not in constants})
-    known = {value.name for value in graph.output} | {value.name for value in graph.input}
-    graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in known)
+    extra_outputs = sorted({name for node in nodes for name in node.input if name and name not in constants})
+    declared = {value.name for value in graph.output} | {value.name for value in graph.input}
+    graph.output.extend(helper.make_empty_tensor_value_info(name) for name in extra_outputs if name not in declared)
     session = _session(model, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
-    names = [each.name for each in session.get_outputs()]
-    given = {"x": x} | dict(zip(names, session.run(None, {"x": x}), strict=True)) | constants
+    names = [output.name for output in session.get_outputs()]
+    values_by_name = {"x": x} | dict(zip(names, session.run(None, {"x": x}), strict=True)) | constants
     return [
-        Layer(node, [given[name] if name else None for name in node.input], [name in constants for name in node.input])
+        Layer(
+            node,
+            [values_by_name[name] if name else None for name in node.input],
+            [name in constants for name in node.input],
+        )
         for node in nodes
     ]
 
@@ -162,15 +178,15 @@ def layers(model: onnx.ModelProto, x: Array) -> list[Layer]:
 def saturates(model: onnx.ModelProto, x: Array) -> bool:
     """Whether ONNX Runtime computes any of the model's integer layers wrongly on this processor, for these rows.
 
-    Whatever the reason: it also takes one zero point for all channels of a ``QLinearConv`` whose uint8 weights have
-    several, which is no saturation and as wrong.
+    This includes other reasons: for a ``QLinearConv`` whose uint8 weights have several zero points it uses one of them
+    for all channels, which is wrong but no saturation.
     """
-    return any(wrong(layer) for layer in layers(model, x))
+    return any(is_wrong(layer) for layer in integer_layers(model, x))
 
 
-def wrong(layer: Layer) -> bool:
-    """Whether it differs from exact arithmetic by more than rounding may: a step of 8 bits, 1e-4 of a float's range."""
-    computed, exact = layer.computed(), layer.exact()
+def is_wrong(layer: Layer) -> bool:
+    """Whether the output differs from the exact one by more than rounding: one 8-bit step, or 1e-4 of the range."""
+    computed, exact = layer.compute(), layer.compute_exact()
     difference = float(np.abs(computed.astype(np.float64) - exact).max(initial=0))
     if computed.dtype == np.int32:
         return difference > 0
@@ -179,8 +195,8 @@ def wrong(layer: Layer) -> bool:
     return difference > 1e-4 * float(np.abs(exact).max(initial=1e-6))
 
 
-def _fused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model in QDQ format as ONNX Runtime fuses it; any other as it is."""
+def _fuse(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model in QDQ format after ONNX Runtime's fusion; any other model unchanged."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     if any(node.op_type in _EXACT for node in copied.graph.node):
@@ -204,8 +220,8 @@ def _session(model: onnx.ModelProto, level: Any = None, target: Path | None = No
 # --------------------------------------------------------------------------- by operator
 
 
-def _along(values: Array, dimensions: int, axis: int) -> Array:
-    """Values along an axis, made ready to be added to an array of so many dimensions."""
+def _broadcast_along(values: Array, dimensions: int, axis: int) -> Array:
+    """Reshape values along an axis so that they broadcast to ``dimensions`` dimensions."""
     if values.ndim != 1 or values.size == 1:
         return values.reshape(-1)[0] if values.size == 1 else values
     shape = [1] * dimensions
@@ -213,58 +229,64 @@ def _along(values: Array, dimensions: int, axis: int) -> Array:
     return values.reshape(shape)
 
 
-def _requantised(layer: Layer, total: Array, scale: Array, out_scale: int, out_zero: int) -> Array:
-    """Integer sums as eight bits again; as floats where no scale of the output is given."""
+def _requantize(layer: Layer, total: Array, scale: Array, out_scale: int, out_zero: int) -> Array:
+    """Requantize integer sums to eight bits; return floats if the output has no scale."""
     if out_scale >= len(layer.inputs) or layer.inputs[out_scale] is None:
         return total * scale
-    zero = layer.value(out_zero)
+    zero = layer.input_value(out_zero)
     limits = np.iinfo(zero.dtype)
-    steps: Array = np.rint(total * scale / layer.value(out_scale).astype(np.float64)) + zero.astype(np.int64)
+    steps: Array = np.rint(total * scale / layer.input_value(out_scale).astype(np.float64)) + zero.astype(np.int64)
     return np.clip(steps, limits.min, limits.max)
 
 
-def _product(a: Array, b: Array) -> Array:
-    """The matrix product, int64. Sums of bytes' products are far below 2**53: float64 has them exactly, and fast."""
+def _multiply(a: Array, b: Array) -> Array:
+    """Matrix product, int64, computed in float64, which is faster and exact: the sums are far below 2**53."""
     return np.rint(a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
 
 
 def _matmul_integer(layer: Layer) -> Array:
-    return _product(layer.centred(0, 2, axis=-2), layer.centred(1, 3))
+    return _multiply(layer.centre(0, 2, axis=-2), layer.centre(1, 3))
 
 
 def _matmul_to_float(layer: Layer) -> Array:
-    scale = layer.value(2).astype(np.float64) * layer.value(3).astype(np.float64)
-    total: Array = _product(layer.centred(0, 4, axis=-2), layer.centred(1, 5)) * scale
-    return total + layer.value(6).astype(np.float64)
+    scale = layer.input_value(2).astype(np.float64) * layer.input_value(3).astype(np.float64)
+    total: Array = _multiply(layer.centre(0, 4, axis=-2), layer.centre(1, 5)) * scale
+    return total + layer.input_value(6).astype(np.float64)
 
 
 def _qlinear_matmul(layer: Layer) -> Array:
-    total = _product(layer.centred(0, 2, axis=-2), layer.centred(3, 5))
-    scale = layer.value(1).astype(np.float64) * layer.value(4).astype(np.float64)
-    return _requantised(layer, total, scale, 6, 7)
+    total = _multiply(layer.centre(0, 2, axis=-2), layer.centre(3, 5))
+    scale = layer.input_value(1).astype(np.float64) * layer.input_value(4).astype(np.float64)
+    return _requantize(layer, total, scale, 6, 7)
 
 
 def _qgemm(layer: Layer) -> Array:
-    turned = [bool(layer.attributes.get(name, 0)) for name in ("transA", "transB")]
-    a, b = layer.centred(0, 2), layer.centred(3, 5, axis=0 if turned[1] else -1)
-    total = _product(a.T if turned[0] else a, b.T if turned[1] else b) + layer.value(6).astype(np.int64)
-    scale = layer.attributes.get("alpha", 1.0) * layer.value(1).astype(np.float64) * layer.value(4).astype(np.float64)
-    return _requantised(layer, total, scale, 7, 8)
+    transposed = [bool(layer.attributes.get(name, 0)) for name in ("transA", "transB")]
+    a, b = layer.centre(0, 2), layer.centre(3, 5, axis=0 if transposed[1] else -1)
+    total = _multiply(a.T if transposed[0] else a, b.T if transposed[1] else b) + layer.input_value(6).astype(np.int64)
+    scale = (
+        layer.attributes.get("alpha", 1.0)
+        * layer.input_value(1).astype(np.float64)
+        * layer.input_value(4).astype(np.float64)
+    )
+    return _requantize(layer, total, scale, 7, 8)
 
 
 def _conv_integer(layer: Layer) -> Array:
-    return _convolved(layer, layer.centred(0, 2), layer.centred(1, 3, axis=0))
+    return _convolve(layer, layer.centre(0, 2), layer.centre(1, 3, axis=0))
 
 
 def _qlinear_conv(layer: Layer) -> Array:
-    total = _convolved(layer, layer.centred(0, 2), layer.centred(3, 5, axis=0))
-    total = total + _along(layer.value(8).astype(np.int64), 4, 1)
-    scale = _along(layer.value(1).astype(np.float64) * layer.value(4).astype(np.float64).reshape(-1), 4, 1)
-    return _requantised(layer, total, scale, 6, 7)
+    total = _convolve(layer, layer.centre(0, 2), layer.centre(3, 5, axis=0))
+    total = total + _broadcast_along(layer.input_value(8).astype(np.int64), 4, 1)
+    scale = _broadcast_along(
+        layer.input_value(1).astype(np.float64) * layer.input_value(4).astype(np.float64).reshape(-1), 4, 1
+    )
+    return _requantize(layer, total, scale, 6, 7)
 
 
-def _convolved(layer: Layer, x: Array, weights: Array) -> Array:
-    """``[n, C, H, W]`` with ``[O, C / groups, h, w]``, int64; padding is centred already: 0."""
+def _convolve(layer: Layer, x: Array, weights: Array) -> Array:
+    """``[n, C, H, W]`` with ``[O, C / groups, h, w]``, int64; ``x`` is centred, so padding is 0."""
     top, left, bottom, right = layer.attributes.get("pads", [0, 0, 0, 0])
     groups = layer.attributes.get("group", 1)
     (down, across), (high, wide) = layer.attributes.get("strides", [1, 1]), layer.attributes.get("dilations", [1, 1])
@@ -272,8 +294,8 @@ def _convolved(layer: Layer, x: Array, weights: Array) -> Array:
     size = (high * (weights.shape[2] - 1) + 1, wide * (weights.shape[3] - 1) + 1)
     windows = np.lib.stride_tricks.sliding_window_view(x, size, axis=(2, 3))[:, :, ::down, ::across, ::high, ::wide]
     parts = [
-        np.tensordot(seen, filters, axes=([1, 4, 5], [1, 2, 3])).transpose(0, 3, 1, 2)
-        for seen, filters in zip(np.split(windows, groups, axis=1), np.split(weights, groups), strict=True)
+        np.tensordot(window, filters, axes=([1, 4, 5], [1, 2, 3])).transpose(0, 3, 1, 2)
+        for window, filters in zip(np.split(windows, groups, axis=1), np.split(weights, groups), strict=True)
     ]
     return np.concatenate(parts, axis=1)
 

@@ -1,13 +1,13 @@
-"""Runs in a peer's environment: screens of the inputs that need no labels, look by look.
+"""Runs in a peer's environment: drift tests of the inputs, without labels, look by look.
 
-``python columns.py evidently|frouros INPUTS.npz JOB.json OUT.json``. The file holds ``<world>|reference`` and
+``python columns.py evidently|frouros INPUTS.npz JOB.json OUT.json``. The inputs file holds ``<world>|reference`` and
 ``<world>|<situation>``, rows ``[n, C]`` each.
 
 evidently: its ``DataDriftPreset`` with all defaults, which for numbers and more than 1,000 reference rows means: a
 column has drifted if its Wasserstein-1 distance is at least 0.1 reference standard deviations, a dataset if at least
-half of its columns have. That takes most of a second a look, so it is computed here by that rule, and the rule is
-held against evidently itself on ``check`` looks of each world. frouros: its ``KSTest`` of every column, at the level
-that Bonferroni allows for 1 % in 10,000 looks.
+half of its columns have. evidently takes most of a second per look, so the rule is computed here and compared with
+evidently on ``check`` looks of each world. frouros: its ``KSTest`` of every column, at the Bonferroni level for 1 % in
+10,000 looks.
 """
 
 import json
@@ -33,7 +33,7 @@ def evidently_rule(reference: np.ndarray) -> Flag:
     return flag
 
 
-def evidently_itself(reference: np.ndarray) -> Flag:
+def evidently_report(reference: np.ndarray) -> Flag:
     """evidently's own report."""
     import pandas as pd
     from evidently import Report
@@ -43,8 +43,8 @@ def evidently_itself(reference: np.ndarray) -> Flag:
     before = pd.DataFrame(reference, columns=names)
 
     def flag(rows: np.ndarray) -> bool:
-        found = Report([DataDriftPreset()]).run(pd.DataFrame(rows, columns=names), before).dict()
-        return bool(found["metrics"][0]["value"]["share"] >= 0.5)
+        report = Report([DataDriftPreset()]).run(pd.DataFrame(rows, columns=names), before).dict()
+        return bool(report["metrics"][0]["value"]["share"] >= 0.5)
 
     return flag
 
@@ -66,41 +66,41 @@ def frouros_ks(reference: np.ndarray) -> Flag:
 
 
 def main() -> None:
-    """Share of looks with an alarm, by world and scenario."""
-    library, path, job_path, out = sys.argv[1:]
+    """Write the share of looks with an alarm, by world and scenario."""
+    library, inputs_path, job_path, out = sys.argv[1:]
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    inputs = dict(np.load(path))
+    inputs = dict(np.load(inputs_path))
     make = {"evidently": evidently_rule, "frouros": frouros_ks}[library]
-    found = []
+    results = []
     for world in job["worlds"]:
         flag = make(inputs[f"{world}|reference"])
-        itself = evidently_itself(inputs[f"{world}|reference"]) if library == "evidently" else None
+        full_report = evidently_report(inputs[f"{world}|reference"]) if library == "evidently" else None
         for situation, share in job["column_scenarios"]:
             generator = np.random.default_rng(91)
-            flags, agree = [], []
+            flags, agreements = [], []
             for number in range(job["column_looks"]):
-                rows = drawn(inputs[f"{world}|before"], job["rows_per_look"], generator)
+                rows = draw_rows(inputs[f"{world}|before"], job["rows_per_look"], generator)
                 moved = generator.random(len(rows)) < share
-                rows[moved] = drawn(inputs[f"{world}|{situation}"], int(moved.sum()), generator)
+                rows[moved] = draw_rows(inputs[f"{world}|{situation}"], int(moved.sum()), generator)
                 flags.append(flag(rows))
-                if itself and number < job["check"]:
-                    agree.append(itself(rows) == flags[-1])
-            found.append(
+                if full_report and number < job["check"]:
+                    agreements.append(full_report(rows) == flags[-1])
+            results.append(
                 {
                     "world": world,
                     "method": f"{library}, columns",
                     "scenario": f"{situation} {share:g}",
                     "alarms_per_look": float(np.mean(flags)),
                     "looks": len(flags),
-                    "checked": len(agree),
-                    "rule_agrees": int(np.sum(agree)),
+                    "checked": len(agreements),
+                    "rule_agrees": int(np.sum(agreements)),
                 }
             )
         print(world, library, "columns", file=sys.stderr)
-    Path(out).write_text(json.dumps(found), encoding="utf-8")
+    Path(out).write_text(json.dumps(results), encoding="utf-8")
 
 
-def drawn(pool: np.ndarray, rows: int, generator: np.random.Generator) -> np.ndarray:
+def draw_rows(pool: np.ndarray, rows: int, generator: np.random.Generator) -> np.ndarray:
     """Random rows of a pool."""
     return pool[generator.integers(0, len(pool), rows)]
 

@@ -18,13 +18,13 @@ WORLDS = {
 def main() -> None:
     """Write all worlds."""
     rows, out = int(sys.argv[1]), sys.argv[2]
-    found = {}
+    arrays = {}
     for name, make in WORLDS.items():
         for when, after in (("before", False), ("after", True)):
-            taken = list(make(after).take(rows))
-            found[f"{name}|inputs|{when}"] = np.array([[float(v) for v in x.values()] for x, _ in taken])
-            found[f"{name}|labels|{when}"] = np.array([int(y) for _, y in taken])
-    np.savez(out, **found)
+            samples = list(make(after).take(rows))
+            arrays[f"{name}|inputs|{when}"] = np.array([[float(v) for v in x.values()] for x, _ in samples])
+            arrays[f"{name}|labels|{when}"] = np.array([int(y) for _, y in samples])
+    np.savez(out, **arrays)
 
 
 if __name__ == "__main__":

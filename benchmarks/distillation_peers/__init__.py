@@ -1,1 +1,1 @@
-"""Distillation as it was published, independent of ours."""
+"""Published distillation methods, independent of stillhouse's code."""

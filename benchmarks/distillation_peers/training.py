@@ -1,4 +1,4 @@
-"""A plain training with the steps, optimiser, schedule and averaging of ours, and a loss with fixed settings."""
+"""Plain training with stillhouse's steps, optimiser, schedule and averaging, and a loss with fixed settings."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["train"]
 
 def train(
     student: nn.Module,
-    lesson: TrainingSet,
+    training_set: TrainingSet,
     settings: Distillation,
     loss: Loss,
     temperature: float,
     weight: float,
     steps: int,
 ) -> None:
-    """Train ``student`` in place, for ``steps`` steps, whatever a pass is."""
+    """Train ``student`` in place for ``steps`` steps, which need not be whole passes."""
     generator = torch.Generator().manual_seed(settings.seed)
-    teacher = lesson.teacher_probs.clamp(min=1e-6).log()
+    teacher = training_set.teacher_probs.clamp(min=1e-6).log()
     optimiser = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps, pct_start=0.15)
     average = AveragedModel(
         student, avg_fn=lambda slow, fast, n: slow.lerp(fast, 1 - min(settings.averaging, (int(n) + 1) / (int(n) + 11)))
     )
     student.train()
-    for batch in itertools.islice(_batches(len(lesson), settings.batch_size, generator), steps):
+    for batch in itertools.islice(_batches(len(training_set), settings.batch_size, generator), steps):
         optimiser.zero_grad(set_to_none=True)
-        loss(student(lesson.x[batch]), teacher[batch], lesson.labels[batch], temperature, weight).backward()
+        loss(student(training_set.x[batch]), teacher[batch], training_set.labels[batch], temperature, weight).backward()
         optimiser.step()
         schedule.step()
         average.update_parameters(student)
@@ -45,6 +45,6 @@ def train(
 
 
 def _batches(rows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Pass after pass, each in an order of its own."""
+    """Endless batches of row indices; each pass has its own order."""
     while True:
         yield from torch.randperm(rows, generator=generator).split(size)

@@ -1,7 +1,7 @@
-"""Runs in a peer's environment: torchdistill's own losses on logits that are handed over.
+"""Runs in a peer's environment: torchdistill's losses on given logits.
 
 ``python with_torchdistill.py IN.npz OUT.json``. The file holds ``logits`` and ``teacher`` ``[n, K]``, ``outcomes``
-``[n]``, all known, ``temperature`` and ``weight`` of the outcomes.
+``[n]``, all known, ``temperature`` and ``weight`` of the labels.
 """
 
 import json
@@ -14,10 +14,10 @@ from torchdistill.losses.mid_level import KDLoss, LogitStdKDLoss
 
 
 def main() -> None:
-    """Write the value of each loss that torchdistill has and we compare with."""
-    given = np.load(sys.argv[1])
-    logits, teacher, outcomes = (torch.from_numpy(given[name]) for name in ("logits", "teacher", "outcomes"))
-    temperature, weight = float(given["temperature"]), float(given["weight"])
+    """Write the value of each compared loss that torchdistill has."""
+    inputs = np.load(sys.argv[1])
+    logits, teacher_logits, labels = (torch.from_numpy(inputs[name]) for name in ("logits", "teacher", "outcomes"))
+    temperature, weight = float(inputs["temperature"]), float(inputs["weight"])
     paths = {
         "student_module_path": ".",
         "student_module_io": "output",
@@ -26,11 +26,11 @@ def main() -> None:
         "temperature": temperature,
         "alpha": weight,
     }
-    found = {
-        name: float(kind(**paths)({".": {"output": logits}}, {".": {"output": teacher}}, outcomes))
-        for name, kind in (("kd", KDLoss), ("standardised", LogitStdKDLoss))
+    losses = {
+        name: float(loss_class(**paths)({".": {"output": logits}}, {".": {"output": teacher_logits}}, labels))
+        for name, loss_class in (("kd", KDLoss), ("standardised", LogitStdKDLoss))
     }
-    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
+    Path(sys.argv[2]).write_text(json.dumps(losses), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a process has used, measured alike for every side."""
+"""CPU time and peak memory of this process, measured in the same way for every side."""
 
 import resource
 from pathlib import Path
@@ -13,9 +13,9 @@ def cpu() -> float:
 def peak_mb() -> float:
     """Largest resident memory of this process so far, MiB.
 
-    Not ``ru_maxrss``: that begins with what the parent had when it forked.
+    Not ``ru_maxrss``: it starts at the parent's memory at the fork.
     """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
-    raise SystemExit("this system does not tell a process its peak memory")
+    raise SystemExit("/proc/self/status has no VmHWM: peak memory is not available on this system")

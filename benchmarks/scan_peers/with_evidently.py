@@ -1,6 +1,6 @@
 """evidently's drift preset on two Parquet files: ``python with_evidently.py REFERENCE CURRENT [METHOD]``.
 
-``METHOD`` is what it measures numbers by; without it, its own choice.
+``METHOD`` is its drift method for numbers; without it, evidently chooses.
 """
 
 import json
@@ -12,7 +12,7 @@ from evidently.presets import DataDriftPreset
 from usage import cpu, peak_mb
 
 reference, current, *method = sys.argv[1:]
-before = cpu()
+start = cpu()
 preset = DataDriftPreset(num_method=method[0]) if method else DataDriftPreset()
 run = Report([preset]).run(pd.read_parquet(current), pd.read_parquet(reference))
 scores = {
@@ -20,4 +20,4 @@ scores = {
     for metric in run.dict()["metrics"]
     if "column" in metric["config"]
 }
-print(json.dumps({"cpu_s": cpu() - before, "peak_mb": peak_mb(), "columns": scores}))
+print(json.dumps({"cpu_s": cpu() - start, "peak_mb": peak_mb(), "columns": scores}))

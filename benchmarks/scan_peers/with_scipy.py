@@ -1,6 +1,6 @@
 """Kolmogorov–Smirnov and Wasserstein-1 of every number by scipy: ``python with_scipy.py REFERENCE CURRENT``.
 
-A column at a time through pyarrow, the cheapest way there is; categories and booleans are left out.
+Reads one column at a time with pyarrow, the cheapest way; categories and booleans are left out.
 """
 
 import json
@@ -13,23 +13,23 @@ from scipy.stats import ks_2samp, wasserstein_distance
 from usage import cpu, peak_mb
 
 
-def is_number(kind: pa.DataType) -> bool:
-    """Numbers and dates, as ours."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_date32(kind))
+def is_number(data_type: pa.DataType) -> bool:
+    """Whether the column is a number or a date, as in stillhouse."""
+    return bool(pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_date32(data_type))
 
 
-def values(file: str, name: str) -> np.ndarray:
-    """The values that are not missing, as float64."""
+def read_values(file: str, name: str) -> np.ndarray:
+    """The non-missing values of a column, as float64."""
     column = pq.read_table(file, columns=[name]).column(0).drop_null()
-    plain = column.cast(pa.int32()) if pa.types.is_date32(column.type) else column
-    return plain.to_numpy().astype(np.float64)
+    numeric = column.cast(pa.int32()) if pa.types.is_date32(column.type) else column
+    return numeric.to_numpy().astype(np.float64)
 
 
 reference, current = sys.argv[1:]
-before = cpu()
+start = cpu()
 distances = {}
 for field in pq.read_schema(reference):
     if is_number(field.type):
-        sides = [values(file, field.name) for file in (reference, current)]
+        sides = [read_values(file, field.name) for file in (reference, current)]
         distances[field.name] = [float(ks_2samp(*sides).statistic), float(wasserstein_distance(*sides))]
-print(json.dumps({"cpu_s": cpu() - before, "peak_mb": peak_mb(), "columns": distances}))
+print(json.dumps({"cpu_s": cpu() - start, "peak_mb": peak_mb(), "columns": distances}))

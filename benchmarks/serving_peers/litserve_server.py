@@ -1,4 +1,4 @@
-"""LitServe with a variant's own ``variant.py``: the folder, the port, the batch size and the workers are given."""
+"""LitServe with a variant's ``variant.py``; arguments: folder, port, batch size, workers."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ import pandas as pd
 
 
 class VariantAPI(ls.LitAPI):
-    """A row, or several, in; ``{"predictions": [...]}`` out, as ``mlflow models serve`` answers."""
+    """Takes one row or several; responds ``{"predictions": [...]}``, as ``mlflow models serve`` does."""
 
     def setup(self, device):
         folder = Path(FOLDER)
@@ -48,6 +48,6 @@ FOLDER, PORT, BATCH, WORKERS = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 
 
 if __name__ == "__main__":
     options = {"max_batch_size": BATCH, "batch_timeout": 0.005} if BATCH > 1 else {}
-    kind = Batching if BATCH > 1 else VariantAPI
-    server = ls.LitServer(kind(api_path="/invocations", **options), accelerator="cpu", workers_per_device=WORKERS)
+    api_class = Batching if BATCH > 1 else VariantAPI
+    server = ls.LitServer(api_class(api_path="/invocations", **options), accelerator="cpu", workers_per_device=WORKERS)
     server.run(host="127.0.0.1", port=PORT, generate_client_file=False, log_level="warning")

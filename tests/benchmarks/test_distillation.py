@@ -1,4 +1,4 @@
-"""The peers are what their papers say, unknown outcomes touch nobody, and goals are counted as they are worded."""
+"""The peers' losses follow their papers, rows without a label add nothing, and the goals are counted as described."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.distillation import goals_of, interval
-from benchmarks.distillation_data import agent, world
+from benchmarks.distillation_data import agent, make_world
 from benchmarks.distillation_peers import losses as published
 from stillhouse.distill.losses import decoupled_loss, hinton_loss, standardised_loss
 
@@ -21,30 +21,32 @@ def logits(rows: int = 40, actions: int = 5) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_peers_are_the_losses_of_the_engine_unbalanced(temperature: float) -> None:
-    student, teacher, outcomes = logits()
-    knowledge = teacher.exp()
-    for name, ours in (
-        ("kd", hinton_loss(student, knowledge, temperature)),
-        ("dkd", decoupled_loss(student, knowledge, outcomes, temperature, 8.0)),
+def test_the_peers_equal_the_unbalanced_losses_of_the_engine(temperature: float) -> None:
+    student, teacher, labels = logits()
+    teacher_probs = teacher.exp()
+    for name, our_loss in (
+        ("kd", hinton_loss(student, teacher_probs, temperature)),
+        ("dkd", decoupled_loss(student, teacher_probs, labels, temperature, 8.0)),
     ):
-        found = published.PUBLISHED[name](student, teacher, outcomes, temperature, 0.0)
-        assert found.item() == pytest.approx(ours.item(), rel=1e-4)
+        peer_loss = published.PUBLISHED[name](student, teacher, labels, temperature, 0.0)
+        assert peer_loss.item() == pytest.approx(our_loss.item(), rel=1e-4)
     bessel = (4 / 5) ** 0.5  # theirs divides by the sample deviation
-    found = published.PUBLISHED["standardised"](student, teacher, outcomes, temperature * bessel, 0.0)
-    assert found.item() == pytest.approx(
-        bessel**2 * standardised_loss(student, knowledge, temperature).item(), rel=1e-4
+    peer_loss = published.PUBLISHED["standardised"](student, teacher, labels, temperature * bessel, 0.0)
+    assert peer_loss.item() == pytest.approx(
+        bessel**2 * standardised_loss(student, teacher_probs, temperature).item(), rel=1e-4
     )
 
 
 @pytest.mark.parametrize("name", list(published.PUBLISHED))
-def test_outcomes_that_are_not_known_are_left_out(name: str) -> None:
-    student, teacher, outcomes = logits()
-    known = outcomes.clone()
-    known[10:] = -1
-    hard = torch.nn.functional.cross_entropy(student[:10], outcomes[:10])
-    assert published.PUBLISHED[name](student, teacher, known, 2.0, 1.0).item() == pytest.approx(hard.item())
-    assert published.hard(student, torch.full_like(outcomes, -1)) == 0
+def test_rows_without_a_label_are_left_out(name: str) -> None:
+    student, teacher, labels = logits()
+    partial_labels = labels.clone()
+    partial_labels[10:] = -1
+    label_loss = torch.nn.functional.cross_entropy(student[:10], labels[:10])
+    assert published.PUBLISHED[name](student, teacher, partial_labels, 2.0, 1.0).item() == pytest.approx(
+        label_loss.item()
+    )
+    assert published.label_loss(student, torch.full_like(labels, -1)) == 0
 
 
 def test_a_world_is_cut_without_overlap() -> None:
@@ -55,34 +57,38 @@ def test_a_world_is_cut_without_overlap() -> None:
     )
     config = agent({"x": {"type": "number"}}, 2, {"kind": "tabular"}, augment={"copies": 1})
     days = np.arange(200) // 10
-    found = world(config, lambda part: np.full((len(part), 2), 0.5), rows, rows, 0.6, 10, 3, days)
-    observed, held_out = set(found.lesson.x[:, 0].tolist()), set(found.held_out.x[:, 0].tolist())
-    assert observed | held_out == set(range(200)) and not observed & held_out
-    assert len(held_out) == 40 and int(found.lesson.has_label.sum()) == 80 and not found.made_up.has_label.any()
-    assert set(np.unique(np.array(sorted(held_out)) // 10 * 10)) <= held_out  # whole days
-    known = found.lesson.x[found.lesson.has_label, 0].numpy()
-    assert (np.bincount((known // 10).astype(int), minlength=20) % 10 == 0).all()
+    world = make_world(config, lambda part: np.full((len(part), 2), 0.5), rows, rows, 0.6, 10, 3, days)
+    training_x, validation_x = set(world.training_set.x[:, 0].tolist()), set(world.validation.x[:, 0].tolist())
+    assert training_x | validation_x == set(range(200)) and not training_x & validation_x
+    assert (
+        len(validation_x) == 40
+        and int(world.training_set.has_label.sum()) == 80
+        and not world.synthetic_rows.has_label.any()
+    )
+    assert set(np.unique(np.array(sorted(validation_x)) // 10 * 10)) <= validation_x  # whole days
+    labelled_x = world.training_set.x[world.training_set.has_label, 0].numpy()
+    assert (np.bincount((labelled_x // 10).astype(int), minlength=20) % 10 == 0).all()
 
 
 def test_an_interval_by_hand() -> None:
     """Mean 2, deviation 1, three seeds: 2 ± 4.303 / √3."""
-    found = interval(np.array([1.0, 2.0, 3.0]))
-    assert found["mean"] == 2 and found["high"] - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    result = interval(np.array([1.0, 2.0, 3.0]))
+    assert result["mean"] == 2 and result["high"] - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
 
 
-def minus(low: float, mean: float, high: float) -> dict[str, Any]:
+def interval_of(low: float, mean: float, high: float) -> dict[str, Any]:
     return {"low": low, "mean": mean, "high": high}
 
 
 def test_goals_are_counted_over_data_sets() -> None:
-    win, lost, unsure = minus(0.01, 0.02, 0.03), minus(-0.03, -0.02, -0.01), minus(-0.01, 0.01, 0.03)
-    found = {
+    win, lost, unsure = interval_of(0.01, 0.02, 0.03), interval_of(-0.03, -0.02, -0.01), interval_of(-0.01, 0.01, 0.03)
+    results = {
         "a": {"ours_minus": dict.fromkeys(("kd", "dkd", "standardised"), win)},
         "b": {"ours_minus": {"kd": unsure, "dkd": win, "standardised": win}},
         "c": {"ours_minus": {"kd": lost, "dkd": win, "standardised": win}},
         "clinc150": {"ours_minus": {"kd": win, "dkd": win, "standardised": lost}, "gap_closed": [0.7, 0.9, 0.8]},
     }
-    goals = {goal.name: goal for goal in goals_of(found)}
+    goals = {goal.name: goal for goal in goals_of(results)}
     wins = goals["wins_over_kd_dkd_std"]
     assert (wins.measured, wins.low, wins.high) == (2, 1, 2) and not wins.met
     assert goals["data_sets_below_plain_kd"].measured == 1

@@ -1,4 +1,4 @@
-"""The benchmark of detection measures the product's own parts, and its figures are what they are called."""
+"""The detection benchmark gives the same results as the product's functions, and its figures match their names."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def world(rows: int = 400) -> benchmark.World:
 
 @pytest.mark.parametrize("method", benchmark.METHODS, ids=lambda method: method.name)
 def test_runs_side_by_side_are_what_advance_does(method):
-    """The same units, drawn again from the same seed, through the product's ``advance``."""
+    """Compare with the product's ``advance`` on the same units, drawn again from the same seed."""
     toy, nulls, seed = world(), np.array([0.08, 0.1, 0.2]), [5]
-    _, first = benchmark.watched(toy, method, ("concept", 0.5), nulls, looks=20, seed=seed, block=20)
+    _, first = benchmark.run_evidence(toy, method, ("concept", 0.5), nulls, looks=20, seed=seed, block=20)
     generator = np.random.default_rng([73, *seed])
-    units = benchmark.drawn_units(toy, method, ("concept", 0.5), (3, 20), generator)
+    units = benchmark.draw_units(toy, method, ("concept", 0.5), (3, 20), generator)
     for number, null in enumerate(nulls):
         state = evidence.start(
             "disagreement",
@@ -47,10 +47,10 @@ def test_runs_side_by_side_are_what_advance_does(method):
 
 @pytest.mark.parametrize("method", benchmark.METHODS, ids=lambda method: method.name)
 def test_units_drawn_at_once_are_like_those_of_a_plan_for_each_look(method):
-    """Mean and spread of the units, against ``audit.plan`` look by look; the means within four standard errors."""
+    """Compare mean and spread of the units with ``audit.draw_rows`` look by look; means within four standard errors."""
     toy = world()
     generator = np.random.default_rng(1)
-    units = benchmark.drawn_units(toy, method, ("before", 0.0), (1, 1500), generator)[0]
+    units = benchmark.draw_units(toy, method, ("before", 0.0), (1, 1500), generator)[0]
     before = toy.pools["before"]
     expected = []
     for seed in range(1500):
@@ -68,8 +68,8 @@ def test_units_drawn_at_once_are_like_those_of_a_plan_for_each_look(method):
 
 def test_quartiles_leave_out_runs_that_alarmed_before_the_change():
     size = benchmark.Size(horizon=10)
-    found = benchmark.quartiles([0, 1, 2, 3, 11], size)
-    assert found == {"q25": 1.75, "median": 2.5, "q75": 5.0, "found": 0.75, "false": 0.2}
+    summary = benchmark.quartiles([0, 1, 2, 3, 11], size)
+    assert summary == {"q25": 1.75, "median": 2.5, "q75": 5.0, "found": 0.75, "false": 0.2}
     assert benchmark.median_delay([0, 0], size) == 11
 
 
@@ -78,5 +78,5 @@ def test_rows_of_a_scenario_are_mixed_as_its_share_says():
     generator = np.random.default_rng(2)
     before, after = (toy.pools[name].streams["brier"].mean() for name in ("before", "concept"))
     for share in (0.0, 0.3, 1.0):
-        losses, _ = benchmark.drawn_rows(toy, "brier", ("concept", share), (40, 500), generator)
+        losses, _ = benchmark.draw_scenario_rows(toy, "brier", ("concept", share), (40, 500), generator)
         assert losses.mean() == pytest.approx((1 - share) * before + share * after, abs=0.01)

@@ -1,4 +1,4 @@
-"""A few kills as in the benchmark, and that its counting finds what is lost, doubled or changed."""
+"""A short run loses no event, and the comparison detects lost, doubled and changed rows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import random
 from pathlib import Path
 
 from benchmarks.durability import goals_of
-from benchmarks.durability_life import Found, Place, compare, event, lived, pin
+from benchmarks.durability_run import RunFolders, RunResult, compare, event, pin, run_and_kill
 from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.spool import Spool
 
 
-def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
-    found = lived(Place(tmp_path), kills=9, seed=1)
-    assert found.kills.total() == 9 and found.acknowledged > 20
-    assert found.lost == found.doubled == found.windows_changed == []
-    assert {goal.name: goal.met for goal in goals_of(found)} == {
+def test_no_event_is_lost_or_doubled_by_kills_at_random_moments(tmp_path: Path) -> None:
+    result = run_and_kill(RunFolders(tmp_path), kills=9, seed=1)
+    assert result.kills.total() == 9 and result.acknowledged > 20
+    assert result.lost == result.doubled == result.windows_changed == []
+    assert {goal.name: goal.met for goal in goals_of(result)} == {
         "kills": False,
         "acknowledged_events_lost": True,
         "events_doubled": True,
@@ -23,22 +23,22 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path) -> 
     }
 
 
-def test_what_is_lost_doubled_or_changed_is_found(tmp_path: Path) -> None:
-    place, rng = Place(tmp_path), random.Random(0)
-    for folder in (place.spools, place.names, place.windows):
+def test_lost_doubled_and_changed_rows_are_counted(tmp_path: Path) -> None:
+    folders, rng = RunFolders(tmp_path), random.Random(0)
+    for folder in (folders.spools, folders.names, folders.windows):
         folder.mkdir(parents=True)
-    spool, base = Spool(place.spools), place.base()
+    spool, base = Spool(folders.spools), folders.base()
     for number in range(30):
         spool.put(event("decided", [f"decided:{number}"], rng), event("outcomes", [f"outcomes:{number}"], rng))
-    spool.put(event("decided", ["decided:29"], rng), event("taught", ["taught:0"], rng))
-    flush(base, place.spools)
-    (place.names / "one").write_text("".join(f"decided:{number}\n" for number in range(31)))
-    found = Found()
-    pin(place, random.Random(3), found)
-    (rows,) = place.windows.glob("*.rows")
+    spool.put(event("decided", ["decided:29"], rng), event("answered", ["answered:0"], rng))
+    flush(base, folders.spools)
+    (folders.names / "one").write_text("".join(f"decided:{number}\n" for number in range(31)))
+    result = RunResult()
+    pin(folders, random.Random(3), result)
+    (rows,) = folders.windows.glob("*.rows")
     rows.write_text(rows.read_text() + "another")
-    compare(place, base, found)
-    assert sorted(found.lost) == ["decided:30 in decisions", "decided:30 in observations"]
-    assert sorted(found.doubled) == ["decided:29 in decisions", "decided:29 in observations"]
-    assert found.acknowledged == 31 and found.unacknowledged == 31
-    assert found.windows == 1 and found.windows_changed == [rows.stem]
+    compare(folders, base, result)
+    assert sorted(result.lost) == ["decided:30 in decisions", "decided:30 in observations"]
+    assert sorted(result.doubled) == ["decided:29 in decisions", "decided:29 in observations"]
+    assert result.acknowledged == 31 and result.unacknowledged == 31
+    assert result.windows == 1 and result.windows_changed == [rows.stem]

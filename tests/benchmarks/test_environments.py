@@ -1,4 +1,4 @@
-"""Every environment that a make target or a benchmark makes has every version pinned."""
+"""Every environment of a make target or a benchmark pins all versions."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_an_environment_names_one_version_of_each_package(name: str) -> None:
 
 
 def test_every_peer_has_its_file() -> None:
-    named = set()
+    peers_in_code = set()
     for file in (ROOT / "benchmarks").rglob("*.py"):
-        named |= set(re.findall(r"\bpeer\(\"([\w-]+)\"", file.read_text(encoding="utf-8")))
-    assert named <= set(PEERS)
+        peers_in_code |= set(re.findall(r"\bpeer\(\"([\w-]+)\"", file.read_text(encoding="utf-8")))
+    assert peers_in_code <= set(PEERS)
 
 
 def test_make_installs_nothing_that_is_not_pinned() -> None:
@@ -42,6 +42,6 @@ def test_make_installs_nothing_that_is_not_pinned() -> None:
     assert len(installs) == 4
     for line in installs:
         pinned = "--requirement environments/" in line or "--editable" in line  # under PIP_CONSTRAINT
-        assert pinned or ("--no-deps" in line and all("==" in each for each in line.split() if each[0] not in "-")), (
-            line
-        )
+        assert pinned or (
+            "--no-deps" in line and all("==" in argument for argument in line.split() if argument[0] not in "-")
+        ), line

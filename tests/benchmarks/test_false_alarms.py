@@ -1,4 +1,4 @@
-"""The benchmark of false alarms measures the product's own parts, and the promise holds on seeds of its own."""
+"""The false-alarm benchmark gives the same results as the product's functions, and the promised rate holds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ HOUR = timedelta(hours=1)
 
 @pytest.mark.parametrize("world", benchmark.WORLDS[3::4], ids=lambda world: world.name)
 def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
-    """The same losses, through ``start``, ``advance``, ``joint`` and ``continued``, alarm by alarm."""
+    """Compare with ``start``, ``advance``, ``joint_evidence`` and ``continue_or_restart`` on the same losses."""
     losses = benchmark.Losses(world, 3, [5])
-    known = benchmark.baselines(losses, 60)
+    baselines_by_process = benchmark.estimate_baselines(losses, 60)
     null = np.repeat(np.array(benchmark.MEANS)[:, None], 3, axis=1)
-    watch = benchmark.Detectors.begun(benchmark.promise_of(known, null, world.units, 4))
+    watch = benchmark.Detectors.start(benchmark.process_settings(baselines_by_process, null, world.units, 4))
     states = {
         (process, seed): evidence.start(
             name,
@@ -28,44 +28,44 @@ def test_seeds_side_by_side_are_what_a_watch_does(world) -> None:
             null_mean=null[process, seed],
             average_run_length=4,
             share=1 / 3,
-            autocorrelation=known[process][seed].autocorrelation,
-            step_deviation=known[process][seed].step_deviation,
+            autocorrelation=baselines_by_process[process][seed].autocorrelation,
+            step_deviation=baselines_by_process[process][seed].step_deviation,
         )
         for process, name in enumerate(("disagreement", "student_outcomes", "teacher_outcomes"))
         for seed in range(3)
     }
-    begun, alarms = dict(states), 0
+    initial_states, alarms = dict(states), 0
     for _ in range(40):
         units = losses.units(0.05)
         alarmed = watch.look(units)
-        for place, state in states.items():
-            states[place] = evidence.advance(state, units[place], start=state.end, end=state.end + HOUR, rows=1)
+        for key, state in states.items():
+            states[key] = evidence.advance(state, units[key], start=state.end, end=state.end + HOUR, rows=1)
         for seed in range(3):
-            together, threshold = evidence.joint_evidence([states[process, seed] for process in range(3)])
-            assert (together >= threshold) == alarmed[seed]
+            joint, threshold = evidence.joint_evidence([states[process, seed] for process in range(3)])
+            assert (joint >= threshold) == alarmed[seed]
             if alarmed[seed]:
                 alarms += 1
                 for process in range(3):
                     last = states[process, seed]
-                    anew = begun[process, seed].model_copy(
+                    restarted = initial_states[process, seed].model_copy(
                         update={"since": last.end, "start": last.end, "end": last.end}
                     )
-                    states[process, seed] = evidence.continue_or_restart(last, anew, last.end)
+                    states[process, seed] = evidence.continue_or_restart(last, restarted, last.end)
         watch.restart(alarmed)
     assert alarms > 3
 
 
 @pytest.mark.parametrize("world", benchmark.WORLDS[:3:2], ids=lambda world: world.name)
 def test_the_budget_holds_for_all_processes_together(world) -> None:
-    """At most one alarm in a hundred steps, within the error of the simulation, restarted after each."""
-    found = benchmark.rate(world, benchmark.Size(seeds=60, looks=150, history=100), [17])
-    _, low, _ = benchmark.interval(found["now"])
+    """At most one alarm in a hundred steps, within the simulation's error, with a restart after each alarm."""
+    rates = benchmark.measure_rate(world, benchmark.Size(seeds=60, looks=150, history=100), [17])
+    _, low, _ = benchmark.interval(rates["now"])
     assert low <= 1.0
 
 
 def test_processes_with_budgets_of_their_own_do_not_hold_it() -> None:
-    found = benchmark.rate(benchmark.WORLDS[0], benchmark.Size(seeds=60, looks=100, history=20), [18])
-    assert benchmark.interval(found["before"])[0] > benchmark.interval(found["now"])[0]
+    rates = benchmark.measure_rate(benchmark.WORLDS[0], benchmark.Size(seeds=60, looks=100, history=20), [18])
+    assert benchmark.interval(rates["before"])[0] > benchmark.interval(rates["now"])[0]
 
 
 def test_the_means_of_an_autoregressive_world() -> None:

@@ -1,4 +1,4 @@
-"""The pages quote the measured figures and no others."""
+"""The generated pages equal the result files."""
 
 from __future__ import annotations
 

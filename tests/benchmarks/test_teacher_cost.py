@@ -1,4 +1,4 @@
-"""The streams shift where they say, the policies ask what they promise, and margin sampling is read at its cheapest."""
+"""Shifts of the streams, rows that the policies query, and the cheapest mixture of margin sampling."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 
 from benchmarks import teacher_cost as bench
-from benchmarks.teacher_cost import Played, margin_calls
+from benchmarks.teacher_cost import StreamResult, margin_calls
 
 
-def played(accuracy: float, calls: int) -> Played:
-    return Played(accuracy, calls, 1000, (), (), 0, 0.0)
+def stream_result(accuracy: float, calls: int) -> StreamResult:
+    return StreamResult(accuracy, calls, 1000, (), (), 0, 0.0)
 
 
 def test_margin_sampling_is_read_on_the_upper_hull() -> None:
     run = {
-        "never": played(0.5, 0),
-        "margin 0.1": played(0.7, 100),
-        "margin above 0.5": played(0.71, 200),
-        "margin 0.3": played(0.8, 300),
-        "always": played(0.9, 1000),
-        "uniform 0.1": played(0.99, 1),
+        "never": stream_result(0.5, 0),
+        "margin 0.1": stream_result(0.7, 100),
+        "margin above 0.5": stream_result(0.71, 200),
+        "margin 0.3": stream_result(0.8, 300),
+        "always": stream_result(0.9, 1000),
+        "uniform 0.1": stream_result(0.99, 1),
     }
-    assert margin_calls(run | {"ours": played(0.6, 1)}) == pytest.approx(50)
-    assert margin_calls(run | {"ours": played(0.75, 1)}) == pytest.approx(200)
-    assert margin_calls(run | {"ours": played(0.85, 1)}) == pytest.approx(650)
-    assert margin_calls(run | {"ours": played(0.95, 1)}) == 1000
-    assert margin_calls(run | {"ours": played(0.4, 1)}) == 1
+    assert margin_calls(run | {"ours": stream_result(0.6, 1)}) == pytest.approx(50)
+    assert margin_calls(run | {"ours": stream_result(0.75, 1)}) == pytest.approx(200)
+    assert margin_calls(run | {"ours": stream_result(0.85, 1)}) == pytest.approx(650)
+    assert margin_calls(run | {"ours": stream_result(0.95, 1)}) == 1000
+    assert margin_calls(run | {"ours": stream_result(0.4, 1)}) == 1
 
 
 @pytest.mark.parametrize("make", [bench.sea, bench.loans])
@@ -41,17 +41,17 @@ def test_the_rule_of_a_made_stream_changes_twice(make) -> None:
 
 def test_ours_asks_little_while_nothing_moves_and_much_after_evidence() -> None:
     policy = bench.OnEvidence(null=0.1, calm=5, alert=20, burst=100, burst_step=50)
-    x, said = np.random.default_rng(0).normal(size=(200, 2)), np.tile([0.8, 0.2], (200, 1))
+    x, student_probs = np.random.default_rng(0).normal(size=(200, 2)), np.tile([0.8, 0.2], (200, 1))
     for seed in range(20):
-        asked = policy.choose(x, [said, said], seed)
-        assert len(asked) == 5
-        policy.told(np.full(5, 0.02))
+        queried = policy.choose(x, [student_probs, student_probs], seed)
+        assert len(queried) == 5
+        policy.observe_losses(np.full(5, 0.02))
     counts = []
     for seed in range(20, 40):
-        asked = policy.choose(x, [said, said], seed)
-        assert len(asked) == len(set(asked.tolist()))
-        counts.append(len(asked))
-        policy.told(np.full(len(asked), 0.9 if policy.alarms == 0 else 0.02))
+        queried = policy.choose(x, [student_probs, student_probs], seed)
+        assert len(queried) == len(set(queried.tolist()))
+        counts.append(len(queried))
+        policy.observe_losses(np.full(len(queried), 0.9 if policy.alarms == 0 else 0.02))
     assert policy.alarms == 1 and counts[0] == 5
     assert counts.count(70) == 2  # the burst: two steps of 50 beside an audit of 20
     assert counts[-1] == 5
@@ -61,7 +61,7 @@ def test_a_policy_plays_a_stream_to_its_end() -> None:
     stream, settings = bench.sea(2, 1500), bench.settings_of(2).model_copy(update={"epochs": 2})
     first, null = bench.first_student(stream, settings, 2)
     assert 0 < null < 1
-    never = bench.play(stream, first, bench.AtRandom(0.0), settings, 2)
+    no_row = bench.play(stream, first, bench.AtRandom(0.0), settings, 2)
     some = bench.play(stream, first, bench.ByMargin(share=0.1), settings, 2)
-    assert never.calls == 0 and some.calls == pytest.approx(150, abs=3)
-    assert 0.5 < never.accuracy < 1 and never.rows == 1500 and len(some.phases) == 3
+    assert no_row.calls == 0 and some.calls == pytest.approx(150, abs=3)
+    assert 0.5 < no_row.accuracy < 1 and no_row.rows == 1500 and len(some.phases) == 3
