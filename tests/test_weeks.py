@@ -50,7 +50,7 @@ def shown(*, terminal: bool) -> str:
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=terminal, no_color=True)
     with WeekBoard("flights", len(weeks()), console) as board:
-        board.say("the first weeks pass")
+        board.show_status("the first weeks pass")
         for week in weeks():
             board.add(week)
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
