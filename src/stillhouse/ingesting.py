@@ -62,7 +62,7 @@ def _drop_ingested(
     require_distinct(rows.columns, f"{table} of agent {base.config.agent!r}")
     if missing := [name for name in keys if name not in rows.columns]:
         raise SchemaError(f"{table} of agent {base.config.agent!r} lack the columns {missing}")
-    stored = base.read(table, Window(name="lived", start=start, end=end), keys)
+    stored = base.read(table, Window(name="ingested", start=start, end=end), keys)
     return rows[~_to_keys(rows[keys]).isin(_to_keys(stored))]
 
 

@@ -48,7 +48,7 @@ def format_reasons(reasons: tuple[Reason, ...]) -> str:
     """The reasons as a list, one a line; in a table Prefect would cut off long sentences.
 
     >>> print(format_reasons((Reason(measure="psi", failed=True, text="dep_delay has moved"),)))
-    - **failed** `psi`: dep\\_delay has moved
+    - **failed** `psi`: dep_delay has moved
     """
     lines = (f"{'**failed**' if r.failed else 'passed'} {code(r.measure)}: {md(r.text)}" for r in reasons)
     return "\n".join(f"- {line}" for line in lines)

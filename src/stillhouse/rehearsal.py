@@ -52,10 +52,6 @@ _SOURCE_PERIOD = timedelta(weeks=2)
 def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     """Check sources, data contract, windows, teachers, student and variant in turn; yield a line for each passed check.
 
-    >>> import stillhouse
-    >>> from stillhouse.rehearsal import rehearse
-    >>> lines = list(rehearse(stillhouse.load_config("flights")))  # doctest: +SKIP
-
     :param rows: rows of the short pass through teachers and student; contract and windows use all rows of two weeks.
     :raises StillhouseError: at the first check that fails, with the remedy.
     """
@@ -110,7 +106,7 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         pack = variant_writer(config.agent, config.actions, {})
         variant = search(lambda: target, fp32_only, SizeLimits(), pack, Path(folder)).reference
         student_probs = Variant(variant.folder).predict_proba(future)
-    result = f"is trained, becomes ONNX ({variant.bytes:,} bytes) and decides {len(student_probs)} rows"
+    result = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(student_probs)} rows"
     yield f"student ({config.student.kind}): {result}"
     cascade = config.runtime.cascade
     if cascade is not None:

@@ -49,8 +49,10 @@ def test_a_reason_is_one_item(value: str) -> None:
         summary=f"# place={value}",
         reasons=(reason,),
     )
-    assert "\n" not in pages.reasons((reason,)) and "<img" not in pages.reasons((reason,)).split("`: ")[-1]
-    heading = pages.heading(verdict).splitlines()
+    assert (
+        "\n" not in pages.format_reasons((reason,)) and "<img" not in pages.format_reasons((reason,)).split("`: ")[-1]
+    )
+    heading = pages.format_heading(verdict).splitlines()
     assert len(heading) == 5 and heading[2].startswith("\\# place=")
 
 

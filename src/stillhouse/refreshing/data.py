@@ -269,7 +269,7 @@ def build_training_set(
 ) -> TrainingSet:
     """A training set of rows that are already encoded with ``columns``, ``[n, D]``.
 
-    >>> x, columns = np.zeros((2, 1), np.float32), [{"name": "delay", "kind": "number", "mean": 0.0, "std": 1.0}]
+    >>> x, columns = np.zeros((2, 1), np.float32), [{"name": "delay", "type": "number"}]
     >>> training_set = build_training_set(x, np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, -1]), columns)
     >>> training_set.has_label.tolist()
     [True, False]
