@@ -42,12 +42,12 @@ STATIONS = {
         "gather_knowledge",
         "compare_teachers",
     ),
-    "stillhouse.refreshing.modes.redistil": ("Redistil.student", "Redistil.compress"),
+    "stillhouse.refreshing.modes.redistil": ("Redistil.make_student", "Redistil.compress"),
     "stillhouse.refreshing.proving": ("prove_challenger",),
     "stillhouse.refreshing.publishing": ("log_models", "judge_challenger", "settle_refresh"),
     "stillhouse.watching.deciding": ("measure_drift", "decide_response"),
     "stillhouse.watching.evidence": ("gather_evidence", "follow_weights"),
-    "stillhouse.watching.publishing": ("log_watch", "watch_figures"),
+    "stillhouse.watching.publishing": ("log_watch", "draw_watch_figures"),
     "stillhouse.data_contract": ("check",),
     "data_checks.check": ("check",),
 }
@@ -128,16 +128,16 @@ def station_medians(pairs_by_job: dict[str, list[dict[str, Any]]]) -> dict[str, 
 def prepare(home: Path, weeks: int) -> tuple[Path, datetime]:
     """Run the flights agent for ``weeks`` weeks, the last two with its first champion; return the store and the end."""
     import stillhouse
-    from stillhouse.living import live
+    from stillhouse.ingesting import ingest
 
     use_home(home)
     since, week = config.load("flights").observations.since, timedelta(weeks=1)
     bootstrap, now = since + (weeks - 2) * week, since + weeks * week
-    live("flights", since, bootstrap)
+    ingest("flights", since, bootstrap)
     stillhouse.refresh("flights", bootstrap, trigger="bootstrap", cause="the benchmark's first champion")
-    live("flights", bootstrap, now - week)
+    ingest("flights", bootstrap, now - week)
     stillhouse.watch("flights", now - week)
-    live("flights", now - week, now)
+    ingest("flights", now - week, now)
     return home, now
 
 

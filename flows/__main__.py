@@ -22,7 +22,7 @@ from stillhouse.terminal import Console, Table, report_errors
 from tasks.prefect_server import ensure_server, without_heartbeats
 
 if TYPE_CHECKING:
-    from stillhouse.demonstrating import Year
+    from stillhouse.demonstrating import DemoResult
     from stillhouse.knowledge.upkeep import UpkeepReport
     from stillhouse.records import Verdict
 
@@ -51,7 +51,7 @@ def demo(
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the table tells it better
     flow = _flow("demo", agent)
 
-    _show_year(flow(agent=agent, weeks=weeks))
+    _show_demo(flow(agent=agent, weeks=weeks))
 
 
 @app.command()
@@ -177,7 +177,7 @@ def _show(verdict: Verdict) -> None:
     console.print(table)
 
 
-def _show_year(year: Year) -> None:
+def _show_demo(year: DemoResult) -> None:
     s = year.summary
     name = {"auc": "AUC", "accuracy": "accuracy"}[s.measure]
     console.print(

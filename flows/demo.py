@@ -12,7 +12,14 @@ from pydantic import Field
 from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse import config
-from stillhouse.demonstrating import Year, first_champion, lived_week, refreshed, watched, week_ends
+from stillhouse.demonstrating import (
+    DemoResult,
+    find_first_champion,
+    find_watch_verdict,
+    has_gate_verdict,
+    list_week_ends,
+    score_week,
+)
 from stillhouse.weeks import WeekBoard
 from tasks import demonstrating, living
 from tasks.common import AgentName
@@ -25,7 +32,7 @@ def demo(
     agent: AgentName = "flights",
     bootstrap_weeks: Annotated[int, Field(ge=2, le=26)] = 8,
     weeks: Annotated[int | None, Field(ge=1, le=520)] = None,
-) -> Year:
+) -> DemoResult:
     """Bootstrap a champion on the first weeks; then let each week pass: decide, learn outcomes, watch, refresh.
 
     A demo that was interrupted goes on where it stopped; one that is finished is summed up again.
@@ -36,22 +43,22 @@ def demo(
         weeks: weeks played after that; empty: as many as the source has
     """
     start, week = config.load(agent).observations.since, timedelta(weeks=1)
-    ends = week_ends(agent, bootstrap_weeks, weeks)
+    ends = list_week_ends(agent, bootstrap_weeks, weeks)
     first, began, past = ends[0] - week, time.monotonic(), []
     # `.fn`: inside this run, whose page then shows the whole demo
     with WeekBoard(agent, len(ends)) as board:
-        board.say("the first weeks pass, and the first champion is made")
+        board.show_status("the first weeks pass, and the first champion is made")
         living.live(agent, start, first)
-        if not refreshed(agent, first):
+        if not has_gate_verdict(agent, first):
             refresh.fn(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
-        never_refreshed = first_champion(agent)
+        never_refreshed = find_first_champion(agent)
         for end in ends:
-            board.say(f"the week to {end:%d %b} passes")
+            board.show_status(f"the week to {end:%d %b} passes")
             living.live(agent, end - week, end)
-            verdict = watched(agent, end) or watch.fn(agent=agent, as_of=end)
-            if verdict.refresh_mode is not None and not refreshed(agent, end):
-                board.say(f"week to {end:%d %b}: {verdict.response}")
+            verdict = find_watch_verdict(agent, end) or watch.fn(agent=agent, as_of=end)
+            if verdict.refresh_mode is not None and not has_gate_verdict(agent, end):
+                board.show_status(f"week to {end:%d %b}: {verdict.response}")
                 refresh.fn(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id, mode=verdict.refresh_mode)
-            past.append(lived_week(agent, end, never_refreshed))
+            past.append(score_week(agent, end, never_refreshed))
             board.add(past[-1])
-    return demonstrating.sum_up(agent, past, time.monotonic() - began)
+    return demonstrating.summarize(agent, past, time.monotonic() - began)

@@ -23,4 +23,4 @@ def live(agent: AgentName, end: datetime, start: datetime | None = None) -> int:
         end: up to when (UTC)
         start: from when (UTC); empty: where the knowledge base ends, or `observations.since`
     """
-    return living.live(agent, living.beginning(agent, start), end)
+    return living.live(agent, living.find_start(agent, start), end)

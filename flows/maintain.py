@@ -27,7 +27,7 @@ def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> Upk
     """
     with upkeep_lock(agent):
         flushed = maintaining.flush_spools(agent)
-        now = maintaining.moment(agent, as_of)
+        now = maintaining.resolve_time(agent, as_of)
         learned = maintaining.learned_windows(agent)
         done = UpkeepReport(
             agent=agent,

@@ -12,7 +12,7 @@ from stillhouse.locks import refresh_lock
 from stillhouse.records import Refresh, RefreshModeName, Verdict
 from stillhouse.refreshing.modes import fall_back
 from stillhouse.refreshing.publishing import closing_on_failure
-from stillhouse.refreshing.session import opened_session
+from stillhouse.refreshing.session import session_scope
 from tasks import refreshing, reporting
 from tasks.common import AgentName
 
@@ -49,8 +49,8 @@ def refresh(
     """
     with refresh_lock(agent):
         request = refreshing.request_refresh(agent, as_of, trigger, cause, teacher, mode)
-        with opened_session(request):
-            closed = refreshing.answered_alarm(request)
+        with session_scope(request):
+            closed = refreshing.find_answering_verdict(request)
             if closed is not None:
                 return closed
             refreshing.require_learnable(request)

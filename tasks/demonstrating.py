@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stillhouse import demonstrating
-from stillhouse.demonstrating import Week, Year
+from stillhouse.demonstrating import DemoResult, Week
 from tasks.common import engine_task
 
-__all__ = ["sum_up"]
+__all__ = ["summarize"]
 
 
 @engine_task("sum up")
-def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
+def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
     """Write summary, table and figure of the weeks."""
-    return demonstrating.sum_up(agent, weeks, seconds)
+    return demonstrating.summarize(agent, weeks, seconds)

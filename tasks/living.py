@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from stillhouse import living
-from stillhouse.living import beginning
+from stillhouse import ingesting
+from stillhouse.ingesting import find_start
 from tasks.common import engine_task
 
-__all__ = ["beginning", "live"]
+__all__ = ["find_start", "live"]
 
 
 @engine_task("live until {end:%Y-%m-%d}")
 def live(agent: str, start: datetime, end: datetime) -> int:
     """Observations arrive, the champion decides them, and outcomes come in; observations added."""
-    return living.live(agent, start, end)
+    return ingesting.ingest(agent, start, end)

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from stillhouse import maintaining
 from stillhouse.knowledge.flush import FlushResult
 from stillhouse.knowledge.upkeep import CompactionResult, DeletedRows, UpkeepReport, VacuumResult
-from stillhouse.maintaining import Learned, moment
+from stillhouse.maintaining import ModelWindows, resolve_time
 from tasks.common import artifact_key, engine_task
 
 __all__ = [
@@ -19,9 +19,9 @@ __all__ = [
     "free",
     "learned_windows",
     "look_for_damage",
-    "moment",
     "publish",
     "remove_old_rows",
+    "resolve_time",
 ]
 
 
@@ -32,15 +32,15 @@ def flush_spools(agent: str) -> FlushResult:
 
 
 @engine_task("which windows are in use")
-def learned_windows(agent: str) -> Learned:
+def learned_windows(agent: str) -> ModelWindows:
     """The windows of every registered version; where the registry cannot tell, why not."""
-    return maintaining.learned_windows(agent)
+    return maintaining.read_model_windows(agent)
 
 
 @engine_task("look for damage")
 def look_for_damage(agent: str) -> tuple[str, ...]:
     """What is wrong with the tables, a sentence each."""
-    return maintaining.look_for_damage(agent)
+    return maintaining.find_damage(agent)
 
 
 @engine_task("compact")
@@ -50,15 +50,15 @@ def compact(agent: str) -> tuple[CompactionResult, ...]:
 
 
 @engine_task("remove old rows")
-def remove_old_rows(agent: str, as_of: datetime, learned: Learned) -> tuple[DeletedRows, ...]:
+def remove_old_rows(agent: str, as_of: datetime, learned: ModelWindows) -> tuple[DeletedRows, ...]:
     """Delete rows past their retention that no registered model learned from."""
-    return maintaining.remove_old_rows(agent, as_of, learned)
+    return maintaining.delete_old_rows(agent, as_of, learned)
 
 
 @engine_task("free the disk")
-def free(agent: str, learned: Learned) -> tuple[VacuumResult, ...]:
+def free(agent: str, learned: ModelWindows) -> tuple[VacuumResult, ...]:
     """Delete files of table versions that nobody needs."""
-    return maintaining.free(agent, learned)
+    return maintaining.vacuum(agent, learned)
 
 
 @engine_task("publish")
@@ -66,5 +66,5 @@ def publish(done: UpkeepReport) -> None:
     """The report as an artifact; what is wrong is logged as well."""
     for problem in (*done.flushed.problems, *done.problems, *filter(None, [done.nothing_removed])):
         get_run_logger().warning("%s", problem)
-    key, page = artifact_key("maintain", done.agent), maintaining.markdown(done)
-    create_markdown_artifact(page, key=key, description=maintaining.line(done))
+    key, page = artifact_key("maintain", done.agent), maintaining.format_report(done)
+    create_markdown_artifact(page, key=key, description=maintaining.summarize_report(done))

@@ -9,16 +9,16 @@ from data_checks.check import check
 from stillhouse import config
 from stillhouse.records import DataReport, Frontier, Proof, Refresh, RefreshModeName, StudentRef, TeacherRef, Verdict
 from stillhouse.refreshing import modes, opening, proving, publishing, teaching
-from stillhouse.refreshing.session import RefreshRequest, Trigger, session_of
+from stillhouse.refreshing.session import RefreshRequest, Trigger, get_session
 from stillhouse.refreshing.session import request_refresh as request_of
 from tasks.common import engine_task
 
 __all__ = [
-    "answered_alarm",
     "check_data",
     "compare_teachers",
     "compress",
     "examine_teacher",
+    "find_answering_verdict",
     "gather_knowledge",
     "judge",
     "log_models",
@@ -46,99 +46,99 @@ def request_refresh(
     return request_of(agent, as_of, trigger, cause, teacher, mode)
 
 
-def answered_alarm(request: RefreshRequest) -> Verdict | None:
+def find_answering_verdict(request: RefreshRequest) -> Verdict | None:
     """The verdict of a refresh that has closed the alarm since."""
-    return opening.answered_alarm(session_of(request), request)
+    return opening.find_answering_verdict(get_session(request), request)
 
 
 def require_learnable(request: RefreshRequest) -> None:
     """Refuse a moment that comes too early."""
-    opening.require_learnable(session_of(request), request)
+    opening.require_learnable(get_session(request), request)
 
 
 @engine_task("check data: {request.window.name}")
 def check_data(request: RefreshRequest) -> DataReport:
     """Hold the training and test window against the data contract; bad rows go to quarantine."""
-    session, docs = session_of(request), config.home() / "data_docs" / request.agent
+    session, docs = get_session(request), config.home() / "data_docs" / request.agent
     return session.base.quarantine(*check(session.data.raw, request.window, session.settings, docs=docs))
 
 
 @engine_task("open refresh")
 def open_refresh(request: RefreshRequest, data: DataReport) -> Refresh:
     """Open the MLflow run of this refresh, or find what an earlier run of the same request left."""
-    return opening.open_refresh(session_of(request), request, data)
+    return opening.open_refresh(get_session(request), request, data)
 
 
 @engine_task("plan: {job.mode}")
 def plan(job: Refresh) -> Refresh:
     """The refresh as its mode does it, or as the mode that it falls back to."""
-    return modes.plan_refresh(session_of(job))
+    return modes.plan_refresh(get_session(job))
 
 
 @engine_task("teacher: {job.teacher}")
 def prepare_teacher(job: Refresh) -> TeacherRef:
     """Fit the teachers that learn on the training window, or fetch the champion's."""
-    return teaching.prepare_teacher(session_of(job))
+    return teaching.prepare_teacher(get_session(job))
 
 
 @engine_task("weigh teachers")
 def weigh_teachers(job: Refresh, teacher: TeacherRef) -> TeacherRef:
     """The same teachers under the weights that the labels of the training window speak for."""
-    return teaching.weigh_teachers(session_of(job), teacher) if modes.mode_of(job).weighs_teachers(job) else teacher
+    return teaching.weigh_teachers(get_session(job), teacher) if modes.get_mode(job).weighs_teachers(job) else teacher
 
 
 @engine_task("examine teacher")
 def examine_teacher(job: Refresh, teacher: TeacherRef) -> Verdict:
     """Whether the teacher may teach."""
-    return teaching.examine_teacher(session_of(job), teacher)
+    return teaching.examine_teacher(get_session(job), teacher)
 
 
 @engine_task("gather knowledge")
 def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
     """Teacher probabilities for the rows to learn from; rows added."""
-    session = session_of(job)
-    rows = modes.mode_of(job).rows_to_teach(session, teacher)
+    session = get_session(job)
+    rows = modes.get_mode(job).select_rows_to_label(session, teacher)
     return teaching.gather_knowledge(session, rows, teacher) if rows is not None else 0
 
 
 @engine_task("compare teachers")
 def compare_teachers(job: Refresh, teacher: TeacherRef) -> None:
     """Where the teachers contradict each other, and who was right."""
-    if modes.mode_of(job).compares_teachers:
-        teaching.compare_teachers(session_of(job), teacher)
+    if modes.get_mode(job).compares_teachers:
+        teaching.compare_teachers(get_session(job), teacher)
 
 
 @engine_task("student: {job.mode}")
 def make_student(job: Refresh, teacher: TeacherRef) -> StudentRef | None:
     """The student; None where another mode has to take over."""
-    return modes.mode_of(job).student(session_of(job), teacher)
+    return modes.get_mode(job).make_student(get_session(job), teacher)
 
 
 @engine_task("compress")
 def compress(job: Refresh, teacher: TeacherRef, student: StudentRef) -> Frontier:
     """The student in many smaller forms, made and measured here, and the one that fits the budgets best."""
-    return modes.mode_of(job).compress(session_of(job), teacher, student)
+    return modes.get_mode(job).compress(get_session(job), teacher, student)
 
 
 @engine_task("prove")
 def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Proof:
     """Scorecards for all models on the validation days, the test window and the champion's own test window."""
-    return proving.prove_challenger(session_of(job), teacher, student, frontier)
+    return proving.prove_challenger(get_session(job), teacher, student, frontier)
 
 
 @engine_task("log to MLflow")
 def log_models(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Frontier, proof: Proof) -> None:
     """Teacher, student and every candidate: a nested run and a logged model each."""
-    publishing.log_models(session_of(job), teacher, student, frontier, proof)
+    publishing.log_models(get_session(job), teacher, student, frontier, proof)
 
 
 @engine_task("judge")
 def judge(job: Refresh, proof: Proof) -> Verdict:
     """The gate's verdict, stored before any alias moves."""
-    return publishing.judge_challenger(session_of(job), proof)
+    return publishing.judge_challenger(get_session(job), proof)
 
 
 @engine_task("settle: {verdict.result}")
 def settle(job: Refresh, verdict: Verdict) -> None:
     """Do what the verdict says, record it, close the run."""
-    publishing.settle_refresh(session_of(job), verdict)
+    publishing.settle_refresh(get_session(job), verdict)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from prefect.artifacts import create_markdown_artifact
 
 from data_checks.report import markdown
-from stillhouse.pages import heading, line
+from stillhouse.pages import format_heading, format_line
 from stillhouse.records import DataReport, DriftReport, Refresh, TeacherWeights, Verdict
-from stillhouse.refreshing.page import refresh_page
-from stillhouse.refreshing.session import session_of
-from stillhouse.watching.publishing import log_watch, watch_figures, watch_page
-from stillhouse.watching.window import window_of
+from stillhouse.refreshing.page import format_refresh_page
+from stillhouse.refreshing.session import get_session
+from stillhouse.watching.publishing import draw_watch_figures, format_watch_page, log_watch
+from stillhouse.watching.window import get_window
 from tasks.common import artifact_key, engine_task
 
 __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
@@ -21,23 +21,23 @@ def publish_watch(
     verdict: Verdict, data: DataReport, report: DriftReport | None, weights: TeacherWeights | None = None
 ) -> None:
     """The watch's verdict, data checks, evidence and drift: an artifact here, curves and figures in MLflow."""
-    watched = window_of(verdict.agent, data.window)
-    figures = watch_figures(watched, verdict, report, weights)
+    watched = get_window(verdict.agent, data.window)
+    figures = draw_watch_figures(watched, verdict, report, weights)
     run_id = log_watch(watched, verdict, data, report, figures, weights) if report else None
-    page = watch_page(watched, verdict, data, markdown(data), report, weights, figures, run_id)
-    create_markdown_artifact(page, key=artifact_key("watch", verdict.agent), description=line(verdict))
+    page = format_watch_page(watched, verdict, data, markdown(data), report, weights, figures, run_id)
+    create_markdown_artifact(page, key=artifact_key("watch", verdict.agent), description=format_line(verdict))
 
 
 @engine_task("publish")
 def publish_refresh(job: Refresh, verdict: Verdict) -> None:
     """The gate's verdict and the scorecards of all models of the refresh."""
-    session = session_of(job)
-    page = refresh_page(job, verdict, session.base, session.registry)
-    create_markdown_artifact(page, key=artifact_key("refresh", job.agent), description=line(verdict))
+    session = get_session(job)
+    page = format_refresh_page(job, verdict, session.base, session.registry)
+    create_markdown_artifact(page, key=artifact_key("refresh", job.agent), description=format_line(verdict))
 
 
 @engine_task("publish")
 def publish_promotion(verdict: Verdict) -> None:
     """Who is champion now, instead of whom, and why."""
     key = artifact_key("promotion", verdict.agent)
-    create_markdown_artifact(heading(verdict), key=key, description=line(verdict))
+    create_markdown_artifact(format_heading(verdict), key=key, description=format_line(verdict))

@@ -10,7 +10,7 @@ from data_checks.check import check
 from stillhouse import config
 from stillhouse.records import Cost, DataReport, DriftReport, TeacherWeights, Verdict, Window
 from stillhouse.watching import deciding, evidence
-from stillhouse.watching.window import open_window, window_of
+from stillhouse.watching.window import get_window, open_window
 from tasks.common import engine_task
 
 __all__ = [
@@ -30,13 +30,13 @@ def check_data(agent: str, window: Window) -> DataReport:
 
     It is held against the champion's profile too: drift shows in the Data Docs, and refuses nothing.
     """
-    watched, champion = window_of(agent, window), window_of(agent, window).champion
+    watched, champion = get_window(agent, window), get_window(agent, window).champion
     report, bad = check(
         watched.raw,
         window,
         watched.settings,
         reference=champion.profile if champion else None,
-        limits=watched.usual_psi,
+        limits=watched.psi_limits,
         docs=config.home() / "data_docs" / agent,
         pages="on_failure",
     )
@@ -46,19 +46,19 @@ def check_data(agent: str, window: Window) -> DataReport:
 @engine_task("gather evidence")
 def gather_evidence(agent: str, as_of: datetime, data: DataReport) -> Cost | None:
     """Audit the steps that have ended since the last watch and count what outcomes arrived; what that cost."""
-    return evidence.gather_evidence(window_of(agent, data.window), as_of, data)
+    return evidence.gather_evidence(get_window(agent, data.window), as_of, data)
 
 
 @engine_task("follow weights")
 def follow_weights(agent: str, as_of: datetime, data: DataReport) -> TeacherWeights | None:
     """Where the weights of the champion's teachers stand by the outcomes known since."""
-    return evidence.follow_weights(window_of(agent, data.window), as_of)
+    return evidence.follow_weights(get_window(agent, data.window), as_of)
 
 
 @engine_task("measure drift")
 def measure_drift(agent: str, data: DataReport) -> DriftReport | None:
     """Current window against what the champion was trained on."""
-    return deciding.measure_drift(window_of(agent, data.window), data)
+    return deciding.measure_drift(get_window(agent, data.window), data)
 
 
 @engine_task("decide")
@@ -66,7 +66,7 @@ def decide_response(
     agent: str, as_of: datetime, data: DataReport, report: DriftReport | None, cost: Cost | None = None
 ) -> Verdict:
     """What to do about it; the verdict is recorded."""
-    return deciding.decide_response(window_of(agent, data.window), as_of, data, report, cost)
+    return deciding.decide_response(get_window(agent, data.window), as_of, data, report, cost)
 
 
 @engine_task("announce drift")

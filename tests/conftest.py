@@ -154,14 +154,14 @@ def _world() -> tuple[object, ...]:
 def _live_and_promote(first: int, until: int) -> None:
     """The toy's days up to ``first`` and its first champion; where it has that already, the days up to ``until``."""
     import stillhouse
-    from stillhouse.living import live
+    from stillhouse.ingesting import ingest
     from tests.flows import toy
 
     begin, promoted, end = ((toy.BEGIN + timedelta(days=n)).to_pydatetime() for n in (0, first, until))
     if end > promoted:
-        live("toy", promoted, end)
+        ingest("toy", promoted, end)
         return
-    live("toy", begin, promoted)
+    ingest("toy", begin, promoted)
     verdict = stillhouse.refresh("toy", as_of=promoted, trigger="bootstrap", cause="first")
     assert verdict.result == "promoted", verdict.summary
 

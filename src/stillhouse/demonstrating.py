@@ -1,4 +1,4 @@
-"""A history played week by week, and what it shows: the champion beside a student that was never refreshed."""
+"""Score a history that was replayed week by week: the champion beside a student that was never refreshed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,20 @@ from stillhouse.parts import resolve
 from stillhouse.records import ModelRef, Record, Verdict, Window, drift_report
 from stillhouse.registry import Registry
 
-__all__ = ["Summary", "Week", "Year", "first_champion", "lived_week", "refreshed", "sum_up", "watched", "week_ends"]
+__all__ = [
+    "DemoResult",
+    "Summary",
+    "Week",
+    "find_first_champion",
+    "find_watch_verdict",
+    "has_gate_verdict",
+    "list_week_ends",
+    "score_week",
+    "summarize",
+]
 
 _WEEK = timedelta(weeks=1)
-_PROMOTING: tuple[Literal["gate", "promotion"], ...] = ("gate", "promotion")
+_PROMOTION_KINDS: tuple[Literal["gate", "promotion"], ...] = ("gate", "promotion")
 
 
 class Week(Record):
@@ -38,41 +48,42 @@ class Week(Record):
     response: str
     gate: str
     champion: str
-    quality_static: float | None = Field(description="None where the outcomes of the week cannot tell")
-    quality_champion: float | None = Field(description="the same")
-    quality_teacher: float | None = Field(description="the same, or asking about every row would cost money")
+    quality_static: float | None = Field(description="None if the outcomes of the week do not suffice to measure it")
+    quality_champion: float | None = Field(description="None as for quality_static")
+    quality_teacher: float | None = Field(description="None as for quality_static, or if the teacher costs money")
     bytes: int
     p50_ms: float
 
 
 class Summary(Record):
-    """The demo in twelve figures; qualities are means of the weekly ones."""
+    """The demo in twelve numbers; each quality is the mean of the weekly qualities."""
 
     measure: Literal["auc", "accuracy"]
     weeks: int
     refreshes: int
     promotions: int
     refused: int
-    quality_static: float | None = Field(description="None where no week could tell")
-    quality_champion: float | None = Field(description="the same")
-    quality_teacher: float | None = Field(description="None where asking it about every row would cost money")
+    quality_static: float | None = Field(description="None if no week has one")
+    quality_champion: float | None = Field(description="None if no week has one")
+    quality_teacher: float | None = Field(description="None if the teacher costs money")
     champion_bytes: int
     champion_p50_ms: float
     teacher_calls: int
     seconds: float
 
 
-class Year(Record):
-    """The whole demo."""
+class DemoResult(Record):
+    """The result of a whole demo."""
 
     summary: Summary
     weeks: tuple[Week, ...]
     folder: str
 
 
-def week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[datetime]:
-    """The ends of the weeks to play: so many after the bootstrap, or as many as the source has (half a week counts).
+def list_week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[datetime]:
+    """The ends of the weeks to replay after the bootstrap.
 
+    :param weeks: number of weeks; None: as many as the source has, rounded to whole weeks.
     :raises WindowError: if the source has less than a week after the bootstrap.
     """
     settings = config.load(agent)
@@ -90,29 +101,29 @@ def week_ends(agent: str, bootstrap_weeks: int, weeks: int | None) -> list[datet
     return [first + (i + 1) * _WEEK for i in range(weeks)]
 
 
-def watched(agent: str, end: datetime) -> Verdict | None:
-    """What the watch of that week decided, if an interrupted demo got so far."""
-    return _base(agent).journal.verdict_at("watch", end)
+def find_watch_verdict(agent: str, end: datetime) -> Verdict | None:
+    """The verdict of the watch at ``end``; None if the demo has not come that far yet."""
+    return _open_base(agent).journal.verdict_at("watch", end)
 
 
-def refreshed(agent: str, end: datetime) -> bool:
-    """Whether a gate has judged a refresh of that moment."""
-    return _base(agent).journal.verdict_at("gate", end) is not None
+def has_gate_verdict(agent: str, end: datetime) -> bool:
+    """Whether the gate has judged a refresh at ``end``."""
+    return _open_base(agent).journal.verdict_at("gate", end) is not None
 
 
-def first_champion(agent: str) -> ModelRef:
-    """The first version that a gate or a person promoted.
+def find_first_champion(agent: str) -> ModelRef:
+    """The first version that the gate or a person promoted.
 
-    :raises WindowError: if none was; one that waits for approval is named.
+    :raises WindowError: if no version was promoted; the message names a version that waits for approval.
     """
-    registry, base = open_registry(agent), _base(agent)
+    registry, base = open_registry(agent), _open_base(agent)
     promoted = [
-        verdict for kind in _PROMOTING for verdict in base.journal.verdicts(kind) if verdict.result == "promoted"
+        verdict for kind in _PROMOTION_KINDS for verdict in base.journal.verdicts(kind) if verdict.result == "promoted"
     ]
-    for verdict in sorted(promoted, key=lambda each: each.as_of):
+    for verdict in sorted(promoted, key=lambda verdict: verdict.as_of):
         number = _promoted_version(registry, verdict)
-        if number is not None and (found := registry.version(agent, number)) is not None:
-            return found
+        if number is not None and (model := registry.version(agent, number)) is not None:
+            return model
     if waiting := registry.challenger():
         raise WindowError(
             f"{waiting} waits for a person's approval: promote it with `python -m flows promote --agent {agent} "
@@ -122,41 +133,41 @@ def first_champion(agent: str) -> ModelRef:
 
 
 def _promoted_version(registry: Registry, verdict: Verdict) -> str | None:
-    """The version that a verdict is about."""
+    """The version that a verdict promoted; None if the registry does not have it."""
     certificate: Any = verdict.evidence.get("certificate")
     if certificate is None:
         return str(verdict.evidence["champion"]).rpartition("@")[2]
     return registry.version_of(str(certificate["refresh_id"]), str(certificate["challenger"]["model"]))
 
 
-def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
-    """One week that has passed, from what is recorded and what the first champion and the teacher make of its rows.
+def score_week(agent: str, end: datetime, first: ModelRef) -> Week:
+    """Score the week that ends at ``end``: its recorded decisions, the first champion and the teacher on the same rows.
 
-    Its outcomes come from the source, those of its last day too, which the agent has yet to learn.
+    The outcomes come from the source, so they include the last day, which the agent has not learned yet.
 
     :param first: the champion that is never refreshed.
-    :raises WindowError: if the week was not played to its end.
+    :raises WindowError: if the week was not replayed to its end.
     """
-    base, registry = _base(agent), open_registry(agent)
-    rows, decided = _decided_rows(base, Window.ending("week", end, _WEEK))
+    base, registry = _open_base(agent), open_registry(agent)
+    rows, decisions = _read_decided_rows(base, Window.ending("week", end, _WEEK))
     verdict, gate = base.journal.verdict_at("watch", end), base.journal.verdict_at("gate", end)
-    champion = (
-        registry.version(agent, str(decided["version"].iloc[0]).rpartition("@")[2])
-        if len(decided)
-        else registry.champion()
-    )  # nobody asked for a decision in that week
+    if len(decisions):
+        champion = registry.version(agent, str(decisions["version"].iloc[0]).rpartition("@")[2])
+    else:
+        champion = registry.champion()
     if champion is None or verdict is None:
-        raise WindowError(f"the week ending {end:%Y-%m-%d} was not played to its end: run the demo again")
-    teacher = load_version(agent, champion).teacher  # asked about every row: the demo's own yardstick, kept nowhere
-    teacher_probs = (
-        teacher.ask(rows) if teacher.local and len(rows) else None
-    )  # a model behind an endpoint would want to be paid
+        raise WindowError(f"the week ending {end:%Y-%m-%d} was not replayed to its end: run the demo again")
+    teacher = load_version(agent, champion).teacher
+    # only a local teacher labels every row here: a remote one costs money; these answers are not stored
+    teacher_probs = teacher.ask(rows) if teacher.local and len(rows) else None
     card, report = registry.models.scorecard(champion), drift_report(verdict)
     labels = rows["outcome"].to_numpy()
 
     def score(probs: np.ndarray[Any, Any]) -> float | None:
-        found = quality(probs, labels) if len(labels) else None
-        return found.score if found is not None and found.measure == card.test.measure else None
+        if not len(labels):
+            return None
+        measured = quality(probs, labels)
+        return measured.score if measured.measure == card.test.measure else None
 
     return Week(
         ending=end,
@@ -167,36 +178,36 @@ def lived_week(agent: str, end: datetime, first: ModelRef) -> Week:
         gate=gate.result if gate else "",
         champion=str(champion),
         quality_static=score(load_version(agent, first).variant.predict_proba(rows)) if len(rows) else None,
-        quality_champion=score(np.array(decided["probabilities"].tolist())) if len(rows) else None,
+        quality_champion=score(np.array(decisions["probabilities"].tolist())) if len(rows) else None,
         quality_teacher=None if teacher_probs is None else score(teacher_probs),
         bytes=card.bytes,
         p50_ms=card.latency.p50_ms if card.latency else 0.0,
     )
 
 
-def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
-    """The weeks in twelve figures; summary, table and picture are written.
+def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
+    """Summarise the weeks, and write ``summary.json``, ``weeks.json`` and ``weeks.png`` to the folder of the demo.
 
     :raises WindowError: if there is no champion.
     """
-    registry, spent = open_registry(agent), _base(agent).answers.spending()
+    registry, spending = open_registry(agent), _open_base(agent).answers.spending()
     champion = registry.champion()
     if champion is None:
         raise WindowError(f"agent {agent!r} has no champion: the demo was not bootstrapped")
     card = registry.models.scorecard(champion)
-    judged = [week for week in weeks if week.gate]
+    judged_weeks = [week for week in weeks if week.gate]
     summary = Summary(
         measure=card.test.measure,
         weeks=len(weeks),
-        refreshes=len(judged),
-        promotions=sum(week.gate == "promoted" for week in judged),
-        refused=sum(week.gate == "refused" for week in judged),
+        refreshes=len(judged_weeks),
+        promotions=sum(week.gate == "promoted" for week in judged_weeks),
+        refused=sum(week.gate == "refused" for week in judged_weeks),
         quality_static=_mean([week.quality_static for week in weeks]),
         quality_champion=_mean([week.quality_champion for week in weeks]),
         quality_teacher=_mean([week.quality_teacher for week in weeks]),
         champion_bytes=card.bytes,
         champion_p50_ms=card.latency.p50_ms if card.latency else 0.0,
-        teacher_calls=sum(cost.calls for cost in spent.values()),
+        teacher_calls=sum(cost.calls for cost in spending.values()),
         seconds=seconds,
     )
     folder = config.home() / "demo" / agent
@@ -211,29 +222,29 @@ def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
             "champion": [week.quality_champion for week in weeks],
         },
         [week.psi for week in weeks],
-        [(week.ending, week.gate) for week in judged],
+        [(week.ending, week.gate) for week in judged_weeks],
         card.test.measure,
         f"{agent}: {len(weeks)} weeks at the decision point",
     )
     figure.savefig(folder / "weeks.png", dpi=110)
-    return Year(summary=summary, weeks=tuple(weeks), folder=str(folder))
+    return DemoResult(summary=summary, weeks=tuple(weeks), folder=str(folder))
 
 
 # --------------------------------------------------------------------------- inside
 
 
-def _base(agent: str) -> KnowledgeBase:
+def _open_base(agent: str) -> KnowledgeBase:
     return KnowledgeBase(config.load(agent))
 
 
-def _decided_rows(base: KnowledgeBase, window: Window) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The window's rows with ``outcome`` by the agent file's source, and the decisions about them, in one order."""
+def _read_decided_rows(base: KnowledgeBase, window: Window) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The decided rows of the window with ``outcome`` from the source, and their decisions in the same order."""
     settings = base.config
     source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
     outcomes = tidy_outcomes(source(window.start, window.end), settings)
     outcomes = outcomes.sort_values("known_at", kind="stable").drop_duplicates("observation_id", keep="last")
-    index = {action: position for position, action in enumerate(settings.actions)}
-    labels = outcomes.assign(outcome=outcomes["action"].map(index))[["observation_id", "outcome"]].dropna()
+    action_indices = {action: index for index, action in enumerate(settings.actions)}
+    labels = outcomes.assign(outcome=outcomes["action"].map(action_indices))[["observation_id", "outcome"]].dropna()
     rows = base.read_observations(window).merge(labels, on="observation_id").astype({"outcome": "int64"})
     decisions = base.read("decisions", window, ["observation_id", "version", "probabilities"])
     decisions = decisions.drop_duplicates("observation_id").set_index("observation_id")
@@ -242,5 +253,5 @@ def _decided_rows(base: KnowledgeBase, window: Window) -> tuple[pd.DataFrame, pd
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    measured = [value for value in values if value is not None]
+    return float(np.mean(measured)) if measured else None

@@ -1,4 +1,4 @@
-"""The upkeep of an agent's tables, station by station, and the report of it."""
+"""Maintain an agent's tables: flush, find damage, compact, delete old rows, vacuum; and format the report."""
 
 from __future__ import annotations
 
@@ -16,155 +16,170 @@ from stillhouse.records import Window
 from stillhouse.shown import markdown as md
 
 __all__ = [
-    "Learned",
+    "ModelWindows",
     "compact",
+    "delete_old_rows",
+    "find_damage",
     "flush_spools",
-    "free",
-    "learned_windows",
-    "line",
-    "look_for_damage",
-    "markdown",
-    "moment",
-    "remove_old_rows",
+    "format_report",
+    "read_model_windows",
+    "resolve_time",
+    "summarize_report",
+    "vacuum",
 ]
 
 
-_PROMOTING: tuple[Literal["gate", "promotion"], ...] = ("gate", "promotion")
+_PROMOTION_KINDS: tuple[Literal["gate", "promotion"], ...] = ("gate", "promotion")
 
 
-class Learned(NamedTuple):
-    """What models were trained and proved on, or why that is not known."""
+class ModelWindows(NamedTuple):
+    """The windows that each registered model was trained and proved on, or why they are unknown."""
 
     windows: Mapping[str, tuple[Window, ...]]
     unknown: str = ""
 
 
-def moment(agent: str, as_of: datetime | None) -> datetime:
-    """The time that the upkeep speaks of: as given, else by the clock that the agent file names."""
-    base = _base(agent)
+def resolve_time(agent: str, as_of: datetime | None) -> datetime:
+    """``as_of`` in UTC; if that is None, the present by the clock that the agent file names."""
+    base = _open_base(agent)
     return base.resolve_time(as_of) if as_of or base.observed_until() else datetime.now(UTC)
 
 
 def flush_spools(agent: str) -> FlushResult:
-    """What the agent's processes on this machine recorded, into the tables."""
-    return flush(_base(agent))
+    """Move what the agent's processes on this machine recorded into the tables."""
+    return flush(_open_base(agent))
 
 
-def learned_windows(agent: str) -> Learned:
-    """The windows of every registered version; where the registry cannot tell, why not.
+def read_model_windows(agent: str) -> ModelWindows:
+    """The windows of every registered version, or the reason why the registry cannot give them.
 
-    A registry without any version is not believed where the knowledge base knows of promotions: it is another one.
+    If the registry has no version although the knowledge base records promotions, it must be another registry, and the
+    windows are unknown.
     """
     try:
         windows = open_registry(agent).windows()
     except RegistryError as error:
-        return Learned({}, str(error))
+        return ModelWindows({}, str(error))
     promoted = sum(
-        verdict.result == "promoted" for kind in _PROMOTING for verdict in _base(agent).journal.verdicts(kind)
+        verdict.result == "promoted"
+        for kind in _PROMOTION_KINDS
+        for verdict in _open_base(agent).journal.verdicts(kind)
     )
     if promoted and not windows:
-        return Learned(
+        return ModelWindows(
             {},
             f"the registry has no version of {agent}, yet {promoted} verdicts promoted one: is MLFLOW_TRACKING_URI the "
             "right one?",
         )
-    return Learned(windows)
+    return ModelWindows(windows)
 
 
-def look_for_damage(agent: str) -> tuple[str, ...]:
-    """What is wrong with the tables, a sentence each."""
-    return tuple(integrity.find_problems(_base(agent).tables))
+def find_damage(agent: str) -> tuple[str, ...]:
+    """The problems of the tables, one sentence each."""
+    return tuple(integrity.find_problems(_open_base(agent).tables))
 
 
 def compact(agent: str) -> tuple[CompactionResult, ...]:
-    """Small files to large ones."""
-    return upkeep.compact(_base(agent).tables, config.load(agent).upkeep)
+    """Compact small files of the tables into large ones."""
+    return upkeep.compact(_open_base(agent).tables, config.load(agent).upkeep)
 
 
-def remove_old_rows(agent: str, as_of: datetime, learned: Learned) -> tuple[DeletedRows, ...]:
-    """Rows older than `upkeep.keep` that no registered model learned from."""
+def delete_old_rows(agent: str, as_of: datetime, models: ModelWindows) -> tuple[DeletedRows, ...]:
+    """Delete rows older than `upkeep.keep`, except in the windows of registered models."""
     keep = config.load(agent).upkeep.keep
-    if keep is None or learned.unknown:
+    if keep is None or models.unknown:
         return ()
-    return upkeep.delete_old_rows(_base(agent).tables, as_of - keep, learned.windows)
+    return upkeep.delete_old_rows(_open_base(agent).tables, as_of - keep, models.windows)
 
 
-def free(agent: str, learned: Learned) -> tuple[VacuumResult, ...]:
-    """Files of table versions that nobody needs."""
-    if learned.unknown:
+def vacuum(agent: str, models: ModelWindows) -> tuple[VacuumResult, ...]:
+    """Delete files of old table versions, except of versions that a registered model was trained or proved on."""
+    if models.unknown:
         return ()
-    return upkeep.vacuum(_base(agent).tables, config.load(agent).upkeep.grace, learned.windows)
+    return upkeep.vacuum(_open_base(agent).tables, config.load(agent).upkeep.grace, models.windows)
 
 
-def markdown(done: UpkeepReport) -> str:
-    """The report to read."""
-    flushed = done.flushed
-    moved = ", ".join(f"{rows:,} {table}" for table, rows in flushed.rows.items()) or "none"
-    wrong = [
+def format_report(report: UpkeepReport) -> str:
+    """The report as Markdown.
+
+    >>> from datetime import UTC, datetime
+    >>> from stillhouse.knowledge.flush import FlushResult
+    >>> from stillhouse.knowledge.upkeep import UpkeepReport
+    >>> flushed = FlushResult(spools=2, rows={"decisions": 1200})
+    >>> report = UpkeepReport(agent="flights", as_of=datetime(2026, 1, 5, tzinfo=UTC), flushed=flushed)
+    >>> print(format_report(report))
+    # flights: 1,200 rows flushed, 0 files fewer, 0 old rows removed, 0 bytes freed
+    <BLANKLINE>
+    As of 2026-01-05 00:00 UTC. Flushed from 2 spools: 1,200 decisions.
+    """
+    flushed = report.flushed
+    flushed_rows = ", ".join(f"{rows:,} {table}" for table, rows in flushed.rows.items()) or "none"
+    problems = [
         *flushed.problems,
-        *done.problems,
+        *report.problems,
         *(
             [f"{flushed.dead} events could not become rows: see the files `.dead` beside the spools"]
             * bool(flushed.dead)
         ),
-        *([f"nothing was removed: {done.nothing_removed}"] * bool(done.nothing_removed)),
+        *([f"nothing was removed: {report.nothing_removed}"] * bool(report.nothing_removed)),
         *(
-            f"{freed.table}@{version}, which {', '.join(models)} learned from, cannot be read"
-            for freed in done.freed
-            for version, models in freed.unreadable.items()
+            f"{result.table}@{version}, which {', '.join(models)} learned from, cannot be read"
+            for result in report.freed
+            for version, models in result.unreadable.items()
         ),
     ]
     compacted = [
         (
-            each.table,
-            each.month or "",
-            _change(each.files_before, each.files_after),
-            _change(each.bytes_before, each.bytes_after),
+            result.table,
+            result.month or "",
+            _format_change(result.files_before, result.files_after),
+            _format_change(result.bytes_before, result.bytes_after),
         )
-        for each in done.compacted
+        for result in report.compacted
     ]
+    deleted = [(result.table, f"{result.rows:,}") for result in report.removed]
     freed = [
         (
-            each.table,
-            _change(each.files_before, each.files_after),
-            _change(each.bytes_before, each.bytes_after),
-            "; ".join(f"{version} for {', '.join(models)}" for version, models in each.kept.items()),
+            result.table,
+            _format_change(result.files_before, result.files_after),
+            _format_change(result.bytes_before, result.bytes_after),
+            "; ".join(f"{version} for {', '.join(models)}" for version, models in result.kept.items()),
         )
-        for each in done.freed
+        for result in report.freed
     ]
     parts = [
-        f"# {done.agent}: {line(done)}",
-        "\n".join(f"- **{md(text)}**" for text in wrong),
-        f"As of {done.as_of:%Y-%m-%d %H:%M} UTC. Flushed from {flushed.spools} spools: {moved}.",
-        _table("CompactionResult", ("table", "month", "files", "bytes"), compacted),
-        _table("Old rows removed", ("table", "rows"), [(each.table, f"{each.rows:,}") for each in done.removed]),
-        _table("On the disk", ("table", "files", "bytes", "old versions kept"), freed),
+        f"# {report.agent}: {summarize_report(report)}",
+        "\n".join(f"- **{md(text)}**" for text in problems),
+        f"As of {report.as_of:%Y-%m-%d %H:%M} UTC. Flushed from {flushed.spools} spools: {flushed_rows}.",
+        _format_table("Compacted", ("table", "month", "files", "bytes"), compacted),
+        _format_table("Old rows removed", ("table", "rows"), deleted),
+        _format_table("On the disk", ("table", "files", "bytes", "old versions kept"), freed),
     ]
     return "\n\n".join(filter(None, parts))
 
 
-def _base(agent: str) -> KnowledgeBase:
+def summarize_report(report: UpkeepReport) -> str:
+    """The report in one line, for a list of artifacts."""
+    files = sum(result.files_before - result.files_after for result in report.compacted)
+    freed = sum(result.bytes_before - result.bytes_after for result in report.freed)
+    removed = (
+        "nothing removed"
+        if report.nothing_removed
+        else f"{sum(result.rows for result in report.removed):,} old rows removed, {freed:,} bytes freed"
+    )
+    return f"{sum(report.flushed.rows.values()):,} rows flushed, {files:,} files fewer, {removed}"
+
+
+def _open_base(agent: str) -> KnowledgeBase:
     return KnowledgeBase(config.load(agent))
 
 
-def _change(before: int, after: int) -> str:
+def _format_change(before: int, after: int) -> str:
     return f"{before:,} → {after:,}"
 
 
-def line(done: UpkeepReport) -> str:
-    """The report in a list of artifacts."""
-    files = sum(c.files_before - c.files_after for c in done.compacted)
-    freed = sum(f.bytes_before - f.bytes_after for f in done.freed)
-    removed = (
-        "nothing removed"
-        if done.nothing_removed
-        else f"{sum(r.rows for r in done.removed):,} old rows removed, {freed:,} bytes freed"
-    )
-    return f"{sum(done.flushed.rows.values()):,} rows flushed, {files:,} files fewer, {removed}"
-
-
-def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def _format_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
-    lines = [head, ("---",) * len(head), *(tuple(map(md, row)) for row in rows)]
+    lines = [header, ("---",) * len(header), *(tuple(map(md, row)) for row in rows)]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

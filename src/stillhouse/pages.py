@@ -1,4 +1,4 @@
-"""Pages of verdicts as Markdown: what the refresh's and the watch's pages are put together from."""
+"""Format the parts of Markdown pages: the pages of a refresh and of a watch are made of them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,48 @@ from stillhouse.shown import code
 from stillhouse.shown import markdown as md
 from stillhouse.teachers.mixture_weights import MIN_RECORDED_CHANGE, slice_shares
 
-__all__ = ["first", "heading", "line", "links", "number", "picture", "png", "reasons", "table", "weights_section"]
+__all__ = [
+    "draw_png",
+    "embed_png",
+    "format_heading",
+    "format_line",
+    "format_links",
+    "format_number",
+    "format_reasons",
+    "format_table",
+    "format_weights",
+    "join_first",
+]
 
 
-def line(verdict: Verdict) -> str:
-    """The verdict in a list of artifacts."""
+def format_line(verdict: Verdict) -> str:
+    """The verdict in one line, for a list of artifacts."""
     return f"{verdict.result.replace('_', ' ')}, as of {verdict.as_of:%Y-%m-%d %H:%M} UTC"
 
 
-def heading(verdict: Verdict) -> str:
-    """The title of a page, with the verdict's summary, moment and id."""
-    outcome = verdict.result.replace("_", " ")
+def format_heading(verdict: Verdict) -> str:
+    """The title of a page, with the summary, the time and the id of the verdict."""
+    result = verdict.result.replace("_", " ")
     return (
-        f"# {verdict.agent}: {outcome}\n\n{md(verdict.summary)}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, "
+        f"# {verdict.agent}: {result}\n\n{md(verdict.summary)}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, "
         f"verdict {code(verdict.verdict_id)}"
     )
 
 
-def reasons(reasons: tuple[Reason, ...]) -> str:
-    """A list: the cells of Prefect's tables do not wrap, and a sentence is cut off."""
-    return "\n".join(f"- {'**crossed**' if r.failed else 'held'} {code(r.measure)}: {md(r.text)}" for r in reasons)
+def format_reasons(reasons: tuple[Reason, ...]) -> str:
+    """The reasons as a list, one a line; in a table Prefect would cut off long sentences.
+
+    >>> print(format_reasons((Reason(measure="psi", failed=True, text="dep_delay has moved"),)))
+    - **failed** `psi`: dep_delay has moved
+    """
+    lines = (f"{'**failed**' if r.failed else 'passed'} {code(r.measure)}: {md(r.text)}" for r in reasons)
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def links(registry: Registry, run_id: str, *, docs: bool = True) -> str:
-    """The MLflow run and its page of data checks: links where MLflow is a server, else where they are to be found.
+def format_links(registry: Registry, run_id: str, *, docs: bool = True) -> str:
+    """Links to the MLflow run and to its page of data checks; without a server, the run id and the artifact name.
 
-    :param docs: whether there is such a page.
+    :param docs: whether the run has a page of data checks.
     """
     if not registry.uri.startswith("http"):
         return f"MLflow run `{run_id}`" + (f", data checks in its artifact `{names.DATA_DOCS}`" if docs else "")
@@ -50,54 +66,61 @@ def links(registry: Registry, run_id: str, *, docs: bool = True) -> str:
     return f"{run} · [data checks]({page}/artifacts/{names.DATA_DOCS})" if docs else run
 
 
-def table(header: str, rows: list[str]) -> str:
-    """A table; its header has no pipes but its own."""
+def format_table(header: str, rows: list[str]) -> str:
+    """A Markdown table; a pipe within a header cell is escaped as ``\\|``.
+
+    >>> print(format_table("| column | PSI |", ["| origin | 0.12 |"]))
+    | column | PSI |
+    |---|---|
+    | origin | 0.12 |
+    """
     return "\n".join([header, "|" + "---|" * (len(re.findall(r"(?<!\\)\|", header)) - 1), *rows])
 
 
-def number(value: float | None) -> str:
-    """Four digits; nothing for None."""
+def format_number(value: float | None) -> str:
+    """The value with four significant digits; an empty string for None."""
     return "" if value is None else f"{value:.4g}"
 
 
-def picture(png: bytes, what: str) -> str:
-    """A PNG within the page."""
-    return f"![{what}](data:image/png;base64,{base64.b64encode(png).decode()})"
+def embed_png(png: bytes, title: str) -> str:
+    """A PNG inside the page, as a data URL."""
+    return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as it is shown on a page."""
+def draw_png(figure: Figure) -> bytes:
+    """The figure as a PNG in the resolution of a page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()
 
 
-def first(values: Sequence[str], most: int = 10) -> str:
-    """The first so many values, as one cell."""
-    return md(", ".join(values[:most]))
+def join_first(values: Sequence[str], limit: int = 10) -> str:
+    """The first ``limit`` values, as one table cell."""
+    return md(", ".join(values[:limit]))
 
 
-def weights_section(weights: TeacherWeights) -> str:
-    count, everywhere = weights.everywhere.stretches, slice_shares(weights)
+def format_weights(weights: TeacherWeights) -> str:
+    """The section on the teachers' weights: the shares overall, and of each slice where they differ."""
+    count, overall = weights.everywhere.stretches, slice_shares(weights)
     rows = [
         f"| {md(name)} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
-        for name, start, share in zip(weights.teachers, weights.start, everywhere, strict=True)
+        for name, start, share in zip(weights.teachers, weights.start, overall, strict=True)
     ]
-    parts = ["## Weights of the teachers", _weights_rest_on(weights)]
-    parts.append(table("| teacher | at the start | share | log loss |", rows))
+    parts = ["## Weights of the teachers", _describe_weight_source(weights)]
+    parts.append(format_table("| teacher | at the start | share | log loss |", rows))
     slices = [(name, slice_shares(weights, name)) for name in weights.slices]
-    own = [(name, shares) for name, shares in slices if abs(shares - everywhere).max() >= MIN_RECORDED_CHANGE]
-    if own:
+    differing = [(name, shares) for name, shares in slices if abs(shares - overall).max() >= MIN_RECORDED_CHANGE]
+    if differing:
         header = "| slice | outcomes | " + " | ".join(map(md, weights.teachers)) + " |"
         rows = [
             f"| {md(name)} | {weights.slices[name].outcomes:,} | " + " | ".join(f"{s:.1%}" for s in shares) + " |"
-            for name, shares in own
+            for name, shares in differing
         ]
-        parts.append(table(header, rows))
+        parts.append(format_table(header, rows))
     return "\n\n".join(parts)
 
 
-def _weights_rest_on(weights: TeacherWeights) -> str:
+def _describe_weight_source(weights: TeacherWeights) -> str:
     count = weights.everywhere.outcomes
     text = {
         "file": "As the agent file says.",

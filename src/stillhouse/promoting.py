@@ -1,4 +1,4 @@
-"""A person moves the champion: forwards to a named version, or back to the previous one."""
+"""A person moves the champion: to a named version, or back to the previous champion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["promote_version", "roll_back"]
 
 
 def promote_version(agent: str, version: int | None, reason: str) -> Verdict:
-    """Make ``version`` the champion.
+    """Make ``version`` the champion, and record the verdict.
 
     :raises RegistryError: if no version is given, or there is no such version.
     """
@@ -22,41 +22,44 @@ def promote_version(agent: str, version: int | None, reason: str) -> Verdict:
     if version is None:
         raise RegistryError(f"which version of {agent!r}? `stillhouse status {agent}` lists them; give `version`")
     registry.promote(str(version))
-    before, since = registry.promotion(str(version))
+    replaced, since = registry.promotion(str(version))
     champion = registry.version(agent, str(version))
     assert champion is not None  # it has just been promoted
-    return _recorded(agent, "promoted", champion, before, reason, since)
+    return _record_promotion(agent, "promoted", champion, replaced, reason, since)
 
 
 def roll_back(agent: str, reason: str) -> Verdict:
-    """Make the previous champion the champion again. Killed at any moment, the same call again does this once.
+    """Make the previous champion the champion again. If a call is killed, the next call completes it, once.
 
-    :raises RegistryError: if there is no previous one.
+    :raises RegistryError: if there is no previous champion.
     """
     verdicts: list[Verdict] = []
     open_registry(agent).rollback(
-        lambda done: verdicts.append(_recorded(agent, "rolled_back", done.champion, done.before, reason, done.began_at))
+        lambda done: verdicts.append(
+            _record_promotion(agent, "rolled_back", done.champion, done.before, reason, done.began_at)
+        )
     )
     return verdicts[0]
 
 
-def _recorded(
-    agent: str, outcome: str, champion: ModelRef, before: ModelRef | None, reason: str, since: str
+def _record_promotion(
+    agent: str, result: str, champion: ModelRef, replaced: ModelRef | None, reason: str, since: str
 ) -> Verdict:
-    """The verdict of a promotion that began at ``since`` (ISO 8601), recorded once however often it is repeated."""
-    base, identity = KnowledgeBase(config.load(agent)), short_id(agent, "promotion", outcome, champion, before, since)
-    if recorded := base.journal.verdict(identity):
+    """The verdict of a promotion that began at ``since`` (ISO 8601); recorded once, however often this is called."""
+    base = KnowledgeBase(config.load(agent))
+    verdict_id = short_id(agent, "promotion", result, champion, replaced, since)
+    if recorded := base.journal.verdict(verdict_id):
         return recorded
     verdict = Verdict.model_validate(
         {
-            "verdict_id": identity,
+            "verdict_id": verdict_id,
             "kind": "promotion",
             "agent": agent,
             "as_of": since or datetime.now(UTC),
-            "result": outcome,
-            "summary": f"{champion} is champion instead of {before or 'none'}: {reason}",
+            "result": result,
+            "summary": f"{champion} is champion instead of {replaced or 'none'}: {reason}",
             "reasons": [Reason(measure="request", failed=True, text=reason)],
-            "evidence": {"champion": str(champion), "before": str(before) if before else None},
+            "evidence": {"champion": str(champion), "before": str(replaced) if replaced else None},
         }
     )
     base.journal.append_verdict(verdict)

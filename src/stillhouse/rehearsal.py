@@ -25,7 +25,7 @@ from stillhouse.evaluate.scorecard import quality
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import SizeLimits, Window
-from stillhouse.refreshing.data import lesson_of
+from stillhouse.refreshing.data import build_training_set
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.shown import shown
 from stillhouse.stats import cluster_ids
@@ -51,10 +51,6 @@ _SOURCE_PERIOD = timedelta(weeks=2)
 
 def rehearse(config: AgentConfig, rows: int | None = None) -> Iterator[str]:
     """Check sources, data contract, windows, teachers, student and variant in turn; yield a line for each passed check.
-
-    >>> import stillhouse
-    >>> from stillhouse.rehearsal import rehearse
-    >>> lines = list(rehearse(stillhouse.load_config("flights")))  # doctest: +SKIP
 
     :param rows: rows of the short pass through teachers and student; contract and windows use all rows of two weeks.
     :raises StillhouseError: at the first check that fails, with the remedy.
@@ -85,7 +81,7 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         fitted = ensemble.fit(config, past, window, Path(folder) / "teacher", ForeignModels())
         teachers = ensemble.load(Path(folder) / "teacher", config, ForeignModels())
         teacher_probs, seconds = _query_sample(teachers, future)
-        knowledge = np.resize(teacher_probs, (len(future), len(config.actions)))
+        probs = np.resize(teacher_probs, (len(future), len(config.actions)))
         names = ", ".join(member.name for member in teachers.members)
         yield f"teachers {names}: {len(teacher_probs)} rows answered, saved and loaded again ({fitted.bytes:,} bytes)"
 
@@ -95,10 +91,10 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         if features is not None:
             features = np.resize(features, (len(future), features.shape[1]))
         labels = future["outcome"].to_numpy()
-        lesson = lesson_of(encode(future, columns), knowledge, labels, columns, features=features)
-        student = new_student(config, columns, lesson.x.numpy(), initial)
-        distil(student, lesson, config.distillation, epochs=1)
-        subject = target_from_student(
+        training_set = build_training_set(encode(future, columns), probs, labels, columns, features=features)
+        student = new_student(config, columns, training_set.x.numpy(), initial)
+        distil(student, training_set, config.distillation, epochs=1)
+        target = target_from_student(
             student,
             columns,
             config.actions,
@@ -108,10 +104,10 @@ def _short_pass(config: AgentConfig, labelled: pd.DataFrame) -> Iterator[str]:
         )
         fp32_only = Compression(recipes=((Fp32(method="fp32"),),), search=None)
         pack = variant_writer(config.agent, config.actions, {})
-        variant = search(lambda: subject, fp32_only, SizeLimits(), pack, Path(folder)).reference
+        variant = search(lambda: target, fp32_only, SizeLimits(), pack, Path(folder)).reference
         student_probs = Variant(variant.folder).predict_proba(future)
-    steps = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(student_probs)} rows"
-    yield f"student ({config.student.kind}): {steps}"
+    result = f"learns, becomes ONNX ({variant.bytes:,} bytes) and decides {len(student_probs)} rows"
+    yield f"student ({config.student.kind}): {result}"
     cascade = config.runtime.cascade
     if cascade is not None:
         uncertain = float((student_probs.max(axis=1) < cascade.below).mean())

@@ -1,4 +1,4 @@
-"""The weeks of a demo as they pass: a live table in a terminal, a line a week in a file or pipe."""
+"""Show the weeks of a running demo: a live table in a terminal, one line per week in a file or pipe."""
 
 from __future__ import annotations
 
@@ -14,21 +14,34 @@ from stillhouse.terminal import Console, Table
 
 __all__ = ["WeekBoard"]
 
-_MAY_BE_CUT = ("watch", "gate")  # where a row is too long: words, and never digits
-_GATE = {"awaiting_approval": "waiting", "admitted": "admitted"}  # as short as the others
+_SHORTENED_COLUMNS = ("watch", "gate")  # if a row is too long, words are shortened, never digits
+_SHORT_RESULTS = {"awaiting_approval": "waiting"}
 
 
 class WeekBoard:
-    """Shows each week as soon as it is over, and what is being done now; 80 columns, readable without colour.
+    """Shows each week as soon as it is scored, and the current step; 80 columns, readable without colour.
 
-    :param agent: whose weeks they are.
-    :param weeks: how many there will be.
+    >>> import io
+    >>> from datetime import UTC, datetime
+    >>> from stillhouse.terminal import Console
+    >>> numbers = {"quality_static": 0.722, "quality_champion": 0.731, "quality_teacher": None, "psi": 9.4}
+    >>> texts = {"drift": "drift", "response": "update", "gate": "promoted", "champion": "flights@12"}
+    >>> ending = datetime(2013, 3, 5, tzinfo=UTC)
+    >>> week = Week(ending=ending, rows=16_460, bytes=950_917, p50_ms=0.015, **numbers, **texts)
+    >>> file = io.StringIO()
+    >>> with WeekBoard("flights", 1, Console(file=file)) as board:
+    ...     board.add(week)
+    >>> print(file.getvalue(), end="")
+    week to 05 Mar: 16,460 rows, PSI 9.40, drift, promoted; version 12 (951 kB): 0.731, never refreshed 0.722, teacher -
+
+    :param agent: name of the agent, for the title.
+    :param weeks: number of weeks of the whole demo.
     """
 
     def __init__(self, agent: str, weeks: int, console: Console | None = None) -> None:
         self.console = console or Console()
         self.weeks = weeks
-        self.shown = 0
+        self.shown_weeks = 0
         self.table = Table(
             "week",
             "rows",
@@ -44,8 +57,11 @@ class WeekBoard:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for column, right in zip(self.table.columns, (0, 1, 1, 0, 0, 1, 1, 1, 1, 1), strict=True):
-            column.justify, column.no_wrap = ("right" if right else "left"), str(column.header) not in _MAY_BE_CUT
+        for column, is_number in zip(self.table.columns, (0, 1, 1, 0, 0, 1, 1, 1, 1, 1), strict=True):
+            column.justify, column.no_wrap = (
+                ("right" if is_number else "left"),
+                str(column.header) not in _SHORTENED_COLUMNS,
+            )
         self.live = Live(console=self.console, refresh_per_second=4, vertical_overflow="visible")
 
     def __enter__(self) -> WeekBoard:
@@ -60,21 +76,21 @@ class WeekBoard:
             self.live.update(self.table, refresh=True)
             self.live.stop()
 
-    def say(self, text: str) -> None:
-        """What is being done now; not shown in a file or pipe."""
+    def show_status(self, text: str) -> None:
+        """Show the current step; not in a file or pipe."""
         if self.console.is_terminal:
-            doing = Spinner("dots", Text(f"{text} ({self.shown} of {self.weeks} weeks)"))
-            self.live.update(Group(self.table, doing), refresh=True)
+            status = Spinner("dots", Text(f"{text} ({self.shown_weeks} of {self.weeks} weeks)"))
+            self.live.update(Group(self.table, status), refresh=True)
 
     def add(self, week: Week) -> None:
-        """Show a week that has passed."""
-        self.shown += 1
+        """Show a scored week."""
+        self.shown_weeks += 1
         cells = (
             f"{week.ending:%d %b}",
             f"{week.rows:,}",
             "" if week.psi is None else f"{week.psi:.2f}",
             week.drift.replace("_", " "),
-            _GATE.get(week.gate, week.gate),
+            _SHORT_RESULTS.get(week.gate, week.gate),
             week.champion.rpartition("@")[2],
             *(
                 "" if score is None else f"{score:.3f}"
@@ -86,11 +102,11 @@ class WeekBoard:
         if self.console.is_terminal:
             self.live.update(self.table, refresh=True)
         else:
-            self.console.print(_line(cells), soft_wrap=True)
+            self.console.print(_format_line(cells), soft_wrap=True)
             self.console.file.flush()
 
 
-def _line(cells: tuple[str, ...]) -> str:
+def _format_line(cells: tuple[str, ...]) -> str:
     week, rows, psi, watch, gate, version, never, champion, teacher, size = cells
     return (
         f"week to {week}: {rows} rows, PSI {psi or '-'}, {watch}{', ' + gate if gate else ''}; version {version} "

@@ -10,12 +10,12 @@ import pytest
 from stillhouse import refresh
 from stillhouse.champion import open_registry
 from stillhouse.config import load
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.living import live
 from stillhouse.records import Questions
 from stillhouse.refreshing.data import RefreshData
 from stillhouse.refreshing.session import Session
-from stillhouse.refreshing.teaching import rows_to_ask
+from stillhouse.refreshing.teaching import select_rows_to_ask
 from stillhouse.registry.names import QUESTIONS
 from stillhouse.teachers.ensemble import Ensemble
 from stillhouse.teachers.labeling import open_refresh_budget
@@ -40,23 +40,23 @@ def half(agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_without_an_outcome_belong_to_the_learning_rows(half: None, day) -> None:
-    live("toy", day(0), day(14))
+    ingest("toy", day(0), day(14))
     base = KnowledgeBase(load("toy"))
     window = base.window("train", day(0), day(8))
-    learning = RefreshData(base, window, day(14)).learning(window)
+    learning = RefreshData(base, window, day(14)).read_training_rows(window)
     labelled, rows = learning.labelled, learning.frame
     assert len(rows) == 8 * toy.PER_DAY and len(rows) - len(labelled) == HIDDEN
     assert (rows["outcome"] == -1).sum() == HIDDEN
     assert rows["observed_at"].is_monotonic_increasing
     asking = base.config.asking.model_copy(update={"without_outcomes": False})
     base.config = base.config.model_copy(update={"asking": asking})
-    assert RefreshData(base, window, day(14)).learning(window).frame.equals(labelled)
+    assert RefreshData(base, window, day(14)).read_training_rows(window).frame.equals(labelled)
 
 
 def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_on(
     half: None, day, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     first = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.result == "promoted", first.summary
 
@@ -70,7 +70,7 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     assert len(kept) == told.asked and not kept["known"].any()
     assert np.allclose(kept["probability"], 0.5, atol=0.01)  # no champion: evenly, spread over what is alike
 
-    live("toy", day(20), day(22))
+    ingest("toy", day(20), day(22))
     second = refresh(agent="toy", as_of=day(22), cause="later")
     assert second.kind == "gate"
     both = base.read("questions")
@@ -85,5 +85,5 @@ def test_half_of_the_rows_are_asked_about_and_the_same_half_by_a_run_that_goes_o
     rows = base.read_observations(window).assign(outcome=0)
     teacher = Ensemble(base.config, [], None, version)
     resumed = Session("toy", job, day(22), window)
-    chosen, limited = rows_to_ask(resumed, teacher, rows, open_refresh_budget(base, job, day(22)))
+    chosen, limited = select_rows_to_ask(resumed, teacher, rows, open_refresh_budget(base, job, day(22)))
     assert set(rows["observation_id"][chosen]) == set(later["observation_id"]) and not limited

@@ -13,7 +13,7 @@ from stillhouse import refresh
 from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.evaluate.gate import replay
-from stillhouse.living import live
+from stillhouse.ingesting import ingest
 from stillhouse.records import Frontier
 from stillhouse.registry.names import FRONTIER, MODEL_STATE
 from stillhouse.variant import Variant
@@ -47,7 +47,7 @@ def nested(run) -> list:
 
 def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day, agents: Path) -> None:
     searching(agents)
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.result == "promoted", verdict.summary
     registry, run = open_registry("toy"), run_of(verdict)
@@ -74,7 +74,7 @@ def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day
     versions = {entry.variant for entry in registry.versions()}
     assert versions == {*found.best, "fp32", fewer.name, found.chosen}
 
-    live("toy", day(20), day(24))
+    ingest("toy", day(20), day(24))
     again = flows.refresh.refresh(agent="toy", as_of=day(24), cause="warm")
     later = registry.runs.read_record(run_of(again).info.run_id, FRONTIER, Frontier)
     assert later is not None
@@ -86,10 +86,10 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     file = agents / "toy.yaml"  # 480 rows cannot prove a margin of .02 for every form of the same student
     margins = file.read_text().replace("non_inferiority_margin: 0.02", "non_inferiority_margin: 0.4")
     file.write_text(margins.replace("slice_margin: 0.1", "slice_margin: 0.4"))
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     registry, first = open_registry("toy"), open_registry("toy").champion()
-    live("toy", day(20), day(24))
+    ingest("toy", day(20), day(24))
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="recalibrate", cause="ranges of now")
     assert verdict.result == "promoted", verdict.summary
     assert replay(verdict) == verdict
@@ -108,7 +108,7 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
         file.path for file in registry.client.list_artifacts(source, "compression")
     }
     # once more: it goes back to the form that was trained, and not to what a recalibration made of it
-    live("toy", day(24), day(27))
+    ingest("toy", day(24), day(27))
     once_more = refresh(agent="toy", as_of=day(27), mode="recalibrate", cause="and again")
     assert run_of(once_more).data.tags["recalibrates"] == source
     rows = np.zeros((2, 4), np.float32)
@@ -119,9 +119,9 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
 
 
 def test_what_cannot_be_recalibrated_is_distilled(day, agents: Path) -> None:
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     verdict = flows.refresh.refresh(
         agent="toy", as_of=day(20), trigger="bootstrap", mode="recalibrate", cause="there is no champion"
     )
     assert verdict.result == "promoted"
-    assert "no champion whose form was kept" in run_of(verdict).data.tags["recalibration_not_made"]
+    assert "no champion whose graph was stored" in run_of(verdict).data.tags["recalibration_not_made"]

@@ -11,7 +11,7 @@ from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse.champion import open_registry
 from stillhouse.records import drift_report, evidence_steps
-from stillhouse.refreshing.opening import answered_alarm
+from stillhouse.refreshing.opening import find_answering_verdict
 from stillhouse.refreshing.session import open_session, request_refresh
 from tasks.living import live
 
@@ -19,7 +19,7 @@ from tasks.living import live
 def answered(cause: str, as_of):
     """What a refresh that was asked for by that watch would be told."""
     request = request_refresh("toy", as_of, "drift", cause, "fit", "redistil")
-    return answered_alarm(open_session(request), request)
+    return find_answering_verdict(open_session(request), request)
 
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -42,7 +42,7 @@ def test_too_few_rows_or_outcomes(day, until: int, outcomes_until: int, told: st
 def test_no_validation_day_yet(day, agents: Path) -> None:
     file = agents / "toy.yaml"
     file.write_text(file.read_text().replace("folds: 3", "folds: 3, validation_every: 365"))
-    with pytest.raises(WindowError, match=r"train .* holds none of the days kept .*every 365th.*: wait for more"):
+    with pytest.raises(WindowError, match=r"train .* has no validation day .*every 365th.*: wait for more"):
         asked(day, 20, 20)
 
 

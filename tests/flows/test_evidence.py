@@ -14,8 +14,8 @@ import flows.watch
 from stillhouse import refresh, watch
 from stillhouse.champion import open_registry
 from stillhouse.drift.decide import decide_from_evidence
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.living import live
 from stillhouse.records import evidence_steps
 from tests.flows import toy
 
@@ -42,7 +42,7 @@ def looked(day, first: int, last: int, watch=watch):
     """Live and watch, day by day; the verdicts."""
     verdicts = []
     for number in range(first, last + 1):
-        live("toy", day(number - 1), day(number))
+        ingest("toy", day(number - 1), day(number))
         verdicts.append(watch(agent="toy", as_of=day(number)))
     return verdicts
 
@@ -58,7 +58,7 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
     turned = looked(day, 25, 27)[-1]
     assert (turned.result, turned.response) == ("teacher_failing", "renew"), turned.summary
     assert decide_from_evidence(turned.evidence) == turned
-    live("toy", day(27), day(33))
+    ingest("toy", day(27), day(33))
     gate = refresh(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
     assert gate.result == "promoted", gate.summary
     first, renewed = (open_registry("toy").version("toy-teacher", each) for each in ("1", "champion"))
@@ -77,7 +77,7 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
 
 
 def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None:
-    live("toy", day(20), day(23))
+    ingest("toy", day(20), day(23))
     first = watch(agent="toy", as_of=day(22))
     counted = base.journal.evidence("toy@" + open_registry("toy").champion().version, day(20))
     asked = base.tables.count_rows()["knowledge"]
@@ -127,7 +127,7 @@ def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monk
 
 @pytest.mark.usefixtures("prefect_server", "budget")
 def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.MonkeyPatch) -> None:
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     looked(day, 21, 22, flows.watch.watch.fn)
     registry = open_registry("toy")
@@ -169,7 +169,7 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
 
 
 def test_what_is_audited_and_known_within_one_watch_counts_for_the_teacher(day, base: KnowledgeBase) -> None:
-    live("toy", day(20), day(22))
+    ingest("toy", day(20), day(22))
     steps = {step.process: step for step in evidence_steps(watch(agent="toy", as_of=day(22)))}
     # outcomes are known a day later: of four steps' audits those of the first two
     assert steps["disagreement"].rows == 80 and steps["teacher_outcomes"].rows == 40

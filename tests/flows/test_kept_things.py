@@ -11,12 +11,12 @@ import stillhouse
 from stillhouse import promoting
 from stillhouse.champion import load_champion, open_registry
 from stillhouse.config import home
-from stillhouse.demonstrating import first_champion
+from stillhouse.demonstrating import find_first_champion
 from stillhouse.errors import ConfigError, SignatureError, WindowError
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.living import live
 from stillhouse.refreshing import session
-from stillhouse.watching.window import open_window, window_of
+from stillhouse.watching.window import get_window, open_window
 from tests.flows import toy
 
 
@@ -60,11 +60,11 @@ def test_a_store_that_was_replaced_is_connected_anew(lived, day) -> None:
 def test_a_window_is_never_shown_with_the_rows_of_other_table_versions(lived, day) -> None:
     lived(21)
     _, first = open_window("toy", day(23))
-    rows = len(window_of("toy", first).raw)
-    live("toy", day(21), day(22))
+    rows = len(get_window("toy", first).raw)
+    ingest("toy", day(21), day(22))
     _, second = open_window("toy", day(23))
-    assert len(window_of("toy", second).raw) == rows + toy.PER_DAY
-    assert len(window_of("toy", first).raw) == rows
+    assert len(get_window("toy", second).raw) == rows + toy.PER_DAY
+    assert len(get_window("toy", first).raw) == rows
 
 
 def test_nothing_stays_open_whatever_a_refresh_ends_with(lived, day) -> None:
@@ -72,7 +72,7 @@ def test_nothing_stays_open_whatever_a_refresh_ends_with(lived, day) -> None:
     with pytest.raises(WindowError, match="500 are needed"):
         stillhouse.refresh("toy", day(8))
     assert stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first").result == "promoted"
-    assert not session._OPEN
+    assert not session._OPEN_SESSIONS
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_callers_mistake_is_one_sentence(lived, day, wrong: dict[str, str], to
 
 
 def test_a_watch_without_a_champion_says_how_to_make_one(agents, day) -> None:
-    live("toy", day(0), day(5))
+    ingest("toy", day(0), day(5))
     with pytest.raises(WindowError, match=r"no champion that could be watched: make one with .*--trigger bootstrap"):
         stillhouse.watch("toy", day(5))
 
@@ -102,13 +102,13 @@ def test_a_watch_without_a_champion_says_how_to_make_one(agents, day) -> None:
 def test_a_demo_goes_on_with_what_a_person_approved(agents, day) -> None:
     file = agents / "toy.yaml"
     file.write_text(file.read_text().replace("promotion: {", "promotion: {approval: manual, "))
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first")
     with pytest.raises(WindowError, match=r"toy@\d+ waits for a person's approval: promote it with .* --version \d+"):
-        first_champion("toy")
+        find_first_champion("toy")
     version = int(open_registry("toy").challenger().version)
     promoting.promote_version("toy", version, "looked at")
-    assert first_champion("toy").version == str(version)
+    assert find_first_champion("toy").version == str(version)
 
 
 def test_answers_of_a_table_that_was_restored_are_read_anew(lived, day) -> None:

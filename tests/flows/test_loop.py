@@ -18,7 +18,7 @@ from stillhouse.errors import ConfigError, DataError, PartError, RegistryError, 
 from stillhouse.evaluate.gate import replay
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Certificate
-from stillhouse.refreshing.proving import anchor_of
+from stillhouse.refreshing.proving import load_anchor
 from stillhouse.refreshing.session import Session, open_session, request_refresh
 from tasks import refreshing
 from tasks.living import live
@@ -65,10 +65,10 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     registry, run = open_registry("toy"), open_registry("toy").models.tags(champion)["refresh_run"]
     certificate = registry.runs.read_record(run, "certificate.json", Certificate)
     assert (certificate.rule, certificate.anchor) == (2, str(first))
-    assert anchor_of(refresh_session(day(33))) is None  # proven better: its own anchor
+    assert load_anchor(refresh_session(day(33))) is None  # proven better: its own anchor
     equal = tuple(each.model_copy(update={"difference": 0.0}) for each in certificate.comparisons)
     registry.runs.log_record(run, certificate.model_copy(update={"comparisons": equal}), "certificate.json")
-    assert anchor_of(refresh_session(day(33))).model == first
+    assert load_anchor(refresh_session(day(33))).model == first
 
     shown = artifacts()
     assert "teacher failing" in shown["watch-toy"]

@@ -9,8 +9,8 @@ import pytest
 
 from stillhouse import refresh
 from stillhouse.config import load
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.living import live
 from stillhouse.refreshing.modes import redistil
 from tests.flows import toy
 
@@ -27,7 +27,7 @@ def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytes
             learned.append(int((~lesson.has_label).sum())) or distilled(student, lesson, *given, **named)
         ),
     )
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.result == "promoted", verdict.summary
     base = KnowledgeBase(load("toy"))

@@ -13,10 +13,10 @@ from stillhouse import maintaining, refresh, watch
 from stillhouse.champion import open_registry
 from stillhouse.config import load
 from stillhouse.errors import RegistryError
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.events import Outcomes
 from stillhouse.knowledge.spool import Spool, spool_folder
-from stillhouse.living import live
 from stillhouse.records import Verdict
 from stillhouse.shown import markdown
 from tests.flows.test_loop import artifacts
@@ -30,14 +30,14 @@ def base(day, agents: Path) -> KnowledgeBase:
     file = agents / "toy.yaml"
     file.write_text(file.read_text() + "upkeep: {keep: 19d, grace: 0s, min_files: 2}\n")
     for first in range(0, 20, 4):
-        live("toy", day(first), day(first + 4))
+        ingest("toy", day(first), day(first + 4))
     return KnowledgeBase(load("toy"))
 
 
 def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase, day) -> None:
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     for first in range(20, 50, 5):
-        live("toy", day(first), day(first + 5))
+        ingest("toy", day(first), day(first + 5))
     champion = open_registry("toy").champion()
     assert champion is not None
     baseline = open_registry("toy").baseline(champion)
@@ -79,7 +79,7 @@ def test_where_the_registry_does_not_answer_nothing_is_removed(
     def silent(_agent: str) -> None:
         raise RegistryError("MLflow does not answer at http://127.0.0.1:9")
 
-    live("toy", day(20), day(50))
+    ingest("toy", day(20), day(50))
     base.journal.append_verdict(
         Verdict(verdict_id="v", kind="gate", agent="toy", as_of=day(20), result="promoted", summary="the first")
     )

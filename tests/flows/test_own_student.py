@@ -1,4 +1,4 @@
-"""A student of the user's own goes through the whole loop, and is always trained from the beginning."""
+"""A student of the user's own goes through the whole loop, and is always trained from scratch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stillhouse import refresh
 from stillhouse.champion import open_registry
-from stillhouse.living import live
+from stillhouse.ingesting import ingest
 from stillhouse.variant import Variant
 
 STUDENT = "student: {kind: module, target: tests.flows.toy:Network, settings: {width: 12}}"
@@ -16,16 +16,16 @@ def test_a_module_of_the_users_own_is_distilled_compressed_proved_and_promoted(d
     text = (Path(__file__).parent / "toy.yaml").read_text()
     ours = next(line for line in text.splitlines() if line.startswith("student:"))
     (agents / "toy.yaml").write_text(text.replace(ours, STUDENT))
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     first = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.result == "promoted", first.summary
     registry = open_registry("toy")
     champion = registry.champion()
     assert champion is not None and registry.models.scorecard(champion).test.auc > 0.8
-    live("toy", day(20), day(24))
+    ingest("toy", day(20), day(24))
     again = refresh(agent="toy", as_of=day(24), cause="by hand", mode="update")
     assert again.result in ("promoted", "refused")  # judged: the update became a new distillation
     runs = registry.client.search_runs([registry.experiment_id], filter_string="tags.update_not_made LIKE '%'")
     (told,) = {run.data.tags["update_not_made"] for run in runs}
-    assert "'module' is always trained from the beginning" in told
+    assert "'module' is always trained from scratch" in told
     assert Variant(registry.models.fetch(champion)).manifest["columns"][-1]["name"] == "place"

@@ -13,9 +13,9 @@ import stillhouse
 from stillhouse import data_contract
 from stillhouse.drift.decide import decide_from_evidence
 from stillhouse.evaluate.gate import replay
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.knowledge.tables import Tables
-from stillhouse.living import live
 from stillhouse.records import Verdict
 from stillhouse.teachers import ensemble
 
@@ -41,14 +41,14 @@ def counted() -> Iterator[Counter[str]]:
 
 
 def bootstrap(day) -> None:
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first")
 
 
 @pytest.mark.usefixtures("more_recipes")
 def test_a_refresh_opens_its_teacher_once_and_reads_rows_and_answers_at_most_twice(day) -> None:
     bootstrap(day)
-    live("toy", day(20), day(24))
+    ingest("toy", day(20), day(24))
     with counted() as times:
         verdict = stillhouse.refresh("toy", day(24), cause="again")
     assert verdict.kind == "gate", verdict.summary
@@ -59,7 +59,7 @@ def test_a_refresh_opens_its_teacher_once_and_reads_rows_and_answers_at_most_twi
 
 def test_a_watch_reads_its_window_once(day) -> None:
     bootstrap(day)
-    live("toy", day(20), day(24))
+    ingest("toy", day(20), day(24))
     read, windows = KnowledgeBase.read, Counter[tuple[str, Any, Any]]()
 
     def reading(self: KnowledgeBase, table: Any, window: Any = None, columns: Any = None) -> Any:
@@ -78,7 +78,7 @@ def test_a_watch_reads_its_window_once(day) -> None:
 
 def test_a_contract_that_is_skipped_is_recorded_by_both_verdicts(day) -> None:
     bootstrap(day)
-    live("toy", day(20), day(24))
+    ingest("toy", day(20), day(24))
     unchecked = data_contract.skip("a replay of days that were checked when they passed")
 
     def said(verdict: Verdict) -> list[str]:

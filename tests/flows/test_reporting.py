@@ -10,7 +10,7 @@ from prefect.types.names import raise_on_name_alphanumeric_dashes_only
 
 from stillhouse import pages
 from stillhouse.records import Reason, SliceDrift, Verdict
-from stillhouse.watching.publishing import slices_table
+from stillhouse.watching.publishing import format_slices
 from tasks.common import artifact_key
 
 VALUES = (
@@ -30,7 +30,7 @@ def test_a_slice_is_one_cell_of_one_row(value: str) -> None:
     drift = SliceDrift(
         slice=f"tool={value}", share_reference=0.1, share_current=0.2, rows=10, disagreement=0.1, excess=0
     )
-    lines = [line for line in slices_table((drift,)).splitlines() if line.startswith("|")]
+    lines = [line for line in format_slices((drift,)).splitlines() if line.startswith("|")]
     assert len(lines) == 3 and {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {8}
     assert "<img" not in lines[2] and "](" not in lines[2].replace("\\]", "") and "\x1b" not in lines[2]
 
@@ -49,8 +49,10 @@ def test_a_reason_is_one_item(value: str) -> None:
         summary=f"# place={value}",
         reasons=(reason,),
     )
-    assert "\n" not in pages.reasons((reason,)) and "<img" not in pages.reasons((reason,)).split("`: ")[-1]
-    heading = pages.heading(verdict).splitlines()
+    assert (
+        "\n" not in pages.format_reasons((reason,)) and "<img" not in pages.format_reasons((reason,)).split("`: ")[-1]
+    )
+    heading = pages.format_heading(verdict).splitlines()
     assert len(heading) == 5 and heading[2].startswith("\\# place=")
 
 

@@ -13,7 +13,7 @@ from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse.champion import open_registry
 from stillhouse.config import load
-from stillhouse.demonstrating import week_ends
+from stillhouse.demonstrating import list_week_ends
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase
 from tasks.living import live
@@ -76,8 +76,8 @@ def test_a_domain_that_arrives_is_noticed_and_learnt(small: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_demo_plays_the_weeks_that_the_source_has() -> None:
-    ends = week_ends("router", 8, None)
+    ends = list_week_ends("router", 8, None)
     assert (ends[0], ends[-1], len(ends)) == (week(9), week(24), 16)
-    assert week_ends("router", 8, 3) == ends[:3]
+    assert list_week_ends("router", 8, 3) == ends[:3]
     with pytest.raises(WindowError, match="no week after"):
-        week_ends("router", 24, None)
+        list_week_ends("router", 24, None)

@@ -20,11 +20,11 @@ import flows.refresh
 from stillhouse import refresh, watch
 from stillhouse.champion import open_registry
 from stillhouse.config import home, load
-from stillhouse.demonstrating import first_champion, lived_week, sum_up
+from stillhouse.demonstrating import find_first_champion, score_week, summarize
 from stillhouse.errors import PartError, WindowError
 from stillhouse.evaluate import admission
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.living import live
 from stillhouse.records import Verdict
 from stillhouse.rehearsal import rehearse
 from tests.flows import toy
@@ -71,7 +71,7 @@ def llm(server: Server, more: str = "") -> str:
 
 
 def two_weeks(day: Callable[[int], Any]) -> KnowledgeBase:
-    live("toy", day(0), day(14))
+    ingest("toy", day(0), day(14))
     return KnowledgeBase(load("toy"))
 
 
@@ -108,7 +108,7 @@ def test_an_endpoint_teaches_and_is_asked_about_nothing_twice(day, agents: Path,
     assert run.data.metrics["teacher/llm/money"] == pytest.approx(spent.money)
     assert registry.baseline(registry.champion()).disagreement.rows == 150
 
-    live("toy", day(14), day(15))
+    ingest("toy", day(14), day(15))
     again = refresh(agent="toy", as_of=day(15), cause="a day later")
     assert again.kind == "gate"
     asked = len(server.requests) - spent.calls
@@ -123,14 +123,14 @@ def test_a_watch_asks_under_a_budget_of_its_own_and_a_demo_asks_nothing(day, age
     base = two_weeks(day)
     bootstrap(day)
     taught = len(server.requests)
-    live("toy", day(14), day(21))
+    ingest("toy", day(14), day(21))
     verdict = watch(agent="toy", as_of=day(21))
     assert verdict.kind == "watch" and verdict.result != "data_broken"
     assert len(server.requests) - taught == 70
     watch(agent="toy", as_of=day(21))
     assert len(server.requests) - taught == 70
 
-    year = sum_up("toy", [lived_week("toy", day(21), first_champion("toy"))], 1.0)
+    year = summarize("toy", [score_week("toy", day(21), find_first_champion("toy"))], 1.0)
     assert len(server.requests) - taught == 70
     assert (year.summary.quality_teacher, year.weeks[0].quality_teacher) == (None, None)
     assert year.summary.quality_champion > 0.7
@@ -200,7 +200,7 @@ def test_a_model_from_mlflow_teaches(champion, day, agents: Path) -> None:
     registry = open_registry("toy")
     assert registry.champion() != champion
     assert KnowledgeBase(load("toy")).answers.spending()["big"].rows == 8 * toy.PER_DAY + 150
-    live("toy", day(14), day(18))
+    ingest("toy", day(14), day(18))
     assert watch(agent="toy", as_of=day(18)).kind == "watch"
 
 

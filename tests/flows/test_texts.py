@@ -13,8 +13,8 @@ from flows.refresh import refresh
 from flows.watch import watch
 from stillhouse.champion import open_registry
 from stillhouse.config import load
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.living import live
 from stillhouse.variant import Variant
 from tests.flows import clerk
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     shutil.copy(Path(__file__).with_name("clerk.yaml"), agents)
-    live("clerk", day(0), day(24))
+    ingest("clerk", day(0), day(24))
     stillhouse.refresh(agent="clerk", as_of=day(20), trigger="bootstrap", cause="first")
     registry, base = open_registry("clerk"), KnowledgeBase(load("clerk"))
     first = Variant(registry.models.fetch(registry.champion()))
@@ -32,7 +32,7 @@ def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
     calm = watch(agent="clerk", as_of=day(24))
     assert (calm.result, calm.response) == ("no_drift", "hold")
 
-    live("clerk", day(24), day(42))
+    ingest("clerk", day(24), day(42))
     verdict = watch(agent="clerk", as_of=day(29))
     crossed = {reason.measure: reason.text for reason in verdict.reasons if reason.failed}
     assert verdict.result != "no_drift" and "said: new words" in crossed["psi"]

@@ -13,7 +13,7 @@ from stillhouse import refresh, watch
 from stillhouse.champion import open_registry
 from stillhouse.distill import memory
 from stillhouse.errors import PartError
-from stillhouse.living import live
+from stillhouse.ingesting import ingest
 from stillhouse.variant import Variant
 from tests.flows import toy
 
@@ -77,7 +77,7 @@ def turning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turning: None) -> None:
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     file = agents / "toy.yaml"
     grown = file.read_text().replace("actions: [wait, go]", "actions: [wait, turn, go]")
@@ -85,13 +85,13 @@ def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turn
     # a logistic teacher is farther from the truth of this world than it was before: more is no harm
     file.write_text(grown.replace("watch:\n", "watch:\n  tolerance: 0.15\n"))
 
-    live("toy", day(20), day(26))
+    ingest("toy", day(20), day(26))
     seen = watch(agent="toy", as_of=day(26))  # the champion does not know the action: it errs, and nothing breaks
     assert seen.result != "data_broken" and seen.response != "hold", seen.summary
     with pytest.raises(PartError, match=r"made for the actions wait, go.*teacher=fit"):
         refresh(agent="toy", as_of=day(26), teacher="keep")
 
-    live("toy", day(26), day(36))
+    ingest("toy", day(26), day(36))
     champion = open_registry("toy").champion()
     before = Variant(open_registry("toy").models.fetch(champion))
     verdict = refresh(agent="toy", as_of=day(36), mode="update", cause="another action")

@@ -19,8 +19,8 @@ import flows.refresh
 from stillhouse import refresh, watch
 from stillhouse.champion import load_champion, open_registry
 from stillhouse.config import load
+from stillhouse.ingesting import ingest
 from stillhouse.knowledge import KnowledgeBase
-from stillhouse.living import live
 from stillhouse.records import Contradictions, TeacherWeights
 from stillhouse.teachers.ensemble import read_weights
 from tests.flows import toy
@@ -66,7 +66,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
 ) -> None:
     settle_on(agents)
     base = KnowledgeBase(load("toy"))
-    live("toy", day(0), day(20))
+    ingest("toy", day(0), day(20))
     first = flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.result == "promoted"
     parts = load_champion("toy")
@@ -75,7 +75,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
 
     shown_after_the_first_refresh()
 
-    live("toy", day(20), day(28))
+    ingest("toy", day(20), day(28))
     for number in (23, 28):
         watch(agent="toy", as_of=day(number))
     changes = base.journal.weight_changes()
@@ -90,7 +90,7 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     assert [point.timestamp for point in curve][:2] == [int(day(n).timestamp() * 1000) for n in (23, 28)]
     assert curve[-1].value < curve[0].value
 
-    live("toy", day(28), day(44))
+    ingest("toy", day(28), day(44))
     verdict = refresh(agent="toy", as_of=day(44), trigger="drift", cause="the rules fail")
     assert verdict.result == "promoted", verdict.summary
     last = [each for each in base.journal.weight_changes() if each.as_of == day(44) and not each.slice]
@@ -152,7 +152,7 @@ def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(
     settle_on(agents)
     base = lived()
     before = open_registry("toy").baseline(open_registry("toy").champion()).teacher
-    live("toy", day(20), day(22))
+    ingest("toy", day(20), day(22))
     verdict = refresh(agent="toy", as_of=day(22), teacher="keep", cause="two days later")
     assert verdict.kind == "gate" and verdict.result != "refused", verdict.summary
     after = open_registry("toy").baseline(open_registry("toy").champion()).teacher

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillhouse import config
-from stillhouse.commands.output import console, format_number
+from stillhouse.commands.output import console
 from stillhouse.errors import SchemaError
 from stillhouse.shown import shown
 from stillhouse.terminal import Table
@@ -36,25 +36,22 @@ def drift(
     ] = None,
 ) -> None:
     """Measure the drift of each column between two tables, largest first. Tables may be larger than memory."""
-    from stillhouse.drift.distances import compare_profiles
+    from stillhouse.drift.distances import COLUMN_DISTANCES, compare_profiles
     from stillhouse.drift.explain import rank_columns
 
     before = _load_profile(reference, columns, None, texts or ())
     now = _load_profile(current, columns, before, texts or ())
     if keep is not None:
         keep.write_bytes(before.to_bytes())
-    measures = ("PSI", "KS", "Wasserstein", "effect size", "missing before", "missing now", "new values")
-    table = Table("column", *measures)
+    headings = [distance.heading for distance in COLUMN_DISTANCES]
+    table = Table("column", *headings, "missing before", "missing now", "new values")
     for column in rank_columns(compare_profiles(before, now)):
         unseen = ", ".join(column.unseen[:3]) + (
             f" and {len(column.unseen) - 3} more" if len(column.unseen) > 3 else ""
         )
         table.add_row(
             column.column,
-            f"{column.psi:.3f}",
-            format_number(column.ks),
-            format_number(column.wasserstein),
-            f"{column.effect:.3f}",
+            *(distance.format(column) for distance in COLUMN_DISTANCES),
             f"{column.missing_reference:.1%}",
             f"{column.missing_current:.1%}",
             unseen,

@@ -2,7 +2,7 @@
 
 A new distance needs its formula and a line in :data:`COLUMN_DISTANCES` here, a field with a default in
 :class:`stillhouse.records.ColumnDrift`, which :func:`measure_column` fills, and, if it may have a threshold, a field of
-the same name in :class:`stillhouse.config.Thresholds`: the verdict's reason follows from these.
+the same name in :class:`stillhouse.config.Thresholds`: the verdict's reason and the tables of drift follow from these.
 """
 
 from __future__ import annotations
@@ -46,21 +46,30 @@ class ColumnDistance:
     :ivar field: name of its field in :class:`stillhouse.records.ColumnDrift`, and of its threshold in
         :class:`stillhouse.config.Thresholds`; without a threshold field a verdict gives no reason for it.
     :ivar name: its name in sentences.
+    :ivar heading: its name at the head of a table column.
     :ivar columns: the columns that have it.
     :ivar always_reported: whether a verdict reports it although it has no threshold.
     """
 
     field: str
     name: str
+    heading: str
     columns: Literal["columns", "numbers"]
     always_reported: bool = False
 
+    def format(self, drift: ColumnDrift) -> str:
+        """The value of ``drift`` for a table cell; empty where the column does not have it."""
+        value = getattr(drift, self.field)
+        if value is None:
+            return ""
+        return f"{value:.3f}" if self.columns == "columns" else f"{value:.4g}"
+
 
 COLUMN_DISTANCES = (
-    ColumnDistance("psi", "PSI", "columns", always_reported=True),
-    ColumnDistance("ks", "Kolmogorov–Smirnov distance", "numbers"),
-    ColumnDistance("wasserstein", "Wasserstein-1 distance", "numbers"),
-    ColumnDistance("effect", "effect size", "columns"),
+    ColumnDistance("psi", "PSI", "PSI", "columns", always_reported=True),
+    ColumnDistance("ks", "Kolmogorov–Smirnov distance", "KS", "numbers"),
+    ColumnDistance("wasserstein", "Wasserstein-1 distance", "Wasserstein", "numbers"),
+    ColumnDistance("effect", "effect size", "effect size", "columns"),
 )
 """The distances of :func:`measure_column`."""
 

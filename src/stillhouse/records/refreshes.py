@@ -56,7 +56,7 @@ class Refresh(Record):
     finished: bool = False
 
     @property
-    def news(self) -> Window:
+    def new_window(self) -> Window:
         """The part of the training window that is new to the champion; all of it unless this is an update."""
         start = self.train.start if self.since is None else max(self.train.start, min(self.since, self.train.end))
         return self.train.model_copy(update={"name": "new", "start": start})

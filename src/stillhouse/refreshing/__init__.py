@@ -1,5 +1,5 @@
-"""One refresh, station by station: data, teachers, a student by the mode asked for, compression, proof, publication.
+"""The steps of a refresh: data, teachers, a student by the requested mode, compression, proof, publication.
 
-:mod:`~stillhouse.refreshing.run` puts the stations in order; each works on the :class:`~stillhouse.refreshing.session.
-Session` of its refresh.
+:mod:`~stillhouse.refreshing.run` runs the steps in order; each step works on the session of its refresh
+(:class:`~stillhouse.refreshing.session.Session`).
 """

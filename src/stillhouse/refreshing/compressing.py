@@ -1,4 +1,4 @@
-"""A student made small: what is compressed, what smaller forms are judged on, and where the search begins."""
+"""Compress a student: the compression target, its validation rows, and the initial recipes of the search."""
 
 from __future__ import annotations
 
@@ -24,139 +24,153 @@ from stillhouse.distill.training_set import TrainingSet
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.records import Frontier, Refresh, SizeLimits, StudentRef, TeacherRef
 from stillhouse.refreshing.data import Array
-from stillhouse.refreshing.session import Session, session_of
-from stillhouse.refreshing.students import course_of, student_columns
+from stillhouse.refreshing.session import Session, get_session
+from stillhouse.refreshing.students import read_columns, read_history
 from stillhouse.registry import names
 
-__all__ = ["RecoverySets", "compress_student", "compression_run", "last_frontier", "training_recovery_sets"]
+__all__ = [
+    "RecoverySetBuilder",
+    "compress_student",
+    "find_compression_run",
+    "make_training_recovery_sets",
+    "read_last_frontier",
+]
 
 log = logging.getLogger(__name__)
 
 
-RecoverySets = Callable[[Session, TeacherRef, StudentRef, Columns], tuple[TrainingSet, TrainingSet | None]]
-"""What a smaller form is recovered on, encoded with its columns, and validation rows for its controller."""
+RecoverySetBuilder = Callable[[Session, TeacherRef, StudentRef, Columns], tuple[TrainingSet, TrainingSet | None]]
+"""Makes the training set on which a compressed student is recovered, and validation rows for its controller.
+
+The columns are those of the compressed student, which may read fewer columns or tokens."""
 
 
 def compress_student(
-    session: Session, teacher: TeacherRef, student: StudentRef, recovery_sets: RecoverySets
+    session: Session, teacher: TeacherRef, student: StudentRef, make_recovery_sets: RecoverySetBuilder
 ) -> Frontier:
-    """The student in many smaller forms, made and measured here, and the one that fits the budgets best.
+    """Search compressed variants of the student, measure each here, and choose the one that fits the budgets best.
 
-    :param recovery_sets: picklable, as are the records: worker processes make the subject themselves.
+    :param make_recovery_sets: picklable, as are the records: worker processes make the compression target themselves.
     """
     job, settings = session.job, session.settings
     return search(
-        functools.partial(_target, job, teacher, student, recovery_sets),
+        functools.partial(_make_target, job, teacher, student, make_recovery_sets),
         settings.compression,
         SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
         variant_writer(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
         Path(job.folder) / "compression",
-        initial_recipes=_recipes_to_begin_with(session),
+        initial_recipes=_read_initial_recipes(session),
         on_candidate=lambda candidate: log.info("%s", candidate),
     )
 
 
-def compression_run(session: Session) -> str | None:
-    """The refresh run in which the champion was compressed; None without a champion."""
+def find_compression_run(session: Session) -> str | None:
+    """The MLflow run of the refresh that compressed the champion; None without a champion."""
     if session.champion is None:
         return None
     run_id = session.registry.models.tags(session.champion.model)["refresh_run"]
     return session.registry.runs.tags(run_id).get("recalibrates", run_id)
 
 
-def last_frontier(session: Session) -> Frontier | None:
-    """What the search found in which the champion was made."""
-    run_id = compression_run(session)
+def read_last_frontier(session: Session) -> Frontier | None:
+    """The result of the search that made the champion; None without a champion."""
+    run_id = find_compression_run(session)
     return session.registry.runs.read_record(run_id, names.FRONTIER, Frontier) if run_id else None
 
 
-def training_recovery_sets(
+def make_training_recovery_sets(
     session: Session, teacher: TeacherRef, student: StudentRef, columns: Columns
 ) -> tuple[TrainingSet, TrainingSet | None]:
-    """What a student of the whole window has learned from, and the newer half of its validation rows."""
-    rows = session.training
-    lesson = rows.training_set(teacher, columns, synthetic=course_of(student).synthetic_rows_helped)
-    return lesson, rows.validation_sets(teacher, columns)[0]
+    """The training set of a student of the whole window, and the newer half of its validation rows."""
+    rows = session.training_rows
+    training_set = rows.make_training_set(teacher, columns, synthetic=read_history(student).synthetic_rows_helped)
+    return training_set, rows.make_validation_sets(teacher, columns)[0]
 
 
 # --------------------------------------------------------------------------- inside
 
 
-def _recipes_to_begin_with(session: Session) -> list[Recipe]:
-    """The champion's recipe and, after it, those that nothing beat when it was made."""
-    frontier = last_frontier(session)
+def _read_initial_recipes(session: Session) -> list[Recipe]:
+    """The champion's recipe, then the other recipes on the Pareto front of its search; empty without a champion."""
+    frontier = read_last_frontier(session)
     if frontier is None:
         return []
     recipes = dict.fromkeys([frontier.chosen, *frontier.best])
     return [TypeAdapter(Recipe).validate_python(frontier.named(name).recipe) for name in recipes]
 
 
-def _target(job: Refresh, teacher: TeacherRef, student: StudentRef, recovery_sets: RecoverySets) -> CompressionTarget:
-    """The student as the subject of compression: recovered on what it learned from, judged on the validation days.
+def _make_target(
+    job: Refresh, teacher: TeacherRef, student: StudentRef, make_recovery_sets: RecoverySetBuilder
+) -> CompressionTarget:
+    """The student as the compression target: recovered on its training set, measured on the validation days.
 
-    What has just arrived must hold by itself: the newest of these days, and rows of actions that are new.
+    The newest validation days and the rows of new actions also form slices of their own, so that a loss there shows.
     """
-    session = session_of(job)
-    settings, rows = session.settings, session.training
-    learned = np.flatnonzero(~rows.validation)
-    validation = np.flatnonzero(rows.validation & rows.has_label)
-    arrived = _judged_rows(session, teacher, learned, validation)
-    judged = np.concatenate([validation, learned[arrived.training_index]])
+    session = get_session(job)
+    settings, rows = session.settings, session.training_rows
+    train_index = np.flatnonzero(~rows.is_validation)
+    validation_index = np.flatnonzero(rows.is_validation & rows.has_label)
+    validation_rows = _select_validation_rows(session, teacher, train_index, validation_index)
+    measured_index = np.concatenate([validation_index, train_index[validation_rows.training_index]])
 
     def score(probs: Array, labels: Array) -> float:
         return quality(probs, labels).score
 
     def recover(state: ModelState, epochs: int) -> ModelState:
-        assert state.columns is not None  # a student has them
-        lesson, control = recovery_sets(session, teacher, student, _plain(state.columns))
-        distil(state.module, lesson, settings.distillation, validation=control, epochs=epochs)
+        assert state.columns is not None  # as for every student
+        training_set, validation = make_recovery_sets(session, teacher, student, _to_dicts(state.columns))
+        distil(state.module, training_set, settings.distillation, validation=validation, epochs=epochs)
         return state
 
-    measure = (
+    quality_name = (
         "AUC"
-        if len(settings.actions) == 2 and len(np.unique(rows.labels[validation])) > 1
+        if len(settings.actions) == 2 and len(np.unique(rows.labels[validation_index])) > 1
         else "share of right decisions"
     )
     return target_from_student(
         students.load(Path(student.folder), settings),
-        student_columns(student),
+        read_columns(student),
         settings.actions,
-        calibration=lambda columns: rows.encoded(_plain(columns))[learned],
-        validation=lambda columns: rows.encoded(_plain(columns))[judged],
-        quality=arrived.make_quality(score),
-        slices=arrived.make_slices(score),
+        calibration=lambda columns: rows.encode_rows(_to_dicts(columns))[train_index],
+        validation=lambda columns: rows.encode_rows(_to_dicts(columns))[measured_index],
+        quality=validation_rows.make_quality(score),
+        slices=validation_rows.make_slices(score),
         recover=recover,
-        quality_name=measure,
+        quality_name=quality_name,
         content_hash=f"{session.refresh_id} {teacher.version}",
     )
 
 
-def _judged_rows(session: Session, teacher: TeacherRef, learned: Array, validation: Array) -> ValidationRows:
-    """The validation rows, and rows of new actions; the teacher's answer stands in for a label that is not known."""
-    rows, champion = session.training, session.champion
+def _select_validation_rows(
+    session: Session, teacher: TeacherRef, train_index: Array, validation_index: Array
+) -> ValidationRows:
+    """The validation rows and the rows of new actions; a missing label is replaced by the teacher's answer."""
+    rows, champion = session.training_rows, session.champion
     actions = session.settings.actions
-    since, unknown = None, set[int]()
+    since, new_actions = None, set[int]()
     if champion is not None:
         since = pd.Timestamp(champion.baseline.train.end)
-        unknown = {index for index, action in enumerate(actions) if action not in champion.actions}
-    probs, labels = rows.teacher_probs(teacher.version)[learned], rows.labels[learned].copy()
-    by_teacher = (labels < 0) & ~np.isnan(probs[:, 0])
-    labels[by_teacher] = probs[by_teacher].argmax(axis=1)
-    times = _moments(rows.frame["observed_at"])
-    new = find_new_actions(
-        np.concatenate([times[validation], times[learned]]),
-        np.concatenate([rows.labels[validation], labels]),
-        None if since is None else _moments(pd.Series([since]))[0],
-        unknown,
+        new_actions = {index for index, action in enumerate(actions) if action not in champion.actions}
+    probs, labels = rows.teacher_probs(teacher.version)[train_index], rows.labels[train_index].copy()
+    teacher_only = (labels < 0) & ~np.isnan(probs[:, 0])
+    labels[teacher_only] = probs[teacher_only].argmax(axis=1)
+    times = _to_utc_array(rows.frame["observed_at"])
+    is_new = find_new_actions(
+        np.concatenate([times[validation_index], times[train_index]]),
+        np.concatenate([rows.labels[validation_index], labels]),
+        None if since is None else _to_utc_array(pd.Series([since]))[0],
+        new_actions,
     )
-    return select_validation_rows(times[validation], rows.labels[validation], times[learned], labels, new, actions)
+    return select_validation_rows(
+        times[validation_index], rows.labels[validation_index], times[train_index], labels, is_new, actions
+    )
 
 
-def _plain(columns: Any) -> list[dict[str, Any]]:
-    """Columns as a form has them: it may read fewer of them, or fewer tokens."""
+def _to_dicts(columns: Any) -> list[dict[str, Any]]:
+    """The columns of a model state as plain dictionaries."""
     return [dict(column) for column in columns]
 
 
-def _moments(times: pd.Series) -> Array:
-    """Moments as datetime64 in UTC, ``[n]``."""
+def _to_utc_array(times: pd.Series) -> Array:
+    """Times as datetime64 in UTC, ``[n]``."""
     return pd.to_datetime(times, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[us]")

@@ -1,4 +1,4 @@
-"""The rows of one refresh, read, labelled and encoded once each: the only place that makes a training set."""
+"""The rows of one refresh, read, labelled and encoded once each. Every training set of a refresh is made here."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from stillhouse.records import TeacherRef, Window
 from stillhouse.teachers.cross_fitting import CrossFit
 from stillhouse.variant import encode
 
-__all__ = ["Array", "Columns", "LearningRows", "Mask", "RefreshData", "lesson_of", "require_rows"]
+__all__ = ["Array", "Columns", "Mask", "RefreshData", "TrainingRows", "build_training_set", "require_rows"]
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-_ENCODINGS_KEPT = 2  # of one table of rows: the student's columns, and those of a smaller form of it
+_MAX_CACHED_ENCODINGS = 2  # per window: the columns of the student, and those of a compressed student
 
 
 class RefreshData:
-    """What a refresh may look at: the rows of its training window and, after them, of its test window.
+    """The rows that a refresh may read: its training window, followed by its test window.
 
     :param base: the knowledge base.
     :param window: both windows together, at the table versions that the refresh reads.
-    :param as_of: outcomes that became known later do not count.
-    :param raw: the window's observations where somebody has read them already, those in quarantine too.
+    :param as_of: outcomes that became known later are ignored.
+    :param raw: the window's observations as stored, also those in quarantine, if they have been read already.
     """
 
     def __init__(self, base: KnowledgeBase, window: Window, as_of: datetime, raw: pd.DataFrame | None = None) -> None:
@@ -44,77 +44,77 @@ class RefreshData:
         self.window = window
         self.as_of = as_of
         self._raw = raw
-        self._learning: dict[tuple[datetime, datetime], LearningRows] = {}
+        self._training_rows: dict[tuple[datetime, datetime], TrainingRows] = {}
         self._labelled: dict[tuple[datetime, datetime], pd.DataFrame] = {}
 
     @property
     def raw(self) -> pd.DataFrame:
-        """Every observation of the window as stored: what the data contract is asked about."""
+        """All observations of the window as stored, for the check of the data contract."""
         if self._raw is None:
             self._raw = self.base.read("observations", self.window)
         return self._raw
 
-    def at(self, window: Window) -> RefreshData:
-        """The same rows without those that were quarantined by the table version that ``window`` names."""
+    def with_window(self, window: Window) -> RefreshData:
+        """The same rows at the table versions of ``window``, without the rows quarantined there."""
         if window.model_copy(update={"name": self.window.name}) == self.window:
             return self
-        same = window.versions.get("observations") == self.window.versions.get("observations")
-        return RefreshData(self.base, window, self.as_of, self._raw if same else None)
+        same_rows = window.versions.get("observations") == self.window.versions.get("observations")
+        return RefreshData(self.base, window, self.as_of, self._raw if same_rows else None)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """Sound observations, each once, by time and id, with ``outcome`` as action index; −1: not known by then."""
+        """Observations not in quarantine, without duplicates, by time; ``outcome`` is an action index, −1: unknown."""
         return self.base.join_labels(self.base.drop_quarantined(self.raw, self.window), self.window, self.as_of)
 
     def drop_raw(self) -> None:
-        """Let go of the rows as stored, once the contract has been asked about them."""
-        self.rows  # noqa: B018  # made of them
+        """Free the rows as stored, after the check of the data contract."""
+        self.rows  # noqa: B018  # computed from the raw rows, and cached
         self._raw = None
 
-    def observations(self, window: Window) -> pd.DataFrame:
-        """The sound rows of a part of the window, with or without a label."""
+    def read_observations(self, window: Window) -> pd.DataFrame:
+        """The rows of ``window`` that are not in quarantine, with or without a label."""
         if not self.covers(window):
             return self.base.join_labels(self.base.read_observations(window), window, self.as_of)
         times = self.rows["observed_at"]
         return self.rows[(times >= window.start) & (times < window.end)].reset_index(drop=True)
 
     def covers(self, window: Window) -> bool:
-        """Whether all of ``window`` is here."""
+        """Whether ``window`` lies within the window of these rows."""
         return self.window.start <= window.start and window.end <= self.window.end
 
-    def labelled(self, window: Window) -> pd.DataFrame:
-        """The rows of ``window`` whose label was known; of one that lies elsewhere they are read from Delta."""
+    def read_labelled(self, window: Window) -> pd.DataFrame:
+        """The rows of ``window`` with a known label; read from the tables if ``window`` lies elsewhere."""
         key = (window.start, window.end)
         if key not in self._labelled:
-            rows = self.observations(window)
+            rows = self.read_observations(window)
             self._labelled[key] = rows[rows["outcome"] >= 0].reset_index(drop=True)
         return self._labelled[key]
 
-    def learning(self, window: Window) -> LearningRows:
-        """What a student may learn from in ``window``: the same table however often it is asked for."""
+    def read_training_rows(self, window: Window) -> TrainingRows:
+        """The rows of ``window`` that a student may be trained on; the same object at every call."""
         key = (window.start, window.end)
-        if key not in self._learning:
-            self._learning[key] = LearningRows(self.base, self._thinned(window), window)
-        return self._learning[key]
+        if key not in self._training_rows:
+            self._training_rows[key] = TrainingRows(self.base, self._limit_rows(window), window)
+        return self._training_rows[key]
 
-    def _thinned(self, window: Window) -> pd.DataFrame:
+    def _limit_rows(self, window: Window) -> pd.DataFrame:
         """Labelled rows up to ``windows.max_train_rows``, then unlabelled ones as far as there is room."""
-        base, most = self.base, self.base.config.windows.max_train_rows
-        rows = self.observations(window)
-        labelled = base.limit(rows[rows["outcome"] >= 0].reset_index(drop=True), most)
-        room = None if most is None else most - len(labelled)
+        base, max_rows = self.base, self.base.config.windows.max_train_rows
+        rows = self.read_observations(window)
+        labelled = base.limit(rows[rows["outcome"] >= 0].reset_index(drop=True), max_rows)
+        room = None if max_rows is None else max_rows - len(labelled)
         if not base.config.asking.without_outcomes or room == 0:
             return labelled
-        others = base.limit(rows[rows["outcome"] < 0].reset_index(drop=True), room)
-        if others.empty:
+        unlabelled = base.limit(rows[rows["outcome"] < 0].reset_index(drop=True), room)
+        if unlabelled.empty:
             return labelled
-        return pd.concat([labelled, others]).sort_values(["observed_at", "observation_id"], ignore_index=True)
+        return pd.concat([labelled, unlabelled]).sort_values(["observed_at", "observation_id"], ignore_index=True)
 
 
-class LearningRows:
-    """Rows that a student may learn from, in order of time, with all that is made of them; each thing once.
+class TrainingRows:
+    """Rows to train and validate a student on, by time, with everything derived from them, computed once.
 
-    :param frame: observations with ``outcome`` as action index, −1 where the label is not known.
+    :param frame: observations with ``outcome`` as action index, −1 if the label is unknown.
     """
 
     def __init__(self, base: KnowledgeBase, frame: pd.DataFrame, window: Window) -> None:
@@ -130,17 +130,17 @@ class LearningRows:
 
     @cached_property
     def labels(self) -> Array:
-        """Action indices, int64 ``[n]``; −1: not known."""
+        """Action indices, int64 ``[n]``; −1: unknown."""
         return self.frame["outcome"].to_numpy()
 
     @cached_property
     def has_label(self) -> Mask:
-        """Which rows have a label."""
+        """Which rows have a label, bool ``[n]``."""
         return self.labels >= 0
 
     @cached_property
-    def validation(self) -> Mask:
-        """Rows of the days that nobody learns from."""
+    def is_validation(self) -> Mask:
+        """Which rows lie on validation days, bool ``[n]``; no student is trained on them."""
         return validation_days(self.frame["observed_at"], self.settings.distillation.validation_every)
 
     @cached_property
@@ -150,125 +150,138 @@ class LearningRows:
 
     @cached_property
     def labelled_validation(self) -> pd.DataFrame:
-        """Those of them that lie on validation days."""
-        return self.frame[self.has_label & self.validation].reset_index(drop=True)
+        """The rows with a label on validation days."""
+        return self.frame[self.has_label & self.is_validation].reset_index(drop=True)
 
     def teacher_probs(self, teacher: str) -> Array:
-        """What a version of the teacher has answered, float64 ``[n, K]``; NaN where it was not asked.
+        """The stored probabilities of a teacher version, float64 ``[n, K]``; NaN where it has no answer.
 
-        Looked up once; :meth:`forget_teacher_probs` after somebody has asked.
+        Read once; call :meth:`forget_teacher_probs` after the teacher has answered more rows.
         """
         if teacher not in self._teacher_probs:
             self._teacher_probs[teacher] = self.base.answers.probs(self.frame, teacher)
         return self._teacher_probs[teacher]
 
     def forget_teacher_probs(self) -> None:
-        """Look them up again: there are more answers now."""
+        """Read the teacher probabilities again at the next call, because more rows are answered."""
         self._teacher_probs.clear()
 
     def has_teacher_probs(self, teacher: str) -> Mask:
-        """Which rows that version has answered."""
+        """Which rows that teacher version has answered, bool ``[n]``."""
         return ~np.isnan(self.teacher_probs(teacher)[:, 0])
 
     def features(self, teacher: TeacherRef) -> Array | None:
-        """What the teacher makes of each row inside, ``[n, D]``; None where it has no features."""
+        """The teacher's internal features of each row, ``[n, D]``; None if it has none."""
         return self.base.answers.features(self.frame, teacher.features) if teacher.features else None
 
-    def encoded(self, columns: Columns) -> Array:
-        """All rows as the student reads them, float32 ``[n, D]``."""
+    def encode_rows(self, columns: Columns) -> Array:
+        """All rows as the input of a student with ``columns``, float32 ``[n, D]``."""
         key = json.dumps(list(columns))
         if key not in self._encodings:
-            while len(self._encodings) >= _ENCODINGS_KEPT:
+            while len(self._encodings) >= _MAX_CACHED_ENCODINGS:
                 self._encodings.pop(next(iter(self._encodings)))
             self._encodings[key] = encode(self.frame, columns)
         return self._encodings[key]
 
     @cached_property
     def cross_fit(self) -> CrossFit:
-        """The teachers that learn, fitted once on all time blocks of these rows but one, for each block."""
+        """The fitted teachers, cross-fitted: for each time block, fitted once on all other blocks."""
         return CrossFit(self.settings, self.frame)
 
     @cached_property
-    def synthetic(self) -> pd.DataFrame:
-        """Rows made up near the labelled ones outside validation days, within the teacher's cross-fitting blocks."""
-        learned = self.has_label & ~self.validation
-        return make_synthetic_rows(self.settings, self.frame[learned], self.cross_fit.blocks[learned])
+    def synthetic_rows(self) -> pd.DataFrame:
+        """Synthetic rows near labelled training rows, each within one cross-fitting block of the teacher."""
+        has_train_label = self.has_label & ~self.is_validation
+        return make_synthetic_rows(self.settings, self.frame[has_train_label], self.cross_fit.blocks[has_train_label])
 
     # ----------------------------------------------------------------- training sets
 
-    def to_train_on(self, teacher: TeacherRef) -> Mask:
-        """Rows apart from validation days that have teacher probabilities, a label, or both."""
-        return (self.has_teacher_probs(teacher.version) | self.has_label) & ~self.validation
+    def train_mask(self, teacher: TeacherRef) -> Mask:
+        """Rows outside validation days with teacher probabilities, a label, or both, bool ``[n]``."""
+        return (self.has_teacher_probs(teacher.version) | self.has_label) & ~self.is_validation
 
-    def training_set(self, teacher: TeacherRef, columns: Columns, *, synthetic: bool = True) -> TrainingSet:
-        """All rows to train on, and the synthetic ones that the teacher has answered after them."""
-        lesson = self.lesson(self.to_train_on(teacher), teacher, columns)
-        return self._with_synthetic(lesson, teacher, columns) if synthetic else lesson
+    def make_training_set(self, teacher: TeacherRef, columns: Columns, *, synthetic: bool = True) -> TrainingSet:
+        """All rows to train on, followed by the synthetic rows that the teacher has answered.
 
-    def validation_sets(self, teacher: TeacherRef, columns: Columns) -> tuple[TrainingSet | None, TrainingSet | None]:
+        :param synthetic: whether to append the synthetic rows.
+        """
+        training_set = self.select_training_set(self.train_mask(teacher), teacher, columns)
+        return self._with_synthetic(training_set, teacher, columns) if synthetic else training_set
+
+    def make_validation_sets(
+        self, teacher: TeacherRef, columns: Columns
+    ) -> tuple[TrainingSet | None, TrainingSet | None]:
         """Labelled rows of validation days with teacher probabilities.
 
-        The newer half of them is for the controller, the older one to compare students on; None where there is none.
+        :returns: the newer half for the controller, and the older half to compare students on; None for an empty half.
         """
-        chosen = self.validation & self.has_label & self.has_teacher_probs(teacher.version)
-        if chosen.sum() < 2:
+        mask = self.is_validation & self.has_label & self.has_teacher_probs(teacher.version)
+        if mask.sum() < 2:
             return None, None
-        groups, newer = split_validation(self.frame["observed_at"][chosen], self.settings.promotion.cluster)
-        index = np.flatnonzero(chosen)
+        cluster_ids, newer = split_validation(self.frame["observed_at"][mask], self.settings.promotion.cluster)
+        index = np.flatnonzero(mask)
         control, compare = (
-            self.lesson(index[half], teacher, columns, groups=groups[half]) if half.any() else None
+            self.select_training_set(index[half], teacher, columns, cluster_ids=cluster_ids[half])
+            if half.any()
+            else None
             for half in (newer, ~newer)
         )
         return control, compare
 
-    def lesson(
-        self, chosen: Array, teacher: TeacherRef, columns: Columns, *, groups: Array | None = None
+    def select_training_set(
+        self, index: Array, teacher: TeacherRef, columns: Columns, *, cluster_ids: Array | None = None
     ) -> TrainingSet:
         """Some rows with their teacher probabilities, labels and teacher features.
 
-        :param chosen: bool ``[n]``, or positions.
-        :param groups: integers, one a chosen row; rows of one group share what chance did to them.
+        :param index: a bool mask ``[n]``, or row indices.
+        :param cluster_ids: integers, one per selected row; the losses of rows in one cluster are correlated.
         """
         features = self.features(teacher)
-        return lesson_of(
-            self.encoded(columns)[chosen],
-            self.teacher_probs(teacher.version)[chosen],
-            self.labels[chosen],
+        return build_training_set(
+            self.encode_rows(columns)[index],
+            self.teacher_probs(teacher.version)[index],
+            self.labels[index],
             columns,
-            features=None if features is None else features[chosen],
-            groups=groups,
+            features=None if features is None else features[index],
+            cluster_ids=cluster_ids,
         )
 
-    def _with_synthetic(self, lesson: TrainingSet, teacher: TeacherRef, columns: Columns) -> TrainingSet:
-        probs = self.base.answers.probs(self.synthetic, teacher.version)
+    def _with_synthetic(self, training_set: TrainingSet, teacher: TeacherRef, columns: Columns) -> TrainingSet:
+        probs = self.base.answers.probs(self.synthetic_rows, teacher.version)
         answered = ~np.isnan(probs[:, 0])
         if not answered.any():
-            return lesson
-        rows = self.synthetic[answered]
+            return training_set
+        rows = self.synthetic_rows[answered]
         features = self.base.answers.features(rows, teacher.features) if teacher.features else None
         no_labels = np.full(len(rows), -1)
         x = encode(rows, columns)
-        return lesson.plus(lesson_of(x, probs[answered], no_labels, columns, features=features))
+        return training_set.plus(build_training_set(x, probs[answered], no_labels, columns, features=features))
 
 
-def lesson_of(
+def build_training_set(
     x: Array,
     teacher_probs: Array,
     labels: Array,
     columns: Columns,
     *,
     features: Array | None = None,
-    groups: Array | None = None,
+    cluster_ids: Array | None = None,
 ) -> TrainingSet:
-    """A training set of rows that are encoded already, ``[n, D]``, with ``columns``."""
+    """A training set of rows that are already encoded with ``columns``, ``[n, D]``.
+
+    >>> x, columns = np.zeros((2, 1), np.float32), [{"name": "delay", "type": "number"}]
+    >>> training_set = build_training_set(x, np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, -1]), columns)
+    >>> training_set.has_label.tolist()
+    [True, False]
+    """
     widths = students.input_widths(columns)
-    return TrainingSet(x, teacher_probs, labels, widths.numbers, features, groups, tokens=widths.tokens)
+    return TrainingSet(x, teacher_probs, labels, widths.numbers, features, cluster_ids, tokens=widths.tokens)
 
 
-def require_rows(rows: int, least: int, window: Window) -> None:
-    """:raises WindowError: if ``window`` has fewer than ``least`` labelled rows."""
-    if rows < least:
+def require_rows(rows: int, min_rows: int, window: Window) -> None:
+    """:raises WindowError: if ``window`` has fewer than ``min_rows`` labelled rows."""
+    if rows < min_rows:
         raise WindowError(
-            f"{window} has {rows} rows with known outcomes, and {least} are needed: wait for more, "
+            f"{window} has {rows} rows with known outcomes, and {min_rows} are needed: wait for more, "
             f"or lengthen `windows.{window.name}` in the agent file"
         )

@@ -1,4 +1,4 @@
-"""A refresh begins: refused where it comes too early, taken up where an earlier run of the same request left it."""
+"""Open a refresh: refuse it if there are too few rows, or resume an earlier run of the same request."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from stillhouse.refreshing.session import RefreshRequest, Session
 from stillhouse.registry import names
 from stillhouse.registry.runs import Content
 
-__all__ = ["answered_alarm", "open_refresh", "require_learnable"]
+__all__ = ["find_answering_verdict", "open_refresh", "require_learnable"]
 
 
-def answered_alarm(session: Session, request: RefreshRequest) -> Verdict | None:
-    """The gate's verdict by which the alarm that asked for this refresh was closed since; None: it is open.
+def find_answering_verdict(session: Session, request: RefreshRequest) -> Verdict | None:
+    """The gate's verdict that has closed the alarm behind this request; None if the alarm is still open.
 
-    One alarm is answered once: a refresh that a watch asked for before it could know of another one's verdict would
-    learn from the same rows again. The next watch sees that verdict, and begins its evidence anew. A refresh of that
-    very cause and moment that was begun already is not answered here: it goes on.
+    An alarm is answered once. If the watch raised it before it could see the verdict of another refresh, a second
+    refresh would train on the same rows again; the next watch sees that verdict and restarts its evidence. A refresh
+    with the same cause and time that has begun already is resumed instead, so the result is None.
     """
     if request.trigger != "drift":
         return None
-    asked = session.base.journal.verdict(request.cause)
-    if asked is None or asked.kind != "watch":
+    alarm = session.base.journal.verdict(request.cause)
+    if alarm is None or alarm.kind != "watch":
         return None
-    known, last = asked.evidence.get("last_refresh"), session.base.journal.last_refresh()
-    if last is None or (known is not None and last <= datetime.fromisoformat(str(known))):
+    last_seen, last = alarm.evidence.get("last_refresh"), session.base.journal.last_refresh()
+    if last is None or (last_seen is not None and last <= datetime.fromisoformat(str(last_seen))):
         return None
     if session.registry.runs.has_refresh(request.cause, request.as_of):
         return None
@@ -40,28 +40,28 @@ def answered_alarm(session: Session, request: RefreshRequest) -> Verdict | None:
 
 
 def require_learnable(session: Session, request: RefreshRequest) -> None:
-    """Refuse a moment that comes too early, before any work; what the data check sets aside is not known yet.
+    """Refuse a request whose windows have too few rows, before any work and before the check of the data contract.
 
-    A refresh that has its verdict already is not refused, whatever has been removed since.
+    A refresh that already has its verdict is not refused, even if rows were deleted since.
 
-    :raises WindowError: if too few rows with known outcomes, or no validation days, lie in the windows.
+    :raises WindowError: if too few rows with known outcomes, or no validation days, are in the windows.
     """
     try:
-        _require_learnable(session, *_train_and_test(session.settings, request.window))
+        _require_learnable(session, *_split_window(session.settings, request.window))
     except WindowError:
         if session.registry.runs.finished_refresh(request.refresh_id) is None:
             raise
 
 
 def open_refresh(session: Session, request: RefreshRequest, data: DataReport) -> Refresh:
-    """Open the MLflow run of this refresh, or find what an earlier run of the same request left.
+    """Open the MLflow run of this refresh, or resume an earlier run of the same request.
 
-    :param data: what the data contract said about the request's window.
+    :param data: report of the data contract on the window of the request.
     :raises DataError: if the window breaks the data contract.
     :raises WindowError: if there are too few rows to learn from.
     """
     registry, settings = session.registry, session.settings
-    train, test = _train_and_test(settings, data.window)
+    train, test = _split_window(settings, data.window)
     folder = config.home() / "refreshes" / request.agent / request.refresh_id
     job = Refresh(
         refresh_id=request.refresh_id,
@@ -81,7 +81,8 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
         return job.model_copy(update={"verdict": finished, "finished": True})
     if data.broken:
         raise DataError(
-            f"{data.window} breaks the data contract: " + "; ".join(f.text for f in data.failures if f.fatal)
+            f"{data.window} breaks the data contract: "
+            + "; ".join(failure.text for failure in data.failures if failure.fatal)
         )
     session.job = job
     session.data.drop_raw()
@@ -94,19 +95,19 @@ def open_refresh(session: Session, request: RefreshRequest, data: DataReport) ->
             "as_of": request.as_of.isoformat(),
             "mode": request.mode,
         },
-        params=_settings(settings),
+        params=_list_params(settings),
         name=f"refresh {request.as_of:%Y-%m-%d} ({request.trigger})",
     )
     session.job = job.model_copy(update={"run_id": run_id, "verdict": verdict})
-    files = _cause_files(session)
+    files = _read_cause_files(session)
     if data.docs:
         files[names.DATA_DOCS] = Path(data.docs).read_bytes()
     registry.runs.log_files(run_id, files)
     return session.job
 
 
-def _train_and_test(settings: AgentConfig, window: Window) -> tuple[Window, Window]:
-    """The two parts of what a refresh may look at."""
+def _split_window(settings: AgentConfig, window: Window) -> tuple[Window, Window]:
+    """Split the window of a refresh into the training window and the test window."""
     test_start = window.end - settings.windows.test
     return (
         window.model_copy(update={"name": "train", "end": test_start}),
@@ -116,19 +117,18 @@ def _train_and_test(settings: AgentConfig, window: Window) -> tuple[Window, Wind
 
 def _require_learnable(session: Session, train: Window, test: Window) -> None:
     settings, data = session.settings, session.data
-    rows = data.learning(train).labelled
+    rows = data.read_training_rows(train).labelled
     require_rows(len(rows), settings.windows.min_train_rows, train)
-    require_rows(len(data.labelled(test)), settings.observations.min_rows, test)
+    require_rows(len(data.read_labelled(test)), settings.observations.min_rows, test)
     if not validation_days(rows["observed_at"], settings.distillation.validation_every).any():
         raise WindowError(
-            f"{train} holds none of the days kept to choose among variants (every "
-            f"{settings.distillation.validation_every}th): wait for more, lengthen `windows.train`, "
-            f"or lower `distillation.validation_every`"
+            f"{train} has no validation day (every {settings.distillation.validation_every}th day): wait for more, "
+            f"lengthen `windows.train`, or lower `distillation.validation_every`"
         )
 
 
-def _settings(settings: AgentConfig) -> dict[str, str]:
-    """The settings that a refresh depends on, as MLflow parameters."""
+def _list_params(settings: AgentConfig) -> dict[str, str]:
+    """The settings on which a refresh depends, as MLflow parameters."""
     sections = {
         "distillation": settings.distillation,
         "student": settings.student,
@@ -143,8 +143,8 @@ def _settings(settings: AgentConfig) -> dict[str, str]:
     }
 
 
-def _cause_files(session: Session) -> dict[str, Content]:
-    """The drift report that asked for this refresh, if one did, as record and figure of its MLflow run."""
+def _read_cause_files(session: Session) -> dict[str, Content]:
+    """The verdict of the watch that caused this refresh and the figure of its drift; empty if no watch did."""
     verdict = session.base.journal.verdict(session.job.cause)
     if verdict is None or verdict.kind != "watch":
         return {}

@@ -1,4 +1,4 @@
-"""The champion's student, with all that is needed to go on from it."""
+"""Load the champion's student with everything that is needed to train it further."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from stillhouse.records import Baseline
 from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session
 
-_ALWAYS_TRAINED = "a student of kind {kind!r} is always trained from the beginning"
+_NOT_UPDATABLE = "a student of kind {kind!r} is always trained from scratch"
 
-__all__ = ["Predecessor", "growable", "predecessor", "without_encoder"]
+__all__ = ["Predecessor", "load_predecessor", "require_growable", "without_encoder"]
 
 
 @dataclass(frozen=True)
 class Predecessor:
     """The champion's student.
 
-    :param memory: a sample of the rows that it has learned from, with its probabilities of then.
+    :param memory: the replay buffer: a sample of its training rows, with its probabilities at that time.
     """
 
     student: students.Student
@@ -36,48 +36,54 @@ class Predecessor:
     baseline: Baseline
 
     def grow(self, columns: Columns, actions: Sequence[str], x: Array, shares: Array) -> students.Student:
-        """The same student with more columns and output units.
+        """The same student with more input columns and output units.
 
-        :param x: rows encoded with ``columns``; ``shares``: of each action among what it is to learn, ``[K]``.
+        :param x: rows encoded with ``columns``, ``[n, D]``.
+        :param shares: share of each action among the new rows, ``[K]``.
         """
         return grow_student(self.student, self.columns, columns, self.actions, actions, x, shares)
 
-    def warm(self, student: students.Student, columns: Columns, actions: Sequence[str], x: Array) -> students.Student:
-        """``student``, untrained, with these weights where their shapes allow it."""
-        even = np.full(len(actions), 1 / len(actions))
-        return transfer_weights(student, self.grow(columns, actions, x, even))
+    def transfer_to(
+        self, student: students.Student, columns: Columns, actions: Sequence[str], x: Array
+    ) -> students.Student:
+        """``student``, untrained, with the weights of this student wherever the shapes allow it."""
+        equal_shares = np.full(len(actions), 1 / len(actions))
+        return transfer_weights(student, self.grow(columns, actions, x, equal_shares))
 
 
-def predecessor(session: Session) -> Predecessor:
-    """The champion's student.
+def load_predecessor(session: Session) -> Predecessor:
+    """Load the champion's student.
 
-    :raises RegistryError: if there is no champion, or its student was logged without its weights.
+    :raises RegistryError: if there is no champion, its student was logged without its weights, or its kind cannot be
+        trained further.
     """
     if not session.settings.student.can_be_updated:
-        raise RegistryError(_ALWAYS_TRAINED.format(kind=session.settings.student.kind))
+        raise RegistryError(_NOT_UPDATABLE.format(kind=session.settings.student.kind))
     champion = session.champion
     if champion is None:
         raise RegistryError(f"agent {session.agent!r} has no champion to go on from")
     folder = session.registry.models.student_files(champion.model)
-    kept = memory.read(folder) if folder else None
-    if folder is None or kept is None:
+    replay_memory = memory.read(folder) if folder else None
+    if folder is None or replay_memory is None:
         raise RegistryError(f"{champion.model} was logged without the weights and the memory of its student")
     columns = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
-    return Predecessor(growable(students.load(folder)), columns, kept.actions, kept, champion.baseline)
+    return Predecessor(
+        require_growable(students.load(folder)), columns, replay_memory.actions, replay_memory, champion.baseline
+    )
 
 
-def growable(student: students.AnyStudent) -> students.Student:
-    """``student``, if its columns and actions can be extended.
+def require_growable(student: students.AnyStudent) -> students.Student:
+    """``student``, whose columns and actions can be extended.
 
-    :raises RegistryError: if it is of the user's own.
+    :raises RegistryError: if it is a module of the user, which cannot be extended.
     """
     if not isinstance(student, students.TabularStudent | students.TextStudent):
-        raise RegistryError(_ALWAYS_TRAINED.format(kind="module"))
+        raise RegistryError(_NOT_UPDATABLE.format(kind="module"))
     return student
 
 
 def without_encoder(settings: AgentConfig) -> AgentConfig:
-    """The agent whose student begins with no teacher's encoder: it begins with its predecessor's weights."""
+    """The settings without the teacher's text encoder as initial weights: the predecessor's weights replace them."""
     if not settings.student.initialised_by_teacher:
         return settings
     return settings.model_copy(update={"student": settings.student.model_copy(update={"initialise": "none"})})

@@ -1,4 +1,4 @@
-"""The proof of a refresh: every model on every window, and what the challenger's later watches compare with."""
+"""Prove a challenger: measure every model on every window, and compute the baselines for later watches."""
 
 from __future__ import annotations
 
@@ -32,55 +32,67 @@ from stillhouse.records import (
 )
 from stillhouse.refreshing.data import Array
 from stillhouse.refreshing.session import Session
-from stillhouse.refreshing.students import student_columns
+from stillhouse.refreshing.students import read_columns
 from stillhouse.registry import names
 from stillhouse.stats import half_brier, total_variation
 from stillhouse.variant import Variant, encode
 
-__all__ = ["anchor_of", "loss_baselines", "prove_challenger", "reference_profile", "windows_to_prove"]
+__all__ = [
+    "estimate_loss_baselines",
+    "load_anchor",
+    "profile_training_window",
+    "prove_challenger",
+    "read_proof_windows",
+]
 
 
 def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Proof:
-    """Scorecards for all models on the validation days, the test window and the champion's own test window."""
+    """Measure all models on the validation days, the test window and the champion's own test window."""
     champion = session.champion
-    windows = windows_to_prove(session)
-    one = windows["test"].iloc[[0]]
-    anchor = anchor_of(session)
+    windows = read_proof_windows(session)
+    latency_row = windows["test"].iloc[[0]]
+    anchor = load_anchor(session)
     proof = proofs.prove(
         session.settings,
         session.job,
         windows,
-        teacher=_teacher(session, teacher, one),
-        student=_student(session, student),
+        teacher=_make_teacher_contender(session, teacher, latency_row),
+        student=_make_student_contender(session, student),
         variants=[
-            _deployed(session, each.name, "variant", Variant(each.folder), each.bytes, one) for each in frontier.able
+            _make_deployed_contender(
+                session, candidate.name, "variant", Variant(candidate.folder), candidate.bytes, latency_row
+            )
+            for candidate in frontier.able
         ],
         chosen=frontier.chosen,
         why=frontier.why,
         fits=frontier.fits,
-        champion=_champion(session, champion, one) if champion else None,
-        anchor=_deployed(session, str(anchor.model), "champion", anchor.variant, 0, one) if anchor else None,
+        champion=_make_champion_contender(session, champion, latency_row) if champion else None,
+        anchor=_make_deployed_contender(session, str(anchor.model), "champion", anchor.variant, 0, latency_row)
+        if anchor
+        else None,
         cpu=processor().name,
     )
     certificate = proof.certificate.model_copy(update={"contract_skipped": session.job.contract_skipped})
     return proof.model_copy(update={"certificate": certificate})
 
 
-def windows_to_prove(session: Session) -> dict[str, pd.DataFrame]:
-    """Labelled rows by window: ``validation``, ``test`` and, where there is a champion, ``past``, its test window."""
+def read_proof_windows(session: Session) -> dict[str, pd.DataFrame]:
+    """Labelled rows by window: ``validation``, ``test`` and, with a champion, ``past``: the champion's test window."""
     windows = {
-        "validation": session.training.labelled_validation,
-        "test": session.data.labelled(session.job.test),
+        "validation": session.training_rows.labelled_validation,
+        "test": session.data.read_labelled(session.job.test),
     }
-    if session.champion and len(past := session.data.labelled(session.champion.baseline.test)):
+    if session.champion and len(past := session.data.read_labelled(session.champion.baseline.test)):
         windows["past"] = past
     return windows
 
 
-def anchor_of(session: Session) -> Champion | None:
-    """The earlier champion that the losses of promotions are added up from; None: the champion is its own.
+def load_anchor(session: Session) -> Champion | None:
+    """The anchor: the earlier champion from which the losses of several promotions are added up.
 
-    It is so for one whose certificate is not known, and where the anchor has been deleted or reads other columns.
+    :returns: None if the champion is its own anchor, its certificate is unknown, or the anchor was deleted or reads
+        columns that the agent file no longer has.
     """
     registry, champion = session.registry, session.champion
     if champion is None:
@@ -93,24 +105,24 @@ def anchor_of(session: Session) -> Champion | None:
     if model is None:
         return None
     anchor = load_version(session.agent, model)
-    lacking = {column["name"] for column in anchor.variant.columns} - set(session.settings.observations.columns)
-    return None if lacking else anchor
+    missing = {column["name"] for column in anchor.variant.columns} - set(session.settings.observations.columns)
+    return None if missing else anchor
 
 
-def reference_profile(session: Session, chosen: Variant) -> tuple[Profile, DriftCalibration]:
-    """The profile of the whole training window and of the variant's output on it, and which distances are usual."""
+def profile_training_window(session: Session, chosen: Variant) -> tuple[Profile, DriftCalibration]:
+    """The profile of the training window and of the variant's output on it, and the calibrated drift limits."""
     columns = session.settings.observations.columns
-    rows = texts.add_text_measures(session.data.observations(session.job.train), columns, chosen.columns)
+    rows = texts.add_text_measures(session.data.read_observations(session.job.train), columns, chosen.columns)
     return profile_reference(rows, chosen.predict_proba(rows), session.settings)
 
 
-def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> dict[Process, LossBaseline]:
-    """How far the chosen variant and its teacher are from each other and from the labels, on rows new to both.
+def estimate_loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> dict[Process, LossBaseline]:
+    """The losses of the chosen variant and its teacher against each other and the labels, on rows new to both.
 
-    Those are the validation days, about which the teacher's folds were asked, and what it was examined on.
+    These are the validation days, on which the teacher was cross-fitted, and the rows of its examination.
     """
     settings = session.settings
-    validation, test = session.training.labelled_validation, session.data.labelled(session.job.test)
+    validation, test = session.training_rows.labelled_validation, session.data.read_labelled(session.job.test)
     rows = pd.concat([validation, test], ignore_index=True)
     teacher_probs = session.base.answers.probs(rows, teacher.version)
     answered = ~np.isnan(teacher_probs[:, 0])
@@ -122,43 +134,48 @@ def loss_baselines(session: Session, teacher: TeacherRef, chosen: Variant) -> di
         "teacher_outcomes": half_brier(teacher_probs, labels),
     }
     times, cluster = rows["observed_at"], settings.promotion.cluster
-    block = typical_length(session.training.labelled, settings)
+    block = typical_length(session.training_rows.labelled, settings)
     return {
         process: estimate_loss_baseline(loss, times, cluster, block, settings.watch.every)
         for process, loss in losses.items()
     }
 
 
-# --------------------------------------------------------------------------- candidates
+# --------------------------------------------------------------------------- contenders
 
 
-def _teacher(session: Session, teacher: TeacherRef, one: pd.DataFrame) -> Contender:
-    members = session.teacher(teacher)
+def _make_teacher_contender(session: Session, teacher: TeacherRef, latency_row: pd.DataFrame) -> Contender:
+    members = session.load_teacher(teacher)
     return Contender(
         "teacher",
         "teacher",
         lambda rows: session.base.answers.probs(rows, teacher.version),
         teacher.bytes,
-        (lambda: members.ask(one)) if members.local else None,
+        (lambda: members.ask(latency_row)) if members.local else None,
     )
 
 
-def _student(session: Session, student: StudentRef) -> Contender:
-    module, columns = students.load(Path(student.folder), session.settings), student_columns(student)
+def _make_student_contender(session: Session, student: StudentRef) -> Contender:
+    module, columns = students.load(Path(student.folder), session.settings), read_columns(student)
     return Contender(
         "student", "student", lambda rows: student_probabilities(module, encode(rows, columns)), student.bytes
     )
 
 
-def _champion(session: Session, champion: Champion, one: pd.DataFrame) -> Contender:
+def _make_champion_contender(session: Session, champion: Champion, latency_row: pd.DataFrame) -> Contender:
     size = session.registry.models.scorecard(champion.model).bytes
-    return _deployed(session, str(champion.model), "champion", champion.variant, size, one)
+    return _make_deployed_contender(session, str(champion.model), "champion", champion.variant, size, latency_row)
 
 
-def _deployed(
-    session: Session, name: str, role: Literal["variant", "champion"], variant: Variant, size: int, one: pd.DataFrame
+def _make_deployed_contender(
+    session: Session,
+    name: str,
+    role: Literal["variant", "champion"],
+    variant: Variant,
+    size: int,
+    latency_row: pd.DataFrame,
 ) -> Contender:
-    actions, row = session.settings.actions, encode(one, variant.columns)
+    actions, row = session.settings.actions, encode(latency_row, variant.columns)
 
     def predict(rows: pd.DataFrame) -> np.ndarray[Any, Any]:
         return align_actions(variant.predict_proba(rows), variant.actions, actions)

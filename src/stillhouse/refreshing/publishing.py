@@ -1,4 +1,4 @@
-"""What a refresh leaves in MLflow: its models, their figures, the proof, the verdict, and the alias."""
+"""Log a refresh to MLflow: its models, their metrics, the proof and the verdict; and move the alias."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ from stillhouse.distill import students
 from stillhouse.distill.history import TrainingHistory
 from stillhouse.evaluate import figures, gate
 from stillhouse.records import Baseline, Frontier, ModelRef, Proof, Refresh, StudentRef, TeacherRef, Verdict
-from stillhouse.refreshing.modes import mode_of
-from stillhouse.refreshing.modes.update import update_metrics
-from stillhouse.refreshing.proving import loss_baselines, reference_profile
-from stillhouse.refreshing.session import Session, close_session, session_of
-from stillhouse.refreshing.students import course_of, student_columns
+from stillhouse.refreshing.modes import get_mode
+from stillhouse.refreshing.modes.update import read_update_metrics
+from stillhouse.refreshing.proving import estimate_loss_baselines, profile_training_window
+from stillhouse.refreshing.session import Session, close_session, get_session
+from stillhouse.refreshing.students import read_columns, read_history
 from stillhouse.registry import Lineage, NewVariant, RefusedVariant, names
 from stillhouse.variant import Variant, encode
 
-_SHOWN = timedelta(days=400)
-"""How far the figure of quality over time looks back: a refresh costs the same however long the agent has lived."""
+_QUALITY_HISTORY = timedelta(days=400)
+"""Period of the figure of quality over time; limited, so that a refresh costs the same for an old agent."""
 
-__all__ = ["challenger_name", "closing_on_failure", "judge_challenger", "log_models", "settle_refresh"]
+__all__ = ["closing_on_failure", "judge_challenger", "log_models", "read_challenger_name", "settle_refresh"]
 
 
 def log_models(session: Session, teacher: TeacherRef, student: StudentRef, frontier: Frontier, proof: Proof) -> None:
-    """Log teacher, student and every candidate, a nested run and a logged model each, and what watches will need.
+    """Log the models of the refresh, each with a nested run, and the baseline for later watches.
 
-    Versions are registered of the teacher, the student, and the candidates that nothing beats or that were asked for.
+    The teacher, the student, the candidates on the Pareto front and those of configured recipes are registered.
     """
     job, registry, base = session.job, session.registry, session.base
-    test = session.data.labelled(job.test)
+    test = session.data.read_labelled(job.test)
     registry.runs.log_window(job.run_id, job.test, test, "test")
-    logged_teacher = registry.register(
-        registry.models.log_teacher(job.run_id, teacher, proof.teacher, _sources(session.settings)),
+    teacher_version = registry.register(
+        registry.models.log_teacher(job.run_id, teacher, proof.teacher, _describe_sources(session.settings)),
         f"{job.agent}-teacher",
     )
     drift = job.cause if job.trigger == "drift" else None
-    lineage = Lineage(teacher=logged_teacher, knowledge=job.train.versions, drift=drift)
-    lineage = lineage.model_copy(update={"student": _logged_student(session, student, proof, lineage, test)})
+    lineage = Lineage(teacher=teacher_version, knowledge=job.train.versions, drift=drift)
+    lineage = lineage.model_copy(update={"student": _log_student(session, student, proof, lineage, test)})
     _log_candidates(session, frontier, proof, lineage, test)
     chosen = Variant(frontier.named(frontier.chosen).folder)
-    profile, screens = reference_profile(session, chosen)
+    profile, calibration = profile_training_window(session, chosen)
     baseline = Baseline(
         as_of=job.as_of,
-        train=mode_of(job).learned_from(session),
+        train=get_mode(job).find_training_window(session),
         test=job.test,
-        screens=screens,
-        losses=loss_baselines(session, teacher, chosen),
+        screens=calibration,
+        losses=estimate_loss_baselines(session, teacher, chosen),
         disagreement=proof.disagreement,
         quality=proof.certificate.challenger.test,
-        teacher=logged_teacher,
+        teacher=teacher_version,
     )
     registry.runs.log_files(
         job.run_id,
@@ -70,7 +70,7 @@ def log_models(session: Session, teacher: TeacherRef, student: StudentRef, front
             names.PROFILE: profile.to_bytes(),
             names.BASELINE: baseline,
             names.TRADEOFF_FIGURE: figures.plot_tradeoff(proof),
-            names.QUALITY_FIGURE: figures.plot_quality(base.journal.verdicts(since=job.as_of - _SHOWN)),
+            names.QUALITY_FIGURE: figures.plot_quality(base.journal.verdicts(since=job.as_of - _QUALITY_HISTORY)),
             names.PROOF: proof,
         },
     )
@@ -84,31 +84,31 @@ def judge_challenger(session: Session, proof: Proof) -> Verdict:
 
 
 def settle_refresh(session: Session, verdict: Verdict) -> None:
-    """Do what the verdict says, record it, close the run. Can be repeated after a kill at any point."""
+    """Carry out the verdict, record it, and close the run. Can be repeated if it is killed at any point."""
     job, registry = session.job, session.registry
     if verdict.result == "promoted":
-        registry.promote(registry.version_of(job.refresh_id, challenger_name(verdict)))
+        registry.promote(registry.version_of(job.refresh_id, read_challenger_name(verdict)))
     elif verdict.result == "awaiting_approval":
-        registry.propose(registry.version_of(job.refresh_id, challenger_name(verdict)))
+        registry.propose(registry.version_of(job.refresh_id, read_challenger_name(verdict)))
     session.base.journal.append_verdict(verdict)
     registry.runs.close_refresh(job.run_id)
-    shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # what killed refreshes left, too
+    shutil.rmtree(Path(job.folder).parent, ignore_errors=True)  # also files of killed refreshes
     close_session(job.refresh_id)
 
 
 @contextmanager
 def closing_on_failure(job: Refresh) -> Iterator[None]:
-    """Mark the MLflow run failed when the refresh cannot be finished, so that none is left running."""
+    """Mark the MLflow run as failed if the refresh raises, so that no run stays open."""
     try:
         yield
-    except BaseException as error:  # a cancellation too
-        session_of(job).registry.runs.close_refresh(job.run_id, failed=f"{type(error).__name__}: {error}")
+    except BaseException as error:  # also a cancellation
+        get_session(job).registry.runs.close_refresh(job.run_id, failed=f"{type(error).__name__}: {error}")
         close_session(job.refresh_id)
         raise
 
 
-def challenger_name(verdict: Verdict) -> str:
-    """Name of the variant that a gate's verdict is about."""
+def read_challenger_name(verdict: Verdict) -> str:
+    """The name of the challenger in a verdict of the gate."""
     certificate: Any = verdict.evidence["certificate"]
     return str(certificate["challenger"]["model"])
 
@@ -116,24 +116,24 @@ def challenger_name(verdict: Verdict) -> str:
 # --------------------------------------------------------------------------- inside
 
 
-def _sources(settings: AgentConfig) -> dict[str, str]:
-    """Where each teacher comes from: its target, its address in MLflow, or its model at an endpoint."""
-    named = {}
+def _describe_sources(settings: AgentConfig) -> dict[str, str]:
+    """The source of each teacher by name: its target, its address in MLflow, or its model at an endpoint."""
+    sources = {}
     for leaf in config.leaves(settings.teachers):
         source = leaf.teacher.model_dump(include={"target", "uri", "base_url", "model"})
-        named[leaf.name] = " ".join(source.values())
-    return named
+        sources[leaf.name] = " ".join(source.values())
+    return sources
 
 
-def _logged_student(
+def _log_student(
     session: Session, student: StudentRef, proof: Proof, lineage: Lineage, test: pd.DataFrame
 ) -> ModelRef | None:
-    """The student with how its training went; a recalibrated one is the champion's."""
+    """Log and register the student with its training history; after a recalibration, the champion's student."""
     job, registry, settings = session.job, session.registry, session.settings
-    if not mode_of(job).trains:
+    if not get_mode(job).trains:
         return registry.version(f"{job.agent}-student", "champion")
-    module, example = students.load(Path(student.folder), settings), encode(test.head(4), student_columns(student))
-    params, course = dict(settings.distillation) | {"mode": job.mode}, course_of(student)
+    module, example = students.load(Path(student.folder), settings), encode(test.head(4), read_columns(student))
+    params, history = dict(settings.distillation) | {"mode": job.mode}, read_history(student)
     logged = registry.models.log_student(
         job.run_id,
         module,
@@ -142,16 +142,16 @@ def _logged_student(
         params,
         lineage,
         Path(student.folder),
-        metrics=_control_metrics(course) | update_metrics(student),
+        metrics=_control_metrics(history) | read_update_metrics(student),
         history=student.history,
-        files={names.TRAINING_HISTORY: course},
+        files={names.TRAINING_HISTORY: history},
     )
     return registry.register(logged, f"{job.agent}-student")
 
 
-def _control_metrics(course: TrainingHistory) -> dict[str, float]:
-    """What the controller's changes have earned against the fixed settings, where that was compared."""
-    if (control := course.control) is None:
+def _control_metrics(history: TrainingHistory) -> dict[str, float]:
+    """The gain of the controller over fixed settings; empty if it was not measured."""
+    if (control := history.control) is None:
         return {}
     half = 1.96 * control.standard_error
     return {
@@ -165,11 +165,11 @@ def _control_metrics(course: TrainingHistory) -> dict[str, float]:
 
 
 def _log_candidates(session: Session, frontier: Frontier, proof: Proof, lineage: Lineage, test: pd.DataFrame) -> None:
-    """Every candidate in a nested run, those that can serve as a logged model; the frontier as table and figure."""
+    """Log every candidate in a nested run, usable ones with a model, and the frontier as table and figure."""
     job, registry = session.job, session.registry
     cards = {card.model: card for card in proof.variants}
-    asked_for = {config.recipe_name(recipe) for recipe in session.settings.compression.recipes}
-    registered = {*frontier.best, *asked_for, frontier.chosen}
+    configured = {config.recipe_name(recipe) for recipe in session.settings.compression.recipes}
+    registered = {*frontier.best, *configured, frontier.chosen}
     variants: list[NewVariant | RefusedVariant] = []
     for candidate in frontier.candidates:
         params = {"recipe": json.dumps(candidate.recipe)}

@@ -1,4 +1,4 @@
-"""One refresh from its request to its verdict, by the engine alone: without Prefect, tasks or Great Expectations."""
+"""Run a refresh from request to verdict with the engine alone: without Prefect, tasks or Great Expectations."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stillhouse.config import AgentConfig
 from stillhouse.locks import refresh_lock
 from stillhouse.records import DataReport, Refresh, RefreshModeName, Verdict, Window
 from stillhouse.refreshing import opening, proving, publishing, teaching
-from stillhouse.refreshing.modes import fall_back, mode_of, plan_refresh
-from stillhouse.refreshing.session import Session, Trigger, opened_session, request_refresh
+from stillhouse.refreshing.modes import fall_back, get_mode, plan_refresh
+from stillhouse.refreshing.session import Session, Trigger, request_refresh, session_scope
 
-__all__ = ["Contract", "refresh"]
+__all__ = ["ContractCheck", "refresh"]
 
-_ONE_AT_A_TIME = threading.Lock()  # in a process: the exporters of torch keep what they are at in globals
+_PROCESS_LOCK = threading.Lock()  # the exporters of torch keep their state in globals
 
-Contract = Callable[[pd.DataFrame, Window, AgentConfig], tuple[DataReport, pd.DataFrame]]
-"""Asks rows of a window whether they keep the data contract: the report, and the rows to set aside."""
+ContractCheck = Callable[[pd.DataFrame, Window, AgentConfig], tuple[DataReport, pd.DataFrame]]
+"""Checks the rows of a window against the data contract; returns the report and the rows for quarantine."""
 
 
 def refresh(
@@ -33,30 +33,35 @@ def refresh(
     cause: str = "asked for by hand",
     teacher: Literal["fit", "keep"] = "fit",
     mode: RefreshModeName = "redistil",
-    contract: Contract = data_contract.check,
+    contract: ContractCheck = data_contract.check,
 ) -> Verdict:
-    """Make a challenger of the agent's champion, and let the gate decide whether it is promoted.
+    """Make a challenger, and let the gate decide whether it replaces the agent's champion.
 
-    Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next call
-    of the same request goes on: before its verdict from the start, after it with the verdict that was given. Threads of
-    one process take turns; several processes may refresh several agents at once.
+    A second call with the same time, cause and agent file does the work only once. If a call is killed, the next call
+    of the same request resumes it: before its verdict from the start, after it with that verdict. Threads of one
+    process take turns; several processes may refresh several agents at once.
+
+    >>> import stillhouse
+    >>> verdict = stillhouse.refresh("flights", mode="update", cause="weekly update")  # doctest: +SKIP
+    >>> verdict.result, verdict.summary  # doctest: +SKIP
+    ('promoted', 'int8 promoted: no worse than the champion, within the budgets')
 
     :param agent: name of an agent file.
-    :param as_of: the moment to speak of; None: now, by the clock that the agent file names.
-    :param trigger: what started it. ``drift``: an alarm that another refresh has answered since is not answered again.
-    :param cause: verdict id of the drift, or who asked for it and why.
+    :param as_of: time of the refresh; later outcomes are ignored. None: now, by the clock that the agent file names.
+    :param trigger: what started it. With ``drift``, an alarm that another refresh has closed is not answered again.
+    :param cause: verdict id of the watch, or who requests the refresh and why.
     :param teacher: fit a new teacher on the training window, or keep the champion's.
-    :param mode: how the student is made; see :mod:`stillhouse.refreshing.modes`.
-    :param contract: asks the training and test window whether it keeps the data contract.
-    :returns: the verdict of the gate, or of the admission of the teacher where that refuses it.
-    :raises StillhouseError: if the refresh could not be decided; the message says what to do.
+    :param mode: how the student is made: see :mod:`stillhouse.refreshing.modes`.
+    :param contract: checks the training and test window against the data contract.
+    :returns: the verdict of the gate, or of the teacher's admission if that refuses the teacher.
+    :raises StillhouseError: if no verdict is possible; the message says what to do.
     """
-    with _ONE_AT_A_TIME, refresh_lock(agent):
+    with _PROCESS_LOCK, refresh_lock(agent):
         request = request_refresh(agent, as_of, trigger, cause, teacher, mode)
-        with opened_session(request) as session:
-            closed = opening.answered_alarm(session, request)
-            if closed is not None:
-                return closed
+        with session_scope(request) as session:
+            closing_verdict = opening.find_answering_verdict(session, request)
+            if closing_verdict is not None:
+                return closing_verdict
             opening.require_learnable(session, request)
             data = session.base.quarantine(*contract(session.data.raw, request.window, session.settings))
             job = opening.open_refresh(session, request, data)
@@ -69,21 +74,21 @@ def refresh(
 
 
 def make_and_judge(session: Session, job: Refresh) -> Verdict:
-    """Teachers, student, smaller forms and proof in turn; the verdict, of which nothing has been carried out yet."""
+    """Make teachers, student, variants and proof; return the verdict, which is not carried out yet."""
     session.job = job
     session.job = planned = plan_refresh(session)
-    mode = mode_of(planned)
+    mode = get_mode(planned)
     teacher = teaching.prepare_teacher(session)
     if mode.weighs_teachers(planned):
         teacher = teaching.weigh_teachers(session, teacher)
     admission = teaching.examine_teacher(session, teacher)
     if admission.result == "refused":
         return admission
-    if (rows := mode.rows_to_teach(session, teacher)) is not None:
+    if (rows := mode.select_rows_to_label(session, teacher)) is not None:
         teaching.gather_knowledge(session, rows, teacher)
     if mode.compares_teachers:
         teaching.compare_teachers(session, teacher)
-    student = mode.student(session, teacher)
+    student = mode.make_student(session, teacher)
     if student is None:
         return make_and_judge(session, fall_back(job, planned.mode))
     frontier = mode.compress(session, teacher, student)

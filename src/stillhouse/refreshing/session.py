@@ -1,8 +1,8 @@
-"""What one refresh works with, each part opened once; found again by the refresh's id.
+"""The session of a refresh: its data, registry, teachers and champion, each opened once per process.
 
-Between stations (Prefect's tasks, which may run again, and in another process) only small frozen records travel. A
-station calls :func:`session_of` with the refresh it was given: in the process that began the refresh it gets what is
-open there, in a new one all is opened anew.
+Only small frozen records are passed between the steps of a refresh, because a Prefect task may be retried in another
+process. A step calls :func:`get_session` with its record: the process that began the refresh returns the open session,
+another process opens a new one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import ConfigError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Record, Refresh, RefreshModeName, TeacherRef, TeacherWeights, Window, short_id
-from stillhouse.refreshing.data import LearningRows, RefreshData
+from stillhouse.refreshing.data import RefreshData, TrainingRows
 from stillhouse.registry import Registry
 from stillhouse.registry.foreign import ForeignModels
 from stillhouse.teachers import ensemble, labeling
@@ -34,51 +34,51 @@ __all__ = [
     "Session",
     "Trigger",
     "close_session",
+    "get_session",
+    "join_windows",
     "open_session",
-    "opened_session",
     "request_refresh",
-    "session_of",
-    "span_of",
+    "session_scope",
 ]
 
 Trigger = Literal["bootstrap", "drift", "manual"]
-Keep = Literal["fit", "keep"]
+TeacherChoice = Literal["fit", "keep"]
 
-_MOST_OPEN = 2
-_LONGEST_CAUSE = 500  # characters
+_MAX_OPEN_SESSIONS = 2
+_MAX_CAUSE_CHARS = 500
 
 
 class RefreshRequest(Record):
-    """Who asks for which refresh: the same request, the same id."""
+    """A request for a refresh; equal requests have the same id."""
 
     refresh_id: str
     agent: str
     as_of: AwareDatetime
     trigger: Trigger
     cause: str
-    teacher: Keep
+    teacher: TeacherChoice
     mode: RefreshModeName
-    window: Window = Field(description="training and test window together: all that the refresh may look at")
+    window: Window = Field(description="training and test window together: all rows that the refresh may read")
 
 
 def request_refresh(
-    agent: str, as_of: datetime | None, trigger: Trigger, cause: str, teacher: Keep, mode: RefreshModeName
+    agent: str, as_of: datetime | None, trigger: Trigger, cause: str, teacher: TeacherChoice, mode: RefreshModeName
 ) -> RefreshRequest:
-    """The request as a record, its window pinned to the table versions of now.
+    """Make the request of a refresh, with its window pinned to the present table versions.
 
-    :param as_of: the moment to speak of; None: now, by the clock that the agent file names.
-    :raises ConfigError: if one of them is none that there is.
+    :param as_of: time of the refresh; None: now, by the clock that the agent file names.
+    :raises ConfigError: if trigger, teacher or mode is unknown, or the cause is too long.
     """
     settings = config.load(agent)
     for name, value, allowed in (
         ("trigger", trigger, Trigger),
-        ("teacher", teacher, Keep),
+        ("teacher", teacher, TeacherChoice),
         ("mode", mode, RefreshModeName),
     ):
         if value not in get_args(allowed):
             raise ConfigError(f"{name}: {value!r} is none of {', '.join(get_args(allowed))}")
-    if len(cause) > _LONGEST_CAUSE:
-        raise ConfigError(f"cause: has {len(cause)} characters, and may have {_LONGEST_CAUSE}")
+    if len(cause) > _MAX_CAUSE_CHARS:
+        raise ConfigError(f"cause: has {len(cause)} characters, and may have {_MAX_CAUSE_CHARS}")
     base = KnowledgeBase(settings)
     now = base.resolve_time(as_of)
     end = now - settings.outcomes.delay
@@ -95,10 +95,11 @@ def request_refresh(
 
 
 class Session:
-    """One refresh under way in this process.
+    """The open parts of a running refresh in this process.
 
     :param agent: name of the agent file.
-    :param window: the training and the test window together.
+    :param as_of: time of the refresh.
+    :param window: training and test window together.
     """
 
     def __init__(self, agent: str, refresh_id: str, as_of: datetime, window: Window) -> None:
@@ -113,14 +114,14 @@ class Session:
 
     @property
     def job(self) -> Refresh:
-        """The refresh as the station that works on it now was given it."""
-        assert self._job is not None  # only a request is there before the run is opened
+        """The record of the refresh that the present step works on."""
+        assert self._job is not None  # before the run is opened there is only a request
         return self._job
 
     @job.setter
     def job(self, job: Refresh) -> None:
         self._job = job
-        self.data = self.data.at(span_of(job.train, job.test))
+        self.data = self.data.with_window(join_windows(job.train, job.test))
 
     @cached_property
     def registry(self) -> Registry:
@@ -129,98 +130,98 @@ class Session:
 
     @cached_property
     def champion(self) -> Champion | None:
-        """The champion when this refresh first asked for it; nobody else may promote one while it holds the lock."""
+        """The champion at the start of this refresh; the lock keeps others from promoting another one."""
         return load_champion(self.agent, self.settings)
 
     @cached_property
     def previous(self) -> Champion | None:
-        """The champion before."""
+        """The champion before the current one."""
         model = self.registry.previous()
         return None if model is None else load_version(self.agent, model)
 
     @cached_property
-    def foreign(self) -> ForeignModels:
-        """Models that teachers of kind ``mlflow`` name."""
+    def foreign_models(self) -> ForeignModels:
+        """Loads the models of teachers of kind ``mlflow``."""
         return ForeignModels()
 
     @property
-    def training(self) -> LearningRows:
-        """What a student may learn from in the training window."""
-        return self.data.learning(self.job.train)
+    def training_rows(self) -> TrainingRows:
+        """The rows of the training window."""
+        return self.data.read_training_rows(self.job.train)
 
     @property
-    def new(self) -> LearningRows:
-        """The same of what is new since the champion learned."""
-        return self.data.learning(self.job.news)
+    def new_rows(self) -> TrainingRows:
+        """The rows of the training window that are new to the champion."""
+        return self.data.read_training_rows(self.job.new_window)
 
     @property
-    def account(self) -> LabelingBudget:
+    def budget(self) -> LabelingBudget:
         """What this refresh may still spend on its teachers."""
         return labeling.open_refresh_budget(self.base, self.refresh_id, self.as_of)
 
-    def teacher(self, reference: TeacherRef) -> Ensemble:
-        """The teachers in a folder, loaded once.
+    def load_teacher(self, reference: TeacherRef) -> Ensemble:
+        """The teachers of a reference, loaded once.
 
-        :raises PartError: if the agent file describes them otherwise by now.
+        :raises PartError: if the agent file describes other teachers by now.
         """
         if reference.version not in self._teachers:
             self._teachers[reference.version] = self._load(Path(reference.folder))
         return self._teachers[reference.version]
 
-    def reweighted(self, before: TeacherRef, after: TeacherRef, weights: TeacherWeights) -> Ensemble:
-        """The same teachers under other weights; nothing is loaded again."""
-        self._teachers[after.version] = self.teacher(before).with_weights(weights, after.version)
+    def reweigh(self, before: TeacherRef, after: TeacherRef, weights: TeacherWeights) -> Ensemble:
+        """The same teachers with other weights, without loading them again."""
+        self._teachers[after.version] = self.load_teacher(before).with_weights(weights, after.version)
         return self._teachers[after.version]
 
     def _load(self, folder: Path) -> Ensemble:
         if self.job.teacher == "keep" and self.champion is not None and folder == self.champion.teacher_folder():
             return self.champion.teacher
-        return ensemble.load(folder, self.settings, self.foreign)
+        return ensemble.load(folder, self.settings, self.foreign_models)
 
 
 def open_session(request: RefreshRequest) -> Session:
-    """Open a session for a refresh that begins, instead of one that an earlier try may have left."""
+    """Open a new session for a request; it replaces a session of an earlier attempt."""
     close_session(request.refresh_id)
-    while len(_OPEN) >= _MOST_OPEN:
-        _OPEN.pop(next(iter(_OPEN)))
+    while len(_OPEN_SESSIONS) >= _MAX_OPEN_SESSIONS:
+        _OPEN_SESSIONS.pop(next(iter(_OPEN_SESSIONS)))
     session = Session(request.agent, request.refresh_id, request.as_of, request.window)
-    _OPEN[_key(request.refresh_id)] = session
+    _OPEN_SESSIONS[_key(request.refresh_id)] = session
     return session
 
 
 @contextmanager
-def opened_session(request: RefreshRequest) -> Iterator[Session]:
-    """The session of a refresh that begins; whatever it ends with, nothing stays open in this process."""
+def session_scope(request: RefreshRequest) -> Iterator[Session]:
+    """A new session for a request, which is closed at the end, also after an error."""
     try:
         yield open_session(request)
     finally:
         close_session(request.refresh_id)
 
 
-def session_of(refresh: Refresh | RefreshRequest) -> Session:
-    """The session of a refresh that is under way; opened where this process has none."""
-    session = _OPEN.get(_key(refresh.refresh_id))
+def get_session(refresh: Refresh | RefreshRequest) -> Session:
+    """The session of a running refresh; opened if this process has none."""
+    session = _OPEN_SESSIONS.get(_key(refresh.refresh_id))
     if isinstance(refresh, RefreshRequest):
         return session or open_session(refresh)
     if session is None:
-        window = span_of(refresh.train, refresh.test)
+        window = join_windows(refresh.train, refresh.test)
         session = Session(refresh.agent, refresh.refresh_id, refresh.as_of, window)
-        _OPEN[_key(refresh.refresh_id)] = session
+        _OPEN_SESSIONS[_key(refresh.refresh_id)] = session
     session.job = refresh
     return session
 
 
 def close_session(refresh_id: str) -> None:
-    """Let go of all that the refresh has open in this process."""
-    _OPEN.pop(_key(refresh_id), None)
+    """Close the session of a refresh in this process, if there is one."""
+    _OPEN_SESSIONS.pop(_key(refresh_id), None)
 
 
-def span_of(train: Window, test: Window) -> Window:
-    """The training window and the test window that follows it, as one."""
+def join_windows(train: Window, test: Window) -> Window:
+    """The training window and the following test window as one window."""
     return train.model_copy(update={"name": "refresh", "end": test.end})
 
 
-_OPEN: dict[tuple[Path, str], Session] = {}
+_OPEN_SESSIONS: dict[tuple[Path, str], Session] = {}
 
 
 def _key(refresh_id: str) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""A student in the folder of its refresh."""
+"""Save and load a student in the folder of its refresh."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from stillhouse.distill.history import TrainingHistory
 from stillhouse.distill.memory import Memory
 from stillhouse.records import Refresh, StudentRef
 
-__all__ = ["course_of", "save_student", "student_columns"]
+__all__ = ["read_columns", "read_history", "save_student"]
 
 
 def save_student(
-    job: Refresh, student: students.AnyStudent, columns: Columns, memory: Memory, course: TrainingHistory, rows: int
+    job: Refresh, student: students.AnyStudent, columns: Columns, memory: Memory, history: TrainingHistory, rows: int
 ) -> StudentRef:
-    """Write a student with all that a later update goes on from.
+    """Save a student with everything that a later update needs.
 
-    :param rows: that it has learned from.
+    :param rows: number of rows that it was trained on.
     """
     folder = Path(job.folder) / "student"
     students.save(student, folder)
     (folder / "columns.json").write_text(json.dumps(columns), encoding="utf-8")
-    (folder / "course.json").write_text(course.model_dump_json(), encoding="utf-8")
+    (folder / "course.json").write_text(history.model_dump_json(), encoding="utf-8")
     memory.save(folder)
     size = (folder / "student.safetensors").stat().st_size
-    return StudentRef(folder=str(folder), bytes=size, rows=rows, history=course.history)
+    return StudentRef(folder=str(folder), bytes=size, rows=rows, history=history.history)
 
 
-def student_columns(student: StudentRef) -> Columns:
-    """Its input columns."""
+def read_columns(student: StudentRef) -> Columns:
+    """The input columns of a saved student."""
     columns: Columns = json.loads((Path(student.folder) / "columns.json").read_text(encoding="utf-8"))
     return columns
 
 
-def course_of(student: StudentRef) -> TrainingHistory:
-    """How its training went."""
+def read_history(student: StudentRef) -> TrainingHistory:
+    """The training history of a saved student."""
     return TrainingHistory.model_validate_json((Path(student.folder) / "course.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The teachers of a refresh: fit or keep them, weigh, examine and compare them, and gather what they answer."""
+"""The teachers of a refresh: fit or keep, weigh, examine and compare them, and gather their probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stillhouse.distill.split import validation_days
 from stillhouse.errors import PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures
 from stillhouse.records import Examination, Questions, TeacherRef, Verdict, short_id
-from stillhouse.refreshing.data import Array, LearningRows, Mask
+from stillhouse.refreshing.data import Array, Mask, TrainingRows
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
 from stillhouse.registry.runs import Content
@@ -28,22 +28,22 @@ __all__ = [
     "examine_teacher",
     "gather_knowledge",
     "prepare_teacher",
-    "rows_to_ask",
+    "select_rows_to_ask",
     "weigh_teachers",
 ]
 
 
 def prepare_teacher(session: Session) -> TeacherRef:
-    """Fit the teachers that learn on the training window, or fetch the champion's.
+    """Fit the teachers on the training window, or fetch the champion's teachers.
 
-    :raises RegistryError: if the champion's is to be kept, and there is no champion.
-    :raises PartError: if it was made for other actions than the agent file has now.
+    :raises RegistryError: if the champion's teachers are to be kept, and there is no champion.
+    :raises PartError: if they were made for other actions than the agent file has now.
     """
     job, settings = session.job, session.settings
     if job.teacher == "fit":
-        rows = session.training.labelled
+        rows = session.training_rows.labelled
         session.registry.runs.log_window(job.run_id, job.train, rows, "training")
-        return ensemble.fit(settings, rows, job.train, Path(job.folder) / "teacher", session.foreign)
+        return ensemble.fit(settings, rows, job.train, Path(job.folder) / "teacher", session.foreign_models)
     champion = session.champion
     if champion is None:
         raise RegistryError(
@@ -58,59 +58,62 @@ def prepare_teacher(session: Session) -> TeacherRef:
 
 
 def weigh_teachers(session: Session, teacher: TeacherRef) -> TeacherRef:
-    """The same teachers under the weights that the labels of the training window speak for; each change recorded."""
+    """Learn the teachers' weights from the labels of the training window, and record each change.
+
+    :returns: the same teachers with the learned weights.
+    """
     job, base, registry = session.job, session.base, session.registry
-    rows, members = session.training.labelled, session.teacher(teacher)
-    weight_updates.label_for_weighting(base, members, rows, session.account, fit=job.teacher == "fit")
+    rows, members = session.training_rows.labelled, session.load_teacher(teacher)
+    weight_updates.label_for_weighting(base, members, rows, session.budget, fit=job.teacher == "fit")
     log_spending(session)
-    learned = weight_updates.learn_weights(base, members, job.as_of, rows)
-    if learned is None:
+    trajectory = weight_updates.learn_weights(base, members, job.as_of, rows)
+    if trajectory is None:
         return teacher
-    weighted = ensemble.reweigh(teacher, learned.weights, Path(job.folder) / "teacher")
+    weighted = ensemble.reweigh(teacher, trajectory.weights, Path(job.folder) / "teacher")
     base.journal.append_weight_changes(
         mixture_weights.find_changes(
-            learned.weights, _last_weights(session), version=weighted.version, job=job.refresh_id
+            trajectory.weights, _read_last_weights(session), version=weighted.version, job=job.refresh_id
         )
     )
-    labeling.store_mean_probs(base, session.reweighted(teacher, weighted, learned.weights), rows)
+    labeling.store_mean_probs(base, session.reweigh(teacher, weighted, trajectory.weights), rows)
     files: dict[str, Content] = {
-        names.WEIGHTS: learned.weights,
+        names.WEIGHTS: trajectory.weights,
         names.WEIGHTS_FIGURE: figures.plot_teacher_weights(base.journal.weight_changes()),
     }
-    registry.runs.log(job.run_id, files=files, points=learned.points("weight/"))
+    registry.runs.log(job.run_id, files=files, points=trajectory.points("weight/"))
     return teacher if weighted.version == teacher.version else weighted
 
 
 def compare_teachers(session: Session, teacher: TeacherRef) -> None:
-    """Log where the teachers contradict each other on the training window, by slice, and who was right."""
-    members = session.teacher(teacher)
+    """Log how often the teachers contradict each other on the training window, by slice, and which one is right."""
+    members = session.load_teacher(teacher)
     if len(members.members) < 2:
         return
-    rows = session.training.labelled
+    rows = session.training_rows.labelled
     answers = labeling.member_probs(session.base, members, rows)
-    found = find_contradictions(session.settings, session.job.train, rows, answers, rows["outcome"].to_numpy())
-    session.registry.runs.log_record(session.job.run_id, found, names.CONTRADICTIONS)
+    contradictions = find_contradictions(session.settings, session.job.train, rows, answers, rows["outcome"].to_numpy())
+    session.registry.runs.log_record(session.job.run_id, contradictions, names.CONTRADICTIONS)
 
 
 def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
-    """Whether the teacher may teach: asked about test rows, whose labels it has not seen.
+    """Admit the teacher or refuse it, by its answers to test rows, whose labels it has not seen.
 
-    :raises WindowError: if the budget or the teacher's server allow too few questions to tell.
+    :raises WindowError: if the budget or the teacher's server allows too few questions for an examination.
     """
     job, settings = session.job, session.settings
-    account, members = session.account, session.teacher(teacher)
-    rows = session.data.labelled(job.test)
+    budget, members = session.budget, session.load_teacher(teacher)
+    rows = session.data.read_labelled(job.test)
     if not all(member.version is None for member in members.members):
         rows = rows.sort_values("content_key").head(settings.teaching.rows).sort_values("observed_at")
-    probs = labeling.ask(members, rows, account)
+    probs = labeling.ask(members, rows, budget)
     log_spending(session)
     answered = ~np.isnan(probs[:, 0])
-    if account.stop_reason and answered.sum() < settings.teaching.min_answered * len(rows):
+    if budget.stop_reason and answered.sum() < settings.teaching.min_answered * len(rows):
         raise WindowError(
             f"the teacher has answered {answered.sum()} of {len(rows)} rows that it is to be examined on: "
-            f"{account.stop_reason}. Its answers are kept; allow it more, or lower `teaching.rows`"
+            f"{budget.stop_reason}. Its answers are kept; allow it more, or lower `teaching.rows`"
         )
-    examination = _examination(session, teacher, rows, probs, rows[~answered])
+    examination = _examine(session, teacher, rows, probs, rows[~answered])
     verdict = admission.judge(examination)
     if verdict.result == "refused":
         session.registry.runs.log_verdict(job.run_id, examination, verdict)
@@ -119,54 +122,61 @@ def examine_teacher(session: Session, teacher: TeacherRef) -> Verdict:
     return verdict
 
 
-def gather_knowledge(session: Session, rows: LearningRows, teacher: TeacherRef) -> int:
-    """Teacher probabilities for rows to learn from, cross-fitted where the teacher has seen the labels; rows added.
+def gather_knowledge(session: Session, rows: TrainingRows, teacher: TeacherRef) -> int:
+    """Ask the teachers about rows to train on, cross-fitted where a teacher was fitted on the labels.
 
-    :raises WindowError: if the budget or the teacher's server allow too few questions to learn from.
+    :returns: the number of rows with new teacher probabilities.
+    :raises WindowError: if the budget or the teacher's server allows too few questions for a training.
     """
-    job, account, members = session.job, session.account, session.teacher(teacher)
+    job, budget, members = session.job, session.budget, session.load_teacher(teacher)
     rows.forget_teacher_probs()
-    before = rows.has_teacher_probs(teacher.version)
-    able = np.ones(len(rows), dtype=bool) if job.teacher == "fit" else before | ~members.in_fit_window(rows.frame)
+    answered_before = rows.has_teacher_probs(teacher.version)
+    may_answer = (
+        np.ones(len(rows), dtype=bool) if job.teacher == "fit" else answered_before | ~members.in_fit_window(rows.frame)
+    )
     chosen = np.zeros(len(rows), dtype=bool)
-    chosen[able], limited = rows_to_ask(session, members, rows.frame[able], account)
+    chosen[may_answer], limited = select_rows_to_ask(session, members, rows.frame[may_answer], budget)
     if job.teacher == "fit":
-        labeling.ask_cross_fitted(members, rows.frame, account, chosen, cross_fits=rows.cross_fit)
+        labeling.ask_cross_fitted(members, rows.frame, budget, chosen, cross_fits=rows.cross_fit)
     else:
-        labeling.ask(members, rows.frame[chosen], account)
+        labeling.ask(members, rows.frame[chosen], budget)
     if limited:
-        account.stop(members.members[0].name, "the budget is reached")
-    cross = rows.cross_fit if job.teacher == "fit" else None
-    ask_about_synthetic(members, rows.synthetic, account, rows.labelled if cross else None, cross)
+        budget.stop(members.members[0].name, "the budget is reached")
+    cross_fit = rows.cross_fit if job.teacher == "fit" else None
+    ask_about_synthetic(members, rows.synthetic_rows, budget, rows.labelled if cross_fit else None, cross_fit)
     log_spending(session)
     rows.forget_teacher_probs()
     answered = rows.has_teacher_probs(teacher.version)
-    _log_questions(session, rows, before, chosen & ~before, answered, limited)
-    least = session.settings.windows.min_train_rows // 2
-    if account.stop_reason and answered.sum() < least:
+    _log_questions(session, rows, answered_before, chosen & ~answered_before, answered, limited)
+    min_answered = session.settings.windows.min_train_rows // 2
+    if budget.stop_reason and answered.sum() < min_answered:
         raise WindowError(
-            f"the teacher has answered {answered.sum()} of the {len(rows)} training rows, and {least} are needed: "
-            f"{account.stop_reason}. Its answers are kept and not asked for again; allow it about "
-            f"{least - answered.sum()} rows more, or lower `windows.min_train_rows`"
+            f"the teacher has answered {answered.sum()} of the {len(rows)} training rows, and {min_answered} are "
+            f"needed: {budget.stop_reason}. Its answers are kept and not asked for again; allow it about "
+            f"{min_answered - answered.sum()} rows more, or lower `windows.min_train_rows`"
         )
-    return int(answered.sum() - before.sum())
+    return int(answered.sum() - answered_before.sum())
 
 
-def rows_to_ask(session: Session, teacher: Ensemble, rows: pd.DataFrame, account: LabelingBudget) -> tuple[Mask, bool]:
-    """Which ``rows`` are to have answers, bool ``[n]``, and whether the budget allows fewer than were wanted.
+def select_rows_to_ask(
+    session: Session, teacher: Ensemble, rows: pd.DataFrame, budget: LabelingBudget
+) -> tuple[Mask, bool]:
+    """Select the rows to ask the teachers about.
 
-    The selection is kept before anybody is asked: a run that goes on asks about the same rows.
+    The selection is stored before any question is asked, so a resumed run asks about the same rows.
+
+    :returns: bool ``[n]``, true for answered rows too; and whether the budget allows fewer rows than `asking.share`.
     """
     base, settings = session.base, session.settings.asking
     answered = ~np.isnan(base.answers.probs(rows, teacher.version)[:, 0])
-    wanted = round(settings.share * len(rows))
+    target_rows = round(settings.share * len(rows))
     selected = base.answers.questions(session.refresh_id, teacher.version)
     if selected is not None:
-        return rows["observation_id"].isin(selected["observation_id"]).to_numpy(), len(selected) < wanted
-    size = int(answered.sum()) + account.affordable_rows(teacher, max(0, wanted - int(answered.sum())))
+        return rows["observation_id"].isin(selected["observation_id"]).to_numpy(), len(selected) < target_rows
+    size = int(answered.sum()) + budget.affordable_rows(teacher, max(0, target_rows - int(answered.sum())))
     if size >= len(rows):
         return np.ones(len(rows), dtype=bool), False
-    plan = _plan(session, rows, answered, size, seed=int(short_id(session.refresh_id, teacher.version), 16))
+    plan = _plan_questions(session, rows, answered, size, seed=int(short_id(session.refresh_id, teacher.version), 16))
     base.answers.append_questions(
         rows.iloc[plan.rows],
         plan.probability[plan.rows],
@@ -176,13 +186,13 @@ def rows_to_ask(session: Session, teacher: Ensemble, rows: pd.DataFrame, account
     )
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[plan.rows] = True
-    return chosen, size < wanted
+    return chosen, size < target_rows
 
 
 def log_spending(session: Session) -> None:
-    """What the teachers have cost this refresh so far, as metrics of its run."""
-    spent = session.base.answers.spending(job=session.refresh_id)
-    metrics = {f"teacher/{name}/{what}": value for name, cost in spent.items() for what, value in cost}
+    """Log the cost of the teachers in this refresh so far, as metrics of its run."""
+    spending = session.base.answers.spending(job=session.refresh_id)
+    metrics = {f"teacher/{name}/{field}": value for name, cost in spending.items() for field, value in cost}
     if metrics:
         session.registry.runs.log(session.job.run_id, metrics=metrics)
 
@@ -190,10 +200,10 @@ def log_spending(session: Session) -> None:
 # --------------------------------------------------------------------------- inside
 
 
-def _plan(session: Session, rows: pd.DataFrame, answered: Mask, size: int, seed: int) -> select.Selection:
-    """So many rows by uncertainty and diversity, with the probability of each."""
+def _plan_questions(session: Session, rows: pd.DataFrame, answered: Mask, size: int, seed: int) -> select.Selection:
+    """Sample ``size`` rows by uncertainty and diversity, with the inclusion probability of each."""
     settings = session.settings
-    probs = _snapshots(session, rows)
+    probs = _predict_with_snapshots(session, rows)
     numbers = rows[list(settings.observations.numbers)].to_numpy(dtype=np.float64)
     by_diversity = "diversity" in settings.asking.by
     return select.plan_questions(
@@ -207,16 +217,16 @@ def _plan(session: Session, rows: pd.DataFrame, answered: Mask, size: int, seed:
     )
 
 
-def _snapshots(session: Session, rows: pd.DataFrame) -> list[Array]:
-    """Probabilities of the champion and of its predecessor for ``rows``, as far as there are such."""
+def _predict_with_snapshots(session: Session, rows: pd.DataFrame) -> list[Array]:
+    """The probabilities of the champion and of the previous champion for ``rows``, as far as they exist."""
     champion, previous = session.champion, session.previous
-    return [each.variant.predict_proba(rows) for each in (champion, previous) if each is not None]
+    return [model.variant.predict_proba(rows) for model in (champion, previous) if model is not None]
 
 
-def _examination(
+def _examine(
     session: Session, teacher: TeacherRef, rows: pd.DataFrame, probs: Array, unanswered: pd.DataFrame
 ) -> Examination:
-    labels = session.training.labelled["outcome"]
+    labels = session.training_rows.labelled["outcome"]
     return admission.examine(
         session.settings,
         session.refresh_id,
@@ -225,9 +235,9 @@ def _examination(
         rows,
         probs,
         base_rate=np.bincount(labels, minlength=len(session.settings.actions)) / len(labels),
-        unanswered=_reasons(session, session.teacher(teacher), unanswered),
+        unanswered=_read_unanswered_reasons(session, session.load_teacher(teacher), unanswered),
         champion=_champion_probs(session, rows),
-        trusted=_trusted(session, teacher, rows),
+        trusted=_read_trusted_answers(session, teacher, rows),
     )
 
 
@@ -238,44 +248,46 @@ def _champion_probs(session: Session, rows: pd.DataFrame) -> Array | None:
     return align_actions(variant.predict_proba(rows), variant.actions, session.settings.actions)
 
 
-def _trusted(session: Session, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str, Array] | None:
-    """The champion's teacher, which has been admitted before, and its kept answers to ``rows``."""
+def _read_trusted_answers(session: Session, teacher: TeacherRef, rows: pd.DataFrame) -> tuple[str, Array] | None:
+    """The version of the champion's teacher, which was admitted before, and its stored probabilities of ``rows``."""
     champion = session.champion
     version = session.registry.models.tags(champion.baseline.teacher).get("teacher_version") if champion else None
     return (version, session.base.answers.probs(rows, version)) if version and version != teacher.version else None
 
 
-def _last_weights(session: Session) -> dict[tuple[str, str], float]:
-    """The weights of the champion's teachers, as its watches last knew them."""
+def _read_last_weights(session: Session) -> dict[tuple[str, str], float]:
+    """The weights of the champion's teachers after its last watch."""
     if session.champion is None:
         return {}
     folder = session.champion.teacher_folder()
     recorded = session.base.journal.weight_changes(ensemble.read_reference(folder).version)
     return weight_updates.current_weights(
-        ensemble.read_weights(folder), [each for each in recorded if each.job == "watch"]
+        ensemble.read_weights(folder), [change for change in recorded if change.job == "watch"]
     )
 
 
-def _reasons(session: Session, teacher: Ensemble, rows: pd.DataFrame) -> list[str]:
-    """Why the teachers have no usable answer to ``rows``."""
+def _read_unanswered_reasons(session: Session, teacher: Ensemble, rows: pd.DataFrame) -> list[str]:
+    """The reasons why the teachers have no usable answer to ``rows``."""
     if rows.empty:
         return []
-    found = [
+    unanswered = [
         session.base.answers.unanswered(member.version).drop_duplicates("content_key", keep="last")
         for member in teacher.members
         if member.version is not None
     ]
-    return [reason for each in found for reason in each.loc[each["content_key"].isin(rows["content_key"]), "reason"]]
+    return [
+        reason for table in unanswered for reason in table.loc[table["content_key"].isin(rows["content_key"]), "reason"]
+    ]
 
 
 def _log_questions(
-    session: Session, rows: LearningRows, before: Mask, asked: Mask, answered: Mask, limited: bool
+    session: Session, rows: TrainingRows, answered_before: Mask, asked: Mask, answered: Mask, limited: bool
 ) -> None:
-    """Of how many rows the teachers knew, were asked about, and were spared."""
+    """Log how many rows were answered before, asked about, answered and skipped."""
     counts = Questions(
         rows=len(rows),
         without_outcome=int((~rows.has_label).sum()),
-        known=int(before.sum()),
+        known=int(answered_before.sum()),
         asked=int(asked.sum()),
         answered=int((asked & answered).sum()),
         limited=limited,

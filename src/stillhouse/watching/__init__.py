@@ -1,4 +1,4 @@
-"""One watch, station by station: the window, the evidence, the drift, the decision, what MLflow is told.
+"""The steps of a watch: open the window, gather evidence, measure drift, decide on a response, log to MLflow.
 
-:mod:`~stillhouse.watching.run` puts the stations in order.
+:mod:`~stillhouse.watching.run` runs the steps in order.
 """

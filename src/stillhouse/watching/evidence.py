@@ -1,4 +1,4 @@
-"""Evidence on the champion: each step that has ended since the last watch is audited and counted once."""
+"""Gather evidence on the champion: audit and count each time step that has ended since the last watch, once."""
 
 from __future__ import annotations
 
@@ -20,125 +20,128 @@ from stillhouse.stats import half_brier
 from stillhouse.teachers import labeling, mixture_weights, weight_updates
 from stillhouse.watching.window import WatchedWindow
 
-__all__ = ["INSTANT", "evidence_states", "follow_weights", "gather_evidence"]
+__all__ = ["CLOCK_RESOLUTION", "follow_weights", "gather_evidence", "read_evidence_states"]
 
-INSTANT = timedelta(microseconds=1)
-"""The clock of the tables: a refresh that spoke for this very moment is the last one, wherever the clock stands."""
+CLOCK_RESOLUTION = timedelta(microseconds=1)
+"""Resolution of times in the tables: added to a time to include a refresh at exactly that time."""
 
 
 def gather_evidence(watched: WatchedWindow, as_of: datetime, data: DataReport) -> Cost | None:
-    """Audit the steps that have ended since the last watch and count what outcomes arrived; what that cost.
+    """Audit the time steps that have ended since the last watch, and count the outcomes that became known in them.
 
-    None where nothing is counted: no champion yet, no budget of false alarms, or too few rows.
+    :returns: the cost; None if nothing was counted: no champion, no false-alarm budget, or too few rows.
     """
     champion = watched.champion
-    if champion is None or watched.settings.watch.false_alarms is None or watched.too_few(data):
+    if champion is None or watched.settings.watch.false_alarms is None or watched.has_too_few_rows(data):
         return None
     began = time.perf_counter()
     with watch_lock(watched.agent):
-        states = evidence_states(watched.champion_base, champion, as_of)
-        counting = _Counting(watched, champion, data, as_of)
-        for state in states:  # the audit first: outcomes of rows that are audited now may be known already
-            counting.count(state)
-        counted = counting.counted
-        watched.champion_base.journal.append_evidence(counted)
-    before = next(state.rows for state in states if state.process == "disagreement")
-    calls = sum(each.step.step_rows for each in counted if each.step.process == "disagreement")
-    return Cost(teacher_calls=calls, teacher_calls_since=before + calls, seconds=time.perf_counter() - began)
+        states = read_evidence_states(watched.champion_base, champion, as_of)
+        counter = _EvidenceCounter(watched, champion, data, as_of)
+        for state in states:  # the audit first: the outcomes of rows that are audited now may be known already
+            counter.count(state)
+        new_steps = counter.new_steps
+        watched.champion_base.journal.append_evidence(new_steps)
+    earlier_calls = next(state.rows for state in states if state.process == "disagreement")
+    calls = sum(rows.step.step_rows for rows in new_steps if rows.step.process == "disagreement")
+    return Cost(teacher_calls=calls, teacher_calls_since=earlier_calls + calls, seconds=time.perf_counter() - began)
 
 
-def evidence_states(base: KnowledgeBase, champion: Champion, as_of: datetime) -> list[EvidenceStep]:
-    """Where each process stands: at its last step, or at its beginning.
+def read_evidence_states(base: KnowledgeBase, champion: Champion, as_of: datetime) -> list[EvidenceStep]:
+    """The last step of each evidence process, or its initial state.
 
-    It begins with a new champion, after a judged refresh (which closes the alarm, promoted or refused), and when the
-    budget or the tolerance was changed. The processes share one budget evenly.
+    A process starts again with a new champion, after a judged refresh (which closes the alarm, promoted or refused),
+    and when the false-alarm budget or the tolerance changes. The processes share the false-alarm budget evenly.
     """
-    refreshed, watch = base.journal.last_refresh(before=as_of + INSTANT), base.config.watch
+    refreshed, watch = base.journal.last_refresh(before=as_of + CLOCK_RESOLUTION), base.config.watch
     latest = {step.process: step for step in base.journal.latest_evidence()}
     states = []
     for process, baseline in champion.baseline.losses.items():
         last = latest.get(process)
-        beginnings = [champion.baseline.as_of, refreshed, last.end if last else None]
-        begun = evidence.start(
+        start_times = [champion.baseline.as_of, refreshed, last.end if last else None]
+        initial = evidence.start(
             process,
             str(champion.model),
-            since=max(moment for moment in beginnings if moment is not None),
+            since=max(time for time in start_times if time is not None),
             null_mean=evidence.estimate_null_mean(baseline, watch.tolerance),
             average_run_length=watch.average_run_length or 1.0,
             share=1 / len(champion.baseline.losses),
             autocorrelation=baseline.autocorrelation,
             step_deviation=baseline.step_deviation,
         )
-        states.append(evidence.continue_or_restart(last, begun, refreshed))
+        states.append(evidence.continue_or_restart(last, initial, refreshed))
     return states
 
 
 def follow_weights(watched: WatchedWindow, as_of: datetime) -> TeacherWeights | None:
-    """Where the weights of the champion's teachers stand by the outcomes known since; each change is recorded."""
+    """Update the weights of the champion's teachers by the outcomes known since, and record each change.
+
+    :returns: the current weights; None without a champion, with fixed weights, or with a single teacher.
+    """
     base, champion = watched.base, watched.champion
     if champion is None or watched.settings.weights.follow == "fixed" or champion.teacher.weights is None:
         return None
     baseline, version = champion.baseline, champion.teacher.version
-    found = weight_updates.update_weights(base, champion.teacher, baseline.as_of, baseline.test, as_of)
+    trajectory = weight_updates.update_weights(base, champion.teacher, baseline.as_of, baseline.test, as_of)
     recorded = [
         change for change in base.journal.weight_changes(version) if change.job == "watch" and change.as_of <= as_of
     ]
     before = weight_updates.current_weights(champion.teacher.weights, recorded)
     base.journal.append_weight_changes(
-        mixture_weights.find_changes(found.weights, before, version=version, job="watch")
+        mixture_weights.find_changes(trajectory.weights, before, version=version, job="watch")
     )
-    return found.weights
+    return trajectory.weights
 
 
-class _Counting:
-    """One process after another takes in the steps that have ended since it last did."""
+class _EvidenceCounter:
+    """Counts, one process after another, the time steps that have ended since the process was last counted."""
 
     def __init__(self, watched: WatchedWindow, champion: Champion, data: DataReport, as_of: datetime) -> None:
         self.watched = watched
         self.champion = champion
         self.data = data
         self.as_of = as_of
-        self.counted: list[EvidenceRows] = []
+        self.new_steps: list[EvidenceRows] = []
         self.base = watched.champion_base
         self.watch = watched.settings.watch
         self.cluster = watched.settings.promotion.cluster
-        self._arrived: dict[tuple[datetime, datetime, datetime], pd.DataFrame] = {}
+        self._new_labels: dict[tuple[datetime, datetime, datetime], pd.DataFrame] = {}
 
     def count(self, state: EvidenceStep) -> None:
-        """The steps of one process; what nobody checked, or the check refused, is passed over."""
+        """Count the due steps of one process; steps whose data failed the check, or were not checked, are skipped."""
         until = self.as_of if self.data.broken else self.data.window.start
-        passed = steps.skip_steps(state, steps.list_complete_steps(state.end, until, self.watch.every))
-        state = passed[-1].step if passed else state
+        skipped = steps.skip_steps(state, steps.list_complete_steps(state.end, until, self.watch.every))
+        state = skipped[-1].step if skipped else state
         due = steps.list_complete_steps(state.end, self.as_of, self.watch.every)
-        take_in = {
-            "disagreement": self._audit,
-            "student_outcomes": self._student_outcomes,
-            "teacher_outcomes": self._teacher_outcomes,
+        count_steps = {
+            "disagreement": self._count_audit,
+            "student_outcomes": self._count_student_outcomes,
+            "teacher_outcomes": self._count_teacher_outcomes,
         }[state.process]
-        self.counted += passed + (take_in(state, due) if due else [])
+        self.new_steps += skipped + (count_steps(state, due) if due else [])
 
-    def _arrivals(self, state: EvidenceStep, due: list[steps.Span]) -> pd.DataFrame:
-        """Rows whose outcome became known in the steps that are due, read once for all processes."""
+    def _read_new_labels(self, state: EvidenceStep, due: list[steps.Span]) -> pd.DataFrame:
+        """Rows whose outcome became known in the due steps, read once for all processes."""
         span = (due[0][0], due[-1][1], state.since)
-        if span not in self._arrived:
-            self._arrived[span] = self.base.read_newly_labelled(span[0], span[1], since=span[2])
-        return self._arrived[span].copy()
+        if span not in self._new_labels:
+            self._new_labels[span] = self.base.read_newly_labelled(span[0], span[1], since=span[2])
+        return self._new_labels[span].copy()
 
-    def _audit(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
-        """Ask the teacher about some rows of each step, most where the student is unsure or the data moved.
+    def _count_audit(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
+        """Ask the teacher about a sample of each step, with more rows where the student is unsure or inputs drifted.
 
-        Rows that it has no usable answer to, or that the budget does not reach, do not count.
+        Rows without a usable answer, or beyond the budget, are not counted.
         """
         watched, champion = self.watched, self.champion
         drifts, _ = screen(compare_profiles(champion.profile, watched.profile), champion.baseline.screens)
-        moved = [drift.column for drift in drifts if drift.unusual and drift.column in watched.rows]
-        shift = score_shift(watched.rows, champion.profile, watched.profile, moved) if moved else None
-        scores = audit.audit_scores(watched.probabilities, shift)
+        drifted = [drift.column for drift in drifts if drift.unusual and drift.column in watched.rows]
+        shift = score_shift(watched.rows, champion.profile, watched.profile, drifted) if drifted else None
+        scores = audit.audit_scores(watched.probs, shift)
         key = f"{watched.agent}:{state.champion}:{state.since.isoformat()}"
         planned = steps.plan_audit(watched.rows, scores, due, self.watch, self.cluster, key)
-        drawn = pd.concat([plan.drawn for plan in planned], ignore_index=True)
-        probs = labeling.ask(champion.teacher, drawn, labeling.open_watch_budget(self.base, self.as_of))
-        answered = drawn["content_key"][~np.isnan(probs[:, 0])]
+        sample = pd.concat([plan.drawn for plan in planned], ignore_index=True)
+        probs = labeling.ask(champion.teacher, sample, labeling.open_watch_budget(self.base, self.as_of))
+        answered = sample["content_key"][~np.isnan(probs[:, 0])]
         planned = [plan.select_contents(answered) for plan in planned]
         losses = steps.measure_audit_losses(
             planned,
@@ -147,21 +150,21 @@ class _Counting:
         )
         return steps.count_audit(state, planned, losses)
 
-    def _student_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
-        """The champion's error on every outcome that became known in each step."""
-        arrived = self._arrivals(state, due)
-        probs = self.champion.variant.predict_proba(arrived)
-        arrived["loss"] = half_brier(probs, arrived["outcome"].to_numpy())
-        return steps.count_outcomes(state, steps.assign_clusters(arrived, self.cluster), due)
+    def _count_student_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
+        """The champion's loss on every outcome that became known in each step."""
+        labelled = self._read_new_labels(state, due)
+        probs = self.champion.variant.predict_proba(labelled)
+        labelled["loss"] = half_brier(probs, labelled["outcome"].to_numpy())
+        return steps.count_outcomes(state, steps.assign_clusters(labelled, self.cluster), due)
 
-    def _teacher_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
-        """The teacher's error on audited rows, as their outcomes become known."""
-        arrived = self._arrivals(state, due)
-        oldest = arrived["observed_at"].min() if len(arrived) else due[0][0]
-        kept = self.base.journal.evidence(state.champion, state.since, after=oldest)
-        audited = [each for each in (*kept, *self.counted) if each.step.process == "disagreement"]
-        probs = self.base.answers.probs(arrived, self.champion.teacher.version)
+    def _count_teacher_outcomes(self, state: EvidenceStep, due: list[steps.Span]) -> list[EvidenceRows]:
+        """The teacher's loss on audited rows whose outcomes became known in each step."""
+        labelled = self._read_new_labels(state, due)
+        oldest = labelled["observed_at"].min() if len(labelled) else due[0][0]
+        recorded = self.base.journal.evidence(state.champion, state.since, after=oldest)
+        audited = [rows for rows in (*recorded, *self.new_steps) if rows.step.process == "disagreement"]
+        probs = self.base.answers.probs(labelled, self.champion.teacher.version)
         answered = ~np.isnan(probs[:, 0])
-        arrived["loss"] = np.nan
-        arrived.loc[answered, "loss"] = half_brier(probs[answered], arrived["outcome"].to_numpy()[answered])
-        return steps.count_outcomes(state, steps.join_outcomes(audited, arrived[answered]), due)
+        labelled["loss"] = np.nan
+        labelled.loc[answered, "loss"] = half_brier(probs[answered], labelled["outcome"].to_numpy()[answered])
+        return steps.count_outcomes(state, steps.join_outcomes(audited, labelled[answered]), due)

@@ -1,4 +1,4 @@
-"""One watch from its window to its verdict, by the engine alone: without Prefect, tasks or Great Expectations."""
+"""Run a watch from its window to its verdict with the engine alone: without Prefect, tasks or Great Expectations."""
 
 from __future__ import annotations
 
@@ -6,33 +6,39 @@ from datetime import datetime
 
 from stillhouse import data_contract
 from stillhouse.records import Verdict
-from stillhouse.refreshing.run import Contract
+from stillhouse.refreshing.run import ContractCheck
 from stillhouse.watching.deciding import decide_response, measure_drift
 from stillhouse.watching.evidence import follow_weights, gather_evidence
-from stillhouse.watching.publishing import log_watch, watch_figures
-from stillhouse.watching.window import open_window, window_of
+from stillhouse.watching.publishing import draw_watch_figures, log_watch
+from stillhouse.watching.window import get_window, open_window
 
 __all__ = ["watch"]
 
 
-def watch(agent: str, as_of: datetime | None = None, *, contract: Contract = data_contract.check) -> Verdict:
+def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck = data_contract.check) -> Verdict:
     """Check the current window, audit the champion, measure drift, and decide what to do about it.
 
-    The verdict is recorded and logged to MLflow. What it asks for is not done: see ``verdict.response``.
+    The verdict is recorded and logged to MLflow. The response is not carried out: see ``verdict.response``.
+
+    >>> import stillhouse
+    >>> verdict = stillhouse.watch("flights")  # doctest: +SKIP
+    >>> verdict.result, verdict.response  # doctest: +SKIP
+    ('harmful_drift', 'redistil_warm')
 
     :param agent: name of an agent file.
-    :param as_of: the moment to speak of; None: now, by the clock that the agent file names.
-    :param contract: asks the window whether it keeps the data contract.
-    :raises StillhouseError: if nothing could be decided; the message says what to do.
+    :param as_of: time at which the window is watched; None: now, by the clock that the agent file names.
+    :param contract: checks the window against the data contract.
+    :returns: the verdict; its ``refresh_mode`` is the mode to pass to :func:`stillhouse.refresh`, if any.
+    :raises StillhouseError: if no decision is possible; the message says what to do.
     """
     now, window = open_window(agent, as_of)
-    watched = window_of(agent, window)
+    watched = get_window(agent, window)
     data = watched.base.quarantine(*contract(watched.raw, window, watched.settings))
-    watched = window_of(agent, data.window)
+    watched = get_window(agent, data.window)
     cost = gather_evidence(watched, now, data)
     weights = follow_weights(watched, now)
     report = measure_drift(watched, data)
     verdict = decide_response(watched, now, data, report, cost)
     if report is not None:
-        log_watch(watched, verdict, data, report, watch_figures(watched, verdict, report, weights), weights)
+        log_watch(watched, verdict, data, report, draw_watch_figures(watched, verdict, report, weights), weights)
     return verdict

@@ -1,4 +1,8 @@
-"""The modes of a refresh, one a file; a new one is a file here and a line in :data:`MODES`."""
+"""The modes of a refresh, one per file. A new mode needs a file here and a line in :data:`MODES`.
+
+>>> MODES["update"].fallback
+'redistil'
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from stillhouse.refreshing.modes.redistil import Redistil, RedistilWarm
 from stillhouse.refreshing.modes.update import Update
 from stillhouse.refreshing.session import Session
 
-__all__ = ["MODES", "RefreshMode", "fall_back", "mode_of", "plan_refresh"]
+__all__ = ["MODES", "RefreshMode", "fall_back", "get_mode", "plan_refresh"]
 
 MODES: dict[RefreshModeName, RefreshMode] = {
     "recalibrate": Recalibrate(),
@@ -22,30 +26,30 @@ MODES: dict[RefreshModeName, RefreshMode] = {
 _REASON_TAGS: dict[RefreshModeName, str] = {"recalibrate": "recalibration_not_made", "update": "update_not_made"}
 
 
-def mode_of(job: Refresh) -> RefreshMode:
+def get_mode(job: Refresh) -> RefreshMode:
     """The mode of a refresh."""
     return MODES[job.mode]
 
 
 def plan_refresh(session: Session) -> Refresh:
-    """The refresh as its mode does it or, with the reason logged, as the mode that it falls back to."""
+    """Plan the refresh by its mode; if the mode cannot make it, log the reason and plan it by the fallback mode."""
     while True:
         try:
-            return mode_of(session.job).plan(session)
+            return get_mode(session.job).plan(session)
         except StillhouseError as error:
-            asked = session.job.mode
-            if MODES[asked].falls_back_to is None:
+            mode = session.job.mode
+            if MODES[mode].fallback is None:
                 raise
-            session.registry.runs.set_tags(session.job.run_id, **{_REASON_TAGS[asked]: str(error)})
-            session.job = fall_back(session.job, asked)
+            session.registry.runs.set_tags(session.job.run_id, **{_REASON_TAGS[mode]: str(error)})
+            session.job = fall_back(session.job, mode)
 
 
 def fall_back(job: Refresh, tried: RefreshModeName) -> Refresh:
-    """The refresh as it was asked for, by the mode that takes over from the one that was tried.
+    """The requested refresh with the fallback of the mode that was tried.
 
-    :raises ValueError: if none does.
+    :raises ValueError: if that mode has no fallback.
     """
-    mode = MODES[tried].falls_back_to
+    mode = MODES[tried].fallback
     if mode is None:
-        raise ValueError(f"nothing takes over where a refresh by {tried} cannot be made")
+        raise ValueError(f"a refresh of mode {tried} cannot be made, and this mode has no fallback")
     return job.model_copy(update={"mode": mode})

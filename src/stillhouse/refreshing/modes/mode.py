@@ -1,4 +1,4 @@
-"""What a mode of refresh decides: whether it can be made, what it asks the teachers, and how it makes its student."""
+"""The interface of a refresh mode: when it is possible, which rows are labelled, and how the student is made."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ from typing import ClassVar
 from stillhouse.distill.grow import Columns
 from stillhouse.distill.training_set import TrainingSet
 from stillhouse.records import Frontier, Refresh, RefreshModeName, StudentRef, TeacherRef, Window
-from stillhouse.refreshing.compressing import compress_student, training_recovery_sets
-from stillhouse.refreshing.data import LearningRows
+from stillhouse.refreshing.compressing import compress_student, make_training_recovery_sets
+from stillhouse.refreshing.data import TrainingRows
 from stillhouse.refreshing.session import Session
 
 __all__ = ["RefreshMode"]
 
 
 class RefreshMode(ABC):
-    """One way to come to a challenger; its stations are the same for all modes."""
+    """One way to make a challenger. The steps of a refresh are the same for all modes."""
 
-    falls_back_to: ClassVar[RefreshModeName | None] = None
-    """The mode that takes over where this one cannot be made, or does not repay its cost."""
+    fallback: ClassVar[RefreshModeName | None] = None
+    """The mode to use if this one is impossible or does not repay its cost; None: the refresh fails."""
 
     compares_teachers: ClassVar[bool] = True
-    """Whether contradictions of the teachers on the training window are looked for."""
+    """Whether the teachers are compared on the training window."""
 
     trains: ClassVar[bool] = True
-    """Whether there is a new student; otherwise it is the champion's."""
+    """Whether a student is trained; otherwise the champion's student is used."""
 
     def plan(self, session: Session) -> Refresh:
-        """The refresh as this mode does it.
+        """The refresh as this mode makes it.
 
-        :raises StillhouseError: if it cannot be made; the reason is logged, and :attr:`falls_back_to` takes over.
+        :raises StillhouseError: if it is impossible; the reason is logged, and :attr:`fallback` is used.
         """
         return session.job
 
     def weighs_teachers(self, job: Refresh) -> bool:
-        """Whether the teachers' weights are learned anew; a teacher that is kept for the student keeps its weights."""
+        """Whether the teachers' weights are learned again."""
         return True
 
-    def rows_to_teach(self, session: Session, teacher: TeacherRef) -> LearningRows | None:
-        """The rows that the teachers have to answer; None: none."""
-        return session.training
+    def select_rows_to_label(self, session: Session, teacher: TeacherRef) -> TrainingRows | None:
+        """The rows for which teacher probabilities are needed; None: no rows."""
+        return session.training_rows
 
     @abstractmethod
-    def student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
-        """The student; None, with the reason logged, where :attr:`falls_back_to` has to take over."""
+    def make_student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
+        """Make the student; None, with the reason logged, if :attr:`fallback` must be used."""
 
     def compress(self, session: Session, teacher: TeacherRef, student: StudentRef) -> Frontier:
-        """The student in many smaller forms, and the one that fits the budgets best."""
-        return compress_student(session, teacher, student, self.recovery_sets)
+        """Search compressed variants of the student, and choose the one that fits the budgets best."""
+        return compress_student(session, teacher, student, self.make_recovery_sets)
 
-    def recovery_sets(
+    def make_recovery_sets(
         self, session: Session, teacher: TeacherRef, student: StudentRef, columns: Columns
     ) -> tuple[TrainingSet, TrainingSet | None]:
-        """What a smaller form of the student is recovered on, and validation rows for its controller."""
-        return training_recovery_sets(session, teacher, student, columns)
+        """The training set on which a compressed student is recovered, and validation rows for its controller."""
+        return make_training_recovery_sets(session, teacher, student, columns)
 
-    def learned_from(self, session: Session) -> Window:
-        """The window that the student has learned from."""
+    def find_training_window(self, session: Session) -> Window:
+        """The window that the student was trained on."""
         return session.job.train

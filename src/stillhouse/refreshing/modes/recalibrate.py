@@ -1,4 +1,4 @@
-"""Recalibrate: re-estimate the champion's ranges and confidence on current rows; nothing is trained."""
+"""Recalibrate: estimate the champion's quantisation ranges and its temperature on current rows, without training."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from stillhouse.config import Compression, Recipe, number_format
 from stillhouse.errors import RegistryError
 from stillhouse.evaluate.scorecard import quality
 from stillhouse.records import Frontier, Record, Refresh, SizeLimits, StudentRef, TeacherRef, Window
-from stillhouse.refreshing.compressing import compression_run, last_frontier
-from stillhouse.refreshing.data import LearningRows
+from stillhouse.refreshing.compressing import find_compression_run, read_last_frontier
+from stillhouse.refreshing.data import TrainingRows
 from stillhouse.refreshing.modes.mode import RefreshMode
 from stillhouse.refreshing.session import Session
 from stillhouse.registry import names
 
-__all__ = ["KeptState", "Recalibrate", "Recalibration", "kept_state"]
+__all__ = ["Recalibrate", "Recalibration", "StoredGraph", "load_champion_graph"]
 
 
-class KeptState(NamedTuple):
-    """The float32 graph that the champion was quantised from, and how."""
+class StoredGraph(NamedTuple):
+    """The float32 graph from which the champion was quantised, with its columns and recipe."""
 
     model: onnx.ModelProto
     columns: Columns
@@ -34,40 +34,43 @@ class KeptState(NamedTuple):
 
 
 class Recalibration(Record):
-    """What a recalibration has changed."""
+    """The result of a recalibration."""
 
-    temperature: float = Field(gt=0, description="that the logits are divided by; 1: as they were")
-    rows: int = Field(ge=1, description="current rows with outcomes that it was found on")
+    temperature: float = Field(gt=0, description="the logits are divided by it; 1: unchanged")
+    rows: int = Field(ge=1, description="current rows with outcomes on which it was estimated")
 
 
 class Recalibrate(RefreshMode):
-    """Keep the champion's student; where its float32 graph was not kept, redistil."""
+    """Keep the champion's student; redistil if its float32 graph was not stored."""
 
-    falls_back_to = "redistil"
+    fallback = "redistil"
     compares_teachers = False
     trains = False
 
     def plan(self, session: Session) -> Refresh:
-        """The refresh as a recalibration of the champion, with the teacher that it has."""
-        kept_state(session)
+        """The refresh as a recalibration of the champion, with the champion's teacher.
+
+        :raises RegistryError: if the graph was not stored, or the agent file has other actions than the champion.
+        """
+        load_champion_graph(session)
         champion = session.champion
-        assert champion is not None  # or nothing were kept
+        assert champion is not None  # otherwise there is no graph
         if champion.actions != session.settings.actions:
-            knows = ", ".join(champion.actions)
-            raise RegistryError(f"{champion.model} knows the actions {knows}, and the agent file others")
-        session.registry.runs.set_tags(session.job.run_id, recalibrates=compression_run(session))
+            actions = ", ".join(champion.actions)
+            raise RegistryError(f"{champion.model} knows the actions {actions}, and the agent file has others")
+        session.registry.runs.set_tags(session.job.run_id, recalibrates=find_compression_run(session))
         return session.job.model_copy(update={"teacher": "keep", "since": champion.baseline.train.end})
 
     def weighs_teachers(self, job: Refresh) -> bool:
-        """They stay as they are."""
+        """No: the weights of the champion's teacher stay."""
         return False
 
-    def rows_to_teach(self, session: Session, teacher: TeacherRef) -> LearningRows | None:
-        """Labels are enough."""
+    def select_rows_to_label(self, session: Session, teacher: TeacherRef) -> TrainingRows | None:
+        """None: only labels are needed."""
         return None
 
-    def student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
-        """The champion's, as it was logged.
+    def make_student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
+        """The champion's student as it was logged.
 
         :raises RegistryError: if it was logged without its weights.
         """
@@ -75,59 +78,61 @@ class Recalibrate(RefreshMode):
         folder = session.registry.models.student_files(champion.model) if champion else None
         if folder is None:
             raise RegistryError(
-                f"agent {session.agent!r} has no champion whose student was kept: refresh with mode=redistil"
+                f"agent {session.agent!r} has no champion whose student was stored: refresh with mode=redistil"
             )
         size = sum(file.stat().st_size for file in folder.iterdir())
         return StudentRef(folder=str(folder), bytes=size, rows=0, history=())
 
     def compress(self, session: Session, teacher: TeacherRef, student: StudentRef) -> Frontier:
-        """The champion's graph with a new temperature, quantised with new ranges, both from rows of now."""
-        job, settings, registry, kept = session.job, session.settings, session.registry, kept_state(session)
-        data = session.training
-        learned = data.has_label & ~data.validation
-        current = learned & (data.frame["observed_at"] >= job.news.start).to_numpy()
-        chosen = current if current.sum() >= settings.update.min_rows else learned
-        judged = data.has_label & data.validation
-        x = data.encoded([dict(column) for column in kept.columns])
-        found = fit_graph_temperature(kept.model, {"x": x[chosen]}, data.labels[chosen])
+        """Set a new temperature in the champion's graph and quantise it with new ranges, both from current rows."""
+        job, settings, registry, stored = session.job, session.settings, session.registry, load_champion_graph(session)
+        rows = session.training_rows
+        trained = rows.has_label & ~rows.is_validation
+        current = trained & (rows.frame["observed_at"] >= job.new_window.start).to_numpy()
+        fit_mask = current if current.sum() >= settings.update.min_rows else trained
+        validation_mask = rows.has_label & rows.is_validation
+        x = rows.encode_rows([dict(column) for column in stored.columns])
+        temperature = fit_graph_temperature(stored.model, {"x": x[fit_mask]}, rows.labels[fit_mask])
         registry.runs.log(
             job.run_id,
-            files={names.RECALIBRATION: Recalibration(temperature=found, rows=int(chosen.sum()))},
-            metrics={"recalibration/temperature": found, "recalibration/rows": float(chosen.sum())},
+            files={names.RECALIBRATION: Recalibration(temperature=temperature, rows=int(fit_mask.sum()))},
+            metrics={"recalibration/temperature": temperature, "recalibration/rows": float(fit_mask.sum())},
         )
-        labels = data.labels[judged]
-        subject = target_from_graph(
-            apply_temperature(kept.model, found),
-            kept.columns,
-            calibration=x[chosen],
-            validation=x[judged],
+        labels = rows.labels[validation_mask]
+        target = target_from_graph(
+            apply_temperature(stored.model, temperature),
+            stored.columns,
+            calibration=x[fit_mask],
+            validation=x[validation_mask],
             quality=lambda probs: quality(probs, labels).score,
             content_hash=f"{job.refresh_id} recalibrate",
         )
         return search(
-            lambda: subject,
+            lambda: target,
             Compression(
-                recipes=((number_format(kept.recipe),),), search=None, tolerance=settings.compression.tolerance
+                recipes=((number_format(stored.recipe),),), search=None, tolerance=settings.compression.tolerance
             ),
             SizeLimits(**settings.budgets.model_dump(include=set(SizeLimits.model_fields))),
             variant_writer(job.agent, settings.actions, {"refresh": job.refresh_id, "teacher": teacher.version}),
             Path(job.folder) / "compression",
         )
 
-    def learned_from(self, session: Session) -> Window:
-        """A recalibrated student has learned from what the champion's had."""
-        assert session.champion is not None  # it is recalibrated
+    def find_training_window(self, session: Session) -> Window:
+        """The training window of the champion, whose student is kept."""
+        assert session.champion is not None  # as checked by plan()
         return session.champion.baseline.train
 
 
-def kept_state(session: Session) -> KeptState:
+def load_champion_graph(session: Session) -> StoredGraph:
     """The champion's float32 graph.
 
-    :raises RegistryError: if there is no champion, or its graph was not kept.
+    :raises RegistryError: if there is no champion, or its graph was not stored.
     """
-    run_id, frontier = compression_run(session), last_frontier(session)
+    run_id, frontier = find_compression_run(session), read_last_frontier(session)
     if session.champion is None or frontier is None or run_id is None:
-        raise RegistryError(f"agent {session.agent!r} has no champion whose form was kept: refresh with mode=redistil")
+        raise RegistryError(
+            f"agent {session.agent!r} has no champion whose graph was stored: refresh with mode=redistil"
+        )
     recipe: Recipe = TypeAdapter(Recipe).validate_python(frontier.named(frontier.chosen).recipe)
     model = onnx.load_model_from_string(session.registry.runs.read_file(run_id, names.MODEL_STATE))
-    return KeptState(model, session.champion.variant.columns, recipe)
+    return StoredGraph(model, session.champion.variant.columns, recipe)

@@ -1,4 +1,4 @@
-"""Redistil: a new student from the whole training window, from the beginning or from the champion's weights."""
+"""Redistil: train a student on the whole training window, from scratch or from the champion's weights."""
 
 from __future__ import annotations
 
@@ -15,66 +15,71 @@ from stillhouse.parts import TextEncoderState
 from stillhouse.records import StudentRef, TeacherRef
 from stillhouse.refreshing.data import require_rows
 from stillhouse.refreshing.modes.mode import RefreshMode
-from stillhouse.refreshing.predecessor import Predecessor, growable, predecessor, without_encoder
+from stillhouse.refreshing.predecessor import Predecessor, load_predecessor, require_growable, without_encoder
 from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.students import save_student
 from stillhouse.registry import names
 
-__all__ = ["Redistil", "RedistilWarm", "last_training"]
+__all__ = ["Redistil", "RedistilWarm", "read_last_history"]
 
 
 class Redistil(RefreshMode):
-    """Train from the beginning."""
+    """Train from scratch on the whole window."""
 
-    def student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
-        """A new student from the teacher probabilities and labels of the training window."""
-        settings, rows = session.settings, session.training
-        chosen = rows.to_train_on(teacher)
-        require_rows(int(chosen.sum()), settings.windows.min_train_rows // 2, session.job.train)
-        frame = rows.frame[chosen]
-        old, initial = self.warm_start(session), _initial(session, teacher)
-        columns = columns_of(settings, frame, initial)
-        if old is not None:
-            columns = extend_columns(old.columns, columns)  # its own keep their codes
-        lesson = rows.training_set(teacher, columns)
-        control, compare = rows.validation_sets(teacher, columns)
-        student = new_student(settings, columns, lesson.x.numpy(), initial)
-        if old is not None:
-            student = old.warm(growable(student), columns, settings.actions, lesson.x.numpy())
-        course = distil_with_control(
+    def make_student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
+        """Distil a new student from the teacher probabilities and labels of the training window."""
+        settings, rows = session.settings, session.training_rows
+        mask = rows.train_mask(teacher)
+        require_rows(int(mask.sum()), settings.windows.min_train_rows // 2, session.job.train)
+        frame = rows.frame[mask]
+        predecessor, encoder = self.find_warm_start(session), _read_encoder(session, teacher)
+        columns = columns_of(settings, frame, encoder)
+        if predecessor is not None:
+            columns = extend_columns(predecessor.columns, columns)  # the codes of known values stay
+        training_set = rows.make_training_set(teacher, columns)
+        control, compare = rows.make_validation_sets(teacher, columns)
+        student = new_student(settings, columns, training_set.x.numpy(), encoder)
+        if predecessor is not None:
+            student = predecessor.transfer_to(
+                require_growable(student), columns, settings.actions, training_set.x.numpy()
+            )
+        history = distil_with_control(
             student,
-            lesson,
+            training_set,
             settings.distillation,
             validation_control=control,
             validation_compare=compare,
             checkpoint=Path(session.job.folder) / "training.safetensors",
-            previous=last_training(session),
+            previous=read_last_history(session),
         )
-        probs = student_probabilities(student, rows.encoded(columns)[chosen])
-        kept = sample_memory(frame, probs, settings.actions, settings.update.memory, older=old.memory if old else None)
-        return save_student(session.job, student, columns, kept, course, rows=len(frame))
+        probs = student_probabilities(student, rows.encode_rows(columns)[mask])
+        older = predecessor.memory if predecessor else None
+        memory = sample_memory(frame, probs, settings.actions, settings.update.memory, older=older)
+        return save_student(session.job, student, columns, memory, history, rows=len(frame))
 
-    def warm_start(self, session: Session) -> Predecessor | None:
-        """What the training begins with; None: from random weights."""
+    def find_warm_start(self, session: Session) -> Predecessor | None:
+        """The student whose weights the training starts from; None: random weights."""
         return None
 
 
 class RedistilWarm(Redistil):
-    """Train on the whole window, from the champion's weights where they can be had."""
+    """Train on the whole window, from the champion's weights if they can be used."""
 
-    def warm_start(self, session: Session) -> Predecessor | None:
-        """The champion's student; None, with the reason logged, where none can be gone on from."""
+    def find_warm_start(self, session: Session) -> Predecessor | None:
+        """The champion's student; None, with the reason logged, if it cannot be trained further."""
         try:
-            old = predecessor(session)
-            extend_columns(old.columns, columns_of(without_encoder(session.settings), session.training.labelled))
+            predecessor = load_predecessor(session)
+            extend_columns(
+                predecessor.columns, columns_of(without_encoder(session.settings), session.training_rows.labelled)
+            )
         except StillhouseError as error:
             session.registry.runs.set_tags(session.job.run_id, warm_start_not_made=str(error))
             return None
-        return old
+        return predecessor
 
 
-def last_training(session: Session) -> TrainingHistory | None:
-    """How the training of the champion's student went; None where that was not logged, or there is no champion."""
+def read_last_history(session: Session) -> TrainingHistory | None:
+    """The training history of the champion's student; None if it was not logged, or there is no champion."""
     if session.champion is None:
         return None
     student = session.registry.version(f"{session.agent}-student", "champion")
@@ -82,6 +87,6 @@ def last_training(session: Session) -> TrainingHistory | None:
     return session.registry.runs.read_record(run_id, names.TRAINING_HISTORY, TrainingHistory) if run_id else None
 
 
-def _initial(session: Session, teacher: TeacherRef) -> TextEncoderState | None:
-    """The teacher's text encoder, where the student begins with it."""
-    return session.teacher(teacher).text_encoder() if session.settings.student.initialised_by_teacher else None
+def _read_encoder(session: Session, teacher: TeacherRef) -> TextEncoderState | None:
+    """The teacher's text encoder, if the student starts from its weights."""
+    return session.load_teacher(teacher).text_encoder() if session.settings.student.initialised_by_teacher else None

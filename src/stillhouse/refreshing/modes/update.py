@@ -1,4 +1,4 @@
-"""Update: fine-tune the champion's student on what is new, with a replay buffer against forgetting."""
+"""Update: fine-tune the champion's student on new rows, with a replay buffer against forgetting."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from stillhouse.distill.training_set import TrainingSet
 from stillhouse.drift.evidence import estimate_null_mean
 from stillhouse.errors import DataError
 from stillhouse.records import Record, Refresh, StudentRef, TeacherRef, Window
-from stillhouse.refreshing.data import LearningRows, lesson_of
+from stillhouse.refreshing.data import TrainingRows, build_training_set
 from stillhouse.refreshing.modes.mode import RefreshMode
-from stillhouse.refreshing.predecessor import Predecessor, growable, predecessor, without_encoder
+from stillhouse.refreshing.predecessor import Predecessor, load_predecessor, require_growable, without_encoder
 from stillhouse.refreshing.session import Session
 from stillhouse.refreshing.students import save_student
 from stillhouse.registry import names
 from stillhouse.variant import encode
 
-__all__ = ["Update", "UpdateReport", "new_and_replayed", "update_metrics"]
+__all__ = ["Update", "UpdateReport", "make_replay_recovery_sets", "read_update_metrics"]
 
-_SPANS = 4  # of the time that is remembered: forgetting is measured on each
-_SPAN_ROWS = 1000  # at most, of each
+_PAST_SPANS = 4  # parts of the period of the replay buffer; forgetting is measured on each
+_MAX_SPAN_ROWS = 1000  # rows of each part
 
 
 class UpdateReport(Record):
-    """How an update went, and whether it has repaid its cost."""
+    """The result of an update, and of the probe whether it repays its cost."""
 
     since: datetime
     new_rows: int
@@ -47,77 +47,82 @@ class UpdateReport(Record):
 
 
 class Update(RefreshMode):
-    """Go on from the champion's student; where that does not repay, redistil."""
+    """Fine-tune the champion's student; redistil if that does not repay its cost."""
 
-    falls_back_to = "redistil"
+    fallback = "redistil"
     compares_teachers = False
 
     def plan(self, session: Session) -> Refresh:
-        """The refresh of what is new since the champion learned.
+        """The refresh as an update on rows that are newer than the champion's training window.
 
-        The teacher is kept, unless the agent file has other actions by now: then only a new one knows them.
+        The teacher is kept, unless the agent file has other actions than the champion: then a new teacher is fitted.
+
+        :raises DataError: if fewer than ``update.min_rows`` new rows have outcomes.
+        :raises StillhouseError: if the champion's student cannot be extended to the present columns and actions.
         """
         job, settings = session.job, session.settings
-        old = predecessor(session)
-        teacher = "keep" if old.actions == settings.actions else "fit"
-        planned = job.model_copy(update={"teacher": teacher, "since": old.baseline.train.end})
-        rows = session.data.learning(planned.news).labelled
+        predecessor = load_predecessor(session)
+        teacher = "keep" if predecessor.actions == settings.actions else "fit"
+        planned = job.model_copy(update={"teacher": teacher, "since": predecessor.baseline.train.end})
+        rows = session.data.read_training_rows(planned.new_window).labelled
         if len(rows) < settings.update.min_rows:
             raise DataError(
                 f"{len(rows)} rows with outcomes are new since {planned.since:%Y-%m-%d %H:%M}, before the test window, "
                 f"and `update.min_rows` is {settings.update.min_rows}"
             )
-        unaided = without_encoder(settings)
-        fresh = columns_of(unaided, rows)
-        extend_columns(old.columns, fresh)
-        require_same_architecture(old.student, growable(new_student(unaided, fresh, encode(rows.head(1), fresh))))
-        session.registry.runs.log_window(job.run_id, planned.news, rows, "new since the champion")
+        settings = without_encoder(settings)
+        columns = columns_of(settings, rows)
+        extend_columns(predecessor.columns, columns)
+        untrained = new_student(settings, columns, encode(rows.head(1), columns))
+        require_same_architecture(predecessor.student, require_growable(untrained))
+        session.registry.runs.log_window(job.run_id, planned.new_window, rows, "new since the champion")
         return planned
 
     def weighs_teachers(self, job: Refresh) -> bool:
-        """A teacher that is kept keeps its weights too."""
+        """Whether the teacher is fitted again; a kept teacher keeps its weights."""
         return job.teacher == "fit"
 
-    def rows_to_teach(self, session: Session, teacher: TeacherRef) -> LearningRows | None:
-        """What is new; all of the window for a teacher that was fitted on it, and so is cross-fitted."""
-        anew = session.job.teacher == "fit" and teacher.fitted is not None
-        return session.training if anew else session.new
+    def select_rows_to_label(self, session: Session, teacher: TeacherRef) -> TrainingRows | None:
+        """The new rows; all rows of the window for a teacher that was fitted on it, for the cross-fitting."""
+        fitted_again = session.job.teacher == "fit" and teacher.fitted is not None
+        return session.training_rows if fitted_again else session.new_rows
 
-    def student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
-        """The champion's student with the new knowledge; None where that does not repay its cost.
+    def make_student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
+        """Fine-tune the champion's student on the new rows; None if that does not repay its cost.
 
-        Judged on new rows of validation days, never on the test window: where a watch would still call the distance
-        to the teacher harm, a new student is worth its price.
+        The probe uses new rows of validation days, never the test window. An update does not repay its cost if a watch
+        would still report the disagreement with the teacher as harmful; then a new student is worth its cost.
         """
-        settings, registry, old = session.settings, session.registry, predecessor(session)
-        news = _News.of(session, teacher)
-        answered = int(news.rows.has_teacher_probs(teacher.version)[news.learned].sum())
-        if answered < (least := settings.update.min_rows // 2):
-            few = f"the teacher has answered {answered} new rows to learn from, and {least} are needed"
-            registry.runs.set_tags(session.job.run_id, update_not_made=few)
+        settings, registry, predecessor = session.settings, session.registry, load_predecessor(session)
+        new_rows = _NewRows.of(session, teacher)
+        answered = int(new_rows.rows.has_teacher_probs(teacher.version)[new_rows.train_mask].sum())
+        min_answered = settings.update.min_rows // 2
+        if answered < min_answered:
+            reason = f"the teacher has answered {answered} new rows to train on, and {min_answered} are needed"
+            registry.runs.set_tags(session.job.run_id, update_not_made=reason)
             return None
-        columns = extend_columns(old.columns, columns_of(without_encoder(settings), news.frame))
-        new = news.rows.lesson(news.learned, _without_features(teacher), columns)
-        shares = new.teacher_probs[new.has_teacher_probs].mean(dim=0).numpy()
-        student = old.grow(columns, settings.actions, new.x.numpy(), shares)
+        columns = extend_columns(predecessor.columns, columns_of(without_encoder(settings), new_rows.frame))
+        new_set = new_rows.rows.select_training_set(new_rows.train_mask, _without_features(teacher), columns)
+        shares = new_set.teacher_probs[new_set.has_teacher_probs].mean(dim=0).numpy()
+        student = predecessor.grow(columns, settings.actions, new_set.x.numpy(), shares)
         before = deepcopy(student)
-        replay = _replay(session, old, columns)
+        replay_set = _make_replay_set(session, predecessor, columns)
         updated = online.update(
             student,
-            new,
-            replay,
+            new_set,
+            replay_set,
             settings.distillation,
             steps=settings.update.steps,
             least_old_share=settings.update.least_old_share,
-            stands_for=old.memory.seen,
-            past=_past(session, old, columns),
+            stands_for=predecessor.memory.seen,
+            past=_make_past_sets(session, predecessor, columns),
         )
-        probe_rows = news.rows.lesson(news.validation, _without_features(teacher), columns)
-        largest_null_mean = estimate_null_mean(old.baseline.losses["disagreement"], settings.watch.tolerance)
+        probe_rows = new_rows.rows.select_training_set(new_rows.validation_mask, _without_features(teacher), columns)
+        largest_null_mean = estimate_null_mean(predecessor.baseline.losses["disagreement"], settings.watch.tolerance)
         report = UpdateReport(
-            since=session.job.news.start,
-            new_rows=len(new),
-            replayed_rows=len(replay),
+            since=session.job.new_window.start,
+            new_rows=len(new_set),
+            replayed_rows=len(replay_set),
             updated=updated,
             probe=online.probe_update(before, student, probe_rows, largest_null_mean),
         )
@@ -125,40 +130,46 @@ class Update(RefreshMode):
         if not report.probe.passed:
             registry.runs.set_tags(session.job.run_id, update_not_made=str(report.probe))
             return None
-        course = TrainingHistory(history=updated.history, changes=(), steps=updated.steps, stopped=False)
-        probs = student_probabilities(student, new.x.numpy())
-        kept = sample_memory(news.frame, probs, settings.actions, settings.update.memory, older=old.memory)
-        made = save_student(session.job, student, columns, kept, course, rows=len(news.frame))
+        history = TrainingHistory(history=updated.history, changes=(), steps=updated.steps, stopped=False)
+        probs = student_probabilities(student, new_set.x.numpy())
+        memory = sample_memory(
+            new_rows.frame, probs, settings.actions, settings.update.memory, older=predecessor.memory
+        )
+        reference = save_student(session.job, student, columns, memory, history, rows=len(new_rows.frame))
         (Path(session.job.folder) / "student" / names.UPDATE).write_text(report.model_dump_json(), encoding="utf-8")
-        return made
+        return reference
 
-    def recovery_sets(
+    def make_recovery_sets(
         self, session: Session, teacher: TeacherRef, student: StudentRef, columns: Columns
     ) -> tuple[TrainingSet, TrainingSet | None]:
-        """New rows and remembered ones together, and the new validation rows, if any."""
-        return new_and_replayed(session, teacher, columns)
+        """The new rows together with the replay buffer, and the new validation rows, if any."""
+        return make_replay_recovery_sets(session, teacher, columns)
 
 
-def new_and_replayed(session: Session, teacher: TeacherRef, columns: Columns) -> tuple[TrainingSet, TrainingSet | None]:
-    """What an update has learned from, and the new validation rows."""
-    old, news, unfeatured = predecessor(session), _News.of(session, teacher), _without_features(teacher)
-    replay = _replay(session, old, columns)
-    new = news.rows.lesson(news.learned, unfeatured, columns)
-    together = lesson_of(
-        np.concatenate([replay.x.numpy(), new.x.numpy()]),
-        np.concatenate([replay.teacher_probs.numpy(), new.teacher_probs.numpy()]),
-        np.concatenate([replay.labels.numpy(), new.labels.numpy()]),
+def make_replay_recovery_sets(
+    session: Session, teacher: TeacherRef, columns: Columns
+) -> tuple[TrainingSet, TrainingSet | None]:
+    """The training set of an update, replayed rows first, and the new validation rows; None if fewer than 2."""
+    new_rows, unfeatured = _NewRows.of(session, teacher), _without_features(teacher)
+    replay_set = _make_replay_set(session, load_predecessor(session), columns)
+    new_set = new_rows.rows.select_training_set(new_rows.train_mask, unfeatured, columns)
+    training_set = build_training_set(
+        np.concatenate([replay_set.x.numpy(), new_set.x.numpy()]),
+        np.concatenate([replay_set.teacher_probs.numpy(), new_set.teacher_probs.numpy()]),
+        np.concatenate([replay_set.labels.numpy(), new_set.labels.numpy()]),
         columns,
     )
-    if news.validation.sum() < 2:
-        return together, None
-    times = news.rows.frame["observed_at"][news.validation]
-    groups, _ = split_validation(times, session.settings.promotion.cluster)
-    return together, news.rows.lesson(news.validation, unfeatured, columns, groups=groups)
+    if new_rows.validation_mask.sum() < 2:
+        return training_set, None
+    times = new_rows.rows.frame["observed_at"][new_rows.validation_mask]
+    cluster_ids, _ = split_validation(times, session.settings.promotion.cluster)
+    return training_set, new_rows.rows.select_training_set(
+        new_rows.validation_mask, unfeatured, columns, cluster_ids=cluster_ids
+    )
 
 
-def update_metrics(student: StudentRef) -> dict[str, float]:
-    """What an update has cost what was known before, as metrics of its student; none for another kind of training."""
+def read_update_metrics(student: StudentRef) -> dict[str, float]:
+    """The forgetting and the probe of an update, as metrics of its student; empty for another mode."""
     file = Path(student.folder) / names.UPDATE
     if not file.exists():
         return {}
@@ -172,64 +183,64 @@ def update_metrics(student: StudentRef) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _News:
+class _NewRows:
     """Rows that are new to the champion.
 
-    :param learned: rows with teacher probabilities, a label, or both, apart from validation days, bool ``[n]``.
-    :param validation: rows of validation days with both, bool ``[n]``.
+    :param train_mask: rows outside validation days with teacher probabilities, a label, or both, bool ``[n]``.
+    :param validation_mask: rows of validation days with teacher probabilities and a label, bool ``[n]``.
     """
 
-    rows: LearningRows
-    learned: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    validation: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    rows: TrainingRows
+    train_mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    validation_mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
     @classmethod
-    def of(cls, session: Session, teacher: TeacherRef) -> _News:
-        rows = session.new
-        both = rows.has_teacher_probs(teacher.version) & rows.has_label
-        return cls(rows, rows.to_train_on(teacher), both & rows.validation)
+    def of(cls, session: Session, teacher: TeacherRef) -> _NewRows:
+        rows = session.new_rows
+        has_both = rows.has_teacher_probs(teacher.version) & rows.has_label
+        return cls(rows, rows.train_mask(teacher), has_both & rows.is_validation)
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The rows to learn from."""
-        return self.rows.frame[self.learned]
+        """The rows to train on."""
+        return self.rows.frame[self.train_mask]
 
 
 def _without_features(teacher: TeacherRef) -> TeacherRef:
-    """An update does not learn from the inside of its teacher."""
+    """The teacher without features: an update does not distil the teacher's internal features."""
     return teacher.model_copy(update={"features": None})
 
 
-def _replay(session: Session, old: Predecessor, columns: Columns) -> TrainingSet:
-    """The rows that the champion's student remembers, with its probabilities of then."""
-    rows = _remembered(session, old)
-    rows = rows[rows["observation_id"].isin(old.memory.rows["observation_id"])]
-    probs = old.memory.probs_of(rows["observation_id"], session.settings.actions)
-    return lesson_of(encode(rows, columns), probs, rows["outcome"].to_numpy(), columns)
+def _make_replay_set(session: Session, predecessor: Predecessor, columns: Columns) -> TrainingSet:
+    """The rows of the replay buffer, with the student's probabilities at that time."""
+    rows = _read_memory_period(session, predecessor)
+    rows = rows[rows["observation_id"].isin(predecessor.memory.rows["observation_id"])]
+    probs = predecessor.memory.probs_of(rows["observation_id"], session.settings.actions)
+    return build_training_set(encode(rows, columns), probs, rows["outcome"].to_numpy(), columns)
 
 
-def _past(session: Session, old: Predecessor, columns: Columns) -> dict[str, TrainingSet]:
-    """Validation days of the time that is remembered, by the day on which each of its spans begins."""
-    rows = _remembered(session, old)
+def _make_past_sets(session: Session, predecessor: Predecessor, columns: Columns) -> dict[str, TrainingSet]:
+    """Validation rows of the replay buffer's period, in parts by time, each by its first day."""
+    rows = _read_memory_period(session, predecessor)
     rows = rows[validation_days(rows["observed_at"], session.settings.distillation.validation_every)]
-    rows = rows[rows["observed_at"] < session.job.news.start]
+    rows = rows[rows["observed_at"] < session.job.new_window.start]
     spans = {}
-    for part in np.array_split(np.arange(len(rows)), _SPANS):
+    for part in np.array_split(np.arange(len(rows)), _PAST_SPANS):
         if len(part):
-            span = session.base.sample(rows.iloc[part], _SPAN_ROWS)
+            span = session.base.sample(rows.iloc[part], _MAX_SPAN_ROWS)
             no_probs = np.zeros((len(span), len(session.settings.actions)))
-            lesson = lesson_of(encode(span, columns), no_probs, span["outcome"].to_numpy(), columns)
-            spans[f"{span['observed_at'].iloc[0]:%Y-%m-%d}"] = lesson
+            training_set = build_training_set(encode(span, columns), no_probs, span["outcome"].to_numpy(), columns)
+            spans[f"{span['observed_at'].iloc[0]:%Y-%m-%d}"] = training_set
     return spans
 
 
-def _remembered(session: Session, old: Predecessor) -> pd.DataFrame:
-    """Labelled rows from the oldest to the newest that is remembered, at the tables that this refresh reads."""
-    times = old.memory.rows["observed_at"]
+def _read_memory_period(session: Session, predecessor: Predecessor) -> pd.DataFrame:
+    """The labelled rows of the period of the replay buffer, at the table versions of this refresh."""
+    times = predecessor.memory.rows["observed_at"]
     window = Window(
         name="remembered",
         start=times.min(),
         end=times.max() + timedelta(microseconds=1),
         versions=session.job.train.versions,
     )
-    return session.data.labelled(window)
+    return session.data.read_labelled(window)

@@ -1,0 +1,78 @@
+"""Replay a recorded history through the agent: ingest observations, let the champion decide them, ingest outcomes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import pandas as pd
+
+from stillhouse import config
+from stillhouse.champion import open_registry
+from stillhouse.errors import SchemaError
+from stillhouse.frames import require_distinct, to_texts
+from stillhouse.knowledge import KnowledgeBase
+from stillhouse.parts import resolve
+from stillhouse.records import Window
+from stillhouse.runtime import Agent
+
+__all__ = ["find_start", "ingest"]
+
+_BATCH_ROWS = 10_000  # rows of one call to the agent, and so of one event in its spool
+
+
+def find_start(agent: str, start: datetime | None) -> datetime:
+    """``start``; if that is None, the end of the ingested history; if nothing is ingested, the start of the source."""
+    return start or KnowledgeBase(config.load(agent)).observed_until() or config.load(agent).observations.since
+
+
+def ingest(agent: str, start: datetime, end: datetime) -> int:
+    """Ingest the observations of ``[start, end)``, let the champion decide them, and ingest outcomes known by ``end``.
+
+    All rows pass through the runtime, as an application's calls do. Idempotent, also after a killed run: rows that the
+    tables have already are not ingested again.
+
+    :returns: the number of observations added.
+    :raises SchemaError: if the rows of a source lack an id column or have a column twice.
+    """
+    settings = config.load(agent)
+    base = KnowledgeBase(settings)
+    start, end = base.resolve_time(start), base.resolve_time(end)
+    outcome_period = (start - settings.outcomes.delay, end - settings.outcomes.delay)
+    with Agent(agent, follow=False, flush=False) as runtime:
+        runtime.flush()  # events of a killed run
+        champion = runtime.follow(open_registry(agent))
+        observation_source = resolve(settings.observations.source, where=f"{settings.file}: observations.source")
+        observations = _drop_ingested(base, "observations", observation_source(start, end), start, end)
+        for batch in _split_batches(observations):
+            _ = runtime.observe(batch) if champion is None else runtime.decide(batch)
+        outcome_source = resolve(settings.outcomes.source, where=f"{settings.file}: outcomes.source")
+        outcomes = _drop_ingested(base, "outcomes", outcome_source(*outcome_period), *outcome_period)
+        for batch in _split_batches(outcomes):
+            runtime.learn(batch)
+        runtime.flush()
+    return len(observations)
+
+
+def _drop_ingested(
+    base: KnowledgeBase, table: Literal["observations", "outcomes"], rows: pd.DataFrame, start: datetime, end: datetime
+) -> pd.DataFrame:
+    """The ``rows`` that the table does not have, compared by id; outcomes also by the time they became known."""
+    keys = ["observation_id", "known_at"] if table == "outcomes" else ["observation_id"]
+    require_distinct(rows.columns, f"{table} of agent {base.config.agent!r}")
+    if missing := [name for name in keys if name not in rows.columns]:
+        raise SchemaError(f"{table} of agent {base.config.agent!r} lack the columns {missing}")
+    stored = base.read(table, Window(name="ingested", start=start, end=end), keys)
+    return rows[~_to_keys(rows[keys]).isin(_to_keys(stored))]
+
+
+def _to_keys(rows: pd.DataFrame) -> pd.Index[Any]:
+    """The rows as index keys; times as microseconds, whatever their unit was."""
+    times = [str(name) for name in rows if name != "observation_id"]
+    stamps = {name: pd.to_datetime(rows[name], utc=True).dt.as_unit("us").astype("int64") for name in times}
+    rows = rows.assign(observation_id=to_texts(rows["observation_id"], "column 'observation_id'"), **stamps)
+    return pd.MultiIndex.from_frame(rows) if times else pd.Index(rows["observation_id"])
+
+
+def _split_batches(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    return [rows.iloc[i : i + _BATCH_ROWS] for i in range(0, len(rows), _BATCH_ROWS)]
