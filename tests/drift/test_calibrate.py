@@ -78,7 +78,7 @@ def test_each_block_is_compared_with_all_others(seed):
         reference, current = make_profiles([rest, frames[k]])
         psi.append([drift.psi for drift in compare_profiles(reference, current)])
     psi = np.array(psi)
-    assert calibration.blocks == 7 and calibration.block == WEEK
+    assert calibration.time_blocks == 7 and calibration.block_length == WEEK
     for k, name in enumerate(["x", "y", "sky"]):
         np.testing.assert_allclose(calibration.columns[name], np.sort(psi[:, k]), rtol=1e-9)
     ratios = [max(psi[k] / np.maximum(np.delete(psi, k, axis=0).max(axis=0), 0.01)) for k in range(7)]
@@ -87,8 +87,8 @@ def test_each_block_is_compared_with_all_others(seed):
 
 def test_limits_hold_for_all_columns_simultaneously():
     calibration = DriftCalibration(
-        block=WEEK,
-        blocks=6,
+        block_length=WEEK,
+        time_blocks=6,
         columns={"a": (0.1, 0.1, 0.2, 0.2, 0.3, 0.4), "b": (0.0,) * 6},
         joint=(0.2, 0.3, 0.5, 0.5, 0.9, 2.0),
     )
@@ -175,7 +175,7 @@ def test_weeks_of_real_flights():
 def test_too_few_blocks_give_no_calibration(blocks):
     history = make_profiles(exchangeable_blocks(np.random.default_rng(0), MIN_BLOCKS))[:blocks]
     calibration = calibrate_drift(history, WEEK)
-    assert (calibration.blocks, calibration.columns, calibration.joint) == (blocks, {}, ())
+    assert (calibration.time_blocks, calibration.columns, calibration.joint) == (blocks, {}, ())
     assert column_limits(calibration) == {}
     drifts, result = screen([a_drift(psi=50.0)], calibration)
     assert drifts == (a_drift(psi=50.0),)

@@ -75,7 +75,7 @@ def test_counted_rows_are_logged_with_their_probability():
     assert (drawn["observed_at"] < BEGIN + 6 * HOUR).all()
     assert np.allclose(counted.losses, np.abs(drawn["p"] - 0.5))
     assert all(0 < p <= 1 for p in counted.probabilities) and max(counted.weights) <= 1 / WATCH.audit.uniform_share
-    assert set(counted.units) == set(range(counted.step.units)) and counted.step.units == 6  # hours
+    assert set(counted.cluster_ids) == set(range(counted.step.clusters)) and counted.step.clusters == 6  # hours
 
 
 def test_the_teacher_is_called_once_for_all_steps():
@@ -107,7 +107,7 @@ def test_outcomes_count_in_the_step_in_which_they_became_known():
     counted = steps.count_outcomes(state("student_outcomes"), steps.assign_clusters(known, HOUR), spans)
     assert [step.step.step_rows for step in counted[:3]] == [0, 50, 60]
     assert sum(step.step.step_rows for step in counted) == (known["known_at"] < BEGIN + 2 * DAY).sum()
-    assert [step.step.units for step in counted[:3]] == [0, 5, 6]  # hours
+    assert [step.step.clusters for step in counted[:3]] == [0, 5, 6]  # hours
     assert counted[-1].step.alarm
 
 
@@ -120,7 +120,7 @@ def test_audited_outcomes_keep_their_weights():
         name: weight for step in audited_steps for name, weight in zip(step.observation_ids, step.weights, strict=True)
     }
     assert arrived.set_index("observation_id")["weight"].to_dict() == logged
-    assert arrived["cluster_id"].nunique() == sum(step.step.units for step in audited_steps)
+    assert arrived["cluster_id"].nunique() == sum(step.step.clusters for step in audited_steps)
     assert steps.join_outcomes([], known).empty
     counted = steps.count_outcomes(state("teacher_outcomes"), arrived, [(BEGIN, BEGIN + 2 * DAY)])
     assert counted[0].step.step_rows == len(arrived)
@@ -145,6 +145,6 @@ def test_draws_without_a_teacher_answer_are_not_counted() -> None:
     assert sorted(set(remaining.draws.cluster_ids.tolist())) == [0, 1]
     assert (remaining.draws.cluster_ids == np.where(ids[np.isin(plan.drawn["content_key"], answered)] == 2, 1, 0)).all()
     (counted,) = steps.count_audit(state(), [remaining], [np.full(len(answered), 0.5)])
-    assert counted.step.units == 2 and counted.step.step_rows == len(answered)
+    assert counted.step.clusters == 2 and counted.step.step_rows == len(answered)
     (nothing,) = steps.count_audit(state(), [plan.select_contents(answered.iloc[:0])], [np.empty(0)])
-    assert nothing.step.units == 0 and nothing.step.mean is None
+    assert nothing.step.clusters == 0 and nothing.step.mean is None

@@ -206,7 +206,12 @@ def lived(kb: KnowledgeBase, days: int) -> None:
         kb.journal.append_evidence(
             [
                 EvidenceRows(
-                    step=step, observation_ids=("o",), units=(0,), probabilities=(0.5,), weights=(2.0,), losses=(0.1,)
+                    step=step,
+                    observation_ids=("o",),
+                    cluster_ids=(0,),
+                    probabilities=(0.5,),
+                    weights=(2.0,),
+                    losses=(0.1,),
                 )
             ]
         )

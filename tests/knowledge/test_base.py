@@ -563,7 +563,12 @@ def step(process: str, number: int, champion: str = "toy@1", since: datetime = S
     start = since + number * HOUR
     done = evidence.advance(begun, np.array([0.2]), start=start, end=start + HOUR, rows=1)
     return EvidenceRows(
-        step=done, observation_ids=(f"o{number}",), units=(0,), probabilities=(0.5,), weights=(2.0,), losses=(0.1,)
+        step=done,
+        observation_ids=(f"o{number}",),
+        cluster_ids=(0,),
+        probabilities=(0.5,),
+        weights=(2.0,),
+        losses=(0.1,),
     )
 
 

@@ -51,12 +51,12 @@ def calibrate_drift(time_blocks: Sequence[Profile], block_length: timedelta) -> 
     :return: without columns and joint statistics if there are fewer than :data:`MIN_BLOCKS` blocks.
     """
     if len(time_blocks) < MIN_BLOCKS:
-        return DriftCalibration(block=block_length, blocks=len(time_blocks), columns={}, joint=())
+        return DriftCalibration(block_length=block_length, time_blocks=len(time_blocks), columns={}, joint=())
     psi = _leave_one_out_psi(time_blocks)
     joint = [_joint_statistic(row, np.delete(psi, number, axis=0).max(axis=0)) for number, row in enumerate(psi)]
     return DriftCalibration(
-        block=block_length,
-        blocks=len(time_blocks),
+        block_length=block_length,
+        time_blocks=len(time_blocks),
         columns={name: tuple(np.sort(psi[:, k]).tolist()) for k, name in enumerate(time_blocks[0].columns)},
         joint=tuple(sorted(joint)),
     )
@@ -89,7 +89,7 @@ def screen(
     """
     if len(calibration.joint) < MIN_BLOCKS:
         not_calibrated = ScreenResult(
-            blocks=calibration.blocks, beyond=(), statistic=0.0, limit=0.0, p_value=1.0, moved=False
+            time_blocks=calibration.time_blocks, beyond=(), statistic=0.0, limit=0.0, p_value=1.0, moved=False
         )
         return tuple(drifts), not_calibrated
     usual, limits = _usual_psi(calibration), column_limits(calibration)
@@ -102,7 +102,7 @@ def screen(
     statistic = max(ratios.values(), default=0.0)
     blocks_at_least_as_far = sum(value >= statistic for value in calibration.joint)
     return limited, ScreenResult(
-        blocks=calibration.blocks,
+        time_blocks=calibration.time_blocks,
         beyond=tuple(sorted(beyond, key=lambda name: -ratios[name])),
         statistic=statistic,
         limit=_joint_limit(calibration),

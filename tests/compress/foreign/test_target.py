@@ -130,7 +130,7 @@ def test_a_search_over_a_torch_program(torch_model: Path, tmp_path: Path) -> Non
     )
     make = functools.partial(target_from_file, torch_model, ROWS)
     frontier = search(make, settings, SizeLimits(max_quality_loss=0.1), model_writer("models:/theirs/1"), tmp_path)
-    assert any(each.name.startswith("units") for each in frontier.able)
+    assert any(each.name.startswith("units") for each in frontier.servable)
     chosen = Path(frontier.named(frontier.chosen).folder)
     manifest = json.loads((chosen / "manifest.json").read_text())
     assert manifest["source"] == "models:/theirs/1" and manifest["output"] == "logits"
@@ -202,8 +202,8 @@ def test_a_search_over_an_onnx_graph(tmp_path: Path) -> None:
     make = functools.partial(target_from_file, graph(tmp_path / "m.onnx", softmax=False), ROWS)
     settings = Compression(search=Search(time="20s", candidates=5))  # type: ignore[arg-type]
     frontier = search(make, settings, SizeLimits(max_quality_loss=0.2), model_writer("models:/m-1"), tmp_path / "work")
-    assert {"int8_dynamic", "int8_static"} <= {each.name for each in frontier.able}
-    assert all(each.difference is not None and each.difference < 0.05 for each in frontier.able)
+    assert {"int8_dynamic", "int8_static"} <= {each.name for each in frontier.servable}
+    assert all(each.difference is not None and each.difference < 0.05 for each in frontier.servable)
 
 
 def test_label_outputs_and_zipmaps_are_replaced_by_the_class_scores(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_figure_is_drawn_for_any_result(limits: dict[str, Any], entries: tup
     figure.savefig(written)
     assert written.getvalue().startswith(b"\x89PNG")
     assert figure.get_suptitle().replace("\n", " ") == f"large: the Pareto front; ringed: {search.why}"
-    servable, chosen = search.able, search.named(search.chosen)
+    servable, chosen = search.servable, search.named(search.chosen)
     assert sorted(map(tuple, axes.collections[0].get_offsets())) == sorted(
         (entry.bytes, entry.quality) for entry in servable
     )

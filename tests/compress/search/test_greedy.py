@@ -93,13 +93,13 @@ def test_the_reference_is_built_first_then_the_recipes_then_the_search(finished:
         if "recover_epochs" in step
     } == {1}
     assert frontier.limits == LOOSE and frontier.sensitivity
-    for candidate in frontier.able:
+    for candidate in frontier.servable:
         assert (Path(candidate.folder) / "model.onnx").exists() and Path(candidate.folder).is_relative_to(folder)
 
 
 def test_the_result_agrees_with_its_candidates(finished: tuple[Path, Frontier]) -> None:
     _, frontier = finished
-    best = pareto_front(frontier.able)
+    best = pareto_front(frontier.servable)
     assert {candidate.name for candidate in best} <= set(frontier.best) | {candidate.name for candidate in best}
     assert [candidate.name for candidate in pareto_front(map(frontier.named, frontier.best))] == list(frontier.best)
     assert frontier.hypervolume == pytest.approx(
@@ -111,7 +111,7 @@ def test_the_result_agrees_with_its_candidates(finished: tuple[Path, Frontier]) 
     assert frontier.reference.quality - chosen.quality <= LOOSE.max_quality_loss
     fitting = [
         candidate
-        for candidate in frontier.able
+        for candidate in frontier.servable
         if frontier.reference.quality - (candidate.quality or 0) <= LOOSE.max_quality_loss
     ]
     assert chosen.bytes == min(candidate.bytes for candidate in fitting)
@@ -273,7 +273,7 @@ def test_only_number_formats_are_tried_on_a_graph(tmp_path: Path) -> None:
 def test_if_nothing_fits_the_needed_limits_are_named(tmp_path: Path) -> None:
     frontier = run(tmp_path, settings(candidates=1), SizeLimits(max_bytes=100, max_quality_loss=0.1))
     assert not frontier.fits and frontier.why.startswith("nothing fits: it would take a max_bytes of ")
-    smallest = min(frontier.able, key=lambda candidate: candidate.bytes)
+    smallest = min(frontier.servable, key=lambda candidate: candidate.bytes)
     assert (
         f"max_bytes of {smallest.bytes:,}, not 100 ({smallest.name})" in frontier.why
         and frontier.chosen == smallest.name
