@@ -323,22 +323,22 @@ ALL: list[Record] = [
     EXAMINATION,
     QUESTIONS,
 ]
-each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
+every_record = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
 
 
 def test_every_record_is_tried_here() -> None:
     public = [getattr(records, name) for name in records.__all__]
-    known = {r for r in public if isinstance(r, type) and not typing.get_origin(r) and issubclass(r, Record)} - {Record}
-    assert {type(record) for record in ALL} == known
+    tried = {r for r in public if isinstance(r, type) and not typing.get_origin(r) and issubclass(r, Record)} - {Record}
+    assert {type(record) for record in ALL} == tried
 
 
-@each
+@every_record
 def test_json_and_back(record: Record) -> None:
     assert type(record).model_validate_json(record.model_dump_json()) == record
     assert type(record).model_validate(record.model_dump(mode="json")) == record
 
 
-@each
+@every_record
 def test_frozen_and_closed(record: Record) -> None:
     field = next(iter(type(record).model_fields))
     with pytest.raises(ValidationError, match="frozen"):
@@ -446,7 +446,7 @@ def test_every_response_says_how_its_refresh_makes_the_student() -> None:
     assert all(
         REFRESH_MODES[mode] == mode for mode in typing.get_args(RefreshModeName)
     )  # `watch.responses` names modes
-    asked = {"hold": None, "reuse": "redistil", "renew": "redistil"}
+    expected = {"hold": None, "reuse": "redistil", "renew": "redistil"}
     for response in typing.get_args(Response):
         verdict = Verdict(
             verdict_id="v",
@@ -457,5 +457,5 @@ def test_every_response_says_how_its_refresh_makes_the_student() -> None:
             response=response,
             summary="s",
         )
-        assert verdict.refresh_mode == asked.get(response, response)
+        assert verdict.refresh_mode == expected.get(response, response)
     assert "refresh_mode" not in verdict.model_dump()

@@ -107,11 +107,11 @@ def test_the_calibration_uses_as_many_rows_as_a_sampled_window(make, history):
     """The profile is of all rows; the blocks are sampled and vary more, like a sampled window."""
     config = make.config(psi=0.25)
     sampled = config.model_copy(update={"windows": config.windows.model_copy(update={"sample": 120})})
-    (before, whole), (thinned, calibration) = (
+    (before, all_rows), (thinned, calibration) = (
         profile_reference(history, predict(history), settings) for settings in (config, sampled)
     )
-    assert thinned.to_bytes() == before.to_bytes() and calibration.time_blocks == whole.time_blocks == WEEKS
-    assert np.median(calibration.columns["temp"]) > 2 * np.median(whole.columns["temp"])
+    assert thinned.to_bytes() == before.to_bytes() and calibration.time_blocks == all_rows.time_blocks == WEEKS
+    assert np.median(calibration.columns["temp"]) > 2 * np.median(all_rows.columns["temp"])
     assert profile_reference(history, predict(history), sampled)[1] == calibration
 
 

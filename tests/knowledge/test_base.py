@@ -180,8 +180,8 @@ def test_a_column_whose_type_changed_is_refused_by_name(tmp_path: Path, before: 
         return KnowledgeBase(AgentConfig.model_validate(raw), tmp_path / "kb")
 
     base(before).append_observations(make_rows(0, 2).assign(wind=["7", "8"]), batch="a")
-    kept, changed = base(before), base(after)
-    window = kept.window("all", START, START + 9 * HOUR)
+    original, changed = base(before), base(after)
+    window = original.window("all", START, START + 9 * HOUR)
     refused = f"has 'wind' as {'numbers' if before == 'number' else 'text'}, and the agent file calls it a {after}"
     for use in (
         lambda: changed.append_observations(make_rows(2, 1), batch="b"),
@@ -192,8 +192,8 @@ def test_a_column_whose_type_changed_is_refused_by_name(tmp_path: Path, before: 
         with pytest.raises(SchemaError, match=f"{refused}.*or another name in `observations.columns`"):
             use()
     assert changed.read("observations", window, ["observation_id"])["observation_id"].tolist() == ["o0000", "o0001"]
-    kept.tables.require_column_types()
-    assert len(kept.read_observations(window)) == 2
+    original.tables.require_column_types()
+    assert len(original.read_observations(window)) == 2
 
 
 def test_other_tables_require_their_columns(kb: KnowledgeBase) -> None:
@@ -211,8 +211,8 @@ def test_other_tables_require_their_columns(kb: KnowledgeBase) -> None:
 def test_windows_are_half_open(filled: KnowledgeBase) -> None:
     actual = filled.read_observations(filled.window("w", START + 5 * HOUR, START + 8 * HOUR))
     assert actual["temp"].tolist() == [5, 6, 7]
-    one, other = (filled.window("w", START + a * HOUR, START + b * HOUR) for a, b in ((0, 20), (20, 48)))
-    assert len(filled.read_observations(one)) + len(filled.read_observations(other)) == 48
+    first, second = (filled.window("w", START + a * HOUR, START + b * HOUR) for a, b in ((0, 20), (20, 48)))
+    assert len(filled.read_observations(first)) + len(filled.read_observations(second)) == 48
 
 
 def test_a_window_in_another_time_zone_reads_the_same_rows(filled: KnowledgeBase) -> None:
@@ -253,9 +253,9 @@ def test_rows_in_quarantine_are_left_out(filled: KnowledgeBase) -> None:
     filled.tables.append("quarantine", quarantine(3, 7), batch="q")
     filled.tables.append("outcomes", outcomes(range(48), "move", known_after=HOUR), batch="o")
     window = everything(filled)
-    kept = [float(i) for i in range(48) if i not in (3, 7)]
-    assert filled.read_observations(window)["temp"].tolist() == kept
-    assert filled.read_labelled(window, START + 1000 * HOUR)["temp"].tolist() == kept
+    expected = [float(i) for i in range(48) if i not in (3, 7)]
+    assert filled.read_observations(window)["temp"].tolist() == expected
+    assert filled.read_labelled(window, START + 1000 * HOUR)["temp"].tolist() == expected
 
 
 def test_an_observation_with_two_rows_is_read_once(filled: KnowledgeBase) -> None:
@@ -347,33 +347,33 @@ def keys(**columns: Any) -> list[str]:
 
 
 def test_features_are_stored_with_the_answers(filled: KnowledgeBase) -> None:
-    rows, said = filled.read_observations(everything(filled)).head(6), np.tile([0.25, 0.75], (6, 1))
+    rows, probs = filled.read_observations(everything(filled)).head(6), np.tile([0.25, 0.75], (6, 1))
     assert filled.answers.features(rows, "t") is None
-    filled.answers.append(rows.iloc[:2], said[:2], teacher="t")
+    filled.answers.append(rows.iloc[:2], probs[:2], teacher="t")
     assert filled.answers.features(rows, "t") is None
     inside = np.arange(18.0).reshape(6, 3)
-    filled.answers.append(rows.iloc[:5], said[:5], teacher="t", features=inside[:5])
-    kept = filled.answers.features(rows[::-1], "t")
-    assert kept is not None and kept.dtype == np.float32
-    np.testing.assert_array_equal(kept[::-1], [[np.nan] * 3] * 2 + inside[2:5].tolist() + [[np.nan] * 3])
-    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:5], said[:5])
+    filled.answers.append(rows.iloc[:5], probs[:5], teacher="t", features=inside[:5])
+    stored = filled.answers.features(rows[::-1], "t")
+    assert stored is not None and stored.dtype == np.float32
+    np.testing.assert_array_equal(stored[::-1], [[np.nan] * 3] * 2 + inside[2:5].tolist() + [[np.nan] * 3])
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:5], probs[:5])
     assert filled.answers.features(rows, "another") is None
     with pytest.raises(SchemaError, match="teacher t gives features of width 2, and gave 3 before"):
-        filled.answers.append(rows.iloc[5:], said[5:], teacher="t", features=inside[5:, :2])
+        filled.answers.append(rows.iloc[5:], probs[5:], teacher="t", features=inside[5:, :2])
     assert np.isnan(filled.answers.probs(rows, "t")[5]).all()
 
 
 def test_a_knowledge_table_without_a_features_column(filled: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, said = filled.read_observations(everything(filled)).head(4), np.tile([0.25, 0.75], (4, 1))
+    rows, probs = filled.read_observations(everything(filled)).head(4), np.tile([0.25, 0.75], (4, 1))
     with monkeypatch.context() as patch:
         patch.setitem(FIELDS, "knowledge", [field for field in FIELDS["knowledge"] if field[0] != "features"])
-        filled.answers.append(rows.iloc[:2], said[:2], teacher="t")
+        filled.answers.append(rows.iloc[:2], probs[:2], teacher="t")
     assert filled.answers.features(rows, "t") is None
-    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:2], said[:2])
-    filled.answers.append(rows.iloc[2:], said[2:], teacher="t", features=np.ones((2, 3)))
-    kept = filled.answers.features(rows, "t")
-    assert kept is not None and np.isnan(kept[:2]).all() and (kept[2:] == 1).all()
-    np.testing.assert_array_equal(filled.answers.probs(rows, "t"), said)
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:2], probs[:2])
+    filled.answers.append(rows.iloc[2:], probs[2:], teacher="t", features=np.ones((2, 3)))
+    features = filled.answers.features(rows, "t")
+    assert features is not None and np.isnan(features[:2]).all() and (features[2:] == 1).all()
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t"), probs)
 
 
 def test_content_keys_are_equal_for_equal_content_only(kb: KnowledgeBase) -> None:
@@ -559,9 +559,9 @@ def test_limit_samples_old_rows_and_keeps_the_newest(kb: KnowledgeBase) -> None:
 
 def step(process: str, number: int, champion: str = "toy@1", since: datetime = START) -> EvidenceRows:
     """The step of hour ``number``, with one audited row."""
-    begun = evidence.start(process, champion, since=since, null_mean=0.1, average_run_length=100)
+    first_step = evidence.start(process, champion, since=since, null_mean=0.1, average_run_length=100)
     start = since + number * HOUR
-    done = evidence.advance(begun, np.array([0.2]), start=start, end=start + HOUR, rows=1)
+    done = evidence.advance(first_step, np.array([0.2]), start=start, end=start + HOUR, rows=1)
     return EvidenceRows(
         step=done,
         observation_ids=(f"o{number}",),
@@ -647,12 +647,12 @@ def test_an_agent_with_text_columns_only(tmp_path: Path) -> None:
         | {"student": {"kind": "text"}, "promotion": {}}
         | {"observations": {"source": "t:rows", "since": START.isoformat(), "columns": {"said": {"type": "text"}}}}
     )
-    said = ["a taxi to São Paulo", "", None, "a taxi to São Paulo"]
-    rows = make_rows(0, 4)[["observation_id", "observed_at"]].assign(said=said)
+    texts = ["a taxi to São Paulo", "", None, "a taxi to São Paulo"]
+    rows = make_rows(0, 4)[["observation_id", "observed_at"]].assign(said=texts)
     base = KnowledgeBase(config, tmp_path / "texts")
     assert base.append_observations(rows, batch="a") == 4
     back = base.read_observations(everything(base))
-    assert back["said"].fillna("-").tolist() == [said[0], "", "-", said[0]]
+    assert back["said"].fillna("-").tolist() == [texts[0], "", "-", texts[0]]
     keys = back["content_key"].tolist()
     assert keys[0] == keys[3] and len(set(keys)) == 3
     half = rows.assign(said=pd.Series(["half a \ud83d", "", "", ""], dtype=object))
@@ -666,14 +666,14 @@ def test_an_agent_with_text_columns_only(tmp_path: Path) -> None:
 def test_the_first_selection_of_a_job_is_stored_with_its_probabilities(filled: KnowledgeBase) -> None:
     rows = filled.read_observations(everything(filled))
     assert filled.answers.questions("r1", "t1") is None
-    known = np.array([True, False, False])
-    filled.answers.append_questions(rows.iloc[:3], np.array([1.0, 0.5, 0.25]), known, job="r1", teacher="t1")
+    mask = np.array([True, False, False])
+    filled.answers.append_questions(rows.iloc[:3], np.array([1.0, 0.5, 0.25]), mask, job="r1", teacher="t1")
     filled.answers.append_questions(rows.iloc[5:9], np.ones(4), np.zeros(4, dtype=bool), job="r1", teacher="t1")
     filled.answers.append_questions(rows.iloc[9:10], np.ones(1), np.zeros(1, dtype=bool), job="r2", teacher="t1")
-    kept = filled.answers.questions("r1", "t1")
-    assert kept is not None
-    assert kept["observation_id"].tolist() == ["o0000", "o0001", "o0002"]
-    assert kept["probability"].tolist() == [1.0, 0.5, 0.25] and kept["known"].tolist() == known.tolist()
+    questions = filled.answers.questions("r1", "t1")
+    assert questions is not None
+    assert questions["observation_id"].tolist() == ["o0000", "o0001", "o0002"]
+    assert questions["probability"].tolist() == [1.0, 0.5, 0.25] and questions["known"].tolist() == mask.tolist()
     assert filled.answers.questions("r1", "t2") is None
 
 
@@ -805,11 +805,11 @@ def test_concurrent_processes_get_one_identity(kb: KnowledgeBase) -> None:
 
 def test_the_answer_asked_for_first_counts_in_any_order_of_files(filled: KnowledgeBase) -> None:
     rows = filled.read_observations(everything(filled)).iloc[:1]
-    for batch, hours, said in (("late", 2, [0.1, 0.9]), ("early", 1, [0.6, 0.4]), ("latest", 3, [0.3, 0.7])):
-        one = rows[["content_key", "observed_at"]].assign(
-            teacher="t", asked_at=START + hours * HOUR, probabilities=[said], features=None
+    for batch, hours, probs in (("late", 2, [0.1, 0.9]), ("early", 1, [0.6, 0.4]), ("latest", 3, [0.3, 0.7])):
+        answers = rows[["content_key", "observed_at"]].assign(
+            teacher="t", asked_at=START + hours * HOUR, probabilities=[probs], features=None
         )
-        filled.tables.append("knowledge", one, batch=batch)
+        filled.tables.append("knowledge", answers, batch=batch)
     assert filled.answers.probs(rows, "t").tolist() == [[0.6, 0.4]]
 
 

@@ -49,8 +49,14 @@ def test_contradictions_match_hand_count() -> None:
     south = np.arange(80) < 40
     a, b = np.where(south, 0.8, 0.7), np.where(np.arange(80) < 30, 0.2, 0.9)
     result = compare(80, a, b, np.ones(80, dtype=int), np.where(south, "south", "north"))
-    whole, south_slice, north_slice = result.contradictions
-    assert (whole.slice, whole.rows, whole.contradicting, whole.first_right, whole.second_right) == ("", 80, 30, 30, 0)
+    all_rows, south_slice, north_slice = result.contradictions
+    assert (all_rows.slice, all_rows.rows, all_rows.contradicting, all_rows.first_right, all_rows.second_right) == (
+        "",
+        80,
+        30,
+        30,
+        0,
+    )
     assert (south_slice.slice, south_slice.share, south_slice.known, south_slice.better) == (
         "place=south",
         0.75,
@@ -103,8 +109,8 @@ def test_rows_of_one_cluster_count_as_one() -> None:
     a, b = np.full(600, 0.9), np.where(contradicts, 0.1, 0.9)
     widths = []
     for cluster in ("0s", "1h"):
-        whole = compare(600, a, b, np.ones(600, dtype=int), ["x"] * 600, cluster=cluster).contradictions[0]
-        widths.append(whole.high - whole.low)
+        all_rows = compare(600, a, b, np.ones(600, dtype=int), ["x"] * 600, cluster=cluster).contradictions[0]
+        widths.append(all_rows.high - all_rows.low)
     assert widths[1] == pytest.approx(widths[0] * np.sqrt(3), rel=0.02)
 
 

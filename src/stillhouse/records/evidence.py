@@ -1,4 +1,4 @@
-"""Records of the sequential evidence on a champion: the null distribution of a loss, the steps, their rows, the cost."""
+"""Records of the sequential evidence on a champion: the null distribution of a loss, the steps, their rows, costs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class EvidenceStep(Record):
     step_deviation: float | None = Field(
         default=0.0,
         ge=0.0,
-        description="standard deviation of the effect that the clusters of a step share; None: unknown, a step is one bet",
+        description="standard deviation of what the clusters of a step share; None: unknown, a step is one bet",
     )
     excess: float = Field(
         default=0.0,
@@ -104,9 +104,7 @@ class EvidenceRows(Record):
     probabilities: tuple[float, ...] = Field(
         default=(), description="probability of the row in one draw of its stratum"
     )
-    weights: tuple[float, ...] = Field(
-        default=(), description="sampling weight of the row's loss in its cluster's mean"
-    )
+    weights: tuple[float, ...] = Field(default=(), description="weight of the row's loss in its cluster's mean")
     losses: tuple[float, ...] = ()
 
 
