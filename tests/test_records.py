@@ -92,7 +92,7 @@ STEP = EvidenceStep(
     log_threshold=7.7,
 )
 COUNTED = EvidenceRows(
-    step=STEP, observation_ids=("a",), cluster_ids=(0,), probabilities=(1 / 3,), weights=(3.0,), losses=(0.1,)
+    step=STEP, observation_ids=("a",), cluster_ids=(0,), probabilities=(1 / 3,), sampling_weights=(3.0,), losses=(0.1,)
 )
 COST = Cost(teacher_calls=50, teacher_calls_since=150, seconds=0.2)
 DRIFT = DriftReport(
@@ -393,6 +393,7 @@ def test_the_drift_report_comes_out_of_a_verdict() -> None:
         (SCREENED, "time_blocks", "blocks"),
         (STEP, "clusters", "units"),
         (COUNTED, "cluster_ids", "units"),
+        (COUNTED, "sampling_weights", "weights"),
         (WEIGHTS_HERE, "time_blocks", "stretches"),
         (CONTRADICTIONS, "contradictions", "found"),
     ],

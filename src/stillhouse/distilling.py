@@ -87,7 +87,7 @@ class DistilledStudent:
         max_quality_loss: float = 0.005,
         search: str | None = "30s",
     ) -> Variant:
-        """Search smaller forms of this student, write the best one that keeps to the limits, and load it.
+        """Search smaller variants of this student, write the best one within the limits, and load it.
 
         Each candidate is a real ONNX file, measured on this machine; quality is measured on the validation rows,
         against the labels where there are any, else as agreement with the teacher's decisions.
@@ -98,7 +98,7 @@ class DistilledStudent:
         :param max_quality_loss: below the float32 student's, 0…1.
         :param search: how long to search, such as ``"2m"``; None: only the recipes ``fp32`` and ``int8_dynamic``.
         :raises DataError: if the folder exists.
-        :raises ExportError: if nothing keeps to the limits, with what would have to give.
+        :raises ExportError: if no variant is within the limits; the message names the limits that would have to change.
         """
         target = Path(folder)
         if target.exists():
@@ -146,11 +146,11 @@ def distil(
     :raises DataError: if shapes do not agree or there are fewer than 50 rows.
     """
     probs = np.asarray(teacher_probs, dtype=np.float64)
-    known = np.full(len(rows), -1) if labels is None else np.asarray(labels)
-    if probs.shape != (len(rows), len(actions)) or known.shape != (len(rows),):
+    label_array = np.full(len(rows), -1) if labels is None else np.asarray(labels)
+    if probs.shape != (len(rows), len(actions)) or label_array.shape != (len(rows),):
         raise DataError(
             f"{len(rows)} rows and {len(actions)} actions need teacher_probs {[len(rows), len(actions)]} and labels "
-            f"{[len(rows)]}; they are {list(probs.shape)} and {list(known.shape)}"
+            f"{[len(rows)]}; they are {list(probs.shape)} and {list(label_array.shape)}"
         )
     if len(rows) < _MIN_ROWS:
         raise DataError(f"{len(rows)} rows are too few to train and validate a student on: give {_MIN_ROWS} or more")
@@ -161,7 +161,7 @@ def distil(
     inputs = columns_of(config, frame[~validation])
     x = encode(frame, inputs)
     module = new_student(config, inputs, x[~validation])
-    distilled = DistilledStudent(module, tuple(inputs), config, frame, probs, known, validation)
+    distilled = DistilledStudent(module, tuple(inputs), config, frame, probs, label_array, validation)
     train(
         module,
         _training_set(distilled, inputs, ~validation),
@@ -223,7 +223,9 @@ def _valid(section: type[AnySection], settings: Mapping[str, Any]) -> AnySection
     try:
         return section.model_validate(settings)
     except ValidationError as error:
-        mistakes = (f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors())
+        mistakes = (
+            f"{'.'.join(map(str, mistake['loc'])) or 'settings'}: {mistake['msg']}" for mistake in error.errors()
+        )
         raise ConfigError("; ".join(mistakes)) from error
 
 

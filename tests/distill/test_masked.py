@@ -105,9 +105,9 @@ def test_update_skips_missing_probabilities_and_labels(seed: int) -> None:
 
     torch.testing.assert_close(gradient_of_step(rows), gradient_of_step(answered) + gradient_of_step(labelled))
     weights = torch.rand(100)
-    replayed = gradient_of_step(rows, replayed=rows, weights=weights, old_share=1.0)
+    replayed = gradient_of_step(rows, replayed=rows, replay_weights=weights, old_share=1.0)
     parts = [
-        gradient_of_step(rows, replayed=part, weights=weights[which], old_share=1.0)
+        gradient_of_step(rows, replayed=part, replay_weights=weights[which], old_share=1.0)
         for part, which in ((answered, rows.has_teacher_probs), (labelled, rows.has_label))
     ]
     torch.testing.assert_close(replayed, parts[0] + parts[1])

@@ -74,7 +74,10 @@ def test_counted_rows_are_logged_with_their_probability():
     assert counted.step.step_rows == len(set(counted.observation_ids)) == 10
     assert (drawn["observed_at"] < BEGIN + 6 * HOUR).all()
     assert np.allclose(counted.losses, np.abs(drawn["p"] - 0.5))
-    assert all(0 < p <= 1 for p in counted.probabilities) and max(counted.weights) <= 1 / WATCH.audit.uniform_share
+    assert (
+        all(0 < p <= 1 for p in counted.probabilities)
+        and max(counted.sampling_weights) <= 1 / WATCH.audit.uniform_share
+    )
     assert set(counted.cluster_ids) == set(range(counted.step.clusters)) and counted.step.clusters == 6  # hours
 
 
@@ -117,7 +120,9 @@ def test_audited_outcomes_keep_their_weights():
     arrived = steps.join_outcomes(audited_steps, labelled)
     assert len(arrived) == sum(len(step.observation_ids) for step in audited_steps)
     logged = {
-        name: weight for step in audited_steps for name, weight in zip(step.observation_ids, step.weights, strict=True)
+        name: weight
+        for step in audited_steps
+        for name, weight in zip(step.observation_ids, step.sampling_weights, strict=True)
     }
     assert arrived.set_index("observation_id")["weight"].to_dict() == logged
     assert arrived["cluster_id"].nunique() == sum(step.step.clusters for step in audited_steps)

@@ -210,7 +210,7 @@ def fill(kb: KnowledgeBase, days: int) -> None:
                     observation_ids=("o",),
                     cluster_ids=(0,),
                     probabilities=(0.5,),
-                    weights=(2.0,),
+                    sampling_weights=(2.0,),
                     losses=(0.1,),
                 )
             ]

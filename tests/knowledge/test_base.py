@@ -31,6 +31,7 @@ from tests.knowledge.parts_for_tests import (
     identity_of,
     make_config,
     make_rows,
+    read_unlabelled,
 )
 
 HOUR = timedelta(hours=1)
@@ -567,7 +568,7 @@ def step(process: str, number: int, champion: str = "toy@1", since: datetime = S
         observation_ids=(f"o{number}",),
         cluster_ids=(0,),
         probabilities=(0.5,),
-        weights=(2.0,),
+        sampling_weights=(2.0,),
         losses=(0.1,),
     )
 
@@ -680,7 +681,7 @@ def test_the_first_selection_of_a_job_is_stored_with_its_probabilities(filled: K
 def test_rows_without_a_known_outcome(filled: KnowledgeBase) -> None:
     filled.tables.append("outcomes", outcomes(range(40), "move", known_after=HOUR), batch="outcomes")
     filled.tables.append("quarantine", quarantine(47), batch="bad")
-    rows = filled.read_unlabelled(everything(filled), known_by=START + 31 * HOUR)
+    rows = read_unlabelled(filled, everything(filled), known_by=START + 31 * HOUR)
     assert rows["observation_id"].tolist() == [f"o{i:04d}" for i in range(31, 47)]
     assert (rows["outcome"] == -1).all()
 

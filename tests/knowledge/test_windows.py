@@ -17,7 +17,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase, sampling, windows
 from stillhouse.records import Verdict, Window
-from tests.knowledge.parts_for_tests import START, make_config, make_rows
+from tests.knowledge.parts_for_tests import START, make_config, make_rows, read_unlabelled
 
 HOUR = timedelta(hours=1)
 
@@ -170,11 +170,11 @@ def test_labels_are_those_of_the_sampled_rows(kb: KnowledgeBase) -> None:
     window, known_by = sample(kb, 40), START + 500 * HOUR
     unsampled = window.model_copy(update={"sample": None, "seed": None})
     ids = set(kb.read_observations(window)["observation_id"])
-    labelled, unlabelled = kb.read_labelled(window, known_by), kb.read_unlabelled(window, known_by)
+    labelled, unlabelled = kb.read_labelled(window, known_by), read_unlabelled(kb, window, known_by)
     assert set(labelled["observation_id"]) | set(unlabelled["observation_id"]) == ids
     for sampled_rows, all_rows in (
         (labelled, kb.read_labelled(unsampled, known_by)),
-        (unlabelled, kb.read_unlabelled(unsampled, known_by)),
+        (unlabelled, read_unlabelled(kb, unsampled, known_by)),
     ):
         expected = all_rows[all_rows["observation_id"].isin(ids)].reset_index(drop=True)
         assert len(sampled_rows)

@@ -78,7 +78,10 @@ def screen(
     The guarantee is for windows with about as many rows as a block: a much smaller window differs by chance.
 
     >>> calibration = DriftCalibration(
-    ...     block=timedelta(days=7), blocks=5, columns={"delay": (0.02, 0.02, 0.03, 0.03, 0.04)}, joint=(0.5,) * 5
+    ...     block_length=timedelta(days=7),
+    ...     time_blocks=5,
+    ...     columns={"delay": (0.02, 0.02, 0.03, 0.03, 0.04)},
+    ...     joint=(0.5,) * 5,
     ... )
     >>> drift = ColumnDrift(column="delay", kind="number", psi=0.3, missing_reference=0, missing_current=0)
     >>> drifts, result = screen([drift], calibration)

@@ -109,7 +109,7 @@ def count_audit(state: EvidenceStep, plans: Sequence[AuditPlan], losses: Sequenc
                 observation_ids=tuple(ids),
                 cluster_ids=tuple(plan.draws.cluster_ids.tolist()),
                 probabilities=tuple(plan.draws.probability.tolist()),
-                weights=tuple(plan.draws.weight.tolist()),
+                sampling_weights=tuple(plan.draws.weight.tolist()),
                 losses=tuple(np.asarray(loss, dtype=np.float64).tolist()),
             )
         )
@@ -126,7 +126,7 @@ def join_outcomes(audited: Sequence[EvidenceRows], outcomes: pd.DataFrame) -> pd
             (observation_id, probability, weight, f"{number}/{cluster}")
             for number, step in enumerate(audited)
             for observation_id, probability, weight, cluster in zip(
-                step.observation_ids, step.probabilities, step.weights, step.cluster_ids, strict=True
+                step.observation_ids, step.probabilities, step.sampling_weights, step.cluster_ids, strict=True
             )
         ],
         columns=["observation_id", "probability", "weight", "cluster_id"],

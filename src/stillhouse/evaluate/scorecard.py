@@ -105,13 +105,13 @@ def agreement(teacher: Array, student: Array) -> float:
     return float(1.0 - total_variation(teacher, student).mean())
 
 
-def disagreement(p_teacher: Array, p_student: Array, weights: Array | None = None) -> Disagreement:
+def disagreement(p_teacher: Array, p_student: Array, sampling_weights: Array | None = None) -> Disagreement:
     """The disagreement of teacher and student on the same n observations, probabilities ``[n, K]`` each.
 
     >>> disagreement(np.array([[0.75, 0.25]]), np.array([[0.25, 0.75]])).total_variation
     0.5
 
-    :param weights: float ``[n]`` > 0, number of rows that each row represents; None: all the same.
+    :param sampling_weights: float ``[n]`` > 0, number of rows that each row represents; None: all the same.
     :raises ValueError: if the shapes differ.
     :raises WindowError: if there are no rows.
     """
@@ -122,6 +122,6 @@ def disagreement(p_teacher: Array, p_student: Array, weights: Array | None = Non
         raise WindowError("the disagreement of teacher and student needs rows; there are none")
     return Disagreement(
         rows=len(p_teacher),
-        rate=float(np.average(p_teacher.argmax(axis=1) != p_student.argmax(axis=1), weights=weights)),
-        total_variation=min(1.0, float(np.average(total_variation(p_teacher, p_student), weights=weights))),
+        rate=float(np.average(p_teacher.argmax(axis=1) != p_student.argmax(axis=1), weights=sampling_weights)),
+        total_variation=min(1.0, float(np.average(total_variation(p_teacher, p_student), weights=sampling_weights))),
     )

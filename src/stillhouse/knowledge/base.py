@@ -254,11 +254,6 @@ class KnowledgeBase:
         rows = self.join_labels(self.read_observations(window), window, known_by)
         return rows[rows["outcome"] >= 0].reset_index(drop=True)
 
-    def read_unlabelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
-        """Observations of the window without an outcome known by ``known_by``; ``outcome`` is −1."""
-        rows = self.join_labels(self.read_observations(window), window, known_by)
-        return rows[rows["outcome"] < 0].reset_index(drop=True)
-
     def join_labels(self, rows: pd.DataFrame, window: Window, known_by: datetime) -> pd.DataFrame:
         """``rows``, observations of the window, with ``outcome``: the label ``0…K−1``, or −1 if not known by then.
 

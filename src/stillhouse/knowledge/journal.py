@@ -105,7 +105,7 @@ class Journal:
                 "observation_ids": list(counted.observation_ids),
                 "units": list(counted.cluster_ids),
                 "probabilities": list(counted.probabilities),
-                "weights": list(counted.weights),
+                "weights": list(counted.sampling_weights),
                 "losses": list(counted.losses),
                 "json": counted.step.model_dump_json(),
             }
@@ -140,7 +140,7 @@ class Journal:
                 observation_ids=tuple(row["observation_ids"]),
                 cluster_ids=tuple(row["units"]),
                 probabilities=tuple(row["probabilities"]),
-                weights=tuple(row["weights"]),
+                sampling_weights=tuple(row["weights"]),
                 losses=tuple(row["losses"]),
             )
             for row in rows

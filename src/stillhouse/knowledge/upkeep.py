@@ -247,14 +247,14 @@ def _vacuum_table(
 ) -> VacuumResult:
     folder = tables.root / table
     before = _file_sizes(folder)
-    kept = {version: models for version, models in in_use.items() if _is_readable(folder, version)}
+    readable = {version: models for version, models in in_use.items() if _is_readable(folder, version)}
     for full, age in ((False, grace), (True, max(grace, _UNCOMMITTED_FILE_AGE))):
         remove = partial(
             DeltaTable.vacuum,
             retention_hours=math.ceil(age / timedelta(hours=1)),
             enforce_retention_duration=False,
             full=full,
-            keep_versions=list(kept),
+            keep_versions=list(readable),
             post_commithook_properties=HOOKS,
         )
         # A vacuum makes a commit, and Delta lists files again that it has removed: run it only if there is work to do.
@@ -267,8 +267,8 @@ def _vacuum_table(
         files_after=len(after),
         bytes_before=sum(before.values()),
         bytes_after=sum(after.values()),
-        kept=kept,
-        unreadable={version: models for version, models in in_use.items() if version not in kept},
+        kept=readable,
+        unreadable={version: models for version, models in in_use.items() if version not in readable},
     )
 
 

@@ -104,7 +104,12 @@ class EvidenceRows(Record):
     probabilities: tuple[float, ...] = Field(
         default=(), description="probability of the row in one draw of its stratum"
     )
-    weights: tuple[float, ...] = Field(default=(), description="weight of the row's loss in its cluster's mean")
+    sampling_weights: tuple[float, ...] = Field(
+        validation_alias=AliasChoices("sampling_weights", "weights"),
+        serialization_alias="weights",
+        default=(),
+        description="weight of the row's loss in its cluster's mean; stored as `weights`",
+    )
     losses: tuple[float, ...] = ()
 
 
