@@ -134,7 +134,7 @@ def test_number_of_synthetic_rows(augment: dict[str, Any], count: int, expected:
     ],
 )
 def test_no_synthetic_rows_by_default_where_answers_cost(settings: dict[str, Any], copies: float) -> None:
-    assert make_config(**settings).copies == copies
+    assert make_config(**settings).synthetic_copies == copies
 
 
 def test_munge_has_the_stated_mean_and_deviation() -> None:

@@ -143,13 +143,13 @@ def test_with_few_losses_the_bound_is_clopper_and_pearsons(make: Any, rows: int,
 
 def test_rows_of_one_cluster_count_once(make: Any) -> None:
     """400 rows without a disagreement in 100 clusters: a whole cluster could be lost."""
-    comparison = compare_accuracy(400, base=300, clusters=np.arange(400) // 4)
+    comparison = compare_accuracy(400, base=300, cluster_ids=np.arange(400) // 4)
     assert (comparison.evidence.clusters, comparison.evidence.effective) == (100, pytest.approx(100))
     assert lower_bound(comparison, 0.95) == pytest.approx(-3 / 100, rel=0.01)
     assert judge(make.certificate(comparison, rule=2)).summary.endswith(
         "; at least 151 clusters of rows are needed to prove a margin of 0.02 at 95%; the window has 100"
     )
-    uneven = compare_accuracy(400, base=300, clusters=np.minimum(np.arange(400), 300))
+    uneven = compare_accuracy(400, base=300, cluster_ids=np.minimum(np.arange(400), 300))
     assert uneven.evidence.effective == pytest.approx(400**2 / (300 + 100**2))
 
 

@@ -50,6 +50,7 @@ def profile_reference(rows: pd.DataFrame, probs: Array, config: AgentConfig) -> 
     :param rows: ordered by ``observed_at``. The time blocks are as long as a current window and counted from the end.
         If a current window is measured on a sample, the calibration uses a sample of each block too.
     :param probs: float ``[n, K]``, the student's probabilities.
+    :raises WindowError: if there are no rows.
     """
     if rows.empty:
         raise WindowError("a reference needs rows; this training window has none")

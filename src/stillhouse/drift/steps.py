@@ -169,7 +169,11 @@ def skip_steps(state: EvidenceStep, steps: Sequence[Span]) -> list[EvidenceRows]
 def measure_audit_losses(
     plans: Sequence[AuditPlan], student: Callable[[pd.DataFrame], Array], teacher: Callable[[pd.DataFrame], Array]
 ) -> list[Array]:
-    """Total variation between teacher and student on every draw; the teacher is called once for all steps."""
+    """Total variation between teacher and student, 0…1, for each plan a float64 ``[draws]``.
+
+    :param student: rows → probabilities ``[n, K]``.
+    :param teacher: likewise; it is called once for all steps.
+    """
     drawn_by_step = [plan.drawn for plan in plans]
     drawn = pd.concat(drawn_by_step, ignore_index=True) if drawn_by_step else pd.DataFrame()
     if drawn.empty:

@@ -64,6 +64,9 @@ def expected_calibration_error(p: Array, outcomes: Array, bins: int = 15) -> flo
 
     Naeini, Cooper and Hauskrecht 2015 (ECE), with the equal-mass bins of Nguyen and O'Connor 2015. Rows of equal
     confidence are in the same bin, so the order of the rows does not matter.
+
+    :param p: probabilities ``[n, K]``.
+    :param outcomes: action indices ``[n]``.
     """
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == outcomes
     bin_of_row = ((rankdata(confidence) - 0.5) * bins / len(p)).astype(np.int64)
@@ -91,7 +94,11 @@ def slices(
     outcomes: Array,
     columns: tuple[str, ...],
 ) -> dict[str, Quality]:
-    """Quality by ``"column=value"`` for every value of ``columns``."""
+    """Quality by ``"column=value"`` for every value of ``columns``.
+
+    :param probs: ``[n, K]``.
+    :param outcomes: action indices ``[n]``.
+    """
     by_slice = {}
     for column in columns:
         for value in sorted(rows[column].dropna().unique()):
