@@ -175,7 +175,7 @@ def distil(
 
 
 def no_source(start: datetime, end: datetime) -> pd.DataFrame:
-    """The source of observations of a student whose rows were given by hand: there is none.
+    """The source in the agent file of :func:`distil`, whose rows are arguments: it cannot be called.
 
     :raises ConfigError: always.
     """
@@ -183,7 +183,7 @@ def no_source(start: datetime, end: datetime) -> pd.DataFrame:
 
 
 def _steps(rows: int, distillation: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with a batch size and epochs that fit so many rows, where they are not given."""
+    """The settings, with a batch size and a number of epochs for this number of rows unless they are set."""
     batch = distillation.get("batch_size", min(512, max(16, 2 ** int(np.log2(rows / 16)))))
     epochs = max(8, -(-_MIN_STEPS * batch // rows)) if isinstance(batch, int) else 8
     return {"batch_size": batch, "epochs": epochs, **distillation}
@@ -196,7 +196,7 @@ def _config(
     student: Mapping[str, Any],
     distillation: Mapping[str, Any],
 ) -> AgentConfig:
-    """An agent of these rows: each number column a number, each other one a category, where ``columns`` do not say."""
+    """The agent file for these rows; columns that ``columns`` lacks are numbers if they are numeric, else categories."""
     guessed = {
         str(name): {"type": "number" if is_numeric_dtype(rows[name]) and not is_bool_dtype(rows[name]) else "category"}
         for name in rows.columns
@@ -252,11 +252,11 @@ def _target(student: DistilledStudent) -> CompressionTarget:
     def encoded(chosen: Array) -> Callable[[Columns], Array]:
         return lambda columns: encode(student.rows[chosen], [dict(column) for column in columns])
 
-    def recover(form: ModelState, epochs: int) -> ModelState:
-        assert form.columns is not None  # a student has them
-        sets = [_training_set(student, form.columns, chosen) for chosen in (~student.validation, student.validation)]
-        train(form.module, sets[0], config.distillation, validation=sets[1], epochs=epochs)
-        return form
+    def recover(state: ModelState, epochs: int) -> ModelState:
+        assert state.columns is not None  # a student has them
+        sets = [_training_set(student, state.columns, chosen) for chosen in (~student.validation, student.validation)]
+        train(state.module, sets[0], config.distillation, validation=sets[1], epochs=epochs)
+        return state
 
     return target_from_student(
         deepcopy(student.module),

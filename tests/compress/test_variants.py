@@ -95,7 +95,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_each_with_what_a_device_needs_and_nothing_else(candidates: dict[str, CompressionCandidate]) -> None:
+def test_every_variant_folder_has_exactly_the_files_that_a_device_needs(
+    candidates: dict[str, CompressionCandidate],
+) -> None:
     assert list(candidates) == NAMES and not {candidate.refused for candidate in candidates.values()} - {None}
     for candidate in candidates.values():
         files = contents(Path(candidate.folder))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stillhouse.config import NewestRows
-from stillhouse.drift.measure import OUTPUT, make_drift_report, profile_reference, profile_window
+from stillhouse.drift.measure import OUTPUT_PREFIX, make_drift_report, profile_reference, profile_window
 from stillhouse.drift.profile import Profile
 from stillhouse.errors import WindowError
 from stillhouse.records import DriftReport
@@ -59,9 +59,9 @@ def test_a_window_like_the_history_has_not_moved(make, history):
     assert (drift_report.reference_rows, drift_report.current_rows) == (4000, 500)
     assert [column.column for column in drift_report.columns] == ["temp", "wind", "gust", "carrier"]
     assert [column.column for column in drift_report.outputs] == [
-        f"{OUTPUT}p(yes)",
-        f"{OUTPUT}margin",
-        f"{OUTPUT}action",
+        f"{OUTPUT_PREFIX}p(yes)",
+        f"{OUTPUT_PREFIX}margin",
+        f"{OUTPUT_PREFIX}action",
     ]
     assert (
         drift_report.screened is not None
@@ -76,10 +76,13 @@ def test_a_column_that_moved_moves_the_output_with_it(make, history):
     moved = history.iloc[-500:].assign(temp=lambda frame: frame["temp"] + 1.5)
     drift_report = report(make, history, moved)
     assert drift_report.screened is not None and drift_report.screened.moved
-    assert set(drift_report.screened.beyond) == {"temp", f"{OUTPUT}p(yes)", f"{OUTPUT}margin", f"{OUTPUT}action"} & set(
-        drift_report.screened.beyond
-    )
-    assert {"temp", f"{OUTPUT}p(yes)"} <= set(drift_report.screened.beyond)
+    assert set(drift_report.screened.beyond) == {
+        "temp",
+        f"{OUTPUT_PREFIX}p(yes)",
+        f"{OUTPUT_PREFIX}margin",
+        f"{OUTPUT_PREFIX}action",
+    } & set(drift_report.screened.beyond)
+    assert {"temp", f"{OUTPUT_PREFIX}p(yes)"} <= set(drift_report.screened.beyond)
     temp = drift_report.columns[0]
     assert (
         temp.unusual and temp.wasserstein == pytest.approx(1.5, rel=0.1) and temp.effect == pytest.approx(1.5, rel=0.1)

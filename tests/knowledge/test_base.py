@@ -19,7 +19,7 @@ from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.pruning import observed_in
-from stillhouse.knowledge.schemas import FIELDS, MONTH
+from stillhouse.knowledge.schemas import FIELDS, MONTH_COLUMN
 from stillhouse.records import EvidenceRows, Verdict, Window
 from tests.knowledge.parts_for_tests import (
     SPAWN,
@@ -728,17 +728,17 @@ def test_whether_the_last_refresh_was_refused(kb: KnowledgeBase) -> None:
 def test_a_window_of_a_day_reads_the_files_of_its_month(kb: KnowledgeBase) -> None:
     kb.append_observations(make_rows(0, 24 * 120), batch="four months")
     delta = kb.tables.open("observations")
-    assert delta is not None and delta.metadata().partition_columns == [MONTH]
+    assert delta is not None and delta.metadata().partition_columns == [MONTH_COLUMN]
     assert len(delta.file_uris()) == 4
     day = START + timedelta(days=40)
     dataset, _ = observed_in(delta, day, day + timedelta(days=1))
-    assert [MONTH + "=2013-02" in file for file in dataset.files] == [True]
+    assert [MONTH_COLUMN + "=2013-02" in file for file in dataset.files] == [True]
     assert len(observed_in(delta, day - timedelta(days=30), day)[0].files) == 2
     assert observed_in(delta, day + timedelta(days=400))[0].files == []
     window = kb.window("day", day, day + timedelta(days=1))
     assert kb.read("observations", window)["temp"].tolist() == [float(24 * 40 + hour) for hour in range(24)]
-    assert MONTH not in kb.read("observations", window)
-    assert kb.read("observations", window, [MONTH])[MONTH].unique().tolist() == ["2013-02"]
+    assert MONTH_COLUMN not in kb.read("observations", window)
+    assert kb.read("observations", window, [MONTH_COLUMN])[MONTH_COLUMN].unique().tolist() == ["2013-02"]
 
 
 def test_files_are_pruned_to_the_microsecond(kb: KnowledgeBase) -> None:
@@ -759,7 +759,9 @@ def test_an_unpartitioned_table_stays_unpartitioned(kb: KnowledgeBase) -> None:
     kb.append_observations(make_rows(0, 24 * 60), batch="two months")
     kb.append_observations(make_rows(24 * 60, 24), batch="another day")
     delta = kb.tables.open("observations")
-    assert delta is not None and delta.metadata().partition_columns == [] and MONTH not in delta.schema().to_json()
+    assert (
+        delta is not None and delta.metadata().partition_columns == [] and MONTH_COLUMN not in delta.schema().to_json()
+    )
     assert kb.tables.count_rows() == {"observations": 24 * 61}
     assert kb.newest_observed_at() == START + (24 * 61 - 1) * HOUR
     window = kb.window("w", START + 24 * HOUR, START + 26 * HOUR)

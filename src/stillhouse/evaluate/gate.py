@@ -29,7 +29,7 @@ from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdi
 from stillhouse.stats import clustered_error
 
 __all__ = [
-    "RULE",
+    "RULE_VERSION",
     "certify",
     "compare_models",
     "delong",
@@ -40,7 +40,7 @@ __all__ = [
     "upper_bound",
 ]
 
-RULE = 2
+RULE_VERSION = 2
 """Version of the rule for new certificates. 1: normal bound; 2: bootstrap of clusters with a worst cluster added."""
 
 Array = np.ndarray[Any, Any]
@@ -118,7 +118,7 @@ def compare_models(
         difference=difference,
         standard_error=clustered_error(influence, index, small_sample=True),
         margin=margin,
-        rule=RULE,
+        rule=RULE_VERSION,
         evidence=cluster_scores(
             np.bincount(index, weights=influence) / (1 - leverage), sizes, worst * (1 + difference)
         ),
@@ -240,7 +240,7 @@ def certify(
         max_p95_ms=config.budgets.max_p95_ms,
         approval=config.promotion.approval,
         nothing_fits=nothing_fits,
-        rule=RULE,
+        rule=RULE_VERSION,
         anchor=anchor,
     )
 
@@ -287,10 +287,10 @@ def _bound_distance(comparison: Comparison, confidence: float, *, lower: bool) -
 
 
 def _require_rule(rule: int) -> None:
-    if rule > RULE:
+    if rule > RULE_VERSION:
         raise RegistryError(
             f"this certificate was made by rule {rule} of the gate, and this version of stillhouse knows rules 1 to "
-            f"{RULE}: judge it with the version that made it or a newer one"
+            f"{RULE_VERSION}: judge it with the version that made it or a newer one"
         )
 
 
