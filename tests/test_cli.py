@@ -141,8 +141,8 @@ def test_a_contract_is_drafted_from_the_source_and_overwrites_nothing(
     again = run("contract", "toy", "--output", str(draft))
     assert again.returncode == 1 and "nothing is overwritten" in again.stderr and draft.read_text() == text
     assert file.read_text() == before
-    whole = yaml.safe_load(before) | {"observations": yaml.safe_load(text)["observations"]}
-    file.write_text(yaml.safe_dump(whole))
+    settings = yaml.safe_load(before) | {"observations": yaml.safe_load(text)["observations"]}
+    file.write_text(yaml.safe_dump(settings))
     checked = run("check", str(file))
     assert checked.returncode == 0, checked.stderr
 
@@ -166,9 +166,9 @@ def test_an_agent_without_models_or_verdicts(run: Command) -> None:
 def test_flows_by_hand_from_nothing_to_a_champion(run: Command, flows: Run) -> None:
     """The README's way to a first champion, with a server that Prefect starts itself."""
     assert "added" in flows("live", "2024-01-21", "--agent", "toy").stdout
-    made = flows("refresh", "--agent", "toy", "--trigger", "bootstrap")
-    assert made.returncode == 0, made.stderr[-3000:]
-    assert "promoted" in made.stdout
+    refresh = flows("refresh", "--agent", "toy", "--trigger", "bootstrap")
+    assert refresh.returncode == 0, refresh.stderr[-3000:]
+    assert "promoted" in refresh.stdout
     watched = flows("watch", "--agent", "toy")
     assert watched.returncode == 0 and "no drift" in watched.stdout
     status = run("status", "toy")
@@ -204,14 +204,14 @@ def lines_of(text: str) -> list[str]:
 
 
 def test_drift_ranks_the_columns_of_two_tables(run: Command, tables: Path) -> None:
-    before, after, kept = (str(tables / name) for name in ("before.parquet", "after.parquet", "before.profile"))
-    shown = run("drift", before, after, "--keep", kept)
+    before, after, profile_file = (str(tables / name) for name in ("before.parquet", "after.parquet", "before.profile"))
+    shown = run("drift", before, after, "--keep", profile_file)
     assert shown.returncode == 0, shown.stderr
     lines = [line.split() for line in lines_of(shown.stdout)]
     ranked = [line for line in lines if line[0] in ("temp", "wind", "origin")]
     assert [line[0] for line in ranked] == ["origin", "temp", "wind"] and ranked[0][-1] == "LGA"
     assert "4,000 rows before, 4,000 now" in shown.stdout
-    only = run("drift", kept, after, "--column", "wind").stdout
+    only = run("drift", profile_file, after, "--column", "wind").stdout
     assert next(line.split() for line in lines_of(only) if "wind" in line) == ranked[2] and "temp" not in only
 
 
@@ -247,11 +247,11 @@ def test_drift_of_a_text_column(run: Command, tmp_path: Path) -> None:
             tmp_path / f"{name}.parquet"
         )
     before, after = (str(tmp_path / f"{name}.parquet") for name in ("before", "after"))
-    kept = str(tmp_path / "before.profile")
-    shown = run("drift", before, after, "--text", "message", "--keep", kept)
+    profile_file = str(tmp_path / "before.profile")
+    shown = run("drift", before, after, "--text", "message", "--keep", profile_file)
     assert shown.returncode == 0, shown.stderr
     assert "characters" in shown.stdout and "words" in shown.stdout and "502 rows before" in shown.stdout
-    again = run("drift", kept, after, "--text", "message").stdout
+    again = run("drift", profile_file, after, "--text", "message").stdout
     assert lines_of(again) == lines_of(shown.stdout)
     lacking = run("drift", before, after, "--text", "sad")
     assert lacking.returncode == 1 and "no column 'sad'; there are ['message', 'n']" in lacking.stderr

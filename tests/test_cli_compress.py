@@ -110,7 +110,7 @@ def run(store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
 def test_a_torch_module_with_labels(run: Run, store: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", input=ROWS, labels=LABELS)
     folder = tmp_path / "small"
-    said = run(
+    printed = run(
         "models:/net@champion",
         "--rows",
         tmp_path / "rows.npz",
@@ -122,8 +122,8 @@ def test_a_torch_module_with_labels(run: Run, store: Path, tmp_path: Path) -> No
         folder,
         *SHORT,
     )
-    assert said.code == 0, said
-    assert "the smallest within 10 points and 9,000 bytes" in said.out and "100.0%" in said.out
+    assert printed.code == 0, printed
+    assert "the smallest within 10 points and 9,000 bytes" in printed.out and "100.0%" in printed.out
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["source"] == "models:/net/1" and manifest["cpu"]["name"]
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 9000
@@ -131,14 +131,17 @@ def test_a_torch_module_with_labels(run: Run, store: Path, tmp_path: Path) -> No
     experiment = open_experiment("compress-net")
     parent, *_ = experiment.client.search_runs([experiment.experiment_id], "tags.role = 'compression'")
     assert parent.data.tags["verdict"] == "fits" and parent.data.tags["source"] == "models:/net/1"
-    assert parent.data.tags["why"] in said.out and parent.info.status == "FINISHED"
+    assert parent.data.tags["why"] in printed.out and parent.info.status == "FINISHED"
     files = {file.path for file in experiment.client.list_artifacts(parent.info.run_id)}
     assert {"compression.json", "compression", "figures"} <= files
     frontier = Runs(experiment).read_record(parent.info.run_id, "compression.json", Frontier)
     assert frontier is not None
-    wanted = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    nested = {each.info.run_name: each for each in experiment.client.search_runs([experiment.experiment_id], wanted)}
-    assert set(nested) == {each.name for each in frontier.candidates}
+    filter_text = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    nested = {
+        nested_run.info.run_name: nested_run
+        for nested_run in experiment.client.search_runs([experiment.experiment_id], filter_text)
+    }
+    assert set(nested) == {nested_run.name for nested_run in frontier.candidates}
     chosen = nested[frontier.chosen]
     assert chosen.data.metrics["bytes"] <= 9000 and "compression/p95_ms" in chosen.data.metrics
     assert chosen.data.tags["chosen"] == "True"
@@ -160,7 +163,7 @@ def test_the_logged_example_is_enough_and_a_second_search_goes_on(run: Run) -> N
 def test_an_onnx_graph_with_a_table_of_rows(run: Run, tmp_path: Path) -> None:
     table = pd.DataFrame(ROWS, columns=list("abcdef")).assign(label=LABELS)
     table.to_parquet(tmp_path / "rows.parquet")
-    said = run(
+    printed = run(
         "models:/graph/1",
         "--rows",
         tmp_path / "rows.parquet",
@@ -173,7 +176,7 @@ def test_an_onnx_graph_with_a_table_of_rows(run: Run, tmp_path: Path) -> None:
         "--candidates",
         4,
     )
-    assert said.code == 0, said
+    assert printed.code == 0, printed
     experiment = open_experiment("mine")
     parent, *_ = experiment.client.search_runs([experiment.experiment_id], "tags.role = 'compression'")
     assert parent.data.tags["source"] == "models:/graph/1"
@@ -182,8 +185,8 @@ def test_an_onnx_graph_with_a_table_of_rows(run: Run, tmp_path: Path) -> None:
 def test_several_outputs_are_asked_about_and_named(run: Run, tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=ROWS)
     few = ("--rows", tmp_path / "rows.npz", "--no-log", "--time", "5s", "--candidates", 2)
-    asked = run("models:/two/1", *few)
-    assert asked.code == 1 and "c or logits may be what decides" in asked.err and "--output logits" in asked.err
+    printed = run("models:/two/1", *few)
+    assert printed.code == 1 and "c or logits may be what decides" in printed.err and "--output logits" in printed.err
     folder = tmp_path / "small"
     named = run("models:/two/1", "--output", "logits", "--output", folder, *few)
     assert named.code == 0, named
@@ -195,14 +198,14 @@ def test_several_outputs_are_asked_about_and_named(run: Run, tmp_path: Path) -> 
 
 
 def test_nothing_fits(run: Run, tmp_path: Path) -> None:
-    said = run("models:/net/1", "--max-bytes", 100, "--output", tmp_path / "small", "--no-log", *SHORT)
-    assert said.code == 1
-    assert "nothing fits: it would take a max_bytes of" in said.out
+    printed = run("models:/net/1", "--max-bytes", 100, "--output", tmp_path / "small", "--no-log", *SHORT)
+    assert printed.code == 1
+    assert "nothing fits: it would take a max_bytes of" in printed.out
     assert not (tmp_path / "small").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("models:/net/9",), "version=9"),
         (("net",), "is no model's address in MLflow"),
@@ -217,22 +220,22 @@ def test_nothing_fits(run: Run, tmp_path: Path) -> None:
         (("models:/net/1", "--output", "."), "exists already, and nothing is overwritten"),
     ],
 )
-def test_mistakes_are_told_in_a_line(run: Run, arguments: tuple[str, ...], said: str) -> None:
+def test_mistakes_are_told_in_a_line(run: Run, arguments: tuple[str, ...], message: str) -> None:
     answer = run(*arguments, "--no-log")
-    assert answer.code == 1 and said in answer.err and "Traceback" not in answer.err
+    assert answer.code == 1 and message in answer.err and "Traceback" not in answer.err
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         (ROWS[:, :4], "the rows of input input are [240, 4], and the model reads input float32 [n, 6]"),
         (ROWS[:20], "20 rows are too few"),
     ],
 )
-def test_rows_that_do_not_fit(run: Run, tmp_path: Path, rows: np.ndarray, said: str) -> None:
+def test_rows_that_do_not_fit(run: Run, tmp_path: Path, rows: np.ndarray, message: str) -> None:
     np.save(tmp_path / "rows.npy", rows)
     answer = run("models:/net/1", "--rows", tmp_path / "rows.npy", "--no-log")
-    assert answer.code == 1 and said in answer.err
+    assert answer.code == 1 and message in answer.err
 
 
 def test_pickled_rows_are_not_read(run: Run, tmp_path: Path) -> None:
@@ -251,7 +254,7 @@ def test_rows_of_csv_are_what_stands_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a,b\n1,2,\n", "line 2: has 3 values, and there are 2 columns"),
         ("a;b\n1;2,5\n", "separated by semicolons, and commas are expected"),
@@ -260,8 +263,8 @@ def test_rows_of_csv_are_what_stands_there(tmp_path: Path) -> None:
         ("a,a\n1,2\n", "more than one column 'a'"),
     ],
 )
-def test_rows_of_csv_never_move(tmp_path: Path, text: str, said: str) -> None:
+def test_rows_of_csv_never_move(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         compressing.read_rows(path, None, None)

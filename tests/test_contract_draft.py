@@ -42,10 +42,10 @@ def agent(current: str = "7d", student: dict[str, Any] | None = None, **observat
 
 def draft_and_load(rows: pd.DataFrame, **settings: Any) -> tuple[str, AgentConfig]:
     """The draft, and an agent file with the draft as its section."""
-    whole = agent(**settings)
-    text = draft(rows, AgentConfig.model_validate(whole))
-    whole["observations"] = yaml.safe_load(text)["observations"]
-    return text, AgentConfig.model_validate(whole)
+    config = agent(**settings)
+    text = draft(rows, AgentConfig.model_validate(config))
+    config["observations"] = yaml.safe_load(text)["observations"]
+    return text, AgentConfig.model_validate(config)
 
 
 def make_rows(days: int = 28, per_day: int = 50, seed: int = 0) -> pd.DataFrame:
@@ -212,10 +212,10 @@ def test_sentences_are_a_text_where_the_student_reads_texts():
     assert f"3 to 8 words, at most {longest} characters" in text
     assert config.observations.columns["carrier"].type == "category"
     assert config.observations.columns["note"].type == "text" and "not in these rows" in text
-    kept = draft_and_load(
+    draft = draft_and_load(
         rows, student={"kind": "text"}, columns={"message": {"type": "text", "max_length": 9, "drift": False}}
     )
-    column = kept[1].observations.columns["message"]
+    column = draft[1].observations.columns["message"]
     assert (column.max_length, column.drift) == (9, False)
     text, config = draft_and_load(rows)
     assert "message" not in config.observations.columns
@@ -285,11 +285,11 @@ def test_pairs_and_unique_combinations():
     rng = np.random.default_rng(2)
     rows = make_rows()
     slots = pd.MultiIndex.from_product([rows["observed_at"].unique()[::40], list("ABCDE"), list("xyz")])
-    some = rng.permutation(len(slots))[:400]
+    sampled = rng.permutation(len(slots))[:400]
     rows = rows.iloc[:400].assign(
-        observed_at=slots.get_level_values(0)[some],
-        seat=slots.get_level_values(1)[some],
-        row=slots.get_level_values(2)[some],
+        observed_at=slots.get_level_values(0)[sampled],
+        seat=slots.get_level_values(1)[sampled],
+        row=slots.get_level_values(2)[sampled],
     )
     rows["zone"] = rows["seat"].map({"A": "front", "B": "front", "C": "back", "D": "back", "E": "back"})
     config = draft_and_load(rows.drop(columns=["dewp"]))[1]
@@ -383,10 +383,10 @@ def test_the_draft_of_january_accepts_the_following_weeks_of_flights(tmp_path):
     section = type(flights.observations).model_validate(bare)
     text = draft(departures(since, since + timedelta(weeks=4)), flights.model_copy(update={"observations": section}))
 
-    whole = yaml.safe_load(file.read_text(encoding="utf-8"))
-    whole["observations"] = yaml.safe_load(text)["observations"]
-    whole["promotion"] = {}
-    (tmp_path / "flights.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings["observations"] = yaml.safe_load(text)["observations"]
+    settings["promotion"] = {}
+    (tmp_path / "flights.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     config = load_file(tmp_path / "flights.yaml")
     assert set(config.observations.columns) == set(flights.observations.columns)
     assert {("dewp", "temp"), ("visib_3h", "visib")} <= {(rule.low, rule.high) for rule in config.observations.rules}

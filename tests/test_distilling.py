@@ -66,11 +66,11 @@ def test_rows_without_teacher_probabilities_teach_by_their_labels(tmp_path: Path
 def test_a_student_of_texts(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     words = np.array(["please", "today", "thanks", "soon"])
-    wanted = rng.integers(2, size=400)
-    texts = [f"{'cancel' if stop else 'book'} it {rng.choice(words)}" for stop in wanted]
+    expected = rng.integers(2, size=400)
+    texts = [f"{'cancel' if stop else 'book'} it {rng.choice(words)}" for stop in expected]
     student = stillhouse.distil(
         pd.DataFrame({"sentence": texts}),
-        np.where(wanted[:, None] == [0, 1], 0.95, 0.05),
+        np.where(expected[:, None] == [0, 1], 0.95, 0.05),
         actions=["book", "cancel"],
         columns={"sentence": {"type": "text"}},
         student={"kind": "text", "length": 8},

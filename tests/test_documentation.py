@@ -43,25 +43,25 @@ ITEM = re.compile(r" *(?:[-*+]|\d+[.)]) ")
 
 def without_fences(text: str) -> str:
     """The text with as many lines as before."""
-    return FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
+    return FENCE.sub(lambda match: "\n" * match[0].count("\n"), text)
 
 
 def blank_code(text: str) -> str:
     """The text without inline code, with as many lines as before."""
-    return CODE.sub(lambda found: "`" + "\n" * found[0].count("\n") + "`", text)
+    return CODE.sub(lambda match: "`" + "\n" * match[0].count("\n") + "`", text)
 
 
 @cache
 def anchors(page: Path) -> frozenset[str]:
     """The anchors that GitHub gives to the headings of a page, and those of its HTML."""
     text = without_fences(page.read_text(encoding="utf-8"))
-    found = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
+    targets = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
     for heading in HEADING.findall(text):
         shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
         slug = re.sub(r"[^\w\- ]", "", shown).strip().replace(" ", "-")
-        again = sum(name == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", name) is not None for name in found)
-        found.add(f"{slug}-{again}" if again else slug)
-    return frozenset(found)
+        again = sum(name == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", name) is not None for name in targets)
+        targets.add(f"{slug}-{again}" if again else slug)
+    return frozenset(targets)
 
 
 def links(text: str) -> Iterator[str]:
@@ -149,7 +149,7 @@ class Figure(NamedTuple):
 
 def figures(text: str) -> list[Figure]:
     """Numbers with a decimal point or a unit, outside of code and of the targets of links."""
-    text = LINK.sub(lambda found: found[0].partition("](")[0], blank_code(text))
+    text = LINK.sub(lambda match: match[0].partition("](")[0], blank_code(text))
     text = re.sub(r"https?://\S+|\bPython [\d.]+(?: (?:or|to|and) [\d.]+)?|\bCC BY [\d.]+", "", text)
     return [Figure(number, unit) for number, unit in FIGURE.findall(text) if unit or "." in number]
 
@@ -161,7 +161,7 @@ def blocks(text: str) -> Iterator[tuple[int, str]]:
         before, _, rest = text.partition(pages.BEGIN)
         generated, _, after = rest.partition(pages.END)
         text = before + "\n" * generated.count("\n") + after
-    text = COMMENT.sub(lambda found: "\n" * found[0].count("\n"), text)
+    text = COMMENT.sub(lambda match: "\n" * match[0].count("\n"), text)
     block: list[str] = []
     first, blank = 1, False
     for number, line in enumerate([*text.split("\n"), "# end"], 1):
@@ -201,13 +201,13 @@ def _numbers(value: object) -> Iterator[float]:
 
 def linked_results(text: str) -> set[str]:
     """The results that a text links, in their section of docs/benchmarks.md or as a file."""
-    found = {first or second for target in links(text) for first, second in RESULT.findall(target)}
-    return {name for name in found if (RESULTS / f"{name}.json").exists()}
+    files = {first or second for target in links(text) for first, second in RESULT.findall(target)}
+    return {name for name in files if (RESULTS / f"{name}.json").exists()}
 
 
 def unfounded_figures(text: str) -> list[str]:
     """Measured figures that no linked result holds: line, figures and reason."""
-    found = []
+    unfounded = []
     for section in sections(text):
         around = linked_results("\n\n".join(block for _, block in section))
         for line, block in section:
@@ -219,10 +219,10 @@ def unfounded_figures(text: str) -> list[str]:
             numbers = frozenset().union(*map(numbers_of, results))
             wrong = ", ".join(str(figure) for figure in shown if not figure.is_one_of(numbers))
             if wrong and results:
-                found.append(f"line {line}: {wrong} not in {', '.join(sorted(results))}")
+                unfounded.append(f"line {line}: {wrong} not in {', '.join(sorted(results))}")
             elif wrong and word:
-                found.append(f"line {line}: {wrong} beside {word[0]!r} in a section that links no result")
-    return found
+                unfounded.append(f"line {line}: {wrong} beside {word[0]!r} in a section that links no result")
+    return unfounded
 
 
 def sections(text: str) -> Iterator[list[tuple[int, str]]]:
@@ -238,8 +238,8 @@ def sections(text: str) -> Iterator[list[tuple[int, str]]]:
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_measured_figures_are_in_a_result_file(page: Path) -> None:
-    found = unfounded_figures(page.read_text(encoding="utf-8"))
-    assert found == []
+    figures = unfounded_figures(page.read_text(encoding="utf-8"))
+    assert figures == []
 
 
 # --------------------------------------------------------------------------- the checks find what they are for

@@ -60,6 +60,6 @@ def test_boosting_comes_back_the_same_and_bears_the_unknown(january: pd.DataFram
     teacher.save(tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} == {".txt", ".json"}
     strange = january.head(3).assign(carrier=["??", None, "UA"], temp=np.nan, extra=1)
-    said = teacher.predict_proba(strange)
-    assert said.shape == (3, 2) and np.allclose(said.sum(axis=1), 1)
-    np.testing.assert_array_equal(flights.Boosting.load(tmp_path).predict_proba(strange), said)
+    probs = teacher.predict_proba(strange)
+    assert probs.shape == (3, 2) and np.allclose(probs.sum(axis=1), 1)
+    np.testing.assert_array_equal(flights.Boosting.load(tmp_path).predict_proba(strange), probs)

@@ -49,11 +49,11 @@ COLUMNS: dict[str, pd.Series] = {
 
 def one_by_one(values: Any, read: Any, otherwise: Any) -> tuple[list[Any], dict[int, str]]:
     actual, refused = [], {}
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         try:
             actual.append(read(value))
         except ValueError as error:
-            refused[place] = str(error)
+            refused[index] = str(error)
             actual.append(otherwise)
     return actual, refused
 
@@ -149,7 +149,7 @@ def test_columns_with_the_same_name_are_refused() -> None:
 
 
 def test_which_times_have_a_zone() -> None:
-    said = {
+    messages = {
         "2013-06-01": False,
         "20130601": False,
         "2013-06": False,
@@ -161,4 +161,4 @@ def test_which_times_have_a_zone() -> None:
         "20130601T120000z": True,
         "1T00" * 40 + "Z": False,
     }
-    assert has_time_zone(pd.Series([*said, None], dtype="str")).tolist() == [*said.values(), False]
+    assert has_time_zone(pd.Series([*messages, None], dtype="str")).tolist() == [*messages.values(), False]

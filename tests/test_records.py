@@ -69,9 +69,11 @@ COLUMN = ColumnDrift(
 )
 DISAGREEMENT = Disagreement(rows=500, rate=0.1, total_variation=0.07)
 QUALITY = Quality(rows=900, auc=2 / 3, log_loss=0.5, brier=0.3, accuracy=0.8, calibration_error=0.02)
-SCREENED = ScreenResult(blocks=20, beyond=("origin",), statistic=1.5, limit=1.2, p_value=1 / 21, moved=True)
+SCREENED = ScreenResult(time_blocks=20, beyond=("origin",), statistic=1.5, limit=1.2, p_value=1 / 21, moved=True)
 SLICE = SliceDrift(slice="origin=LGA", share_reference=0.0, share_current=0.3, rows=40, disagreement=0.2, excess=0.05)
-SCREENS = DriftCalibration(block=timedelta(days=7), blocks=2, columns={"origin": (0.1, 1 / 3)}, joint=(0.9, 1.2))
+SCREENS = DriftCalibration(
+    block_length=timedelta(days=7), time_blocks=2, columns={"origin": (0.1, 1 / 3)}, joint=(0.9, 1.2)
+)
 LOSS = LossBaseline(mean=0.1, standard_error=0.01, rows=900, clusters=60, usual=0.12)
 STEP = EvidenceStep(
     process="disagreement",
@@ -82,7 +84,7 @@ STEP = EvidenceStep(
     looks=3,
     rows=150,
     step_rows=50,
-    units=12,
+    clusters=12,
     mean=None,
     null_mean=0.12,
     log_bets=(-708.0, 2 / 3),
@@ -90,7 +92,7 @@ STEP = EvidenceStep(
     log_threshold=7.7,
 )
 COUNTED = EvidenceRows(
-    step=STEP, observation_ids=("a",), units=(0,), probabilities=(1 / 3,), weights=(3.0,), losses=(0.1,)
+    step=STEP, observation_ids=("a",), cluster_ids=(0,), probabilities=(1 / 3,), sampling_weights=(3.0,), losses=(0.1,)
 )
 COST = Cost(teacher_calls=50, teacher_calls_since=150, seconds=0.2)
 DRIFT = DriftReport(
@@ -213,7 +215,7 @@ EXAMINATION = Examination(
     min_answered=0.8,
     min_agreement=0.8,
 )
-WEIGHTS_HERE = SliceWeights(outcomes=90, stretches=12, own=0.25, posterior=(0.1, 0.2, 0.7))
+WEIGHTS_HERE = SliceWeights(outcomes=90, time_blocks=12, own=0.25, posterior=(0.1, 0.2, 0.7))
 WEIGHTS = TeacherWeights(
     by="outcomes",
     as_of=NOW,
@@ -250,7 +252,7 @@ CONTRADICTION = Contradiction(
     second_right=2,
     better=None,
 )
-CONTRADICTIONS = Contradictions(window=WINDOW, found=(CONTRADICTION,))
+CONTRADICTIONS = Contradictions(window=WINDOW, contradictions=(CONTRADICTION,))
 SATURATION = Saturation(layer="/student/layers.0/Gemm", share=1e-5)
 CANDIDATE = CompressionCandidate(
     candidate_id="c",
@@ -321,22 +323,22 @@ ALL: list[Record] = [
     EXAMINATION,
     QUESTIONS,
 ]
-each = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
+every_record = pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
 
 
 def test_every_record_is_tried_here() -> None:
     public = [getattr(records, name) for name in records.__all__]
-    known = {r for r in public if isinstance(r, type) and not typing.get_origin(r) and issubclass(r, Record)} - {Record}
-    assert {type(record) for record in ALL} == known
+    tried = {r for r in public if isinstance(r, type) and not typing.get_origin(r) and issubclass(r, Record)} - {Record}
+    assert {type(record) for record in ALL} == tried
 
 
-@each
+@every_record
 def test_json_and_back(record: Record) -> None:
     assert type(record).model_validate_json(record.model_dump_json()) == record
     assert type(record).model_validate(record.model_dump(mode="json")) == record
 
 
-@each
+@every_record
 def test_frozen_and_closed(record: Record) -> None:
     field = next(iter(type(record).model_fields))
     with pytest.raises(ValidationError, match="frozen"):
@@ -383,8 +385,29 @@ def test_the_drift_report_comes_out_of_a_verdict() -> None:
     assert drift_report(VERDICT.model_copy(update={"evidence": {}})) is None
 
 
-def test_a_search_knows_those_that_can_serve_and_each_by_name() -> None:
-    assert FRONTIER.able == (CANDIDATE,) and FRONTIER.named("heads50") == REFUSED
+@pytest.mark.parametrize(
+    ("record", "field", "stored"),
+    [
+        (SCREENS, "block_length", "block"),
+        (SCREENS, "time_blocks", "blocks"),
+        (SCREENED, "time_blocks", "blocks"),
+        (STEP, "clusters", "units"),
+        (COUNTED, "cluster_ids", "units"),
+        (COUNTED, "sampling_weights", "weights"),
+        (WEIGHTS_HERE, "time_blocks", "stretches"),
+        (CONTRADICTIONS, "contradictions", "found"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_renamed_field_is_stored_under_its_first_name(record: Record, field: str, stored: str) -> None:
+    dumped = record.model_dump(mode="json")
+    assert stored in dumped and field not in dumped
+    value = dumped.pop(stored)
+    assert type(record).model_validate({**dumped, field: value}) == record
+
+
+def test_a_search_lists_its_servable_candidates_and_finds_one_by_name() -> None:
+    assert FRONTIER.servable == (CANDIDATE,) and FRONTIER.named("heads50") == REFUSED
     assert str(CANDIDATE) == "units50+int8_static: 9 bytes, p50 0.04 ms, quality 0.6667"
     assert str(REFUSED) == "heads50: refused: no attention"
 
@@ -424,7 +447,7 @@ def test_every_response_says_how_its_refresh_makes_the_student() -> None:
     assert all(
         REFRESH_MODES[mode] == mode for mode in typing.get_args(RefreshModeName)
     )  # `watch.responses` names modes
-    asked = {"hold": None, "reuse": "redistil", "renew": "redistil"}
+    expected = {"hold": None, "reuse": "redistil", "renew": "redistil"}
     for response in typing.get_args(Response):
         verdict = Verdict(
             verdict_id="v",
@@ -435,5 +458,5 @@ def test_every_response_says_how_its_refresh_makes_the_student() -> None:
             response=response,
             summary="s",
         )
-        assert verdict.refresh_mode == asked.get(response, response)
+        assert verdict.refresh_mode == expected.get(response, response)
     assert "refresh_mode" not in verdict.model_dump()

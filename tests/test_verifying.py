@@ -56,11 +56,11 @@ def model_of(folder: Path, version: str = "7", agent: str = "flights") -> Model:
 
 def sign(folder: Path, model: Model, number: int, key: Ed25519PrivateKey = KEY) -> None:
     signer = Signer(key)
-    both = {
+    keys = {
         "model": signer.sign(model_statement(model)),
         "release": signer.sign(release_statement(model.agent, model.version or "", number)),
     }
-    (folder / SIGNATURE_FILE).write_text(json.dumps(both))
+    (folder / SIGNATURE_FILE).write_text(json.dumps(keys))
 
 
 @pytest.fixture
@@ -141,9 +141,9 @@ def test_a_withdrawn_version_does_not_pass_and_a_roll_back_does(folder: Path) ->
 
 
 def test_the_release_of_one_version_does_not_release_another(folder: Path) -> None:
-    both = json.loads((folder / SIGNATURE_FILE).read_text())
-    both["release"] = Signer(KEY).sign(release_statement("flights", "8", 9))
-    (folder / SIGNATURE_FILE).write_text(json.dumps(both))
+    signatures = json.loads((folder / SIGNATURE_FILE).read_text())
+    signatures["release"] = Signer(KEY).sign(release_statement("flights", "8", 9))
+    (folder / SIGNATURE_FILE).write_text(json.dumps(signatures))
     with pytest.raises(VerificationError, match="version 7 is not what was released: that is version 8"):
         check_folder(folder, KEYS, agent="flights")
 
@@ -152,9 +152,9 @@ def test_only_trusted_keys_count_and_several_may_be_trusted(folder: Path) -> Non
     sign(folder, model_of(folder), 3, OTHER)
     with pytest.raises(VerificationError, match="not trusted here"):
         check_folder(folder, KEYS, agent="flights")
-    both = read_keys(public(KEY) + "\n" + public(OTHER))
-    assert set(both) == {key_id(KEY.public_key()), key_id(OTHER.public_key())}
-    assert check_folder(folder, both, agent="flights").release.number == 3
+    keys = read_keys(public(KEY) + "\n" + public(OTHER))
+    assert set(keys) == {key_id(KEY.public_key()), key_id(OTHER.public_key())}
+    assert check_folder(folder, keys, agent="flights").release.number == 3
 
 
 def altered_statement(envelope: dict[str, str]) -> object:

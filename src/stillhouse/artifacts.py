@@ -120,16 +120,18 @@ def sanitize_program(path: Path) -> io.BytesIO:
         if name not in tensors and name not in (_MODEL, *_CONFIGS.values()) and not _IGNORED.fullmatch(name):
             raise PartError(
                 f"{path.name} holds {name}, which is not a pickle-free payload: a graph as JSON and tensors as plain "
-                f"bytes are all that is read. {_LOG_AGAIN}"
+                f"bytes are all that is read. {_LOG_AGAIN_ADVICE}"
             )
     if _MODEL not in records:
-        raise PartError(f"{path.name} holds no {_MODEL}: {_LOG_AGAIN[0].lower()}{_LOG_AGAIN[1:]}")
+        raise PartError(f"{path.name} holds no {_MODEL}: {_LOG_AGAIN_ADVICE[0].lower()}{_LOG_AGAIN_ADVICE[1:]}")
     model = _parse_json(path, _MODEL, records[_MODEL])
     _require_graph(path, model)
     return _write_archive(model, {config: records[config] for config in _CONFIGS.values()} | tensors)
 
 
-_LOG_AGAIN = "Log the model again with mlflow.pytorch.log_model(…, serialization_format='pt2') and torch 2.9 or newer"
+_LOG_AGAIN_ADVICE = (
+    "Log the model again with mlflow.pytorch.log_model(…, serialization_format='pt2') and torch 2.9 or newer"
+)
 
 
 # --------------------------------------------------------------------------- the archive
@@ -151,14 +153,14 @@ def _records(path: Path) -> dict[str, bytes]:
                 raise PartError(f"{path.name} holds two records with the same name")
             return {record.filename.partition("/")[2] or record.filename: archive.read(record) for record in records}
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise PartError(f"{path.name} is no archive of an exported program: {error}. {_LOG_AGAIN}") from error
+        raise PartError(f"{path.name} is no archive of an exported program: {error}. {_LOG_AGAIN_ADVICE}") from error
 
 
 def _named_tensors(path: Path, folder: str, config: bytes | None) -> Iterator[str]:
     """The records that a configuration refers to as tensors of plain bytes."""
     name = _CONFIGS[folder]
     if config is None:
-        raise PartError(f"{path.name} holds no {name}: its tensors may be pickled. {_LOG_AGAIN}")
+        raise PartError(f"{path.name} holds no {name}: its tensors may be pickled. {_LOG_AGAIN_ADVICE}")
     entries = _parse_json(path, name, config).get("config")
     if not isinstance(entries, dict):
         raise PartError(f"{path.name}: {name} names no tensors")
@@ -171,7 +173,7 @@ def _named_tensors(path: Path, folder: str, config: bytes | None) -> Iterator[st
             or entry.get("use_pickle") is not False
         ):
             raise PartError(
-                f"{path.name}: {tensor} is read from {record}, which is not a pickle-free payload. {_LOG_AGAIN}"
+                f"{path.name}: {tensor} is read from {record}, which is not a pickle-free payload. {_LOG_AGAIN_ADVICE}"
             )
         _require_names(path, entry)
         for expression in _expressions(entry):

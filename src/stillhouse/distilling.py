@@ -87,7 +87,7 @@ class DistilledStudent:
         max_quality_loss: float = 0.005,
         search: str | None = "30s",
     ) -> Variant:
-        """Search smaller forms of this student, write the best one that keeps to the limits, and load it.
+        """Search smaller variants of this student, write the best one within the limits, and load it.
 
         Each candidate is a real ONNX file, measured on this machine; quality is measured on the validation rows,
         against the labels where there are any, else as agreement with the teacher's decisions.
@@ -98,7 +98,7 @@ class DistilledStudent:
         :param max_quality_loss: below the float32 student's, 0…1.
         :param search: how long to search, such as ``"2m"``; None: only the recipes ``fp32`` and ``int8_dynamic``.
         :raises DataError: if the folder exists.
-        :raises ExportError: if nothing keeps to the limits, with what would have to give.
+        :raises ExportError: if no variant is within the limits; the message names the limits that would have to change.
         """
         target = Path(folder)
         if target.exists():
@@ -146,11 +146,11 @@ def distil(
     :raises DataError: if shapes do not agree or there are fewer than 50 rows.
     """
     probs = np.asarray(teacher_probs, dtype=np.float64)
-    known = np.full(len(rows), -1) if labels is None else np.asarray(labels)
-    if probs.shape != (len(rows), len(actions)) or known.shape != (len(rows),):
+    label_array = np.full(len(rows), -1) if labels is None else np.asarray(labels)
+    if probs.shape != (len(rows), len(actions)) or label_array.shape != (len(rows),):
         raise DataError(
             f"{len(rows)} rows and {len(actions)} actions need teacher_probs {[len(rows), len(actions)]} and labels "
-            f"{[len(rows)]}; they are {list(probs.shape)} and {list(known.shape)}"
+            f"{[len(rows)]}; they are {list(probs.shape)} and {list(label_array.shape)}"
         )
     if len(rows) < _MIN_ROWS:
         raise DataError(f"{len(rows)} rows are too few to train and validate a student on: give {_MIN_ROWS} or more")
@@ -161,7 +161,7 @@ def distil(
     inputs = columns_of(config, frame[~validation])
     x = encode(frame, inputs)
     module = new_student(config, inputs, x[~validation])
-    distilled = DistilledStudent(module, tuple(inputs), config, frame, probs, known, validation)
+    distilled = DistilledStudent(module, tuple(inputs), config, frame, probs, label_array, validation)
     train(
         module,
         _training_set(distilled, inputs, ~validation),
@@ -175,7 +175,7 @@ def distil(
 
 
 def no_source(start: datetime, end: datetime) -> pd.DataFrame:
-    """The source of observations of a student whose rows were given by hand: there is none.
+    """The source in the agent file of :func:`distil`, whose rows are arguments: it cannot be called.
 
     :raises ConfigError: always.
     """
@@ -183,7 +183,7 @@ def no_source(start: datetime, end: datetime) -> pd.DataFrame:
 
 
 def _steps(rows: int, distillation: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with a batch size and epochs that fit so many rows, where they are not given."""
+    """The settings, with a batch size and a number of epochs for this number of rows unless they are set."""
     batch = distillation.get("batch_size", min(512, max(16, 2 ** int(np.log2(rows / 16)))))
     epochs = max(8, -(-_MIN_STEPS * batch // rows)) if isinstance(batch, int) else 8
     return {"batch_size": batch, "epochs": epochs, **distillation}
@@ -196,7 +196,7 @@ def _config(
     student: Mapping[str, Any],
     distillation: Mapping[str, Any],
 ) -> AgentConfig:
-    """An agent of these rows: each number column a number, each other one a category, where ``columns`` do not say."""
+    """The agent file of these rows; columns that ``columns`` lacks are numbers if numeric, else categories."""
     guessed = {
         str(name): {"type": "number" if is_numeric_dtype(rows[name]) and not is_bool_dtype(rows[name]) else "category"}
         for name in rows.columns
@@ -223,7 +223,9 @@ def _valid(section: type[AnySection], settings: Mapping[str, Any]) -> AnySection
     try:
         return section.model_validate(settings)
     except ValidationError as error:
-        mistakes = (f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors())
+        mistakes = (
+            f"{'.'.join(map(str, mistake['loc'])) or 'settings'}: {mistake['msg']}" for mistake in error.errors()
+        )
         raise ConfigError("; ".join(mistakes)) from error
 
 
@@ -250,11 +252,11 @@ def _target(student: DistilledStudent) -> CompressionTarget:
     def encoded(chosen: Array) -> Callable[[Columns], Array]:
         return lambda columns: encode(student.rows[chosen], [dict(column) for column in columns])
 
-    def recover(form: ModelState, epochs: int) -> ModelState:
-        assert form.columns is not None  # a student has them
-        sets = [_training_set(student, form.columns, chosen) for chosen in (~student.validation, student.validation)]
-        train(form.module, sets[0], config.distillation, validation=sets[1], epochs=epochs)
-        return form
+    def recover(state: ModelState, epochs: int) -> ModelState:
+        assert state.columns is not None  # a student has them
+        sets = [_training_set(student, state.columns, chosen) for chosen in (~student.validation, student.validation)]
+        train(state.module, sets[0], config.distillation, validation=sets[1], epochs=epochs)
+        return state
 
     return target_from_student(
         deepcopy(student.module),

@@ -101,7 +101,7 @@ def join_first(values: Sequence[str], limit: int = 10) -> str:
 
 def format_weights(weights: TeacherWeights) -> str:
     """The section on the teachers' weights: the shares overall, and of each slice where they differ."""
-    count, overall = weights.everywhere.stretches, slice_shares(weights)
+    count, overall = weights.everywhere.time_blocks, slice_shares(weights)
     rows = [
         f"| {md(name)} | {start:.1%} | {share:.1%} | {weights.losses[name] / count if count else 0:.4f} |"
         for name, start, share in zip(weights.teachers, weights.start, overall, strict=True)

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +20,6 @@ __all__ = [
     "HasTextEncoder",
     "ModelStore",
     "ReadyTeacher",
-    "Source",
     "Teacher",
     "TextEncoderState",
     "import_kinds",
@@ -29,13 +27,6 @@ __all__ = [
     "rehearsing",
     "resolve",
 ]
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A function that returns the observations, or the outcomes, with ``start ≤ observed_at < end``."""
-
-    def __call__(self, start: datetime, end: datetime, /) -> pd.DataFrame: ...
 
 
 @runtime_checkable

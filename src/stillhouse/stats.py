@@ -148,19 +148,19 @@ def cluster_ids(
     return ids
 
 
-def clustered_error(influence: Array, clusters: Array | None = None, *, small_sample: bool) -> float:
+def clustered_error(influence: Array, cluster_ids: Array | None = None, *, small_sample: bool) -> float:
     """Standard error of a statistic from the influences of its rows ``[n]``, summed by cluster.
 
     The square root of ``c Σ_g (Σ_{i∈g} influence_i)²`` (Liang and Zeger 1986; Cameron and Miller 2015, "A
     Practitioner's Guide to Cluster-Robust Inference", §II). For a mean the influence of a row is ``(x_i − x̄) / n``.
 
     :param influence: with sum 0.
-    :param clusters: the cluster of each row, ``[n]``; None: one cluster per row.
+    :param cluster_ids: the cluster of each row, ``[n]``; None: one cluster per row.
     :param small_sample: c = G / (G − 1) for G clusters, and 0 where G is 1; else c = 1.
     """
     sums: Array = np.asarray(influence, dtype=np.float64)
-    if clusters is not None:
-        sums = np.bincount(np.unique(clusters, return_inverse=True)[1], weights=sums)
+    if cluster_ids is not None:
+        sums = np.bincount(np.unique(cluster_ids, return_inverse=True)[1], weights=sums)
     squares, count = float((sums**2).sum()), len(sums)
     if not small_sample:
         return math.sqrt(squares)

@@ -124,9 +124,9 @@ def test_operators_on_integers(operator: str, weight: int, saturating: tuple[str
             domain="com.microsoft",
             transB=int(operator.endswith("transposed")),
         )
-    made = model([node], x, TensorProto.UINT8, w=w, **SCALES)
-    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    assert tuple(layer.layer for layer in saturation(made, {"x": x})) == saturating
+    graph = model([node], x, TensorProto.UINT8, w=w, **SCALES)
+    graph.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert tuple(layer.layer for layer in saturation(graph, {"x": x})) == saturating
 
 
 def test_a_transposed_weight() -> None:
@@ -145,9 +145,9 @@ def test_a_transposed_weight() -> None:
             domain="com.microsoft",
             transB=transposed,
         )
-        made = model([node], x, TensorProto.UINT8, w=s8(*w), **SCALES)
-        made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-        assert sum(layer.share for layer in saturation(made, {"x": x})) == share
+        graph = model([node], x, TensorProto.UINT8, w=s8(*w), **SCALES)
+        graph.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        assert sum(layer.share for layer in saturation(graph, {"x": x})) == share
 
 
 @pytest.mark.parametrize("in_graph", [True, False])
@@ -164,10 +164,10 @@ def test_pairs_of_quantise_and_dequantise(in_graph: bool) -> None:
     if in_graph:
         nodes.insert(0, helper.make_node("QuantizeLinear", ["w", "s", "wz"], ["wq"]))
         tensors = {"w": np.array([[12.7], [12.7]], np.float32)}
-    made = model(nodes, x, TensorProto.FLOAT, **tensors, **SCALES)
-    (saturating,) = saturation(made, {"x": x})
+    model_proto = model(nodes, x, TensorProto.FLOAT, **tensors, **SCALES)
+    (saturating,) = saturation(model_proto, {"x": x})
     assert (saturating.layer, saturating.share) == ("layer", 1.0)
-    assert saturation(made, {"x": x / 2}) == ()
+    assert saturation(model_proto, {"x": x / 2}) == ()
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 1, 1), (1, 1, 1, 2), (1, 1, 2, 1)])
@@ -186,12 +186,12 @@ def test_groups_strides_and_padding_of_a_convolution() -> None:
     x[0, 1] = 255
     w = np.full((2, 1, 3), 127, np.int8)
     node = helper.make_node("ConvInteger", ["x", "w"], ["y"], name="layer", group=2, strides=[2], pads=[1, 1])
-    made = model([node], x, TensorProto.INT32, w=w)
-    (saturating,) = saturation(made, {"x": x})
+    graph = model([node], x, TensorProto.INT32, w=w)
+    (saturating,) = saturation(graph, {"x": x})
     # windows (0, 1, 1), (1, 1, 1), (1, 1, 0), each with the pair of its first two and the third alone
     assert saturating.share == pytest.approx(2 / 6)
     x[:, 1], x[:, 0] = 0, 255
-    (saturating,) = saturation(made, {"x": x})
+    (saturating,) = saturation(graph, {"x": x})
     assert saturating.share == pytest.approx(2 / 6)
 
 

@@ -59,8 +59,8 @@ def test_large_means_do_not_drown_the_variance() -> None:
 def test_many_rows_are_sampled_evenly() -> None:
     x = np.arange(10_000, dtype=np.float32)[:, None]
     moments = batches({"x": x})
-    seen = torch.cat([part for (part,) in moments]).ravel()
-    assert len(seen) == 1024 and seen[0] == 0 and seen[-1] == 9999
+    values = torch.cat([part for (part,) in moments]).ravel()
+    assert len(values) == 1024 and values[0] == 0 and values[-1] == 9999
     assert max(len(part) for (part,) in moments) == 128
 
 

@@ -68,7 +68,9 @@ def make(student: Any, folder: Path, *recipes: Recipe) -> dict[str, CompressionC
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
+def candidates(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, CompressionCandidate]:
     return make(text_student(ENCODERS[request.param]), tmp_path_factory.mktemp(request.param))
 
 
@@ -76,29 +78,29 @@ def size(candidate: CompressionCandidate) -> int:
     return (Path(candidate.folder) / "model.onnx").stat().st_size
 
 
-def test_every_recipe_agrees_with_the_student(made: dict[str, CompressionCandidate]) -> None:
-    assert {name: candidate.refused for name, candidate in made.items()} == dict.fromkeys(made)
-    assert made["fp32"].difference is not None and made["fp32"].difference < 1e-6
+def test_every_recipe_agrees_with_the_student(candidates: dict[str, CompressionCandidate]) -> None:
+    assert {name: candidate.refused for name, candidate in candidates.items()} == dict.fromkeys(candidates)
+    assert candidates["fp32"].difference is not None and candidates["fp32"].difference < 1e-6
     for name in FORMATS:
-        assert made[name].difference is not None and 0 < made[name].difference < 0.02
-    assert made["units50"].difference is not None and made["units50"].difference > 0
+        assert candidates[name].difference is not None and 0 < candidates[name].difference < 0.02
+    assert candidates["units50"].difference is not None and candidates["units50"].difference > 0
 
 
-def test_int8_is_a_third_of_the_bytes_embeddings_included(made: dict[str, CompressionCandidate]) -> None:
+def test_int8_is_a_third_of_the_bytes_embeddings_included(candidates: dict[str, CompressionCandidate]) -> None:
     for name in ("int8_dynamic", "int8_static", "weights8"):
-        assert size(made[name]) < 0.45 * size(made["fp32"])
-        graph = onnx.load(Path(made[name].folder) / "model.onnx").graph
+        assert size(candidates[name]) < 0.45 * size(candidates["fp32"])
+        graph = onnx.load(Path(candidates[name].folder) / "model.onnx").graph
         kinds = {tuple(tensor.dims): tensor.data_type for tensor in graph.initializer}
         table = next(kind for dims, kind in kinds.items() if dims[:1] == (len(TEXT_COLUMNS[2]["tokens"]),))
         assert table in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     for name in ("int8_dynamic", "int8_static"):
-        assert size(made[f"{name}_tables4"]) < size(made[name])
-    assert size(made[FORMATS[-1]]) < 0.8 * size(made["weights8"])
-    assert size(made["units50"]) < size(made["fp32"])
+        assert size(candidates[f"{name}_tables4"]) < size(candidates[name])
+    assert size(candidates[FORMATS[-1]]) < 0.8 * size(candidates["weights8"])
+    assert size(candidates["units50"]) < size(candidates["fp32"])
 
 
-def test_one_row_no_row_and_a_missing_text(made: dict[str, CompressionCandidate]) -> None:
-    variant = Variant(made["int8_dynamic"].folder)
+def test_one_row_no_row_and_a_missing_text(candidates: dict[str, CompressionCandidate]) -> None:
+    variant = Variant(candidates["int8_dynamic"].folder)
     rows = sentences(20, seed=3)
     together = variant.predict_proba(rows)
     alone = np.vstack([variant.predict_proba(rows.iloc[[i]]) for i in range(len(rows))])
@@ -107,8 +109,8 @@ def test_one_row_no_row_and_a_missing_text(made: dict[str, CompressionCandidate]
     assert np.isfinite(variant.predict_proba(rows.assign(said=None))).all()
 
 
-def test_the_manifest_holds_the_tokeniser(made: dict[str, CompressionCandidate]) -> None:
-    manifest = json.loads((Path(made["fp32"].folder) / "manifest.json").read_text(encoding="utf-8"))
+def test_the_manifest_holds_the_tokeniser(candidates: dict[str, CompressionCandidate]) -> None:
+    manifest = json.loads((Path(candidates["fp32"].folder) / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["columns"] == TEXT_COLUMNS
 
 
@@ -130,10 +132,10 @@ def test_a_smaller_vocabulary_is_in_the_manifest_and_read_on_the_device(tmp_path
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     recipes: list[Recipe] = [(DynamicInt8(method="int8_dynamic"),), (UNITS, STATIC)]
-    one, other = (make(text_student(ENCODERS["convolution"]), tmp_path / name, *recipes) for name in "ab")
-    for name in one:
-        assert (Path(one[name].folder) / "model.onnx").read_bytes() == (
-            Path(other[name].folder) / "model.onnx"
+    first, second = (make(text_student(ENCODERS["convolution"]), tmp_path / name, *recipes) for name in "ab")
+    for name in first:
+        assert (Path(first[name].folder) / "model.onnx").read_bytes() == (
+            Path(second[name].folder) / "model.onnx"
         ).read_bytes()
 
 
@@ -179,8 +181,10 @@ def test_mlflow_takes_raw_sentences_without_torch(tmp_path: Path) -> None:
 
     from stillhouse.registry.packaging import save_variant
 
-    (made,) = make(text_student(ENCODERS["bag"]), tmp_path / "made", (DynamicInt8(method="int8_dynamic"),)).values()
-    folder, rows = Path(made.folder), sentences(30, seed=5)
+    (candidates,) = make(
+        text_student(ENCODERS["bag"]), tmp_path / "made", (DynamicInt8(method="int8_dynamic"),)
+    ).values()
+    folder, rows = Path(candidates.folder), sentences(30, seed=5)
     save_variant(folder, rows, tmp_path / "model", Model())
     rows.to_json(tmp_path / "rows.json", orient="split")
     program = """

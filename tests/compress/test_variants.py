@@ -87,7 +87,7 @@ def make(
 
 
 @pytest.fixture(scope="module")
-def made(target: CompressionTarget, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
+def candidates(target: CompressionTarget, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompressionCandidate]:
     return make(target, tmp_path_factory.mktemp("variants"))
 
 
@@ -95,9 +95,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str, CompressionCandidate]) -> None:
-    assert list(made) == NAMES and not {candidate.refused for candidate in made.values()} - {None}
-    for candidate in made.values():
+def test_every_variant_folder_has_exactly_the_files_that_a_device_needs(
+    candidates: dict[str, CompressionCandidate],
+) -> None:
+    assert list(candidates) == NAMES and not {candidate.refused for candidate in candidates.values()} - {None}
+    for candidate in candidates.values():
         files = contents(Path(candidate.folder))
         assert sorted(files) == ["manifest.json", "model.onnx", "values.py", "variant.py"]
         assert candidate.bytes == sum(map(len, files.values()))
@@ -107,20 +109,20 @@ def test_a_folder_each_with_what_a_device_needs_and_nothing_else(made: dict[str,
         assert not any(node.name or node.doc_string for node in model.graph.node)
 
 
-def test_sizes_and_agreement(made: dict[str, CompressionCandidate]) -> None:
-    sizes = {name: (Path(candidate.folder) / "model.onnx").stat().st_size for name, candidate in made.items()}
+def test_sizes_and_agreement(candidates: dict[str, CompressionCandidate]) -> None:
+    sizes = {name: (Path(candidate.folder) / "model.onnx").stat().st_size for name, candidate in candidates.items()}
     assert max(sizes["int8_dynamic"], sizes["int8_static"]) < 0.33 * sizes["fp32"]
     assert sizes["units50"] < 0.55 * sizes["fp32"] and sizes["columns20+int8_static"] < sizes["int8_static"]
-    actual = {name: Variant(candidate.folder).manifest["agreement"] for name, candidate in made.items()}
+    actual = {name: Variant(candidate.folder).manifest["agreement"] for name, candidate in candidates.items()}
     assert actual["fp32"]["max"] < 1e-6
     for name, candidate in actual.items():
         assert candidate["rows"] == 1000 and candidate["mean"] <= candidate["max"]
-        assert candidate["mean"] == made[name].difference
+        assert candidate["mean"] == candidates[name].difference
     assert 0 < actual["int8_dynamic"]["mean"] < 0.02 and 0 < actual["int8_static"]["mean"] < 0.02
 
 
-def test_the_manifest_describes_the_variant(made: dict[str, CompressionCandidate]) -> None:
-    for name, candidate in made.items():
+def test_the_manifest_describes_the_variant(candidates: dict[str, CompressionCandidate]) -> None:
+    for name, candidate in candidates.items():
         folder = Path(candidate.folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         assert list(manifest) == [
@@ -147,7 +149,7 @@ def test_the_manifest_describes_the_variant(made: dict[str, CompressionCandidate
         assert set(manifest["versions"]) == {"onnxruntime", "onnx", "torch", "stillhouse"}
         for file, digest in manifest["sha256"].items():
             assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
-    assert Variant(made["fp32"].folder).columns == COLUMNS
+    assert Variant(candidates["fp32"].folder).columns == COLUMNS
     assert manifest["method"][0] == {
         "method": "prune_columns",
         "ratio": 0.2,
@@ -156,9 +158,9 @@ def test_the_manifest_describes_the_variant(made: dict[str, CompressionCandidate
     }
 
 
-def test_removed_columns_are_not_read(made: dict[str, CompressionCandidate]) -> None:
+def test_removed_columns_are_not_read(candidates: dict[str, CompressionCandidate]) -> None:
     """Of 23 columns five; the others mean what they meant."""
-    variant = Variant(made["columns20+int8_static"].folder)
+    variant = Variant(candidates["columns20+int8_static"].folder)
     names = [column["name"] for column in variant.columns]
     assert len(names) == 18 and [column for column in COLUMNS if column["name"] in names] == variant.columns
     rows = raw(50, 3)
@@ -178,11 +180,11 @@ Variant(sys.argv[1]).predict(rows).to_json(sys.argv[3], orient="split", double_p
 
 @pytest.mark.parametrize("name", ["fp32", "int8_static"])
 def test_it_runs_alone_without_torch_and_stillhouse(
-    made: dict[str, CompressionCandidate], student: TabularStudent, name: str, tmp_path: Path
+    candidates: dict[str, CompressionCandidate], student: TabularStudent, name: str, tmp_path: Path
 ) -> None:
     rows = raw(30, seed=5)
     rows.to_json(tmp_path / "rows.json", orient="split", double_precision=15)
-    folder = made[name].folder
+    folder = candidates[name].folder
     command = [sys.executable, "-I", "-B", "-c", ALONE, folder, tmp_path / "rows.json", tmp_path / "out.json"]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
     actual = pd.read_json(tmp_path / "out.json", orient="split")
@@ -191,8 +193,8 @@ def test_it_runs_alone_without_torch_and_stillhouse(
     np.testing.assert_allclose(actual[["p_on_time", "p_late"]], reference_probs, atol=1e-6 if name == "fp32" else 0.05)
 
 
-def test_a_damaged_model_is_refused(made: dict[str, CompressionCandidate], tmp_path: Path) -> None:
-    for name, content in contents(Path(made["fp32"].folder)).items():
+def test_a_damaged_model_is_refused(candidates: dict[str, CompressionCandidate], tmp_path: Path) -> None:
+    for name, content in contents(Path(candidates["fp32"].folder)).items():
         damaged = bytearray(content)
         damaged[len(damaged) // 2] ^= name == "model.onnx"
         (tmp_path / name).write_bytes(damaged)
@@ -201,10 +203,10 @@ def test_a_damaged_model_is_refused(made: dict[str, CompressionCandidate], tmp_p
 
 
 def test_the_same_again_gives_the_same_bytes(
-    made: dict[str, CompressionCandidate], target: CompressionTarget, tmp_path: Path
+    candidates: dict[str, CompressionCandidate], target: CompressionTarget, tmp_path: Path
 ) -> None:
     for name, again in make(target, tmp_path).items():
-        assert contents(Path(again.folder)) == contents(Path(made[name].folder))
+        assert contents(Path(again.folder)) == contents(Path(candidates[name].folder))
 
 
 KILLED = """

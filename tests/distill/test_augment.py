@@ -112,7 +112,7 @@ def test_number_of_synthetic_rows(augment: dict[str, Any], count: int, expected:
 
 
 @pytest.mark.parametrize(
-    ("given", "copies"),
+    ("settings", "copies"),
     [
         ({}, 3.0),
         ({"copies": 1.5, "budgets": {"max_teacher_calls": 9}}, 1.5),
@@ -133,8 +133,8 @@ def test_number_of_synthetic_rows(augment: dict[str, Any], count: int, expected:
         ),
     ],
 )
-def test_no_synthetic_rows_by_default_where_answers_cost(given: dict[str, Any], copies: float) -> None:
-    assert make_config(**given).copies == copies
+def test_no_synthetic_rows_by_default_where_answers_cost(settings: dict[str, Any], copies: float) -> None:
+    assert make_config(**settings).synthetic_copies == copies
 
 
 def test_munge_has_the_stated_mean_and_deviation() -> None:
@@ -148,8 +148,10 @@ def test_munge_has_the_stated_mean_and_deviation() -> None:
     mixed, swapped = munge(numbers, kinds, other, others, settings, np.random.default_rng(0))
     assert mixed[:, 0].mean() == pytest.approx(5, abs=0.05) and mixed[:, 0].std() == pytest.approx(2, abs=0.05)
     assert (mixed[:, 1] == 3).all() and (mixed[:, 2] == 7).all() and (swapped == "b").all()
-    half, kept = munge(numbers, kinds, other, others, Augment(mix=0.25), np.random.default_rng(0))
-    assert np.isclose((half[:, 0] == 1).mean(), 0.75, atol=0.01) and np.isclose((kept == "a").mean(), 0.75, atol=0.01)
+    half, half_swapped = munge(numbers, kinds, other, others, Augment(mix=0.25), np.random.default_rng(0))
+    assert np.isclose((half[:, 0] == 1).mean(), 0.75, atol=0.01) and np.isclose(
+        (half_swapped == "a").mean(), 0.75, atol=0.01
+    )
 
 
 def test_nearest_neighbour_is_another_row() -> None:

@@ -34,13 +34,13 @@ def student() -> TabularStudent:
 def test_gain_and_its_standard_error_by_hand() -> None:
     rows = world(400, 0)
     rows.cluster_ids = torch.arange(400) // 40
-    one, other = student().eval(), nn.Linear(3, 2)
+    first, second = student().eval(), nn.Linear(3, 2)
     with torch.no_grad():
-        gains = nn.functional.cross_entropy(other(rows.x), rows.labels, reduction="none") - nn.functional.cross_entropy(
-            one(rows.x), rows.labels, reduction="none"
-        )
+        gains = nn.functional.cross_entropy(
+            second(rows.x), rows.labels, reduction="none"
+        ) - nn.functional.cross_entropy(first(rows.x), rows.labels, reduction="none")
     means = gains.reshape(10, 40).mean(dim=1).numpy()
-    comparison = compare_students(one, other, rows)
+    comparison = compare_students(first, second, rows)
     assert comparison.gain == pytest.approx(gains.mean().item(), abs=1e-6)
     assert comparison.gain == pytest.approx(comparison.log_loss_fixed - comparison.log_loss)
     assert comparison.standard_error == pytest.approx(means.std(ddof=1) / np.sqrt(10), rel=1e-5)
@@ -65,14 +65,14 @@ def test_no_control_is_trained_without_a_change_of_settings(monkeypatch: pytest.
     )
     assert (history.control.gain, history.control.standard_error) == (0, 0)
     fixed = SETTINGS.model_copy(update={"controller": "fixed"})
-    for settings, compared in (
+    for settings, compares in (
         (fixed, world(9, 2)),
         (SETTINGS, None),
         (SETTINGS.model_copy(update={"control": False}), world(9, 2)),
     ):
         assert (
             distil_with_control(
-                student(), world(99, 0), settings, validation_control=None, validation_compare=compared
+                student(), world(99, 0), settings, validation_control=None, validation_compare=compares
             ).control
             is None
         )

@@ -93,8 +93,8 @@ def test_new_token_starts_with_the_unknown_embedding_and_old_words_keep_theirs(t
     larger = grow_student(
         student, before, after, ["no", "yes"], ["no", "yes"], np.zeros((1, 4), np.float32), np.ones(2) / 2
     )
-    known, new = np.array([[2, 5, 3, 0]], np.float32), np.array([[2, 8, 0, 0]], np.float32)
-    assert torch.equal(predict(larger, known), predict(student, known))
-    assert torch.equal(predict(larger, new), predict(student, np.array([[2, 1, 0, 0]], np.float32)))
+    old_rows, new_rows = np.array([[2, 5, 3, 0]], np.float32), np.array([[2, 8, 0, 0]], np.float32)
+    assert torch.equal(predict(larger, old_rows), predict(student, old_rows))
+    assert torch.equal(predict(larger, new_rows), predict(student, np.array([[2, 1, 0, 0]], np.float32)))
     save(larger, tmp_path)
-    assert torch.equal(predict(load(tmp_path), new), predict(larger, new))
+    assert torch.equal(predict(load(tmp_path), new_rows), predict(larger, new_rows))

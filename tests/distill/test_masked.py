@@ -69,10 +69,10 @@ def test_gradient_is_the_sum_of_its_parts(loss: str, seed: int) -> None:
         knowledge = after_one_step(answered, loss)
     else:
         knowledge = after_one_step(answered, loss)
-        both = answered.take(answered.has_label.nonzero()[:, 0])
-        both.teacher_probs = torch.full_like(both.teacher_probs, torch.nan)
+        with_both = answered.take(answered.has_label.nonzero()[:, 0])
+        with_both.teacher_probs = torch.full_like(with_both.teacher_probs, torch.nan)
         weight = effective_label_weight(answered, 0.3)
-        knowledge = (knowledge - weight * after_one_step(both, loss)) / (1 - weight)
+        knowledge = (knowledge - weight * after_one_step(with_both, loss)) / (1 - weight)
     labelled.teacher_probs = torch.full_like(labelled.teacher_probs, torch.nan)
     part = effective_label_weight(rows, 0.3)
     torch.testing.assert_close(
@@ -105,9 +105,9 @@ def test_update_skips_missing_probabilities_and_labels(seed: int) -> None:
 
     torch.testing.assert_close(gradient_of_step(rows), gradient_of_step(answered) + gradient_of_step(labelled))
     weights = torch.rand(100)
-    replayed = gradient_of_step(rows, replayed=rows, weights=weights, old_share=1.0)
+    replayed = gradient_of_step(rows, replayed=rows, replay_weights=weights, old_share=1.0)
     parts = [
-        gradient_of_step(rows, replayed=part, weights=weights[which], old_share=1.0)
+        gradient_of_step(rows, replayed=part, replay_weights=weights[which], old_share=1.0)
         for part, which in ((answered, rows.has_teacher_probs), (labelled, rows.has_label))
     ]
     torch.testing.assert_close(replayed, parts[0] + parts[1])
@@ -158,27 +158,29 @@ def test_controller_ignores_rows_without_both() -> None:
 
     rows, validation = teacher_is_wrong(800, 0), teacher_is_wrong(300, 1)
     blind = training_set(300, 2, 0.5, 0.5)
-    both = TrainingSet(
+    with_both = TrainingSet(
         *(
             torch.cat([getattr(part, name) for part in (validation, blind)]).numpy()
             for name in ("x", "teacher_probs", "labels")
         )
     )
     config = settings(epochs=10, batch_size=64, learning_rate=0.02, controller="adaptive")
-    one, other = (distil(student(), rows, config, validation=part) for part in (validation, both))
-    assert one.adapted and one.changes == other.changes
-    assert any(change.setting == "outcome_weight" and change.value > 0.9 for change in one.changes)
+    first, second = (distil(student(), rows, config, validation=part) for part in (validation, with_both))
+    assert first.adapted and first.changes == second.changes
+    assert any(change.setting == "outcome_weight" and change.value > 0.9 for change in first.changes)
 
 
 def test_students_are_compared_on_labelled_rows() -> None:
     config = settings(epochs=2, controller="adaptive")
-    rows, validation, compared = (
+    rows, validation, compare_rows = (
         training_set(100, 0, 0.3, 0.3),
         training_set(50, 1, 0.3, 0.3),
         training_set(60, 2, 0.3, 0.3),
     )
-    history = distil_with_control(student(), rows, config, validation_control=validation, validation_compare=compared)
-    assert history.control is not None and history.control.rows == int(compared.has_label.sum()) < 60
+    history = distil_with_control(
+        student(), rows, config, validation_control=validation, validation_compare=compare_rows
+    )
+    assert history.control is not None and history.control.rows == int(compare_rows.has_label.sum()) < 60
     none = training_set(60, 2, 0.0, 1.0)
     assert (
         distil_with_control(student(), rows, config, validation_control=validation, validation_compare=none).control

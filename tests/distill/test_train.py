@@ -127,22 +127,22 @@ def test_zero_epochs_do_not_change_the_student() -> None:
 
 def test_same_seed_gives_the_same_student() -> None:
     config = make_config({"dropout": 0.2}, epochs=2)
-    (one, history), (other, again) = train_student(config, 500), train_student(config, 500)
-    assert torch.equal(weights(one), weights(other))
+    (first, history), (second, again) = train_student(config, 500), train_student(config, 500)
+    assert torch.equal(weights(first), weights(second))
     assert history == again
     another, _ = train_student(make_config({"dropout": 0.2}, epochs=2, seed=1), 500)
-    assert not torch.equal(weights(one), weights(another))
+    assert not torch.equal(weights(first), weights(another))
 
 
 def test_training_neither_uses_nor_changes_the_global_random_state() -> None:
     config = make_config({"dropout": 0.2}, epochs=1)
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one, _ = train_student(config, 300)
+    first, _ = train_student(config, 300)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(5)
-    other, _ = train_student(config, 300)
-    assert torch.equal(weights(one), weights(other))
+    second, _ = train_student(config, 300)
+    assert torch.equal(weights(first), weights(second))
 
 
 def test_progress_and_history_report_every_epoch() -> None:
@@ -219,12 +219,12 @@ def test_probes_without_a_change_do_not_affect_the_training() -> None:
     config = make_config({"dropout": 0.2}, epochs=3)
     training_set, validation = training_sets(config, 0, 1)
     validation.cluster_ids = torch.arange(len(validation)) % 3
-    one, other = fresh(config, training_set), fresh(config, training_set)
-    history = distil(one, training_set, config.distillation, validation=validation)
+    first, second = fresh(config, training_set), fresh(config, training_set)
+    history = distil(first, training_set, config.distillation, validation=validation)
     fixed = config.distillation.model_copy(update={"controller": "fixed"})
     assert not history.adapted
-    assert distil(other, training_set, fixed, validation=validation).history == history.history
-    assert torch.equal(weights(one), weights(other))
+    assert distil(second, training_set, fixed, validation=validation).history == history.history
+    assert torch.equal(weights(first), weights(second))
 
 
 def test_wrong_teacher_loses_its_weight_and_right_one_keeps_it() -> None:
@@ -337,12 +337,12 @@ def test_every_loss_trains_the_student(loss: str) -> None:
 
 
 def test_joined_training_sets_have_features_where_both_do() -> None:
-    one, other = training_sets(make_config(), 0, 1, count=20)
-    assert one.plus(other).features is None
-    one.features = torch.ones(20, 3)
-    assert one.plus(other).features is None
-    other.features = torch.zeros(20, 3)
-    together = one.plus(other)
+    first, second = training_sets(make_config(), 0, 1, count=20)
+    assert first.plus(second).features is None
+    first.features = torch.ones(20, 3)
+    assert first.plus(second).features is None
+    second.features = torch.zeros(20, 3)
+    together = first.plus(second)
     assert len(together) == 40 and together.features.mean(dim=1).tolist() == [1.0] * 20 + [0.0] * 20
 
 
@@ -362,7 +362,7 @@ def test_loss_without_effect_for_two_actions_is_refused(loss: str) -> None:
 
 
 def test_repeated_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match="'hinton' comes more than once"):
+    with pytest.raises(ValueError, match="'hinton' is given more than once"):
         make_config(losses=[{"type": "hinton"}, {"type": "hinton"}])
 
 
@@ -398,8 +398,8 @@ def test_validation_days_are_whole_days_and_stable() -> None:
     assert len(days) == 4
     assert chosen.sum() == 4 * 24
     assert {(datetime(d.year, d.month, d.day, tzinfo=UTC).timestamp() / 86_400) % 10 for d in days} == {0}
-    some = times.sample(200, random_state=0)
-    np.testing.assert_array_equal(validation_days(some, 10), chosen[some.index])
+    subset = times.sample(200, random_state=0)
+    np.testing.assert_array_equal(validation_days(subset, 10), chosen[subset.index])
     for unit in ("s", "ms", "us", "ns"):
         np.testing.assert_array_equal(validation_days(times.dt.as_unit(unit), 10), chosen)
     local = times.dt.tz_convert("America/New_York")

@@ -79,7 +79,7 @@ def make_column(name: str, psi: float) -> ColumnDrift:
 
 def make_screened(moved: bool, *beyond: str) -> ScreenResult:
     return ScreenResult(
-        blocks=20,
+        time_blocks=20,
         beyond=beyond,
         statistic=3.0 if moved else 0.5,
         limit=1.2,
@@ -100,7 +100,7 @@ def make_step(process: str = "disagreement", evidence: float = 5.0, **fields: An
             "looks": 480,
             "rows": 24_000,
             "step_rows": 50,
-            "units": 50,
+            "clusters": 50,
             "mean": 0.06,
             "null_mean": 0.08,
             "log_bets": (0.0, 1.0),

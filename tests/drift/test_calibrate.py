@@ -74,11 +74,11 @@ def test_each_block_is_compared_with_all_others(seed):
 
     psi = []
     for k in range(len(frames)):
-        rest = pd.concat([frame for i, frame in enumerate(frames) if i != k])
-        reference, current = make_profiles([rest, frames[k]])
+        others = pd.concat([frame for i, frame in enumerate(frames) if i != k])
+        reference, current = make_profiles([others, frames[k]])
         psi.append([drift.psi for drift in compare_profiles(reference, current)])
     psi = np.array(psi)
-    assert calibration.blocks == 7 and calibration.block == WEEK
+    assert calibration.time_blocks == 7 and calibration.block_length == WEEK
     for k, name in enumerate(["x", "y", "sky"]):
         np.testing.assert_allclose(calibration.columns[name], np.sort(psi[:, k]), rtol=1e-9)
     ratios = [max(psi[k] / np.maximum(np.delete(psi, k, axis=0).max(axis=0), 0.01)) for k in range(7)]
@@ -87,8 +87,8 @@ def test_each_block_is_compared_with_all_others(seed):
 
 def test_limits_hold_for_all_columns_simultaneously():
     calibration = DriftCalibration(
-        block=WEEK,
-        blocks=6,
+        block_length=WEEK,
+        time_blocks=6,
         columns={"a": (0.1, 0.1, 0.2, 0.2, 0.3, 0.4), "b": (0.0,) * 6},
         joint=(0.2, 0.3, 0.5, 0.5, 0.9, 2.0),
     )
@@ -175,7 +175,7 @@ def test_weeks_of_real_flights():
 def test_too_few_blocks_give_no_calibration(blocks):
     history = make_profiles(exchangeable_blocks(np.random.default_rng(0), MIN_BLOCKS))[:blocks]
     calibration = calibrate_drift(history, WEEK)
-    assert (calibration.blocks, calibration.columns, calibration.joint) == (blocks, {}, ())
+    assert (calibration.time_blocks, calibration.columns, calibration.joint) == (blocks, {}, ())
     assert column_limits(calibration) == {}
     drifts, result = screen([a_drift(psi=50.0)], calibration)
     assert drifts == (a_drift(psi=50.0),)
@@ -218,13 +218,13 @@ def test_independent_rows_have_the_usual_standard_error():
 def test_rows_of_one_cluster_count_as_one():
     generator = np.random.default_rng(1)
     hourly = generator.random(200)
-    one = estimate_loss_baseline(hourly, moments(np.arange(200)), timedelta(hours=1), WEEK)
+    baseline = estimate_loss_baseline(hourly, moments(np.arange(200)), timedelta(hours=1), WEEK)
     hours = np.repeat(np.arange(200), 7)
     seven = estimate_loss_baseline(
         hourly[hours], moments(hours + generator.random(1400) * 0.99), timedelta(hours=1), WEEK
     )
-    assert seven.clusters == one.clusters == 200
-    assert seven.standard_error == pytest.approx(one.standard_error)
+    assert seven.clusters == baseline.clusters == 200
+    assert seven.standard_error == pytest.approx(baseline.standard_error)
     apart = estimate_loss_baseline(hourly[hours], moments(hours), timedelta(0), WEEK)
     assert apart.standard_error < 0.5 * seven.standard_error
 
@@ -310,9 +310,9 @@ def test_dependent_steps_are_measured_with_a_margin():
     correlations, deviations = (
         np.array([getattr(b, name) for b in baselines]) for name in ("autocorrelation", "step_deviation")
     )
-    known = 0.3 * 0.1**2 / (0.1**2 + 0.05**2 / 6)  # that of the means, which the noise of six units makes smaller
-    assert np.mean(correlations >= known) >= 0.85 and np.median(correlations) == pytest.approx(
-        known + 1.645 / 20, abs=0.03
+    expected = 0.3 * 0.1**2 / (0.1**2 + 0.05**2 / 6)  # that of the means, which the noise of six units makes smaller
+    assert np.mean(correlations >= expected) >= 0.85 and np.median(correlations) == pytest.approx(
+        expected + 1.645 / 20, abs=0.03
     )
     assert np.mean(deviations >= 0.1) >= 0.8 and np.median(deviations) == pytest.approx(0.106, abs=0.005)
 
@@ -333,5 +333,5 @@ def test_a_coefficient_above_a_half_is_clipped_to_a_half():
 def test_a_history_that_cannot_tell(losses):
     baseline = step_baseline(losses)
     assert (baseline.autocorrelation, baseline.step_deviation) == (None, None)
-    known = estimate_loss_baseline(losses.ravel(), moments(np.arange(losses.size)), timedelta(0), WEEK)
-    assert (known.autocorrelation, known.step_deviation) == (None, None)
+    expected = estimate_loss_baseline(losses.ravel(), moments(np.arange(losses.size)), timedelta(0), WEEK)
+    assert (expected.autocorrelation, expected.step_deviation) == (None, None)

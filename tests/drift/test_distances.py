@@ -132,10 +132,10 @@ def test_ks_is_too_small_by_at_most_the_largest_cell():
     for _ in range(20):
         reference = np.exp(rng.normal(0, rng.uniform(0, 30), 30_000))
         current = np.exp(rng.normal(0, rng.uniform(0, 30), 30_000))
-        one, two = profile_numbers(reference), profile_numbers(current)
-        coarser = max(one.shift, two.shift)
-        largest = max(side.coarsen(coarser + 1).counts.max() / side.rows for side in (one, two))
-        drift, exact = measure_column("x", one, two).ks, ks_2samp(reference, current).statistic
+        first, second = profile_numbers(reference), profile_numbers(current)
+        coarser = max(first.shift, second.shift)
+        largest = max(side.coarsen(coarser + 1).counts.max() / side.rows for side in (first, second))
+        drift, exact = measure_column("x", first, second).ks, ks_2samp(reference, current).statistic
         assert exact - largest - 1e-12 <= drift <= exact + 1e-12
 
 
@@ -191,9 +191,9 @@ def test_an_atom_has_a_bin_of_its_own():
 def test_bins_hold_the_rows_between_the_edges(pair):
     rng = np.random.default_rng(5)
     reference, current = PAIRS[pair][0](rng, 40_000), PAIRS[pair][1](rng, 20_000)
-    one, two = profile_numbers(reference), profile_numbers(current)
-    labels, before, now = count_psi_bins(one, two)
-    edges = psi_bin_edges(one.coarsen(max(one.shift, two.shift)))
+    first, second = profile_numbers(reference), profile_numbers(current)
+    labels, before, now = count_psi_bins(first, second)
+    edges = psi_bin_edges(first.coarsen(max(first.shift, second.shift)))
     assert (np.diff(edges) > 0).all() and len(labels) == len(set(labels)) == len(edges) + 2
     for values, counts in ((reference, before), (current, now)):
         bins = np.searchsorted(edges, values[~np.isnan(values)])
@@ -258,10 +258,10 @@ def test_heavy_hitters_name_only_what_is_certain(monkeypatch):
     assert measure_column("x", many, few).unseen == ()  # the reference may have had z among its others
     assert set(measure_column("x", many, few).vanished) <= set("cdefgh")
     assert measure_column("x", few, many).vanished == ()
-    for one, two in ((few, many), (many, few)):
-        labels, before, now = count_psi_bins(one, two)
-        assert len(labels) == len(before) and (before.sum(), now.sum()) == (one.rows, two.rows)
-        assert 0 <= measure_column("x", one, two).effect <= 1
+    for first, second in ((few, many), (many, few)):
+        labels, before, now = count_psi_bins(first, second)
+        assert len(labels) == len(before) and (before.sum(), now.sum()) == (first.rows, second.rows)
+        assert 0 <= measure_column("x", first, second).effect <= 1
 
 
 def test_the_psi_of_thousands_of_values_does_not_depend_on_the_window_size():
@@ -294,13 +294,13 @@ def test_compare_reports_shift_missing_and_unseen():
     current.loc[current.index[:300], "temp"] = np.nan
     current.loc[current.index[:100], "carrier"] = "ZZ"
     current.loc[current.index[100:120], "carrier"] = None
-    known = profile_frame(reference, COLUMNS)
-    temp, carrier = compare_profiles(known, scan(pa.Table.from_pandas(current.assign(extra=1))))
+    reference_profile = profile_frame(reference, COLUMNS)
+    temp, carrier = compare_profiles(reference_profile, scan(pa.Table.from_pandas(current.assign(extra=1))))
     assert (temp.column, temp.kind, temp.missing_reference, temp.missing_current) == ("temp", "number", 0.0, 0.3)
     assert temp.psi > 0.25 and temp.ks is not None and temp.ks < 0.06
     assert (carrier.kind, carrier.ks, carrier.unseen, carrier.missing_current) == ("category", None, ("ZZ",), 0.02)
     assert carrier.psi > 0.25
-    for same in compare_profiles(known, profile_frame(reference, COLUMNS)):
+    for same in compare_profiles(reference_profile, profile_frame(reference, COLUMNS)):
         assert (same.psi, same.effect) == (0, 0)
 
 

@@ -40,7 +40,7 @@ def test_two_steps_computed_by_hand():
         statistics.append((1 + first) * (1 + bet * 0.3))
     assert np.exp(state.log_bets) == pytest.approx(np.array(statistics), rel=1e-12)
     assert state.log_evidence == pytest.approx(math.log(np.mean(statistics)), rel=1e-12)
-    assert (state.looks, state.rows, state.step_rows, state.units, state.mean) == (2, 3, 1, 1, 0.5)
+    assert (state.looks, state.rows, state.step_rows, state.clusters, state.mean) == (2, 3, 1, 1, 0.5)
     assert state.log_threshold == pytest.approx(math.log(2160))
 
 
@@ -84,7 +84,7 @@ def test_a_step_without_losses_is_not_counted():
     after = next_step(before, np.array([]))
     assert (after.log_bets, after.looks, after.rows) == (before.log_bets, before.looks, before.rows)
     assert after.log_evidence == pytest.approx(before.log_evidence, rel=1e-15)
-    assert (after.units, after.step_rows, after.mean) == (0, 0, None)
+    assert (after.clusters, after.step_rows, after.mean) == (0, 0, None)
     assert after.end == before.end + HOUR
 
 
@@ -216,7 +216,7 @@ def test_losses_that_share_a_deviation():
     assert next_step(state, losses).log_bets == pytest.approx(growth - 0.5 * (3 * deviation * sizes) ** 2)
     alone = next_step(begin().model_copy(update={"step_deviation": None}), losses)
     assert alone.log_bets == pytest.approx(np.log1p(sizes * (losses.mean() - 0.1)))
-    assert (alone.units, evidence.count_groups(12, 0.1, 0.0)) == (12, 12)
+    assert (alone.clusters, evidence.count_groups(12, 0.1, 0.0)) == (12, 12)
 
 
 def test_a_closed_alarm_restarts_and_keeps_the_expected_excess():

@@ -150,9 +150,9 @@ def test_a_slice_of_few_rows_does_not_rank_first(windows):
     losses = np.where(rows["kind"] == "b", 1.0, np.where(rows["kind"] == "c", 0.3, 0.1))
     ranked = all_slices(rows, losses, np.ones(600), windows, 0.1, ["kind"])
     assert ranked[0].slice == "kind=c"
-    (two,) = [part for part in ranked if part.slice == "kind=b"]
-    assert (two.rows, two.disagreement, two.excess) == (2, None, 0.0)
-    assert all(part.disagreement is None for part in ranked[ranked.index(two) :])
+    (slice_b,) = [part for part in ranked if part.slice == "kind=b"]
+    assert (slice_b.rows, slice_b.disagreement, slice_b.excess) == (2, None, 0.0)
+    assert all(part.disagreement is None for part in ranked[ranked.index(slice_b) :])
 
 
 def test_weights_count(windows):

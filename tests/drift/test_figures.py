@@ -46,7 +46,7 @@ def a_step(number, log_evidence, process="disagreement", champion="toy@3", mean=
         looks=number + 1,
         rows=10 * number,
         step_rows=10,
-        units=10,
+        clusters=10,
         mean=mean,
         null_mean=0.08,
         log_bets=(log_evidence,),
@@ -103,7 +103,7 @@ def test_without_limits_the_threshold_decides_the_colour(tmp_path):
 
 
 def test_limits_decide_colour_and_order(tmp_path):
-    screened = ScreenResult(blocks=26, beyond=("calm",), statistic=4.0, limit=2.0, p_value=0.037, moved=True)
+    screened = ScreenResult(time_blocks=26, beyond=("calm",), statistic=4.0, limit=2.0, p_value=0.037, moved=True)
     report = a_report(
         [a_drift("wild", 0.9, 1.5), a_drift("calm", 0.2, 0.05)], [a_drift("p(yes)", 0.1, 0.2)], screened=screened
     )

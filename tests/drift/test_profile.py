@@ -129,12 +129,12 @@ def test_moments_come_from_the_cells():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_profile_depends_on_the_rows_only(shape):
     values = values_of(shape, 70_000)
-    whole = profile_numbers(values)
+    combined = profile_numbers(values)
     shuffled = np.random.default_rng(1).permutation(values)
-    assert profile_numbers(shuffled) == whole
+    assert profile_numbers(shuffled) == combined
     for cut in (1_000, 20_000, 70_000):
         batches = [pa.record_batch({"x": shuffled[i : i + cut]}) for i in range(0, len(values), cut)]
-        assert scan(batches).columns["x"] == whole
+        assert scan(batches).columns["x"] == combined
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -142,39 +142,39 @@ def test_merging_is_exact_associative_and_commutative_and_can_be_undone(shape):
     sizes = (100, 40_000, 15_000)
     parts = [values_of(shape, n, seed) for seed, n in enumerate(sizes)]
     a, b, c = (profile_numbers(part) for part in parts)
-    whole = profile_numbers(np.concatenate(parts))
-    assert (a + b) + c == a + (b + c) == (c + a) + b == whole
-    rest = whole - b
-    known = np.r_[parts[0], parts[2]]
-    cells, counts = np.unique(order_keys(known) >> rest.shift, return_counts=True)
-    assert np.array_equal(rest.cells, cells) and np.array_equal(rest.counts, counts)
-    assert rest + b == whole
+    combined = profile_numbers(np.concatenate(parts))
+    assert (a + b) + c == a + (b + c) == (c + a) + b == combined
+    difference = combined - b
+    expected = np.r_[parts[0], parts[2]]
+    cells, counts = np.unique(order_keys(expected) >> difference.shift, return_counts=True)
+    assert np.array_equal(difference.cells, cells) and np.array_equal(difference.counts, counts)
+    assert difference + b == combined
 
 
 def test_profiles_are_added_and_subtracted_column_by_column():
     table = table_of(5_000)
-    whole, first, second = scan(table), scan(table[:2_000]), scan(table[2_000:])
-    assert first + second == second + first == whole
-    rest = whole - first
-    assert rest.rows == 3_000 and {column.rows for column in rest.columns.values()} == {3_000}
-    assert rest.columns["text"] == second.columns["text"]
+    combined, first, second = scan(table), scan(table[:2_000]), scan(table[2_000:])
+    assert first + second == second + first == combined
+    difference = combined - first
+    assert difference.rows == 3_000 and {column.rows for column in difference.columns.values()} == {3_000}
+    assert difference.columns["text"] == second.columns["text"]
     with pytest.raises(WindowError, match="contains"):
         first - second
     with pytest.raises(WindowError, match="contains"):
-        first - whole
+        first - combined
     with pytest.raises(SchemaError, match="different columns"):
-        whole + scan(table.select(["float"]))
+        combined + scan(table.select(["float"]))
 
 
 def test_like_gives_columns_kinds_and_cells():
     rng = np.random.default_rng(0)
-    known = scan(pa.table({"x": rng.normal(size=40_000), "code": rng.choice(["1", "2"], 40_000)}))
+    reference = scan(pa.table({"x": rng.normal(size=40_000), "code": rng.choice(["1", "2"], 40_000)}))
     rows = pa.table({"code": [1, 2, 2, None], "other": [1, 2, 3, 4], "x": pa.array([0, 1, 1, 2], pa.int8())})
-    profile = scan(rows, like=known)
+    profile = scan(rows, like=reference)
     assert list(profile.columns) == ["x", "code"]
     assert profile.columns["code"] == CategoryProfile({"2": 2, "1": 1}, missing=1)
-    assert profile.columns["x"].shift == known.columns["x"].shift > 0
-    built = profile_frame(rows.to_pandas(), {"x": NumberColumn(type="number")}, like=known)
+    assert profile.columns["x"].shift == reference.columns["x"].shift > 0
+    built = profile_frame(rows.to_pandas(), {"x": NumberColumn(type="number")}, like=reference)
     assert built.columns["x"] == profile.columns["x"]
 
 
@@ -271,16 +271,16 @@ def test_numbers_without_any_value():
 
 def test_every_source_gives_the_same_profile(tmp_path):
     table = table_of(3_000).drop(["void"])
-    whole = scan(table)
+    combined = scan(table)
     pq.write_table(table, tmp_path / "one.parquet", row_group_size=700)
     folder = tmp_path / "folder" / "day=1"
     folder.mkdir(parents=True)
     pq.write_table(table[:1_000], folder / "a.parquet")
     pq.write_table(table[1_000:], folder / "b.parquet", compression="zstd", use_dictionary=False)
-    assert scan(tmp_path / "one.parquet") == scan(str(tmp_path / "one.parquet")) == whole
-    assert scan(tmp_path / "folder") == whole
-    assert scan(pa.dataset.dataset(tmp_path / "one.parquet")) == whole
-    assert scan(table.to_reader(max_chunksize=311)) == scan(iter(table.to_batches(max_chunksize=311))) == whole
+    assert scan(tmp_path / "one.parquet") == scan(str(tmp_path / "one.parquet")) == combined
+    assert scan(tmp_path / "folder") == combined
+    assert scan(pa.dataset.dataset(tmp_path / "one.parquet")) == combined
+    assert scan(table.to_reader(max_chunksize=311)) == scan(iter(table.to_batches(max_chunksize=311))) == combined
     assert scan(tmp_path / "one.parquet", columns=["text", "day"]).columns.keys() == {"text", "day"}
     with pytest.raises(SchemaError, match=r"no columns \['nix'\] in .*one.parquet"):
         scan(tmp_path / "one.parquet", columns=["nix"])
@@ -308,11 +308,11 @@ def test_a_folder_is_read_as_arrow_reads_it(tmp_path):
     assert (profile.columns["place"].counts, profile.columns["place"].missing) == ({"a b": 2}, 1)
     assert scan(tmp_path, columns=["late", "place"]).rows == 3
     assert scan(tmp_path, columns=["month"]).columns["month"] == profile.columns["month"]
-    whole = pa.concat_tables(
+    combined = pa.concat_tables(
         [pa.Table.from_batches([batch]) for batch in ParquetRows.from_path(tmp_path).by_row()],
         promote_options="permissive",
     )
-    assert scan(whole, columns=list(profile.columns)) == profile
+    assert scan(combined, columns=list(profile.columns)) == profile
     put("numbered/day=1/one.parquet", x=[1.0])
     put("numbered/day=2/two.parquet", x=[1.0])
     assert scan(tmp_path / "numbered").columns["day"].kind == "number"
@@ -377,10 +377,12 @@ def test_heavy_hitters_keep_their_error_bound(monkeypatch):
             assert 0 < profile.error <= 12_000 / 51
             assert all(count <= truth[value] <= count + profile.error for value, count in profile.counts.items())
             assert all(truth[value] <= profile.error for value in truth.keys() - profile.counts.keys())
-        rest = parts[0] + parts[1] - parts[1]
+        difference = parts[0] + parts[1] - parts[1]
         alone = pd.Series(texts[0]).value_counts().to_dict()
-        assert rest.rows == 3_000
-        assert all(rest.counts.get(v, 0) <= n <= rest.counts.get(v, 0) + rest.error for v, n in alone.items())
+        assert difference.rows == 3_000
+        assert all(
+            difference.counts.get(v, 0) <= n <= difference.counts.get(v, 0) + difference.error for v, n in alone.items()
+        )
 
 
 def test_a_profile_is_bounded():

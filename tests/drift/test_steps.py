@@ -61,8 +61,8 @@ def test_a_late_watch_counts_what_timely_ones_would_have_counted():
     late = audited(make_rows(), state(), spans)
     timely, current = [], state()
     for span in spans:  # each watch has its own window
-        seen = make_rows()[lambda frame, end=span[1]: frame["observed_at"] < end]
-        timely += audited(seen, current, [span])
+        observed = make_rows()[lambda frame, end=span[1]: frame["observed_at"] < end]
+        timely += audited(observed, current, [span])
         current = timely[-1].step
     assert timely == late
     assert late[-1].step.looks == 8 and late[-1].step.end == BEGIN + 2 * DAY
@@ -74,8 +74,11 @@ def test_counted_rows_are_logged_with_their_probability():
     assert counted.step.step_rows == len(set(counted.observation_ids)) == 10
     assert (drawn["observed_at"] < BEGIN + 6 * HOUR).all()
     assert np.allclose(counted.losses, np.abs(drawn["p"] - 0.5))
-    assert all(0 < p <= 1 for p in counted.probabilities) and max(counted.weights) <= 1 / WATCH.audit.uniform_share
-    assert set(counted.units) == set(range(counted.step.units)) and counted.step.units == 6  # hours
+    assert (
+        all(0 < p <= 1 for p in counted.probabilities)
+        and max(counted.sampling_weights) <= 1 / WATCH.audit.uniform_share
+    )
+    assert set(counted.cluster_ids) == set(range(counted.step.clusters)) and counted.step.clusters == 6  # hours
 
 
 def test_the_teacher_is_called_once_for_all_steps():
@@ -101,27 +104,29 @@ def test_skipped_steps_advance_only_the_time():
 
 
 def test_outcomes_count_in_the_step_in_which_they_became_known():
-    known = make_rows().assign(loss=1.0)
-    known["known_at"] = known["observed_at"] + timedelta(hours=7)
+    labelled = make_rows().assign(loss=1.0)
+    labelled["known_at"] = labelled["observed_at"] + timedelta(hours=7)
     spans = steps.list_complete_steps(BEGIN, BEGIN + 2 * DAY, WATCH.every)
-    counted = steps.count_outcomes(state("student_outcomes"), steps.assign_clusters(known, HOUR), spans)
+    counted = steps.count_outcomes(state("student_outcomes"), steps.assign_clusters(labelled, HOUR), spans)
     assert [step.step.step_rows for step in counted[:3]] == [0, 50, 60]
-    assert sum(step.step.step_rows for step in counted) == (known["known_at"] < BEGIN + 2 * DAY).sum()
-    assert [step.step.units for step in counted[:3]] == [0, 5, 6]  # hours
+    assert sum(step.step.step_rows for step in counted) == (labelled["known_at"] < BEGIN + 2 * DAY).sum()
+    assert [step.step.clusters for step in counted[:3]] == [0, 5, 6]  # hours
     assert counted[-1].step.alarm
 
 
 def test_audited_outcomes_keep_their_weights():
     audited_steps = audited(make_rows(), state(), steps.list_complete_steps(BEGIN, BEGIN + DAY, WATCH.every))
-    known = make_rows().assign(known_at=make_rows()["observed_at"] + HOUR, loss=0.5)
-    arrived = steps.join_outcomes(audited_steps, known)
+    labelled = make_rows().assign(known_at=make_rows()["observed_at"] + HOUR, loss=0.5)
+    arrived = steps.join_outcomes(audited_steps, labelled)
     assert len(arrived) == sum(len(step.observation_ids) for step in audited_steps)
     logged = {
-        name: weight for step in audited_steps for name, weight in zip(step.observation_ids, step.weights, strict=True)
+        name: weight
+        for step in audited_steps
+        for name, weight in zip(step.observation_ids, step.sampling_weights, strict=True)
     }
     assert arrived.set_index("observation_id")["weight"].to_dict() == logged
-    assert arrived["cluster_id"].nunique() == sum(step.step.units for step in audited_steps)
-    assert steps.join_outcomes([], known).empty
+    assert arrived["cluster_id"].nunique() == sum(step.step.clusters for step in audited_steps)
+    assert steps.join_outcomes([], labelled).empty
     counted = steps.count_outcomes(state("teacher_outcomes"), arrived, [(BEGIN, BEGIN + 2 * DAY)])
     assert counted[0].step.step_rows == len(arrived)
 
@@ -136,8 +141,8 @@ def test_losses_lie_between_0_and_1():
 
 def test_draws_without_a_teacher_answer_are_not_counted() -> None:
     """The mean of a cluster is that of its other draws; a cluster without any is dropped."""
-    seen = make_rows(1).assign(content_key=lambda frame: frame["observation_id"])
-    (plan,) = steps.plan_audit(seen, np.ones(len(seen)), [(BEGIN, BEGIN + 6 * HOUR)], WATCH, 2 * HOUR, "key")
+    observed = make_rows(1).assign(content_key=lambda frame: frame["observation_id"])
+    (plan,) = steps.plan_audit(observed, np.ones(len(observed)), [(BEGIN, BEGIN + 6 * HOUR)], WATCH, 2 * HOUR, "key")
     ids = plan.draws.cluster_ids
     answered = plan.drawn["content_key"][(ids != 1) & (np.arange(len(ids)) != 0)]
     remaining = plan.select_contents(answered)
@@ -145,6 +150,6 @@ def test_draws_without_a_teacher_answer_are_not_counted() -> None:
     assert sorted(set(remaining.draws.cluster_ids.tolist())) == [0, 1]
     assert (remaining.draws.cluster_ids == np.where(ids[np.isin(plan.drawn["content_key"], answered)] == 2, 1, 0)).all()
     (counted,) = steps.count_audit(state(), [remaining], [np.full(len(answered), 0.5)])
-    assert counted.step.units == 2 and counted.step.step_rows == len(answered)
+    assert counted.step.clusters == 2 and counted.step.step_rows == len(answered)
     (nothing,) = steps.count_audit(state(), [plan.select_contents(answered.iloc[:0])], [np.empty(0)])
-    assert nothing.step.units == 0 and nothing.step.mean is None
+    assert nothing.step.clusters == 0 and nothing.step.mean is None

@@ -142,12 +142,12 @@ def without_outcomes() -> tuple[pd.DataFrame, np.ndarray]:
 
 def test_with_too_few_outcomes_the_agreement_with_the_champions_teacher_decides() -> None:
     rows, truth = without_outcomes()
-    both = np.stack([1 - truth, truth], axis=1)
-    verdict = admission.judge(examine(rows, np.clip(truth + 0.05, 0, 1), trusted=("v0", both)))
+    always_wrong = np.stack([1 - truth, truth], axis=1)
+    verdict = admission.judge(examine(rows, np.clip(truth + 0.05, 0, 1), trusted=("v0", always_wrong)))
     assert verdict.result == "admitted"
     assert verdict.reasons[-1].measure == "agreement" and "teacher v0" in verdict.summary
     assert admission.replay(verdict) == verdict
-    verdict = admission.judge(examine(rows, 1 - truth, trusted=("v0", both)))
+    verdict = admission.judge(examine(rows, 1 - truth, trusted=("v0", always_wrong)))
     assert failed_measures(verdict) == ["agreement"]
 
 

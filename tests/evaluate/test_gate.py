@@ -28,7 +28,7 @@ def binormal(rng: np.random.Generator, count: int, *shifts: float, noise: float 
     return outcomes, np.stack(scores)
 
 
-def two(scores: Array) -> Array:
+def two_columns(scores: Array) -> Array:
     p = 1 / (1 + np.exp(-scores))
     return np.column_stack([1 - p, p])
 
@@ -52,14 +52,17 @@ def test_delong_by_hand() -> None:
 
 def test_duplicated_rows_do_not_reduce_the_error() -> None:
     outcomes, scores = binormal(np.random.default_rng(3), 400, 1.0, 0.8)
-    once = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400))
+    once = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(400))
     twice = np.repeat(np.arange(400), 2)
-    doubled = [outcomes[twice], two(scores[0])[twice], two(scores[1])[twice]]
+    doubled = [outcomes[twice], two_columns(scores[0])[twice], two_columns(scores[1])[twice]]
     assert compare_models("test", *doubled, 0.01, twice).standard_error == pytest.approx(once.standard_error, rel=1e-6)
     assert compare_models("test", *doubled, 0.01).standard_error == pytest.approx(
         once.standard_error / math.sqrt(2), rel=0.01
     )
-    assert compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(400) // 50) is None
+    assert (
+        compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(400) // 50)
+        is None
+    )
 
 
 def test_delong_counts_ties_half() -> None:
@@ -93,7 +96,7 @@ def test_delong_agrees_with_a_bootstrap(noise: float) -> None:
 def test_one_model_against_itself(make: Any) -> None:
     """No difference was seen, which 200 rows prove as far as the rule of three: 3 / 100 rows of either outcome."""
     outcomes, scores = binormal(np.random.default_rng(0), 200, 1.0)
-    same = compare_models("test", outcomes, two(scores[0]), two(scores[0]), margin=0.02)
+    same = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[0]), margin=0.02)
     assert (same.difference, same.standard_error, same.rows, same.measure) == (0, 0, 200, "auc")
     assert lower_bound(same, 0.95) == pytest.approx(-3 / 100, rel=0.02)
     verdict = judge(make.certificate(same, rule=2))
@@ -140,13 +143,13 @@ def test_with_few_losses_the_bound_is_clopper_and_pearsons(make: Any, rows: int,
 
 def test_rows_of_one_cluster_count_once(make: Any) -> None:
     """400 rows without a disagreement in 100 clusters: a whole cluster could be lost."""
-    comparison = compare_accuracy(400, base=300, clusters=np.arange(400) // 4)
+    comparison = compare_accuracy(400, base=300, cluster_ids=np.arange(400) // 4)
     assert (comparison.evidence.clusters, comparison.evidence.effective) == (100, pytest.approx(100))
     assert lower_bound(comparison, 0.95) == pytest.approx(-3 / 100, rel=0.01)
     assert judge(make.certificate(comparison, rule=2)).summary.endswith(
         "; at least 151 clusters of rows are needed to prove a margin of 0.02 at 95%; the window has 100"
     )
-    uneven = compare_accuracy(400, base=300, clusters=np.minimum(np.arange(400), 300))
+    uneven = compare_accuracy(400, base=300, cluster_ids=np.minimum(np.arange(400), 300))
     assert uneven.evidence.effective == pytest.approx(400**2 / (300 + 100**2))
 
 
@@ -190,7 +193,7 @@ def test_constant_scores_prove_nothing(make: Any, probability: float) -> None:
 def test_with_few_clusters_the_auc_bound_uses_students_t(make: Any) -> None:
     """The same scores in 12 and in 300 clusters: Student's t and the worst cluster, or nearly normal."""
     outcomes, scores = binormal(np.random.default_rng(5), 1200, 1.0, 0.9)
-    pair = outcomes, two(scores[0]), two(scores[1])
+    pair = outcomes, two_columns(scores[0]), two_columns(scores[1])
     few, many = (compare_models("test", *pair, 0.02, np.arange(1200) % count) for count in (12, 300))
     assert few.difference - lower_bound(few, 0.95) > 1.8 * few.standard_error
     assert 1.65 < (many.difference - lower_bound(many, 0.95)) / many.standard_error < 2.1
@@ -211,7 +214,7 @@ def test_one_large_cluster_does_not_prove_more_than_the_confidence_allows(make: 
         scores = 0.97 * common + 0.22 * rng.normal(size=(2, rows))
         worse = normal.inv_cdf(0.72) * math.sqrt(3) + rng.normal(size=151)[clusters]  # of positives that vary by 1
         challenger, champion = scores + outcomes * np.stack([worse, np.full(rows, normal.inv_cdf(0.75) * math.sqrt(2))])
-        comparison = compare_models("test", outcomes, two(challenger), two(champion), 0.03, clusters)
+        comparison = compare_models("test", outcomes, two_columns(challenger), two_columns(champion), 0.03, clusters)
         promoted += comparison is not None and lower_bound(comparison, 0.95) >= -0.03
     assert promoted <= binom.ppf(0.99, 60, 0.05)
 
@@ -219,25 +222,27 @@ def test_one_large_cluster_does_not_prove_more_than_the_confidence_allows(make: 
 def test_a_challenger_better_in_every_cluster_passes(make: Any) -> None:
     """If none of 50 clusters lost anything, the worst case must not assume that the next one loses everything."""
     outcomes, scores = binormal(np.random.default_rng(7), 2000, 1.5, 1.0, noise=0.1)
-    comparison = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.01, np.arange(2000) % 50)
+    comparison = compare_models(
+        "test", outcomes, two_columns(scores[0]), two_columns(scores[1]), 0.01, np.arange(2000) % 50
+    )
     assert comparison.difference > 0.05
     assert judge(make.certificate(comparison, rule=2)).result == "promoted"
 
 
 def test_many_scores_are_binned(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(6), 6000, 1.0, 0.98)
-    comparison = compare_models("test", outcomes, two(scores[0]), two(scores[1]), 0.02)
+    comparison = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), 0.02)
     binned, counts = np.array(comparison.evidence.scores).T
     assert len(binned) <= 500 and counts.sum() == 6000
     assert binned @ counts == pytest.approx(0, abs=1e-12)
     assert math.sqrt(binned**2 @ counts) == pytest.approx(comparison.standard_error, rel=1e-3)
 
 
-@pytest.mark.parametrize(("ones", "zeros", "judged"), [(10, 10, True), (9, 50, False), (50, 9, False)])
-def test_too_few_of_either_outcome_are_no_evidence(ones: int, zeros: int, judged: bool) -> None:
+@pytest.mark.parametrize(("ones", "zeros", "is_evidence"), [(10, 10, True), (9, 50, False), (50, 9, False)])
+def test_too_few_of_either_outcome_are_no_evidence(ones: int, zeros: int, is_evidence: bool) -> None:
     outcomes = np.array([1] * ones + [0] * zeros)
-    p = two(np.random.default_rng(0).normal(size=ones + zeros))
-    assert (compare_models("test", outcomes, p, p, margin=0.01) is not None) is judged
+    p = two_columns(np.random.default_rng(0).normal(size=ones + zeros))
+    assert (compare_models("test", outcomes, p, p, margin=0.01) is not None) is is_evidence
 
 
 def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: Any) -> None:
@@ -248,7 +253,7 @@ def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: 
     passed = 0
     for _ in range(150):
         outcomes, scores = binormal(rng, 300, challenger, champion)
-        comparison = compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.05)
+        comparison = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), margin=0.05)
         passed += judge(make.certificate(comparison)).result == "promoted"
     assert 0 < passed <= 12
 
@@ -256,20 +261,20 @@ def test_a_challenger_that_is_worse_by_the_margin_passes_in_one_of_twenty(make: 
 def error_rate(rows: int, margin: float, disagreement: float) -> float:
     """The probability that a challenger worse by exactly ``margin`` passes: an exact sum over all counts."""
     passed, tolerable, total = 0.0, 0, margin + 2 * disagreement
-    for both in range(rows + 1):  # rows on which exactly one is right; of those, how many may be lost
-        share = binom.pmf(both, rows, total)
+    for decided in range(rows + 1):  # rows on which exactly one is right; of those, how many may be lost
+        share = binom.pmf(decided, rows, total)
         if share < 1e-9:
             continue
 
-        def passes(lost: int, both: int = both) -> bool:
-            comparison = compare_accuracy(rows, lost, both - lost, margin=margin)
+        def passes(lost: int, decided: int = decided) -> bool:
+            comparison = compare_accuracy(rows, lost, decided - lost, margin=margin)
             return bool(lower_bound(comparison, 0.95) >= -margin)
 
         tolerable = max(0, tolerable - 1)
-        while tolerable < both and passes(tolerable + 1):
+        while tolerable < decided and passes(tolerable + 1):
             tolerable += 1
         if passes(tolerable):
-            passed += share * binom.cdf(tolerable, both, (margin + disagreement) / total)
+            passed += share * binom.cdf(tolerable, decided, (margin + disagreement) / total)
     return passed
 
 
@@ -301,7 +306,9 @@ def test_the_bound_by_hand(make: Any) -> None:
 
 def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(0), 2000, 0.4, 1.2)
-    verdict = judge(make.certificate(compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.01)))
+    verdict = judge(
+        make.certificate(compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), margin=0.01))
+    )
     assert verdict.result == "refused"
     (failed,) = [reason for reason in verdict.reasons if reason.failed]
     assert failed.measure == "auc:test"
@@ -312,7 +319,7 @@ def test_a_clearly_worse_challenger_is_refused_by_name(make: Any) -> None:
 
 def test_without_margin_equal_quality_of_a_few_rows_is_not_proven(make: Any) -> None:
     outcomes, scores = binormal(np.random.default_rng(3), 60, 1.0, 1.0)
-    comparison = compare_models("test", outcomes, two(scores[0]), two(scores[1]), margin=0.0)
+    comparison = compare_models("test", outcomes, two_columns(scores[0]), two_columns(scores[1]), margin=0.0)
     assert abs(comparison.difference) < comparison.standard_error
     assert judge(make.certificate(comparison)).result == "refused"
 

@@ -21,7 +21,7 @@ from stillhouse.evaluate.scorecard import (
 Array = np.ndarray[Any, Any]
 
 
-def two(p: Any) -> Array:
+def two_columns(p: Any) -> Array:
     """P(second action) as ``[n, 2]``."""
     p = np.asarray(p, dtype=np.float64)
     return np.column_stack([1 - p, p])
@@ -63,7 +63,7 @@ def test_four_actions_agree_with_scikit_learn() -> None:
 
 def test_by_hand() -> None:
     """Rows (.8, .2) → 0, (.4, .6) → 1, (.3, .7) → 0."""
-    scores = quality(two([0.2, 0.6, 0.7]), np.array([0, 1, 0]))
+    scores = quality(two_columns([0.2, 0.6, 0.7]), np.array([0, 1, 0]))
     assert scores.auc == 0.5
     assert scores.accuracy == pytest.approx(2 / 3)
     assert scores.log_loss == pytest.approx(-(np.log(0.8) + np.log(0.6) + np.log(0.3)) / 3, rel=1e-6)
@@ -71,7 +71,7 @@ def test_by_hand() -> None:
 
 
 def test_one_outcome_has_no_auc() -> None:
-    assert quality(two([0.2, 0.6]), np.array([1, 1])).auc is None
+    assert quality(two_columns([0.2, 0.6]), np.array([1, 1])).auc is None
     assert quality(np.full((3, 3), 1 / 3), np.array([2, 2, 2])).auc is None
     present = quality(np.eye(3)[[0, 1, 0, 1]] * 0.9 + 0.05 / 1.5, np.array([0, 1, 0, 1]))
     assert present.auc == 1.0
@@ -93,7 +93,7 @@ def test_no_rows() -> None:
 
 def test_a_calibrated_model_has_no_calibration_error() -> None:
     """Of ten rows with probability .8 eight are correct, of ten with .6 six."""
-    p = two([0.8] * 10 + [0.6] * 10)
+    p = two_columns([0.8] * 10 + [0.6] * 10)
     outcomes = np.array([1] * 8 + [0] * 2 + [1] * 6 + [0] * 4)
     assert expected_calibration_error(p, outcomes, bins=2) == pytest.approx(0, abs=1e-12)
     assert expected_calibration_error(p, outcomes) == pytest.approx(0, abs=1e-12)
@@ -101,12 +101,12 @@ def test_a_calibrated_model_has_no_calibration_error() -> None:
 
 def test_a_model_that_is_always_certain_is_off_by_its_mistakes() -> None:
     outcomes = np.array([1, 0, 1, 0] * 25)
-    assert expected_calibration_error(two([1.0] * 100), outcomes) == pytest.approx(0.5)
+    assert expected_calibration_error(two_columns([1.0] * 100), outcomes) == pytest.approx(0.5)
 
 
 def test_two_bins_by_hand() -> None:
     """Bins (.6, .7) and (.8, .9) with accuracies 0 and 1: ½ |0 − .65| + ½ |1 − .85| = .4"""
-    p, outcomes = two([0.6, 0.7, 0.8, 0.9]), np.array([0, 0, 1, 1])
+    p, outcomes = two_columns([0.6, 0.7, 0.8, 0.9]), np.array([0, 0, 1, 1])
     assert expected_calibration_error(p, outcomes, bins=2) == pytest.approx(0.4)
     assert expected_calibration_error(p, outcomes, bins=1) == pytest.approx(abs(0.5 - 0.75))
     assert expected_calibration_error(p, outcomes, bins=100) == pytest.approx((0.6 + 0.7 + 0.2 + 0.1) / 4)
@@ -122,7 +122,7 @@ def test_bins_hold_equally_many_rows() -> None:
 
 
 def test_the_order_of_rows_does_not_matter_even_with_ties() -> None:
-    p, outcomes = two(np.repeat([0.7, 0.9], 50)), np.tile([0, 1, 1, 1, 1], 20)
+    p, outcomes = two_columns(np.repeat([0.7, 0.9], 50)), np.tile([0, 1, 1, 1, 1], 20)
     rng = np.random.default_rng(0)
     result = set()
     for _ in range(5):
@@ -146,10 +146,10 @@ def test_a_slice_is_the_quality_of_its_rows() -> None:
 
 def test_agreement_and_disagreement_by_hand() -> None:
     """Total variation .2 and .4: mean .3; one of two rows chooses another action."""
-    teacher, student = two([0.3, 0.4]), two([0.1, 0.8])
+    teacher, student = two_columns([0.3, 0.4]), two_columns([0.1, 0.8])
     assert agreement(teacher, student) == pytest.approx(0.7)
     assert agreement(teacher, teacher) == 1.0
-    assert agreement(two([0, 1]), two([1, 0])) == 0.0
+    assert agreement(two_columns([0, 1]), two_columns([1, 0])) == 0.0
     difference = disagreement(teacher, student)
     assert (difference.rows, difference.rate) == (2, 0.5)
     assert difference.total_variation == pytest.approx(0.3)

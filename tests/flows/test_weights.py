@@ -133,8 +133,8 @@ def shown_after_the_first_refresh() -> None:
     assert [point.timestamp for point in curve] == sorted(point.timestamp for point in curve)
 
     found = registry.runs.read_record(run.info.run_id, "contradictions.json", Contradictions)
-    assert found is not None and {each.slice for each in found.found} == {"", "place=north", "place=south"}
-    whole = found.found[0]
+    assert found is not None and {each.slice for each in found.contradictions} == {"", "place=north", "place=south"}
+    whole = found.contradictions[0]
     assert (whole.first, whole.second, whole.rows) == ("rules", "logistic", 14 * toy.PER_DAY)
     command = [sys.executable, "-c", "from stillhouse.cli import main; main()", "teachers", "toy"]
     told = subprocess.run(command, text=True, capture_output=True, timeout=300, check=False)

@@ -69,7 +69,7 @@ def test_the_newest_rows(lived, day, agents: Path) -> None:
     report = drift_report(verdict)
     assert report is not None and report.current_rows == 300 and report.current.end == day(24)
     screens = open_registry("toy").baseline(open_registry("toy").champion()).screens
-    assert abs(screens.block - 300 / toy.PER_DAY * pd.Timedelta(days=1)) < pd.Timedelta(hours=1)
+    assert abs(screens.block_length - 300 / toy.PER_DAY * pd.Timedelta(days=1)) < pd.Timedelta(hours=1)
     assert base.read_observations(report.current)["observed_at"].iloc[0] == day(24) - pd.Timedelta(days=2.5)
 
 

@@ -17,6 +17,7 @@ from stillhouse.knowledge.flush import flush
 from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import SpoolFile
 from stillhouse.knowledge.tables import Tables
+from stillhouse.records import Window
 
 SPAWN = multiprocessing.get_context("spawn")  # Delta panics in a forked process
 
@@ -54,6 +55,12 @@ def make_rows(first: int, count: int) -> pd.DataFrame:
             "origin": ["EWR" if i % 2 else "JFK" for i in numbers],
         }
     )
+
+
+def read_unlabelled(base: KnowledgeBase, window: Window, known_by: datetime) -> pd.DataFrame:
+    """Observations of the window without an outcome known by ``known_by``; ``outcome`` is −1."""
+    rows = base.join_labels(base.read_observations(window), window, known_by)
+    return rows[rows["outcome"] < 0].reset_index(drop=True)
 
 
 def append(root: Path, first: int, count: int, batch: str) -> None:

@@ -90,9 +90,9 @@ def test_answers_are_read_once(kb: KnowledgeBase) -> None:
     anew = another(kb)
     with scans() as (times, _, files):
         for _ in range(3):
-            known = anew.answers.probs(rows, "t1")
+            probs = anew.answers.probs(rows, "t1")
             anew.answers.probs(rows.iloc[10:20], "t1")
-        assert np.isnan(known[:, 0]).sum() == 8
+        assert np.isnan(probs[:, 0]).sum() == 8
         assert times["knowledge"] == files["knowledge"] == 1
         anew.answers.probs(rows, "t2")
         assert times["knowledge"] == files["knowledge"] == 2
@@ -134,10 +134,10 @@ def test_answers_of_another_process_are_read_from_the_new_files_only(kb: Knowled
 def test_two_processes_see_the_answers_of_each_other(kb: KnowledgeBase) -> None:
     rows, other = observed(kb, 0, 30), another(kb)
     for first in range(0, 30, 10):
-        mine, theirs = rows.iloc[first : first + 5], rows.iloc[first + 5 : first + 10]
-        kb.answers.append(mine, half(mine), teacher="t")
-        other.answers.append(theirs, half(theirs), teacher="t")
-        assert kb.answers.append(theirs, 1 - half(theirs), teacher="t") == 0
+        own_rows, other_rows = rows.iloc[first : first + 5], rows.iloc[first + 5 : first + 10]
+        kb.answers.append(own_rows, half(own_rows), teacher="t")
+        other.answers.append(other_rows, half(other_rows), teacher="t")
+        assert kb.answers.append(other_rows, 1 - half(other_rows), teacher="t") == 0
     assert not np.isnan(kb.answers.probs(rows, "t")).any() and not np.isnan(other.answers.probs(rows, "t")).any()
     assert kb.tables.count_rows()["knowledge"] == 30
 
@@ -190,7 +190,7 @@ def test_compaction_and_a_restored_backup_lose_no_answer(kb: KnowledgeBase, tmp_
 # --------------------------------------------------------------------------- age
 
 
-def lived(kb: KnowledgeBase, days: int) -> None:
+def fill(kb: KnowledgeBase, days: int) -> None:
     """Days of an agent with one teacher that is watched every day and refreshed every third day."""
     for day in range(days):
         rows, end = observed(kb, 24 * day, 24), START + (day + 1) * DAY
@@ -201,12 +201,17 @@ def lived(kb: KnowledgeBase, days: int) -> None:
         kb.answers.append_spending(spent, job=job, purpose="watch", teacher="llm", version="llm", as_of=end, batch=job)
         kb.answers.append_unanswered(rows.iloc[:1], ["garbage"], teacher=f"fitted {day // 3}")
         champion, since = f"toy@{day // 3}", START + (day // 3) * 3 * DAY
-        begun = evidence.start("disagreement", champion, since=since, null_mean=0.1, average_run_length=100)
-        step = evidence.advance(begun, np.array([0.2]), start=end - DAY, end=end, rows=1)
+        first_step = evidence.start("disagreement", champion, since=since, null_mean=0.1, average_run_length=100)
+        step = evidence.advance(first_step, np.array([0.2]), start=end - DAY, end=end, rows=1)
         kb.journal.append_evidence(
             [
                 EvidenceRows(
-                    step=step, observation_ids=("o",), units=(0,), probabilities=(0.5,), weights=(2.0,), losses=(0.1,)
+                    step=step,
+                    observation_ids=("o",),
+                    cluster_ids=(0,),
+                    probabilities=(0.5,),
+                    sampling_weights=(2.0,),
+                    losses=(0.1,),
                 )
             ]
         )
@@ -259,7 +264,7 @@ def test_ten_times_the_history_reads_no_more_rows_and_files(tmp_path: Path) -> N
     costs = []
     for days in (6, 60):
         kb = KnowledgeBase(make_config(), tmp_path / f"{days}")
-        lived(kb, days)
+        fill(kb, days)
         anew = another(kb)
         with scans() as (times, rows, files):
             run_watch_and_refresh(anew, days)

@@ -19,7 +19,7 @@ from stillhouse.drift import evidence
 from stillhouse.errors import SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase, content_keys, tidy, tidy_outcomes
 from stillhouse.knowledge.pruning import observed_in
-from stillhouse.knowledge.schemas import FIELDS, MONTH
+from stillhouse.knowledge.schemas import FIELDS, MONTH_COLUMN
 from stillhouse.records import EvidenceRows, Verdict, Window
 from tests.knowledge.parts_for_tests import (
     SPAWN,
@@ -31,6 +31,7 @@ from tests.knowledge.parts_for_tests import (
     identity_of,
     make_config,
     make_rows,
+    read_unlabelled,
 )
 
 HOUR = timedelta(hours=1)
@@ -180,8 +181,8 @@ def test_a_column_whose_type_changed_is_refused_by_name(tmp_path: Path, before: 
         return KnowledgeBase(AgentConfig.model_validate(raw), tmp_path / "kb")
 
     base(before).append_observations(make_rows(0, 2).assign(wind=["7", "8"]), batch="a")
-    kept, changed = base(before), base(after)
-    window = kept.window("all", START, START + 9 * HOUR)
+    original, changed = base(before), base(after)
+    window = original.window("all", START, START + 9 * HOUR)
     refused = f"has 'wind' as {'numbers' if before == 'number' else 'text'}, and the agent file calls it a {after}"
     for use in (
         lambda: changed.append_observations(make_rows(2, 1), batch="b"),
@@ -192,8 +193,8 @@ def test_a_column_whose_type_changed_is_refused_by_name(tmp_path: Path, before: 
         with pytest.raises(SchemaError, match=f"{refused}.*or another name in `observations.columns`"):
             use()
     assert changed.read("observations", window, ["observation_id"])["observation_id"].tolist() == ["o0000", "o0001"]
-    kept.tables.require_column_types()
-    assert len(kept.read_observations(window)) == 2
+    original.tables.require_column_types()
+    assert len(original.read_observations(window)) == 2
 
 
 def test_other_tables_require_their_columns(kb: KnowledgeBase) -> None:
@@ -211,8 +212,8 @@ def test_other_tables_require_their_columns(kb: KnowledgeBase) -> None:
 def test_windows_are_half_open(filled: KnowledgeBase) -> None:
     actual = filled.read_observations(filled.window("w", START + 5 * HOUR, START + 8 * HOUR))
     assert actual["temp"].tolist() == [5, 6, 7]
-    one, other = (filled.window("w", START + a * HOUR, START + b * HOUR) for a, b in ((0, 20), (20, 48)))
-    assert len(filled.read_observations(one)) + len(filled.read_observations(other)) == 48
+    first, second = (filled.window("w", START + a * HOUR, START + b * HOUR) for a, b in ((0, 20), (20, 48)))
+    assert len(filled.read_observations(first)) + len(filled.read_observations(second)) == 48
 
 
 def test_a_window_in_another_time_zone_reads_the_same_rows(filled: KnowledgeBase) -> None:
@@ -253,9 +254,9 @@ def test_rows_in_quarantine_are_left_out(filled: KnowledgeBase) -> None:
     filled.tables.append("quarantine", quarantine(3, 7), batch="q")
     filled.tables.append("outcomes", outcomes(range(48), "move", known_after=HOUR), batch="o")
     window = everything(filled)
-    kept = [float(i) for i in range(48) if i not in (3, 7)]
-    assert filled.read_observations(window)["temp"].tolist() == kept
-    assert filled.read_labelled(window, START + 1000 * HOUR)["temp"].tolist() == kept
+    expected = [float(i) for i in range(48) if i not in (3, 7)]
+    assert filled.read_observations(window)["temp"].tolist() == expected
+    assert filled.read_labelled(window, START + 1000 * HOUR)["temp"].tolist() == expected
 
 
 def test_an_observation_with_two_rows_is_read_once(filled: KnowledgeBase) -> None:
@@ -347,33 +348,33 @@ def keys(**columns: Any) -> list[str]:
 
 
 def test_features_are_stored_with_the_answers(filled: KnowledgeBase) -> None:
-    rows, said = filled.read_observations(everything(filled)).head(6), np.tile([0.25, 0.75], (6, 1))
+    rows, probs = filled.read_observations(everything(filled)).head(6), np.tile([0.25, 0.75], (6, 1))
     assert filled.answers.features(rows, "t") is None
-    filled.answers.append(rows.iloc[:2], said[:2], teacher="t")
+    filled.answers.append(rows.iloc[:2], probs[:2], teacher="t")
     assert filled.answers.features(rows, "t") is None
     inside = np.arange(18.0).reshape(6, 3)
-    filled.answers.append(rows.iloc[:5], said[:5], teacher="t", features=inside[:5])
-    kept = filled.answers.features(rows[::-1], "t")
-    assert kept is not None and kept.dtype == np.float32
-    np.testing.assert_array_equal(kept[::-1], [[np.nan] * 3] * 2 + inside[2:5].tolist() + [[np.nan] * 3])
-    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:5], said[:5])
+    filled.answers.append(rows.iloc[:5], probs[:5], teacher="t", features=inside[:5])
+    stored = filled.answers.features(rows[::-1], "t")
+    assert stored is not None and stored.dtype == np.float32
+    np.testing.assert_array_equal(stored[::-1], [[np.nan] * 3] * 2 + inside[2:5].tolist() + [[np.nan] * 3])
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:5], probs[:5])
     assert filled.answers.features(rows, "another") is None
     with pytest.raises(SchemaError, match="teacher t gives features of width 2, and gave 3 before"):
-        filled.answers.append(rows.iloc[5:], said[5:], teacher="t", features=inside[5:, :2])
+        filled.answers.append(rows.iloc[5:], probs[5:], teacher="t", features=inside[5:, :2])
     assert np.isnan(filled.answers.probs(rows, "t")[5]).all()
 
 
 def test_a_knowledge_table_without_a_features_column(filled: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, said = filled.read_observations(everything(filled)).head(4), np.tile([0.25, 0.75], (4, 1))
+    rows, probs = filled.read_observations(everything(filled)).head(4), np.tile([0.25, 0.75], (4, 1))
     with monkeypatch.context() as patch:
         patch.setitem(FIELDS, "knowledge", [field for field in FIELDS["knowledge"] if field[0] != "features"])
-        filled.answers.append(rows.iloc[:2], said[:2], teacher="t")
+        filled.answers.append(rows.iloc[:2], probs[:2], teacher="t")
     assert filled.answers.features(rows, "t") is None
-    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:2], said[:2])
-    filled.answers.append(rows.iloc[2:], said[2:], teacher="t", features=np.ones((2, 3)))
-    kept = filled.answers.features(rows, "t")
-    assert kept is not None and np.isnan(kept[:2]).all() and (kept[2:] == 1).all()
-    np.testing.assert_array_equal(filled.answers.probs(rows, "t"), said)
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t")[:2], probs[:2])
+    filled.answers.append(rows.iloc[2:], probs[2:], teacher="t", features=np.ones((2, 3)))
+    features = filled.answers.features(rows, "t")
+    assert features is not None and np.isnan(features[:2]).all() and (features[2:] == 1).all()
+    np.testing.assert_array_equal(filled.answers.probs(rows, "t"), probs)
 
 
 def test_content_keys_are_equal_for_equal_content_only(kb: KnowledgeBase) -> None:
@@ -559,11 +560,16 @@ def test_limit_samples_old_rows_and_keeps_the_newest(kb: KnowledgeBase) -> None:
 
 def step(process: str, number: int, champion: str = "toy@1", since: datetime = START) -> EvidenceRows:
     """The step of hour ``number``, with one audited row."""
-    begun = evidence.start(process, champion, since=since, null_mean=0.1, average_run_length=100)
+    first_step = evidence.start(process, champion, since=since, null_mean=0.1, average_run_length=100)
     start = since + number * HOUR
-    done = evidence.advance(begun, np.array([0.2]), start=start, end=start + HOUR, rows=1)
+    done = evidence.advance(first_step, np.array([0.2]), start=start, end=start + HOUR, rows=1)
     return EvidenceRows(
-        step=done, observation_ids=(f"o{number}",), units=(0,), probabilities=(0.5,), weights=(2.0,), losses=(0.1,)
+        step=done,
+        observation_ids=(f"o{number}",),
+        cluster_ids=(0,),
+        probabilities=(0.5,),
+        sampling_weights=(2.0,),
+        losses=(0.1,),
     )
 
 
@@ -642,12 +648,12 @@ def test_an_agent_with_text_columns_only(tmp_path: Path) -> None:
         | {"student": {"kind": "text"}, "promotion": {}}
         | {"observations": {"source": "t:rows", "since": START.isoformat(), "columns": {"said": {"type": "text"}}}}
     )
-    said = ["a taxi to São Paulo", "", None, "a taxi to São Paulo"]
-    rows = make_rows(0, 4)[["observation_id", "observed_at"]].assign(said=said)
+    texts = ["a taxi to São Paulo", "", None, "a taxi to São Paulo"]
+    rows = make_rows(0, 4)[["observation_id", "observed_at"]].assign(said=texts)
     base = KnowledgeBase(config, tmp_path / "texts")
     assert base.append_observations(rows, batch="a") == 4
     back = base.read_observations(everything(base))
-    assert back["said"].fillna("-").tolist() == [said[0], "", "-", said[0]]
+    assert back["said"].fillna("-").tolist() == [texts[0], "", "-", texts[0]]
     keys = back["content_key"].tolist()
     assert keys[0] == keys[3] and len(set(keys)) == 3
     half = rows.assign(said=pd.Series(["half a \ud83d", "", "", ""], dtype=object))
@@ -661,21 +667,21 @@ def test_an_agent_with_text_columns_only(tmp_path: Path) -> None:
 def test_the_first_selection_of_a_job_is_stored_with_its_probabilities(filled: KnowledgeBase) -> None:
     rows = filled.read_observations(everything(filled))
     assert filled.answers.questions("r1", "t1") is None
-    known = np.array([True, False, False])
-    filled.answers.append_questions(rows.iloc[:3], np.array([1.0, 0.5, 0.25]), known, job="r1", teacher="t1")
+    mask = np.array([True, False, False])
+    filled.answers.append_questions(rows.iloc[:3], np.array([1.0, 0.5, 0.25]), mask, job="r1", teacher="t1")
     filled.answers.append_questions(rows.iloc[5:9], np.ones(4), np.zeros(4, dtype=bool), job="r1", teacher="t1")
     filled.answers.append_questions(rows.iloc[9:10], np.ones(1), np.zeros(1, dtype=bool), job="r2", teacher="t1")
-    kept = filled.answers.questions("r1", "t1")
-    assert kept is not None
-    assert kept["observation_id"].tolist() == ["o0000", "o0001", "o0002"]
-    assert kept["probability"].tolist() == [1.0, 0.5, 0.25] and kept["known"].tolist() == known.tolist()
+    questions = filled.answers.questions("r1", "t1")
+    assert questions is not None
+    assert questions["observation_id"].tolist() == ["o0000", "o0001", "o0002"]
+    assert questions["probability"].tolist() == [1.0, 0.5, 0.25] and questions["known"].tolist() == mask.tolist()
     assert filled.answers.questions("r1", "t2") is None
 
 
 def test_rows_without_a_known_outcome(filled: KnowledgeBase) -> None:
     filled.tables.append("outcomes", outcomes(range(40), "move", known_after=HOUR), batch="outcomes")
     filled.tables.append("quarantine", quarantine(47), batch="bad")
-    rows = filled.read_unlabelled(everything(filled), known_by=START + 31 * HOUR)
+    rows = read_unlabelled(filled, everything(filled), known_by=START + 31 * HOUR)
     assert rows["observation_id"].tolist() == [f"o{i:04d}" for i in range(31, 47)]
     assert (rows["outcome"] == -1).all()
 
@@ -722,17 +728,17 @@ def test_whether_the_last_refresh_was_refused(kb: KnowledgeBase) -> None:
 def test_a_window_of_a_day_reads_the_files_of_its_month(kb: KnowledgeBase) -> None:
     kb.append_observations(make_rows(0, 24 * 120), batch="four months")
     delta = kb.tables.open("observations")
-    assert delta is not None and delta.metadata().partition_columns == [MONTH]
+    assert delta is not None and delta.metadata().partition_columns == [MONTH_COLUMN]
     assert len(delta.file_uris()) == 4
     day = START + timedelta(days=40)
     dataset, _ = observed_in(delta, day, day + timedelta(days=1))
-    assert [MONTH + "=2013-02" in file for file in dataset.files] == [True]
+    assert [MONTH_COLUMN + "=2013-02" in file for file in dataset.files] == [True]
     assert len(observed_in(delta, day - timedelta(days=30), day)[0].files) == 2
     assert observed_in(delta, day + timedelta(days=400))[0].files == []
     window = kb.window("day", day, day + timedelta(days=1))
     assert kb.read("observations", window)["temp"].tolist() == [float(24 * 40 + hour) for hour in range(24)]
-    assert MONTH not in kb.read("observations", window)
-    assert kb.read("observations", window, [MONTH])[MONTH].unique().tolist() == ["2013-02"]
+    assert MONTH_COLUMN not in kb.read("observations", window)
+    assert kb.read("observations", window, [MONTH_COLUMN])[MONTH_COLUMN].unique().tolist() == ["2013-02"]
 
 
 def test_files_are_pruned_to_the_microsecond(kb: KnowledgeBase) -> None:
@@ -753,7 +759,9 @@ def test_an_unpartitioned_table_stays_unpartitioned(kb: KnowledgeBase) -> None:
     kb.append_observations(make_rows(0, 24 * 60), batch="two months")
     kb.append_observations(make_rows(24 * 60, 24), batch="another day")
     delta = kb.tables.open("observations")
-    assert delta is not None and delta.metadata().partition_columns == [] and MONTH not in delta.schema().to_json()
+    assert (
+        delta is not None and delta.metadata().partition_columns == [] and MONTH_COLUMN not in delta.schema().to_json()
+    )
     assert kb.tables.count_rows() == {"observations": 24 * 61}
     assert kb.newest_observed_at() == START + (24 * 61 - 1) * HOUR
     window = kb.window("w", START + 24 * HOUR, START + 26 * HOUR)
@@ -800,11 +808,11 @@ def test_concurrent_processes_get_one_identity(kb: KnowledgeBase) -> None:
 
 def test_the_answer_asked_for_first_counts_in_any_order_of_files(filled: KnowledgeBase) -> None:
     rows = filled.read_observations(everything(filled)).iloc[:1]
-    for batch, hours, said in (("late", 2, [0.1, 0.9]), ("early", 1, [0.6, 0.4]), ("latest", 3, [0.3, 0.7])):
-        one = rows[["content_key", "observed_at"]].assign(
-            teacher="t", asked_at=START + hours * HOUR, probabilities=[said], features=None
+    for batch, hours, probs in (("late", 2, [0.1, 0.9]), ("early", 1, [0.6, 0.4]), ("latest", 3, [0.3, 0.7])):
+        answers = rows[["content_key", "observed_at"]].assign(
+            teacher="t", asked_at=START + hours * HOUR, probabilities=[probs], features=None
         )
-        filled.tables.append("knowledge", one, batch=batch)
+        filled.tables.append("knowledge", answers, batch=batch)
     assert filled.answers.probs(rows, "t").tolist() == [[0.6, 0.4]]
 
 

@@ -83,12 +83,16 @@ def outcomes(first: int, count: int = 1) -> Outcomes:
 
 
 def teacher_answered(
-    first: int, count: int = 1, said: float = 0.5, teacher: str = "t@1", **spending: Any
+    first: int, count: int = 1, probability: float = 0.5, teacher: str = "t@1", **spending: Any
 ) -> TeacherAnswered:
     seen = observed(first, count)
     del seen["observation_ids"]
     return TeacherAnswered(
-        **seen, teacher=teacher, asked_at=micros(first, 1)[0], probabilities=[[said, 1 - said]] * count, **spending
+        **seen,
+        teacher=teacher,
+        asked_at=micros(first, 1)[0],
+        probabilities=[[probability, 1 - probability]] * count,
+        **spending,
     )
 
 

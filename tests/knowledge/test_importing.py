@@ -93,11 +93,11 @@ FORMATS = ["log.csv", "log.csv.gz", "log.jsonl", "log.jsonl.gz", "log.parquet"]
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     base = make(tmp_path)
-    seen: list[int] = []
+    counts: list[int] = []
     path = write(tmp_path / name, logged(0, 9))
-    summary = import_files(base, [path], lambda _, count: seen.append(count))
+    summary = import_files(base, [path], lambda _, count: counts.append(count))
     assert counted(summary) == {"rows": 9, "added": 9, "decisions": 9, "outcomes": 6}
-    assert sum(seen) == 2 * path.stat().st_size
+    assert sum(counts) == 2 * path.stat().st_size
     rows = everything(base)
     assert rows["observation_id"].tolist() == [f"r{i}" for i in range(9)]
     assert rows["observed_at"].tolist() == [START + i * HOUR for i in range(9)]
@@ -383,9 +383,9 @@ def test_missing_value_strings_apply_to_dictionary_columns(tmp_path: Path) -> No
 
 def test_numbers_of_every_type(tmp_path: Path) -> None:
     lines = [json.loads(logged(i, 1).to_json(orient="records", lines=True)) for i in range(7)]
-    given = [True, 2**70, "1.5", 3, [1], "nan", "1_0"]
+    values = [True, 2**70, "1.5", 3, [1], "nan", "1_0"]
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps(line | {"wind": wind}) for line, wind in zip(lines, given, strict=True)))
+    path.write_text("\n".join(json.dumps(line | {"wind": wind}) for line, wind in zip(lines, values, strict=True)))
     (actual,) = preview(make(tmp_path).config, [path])
     assert actual.rows["wind"].tolist() == [1.0, 2.0**70, 1.5, 3.0]
     assert [problem.line for problem in actual.problems] == [5, 6, 7]
@@ -396,9 +396,9 @@ def test_ids_and_actions_that_are_numbers_or_booleans(tmp_path: Path) -> None:
     words = {"1": "move", "true": "move", "0": "stay", "false": "stay"}
     base = make(tmp_path, actions=words, outcome={"action": "truth"})
     line = json.loads(logged(0, 1).to_json(orient="records", lines=True))
-    given = [(2**60 + 1, 1, True), (2**70, 1.0, False), (True, "0", 0)]
+    values = [(2**60 + 1, 1, True), (2**70, 1.0, False), (True, "0", 0)]
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps(line | {"id": i, "did": d, "truth": t}) for i, d, t in given))
+    path.write_text("\n".join(json.dumps(line | {"id": i, "did": d, "truth": t}) for i, d, t in values))
     assert counted(import_files(base, [path])) == {"rows": 3, "added": 3, "decisions": 3, "outcomes": 3}
     decisions = base.read("decisions").set_index("observation_id")["action"]
     assert decisions.to_dict() == {str(2**60 + 1): "move", str(2**70): "move", "true": "stay"}
@@ -452,9 +452,9 @@ def test_bad_lines_go_to_quarantine_with_their_numbers(tmp_path: Path) -> None:
     rows = everything(base).set_index("observation_id")
     assert sorted(rows.index) == ["a", "c", "i", "k"] and rows.loc["c", "origin"] == "New\nYork"
     assert rows.loc["i", ["temp", "wind", "origin"]].isna().all()
-    kept = base.read("quarantine").set_index("observation_id")["reasons"]
-    assert len(kept) == 8 and not set(kept.index) & set(rows.index)
-    (three,) = [reasons.tolist() for reasons in kept if len(reasons) == 3]
+    reasons_by_id = base.read("quarantine").set_index("observation_id")["reasons"]
+    assert len(reasons_by_id) == 8 and not set(reasons_by_id.index) & set(rows.index)
+    (three,) = [reasons.tolist() for reasons in reasons_by_id if len(reasons) == 3]
     assert three == [
         "a.csv:8: when: 'yesterday' is no ISO moment such as 2024-05-01T12:00:00Z",
         "a.csv:8: wind: 'inf' is not finite",
@@ -522,16 +522,16 @@ def test_a_repeated_json_key_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ('{"id": 1, "wind": NaN}\n' * 3, "a.jsonl:1: the line holds NaN, which is no JSON"),
         ('{"id": 1}{"id": 2}\n', "a.jsonl:1: the line cannot be read as JSON"),
         ('{"id": 1,\n"wind": 2}\n', "It is JSON over several lines"),
     ],
 )
-def test_the_reason_why_a_json_file_has_no_columns(tmp_path: Path, text: str, said: str) -> None:
+def test_the_reason_why_a_json_file_has_no_columns(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)
-    with pytest.raises(SchemaError, match=said):
+    with pytest.raises(SchemaError, match=reason):
         list(preview(make(tmp_path).config, [tmp_path / "a.jsonl"]))
 
 
@@ -637,12 +637,12 @@ def test_a_missing_column_is_named_with_the_closest_match(tmp_path: Path) -> Non
 def test_rows_of_a_truncated_file_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_run, "_CHUNK_ROWS", 100)
     base, path = make(tmp_path), write(tmp_path / "a.csv.gz", logged(0, 5000))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
     with pytest.raises(SchemaError, match=r"a\.csv\.gz cannot be read as CSV in UTF-8 in gzip"):
         import_files(base, [path])
     before = len(base.read("observations"))
-    path.write_bytes(gzip.compress(gzip.decompress(whole)))
+    path.write_bytes(gzip.compress(gzip.decompress(content)))
     summary = import_files(base, [path])
     assert 0 < before < 5000 and summary.added + before == 5000 == len(base.read("observations"))
 
@@ -658,18 +658,18 @@ def test_one_import_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_key_set_reports_new_keys() -> None:
-    rng, keys, known = np.random.default_rng(0), KeySet(), set[str]()
+    rng, keys, added = np.random.default_rng(0), KeySet(), set[str]()
     for _ in range(40):
         texts = [f"k{i}" for i in rng.integers(0, 4000, 200)]
         expected = []
         for text in texts:
-            expected.append(text not in known)
-            known.add(text)
+            expected.append(text not in added)
+            added.add(text)
         assert keys.add(pd.Series(texts, dtype=object)).tolist() == expected
     assert len(keys._runs) < 10
 
 
 def test_keys_with_equal_first_hash_are_distinguished() -> None:
-    one = (np.array([5, 5, 5, 9], dtype=np.uint64), np.array([1, 2, 3, 4], dtype=np.uint64))
-    asked = np.array([5, 5, 9, 9, 1], dtype=np.uint64), np.array([3, 4, 4, 5, 1], dtype=np.uint64)
-    assert _is_in(*asked, one).tolist() == [True, False, True, False, False]
+    stored = (np.array([5, 5, 5, 9], dtype=np.uint64), np.array([1, 2, 3, 4], dtype=np.uint64))
+    queried = np.array([5, 5, 9, 9, 1], dtype=np.uint64), np.array([3, 4, 4, 5, 1], dtype=np.uint64)
+    assert _is_in(*queried, stored).tolist() == [True, False, True, False, False]

@@ -20,10 +20,10 @@ DAY = datetime(2024, 1, 1, tzinfo=UTC)
 @pytest.fixture
 def base(tmp_path: Path) -> KnowledgeBase:
     """Three days with one observation per day."""
-    made = KnowledgeBase(agent(), tmp_path / "knowledge")
+    knowledge = KnowledgeBase(agent(), tmp_path / "knowledge")
     for day in range(3):
-        made.append_observations(observation(f"o{day}", DAY + timedelta(days=day)), batch=f"day {day}")
-    return made
+        knowledge.append_observations(observation(f"o{day}", DAY + timedelta(days=day)), batch=f"day {day}")
+    return knowledge
 
 
 def observation(name: str, moment: datetime) -> pd.DataFrame:

@@ -135,8 +135,8 @@ def test_many_threads_write_every_event_once(tmp_path: Path) -> None:
     actual = names(path_of(spool))
     assert len(actual) == len(set(actual)) == 8 * 25 * 2
     for number in range(8):  # events of one thread stay in order
-        mine = [name for name in actual if name.startswith(f"{number}:")]
-        assert mine == [f"{number}:{turn}{more}" for turn in range(25) for more in ("", "+")]
+        own_names = [name for name in actual if name.startswith(f"{number}:")]
+        assert own_names == [f"{number}:{turn}{more}" for turn in range(25) for more in ("", "+")]
 
 
 # --------------------------------------------------------------------------- no room
@@ -158,13 +158,13 @@ def test_events_without_room_are_refused_together(tmp_path: Path) -> None:
 def test_a_too_large_request_does_not_fail_others(tmp_path: Path) -> None:
     spool, refused = Spool(tmp_path, max_rows=3), list[str]()
 
-    def put(*given: str) -> None:
+    def put(*rows: str) -> None:
         try:
-            spool.put(event(*given))
+            spool.put(event(*rows))
         except SpoolFullError:
-            refused.extend(given)
+            refused.extend(rows)
 
-    threads = [threading.Thread(target=put, args=given) for given in (("a",), ("b", "c", "d", "e"), ("f",))]
+    threads = [threading.Thread(target=put, args=rows) for rows in (("a",), ("b", "c", "d", "e"), ("f",))]
     with spool._write_lock:
         for number, thread in enumerate(threads):
             thread.start()
@@ -328,7 +328,7 @@ def test_a_truncated_log_has_complete_commits(tmp_path: Path, seed: int) -> None
     spool, rng = Spool(tmp_path / "live"), random.Random(seed)
     for number in range(40):
         spool.put(event(*(f"{number}:{row}" for row in range(rng.randint(1, 40)))))
-    whole = names(path_of(spool))
+    all_names = names(path_of(spool))
     for _ in range(15):
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
@@ -339,8 +339,8 @@ def test_a_truncated_log_has_complete_commits(tmp_path: Path, seed: int) -> None
             index.unlink()
         taken = Spool(copy)
         actual = names(path_of(taken))
-        assert actual == whole[: len(actual)]
-        behind = whole[len(actual) :]  # a commit is complete or absent
+        assert actual == all_names[: len(actual)]
+        behind = all_names[len(actual) :]  # a commit is complete or absent
         assert not actual or not behind or actual[-1].split(":")[0] != behind[0].split(":")[0]
         taken.put(event("after"))
         assert names(path_of(taken)) == [*actual, "after"]

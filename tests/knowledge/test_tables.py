@@ -88,8 +88,8 @@ def test_files_are_pruned_by_any_text(kb: KnowledgeBase) -> None:
     assert delta is not None
     for job in jobs:
         assert kb.answers.spending(job=job).keys() == {job}
-        wanted: Clause = ("job", "=", job)
-        assert 1 <= len(files_with(delta, wanted)[0].files) <= 2
+        clause: Clause = ("job", "=", job)
+        assert 1 <= len(files_with(delta, clause)[0].files) <= 2
     few: Clause = ("job", "in", [jobs[0], jobs[1]])
     assert kb.tables.select("spending", ["job"], few)["job"].to_pylist() in (jobs[:2], jobs[1::-1])
     none: Clause = ("job", "in", [])

@@ -31,8 +31,10 @@ def kb(tmp_path: Path) -> KnowledgeBase:
     for first in range(0, 24 * 70, 24 * 5):
         rows = make_rows(first, 24 * 5)
         base.append_observations(rows, batch=f"{first}")
-        known = rows[["observation_id", "observed_at"]].assign(known_at=rows["observed_at"] + HOUR, action="move")
-        base.tables.append("outcomes", known, batch=f"{first}")
+        known_outcomes = rows[["observation_id", "observed_at"]].assign(
+            known_at=rows["observed_at"] + HOUR, action="move"
+        )
+        base.tables.append("outcomes", known_outcomes, batch=f"{first}")
     return base
 
 
@@ -88,10 +90,10 @@ def test_an_unpartitioned_table_is_compacted_and_keeps_its_log(tmp_path: Path) -
 
 
 def test_windows_of_models_read_identical_rows_after_all_upkeep(kb: KnowledgeBase) -> None:
-    learned, judged = window(kb, 3, 20), window(kb, 20, 25)
-    rows = labelled(kb, learned), labelled(kb, judged), kb.read("observations", learned)
+    train_window, test_window = window(kb, 3, 20), window(kb, 20, 25)
+    rows = labelled(kb, train_window), labelled(kb, test_window), kb.read("observations", train_window)
     kb.append_observations(make_rows(24 * 70, 24), batch="later")
-    windows = {"toy@1": (learned, judged)}
+    windows = {"toy@1": (train_window, test_window)}
     for turn in range(2):  # the second run has nothing to do
         upkeep.compact(kb.tables, Upkeep(min_files=2))
         removed = upkeep.delete_old_rows(kb.tables, START + 60 * DAY, windows)
@@ -99,12 +101,12 @@ def test_windows_of_models_read_identical_rows_after_all_upkeep(kb: KnowledgeBas
         assert {deleted.table: deleted.rows for deleted in removed} == (
             {"observations": 38 * 24, "outcomes": 38 * 24} if turn == 0 else {}
         )
-        version = learned.versions["observations"]
+        version = train_window.versions["observations"]
         assert freed["observations"].kept == {version: ("toy@1",)} and not freed["observations"].unreadable
         assert (freed["observations"].files_before > freed["observations"].files_after) == (turn == 0)
-        pd.testing.assert_frame_equal(labelled(kb, learned), rows[0])
-        pd.testing.assert_frame_equal(labelled(kb, judged), rows[1])
-        pd.testing.assert_frame_equal(kb.read("observations", learned), rows[2])
+        pd.testing.assert_frame_equal(labelled(kb, train_window), rows[0])
+        pd.testing.assert_frame_equal(labelled(kb, test_window), rows[1])
+        pd.testing.assert_frame_equal(kb.read("observations", train_window), rows[2])
     # its rows are in the newest version as well, with the eleven days within the retention
     days = kb.read("observations")["observed_at"].dt.floor("D").unique()
     assert sorted((day - START) // DAY for day in days) == [*range(3, 25), *range(60, 71)]

@@ -17,7 +17,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import WindowError
 from stillhouse.knowledge import KnowledgeBase, sampling, windows
 from stillhouse.records import Verdict, Window
-from tests.knowledge.parts_for_tests import START, make_config, make_rows
+from tests.knowledge.parts_for_tests import START, make_config, make_rows, read_unlabelled
 
 HOUR = timedelta(hours=1)
 
@@ -116,10 +116,10 @@ def test_the_hash_is_siphash_so_that_samples_are_reproducible() -> None:
 
 def test_a_sample_larger_than_the_window_is_the_window(kb: KnowledgeBase) -> None:
     bad(kb, 3, batch="bad")
-    whole = kb.read_observations(kb.window("w", START, START + 200 * HOUR))
-    pd.testing.assert_frame_equal(kb.read_observations(sample(kb, 1000)), whole)
+    all_rows = kb.read_observations(kb.window("w", START, START + 200 * HOUR))
+    pd.testing.assert_frame_equal(kb.read_observations(sample(kb, 1000)), all_rows)
     nothing = sample(kb, 5).model_copy(update={"end": START})
-    assert kb.read_observations(nothing).empty and list(kb.read_observations(nothing)) == list(whole)
+    assert kb.read_observations(nothing).empty and list(kb.read_observations(nothing)) == list(all_rows)
 
 
 @pytest.mark.parametrize("size", [1, 3, 50])
@@ -137,15 +137,19 @@ def test_neither_batches_nor_order_nor_copies_change_a_sample(size: int) -> None
         )
         return actual.to_pandas().sort_values("observation_id", ignore_index=True)
 
-    one = drawn(together, 10_000)
-    assert len(one) == size and one["observation_id"].is_unique and "o0009" not in set(one["observation_id"])
+    full_sample = drawn(together, 10_000)
+    assert (
+        len(full_sample) == size
+        and full_sample["observation_id"].is_unique
+        and "o0009" not in set(full_sample["observation_id"])
+    )
     for batch in (7, 100):
         shuffled = together.iloc[rng.permutation(len(together))]
-        pd.testing.assert_frame_equal(drawn(shuffled, batch), one)
+        pd.testing.assert_frame_equal(drawn(shuffled, batch), full_sample)
     expected = together.sort_values(["observed_at", "content_key"]).drop_duplicates("observation_id")
     pd.testing.assert_frame_equal(
-        one,
-        expected[expected["observation_id"].isin(one["observation_id"])].sort_values(
+        full_sample,
+        expected[expected["observation_id"].isin(full_sample["observation_id"])].sort_values(
             "observation_id", ignore_index=True
         ),
     )
@@ -163,15 +167,18 @@ def test_a_sample_is_uniform(kb: KnowledgeBase) -> None:
 def test_labels_are_those_of_the_sampled_rows(kb: KnowledgeBase) -> None:
     kb.tables.append("outcomes", outcomes(range(120)), batch="a")
     kb.tables.append("outcomes", outcomes(range(60), "stay", known_after=2 * HOUR), batch="corrected")
-    window, known = sample(kb, 40), START + 500 * HOUR
-    whole = window.model_copy(update={"sample": None, "seed": None})
+    window, known_by = sample(kb, 40), START + 500 * HOUR
+    unsampled = window.model_copy(update={"sample": None, "seed": None})
     ids = set(kb.read_observations(window)["observation_id"])
-    labelled, unlabelled = kb.read_labelled(window, known), kb.read_unlabelled(window, known)
+    labelled, unlabelled = kb.read_labelled(window, known_by), read_unlabelled(kb, window, known_by)
     assert set(labelled["observation_id"]) | set(unlabelled["observation_id"]) == ids
-    for some, every in ((labelled, kb.read_labelled(whole, known)), (unlabelled, kb.read_unlabelled(whole, known))):
-        expected = every[every["observation_id"].isin(ids)].reset_index(drop=True)
-        assert len(some)
-        pd.testing.assert_frame_equal(some, expected)
+    for sampled_rows, all_rows in (
+        (labelled, kb.read_labelled(unsampled, known_by)),
+        (unlabelled, read_unlabelled(kb, unsampled, known_by)),
+    ):
+        expected = all_rows[all_rows["observation_id"].isin(ids)].reset_index(drop=True)
+        assert len(sampled_rows)
+        pd.testing.assert_frame_equal(sampled_rows, expected)
 
 
 def test_a_window_reads_the_same_rows_later(kb: KnowledgeBase) -> None:
@@ -194,9 +201,9 @@ def test_a_window_reads_the_same_rows_later(kb: KnowledgeBase) -> None:
     kb.append_observations(make_rows(200, 50), batch="newer")
 
     for window, (observed, labelled) in zip(taken, before, strict=True):
-        kept = Window.model_validate_json(window.model_dump_json())
-        pd.testing.assert_frame_equal(kb.read_observations(kept), observed)
-        pd.testing.assert_frame_equal(kb.read_labelled(kept, START + 900 * HOUR), labelled)
+        reread = Window.model_validate_json(window.model_dump_json())
+        pd.testing.assert_frame_equal(kb.read_observations(reread), observed)
+        pd.testing.assert_frame_equal(kb.read_labelled(reread, START + 900 * HOUR), labelled)
     changed = kb.read_observations(sample(kb, 30))
     assert changed["observation_id"].tolist() != before[0][0]["observation_id"].tolist()
 

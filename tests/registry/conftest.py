@@ -245,7 +245,7 @@ def baseline(teacher: ModelRef, *, train: Window | None = None, test: Window | N
         losses={},
         quality=quality(),
         teacher=teacher,
-        screens=DriftCalibration(block=timedelta(days=1), blocks=0, columns={}, joint=()),
+        screens=DriftCalibration(block_length=timedelta(days=1), time_blocks=0, columns={}, joint=()),
         disagreement=Disagreement(rows=1, rate=0, total_variation=0),
     )
 

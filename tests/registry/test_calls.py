@@ -151,10 +151,13 @@ def log_watch(registry: Registry, number: int) -> None:
 
 def test_candidates_logged_at_once_are_as_one_by_one(registry: Registry, life: Life, tmp_path: Path) -> None:
     """The same files, tags, params, metrics and links, but for names and ids."""
-    made = life.refresh("r1", variants=("fp32",))
+    refresh = life.refresh("r1", variants=("fp32",))
     run_id, _ = registry.runs.open_refresh("r2", tags={"cause": "drift-7"}, params={})
     lineage = Lineage(
-        teacher=made["teacher"], student=made["student"], knowledge={"observations": 4, "outcomes": 2}, drift="drift-7"
+        teacher=refresh["teacher"],
+        student=refresh["student"],
+        knowledge={"observations": 4, "outcomes": 2},
+        drift="drift-7",
     )
     folders = {name: variant_folder(tmp_path / name, name) for name in ("fp32", "int8", "tiny")}
     refs = registry.publish_variants(
@@ -173,12 +176,12 @@ def test_candidates_logged_at_once_are_as_one_by_one(registry: Registry, life: L
         rows(),
     )
     assert {name: ref.version for name, ref in refs.items()} == {"fp32": "2", "int8": "3", "tiny": None}
-    single_tags = registry.models.tags(made["fp32"])
+    single_tags = registry.models.tags(refresh["fp32"])
     for name, ref in refs.items():
         tags = registry.models.tags(ref)
         differing = {"signature", "refresh_id", "refresh_run", "variant", *({"gate"} if name == "tiny" else ())}
         assert {key for key in single_tags if single_tags[key] != tags.get(key)} - differing == set()
-        files = set(registry.models.signed(made["fp32"]).files)
+        files = set(registry.models.signed(refresh["fp32"]).files)
         assert {
             path.replace(f"artifacts/{name}/", "artifacts/fp32/") for path in registry.models.signed(ref).files
         } == files

@@ -33,9 +33,9 @@ from .conftest import AGENT_FILE, RULE_TEACHER, Life, log_variant, quality, rows
 
 @pytest.fixture
 def models(registry: Registry, life: Life) -> dict[str, ModelRef]:
-    made = life.refresh("r1", variants=("fp32", "int8_dynamic"))
-    registry.promote(made["fp32"].version)
-    return made
+    refresh = life.refresh("r1", variants=("fp32", "int8_dynamic"))
+    registry.promote(refresh["fp32"].version)
+    return refresh
 
 
 def logged(registry: Registry, ref: ModelRef) -> str:

@@ -261,17 +261,17 @@ def test_before_the_first_version_there_are_no_windows(registry: Registry) -> No
 def test_a_rollback_whose_record_was_killed_is_taken_up_again(three: Registry) -> None:
     for version in "123":
         three.promote(version)
-    seen: list[Rollback] = []
+    rollbacks: list[Rollback] = []
 
     def killed_while_recording(done: Rollback) -> None:
-        seen.append(done)
+        rollbacks.append(done)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         three.rollback(killed_while_recording)
-    assert three.rollback(seen.append).version == "2"
-    assert seen[0] == seen[1] and seen[0].before is not None and seen[0].before.version == "3"
-    assert three.rollback(seen.append).version == "1" and seen[2].began_at > seen[0].began_at
+    assert three.rollback(rollbacks.append).version == "2"
+    assert rollbacks[0] == rollbacks[1] and rollbacks[0].before is not None and rollbacks[0].before.version == "3"
+    assert three.rollback(rollbacks.append).version == "1" and rollbacks[2].began_at > rollbacks[0].began_at
 
 
 def test_promotion_names_the_replaced_champion_after_repeated_calls(three: Registry) -> None:

@@ -78,7 +78,7 @@ def register_version(life: Life, number: int) -> None:
         as_of=START,
         losses={},
         quality=quality(),
-        screens=DriftCalibration(block=timedelta(days=1), blocks=0, columns={}, joint=()),
+        screens=DriftCalibration(block_length=timedelta(days=1), time_blocks=0, columns={}, joint=()),
         disagreement=Disagreement(rows=9, rate=0.1, total_variation=0.1),
         teacher=models["teacher"],
     )

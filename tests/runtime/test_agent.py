@@ -54,8 +54,8 @@ def test_a_decision_has_the_champions_probabilities_and_is_recorded(promoted: In
     assert (single.decider, single.version) == ("student", "flights@1")
     assert [decision.observation_id for decision in from_frame] == ["a", "b"]
     decisions, observations = read_table("decisions"), read_table("observations")
-    made = [single, *several, *from_frame]
-    assert sorted(decisions["decision_id"]) == sorted(decision.decision_id for decision in made)
+    decided = [single, *several, *from_frame]
+    assert sorted(decisions["decision_id"]) == sorted(decision.decision_id for decision in decided)
     assert set(observations["observation_id"]) == set(decisions["observation_id"]) and len(observations) == 5
     assert observations["content_key"].nunique() == 2
 
@@ -191,13 +191,13 @@ def test_without_a_champion_the_agent_records_observations(installation: Install
 
 
 def test_ten_swaps_under_load_neither_fail_nor_lose_a_decision(promoted: Installation) -> None:
-    made, errors, stop = list[tuple[str, str]](), list[BaseException](), threading.Event()
+    decided, errors, stop = list[tuple[str, str]](), list[BaseException](), threading.Event()
 
     def decide(agent: Agent) -> None:
         while not stop.is_set():
             try:
                 decision = agent.decide(ROW)
-                made.append((decision.decision_id, decision.version))
+                decided.append((decision.decision_id, decision.version))
                 time.sleep(0.002)  # leaves time for the disk
             except BaseException as error:
                 errors.append(error)
@@ -216,8 +216,8 @@ def test_ten_swaps_under_load_neither_fail_nor_lose_a_decision(promoted: Install
         agent.flush()
     assert not errors
     decisions = read_table("decisions")
-    assert sorted(zip(decisions["decision_id"], decisions["version"], strict=True)) == sorted(made)
-    assert {version for _, version in made} == {"flights@1", "flights@2", "flights@3"}
+    assert sorted(zip(decisions["decision_id"], decisions["version"], strict=True)) == sorted(decided)
+    assert {version for _, version in decided} == {"flights@1", "flights@2", "flights@3"}
     folders = {path.name.split("-")[1] for path in promoted.folder.glob("variant-*")}
     assert folders == {"3", "1"}  # the present champion and the previous one
 

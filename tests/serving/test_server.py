@@ -263,8 +263,8 @@ def test_requests_above_the_limits_are_errors() -> None:
                 yield huge[i : i + 100]
 
         assert error_of(await client.post(DECISIONS, content=chunks(), headers=JSON)) == (413, "body_too_large")
-        many = await client.post(DECISIONS, json={"observations": [ROW] * 4})
-        assert error_of(many) == (413, "too_many_rows")
+        answer = await client.post(DECISIONS, json={"observations": [ROW] * 4})
+        assert error_of(answer) == (413, "too_many_rows")
         assert spool_events() == []
 
     run_with_server(test, limits=RequestLimits(max_body=2000, max_rows=3))

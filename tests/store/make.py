@@ -46,8 +46,8 @@ def fill(top: Path) -> None:
     registry.promote("1")
     with Agent("flights", follow=False, flush=False) as agent:
         agent.follow(registry)
-        made = agent.decide(ROWS[:4])
-        agent.outcome(made[0].decision_id, "late")
+        decided = agent.decide(ROWS[:4])
+        agent.outcome(decided[0].decision_id, "late")
         agent.flush()
         agent.decide(ROWS[4:])
     base = KnowledgeBase(load("flights"))

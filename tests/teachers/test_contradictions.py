@@ -49,8 +49,14 @@ def test_contradictions_match_hand_count() -> None:
     south = np.arange(80) < 40
     a, b = np.where(south, 0.8, 0.7), np.where(np.arange(80) < 30, 0.2, 0.9)
     result = compare(80, a, b, np.ones(80, dtype=int), np.where(south, "south", "north"))
-    whole, south_slice, north_slice = result.found
-    assert (whole.slice, whole.rows, whole.contradicting, whole.first_right, whole.second_right) == ("", 80, 30, 30, 0)
+    all_rows, south_slice, north_slice = result.contradictions
+    assert (all_rows.slice, all_rows.rows, all_rows.contradicting, all_rows.first_right, all_rows.second_right) == (
+        "",
+        80,
+        30,
+        30,
+        0,
+    )
     assert (south_slice.slice, south_slice.share, south_slice.known, south_slice.better) == (
         "place=south",
         0.75,
@@ -69,12 +75,12 @@ def test_contradictions_match_hand_count() -> None:
 
 def test_large_total_variation_counts_with_equal_actions() -> None:
     result = compare(2, [0.999, 0.999], [0.6, 0.499], [1, -1], ["x", "x"])
-    assert result.found[0].contradicting == 1  # 0.399 apart is not enough
+    assert result.contradictions[0].contradicting == 1  # 0.399 apart is not enough
     probs = np.array([[0.34, 0.33, 0.33]]), np.array([[0.9, 0.05, 0.05]])
     settings = config().model_copy(update={"actions": ("a", "b", "c")})
     rows = pd.DataFrame({"observed_at": [pd.Timestamp(START)], "place": ["x"]})
     teacher_probs = dict(zip(("p", "q"), probs, strict=True))
-    (contradiction,) = find_contradictions(settings, WINDOW, rows, teacher_probs, np.array([0])).found
+    (contradiction,) = find_contradictions(settings, WINDOW, rows, teacher_probs, np.array([0])).contradictions
     assert (contradiction.contradicting, contradiction.first_right, contradiction.second_right) == (
         1,
         0,
@@ -85,16 +91,17 @@ def test_large_total_variation_counts_with_equal_actions() -> None:
 def test_small_slices_and_unknown_labels_are_left_out() -> None:
     place = np.where(np.arange(60) < 10, "small", "large")
     result = compare(60, np.full(60, 0.9), np.full(60, 0.1), np.full(60, -1), place)
-    assert [contradiction.slice for contradiction in result.found] == ["", "place=large"]
+    assert [contradiction.slice for contradiction in result.contradictions] == ["", "place=large"]
     assert {
-        (contradiction.known, contradiction.first_right, contradiction.better) for contradiction in result.found
+        (contradiction.known, contradiction.first_right, contradiction.better)
+        for contradiction in result.contradictions
     } == {(0, 0, None)}
     assert Contradictions.model_validate_json(result.model_dump_json()) == result
 
 
 def test_rows_without_an_answer_of_both_are_left_out() -> None:
     a = np.where(np.arange(50) < 25, np.nan, 0.9)
-    assert compare(50, a, np.full(50, 0.1), np.ones(50, dtype=int), ["x"] * 50).found[0].rows == 25
+    assert compare(50, a, np.full(50, 0.1), np.ones(50, dtype=int), ["x"] * 50).contradictions[0].rows == 25
 
 
 def test_rows_of_one_cluster_count_as_one() -> None:
@@ -102,12 +109,12 @@ def test_rows_of_one_cluster_count_as_one() -> None:
     a, b = np.full(600, 0.9), np.where(contradicts, 0.1, 0.9)
     widths = []
     for cluster in ("0s", "1h"):
-        whole = compare(600, a, b, np.ones(600, dtype=int), ["x"] * 600, cluster=cluster).found[0]
-        widths.append(whole.high - whole.low)
+        all_rows = compare(600, a, b, np.ones(600, dtype=int), ["x"] * 600, cluster=cluster).contradictions[0]
+        widths.append(all_rows.high - all_rows.low)
     assert widths[1] == pytest.approx(widths[0] * np.sqrt(3), rel=0.02)
 
 
 def test_better_teacher_needs_significance() -> None:
     rng = np.random.default_rng(4)
     a = rng.random(400)
-    assert compare(400, a, 1 - a, rng.integers(0, 2, 400), ["x"] * 400).found[0].better is None
+    assert compare(400, a, 1 - a, rng.integers(0, 2, 400), ["x"] * 400).contradictions[0].better is None

@@ -289,9 +289,11 @@ def test_invalid_text_encoder_raises(tmp_path: Path, says: float, message: str) 
 
 def weights_of(config: AgentConfig, probs: Any, outcomes: Any) -> TeacherWeights:
     names = [unit.name for unit in weighted_teachers(config)]
-    begun = mixture_weights.start_weights(names, [unit.share for unit in weighted_teachers(config)], [], START)
+    weights_at_start = mixture_weights.start_weights(
+        names, [unit.share for unit in weighted_teachers(config)], [], START
+    )
     return mixture_weights.learn(
-        begun, np.asarray(probs), outcomes, pd.DataFrame(index=range(len(outcomes))), START
+        weights_at_start, np.asarray(probs), outcomes, pd.DataFrame(index=range(len(outcomes))), START
     ).weights
 
 
@@ -321,10 +323,10 @@ def test_reweigh_changes_the_version_and_keeps_the_members(tmp_path: Path) -> No
 
 def test_ensemble_with_fixed_weights_has_one_learned_weight(tmp_path: Path) -> None:
     """`both` is one unit: 1 and 3 parts within it, whatever it counts for."""
-    both = nested_ensemble("both", constant_teacher("b", 0.4, 1), constant_teacher("c", 0.8, 3), weight=2) | {
+    nested = nested_ensemble("both", constant_teacher("b", 0.4, 1), constant_teacher("c", 0.8, 3), weight=2) | {
         "weights": {"follow": "fixed"}
     }
-    config = make_config(constant_teacher("a", 0.1, 1), both)
+    config = make_config(constant_teacher("a", 0.1, 1), nested)
     assert [(unit.name, unit.share) for unit in weighted_teachers(config)] == [
         ("a", pytest.approx(1 / 3)),
         ("both", 2 / 3),

@@ -185,11 +185,11 @@ def test_outcomes_of_one_time_block_count_as_one() -> None:
     ).weights
     np.testing.assert_allclose(mixture_weights.row_shares(repeated, rows), mixture_weights.row_shares(single, rows))
     assert repeated.losses == pytest.approx(single.losses)
-    assert (repeated.everywhere.outcomes, repeated.everywhere.stretches) == (200, 40)
+    assert (repeated.everywhere.outcomes, repeated.everywhere.time_blocks) == (200, 40)
     by_row = mixture_weights.learn(
         make_start(2, "place"), probs[repeats], outcomes[repeats], rows.iloc[repeats], NOW
     ).weights
-    assert by_row.everywhere.stretches == 200
+    assert by_row.everywhere.time_blocks == 200
 
 
 @pytest.mark.parametrize("columns", [0, 2])

@@ -106,7 +106,7 @@ def test_observed_and_synthetic_rows_share_the_cross_fits(tmp_path: Path) -> Non
     )
     for fit_temps, temps in RecordingTeacher.calls:
         (block,) = {*synthetic_rows.loc[synthetic_rows["temp"].isin(temps), "block"]}
-        assert fit_temps == set(rows.loc[cross_fits.blocks != block, "temp"])
+        assert fit_temps == set(rows.loc[cross_fits.time_blocks != block, "temp"])
 
 
 def test_time_blocks_are_contiguous_and_equal(base: KnowledgeBase) -> None:

@@ -41,7 +41,7 @@ def teachers(
         table.add_row(member.name, kinds, f"{member.share:.1%}", *shares)
     console.print(table)
     if weights is None:
-        console.print("the champion's teachers count for what the agent file says")
+        console.print("the champion's teachers have the weights of the agent file")
     if not changes or not last:
         return
     table = Table("as of", "teacher", "slice", "before", "after", "why")

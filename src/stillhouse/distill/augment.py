@@ -29,25 +29,26 @@ CROSSED_SHARE = 0.5  # of the synthetic texts
 MAX_NEIGHBOUR_CANDIDATES = 8192  # in one block: time grows with rows · candidates
 
 
-def make_synthetic_rows(config: AgentConfig, rows: pd.DataFrame, blocks: Array | None = None) -> pd.DataFrame:
+def make_synthetic_rows(config: AgentConfig, rows: pd.DataFrame, time_blocks: Array | None = None) -> pd.DataFrame:
     """``config.synthetic_copies`` synthetic rows for each of ``rows``, up to ``distillation.augment.fill_to`` rows.
 
     A synthetic row is made from rows of one block, so that a teacher that was not fitted on that block can answer it.
     The same rows and seed give the same synthetic rows. Duplicates, and copies of ``rows``, are left out.
 
     :param rows: tidy observations.
-    :param blocks: of each row, integers ``[n]``, such as those of the cross-fitting; None: one block.
+    :param time_blocks: the time block of each row, integers ``[n]``, such as those of the cross-fitting; None: all rows
+        are one block.
     :return: the features, ``observed_at`` (that of the row it was made from), ``block`` and ``content_key``.
     """
-    blocks = np.zeros(len(rows), dtype=np.int64) if blocks is None else blocks
+    time_blocks = np.zeros(len(rows), dtype=np.int64) if time_blocks is None else time_blocks
     room = max(0, config.distillation.augment.fill_to - len(rows))
     copies = min(config.synthetic_copies, room / max(1, len(rows)))
     empty = _features(config, rows).iloc[:0]
     if copies == 0 or rows.empty:
         return empty.assign(block=0, content_key="").reset_index(drop=True)
     by_block = [
-        _rows_of_block(config, rows[blocks == block], copies, int(block)).assign(block=int(block))
-        for block in np.unique(blocks)
+        _rows_of_block(config, rows[time_blocks == block], copies, int(block)).assign(block=int(block))
+        for block in np.unique(time_blocks)
     ]
     synthetic = pd.concat([empty.assign(block=0), *by_block], ignore_index=True)
     synthetic["content_key"] = content_keys(synthetic, config)
@@ -124,8 +125,8 @@ def _features(config: AgentConfig, rows: pd.DataFrame) -> pd.DataFrame:
 def _rows_of_block(config: AgentConfig, rows: pd.DataFrame, copies: float, block: int) -> pd.DataFrame:
     """``copies`` times as many synthetic rows as there are ``rows``."""
     settings, generator = config.distillation.augment, np.random.default_rng([config.distillation.seed, block])
-    whole, part = divmod(round(copies * len(rows)), max(1, len(rows)))
-    base = np.concatenate([np.tile(np.arange(len(rows)), whole), generator.permutation(len(rows))[:part]])
+    full_copies, part = divmod(round(copies * len(rows)), max(1, len(rows)))
+    base = np.concatenate([np.tile(np.arange(len(rows)), full_copies), generator.permutation(len(rows))[:part]])
     synthetic = _features(config, rows).iloc[base].reset_index(drop=True)
     if len(rows) < 2 or synthetic.empty:
         return synthetic.iloc[:0]

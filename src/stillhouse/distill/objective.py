@@ -62,7 +62,7 @@ class Objective:
         self.student = student
         self.last_layer = last_layer
         self.losses = settings.losses
-        self.weights = normalise_weights([loss.weight for loss in settings.losses])
+        self.loss_weights = normalise_weights([loss.weight for loss in settings.losses])
         self.device = next(student.parameters()).device
 
     def inputs(self, rows: TrainingSet, index: Tensor, x: Tensor) -> LossInputs:
@@ -82,5 +82,5 @@ class Objective:
     ) -> Tensor:
         """The weighted mean of the losses, each scaled to the gradient norm of ``reference`` at ``shared``."""
         terms = [loss_term(loss, inputs, temperature) for loss in self.losses]
-        scales = self.weights * balance.scales(terms, reference, shared)
+        scales = self.loss_weights * balance.scales(terms, reference, shared)
         return torch.stack(terms) @ scales.to(self.device)

@@ -86,7 +86,7 @@ def distill_step(
     settings: Distillation,
     *,
     replayed: TrainingSet | None = None,
-    weights: Tensor | None = None,
+    replay_weights: Tensor | None = None,
     old_share: float = 0.0,
 ) -> dict[str, float]:
     """One step on a batch of new rows and a batch of replayed ones.
@@ -96,7 +96,7 @@ def distill_step(
 
     :param replayed: rows whose teacher probabilities are those of the student when it was trained on them; None: only
         new rows.
-    :param weights: of the replayed rows, ``[n]``, mean 1; None: all 1.
+    :param replay_weights: importance weights of the replayed rows, ``[n]``, mean 1; None: all 1.
     :param old_share: s, 0 … 1.
     :return: ``knowledge_loss`` (KL at temperature 1 on new rows) where any has teacher probabilities, and
         ``replay_loss`` where rows are replayed.
@@ -108,7 +108,7 @@ def distill_step(
         losses["knowledge_loss"] = float(hinton_loss(logits.detach()[has_probs], batch.teacher_probs[has_probs], 1.0))
     loss = _weighted_loss(logits, batch, settings)
     if replayed is not None and len(replayed):
-        replay_loss = _weighted_loss(student(replayed.x), replayed, settings, weights)
+        replay_loss = _weighted_loss(student(replayed.x), replayed, settings, replay_weights)
         losses["replay_loss"] = float(replay_loss.detach())
         loss = (1 - old_share) * loss + old_share * replay_loss
     optimiser.zero_grad(set_to_none=True)
@@ -148,11 +148,11 @@ def update(
     peak = settings.learning_rate / 2
     optimiser = torch.optim.AdamW(student.parameters(), lr=peak, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=peak, total_steps=steps + 1, pct_start=0.15)
-    weights, old_share = torch.ones(len(replay)), 0.0
+    replay_weights, old_share = torch.ones(len(replay)), 0.0
     if len(replay):
         if weighted:
-            weights = novelty_weights(_last_hidden(student, replay), _last_hidden(student, new))
-        effective = float(weights.sum() ** 2 / weights.square().sum()) / len(replay)
+            replay_weights = novelty_weights(_last_hidden(student, replay), _last_hidden(student, new))
+        effective = float(replay_weights.sum() ** 2 / replay_weights.square().sum()) / len(replay)
         old = effective * max(len(replay), stands_for or 0)
         old_share = max(least_old_share, old / (old + len(new)))
     losses = []
@@ -170,7 +170,7 @@ def update(
                     new.take(new_index),
                     settings,
                     replayed=replay.take(old_index),
-                    weights=weights[old_index],
+                    replay_weights=replay_weights[old_index],
                     old_share=old_share,
                 )
             )
@@ -248,19 +248,21 @@ def _last_hidden(student: nn.Module, rows: TrainingSet) -> Tensor:
     return captured[0]
 
 
-def _weighted_loss(logits: Tensor, rows: TrainingSet, settings: Distillation, weights: Tensor | None = None) -> Tensor:
-    """``(1 − w) T² KL + w CE``, each a mean over the rows that have it, weighted by ``weights`` ``[n]`` if given."""
-    weights = torch.ones(len(rows), device=logits.device) if weights is None else weights
+def _weighted_loss(
+    logits: Tensor, rows: TrainingSet, settings: Distillation, row_weights: Tensor | None = None
+) -> Tensor:
+    """``(1 − w) T² KL + w CE``, each a mean over the rows that have it, weighted by ``row_weights`` ``[n]``."""
+    row_weights = torch.ones(len(rows), device=logits.device) if row_weights is None else row_weights
     has_probs, has_label, temperature = rows.has_teacher_probs, rows.has_label, settings.temperature
     loss = logits.sum() * 0
     if has_probs.any():
         log_probs = torch.log_softmax(logits[has_probs] / temperature, dim=1)
         targets = soften(rows.teacher_probs[has_probs], temperature)
         kl_divergence = temperature**2 * functional.kl_div(log_probs, targets, reduction="none").sum(dim=1)
-        loss = loss + (1 - settings.outcome_weight) * (weights[has_probs] * kl_divergence).mean()
+        loss = loss + (1 - settings.outcome_weight) * (row_weights[has_probs] * kl_divergence).mean()
     if has_label.any():
         cross_entropy = functional.cross_entropy(logits[has_label], rows.labels[has_label], reduction="none")
-        loss = loss + settings.outcome_weight * (weights[has_label] * cross_entropy).mean()
+        loss = loss + settings.outcome_weight * (row_weights[has_label] * cross_entropy).mean()
     return loss
 
 

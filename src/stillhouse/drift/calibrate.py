@@ -51,12 +51,12 @@ def calibrate_drift(time_blocks: Sequence[Profile], block_length: timedelta) -> 
     :return: without columns and joint statistics if there are fewer than :data:`MIN_BLOCKS` blocks.
     """
     if len(time_blocks) < MIN_BLOCKS:
-        return DriftCalibration(block=block_length, blocks=len(time_blocks), columns={}, joint=())
+        return DriftCalibration(block_length=block_length, time_blocks=len(time_blocks), columns={}, joint=())
     psi = _leave_one_out_psi(time_blocks)
     joint = [_joint_statistic(row, np.delete(psi, number, axis=0).max(axis=0)) for number, row in enumerate(psi)]
     return DriftCalibration(
-        block=block_length,
-        blocks=len(time_blocks),
+        block_length=block_length,
+        time_blocks=len(time_blocks),
         columns={name: tuple(np.sort(psi[:, k]).tolist()) for k, name in enumerate(time_blocks[0].columns)},
         joint=tuple(sorted(joint)),
     )
@@ -78,7 +78,10 @@ def screen(
     The guarantee is for windows with about as many rows as a block: a much smaller window differs by chance.
 
     >>> calibration = DriftCalibration(
-    ...     block=timedelta(days=7), blocks=5, columns={"delay": (0.02, 0.02, 0.03, 0.03, 0.04)}, joint=(0.5,) * 5
+    ...     block_length=timedelta(days=7),
+    ...     time_blocks=5,
+    ...     columns={"delay": (0.02, 0.02, 0.03, 0.03, 0.04)},
+    ...     joint=(0.5,) * 5,
     ... )
     >>> drift = ColumnDrift(column="delay", kind="number", psi=0.3, missing_reference=0, missing_current=0)
     >>> drifts, result = screen([drift], calibration)
@@ -89,7 +92,7 @@ def screen(
     """
     if len(calibration.joint) < MIN_BLOCKS:
         not_calibrated = ScreenResult(
-            blocks=calibration.blocks, beyond=(), statistic=0.0, limit=0.0, p_value=1.0, moved=False
+            time_blocks=calibration.time_blocks, beyond=(), statistic=0.0, limit=0.0, p_value=1.0, moved=False
         )
         return tuple(drifts), not_calibrated
     usual, limits = _usual_psi(calibration), column_limits(calibration)
@@ -102,7 +105,7 @@ def screen(
     statistic = max(ratios.values(), default=0.0)
     blocks_at_least_as_far = sum(value >= statistic for value in calibration.joint)
     return limited, ScreenResult(
-        blocks=calibration.blocks,
+        time_blocks=calibration.time_blocks,
         beyond=tuple(sorted(beyond, key=lambda name: -ratios[name])),
         statistic=statistic,
         limit=_joint_limit(calibration),

@@ -282,7 +282,7 @@ def _alarm_text(step: EvidenceStep, steps: Sequence[EvidenceStep]) -> str:
 def _no_drift_summary(evidence: Evidence, drift: DriftReport) -> str:
     """The summary of ``no_drift``, which claims no more than was measured."""
     screened = drift.screened
-    if screened is not None and screened.blocks and screened.limit > 0:
+    if screened is not None and screened.time_blocks and screened.limit > 0:
         return "nothing moved beyond its usual range"
     measures = [
         reason.measure for reason in _measure_reasons(drift, evidence.thresholds, evidence.min_rows) if reason.threshold
@@ -427,12 +427,12 @@ def _from_log(logarithm: float) -> float:
 
 def _screen_reason(result: ScreenResult) -> Reason:
     names = ", ".join(result.beyond[:5]) + (f" and {len(result.beyond) - 5} more" if len(result.beyond) > 5 else "")
-    if not result.blocks:
+    if not result.time_blocks:
         text = "there is no history yet to calibrate on"
     elif result.moved:
-        text = f"the window moved farther than {result.blocks} earlier time blocks ({names})"
+        text = f"the window moved farther than {result.time_blocks} earlier time blocks ({names})"
     else:
-        text = f"the window moved no farther than {result.blocks} earlier time blocks" + (
+        text = f"the window moved no farther than {result.time_blocks} earlier time blocks" + (
             f" (although {names} did)" if names else ""
         )
     return Reason(measure="screen", value=result.statistic, threshold=result.limit, failed=result.moved, text=text)

@@ -33,7 +33,7 @@ def rank_columns(drifts: Sequence[ColumnDrift]) -> tuple[ColumnDrift, ...]:
 def rank_slices(
     rows: pd.DataFrame,
     losses: Array,
-    weights: Array,
+    sampling_weights: Array,
     reference: Profile,
     current: Profile,
     expected: float,
@@ -54,14 +54,14 @@ def rank_slices(
 
     :param rows: the ``n`` audited rows.
     :param losses: float ``[n]`` ≥ 0, disagreement of each row.
-    :param weights: float ``[n]`` > 0, proportional to the number of rows that each row represents.
+    :param sampling_weights: float ``[n]`` > 0, proportional to the number of rows that each row represents.
     :param expected: mean disagreement on the reference.
     :param columns: names of the profiled columns to slice by.
     :param max_slices: number of slices to return, at most.
     :raises SchemaError: if a column is absent from the rows or from a profile, or a number column is not numeric.
     """
-    losses, weights = np.asarray(losses, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    share = weights / weights.sum() if len(weights) else weights
+    losses, sampling_weights = np.asarray(losses, dtype=np.float64), np.asarray(sampling_weights, dtype=np.float64)
+    share = sampling_weights / sampling_weights.sum() if len(sampling_weights) else sampling_weights
     ranked = [
         pair
         for name in columns

@@ -206,7 +206,7 @@ def _drift_notes(report: DriftReport, bars: int) -> list[str]:
     if bars < len(report.columns):
         notes.append(f"{bars} of {len(report.columns)} columns")
     if (result := report.screened) is not None and result.limit > 0:
-        beyond = f"{len(result.beyond)} beyond the limits of {result.blocks} earlier time blocks"
+        beyond = f"{len(result.beyond)} beyond the limits of {result.time_blocks} earlier time blocks"
         notes.append(f"{beyond} (p {result.p_value:.2g})")
     return [*notes, *_disagreement_notes(report)]
 

@@ -21,11 +21,11 @@ from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, DriftCalibration, DriftReport, Quality, SliceDrift, Window
 from stillhouse.stats import cluster_ids
 
-__all__ = ["OUTPUT", "make_drift_report", "profile_reference", "profile_window", "typical_length"]
+__all__ = ["OUTPUT_PREFIX", "make_drift_report", "profile_reference", "profile_window", "typical_length"]
 
 Array = np.ndarray[Any, Any]
 
-OUTPUT = "student: "
+OUTPUT_PREFIX = "student: "
 """Prefix of the output columns in a profile, so that no observation column can have the same name."""
 
 
@@ -38,8 +38,8 @@ def profile_window(rows: pd.DataFrame, probs: Array, config: AgentConfig, like: 
     :raises WindowError: if there are no rows.
     :raises SchemaError: if a watched column is absent, or a number column is not numeric.
     """
-    outputs = output_frame(probs, config.actions).set_index(rows.index).add_prefix(OUTPUT)
-    declared = {OUTPUT + name: column for name, column in output_columns(config.actions).items()}
+    outputs = output_frame(probs, config.actions).set_index(rows.index).add_prefix(OUTPUT_PREFIX)
+    declared = {OUTPUT_PREFIX + name: column for name, column in output_columns(config.actions).items()}
     columns = {**replace_text_columns(config.observations.columns), **declared}
     return profile_frame(pd.concat([rows, outputs], axis=1), columns, like)
 
@@ -50,6 +50,7 @@ def profile_reference(rows: pd.DataFrame, probs: Array, config: AgentConfig) -> 
     :param rows: ordered by ``observed_at``. The time blocks are as long as a current window and counted from the end.
         If a current window is measured on a sample, the calibration uses a sample of each block too.
     :param probs: float ``[n, K]``, the student's probabilities.
+    :raises WindowError: if there are no rows.
     """
     if rows.empty:
         raise WindowError("a reference needs rows; this training window has none")
@@ -112,8 +113,8 @@ def make_drift_report(
         current=current,
         reference_rows=before.rows,
         current_rows=now.rows,
-        columns=tuple(drift for drift in drifts if not drift.column.startswith(OUTPUT)),
-        outputs=tuple(drift for drift in drifts if drift.column.startswith(OUTPUT)),
+        columns=tuple(drift for drift in drifts if not drift.column.startswith(OUTPUT_PREFIX)),
+        outputs=tuple(drift for drift in drifts if drift.column.startswith(OUTPUT_PREFIX)),
         screened=result,
         disagreement=disagreement,
         disagreement_reference=disagreement_reference,

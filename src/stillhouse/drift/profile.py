@@ -73,25 +73,25 @@ def numbers_from_keys(keys: Array) -> Array:
     return np.where(keys < 0, -values, values)
 
 
-def count_cells(cells: Array, weights: Array | None = None) -> tuple[Array, Array]:
+def count_cells(cells: Array, counts: Array | None = None) -> tuple[Array, Array]:
     """Distinct cells in ascending order, and the rows in each.
 
     :param cells: int64 ``[n]``.
-    :param weights: rows of each entry ``[n]``; None: one.
+    :param counts: rows of each entry ``[n]``; None: one.
     """
-    if weights is None:
+    if counts is None:
         cells = np.sort(cells)
         starts = _run_starts(cells)
         return cells[starts], np.diff(starts, append=len(cells))
     order = np.argsort(cells, kind="stable")
-    cells, weights = cells[order], weights[order]
+    cells, counts = cells[order], counts[order]
     starts = _run_starts(cells)
-    return cells[starts], _run_sums(weights, starts)
+    return cells[starts], _run_sums(counts, starts)
 
 
-def _run_sums(weights: Array, starts: Array) -> Array:
+def _run_sums(counts: Array, starts: Array) -> Array:
     """Sum of each run that begins at one of ``starts`` (``reduceat`` takes five times as long)."""
-    cumulative = np.append(0, np.cumsum(weights))
+    cumulative = np.append(0, np.cumsum(counts))
     return np.diff(cumulative[starts], append=cumulative[-1:])
 
 

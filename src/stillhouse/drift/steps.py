@@ -107,9 +107,9 @@ def count_audit(state: EvidenceStep, plans: Sequence[AuditPlan], losses: Sequenc
             EvidenceRows(
                 step=state,
                 observation_ids=tuple(ids),
-                units=tuple(plan.draws.cluster_ids.tolist()),
+                cluster_ids=tuple(plan.draws.cluster_ids.tolist()),
                 probabilities=tuple(plan.draws.probability.tolist()),
-                weights=tuple(plan.draws.weight.tolist()),
+                sampling_weights=tuple(plan.draws.weight.tolist()),
                 losses=tuple(np.asarray(loss, dtype=np.float64).tolist()),
             )
         )
@@ -126,7 +126,7 @@ def join_outcomes(audited: Sequence[EvidenceRows], outcomes: pd.DataFrame) -> pd
             (observation_id, probability, weight, f"{number}/{cluster}")
             for number, step in enumerate(audited)
             for observation_id, probability, weight, cluster in zip(
-                step.observation_ids, step.probabilities, step.weights, step.units, strict=True
+                step.observation_ids, step.probabilities, step.sampling_weights, step.cluster_ids, strict=True
             )
         ],
         columns=["observation_id", "probability", "weight", "cluster_id"],
@@ -169,7 +169,11 @@ def skip_steps(state: EvidenceStep, steps: Sequence[Span]) -> list[EvidenceRows]
 def measure_audit_losses(
     plans: Sequence[AuditPlan], student: Callable[[pd.DataFrame], Array], teacher: Callable[[pd.DataFrame], Array]
 ) -> list[Array]:
-    """Total variation between teacher and student on every draw; the teacher is called once for all steps."""
+    """Total variation between teacher and student, 0…1, for each plan a float64 ``[draws]``.
+
+    :param student: rows → probabilities ``[n, K]``.
+    :param teacher: likewise; it is called once for all steps.
+    """
     drawn_by_step = [plan.drawn for plan in plans]
     drawn = pd.concat(drawn_by_step, ignore_index=True) if drawn_by_step else pd.DataFrame()
     if drawn.empty:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.evaluate.bounds import cluster_scores, lower_shift
-from stillhouse.evaluate.gate import RULE, compare_models, lower_bound
+from stillhouse.evaluate.gate import RULE_VERSION, compare_models, lower_bound
 from stillhouse.records import ClusterScores, Comparison, Examination, Reason, Verdict, short_id
 from stillhouse.stats import cluster_ids, clustered_error, total_variation
 
@@ -76,7 +76,7 @@ def examine(
         agreement_error=error,
         agreement_evidence=evidence,
         confidence=config.teaching.confidence,
-        rule=RULE,
+        rule=RULE_VERSION,
         min_answered=config.teaching.min_answered,
         min_agreement=config.teaching.min_agreement,
     )

@@ -87,22 +87,22 @@ def bound_shift(scores: Array, counts: Array, worst: float, confidence: float) -
     :param worst: > 0, the most by which one more cluster could lower the estimate.
     :param confidence: one-sided, above ½.
     """
-    weights = np.append(np.asarray(scores, dtype=np.float64), -worst)
+    values = np.append(np.asarray(scores, dtype=np.float64), -worst)
     repeats = np.append(np.asarray(counts, dtype=np.float64), 1.0)
-    scale = -float(weights.min())
-    weights = weights / scale
+    scale = -float(values.min())
+    values = values / scale
 
     def distribution_at(u: float) -> tuple[float, float]:
         """P(sum ≤ x), and x, at the saddlepoint ``−u``."""
-        tilt = 1 + u * weights
-        cumulant = -float(repeats @ np.log1p(u * weights))
-        x, variance = float(repeats @ (weights / tilt)), float(repeats @ (weights / tilt) ** 2)
+        tilt = 1 + u * values
+        cumulant = -float(repeats @ np.log1p(u * values))
+        x, variance = float(repeats @ (values / tilt)), float(repeats @ (values / tilt) ** 2)
         signed, standardised = -math.copysign(math.sqrt(2 * (-u * x - cumulant)), u), -u * math.sqrt(variance)
         density = math.exp(-(signed**2) / 2) / math.sqrt(2 * math.pi)
         return float(ndtr(signed)) + density * (1 / signed - 1 / standardised), x
 
-    nearest = min(1e-3, 1e-2 / math.sqrt(float(repeats @ weights**2)))  # at 0 itself the formula divides 0 by 0
-    farthest = -(1 - 1e-9) / max(float(weights.max()), 1e-9)
+    nearest = min(1e-3, 1e-2 / math.sqrt(float(repeats @ values**2)))  # at 0 itself the formula divides 0 by 0
+    farthest = -(1 - 1e-9) / max(float(values.max()), 1e-9)
     low, high = (nearest, 1 - 1e-13) if distribution_at(nearest)[0] > 1 - confidence else (farthest, -nearest)
     if distribution_at(low)[0] <= 1 - confidence:
         return 0.0

@@ -29,7 +29,7 @@ from stillhouse.records import Certificate, Comparison, Reason, Scorecard, Verdi
 from stillhouse.stats import clustered_error
 
 __all__ = [
-    "RULE",
+    "RULE_VERSION",
     "certify",
     "compare_models",
     "delong",
@@ -40,7 +40,7 @@ __all__ = [
     "upper_bound",
 ]
 
-RULE = 2
+RULE_VERSION = 2
 """Version of the rule for new certificates. 1: normal bound; 2: bootstrap of clusters with a worst cluster added."""
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +52,7 @@ def compare_models(
     challenger: Array,
     champion: Array,
     margin: float,
-    clusters: Array | None = None,
+    cluster_ids: Array | None = None,
 ) -> Comparison | None:
     """Compare challenger and champion on the same rows, with everything that a bound of the paired difference needs.
 
@@ -81,7 +81,7 @@ def compare_models(
     :param outcomes: action indices ``[n]``.
     :param challenger: probabilities ``[n, K]``; ``champion`` likewise.
     :param margin: how much worse the challenger may be.
-    :param clusters: the cluster of each row, integers ``[n]``; None: each row is its own.
+    :param cluster_ids: the cluster of each row, integers ``[n]``; None: each row is its own.
     :returns: None if there are no rows; for the AUC, if fewer than ten rows have one of the outcomes or there are fewer
         than ten clusters, because then the variance is not meaningful.
     """
@@ -89,7 +89,7 @@ def compare_models(
     if not count:
         return None
     challenger, champion = replace_non_finite(challenger, outcomes), replace_non_finite(champion, outcomes)
-    index = np.arange(count) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    index = np.arange(count) if cluster_ids is None else np.unique(cluster_ids, return_inverse=True)[1]
     if challenger.shape[1] > 2:
         correct = np.stack([p.argmax(axis=1) == outcomes for p in (challenger, champion)]).astype(float)
         values = [float(row.mean()) for row in correct]
@@ -103,9 +103,9 @@ def compare_models(
         if min(rarer, int(index.max()) + 1) < MIN_ROWS_FOR_AUC:
             return None
         values, influence = delong(outcomes, np.stack([challenger[:, 1], champion[:, 1]]))
-        weights = np.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
-        sizes = np.bincount(index, weights=weights)
-        moved = np.bincount(index, weights=influence + (values[0] - values[1]) * weights)
+        row_weights = np.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
+        sizes = np.bincount(index, weights=row_weights)
+        moved = np.bincount(index, weights=influence + (values[0] - values[1]) * row_weights)
         worst, counts = _worst_auc_loss(moved, sizes, 1 / rarer), {"rarer": rarer}
         leverage = float(sizes.max() / sizes.sum())
     difference = values[0] - values[1]
@@ -118,7 +118,7 @@ def compare_models(
         difference=difference,
         standard_error=clustered_error(influence, index, small_sample=True),
         margin=margin,
-        rule=RULE,
+        rule=RULE_VERSION,
         evidence=cluster_scores(
             np.bincount(index, weights=influence) / (1 - leverage), sizes, worst * (1 + difference)
         ),
@@ -225,7 +225,7 @@ def certify(
 ) -> Certificate:
     """The certificate for :func:`judge`, with the agent's current budgets.
 
-    :param nothing_fits: why no variant keeps to the budgets; empty: the challenger does.
+    :param nothing_fits: why no variant is within the budgets; empty: the challenger does.
     :param anchor: name of the earlier champion that cumulative losses are measured against.
     """
     return Certificate(
@@ -240,7 +240,7 @@ def certify(
         max_p95_ms=config.budgets.max_p95_ms,
         approval=config.promotion.approval,
         nothing_fits=nothing_fits,
-        rule=RULE,
+        rule=RULE_VERSION,
         anchor=anchor,
     )
 
@@ -287,10 +287,10 @@ def _bound_distance(comparison: Comparison, confidence: float, *, lower: bool) -
 
 
 def _require_rule(rule: int) -> None:
-    if rule > RULE:
+    if rule > RULE_VERSION:
         raise RegistryError(
             f"this certificate was made by rule {rule} of the gate, and this version of stillhouse knows rules 1 to "
-            f"{RULE}: judge it with the version that made it or a newer one"
+            f"{RULE_VERSION}: judge it with the version that made it or a newer one"
         )
 
 

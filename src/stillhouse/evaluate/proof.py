@@ -59,7 +59,7 @@ def prove(
         choosing), ``test`` (later than any training row, used for judging), and optionally ``past`` (the window that
         the champion was proved on: a challenger that has forgotten it is refused).
     :param chosen: name of the variant that compression proposes, without having used any test row; ``why`` says why.
-    :param fits: whether it keeps to the budgets.
+    :param fits: whether it is within the budgets.
     :param anchor: the earlier champion that cumulative losses are measured against; None: the champion itself.
     :param cpu: processor on which the latencies are measured.
     """

@@ -64,6 +64,9 @@ def expected_calibration_error(p: Array, outcomes: Array, bins: int = 15) -> flo
 
     Naeini, Cooper and Hauskrecht 2015 (ECE), with the equal-mass bins of Nguyen and O'Connor 2015. Rows of equal
     confidence are in the same bin, so the order of the rows does not matter.
+
+    :param p: probabilities ``[n, K]``.
+    :param outcomes: action indices ``[n]``.
     """
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == outcomes
     bin_of_row = ((rankdata(confidence) - 0.5) * bins / len(p)).astype(np.int64)
@@ -91,7 +94,11 @@ def slices(
     outcomes: Array,
     columns: tuple[str, ...],
 ) -> dict[str, Quality]:
-    """Quality by ``"column=value"`` for every value of ``columns``."""
+    """Quality by ``"column=value"`` for every value of ``columns``.
+
+    :param probs: ``[n, K]``.
+    :param outcomes: action indices ``[n]``.
+    """
     by_slice = {}
     for column in columns:
         for value in sorted(rows[column].dropna().unique()):
@@ -105,13 +112,13 @@ def agreement(teacher: Array, student: Array) -> float:
     return float(1.0 - total_variation(teacher, student).mean())
 
 
-def disagreement(p_teacher: Array, p_student: Array, weights: Array | None = None) -> Disagreement:
+def disagreement(p_teacher: Array, p_student: Array, sampling_weights: Array | None = None) -> Disagreement:
     """The disagreement of teacher and student on the same n observations, probabilities ``[n, K]`` each.
 
     >>> disagreement(np.array([[0.75, 0.25]]), np.array([[0.25, 0.75]])).total_variation
     0.5
 
-    :param weights: float ``[n]`` > 0, number of rows that each row represents; None: all the same.
+    :param sampling_weights: float ``[n]`` > 0, number of rows that each row represents; None: all the same.
     :raises ValueError: if the shapes differ.
     :raises WindowError: if there are no rows.
     """
@@ -122,6 +129,6 @@ def disagreement(p_teacher: Array, p_student: Array, weights: Array | None = Non
         raise WindowError("the disagreement of teacher and student needs rows; there are none")
     return Disagreement(
         rows=len(p_teacher),
-        rate=float(np.average(p_teacher.argmax(axis=1) != p_student.argmax(axis=1), weights=weights)),
-        total_variation=min(1.0, float(np.average(total_variation(p_teacher, p_student), weights=weights))),
+        rate=float(np.average(p_teacher.argmax(axis=1) != p_student.argmax(axis=1), weights=sampling_weights)),
+        total_variation=min(1.0, float(np.average(total_variation(p_teacher, p_student), weights=sampling_weights))),
     )

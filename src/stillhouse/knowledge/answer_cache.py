@@ -160,7 +160,10 @@ class AnswerCaches:
         return self._feature_widths[teacher]
 
     def add(self, teacher: str, column: Column, content_keys: Sequence[str], asked_at: datetime, values: Array) -> None:
-        """Store what this process has just appended in one commit, so that it is not read back."""
+        """Store the answers that this process has just appended in one commit, so that they are not read back.
+
+        :param values: probabilities or features, ``[len(content_keys), width]``.
+        """
         if column == "features":
             self._feature_widths[teacher] = values.shape[1]
         with self._lock:

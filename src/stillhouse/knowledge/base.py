@@ -40,7 +40,7 @@ from stillhouse.knowledge.answers import TeacherAnswers
 from stillhouse.knowledge.content import content_keys, tidy
 from stillhouse.knowledge.journal import Journal
 from stillhouse.knowledge.pruning import Clause, files_with, newest_observed_at, observed_in
-from stillhouse.knowledge.schemas import MONTH, WINDOWED, Table
+from stillhouse.knowledge.schemas import MONTH_COLUMN, WINDOWED_TABLES, Table
 from stillhouse.knowledge.tables import Tables, wrap_errors
 from stillhouse.records import DataReport, Window, short_id
 
@@ -138,7 +138,7 @@ class KnowledgeBase:
     def window(self, name: str, start: datetime, end: datetime) -> Window:
         """The window ``[start, end)`` at the current table versions: it reads the same rows whatever is added later."""
         versions: dict[str, int] = {}
-        for table in WINDOWED:
+        for table in WINDOWED_TABLES:
             if delta := self.tables.open(table):
                 versions[table] = delta.version()
         return Window(name=name, start=start, end=end, versions=versions)
@@ -154,7 +154,7 @@ class KnowledgeBase:
         if table == "observations":
             self.tables.require_column_types(columns, delta)
         dataset, row_filter = observed_in(delta, *((window.start, window.end) if window else ()))
-        names = [name for name in dataset.schema.names if name != MONTH] if columns is None else columns
+        names = [name for name in dataset.schema.names if name != MONTH_COLUMN] if columns is None else columns
         arrow = self.tables.read_files(table, dataset, list(dict.fromkeys([*names, "observed_at"])), row_filter)
         rows: pd.DataFrame = arrow.to_pandas().sort_values("observed_at", kind="stable", ignore_index=True)
         return rows if columns is None else rows[list(columns)]
@@ -176,7 +176,7 @@ class KnowledgeBase:
         if table == "observations":
             self.tables.require_column_types(columns, delta)
         dataset, row_filter = observed_in(delta, *((window.start, window.end) if window else ()))
-        names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
+        names = [name for name in dataset.schema.names if name != MONTH_COLUMN] if columns is None else list(columns)
         if observation_ids is not None:
             row_filter &= pc.field("observation_id").isin(observation_ids)
         if not dataset.files:
@@ -188,7 +188,7 @@ class KnowledgeBase:
     def _open_at(self, table: Table, window: Window | None) -> DeltaTable | None:
         """The table at the window's version; None if it did not exist then."""
         versions = window.versions if window else {}
-        did_not_exist = bool(versions) and table in WINDOWED and table not in versions
+        did_not_exist = bool(versions) and table in WINDOWED_TABLES and table not in versions
         return None if did_not_exist else self.tables.open(table, versions.get(table))
 
     # ----------------------------------------------------------------- observations
@@ -253,11 +253,6 @@ class KnowledgeBase:
         """
         rows = self.join_labels(self.read_observations(window), window, known_by)
         return rows[rows["outcome"] >= 0].reset_index(drop=True)
-
-    def read_unlabelled(self, window: Window, known_by: datetime) -> pd.DataFrame:
-        """Observations of the window without an outcome known by ``known_by``; ``outcome`` is −1."""
-        rows = self.join_labels(self.read_observations(window), window, known_by)
-        return rows[rows["outcome"] < 0].reset_index(drop=True)
 
     def join_labels(self, rows: pd.DataFrame, window: Window, known_by: datetime) -> pd.DataFrame:
         """``rows``, observations of the window, with ``outcome``: the label ``0…K−1``, or −1 if not known by then.

@@ -103,9 +103,9 @@ class Journal:
                 "since": counted.step.since,
                 "observed_at": counted.step.end,
                 "observation_ids": list(counted.observation_ids),
-                "units": list(counted.units),
+                "units": list(counted.cluster_ids),
                 "probabilities": list(counted.probabilities),
-                "weights": list(counted.weights),
+                "weights": list(counted.sampling_weights),
                 "losses": list(counted.losses),
                 "json": counted.step.model_dump_json(),
             }
@@ -132,12 +132,16 @@ class Journal:
             clauses.append(("since", "=", since))
         if after is not None:
             clauses.append(("observed_at", ">", after))
-        columns = ["observed_at", "json", *(name for name in EvidenceRows.model_fields if name != "step")]
+        columns = ["observed_at", "json", "observation_ids", "units", "probabilities", "weights", "losses"]
         rows = self._tables.select("evidence", columns, *clauses).sort_by("observed_at").to_pylist()
         return [
             EvidenceRows(
                 step=EvidenceStep.model_validate_json(row["json"]),
-                **{name: tuple(row[name]) for name in EvidenceRows.model_fields if name != "step"},
+                observation_ids=tuple(row["observation_ids"]),
+                cluster_ids=tuple(row["units"]),
+                probabilities=tuple(row["probabilities"]),
+                sampling_weights=tuple(row["weights"]),
+                losses=tuple(row["losses"]),
             )
             for row in rows
         ]

@@ -5,7 +5,7 @@ only, and compaction rewrites one month at a time. The column is derived from ``
 readers get it only if they ask for it. Tables that were created before the partitioning stay unpartitioned.
 
 Old table versions stay readable: Delta deletes commits after thirty days unless a table's properties forbid it, as
-:data:`PROPERTIES` does.
+:data:`TABLE_PROPERTIES` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from typing import Literal
 import pyarrow as pa
 from deltalake import PostCommitHookProperties
 
-__all__ = ["FIELDS", "HOOKS", "MONTH", "PARTITIONED", "PROPERTIES", "TIME", "WINDOWED", "Table"]
+__all__ = [
+    "COMMIT_HOOKS",
+    "FIELDS",
+    "MONTH_COLUMN",
+    "PARTITIONED_TABLES",
+    "TABLE_PROPERTIES",
+    "TIME",
+    "WINDOWED_TABLES",
+    "Table",
+]
 
 Table = Literal[
     "observations",
@@ -128,16 +137,16 @@ FIELDS: dict[Table, list[tuple[str, pa.DataType]]] = {
     ],
 }
 
-WINDOWED: tuple[Table, ...] = ("observations", "outcomes", "quarantine", "decisions")
+WINDOWED_TABLES: tuple[Table, ...] = ("observations", "outcomes", "quarantine", "decisions")
 """A window records the versions of these tables."""
 
-MONTH = "observed_month"
+MONTH_COLUMN = "observed_month"
 """Partition column, derived from ``observed_at`` when rows are written: ``2013-01``."""
-PARTITIONED: tuple[Table, ...] = (*WINDOWED, "knowledge")
+PARTITIONED_TABLES: tuple[Table, ...] = (*WINDOWED_TABLES, "knowledge")
 """These tables are partitioned by ``observed_month``."""
 
-PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.checkpointInterval": "20"}
+TABLE_PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.checkpointInterval": "20"}
 """Of every table: commits are never deleted, and opening a table reads at most twenty commits after a checkpoint."""
 
-HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+COMMIT_HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 """Gives the same to a table that was created before these properties were introduced."""

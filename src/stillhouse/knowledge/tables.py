@@ -24,7 +24,7 @@ from stillhouse.files import sync
 from stillhouse.frames import require_distinct
 from stillhouse.knowledge.commits import damaged_commits
 from stillhouse.knowledge.pruning import Clause, file_statistics, files_with, upper_bounds
-from stillhouse.knowledge.schemas import FIELDS, HOOKS, MONTH, PARTITIONED, PROPERTIES, Table
+from stillhouse.knowledge.schemas import COMMIT_HOOKS, FIELDS, MONTH_COLUMN, PARTITIONED_TABLES, TABLE_PROPERTIES, Table
 
 __all__ = ["Tables", "wrap_errors"]
 
@@ -112,7 +112,7 @@ class Tables:
                     mode="append",
                     schema_mode="merge",
                     commit_properties=CommitProperties(app_transactions=[transaction]),
-                    post_commithook_properties=HOOKS,
+                    post_commithook_properties=COMMIT_HOOKS,
                 )
                 return int(delta.version())
             except CommitFailedError as error:
@@ -219,7 +219,7 @@ class Tables:
         :param columns: None: all but the month.
         :raises StoreError: if a data file is damaged or missing.
         """
-        names = [name for name in dataset.schema.names if name != MONTH] if columns is None else list(columns)
+        names = [name for name in dataset.schema.names if name != MONTH_COLUMN] if columns is None else list(columns)
         if not dataset.files:
             return pa.schema([dataset.schema.field(name) for name in names]).empty_table()
         with wrap_errors(table, self.root):
@@ -306,11 +306,15 @@ class Tables:
         path = self.root / table
         path.mkdir(parents=True, exist_ok=True)
         schema, partition_columns = self.schema(table), None
-        if table in PARTITIONED:
-            schema, partition_columns = schema.append(pa.field(MONTH, pa.string())), [MONTH]
+        if table in PARTITIONED_TABLES:
+            schema, partition_columns = schema.append(pa.field(MONTH_COLUMN, pa.string())), [MONTH_COLUMN]
         try:
             return DeltaTable.create(
-                str(path), schema=schema, mode="ignore", partition_by=partition_columns, configuration=dict(PROPERTIES)
+                str(path),
+                schema=schema,
+                mode="ignore",
+                partition_by=partition_columns,
+                configuration=dict(TABLE_PROPERTIES),
             )
         except CommitFailedError:  # another process created it first
             return DeltaTable(str(path))
@@ -339,9 +343,9 @@ def _count(delta: DeltaTable) -> int:
 
 def _add_month(delta: DeltaTable, rows: pa.Table) -> pa.Table:
     """``rows`` with the partition column, if the table is partitioned."""
-    if MONTH not in delta.metadata().partition_columns:
+    if MONTH_COLUMN not in delta.metadata().partition_columns:
         return rows
-    return rows.append_column(MONTH, pc.strftime(rows["observed_at"], format="%Y-%m"))
+    return rows.append_column(MONTH_COLUMN, pc.strftime(rows["observed_at"], format="%Y-%m"))
 
 
 def _explain_open_failure(path: Path, table: Table, error: Exception) -> str:

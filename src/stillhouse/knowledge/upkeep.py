@@ -27,7 +27,7 @@ from pydantic import AwareDatetime, Field
 from stillhouse.config import Upkeep
 from stillhouse.knowledge.flush import FlushResult
 from stillhouse.knowledge.pruning import file_statistics
-from stillhouse.knowledge.schemas import FIELDS, HOOKS, MONTH, PROPERTIES, Table
+from stillhouse.knowledge.schemas import COMMIT_HOOKS, FIELDS, MONTH_COLUMN, TABLE_PROPERTIES, Table
 from stillhouse.knowledge.tables import Tables
 from stillhouse.records import Record, Window
 
@@ -199,7 +199,7 @@ def _retry(tables: Tables, table: Table, change: Callable[[DeltaTable], _T]) -> 
 
 
 def _delete(delta: DeltaTable, condition: str) -> dict[str, Any]:
-    metrics: dict[str, Any] = delta.delete(condition, post_commithook_properties=HOOKS)
+    metrics: dict[str, Any] = delta.delete(condition, post_commithook_properties=COMMIT_HOOKS)
     return metrics
 
 
@@ -218,21 +218,23 @@ def _compact_month(tables: Tables, table: Table, month: str | None, settings: Up
 
 
 def _join_files(delta: DeltaTable, month: str | None, settings: Upkeep) -> dict[str, Any]:
-    if missing := {name: value for name, value in PROPERTIES.items() if name not in delta.metadata().configuration}:
+    if missing := {
+        name: value for name, value in TABLE_PROPERTIES.items() if name not in delta.metadata().configuration
+    }:
         delta.alter.set_table_properties(missing)  # a table created before these properties were introduced
-    is_partitioned = MONTH in delta.metadata().partition_columns
+    is_partitioned = MONTH_COLUMN in delta.metadata().partition_columns
     metrics: dict[str, Any] = delta.optimize.compact(
-        partition_filters=[(MONTH, "=", month or "")] if is_partitioned else None,
+        partition_filters=[(MONTH_COLUMN, "=", month or "")] if is_partitioned else None,
         target_size=settings.target_bytes,
         writer_properties=WriterProperties(compression="ZSTD", max_row_group_size=_ROW_GROUP_ROWS),
-        post_commithook_properties=HOOKS,
+        post_commithook_properties=COMMIT_HOOKS,
     )
     return metrics
 
 
 def _fragmented_months(delta: DeltaTable, settings: Upkeep) -> list[str | None]:
     """Months with many files of less than half the target size; None for the whole of an unpartitioned table."""
-    months, sizes = (file_statistics(delta, name).to_pylist() for name in (f"partition.{MONTH}", "size_bytes"))
+    months, sizes = (file_statistics(delta, name).to_pylist() for name in (f"partition.{MONTH_COLUMN}", "size_bytes"))
     small = Counter(month for month, size in zip(months, sizes, strict=True) if size < settings.target_bytes / 2)
     return [month for month in sorted(small, key=str) if small[month] >= settings.min_files]
 
@@ -247,15 +249,15 @@ def _vacuum_table(
 ) -> VacuumResult:
     folder = tables.root / table
     before = _file_sizes(folder)
-    kept = {version: models for version, models in in_use.items() if _is_readable(folder, version)}
+    readable = {version: models for version, models in in_use.items() if _is_readable(folder, version)}
     for full, age in ((False, grace), (True, max(grace, _UNCOMMITTED_FILE_AGE))):
         remove = partial(
             DeltaTable.vacuum,
             retention_hours=math.ceil(age / timedelta(hours=1)),
             enforce_retention_duration=False,
             full=full,
-            keep_versions=list(kept),
-            post_commithook_properties=HOOKS,
+            keep_versions=list(readable),
+            post_commithook_properties=COMMIT_HOOKS,
         )
         # A vacuum makes a commit, and Delta lists files again that it has removed: run it only if there is work to do.
         if any((folder / name).exists() for name in remove(delta, dry_run=True)):
@@ -267,8 +269,8 @@ def _vacuum_table(
         files_after=len(after),
         bytes_before=sum(before.values()),
         bytes_after=sum(after.values()),
-        kept=kept,
-        unreadable={version: models for version, models in in_use.items() if version not in kept},
+        kept=readable,
+        unreadable={version: models for version, models in in_use.items() if version not in readable},
     )
 
 

@@ -1,6 +1,6 @@
-"""The frozen records that travel between rooms: numbers, reasons and addresses, never a model or a frame.
+"""The frozen records that the packages exchange: numbers, reasons and paths, never a model or a DataFrame.
 
-All are pydantic models, so that each one becomes JSON and comes back equal:
+Every record is a pydantic model; written as JSON and read again, it is equal:
 
 >>> from datetime import UTC, datetime
 >>> window = Window(name="test", start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 5, tzinfo=UTC))

@@ -1,4 +1,4 @@
-"""What all records have in common."""
+"""The base class of all records, and their short content hash."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, unknown fields refused, numbers finite (JSON has no NaN to come back from)."""
+    """Base of all records: frozen, unknown fields are refused, numbers are finite (JSON has no NaN).
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    A field that was renamed is written under its first name (``serialization_alias``) and read under both
+    (``validation_alias``), so that old and new files have the same keys.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
 
 
 def short_id(*parts: object) -> str:
-    """Twelve hexadecimal characters that depend on nothing but ``parts``: the same work, the same id."""
+    """The first twelve hexadecimal digits of the SHA-256 of ``parts``, each as text."""
     return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""One compression search: candidates, limits, and the frontier of those that no other candidate dominates."""
+"""Records of a compression search: its candidates, its limits and its Pareto frontier."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ __all__ = ["CompressionCandidate", "Frontier", "LayerSensitivity", "Saturation",
 
 
 class Saturation(Record):
-    """An integer layer whose 16-bit sums would overflow on a processor without VNNI."""
+    """An int8 layer whose 16-bit sums would overflow (saturate) on a processor without VNNI."""
 
     layer: str
-    share: Fraction = Field(description="of the pairs of products on calibration rows")
+    share: Fraction = Field(description="share of the pairs of products that overflow, on calibration rows")
 
 
 class CompressionCandidate(Record):
-    """One recipe, made and measured."""
+    """A compressed model that a search built and measured."""
 
     candidate_id: str = Field(description="content hash of the model, the recipe and the rows")
     name: str
-    recipe: tuple[dict[str, JsonValue], ...] = Field(description="its steps' settings, in order")
-    folder: str = Field(default="", description="of the artifact; empty where it was refused")
-    bytes: int = Field(default=0, ge=0, description="on disk")
-    quality: Fraction | None = Field(default=None, description="on the judged rows")
+    recipe: tuple[dict[str, JsonValue], ...] = Field(description="settings of its compression steps, in order")
+    folder: str = Field(default="", description="path of its files; empty if it was refused")
+    bytes: int = Field(default=0, ge=0, description="size on disk (bytes)")
+    quality: Fraction | None = Field(default=None, description="on the validation rows")
     slices: dict[str, Fraction] = Field(
-        default_factory=dict, description="quality on parts of the judged rows that must hold, too, by their name"
+        default_factory=dict, description="quality on the slices of the validation rows that are limited too, by name"
     )
-    difference: Fraction | None = Field(default=None, description="mean |p − p of the float32 model| on these rows")
+    difference: Fraction | None = Field(
+        default=None, description="mean |p − p of the float32 model| on the validation rows"
+    )
     latency: Latency | None = None
-    cpu_ms: float | None = Field(default=None, ge=0.0, description="CPU time of one row, energy's proxy (ms)")
-    saturates: tuple[Saturation, ...] = Field(default=(), description="where it would without VNNI")
-    seconds: float = Field(default=0.0, ge=0.0, description="that making it took")
-    refused: str | None = Field(default=None, description="why it cannot serve, naming the layer")
+    cpu_ms: float | None = Field(default=None, ge=0.0, description="CPU time of one row (ms), a proxy of its energy")
+    saturates: tuple[Saturation, ...] = Field(default=(), description="layers that would overflow without VNNI")
+    seconds: float = Field(default=0.0, ge=0.0, description="time it took to build (s)")
+    refused: str | None = Field(default=None, description="why it cannot be served, with the layer; None: it can")
 
     def loss(self, reference: CompressionCandidate) -> tuple[float, str]:
-        """How much quality it has lost against ``reference``, at most, and on which slice: "" for all judged rows."""
+        """Its largest loss of quality against ``reference``, and the slice with that loss; "": all validation rows."""
         assert self.quality is not None and reference.quality is not None
         losses = {"": reference.quality - self.quality}
         losses |= {
@@ -52,46 +54,56 @@ class CompressionCandidate(Record):
 
 
 class LayerSensitivity(Record):
-    """What one step on one layer alone changes in the answers, before any recovery, and saves."""
+    """How much one step on one layer changes the outputs, before any recovery training, and what it saves."""
 
-    step: str = Field(description="the step's method")
+    step: str = Field(description="method of the step")
     layer: str
-    difference: float = Field(ge=0.0, description="mean |p − p of the form before| on calibration rows")
+    difference: float = Field(ge=0.0, description="mean |p − p before the step| on calibration rows")
     parameters_saved: int
     operations_saved: Fraction = Field(default=0.0, description="share of a row's multiplications and additions")
 
 
 class SizeLimits(Record):
-    """What a device allows a candidate; None: anything."""
+    """Limits on a deployed candidate; None: no limit."""
 
-    max_bytes: int | None = Field(default=None, ge=1, description="of the artifact's folder (bytes)")
-    max_p95_ms: float | None = Field(default=None, gt=0, description="of one row's decision (ms)")
+    max_bytes: int | None = Field(default=None, ge=1, description="size of its folder (bytes)")
+    max_p95_ms: float | None = Field(default=None, gt=0, description="95 % quantile of the latency of one row (ms)")
     max_quality_loss: float = Field(
-        default=0.005, ge=0, le=1, description="below the float32 model's quality, on all judged rows and on each slice"
+        default=0.005,
+        ge=0,
+        le=1,
+        description="largest loss of quality against the float32 model, on all validation rows and on each slice",
     )
 
 
 class Frontier(Record):
-    """All that a search made, and which of it nothing else beats in quality, bytes and latency at once."""
+    """All candidates of a search, and those that no other dominates in quality, bytes and latency."""
 
     reference: CompressionCandidate = Field(description="the float32 model, uncompressed")
-    candidates: tuple[CompressionCandidate, ...] = Field(description="in the order they were made, the reference first")
-    best: tuple[str, ...] = Field(description="names of those not dominated, smallest first")
-    hypervolume: float = Field(ge=0.0, le=1.0, description="share of the box below the reference that they dominate")
-    chosen: str = Field(description="name of the one put forward")
-    fits: bool = Field(description="whether it keeps within all limits")
-    why: str = Field(description="one sentence; where nothing fits, what would have to give")
+    candidates: tuple[CompressionCandidate, ...] = Field(
+        description="in the order in which they were built, the reference first"
+    )
+    best: tuple[str, ...] = Field(description="names of the candidates that no other dominates, smallest first")
+    hypervolume: float = Field(ge=0.0, le=1.0, description="share of the unit cube of scores that they dominate")
+    chosen: str = Field(description="name of the selected candidate")
+    fits: bool = Field(description="whether the selected candidate is within all limits")
+    why: str = Field(
+        description="reason for the choice, one sentence; if no candidate fits, the limits that would have to change"
+    )
     limits: SizeLimits
     sensitivity: tuple[LayerSensitivity, ...] = ()
     stopped: str = Field(description="why the search ended")
-    measure: str = Field(default="", description="what quality is, in words")
-    notes: tuple[str, ...] = Field(default=(), description="what else to know about how the model was compressed")
+    measure: str = Field(default="", description="the measure of quality, in words")
+    notes: tuple[str, ...] = Field(default=(), description="remarks on how the model was compressed")
 
     @property
-    def able(self) -> tuple[CompressionCandidate, ...]:
-        """Those that can serve."""
+    def servable(self) -> tuple[CompressionCandidate, ...]:
+        """The candidates that were not refused."""
         return tuple(candidate for candidate in self.candidates if candidate.refused is None)
 
     def named(self, name: str) -> CompressionCandidate:
-        """The candidate of that name."""
+        """The candidate with this name.
+
+        :raises StopIteration: if there is none.
+        """
         return next(candidate for candidate in self.candidates if candidate.name == name)

@@ -1,11 +1,11 @@
-"""One drift measurement: columns, slices, the calibration on history, the report."""
+"""Records of a drift measurement: columns, slices, the calibration on history, the report."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from stillhouse.records.base import Fraction, Record
 from stillhouse.records.quality import Disagreement, Quality
@@ -37,45 +37,68 @@ class ColumnDrift(Record):
     limit: float | None = Field(
         default=None,
         ge=0.0,
-        description="largest PSI that is usual on the agent's own history, widened to hold for all columns at once",
+        description="largest PSI between time blocks of the agent's own history, widened for the number of columns; "
+        "None: not calibrated",
     )
 
     @property
     def unusual(self) -> bool:
-        """Whether the PSI lies beyond what the agent's own history showed; without a calibration, never."""
+        """Whether the PSI exceeds the limit from the agent's own history; False without a calibration."""
         return self.limit is not None and self.psi > self.limit
 
 
 class DriftCalibration(Record):
-    """What distances are usual: each earlier stretch of the reference against the rest of it."""
+    """The null distribution of the distances: each time block of the reference against the others together."""
 
-    block: timedelta = Field(description="length of a stretch")
-    blocks: int = Field(ge=0)
-    columns: dict[str, tuple[float, ...]] = Field(description="PSI of each stretch, ascending, by column")
-    joint: tuple[float, ...] = Field(description="joint statistic of each stretch, ascending")
+    block_length: timedelta = Field(
+        validation_alias=AliasChoices("block_length", "block"),
+        serialization_alias="block",
+        description="length of a time block; stored as `block`",
+    )
+    time_blocks: int = Field(
+        validation_alias=AliasChoices("time_blocks", "blocks"),
+        serialization_alias="blocks",
+        ge=0,
+        description="number of time blocks; stored as `blocks`",
+    )
+    columns: dict[str, tuple[float, ...]] = Field(description="PSI of each time block, ascending, by column")
+    joint: tuple[float, ...] = Field(description="joint statistic of each time block, ascending")
 
 
 class ScreenResult(Record):
-    """A current window held against :class:`DriftCalibration`."""
+    """A current window compared with a :class:`DriftCalibration`."""
 
-    blocks: int = Field(ge=0, description="stretches of history that it was calibrated on")
-    beyond: tuple[str, ...] = Field(description="columns beyond their limit, farthest first")
+    time_blocks: int = Field(
+        validation_alias=AliasChoices("time_blocks", "blocks"),
+        serialization_alias="blocks",
+        ge=0,
+        description="number of time blocks of the calibration; stored as `blocks`",
+    )
+    beyond: tuple[str, ...] = Field(
+        description="columns whose PSI exceeds their limit, by its ratio to the usual PSI, largest first"
+    )
     statistic: float = Field(description="joint statistic of the window")
-    limit: float = Field(description="largest joint statistic that is usual")
-    p_value: float = Field(gt=0, le=1, description="conformal: share of stretches at least as unusual, itself included")
-    moved: bool = Field(description="whether the inputs or outputs as a whole lie beyond what is usual")
+    limit: float = Field(description="limit of the joint statistic")
+    p_value: float = Field(
+        gt=0,
+        le=1,
+        description="conformal p-value: share of the time blocks with a joint statistic at least as large, the window "
+        "included",
+    )
+    moved: bool = Field(description="whether a column exceeds its limit: the window as a whole has moved")
 
 
 class SliceDrift(Record):
-    """One slice of the observations: did it grow, and do teacher and student part there?"""
+    """One slice of the observations: its share of the rows, and the disagreement of teacher and student in it."""
 
     slice: str = Field(description="'column=value', or 'column in (low, high]'")
     share_reference: Fraction
     share_current: Fraction
-    rows: int = Field(ge=0, description="audited rows in it")
+    rows: int = Field(ge=0, description="audited rows in the slice")
     disagreement: float | None = Field(default=None, ge=0.0, description="weighted mean over its audited rows")
     excess: float = Field(
-        description="its part in the rise of the mean disagreement, over a column's slices; 0 for too few audited rows"
+        description="its part of the rise of the mean disagreement; the slices of a column sum to the rise; 0 if too "
+        "few rows were audited"
     )
 
 
@@ -93,16 +116,18 @@ class DriftReport(Record):
         default=(), description="the student's output as columns: probabilities, margin, action"
     )
     screened: ScreenResult | None = Field(
-        default=None, description="columns and outputs against the agent's own history"
+        default=None, description="columns and outputs compared with the agent's own history"
     )
-    slices: tuple[SliceDrift, ...] = Field(default=(), description="those that explain the disagreement, first first")
+    slices: tuple[SliceDrift, ...] = Field(
+        default=(), description="slices that explain the disagreement, by excess, largest first"
+    )
     disagreement: Disagreement | None = None
     disagreement_reference: Disagreement | None = Field(
-        default=None, description="the same on the window that the champion was proved on"
+        default=None, description="the disagreement on the champion's test window"
     )
     quality: Quality | None = Field(default=None, description="the champion's decisions against known outcomes")
-    quality_reference: Quality | None = None
-    seconds: float = Field(ge=0.0)
+    quality_reference: Quality | None = Field(default=None, description="the quality on the champion's test window")
+    seconds: float = Field(ge=0.0, description="wall time of the measurement")
 
     def worst(self, count: int = 5) -> tuple[ColumnDrift, ...]:
         """The ``count`` columns with the largest PSI, largest first."""

@@ -1,4 +1,4 @@
-"""Figures of one model: quality on labelled rows, latency, and the scorecard that collects them."""
+"""Measurements of one model: quality on labelled rows, latency, and the scorecard with all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Disagreement(Record):
 
 
 class Quality(Record):
-    """How good probabilities were, against outcomes."""
+    """Quality of predicted probabilities, measured on rows with outcomes."""
 
     rows: int = Field(ge=0)
     auc: float | None = Field(
@@ -30,11 +30,11 @@ class Quality(Record):
     brier: float = Field(ge=0.0, le=2.0, description="mean Σ_k (p_k − y_k)²")
     accuracy: Fraction
     calibration_error: Fraction = Field(description="expected calibration error, 15 equal-mass bins")
-    actions: int = Field(default=2, ge=2, description="how many there were to choose from")
+    actions: int = Field(default=2, ge=2, description="number of actions K")
 
     @property
     def measure(self) -> Literal["auc", "accuracy"]:
-        """What models are compared by: the AUC for two actions, the accuracy for more, or where there is no AUC."""
+        """The measure that models are compared by: the AUC for two actions; the accuracy otherwise."""
         return "auc" if self.actions == 2 and self.auc is not None else "accuracy"
 
     @property
@@ -44,7 +44,7 @@ class Quality(Record):
 
 
 class Latency(Record):
-    """Time for one call with one row, one thread, measured on the machine that serves."""
+    """Latency of a call with one row on one thread, on the machine that measured it."""
 
     p50_ms: float = Field(ge=0.0)
     p95_ms: float = Field(ge=0.0)
@@ -52,18 +52,18 @@ class Latency(Record):
 
 
 class Scorecard(Record):
-    """All figures of one model on named windows."""
+    """All measurements of one model on named windows."""
 
     model: str = Field(description="teacher, student, or a variant's name")
     role: Literal["teacher", "student", "variant", "champion"]
     quality: dict[str, Quality] = Field(description="by window name")
     slices: dict[str, Quality] = Field(default_factory=dict, description="by 'column=value', on the test window")
     agreement: float | None = Field(
-        default=None, ge=0.0, le=1.0, description="1 − mean total variation to the teacher, test window"
+        default=None, ge=0.0, le=1.0, description="1 − mean total variation to the teacher, on the test window"
     )
-    bytes: int = Field(ge=0, description="on disk")
+    bytes: int = Field(ge=0, description="size on disk (bytes)")
     latency: Latency | None = None
-    cpu: str = Field(default="", description="processor on which the latency was measured")
+    cpu: str = Field(default="", description="processor that the latency was measured on")
 
     @property
     def test(self) -> Quality:

@@ -1,4 +1,4 @@
-"""One refresh under way, and what its champion was trained and proved on."""
+"""A running refresh, and the baseline of its champion."""
 
 from __future__ import annotations
 
@@ -18,45 +18,49 @@ __all__ = ["Baseline", "Refresh"]
 
 
 class Baseline(Record):
-    """What a champion was trained and proved on: what every later watch compares with.
+    """The data that a champion was trained and tested on; every later watch compares with it.
 
-    Beside it in the run lies ``profile.arrow``, the profile of the training window and of the champion's output on it
+    The run also has ``profile.arrow``, the profile of the training window and of the champion's output on it
     (:mod:`stillhouse.drift.profile`).
     """
 
     train: Window
     test: Window
-    as_of: AwareDatetime = Field(description="the moment that the refresh spoke for: where its evidence may begin")
+    as_of: AwareDatetime = Field(description="time of the refresh; evidence on the champion may begin here")
     screens: DriftCalibration
-    losses: dict[Process, LossBaseline] = Field(description="what each evidence process holds for good")
-    disagreement: Disagreement = Field(description="with its teacher, on the test window")
-    quality: Quality = Field(description="on the test window")
+    losses: dict[Process, LossBaseline] = Field(description="losses under the null hypothesis, by evidence process")
+    disagreement: Disagreement = Field(description="of champion and teacher, on the test window")
+    quality: Quality = Field(description="of the champion, on the test window")
     teacher: ModelRef
 
 
 class Refresh(Record):
-    """One refresh under way: what for, on which windows, where its files and its MLflow run are."""
+    """A running refresh: its cause, its windows, its folder and its MLflow run."""
 
     refresh_id: str
     agent: str
     as_of: AwareDatetime
     trigger: Literal["bootstrap", "drift", "manual"]
-    cause: str = Field(description="verdict id of the drift, or who asked and why")
+    cause: str = Field(description="id of the verdict that asked for it, or the reason of the person who did")
     train: Window
     test: Window
     teacher: Literal["fit", "keep"]
     mode: RefreshModeName = "redistil"
     since: AwareDatetime | None = Field(
-        default=None, description="of an update or a recalibration: from when rows are new to the champion"
+        default=None, description="for an update or a recalibration: rows from this time on are new to the champion"
     )
-    folder: str = Field(description="of the files of this refresh, until MLflow has them")
-    run_id: str = Field(description="MLflow parent run")
-    contract_skipped: str | None = Field(default=None, description="why the data contract was not asked; None: it was")
-    verdict: Verdict | None = Field(default=None, description="of an earlier, interrupted or finished run of it")
+    folder: str = Field(description="path of its files, until MLflow has them")
+    run_id: str = Field(description="id of the MLflow parent run")
+    contract_skipped: str | None = Field(
+        default=None, description="why the data contract was not checked; None: it was"
+    )
+    verdict: Verdict | None = Field(
+        default=None, description="verdict of an earlier run of this refresh, interrupted or finished"
+    )
     finished: bool = False
 
     @property
     def new_window(self) -> Window:
-        """The part of the training window that is new to the champion; all of it unless this is an update."""
+        """The part of the training window that is new to the champion: from ``since`` on, or all of it."""
         start = self.train.start if self.since is None else max(self.train.start, min(self.since, self.train.end))
         return self.train.model_copy(update={"name": "new", "start": start})

@@ -1,10 +1,10 @@
-"""Teachers: what querying them costs, their weights in a mixture, and where they contradict each other."""
+"""Records of teachers: the cost of their answers, their mixture weights, and their contradictions."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AliasChoices, AwareDatetime, Field
 
 from stillhouse.records.base import Fraction, Record
 from stillhouse.records.windows import Window
@@ -13,10 +13,10 @@ __all__ = ["Contradiction", "Contradictions", "Questions", "SliceWeights", "Spen
 
 
 class Spending(Record):
-    """What asking a teacher has cost. Two of them add up."""
+    """The cost of a teacher's answers. Two spendings can be added with ``+``."""
 
-    calls: int = Field(default=0, ge=0, description="requests to an endpoint; rows put to a teacher in this process")
-    rows: int = Field(default=0, ge=0, description="rows that it was asked about")
+    calls: int = Field(default=0, ge=0, description="requests to an endpoint; for a teacher in this process: rows")
+    rows: int = Field(default=0, ge=0, description="rows that it labelled or tried to label")
     input_tokens: int = Field(default=0, ge=0)
     output_tokens: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0.0, description="wall time")
@@ -33,18 +33,18 @@ class Spending(Record):
 
 
 class Questions(Record):
-    """About which training rows the teachers were to be asked."""
+    """The training rows of a refresh by who labels them: selected for the teachers, known before, or skipped."""
 
     rows: int = Field(ge=0, description="training rows, with and without an outcome")
-    without_outcome: int = Field(ge=0, description="of these, rows whose outcome is not known")
-    known: int = Field(ge=0, description="about which the teacher had spoken before")
-    asked: int = Field(ge=0, description="selected to be asked about")
-    answered: int = Field(ge=0, description="selected and now known")
-    limited: bool = Field(description="whether the budget allowed fewer than the agent file wants")
+    without_outcome: int = Field(ge=0, description="training rows without a known outcome")
+    known: int = Field(ge=0, description="rows with a stored teacher answer")
+    asked: int = Field(ge=0, description="rows selected for the teachers")
+    answered: int = Field(ge=0, description="selected rows that the teachers answered")
+    limited: bool = Field(description="whether the budget allowed fewer rows than the agent file asks for")
 
     @property
     def skipped(self) -> int:
-        """Rows that were neither known nor selected."""
+        """Number of rows that were neither known nor selected."""
         return self.rows - self.known - self.asked
 
     def __str__(self) -> str:
@@ -56,67 +56,87 @@ class Questions(Record):
 
 
 class SliceWeights(Record):
-    """What was learned about the teachers' weights in one slice, or everywhere."""
+    """The learned mixture weights of the teachers in one slice, or over all rows."""
 
-    outcomes: int = Field(ge=0, description="outcomes counted in it")
-    stretches: int = Field(ge=0, description="in so many stretches of `promotion.cluster`, each one piece of evidence")
-    own: Fraction = Field(description="how far its own weights count against those of everywhere; 1 for everywhere")
-    posterior: tuple[float, ...] = Field(description="over the constant mixtures of the teachers")
+    outcomes: int = Field(ge=0, description="number of outcomes counted")
+    time_blocks: int = Field(
+        validation_alias=AliasChoices("time_blocks", "stretches"),
+        serialization_alias="stretches",
+        ge=0,
+        description="number of time blocks of length `promotion.cluster` with outcomes, each one observation of the "
+        "loss; stored as `stretches`",
+    )
+    own: Fraction = Field(
+        description="share of the slice's own weights, the rest comes from those over all rows; 1 for these"
+    )
+    posterior: tuple[float, ...] = Field(description="probabilities of the constant mixtures of the teachers")
 
 
 class TeacherWeights(Record):
-    """The teachers' weights and all that the next outcome needs (:mod:`stillhouse.teachers.mixture_weights`)."""
+    """The teachers' mixture weights, and the state of their estimation (:mod:`stillhouse.teachers.mixture_weights`)."""
 
     by: Literal["file", "agreement", "outcomes"] = Field(
-        description="what they rest on: the agent file alone; agreement, which is weaker; outcomes"
+        description="what they were estimated from: the agent file alone, agreement (weaker evidence), or outcomes"
     )
     as_of: AwareDatetime
-    teachers: tuple[str, ...] = Field(description="each has one weight: a teacher, or an ensemble with fixed weights")
-    start: tuple[float, ...] = Field(description="their shares before the first outcome")
-    columns: tuple[str, ...] = Field(
-        default=(), description="slice columns, whose values may have weights of their own"
+    teachers: tuple[str, ...] = Field(
+        description="names; one weight for a teacher, or for an ensemble with fixed weights"
     )
-    column_shares: tuple[float, ...] = Field(description="how far everywhere counts, then each slice column")
+    start: tuple[float, ...] = Field(description="their weights before the first outcome")
+    columns: tuple[str, ...] = Field(
+        default=(), description="slice columns; each of their values may have its own weights"
+    )
+    column_shares: tuple[float, ...] = Field(
+        description="share of the weights over all rows, then of those of each slice column"
+    )
     everywhere: SliceWeights
     slices: dict[str, SliceWeights] = Field(default_factory=dict, description="by 'column=value'")
     losses: dict[str, float] = Field(
-        description="sum over stretches of the mean −ln p(outcome) (nats): each teacher, 'start', as weighted then ('')"
+        description="sum over time blocks of the mean −ln p(outcome) (nats), by teacher; 'start': the start weights; "
+        "'': the weights as they were then"
     )
 
 
 class WeightChange(Record):
-    """One teacher's share moved."""
+    """A change of one teacher's weight."""
 
     teacher: str
-    slice: str = Field(description="'column=value'; '': everywhere")
+    slice: str = Field(description="'column=value'; '': all rows")
     before: Fraction
     after: Fraction
     by: Literal["file", "agreement", "outcomes"]
     as_of: AwareDatetime
-    version: str = Field(description="of all teachers together, before their weights")
+    version: str = Field(description="version of all teachers together, without their weights")
     job: str = Field(description="refresh id, or 'watch'")
     reason: str
 
 
 class Contradiction(Record):
-    """Two teachers on the rows of one slice that both have spoken about."""
+    """How often two teachers contradict each other on the rows of one slice that both answered."""
 
     first: str
     second: str
-    slice: str = Field(description="'column=value'; '': everywhere")
+    slice: str = Field(description="'column=value'; '': all rows")
     rows: int = Field(ge=0)
     contradicting: int = Field(ge=0, description="rows with different actions, or a total variation above ½")
     share: Fraction
-    low: Fraction = Field(description="95 % interval of the share, rows of one cluster counted as one")
-    high: Fraction
+    low: Fraction = Field(description="lower bound of the share: 95 % interval, clustered")
+    high: Fraction = Field(description="upper bound of the share")
     known: int = Field(ge=0, description="contradicting rows whose outcome is known")
-    first_right: int = Field(ge=0, description="of those, where only the first chose the outcome")
-    second_right: int = Field(ge=0)
-    better: str | None = Field(description="who was right more often, beyond chance (95 %); None: cannot be told")
+    first_right: int = Field(ge=0, description="of these, rows where only the first chose the outcome")
+    second_right: int = Field(ge=0, description="of these, rows where only the second chose the outcome")
+    better: str | None = Field(
+        description="name of the teacher that was right more often, significantly (95 %); None: no such teacher"
+    )
 
 
 class Contradictions(Record):
-    """Where teachers contradict each other, most first."""
+    """The contradictions of the teachers on one window, the most frequent first."""
 
     window: Window
-    found: tuple[Contradiction, ...] = ()
+    contradictions: tuple[Contradiction, ...] = Field(
+        validation_alias=AliasChoices("contradictions", "found"),
+        serialization_alias="found",
+        default=(),
+        description="stored as `found`",
+    )

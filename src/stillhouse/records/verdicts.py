@@ -1,4 +1,4 @@
-"""Decisions of the system with their reasons, and the evidence of gate and admission."""
+"""Verdicts with their reasons, and the evidence of the gate and of the admission of teachers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ __all__ = [
 
 
 class Reason(Record):
-    """One measure beside its threshold, and what it means in a sentence."""
+    """One measurement with its threshold, and one sentence about it."""
 
     measure: str
     value: float | None = None
     threshold: float | None = None
-    failed: bool = Field(validation_alias=AliasChoices("failed", "crossed"), description="once stored as `crossed`")
+    failed: bool = Field(
+        validation_alias=AliasChoices("failed", "crossed"),
+        description="whether the measurement speaks against; formerly stored as `crossed`",
+    )
     text: str
 
 
@@ -43,8 +46,9 @@ Response = Literal["hold", "recalibrate", "reuse", "update", "redistil_warm", "r
 
 
 RefreshModeName = Literal["recalibrate", "update", "redistil_warm", "redistil"]
-"""How a refresh makes its student: the champion's is kept, and its ranges and its confidence are estimated anew; the
-champion's takes in what is new; a training that begins at the champion's weights; a training from the beginning."""
+"""How a refresh makes its student: ``recalibrate`` keeps the champion's student and estimates its ranges and its
+confidence anew; ``update`` fine-tunes it on new rows; ``redistil_warm`` trains from its weights; ``redistil`` trains a
+new student."""
 
 
 REFRESH_MODES: Mapping[Response, RefreshModeName | None] = {
@@ -56,7 +60,7 @@ REFRESH_MODES: Mapping[Response, RefreshModeName | None] = {
     "redistil": "redistil",
     "renew": "redistil",
 }
-"""How the refresh that a response asks for makes its student; None: the response asks for no refresh."""
+"""The mode of the refresh by response; None: no refresh."""
 
 
 VerdictResult = Literal[
@@ -79,22 +83,23 @@ VerdictResult = Literal[
 
 
 class ClusterScores(Record):
-    """How far each cluster of rows moves an estimate, and how far one more could: what a bound is made of."""
+    """The influence of each cluster of rows on an estimate: the input of a confidence bound."""
 
     scores: tuple[tuple[float, int], ...] = Field(
-        description="influence of a cluster on the estimate, in its unit, and how many clusters have it; they sum to 0"
+        description="pairs of an influence on the estimate, in its unit, and the number of clusters with this "
+        "influence; the influences of all clusters sum to 0"
     )
-    worst: float = Field(gt=0, description="by how much one more cluster could change the estimate")
+    worst: float = Field(gt=0, description="largest change of the estimate by one more cluster")
     clusters: int = Field(ge=1)
-    effective: float = Field(ge=1, description="clusters of equal size that they are worth (Kish 1965)")
+    effective: float = Field(ge=1, description="effective number of clusters (Kish 1965)")
 
 
 class Comparison(Record):
-    """Challenger minus champion on the same rows: the evidence of a gate, complete enough to judge again."""
+    """Challenger against champion on the same rows, with everything that the gate's test needs."""
 
     window: str = Field(
-        description="window name, 'column=value' of a slice of the test window, or 'anchor': the test window, and an "
-        "earlier champion"
+        description="window name; 'column=value': a slice of the test window; 'anchor': the test window, with an "
+        "earlier champion instead of the champion"
     )
     rows: int = Field(ge=0)
     measure: Literal["auc", "accuracy"] = Field(description="AUC for two actions, accuracy for more")
@@ -103,15 +108,17 @@ class Comparison(Record):
     difference: float = Field(description="challenger − champion")
     standard_error: float = Field(ge=0.0, description="of the paired difference")
     margin: float = Field(ge=0.0, description="how much worse the challenger may be")
-    rule: int = Field(default=1, ge=1, description="version of the rule that bounds the difference; 1: normal")
+    rule: int = Field(default=1, ge=1, description="version of the bound on the difference; 1: normal approximation")
     lost: int | None = Field(default=None, ge=0, description="rows on which the champion alone is right (accuracy)")
     gained: int | None = Field(default=None, ge=0, description="rows on which the challenger alone is right (accuracy)")
-    rarer: int | None = Field(default=None, ge=0, description="rows of the rarer outcome (AUC)")
-    evidence: ClusterScores | None = Field(default=None, description="of the difference; None under rule 1")
+    rarer: int | None = Field(default=None, ge=0, description="rows with the rarer outcome (AUC)")
+    evidence: ClusterScores | None = Field(
+        default=None, description="influence of the clusters on the difference; None under rule 1"
+    )
 
 
 class Certificate(Record):
-    """All that a promotion was decided on. ``evaluate.gate.judge`` on it gives the identical verdict."""
+    """Everything that a promotion was decided on: ``evaluate.gate.judge`` of it gives the identical verdict."""
 
     agent: str
     refresh_id: str
@@ -123,82 +130,97 @@ class Certificate(Record):
     max_p95_ms: float | None
     approval: Literal["automatic", "manual"]
     as_of: AwareDatetime
-    nothing_fits: str = Field(default="", description="what would have to give, where no variant keeps to the budgets")
-    rule: int = Field(
-        default=1, ge=1, description="version of the rule that it is judged by; stored, and kept for good"
+    nothing_fits: str = Field(
+        default="", description="if no variant fits the limits: the limits that would have to change"
     )
-    contract_skipped: str | None = Field(default=None, description="why the data contract was not asked; None: it was")
+    rule: int = Field(
+        default=1, ge=1, description="version of the rules that decide; stored, so that the verdict never changes"
+    )
+    contract_skipped: str | None = Field(
+        default=None, description="why the data contract was not checked; None: it was"
+    )
     anchor: str | None = Field(
-        default=None, description="the champion that losses are added up from, 'flights@3'; None: there was none yet"
+        default=None,
+        description="champion that the total loss is counted from, 'flights@3'; None: there was no champion",
     )
 
 
 class Examination(Record):
-    """All that decides whether a teacher may teach. ``evaluate.admission.judge`` on it gives the identical verdict."""
+    """Everything that a teacher's admission is decided on: ``evaluate.admission.judge`` of it gives the verdict."""
 
     agent: str
     refresh_id: str
     as_of: AwareDatetime
     teacher: str = Field(description="version of the teacher")
-    rows: int = Field(ge=0, description="rows with outcomes that it had not seen and was asked about")
-    answered: int = Field(ge=0, description="those with a usable answer")
-    unanswered: tuple[str, ...] = Field(default=(), description="the most frequent reasons why others have none")
-    constant: bool = Field(description="whether it said the same about all of them")
-    comparison: Comparison | None = Field(description="teacher against the base rate; None: too few outcomes of each")
-    against_champion: Comparison | None = Field(default=None, description="teacher against the champion, same rows")
-    trusted: str | None = Field(default=None, description="version of the teacher that it was compared with instead")
-    agreement: float | None = Field(default=None, ge=0.0, le=1.0, description="1 − mean total variation to that one")
-    agreement_error: float = Field(default=0.0, ge=0.0, description="standard error of the agreement, by cluster")
-    agreement_evidence: ClusterScores | None = Field(default=None, description="of the agreement; None under rule 1")
+    rows: int = Field(ge=0, description="rows that it was asked about; it has not seen their outcomes")
+    answered: int = Field(ge=0, description="rows with a usable answer")
+    unanswered: tuple[str, ...] = Field(default=(), description="most frequent reasons for rows without one")
+    constant: bool = Field(description="whether all its answers are the same")
+    comparison: Comparison | None = Field(description="teacher against the base rate; None: too few rows per outcome")
+    against_champion: Comparison | None = Field(
+        default=None, description="teacher against the champion, on the same rows"
+    )
+    trusted: str | None = Field(
+        default=None, description="version of the admitted teacher that it was compared with instead"
+    )
+    agreement: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="1 − mean total variation to that teacher"
+    )
+    agreement_error: float = Field(default=0.0, ge=0.0, description="standard error of the agreement, clustered")
+    agreement_evidence: ClusterScores | None = Field(
+        default=None, description="influence of the clusters on the agreement; None under rule 1"
+    )
     confidence: float = Field(gt=0.5, lt=1.0, description="one-sided")
     rule: int = Field(
-        default=1, ge=1, description="version of the rule that it is judged by; stored, and kept for good"
+        default=1, ge=1, description="version of the rules that decide; stored, so that the verdict never changes"
     )
     min_answered: Fraction
     min_agreement: Fraction
 
 
 class Proof(Record):
-    """Everything measured about one refresh's models, and which variant is put forward."""
+    """All measurements of the models of one refresh, and its chosen variant."""
 
     teacher: Scorecard
     student: Scorecard
     variants: tuple[Scorecard, ...]
     champion: Scorecard | None
-    chosen: str = Field(description="name of the variant put forward")
+    chosen: str = Field(description="name of the chosen variant")
     why: str
     disagreement: Disagreement = Field(description="teacher and chosen variant on the test window")
     certificate: Certificate
 
 
 class Verdict(Record):
-    """A decision of the system, with the numbers and reasons that led to it."""
+    """A decision of a watch, a gate or a promotion, with its numbers and reasons."""
 
     verdict_id: str
     kind: Literal["watch", "gate", "promotion"]
     agent: str
     as_of: AwareDatetime
     result: VerdictResult = Field(
-        validation_alias=AliasChoices("result", "outcome"), description="once stored as `outcome`"
+        validation_alias=AliasChoices("result", "outcome"), description="formerly stored as `outcome`"
     )
     response: Response = "hold"
     summary: str
     reasons: tuple[Reason, ...] = ()
     cost: Cost | None = Field(default=None, description="of a watch")
-    evidence: dict[str, JsonValue] = Field(default_factory=dict, description="the records judged, as JSON")
+    evidence: dict[str, JsonValue] = Field(
+        default_factory=dict, description="the records that it was decided on, as JSON"
+    )
 
     @property
     def refresh_mode(self) -> RefreshModeName | None:
-        """How the refresh that this verdict asks for makes its student; None: it asks for none."""
+        """The mode of the refresh that this verdict asks for; None: it asks for none."""
         return REFRESH_MODES[self.response]
 
 
 def drift_report(verdict: Verdict) -> DriftReport | None:
-    """The drift report that a watch's verdict was decided on; None where nothing could be measured."""
+    """The drift report of a watch's verdict; None if nothing could be measured."""
     evidence = verdict.evidence.get("drift")
     return DriftReport.model_validate(evidence) if evidence else None
 
 
 def evidence_steps(verdict: Verdict) -> tuple[EvidenceStep, ...]:
-    """The last step of each evidence process that a watch's verdict was decided on."""
+    """The last step of each evidence process of a watch's verdict."""
     return tuple(EvidenceStep.model_validate(step) for step in verdict.evidence.get("steps") or ())  # type: ignore[union-attr]

@@ -192,7 +192,8 @@ class TrainingRows:
     def synthetic_rows(self) -> pd.DataFrame:
         """Synthetic rows near labelled training rows, each within one cross-fitting block of the teacher."""
         has_train_label = self.has_label & ~self.is_validation
-        return make_synthetic_rows(self.settings, self.frame[has_train_label], self.cross_fit.blocks[has_train_label])
+        time_blocks = self.cross_fit.time_blocks[has_train_label]
+        return make_synthetic_rows(self.settings, self.frame[has_train_label], time_blocks)
 
     # ----------------------------------------------------------------- training sets
 

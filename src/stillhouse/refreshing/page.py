@@ -88,7 +88,9 @@ def _format_teachers(job: Refresh, registry: Registry) -> list[str]:
     weights = registry.runs.read_record(job.run_id, names.WEIGHTS, TeacherWeights)
     contradictions = registry.runs.read_record(job.run_id, names.CONTRADICTIONS, Contradictions)
     parts = [format_weights(weights)] if weights else []
-    return [*parts, _format_contradictions(contradictions)] if contradictions and contradictions.found else parts
+    if contradictions is None or not contradictions.contradictions:
+        return parts
+    return [*parts, _format_contradictions(contradictions)]
 
 
 def _format_contradictions(contradictions: Contradictions) -> str:
@@ -96,7 +98,7 @@ def _format_contradictions(contradictions: Contradictions) -> str:
         f"| {md(c.first)} and {md(c.second)} | {md(c.slice or 'everywhere')} "
         f"| {c.contradicting:,} of {c.rows:,} | {c.share:.1%} "
         f"| {c.low:.1%} … {c.high:.1%} | {c.known:,} | {c.first_right:,} | {c.second_right:,} | {md(c.better or '')} |"
-        for c in contradictions.found[:_MAX_CONTRADICTIONS]
+        for c in contradictions.contradictions[:_MAX_CONTRADICTIONS]
     ]
     return "## Where teachers contradict each other\n\n" + format_table(
         "| teachers | slice | rows | share | 95 % interval | outcome known | first right | second right "

@@ -62,7 +62,7 @@ def prove_challenger(session: Session, teacher: TeacherRef, student: StudentRef,
             _make_deployed_contender(
                 session, candidate.name, "variant", Variant(candidate.folder), candidate.bytes, latency_row
             )
-            for candidate in frontier.able
+            for candidate in frontier.servable
         ],
         chosen=frontier.chosen,
         why=frontier.why,

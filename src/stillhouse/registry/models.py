@@ -228,7 +228,10 @@ class Models:
         return dict(self._client.get_logged_model(model_id(ref.uri)).tags)
 
     def scorecard(self, ref: ModelRef) -> Scorecard:
-        """The scorecard that was logged with the model."""
+        """The scorecard that was logged with the model.
+
+        :raises RegistryError: if the model has none.
+        """
         logged_id = model_id(self.logged_uri(ref))
 
         def read() -> Scorecard:

@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-__all__ = ["NATIVE", "PAYLOAD", "VariantWriter", "payload", "save_onnx", "save_student", "save_teacher", "save_variant"]
+__all__ = [
+    "NATIVE",
+    "PAYLOAD_FOLDERS",
+    "VariantWriter",
+    "payload",
+    "save_onnx",
+    "save_student",
+    "save_teacher",
+    "save_variant",
+]
 
 # Folder with the payload among the files of a logged model; of a teacher and a variant it is its only subfolder.
-PAYLOAD = {"teacher": "data", "student": "data", "variant": "artifacts"}
+PAYLOAD_FOLDERS = {"teacher": "data", "student": "data", "variant": "artifacts"}
 # Folder next to a student's graph with its weights, columns and replay memory, which an update needs.
 NATIVE = "native"
 
@@ -30,9 +39,9 @@ NATIVE = "native"
 def payload(target: Path, role: str) -> str:
     """The folder with the payload of a logged model, as a path below ``target``."""
     if role == "student":
-        return PAYLOAD[role]
-    (inner,) = (child.name for child in (target / PAYLOAD[role]).iterdir() if child.is_dir())
-    return f"{PAYLOAD[role]}/{inner}"
+        return PAYLOAD_FOLDERS[role]
+    (inner,) = (child.name for child in (target / PAYLOAD_FOLDERS[role]).iterdir() if child.is_dir())
+    return f"{PAYLOAD_FOLDERS[role]}/{inner}"
 
 
 def save_variant(folder: Path, input_example: pd.DataFrame, target: Path, model: Any) -> None:
@@ -91,7 +100,7 @@ class _Template:
     def __init__(self, folder: Path, target: Path, model: Any) -> None:
         self._model = model
         self._other_bytes = model.model_size_bytes - _size(folder)
-        artifacts = target / PAYLOAD["variant"]
+        artifacts = target / PAYLOAD_FOLDERS["variant"]
         self._shared_files = {
             file.relative_to(target): file.read_bytes()
             for file in target.rglob("*")
@@ -99,7 +108,7 @@ class _Template:
         }
 
     def save(self, folder: Path, target: Path, model: Any) -> None:
-        path = f"{PAYLOAD['variant']}/{folder.name}"
+        path = f"{PAYLOAD_FOLDERS['variant']}/{folder.name}"
         shutil.copytree(folder, target / path)
         for name, content in self._shared_files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

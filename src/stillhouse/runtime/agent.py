@@ -225,7 +225,7 @@ class Agent:
             self._unsure_rows(probs),
             ["student"] * n,
             [champion.version] * n,
-            warnings=self.schema.contract.check(batch.values),
+            warnings=self.schema.contract_checker.check(batch.values),
         )
 
     def ask_teacher(self, pending: PendingDecisions) -> None:

@@ -102,7 +102,7 @@ class ObservationSchema:
         self._number_count = len(observations.numbers)
         self._types: dict[str, type] = dict.fromkeys(self.columns, str) | dict.fromkeys(observations.numbers, float)
         self._types["observation_id"] = str
-        self.contract = ContractChecker(observations, self.columns)
+        self.contract_checker = ContractChecker(observations, self.columns)
         text_count = len(self.columns) - self._number_count
         types: list[Any] = [float | None] * self._number_count + [str | None] * text_count
         fields = [(f"c{i}", type_) for i, type_ in enumerate(types)]

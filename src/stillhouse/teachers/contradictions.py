@@ -45,7 +45,7 @@ def find_contradictions(
                 p, q = (teacher_probs[teacher][mask] for teacher in pair)
                 comparisons.append(_compare(pair, name, p, q, labels[mask], clusters[mask]))
     comparisons.sort(key=lambda c: (bool(c.slice), -c.share, c.first, c.second, c.slice))
-    return Contradictions(window=window, found=tuple(comparisons))
+    return Contradictions(window=window, contradictions=tuple(comparisons))
 
 
 def _iterate_slices(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, Array]]:

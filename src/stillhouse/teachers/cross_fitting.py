@@ -34,14 +34,14 @@ class CrossFit:
 
     def __init__(self, config: AgentConfig, rows: pd.DataFrame) -> None:
         self.config = config
-        self.blocks = assign_time_blocks(config, rows)
+        self.time_blocks = assign_time_blocks(config, rows)
         self._rows = rows
         self._fitted: dict[int, list[tuple[Leaf, Teacher]]] = {}
 
     def fit_without(self, block: int) -> list[tuple[Leaf, Teacher]]:
         """The teachers that have not seen the labels of this block."""
         if block not in self._fitted:
-            self._fitted[block] = fit_members(self.config, self._rows[self.blocks != block])
+            self._fitted[block] = fit_members(self.config, self._rows[self.time_blocks != block])
         return self._fitted[block]
 
 
@@ -66,7 +66,7 @@ def cross_fit(
     cross_fits = CrossFit(config, rows) if cross_fits is None else cross_fits
     probs: dict[str, Array] = {}
     for block in range(folds):
-        indices = np.flatnonzero((cross_fits.blocks == block) & mask)
+        indices = np.flatnonzero((cross_fits.time_blocks == block) & mask)
         if len(indices):
             for leaf, teacher in cross_fits.fit_without(block):
                 teacher_probs = probs.setdefault(leaf.name, np.full((len(rows), len(config.actions)), np.nan))

@@ -367,8 +367,8 @@ class Endpoint:
 
     def _request_options(self, answers: int, logprobs: bool) -> frozenset[_Option]:
         """The options of a request that the server has not refused."""
-        wanted: dict[_Option, bool] = {"many": answers > 1, "structured": True, "logprobs": logprobs}
-        return frozenset(option for option in self._support.options if wanted.get(option, True))
+        needed: dict[_Option, bool] = {"many": answers > 1, "structured": True, "logprobs": logprobs}
+        return frozenset(option for option in self._support.options if needed.get(option, True))
 
     def _fallbacks(self, options: frozenset[_Option]) -> list[frozenset[_Option]]:
         """Smaller sets of options in the order to try them: first without extra options, last without basic ones."""

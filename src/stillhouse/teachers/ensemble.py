@@ -20,7 +20,7 @@ from stillhouse.parts import HasTextEncoder, ModelStore, Teacher, TextEncoderSta
 from stillhouse.records import ModelRef, TeacherRef, TeacherWeights, Window, short_id
 from stillhouse.teachers import mixture_weights
 from stillhouse.teachers.answers import Allowance, Array, Features
-from stillhouse.teachers.kinds import RENEW, Member, MemberContext, describe, new_teacher, open_member
+from stillhouse.teachers.kinds import REFRESH_ADVICE, Member, MemberContext, describe, new_teacher, open_member
 from stillhouse.teachers.persistence import content_hash
 from stillhouse.teachers.user_code import call_user_code
 
@@ -294,7 +294,8 @@ def _open(context: MemberContext, entry: dict[str, Any]) -> Member:
     leaf = context.leaf
     if leaf.teacher.is_fitted != ("version" not in entry):
         raise PartError(
-            f"{context.where}.learns: is {leaf.teacher.is_fitted}, but was not when this teacher was made. {RENEW}"
+            f"{context.where}.learns: is {leaf.teacher.is_fitted}, but was not when this teacher was made. "
+            f"{REFRESH_ADVICE}"
         )
     return open_member(leaf.teacher, context, entry)
 

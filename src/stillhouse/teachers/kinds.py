@@ -21,7 +21,7 @@ from stillhouse.records import short_id
 from stillhouse.teachers.answers import AnswerFunction
 
 __all__ = [
-    "RENEW",
+    "REFRESH_ADVICE",
     "Member",
     "MemberContext",
     "answer_version",
@@ -31,7 +31,7 @@ __all__ = [
     "require_version",
 ]
 
-RENEW = "Refresh with teacher=fit, or restore the agent file"
+REFRESH_ADVICE = "Refresh with teacher=fit, or restore the agent file"
 _CHUNK_ROWS = 5000  # answers of a teacher in this process are stored after so many rows
 
 
@@ -129,7 +129,7 @@ def require_version(context: MemberContext, entry: dict[str, Any], version: str)
     if entry["version"] != version:
         raise PartError(
             f"{context.where}: is described otherwise than when this teacher was made, or is another now, "
-            f"so its stored answers are not valid for it. {RENEW}"
+            f"so its stored answers are not valid for it. {REFRESH_ADVICE}"
         )
 
 

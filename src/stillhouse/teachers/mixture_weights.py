@@ -114,7 +114,7 @@ def start_weights(
         start=start,
         columns=tuple(columns),
         column_shares=tuple(_column_prior(len(columns)).tolist()),
-        everywhere=SliceWeights(outcomes=0, stretches=0, own=1.0, posterior=tuple(prior.tolist())),
+        everywhere=SliceWeights(outcomes=0, time_blocks=0, own=1.0, posterior=tuple(prior.tolist())),
         slices={},
         losses=dict.fromkeys(["", *teachers, "start"], 0.0),
     )
@@ -300,7 +300,7 @@ def _iterate_changes(
 
 
 def _describe_change(weights: TeacherWeights, teacher: str, name: str) -> str:
-    outcomes, blocks = weights.everywhere.outcomes, weights.everywhere.stretches
+    outcomes, blocks = weights.everywhere.outcomes, weights.everywhere.time_blocks
     if not outcomes:
         return (
             "no outcome yet: by the teachers' agreement, which is weaker"
@@ -339,7 +339,7 @@ class _State:
             np.array([context.posterior if context else prior for context in stored]),
             np.array([context.own if context else 0.5 for context in stored]),
             np.array([context.outcomes if context else 0 for context in stored], dtype=np.int64),
-            np.array([context.stretches if context else 0 for context in stored], dtype=np.int64),
+            np.array([context.time_blocks if context else 0 for context in stored], dtype=np.int64),
             np.array(weights.column_shares),
             _column_prior(len(weights.columns)),
         )
@@ -396,7 +396,7 @@ class _State:
         own = 1.0 if not context else float(np.clip(self.own_shares[context], 0.0, 1.0))
         return SliceWeights(
             outcomes=int(self.outcome_counts[context]),
-            stretches=int(self.block_counts[context]),
+            time_blocks=int(self.block_counts[context]),
             own=own,
             posterior=tuple(posterior.tolist()),
         )

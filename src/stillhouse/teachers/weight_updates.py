@@ -173,10 +173,10 @@ def _order_by_arrival(rows: pd.DataFrame, length: timedelta) -> pd.DataFrame:
         ordered = rows.sort_values(["known_at", "observed_at", "observation_id"], ignore_index=True)
         return ordered.assign(time_block=np.arange(len(ordered)))
     epoch = pd.Timestamp(0, tz="UTC")
-    blocks = rows.assign(
+    with_blocks = rows.assign(
         arrival_block=(rows["known_at"] - epoch) // length, time_block=(rows["observed_at"] - epoch) // length
     )
-    return blocks.sort_values(["arrival_block", "time_block", "observed_at", "observation_id"], ignore_index=True)
+    return with_blocks.sort_values(["arrival_block", "time_block", "observed_at", "observation_id"], ignore_index=True)
 
 
 def _apply_outcomes(weights: TeacherWeights, rows: pd.DataFrame, probs: Array, as_of: datetime) -> WeightUpdate:

@@ -101,7 +101,7 @@ def _read_audited_rows(watched: WatchedWindow, champion: Champion) -> pd.DataFra
     weight_by_id = {
         observation_id: weight
         for step in steps
-        for observation_id, weight in zip(step.observation_ids, step.weights, strict=True)
+        for observation_id, weight in zip(step.observation_ids, step.sampling_weights, strict=True)
     }
     weights = pd.Series(weight_by_id, name="weight", dtype=float)
     return rows.merge(weights, left_on="observation_id", right_index=True, how="inner")

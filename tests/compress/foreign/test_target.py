@@ -63,16 +63,16 @@ def graph(
         helper.make_node("Softmax", ["logits"], ["p"], axis=1),
         *extra,
     ]
-    given = [helper.make_tensor_value_info("p" if softmax else "logits", TensorProto.FLOAT, ["n", 3])]
-    made = helper.make_graph(
+    graph_outputs = [helper.make_tensor_value_info("p" if softmax else "logits", TensorProto.FLOAT, ["n", 3])]
+    graph_proto = helper.make_graph(
         nodes,
         "theirs",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
-        given if outputs is None else list(outputs),
+        graph_outputs if outputs is None else list(outputs),
         [numpy_helper.from_array(weight, name) for weight, name in zip(weights, ("w1", "b1", "w2"), strict=True)],
     )
     versions = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 3)]
-    onnx.save(helper.make_model(made, opset_imports=versions, ir_version=9), file)
+    onnx.save(helper.make_model(graph_proto, opset_imports=versions, ir_version=9), file)
     return file
 
 
@@ -94,12 +94,12 @@ def test_a_torch_program_keeps_its_inputs_and_its_logits(torch_model: Path) -> N
 
 def test_labels_are_scored_and_a_score_may_be_given(torch_model: Path) -> None:
     labels = np.arange(200) % 3
-    judged = labels[3::4]
-    right = np.eye(3)[judged]
+    validation_labels = labels[3::4]
+    right = np.eye(3)[validation_labels]
     assert target_from_file(torch_model, ROWS, labels).quality(right) == 1.0
 
     def halved(_: object, truth: np.ndarray[Any, Any]) -> float:
-        return float((truth == judged).mean()) / 2
+        return float((truth == validation_labels).mean()) / 2
 
     half = target_from_file(torch_model, ROWS, labels.astype(float), halved)
     assert half.quality(right) == 0.5
@@ -130,13 +130,15 @@ def test_a_search_over_a_torch_program(torch_model: Path, tmp_path: Path) -> Non
     )
     make = functools.partial(target_from_file, torch_model, ROWS)
     frontier = search(make, settings, SizeLimits(max_quality_loss=0.1), model_writer("models:/theirs/1"), tmp_path)
-    assert any(each.name.startswith("units") for each in frontier.able)
+    assert any(candidate.name.startswith("units") for candidate in frontier.servable)
     chosen = Path(frontier.named(frontier.chosen).folder)
     manifest = json.loads((chosen / "manifest.json").read_text())
     assert manifest["source"] == "models:/theirs/1" and manifest["output"] == "logits"
     assert frontier.named(frontier.chosen).bytes < frontier.reference.bytes
     again = search(make, settings, SizeLimits(max_quality_loss=0.1), model_writer("models:/theirs/1"), tmp_path)
-    assert [each.candidate_id for each in again.candidates] == [each.candidate_id for each in frontier.candidates]
+    assert [candidate.candidate_id for candidate in again.candidates] == [
+        candidate.candidate_id for candidate in frontier.candidates
+    ]
 
 
 def test_the_arguments_of_worker_processes_can_be_pickled(torch_model: Path) -> None:
@@ -202,8 +204,8 @@ def test_a_search_over_an_onnx_graph(tmp_path: Path) -> None:
     make = functools.partial(target_from_file, graph(tmp_path / "m.onnx", softmax=False), ROWS)
     settings = Compression(search=Search(time="20s", candidates=5))  # type: ignore[arg-type]
     frontier = search(make, settings, SizeLimits(max_quality_loss=0.2), model_writer("models:/m-1"), tmp_path / "work")
-    assert {"int8_dynamic", "int8_static"} <= {each.name for each in frontier.able}
-    assert all(each.difference is not None and each.difference < 0.05 for each in frontier.able)
+    assert {"int8_dynamic", "int8_static"} <= {candidate.name for candidate in frontier.servable}
+    assert all(candidate.difference is not None and candidate.difference < 0.05 for candidate in frontier.servable)
 
 
 def test_label_outputs_and_zipmaps_are_replaced_by_the_class_scores(tmp_path: Path) -> None:
@@ -376,23 +378,27 @@ def test_a_graph_of_ir_3_is_quantised(tmp_path: Path, opset: int) -> None:
     model = onnx.load(graph(tmp_path / "new.onnx", opset=opset, softmax=False))
     model.graph.node.pop()
     model.ir_version = 3
-    for each in model.graph.initializer:
-        model.graph.input.append(helper.make_tensor_value_info(each.name, each.data_type, list(each.dims)))
+    for initializer in model.graph.initializer:
+        model.graph.input.append(
+            helper.make_tensor_value_info(initializer.name, initializer.data_type, list(initializer.dims))
+        )
     onnx.save(model, tmp_path / "old.onnx")
     target = target_from_file(tmp_path / "old.onnx", ROWS)
-    assert target.model.ir_version >= 8 and [each.name for each in target.model.graph.input] == ["x"]
+    assert target.model.ir_version >= 8 and [initializer.name for initializer in target.model.graph.input] == ["x"]
     for method in (DynamicInt8(method="int8_dynamic"), StaticInt8(method="int8_static")):
         smaller = quantise(method, target.model, target.calibration(None))
         assert "DequantizeLinear" in {n.op_type for n in smaller.graph.node} or any(
-            each.data_type in (TensorProto.INT8, TensorProto.UINT8) for each in smaller.graph.initializer
+            initializer.data_type in (TensorProto.INT8, TensorProto.UINT8) for initializer in smaller.graph.initializer
         )
 
 
 def test_float64_weights_stay_and_are_noted(tmp_path: Path) -> None:
     model = onnx.load(graph(tmp_path / "m.onnx", softmax=False))
     model.graph.node.pop()
-    for each in model.graph.initializer:
-        each.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(each).astype(np.float64), each.name))
+    for initializer in model.graph.initializer:
+        initializer.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(initializer).astype(np.float64), initializer.name)
+        )
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.DOUBLE
     onnx.save(model, tmp_path / "wide.onnx")

@@ -79,31 +79,40 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_candidate_is_a_folder_with_its_artifact_and_its_record(
     counting: Counting, target: CompressionTarget
 ) -> None:
-    made = counting.builder().build((UNITS, DYNAMIC))
-    candidate_folder = counting.folder / "candidates" / made.candidate_id
+    candidate = counting.builder().build((UNITS, DYNAMIC))
+    candidate_folder = counting.folder / "candidates" / candidate.candidate_id
     assert sorted(contents(candidate_folder)) == ["artifact/model.onnx", "candidate.json", "columns.json"]
-    assert CompressionCandidate.model_validate_json((candidate_folder / "candidate.json").read_text()) == made
-    assert (made.name, made.folder, made.refused) == ("units50+int8_dynamic", str(candidate_folder / "artifact"), None)
-    assert [step["method"] for step in made.recipe] == ["prune_units", "int8_dynamic"]
-    assert made.bytes == (candidate_folder / "artifact" / "model.onnx").stat().st_size
+    assert CompressionCandidate.model_validate_json((candidate_folder / "candidate.json").read_text()) == candidate
+    assert (candidate.name, candidate.folder, candidate.refused) == (
+        "units50+int8_dynamic",
+        str(candidate_folder / "artifact"),
+        None,
+    )
+    assert [step["method"] for step in candidate.recipe] == ["prune_units", "int8_dynamic"]
+    assert candidate.bytes == (candidate_folder / "artifact" / "model.onnx").stat().st_size
     assert json.loads((candidate_folder / "columns.json").read_text()) == COLUMNS
     model = onnx.load(candidate_folder / "artifact" / "model.onnx")
-    assert made.quality == target.quality(run_onnx(model, target.validation(COLUMNS)))
+    assert candidate.quality == target.quality(run_onnx(model, target.validation(COLUMNS)))
     expected = run_onnx(target.model, target.calibration(COLUMNS))
     actual = run_onnx(model, target.calibration(COLUMNS))
-    assert made.difference == pytest.approx(float(np.abs(actual - expected).mean()), abs=1e-6)
-    assert made.latency is not None and made.latency.calls >= 10 and made.cpu_ms is not None and made.seconds > 0
+    assert candidate.difference == pytest.approx(float(np.abs(actual - expected).mean()), abs=1e-6)
+    assert (
+        candidate.latency is not None
+        and candidate.latency.calls >= 10
+        and candidate.cpu_ms is not None
+        and candidate.seconds > 0
+    )
     assert not list((counting.folder / "aside").iterdir())
 
 
 def test_a_stored_candidate_is_read_by_any_builder(counting: Counting) -> None:
     first = counting.builder()
-    made = [first.build(recipe) for recipe in ((FP32,), (DYNAMIC,), (UNITS, DYNAMIC))]
+    candidates = [first.build(recipe) for recipe in ((FP32,), (DYNAMIC,), (UNITS, DYNAMIC))]
     before = contents(counting.folder)
     done = (list(counting.steps), list(counting.finished), list(counting.recovered))
     assert done == (["prune_units"], ["fp32", "int8_dynamic", "int8_dynamic"], [3])
     for builder in (first, counting.builder()):
-        assert [builder.build(recipe) for recipe in ((FP32,), (DYNAMIC,), (UNITS, DYNAMIC))] == made
+        assert [builder.build(recipe) for recipe in ((FP32,), (DYNAMIC,), (UNITS, DYNAMIC))] == candidates
     assert (counting.steps, counting.finished, counting.recovered) == done
     assert contents(counting.folder) == before
 
@@ -155,9 +164,9 @@ def test_a_candidate_that_a_killed_process_left_incomplete_is_built_again(
     assert (half / "artifact" / "model.onnx").read_bytes() == b"half"
     assert not (counting.folder / "candidates").exists()
     (half / "artifact" / "debris").mkdir()
-    made = counting.builder().build((UNITS, DYNAMIC))
-    assert made.candidate_id == half.name and made.refused is None and counting.recovered == [3]
-    assert sorted(contents(Path(made.folder))) == ["model.onnx"]
+    candidate = counting.builder().build((UNITS, DYNAMIC))
+    assert candidate.candidate_id == half.name and candidate.refused is None and counting.recovered == [3]
+    assert sorted(contents(Path(candidate.folder))) == ["model.onnx"]
     assert not list((counting.folder / "aside").iterdir())
 
 
@@ -181,29 +190,29 @@ def test_a_killed_recovery_leaves_no_weights(counting: Counting) -> None:
 def test_a_recipe_that_does_not_apply_is_refused_once_with_the_reason(
     counting: Counting, recipe: tuple[Step, ...], why: str
 ) -> None:
-    made = counting.builder().build(recipe)
-    assert made.refused is not None and made.refused.startswith(why)
-    assert (made.folder, made.bytes, made.quality, made.latency) == ("", 0, None, None)
+    candidate = counting.builder().build(recipe)
+    assert candidate.refused is not None and candidate.refused.startswith(why)
+    assert (candidate.folder, candidate.bytes, candidate.quality, candidate.latency) == ("", 0, None, None)
     tried = len(counting.steps), len(counting.finished)
-    assert counting.builder().build(recipe) == made
+    assert counting.builder().build(recipe) == candidate
     assert (len(counting.steps), len(counting.finished)) == tried
-    candidate_folder = counting.folder / "candidates" / made.candidate_id
+    candidate_folder = counting.folder / "candidates" / candidate.candidate_id
     assert sorted(contents(candidate_folder)) == ["candidate.json"]
 
 
 def test_a_format_that_changes_too_much_is_refused(counting: Counting) -> None:
     builder = CandidateBuilder(counting.target, write_model, counting.folder, 1e-9)
-    made = builder.build((DYNAMIC,))
-    assert made.refused is not None and "`compression.tolerance` allows 1e-09" in made.refused
-    assert made.refused.startswith("int8_dynamic differs from its float32 form by ")
+    candidate = builder.build((DYNAMIC,))
+    assert candidate.refused is not None and "`compression.tolerance` allows 1e-09" in candidate.refused
+    assert candidate.refused.startswith("int8_dynamic differs from its float32 form by ")
     assert builder.build((FP32,)).refused is None
 
 
 def test_probabilities_that_are_not_finite_are_refused(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     strange = np.full((400, 2), np.nan, np.float32)
     monkeypatch.setattr(build, "run_onnx", lambda model, feed: strange)
-    made = counting.builder().build((FP32,))
-    assert made.refused == "fp32 gives probabilities that are not finite on 400 of 400 rows"
+    candidate = counting.builder().build((FP32,))
+    assert candidate.refused == "fp32 gives probabilities that are not finite on 400 of 400 rows"
 
 
 def test_an_unexpected_error_is_not_swallowed(counting: Counting) -> None:
@@ -246,14 +255,14 @@ def test_number_formats_but_no_structural_step_apply_to_an_onnx_graph(
 ) -> None:
     monkeypatch.setattr(candidates, "_MAX_LATENCY_SECONDS", 0.01)
     builder = CandidateBuilder(make_graph_target(), write_model, tmp_path, 0.05)
-    made = builder.build((DYNAMIC,))
-    assert made.refused is None and made.quality is not None
+    candidate = builder.build((DYNAMIC,))
+    assert candidate.refused is None and candidate.quality is not None
     refused = builder.build((UNITS, DYNAMIC))
     assert refused.refused == (
         "prune_units changes a torch module, and this is an ONNX graph: log the torch module itself, or leave the "
         "structural steps out"
     )
-    assert json.loads((tmp_path / "candidates" / made.candidate_id / "columns.json").read_text()) is None
+    assert json.loads((tmp_path / "candidates" / candidate.candidate_id / "columns.json").read_text()) is None
 
 
 def test_the_reference_is_the_model_as_it_is(counting: Counting) -> None:
@@ -277,17 +286,17 @@ def test_latency_is_corrected_on_a_busy_machine(counting: Counting, monkeypatch:
         }
 
     monkeypatch.setattr(candidates, "measure_latency", measured)
-    made = builder.build((DYNAMIC,))
-    assert made.latency is not None
-    assert (made.latency.p50_ms, made.latency.p95_ms) == pytest.approx((2.0, 3.0))
+    candidate = builder.build((DYNAMIC,))
+    assert candidate.latency is not None
+    assert (candidate.latency.p50_ms, candidate.latency.p95_ms) == pytest.approx((2.0, 3.0))
 
 
 def test_remeasuring_in_turns(counting: Counting) -> None:
     builder = counting.builder()
-    made = [builder.build(recipe) for recipe in ((FP32,), (DYNAMIC,))]
-    again = builder.remeasure(made)
+    candidates = [builder.build(recipe) for recipe in ((FP32,), (DYNAMIC,))]
+    again = builder.remeasure(candidates)
     assert list(again) == ["fp32", "int8_dynamic"]
-    for candidate in made:
+    for candidate in candidates:
         new = again[candidate.name]
         assert new.latency is not None and candidate.latency is not None and new.latency.calls >= 10
         assert new.model_copy(update={"latency": candidate.latency}) == candidate
@@ -311,10 +320,10 @@ def test_a_model_that_cannot_serve_as_it_is(counting: Counting) -> None:
 def test_stored_candidates_are_invalid_when_the_code_of_compression_changes(
     counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = counting.builder().build((DYNAMIC,))
-    assert counting.builder().build((DYNAMIC,)) == made
+    candidate = counting.builder().build((DYNAMIC,))
+    assert counting.builder().build((DYNAMIC,)) == candidate
     monkeypatch.setattr(stillhouse, "__version__", "0.0.0")
-    assert counting.builder().build((DYNAMIC,)) == made and counting.finished == ["int8_dynamic"]
+    assert counting.builder().build((DYNAMIC,)) == candidate and counting.finished == ["int8_dynamic"]
     monkeypatch.setattr(candidates, "code_digest", lambda: "other")
-    assert counting.builder().build((DYNAMIC,)).candidate_id != made.candidate_id
+    assert counting.builder().build((DYNAMIC,)).candidate_id != candidate.candidate_id
     assert counting.finished == ["int8_dynamic"] * 2

@@ -80,7 +80,7 @@ def test_the_figure_is_drawn_for_any_result(limits: dict[str, Any], entries: tup
     figure.savefig(written)
     assert written.getvalue().startswith(b"\x89PNG")
     assert figure.get_suptitle().replace("\n", " ") == f"large: the Pareto front; ringed: {search.why}"
-    servable, chosen = search.able, search.named(search.chosen)
+    servable, chosen = search.servable, search.named(search.chosen)
     assert sorted(map(tuple, axes.collections[0].get_offsets())) == sorted(
         (entry.bytes, entry.quality) for entry in servable
     )
@@ -101,8 +101,8 @@ def test_candidates_far_below_the_limit_are_cut_off() -> None:
 
 def test_metrics_for_mlflow() -> None:
     layer = Saturation(layer="l", share=0.1)
-    one = candidate("int8", 0.7, 10, 0.5, difference=0.01, seconds=2.0, cpu_ms=0.4, saturates=(layer, layer))
-    assert candidate_metrics(one) == {
+    int8 = candidate("int8", 0.7, 10, 0.5, difference=0.01, seconds=2.0, cpu_ms=0.4, saturates=(layer, layer))
+    assert candidate_metrics(int8) == {
         "compression/quality": 0.7,
         "compression/difference": 0.01,
         "compression/cpu_ms": 0.4,
@@ -111,8 +111,8 @@ def test_metrics_for_mlflow() -> None:
         "compression/p50_ms": 0.5,
         "compression/p95_ms": 1.0,
     }
-    bare = one.model_copy(update={"latency": None, "cpu_ms": None})
+    bare = int8.model_copy(update={"latency": None, "cpu_ms": None})
     assert "compression/p50_ms" not in candidate_metrics(bare) and "compression/cpu_ms" not in candidate_metrics(bare)
-    assert str(one) == "int8: 10 bytes, p50 0.5 ms, quality 0.7000"
+    assert str(int8) == "int8: 10 bytes, p50 0.5 ms, quality 0.7000"
     assert str(refused("broken")) == "broken: refused: it does not apply"
-    assert Latency(p50_ms=0.5, p95_ms=1.0, calls=10) == one.latency
+    assert Latency(p50_ms=0.5, p95_ms=1.0, calls=10) == int8.latency

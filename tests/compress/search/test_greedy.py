@@ -93,13 +93,13 @@ def test_the_reference_is_built_first_then_the_recipes_then_the_search(finished:
         if "recover_epochs" in step
     } == {1}
     assert frontier.limits == LOOSE and frontier.sensitivity
-    for candidate in frontier.able:
+    for candidate in frontier.servable:
         assert (Path(candidate.folder) / "model.onnx").exists() and Path(candidate.folder).is_relative_to(folder)
 
 
 def test_the_result_agrees_with_its_candidates(finished: tuple[Path, Frontier]) -> None:
     _, frontier = finished
-    best = pareto_front(frontier.able)
+    best = pareto_front(frontier.servable)
     assert {candidate.name for candidate in best} <= set(frontier.best) | {candidate.name for candidate in best}
     assert [candidate.name for candidate in pareto_front(map(frontier.named, frontier.best))] == list(frontier.best)
     assert frontier.hypervolume == pytest.approx(
@@ -111,7 +111,7 @@ def test_the_result_agrees_with_its_candidates(finished: tuple[Path, Frontier]) 
     assert frontier.reference.quality - chosen.quality <= LOOSE.max_quality_loss
     fitting = [
         candidate
-        for candidate in frontier.able
+        for candidate in frontier.servable
         if frontier.reference.quality - (candidate.quality or 0) <= LOOSE.max_quality_loss
     ]
     assert chosen.bytes == min(candidate.bytes for candidate in fitting)
@@ -169,16 +169,16 @@ def test_an_interrupted_search_continues(
         "remeasure",
         lambda self, search_settings: {candidate.name: candidate for candidate in search_settings},
     )
-    seen: list[str] = []
+    texts: list[str] = []
 
     def die(candidate: CompressionCandidate) -> None:
-        seen.append(candidate.name)
-        if len(seen) == after:
+        texts.append(candidate.name)
+        if len(texts) == after:
             raise Killed
 
     with pytest.raises(Killed):
         run(tmp_path, settings(), on_candidate=die)
-    assert seen == names(uninterrupted)[:after] and len(built) == after
+    assert texts == names(uninterrupted)[:after] and len(built) == after
     reported: list[str] = []
     frontier = run(tmp_path, settings(), on_candidate=lambda candidate: reported.append(candidate.name))
     assert reported == names(frontier) == names(uninterrupted)
@@ -273,7 +273,7 @@ def test_only_number_formats_are_tried_on_a_graph(tmp_path: Path) -> None:
 def test_if_nothing_fits_the_needed_limits_are_named(tmp_path: Path) -> None:
     frontier = run(tmp_path, settings(candidates=1), SizeLimits(max_bytes=100, max_quality_loss=0.1))
     assert not frontier.fits and frontier.why.startswith("nothing fits: it would take a max_bytes of ")
-    smallest = min(frontier.able, key=lambda candidate: candidate.bytes)
+    smallest = min(frontier.servable, key=lambda candidate: candidate.bytes)
     assert (
         f"max_bytes of {smallest.bytes:,}, not 100 ({smallest.name})" in frontier.why
         and frontier.chosen == smallest.name
@@ -286,8 +286,8 @@ def test_a_format_with_too_large_a_loss_is_tried_with_sensitive_layers_in_float3
     """Where quality falls with every change of an answer, and none is allowed."""
     monkeypatch.setattr(int8, "processor", lambda: WITH_VNNI)  # so that all weights have eight bits
     target = tabular_once()
-    wanted = run_onnx(target.model, target.validation(COLUMNS))
-    strict = replace(target, quality=lambda p: 1 - float(np.abs(p - wanted).mean()))
+    expected = run_onnx(target.model, target.validation(COLUMNS))
+    strict = replace(target, quality=lambda p: 1 - float(np.abs(p - expected).mean()))
     compression = settings([(Fp32(method="fp32"),)], steps=("int8_dynamic",))
     frontier = run(tmp_path, compression, SizeLimits(max_quality_loss=0), lambda: strict)
     plain = frontier.named("int8_dynamic")
@@ -349,12 +349,12 @@ def test_workers_give_the_same_candidates_as_one_process(tmp_path: Path) -> None
         )
         for parallel in (1, 2)
     ]
-    one, two = (
-        {candidate.name: candidate.candidate_id for candidate in each_found.candidates} for each_found in frontier
+    serial_ids, parallel_ids = (
+        {candidate.name: candidate.candidate_id for candidate in search_result.candidates} for search_result in frontier
     )
-    shared = set(one) & set(two)
+    shared = set(serial_ids) & set(parallel_ids)
     assert len(shared) >= 5
     for name in shared:
         first, second = frontier[0].named(name), frontier[1].named(name)
-        assert (one[name], first.bytes, first.quality) == (two[name], second.bytes, second.quality)
+        assert (serial_ids[name], first.bytes, first.quality) == (parallel_ids[name], second.bytes, second.quality)
     assert len(list((tmp_path / "2" / "forms").iterdir())) >= len(list((tmp_path / "1" / "forms").iterdir()))

@@ -60,17 +60,17 @@ def test_the_front_is_sorted_by_size_without_refused_and_equal_candidates() -> N
 @pytest.mark.parametrize("seed", range(6))
 def test_only_candidates_outside_the_front_are_dominated(seed: int) -> None:
     random = np.random.default_rng(seed)
-    made = [
+    candidates = [
         candidate(str(i), random.integers(1, 6) / 10, int(random.integers(1, 6)), float(random.integers(1, 6)))
         for i in range(25)
     ]
-    best = pareto_front(made)
-    assert not any(dominates(one, other) for one, other in itertools.permutations(best, 2))
-    for entry in made:
-        figures_of = {(other.quality, other.bytes, other.latency.p50_ms) for other in best if other.latency}
+    best = pareto_front(candidates)
+    assert not any(dominates(first, second) for first, second in itertools.permutations(best, 2))
+    for entry in candidates:
+        figures_of = {(second.quality, second.bytes, second.latency.p50_ms) for second in best if second.latency}
         assert entry.latency is not None
         assert (
-            any(dominates(other, entry) for other in best)
+            any(dominates(second, entry) for second in best)
             or (entry.quality, entry.bytes, entry.latency.p50_ms) in figures_of
         )
 

@@ -29,10 +29,10 @@ def hashed(ratio: float) -> HashedRows:
 def test_shared_rows_by_hand() -> None:
     """Two of six rows are their own; rows 2 and 4 share one, 3 and 5 the other."""
     table = torch.tensor([[1.0], [2], [10], [20], [30], [40]])
-    made = SharedRows(table, own=2, shared=2)
-    assert made.rows.weight.flatten().tolist() == [1, 2, 20, 30]
-    assert made(torch.tensor([[0, 1, 2], [3, 4, 5]])).squeeze(2).tolist() == [[1, 2, 20], [30, 20, 30]]
-    assert (len(made.rows.weight), made.num_embeddings, made.embedding_dim) == (4, 6, 1)
+    embedding = SharedRows(table, own=2, shared=2)
+    assert embedding.rows.weight.flatten().tolist() == [1, 2, 20, 30]
+    assert embedding(torch.tensor([[0, 1, 2], [3, 4, 5]])).squeeze(2).tolist() == [[1, 2, 20], [30, 20, 30]]
+    assert (len(embedding.rows.weight), embedding.num_embeddings, embedding.embedding_dim) == (4, 6, 1)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -51,17 +51,17 @@ def test_a_shared_row_is_the_mean_of_its_ids(seed: int) -> None:
 def test_large_tables_shrink_and_small_ones_stay(ratio: float) -> None:
     state = ModelState(tabular())
     assert hashable_tables(state) == ["embeddings.2"]
-    made: Any = hash_rows(hashed(ratio), state).module
+    module: Any = hash_rows(hashed(ratio), state).module
     left = max(2, round(106 * (1 - ratio)))
-    shared = made.embeddings[2]
+    shared = module.embeddings[2]
     assert isinstance(shared, SharedRows) and len(shared.rows.weight) == left and shared.own == left // 2
     assert torch.equal(shared.rows.weight[: left // 2], state.module.embeddings[2].weight[: left // 2])
-    assert torch.equal(made.embeddings[0].weight, state.module.embeddings[0].weight)
+    assert torch.equal(module.embeddings[0].weight, state.module.embeddings[0].weight)
     assert isinstance(state.module.embeddings[2], nn.Embedding)
     rows = feed(200, seed=3)
-    np.testing.assert_allclose(run_onnx(export_onnx(made, rows), rows), run_torch(made, rows), atol=1e-6)
+    np.testing.assert_allclose(run_onnx(export_onnx(module, rows), rows), run_torch(module, rows), atol=1e-6)
     frequent = rows["x"][:, 22] < left // 2  # rows of their own: nothing changes
-    np.testing.assert_array_equal(run_torch(made, rows)[frequent], run_torch(state.module, rows)[frequent])
+    np.testing.assert_array_equal(run_torch(module, rows)[frequent], run_torch(state.module, rows)[frequent])
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.3])
@@ -72,20 +72,20 @@ def test_a_bigram_reads_its_shared_row(ratio: float) -> None:
     left = round(300 * (1 - ratio))
     with torch.no_grad():
         table[:] = torch.randn(left, 48)[torch.arange(300) % left]  # those that are to share are the same
-    made: Any = hash_rows(hashed(ratio), state).module
-    made.encoders[0].embedding = state.module.encoders[0].embedding
-    assert len(made.encoders[0].bigrams.rows.weight) == left
-    np.testing.assert_allclose(run_torch(made, X), run_torch(state.module, X), atol=1e-6)
+    module: Any = hash_rows(hashed(ratio), state).module
+    module.encoders[0].embedding = state.module.encoders[0].embedding
+    assert len(module.encoders[0].bigrams.rows.weight) == left
+    np.testing.assert_allclose(run_torch(module, X), run_torch(state.module, X), atol=1e-6)
 
 
 def test_hashed_bigrams_have_no_rows_of_their_own() -> None:
     state = ModelState(text_student(ENCODERS["bag"]), TEXT_COLUMNS)
     assert hashable_tables(state) == ["encoders.0.embedding", "encoders.0.bigrams"]
-    made: Any = hash_rows(hashed(0.5), state).module
-    assert (made.encoders[0].bigrams.own, len(made.encoders[0].bigrams.rows.weight)) == (0, 150)
-    assert made.encoders[0].embedding.own == round(len(TOKENS) / 2) // 2
-    np.testing.assert_allclose(run_onnx(export_onnx(made, X), X), run_torch(made, X), atol=1e-5)
-    again = ModelState(made, TEXT_COLUMNS)
+    module: Any = hash_rows(hashed(0.5), state).module
+    assert (module.encoders[0].bigrams.own, len(module.encoders[0].bigrams.rows.weight)) == (0, 150)
+    assert module.encoders[0].embedding.own == round(len(TOKENS) / 2) // 2
+    np.testing.assert_allclose(run_onnx(export_onnx(module, X), X), run_torch(module, X), atol=1e-5)
+    again = ModelState(module, TEXT_COLUMNS)
     assert hashable_tables(again) == []
     with pytest.raises(ExportError, match="hashed_rows: TextStudent has no embedding table of 64 rows or more"):
         hash_rows(hashed(0.5), again)

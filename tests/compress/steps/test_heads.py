@@ -43,9 +43,9 @@ def test_attentions_are_found_by_their_parts() -> None:
 def test_shapes(ratio: float, left: int) -> None:
     state = transformer()
     before = {name: value.clone() for name, value in state.module.state_dict().items()}
-    made = prune_heads(heads(ratio=ratio), state, X)
+    pruned = prune_heads(heads(ratio=ratio), state, X)
     for name in LAYERS:
-        part: Any = made.module.get_submodule(name)
+        part: Any = pruned.module.get_submodule(name)
         assert (part.heads, part.size) == (left, 8)
         for projection in (part.query, part.key, part.value):
             assert projection.weight.shape == (8 * left, 32) and projection.bias.shape == (
@@ -53,14 +53,16 @@ def test_shapes(ratio: float, left: int) -> None:
             ) == (8 * left,)
         assert part.out.weight.shape == (32, 8 * left) and part.out.in_features == 8 * left
         assert part.up.weight.shape == (64, 32)
-    assert answers(made).shape == (80, 3)
+    assert answers(pruned).shape == (80, 3)
     assert all(torch.equal(value, before[name]) for name, value in state.module.state_dict().items())
-    np.testing.assert_allclose(run_onnx(export_onnx(made.module, X), OTHERS), run_torch(made.module, OTHERS), atol=1e-5)
+    np.testing.assert_allclose(
+        run_onnx(export_onnx(pruned.module, X), OTHERS), run_torch(pruned.module, OTHERS), atol=1e-5
+    )
 
 
 def test_each_attention_may_have_a_ratio_of_its_own() -> None:
-    made = prune_heads(heads(ratio=0.5, ratios={LAYERS[0]: 0.0}), transformer(), X)
-    assert [made.module.get_submodule(name).heads for name in LAYERS] == [4, 2]
+    pruned = prune_heads(heads(ratio=0.5, ratios={LAYERS[0]: 0.0}), transformer(), X)
+    assert [pruned.module.get_submodule(name).heads for name in LAYERS] == [4, 2]
 
 
 def test_unused_heads_are_removed_without_any_change() -> None:
@@ -69,9 +71,9 @@ def test_unused_heads_are_removed_without_any_change() -> None:
     with torch.no_grad():
         part.out.weight[:, 8:16] = 0
         part.out.weight[:, 24:] = 0
-    made = prune_heads(heads(ratio=0.5, ratios={LAYERS[1]: 0.0}), state, X)
-    np.testing.assert_allclose(answers(made), answers(state), atol=1e-4)
-    attention: Any = made.module.get_submodule(LAYERS[0])
+    pruned = prune_heads(heads(ratio=0.5, ratios={LAYERS[1]: 0.0}), state, X)
+    np.testing.assert_allclose(answers(pruned), answers(state), atol=1e-4)
+    attention: Any = pruned.module.get_submodule(LAYERS[0])
     assert torch.equal(attention.value.weight, torch.cat([part.value.weight[:8], part.value.weight[16:24]]))
 
 
@@ -81,9 +83,9 @@ def test_constant_heads_are_folded_into_the_bias() -> None:
     with torch.no_grad():
         part.value.weight[:16] = 0
         part.value.bias[:16] = torch.linspace(-5, 5, 16)
-    made = prune_heads(heads(ratio=0.5, ratios={LAYERS[0]: 0.0}), state, X)
-    np.testing.assert_allclose(answers(made), answers(state), atol=1e-4)
-    assert torch.equal(made.module.get_submodule(LAYERS[1]).query.weight, part.query.weight[16:])
+    pruned = prune_heads(heads(ratio=0.5, ratios={LAYERS[0]: 0.0}), state, X)
+    np.testing.assert_allclose(answers(pruned), answers(state), atol=1e-4)
+    assert torch.equal(pruned.module.get_submodule(LAYERS[1]).query.weight, part.query.weight[16:])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -94,9 +96,11 @@ def test_the_head_of_least_energy_is_removed(seed: int) -> None:
     with torch.no_grad():
         for head, power in enumerate(order):
             part.out.weight[:, 8 * head : 8 * head + 8] *= 10.0 ** (int(power) - 2)
-    made = prune_heads(heads(ratio=0.75, ratios={LAYERS[1]: 0.0}), state, X)
+    pruned = prune_heads(heads(ratio=0.75, ratios={LAYERS[1]: 0.0}), state, X)
     loudest = int(order.argmax())
-    assert torch.equal(made.module.get_submodule(LAYERS[0]).key.weight, part.key.weight[8 * loudest : 8 * loudest + 8])
+    assert torch.equal(
+        pruned.module.get_submodule(LAYERS[0]).key.weight, part.key.weight[8 * loudest : 8 * loudest + 8]
+    )
 
 
 def test_a_module_without_heads_is_refused() -> None:

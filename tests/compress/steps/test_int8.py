@@ -71,11 +71,11 @@ def weights(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray[Any, Any], ...
 
 @BOTH
 def test_smaller_and_close(source: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> None:
-    made = quantise(config, source, CALIBRATION)
-    assert slim(made).ByteSize() < 0.33 * slim(source).ByteSize()
+    quantized = quantise(config, source, CALIBRATION)
+    assert slim(quantized).ByteSize() < 0.33 * slim(source).ByteSize()
     for count in (1, 1000):
         rows = feed(count, seed=2)
-        expected, actual = run_onnx(source, rows), run_onnx(made, rows)
+        expected, actual = run_onnx(source, rows), run_onnx(quantized, rows)
         assert expected.std() > 0.05 or count == 1
         np.testing.assert_allclose(actual.sum(axis=1), 1.0, atol=1e-6)
         assert np.abs(actual - expected).mean() < 0.02
@@ -122,18 +122,18 @@ def test_every_large_weight_is_int8_and_the_encoding_is_not(
 @BOTH
 def test_a_layer_that_is_kept_stays_float(source: onnx.ModelProto, config: DynamicInt8 | StaticInt8) -> None:
     settings = config.model_copy(update={"keep": (FIRST, "/student/embeddings.2/Gather")})
-    made = quantise(settings, source, CALIBRATION)
-    named = {node.name.removesuffix("_MatMul"): node.op_type for node in made.graph.node}
+    quantized = quantise(settings, source, CALIBRATION)
+    named = {node.name.removesuffix("_MatMul"): node.op_type for node in quantized.graph.node}
     assert named[FIRST] in ("Gemm", "MatMul") and named["/student/embeddings.2/Gather"] == "Gather"
-    assert set(weights(made)) == {
+    assert set(weights(quantized)) == {
         f"student.{name}.weight" for name in ("embeddings.0", "embeddings.1", "layers.3", "layers.6")
     }
-    shapes = sorted(tensor.shape for tensor in tensors(made).values() if tensor.dtype == np.float32)
+    shapes = sorted(tensor.shape for tensor in tensors(quantized).values() if tensor.dtype == np.float32)
     assert (106, 8) in shapes and {(64, 278), (278, 64)} & set(shapes)
     rows = feed(300, seed=2)
     near, far = (
         np.abs(run_onnx(model, rows) - run_onnx(source, rows)).mean()
-        for model in (made, quantise(config, source, CALIBRATION))
+        for model in (quantized, quantise(config, source, CALIBRATION))
     )
     assert near < far
 
@@ -144,8 +144,8 @@ def test_keeping_all_layers_changes_no_answer(source: onnx.ModelProto, config: D
     if isinstance(config, StaticInt8):  # where nothing has int8 weights, activations still may
         assert not weights(quantise(settings, source, CALIBRATION))
     else:
-        made = quantise(settings, source, CALIBRATION)
-        np.testing.assert_allclose(run_onnx(made, feed(50)), run_onnx(source, feed(50)), atol=1e-6)
+        quantized = quantise(settings, source, CALIBRATION)
+        np.testing.assert_allclose(run_onnx(quantized, feed(50)), run_onnx(source, feed(50)), atol=1e-6)
 
 
 @BOTH
@@ -199,8 +199,8 @@ def test_an_outlier_widens_minmax_and_not_the_percentile() -> None:
     model = export_onnx(module, {"x": x})
     lost = {}
     for ranges in ("minmax", "percentile"):
-        made = quantise(STATIC.model_copy(update={"ranges": ranges}), model, {"x": strange})
-        lost[ranges] = float(np.abs(run_onnx(made, {"x": x}) - run_onnx(model, {"x": x})).mean())
+        quantized = quantise(STATIC.model_copy(update={"ranges": ranges}), model, {"x": strange})
+        lost[ranges] = float(np.abs(run_onnx(quantized, {"x": x}) - run_onnx(model, {"x": x})).mean())
     assert lost["percentile"] < 0.2 * lost["minmax"]
 
 
@@ -228,8 +228,8 @@ def test_calibration_rows_cover_the_whole_window(source: onnx.ModelProto) -> Non
     rows = np.vstack([early, late])
     config = STATIC.model_copy(update={"calibration_rows": 100})
     quantized, first, chosen = (
-        quantise(config, source, {"x": some}).SerializeToString()
-        for some in (rows, rows[:100], rows[np.linspace(0, 999, 100).astype(int)])
+        quantise(config, source, {"x": subset}).SerializeToString()
+        for subset in (rows, rows[:100], rows[np.linspace(0, 999, 100).astype(int)])
     )
     assert quantized == chosen != first
 
@@ -310,8 +310,8 @@ def test_auto_falls_back_to_seven_bits_where_eight_saturate(
     loud: onnx.ModelProto, source: onnx.ModelProto, config: DynamicInt8 | StaticInt8, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def largest(model: onnx.ModelProto, rows: Any) -> int:
-        made = quantise(config, model, rows)
-        return max(int(np.abs(quantized.astype(int)).max()) for quantized, *_ in weights(made).values())
+        int8_model = quantise(config, model, rows)
+        return max(int(np.abs(quantized.astype(int)).max()) for quantized, *_ in weights(int8_model).values())
 
     assert largest(loud, LOUD) == 127
     monkeypatch.setattr(int8, "processor", lambda: WITHOUT_VNNI)

@@ -98,17 +98,17 @@ def test_a_layer_is_replaced_by_two() -> None:
     state = ModelState(tabular())
     assert factorizable_layers(state) == ["layers.0", "layers.3"]  # the last has 64 numbers
     before = {name: value.clone() for name, value in state.module.state_dict().items()}
-    made = factorize_layers(step(ratio=0.5, ratios={"layers.3": 0.25}), state, feed(300))
-    assert [tuple(layer.weight.shape) for layer in linears(made.module)] == [
+    factorized = factorize_layers(step(ratio=0.5, ratios={"layers.3": 0.25}), state, feed(300))
+    assert [tuple(layer.weight.shape) for layer in linears(factorized.module)] == [
         (26, 278),
         (64, 26),
         (16, 64),
         (32, 16),
         (2, 32),
     ]
-    assert isinstance(made.module.layers[0], nn.Sequential) and made.module.layers[0][0].bias is None
+    assert isinstance(factorized.module.layers[0], nn.Sequential) and factorized.module.layers[0][0].bias is None
     x = torch.from_numpy(feed(50, seed=3)["x"])
-    assert made.module(x).shape == (50, 2)
+    assert factorized.module(x).shape == (50, 2)
     assert all(torch.equal(value, before[name]) for name, value in state.module.state_dict().items())
     assert not factorizable_layers(ModelState(nn.Sequential(nn.Linear(10, 10), nn.Linear(1, 2000))))
 
@@ -120,17 +120,17 @@ def test_no_more_numbers_than_the_share_leaves(seed: int) -> None:
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(shape[0], shape[1]), nn.ReLU(), nn.Linear(shape[1], shape[2], bias=False))
     x = {"x": random.normal(size=(100, shape[0])).astype(np.float32)}
-    made = factorize_layers(step(ratio=ratio), ModelState(module), x).module
-    assert numbers(made) <= (1 - ratio) * numbers(module)
-    assert numbers(made) > (1 - ratio) * numbers(module) - (sum(shape) + shape[1])
-    assert made(torch.from_numpy(x["x"])).shape == (100, shape[2])
+    factorized = factorize_layers(step(ratio=ratio), ModelState(module), x).module
+    assert numbers(factorized) <= (1 - ratio) * numbers(module)
+    assert numbers(factorized) > (1 - ratio) * numbers(module) - (sum(shape) + shape[1])
+    assert factorized(torch.from_numpy(x["x"])).shape == (100, shape[2])
 
 
 def test_the_error_grows_with_the_ratio() -> None:
     state, rows, x = ModelState(tabular()), feed(500), feed(200, seed=2)
     expected = run_torch(state.module, x, softmax=False)
-    made = [factorize_layers(step(ratio=ratio), state, rows).module for ratio in (0.3, 0.6, 0.95)]
-    lost = [np.abs(run_torch(module, x, softmax=False) - expected).mean() for module in made]
+    modules = [factorize_layers(step(ratio=ratio), state, rows).module for ratio in (0.3, 0.6, 0.95)]
+    lost = [np.abs(run_torch(module, x, softmax=False) - expected).mean() for module in modules]
     assert lost[0] < lost[1] < lost[2]
 
 

@@ -56,19 +56,21 @@ def test_stacks_are_lists_of_layers_that_keep_the_shape() -> None:
 )
 def test_the_ratio_of_layers_is_removed_and_one_stays(count: int, ratio: float, left: int) -> None:
     state = transformer(layers=count, width=16, feedforward=16)
-    made = prune_layers(layers(ratio), state, X)
-    assert len(made.module.encoders[0].layers) == left and len(state.module.encoders[0].layers) == count
-    np.testing.assert_allclose(run_onnx(export_onnx(made.module, X), OTHERS), run_torch(made.module, OTHERS), atol=1e-5)
+    pruned = prune_layers(layers(ratio), state, X)
+    assert len(pruned.module.encoders[0].layers) == left and len(state.module.encoders[0].layers) == count
+    np.testing.assert_allclose(
+        run_onnx(export_onnx(pruned.module, X), OTHERS), run_torch(pruned.module, OTHERS), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("index", range(4))
 def test_a_layer_without_effect_is_removed(index: int) -> None:
     state = transformer(layers=4, width=16, feedforward=16)
     quiet(state.module.encoders[0].layers[index])
-    made = prune_layers(layers(0.25), state, X)
-    np.testing.assert_allclose(answers(made), answers(state), atol=1e-4)
+    pruned = prune_layers(layers(0.25), state, X)
+    np.testing.assert_allclose(answers(pruned), answers(state), atol=1e-4)
     left = [layer for number, layer in enumerate(state.module.encoders[0].layers) if number != index]
-    for first, second in zip(made.module.encoders[0].layers, left, strict=True):
+    for first, second in zip(pruned.module.encoders[0].layers, left, strict=True):
         assert isinstance(first, TransformerLayer) and torch.equal(first.up.weight, second.up.weight)
 
 
@@ -76,8 +78,8 @@ def test_layers_are_removed_one_at_a_time_by_their_effect() -> None:
     state = transformer(layers=4, width=16, feedforward=16)
     for index in (1, 2):
         quiet(state.module.encoders[0].layers[index])
-    made = prune_layers(layers(0.5), state, X)
-    np.testing.assert_allclose(answers(made), answers(state), atol=1e-4)
+    pruned = prune_layers(layers(0.5), state, X)
+    np.testing.assert_allclose(answers(pruned), answers(state), atol=1e-4)
 
 
 class Block(nn.Module):
@@ -95,8 +97,8 @@ def test_a_sequence_of_residual_blocks_is_a_stack_too() -> None:
     x = {"x": np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)}
     state = ModelState(module)
     assert prunable_stacks(state, x) == ["0"]
-    made = prune_layers(layers(0.3), state, x)
-    assert [block.scale for block in made.module[0]] == [1.0, 2.0]
+    pruned = prune_layers(layers(0.3), state, x)
+    assert [block.scale for block in pruned.module[0]] == [1.0, 2.0]
     uneven = nn.Sequential(
         nn.Sequential(nn.Sequential(nn.Linear(6, 5)), nn.Sequential(nn.Linear(5, 6))), nn.Linear(6, 2)
     )

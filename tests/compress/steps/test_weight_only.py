@@ -39,12 +39,12 @@ def blocks(model: onnx.ModelProto, layer: str) -> tuple[np.ndarray[Any, Any], np
     """Of a ``MatMulNBits`` node: weights ``[outputs, inputs]`` as the kernel sees them, and each one's scale."""
     (node,) = (node for node in model.graph.node if node.name.startswith(layer) and node.op_type == "MatMulNBits")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    settings = {each.name: each.i for each in node.attribute}
+    settings = {value.name: value.i for value in node.attribute}
     size, bits, inputs, outputs = (settings[name] for name in ("block_size", "bits", "K", "N"))
     packed, scales, zeros = (constants[name].reshape(outputs, -1) for name in node.input[1:4])
     if bits == 4:
-        packed, zeros = (np.stack([each & 15, each >> 4], axis=2).reshape(outputs, -1) for each in (packed, zeros))
-    expanded = [each[:, : scales.shape[1]].astype(np.float64).repeat(size, axis=1) for each in (scales, zeros)]
+        packed, zeros = (np.stack([value & 15, value >> 4], axis=2).reshape(outputs, -1) for value in (packed, zeros))
+    expanded = [value[:, : scales.shape[1]].astype(np.float64).repeat(size, axis=1) for value in (scales, zeros)]
     dequantized = (packed.astype(np.float64) - expanded[1]) * expanded[0]
     return dequantized[:, :inputs], expanded[0][:, :inputs]
 
@@ -52,9 +52,9 @@ def blocks(model: onnx.ModelProto, layer: str) -> tuple[np.ndarray[Any, Any], np
 @BITS
 @pytest.mark.parametrize("block", [16, 32, 128])
 def test_each_weight_is_within_half_a_step_of_its_block(source: onnx.ModelProto, bits: int, block: int) -> None:
-    made = quantize_weights(source, weights(bits=bits, block=block))
+    quantized = quantize_weights(source, weights(bits=bits, block=block))
     for number, linear in zip((0, 3, 6), linears(tabular()), strict=True):
-        actual, scale = blocks(made, f"/student/layers/layers.{number}/Gemm")
+        actual, scale = blocks(quantized, f"/student/layers/layers.{number}/Gemm")
         expected = linear.weight.detach().numpy()
         assert actual.shape == expected.shape
         assert (np.abs(actual - expected) <= 0.5001 * scale).all()
@@ -70,24 +70,24 @@ def test_the_kernel_computes_what_the_blocks_say(bits: int) -> None:
     module = nn.Linear(64, 5)
     x = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
     model = export_onnx(module, {"x": x}, softmax=False)
-    made = quantize_weights(model, weights(bits=bits))
+    quantized = quantize_weights(model, weights(bits=bits))
     (layer,) = quantizable_nodes(model)
-    actual, _ = blocks(made, layer)
+    actual, _ = blocks(quantized, layer)
     expected = x @ actual.T + module.bias.detach().numpy()
-    np.testing.assert_allclose(run_onnx(made, {"x": x}), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run_onnx(quantized, {"x": x}), expected, rtol=1e-4, atol=1e-4)
 
 
 @BITS
 def test_smaller_and_close(source: onnx.ModelProto, bits: int) -> None:
-    made = quantize_weights(source, weights(bits=bits))
-    assert slim(made).ByteSize() < {8: 0.4, 4: 0.33}[bits] * slim(source).ByteSize()
+    quantized = quantize_weights(source, weights(bits=bits))
+    assert slim(quantized).ByteSize() < {8: 0.4, 4: 0.33}[bits] * slim(source).ByteSize()
     rows = feed(500, seed=3)
-    assert np.abs(run_onnx(made, rows) - run_onnx(source, rows)).mean() < {8: 0.005, 4: 0.05}[bits]
-    assert saturation(made, rows) == ()
+    assert np.abs(run_onnx(quantized, rows) - run_onnx(source, rows)).mean() < {8: 0.005, 4: 0.05}[bits]
+    assert saturation(quantized, rows) == ()
     for strange in (np.nan, 1e30):
         row = rows["x"][:1].copy()
         row[:, :20] = strange
-        np.testing.assert_allclose(run_onnx(made, {"x": row}), run_onnx(source, {"x": row}), atol=0.2)
+        np.testing.assert_allclose(run_onnx(quantized, {"x": row}), run_onnx(source, {"x": row}), atol=0.2)
 
 
 def test_tables_take_the_format_too(source: onnx.ModelProto) -> None:
@@ -103,10 +103,10 @@ def test_tables_take_the_format_too(source: onnx.ModelProto) -> None:
 def test_products_may_be_of_integers(source: onnx.ModelProto) -> None:
     levels = {
         compute: {
-            each.i
+            attribute.i
             for node in quantize_weights(source, weights(compute=compute)).graph.node
-            for each in node.attribute
-            if each.name == "accuracy_level"
+            for attribute in node.attribute
+            if attribute.name == "accuracy_level"
         }
         for compute in ("float32", "int8")
     }
@@ -148,32 +148,32 @@ X = {"x": np.random.default_rng(1).normal(size=(9, 32)).astype(np.float32)}
 def test_a_gemm_becomes_a_product_and_a_sum_with_the_same_answers(transposed: bool, bias: bool) -> None:
     """In 8 bits and blocks of 16 the first product is nearly exact; the second is kept, and is exact."""
     model = gemm(transposed, bias)
-    made = quantize_weights(model, weights(bits=8, block=16, keep=("second",)))
-    assert operators(made) == ["MatMulNBits", *(["Add"] if bias else []), "MatMul"]
-    actual, _ = blocks(made, "first")
+    quantized = quantize_weights(model, weights(bits=8, block=16, keep=("second",)))
+    assert operators(quantized) == ["MatMulNBits", *(["Add"] if bias else []), "MatMul"]
+    actual, _ = blocks(quantized, "first")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     expected = (X["x"] @ actual.T + (constants["b"] if bias else 0)) @ constants["v"]
-    np.testing.assert_allclose(run_onnx(made, X), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(run_onnx(quantized, X), expected, rtol=1e-3, atol=1e-3)
     partly = quantize_weights(model, weights(keep=("first",)))
     assert "MatMulNBits" in operators(partly) and operators(partly).count("MatMulNBits") == 1
-    assert "w" not in {tensor.name for tensor in made.graph.initializer}
+    assert "w" not in {tensor.name for tensor in quantized.graph.initializer}
 
 
 @pytest.mark.parametrize("settings", [{"alpha": 0.5}, {"beta": 2.0}])
 def test_a_scaled_gemm_is_not_changed(settings: dict[str, float]) -> None:
-    made = quantize_weights(gemm(True, True, **settings), weights(keep=()))
-    assert operators(made) == ["Gemm", "MatMulNBits"]
+    quantized = quantize_weights(gemm(True, True, **settings), weights(keep=()))
+    assert operators(quantized) == ["Gemm", "MatMulNBits"]
 
 
 def test_a_layer_that_is_kept_is_exact(source: onnx.ModelProto) -> None:
     names = quantizable_nodes(source)
     last = "/student/layers/layers.6/Gemm"
-    made = quantize_weights(source, weights(bits=4, keep=tuple(name for name in names if name != last)))
-    assert operators(made).count("MatMulNBits") == 1 and "GatherBlockQuantized" not in operators(made)
-    assert operators(made).count("Gemm") == 2
+    quantized = quantize_weights(source, weights(bits=4, keep=tuple(name for name in names if name != last)))
+    assert operators(quantized).count("MatMulNBits") == 1 and "GatherBlockQuantized" not in operators(quantized)
+    assert operators(quantized).count("Gemm") == 2
     worse = quantize_weights(source, weights(bits=4))
     rows = feed(300, seed=2)
-    near, far = (np.abs(run_onnx(each, rows) - run_onnx(source, rows)).mean() for each in (made, worse))
+    near, far = (np.abs(run_onnx(model, rows) - run_onnx(source, rows)).mean() for model in (quantized, worse))
     assert 0 < near < far
 
 
@@ -197,6 +197,6 @@ def test_deterministic_and_silent(
     source: onnx.ModelProto, bits: int, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = source.SerializeToString()
-    one, other = (quantize_weights(source, weights(bits=bits)).SerializeToString() for _ in range(2))
-    assert one == other and source.SerializeToString() == before
+    first, second = (quantize_weights(source, weights(bits=bits)).SerializeToString() for _ in range(2))
+    assert first == second and source.SerializeToString() == before
     assert capfd.readouterr() == ("", "") and not caplog.records

@@ -64,15 +64,15 @@ class Fixed(nn.Module):
 
 def test_same_seed_gives_the_same_custom_student_and_it_survives_a_round_trip(tmp_path: Path) -> None:
     config = agent("Plain", width=5)
-    made, twin = new_student(config, COLUMNS, X), new_student(config, COLUMNS, X)
-    assert isinstance(made, CustomStudent)
+    student, twin = new_student(config, COLUMNS, X), new_student(config, COLUMNS, X)
+    assert isinstance(student, CustomStudent)
     x = torch.randn(6, 2)
-    assert torch.equal(made(x), twin(x)) and made(x).shape == (6, 2)
+    assert torch.equal(student(x), twin(x)) and student(x).shape == (6, 2)
     with torch.no_grad():
-        made.module.out.weight.mul_(3)
-    save(made, tmp_path)
+        student.module.out.weight.mul_(3)
+    save(student, tmp_path)
     (tmp_path / "columns.json").write_text(json.dumps(COLUMNS))
-    assert torch.equal(load(tmp_path, config)(x), made(x))
+    assert torch.equal(load(tmp_path, config)(x), student(x))
     for other in (agent("Plain", width=6), agent("too_wide"), AgentConfig.model_validate(TOY)):
         with pytest.raises(PartError, match="describes another one than was stored"):
             load(tmp_path, other)
@@ -92,17 +92,17 @@ def test_same_seed_gives_the_same_custom_student_and_it_survives_a_round_trip(tm
     ],
 )
 def test_invalid_factories_are_refused(target: str, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(PartError, match=message) as told:
+    with pytest.raises(PartError, match=message) as error:
         new_student(agent(target, **settings), COLUMNS, X)
-    assert "agents/toy.yaml: student.target" in str(told.value)
+    assert "agents/toy.yaml: student.target" in str(error.value)
 
 
 def test_custom_student_is_pruned_by_tracing_and_inapplicable_steps_are_refused(tmp_path: Path) -> None:
     """Hidden units of an ordinary module are known to be its own; it has no heads that could go."""
     x = np.random.default_rng(0).normal(size=(150, 2)).astype(np.float32)
-    made = new_student(agent("Plain", width=60), COLUMNS, X)
+    student = new_student(agent("Plain", width=60), COLUMNS, X)
     subject = target_from_student(
-        made,
+        student,
         COLUMNS,
         ("wait", "go"),
         calibration=lambda columns: x,
@@ -114,7 +114,7 @@ def test_custom_student_is_pruned_by_tracing_and_inapplicable_steps_are_refused(
     heads = builder.build((PruneHeads(method="prune_heads", recover_epochs=0),))
     assert units.refused is None and units.bytes < builder.build((Fp32(method="fp32"),)).bytes
     assert heads.refused == "prune_heads: CustomStudent has no attention with query, key, value, out, heads and size"
-    assert made.module.inside.out_features == 60
+    assert student.module.inside.out_features == 60
 
 
 def test_custom_student_with_text_columns_is_refused() -> None:

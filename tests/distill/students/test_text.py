@@ -98,10 +98,10 @@ def test_padding_changes_nothing(encoder: Any) -> None:
 
 @every_encoder
 def test_padding_has_no_gradient(encoder: Any) -> None:
-    made = new_encoder(encoder, 20, 6, 0.0)
-    made(TOKENS[3:].to(torch.int64)).sum().backward()
-    assert made.embedding.weight.grad is not None
-    grown = made.embedding.weight.grad.abs().sum(dim=1) > 0
+    module = new_encoder(encoder, 20, 6, 0.0)
+    module(TOKENS[3:].to(torch.int64)).sum().backward()
+    assert module.embedding.weight.grad is not None
+    grown = module.embedding.weight.grad.abs().sum(dim=1) > 0
     assert not grown[13:].any()
     assert encoder.type == "transformer" or not grown[0]
 
@@ -110,28 +110,28 @@ def test_bag_by_hand() -> None:
     bag = new_encoder(BagEncoder(type="bag", width=2), 4, 3, 0.0)
     with torch.no_grad():
         bag.embedding.weight.copy_(torch.tensor([[9.0, 9], [0, 2], [4, 0], [8, 8]]))
-    found = bag(torch.tensor([[1, 2, 0], [3, 0, 0], [0, 0, 0]]))
-    assert found.tolist() == [[2, 1], [8, 8], [0, 0]]
+    hidden = bag(torch.tensor([[1, 2, 0], [3, 0, 0], [0, 0, 0]]))
+    assert hidden.tolist() == [[2, 1], [8, 8], [0, 0]]
 
 
 def test_bigrams_depend_on_the_order() -> None:
-    one, other = torch.tensor([[2, 3, 0]]), torch.tensor([[3, 2, 0]])
+    first, second = torch.tensor([[2, 3, 0]]), torch.tensor([[3, 2, 0]])
     torch.manual_seed(0)
     plain = new_encoder(BagEncoder(type="bag", width=4), 5, 3, 0.0)
-    assert torch.equal(plain(one), plain(other))
+    assert torch.equal(plain(first), plain(second))
     pairs = new_encoder(BagEncoder(type="bag", width=4, bigrams=1009), 5, 3, 0.0)
-    assert not torch.allclose(pairs(one), pairs(other))
+    assert not torch.allclose(pairs(first), pairs(second))
 
 
 def test_convolution_by_hand() -> None:
     """One filter of size 2 that responds to token 1 on the left and token 2 on the right."""
-    made = new_encoder(ConvolutionEncoder(type="convolution", width=2, filters=1, sizes=(2,)), 3, 3, 0.0)
+    module = new_encoder(ConvolutionEncoder(type="convolution", width=2, filters=1, sizes=(2,)), 3, 3, 0.0)
     with torch.no_grad():
-        made.embedding.weight.copy_(torch.tensor([[7.0, 7], [1, 0], [0, 1]]))
-        made.filters[0].weight.copy_(torch.tensor([[1.0, 0, 0, 1]]))
-        made.filters[0].bias.fill_(-0.5)
-    found = made(torch.tensor([[1, 2, 0], [2, 1, 0], [1, 1, 2], [0, 0, 0]]))
-    assert found.flatten().tolist() == [1.5, 0.5, 1.5, 0.0]
+        module.embedding.weight.copy_(torch.tensor([[7.0, 7], [1, 0], [0, 1]]))
+        module.filters[0].weight.copy_(torch.tensor([[1.0, 0, 0, 1]]))
+        module.filters[0].bias.fill_(-0.5)
+    hidden = module(torch.tensor([[1, 2, 0], [2, 1, 0], [1, 1, 2], [0, 0, 0]]))
+    assert hidden.flatten().tolist() == [1.5, 0.5, 1.5, 0.0]
 
 
 @every_encoder
@@ -163,20 +163,20 @@ def test_text_student_learns_and_same_seed_gives_the_same(encoder: Any) -> None:
         return student_probabilities(student, encode(unseen, columns))
 
     unseen, true = rows(200, seed=1)
-    said = learned()
-    assert (said.argmax(axis=1) == true)[unseen["said"] != ""].mean() > 0.95
-    np.testing.assert_array_equal(learned(), said)
+    logits = learned()
+    assert (logits.argmax(axis=1) == true)[unseen["said"] != ""].mean() > 0.95
+    np.testing.assert_array_equal(learned(), logits)
 
 
 def test_columns_come_from_rows_and_agent_file() -> None:
     frame, _ = rows(50)
     frame.loc[0, "said"] = None
-    found = columns_of(agent(), frame)
-    assert [column["name"] for column in found] == ["hour", "place", "said"]
-    assert found[1]["values"] == ["here", "there"]
-    assert found[2]["length"] == 8 and len(found[2]["tokens"]) <= 120
-    assert {"taxi", "the"} < set(found[2]["tokens"])
-    assert columns_of(agent(), frame.sample(frac=1, random_state=1)) == found
+    columns = columns_of(agent(), frame)
+    assert [column["name"] for column in columns] == ["hour", "place", "said"]
+    assert columns[1]["values"] == ["here", "there"]
+    assert columns[2]["length"] == 8 and len(columns[2]["tokens"]) <= 120
+    assert {"taxi", "the"} < set(columns[2]["tokens"])
+    assert columns_of(agent(), frame.sample(frac=1, random_state=1)) == columns
 
 
 def test_hidden_tokens_are_unknown_and_padding_stays() -> None:
@@ -218,41 +218,41 @@ def initial(width: int = WIDE, layers: int = 0, heads: int = 4, feedforward: int
         add_pooling_layer=False,
     ).eval()
     state = {name: tensor.detach().numpy() for name, tensor in bert.state_dict().items()}
-    made = TextEncoderState(TEACHER_TOKENS, state["embeddings.word_embeddings.weight"], state, heads)
-    object.__setattr__(made, "bert", bert)
-    return made
+    state_of_encoder = TextEncoderState(TEACHER_TOKENS, state["embeddings.word_embeddings.weight"], state, heads)
+    object.__setattr__(state_of_encoder, "bert", bert)
+    return state_of_encoder
 
 
-def begun(config: AgentConfig, given: TextEncoderState) -> tuple[TextStudent, list[str]]:
+def new_text_student(config: AgentConfig, teacher_state: TextEncoderState) -> tuple[TextStudent, list[str]]:
     frame, _ = rows(100)
-    columns = columns_of(config, frame, given)
-    student = new_student(config, columns, encode(frame, columns), given)
+    columns = columns_of(config, frame, teacher_state)
+    student = new_student(config, columns, encode(frame, columns), teacher_state)
     assert isinstance(student, TextStudent)
     return student, columns[2]["tokens"]
 
 
 def test_bag_gets_tokens_and_vectors_of_the_teacher() -> None:
-    student, tokens = begun(agent(initialise="teacher", encoder={"type": "bag", "width": WIDE}), initial())
+    student, tokens = new_text_student(agent(initialise="teacher", encoder={"type": "bag", "width": WIDE}), initial())
     assert tokens[:2] == ["[PAD]", "[UNK]"] and set(tokens[2:]) <= set(TEACHER_TOKENS) and "taxi" in tokens
     table = student.encoders[0].embedding.weight.detach().numpy()[1:]
-    given = initial().embeddings[[TEACHER_TOKENS.index(token) for token in tokens[1:]]]
-    np.testing.assert_allclose(distances(table), distances(given), rtol=1e-3, atol=1e-5)
+    teacher_vectors = initial().embeddings[[TEACHER_TOKENS.index(token) for token in tokens[1:]]]
+    np.testing.assert_allclose(distances(table), distances(teacher_vectors), rtol=1e-3, atol=1e-5)
     assert 0.05 < table.std() < 0.2
 
 
 def distances(vectors: np.ndarray) -> np.ndarray:
     """Distances of all pairs, divided by the first: principal components of full width keep them."""
-    found = np.linalg.norm(vectors[:, None] - vectors, axis=2)
-    return found / found[0, 1]
+    pairwise = np.linalg.norm(vectors[:, None] - vectors, axis=2)
+    return pairwise / pairwise[0, 1]
 
 
 @pytest.mark.parametrize("width", [4, 40])
 def test_other_widths_get_principal_components(width: int) -> None:
     config = agent(initialise="teacher", encoder={"type": "bag", "width": width})
-    (student, _), (again, _) = begun(config, initial()), begun(config, initial())
+    (student, _), (again, _) = new_text_student(config, initial()), new_text_student(config, initial())
     table = student.encoders[0].embedding.weight
     assert torch.equal(table, again.encoders[0].embedding.weight)
-    fresh, _ = begun(agent(encoder={"type": "bag", "width": width}), initial())
+    fresh, _ = new_text_student(agent(encoder={"type": "bag", "width": width}), initial())
     assert not torch.equal(table[2:, : min(width, WIDE)], fresh.encoders[0].embedding.weight[2:, : min(width, WIDE)])
     assert 0.05 < float(table.detach().std()) < 0.2
 
@@ -260,14 +260,14 @@ def test_other_widths_get_principal_components(width: int) -> None:
 def test_transformer_of_the_same_sizes_equals_the_teachers() -> None:
     """The student's encoder gives the mean of what BERT's first layers give for [CLS] and the text."""
     measures = {"width": 16, "layers": 2, "heads": 4, "feedforward": 32}
-    given = initial(width=16, layers=3)
+    teacher_state = initial(width=16, layers=3)
     config = agent(initialise="teacher", encoder={"type": "transformer", **measures}, dropout=0.0)
-    student, tokens = begun(config, given)
+    student, tokens = new_text_student(config, teacher_state)
     text = ["hello", "the", "taxi"]
     own = torch.tensor([[tokens.index(token) for token in text] + [0] * 5])
     theirs = torch.tensor([[TEACHER_TOKENS.index(token) for token in ("[CLS]", *text)]])
     with torch.no_grad():
-        hidden = given.bert(input_ids=theirs, output_hidden_states=True).hidden_states[2]  # type: ignore[attr-defined]
+        hidden = teacher_state.bert(input_ids=theirs, output_hidden_states=True).hidden_states[2]  # type: ignore[attr-defined]
         torch.testing.assert_close(student.encoders[0].eval()(own), hidden.mean(dim=1), rtol=1e-4, atol=1e-5)
 
 
@@ -275,7 +275,7 @@ def test_transformer_of_the_same_sizes_equals_the_teachers() -> None:
 def test_layers_of_other_sizes_stay_random(change: dict[str, int]) -> None:
     measures = {"width": 16, "layers": 2, "heads": 4, "feedforward": 32} | change
     config = agent(initialise="teacher", encoder={"type": "transformer", **measures})
-    (student, _), (fresh, _) = begun(config, initial(16, 3)), begun(config, initial(16))
+    (student, _), (fresh, _) = new_text_student(config, initial(16, 3)), new_text_student(config, initial(16))
     assert torch.equal(student.encoders[0].layers[0].up.weight, fresh.encoders[0].layers[0].up.weight)
 
 

@@ -61,7 +61,7 @@ def are_class_scores(output: Any) -> bool:
 
 
 def are_probabilities(outputs: Array) -> bool:
-    """Whether every row is in 0…1 and sums to 1."""
+    """Whether every row of float ``[n, K]`` is in 0…1 and sums to 1, within a tolerance of 0.001."""
     if not np.isfinite(outputs).all():
         return False
     in_range = outputs.min() >= -_SUM_TOLERANCE and outputs.max() <= 1 + _SUM_TOLERANCE

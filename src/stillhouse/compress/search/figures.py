@@ -52,7 +52,7 @@ def tabulate_frontier(frontier: Frontier) -> dict[str, list[object]]:
 
 def draw_frontier(frontier: Frontier) -> Figure:
     """Bytes (log) against quality, coloured by median latency (log); candidates of the Pareto front are large."""
-    servable = frontier.able
+    servable = frontier.servable
     quality = {candidate.name: candidate.quality or 0.0 for candidate in servable}
     chosen, limits = frontier.named(frontier.chosen), frontier.limits
     figure = Figure(figsize=(8, 4.8), layout="constrained")

@@ -87,6 +87,7 @@ def quantize_in_blocks(
     :param operators: ``MatMul``, ``Gather`` or both; ``Gather`` supports 4 bits only.
     :param accuracy_level: of ``MatMulNBits``: 4 for int8 activations, None for float32.
     :param keep: names of the layers that stay float32.
+    :raises ExportError: if ONNX Runtime cannot quantise the graph.
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 

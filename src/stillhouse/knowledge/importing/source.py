@@ -22,7 +22,7 @@ from stillhouse.records import short_id
 
 __all__ = ["ImportSource", "Problem", "TableRows"]
 
-_ELSEWHERE = "elsewhere"  # decider and version of an imported decision without them
+_IMPORTED_DECIDER = "elsewhere"  # decider and version of an imported decision without them
 
 
 class Problem(NamedTuple):
@@ -164,8 +164,12 @@ class ImportSource:
             probabilities=raw.probabilities([prob_columns[name] for name in self.config.actions], errors)
             if prob_columns
             else None,
-            decider=raw.texts(decision.decider, errors).fillna(_ELSEWHERE) if decision.decider else _ELSEWHERE,
-            version=raw.texts(decision.version, errors).fillna(_ELSEWHERE) if decision.version else _ELSEWHERE,
+            decider=raw.texts(decision.decider, errors).fillna(_IMPORTED_DECIDER)
+            if decision.decider
+            else _IMPORTED_DECIDER,
+            version=raw.texts(decision.version, errors).fillna(_IMPORTED_DECIDER)
+            if decision.version
+            else _IMPORTED_DECIDER,
         )
         decisions["decided_at"] = decisions["decided_at"].fillna(decisions["observed_at"])
         return decisions[decisions["action"].notna()]
