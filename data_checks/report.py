@@ -1,4 +1,4 @@
-"""A data report for people, as the Markdown of a Prefect artifact."""
+"""The data report as Markdown, for a Prefect artifact."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["markdown"]
 
 
 def markdown(report: DataReport) -> str:
-    """One line of result, then a table of what did not hold, fatal first."""
+    """Return one line with the result, then a table of the failures, fatal failures first."""
     if report.skipped_because is not None:
-        head = f"**The contract was not asked: {text(report.skipped_because)}** {report.rows:,} rows."
+        head = f"**The contract was not checked: {text(report.skipped_because)}** {report.rows:,} rows."
         return f"### Data checks: {report.window}\n\n{head}\n"
-    kept = report.rows - report.quarantined
-    head = "**The window is refused.**" if report.broken else "**The window keeps the contract.**"
+    good_rows = report.rows - report.quarantined
+    head = "**The window is refused.**" if report.broken else "**The window meets the contract.**"
     lines = [
         f"### Data checks: {report.window}",
         "",
-        f"{head} {report.rows:,} rows, {report.quarantined:,} in quarantine, {kept:,} kept; "
+        f"{head} {report.rows:,} rows, {report.quarantined:,} in quarantine, {good_rows:,} kept; "
         f"checked in {report.seconds:.2f} s.",
     ]
     if report.failures:

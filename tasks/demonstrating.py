@@ -1,4 +1,4 @@
-"""The stations of ``flows/demo.py`` that are its own, as Prefect tasks."""
+"""The Prefect task that only ``flows/demo.py`` uses."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ __all__ = ["sum_up"]
 
 @engine_task("sum up")
 def sum_up(agent: str, weeks: Sequence[Week], seconds: float) -> Year:
-    """Write summary, table and figure of the weeks."""
+    """Write the summary, table and figure of all weeks."""
     return demonstrating.sum_up(agent, weeks, seconds)

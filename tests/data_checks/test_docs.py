@@ -46,7 +46,7 @@ def test_a_page_needs_nothing_beside_it(rows, window, config, folder):
     text = Path(report.docs).read_text(encoding="utf-8")
     page = _Page(text)
     assert page.loaded == [] and "script" not in page.tags and "http" not in text
-    assert "The window keeps the contract." in page.text and "temp: above 50 in 1 of 100 rows" in page.text
+    assert "The window meets the contract." in page.text and "temp: above 50 in 1 of 100 rows" in page.text
     assert re.search(r"values must be greater than or equal to\s+-40\.0", page.text)
     assert "Values must be finite." in page.text and "1.79" not in page.text
     anchors = set(re.findall(r'href="#(section-\d+)"', text))
@@ -92,7 +92,7 @@ def test_drift_is_shown_with_its_bins(rows, window, config, folder):
     assert re.search(r"PSI \d\.\d+, KS 0\.\d+, effect", page.text)
     assert re.search(r"∞, -?[\d.]+\]\s*10\.0%\s*0\.0%", page.text), "a bin, its share then and now"
     index = _Page((folder / "index.html").read_text(encoding="utf-8"))
-    assert re.search(r"kept\s+100\s+0\s+1\s", index.text)
+    assert re.search(r"passed\s+100\s+0\s+1\s", index.text)
 
 
 def test_a_refused_window_and_one_without_rows_have_pages_too(rows, window, config, folder):
@@ -104,7 +104,7 @@ def test_a_refused_window_and_one_without_rows_have_pages_too(rows, window, conf
 
 
 def test_old_pages_go(rows, window, config, folder, monkeypatch):
-    monkeypatch.setattr(docs, "PAGES_KEPT", 3)
+    monkeypatch.setattr(docs, "MAX_PAGES", 3)
     for day in (4, 1, 5, 2, 3):
         later = window.model_copy(update={"end": window.end + timedelta(days=day)})
         check(rows, later, config, docs=folder)

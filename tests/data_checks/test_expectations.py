@@ -113,7 +113,7 @@ def test_drift_is_noted_and_breaks_nothing(rows, window, config, champion):
     assert not report.broken and bad.empty
     (noted,) = report.failures
     assert (noted.expectation, noted.column, noted.rows) == ("expect_column_drift_to_be_below", "temp", 0)
-    assert noted.text.startswith("temp: PSI ") and noted.text.endswith("; PSI up to 0.25 is usual")
+    assert noted.text.startswith("temp: PSI ") and noted.text.endswith("; the limit of the PSI is 0.25")
 
 
 def test_limits_are_those_of_history_and_else_the_threshold(config, configured, champion):

@@ -9,7 +9,7 @@ from stillhouse.records import CheckFailure, DataReport
 
 def test_a_sound_window(window):
     text = markdown(DataReport(window=window, rows=1200, quarantined=0, seconds=0.31))
-    assert "keeps the contract" in text and "1,200 rows" in text and "|" not in text
+    assert "meets the contract" in text and "1,200 rows" in text and "|" not in text
 
 
 def test_failures_are_a_table_with_the_fatal_ones_first(window):
@@ -35,8 +35,8 @@ def test_a_contract_that_nobody_asked_is_said_so(window):
     assert (report.rows, report.quarantined, report.failures, report.broken) == (9, 0, (), False)
     assert DataReport.model_validate_json(report.model_dump_json()) == report
     text = markdown(report)
-    assert "The contract was not asked: replayed without \\| Great Expectations" in text and "9 rows" in text
-    assert "keeps the contract" not in text
+    assert "The contract was not checked: replayed without \\| Great Expectations" in text and "9 rows" in text
+    assert "meets the contract" not in text
     for nothing in ("", "  "):
         with pytest.raises(ValidationError, match="at least 1 character"):
             DataReport.skipped(window, 9, nothing)

@@ -74,7 +74,7 @@ def test_data_that_cannot_be_had_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(router, "ADDRESS", "http://127.0.0.1:9/data/")  # nobody listens there
     monkeypatch.setenv("STILLHOUSE_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
-        router.fetched("domains.json")
+        router.fetch_file("domains.json")
     for part in ("http://127.0.0.1:9/data/domains.json", str(tmp_path / "clinc150"), "STILLHOUSE_DATA", "sha256:"):
         assert part in str(caught.value)
 
@@ -85,7 +85,7 @@ def test_a_file_of_another_content_is_not_taken(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "clinc150").mkdir()
     (tmp_path / "clinc150" / "domains.json").write_text("{}")
     with pytest.raises(DataError, match=r"domains\.json"):
-        router.fetched("domains.json")
+        router.fetch_file("domains.json")
 
 
 # --------------------------------------------------------------------------- the teacher
@@ -119,18 +119,18 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counting:
 
 def test_embeddings_are_made_once_and_kept_by_content(tmp_path: Path) -> None:
     encode, store = Counting(), tmp_path / "kept" / "stub.sqlite"
-    first = router.embedded(["bb", "a", "bb", ""], encode, store)
-    again = router.embedded(["a", "ccc", "bb"], encode, store)
+    first = router.embed_with_cache(["bb", "a", "bb", ""], encode, store)
+    again = router.embed_with_cache(["a", "ccc", "bb"], encode, store)
     assert sorted(encode.asked) == ["", "a", "bb", "ccc"]
     np.testing.assert_array_equal(first[[1, 0]], again[[0, 2]])
     np.testing.assert_array_equal(first, Counting()(["bb", "a", "bb", ""]))
-    assert router.embedded([], encode, store).shape == (0, router._WIDTH)
+    assert router.embed_with_cache([], encode, store).shape == (0, router._WIDTH)
 
 
 def test_several_may_fill_the_store_at_once(tmp_path: Path) -> None:
     texts, store = [f"sentence {i}" for i in range(3000)], tmp_path / "stub.sqlite"
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: router.embedded(texts, Counting(), store), range(4)))
+        found = list(pool.map(lambda _: router.embed_with_cache(texts, Counting(), store), range(4)))
     for each in found:
         np.testing.assert_array_equal(each, Counting()(texts))
 
@@ -139,7 +139,7 @@ def test_several_may_fill_the_store_at_once(tmp_path: Path) -> None:
 def test_the_head_is_scikit_learns_regression(classes: int) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 5)).astype(np.float32), rng.integers(classes, size=200)
-    head = router.regression(x, y, classes + 1, strength=1.0)
+    head = router.fit_regression(x, y, classes + 1, strength=1.0)
     logits = head.logits(x)[:, :classes]
     found = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = LogisticRegression(C=1.0, max_iter=500).fit(x, y).predict_proba(x)
