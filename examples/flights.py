@@ -182,7 +182,7 @@ class Boosting:
         return np.column_stack([1.0 - late, late])
 
     def save(self, folder: Path) -> None:
-        """Write `teacher.json` (settings, category tables), and each forest as `forest-<i>.txt` in LightGBM's format."""
+        """Write `teacher.json` (settings, category tables) and the forests as `forest-<i>.txt` in LightGBM's format."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for index, booster in enumerate(self._boosters):

@@ -267,7 +267,7 @@ class MiniLM:
         """Write `teacher.json` (settings, temperature) and `head.safetensors`; the encoder stays in its package."""
         from safetensors.numpy import save_file
 
-        head, folder = self._ready(), Path(folder)
+        head, folder = self._require_head(), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"weights": head.weights, "bias": head.bias}, folder / "head.safetensors")
         description = {

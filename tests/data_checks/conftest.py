@@ -1,4 +1,4 @@
-"""An agent with a data contract, and a window that keeps it."""
+"""An agent with a data contract, and a window that meets it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
