@@ -25,9 +25,9 @@ def find_answer(cause: str, as_of):
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_alarm_is_answered_once_while_the_clock_stands_still(lived, day, agents: Path) -> None:
+def test_alarm_is_answered_once_while_the_clock_stands_still(toy_base, day, agents: Path) -> None:
     """Two watches without new data start one refresh; its refused challenger closes the alarm."""
-    base = lived(28)
+    base = toy_base(28)
     file = agents / "toy.yaml"
     file.write_text(
         file.read_text().replace("max_bytes: 100_000", "max_bytes: 100").replace("cooldown: 3d", "cooldown: 0d")
