@@ -66,6 +66,13 @@ def check(
     :returns: the report, and the bad rows with their index labels: ``observation_id``, ``observed_at`` and
         ``reasons``, a list such as ``["temp: above 50"]``. The good rows are
         ``rows[~rows["observation_id"].isin(bad["observation_id"])]``.
+
+    >>> from datetime import UTC, datetime
+    >>> from stillhouse.config import load
+    >>> window = Window(name="current", start=datetime(2013, 6, 1, tzinfo=UTC), end=datetime(2013, 6, 8, tzinfo=UTC))
+    >>> report, bad_rows = check(pd.DataFrame(), window, load("flights"))
+    >>> report.broken, report.failures[0].text
+    (True, 'the window has no rows')
     """
     start = time.perf_counter()
     run = _CheckRun(rows, window, config, reference, limits, details=docs is not None and pages == "always")

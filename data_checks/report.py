@@ -10,7 +10,14 @@ __all__ = ["markdown"]
 
 
 def markdown(report: DataReport) -> str:
-    """Return one line with the result, then a table of the failures, fatal failures first."""
+    """Return one line with the result, then a table of the failures, fatal failures first.
+
+    >>> from datetime import UTC, datetime
+    >>> from stillhouse.records import Window
+    >>> window = Window(name="current", start=datetime(2013, 6, 1, tzinfo=UTC), end=datetime(2013, 6, 8, tzinfo=UTC))
+    >>> print(markdown(DataReport(window=window, rows=90, quarantined=2, failures=(), seconds=0.5)).splitlines()[2])
+    **The window meets the contract.** 90 rows, 2 in quarantine, 88 kept; checked in 0.50 s.
+    """
     if report.skipped_because is not None:
         head = f"**The contract was not checked: {text(report.skipped_because)}** {report.rows:,} rows."
         return f"### Data checks: {report.window}\n\n{head}\n"
