@@ -215,9 +215,9 @@ def _intents(
 
 def _clinc150() -> dict[str, list[tuple[str, str]]]:
     """``(sentence, intent)`` by the data set's own splits."""
-    from examples.router import fetched
+    from examples.router import fetch_file
 
-    splits: dict[str, list[tuple[str, str]]] = json.loads(fetched("data_full.json").read_text(encoding="utf-8"))
+    splits: dict[str, list[tuple[str, str]]] = json.loads(fetch_file("data_full.json").read_text(encoding="utf-8"))
     return splits
 
 

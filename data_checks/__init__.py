@@ -1,1 +1,1 @@
-"""Great Expectations: the data contract as a suite, its report, the quarantine."""
+"""Data checks with Great Expectations: the data contract as a suite, the report, the quarantine and Data Docs."""

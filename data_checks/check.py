@@ -1,4 +1,4 @@
-"""Ask a window whether it keeps the agent's data contract: a report, and the rows to set aside."""
+"""Check a window against the agent's data contract; the result is a report and the rows to quarantine."""
 
 from __future__ import annotations
 
@@ -45,38 +45,48 @@ def check(
     docs: Path | None = None,
     pages: Pages = "always",
 ) -> tuple[DataReport, pd.DataFrame]:
-    """Check ``rows`` of ``window`` against ``config.observations``; a broken contract is a result, never an error.
+    """Check ``rows`` of ``window`` against ``config.observations``. A broken contract is a result, never an error.
 
-    Fatal failures (``report.broken``): no rows, a column missing, twice there or of the wrong type, a share of
-    missing or unknown values or of rows that break a rule above what is allowed, too large a share of bad rows;
-    of the rows that are left: the newest too old, too few or too many a day. Bad rows: no or a repeated
-    ``observation_id`` (every copy), no ``observed_at`` or one outside ``[start, end)``, a number out of its range
-    or infinite, a text too long, a missing value (or empty text) where none may be, a category that the contract
-    does not list, values of a ``unique`` list that come more than once (every copy), a broken rule. Drift is
-    neither: it is noted.
+    Failures are of three kinds:
 
-    :param reference: a profile of the window that the champion was trained on; with it, drift is measured too.
-    :param limits: largest usual PSI by column (see :func:`~data_checks.suite.build_suite`).
-    :param docs: folder of Data Docs; a page on this check is added to it, and ``report.docs`` is its path.
-    :param pages: which checks get a page there: all, none, or those that refuse a window or set rows aside.
-        A page shows what every expectation observed, which takes more than twice the time of the check.
-    :returns: the report, and the bad rows on their index labels: ``observation_id``, ``observed_at`` and
-        ``reasons``, a list such as ``["temp: above 50"]``. The sound rows are
+    - Fatal failures (``report.broken``) refuse the window: no rows; a column that is missing, repeated or of the wrong
+      type; more missing values, unknown categories, broken rules or bad rows than allowed; among the remaining rows, a
+      newest row that is too old, or too few or too many rows per day.
+    - Bad rows go to quarantine: ``observation_id`` missing or repeated (all copies); ``observed_at`` missing or outside
+      ``[start, end)``; a number infinite or out of range; a text too long; a missing value or empty text where none is
+      allowed; a category that the contract does not list; repeated values of a ``unique`` list (all copies); a broken
+      rule.
+    - Drift is only noted.
+
+    :param reference: profile of the champion's training window; if given, drift from it is measured too.
+    :param limits: limit of the PSI by column (see :func:`~data_checks.suite.build_suite`).
+    :param docs: folder of the Data Docs. A page for this check is added to it, and ``report.docs`` is its path.
+    :param pages: which checks get a page: all, none, or only those that refuse a window or quarantine rows.
+        A page shows the observed value of every expectation, which more than doubles the time of the check.
+    :returns: the report, and the bad rows with their index labels: ``observation_id``, ``observed_at`` and
+        ``reasons``, a list such as ``["temp: above 50"]``. The good rows are
         ``rows[~rows["observation_id"].isin(bad["observation_id"])]``.
+
+    >>> from datetime import UTC, datetime
+    >>> from stillhouse.config import load
+    >>> window = Window(name="current", start=datetime(2013, 6, 1, tzinfo=UTC), end=datetime(2013, 6, 8, tzinfo=UTC))
+    >>> report, bad_rows = check(pd.DataFrame(), window, load("flights"))
+    >>> report.broken, report.failures[0].text
+    (True, 'the window has no rows')
     """
     start = time.perf_counter()
-    checking = _Checking(rows, window, config, reference, limits, details=docs is not None and pages == "always")
-    failures, reasons = checking.examine()
+    run = _CheckRun(rows, window, config, reference, limits, details=docs is not None and pages == "always")
+    failures, reasons = run.evaluate()
     report = data_report(rows, window, failures, reasons, seconds=time.perf_counter() - start)
     if docs is not None and (pages == "always" or (pages == "on_failure" and (report.broken or report.quarantined))):
         from data_checks.docs import write
 
-        report = report.model_copy(update={"docs": str(write(docs, config.agent, report, checking.detailed()))})
+        report = report.model_copy(update={"docs": str(write(docs, config.agent, report, run.detailed_results()))})
     return report, quarantined_rows(rows, reasons)
 
 
-class _Checking:
-    """One check under way: what it is asked, and every result of Great Expectations so far."""
+class _CheckRun:
+    """One check: its inputs, and all results of Great Expectations so far."""
 
     def __init__(
         self,
@@ -91,8 +101,8 @@ class _Checking:
         self.reference, self.limits, self.details = reference, limits, details
         self.results: list[ExpectationValidationResult] = []
 
-    def examine(self) -> tuple[list[CheckFailure], Reasons]:
-        """The parts of the suite in turn, each where the one before it lets it make sense."""
+    def evaluate(self) -> tuple[list[CheckFailure], Reasons]:
+        """Validate the parts of the suite in turn; a part is skipped if an earlier failure makes it meaningless."""
         if not len(self.rows):
             return [empty_window_failure()], {}
         if repeated := repeated_columns_failure(self.rows):
@@ -100,29 +110,29 @@ class _Checking:
 
         rows = prepare_rows(self.rows, self.config.observations)
         batch = batch_of(rows)
-        failures = list(structure_failures(self._ask("structure", batch), self.config))
+        failures = list(structure_failures(self._validate_part("structure", batch), self.config))
         if any(failure.fatal for failure in failures):
             return failures, {}
 
         reasons: Reasons = {}
-        for result in self._ask("values", batch, self.details):
+        for result in self._validate_part("values", batch, self.details):
             failures += value_failures(result, rows, reasons)
         failures += bad_share_failures(reasons, len(rows), self.config.observations.max_bad_rows)
 
-        sound = batch_of(rows.drop(index=list(reasons))) if reasons else batch
-        failures += window_failures(self._ask("window", sound), self.window, self.config)
+        good_rows = batch_of(rows.drop(index=list(reasons))) if reasons else batch
+        failures += window_failures(self._validate_part("window", good_rows), self.window, self.config)
         if len(reasons) < len(rows):
-            failures += window_failures(self._ask("drift", sound), self.window, self.config)
+            failures += window_failures(self._validate_part("drift", good_rows), self.window, self.config)
         return failures, dict(sorted(reasons.items()))
 
-    def detailed(self) -> list[ExpectationValidationResult]:
-        """The results with what was observed where an expectation holds; asked again if they were not asked for."""
+    def detailed_results(self) -> list[ExpectationValidationResult]:
+        """Return results that contain the observed values of passed expectations too; validates again if needed."""
         if not self.details:
             self.results, self.details = [], True
-            self.examine()
+            self.evaluate()
         return self.results
 
-    def _ask(self, part: Part, batch: Batch, details: bool = True) -> list[ExpectationValidationResult]:
+    def _validate_part(self, part: Part, batch: Batch, details: bool = True) -> list[ExpectationValidationResult]:
         suite = build_suite(self.config, part, reference=self.reference, limits=self.limits)
         if not suite.expectations:
             return []

@@ -1,8 +1,8 @@
-"""Data Docs: the results of a check as pages that open anywhere, from a folder as from MLflow.
+"""Data Docs: the results of a check as self-contained HTML pages, which open from a folder and from MLflow.
 
-Great Expectations renders every expectation and what it observed, with its own renderers and templates. The page
-around them is ours: its own loads style sheets, scripts and pictures from seven hosts on the internet, and is
-unreadable without them. These pages load nothing.
+Great Expectations' own renderers and templates render each expectation and its observed value. The page around them is
+ours, because theirs loads style sheets, scripts and images from seven internet hosts and is unreadable without them.
+Our pages load nothing.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 __all__ = ["page_html", "write"]
 
-PAGES_KEPT = 60
-"""The newest so many pages of a folder stay."""
+MAX_PAGES = 60
+"""Maximum number of pages in a folder; older pages are deleted."""
 
-OF_THE_WINDOW = "The window"
+WINDOW_SECTION = "The window"
 
 
 def page_html(
     agent: str, report: DataReport, results: Sequence[ExpectationValidationResult], home: str | None = None
 ) -> str:
-    """One HTML document of about 100 kB that needs nothing beside it.
+    """Return one self-contained HTML document of about 100 kB.
 
-    :param results: what Great Expectations found, of all parts of the suite.
-    :param home: link to a page above this one.
+    :param results: results of Great Expectations for all parts of the suite.
+    :param home: link to the parent page.
     """
     from great_expectations.render.renderer.column_section_renderer import ValidationResultsColumnSectionRenderer
 
-    results = [_for_readers(result) for result in results]
+    results = [_without_row_details(result) for result in results]
     sections, renderer = _sections(results), cast(Any, ValidationResultsColumnSectionRenderer())
     return str(
         _view()
@@ -53,18 +53,18 @@ def page_html(
             window=_window(report),
             entry=_entry(report),
             home=home,
-            held=sum(bool(result.success) for result in results),
-            asked=len(results),
-            contents=[(name, *_colours(each)) for name, each in sections.items()],
-            sections=[renderer.render(each).to_json_dict() for each in sections.values()],
+            passed=sum(bool(result.success) for result in results),
+            total=len(results),
+            contents=[(name, *_flags(section)) for name, section in sections.items()],
+            sections=[renderer.render(section).to_json_dict() for section in sections.values()],
         )
     )
 
 
 def write(folder: Path, agent: str, report: DataReport, results: Sequence[ExpectationValidationResult]) -> Path:
-    """Write the page of one check into ``folder``, and the folder's ``index.html`` anew.
+    """Write the page of one check into ``folder``, and rewrite the folder's ``index.html``.
 
-    A window that is checked again replaces its page. Only the newest :data:`PAGES_KEPT` windows are kept.
+    A second check of the same window replaces its page. The newest :data:`MAX_PAGES` pages are kept.
 
     :returns: path of the page.
     """
@@ -72,63 +72,63 @@ def write(folder: Path, agent: str, report: DataReport, results: Sequence[Expect
     page = folder / f"{report.window.end:%Y%m%dT%H%M%S}-{report.window.start:%Y%m%dT%H%M%S}.html"
     _replace(page, page_html(agent, report, results, home="index.html"))
     pages = sorted(folder.glob("*T*-*T*.html"), reverse=True)
-    for old in pages[PAGES_KEPT:]:
+    for old in pages[MAX_PAGES:]:
         old.unlink(missing_ok=True)
-    entries = [(each.name, entry) for each in pages[:PAGES_KEPT] if (entry := _entry_of(each))]
+    entries = [(path.name, entry) for path in pages[:MAX_PAGES] if (entry := _read_entry(path))]
     _replace(folder / "index.html", _view().env.get_template("index.html").render(agent=agent, entries=entries))
     return page
 
 
 @functools.cache
 def _view() -> DefaultJinjaPageView:
-    """Great Expectations' own templates and filters, with our pages beside them."""
+    """Return Great Expectations' templates and filters together with our pages."""
     from great_expectations.render import RenderedContent
     from great_expectations.render.view import DefaultJinjaPageView
     from jinja2 import pass_context
 
     class View(DefaultJinjaPageView):
-        """Values are shown as text: the original puts a table's cells into the page as HTML, and scripts would run."""
+        """Escape values: the original class inserts table cells as HTML, so a script in the data would run."""
 
         @pass_context
-        def render_content_block(self, context: Any, block: Any, *arguments: Any, **more: Any) -> Any:
+        def render_content_block(self, context: Any, block: Any, *args: Any, **kwargs: Any) -> Any:
             if isinstance(block, list):
-                return "".join(self.render_content_block(context, each, *arguments, **more) for each in block)
+                return "".join(self.render_content_block(context, item, *args, **kwargs) for item in block)
             if isinstance(block, tuple):
                 block = ", ".join(map(str, block))
             if block is not None and not isinstance(block, dict | RenderedContent):
                 return html.escape(str(block))
-            return super().render_content_block(context, block, *arguments, **more)
+            return super().render_content_block(context, block, *args, **kwargs)
 
     return View(custom_views_directory=str(Path(__file__).parent / "pages"))
 
 
-def _for_readers(result: ExpectationValidationResult) -> ExpectationValidationResult:
-    """The same without bad rows' positions (the quarantine has their ids) and missing values one by one."""
-    slim = copy.copy(result)
-    idle: tuple[str, ...] = ("unexpected_index",)
+def _without_row_details(result: ExpectationValidationResult) -> ExpectationValidationResult:
+    """Return a copy without the positions of bad rows, whose ids the quarantine has, and without missing values."""
+    copied = copy.copy(result)
+    omitted: tuple[str, ...] = ("unexpected_index",)
     if result.expectation_config and result.expectation_config.type == "expect_column_values_to_not_be_null":
-        idle = ("unexpected_index", "partial_unexpected")
-    slim.result = {key: value for key, value in result.result.items() if not key.startswith(idle)}
-    return slim
+        omitted = ("unexpected_index", "partial_unexpected")
+    copied.result = {key: value for key, value in result.result.items() if not key.startswith(omitted)}
+    return copied
 
 
 def _sections(results: Sequence[ExpectationValidationResult]) -> dict[str, list[ExpectationValidationResult]]:
-    """The results by column, in the contract's order; what is about several columns or none comes first."""
-    sections: dict[str, list[ExpectationValidationResult]] = {OF_THE_WINDOW: []}
+    """Group the results by column, in the contract's order; results on several columns or none come first."""
+    sections: dict[str, list[ExpectationValidationResult]] = {WINDOW_SECTION: []}
     for result in results:
         assert result.expectation_config is not None  # every result of a suite has one
-        sections.setdefault(result.expectation_config.kwargs.get("column", OF_THE_WINDOW), []).append(result)
-    return {name: each for name, each in sections.items() if each}
+        sections.setdefault(result.expectation_config.kwargs.get("column", WINDOW_SECTION), []).append(result)
+    return {name: section for name, section in sections.items() if section}
 
 
-def _colours(results: Sequence[ExpectationValidationResult]) -> tuple[bool, bool]:
-    """Whether something of the contract failed, and whether the column drifted."""
-    failed = {
+def _flags(results: Sequence[ExpectationValidationResult]) -> tuple[bool, bool]:
+    """Return whether an expectation of the contract failed, and whether the column drifted."""
+    failures_are_drift = {
         (result.expectation_config.meta or {}).get("rule") == "drift"
         for result in results
         if result.expectation_config is not None and not result.success
     }
-    return False in failed, True in failed
+    return False in failures_are_drift, True in failures_are_drift
 
 
 def _window(report: DataReport) -> str:
@@ -136,7 +136,7 @@ def _window(report: DataReport) -> str:
 
 
 def _entry(report: DataReport) -> dict[str, Any]:
-    """What the index shows of a page; it stands in the page's head, so that pages are all that is kept."""
+    """Return what the index shows for a page. It is stored in the page's head, so the index needs only the pages."""
     drifted = sum(failure.expectation == "expect_column_drift_to_be_below" for failure in report.failures)
     return {
         "window": _window(report),
@@ -147,15 +147,15 @@ def _entry(report: DataReport) -> dict[str, Any]:
     }
 
 
-def _entry_of(page: Path) -> dict[str, Any] | None:
+def _read_entry(page: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError), page.open(encoding="utf-8") as file:  # another run may have removed it
-        found = re.search(r'<meta name="stillhouse-check" content="([^"]*)">', file.read(4000))
-        entry: dict[str, Any] | None = json.loads(html.unescape(found[1])) if found else None
+        match = re.search(r'<meta name="stillhouse-check" content="([^"]*)">', file.read(4000))
+        entry: dict[str, Any] | None = json.loads(html.unescape(match[1])) if match else None
         return entry
     return None
 
 
 def _replace(path: Path, text: str) -> None:
-    """A reader meets the old page or the new one, never half of one."""
+    """Replace a page atomically, readable for everyone."""
     write_atomic(path, text)
     path.chmod(0o644)

@@ -1,15 +1,15 @@
-"""Expectations of our own, for any Great Expectations suite: importing this module registers them.
+"""Two additional expectations for Great Expectations; importing this module registers them.
 
-Drift as an expectation: a column's distribution must stay near that of a reference profile.
+``ExpectColumnDriftToBeBelow`` requires that a column's distribution stays near that of a reference profile.
 
->>> from data_checks.expectations import ExpectColumnDriftToBeBelow
->>> from stillhouse.config import NumberColumn
->>> from stillhouse.drift import scan
->>> reference = scan.profile_frame(january, {"temp": NumberColumn(type="number")})    # once, small, without the rows
->>> Path("january.arrow").write_bytes(reference.to_bytes())
->>> batch.validate(ExpectColumnDriftToBeBelow(column="temp", reference="january.arrow", psi=0.25, effect=0.5))
+>>> from data_checks.validate import batch_of
+>>> january, july = (pd.DataFrame({"temp": [first + i / 10 for i in range(100)]}) for first in (0, 20))
+>>> reference = inline(scan.profile_frame(january, {"temp": NumberColumn(type="number")}))
+>>> expectation = ExpectColumnDriftToBeBelow(column="temp", reference=reference, psi=0.25, effect=0.5)
+>>> batch_of(january).validate(expectation).success, batch_of(july).validate(expectation).success
+(True, False)
 
-The measures are those of :mod:`stillhouse.drift.distances`; effect sizes, so that a limit means the same for a
+The measures are those of :mod:`stillhouse.drift.distances`. They are effect sizes: a limit has the same meaning for a
 thousand rows and for a million.
 """
 
@@ -60,78 +60,79 @@ INLINE = "base64:"
 
 
 def inline(reference: Profile, *columns: str) -> str:
-    """A profile, or some of its columns, as text for ``reference=``: the suite then needs no file beside it."""
-    kept = {name: reference.columns[name] for name in columns or reference.columns}
-    return INLINE + base64.b64encode(Profile(rows=reference.rows, columns=kept).to_bytes()).decode("ascii")
+    """Return a profile, or some of its columns, as text for ``reference=``, so that the suite needs no other file."""
+    profiles = {name: reference.columns[name] for name in columns or reference.columns}
+    return INLINE + base64.b64encode(Profile(rows=reference.rows, columns=profiles).to_bytes()).decode("ascii")
 
 
 @functools.lru_cache(maxsize=256)
-def _loaded(reference: str, changed: int | None) -> Profile:
+def _load(reference: str, modified_ns: int | None) -> Profile:
     if reference.startswith(INLINE):
         return Profile.from_bytes(base64.b64decode(reference.removeprefix(INLINE)))
     return Profile.from_bytes(Path(reference).read_bytes())
 
 
-def _reference(reference: str) -> Profile:
-    """Read once; a file that has changed is read again."""
-    return _loaded(reference, None if reference.startswith(INLINE) else Path(reference).stat().st_mtime_ns)
+def _load_cached(reference: str) -> Profile:
+    """Return the profile from the cache; a changed file is read again."""
+    return _load(reference, None if reference.startswith(INLINE) else Path(reference).stat().st_mtime_ns)
 
 
-def _measured(values: pd.Series[Any], reference: str) -> dict[str, Any]:
-    """The column's drift as JSON, and the bins that its PSI is summed over."""
-    name, whole = str(values.name), _reference(reference)
-    if name not in whole.columns:
-        raise SchemaError(f"the reference profile has no column {name!r}; it has: {', '.join(whole.columns)}")
-    old = whole.columns[name]
+def _measure(values: pd.Series[Any], reference: str) -> dict[str, Any]:
+    """Return the column's drift as JSON values, with the bins of its PSI."""
+    name, profile = str(values.name), _load_cached(reference)
+    if name not in profile.columns:
+        raise SchemaError(f"the reference profile has no column {name!r}; it has: {', '.join(profile.columns)}")
+    old = profile.columns[name]
     column = NumberColumn(type="number") if isinstance(old, NumberProfile) else CategoryColumn(type="category")
-    new = scan.profile_frame(values.to_frame(), {name: column}, like=whole).columns[name]
-    labels, before, now = distances.count_psi_bins(old, new)
+    new = scan.profile_frame(values.to_frame(), {name: column}, like=profile).columns[name]
+    labels, old_counts, new_counts = distances.count_psi_bins(old, new)
     drift = distances.measure_column(name, old, new).model_dump(mode="json", exclude={"column", "limit"})
-    shares = zip(labels, before / max(before.sum(), 1), now / max(now.sum(), 1), strict=True)
-    return drift | {"bins": [[label, float(was), float(is_)] for label, was, is_ in shares]}
+    old_shares, new_shares = (counts / max(counts.sum(), 1) for counts in (old_counts, new_counts))
+    bins = zip(labels, old_shares, new_shares, strict=True)
+    return drift | {"bins": [[label, float(old_share), float(new_share)] for label, old_share, new_share in bins]}
 
 
 class ColumnDriftMetric(ColumnAggregateMetricProvider):
-    """A column against a reference profile; missing values are part of the distribution."""
+    """Drift of a column from a reference profile; missing values are part of the distribution."""
 
     metric_name = "column.drift"
     value_keys = ("reference",)
 
     @column_aggregate_value(engine=PandasExecutionEngine, filter_column_isnull=False)
     def _pandas(cls, column: pd.Series[Any], reference: str, **_: Any) -> dict[str, Any]:  # noqa: N805
-        return _measured(column, reference)
+        return _measure(column, reference)
 
 
 class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
     """Expect a column's distribution to stay near a reference profile's.
 
     Args:
-        column (str): the column; the reference must have one of this name.
-        reference (str): path of a file with ``Profile.to_bytes()``, or the text that :func:`inline` makes of one.
+        column (str): name of the column, which the reference must contain.
+        reference (str): path of a file with ``Profile.to_bytes()``, or the text that :func:`inline` returns.
 
-    Other Parameters (at least one; a value must be at most its limit):
-        psi (float): population stability index; bins are the reference's deciles, or its categories (≥ 0).
+    Other Parameters (limits; give at least one):
+        psi (float): population stability index over the reference's deciles or categories (≥ 0).
         ks (float): Kolmogorov–Smirnov distance; numbers only (0…1).
         effect (float): numbers: Wasserstein-1 in standard deviations of the reference; categories: total
             variation (≥ 0).
         wasserstein (float): Wasserstein-1 in the column's unit; numbers only (≥ 0).
 
     Returns:
-        An ExpectationValidationResult. ``result["observed_value"]`` is the PSI, ``result["details"]`` has all
-        measures, ``unseen`` and ``vanished`` categories, the shares missing, and ``bins``: label, reference
-        share, share.
+        An ExpectationValidationResult. ``result["observed_value"]`` is the PSI. ``result["details"]`` has all measures,
+        the ``unseen`` and ``vanished`` categories, the shares of missing values, and ``bins``: label, share in the
+        reference, share in the window.
 
     Supported data sources: pandas.
     """
 
     reference: str | Parameter = pydantic.Field(
-        description="path of a file with Profile.to_bytes(), or the text that inline() makes of a profile"
+        description="path of a file with Profile.to_bytes(), or the text that inline() returns"
     )
-    psi: float | Parameter | None = pydantic.Field(default=None, description="largest PSI")
-    ks: float | Parameter | None = pydantic.Field(default=None, description="largest KS distance")
-    effect: float | Parameter | None = pydantic.Field(default=None, description="largest effect size")
+    psi: float | Parameter | None = pydantic.Field(default=None, description="limit of the PSI")
+    ks: float | Parameter | None = pydantic.Field(default=None, description="limit of the KS distance")
+    effect: float | Parameter | None = pydantic.Field(default=None, description="limit of the effect size")
     wasserstein: float | Parameter | None = pydantic.Field(
-        default=None, description="largest Wasserstein-1 distance, in the column's unit"
+        default=None, description="limit of the Wasserstein-1 distance, in the column's unit"
     )
 
     library_metadata: ClassVar[dict[str, Any]] = {
@@ -150,7 +151,7 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
         title = "Expect column drift to be below"
 
     @pydantic.root_validator
-    def _expects_something(cls, values: dict[str, Any]) -> dict[str, Any]:  # noqa: N805
+    def _require_limit(cls, values: dict[str, Any]) -> dict[str, Any]:  # noqa: N805
         if all(values.get(measure) is None for measure in MEASURES):
             raise ValueError(f"give a limit: {', '.join(MEASURES)}")
         return values
@@ -160,14 +161,14 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
     ) -> dict[str, Any]:
         details = metrics["column.drift"]
         limits = _limits(self._get_success_kwargs())
-        if absent := [m for m in limits if details[m] is None]:
+        if undefined := [m for m in limits if details[m] is None]:
             raise InvalidExpectationConfigurationError(
-                f"a category has no {' and no '.join(absent)}: use psi or effect"
+                f"a category has no {' and no '.join(undefined)}: use psi or effect"
             )
-        beyond = [measure for measure, limit in limits.items() if details[measure] > limit]
+        exceeded = [measure for measure, limit in limits.items() if details[measure] > limit]
         return {
-            "success": not beyond,
-            "result": {"observed_value": details["psi"], "details": details | {"limits": limits, "beyond": beyond}},
+            "success": not exceeded,
+            "result": {"observed_value": details["psi"], "details": details | {"limits": limits, "beyond": exceeded}},
         }
 
     # ----------------------------------------------------------------- Data Docs
@@ -178,9 +179,9 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
             kind = RendererValueType.STRING if name == "column" else RendererValueType.NUMBER
             renderer_configuration.add_param(name=name, param_type=kind)
         params = renderer_configuration.params
-        given = [measure for measure in MEASURES if getattr(params, measure, None)]
+        measures = [measure for measure in MEASURES if getattr(params, measure, None)]
         subject = "$column must" if renderer_configuration.include_column_name else "Must"
-        renderer_configuration.template_str = f"{subject} {_wish(given)}"
+        renderer_configuration.template_str = f"{subject} {_describe_limits(measures)}"
         return renderer_configuration
 
     @classmethod
@@ -194,7 +195,7 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
         with_column = runtime_configuration.get("include_column_name") is not False
         params = {"column": configuration.kwargs["column"]} | {m: f"{limit:.3g}" for m, limit in limits.items()}
         template = {
-            "template": f"{'$column must' if with_column else 'must'} {_wish(list(limits))}",
+            "template": f"{'$column must' if with_column else 'must'} {_describe_limits(list(limits))}",
             "params": params,
             "styling": runtime_configuration.get("styling"),
         }
@@ -206,21 +207,23 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
         cls, configuration: Any = None, result: Any = None, runtime_configuration: Any = None, **_: Any
     ) -> RenderedStringTemplateContent | str:
         details = ((result.result if result is not None else None) or {}).get("details")
-        return _text(observed_in_words(details)) if details else "--"
+        return _text(describe_observed(details)) if details else "--"
 
     @classmethod
     @renderer(renderer_type=LegacyDiagnosticRendererType.UNEXPECTED_TABLE)
     def _diagnostic_unexpected_table_renderer(
         cls, configuration: Any = None, result: Any = None, runtime_configuration: Any = None, **_: Any
     ) -> list[RenderedTableContent | CollapseContent] | None:
-        """Where a column drifted: its bins, with the share of the rows then and now."""
+        """Return, for a drifted column, its bins with the shares of rows in the reference and in the window."""
         details = ((result.result if result is not None else None) or {}).get("details")
         if not details or result.success:
             return None
         bins = [bin for bin in details["bins"] if bin[1] or bin[2]]
-        rows = [[_text(label), f"{was:.1%}", f"{now:.1%}"] for label, was, now in bins[:MOST_SHOWN]]
-        if len(bins) > MOST_SHOWN:
-            rows.append([f"and {len(bins) - MOST_SHOWN} more", "", ""])
+        rows = [
+            [_text(label), f"{old_share:.1%}", f"{new_share:.1%}"] for label, old_share, new_share in bins[:MAX_SHOWN]
+        ]
+        if len(bins) > MAX_SHOWN:
+            rows.append([f"and {len(bins) - MAX_SHOWN} more", "", ""])
         return [
             RenderedTableContent(
                 content_block_type="table",
@@ -231,11 +234,11 @@ class ExpectColumnDriftToBeBelow(ColumnAggregateExpectation):
         ]
 
 
-MOST_SHOWN = 30
+MAX_SHOWN = 30
 
 
 def _text(text: str) -> RenderedStringTemplateContent:
-    """Text from the data, which a page must not take for HTML."""
+    """Mark text from the data as plain text, so that a page does not interpret it as HTML."""
     template = {"template": "$text", "params": {"text": text}, "styling": {"default": {"classes": []}}}
     return RenderedStringTemplateContent(content_block_type="string_template", string_template=template)
 
@@ -244,13 +247,13 @@ def _limits(kwargs: Any) -> dict[str, float]:
     return {measure: kwargs[measure] for measure in MEASURES if kwargs.get(measure) is not None}
 
 
-def _wish(measures: list[str]) -> str:
+def _describe_limits(measures: list[str]) -> str:
     return "be distributed as in the reference: " + ", ".join(f"{MEASURES[m]} at most ${m}" for m in measures) + "."
 
 
-def observed_in_words(details: dict[str, Any]) -> str:
-    """A result's ``details`` in one line, such as ``PSI 0.31, KS 0.12, effect 0.4; missing 2.0% → 9.0%``."""
-    measures = [f"{word} {details[measure]:.3g}" for measure, word in MEASURES.items() if details[measure] is not None]
+def describe_observed(details: dict[str, Any]) -> str:
+    """Describe a result's ``details`` in one line, such as ``PSI 0.31, KS 0.12, effect 0.4; missing 2.0% → 9.0%``."""
+    measures = [f"{name} {details[measure]:.3g}" for measure, name in MEASURES.items() if details[measure] is not None]
     notes = [", ".join(measures)]
     if abs(details["missing_current"] - details["missing_reference"]) >= 0.005:
         notes.append(f"missing {details['missing_reference']:.1%} → {details['missing_current']:.1%}")
@@ -264,7 +267,7 @@ def observed_in_words(details: dict[str, Any]) -> str:
 
 
 class PairsAmongMetric(ColumnPairMapMetricProvider):
-    """As ``column_pair_values.in_set``, which goes through the rows one by one."""
+    """The vectorized form of ``column_pair_values.in_set``, which loops over the rows."""
 
     condition_metric_name = "column_pair_values.among"
     condition_value_keys = ("value_pairs_set",)
@@ -278,7 +281,7 @@ class PairsAmongMetric(ColumnPairMapMetricProvider):
 
 
 class ExpectColumnPairValuesToBeAmong(ExpectColumnPairValuesToBeInSet):
-    """``ExpectColumnPairValuesToBeInSet`` for pandas, for whole columns at once."""
+    """The vectorized form of ``ExpectColumnPairValuesToBeInSet``, for pandas."""
 
     map_metric = "column_pair_values.among"
 
@@ -290,8 +293,8 @@ class ExpectColumnPairValuesToBeAmong(ExpectColumnPairValuesToBeInSet):
     ) -> list[RenderedStringTemplateContent]:
         kwargs = configuration.kwargs
         pairs = {f"pair_{i}": " / ".join(map(str, pair)) for i, pair in enumerate(kwargs["value_pairs_set"])}
-        shown = [*pairs][:MOST_SHOWN]
-        more = f" and {len(pairs) - MOST_SHOWN} more" if len(pairs) > MOST_SHOWN else ""
+        shown = [*pairs][:MAX_SHOWN]
+        more = f" and {len(pairs) - MAX_SHOWN} more" if len(pairs) > MAX_SHOWN else ""
         among = " ".join(f"${name}" for name in shown) + more
         template = {
             "template": f"Values in $column_A / $column_B must be among {among}.",

@@ -1,27 +1,28 @@
 """The data contract of an agent file as a Great Expectations suite.
 
-Four parts, each asked when the one before it holds:
+The suite has four parts:
 
-============  ===============================================================================================
-``structure``  are the columns there, and have they their types? If not, nothing else can be asked
-``values``     every row: types, ranges, missing and unknown values, uniqueness, what columns promise about one another
-``window``     the rows that are left as a whole: how many, and how new is the newest?
-``drift``      the same rows against a reference profile, one expectation a watched column
-============  ===============================================================================================
+============== ===============================================================================================
+``structure``  presence and types of the columns; the other parts are validated only if it passes
+``values``     each row: ranges, missing and unknown values, uniqueness, and the rules between columns
+``window``     the remaining rows as a whole: their number, and the age of the newest row
+``drift``      the same rows against a reference profile, one expectation per watched column
+============== ===============================================================================================
 
-What a broken expectation means stands in its ``meta``:
+The ``meta`` of an expectation says how its failure is handled:
 
-- ``about``: the column or columns, as a reader knows them (``dewp``, ``origin/dest``);
-- ``rule``: which words are said (see :mod:`data_checks.words`);
-- ``quarantine``: whether its bad rows are set aside;
-- ``refuse_above``: the share of the window's rows from which on the window is refused; 1.0 means never;
-- ``place``: where in the suite it stands.
+- ``about``: the column or columns in the failure's text (``dewp``, ``origin/dest``);
+- ``rule``: which text describes the failure (see :mod:`data_checks.words`);
+- ``quarantine``: whether its bad rows go to quarantine;
+- ``refuse_above``: largest share of bad rows in the window before the window is refused; 1.0 means never;
+- ``place``: index of the expectation in the suite.
 
-Whatever depends on the window is a suite parameter, so that one suite serves every window: :func:`parameters`.
+Values that depend on the window are suite parameters (:func:`parameters`), so one suite serves every window.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -65,13 +66,18 @@ def build_suite(
     reference: Profile | None = None,
     limits: Mapping[str, float] | None = None,
 ) -> ExpectationSuite:
-    """The suite for ``config.observations``; building it takes a few milliseconds.
+    """Build the suite for ``config.observations``, in a few milliseconds.
 
-    ``min_rows`` is not in it: too few rows to judge are a verdict of the watch, not a broken contract.
+    The suite does not contain ``min_rows``: too few rows give a verdict of the watch, not a broken contract.
 
-    :param reference: the profile that drift is measured from; without it there is no drift part.
-    :param limits: largest usual PSI by column; a column without one is held to ``watch.thresholds.psi``, and is
-        not asked about where there is no such threshold.
+    :param reference: profile from which drift is measured; without it, the suite has no drift part.
+    :param limits: limit of the PSI by column; the default is ``watch.thresholds.psi``. A column without either has no
+        drift expectation.
+
+    >>> from stillhouse.config import load
+    >>> config = load("flights")
+    >>> [type(expectation).__name__ for expectation in build_suite(config, "structure").expectations][:2]
+    ['ExpectTableColumnsToMatchSet', 'ExpectColumnValuesToBeOfType']
     """
     from great_expectations import ExpectationSuite
 
@@ -81,15 +87,15 @@ def build_suite(
         "window": _window(config.observations),
         "drift": _drift(config, reference, limits or {}),
     }
-    wanted = parts if part == "all" else {part: parts[part]}
-    expectations: list[Expectation] = [expectation for each in wanted.values() for expectation in each]
-    for place, expectation in enumerate(expectations):
-        expectation.meta = {**(expectation.meta or {}), "place": place}
+    chosen_parts = list(parts.values()) if part == "all" else [parts[part]]
+    expectations: list[Expectation] = list(itertools.chain.from_iterable(chosen_parts))
+    for index, expectation in enumerate(expectations):
+        expectation.meta = {**(expectation.meta or {}), "place": index}
     return ExpectationSuite(name=f"{config.agent}-{part}", expectations=expectations)
 
 
 def parameters(window: Window, observations: Observations) -> dict[str, Any]:
-    """The suite parameters of one window: its bounds, the oldest newest row, and the numbers of rows allowed."""
+    """Return the suite parameters of one window: its bounds, the earliest allowed newest row, and the row counts."""
     days, volume = observable_days(window, observations), observations.volume
     low = volume.min_per_day if volume else None
     high = volume.max_per_day if volume and days else None
@@ -104,7 +110,7 @@ def parameters(window: Window, observations: Observations) -> dict[str, Any]:
 
 
 def required_columns(config: AgentConfig) -> tuple[str, ...]:
-    """The columns that every window must have."""
+    """Return the columns that every window must have."""
     return (*REQUIRED_COLUMNS, *config.observations.columns)
 
 
@@ -122,15 +128,15 @@ def _structure(observations: Observations) -> Iterator[Expectation]:
         column="observed_at",
         type_="Timestamp",
         severity=FailureSeverity.CRITICAL,
-        meta={"wanted": "times with a time zone"},
+        meta={"required_type": "times with a time zone"},
     )
     for name in observations.numbers:
         yield gxe.ExpectColumnValuesToBeOfType(
-            column=name, type_="float64", severity=FailureSeverity.CRITICAL, meta={"wanted": "numbers"}
+            column=name, type_="float64", severity=FailureSeverity.CRITICAL, meta={"required_type": "numbers"}
         )
     for name in observations.texts:
         yield gxe.ExpectColumnValuesToBeOfType(
-            column=name, type_="str", severity=FailureSeverity.CRITICAL, meta={"wanted": "text"}
+            column=name, type_="str", severity=FailureSeverity.CRITICAL, meta={"required_type": "text"}
         )
 
 
@@ -151,24 +157,24 @@ def _values(observations: Observations) -> Iterator[Expectation]:
         **_rule("outside_window", "observed_at"),
     )
     for name, column in observations.columns.items():
-        yield from _of_column(name, column)
+        yield from _column_expectations(name, column)
     for names in observations.unique:
-        yield _unique(names)
+        yield _unique_expectation(names)
     for rule in observations.rules:
-        yield _of_rule(rule)
+        yield _rule_expectation(rule)
 
 
-def _of_column(name: str, column: Column) -> Iterator[Expectation]:
+def _column_expectations(name: str, column: Column) -> Iterator[Expectation]:
     import great_expectations.expectations as gxe
 
-    yield _not_missing(name, column)
+    yield _missing_expectation(name, column)
     if isinstance(column, NumberColumn):
-        # finite bounds even where the contract has none: an infinite value is always a bad row
+        # the bounds are finite even if the contract has none, because an infinite value is always a bad row
         yield gxe.ExpectColumnValuesToBeBetween(
             column=name,
             min_value=-LARGEST_FINITE if column.min is None else column.min,
             max_value=LARGEST_FINITE if column.max is None else column.max,
-            description=_finite(column),
+            description=_describe_open_range(column),
             **_rule("range", name),
         )
     elif isinstance(column, TextColumn):
@@ -182,16 +188,16 @@ def _of_column(name: str, column: Column) -> Iterator[Expectation]:
         )
 
 
-def _finite(column: NumberColumn) -> str | None:
-    """What Data Docs say of a range with an open end, instead of the largest finite number."""
+def _describe_open_range(column: NumberColumn) -> str | None:
+    """Return the Data Docs text of a range with an open end, which would else show the largest finite number."""
     if column.min is not None and column.max is not None:
         return None
     ends = [f"{word} {end:g}" for word, end in (("at least", column.min), ("at most", column.max)) if end is not None]
     return " and ".join(["Values must be finite", *ends]) + "."
 
 
-def _not_missing(name: str, column: Column) -> Expectation:
-    """Where none may be missing, a row that lacks the value is set aside; where some may, only the share counts."""
+def _missing_expectation(name: str, column: Column) -> Expectation:
+    """A missing value is a bad row if ``max_missing`` is 0; otherwise only the share of missing values is limited."""
     import great_expectations.expectations as gxe
 
     allowed = column.max_missing
@@ -199,8 +205,8 @@ def _not_missing(name: str, column: Column) -> Expectation:
     return gxe.ExpectColumnValuesToNotBeNull(column=name, mostly=round(1 - allowed, 12), **rule)
 
 
-def _unique(names: tuple[str, ...]) -> Expectation:
-    """As in SQL: a row that lacks one of the values is not compared."""
+def _unique_expectation(names: tuple[str, ...]) -> Expectation:
+    """Rows with a missing value are not compared, as in SQL."""
     import great_expectations.expectations as gxe
 
     if len(names) == 1:
@@ -210,20 +216,20 @@ def _unique(names: tuple[str, ...]) -> Expectation:
     )
 
 
-def _of_rule(rule: Rule) -> Expectation:
-    """Missing values break no rule but ``present_when``; a condition on a missing value is not met."""
+def _rule_expectation(rule: Rule) -> Expectation:
+    """Missing values break only ``present_when`` rules; a condition on a missing value is not met."""
     import great_expectations.expectations as gxe
 
     from data_checks.expectations import ExpectColumnPairValuesToBeAmong
 
-    broken: dict[str, Any] = {"refuse_above": rule.max_broken}
+    limit: dict[str, Any] = {"refuse_above": rule.max_broken}
     if isinstance(rule, Ordered):
         return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
             column_A=rule.high,
             column_B=rule.low,
             or_equal=True,
             ignore_row_if="either_value_is_missing",
-            **_rule("ordered", rule.low, **broken),
+            **_rule("ordered", rule.low, **limit),
         )
     if isinstance(rule, Pairs):
         return ExpectColumnPairValuesToBeAmong(
@@ -231,15 +237,17 @@ def _of_rule(rule: Rule) -> Expectation:
             column_B=rule.columns[1],
             value_pairs_set=list(rule.allowed),
             ignore_row_if="either_value_is_missing",
-            **_rule("pair", "/".join(rule.columns), **broken),
+            **_rule("pair", "/".join(rule.columns), **limit),
         )
-    on: dict[str, Any] = {"row_condition": _condition(rule.when)}
+    condition: dict[str, Any] = {"row_condition": _condition(rule.when)}
     if isinstance(rule, PresentWhen):
-        meta = _rule("missing", rule.column, where=describe_condition(rule.when), **broken)
-        return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, **on, **meta)
+        meta = _rule("missing", rule.column, where=describe_condition(rule.when), **limit)
+        return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, **condition, **meta)
     assert isinstance(rule, RangeWhen)
-    meta = _rule("range", rule.column, where=describe_condition(rule.when), **broken)
-    return gxe.ExpectColumnValuesToBeBetween(column=rule.column, min_value=rule.min, max_value=rule.max, **on, **meta)
+    meta = _rule("range", rule.column, where=describe_condition(rule.when), **limit)
+    return gxe.ExpectColumnValuesToBeBetween(
+        column=rule.column, min_value=rule.min, max_value=rule.max, **condition, **meta
+    )
 
 
 def _condition(when: When) -> Condition:

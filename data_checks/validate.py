@@ -1,4 +1,4 @@
-"""The one way into Great Expectations: a data frame, a suite and its parameters in, the results out."""
+"""Validate a data frame with Great Expectations; no other module calls it for results."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = ["batch_of", "error_in", "validate"]
 
-_ByPlace = dict[int, "ExpectationValidationResult"]
-"""Results by the place of their expectation in the suite."""
+_ResultsByIndex = dict[int, "ExpectationValidationResult"]
+"""Results by the index of their expectation in the suite."""
 
-_one_at_a_time = threading.Lock()
+_validation_lock = threading.Lock()
 
 
 @functools.cache
 def _batches() -> BatchDefinition[Any]:
-    """The one ephemeral context of this process, ready for data frames."""
+    """Return the batch definition for data frames in this process's only, ephemeral context."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 
     for name in ("great_expectations", "great_expectations.data_context.types.base"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # else it tells of its temporary folder
+        logging.getLogger(name).setLevel(logging.WARNING)  # it would log the path of its temporary folder
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     asset = context.data_sources.add_pandas("stillhouse").add_dataframe_asset("window")
@@ -40,35 +40,35 @@ def _batches() -> BatchDefinition[Any]:
 
 
 def batch_of(frame: pd.DataFrame) -> Batch:
-    """A data frame as Great Expectations takes it; it hashes every value, so one batch serves all suites."""
-    with _one_at_a_time:
+    """Return the batch for a data frame. Making it hashes every value, so reuse one batch for all suites."""
+    with _validation_lock:
         return _batches().get_batch(batch_parameters={"dataframe": frame})
 
 
 def validate(
     batch: Batch, suite: ExpectationSuite, parameters: Mapping[str, Any], *, details: bool = True
 ) -> list[ExpectationValidationResult]:
-    """The result of each expectation of a suite of :func:`~data_checks.suite.build_suite`, in the suite's order.
+    """Return the result of each expectation of a suite from :func:`~data_checks.suite.build_suite`, in suite order.
 
-    :param details: whether what holds has a result too, such as the observed value that Data Docs show. Without, only
-        what fails is asked a second time, for ``COMPLETE`` results: that halves the time where little fails.
+    :param details: whether passed expectations have details too, such as the observed value that Data Docs show. If
+        False, only failed expectations are validated a second time for details, which halves the time if few fail.
     """
     from great_expectations import ExpectationSuite
 
-    def ask(suite: ExpectationSuite, result_format: Literal["COMPLETE", "BOOLEAN_ONLY"]) -> _ByPlace:
-        found = batch.validate(suite, result_format=result_format, expectation_parameters=dict(parameters))
-        return _by_place(found.results)
+    def validate_suite(suite: ExpectationSuite, result_format: Literal["COMPLETE", "BOOLEAN_ONLY"]) -> _ResultsByIndex:
+        result = batch.validate(suite, result_format=result_format, expectation_parameters=dict(parameters))
+        return _by_index(result.results)
 
-    with _one_at_a_time:
-        by_place = ask(suite, "COMPLETE" if details else "BOOLEAN_ONLY")
-        if not details and (failed := [place for place, result in by_place.items() if not result.success]):
-            again = ExpectationSuite(name=suite.name, expectations=[suite.expectations[place] for place in failed])
-            by_place |= ask(again, "COMPLETE")
-    return [by_place[place] for place in sorted(by_place)]
+    with _validation_lock:
+        results = validate_suite(suite, "COMPLETE" if details else "BOOLEAN_ONLY")
+        if not details and (failed := [index for index, result in results.items() if not result.success]):
+            failed_suite = ExpectationSuite(name=suite.name, expectations=[suite.expectations[i] for i in failed])
+            results |= validate_suite(failed_suite, "COMPLETE")
+    return [results[index] for index in sorted(results)]
 
 
-def _by_place(results: Iterable[ExpectationValidationResult]) -> _ByPlace:
-    """Great Expectations groups results by column, and puts those that raised an error first."""
+def _by_index(results: Iterable[ExpectationValidationResult]) -> _ResultsByIndex:
+    """Index the results: Great Expectations groups them by column, with those that raised an error first."""
     return {
         configuration.meta["place"]: result
         for result in results
@@ -77,7 +77,7 @@ def _by_place(results: Iterable[ExpectationValidationResult]) -> _ByPlace:
 
 
 def error_in(result: ExpectationValidationResult) -> str | None:
-    """Why an expectation could not be evaluated, such as values that cannot be compared; None if it was."""
+    """Return why an expectation could not be evaluated, such as values that cannot be compared; None if it was."""
     info: Mapping[str, Any] = result.exception_info or {}
-    several: Iterable[Any] = [info] if "raised_exception" in info else info.values()
-    return next((str(each["exception_message"]) for each in several if each.get("raised_exception")), None)
+    exceptions: Iterable[Any] = [info] if "raised_exception" in info else info.values()
+    return next((str(e["exception_message"]) for e in exceptions if e.get("raised_exception")), None)

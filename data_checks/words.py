@@ -1,4 +1,4 @@
-"""What an expectation found, in a reader's words: reasons of bad rows and failures of a window."""
+"""Translate results of Great Expectations into reasons of bad rows and failures of a window."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = ["structure_failures", "value_failures", "window_failures"]
 
 
 def structure_failures(results: list[ExpectationValidationResult], config: AgentConfig) -> Iterator[CheckFailure]:
-    """What the columns' presence and types lack; all of it is fatal but columns that are too many."""
+    """Yield the failures of the columns' presence and types. All are fatal except additional columns."""
     required = required_columns(config)
     missing: list[str] = []
-    for result in results:  # the columns' presence is the suite's first expectation
-        kind, kwargs, meta = _described(result)
+    for result in results:  # the first expectation of the suite checks which columns are present
+        kind, kwargs, meta = _unpack(result)
         column = str(kwargs.get("column", ""))
         if error := error_in(result):
             if column not in missing:
@@ -44,16 +44,18 @@ def structure_failures(results: list[ExpectationValidationResult], config: Agent
                     kind, column, 0, f"{column or 'columns'}: could not be checked ({error})", fatal=True
                 )
         elif kind == "expect_table_columns_to_match_set":
-            found = result.result["observed_value"]
-            missing = [name for name in required if name not in found]
-            extra = [name for name in found if name not in {*required, *ALLOWED_COLUMNS}]
+            observed_columns = result.result["observed_value"]
+            missing = [name for name in required if name not in observed_columns]
+            extra = [name for name in observed_columns if name not in {*required, *ALLOWED_COLUMNS}]
             if missing:
                 yield make_failure(kind, None, 0, f"missing columns: {', '.join(missing)}", fatal=True)
             if extra:
                 yield make_failure(kind, None, 0, f"columns that the contract does not know: {join_names(extra)}")
         elif not result.success:
-            holds = result.result.get("observed_value", "mixed types")
-            yield make_failure(kind, column, 0, f"{column}: must hold {meta['wanted']}, holds {holds}", fatal=True)
+            observed_type = result.result.get("observed_value", "mixed types")
+            yield make_failure(
+                kind, column, 0, f"{column}: must hold {meta['required_type']}, holds {observed_type}", fatal=True
+            )
 
 
 # --------------------------------------------------------------------------- rows
@@ -62,19 +64,19 @@ def structure_failures(results: list[ExpectationValidationResult], config: Agent
 def value_failures(
     result: ExpectationValidationResult, frame: pd.DataFrame, reasons: Reasons
 ) -> Iterator[CheckFailure]:
-    """What one expectation on rows found; the reasons of its bad rows are added to ``reasons``."""
-    kind, kwargs, meta = _described(result)
+    """Yield the failures of one expectation on rows; add the reasons of its bad rows to ``reasons``."""
+    kind, kwargs, meta = _unpack(result)
     about = meta["about"]
     if error := error_in(result):
         yield make_failure(kind, about, 0, f"{about}: could not be checked ({error})", fatal=True)
         return
     bad = np.asarray(result.result.get("unexpected_index_list") or [], dtype=np.int64)
-    words = [word + meta["where"] for word in _words(meta["rule"], kwargs, frame.iloc[bad])]
-    yield from row_rule_failures(kind, about, bad, words, len(frame), meta["quarantine"], meta["refuse_above"], reasons)
+    texts = [text + meta["where"] for text in _describe_rows(meta["rule"], kwargs, frame.iloc[bad])]
+    yield from row_rule_failures(kind, about, bad, texts, len(frame), meta["quarantine"], meta["refuse_above"], reasons)
 
 
-def _words(rule: str, kwargs: Mapping[str, Any], rows: pd.DataFrame) -> list[str]:
-    """What is wrong with each of the rows that broke ``rule``."""
+def _describe_rows(rule: str, kwargs: Mapping[str, Any], rows: pd.DataFrame) -> list[str]:
+    """Return, for each row that broke ``rule``, what is wrong with it."""
     if rule == "range":
         low, high = kwargs.get("min_value"), kwargs.get("max_value")
         return [describe_out_of_range(value, low, high) for value in rows[kwargs["column"]]]
@@ -96,31 +98,33 @@ def _words(rule: str, kwargs: Mapping[str, Any], rows: pd.DataFrame) -> list[str
 def window_failures(
     results: Iterable[ExpectationValidationResult], window: Window, config: AgentConfig
 ) -> Iterator[CheckFailure]:
-    """What freshness and volume lack, which is fatal, and which columns drifted, which is only noted."""
+    """Yield the failures of freshness and volume, which are fatal, and the drifted columns, which are only noted."""
     for result in results:
-        kind, kwargs, meta = _described(result)
+        kind, kwargs, meta = _unpack(result)
         rule, column = meta["rule"], kwargs.get("column")
         if error := error_in(result):
             text = f"{column or rule}: could not be checked ({error})"
             yield make_failure(kind, column, 0, text, fatal=rule != "drift")
         elif not result.success:
-            found: Any = result.result.get("observed_value")
+            observed: Any = result.result.get("observed_value")
             if rule == "freshness":
-                yield make_failure(kind, column, 0, describe_staleness(found, window, config.observations), fatal=True)
+                yield make_failure(
+                    kind, column, 0, describe_staleness(observed, window, config.observations), fatal=True
+                )
             elif rule == "volume":
-                yield make_failure(kind, None, 0, describe_volume(found, window, config.observations), fatal=True)
+                yield make_failure(kind, None, 0, describe_volume(observed, window, config.observations), fatal=True)
             else:
-                yield make_failure(kind, column, 0, _drifted(str(column), result.result["details"]))
+                yield make_failure(kind, column, 0, _describe_drift(str(column), result.result["details"]))
 
 
-def _drifted(column: str, details: Mapping[str, Any]) -> str:
-    from data_checks.expectations import observed_in_words
+def _describe_drift(column: str, details: Mapping[str, Any]) -> str:
+    from data_checks.expectations import describe_observed
 
-    return f"{column}: {observed_in_words(dict(details))}; PSI up to {details['limits']['psi']:.3g} is usual"
+    return f"{column}: {describe_observed(dict(details))}; the limit of the PSI is {details['limits']['psi']:.3g}"
 
 
-def _described(result: ExpectationValidationResult) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Type, arguments and meta of the expectation behind a result."""
+def _unpack(result: ExpectationValidationResult) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return the type, arguments and meta of a result's expectation."""
     expectation = result.expectation_config
     assert expectation is not None  # every result of a suite has one
     return expectation.type, dict(expectation.kwargs), dict(expectation.meta or {})

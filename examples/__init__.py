@@ -1,1 +1,1 @@
-"""The plain Python parts that the agent files name: sources of observations and outcomes, and teachers."""
+"""Python parts that the agent files name: sources of observations and outcomes, and teachers."""

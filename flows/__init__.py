@@ -1,1 +1,1 @@
-"""Prefect flows, one a file."""
+"""Prefect flows, one per file."""

@@ -1,7 +1,7 @@
-"""Run a flow by hand on the embedded default: ``python -m flows watch --agent flights``.
+"""Command line that runs one flow in this process: ``python -m flows watch --agent flights``.
 
-Servers named by ``PREFECT_API_URL`` and ``MLFLOW_TRACKING_URI`` are used where set; otherwise everything is kept
-under ``STILLHOUSE_HOME``, and Prefect has a server of its own for as long as the run takes.
+The servers that ``PREFECT_API_URL`` and ``MLFLOW_TRACKING_URI`` name are used. Without these variables, all data is
+stored under ``STILLHOUSE_HOME``, and a temporary Prefect server runs until the flow ends.
 """
 
 from __future__ import annotations
@@ -30,25 +30,28 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Run one of stillhouse's flows, here and now.",
+    help="Run one stillhouse flow now, in this process.",
 )
 console = Console()
 
-_MALLOC = {-8: 2, -3: 2**20, -1: 2**24}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
+_MALLOC_OPTIONS = {-8: 2, -3: 2**20, -1: 2**24}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
 
-Agent = Annotated[str, typer.Option(help="name of an agent file in agents/")]
-AsOf = Annotated[datetime | None, typer.Option(help="the moment to speak of (UTC); without it: now")]
+Agent = Annotated[str, typer.Option(help="Name of the agent file in agents/.")]
+AsOf = Annotated[datetime | None, typer.Option(help="Time (UTC) for which the flow runs. Default: now.")]
 
 
 @app.command()
 def demo(
     agent: Agent = "flights",
     weeks: Annotated[
-        int | None, typer.Option(min=1, max=520, help="weeks to play after the bootstrap; without it: all there are")
+        int | None, typer.Option(min=1, max=520, help="Weeks to replay after the bootstrap. Default: all.")
     ] = None,
 ) -> None:
-    """Play an agent's history (flights: a year): drift, refreshes, promotions, and a table at the end."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the table tells it better
+    """Replay an agent's history week by week, with watches, refreshes and promotions, and print a summary.
+
+    The history of the agent flights is one year.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the table of weeks shows the progress
     flow = _flow("demo", agent)
 
     _show_demo(flow(agent=agent, weeks=weeks))
@@ -56,10 +59,13 @@ def demo(
 
 @app.command()
 def live(
-    until: Annotated[datetime, typer.Argument(help="up to when (UTC), such as 2013-02-26")],
+    until: Annotated[datetime, typer.Argument(help="End of the period (UTC), such as 2013-02-26.")],
     agent: Agent = "flights",
 ) -> None:
-    """Take what the agent's sources have, from where the knowledge base ends, and decide it by the champion."""
+    """Read new observations and outcomes from the agent's sources; the champion decides each new observation.
+
+    The period begins where the knowledge base ends.
+    """
     flow = _flow("live", agent)
 
     console.print(f"{flow(agent=agent, end=until)} observations added")
@@ -69,9 +75,12 @@ def live(
 def watch(
     agent: Agent = "flights",
     as_of: AsOf = None,
-    on_drift: Annotated[Literal["announce", "refresh"], typer.Option(help="refresh: in this same run")] = "refresh",
+    on_drift: Annotated[
+        Literal["announce", "refresh"],
+        typer.Option(help="refresh: run the refresh in this process; announce: only emit an event."),
+    ] = "refresh",
 ) -> None:
-    """Check the data, measure drift, decide; refresh if drift asks for it."""
+    """Check the current data, measure drift and decide; run a refresh if the decision asks for one."""
     flow = _flow("watch", agent)
 
     _show(flow(agent=agent, as_of=as_of, on_drift=on_drift))
@@ -82,19 +91,25 @@ def refresh(
     agent: Agent = "flights",
     as_of: AsOf = None,
     trigger: Annotated[
-        Literal["bootstrap", "drift", "manual"], typer.Option(help="recorded with the models")
+        Literal["bootstrap", "drift", "manual"],
+        typer.Option(help="What started the refresh; recorded with the models."),
     ] = "manual",
-    cause: Annotated[str, typer.Option(help="who asks, and why; recorded with the models")] = "asked for by hand",
-    teacher: Annotated[Literal["fit", "keep"], typer.Option(help="fit a new teacher, or keep the champion's")] = "fit",
+    cause: Annotated[
+        str, typer.Option(help="Who asked for the refresh, and why; recorded with the models.")
+    ] = "asked for by hand",
+    teacher: Annotated[
+        Literal["fit", "keep"], typer.Option(help="fit: fit a new teacher; keep: use the champion's teacher.")
+    ] = "fit",
     mode: Annotated[
         Literal["recalibrate", "update", "redistil_warm", "redistil"],
         typer.Option(
-            help="the champion's ranges and confidence anew; its student takes in what is new; a new training from its "
-            "weights; or from none"
+            help="recalibrate: estimate the quantization ranges and confidence of the champion's student anew; update: "
+            "fine-tune it on new rows; redistil_warm: train on the whole window from its weights; redistil: train from "
+            "random weights."
         ),
     ] = "redistil",
 ) -> None:
-    """Distil, compress and prove a challenger; the gate decides."""
+    """Distil, compress and evaluate a challenger; the gate decides whether it is promoted."""
     flow = _flow("refresh", agent)
 
     _show(flow(agent=agent, as_of=as_of, trigger=trigger, cause=cause, teacher=teacher, mode=mode))
@@ -103,11 +118,13 @@ def refresh(
 @app.command()
 def promote(
     agent: Agent = "flights",
-    version: Annotated[int | None, typer.Option(min=1, help="make this version the champion")] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="make the previous champion the champion again")] = False,
-    reason: Annotated[str, typer.Option(help="recorded with the verdict")] = "asked for by hand",
+    version: Annotated[int | None, typer.Option(min=1, help="Make this version the champion.")] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; recorded with the verdict.")] = "asked for by hand",
 ) -> None:
-    """Move the champion by hand."""
+    """Make another version the champion, by hand."""
     flow = _flow("promote", agent)
 
     _show(flow(agent=agent, action="rollback" if rollback else "promote", version=version, reason=reason))
@@ -115,27 +132,27 @@ def promote(
 
 @app.command()
 def maintain(agent: Agent = "flights", as_of: AsOf = None) -> None:
-    """Flush the spools, join small files, remove old rows and files that no model needs."""
+    """Flush the spools, compact small files, delete old rows and delete files that no model needs."""
     flow = _flow("maintain", agent)
 
     _show_upkeep(flow(agent=agent, as_of=as_of))
 
 
 def _flow(name: str, agent: str) -> Callable[..., Any]:
-    """The flow ``flows.<name>.<name>``, once its agent is known to exist and Prefect has a server."""
+    """Check that the agent exists and that a Prefect server answers, then return the flow ``flows.<name>.<name>``."""
     config.load(agent)
-    server_answers = ensure_server()
+    wait_for_server = ensure_server()
     flow: Callable[..., Any] = getattr(importlib.import_module(f"flows.{name}"), name)
-    server_answers()
+    wait_for_server()
 
-    def by_hand(**parameters: Any) -> Any:
+    def run_without_heartbeats(**parameters: Any) -> Any:
         with without_heartbeats():
             return flow(**parameters)
 
-    return by_hand
+    return run_without_heartbeats
 
 
-def _show_upkeep(done: UpkeepReport) -> None:
+def _show_upkeep(report: UpkeepReport) -> None:
     columns = (
         "table",
         "flushed\nrows",
@@ -145,74 +162,77 @@ def _show_upkeep(done: UpkeepReport) -> None:
         "bytes",
         "old versions\nkept",
     )
-    table = Table(*columns, title=f"{done.agent}, as of {done.as_of:%Y-%m-%d %H:%M} UTC")
-    freed, removed = {each.table: each for each in done.freed}, {each.table: each.rows for each in done.removed}
-    for name in dict.fromkeys([*done.flushed.rows, *(each.table for each in done.compacted), *freed]):
-        joined, on_disk = [each for each in done.compacted if each.table == name], freed.get(name)
+    table = Table(*columns, title=f"{report.agent}, as of {report.as_of:%Y-%m-%d %H:%M} UTC")
+    vacuums = {vacuum.table: vacuum for vacuum in report.freed}
+    deleted_rows = {deletion.table: deletion.rows for deletion in report.removed}
+    for name in dict.fromkeys([*report.flushed.rows, *(compaction.table for compaction in report.compacted), *vacuums]):
+        compactions = [compaction for compaction in report.compacted if compaction.table == name]
+        vacuum = vacuums.get(name)
         table.add_row(
             name,
-            f"{done.flushed.rows.get(name, 0):,}",
-            f"{sum(each.files_before for each in joined):,} → {sum(each.files_after for each in joined):,}",
-            f"{removed.get(name, 0):,}",
-            f"{on_disk.files_before:,} → {on_disk.files_after:,}" if on_disk else "",
-            f"{on_disk.bytes_before:,} → {on_disk.bytes_after:,}" if on_disk else "",
-            f"{len(on_disk.kept)}" if on_disk else "",
+            f"{report.flushed.rows.get(name, 0):,}",
+            f"{sum(c.files_before for c in compactions):,} → {sum(c.files_after for c in compactions):,}",
+            f"{deleted_rows.get(name, 0):,}",
+            f"{vacuum.files_before:,} → {vacuum.files_after:,}" if vacuum else "",
+            f"{vacuum.bytes_before:,} → {vacuum.bytes_after:,}" if vacuum else "",
+            f"{len(vacuum.kept)}" if vacuum else "",
         )
     console.print(table, no_wrap=True, crop=False)
-    if done.nothing_removed:
-        console.print(Text.assemble(("nothing was removed", "yellow"), f": {shown(done.nothing_removed)}"))
-    for problem in done.flushed.problems:
+    if report.nothing_removed:
+        console.print(Text.assemble(("nothing was removed", "yellow"), f": {shown(report.nothing_removed)}"))
+    for problem in report.flushed.problems:
         console.print(Text.assemble(("not flushed", "red"), f": {shown(problem)}"))
-    for problem in done.problems:
+    for problem in report.problems:
         console.print(Text.assemble(("problem", "red"), f" with {shown(problem)}"))
 
 
 def _show(verdict: Verdict) -> None:
-    outcome = verdict.result.replace("_", " ")
-    console.print(Text.assemble((outcome, "bold"), f": {paragraphs(verdict.summary)}"))
+    result = verdict.result.replace("_", " ")
+    console.print(Text.assemble((result, "bold"), f": {paragraphs(verdict.summary)}"))
     table = Table("", "measure", "value", "threshold", "")
     for reason in verdict.reasons:
         value, threshold = (("" if x is None else f"{x:.4g}") for x in (reason.value, reason.threshold))
-        table.add_row("crossed" if reason.failed else "held", reason.measure, value, threshold, reason.text)
+        table.add_row("failed" if reason.failed else "passed", reason.measure, value, threshold, reason.text)
     console.print(table)
 
 
 def _show_demo(year: DemoResult) -> None:
-    s = year.summary
-    name = {"auc": "AUC", "accuracy": "accuracy"}[s.measure]
+    summary = year.summary
+    name = {"auc": "AUC", "accuracy": "accuracy"}[summary.measure]
     console.print(
-        f"{s.weeks} weeks, {s.refreshes} refreshes: {s.promotions} promoted, {s.refused} refused by the gate\n"
-        f"mean weekly {name}: never refreshed {_shown(s.quality_static, 4) or 'not known'}, "
-        f"champion {_shown(s.quality_champion, 4) or 'not known'}, "
-        f"teacher {_shown(s.quality_teacher, 4) or 'not asked, for it costs money'}\n"
-        f"champion: {s.champion_bytes:,} bytes, {s.champion_p50_ms:.3f} ms; {s.teacher_calls:,} teacher calls; "
-        f"{s.seconds:.0f} s\n"
+        f"{summary.weeks} weeks, {summary.refreshes} refreshes: {summary.promotions} promoted, "
+        f"{summary.refused} refused by the gate\n"
+        f"mean weekly {name}: never refreshed {_format(summary.quality_static) or 'not known'}, "
+        f"champion {_format(summary.quality_champion) or 'not known'}, "
+        f"teacher {_format(summary.quality_teacher) or 'not measured, because its answers cost money'}\n"
+        f"champion: {summary.champion_bytes:,} bytes, {summary.champion_p50_ms:.3f} ms; "
+        f"{summary.teacher_calls:,} teacher calls; {summary.seconds:.0f} s\n"
         f"figure: {year.folder}/weeks.png; summary: {year.folder}/summary.json\n"
-        f"compare the versions in MLflow: make ui"
+        f"to compare the versions in MLflow: make ui"
     )
 
 
-def _shown(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _format(quality: float | None) -> str:
+    return "" if quality is None else f"{quality:.4f}"
 
 
 def main() -> None:
-    """Set the embedded defaults before Prefect is imported, and tell a user's mistake in one sentence."""
+    """Set the embedded defaults before Prefect is imported, then run a command; report user errors in one sentence."""
     with report_errors():
         config.use_embedded_defaults()
-        _give_memory_back()
+        _return_freed_memory()
         app()
 
 
-def _give_memory_back() -> None:
-    """Let glibc, where that is what allocates, give freed memory back to the system.
+def _return_freed_memory() -> None:
+    """Make glibc's allocator, where it is used, return freed memory to the operating system.
 
-    By default every thread has a heap of its own, and freed tables of up to 32 MB stay in it: over the demo's year
-    that is a gigabyte.
+    By default, each thread has its own heap, which keeps freed tables of up to 32 MB. During the demo's year, these
+    heaps grow to one gigabyte.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in _MALLOC.items():
+        for parameter, value in _MALLOC_OPTIONS.items():
             mallopt(parameter, value)
 
 

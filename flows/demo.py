@@ -1,4 +1,4 @@
-"""Demo: an agent's history passes week by week, and its small model is kept fresh."""
+"""Demo: replay an agent's history week by week and keep its small model fresh."""
 
 from __future__ import annotations
 
@@ -33,32 +33,33 @@ def demo(
     bootstrap_weeks: Annotated[int, Field(ge=2, le=26)] = 8,
     weeks: Annotated[int | None, Field(ge=1, le=520)] = None,
 ) -> DemoResult:
-    """Bootstrap a champion on the first weeks; then let each week pass: decide, learn outcomes, watch, refresh.
+    """Make the first champion from the first weeks; then replay the later weeks one by one.
 
-    A demo that was interrupted goes on where it stopped; one that is finished is summed up again.
+    In each week, the champion decides the observations, their outcomes arrive, a watch runs, and a refresh runs if the
+    watch asks for one. An interrupted demo continues where it stopped; a finished demo only writes its summary again.
 
     Args:
-        agent: name of an agent file in agents/ whose sources hold a history
-        bootstrap_weeks: weeks before there is a champion
-        weeks: weeks played after that; empty: as many as the source has
+        agent: name of the agent file in agents/; its sources must contain a history
+        bootstrap_weeks: number of weeks before the first champion is made
+        weeks: number of weeks to replay after that; empty: all weeks that the source contains
     """
     start, week = config.load(agent).observations.since, timedelta(weeks=1)
     ends = list_week_ends(agent, bootstrap_weeks, weeks)
-    first, began, past = ends[0] - week, time.monotonic(), []
-    # `.fn`: inside this run, whose page then shows the whole demo
+    first, began, scores = ends[0] - week, time.monotonic(), []
+    # `.fn` runs a flow inside this flow run: one page in Prefect then shows the whole demo
     with WeekBoard(agent, len(ends)) as board:
-        board.show_status("the first weeks pass, and the first champion is made")
+        board.show_status("replaying the first weeks, then making the first champion")
         living.live(agent, start, first)
         if not has_gate_verdict(agent, first):
             refresh.fn(agent=agent, as_of=first, trigger="bootstrap", cause="the demo's first champion")
         never_refreshed = find_first_champion(agent)
         for end in ends:
-            board.show_status(f"the week to {end:%d %b} passes")
+            board.show_status(f"replaying the week to {end:%d %b}")
             living.live(agent, end - week, end)
             verdict = find_watch_verdict(agent, end) or watch.fn(agent=agent, as_of=end)
             if verdict.refresh_mode is not None and not has_gate_verdict(agent, end):
-                board.show_status(f"week to {end:%d %b}: {verdict.response}")
+                board.show_status(f"refreshing after the week to {end:%d %b}: {verdict.response}")
                 refresh.fn(agent=agent, as_of=end, trigger="drift", cause=verdict.verdict_id, mode=verdict.refresh_mode)
-            past.append(score_week(agent, end, never_refreshed))
-            board.add(past[-1])
-    return demonstrating.summarize(agent, past, time.monotonic() - began)
+            scores.append(score_week(agent, end, never_refreshed))
+            board.add(scores[-1])
+    return demonstrating.summarize(agent, scores, time.monotonic() - began)

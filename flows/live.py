@@ -1,4 +1,4 @@
-"""Live: what the agent perceived and what became known since comes into the knowledge base, decided by the champion."""
+"""Live: add the agent's new observations and outcomes to the knowledge base; the champion decides the observations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ __all__ = ["live"]
 
 @flow(name="live", flow_run_name="live {agent}", validate_parameters=True)
 def live(agent: AgentName, end: datetime, start: datetime | None = None) -> int:
-    """Take observations and known outcomes from the agent file's sources; returns how many observations were added.
+    """Read observations and known outcomes from the agent file's sources; returns the number of added observations.
 
-    For agents whose application does not speak to stillhouse itself: their history is played stretch by stretch.
+    This flow is for agents whose application does not use the runtime or the HTTP server: it replays their history, one
+    period per run.
 
     Args:
-        agent: name of an agent file in agents/
-        end: up to when (UTC)
-        start: from when (UTC); empty: where the knowledge base ends, or `observations.since`
+        agent: name of the agent file in agents/
+        end: end of the period (UTC)
+        start: start of the period (UTC); empty: where the knowledge base ends, or `observations.since`
     """
     return living.live(agent, living.find_start(agent, start), end)

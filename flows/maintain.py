@@ -1,4 +1,4 @@
-"""Maintain: the knowledge base's tables stay small to open and no larger than they need to be."""
+"""Maintain: flush the spools, compact the tables of the knowledge base, and delete old rows and unused files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["maintain"]
 
 @flow(name="maintain", flow_run_name="maintain {agent}", validate_parameters=True)
 def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> UpkeepReport:
-    """Flush the spools, join small files, remove rows older than `upkeep.keep`, and free what no version in use needs.
+    """Flush the spools, compact small files, delete rows older than `upkeep.keep`, and delete files of unused versions.
 
-    What a registered model was trained or proved on stays, rows and table versions alike. Where the registry does not
-    say which models there are, nothing is removed. May be killed at any moment and run again.
+    Rows and table versions on which a registered model was trained or evaluated are kept. If the registry cannot list
+    the models, nothing is deleted. A run may be killed at any time and repeated.
 
     Args:
-        agent: name of an agent file in agents/
-        as_of: the moment from which `upkeep.keep` counts back (UTC); empty: now, by the clock that the agent file names
+        agent: name of the agent file in agents/
+        as_of: time (UTC) from which `upkeep.keep` counts back; empty: now, by the clock that the agent file names
     """
     with upkeep_lock(agent):
         flushed = maintaining.flush_spools(agent)
         now = maintaining.resolve_time(agent, as_of)
         learned = maintaining.learned_windows(agent)
-        done = UpkeepReport(
+        report = UpkeepReport(
             agent=agent,
             as_of=now,
             flushed=flushed,
@@ -40,5 +40,5 @@ def maintain(agent: AgentName = "flights", as_of: datetime | None = None) -> Upk
             models=len(learned.windows),
             nothing_removed=learned.unknown,
         )
-        maintaining.publish(done)
-    return done
+        maintaining.publish(report)
+    return report

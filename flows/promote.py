@@ -1,4 +1,4 @@
-"""Promote: a person moves the champion, forwards to a named version or back to the previous one."""
+"""Promote: a person makes a named version, or the previous champion, the champion."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def promote(
     version: Annotated[int | None, Field(ge=1)] = None,
     reason: Annotated[str, Field(max_length=500)] = "asked for by hand",
 ) -> Verdict:
-    """Move the alias ``champion`` and record who was champion before, and why it moved.
+    """Move the alias ``champion``; record the champion before it and the reason.
 
     Args:
-        agent: name of an agent file in agents/
-        action: promote makes `version` the champion; rollback goes back to the previous champion
-        version: version of the registered model that is named after the agent; needed to promote
-        reason: why; recorded with the verdict
+        agent: name of the agent file in agents/
+        action: promote makes `version` the champion; rollback makes the previous champion the champion again
+        version: version of the registered model that has the agent's name; required for promote
+        reason: why the champion changes; recorded with the verdict
     """
     with refresh_lock(agent):
         if action == "rollback":

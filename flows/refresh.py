@@ -1,4 +1,4 @@
-"""Refresh: learn what has changed, distil, compress, prove, and let the gate decide."""
+"""Refresh: distil a new student, compress and evaluate it, and let the gate decide."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def refresh(
     teacher: Literal["fit", "keep"] = "fit",
     mode: RefreshModeName = "redistil",
 ) -> Verdict:
-    """Fit or keep the teacher, weigh and examine it, gather knowledge, distil, make variants, score, judge, settle.
+    """Fit or keep the teacher, label rows, distil a student, compress and evaluate it; the gate decides on promotion.
 
-    Asked twice for the same moment, cause and agent file it does the work once. Killed at any moment, the next
-    run of the same request goes on: before its verdict from the start, after it with the verdict that was given.
-    An alarm is answered once: where another refresh was judged since the watch, its verdict is returned. By hand
-    (trigger manual) a refresh can be asked for at any time.
+    Two requests with the same time, cause and agent file do the work once. If a run is killed at any time, the next run
+    of the same request continues: from the start if there is no verdict yet, else with the stored verdict. Each alarm
+    starts at most one refresh: if the gate has judged another refresh since the watch, that verdict is returned. A
+    refresh by hand (trigger manual) may be requested at any time.
 
     Args:
-        agent: name of an agent file in agents/
-        as_of: the moment to speak of (UTC); empty: now, by the clock that the agent file names
-        trigger: what started it; recorded with the models
-        cause: verdict id of the drift, or who asked for it and why; recorded with the models
-        teacher: fit a new teacher on the training window, or keep the champion's
-        mode: recalibrate keeps the champion's student and estimates its ranges and its confidence on current rows, in
-            seconds; where that cannot be, the refresh redistils. update lets the champion's student take in what is
-            new since it learned, from the teacher that it had, in seconds; where that cannot be, or does not repay, the
-            refresh redistils. redistil_warm trains on the whole window from the champion's weights, redistil from the
-            beginning
+        agent: name of the agent file in agents/
+        as_of: time (UTC) at which the training and test windows end; empty: now, by the clock that the agent file names
+        trigger: what started the refresh; recorded with the models
+        cause: id of the watch's verdict, or who asked for the refresh and why; recorded with the models
+        teacher: fit a new teacher on the training window, or keep the champion's teacher
+        mode: recalibrate keeps the champion's student and estimates its quantization ranges and confidence on current
+            rows, in seconds. update fine-tunes the champion's student on the rows since its training window, labelled
+            by its own teacher, in seconds. If either is not possible, or the update is not worth it, the refresh
+            redistils. redistil_warm trains on the whole window from the champion's weights, redistil from random
+            weights
     """
     with refresh_lock(agent):
         request = refreshing.request_refresh(agent, as_of, trigger, cause, teacher, mode)

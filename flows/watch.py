@@ -1,4 +1,4 @@
-"""Watch: is the data sound, has the world moved, and what should be done about it?"""
+"""Watch: check the current data, measure drift, and decide whether a refresh is needed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def watch(
     as_of: datetime | None = None,
     on_drift: Literal["announce", "refresh"] = "announce",
 ) -> Verdict:
-    """Check the current window, audit the student, measure drift, and decide.
+    """Check the current window against the data contract, audit the student, measure drift, and decide.
 
-    A window that breaks the data contract is refused; too few rows are "not enough evidence". What calls for a refresh
-    is evidence that accumulates until the budget of false alarms is met, or a plain threshold that is crossed; inputs
-    that moved while the student still agrees with its teacher are benign.
+    A window that breaks the data contract is refused; a window with too few rows gives "not enough evidence". A refresh
+    is needed if the accumulated evidence exceeds the limit that the false alarm budget sets, or if a fixed threshold is
+    exceeded. Drift of the inputs is benign as long as the student agrees with its teacher.
 
     Args:
-        agent: name of an agent file in agents/
-        as_of: the moment to speak of (UTC); empty: now, by the clock that the agent file names
-        on_drift: announce emits the event stillhouse.drift, which starts the refresh deployment; refresh does the
-            refresh inside this run, for use without deployments
+        agent: name of the agent file in agents/
+        as_of: time (UTC) at which the current window ends; empty: now, by the clock that the agent file names
+        on_drift: announce emits the event stillhouse.drift, which starts the refresh deployment; refresh runs the
+            refresh inside this flow run, for use without deployments
     """
     now, window = watching.open_window(agent, as_of)
     data = watching.check_data(agent, window)

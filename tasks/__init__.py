@@ -1,1 +1,1 @@
-"""Prefect tasks: one engine call each."""
+"""Prefect tasks; each task makes one call to the engine."""

@@ -1,4 +1,4 @@
-"""What every task shares: how it is declared, when it is tried again, and how a user's mistake is told."""
+"""Settings that all tasks share: timeout, retries, and how user errors are logged."""
 
 from __future__ import annotations
 
@@ -17,31 +17,36 @@ __all__ = ["AgentName", "artifact_key", "engine_task"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="an agent file's name, e.g. flights")]
+AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="name of an agent file, e.g. flights")]
 
 
-def artifact_key(what: str, agent: str) -> str:
-    """The key of an agent's artifacts in Prefect, which takes lower-case letters, digits and dashes alone."""
-    return f"{what}-{agent.replace('_', '--')}"
+def artifact_key(kind: str, agent: str) -> str:
+    """Return the key of an agent's Prefect artifacts; Prefect allows only lower-case letters, digits and dashes.
+
+    >>> artifact_key("watch", "late_flights")
+    'watch-late--flights'
+    """
+    return f"{kind}-{agent.replace('_', '--')}"
 
 
 def engine_task(name: str, *, retries: int = 1) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """A task around one call of the engine: one retry where a retry can help, half an hour at most.
+    """Return a decorator for a task that makes one engine call and may run for half an hour.
 
-    :param name: of its runs; may name parameters in braces.
+    :param name: name of the task's runs; may contain the task's parameters in braces.
+    :param retries: number of retries after an error that a retry can fix (see :func:`_can_retry`).
     """
     return task(
         task_run_name=name,
         retries=retries,
         retry_delay_seconds=2,
-        retry_condition_fn=_worth_another_try,
+        retry_condition_fn=_can_retry,
         timeout_seconds=1800,
         persist_result=False,
     )
 
 
-async def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """A user's mistake stays one however often it is tried; an MLflow that does not answer may answer soon."""
+async def _can_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Return False for user errors, which no retry fixes, and True for others, such as a lost MLflow server."""
     try:
         await state.result()
     except StillhouseError as error:
@@ -51,8 +56,8 @@ async def _worth_another_try(_task: Task[..., Any], _run: TaskRun, state: State[
     return False
 
 
-class _PlainMistakes(logging.Filter):
-    """A user's mistake is told in its one sentence; everything else keeps its traceback."""
+class _WithoutUserTracebacks(logging.Filter):
+    """Log a user error as its one-sentence message; other errors keep their traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], StillhouseError):
@@ -61,4 +66,4 @@ class _PlainMistakes(logging.Filter):
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_PlainMistakes())
+    logging.getLogger(_name).addFilter(_WithoutUserTracebacks())

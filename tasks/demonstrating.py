@@ -1,4 +1,4 @@
-"""The stations of ``flows/demo.py`` that are its own, as Prefect tasks."""
+"""The Prefect task that only ``flows/demo.py`` uses."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ __all__ = ["summarize"]
 
 @engine_task("sum up")
 def summarize(agent: str, weeks: Sequence[Week], seconds: float) -> DemoResult:
-    """Write summary, table and figure of the weeks."""
+    """Write the summary, table and figure of all weeks."""
     return demonstrating.summarize(agent, weeks, seconds)

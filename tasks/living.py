@@ -1,4 +1,4 @@
-"""The station of ``flows/live.py`` as a Prefect task."""
+"""The Prefect task of ``flows/live.py``."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ __all__ = ["find_start", "live"]
 
 @engine_task("live until {end:%Y-%m-%d}")
 def live(agent: str, start: datetime, end: datetime) -> int:
-    """Observations arrive, the champion decides them, and outcomes come in; observations added."""
+    """Add the observations and outcomes of ``[start, end)``, with the champion's decisions; return the rows added."""
     return ingesting.ingest(agent, start, end)

@@ -1,4 +1,4 @@
-"""The stations of ``flows/maintain.py`` as Prefect tasks, one engine call each."""
+"""The Prefect tasks of ``flows/maintain.py``; each makes one engine call."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ __all__ = [
 
 @engine_task("flush")
 def flush_spools(agent: str) -> FlushResult:
-    """Move what the agent's processes on this machine recorded into the tables."""
+    """Move the events in the spools of this machine's processes into the tables."""
     return maintaining.flush_spools(agent)
 
 
 @engine_task("which windows are in use")
 def learned_windows(agent: str) -> ModelWindows:
-    """The windows of every registered version; where the registry cannot tell, why not."""
+    """Return the windows of every registered version, or why the registry cannot list them."""
     return maintaining.read_model_windows(agent)
 
 
 @engine_task("look for damage")
 def look_for_damage(agent: str) -> tuple[str, ...]:
-    """What is wrong with the tables, a sentence each."""
+    """Return the problems of the tables, one sentence per problem."""
     return maintaining.find_damage(agent)
 
 
 @engine_task("compact")
 def compact(agent: str) -> tuple[CompactionResult, ...]:
-    """Join small files into large ones."""
+    """Merge small files into large ones."""
     return maintaining.compact(agent)
 
 
 @engine_task("remove old rows")
 def remove_old_rows(agent: str, as_of: datetime, learned: ModelWindows) -> tuple[DeletedRows, ...]:
-    """Delete rows past their retention that no registered model learned from."""
+    """Delete rows past their retention on which no registered model was trained or evaluated."""
     return maintaining.delete_old_rows(agent, as_of, learned)
 
 
 @engine_task("free the disk")
 def free(agent: str, learned: ModelWindows) -> tuple[VacuumResult, ...]:
-    """Delete files of table versions that nobody needs."""
+    """Delete the data files that only unused table versions refer to."""
     return maintaining.vacuum(agent, learned)
 
 
 @engine_task("publish")
-def publish(done: UpkeepReport) -> None:
-    """The report as an artifact; what is wrong is logged as well."""
-    for problem in (*done.flushed.problems, *done.problems, *filter(None, [done.nothing_removed])):
+def publish(report: UpkeepReport) -> None:
+    """Create an artifact of the report, and log its problems as warnings."""
+    for problem in (*report.flushed.problems, *report.problems, *filter(None, [report.nothing_removed])):
         get_run_logger().warning("%s", problem)
-    key, page = artifact_key("maintain", done.agent), maintaining.format_report(done)
-    create_markdown_artifact(page, key=key, description=maintaining.summarize_report(done))
+    key, page = artifact_key("maintain", report.agent), maintaining.format_report(report)
+    create_markdown_artifact(page, key=key, description=maintaining.summarize_report(report))

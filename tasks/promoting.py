@@ -1,4 +1,4 @@
-"""The stations of ``flows/promote.py`` as Prefect tasks, one engine call each."""
+"""The Prefect tasks of ``flows/promote.py``; each makes one engine call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stations of ``flows/refresh.py`` as Prefect tasks, one engine call each."""
+"""The Prefect tasks of ``flows/refresh.py``; each makes one engine call."""
 
 from __future__ import annotations
 
@@ -42,60 +42,60 @@ def request_refresh(
     teacher: Literal["fit", "keep"],
     mode: RefreshModeName,
 ) -> RefreshRequest:
-    """The request as a record."""
+    """Return the request as a record, with its window pinned to the current table versions."""
     return request_of(agent, as_of, trigger, cause, teacher, mode)
 
 
 def find_answering_verdict(request: RefreshRequest) -> Verdict | None:
-    """The verdict of a refresh that has closed the alarm since."""
+    """Return the verdict of the refresh that has already answered this alarm, or None."""
     return opening.find_answering_verdict(get_session(request), request)
 
 
 def require_learnable(request: RefreshRequest) -> None:
-    """Refuse a moment that comes too early."""
+    """Raise WindowError if the training window has too few rows with known outcomes."""
     opening.require_learnable(get_session(request), request)
 
 
 @engine_task("check data: {request.window.name}")
 def check_data(request: RefreshRequest) -> DataReport:
-    """Hold the training and test window against the data contract; bad rows go to quarantine."""
+    """Check the training and test window against the data contract; bad rows go to quarantine."""
     session, docs = get_session(request), config.home() / "data_docs" / request.agent
     return session.base.quarantine(*check(session.data.raw, request.window, session.settings, docs=docs))
 
 
 @engine_task("open refresh")
 def open_refresh(request: RefreshRequest, data: DataReport) -> Refresh:
-    """Open the MLflow run of this refresh, or find what an earlier run of the same request left."""
+    """Open the MLflow run of this refresh, or continue the run of an earlier, identical request."""
     return opening.open_refresh(get_session(request), request, data)
 
 
 @engine_task("plan: {job.mode}")
 def plan(job: Refresh) -> Refresh:
-    """The refresh as its mode does it, or as the mode that it falls back to."""
+    """Plan the refresh in its mode, or in the mode that it falls back to."""
     return modes.plan_refresh(get_session(job))
 
 
 @engine_task("teacher: {job.teacher}")
 def prepare_teacher(job: Refresh) -> TeacherRef:
-    """Fit the teachers that learn on the training window, or fetch the champion's."""
+    """Fit the trainable teachers on the training window, or fetch the champion's teachers."""
     return teaching.prepare_teacher(get_session(job))
 
 
 @engine_task("weigh teachers")
 def weigh_teachers(job: Refresh, teacher: TeacherRef) -> TeacherRef:
-    """The same teachers under the weights that the labels of the training window speak for."""
+    """Return the same teachers with mixture weights fitted to the labels of the training window."""
     return teaching.weigh_teachers(get_session(job), teacher) if modes.get_mode(job).weighs_teachers(job) else teacher
 
 
 @engine_task("examine teacher")
 def examine_teacher(job: Refresh, teacher: TeacherRef) -> Verdict:
-    """Whether the teacher may teach."""
+    """Return the admission verdict: whether the teacher is good enough to label rows."""
     return teaching.examine_teacher(get_session(job), teacher)
 
 
 @engine_task("gather knowledge")
 def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
-    """Teacher probabilities for the rows to learn from; rows added."""
+    """Store teacher probabilities for the training rows; return the number of added rows."""
     session = get_session(job)
     rows = modes.get_mode(job).select_rows_to_label(session, teacher)
     return teaching.gather_knowledge(session, rows, teacher) if rows is not None else 0
@@ -103,42 +103,42 @@ def gather_knowledge(job: Refresh, teacher: TeacherRef) -> int:
 
 @engine_task("compare teachers")
 def compare_teachers(job: Refresh, teacher: TeacherRef) -> None:
-    """Where the teachers contradict each other, and who was right."""
+    """Record where the teachers contradict each other, and which of them was right."""
     if modes.get_mode(job).compares_teachers:
         teaching.compare_teachers(get_session(job), teacher)
 
 
 @engine_task("student: {job.mode}")
 def make_student(job: Refresh, teacher: TeacherRef) -> StudentRef | None:
-    """The student; None where another mode has to take over."""
+    """Return the student, or None if the refresh must fall back to another mode."""
     return modes.get_mode(job).make_student(get_session(job), teacher)
 
 
 @engine_task("compress")
 def compress(job: Refresh, teacher: TeacherRef, student: StudentRef) -> Frontier:
-    """The student in many smaller forms, made and measured here, and the one that fits the budgets best."""
+    """Compress the student in several ways, measure each candidate, and choose the one that fits the budgets best."""
     return modes.get_mode(job).compress(get_session(job), teacher, student)
 
 
 @engine_task("prove")
 def prove(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Frontier) -> Proof:
-    """Scorecards for all models on the validation days, the test window and the champion's own test window."""
+    """Score all models on the validation days, the test window and the champion's own test window."""
     return proving.prove_challenger(get_session(job), teacher, student, frontier)
 
 
 @engine_task("log to MLflow")
 def log_models(job: Refresh, teacher: TeacherRef, student: StudentRef, frontier: Frontier, proof: Proof) -> None:
-    """Teacher, student and every candidate: a nested run and a logged model each."""
+    """Log the teacher, the student and every candidate, each as a nested run with a logged model."""
     publishing.log_models(get_session(job), teacher, student, frontier, proof)
 
 
 @engine_task("judge")
 def judge(job: Refresh, proof: Proof) -> Verdict:
-    """The gate's verdict, stored before any alias moves."""
+    """Return the gate's verdict; it is stored before any alias moves."""
     return publishing.judge_challenger(get_session(job), proof)
 
 
 @engine_task("settle: {verdict.result}")
 def settle(job: Refresh, verdict: Verdict) -> None:
-    """Do what the verdict says, record it, close the run."""
+    """Carry out the verdict, record it, and close the MLflow run."""
     publishing.settle_refresh(get_session(job), verdict)

@@ -1,4 +1,4 @@
-"""Prefect artifacts: what a flow found, readable on its run's page."""
+"""Prefect tasks that publish a flow's results as artifacts on the page of its run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["publish_promotion", "publish_refresh", "publish_watch"]
 def publish_watch(
     verdict: Verdict, data: DataReport, report: DriftReport | None, weights: TeacherWeights | None = None
 ) -> None:
-    """The watch's verdict, data checks, evidence and drift: an artifact here, curves and figures in MLflow."""
+    """Publish verdict, data checks, evidence and drift of a watch as an artifact; metrics and figures go to MLflow."""
     watched = get_window(verdict.agent, data.window)
     figures = draw_watch_figures(watched, verdict, report, weights)
     run_id = log_watch(watched, verdict, data, report, figures, weights) if report else None
@@ -30,7 +30,7 @@ def publish_watch(
 
 @engine_task("publish")
 def publish_refresh(job: Refresh, verdict: Verdict) -> None:
-    """The gate's verdict and the scorecards of all models of the refresh."""
+    """Publish the gate's verdict and the scorecards of all models of the refresh."""
     session = get_session(job)
     page = format_refresh_page(job, verdict, session.base, session.registry)
     create_markdown_artifact(page, key=artifact_key("refresh", job.agent), description=format_line(verdict))
@@ -38,6 +38,6 @@ def publish_refresh(job: Refresh, verdict: Verdict) -> None:
 
 @engine_task("publish")
 def publish_promotion(verdict: Verdict) -> None:
-    """Who is champion now, instead of whom, and why."""
+    """Publish the new champion, the previous one, and the reason for the change."""
     key = artifact_key("promotion", verdict.agent)
     create_markdown_artifact(format_heading(verdict), key=key, description=format_line(verdict))

@@ -1,4 +1,4 @@
-"""The stations of ``flows/watch.py`` as Prefect tasks, one engine call each."""
+"""The Prefect tasks of ``flows/watch.py``; each makes one engine call."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = [
 
 @engine_task("check data: {window.name}")
 def check_data(agent: str, window: Window) -> DataReport:
-    """Hold the window against the data contract; bad rows go to quarantine.
+    """Check the window against the data contract; bad rows go to quarantine.
 
-    It is held against the champion's profile too: drift shows in the Data Docs, and refuses nothing.
+    The window is also compared with the champion's profile: the Data Docs show the drift, which refuses no window.
     """
     watched, champion = get_window(agent, window), get_window(agent, window).champion
     report, bad = check(
@@ -45,19 +45,19 @@ def check_data(agent: str, window: Window) -> DataReport:
 
 @engine_task("gather evidence")
 def gather_evidence(agent: str, as_of: datetime, data: DataReport) -> Cost | None:
-    """Audit the steps that have ended since the last watch and count what outcomes arrived; what that cost."""
+    """Audit the steps that ended since the last watch, add their outcomes to the evidence, and return the cost."""
     return evidence.gather_evidence(get_window(agent, data.window), as_of, data)
 
 
 @engine_task("follow weights")
 def follow_weights(agent: str, as_of: datetime, data: DataReport) -> TeacherWeights | None:
-    """Where the weights of the champion's teachers stand by the outcomes known since."""
+    """Return the weights of the champion's teachers, updated by the outcomes known since its promotion."""
     return evidence.follow_weights(get_window(agent, data.window), as_of)
 
 
 @engine_task("measure drift")
 def measure_drift(agent: str, data: DataReport) -> DriftReport | None:
-    """Current window against what the champion was trained on."""
+    """Compare the current window with the champion's training window."""
     return deciding.measure_drift(get_window(agent, data.window), data)
 
 
@@ -65,13 +65,13 @@ def measure_drift(agent: str, data: DataReport) -> DriftReport | None:
 def decide_response(
     agent: str, as_of: datetime, data: DataReport, report: DriftReport | None, cost: Cost | None = None
 ) -> Verdict:
-    """What to do about it; the verdict is recorded."""
+    """Decide on the response and record the verdict."""
     return deciding.decide_response(get_window(agent, data.window), as_of, data, report, cost)
 
 
 @engine_task("announce drift")
 def announce_drift(verdict: Verdict) -> None:
-    """Emit ``stillhouse.drift``, which the deployment of ``refresh`` waits for."""
+    """Emit the event ``stillhouse.drift``, which starts the deployment of ``refresh``."""
     emit_event(
         event="stillhouse.drift",
         resource={"prefect.resource.id": f"stillhouse.agent.{verdict.agent}", "stillhouse.agent": verdict.agent},

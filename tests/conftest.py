@@ -1,4 +1,4 @@
-"""Set before any test imports torch, Prefect or MLflow: see stillhouse.config.embedded_environment."""
+"""Environment variables, set before any test imports torch, Prefect or MLflow, and fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ or "STILLHOUSE_HOME" not in os.environ:  # each worker has its own
+if "PYTEST_XDIST_WORKER" in os.environ or "STILLHOUSE_HOME" not in os.environ:  # each xdist worker has its own home
     os.environ["STILLHOUSE_HOME"] = tempfile.mkdtemp(prefix="stillhouse-tests-")
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,11 +23,13 @@ from stillhouse import config
 if TYPE_CHECKING:
     from stillhouse.knowledge import KnowledgeBase
 
-# One key for all tests, whatever STILLHOUSE_HOME they have: stores are copied from one to another.
-_KEY = Ed25519PrivateKey.from_private_bytes(b"the tests' own key, no secret: .")
-os.environ["STILLHOUSE_SIGNING_KEY"] = _KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+# All tests use one key, because stores are copied from one STILLHOUSE_HOME to another.
+_SIGNING_KEY = Ed25519PrivateKey.from_private_bytes(b"the tests' own key, no secret: .")
+os.environ["STILLHOUSE_SIGNING_KEY"] = _SIGNING_KEY.private_bytes(
+    Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+).decode()
 os.environ["STILLHOUSE_TRUSTED_KEYS"] = (
-    _KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    _SIGNING_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 )
 
 for _name in (
@@ -44,7 +46,7 @@ for _name in (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file goes to one worker, and all files with flows go to the same one: a Prefect server is not started twice."""
+    """Send each file to one worker, and all files with flows to the same one, so that one Prefect server starts."""
     from xdist.scheduler import LoadFileScheduling
 
     class OneServer(LoadFileScheduling):
@@ -57,15 +59,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def clinc150() -> Path:
-    """The folder of CLINC150: where STILLHOUSE_DATA names one, else beside the clone. Tests download nothing."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
-    folder = Path(os.environ.setdefault("STILLHOUSE_DATA", str(beside))) / "clinc150"
+    """The folder of CLINC150: in STILLHOUSE_DATA, else in shared/data beside the clone. Tests download nothing."""
+    default_folder = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.setdefault("STILLHOUSE_DATA", str(default_folder))) / "clinc150"
     if not (folder / "data_full.json").exists():
-        pytest.skip(f"CLINC150 is not in {folder}; STILLHOUSE_DATA names the folder that has it as clinc150/")
+        pytest.skip(f"CLINC150 is not in {folder}; set STILLHOUSE_DATA to a folder that contains clinc150/")
     return folder
 
 
-# --------------------------------------------------------------------------- the toy agent and what it lives with
+# --------------------------------------------------------------------------- the toy agent of tests/flows/toy.py
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +81,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's database without a run: to bring one up to its newest schema takes seconds, to copy it nothing."""
+    """An MLflow database without runs. Creating its schema takes seconds; copying it is fast."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     folder = tmp_path_factory.mktemp("mlflow")
@@ -89,7 +91,7 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def agents(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the toy's agent file, and a STILLHOUSE_HOME beside it in which nothing has happened."""
+    """A folder with the toy's agent file, and an empty STILLHOUSE_HOME beside it."""
     folder = tmp_path / "agents"
     folder.mkdir()
     shutil.copy(Path(__file__).parent / "flows" / "toy.yaml", folder)
@@ -103,36 +105,36 @@ def agents(tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def more_recipes(agents: Path) -> None:
-    """Let the toy's agent file ask for more variants than two."""
+    """Add two compression recipes to the toy's agent file."""
     file, more = agents / "toy.yaml", "    - {method: int8_static}\n    - {method: prune_units, ratio: 0.5}\n  search:"
     file.write_text(file.read_text().replace("  search:", more))
 
 
 @pytest.fixture
 def day(agents: Path) -> Callable[[int], datetime]:
-    """The moment ``n`` days after the toy's beginning."""
+    """A function that returns the time ``n`` days after the start of the toy's history."""
     from tests.flows.toy import BEGIN
 
     return lambda n: (BEGIN + timedelta(days=n)).to_pydatetime()
 
 
-class Homes:
-    """Homes of toys that have a champion, each made once per process by the engine and then copied."""
+class HomeCache:
+    """STILLHOUSE_HOME folders of toys with a champion; the engine makes each once per process, then it is copied."""
 
     def __init__(self, folder: Path, empty_mlflow: Path) -> None:
-        self._folder, self._empty_mlflow, self._world = folder, empty_mlflow, _world()
-        self._made: dict[tuple[str, int, int], Path] = {}
+        self._folder, self._empty_mlflow, self._source = folder, empty_mlflow, _toy_source()
+        self._folders: dict[tuple[str, int, int], Path] = {}
 
     def copy(self, to: Path, text: str, first: int, until: int) -> None:
-        """Make ``to`` the home of a toy with the agent file ``text``, promoted on day ``first``, lived to ``until``."""
-        assert _world() == self._world, "a test has changed the toy's source: let it live and refresh by itself"
+        """Replace ``to`` by a home with agent file ``text``, first champion on day ``first``, and data to ``until``."""
+        assert _toy_source() == self._source, "a test has changed the toy's source: it must live and refresh by itself"
         shutil.rmtree(to)
         shutil.copytree(self._home(text, first, until), to)
 
     def _home(self, text: str, first: int, until: int) -> Path:
         key = (text, first, until)
-        if key not in self._made:
-            home = self._folder / f"{len(self._made)}-day{until}"
+        if key not in self._folders:
+            home = self._folder / f"{len(self._folders)}-day{until}"
             if until > first:
                 shutil.copytree(self._home(text, first, first), home)
             else:
@@ -141,18 +143,18 @@ class Homes:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("STILLHOUSE_HOME", str(home))
                 _live_and_promote(first, until)
-            self._made[key] = home
-        return self._made[key]
+            self._folders[key] = home
+        return self._folders[key]
 
 
-def _world() -> tuple[object, ...]:
+def _toy_source() -> tuple[object, ...]:
     from tests.flows import toy
 
     return id(toy.HISTORY), toy.observations, toy.outcomes
 
 
 def _live_and_promote(first: int, until: int) -> None:
-    """The toy's days up to ``first`` and its first champion; where it has that already, the days up to ``until``."""
+    """Add the data to day ``first`` and promote the first champion; if ``until`` is later, only add the data to it."""
     import stillhouse
     from stillhouse.ingesting import ingest
     from tests.flows import toy
@@ -167,20 +169,20 @@ def _live_and_promote(first: int, until: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def homes(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Homes:
-    return Homes(tmp_path_factory.mktemp("homes"), empty_mlflow)
+def homes(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> HomeCache:
+    return HomeCache(tmp_path_factory.mktemp("homes"), empty_mlflow)
 
 
 @pytest.fixture
-def lived(agents: Path, homes: Homes) -> Callable[..., KnowledgeBase]:
-    """``lived(24)``: twenty days of the toy and its first champion, then the days until the 24th.
+def toy_base(agents: Path, homes: HomeCache) -> Callable[..., KnowledgeBase]:
+    """``toy_base(24)``: the toy's knowledge base on day 24, with its first champion of day 20.
 
-    The home is a copy of what the engine made once for the same agent file and days.
+    The home is a copy of one that the engine made once for the same agent file and days.
     """
     from stillhouse.knowledge import KnowledgeBase
 
-    def lived(until: int = 20, *, first: int = 20) -> KnowledgeBase:
+    def make_base(until: int = 20, *, first: int = 20) -> KnowledgeBase:
         homes.copy(config.home(), (agents / "toy.yaml").read_text(), first, until)
         return KnowledgeBase(config.load("toy"))
 
-    return lived
+    return make_base

@@ -17,27 +17,20 @@ from stillhouse.contract_draft import draft, load_rows
 from stillhouse.errors import PartError, SchemaError, WindowError
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.records import Window
+from tests.agents import agent_sections
 
 START = pd.Timestamp("2024-03-01T00:00Z")
 ROOT = Path(__file__).parent.parent
 
 
 def agent(current: str = "7d", student: dict[str, Any] | None = None, **observations: Any) -> dict[str, Any]:
-    return {
-        "agent": "toy",
-        "actions": ["no", "yes"],
-        "observations": {
-            "source": "tests.test_contract_draft:source",
-            "since": "2024-03-01T00:00:00Z",
-            "columns": {"temp": {"type": "number"}},
-            **observations,
-        },
-        "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-        "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
-        "student": student or {"kind": "tabular"},
-        "windows": {"train": "8w", "test": "1w", "current": current},
-        "watch": {},
-    }
+    source = {"source": "tests.test_contract_draft:source", "since": "2024-03-01T00:00:00Z"}
+    return agent_sections(
+        observations={**source, "columns": {"temp": {"type": "number"}}, **observations},
+        student=student or {},
+        windows={"current": current},
+        watch={"thresholds": {}},
+    )
 
 
 def draft_and_load(rows: pd.DataFrame, **settings: Any) -> tuple[str, AgentConfig]:

@@ -1,4 +1,4 @@
-"""The flights agent's rows know nothing of what happens after them."""
+"""The rows of the flights agent contain no information from after their departure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def january() -> pd.DataFrame:
     return flights.departures(flights.week_start(0), flights.week_start(4))
 
 
-def test_rows_keep_the_agents_contract_in_names_and_order(january: pd.DataFrame) -> None:
+def test_rows_have_the_agents_columns_in_order(january: pd.DataFrame) -> None:
     columns = load_file("agents/flights.yaml").observations.columns
     assert set(columns) == {*flights.NUMBERS, *flights.CATEGORIES}
     assert january["observation_id"].is_unique and january["observed_at"].is_monotonic_increasing
@@ -25,7 +25,7 @@ def test_rows_keep_the_agents_contract_in_names_and_order(january: pd.DataFrame)
             assert january[name].min() >= column.min and january[name].max() <= column.max, name
 
 
-def test_no_feature_changes_when_every_outcome_does() -> None:
+def test_columns_do_not_depend_on_outcomes() -> None:
     schedule, weather = flights._read()
     schedule = schedule.head(20_000)
     other = schedule.assign(dep_time=np.nan, dep_delay=schedule["dep_delay"].sample(frac=1, random_state=0).to_numpy())
@@ -35,7 +35,7 @@ def test_no_feature_changes_when_every_outcome_does() -> None:
     pd.testing.assert_frame_equal(before[features], after[features])
 
 
-def test_no_feature_changes_when_later_weather_does() -> None:
+def test_columns_do_not_depend_on_later_weather() -> None:
     schedule, weather = flights._read()
     schedule = schedule.head(20_000)
     cut = pd.Timestamp("2013-01-10T12:00:00Z")
@@ -47,13 +47,13 @@ def test_no_feature_changes_when_later_weather_does() -> None:
     assert not before[~early].equals(after[~early])
 
 
-def test_outcomes_are_known_a_day_later() -> None:
+def test_outcomes_are_known_a_day_after_departure() -> None:
     outcomes = flights.lateness(flights.week_start(0), flights.week_start(1))
     assert ((outcomes["known_at"] - outcomes["observed_at"]) == pd.Timedelta(hours=24)).all()
     assert 0.05 < (outcomes["action"] == "late").mean() < 0.5
 
 
-def test_boosting_comes_back_the_same_and_bears_the_unknown(january: pd.DataFrame, tmp_path) -> None:
+def test_saved_boosting_loads_identically_and_accepts_unknown_values(january: pd.DataFrame, tmp_path) -> None:
     outcome = (flights.lateness(flights.week_start(0), flights.week_start(4))["action"] == "late").to_numpy()
     teacher = flights.Boosting(trees=10, threads=1)
     teacher.fit(january, outcome.astype(int))

@@ -66,7 +66,11 @@ def prefect_artifact(page: Page) -> None:
 def prefect_form(page: Page) -> None:
     """The typed form of a refresh by hand."""
     deployment = get(f"{PREFECT}/api/deployments/name/refresh/{AGENT}")
-    open_(page, f"{PREFECT}/deployments/deployment/{deployment['id']}/run", "the moment to speak of")
+    open_(
+        page,
+        f"{PREFECT}/deployments/deployment/{deployment['id']}/run",
+        "time (UTC) at which the training and test windows end",
+    )
 
 
 # --------------------------------------------------------------------------- MLflow

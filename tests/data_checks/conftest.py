@@ -1,4 +1,4 @@
-"""An agent with a data contract, and a window that keeps it."""
+"""An agent with a data contract, and a window that meets it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 
 from stillhouse.config import AgentConfig
 from stillhouse.records import Window
+from tests.agents import agent_config
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 WINDOW = Window(name="current", start=START, end=START + timedelta(days=7))
@@ -21,23 +22,8 @@ def make_config(student: str = "tabular", **observations: Any) -> AgentConfig:
         "carrier": {"type": "category", "values": ["AA", "DL", "UA"], "max_unknown": 0.1},
         "dest": {"type": "category"},
     }
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["no", "yes"],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2013-01-01T00:00:00Z",
-                "columns": columns,
-                "max_bad_rows": 0.1,
-                **observations,
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
-            "student": {"kind": student},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {"thresholds": {"psi": 0.25}},
-        }
+    return agent_config(
+        observations={"columns": columns, "max_bad_rows": 0.1, **observations}, student={"kind": student}
     )
 
 

@@ -1,4 +1,4 @@
-"""The engine's own reading of a data contract finds what Great Expectations finds: rule by rule, row by row."""
+"""The engine's own check of a data contract gives the same failures and bad rows as Great Expectations."""
 
 from __future__ import annotations
 
@@ -96,27 +96,29 @@ def sound(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_it_finds_what_great_expectations_finds(what: str, sound: pd.DataFrame, window, configured) -> None:
-    report = _both_agree(DAMAGE[what](sound), window, configured(student="text", **PROMISES))
+def test_engine_and_great_expectations_find_the_same_failures(
+    what: str, sound: pd.DataFrame, window, configured
+) -> None:
+    report = _require_agreement(DAMAGE[what](sound), window, configured(student="text", **PROMISES))
     assert (not report.failures) == (what in ("nothing", "missing, allowed"))
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_they_agree_on_random_rows_and_contracts(seed: int, window, configured) -> None:
+def test_engine_and_great_expectations_agree_on_random_rows_and_contracts(seed: int, window, configured) -> None:
     rng = np.random.default_rng(seed)
-    config = configured(student="text", **_random_promises(rng))
-    report = _both_agree(_random_rows(rng, window), window, config)
+    config = configured(student="text", **_random_contract(rng))
+    report = _require_agreement(_random_rows(rng, window), window, config)
     assert report.quarantined, "rows that break nothing would compare nothing"
 
 
-def _both_agree(frame: pd.DataFrame, window: Window, config: AgentConfig) -> DataReport:
-    """What the suite finds, after the engine was seen to find the same: failures, bad rows, and their reasons."""
+def _require_agreement(frame: pd.DataFrame, window: Window, config: AgentConfig) -> DataReport:
+    """Compare failures, bad rows and reasons of engine and suite; return the suite's report."""
     before = frame.copy()
     suite, suite_bad = data_checks.check.check(frame, window, config)
     engine, engine_bad = data_contract.check(frame, window, config)
     pd.testing.assert_frame_equal(frame, before)
     pd.testing.assert_frame_equal(engine_bad, suite_bad)
-    assert [_comparable(each) for each in engine.failures] == [_comparable(each) for each in suite.failures]
+    assert [_comparable(failure) for failure in engine.failures] == [_comparable(failure) for failure in suite.failures]
     ignored = {"failures", "seconds"}
     assert engine.model_dump(exclude=ignored) == suite.model_dump(exclude=ignored)
     assert engine.broken == suite.broken and engine.quarantined == len(engine_bad)
@@ -124,8 +126,8 @@ def _both_agree(frame: pd.DataFrame, window: Window, config: AgentConfig) -> Dat
     return suite
 
 
-def _random_promises(rng: np.random.Generator) -> dict[str, Any]:
-    """The contract's rules with other limits, each rule with an even chance of being there."""
+def _random_contract(rng: np.random.Generator) -> dict[str, Any]:
+    """Return the contract's rules with random limits; each rule is present with probability 0.5."""
     shares = rng.choice([0.0, 0.1, 0.3, 0.6, 1.0], 5).tolist()
     columns = {
         "temp": {**COLUMNS["temp"], "max_missing": shares[0]},
@@ -152,7 +154,7 @@ def _random_promises(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _random_rows(rng: np.random.Generator, window: Window) -> pd.DataFrame:
-    """Up to 90 rows in which every value may be sound, absent or wrong, on an index in no order."""
+    """Return up to 90 rows whose values may be good, missing or wrong, with an unordered index."""
     n = int(rng.integers(1, 90))
     ids = np.array([f"o{number}" for number in range(int(n * 1.5) + 1)] + [None], dtype=object)
     times = pd.Series(pd.Timestamp(window.start) + pd.to_timedelta(rng.integers(-6, 175, n), unit="h"))
@@ -172,20 +174,20 @@ def _random_rows(rng: np.random.Generator, window: Window) -> pd.DataFrame:
 
 
 def _comparable(failure: Any) -> dict[str, Any]:
-    """What a column of another type holds is said in the words of the library that found it."""
+    """Remove the observed type from the text, because each library describes it in its own words."""
     return failure.model_dump() | {"text": failure.text.partition(", holds ")[0]}
 
 
-def test_a_window_of_bad_rows_names_columns_and_rules(sound: pd.DataFrame, window, configured) -> None:
+def test_refused_window_names_columns_and_rules(sound: pd.DataFrame, window, configured) -> None:
     config = configured(student="text", columns=COLUMNS)
-    found = examine(sound.assign(temp=99.0, note=["x" * 11] * 30 + ["y"] * 70), window, config.observations)
-    assert found.refused == (
+    result = examine(sound.assign(temp=99.0, note=["x" * 11] * 30 + ["y"] * 70), window, config.observations)
+    assert result.refused == (
         "100 of 100 rows (100.00%) are bad; at most 0.1 of the window may: temp: above 50 (100), "
         "note: longer than 10 characters (30)",
     )
 
 
-def test_reasons_are_counted_without_the_values_that_broke_them() -> None:
+def test_reasons_are_counted_by_rule_without_values() -> None:
     reasons = [
         ["temp: above 50", "carrier: unknown value 'ZZ: 3'"],
         ['carrier: unknown value "it\'s"', "carrier/dest: not an allowed pair: AA, B: C"],

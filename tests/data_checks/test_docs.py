@@ -1,4 +1,4 @@
-"""Data Docs: pages that need nothing beside them, show values as text, and stay few."""
+"""Data Docs: self-contained pages, escaped values, and a limited number of pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stillhouse.records import DataReport
 
 
 class _Page(HTMLParser):
-    """Tags and text of a page; what a browser would load or run."""
+    """Tags, text and loaded addresses of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "docs" / "toy"
 
 
-def test_a_page_needs_nothing_beside_it(rows, window, config, folder):
+def test_page_is_self_contained(rows, window, config, folder):
     rows.loc[3, "temp"] = 99
     report, _ = check(rows, window, config, docs=folder)
     assert report.docs == str(folder / "20130608T000000-20130601T000000.html")
@@ -46,33 +46,33 @@ def test_a_page_needs_nothing_beside_it(rows, window, config, folder):
     text = Path(report.docs).read_text(encoding="utf-8")
     page = _Page(text)
     assert page.loaded == [] and "script" not in page.tags and "http" not in text
-    assert "The window keeps the contract." in page.text and "temp: above 50 in 1 of 100 rows" in page.text
+    assert "The window meets the contract." in page.text and "temp: above 50 in 1 of 100 rows" in page.text
     assert re.search(r"values must be greater than or equal to\s+-40\.0", page.text)
     assert "Values must be finite." in page.text and "1.79" not in page.text
     anchors = set(re.findall(r'href="#(section-\d+)"', text))
     assert anchors == set(re.findall(r'id="(section-\d+)"', text)) and len(anchors) == 7
 
 
-def test_without_a_folder_there_is_no_page(rows, window, config):
+def test_no_page_without_a_folder(rows, window, config):
     assert check(rows, window, config)[0].docs is None
 
 
-def test_pages_on_failure_are_of_windows_with_something_to_see(rows, window, config, folder):
+def test_pages_on_failure_are_written_only_for_failures(rows, window, config, folder):
     moved = rows.assign(temp=rows["temp"] + 15)
     reference = scan.profile_frame(rows, config.observations.columns)
     assert check(moved, window, config, docs=folder, reference=reference, pages="on_failure")[0].docs is None
-    assert not folder.exists(), "drift is for the drift report"
+    assert not folder.exists(), "drift alone gives no page"
     rows.loc[3, "temp"] = 99
     assert check(rows, window, config, docs=folder, pages="never")[0].docs is None and not folder.exists()
     for bad in (rows, rows.drop(columns="temp")):
         report, quarantine = check(bad, window, config, docs=folder, pages="on_failure")
         always, same = check(bad, window, config, docs=folder / "always", pages="always")
         assert quarantine.equals(same) and always.failures == report.failures
-        one, other = (_Page(Path(str(each.docs)).read_text(encoding="utf-8")).text for each in (report, always))
-        assert re.sub(r"Checked in [\d.]+ s", "", one) == re.sub(r"Checked in [\d.]+ s", "", other)
+        first, second = (_Page(Path(str(r.docs)).read_text(encoding="utf-8")).text for r in (report, always))
+        assert re.sub(r"Checked in [\d.]+ s", "", first) == re.sub(r"Checked in [\d.]+ s", "", second)
 
 
-def test_values_are_text_and_never_html(rows, window, config, folder, configured):
+def test_values_are_escaped(rows, window, config, folder, configured):
     attack = "<script>alert(1)</script>"
     pairs = {"type": "pairs", "columns": ["carrier", "dest"], "allowed": [["AA", "LAX"]], "max_broken": 1}
     config = configured(rules=[pairs])
@@ -81,10 +81,10 @@ def test_values_are_text_and_never_html(rows, window, config, folder, configured
     report, _ = check(rows, window, config, docs=folder, reference=reference)
     page = _Page(Path(str(report.docs)).read_text(encoding="utf-8"))
     assert "script" not in page.tags
-    assert page.text.count(attack) >= 5  # in words, among unknown values, among pairs, among drifted values
+    assert page.text.count(attack) >= 5  # in the failure's text, unknown values, pairs and drifted values
 
 
-def test_drift_is_shown_with_its_bins(rows, window, config, folder):
+def test_page_shows_the_bins_of_a_drifted_column(rows, window, config, folder):
     reference = scan.profile_frame(rows, config.observations.columns)
     report, _ = check(rows.assign(temp=rows["temp"] + 15), window, config, docs=folder, reference=reference)
     page = _Page(Path(str(report.docs)).read_text(encoding="utf-8"))
@@ -92,10 +92,10 @@ def test_drift_is_shown_with_its_bins(rows, window, config, folder):
     assert re.search(r"PSI \d\.\d+, KS 0\.\d+, effect", page.text)
     assert re.search(r"∞, -?[\d.]+\]\s*10\.0%\s*0\.0%", page.text), "a bin, its share then and now"
     index = _Page((folder / "index.html").read_text(encoding="utf-8"))
-    assert re.search(r"kept\s+100\s+0\s+1\s", index.text)
+    assert re.search(r"passed\s+100\s+0\s+1\s", index.text)
 
 
-def test_a_refused_window_and_one_without_rows_have_pages_too(rows, window, config, folder):
+def test_refused_and_empty_windows_have_pages(rows, window, config, folder):
     for bad in (rows.iloc[:0], rows.drop(columns="temp"), rows.assign(observation_id=[["a"]] * 100)):
         report, _ = check(bad, window, config, docs=folder)
         assert "The window is refused." in Path(str(report.docs)).read_text(encoding="utf-8")
@@ -103,13 +103,13 @@ def test_a_refused_window_and_one_without_rows_have_pages_too(rows, window, conf
     assert "refused" in (folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_old_pages_go(rows, window, config, folder, monkeypatch):
-    monkeypatch.setattr(docs, "PAGES_KEPT", 3)
+def test_oldest_pages_are_deleted(rows, window, config, folder, monkeypatch):
+    monkeypatch.setattr(docs, "MAX_PAGES", 3)
     for day in (4, 1, 5, 2, 3):
         later = window.model_copy(update={"end": window.end + timedelta(days=day)})
         check(rows, later, config, docs=folder)
-    kept = sorted(page.name for page in folder.glob("2*.html"))
-    assert [name[:8] for name in kept] == ["20130611", "20130612", "20130613"]
+    names = sorted(page.name for page in folder.glob("2*.html"))
+    assert [name[:8] for name in names] == ["20130611", "20130612", "20130613"]
     listed = re.findall(r'<a href="(2[^"]*)"', (folder / "index.html").read_text(encoding="utf-8"))
-    assert listed == kept[::-1]
+    assert listed == names[::-1]
     assert not list(folder.glob("*.part"))

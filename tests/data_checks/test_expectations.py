@@ -1,4 +1,4 @@
-"""Drift as an expectation: in anybody's suite, and in ours, where it is noted and nothing more."""
+"""The drift expectation in any suite, and in the suite of the contract, where drift is only noted."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ def batches() -> BatchDefinition:
     return asset.add_batch_definition_whole_dataframe("whole")
 
 
-def test_it_measures_what_the_engine_measures(batches, reference):
+def test_expectation_and_engine_measure_the_same_drift(batches, reference):
     now = frame(1, shift=1.0, missing=0.1)
     batch = batches.get_batch({"dataframe": now})
     result = batch.validate(ExpectColumnDriftToBeBelow(column="temp", reference=inline(reference), psi=0.1, ks=0.9))
     current = scan.profile_frame(now, COLUMNS, like=reference)
-    wanted = distances.measure_column("temp", reference.columns["temp"], current.columns["temp"])
-    assert not result.success and result.result["observed_value"] == pytest.approx(wanted.psi)
+    expected = distances.measure_column("temp", reference.columns["temp"], current.columns["temp"])
+    assert not result.success and result.result["observed_value"] == pytest.approx(expected.psi)
     details = result.result["details"]
     assert (details["beyond"], details["limits"]) == (["psi"], {"psi": 0.1, "ks": 0.9})
-    assert details["effect"] == pytest.approx(wanted.effect) and details["ks"] == pytest.approx(wanted.ks)
+    assert details["effect"] == pytest.approx(expected.effect) and details["ks"] == pytest.approx(expected.ks)
     assert details["missing_current"] == now["temp"].isna().mean()
     for side in (1, 2):
         assert sum(bin[side] for bin in details["bins"]) == pytest.approx(1)
     assert json.loads(json.dumps(result.to_json_dict()))["result"]["details"]["beyond"] == ["psi"]
 
 
-def test_the_same_distribution_holds_and_another_does_not(batches, reference):
-    same, other = (batches.get_batch({"dataframe": each}) for each in (frame(2), frame(3, shift=2, dests="CD")))
+def test_same_distribution_passes_and_another_fails(batches, reference):
+    same, other = (batches.get_batch({"dataframe": rows}) for rows in (frame(2), frame(3, shift=2, dests="CD")))
     for limits in ({"psi": 0.1}, {"effect": 0.3}, {"ks": 0.1, "wasserstein": 0.5}):
         expectation = ExpectColumnDriftToBeBelow(column="temp", reference=inline(reference), **limits)
         assert same.validate(expectation).success and not other.validate(expectation).success
@@ -66,7 +66,7 @@ def test_the_same_distribution_holds_and_another_does_not(batches, reference):
     assert (details["unseen"], sorted(details["vanished"])) == (["D"], ["A", "B"])
 
 
-def test_the_reference_may_be_a_file_which_is_read_again_when_it_changes(batches, reference, tmp_path: Path):
+def test_changed_reference_file_is_read_again(batches, reference, tmp_path: Path):
     file = tmp_path / "reference.arrow"
     file.write_bytes(reference.to_bytes())
     batch = batches.get_batch({"dataframe": frame(4, shift=3)})
@@ -86,7 +86,7 @@ def test_limits_may_be_suite_parameters(batches, reference):
         assert batch.validate(suite, expectation_parameters={"limit": limit}).success is holds
 
 
-def test_what_cannot_be_asked_says_so(batches, reference):
+def test_invalid_limits_and_references_are_refused(batches, reference):
     with pytest.raises(ValueError, match="give a limit: psi, ks, effect, wasserstein"):
         ExpectColumnDriftToBeBelow(column="temp", reference=inline(reference))
     batch = batches.get_batch({"dataframe": frame(7).assign(wind=1.0)})
@@ -98,7 +98,7 @@ def test_what_cannot_be_asked_says_so(batches, reference):
         assert not result.success and said in str(result.exception_info)
 
 
-# --------------------------------------------------------------------------- in our own suite
+# --------------------------------------------------------------------------- in the suite of the contract
 
 
 @pytest.fixture
@@ -106,17 +106,17 @@ def champion(rows, config) -> Profile:
     return scan.profile_frame(rows, config.observations.columns)
 
 
-def test_drift_is_noted_and_breaks_nothing(rows, window, config, champion):
+def test_drift_is_only_noted(rows, window, config, champion):
     report, _ = check(rows, window, config, reference=champion, limits={})
     assert report.failures == ()
     report, bad = check(rows.assign(temp=rows["temp"] + 15), window, config, reference=champion)
     assert not report.broken and bad.empty
     (noted,) = report.failures
     assert (noted.expectation, noted.column, noted.rows) == ("expect_column_drift_to_be_below", "temp", 0)
-    assert noted.text.startswith("temp: PSI ") and noted.text.endswith("; PSI up to 0.25 is usual")
+    assert noted.text.startswith("temp: PSI ") and noted.text.endswith("; the limit of the PSI is 0.25")
 
 
-def test_limits_are_those_of_history_and_else_the_threshold(config, configured, champion):
+def test_limits_default_to_the_threshold(config, configured, champion):
     suite = build_suite(config, "drift", reference=champion, limits={"temp": 0.9})
     assert {e.column: e.psi for e in suite.expectations} == {"temp": 0.9, "wind": 0.25, "carrier": 0.25, "dest": 0.25}
     unwatched = configured(columns={"temp": {"type": "number", "drift": False}, "wind": {"type": "number"}})
@@ -124,7 +124,7 @@ def test_limits_are_those_of_history_and_else_the_threshold(config, configured, 
     assert build_suite(config, "drift").expectations == []
 
 
-def test_drift_is_measured_on_the_rows_that_are_left(rows, window, config, champion):
+def test_drift_is_measured_without_the_bad_rows(rows, window, config, champion):
     rows.loc[:8, "temp"] = 1000.0
     report, bad = check(rows, window, config, reference=champion, limits={"temp": 0.15})
     assert len(bad) == 9 and [failure.column for failure in report.failures] == ["temp"]

@@ -1,4 +1,4 @@
-"""Uniqueness, freshness, volume and rules between columns: what breaks them, what does not, and what is said."""
+"""Uniqueness, freshness, volume and rules between columns: what breaks them, and the texts of the failures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def checked(rows, window, configured) -> Any:
     return checked
 
 
-def test_all_promises_kept(checked):
+def test_window_that_meets_all_rules(checked):
     report, reasons = checked(
         rules=[ORDERED, PAIRS, RANGE, PRESENT],
         unique=[["observed_at", "carrier"]],
@@ -51,10 +51,10 @@ def test_all_promises_kept(checked):
     assert report.failures == () and reasons == {}
 
 
-def test_one_number_above_another(rows, checked):
+def test_ordered_numbers(rows, checked):
     rows.loc[3, "wind speed"] = 11
-    rows.loc[4, "wind speed"] = 10  # equal is not above
-    rows.loc[5, ["temp", "wind speed"]] = [np.nan, 99]  # missing breaks no rule
+    rows.loc[4, "wind speed"] = 10  # equal values break no rule
+    rows.loc[5, ["temp", "wind speed"]] = [np.nan, 99]  # missing values break no rule
     report, reasons = checked(rules=[ORDERED])
     assert reasons == {"o3": ["wind speed: above temp"]} and not report.broken
     assert report.failures[0].text == "wind speed: above temp in 1 of 100 rows (1.00%)"
@@ -65,7 +65,7 @@ def test_one_number_above_another(rows, checked):
 
 
 @pytest.mark.parametrize("dtype", ["object", "string", "category"])
-def test_pairs_that_are_not_allowed(rows, checked, dtype):
+def test_pairs_that_are_not_allowed_are_quarantined(rows, checked, dtype):
     rows.loc[7, "dest"] = "BOS"
     rows.loc[8, "dest"] = None
     rows.loc[9, ["carrier", "dest"]] = ["D'L", "BOS"]
@@ -75,7 +75,7 @@ def test_pairs_that_are_not_allowed(rows, checked, dtype):
     assert not checked(rules=[{**PAIRS, "max_broken": 0.01}])[0].broken
 
 
-def test_a_range_on_some_rows(rows, checked):
+def test_range_on_rows_that_meet_a_condition(rows, checked):
     rows.loc[2, "carrier"] = "D'L"
     rows.loc[3, ["carrier", "wind speed"]] = ["D'L", 2]
     rows.loc[4, ["carrier", "wind speed"]] = ["D'L", np.nan]
@@ -83,7 +83,7 @@ def test_a_range_on_some_rows(rows, checked):
     assert reasons == {"o2": ["wind speed: above 3 where carrier is D'L"]} and not report.broken
 
 
-def test_a_value_that_must_be_there_on_some_rows(rows, checked):
+def test_value_that_must_be_present_under_a_condition(rows, checked):
     rows.loc[:5, "dest"] = None
     rows.loc[:5, "wind speed"] = [6.9, 7, 8, 8.1, np.nan, 7.5]
     _, reasons = checked(rules=[PRESENT])
@@ -112,10 +112,10 @@ def test_rules_agree_with_pandas_on_random_rows(checked, rows):
             "wind speed: above 3 ": (frame["carrier"] == "D'L") & (wind > 3),
             "dest: missing where": dest.isna() & wind.between(7, 8),
         }
-        found = checked(rules=[ORDERED, PAIRS, RANGE, PRESENT], frame=frame, max_bad_rows=1)[1]
+        quarantine = checked(rules=[ORDERED, PAIRS, RANGE, PRESENT], frame=frame, max_bad_rows=1)[1]
         for word, rows_ in wrong.items():
-            said = {name for name, reasons in found.items() if any(reason.startswith(word) for reason in reasons)}
-            assert said == set(frame.loc[rows_, "observation_id"]), word
+            ids = {name for name, reasons in quarantine.items() if any(reason.startswith(word) for reason in reasons)}
+            assert ids == set(frame.loc[rows_, "observation_id"]), word
 
 
 def test_unique_combinations(rows, checked):
@@ -132,18 +132,20 @@ def test_unique_combinations(rows, checked):
     assert checked(unique=[["dest"]])[1] == {name: ["dest: duplicate"] for name in ("o2", "o3")}
 
 
-def test_freshness_is_of_the_newest_sound_row(rows, checked, window):
+def test_freshness_is_that_of_the_newest_good_row(rows, checked, window):
     assert not checked(freshness="69h")[0].broken  # the newest is 69 h before the end
     report, _ = checked(freshness="68.9h")
     assert [failure.text for failure in report.failures] == [
         "the newest row is of 2013-06-05 03:00 UTC, 2d 21h before the window's end; at most 2d 20h are allowed"
     ]
     assert report.broken and report.failures[0].column == "observed_at"
-    rows.loc[99, "observed_at"] = pd.Timestamp(window.end) + pd.Timedelta("1D")  # a wrong clock is not fresh
+    rows.loc[99, "observed_at"] = pd.Timestamp(window.end) + pd.Timedelta(
+        "1D"
+    )  # a time in the future does not count as fresh
     assert checked(freshness="69h")[0].broken
 
 
-def test_volume_is_by_the_length_of_the_window(rows, checked):
+def test_volume_limits_scale_with_the_length_of_the_window(rows, checked):
     assert not checked(volume={"min_per_day": 100 / 7, "max_per_day": 100 / 7})[0].broken
     report, _ = checked(volume={"min_per_day": 14.3})
     assert report.failures[0].text == "100 rows in 7 days are 14.29 a day; at least 14.3 are expected"
@@ -151,7 +153,7 @@ def test_volume_is_by_the_length_of_the_window(rows, checked):
     assert checked(volume={"min_per_day": 14}, frame=rows.iloc[:97])[0].broken
 
 
-def test_what_lies_before_the_history_begins_is_no_day_without_rows(rows, window, configured):
+def test_time_before_the_history_does_not_count_for_volume(rows, window, configured):
     def refused(since: pd.Timestamp, frame: pd.DataFrame = rows, **volume: float) -> list[str]:
         config = configured(columns=COLUMNS, since=since, volume=volume)
         return [failure.text for failure in check(frame, window, config)[0].failures]
@@ -162,7 +164,7 @@ def test_what_lies_before_the_history_begins_is_no_day_without_rows(rows, window
     assert not refused(window.end, min_per_day=30, max_per_day=31)
 
 
-def test_no_row_left_is_neither_fresh_nor_enough(rows, checked):
+def test_window_without_good_rows_fails_freshness_and_volume(rows, checked):
     rows["temp"] = 99.0
     report, reasons = checked(max_bad_rows=1, freshness="1d", volume={"min_per_day": 1})
     assert len(reasons) == 100
@@ -172,7 +174,7 @@ def test_no_row_left_is_neither_fresh_nor_enough(rows, checked):
     ]
 
 
-def test_one_suite_serves_every_window(configured, window):
+def test_one_suite_is_valid_for_all_windows(configured, window):
     config = configured(columns=COLUMNS, freshness="1h", volume={"min_per_day": 2})
     suite = build_suite(config, "window")
     assert [e.expectation_type for e in suite.expectations] == [

@@ -1,4 +1,4 @@
-"""The suite states the contract, and nothing of Great Expectations is imported before it is built."""
+"""The suite covers the contract, and Great Expectations is imported only when the suite is built."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 from data_checks.suite import build_suite, required_columns
 
 
-def test_every_column_of_the_contract_is_asked_about(config):
+def test_suite_covers_all_columns_of_the_contract(config):
     suite = build_suite(config)
     asked = {expectation.configuration.kwargs.get("column") for expectation in suite.expectations}
     assert set(required_columns(config)) <= asked
@@ -14,7 +14,7 @@ def test_every_column_of_the_contract_is_asked_about(config):
     assert sum(parts) == len(suite.expectations)
 
 
-def test_shares_of_the_contract_are_in_the_suite(config):
+def test_suite_contains_the_shares_of_the_contract(config):
     by_rule = {
         (e.configuration.kwargs.get("column"), e.meta["rule"]): e for e in build_suite(config, "values").expectations
     }
@@ -25,6 +25,6 @@ def test_shares_of_the_contract_are_in_the_suite(config):
     assert ("dest", "unknown") not in by_rule
 
 
-def test_importing_is_quick():
+def test_import_does_not_load_great_expectations():
     code = "import data_checks.check, data_checks.report, sys; sys.exit('great_expectations' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Results in the suite's order, details where they are asked for."""
+"""Results in the suite's order, with details on request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from data_checks.suite import build_suite, parameters
 from data_checks.validate import batch_of, validate
 
 
-def test_details_are_those_of_failures_alone_unless_asked_for(rows, window, config):
+def test_passed_expectations_have_details_only_on_request(rows, window, config):
     rows.loc[3, "temp"] = 99
     rows.loc[4, "carrier"] = "ZZ"
     batch, suite = batch_of(rows), build_suite(config, "values")
@@ -16,14 +16,14 @@ def test_details_are_those_of_failures_alone_unless_asked_for(rows, window, conf
         kinds = [result.expectation_config.type for result in results]
         assert kinds == [expectation.expectation_type for expectation in suite.expectations]
     assert [result.success for result in brief] == [result.success for result in full]
-    failed = [place for place, result in enumerate(full) if not result.success]
+    failed = [index for index, result in enumerate(full) if not result.success]
     assert len(failed) == 2
-    for place, (one, other) in enumerate(zip(brief, full, strict=True)):
-        assert one.result == (other.result if place in failed else {})
-        assert other.result["element_count"] == 100
+    for index, (brief_result, full_result) in enumerate(zip(brief, full, strict=True)):
+        assert brief_result.result == (full_result.result if index in failed else {})
+        assert full_result.result["element_count"] == 100
 
 
-def test_what_cannot_be_asked_keeps_its_place(rows, window, config):
+def test_expectation_that_raises_an_error_keeps_its_index(rows, window, config):
     suite, given = build_suite(config, "values"), parameters(window, config.observations)
     batch = batch_of(rows.assign(carrier=[["AA"]] * 100))
     for details in (False, True):

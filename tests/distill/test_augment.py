@@ -11,35 +11,27 @@ import pytest
 from stillhouse.config import AgentConfig, Augment
 from stillhouse.distill.augment import make_synthetic_rows, munge, nearest_neighbours, reword
 from stillhouse.knowledge import content_keys
+from tests.agents import SMALL_AGENT, agent_config
 
-TEACHER = {"kind": "python", "name": "t", "target": "toy:Teacher"}
+(TEACHER,) = SMALL_AGENT["teachers"]
 
 
 def make_config(
     *, teacher: dict[str, Any] = TEACHER, budgets: dict[str, Any] | None = None, **augment: Any
 ) -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["stay", "move"],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2013-01-01T00:00:00Z",
-                "columns": {
-                    "origin": {"type": "category"},
-                    "temp": {"type": "number", "min": 0, "max_missing": 1},
-                    "seats": {"type": "number"},
-                    "said": {"type": "text"},
-                },
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [teacher],
-            "student": {"kind": "text"},
-            "distillation": {"augment": augment},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {"thresholds": {"psi": 0.25}},
-            "budgets": budgets or {},
-        }
+    return agent_config(
+        observations={
+            "columns": {
+                "origin": {"type": "category"},
+                "temp": {"type": "number", "min": 0, "max_missing": 1},
+                "seats": {"type": "number"},
+                "said": {"type": "text"},
+            }
+        },
+        teachers=[teacher],
+        student={"kind": "text"},
+        distillation={"augment": augment},
+        budgets=budgets or {},
     )
 
 

@@ -21,6 +21,7 @@ from stillhouse.distill.train import distil, student_probabilities
 from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import ConfigError
 from stillhouse.variant import encode
+from tests.agents import agent_config
 
 
 @pytest.fixture(autouse=True)
@@ -33,27 +34,17 @@ def one_thread() -> Iterator[None]:
 
 
 def make_config(student: dict[str, Any] | None = None, **distillation: Any) -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["stay", "move"],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2013-01-01T00:00:00Z",
-                "columns": {
-                    "origin": {"type": "category", "values": ["EWR", "JFK", "LGA"]},
-                    "temp": {"type": "number", "max_missing": 1},
-                    "carrier": {"type": "category"},
-                    "wind": {"type": "number"},
-                },
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
-            "student": {"kind": "tabular", "widths": [16], **(student or {})},
-            "distillation": {"epochs": 6, "batch_size": 64, "learning_rate": 0.02, **distillation},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {"thresholds": {"psi": 0.25}},
-        }
+    return agent_config(
+        observations={
+            "columns": {
+                "origin": {"type": "category", "values": ["EWR", "JFK", "LGA"]},
+                "temp": {"type": "number", "max_missing": 1},
+                "carrier": {"type": "category"},
+                "wind": {"type": "number"},
+            }
+        },
+        student={"widths": [16], **(student or {})},
+        distillation={"epochs": 6, "batch_size": 64, "learning_rate": 0.02, **distillation},
     )
 
 

@@ -18,6 +18,7 @@ from stillhouse.records import (
     ScreenResult,
     Window,
 )
+from tests.agents import agent_config
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 REFERENCE = Window(name="train", start=NOW - timedelta(days=60), end=NOW - timedelta(days=7))
@@ -25,27 +26,11 @@ CURRENT = Window.ending("current", NOW, timedelta(days=7))
 
 
 def make_config(**thresholds: Any) -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["no", "yes"],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2013-01-01T00:00:00Z",
-                "columns": {
-                    "temp": {"type": "number"},
-                    "wind": {"type": "number"},
-                    "gust": {"type": "number"},
-                    "carrier": {"type": "category"},
-                },
-                "min_rows": 100,
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
-            "student": {"kind": "tabular"},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {"thresholds": thresholds, "cooldown": "14d"},
-        }
+    columns = {name: {"type": "number"} for name in ("temp", "wind", "gust")} | {"carrier": {"type": "category"}}
+    return agent_config(
+        actions=["no", "yes"],
+        observations={"columns": columns, "min_rows": 100},
+        watch={"thresholds": thresholds, "cooldown": "14d"},
     )
 
 

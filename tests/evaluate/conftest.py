@@ -9,29 +9,13 @@ import pytest
 
 from stillhouse.config import AgentConfig
 from stillhouse.records import Certificate, Comparison, Latency, Quality, Scorecard
+from tests.agents import agent_config
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 
 
 def make_config(budgets: dict[str, Any] | None = None, actions: int = 2, **promotion: Any) -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["stay", "move", "jump", "run"][:actions],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2013-01-01T00:00:00Z",
-                "columns": {"temp": {"type": "number"}, "origin": {"type": "category"}},
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
-            "student": {"kind": "tabular"},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {"thresholds": {"psi": 0.25}},
-            "budgets": budgets or {},
-            "promotion": promotion,
-        }
-    )
+    return agent_config(actions=["stay", "move", "jump", "run"][:actions], budgets=budgets or {}, promotion=promotion)
 
 
 def make_quality(auc: float | None, accuracy: float = 0.8, rows: int = 900) -> Quality:

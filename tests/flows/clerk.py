@@ -1,4 +1,4 @@
-"""A small agent that reads sentences: four actions, one category, and a town that changes its words on a known day."""
+"""A small agent with texts (one category, four actions) and drift of the vocabulary on a known day."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stillhouse.parts import TextEncoderState
 from stillhouse.variant import basic_words
 
 BEGIN = pd.Timestamp("2024-01-01T00:00:00Z")
-TURN = BEGIN + pd.Timedelta(days=24)  # from here on the same is said in other words
+DRIFT_START = BEGIN + pd.Timedelta(days=24)  # from here on, other words have the same meaning
 PER_DAY = 120
 ACTIONS = ["greet", "book", "cancel", "complain"]
 WORDS = {
@@ -39,18 +39,20 @@ def _history() -> pd.DataFrame:
     n = 60 * PER_DAY
     observed = BEGIN + pd.to_timedelta(np.arange(n) * (86_400 // PER_DAY), unit="s")
     outcomes = rng.integers(0, len(ACTIONS), n)
-    said = []
+    sentences = []
     for moment, outcome in zip(observed, outcomes, strict=True):
         words = list(rng.choice(FILLING, rng.integers(2, 6)))
-        meant = outcome if rng.random() < 0.95 else rng.integers(0, len(ACTIONS))
+        meaning = outcome if rng.random() < 0.95 else rng.integers(0, len(ACTIONS))
         if rng.random() < 0.97:
-            words.insert(rng.integers(0, len(words)), rng.choice(WORDS["after" if moment >= TURN else "before"][meant]))
-        said.append(" ".join(words).capitalize() + rng.choice([".", "!", ""]))
+            words.insert(
+                rng.integers(0, len(words)), rng.choice(WORDS["after" if moment >= DRIFT_START else "before"][meaning])
+            )
+        sentences.append(" ".join(words).capitalize() + rng.choice([".", "!", ""]))
     return pd.DataFrame(
         {
             "observation_id": [f"clerk-{i:05d}" for i in range(n)],
             "observed_at": observed,
-            "said": np.where(rng.random(n) < 0.01, "", said),
+            "said": np.where(rng.random(n) < 0.01, "", sentences),
             "place": rng.choice(["phone", "desk"], n),
             "action": np.array(ACTIONS)[outcomes],
         }
@@ -74,7 +76,7 @@ def _between(start: datetime, end: datetime) -> pd.DataFrame:
 
 
 class WordCounts:
-    """Naive Bayes on words, kept in JSON; a word's vector is what it says about each action."""
+    """Naive Bayes on words, saved as JSON; a word's embedding is its log-odds per action."""
 
     def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
         counts = [Counter[str]() for _ in ACTIONS]
@@ -85,12 +87,12 @@ class WordCounts:
         self.table = np.log(table / table.sum(axis=0))
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
-        places = {word: i for i, word in enumerate(self.words)}
+        indices = {word: i for i, word in enumerate(self.words)}
         scores = np.zeros((len(rows), len(ACTIONS)))
         for score, text in zip(scores, rows["said"], strict=True):
             for word in self._words(text):
-                if word in places:
-                    score += self.table[places[word]]
+                if word in indices:
+                    score += self.table[indices[word]]
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         return 0.98 * scores / scores.sum(axis=1, keepdims=True) + 0.02 / len(ACTIONS)
 
@@ -102,9 +104,9 @@ class WordCounts:
 
     @classmethod
     def load(cls, folder: Path) -> WordCounts:
-        kept = json.loads((folder / "words.json").read_text())
+        stored = json.loads((folder / "words.json").read_text())
         loaded = cls()
-        loaded.words, loaded.table = kept["words"], np.array(kept["table"])
+        loaded.words, loaded.table = stored["words"], np.array(stored["table"])
         return loaded
 
     def _words(self, text: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""A refresh searches for the form that fits the device, tells all that it tried, and can recalibrate the champion."""
+"""A refresh searches for the best compression, logs all candidates, and can recalibrate the champion."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 SEARCH = "search: {time: 600s, candidates: 9, steps: [prune_units, low_rank, int8_dynamic], recover_epochs: 1}"
 
 
-def searching(agents: Path, **changes: str) -> None:
-    """Let the toy's agent file ask for a search."""
+def enable_search(agents: Path, **changes: str) -> None:
+    """Enable the compression search in the toy's agent file."""
     file = agents / "toy.yaml"
     fewer = "    - {method: prune_columns, ratio: 0.3, recover_epochs: 1}\n"
     text = file.read_text().replace("    - {method: int8_dynamic}\n", fewer).replace("search: null", SEARCH)
@@ -35,54 +35,60 @@ def searching(agents: Path, **changes: str) -> None:
 
 def run_of(verdict):
     registry = open_registry("toy")
-    wanted = f"tags.verdict = '{verdict.verdict_id}'"
-    return registry.client.search_runs([registry.experiment_id], wanted)[0]
+    return registry.client.search_runs([registry.experiment_id], f"tags.verdict = '{verdict.verdict_id}'")[0]
 
 
-def nested(run) -> list:
+def nested_runs(run) -> list:
     registry = open_registry("toy")
-    wanted = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
-    return list(registry.client.search_runs([registry.experiment_id], wanted))
+    query = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    return list(registry.client.search_runs([registry.experiment_id], query))
 
 
-def test_a_search_tells_all_that_it_tried_and_the_next_begins_where_it_ended(day, agents: Path) -> None:
-    searching(agents)
+def test_search_logs_all_candidates_and_the_next_search_starts_from_the_best(day, agents: Path) -> None:
+    enable_search(agents)
     ingest("toy", day(0), day(20))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.result == "promoted", verdict.summary
     registry, run = open_registry("toy"), run_of(verdict)
-    found = registry.runs.read_record(run.info.run_id, FRONTIER, Frontier)
-    assert found is not None and found.stopped == "9 candidates are made" and len(found.candidates) == 9
-    assert found.fits and found.why.startswith(f"{found.chosen}: the smallest within 1 points and 100,000 bytes")
-    (fewer,) = (each for each in found.candidates if each.name.startswith("columns"))
+    frontier = registry.runs.read_record(run.info.run_id, FRONTIER, Frontier)
+    assert frontier is not None and frontier.stopped == "9 candidates are made" and len(frontier.candidates) == 9
+    assert frontier.fits and frontier.why.startswith(
+        f"{frontier.chosen}: the smallest within 1 points and 100,000 bytes"
+    )
+    (fewer,) = (candidate for candidate in frontier.candidates if candidate.name.startswith("columns"))
     assert fewer.refused is None
-    assert any("units" in each.name and "int8" in each.name for each in found.candidates)
+    assert any("units" in candidate.name and "int8" in candidate.name for candidate in frontier.candidates)
 
-    runs = {each.info.run_name: each for each in nested(run)}
-    for candidate in found.candidates:
-        kept = runs[candidate.name]
-        assert json.loads(kept.data.params["recipe"]) == [dict(step) for step in candidate.recipe]
+    runs = {nested.info.run_name: nested for nested in nested_runs(run)}
+    for candidate in frontier.candidates:
+        logged = runs[candidate.name]
+        assert json.loads(logged.data.params["recipe"]) == [dict(step) for step in candidate.recipe]
         if candidate.refused is None:
-            assert kept.data.metrics["compression/quality"] == candidate.quality
-            assert kept.data.metrics["compression/cpu_ms"] > 0 and kept.data.metrics["bytes"] == candidate.bytes
-            assert kept.outputs.model_outputs  # a LoggedModel
+            assert logged.data.metrics["compression/quality"] == candidate.quality
+            assert logged.data.metrics["compression/cpu_ms"] > 0 and logged.data.metrics["bytes"] == candidate.bytes
+            assert logged.outputs.model_outputs  # a LoggedModel
         else:
-            assert kept.data.tags["refused"] == candidate.refused
+            assert logged.data.tags["refused"] == candidate.refused
     table = json.loads(registry.runs.read_file(run.info.run_id, "compression/frontier.json"))
     assert len(table["data"]) == 9 and {"bytes", "p50_ms", "p95_ms", "quality", "cpu_ms"} <= set(table["columns"])
     assert registry.runs.read_file(run.info.run_id, "figures/frontier.png")[:4] == b"\x89PNG"
     versions = {entry.variant for entry in registry.versions()}
-    assert versions == {*found.best, "fp32", fewer.name, found.chosen}
+    assert versions == {*frontier.best, "fp32", fewer.name, frontier.chosen}
 
     ingest("toy", day(20), day(24))
-    again = flows.refresh.refresh(agent="toy", as_of=day(24), cause="warm")
-    later = registry.runs.read_record(run_of(again).info.run_id, FRONTIER, Frontier)
+    second = flows.refresh.refresh(agent="toy", as_of=day(24), cause="warm")
+    later = registry.runs.read_record(run_of(second).info.run_id, FRONTIER, Frontier)
     assert later is not None
-    wanted = {"fp32", fewer.name, found.chosen, *found.best}  # what the agent file asks for, then what nothing beat
-    assert {each.name for each in later.candidates[: len(wanted)]} == wanted, "what nothing beat was not made first"
+    first = {
+        "fp32",
+        fewer.name,
+        frontier.chosen,
+        *frontier.best,
+    }  # the agent file's recipes, then the best of the last search
+    assert {candidate.name for candidate in later.candidates[: len(first)]} == first, "the best were not made first"
 
 
-def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
+def test_recalibration_does_not_train(day, agents: Path) -> None:
     file = agents / "toy.yaml"  # 480 rows cannot prove a margin of .02 for every form of the same student
     margins = file.read_text().replace("non_inferiority_margin: 0.02", "non_inferiority_margin: 0.4")
     file.write_text(margins.replace("slice_margin: 0.1", "slice_margin: 0.4"))
@@ -97,7 +103,7 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     assert champion != first
     assert registry.models.tags(champion)["lineage.student"] == registry.models.tags(first)["lineage.student"]
     assert registry.baseline(champion).train == registry.baseline(first).train
-    assert not [each for each in nested(run) if each.data.tags["role"] in ("student", "teacher")], "nothing is trained"
+    assert not [r for r in nested_runs(run) if r.data.tags["role"] in ("student", "teacher")], "a model was trained"
     assert run.data.metrics["recalibration/rows"] > 0
 
     test = registry.models.scorecard(champion).test
@@ -107,9 +113,9 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     assert source == registry.models.tags(first)["refresh_run"] and MODEL_STATE in {
         file.path for file in registry.client.list_artifacts(source, "compression")
     }
-    # once more: it goes back to the form that was trained, and not to what a recalibration made of it
+    # a second recalibration starts from the trained model, not from the recalibrated one
     ingest("toy", day(24), day(27))
-    once_more = refresh(agent="toy", as_of=day(27), mode="recalibrate", cause="and again")
+    once_more = refresh(agent="toy", as_of=day(27), mode="recalibrate", cause="and second")
     assert run_of(once_more).data.tags["recalibrates"] == source
     rows = np.zeros((2, 4), np.float32)
     assert Variant(registry.models.fetch(registry.champion())).probabilities(rows).shape == (
@@ -118,10 +124,10 @@ def test_a_champion_is_recalibrated_without_training(day, agents: Path) -> None:
     )
 
 
-def test_what_cannot_be_recalibrated_is_distilled(day, agents: Path) -> None:
+def test_refresh_distils_if_it_cannot_recalibrate(day, agents: Path) -> None:
     ingest("toy", day(0), day(20))
     verdict = flows.refresh.refresh(
         agent="toy", as_of=day(20), trigger="bootstrap", mode="recalibrate", cause="there is no champion"
     )
     assert verdict.result == "promoted"
-    assert "no champion whose graph was stored" in run_of(verdict).data.tags["recalibration_not_made"]
+    assert "no champion whose form was logged" in run_of(verdict).data.tags["recalibration_not_made"]

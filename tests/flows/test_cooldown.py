@@ -1,4 +1,4 @@
-"""Through the flows: an alarm is answered once, wherever the clock stands, and a refused challenger closes it."""
+"""An alarm starts one refresh, whatever the clock says; a refused challenger closes it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from stillhouse.refreshing.session import open_session, request_refresh
 from tasks.living import live
 
 
-def answered(cause: str, as_of):
-    """What a refresh that was asked for by that watch would be told."""
+def find_answer(cause: str, as_of):
+    """Return the verdict that answers an alarm of that watch, or None."""
     request = request_refresh("toy", as_of, "drift", cause, "fit", "redistil")
     return find_answering_verdict(open_session(request), request)
 
@@ -25,9 +25,9 @@ def answered(cause: str, as_of):
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_an_alarm_is_answered_once_although_the_clock_stands_still(lived, day, agents: Path) -> None:
+def test_alarm_is_answered_once_while_the_clock_stands_still(toy_base, day, agents: Path) -> None:
     """Two watches without new data start one refresh; its refused challenger closes the alarm."""
-    base = lived(28)
+    base = toy_base(28)
     file = agents / "toy.yaml"
     file.write_text(
         file.read_text().replace("max_bytes: 100_000", "max_bytes: 100").replace("cooldown: 3d", "cooldown: 0d")
@@ -39,23 +39,23 @@ def test_an_alarm_is_answered_once_although_the_clock_stands_still(lived, day, a
     assert (gate.kind, gate.result, gate.as_of) == ("gate", "refused", first.as_of)
     made = open_registry("toy").versions()
 
-    for as_of in (None, first.as_of + timedelta(minutes=7)):  # the clock stands still; or the wall's goes on alone
+    for as_of in (None, first.as_of + timedelta(minutes=7)):  # the clock stands still, or only the wall clock advances
         again = watch.fn(agent="toy", as_of=as_of, on_drift="refresh")
         assert (again.result, again.response) == ("cooling_down", "hold"), again.summary
         assert "nothing was observed since the last refresh" in again.summary
-        assert all(step.since == first.as_of and not step.looks for step in evidence_steps(again))  # begun anew
-        kept = drift_report(again)
-        assert kept is not None and kept.disagreement is not None
-        assert kept.disagreement.rows >= drift_report(first).disagreement.rows - 5  # what was audited is not lost
+        assert all(step.since == first.as_of and not step.looks for step in evidence_steps(again))  # started anew
+        report = drift_report(again)
+        assert report is not None and report.disagreement is not None
+        assert report.disagreement.rows >= drift_report(first).disagreement.rows - 5  # what was audited is not lost
 
-    # an event of before: the refresh that it asks for was judged already
+    # a late event: the gate has already judged its refresh
     late = refresh.fn(agent="toy", as_of=day(29), trigger="drift", cause=first.verdict_id)
     assert late == gate and open_registry("toy").versions() == made
     assert [v.result for v in base.journal.verdicts() if v.kind == "gate"] == ["promoted", "refused"]
-    assert answered("no such verdict", day(29)) is None and answered(gate.verdict_id, day(29)) is None
-    assert answered(first.verdict_id, first.as_of) is None  # its own: it goes on where it was killed
+    assert find_answer("no such verdict", day(29)) is None and find_answer(gate.verdict_id, day(29)) is None
+    assert find_answer(first.verdict_id, first.as_of) is None  # its own refresh continues where it was killed
 
     live.fn("toy", day(28), day(29))
-    anew = watch.fn(agent="toy", as_of=day(29))
-    assert anew.response != "hold"  # new rows: it may be asked again
-    assert answered(anew.verdict_id, day(29)) is None
+    after = watch.fn(agent="toy", as_of=day(29))
+    assert after.response != "hold"  # new rows allow a new alarm
+    assert find_answer(after.verdict_id, day(29)) is None

@@ -1,4 +1,4 @@
-"""Evidence under a budget of false alarms, and screens that tell benign from harmful; once through the flows."""
+"""Evidence under a false alarm budget, and the distinction of benign and harmful drift; one test runs the flows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture
 def budget(agents: Path, more_recipes: None) -> None:
-    """The toy under a budget instead of thresholds."""
+    """The toy agent with a false alarm budget instead of thresholds."""
     lines = (agents / "toy.yaml").read_text().splitlines()
     budget = "  every: 12h\n  audit: {rows: 20}"
     lines = [budget if line.startswith("  thresholds:") else line for line in lines]
@@ -33,13 +33,13 @@ def budget(agents: Path, more_recipes: None) -> None:
 
 
 @pytest.fixture
-def base(budget: None, lived) -> KnowledgeBase:
-    """With its first champion after twenty days."""
-    return lived()
+def base(budget: None, toy_base) -> KnowledgeBase:
+    """The knowledge base after twenty days, with the first champion."""
+    return toy_base()
 
 
-def looked(day, first: int, last: int, watch=watch):
-    """Live and watch, day by day; the verdicts."""
+def watch_daily(day, first: int, last: int, watch=watch):
+    """Add and watch the data of each day; return the verdicts."""
     verdicts = []
     for number in range(first, last + 1):
         ingest("toy", day(number - 1), day(number))
@@ -47,28 +47,28 @@ def looked(day, first: int, last: int, watch=watch):
     return verdicts
 
 
-def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: KnowledgeBase) -> None:
-    calm = looked(day, 21, 24)
+def test_failing_teacher_is_detected_and_renewed(day, base: KnowledgeBase) -> None:
+    calm = watch_daily(day, 21, 24)
     assert {verdict.response for verdict in calm} == {"hold"}
     last = evidence_steps(calm[-1])
     assert {step.process for step in last} == {"disagreement", "student_outcomes", "teacher_outcomes"}
     assert all(step.end == day(24) and step.since == day(20) and not step.alarm for step in last)
     assert calm[-1].cost is not None and calm[-1].cost.teacher_calls_since == 8 * 20
 
-    turned = looked(day, 25, 27)[-1]
+    turned = watch_daily(day, 25, 27)[-1]
     assert (turned.result, turned.response) == ("teacher_failing", "renew"), turned.summary
     assert decide_from_evidence(turned.evidence) == turned
     ingest("toy", day(27), day(33))
     gate = refresh(agent="toy", as_of=day(33), trigger="drift", cause=turned.verdict_id)
     assert gate.result == "promoted", gate.summary
     first, renewed = (open_registry("toy").version("toy-teacher", each) for each in ("1", "champion"))
-    assert renewed is not None and renewed.version == "2"  # fitted anew, and logged as a new version
+    assert renewed is not None and renewed.version == "2"  # a new fit is logged as a new version
     assert (
         open_registry("toy").models.tags(renewed)["teacher_version"]
         != open_registry("toy").models.tags(first)["teacher_version"]
     )
 
-    begun = looked(day, 34, 34)[0]
+    begun = watch_daily(day, 34, 34)[0]
     steps = evidence_steps(begun)
     assert {step.since for step in steps} == {day(33)} and {step.champion for step in steps} == {
         str(open_registry("toy").champion())
@@ -76,29 +76,29 @@ def test_a_teacher_that_fails_is_noticed_renewed_and_watched_anew(day, base: Kno
     assert not any(step.alarm for step in steps)
 
 
-def test_what_was_counted_is_not_counted_again(day, base: KnowledgeBase) -> None:
+def test_repeated_watch_counts_no_row_twice(day, base: KnowledgeBase) -> None:
     ingest("toy", day(20), day(23))
     first = watch(agent="toy", as_of=day(22))
     counted = base.journal.evidence("toy@" + open_registry("toy").champion().version, day(20))
-    asked = base.tables.count_rows()["knowledge"]
+    answers = base.tables.count_rows()["knowledge"]
     again = watch(agent="toy", as_of=day(22))
     assert base.journal.evidence("toy@" + open_registry("toy").champion().version, day(20)) == counted
-    assert base.tables.count_rows()["knowledge"] == asked
+    assert base.tables.count_rows()["knowledge"] == answers
     assert evidence_steps(again) == evidence_steps(first)
     assert again.cost is not None and again.cost.teacher_calls == 0
     assert [verdict.verdict_id for verdict in base.journal.verdicts() if verdict.kind == "watch"] == [first.verdict_id]
 
     early = watch(agent="toy", as_of=day(22) + 11 * HOUR)  # no step has ended since
     assert [step.end for step in evidence_steps(early)] == [day(22)] * 3
-    audited = [each for each in counted if each.step.process == "disagreement"]
+    audited = [evidence for evidence in counted if evidence.step.process == "disagreement"]
     rows = base.read_observations(base.window("w", day(20), day(22))).set_index("observation_id")
-    for each in audited:  # every drawn row lies in its step, with the probability that it was drawn with
-        times = rows.loc[list(each.observation_ids), "observed_at"]
-        assert times.between(each.step.start, each.step.end, inclusive="left").all()
-        assert len(each.probabilities) == len(each.losses) == each.step.step_rows == 20
+    for evidence in audited:  # each sampled row lies in its step and has its sampling probability
+        times = rows.loc[list(evidence.observation_ids), "observed_at"]
+        assert times.between(evidence.step.start, evidence.step.end, inclusive="left").all()
+        assert len(evidence.probabilities) == len(evidence.losses) == evidence.step.step_rows == 20
 
 
-def test_inputs_that_move_where_nothing_depends_on_them_are_benign(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drift_of_an_irrelevant_column_is_benign(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = toy.observations
     monkeypatch.setattr(
         toy,
@@ -107,29 +107,29 @@ def test_inputs_that_move_where_nothing_depends_on_them_are_benign(day, base, mo
             c=lambda rows: np.where(rows["c"].isna(), np.nan, 9 + rows["c"] / 10)
         ),
     )
-    verdict = looked(day, 21, 23)[-1]
+    verdict = watch_daily(day, 21, 23)[-1]
     assert (verdict.result, verdict.response) == ("benign_shift", "hold"), verdict.summary
     assert "c" in verdict.summary and "null mean" in verdict.summary
 
 
-def test_a_window_that_is_refused_counts_neither_for_nor_against(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_window_adds_no_evidence(day, base, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = toy.observations
     with monkeypatch.context() as patch:
         patch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(place="moon"))
-        broken = looked(day, 21, 21)[0]
+        broken = watch_daily(day, 21, 21)[0]
     assert broken.result == "data_broken"
     assert {(step.end, step.looks) for step in base.journal.latest_evidence()} == {(day(21), 0)}
-    after = looked(day, 22, 24)[-1]
+    after = watch_daily(day, 22, 24)[-1]
     assert after.response == "hold"
     disagreement = next(step for step in evidence_steps(after) if step.process == "disagreement")
     assert disagreement.end == day(24) and disagreement.looks < 6
 
 
 @pytest.mark.usefixtures("prefect_server", "budget")
-def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_is_published_in_mlflow_and_prefect(day, monkeypatch: pytest.MonkeyPatch) -> None:
     ingest("toy", day(0), day(20))
     flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
-    looked(day, 21, 22, flows.watch.watch.fn)
+    watch_daily(day, 21, 22, flows.watch.watch.fn)
     registry = open_registry("toy")
     sound = toy.observations
     (run,) = registry.client.search_runs([registry.experiment_id], "tags.role = 'watch'")
@@ -143,7 +143,7 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
         for folder in ("", "figures", "data_docs")
         for file in registry.client.list_artifacts(run.info.run_id, folder or None)
     }
-    assert files == {"verdict.json"}  # a calm window, of which no row was set aside: there is nothing to see
+    assert files == {"verdict.json"}  # no drift and no quarantined row, so there is no page
     with get_client(sync_client=True) as client:
         artifacts = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
     shown = {artifact.key: artifact.data for artifact in artifacts}["watch-toy"]
@@ -152,7 +152,7 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
 
     moved = {"c": lambda rows: np.where(rows["c"].isna(), np.nan, np.where(rows.index < 3, 99, 9 + rows["c"] / 10))}
     monkeypatch.setattr(toy, "observations", lambda start, end: sound(start, end).assign(**moved))
-    assert looked(day, 23, 24, flows.watch.watch.fn)[-1].result == "benign_shift"
+    assert watch_daily(day, 23, 24, flows.watch.watch.fn)[-1].result == "benign_shift"
     files = {
         file.path
         for folder in ("", "figures", "data_docs")
@@ -168,19 +168,19 @@ def test_the_watch_is_shown_in_mlflow_and_prefect(day, monkeypatch: pytest.Monke
     assert [file.path for file in registry.client.list_artifacts(first.info.run_id, "data_docs")]
 
 
-def test_what_is_audited_and_known_within_one_watch_counts_for_the_teacher(day, base: KnowledgeBase) -> None:
+def test_audited_rows_with_outcomes_add_evidence_on_the_teacher(day, base: KnowledgeBase) -> None:
     ingest("toy", day(20), day(22))
     steps = {step.process: step for step in evidence_steps(watch(agent="toy", as_of=day(22)))}
-    # outcomes are known a day later: of four steps' audits those of the first two
+    # outcomes are known a day later, so only the first two of four audited steps have them
     assert steps["disagreement"].rows == 80 and steps["teacher_outcomes"].rows == 40
     assert steps["student_outcomes"].rows == toy.PER_DAY
 
 
-def test_another_budget_or_tolerance_begins_the_evidence_anew(day, base: KnowledgeBase, agents: Path) -> None:
-    before = {step.process: step for step in evidence_steps(looked(day, 21, 21)[0])}
+def test_changed_budget_or_tolerance_restarts_the_evidence(day, base: KnowledgeBase, agents: Path) -> None:
+    before = {step.process: step for step in evidence_steps(watch_daily(day, 21, 21)[0])}
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("  every: 12h", "  every: 12h\n  tolerance: 0.1"))
-    after = {step.process: step for step in evidence_steps(looked(day, 22, 22)[0])}
+    after = {step.process: step for step in evidence_steps(watch_daily(day, 22, 22)[0])}
     for process, step in after.items():
-        assert step.since == day(21) and step.end == day(22)  # nothing counted twice, nothing left out
+        assert step.since == day(21) and step.end == day(22)  # no row is counted twice or left out
         assert step.null_mean == pytest.approx(before[process].null_mean + 0.08)

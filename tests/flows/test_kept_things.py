@@ -1,4 +1,4 @@
-"""What a process keeps of a store is let go of when the store changes: in one process, by engine calls."""
+"""The caches of a process are invalidated when the store changes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.flows import toy
 
 
 @pytest.mark.parametrize("more", [{"teacher": "keep"}, {"mode": "update"}, {"mode": "recalibrate"}])
-def test_fetched_models_may_be_deleted_between_two_calls(lived, day, more: dict[str, str]) -> None:
-    lived(24)
+def test_fetched_models_may_be_deleted_between_calls(toy_base, day, more: dict[str, str]) -> None:
+    toy_base(24)
     assert stillhouse.watch("toy", day(24)).kind == "watch"
     assert load_champion("toy").teacher_folder().exists()
     shutil.rmtree(home() / "models")
     assert stillhouse.refresh("toy", day(24), cause="later", **more).kind == "gate"  # type: ignore[arg-type]
 
 
-def test_a_teacher_that_was_altered_on_disk_is_not_used(lived, day, monkeypatch: pytest.MonkeyPatch) -> None:
-    lived(24)
+def test_teacher_altered_on_disk_is_not_used(toy_base, day, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_base(24)
     champion = load_champion("toy")
     folder = champion.teacher_folder()
     file = next(folder.rglob("logistic.json"))
@@ -46,8 +46,8 @@ def _refuse(*_: object) -> None:
     raise SignatureError("not what was signed")
 
 
-def test_a_store_that_was_replaced_is_connected_anew(lived, day) -> None:
-    lived(20)
+def test_replaced_store_is_reconnected(toy_base, day) -> None:
+    toy_base(20)
     before = open_registry("toy")
     assert open_registry("toy") is before
     shutil.copytree(home() / "mlflow", home() / "backup")
@@ -57,8 +57,8 @@ def test_a_store_that_was_replaced_is_connected_anew(lived, day) -> None:
     assert after is not before and after.champion() == before.champion()
 
 
-def test_a_window_is_never_shown_with_the_rows_of_other_table_versions(lived, day) -> None:
-    lived(21)
+def test_cached_window_has_the_rows_of_its_table_versions(toy_base, day) -> None:
+    toy_base(21)
     _, first = open_window("toy", day(23))
     rows = len(get_window("toy", first).raw)
     ingest("toy", day(21), day(22))
@@ -67,8 +67,8 @@ def test_a_window_is_never_shown_with_the_rows_of_other_table_versions(lived, da
     assert len(get_window("toy", first).raw) == rows
 
 
-def test_nothing_stays_open_whatever_a_refresh_ends_with(lived, day) -> None:
-    lived(20)
+def test_refresh_closes_its_session_on_success_and_failure(toy_base, day) -> None:
+    toy_base(20)
     with pytest.raises(WindowError, match="500 are needed"):
         stillhouse.refresh("toy", day(8))
     assert stillhouse.refresh("toy", day(20), trigger="bootstrap", cause="first").result == "promoted"
@@ -76,7 +76,7 @@ def test_nothing_stays_open_whatever_a_refresh_ends_with(lived, day) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"mode": "redistill"}, "mode: 'redistill' is none of recalibrate, update"),
         ({"teacher": "guess"}, "teacher: 'guess' is none of fit, keep"),
@@ -84,22 +84,22 @@ def test_nothing_stays_open_whatever_a_refresh_ends_with(lived, day) -> None:
         ({"cause": "x" * 501}, "cause: has 501 characters, and may have 500"),
     ],
 )
-def test_a_callers_mistake_is_one_sentence(lived, day, wrong: dict[str, str], told: str) -> None:
-    lived(20)
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_arguments_are_refused_in_one_sentence(toy_base, day, wrong: dict[str, str], message: str) -> None:
+    toy_base(20)
+    with pytest.raises(ConfigError, match=message):
         stillhouse.refresh("toy", day(20), **wrong)  # type: ignore[arg-type]
     for job in (stillhouse.refresh, stillhouse.watch):
         with pytest.raises(WindowError, match="is a str, and must be a datetime"):
             job("toy", "2024-01-21")  # type: ignore[operator]
 
 
-def test_a_watch_without_a_champion_says_how_to_make_one(agents, day) -> None:
+def test_watch_without_a_champion_says_how_to_make_one(agents, day) -> None:
     ingest("toy", day(0), day(5))
     with pytest.raises(WindowError, match=r"no champion that could be watched: make one with .*--trigger bootstrap"):
         stillhouse.watch("toy", day(5))
 
 
-def test_a_demo_goes_on_with_what_a_person_approved(agents, day) -> None:
+def test_demo_continues_after_manual_approval(agents, day) -> None:
     file = agents / "toy.yaml"
     file.write_text(file.read_text().replace("promotion: {", "promotion: {approval: manual, "))
     ingest("toy", day(0), day(20))
@@ -111,8 +111,8 @@ def test_a_demo_goes_on_with_what_a_person_approved(agents, day) -> None:
     assert find_first_champion("toy").version == str(version)
 
 
-def test_answers_of_a_table_that_was_restored_are_read_anew(lived, day) -> None:
-    base = lived(20)
+def test_answers_of_a_restored_table_are_read_again(toy_base, day) -> None:
+    base = toy_base(20)
     rows = base.read_observations(base.window("w", day(16), day(20)))
     few = rows.head(20)
     base.answers.append(few, pd.DataFrame([[0.5, 0.5]] * 20).to_numpy(), teacher="before")

@@ -1,4 +1,4 @@
-"""A refresh is killed with SIGKILL at each of its stations; the next run of the same request puts everything right."""
+"""A refresh is killed with SIGKILL at each of its steps; the next run of the same request completes the work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.living import live
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 ROOT = Path(__file__).parents[2]
-STATIONS = {
+STEPS = {
     "the teacher is being fitted": "refreshes/toy/*/teacher*",
     "the teacher is there": "refreshes/toy/*/teacher/teacher.json",
     "knowledge is being kept": "knowledge/toy/knowledge/_delta_log/*1.json",
@@ -39,31 +39,31 @@ def start(as_of: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def written(pattern: str) -> set[tuple[str, int]]:
-    """Files and folders of the pattern, with when each was written: one that a killed run left is not news."""
-    found = set()
+def list_written(pattern: str) -> set[tuple[str, int]]:
+    """Return the paths that match the pattern, with their modification times, to ignore those of a killed run."""
+    paths = set()
     for path in home().glob(pattern):
         with contextlib.suppress(FileNotFoundError):
-            found.add((str(path), path.stat().st_mtime_ns))
-    return found
+            paths.add((str(path), path.stat().st_mtime_ns))
+    return paths
 
 
-def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -> None:
+def test_refresh_killed_at_each_step_loses_and_repeats_nothing(day) -> None:
     live.fn("toy", day(0), day(20))
     as_of = f"{day(20):%Y-%m-%dT%H:%M:%S}"
     killed = []
-    for station, pattern in STATIONS.items():
-        before = written(pattern)
+    for step, pattern in STEPS.items():
+        before = list_written(pattern)
         process = start(as_of)
         deadline = time.monotonic() + 120
-        while process.poll() is None and written(pattern) <= before and time.monotonic() < deadline:
+        while process.poll() is None and list_written(pattern) <= before and time.monotonic() < deadline:
             time.sleep(0.005)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-            killed.append(station)
+            killed.append(step)
         process.wait()
-        if not killed or killed[-1] != station:
-            break  # it came through before it could be killed: what follows holds all the same
+        if not killed or killed[-1] != step:
+            break  # the run ended before it could be killed; the assertions below still apply
     assert len(killed) >= 4, killed
 
     assert start(as_of).wait(timeout=300) == 0
@@ -87,17 +87,17 @@ def test_killed_at_every_station_nothing_is_lost_doubled_or_half_promoted(day) -
     assert registry.versions() == versions and registry.champion() == champion and len(base.journal.verdicts()) == 1
 
 
-def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, agents: Path) -> None:
-    """Counted by the server itself, which sees every question."""
+def test_refresh_killed_while_labelling_asks_no_stored_answer_again(day, agents: Path) -> None:
+    """The server counts the questions."""
     pytest.importorskip("openai")
-    from tests.flows.test_teachers import llm, settle_on, wise
+    from tests.flows.test_teachers import correct_answer, llm, use_teachers
     from tests.teachers.http_server import serving
 
     def questions(requests: list[dict]) -> list[str]:
         return [request["messages"][-1]["content"] for request in requests]
 
-    with serving(wise) as server:
-        settle_on(agents, llm(server))
+    with serving(correct_answer) as server:
+        use_teachers(agents, llm(server))
         live.fn("toy", day(0), day(14))
         as_of = f"{day(14):%Y-%m-%dT%H:%M:%S}"
         process, deadline = start(as_of), time.monotonic() + 240
@@ -107,14 +107,14 @@ def test_killed_while_it_labels_nothing_that_was_answered_is_asked_again(day, ag
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed_after = len(server.requests)
-        kept = KnowledgeBase(load("toy")).tables.count_rows()["knowledge"]
+        stored = KnowledgeBase(load("toy")).tables.count_rows()["knowledge"]
         assert start(as_of).wait(timeout=400) == 0
         before, after = questions(server.requests[:killed_after]), questions(server.requests[killed_after:])
 
     base = KnowledgeBase(load("toy"))
-    assert 0 <= killed_after - kept <= 2 * 64  # the chunk of eight times eight rows that was under way, and its like
-    assert len(set(before) & set(after)) == killed_after - kept
-    assert len(after) == len(set(after)) == 8 * 120 + 150 - kept
+    assert 0 <= killed_after - stored <= 2 * 64  # at most two chunks of 8 × 8 rows were in progress
+    assert len(set(before) & set(after)) == killed_after - stored
+    assert len(after) == len(set(after)) == 8 * 120 + 150 - stored
     assert base.tables.count_rows()["knowledge"] == 8 * 120 + 150
     assert base.journal.verdicts()[-1].result == "promoted"
     assert base.answers.spending()["llm"].calls <= len(server.requests)

@@ -1,4 +1,4 @@
-"""A stretch of history that is lived again, wherever its first run was cut off, is lived once."""
+"""A period of history that is replayed again after an interruption is stored once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.flows import toy
 
 
 class Killed(BaseException):
-    """As if the process were gone: nothing of ours catches it."""
+    """Simulates the end of the process: no code under test catches it."""
 
 
 @pytest.mark.parametrize("moment", ["before the outcomes", "before the last flush", "amid the flush"])
-def test_cut_off_anywhere_and_lived_again(day, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_interrupted_period_is_stored_once(day, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     live.fn("toy", day(0), day(2))
-    whole, flushes = Agent.flush, list[int]()
+    original_flush, flushes = Agent.flush, list[int]()
 
     def die(*_: object, **__: object) -> None:
         raise Killed
@@ -27,7 +27,7 @@ def test_cut_off_anywhere_and_lived_again(day, monkeypatch: pytest.MonkeyPatch, 
         flushes.append(1)
         if len(flushes) > 1:
             raise Killed
-        whole(agent)
+        original_flush(agent)
 
     with monkeypatch.context() as patch:
         if moment == "before the outcomes":

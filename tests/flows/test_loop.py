@@ -1,4 +1,4 @@
-"""The loop through its flows: bootstrap, watch, drift, refresh, promote, roll back; and what bad input does to it."""
+"""The flows of the loop (bootstrap, watch, refresh, promotion, rollback), and their errors on bad input."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def refresh_session(as_of) -> Session:
-    """What a refresh of that moment would work with."""
+    """Open the session of a refresh at that time."""
     return open_session(request_refresh("toy", as_of, "manual", "a question", "fit", "redistil"))
 
 
 def artifacts() -> dict[str, str]:
     with get_client(sync_client=True) as client:
-        found = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
-    return {artifact.key: artifact.data for artifact in found}
+        by_age = sorted(client.read_artifacts(), key=lambda artifact: artifact.created)
+    return {artifact.key: artifact.data for artifact in by_age}
 
 
 @pytest.mark.usefixtures("more_recipes")
-def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
+def test_drift_is_detected_and_a_new_champion_promoted(day) -> None:
     live.fn("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     live.fn("toy", day(20), day(24))
@@ -51,8 +51,8 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     first = open_registry("toy").champion()
     verdict = watch(agent="toy", as_of=day(32), on_drift="refresh")
     assert (verdict.result, verdict.response) == ("teacher_failing", "renew")
-    crossed = {reason.measure for reason in verdict.reasons if reason.failed}
-    assert {"psi", "auc_drop", "evidence_student_outcomes"} <= crossed
+    failed = {reason.measure for reason in verdict.reasons if reason.failed}
+    assert {"psi", "auc_drop", "evidence_student_outcomes"} <= failed
 
     gate = base.journal.verdicts()[-1]
     assert gate.kind == "gate" and gate.result == "promoted", gate.summary
@@ -65,8 +65,8 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     registry, run = open_registry("toy"), open_registry("toy").models.tags(champion)["refresh_run"]
     certificate = registry.runs.read_record(run, "certificate.json", Certificate)
     assert (certificate.rule, certificate.anchor) == (2, str(first))
-    assert load_anchor(refresh_session(day(33))) is None  # proven better: its own anchor
-    equal = tuple(each.model_copy(update={"difference": 0.0}) for each in certificate.comparisons)
+    assert load_anchor(refresh_session(day(33))) is None  # a champion that was proven better is its own anchor
+    equal = tuple(c.model_copy(update={"difference": 0.0}) for c in certificate.comparisons)
     registry.runs.log_record(run, certificate.model_copy(update={"comparisons": equal}), "certificate.json")
     assert load_anchor(refresh_session(day(33))).model == first
 
@@ -75,8 +75,8 @@ def test_a_world_that_turns_over_is_noticed_learnt_and_proved(day) -> None:
     assert "| a |" in shown["watch-toy"] and "int8" in shown["refresh-toy"] and "units50" in shown["refresh-toy"]
 
 
-def test_every_decision_is_made_by_the_champion_of_its_time(lived, day) -> None:
-    base = lived(21)
+def test_decisions_are_made_by_the_champion_of_their_time(toy_base, day) -> None:
+    base = toy_base(21)
     live.fn("toy", day(21), day(22))
     decisions = base.read("decisions")
     assert len(decisions) == 2 * toy.PER_DAY
@@ -86,40 +86,40 @@ def test_every_decision_is_made_by_the_champion_of_its_time(lived, day) -> None:
     assert again == 0 and len(base.read("decisions")) == len(decisions)
 
 
-def test_the_same_refresh_is_done_once(lived, day) -> None:
-    lived()
+def test_identical_refresh_runs_once(toy_base, day) -> None:
+    toy_base()
     versions = open_registry("toy").versions()
     again = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert again.result == "promoted"
     assert open_registry("toy").versions() == versions
 
 
-SLOW = pytest.mark.slow  # of the same kind as the other two
+SLOW = pytest.mark.slow  # similar to the other two steps
 
 
 @pytest.mark.parametrize(
-    "station",
-    ["gather_knowledge", "log_models", *(pytest.param(each, marks=SLOW) for each in ("compress", "judge", "settle"))],
+    "step",
+    ["gather_knowledge", "log_models", *(pytest.param(step, marks=SLOW) for step in ("compress", "judge", "settle"))],
 )
-def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, station: str) -> None:
-    """The station does its work and the process dies right after it; the next run ends as if nothing had happened."""
+def test_interrupted_refresh_continues(day, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The process ends right after a step; the next run completes the refresh and repeats no question."""
     live.fn("toy", day(0), day(20))
-    task = getattr(refreshing, station)
+    task = getattr(refreshing, step)
 
-    def dies(*args, **kwargs):
+    def work_and_die(*args, **kwargs):
         task.fn(*args, **kwargs)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(refreshing, station, dies)
+        patch.setattr(refreshing, step, work_and_die)
         with pytest.raises(KeyboardInterrupt):
             refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
 
     base = KnowledgeBase(load("toy"))
     verdict = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert verdict.result == "promoted"
-    asked = base.read("knowledge", columns=["content_key", "teacher"])
-    assert asked["teacher"].nunique() == 1 and not asked.duplicated().any()  # nothing was asked twice
+    answers = base.read("knowledge", columns=["content_key", "teacher"])
+    assert answers["teacher"].nunique() == 1 and not answers.duplicated().any()  # no question was asked twice
     assert [v.verdict_id for v in base.journal.verdicts()] == [verdict.verdict_id]
     registry = open_registry("toy")
     champion = registry.champion()
@@ -130,8 +130,8 @@ def test_a_refresh_that_dies_goes_on(day, monkeypatch: pytest.MonkeyPatch, stati
     assert not (home() / "refreshes" / "toy" / registry.models.tags(champion)["refresh_id"]).exists()
 
 
-def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(lived, day) -> None:
-    base = lived(24)
+def test_kept_teacher_labels_only_new_rows(toy_base, day) -> None:
+    base = toy_base(24)
     before = base.tables.count_rows()["knowledge"]
     verdict = refresh(agent="toy", as_of=day(24), teacher="keep", cause="new rows, same teacher")
     assert verdict.kind == "gate"
@@ -149,8 +149,8 @@ def test_a_kept_teacher_labels_only_what_it_was_not_fitted_on(lived, day) -> Non
     )
 
 
-def test_promote_and_roll_back_by_hand(lived) -> None:
-    base = lived()
+def test_promotion_and_rollback_by_hand(toy_base) -> None:
+    base = toy_base()
     champion = open_registry("toy").champion()
     other = next(v.version for v in open_registry("toy").versions() if v.version != champion.version)
     assert promote(agent="toy", version=int(other), reason="smaller").result == "promoted"
@@ -165,8 +165,8 @@ def test_promote_and_roll_back_by_hand(lived) -> None:
     assert open_registry("toy").champion() == champion
 
 
-def test_a_refused_challenger_leaves_the_champion(lived, day, agents: Path) -> None:
-    lived(24)
+def test_refused_challenger_keeps_the_champion(toy_base, day, agents: Path) -> None:
+    toy_base(24)
     champion = open_registry("toy").champion()
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("max_bytes: 100_000", "max_bytes: 100"))
@@ -176,7 +176,7 @@ def test_a_refused_challenger_leaves_the_champion(lived, day, agents: Path) -> N
     assert open_registry("toy").champion() == champion
 
 
-def test_manual_approval_waits_for_a_person(day, agents: Path) -> None:
+def test_manual_approval_leaves_the_challenger_waiting(day, agents: Path) -> None:
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("promotion: {", "promotion: {approval: manual, "))
     live.fn("toy", day(0), day(20))
@@ -190,8 +190,8 @@ def test_manual_approval_waits_for_a_person(day, agents: Path) -> None:
 # --------------------------------------------------------------------------- bad input
 
 
-def altered(monkeypatch: pytest.MonkeyPatch, change) -> None:
-    """Let the toy's source deliver something else."""
+def alter_observations(monkeypatch: pytest.MonkeyPatch, change) -> None:
+    """Change the observations that the toy's source returns."""
     sound = toy.observations
     monkeypatch.setattr(toy, "observations", lambda start, end: change(sound(start, end)))
 
@@ -200,7 +200,7 @@ def test_a_missing_column_is_refused_and_nothing_is_stored(day, monkeypatch) -> 
     live.fn("toy", day(0), day(22))
     base = KnowledgeBase(load("toy"))
     before = base.tables.count_rows()
-    altered(monkeypatch, lambda rows: rows.drop(columns="b"))
+    alter_observations(monkeypatch, lambda rows: rows.drop(columns="b"))
     with pytest.raises(SchemaError, match=r"lack the columns \['b'\].*agent file"):
         live.fn("toy", day(22), day(23))
     assert base.tables.count_rows() == before
@@ -210,20 +210,20 @@ def test_a_wrong_type_is_refused_and_nothing_is_stored(day, monkeypatch) -> None
     live.fn("toy", day(0), day(22))
     base = KnowledgeBase(load("toy"))
     before = base.tables.count_rows()
-    altered(monkeypatch, lambda rows: rows.assign(a="high"))
+    alter_observations(monkeypatch, lambda rows: rows.assign(a="high"))
     with pytest.raises(SchemaError, match="column 'a'"):
         live.fn("toy", day(22), day(23))
     assert base.tables.count_rows() == before
 
 
-def test_extra_columns_are_left_out(day, monkeypatch) -> None:
-    altered(monkeypatch, lambda rows: rows.assign(surprise=1))
+def test_extra_columns_are_not_stored(day, monkeypatch) -> None:
+    alter_observations(monkeypatch, lambda rows: rows.assign(surprise=1))
     live.fn("toy", day(0), day(2))
     base = KnowledgeBase(load("toy"))
     assert "surprise" not in base.read("observations").columns
 
 
-def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(lived, day, monkeypatch) -> None:
+def test_bad_rows_are_quarantined_and_the_others_watched(toy_base, day, monkeypatch) -> None:
     def change(rows: pd.DataFrame) -> pd.DataFrame:
         rows = rows.copy()
         rows.loc[0, "a"] = np.nan
@@ -231,9 +231,9 @@ def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(lived, day
         rows.loc[2, "place"] = "moon"
         return rows
 
-    base = lived(22)
+    base = toy_base(22)
     with monkeypatch.context() as patch:
-        altered(patch, change)
+        alter_observations(patch, change)
         live.fn("toy", day(22), day(23))
     live.fn("toy", day(23), day(24))
     verdict = watch(agent="toy", as_of=day(24))
@@ -245,9 +245,9 @@ def test_bad_rows_are_quarantined_with_reasons_and_the_rest_is_judged(lived, day
     assert len(base.read_observations(window)) == toy.PER_DAY - 3
 
 
-def test_a_broken_window_stops_the_watch_and_the_refresh(lived, day, monkeypatch) -> None:
-    base = lived(22)
-    altered(monkeypatch, lambda rows: rows.assign(place="moon"))
+def test_broken_window_refuses_watch_and_refresh(toy_base, day, monkeypatch) -> None:
+    base = toy_base(22)
+    alter_observations(monkeypatch, lambda rows: rows.assign(place="moon"))
     live.fn("toy", day(22), day(26))
     versions = open_registry("toy").versions()
     verdict = watch(agent="toy", as_of=day(26), on_drift="refresh")
@@ -259,7 +259,7 @@ def test_a_broken_window_stops_the_watch_and_the_refresh(lived, day, monkeypatch
     assert base.journal.verdicts()[-1] == verdict
 
 
-def test_an_empty_and_a_tiny_window(day) -> None:
+def test_empty_and_small_windows_start_no_refresh(day) -> None:
     live.fn("toy", day(0), day(20))
     empty = watch(agent="toy", as_of=day(40))
     assert empty.result == "data_broken" and "no rows" in empty.summary
@@ -272,19 +272,19 @@ def test_an_empty_and_a_tiny_window(day) -> None:
         refresh(agent="toy", as_of=day(8))
 
 
-def test_no_observations_at_all(day) -> None:
+def test_agent_without_observations_is_refused(day) -> None:
     with pytest.raises(WindowError, match="has no observations"):
         watch(agent="toy")
 
 
-def test_an_unknown_agent_and_a_name_that_is_a_path(day) -> None:
+def test_unknown_agent_and_path_as_name_are_refused(day) -> None:
     with pytest.raises(ConfigError, match="did you mean 'toy'"):
         watch(agent="toyy")
     with pytest.raises(Exception, match="agent"):
         watch(agent="../toy")
 
 
-def test_a_part_that_does_not_import(day, agents: Path) -> None:
+def test_missing_teacher_class_is_refused(day, agents: Path) -> None:
     text = (agents / "toy.yaml").read_text()
     (agents / "toy.yaml").write_text(text.replace("tests.flows.toy:Logistic", "tests.flows.toy:Logistics"))
     live.fn("toy", day(0), day(20))
@@ -293,7 +293,7 @@ def test_a_part_that_does_not_import(day, agents: Path) -> None:
     assert open_registry("toy").versions() == []
 
 
-def test_an_mlflow_that_does_not_answer(day, monkeypatch) -> None:
+def test_unreachable_mlflow_is_refused(day, monkeypatch) -> None:
     live.fn("toy", day(0), day(20))
     base = KnowledgeBase(load("toy"))
     before = base.tables.count_rows()

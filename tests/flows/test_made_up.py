@@ -1,4 +1,4 @@
-"""Rows are made up, asked about and learned from; a budget is spent on observed rows first."""
+"""Synthetic rows are labelled by the teacher and used for training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from stillhouse.refreshing.modes import redistil
 from tests.flows import toy
 
 
-def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refresh_labels_synthetic_rows(day, agents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parent / "toy.yaml").read_text().replace("copies: 0", "copies: 1")
     (agents / "toy.yaml").write_text(text)
-    learned: list[int] = []
-    distilled = redistil.distil_with_control
+    unlabelled: list[int] = []
+    distil_with_control = redistil.distil_with_control
     monkeypatch.setattr(
         redistil,
         "distil_with_control",
-        lambda student, lesson, *given, **named: (
-            learned.append(int((~lesson.has_label).sum())) or distilled(student, lesson, *given, **named)
+        lambda student, training_set, *args, **kwargs: (
+            unlabelled.append(int((~training_set.has_label).sum()))
+            or distil_with_control(student, training_set, *args, **kwargs)
         ),
     )
     ingest("toy", day(0), day(20))
@@ -32,7 +33,7 @@ def test_a_refresh_asks_about_made_up_rows(day, agents: Path, monkeypatch: pytes
     assert verdict.result == "promoted", verdict.summary
     base = KnowledgeBase(load("toy"))
     observed = base.read("observations")["content_key"]
-    made = base.read("knowledge").pipe(lambda said: said[~said["content_key"].isin(observed)])
-    assert len(made) == learned[0] > 8 * toy.PER_DAY
+    synthetic = base.read("knowledge").pipe(lambda answers: answers[~answers["content_key"].isin(observed)])
+    assert len(synthetic) == unlabelled[0] > 8 * toy.PER_DAY
     assert base.answers.spending()["logistic"].rows == len(base.read("knowledge"))
     assert json.loads(verdict.model_dump_json())["evidence"]["certificate"]

@@ -1,4 +1,4 @@
-"""Maintain: whatever it removes, a registered champion's windows read back as they were when it was made."""
+"""Upkeep never changes the rows in the windows of a registered champion."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 @pytest.fixture
 def base(day, agents: Path) -> KnowledgeBase:
-    """Twenty days in stretches of a few; whatever may go is to go at once."""
+    """Twenty days of data in periods of four days, with upkeep settings that delete as early as possible."""
     file = agents / "toy.yaml"
     file.write_text(file.read_text() + "upkeep: {keep: 19d, grace: 0s, min_files: 2}\n")
     for first in range(0, 20, 4):
@@ -34,7 +34,7 @@ def base(day, agents: Path) -> KnowledgeBase:
     return KnowledgeBase(load("toy"))
 
 
-def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase, day) -> None:
+def test_training_window_of_a_champion_reads_identically_after_upkeep(base: KnowledgeBase, day) -> None:
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     for first in range(20, 50, 5):
         ingest("toy", day(first), day(first + 5))
@@ -48,13 +48,13 @@ def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase,
     spool.put(Outcomes(observation_ids=["toy-05999"], observed_at=[at], known_at=[at], actions=["go"]))
     rows = base.tables.count_rows()["observations"]
 
-    done = maintain(agent="toy", as_of=day(50))
-    assert done.flushed.rows == {"outcomes": 1} and done.models >= 1 and not done.nothing_removed
-    assert {c.table for c in done.compacted} >= {"observations", "outcomes", "decisions"}
+    upkeep = maintain(agent="toy", as_of=day(50))
+    assert upkeep.flushed.rows == {"outcomes": 1} and upkeep.models >= 1 and not upkeep.nothing_removed
+    assert {c.table for c in upkeep.compacted} >= {"observations", "outcomes", "decisions"}
     assert baseline.train.start <= day(2) and baseline.test.end >= day(18)
-    removed = {r.table: r.rows for r in done.removed}
+    removed = {r.table: r.rows for r in upkeep.removed}
     assert removed["observations"] == rows - base.tables.count_rows()["observations"] > 0
-    freed = {f.table: f for f in done.freed}
+    freed = {f.table: f for f in upkeep.freed}
     assert freed["observations"].files_after < freed["observations"].files_before
     kept = freed["observations"].kept
     assert str(champion) in kept[baseline.train.versions["observations"]]
@@ -73,10 +73,10 @@ def test_a_champions_training_window_reads_back_identically(base: KnowledgeBase,
     assert watch(agent="toy", as_of=day(50)).result != "data_broken"
 
 
-def test_where_the_registry_does_not_answer_nothing_is_removed(
+def test_nothing_is_deleted_without_the_registry(
     base: KnowledgeBase, day, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def silent(_agent: str) -> None:
+    def refuse_connection(_agent: str) -> None:
         raise RegistryError("MLflow does not answer at http://127.0.0.1:9")
 
     ingest("toy", day(20), day(50))
@@ -85,19 +85,19 @@ def test_where_the_registry_does_not_answer_nothing_is_removed(
     )
     before, old = base.read("observations"), base.window("w", day(0), day(50))
     with monkeypatch.context() as patch:
-        patch.setattr(maintaining, "open_registry", silent)
-        done = maintain(agent="toy", as_of=day(50))
-    assert "does not answer" in done.nothing_removed and done.removed == done.freed == () and done.compacted
+        patch.setattr(maintaining, "open_registry", refuse_connection)
+        upkeep = maintain(agent="toy", as_of=day(50))
+    assert "does not answer" in upkeep.nothing_removed and upkeep.removed == upkeep.freed == () and upkeep.compacted
     assert "nothing was removed: MLflow does not answer" in artifacts()["maintain-toy"]
     pd.testing.assert_frame_equal(base.read("observations"), before)
     pd.testing.assert_frame_equal(base.read("observations", old), before)
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/another.db")  # another, empty registry
-    done = maintain(agent="toy", as_of=day(50) + timedelta(hours=1))
-    assert "is MLFLOW_TRACKING_URI the right one?" in done.nothing_removed
+    upkeep = maintain(agent="toy", as_of=day(50) + timedelta(hours=1))
+    assert "is MLFLOW_TRACKING_URI the right one?" in upkeep.nothing_removed
     pd.testing.assert_frame_equal(base.read("observations", old), before)
 
 
-def test_an_agent_that_has_lived_nothing_has_nothing_to_maintain(agents: Path) -> None:
-    done = maintain(agent="toy")
-    assert done.compacted == done.removed == done.freed == () and not done.nothing_removed
+def test_agent_without_data_has_nothing_to_maintain(agents: Path) -> None:
+    upkeep = maintain(agent="toy")
+    assert upkeep.compacted == upkeep.removed == upkeep.freed == () and not upkeep.nothing_removed

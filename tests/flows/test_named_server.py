@@ -22,7 +22,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    """A web server that is no Prefect server."""
+    """A web server that is not a Prefect server."""
     with http.server.HTTPServer(("127.0.0.1", 0), _Site) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -30,7 +30,7 @@ def site() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("http://127.0.0.1:9/api", "does not answer"),
         ("http://127.0.0.1:99999/api", "is no address: Port out of range"),
@@ -38,13 +38,13 @@ def site() -> Iterator[str]:
         ("somewhere", "begins with http://"),
     ],
 )
-def test_a_named_server_that_is_not_there_is_told_at_once(url: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_named_server_is_refused_at_once(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url)
-    with pytest.raises(RuntimeStateError, match=told):
+    with pytest.raises(RuntimeStateError, match=message):
         ensure_server()
 
 
-def test_a_web_server_that_is_no_prefect_server_is_told(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_web_server_that_is_no_prefect_server_is_refused(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", site)
     with pytest.raises(RuntimeStateError, match=r"answers 404 at /health \(an address ends with /api\)"):
         ensure_server()

@@ -1,4 +1,4 @@
-"""A student of the user's own goes through the whole loop, and is always trained from scratch."""
+"""A student of kind ``module`` goes through the whole loop and is always trained from random weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from stillhouse.variant import Variant
 STUDENT = "student: {kind: module, target: tests.flows.toy:Network, settings: {width: 12}}"
 
 
-def test_a_module_of_the_users_own_is_distilled_compressed_proved_and_promoted(day, agents: Path) -> None:
+def test_custom_student_is_distilled_compressed_and_promoted(day, agents: Path) -> None:
     text = (Path(__file__).parent / "toy.yaml").read_text()
-    ours = next(line for line in text.splitlines() if line.startswith("student:"))
-    (agents / "toy.yaml").write_text(text.replace(ours, STUDENT))
+    old = next(line for line in text.splitlines() if line.startswith("student:"))
+    (agents / "toy.yaml").write_text(text.replace(old, STUDENT))
     ingest("toy", day(0), day(20))
     first = refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     assert first.result == "promoted", first.summary
@@ -26,6 +26,6 @@ def test_a_module_of_the_users_own_is_distilled_compressed_proved_and_promoted(d
     again = refresh(agent="toy", as_of=day(24), cause="by hand", mode="update")
     assert again.result in ("promoted", "refused")  # judged: the update became a new distillation
     runs = registry.client.search_runs([registry.experiment_id], filter_string="tags.update_not_made LIKE '%'")
-    (told,) = {run.data.tags["update_not_made"] for run in runs}
-    assert "'module' is always trained from scratch" in told
+    (reason,) = {run.data.tags["update_not_made"] for run in runs}
+    assert "'module' is always trained from scratch" in reason
     assert Variant(registry.models.fetch(champion)).manifest["columns"][-1]["name"] == "place"

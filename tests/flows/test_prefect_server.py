@@ -1,4 +1,4 @@
-"""The loop on a real Prefect server with a process worker: by schedule, by event and by hand, one refresh at a time."""
+"""The loop on a real Prefect server with a process worker: runs by schedule, event and hand, one refresh at a time."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BIN = Path(sys.executable).parent
 
 
 class Server:
-    """A Prefect server and a process worker on loopback, and what a person and a test ask of them."""
+    """A Prefect server and a process worker on loopback, with the requests of a person and of a test."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.url = folder, f"http://127.0.0.1:{_free_port()}"
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "STILLHOUSE_"))}
-        self.environment = kept | {
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "STILLHOUSE_"))}
+        self.environment = inherited | {
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": f"{self.url}/api",
             "PREFECT_SERVER_UI_API_URL": f"{self.url}/api",
@@ -42,11 +42,11 @@ class Server:
         }
 
     def prefect(self, *arguments: str, wait: float = 300) -> str:
-        """What ``prefect <arguments>`` prints, without a terminal to ask questions on."""
+        """Run ``prefect <arguments>`` without a terminal; return its output."""
         return self._call([str(BIN / "prefect"), "--no-prompt", *arguments], wait)
 
     def by_hand(self, *arguments: str) -> str:
-        """``python -m flows <arguments>`` with this server."""
+        """Run ``python -m flows <arguments>`` with this server."""
         return self._call([sys.executable, "-m", "flows", *arguments], 300)
 
     def ask(self, path: str, **body: Any) -> Any:
@@ -56,24 +56,26 @@ class Server:
 
     def runs(self, flow: str, **parameters: str) -> list[dict[str, Any]]:
         """Runs of ``flow`` with these parameters, oldest first."""
-        found = self.ask("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="EXPECTED_START_TIME_ASC")
-        return [run for run in found if parameters.items() <= run["parameters"].items()]
+        runs = self.ask("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="EXPECTED_START_TIME_ASC")
+        return [run for run in runs if parameters.items() <= run["parameters"].items()]
 
     def states(self, run: dict[str, Any]) -> list[str]:
         answer = httpx.get(f"{self.url}/api/flow_run_states/", params={"flow_run_id": run["id"]}, timeout=30)
         return [state["name"] for state in answer.json()]
 
     def artifact(self, key: str, run: dict[str, Any]) -> str:
-        """The markdown that a run left under ``key``."""
-        found = self.ask("artifacts/filter", artifacts={"key": {"any_": [key]}, "flow_run_id": {"any_": [run["id"]]}})
-        (artifact,) = found
+        """Return the Markdown artifact ``key`` of a run."""
+        artifacts = self.ask(
+            "artifacts/filter", artifacts={"key": {"any_": [key]}, "flow_run_id": {"any_": [run["id"]]}}
+        )
+        (artifact,) = artifacts
         assert artifact["type"] == "markdown"
         return str(artifact["data"])
 
-    def finished(self, look: Callable[[], list[dict[str, Any]]], seconds: float = 180) -> dict[str, Any]:
-        """The first run that ``look`` finds, once it has come to its end."""
+    def finished(self, find: Callable[[], list[dict[str, Any]]], seconds: float = 180) -> dict[str, Any]:
+        """Wait for the first run that ``find`` returns, and return it once it has ended."""
         deadline = time.monotonic() + seconds
-        while not (runs := look()) or runs[0]["state"]["type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+        while not (runs := find()) or runs[0]["state"]["type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
             assert time.monotonic() < deadline, (runs, self.logs())
             time.sleep(1)
         assert runs[0]["state"]["type"] == "COMPLETED", (runs[0]["state"]["message"], self.logs())
@@ -84,7 +86,7 @@ class Server:
 
     @contextmanager
     def running(self, name: str, *arguments: str) -> Iterator[None]:
-        """``prefect <arguments>`` in a process group of its own, which is ended with all that it started."""
+        """Run ``prefect <arguments>`` in its own process group, which is ended with all its processes."""
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [str(BIN / "prefect"), *arguments],
@@ -122,7 +124,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A server that answers, a work pool and its worker."""
+    """A running server with a work pool and a worker."""
     server = Server(tmp_path)
     (tmp_path / "prefect").mkdir()
     port = server.url.rpartition(":")[2]
@@ -137,11 +139,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_the_loop_on_a_server_with_a_worker(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    _easily_alarmed(server.folder / "agents")
+    _write_sensitive_agent(server.folder / "agents")
     deployed = server.prefect("deploy", "--all")
     assert all(f"{flow}/flights" in deployed for flow in ("watch", "refresh", "promote", "maintain"))
 
-    # the first champion, asked for from the command line
+    # the command line requests the first champion
     server.by_hand("live", "2013-02-19T05:00:00")
     server.prefect("deployment", "run", "refresh/flights", "-p", "trigger=bootstrap", "--watch")
     bootstrap = server.finished(lambda: server.runs("refresh", trigger="bootstrap"))
@@ -149,7 +151,7 @@ def test_the_loop_on_a_server_with_a_worker(server: Server, monkeypatch: pytest.
     before = _aliases(server, monkeypatch)
     assert before["previous"] is None
 
-    # a schedule starts the watch; its event starts a refresh, and one more that is asked for by hand has to wait
+    # a schedule starts the watch, and its event a refresh; a second refresh, requested by hand, must wait
     soon = (datetime.now(UTC) + timedelta(seconds=25)).replace(microsecond=0)
     server.prefect(
         "deployment", "schedule", "create", "watch/flights", "--interval", "86400", "--anchor-date", soon.isoformat()
@@ -172,7 +174,7 @@ def test_the_loop_on_a_server_with_a_worker(server: Server, monkeypatch: pytest.
         assert text.startswith("# flights: promoted") and f"Started by **{trigger}**" in text
         assert "| int8_dynamic | variant |" in text
 
-    # a person goes back
+    # a person rolls back
     after = _aliases(server, monkeypatch)
     assert after["champion"] not in (None, before["champion"]) and after["previous"] is not None
     server.prefect("deployment", "run", "promote/flights", "-p", "action=rollback", "-p", "reason=a test", "--watch")
@@ -180,13 +182,13 @@ def test_the_loop_on_a_server_with_a_worker(server: Server, monkeypatch: pytest.
     assert _aliases(server, monkeypatch)["champion"] == after["previous"]
     assert "a test" in server.artifact("promotion-flights", promoted)
 
-    # a form that is filled in wrongly starts nothing
+    # an invalid parameter starts no run
     with pytest.raises(AssertionError, match="is not one of"):
         server.prefect("deployment", "run", "refresh/flights", "-p", "teacher=guess")
 
 
-def _easily_alarmed(folder: Path) -> None:
-    """The flights agent, made to be alarmed by any week, quick to learn and easy to convince."""
+def _write_sensitive_agent(folder: Path) -> None:
+    """Write an agent file for flights that detects drift every week, trains quickly, and promotes easily."""
     settings = yaml.safe_load((ROOT / "agents" / "flights.yaml").read_text(encoding="utf-8"))
     settings["windows"] |= {"train": "4w"}
     settings["watch"] |= {"thresholds": {"psi": 0.01}, "cooldown": "0d"}
@@ -198,7 +200,7 @@ def _easily_alarmed(folder: Path) -> None:
 
 
 def _aliases(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
-    """The versions that MLflow's aliases name."""
+    """Return the versions that MLflow's aliases name."""
     from stillhouse.registry import Registry
 
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What a refresh and a watch read and open, counted: rows, answers and teachers once each, however old the agent."""
+"""A refresh and a watch read tables and load teachers a constant number of times, whatever the agent's age."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from stillhouse.teachers import ensemble
 
 
 @contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """How often each table is scanned meanwhile, and how often teachers are loaded."""
+def count_reads() -> Iterator[Counter[str]]:
+    """Count the scans of each table and the loads of teachers within the context."""
     times = Counter[str]()
     scan, load = Tables.scan, ensemble.load
 
-    def scanning(self: Tables, table: Any, *given: Any, **named: Any) -> Any:
+    def scanning(self: Tables, table: Any, *args: Any, **kwargs: Any) -> Any:
         times[table] += 1
-        return scan(self, table, *given, **named)
+        return scan(self, table, *args, **kwargs)
 
-    def loading(*given: Any, **named: Any) -> Any:
+    def loading(*args: Any, **kwargs: Any) -> Any:
         times["teacher"] += 1
-        return load(*given, **named)
+        return load(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tables, "scan", scanning)
@@ -46,10 +46,10 @@ def bootstrap(day) -> None:
 
 
 @pytest.mark.usefixtures("more_recipes")
-def test_a_refresh_opens_its_teacher_once_and_reads_rows_and_answers_at_most_twice(day) -> None:
+def test_refresh_loads_its_teacher_once_and_reads_tables_at_most_twice(day) -> None:
     bootstrap(day)
     ingest("toy", day(20), day(24))
-    with counted() as times:
+    with count_reads() as times:
         verdict = stillhouse.refresh("toy", day(24), cause="again")
     assert verdict.kind == "gate", verdict.summary
     assert times["teacher"] == 1
@@ -57,7 +57,7 @@ def test_a_refresh_opens_its_teacher_once_and_reads_rows_and_answers_at_most_twi
     assert times["knowledge"] <= 2  # of its own teacher, and of the champion's, which it is compared with
 
 
-def test_a_watch_reads_its_window_once(day) -> None:
+def test_watch_reads_its_window_once(day) -> None:
     bootstrap(day)
     ingest("toy", day(20), day(24))
     read, windows = KnowledgeBase.read, Counter[tuple[str, Any, Any]]()
@@ -66,7 +66,7 @@ def test_a_watch_reads_its_window_once(day) -> None:
         windows[(table, window and window.start, window and window.end)] += 1
         return read(self, table, window, columns)
 
-    with counted() as times, pytest.MonkeyPatch.context() as patch:
+    with count_reads() as times, pytest.MonkeyPatch.context() as patch:
         patch.setattr(KnowledgeBase, "read", reading)
         verdict = stillhouse.watch("toy", day(24))
     assert (verdict.result, verdict.response) == ("no_drift", "hold")
@@ -76,19 +76,21 @@ def test_a_watch_reads_its_window_once(day) -> None:
     assert times["knowledge"] <= 2 and times["teacher"] <= 1
 
 
-def test_a_contract_that_is_skipped_is_recorded_by_both_verdicts(day) -> None:
+def test_both_verdicts_record_a_skipped_contract(day) -> None:
     bootstrap(day)
     ingest("toy", day(20), day(24))
     unchecked = data_contract.skip("a replay of days that were checked when they passed")
 
-    def said(verdict: Verdict) -> list[str]:
+    def contract_reasons(verdict: Verdict) -> list[str]:
         return [reason.text for reason in verdict.reasons if reason.measure == "data_contract"]
 
     watched = stillhouse.watch("toy", day(24), contract=unchecked)
-    assert said(watched) == ["the data contract was not checked: a replay of days that were checked when they passed"]
+    assert contract_reasons(watched) == [
+        "the data contract was not checked: a replay of days that were checked when they passed"
+    ]
     assert decide_from_evidence(watched.evidence) == watched
     gate = stillhouse.refresh("toy", day(24), cause="again", contract=unchecked)
-    assert said(gate) == said(watched) and replay(gate) == gate
-    assert said(stillhouse.watch("toy", day(24) + (day(1) - day(0)))) == []
+    assert contract_reasons(gate) == contract_reasons(watched) and replay(gate) == gate
+    assert contract_reasons(stillhouse.watch("toy", day(24) + (day(1) - day(0)))) == []
     with pytest.raises(ValueError, match="skipped_because"):
         stillhouse.watch("toy", day(24), contract=data_contract.skip("  "))

@@ -1,4 +1,4 @@
-"""What a run's artifact shows of data is text: no table breaks, nothing becomes a link, a picture or a heading."""
+"""Artifacts escape values from the data: no broken tables, links, images or headings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VALUES = (
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_slice_is_one_cell_of_one_row(value: str) -> None:
+def test_slice_is_one_cell_of_one_row(value: str) -> None:
     drift = SliceDrift(
         slice=f"tool={value}", share_reference=0.1, share_current=0.2, rows=10, disagreement=0.1, excess=0
     )
@@ -36,7 +36,7 @@ def test_a_slice_is_one_cell_of_one_row(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_reason_is_one_item(value: str) -> None:
+def test_reason_is_one_list_item(value: str) -> None:
     reason = Reason(
         measure=f"{value}:test", value=0.8, threshold=0.1, failed=False, text=f"on place={value} (245 rows)"
     )
@@ -57,5 +57,5 @@ def test_a_reason_is_one_item(value: str) -> None:
 
 
 @pytest.mark.parametrize("agent", ["toy", "a_b", "a-b", "a1_"])
-def test_an_agent_of_any_name_has_artifacts(agent: str) -> None:
+def test_artifact_key_is_valid_for_each_agent_name(agent: str) -> None:
     raise_on_name_alphanumeric_dashes_only(artifact_key("watch", agent))

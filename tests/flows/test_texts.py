@@ -1,4 +1,4 @@
-"""An agent that reads sentences goes once through the loop: first champion, calm, new words, next champion."""
+"""An agent with texts in the loop: first champion, no drift, new words, next champion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.flows import clerk
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
+def test_new_words_are_detected_and_learned(agents: Path, day) -> None:
     shutil.copy(Path(__file__).with_name("clerk.yaml"), agents)
     ingest("clerk", day(0), day(24))
     stillhouse.refresh(agent="clerk", as_of=day(20), trigger="bootstrap", cause="first")
@@ -34,8 +34,8 @@ def test_new_words_are_noticed_and_learnt(agents: Path, day) -> None:
 
     ingest("clerk", day(24), day(42))
     verdict = watch(agent="clerk", as_of=day(29))
-    crossed = {reason.measure: reason.text for reason in verdict.reasons if reason.failed}
-    assert verdict.result != "no_drift" and "said: new words" in crossed["psi"]
+    failed = {reason.measure: reason.text for reason in verdict.reasons if reason.failed}
+    assert verdict.result != "no_drift" and "said: new words" in failed["psi"]
 
     refresh(agent="clerk", as_of=day(42), trigger="drift", cause=verdict.verdict_id)
     gate = base.journal.verdicts()[-1]

@@ -1,4 +1,4 @@
-"""A champion's student takes in what is new, begins a new training, or learns another action."""
+"""Refreshes from the champion's student: update, warm redistillation, and a new action."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "more_recipes")
 
 def run_of(verdict):
     registry = open_registry("toy")
-    wanted = f"tags.verdict = '{verdict.verdict_id}'"
-    return registry.client.search_runs([registry.experiment_id], wanted)[0]
+    return registry.client.search_runs([registry.experiment_id], f"tags.verdict = '{verdict.verdict_id}'")[0]
 
 
-def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None:
-    base = lived(24)
+def test_update_learns_new_rows_without_forgetting(toy_base, day) -> None:
+    base = toy_base(24)
     registry, first = open_registry("toy"), open_registry("toy").champion()
-    asked = set(base.read("knowledge")["content_key"])
+    labelled_before = set(base.read("knowledge")["content_key"])
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="update", cause="four days more")
     assert verdict.result == "promoted", verdict.summary
     assert "update_not_made" not in run_of(verdict).data.tags
@@ -37,11 +36,13 @@ def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None
     champion = registry.champion()
     assert champion != first and registry.baseline(champion).teacher == registry.baseline(first).teacher
     new = base.read("knowledge")
-    new = new[~new["content_key"].isin(asked)]
-    assert new["observed_at"].min() >= pd.Timestamp(day(19))  # what the teacher had said already is not asked again
-    old, kept = (memory.read(registry.models.student_files(each)) for each in (first, champion))
-    assert old.rows["observation_id"].isin(kept.rows["observation_id"]).all()  # few enough to keep them all
-    assert kept.seen > old.seen
+    new = new[~new["content_key"].isin(labelled_before)]
+    assert new["observed_at"].min() >= pd.Timestamp(
+        day(19)
+    )  # the teacher is not asked about rows that it labelled before
+    old, current = (memory.read(registry.models.student_files(ref)) for ref in (first, champion))
+    assert old.rows["observation_id"].isin(current.rows["observation_id"]).all()  # so few rows that all are kept
+    assert current.seen > old.seen
     student = registry.version("toy-student", "champion")
     figures = registry.client.get_run(student.run_id).data.metrics
     forgotten = {name: value for name, value in figures.items() if name.startswith("forgotten/")}
@@ -49,26 +50,28 @@ def test_an_update_learns_what_is_new_and_remembers_the_rest(lived, day) -> None
     assert flows.refresh.refresh(agent="toy", as_of=day(24), mode="update", cause="four days more") == verdict
 
 
-def test_where_nothing_is_new_a_refresh_redistils_and_says_why(lived, day) -> None:
-    lived(21)
+def test_refresh_without_new_rows_redistils(toy_base, day) -> None:
+    toy_base(21)
     verdict = flows.refresh.refresh(agent="toy", as_of=day(21), mode="update", cause="a day later")
     assert verdict.kind == "gate"
     assert "120 rows with outcomes are new" in run_of(verdict).data.tags["update_not_made"]
 
 
-def test_a_warm_training_begins_at_the_champions_weights(lived, day) -> None:
-    lived(24)
+def test_warm_redistillation_starts_from_the_champions_weights(toy_base, day) -> None:
+    toy_base(24)
     verdict = flows.refresh.refresh(agent="toy", as_of=day(24), mode="redistil_warm", teacher="keep", cause="warm")
     assert verdict.result == "promoted", verdict.summary
     assert "warm_start_not_made" not in run_of(verdict).data.tags
 
 
 @pytest.fixture
-def turning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A calm world in which, from its twentieth day on, there is another place, and another action is right there."""
-    calm = toy.HISTORY[toy.HISTORY["observed_at"] < toy.TURN]
-    rows = pd.concat([calm, calm.assign(observed_at=calm["observed_at"] + (toy.TURN - toy.BEGIN))], ignore_index=True)
-    rows["observation_id"] = [f"turning-{i:05d}" for i in range(len(rows))]
+def new_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A history without drift, but with a new place from day 20 on, where a new action is right."""
+    calm = toy.HISTORY[toy.HISTORY["observed_at"] < toy.DRIFT_START]
+    rows = pd.concat(
+        [calm, calm.assign(observed_at=calm["observed_at"] + (toy.DRIFT_START - toy.BEGIN))], ignore_index=True
+    )
+    rows["observation_id"] = [f"new_action-{i:05d}" for i in range(len(rows))]
     late = rows["observed_at"] >= toy.BEGIN + pd.Timedelta(days=20)
     west = late & (rows["c"] > 7)
     rows.loc[west, "place"] = "west"
@@ -76,17 +79,17 @@ def turning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy, "HISTORY", rows)
 
 
-def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turning: None) -> None:
+def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, new_action: None) -> None:
     ingest("toy", day(0), day(20))
     refresh(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
     file = agents / "toy.yaml"
     grown = file.read_text().replace("actions: [wait, go]", "actions: [wait, turn, go]")
     grown = grown.replace("[north, south]", "[north, west, south]").replace("auc_drop", "accuracy_drop")
-    # a logistic teacher is farther from the truth of this world than it was before: more is no harm
+    # a logistic teacher fits this history worse than the one before
     file.write_text(grown.replace("watch:\n", "watch:\n  tolerance: 0.15\n"))
 
     ingest("toy", day(20), day(26))
-    seen = watch(agent="toy", as_of=day(26))  # the champion does not know the action: it errs, and nothing breaks
+    seen = watch(agent="toy", as_of=day(26))  # the champion does not know the new action: it errs, but raises no error
     assert seen.result != "data_broken" and seen.response != "hold", seen.summary
     with pytest.raises(PartError, match=r"made for the actions wait, go.*teacher=fit"):
         refresh(agent="toy", as_of=day(26), teacher="keep")
@@ -103,9 +106,9 @@ def test_a_new_action_is_learned_and_the_others_are_kept(day, agents: Path, turn
     rows = toy.HISTORY[toy.HISTORY["observed_at"] >= day(36)]
     right = rows["action"].to_numpy()
     turns = right == "turn"
-    old, new = (each.predict(rows)["action"].to_numpy() == right for each in (before, after))
+    old, new = (variant.predict(rows)["action"].to_numpy() == right for variant in (before, after))
     assert new[turns].mean() > 0.6 and new[~turns].mean() > old[~turns].mean() - 0.05
-    calm = toy.HISTORY[toy.HISTORY["observed_at"] < day(15)]  # where there was no such action yet, the odds are kept
+    calm = toy.HISTORY[toy.HISTORY["observed_at"] < day(15)]  # before the new action existed, the probabilities stay
     odds = [np.log(p[:, -1] / p[:, 0]) for p in (before.predict_proba(calm), after.predict_proba(calm))]
     assert np.corrcoef(*odds)[0, 1] > 0.9
     assert watch(agent="toy", as_of=day(36)).kind == "watch"

@@ -1,5 +1,4 @@
-"""Two teachers through the flows, one of which goes bad: its weight falls, with the reason recorded, and the student
-follows the other."""
+"""Two teachers in the flows: the weight of the one that fails decreases, and the student follows the other."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from tests.flows import toy
 
 
 class OldRules:
-    """What holds in the toy's world before its turn, and will never know of it."""
+    """A fixed teacher that is right only before the drift."""
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
         score = 2 * rows["a"] + rows["b"] + np.where(rows["place"] == "north", 0.7, -0.7)
@@ -35,7 +34,7 @@ class OldRules:
         return np.column_stack([1 - go, go])
 
 
-def settle_on(agents: Path) -> None:
+def use_two_teachers(agents: Path) -> None:
     text = (agents / "toy.yaml").read_text()
     text = text.replace(
         "  - {kind: python, name: logistic",
@@ -43,7 +42,7 @@ def settle_on(agents: Path) -> None:
         "  - {kind: python, name: logistic",
     )
     text = text.replace("  cooldown: 3d", "  cooldown: 3d\n  every: 12h\n  audit: {rows: 40}")
-    text = text.replace("slice_margin: 0.1", "slice_margin: 0.9")  # the world of before is gone, and may be forgotten
+    text = text.replace("slice_margin: 0.1", "slice_margin: 0.9")  # the rules before the drift may be forgotten
     (agents / "toy.yaml").write_text(text)
 
 
@@ -54,17 +53,17 @@ def runs_of(role: str) -> list[Any]:
 
 def share(base: KnowledgeBase, name: str, job: str | None = None) -> list[float]:
     return [
-        each.after
-        for each in base.journal.weight_changes()
-        if (each.teacher, each.slice) == (name, "") and job in (None, each.job)
+        change.after
+        for change in base.journal.weight_changes()
+        if (change.teacher, change.slice) == (name, "") and job in (None, change.job)
     ]
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
+def test_failing_teacher_loses_weight_and_the_student_follows_the_other(
     day: Callable[[int], Any], agents: Path
 ) -> None:
-    settle_on(agents)
+    use_two_teachers(agents)
     base = KnowledgeBase(load("toy"))
     ingest("toy", day(0), day(20))
     first = flows.refresh.refresh.fn(agent="toy", as_of=day(20), trigger="bootstrap", cause="first")
@@ -73,18 +72,18 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     assert parts.teacher.weights is not None and parts.teacher.weights.everywhere.outcomes == 1000
     assert parts.teacher.weights.teachers == ("rules", "logistic")
 
-    shown_after_the_first_refresh()
+    require_weights_published()
 
     ingest("toy", day(20), day(28))
     for number in (23, 28):
         watch(agent="toy", as_of=day(number))
     changes = base.journal.weight_changes()
-    followed = [each for each in changes if each.job == "watch" and each.teacher == "rules" and not each.slice]
-    assert followed and followed[-1].as_of == day(28)
-    assert followed[-1].after < followed[-1].before - 0.1
-    assert "it lost" in followed[-1].reason and followed[-1].by == "outcomes"
+    updates = [c for c in changes if c.job == "watch" and c.teacher == "rules" and not c.slice]
+    assert updates and updates[-1].as_of == day(28)
+    assert updates[-1].after < updates[-1].before - 0.1
+    assert "it lost" in updates[-1].reason and updates[-1].by == "outcomes"
     watch(agent="toy", as_of=day(28))
-    assert base.journal.weight_changes() == changes  # a repeated watch records nothing twice
+    assert base.journal.weight_changes() == changes  # a repeated watch records no change twice
     (run,) = runs_of("watch")
     curve = open_registry("toy").client.get_metric_history(run.info.run_id, "weight/rules")
     assert [point.timestamp for point in curve][:2] == [int(day(n).timestamp() * 1000) for n in (23, 28)]
@@ -93,9 +92,9 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     ingest("toy", day(28), day(44))
     verdict = refresh(agent="toy", as_of=day(44), trigger="drift", cause="the rules fail")
     assert verdict.result == "promoted", verdict.summary
-    last = [each for each in base.journal.weight_changes() if each.as_of == day(44) and not each.slice]
-    fallen = next(each for each in last if each.teacher == "rules")
-    assert fallen.before == pytest.approx(share(base, "rules", "watch")[-1]) and fallen.after < 0.1
+    last = [c for c in base.journal.weight_changes() if c.as_of == day(44) and not c.slice]
+    lowered = next(change for change in last if change.teacher == "rules")
+    assert lowered.before == pytest.approx(share(base, "rules", "watch")[-1]) and lowered.after < 0.1
     renewed = load_champion("toy")
     assert renewed.teacher.version != parts.teacher.version
     versions = {
@@ -118,8 +117,8 @@ def test_a_teacher_that_goes_bad_loses_its_weight_and_the_student_follows(
     assert min(right["student"], right["teachers"]) > 0.75 and right["rules"] < 0.5
 
 
-def shown_after_the_first_refresh() -> None:
-    """Record, curve and figure in MLflow, and two tables in Prefect."""
+def require_weights_published() -> None:
+    """Check the record, curve and figure in MLflow, and the two tables in Prefect."""
     registry = open_registry("toy")
     (run,) = runs_of("refresh")
     weights = registry.runs.read_record(run.info.run_id, "weights.json", TeacherWeights)
@@ -132,25 +131,29 @@ def shown_after_the_first_refresh() -> None:
     assert len(curve) == 200 and curve[-1].step == 1000
     assert [point.timestamp for point in curve] == sorted(point.timestamp for point in curve)
 
-    found = registry.runs.read_record(run.info.run_id, "contradictions.json", Contradictions)
-    assert found is not None and {each.slice for each in found.contradictions} == {"", "place=north", "place=south"}
-    whole = found.contradictions[0]
-    assert (whole.first, whole.second, whole.rows) == ("rules", "logistic", 14 * toy.PER_DAY)
+    contradictions = registry.runs.read_record(run.info.run_id, "contradictions.json", Contradictions)
+    assert contradictions is not None and {contradiction.slice for contradiction in contradictions.contradictions} == {
+        "",
+        "place=north",
+        "place=south",
+    }
+    overall = contradictions.contradictions[0]
+    assert (overall.first, overall.second, overall.rows) == ("rules", "logistic", 14 * toy.PER_DAY)
     command = [sys.executable, "-c", "from stillhouse.cli import main; main()", "teachers", "toy"]
-    told = subprocess.run(command, text=True, capture_output=True, timeout=300, check=False)
-    assert told.returncode == 0, told.stderr
-    assert "by the agent file" in told.stdout and "logistic" in told.stdout
-    assert 0 < whole.low < whole.share < whole.high < 0.3
+    completed = subprocess.run(command, text=True, capture_output=True, timeout=300, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert "by the agent file" in completed.stdout and "logistic" in completed.stdout
+    assert 0 < overall.low < overall.share < overall.high < 0.3
     with get_client(sync_client=True) as client:
         page = json.loads(json.dumps([artifact.data for artifact in client.read_artifacts()]))
     assert any("## Weights of the teachers" in str(text) and "contradict each other" in str(text) for text in page)
 
 
-def test_a_kept_teacher_is_weighed_anew_and_asked_nothing_twice(
-    lived: Callable[..., KnowledgeBase], day: Callable[[int], Any], agents: Path
+def test_kept_teacher_is_weighted_again_and_asked_no_question_twice(
+    toy_base: Callable[..., KnowledgeBase], day: Callable[[int], Any], agents: Path
 ) -> None:
-    settle_on(agents)
-    base = lived()
+    use_two_teachers(agents)
+    base = toy_base()
     before = open_registry("toy").baseline(open_registry("toy").champion()).teacher
     ingest("toy", day(20), day(22))
     verdict = refresh(agent="toy", as_of=day(22), teacher="keep", cause="two days later")

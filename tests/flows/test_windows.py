@@ -1,4 +1,4 @@
-"""Current windows by count, since the promotion and sampled, through the watch flow."""
+"""The watch flow with current windows by row count, since the promotion, and sampled."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.flows import toy
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def with_current(agents: Path, written: str) -> None:
+def set_current_window(agents: Path, setting: str) -> None:
     text = (agents / "toy.yaml").read_text()
     assert "current: 4d" in text
-    (agents / "toy.yaml").write_text(text.replace("current: 4d", f"current: {written}"))
+    (agents / "toy.yaml").write_text(text.replace("current: 4d", f"current: {setting}"))
 
 
-def said_about_the_window(verdict: Verdict) -> str:
+def window_reason(verdict: Verdict) -> str:
     assert decide_from_evidence(verdict.evidence) == verdict
     (reason,) = [reason for reason in verdict.reasons if reason.measure == "window"]
     with get_client(sync_client=True) as client:
@@ -37,11 +37,11 @@ def said_about_the_window(verdict: Verdict) -> str:
     return reason.text
 
 
-def test_since_the_promotion_and_sampled(lived, day, agents: Path) -> None:
-    with_current(agents, "since_promotion, sample: 200")
-    base = lived(24)
+def test_sampled_window_since_the_promotion(toy_base, day, agents: Path) -> None:
+    set_current_window(agents, "since_promotion, sample: 200")
+    base = toy_base(24)
     verdict = watch(agent="toy", as_of=day(24))
-    text = said_about_the_window(verdict)
+    text = window_reason(verdict)
     assert f"since {open_registry('toy').champion()} was promoted" in text
     assert "a sample of at most 200 rows (seed " in text and text.endswith("200 of its rows")
 
@@ -53,19 +53,21 @@ def test_since_the_promotion_and_sampled(lived, day, agents: Path) -> None:
     assert len(everything) == 4 * toy.PER_DAY
     assert report.quality is not None and report.quality.rows == len(base.read_labelled(report.current, day(24)))
 
-    live.fn("toy", day(24), day(26))  # the promise of a pinned window
+    live.fn("toy", day(24), day(26))  # a pinned window does not change
     pd.testing.assert_frame_equal(base.read_observations(report.current), rows)
     promoted = promote(agent="toy", version=int(open_registry("toy").versions()[0].version), reason="by hand")
-    with pytest.raises(WindowError, match=r"was promoted, .* and so is empty at"):  # the clock on the wall is ahead
+    with pytest.raises(
+        WindowError, match=r"was promoted, .* and so is empty at"
+    ):  # the wall clock is ahead of the data
         open_window("toy", day(26))
     assert open_window("toy", promoted.as_of + pd.Timedelta(hours=1))[1].start == promoted.as_of
 
 
-def test_the_newest_rows(lived, day, agents: Path) -> None:
-    with_current(agents, "{rows: 300}")
-    base = lived(24)
+def test_window_of_the_newest_rows(toy_base, day, agents: Path) -> None:
+    set_current_window(agents, "{rows: 300}")
+    base = toy_base(24)
     verdict = watch(agent="toy", as_of=day(24))
-    assert "the newest 300 rows" in said_about_the_window(verdict)
+    assert "the newest 300 rows" in window_reason(verdict)
     report = drift_report(verdict)
     assert report is not None and report.current_rows == 300 and report.current.end == day(24)
     screens = open_registry("toy").baseline(open_registry("toy").champion()).screens
@@ -73,8 +75,8 @@ def test_the_newest_rows(lived, day, agents: Path) -> None:
     assert base.read_observations(report.current)["observed_at"].iloc[0] == day(24) - pd.Timedelta(days=2.5)
 
 
-def test_without_a_promotion_or_rows_the_watch_says_so(day, agents: Path) -> None:
-    with_current(agents, "{since: promotion, at_most: 2d}")
+def test_window_without_a_promotion_or_rows_is_refused(day, agents: Path) -> None:
+    set_current_window(agents, "{since: promotion, at_most: 2d}")
     live.fn("toy", day(0), day(20))
     with pytest.raises(WindowError, match="there is no champion yet"):
         watch(agent="toy", as_of=day(20))
@@ -84,8 +86,8 @@ def test_without_a_promotion_or_rows_the_watch_says_so(day, agents: Path) -> Non
         watch(agent="toy", as_of=day(-1))
 
 
-def test_a_window_of_a_length_gives_the_verdicts_it_always_gave(lived, day) -> None:
-    lived(24)
+def test_window_of_a_fixed_length_gives_no_window_reason(toy_base, day) -> None:
+    toy_base(24)
     verdict = watch(agent="toy", as_of=day(24))
     assert "window" not in {reason.measure for reason in verdict.reasons}
     report = drift_report(verdict)

@@ -1,4 +1,4 @@
-"""A small agent whose world turns over on a known day: three numbers, one category, two actions."""
+"""A small agent with table rows (three numbers, one category, two actions) and concept drift on a known day."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 BEGIN = pd.Timestamp("2024-01-01T00:00:00Z")
-TURN = BEGIN + pd.Timedelta(days=24)  # from here on `a` counts the other way round, and is larger
+DRIFT_START = BEGIN + pd.Timedelta(days=24)  # from here on, the effect of `a` is reversed and its mean is larger
 PER_DAY = 120
 
 
@@ -21,19 +21,19 @@ def _history() -> pd.DataFrame:
     rng = np.random.default_rng(7)
     n = 60 * PER_DAY
     observed = BEGIN + pd.to_timedelta(np.arange(n) * (86_400 // PER_DAY), unit="s")
-    turned = np.asarray(observed >= TURN)
+    after_drift = np.asarray(observed >= DRIFT_START)
     frame = pd.DataFrame(
         {
             "observation_id": [f"toy-{i:05d}" for i in range(n)],
             "observed_at": observed,
-            "a": rng.normal(size=n) + np.where(turned, 1.5, 0.0),
+            "a": rng.normal(size=n) + np.where(after_drift, 1.5, 0.0),
             "b": rng.normal(size=n),
             "c": np.where(rng.random(n) < 0.05, np.nan, rng.uniform(0, 10, n)),
             "place": rng.choice(["north", "south"], n),
         }
     )
-    a = frame["a"] - np.where(turned, 1.5, 0.0)
-    score = np.where(turned, -1.0, 1.0) * 2 * a + frame["b"] + np.where(frame["place"] == "north", 0.7, -0.7)
+    a = frame["a"] - np.where(after_drift, 1.5, 0.0)
+    score = np.where(after_drift, -1.0, 1.0) * 2 * a + frame["b"] + np.where(frame["place"] == "north", 0.7, -0.7)
     frame["action"] = np.where(rng.random(n) < 1 / (1 + np.exp(-score)), "go", "wait")
     return frame
 
@@ -55,7 +55,7 @@ def _between(start: datetime, end: datetime) -> pd.DataFrame:
 
 
 class Logistic:
-    """A teacher that keeps its coefficients in JSON."""
+    """A logistic regression as teacher, saved as JSON."""
 
     def fit(self, rows: pd.DataFrame, outcomes: np.ndarray) -> None:
         self.model = LogisticRegression().fit(self._matrix(rows), outcomes)
@@ -64,16 +64,16 @@ class Logistic:
         return self.model.predict_proba(self._matrix(rows))
 
     def save(self, folder: Path) -> None:
-        kept = {"coef": self.model.coef_.tolist(), "intercept": self.model.intercept_.tolist()}
-        (folder / "logistic.json").write_text(json.dumps(kept))
+        stored = {"coef": self.model.coef_.tolist(), "intercept": self.model.intercept_.tolist()}
+        (folder / "logistic.json").write_text(json.dumps(stored))
 
     @classmethod
     def load(cls, folder: Path) -> Logistic:
-        kept = json.loads((folder / "logistic.json").read_text())
+        stored = json.loads((folder / "logistic.json").read_text())
         loaded = cls()
         loaded.model = LogisticRegression()
-        loaded.model.coef_, loaded.model.intercept_ = np.array(kept["coef"]), np.array(kept["intercept"])
-        loaded.model.classes_ = np.arange(max(2, len(kept["coef"])))
+        loaded.model.coef_, loaded.model.intercept_ = np.array(stored["coef"]), np.array(stored["intercept"])
+        loaded.model.classes_ = np.arange(max(2, len(stored["coef"])))
         return loaded
 
     def _matrix(self, rows: pd.DataFrame) -> np.ndarray:
@@ -82,7 +82,7 @@ class Logistic:
 
 
 class Network(nn.Module):
-    """A student of one's own: missing numbers become 5, a category its code."""
+    """A custom student: missing numbers become 5, categories are codes."""
 
     def __init__(self, columns: list[dict], actions: tuple[str, ...], width: int) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class Network(nn.Module):
         return self.layers(torch.where(torch.isnan(x), 5.0, x))
 
 
-class Known:
-    """What the toy's world did before its turn: nothing to learn, and three numbers to be seen inside."""
+class FixedRules:
+    """A teacher that is never fitted: the toy's true probabilities before the drift, with three features."""
 
     def predict_proba(self, rows: pd.DataFrame) -> np.ndarray:
         go = 1 / (1 + np.exp(-self.features(rows).astype(float).sum(axis=1)))

@@ -18,6 +18,7 @@ from stillhouse.knowledge.schemas import Table
 from stillhouse.knowledge.spool import SpoolFile
 from stillhouse.knowledge.tables import Tables
 from stillhouse.records import Window
+from tests.agents import agent_config
 
 SPAWN = multiprocessing.get_context("spawn")  # Delta panics in a forked process
 
@@ -25,22 +26,7 @@ START = datetime(2013, 1, 1, tzinfo=UTC)
 
 
 def make_config() -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["stay", "move"],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2013-01-01T00:00:00Z",
-                "columns": {"origin": {"type": "category"}, "temp": {"type": "number"}, "wind": {"type": "number"}},
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python", "name": "t", "target": "toy:Teacher"}],
-            "student": {"kind": "tabular"},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {"thresholds": {"psi": 0.25}},
-        }
-    )
+    return agent_config()
 
 
 def make_rows(first: int, count: int) -> pd.DataFrame:

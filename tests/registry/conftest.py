@@ -7,6 +7,7 @@ import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,6 +35,7 @@ from stillhouse.registry import Lineage, NewVariant, Registry
 from stillhouse.registry.names import registered_name
 from stillhouse.signing import load_signer, model_statement, release_statement
 from stillhouse.verifying import Model, digests
+from tests.agents import agent_file
 
 COLUMNS = [
     {"name": "wind", "type": "number"},
@@ -43,19 +45,19 @@ COLUMNS = [
 ACTIONS = ["on_time", "late"]
 START = datetime(2013, 1, 1, tzinfo=UTC)
 
-AGENT_FILE = """
-agent: flights
-actions: [on_time, late]
-observations:
-  source: "somewhere:rows"
-  since: 2013-01-01T00:00:00Z
-  columns: {wind: {type: number}, hour: {type: number}, origin: {type: category}}
-outcomes: {source: "somewhere:outcomes", delay: 1d}
-teachers: [{kind: python, name: rule, target: "rule_teacher:Rule", weight: 2}]
-student: {kind: tabular}
-windows: {train: 7d, test: 1d, current: 1d}
-watch: {thresholds: {psi: 0.25}}
-"""
+FLIGHTS: dict[str, Any] = {
+    "agent": "flights",
+    "actions": ACTIONS,
+    "observations": {
+        "columns": {"wind": {"type": "number"}, "hour": {"type": "number"}, "origin": {"type": "category"}}
+    },
+    "windows": {"train": "7d", "test": "1d", "current": "1d"},
+}
+"""What the agent of these models changes in the small agent of ``tests/agents.py``."""
+
+AGENT_FILE = agent_file(
+    **FLIGHTS, teachers=[{"kind": "python", "name": "rule", "target": "rule_teacher:Rule", "weight": 2}]
+)
 
 RULE_TEACHER = """
 from pathlib import Path

@@ -20,13 +20,13 @@ import torch
 import yaml
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, Schema
-from tests.compress.test_outside import graph
 
 from stillhouse.config import home
 from stillhouse.errors import PartError, RegistryError
 from stillhouse.registry import Registry
 from stillhouse.registry.experiment import open_experiment
 from stillhouse.registry.foreign import ForeignModels
+from tests.compress.foreign.test_target import graph
 
 
 def test_an_alias_becomes_a_version(three: Registry) -> None:

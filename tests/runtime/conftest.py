@@ -13,26 +13,17 @@ import pytest
 
 from stillhouse.records import Baseline, Disagreement, DriftCalibration
 from stillhouse.registry import Registry
-from tests.registry.conftest import START, Life, empty_store, quality, window
+from tests.agents import agent_sections
+from tests.registry.conftest import FLIGHTS, START, Life, empty_store, quality, window
 from tests.runtime import parts_for_tests as parts
 
 __all__ = ["empty_store"]
 
-AGENT = {
-    "agent": "flights",
-    "actions": ["on_time", "late"],
-    "observations": {
-        "source": "somewhere:rows",
-        "since": "2013-01-01T00:00:00Z",
-        "columns": {"wind": {"type": "number"}, "hour": {"type": "number"}, "origin": {"type": "category"}},
-    },
-    "outcomes": {"source": "somewhere:outcomes", "delay": "1d"},
-    "teachers": [{"kind": "python", "name": "rule", "target": "tests.runtime.parts_for_tests:Rule"}],
-    "student": {"kind": "tabular"},
-    "windows": {"train": "7d", "test": "1d", "current": "1d"},
-    "watch": {"thresholds": {"psi": 0.25}},
-    "runtime": {"poll": "0.1s", "flush": "0.1s"},
-}
+AGENT = agent_sections(
+    **FLIGHTS,
+    teachers=[{"kind": "python", "name": "rule", "target": "tests.runtime.parts_for_tests:Rule"}],
+    runtime={"poll": "0.1s", "flush": "0.1s"},
+)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from stillhouse.errors import SchemaError
 from stillhouse.knowledge import content_keys, tidy
 from stillhouse.runtime.rows import ObservationSchema, to_micros
 from stillhouse.variant import Encoder, InputError
-from tests.runtime.conftest import AGENT
+from tests.agents import agent_config
 
 WORDS = ["[PAD]", "[UNK]", "book", "a", "taxi", "##s", "!", "caf", "##e", "漢"]
 COLUMNS = [
@@ -35,9 +35,7 @@ def make_config() -> AgentConfig:
         "wind": {"type": "number"},
         "said": {"type": "text"},
     }
-    return AgentConfig.model_validate(
-        AGENT | {"observations": AGENT["observations"] | {"columns": columns}, "student": {"kind": "text"}}
-    )
+    return agent_config(observations={"columns": columns}, student={"kind": "text"})
 
 
 @pytest.fixture
@@ -91,13 +89,7 @@ def test_rows_are_encoded_for_a_student_with_some_columns_in_another_order(schem
 def test_rows_are_encoded_for_an_agent_without_some_type_of_column(names: list[str]) -> None:
     types = {"temp": "number", "wind": "number", "origin": "category", "said": "text"}
     student = {"kind": "text"} if "said" in names else {"kind": "tabular"}
-    config = AgentConfig.model_validate(
-        AGENT
-        | {
-            "observations": AGENT["observations"] | {"columns": {name: {"type": types[name]} for name in names}},
-            "student": student,
-        }
-    )
+    config = agent_config(observations={"columns": {name: {"type": types[name]} for name in names}}, student=student)
     rows, columns = make_rows(50), [column for column in COLUMNS if column["name"] in names]
     batch = ObservationSchema(config).read(rows)
     matrix = Encoder(columns).trusting(ObservationSchema(config).columns)(batch.values)

@@ -12,28 +12,16 @@ import pytest
 from stillhouse.config import AgentConfig
 from stillhouse.records import Contradictions, Window
 from stillhouse.teachers.contradictions import find_contradictions
+from tests.agents import agent_config
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 WINDOW = Window(name="train", start=START, end=START + timedelta(days=60))
 
 
 def config(min_slice_rows: int = 20, cluster: str = "0s") -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["stay", "move"],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2024-01-01T00:00:00Z",
-                "columns": {"place": {"type": "category"}},
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python", "name": "a", "target": "toy:A"}],
-            "student": {"kind": "tabular"},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {},
-            "promotion": {"slices": ["place"], "min_slice_rows": min_slice_rows, "cluster": cluster},
-        }
+    return agent_config(
+        observations={"columns": {"place": {"type": "category"}}},
+        promotion={"slices": ["place"], "min_slice_rows": min_slice_rows, "cluster": cluster},
     )
 
 

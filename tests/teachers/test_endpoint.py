@@ -14,6 +14,7 @@ from stillhouse.config import AgentConfig
 from stillhouse.errors import PartError
 from stillhouse.teachers.answers import Allowance, Answers
 from stillhouse.teachers.endpoint import Endpoint
+from tests.agents import agent_config
 from tests.teachers.http_server import Reply, Server, chat_completion, error, serving, token
 
 pytest.importorskip("openai")
@@ -32,22 +33,7 @@ def make_config(url: str, **settings: Any) -> AgentConfig:
         "retries": 2,
         **settings,
     }
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["stay", "move"],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2013-01-01T00:00:00Z",
-                "columns": {"temp": {"type": "number"}},
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [teacher],
-            "student": {"kind": "tabular"},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {},
-        }
-    )
+    return agent_config(observations={"columns": {"temp": {"type": "number"}}}, teachers=[teacher])
 
 
 def endpoint(server: Server, **settings: Any) -> Endpoint:

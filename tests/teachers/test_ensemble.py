@@ -17,6 +17,7 @@ from stillhouse.parts import TextEncoderState
 from stillhouse.records import ModelRef, TeacherWeights, Window
 from stillhouse.teachers import ensemble, mixture_weights
 from stillhouse.teachers.answers import wrap_predict
+from tests.agents import agent_config
 from tests.teachers.toy_teachers import Constant, WithoutPredict
 
 PARTS = "tests.teachers.toy_teachers"
@@ -25,22 +26,10 @@ WINDOW = Window(name="train", start=START, end=START + timedelta(hours=24), vers
 
 
 def make_config(*teachers: dict[str, Any], folds: int = 4) -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "agent": "toy",
-            "actions": ["stay", "move"],
-            "observations": {
-                "source": "toy:rows",
-                "since": "2013-01-01T00:00:00Z",
-                "columns": {"temp": {"type": "number"}},
-            },
-            "outcomes": {"source": "toy:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python"} | teacher for teacher in teachers],
-            "student": {"kind": "tabular"},
-            "distillation": {"folds": folds},
-            "windows": {"train": "8w", "test": "1w", "current": "7d"},
-            "watch": {"thresholds": {"psi": 0.25}},
-        }
+    return agent_config(
+        observations={"columns": {"temp": {"type": "number"}}},
+        teachers=[{"kind": "python"} | teacher for teacher in teachers],
+        distillation={"folds": folds},
     )
 
 

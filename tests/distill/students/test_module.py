@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from stillhouse.compress.search.candidates import CandidateBuilder
@@ -17,8 +16,8 @@ from stillhouse.compress.variants import target_from_student, variant_writer
 from stillhouse.config import AgentConfig, Fp32, PruneHeads, PruneUnits
 from stillhouse.distill.students import CustomStudent, load, new_student, save
 from stillhouse.errors import PartError, StillhouseError
+from tests.agents import agent_config
 
-TOY = yaml.safe_load((Path(__file__).parents[2] / "flows" / "toy.yaml").read_text())
 COLUMNS = [{"name": "a", "type": "number"}, {"name": "place", "type": "category", "values": ["north", "south"]}]
 X = np.zeros((4, 2), dtype=np.float32)
 HERE = "tests.distill.students.test_module"
@@ -26,8 +25,7 @@ HERE = "tests.distill.students.test_module"
 
 def agent(target: str, **settings: Any) -> AgentConfig:
     student = {"kind": "module", "target": f"{HERE}:{target}", "settings": settings}
-    compression = {"recipes": [{"method": "fp32"}], "search": None}
-    return AgentConfig.model_validate(TOY | {"student": student, "compression": compression})
+    return agent_config(student=student, compression={"recipes": [{"method": "fp32"}], "search": None})
 
 
 class Plain(nn.Module):
@@ -73,7 +71,7 @@ def test_same_seed_gives_the_same_custom_student_and_it_survives_a_round_trip(tm
     save(student, tmp_path)
     (tmp_path / "columns.json").write_text(json.dumps(COLUMNS))
     assert torch.equal(load(tmp_path, config)(x), student(x))
-    for other in (agent("Plain", width=6), agent("too_wide"), AgentConfig.model_validate(TOY)):
+    for other in (agent("Plain", width=6), agent("too_wide"), agent_config()):
         with pytest.raises(PartError, match="describes another one than was stored"):
             load(tmp_path, other)
     with pytest.raises(PartError, match="only its agent file can make"):
@@ -118,7 +116,6 @@ def test_custom_student_is_pruned_by_tracing_and_inapplicable_steps_are_refused(
 
 
 def test_custom_student_with_text_columns_is_refused() -> None:
-    texts = TOY["observations"] | {"columns": {"said": {"type": "text"}}}
     student = {"kind": "module", "target": f"{HERE}:Plain"}
     with pytest.raises((ValueError, StillhouseError), match="'module' reads no text"):
-        AgentConfig.model_validate(TOY | {"student": student, "observations": texts, "promotion": {}})
+        agent_config(student=student, observations={"columns": {"said": {"type": "text"}}})

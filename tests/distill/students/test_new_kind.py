@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
 from stillhouse.config import AgentConfig, AnyEncoder, AnyStudent, StudentSection
@@ -21,8 +20,7 @@ from stillhouse.distill.students.encoders import new_encoder
 from stillhouse.distill.students.kinds import _READERS, make_student, register_reader, text_columns
 from stillhouse.errors import PartError
 from stillhouse.parts import TextEncoderState
-
-TOY = yaml.safe_load((Path(__file__).parents[2] / "flows" / "toy.yaml").read_text())
+from tests.agents import agent_config
 
 
 class LinearStudent(StudentSection):
@@ -60,7 +58,7 @@ def _(spec: dict[str, Any], folder: Path, config: AgentConfig | None) -> Student
 
 
 def with_student(section: StudentSection) -> AgentConfig:
-    return AgentConfig.model_validate(TOY).model_copy(update={"student": section})
+    return agent_config().model_copy(update={"student": section})
 
 
 def test_new_kind_is_made_stored_and_read(tmp_path: Path) -> None:

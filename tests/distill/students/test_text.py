@@ -18,6 +18,7 @@ from stillhouse.distill.training_set import TrainingSet
 from stillhouse.errors import ConfigError
 from stillhouse.parts import TextEncoderState
 from stillhouse.variant import encode
+from tests.agents import agent_config
 
 ENCODERS = {
     "bag": BagEncoder(type="bag", width=16),
@@ -29,26 +30,11 @@ every_encoder = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODE
 
 
 def agent(**student: Any) -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "agent": "clerk",
-            "actions": ["greet", "book", "cancel"],
-            "observations": {
-                "source": "clerk:rows",
-                "since": "2024-01-01T00:00:00Z",
-                "columns": {
-                    "said": {"type": "text"},
-                    "hour": {"type": "number"},
-                    "place": {"type": "category"},
-                },
-            },
-            "outcomes": {"source": "clerk:outcomes", "delay": "1d"},
-            "teachers": [{"kind": "python", "name": "big", "target": "clerk:Big"}],
-            "student": {"kind": "text", "vocabulary": 120, "length": 8, "widths": [16], "embedding": 2, **student},
-            "distillation": {"epochs": 12, "batch_size": 32, "learning_rate": 0.01, "controller": "fixed"},
-            "windows": {"train": "8w", "test": "1w", "current": "1w"},
-            "watch": {},
-        }
+    return agent_config(
+        actions=["greet", "book", "cancel"],
+        observations={"columns": {"said": {"type": "text"}, "hour": {"type": "number"}, "place": {"type": "category"}}},
+        student={"kind": "text", "vocabulary": 120, "length": 8, "widths": [16], "embedding": 2, **student},
+        distillation={"epochs": 12, "batch_size": 32, "learning_rate": 0.01, "controller": "fixed"},
     )
 
 
