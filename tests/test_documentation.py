@@ -1,7 +1,8 @@
-"""Links of the pages resolve, their measured figures are in a result file, and the README's code and tree are true."""
+"""Links and names of the pages resolve, their figures are in a result file, and the README's code and tree are true."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -242,7 +243,74 @@ def test_measured_figures_are_in_a_result_file(page: Path) -> None:
     assert figures == []
 
 
+# --------------------------------------------------------------------------- names of stillhouse
+#
+# What blocks of Python import, and dotted names in these blocks and in inline code. Decision notes and the change log
+# are history.
+
+NAMING = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "README.md", *PROSE]
+
+PYTHON_BLOCK = re.compile(r"^ *```python\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+FROM = re.compile(r"^ *from (stillhouse(?:\.\w+)*) import (\([^)]*\)|.*)$", re.MULTILINE)
+DOTTED = re.compile(r"(?<![\w./-])stillhouse(?:\.[A-Za-z_]\w*)+")
+
+
+def missing_names(text: str) -> list[str]:
+    """Names of stillhouse that a page imports or mentions and that do not exist."""
+    names = set()
+    for code in PYTHON_BLOCK.findall(text):
+        names.update(DOTTED.findall(code))
+        for module, imported in FROM.findall(code):
+            listed = re.sub(r"#.*", "", imported).strip(" ()\n").split(",")
+            names.update(f"{module}.{name.split()[0]}" for name in listed if name.strip())
+    for inline in CODE.finditer(without_fences(text)):
+        names.update(DOTTED.findall(inline[0]))
+    return sorted(name for name in names if not exists(name))
+
+
+def exists(dotted: str) -> bool:
+    """Whether this is a module, or an object in one."""
+    found: Any = importlib.import_module("stillhouse")
+    module = "stillhouse"
+    for name in dotted.split(".")[1:]:
+        module = f"{module}.{name}"
+        if not hasattr(found, name):
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError:
+                return False
+        found = getattr(found, name)
+    return True
+
+
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_of_stillhouse_exist(page: Path) -> None:
+    missing = missing_names(page.read_text(encoding="utf-8"))
+    assert missing == []
+
+
 # --------------------------------------------------------------------------- the checks find what they are for
+
+
+def test_a_missing_name_is_found() -> None:
+    good = (
+        "`stillhouse.parts.Teacher`, `stillhouse.watch(agent)`, `src/stillhouse.py`\n\n"
+        "```python\nimport stillhouse.drift.scan\nfrom stillhouse import (\n    Agent,  # decides\n"
+        "    Variant as V,\n)\nstillhouse.watch(agent)\n```\n"
+    )
+    assert missing_names(good) == []
+    bad = (
+        "`stillhouse.parts.TextInitial` `a stillhouse.nowhere.at_all`\n\n"
+        "```python\nfrom stillhouse.drift.profile import scan, Profile\nimport stillhouse.gone\n"
+        "stillhouse.distill_all(rows)\n```\n"
+    )
+    assert missing_names(bad) == [
+        "stillhouse.distill_all",
+        "stillhouse.drift.profile.scan",
+        "stillhouse.gone",
+        "stillhouse.nowhere.at_all",
+        "stillhouse.parts.TextInitial",
+    ]
 
 
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
