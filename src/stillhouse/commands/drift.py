@@ -36,8 +36,9 @@ def drift(
     ] = None,
 ) -> None:
     """Measure the drift of each column between two tables, largest first. Tables may be larger than memory."""
-    from stillhouse.drift.distances import COLUMN_DISTANCES, compare_profiles
+    from stillhouse.drift.distances import compare_profiles
     from stillhouse.drift.explain import rank_columns
+    from stillhouse.records import COLUMN_DISTANCES
 
     before = _load_profile(reference, columns, None, texts or ())
     now = _load_profile(current, columns, before, texts or ())

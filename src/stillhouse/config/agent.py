@@ -19,6 +19,7 @@ from stillhouse.config.students import AnyStudent
 from stillhouse.config.teachers import AnyTeacher, Asking, EnsembleTeacher, TeacherWeighting, Teaching, leaves
 from stillhouse.config.watching import Watch
 from stillhouse.config.windows import NewestRows, Windows
+from stillhouse.records import COLUMN_DISTANCES
 from stillhouse.shown import shown
 
 __all__ = ["AgentConfig"]
@@ -229,11 +230,12 @@ def _threshold_errors(config: AgentConfig) -> Iterator[str]:
             f"the AUC needs two actions: write `accuracy_drop` instead"
         )
         return
-    for name, count, what in (("psi", watched, "columns"), ("ks", numbers, "number columns")):
-        if getattr(thresholds, name) is not None and thresholds.shifted_columns > count:
+    for distance in COLUMN_DISTANCES:
+        count, what = (watched, "columns") if distance.columns == "columns" else (numbers, "number columns")
+        if getattr(thresholds, distance.field, None) is not None and thresholds.shifted_columns > count:
             yield (
                 f"watch.thresholds.shifted_columns: is {thresholds.shifted_columns}, but drift is measured on "
-                f"{count} {what}: `{name}` could never be exceeded"
+                f"{count} {what}: `{distance.field}` could never be exceeded"
             )
             return
 

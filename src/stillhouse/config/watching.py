@@ -117,8 +117,7 @@ class Watch(Section):
     @model_validator(mode="after")
     def _check_some_detection(self) -> Watch:
         if self.false_alarms is None and all(
-            getattr(self.thresholds, name) is None
-            for name in ("psi", "ks", "output_psi", "disagreement", "auc_drop", "accuracy_drop")
+            value is None for name, value in self.thresholds if name != "shifted_columns"
         ):
             raise ValueError(
                 "without a budget of `false_alarms` and without a threshold no drift would ever be detected: set one "

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from pydantic import AwareDatetime, Field
 
 from stillhouse.config import AgentConfig, Responses, Thresholds
-from stillhouse.drift.distances import COLUMN_DISTANCES, ColumnDistance
 from stillhouse.drift.evidence import joint_evidence
 from stillhouse.errors import WindowError
 from stillhouse.records import (
+    COLUMN_DISTANCES,
     REFRESH_MODES,
+    ColumnDistance,
     ColumnDrift,
     Cost,
     DataReport,

@@ -8,9 +8,8 @@ the same name in :class:`stillhouse.config.Thresholds`: the verdict's reason and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import compress, islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,6 @@ from stillhouse.records import ColumnDrift
 from stillhouse.stats import total_variation
 
 __all__ = [
-    "COLUMN_DISTANCES",
-    "ColumnDistance",
     "compare_profiles",
     "count_psi_bins",
     "ks",
@@ -37,41 +34,6 @@ MAX_NAMED_VALUES = 20  # unseen or vanished values that are listed
 LARGEST_FLOAT = float(np.finfo(np.float64).max)
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class ColumnDistance:
-    """A distance that is measured for every column, or for every number column.
-
-    :ivar field: name of its field in :class:`stillhouse.records.ColumnDrift`, and of its threshold in
-        :class:`stillhouse.config.Thresholds`; without a threshold field a verdict gives no reason for it.
-    :ivar name: its name in sentences.
-    :ivar heading: its name at the head of a table column.
-    :ivar columns: the columns that have it.
-    :ivar always_reported: whether a verdict reports it although it has no threshold.
-    """
-
-    field: str
-    name: str
-    heading: str
-    columns: Literal["columns", "numbers"]
-    always_reported: bool = False
-
-    def format(self, drift: ColumnDrift) -> str:
-        """The value of ``drift`` for a table cell; empty where the column does not have it."""
-        value = getattr(drift, self.field)
-        if value is None:
-            return ""
-        return f"{value:.3f}" if self.columns == "columns" else f"{value:.4g}"
-
-
-COLUMN_DISTANCES = (
-    ColumnDistance("psi", "PSI", "PSI", "columns", always_reported=True),
-    ColumnDistance("ks", "Kolmogorov–Smirnov distance", "KS", "numbers"),
-    ColumnDistance("wasserstein", "Wasserstein-1 distance", "Wasserstein", "numbers"),
-    ColumnDistance("effect", "effect size", "effect size", "columns"),
-)
-"""The distances of :func:`measure_column`."""
 
 
 def psi(p_counts: Array, q_counts: Array) -> float:

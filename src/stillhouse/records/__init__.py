@@ -16,7 +16,15 @@ from __future__ import annotations
 
 from stillhouse.records.base import Record, short_id
 from stillhouse.records.compression import CompressionCandidate, Frontier, LayerSensitivity, Saturation, SizeLimits
-from stillhouse.records.drift import ColumnDrift, DriftCalibration, DriftReport, ScreenResult, SliceDrift
+from stillhouse.records.drift import (
+    COLUMN_DISTANCES,
+    ColumnDistance,
+    ColumnDrift,
+    DriftCalibration,
+    DriftReport,
+    ScreenResult,
+    SliceDrift,
+)
 from stillhouse.records.evidence import Cost, EvidenceRows, EvidenceStep, LossBaseline, Process
 from stillhouse.records.models import ModelRef, StudentRef, TeacherRef
 from stillhouse.records.quality import Disagreement, Latency, Quality, Scorecard
@@ -48,11 +56,13 @@ from stillhouse.records.verdicts import (
 from stillhouse.records.windows import CheckFailure, DataReport, Window
 
 __all__ = [
+    "COLUMN_DISTANCES",
     "REFRESH_MODES",
     "Baseline",
     "Certificate",
     "CheckFailure",
     "ClusterScores",
+    "ColumnDistance",
     "ColumnDrift",
     "Comparison",
     "CompressionCandidate",

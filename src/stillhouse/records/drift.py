@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
@@ -11,7 +12,15 @@ from stillhouse.records.base import Fraction, Record
 from stillhouse.records.quality import Disagreement, Quality
 from stillhouse.records.windows import Window
 
-__all__ = ["ColumnDrift", "DriftCalibration", "DriftReport", "ScreenResult", "SliceDrift"]
+__all__ = [
+    "COLUMN_DISTANCES",
+    "ColumnDistance",
+    "ColumnDrift",
+    "DriftCalibration",
+    "DriftReport",
+    "ScreenResult",
+    "SliceDrift",
+]
 
 
 class ColumnDrift(Record):
@@ -45,6 +54,41 @@ class ColumnDrift(Record):
     def unusual(self) -> bool:
         """Whether the PSI exceeds the limit from the agent's own history; False without a calibration."""
         return self.limit is not None and self.psi > self.limit
+
+
+@dataclass(frozen=True)
+class ColumnDistance:
+    """A distance that is measured for every column, or for every number column.
+
+    :ivar field: name of its field in :class:`ColumnDrift`, and of its threshold in
+        :class:`stillhouse.config.Thresholds`; without a threshold field a verdict gives no reason for it.
+    :ivar name: its name in sentences.
+    :ivar heading: its name at the head of a table column.
+    :ivar columns: the columns that have it.
+    :ivar always_reported: whether a verdict reports it although it has no threshold.
+    """
+
+    field: str
+    name: str
+    heading: str
+    columns: Literal["columns", "numbers"]
+    always_reported: bool = False
+
+    def format(self, drift: ColumnDrift) -> str:
+        """The value of ``drift`` for a table cell; empty where the column does not have it."""
+        value = getattr(drift, self.field)
+        if value is None:
+            return ""
+        return f"{value:.3f}" if self.columns == "columns" else f"{value:.4g}"
+
+
+COLUMN_DISTANCES = (
+    ColumnDistance("psi", "PSI", "PSI", "columns", always_reported=True),
+    ColumnDistance("ks", "Kolmogorov–Smirnov distance", "KS", "numbers"),
+    ColumnDistance("wasserstein", "Wasserstein-1 distance", "Wasserstein", "numbers"),
+    ColumnDistance("effect", "effect size", "effect size", "columns"),
+)
+"""The distances of :func:`stillhouse.drift.distances.measure_column`, in the order of tables."""
 
 
 class DriftCalibration(Record):

@@ -6,7 +6,6 @@ from datetime import datetime
 from math import log
 from pathlib import Path
 
-from stillhouse.drift.distances import COLUMN_DISTANCES
 from stillhouse.drift.explain import rank_columns
 from stillhouse.drift.figures import plot_drift, plot_evidence, plot_slices
 from stillhouse.evaluate.figures import plot_teacher_weights
@@ -23,6 +22,7 @@ from stillhouse.pages import (
     join_first,
 )
 from stillhouse.records import (
+    COLUMN_DISTANCES,
     Cost,
     DataReport,
     DriftReport,
