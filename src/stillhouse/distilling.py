@@ -196,7 +196,7 @@ def _config(
     student: Mapping[str, Any],
     distillation: Mapping[str, Any],
 ) -> AgentConfig:
-    """The agent file for these rows; columns that ``columns`` lacks are numbers if they are numeric, else categories."""
+    """The agent file for these rows; columns that ``columns`` lacks are numbers if numeric, else categories."""
     guessed = {
         str(name): {"type": "number" if is_numeric_dtype(rows[name]) and not is_bool_dtype(rows[name]) else "category"}
         for name in rows.columns
