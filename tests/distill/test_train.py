@@ -353,7 +353,7 @@ def test_loss_without_effect_for_two_actions_is_refused(loss: str) -> None:
 
 
 def test_repeated_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match="'hinton' comes more than once"):
+    with pytest.raises(ValueError, match="'hinton' is given more than once"):
         make_config(losses=[{"type": "hinton"}, {"type": "hinton"}])
 
 

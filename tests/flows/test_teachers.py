@@ -224,7 +224,7 @@ def test_constant_teacher_is_not_admitted(champion, day, agents: Path, server: S
     use_teachers(agents, llm(server))
     verdict = flows.refresh.refresh.fn(agent="toy", as_of=day(14), cause="a new teacher")
     assert (verdict.kind, verdict.result) == ("gate", "refused")
-    assert "may not teach: it says the same about every row" in verdict.summary
+    assert "may not teach: its answer is the same for every row" in verdict.summary
     assert admission.replay(verdict) == verdict
     assert open_registry("toy").champion() == champion
     base = KnowledgeBase(load("toy"))
@@ -425,7 +425,7 @@ BAD = {
     "hangs": r"teacher 'bad' on 150 rows is not done after 0.3 s: it hangs, or needs a longer `timeout`",
     "fit fails": r"fitting teacher 'bad' on 960 rows fails: RuntimeError: no licence",
     "fit hangs": r"fitting teacher 'bad' on 960 rows is not done after 0.3 s",
-    "constant": r"may not teach: it says the same about every row",
+    "constant": r"may not teach: its answer is the same for every row",
     "wrong way round": r"may not teach: on 150 rows that it has not seen its auc",
 }
 """Reason of the refusal, by fault."""
