@@ -130,4 +130,4 @@ def test_refresh_distils_if_it_cannot_recalibrate(day, agents: Path) -> None:
         agent="toy", as_of=day(20), trigger="bootstrap", mode="recalibrate", cause="there is no champion"
     )
     assert verdict.result == "promoted"
-    assert "no champion whose form was kept" in run_of(verdict).data.tags["recalibration_not_made"]
+    assert "no champion whose graph was stored" in run_of(verdict).data.tags["recalibration_not_made"]

@@ -202,7 +202,7 @@ def test_access_is_described_in_words() -> None:
 def test_an_unwritable_home_is_an_error_at_the_start(promoted: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     (promoted.home / "file").write_text("")
     monkeypatch.setenv("STILLHOUSE_HOME", str(promoted.home / "file"))
-    with pytest.raises(ConfigError, match=r"STILLHOUSE_HOME names .* is a file: name a folder"):
+    with pytest.raises(ConfigError, match=r"STILLHOUSE_HOME is .* is a file: name a folder"):
         serve(Settings(("flights",), port=0), print)
 
 

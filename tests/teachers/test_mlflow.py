@@ -148,7 +148,7 @@ def test_ambiguous_outputs_raise(tmp_path: Path) -> None:
 
 
 def test_trusts_code_needs_a_version_and_digest() -> None:
-    with pytest.raises(ValidationError, match=r"models:/big@champion may be another model tomorrow"):
+    with pytest.raises(ValidationError, match=r"models:/big@champion can change: name a version"):
         make_config(mlflow_section(trusts_code=True, digest=DIGEST))
     with pytest.raises(ValidationError, match=r"needs the `digest` of the files"):
         make_config(mlflow_section("models:/big/3", trusts_code=True))

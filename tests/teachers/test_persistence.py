@@ -247,7 +247,7 @@ def test_invalid_features_raise(tmp_path: Path, wrong: str, message: str) -> Non
 def test_which_teachers_may_give_features(tmp_path: Path) -> None:
     with pytest.raises(PartError, match=r"lacks the methods \['features'\]"):
         ensemble.fit(make_config(rules() | {"features": True}), make_rows(24), WINDOW, tmp_path / "t")
-    with pytest.raises(ValueError, match="features: those of a teacher that learns would be others after each fit"):
+    with pytest.raises(ValueError, match="features: a teacher with `learns: true` has other features after each fit"):
         make_config(MEMORY | {"features": True})
     seeing = rules("WithFeatures") | {"features": True}
     with pytest.raises(ValueError, match=r"teachers: 'rules', 'more' are to give features, and students match those"):
