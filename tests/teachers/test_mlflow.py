@@ -150,7 +150,7 @@ def test_ambiguous_outputs_raise(tmp_path: Path) -> None:
 def test_trusts_code_needs_a_version_and_digest() -> None:
     with pytest.raises(ValidationError, match=r"models:/big@champion can change: name a version"):
         make_config(mlflow_section(trusts_code=True, digest=DIGEST))
-    with pytest.raises(ValidationError, match=r"needs the `digest` of the files"):
+    with pytest.raises(ValidationError, match=r"needs the `digest` of the reviewed files"):
         make_config(mlflow_section("models:/big/3", trusts_code=True))
     with pytest.raises(ValidationError, match="digest"):
         make_config(mlflow_section("models:/big/3", digest="md5:abc"))

@@ -250,5 +250,8 @@ def test_which_teachers_may_give_features(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="features: a teacher with `learns: true` has other features after each fit"):
         make_config(MEMORY | {"features": True})
     seeing = rules("WithFeatures") | {"features": True}
-    with pytest.raises(ValueError, match=r"teachers: 'rules', 'more' are to give features, and students match those"):
+    with pytest.raises(
+        ValueError,
+        match=r"teachers: 'rules', 'more' have `features: true`, and a student can match the features of one",
+    ):
         make_config(seeing, seeing | {"name": "more"})
