@@ -42,9 +42,11 @@ def refresh(
     process take turns; several processes may refresh several agents at once.
 
     >>> import stillhouse
-    >>> verdict = stillhouse.refresh("flights", mode="update", cause="weekly update")  # doctest: +SKIP
-    >>> verdict.result, verdict.summary  # doctest: +SKIP
-    ('promoted', 'int8 promoted: no worse than the champion, within the budgets')
+    >>> verdict = stillhouse.refresh("toy", teacher="keep", cause="new widths of the student")
+    >>> verdict.kind, verdict.result
+    ('gate', 'promoted')
+    >>> [reason.measure for reason in verdict.reasons if reason.failed]
+    []
 
     :param agent: name of an agent file.
     :param as_of: time of the refresh; later outcomes are ignored. None: now, by the clock that the agent file names.

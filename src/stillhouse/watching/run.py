@@ -21,9 +21,9 @@ def watch(agent: str, as_of: datetime | None = None, *, contract: ContractCheck 
     The verdict is recorded and logged to MLflow. The response is not carried out: see ``verdict.response``.
 
     >>> import stillhouse
-    >>> verdict = stillhouse.watch("flights")  # doctest: +SKIP
-    >>> verdict.result, verdict.response  # doctest: +SKIP
-    ('harmful_drift', 'redistil_warm')
+    >>> verdict = stillhouse.watch("toy")
+    >>> verdict.result, verdict.response
+    ('no_drift', 'hold')
 
     :param agent: name of an agent file.
     :param as_of: time at which the window is watched; None: now, by the clock that the agent file names.
