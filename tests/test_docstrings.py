@@ -52,7 +52,7 @@ ENTRY_POINTS = [
     "stillhouse.distill.students.tabular:TabularStudent",
     "stillhouse.distill.train:distil",
     "stillhouse.distill.training_set:TrainingSet",
-    "stillhouse.distilling",
+    "stillhouse.distilling:distil",
     "stillhouse.drift.audit:draw_rows",
     "stillhouse.drift.calibrate:estimate_loss_baseline",
     "stillhouse.drift.calibrate:screen",
@@ -119,8 +119,7 @@ ENTRY_POINTS = [
     "stillhouse.values:number_of",
     "stillhouse.values:text_of",
     "stillhouse.variant:Encoder",
-    "stillhouse.variant:WordPiece",
-    "stillhouse.variant:basic_words",
+    "stillhouse.variant:Variant",
     "stillhouse.verifying:digests",
     "stillhouse.watching.run:watch",
 ]

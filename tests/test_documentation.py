@@ -408,3 +408,15 @@ def test_the_architecture_page_draws_the_import_rules() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     drawn = page.split("<!-- floors: pyproject.toml -->\n```\n")[1].split("```")[0]
     assert [line.split() for line in drawn.splitlines()] == [layer.replace("|", " ").split() for layer in layers]
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    """Error messages, help texts and comments lead to pages that are there."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    sources = [path for path in listed if path.endswith((".py", ".yaml", ".toml", "Makefile"))]
+    named = {
+        (path, page)
+        for path in sources
+        for page in re.findall(r"\bdocs/[\w/-]+\.md\b", (ROOT / path).read_text(encoding="utf-8"))
+    }
+    assert named and sorted((path, page) for path, page in named if not (ROOT / page).exists()) == []

@@ -224,7 +224,7 @@ def compress_model(
 
 
 def _score(probabilities: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
-    """As students are compared: AUC for two classes, accuracy for more."""
+    """The score by which students are compared: AUC for two classes, accuracy for more."""
     return quality(probabilities, labels).score
 
 

@@ -1,18 +1,7 @@
 """Distil and compress from Python, without an agent file, a flow or a server.
 
->>> import numpy as np, pandas as pd
->>> rng = np.random.default_rng(0)
->>> rows = pd.DataFrame({"age": rng.uniform(0, 90, 600), "ward": rng.choice(["a", "b"], 600)})
->>> p_high = 1 / (1 + np.exp(-(rows["age"] - 45) / 10))
->>> student = distil(rows, np.column_stack([1 - p_high, p_high]), actions=["low", "high"], epochs=20)
->>> from tempfile import TemporaryDirectory
->>> with TemporaryDirectory() as folder:
-...     variant = student.compress(f"{folder}/risk", max_bytes=50_000, search=None)
->>> variant.decide({"age": 80, "ward": "b"}).action
-'high'
-
-The loop (:func:`stillhouse.refresh`) calls the same stations with what an agent file says; here the rows are split at
-random, so use it where rows have no order in time, or to try a student out.
+The loop (:func:`stillhouse.refresh`) takes the same steps with the settings of an agent file and splits rows by time.
+Here rows are split at random: use it for rows without an order in time, or to try a student out.
 """
 
 from __future__ import annotations
@@ -129,6 +118,17 @@ def distil(
     **distillation: Any,
 ) -> DistilledStudent:
     """Train a small student to imitate a teacher.
+
+    >>> import numpy as np, pandas as pd
+    >>> rng = np.random.default_rng(0)
+    >>> rows = pd.DataFrame({"age": rng.uniform(0, 90, 600), "ward": rng.choice(["a", "b"], 600)})
+    >>> p_high = 1 / (1 + np.exp(-(rows["age"] - 45) / 10))
+    >>> student = distil(rows, np.column_stack([1 - p_high, p_high]), actions=["low", "high"], epochs=20)
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     variant = student.compress(f"{folder}/risk", max_bytes=50_000, search=None)
+    >>> variant.decide({"age": 80, "ward": "b"}).action
+    'high'
 
     The teacher must not have been fitted on ``rows``: its probabilities on rows that it has memorised are too sure.
     A fifth of the rows, drawn with the seed of the distillation, are validation rows, which the student never learns

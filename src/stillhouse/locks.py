@@ -13,17 +13,17 @@ __all__ = ["refresh_lock", "upkeep_lock", "watch_lock"]
 
 
 def refresh_lock(agent: str) -> FileLock:
-    """For a refresh or promotion."""
+    """The lock that a refresh or a promotion holds."""
     return _lock("refresh", agent)
 
 
 def watch_lock(agent: str) -> FileLock:
-    """For a watch that appends evidence."""
+    """The lock that a watch holds while it appends evidence."""
     return _lock("watch", agent)
 
 
 def upkeep_lock(agent: str) -> FileLock:
-    """For an upkeep of the tables."""
+    """The lock that the upkeep of the tables holds."""
     return _lock("upkeep", agent)
 
 

@@ -211,7 +211,7 @@ def _read_key(file: Path) -> Ed25519PrivateKey | None:
         if os.name == "posix" and (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
             raise ConfigError(
                 f"{file} is a private key that others may read (mode {mode:o}): chmod 600 {file}, and replace the key "
-                "if it may have been read (docs/signing.md)"
+                "if it may have been read (docs/how-to/sign-models.md)"
             )
         return _parse_key(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
@@ -413,7 +413,7 @@ def _verify(read: Callable[[str, Keys], _Statement], envelope: str | None, label
     if not keys:
         raise SignatureError(
             f"{label} cannot be used: no key is trusted here. Copy STILLHOUSE_HOME/keys/trusted of the machine that "
-            f"refreshes to {_trusted_folder()}, or name its files in {_TRUSTED} (docs/signing.md)"
+            f"refreshes to {_trusted_folder()}, or name its files in {_TRUSTED} (docs/how-to/sign-models.md)"
         )
     if not envelope:
         raise SignatureError(

@@ -1,4 +1,4 @@
-"""Arithmetic that several rooms share: distances and scores of probabilities, time clusters, standard errors."""
+"""Arithmetic that several packages share: distances and scores of probabilities, time clusters, standard errors."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def rotate() -> None:
 
 
 def sign(agent: Annotated[str, typer.Argument(help="name of an agent file in agents/, such as flights")]) -> None:
-    """Sign all of an agent's models that a trusted key has signed again, with the current key."""
+    """Re-sign, with the current key, every model of an agent that a trusted key has signed."""
     from stillhouse import config, signing
     from stillhouse.registry import Registry
 

@@ -32,7 +32,7 @@ def serve(
     Each decision is on this machine's disk before it is returned, and is later
     flushed into the knowledge base. A new champion is loaded without a pause.
     After SIGTERM the server answers the open requests and ends. See
-    docs/serving.md, or GET /openapi.json.
+    docs/how-to/serve.md, or GET /openapi.json.
 
     If the environment variable STILLHOUSE_TOKENS holds tokens, separated by
     commas, each client needs one of them as bearer token.

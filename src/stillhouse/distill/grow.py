@@ -32,8 +32,9 @@ MIN_ACTION_SHARE = 1e-3
 def extend_columns(old: Columns, new: Columns) -> list[dict[str, Any]]:
     """The ``old`` columns with the values and tokens that only ``new`` ones have appended, so that all codes stay.
 
-    Old values that ``new`` lacks stay too: their codes are trained. Of a text's new tokens only those with a character
-    that no old token has are appended: others would split words differently that the student can read already.
+    Old values that ``new`` lacks stay too: their codes are trained. A new token of a text is
+    appended only if it contains a character that no old token has: other new tokens would change how known words are
+    split.
 
     :raises SchemaError: if columns were added, removed, or changed their type or length: that needs another student.
 

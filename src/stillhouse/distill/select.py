@@ -1,4 +1,4 @@
-"""Selects the rows that a teacher is asked about when it cannot answer all.
+"""Selects the rows to query when the budget does not cover all rows.
 
 Most questions go to rows whose answers are most informative, the rest to any row. A row's inclusion probability grows
 with its score. There are two scores: the student's margin (Scheffer, Decomain and Wrobel 2001, "Active Hidden Markov

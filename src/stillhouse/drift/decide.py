@@ -237,7 +237,7 @@ def _judge_calm_window(evidence: Evidence, drift: DriftReport) -> Judgement:
 
 
 def _apply_cooldown(evidence: Evidence, judgement: Judgement) -> Judgement:
-    """No second refresh too soon after the last one, nor on the same rows, whatever the clock says."""
+    """Hold instead of refreshing during the cool-down, or if no row was observed since the last refresh."""
     if REFRESH_MODES[judgement.response] is None or evidence.last_refresh is None:
         return judgement
     last = evidence.last_refresh

@@ -1,8 +1,8 @@
 """Drift distances between two profiles: effect sizes, not p-values, because with a million rows every p-value is 0.
 
-A new distance needs its formula and a line in :data:`COLUMN_DISTANCES` here, a field with a default in
-:class:`stillhouse.records.ColumnDrift`, which :func:`measure_column` fills, and, if it may have a threshold, a field of
-the same name in :class:`stillhouse.config.Thresholds`: the verdict's reason and the tables of drift follow from these.
+A new distance needs its formula here, where :func:`measure_column` fills in its value, and in ``records/drift.py`` a
+field of :class:`stillhouse.records.ColumnDrift` and a line in ``COLUMN_DISTANCES``. For a threshold it needs a field of
+the same name in :class:`stillhouse.config.Thresholds`. The verdict's reason and all tables follow from these.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ __all__ = ["FlushResult", "flush"]
 _log = logging.getLogger(__name__)
 
 _ANSWER_KEY = ["teacher", "content_key", "actions"]
-"""Identifies an answer, of which the first is kept; with another number of actions it is another answer."""
+"""The key of an answer; the first answer of a key is kept."""
 
 _EVENT_ERRORS = (SchemaError, ValueError, TypeError, OverflowError, msgspec.MsgspecError)
 """Raised if an event cannot become rows."""

@@ -630,7 +630,7 @@ class Agent:
 
     @property
     def _id_codec(self) -> DecisionIds:
-        """For the knowledge base named in ``champion.json``; without such a file, the knowledge base is asked."""
+        """Codec of decision ids; their knowledge base is named by ``champion.json``, or by its own tables."""
         if self._decision_ids is None:
             self._decision_ids = DecisionIds(self.config.agent, KnowledgeBase(self.config).tables.identity())
         return self._decision_ids

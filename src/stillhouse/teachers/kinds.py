@@ -128,8 +128,8 @@ def require_version(context: MemberContext, entry: dict[str, Any], version: str)
     """:raises PartError: if the teacher would answer otherwise now than when its answers were stored."""
     if entry["version"] != version:
         raise PartError(
-            f"{context.where}: is described otherwise than when this teacher was made, or is another now, "
-            f"so its stored answers are not valid for it. {REFRESH_ADVICE}"
+            f"{context.where}: the section or the model has changed since this teacher was stored, "
+            f"so its stored answers are not valid. {REFRESH_ADVICE}"
         )
 
 

@@ -62,11 +62,11 @@ class Recalibrate(RefreshMode):
         return session.job.model_copy(update={"teacher": "keep", "since": champion.baseline.train.end})
 
     def weighs_teachers(self, job: Refresh) -> bool:
-        """No: the weights of the champion's teacher stay."""
+        """Return False: the weights of the champion's teachers stay."""
         return False
 
     def select_rows_to_label(self, session: Session, teacher: TeacherRef) -> TrainingRows | None:
-        """None: only labels are needed."""
+        """Return None: only labels are needed."""
         return None
 
     def make_student(self, session: Session, teacher: TeacherRef) -> StudentRef | None:
