@@ -219,7 +219,7 @@ class Detectors:
     def start(cls, settings: ProcessSettings) -> Detectors:
         """The state before the first look."""
         shape = settings.null.shape
-        return cls(settings, np.full((*shape, evidence.BETS), evidence.LOG_OF_ZERO), np.zeros(shape))
+        return cls(settings, np.full((*shape, evidence.BET_COUNT), evidence.LOG_OF_ZERO), np.zeros(shape))
 
     def look(self, units: Array) -> Array:
         """Add the units ``[processes, seeds, U]`` to the evidence; return a mask of the alarms, bool ``[seeds]``."""
@@ -232,7 +232,7 @@ class Detectors:
         self.log_bets = bets
         rho = settings.autocorrelation
         self.excess = evidence.next_excess(self.excess, units.mean(axis=2), settings.null, rho)
-        joint_evidence = np.logaddexp.reduce(bets, axis=(0, 2)) - math.log(len(MEANS) * evidence.BETS)
+        joint_evidence = np.logaddexp.reduce(bets, axis=(0, 2)) - math.log(len(MEANS) * evidence.BET_COUNT)
         alarms: Array = joint_evidence >= math.log(settings.run_length)
         return alarms
 
@@ -251,12 +251,12 @@ class SeparateBudgets:
     @classmethod
     def start(cls, settings: ProcessSettings) -> SeparateBudgets:
         """The state before the first look."""
-        return cls(settings, np.full((*settings.null.shape, evidence.BETS), evidence.LOG_OF_ZERO))
+        return cls(settings, np.full((*settings.null.shape, evidence.BET_COUNT), evidence.LOG_OF_ZERO))
 
     def look(self, units: Array) -> Array:
         """As :meth:`Detectors.look`."""
         self.log_bets = evidence.accumulate(self.log_bets, units, self.settings.null)
-        evidence_by_process = np.logaddexp.reduce(self.log_bets, axis=2) - math.log(evidence.BETS)
+        evidence_by_process = np.logaddexp.reduce(self.log_bets, axis=2) - math.log(evidence.BET_COUNT)
         alarms: Array = (evidence_by_process >= math.log(self.settings.run_length)).any(axis=0)
         return alarms
 

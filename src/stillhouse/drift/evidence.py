@@ -66,7 +66,7 @@ __all__ = [
     "start",
 ]
 
-BETS = 12
+BET_COUNT = 12
 SMALLEST_BET, LARGEST_BET_SHARE = 0.05, 0.95  # λ; and the largest λ as a share of 1/m₀
 SMALLEST_NULL_MEAN, LARGEST_NULL_MEAN = 1e-3, 0.99
 LARGEST_AUTOCORRELATION = 0.5
@@ -127,7 +127,7 @@ def start(
         step_rows=0,
         clusters=0,
         null_mean=null_mean,
-        log_bets=(LOG_OF_ZERO,) * BETS,
+        log_bets=(LOG_OF_ZERO,) * BET_COUNT,
         log_evidence=LOG_OF_ZERO,
         log_threshold=math.log(average_run_length) - math.log(share),
         share=share,
@@ -210,7 +210,7 @@ def bet_sizes(null_mean: Array | float) -> Array:
     the loss is small (at a ratio of 1.7 at most 7 % of the growth).
     """
     sizes: Array = np.geomspace(
-        SMALLEST_BET, LARGEST_BET_SHARE / np.asarray(null_mean, dtype=np.float64), BETS, axis=-1
+        SMALLEST_BET, LARGEST_BET_SHARE / np.asarray(null_mean, dtype=np.float64), BET_COUNT, axis=-1
     )
     return sizes
 

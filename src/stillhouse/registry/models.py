@@ -146,7 +146,7 @@ class Models:
         def write(target: Path, model: Any) -> None:
             packaging.save_student(module, example, target, model, folder)
 
-        tags = {} if folder is None else {packaging.NATIVE: True}
+        tags = {} if folder is None else {packaging.NATIVE_FOLDER: True}
         run = ModelRun("student", "student", write, params, tags, {}, metrics or {}, history, files or {})
         return self._log_single(run_id, lineage, run, scorecard)
 
@@ -272,10 +272,10 @@ class Models:
         if address is None:
             return None
         signed = self._signed_logged(model_id(address))
-        if not signed.below(packaging.NATIVE):
+        if not signed.below(packaging.NATIVE_FOLDER):
             return None
-        target = home() / "models" / f"{signed.model_id}-{packaging.NATIVE}"
-        self._download_signed(signed, packaging.NATIVE, target, f"the student of {variant}")
+        target = home() / "models" / f"{signed.model_id}-{packaging.NATIVE_FOLDER}"
+        self._download_signed(signed, packaging.NATIVE_FOLDER, target, f"the student of {variant}")
         return target
 
     def logged_uri(self, ref: ModelRef) -> str:
