@@ -67,7 +67,7 @@ ENTRY_POINTS = [
     "stillhouse.evaluate.bounds:bound_shift",
     "stillhouse.evaluate.gate:compare_models",
     "stillhouse.evaluate.power:describe_power",
-    "stillhouse.evaluate.scorecard:disagreement",
+    "stillhouse.evaluate.scorecard:measure_disagreement",
     "stillhouse.evaluate.scorecard:quality",
     "stillhouse.files:write_atomic",
     "stillhouse.frames:read_numbers",

@@ -23,7 +23,7 @@ from stillhouse.errors import PartError, SchemaError, WindowError
 from stillhouse.frames import require_distinct, to_texts
 from stillhouse.knowledge import KnowledgeBase
 from stillhouse.parts import resolve
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 
 __all__ = ["MIN_ROWS", "draft", "load_rows"]
 
@@ -536,7 +536,7 @@ _Dumper.add_representer(str, _scalar)
 
 
 def _has_hidden_characters(text: str) -> bool:
-    return shown(text) != text
+    return escape_line(text) != text
 
 
 def _texts(value: Any) -> Iterator[str]:

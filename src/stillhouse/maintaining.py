@@ -13,7 +13,7 @@ from stillhouse.knowledge import KnowledgeBase, integrity, upkeep
 from stillhouse.knowledge.flush import FlushResult, flush
 from stillhouse.knowledge.upkeep import CompactionResult, DeletedRows, UpkeepReport, VacuumResult
 from stillhouse.records import Window
-from stillhouse.shown import markdown as md
+from stillhouse.shown import escape_markdown as md
 
 __all__ = [
     "ModelWindows",

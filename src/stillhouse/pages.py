@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from stillhouse.records import Reason, TeacherWeights, Verdict
 from stillhouse.registry import Registry, names
 from stillhouse.registry.connection import without_credentials
-from stillhouse.shown import code
-from stillhouse.shown import markdown as md
+from stillhouse.shown import escape_code
+from stillhouse.shown import escape_markdown as md
 from stillhouse.teachers.mixture_weights import MIN_RECORDED_CHANGE, slice_shares
 
 __all__ = [
@@ -40,7 +40,7 @@ def format_heading(verdict: Verdict) -> str:
     result = verdict.result.replace("_", " ")
     return (
         f"# {verdict.agent}: {result}\n\n{md(verdict.summary)}\n\nas of {verdict.as_of:%Y-%m-%d %H:%M} UTC, "
-        f"verdict {code(verdict.verdict_id)}"
+        f"verdict {escape_code(verdict.verdict_id)}"
     )
 
 
@@ -50,7 +50,7 @@ def format_reasons(reasons: tuple[Reason, ...]) -> str:
     >>> print(format_reasons((Reason(measure="psi", failed=True, text="dep_delay has moved"),)))
     - **failed** `psi`: dep_delay has moved
     """
-    lines = (f"{'**failed**' if r.failed else 'passed'} {code(r.measure)}: {md(r.text)}" for r in reasons)
+    lines = (f"{'**failed**' if r.failed else 'passed'} {escape_code(r.measure)}: {md(r.text)}" for r in reasons)
     return "\n".join(f"- {line}" for line in lines)
 
 

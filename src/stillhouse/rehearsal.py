@@ -27,7 +27,7 @@ from stillhouse.parts import rehearsing, resolve
 from stillhouse.records import SizeLimits, Window
 from stillhouse.refreshing.data import build_training_set
 from stillhouse.registry.foreign import ForeignModels
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 from stillhouse.stats import cluster_ids
 from stillhouse.teachers import ensemble
 from stillhouse.variant import Variant, encode
@@ -322,7 +322,7 @@ def _read_labelled(config: AgentConfig, observed: pd.DataFrame) -> pd.DataFrame:
 
 def _describe_shares(config: AgentConfig, outcomes: pd.Series) -> str:
     """The share of each action among the outcomes; for many actions, of the most frequent ones."""
-    shares = {shown(action): float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
+    shares = {escape_line(action): float((outcomes == i).mean()) for i, action in enumerate(config.actions)}
     if len(shares) <= _MAX_SHOWN_ACTIONS:
         return ", ".join(f"{action} {share:.0%}" for action, share in shares.items())
     most = sorted(shares, key=lambda action: -shares[action])[:3]

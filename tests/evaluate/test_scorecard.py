@@ -11,11 +11,11 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_
 
 from stillhouse.errors import WindowError
 from stillhouse.evaluate.scorecard import (
-    agreement,
-    disagreement,
     expected_calibration_error,
+    measure_agreement,
+    measure_disagreement,
     quality,
-    slices,
+    score_slices,
 )
 
 Array = np.ndarray[Any, Any]
@@ -137,23 +137,23 @@ def test_the_order_of_rows_does_not_matter_even_with_ties() -> None:
 def test_a_slice_is_the_quality_of_its_rows() -> None:
     p, outcomes = draw(200)
     rows = pd.DataFrame({"origin": np.where(np.arange(200) < 50, "JFK", "EWR"), "carrier": [None, "AA"] * 100})
-    by_slice = slices(rows, p, outcomes, ("origin", "carrier"))
+    by_slice = score_slices(rows, p, outcomes, ("origin", "carrier"))
     assert list(by_slice) == ["origin=EWR", "origin=JFK", "carrier=AA"]
     assert by_slice["origin=JFK"] == quality(p[:50], outcomes[:50])
     assert by_slice["carrier=AA"] == quality(p[1::2], outcomes[1::2])
-    assert slices(rows, p, outcomes, ()) == {}
+    assert score_slices(rows, p, outcomes, ()) == {}
 
 
 def test_agreement_and_disagreement_by_hand() -> None:
     """Total variation .2 and .4: mean .3; one of two rows chooses another action."""
     teacher, student = two_columns([0.3, 0.4]), two_columns([0.1, 0.8])
-    assert agreement(teacher, student) == pytest.approx(0.7)
-    assert agreement(teacher, teacher) == 1.0
-    assert agreement(two_columns([0, 1]), two_columns([1, 0])) == 0.0
-    difference = disagreement(teacher, student)
+    assert measure_agreement(teacher, student) == pytest.approx(0.7)
+    assert measure_agreement(teacher, teacher) == 1.0
+    assert measure_agreement(two_columns([0, 1]), two_columns([1, 0])) == 0.0
+    difference = measure_disagreement(teacher, student)
     assert (difference.rows, difference.rate) == (2, 0.5)
     assert difference.total_variation == pytest.approx(0.3)
     with pytest.raises(ValueError, match="must be"):
-        disagreement(teacher, student[:1])
+        measure_disagreement(teacher, student[:1])
     with pytest.raises(WindowError):
-        disagreement(teacher[:0], student[:0])
+        measure_disagreement(teacher[:0], student[:0])

@@ -20,7 +20,7 @@ from stillhouse.config.teachers import AnyTeacher, Asking, EnsembleTeacher, Teac
 from stillhouse.config.watching import Watch
 from stillhouse.config.windows import NewestRows, Windows
 from stillhouse.records import COLUMN_DISTANCES
-from stillhouse.shown import shown
+from stillhouse.shown import escape_line
 
 __all__ = ["AgentConfig"]
 
@@ -214,7 +214,8 @@ def _importing_errors(config: AgentConfig) -> Iterator[str]:
             yield f"importing.actions: no action is called {action!r}; {suggest(action, config.actions, 'there are')}"
     probabilities = (importing.decision and importing.decision.probabilities) or None
     if probabilities is not None and set(probabilities) != set(config.actions):
-        yield f"importing.decision.probabilities: must name each action once: {', '.join(map(shown, config.actions))}"
+        actions = ", ".join(map(escape_line, config.actions))
+        yield f"importing.decision.probabilities: must name each action once: {actions}"
 
 
 def _threshold_errors(config: AgentConfig) -> Iterator[str]:

@@ -11,7 +11,13 @@ import pandas as pd
 
 from stillhouse.config import AgentConfig
 from stillhouse.evaluate.gate import certify, compare_models
-from stillhouse.evaluate.scorecard import agreement, disagreement, quality, replace_non_finite, slices
+from stillhouse.evaluate.scorecard import (
+    measure_agreement,
+    measure_disagreement,
+    quality,
+    replace_non_finite,
+    score_slices,
+)
 from stillhouse.latency import measure_latency
 from stillhouse.records import Comparison, Latency, Proof, Refresh, Scorecard
 from stillhouse.stats import cluster_ids
@@ -99,7 +105,9 @@ def prove(
         champion=champion_card,
         chosen=chosen,
         why=why,
-        disagreement=disagreement(teacher_probs[has_teacher_probs], challenger_probs["test"][has_teacher_probs]),
+        disagreement=measure_disagreement(
+            teacher_probs[has_teacher_probs], challenger_probs["test"][has_teacher_probs]
+        ),
         certificate=certify(
             config,
             refresh.refresh_id,
@@ -128,12 +136,12 @@ def _make_scorecard(
     test = windows["test"]
     with_teacher = None
     if contender.role != "teacher":
-        with_teacher = agreement(teacher_probs[has_teacher_probs], probs["test"][has_teacher_probs])
+        with_teacher = measure_agreement(teacher_probs[has_teacher_probs], probs["test"][has_teacher_probs])
     return Scorecard(
         model=contender.name,
         role=contender.role,
         quality={name: quality(p, windows[name]["outcome"].to_numpy()) for name, p in probs.items()},
-        slices=slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices),
+        slices=score_slices(test, probs["test"], test["outcome"].to_numpy(), config.promotion.slices),
         agreement=with_teacher,
         bytes=contender.bytes,
         latency=latency,

@@ -13,7 +13,14 @@ from stillhouse.errors import WindowError
 from stillhouse.records import Disagreement, Quality
 from stillhouse.stats import brier, total_variation
 
-__all__ = ["agreement", "disagreement", "expected_calibration_error", "quality", "replace_non_finite", "slices"]
+__all__ = [
+    "expected_calibration_error",
+    "measure_agreement",
+    "measure_disagreement",
+    "quality",
+    "replace_non_finite",
+    "score_slices",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -88,7 +95,7 @@ def replace_non_finite(probs: Array, outcomes: Array) -> Array:
     return replaced
 
 
-def slices(
+def score_slices(
     rows: pd.DataFrame,
     probs: Array,
     outcomes: Array,
@@ -107,15 +114,15 @@ def slices(
     return by_slice
 
 
-def agreement(teacher: Array, student: Array) -> float:
+def measure_agreement(teacher: Array, student: Array) -> float:
     """``1 −`` mean total variation ``½ Σ_k |p_k − q_k|`` of two ``[n, K]``; 1: equal probabilities."""
     return float(1.0 - total_variation(teacher, student).mean())
 
 
-def disagreement(p_teacher: Array, p_student: Array, sampling_weights: Array | None = None) -> Disagreement:
+def measure_disagreement(p_teacher: Array, p_student: Array, sampling_weights: Array | None = None) -> Disagreement:
     """The disagreement of teacher and student on the same n observations, probabilities ``[n, K]`` each.
 
-    >>> disagreement(np.array([[0.75, 0.25]]), np.array([[0.25, 0.75]])).total_variation
+    >>> measure_disagreement(np.array([[0.75, 0.25]]), np.array([[0.25, 0.75]])).total_variation
     0.5
 
     :param sampling_weights: float ``[n]`` > 0, number of rows that each row represents; None: all the same.

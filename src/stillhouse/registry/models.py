@@ -19,7 +19,7 @@ from stillhouse.registry.entries import Lineage, NewVariant, RefusedVariant
 from stillhouse.registry.experiment import Experiment
 from stillhouse.registry.metrics import scorecard_metrics, scorecard_tags
 from stillhouse.registry.runs import Content, Runs, artifact_cache, stringify
-from stillhouse.shown import markdown
+from stillhouse.shown import escape_markdown
 from stillhouse.signing import Signer, load_signer, model_statement, read_signed_model
 from stillhouse.verifying import Model, digests
 
@@ -183,7 +183,7 @@ class Models:
             "role": "refused",
             "variant": name,
             "refused": reason[:5000],
-            "mlflow.note.content": markdown(reason),
+            "mlflow.note.content": escape_markdown(reason),
         }
         nested = self._runs.create_nested(run_id, name, tags)
         self._runs.log(nested, params=params)

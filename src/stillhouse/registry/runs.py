@@ -21,7 +21,7 @@ from stillhouse.registry.downloads import read_artifact
 from stillhouse.registry.entries import OpenedRefresh
 from stillhouse.registry.experiment import Experiment
 from stillhouse.registry.names import VERDICT
-from stillhouse.shown import markdown
+from stillhouse.shown import escape_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,7 @@ class Runs:
         tags = {
             "verdict": verdict.verdict_id,
             "result": verdict.result,
-            "mlflow.note.content": markdown(verdict.summary),
+            "mlflow.note.content": escape_markdown(verdict.summary),
         }
         self._log_batch(run_id, tags=tags)
 

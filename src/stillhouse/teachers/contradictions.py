@@ -90,7 +90,11 @@ def _share_interval(contradicts: Array, clusters: Array) -> tuple[float, float]:
     effective = min(float(n), share * (1 - share) / variance) if variance > 0 else float(len(np.unique(clusters)))
     scale = 1 + _NORMAL_QUANTILE_975**2 / effective
     middle = (share + _NORMAL_QUANTILE_975**2 / (2 * effective)) / scale
-    half = _NORMAL_QUANTILE_975 / scale * sqrt(share * (1 - share) / effective + _NORMAL_QUANTILE_975**2 / (4 * effective**2))
+    half = (
+        _NORMAL_QUANTILE_975
+        / scale
+        * sqrt(share * (1 - share) / effective + _NORMAL_QUANTILE_975**2 / (4 * effective**2))
+    )
     return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
 
 

@@ -12,7 +12,7 @@ from stillhouse.drift.decide import decide
 from stillhouse.drift.explain import rank_slices
 from stillhouse.drift.measure import make_drift_report
 from stillhouse.errors import WindowError
-from stillhouse.evaluate.scorecard import disagreement, quality
+from stillhouse.evaluate.scorecard import measure_disagreement, quality
 from stillhouse.records import Cost, DataReport, DriftReport, Quality, SliceDrift, Verdict
 from stillhouse.stats import total_variation
 from stillhouse.teachers import labeling
@@ -51,7 +51,7 @@ def measure_drift(watched: WatchedWindow, data: DataReport) -> DriftReport | Non
         champion.profile,
         watched.profile,
         baseline.screens,
-        disagreement=disagreement(teacher_probs, probs, weights) if len(audited) else None,
+        disagreement=measure_disagreement(teacher_probs, probs, weights) if len(audited) else None,
         disagreement_reference=baseline.disagreement,
         quality=_measure_quality(champion, labelled) if len(labelled) else None,
         quality_reference=baseline.quality,

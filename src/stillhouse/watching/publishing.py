@@ -33,7 +33,7 @@ from stillhouse.records import (
     evidence_steps,
 )
 from stillhouse.registry import names
-from stillhouse.shown import markdown as md
+from stillhouse.shown import escape_markdown as md
 from stillhouse.teachers.mixture_weights import slice_shares
 from stillhouse.watching.window import WatchedWindow
 
