@@ -175,7 +175,7 @@ def _show_upkeep(report: UpkeepReport) -> None:
             f"{deleted_rows.get(name, 0):,}",
             f"{vacuum.files_before:,} → {vacuum.files_after:,}" if vacuum else "",
             f"{vacuum.bytes_before:,} → {vacuum.bytes_after:,}" if vacuum else "",
-            f"{len(vacuum.kept)}" if vacuum else "",
+            f"{len(vacuum.readable_versions)}" if vacuum else "",
         )
     console.print(table, no_wrap=True, crop=False)
     if report.nothing_removed:

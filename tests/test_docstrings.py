@@ -48,7 +48,7 @@ ENTRY_POINTS = [
     "stillhouse.distill.controller:Controller",
     "stillhouse.distill.grow:extend_columns",
     "stillhouse.distill.select:inclusion_probabilities",
-    "stillhouse.distill.split:validation_days",
+    "stillhouse.distill.split:mask_validation_rows",
     "stillhouse.distill.students.tabular:TabularStudent",
     "stillhouse.distill.train:distil",
     "stillhouse.distill.training_set:TrainingSet",

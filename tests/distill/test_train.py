@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from stillhouse.config import AgentConfig, Distillation
 from stillhouse.distill.losses import label_loss, soften
-from stillhouse.distill.split import split_validation, validation_days
+from stillhouse.distill.split import mask_validation_rows, split_validation
 from stillhouse.distill.students import TabularStudent, columns_of, new_student
 from stillhouse.distill.train import distil, student_probabilities
 from stillhouse.distill.training_set import TrainingSet
@@ -329,11 +329,11 @@ def test_every_loss_trains_the_student(loss: str) -> None:
 
 def test_joined_training_sets_have_features_where_both_do() -> None:
     first, second = training_sets(make_config(), 0, 1, count=20)
-    assert first.plus(second).features is None
+    assert first.append(second).features is None
     first.features = torch.ones(20, 3)
-    assert first.plus(second).features is None
+    assert first.append(second).features is None
     second.features = torch.zeros(20, 3)
-    together = first.plus(second)
+    together = first.append(second)
     assert len(together) == 40 and together.features.mean(dim=1).tolist() == [1.0] * 20 + [0.0] * 20
 
 
@@ -384,17 +384,17 @@ def test_a_new_student_reads_these_columns() -> None:
 
 def test_validation_days_are_whole_days_and_stable() -> None:
     times = pd.Series(pd.date_range("2013-01-01", periods=24 * 40, freq="h", tz="UTC"))
-    chosen = validation_days(times, 10)
+    chosen = mask_validation_rows(times, 10)
     days = times[chosen].dt.date.unique()
     assert len(days) == 4
     assert chosen.sum() == 4 * 24
     assert {(datetime(d.year, d.month, d.day, tzinfo=UTC).timestamp() / 86_400) % 10 for d in days} == {0}
     subset = times.sample(200, random_state=0)
-    np.testing.assert_array_equal(validation_days(subset, 10), chosen[subset.index])
+    np.testing.assert_array_equal(mask_validation_rows(subset, 10), chosen[subset.index])
     for unit in ("s", "ms", "us", "ns"):
-        np.testing.assert_array_equal(validation_days(times.dt.as_unit(unit), 10), chosen)
+        np.testing.assert_array_equal(mask_validation_rows(times.dt.as_unit(unit), 10), chosen)
     local = times.dt.tz_convert("America/New_York")
-    np.testing.assert_array_equal(validation_days(local, 10), chosen)
+    np.testing.assert_array_equal(mask_validation_rows(local, 10), chosen)
 
 
 def test_newer_half_of_validation_days_is_for_the_controller() -> None:

@@ -56,8 +56,8 @@ def test_training_window_of_a_champion_reads_identically_after_upkeep(base: Know
     assert removed["observations"] == rows - base.tables.count_rows()["observations"] > 0
     freed = {f.table: f for f in upkeep.freed}
     assert freed["observations"].files_after < freed["observations"].files_before
-    kept = freed["observations"].kept
-    assert str(champion) in kept[baseline.train.versions["observations"]]
+    readable_versions = freed["observations"].readable_versions
+    assert str(champion) in readable_versions[baseline.train.versions["observations"]]
     report = artifacts()["maintain-toy"]
     assert "## Old rows removed" in report and escape_markdown(champion) in report
 

@@ -16,7 +16,7 @@ from stillhouse.errors import WindowError
 from stillhouse.records import Verdict, drift_report
 from stillhouse.shown import escape_markdown
 from stillhouse.watching.window import open_window
-from tasks.living import live
+from tasks.ingesting import live
 from tests.flows import toy
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

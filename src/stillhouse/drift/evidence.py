@@ -56,11 +56,11 @@ from stillhouse.records import EvidenceStep, LossBaseline, Process
 __all__ = [
     "accumulate",
     "advance",
+    "bet_means",
     "bet_sizes",
     "continue_or_restart",
-    "count_groups",
+    "count_bets",
     "estimate_null_mean",
-    "group_means",
     "joint_evidence",
     "next_excess",
     "start",
@@ -157,8 +157,8 @@ def advance(state: EvidenceStep, cluster_losses: Array, *, start: datetime, end:
         )
     log_bets, mean = np.array(state.log_bets), float(cluster_losses.mean()) if len(cluster_losses) else None
     if len(cluster_losses):
-        groups = count_groups(len(cluster_losses), state.null_mean, state.step_deviation)
-        means = group_means(cluster_losses, groups)
+        bets = count_bets(len(cluster_losses), state.null_mean, state.step_deviation)
+        means = bet_means(cluster_losses, bets)
         log_bets = accumulate(log_bets, means, state.null_mean + state.excess, state.step_deviation or 0.0)
     return state.model_copy(
         update={
@@ -243,8 +243,8 @@ def next_excess(
     return result
 
 
-def count_groups(clusters: int, null_mean: float, step_deviation: float | None) -> int:
-    """The number of groups that a step's clusters are averaged into; each group is one bet.
+def count_bets(clusters: int, null_mean: float, step_deviation: float | None) -> int:
+    """The number of bets of a step; each bet is on the mean loss of some neighbouring clusters.
 
     More than ``m₀/σ²`` bets gain nothing: the variance that they share grows with the square of their number.
 
@@ -256,12 +256,12 @@ def count_groups(clusters: int, null_mean: float, step_deviation: float | None) 
     return min(clusters, math.ceil(null_mean / step_deviation**2)) if step_deviation else clusters
 
 
-def group_means(cluster_losses: Array, groups: int) -> Array:
-    """Means of groups of neighbouring clusters, equal in size ± 1: float64 ``[…, U]`` to ``[…, G]``."""
+def bet_means(cluster_losses: Array, bets: int) -> Array:
+    """Mean loss of the clusters of each bet, as many in each ± 1: float64 ``[…, U]`` to ``[…, G]``."""
     count = cluster_losses.shape[-1]
-    if groups >= count:
+    if bets >= count:
         return cluster_losses
-    bounds = np.arange(groups + 1) * count // groups
+    bounds = np.arange(bets + 1) * count // bets
     means: Array = np.add.reduceat(cluster_losses, bounds[:-1], axis=-1) / np.diff(bounds)
     return means
 
@@ -271,9 +271,9 @@ def accumulate(log_bets: Array, losses: Array, null_mean: Array | float, step_de
 
     Leading axes are parallel processes, each with its own ``null_mean`` ``m_t`` ``[…]``.
 
-    :param losses: what the step bets on, the mean loss of each group, ``[…, G]``.
-    :param step_deviation: σ, standard deviation of what the groups have in common, ``[…]``; not used for a single
-        group.
+    :param losses: what the step bets on, the mean loss of the clusters of each bet, ``[…, G]``.
+    :param step_deviation: σ, standard deviation of what the bets have in common, ``[…]``; not used for a single
+        bet.
     """
     null = np.asarray(null_mean, dtype=np.float64)
     sizes = bet_sizes(null)

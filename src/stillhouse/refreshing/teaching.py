@@ -9,7 +9,7 @@ import pandas as pd
 
 from stillhouse.actions import align_actions
 from stillhouse.distill import select
-from stillhouse.distill.split import validation_days
+from stillhouse.distill.split import mask_validation_rows
 from stillhouse.errors import PartError, RegistryError, WindowError
 from stillhouse.evaluate import admission, figures
 from stillhouse.records import Examination, Questions, TeacherRef, Verdict, short_id
@@ -209,7 +209,7 @@ def _plan_questions(session: Session, rows: pd.DataFrame, answered: Mask, size: 
     return select.plan_questions(
         size,
         has_teacher_probs=answered,
-        is_validation=validation_days(rows["observed_at"], settings.distillation.validation_every),
+        is_validation=mask_validation_rows(rows["observed_at"], settings.distillation.validation_every),
         scores=select.question_scores(settings.asking.by, probs),
         coordinates=select.row_coordinates(numbers, probs[0] if probs else None) if by_diversity else None,
         uniform_share=settings.asking.uniform_share,
